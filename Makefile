@@ -1,0 +1,48 @@
+# One word a job. `make help` lists them; each builds what it needs of .venv by itself.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "vggkit needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) -V): make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@if command -v uv >/dev/null 2>&1; then \
+	  set -ex; uv venv --quiet --clear --python $(PYTHON) .venv; \
+	  uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock; \
+	  uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .; \
+	else \
+	  set -ex; $(PYTHON) -m venv --clear .venv; \
+	  $(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock; \
+	  $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .; \
+	fi
+	@touch $@
+
+.PHONY: setup demo test test-slow check bench lock help
+
+setup: $(READY)  ## build .venv with everything a developer needs, pinned and hashed
+	@echo "ready: . $(BIN)/activate"
+
+demo: $(READY)  ## the main job: train, evaluate and predict on digits, about three minutes
+	@$(BIN)/vggkit demo
+
+test: $(READY)  ## the default tests: no network, no GPU, under eight minutes on two cores
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)  ## every test, the long ones too
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+check: $(READY)  ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)  ## measure every claim again; each script writes its table beside itself
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+lock: $(READY)  ## pin the newest versions: one lock for every platform, hashes and no addresses
+	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 --upgrade \
+	  --all-extras --group dev pyproject.toml -o requirements.lock
+
+help:  ## this list
+	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -1,0 +1,3 @@
+"""VGG, complete, in PyTorch."""
+
+__version__ = "0.1.0"

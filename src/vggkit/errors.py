@@ -1,0 +1,68 @@
+"""Every error a user can cause.
+
+    VggkitError
+    ├── UnknownName          a model, layer, head, verb or source nobody knows; the nearest one is named
+    ├── BadConfiguration     a network or a recipe that cannot exist, or options that contradict
+    ├── BadInput             a tensor or a value that the network or function cannot take
+    ├── BadImage             a file that is not a readable picture
+    ├── BadData              a place without the pictures or classes that were asked for
+    ├── BadCheckpoint        a weights file that is broken, unsafe or of another network
+    ├── BadOutput            a place that cannot be written to
+    └── MissingExtra         an optional package that is not installed
+
+Each message is for people: the rule, what was received, what to do. The command line prints it
+on one line and exits with 2; nothing here is ever raised for a bug of ours (`assert` is).
+"""
+
+import difflib
+from collections.abc import Iterable
+from typing import Self
+
+
+class VggkitError(Exception):
+    """Base of everything below; catch it to catch them all."""
+
+
+class UnknownName(VggkitError, ValueError):
+    """A name that is not one of the known ones."""
+
+    @classmethod
+    def of(cls, kind: str, name: object, known: Iterable[str]) -> Self:
+        """The error for `name`, with the nearest known name and all of them."""
+        known = list(known)
+        near = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        return cls(f"{name!r} is not a {kind}.{hint} Known: {', '.join(known)}.")
+
+
+class BadConfiguration(VggkitError, ValueError):
+    """A network or a recipe that cannot exist, or options that contradict each other."""
+
+
+class BadInput(VggkitError, ValueError):
+    """A tensor or a value that cannot be taken."""
+
+
+class BadImage(VggkitError, ValueError):
+    """A file that is not a readable picture; the message starts with its path."""
+
+
+class BadData(VggkitError, ValueError):
+    """A place without the pictures or classes that were asked for."""
+
+
+class BadCheckpoint(VggkitError, ValueError):
+    """A weights file that is broken, unsafe or of another network."""
+
+
+class BadOutput(VggkitError, OSError):
+    """A place that cannot be written to."""
+
+
+class MissingExtra(VggkitError, ImportError):
+    """An optional package that is not installed."""
+
+    @classmethod
+    def of(cls, package: str, purpose: str, extra: str) -> Self:
+        """The error for a missing `package`, with the exact line that installs it."""
+        return cls(f'{purpose} needs {package}: pip install "vggkit[{extra}]"')

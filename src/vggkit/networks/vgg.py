@@ -1,0 +1,179 @@
+"""The network: a `VGG` is built from a `Configuration`; pictures go in, logits come out.
+
+Shape letters: N pictures, C channels, H and W pixels, K classes.
+"""
+
+from typing import Final, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vggkit.errors import BadInput
+from vggkit.networks.configurations import Configuration, FullyConnected, Head, Layer, configure
+from vggkit.networks.initialization import Scheme, initialize
+
+# A channel that is constant over the map has no standard deviation to differentiate.
+STD_EPSILON: Final = 1e-5
+
+
+class VGG(nn.Module):
+    """Simonyan and Zisserman's network, or any other value of `Configuration`.
+
+    `features` is the trunk and `classifier` the head, with torchvision's keys and, from the same
+    weights (or the same seed), torchvision's logits bit for bit.
+
+    Args:
+        configuration: A name of `list_models()`, or a Configuration.
+        num_classes: Classes K; 1000 where the model does not say otherwise.
+        in_channels: Channels C of the pictures.
+        head: `fc` (the paper's), `dense` (the same as convolutions) or `pool`; see Configuration.
+        dropout: Chance in [0, 1).
+        until: Cut the trunk after this layer, such as `relu3_4`, and put a pool head on it.
+        initialization: `kaiming`, `glorot` or `paper`; see `initialize`.
+
+    Raises UnknownName and BadConfiguration.
+    """
+
+    def __init__(
+        self,
+        configuration: str | Configuration = "vgg11",
+        *,
+        num_classes: int | None = None,
+        in_channels: int | None = None,
+        head: Head | None = None,
+        dropout: float | None = None,
+        until: str | None = None,
+        initialization: Scheme = "kaiming",
+    ) -> None:
+        super().__init__()
+        self.configuration = configure(
+            configuration,
+            num_classes=num_classes,
+            in_channels=in_channels,
+            head=head,
+            dropout=dropout,
+            until=until,
+        )
+        self.features = build_trunk(self.configuration)
+        self.classifier = build_head(self.configuration)
+        initialize(self, initialization)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, K) of `images` (N, C, H, W), floating point, H and W at least `minimum_side`."""
+        # Traced graphs carry no checks of ours: a guard on H and W would fix or bound their sizes.
+        if not torch.compiler.is_compiling():
+            self._check(images)
+        maps = self.features(images)
+        match self.configuration.head:
+            case "fc":
+                return self._classify_flat(maps)
+            case "dense":
+                return self._classify_densely(maps)
+            case "pool":
+                return self._classify_statistics(maps)
+
+    def _check(self, images: Tensor) -> None:
+        channels, smallest = self.configuration.in_channels, self.configuration.minimum_side
+        shape = tuple(images.shape)
+        if images.dim() != 4 or shape[1] != channels:
+            raise BadInput(
+                f"a batch of pictures is (N, {channels}, H, W), got {shape}; "
+                "add the batch with [None], or build the network with in_channels="
+            )
+        if min(shape[2:]) < smallest:
+            raise BadInput(
+                f"pictures must be at least {smallest} pixels high and wide, got {shape[2]}×{shape[3]}: each pool "
+                "halves the map; enlarge the pictures, or cut the trunk earlier with until="
+            )
+        if not images.is_floating_point():
+            raise BadInput(f"pictures must be floating point and normalised, got {images.dtype}; see Preprocessing")
+
+    def _classify_flat(self, maps: Tensor) -> Tensor:
+        """The paper's head; the map is pooled to grid×grid first, as torchvision does."""
+        grid = self.configuration.grid
+        # On a grid×grid map pooling is the identity, and its backward is not deterministic on CUDA.
+        if tuple(maps.shape[-2:]) != (grid, grid):
+            maps = F.adaptive_avg_pool2d(maps, grid)
+        return cast(Tensor, self.classifier(torch.flatten(maps, 1)))
+
+    def _classify_densely(self, maps: Tensor) -> Tensor:
+        """The same head slid over the map, and the class scores averaged (paper, section 3.2)."""
+        grid = self.configuration.grid
+        height, width = maps.shape[-2:]
+        if height < grid or width < grid:
+            maps = F.adaptive_avg_pool2d(maps, (max(height, grid), max(width, grid)))
+            height, width = maps.shape[-2:]
+        rows, columns = height - grid + 1, width - grid + 1
+        # torch.export holds a size of 1 fixed, and one position is what 224 pixels give. While
+        # exporting, a spare row and column keep the sizes free, and the mean leaves them out.
+        spare = torch.compiler.is_exporting()
+        maps = F.pad(maps, (0, 1, 0, 1)) if spare else maps
+        for layer in self.classifier:
+            if isinstance(layer, nn.Linear | nn.Sequential):
+                maps = _convolve(layer, maps, grid)
+                grid = 1  # only the first layer reads a window
+            else:
+                maps = layer(maps)
+        return _mean_inside(maps, rows, columns) if spare else maps.mean((2, 3))
+
+    def _classify_statistics(self, maps: Tensor) -> Tensor:
+        """Each channel's mean, or mean and standard deviation, over the map; summed in float32 at least."""
+        wide = maps.float() if maps.dtype in (torch.float16, torch.bfloat16) else maps
+        statistics = wide.mean((2, 3))
+        if self.configuration.statistics == "mean+std":
+            variance = wide.var((2, 3), correction=0)
+            statistics = torch.cat([statistics, (variance + STD_EPSILON).sqrt()], dim=1)
+        statistics = F.dropout(statistics.to(maps.dtype), self.configuration.dropout, self.training)
+        return cast(Tensor, self.classifier(statistics))
+
+
+def _convolve(layer: nn.Linear | nn.Sequential, maps: Tensor, grid: int) -> Tensor:
+    """A fully connected layer as a grid×grid convolution; of two factors only the first has a window."""
+    if isinstance(layer, nn.Sequential):
+        down, up = cast(tuple[nn.Linear, nn.Linear], tuple(layer))
+        return _convolve(up, _convolve(down, maps, grid), 1)
+    return F.conv2d(maps, layer.weight.view(layer.out_features, -1, grid, grid), layer.bias)
+
+
+def _mean_inside(maps: Tensor, rows: int, columns: int) -> Tensor:
+    """Mean over the first rows and columns of maps that have one more of each."""
+    row_inside = torch.arange(rows + 1, device=maps.device) < rows
+    column_inside = torch.arange(columns + 1, device=maps.device) < columns
+    inside = row_inside[:, None] & column_inside
+    return torch.where(inside, maps, 0).sum((2, 3)) / (rows * columns)
+
+
+def build_trunk(configuration: Configuration) -> nn.Sequential:
+    """The convolutional layers up to `until`, as one Sequential."""
+    return nn.Sequential(*(_build_layer(layer, configuration) for layer in configuration.trunk))
+
+
+def _build_layer(layer: Layer, configuration: Configuration) -> nn.Module:
+    match layer.kind:
+        case "conv":
+            return nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel, padding=layer.kernel // 2)
+        case "bn":
+            return nn.BatchNorm2d(layer.out_channels)
+        case "relu":
+            return nn.ReLU(inplace=True)
+        case "lrn":
+            # Krizhevsky's constants; torch divides alpha by the window, as he does not.
+            return nn.LocalResponseNorm(5, alpha=5 * 1e-4, beta=0.75, k=2.0)
+        case "pool":
+            return nn.MaxPool2d(2, 2) if configuration.pooling == "max" else nn.AvgPool2d(2, 2)
+
+
+def build_head(configuration: Configuration) -> nn.Sequential:
+    """The fully connected layers, ReLU and dropout after each but the last."""
+    layers: list[nn.Module] = []
+    for fc in configuration.fully_connected:
+        layers += [_build_fully_connected(fc), nn.ReLU(inplace=True), nn.Dropout(configuration.dropout)]
+    return nn.Sequential(*layers[:-2])
+
+
+def _build_fully_connected(fc: FullyConnected) -> nn.Module:
+    if fc.rank is None:
+        return nn.Linear(fc.in_features, fc.out_features)
+    down, up = nn.Linear(fc.in_features, fc.rank, bias=False), nn.Linear(fc.rank, fc.out_features)
+    return nn.Sequential(down, up)

@@ -1,0 +1,56 @@
+"""Files appear whole or not at all: written beside their place, flushed to the disk, then renamed."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from vggkit.errors import BadOutput
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path in the folder of `path`; on leaving, it becomes `path` in one step.
+
+    When the body fails nothing is left behind and an older `path` stays as it was. Folders
+    above it are made. Raises BadOutput when the place cannot be written to.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise BadOutput(f"{path}: is a folder, and a file is to be written there; name a file")
+        try:
+            yield beside
+            with open(beside, "rb+") as written:
+                os.fsync(written.fileno())
+            beside.replace(path)
+        finally:
+            with suppress(FileNotFoundError):
+                beside.unlink()
+        _flush_folder(path.parent)
+    except BadOutput:
+        raise
+    except OSError as problem:
+        # Only what concerns this file: reading problems inside the body are other people's.
+        if problem.filename is None or Path(problem.filename).parent in (path.parent, path):
+            raise BadOutput(f"{path}: cannot be written ({problem.strerror or problem})") from problem
+        raise
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the rename itself durable, where the system can (Windows cannot open folders)."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` to `path` as UTF-8, whole or not at all."""
+    with whole_file(path) as beside:
+        beside.write_text(text, encoding="utf-8", newline="\n")
