@@ -24,7 +24,7 @@ setup: $(READY)  ## build .venv with everything a developer needs, pinned and ha
 	@echo "ready: . $(BIN)/activate"
 
 demo: $(READY)  ## the main job: train, evaluate and predict on digits, about three minutes
-	@$(BIN)/vggkit demo
+	@$(BIN)/vggkit demo $(DEMO)
 
 test: $(READY)  ## the default tests: no network, no GPU, under eight minutes on two cores
 	$(BIN)/python -m pytest

@@ -1,3 +1,84 @@
-"""VGG, complete, in PyTorch."""
+"""VGG, complete, in PyTorch: `import vggkit as vk`.
+
+The names below are loaded when they are first used, so that importing vggkit is instant and
+imports no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from vggkit.errors import VggkitError
+    from vggkit.images.preprocessing import Preprocessing
+    from vggkit.networks.classifier import Classifier, load
+    from vggkit.networks.configurations import Configuration, configure, list_models
+    from vggkit.networks.initialization import adapt_filters, initialize, warm_start
+    from vggkit.networks.styles.listings import write_listing
+    from vggkit.networks.vgg import VGG
+    from vggkit.tasks.evaluation import Evaluation, evaluate
+    from vggkit.tasks.inspection import Summary, summarize
+    from vggkit.tasks.prediction import Prediction, predict
+    from vggkit.tasks.training.recipe import Recipe
+    from vggkit.workflows.runs import TrainingRun, train
+
+_HOMES = {
+    "VGG": "networks.vgg",
+    "Classifier": "networks.classifier",
+    "Configuration": "networks.configurations",
+    "Evaluation": "tasks.evaluation",
+    "Prediction": "tasks.prediction",
+    "Preprocessing": "images.preprocessing",
+    "Recipe": "tasks.training.recipe",
+    "Summary": "tasks.inspection",
+    "TrainingRun": "workflows.runs",
+    "VggkitError": "errors",
+    "adapt_filters": "networks.initialization",
+    "configure": "networks.configurations",
+    "evaluate": "tasks.evaluation",
+    "initialize": "networks.initialization",
+    "list_models": "networks.configurations",
+    "load": "networks.classifier",
+    "predict": "tasks.prediction",
+    "summarize": "tasks.inspection",
+    "train": "workflows.runs",
+    "warm_start": "networks.initialization",
+    "write_listing": "networks.styles.listings",
+}
+
+__all__ = [  # noqa: RUF022 (as people meet them)
+    "VGG",
+    "Configuration",
+    "configure",
+    "list_models",
+    "Classifier",
+    "Preprocessing",
+    "load",
+    "Recipe",
+    "train",
+    "TrainingRun",
+    "evaluate",
+    "Evaluation",
+    "predict",
+    "Prediction",
+    "summarize",
+    "Summary",
+    "write_listing",
+    "initialize",
+    "warm_start",
+    "adapt_filters",
+    "VggkitError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vggkit' has no attribute {name!r}")
+    value = getattr(import_module(f"vggkit.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

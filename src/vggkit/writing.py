@@ -34,10 +34,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     except BadOutput:
         raise
     except OSError as problem:
-        # Only what concerns this file: reading problems inside the body are other people's.
-        if problem.filename is None or Path(problem.filename).parent in (path.parent, path):
-            raise BadOutput(f"{path}: cannot be written ({problem.strerror or problem})") from problem
-        raise
+        raise BadOutput(f"{path}: cannot be written ({problem.strerror or problem})") from problem
 
 
 def _flush_folder(folder: Path) -> None:

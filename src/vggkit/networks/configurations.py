@@ -15,6 +15,8 @@ from vggkit.errors import BadConfiguration, UnknownName
 Head = Literal["fc", "dense", "pool"]
 Pooling = Literal["max", "average"]
 Statistics = Literal["mean", "mean+std"]
+Scheme = Literal["kaiming", "glorot", "paper"]
+"""How random weights are drawn; `initialization.initialize` explains each."""
 Kind = Literal["conv", "bn", "relu", "lrn", "pool"]
 
 
@@ -102,6 +104,7 @@ class Configuration:
     def __post_init__(self) -> None:
         _freeze_sequences(self)
         _check(self)
+        _normalize(self)
 
     @property
     def model(self) -> str:
@@ -249,7 +252,7 @@ def configure(
 
 def _fc_depth(until: str | None, configuration: Configuration) -> int | None:
     """How many hidden layers stand up to `until`, where it names one of the head."""
-    if until is None or configuration.head == "pool":
+    if not isinstance(until, str) or configuration.head == "pool":
         return None
     found = re.fullmatch(r"(?:fc|relu)(\d+)", until)
     if found is None:
@@ -304,19 +307,22 @@ def _last_pool(configuration: Configuration) -> str:
 
 
 def _freeze_sequences(configuration: Configuration) -> None:
-    """Lists, as JSON and YAML give them, become tuples, so that equal configurations are equal."""
+    """Lists, as JSON and YAML give them, become tuples."""
 
     def frozen(value: object) -> object:
         return tuple(frozen(item) for item in value) if isinstance(value, list | tuple) else value
 
     for field in fields(configuration):
         object.__setattr__(configuration, field.name, frozen(getattr(configuration, field.name)))
-    if configuration.kernels and all(k == 3 for block in configuration.kernels for k in _each(block)):
+
+
+def _normalize(configuration: Configuration) -> None:
+    """What can be said in two ways gets one value, so that equal networks are equal configurations."""
+    if configuration.kernels is not None and all(side == 3 for block in configuration.kernels for side in block):
         object.__setattr__(configuration, "kernels", None)
-    if configuration.ranks is not None and all(rank is None for rank in _each(configuration.ranks)):
+    if configuration.ranks is not None and all(rank is None for rank in configuration.ranks):
         object.__setattr__(configuration, "ranks", None)
-    # The whole trunk has one value, however it was asked for.
-    if configuration.until is not None and configuration.until == _last_pool(configuration):
+    if configuration.until == _last_pool(configuration):
         object.__setattr__(configuration, "until", None)
 
 
@@ -334,33 +340,29 @@ def _check(configuration: Configuration) -> None:
         _demand(getattr(c, name) in allowed, name, getattr(c, name), f"one of {', '.join(allowed)}")
     _demand(_are_positive(c.hidden), "hidden", c.hidden, "positive widths")
     if c.ranks is not None:
-        each = _each(c.ranks)
-        fits = len(each) == len(c.hidden) + 1 and all(rank is None or _is_positive(rank) for rank in each)
+        fits = isinstance(c.ranks, tuple) and len(c.ranks) == len(c.hidden) + 1
+        fits = fits and all(rank is None or _is_positive(rank) for rank in c.ranks)
         _demand(fits, "ranks", c.ranks, f"{len(c.hidden) + 1} ranks or None, one for each layer of the head")
     for name in ("grid", "num_classes", "in_channels"):
         _demand(_is_positive(getattr(c, name)), name, getattr(c, name), "a whole number of 1 or more")
     number = isinstance(c.dropout, int | float) and not isinstance(c.dropout, bool) and 0 <= c.dropout < 1
     _demand(number, "dropout", c.dropout, "a chance of 0 or more and below 1")
+    _demand(isinstance(c.lrn_after, tuple), "lrn_after", c.lrn_after, "a tuple of ReLUs' names")
     names = [layer.name for layer in _walk_blocks(c)]
     relus = [name for name in names if name.startswith("relu")]
-    _demand(isinstance(c.lrn_after, tuple), "lrn_after", c.lrn_after, "a tuple of ReLUs' names")
     for name in c.lrn_after:
         if name not in relus:
             raise BadConfiguration(f"lrn_after: {UnknownName.of('ReLU of this network', name, relus)}")
     if c.until is not None:
         if c.until not in names:
             raise BadConfiguration(f"until: {UnknownName.of('layer of this trunk', c.until, names)}")
-        _demand(c.head == "pool", "head", c.head, f"'pool' where the trunk is cut (until={c.until!r})")
+        whole = c.until == _last_pool(c)
+        _demand(whole or c.head == "pool", "head", c.head, f"'pool' where the trunk is cut (until={c.until!r})")
 
 
 def _demand(holds: bool, name: str, value: object, rule: str) -> None:
     if not holds:
         raise BadConfiguration(f"{name} must be {rule}; got {value!r}")
-
-
-def _each(value: object) -> tuple[Any, ...]:
-    """The items of a tuple, and none of anything else: a wrong type is refused by its own rule."""
-    return value if isinstance(value, tuple) else ()
 
 
 def _is_positive(value: object) -> bool:

@@ -1,15 +1,13 @@
 """Where weights start: at random by a scheme, from a smaller VGG, or from filters for other channels."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from vggkit.errors import BadConfiguration, BadInput, UnknownName
-from vggkit.networks.configurations import Configuration
-
-Scheme = Literal["kaiming", "glorot", "paper"]
+from vggkit.networks.configurations import Configuration, Scheme
 
 
 def initialize(network: nn.Module, scheme: Scheme = "kaiming") -> None:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vggkit.errors import BadInput
-from vggkit.networks.configurations import Configuration, FullyConnected, Head, Layer, configure
-from vggkit.networks.initialization import Scheme, initialize
+from vggkit.networks.configurations import Configuration, FullyConnected, Head, Layer, Scheme, configure
+from vggkit.networks.initialization import initialize
 
 # A channel that is constant over the map has no standard deviation to differentiate.
 STD_EPSILON: Final = 1e-5

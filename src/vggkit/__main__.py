@@ -1,0 +1,5 @@
+"""`python -m vggkit`."""
+
+from vggkit.interfaces.cli import main
+
+main()

@@ -1,0 +1,131 @@
+"""What a Classifier's file says about itself; read from its header alone, without torch.
+
+The file is safetensors: plain torchvision keys where the network is torchvision's, and under
+`__metadata__` the entry `vggkit`, JSON of `Card.to_dict`. `format_version` grows with the format;
+every version that was ever written stays readable.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Self
+
+from safetensors import SafetensorError, safe_open
+
+from vggkit.errors import BadCheckpoint, BadConfiguration, VggkitError
+from vggkit.images.preprocessing import Preprocessing
+from vggkit.networks.configurations import Configuration
+
+FORMAT_VERSION: Final = 1
+METADATA_KEY: Final = "vggkit"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """Everything about a Classifier but the values of its weights.
+
+    Raises BadConfiguration where the fields do not fit together.
+    """
+
+    configuration: Configuration
+    """The network."""
+    preprocessing: Preprocessing
+    """How a picture becomes its input, with the input convention."""
+    labels: tuple[str, ...]
+    """Class names, in the order of the logits."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Where it comes from: data, recipe, metrics, licence of the weights, versions; any JSON values."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", tuple(self.labels))
+        object.__setattr__(self, "provenance", dict(self.provenance))
+        if not all(isinstance(label, str) and label for label in self.labels):
+            raise BadConfiguration(f"labels must be names that are not empty; got {_shortened(self.labels)}")
+        if len(set(self.labels)) != len(self.labels):
+            raise BadConfiguration(f"labels must differ from each other; got {_shortened(self.labels)}")
+        if len(self.labels) != self.configuration.num_classes:
+            raise BadConfiguration(
+                f"a network of {self.configuration.num_classes} classes needs as many labels, "
+                f"got {len(self.labels)}"
+            )
+        if self.preprocessing.channels != self.configuration.in_channels:
+            raise BadConfiguration(
+                f"a network of {self.configuration.in_channels} channels cannot be fed "
+                f"channel_order={self.preprocessing.channel_order!r}"
+            )
+        if self.preprocessing.crop_pixels < self.configuration.minimum_side:
+            raise BadConfiguration(
+                f"crop_pixels={self.preprocessing.crop_pixels} is below the "
+                f"{self.configuration.minimum_side} pixels that this network needs"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """A value for JSON."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "configuration": self.configuration.to_dict(),
+            "preprocessing": self.preprocessing.to_dict(),
+            "labels": list(self.labels),
+            "provenance": dict(self.provenance),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The card that `to_dict` gave; raises BadConfiguration for anything else."""
+        version = values.get("format_version") if isinstance(values, Mapping) else None
+        if not isinstance(version, int) or version < 1:
+            raise BadConfiguration("is not a card of vggkit: it states no format_version")
+        if version > FORMAT_VERSION:
+            raise BadConfiguration(
+                f"was written in format {version}, and this vggkit reads up to {FORMAT_VERSION}; update vggkit"
+            )
+        labels, provenance = values.get("labels"), values.get("provenance", {})
+        if not isinstance(labels, list) or not isinstance(provenance, dict):
+            raise BadConfiguration("the card's labels must be a list and its provenance a mapping")
+        return cls(
+            configuration=Configuration.from_dict(values.get("configuration", {})),
+            preprocessing=Preprocessing.from_dict(values.get("preprocessing", {})),
+            labels=tuple(labels),
+            provenance=provenance,
+        )
+
+    def to_metadata(self) -> dict[str, str]:
+        """The safetensors header's `__metadata__`."""
+        return {"format": "pt", METADATA_KEY: json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)}
+
+
+def read_card(path: str | Path) -> Card:
+    """The card of a Classifier's file; raises BadCheckpoint where it is not one."""
+    card = find_card(path)
+    if card is None:
+        raise BadCheckpoint(
+            f"{path}: holds weights alone, without labels and preprocessing; "
+            "start from it with Classifier.create(weights=), or with train --weights on the command line"
+        )
+    return card
+
+
+def find_card(path: str | Path) -> Card | None:
+    """The card in a safetensors file, None where the file is safetensors without one; raises BadCheckpoint."""
+    path = Path(path)
+    if not path.is_file():
+        raise BadCheckpoint(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
+    try:
+        with safe_open(path, framework="numpy") as opened:
+            metadata = opened.metadata() or {}
+    except (SafetensorError, OSError, MemoryError, UnicodeError) as problem:
+        raise BadCheckpoint(f"{path}: is not a whole safetensors file ({problem})") from problem
+    if METADATA_KEY not in metadata:
+        return None
+    try:
+        return Card.from_dict(json.loads(metadata[METADATA_KEY]))
+    except (json.JSONDecodeError, RecursionError) as problem:
+        raise BadCheckpoint(f"{path}: its vggkit card is not JSON ({problem})") from problem
+    except VggkitError as problem:
+        raise BadCheckpoint(f"{path}: {problem}") from problem
+
+
+def _shortened(labels: tuple[object, ...]) -> str:
+    shown = ", ".join(map(repr, labels[:5]))
+    return f"{shown} and {len(labels) - 5} more" if len(labels) > 5 else shown

@@ -1,0 +1,155 @@
+"""Pictures of the records, drawn with matplotlib's objects on a canvas without a screen.
+
+Colours are Okabe and Ito's, which people of every colour vision tell apart.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from vggkit.errors import BadOutput, MissingExtra
+from vggkit.reports.tables import decimal_unit
+from vggkit.tasks.inspection import LayerSummary, Summary
+from vggkit.writing import whole_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE: Final = "#0072b2"
+ORANGE: Final = "#d55e00"
+INK: Final = "#222222"
+PALE_INK: Final = "#767676"
+BAND: Final = "#f3f3f3"
+
+STYLE: Final[Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": "#bbbbbb",
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "xtick.color": PALE_INK,
+    "ytick.color": PALE_INK,
+    "xtick.labelcolor": PALE_INK,
+    "ytick.labelcolor": INK,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "svg.hashsalt": "vggkit",
+}
+# No dates inside: the same record gives the same file.
+FORMATS: Final[dict[str, dict[str, Any]]] = {
+    ".png": {"format": "png", "dpi": 160},
+    ".pdf": {"format": "pdf", "metadata": {"CreationDate": None}},
+    ".svg": {"format": "svg", "metadata": {"Date": None}},
+}
+
+
+@contextmanager
+def draw_to(path: str | Path, *, width_inches: float, height_inches: float) -> "Iterator[Figure]":
+    """An empty figure in the house's style; when the body ends it becomes `path`, whole or not at all.
+
+    Raises BadOutput where the suffix is not .png, .pdf or .svg or the place cannot be written to,
+    MissingExtra where matplotlib is absent.
+    """
+    saving = FORMATS.get(Path(path).suffix.lower())
+    if saving is None:
+        raise BadOutput(f"{path}: a picture's name ends in {', '.join(FORMATS)}")
+    try:
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
+    except ImportError as absent:
+        raise MissingExtra.of("matplotlib", "drawing pictures", "train") from absent
+    with matplotlib.rc_context(STYLE), whole_file(path) as beside:
+        margins = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08, wspace=0.02)
+        figure = Figure(figsize=(width_inches, height_inches), layout=margins)
+        FigureCanvasAgg(figure)
+        yield figure
+        figure.savefig(beside, **saving)
+
+
+def plot_summary(summary: Summary, path: str | Path) -> None:
+    """Bars of each layer's parameters and multiply-adds side by side, as PNG, PDF or SVG by the suffix.
+
+    Layers that have neither have no bar, and batch norm is counted with its convolution.
+    Raises BadOutput and MissingExtra, see `draw_to`.
+    """
+    names, parameters, multiply_adds, blocks = _bars(summary.layers)
+    height = 1.35 + 0.25 * len(names)
+    with draw_to(path, width_inches=9.0, height_inches=height) as figure:
+        left, right = figure.subplots(1, 2, sharey=True)
+        totals, (tall, wide) = summary.totals, summary.input_pixels
+        figure.suptitle(
+            f"{summary.description}, {tall}×{wide} pixels",
+            x=0.012,
+            ha="left",
+            fontsize=12,
+            fontweight="bold",
+        )
+        left.set_title(f"parameters: {totals.parameters:,}", color=BLUE)
+        right.set_title(f"multiply-adds: {decimal_unit(totals.multiply_adds)}", color=ORANGE)
+        _draw_bars(left, parameters, BLUE)
+        _draw_bars(right, multiply_adds, ORANGE)
+        left.set_yticks(range(len(names)), names)
+        left.set_ylim(len(names) - 0.5, -0.5)
+        if any(layer.kind == "bn" for layer in summary.layers):
+            figure.supxlabel(
+                "batch norm is counted with its convolution", fontsize=8, color=PALE_INK, x=0.012, ha="left"
+            )
+        for axes in (left, right):
+            _band_blocks(axes, blocks)
+
+
+def _bars(layers: tuple[LayerSummary, ...]) -> tuple[list[str], list[int], list[int], list[str]]:
+    """Name, parameters, multiply-adds and block of every bar."""
+    names: list[str] = []
+    parameters: list[int] = []
+    multiply_adds: list[int] = []
+    for layer in layers:
+        if layer.kind == "bn":
+            parameters[-1] += layer.parameters
+        elif layer.parameters:
+            names.append(layer.name)
+            parameters.append(layer.parameters)
+            multiply_adds.append(layer.multiply_adds)
+    # conv3_2 is of block 3; every fully connected layer is of the head.
+    blocks = [name.removeprefix("conv").split("_")[0] if name.startswith("conv") else "head" for name in names]
+    return names, parameters, multiply_adds, blocks
+
+
+def _draw_bars(axes: "Axes", counts: list[int], colour: str) -> None:
+    total, largest = sum(counts), max(counts)
+    axes.barh(range(len(counts)), counts, height=0.66, color=colour, zorder=2)
+    for place, count in enumerate(counts):
+        share = count / total
+        percent = f"{share:.1%}" if share >= 0.0005 else "<0.1%"
+        axes.annotate(
+            f"{decimal_unit(count)} · {percent}",
+            (count, place),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            zorder=3,
+        )
+    # The longest bar leaves room for its label.
+    axes.set_xlim(0, largest * 1.42)
+    axes.xaxis.set_visible(False)
+    axes.spines["bottom"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+
+
+def _band_blocks(axes: "Axes", blocks: list[str]) -> None:
+    """Grey behind every second block, so that the eye keeps its place."""
+    for number, block in enumerate(dict.fromkeys(blocks)):
+        if number % 2:
+            first = blocks.index(block)
+            last = first + blocks.count(block)
+            axes.axhspan(first - 0.5, last - 0.5, color=BAND, linewidth=0, zorder=0)

@@ -1,0 +1,63 @@
+"""Progress of long work on standard error: a live bar in a terminal, a line now and then in a file."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+class ProgressLine:
+    """One bar whose work changes; messages stand above it. Silent where it was asked to be."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.console = Console(file=sys.stderr, quiet=quiet, highlight=False, soft_wrap=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=quiet or not self.console.is_terminal,
+        )
+        self._task = self._progress.add_task("", total=None, visible=False)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def say(self, message: str) -> None:
+        """Print a line above the bar."""
+        self._progress.print(message, markup=False) if self._progress.live.is_started else self.console.print(
+            message, markup=False
+        )
+
+    def show(self, what: str, done: int, total: int) -> None:
+        """Set the bar: what is being done, how much of it, and of how much."""
+        task = self._progress.tasks[0]
+        if task.description != what or done < task.completed:
+            self._progress.reset(self._task, description=what, total=total, visible=True)
+        self._progress.update(self._task, completed=done, total=total)
+
+
+@contextmanager
+def show_progress(what: str, *, quiet: bool = False) -> "Iterator[ProgressLine]":
+    """A progress line for one piece of work."""
+    with ProgressLine(quiet=quiet) as line:
+        line.show(what, 0, 1)
+        yield line

@@ -1,0 +1,112 @@
+"""Pictures of a training run: its learning curve, its confusion matrix, and a sheet of answers."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vggkit.images.sources import Picture
+from vggkit.reports.plots import BLUE, INK, ORANGE, PALE_INK, draw_to
+from vggkit.tasks.evaluation import Evaluation
+from vggkit.tasks.prediction import Prediction
+
+if TYPE_CHECKING:
+    from vggkit.tasks.training.loop import Epoch
+
+
+def plot_history(history: "Sequence[Epoch]", path: str | Path, *, best_epoch: int, title: str) -> None:
+    """Losses on the left, validation accuracy on the right, by epoch; the kept epoch is marked.
+
+    Raises BadOutput and MissingExtra, see `draw_to`.
+    """
+    epochs = [record.epoch for record in history]
+    with draw_to(path, width_inches=9.0, height_inches=3.6) as figure:
+        figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold")
+        left, right = figure.subplots(1, 2)
+        marker = "o" if len(epochs) < 40 else ""
+        for values, colour, name in (
+            ([record.train_loss for record in history], BLUE, "training"),
+            ([record.val_loss for record in history], ORANGE, "validation"),
+        ):
+            left.plot(epochs, values, color=colour, marker=marker, markersize=4, label=name)
+        left.set_title("loss (cross-entropy, nats)")
+        left.set_ylim(bottom=0)
+        left.legend(frameon=False, loc="upper right")
+        accuracy = [100 * record.val_top1 for record in history]
+        right.plot(epochs, accuracy, color=ORANGE, marker=marker, markersize=4)
+        right.set_title("validation accuracy, top-1 (%)")
+        best = accuracy[best_epoch - 1]
+        right.plot([best_epoch], [best], marker="o", markersize=9, fillstyle="none", color=INK)
+        said = f"{best:.1f} % after epoch {best_epoch}, kept"
+        right.text(0.98, 0.05, said, transform=right.transAxes, ha="right")
+        for axes in (left, right):
+            axes.set_xlabel("epoch")
+            axes.set_xticks(_whole_ticks(epochs[-1]))
+            axes.set_xlim(0.5, epochs[-1] + 0.5)
+            axes.grid(axis="y", color="#eeeeee")
+
+
+def plot_confusion(evaluation: Evaluation, path: str | Path) -> None:
+    """Right classes as rows, given classes as columns, shaded by the share of the row.
+
+    Numbers are written in up to 20 classes, names in up to 60. Raises BadOutput and MissingExtra.
+    """
+    counts = np.asarray(evaluation.confusion)
+    classes = len(counts)
+    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    side = min(14.0, max(4.2, 2.2 + 0.42 * classes))
+    low, high = evaluation.top1_interval
+    with draw_to(path, width_inches=side + 0.6, height_inches=side + 0.3) as figure:
+        figure.suptitle(
+            f"{100 * evaluation.top1:.1f} % right ({100 * low:.1f} to {100 * high:.1f}), n = {evaluation.n}",
+            x=0.012,
+            ha="left",
+            fontsize=12,
+            fontweight="bold",
+        )
+        axes = figure.subplots()
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        axes.set_title(evaluation.data, fontsize=8, fontweight="normal", color=PALE_INK)
+        axes.set_xlabel("answer")
+        axes.set_ylabel("truth")
+        axes.tick_params(length=0)
+        if classes <= 60:
+            small = 9 if classes <= 25 else 6
+            long_names = max(map(len, evaluation.labels)) > 3
+            axes.set_xticks(
+                range(classes),
+                evaluation.labels,
+                rotation=45 if long_names else 0,
+                ha="right" if long_names else "center",
+                fontsize=small,
+            )
+            axes.set_yticks(range(classes), evaluation.labels, fontsize=small)
+        for row, column in zip(*np.nonzero(counts), strict=True) if classes <= 20 else ():
+            colour = "white" if shares[row, column] > 0.55 else INK
+            axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour)
+
+
+def plot_answers(pictures: Sequence[Picture], predictions: Sequence[Prediction], path: str | Path) -> None:
+    """A sheet of pictures, each with its best class and probability; wrong ones are marked in orange.
+
+    Raises BadImage, BadOutput and MissingExtra.
+    """
+    columns = 5 if len(pictures) % 5 == 0 else min(6, len(pictures))
+    rows = math.ceil(len(pictures) / columns)
+    with draw_to(path, width_inches=1.6 * columns, height_inches=1.85 * rows + 0.2) as figure:
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for axes in grid.flat:
+            axes.axis("off")
+        for axes, picture, prediction in zip(grid.flat, pictures, predictions, strict=False):
+            axes.imshow(picture.decode(), interpolation="bicubic")
+            label, chance = prediction.labels[0], 100 * prediction.probabilities[0]
+            wrong = picture.label is not None and picture.label != label
+            said = f"{label}  {chance:.1f} %" + (f"\nis {picture.label}" if wrong else "")
+            axes.set_title(said, loc="center", color=ORANGE if wrong else INK, fontweight="normal")
+
+
+def _whole_ticks(last: int) -> list[int]:
+    step = max(1, math.ceil(last / 10))
+    return list(range(step if step > 1 else 1, last + 1, step))

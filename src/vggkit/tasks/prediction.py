@@ -1,0 +1,112 @@
+"""Ask a Classifier what pictures show.
+
+Shape letters: N pictures, K classes.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggkit.engines.pytorch import PyTorchEngine
+from vggkit.engines.stream import Answer, stream_answers
+from vggkit.errors import BadInput
+from vggkit.hardware import choose_device
+from vggkit.images.sources import Picture, list_pictures
+from vggkit.networks.classifier import Classifier
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a Classifier says of one picture."""
+
+    path: str
+    """The picture's file."""
+    labels: tuple[str, ...]
+    """The most probable classes, best first; empty where the picture cannot be read."""
+    probabilities: tuple[float, ...]
+    """Their probabilities in [0, 1]; over all classes they sum to 1."""
+    problem: str | None = None
+    """Why the picture cannot be read."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """A value for JSON; `problem` only where there is one."""
+        values = {"path": self.path, "labels": list(self.labels), "probabilities": list(self.probabilities)}
+        return values | ({"problem": self.problem} if self.problem else {})
+
+
+def predict(
+    classifier: Classifier,
+    pictures: str | Path | Sequence[str | Path | Picture],
+    *,
+    top: int = 5,
+    batch_size: int = 32,
+    device: str = "auto",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Prediction]:
+    """The most probable classes of each picture, in the order of the pictures.
+
+    Args:
+        classifier: The Classifier to ask.
+        pictures: A file, a folder (every picture below it), or several of them.
+        top: How many classes to name; fewer where the Classifier has fewer.
+        batch_size: Pictures that pass through the network together.
+        device: `auto`, `cpu`, `cuda`, `mps`.
+        on_progress: Called with the number of pictures done and of all.
+
+    A picture that cannot be read becomes a Prediction with its `problem`. Raises BadInput and BadData.
+    """
+    return list(
+        iterate_predictions(
+            classifier, pictures, top=top, batch_size=batch_size, device=device, on_progress=on_progress
+        )
+    )
+
+
+def iterate_predictions(
+    classifier: Classifier,
+    pictures: str | Path | Sequence[str | Path | Picture],
+    *,
+    top: int = 5,
+    batch_size: int = 32,
+    device: str = "auto",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Prediction]:
+    """As `predict`, each Prediction as soon as it is there."""
+    for name, value in (("top", top), ("batch_size", batch_size)):
+        if value < 1:
+            raise BadInput(f"{name} must be 1 or more, got {value}")
+    if isinstance(pictures, str | Path):
+        pictures = [pictures]
+    listed: list[Picture] = []
+    for picture in pictures:
+        listed += [picture] if isinstance(picture, Picture) else list_pictures([picture])
+    engine = PyTorchEngine(classifier.network, choose_device(device))
+    answers = stream_answers(engine, classifier.preprocessing, listed, batch_size=batch_size)
+    for done, answer in enumerate(answers, start=1):
+        yield _describe(answer, classifier.labels, top)
+        if on_progress:
+            on_progress(done, len(listed))
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Probabilities (..., K) of logits (..., K)."""
+    wide = logits.astype(np.float64)
+    powers = np.exp(wide - wide.max(axis=-1, keepdims=True))
+    probabilities: NDArray[np.float64] = powers / powers.sum(axis=-1, keepdims=True)
+    return probabilities
+
+
+def _describe(answer: Answer, labels: tuple[str, ...], top: int) -> Prediction:
+    if answer.logits is None:
+        return Prediction(answer.picture.path, (), (), answer.problem)
+    probabilities = softmax(answer.logits)
+    best = np.argsort(-probabilities, kind="stable")[:top]
+    return Prediction(
+        answer.picture.path,
+        tuple(labels[index] for index in best),
+        tuple(float(probabilities[index]) for index in best),
+    )

@@ -1,0 +1,302 @@
+"""A training run from pictures to a measured Classifier: check, fit, evaluate, draw.
+
+The folder of a run: `config.yaml`, `metrics.csv`, `best.safetensors`, `learning_curve.png`,
+`confusion_matrix.png`.
+"""
+
+import csv
+import datetime
+import io
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from vggkit.errors import BadData, BadImage, BadOutput
+from vggkit.hardware import choose_device, count_threads, describe_machine
+from vggkit.images.preprocessing import suit_preprocessing
+from vggkit.images.sources import Picture, PictureSet, divide, open_pictures, typical_side
+from vggkit.networks.classifier import Classifier, load
+from vggkit.networks.configurations import Configuration, Head, Scheme
+from vggkit.reports.progress import ProgressLine
+from vggkit.reports.run_plots import plot_confusion, plot_history
+from vggkit.tasks.evaluation import Evaluation, evaluate
+from vggkit.tasks.training.loop import Epoch, fit
+from vggkit.tasks.training.recipe import Recipe, settle
+from vggkit.writing import write_text
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRun:
+    """What a training gave."""
+
+    classifier: Classifier
+    """The best epoch's, as in `best.safetensors`."""
+    directory: Path
+    """The run's folder."""
+    history: tuple[Epoch, ...]
+    """Every epoch."""
+    best_epoch: int
+    """The epoch that was kept: highest validation accuracy, then lowest validation loss."""
+    evaluation: Evaluation
+    """The kept weights on the test part, where the data has one, else on the validation part."""
+
+
+def train(
+    classifier: Classifier,
+    data: str | Path | PictureSet,
+    recipe: Recipe | None = None,
+    *,
+    out: str | Path | None = None,
+    device: str = "auto",
+    quiet: bool = False,
+) -> TrainingRun:
+    """Train a Classifier on labelled pictures and keep its best epoch.
+
+    Args:
+        classifier: From `Classifier.create` or `load`; its network learns in place.
+        data: What `open_pictures` takes. Without a validation part, a share of each class is held out.
+        recipe: How to learn; None: `Recipe()`.
+        out: The run's folder, new or empty; None: the next free `runs/<model>-<n>`.
+        device: `auto`, `cpu`, `cuda`, `mps`.
+        quiet: No progress on standard error.
+
+    Raises BadData where classes are missing or unknown, BadOutput, BadInput when the loss diverges.
+    """
+    opened = data if isinstance(data, PictureSet) else open_pictures(data)
+    recipe = recipe or Recipe()
+    chosen = choose_device(device)
+    directory = _new_folder(out, classifier)
+    with ProgressLine(quiet=quiet) as line:
+        parts = divide(opened, validation_share=recipe.validation_share, seed=recipe.seed)
+        parts = _keep_readable(parts, line)
+        _check_classes(parts, classifier)
+        recipe, reasons = settle(
+            recipe,
+            classifier.configuration,
+            classifier.preprocessing,
+            pretrained="weights" in classifier.provenance or "metrics" in classifier.provenance,
+        )
+        counts = ", ".join(f"{len(part)} {name}" for name, part in parts.splits.items())
+        line.say(f"{classifier.configuration.model} on {opened.name}: {counts}, {len(parts.labels)} classes")
+        for reason in reasons:
+            line.say(reason)
+        started = time.time()
+        about: dict[str, Any] = {
+            "data": {
+                "name": opened.name,
+                "fingerprint": opened.fingerprint(),
+                "pictures": {name: len(part) for name, part in parts.splits.items()},
+                "validation_share": recipe.validation_share,
+                "seed": recipe.seed,
+            },
+            "recipe": recipe.to_dict(),
+            "machine": describe_machine(chosen),
+            "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
+        }
+        _write_config(directory, classifier, about)
+        history, best = _fit_and_keep(
+            classifier, parts, recipe, about=about, directory=directory, device=chosen, line=line
+        )
+        kept = load(directory / "best.safetensors")
+        classifier.network.load_state_dict(kept.network.state_dict())
+        classifier.card = kept.card
+        part = "test" if "test" in parts.splits else "val"
+        evaluation = evaluate(
+            classifier,
+            replace(parts, name=opened.name),
+            split=part,
+            batch_size=recipe.batch_size,
+            device=device,
+            on_progress=lambda done, total: line.show(f"measuring on {part}", done, total),
+        )
+        metrics = _metrics(evaluation, part, best)
+        classifier.save(
+            directory / "best.safetensors",
+            provenance={"metrics": metrics, "seconds": round(time.time() - started, 1)},
+        )
+        title = f"{classifier.configuration.model} on {opened.name}"
+        plot_history(history, directory / "learning_curve.png", best_epoch=best, title=title)
+        plot_confusion(evaluation, directory / "confusion_matrix.png")
+    return TrainingRun(classifier, directory, tuple(history), best, evaluation)
+
+
+def suit_classifier(
+    pictures: PictureSet,
+    model: str | Configuration = "vgg11",
+    *,
+    weights: str | Path | None = None,
+    image_pixels: int | None = None,
+    in_channels: int | None = None,
+    head: Head | None = None,
+    dropout: float | None = None,
+    until: str | None = None,
+    initialization: Scheme = "kaiming",
+) -> Classifier:
+    """A Classifier for these pictures' classes and size, ready to train.
+
+    Args:
+        pictures: Their labels become the classes.
+        model: A name of `list_models()`, or a Configuration.
+        weights: A file to start from; see `Classifier.create`.
+        image_pixels: Side at which pictures are fed; None: 224, or with random weights and smaller
+            pictures their own size, rounded to 32.
+        in_channels: 3, or 1 for grey.
+        head: None: the model's, or below 128 pixels the pool head (the map is 1×1 to 3×3 there, and
+            the paper's head would read up to 49 copies of it).
+        dropout: Chance in [0, 1).
+        until: Last layer of the trunk.
+        initialization: Scheme of the random values.
+
+    Raises what `Classifier.create` raises.
+    """
+    if image_pixels is None and weights is None:
+        # Whole halvings by the five pools.
+        image_pixels = min(224, max(32, 32 * round(typical_side(pictures.part("train", "all")) / 32)))
+    elif image_pixels is None:
+        image_pixels = 224
+    preprocessing = suit_preprocessing(image_pixels, in_channels=in_channels or 3)
+    if head is None and until is None and preprocessing.crop_pixels < 128:
+        head = "pool"
+    return Classifier.create(
+        model,
+        labels=pictures.labels,
+        weights=weights,
+        preprocessing=preprocessing,
+        in_channels=in_channels,
+        head=head,
+        dropout=dropout,
+        until=until,
+        initialization=initialization,
+    )
+
+
+def _fit_and_keep(
+    classifier: Classifier,
+    parts: PictureSet,
+    recipe: Recipe,
+    *,
+    about: dict[str, Any],
+    directory: Path,
+    device: "torch.device",
+    line: ProgressLine,
+) -> tuple[list[Epoch], int]:
+    """Fit, and after each epoch write what is known: the table always, the weights where they are the best yet."""
+    history: list[Epoch] = []
+    best: Epoch | None = None
+
+    def on_step(what: str, done: int, total: int) -> None:
+        line.show(f"epoch {len(history) + 1} of {recipe.epochs}, {what}", done, total)
+
+    epochs = fit(classifier, parts.part("train"), parts.part("val"), recipe, device=device, on_step=on_step)
+    for record in epochs:
+        history.append(record)
+        _write_metrics(directory, history)
+        better = best is None or (record.val_top1, -record.val_loss) > (best.val_top1, -best.val_loss)
+        if better:
+            best = record
+            classifier.save(directory / "best.safetensors", provenance={**about, "epoch": record.epoch})
+        line.say(
+            f"epoch {record.epoch:>{len(str(recipe.epochs))}}  train loss {record.train_loss:.4f}  "
+            f"val loss {record.val_loss:.4f}  val top-1 {record.val_top1:.4f}  {record.seconds:5.1f} s"
+            + ("  kept" if better else "")
+        )
+    assert best is not None, "a recipe has one epoch or more"
+    return history, best.epoch
+
+
+def _new_folder(out: str | Path | None, classifier: Classifier) -> Path:
+    if out is None:
+        names = (Path("runs") / f"{classifier.configuration.model}-{count}" for count in range(1, 100_000))
+        directory = next(path for path in names if not path.exists())
+    else:
+        directory = Path(out)
+        if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
+            raise BadOutput(f"{directory}: is there already; a run takes a new folder, name another with --out")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise BadOutput(f"{directory}: cannot be made ({problem.strerror or problem})") from problem
+    return directory
+
+
+def _keep_readable(pictures: PictureSet, line: ProgressLine) -> PictureSet:
+    """Decode everything once, so that no bad file ends an hour of training; say what is left out."""
+    every = [picture for part in pictures.splits.values() for picture in part if picture.pixels is None]
+    unreadable: set[str] = set()
+
+    def look(picture: Picture) -> BadImage | None:
+        try:
+            picture.decode()
+        except BadImage as problem:
+            return problem
+        return None
+
+    with ThreadPoolExecutor(count_threads()) as pool:
+        for done, (picture, problem) in enumerate(zip(every, pool.map(look, every), strict=True), start=1):
+            line.show("looking at the pictures", done, len(every))
+            if problem is not None:
+                unreadable.add(picture.path)
+                line.say(f"left out: {problem}")
+    kept = {
+        name: tuple(picture for picture in part if picture.path not in unreadable)
+        for name, part in pictures.splits.items()
+    }
+    return replace(pictures, splits=kept)
+
+
+def _check_classes(pictures: PictureSet, classifier: Classifier) -> None:
+    """Training and validation hold every class the Classifier names, and no other."""
+    unknown = sorted(set(pictures.labels) - set(classifier.labels))
+    if unknown:
+        raise BadData(
+            f"{pictures.name}: holds classes the Classifier does not name ({', '.join(unknown[:5])}); "
+            f"it names {', '.join(classifier.labels[:5])}"
+        )
+    for part in ("train", "val"):
+        present = {picture.label for picture in pictures.part(part)}
+        if missing := sorted(set(classifier.labels) - present):
+            raise BadData(
+                f"{pictures.name}: the part {part} has no readable pictures of {', '.join(missing[:5])}; "
+                "what is measured on it would say nothing of them. Add some, or remove the class everywhere"
+            )
+
+
+def _write_config(directory: Path, classifier: Classifier, about: dict[str, Any]) -> None:
+    content = {
+        "model": classifier.configuration.model,
+        **about,
+        "configuration": classifier.configuration.to_dict(),
+        "preprocessing": classifier.preprocessing.to_dict(),
+        "labels": list(classifier.labels),
+    }
+    write_text(directory / "config.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def _write_metrics(directory: Path, history: Sequence[Epoch]) -> None:
+    table = io.StringIO()
+    writer = csv.DictWriter(table, [field.name for field in fields(Epoch)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(record) for record in history)
+    write_text(directory / "metrics.csv", table.getvalue())
+
+
+def _metrics(evaluation: Evaluation, part: str, epoch: int) -> dict[str, Any]:
+    """The headline figures, for the Classifier's own file."""
+    return {
+        "part": part,
+        "top1": evaluation.top1,
+        "top1_interval": list(evaluation.top1_interval),
+        "top5": evaluation.top5,
+        "loss": evaluation.loss,
+        "n": evaluation.n,
+        "epoch": epoch,
+        "chosen_on": "val",
+    }

@@ -1,0 +1,61 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vggkit.networks.configurations import Configuration, configure
+
+SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Configuration:
+    """VGG11's shape with a few channels: everything real but the size."""
+    return replace(
+        configure("vgg11", num_classes=3, head="pool"),
+        blocks=((6,), (8,), (8, 8), (12, 12), (12, 12)),
+        batch_norm=True,
+    )
+
+
+@pytest.fixture
+def shared() -> Path:
+    """Real pictures and weights, which lie beside the repository where they are there at all."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the real pictures in ../shared/data, which are not here")
+    return SHARED
+
+
+def draw_class(label: str, seed: int, side: int = 40) -> np.ndarray:
+    """A noisy picture whose stripes or colour tell its class."""
+    rng = np.random.default_rng([seed, *label.encode()])
+    pixels = rng.integers(0, 90, (side, side + 8, 3))
+    match label:
+        case "across":
+            pixels[::8] += 150
+            pixels[1::8] += 150
+        case "down":
+            pixels[:, ::8] += 150
+            pixels[:, 1::8] += 150
+        case _:
+            pixels[..., 0] += 120
+    return pixels.astype(np.uint8)
+
+
+def fill_folder(folder: Path, labels: tuple[str, ...], count: int, *, start: int = 0) -> None:
+    for label in labels:
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        for index in range(start, start + count):
+            Image.fromarray(draw_class(label, index)).save(folder / label / f"{index:03d}.png")
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train/ and val/ with three classes that are easy to tell apart."""
+    folder = tmp_path_factory.mktemp("photos")
+    labels = ("across", "down", "red")
+    fill_folder(folder / "train", labels, 16)
+    fill_folder(folder / "val", labels, 5, start=100)
+    return folder

@@ -1,0 +1,120 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import draw_class, fill_folder
+from vggkit.errors import BadData, BadInput
+from vggkit.images.preprocessing import Preprocessing
+from vggkit.images.sources import Picture, open_pictures
+from vggkit.networks.classifier import Classifier
+from vggkit.tasks.evaluation import evaluate, proportion_interval
+from vggkit.tasks.prediction import predict, softmax
+
+LABELS = ("across", "down", "red")
+
+
+@pytest.fixture
+def classifier(tiny):
+    return Classifier.create(tiny, labels=LABELS, preprocessing=Preprocessing(resize_pixels=32, crop_pixels=32))
+
+
+def test_predictions_are_the_softmax_of_the_networks_logits(classifier, photos):
+    import torch
+
+    paths = [str(p) for p in sorted((photos / "val").rglob("*.png"))]
+    found = predict(classifier, paths, batch_size=4)
+    assert [p.path for p in found] == paths
+    for prediction in found:
+        pixels = np.asarray(__import__("PIL.Image").Image.open(prediction.path))
+        with torch.no_grad():
+            logits = classifier.network.eval()(torch.from_numpy(classifier.preprocessing(pixels)[None]))[0]
+        expected = torch.softmax(logits.double(), 0)
+        best = expected.argsort(descending=True)
+        assert list(prediction.labels) == [LABELS[i] for i in best]
+        assert np.allclose(prediction.probabilities, expected[best], atol=1e-6)
+        assert sum(prediction.probabilities) == pytest.approx(1)
+    assert [p.labels for p in predict(classifier, photos / "val")] == [p.labels for p in found]
+
+
+def test_predicting_leaves_the_network_as_it_was(classifier, photos):
+    classifier.network.train()
+    before = {k: v.clone() for k, v in classifier.network.state_dict().items()}
+    predict(classifier, photos / "val", top=1)
+    assert classifier.network.training
+    assert all((before[k] == v).all() for k, v in classifier.network.state_dict().items())
+
+
+def test_a_bad_picture_becomes_a_prediction_with_its_problem(classifier, tmp_path):
+    (tmp_path / "x.jpg").write_text("no")
+    found = predict(classifier, [tmp_path / "x.jpg", Picture("memory", None, draw_class("red", 1))])
+    assert found[0].labels == ()
+    assert "x.jpg" in found[0].problem
+    assert json.loads(json.dumps(found[0].to_dict()))["problem"] == found[0].problem
+    assert "problem" not in found[1].to_dict()
+    for options in ({"top": 0}, {"batch_size": 0}, {"device": "abacus"}):
+        with pytest.raises(BadInput):
+            predict(classifier, tmp_path / "x.jpg", **options)
+
+
+def test_evaluation_equals_scikit_learn_on_the_predictions(classifier, photos):
+    metrics = pytest.importorskip("sklearn.metrics")
+    found = evaluate(classifier, photos)
+    pictures = open_pictures(photos).part("val")
+    predictions = predict(classifier, pictures, top=3)
+    truth = [p.label for p in pictures]
+    answer = [p.labels[0] for p in predictions]
+    table = [[dict(zip(p.labels, p.probabilities, strict=True))[label] for label in LABELS] for p in predictions]
+    assert found.n == 15
+    assert found.top1 == pytest.approx(metrics.accuracy_score(truth, answer))
+    assert found.loss == pytest.approx(metrics.log_loss(truth, table, labels=list(LABELS)), abs=1e-6)
+    assert np.array_equal(found.confusion, metrics.confusion_matrix(truth, answer, labels=list(LABELS)))
+    assert found.top5 == 1
+    assert "part val" in found.data
+    json.dumps(found.to_dict())
+
+
+def test_top5_and_loss_against_scikit_learn_on_many_classes():
+    metrics = pytest.importorskip("sklearn.metrics")
+    from vggkit.tasks.evaluation import _score
+
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(300, 12)).astype(np.float32) * 3
+    targets = rng.integers(0, 12, 300)
+    found = _score(logits, targets, labels=tuple(map(str, range(12))), data="x", unreadable=(), notes=())
+    assert found.top5 == pytest.approx(metrics.top_k_accuracy_score(targets, logits, k=5, labels=range(12)))
+    assert found.top1 == pytest.approx(metrics.top_k_accuracy_score(targets, logits, k=1, labels=range(12)))
+    assert found.loss == pytest.approx(metrics.log_loss(targets, softmax(logits), labels=range(12)), abs=1e-9)
+
+
+@given(st.integers(0, 500), st.integers(1, 500))
+def test_the_interval_is_wilsons(hits, n):
+    stats = pytest.importorskip("scipy.stats")
+    hits = min(hits, n)
+    expected = stats.binomtest(hits, n).proportion_ci(method="wilson")
+    assert proportion_interval(hits, n) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+def test_classes_are_matched_by_name_and_strangers_are_told(classifier, tmp_path):
+    fill_folder(tmp_path, ("down", "zebra"), 3)
+    found = evaluate(classifier, tmp_path)
+    assert found.n == 3
+    assert sum(map(sum, found.confusion)) == sum(found.confusion[1]) == 3
+    assert any("zebra" in note for note in found.notes)
+    assert any("across" in note and "red" in note for note in found.notes)
+    fill_folder(tmp_path / "only", ("zebra",), 2)
+    with pytest.raises(BadData, match="zebra"):
+        evaluate(classifier, tmp_path / "only")
+
+
+def test_unreadable_pictures_are_counted_out_and_named(classifier, tmp_path):
+    fill_folder(tmp_path, LABELS, 2)
+    (tmp_path / "red" / "broken.jpg").write_text("x")
+    found = evaluate(classifier, tmp_path)
+    assert found.n == 6
+    assert len(found.unreadable) == 1
+    assert "broken.jpg" in found.unreadable[0]
+    with pytest.raises(BadData, match="part test"):
+        evaluate(classifier, tmp_path, split="test")

@@ -1,0 +1,211 @@
+import csv
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from conftest import fill_folder
+from vggkit.errors import BadConfiguration, BadData, BadInput, BadOutput
+from vggkit.images.preprocessing import Preprocessing
+from vggkit.images.sources import open_pictures
+from vggkit.networks.classifier import Classifier, load
+from vggkit.tasks.evaluation import evaluate
+from vggkit.tasks.prediction import predict
+from vggkit.tasks.training.optimizers import build_optimizer, learning_rate_at
+from vggkit.tasks.training.recipe import Recipe, settle
+from vggkit.workflows.runs import suit_classifier, train
+
+LABELS = ("across", "down", "red")
+RECIPE = Recipe(epochs=3, batch_size=8, learning_rate=0.05)
+
+
+def create(tiny, seed=0):
+    torch.manual_seed(seed)
+    return Classifier.create(tiny, labels=LABELS, preprocessing=Preprocessing(resize_pixels=32, crop_pixels=32))
+
+
+@pytest.fixture(scope="module")
+def run(tiny, photos, tmp_path_factory):
+    return train(create(tiny), photos, RECIPE, out=tmp_path_factory.mktemp("run") / "it", device="cpu", quiet=True)
+
+
+def test_it_learns_and_what_it_reports_is_true(run, photos):
+    assert run.evaluation.top1 > 0.8
+    assert run.history[-1].train_loss < run.history[0].train_loss
+    pictures = open_pictures(photos).part("val")
+    right = [p.labels[0] == q.label for p, q in zip(predict(run.classifier, pictures), pictures, strict=True)]
+    assert run.evaluation.top1 == pytest.approx(sum(right) / len(right))
+    assert run.evaluation.n == 15
+    best = run.history[run.best_epoch - 1]
+    assert best.val_top1 == max(record.val_top1 for record in run.history) == pytest.approx(run.evaluation.top1)
+    assert best.val_loss == pytest.approx(run.evaluation.loss, abs=1e-5)
+
+
+def test_the_folder_of_a_run(run, photos):
+    names = {entry.name for entry in run.directory.iterdir()}
+    assert names == {"config.yaml", "metrics.csv", "best.safetensors", "learning_curve.png", "confusion_matrix.png"}
+    for name in ("learning_curve.png", "confusion_matrix.png"):
+        with Image.open(run.directory / name) as image:
+            assert min(image.size) > 300
+    with open(run.directory / "metrics.csv", encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    assert [int(row["epoch"]) for row in rows] == [1, 2, 3]
+    assert float(rows[0]["val_loss"]) == run.history[0].val_loss
+    config = yaml.safe_load((run.directory / "config.yaml").read_text(encoding="utf-8"))
+    assert Recipe.from_dict(config["recipe"]) == replace(RECIPE, augmentation="none")
+    kept = load(run.directory)
+    assert kept.card == run.classifier.card
+    assert kept.provenance["metrics"]["n"] == 15
+    assert kept.provenance["data"]["pictures"] == {"train": 48, "val": 15}
+    assert evaluate(kept, photos).top1 == run.evaluation.top1
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(run, tiny, photos, tmp_path):
+    torch.manual_seed(99)  # the state of torch's generator must not matter after the network is built
+    again = create(tiny)
+    torch.rand(5)
+    same = train(again, photos, RECIPE, out=tmp_path / "same", device="cpu", quiet=True)
+    other = train(create(tiny), photos, replace(RECIPE, seed=1), out=tmp_path / "other", device="cpu", quiet=True)
+    for key, value in run.classifier.network.state_dict().items():
+        assert torch.equal(same.classifier.network.state_dict()[key], value), key
+    assert any(
+        not torch.equal(other.classifier.network.state_dict()[key], value)
+        for key, value in run.classifier.network.state_dict().items()
+    )
+
+
+def test_a_folder_without_parts_is_divided_and_the_held_out_share_is_found_again(tiny, tmp_path):
+    fill_folder(tmp_path / "photos", LABELS, 10)
+    run = train(create(tiny), tmp_path / "photos", replace(RECIPE, epochs=1), out=tmp_path / "r", quiet=True)
+    assert run.evaluation.n == 6
+    found = evaluate(run.classifier, tmp_path / "photos")
+    assert (found.n, found.top1) == (6, run.evaluation.top1)
+    assert any("trained on the rest" in note for note in found.notes)
+    everything = evaluate(run.classifier, tmp_path / "photos", split="all")
+    assert everything.n == 30
+    assert any("trained on these very pictures" in note for note in everything.notes)
+
+
+def test_unreadable_pictures_are_left_out_and_told(tiny, tmp_path, capsys):
+    fill_folder(tmp_path / "photos", LABELS, 6)
+    (tmp_path / "photos" / "red" / "broken.jpg").write_text("x")
+    run = train(create(tiny), tmp_path / "photos", replace(RECIPE, epochs=1), out=tmp_path / "r")
+    told = capsys.readouterr().err
+    assert "left out:" in told
+    assert "broken.jpg" in told
+    assert "val top-1" in told
+    assert run.evaluation.n == 3
+
+
+def test_classes_that_make_results_lie_are_refused(tiny, tmp_path):
+    fill_folder(tmp_path / "a" / "train", LABELS, 3)
+    fill_folder(tmp_path / "a" / "val", LABELS[:2], 2)
+    with pytest.raises(BadData, match=r"val has no readable pictures of red"):
+        train(create(tiny), tmp_path / "a", RECIPE, out=tmp_path / "r1", quiet=True)
+    fill_folder(tmp_path / "b", (*LABELS, "zebra"), 3)
+    with pytest.raises(BadData, match="zebra"):
+        train(create(tiny), tmp_path / "b", RECIPE, out=tmp_path / "r2", quiet=True)
+
+
+def test_a_folder_that_is_taken_is_refused(tiny, photos, tmp_path):
+    (tmp_path / "thesis.txt").write_text("x")
+    with pytest.raises(BadOutput, match="--out"):
+        train(create(tiny), photos, RECIPE, out=tmp_path, quiet=True)
+    with pytest.raises(BadOutput):
+        train(create(tiny), photos, RECIPE, out=tmp_path / "thesis.txt", quiet=True)
+
+
+def test_a_diverging_loss_is_explained_and_the_last_good_weights_stay(tiny, photos, tmp_path):
+    recipe = replace(RECIPE, learning_rate=1e30, clip_norm=1e30)
+    with pytest.raises(BadInput, match="learning-rate"):
+        train(create(tiny), photos, recipe, out=tmp_path / "r", quiet=True)
+
+
+def test_what_suits_the_pictures(photos):
+    pictures = open_pictures(photos)
+    small = suit_classifier(pictures, "vgg11")
+    assert small.preprocessing.crop_pixels == 32
+    assert small.configuration.head == "pool"
+    digits = suit_classifier(open_pictures("digits"), "vgg11", in_channels=1)
+    assert digits.preprocessing.channel_order == "L"
+    large = suit_classifier(pictures, "vgg11", image_pixels=224, until="pool1")
+    assert (large.preprocessing.resize_pixels, large.preprocessing.crop_pixels) == (256, 224)
+    with pytest.raises(BadConfiguration, match="32"):
+        suit_classifier(pictures, "vgg11", image_pixels=16)
+
+
+def test_choices_follow_the_network(tiny):
+    side = Preprocessing()
+    plain = replace(tiny, batch_norm=False)
+    rates = [
+        settle(Recipe(), configuration, side, pretrained=pretrained)[0].learning_rate
+        for configuration in (plain, tiny)
+        for pretrained in (False, True)
+    ]
+    assert rates == pytest.approx([0.01, 0.001, 0.03, 0.003])
+    settled, reasons = settle(Recipe(), tiny, side, pretrained=False)
+    assert settled.augmentation == "photo"
+    assert len(reasons) == 2
+    assert settle(settled, tiny, side, pretrained=False) == (settled, [])
+
+
+def test_the_learning_rate_rises_and_falls():
+    recipe = Recipe(epochs=10, learning_rate=0.5, warmup_epochs=2)
+    rates = [learning_rate_at(step, recipe=recipe, steps_per_epoch=7) for step in range(70)]
+    assert max(rates) == pytest.approx(0.5)
+    assert rates[0] < 0.05
+    assert rates.index(max(rates)) == 14
+    assert rates[:15] == sorted(rates[:15])
+    assert rates[14:] == sorted(rates[14:], reverse=True)
+    assert 0 < rates[-1] < 0.001
+    short = Recipe(epochs=1, learning_rate=0.5, warmup_epochs=5)
+    assert all(math.isfinite(learning_rate_at(s, recipe=short, steps_per_epoch=1)) for s in range(1))
+
+
+def test_biases_and_batch_norm_do_not_decay(tiny):
+    network = create(tiny).network
+    decaying, others = build_optimizer(network, Recipe()).param_groups
+    assert all(p.dim() > 1 for p in decaying["params"])
+    assert decaying["weight_decay"] == 5e-4
+    assert others["weight_decay"] == 0
+    assert len(decaying["params"]) + len(others["params"]) == len(list(network.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", 0),
+        ("epochs", 1.5),
+        ("batch_size", 0),
+        ("learning_rate", -1),
+        ("learning_rate", float("nan")),
+        ("momentum", 1),
+        ("weight_decay", -0.1),
+        ("label_smoothing", 1),
+        ("augmentation", "wild"),
+        ("validation_share", 1),
+        ("seed", -1),
+        ("clip_norm", 0),
+    ],
+)
+def test_recipes_that_cannot_be(field, value):
+    with pytest.raises(BadConfiguration, match=field):
+        Recipe(**{field: value})
+    with pytest.raises(BadConfiguration):
+        Recipe.from_dict({"epoch": 1})
+
+
+def test_augmented_training_on_real_photos(shared, tiny, tmp_path):
+    pytest.importorskip("torchvision")
+    classifier = Classifier.create(
+        tiny, labels=["ants", "bees"], preprocessing=Preprocessing(resize_pixels=72, crop_pixels=64)
+    )
+    run = train(classifier, shared / "hymenoptera", Recipe(epochs=1), out=tmp_path / "r", quiet=True)
+    assert run.evaluation.n == 153
+    pictures = open_pictures(shared / "hymenoptera").part("val")
+    answers = predict(load(tmp_path / "r"), pictures, top=1)
+    right = sum(a.labels[0] == p.label for a, p in zip(answers, pictures, strict=True))
+    assert run.evaluation.top1 == pytest.approx(right / 153)
