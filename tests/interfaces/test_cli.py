@@ -74,7 +74,6 @@ def test_every_verb_has_its_command_and_help_explains_each(capsys):
         (["summary", "vgg11", "--until", "relu3_3"], "relu3_2"),
         (["code", "vgg11", "--classes", "0"], "num_classes"),
         (["train", "no-such-set"], "digits"),
-        (["train", "digits", "--epochs", "0"], "epochs"),
         (["train", "digits", "--model", "resnet18"], "vgg11"),
         (["train", "digits", "--device", "tpu"], "tpu"),
         (["evaluate", "none.safetensors", "digits"], "none.safetensors"),
@@ -97,7 +96,8 @@ def test_wrong_options_are_explained_by_the_parser(capsys):
     for arguments in (["train", "--epoch", "3"], ["train", "--epochs", "x"], ["summary", "--head", "poll"]):
         code, _, err = call(*arguments, capsys=capsys)
         assert code == 2
-        assert "--epochs" in err or "--head" in err
+        assert "epochs" in err or "--head" in err
+        assert "Traceback" not in err
 
 
 def test_summary_and_models_as_json(capsys):

@@ -234,10 +234,11 @@ def configure(
         changes |= {"hidden": start.hidden[:depth], "ranks": start.ranks and (*start.ranks[:depth], None)}
     elif until is not None:
         changes["until"] = until
-        if head not in (None, "pool"):
+        whole = until == _last_pool(start)
+        if head not in (None, "pool") and not whole:
             raise BadConfiguration(f"a trunk cut at {until!r} takes head='pool', got head={head!r}")
-        head = "pool"
-        changes["statistics"] = "mean" if until == _last_pool(start) else "mean+std"
+        head = head or "pool"
+        changes["statistics"] = "mean" if whole else "mean+std"
     if head is not None and head != start.head:
         changes["head"] = head
         if head == "pool":

@@ -75,6 +75,8 @@ class VGG(nn.Module):
 
     def _check(self, images: Tensor) -> None:
         channels, smallest = self.configuration.in_channels, self.configuration.minimum_side
+        if not isinstance(images, Tensor):
+            raise BadInput(f"a batch of pictures is a torch tensor, got {type(images).__name__}")
         shape = tuple(images.shape)
         if images.dim() != 4 or shape[1] != channels:
             raise BadInput(
