@@ -55,7 +55,7 @@ def test_the_folder_of_a_run(run, photos):
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3]
     assert float(rows[0]["val_loss"]) == run.history[0].val_loss
     config = yaml.safe_load((run.directory / "config.yaml").read_text(encoding="utf-8"))
-    assert Recipe.from_dict(config["recipe"]) == replace(RECIPE, augmentation="none")
+    assert Recipe.from_dict(config["recipe"]) == replace(RECIPE, augmentation="shift")
     kept = load(run.directory)
     assert kept.card == run.classifier.card
     assert kept.provenance["metrics"]["n"] == 15

@@ -31,7 +31,7 @@ class Demonstration:
 def demonstrate(
     out: str | Path = "runs/demo", *, device: str = "auto", seed: int = 0, quiet: bool = False
 ) -> Demonstration:
-    """Train vgg11 on scikit-learn's digits and ask it about one held-out digit of each class.
+    """Train vgg11_bn on scikit-learn's digits and ask it about one held-out digit of each class.
 
     Args:
         out: Folder of the run; what an earlier demonstration left there is replaced.
@@ -44,10 +44,8 @@ def demonstrate(
     out = Path(out)
     _clear(out)
     digits = open_pictures("digits")
-    classifier = suit_classifier(digits, "vgg11")
-    run = train(
-        classifier, digits, Recipe(epochs=9, learning_rate=0.03, seed=seed), out=out, device=device, quiet=quiet
-    )
+    classifier = suit_classifier(digits, "vgg11_bn")
+    run = train(classifier, digits, Recipe(epochs=7, seed=seed), out=out, device=device, quiet=quiet)
     asked = []
     for label in digits.labels:
         picture = next(picture for picture in digits.part("test") if picture.label == label)

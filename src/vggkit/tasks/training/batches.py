@@ -81,6 +81,7 @@ class TrainingBatches:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # its own draws stay out of the generator that dropout uses
         )
 
     def __len__(self) -> int:

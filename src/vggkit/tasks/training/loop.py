@@ -19,7 +19,7 @@ from vggkit.errors import BadInput
 from vggkit.hardware import derive_seed
 from vggkit.images.sources import Picture
 from vggkit.networks.classifier import Classifier
-from vggkit.tasks.training.augmentation import see_photos, see_whole
+from vggkit.tasks.training.augmentation import View
 from vggkit.tasks.training.batches import TrainingBatches
 from vggkit.tasks.training.optimizers import build_optimizer, learning_rate_at
 from vggkit.tasks.training.recipe import Recipe
@@ -68,12 +68,11 @@ def fit(
     Raises BadInput when the loss is not a number any more, and BadImage.
     """
     network = classifier.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    see = see_photos if recipe.augmentation == "photo" else see_whole
     batches = TrainingBatches(
         train,
         labels=classifier.labels,
         preprocessing=classifier.preprocessing,
-        view=see(classifier.preprocessing),
+        view=View.of(recipe.augmentation, classifier.preprocessing),
         batch_size=recipe.batch_size,
         seed=recipe.seed,
         device=device,

@@ -8,7 +8,7 @@ from vggkit.errors import BadConfiguration, UnknownName
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.networks.configurations import Configuration
 
-Augmentation = Literal["auto", "none", "photo"]
+Augmentation = Literal["auto", "none", "shift", "photo"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Recipe:
     label_smoothing: float = 0.0
     """Share in [0, 1) of the target spread over all classes."""
     augmentation: Augmentation = "auto"
-    """photo: random crops and mirror images. none: pictures as they are. auto: photo from 64 pixels on."""
+    """photo: random crops, mirrored. shift: moved a little. auto: photo from 64 pixels on, shift below."""
     validation_share: float = 0.2
     """Share in (0, 1) of each class held out, where the data has no validation part."""
     seed: int = 0
@@ -92,7 +92,7 @@ def settle(
         )
     if recipe.augmentation == "auto":
         side = preprocessing.crop_pixels
-        recipe = replace(recipe, augmentation="photo" if side >= 64 else "none")
+        recipe = replace(recipe, augmentation="photo" if side >= 64 else "shift")
         reasons.append(f"augmentation {recipe.augmentation}: pictures are fed at {side} pixels")
     return recipe, reasons
 
