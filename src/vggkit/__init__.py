@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from vggkit.images.preprocessing import Preprocessing
     from vggkit.networks.classifier import Classifier, load
     from vggkit.networks.configurations import Configuration, configure, list_models
+    from vggkit.networks.conversion import Conversion, convert
+    from vggkit.networks.identification import Identification, identify
     from vggkit.networks.initialization import adapt_filters, initialize, warm_start
+    from vggkit.networks.publishing.pretrained import fetch
     from vggkit.networks.styles.listings import write_listing
     from vggkit.networks.vgg import VGG
     from vggkit.tasks.evaluation import Evaluation, evaluate
@@ -32,9 +35,14 @@ _HOMES = {
     "Preprocessing": "images.preprocessing",
     "Recipe": "tasks.training.recipe",
     "Summary": "tasks.inspection",
+    "Conversion": "networks.conversion",
+    "Identification": "networks.identification",
     "TrainingRun": "workflows.runs",
     "VggkitError": "errors",
     "adapt_filters": "networks.initialization",
+    "convert": "networks.conversion",
+    "fetch": "networks.publishing.pretrained",
+    "identify": "networks.identification",
     "configure": "networks.configurations",
     "evaluate": "tasks.evaluation",
     "initialize": "networks.initialization",
@@ -55,6 +63,11 @@ __all__ = [  # noqa: RUF022 (as people meet them)
     "Classifier",
     "Preprocessing",
     "load",
+    "identify",
+    "Identification",
+    "convert",
+    "Conversion",
+    "fetch",
     "Recipe",
     "train",
     "TrainingRun",

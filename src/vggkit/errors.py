@@ -7,6 +7,7 @@
     ├── BadImage             a file that is not a readable picture
     ├── BadData              a place without the pictures or classes that were asked for
     ├── BadCheckpoint        a weights file that is broken, unsafe or of another network
+    ├── BadDownload          a host that does not give the file that was asked of it, or no network
     ├── BadOutput            a place that cannot be written to
     └── MissingExtra         an optional package that is not installed
 
@@ -35,7 +36,7 @@ class UnknownName(VggkitError, ValueError):
         return cls(f"{name!r} is not a {kind}.{hint} Known: {', '.join(known)}.")
 
 
-class BadConfiguration(VggkitError, ValueError):
+class BadConfiguration(VggkitError):
     """A network or a recipe that cannot exist, or options that contradict each other."""
 
 
@@ -53,6 +54,10 @@ class BadData(VggkitError, ValueError):
 
 class BadCheckpoint(VggkitError, ValueError):
     """A weights file that is broken, unsafe or of another network."""
+
+
+class BadDownload(VggkitError, OSError):
+    """A host that does not give the file that was asked of it, or no network to ask through."""
 
 
 class BadOutput(VggkitError, OSError):

@@ -23,7 +23,10 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         if path.is_dir():
             raise BadOutput(f"{path}: is a folder, and a file is to be written there; name a file")
         try:
+            beside.touch()
+            mode = beside.stat().st_mode  # as the system gives new files; some writers make theirs private
             yield beside
+            beside.chmod(mode)
             with open(beside, "rb+") as written:
                 os.fsync(written.fileno())
             beside.replace(path)

@@ -120,3 +120,12 @@ def test_unknown_fields_are_refused_with_the_nearest():
     with pytest.raises(BadConfiguration, match="in_channels=4"):
         suit_preprocessing(in_channels=4)
     assert dataclasses.is_dataclass(suit_preprocessing(300))
+
+
+def test_a_thread_of_a_picture_costs_no_gigabytes():
+    import tracemalloc
+
+    tracemalloc.start()
+    assert Preprocessing()(np.zeros((20_000, 1, 3), np.uint8)).shape == (3, 224, 224)
+    assert tracemalloc.get_traced_memory()[1] < 100e6
+    tracemalloc.stop()

@@ -167,3 +167,30 @@ def test_train_through_a_real_process_then_predict(photos, tmp_path):
     again = vggkit("train", photos, "--out", "r")
     assert again.returncode == 2
     assert "is there already" in again.stderr
+
+
+def test_identify_and_convert(model, tmp_path, capsys):
+    code, out, _ = call("identify", model, capsys=capsys)
+    assert code == 0
+    assert str(model) in out
+    target = tmp_path / "blocks.pth"
+    code, out, _ = call("convert", model, target, "--to", "blocks", capsys=capsys)
+    assert code == 0
+    assert "blocks" in out
+    code, out, _ = call("identify", target, model, "--json", capsys=capsys)
+    rows = [json.loads(line) for line in out.splitlines()]
+    asked = "configuration dialect batch_norm num_classes in_channels complete missing unexpected input_convention"
+    assert all(set(asked.split()) <= row.keys() for row in rows)
+    assert [row["dialect"] for row in rows] == ["blocks", "torchvision"]
+    assert all((row["num_classes"], row["batch_norm"], row["complete"]) == (3, True, True) for row in rows)
+    broken = tmp_path / "broken.pth"
+    broken.write_text("<html>")
+    code, out, err = call("identify", broken, target, capsys=capsys)
+    assert code == 2
+    assert "broken.pth" in err
+    assert "blocks.pth" in out
+    code, _, err = call("convert", broken, tmp_path / "x.pth", "--to", "timm", capsys=capsys)
+    assert code == 2
+    assert not (tmp_path / "x.pth").exists()
+    assert call("identify", capsys=capsys)[0] == 2
+    assert "caffe" in call("convert", model, target, "--to", "timm", "--input-convention", "cafe", capsys=capsys)[2]

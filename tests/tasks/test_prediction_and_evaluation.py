@@ -118,3 +118,27 @@ def test_unreadable_pictures_are_counted_out_and_named(classifier, tmp_path):
     assert "broken.jpg" in found.unreadable[0]
     with pytest.raises(BadData, match="part test"):
         evaluate(classifier, tmp_path, split="test")
+
+
+def test_a_frozen_batch_norm_stays_frozen(classifier, photos):
+    classifier.network.train()
+    classifier.network.features[1].eval()
+    predict(classifier, photos / "val")
+    assert not classifier.network.features[1].training
+    assert classifier.network.features[2].training
+
+
+def test_a_classifier_in_half_precision_answers(classifier, photos):
+    expected = predict(classifier, photos / "val")
+    classifier.network.bfloat16()
+    found = predict(classifier, photos / "val")
+    for one, other in zip(expected, found, strict=True):
+        there = dict(zip(other.labels, other.probabilities, strict=True))
+        assert all(
+            abs(there[label] - chance) < 0.05 for label, chance in zip(one.labels, one.probabilities, strict=True)
+        )
+
+
+def test_pixels_are_asked_for_as_pictures(classifier):
+    with pytest.raises(BadInput, match="Picture"):
+        predict(classifier, [draw_class("red", 1)])

@@ -1,4 +1,5 @@
 import csv
+import itertools
 import math
 from dataclasses import replace
 
@@ -209,3 +210,87 @@ def test_augmented_training_on_real_photos(shared, tiny, tmp_path):
     answers = predict(load(tmp_path / "r"), pictures, top=1)
     right = sum(a.labels[0] == p.label for a, p in zip(answers, pictures, strict=True))
     assert run.evaluation.top1 == pytest.approx(right / 153)
+
+
+def test_the_same_command_gives_the_same_bytes_in_another_process(photos, tmp_path):
+    import subprocess
+    import sys
+
+    def run(name, *options):
+        arguments = [
+            "train",
+            str(photos),
+            "--until",
+            "pool1",
+            "--image-size",
+            "32",
+            "--epochs",
+            "1",
+            "--device",
+            "cpu",
+        ]
+        subprocess.run(
+            [sys.executable, "-m", "vggkit", *arguments, *options, "--out", name],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+            timeout=240,
+        )
+        return load(tmp_path / name).network.state_dict()
+
+    first, again, other = run("a"), run("b"), run("c", "--seed", "1")
+    assert all(torch.equal(again[key], value) for key, value in first.items())
+    assert not torch.equal(other["features.0.weight"], first["features.0.weight"])
+
+
+def test_a_loss_that_diverges_only_in_validation_is_explained_too(tiny, photos, tmp_path):
+    recipe = replace(RECIPE, epochs=1, batch_size=100, learning_rate=1e30, warmup_epochs=0)
+    with pytest.raises(BadInput, match="validation after epoch 1"):
+        train(create(tiny), photos, recipe, out=tmp_path / "r", quiet=True)
+
+
+def test_what_cannot_be_learned_is_refused_before_training(tiny, photos, tmp_path):
+    pixels = Preprocessing(resize_pixels=16, crop_pixels=16)
+    deep = Classifier.create(tiny, labels=LABELS, until="relu5_1", preprocessing=pixels)
+    with pytest.raises(BadConfiguration, match="batch_size"):
+        train(deep, photos, replace(RECIPE, batch_size=1), out=tmp_path / "r", quiet=True)
+    fill_folder(tmp_path / "one", ("red",), 4)
+    lonely = suit_classifier(open_pictures(tmp_path / "one"), tiny)
+    with pytest.raises(BadData, match="one class"):
+        train(lonely, tmp_path / "one", RECIPE, out=tmp_path / "q", quiet=True)
+
+
+def test_another_folder_with_the_same_names_is_another_folder(tiny, tmp_path):
+    fill_folder(tmp_path / "a", LABELS, 10)
+    fill_folder(tmp_path / "b", LABELS, 10)
+    Image.new("RGB", (50, 41)).save(tmp_path / "b" / "red" / "000.png")
+    run = train(create(tiny), tmp_path / "a", replace(RECIPE, epochs=1), out=tmp_path / "r", quiet=True)
+    found = evaluate(run.classifier, tmp_path / "b")
+    assert found.n == 30
+    assert found.notes == ()
+
+
+def test_an_interruption_keeps_the_best_or_leaves_room(tiny, photos, tmp_path, monkeypatch, capsys):
+    from vggkit.workflows import runs
+
+    fit = runs.fit
+
+    def interrupted(epochs):
+        def cut_short(*arguments, **options):
+            yield from itertools.islice(fit(*arguments, **options), epochs)
+            raise KeyboardInterrupt
+
+        return cut_short
+
+    for epochs in (1, 0):
+        monkeypatch.setattr(runs, "fit", interrupted(epochs))
+        with pytest.raises(KeyboardInterrupt):
+            train(create(tiny), photos, RECIPE, out=tmp_path / str(epochs))
+        assert (tmp_path / str(epochs)).exists() == (epochs == 1)
+        assert "interrupted" in capsys.readouterr().err
+    assert load(tmp_path / "1").provenance["epoch"] == 1
+
+
+def test_files_are_as_readable_as_the_system_makes_new_files(run):
+    modes = {entry.stat().st_mode for entry in run.directory.iterdir()}
+    assert len(modes) == 1

@@ -83,7 +83,7 @@ class Preprocessing:
 
     def fit(self, pixels: Pixels) -> Pixels:
         """Resized and cropped RGB pixels (crop, crop, 3)."""
-        image = Image.fromarray(pixels)
+        image = Image.fromarray(_without_far_ends(pixels))
         width, height = image.size
         short, long = sorted((width, height))
         # torchvision's rounding: the long side is cut to whole pixels.
@@ -147,6 +147,14 @@ def _is_number(value: object) -> bool:
 def _first(side: int, crop: int) -> int:
     """Where the middle part starts, rounded as torchvision does; before the picture where that is smaller."""
     return round((side - crop) / 2) if side >= crop else -((crop - side) // 2)
+
+
+def _without_far_ends(pixels: Pixels) -> Pixels:
+    """The middle of a picture over 64 times as long as wide: resized whole it would take gigabytes, to no use."""
+    height, width = pixels.shape[:2]
+    longest = 64 * min(height, width)
+    top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
+    return pixels[top : top + longest, left : left + longest]
 
 
 @lru_cache(maxsize=16)

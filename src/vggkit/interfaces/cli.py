@@ -7,6 +7,7 @@ The verbs are in `commands.py`; this file loads it only when one of them is call
 import difflib
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Final, NoReturn
 
@@ -18,6 +19,8 @@ VERBS: Final[Mapping[str, Mapping[str, str]]] = {
         "models": "the networks of the paper, with their sizes",
         "summary": "a network layer by layer: shapes, parameters, multiply-adds, receptive field",
         "code": "a network as a standalone listing, ready to paste",
+        "identify": "what a file of weights really holds",
+        "convert": "weights to torchvision's, timm's, Keras', Caffe's or a listing's dialect",
     },
     "learn from your pictures": {
         "train": "a Classifier from a folder of pictures",
@@ -64,6 +67,9 @@ def _run(given: list[str]) -> int:
         what = "option" if verb.startswith("-") else "verb"
         _fail(f"no {what} {verb!r}.{hint} `vggkit --help` lists the verbs")
 
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # what libraries tell their programmers
+
     import tyro
 
     from vggkit.interfaces import commands
@@ -80,7 +86,8 @@ def _run(given: list[str]) -> int:
             tyro.conf.PositionalMetavarFromFieldName,
         ),
     )
-    sys.stdout.flush()
+    if sys.stdout is not None:  # closed from the start: vggkit … >&-
+        sys.stdout.flush()
     return result if isinstance(result, int) else 0
 
 

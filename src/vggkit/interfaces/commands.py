@@ -5,32 +5,42 @@ Arguments before `/` are positional, the others options; tyro reads both, and th
 
 import json as json_format
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from vggkit.errors import BadConfiguration, BadInput
+from vggkit.errors import BadCheckpoint, BadConfiguration, BadInput
 from vggkit.networks.configurations import Head, Scheme, configure, list_models
+from vggkit.networks.conventions import find_convention
+from vggkit.networks.dialects import Dialect
 from vggkit.networks.styles.listings import Style, write_listing
 from vggkit.reports.model_table import draw_models
 from vggkit.reports.progress import ProgressLine
 from vggkit.reports.tables import draw_summary
+from vggkit.reports.weight_texts import describe_identification
 from vggkit.tasks.inspection import summarize
 from vggkit.tasks.training.recipe import Recipe
 
 
 def models(*, json: bool = False) -> None:
-    """The networks of the paper and their batch-norm variants.
+    """The networks of the paper and their batch-norm variants: what they cost, and what published weights reach.
 
     Args:
         json: One JSON object in place of the table.
     """
+    from vggkit.networks.publishing.published import list_published
+
     summaries = [summarize(configure(name)) for name in list_models()]
     if json:
-        _print_json({summary.model: summary.to_dict()["totals"] for summary in summaries})
+        weights = {
+            name: {record.tag: record.to_dict() for record in list_published(name)} for name in list_models()
+        }
+        _print_json({s.model: {**s.to_dict()["totals"], "weights": weights[s.model]} for s in summaries})
     else:
-        Console(highlight=False).print(draw_models(summaries))
+        console = Console(highlight=False)
+        console.print(draw_models(summaries, width=console.width))
 
 
 def summary(
@@ -53,7 +63,7 @@ def summary(
         classes: Number of classes.
         channels: Channels of the picture.
         head: fc (the paper's), dense (the same as convolutions) or pool.
-        until: Cut the trunk after this layer, such as relu3_4, and put a pool head on it.
+        until: Cut after this layer: relu3_4 and a pool head on it, or fc6 and fc7, which keep the head up to there.
         json: One JSON object in place of the table.
         plot: Also draw it, to this .png, .pdf or .svg.
     """
@@ -92,13 +102,77 @@ def code(
         classes: Number of classes.
         channels: Channels of the pictures.
         head: fc (the paper's), dense (the same as convolutions) or pool.
-        until: Cut the trunk after this layer, such as relu3_4, and put a pool head on it.
+        until: Cut after this layer: relu3_4 and a pool head on it, or fc6 and fc7, which keep the head up to there.
         dropout: Chance in [0, 1).
     """
     configuration = configure(
         model, num_classes=classes, in_channels=channels, head=head, until=until, dropout=dropout
     )
     print(write_listing(configuration, style), end="")
+
+
+def identify(files: tuple[Path, ...], /, *, json: bool = False) -> int:
+    """What files of weights really hold, by their shapes and not by their names.
+
+    Args:
+        files: .pth, .safetensors, .npz, .h5, .keras and others.
+        json: A JSON object a file and line.
+    """
+    from vggkit.networks.identification import identify as look
+
+    if not files:
+        raise BadInput("identify needs a file: vggkit identify FILE…")
+    refused = 0
+    for file in files:
+        try:
+            found = look(file)
+        except BadCheckpoint as problem:
+            refused += 1
+            print(f"vggkit: error: {problem}", file=sys.stderr)
+            continue
+        if json:
+            print(json_format.dumps(found.to_dict(), ensure_ascii=False))
+        else:
+            print(describe_identification(found))
+    return 2 if refused else 0
+
+
+def convert(
+    source: Path,
+    target: Path,
+    /,
+    *,
+    to: Dialect,
+    input_convention: str | None = None,
+    keep_input: bool = False,
+    allow_partial: bool = False,
+    json: bool = False,
+) -> None:
+    """Write weights in another dialect, checked to give the same logits.
+
+    Args:
+        source: Any file that identify reads.
+        target: The file to write: .safetensors or .pth; for Keras .h5, .weights.h5 or .npz; for Caffe .npz.
+        to: The dialect.
+        input_convention: What the source is fed, where it does not tell: imagenet, caffe, caffe-rgb, caffe-unit.
+        keep_input: Leave the first filters and the input convention as they are.
+        allow_partial: Convert what is there of a file without a head.
+        json: One JSON object in place of the text.
+    """
+    from vggkit.networks.conversion import convert as turn
+
+    found = turn(
+        source,
+        target,
+        to=to,
+        input_convention=find_convention(input_convention),
+        keep_input=keep_input,
+        allow_partial=allow_partial,
+    )
+    if json:
+        _print_json(found.to_dict())
+    else:
+        print(found)
 
 
 def train(
@@ -114,6 +188,8 @@ def train(
     channels: int = 3,
     dropout: float | None = None,
     initialization: Scheme = "kaiming",
+    input_convention: str | None = None,
+    allow_partial: bool = False,
     recipe: Recipe = Recipe(),  # noqa: B008 (frozen)
     device: str = "auto",
     json: bool = False,
@@ -128,13 +204,15 @@ def train(
         data: A folder with a subfolder for each class, or with train/ and val/ holding them; or digits.
         model: A name that `vggkit models` lists.
         out: The run's folder, new or empty. Without it: the next free runs/<model>-<n>.
-        weights: Start from this .safetensors or .pth file with torchvision's keys.
+        weights: Start from imagenet, the published weights, or from a file of a VGG's weights, such as .pth.
         head: fc (the paper's), dense or pool. Without it: the model's, and pool below 128 pixels.
-        until: Cut the trunk after this layer, such as relu3_4, and put a pool head on it.
+        until: Cut after this layer: relu3_4 and a pool head on it, or fc6 and fc7, which keep the head up to there.
         image_size: Pixels at which pictures are fed. Without it: 224, or smaller pictures' own size.
         channels: 3, or 1 for grey.
         dropout: Chance in [0, 1).
         initialization: How random weights are drawn.
+        input_convention: What the weights are fed, where unknown: imagenet, caffe, caffe-rgb or caffe-unit.
+        allow_partial: Take what fits of the weights; the rest stays random, and every key is reported.
         recipe: How to learn.
         device: auto, cpu, cuda or mps.
         json: One JSON object with the result on standard output.
@@ -145,6 +223,8 @@ def train(
     from vggkit.workflows.runs import train as run_training
 
     pictures = open_pictures(data)
+    if str(weights) == "imagenet":
+        _fetch_weights(configure(model, head=head, dropout=dropout, until=until).model, quiet=quiet)
     classifier = suit_classifier(
         pictures,
         model,
@@ -155,6 +235,9 @@ def train(
         dropout=dropout,
         until=until,
         initialization=initialization,
+        input_convention=input_convention,
+        allow_partial=allow_partial,
+        seed=recipe.seed,
     )
     run = run_training(classifier, pictures, recipe, out=out, device=device, quiet=quiet)
     if json:
@@ -273,7 +356,7 @@ def predict(
 
 
 def demo(*, out: Path = Path("runs/demo"), device: str = "auto", seed: int = 0, quiet: bool = False) -> None:
-    """Train a VGG11 on real handwritten digits, measure it on digits it has not seen, and ask it about some.
+    """Train a VGG11 with batch norm on real handwritten digits, measure it on others, and ask it about some.
 
     Args:
         out: Folder for what it makes; one that an earlier demo made is replaced.
@@ -294,6 +377,18 @@ def demo(*, out: Path = Path("runs/demo"), device: str = "auto", seed: int = 0, 
     print(f"next:    vggkit predict {best} {found.predictions[0].path}")
     print(f"         vggkit evaluate {best} digits")
     print("         vggkit train YOUR_PICTURES/ --model vgg11_bn")
+
+
+def _fetch_weights(model: str, *, quiet: bool) -> None:
+    """Half a gigabyte before anything else, where it can be seen to come."""
+    from vggkit.networks.publishing.pretrained import fetch
+
+    with ProgressLine(quiet=quiet) as line:
+        found = fetch(
+            model,
+            on_progress=lambda done, total: line.show("fetching MB", done // 10**6, max(total, done) // 10**6),
+        )
+        line.say(f"weights: {found.source} ({found.published.licence}; {found.published.terms})")
 
 
 def _describe(evaluation: Any) -> str:

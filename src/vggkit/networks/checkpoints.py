@@ -1,61 +1,30 @@
 """Weights in files: read safely, compare with what a network expects, write whole.
 
-Reading never runs code: safetensors, or torch's own files with `weights_only=True`.
+Reading is `weight_files`', which never runs code.
 """
 
-import pickle
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from vggkit.errors import BadCheckpoint, BadOutput
 from vggkit.networks.configurations import Configuration
 from vggkit.networks.initialization import adapt_filters
+from vggkit.networks.weight_files import open_weights
 from vggkit.writing import whole_file
-
-WRAPPERS: Final = ("state_dict", "model_state_dict", "model")
-"""Entries under which training scripts keep the weights."""
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Every tensor of a `.safetensors` file or of a `.pth` state dict, by key, on the CPU.
+    """Every tensor of any file of weights that `open_weights` reads, by key, on the CPU.
 
-    Raises BadCheckpoint, naming the file, for anything that is not a whole file of tensors.
+    Raises BadCheckpoint, naming the file, for anything that is not a whole file of finite tensors.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise BadCheckpoint(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
-    if path.suffix == ".safetensors":
-        try:
-            return safetensors.torch.load_file(path)
-        except (SafetensorError, OSError, MemoryError, ValueError) as problem:
-            raise BadCheckpoint(f"{path}: is not a whole safetensors file ({problem})") from problem
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as problem:
-        raise BadCheckpoint(
-            f"{path}: is not a plain state dict; loading it would run code from the file, so it was refused. "
-            "Save model.state_dict() where it was made"
-        ) from problem
-    except Exception as problem:  # a broken archive shows itself in many ways
-        reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
-        raise BadCheckpoint(f"{path}: cannot be read as PyTorch weights ({reason})") from problem
-    return _find_tensors(content, path)
-
-
-def _find_tensors(content: object, path: Path) -> dict[str, Tensor]:
-    """The mapping of keys to tensors, itself or under a training script's wrapper."""
-    if isinstance(content, Mapping):
-        inside = next((content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)), content)
-        tensors = {str(key): value for key, value in inside.items() if isinstance(value, Tensor)}
-        if tensors:
-            return tensors
-    raise BadCheckpoint(f"{path}: holds no tensors by key, but {type(content).__name__}; expected a state dict")
+    with open_weights(path) as file:
+        return {key: file.read(key) for key in file.entries}
 
 
 def write_weights(path: str | Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -69,26 +38,52 @@ def write_weights(path: str | Path, weights: Mapping[str, Tensor], metadata: Map
             raise BadOutput(f"{path}: cannot be written ({problem})") from problem
 
 
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """What a network starts from, and what became of every key."""
+
+    tensors: Mapping[str, Tensor]
+    """The tensors that were taken, by canonical key."""
+    random: tuple[str, ...]
+    """Canonical keys that keep their random values, asked for or not found."""
+    missing: tuple[str, ...]
+    """Those of them that the source should have held; only ever some where a part was allowed."""
+    ignored: tuple[str, ...]
+    """The source's keys that were not used."""
+    renewed: str | None
+    """What was put in place of the source's head, in words; None where it was kept."""
+
+
 def take_weights(
     configuration: Configuration,
     weights: Mapping[str, Tensor],
     *,
     source: str,
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Those of `weights` (torchvision's keys) that this network starts from, and what could not be taken.
+    allow_partial: bool = False,
+    holds: str | None = None,
+) -> Taken:
+    """Those of `weights` (canonical keys) that this network starts from, and what could not be taken.
 
     Strict but for what was asked for: another number of classes renews the last layer, a pool
     head or a cut renews the head and leaves what lies behind unused, and first filters for three
     channels are adapted to `in_channels`.
 
-    Returns the tensors by key, and the keys that keep their random values. Raises BadCheckpoint,
-    naming missing, unexpected and misshapen keys.
+    Args:
+        configuration: The network.
+        weights: Tensors by canonical key; read one at a time, where the mapping is lazy.
+        source: What they come from, for messages.
+        allow_partial: Let missing and misshapen keys keep their random values, and ignore
+            unexpected ones; some convolution must fit.
+        holds: What the source is identified as, for messages.
+
+    Raises BadCheckpoint, naming missing, unexpected and misshapen keys.
     """
     expected = configuration.state_shapes()
     last = f"classifier.{configuration.fully_connected[-1].index}."
     renewed = "classifier." if configuration.head == "pool" else last
     taken: dict[str, Tensor] = {}
     fresh, missing, misshapen = [], [], []
+    classes = None
     for key, shape in expected.items():
         value = weights.get(key)
         if value is not None and key == "features.0.weight" and value.dim() == 4 and value.shape[1] == 3:
@@ -97,6 +92,8 @@ def take_weights(
             taken[key] = value
         elif key.startswith(renewed):
             fresh.append(key)
+            if value is not None and key == f"{last}weight" and tuple(value.shape[1:]) == shape[1:]:
+                classes = value.shape[0]
         elif value is None:
             if not key.endswith("num_batches_tracked"):  # files older than PyTorch 0.4.1 have none
                 missing.append(key)
@@ -105,15 +102,31 @@ def take_weights(
     if fresh and any(key in taken for key in _same_layer(fresh)):
         taken = {key: value for key, value in taken.items() if key not in _same_layer(fresh)}
     cut = configuration.head == "pool"
-    unexpected = [] if cut else [key for key in weights if key not in expected]
-    if missing or misshapen or unexpected:
+    ignored = [key for key in weights if key not in taken]
+    unexpected = [] if cut else [key for key in ignored if key not in expected]
+    strange = missing or misshapen or unexpected
+    if strange and not (allow_partial and any(value.dim() == 4 for value in taken.values())):
         found = {"missing": missing, "misshapen": misshapen, "unexpected": unexpected}
         listed = "; ".join(f"{what}: {_shortened(keys)}" for what, keys in found.items() if keys)
         raise BadCheckpoint(
             f"{source}: does not hold the weights of {configuration.model}"
             f"{f' until {configuration.until}' if configuration.until else ''} ({listed})"
+            f"{f'; it holds {holds}' if holds else ''}"
+            f"{'' if allow_partial else '; cut with until= or take what fits with allow_partial=True'}"
         )
-    return taken, [key for key in expected if key not in taken and not key.endswith("num_batches_tracked")]
+    random = tuple(key for key in expected if key not in taken and not key.endswith("num_batches_tracked"))
+    said = None
+    if fresh:
+        said = f"the head, new with {configuration.num_classes} classes"
+        if classes is not None:
+            said = f"the last layer: {classes} classes in the file, {configuration.num_classes} here"
+    return Taken(
+        tensors=taken,
+        random=random,
+        missing=(*missing, *(line.split(" ")[0] for line in misshapen)),
+        ignored=tuple(ignored),
+        renewed=said,
+    )
 
 
 def _same_layer(keys: Sequence[str]) -> set[str]:

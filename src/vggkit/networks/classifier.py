@@ -4,6 +4,7 @@ Shape letters: N pictures, C channels, K classes.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,11 +12,18 @@ import torch
 from torch import Tensor
 
 from vggkit.errors import BadCheckpoint
+from vggkit.hardware import derive_seed
 from vggkit.images.preprocessing import Preprocessing, suit_preprocessing
+from vggkit.networks.canonical import CanonicalWeights
 from vggkit.networks.card import Card, read_card
-from vggkit.networks.checkpoints import read_weights, take_weights, write_weights
+from vggkit.networks.checkpoints import Taken, read_weights, take_weights, write_weights
 from vggkit.networks.configurations import Configuration, Head, Scheme, configure
+from vggkit.networks.identification import Examination, examine
+from vggkit.networks.publishing.pretrained import fetch
+from vggkit.networks.publishing.published import find_published
+from vggkit.networks.publishing.sharing import is_address, pull, push
 from vggkit.networks.vgg import VGG
+from vggkit.networks.weight_files import WeightFile, open_weights
 
 
 class Classifier:
@@ -79,36 +87,58 @@ class Classifier:
         dropout: float | None = None,
         until: str | None = None,
         initialization: Scheme = "kaiming",
+        allow_partial: bool = False,
+        seed: int | None = None,
     ) -> Self:
         """A Classifier to train, with random weights or starting from a file's.
 
         Args:
             model: A name of `list_models()`, or a Configuration.
             labels: Class names.
-            weights: A `.safetensors` or `.pth` file with torchvision's keys. Its last layer is
-                renewed where the number of classes differs, its head where another one is asked for;
-                `provenance["weights"]` says which keys kept random values.
-            preprocessing: None: ImageNet's at 224 pixels, grey for one channel.
+            weights: `imagenet`, the published ones (see `fetch`), or a file of a VGG's weights in any
+                dialect that `identify` knows. The last layer is renewed where the number of classes
+                differs, the head where another one is asked for; `provenance["weights"]` says what
+                became of every key.
+            preprocessing: None: that of `weights`, where their input convention is known; else
+                ImageNet's at 224 pixels, grey for one channel.
             in_channels: 3, or 1 for grey pictures; first filters of `weights` are adapted.
             head: `fc`, `dense` or `pool`.
             dropout: Chance in [0, 1).
             until: Last layer of the trunk, such as `relu3_4`.
             initialization: Scheme of the random values; see `initialize`.
+            allow_partial: Take what fits of `weights`: missing tensors keep random values,
+                unexpected ones are left.
+            seed: The random values depend on it alone; None: on torch's generator as it stands.
 
-        Raises UnknownName, BadConfiguration and BadCheckpoint.
+        Raises UnknownName, BadConfiguration, BadCheckpoint and, for `imagenet`, BadDownload.
         """
         configuration = configure(
             model, num_classes=len(labels), in_channels=in_channels, head=head, dropout=dropout, until=until
         )
-        preprocessing = preprocessing or suit_preprocessing(in_channels=configuration.in_channels)
-        # Fitting together is checked before a network of half a gigabyte is built.
-        Card(configuration=configuration, preprocessing=preprocessing, labels=tuple(labels))
+        published = find_published(configuration.model) if str(weights) == "imagenet" else None
+        if published is not None and published.preprocessing.channels == configuration.in_channels:
+            preprocessing = preprocessing or published.preprocessing
+        # Fitting together is checked before anything is fetched, and a network of half a gigabyte built.
+        fallback = preprocessing or suit_preprocessing(in_channels=configuration.in_channels)
+        Card(configuration=configuration, preprocessing=fallback, labels=tuple(labels))
         provenance: dict[str, Any] = {}
-        found: dict[str, Tensor] = {}
+        found: Mapping[str, Tensor] = {}
+        fetched = fetch(published.model) if published is not None else None
+        weights = fetched.path if fetched is not None else weights
         if weights is not None:
-            found, fresh = take_weights(configuration, read_weights(weights), source=str(weights))
-            provenance["weights"] = {"file": Path(weights).name, "taken": len(found), "random": fresh}
-        network = VGG(configuration, initialization=initialization)
+            with open_weights(weights) as file:
+                examination = examine(file)
+                preprocessing = preprocessing or _adapt_preprocessing(examination, configuration.in_channels)
+                taken = _take_from(file, examination, configuration, allow_partial=allow_partial)
+            found = taken.tensors
+            provenance["weights"] = _report(examination, taken)
+        if fetched is not None:
+            provenance["weights"] |= fetched.to_dict()
+        preprocessing = preprocessing or fallback
+        with torch.random.fork_rng(devices=[], enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(derive_seed(seed, "weights"))
+            network = VGG(configuration, initialization=initialization)
         network.load_state_dict(found, strict=False)
         return cls(network, labels=labels, preprocessing=preprocessing, provenance=provenance)
 
@@ -146,6 +176,26 @@ class Classifier:
             )
         write_weights(path, self.network.state_dict(), self.card.to_metadata())
 
+    def push(
+        self,
+        repository: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        message: str = "A Classifier from vggkit",
+    ) -> str:
+        """Publish on the Hugging Face hub, with a model card; `load("hf://owner/name")` brings it back.
+
+        Args:
+            repository: owner/name; made where there is none.
+            private: Whether a new repository is its owner's alone.
+            token: None: the one that `hf auth login` keeps, or HF_TOKEN.
+            message: The commit's first line.
+
+        Returns its web address. Raises BadOutput and MissingExtra.
+        """
+        return push(self, repository, private=private, token=token, message=message)
+
     def __repr__(self) -> str:
         return (
             f"Classifier({self.configuration.model}, head={self.configuration.head!r}, "
@@ -155,7 +205,54 @@ class Classifier:
 
 def load(path: str | Path) -> Classifier:
     """The Classifier in a file, or the best one of a run's folder: network, weights, preprocessing,
-    labels and provenance; raises BadCheckpoint.
+    labels and provenance. `hf://owner/name` brings one from the Hugging Face hub, `@` a revision.
+
+    Raises BadCheckpoint; from the hub, BadDownload and MissingExtra too.
     """
+    if is_address(path):
+        path = pull(path)
     best = Path(path) / "best.safetensors"
+    if (Path(path) / "config.yaml").is_file() and not best.is_file():
+        raise BadCheckpoint(f"{path}: is a run's folder without best.safetensors; its first epoch did not end")
     return Classifier.load(best if best.is_file() else path)
+
+
+def _adapt_preprocessing(examination: Examination, in_channels: int) -> Preprocessing | None:
+    """What the file's weights are fed, for so many channels; None where it is unknown."""
+    stated = examination.identification.preprocessing
+    if stated is None or stated.channels == in_channels:
+        return stated
+    if (stated.channels, in_channels) != (3, 1):
+        return None
+    # Filters summed over the channels see grey pictures on the mean of their scales.
+    mean, std = sum(stated.mean) / 3, sum(stated.std) / 3
+    return replace(stated, channel_order="L", mean=(mean,), std=(std,))
+
+
+def _take_from(
+    file: WeightFile, examination: Examination, configuration: Configuration, *, allow_partial: bool
+) -> Taken:
+    found = examination.identification
+    nameless = examination.sheet is None or examination.sheet.scheme == "order"
+    if allow_partial and not found.is_vgg and nameless:
+        raise BadCheckpoint(f"{file.path}: is {found.verdict}; no part of it can be taken for a VGG")
+    weights = CanonicalWeights(file, examination, configuration)
+    return take_weights(
+        configuration, weights, source=str(file.path), allow_partial=allow_partial, holds=found.verdict
+    )
+
+
+def _report(examination: Examination, taken: Taken) -> dict[str, Any]:
+    """What became of every key, for provenance."""
+    found = examination.identification
+    return {
+        "file": found.path.name,
+        "dialect": found.dialect,
+        "input_convention": found.input_convention,
+        "taken": len(taken.tensors),
+        "random": list(taken.random),
+        "renewed": taken.renewed,
+        "used": list(taken.tensors),
+        "missing": list(taken.missing),
+        "ignored": list(taken.ignored),
+    }

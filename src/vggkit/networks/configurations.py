@@ -318,13 +318,14 @@ def _freeze_sequences(configuration: Configuration) -> None:
 
 
 def _normalize(configuration: Configuration) -> None:
-    """What can be said in two ways gets one value, so that equal networks are equal configurations."""
+    """What can be said in two ways gets one value: all kernels 3, no ranks, the whole trunk, an order of LRNs."""
     if configuration.kernels is not None and all(side == 3 for block in configuration.kernels for side in block):
         object.__setattr__(configuration, "kernels", None)
     if configuration.ranks is not None and all(rank is None for rank in configuration.ranks):
         object.__setattr__(configuration, "ranks", None)
     if configuration.until == _last_pool(configuration):
         object.__setattr__(configuration, "until", None)
+    object.__setattr__(configuration, "lrn_after", tuple(sorted(set(configuration.lrn_after))))
 
 
 def _check(configuration: Configuration) -> None:
@@ -356,7 +357,7 @@ def _check(configuration: Configuration) -> None:
             raise BadConfiguration(f"lrn_after: {UnknownName.of('ReLU of this network', name, relus)}")
     if c.until is not None:
         if c.until not in names:
-            raise BadConfiguration(f"until: {UnknownName.of('layer of this trunk', c.until, names)}")
+            raise BadConfiguration(f"until: {UnknownName.of('layer to cut after', c.until, layer_names(c))}")
         whole = c.until == _last_pool(c)
         _demand(whole or c.head == "pool", "head", c.head, f"'pool' where the trunk is cut (until={c.until!r})")
 

@@ -29,7 +29,7 @@ def initialize(network: nn.Module, scheme: Scheme = "kaiming") -> None:
     if scheme not in get_args(Scheme):
         raise UnknownName.of("initialisation", scheme, get_args(Scheme))
     for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, nn.Conv2d | nn.Linear) and not module.weight.is_meta:  # there is nothing to draw into
             _draw(module, scheme)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

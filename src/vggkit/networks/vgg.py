@@ -7,7 +7,7 @@ from typing import Final, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from vggkit.errors import BadInput
 from vggkit.networks.configurations import Configuration, FullyConnected, Head, Layer, Scheme, configure
@@ -62,7 +62,7 @@ class VGG(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, K) of `images` (N, C, H, W), floating point, H and W at least `minimum_side`."""
         # Traced graphs carry no checks of ours: a guard on H and W would fix or bound their sizes.
-        if not torch.compiler.is_compiling():
+        if not (torch.compiler.is_compiling() or isinstance(images, fx.Proxy)):
             self._check(images)
         maps = self.features(images)
         match self.configuration.head:
@@ -95,7 +95,7 @@ class VGG(nn.Module):
         """The paper's head; the map is pooled to grid×grid first, as torchvision does."""
         grid = self.configuration.grid
         # On a grid×grid map pooling is the identity, and its backward is not deterministic on CUDA.
-        if tuple(maps.shape[-2:]) != (grid, grid):
+        if isinstance(maps, fx.Proxy) or tuple(maps.shape[-2:]) != (grid, grid):
             maps = F.adaptive_avg_pool2d(maps, grid)
         return cast(Tensor, self.classifier(torch.flatten(maps, 1)))
 

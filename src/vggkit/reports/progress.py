@@ -1,9 +1,8 @@
 """Progress of long work on standard error: a live bar in a terminal, a line now and then in a file."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Self
+import time
+from typing import Final, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -14,6 +13,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+SECONDS_BETWEEN_LINES: Final = 10.0
+"""How often a file or a pipe hears of the progress."""
 
 
 class ProgressLine:
@@ -32,6 +34,7 @@ class ProgressLine:
             transient=True,
             disable=quiet or not self.console.is_terminal,
         )
+        self._written = time.monotonic()
         self._task = self._progress.add_task("", total=None, visible=False)
 
     def __enter__(self) -> Self:
@@ -49,15 +52,10 @@ class ProgressLine:
 
     def show(self, what: str, done: int, total: int) -> None:
         """Set the bar: what is being done, how much of it, and of how much."""
+        if not self.console.is_terminal and time.monotonic() - self._written > SECONDS_BETWEEN_LINES:
+            self._written = time.monotonic()
+            self.say(f"{what}: {done} of {total}")
         task = self._progress.tasks[0]
         if task.description != what or done < task.completed:
             self._progress.reset(self._task, description=what, total=total, visible=True)
         self._progress.update(self._task, completed=done, total=total)
-
-
-@contextmanager
-def show_progress(what: str, *, quiet: bool = False) -> "Iterator[ProgressLine]":
-    """A progress line for one piece of work."""
-    with ProgressLine(quiet=quiet) as line:
-        line.show(what, 0, 1)
-        yield line

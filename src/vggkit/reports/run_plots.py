@@ -30,9 +30,10 @@ def plot_history(history: "Sequence[Epoch]", path: str | Path, *, best_epoch: in
             ([record.train_loss for record in history], BLUE, "training"),
             ([record.val_loss for record in history], ORANGE, "validation"),
         ):
-            left.plot(epochs, values, color=colour, marker=marker, markersize=4, label=name)
+            hollow = "none" if name == "training" else "full"
+            left.plot(epochs, values, color=colour, marker=marker, markersize=5, fillstyle=hollow, label=name)
         left.set_title("loss (cross-entropy, nats)")
-        left.set_ylim(bottom=0)
+        left.set_ylim(0, 1.08 * max(max(record.train_loss, record.val_loss) for record in history) or 1)
         left.legend(frameon=False, loc="upper right")
         accuracy = [100 * record.val_top1 for record in history]
         right.plot(epochs, accuracy, color=ORANGE, marker=marker, markersize=4)

@@ -220,6 +220,8 @@ def _walk_fully_connected(
 def _describe(configuration: Configuration) -> str:
     c = configuration
     cut = f" until {c.until}" if c.until else ""
+    if c.head != "pool" and 0 < len(c.hidden) < 2:
+        cut = f" until fc{5 + len(c.hidden)}"
     head = {"fc": "", "dense": ", dense head", "pool": f", pool head ({c.statistics})"}[c.head]
     ranks = ", low-rank" if c.ranks else ""
     return f"{c.model}{cut}{head}{ranks}, {c.num_classes:,} {'class' if c.num_classes == 1 else 'classes'}"

@@ -83,6 +83,11 @@ def iterate_predictions(
         pictures = [pictures]
     listed: list[Picture] = []
     for picture in pictures:
+        if not isinstance(picture, str | Path | Picture):
+            raise BadInput(
+                f"a picture is a path, or a Picture with its pixels: Picture('name', None, pixels); "
+                f"got {type(picture).__name__}"
+            )
         listed += [picture] if isinstance(picture, Picture) else list_pictures([picture])
     engine = PyTorchEngine(classifier.network, choose_device(device))
     answers = stream_answers(engine, classifier.preprocessing, listed, batch_size=batch_size)

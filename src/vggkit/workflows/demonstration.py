@@ -44,7 +44,7 @@ def demonstrate(
     out = Path(out)
     _clear(out)
     digits = open_pictures("digits")
-    classifier = suit_classifier(digits, "vgg11_bn")
+    classifier = suit_classifier(digits, "vgg11_bn", seed=seed)
     run = train(classifier, digits, Recipe(epochs=7, seed=seed), out=out, device=device, quiet=quiet)
     asked = []
     for label in digits.labels:

@@ -18,10 +18,11 @@ import yaml
 
 from vggkit.errors import BadData, BadImage, BadOutput
 from vggkit.hardware import choose_device, count_threads, describe_machine
-from vggkit.images.preprocessing import suit_preprocessing
+from vggkit.images.preprocessing import Preprocessing, suit_preprocessing
 from vggkit.images.sources import Picture, PictureSet, divide, open_pictures, typical_side
 from vggkit.networks.classifier import Classifier, load
 from vggkit.networks.configurations import Configuration, Head, Scheme
+from vggkit.networks.conventions import find_convention
 from vggkit.reports.progress import ProgressLine
 from vggkit.reports.run_plots import plot_confusion, plot_history
 from vggkit.tasks.evaluation import Evaluation, evaluate
@@ -86,6 +87,7 @@ def train(
         )
         counts = ", ".join(f"{len(part)} {name}" for name, part in parts.splits.items())
         line.say(f"{classifier.configuration.model} on {opened.name}: {counts}, {len(parts.labels)} classes")
+        line.say(_describe(classifier))
         for reason in reasons:
             line.say(reason)
         started = time.time()
@@ -102,9 +104,13 @@ def train(
             "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
         }
         _write_config(directory, classifier, about)
-        history, best = _fit_and_keep(
-            classifier, parts, recipe, about=about, directory=directory, device=chosen, line=line
-        )
+        try:
+            history, best = _fit_and_keep(
+                classifier, parts, recipe, about=about, directory=directory, device=chosen, line=line
+            )
+        except KeyboardInterrupt:
+            _tidy_up(directory, line)
+            raise
         kept = load(directory / "best.safetensors")
         classifier.network.load_state_dict(kept.network.state_dict())
         classifier.card = kept.card
@@ -139,6 +145,9 @@ def suit_classifier(
     dropout: float | None = None,
     until: str | None = None,
     initialization: Scheme = "kaiming",
+    input_convention: str | None = None,
+    allow_partial: bool = False,
+    seed: int = 0,
 ) -> Classifier:
     """A Classifier for these pictures' classes and size, ready to train.
 
@@ -154,28 +163,52 @@ def suit_classifier(
         dropout: Chance in [0, 1).
         until: Last layer of the trunk.
         initialization: Scheme of the random values.
+        input_convention: What `weights` are fed, where the file does not tell; a name of `CONVENTIONS`.
+        allow_partial: Take what fits of `weights`.
+        seed: The random values depend on it alone.
 
     Raises what `Classifier.create` raises.
     """
-    if image_pixels is None and weights is None:
-        # Whole halvings by the five pools.
-        image_pixels = min(224, max(32, 32 * round(typical_side(pictures.part("train", "all")) / 32)))
-    elif image_pixels is None:
-        image_pixels = 224
-    preprocessing = suit_preprocessing(image_pixels, in_channels=in_channels or 3)
-    if head is None and until is None and preprocessing.crop_pixels < 128:
+    stated = find_convention(input_convention)
+    if weights is None:
+        if image_pixels is None:
+            # Whole halvings by the five pools.
+            image_pixels = min(224, max(32, 32 * round(typical_side(pictures.part("train", "all")) / 32)))
+        stated = _resize(stated, image_pixels, in_channels or 3)
+    elif stated is not None:
+        stated = _resize(stated, image_pixels or 224, in_channels or 3)
+    if head is None and until is None and image_pixels is not None and image_pixels < 128:
         head = "pool"
-    return Classifier.create(
+    classifier = Classifier.create(
         model,
         labels=pictures.labels,
         weights=weights,
-        preprocessing=preprocessing,
+        preprocessing=stated,
         in_channels=in_channels,
         head=head,
         dropout=dropout,
         until=until,
         initialization=initialization,
+        allow_partial=allow_partial,
+        seed=seed,
     )
+    if image_pixels is None or image_pixels == classifier.preprocessing.crop_pixels:
+        return classifier
+    # The weights' own input convention at another size.
+    return Classifier(
+        classifier.network,
+        labels=classifier.labels,
+        preprocessing=_resize(classifier.preprocessing, image_pixels, classifier.configuration.in_channels),
+        provenance=classifier.provenance,
+    )
+
+
+def _resize(convention: Preprocessing | None, image_pixels: int, in_channels: int) -> Preprocessing:
+    """An input convention at a size; None: ImageNet's, or grey."""
+    sized = suit_preprocessing(image_pixels, in_channels=in_channels)
+    if convention is None:
+        return sized
+    return replace(convention, resize_pixels=sized.resize_pixels, crop_pixels=sized.crop_pixels)
 
 
 def _fit_and_keep(
@@ -227,6 +260,18 @@ def _new_folder(out: str | Path | None, classifier: Classifier) -> Path:
     return directory
 
 
+def _tidy_up(directory: Path, line: ProgressLine) -> None:
+    """After an interruption: say what is kept, or make room where there is nothing worth keeping."""
+    if (directory / "best.safetensors").is_file():
+        line.say(f"interrupted: the best epoch so far is in {directory / 'best.safetensors'}")
+        return
+    for name in ("config.yaml", "metrics.csv"):
+        (directory / name).unlink(missing_ok=True)
+    if not any(directory.iterdir()):
+        directory.rmdir()
+    line.say("interrupted before the first epoch ended: nothing is kept")
+
+
 def _keep_readable(pictures: PictureSet, line: ProgressLine) -> PictureSet:
     """Decode everything once, so that no bad file ends an hour of training; say what is left out."""
     every = [picture for part in pictures.splits.values() for picture in part if picture.pixels is None]
@@ -252,8 +297,23 @@ def _keep_readable(pictures: PictureSet, line: ProgressLine) -> PictureSet:
     return replace(pictures, splits=kept)
 
 
+def _describe(classifier: Classifier) -> str:
+    """What is about to be trained, where it may differ from what was asked for by default."""
+    configuration, pixels = classifier.configuration, classifier.preprocessing.crop_pixels
+    cut = f" until {configuration.until}" if configuration.until else ""
+    text = f"{configuration.model}{cut}, head {configuration.head}, pictures fed at {pixels} pixels"
+    start = classifier.provenance.get("weights")
+    if isinstance(start, dict) and "taken" in start and "random" in start:
+        taken, random = start["taken"], start["random"]
+        count = taken if isinstance(taken, int) else len(taken)
+        text += f"; {count} tensors taken from the weights, {len(random)} random"
+    return text
+
+
 def _check_classes(pictures: PictureSet, classifier: Classifier) -> None:
     """Training and validation hold every class the Classifier names, and no other."""
+    if len(classifier.labels) < 2:
+        raise BadData(f"{pictures.name}: has one class, and telling classes apart takes two")
     unknown = sorted(set(pictures.labels) - set(classifier.labels))
     if unknown:
         raise BadData(

@@ -83,14 +83,16 @@ def fit(
         started, total, seen, rate = time.perf_counter(), 0.0, 0, 0.0
         network.train()
         for position, (images, classes) in enumerate(batches.of_epoch(epoch), start=1):
-            torch.manual_seed(derive_seed(recipe.seed, "dropout", step))
             rate = learning_rate_at(step, recipe=recipe, steps_per_epoch=len(batches))
             for group in optimizer.param_groups:
                 group["lr"] = rate
             images = images.to(device, memory_format=torch.channels_last, non_blocking=True)  # noqa: PLW2901
             classes = classes.to(device, non_blocking=True)  # noqa: PLW2901
 
-            logits = network(images)
+            # Dropout draws from torch's generator; the state around is left as it was.
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                torch.manual_seed(derive_seed(recipe.seed, "dropout", step))
+                logits = network(images)
             loss = F.cross_entropy(logits, classes, label_smoothing=recipe.label_smoothing)
             optimizer.zero_grad()
             loss.backward()
@@ -98,15 +100,22 @@ def fit(
             optimizer.step()
 
             value = loss.item()
-            if not math.isfinite(value):
-                raise BadInput(
-                    f"the loss became {value} in epoch {epoch}, step {position}, at learning rate {rate:g}: "
-                    f"start again with a lower one, such as --learning-rate {rate / 3:.1g}"
-                )
+            _check_finite(value, recipe, f"epoch {epoch}, step {position}")
             total, seen, step = total + value * len(classes), seen + len(classes), step + 1
             on_step("train", position, len(batches))
         val_loss, val_top1 = _measure(classifier, val, recipe.batch_size, device, on_step)
+        _check_finite(val_loss, recipe, f"validation after epoch {epoch}")
         yield Epoch(epoch, rate, total / seen, val_loss, val_top1, time.perf_counter() - started)
+
+
+def _check_finite(loss: float, recipe: Recipe, place: str) -> None:
+    rate = recipe.learning_rate
+    assert rate is not None, "the recipe is settled"
+    if not math.isfinite(loss):
+        raise BadInput(
+            f"the loss became {loss} in {place}, at learning rate {rate:g}: "
+            f"start again with a lower one, such as --learning-rate {rate / 3:.1g}"
+        )
 
 
 def _measure(
@@ -123,4 +132,4 @@ def _measure(
             targets.append(numbers[str(answer.picture.label)])
         on_step("validate", done, len(pictures))
     scores, right = torch.from_numpy(np.stack(logits)), torch.tensor(targets)
-    return F.cross_entropy(scores, right).item(), (scores.argmax(1) == right).float().mean().item()
+    return F.cross_entropy(scores.double(), right).item(), (scores.argmax(1) == right).float().mean().item()

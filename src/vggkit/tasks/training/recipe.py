@@ -90,11 +90,25 @@ def settle(
             f"learning rate {rate:g}: {'with' if normed else 'without'} batch norm, "
             f"{'from given weights' if pretrained else 'from random weights'}"
         )
+    if recipe.batch_size == 1 and _smallest_normed_side(configuration, preprocessing.crop_pixels) == 1:
+        raise BadConfiguration(
+            "batch_size must be 2 or more here: batch norm has one value a channel of a single picture "
+            f"fed at {preprocessing.crop_pixels} pixels, and nothing to normalise by"
+        )
     if recipe.augmentation == "auto":
         side = preprocessing.crop_pixels
         recipe = replace(recipe, augmentation="photo" if side >= 64 else "shift")
         reasons.append(f"augmentation {recipe.augmentation}: pictures are fed at {side} pixels")
     return recipe, reasons
+
+
+def _smallest_normed_side(configuration: Configuration, pixels: int) -> int:
+    """Side of the smallest map that batch norm sees; the picture's own where there is none."""
+    side = smallest = pixels
+    for layer in configuration.trunk:
+        side = side // 2 if layer.kind == "pool" else side
+        smallest = side if layer.kind == "bn" else smallest
+    return smallest
 
 
 def _is_whole(value: object) -> bool:

@@ -1,0 +1,67 @@
+"""`torch.hub.load(repository, "vgg11", weights="imagenet")`: the networks of vggkit, from a plain clone.
+
+Nothing needs to be installed but what `dependencies` names. The names are those of
+`vggkit models`; each gives a `torch.nn.Module`, pictures in, logits out.
+"""
+
+import sys as _sys
+from collections.abc import Callable as _Callable
+from pathlib import Path as _Path
+
+_SOURCE = str(_Path(__file__).resolve().parent / "src")
+_sys.path.insert(0, _SOURCE)
+try:
+    import vggkit as _vggkit
+    from vggkit.networks.classifier import Classifier as _Classifier
+    from vggkit.networks.configurations import Head as _Head
+finally:
+    _sys.path.remove(_SOURCE)  # what is imported later is found beside the package itself
+
+dependencies = ["torch", "numpy", "PIL", "safetensors"]
+
+
+def _entry(model: str) -> _Callable[..., _vggkit.VGG]:
+    def build(
+        weights: str | _Path | None = None,
+        *,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        head: _Head | None = None,
+        dropout: float | None = None,
+        until: str | None = None,
+    ) -> _vggkit.VGG:
+        configuration = _vggkit.configure(
+            model, num_classes=num_classes, in_channels=in_channels, head=head, dropout=dropout, until=until
+        )
+        if weights is None:
+            return _vggkit.VGG(configuration)
+        labels = [str(index) for index in range(num_classes)]
+        return _Classifier.create(configuration, labels=labels, weights=weights).network
+
+    build.__name__ = build.__qualname__ = model
+    build.__doc__ = f"""{model} of Simonyan and Zisserman, as a torch.nn.Module in training mode.
+
+    Args:
+        weights: None (random), 'imagenet' (the published ones, brought to VGGKIT_HOME), or a file of
+            a VGG's weights. The last layer is renewed where the number of classes differs.
+        num_classes: Length of the logits.
+        in_channels: 3, or 1 for grey pictures; the first filters of `weights` are adapted.
+        head: fc (the paper's), dense (the same as convolutions) or pool.
+        dropout: Chance in [0, 1).
+        until: Cut the trunk after this layer, such as relu3_4, and put a pool head on it.
+
+    Pictures are RGB in [0, 1], less the mean (0.485, 0.456, 0.406), divided by (0.229, 0.224, 0.225).
+    """
+    return build
+
+
+vgg11 = _entry("vgg11")
+vgg11_lrn = _entry("vgg11_lrn")
+vgg11_bn = _entry("vgg11_bn")
+vgg13 = _entry("vgg13")
+vgg13_bn = _entry("vgg13_bn")
+vgg16_c = _entry("vgg16_c")
+vgg16 = _entry("vgg16")
+vgg16_bn = _entry("vgg16_bn")
+vgg19 = _entry("vgg19")
+vgg19_bn = _entry("vgg19_bn")

@@ -1,0 +1,326 @@
+"""What a file of weights really is, by its shapes and not by its name.
+
+Shape letters: O and I channels (or numbers) out and in, K side of a window.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from vggkit.errors import BadCheckpoint, BadConfiguration, VggkitError
+from vggkit.images.preprocessing import Preprocessing
+from vggkit.networks.card import METADATA_KEY, Card
+from vggkit.networks.configurations import Configuration, Head
+from vggkit.networks.conventions import describe_convention, match_fingerprint
+from vggkit.networks.dialects import Dialect, Place, map_keys
+from vggkit.networks.layouts import from_layout
+from vggkit.networks.recognition import Recognition, recognize
+from vggkit.networks.sheets import Sheet, Source, lay_out
+from vggkit.networks.verdicts import describe_shapes, name_other_network, say_verdict, write_load_line
+from vggkit.networks.weight_files import WeightFile, open_weights
+
+PREPROCESSING_KEY: Final = "vggkit.preprocessing"
+"""Metadata under which a converted file says what it is fed: JSON of `Preprocessing.to_dict`."""
+LABELS_KEY: Final = "vggkit.labels"
+"""Metadata under which a converted file keeps a Classifier's labels: a JSON list."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identification:
+    """What a file of weights is."""
+
+    path: Path
+    """The file."""
+    is_vgg: bool
+    """Whether its shapes are those of a VGG, whole or in part."""
+    verdict: str
+    """One sentence for people."""
+    dialect: Dialect | str | None = None
+    """How its keys are written; `ordered` where no name says which layer is which and their order does."""
+    configuration: Configuration | None = None
+    """The network; `.model` is its row of the paper's table, or `custom`. Where the file has no head,
+    or no last layer, it has the paper's."""
+    batch_norm: bool = False
+    """Batch normalisation behind each convolution."""
+    num_classes: int | None = None
+    """Length of the logits; None where the file has no last layer."""
+    in_channels: int | None = None
+    """Channels of the pictures."""
+    head: Head | None = None
+    """fc or pool; None where the file has none. The dense head holds the same weights as fc."""
+    until: str | None = None
+    """The last layer of a cut trunk, up to its ReLU; None: the trunk is whole."""
+    dtype: str | None = None
+    """torch's name of the weights' type, `mixed` for several."""
+    container: str
+    """The file's format: `safetensors`, `pytorch`, `npz`, `keras-h5`, `keras-3`, `keras-archive`."""
+    stripped: tuple[str, ...] = ()
+    """Wrappers and prefixes that were taken off, such as `state_dict` and `module.`."""
+    complete: bool = False
+    """Every tensor of the network is there, in its shape."""
+    missing: tuple[str, ...] = ()
+    """Keys that the network needs and the file lacks, as its dialect names them."""
+    misshapen: tuple[str, ...] = ()
+    """Keys of another shape than the network's, with both shapes."""
+    unexpected: tuple[str, ...] = ()
+    """Keys of the file that are none of the network's."""
+    preprocessing: Preprocessing | None = None
+    """What the network is to be fed, with its input convention; None: unknown."""
+    evidence: str | None = None
+    """Where `preprocessing` is known from: `card`, `metadata` or `fingerprint`."""
+    load_line: str | None = None
+    """The line of Python that loads it, with `import vggkit as vk`; None where nothing would."""
+
+    @property
+    def input_convention(self) -> str | None:
+        """Channel order, range, mean and std in a few words; None: unknown, say `--input-convention`."""
+        return describe_convention(self.preprocessing) if self.preprocessing else None
+
+    @property
+    def model(self) -> str | None:
+        """The paper's network by its name here, `custom` for another VGG, None for no VGG."""
+        return self.configuration.model if self.configuration else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A value for JSON; `configuration` is the model's name, `settings` all of its Configuration."""
+        return {
+            "path": str(self.path),
+            "is_vgg": self.is_vgg,
+            "verdict": self.verdict,
+            "dialect": self.dialect,
+            "configuration": self.model,
+            "settings": self.configuration.to_dict() if self.configuration else None,
+            "batch_norm": self.batch_norm,
+            "num_classes": self.num_classes,
+            "in_channels": self.in_channels,
+            "head": self.head,
+            "until": self.until,
+            "dtype": self.dtype,
+            "container": self.container,
+            "stripped": list(self.stripped),
+            "complete": self.complete,
+            "missing": list(self.missing),
+            "misshapen": list(self.misshapen),
+            "unexpected": list(self.unexpected),
+            "input_convention": self.input_convention,
+            "preprocessing": self.preprocessing.to_dict() if self.preprocessing else None,
+            "evidence": self.evidence,
+            "load_line": self.load_line,
+        }
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.verdict}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examination:
+    """An identification, and where each tensor lies; what loading and converting start from."""
+
+    identification: Identification
+    """What the file is."""
+    sheet: Sheet | None
+    """Its modules in their places; None where it has no convolutions."""
+    card: Card | None = None
+    """The card of a Classifier's file."""
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    """For each canonical key of the network that the file holds, its source."""
+    labels: tuple[str, ...] | None = None
+    """Class names, from a card or from what converting kept of one."""
+
+
+def identify(path: str | Path) -> Identification:
+    """What a file of weights really is: by its shapes, never by its name, and without loading it whole.
+
+    Raises BadCheckpoint for a file that is broken or unsafe, or holds no tensors. A network that is no VGG
+    is no error: its `is_vgg` is False and its `verdict` says what was found.
+    """
+    with open_weights(path) as file:
+        return examine(file).identification
+
+
+def examine(file: WeightFile) -> Examination:
+    """Identify an open file, and find its tensors. Raises BadCheckpoint."""
+    card, sheet = _read_card(file), lay_out(file.entries)
+    said = _find_input(file, sheet, card)
+    other = name_other_network(file.entries)
+    recognition = None
+    if card is not None:
+        recognition = Recognition(card.configuration, card.configuration.num_classes)
+    elif sheet is not None and other is None:
+        recognition = recognize(sheet, hint=said.network)
+    if sheet is None or recognition is None:
+        identification = Identification(
+            path=file.path,
+            is_vgg=False,
+            verdict=other or f"not a VGG: {describe_shapes(file.entries, sheet)}",
+            dtype=_name_dtype(file),
+            container=file.container,
+            stripped=tuple(file.stripped),
+            unexpected=tuple(file.entries),
+        )
+        return Examination(identification=identification, sheet=sheet)
+    return _compare(file, sheet, recognition, said, card)
+
+
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """What is known of the input, and from where."""
+
+    preprocessing: Preprocessing | None = None
+    evidence: str | None = None
+    network: str | None = None
+    labels: tuple[str, ...] | None = None
+
+
+def _find_input(file: WeightFile, sheet: Sheet | None, card: Card | None) -> _Input:
+    """A card's word before other metadata's, and that before the fingerprint's."""
+    stated, labels = _read_statements(file)
+    matched = _match_first(file, sheet) if sheet is not None else None
+    network = matched[0] if matched else None
+    if card is not None:
+        return _Input(card.preprocessing, "card", network, card.labels)
+    if stated is not None:
+        return _Input(stated, "metadata", network, labels)
+    if matched is not None:
+        return _Input(matched[1], "fingerprint", network, labels)
+    return _Input(labels=labels)
+
+
+def _read_card(file: WeightFile) -> Card | None:
+    if METADATA_KEY not in file.metadata:
+        return None
+    try:
+        return Card.from_dict(json.loads(file.metadata[METADATA_KEY]))
+    except (json.JSONDecodeError, RecursionError) as problem:
+        raise BadCheckpoint(f"{file.path}: its vggkit card is not JSON ({problem})") from problem
+    except VggkitError as problem:
+        raise BadCheckpoint(f"{file.path}: {problem}") from problem
+
+
+def _read_statements(file: WeightFile) -> tuple[Preprocessing | None, tuple[str, ...] | None]:
+    """The preprocessing and labels that a converted file states."""
+    stated = labels = None
+    try:
+        if PREPROCESSING_KEY in file.metadata:
+            stated = Preprocessing.from_dict(json.loads(file.metadata[PREPROCESSING_KEY]))
+        if LABELS_KEY in file.metadata:
+            labels = tuple(str(label) for label in json.loads(file.metadata[LABELS_KEY]))
+    except (ValueError, TypeError, RecursionError) as problem:
+        raise BadCheckpoint(
+            f"{file.path}: what it says of its input or labels cannot be read ({problem})"
+        ) from problem
+    return stated, labels
+
+
+def _name_dtype(file: WeightFile) -> str | None:
+    """The type of all weights; counters of batch norm aside."""
+    types = {entry.dtype for key, entry in file.entries.items() if not key.endswith("num_batches_tracked")}
+    return next(iter(types)) if len(types) == 1 else "mixed" if types else None
+
+
+def _match_first(file: WeightFile, sheet: Sheet) -> tuple[str, Preprocessing] | None:
+    """The network and convention of conv1_1 by its fingerprint."""
+    first = sheet.trunk[min(sheet.trunk)]
+    window = sheet.window(first)
+    if (window.out, window.into, window.kernel) != (64, 3, 3) or "bias" not in first.keys:
+        return None
+    if first.shapes["bias"] != (64,):
+        return None
+    lie = Place(first.keys["weight"], "hwio" if sheet.channels_last else "same")
+    filters = from_layout(file.read(lie.key), lie).float().numpy()
+    return match_fingerprint(filters, file.read(first.keys["bias"]).float().numpy())
+
+
+def _compare(
+    file: WeightFile, sheet: Sheet, recognition: Recognition, said: _Input, card: Card | None
+) -> Examination:
+    """What the recognised network needs against what the file holds."""
+    configuration = recognition.configuration
+    expected = configuration.state_shapes()
+    located = {key: source for key, source in sheet.locate(configuration).items() if key in expected}
+    sources = {key: source for key, source in located.items() if source.shape == expected[key]}
+    # Files older than PyTorch 0.4.1 do not count batches.
+    lacking = [key for key in expected if key not in located and not key.endswith("num_batches_tracked")]
+    used = {source.lie.key for source in located.values()}
+    unexpected = tuple(key for key in file.entries if key not in used)
+    misshapen = tuple(
+        f"{source.lie.key} {source.shape} in place of {expected[key]}"
+        for key, source in located.items()
+        if key not in sources
+    )
+    dialect = _name_dialect(file, sheet)
+    head = configuration.head if any(key.startswith("classifier.") for key in sources) else None
+    missing = _name_missing(lacking, configuration, dialect)
+    identification = Identification(
+        path=file.path,
+        is_vgg=True,
+        verdict=say_verdict(
+            recognition, path=file.path, head=head, missing=missing, misshapen=misshapen, unexpected=unexpected
+        ),
+        dialect=dialect,
+        configuration=configuration,
+        batch_norm=configuration.batch_norm,
+        num_classes=recognition.num_classes,
+        in_channels=configuration.in_channels,
+        head=head,
+        until=configuration.until,
+        dtype=_name_dtype(file),
+        container=file.container,
+        stripped=tuple(file.stripped),
+        complete=not lacking and not misshapen,
+        missing=missing,
+        misshapen=misshapen,
+        unexpected=unexpected,
+        preprocessing=said.preprocessing,
+        evidence=said.evidence,
+        load_line=write_load_line(
+            recognition,
+            path=file.path,
+            is_classifier=card is not None,
+            missing=lacking,
+            others=(*misshapen, *unexpected),
+        ),
+    )
+    return Examination(identification=identification, sheet=sheet, card=card, sources=sources, labels=said.labels)
+
+
+def _name_dialect(file: WeightFile, sheet: Sheet) -> Dialect | str:
+    """The dialect of the keys; `ordered` for names that are none of them."""
+    names = [module.name for module in sheet.head.values()]
+
+    def heads(pattern: str) -> bool:
+        return all(re.fullmatch(pattern, name) for name in names)
+
+    match sheet.scheme:
+        case "index" if heads(r"(.*\.)?classifier\.\d+(\.[01])?"):
+            return "torchvision"
+        case "index" if heads(r"(.*\.)?(pre_logits\.fc[12]|head\.fc)"):
+            return "timm"
+        case "blocks" if heads(r"(.*\.)?classifier\.\d+(\.[01])?"):
+            return "blocks"
+        case "names" if heads(r"(.*[./])?fc\d+(\.[01])?"):
+            first = sheet.trunk[min(sheet.trunk)]
+            plain = first.keys["weight"].endswith(f"{first.name}.weight") and not sheet.channels_last
+            return "explicit" if plain and file.container != "npz" else "caffe"
+        case "keras":
+            return "keras"
+        case "order" if file.container.startswith("keras") or sheet.channels_last:
+            return "keras"
+    return "ordered"
+
+
+def _name_missing(missing: list[str], configuration: Configuration, dialect: str) -> tuple[str, ...]:
+    """Canonical keys as the file's dialect would name them, where it can."""
+    if dialect == "ordered":
+        return tuple(missing)
+    try:
+        places = map_keys(configuration, dialect)  # type: ignore[arg-type]
+    except BadConfiguration:
+        try:
+            places = map_keys(configuration, dialect, trunk_only=True)  # type: ignore[arg-type]
+        except BadConfiguration:
+            places = {}
+    return tuple(places[key].key if key in places else key for key in missing)

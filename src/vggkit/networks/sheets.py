@@ -1,0 +1,261 @@
+"""A file's modules laid out in their places in a VGG, by their names or by their order. No torch here.
+
+Shape letters: O and I channels (or numbers) out and in, G side of the map that the head reads.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, permutations
+from math import isqrt
+
+from vggkit.networks.configurations import Configuration, Layer
+from vggkit.networks.dialects import Layout
+from vggkit.networks.dialects import Place as Lie
+from vggkit.networks.entries import (
+    HeadPlace,
+    Module,
+    Place,
+    Scheme,
+    Shaped,
+    Window,
+    gather_modules,
+    in_natural_order,
+    is_channels_last,
+    measure,
+    place_by_name,
+    place_heads,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where one canonical tensor comes from."""
+
+    lie: Lie
+    """Its key in the file and how it lies there."""
+    shape: tuple[int, ...]
+    """Its canonical shape, whatever network is expected."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """A file's modules in their places, before any network is decided on."""
+
+    scheme: Scheme
+    """How the trunk's places are known."""
+    channels_last: bool
+    """Kernels are (H, W, I, O)."""
+    trunk: Mapping[Place, Module]
+    """Convolutions."""
+    norms: Mapping[Place, Module]
+    """Batch norms."""
+    head: Mapping[HeadPlace, Module]
+    """Fully connected layers, as matrices or as convolutions."""
+    orphans: Mapping[Place | HeadPlace, Module]
+    """Biases without their weights, where names say their places."""
+    strays: int
+    """Convolutions that have no place."""
+    keys: tuple[str, ...]
+    """Every key of the file, in its order."""
+
+    def window(self, module: Module) -> Window:
+        """The window of one of the modules placed here."""
+        window = measure(module, channels_last=self.channels_last)
+        assert window is not None, module.name
+        return window
+
+    @property
+    def trunk_channels(self) -> int:
+        """Channels that leave the last convolution there is."""
+        return self.window(self.trunk[max(self.trunk)]).out
+
+    def locate(self, configuration: Configuration) -> dict[str, Source]:
+        """For each canonical key of that network whose place is taken in the file, its source; of any shape."""
+        found: dict[str, Source] = {}
+        convolutions = places_of(configuration, self.scheme)
+        for layer in configuration.trunk:
+            if layer.kind in ("conv", "bn"):
+                place = convolutions[layer.name.replace("bn", "conv")]
+                module = (self.trunk if layer.kind == "conv" else self.norms).get(place)
+                own = (layer.index,) if self.scheme == "index" else place
+                module = module or (self.orphans.get(own) if layer.kind == "conv" or own != place else None)
+                if module is not None:
+                    found |= self._sources(module, f"features.{layer.index}", "hwio")
+        for position, fc in enumerate(configuration.fully_connected):
+            for factor in (None,) if fc.rank is None else (0, 1):
+                place_in_head = HeadPlace(position, factor)
+                module = self.head.get(place_in_head) or self.orphans.get(place_in_head)
+                if module is not None:
+                    name = f"classifier.{fc.index}" + ("" if factor is None else f".{factor}")
+                    found |= self._sources(module, name, "io", first=position == 0 and factor in (None, 0))
+        order = {key: number for number, key in enumerate(configuration.state_shapes())}
+        return {key: found[key] for key in sorted(found, key=lambda key: order.get(key, len(order)))}
+
+    def _sources(self, module: Module, name: str, turned: Layout, *, first: bool = False) -> dict[str, Source]:
+        sources = {}
+        for parameter, key in module.keys.items():
+            layout: Layout = "same"
+            grid, shape = 1, module.shapes[parameter]
+            if parameter == "weight" and module.kind in ("conv", "linear"):
+                window = self.window(module)
+                if turned == "hwio":
+                    layout = "hwio" if self.channels_last else "same"
+                    shape = (window.out, window.into, window.kernel, window.kernel)
+                else:
+                    shape = (window.out, window.into * window.kernel**2)
+                    grid = self._grid_of(module) if first else window.kernel
+                    layout = self._lay_matrix(module, grid)
+            sources[f"{name}.{parameter}"] = Source(Lie(key, layout, grid), shape)
+        return sources
+
+    def _lay_matrix(self, module: Module, grid: int) -> Layout:
+        if module.kind == "conv":
+            return "fc_hwio" if self.channels_last else "oihw"
+        if not self.channels_last:
+            return "same"
+        return "hwc_io" if grid > 1 else "io"
+
+    def _grid_of(self, module: Module) -> int:
+        """G of the head's first layer; 1 where its numbers are no square map of the trunk's channels."""
+        window = self.window(module)
+        if window.kernel > 1:
+            return window.kernel
+        side = isqrt(window.into // self.trunk_channels)
+        return side if side and side * side * self.trunk_channels == window.into else 1
+
+
+def places_of(configuration: Configuration, scheme: Scheme) -> dict[str, Place]:
+    """The place of each convolution, by its name, and under `index` of each batch norm too, as `conv` names."""
+    convolutions = [layer for layer in configuration.trunk if layer.kind == "conv"]
+    if scheme == "index":
+        return {layer.name: (layer.index,) for layer in convolutions}
+    if scheme == "order":
+        return {layer.name: (number,) for number, layer in enumerate(convolutions)}
+    return {layer.name: _block_and_position(layer) for layer in convolutions}
+
+
+def _block_and_position(layer: Layer) -> Place:
+    block, position = layer.name.removeprefix(layer.kind).split("_")
+    return (int(block), int(position))
+
+
+def lay_out(entries: Mapping[str, Shaped]) -> Sheet | None:
+    """The file's modules in their places; None where there is no chain of convolutions at all."""
+    modules, _ = gather_modules(entries)
+    if not any(module.kind == "conv" for module in modules):
+        return None
+    last = is_channels_last(modules)
+    square = [m for m in modules if m.kind not in ("conv", "linear") or measure(m, channels_last=last)]
+    keys = tuple(entries)
+    return _lay_by_names(square, keys, last) or _lay_by_order(square, keys, last)
+
+
+def _lay_by_names(modules: Sequence[Module], keys: tuple[str, ...], last: bool) -> Sheet | None:
+    """By what names say of the places; None where they leave a convolution of the trunk out."""
+    schemes: tuple[Scheme, ...] = ("index", "blocks", "names", "keras")
+    for scheme in schemes:
+        trunk, norms, rest = {}, {}, []
+        orphans: dict[Place | HeadPlace, Module] = {}
+        for module in modules:
+            place = place_by_name(module.name, scheme)
+            if place is None or module.kind == "linear":
+                rest.append(module)
+            elif module.kind == "orphan":
+                orphans[place] = module
+            elif module.kind == "conv":
+                trunk[place] = module
+            else:
+                # In a Sequential each batch norm stands behind its convolution.
+                norms[(place[0] - 1,) if scheme == "index" else place] = module
+        if not trunk:
+            continue
+        connected = [module for module in rest if module.kind in ("conv", "linear")]
+        if sum(module.kind == "conv" for module in connected) > len(trunk):
+            continue
+        lone = [module for module in rest if module.kind == "orphan"]
+        head = _order_head([*connected, *lone], last) or _order_head(connected, last)
+        orphans |= {place: module for place, module in head.items() if module.kind == "orphan"}
+        head = {place: module for place, module in head.items() if module.kind != "orphan"}
+        return Sheet(
+            scheme=scheme,
+            channels_last=last,
+            trunk=trunk,
+            norms=norms,
+            head=head,
+            orphans=orphans,
+            strays=_count_strays(connected, head),
+            keys=keys,
+        )
+    return None
+
+
+def _count_strays(connected: Sequence[Module], head: Mapping[HeadPlace, Module]) -> int:
+    placed = [module.name for module in head.values()]
+    return sum(module.kind == "conv" and module.name not in placed for module in connected)
+
+
+def _lay_by_order(modules: Sequence[Module], keys: tuple[str, ...], last: bool) -> Sheet | None:
+    """By the order of the file, or by number where that makes the longer chain."""
+    found: list[tuple[int, list[Module], list[Module]]] = []
+    for ordered in (list(modules), in_natural_order(modules)):
+        convolutions = [module for module in ordered if module.kind == "conv"]
+        length = _length_of_chain([measure(module, channels_last=last) for module in convolutions])
+        found.append((length, convolutions, ordered))
+    length, convolutions, ordered = max(found, key=lambda each: each[0])
+    if length == 0:
+        return None
+    chain = convolutions[:length]
+    norms = [module for module in ordered if module.kind == "norm"]
+    connected = [m for m in ordered if m.kind == "linear"] + convolutions[length:]
+    # What is no head of this trunk stays where it is, and is called unexpected.
+    head = _order_head(connected, last)
+    return Sheet(
+        scheme="order",
+        channels_last=last,
+        trunk={(number,): module for number, module in enumerate(chain)},
+        norms={(number,): module for number, module in enumerate(norms)} if len(norms) == length else {},
+        head=head,
+        orphans={},
+        strays=_count_strays(connected, head),
+        keys=keys,
+    )
+
+
+def _length_of_chain(windows: Sequence[Window | None]) -> int:
+    """How many convolutions, from the first, read what the one before gives, through windows a VGG has."""
+    length = 0
+    for number, window in enumerate(windows):
+        fits = window is not None and window.kernel in (1, 3)
+        if not fits or (number and windows[number - 1].out != window.into):  # type: ignore[union-attr]
+            break
+        length += 1
+    return length
+
+
+def _order_head(connected: Sequence[Module], last: bool) -> dict[HeadPlace, Module]:
+    """The head's layers in their places, by names or by the order that chains; empty where neither says them."""
+    named = place_heads([module.name for module in connected])
+    if named is not None:
+        return {named[module.name]: module for module in connected}
+    if len(connected) > 6 or any(module.kind == "orphan" for module in connected):
+        return {}
+    # Formats that keep entries by letter shuffle them; the order that chains is the right one.
+    for ordered in permutations(connected):
+        windows = [measure(module, channels_last=last) for module in ordered]
+        if all(one and two and one.out == two.into for one, two in pairwise(windows)):
+            return _pair_factors(ordered)
+    return {}
+
+
+def _pair_factors(ordered: Iterable[Module]) -> dict[HeadPlace, Module]:
+    """A matrix without a bias is the first factor of a low-rank layer."""
+    places: dict[HeadPlace, Module] = {}
+    position, narrow = 0, False
+    for module in ordered:
+        if "bias" not in module.keys and not narrow:
+            places[HeadPlace(position, 0)] = module
+            narrow = True
+            continue
+        places[HeadPlace(position, 1 if narrow else None)] = module
+        position, narrow = position + 1, False
+    return places

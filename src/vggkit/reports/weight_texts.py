@@ -1,0 +1,36 @@
+"""What a file of weights holds, in words."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vggkit.networks.identification import Identification
+
+
+def describe_identification(found: "Identification") -> str:
+    """The verdict, then what it rests on, a line each."""
+    lines = [str(found)]
+    if found.configuration is not None:
+        c = found.configuration
+        parts = [
+            f"{len(block)}×{block[0]}" if len(set(block)) == 1 else "+".join(map(str, block)) for block in c.blocks
+        ]
+        lines.append(f"  convolutions   {' | '.join(parts)}{', batch norm' if found.batch_norm else ''}")
+    facts = {
+        "dialect": f"{found.dialect or 'unknown'}, in {found.container}, {found.dtype or 'no numbers'}",
+        "classes": found.num_classes,
+        "channels": found.in_channels,
+        "input": found.input_convention or ("unknown, say --input-convention" if found.is_vgg else None),
+        "evidence": found.evidence,
+        "taken off": ", ".join(found.stripped) or None,
+        "missing": _list(found.missing),
+        "misshapen": _list(found.misshapen),
+        "unexpected": _list(found.unexpected),
+        "load": found.load_line,
+    }
+    lines += [f"  {name:<14} {value}" for name, value in facts.items() if value is not None]
+    return "\n".join(lines)
+
+
+def _list(keys: tuple[str, ...]) -> str | None:
+    shown = ", ".join(keys[:6])
+    return (shown + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")) or None

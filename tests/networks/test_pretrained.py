@@ -1,0 +1,364 @@
+"""Published weights: the table against torchvision and timm, and fetching against hosts on 127.0.0.1."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+from local_hosts import Host, Hub, running, status, whole
+
+from vggkit.errors import BadCheckpoint, BadDownload, UnknownName
+from vggkit.networks.classifier import Classifier
+from vggkit.networks.configurations import list_models
+from vggkit.networks.publishing import downloads, pretrained, published
+from vggkit.networks.publishing.downloads import Patience
+from vggkit.networks.publishing.pretrained import fetch, find_home
+from vggkit.networks.publishing.published import PUBLISHED, find_published, imagenet_labels, list_published
+
+CONTENT = np.random.default_rng(1).bytes(50_000)
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+FILE = f"vgg11-{DIGEST[:8]}.pth"
+TIMM = safetensors.numpy.save({"head.fc.weight": np.zeros((2, 3), np.float32)})
+BY_HAND = "timm/vgg11.tv_in1k"
+
+
+@pytest.fixture(autouse=True)
+def place(monkeypatch, tmp_path):
+    """Nothing of this machine's caches, and records of a small file."""
+    record = replace(
+        find_published("vgg11"),
+        digest_prefix=DIGEST[:8],
+        url=f"https://download.pytorch.org/models/{FILE}",
+        size_mib=0.05,
+    )
+    table = (record, *(r for r in PUBLISHED if (r.model, r.tag) != ("vgg11", "imagenet")))
+    monkeypatch.setattr(published, "PUBLISHED", table)
+    quick = Patience(stall_seconds=2, first_wait_seconds=0.01, longest_wait_seconds=0.02)
+    monkeypatch.setattr(pretrained, "PATIENCE", quick)
+    for name in ("VGGKIT_OFFLINE", "HF_TOKEN", "HTTP_PROXY", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("VGGKIT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+@pytest.fixture
+def host(monkeypatch):
+    with running(Host()) as host:
+        monkeypatch.setenv("VGGKIT_TORCHVISION_HOST", host.address)
+        yield host
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    with running(Hub()) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.address)
+        hub.repositories[BY_HAND] = {"model.safetensors": TIMM}
+        yield hub
+
+
+def test_the_table_is_torchvisions():
+    from torchvision.models import get_weight
+
+    names = {"imagenet": "IMAGENET1K_V1", "features": "IMAGENET1K_FEATURES"}
+    for record in PUBLISHED:
+        kind = record.model.upper() + "_Weights." + names[record.tag]
+        theirs = get_weight(kind)
+        assert record.url == theirs.url
+        assert record.file.removesuffix(".pth").endswith(record.digest_prefix)
+        assert len(record.digest_prefix) == 8  # no more was published
+        assert record.size_mib == theirs.meta["_file_size"]
+        shown = theirs.meta["_metrics"]["ImageNet-1K"]
+        if record.tag == "imagenet":
+            assert (record.top1, record.top5) == pytest.approx((shown["acc@1"] / 100, shown["acc@5"] / 100))
+        else:
+            assert record.top1 is record.top5 is None
+        assert record.recipe == theirs.meta["recipe"]
+        transform = theirs.transforms()
+        own = record.preprocessing
+        assert list(own.mean) == transform.mean
+        assert list(own.std) == transform.std
+        assert ([own.resize_pixels], [own.crop_pixels]) == (transform.resize_size, transform.crop_size)
+        assert own.interpolation == transform.interpolation.value
+    from torchvision.models import VGG11_Weights
+
+    assert list(imagenet_labels()) == VGG11_Weights.IMAGENET1K_V1.meta["categories"]
+    assert len(set(imagenet_labels())) == 1000
+
+
+def test_the_hubs_repositories_are_timms():
+    from timm.models import get_pretrained_cfg
+
+    for record in PUBLISHED:
+        if record.tag == "features":
+            assert record.hub_repository is None
+            continue
+        theirs = get_pretrained_cfg(record.model)
+        assert record.hub_repository == theirs.hf_hub_id
+        assert record.licence.lower() == theirs.license
+        assert (record.preprocessing.mean, record.preprocessing.std) == (theirs.mean, theirs.std)
+        assert round(record.preprocessing.crop_pixels / record.preprocessing.resize_pixels, 3) == theirs.crop_pct
+
+
+def test_eight_networks_have_weights_and_the_others_say_which_do():
+    assert [name for name in list_models() if list_published(name)] == [
+        r.model for r in PUBLISHED if r.tag == "imagenet"
+    ]
+    with pytest.raises(UnknownName, match=r"vgg16_c.*Known: vgg11, vgg11_bn"):
+        fetch("vgg16_c")
+    with pytest.raises(UnknownName, match="Did you mean 'vgg19'"):
+        fetch("vgg12")
+    with pytest.raises(UnknownName, match="custom"):
+        fetch("custom")
+
+
+def test_homes(monkeypatch, tmp_path):
+    assert find_home() == tmp_path / "home"
+    monkeypatch.delenv("VGGKIT_HOME")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert find_home() == tmp_path / "vggkit"
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert find_home().parts[-3:] == ("Library", "Caches", "vggkit")
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "Local"))
+    assert find_home() == tmp_path / "Local" / "vggkit"
+
+
+def test_torchvisions_host_is_first_and_asked_once(host, place):
+    host.answers[f"/models/{FILE}"] = [whole(CONTENT, break_after=20_000), whole(CONTENT)]
+    seen = []
+    found = fetch("vgg11", on_progress=lambda *at: seen.append(at))
+    assert found.path == place / "home" / FILE
+    assert found.path.read_bytes() == CONTENT
+    assert (found.dialect, found.sha256) == ("torchvision", DIGEST)
+    assert found.source == f"{host.address}/models/{FILE}"
+    assert found.to_dict()["licence"] == "BSD-3-Clause"
+    assert seen[-1] == (50_000, 50_000)
+    again = fetch("vgg11")
+    assert (again.path, again.sha256) == (found.path, found.sha256)
+    assert host.ranges() == [None, "bytes=20000-"]
+    other = fetch("vgg11", folder=place / "other")
+    assert other.path == place / "other" / FILE
+
+
+@pytest.mark.parametrize(
+    "answer", [status(403), status(404), status(500), whole(b"x" * 50_000), whole(b"<html>", kind="text/html")]
+)
+def test_the_hub_is_second(host, hub, place, answer):
+    host.answers[f"/models/{FILE}"] = [answer]
+    found = fetch("vgg11")
+    assert found.dialect == "timm"
+    assert found.path.read_bytes() == TIMM
+    commit = hub.commit_of(BY_HAND)
+    assert found.source == f"hf://{BY_HAND}@{commit}"
+    noted = json.loads(found.path.with_name("model.safetensors.json").read_text())
+    assert noted["sha256"] == noted["etag"] == found.sha256 == hashlib.sha256(TIMM).hexdigest()
+    assert (noted["commit"], noted["repository"], noted["size_bytes"]) == (commit, BY_HAND, len(TIMM))
+    hub.requests.clear()
+    host.requests.clear()
+    assert fetch("vgg11") == found
+    assert hub.requests == host.requests == []
+
+
+def test_progress_of_the_hub(host, hub):
+    seen = []
+    fetch("vgg11", on_progress=lambda *at: seen.append(at))
+    assert seen[-1] == (len(TIMM), len(TIMM))
+
+
+def test_a_file_that_changed_on_the_hub_is_refused(host, hub):
+    path = fetch("vgg11").path
+    path.unlink()
+    hub.repositories[BY_HAND]["model.safetensors"] = TIMM + b"new"
+    with pytest.raises(BadDownload, match=r"changed under the same name and is refused.*delete"):
+        fetch("vgg11")
+    assert not path.exists()
+    hub.repositories[BY_HAND]["model.safetensors"] = TIMM
+    assert fetch("vgg11").path.read_bytes() == TIMM
+    path.write_bytes(b"rotten")
+    with pytest.raises(BadDownload, match="changed under the same name"):
+        fetch("vgg11")
+    path.with_name("model.safetensors.json").write_text("{")
+    with pytest.raises(BadDownload, match=r"model\.safetensors\.json: cannot be read"):
+        fetch("vgg11")
+
+
+def test_a_hub_that_sends_other_bytes_than_it_says(host, hub):
+    commit = hub.commit_of(BY_HAND)
+    headers = {"X-Repo-Commit": commit, "ETag": f'"{DIGEST}"'}
+    hub.answers[f"/{BY_HAND}/resolve/main/model.safetensors"] = [status(200, headers, TIMM)]
+    hub.answers[f"/{BY_HAND}/resolve/{commit}/model.safetensors"] = [status(200, headers, TIMM)]
+    with pytest.raises(BadDownload, match="the hub itself says"):
+        fetch("vgg11")
+
+
+def test_both_hosts_down_tells_both(host, hub, place):
+    host.answers[f"/models/{FILE}"] = [status(403)]
+    hub.repositories.clear()
+    with pytest.raises(BadDownload) as caught:
+        fetch("vgg11")
+    said = str(caught.value)
+    assert "answered 403" in said
+    assert "no such repository" in said
+    assert f"put {FILE} (from https://download.pytorch.org/models/{FILE}) or vgg11.safetensors into" in said
+    assert str(place / "home") in said
+
+
+def test_nobody_there_at_all(monkeypatch):
+    with running(Host()) as gone:
+        monkeypatch.setenv("VGGKIT_TORCHVISION_HOST", gone.address)
+        monkeypatch.setenv("HF_ENDPOINT", gone.address)
+    with pytest.raises(BadDownload, match=r"cannot be reached.*whether there is a network"):
+        fetch("vgg11")
+
+
+def test_without_huggingface_hub_the_first_hosts_answer_is_told_too(host, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(BadDownload, match=r"answered 404.*pip install \"vggkit\[weights\]\""):
+        fetch("vgg11")
+
+
+def test_offline_says_what_to_put_where(host, place, monkeypatch):
+    monkeypatch.setenv("VGGKIT_OFFLINE", "1")
+    with pytest.raises(BadDownload) as caught:
+        fetch("vgg11")
+    said = str(caught.value)
+    assert f"put {FILE} (from https://download.pytorch.org/models/{FILE}) or vgg11.safetensors into" in said
+    assert "unset VGGKIT_OFFLINE" in said
+    assert host.requests == []
+    (place / "home").mkdir()
+    (place / "home" / FILE).write_bytes(CONTENT)
+    assert fetch("vgg11").path.parent == place / "home"
+
+
+@pytest.mark.parametrize(
+    ("content", "dialect"),
+    [(TIMM, "timm"), (safetensors.numpy.save({"features.0.weight": np.zeros(1, np.float32)}), "torchvision")],
+)
+def test_a_safetensors_file_put_there_by_hand(monkeypatch, place, content, dialect):
+    monkeypatch.setenv("VGGKIT_OFFLINE", "true")
+    (place / "home").mkdir()
+    (place / "home" / "vgg11.safetensors").write_bytes(content)
+    found = fetch("vgg11")
+    assert found.dialect == dialect
+    assert found.sha256 == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"short", b"\xff" * 40, b"\x02" + bytes(7) + b"[]", b"version https://git"]
+)
+def test_a_safetensors_file_that_is_none(place, content):
+    (place / "home").mkdir()
+    (place / "home" / "vgg11.safetensors").write_bytes(content)
+    with pytest.raises(BadCheckpoint, match="not a whole safetensors file"):
+        fetch("vgg11")
+
+
+def test_torch_hubs_cache_is_used_and_never_written(host, place):
+    cache = place / "torch" / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    (cache / FILE).write_bytes(CONTENT)
+    assert fetch("vgg11").path == cache / FILE
+    assert host.requests == []
+    (cache / FILE).write_bytes(b"rotten")
+    host.answers[f"/models/{FILE}"] = [whole(CONTENT)]
+    assert fetch("vgg11").path == place / "home" / FILE
+    assert (cache / FILE).read_bytes() == b"rotten"
+
+
+def test_a_rotten_file_at_home_is_told_and_left(host, place):
+    (place / "home").mkdir()
+    (place / "home" / FILE).write_bytes(b"rotten")
+    with pytest.raises(BadDownload, match="delete it and run again"):
+        fetch("vgg11")
+    assert host.requests == []
+
+
+def test_the_features_have_no_second_host(host):
+    with pytest.raises(BadDownload, match=r"answered 404.*vgg16_features-amdegroot-88682ab5\.pth"):
+        fetch("vgg16", tag="features")
+
+
+def test_it_needs_no_torch():
+    code = "import sys\nimport vggkit.networks.publishing.pretrained\n"
+    code += "print('torch' in sys.modules, 'huggingface_hub' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert found.stdout.split() == ["False", "False"]
+
+
+def test_create_starts_from_published_weights(host, place, tiny, monkeypatch):
+    """The real path from the host to a Classifier, with a small network in vgg11's place."""
+    donor = Classifier.create(tiny, labels=["a", "b", "c"])
+    torch.save(donor.network.state_dict(), place / "tiny.pth")
+    content = (place / "tiny.pth").read_bytes()
+    digits = hashlib.sha256(content).hexdigest()[:8]
+    record = replace(
+        find_published("vgg11"),
+        model="custom",
+        digest_prefix=digits,
+        url=f"https://download.pytorch.org/models/tiny-{digits}.pth",
+    )
+    monkeypatch.setattr(published, "PUBLISHED", (record,))
+    host.answers[f"/models/tiny-{digits}.pth"] = [whole(content)]
+    made = Classifier.create(tiny, labels=["d", "e"], weights="imagenet")
+    for key, value in made.network.state_dict().items():
+        if not key.startswith("classifier."):
+            assert torch.equal(value, donor.network.state_dict()[key]), key
+    assert made.preprocessing == record.preprocessing
+    said = made.provenance["weights"]
+    assert said["source"] == f"{host.address}/models/tiny-{digits}.pth"
+    assert said["sha256"].startswith(digits)
+    assert said["licence"] == "BSD-3-Clause"
+    assert "ImageNet" in said["terms"]
+    assert said["random"] == ["classifier.0.weight", "classifier.0.bias"]
+
+
+def test_the_command_line_starts_from_them(host, place, photos, monkeypatch, capsys):
+    from vggkit.interfaces import cli
+    from vggkit.networks.classifier import load
+
+    donor = Classifier.create("vgg11", labels=["a", "b"], until="relu2_1")
+    torch.save(donor.network.state_dict(), place / "donor.pth")
+    content = (place / "donor.pth").read_bytes()
+    digits = hashlib.sha256(content).hexdigest()[:8]
+    url = f"https://download.pytorch.org/models/vgg11-{digits}.pth"
+    record = replace(find_published("vgg11"), digest_prefix=digits, url=url, size_mib=len(content) / 2**20)
+    monkeypatch.setattr(published, "PUBLISHED", (record,))
+    options = ["--until", "relu2_1", "--image-size", "32", "--epochs", "1", "--out", str(place / "run")]
+    arguments = ["train", str(photos), "--weights", "imagenet", *options]
+    monkeypatch.setenv("VGGKIT_OFFLINE", "1")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"put vgg11-{digits}.pth" in said
+    monkeypatch.delenv("VGGKIT_OFFLINE")
+    host.answers[f"/models/vgg11-{digits}.pth"] = [whole(content)]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 0
+    said = capsys.readouterr().err
+    assert "BSD-3-Clause" in said
+    assert "ImageNet" in said
+    made = load(place / "run")
+    assert made.provenance["weights"]["sha256"].startswith(digits)
+    assert host.ranges() == [None]
+
+
+def test_create_knows_names_before_it_asks_a_host(host):
+    with pytest.raises(UnknownName, match="published"):
+        Classifier.create("vgg11_lrn", labels=["a", "b"], weights="imagenet")
+    assert host.requests == []
+    assert downloads.PATIENCE.attempts == 5
