@@ -1,3 +1,4 @@
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,6 +7,9 @@ import pytest
 from PIL import Image
 
 from vggkit.networks.configurations import Configuration, configure
+
+# Two test processes side by side beat one with two threads; processes started by tests inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
