@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from vggkit.networks.classifier import Classifier, load
     from vggkit.networks.configurations import Configuration, configure, list_models
     from vggkit.networks.conversion import Conversion, convert
-    from vggkit.networks.identification import Identification, identify
     from vggkit.networks.initialization import adapt_filters, initialize, warm_start
     from vggkit.networks.publishing.pretrained import fetch
+    from vggkit.networks.recognition.identification import Identification, identify
     from vggkit.networks.styles.listings import write_listing
     from vggkit.networks.vgg import VGG
     from vggkit.tasks.evaluation import Evaluation, evaluate
@@ -36,13 +36,13 @@ _HOMES = {
     "Recipe": "tasks.training.recipe",
     "Summary": "tasks.inspection",
     "Conversion": "networks.conversion",
-    "Identification": "networks.identification",
+    "Identification": "networks.recognition.identification",
     "TrainingRun": "workflows.runs",
     "VggkitError": "errors",
     "adapt_filters": "networks.initialization",
     "convert": "networks.conversion",
     "fetch": "networks.publishing.pretrained",
-    "identify": "networks.identification",
+    "identify": "networks.recognition.identification",
     "configure": "networks.configurations",
     "evaluate": "tasks.evaluation",
     "initialize": "networks.initialization",

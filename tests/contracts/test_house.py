@@ -34,7 +34,12 @@ OWNERS = {
         "networks/weight_files/safetensors_files.py",
     },
     "huggingface_hub": {"networks/publishing/hub.py"},
-    "h5py": {"networks/weight_files/hdf5_files.py", "networks/weight_writers.py"},
+    "h5py": {
+        "networks/weight_files/containers.py",
+        "networks/weight_files/hdf5_files.py",
+        "networks/weight_files/hdf5_structure.py",
+        "networks/weight_writers.py",
+    },
     "PIL": {
         "images/decoding.py",
         "images/preprocessing.py",
@@ -48,6 +53,7 @@ TORCH_FREE = [
     "vggkit.interfaces.cli",
     "vggkit.interfaces.commands",
     "vggkit.networks.card",
+    "vggkit.networks.conventions",
     "vggkit.networks.dialects",
     "vggkit.networks.publishing.pretrained",
     "vggkit.networks.publishing.sharing",

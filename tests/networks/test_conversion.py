@@ -17,12 +17,12 @@ import vggkit as vk
 from vggkit.errors import BadCheckpoint, BadConfiguration, BadOutput, UnknownName
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.networks import conversion
-from vggkit.networks.canonical import CanonicalWeights, build_network
 from vggkit.networks.classifier import Classifier
 from vggkit.networks.configurations import configure
 from vggkit.networks.conventions import CONVENTIONS, turn_convention
 from vggkit.networks.conversion import convert
-from vggkit.networks.identification import examine, identify
+from vggkit.networks.recognition.canonical import CanonicalWeights, build_network
+from vggkit.networks.recognition.identification import examine, identify
 from vggkit.networks.vgg import VGG
 from vggkit.networks.weight_files import open_weights
 

@@ -20,7 +20,7 @@ from vggkit.networks.classifier import Classifier
 from vggkit.networks.configurations import Configuration, configure, list_models
 from vggkit.networks.conventions import CONVENTIONS
 from vggkit.networks.dialects import map_keys, rename_keys
-from vggkit.networks.identification import examine, identify
+from vggkit.networks.recognition.identification import examine, identify
 from vggkit.networks.vgg import VGG
 
 

@@ -118,7 +118,7 @@ def identify(files: tuple[Path, ...], /, *, json: bool = False) -> int:
         files: .pth, .safetensors, .npz, .h5, .keras and others.
         json: A JSON object a file and line.
     """
-    from vggkit.networks.identification import identify as look
+    from vggkit.networks.recognition.identification import identify as look
 
     if not files:
         raise BadInput("identify needs a file: vggkit identify FILE…")

@@ -14,14 +14,14 @@ from torch import Tensor
 from vggkit.errors import BadCheckpoint
 from vggkit.hardware import derive_seed
 from vggkit.images.preprocessing import Preprocessing, suit_preprocessing
-from vggkit.networks.canonical import CanonicalWeights
 from vggkit.networks.card import Card, read_card
 from vggkit.networks.checkpoints import Taken, read_weights, take_weights, write_weights
 from vggkit.networks.configurations import Configuration, Head, Scheme, configure
-from vggkit.networks.identification import Examination, examine
 from vggkit.networks.publishing.pretrained import fetch
 from vggkit.networks.publishing.published import find_published
 from vggkit.networks.publishing.sharing import is_address, pull, push
+from vggkit.networks.recognition.canonical import CanonicalWeights
+from vggkit.networks.recognition.identification import Examination, examine
 from vggkit.networks.vgg import VGG
 from vggkit.networks.weight_files import WeightFile, open_weights
 

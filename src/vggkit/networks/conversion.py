@@ -18,7 +18,6 @@ from torch import Tensor
 
 from vggkit.errors import BadCheckpoint, BadConfiguration, BadOutput
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.networks.canonical import CanonicalWeights, build_network
 from vggkit.networks.configurations import Configuration
 from vggkit.networks.conventions import (
     InputConvention,
@@ -28,14 +27,15 @@ from vggkit.networks.conventions import (
     turn_convention,
 )
 from vggkit.networks.dialects import Dialect, Place, map_keys
-from vggkit.networks.identification import (
+from vggkit.networks.layouts import to_layout
+from vggkit.networks.recognition.canonical import CanonicalWeights, build_network
+from vggkit.networks.recognition.identification import (
     LABELS_KEY,
     PREPROCESSING_KEY,
     Examination,
     Identification,
     examine,
 )
-from vggkit.networks.layouts import to_layout
 from vggkit.networks.weight_files import WeightFile, open_weights
 from vggkit.networks.weight_writers import Piece, suffix_of, write_pieces
 from vggkit.writing import whole_file
@@ -220,7 +220,7 @@ def _turn_input(
 
 
 def _torch_type(file: WeightFile, examination: Examination, key: str) -> torch.dtype:
-    found: torch.dtype = getattr(torch, file.entries[examination.sources[key].lie.key].dtype)
+    found: torch.dtype = getattr(torch, file.entries[examination.sources[key].place.key].dtype)
     return found
 
 

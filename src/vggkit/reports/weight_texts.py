@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vggkit.networks.identification import Identification
+    from vggkit.networks.recognition.identification import Identification
 
 
 def describe_identification(found: "Identification") -> str:

@@ -17,9 +17,9 @@ from vggkit.networks.configurations import Configuration, Head
 from vggkit.networks.conventions import describe_convention, match_fingerprint
 from vggkit.networks.dialects import Dialect, Place, map_keys
 from vggkit.networks.layouts import from_layout
-from vggkit.networks.recognition import Recognition, recognize
-from vggkit.networks.sheets import Sheet, Source, lay_out
-from vggkit.networks.verdicts import describe_shapes, name_other_network, say_verdict, write_load_line
+from vggkit.networks.recognition.networks import Recognition, recognize
+from vggkit.networks.recognition.sheets import Sheet, Source, lay_out
+from vggkit.networks.recognition.verdicts import describe_shapes, name_other_network, say_verdict, write_load_line
 from vggkit.networks.weight_files import WeightFile, open_weights
 
 PREPROCESSING_KEY: Final = "vggkit.preprocessing"
@@ -229,8 +229,8 @@ def _match_first(file: WeightFile, sheet: Sheet) -> tuple[str, Preprocessing] | 
         return None
     if first.shapes["bias"] != (64,):
         return None
-    lie = Place(first.keys["weight"], "hwio" if sheet.channels_last else "same")
-    filters = from_layout(file.read(lie.key), lie).float().numpy()
+    place = Place(first.keys["weight"], "hwio" if sheet.channels_last else "same")
+    filters = from_layout(file.read(place.key), place).float().numpy()
     return match_fingerprint(filters, file.read(first.keys["bias"]).float().numpy())
 
 
@@ -244,10 +244,10 @@ def _compare(
     sources = {key: source for key, source in located.items() if source.shape == expected[key]}
     # Files older than PyTorch 0.4.1 do not count batches.
     lacking = [key for key in expected if key not in located and not key.endswith("num_batches_tracked")]
-    used = {source.lie.key for source in located.values()}
+    used = {source.place.key for source in located.values()}
     unexpected = tuple(key for key in file.entries if key not in used)
     misshapen = tuple(
-        f"{source.lie.key} {source.shape} in place of {expected[key]}"
+        f"{source.place.key} {source.shape} in place of {expected[key]}"
         for key, source in located.items()
         if key not in sources
     )

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from vggkit.errors import BadCheckpoint
 from vggkit.networks.configurations import Configuration
-from vggkit.networks.identification import Examination
 from vggkit.networks.layouts import from_layout
+from vggkit.networks.recognition.identification import Examination
 from vggkit.networks.vgg import VGG
 from vggkit.networks.weight_files import WeightFile
 
@@ -32,13 +32,13 @@ class CanonicalWeights(Mapping[str, Tensor]):
         configuration = configuration or examination.identification.configuration
         self.sources = dict(sheet.locate(configuration)) if sheet and configuration else {}
         """Where each canonical tensor lies; of any shape."""
-        used = {source.lie.key for source in self.sources.values()}
+        used = {source.place.key for source in self.sources.values()}
         self._others = tuple(key for key in file.entries if key not in used and key not in self.sources)
 
     def __getitem__(self, key: str) -> Tensor:
         if key in self.sources:
-            lie = self.sources[key].lie
-            return from_layout(self._file.read(lie.key), lie)
+            place = self.sources[key].place
+            return from_layout(self._file.read(place.key), place)
         if key in self._others:
             return self._file.read(key)
         raise KeyError(key)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Final
 
 from vggkit.networks.configurations import PAPER_LETTERS, Configuration, configure
-from vggkit.networks.entries import Module, Shaped, gather_modules
-from vggkit.networks.recognition import Recognition
-from vggkit.networks.sheets import Sheet
+from vggkit.networks.recognition.entries import Module, Shaped, gather_modules
+from vggkit.networks.recognition.networks import Recognition
+from vggkit.networks.recognition.sheets import Sheet
 
 
 def name_other_network(entries: Mapping[str, Shaped]) -> str | None:

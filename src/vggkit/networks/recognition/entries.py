@@ -112,7 +112,7 @@ def measure(module: Module, *, channels_last: bool) -> Window | None:
     return Window(out, into, height) if height == width else None
 
 
-Place = tuple[int, ...]
+Position = tuple[int, ...]
 """Where a module stands: (index,) in `features`, or (block, position), or (count,) in order."""
 
 Scheme = Literal["index", "blocks", "names", "keras", "order"]
@@ -127,7 +127,7 @@ _TRUNKS: Final[Mapping[Scheme, re.Pattern[str]]] = {
 }
 
 
-def place_by_name(name: str, scheme: Scheme) -> Place | None:
+def place_by_name(name: str, scheme: Scheme) -> Position | None:
     """The place that a module's name says under that scheme; None where it says none."""
     found = _TRUNKS[scheme].fullmatch(name) if scheme in _TRUNKS else None
     if found is None:

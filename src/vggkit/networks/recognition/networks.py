@@ -11,8 +11,8 @@ from typing import Final
 
 from vggkit.errors import BadConfiguration
 from vggkit.networks.configurations import MODELS, Configuration, Layer, Statistics
-from vggkit.networks.entries import HeadPlace, Place, Window
-from vggkit.networks.sheets import Sheet, places_of
+from vggkit.networks.recognition.entries import HeadPlace, Position, Window
+from vggkit.networks.recognition.sheets import Sheet, places_of
 
 PAPER_WIDTH: Final = 4096
 """Numbers that each hidden layer of the paper gives."""
@@ -67,7 +67,7 @@ def recognize(sheet: Sheet, *, hint: str | None = None) -> Recognition | None:
     return _put_head(row, sheet) if enough and wrong[1] <= max(1, right // 7) else None
 
 
-def _compare(row: Configuration, sheet: Sheet, windows: Mapping[Place, Window]) -> tuple[int, int]:
+def _compare(row: Configuration, sheet: Sheet, windows: Mapping[Position, Window]) -> tuple[int, int]:
     """How many convolutions of the row are missing in the file, and how many are of another shape or place."""
     layers = {layer.name: layer for layer in row.trunk}
     expected = {place: layers[name] for name, place in places_of(row, sheet.scheme).items()}
@@ -80,7 +80,7 @@ def _same(layer: Layer, window: Window) -> bool:
     return (layer.out_channels, layer.in_channels, layer.kernel) == (window.out, window.into, window.kernel)
 
 
-def _begins(row: Configuration, sheet: Sheet, windows: Mapping[Place, Window]) -> bool:
+def _begins(row: Configuration, sheet: Sheet, windows: Mapping[Position, Window]) -> bool:
     """Whether the file holds the row's first convolutions, without a gap."""
     beginning = sorted(places_of(row, sheet.scheme).values())[: len(windows)]
     return beginning == sorted(windows) and _compare(row, sheet, windows)[1] == 0
@@ -125,7 +125,7 @@ def _cut_custom(custom: Configuration, sheet: Sheet) -> Configuration:
     )
 
 
-def _build_custom(sheet: Sheet, windows: Mapping[Place, Window], in_channels: int) -> Configuration | None:
+def _build_custom(sheet: Sheet, windows: Mapping[Position, Window], in_channels: int) -> Configuration | None:
     """The trunk as the places say it, of whatever widths; None where they leave a gap or do not chain."""
     sizes = list(windows.values())
     if any(one.out != two.into for one, two in pairwise(sizes)):

@@ -9,12 +9,11 @@ from itertools import pairwise, permutations
 from math import isqrt
 
 from vggkit.networks.configurations import Configuration, Layer
-from vggkit.networks.dialects import Layout
-from vggkit.networks.dialects import Place as Lie
-from vggkit.networks.entries import (
+from vggkit.networks.dialects import Layout, Place
+from vggkit.networks.recognition.entries import (
     HeadPlace,
     Module,
-    Place,
+    Position,
     Scheme,
     Shaped,
     Window,
@@ -31,7 +30,7 @@ from vggkit.networks.entries import (
 class Source:
     """Where one canonical tensor comes from."""
 
-    lie: Lie
+    place: Place
     """Its key in the file and how it lies there."""
     shape: tuple[int, ...]
     """Its canonical shape, whatever network is expected."""
@@ -45,13 +44,13 @@ class Sheet:
     """How the trunk's places are known."""
     channels_last: bool
     """Kernels are (H, W, I, O)."""
-    trunk: Mapping[Place, Module]
+    trunk: Mapping[Position, Module]
     """Convolutions."""
-    norms: Mapping[Place, Module]
+    norms: Mapping[Position, Module]
     """Batch norms."""
     head: Mapping[HeadPlace, Module]
     """Fully connected layers, as matrices or as convolutions."""
-    orphans: Mapping[Place | HeadPlace, Module]
+    orphans: Mapping[Position | HeadPlace, Module]
     """Biases without their weights, where names say their places."""
     strays: int
     """Convolutions that have no place."""
@@ -105,7 +104,7 @@ class Sheet:
                     shape = (window.out, window.into * window.kernel**2)
                     grid = self._grid_of(module) if first else window.kernel
                     layout = self._lay_matrix(module, grid)
-            sources[f"{name}.{parameter}"] = Source(Lie(key, layout, grid), shape)
+            sources[f"{name}.{parameter}"] = Source(Place(key, layout, grid), shape)
         return sources
 
     def _lay_matrix(self, module: Module, grid: int) -> Layout:
@@ -124,7 +123,7 @@ class Sheet:
         return side if side and side * side * self.trunk_channels == window.into else 1
 
 
-def places_of(configuration: Configuration, scheme: Scheme) -> dict[str, Place]:
+def places_of(configuration: Configuration, scheme: Scheme) -> dict[str, Position]:
     """The place of each convolution, by its name, and under `index` of each batch norm too, as `conv` names."""
     convolutions = [layer for layer in configuration.trunk if layer.kind == "conv"]
     if scheme == "index":
@@ -134,7 +133,7 @@ def places_of(configuration: Configuration, scheme: Scheme) -> dict[str, Place]:
     return {layer.name: _block_and_position(layer) for layer in convolutions}
 
 
-def _block_and_position(layer: Layer) -> Place:
+def _block_and_position(layer: Layer) -> Position:
     block, position = layer.name.removeprefix(layer.kind).split("_")
     return (int(block), int(position))
 
@@ -155,7 +154,7 @@ def _lay_by_names(modules: Sequence[Module], keys: tuple[str, ...], last: bool) 
     schemes: tuple[Scheme, ...] = ("index", "blocks", "names", "keras")
     for scheme in schemes:
         trunk, norms, rest = {}, {}, []
-        orphans: dict[Place | HeadPlace, Module] = {}
+        orphans: dict[Position | HeadPlace, Module] = {}
         for module in modules:
             place = place_by_name(module.name, scheme)
             if place is None or module.kind == "linear":
