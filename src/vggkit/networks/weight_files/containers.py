@@ -7,7 +7,7 @@ from typing import IO, Final
 from vggkit.errors import BadCheckpoint
 from vggkit.networks.weight_files.archives import Archive
 from vggkit.networks.weight_files.keras_files import ARCHIVED_WEIGHTS, open_hdf5, open_keras_archive
-from vggkit.networks.weight_files.numpy_files import open_npz, refuse_npy
+from vggkit.networks.weight_files.numpy_files import open_npy, open_npz
 from vggkit.networks.weight_files.opened import LIMIT_BYTES, SLACK_BYTES, Contents, WeightFile, refuse, shown
 from vggkit.networks.weight_files.safetensors_files import open_safetensors
 from vggkit.networks.weight_files.torch_files import open_archived, open_legacy
@@ -38,7 +38,8 @@ def open_weights(path: str | Path) -> WeightFile:
     """Open a file of weights, whatever its name: what it is is told by its content.
 
     Read are safetensors, both formats of `torch.save` (a state dict, or a checkpoint around one),
-    NumPy's `.npz`, and Keras' legacy `.h5`, `.weights.h5` and `.keras`. Opening reads headers alone;
+    NumPy's `.npz` and `.npy` (a dict of arrays), and Keras' legacy `.h5`, `.weights.h5` and
+    `.keras`. Opening reads headers alone, but for `.npy`;
     values are read one tensor at a time. No code of the file is run.
 
     Raises BadCheckpoint in one line, saying what was expected, what was found and what to do, for
@@ -76,7 +77,7 @@ def _open_contents(path: Path, handle: IO[bytes], size: int, stack: ExitStack) -
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
         return open_hdf5(path, handle, size, stack)
     if head.startswith(b"\x93NUMPY"):
-        raise refuse_npy(path, handle)
+        return open_npy(path, handle, size)
     if head[0] == 0x80 and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return open_legacy(path, handle, size)
     if head[8:9] == b"{":

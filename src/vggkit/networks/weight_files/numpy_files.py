@@ -1,4 +1,4 @@
-"""NumPy's files: `.npz` archives, read member by member; `.npy` only to say why it is refused."""
+"""NumPy's files: `.npz` archives, read member by member, and `.npy` holding a dict of arrays."""
 
 import io
 import math
@@ -10,8 +10,8 @@ from typing import IO, Any, Final
 import numpy as np
 from torch import Tensor
 
-from vggkit.errors import BadCheckpoint
 from vggkit.networks.weight_files.archives import Archive
+from vggkit.networks.weight_files.numpy_pickles import open_npy as open_pickled
 from vggkit.networks.weight_files.opened import (
     DTYPES,
     Contents,
@@ -69,13 +69,14 @@ def open_npz(path: Path, archive: Archive) -> Contents:
     return Contents("npz", entries, read, packed=archive.packed)
 
 
-def refuse_npy(path: Path, handle: IO[bytes]) -> BadCheckpoint:
-    """The error for a single array: it holds no names, or a pickle."""
+def open_npy(path: Path, handle: IO[bytes], size_bytes: int) -> Contents:
+    """The contents of a `.npy` that holds a pickled dict of arrays; raises BadCheckpoint for any other."""
     with reading(path, "NumPy file"):
-        _, _, dtype, _ = _read_header(handle)
-    if dtype.hasobject:
-        return refuse(path, "a pickled object in a .npy, which would run code when loaded", _SAVE_AGAIN)
-    return refuse(path, "one plain array, which names no layer", _SAVE_AGAIN)
+        _, _, dtype, start = _read_header(handle)
+    if not dtype.hasobject:
+        raise refuse(path, "one plain array, which names no layer", _SAVE_AGAIN)
+    handle.seek(start)
+    return open_pickled(path, handle, size_bytes, advice=_SAVE_AGAIN)
 
 
 def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:

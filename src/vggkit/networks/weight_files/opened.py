@@ -64,7 +64,7 @@ class WeightFile:
     path: Path
     """The file."""
     container: str
-    """`safetensors`, `pytorch`, `npz`, `keras-h5` (legacy), `keras-3` (`.weights.h5`) or
+    """`safetensors`, `pytorch`, `npz`, `npy`, `keras-h5` (legacy), `keras-3` (`.weights.h5`) or
     `keras-archive` (`.keras`)."""
     entries: Mapping[str, TensorEntry]
     """Shape and dtype by key, in the file's order; Keras 3's by number, convolutions before dense layers."""

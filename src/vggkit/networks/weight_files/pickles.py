@@ -36,14 +36,14 @@ _COLLECTIONS: Final = re.compile(
 class _Bounded:
     """A stream that gives no more than a pickle of weights may take."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
+    def __init__(self, stream: IO[bytes], limit_bytes: int) -> None:
         self._stream = stream
-        self._left = LIMIT_PICKLE_BYTES
+        self._limit = self._left = limit_bytes
 
     def _take(self, count: int) -> None:
         self._left -= count
         if self._left < 0:
-            raise ValueError(f"its pickle takes more than {LIMIT_PICKLE_BYTES >> 20} MiB")
+            raise ValueError(f"its pickle takes more than {self._limit} bytes")
 
     def read(self, count: int) -> bytes:
         self._take(count)
@@ -55,17 +55,25 @@ class _Bounded:
         return line
 
 
-def interpret(stream: IO[bytes], storages: dict[str, str] | None = None) -> Any:
+def interpret(
+    stream: IO[bytes],
+    storages: dict[str, str] | None = None,
+    *,
+    machine: "Machine | None" = None,
+    limit_bytes: int = LIMIT_PICKLE_BYTES,
+) -> Any:
     """The value that one pickle at the stream's position stands for; the stream is left behind it.
 
     Args:
         stream: Where it stands.
         storages: Filled with the type of every storage it names, by key, used or not.
+        machine: What makes the values; None: torch's stand-ins.
+        limit_bytes: A pickle that takes more is refused.
 
     Raises CodeInPickle, and ValueError, LookupError, TypeError or EOFError for what is no whole pickle.
     """
-    machine = _Machine({} if storages is None else storages)
-    operations = _count(pickletools.genops(_Bounded(stream)))  # type: ignore[arg-type]
+    machine = machine or Machine({} if storages is None else storages)
+    operations = _count(pickletools.genops(_Bounded(stream, limit_bytes)))  # type: ignore[arg-type]
     for operation, argument in operations:
         try:
             machine.step(operation, argument)
@@ -97,8 +105,8 @@ def _list_names(operations: Iterator[tuple[str, Any]]) -> Iterator[str]:
         return
 
 
-class _Machine:
-    """The pickle's stack and memo."""
+class Machine:
+    """The pickle's stack and memo; what it makes of names is torch's."""
 
     def __init__(self, storages: dict[str, str]) -> None:
         self.storages = storages
@@ -132,7 +140,7 @@ class _Machine:
             case _ if _COLLECTIONS.fullmatch(operation):
                 self._collect(operation)
             case _:
-                self._make(operation, argument)
+                self.make(operation, argument)
 
     def _push(self, value: Any) -> None:
         # The stack may be another list once the value is made.
@@ -187,8 +195,8 @@ class _Machine:
         elif not isinstance(target, Inert):
             raise TypeError("entries for something that is no mapping")
 
-    def _make(self, operation: str, argument: Any) -> None:
-        """Names, and what is made of them."""
+    def make(self, operation: str, argument: Any) -> None:
+        """Names, and what is made of them; raises CodeInPickle."""
         match operation:
             case "GLOBAL":
                 self.stack.append(look_up(*str(argument).split(" ", 1)))
