@@ -1,7 +1,7 @@
 import pytest
 
 from vggkit.errors import BadOutput
-from vggkit.workflows.demonstration import demonstrate
+from vggkit.workflows.demonstration import _clear, demonstrate
 
 
 @pytest.mark.slow
@@ -19,3 +19,23 @@ def test_it_removes_nothing_that_it_did_not_write(tmp_path):
     with pytest.raises(BadOutput, match="--out"):
         demonstrate(tmp_path, quiet=True)
     assert (tmp_path / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("extra", [None, "pictures/holiday.png"])
+def test_it_removes_no_training_run_and_no_picture_of_others(tmp_path, extra):
+    names = ["config.yaml", "metrics.csv", "best.safetensors", "learning_curve.png", "confusion_matrix.png"]
+    names += ["answers.png", "pictures/digit_0030.png", extra] if extra else []
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    with pytest.raises(BadOutput, match="--out"):
+        demonstrate(tmp_path, quiet=True)
+    assert all((tmp_path / name).exists() for name in names)
+
+
+def test_what_a_finished_demonstration_left_makes_room(tmp_path):
+    for name in ("config.yaml", "best.safetensors", "answers.png", "pictures/digit_0030.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    _clear(tmp_path)
+    assert not tmp_path.exists()

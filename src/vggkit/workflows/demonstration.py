@@ -61,11 +61,19 @@ def demonstrate(
 
 
 def _clear(out: Path) -> None:
-    """Make room where an earlier demonstration was; never remove anything else."""
+    """Make room where a finished demonstration was; never remove anything else, a training run least of all."""
     if not out.is_dir() or not any(out.iterdir()):
         return
-    ours = ("config.yaml", "metrics.csv", "best.safetensors", "learning_curve.png", "confusion_matrix.png")
-    known = {*ours, "answers.png", "pictures"}
-    if not (out / "config.yaml").is_file() or any(entry.name not in known for entry in out.iterdir()):
-        raise BadOutput(f"{out}: holds files that no demonstration wrote; name another folder with --out")
+    run = {"config.yaml", "metrics.csv", "best.safetensors", "learning_curve.png", "confusion_matrix.png"}
+    known = {*run, "answers.png", "pictures"}
+    asked = out / "pictures"
+    finished = (out / "answers.png").is_file() and asked.is_dir()  # what a training run does not have
+    if (
+        not finished
+        or any(entry.name not in known for entry in out.iterdir())
+        or any(not entry.match("digit_*.png") for entry in asked.iterdir())
+    ):
+        raise BadOutput(
+            f"{out}: holds files that no finished demonstration wrote; remove it, or name another folder with --out"
+        )
     shutil.rmtree(out)

@@ -29,7 +29,7 @@ class Recipe:
     weight_decay: float = 5e-4
     """L2 penalty on kernels and matrices; biases and batch norm have none."""
     warmup_epochs: float = 1.0
-    """Epochs in which the learning rate rises from near zero; plain VGGs diverge without."""
+    """Epochs in which the learning rate rises from near zero; without it a plain VGG may diverge."""
     clip_norm: float = 1.0
     """Longest gradient of a step, all weights together."""
     label_smoothing: float = 0.0
