@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from vggkit.engines.stream import stream_answers
+from vggkit.images.pictures import Picture
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.images.sources import Picture
 
 SMALL = Preprocessing(resize_pixels=8, crop_pixels=8, mean=(0, 0, 0), std=(1, 1, 1))
 
@@ -32,7 +32,7 @@ def test_every_picture_is_answered_in_order(batch_size):
     answers = list(stream_answers(engine, SMALL, [grey(level) for level in range(20)], batch_size=batch_size))
     assert [answer.picture.path for answer in answers] == [f"memory/{level}" for level in range(20)]
     for level, answer in enumerate(answers):
-        assert np.allclose(answer.logits, level / 255, atol=1e-6)
+        assert np.allclose(answer.output, level / 255, atol=1e-6)
     assert max(engine.batches) <= batch_size
     assert sum(engine.batches) == 20
 
@@ -42,7 +42,7 @@ def test_bad_pictures_get_their_reason_and_the_others_go_on(tmp_path):
     Image.new("RGB", (9, 9), "white").save(good)
     bad.write_text("no picture")
     answers = list(stream_answers(Brightness(), SMALL, [Picture(str(p)) for p in (bad, good, bad)], batch_size=1))
-    assert [answer.logits is None for answer in answers] == [True, False, True]
+    assert [answer.output is None for answer in answers] == [True, False, True]
     assert "bad.png" in answers[0].problem
     assert list(stream_answers(Brightness(), SMALL, [], batch_size=4)) == []
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vggkit.errors import BadConfiguration
+from vggkit.images.decoding import decode
 from vggkit.images.preprocessing import Preprocessing, suit_preprocessing
 
 SIZES = [(500, 375), (375, 500), (224, 224), (256, 256), (333, 100), (31, 33), (700, 20)]
@@ -98,6 +99,8 @@ def test_round_trip(record):
         ("crop_pixels", 2.5),
         ("crop_pixels", True),
         ("interpolation", "linear"),
+        ("fit_mode", "squash"),
+        ("reduced_decoding", "yes"),
         ("channel_order", "GBR"),
         ("full_value", 0),
         ("mean", (0.5, 0.5)),
@@ -129,3 +132,94 @@ def test_a_thread_of_a_picture_costs_no_gigabytes():
     assert Preprocessing()(np.zeros((20_000, 1, 3), np.uint8)).shape == (3, 224, 224)
     assert tracemalloc.get_traced_memory()[1] < 100e6
     tracemalloc.stop()
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    width=st.integers(1, 400),
+    height=st.integers(1, 400),
+    resize=st.integers(1, 300),
+    crop=st.integers(1, 300),
+    interpolation=st.sampled_from(["nearest", "bilinear", "bicubic", "lanczos"]),
+)
+def test_what_the_crop_leaves_out_changes_no_bit(width, height, resize, crop, interpolation):
+    ours = Preprocessing(resize_pixels=resize, crop_pixels=crop, interpolation=interpolation)
+    pixels = random_picture(width, height) // 128 * 255  # black and white: filters overshoot
+    short, long = sorted((width, height))
+    long = max(1, int(resize * long / short))
+    size = (resize, long) if width <= height else (long, resize)
+    if size[0] * size[1] > 2**22:
+        return
+    whole = Image.fromarray(pixels).resize(size, Image.Resampling[interpolation.upper()])
+    left, top = (round((s - crop) / 2) if s >= crop else -((crop - s) // 2) for s in size)
+    expected = np.asarray(whole.crop((left, top, left + crop, top + crop)))
+    assert np.array_equal(ours.fit(pixels), expected)
+
+
+def test_a_long_picture_within_reason_is_torchvisions_too():
+    theirs = pytest.importorskip("torchvision").models.VGG11_Weights.IMAGENET1K_V1.transforms()
+    for size in ((1, 89), (4, 700), (2000, 9)):
+        pixels = random_picture(*size)
+        assert np.array_equal(Preprocessing()(pixels), theirs(Image.fromarray(pixels)).numpy()), size
+
+
+@pytest.mark.parametrize("size", [(60, 30), (30, 60), (31, 7), (1, 90), (5, 5), (200, 199)])
+def test_pad_shows_the_whole_picture_on_the_mean_colour(size):
+    ours = Preprocessing(fit_mode="pad", crop_pixels=20, mean=(0.2, 0.5, 0.9), resize_pixels=3)
+    found = ours.fit(random_picture(*size))
+    longest = max(size)
+    width, height = (max(1, round(20 * side / longest)) for side in size)
+    left, top = (20 - width) // 2, (20 - height) // 2
+    expected = np.full((20, 20, 3), (51, 128, 230), np.uint8)
+    expected[top : top + height, left : left + width] = np.asarray(
+        Image.fromarray(random_picture(*size)).resize((width, height), Image.Resampling.BILINEAR)
+    )
+    assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("fields", "colour"),
+    [
+        ({"channel_order": "BGR", "full_value": 255, "mean": (103.939, 116.779, 123.68)}, (124, 117, 104)),
+        ({"channel_order": "L", "mean": (0.449,), "std": (0.226,)}, (114, 114, 114)),
+        ({"mean": (-1, 0.5, 7)}, (0, 128, 255)),
+    ],
+)
+def test_padding_is_nearly_zero_once_normalised(fields, colour):
+    ours = Preprocessing(fit_mode="pad", crop_pixels=8, **fields)
+    wide = random_picture(16, 4)
+    assert tuple(ours.fit(wide)[0, 0]) == colour
+    if all(0 <= mean <= ours.full_value for mean in ours.mean):
+        level = ours.full_value / 255 / min(ours.std)
+        assert np.abs(ours(wide)[:, 0]).max() <= 0.51 * level
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
+def test_stretch_takes_both_sides_to_the_crop(interpolation):
+    ours = Preprocessing(fit_mode="stretch", crop_pixels=24, interpolation=interpolation)
+    pixels = random_picture(50, 31)
+    expected = Image.fromarray(pixels).resize((24, 24), Image.Resampling[interpolation.upper()])
+    assert np.array_equal(ours.fit(pixels), np.asarray(expected))
+
+
+def test_records_from_before_the_fit_modes_still_load():
+    old = {"resize_pixels": 32, "crop_pixels": 32, "mean": [0.5] * 3, "std": [0.5] * 3}
+    loaded = Preprocessing.from_dict(old)
+    assert (loaded.fit_mode, loaded.reduced_decoding, loaded.least_side) == ("crop", False, None)
+
+
+@pytest.mark.parametrize("fit_mode", ["crop", "pad", "stretch"])
+@pytest.mark.parametrize("size", [(700, 500), (333, 801), (256, 256), (90, 100)])
+def test_reduced_decoding_never_leaves_less_than_is_fed(fit_mode, size):
+    import io
+
+    ours = Preprocessing(fit_mode=fit_mode, resize_pixels=64, crop_pixels=56, reduced_decoding=True)
+    stream = io.BytesIO()
+    smooth = Image.fromarray(random_picture(8, 8)).resize(size, Image.Resampling.BICUBIC)
+    smooth.save(stream, "JPEG", quality=95)
+    full = decode(stream.getvalue())
+    reduced = decode(stream.getvalue(), least_side=ours.least_side)
+    assert ours.least_side <= min(reduced.shape[:2]) <= min(full.shape[:2])
+    if min(size) >= 128:
+        assert reduced.shape < full.shape
+    assert np.abs(ours.fit(reduced).astype(int) - ours.fit(full)).mean() < 5

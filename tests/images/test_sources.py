@@ -1,11 +1,379 @@
+"""Every kind of place gives the same pictures: one fixture, stored in each way."""
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import pickle
+import subprocess
+import sys
+import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import fill_folder
-from vggkit.errors import BadData, UnknownName
-from vggkit.images.sources import divide, list_pictures, open_pictures, typical_side
+from conftest import draw_class, fill_folder
+from vggkit.errors import BadData, BadDownload, BadImage, BadOutput, UnknownName
+from vggkit.images.pictures import Picture, PictureSet, typical_side
+from vggkit.images.sources import Columns, is_streamed, iterate_pictures, list_pictures, open_pictures
+from vggkit.images.sources.places import expand, is_address
+from vggkit.images.spooling import spool
+
+PARTS = {"train": 4, "val": 2}
+LABELS = ("ants", "bees")
+
+
+def encode(pixels: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def samples() -> list[tuple[str, str, str, bytes]]:
+    """(Part, label, name, file) of a small collection."""
+    return [
+        (part, label, f"{part}_{label}_{index:02d}", encode(draw_class(label, 100 * len(part) + index)))
+        for part, count in PARTS.items()
+        for label in LABELS
+        for index in range(count)
+    ]
+
+
+def write_folder(folder: Path) -> Path:
+    for part, label, name, data in samples():
+        path = folder / part / label / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return folder
+
+
+def write_csv(folder: Path, *, windows: bool = False, delimiter: str = ",", encoding: str = "utf-8") -> Path:
+    write_folder(folder / "files")
+    table = folder / "table.csv"
+    with open(table, "w", newline="", encoding=encoding) as file:
+        writer = csv.writer(file, delimiter=delimiter)
+        writer.writerow(["path", "label", "split"])
+        for part, label, name, _ in samples():
+            path = f"files/{part}/{label}/{name}.png"
+            writer.writerow([path.replace("/", "\\") if windows else path, label, part])
+    return table
+
+
+def write_tar(path: Path, wanted: str | None = None, *, mode: str = "w", label: str = "cls") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode) as archive:
+        for part, of, name, data in samples():
+            if wanted in (None, part):
+                said = {"cls": str(LABELS.index(of)), "json": json.dumps({"label": of, "split": part})}
+                for ending, content in (("png", data), (label, said.get(label, of).encode())):
+                    member = tarfile.TarInfo(f"{name}.{ending}")
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def write_parquet(path: Path, wanted: str | None = None, *, named: bool = True, group_rows: int = 3) -> Path:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    chosen = [sample for sample in samples() if wanted in (None, sample[0])]
+    table = pa.table(
+        {
+            "image": [{"bytes": data, "path": f"{name}.png"} for _, _, name, data in chosen],
+            "label": [LABELS.index(label) for _, label, _, _ in chosen],
+            **({} if wanted else {"split": [part for part, *_ in chosen]}),
+        }
+    )
+    if named:
+        features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": list(LABELS)}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(table, path, row_group_size=group_rows)
+    return path
+
+
+def write_webdataset(folder: Path) -> Path:
+    wds = pytest.importorskip("webdataset")
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in PARTS:
+        with wds.ShardWriter(str(folder / f"photos-{part}-%04d.tar"), maxcount=3, verbose=0) as writer:
+            for of, label, name, data in samples():
+                if of == part:
+                    writer.write({"__key__": name, "png": data, "cls": LABELS.index(label)})
+    (folder / "classes.txt").write_text("\n".join(LABELS))
+    return folder
+
+
+def write_shards(folder: Path, **options) -> Path:
+    for part in PARTS:
+        write_tar(folder / f"{part}-0000.tar{options.get('ending', '')}", part, **options)
+    return folder
+
+
+def write_gzip(folder: Path) -> Path:
+    for part in PARTS:
+        plain = write_tar(folder / "plain.tar", part, label="json")
+        (folder / f"{part}.tar.gz").write_bytes(gzip.compress(plain.read_bytes()))
+        (folder / f"{part}.tar.bz2").unlink(missing_ok=True)
+        plain.unlink()
+    return folder
+
+
+def write_parquet_parts(folder: Path) -> Path:
+    for part in PARTS:
+        write_parquet(folder / f"{part}-00000-of-00001.parquet", part)
+    return folder
+
+
+PLACES = {
+    "folder": write_folder,
+    "csv": write_csv,
+    "csv with Windows' paths": lambda folder: write_csv(folder, windows=True, encoding="cp1252"),
+    "csv as a spreadsheet writes it": lambda folder: write_csv(folder, delimiter=";", encoding="utf-8-sig"),
+    "csv in UTF-16, tabs": lambda folder: write_csv(folder, delimiter="\t", encoding="utf-16"),
+    "shards with json": lambda folder: write_tar(folder / "all.tar", label="json").parent,
+    "one shard": lambda folder: write_tar(folder / "all.tar", label="json"),
+    "gzipped shards": write_gzip,
+    "webdataset's own": write_webdataset,
+    "parquet": lambda folder: write_parquet(folder / "all.parquet"),
+    "parquet by part": write_parquet_parts,
+}
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_every_kind_of_place_holds_the_same_pictures(kind, tmp_path):
+    found = open_pictures(PLACES[kind](tmp_path / "place"))
+    assert found.labels == LABELS
+    assert {name: len(part) for name, part in found.splits.items()} == {"train": 8, "val": 4}
+    expected = {encode(draw_class(label, 100 * len(part) + 1)): (part, label) for part in PARTS for label in LABELS}
+    seen = {p.read(): (name, p.label) for name, part in found.splits.items() for p in part}
+    assert {data: seen[data] for data in expected} == expected
+    for picture in found.part("val"):
+        assert picture.decode().shape == (40, 48, 3)
+        assert picture.short_side() == 40
+    assert typical_side(found.part("train")) == 40
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_pictures_of_every_place_travel_to_other_processes_and_can_be_had_in_any_order(kind, tmp_path):
+    pictures = open_pictures(PLACES[kind](tmp_path / "place")).part("train")
+    whole = [picture.read() for picture in pictures]
+    there = pickle.loads(pickle.dumps(pictures))
+    order = np.random.default_rng(0).permutation(len(pictures))
+    assert [there[index].read() for index in order] == [whole[index] for index in order]
+    assert len({picture.path for picture in pictures}) == len(pictures)
+    assert len({picture.weigh() for picture in pictures}) > 1
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_every_place_can_be_asked_about(kind, tmp_path):
+    place = PLACES[kind](tmp_path / "place")
+    assert len(list(iterate_pictures([place]))) == 12
+    assert sorted(p.read() for p in iterate_pictures([place])) == sorted(data for *_, data in samples())
+
+
+@pytest.mark.filterwarnings("ignore")  # it leaves its files open
+def test_webdataset_reads_the_same_of_the_same_shards(tmp_path):
+    wds = pytest.importorskip("webdataset")
+    folder = write_webdataset(tmp_path / "shards")
+    shards = sorted(map(str, folder.glob("*.tar")))
+    theirs = {s["png"]: int(s["cls"]) for s in wds.WebDataset(shards, shardshuffle=False)}
+    ours = {p.read(): LABELS.index(p.label) for p in iterate_pictures([folder])}
+    assert ours == theirs
+
+
+def test_patterns(tmp_path):
+    write_webdataset(tmp_path)
+    assert len(open_pictures(f"{tmp_path}/photos-train-{{0000..0002}}.tar").part("train")) == 8
+    assert len(open_pictures(f"{tmp_path}/photos-*.tar").part("val")) == 4
+    assert [str(p) for p in expand(f"{tmp_path}/x{{a,b}}.tar")] == [f"{tmp_path}/xa.tar", f"{tmp_path}/xb.tar"]
+    with pytest.raises(BadData, match="no file is named"):
+        open_pictures(f"{tmp_path}/none-*.tar")
+    with pytest.raises(BadData, match="braces"):
+        open_pictures(f"{tmp_path}/none-{{00.tar")
+    with pytest.raises(BadData, match="no such file"):
+        open_pictures(f"{tmp_path}/none-{{00..01}}.tar")
+    assert not is_address("C:\\photos")
+    assert not is_address("photos/a:b")
+    assert is_address("simplecache::https://host/x.tar")
+
+
+def test_shards_of_plain_folders(tmp_path):
+    folder = write_folder(tmp_path / "photos")
+    with tarfile.open(tmp_path / "backup.tar", "w") as archive:
+        archive.add(folder, arcname="./photos")
+    found = open_pictures(tmp_path / "backup.tar")
+    assert {name: len(part) for name, part in found.splits.items()} == {"train": 8, "val": 4}
+    assert found.labels == LABELS
+    assert found.part("val")[0].path == f"{tmp_path}/backup.tar#photos/val/ants/val_ants_00.png"
+
+
+def test_a_folder_of_pictures_with_an_archive_beside_them_is_a_folder_of_pictures(tmp_path):
+    folder = write_folder(tmp_path / "photos")
+    write_tar(folder / "train" / "old.tar")
+    assert len(open_pictures(folder).part("train")) == 8
+
+
+def test_addresses(tmp_path):
+    """Fsspec's own file system in memory stands for a bucket."""
+    fsspec = pytest.importorskip("fsspec")
+    for part in PARTS:
+        with fsspec.open(f"memory://bucket/{part}-0.tar", "wb") as file:
+            file.write(write_tar(tmp_path / "x.tar", part, label="json").read_bytes())
+        with fsspec.open(f"memory://bucket/{part}.parquet", "wb") as file:
+            file.write(write_parquet(tmp_path / "x.parquet", part).read_bytes())
+    for place in ("memory://bucket/{train,val}-0.tar", "memory://bucket/*.tar", "memory://bucket/*.parquet"):
+        found = open_pictures(place)
+        assert {name: len(part) for name, part in found.splits.items()} == {"train": 8, "val": 4}
+        assert {p.read() for part in found.splits.values() for p in part} == {data for *_, data in samples()}
+        assert not any(p.storage.quick for p in found.part("train")) or "parquet" in place
+        assert {p.read() for p in iterate_pictures([place])} == {data for *_, data in samples()}
+    assert is_streamed("memory://bucket/*.tar")
+    for place in ("memory://bucket/none.tar", "memory://nowhere/*.tar", "memory://bucket/none.parquet"):
+        with pytest.raises(BadData):
+            open_pictures(place)
+    with pytest.raises(BadDownload, match="nosuch"):
+        open_pictures("nosuch://bucket/x.tar")
+
+
+def test_columns_by_other_names_and_groups(tmp_path):
+    write_folder(tmp_path / "files")
+    rows = [f"files/{p}/{lab}/{n}.png,{lab},{p},p{i % 3}" for i, (p, lab, n, _) in enumerate(samples())]
+    (tmp_path / "t.csv").write_text("\n".join(["Foto,Art,Teil,Patient", *rows]))
+    with pytest.raises(BadData, match=r"path.*--path-column"):
+        open_pictures(tmp_path / "t.csv")
+    columns = Columns(path_column="Foto", label_column="Art", split_column="Teil", group_column="Patient")
+    found = open_pictures(tmp_path / "t.csv", columns=columns)
+    assert found.part("train")[1].group == "p1"
+    with pytest.raises(BadData, match="Did you mean 'Patient'"):
+        open_pictures(tmp_path / "t.csv", columns=Columns(path_column="Foto", group_column="Patent"))
+
+
+def test_tables_in_parquet_and_numbers_without_names(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    write_folder(tmp_path / "files")
+    chosen = samples()
+    parquet.write_table(
+        pa.table(
+            {
+                "file_name": [f"files/{p}/{label}/{n}.png" for p, label, n, _ in chosen],
+                "class": [12 if label == "ants" else 3 for _, label, _, _ in chosen],
+            }
+        ),
+        tmp_path / "t.parquet",
+    )
+    found = open_pictures(tmp_path / "t.parquet")
+    assert found.labels == ("3", "12")
+    assert found.part("all")[0].decode().shape == (40, 48, 3)
+    parquet.write_table(pa.table({"x": [1]}), tmp_path / "x.parquet")
+    with pytest.raises(BadData, match="--path-column"):
+        open_pictures(tmp_path / "x.parquet")
+    two = pa.table({"left": [b"x"], "right": [b"y"], "label": ["a"]})
+    parquet.write_table(two, tmp_path / "two.parquet")
+    with pytest.raises(BadData, match="left, right"):
+        open_pictures(tmp_path / "two.parquet")
+    right = open_pictures(tmp_path / "two.parquet", columns=Columns(path_column="right"))
+    assert right.part("all")[0].read() == b"y"
+
+
+def test_parquet_keeps_the_last_row_groups_only(tmp_path, monkeypatch):
+    from vggkit.images.sources import parquet as room
+
+    monkeypatch.setattr(room, "MOST_HELD_BYTES", 1)
+    pictures = open_pictures(write_parquet(tmp_path / "p.parquet", group_rows=2)).part("train")
+    storage = pictures[0].storage
+    assert not storage.quick
+    for picture in (*pictures, *reversed(pictures)):
+        assert picture.read().startswith(b"\x89PNG")
+        assert len(storage._kept) <= 2
+
+
+def test_lists_of_files_and_standard_input(tmp_path, monkeypatch):
+    write_folder(tmp_path / "files")
+    names = [f"files/{part}/{label}/{name}.png" for part, label, name, _ in samples()]
+    (tmp_path / "list.txt").write_text("\n".join([*names, "", "files\\none.png"]))
+    found = list_pictures([tmp_path / "list.txt"])
+    assert len(found) == 13
+    assert found[0].decode().shape == (40, 48, 3)
+    with pytest.raises(BadImage, match=r"none\.png"):
+        found[-1].decode()
+
+    def pipe(data: bytes) -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+    monkeypatch.chdir(tmp_path)
+    pipe("\n".join(names).encode())
+    assert [p.path for p in list_pictures(["-"])] == [str(Path(name)) for name in names]
+    pipe(samples()[0][3])
+    (one,) = list_pictures(["-"])
+    assert (one.path, one.decode().shape, one.short_side()) == ("standard input", (40, 48, 3), 40)
+    pipe(("path;label\n" + "\n".join(f"{name};x{i % 2}" for i, name in enumerate(names))).encode())
+    assert open_pictures("-").labels == ("x0", "x1")
+    pipe(b" \n")
+    with pytest.raises(BadData, match="empty"):
+        list_pictures(["-"])
+    pipe(names[0].encode())
+    with pytest.raises(BadData, match="no label"):
+        open_pictures("-")
+
+
+def test_broken_archives_and_tables_are_refused_with_their_name(tmp_path):
+    whole = write_tar(tmp_path / "whole.tar", label="json").read_bytes()
+    (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.tar").write_text("hello " * 200)
+    (tmp_path / "empty.tar").write_bytes(b"")
+    (tmp_path / "cut.tar.gz").write_bytes(gzip.compress(whole)[:-400])
+    (tmp_path / "plain.tar.bz2").write_bytes(whole)
+    (tmp_path / "whole.tar.bz2").write_bytes(bz2.compress(whole))
+    (tmp_path / "text.parquet").write_text("hello")
+    for name in ("cut.tar", "text.tar", "empty.tar", "cut.tar.gz", "text.parquet"):
+        with pytest.raises(BadData, match=name):
+            open_pictures(tmp_path / name)
+        with pytest.raises(BadData, match=name):
+            list(iterate_pictures([tmp_path / name]))
+    for name in ("whole.tar.bz2", "plain.tar.bz2"):
+        assert len(open_pictures(tmp_path / name).part("train")) == 8
+        assert len(list(iterate_pictures([tmp_path / name]))) == 12
+    picture = open_pictures(tmp_path / "whole.tar").part("train")[0]
+    (tmp_path / "whole.tar").write_bytes(whole[:600])
+    with pytest.raises(BadImage, match=r"whole\.tar#train_ants_00\.png: its archive ends"):
+        picture.decode()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "no column of pictures"),
+        ("name,label\na.png,x", "'name', 'label'"),
+        ("path,label\na.png,x", "none of its pictures exists"),
+        ("path,label\n,x", "line 2: has no path"),
+        ("path,label\nfiles/a.png,", "line 2: has no label"),
+        ("path\nfiles/a.png", "no label"),
+        ('path,label\n"files/a.png,x', "not a table that can be read"),
+        ("path,label,split\nfiles/a.png,x,train\nfiles/a.png,x,", "some to no part"),
+        ("path,label\n", "holds no pictures"),
+    ],
+)
+def test_tables_that_cannot_be_used_are_explained(tmp_path, text, said):
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "a.png").write_bytes(samples()[0][3])
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(BadData, match=said):
+        open_pictures(tmp_path / "t.csv")
+
+
+def test_real_parquet_of_cifar10(shared):
+    pytest.importorskip("pyarrow")
+    found = open_pictures(shared / "cifar10")
+    assert {name: len(part) for name, part in found.splits.items()} == {"train": 50_000}
+    assert found.labels[:3] == ("airplane", "automobile", "bird")
+    assert set(found.count("train").values()) == {5000}
+    assert found.part("train")[34_567].decode().shape == (32, 32, 3)
 
 
 def test_parts_and_classes_of_a_folder(photos):
@@ -16,36 +384,11 @@ def test_parts_and_classes_of_a_folder(photos):
     assert typical_side(found.part("train")) == 40
 
 
-@pytest.mark.parametrize("name", ["valid", "validation", "Val"])
+@pytest.mark.parametrize("name", ["valid", "validation", "Val", "dev"])
 def test_other_names_of_the_validation_part(tmp_path, name):
     fill_folder(tmp_path / "train", ("a", "b"), 2)
     fill_folder(tmp_path / name, ("a", "b"), 1)
     assert set(open_pictures(tmp_path).splits) == {"train", "val"}
-
-
-def test_a_test_part_is_kept_apart_when_validation_is_divided_off(tmp_path):
-    fill_folder(tmp_path / "train", ("a", "b"), 10)
-    fill_folder(tmp_path / "test", ("a", "b"), 3, start=50)
-    divided = divide(open_pictures(tmp_path), validation_share=0.2, seed=0)
-    assert {name: len(part) for name, part in divided.splits.items()} == {"train": 16, "val": 4, "test": 6}
-
-
-def test_division_is_stratified_seeded_and_moves_with_the_folder(tmp_path):
-    for place in ("here", "there"):
-        fill_folder(tmp_path / place, ("a", "b", "c"), 11)
-    one = open_pictures(tmp_path / "here")
-    parts = [divide(one, validation_share=0.3, seed=seed) for seed in (0, 0, 1)]
-    names = [[(p.label, Path(p.path).name) for p in d.part("val")] for d in parts]
-    assert names[0] == names[1] != names[2]
-    assert parts[0].count("val") == {"a": 3, "b": 3, "c": 3}
-    assert not {p.path for p in parts[0].part("val")} & {p.path for p in parts[0].part("train")}
-    moved = open_pictures(tmp_path / "there")
-    assert [(p.label, Path(p.path).name) for p in divide(moved, validation_share=0.3, seed=0).part("val")] == names[
-        0
-    ]
-    assert moved.fingerprint() == one.fingerprint()
-    (tmp_path / "there" / "a" / "000.png").unlink()
-    assert open_pictures(tmp_path / "there").fingerprint() != one.fingerprint()
 
 
 def test_digits_are_real_fixed_and_disjoint():
@@ -71,11 +414,15 @@ def test_files_that_are_no_pictures_are_passed_over(tmp_path):
 def test_what_is_wrong_with_a_place_is_said(tmp_path):
     with pytest.raises(UnknownName, match="digits"):
         open_pictures("digitz")
+    with pytest.raises(UnknownName, match="Did you mean 'imagenette'"):
+        open_pictures("imagenet")
     with pytest.raises(BadData, match="no such folder"):
         open_pictures(tmp_path / "none")
+    with pytest.raises(BadData, match="no such file"):
+        open_pictures(tmp_path / "none.csv")
     file = tmp_path / "a.png"
     Image.new("RGB", (4, 4)).save(file)
-    with pytest.raises(BadData, match="is a file"):
+    with pytest.raises(BadData, match="subfolder for each class"):
         open_pictures(file)
     with pytest.raises(BadData, match=r"no subfolders.*1 pictures lie loose"):
         open_pictures(tmp_path)
@@ -86,13 +433,64 @@ def test_what_is_wrong_with_a_place_is_said(tmp_path):
     fill_folder(tmp_path / "mixed", ("cats",), 1)
     with pytest.raises(BadData, match="beside cats"):
         open_pictures(tmp_path / "mixed")
-    fill_folder(tmp_path / "single", ("a", "b"), 1)
-    with pytest.raises(BadData, match="one picture"):
-        divide(open_pictures(tmp_path / "single"), validation_share=0.2, seed=0)
+    for name in ("val", "valid"):
+        fill_folder(tmp_path / "twice" / name, ("a",), 1)
+    with pytest.raises(BadData, match="twice, as val and as valid"):
+        open_pictures(tmp_path / "twice")
+
+
+def test_a_class_that_is_empty_in_one_part_is_still_a_class(tmp_path):
+    fill_folder(tmp_path / "train", ("a", "b"), 2)
+    fill_folder(tmp_path / "val", ("a",), 1)
+    (tmp_path / "val" / "b").mkdir()
+    assert open_pictures(tmp_path).count("val") == {"a": 1, "b": 0}
 
 
 def test_listing_pictures_to_ask_about(tmp_path, photos):
     assert len(list_pictures([photos])) == 63
     assert [p.path for p in list_pictures(["none.png"])] == ["none.png"]
+    assert len(list_pictures([f"{photos}/train/red/00*.png"])) == 10
     with pytest.raises(BadData, match="no pictures"):
         list_pictures([tmp_path])
+
+
+def test_collections_made_by_hand():
+    pictures = [Picture(f"m/{i}", "ab"[i % 2], draw_class("red", i)) for i in range(6)]
+    found = PictureSet.of("mine", (("train" if i < 4 else "val", p) for i, p in enumerate(pictures)))
+    assert found.labels == ("a", "b")
+    assert found.fingerprint() == PictureSet.of("theirs", found_again(found)).fingerprint()
+    with pytest.raises(BadData, match="no label"):
+        PictureSet.of("mine", [(None, Picture("x.png"))])
+
+
+def found_again(pictures: PictureSet):
+    return [(name, picture) for name, part in pictures.splits.items() for picture in part]
+
+
+def test_slow_places_are_spooled_once_and_quick_ones_left(tmp_path):
+    fsspec = pytest.importorskip("fsspec")
+    with fsspec.open("memory://slow/all.tar", "wb") as file:
+        file.write(write_tar(tmp_path / "all.tar", label="json").read_bytes())
+    slow = open_pictures("memory://slow/all.tar")
+    seen = []
+    quick = spool(slow, tmp_path / "spooled", on_progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (12, 12)
+    for name, part in slow.splits.items():
+        for before, after in zip(part, quick.part(name), strict=True):
+            assert (before.path, before.label, before.read()) == (after.path, after.label, after.read())
+            assert after.storage.quick
+    assert quick.fingerprint() == slow.fingerprint()
+    assert spool(quick, tmp_path / "again") is quick
+    assert not (tmp_path / "again").exists()
+    with pytest.raises(BadOutput, match="cannot be copied"):
+        spool(slow, tmp_path / "no" / "folder")
+
+
+def test_sources_import_nothing_heavy(tmp_path):
+    code = (
+        "import sys; from vggkit.images.sources import open_pictures; print(open_pictures(sys.argv[1]).labels);"
+        "print([m for m in ('torch', 'pyarrow', 'fsspec', 'datasets', 'sklearn') if m in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, str(write_csv(tmp_path))]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert found.stdout == "('ants', 'bees')\n[]\n"

@@ -17,7 +17,7 @@ from vggkit.networks.classifier import Classifier
 from vggkit.networks.configurations import list_models
 from vggkit.networks.publishing import downloads, pretrained, published
 from vggkit.networks.publishing.downloads import Patience
-from vggkit.networks.publishing.pretrained import fetch, find_home
+from vggkit.networks.publishing.pretrained import fetch
 from vggkit.networks.publishing.published import PUBLISHED, find_published, imagenet_labels, list_published
 
 CONTENT = np.random.default_rng(1).bytes(50_000)
@@ -120,19 +120,6 @@ def test_eight_networks_have_weights_and_the_others_say_which_do():
         fetch("vgg12")
     with pytest.raises(UnknownName, match="custom"):
         fetch("custom")
-
-
-def test_homes(monkeypatch, tmp_path):
-    assert find_home() == tmp_path / "home"
-    monkeypatch.delenv("VGGKIT_HOME")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(sys, "platform", "linux")
-    assert find_home() == tmp_path / "vggkit"
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert find_home().parts[-3:] == ("Library", "Caches", "vggkit")
-    monkeypatch.setattr(sys, "platform", "win32")
-    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "Local"))
-    assert find_home() == tmp_path / "Local" / "vggkit"
 
 
 def test_torchvisions_host_is_first_and_asked_once(host, place):

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from conftest import draw_class
+from vggkit.images.pictures import Picture
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.images.sources import Picture
 from vggkit.tasks.training import batches as batches_module
 from vggkit.tasks.training.augmentation import View
 from vggkit.tasks.training.batches import TrainingBatches

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from conftest import draw_class, fill_folder
 from vggkit.errors import BadData, BadInput
+from vggkit.images.pictures import Picture
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.images.sources import Picture, open_pictures
+from vggkit.images.sources import open_pictures
 from vggkit.networks.classifier import Classifier
 from vggkit.tasks.evaluation import evaluate, proportion_interval
 from vggkit.tasks.prediction import predict, softmax

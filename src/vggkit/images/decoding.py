@@ -4,49 +4,99 @@ Shape letters: H and W pixels.
 """
 
 import io
+import stat
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+from PIL.ExifTags import Base as ExifTag
+from PIL.JpegImagePlugin import JpegImageFile
 
-from vggkit.errors import BadImage
+from vggkit.errors import BadImage, MissingExtra
 
 Pixels = NDArray[np.uint8]
 
-MOST_PIXELS: Final = 150_000_000
-"""Largest picture that is decoded: 450 MB as RGB. A small file can claim far more."""
+FORMATS: Final = ("PNG", "GIF", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "PPM", "JPEG2000", "TGA", "PCX", "SGI", "PSD")
+"""What Pillow may open besides JPEG. Left out is what starts programs (EPS), draws (WMF), holds no photographs
+(ICO, FLI) or is decoded in Python, where a small file can take minutes (QOI, MSP)."""
+
+MOST_BYTES: Final = 900_000_000
+"""Memory for a picture's file, its decoder and its pixels; with Python, NumPy and Pillow it makes 1 GB."""
+
+PILLOW_BYTES: Final = 7.5
+"""Memory for each pixel at the peak of decoding: four bytes in Pillow, three of the result, and a strip."""
 
 
-def decode(source: str | Path | bytes) -> Pixels:
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What bounds a format, measured on noise, which takes longest (docs/decisions/decoding.md)."""
+
+    pixel_bytes: float = PILLOW_BYTES
+    """Memory for each pixel at the peak of decoding."""
+    most_pixels: int | None = None
+    """What is decoded within 5 s, where memory allows more."""
+    most_file_bytes: int | None = None
+    """The same of the file."""
+
+
+COSTS: Final = {
+    "JPEG": Cost(3.1),
+    "progressive JPEG": Cost(9.1, most_pixels=90_000_000),
+    "WEBP": Cost(16.2, most_file_bytes=70_000_000),
+    "AVIF": Cost(13.0, most_file_bytes=70_000_000),
+    "HEIC": Cost(13.0, most_file_bytes=60_000_000),
+    "JPEG2000": Cost(25.0, most_file_bytes=35_000_000),
+    "slow": Cost(most_pixels=4_000_000, most_file_bytes=8_000_000),
+}
+SLOW_DECODERS: Final = frozenset({"ppm", "ppm_plain", "bmp_rle"})
+"""Those that Pillow has in Python."""
+
+TURNED_BYTES: Final = 3.0
+"""A picture that EXIF turns is copied."""
+
+STRIP_PIXELS: Final = 2**20
+"""Pixels that are converted at a time."""
+
+SIGNATURE_JPEG: Final = b"\xff\xd8\xff"
+HEIC_BRANDS: Final = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+
+
+def decode(source: str | Path | bytes, *, name: str | None = None, least_side: int | None = None) -> Pixels:
     """RGB pixels (H, W, 3), uint8, of a picture file or of a file's bytes, as a person sees it.
 
     EXIF orientation is applied, transparency laid over white, 16-bit values scaled to 8 bits,
-    and of an animation the first frame is taken.
+    and of an animation, or a phone's file of several pictures, the first is taken.
+
+    Args:
+        source: The file, or its bytes.
+        name: What errors call it; None: the file's path.
+        least_side: A JPEG is decoded at the smallest of 1/8, 1/4, 1/2 and 1 of its size whose shorter
+            side still has this many pixels: faster, and slightly other pixels. None: at its full size.
 
     Raises BadImage for whatever is not a readable picture: missing, empty, truncated, of no
-    picture format, or larger than MOST_PIXELS.
+    picture format, or so large that it would not be decoded within 5 s and 1 GB.
     """
-    name = "<bytes>" if isinstance(source, bytes) else str(source)
-    try:
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    except IsADirectoryError:
-        raise BadImage(f"{name}: is a folder, not a picture") from None
-    except FileNotFoundError:
-        raise BadImage(f"{name}: no such file") from None
-    except OSError as problem:
-        raise BadImage(f"{name}: cannot be read ({problem.strerror or problem})") from problem
+    name = name or ("<bytes>" if isinstance(source, bytes) else str(source))
+    data = source if isinstance(source, bytes) else _read(Path(source), name)
     if not data:
         raise BadImage(f"{name}: is empty (0 bytes)")
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-            if width * height > MOST_PIXELS:
-                raise BadImage(f"{name}: claims {width}×{height} pixels, more than {MOST_PIXELS:,}")
-            return np.asarray(to_rgb(ImageOps.exif_transpose(image)))
-    except BadImage:
-        raise
+        with _without_warnings():
+            if data.startswith(SIGNATURE_JPEG):
+                return _decode_jpeg(data, least_side)
+            if _is_heic(data):
+                return _decode_heic(data)
+            return _decode_other(data)
+    except BadImage as problem:
+        raise BadImage(f"{name}: {problem}") from None
     except UnidentifiedImageError:
         raise BadImage(f"{name}: is not a picture of a known format") from None
     except Image.DecompressionBombError as problem:
@@ -55,25 +105,229 @@ def decode(source: str | Path | bytes) -> Pixels:
         raise BadImage(f"{name}: cannot be decoded ({problem or type(problem).__name__})") from problem
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """A picture of any of Pillow's modes as RGB: transparency over white, 16 bits scaled, never clipped."""
+def to_rgb(image: Image.Image) -> Pixels:
+    """Pixels of a picture of any of Pillow's modes: transparency over white, 16 bits scaled, never clipped."""
+    convert = _choose_conversion(image)
+    result = np.empty((image.height, image.width, 3), np.uint8)
+    top = 0
+    for part in _cut(image):
+        result[top : top + part.height] = convert(part)
+        top += part.height
+    return result
+
+
+def _cut(image: Image.Image) -> Iterator[Image.Image]:
+    """The picture in strips from the top: what is made of them at a time stays small."""
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _read(path: Path, name: str) -> bytes:
+    try:
+        found = path.stat()
+        if stat.S_ISDIR(found.st_mode):
+            raise BadImage(f"{name}: is a folder, not a picture")
+        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
+            raise BadImage(f"{name}: is not a file")
+        if found.st_size > MOST_BYTES:
+            raise BadImage(f"{name}: has {found.st_size:,} bytes; pictures of up to {MOST_BYTES:,} are read")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise BadImage(f"{name}: no such file") from None
+    except OSError as problem:
+        raise BadImage(f"{name}: cannot be read ({problem.strerror or problem})") from problem
+    except BadImage:
+        raise
+    except ValueError as problem:  # there is a NUL in it
+        raise BadImage(f"{name!r}: is no name of a file") from problem
+
+
+def _decode_jpeg(data: bytes, least_side: int | None) -> Pixels:
+    """A JPEG's pixels, through simplejpeg where it gives Pillow's; Pillow has the last word on what is broken."""
+    # The class and not Image.open: that would take a file of several pictures for more than its first.
+    with JpegImageFile(io.BytesIO(data)) as image:
+        kind = "progressive JPEG" if image.info.get("progressive") else "JPEG"
+        full = image.size
+        scale = _choose_scale(min(full), least_side)
+        turn = _find_turn(image) if "exif" in image.info or "xmp" in image.info else None
+        quick = _find_simplejpeg() if image.mode in ("RGB", "L") else None
+        width, height = (-(-side // scale) for side in full)
+        turned = TURNED_BYTES if turn else 0
+        _demand_room(kind, full, len(data), scale=scale, extra=turned + (0 if quick else PILLOW_BYTES - 3))
+        pixels = None
+        if quick is not None:
+            try:
+                pixels = quick(data, min_height=height, min_width=width) if scale > 1 else quick(data)
+            except ValueError:  # Pillow forgives some of what it refuses
+                _demand_room(kind, full, len(data), scale=scale, extra=turned + PILLOW_BYTES - 3)
+        if pixels is None:
+            if scale > 1:
+                image.draft(None, (full[0] // scale, full[1] // scale))
+            pixels = to_rgb(image)
+    return pixels if turn is None else np.ascontiguousarray(turn(pixels))
+
+
+def _decode_heic(data: bytes) -> Pixels:
+    try:
+        import pillow_heif
+    except ImportError as problem:
+        raise BadImage(str(MissingExtra.of("pillow-heif", "a HEIC picture", "heic"))) from problem
+    image = pillow_heif.open_heif(data)
+    _demand_room("HEIC", image.size, len(data))
+    return to_rgb(image.to_pillow())  # libheif has turned it already
+
+
+def _decode_other(data: bytes) -> Pixels:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        slow = any(tile[0] in SLOW_DECODERS for tile in getattr(image, "tile", ()))
+        kind = "slow" if slow else str(image.format)
+        _demand_room(kind, image.size, len(data))
+        image.load()
+        turn = _find_turn(image)
+        if turn:
+            _demand_room(kind, image.size, len(data), extra=TURNED_BYTES)
+        pixels = to_rgb(image)
+    return pixels if turn is None else np.ascontiguousarray(turn(pixels))
+
+
+def _demand_room(kind: str, size: tuple[int, int], file_bytes: int, *, scale: int = 1, extra: float = 0) -> None:
+    """Refuses a picture that would take more than 5 s or 1 GB; a small file can claim far more."""
+    cost = COSTS.get(kind, Cost())
+    pixels = size[0] * size[1]
+    claim = f"claims {size[0]}×{size[1]} pixels in {file_bytes:,} bytes"
+    for found, most in ((pixels, cost.most_pixels), (file_bytes, cost.most_file_bytes)):
+        if most is not None and found > most:
+            raise BadImage(f"{claim}, whose decoding could take more than 5 s")
+    # At whatever scale a progressive JPEG is decoded, its coefficients are all held.
+    decoded = pixels if kind == "progressive JPEG" else pixels / scale**2
+    if 2 * file_bytes + (cost.pixel_bytes + extra) * decoded > MOST_BYTES:  # some decoders copy the file
+        raise BadImage(f"{claim}, whose decoding would take more than 1 GB")
+
+
+def _choose_scale(short_side: int, least_side: int | None) -> int:
+    """The largest of 8, 4, 2 and 1 that leaves so many pixels; the decoder's sides are rounded up."""
+    return next((s for s in (8, 4, 2) if least_side is not None and -(-short_side // s) >= least_side), 1)
+
+
+@cache
+def _find_simplejpeg() -> Callable[..., Pixels] | None:
+    """Its decoder; some machines are without it, and get the same pixels from Pillow."""
+    try:
+        import simplejpeg  # type: ignore[import-untyped]
+    except ImportError:
+        return None
+    return cast("Callable[..., Pixels]", simplejpeg.decode_jpeg)
+
+
+def _is_heic(data: bytes) -> bool:
+    """Whether its brands are HEIC's and not AVIF's, which is the same container."""
+    if data[4:8] != b"ftyp":
+        return False
+    box = data[8 : min(int.from_bytes(data[:4]), 256)]
+    brands = {box[start : start + 4] for start in range(0, len(box), 4) if start != 4}
+    return bool(brands & HEIC_BRANDS) and not brands & {b"avif", b"avis"}
+
+
+TURNS: Final[dict[int, Callable[[Pixels], Pixels]]] = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: pixels[::-1].swapaxes(0, 1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
+}
+"""What makes pixels upright that were stored with each EXIF orientation; 1 is upright."""
+
+
+def _find_turn(image: Image.Image) -> Callable[[Pixels], Pixels] | None:
+    try:
+        return TURNS.get(image.getexif().get(ExifTag.Orientation, 1))
+    except Exception:  # metadata that cannot be read leaves a picture as it is
+        return None
+
+
+def _choose_conversion(image: Image.Image) -> Callable[[Image.Image], Any]:
+    """What makes RGB of a part of this picture."""
+    if image.mode.startswith("I") or image.mode == "F":
+        return _choose_scaling(image)
     if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I"):
-        return Image.fromarray(_scale_to_8_bits(np.asarray(image))).convert("RGB")
-    if image.mode == "F":
-        return Image.fromarray(_scale_to_8_bits(np.asarray(image))).convert("RGB")
+        return np.asarray
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        opaque = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque).convert("RGB")
-    return image.convert("RGB")
+        return _lay_over_white
+    return lambda part: part.convert("RGB")
 
 
-def _scale_to_8_bits(values: NDArray[np.generic]) -> Pixels:
-    """Integers are taken for 16 bits, floats for [0, 1] where none is above 1 and else for [0, 255]."""
-    if values.dtype.kind in "iu":
-        shorts: Pixels = (np.clip(values, 0, 65535) / 257 + 0.5).astype(np.uint8)
-        return shorts
-    full = np.nan_to_num(values.astype(np.float32))
-    scaled: Pixels = (np.clip(full * (255 if full.max() <= 1 else 1), 0, 255) + 0.5).astype(np.uint8)
-    return scaled
+def _lay_over_white(part: Image.Image) -> Image.Image:
+    if part.mode == "La":
+        part = part.convert("LA")
+    part = part.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", part.size, "white"), part).convert("RGB")
+
+
+def _choose_scaling(image: Image.Image) -> Callable[[Image.Image], Pixels]:
+    """From lowest to highest: 0 to what the file's bits can say, or wider where values lie outside of that.
+
+    Floats are taken for [0, 1] where none is above 1, and else for [0, 255].
+    """
+    bounds = [_find_bounds(np.asarray(part)) for part in _cut(image)]
+    low, high = min(low for low, _ in bounds), max(high for _, high in bounds)
+    usual = (1 if high <= 1 else 255) if image.mode == "F" else _largest_value(image)
+    low, high = min(low, 0), max(high, usual)
+    clear = image.info.get("transparency")
+
+    def scale(part: Image.Image) -> Pixels:
+        values = np.asarray(part).astype(np.float64)
+        filled = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
+        grey = (filled - low) * (255 / (high - low)) + 0.5
+        if isinstance(clear, int):
+            grey[values == clear] = 255
+        return grey.astype(np.uint8)[..., None]
+
+    return scale
+
+
+def _find_bounds(values: NDArray[Any]) -> tuple[float, float]:
+    """Lowest and highest of the finite values; 0 where there are none."""
+    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+
+
+def _largest_value(image: Image.Image) -> int:
+    """What whole numbers reach at most: a TIFF says with how many bits it was written."""
+    tags = getattr(image, "tag_v2", {})
+    bits = (tags.get(258) or (16,))[0]
+    signed = (tags.get(339) or (1,))[0] == 2
+    return int(2 ** (bits - signed) - 1) if 8 < bits <= 16 else 65535
+
+
+class _WhileDecoding(threading.local):
+    """In a warnings filter the pattern of modules: those of Pillow, and only in threads that decode."""
+
+    active = False
+
+    def match(self, module: str) -> bool:
+        return self.active and module.startswith("PIL.")
+
+
+_HERE: Final = _WhileDecoding()
+_FILTER: Final[Any] = ("ignore", None, Warning, _HERE, 0)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Pillow's warnings neither show nor raise here; other threads, and Pillow elsewhere, keep theirs.
+
+    `warnings.catch_warnings` swaps filters for all threads, and two that overlap leave wrong ones behind.
+    """
+    filters = cast("list[Any]", warnings.filters)
+    if not filters or filters[0] is not _FILTER:  # whoever sets filters anew must not lose it
+        if _FILTER in filters:
+            filters.remove(_FILTER)
+        filters.insert(0, _FILTER)
+    _HERE.active = True
+    try:
+        yield
+    finally:
+        _HERE.active = False

@@ -5,7 +5,7 @@ Shape letters: C channels, H and W pixels.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
+from math import ceil, floor
 from typing import Any, Final, Literal, Self, get_args
 
 import numpy as np
@@ -17,25 +17,37 @@ from vggkit.images.decoding import Pixels
 
 ChannelOrder = Literal["RGB", "BGR", "L"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+FitMode = Literal["crop", "pad", "stretch"]
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
+
+MOST_RESIZED: Final = 2**24
+"""Pixels of a resized picture that only a thread of a picture would exceed."""
+
+Span = tuple[int, int]
+
+REACH: Final = {"nearest": 0, "bilinear": 1, "bicubic": 2, "lanczos": 3}
+"""How far each filter looks to either side, in pixels of the smaller of both pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
     """How a picture becomes a network's input; the defaults are those of torchvision's ImageNet weights.
 
-    The short side is resized, the middle cropped, each channel taken as (value - mean) / std.
-    On PIL pictures the result equals torchvision's `weights.transforms()` bit for bit.
+    By default the short side is resized, the middle cropped, each channel taken as (value - mean) / std;
+    on PIL pictures the result equals torchvision's `weights.transforms()` bit for bit.
 
     Raises BadConfiguration for values that cannot be.
     """
 
+    fit_mode: FitMode = "crop"
+    """How a picture becomes square: crop (the short side resized, the middle kept), pad (the whole picture,
+    on the mean colour), stretch (the whole picture, its sides' ratio lost)."""
     resize_pixels: int = 256
-    """Short side after resizing; the sides keep their ratio."""
+    """Short side after resizing, for fit_mode=crop alone; the sides keep their ratio."""
     crop_pixels: int = 224
-    """Height and width of the middle part that the network sees; black where the picture ends before."""
+    """Height and width of what the network sees; for fit_mode=crop black where the resized picture ends before."""
     interpolation: Interpolation = "bilinear"
     """Resampling filter, antialiased when shrinking."""
     channel_order: ChannelOrder = "RGB"
@@ -46,6 +58,9 @@ class Preprocessing:
     """Subtracted from each channel, in the order of `channel_order` and on the scale of `full_value`."""
     std: tuple[float, ...] = IMAGENET_STD
     """Each channel is divided by it."""
+    reduced_decoding: bool = False
+    """Decode JPEGs at the smallest of 1/8, 1/4 and 1/2 of their size that still need no enlarging: large pictures
+    are read faster, and their pixels differ slightly."""
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
@@ -62,8 +77,10 @@ class Preprocessing:
             value = getattr(self, name)
             whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
             demand(whole, name, "a whole number of 1 or more")
-        for name, choices in (("interpolation", Interpolation), ("channel_order", ChannelOrder)):
-            demand(getattr(self, name) in get_args(choices), name, f"one of {', '.join(get_args(choices))}")
+        choices = {"fit_mode": FitMode, "interpolation": Interpolation, "channel_order": ChannelOrder}
+        for name, known in choices.items():
+            demand(getattr(self, name) in get_args(known), name, f"one of {', '.join(get_args(known))}")
+        demand(isinstance(self.reduced_decoding, bool), "reduced_decoding", "true or false")
         demand(_is_number(self.full_value) and self.full_value > 0, "full_value", "a number above 0")
         count = self.channels
         for name in ("mean", "std"):
@@ -77,32 +94,74 @@ class Preprocessing:
         """Channels C of the result."""
         return len(self.channel_order)
 
+    @property
+    def least_side(self) -> int | None:
+        """Pixels of the shorter side that `decode` must leave so that nothing is enlarged; None: all of them."""
+        if not self.reduced_decoding:
+            return None
+        return self.resize_pixels if self.fit_mode == "crop" else self.crop_pixels
+
     def __call__(self, pixels: Pixels) -> NDArray[np.float32]:
         """The network's input (C, crop, crop), float32, for RGB pixels (H, W, 3), uint8."""
         return self.normalize(self.fit(pixels))
 
     def fit(self, pixels: Pixels) -> Pixels:
-        """Resized and cropped RGB pixels (crop, crop, 3)."""
-        image = Image.fromarray(_without_far_ends(pixels))
-        width, height = image.size
+        """RGB pixels (crop, crop, 3) as `fit_mode` says, for RGB pixels (H, W, 3) of any size."""
+        crop = self.crop_pixels
+        match self.fit_mode:
+            case "crop":
+                return self._fit_middle(pixels)
+            case "stretch":
+                return _resize(pixels, (crop, crop), self.interpolation)
+            case "pad":
+                height, width = pixels.shape[:2]
+                longest = max(height, width)
+                size = max(1, round(crop * width / longest)), max(1, round(crop * height / longest))
+                return _lay_on(self._mean_colour(), crop, _resize(pixels, size, self.interpolation))
+
+    def _fit_middle(self, pixels: Pixels) -> Pixels:
+        """The middle of the resized picture."""
+        size = self._resized_size(pixels)
+        if size[0] * size[1] > MOST_RESIZED:
+            pixels = _without_far_ends(pixels)
+            size = self._resized_size(pixels)
+        height, width = pixels.shape[:2]
+        columns, rows = (_middle(side, self.crop_pixels) for side in size)
+        if size != (width, height) and height <= 2 * width:
+            part = _resize_part(pixels, size, self.interpolation, columns, rows)
+        else:
+            part = _resize(pixels, size, self.interpolation)[slice(*rows), slice(*columns)]
+        return _lay_on((0, 0, 0), self.crop_pixels, part)
+
+    def _resized_size(self, pixels: Pixels) -> tuple[int, int]:
+        height, width = pixels.shape[:2]
         short, long = sorted((width, height))
         # torchvision's rounding: the long side is cut to whole pixels.
         long = max(1, int(self.resize_pixels * long / short))
-        size = (self.resize_pixels, long) if width <= height else (long, self.resize_pixels)
-        if size != image.size:
-            image = image.resize(size, Image.Resampling[self.interpolation.upper()])
-        left, top = _first(image.width, self.crop_pixels), _first(image.height, self.crop_pixels)
-        return np.asarray(image.crop((left, top, left + self.crop_pixels, top + self.crop_pixels)))
+        return (self.resize_pixels, long) if width <= height else (long, self.resize_pixels)
+
+    def _mean_colour(self) -> tuple[int, int, int]:
+        """RGB of what is nearest to zero once normalised, as the network's own padding is."""
+        levels = [min(255, max(0, round(255 * mean / self.full_value))) for mean in self.mean]
+        by_channel = dict(zip(self.channel_order, levels, strict=True))
+        red, green, blue = (by_channel.get(channel, levels[0]) for channel in "RGB")
+        return red, green, blue
 
     def normalize(self, pixels: Pixels) -> NDArray[np.float32]:
         """Channels first, in order, scaled: (C, H, W) float32 for RGB pixels (H, W, 3) already fitted."""
         if self.channel_order == "L":
-            planes = [np.asarray(Image.fromarray(pixels).convert("L"))]
+            planes = np.asarray(Image.fromarray(pixels).convert("L"))[None]
         else:
-            planes = [pixels[..., "RGB".index(channel)] for channel in self.channel_order]
-        out = np.empty((len(planes), *pixels.shape[:2]), np.float32)
-        for plane, values, result in zip(planes, _table_of_values(self), out, strict=True):
-            np.take(values, plane, out=result, mode="clip")  # "raise" would buffer
+            planes = (pixels if self.channel_order == "RGB" else pixels[..., ::-1]).transpose(2, 0, 1)
+        out = np.empty(planes.shape, np.float32)
+        out[...] = planes
+        # torchvision's operations in torchvision's order: the same bits.
+        if self.full_value != 255:
+            out /= np.float32(255)
+            if self.full_value != 1:
+                out *= np.float32(self.full_value)
+        out -= np.asarray(self.mean, np.float32)[:, None, None]
+        out /= np.asarray(self.std, np.float32)[:, None, None]
         return out
 
     def to_dict(self) -> dict[str, Any]:
@@ -144,9 +203,49 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
-def _first(side: int, crop: int) -> int:
-    """Where the middle part starts, rounded as torchvision does; before the picture where that is smaller."""
-    return round((side - crop) / 2) if side >= crop else -((crop - side) // 2)
+def _middle(side: int, crop: int) -> tuple[int, int]:
+    """Where the middle part starts and ends, rounded as torchvision does; all of a side that is shorter."""
+    first = round((side - crop) / 2)
+    return (first, first + crop) if side >= crop else (0, side)
+
+
+def _resize(pixels: Pixels, size: tuple[int, int], interpolation: Interpolation) -> Pixels:
+    height, width = pixels.shape[:2]
+    if (width, height) == size:
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling[interpolation.upper()]))
+
+
+def _resize_part(
+    pixels: Pixels, size: tuple[int, int], interpolation: Interpolation, columns: Span, rows: Span
+) -> Pixels:
+    """These columns and rows of a picture resized to (width, height), bit for bit; little else is computed.
+
+    Pillow resizes across, then down, and of no more than twice as tall pictures always in that order.
+    Rows that no kept one is made of are left out of the first pass, columns not kept out of the second.
+    """
+    height = pixels.shape[0]
+    scale = height / size[1]
+    margin = REACH[interpolation] * max(1, scale) + 1
+    first, last = max(0, floor(rows[0] * scale - margin)), min(height, ceil(rows[1] * scale + margin))
+    resampling = Image.Resampling[interpolation.upper()]
+    across = Image.fromarray(pixels[first:last]).resize((size[0], last - first), resampling)
+    tall = across.crop((columns[0], -first, columns[1], height - first))  # where it was, black around
+    down = tall.resize((tall.width, size[1]), resampling)
+    return np.asarray(down.crop((0, rows[0], down.width, rows[1])))
+
+
+def _lay_on(colour: tuple[int, int, int], side: int, pixels: Pixels) -> Pixels:
+    """A square of one colour with the picture in its middle."""
+    height, width = pixels.shape[:2]
+    if height == width == side:
+        return pixels
+    square = np.empty((side, side, 3), np.uint8)
+    square[...] = colour
+    # An odd pixel goes to the right and to the bottom, as torchvision has it.
+    left, top = (side - width) // 2, (side - height) // 2
+    square[top : top + height, left : left + width] = pixels
+    return square
 
 
 def _without_far_ends(pixels: Pixels) -> Pixels:
@@ -155,16 +254,3 @@ def _without_far_ends(pixels: Pixels) -> Pixels:
     longest = 64 * min(height, width)
     top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
     return pixels[top : top + longest, left : left + longest]
-
-
-@lru_cache(maxsize=16)
-def _table_of_values(preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """What each of the 256 values becomes, by channel: (C, 256), computed as torchvision does."""
-    values = np.arange(256, dtype=np.float32)
-    if preprocessing.full_value != 255:
-        values = values / np.float32(255)
-        if preprocessing.full_value != 1:
-            values = values * np.float32(preprocessing.full_value)
-    mean, std = (np.asarray(v, np.float32)[:, None] for v in (preprocessing.mean, preprocessing.std))
-    table: NDArray[np.float32] = (values - mean) / std
-    return table

@@ -23,6 +23,7 @@ VERBS: Final[Mapping[str, Mapping[str, str]]] = {
         "convert": "weights to torchvision's, timm's, Keras', Caffe's or a listing's dialect",
     },
     "learn from your pictures": {
+        "check": "what is wrong with a collection of pictures, before it is learnt from",
         "train": "a Classifier from a folder of pictures",
         "evaluate": "a Classifier on labelled pictures",
     },

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from vggkit.errors import BadCheckpoint, BadConfiguration, BadInput
+from vggkit.images.sources import Columns
 from vggkit.networks.configurations import Head, Scheme, configure, list_models
 from vggkit.networks.conventions import find_convention
 from vggkit.networks.dialects import Dialect
@@ -175,6 +176,69 @@ def convert(
         print(found)
 
 
+def check(
+    data: str,
+    /,
+    *,
+    model: Path | None = None,
+    html: Path | None = None,
+    fix: Path | None = None,
+    image_size: int | None = None,
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
+    device: str = "auto",
+    json: bool = False,
+    quiet: bool = False,
+) -> int:
+    """Look at a collection of pictures before an hour is spent on it: what it holds, and what is wrong.
+
+    Unreadable files, copies (across parts: leakage; across classes: contradictions), missing, small and
+    uneven classes; with --model also labels that are likely wrong and pictures unlike all others.
+    Exits with 1 where figures would lie, with 0 else.
+
+    Args:
+        data: A folder, a table, tar shards, Parquet, hf://datasets/owner/name, or a name such as cifar10.
+        model: A Classifier's file, or a run's folder, that knows such pictures.
+        html: Also write a page with the pictures, one file that needs no network.
+        fix: Also write a cleaned table of path, label and split; pictures are left as they are.
+        image_size: Pixels that the network is to see. Without it: the Classifier's, or 224.
+        columns: What a table's columns are called.
+        device: auto, cpu, cuda or mps; for --model.
+        json: One JSON object in place of the table.
+        quiet: No progress on standard error.
+    """
+    from vggkit.images.sources import open_pictures
+    from vggkit.workflows.doctor import check as look
+
+    classifier = None
+    if model is not None:
+        from vggkit.networks.classifier import load
+
+        classifier = load(model)
+    with ProgressLine(quiet=quiet) as line:
+        pictures = open_pictures(data, columns=columns)
+        found = look(pictures, classifier, image_pixels=image_size, device=device, on_progress=line.show)
+        if html is not None:
+            from vggkit.reports.diagnosis_page import write_diagnosis_page
+
+            line.show("drawing the page", 0, None)
+            write_diagnosis_page(found, html)
+    if json:
+        _print_json(found.to_dict())
+    else:
+        from vggkit.reports.diagnosis_table import draw_diagnosis
+
+        Console(highlight=False).print(draw_diagnosis(found))
+    if html is not None:
+        print(f"page: {html}", file=sys.stderr)
+    if fix is not None:
+        from vggkit.tasks.diagnosis.cleaning import write_clean_table
+
+        left_out = write_clean_table(pictures, found, fix)
+        said = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items()) or "none"
+        print(f"table: {fix}; left out: {said}", file=sys.stderr)
+    return 1 if any(finding.severity == "error" for finding in found.findings) else 0
+
+
 def train(
     data: str = "digits",
     /,
@@ -191,17 +255,19 @@ def train(
     input_convention: str | None = None,
     allow_partial: bool = False,
     recipe: Recipe = Recipe(),  # noqa: B008 (frozen)
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
+    despite_findings: bool = False,
     device: str = "auto",
     json: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Train a Classifier on a folder of pictures.
+    """Train a Classifier on labelled pictures.
 
     The folder holds a subfolder for each class, or train/ and val/ (valid/, validation/, test/) that do;
     without parts, a share of each class is held out. digits are 1,797 real handwritten digits.
 
     Args:
-        data: A folder with a subfolder for each class, or with train/ and val/ holding them; or digits.
+        data: A folder, a table, tar shards, Parquet, hf://datasets/owner/name, or a name such as digits or cifar10.
         model: A name that `vggkit models` lists.
         out: The run's folder, new or empty. Without it: the next free runs/<model>-<n>.
         weights: Start from imagenet, the published weights, or from a file of a VGG's weights, such as .pth.
@@ -214,6 +280,8 @@ def train(
         input_convention: What the weights are fed, where unknown: imagenet, caffe, caffe-rgb or caffe-unit.
         allow_partial: Take what fits of the weights; the rest stays random, and every key is reported.
         recipe: How to learn.
+        columns: What a table's columns are called.
+        despite_findings: Train even where figures would lie, such as a class missing from validation.
         device: auto, cpu, cuda or mps.
         json: One JSON object with the result on standard output.
         quiet: No progress on standard error.
@@ -222,7 +290,7 @@ def train(
     from vggkit.workflows.runs import suit_classifier
     from vggkit.workflows.runs import train as run_training
 
-    pictures = open_pictures(data)
+    pictures = open_pictures(data, columns=columns)
     if str(weights) == "imagenet":
         _fetch_weights(configure(model, head=head, dropout=dropout, until=until).model, quiet=quiet)
     classifier = suit_classifier(
@@ -239,7 +307,9 @@ def train(
         allow_partial=allow_partial,
         seed=recipe.seed,
     )
-    run = run_training(classifier, pictures, recipe, out=out, device=device, quiet=quiet)
+    run = run_training(
+        classifier, pictures, recipe, out=out, device=device, despite_findings=despite_findings, quiet=quiet
+    )
     if json:
         _print_json(
             {
@@ -261,6 +331,7 @@ def evaluate(
     /,
     *,
     split: str | None = None,
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
     batch_size: int = 32,
     device: str = "auto",
     json: bool = False,
@@ -270,13 +341,15 @@ def evaluate(
 
     Args:
         model: A Classifier's file, or a run's folder.
-        data: A folder as for train, or digits.
+        data: As for train.
         split: train, val, test or all. Without it: test, else val, else everything that was not trained on.
+        columns: What a table's columns are called.
         batch_size: Pictures that pass through the network together.
         device: auto, cpu, cuda or mps.
         json: One JSON object in place of the text.
         quiet: No progress on standard error.
     """
+    from vggkit.images.sources import open_pictures
     from vggkit.networks.classifier import load
     from vggkit.tasks.evaluation import evaluate as measure
 
@@ -284,7 +357,7 @@ def evaluate(
     with ProgressLine(quiet=quiet) as line:
         found = measure(
             classifier,
-            data,
+            open_pictures(data, columns=columns),
             split=split,
             batch_size=batch_size,
             device=device,
@@ -315,21 +388,22 @@ def predict(
 
     Args:
         model: A Classifier's file, or a run's folder.
-        pictures: Files, or folders with every picture below them.
+        pictures: Files, folders (every picture below), lists (.txt), tables, archives, or - for standard input.
         top: How many classes to name.
         batch_size: Pictures that pass through the network together.
         device: auto, cpu, cuda or mps.
         json: A JSON object a picture and line: path, labels, probabilities; problem where it cannot be read.
         quiet: No progress on standard error.
     """
-    from vggkit.images.sources import list_pictures
+    from vggkit.images.sources import is_streamed, list_pictures
     from vggkit.networks.classifier import load
     from vggkit.tasks.prediction import iterate_predictions
 
     if not pictures:
         raise BadInput("predict needs a picture: vggkit predict MODEL PICTURE…")
     classifier = load(model)
-    listed = list_pictures(pictures)
+    # With the number of all, the time left is known.
+    listed = pictures if any(map(is_streamed, pictures)) else list_pictures(pictures)
     answered = False
     with ProgressLine(quiet=quiet) as line:
         answers = iterate_predictions(

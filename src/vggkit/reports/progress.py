@@ -50,11 +50,11 @@ class ProgressLine:
             message, markup=False
         )
 
-    def show(self, what: str, done: int, total: int) -> None:
-        """Set the bar: what is being done, how much of it, and of how much."""
+    def show(self, what: str, done: int, total: int | None) -> None:
+        """Set the bar: what is being done, how much of it, and of how much where that is known."""
         if not self.console.is_terminal and time.monotonic() - self._written > SECONDS_BETWEEN_LINES:
             self._written = time.monotonic()
-            self.say(f"{what}: {done} of {total}")
+            self.say(f"{what}: {done}" + (f" of {total}" if total is not None else ""))
         task = self._progress.tasks[0]
         if task.description != what or done < task.completed:
             self._progress.reset(self._task, description=what, total=total, visible=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vggkit.images.sources import Picture
+from vggkit.images.pictures import Picture
 from vggkit.reports.plots import BLUE, INK, ORANGE, PALE_INK, draw_to
 from vggkit.tasks.evaluation import Evaluation
 from vggkit.tasks.prediction import Prediction

@@ -15,7 +15,9 @@ from vggkit.engines.pytorch import PyTorchEngine
 from vggkit.engines.stream import stream_answers
 from vggkit.errors import BadData, BadInput
 from vggkit.hardware import choose_device
-from vggkit.images.sources import Picture, PictureSet, divide, open_pictures
+from vggkit.images.pictures import Picture, PictureSet
+from vggkit.images.sources import open_pictures
+from vggkit.images.splits import hold_out
 from vggkit.networks.classifier import Classifier
 
 
@@ -95,10 +97,10 @@ def evaluate(
     index = {label: position for position, label in enumerate(classifier.labels)}
     answers = stream_answers(engine, classifier.preprocessing, known, batch_size=batch_size)
     for done, answer in enumerate(answers, start=1):
-        if answer.logits is None:
+        if answer.output is None:
             unreadable.append(str(answer.problem))
         else:
-            rows.append(answer.logits)
+            rows.append(answer.output)
             targets.append(index[str(answer.picture.label)])
         if on_progress:
             on_progress(done, len(known))
@@ -120,8 +122,11 @@ def _choose(
     """The part to measure on, its pictures, and what to say about the choice."""
     trained_on = classifier.provenance.get("data", {})
     same = isinstance(trained_on, dict) and trained_on.get("fingerprint") == opened.fingerprint()
-    if same and "val" not in opened.splits and split in (None, "val", "train"):
-        parts = divide(opened, validation_share=trained_on["validation_share"], seed=trained_on["seed"])
+    fold = trained_on.get("fold") if isinstance(trained_on, dict) else None
+    if same and ("val" not in opened.splits or fold) and split in (None, "val", "train"):
+        parts = hold_out(
+            opened, validation_share=trained_on["validation_share"], seed=trained_on["seed"], fold=fold
+        )
         part = split or ("test" if "test" in parts.splits else "val")
         kept = f"of {opened.name} only the part {part} counts: the Classifier was trained on the rest"
         return part, parts.part(part), [kept] if split is None and part == "val" else []

@@ -15,7 +15,8 @@ from vggkit.engines.pytorch import PyTorchEngine
 from vggkit.engines.stream import Answer, stream_answers
 from vggkit.errors import BadInput
 from vggkit.hardware import choose_device
-from vggkit.images.sources import Picture, list_pictures
+from vggkit.images.pictures import Picture
+from vggkit.images.sources import iterate_pictures
 from vggkit.networks.classifier import Classifier
 
 
@@ -45,17 +46,18 @@ def predict(
     top: int = 5,
     batch_size: int = 32,
     device: str = "auto",
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int | None], None] | None = None,
 ) -> list[Prediction]:
     """The most probable classes of each picture, in the order of the pictures.
 
     Args:
         classifier: The Classifier to ask.
-        pictures: A file, a folder (every picture below it), or several of them.
+        pictures: What `iterate_pictures` takes: a file, a folder (every picture below it), a table, archives
+            …, or several of them, or Pictures.
         top: How many classes to name; fewer where the Classifier has fewer.
         batch_size: Pictures that pass through the network together.
         device: `auto`, `cpu`, `cuda`, `mps`.
-        on_progress: Called with the number of pictures done and of all.
+        on_progress: Called with the number of pictures done, and of all where Pictures are given.
 
     A picture that cannot be read becomes a Prediction with its `problem`. Raises BadInput and BadData.
     """
@@ -73,7 +75,7 @@ def iterate_predictions(
     top: int = 5,
     batch_size: int = 32,
     device: str = "auto",
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int | None], None] | None = None,
 ) -> Iterator[Prediction]:
     """As `predict`, each Prediction as soon as it is there."""
     for name, value in (("top", top), ("batch_size", batch_size)):
@@ -81,20 +83,26 @@ def iterate_predictions(
             raise BadInput(f"{name} must be 1 or more, got {value}")
     if isinstance(pictures, str | Path):
         pictures = [pictures]
-    listed: list[Picture] = []
+    total = len(pictures) if all(isinstance(picture, Picture) for picture in pictures) else None
+    engine = PyTorchEngine(classifier.network, choose_device(device))
+    answers = stream_answers(engine, classifier.preprocessing, _find(pictures), batch_size=batch_size)
+    for done, answer in enumerate(answers, start=1):
+        yield _describe(answer, classifier.labels, top)
+        if on_progress:
+            on_progress(done, total)
+
+
+def _find(pictures: Sequence[str | Path | Picture]) -> Iterator[Picture]:
     for picture in pictures:
-        if not isinstance(picture, str | Path | Picture):
+        if isinstance(picture, Picture):
+            yield picture
+        elif isinstance(picture, str | Path):
+            yield from iterate_pictures([picture])
+        else:
             raise BadInput(
                 f"a picture is a path, or a Picture with its pixels: Picture('name', None, pixels); "
                 f"got {type(picture).__name__}"
             )
-        listed += [picture] if isinstance(picture, Picture) else list_pictures([picture])
-    engine = PyTorchEngine(classifier.network, choose_device(device))
-    answers = stream_answers(engine, classifier.preprocessing, listed, batch_size=batch_size)
-    for done, answer in enumerate(answers, start=1):
-        yield _describe(answer, classifier.labels, top)
-        if on_progress:
-            on_progress(done, len(listed))
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -106,9 +114,9 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _describe(answer: Answer, labels: tuple[str, ...], top: int) -> Prediction:
-    if answer.logits is None:
+    if answer.output is None:
         return Prediction(answer.picture.path, (), (), answer.problem)
-    probabilities = softmax(answer.logits)
+    probabilities = softmax(answer.output)
     best = np.argsort(-probabilities, kind="stable")[:top]
     return Prediction(
         answer.picture.path,

@@ -7,7 +7,8 @@ from pathlib import Path
 from PIL import Image
 
 from vggkit.errors import BadOutput
-from vggkit.images.sources import Picture, open_pictures
+from vggkit.images.pictures import Picture
+from vggkit.images.sources import open_pictures
 from vggkit.reports.run_plots import plot_answers
 from vggkit.tasks.prediction import Prediction, predict
 from vggkit.tasks.training.recipe import Recipe

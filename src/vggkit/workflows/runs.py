@@ -8,18 +8,23 @@ import csv
 import datetime
 import io
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from vggkit.errors import BadData, BadImage, BadOutput
-from vggkit.hardware import choose_device, count_threads, describe_machine
+from vggkit.errors import BadData, BadOutput
+from vggkit.hardware import choose_device, describe_machine
+from vggkit.images.pictures import PictureSet, typical_side
 from vggkit.images.preprocessing import Preprocessing, suit_preprocessing
-from vggkit.images.sources import Picture, PictureSet, divide, open_pictures, typical_side
+from vggkit.images.sources import open_pictures
+from vggkit.images.splits import hold_out
+from vggkit.images.spooling import spool
 from vggkit.networks.classifier import Classifier, load
 from vggkit.networks.configurations import Configuration, Head, Scheme
 from vggkit.networks.conventions import find_convention
@@ -28,6 +33,7 @@ from vggkit.reports.run_plots import plot_confusion, plot_history
 from vggkit.tasks.evaluation import Evaluation, evaluate
 from vggkit.tasks.training.loop import Epoch, fit
 from vggkit.tasks.training.recipe import Recipe, settle
+from vggkit.workflows.doctor import vet
 from vggkit.writing import write_text
 
 if TYPE_CHECKING:
@@ -57,6 +63,7 @@ def train(
     *,
     out: str | Path | None = None,
     device: str = "auto",
+    despite_findings: bool = False,
     quiet: bool = False,
 ) -> TrainingRun:
     """Train a Classifier on labelled pictures and keep its best epoch.
@@ -67,7 +74,11 @@ def train(
         recipe: How to learn; None: `Recipe()`.
         out: The run's folder, new or empty; None: the next free `runs/<model>-<n>`.
         device: `auto`, `cpu`, `cuda`, `mps`.
+        despite_findings: Train even where `check` finds what makes figures lie, such as a class
+            that is missing from validation.
         quiet: No progress on standard error.
+
+    Pictures are looked at first: unreadable ones are left out, leakage is warned of.
 
     Raises BadData where classes are missing or unknown, BadOutput, BadInput when the loss diverges.
     """
@@ -75,10 +86,15 @@ def train(
     recipe = recipe or Recipe()
     chosen = choose_device(device)
     directory = _new_folder(out, classifier)
-    with ProgressLine(quiet=quiet) as line:
-        parts = divide(opened, validation_share=recipe.validation_share, seed=recipe.seed)
-        parts = _keep_readable(parts, line)
-        _check_classes(parts, classifier)
+    with (
+        ProgressLine(quiet=quiet) as line,
+        TemporaryDirectory(prefix="vggkit-") as spooled,
+        _emptied(directory),
+    ):
+        parts = hold_out(opened, validation_share=recipe.validation_share, seed=recipe.seed, fold=recipe.fold)
+        parts = spool(parts, Path(spooled) / "pictures", on_progress=partial(line.show, "copying pictures"))
+        _check_labels(parts, classifier)
+        parts = vet(parts, despite_findings=despite_findings, say=line.say, on_progress=line.show)
         recipe, reasons = settle(
             recipe,
             classifier.configuration,
@@ -98,6 +114,7 @@ def train(
                 "pictures": {name: len(part) for name, part in parts.splits.items()},
                 "validation_share": recipe.validation_share,
                 "seed": recipe.seed,
+                "fold": recipe.fold,
             },
             "recipe": recipe.to_dict(),
             "machine": describe_machine(chosen),
@@ -272,31 +289,6 @@ def _tidy_up(directory: Path, line: ProgressLine) -> None:
     line.say("interrupted before the first epoch ended: nothing is kept")
 
 
-def _keep_readable(pictures: PictureSet, line: ProgressLine) -> PictureSet:
-    """Decode everything once, so that no bad file ends an hour of training; say what is left out."""
-    every = [picture for part in pictures.splits.values() for picture in part if picture.pixels is None]
-    unreadable: set[str] = set()
-
-    def look(picture: Picture) -> BadImage | None:
-        try:
-            picture.decode()
-        except BadImage as problem:
-            return problem
-        return None
-
-    with ThreadPoolExecutor(count_threads()) as pool:
-        for done, (picture, problem) in enumerate(zip(every, pool.map(look, every), strict=True), start=1):
-            line.show("looking at the pictures", done, len(every))
-            if problem is not None:
-                unreadable.add(picture.path)
-                line.say(f"left out: {problem}")
-    kept = {
-        name: tuple(picture for picture in part if picture.path not in unreadable)
-        for name, part in pictures.splits.items()
-    }
-    return replace(pictures, splits=kept)
-
-
 def _describe(classifier: Classifier) -> str:
     """What is about to be trained, where it may differ from what was asked for by default."""
     configuration, pixels = classifier.configuration, classifier.preprocessing.crop_pixels
@@ -310,8 +302,8 @@ def _describe(classifier: Classifier) -> str:
     return text
 
 
-def _check_classes(pictures: PictureSet, classifier: Classifier) -> None:
-    """Training and validation hold every class the Classifier names, and no other."""
+def _check_labels(pictures: PictureSet, classifier: Classifier) -> None:
+    """There are two classes or more, and none that the Classifier does not name."""
     if len(classifier.labels) < 2:
         raise BadData(f"{pictures.name}: has one class, and telling classes apart takes two")
     unknown = sorted(set(pictures.labels) - set(classifier.labels))
@@ -320,13 +312,17 @@ def _check_classes(pictures: PictureSet, classifier: Classifier) -> None:
             f"{pictures.name}: holds classes the Classifier does not name ({', '.join(unknown[:5])}); "
             f"it names {', '.join(classifier.labels[:5])}"
         )
-    for part in ("train", "val"):
-        present = {picture.label for picture in pictures.part(part)}
-        if missing := sorted(set(classifier.labels) - present):
-            raise BadData(
-                f"{pictures.name}: the part {part} has no readable pictures of {', '.join(missing[:5])}; "
-                "what is measured on it would say nothing of them. Add some, or remove the class everywhere"
-            )
+
+
+@contextmanager
+def _emptied(directory: Path) -> Iterator[None]:
+    """A folder that nothing was written to goes again when something fails."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            directory.rmdir()
+        raise
 
 
 def _write_config(directory: Path, classifier: Classifier, about: dict[str, Any]) -> None:

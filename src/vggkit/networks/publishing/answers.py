@@ -3,7 +3,6 @@
 The standard library's urllib, with the environment's proxies; http and https and nothing else.
 """
 
-import os
 import ssl
 import urllib.error
 import urllib.request
@@ -30,11 +29,6 @@ class Broken(Exception):
         """How long the host asks to be left alone."""
         self.start_over = start_over
         """The bytes that are there are of no use any more."""
-
-
-def is_offline() -> bool:
-    """Whether `VGGKIT_OFFLINE` forbids to ask the network for anything."""
-    return os.environ.get("VGGKIT_OFFLINE", "").lower() in ("1", "true", "yes", "on")
 
 
 def ask(address: str, *, start: int, validator: str | None, stall_seconds: float) -> HTTPResponse:

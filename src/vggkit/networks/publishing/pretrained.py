@@ -8,7 +8,6 @@ name mirrors.
 
 import json
 import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,7 +16,7 @@ from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 from vggkit.errors import BadCheckpoint, BadDownload, MissingExtra
-from vggkit.networks.publishing.answers import is_offline
+from vggkit.home import find_home, is_offline
 from vggkit.networks.publishing.downloads import PATIENCE, check_digest, download, hash_file
 from vggkit.networks.publishing.hub import bring_file, look_at_file
 from vggkit.networks.publishing.published import PublishedWeights, Tag, find_published
@@ -52,19 +51,6 @@ class FetchedWeights:
             "licence": known.licence,
             "terms": known.terms,
         }
-
-
-def find_home() -> Path:
-    """The folder where weights are kept: `VGGKIT_HOME`, else `vggkit` in the platform's folder for caches."""
-    if home := os.environ.get("VGGKIT_HOME"):
-        return Path(home).expanduser()
-    match sys.platform:
-        case "darwin":
-            return Path.home() / "Library" / "Caches" / "vggkit"
-        case "win32":
-            return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "vggkit"
-        case _:
-            return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "vggkit"
 
 
 def fetch(

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vggkit.errors import BadCheckpoint, BadDownload, BadOutput
+from vggkit.home import is_offline
 from vggkit.networks.card import find_card
-from vggkit.networks.publishing.answers import is_offline
 from vggkit.networks.publishing.hub import REPOSITORY, bring_file, is_cached, look_at_file, publish_files
 from vggkit.networks.publishing.model_cards import write_model_card
 

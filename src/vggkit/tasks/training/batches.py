@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vggkit.hardware import count_loaders, derive_seed
+from vggkit.images.pictures import Picture
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.images.sources import Picture
 from vggkit.tasks.training.augmentation import View
 
 Visit = tuple[int, int]

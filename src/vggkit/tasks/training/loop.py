@@ -17,7 +17,7 @@ from vggkit.engines.pytorch import PyTorchEngine
 from vggkit.engines.stream import stream_answers
 from vggkit.errors import BadInput
 from vggkit.hardware import derive_seed
-from vggkit.images.sources import Picture
+from vggkit.images.pictures import Picture
 from vggkit.networks.classifier import Classifier
 from vggkit.tasks.training.augmentation import View
 from vggkit.tasks.training.batches import TrainingBatches
@@ -127,8 +127,8 @@ def _measure(
     logits, targets = [], []
     answers = stream_answers(engine, classifier.preprocessing, pictures, batch_size=batch_size)
     for done, answer in enumerate(answers, start=1):
-        if answer.logits is not None:
-            logits.append(answer.logits)
+        if answer.output is not None:
+            logits.append(answer.output)
             targets.append(numbers[str(answer.picture.label)])
         on_step("validate", done, len(pictures))
     scores, right = torch.from_numpy(np.stack(logits)), torch.tensor(targets)

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, Self, get_args
 
-from vggkit.errors import BadConfiguration, UnknownName
+from vggkit.errors import BadConfiguration, BadInput, UnknownName
 from vggkit.images.preprocessing import Preprocessing
+from vggkit.images.splits import read_fold
 from vggkit.networks.configurations import Configuration
 
 Augmentation = Literal["auto", "none", "shift", "photo"]
@@ -38,6 +39,8 @@ class Recipe:
     """photo: random crops, mirrored. shift: moved a little. auto: photo from 64 pixels on, shift below."""
     validation_share: float = 0.2
     """Share in (0, 1) of each class held out, where the data has no validation part."""
+    fold: str | None = None
+    """Such as 2/5: learn from all but the second of five folds and check on it; the data's own parts are joined."""
     seed: int = 0
     """Every random draw depends on it, the epoch, the step and the picture, and on nothing else."""
 
@@ -60,6 +63,11 @@ class Recipe:
             demand(_is_number(value) and value >= 0, name, "a number of 0 or more")
         share = self.validation_share
         demand(_is_number(share) and 0 < share < 1, "validation_share", "between 0 and 1")
+        if self.fold is not None:
+            try:
+                read_fold(self.fold)
+            except BadInput as problem:
+                raise BadConfiguration(f"fold: {problem}") from problem
         allowed = get_args(Augmentation)
         demand(self.augmentation in allowed, "augmentation", f"one of {', '.join(allowed)}")
 

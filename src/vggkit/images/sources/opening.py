@@ -1,0 +1,205 @@
+"""From what people type to pictures: one place to ask, whatever the pictures are stored in."""
+
+import io
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from vggkit.errors import BadData, UnknownName
+from vggkit.images.pictures import SUFFIXES, HeldBytes, Picture, PictureSet
+from vggkit.images.sources import hub_sets, named, parquet, shards, tables
+from vggkit.images.sources.folders import list_files, read_folder
+from vggkit.images.sources.places import Place, expand, is_address, is_pattern
+from vggkit.images.sources.tables import Columns
+
+LIST_ENDINGS: Final = (".txt", ".lst")
+STANDARD_INPUT: Final = "-"
+
+Labelled = Iterator[tuple[str | None, Picture]]
+"""(Part, picture) of each."""
+
+
+def open_pictures(place: str | Path, *, columns: Columns = Columns()) -> PictureSet:  # noqa: B008 (frozen)
+    """The labelled pictures of a place, to be had in any order.
+
+    Args:
+        place: One of these:
+
+            - a folder with a subfolder for each class, or with `train`, `val` (`valid`,
+              `validation`, `dev`) and `test` that hold them;
+            - a table, `.csv` or `.tsv`: path and label, a split where wanted, relative to the table's folder;
+            - Parquet: such a table, or pictures in it as Hugging Face's data sets have them; a
+              file, a folder or a pattern of files;
+            - tar shards as WebDataset writes them: a file, a folder, or a pattern such as
+              `train-{000..009}.tar`; at any address that fsspec reaches too (`https://…`, `s3://…`);
+            - a data set of the Hugging Face hub: `hf://datasets/owner/name`;
+            - a name: `digits`, scikit-learn's 1,797 real handwritten digits, or one of torchvision's
+              data sets (`cifar10`, `flowers102`, `food101`, `imagenette` …), downloaded once;
+            - `-`: a table on standard input.
+        columns: What a table's columns are called, where their names are not the usual ones.
+
+    Raises BadData where no labelled pictures are found, UnknownName for a name that is none of these,
+    BadDownload, BadOutput and MissingExtra.
+    """
+    return PictureSet.of(str(place), _read(str(place), columns))
+
+
+def iterate_pictures(
+    places: Iterable[str | Path],
+    *,
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
+) -> Iterator[Picture]:
+    """Pictures to ask about, labelled or not, one by one in the order of the places.
+
+    Archives at an address and compressed ones pass by once, front to back, each picture with its bytes.
+
+    Args:
+        places: What `open_pictures` takes, and also single pictures, folders without classes (every
+            picture below them), lists of files (`.txt`, a path a line), and `-`: a picture, a
+            table or a list of files on standard input.
+        columns: As for `open_pictures`.
+
+    A file that does not exist is a picture too: decoding it says so. Raises BadData for a place
+    without pictures.
+    """
+    for place in map(str, places):
+        empty = True
+        for picture in _iterate(place, columns):
+            empty = False
+            yield picture
+        if empty:
+            raise BadData(f"{place}: holds no pictures ({', '.join(sorted(SUFFIXES))})")
+
+
+def is_streamed(place: str | Path) -> bool:
+    """Whether the pictures of a place come with their bytes, so that a list of them would hold all of these."""
+    name = str(place)
+    return _is_shards(name) and (is_address(name) or not name.lower().endswith(".tar"))
+
+
+def list_pictures(places: Iterable[str | Path], *, columns: Columns = Columns()) -> list[Picture]:  # noqa: B008
+    """As `iterate_pictures`, all at once."""
+    return list(iterate_pictures(places, columns=columns))
+
+
+def _iterate(place: str, columns: Columns) -> Iterator[Picture]:
+    path, lower = Path(place), place.lower()
+    if is_streamed(place):
+        return _without_part(shards.stream_shards(expand(place)))
+    if path.is_dir() and not _containers(path):
+        return (Picture(str(file)) for file in list_files(path))
+    if lower.endswith(LIST_ENDINGS) and path.is_file():
+        return _read_list(tables.read_text(path), path.parent)
+    if path.suffix.lower() in SUFFIXES and is_pattern(place) and not is_address(place):
+        return (Picture(str(file)) for file in expand(place))
+    together = (*tables.ENDINGS, *parquet.ENDINGS, *shards.ENDINGS)
+    if not lower.endswith(together) and (path.is_file() or path.suffix.lower() in SUFFIXES):
+        return iter([Picture(place)])
+    return _without_part(_read(place, columns))
+
+
+def _read(place: str, columns: Columns) -> Labelled:
+    """The pictures of a place with their parts, in the order in which they are stored."""
+    path, lower = Path(place), place.lower()
+    if place in named.NAMES and not path.exists():
+        return named.read_named(place)
+    if place == STANDARD_INPUT:
+        return _read_standard_input(columns)
+    if lower.startswith("hf:"):
+        return hub_sets.read_hub_set(place, columns)
+    if path.is_dir():
+        held = _containers(path)
+        return _read_files(held, columns) if held else read_folder(path)
+    if _is_shards(place) or lower.endswith(parquet.ENDINGS):
+        return _read_files(expand(place), columns)
+    if lower.endswith(tables.ENDINGS) and not is_address(place):
+        if not path.is_file():
+            raise BadData(f"{place}: no such file")
+        return _find_inside(tables.read_csv(path, columns), columns)
+    raise _refuse(place, path)
+
+
+def _read_files(places: list[Place], columns: Columns) -> Labelled:
+    """Archives or Parquet files."""
+    tars = [place for place in places if _is_shards(str(place))]
+    if tars and len(tars) < len(places):
+        raise BadData(
+            f"{tars[0]}: lies beside Parquet files; give one kind, such as {Path(str(tars[0])).parent}/*.tar"
+        )
+    return shards.read_shards(tars) if tars else parquet.read_parquet(places, columns)
+
+
+def _find_inside(rows: Labelled, columns: Columns) -> Labelled:
+    """Rows of a table, those that name a part of an archive or of Parquet (`photos.tar#a.jpg`) found there."""
+    inside: dict[str, dict[str, Picture]] = {}
+    for part, picture in rows:
+        container = _container(picture.path)
+        if container is None or Path(picture.path).exists():
+            yield part, picture
+            continue
+        if container not in inside:
+            inside[container] = {found.path: found for _, found in _read(container, columns)}
+        found = inside[container].get(picture.path)
+        if found is None:
+            raise BadData(f"{picture.path}: there is no such picture in {container}")
+        yield part, replace(found, label=picture.label, group=picture.group)
+
+
+def _container(path: str) -> str | None:
+    """What a picture's path lies in, where it is no file of its own."""
+    place, mark, _ = path.partition("#")
+    if mark and place.lower().startswith("hf:"):
+        return place.rpartition("/")[0]
+    return place if mark and place.lower().endswith((*shards.ENDINGS, *parquet.ENDINGS)) else None
+
+
+def _containers(folder: Path) -> list[Place]:
+    """The archives or Parquet files below a folder that holds no pictures as files; else none."""
+    endings = (*shards.ENDINGS, *parquet.ENDINGS)
+    found = []
+    for file in sorted(folder.rglob("*")):
+        if file.suffix.lower() in SUFFIXES:
+            return []
+        if file.name.lower().endswith(endings) and not file.name.startswith(".") and file.is_file():
+            found.append(Place(str(file)))
+    return found
+
+
+def _is_shards(place: str) -> bool:
+    return place.lower().partition("?")[0].endswith(shards.ENDINGS)
+
+
+def _read_standard_input(columns: Columns) -> Labelled:
+    """One picture's bytes, or a table, or a list of files."""
+    data = sys.stdin.buffer.read()
+    if not data.strip():
+        raise BadData("standard input: is empty; pipe a picture, a table or a list of files into it")
+    if b"\0" in data[:4096] or data.startswith(b"\xff\xd8"):
+        return iter([(None, Picture("standard input", storage=HeldBytes(data)))])
+    text = io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", errors="replace").read()
+    header = [cell.strip(' "').lower() for cell in text.lstrip().partition("\n")[0].replace(";", ",").split(",")]
+    if any(name in tables.USUAL["path"] or name == columns.path_column for name in header):
+        rows = tables.read_rows(text, "standard input", columns)
+        return tables.locate_rows(rows, Path(), "standard input")
+    return ((None, picture) for picture in _read_list(text, Path()))
+
+
+def _read_list(text: str, folder: Path) -> Iterator[Picture]:
+    return (Picture(tables.locate(line, folder)) for line in tables.read_lines(text))
+
+
+def _without_part(labelled: Labelled) -> Iterator[Picture]:
+    return (picture for _, picture in labelled)
+
+
+def _refuse(place: str, path: Path) -> BadData | UnknownName:
+    if path.is_file() or is_address(place):
+        return BadData(
+            f"{place}: is not of a kind that holds labelled pictures; give a folder with a subfolder for each "
+            "class, a table (.csv), Parquet, tar shards, a set of the hub (hf://datasets/owner/name), or a name"
+        )
+    if len(path.parts) == 1 and not path.suffix and not is_pattern(place):
+        return UnknownName.of("folder here or a named set of pictures", place, named.NAMES)
+    return BadData(f"{place}: no such folder")

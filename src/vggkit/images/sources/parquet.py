@@ -1,0 +1,180 @@
+"""Parquet files: tables of paths, or pictures in the table itself, as Hugging Face's data sets have them."""
+
+import json
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from vggkit.errors import BadData, BadImage, MissingExtra
+from vggkit.images.pictures import Picture, read_file
+from vggkit.images.sources.places import Place
+from vggkit.images.sources.tables import Columns, locate_rows, name_split, read_records
+from vggkit.images.splits import find_split
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+ENDINGS: Final = (".parquet", ".pq")
+MOST_HELD_BYTES: Final = 64_000_000
+"""How much of a file is kept in memory; a smaller one is quick in any order."""
+
+
+def read_parquet(files: Sequence[Place], columns: Columns) -> Iterator[tuple[str | None, Picture]]:
+    """(Part, picture) of every row of Parquet files.
+
+    Pictures are a column of bytes, or of Hugging Face's (bytes, path), or paths relative to the
+    file's folder. A file's part is its column of parts, else what its name tells
+    (`train-00000-of-00004.parquet`); classes by number get their names from Hugging Face's metadata.
+
+    Raises BadData where a file cannot be read or has no pictures, MissingExtra without pyarrow.
+    """
+    for file in files:
+        rows = ParquetPictures(file, columns)
+        if rows.column is None:
+            yield from locate_rows(
+                read_records(rows.records(), str(file), rows.found), Path(str(file)).parent, str(file)
+            )
+        else:
+            yield from rows.pictures()
+
+
+class ParquetPictures:
+    """The pictures inside one Parquet file; groups of rows are read as they are needed, the last ones kept."""
+
+    def __init__(self, file: Place, columns: Columns) -> None:
+        self.file = file
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
+        self.size_bytes = file.size()
+        self.quick = self.size_bytes <= MOST_HELD_BYTES
+        schema = self._opened.schema_arrow
+        self.column = _picture_column(schema, columns, str(file))
+        self.found = columns.find(schema.names, table=str(file))
+        if self.column is not None:
+            self.found.pop("path", None)
+        elif "path" not in self.found:
+            raise BadData(
+                f"{file}: has no column of pictures or of their paths, but {', '.join(schema.names)}; "
+                "name it with --path-column"
+            )
+        self._names = _class_names(schema, self.found.get("label"))
+        metadata = self._opened.metadata
+        self._starts = [0]
+        for group in range(metadata.num_row_groups):
+            self._starts.append(self._starts[-1] + metadata.row_group(group).num_rows)
+
+    @cached_property
+    def _opened(self) -> "pq.ParquetFile":
+        try:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+        except ImportError as problem:
+            raise MissingExtra.of("pyarrow", "a Parquet file", "data") from problem
+        try:
+            return pq.ParquetFile(str(self.file) if self.file.is_local else self.file.open())
+        except (pa.ArrowException, OSError) as problem:
+            raise BadData(f"{self.file}: is not a Parquet file that can be read ({problem})") from problem
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_opened", "_lock", "_kept")}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock, self._kept = threading.Lock(), OrderedDict()
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """The values of the columns that say something, row by row, pictures left out."""
+        wanted = sorted(set(self.found.values()))
+        if not wanted:
+            yield from ({} for _ in range(self._starts[-1]))
+            return
+        for batch in self._opened.iter_batches(batch_size=4096, columns=wanted):
+            for values in batch.to_pylist():
+                if self._names and isinstance(number := values[self.found["label"]], int):
+                    known = 0 <= number < len(self._names)
+                    values[self.found["label"]] = self._names[number] if known else None
+                yield values
+
+    def pictures(self) -> Iterator[tuple[str | None, Picture]]:
+        """(Part, picture) of each row."""
+        of_file = find_split(str(self.file))
+        for number, values in enumerate(self.records()):
+            said = {role: values[column] for role, column in self.found.items()}
+            if said.get("label") is None and "label" in self.found:
+                raise BadData(f"{self.file}, row {number + 1}: has no label; fill it in, or remove the row")
+            yield (
+                name_split(said["split"]) if "split" in said else of_file,
+                Picture(
+                    f"{self.file}#{number}",
+                    str(said["label"]) if "label" in said else None,
+                    storage=self,
+                    key=number,
+                    group=None if said.get("group") is None else str(said["group"]),
+                ),
+            )
+
+    def read(self, key: int) -> bytes:
+        """The file of the picture in that row, counted from 0."""
+        group = bisect_right(self._starts, key) - 1
+        try:
+            value = self._load(group)[key - self._starts[group]].as_py()
+        except OSError as problem:  # pyarrow's errors of broken files are such
+            raise BadImage(f"the table cannot be read there ({problem})") from problem
+        if isinstance(value, dict):
+            if value.get("bytes") is None and value.get("path"):
+                return read_file(Path(str(self.file)).parent / value["path"])
+            value = value.get("bytes")
+        if value is None:
+            raise BadImage("the row has no picture")
+        return bytes(value)
+
+    def weigh(self, key: int) -> str:
+        """The row and the file's size."""
+        return f"{self.size_bytes}/{key}"
+
+    def _load(self, group: int) -> "pa.ChunkedArray":
+        with self._lock:
+            if group not in self._kept:
+                self._kept[group] = self._opened.read_row_group(group, columns=[self.column]).column(0)
+                # One group too many is still one group; threads read two neighbouring ones in turn.
+                while len(self._kept) > 2 and sum(kept.nbytes for kept in self._kept.values()) > MOST_HELD_BYTES:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(group)
+            return self._kept[group]
+
+
+def _picture_column(schema: "pa.Schema", columns: Columns, name: str) -> str | None:
+    """The column that holds pictures themselves: bytes, or Hugging Face's struct with bytes in it."""
+    import pyarrow as pa
+
+    def holds_bytes(kind: "pa.DataType") -> bool:
+        if pa.types.is_struct(kind):
+            return any(kind.field(place).name == "bytes" for place in range(kind.num_fields))
+        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+    stated = columns.path_column
+    holding: list[str] = [field.name for field in schema if holds_bytes(field.type)]
+    if stated is not None:
+        return stated if stated in holding else None  # then it is a column of paths
+    if len(holding) > 1:
+        usual = [
+            column for column in holding if column.lower() in ("image", "img", "picture", "bytes", "jpg", "png")
+        ]
+        if len(usual) != 1:
+            raise BadData(f"{name}: holds pictures in {', '.join(holding)}; name one with --path-column")
+        return usual[0]
+    return holding[0] if holding else None
+
+
+def _class_names(schema: "pa.Schema", column: str | None) -> tuple[str, ...]:
+    """Names of classes that are stored by number, from Hugging Face's metadata."""
+    try:
+        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        return tuple(map(str, features[column]["names"]))
+    except (KeyError, TypeError, ValueError):
+        return ()

@@ -1,0 +1,170 @@
+"""Files here and elsewhere: paths, addresses that fsspec reaches, and patterns of either."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
+
+from vggkit.errors import BadData, BadDownload, BadImage, MissingExtra
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+ADDRESS: Final = re.compile(r"[a-z][a-z0-9+.-]+(::|://)", re.IGNORECASE | re.ASCII)
+"""`s3://…`, `https://…`, `simplecache::https://…`; a drive such as C: is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A file, on this machine or at an address."""
+
+    address: str
+    """A path, or what fsspec takes."""
+
+    def __str__(self) -> str:
+        return self.address
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a file of this machine."""
+        return not is_address(self.address)
+
+    def open(self) -> BinaryIO:
+        """Its bytes, to seek in; raises BadData, for an address BadDownload and MissingExtra."""
+        try:
+            if self.is_local:
+                return open(self.address, "rb")
+            system, path = reach(self.address)
+            return cast(BinaryIO, system.open(path, "rb"))
+        except FileNotFoundError:
+            raise BadData(f"{self}: no such file") from None
+        except OSError as problem:
+            if self.is_local:
+                raise BadData(f"{self}: cannot be read ({problem.strerror or problem})") from problem
+            raise BadDownload(f"{self}: cannot be read ({problem})") from problem
+        except Exception as problem:
+            raise _explain(self.address, problem) from problem
+
+    def read(self, start: int, size_bytes: int) -> bytes:
+        """A range of its bytes; raises OSError, whatever keeps it from being had."""
+        if self.is_local:
+            with open(self.address, "rb") as file:
+                file.seek(start)
+                return file.read(size_bytes)
+        try:
+            system, path = reach(self.address)
+            return cast(bytes, system.cat_file(path, start=start, end=start + size_bytes))
+        except OSError:
+            raise
+        except Exception as problem:  # each kind of address has errors of its own
+            raise OSError(str(problem) or type(problem).__name__) from problem
+
+    def size(self) -> int:
+        """Its length in bytes; 0 where an address does not tell."""
+        try:
+            if self.is_local:
+                return Path(self.address).stat().st_size
+            system, path = reach(self.address)
+            return int(system.size(path) or 0)
+        except FileNotFoundError:
+            raise BadData(f"{self}: no such file") from None
+        except OSError as problem:
+            raise BadData(f"{self}: cannot be read ({problem})") from problem
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """A storage whose pictures are ranges of one file's bytes."""
+
+    place: Place
+    """The file, such as an archive that is not compressed."""
+
+    @property
+    def quick(self) -> bool:
+        """Whether it is on this machine."""
+        return self.place.is_local
+
+    def read(self, key: tuple[int, int]) -> bytes:
+        """The range (first byte, length); raises BadImage where it cannot be had whole."""
+        start, size_bytes = key
+        try:
+            data = self.place.read(start, size_bytes)
+        except OSError as problem:
+            raise BadImage(f"its archive cannot be read ({problem})") from problem
+        if len(data) < size_bytes:
+            raise BadImage(f"its archive ends {size_bytes - len(data)} bytes before the picture does")
+        return data
+
+    def weigh(self, key: tuple[int, int]) -> str:
+        """The range's length."""
+        return str(key[1])
+
+
+def is_address(place: str) -> bool:
+    """Whether a place is an address and not a path."""
+    return ADDRESS.match(place) is not None
+
+
+def is_pattern(place: str) -> bool:
+    """Whether a place stands for several: braces `{000..009}`, or `*`, `?`, `[…]`."""
+    return any(mark in place for mark in "{*?[")
+
+
+def expand(place: str) -> list[Place]:
+    """The files of a path, an address, or a pattern of either, in order; raises BadData where there are none."""
+    if not is_pattern(place) or (not is_address(place) and Path(place).exists()):
+        return [Place(place)]
+    found: list[Place] = []
+    for pattern in _expand_braces(place):
+        if not any(mark in pattern for mark in "*?["):
+            found.append(Place(pattern))
+        elif is_address(pattern):
+            system, path = reach(pattern)
+            try:
+                listed = sorted(cast(list[str], system.glob(path)))
+            except Exception as problem:
+                raise _explain(pattern, problem) from problem
+            found += [Place(system.unstrip_protocol(name)) for name in listed]
+        else:
+            anchor = Path(pattern).anchor
+            found += [
+                Place(str(path)) for path in sorted(Path(anchor).glob(str(Path(pattern).relative_to(anchor))))
+            ]
+    if not found:
+        raise BadData(f"{place}: no file is named like this")
+    return found
+
+
+def reach(address: str) -> "tuple[AbstractFileSystem, str]":
+    """The file system of an address and the path in it; raises BadDownload and MissingExtra."""
+    try:
+        import fsspec
+    except ImportError as problem:
+        raise MissingExtra.of("fsspec", f"the address {address}", "data") from problem
+    try:
+        system, path = fsspec.core.url_to_fs(address)
+    except Exception as problem:
+        raise _explain(address, problem) from problem
+    return system, str(path)
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    if "{" not in pattern:
+        return [pattern]
+    try:
+        from braceexpand import braceexpand
+    except ImportError as problem:
+        raise MissingExtra.of("braceexpand", "a pattern with braces", "data") from problem
+    try:
+        return list(braceexpand(pattern, escape=False))
+    except ValueError as problem:
+        raise BadData(
+            f"{pattern}: its braces cannot be read ({problem}); write {{000..009}} or {{a,b}}"
+        ) from problem
+
+
+def _explain(address: str, problem: Any) -> BadDownload | MissingExtra:
+    """What a file system's error means to people; these systems raise whatever their packages do."""
+    if isinstance(problem, ImportError):
+        return MissingExtra(f"{address}: such addresses need one more package ({problem})")
+    return BadDownload(f"{address}: cannot be reached ({problem or type(problem).__name__})")

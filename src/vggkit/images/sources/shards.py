@@ -1,0 +1,183 @@
+"""Tar archives of pictures, as WebDataset writes them: `0001.jpg` beside `0001.cls` or `0001.json`.
+
+An archive of plain folders is taken too: a picture's class is then the folder that it lies in.
+"""
+
+import bz2
+import gzip
+import json
+import lzma
+import shutil
+import tarfile
+import tempfile
+import weakref
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, cast
+
+from vggkit.errors import BadData, VggkitError
+from vggkit.images.pictures import SUFFIXES, HeldBytes, Picture, Storage
+from vggkit.images.sources.places import Place, Ranges
+from vggkit.images.sources.tables import USUAL, name_split, read_lines, read_text
+from vggkit.images.splits import SPLITS, find_split
+
+UNPACKERS: Final[Mapping[bytes, Callable[[Any], Any]]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ": lzma.open,
+}
+"""By the first bytes of what they unpack."""
+ENDINGS: Final = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
+SIDES: Final = ("cls", "json", "txt")
+"""Endings of what stands beside a picture and may tell its class, the likeliest first."""
+MOST_SIDE_BYTES: Final = 1_000_000
+"""What stands beside a picture and is larger tells no class."""
+LONGEST_LABEL: Final = 100
+"""A line of text that is longer is a caption and no class."""
+NAMES: Final = ("classes.txt", "classnames.txt", "labels.txt")
+"""Lists of classes, a line each, that lie beside shards whose classes are numbers."""
+
+
+def read_shards(shards: Sequence[Place]) -> Iterator[tuple[str | None, Picture]]:
+    """(Part, picture) of every archive; the pictures themselves are passed over, and read when they are needed.
+
+    An archive that is compressed, or at an address that gives no ranges, is copied once to a
+    temporary file that goes with its pictures. Raises BadData where an archive is broken,
+    BadDownload and MissingExtra for addresses.
+    """
+    for shard in shards:
+        with _whole(shard):
+            storage = _unpack(shard) or Ranges(shard)
+            with storage.place.open() as file, tarfile.open(fileobj=file, mode="r:") as archive:
+                yield from _find_pictures(archive, shard, partial(_locate, storage))
+
+
+def stream_shards(shards: Sequence[Place]) -> Iterator[tuple[str | None, Picture]]:
+    """As `read_shards`, but each archive passes by once, front to back, and each picture brings its bytes."""
+    for shard in shards:
+        with _whole(shard), shard.open() as file, tarfile.open(fileobj=file, mode="r|*") as archive:
+            yield from _find_pictures(archive, shard, partial(_bring, archive))
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A file of an archive that matters: a picture, or what stands beside one."""
+
+    path: PurePosixPath
+    stem: str
+    """What the files of one sample share: folder and name up to its first point."""
+    held: tuple[Storage, Any] | None
+    """Where a picture's bytes are."""
+    text: str
+    """What stands beside one says."""
+
+
+Hold = Callable[[tarfile.TarInfo], tuple[Storage, Any]]
+"""Where the bytes of an archive's file will be had: a storage, and its key there."""
+
+
+def _locate(storage: Storage, member: tarfile.TarInfo) -> tuple[Storage, Any]:
+    return storage, (member.offset_data, member.size)
+
+
+def _bring(archive: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[Storage, Any]:
+    return HeldBytes(_read(archive, member)), None
+
+
+def _find_pictures(archive: tarfile.TarFile, shard: Place, hold: Hold) -> Iterator[tuple[str | None, Picture]]:
+    names = _class_names(shard)
+    of_shard = find_split(str(shard))
+    for _, entries in groupby(_entries(archive, hold), key=lambda entry: entry.stem):
+        sample = list(entries)
+        said = _read_sides({entry.path.suffix[1:].lower(): entry.text for entry in sample if entry.held is None})
+        for entry in sample:
+            if entry.held is not None:
+                folders = [name for name in entry.path.parts[:-1] if name.lower() not in SPLITS]
+                label = said.get("label") or (folders[-1] if folders else None)
+                if label is not None and label.isdecimal() and int(label) < len(names):
+                    label = names[int(label)]
+                inside = find_split(str(entry.path.parent))
+                storage, key = entry.held
+                yield (
+                    name_split(said.get("split")) or inside or of_shard,
+                    Picture(f"{shard}#{entry.path}", label, storage=storage, key=key),
+                )
+
+
+def _entries(archive: tarfile.TarFile, hold: Hold) -> Iterator[_Entry]:
+    for member in archive:
+        path = PurePosixPath(member.name)
+        if member.isreg() and not path.name.startswith("."):
+            stem = str(path.parent / path.name.partition(".")[0])
+            ending = path.suffix.lower()
+            if ending in SUFFIXES:
+                yield _Entry(path, stem, hold(member), "")
+            elif ending[1:] in SIDES and member.size <= MOST_SIDE_BYTES:
+                yield _Entry(path, stem, None, _read(archive, member).decode("utf-8", errors="replace"))
+        cast(Any, archive).members = []  # tarfile would keep every header it has met
+
+
+def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(member)
+    assert file is not None, "a regular file has bytes"
+    return file.read()
+
+
+def _read_sides(texts: dict[str, str]) -> dict[str, str]:
+    """Label and part, as far as the files beside a picture tell."""
+    said: dict[str, str] = {}
+    for side in SIDES:
+        text = texts.get(side, "").strip()
+        if side == "json" and text:
+            try:
+                values = json.loads(text)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(values, dict):
+                lower = {str(name).lower(): value for name, value in values.items()}
+                for role, usual in (("label", (*USUAL["label"], "cls")), ("split", USUAL["split"])):
+                    value = next((lower[name] for name in usual if isinstance(lower.get(name), str | int)), None)
+                    if value is not None:
+                        said.setdefault(role, str(value))
+        elif text and "\n" not in text and len(text) <= LONGEST_LABEL:
+            said.setdefault("label", text)
+    return said
+
+
+def _class_names(shard: Place) -> list[str]:
+    if shard.is_local:
+        for name in NAMES:
+            listed = Path(str(shard)).parent / name
+            if listed.is_file():
+                return list(read_lines(read_text(listed)))
+    return []
+
+
+def _unpack(shard: Place) -> Ranges | None:
+    """A plain copy of an archive that cannot be read in any order, None where it can; it goes with its pictures."""
+    with shard.open() as packed:
+        head = packed.read(8)
+        unpack = next((unpack for magic, unpack in UNPACKERS.items() if head.startswith(magic)), None)
+        if unpack is None and packed.seekable():
+            return None
+    with shard.open() as packed, tempfile.NamedTemporaryFile(prefix="vggkit-", delete=False) as plain:
+        storage = Ranges(Place(plain.name))
+        weakref.finalize(storage, Path(plain.name).unlink, missing_ok=True)
+        shutil.copyfileobj(unpack(packed) if unpack is not None else packed, plain, 1 << 20)
+    return storage
+
+
+@contextmanager
+def _whole(shard: Place) -> Iterator[None]:
+    """What a broken archive means to people."""
+    try:
+        yield
+    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as problem:
+        if isinstance(problem, VggkitError):
+            raise
+        raise BadData(f"{shard}: is not a whole tar archive ({problem or type(problem).__name__})") from problem

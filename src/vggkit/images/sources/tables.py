@@ -1,0 +1,170 @@
+"""Tables that list pictures: CSV and the like, and Parquet, a row a picture.
+
+The columns are found by the names that people use, or are stated.
+"""
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path, PureWindowsPath
+from typing import Any, Final
+
+from vggkit.errors import BadData, UnknownName
+from vggkit.images.pictures import Picture
+from vggkit.images.sources.places import is_address
+from vggkit.images.splits import SPLITS
+
+ENDINGS: Final = (".csv", ".tsv")
+USUAL: Final[Mapping[str, tuple[str, ...]]] = {
+    "path": (
+        *("path", "file", "filename", "file_name", "filepath", "file_path"),
+        *("image", "image_path", "img", "img_path", "picture"),
+    ),
+    "label": ("label", "class", "category", "target", "class_name", "label_name", "species", "y"),
+    "split": ("split", "subset", "part", "partition", "set"),
+    "group": ("group",),
+}
+"""What people call the columns, the likeliest name first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Which column of a table says what; None: the usual names (path, label, split, group and their like)."""
+
+    path_column: str | None = None
+    """The table's column with the pictures' files, or with the pictures themselves."""
+    label_column: str | None = None
+    """The table's column with the classes."""
+    split_column: str | None = None
+    """The table's column with the part: train, val or test."""
+    group_column: str | None = None
+    """The table's column whose equal values stay in one part: a patient, a place, a burst; None: `group`."""
+
+    def find(self, names: Sequence[str], *, table: str) -> dict[str, str]:
+        """The name of each column that there is, by `path`, `label`, `split` and `group`.
+
+        Raises BadData where a stated column is not there.
+        """
+        found = {}
+        by_lower = {name.strip().lower(): name for name in reversed(names)}
+        for role in ("path", "label", "split", "group"):
+            stated = getattr(self, f"{role}_column")
+            if stated is not None:
+                if stated not in names:
+                    raise BadData(f"{table}: {UnknownName.of('column of this table', stated, names)}")
+                found[role] = stated
+            elif usual := [by_lower[name] for name in USUAL.get(role, ()) if name in by_lower]:
+                found[role] = usual[0]
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a table says of a picture."""
+
+    path: str
+    label: str | None
+    split: str | None
+    group: str | None
+
+
+def read_csv(table: Path, columns: Columns) -> Iterator[tuple[str | None, Picture]]:
+    """(Part, picture) of each row; paths are relative to the table's folder, Windows' backslashes too.
+
+    Comma, semicolon or tab between the cells; UTF-8, UTF-16 with its mark, or Windows-1252.
+    Raises BadData where there is no column of paths, or a row has no path.
+    """
+    return locate_rows(read_rows(read_text(table), str(table), columns), table.parent, str(table))
+
+
+def read_rows(text: str, name: str, columns: Columns) -> Iterator[Row]:
+    """The rows of a CSV table's text, its first line the names of the columns; raises BadData."""
+    header = text.lstrip("\n").partition("\n")[0]
+    delimiter = max(",;\t", key=header.count)
+    try:
+        rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        names = [column for column in rows.fieldnames or () if column is not None]
+        found = columns.find(names, table=name)
+        if "path" not in found:
+            raise BadData(
+                f"{name}: has no column of pictures' paths, but {', '.join(map(repr, names)) or 'nothing'}; "
+                "call it path, or name it with --path-column"
+            )
+        for values in rows:
+            yield _check_row(
+                {role: values[column] for role, column in found.items()}, f"{name}, line {rows.line_num}"
+            )
+    except csv.Error as problem:
+        raise BadData(f"{name}: is not a table that can be read ({problem})") from problem
+
+
+def read_records(records: Iterator[Mapping[str, Any]], name: str, found: Mapping[str, str]) -> Iterator[Row]:
+    """The rows of a table that is not text, by its columns' values; raises BadData."""
+    for number, values in enumerate(records, start=1):
+        yield _check_row({role: values[column] for role, column in found.items()}, f"{name}, row {number}")
+
+
+def locate_rows(rows: Iterator[Row], folder: Path, name: str) -> Iterator[tuple[str | None, Picture]]:
+    """(Part, picture) of each row; raises BadData where of the first thousand files none exists."""
+    head = list(islice(rows, 1000))
+    if head and not any(_is_there(locate(row.path, folder)) for row in head):
+        raise BadData(
+            f"{name}: none of its pictures exists, the first is {locate(head[0].path, folder)}; "
+            "paths are read from the folder that the table lies in"
+        )
+    for row in chain(head, rows):
+        yield row.split, Picture(locate(row.path, folder), row.label, group=row.group)
+
+
+def locate(written: str, folder: Path) -> str:
+    """The file that a table or list means, relative to a folder, with Windows' backslashes too; or an address."""
+    if is_address(written):
+        return written
+    path = folder / written
+    if "\\" in written and not path.exists():
+        path = folder / Path(*PureWindowsPath(written).parts)
+    return str(path)
+
+
+def _is_there(path: str) -> bool:
+    # What stands behind a mark is inside an archive.
+    return is_address(path) or any(Path(place).exists() for place in (path, path.partition("#")[0]))
+
+
+def read_lines(text: str) -> Iterator[str]:
+    """The paths of a list, a line each; empty lines are passed over."""
+    for line in text.splitlines():
+        if line.strip():
+            yield line.strip()
+
+
+def name_split(value: object) -> str | None:
+    """The part that a cell names; a name that is not usual stays as it is."""
+    text = "" if value is None else str(value).strip()
+    return SPLITS.get(text.lower(), text) or None
+
+
+def _check_row(values: Mapping[str, Any], place: str) -> Row:
+    def text(role: str) -> str | None:
+        value = values.get(role)
+        return None if value is None or value == "" else str(value).strip()
+
+    path = text("path")
+    if not path:
+        raise BadData(f"{place}: has no path; fill it in, or remove the line")
+    if "label" in values and not text("label"):
+        raise BadData(f"{place}: has no label ({path}); fill it in, or remove the line")
+    return Row(path, text("label"), name_split(values.get("split")), text("group"))
+
+
+def read_text(path: Path) -> str:
+    """A text file as people's programs write it: UTF-8, UTF-16 with its mark, or Windows-1252."""
+    data = path.read_bytes()
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return data.decode("utf-16", errors="replace")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("cp1252", errors="replace")

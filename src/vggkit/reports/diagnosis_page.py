@@ -1,0 +1,315 @@
+"""The page of a Diagnosis: the verdict, counts, facts, and every finding with its pictures, in one file."""
+
+import base64
+import itertools
+import os
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from statistics import median_low
+from typing import Final, NamedTuple
+
+from vggkit import __version__
+from vggkit.errors import VggkitError
+from vggkit.images.pictures import Picture, sort_labels
+from vggkit.images.thumbnails import MEDIA_TYPE, SIDE_PIXELS, encode_thumbnail, is_tiny
+from vggkit.reports.pages.rendering import render_page, say_count
+from vggkit.tasks.diagnosis.findings import Case, Diagnosis, Finding, Kind, Member, Severity, Sides
+from vggkit.writing import write_text
+
+MOST_CASES: Final = 60
+"""Cases of a finding that are drawn; JSON has them all."""
+
+CASES_AT_ONCE: Final = 12
+"""Cases that are seen before unfolding the rest."""
+
+MOST_MEMBERS: Final = 8
+"""Pictures of a case that are drawn."""
+
+CLASSES_AT_ONCE: Final = 24
+"""Longer lists show their two ends, and unfold."""
+
+CLASSES_AT_EACH_END: Final = 5
+
+SEVERITIES: Final[dict[Severity, str]] = {
+    "error": "figures measured on these pictures would lie",
+    "warning": "results would be worse than they need be",
+    "note": "nothing that would spoil a result",
+}
+"""What the gravest finding means for whoever trains on the pictures."""
+
+TITLES: Final[dict[Kind, str]] = {
+    "unreadable": "Files that cannot be read",
+    "missing-class": "Classes missing from a part",
+    "leakage": "Same pictures in several parts",
+    "contradiction": "Same pictures, different classes",
+    "duplicate": "Duplicates",
+    "near-duplicate": "Near duplicates",
+    "mislabelled": "Labels that may be wrong",
+    "outlier": "Pictures unlike the others",
+    "few": "Classes with few pictures",
+    "imbalance": "Classes of unequal size",
+    "small": "Smaller than the network sees",
+    "wrong-extension": "Wrong file endings",
+    "animated": "Animations",
+}
+
+
+def write_diagnosis_page(diagnosis: Diagnosis, path: str | Path) -> None:
+    """Write the diagnosis as a page that is one file: no network, no scripts, the pictures inside.
+
+    Pictures are decoded anew, and one that cannot be any more gets a placeholder. Raises BadOutput.
+    """
+    album = Album.of(diagnosis)
+    values = {
+        "diagnosis": diagnosis,
+        "version": __version__,
+        "written": datetime.now().astimezone(),
+        "verdict": judge(diagnosis.findings),
+        "table": ClassTable.of(diagnosis.counts),
+        "scale": draw_to_scale(diagnosis.sides, diagnosis.image_pixels) if diagnosis.sides else None,
+        "titles": TITLES,
+        "sections": [show_finding(finding, album) for finding in diagnosis.findings],
+        "folder": album.folder,
+        "place": _split_place(diagnosis.data),
+        "quoted": shlex.quote(diagnosis.data),
+    }
+    write_text(path, render_page("diagnosis.html", values))
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What it comes to, in a sentence."""
+
+    severity: Severity | None
+    """The gravest; None where nothing was found."""
+    sentence: str
+
+
+def judge(findings: Iterable[Finding]) -> Verdict:
+    """`2 errors and 1 note: figures measured on these pictures would lie.`"""
+    found = [finding.severity for finding in findings]
+    counts = {severity: found.count(severity) for severity in SEVERITIES if severity in found}
+    if not counts:
+        return Verdict(None, "Nothing found: these pictures are ready to be trained on.")
+    *others, last = (say_count(count, severity) for severity, count in counts.items())
+    said = f"{', '.join(others)} and {last}" if others else last
+    gravest = next(iter(counts))
+    return Verdict(gravest, f"{said}: {SEVERITIES[gravest]}.")
+
+
+class Place(NamedTuple):
+    """What the data is called, and what stands before that."""
+
+    folder: str
+    name: str
+
+
+def _split_place(data: str) -> Place:
+    name = data.rstrip("/").rpartition("/")[2] or data
+    return Place(data[: data.rfind(name)], data[data.rfind(name) :])
+
+
+class Profile(NamedTuple):
+    """Sizes of a part's classes, the largest first, as an area."""
+
+    part: str
+    outline: str
+    """An SVG path, 1 wide for each class and 100 high for the largest."""
+    largest: int
+    median: int
+    smallest: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClassTable:
+    """Pictures of each class in each part."""
+
+    parts: tuple[str, ...]
+    labels: tuple[str, ...]
+    """In order, or the largest first where there are many."""
+    rows: Mapping[str, tuple[int, ...]]
+    """Counts of each class, in the order of `parts`."""
+    totals: tuple[int, ...]
+    largest: tuple[int, ...]
+    """Of each part: what the longest bar stands for."""
+    profiles: tuple[Profile, ...]
+    """Of each part, where classes are many."""
+
+    @classmethod
+    def of(cls, counts: Mapping[str, Mapping[str, int]]) -> "ClassTable":
+        """The table of `Diagnosis.counts`; a class that a part lacks has 0 there."""
+        parts = tuple(counts)
+        labels = sort_labels(label for classes in counts.values() for label in classes)
+        rows = {label: tuple(counts[part].get(label, 0) for part in parts) for label in labels}
+        many = len(labels) > CLASSES_AT_ONCE
+        if many:
+            labels = tuple(sorted(labels, key=lambda label: -sum(rows[label])))
+        columns = list(zip(*rows.values(), strict=True)) or [()] * len(parts)
+        return cls(
+            parts=parts,
+            labels=labels,
+            rows=rows,
+            totals=tuple(map(sum, columns)),
+            largest=tuple(max(column, default=0) for column in columns),
+            profiles=tuple(map(_draw_profile, parts, columns)) if many else (),
+        )
+
+    @property
+    def ends(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The largest and the smallest classes."""
+        return self.labels[:CLASSES_AT_EACH_END], self.labels[-CLASSES_AT_EACH_END:]
+
+
+def _draw_profile(part: str, counts: tuple[int, ...]) -> Profile:
+    sizes = sorted(counts, reverse=True)
+    highest = max(sizes[0], 1)
+    # A step a class would make the path long where neighbours are equal, which they mostly are.
+    runs = [(size, len(list(run))) for size, run in itertools.groupby(sizes)]
+    steps = "".join(f"V{100 - 100 * size / highest:.4g}h{width}" for size, width in runs)
+    return Profile(part, f"M0 100{steps}V100Z", sizes[0], median_low(sizes), sizes[-1])
+
+
+class Rectangle(NamedTuple):
+    """A size, on a scale on which the longest side that is drawn is 100."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+def draw_to_scale(sides: Sides, image_pixels: int) -> dict[str, Rectangle]:
+    """The median picture and what the network sees, one upon the other's middle, in a square of 100."""
+    sizes = {"median": sides.median, "seen": (image_pixels, image_pixels)}
+    widest, highest = (max(side) for side in zip(*sizes.values(), strict=True))
+    unit = 100 / max(widest, highest)
+    drawn = {}
+    for name, (width, height) in sizes.items():
+        corner = ((widest - width) / 2, (highest - height) / 2)
+        drawn[name] = Rectangle(*(round(unit * length, 2) for length in (*corner, width, height)))
+    return drawn
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A picture as a page shows it."""
+
+    member: Member
+    name: str
+    """Its path, without the folder that all share."""
+    source: str | None
+    """The thumbnail as a `data:` address, None where the picture cannot be decoded."""
+    tiny: bool
+    """To be enlarged without blur."""
+
+    @property
+    def pieces(self) -> list[str]:
+        """The name, cut where a line may end: behind folders and words, and before the ending."""
+        return re.split(r"(?<=[/_-])(?=.)|(?<=.)(?=\.\w+$)", self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class CaseView:
+    """A case as a page shows it."""
+
+    case: Case
+    detail: str
+    """What is said of it, without the path that is shown anyway."""
+    likeness: float | None
+    """None where the detail says it: that files are the same, or how much they are alike."""
+    frames: tuple[Frame, ...]
+    """At most `MOST_MEMBERS`."""
+    parts_differ: bool
+    labels_differ: bool
+
+    @property
+    def undrawn(self) -> int:
+        """Members that have no place."""
+        return len(self.case.members) - len(self.frames)
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A finding as a page shows it."""
+
+    finding: Finding
+    drawn: bool
+    """Cases have thumbnails; else each is a line."""
+    cases: tuple[CaseView, ...]
+    """Those that are seen at once."""
+    folded: tuple[CaseView, ...]
+
+    @property
+    def undrawn(self) -> int:
+        """Cases that are only in the JSON."""
+        return len(self.finding.cases) - len(self.cases) - len(self.folded)
+
+
+@dataclass(slots=True)
+class Album:
+    """Thumbnails, each made once, under short names."""
+
+    folder: str
+    """Where all pictures lie, with its separator; shown names begin behind it."""
+    _made: dict[str, tuple[str | None, bool]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, diagnosis: Diagnosis) -> "Album":
+        """An album of the pictures that findings are about."""
+        cases = (case for finding in diagnosis.findings for case in finding.cases)
+        return cls(find_folder(diagnosis.data, [member.path for case in cases for member in case.members]))
+
+    def show(self, member: Member, *, drawn: bool) -> Frame:
+        """A member with its short name, and its thumbnail if it is to be drawn."""
+        source, tiny = self._thumbnail(member.picture) if drawn else (None, False)
+        return Frame(member, member.path.removeprefix(self.folder), source, tiny)
+
+    def _thumbnail(self, picture: Picture) -> tuple[str | None, bool]:
+        if picture.path not in self._made:
+            try:
+                pixels = picture.decode(least_side=SIDE_PIXELS)
+            except VggkitError:  # it was there when it was diagnosed
+                self._made[picture.path] = None, False
+            else:
+                encoded = base64.b64encode(encode_thumbnail(pixels)).decode("ascii")
+                self._made[picture.path] = f"data:{MEDIA_TYPE};base64,{encoded}", is_tiny(pixels)
+        return self._made[picture.path]
+
+
+def show_finding(finding: Finding, album: Album) -> Section:
+    """A finding with those of its cases and pictures that have a place on the page."""
+    drawn = finding.kind != "unreadable" and any(case.members for case in finding.cases)
+    views = tuple(_show_case(case, album, drawn=drawn) for case in finding.cases[:MOST_CASES])
+    return Section(finding, drawn, views[:CASES_AT_ONCE], views[CASES_AT_ONCE:])
+
+
+def _show_case(case: Case, album: Album, *, drawn: bool) -> CaseView:
+    detail = case.detail.removeprefix(f"{case.members[0].path}: ") if case.members else case.detail
+    said = "alike" in detail or (case.likeness == 1 and detail)
+    return CaseView(
+        case=case,
+        detail=detail,
+        likeness=None if said else case.likeness,
+        frames=tuple(album.show(member, drawn=drawn) for member in case.members[:MOST_MEMBERS]),
+        parts_differ=len({member.part for member in case.members}) > 1,
+        labels_differ=len({member.label for member in case.members}) > 1,
+    )
+
+
+def find_folder(data: str, paths: Iterable[str]) -> str:
+    """What nobody needs to read at each path: the place of the data, or the folder that all share.
+
+    It ends with its separator, as in `photos/`, `photos.tar#`; it is empty where there is none.
+    """
+    names = list(paths)
+    place = data.rstrip("/\\")
+    for separator in ("/", "\\", "#"):
+        if place and any(name.startswith(place + separator) for name in names):
+            return place + separator
+    shared = os.path.commonprefix(names)  # noqa: RUF071 (cut to whole folders below; commonpath refuses mixtures)
+    folder = shared[: max(shared.rfind("/"), shared.rfind(os.sep)) + 1]
+    return folder if folder.strip("/\\") else ""

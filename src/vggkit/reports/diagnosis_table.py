@@ -1,0 +1,118 @@
+"""A Diagnosis for the terminal: what the collection holds, and what is wrong with it."""
+
+from typing import Final
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from vggkit.reports.tables import EIGHTHS
+from vggkit.tasks.diagnosis.findings import Case, Diagnosis, Finding, Severity
+
+MARKS: Final[dict[Severity, tuple[str, str]]] = {
+    "error": ("✗ error", "bold red"),
+    "warning": ("! warning", "yellow"),
+    "note": ("· note", "dim"),
+}
+CASES_SHOWN: Final = 3
+CLASSES_SHOWN: Final = 24
+BAR_CELLS: Final = 16
+
+
+def draw_diagnosis(diagnosis: Diagnosis) -> RenderableType:
+    """What `rich.print` shows of a Diagnosis: counts, facts, then each finding with its first cases."""
+    return Group(
+        Text.assemble((diagnosis.data, "bold"), f": {diagnosis.n:,} pictures, {_said(diagnosis)}"),
+        Text(),
+        _draw_counts(diagnosis),
+        Text(),
+        _draw_facts(diagnosis),
+        Text(),
+        *(_draw_finding(finding) for finding in diagnosis.findings),
+        _draw_verdict(diagnosis),
+    )
+
+
+def _said(diagnosis: Diagnosis) -> str:
+    parts = ", ".join(f"{sum(classes.values()):,} {part}" for part, classes in diagnosis.counts.items())
+    classes = len(next(iter(diagnosis.counts.values()), {}))
+    return f"{classes:,} classes ({parts})" if "all" not in diagnosis.counts else f"{classes:,} classes"
+
+
+def _draw_counts(diagnosis: Diagnosis) -> Table:
+    """Readable pictures of each class in each part; of many classes the largest and the smallest."""
+    parts = list(diagnosis.counts)
+    totals = {label: sum(diagnosis.counts[part][label] for part in parts) for label in diagnosis.counts[parts[0]]}
+    labels = list(totals)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("class", no_wrap=True, overflow="ellipsis", max_width=32)
+    for part in parts:
+        table.add_column("pictures" if part == "all" else part, justify="right")
+    table.add_column(width=BAR_CELLS, no_wrap=True, style="blue")
+    if len(labels) > CLASSES_SHOWN:
+        ordered = sorted(labels, key=lambda label: -totals[label])
+        half = CLASSES_SHOWN // 2
+        labels = [*ordered[:half], "", *ordered[-half:]]
+    most = max(totals.values(), default=0) or 1
+    for label in labels:
+        if not label:
+            table.add_row(Text(f"… {len(totals) - CLASSES_SHOWN} more", style="dim"))
+            continue
+        counts = [diagnosis.counts[part][label] for part in parts]
+        cells = [Text(f"{count:,}", style="bold red" if not count else "") for count in counts]
+        table.add_row(Text(label), *cells, _bar(totals[label] / most))
+    return table
+
+
+def _draw_facts(diagnosis: Diagnosis) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    if diagnosis.sides:
+        small, median, large = (
+            f"{width}×{height}"
+            for width, height in (diagnosis.sides.smallest, diagnosis.sides.median, diagnosis.sides.largest)
+        )
+        table.add_row("sizes", f"smallest {small}, median {median}, largest {large} pixels")
+    table.add_row("formats", ", ".join(f"{count:,} {name}" for name, count in diagnosis.formats.items()))
+    table.add_row("modes", ", ".join(f"{count:,} {name}" for name, count in diagnosis.modes.items()))
+    if diagnosis.turned:
+        table.add_row("orientation", f"{diagnosis.turned:,} are stored turned, and set right by EXIF")
+    table.add_row("network sees", f"{diagnosis.image_pixels}×{diagnosis.image_pixels} pixels")
+    if diagnosis.model:
+        table.add_row("labels against", diagnosis.model)
+    return table
+
+
+def _draw_finding(finding: Finding) -> RenderableType:
+    mark, style = MARKS[finding.severity]
+    lines = Text.assemble((f"{mark:<10}", style), (finding.summary, "bold"), "\n")
+    for case in finding.cases[:CASES_SHOWN]:
+        lines.append(f"{'':10}{_describe(case)}\n")
+    if len(finding.cases) > CASES_SHOWN:
+        lines.append(f"{'':10}… and {len(finding.cases) - CASES_SHOWN:,} more\n", style="dim")
+    lines.append(f"{'':10}{finding.advice}\n", style="dim")
+    return lines
+
+
+def _describe(case: Case) -> str:
+    paths = " = ".join(member.path for member in case.members[:3])
+    if case.detail.startswith(paths):  # a reason that names its file
+        return case.detail
+    return f"{paths}: {case.detail}" if paths else case.detail
+
+
+def _draw_verdict(diagnosis: Diagnosis) -> Text:
+    if not diagnosis.findings:
+        return Text(f"nothing is wrong that could be found, in {diagnosis.seconds:.1f} s", style="bold green")
+    counts = dict.fromkeys(MARKS, 0)
+    for finding in diagnosis.findings:
+        counts[finding.severity] += 1
+    said = ", ".join(f"{n} {name}{'s' * (n > 1)}" for name, n in counts.items() if n)
+    lies = "; figures on it would lie until the errors are gone" if counts["error"] else ""
+    return Text(f"{said} in {diagnosis.seconds:.1f} s{lies}", style="bold")
+
+
+def _bar(share: float) -> str:
+    whole, eighth = divmod(round(share * BAR_CELLS * 8), 8)
+    return "█" * whole + EIGHTHS[eighth].strip()

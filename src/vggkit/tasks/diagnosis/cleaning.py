@@ -1,0 +1,95 @@
+"""A cleaned table of a collection: what is wrong is left out, and no picture is touched."""
+
+import csv
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Final
+
+from vggkit.errors import BadOutput
+from vggkit.images.pictures import Picture, PictureSet
+from vggkit.images.sources.places import is_address
+from vggkit.tasks.diagnosis.findings import Case, Diagnosis
+from vggkit.writing import whole_file
+
+HELD_OUT_FIRST: Final = ("test", "val")
+"""Of a picture that is in several parts, the copy in the first of these stays: figures stay comparable."""
+
+
+def choose_removals(diagnosis: Diagnosis) -> dict[int, str]:
+    """The pictures to leave out, by their `id`, each with the reason.
+
+    - unreadable ones;
+    - every copy of one that is in more than one class;
+    - of one that is in more than one part, the copies outside the part that is measured on;
+    - of exact copies inside a part, all but the first.
+
+    Near duplicates inside a part stay, and so do likely wrong labels: people decide on those.
+    """
+    removed: dict[int, str] = {}
+
+    def remove(case: Case, reason: str, keep: int | None = None) -> None:
+        for member in case.members:
+            if id(member.picture) != keep:
+                removed.setdefault(id(member.picture), reason)
+
+    cases = {finding.kind: finding.cases for finding in diagnosis.findings}
+    for case in cases.get("unreadable", ()):
+        remove(case, "unreadable")
+    for case in cases.get("contradiction", ()):
+        remove(case, "in more than one class")
+    for case in cases.get("leakage", ()):
+        parts = {member.part for member in case.members}
+        stays = next((part for part in HELD_OUT_FIRST if part in parts), min(parts))
+        for member in case.members:
+            if member.part != stays:
+                removed.setdefault(id(member.picture), f"also in {stays}")
+    for case in cases.get("duplicate", ()):
+        seen: set[str] = set()
+        for member in case.members:
+            if id(member.picture) in removed:
+                continue
+            if member.part in seen:
+                removed[id(member.picture)] = "a copy"
+            seen.add(member.part)
+    return removed
+
+
+def write_clean_table(pictures: PictureSet, diagnosis: Diagnosis, table: str | Path) -> dict[str, int]:
+    """Write a table of the pictures that stay: path, label, split and group where there are such, and a note.
+
+    Paths are relative to the table's folder where they can be. The note names the likelier class
+    of a picture whose label may be wrong. `open_pictures` reads the table.
+
+    Returns how many pictures were left out, by reason. Raises BadOutput where it cannot be
+    written, or pictures have no files that it could name.
+    """
+    table = Path(table)
+    removed = choose_removals(diagnosis)
+    mislabelled = diagnosis.find("mislabelled")
+    notes = {
+        id(case.members[0].picture): f"looks like {case.suggestion}"
+        for case in (mislabelled.cases if mislabelled else ())
+    }
+    divided = "all" not in pictures.splits
+    grouped = any(picture.group is not None for part in pictures.splits.values() for picture in part)
+    with whole_file(table) as beside, open(beside, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["path", "label", *["split"] * divided, *["group"] * grouped, "note"])
+        for name, part in pictures.splits.items():
+            for picture in part:
+                if id(picture) not in removed:
+                    where = [*[name] * divided, *[picture.group or ""] * grouped]
+                    writer.writerow([_name(picture, table), picture.label, *where, notes.get(id(picture), "")])
+    return dict(Counter(removed.values()))
+
+
+def _name(picture: Picture, table: Path) -> str:
+    if picture.pixels is not None:
+        raise BadOutput(f"{picture.path}: has no file, and a table names files; --fix is for pictures with files")
+    if is_address(picture.path):
+        return picture.path
+    try:
+        return Path(os.path.relpath(Path(picture.path).absolute(), table.parent.absolute())).as_posix()
+    except ValueError:  # another drive of Windows
+        return str(Path(picture.path).absolute())

@@ -1,0 +1,143 @@
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import fill_folder
+from vggkit.errors import BadData, BadInput
+from vggkit.images.pictures import Picture, PictureSet
+from vggkit.images.sources import open_pictures
+from vggkit.images.splits import divide, divide_in_folds, find_split, hold_out, read_fold
+
+
+def collect(classes: dict[str, int], *, groups: int | None = None, part: str | None = None) -> PictureSet:
+    """So many pictures of each class, numbered; with groups the numbers modulo them, over all classes."""
+    pictures = (
+        (part, Picture(f"{label}/{index}.png", label, group=None if groups is None else f"g{index % groups}"))
+        for label, count in classes.items()
+        for index in range(count)
+    )
+    return PictureSet.of("made", pictures)
+
+
+def test_a_test_part_is_kept_apart_when_validation_is_divided_off(tmp_path):
+    fill_folder(tmp_path / "train", ("a", "b"), 10)
+    fill_folder(tmp_path / "test", ("a", "b"), 3, start=50)
+    divided = divide(open_pictures(tmp_path), validation_share=0.2, seed=0)
+    assert {name: len(part) for name, part in divided.splits.items()} == {"train": 16, "val": 4, "test": 6}
+
+
+def test_division_is_stratified_seeded_and_moves_with_the_folder(tmp_path):
+    for place in ("here", "there"):
+        fill_folder(tmp_path / place, ("a", "b", "c"), 11)
+    one = open_pictures(tmp_path / "here")
+    parts = [divide(one, validation_share=0.3, seed=seed) for seed in (0, 0, 1)]
+    names = [[(p.label, Path(p.path).name) for p in d.part("val")] for d in parts]
+    assert names[0] == names[1] != names[2]
+    assert parts[0].count("val") == {"a": 3, "b": 3, "c": 3}
+    assert not {p.path for p in parts[0].part("val")} & {p.path for p in parts[0].part("train")}
+    moved = open_pictures(tmp_path / "there")
+    again = [(p.label, Path(p.path).name) for p in divide(moved, validation_share=0.3, seed=0).part("val")]
+    assert again == names[0]
+    assert moved.fingerprint() == one.fingerprint()
+    (tmp_path / "there" / "a" / "000.png").unlink()
+    assert open_pictures(tmp_path / "there").fingerprint() != one.fingerprint()
+
+
+def test_a_division_once_made_stays_as_it_is():
+    """Classifiers remember share and seed alone: who was held out must never change."""
+    held_out = divide(collect({"a": 10, "b": 10}), validation_share=0.2, seed=0).part("val")
+    assert [p.path for p in held_out] == ["a/1.png", "a/5.png", "b/5.png", "b/8.png"]
+
+
+def test_one_picture_is_too_few():
+    with pytest.raises(BadData, match="one picture"):
+        divide(collect({"a": 1, "b": 4}), validation_share=0.2, seed=0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    counts=st.lists(st.integers(12, 60), min_size=2, max_size=4),
+    groups=st.integers(4, 12),
+    share=st.floats(0.1, 0.4),
+    seed=st.integers(0, 5),
+)
+def test_groups_are_never_parted_and_shares_come_near(counts, groups, share, seed):
+    pictures = collect({f"c{i}": count for i, count in enumerate(counts)}, groups=groups)
+    divided = divide(pictures, validation_share=share, seed=seed)
+    train, val = divided.part("train"), divided.part("val")
+    assert not {p.group for p in train} & {p.group for p in val}
+    assert len(train) + len(val) == sum(counts)
+    largest = max(Counter(p.group for p in pictures.part("all")).values())
+    assert abs(len(val) - share * sum(counts)) <= largest + 1
+    assert set(divided.count("val").values()).isdisjoint({0})
+    assert set(divided.count("train").values()).isdisjoint({0})
+
+
+def test_a_class_in_one_group_cannot_be_divided():
+    pictures = [(None, Picture(f"{i}", "a", group="g")) for i in range(4)]
+    pictures += [(None, Picture(f"b{i}", "b", group=f"h{i}")) for i in range(4)]
+    with pytest.raises(BadData, match="without parting a group"):
+        divide(PictureSet.of("made", pictures), validation_share=0.2, seed=0)
+
+
+@pytest.mark.parametrize("groups", [None, 10])
+def test_folds_hold_each_picture_out_once_and_are_stratified(groups):
+    pictures = collect({"a": 50, "b": 30}, groups=groups)
+    folds = divide_in_folds(pictures, 5, seed=3)
+    held = Counter(p.path for one in folds for p in one.part("val"))
+    assert len(held) == 80
+    assert set(held.values()) == {1}
+    for one in folds:
+        assert one.count("val") == {"a": 10, "b": 6}
+        assert not {p.path for p in one.part("train")} & {p.path for p in one.part("val")}
+        if groups:
+            assert not {p.group for p in one.part("train")} & {p.group for p in one.part("val")}
+    assert [p.path for p in divide_in_folds(pictures, 5, seed=3)[0].part("val")] == [p.path for p in folds[0].part("val")]
+    assert [p.path for p in divide_in_folds(pictures, 5, seed=4)[0].part("val")] != [p.path for p in folds[0].part("val")]
+
+
+def test_folds_keep_a_test_part_and_refuse_what_is_too_little():
+    pictures = collect({"a": 6, "b": 6})
+    mixed = pictures.keep({"train": pictures.part("all")[:8], "val": pictures.part("all")[8:10], "test": ()})
+    for one in divide_in_folds(mixed, 2):
+        assert set(one.splits) == {"train", "val", "test"}
+        assert len(one.part("train")) + len(one.part("val")) == 10
+    with pytest.raises(BadInput, match="2 or more"):
+        divide_in_folds(pictures, 1)
+    with pytest.raises(BadData, match="too few for 7 folds"):
+        divide_in_folds(pictures, 7)
+    with pytest.raises(BadData, match="nothing to fold"):
+        divide_in_folds(pictures.keep({"test": pictures.part("all")}), 2)
+
+
+@pytest.mark.parametrize(
+    ("path", "part"),
+    [
+        ("data/train-00001-of-00004.parquet", "train"),
+        ("imagenet-val-{000..009}.tar", "val"),
+        ("validation/0001.tar", "val"),
+        ("train/test-0.tar", "test"),
+        ("test/photos/0.tar", None),
+        ("photos/restrained-0.tar", None),
+        ("https://host/x/train-0.tar", "train"),
+        ("0001.tar", None),
+    ],
+)
+def test_parts_by_name(path, part):
+    assert find_split(path) == part
+
+
+def test_a_fold_by_its_name():
+    pictures = collect({"a": 10, "b": 10})
+    second = hold_out(pictures, validation_share=0.2, seed=1, fold="2/5")
+    assert [p.path for p in second.part("val")] == [
+        p.path for p in divide_in_folds(pictures, 5, seed=1)[1].part("val")
+    ]
+    share = hold_out(pictures, validation_share=0.2, seed=1)
+    assert share.splits == divide(pictures, validation_share=0.2, seed=1).splits
+    for wrong in ("0/5", "6/5", "1/1", "2", "two/5", "-1/5"):
+        with pytest.raises(BadInput, match="second of five"):
+            read_fold(wrong)
