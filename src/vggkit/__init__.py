@@ -11,7 +11,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from vggkit.errors import VggkitError
+    from vggkit.images.pictures import Picture, PictureSet
     from vggkit.images.preprocessing import Preprocessing
+    from vggkit.images.sources.opening import open_pictures
     from vggkit.networks.classifier import Classifier, load
     from vggkit.networks.configurations import Configuration, configure, list_models
     from vggkit.networks.conversion import Conversion, convert
@@ -20,17 +22,22 @@ if TYPE_CHECKING:
     from vggkit.networks.recognition.identification import Identification, identify
     from vggkit.networks.styles.listings import write_listing
     from vggkit.networks.vgg import VGG
+    from vggkit.tasks.diagnosis.findings import Diagnosis
     from vggkit.tasks.evaluation import Evaluation, evaluate
     from vggkit.tasks.inspection import Summary, summarize
     from vggkit.tasks.prediction import Prediction, predict
     from vggkit.tasks.training.recipe import Recipe
+    from vggkit.workflows.doctor import check
     from vggkit.workflows.runs import TrainingRun, train
 
 _HOMES = {
     "VGG": "networks.vgg",
     "Classifier": "networks.classifier",
     "Configuration": "networks.configurations",
+    "Diagnosis": "tasks.diagnosis.findings",
     "Evaluation": "tasks.evaluation",
+    "Picture": "images.pictures",
+    "PictureSet": "images.pictures",
     "Prediction": "tasks.prediction",
     "Preprocessing": "images.preprocessing",
     "Recipe": "tasks.training.recipe",
@@ -40,6 +47,7 @@ _HOMES = {
     "TrainingRun": "workflows.runs",
     "VggkitError": "errors",
     "adapt_filters": "networks.initialization",
+    "check": "workflows.doctor",
     "convert": "networks.conversion",
     "fetch": "networks.publishing.pretrained",
     "identify": "networks.recognition.identification",
@@ -48,6 +56,7 @@ _HOMES = {
     "initialize": "networks.initialization",
     "list_models": "networks.configurations",
     "load": "networks.classifier",
+    "open_pictures": "images.sources.opening",
     "predict": "tasks.prediction",
     "summarize": "tasks.inspection",
     "train": "workflows.runs",
@@ -69,6 +78,11 @@ __all__ = [  # noqa: RUF022 (as people meet them)
     "Conversion",
     "fetch",
     "Recipe",
+    "open_pictures",
+    "Picture",
+    "PictureSet",
+    "check",
+    "Diagnosis",
     "train",
     "TrainingRun",
     "evaluate",

@@ -13,6 +13,7 @@ ROOT = Path(vggkit.__file__).parent
 FLOORS = {
     "errors": 0,
     "hardware": 0,
+    "home": 0,
     "writing": 0,
     "images": 1,
     "networks": 2,
@@ -24,10 +25,20 @@ FLOORS = {
 }
 OWNERS = {
     "tyro": {"interfaces/cli.py"},
-    "torchvision": {"tasks/training/augmentation.py"},
+    "torchvision": {"images/sources/named.py", "tasks/training/augmentation.py"},
+    "simplejpeg": {"images/decoding.py"},
+    "pillow_heif": {"images/decoding.py"},
+    "cykooz_resizer": {"images/resampling.py"},
+    "pyarrow": {"images/sources/parquet.py"},
+    "datasets": {"images/sources/hub_sets.py"},
+    "fsspec": {"images/sources/places.py"},
+    "braceexpand": {"images/sources/places.py"},
+    "cleanlab": {"tasks/diagnosis/labels.py"},
+    "scipy": {"tasks/diagnosis/labels.py"},
+    "jinja2": {"reports/pages/rendering.py"},
     "matplotlib": {"reports/plots.py"},
     "yaml": {"workflows/runs.py"},
-    "sklearn": {"images/sources.py"},
+    "sklearn": {"images/sources/named.py", "tasks/diagnosis/labels.py"},
     "safetensors": {
         "networks/card.py",
         "networks/checkpoints.py",
@@ -42,8 +53,11 @@ OWNERS = {
     },
     "PIL": {
         "images/decoding.py",
+        "images/heads.py",
+        "images/likeness.py",
         "images/preprocessing.py",
-        "images/sources.py",
+        "images/resampling.py",
+        "images/thumbnails.py",
         "tasks/training/augmentation.py",
         "workflows/demonstration.py",
     },
@@ -61,6 +75,10 @@ TORCH_FREE = [
     "vggkit.tasks.inspection",
     "vggkit.tasks.training.recipe",
     "vggkit.images.sources",
+    "vggkit.images.spooling",
+    "vggkit.reports.diagnosis_page",
+    "vggkit.reports.diagnosis_table",
+    "vggkit.workflows.doctor",
 ]
 
 
@@ -189,6 +207,11 @@ def test_public_names_are_what_they_say():
         "Conversion",
         "fetch",
         "Recipe",
+        "open_pictures",
+        "Picture",
+        "PictureSet",
+        "check",
+        "Diagnosis",
         "train",
         "TrainingRun",
         "evaluate",

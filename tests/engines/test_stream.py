@@ -53,7 +53,7 @@ def test_memory_is_bounded_and_threads_end_when_the_reader_stops():
     class Counted:
         path, label, pixels = "x", None, None
 
-        def decode(self):
+        def decode(self, *, least_side):
             decoded.append(1)
             return np.zeros((9, 9, 3), np.uint8)
 

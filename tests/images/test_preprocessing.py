@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vggkit.errors import BadConfiguration
+from vggkit.images import resampling
 from vggkit.images.decoding import decode
 from vggkit.images.preprocessing import Preprocessing, suit_preprocessing
 
@@ -17,13 +18,19 @@ def random_picture(width: int, height: int) -> np.ndarray:
     return np.random.default_rng(width * height).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
+def apart(ours: Preprocessing, pixels: np.ndarray, theirs) -> float:
+    """The largest difference from torchvision's transform, in levels of 255."""
+    scale = 255 * np.asarray(ours.std)[:, None, None] / ours.full_value
+    return float((np.abs(ours(pixels) - theirs(Image.fromarray(pixels)).numpy()) * scale).max())
+
+
 @pytest.mark.parametrize("model", ["VGG11", "VGG16_BN"])
-def test_equals_torchvisions_own_transforms_bit_for_bit(model):
+def test_equals_torchvisions_own_transforms_to_a_level(model):
     torchvision = pytest.importorskip("torchvision")
     theirs = getattr(torchvision.models, f"{model}_Weights").IMAGENET1K_V1.transforms()
     for size in SIZES:
         pixels = random_picture(*size)
-        assert np.array_equal(Preprocessing()(pixels), theirs(Image.fromarray(pixels)).numpy()), size
+        assert apart(Preprocessing(), pixels, theirs) < 1.01, size
 
 
 @settings(max_examples=40, deadline=None)
@@ -43,7 +50,36 @@ def test_equals_torchvision_at_any_size(width, height, resize, crop, interpolati
     )
     ours = Preprocessing(resize_pixels=resize, crop_pixels=crop, interpolation=interpolation)
     pixels = random_picture(width, height)
-    assert np.array_equal(ours(pixels), theirs(Image.fromarray(pixels)).numpy())
+    assert apart(ours, pixels, theirs) < 1.01
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
+def test_without_the_quick_resizer_pictures_are_pillows_own(monkeypatch, interpolation):
+    monkeypatch.setattr(resampling, "_find_quick", lambda: None)
+    ours = Preprocessing(resize_pixels=40, crop_pixels=32, interpolation=interpolation)
+    pixels = random_picture(100, 61)
+    whole = Image.fromarray(pixels).resize((65, 40), Image.Resampling[interpolation.upper()])
+    assert np.array_equal(ours.fit(pixels), np.asarray(whole)[4:36, 16:48])
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    sides=st.tuples(*[st.integers(1, 60)] * 2),
+    factors=st.tuples(*[st.floats(1, 20)] * 2),
+    part=st.tuples(*[st.floats(0, 1)] * 4),
+    flat=st.booleans(),
+)
+def test_a_part_shrunk_quickly_is_within_a_level_of_pillows(sides, factors, part, flat):
+    pytest.importorskip("cykooz_resizer")
+    pixels = random_picture(*(int(side * factor) for side, factor in zip(sides, factors, strict=True)))
+    pixels = pixels // 128 * 255 if flat else pixels  # black and white: the sharpest there is
+    columns, rows = (
+        (int(low * (side - 1)), int(low * (side - 1)) + 1 + int(share * (side - 1 - int(low * (side - 1)))))
+        for side, low, share in zip(sides, part[::2], part[1::2], strict=True)
+    )
+    found = resampling.resize_part(pixels, sides, "bilinear", columns, rows)
+    whole = np.asarray(Image.fromarray(pixels).resize(sides, Image.Resampling.BILINEAR))
+    assert np.abs(found.astype(int) - whole[slice(*rows), slice(*columns)]).max() <= 1
 
 
 def test_the_input_convention_of_caffe():
@@ -66,7 +102,7 @@ def test_features_convention_of_torchvision():
     weights = pytest.importorskip("torchvision").models.VGG16_Weights.IMAGENET1K_FEATURES.transforms()
     ours = Preprocessing(mean=tuple(weights.mean), std=tuple(weights.std))
     pixels = random_picture(300, 260)
-    assert np.array_equal(ours(pixels), weights(Image.fromarray(pixels)).numpy())
+    assert apart(ours, pixels, weights) < 1.01
 
 
 def test_grey_is_one_channel_and_keeps_grey_values():
@@ -134,33 +170,11 @@ def test_a_thread_of_a_picture_costs_no_gigabytes():
     tracemalloc.stop()
 
 
-@settings(max_examples=200, deadline=None)
-@given(
-    width=st.integers(1, 400),
-    height=st.integers(1, 400),
-    resize=st.integers(1, 300),
-    crop=st.integers(1, 300),
-    interpolation=st.sampled_from(["nearest", "bilinear", "bicubic", "lanczos"]),
-)
-def test_what_the_crop_leaves_out_changes_no_bit(width, height, resize, crop, interpolation):
-    ours = Preprocessing(resize_pixels=resize, crop_pixels=crop, interpolation=interpolation)
-    pixels = random_picture(width, height) // 128 * 255  # black and white: filters overshoot
-    short, long = sorted((width, height))
-    long = max(1, int(resize * long / short))
-    size = (resize, long) if width <= height else (long, resize)
-    if size[0] * size[1] > 2**22:
-        return
-    whole = Image.fromarray(pixels).resize(size, Image.Resampling[interpolation.upper()])
-    left, top = (round((s - crop) / 2) if s >= crop else -((crop - s) // 2) for s in size)
-    expected = np.asarray(whole.crop((left, top, left + crop, top + crop)))
-    assert np.array_equal(ours.fit(pixels), expected)
-
-
 def test_a_long_picture_within_reason_is_torchvisions_too():
     theirs = pytest.importorskip("torchvision").models.VGG11_Weights.IMAGENET1K_V1.transforms()
     for size in ((1, 89), (4, 700), (2000, 9)):
         pixels = random_picture(*size)
-        assert np.array_equal(Preprocessing()(pixels), theirs(Image.fromarray(pixels)).numpy()), size
+        assert apart(Preprocessing(), pixels, theirs) < 1.01, size
 
 
 @pytest.mark.parametrize("size", [(60, 30), (30, 60), (31, 7), (1, 90), (5, 5), (200, 199)])
@@ -174,7 +188,7 @@ def test_pad_shows_the_whole_picture_on_the_mean_colour(size):
     expected[top : top + height, left : left + width] = np.asarray(
         Image.fromarray(random_picture(*size)).resize((width, height), Image.Resampling.BILINEAR)
     )
-    assert np.array_equal(found, expected)
+    assert np.abs(found.astype(int) - expected).max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -199,7 +213,7 @@ def test_stretch_takes_both_sides_to_the_crop(interpolation):
     ours = Preprocessing(fit_mode="stretch", crop_pixels=24, interpolation=interpolation)
     pixels = random_picture(50, 31)
     expected = Image.fromarray(pixels).resize((24, 24), Image.Resampling[interpolation.upper()])
-    assert np.array_equal(ours.fit(pixels), np.asarray(expected))
+    assert np.abs(ours.fit(pixels).astype(int) - np.asarray(expected)).max() <= (interpolation == "bilinear")
 
 
 def test_records_from_before_the_fit_modes_still_load():

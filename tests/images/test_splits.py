@@ -95,8 +95,12 @@ def test_folds_hold_each_picture_out_once_and_are_stratified(groups):
         assert not {p.path for p in one.part("train")} & {p.path for p in one.part("val")}
         if groups:
             assert not {p.group for p in one.part("train")} & {p.group for p in one.part("val")}
-    assert [p.path for p in divide_in_folds(pictures, 5, seed=3)[0].part("val")] == [p.path for p in folds[0].part("val")]
-    assert [p.path for p in divide_in_folds(pictures, 5, seed=4)[0].part("val")] != [p.path for p in folds[0].part("val")]
+    assert [p.path for p in divide_in_folds(pictures, 5, seed=3)[0].part("val")] == [
+        p.path for p in folds[0].part("val")
+    ]
+    assert [p.path for p in divide_in_folds(pictures, 5, seed=4)[0].part("val")] != [
+        p.path for p in folds[0].part("val")
+    ]
 
 
 def test_folds_keep_a_test_part_and_refuse_what_is_too_little():

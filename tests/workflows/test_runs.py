@@ -104,7 +104,7 @@ def test_unreadable_pictures_are_left_out_and_told(tiny, tmp_path, capsys):
 def test_classes_that_make_results_lie_are_refused(tiny, tmp_path):
     fill_folder(tmp_path / "a" / "train", LABELS, 3)
     fill_folder(tmp_path / "a" / "val", LABELS[:2], 2)
-    with pytest.raises(BadData, match=r"val has no readable pictures of red"):
+    with pytest.raises(BadData, match=r"val has no readable picture of red"):
         train(create(tiny), tmp_path / "a", RECIPE, out=tmp_path / "r1", quiet=True)
     fill_folder(tmp_path / "b", (*LABELS, "zebra"), 3)
     with pytest.raises(BadData, match="zebra"):

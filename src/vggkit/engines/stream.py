@@ -54,7 +54,7 @@ def stream_answers(
 
     def prepare(picture: Picture) -> NDArray[np.float32] | BadImage:
         try:
-            return preprocessing(picture.decode())
+            return preprocessing(picture.decode(least_side=preprocessing.least_side))
         except BadImage as problem:
             return problem
 

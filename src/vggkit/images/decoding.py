@@ -54,7 +54,7 @@ COSTS: Final = {
     "AVIF": Cost(13.0, most_file_bytes=70_000_000),
     "HEIC": Cost(13.0, most_file_bytes=60_000_000),
     "JPEG2000": Cost(25.0, most_file_bytes=35_000_000),
-    "slow": Cost(most_pixels=4_000_000, most_file_bytes=8_000_000),
+    "slow": Cost(most_pixels=4_000_000, most_file_bytes=24_000_000),
 }
 SLOW_DECODERS: Final = frozenset({"ppm", "ppm_plain", "bmp_rle"})
 """Those that Pillow has in Python."""
@@ -85,7 +85,7 @@ def decode(source: str | Path | bytes, *, name: str | None = None, least_side: i
     picture format, or so large that it would not be decoded within 5 s and 1 GB.
     """
     name = name or ("<bytes>" if isinstance(source, bytes) else str(source))
-    data = source if isinstance(source, bytes) else _read(Path(source), name)
+    data = source if isinstance(source, bytes) else read_file(source, name=name)
     if not data:
         raise BadImage(f"{name}: is empty (0 bytes)")
     try:
@@ -123,7 +123,9 @@ def _cut(image: Image.Image) -> Iterator[Image.Image]:
         yield image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
-def _read(path: Path, name: str) -> bytes:
+def read_file(path: str | Path, *, name: str | None = None) -> bytes:
+    """The bytes of a picture's file; raises BadImage with its path, or `name`, where it cannot be read."""
+    path, name = Path(path), name or str(path)
     try:
         found = path.stat()
         if stat.S_ISDIR(found.st_mode):
@@ -278,11 +280,16 @@ def _choose_scaling(image: Image.Image) -> Callable[[Image.Image], Pixels]:
     clear = image.info.get("transparency")
 
     def scale(part: Image.Image) -> Pixels:
-        values = np.asarray(part).astype(np.float64)
-        filled = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
-        grey = (filled - low) * (255 / (high - low)) + 0.5
+        values = np.asarray(part)
+        grey = values.astype(np.float32)
+        if values.dtype.kind == "f":
+            np.nan_to_num(grey, copy=False, nan=low, posinf=high, neginf=low)
+        grey -= low
+        grey *= 255 / (high - low)
+        grey += 0.5
         if isinstance(clear, int):
             grey[values == clear] = 255
+        np.minimum(grey, 255, out=grey)  # what 32 bits round up
         return grey.astype(np.uint8)[..., None]
 
     return scale

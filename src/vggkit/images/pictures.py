@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol, Self
 import numpy as np
 
 from vggkit.errors import BadData, BadImage
-from vggkit.images.decoding import Pixels, decode
+from vggkit.images.decoding import Pixels, decode, read_file
 from vggkit.images.heads import read_head
 
 SUFFIXES: Final = frozenset(
@@ -74,10 +74,7 @@ class Picture:
         """
         if self.pixels is not None:
             return self.pixels
-        try:
-            return decode(self.read())
-        except BadImage as problem:  # SHIM
-            raise BadImage(str(problem).replace("<bytes>", self.path, 1)) from problem
+        return decode(self.read(), name=self.path, least_side=least_side)
 
     def weigh(self) -> str:
         """What tells this picture from another of its name, cheaply: bytes of the file, or a digest of pixels."""
@@ -180,19 +177,6 @@ class PictureSet:
         """
         names = sorted(f"{p.label}/{Path(p.path).name}/{p.weigh()}" for part in self.splits.values() for p in part)
         return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
-
-
-def read_file(path: str | Path) -> bytes:
-    """The bytes of a picture's file; raises BadImage with its path where it cannot be read."""
-    try:
-        return Path(path).read_bytes()
-    except IsADirectoryError:
-        raise BadImage(f"{path}: is a folder, not a picture") from None
-    except FileNotFoundError:
-        raise BadImage(f"{path}: no such file") from None
-    except (OSError, ValueError) as problem:  # ValueError: a NUL byte in the name
-        reason = getattr(problem, "strerror", None) or problem
-        raise BadImage(f"{path}: cannot be read ({reason})") from problem
 
 
 def sort_labels(labels: Iterable[str | None]) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ Shape letters: C channels, H and W pixels.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from math import ceil, floor
+from functools import cached_property
 from typing import Any, Final, Literal, Self, get_args
 
 import numpy as np
@@ -14,9 +14,9 @@ from PIL import Image
 
 from vggkit.errors import BadConfiguration, UnknownName
 from vggkit.images.decoding import Pixels
+from vggkit.images.resampling import Interpolation, resize, resize_part
 
 ChannelOrder = Literal["RGB", "BGR", "L"]
-Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 FitMode = Literal["crop", "pad", "stretch"]
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
@@ -25,18 +25,13 @@ IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 MOST_RESIZED: Final = 2**24
 """Pixels of a resized picture that only a thread of a picture would exceed."""
 
-Span = tuple[int, int]
-
-REACH: Final = {"nearest": 0, "bilinear": 1, "bicubic": 2, "lanczos": 3}
-"""How far each filter looks to either side, in pixels of the smaller of both pictures."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
     """How a picture becomes a network's input; the defaults are those of torchvision's ImageNet weights.
 
     By default the short side is resized, the middle cropped, each channel taken as (value - mean) / std;
-    on PIL pictures the result equals torchvision's `weights.transforms()` bit for bit.
+    on PIL pictures the result is torchvision's `weights.transforms()` to within one of 255 levels.
 
     Raises BadConfiguration for values that cannot be.
     """
@@ -112,12 +107,12 @@ class Preprocessing:
             case "crop":
                 return self._fit_middle(pixels)
             case "stretch":
-                return _resize(pixels, (crop, crop), self.interpolation)
+                return resize(pixels, (crop, crop), self.interpolation)
             case "pad":
                 height, width = pixels.shape[:2]
                 longest = max(height, width)
                 size = max(1, round(crop * width / longest)), max(1, round(crop * height / longest))
-                return _lay_on(self._mean_colour(), crop, _resize(pixels, size, self.interpolation))
+                return _lay_on(self._mean_colour(), crop, resize(pixels, size, self.interpolation))
 
     def _fit_middle(self, pixels: Pixels) -> Pixels:
         """The middle of the resized picture."""
@@ -125,12 +120,8 @@ class Preprocessing:
         if size[0] * size[1] > MOST_RESIZED:
             pixels = _without_far_ends(pixels)
             size = self._resized_size(pixels)
-        height, width = pixels.shape[:2]
         columns, rows = (_middle(side, self.crop_pixels) for side in size)
-        if size != (width, height) and height <= 2 * width:
-            part = _resize_part(pixels, size, self.interpolation, columns, rows)
-        else:
-            part = _resize(pixels, size, self.interpolation)[slice(*rows), slice(*columns)]
+        part = resize_part(pixels, size, self.interpolation, columns, rows)
         return _lay_on((0, 0, 0), self.crop_pixels, part)
 
     def _resized_size(self, pixels: Pixels) -> tuple[int, int]:
@@ -154,15 +145,16 @@ class Preprocessing:
         else:
             planes = (pixels if self.channel_order == "RGB" else pixels[..., ::-1]).transpose(2, 0, 1)
         out = np.empty(planes.shape, np.float32)
-        out[...] = planes
-        # torchvision's operations in torchvision's order: the same bits.
-        if self.full_value != 255:
-            out /= np.float32(255)
-            if self.full_value != 1:
-                out *= np.float32(self.full_value)
-        out -= np.asarray(self.mean, np.float32)[:, None, None]
-        out /= np.asarray(self.std, np.float32)[:, None, None]
+        scale, shift = self._scale_and_shift
+        np.multiply(planes, scale, out=out)
+        out += shift
         return out
+
+    @cached_property
+    def _scale_and_shift(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(value * full_value / 255 - mean) / std of each channel as one product and one sum: (C, 1, 1) each."""
+        mean, std = (np.asarray(values, np.float64)[:, None, None] for values in (self.mean, self.std))
+        return (self.full_value / 255 / std).astype(np.float32), (-mean / std).astype(np.float32)
 
     def to_dict(self) -> dict[str, Any]:
         """A value for JSON or YAML."""
@@ -207,32 +199,6 @@ def _middle(side: int, crop: int) -> tuple[int, int]:
     """Where the middle part starts and ends, rounded as torchvision does; all of a side that is shorter."""
     first = round((side - crop) / 2)
     return (first, first + crop) if side >= crop else (0, side)
-
-
-def _resize(pixels: Pixels, size: tuple[int, int], interpolation: Interpolation) -> Pixels:
-    height, width = pixels.shape[:2]
-    if (width, height) == size:
-        return pixels
-    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling[interpolation.upper()]))
-
-
-def _resize_part(
-    pixels: Pixels, size: tuple[int, int], interpolation: Interpolation, columns: Span, rows: Span
-) -> Pixels:
-    """These columns and rows of a picture resized to (width, height), bit for bit; little else is computed.
-
-    Pillow resizes across, then down, and of no more than twice as tall pictures always in that order.
-    Rows that no kept one is made of are left out of the first pass, columns not kept out of the second.
-    """
-    height = pixels.shape[0]
-    scale = height / size[1]
-    margin = REACH[interpolation] * max(1, scale) + 1
-    first, last = max(0, floor(rows[0] * scale - margin)), min(height, ceil(rows[1] * scale + margin))
-    resampling = Image.Resampling[interpolation.upper()]
-    across = Image.fromarray(pixels[first:last]).resize((size[0], last - first), resampling)
-    tall = across.crop((columns[0], -first, columns[1], height - first))  # where it was, black around
-    down = tall.resize((tall.width, size[1]), resampling)
-    return np.asarray(down.crop((0, rows[0], down.width, rows[1])))
 
 
 def _lay_on(colour: tuple[int, int, int], side: int, pixels: Pixels) -> Pixels:

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from vggkit.errors import BadCheckpoint, BadConfiguration, BadInput
+from vggkit.images.preprocessing import FitMode
 from vggkit.images.sources import Columns
 from vggkit.networks.configurations import Head, Scheme, configure, list_models
 from vggkit.networks.conventions import find_convention
@@ -249,6 +250,8 @@ def train(
     head: Head | None = None,
     until: str | None = None,
     image_size: int | None = None,
+    fit_mode: FitMode | None = None,
+    reduced_decoding: bool = False,
     channels: int = 3,
     dropout: float | None = None,
     initialization: Scheme = "kaiming",
@@ -274,6 +277,8 @@ def train(
         head: fc (the paper's), dense or pool. Without it: the model's, and pool below 128 pixels.
         until: Cut after this layer: relu3_4 and a pool head on it, or fc6 and fc7, which keep the head up to there.
         image_size: Pixels at which pictures are fed. Without it: 224, or smaller pictures' own size.
+        fit_mode: crop (the middle), pad (the whole picture on the mean colour) or stretch; of predictions too.
+        reduced_decoding: Decode large JPEGs at a smaller scale: faster, and slightly other pixels.
         channels: 3, or 1 for grey.
         dropout: Chance in [0, 1).
         initialization: How random weights are drawn.
@@ -298,6 +303,8 @@ def train(
         model,
         weights=weights,
         image_pixels=image_size,
+        fit_mode=fit_mode,
+        reduced_decoding=reduced_decoding,
         in_channels=channels,
         head=head,
         dropout=dropout,
@@ -379,6 +386,7 @@ def predict(
     /,
     *,
     top: int = 5,
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
     batch_size: int = 32,
     device: str = "auto",
     json: bool = False,
@@ -390,6 +398,7 @@ def predict(
         model: A Classifier's file, or a run's folder.
         pictures: Files, folders (every picture below), lists (.txt), tables, archives, or - for standard input.
         top: How many classes to name.
+        columns: What a table's columns are called.
         batch_size: Pictures that pass through the network together.
         device: auto, cpu, cuda or mps.
         json: A JSON object a picture and line: path, labels, probabilities; problem where it cannot be read.
@@ -403,7 +412,7 @@ def predict(
         raise BadInput("predict needs a picture: vggkit predict MODEL PICTURE…")
     classifier = load(model)
     # With the number of all, the time left is known.
-    listed = pictures if any(map(is_streamed, pictures)) else list_pictures(pictures)
+    listed = pictures if any(map(is_streamed, pictures)) else list_pictures(pictures, columns=columns)
     answered = False
     with ProgressLine(quiet=quiet) as line:
         answers = iterate_predictions(

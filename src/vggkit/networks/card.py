@@ -17,7 +17,8 @@ from vggkit.errors import BadCheckpoint, BadConfiguration, VggkitError
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.networks.configurations import Configuration
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+"""2: `fit_mode` and `reduced_decoding` of the preprocessing."""
 METADATA_KEY: Final = "vggkit"
 
 

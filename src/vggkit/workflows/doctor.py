@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -12,10 +12,12 @@ from vggkit.errors import BadData, BadInput
 from vggkit.images.likeness import Alike, find_alike
 from vggkit.images.pictures import PictureSet
 from vggkit.images.sources import Columns, open_pictures
-from vggkit.networks.classifier import Classifier
 from vggkit.tasks.diagnosis import rules
 from vggkit.tasks.diagnosis.findings import Diagnosis, Finding, Sides
 from vggkit.tasks.diagnosis.survey import Sighting, survey
+
+if TYPE_CHECKING:
+    from vggkit.networks.classifier import Classifier
 
 MOST_COMPARED: Final = 20_000
 """Pictures up to which a training looks for near duplicates; beyond it would take minutes."""
@@ -26,7 +28,7 @@ OnProgress = Callable[[str, int, int], None]
 
 def check(
     data: str | Path | PictureSet,
-    classifier: Classifier | None = None,
+    classifier: "Classifier | None" = None,
     *,
     columns: Columns = Columns(),  # noqa: B008 (frozen)
     image_pixels: int | None = None,
@@ -150,7 +152,7 @@ def find_near_copies(sightings: Sequence[Sighting], *, on_progress: OnProgress |
 
 
 def _hold_against(
-    classifier: Classifier,
+    classifier: "Classifier",
     sightings: Sequence[Sighting],
     alike: Sequence[Alike],
     *,

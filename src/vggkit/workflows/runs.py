@@ -21,7 +21,7 @@ import yaml
 from vggkit.errors import BadData, BadOutput
 from vggkit.hardware import choose_device, describe_machine
 from vggkit.images.pictures import PictureSet, typical_side
-from vggkit.images.preprocessing import Preprocessing, suit_preprocessing
+from vggkit.images.preprocessing import FitMode, Preprocessing, suit_preprocessing
 from vggkit.images.sources import open_pictures
 from vggkit.images.splits import hold_out
 from vggkit.images.spooling import spool
@@ -157,6 +157,8 @@ def suit_classifier(
     *,
     weights: str | Path | None = None,
     image_pixels: int | None = None,
+    fit_mode: FitMode | None = None,
+    reduced_decoding: bool = False,
     in_channels: int | None = None,
     head: Head | None = None,
     dropout: float | None = None,
@@ -174,6 +176,8 @@ def suit_classifier(
         weights: A file to start from; see `Classifier.create`.
         image_pixels: Side at which pictures are fed; None: 224, or with random weights and smaller
             pictures their own size, rounded to 32.
+        fit_mode: `crop`, `pad` or `stretch`; None: the weights' own, or crop.
+        reduced_decoding: Large JPEGs are decoded at a smaller scale; see `Preprocessing`.
         in_channels: 3, or 1 for grey.
         head: None: the model's, or below 128 pixels the pool head (the map is 1×1 to 3×3 there, and
             the paper's head would read up to 49 copies of it).
@@ -209,14 +213,19 @@ def suit_classifier(
         allow_partial=allow_partial,
         seed=seed,
     )
-    if image_pixels is None or image_pixels == classifier.preprocessing.crop_pixels:
+    # The weights' own input convention, at another size or fitted another way.
+    given = fed = classifier.preprocessing
+    if image_pixels is not None and image_pixels != given.crop_pixels:
+        fed = _resize(given, image_pixels, classifier.configuration.in_channels)
+    fed = replace(
+        fed,
+        fit_mode=fit_mode or given.fit_mode,
+        reduced_decoding=reduced_decoding or given.reduced_decoding,
+    )
+    if fed == given:
         return classifier
-    # The weights' own input convention at another size.
     return Classifier(
-        classifier.network,
-        labels=classifier.labels,
-        preprocessing=_resize(classifier.preprocessing, image_pixels, classifier.configuration.in_channels),
-        provenance=classifier.provenance,
+        classifier.network, labels=classifier.labels, preprocessing=fed, provenance=classifier.provenance
     )
 
 

@@ -13,7 +13,8 @@ from urllib.request import Request, urlopen
 
 from vggkit.errors import BadData, BadDownload, BadImage, MissingExtra
 from vggkit.home import is_offline
-from vggkit.images.pictures import Picture, read_file
+from vggkit.images.decoding import read_file
+from vggkit.images.pictures import Picture
 from vggkit.images.sources.tables import USUAL, Columns, name_split
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from vggkit.errors import BadData, BadImage, MissingExtra
-from vggkit.images.pictures import Picture, read_file
+from vggkit.images.decoding import read_file
+from vggkit.images.pictures import Picture
 from vggkit.images.sources.places import Place
 from vggkit.images.sources.tables import Columns, locate_rows, name_split, read_records
 from vggkit.images.splits import find_split

@@ -143,13 +143,10 @@ def find_copies(sightings: Sequence[Sighting], alike: Sequence[Alike]) -> list[F
         alike: Near duplicates by number in `sightings`; of exact copies the first stands for all.
     """
     exact = group_exact(sightings)
-    likeness = {frozenset(pair[:2]): pair.likeness for pair in alike}
-    near: list[Case] = []
-    copied: set[int] = set()
-    for copies in group(alike):
-        least = min(likeness.get(frozenset(pair), 1.0) for pair in combinations(copies, 2))
-        numbers = sorted(number for first in copies for number in exact[sightings[first].digest])
-        near.append(Case(_members(sightings, numbers), f"{math.floor(100 * least)} % alike", least))
+    near, copied = [], set[int]()
+    for firsts, likeness in _gather(sightings, alike):
+        numbers = sorted(number for first in firsts for number in exact[sightings[first].digest])
+        near.append(Case(_members(sightings, numbers), f"{math.floor(100 * likeness)} % alike", likeness))
         copied.update(numbers)
     near.sort(key=lambda case: -(case.likeness or 0))
     repeated = [numbers for numbers in exact.values() if len(numbers) > 1]
@@ -158,7 +155,8 @@ def find_copies(sightings: Sequence[Sighting], alike: Sequence[Alike]) -> list[F
     groups = find_parted_groups(sightings)
     leaked = [case for case in (*every, *groups) if len({m.part for m in case.members}) > 1]
     contradicting = [case for case in every if len({m.label for m in case.members}) > 1]
-    within = [case for case in same if max(Counter(m.part for m in case.members).values()) > 1]
+    repeating = [case for case in same if max(Counter(m.part for m in case.members).values()) > 1]
+    within = [case for case in repeating if case not in contradicting]
     near_within = [case for case in near if case not in leaked and case not in contradicting]
     found = (
         _finding(
@@ -193,6 +191,23 @@ def find_copies(sightings: Sequence[Sighting], alike: Sequence[Alike]) -> list[F
         ),
     )
     return [finding for finding in found if finding is not None]
+
+
+def _gather(sightings: Sequence[Sighting], alike: Sequence[Alike]) -> list[tuple[list[int], float]]:
+    """Near duplicates in groups with their least likeness; and pairs across parts or classes that no group has."""
+    likeness = {frozenset(pair[:2]): pair.likeness for pair in alike}
+    groups = group(alike)
+    gathered = [
+        (numbers, min(likeness.get(frozenset(pair), 1.0) for pair in combinations(numbers, 2)))
+        for numbers in groups
+    ]
+    place = {number: index for index, numbers in enumerate(groups) for number in numbers}
+    for pair in alike:
+        one, two = sightings[pair.first], sightings[pair.second]
+        apart = place.get(pair.first, -1) != place.get(pair.second, -2)
+        if apart and (one.part, one.label) != (two.part, two.label):
+            gathered.append(([pair.first, pair.second], pair.likeness))
+    return gathered
 
 
 def find_parted_groups(sightings: Sequence[Sighting]) -> list[Case]:

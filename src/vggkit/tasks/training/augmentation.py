@@ -48,7 +48,9 @@ class View:
             return cls(preprocessing, fitted=True, transform=v2.RandomCrop((crop, crop), padding=max(1, crop // 8)))
         filters = v2.InterpolationMode(preprocessing.interpolation)
         part = v2.RandomResizedCrop((crop, crop), scale=(0.35, 1.0), interpolation=filters)
-        return cls(preprocessing, fitted=False, transform=v2.Compose([part, v2.RandomHorizontalFlip()]))
+        # Padded or stretched pictures are seen so in training too, and parts are taken of that.
+        whole = preprocessing.fit_mode != "crop"
+        return cls(preprocessing, fitted=whole, transform=v2.Compose([part, v2.RandomHorizontalFlip()]))
 
     def __call__(self, pixels: Pixels, seed: int) -> Pixels:
         """RGB pixels (crop, crop, 3) for RGB pixels (H, W, 3); the same seed gives the same view."""

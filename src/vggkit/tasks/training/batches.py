@@ -35,7 +35,9 @@ class _Views(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, visit: Visit) -> tuple[Tensor, int]:
         epoch, index = visit
         picture = self.pictures[index]
-        pixels = self.view(picture.decode(), derive_seed(self.seed, "view", epoch, index))
+        # A view may be a small part, enlarged; where all is decoded, nothing is lost.
+        least = None if self.preprocessing.least_side is None else 2 * self.preprocessing.crop_pixels
+        pixels = self.view(picture.decode(least_side=least), derive_seed(self.seed, "view", epoch, index))
         return torch.from_numpy(self.preprocessing.normalize(pixels)), self.numbers[str(picture.label)]
 
 
