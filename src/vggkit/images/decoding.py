@@ -89,10 +89,10 @@ def decode(source: str | Path | bytes, *, name: str | None = None, least_side: i
     if not data:
         raise BadImage(f"{name}: is empty (0 bytes)")
     try:
-        with _without_warnings():
+        with without_warnings():
             if data.startswith(SIGNATURE_JPEG):
                 return _decode_jpeg(data, least_side)
-            if _is_heic(data):
+            if is_heic(data):
                 return _decode_heic(data)
             return _decode_other(data)
     except BadImage as problem:
@@ -170,12 +170,17 @@ def _decode_jpeg(data: bytes, least_side: int | None) -> Pixels:
     return pixels if turn is None else np.ascontiguousarray(turn(pixels))
 
 
-def _decode_heic(data: bytes) -> Pixels:
+def open_heic(data: bytes) -> Any:
+    """pillow_heif's picture, its head alone; raises BadImage without the package."""
     try:
         import pillow_heif
     except ImportError as problem:
         raise BadImage(str(MissingExtra.of("pillow-heif", "a HEIC picture", "heic"))) from problem
-    image = pillow_heif.open_heif(data)
+    return pillow_heif.open_heif(data)
+
+
+def _decode_heic(data: bytes) -> Pixels:
+    image = open_heic(data)
     _demand_room("HEIC", image.size, len(data))
     return to_rgb(image.to_pillow())  # libheif has turned it already
 
@@ -222,7 +227,7 @@ def _find_simplejpeg() -> Callable[..., Pixels] | None:
     return cast("Callable[..., Pixels]", simplejpeg.decode_jpeg)
 
 
-def _is_heic(data: bytes) -> bool:
+def is_heic(data: bytes) -> bool:
     """Whether its brands are HEIC's and not AVIF's, which is the same container."""
     if data[4:8] != b"ftyp":
         return False
@@ -323,7 +328,7 @@ _FILTER: Final[Any] = ("ignore", None, Warning, _HERE, 0)
 
 
 @contextmanager
-def _without_warnings() -> Iterator[None]:
+def without_warnings() -> Iterator[None]:
     """Pillow's warnings neither show nor raise here; other threads, and Pillow elsewhere, keep theirs.
 
     `warnings.catch_warnings` swaps filters for all threads, and two that overlap leave wrong ones behind.

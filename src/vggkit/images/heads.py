@@ -3,14 +3,13 @@
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from PIL import Image
+from PIL.ExifTags import Base as ExifTag
+from PIL.JpegImagePlugin import JpegImageFile
 
 from vggkit.errors import BadImage
-
-ORIENTATION_TAG: Final = 0x0112
-"""EXIF's orientation: 1 to 8; from 5 on the sides are swapped."""
+from vggkit.images.decoding import FORMATS, SIGNATURE_JPEG, is_heic, open_heic, without_warnings
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +41,36 @@ def read_head(source: str | Path | bytes, *, name: str | None = None) -> Head:
     """
     name = name or ("<bytes>" if isinstance(source, bytes) else str(source))
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            exif = image.getexif() if image.format in ("JPEG", "MPO", "TIFF", "PNG", "WEBP", "AVIF") else {}
-            orientation = exif.get(ORIENTATION_TAG, 1)
-            swapped = orientation in (5, 6, 7, 8)
-            width, height = image.size[::-1] if swapped else image.size
-            return Head(
-                format="JPEG" if image.format == "MPO" else str(image.format),
-                width=width,
-                height=height,
-                mode=image.mode,
-                orientation=orientation if orientation in range(1, 9) else 1,
-                animated=image.format != "MPO" and bool(getattr(image, "is_animated", False)),
-            )
+        with without_warnings(), io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+            start = file.read(256)
+            file.seek(0)
+            if is_heic(start):
+                image = open_heic(file.read())
+                width, height = image.size
+                return Head("HEIC", width, height, image.mode, 1, animated=False)
+            if start.startswith(SIGNATURE_JPEG):
+                with JpegImageFile(file) as jpeg:
+                    return _describe(jpeg)
+            with Image.open(file, formats=FORMATS) as other:
+                return _describe(other)
+    except BadImage as problem:
+        raise BadImage(f"{name}: {problem}") from None
     except Exception as problem:  # plugins raise whatever they meet
         raise BadImage(f"{name}: is not a picture of a known format") from problem
+
+
+def _describe(image: Image.Image) -> Head:
+    try:
+        orientation = int(image.getexif().get(ExifTag.Orientation, 1))
+    except Exception:  # metadata that cannot be read leaves a picture as it is
+        orientation = 1
+    swapped = orientation in (5, 6, 7, 8) and image.format != "TIFF"  # of those Pillow tells the upright size
+    width, height = image.size[::-1] if swapped else image.size
+    return Head(
+        format=str(image.format),
+        width=width,
+        height=height,
+        mode=image.mode,
+        orientation=orientation if orientation in range(1, 9) else 1,
+        animated=bool(getattr(image, "is_animated", False)),
+    )

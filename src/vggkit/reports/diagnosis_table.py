@@ -28,7 +28,7 @@ def draw_diagnosis(diagnosis: Diagnosis) -> RenderableType:
         Text(),
         _draw_facts(diagnosis),
         Text(),
-        *(_draw_finding(finding) for finding in diagnosis.findings),
+        *(_draw_finding(finding, diagnosis.data) for finding in diagnosis.findings),
         _draw_verdict(diagnosis),
     )
 
@@ -84,22 +84,29 @@ def _draw_facts(diagnosis: Diagnosis) -> Table:
     return table
 
 
-def _draw_finding(finding: Finding) -> RenderableType:
+def _draw_finding(finding: Finding, data: str) -> RenderableType:
     mark, style = MARKS[finding.severity]
-    lines = Text.assemble((f"{mark:<10}", style), (finding.summary, "bold"), "\n")
+    said = Text(finding.summary, style="bold")
     for case in finding.cases[:CASES_SHOWN]:
-        lines.append(f"{'':10}{_describe(case)}\n")
+        said.append(f"\n{_describe(case, data)}", style="not bold")
     if len(finding.cases) > CASES_SHOWN:
-        lines.append(f"{'':10}… and {len(finding.cases) - CASES_SHOWN:,} more\n", style="dim")
-    lines.append(f"{'':10}{finding.advice}\n", style="dim")
-    return lines
+        said.append(f"\n… and {len(finding.cases) - CASES_SHOWN:,} more", style="not bold dim")
+    said.append(f"\n{finding.advice}\n", style="not bold dim")
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True, style=style, min_width=max(len(text) for text, _ in MARKS.values()))
+    grid.add_column(overflow="fold")
+    grid.add_row(mark, said)
+    return grid
 
 
-def _describe(case: Case) -> str:
-    paths = " = ".join(member.path for member in case.members[:3])
-    if case.detail.startswith(paths):  # a reason that names its file
-        return case.detail
-    return f"{paths}: {case.detail}" if paths else case.detail
+def _describe(case: Case, data: str) -> str:
+    """The first pictures and what is said of them, without the folder that all of them lie in."""
+    shown = [member.path.removeprefix(f"{data}/") for member in case.members[:3]]
+    more = f" and {len(case.members) - 3} more" if len(case.members) > 3 else ""
+    detail = case.detail
+    if case.members and detail.startswith(case.members[0].path):  # a reason that names its file
+        return detail.removeprefix(f"{data}/")
+    return f"{' = '.join(shown)}{more}: {detail}" if shown else detail
 
 
 def _draw_verdict(diagnosis: Diagnosis) -> Text:

@@ -73,7 +73,6 @@ def check(
     if classifier is not None:
         found += _hold_against(classifier, sightings, alike, device=device, on_progress=on_progress)
     heads = [sighting.head for sighting in sightings if sighting.head is not None]
-    order = rules.ORDER
     return Diagnosis(
         data=opened.name,
         counts=counts,
@@ -84,7 +83,7 @@ def check(
         turned=sum(head.orientation > 1 for head in heads),
         image_pixels=seen_pixels,
         model=str(classifier) if classifier else None,
-        findings=tuple(sorted(filter(None, found), key=lambda finding: order.index(finding.kind))),
+        findings=tuple(sorted(filter(None, found), key=rules.weigh_finding)),
         seconds=time.perf_counter() - started,
     )
 

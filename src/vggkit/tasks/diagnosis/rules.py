@@ -18,8 +18,10 @@ FEW_TO_MEASURE: Final = 10
 IMBALANCE: Final = 3.0
 """How many times the smallest class the largest may be before it is mentioned."""
 
-ORDER: Final = get_args(Kind)
-"""Kinds of findings, the gravest first."""
+
+def weigh_finding(finding: Finding) -> tuple[int, int]:
+    """What findings are sorted by: the gravest first."""
+    return get_args(Severity).index(finding.severity), get_args(Kind).index(finding.kind)
 
 
 def find_unreadable(sightings: Sequence[Sighting]) -> Finding | None:
@@ -110,7 +112,7 @@ def find_small(sightings: Sequence[Sighting], image_pixels: int) -> Finding | No
 def find_wrong_endings(sightings: Sequence[Sighting]) -> Finding | None:
     """Files of another format than their name says."""
     cases = [
-        Case((member(s),), f"is {s.head.format}, which ends in {' or '.join(sorted(ENDINGS[s.head.format]))}")
+        Case((member(s),), f"is {s.head.format}, whose files end in {ENDINGS[s.head.format][0]}")
         for s in sightings
         if s.head is not None and s.wrong_ending
     ]

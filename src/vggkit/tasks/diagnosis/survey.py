@@ -26,17 +26,17 @@ LEAST_SIDE: Final = 128
 """Pixels of the short side that are enough to describe a picture; every byte of it is decoded all the same."""
 
 ENDINGS: Final = {
-    "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
-    "PNG": {".png"},
-    "WEBP": {".webp"},
-    "AVIF": {".avif"},
-    "BMP": {".bmp"},
-    "GIF": {".gif"},
-    "TIFF": {".tif", ".tiff"},
-    "PPM": {".ppm", ".pgm", ".pbm"},
-    "HEIF": {".heic", ".heif"},
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "AVIF": (".avif",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm"),
+    "HEIC": (".heic", ".heif"),
 }
-"""What files of a format are called."""
+"""What files of a format end in, the usual ending first."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
