@@ -234,6 +234,6 @@ def test_every_public_function_takes_its_options_by_keyword():
             if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
                 assert node.args.kwarg is None, f"{path}: {node.name} takes **{node.args.kwarg.arg}"
                 # The verbs of the command line take their positional arguments with defaults.
-                if path.name != "commands.py" and not (node.args.posonlyargs):
+                if path.parent.name != "commands" and not (node.args.posonlyargs):
                     optional = node.args.args[len(node.args.args) - len(node.args.defaults) :]
                     assert len(optional) <= 1, f"{path}: {node.name} has options that are not keyword-only"

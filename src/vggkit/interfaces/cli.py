@@ -1,6 +1,6 @@
 """The `vggkit` command: finds the verb, lets tyro read its options, prints what it returns.
 
-The verbs are in `commands.py`; this file loads it only when one of them is called, so that
+The verbs are in `commands/`; this file loads them only when one of them is called, so that
 `vggkit --help` is instant.
 """
 

@@ -27,13 +27,13 @@ LEAST: Final = 5
 PASSES: Final = 3
 """Times the classifier learns; from the second on a label counts as much as it is likely right."""
 SHRINKAGES: Final = (0.01, 0.03, 0.1, 0.3, 0.7)
-"""How far the covariance may be drawn to a multiple of the identity; the one that explains the labels best is taken."""
+"""How far the covariance may be drawn to a multiple of the identity; what explains the labels best is taken."""
 TEMPERATURES: Final = np.geomspace(0.25, 8, 21)
 """What the classifier's logits may be divided by, so that its probabilities come true."""
 SHARES: Final = np.array((0.0005, *np.geomspace(0.001, 0.3, 24)))
 """Shares of wrong labels that are thought possible."""
 NEAR: Final = 0.05
-"""Share of all pictures that are a picture's neighbours, so that a handful of equal strangers are not each other's."""
+"""Share of the pictures that are one's neighbours, so that a few equal strangers are not only each other's."""
 LEAST_NEIGHBOURS: Final = 10
 FAR: Final = 3.5
 """How many robust standard deviations beyond the median a picture's distance to its neighbours must be."""
@@ -213,7 +213,7 @@ def find_mislabelled(
         units.setdefault(int(number), []).append(sighting.label)
     counts = Counter(Counter(sorted(labels)).most_common(1)[0][0] for labels in units.values())
     places = {label: place for place, label in enumerate(sorted(name for name in counts if counts[name] >= LEAST))}
-    if len(places) < 2:
+    if len(places) < 2 or not np.isfinite(features).all():
         return None
     names = list(places)
     chosen = np.array([index for index, sighting in enumerate(sightings) if sighting.label in places])
@@ -247,7 +247,7 @@ def find_outliers(sightings: Sequence[Sighting], features: NDArray[np.float32]) 
     class where that is less: a small class of its own kind is no stranger. A picture counts whose
     logarithm is FAR robust standard deviations (median absolute deviation) above the median.
     """
-    if len(sightings) <= 2 * LEAST_NEIGHBOURS:
+    if len(sightings) <= 2 * LEAST_NEIGHBOURS or not np.isfinite(features).all():
         return None
     _, labels = np.unique([sighting.label for sighting in sightings], return_inverse=True)
     distances = measure_distances(_standardise(np.sqrt(np.maximum(features, 0))), labels)
@@ -298,7 +298,7 @@ def _standardise(features: NDArray[np.float32]) -> NDArray[np.float32]:
     steady = deviations <= 1e-6 * np.maximum(np.abs(wide).max(0), 1e-12)
     scaled = (wide - wide.mean(0)) / np.where(steady, 1, deviations)
     scaled[:, steady] = 0
-    return scaled.astype(np.float32)
+    return np.asarray(scaled, dtype=np.float32)
 
 
 def _soften(logits: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:

@@ -1,0 +1,177 @@
+"""Know what you have: networks and files of weights."""
+
+import json as json_format
+import re
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from vggkit.errors import BadCheckpoint, BadConfiguration, BadInput
+from vggkit.interfaces.commands.printing import print_json
+from vggkit.networks.configurations import Head, configure, list_models
+from vggkit.networks.conventions import find_convention
+from vggkit.networks.dialects import Dialect
+from vggkit.networks.styles.listings import Style, write_listing
+from vggkit.reports.model_table import draw_models
+from vggkit.reports.tables import draw_summary
+from vggkit.reports.weight_texts import describe_identification
+from vggkit.tasks.inspection import summarize
+
+
+def models(*, json: bool = False) -> None:
+    """The networks of the paper and their batch-norm variants: what they cost, and what published weights reach.
+
+    Args:
+        json: One JSON object in place of the table.
+    """
+    from vggkit.networks.publishing.published import list_published
+
+    summaries = [summarize(configure(name)) for name in list_models()]
+    if json:
+        weights = {
+            name: {record.tag: record.to_dict() for record in list_published(name)} for name in list_models()
+        }
+        print_json({s.model: {**s.to_dict()["totals"], "weights": weights[s.model]} for s in summaries})
+    else:
+        console = Console(highlight=False)
+        console.print(draw_models(summaries, width=console.width))
+
+
+def summary(
+    model: str = "vgg11",
+    /,
+    *,
+    input: str = "224",  # noqa: A002
+    classes: int = 1000,
+    channels: int = 3,
+    head: Head | None = None,
+    until: str | None = None,
+    json: bool = False,
+    plot: Path | None = None,
+) -> None:
+    """A network layer by layer: output shape, parameters, multiply-adds, memory, receptive field.
+
+    Args:
+        model: A name that `vggkit models` lists.
+        input: Pixels of the picture: 224, or height and width as 256x320.
+        classes: Number of classes.
+        channels: Channels of the picture.
+        head: fc (the paper's), dense (the same as convolutions) or pool.
+        until: Cut after this layer: relu3_4 and a pool head on it, or fc6 and fc7, which keep the head up to there.
+        json: One JSON object in place of the table.
+        plot: Also draw it, to this .png, .pdf or .svg.
+    """
+    found = summarize(
+        configure(model, num_classes=classes, in_channels=channels, head=head, until=until),
+        input=_read_size(input),
+    )
+    if plot is not None:
+        from vggkit.reports.plots import plot_summary
+
+        plot_summary(found, plot)
+    if json:
+        print_json(found.to_dict())
+    else:
+        Console(highlight=False).print(draw_summary(found))
+        if plot is not None:
+            print(f"drawn: {plot}")
+
+
+def code(
+    model: str = "vgg11",
+    /,
+    *,
+    style: Style = "sequential",
+    classes: int = 1000,
+    channels: int = 3,
+    head: Head | None = None,
+    until: str | None = None,
+    dropout: float | None = None,
+) -> None:
+    """A network as a standalone, commented listing that needs torch and nothing else.
+
+    Args:
+        model: A name that `vggkit models` lists.
+        style: One Sequential, conv blocks, or explicit layers; the same network, and the same logits.
+        classes: Number of classes.
+        channels: Channels of the pictures.
+        head: fc (the paper's), dense (the same as convolutions) or pool.
+        until: Cut after this layer: relu3_4 and a pool head on it, or fc6 and fc7, which keep the head up to there.
+        dropout: Chance in [0, 1).
+    """
+    configuration = configure(
+        model, num_classes=classes, in_channels=channels, head=head, until=until, dropout=dropout
+    )
+    print(write_listing(configuration, style), end="")
+
+
+def identify(files: tuple[Path, ...], /, *, json: bool = False) -> int:
+    """What files of weights really hold, by their shapes and not by their names.
+
+    Args:
+        files: .pth, .safetensors, .npz, .h5, .keras and others.
+        json: A JSON object a file and line.
+    """
+    from vggkit.networks.recognition.identification import identify as look
+
+    if not files:
+        raise BadInput("identify needs a file: vggkit identify FILE…")
+    refused = 0
+    for file in files:
+        try:
+            found = look(file)
+        except BadCheckpoint as problem:
+            refused += 1
+            print(f"vggkit: error: {problem}", file=sys.stderr)
+            continue
+        if json:
+            print(json_format.dumps(found.to_dict(), ensure_ascii=False))
+        else:
+            print(describe_identification(found))
+    return 2 if refused else 0
+
+
+def convert(
+    source: Path,
+    target: Path,
+    /,
+    *,
+    to: Dialect,
+    input_convention: str | None = None,
+    keep_input: bool = False,
+    allow_partial: bool = False,
+    json: bool = False,
+) -> None:
+    """Write weights in another dialect, checked to give the same logits.
+
+    Args:
+        source: Any file that identify reads.
+        target: The file to write: .safetensors or .pth; for Keras .h5, .weights.h5 or .npz; for Caffe .npz.
+        to: The dialect.
+        input_convention: What the source is fed, where it does not tell: imagenet, caffe, caffe-rgb, caffe-unit.
+        keep_input: Leave the first filters and the input convention as they are.
+        allow_partial: Convert what is there of a file without a head.
+        json: One JSON object in place of the text.
+    """
+    from vggkit.networks.conversion import convert as turn
+
+    found = turn(
+        source,
+        target,
+        to=to,
+        input_convention=find_convention(input_convention),
+        keep_input=keep_input,
+        allow_partial=allow_partial,
+    )
+    if json:
+        print_json(found.to_dict())
+    else:
+        print(found)
+
+
+def _read_size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{1,6})(?:[x×](\d{1,6}))?", text.strip().lower())
+    if found is None:
+        raise BadConfiguration(f"--input is a side such as 224, or height and width such as 256x320; got {text!r}")
+    return int(found[1]), int(found[2] or found[1])

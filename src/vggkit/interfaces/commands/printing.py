@@ -1,0 +1,19 @@
+"""What several verbs print."""
+
+import json
+from typing import Any
+
+
+def describe_evaluation(evaluation: Any) -> str:
+    """The headline of an Evaluation, with its interval and its n."""
+    low, high = evaluation.top1_interval
+    top5 = f", top-5 {evaluation.top5:.4f}" if len(evaluation.labels) > 5 else ""
+    return (
+        f"top-1 {evaluation.top1:.4f} (95 % interval {low:.4f} to {high:.4f}){top5}, "
+        f"loss {evaluation.loss:.4f}, n = {evaluation.n} ({evaluation.data})"
+    )
+
+
+def print_json(value: object) -> None:
+    """One JSON value on standard output."""
+    print(json.dumps(value, ensure_ascii=False, indent=2))
