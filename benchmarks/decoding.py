@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
-from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler

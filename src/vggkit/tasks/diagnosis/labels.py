@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vggkit.engines.pytorch import PyTorchEngine
 from vggkit.engines.stream import stream_answers
-from vggkit.errors import MissingExtra
+from vggkit.errors import BadData, MissingExtra
 from vggkit.hardware import choose_device
 from vggkit.images.likeness import Alike
 from vggkit.networks.classifier import Classifier
@@ -47,13 +47,17 @@ def extract_features(
     device: str = "auto",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.float32]:
-    """(N, F) of readable sightings: mean and standard deviation of each channel of the trunk's last map."""
+    """(N, F) of readable sightings: mean and standard deviation of each channel of the trunk's last map.
+
+    Raises BadData where a picture has gone since.
+    """
     engine = PyTorchEngine(classifier.network, choose_device(device), output="statistics")
     pictures = [sighting.picture for sighting in sightings]
     rows = []
     answers = stream_answers(engine, classifier.preprocessing, pictures, batch_size=batch_size)
     for done, answer in enumerate(answers, start=1):
-        assert answer.output is not None, f"{answer.picture.path} was readable a moment ago: {answer.problem}"
+        if answer.output is None:
+            raise BadData(f"{answer.picture.path}: was readable, and is not any more ({answer.problem})")
         rows.append(answer.output)
         if on_progress:
             on_progress(done, len(pictures))
