@@ -40,6 +40,20 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         raise BadOutput(f"{path}: cannot be written ({problem.strerror or problem})") from problem
 
 
+def demand_writable(path: str | Path) -> None:
+    """Raise BadOutput where a file cannot be written, before work is spent on what is to be written."""
+    path = Path(path)
+    if path.is_dir():
+        raise BadOutput(f"{path}: is a folder, and a file is to be written there; name a file")
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.touch()
+        beside.unlink()
+    except OSError as problem:
+        raise BadOutput(f"{path}: cannot be written ({problem.strerror or problem})") from problem
+
+
 def _flush_folder(folder: Path) -> None:
     """Make the rename itself durable, where the system can (Windows cannot open folders)."""
     with suppress(OSError):

@@ -5,10 +5,14 @@ import csv
 import gzip
 import io
 import json
+import os
 import pickle
 import subprocess
 import sys
 import tarfile
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +24,7 @@ from vggkit.errors import BadData, BadDownload, BadImage, BadOutput, UnknownName
 from vggkit.images.pictures import Picture, PictureSet, typical_side
 from vggkit.images.sources import Columns, is_streamed, iterate_pictures, list_pictures, open_pictures
 from vggkit.images.sources.places import expand, is_address
+from vggkit.images.splits import divide
 from vggkit.images.spooling import spool
 
 PARTS = {"train": 4, "val": 2}
@@ -233,10 +238,114 @@ def test_addresses(tmp_path):
         assert {p.read() for p in iterate_pictures([place])} == {data for *_, data in samples()}
     assert is_streamed("memory://bucket/*.tar")
     for place in ("memory://bucket/none.tar", "memory://nowhere/*.tar", "memory://bucket/none.parquet"):
-        with pytest.raises(BadData):
+        with pytest.raises((BadData, BadDownload)):
             open_pictures(place)
     with pytest.raises(BadDownload, match="nosuch"):
         open_pictures("nosuch://bucket/x.tar")
+
+
+@pytest.fixture
+def plain_host(tmp_path):
+    """A host that sends a whole file whatever part of it is asked for, as Python's own does."""
+    folder = tmp_path / "host"
+    folder.mkdir()
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    yield folder, f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.filterwarnings("ignore")  # of fsspec's HTTP library
+def test_hosts_that_give_no_ranges_are_copied_once(plain_host):
+    pytest.importorskip("aiohttp")
+    folder, address = plain_host
+    write_tar(folder / "all.tar", label="json")
+    write_parquet(folder / "all.parquet")
+    (folder / "one.png").write_bytes(samples()[0][3])
+    for name in ("all.tar", "all.parquet"):
+        found = open_pictures(f"{address}/{name}")
+        assert {p.read() for part in found.splits.values() for p in part} == {data for *_, data in samples()}
+        assert {p.read() for p in iterate_pictures([f"{address}/{name}"])} == {data for *_, data in samples()}
+    (one,) = iterate_pictures([f"{address}/one.png"])
+    assert one.decode().shape == (40, 48, 3)
+    (none,) = iterate_pictures([f"{address}/none.png"])
+    with pytest.raises(BadImage, match="is not there"):
+        none.decode()
+    with pytest.raises(BadDownload, match="is not there"):
+        open_pictures(f"{address}/none.tar")
+
+
+def test_parts_whose_labels_are_kept_secret_are_left_out(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    write_parquet_parts(tmp_path)
+    data = [data for *_, data in samples()[:2]]
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": list(LABELS)}}
+    hidden = pa.table({"image": [{"bytes": d, "path": "x.png"} for d in data], "label": [-1, -1]})
+    hidden = hidden.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    parquet.write_table(hidden, tmp_path / "test-00000-of-00001.parquet")
+    assert set(open_pictures(tmp_path).splits) == {"train", "val"}
+    assert len(list(iterate_pictures([tmp_path]))) == 14
+    with pytest.raises(BadData, match="no label"):
+        open_pictures(tmp_path / "test-00000-of-00001.parquet")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+def test_pipes_are_not_waited_for(tmp_path):
+    for name in ("x.tar", "x.parquet", "x.tar.gz"):
+        os.mkfifo(tmp_path / name)
+        for read in (open_pictures, list_pictures):
+            with pytest.raises(BadData, match="not a file"):
+                read(tmp_path / name if read is open_pictures else [tmp_path / name])
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names of files are text there")
+def test_names_that_are_not_text(tmp_path):
+    for label in (b"ants", b"b\xe9es"):
+        folder = os.fsencode(tmp_path) + b"/" + label
+        Path(os.fsdecode(folder)).mkdir()
+        for index in range(4):
+            with open(folder + b"/caf\xe9%d.png" % index, "wb") as file:
+                file.write(samples()[index][3])
+    found = open_pictures(tmp_path)
+    assert len(found.fingerprint()) == 16
+    assert len(divide(found, validation_share=0.25, seed=0).part("val")) == 2
+    assert found.part("all")[0].decode().shape == (40, 48, 3)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_what_cannot_be_read_in_a_folder_is_not_passed_over(tmp_path):
+    fill_folder(tmp_path, ("a", "b"), 2)
+    (tmp_path / "a" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    gone = next(p for p in open_pictures(tmp_path).part("all") if "gone" in p.path)
+    with pytest.raises(BadImage, match="no such file"):
+        gone.decode()
+    (tmp_path / "b" / "closed").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "b" / "closed" / "x.png")
+    (tmp_path / "b" / "closed").chmod(0)
+    try:
+        if os.access(tmp_path / "b" / "closed", os.R_OK):
+            pytest.skip("this user may read everything")
+        with pytest.raises(BadData, match="closed: cannot be read"):
+            open_pictures(tmp_path)
+    finally:
+        (tmp_path / "b" / "closed").chmod(0o755)
+
+
+def test_columns_are_of_tables(tmp_path):
+    for place in (write_folder(tmp_path / "photos"), write_tar(tmp_path / "x.tar"), "digits"):
+        with pytest.raises(BadData, match="no columns"):
+            open_pictures(place, columns=Columns(label_column="species"))
+    with pytest.raises(BadData, match="must be named"):
+        open_pictures("")
 
 
 def test_columns_by_other_names_and_groups(tmp_path):
@@ -314,6 +423,9 @@ def test_lists_of_files_and_standard_input(tmp_path, monkeypatch):
     assert (one.path, one.decode().shape, one.short_side()) == ("standard input", (40, 48, 3), 40)
     pipe(("path;label\n" + "\n".join(f"{name};x{i % 2}" for i, name in enumerate(names))).encode())
     assert open_pictures("-").labels == ("x0", "x1")
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(BadData, match="closed"):
+        list_pictures(["-"])
     pipe(b" \n")
     with pytest.raises(BadData, match="empty"):
         list_pictures(["-"])

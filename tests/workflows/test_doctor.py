@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from vggkit.images.preprocessing import Preprocessing
 from vggkit.images.sources import open_pictures
 from vggkit.networks.classifier import Classifier
 from vggkit.tasks.diagnosis.cleaning import write_clean_table
-from vggkit.workflows.doctor import check, vet
+from vggkit.workflows.doctor import check, guard_outputs, vet
 
 
 def draw(seed: int, side: int = 96) -> Image.Image:
@@ -161,6 +162,67 @@ def test_cleaned_tables_of_archives_name_what_is_inside(tmp_path):
             open_pictures(tmp_path / "out" / "wrong.csv")
 
 
+def test_members_with_dots_in_their_names_are_found_again(tmp_path):
+    import io
+    import tarfile
+
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for index, label in enumerate("ab"):
+            stream = io.BytesIO()
+            draw(index).save(stream, "PNG")
+            member = tarfile.TarInfo(f"../../{label}/0.png")
+            member.size = len(stream.getvalue())
+            stream.seek(0)
+            archive.addfile(member, stream)
+    pictures = open_pictures(tmp_path / "x.tar")
+    write_clean_table(pictures, check(pictures, image_pixels=32), tmp_path / "deep" / "clean.csv")
+    again = open_pictures(tmp_path / "deep" / "clean.csv")
+    assert [p.read() for p in again.part("all")] == [p.read() for p in pictures.part("all")]
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names of files are text there")
+def test_names_that_are_not_text_are_left_out_of_the_table(clean, tmp_path):
+    draw(9999).save(os.fsdecode(os.fsencode(clean) + b"/train/ants/caf\xe9.png"))
+    pictures = open_pictures(clean)
+    left_out = write_clean_table(pictures, check(pictures, image_pixels=32), tmp_path / "clean.csv")
+    assert left_out == {"a name that is not text": 1}
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+    found = run(clean, "--html", tmp_path / "page.html", environment=environment)
+    assert found.returncode == 0, found.stderr
+
+
+def test_nothing_is_overwritten_that_is_looked_at(clean, tmp_path):
+    pictures = open_pictures(clean)
+    write_clean_table(pictures, check(pictures, image_pixels=32), tmp_path / "own.csv")
+    before = (tmp_path / "own.csv").read_bytes()
+    own = open_pictures(tmp_path / "own.csv")
+    (tmp_path / "folder.html").mkdir()
+    for outputs, said in (
+        ({"table": tmp_path / "own.csv"}, "overwritten"),
+        ({"table": tmp_path / "deeper" / ".." / "own.csv"}, "overwritten"),
+        ({"table": Path(own.part("val")[0].path)}, "must end in .csv"),
+        ({"page": Path(own.part("val")[0].path)}, "must end in .html"),
+        ({"page": tmp_path / "folder.html"}, "is a folder"),
+    ):
+        with pytest.raises(BadOutput, match=said):
+            guard_outputs(own, **outputs)
+    with pytest.raises(BadOutput, match="no files"):
+        guard_outputs(open_pictures("digits"), table=tmp_path / "x.csv")
+    guard_outputs(own, table=tmp_path / "new" / "x.csv", page=tmp_path / "x.html")
+    assert (tmp_path / "own.csv").read_bytes() == before
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_libtiffs_complaints_do_not_reach_people(shared, tmp_path):
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for file in list((shared / "odd_images" / "pillow").rglob("*.tif"))[:60]:
+            (tmp_path / label / file.name).write_bytes(file.read_bytes())
+    found = run(tmp_path, "--json")
+    assert not found.stderr, found.stderr
+    assert json.loads(found.stdout)["n"] > 20
+
+
 def test_what_has_no_files_cannot_be_written_to_a_table(tmp_path):
     digits = open_pictures("digits")
     with pytest.raises(BadOutput, match="--fix"):
@@ -231,14 +293,13 @@ def test_a_classifier_finds_labels_that_are_wrong(tiny, tmp_path):
     assert "moved.png,red,looks like across" in (tmp_path / "clean.csv").read_text()
 
 
-def run(*arguments, **options):
+def run(*arguments, environment=None):
     return subprocess.run(
         [sys.executable, "-m", "vggkit", "check", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=120,
-        env=None,
-        **options,
+        env=environment,
     )
 
 

@@ -90,6 +90,37 @@ def test_a_folder_without_parts_is_divided_and_the_held_out_share_is_found_again
     assert any("trained on these very pictures" in note for note in everything.notes)
 
 
+def test_the_same_pictures_divided_otherwise_are_not_taken_for_held_out(tiny, tmp_path):
+    """A table with parts or groups, and the folder that its pictures lie in."""
+    fill_folder(tmp_path / "photos", LABELS, 10)
+    files = sorted((tmp_path / "photos").rglob("*.png"))
+    for name, column, value in (
+        ("parts.csv", "split", lambda index: "val" if index % 10 > 6 else "train"),
+        ("groups.csv", "group", lambda index: f"g{index % 5}"),
+    ):
+        rows = [f"{f.relative_to(tmp_path)},{f.parent.name},{value(i)}" for i, f in enumerate(files)]
+        (tmp_path / name).write_text("\n".join([f"path,label,{column}", *rows]))
+        run = train(
+            create(tiny), tmp_path / name, replace(RECIPE, epochs=1), out=tmp_path / f"r-{name}", quiet=True
+        )
+        again = evaluate(run.classifier, tmp_path / name)
+        assert (again.n, again.top1) == (run.evaluation.n, run.evaluation.top1)
+        with pytest.raises(BadData, match="divided otherwise"):
+            evaluate(run.classifier, tmp_path / "photos")
+        everything = evaluate(run.classifier, tmp_path / "photos", split="all")
+        assert any("trained on these very pictures" in note for note in everything.notes)
+
+
+def test_a_fold_is_found_again(tiny, tmp_path):
+    fill_folder(tmp_path / "photos" / "train", LABELS, 6)
+    fill_folder(tmp_path / "photos" / "val", LABELS, 4, start=50)
+    recipe = replace(RECIPE, epochs=1, fold="2/5")
+    run = train(create(tiny), tmp_path / "photos", recipe, out=tmp_path / "r", quiet=True)
+    assert run.evaluation.n == 6
+    again = evaluate(run.classifier, tmp_path / "photos")
+    assert (again.n, again.top1) == (6, run.evaluation.top1)
+
+
 def test_unreadable_pictures_are_left_out_and_told(tiny, tmp_path, capsys):
     fill_folder(tmp_path / "photos", LABELS, 6)
     (tmp_path / "photos" / "red" / "broken.jpg").write_text("x")

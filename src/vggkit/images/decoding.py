@@ -99,10 +99,13 @@ def decode(source: str | Path | bytes, *, name: str | None = None, least_side: i
         raise BadImage(f"{name}: {problem}") from None
     except UnidentifiedImageError:
         raise BadImage(f"{name}: is not a picture of a known format") from None
-    except Image.DecompressionBombError as problem:
-        raise BadImage(f"{name}: {problem}") from None
+    except Image.DecompressionBombError:
+        raise BadImage(f"{name}: claims far more pixels than 1 GB could hold") from None
     except Exception as problem:  # decoders raise whatever they meet, struct.error to SyntaxError
-        raise BadImage(f"{name}: cannot be decoded ({problem or type(problem).__name__})") from problem
+        reason = str(problem) or type(problem).__name__
+        if reason.startswith("decoder error"):
+            reason = f"its data are broken, or packed in a way not known here; {reason}"
+        raise BadImage(f"{name}: cannot be decoded ({reason})") from problem
 
 
 def to_rgb(image: Image.Image) -> Pixels:

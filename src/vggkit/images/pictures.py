@@ -175,8 +175,14 @@ class PictureSet:
 
         It is the same wherever the folder lies, and changes when a picture comes, goes or is another.
         """
-        names = sorted(f"{p.label}/{Path(p.path).name}/{p.weigh()}" for part in self.splits.values() for p in part)
-        return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+        return identify_pictures(picture for part in self.splits.values() for picture in part)
+
+
+def identify_pictures(pictures: Iterable[Picture]) -> str:
+    """What tells these pictures, in whatever order and place, from others: 16 hexadecimal digits."""
+    names = sorted(f"{picture.label}/{Path(picture.path).name}/{picture.weigh()}" for picture in pictures)
+    # Names need not be text: a file's may be any bytes.
+    return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def sort_labels(labels: Iterable[str | None]) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ The verbs are in `commands/`; this file loads them only when one of them is call
 """
 
 import difflib
+import io
 import os
 import sys
 import warnings
@@ -39,6 +40,9 @@ VERBS: Final[Mapping[str, Mapping[str, str]]] = {
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command; exits with 0, with 2 for a user's error, with 130 when interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
         sys.exit(_run(given))
     except VggkitError as problem:
@@ -71,10 +75,13 @@ def _run(given: list[str]) -> int:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # what libraries tell their programmers
 
+    import logging
+
     import tyro
 
     from vggkit.interfaces import commands
 
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # its complaints about files; errors say them
     command = getattr(commands, verb)
     result = tyro.cli(
         command,

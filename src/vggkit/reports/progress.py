@@ -1,7 +1,10 @@
 """Progress of long work on standard error: a live bar in a terminal, a line now and then in a file."""
 
+import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final, Self
 
 from rich.console import Console
@@ -16,6 +19,30 @@ from rich.progress import (
 
 SECONDS_BETWEEN_LINES: Final = 10.0
 """How often a file or a pipe hears of the progress."""
+
+
+@contextmanager
+def only_our_errors() -> Iterator[None]:
+    """Keep what C libraries write to standard error away from it: libtiff's complaints would tear the bar."""
+    try:
+        is_ours = sys.stderr.fileno() == 2
+    except (AttributeError, OSError, ValueError):  # closed, or somebody's own
+        is_ours = False
+    if not is_ours:
+        yield
+        return
+    before, kept = sys.stderr, os.dup(2)
+    before.flush()
+    with open(kept, "w", encoding=before.encoding, errors="backslashreplace", buffering=1) as ours:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        sys.stderr = ours
+        try:
+            yield
+        finally:
+            sys.stderr = before
+            ours.flush()
+            os.dup2(kept, 2)
 
 
 class ProgressLine:

@@ -15,7 +15,7 @@ from vggkit.engines.pytorch import PyTorchEngine
 from vggkit.engines.stream import stream_answers
 from vggkit.errors import BadData, BadInput
 from vggkit.hardware import choose_device
-from vggkit.images.pictures import Picture, PictureSet
+from vggkit.images.pictures import Picture, PictureSet, identify_pictures
 from vggkit.images.sources import open_pictures
 from vggkit.images.splits import hold_out
 from vggkit.networks.classifier import Classifier
@@ -121,23 +121,37 @@ def _choose(
 ) -> tuple[str, tuple[Picture, ...], list[str]]:
     """The part to measure on, its pictures, and what to say about the choice."""
     trained_on = classifier.provenance.get("data", {})
-    same = isinstance(trained_on, dict) and trained_on.get("fingerprint") == opened.fingerprint()
-    fold = trained_on.get("fold") if isinstance(trained_on, dict) else None
+    trained_on = trained_on if isinstance(trained_on, dict) else {}
+    same = trained_on.get("fingerprint") == opened.fingerprint()
+    notes: list[str] = []
+    fold = trained_on.get("fold")
     if same and ("val" not in opened.splits or fold) and split in (None, "val", "train"):
         parts = hold_out(
             opened, validation_share=trained_on["validation_share"], seed=trained_on["seed"], fold=fold
         )
         part = split or ("test" if "test" in parts.splits else "val")
-        kept = f"of {opened.name} only the part {part} counts: the Classifier was trained on the rest"
-        return part, parts.part(part), [kept] if split is None and part == "val" else []
-    notes: list[str] = []
-    there = split or next((name for name in ("test", "val", "all") if name in opened.splits), "")
-    if not there:
-        raise BadData(f"{opened.name}: has only the part train; say --split train to measure on it all the same")
-    pictures = opened.part(there)
-    if same and there in ("train", "all"):
-        notes.append("the Classifier was trained on these very pictures: the figures say nothing about new ones")
-    return there, pictures, notes
+        if split is None and part == "val":
+            notes.append(f"of {opened.name} only the part {part} counts: the Classifier was trained on the rest")
+    else:
+        parts = opened
+        part = split or next((name for name in ("test", "val", "all") if name in opened.splits), "")
+        if not part:
+            raise BadData(
+                f"{opened.name}: has only the part train; say --split train to measure on it all the same"
+            )
+    pictures = parts.part(part)
+    held_out = trained_on.get("held_out")
+    learnt = part in ("train", "all") if held_out is None else identify_pictures(pictures) not in held_out.values()
+    if same and learnt:
+        # The same pictures by another way may be divided otherwise than when they were learnt from.
+        if split is None and part not in ("train", "all"):
+            raise BadData(
+                f"{opened.name}: the Classifier was trained on these very pictures, divided otherwise. Give them "
+                f"as they were given to train ({trained_on.get('name')}, with the same columns), or say --split to "
+                "measure all the same"
+            )
+        notes = ["the Classifier was trained on these very pictures: the figures say nothing about new ones"]
+    return part, pictures, notes
 
 
 def _score(

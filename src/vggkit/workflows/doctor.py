@@ -1,5 +1,6 @@
 """The data doctor: a collection looked at before an hour is spent on it."""
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -8,13 +9,14 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from vggkit.errors import BadData, BadInput
+from vggkit.errors import BadData, BadInput, BadOutput
 from vggkit.images.likeness import Alike, find_alike
 from vggkit.images.pictures import PictureSet
 from vggkit.images.sources import Columns, open_pictures
 from vggkit.tasks.diagnosis import rules
 from vggkit.tasks.diagnosis.findings import Diagnosis, Finding, Sides
 from vggkit.tasks.diagnosis.survey import Sighting, survey
+from vggkit.writing import demand_writable
 
 if TYPE_CHECKING:
     from vggkit.networks.classifier import Classifier
@@ -86,6 +88,32 @@ def check(
         findings=tuple(sorted(filter(None, found), key=rules.weigh_finding)),
         seconds=time.perf_counter() - started,
     )
+
+
+def guard_outputs(pictures: PictureSet, *, table: Path | None = None, page: Path | None = None) -> None:
+    """See that what is to be written can be, before anything is looked at, and takes nothing's place.
+
+    Args:
+        pictures: What is going to be checked.
+        table: Where the cleaned table is to be, None where none is wanted.
+        page: The same of the page.
+
+    Raises BadOutput where a place cannot be written to, is a picture or what pictures come from, or has
+    the wrong ending.
+    """
+    every = [picture for part in pictures.splits.values() for picture in part]
+    sources = {pictures.name, *(p.path for p in every), *(p.path.partition("#")[0] for p in every if p.storage)}
+    taken = {os.path.realpath(path) for path in sources}
+    for path, endings in ((table, (".csv",)), (page, (".html", ".htm"))):
+        if path is None:
+            continue
+        if path.suffix.lower() not in endings:
+            raise BadOutput(f"{path}: must end in {' or '.join(endings)}")
+        if os.path.realpath(path) in taken:
+            raise BadOutput(f"{path}: is what is to be looked at, and would be overwritten; name another file")
+        demand_writable(path)
+    if table is not None and any(picture.pixels is not None for picture in every):
+        raise BadOutput(f"{pictures.name}: its pictures have no files, and a table lists files; --fix needs them")
 
 
 def vet(

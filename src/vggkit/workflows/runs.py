@@ -20,7 +20,7 @@ import yaml
 
 from vggkit.errors import BadData, BadOutput
 from vggkit.hardware import choose_device, describe_machine
-from vggkit.images.pictures import PictureSet, typical_side
+from vggkit.images.pictures import PictureSet, identify_pictures, typical_side
 from vggkit.images.preprocessing import FitMode, Preprocessing, suit_preprocessing
 from vggkit.images.sources import open_pictures
 from vggkit.images.splits import hold_out
@@ -92,6 +92,7 @@ def train(
         _emptied(directory),
     ):
         parts = hold_out(opened, validation_share=recipe.validation_share, seed=recipe.seed, fold=recipe.fold)
+        held_out = {name: identify_pictures(part) for name, part in parts.splits.items() if name != "train"}
         parts = spool(parts, Path(spooled) / "pictures", on_progress=partial(line.show, "copying pictures"))
         _check_labels(parts, classifier)
         parts = vet(parts, despite_findings=despite_findings, say=line.say, on_progress=line.show)
@@ -115,6 +116,7 @@ def train(
                 "validation_share": recipe.validation_share,
                 "seed": recipe.seed,
                 "fold": recipe.fold,
+                "held_out": held_out,
             },
             "recipe": recipe.to_dict(),
             "machine": describe_machine(chosen),

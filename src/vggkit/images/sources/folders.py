@@ -1,5 +1,6 @@
 """A folder with a subfolder of pictures for each class, or with parts that hold them."""
 
+import os
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
@@ -41,13 +42,20 @@ def read_folder(folder: Path) -> Iterator[tuple[str | None, Picture]]:
             raise BadData(f"{child}: holds no pictures; remove the folder or fill it")
 
 
+def walk(folder: Path) -> Iterator[Path]:
+    """Every file below a folder, hidden ones aside; raises BadData for a folder that cannot be read."""
+
+    def refuse(problem: OSError) -> None:
+        raise BadData(f"{problem.filename}: cannot be read ({problem.strerror})") from problem
+
+    for place, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place, name) for name in files if not name.startswith("."))
+
+
 def list_files(folder: Path) -> list[Path]:
-    """Every picture's file below a folder, sorted; hidden ones are passed over."""
-    return sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
-    )
+    """Every picture's file below a folder, sorted; links that lead nowhere too, and decoding says so."""
+    return sorted(file for file in walk(folder) if file.suffix.lower() in SUFFIXES)
 
 
 def _refuse_mixture(folder: Path, inside: list[Path]) -> None:
@@ -72,4 +80,9 @@ def _classes(folder: Path) -> list[Path]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith((".", "__")))
+    try:
+        return sorted(
+            child for child in folder.iterdir() if child.is_dir() and not child.name.startswith((".", "__"))
+        )
+    except OSError as problem:
+        raise BadData(f"{folder}: cannot be read ({problem.strerror})") from problem

@@ -10,8 +10,8 @@ from typing import Final
 from vggkit.errors import BadData, UnknownName
 from vggkit.images.pictures import SUFFIXES, HeldBytes, Picture, PictureSet
 from vggkit.images.sources import hub_sets, named, parquet, shards, tables
-from vggkit.images.sources.folders import list_files, read_folder
-from vggkit.images.sources.places import Place, expand, is_address, is_pattern
+from vggkit.images.sources.folders import list_files, read_folder, walk
+from vggkit.images.sources.places import Place, Whole, expand, is_address, is_pattern
 from vggkit.images.sources.tables import Columns
 
 LIST_ENDINGS: Final = (".txt", ".lst")
@@ -94,6 +94,8 @@ def _iterate(place: str, columns: Columns) -> Iterator[Picture]:
         return _read_list(tables.read_text(path), path.parent)
     if path.suffix.lower() in SUFFIXES and is_pattern(place) and not is_address(place):
         return (Picture(str(file)) for file in expand(place))
+    if is_address(place) and path.suffix.lower() in SUFFIXES:
+        return iter([Picture(place, storage=Whole(Place(place)))])
     together = (*tables.ENDINGS, *parquet.ENDINGS, *shards.ENDINGS)
     if not lower.endswith(together) and (path.is_file() or path.suffix.lower() in SUFFIXES):
         return iter([Picture(place)])
@@ -103,6 +105,11 @@ def _iterate(place: str, columns: Columns) -> Iterator[Picture]:
 def _read(place: str, columns: Columns) -> Labelled:
     """The pictures of a place with their parts, in the order in which they are stored."""
     path, lower = Path(place), place.lower()
+    if not place:
+        raise BadData("a place of pictures must be named: a folder, a table, an archive, an address, or a name")
+    tabular = lower.endswith((*tables.ENDINGS, *parquet.ENDINGS)) or path.is_dir() or lower.startswith("hf:")
+    if columns != Columns() and not tabular and place != STANDARD_INPUT:
+        raise BadData(f"{place}: has no columns to be named; they are those of a table or of Parquet")
     if place in named.NAMES and not path.exists():
         return named.read_named(place)
     if place == STANDARD_INPUT:
@@ -111,6 +118,8 @@ def _read(place: str, columns: Columns) -> Labelled:
         return hub_sets.read_hub_set(place, columns)
     if path.is_dir():
         held = _containers(path)
+        if columns != Columns() and not any(str(file).lower().endswith(parquet.ENDINGS) for file in held):
+            raise BadData(f"{place}: has no columns to be named; they are those of a table or of Parquet")
         return _read_files(held, columns) if held else read_folder(path)
     if _is_shards(place) or lower.endswith(parquet.ENDINGS):
         return _read_files(expand(place), columns)
@@ -159,12 +168,12 @@ def _containers(folder: Path) -> list[Place]:
     """The archives or Parquet files below a folder that holds no pictures as files; else none."""
     endings = (*shards.ENDINGS, *parquet.ENDINGS)
     found = []
-    for file in sorted(folder.rglob("*")):
+    for file in walk(folder):
         if file.suffix.lower() in SUFFIXES:
             return []
-        if file.name.lower().endswith(endings) and not file.name.startswith(".") and file.is_file():
-            found.append(Place(str(file)))
-    return found
+        if file.name.lower().endswith(endings):
+            found.append(file)
+    return [Place(str(file)) for file in sorted(found)]
 
 
 def _is_shards(place: str) -> bool:
@@ -173,6 +182,8 @@ def _is_shards(place: str) -> bool:
 
 def _read_standard_input(columns: Columns) -> Labelled:
     """One picture's bytes, or a table, or a list of files."""
+    if sys.stdin is None:
+        raise BadData("standard input: is closed; pipe a picture, a table or a list of files into it")
     data = sys.stdin.buffer.read()
     if not data.strip():
         raise BadData("standard input: is empty; pipe a picture, a table or a list of files into it")
@@ -200,6 +211,8 @@ def _refuse(place: str, path: Path) -> BadData | UnknownName:
             f"{place}: is not of a kind that holds labelled pictures; give a folder with a subfolder for each "
             "class, a table (.csv), Parquet, tar shards, a set of the hub (hf://datasets/owner/name), or a name"
         )
+    if path.exists():
+        return BadData(f"{place}: is neither a folder nor a file")
     if len(path.parts) == 1 and not path.suffix and not is_pattern(place):
         return UnknownName.of("folder here or a named set of pictures", place, named.NAMES)
     return BadData(f"{place}: no such folder")

@@ -9,10 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from vggkit.errors import BadData, BadImage, MissingExtra
+from vggkit.errors import BadData, BadImage, MissingExtra, VggkitError
 from vggkit.images.decoding import read_file
 from vggkit.images.pictures import Picture
-from vggkit.images.sources.places import Place
+from vggkit.images.sources.places import Place, copy_whole
 from vggkit.images.sources.tables import Columns, locate_rows, name_split, read_records
 from vggkit.images.splits import find_split
 
@@ -49,6 +49,8 @@ class ParquetPictures:
 
     def __init__(self, file: Place, columns: Columns) -> None:
         self.file = file
+        # What is at an address that gives no ranges is copied once.
+        self._copy = None if file.gives_ranges() else copy_whole(file)
         self._lock = threading.Lock()
         self._kept: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
         self.size_bytes = file.size()
@@ -77,8 +79,11 @@ class ParquetPictures:
         except ImportError as problem:
             raise MissingExtra.of("pyarrow", "a Parquet file", "data") from problem
         try:
-            return pq.ParquetFile(str(self.file) if self.file.is_local else self.file.open())
-        except (pa.ArrowException, OSError) as problem:
+            place = self.file if self._copy is None else self._copy.place
+            return pq.ParquetFile(str(place) if place.is_local else place.open())
+        except (pa.ArrowException, OSError, ValueError) as problem:
+            if isinstance(problem, VggkitError):
+                raise
             raise BadData(f"{self.file}: is not a Parquet file that can be read ({problem})") from problem
 
     def __getstate__(self) -> dict[str, Any]:
@@ -106,13 +111,11 @@ class ParquetPictures:
         of_file = find_split(str(self.file))
         for number, values in enumerate(self.records()):
             said = {role: values[column] for role, column in self.found.items()}
-            if said.get("label") is None and "label" in self.found:
-                raise BadData(f"{self.file}, row {number + 1}: has no label; fill it in, or remove the row")
             yield (
                 name_split(said["split"]) if "split" in said else of_file,
                 Picture(
                     f"{self.file}#{number}",
-                    str(said["label"]) if "label" in said else None,
+                    None if said.get("label") is None else str(said["label"]),
                     storage=self,
                     key=number,
                     group=None if said.get("group") is None else str(said["group"]),

@@ -1,11 +1,15 @@
 """Files here and elsewhere: paths, addresses that fsspec reaches, and patterns of either."""
 
 import re
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
-from vggkit.errors import BadData, BadDownload, BadImage, MissingExtra
+from vggkit.errors import BadData, BadDownload, BadImage, MissingExtra, VggkitError
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -33,17 +37,26 @@ class Place:
         """Its bytes, to seek in; raises BadData, for an address BadDownload and MissingExtra."""
         try:
             if self.is_local:
+                self._demand_file()
                 return open(self.address, "rb")
             system, path = reach(self.address)
             return cast(BinaryIO, system.open(path, "rb"))
-        except FileNotFoundError:
-            raise BadData(f"{self}: no such file") from None
+        except VggkitError:
+            raise
+        except FileNotFoundError as problem:
+            if self.is_local:
+                raise BadData(f"{self}: no such file") from None
+            raise BadDownload(f"{self}: is not there, or its host cannot be reached") from problem
         except OSError as problem:
             if self.is_local:
                 raise BadData(f"{self}: cannot be read ({problem.strerror or problem})") from problem
             raise BadDownload(f"{self}: cannot be read ({problem})") from problem
         except Exception as problem:
             raise _explain(self.address, problem) from problem
+
+    def _demand_file(self) -> None:
+        if Path(self.address).exists() and not Path(self.address).is_file():  # a pipe would be waited for
+            raise BadData(f"{self}: is not a file")
 
     def read(self, start: int, size_bytes: int) -> bytes:
         """A range of its bytes; raises OSError, whatever keeps it from being had."""
@@ -59,13 +72,25 @@ class Place:
         except Exception as problem:  # each kind of address has errors of its own
             raise OSError(str(problem) or type(problem).__name__) from problem
 
+    def gives_ranges(self) -> bool:
+        """Whether a part of it can be had without the rest; some hosts send all whatever is asked."""
+        if self.is_local:
+            return True
+        try:
+            return len(self.read(1, 16)) == 16
+        except OSError:
+            return False
+
     def size(self) -> int:
         """Its length in bytes; 0 where an address does not tell."""
         try:
             if self.is_local:
+                self._demand_file()
                 return Path(self.address).stat().st_size
             system, path = reach(self.address)
             return int(system.size(path) or 0)
+        except VggkitError:
+            raise
         except FileNotFoundError:
             raise BadData(f"{self}: no such file") from None
         except OSError as problem:
@@ -93,11 +118,48 @@ class Ranges:
             raise BadImage(f"its archive cannot be read ({problem})") from problem
         if len(data) < size_bytes:
             raise BadImage(f"its archive ends {size_bytes - len(data)} bytes before the picture does")
+        if len(data) > size_bytes:
+            raise BadImage("its host sends more than was asked for")
         return data
 
     def weigh(self, key: tuple[int, int]) -> str:
         """The range's length."""
         return str(key[1])
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A storage of one picture: a file at an address."""
+
+    place: Place
+    """The address."""
+    quick: bool = False
+
+    def read(self, key: object) -> bytes:
+        """Its bytes; raises BadImage where it cannot be had."""
+        try:
+            with self.place.open() as file:
+                return file.read()
+        except (VggkitError, OSError) as problem:
+            raise BadImage(str(problem)) from problem
+
+    def weigh(self, key: object) -> str:
+        """Its length."""
+        return str(self.place.size())
+
+
+def copy_whole(place: Place, *, unpack: Callable[[Any], Any] | None = None) -> Ranges:
+    """A temporary copy of a file on this machine, which goes with the storage that comes back.
+
+    Args:
+        place: What to copy.
+        unpack: What makes a plain file of it, such as `gzip.open`.
+    """
+    with place.open() as packed, tempfile.NamedTemporaryFile(prefix="vggkit-", delete=False) as plain:
+        storage = Ranges(Place(plain.name))
+        weakref.finalize(storage, Path(plain.name).unlink, missing_ok=True)
+        shutil.copyfileobj(packed if unpack is None else unpack(packed), plain, 1 << 20)
+    return storage
 
 
 def is_address(place: str) -> bool:
@@ -163,8 +225,10 @@ def _expand_braces(pattern: str) -> list[str]:
         ) from problem
 
 
-def _explain(address: str, problem: Any) -> BadDownload | MissingExtra:
+def _explain(address: str, problem: Exception) -> VggkitError:
     """What a file system's error means to people; these systems raise whatever their packages do."""
+    if isinstance(problem, VggkitError):
+        return problem
     if isinstance(problem, ImportError):
         return MissingExtra(f"{address}: such addresses need one more package ({problem})")
     return BadDownload(f"{address}: cannot be reached ({problem or type(problem).__name__})")

@@ -7,10 +7,7 @@ import bz2
 import gzip
 import json
 import lzma
-import shutil
 import tarfile
-import tempfile
-import weakref
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +19,7 @@ from typing import Any, Final, cast
 
 from vggkit.errors import BadData, VggkitError
 from vggkit.images.pictures import SUFFIXES, HeldBytes, Picture, Storage
-from vggkit.images.sources.places import Place, Ranges
+from vggkit.images.sources.places import Place, Ranges, copy_whole
 from vggkit.images.sources.tables import USUAL, name_split, read_lines, read_text
 from vggkit.images.splits import SPLITS, find_split
 
@@ -159,17 +156,11 @@ def _class_names(shard: Place) -> list[str]:
 
 
 def _unpack(shard: Place) -> Ranges | None:
-    """A plain copy of an archive that cannot be read in any order, None where it can; it goes with its pictures."""
+    """A plain copy of an archive that cannot be read in any order, None where it can."""
     with shard.open() as packed:
         head = packed.read(8)
-        unpack = next((unpack for magic, unpack in UNPACKERS.items() if head.startswith(magic)), None)
-        if unpack is None and packed.seekable():
-            return None
-    with shard.open() as packed, tempfile.NamedTemporaryFile(prefix="vggkit-", delete=False) as plain:
-        storage = Ranges(Place(plain.name))
-        weakref.finalize(storage, Path(plain.name).unlink, missing_ok=True)
-        shutil.copyfileobj(unpack(packed) if unpack is not None else packed, plain, 1 << 20)
-    return storage
+    unpack = next((unpack for magic, unpack in UNPACKERS.items() if head.startswith(magic)), None)
+    return None if unpack is None and shard.gives_ranges() else copy_whole(shard, unpack=unpack)
 
 
 @contextmanager

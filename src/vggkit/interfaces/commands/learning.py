@@ -9,7 +9,7 @@ from vggkit.images.preprocessing import FitMode
 from vggkit.images.sources import Columns
 from vggkit.interfaces.commands.printing import describe_evaluation, print_json
 from vggkit.networks.configurations import Head, Scheme, configure
-from vggkit.reports.progress import ProgressLine
+from vggkit.reports.progress import ProgressLine, only_our_errors
 from vggkit.tasks.training.recipe import Recipe
 
 
@@ -45,14 +45,17 @@ def check(
     """
     from vggkit.images.sources import open_pictures
     from vggkit.workflows.doctor import check as look
+    from vggkit.workflows.doctor import guard_outputs
 
     classifier = None
     if model is not None:
         from vggkit.networks.classifier import load
 
         classifier = load(model)
-    with ProgressLine(quiet=quiet) as line:
+    with only_our_errors(), ProgressLine(quiet=quiet) as line:
+        line.show(f"opening {data}", 0, None)
         pictures = open_pictures(data, columns=columns)
+        guard_outputs(pictures, table=fix, page=html)
         found = look(pictures, classifier, image_pixels=image_size, device=device, on_progress=line.show)
         if html is not None:
             from vggkit.reports.diagnosis_page import write_diagnosis_page
@@ -131,7 +134,9 @@ def train(
     from vggkit.workflows.runs import suit_classifier
     from vggkit.workflows.runs import train as run_training
 
-    pictures = open_pictures(data, columns=columns)
+    with ProgressLine(quiet=quiet) as line:
+        line.show(f"opening {data}", 0, None)
+        pictures = open_pictures(data, columns=columns)
     if str(weights) == "imagenet":
         _fetch_weights(configure(model, head=head, dropout=dropout, until=until).model, quiet=quiet)
     classifier = suit_classifier(
@@ -198,6 +203,7 @@ def evaluate(
 
     classifier = load(model)
     with ProgressLine(quiet=quiet) as line:
+        line.show(f"opening {data}", 0, None)
         found = measure(
             classifier,
             open_pictures(data, columns=columns),

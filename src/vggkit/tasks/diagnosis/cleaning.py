@@ -28,10 +28,9 @@ def choose_removals(diagnosis: Diagnosis) -> dict[int, str]:
     """
     removed: dict[int, str] = {}
 
-    def remove(case: Case, reason: str, keep: int | None = None) -> None:
+    def remove(case: Case, reason: str) -> None:
         for member in case.members:
-            if id(member.picture) != keep:
-                removed.setdefault(id(member.picture), reason)
+            removed.setdefault(id(member.picture), reason)
 
     cases = {finding.kind: finding.cases for finding in diagnosis.findings}
     for case in cases.get("unreadable", ()):
@@ -66,6 +65,13 @@ def write_clean_table(pictures: PictureSet, diagnosis: Diagnosis, table: str | P
     """
     table = Path(table)
     removed = choose_removals(diagnosis)
+    for picture in (picture for part in pictures.splits.values() for picture in part):
+        if picture.pixels is not None:
+            raise BadOutput(
+                f"{picture.path}: has no file, and a table names files; --fix is for pictures with files"
+            )
+        if not picture.path.isprintable() and not _is_text(picture.path):
+            removed.setdefault(id(picture), "a name that is not text")
     mislabelled = diagnosis.find("mislabelled")
     notes = {
         id(case.members[0].picture): f"looks like {case.suggestion}"
@@ -84,12 +90,20 @@ def write_clean_table(pictures: PictureSet, diagnosis: Diagnosis, table: str | P
     return dict(Counter(removed.values()))
 
 
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _name(picture: Picture, table: Path) -> str:
-    if picture.pixels is not None:
-        raise BadOutput(f"{picture.path}: has no file, and a table names files; --fix is for pictures with files")
     if is_address(picture.path):
         return picture.path
+    file, mark, inside = (picture.path, "", "") if picture.storage is None else picture.path.partition("#")
     try:
-        return Path(os.path.relpath(Path(picture.path).absolute(), table.parent.absolute())).as_posix()
+        file = Path(os.path.relpath(Path(file).absolute(), table.parent.absolute())).as_posix()
     except ValueError:  # another drive of Windows
-        return str(Path(picture.path).absolute())
+        file = str(Path(file).absolute())
+    return file + mark + inside

@@ -97,7 +97,7 @@ def look(part: str, picture: Picture) -> Sighting:
     try:
         if picture.pixels is not None:
             height, width = picture.pixels.shape[:2]
-            head = Head("pixels", width, height, "RGB", 1, animated=False)
+            head = Head("in memory", width, height, "RGB", 1, animated=False)
             digest = _digest(repr(picture.pixels.shape).encode() + np.ascontiguousarray(picture.pixels).tobytes())
             return Sighting(part, picture, head, digest, describe_likeness(picture.pixels))
         data = picture.read()

@@ -67,7 +67,7 @@ class Recipe:
             try:
                 read_fold(self.fold)
             except BadInput as problem:
-                raise BadConfiguration(f"fold: {problem}") from problem
+                raise BadConfiguration(str(problem)) from problem
         allowed = get_args(Augmentation)
         demand(self.augmentation in allowed, "augmentation", f"one of {', '.join(allowed)}")
 
