@@ -105,7 +105,7 @@ def measure(place: str, workers: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--copies", type=int, default=12)
+    parser.add_argument("--copies", type=int, default=9)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--measure", nargs=2, metavar=("PLACE", "WORKERS"))
     options = parser.parse_args()
@@ -150,7 +150,7 @@ def write(found: dict[tuple[str, int], list[dict[str, float]]], rounds: int) -> 
             "# Pictures from anywhere",
             "",
             f"{n:,} real photos (about 500×375), decoded, resized, cut and normalised to 224 pixels; pictures a",
-            f"second with 1 and with 2 threads, medians of {rounds} processes that took turns (least to most). Memory is",
+            f"second with 1 and with 2 threads, medians of {rounds} processes in turn (least to most). Memory is",
             "what the process holds with 2 threads, after a quarter of the way and at the end.",
             "",
             "| from | 1 thread | 2 threads | MB at a quarter | MB at the end | change |",

@@ -144,10 +144,10 @@ class ParquetPictures:
     def _load(self, group: int) -> "pa.ChunkedArray":
         with self._lock:
             if group not in self._kept:
-                self._kept[group] = self._opened.read_row_group(group, columns=[self.column]).column(0)
                 # One group too many is still one group; threads read two neighbouring ones in turn.
-                while len(self._kept) > 2 and sum(kept.nbytes for kept in self._kept.values()) > MOST_HELD_BYTES:
+                while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > MOST_HELD_BYTES:
                     self._kept.popitem(last=False)
+                self._kept[group] = self._opened.read_row_group(group, columns=[self.column]).column(0)
             self._kept.move_to_end(group)
             return self._kept[group]
 
