@@ -82,6 +82,12 @@ def test_a_part_shrunk_quickly_is_within_a_level_of_pillows(sides, factors, part
     assert np.abs(found.astype(int) - whole[slice(*rows), slice(*columns)]).max() <= 1
 
 
+def test_pictures_of_the_right_size_are_torchvisions_bit_for_bit():
+    theirs = pytest.importorskip("torchvision").models.VGG11_Weights.IMAGENET1K_V1.transforms()
+    pixels = random_picture(256, 256)
+    assert np.array_equal(Preprocessing()(pixels), theirs(Image.fromarray(pixels)).numpy())
+
+
 def test_the_input_convention_of_caffe():
     caffe = Preprocessing(
         channel_order="BGR",

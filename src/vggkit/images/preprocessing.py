@@ -5,7 +5,6 @@ Shape letters: C channels, H and W pixels.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
 from typing import Any, Final, Literal, Self, get_args
 
 import numpy as np
@@ -145,16 +144,15 @@ class Preprocessing:
         else:
             planes = (pixels if self.channel_order == "RGB" else pixels[..., ::-1]).transpose(2, 0, 1)
         out = np.empty(planes.shape, np.float32)
-        scale, shift = self._scale_and_shift
-        np.multiply(planes, scale, out=out)
-        out += shift
+        out[...] = planes
+        # torchvision's operations in torchvision's order: the same bits.
+        if self.full_value != 255:
+            out /= np.float32(255)
+            if self.full_value != 1:
+                out *= np.float32(self.full_value)
+        out -= np.asarray(self.mean, np.float32)[:, None, None]
+        out /= np.asarray(self.std, np.float32)[:, None, None]
         return out
-
-    @cached_property
-    def _scale_and_shift(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(value * full_value / 255 - mean) / std of each channel as one product and one sum: (C, 1, 1) each."""
-        mean, std = (np.asarray(values, np.float64)[:, None, None] for values in (self.mean, self.std))
-        return (self.full_value / 255 / std).astype(np.float32), (-mean / std).astype(np.float32)
 
     def to_dict(self) -> dict[str, Any]:
         """A value for JSON or YAML."""
