@@ -391,3 +391,15 @@ def test_where_other_decoders_agree_this_one_agrees(shared):
             agreed += 1
             assert far(decode(data), other) <= 1, path
     assert agreed > 100
+
+
+def test_scikit_learn_can_hand_on_the_filters_of_warnings():
+    """It reads their patterns whenever it works in parallel."""
+    model_selection = pytest.importorskip("sklearn.model_selection")
+    from sklearn.linear_model import LogisticRegression
+
+    decode(encode(Image.fromarray(PIXELS)))
+    assert any(getattr(entry[3], "pattern", None) == r"PIL\." for entry in warnings.filters)
+    features, classes = np.random.default_rng(0).normal(size=(20, 2)), np.arange(20) % 2
+    found = model_selection.cross_val_predict(LogisticRegression(), features, classes, cv=2)
+    assert found.shape == (20,)

@@ -321,6 +321,8 @@ class _WhileDecoding(threading.local):
     """In a warnings filter the pattern of modules: those of Pillow, and only in threads that decode."""
 
     active = False
+    pattern = r"PIL\."
+    """What a compiled one has: scikit-learn reads it, to hand filters to its own processes."""
 
     def match(self, module: str) -> bool:
         return self.active and module.startswith("PIL.")

@@ -35,6 +35,8 @@ SHARES: Final = np.array((0.0005, *np.geomspace(0.001, 0.3, 24)))
 NEAR: Final = 0.05
 """Share of the pictures that are one's neighbours, so that a few equal strangers are not only each other's."""
 LEAST_NEIGHBOURS: Final = 10
+DOUBTED: Final = 0.25
+"""Chance that a label is wrong from which a person should look: about every second one flagged is wrong then."""
 FAR: Final = 3.5
 """How many robust standard deviations beyond the median a picture's distance to its neighbours must be."""
 
@@ -199,7 +201,8 @@ def find_mislabelled(
     """Pictures whose label is likely wrong, by predictions of classifiers that did not see them.
 
     Confident learning (Northcutt, Jiang and Chuang, 2021) by cleanlab says how many of each class are suspect;
-    of these count those that are more likely wrong than right.
+    of these count those whose label has a chance of DOUBTED or more to be wrong
+    and that another class is clearly likelier for, the most doubtful first.
 
     Args:
         sightings: Readable ones, N of them.
@@ -224,7 +227,9 @@ def find_mislabelled(
     labels = np.array([places[sightings[index].label] for index in chosen])
     judgement = judge(features[chosen], labels, groups[chosen])
     suspect = find_label_issues(labels, judgement.probabilities, filter_by="low_self_confidence", n_jobs=1)
-    accused = np.flatnonzero(suspect & (judgement.wrong > 0.5))
+    likelier = judgement.probabilities.argmax(1)
+    sure = (likelier != labels) & (judgement.probabilities.max(1) > 0.5)  # another class, and one that is clear
+    accused = np.flatnonzero(suspect & sure & (judgement.wrong > DOUBTED))
     cases = []
     for place in accused[np.argsort(-judgement.wrong[accused], kind="stable")]:
         chances = judgement.probabilities[place]
