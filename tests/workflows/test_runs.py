@@ -111,6 +111,13 @@ def test_the_same_pictures_divided_otherwise_are_not_taken_for_held_out(tiny, tm
         assert any("trained on these very pictures" in note for note in everything.notes)
 
 
+def test_a_class_that_the_data_lacks_altogether_is_refused(tiny, tmp_path):
+    fill_folder(tmp_path / "photos", LABELS[:2], 6)
+    with pytest.raises(BadData, match=r"train has no readable picture of red; val has no readable picture of red"):
+        train(create(tiny), tmp_path / "photos", RECIPE, out=tmp_path / "r", quiet=True)
+    assert not (tmp_path / "r").exists()
+
+
 def test_a_fold_is_found_again(tiny, tmp_path):
     fill_folder(tmp_path / "photos" / "train", LABELS, 6)
     fill_folder(tmp_path / "photos" / "val", LABELS, 4, start=50)

@@ -95,6 +95,8 @@ def train(
         held_out = {name: identify_pictures(part) for name, part in parts.splits.items() if name != "train"}
         parts = spool(parts, Path(spooled) / "pictures", on_progress=partial(line.show, "copying pictures"))
         _check_labels(parts, classifier)
+        # A class that the Classifier names and the data lacks altogether is missing too.
+        parts = replace(parts, labels=classifier.labels)
         parts = vet(parts, despite_findings=despite_findings, say=line.say, on_progress=line.show)
         recipe, reasons = settle(
             recipe,
