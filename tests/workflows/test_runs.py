@@ -17,7 +17,8 @@ from vggkit.tasks.evaluation import evaluate
 from vggkit.tasks.prediction import predict
 from vggkit.tasks.training.optimizers import build_optimizer, learning_rate_at
 from vggkit.tasks.training.recipe import Recipe, settle
-from vggkit.workflows.runs import suit_classifier, train
+from vggkit.workflows.runs import train
+from vggkit.workflows.suiting import suit_classifier
 
 LABELS = ("across", "down", "red")
 RECIPE = Recipe(epochs=3, batch_size=8, learning_rate=0.05)

@@ -12,7 +12,8 @@ from vggkit.images.sources import open_pictures
 from vggkit.reports.run_plots import plot_answers
 from vggkit.tasks.prediction import Prediction, predict
 from vggkit.tasks.training.recipe import Recipe
-from vggkit.workflows.runs import TrainingRun, suit_classifier, train
+from vggkit.workflows.runs import TrainingRun, train
+from vggkit.workflows.suiting import suit_classifier
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,8 +131,8 @@ def train(
         quiet: No progress on standard error.
     """
     from vggkit.images.sources import open_pictures
-    from vggkit.workflows.runs import suit_classifier
     from vggkit.workflows.runs import train as run_training
+    from vggkit.workflows.suiting import suit_classifier
 
     with ProgressLine(quiet=quiet) as line:
         line.show(f"opening {data}", 0, None)
