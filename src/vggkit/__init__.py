@@ -22,17 +22,20 @@ if TYPE_CHECKING:
     from vggkit.networks.recognition.identification import Identification, identify
     from vggkit.networks.styles.listings import write_listing
     from vggkit.networks.vgg import VGG
+    from vggkit.reports.comparison import Comparison
     from vggkit.tasks.diagnosis.findings import Diagnosis
     from vggkit.tasks.evaluation import Evaluation, evaluate
     from vggkit.tasks.inspection import Summary, summarize
     from vggkit.tasks.prediction import Prediction, predict
     from vggkit.tasks.training.recipe import Recipe
+    from vggkit.workflows.comparison import compare
     from vggkit.workflows.doctor import check
     from vggkit.workflows.runs import TrainingRun, train
 
 _HOMES = {
     "VGG": "networks.vgg",
     "Classifier": "networks.classifier",
+    "Comparison": "reports.comparison",
     "Configuration": "networks.configurations",
     "Diagnosis": "tasks.diagnosis.findings",
     "Evaluation": "tasks.evaluation",
@@ -48,6 +51,7 @@ _HOMES = {
     "VggkitError": "errors",
     "adapt_filters": "networks.initialization",
     "check": "workflows.doctor",
+    "compare": "workflows.comparison",
     "convert": "networks.conversion",
     "fetch": "networks.publishing.pretrained",
     "identify": "networks.recognition.identification",
@@ -85,6 +89,8 @@ __all__ = [  # noqa: RUF022 (as people meet them)
     "Diagnosis",
     "train",
     "TrainingRun",
+    "compare",
+    "Comparison",
     "evaluate",
     "Evaluation",
     "predict",

@@ -1,8 +1,10 @@
-"""What the work runs on: device, threads, seeds. Chosen here and nowhere else."""
+"""What the work runs on: device, precision, threads, memory, seeds. Chosen here and nowhere else."""
 
+import ctypes
 import hashlib
 import os
 import platform
+import sys
 from typing import TYPE_CHECKING
 
 from vggkit.errors import BadInput
@@ -36,16 +38,87 @@ def choose_device(name: str = "auto") -> "torch.device":
     return device
 
 
+def computes_bf16(device: "torch.device") -> bool:
+    """Whether the device multiplies bfloat16 by itself, several times as fast as float32."""
+    import torch
+
+    match device.type:
+        case "cuda":
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        case "cpu":
+            return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        case _:
+            return False
+
+
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of glibc's malloc.h
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library keep large blocks of freed memory for the next step, where it can; says whether it does.
+
+    glibc gives blocks of more than 32 MB back at once, and the pages of each new one are cleared by the
+    system: a quarter of a training step of VGG11. The process then stays as large as it once was.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):  # another C library
+        return False
+    return bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def find_available_memory() -> int | None:
+    """Bytes of memory that can be had without swapping, a container's limit minded; None where unknown."""
+    found = [value for value in (_available_in_system(), _available_in_container()) if value is not None]
+    return min(found) if found else None
+
+
+def _available_in_system() -> int | None:
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            line = next(line for line in lines if line.startswith("MemAvailable"))
+        return int(line.split()[1]) * 1024
+    except (OSError, StopIteration, ValueError):
+        pass
+    try:  # macOS tells only what there is in all
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _available_in_container() -> int | None:
+    try:
+        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as limit:
+            most = int(limit.read())
+        with open("/sys/fs/cgroup/memory.current", encoding="ascii") as used:
+            return max(0, most - int(used.read()))
+    except (OSError, ValueError):  # no limit is written as max
+        return None
+
+
+def find_peak_memory() -> int | None:
+    """Bytes of memory that this process held at its largest; None where the system does not tell."""
+    try:  # Linux; what getrusage tells there may be of the process that started this one
+        with open("/proc/self/status", encoding="ascii") as lines:
+            line = next(line for line in lines if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    except (OSError, StopIteration, ValueError):
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
 def count_threads() -> int:
     """Processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def count_loaders(device: "torch.device") -> int:
-    """Processes that prepare pictures ahead of training; none on a CPU, which is busy training itself."""
-    return 0 if device.type == "cpu" else max(1, min(8, count_threads() - 1))
 
 
 def derive_seed(*parts: int | str) -> int:

@@ -37,7 +37,10 @@ OWNERS = {
     "scipy": {"tasks/diagnosis/labels.py"},
     "jinja2": {"reports/pages/rendering.py"},
     "matplotlib": {"reports/plots.py"},
-    "yaml": {"workflows/runs.py"},
+    "mlflow": {"reports/loggers.py"},
+    "openvino": {"engines/openvino.py"},
+    "wandb": {"reports/loggers.py"},
+    "yaml": {"workflows/configs.py"},
     "sklearn": {"images/sources/named.py", "tasks/diagnosis/labels.py"},
     "safetensors": {
         "networks/card.py",
@@ -78,6 +81,12 @@ TORCH_FREE = [
     "vggkit.images.spooling",
     "vggkit.reports.diagnosis_page",
     "vggkit.reports.diagnosis_table",
+    "vggkit.tasks.training.presets",
+    "vggkit.tasks.training.settling",
+    "vggkit.reports.comparison",
+    "vggkit.reports.loggers",
+    "vggkit.workflows.comparison",
+    "vggkit.workflows.configs",
     "vggkit.workflows.doctor",
 ]
 
@@ -214,6 +223,8 @@ def test_public_names_are_what_they_say():
         "Diagnosis",
         "train",
         "TrainingRun",
+        "compare",
+        "Comparison",
         "evaluate",
         "Evaluation",
         "predict",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vggkit.engines.stream import stream_answers
+from vggkit.engines.stream import stream_answers, stream_rows
 from vggkit.images.pictures import Picture
 from vggkit.images.preprocessing import Preprocessing
 
@@ -61,4 +61,34 @@ def test_memory_is_bounded_and_threads_end_when_the_reader_stops():
     next(answers)
     assert len(decoded) <= 15
     answers.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("decode")]
+
+
+def test_things_have_none_or_several_inputs():
+    def prepare(number):
+        return [np.full((1, 2, 2), 10 * number + each, np.float32) for each in range(number % 3)], -number
+
+    engine = Brightness()
+    found = [
+        (number, known, rows[:, 0].tolist() if len(rows) else [])
+        for number, known, rows in stream_rows(engine, range(10), prepare, batch_size=4)
+    ]
+    assert found == [(n, -n, [10 * n + each for each in range(n % 3)]) for n in range(10)]
+    assert sum(engine.batches) == sum(n % 3 for n in range(10))
+
+
+def test_an_engine_is_not_asked_for_nothing():
+    engine = Brightness()
+    assert len(list(stream_rows(engine, range(10), lambda number: ([], None)))) == 10
+    assert engine.batches == []
+
+
+def test_what_preparing_raises_reaches_the_reader():
+    def prepare(number):
+        if number == 7:
+            raise ValueError("the seventh")
+        return [], None
+
+    with pytest.raises(ValueError, match="the seventh"):
+        list(stream_rows(Brightness(), range(100), prepare, batch_size=5))
     assert not [t for t in threading.enumerate() if t.name.startswith("decode")]

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ import pytest
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.interfaces import cli, commands
 from vggkit.networks.classifier import Classifier
+from vggkit.tasks.training.presets import PRESETS
+from vggkit.tasks.training.recipe import Recipe
+from vggkit.workflows.configs import NetworkChoice, RunConfig, read_field_texts
 
 GOLDEN = Path(__file__).with_name("surface.json")
 
@@ -76,6 +80,17 @@ def test_every_verb_has_its_command_and_help_explains_each(capsys):
         (["train", "no-such-set"], "digits"),
         (["train", "digits", "--model", "resnet18"], "vgg11"),
         (["train", "digits", "--device", "tpu"], "tpu"),
+        (["train", "digits", "--preset", "modren"], "Did you mean 'modern'"),
+        (["train", "digits", "--preset=paper", "--trainable", "head"], "trainable=head"),
+        (["train", "--preset", "paper", "--config", "x.yaml"], "--config and --preset"),
+        (["train", "--config", "x.yaml"], "x.yaml: cannot be read"),
+        (["train", "--config=x.yaml"], "x.yaml: cannot be read"),
+        (["train", "--resume", "r"], "is not a run's folder"),
+        (["train", "--resume", "r", "--epochs", "3"], "--epochs does not go with --resume"),
+        (["train", "--resume=r", "--batch_size=3"], "--batch-size does not go with --resume"),
+        (["train", "--out", "q", "--resume", "r"], "--out does not go with --resume"),
+        (["compare"], "RUN RUN"),
+        (["compare", "r", "q"], "r: is neither"),
         (["evaluate", "none.safetensors", "digits"], "none.safetensors"),
         (["predict", "none.safetensors", "x.jpg"], "none.safetensors"),
         (["predict", "none.safetensors"], "picture"),
@@ -98,6 +113,150 @@ def test_wrong_options_are_explained_by_the_parser(capsys):
         assert code == 2
         assert "epochs" in err or "--head" in err
         assert "Traceback" not in err
+
+
+class Asked(Exception):
+    """Ends a training before it begins."""
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the command asks of the workflow; nothing is trained."""
+    from vggkit.workflows import runs
+
+    calls = []
+
+    def take(*arguments, **options):
+        calls.append((arguments, options))
+        raise Asked
+
+    monkeypatch.setattr(runs, "train", take)
+    monkeypatch.setattr(runs, "resume", take)
+
+    def ask(*arguments):
+        with pytest.raises(Asked):
+            cli.main([str(argument) for argument in arguments])
+        return calls[-1]
+
+    return ask
+
+
+def test_what_train_was_asked_is_told_whole(asked, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(photos.parent)
+    (classifier, pictures, recipe), options = asked(
+        *("train", photos.name, "--until", "pool1", "--image-size", 32, "--epochs", 2, "--batch-size", 4),
+        *("--loggers", "tensorboard", "wandb", "--despite-findings", "--find-learning-rate", "--save-seconds", 7),
+        *("--out", "r", "--device", "cpu", "--quiet"),
+    )
+    assert classifier.configuration.until == "pool1"
+    assert (pictures.name, recipe) == (photos.name, Recipe(epochs=2, batch_size=4))
+    written = RunConfig(
+        data=str(photos),
+        despite_findings=True,
+        loggers=("tensorboard", "wandb"),
+        network=NetworkChoice(until="pool1", image_size=32),
+        recipe=recipe,
+    )
+    assert options == {
+        "out": Path("r"),
+        "device": "cpu",
+        "despite_findings": True,
+        "quiet": True,
+        "loggers": ("tensorboard", "wandb"),
+        "find_rate": True,
+        "seconds_between": 7.0,
+        "asked": written,
+    }
+    # Asked again by what was written, from another folder, it is asked the same.
+    written.write(tmp_path / "run" / "config.yaml")
+    monkeypatch.chdir(tmp_path)
+    for config in ("run", "run/config.yaml"):
+        _, again = asked("train", "--config", config, "--quiet")
+        assert again["asked"] == written
+        assert (again["loggers"], again["despite_findings"], again["find_rate"]) == (
+            written.loggers,
+            True,
+            False,
+        )
+    # Explicit options win, flags too, and whether they say the same or not.
+    (_, pictures, recipe), again = asked(
+        *("train", photos / "train", "--config=run", "--epochs=5", "--no-despite-findings", "--model", "vgg13"),
+        *("--no-reduced-decoding", "--loggers", "csv", "--quiet"),
+    )
+    assert pictures.name == str(photos / "train")
+    assert recipe == Recipe(epochs=5, batch_size=4)
+    assert again["asked"] == RunConfig(
+        data=str(photos / "train"),
+        loggers=("csv",),
+        network=NetworkChoice(until="pool1", image_size=32, model="vgg13"),
+        recipe=recipe,
+    )
+    assert asked("train", "--config", "run", "--despite-findings", "--quiet")[1]["asked"] == written
+
+
+def test_a_preset_is_where_a_recipe_begins(asked, photos, capsys):
+    (_, _, recipe), options = asked("train", photos, "--image-size", 32, "--preset", "paper", "--epochs", 7)
+    assert recipe == replace(PRESETS["paper"].recipe, epochs=7)
+    assert options["asked"].recipe == recipe
+    assert PRESETS["paper"].about[:40] in capsys.readouterr().err
+
+
+def test_resume_takes_the_run_s_folder_and_where_its_pictures_are_now(asked):
+    arguments, options = asked("train", "--resume", "runs/a", "--device", "cpu", "--quiet", "--save-seconds=9")
+    assert arguments == (Path("runs/a"), None)
+    assert options == {"device": "cpu", "quiet": True, "seconds_between": 9.0}
+    assert asked("train", "moved", "--resume=runs/a")[0] == (Path("runs/a"), "moved")
+
+
+def test_help_shows_what_a_configuration_makes_the_default(tmp_path, capsys):
+    RunConfig(data="/my/photos", recipe=Recipe(epochs=77), from_python=True).write(tmp_path / "config.yaml")
+    code, out, err = call("train", "--config", tmp_path, "--help", capsys=capsys)
+    assert code == 0
+    assert "(default: 77)" in out
+    assert "/my/photos" in out
+    assert "begun from Python" in err
+
+
+def test_the_help_of_an_option_is_the_text_under_its_field(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    _, out, _ = call("train", "--help", capsys=capsys)
+    shown = " ".join(out.replace("│", " ").split())
+    for kind in (Recipe, NetworkChoice):
+        for name, text in read_field_texts(kind).items():
+            assert f"--{name.replace('_', '-')}" in shown
+            assert text in shown, name
+
+
+def test_compare_as_table_json_and_picture(tmp_path, capsys):
+    for name, rate in (("a", 0.1), ("b", 0.2)):
+        RunConfig(recipe=Recipe(learning_rate=rate)).write(tmp_path / name / "config.yaml")
+        (tmp_path / name / "metrics.csv").write_text(
+            "epoch,learning_rate,train_loss,val_loss,val_top1,seconds\n1,0.1,1.0,0.9,0.5,3.0\n", encoding="utf-8"
+        )
+    code, out, _ = call("compare", tmp_path / "a", tmp_path / "b", "--plot", tmp_path / "c.png", capsys=capsys)
+    assert code == 0
+    assert "unfinished: a, 1 of 10 epochs" in out
+    assert "learning rate" in out
+    assert f"drawn: {tmp_path / 'c.png'}" in out
+    assert (tmp_path / "c.png").read_bytes()[1:4] == b"PNG"
+    found = json.loads(call("compare", tmp_path, "--json", capsys=capsys)[1])
+    assert [run["name"] for run in found["runs"]] == ["a", "b"]
+    assert found["differing"] == {"learning_rate": [0.1, 0.2]}
+
+
+def test_a_stop_exits_with_128_and_its_signal(monkeypatch, capsys):
+    class Stopped(KeyboardInterrupt):
+        signal_number = 15
+
+    for stop, code in ((Stopped, 143), (KeyboardInterrupt, 130)):
+
+        def end(given, stop=stop):
+            raise stop
+
+        monkeypatch.setattr(cli, "_run", end)
+        found, out, err = call("train", capsys=capsys)
+        assert (found, out) == (code, "")
+        assert "interrupted" in err
 
 
 def test_summary_and_models_as_json(capsys):

@@ -186,3 +186,14 @@ class TestOtherChannels:
         assert adapt_filters(weight, 4) is weight
         with pytest.raises(BadConfiguration, match="for 4 channels cannot be adapted to 3"):
             adapt_filters(weight, 3)
+
+
+def test_dirac_convolutions_hand_their_maps_on():
+    torch.manual_seed(0)
+    network = VGG("vgg11_bn", num_classes=3, head="pool", initialization="dirac")
+    first, second = network.features[0], network.features[4]
+    maps = torch.randn(1, 64, 6, 5)
+    torch.testing.assert_close(second(maps).detach()[:, :64], maps)
+    assert second.weight.detach()[64:].std() == pytest.approx((2 / (128 * 9)) ** 0.5, rel=0.05)
+    assert first.weight.detach().std() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.1)
+    assert second.weight.requires_grad

@@ -79,12 +79,12 @@ def test_evaluation_equals_scikit_learn_on_the_predictions(classifier, photos):
 
 def test_top5_and_loss_against_scikit_learn_on_many_classes():
     metrics = pytest.importorskip("sklearn.metrics")
-    from vggkit.tasks.evaluation import _score
+    from vggkit.tasks.evaluation import score
 
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(300, 12)).astype(np.float32) * 3
     targets = rng.integers(0, 12, 300)
-    found = _score(logits, targets, labels=tuple(map(str, range(12))), data="x", unreadable=(), notes=())
+    found = score(logits, targets, labels=tuple(map(str, range(12))), data="x", unreadable=(), notes=())
     assert found.top5 == pytest.approx(metrics.top_k_accuracy_score(targets, logits, k=5, labels=range(12)))
     assert found.top1 == pytest.approx(metrics.top_k_accuracy_score(targets, logits, k=1, labels=range(12)))
     assert found.loss == pytest.approx(metrics.log_loss(targets, softmax(logits), labels=range(12)), abs=1e-9)

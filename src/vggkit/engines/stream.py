@@ -1,14 +1,14 @@
-"""Pictures in, logits out, in order: decoding goes on in threads while the engine computes.
+"""Pictures in, rows out, in order: decoding goes on in threads while the engine computes.
 
-Shape letters: N pictures, C channels, H and W pixels, K classes, F statistics.
+Shape letters: N pictures, C channels, H and W pixels, K classes, F features.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +18,16 @@ from vggkit.hardware import count_threads
 from vggkit.images.pictures import Picture
 from vggkit.images.preprocessing import Preprocessing
 
+Given = TypeVar("Given")
+Known = TypeVar("Known")
+Rows = NDArray[np.float32]
+
 
 class Engine(Protocol):
     """Anything that turns preprocessed pictures into a row each."""
 
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits (N, K), or statistics (N, F), of pictures (N, C, H, W)."""
+        """Rows (N, K) or (N, F) of pictures (N, C, H, W)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,8 +36,8 @@ class Answer:
 
     picture: Picture
     """The picture that was asked about."""
-    output: NDArray[np.float32] | None
-    """The engine's row for it, logits (K,) or statistics (F,); None where the picture cannot be read."""
+    output: Rows | None
+    """The engine's row for it, such as logits (K,); None where the picture cannot be read."""
     problem: str | None = None
     """Why it cannot be read."""
 
@@ -52,33 +56,51 @@ def stream_answers(
     takes `decoders` threads; None: as many as there are processors.
     """
 
-    def prepare(picture: Picture) -> NDArray[np.float32] | BadImage:
+    def prepare(picture: Picture) -> tuple[list[NDArray[np.float32]], str | None]:
         try:
-            return preprocessing(picture.decode(least_side=preprocessing.least_side))
+            return [preprocessing(picture.decode(least_side=preprocessing.least_side))], None
         except BadImage as problem:
-            return problem
+            return [], str(problem)
 
-    waiting = iter(pictures)
+    for picture, problem, rows in stream_rows(engine, pictures, prepare, batch_size=batch_size, decoders=decoders):
+        yield Answer(picture, None if problem else rows[0], problem)
+
+
+def stream_rows(
+    engine: Engine,
+    given: Iterable[Given],
+    prepare: Callable[[Given], tuple[Sequence[NDArray[np.float32]], Known]],
+    *,
+    batch_size: int = 32,
+    decoders: int | None = None,
+) -> Iterator[tuple[Given, Known, Rows]]:
+    """What `prepare` makes of each thing goes through the engine; each thing in order, with its rows.
+
+    Args:
+        engine: Computes in the caller's thread.
+        given: Things to prepare, such as pictures.
+        prepare: In threads, a thing's inputs (C, H, W), none or several, and what is known of it besides.
+            What it raises reaches the caller.
+        batch_size: Things that go through the engine together; twice as many are prepared meanwhile.
+        decoders: Threads; None: as many as there are processors.
+    """
+    waiting = iter(given)
     with ThreadPoolExecutor(decoders or count_threads(), thread_name_prefix="decode") as pool:
-        ahead: deque[tuple[Picture, Future[NDArray[np.float32] | BadImage]]] = deque()
+        ahead: deque[tuple[Given, Future[tuple[Sequence[NDArray[np.float32]], Known]]]] = deque()
         try:
             while True:
-                for picture in islice(waiting, 2 * batch_size - len(ahead)):
-                    ahead.append((picture, pool.submit(prepare, picture)))
+                for thing in islice(waiting, 2 * batch_size - len(ahead)):
+                    ahead.append((thing, pool.submit(prepare, thing)))
                 if not ahead:
                     return
                 taken = [ahead.popleft() for _ in range(min(batch_size, len(ahead)))]
-                yield from _answer(engine, [(picture, future.result()) for picture, future in taken])
+                prepared = [(thing, *future.result()) for thing, future in taken]
+                inputs = [each for _, several, _ in prepared for each in several]
+                outputs = engine.run(np.stack(inputs)) if inputs else np.empty((0, 0), np.float32)
+                first = 0
+                for thing, several, known in prepared:
+                    yield thing, known, outputs[first : first + len(several)]
+                    first += len(several)
         finally:
             for _, future in ahead:
                 future.cancel()
-
-
-def _answer(engine: Engine, batch: list[tuple[Picture, NDArray[np.float32] | BadImage]]) -> Iterator[Answer]:
-    readable = [value for _, value in batch if not isinstance(value, BadImage)]
-    outputs = iter(engine.run(np.stack(readable)) if readable else ())
-    for picture, value in batch:
-        if isinstance(value, BadImage):
-            yield Answer(picture, None, str(value))
-        else:
-            yield Answer(picture, next(outputs))

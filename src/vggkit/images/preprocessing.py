@@ -111,7 +111,7 @@ class Preprocessing:
                 height, width = pixels.shape[:2]
                 longest = max(height, width)
                 size = max(1, round(crop * width / longest)), max(1, round(crop * height / longest))
-                return _lay_on(self._mean_colour(), crop, resize(pixels, size, self.interpolation))
+                return _lay_on(self.mean_colour(), crop, resize(pixels, size, self.interpolation))
 
     def _fit_middle(self, pixels: Pixels) -> Pixels:
         """The middle of the resized picture."""
@@ -130,7 +130,7 @@ class Preprocessing:
         long = max(1, int(self.resize_pixels * long / short))
         return (self.resize_pixels, long) if width <= height else (long, self.resize_pixels)
 
-    def _mean_colour(self) -> tuple[int, int, int]:
+    def mean_colour(self) -> tuple[int, int, int]:
         """RGB of what is nearest to zero once normalised, as the network's own padding is."""
         levels = [min(255, max(0, round(255 * mean / self.full_value))) for mean in self.mean]
         by_channel = dict(zip(self.channel_order, levels, strict=True))

@@ -4,16 +4,23 @@ The verbs are in `commands/`; this file loads them only when one of them is call
 `vggkit --help` is instant.
 """
 
+import dataclasses
 import difflib
+import functools
+import inspect
 import io
 import os
+import signal
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Final, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NoReturn, get_type_hints
 
 from vggkit import __version__
 from vggkit.errors import VggkitError
+
+if TYPE_CHECKING:
+    from tyro.constructors import ConstructorRegistry
 
 VERBS: Final[Mapping[str, Mapping[str, str]]] = {
     "know what you have": {
@@ -27,6 +34,7 @@ VERBS: Final[Mapping[str, Mapping[str, str]]] = {
         "check": "what is wrong with a collection of pictures, before it is learnt from",
         "train": "a Classifier from a folder of pictures",
         "evaluate": "a Classifier on labelled pictures",
+        "compare": "trainings side by side: what differs between them, and what came of it",
     },
     "ask": {
         "predict": "what pictures show",
@@ -38,7 +46,7 @@ VERBS: Final[Mapping[str, Mapping[str, str]]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command; exits with 0, with 2 for a user's error, with 130 when interrupted."""
+    """Run the command; exits with 0, with 2 for a user's error, with 128 and the signal's number when stopped."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -47,9 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(_run(given))
     except VggkitError as problem:
         _fail(str(problem))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("\nvggkit: interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + getattr(stop, "signal_number", signal.SIGINT))
     except BrokenPipeError:  # `vggkit … | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
@@ -83,20 +91,58 @@ def _run(given: list[str]) -> int:
 
     logging.getLogger("PIL").addHandler(logging.NullHandler())  # its complaints about files; errors say them
     command = getattr(commands, verb)
+    defaults = commands.find_defaults(options) if verb == "train" else {}
+    markers = [tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone, tyro.conf.PositionalMetavarFromFieldName]
+    if not defaults:  # a flag that a file set can be said again, and taken back
+        markers.append(tyro.conf.FlagCreatePairsOff)
     result = tyro.cli(
-        command,
+        _with_defaults(command, defaults),
         prog=f"vggkit {verb}",
         args=options,
-        config=(
-            tyro.conf.FlagCreatePairsOff,
-            tyro.conf.OmitArgPrefixes,
-            tyro.conf.DisallowNone,
-            tyro.conf.PositionalMetavarFromFieldName,
-        ),
+        registry=_read_frozen_values(),
+        config=markers,
     )
     if sys.stdout is not None:  # closed from the start: vggkit … >&-
         sys.stdout.flush()
     return result if isinstance(result, int) else 0
+
+
+def _read_frozen_values() -> "ConstructorRegistry":
+    """Each field of a frozen value is an option, and its help the text under the field."""
+    from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
+
+    from vggkit.workflows.configs import read_field_texts
+
+    registry = ConstructorRegistry()
+
+    @registry.struct_rule
+    def read(info: StructTypeInfo) -> StructConstructorSpec | None:
+        if not dataclasses.is_dataclass(info.type) or not isinstance(info.default, info.type):
+            return None
+        texts, kinds = read_field_texts(info.type), get_type_hints(info.type)
+        fields = [
+            StructFieldSpec(name, kinds[name], getattr(info.default, name), texts.get(name))
+            for name in (field.name for field in dataclasses.fields(info.type))
+        ]
+        return StructConstructorSpec(info.type, tuple(fields))
+
+    return registry
+
+
+def _with_defaults(command: Callable[..., Any], defaults: Mapping[str, Any]) -> Callable[..., Any]:
+    """The command with other defaults, which tyro reads from its signature."""
+    signature = inspect.signature(command)
+    parameters = [
+        parameter.replace(default=defaults.get(name, parameter.default))
+        for name, parameter in signature.parameters.items()
+    ]
+
+    @functools.wraps(command)
+    def _call(*given: Any, **options: Any) -> Any:
+        return command(*given, **options)
+
+    _call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return _call
 
 
 def _help() -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vggkit.errors import BadCheckpoint, BadOutput
@@ -36,6 +36,15 @@ def write_weights(path: str | Path, weights: Mapping[str, Tensor], metadata: Map
             safetensors.torch.save_file(plain, beside, dict(metadata))
         except SafetensorError as problem:  # it wraps the system's errors, such as a full disk
             raise BadOutput(f"{path}: cannot be written ({problem})") from problem
+
+
+def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata that `write_weights` wrote, whatever they stand for; raises BadCheckpoint."""
+    try:
+        with safe_open(path, framework="pt") as opened:
+            return {key: opened.get_tensor(key) for key in opened.keys()}, dict(opened.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError, UnicodeError) as problem:
+        raise BadCheckpoint(f"{path}: cannot be read ({problem})") from problem
 
 
 @dataclass(frozen=True, kw_only=True)

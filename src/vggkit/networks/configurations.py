@@ -15,7 +15,7 @@ from vggkit.errors import BadConfiguration, UnknownName
 Head = Literal["fc", "dense", "pool"]
 Pooling = Literal["max", "average"]
 Statistics = Literal["mean", "mean+std"]
-Scheme = Literal["kaiming", "glorot", "paper"]
+Scheme = Literal["kaiming", "glorot", "paper", "dirac"]
 """How random weights are drawn; `initialization.initialize` explains each."""
 Kind = Literal["conv", "bn", "relu", "lrn", "pool"]
 

@@ -24,6 +24,9 @@ def initialize(network: nn.Module, scheme: Scheme = "kaiming") -> None:
       standard deviation of 0.01 the same sentence gives logits of about 2e-5, which hardly
       learn either: the authors started their deeper nets from net A, see `warm_start`.)
 
+    - `dirac`: as kaiming, but a convolution hands its maps on, filter by filter, as far as it has any (Zagoruyko
+      and Komodakis, 2017, "DiracNets"), from the second one on: a start for short trainings.
+
     Raises UnknownName for another scheme.
     """
     if scheme not in get_args(Scheme):
@@ -43,9 +46,11 @@ def _draw(module: nn.Conv2d | nn.Linear, scheme: Scheme) -> None:
             nn.init.xavier_uniform_(module.weight)
         case "paper":
             nn.init.normal_(module.weight, std=0.1)
-        case "kaiming" if isinstance(module, nn.Conv2d):
+        case "kaiming" | "dirac" if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        case "kaiming":
+            if scheme == "dirac" and module.in_channels > 4:  # pictures are no maps to hand on
+                nn.init.dirac_(module.weight[: module.in_channels])
+        case _:
             nn.init.normal_(module.weight, std=0.01)
 
 

@@ -30,7 +30,7 @@ class VGG(nn.Module):
         head: `fc` (the paper's), `dense` (the same as convolutions) or `pool`; see Configuration.
         dropout: Chance in [0, 1).
         until: Cut the trunk after this layer, such as `relu3_4`, and put a pool head on it.
-        initialization: `kaiming`, `glorot` or `paper`; see `initialize`.
+        initialization: `kaiming`, `glorot`, `paper` or `dirac`; see `initialize`.
 
     Raises UnknownName and BadConfiguration.
     """
@@ -61,17 +61,30 @@ class VGG(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, K) of `images` (N, C, H, W), floating point, H and W at least `minimum_side`."""
+        return self._read(images, self.classifier)
+
+    def describe(self, images: Tensor) -> Tensor:
+        """What the last fully connected layer reads of `images`, (N, F): `classifier[-1]` of it gives the logits.
+
+        For the paper's head that is fc7 after its ReLU; where the head slides, its average over the map,
+        which a last layer that is linear may read in place of the map; for a pool head without hidden
+        layers the statistics themselves.
+        """
+        return self._read(images, self.classifier[:-1])
+
+    def _read(self, images: Tensor, layers: nn.Sequential) -> Tensor:
+        """The trunk, and then these layers of the head."""
         # Traced graphs carry no checks of ours: a guard on H and W would fix or bound their sizes.
         if not (torch.compiler.is_compiling() or isinstance(images, fx.Proxy)):
             self._check(images)
         maps = self.features(images)
         match self.configuration.head:
             case "fc":
-                return self._classify_flat(maps)
+                return self._read_flat(maps, layers)
             case "dense":
-                return self._classify_densely(maps)
+                return self._read_densely(maps, layers)
             case "pool":
-                return self._classify_statistics(maps)
+                return self._read_statistics(maps, layers)
 
     def _check(self, images: Tensor) -> None:
         channels, smallest = self.configuration.in_channels, self.configuration.minimum_side
@@ -91,15 +104,15 @@ class VGG(nn.Module):
         if not images.is_floating_point():
             raise BadInput(f"pictures must be floating point and normalised, got {images.dtype}; see Preprocessing")
 
-    def _classify_flat(self, maps: Tensor) -> Tensor:
+    def _read_flat(self, maps: Tensor, layers: nn.Sequential) -> Tensor:
         """The paper's head; the map is pooled to grid×grid first, as torchvision does."""
         grid = self.configuration.grid
         # On a grid×grid map pooling is the identity, and its backward is not deterministic on CUDA.
         if isinstance(maps, fx.Proxy) or tuple(maps.shape[-2:]) != (grid, grid):
             maps = F.adaptive_avg_pool2d(maps, grid)
-        return cast(Tensor, self.classifier(torch.flatten(maps, 1)))
+        return cast(Tensor, layers(torch.flatten(maps, 1)))
 
-    def _classify_densely(self, maps: Tensor) -> Tensor:
+    def _read_densely(self, maps: Tensor, layers: nn.Sequential) -> Tensor:
         """The same head slid over the map, and the class scores averaged (paper, section 3.2)."""
         grid = self.configuration.grid
         height, width = maps.shape[-2:]
@@ -107,11 +120,13 @@ class VGG(nn.Module):
             maps = F.adaptive_avg_pool2d(maps, (max(height, grid), max(width, grid)))
             height, width = maps.shape[-2:]
         rows, columns = height - grid + 1, width - grid + 1
+        if not len(layers):  # the window itself, averaged over its places
+            return F.avg_pool2d(maps, (rows, columns), stride=1).flatten(1)
         # torch.export holds a size of 1 fixed, and one position is what 224 pixels give. While
         # exporting, a spare row and column keep the sizes free, and the mean leaves them out.
         spare = torch.compiler.is_exporting()
         maps = F.pad(maps, (0, 1, 0, 1)) if spare else maps
-        for layer in self.classifier:
+        for layer in layers:
             if isinstance(layer, nn.Linear | nn.Sequential):
                 maps = _convolve(layer, maps, grid)
                 grid = 1  # only the first layer reads a window
@@ -119,7 +134,7 @@ class VGG(nn.Module):
                 maps = layer(maps)
         return _mean_inside(maps, rows, columns) if spare else maps.mean((2, 3))
 
-    def _classify_statistics(self, maps: Tensor) -> Tensor:
+    def _read_statistics(self, maps: Tensor, layers: nn.Sequential) -> Tensor:
         """Each channel's mean, or mean and standard deviation, over the map; summed in float32 at least."""
         wide = maps.float() if maps.dtype in (torch.float16, torch.bfloat16) else maps
         statistics = wide.mean((2, 3))
@@ -127,7 +142,7 @@ class VGG(nn.Module):
             variance = wide.var((2, 3), correction=0)
             statistics = torch.cat([statistics, (variance + STD_EPSILON).sqrt()], dim=1)
         statistics = F.dropout(statistics.to(maps.dtype), self.configuration.dropout, self.training)
-        return cast(Tensor, self.classifier(statistics))
+        return cast(Tensor, layers(statistics))
 
 
 def _convolve(layer: nn.Linear | nn.Sequential, maps: Tensor, grid: int) -> Tensor:
@@ -146,6 +161,15 @@ def _mean_inside(maps: Tensor, rows: int, columns: int) -> Tensor:
     return torch.where(inside, maps, 0).sum((2, 3)) / (rows * columns)
 
 
+class _ResponseNorm(nn.LocalResponseNorm):
+    """Computed in float32 at least: squares overflow float16, and torch has no bfloat16 of it on processors."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        if isinstance(input, fx.Proxy) or input.dtype not in (torch.float16, torch.bfloat16):
+            return super().forward(input)
+        return super().forward(input.float()).to(input.dtype)
+
+
 def build_trunk(configuration: Configuration) -> nn.Sequential:
     """The convolutional layers up to `until`, as one Sequential."""
     return nn.Sequential(*(_build_layer(layer, configuration) for layer in configuration.trunk))
@@ -161,7 +185,7 @@ def _build_layer(layer: Layer, configuration: Configuration) -> nn.Module:
             return nn.ReLU(inplace=True)
         case "lrn":
             # Krizhevsky's constants; torch divides alpha by the window, as he does not.
-            return nn.LocalResponseNorm(5, alpha=5 * 1e-4, beta=0.75, k=2.0)
+            return _ResponseNorm(5, alpha=5 * 1e-4, beta=0.75, k=2.0)
         case "pool":
             return nn.MaxPool2d(2, 2) if configuration.pooling == "max" else nn.AvgPool2d(2, 2)
 

@@ -13,7 +13,8 @@ from vggkit.tasks.evaluation import Evaluation
 from vggkit.tasks.prediction import Prediction
 
 if TYPE_CHECKING:
-    from vggkit.tasks.training.loop import Epoch
+    from vggkit.tasks.training.checkpointing import Epoch
+    from vggkit.tasks.training.heads import HeadSolution
 
 
 def plot_history(history: "Sequence[Epoch]", path: str | Path, *, best_epoch: int, title: str) -> None:
@@ -47,6 +48,39 @@ def plot_history(history: "Sequence[Epoch]", path: str | Path, *, best_epoch: in
             axes.set_xticks(_whole_ticks(epochs[-1]))
             axes.set_xlim(0.5, epochs[-1] + 0.5)
             axes.grid(axis="y", color="#eeeeee")
+
+
+def plot_strengths(solution: "HeadSolution", path: str | Path, *, title: str) -> None:
+    """Held-out loss and accuracy of a head over the strength of its penalty; the chosen one is marked.
+
+    Raises BadOutput and MissingExtra, see `draw_to`.
+    """
+    strengths = [trial.strength for trial in solution.tried]
+    chosen = next((trial for trial in solution.tried if trial.strength == solution.strength), None)
+    with draw_to(path, width_inches=9.0, height_inches=3.6) as figure:
+        figure.suptitle(f"{title}: the head", x=0.012, ha="left", fontsize=12, fontweight="bold")
+        panels = (
+            ("loss of held-out pictures (cross-entropy, nats)", "loss", 1.0),
+            ("accuracy of held-out pictures, top-1 (%)", "top1", 100.0),
+        )
+        for axes, (name, field, unit) in zip(figure.subplots(1, 2), panels, strict=True):
+            values = [unit * getattr(trial, field) for trial in solution.tried]
+            errors = [unit * getattr(trial, f"{field}_error") for trial in solution.tried]
+            axes.set_title(name)
+            axes.set_xlabel("strength of the penalty, cross-validated on the training pictures")
+            axes.grid(axis="y", color="#eeeeee")
+            if chosen is None:
+                axes.set_axis_off()
+                axes.text(0.5, 0.5, "too few pictures to choose by", transform=axes.transAxes, ha="center")
+                continue
+            axes.set_xscale("log")
+            low = [value - error for value, error in zip(values, errors, strict=True)]
+            high = [value + error for value, error in zip(values, errors, strict=True)]
+            axes.fill_between(strengths, low, high, color=ORANGE, alpha=0.15, linewidth=0, label="± standard error")
+            axes.plot(strengths, values, color=ORANGE, marker="o", markersize=4)
+            at = unit * getattr(chosen, field)
+            axes.plot([chosen.strength], [at], marker="o", markersize=9, fillstyle="none", color=INK)
+            axes.text(0.98, 0.05, f"{at:.4g} at {chosen.strength:g}, chosen", transform=axes.transAxes, ha="right")
 
 
 def plot_confusion(evaluation: Evaluation, path: str | Path) -> None:

@@ -106,7 +106,7 @@ def evaluate(
             on_progress(done, len(known))
     if not rows:
         raise BadData(f"{opened.name}: none of its {len(known)} pictures can be read; the first: {unreadable[0]}")
-    return _score(
+    return score(
         np.stack(rows),
         np.asarray(targets),
         labels=classifier.labels,
@@ -154,16 +154,16 @@ def _choose(
     return part, pictures, notes
 
 
-def _score(
-    logits: NDArray[np.float32],
+def score(
+    logits: NDArray[np.floating[Any]],
     targets: NDArray[np.int_],
     *,
     labels: tuple[str, ...],
     data: str,
-    unreadable: tuple[str, ...],
-    notes: tuple[str, ...],
+    unreadable: tuple[str, ...] = (),
+    notes: tuple[str, ...] = (),
 ) -> Evaluation:
-    """The figures for logits (N, K) and right classes (N,)."""
+    """The figures for logits (N, K) and right classes (N,), 0 to K - 1; the rest as in `Evaluation`."""
     n, classes = logits.shape
     wide = logits.astype(np.float64)
     peak = wide.max(axis=1, keepdims=True)

@@ -66,8 +66,8 @@ def _clear(out: Path) -> None:
     """Make room where a finished demonstration was; never remove anything else, a training run least of all."""
     if not out.is_dir() or not any(out.iterdir()):
         return
-    run = {"config.yaml", "metrics.csv", "best.safetensors", "learning_curve.png", "confusion_matrix.png"}
-    known = {*run, "answers.png", "pictures"}
+    run = {"config.yaml", "metrics.csv", "best.safetensors", "last.ckpt"}
+    known = {*run, "learning_curve.png", "confusion_matrix.png", "answers.png", "pictures"}
     asked = out / "pictures"
     finished = (out / "answers.png").is_file() and asked.is_dir()  # what a training run does not have
     if (

@@ -1,40 +1,45 @@
-"""A training run from pictures to a measured Classifier: check, fit, evaluate, draw.
+"""A training run from pictures to a measured Classifier: check, settle, learn, evaluate, draw.
 
-The folder of a run: `config.yaml`, `metrics.csv`, `best.safetensors`, `learning_curve.png`,
-`confusion_matrix.png`.
+The folder of a run: `config.yaml`, `metrics.csv`, `best.safetensors`, `last.ckpt`, `confusion_matrix.png`, and
+`learning_curve.png` or `regularisation.png`.
 """
 
-import csv
 import datetime
-import io
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any, Final
 
-import yaml
+import torch
 
-from vggkit.errors import BadData, BadOutput
-from vggkit.hardware import choose_device, describe_machine
+from vggkit.errors import BadCheckpoint, BadData, BadOutput
+from vggkit.hardware import choose_device, computes_bf16, describe_machine, find_peak_memory
 from vggkit.images.pictures import PictureSet, identify_pictures
 from vggkit.images.sources import open_pictures
 from vggkit.images.splits import hold_out
 from vggkit.images.spooling import spool
-from vggkit.networks.classifier import Classifier, load
+from vggkit.networks.card import read_card
+from vggkit.networks.classifier import Classifier
+from vggkit.networks.vgg import VGG
+from vggkit.reports.loggers import open_loggers
 from vggkit.reports.progress import ProgressLine
-from vggkit.reports.run_plots import plot_confusion, plot_history
-from vggkit.tasks.evaluation import Evaluation, evaluate
-from vggkit.tasks.training.loop import Epoch, fit
-from vggkit.tasks.training.recipe import Recipe, settle
+from vggkit.reports.run_plots import plot_confusion
+from vggkit.tasks.evaluation import Evaluation
+from vggkit.tasks.training.checkpointing import Checkpoints, Epoch, Progress
+from vggkit.tasks.training.recipe import Recipe
+from vggkit.tasks.training.settling import Situation, Start, settle
+from vggkit.tasks.training.sizing import choose_batch_size
+from vggkit.workflows.configs import RunConfig
+from vggkit.workflows.courses import Course, learn_at_once, learn_by_steps
 from vggkit.workflows.doctor import vet
-from vggkit.writing import write_text
+from vggkit.workflows.rate_search import search_rate
 
-if TYPE_CHECKING:
-    import torch
+RESULTS: Final = frozenset({"metrics", "seconds", "peak_memory_bytes", "epoch"})
+"""What a Classifier's provenance says of how a training went."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,7 @@ class TrainingRun:
     directory: Path
     """The run's folder."""
     history: tuple[Epoch, ...]
-    """Every epoch."""
+    """Every epoch; one alone where the head was solved at once."""
     best_epoch: int
     """The epoch that was kept: highest validation accuracy, then lowest validation loss."""
     evaluation: Evaluation
@@ -62,6 +67,10 @@ def train(
     device: str = "auto",
     despite_findings: bool = False,
     quiet: bool = False,
+    loggers: Sequence[str] = (),
+    find_rate: bool = False,
+    seconds_between: float = 300.0,
+    asked: RunConfig | None = None,
 ) -> TrainingRun:
     """Train a Classifier on labelled pictures and keep its best epoch.
 
@@ -74,39 +83,44 @@ def train(
         despite_findings: Train even where `check` finds what makes figures lie, such as a class
             that is missing from validation.
         quiet: No progress on standard error.
+        loggers: Who hears of each epoch beside `metrics.csv`: `tensorboard`, `wandb`, `mlflow`.
+        find_rate: Look for a learning rate first, with a picture of the search.
+        seconds_between: How often the middle of an epoch is kept for `resume`.
+        asked: What the command line was asked, for `config.yaml`; None: what can be told from here.
 
-    Pictures are looked at first: unreadable ones are left out, leakage is warned of.
+    Pictures are looked at first: unreadable ones are left out, leakage is warned of. SIGTERM and Ctrl-C
+    are heard between two steps: the state is kept and `KeyboardInterrupt` raised; `resume` goes on.
 
-    Raises BadData where classes are missing or unknown, BadOutput, BadInput when the loss diverges.
+    Raises BadData where classes are missing or unknown, BadConfiguration, BadOutput, BadInput when the loss
+    diverges.
     """
     opened = data if isinstance(data, PictureSet) else open_pictures(data)
     recipe = recipe or Recipe()
     chosen = choose_device(device)
     directory = _new_folder(out, classifier)
-    with (
-        ProgressLine(quiet=quiet) as line,
-        TemporaryDirectory(prefix="vggkit-") as spooled,
-        _emptied(directory),
-    ):
-        parts = hold_out(opened, validation_share=recipe.validation_share, seed=recipe.seed, fold=recipe.fold)
-        held_out = {name: identify_pictures(part) for name, part in parts.splits.items() if name != "train"}
-        parts = spool(parts, Path(spooled) / "pictures", on_progress=partial(line.show, "copying pictures"))
-        _check_labels(parts, classifier)
-        # A class that the Classifier names and the data lacks altogether is missing too.
-        parts = replace(parts, labels=classifier.labels)
+    with ExitStack() as stack:
+        line = stack.enter_context(ProgressLine(quiet=quiet))
+        stack.enter_context(_emptied(directory))
+        parts, held_out = _divide(opened, classifier, recipe, stack=stack, line=line)
         parts = vet(parts, despite_findings=despite_findings, say=line.say, on_progress=line.show)
-        recipe, reasons = settle(
-            recipe,
-            classifier.configuration,
-            classifier.preprocessing,
-            pretrained="weights" in classifier.provenance or "metrics" in classifier.provenance,
-        )
         counts = ", ".join(f"{len(part)} {name}" for name, part in parts.splits.items())
         line.say(f"{classifier.configuration.model} on {opened.name}: {counts}, {len(parts.labels)} classes")
         line.say(_describe(classifier))
+        recipe, reasons = _settle(recipe, classifier, parts, chosen)
         for reason in reasons:
             line.say(reason)
-        started = time.time()
+        # Figures of another training are not this one's.
+        lasting = {name: value for name, value in classifier.provenance.items() if name not in RESULTS}
+        classifier.card = replace(classifier.card, provenance=lasting)
+        if find_rate:
+            recipe = search_rate(
+                classifier,
+                parts.part("train"),
+                recipe,
+                device=chosen,
+                picture=directory / "learning_rate_search.png",
+                line=line,
+            )
         about: dict[str, Any] = {
             "data": {
                 "name": opened.name,
@@ -117,73 +131,200 @@ def train(
                 "fold": recipe.fold,
                 "held_out": held_out,
             },
-            "recipe": recipe.to_dict(),
             "machine": describe_machine(chosen),
-            "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
+            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
-        _write_config(directory, classifier, about)
-        try:
-            history, best = _fit_and_keep(
-                classifier, parts, recipe, about=about, directory=directory, device=chosen, line=line
-            )
-        except KeyboardInterrupt:
-            _tidy_up(directory, line)
-            raise
-        kept = load(directory / "best.safetensors")
-        classifier.network.load_state_dict(kept.network.state_dict())
-        classifier.card = kept.card
-        part = "test" if "test" in parts.splits else "val"
-        evaluation = evaluate(
+        asked = asked or RunConfig.of(classifier, opened.name)
+        config = replace(
+            asked,
+            recipe=recipe,
+            despite_findings=despite_findings,
+            loggers=tuple(loggers),
+            found={**asked.found, **about, **_describe_network(classifier)},
+        )
+        config.write(directory / "config.yaml")
+        course = _plan(
             classifier,
-            replace(parts, name=opened.name),
-            split=part,
-            batch_size=recipe.batch_size,
-            device=device,
-            on_progress=lambda done, total: line.show(f"measuring on {part}", done, total),
+            parts,
+            recipe,
+            about=about,
+            directory=directory,
+            device=chosen,
+            loggers=loggers,
+            seconds_between=seconds_between,
+            line=line,
+            stack=stack,
         )
-        metrics = _metrics(evaluation, part, best)
-        classifier.save(
-            directory / "best.safetensors",
-            provenance={"metrics": metrics, "seconds": round(time.time() - started, 1)},
-        )
-        title = f"{classifier.configuration.model} on {opened.name}"
-        plot_history(history, directory / "learning_curve.png", best_epoch=best, title=title)
-        plot_confusion(evaluation, directory / "confusion_matrix.png")
-    return TrainingRun(classifier, directory, tuple(history), best, evaluation)
+        return _follow(course, Progress(), None)
 
 
-def _fit_and_keep(
+def resume(
+    directory: str | Path,
+    data: str | Path | PictureSet | None = None,
+    *,
+    device: str = "auto",
+    quiet: bool = False,
+    seconds_between: float = 300.0,
+) -> TrainingRun:
+    """Go on with a run that was stopped or killed, to the very weights it would have had.
+
+    On one machine's CPU these are equal bit for bit.
+
+    Args:
+        directory: The run's folder.
+        data: The same pictures; None: where the run had them.
+        device: `auto`, `cpu`, `cuda`, `mps`.
+        quiet: No progress on standard error.
+        seconds_between: How often the middle of an epoch is kept.
+
+    Raises BadCheckpoint where there is nothing to go on from or the recipe was changed, BadData where the
+    pictures are not the same any more, and what `train` raises.
+    """
+    directory = Path(directory)
+    if not (directory / "config.yaml").is_file():
+        raise BadCheckpoint(f"{directory}: is not a run's folder, it has no config.yaml")
+    if not (directory / "last.ckpt").is_file():
+        raise BadCheckpoint(
+            f"{directory}: has no last.ckpt; it was stopped before its first step. Begin it again: "
+            f"vggkit train --config {directory / 'config.yaml'}"
+        )
+    config = RunConfig.read(directory / "config.yaml")
+    card, recipe, chosen = read_card(directory / "last.ckpt"), config.recipe, choose_device(device)
+    with torch.device("meta"):
+        network = VGG(card.configuration)
+    classifier = Classifier(
+        network, labels=card.labels, preprocessing=card.preprocessing, provenance=card.provenance
+    )
+    opened = data if isinstance(data, PictureSet) else open_pictures(data or config.data, columns=config.columns)
+    before = config.found["data"]
+    with ExitStack() as stack:
+        line = stack.enter_context(ProgressLine(quiet=quiet))
+        if opened.fingerprint() != before["fingerprint"]:
+            now = sum(len(part) for part in opened.splits.values())
+            raise BadData(
+                f"{opened.name}: is not what this run was begun with: {sum(before['pictures'].values())} readable "
+                f"pictures then, {now} files now, and some are gone, new or others. Put them back as they were, or "
+                f"begin a new run: vggkit train --config {directory / 'config.yaml'}"
+            )
+        parts, _ = _divide(opened, classifier, recipe, stack=stack, line=line)
+        parts = vet(parts, despite_findings=config.despite_findings, say=line.say, on_progress=line.show)
+        about = {name: config.found[name] for name in ("data", "machine", "started")}
+        course = _plan(
+            classifier,
+            parts,
+            recipe,
+            about=about,
+            directory=directory,
+            device=chosen,
+            loggers=config.loggers,
+            seconds_between=seconds_between,
+            line=line,
+            stack=stack,
+        )
+        state, progress = course.checkpoints.read_last()
+        start = {key.removeprefix("network/"): value for key, value in state.items() if key.startswith("network/")}
+        network.load_state_dict(start, assign=True)
+        network.requires_grad_(True)
+        line.say(f"going on with {directory}: epoch {progress.epoch}, after {progress.batches} of its batches")
+        return _follow(course, progress, state)
+
+
+def _divide(
+    opened: PictureSet, classifier: Classifier, recipe: Recipe, *, stack: ExitStack, line: ProgressLine
+) -> tuple[PictureSet, dict[str, str]]:
+    """The pictures in their parts, where they can be read in any order, and what tells each held-out part."""
+    parts = hold_out(opened, validation_share=recipe.validation_share, seed=recipe.seed, fold=recipe.fold)
+    held_out = {name: identify_pictures(part) for name, part in parts.splits.items() if name != "train"}
+    folder = Path(stack.enter_context(TemporaryDirectory(prefix="vggkit-")))
+    parts = spool(parts, folder / "pictures", on_progress=partial(line.show, "copying pictures"))
+    _check_labels(parts, classifier)
+    # A class that the Classifier names and the data lacks altogether is missing too.
+    return replace(parts, name=opened.name, labels=classifier.labels), held_out
+
+
+def _settle(
+    recipe: Recipe, classifier: Classifier, parts: PictureSet, device: torch.device
+) -> tuple[Recipe, list[str]]:
+    weights = classifier.provenance.get("weights")
+    start: Start = "trained" if "metrics" in classifier.provenance else "random" if weights is None else "weights"
+    pictures, side = len(parts.part("train")), classifier.preprocessing.crop_pixels
+    situation = Situation(
+        configuration=classifier.configuration,
+        preprocessing=classifier.preprocessing,
+        start=start,
+        random_keys=tuple(weights["random"]) if start == "weights" and isinstance(weights, dict) else (),
+        pictures=pictures,
+        bf16=computes_bf16(device),
+    )
+
+    def choose(known: Recipe) -> tuple[int, str]:
+        return choose_batch_size(
+            classifier.configuration, known, crop_pixels=side, pictures=pictures, device=device
+        )
+
+    return settle(recipe, situation, choose_batch_size=choose)
+
+
+def _plan(
     classifier: Classifier,
     parts: PictureSet,
     recipe: Recipe,
     *,
-    about: dict[str, Any],
+    about: Mapping[str, Any],
     directory: Path,
-    device: "torch.device",
+    device: torch.device,
+    loggers: Sequence[str],
+    seconds_between: float,
     line: ProgressLine,
-) -> tuple[list[Epoch], int]:
-    """Fit, and after each epoch write what is known: the table always, the weights where they are the best yet."""
-    history: list[Epoch] = []
-    best: Epoch | None = None
+    stack: ExitStack,
+) -> Course:
+    pictures = {name: identify_pictures(part) for name, part in parts.splits.items()}
+    return Course(
+        classifier=classifier,
+        parts=parts,
+        recipe=recipe,
+        directory=directory,
+        device=device,
+        checkpoints=Checkpoints(
+            directory,
+            card=classifier.card,
+            identity={"recipe": recipe.to_dict(), "pictures": pictures},
+        ),
+        provenance={**about, "recipe": recipe.to_dict()},
+        line=line,
+        loggers=stack.enter_context(
+            open_loggers(loggers, directory, config=recipe.to_dict(), title=directory.name, say=line.say)
+        ),
+        seconds_between=seconds_between,
+    )
 
-    def on_step(what: str, done: int, total: int) -> None:
-        line.show(f"epoch {len(history) + 1} of {recipe.epochs}, {what}", done, total)
 
-    epochs = fit(classifier, parts.part("train"), parts.part("val"), recipe, device=device, on_step=on_step)
-    for record in epochs:
-        history.append(record)
-        _write_metrics(directory, history)
-        better = best is None or (record.val_top1, -record.val_loss) > (best.val_top1, -best.val_loss)
-        if better:
-            best = record
-            classifier.save(directory / "best.safetensors", provenance={**about, "epoch": record.epoch})
-        line.say(
-            f"epoch {record.epoch:>{len(str(recipe.epochs))}}  train loss {record.train_loss:.4f}  "
-            f"val loss {record.val_loss:.4f}  val top-1 {record.val_top1:.4f}  {record.seconds:5.1f} s"
-            + ("  kept" if better else "")
-        )
-    assert best is not None, "a recipe has one epoch or more"
-    return history, best.epoch
+def _follow(course: Course, progress: Progress, state: Mapping[str, torch.Tensor] | None) -> TrainingRun:
+    """Learn, and write down what came of it."""
+    started, classifier = time.monotonic(), course.classifier
+    earlier = sum(epoch.seconds for epoch in progress.history) + progress.seconds
+    if course.recipe.trainable == "head":
+        outcome = learn_at_once(course)
+    else:
+        outcome = learn_by_steps(course, progress, state)
+    classifier.save(
+        course.directory / "best.safetensors",
+        provenance={
+            "metrics": _metrics(outcome.evaluation, course.measured, outcome.best_epoch),
+            "seconds": round(earlier + time.monotonic() - started, 1),
+            "peak_memory_bytes": find_peak_memory(),
+        },
+    )
+    plot_confusion(outcome.evaluation, course.directory / "confusion_matrix.png")
+    return TrainingRun(classifier, course.directory, outcome.history, outcome.best_epoch, outcome.evaluation)
+
+
+def _describe_network(classifier: Classifier) -> dict[str, Any]:
+    return {
+        "configuration": classifier.configuration.to_dict(),
+        "preprocessing": classifier.preprocessing.to_dict(),
+        "labels": list(classifier.labels),
+    }
 
 
 def _new_folder(out: str | Path | None, classifier: Classifier) -> Path:
@@ -199,18 +340,6 @@ def _new_folder(out: str | Path | None, classifier: Classifier) -> Path:
     except OSError as problem:
         raise BadOutput(f"{directory}: cannot be made ({problem.strerror or problem})") from problem
     return directory
-
-
-def _tidy_up(directory: Path, line: ProgressLine) -> None:
-    """After an interruption: say what is kept, or make room where there is nothing worth keeping."""
-    if (directory / "best.safetensors").is_file():
-        line.say(f"interrupted: the best epoch so far is in {directory / 'best.safetensors'}")
-        return
-    for name in ("config.yaml", "metrics.csv"):
-        (directory / name).unlink(missing_ok=True)
-    if not any(directory.iterdir()):
-        directory.rmdir()
-    line.say("interrupted before the first epoch ended: nothing is kept")
 
 
 def _describe(classifier: Classifier) -> str:
@@ -247,25 +376,6 @@ def _emptied(directory: Path) -> Iterator[None]:
         with suppress(OSError):
             directory.rmdir()
         raise
-
-
-def _write_config(directory: Path, classifier: Classifier, about: dict[str, Any]) -> None:
-    content = {
-        "model": classifier.configuration.model,
-        **about,
-        "configuration": classifier.configuration.to_dict(),
-        "preprocessing": classifier.preprocessing.to_dict(),
-        "labels": list(classifier.labels),
-    }
-    write_text(directory / "config.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
-
-
-def _write_metrics(directory: Path, history: Sequence[Epoch]) -> None:
-    table = io.StringIO()
-    writer = csv.DictWriter(table, [field.name for field in fields(Epoch)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(record) for record in history)
-    write_text(directory / "metrics.csv", table.getvalue())
 
 
 def _metrics(evaluation: Evaluation, part: str, epoch: int) -> dict[str, Any]:

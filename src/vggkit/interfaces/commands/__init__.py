@@ -4,7 +4,21 @@ Arguments before `/` are positional, the others options; tyro reads both, and th
 """
 
 from vggkit.interfaces.commands.asking import demo, predict
-from vggkit.interfaces.commands.learning import check, evaluate, train
+from vggkit.interfaces.commands.defaults import find_defaults
+from vggkit.interfaces.commands.learning import check, compare, evaluate, train
 from vggkit.interfaces.commands.networks import code, convert, identify, models, summary
 
-__all__ = ["check", "code", "convert", "demo", "evaluate", "identify", "models", "predict", "summary", "train"]
+__all__ = [
+    "check",
+    "code",
+    "compare",
+    "convert",
+    "demo",
+    "evaluate",
+    "find_defaults",
+    "identify",
+    "models",
+    "predict",
+    "summary",
+    "train",
+]

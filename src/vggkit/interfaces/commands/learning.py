@@ -1,16 +1,25 @@
 """Learn from your pictures."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from vggkit.images.preprocessing import FitMode
+from vggkit.errors import BadInput
 from vggkit.images.sources import Columns
 from vggkit.interfaces.commands.printing import describe_evaluation, print_json
-from vggkit.networks.configurations import Head, Scheme, configure
+from vggkit.networks.configurations import configure
+from vggkit.reports.loggers import LoggerName
 from vggkit.reports.progress import ProgressLine, only_our_errors
+from vggkit.tasks.training.presets import find_preset
 from vggkit.tasks.training.recipe import Recipe
+from vggkit.workflows.configs import NetworkChoice, RunConfig, locate
+
+if TYPE_CHECKING:
+    from vggkit.images.pictures import PictureSet
+    from vggkit.networks.classifier import Classifier
 
 
 def check(
@@ -83,22 +92,17 @@ def train(
     data: str = "digits",
     /,
     *,
-    model: str = "vgg11",
     out: Path | None = None,
-    weights: Path | None = None,
-    head: Head | None = None,
-    until: str | None = None,
-    image_size: int | None = None,
-    fit_mode: FitMode | None = None,
-    reduced_decoding: bool = False,
-    channels: int = 3,
-    dropout: float | None = None,
-    initialization: Scheme = "kaiming",
-    input_convention: str | None = None,
-    allow_partial: bool = False,
+    config: Path | None = None,
+    preset: str | None = None,
+    resume: Path | None = None,
+    network: NetworkChoice = NetworkChoice(),  # noqa: B008 (frozen)
     recipe: Recipe = Recipe(),  # noqa: B008 (frozen)
+    find_learning_rate: bool = False,
     columns: Columns = Columns(),  # noqa: B008 (frozen)
     despite_findings: bool = False,
+    loggers: tuple[LoggerName, ...] = (),
+    save_seconds: float = 300.0,
     device: str = "auto",
     json: bool = False,
     quiet: bool = False,
@@ -110,54 +114,48 @@ def train(
 
     Args:
         data: A folder, a table, tar shards, Parquet, hf://datasets/owner/name, or a name such as digits or cifar10.
-        model: A name that `vggkit models` lists.
         out: The run's folder, new or empty. Without it: the next free runs/<model>-<n>.
-        weights: Start from imagenet, the published weights, or from a file of a VGG's weights, such as .pth.
-        head: fc (the paper's), dense or pool. Without it: the model's, and pool below 128 pixels.
-        until: Cut after this layer: relu3_4 and a pool head on it, or fc6 and fc7, which keep the head up to there.
-        image_size: Pixels at which pictures are fed. Without it: 224, or smaller pictures' own size.
-        fit_mode: crop (the middle), pad (the whole picture on the mean colour) or stretch; of predictions too.
-        reduced_decoding: Decode large JPEGs at a smaller scale: faster, and slightly other pixels.
-        channels: 3, or 1 for grey.
-        dropout: Chance in [0, 1).
-        initialization: How random weights are drawn.
-        input_convention: What the weights are fed, where unknown: imagenet, caffe, caffe-rgb or caffe-unit.
-        allow_partial: Take what fits of the weights; the rest stays random, and every key is reported.
+        config: A run's folder or its config.yaml: begin with all that it says; options given beside it win.
+        preset: quick, small-pictures, modern, paper or torchvision: begin with a recipe; options beside it win.
+        resume: A run's folder: go on where it was stopped, to the very weights it would have had.
+        network: Which network learns.
         recipe: How to learn.
+        find_learning_rate: Look for a learning rate first, by some steps at ever higher rates.
         columns: What a table's columns are called.
         despite_findings: Train even where figures would lie, such as a class missing from validation.
+        loggers: Who hears of each epoch: csv (always), tensorboard, wandb, mlflow.
+        save_seconds: How often the middle of an epoch is kept for --resume.
         device: auto, cpu, cuda or mps.
         json: One JSON object with the result on standard output.
         quiet: No progress on standard error.
     """
-    from vggkit.images.sources import open_pictures
-    from vggkit.workflows.runs import train as run_training
-    from vggkit.workflows.suiting import suit_classifier
+    from vggkit.workflows import runs
 
-    with ProgressLine(quiet=quiet) as line:
-        line.show(f"opening {data}", 0, None)
-        pictures = open_pictures(data, columns=columns)
-    if str(weights) == "imagenet":
-        _fetch_weights(configure(model, head=head, dropout=dropout, until=until).model, quiet=quiet)
-    classifier = suit_classifier(
-        pictures,
-        model,
-        weights=weights,
-        image_pixels=image_size,
-        fit_mode=fit_mode,
-        reduced_decoding=reduced_decoding,
-        in_channels=channels,
-        head=head,
-        dropout=dropout,
-        until=until,
-        initialization=initialization,
-        input_convention=input_convention,
-        allow_partial=allow_partial,
-        seed=recipe.seed,
-    )
-    run = run_training(
-        classifier, pictures, recipe, out=out, device=device, despite_findings=despite_findings, quiet=quiet
-    )
+    if resume is not None:
+        run = runs.resume(resume, data or None, device=device, quiet=quiet, seconds_between=save_seconds)
+    else:
+        asked = RunConfig(
+            data=locate(data),
+            columns=columns,
+            despite_findings=despite_findings,
+            loggers=loggers,
+            network=replace(network, weights=locate(network.weights) if network.weights else None),
+            recipe=recipe,
+        )
+        pictures, classifier = _prepare(data, asked, preset=preset, quiet=quiet)
+        run = runs.train(
+            classifier,
+            pictures,
+            recipe,
+            out=out,
+            device=device,
+            despite_findings=despite_findings,
+            quiet=quiet,
+            loggers=loggers,
+            find_rate=find_learning_rate,
+            seconds_between=save_seconds,
+            asked=asked,
+        )
     if json:
         print_json(
             {
@@ -169,8 +167,42 @@ def train(
         )
         return
     print(describe_evaluation(run.evaluation))
-    print(f"{run.directory}: best.safetensors, learning_curve.png, confusion_matrix.png, metrics.csv, config.yaml")
+    made = sorted(path.name for path in run.directory.iterdir() if path.suffix in (".png", ".csv", ".yaml"))
+    print(f"{run.directory}: best.safetensors, {', '.join(made)}")
     print(f"next: vggkit predict {run.directory}/best.safetensors PICTURE…")
+
+
+def _prepare(data: str, asked: RunConfig, *, preset: str | None, quiet: bool) -> "tuple[PictureSet, Classifier]":
+    """The pictures, and a Classifier that suits them."""
+    from vggkit.images.sources import open_pictures
+    from vggkit.workflows.suiting import suit_classifier
+
+    with ProgressLine(quiet=quiet) as line:
+        if preset is not None:
+            line.say(f"preset {preset}: {find_preset(preset).about}")
+        line.show(f"opening {data}", 0, None)
+        pictures = open_pictures(data, columns=asked.columns)
+    choice = asked.network
+    if choice.weights == "imagenet":
+        configuration = configure(choice.model, head=choice.head, dropout=choice.dropout, until=choice.until)
+        _fetch_weights(configuration.model, quiet=quiet)
+    classifier = suit_classifier(
+        pictures,
+        choice.model,
+        weights=choice.weights,
+        image_pixels=choice.image_size,
+        fit_mode=choice.fit_mode,
+        reduced_decoding=choice.reduced_decoding,
+        in_channels=choice.channels,
+        head=choice.head,
+        dropout=choice.dropout,
+        until=choice.until,
+        initialization=choice.initialization,
+        input_convention=choice.input_convention,
+        allow_partial=choice.allow_partial,
+        seed=asked.recipe.seed,
+    )
+    return pictures, classifier
 
 
 def evaluate(
@@ -220,6 +252,42 @@ def evaluate(
         print_json(found.to_dict())
     else:
         print(describe_evaluation(found))
+
+
+def compare(
+    runs: tuple[Path, ...],
+    /,
+    *,
+    plot: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Trainings side by side: what differs between them, and what came of it.
+
+    Runs that still go on, or were stopped, are shown as far as they are.
+
+    Args:
+        runs: The runs' folders, or a folder that holds several.
+        plot: Also draw their curves over each other, to this .png, .pdf or .svg.
+        json: One JSON object in place of the table.
+    """
+    from vggkit.workflows.comparison import compare as put_side_by_side
+
+    if not runs:
+        raise BadInput("compare needs the folders of runs: vggkit compare RUN RUN…")
+    found = put_side_by_side(runs)
+    if plot is not None:
+        from vggkit.reports.comparison import plot_comparison
+
+        plot_comparison(found, plot)
+    if json:
+        print_json(found.to_dict())
+        return
+    from vggkit.reports.comparison import draw_comparison
+
+    console = Console(highlight=False)
+    console.print(draw_comparison(found, width=console.width))
+    if plot is not None:
+        print(f"drawn: {plot}")
 
 
 def _fetch_weights(model: str, *, quiet: bool) -> None:

@@ -1,0 +1,257 @@
+"""Trainings side by side, as a record, a table and curves over each other."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from vggkit.reports.plots import INK, PALE_INK, draw_to
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's, the palest left out.
+COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", INK)
+STROKES: Final = ("-", "--", ":")
+"""After so many colours the next stroke."""
+WIDE_COLUMNS: Final = 104
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparedRun:
+    """One training, as far as its folder tells."""
+
+    name: str
+    """Its folder's name; the whole path where two have the same."""
+    directory: str
+    """Its folder."""
+    model: str
+    """Such as `vgg11_bn`."""
+    head: str
+    """fc, dense or pool."""
+    trainable: str
+    """What learnt: head, top, all or gradual."""
+    is_finished: bool
+    """Whether it came to its end; figures of one that did not are its best epoch's until now."""
+    idle_seconds: float
+    """Since anything was last written to its folder."""
+    epochs: int
+    """How many it is to have; 1 where the head was solved at once."""
+    history: tuple[Mapping[str, float], ...]
+    """The rows of `metrics.csv`."""
+    best_epoch: int | None
+    """The epoch that is kept; None before the first one ended."""
+    part: str
+    """What the figures were measured on: `val` or `test`."""
+    data: str
+    """Where the pictures came from."""
+    pictures: str | None
+    """Digest of the pictures that the figures were measured on."""
+    n: int | None
+    """How many they are."""
+    top1: float | None
+    """Share in [0, 1] of them whose best class is right."""
+    top1_interval: tuple[float, float] | None
+    """Wilson's 95 % interval of it."""
+    loss: float | None
+    """Mean cross-entropy on them, in nats."""
+    seconds: float
+    """How long it took, or took until now."""
+    peak_memory_bytes: int | None
+    """Memory at its largest, where it was noted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Trainings side by side; `vggkit compare` prints it."""
+
+    runs: tuple[ComparedRun, ...]
+    """In the order in which they were asked for."""
+    differing: Mapping[str, tuple[Any, ...]]
+    """Each field of what was asked that is not the same for all, with its value in each run."""
+    notes: tuple[str, ...]
+    """What keeps the figures from being compared, or from telling much."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """A value for JSON."""
+        return {
+            "runs": [asdict(run) for run in self.runs],
+            "differing": {name: list(values) for name, values in self.differing.items()},
+            "notes": list(self.notes),
+        }
+
+
+def draw_comparison(comparison: Comparison, *, width: int = 80) -> RenderableType:
+    """What `rich.print` shows of a Comparison: a row a run, what differs, and what to mind.
+
+    Args:
+        comparison: From `compare`.
+        width: Characters of a line; 80 are enough, and from 104 on heads and finer intervals are shown.
+    """
+    parts: list[RenderableType] = [_draw_runs(comparison.runs, wide=width >= WIDE_COLUMNS)]
+    unfinished = [run for run in comparison.runs if not run.is_finished]
+    if unfinished:
+        parts += [Text(), *(Text(_describe_standing(run), style="yellow") for run in unfinished)]
+    if comparison.differing:
+        parts += [Text(), _draw_differing(comparison)]
+    elif len(comparison.runs) > 1:
+        parts += [Text(), Text("nothing differs in what they were asked", style="dim")]
+    for note in comparison.notes:
+        parts += [Text(), Text.assemble(("! ", "yellow"), note)]
+    return Group(*parts)
+
+
+def _draw_runs(runs: Sequence[ComparedRun], *, wide: bool) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2 if wide else 1, 0, 0), header_style="bold")
+    table.add_column("run", overflow="ellipsis", no_wrap=True, max_width=36 if wide else 20)
+    table.add_column("network", no_wrap=True)
+    table.add_column("learns", no_wrap=True)
+    for name in ("top-1 (95 %)", "n", "loss", "epoch", "time"):
+        table.add_column(name, justify="right", no_wrap=True)
+    with_memory = any(run.peak_memory_bytes for run in runs)
+    if with_memory:
+        table.add_column("memory" if wide else "GB", justify="right", no_wrap=True)
+    for run in runs:
+        cells: list[RenderableType] = [
+            Text(run.name, style="" if run.is_finished else "yellow"),
+            f"{run.model}, {run.head}" if wide else run.model,
+            run.trainable,
+            _accuracy(run, decimals=1 if wide else 0),
+            "" if run.n is None else f"{run.n:,}",
+            "" if run.loss is None else f"{run.loss:.3f}",
+            "" if run.best_epoch is None else f"{run.best_epoch}/{run.epochs}",
+            describe_seconds(run.seconds),
+        ]
+        memory = f"{run.peak_memory_bytes / 1e9:.1f}" if run.peak_memory_bytes else ""
+        table.add_row(*cells, *([memory + " GB" * (wide and bool(memory))] if with_memory else []))
+    return table
+
+
+def _accuracy(run: ComparedRun, *, decimals: int) -> Text:
+    if run.top1 is None:
+        return Text("")
+    text = Text(f"{100 * run.top1:.1f}", style="bold")
+    if run.top1_interval is not None:
+        low, high = (f"{100 * bound:.{decimals}f}" for bound in run.top1_interval)
+        text.append(f" ({low}–{high})", style="not bold dim")
+    return text
+
+
+def _describe_standing(run: ComparedRun) -> str:
+    epochs = f"{len(run.history)} of {run.epochs} epochs"
+    return f"unfinished: {run.name}, {epochs}, last written {describe_seconds(run.idle_seconds)} ago"
+
+
+def _draw_differing(comparison: Comparison) -> Table:
+    """Each field, its values, and the runs that have each; the most usual value last."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold", max_width=32)
+    table.add_column(overflow="fold", style="dim")
+    for field, values in comparison.differing.items():
+        having: dict[str, list[str]] = {}
+        for run, value in zip(comparison.runs, values, strict=True):
+            having.setdefault(describe_value(value), []).append(run.name)
+        order = sorted(having, key=lambda value: len(having[value]))
+        usual = order[-1] if len(having[order[-1]]) > len(having[order[-2]]) else None
+        for number, value in enumerate(order):
+            names = "the others" if value == usual else ", ".join(having[value])
+            table.add_row("" if number else field.replace("_", " "), Text(value), Text(names))
+    return table
+
+
+def describe_value(value: object) -> str:
+    """As people write it."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def describe_seconds(seconds: float) -> str:
+    """A duration in a few characters: `48 s`, `13 min`, `2.5 h`."""
+    if seconds < 119.5:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7170 else f"{seconds / 3600:.1f} h"
+
+
+def plot_comparison(comparison: Comparison, path: str | Path) -> None:
+    """Losses above, validation accuracy below; by epoch on the left, by time on the right.
+
+    Raises BadOutput and MissingExtra, see `draw_to`.
+    """
+    runs = [run for run in comparison.runs if run.history]
+    longest = max((run.history[-1]["epoch"] for run in runs), default=1)
+    unit, scale = _choose_unit(max((_times(run)[-1] for run in runs), default=1.0))
+    legend_rows = -(-len(runs) // 3)
+    with draw_to(path, width_inches=9.0, height_inches=6.2 + 0.2 * legend_rows) as figure:
+        grid = figure.subplots(2, 2, sharey="row", sharex="col")
+        for number, run in enumerate(runs):
+            colour = COLOURS[number % len(COLOURS)]
+            stroke = STROKES[number // len(COLOURS) % len(STROKES)]
+            label = run.name if run.is_finished else f"{run.name} (unfinished)"
+            epochs, times = [row["epoch"] for row in run.history], [time / scale for time in _times(run)]
+            for column, places in enumerate((epochs, times)):
+                for values, upper, pale in (
+                    ([row["train_loss"] for row in run.history], True, True),
+                    ([row["val_loss"] for row in run.history], True, False),
+                    ([100 * row["val_top1"] for row in run.history], False, False),
+                ):
+                    grid[0 if upper else 1][column].plot(
+                        places,
+                        values,
+                        color=colour,
+                        linestyle=stroke,
+                        linewidth=1.0 if pale else 1.8,
+                        alpha=0.45 if pale else 1.0,
+                        marker="o" if len(places) == 1 else "",
+                        fillstyle="none" if pale else "full",
+                        label=label if not upper and column == 0 else None,
+                    )
+                if run.best_epoch is not None:
+                    best = run.best_epoch - 1
+                    grid[1][column].plot(
+                        [places[best]],
+                        [100 * run.history[best]["val_top1"]],
+                        marker="o",
+                        markersize=7,
+                        color=colour,
+                    )
+        grid[0][0].set_title("loss (cross-entropy, nats)")
+        grid[1][0].set_title("validation accuracy, top-1 (%)")
+        grid[1][0].set_xlabel("epoch")
+        grid[1][1].set_xlabel(unit)
+        grid[1][0].set_xlim(0.5, longest + 0.5)
+        grid[1][1].set_xlim(left=0)
+        grid[1][0].xaxis.get_major_locator().set_params(integer=True)
+        grid[0][0].set_ylim(bottom=0)
+        _say(grid[0][1], "strong: validation, pale: training")
+        _say(grid[1][1], "dot: the epoch that is kept")
+        for axes in grid.flat:
+            axes.grid(axis="y", color="#eeeeee")
+        if runs:
+            figure.legend(loc="outside lower left", ncols=3, frameon=False)
+
+
+def _say(axes: "Axes", text: str) -> None:
+    axes.set_title(text, loc="right", fontsize=8, fontweight="normal", color=PALE_INK)
+
+
+def _times(run: ComparedRun) -> list[float]:
+    """Seconds from the start to the end of each epoch."""
+    times, now = [], 0.0
+    for row in run.history:
+        now += row["seconds"]
+        times.append(now)
+    return times
+
+
+def _choose_unit(seconds: float) -> tuple[str, float]:
+    if seconds < 180:
+        return "seconds", 1.0
+    return ("minutes", 60.0) if seconds < 3 * 3600 else ("hours", 3600.0)

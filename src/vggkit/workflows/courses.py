@@ -1,0 +1,249 @@
+"""The two ways a network learns: step by step, or its head at once, on features computed once."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vggkit.errors import VggkitError
+from vggkit.hardware import keep_freed_memory
+from vggkit.images.pictures import PictureSet
+from vggkit.networks.classifier import Classifier
+from vggkit.reports.loggers import Loggers
+from vggkit.reports.progress import ProgressLine
+from vggkit.reports.run_plots import plot_history, plot_strengths
+from vggkit.tasks.evaluation import Evaluation, evaluate, score
+from vggkit.tasks.training.batches import weigh_classes
+from vggkit.tasks.training.checkpointing import Checkpoints, Epoch, Progress
+from vggkit.tasks.training.features import extract_features
+from vggkit.tasks.training.heads import solve_head
+from vggkit.tasks.training.learner import Learner
+from vggkit.tasks.training.loop import Listeners, Stopped, Training
+from vggkit.tasks.training.recipe import Recipe
+from vggkit.tasks.training.sizing import describe, estimate_memory, estimate_seconds
+from vggkit.workflows.interruptions import hear_signals
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """A training that is ready to begin, or to go on."""
+
+    classifier: Classifier
+    """Its network learns."""
+    parts: PictureSet
+    """Readable pictures in `train`, `val` and perhaps `test`."""
+    recipe: Recipe
+    """Settled."""
+    directory: Path
+    """The run's folder."""
+    device: torch.device
+    """Where to learn."""
+    checkpoints: Checkpoints
+    """The run's states."""
+    provenance: Mapping[str, Any]
+    """What the Classifier's file is to say of the run."""
+    line: ProgressLine
+    """Shows what goes on."""
+    loggers: Loggers
+    """Hear of each epoch."""
+    seconds_between: float
+    """How often the middle of an epoch is kept."""
+
+    @property
+    def measured(self) -> str:
+        """The part that the headline is measured on."""
+        return "test" if "test" in self.parts.splits else "val"
+
+    @property
+    def title(self) -> str:
+        """The run in a line."""
+        return f"{self.classifier.configuration.model} on {self.parts.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a course led to; the Classifier holds the weights that were kept."""
+
+    history: tuple[Epoch, ...]
+    """Every epoch."""
+    best_epoch: int
+    """The one that was kept: highest validation accuracy, then lowest validation loss."""
+    evaluation: Evaluation
+    """The kept weights on the part that is measured."""
+
+
+def learn_by_steps(course: Course, progress: Progress, state: Mapping[str, torch.Tensor] | None) -> Outcome:
+    """Epoch by epoch, from where `progress` and `state` say; the best epoch is kept in `best.safetensors`."""
+    classifier, recipe, line = course.classifier, course.recipe, course.line
+    best_path = course.directory / "best.safetensors"
+    if course.device.type == "cpu":
+        keep_freed_memory()
+    train = course.parts.part("train")
+    learner = Learner(
+        classifier.network,
+        recipe,
+        device=course.device,
+        class_weights=weigh_classes(train, classifier.labels) if recipe.balance == "weights" else None,
+    )
+    if state is not None:
+        learner.restore(state)
+    else:
+        line.say(_estimate(course, learner))
+    with hear_signals() as find_stop:
+        training = Training(
+            classifier,
+            train,
+            course.parts.part("val"),
+            recipe,
+            learner=learner,
+            progress=progress,
+            checkpoints=course.checkpoints,
+            seconds_between=course.seconds_between,
+            listeners=Listeners(
+                on_step=lambda what, done, total: line.show(
+                    f"epoch {training.progress.epoch} of {recipe.epochs}, {what}", done, total
+                ),
+                say=line.say,
+                find_stop=find_stop,
+            ),
+        )
+        try:
+            for epoch in training.epochs():
+                history = (*training.progress.history, epoch)
+                is_best = find_best(history) == epoch
+                if is_best:
+                    kept = Classifier(
+                        learner.kept,
+                        labels=classifier.labels,
+                        preprocessing=classifier.preprocessing,
+                        provenance={**classifier.provenance, **course.provenance, "epoch": epoch.epoch},
+                    )
+                    kept.save(best_path)
+                course.loggers.log(history)
+                line.say(_describe_epoch(epoch, recipe.epochs) + ("  kept" if is_best else ""))
+        except Stopped:
+            line.say(
+                f"stopped in epoch {training.progress.epoch} after {training.progress.batches} of "
+                f"{len(training.batches)} batches; go on with: vggkit train --resume {course.directory}"
+            )
+            raise
+        except (VggkitError, KeyboardInterrupt):
+            line.say(f"the last state is kept; go on with: vggkit train --resume {course.directory}")
+            raise
+    history = training.progress.history
+    best = find_best(history)
+    _take_over(classifier, Classifier.load(best_path))
+    plot_history(history, course.directory / "learning_curve.png", best_epoch=best.epoch, title=course.title)
+    evaluation = evaluate(
+        classifier,
+        course.parts,
+        split=course.measured,
+        batch_size=recipe.batch_size or 32,
+        device=str(course.device),
+        on_progress=lambda done, total: line.show(f"measuring on {course.measured}", done, total),
+    )
+    return Outcome(history, best.epoch, evaluation)
+
+
+def learn_at_once(course: Course) -> Outcome:
+    """The last layer alone: features of every picture once, and the best linear classifier on them."""
+    classifier, recipe, line = course.classifier, course.recipe, course.line
+    started = time.monotonic()
+    # All that it begins with; what is computed is kept with the features.
+    begun = {f"network/{key}": value for key, value in classifier.network.state_dict().items()}
+    course.checkpoints.keep(begun, Progress())
+    found = {
+        part: extract_features(
+            classifier,
+            pictures,
+            recipe=recipe,
+            device=course.device,
+            # What figures are measured on is computed as `evaluate` does.
+            precision="auto" if part == "train" else "fp32",
+            views=recipe.views if part == "train" else 1,
+            on_progress=partial(line.show, f"features of {part}"),
+            say=line.say,
+        )
+        for part, pictures in course.parts.splits.items()
+        if part in ("train", "val", "test")
+    }
+    train = found["train"]
+    solution = solve_head(
+        train.rows,
+        train.targets,
+        classes=len(classifier.labels),
+        groups=train.groups,
+        class_weights=weigh_classes(course.parts.part("train"), classifier.labels)
+        if recipe.balance == "weights"
+        else None,
+        label_smoothing=recipe.label_smoothing,
+        seed=recipe.seed,
+        on_progress=lambda done, total: line.show("solving the head", done, total),
+    )
+    for strength in solution.describe():
+        line.say(strength)
+    scores = {part: features.rows @ solution.weight.T + solution.bias for part, features in found.items()}
+    with torch.no_grad():
+        last = classifier.network.classifier[-1]
+        assert isinstance(last, torch.nn.Linear)
+        last.weight.copy_(torch.from_numpy(solution.weight))
+        last.bias.copy_(torch.from_numpy(solution.bias))
+    measured = {
+        part: score(
+            scores[part], found[part].targets, labels=classifier.labels, data=f"{course.parts.name}, part {part}"
+        )
+        for part in found
+    }
+    epoch = Epoch(
+        epoch=1,
+        learning_rate=0.0,
+        train_loss=measured["train"].loss,
+        val_loss=measured["val"].loss,
+        val_top1=measured["val"].top1,
+        seconds=time.monotonic() - started,
+    )
+    course.loggers.log((epoch,))
+    line.say(_describe_epoch(epoch, 1))
+    classifier.save(course.directory / "best.safetensors", provenance={**course.provenance, "epoch": 1})
+    course.checkpoints.close()
+    plot_strengths(solution, course.directory / "regularisation.png", title=course.title)
+    return Outcome((epoch,), 1, measured[course.measured])
+
+
+def find_best(history: tuple[Epoch, ...]) -> Epoch:
+    """The epoch of the highest validation accuracy, of these of the lowest loss, and of these the first."""
+    return max(history, key=lambda epoch: (epoch.val_top1, -epoch.val_loss))
+
+
+def _estimate(course: Course, learner: Learner) -> str:
+    """How long it will be and how much memory it will take, by some trial steps."""
+    classifier, recipe, parts = course.classifier, course.recipe, course.parts
+    assert recipe.batch_size is not None, "the recipe is settled"
+    memory = estimate_memory(
+        classifier.configuration,
+        recipe,
+        crop_pixels=classifier.preprocessing.crop_pixels,
+        batch_size=recipe.batch_size,
+    )
+    course.line.show("trying a step", 0, None)
+    estimate = estimate_seconds(
+        learner, parts.part("train"), parts.part("val"), preprocessing=classifier.preprocessing
+    )
+    return describe(estimate, memory_bytes=memory)
+
+
+def _take_over(classifier: Classifier, kept: Classifier) -> None:
+    classifier.network.requires_grad_(True)
+    classifier.network.load_state_dict(kept.network.state_dict())
+    classifier.card = kept.card
+
+
+def _describe_epoch(epoch: Epoch, epochs: int) -> str:
+    return (
+        f"epoch {epoch.epoch:>{len(str(epochs))}}  train loss {epoch.train_loss:.4f}  "
+        f"val loss {epoch.val_loss:.4f}  val top-1 {epoch.val_top1:.4f}  {epoch.seconds:5.1f} s"
+    )

@@ -1,0 +1,196 @@
+"""The two ways of learning as workflows: the head at once, and what is noticed while learning by steps."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from conftest import fill_folder
+from vggkit.errors import BadConfiguration, BadInput
+from vggkit.images.preprocessing import Preprocessing
+from vggkit.networks.classifier import Classifier, load
+from vggkit.tasks.evaluation import evaluate
+from vggkit.tasks.training import learner as learners
+from vggkit.tasks.training.recipe import Recipe
+from vggkit.workflows.runs import resume, train
+
+LABELS = ("across", "down", "red")
+FED = Preprocessing(resize_pixels=32, crop_pixels=32)
+STEPS = Recipe(epochs=2, batch_size=8, learning_rate=0.05, precision="fp32")
+HEAD = Recipe(trainable="head", precision="fp32")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("VGGKIT_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, photos, tmp_path_factory):
+    """A file of weights."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    torch.manual_seed(0)
+    fresh = Classifier.create(tiny, labels=LABELS, preprocessing=FED)
+    train(fresh, photos, replace(STEPS, epochs=3), out=out, device="cpu", quiet=True)
+    return out / "best.safetensors"
+
+
+def start(tiny, weights=None, labels=LABELS):
+    return Classifier.create(tiny, labels=labels, weights=weights, preprocessing=FED, seed=0)
+
+
+def weights_of(run):
+    return run.classifier.network.state_dict()
+
+
+def test_the_head_is_solved_on_what_is_frozen_and_measured_as_evaluate_does(tiny, trained, photos, tmp_path):
+    classifier = start(tiny, trained)
+    before = {key: value.clone() for key, value in classifier.network.state_dict().items()}
+    run = train(classifier, photos, HEAD, out=tmp_path / "run", device="cpu", quiet=True)
+    changed = {key for key, value in weights_of(run).items() if not torch.equal(value, before[key])}
+    assert changed == {"classifier.0.weight", "classifier.0.bias"}
+    assert run.evaluation.top1 > 0.6
+    again = evaluate(load(tmp_path / "run"), photos)
+    assert (again.top1, again.n) == (run.evaluation.top1, 15)
+    assert again.loss == pytest.approx(run.evaluation.loss, abs=1e-4)
+    assert run.evaluation.loss == pytest.approx(run.history[0].val_loss)
+    with Image.open(tmp_path / "run" / "regularisation.png") as image:
+        assert min(image.size) > 300
+
+
+def test_a_second_run_computes_nothing_and_other_weights_all(tiny, trained, photos, tmp_path, capsys):
+    first = train(start(tiny, trained), photos, HEAD, out=tmp_path / "1", device="cpu")
+    assert "kept from before" not in capsys.readouterr().err
+    second = train(start(tiny, trained), photos, HEAD, out=tmp_path / "2", device="cpu")
+    told = capsys.readouterr().err
+    assert "48 of 48 features were kept from before" in told
+    assert "computed by" not in told
+    assert all(torch.equal(weights_of(second)[key], value) for key, value in weights_of(first).items())
+    other = start(tiny, trained)
+    with torch.no_grad():
+        other.network.features[0].bias += 0.01
+    train(other, photos, HEAD, out=tmp_path / "3", device="cpu")
+    assert "kept from before" not in capsys.readouterr().err
+
+
+def test_a_head_that_was_stopped_goes_on_to_the_same_bits(tiny, trained, photos, tmp_path, monkeypatch):
+    from vggkit.workflows import courses
+
+    whole = train(start(tiny, trained), photos, HEAD, out=tmp_path / "1", device="cpu", quiet=True)
+    monkeypatch.setenv("VGGKIT_HOME", str(tmp_path / "other"))
+
+    def end(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(courses, "solve_head", end)
+        with pytest.raises(KeyboardInterrupt):
+            train(start(tiny, trained), photos, HEAD, out=tmp_path / "2", device="cpu", quiet=True)
+    resumed = resume(tmp_path / "2", device="cpu", quiet=True)
+    assert all(torch.equal(weights_of(resumed)[key], value) for key, value in weights_of(whole).items())
+
+
+def test_views_of_each_picture_are_seen_by_the_head(tiny, trained, photos, tmp_path, capsys):
+    recipe = replace(HEAD, views=3, mirror="alternating")
+    train(start(tiny, trained), photos, recipe, out=tmp_path / "1", device="cpu")
+    assert "144 features computed" in capsys.readouterr().err
+    train(start(tiny, trained), photos, replace(recipe, views=4), out=tmp_path / "2", device="cpu")
+    assert "48 features computed" in capsys.readouterr().err
+
+
+def test_what_was_learnt_can_be_taken_for_other_classes(tiny, trained, tmp_path, capsys):
+    fill_folder(tmp_path / "photos", LABELS[:2], 10)
+    classifier = start(replace(tiny, num_classes=2), trained, labels=LABELS[:2])
+    run = train(classifier, tmp_path / "photos", Recipe(), out=tmp_path / "run", device="cpu")
+    assert "trainable head: 16 pictures from given weights" in capsys.readouterr().err
+    assert run.evaluation.top1 == 1
+    assert run.evaluation.n == 4
+
+
+def diverge_at(monkeypatch, *numbers):
+    """Let the loss of the batches of these numbers be none, counted over everything that is computed."""
+    compute, count = learners.Learner.compute, iter(range(10**6))
+
+    def computed(self, images, targets, **options):
+        loss = compute(self, images, targets, **options)
+        return loss * float("nan") if next(count) in numbers else loss
+
+    monkeypatch.setattr(learners.Learner, "compute", computed)
+
+
+def test_after_nan_it_goes_back_and_on_at_a_lower_rate(tiny, photos, tmp_path, monkeypatch, capsys):
+    diverge_at(monkeypatch, 8)
+    run = train(start(tiny), photos, replace(STEPS, schedule="constant"), out=tmp_path / "run", device="cpu")
+    told = capsys.readouterr().err
+    assert "the loss became nan in epoch 2, after 2 of 6 batches: back to the start of the epoch" in told
+    assert [epoch.learning_rate for epoch in run.history] == pytest.approx([0.05, 0.015], rel=0.2)
+    assert len(run.history) == 2
+
+
+def test_a_run_that_went_back_resumes_at_its_lower_rate(tiny, photos, tmp_path, monkeypatch):
+    from vggkit.tasks.training import loop
+
+    recipe = replace(STEPS, epochs=3, schedule="constant")
+    with monkeypatch.context() as patch:
+        diverge_at(patch, 8)
+        whole = train(start(tiny), photos, recipe, out=tmp_path / "1", device="cpu", quiet=True)
+    pause = loop.Training._pause
+
+    def stop(self):
+        pause(self)
+        if self.progress.steps == 15:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        diverge_at(patch, 8)
+        patch.setattr(loop.Training, "_pause", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(start(tiny), photos, recipe, out=tmp_path / "2", device="cpu", quiet=True, seconds_between=0)
+    resumed = resume(tmp_path / "2", device="cpu", quiet=True)
+    assert [e.learning_rate for e in resumed.history] == [e.learning_rate for e in whole.history]
+    assert all(torch.equal(weights_of(resumed)[key], value) for key, value in weights_of(whole).items())
+
+
+def test_three_returns_are_enough(tiny, photos, tmp_path, monkeypatch, capsys):
+    diverge_at(monkeypatch, *range(7, 1000))
+    with pytest.raises(BadInput, match=r"epoch 2.*3 lower ones did not help.*--learning-rate"):
+        train(start(tiny), photos, STEPS, out=tmp_path / "run", device="cpu")
+    told = capsys.readouterr().err
+    assert told.count("back to the start of the epoch") == 3
+    assert load(tmp_path / "run").provenance["epoch"] == 1
+
+
+def test_patience_ends_a_training_early(tiny, photos, tmp_path, capsys):
+    recipe = replace(STEPS, epochs=50, patience=1, learning_rate=0.5, schedule="constant")
+    run = train(start(tiny), photos, recipe, out=tmp_path / "run", device="cpu")
+    assert len(run.history) < 50
+    assert "stopped early" in capsys.readouterr().err
+    assert run.history[-1].val_loss >= min(epoch.val_loss for epoch in run.history)
+
+
+def test_the_average_is_what_is_measured_and_kept(tiny, photos, tmp_path):
+    run = train(start(tiny), photos, replace(STEPS, ema_decay=0.9), out=tmp_path / "run", device="cpu", quiet=True)
+    plain = train(start(tiny), photos, STEPS, out=tmp_path / "plain", device="cpu", quiet=True)
+    assert not torch.equal(weights_of(run)["features.0.weight"], weights_of(plain)["features.0.weight"])
+    best = run.history[run.best_epoch - 1]
+    assert best.val_loss == pytest.approx(run.evaluation.loss, abs=1e-5)
+
+
+def test_a_rate_is_looked_for_and_learnt_with(tiny, photos, tmp_path, capsys):
+    recipe = replace(STEPS, learning_rate=None)
+    run = train(start(tiny), photos, recipe, out=tmp_path / "run", device="cpu", find_rate=True)
+    assert "learning_rate_search.png" in capsys.readouterr().err
+    assert (tmp_path / "run" / "learning_rate_search.png").is_file()
+    assert run.classifier.provenance["recipe"]["learning_rate"] > 0
+    with pytest.raises(BadConfiguration, match="find-learning-rate"):
+        train(start(tiny, tmp_path / "run" / "best.safetensors"), photos, HEAD, out=tmp_path / "2", find_rate=True)
+    assert not (tmp_path / "2").exists()
+
+
+@pytest.mark.parametrize("changes", [{"balance": "weights"}, {"balance": "sampling"}, {"trainable": "gradual"}])
+def test_other_ways_learn_too(changes, tiny, photos, tmp_path):
+    recipe = replace(STEPS, epochs=4, **changes)
+    run = train(start(tiny), photos, recipe, out=tmp_path / "run", device="cpu", quiet=True)
+    assert run.history[-1].train_loss < run.history[0].train_loss

@@ -1,0 +1,228 @@
+"""Nothing is lost: trainings that are killed, stopped, or find the disk full, and go on."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from PIL import Image
+
+from conftest import draw_class, fill_folder
+from vggkit.errors import BadCheckpoint, BadData, BadOutput, VggkitError
+from vggkit.networks.checkpoints import read_state
+from vggkit.networks.classifier import load
+from vggkit.workflows.runs import resume
+
+LABELS = ("across", "down", "red")
+STEPS = 18
+"""Of the training below: 2 epochs of 9 batches."""
+
+
+def command(data: Path, out: Path, *options: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "vggkit", "train", str(data), "--out", str(out), "--model", "vgg11_bn"),
+        *("--until", "pool2", "--image-size", "32", "--epochs", "2", "--batch-size", "4", "--device", "cpu"),
+        *("--dropout", "0.3", "--optimizer", "adamw", "--ema-decay", "0.9", "--mixup", "0.2", "--mirror", "random"),
+        *("--save-seconds", "0", "--quiet", *options),
+    ]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    fill_folder(folder / "train", LABELS, 12)
+    fill_folder(folder / "val", LABELS, 4, start=100)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The weights of a run that nobody interrupted."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    subprocess.run(command(data, out), check=True, timeout=240)
+    return weights(out)
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    """Of the kept epoch, and of the last one."""
+    last, _ = read_state(directory / "last.ckpt")
+    best = load(directory).network.state_dict()
+    return {f"best/{key}": value for key, value in best.items()} | last
+
+
+def demand_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    different = [key for key, value in expected.items() if not torch.equal(found[key], value)]
+    assert different == []
+
+
+def count_steps(directory: Path) -> int:
+    """How far the state on disk is, 0 where there is none; never half a state."""
+    try:
+        whole = (directory / "last.ckpt").read_bytes()  # at once: the next moment it is another file
+    except FileNotFoundError:
+        return 0
+    length = int.from_bytes(whole[:8], "little")
+    metadata = json.loads(whole[8 : 8 + length])["__metadata__"]
+    assert len(safetensors.torch.load(whole)) > 10
+    return int(json.loads(metadata["progress"])["steps"])
+
+
+def kill_after(process: subprocess.Popen[bytes], directory: Path, steps: int, number: int) -> bool:
+    """Send the signal when the state on disk has so many steps; says whether the process still ran."""
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if count_steps(directory) >= steps:
+            process.send_signal(number)
+            process.wait(60)
+            return True
+        time.sleep(0.002)
+    return False
+
+
+@pytest.mark.parametrize("steps", [2, 9, 13])
+def test_a_killed_run_goes_on_to_the_same_bits(steps, data, whole, tmp_path):
+    process = subprocess.Popen(command(data, tmp_path / "run"))
+    assert kill_after(process, tmp_path / "run", steps, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert steps <= count_steps(tmp_path / "run") < STEPS
+    run = subprocess.run(
+        [sys.executable, "-m", "vggkit", "train", "--resume", str(tmp_path / "run"), "--device", "cpu", "--json"],
+        check=True,
+        capture_output=True,
+        timeout=240,
+    )
+    assert json.loads(run.stdout)["n"] == 12
+    demand_equal(weights(tmp_path / "run"), whole)
+    with open(tmp_path / "run" / "metrics.csv", encoding="utf-8") as lines:
+        assert [line.split(",")[0] for line in lines] == ["epoch", "1", "2"]
+    assert not list((tmp_path / "run").glob("epoch.ckpt"))
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments(data, whole, tmp_path):
+    """Also while a state is being written: with --save-seconds 0 that is a good part of the time."""
+    draw = random.Random(0)
+    for number in range(20):
+        out = tmp_path / str(number)
+        process = subprocess.Popen(command(data, out))
+        time.sleep(draw.uniform(0.0, 0.5))
+        deadline = time.monotonic() + draw.uniform(0.0, 1.5)
+        while count_steps(out) == 0 and process.poll() is None:
+            time.sleep(0.002)
+        while time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.002)
+        process.kill()
+        process.wait(60)
+        resume(out, device="cpu", quiet=True)
+        demand_equal(weights(out), whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_it_keeps_its_state_and_says_how_to_go_on(number, data, whole, tmp_path):
+    arguments = [part for part in command(data, tmp_path / "run") if part != "--quiet"]
+    arguments[arguments.index("--save-seconds") + 1] = "1000"
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "last.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    told = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 128 + number
+    assert f"vggkit train --resume {tmp_path / 'run'}" in told
+    assert "Traceback" not in told
+    resume(tmp_path / "run", device="cpu", quiet=True)
+    demand_equal(weights(tmp_path / "run"), whole)
+
+
+def stop_early(data: Path, out: Path) -> Path:
+    process = subprocess.Popen(command(data, out))
+    assert kill_after(process, out, 3, signal.SIGKILL)
+    return out
+
+
+def test_what_changed_between_is_named_and_the_state_stays(data, tmp_path):
+    folder = tmp_path / "data"
+    fill_folder(folder / "train", LABELS, 12)
+    fill_folder(folder / "val", LABELS, 4, start=100)
+    out = stop_early(folder, tmp_path / "run")
+    before = (out / "last.ckpt").read_bytes()
+
+    (folder / "train" / "red" / "000.png").rename(tmp_path / "gone.png")
+    with pytest.raises(BadData, match="48 readable pictures then, 47 files now"):
+        resume(out, device="cpu", quiet=True)
+    (tmp_path / "gone.png").rename(folder / "train" / "red" / "000.png")
+
+    text = (out / "config.yaml").read_text(encoding="utf-8")
+    config = yaml.safe_load(text)
+    config["recipe"]["learning_rate"] = 0.5
+    (out / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    with pytest.raises(BadCheckpoint, match="learning_rate"):
+        resume(out, device="cpu", quiet=True)
+    (out / "config.yaml").write_text("recipe: [", encoding="utf-8")
+    with pytest.raises(VggkitError, match=r"config\.yaml"):
+        resume(out, device="cpu", quiet=True)
+    (out / "config.yaml").write_text(text, encoding="utf-8")
+
+    assert (out / "last.ckpt").read_bytes() == before
+    resume(out, device="cpu", quiet=True)
+
+
+def test_a_picture_that_goes_in_the_middle_is_named_and_the_state_stays(data, tmp_path, monkeypatch, capsys):
+    from vggkit.images.preprocessing import Preprocessing
+    from vggkit.networks.classifier import Classifier
+    from vggkit.tasks.training import loop
+    from vggkit.tasks.training.recipe import Recipe
+    from vggkit.workflows.runs import train
+
+    folder = tmp_path / "data"
+    fill_folder(folder / "train", LABELS, 12)
+    fill_folder(folder / "val", LABELS, 4, start=100)
+    measure = loop.Training._measure
+
+    def lose(self):
+        (folder / "val" / "red" / "100.png").unlink(missing_ok=True)
+        return measure(self)
+
+    monkeypatch.setattr(loop.Training, "_measure", lose)
+    classifier = Classifier.create(
+        "vgg11", labels=LABELS, until="pool2", preprocessing=Preprocessing(resize_pixels=32, crop_pixels=32)
+    )
+    with pytest.raises(VggkitError, match=r"100\.png"):
+        train(classifier, folder, Recipe(epochs=2, batch_size=8), out=tmp_path / "run", device="cpu")
+    assert "--resume" in capsys.readouterr().err
+    Image.fromarray(draw_class("red", 100)).save(folder / "val" / "red" / "100.png")
+    monkeypatch.undo()
+    assert len(resume(tmp_path / "run", device="cpu", quiet=True).history) == 2
+
+
+def test_a_full_disk_leaves_the_last_state_whole(data, tmp_path, monkeypatch):
+    out = stop_early(data, tmp_path / "run")
+    before = (out / "last.ckpt").read_bytes()
+
+    def write(tensors, path, metadata):
+        Path(path).write_bytes(b"half a state")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors.torch, "save_file", write)
+        with pytest.raises(BadOutput, match="No space left"):
+            resume(out, device="cpu", quiet=True, seconds_between=0)
+    assert (out / "last.ckpt").read_bytes() == before
+    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
+    resume(out, device="cpu", quiet=True)
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(BadCheckpoint, match="config"):
+        resume(tmp_path)
+    (tmp_path / "config.yaml").write_text("recipe: {}", encoding="utf-8")
+    with pytest.raises(BadCheckpoint, match=r"last\.ckpt"):
+        resume(tmp_path)
