@@ -18,7 +18,7 @@ def history(*losses, top1=0.1):
 
 
 def guards(*, classes=10, validation=1000, batch_norm=False):
-    return Guards(classes=classes, validation=validation, batch_norm=batch_norm)
+    return Guards(learnt=[50] * classes, measured=[validation // classes] * classes, batch_norm=batch_norm)
 
 
 def test_a_network_that_guesses_is_called_stuck_once_and_not_in_its_first_epoch():
@@ -43,6 +43,19 @@ def test_more_pictures_right_than_guessing_explains_is_not_stuck():
     losses = [(2.303, 2.303)] * 2
     assert guards(validation=1000).look(history(*losses, top1=0.13), {}) == []
     assert guards(validation=100).look(history(*losses, top1=0.13), {}) != []
+
+
+def test_a_network_that_knows_only_how_frequent_classes_are_is_stuck_too():
+    guard = Guards(learnt=[75, 25], measured=[30, 10], batch_norm=True)
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    (sentence,) = guard.look(history(*[(entropy, entropy)] * 2, top1=0.75), {})
+    assert "0.562" in sentence
+    assert (
+        Guards(learnt=[50, 50], measured=[30, 10], batch_norm=True).look(
+            history(*[(entropy, entropy)] * 2, top1=0.75), {}
+        )
+        == []
+    )
 
 
 def test_overfitting_is_a_trend_of_three_epochs():

@@ -71,7 +71,9 @@ def test_what_learns_follows_the_weights_and_the_pictures(tiny):
     assert settled(Recipe(), replace(few, start="trained")).trainable == "all"
     assert settled(Recipe(), replace(few, random_keys=("features.0.weight",))).trainable == "all"
     for name in STEPWISE:
-        value = {"optimizer": "adamw", "accumulate": 2, "patience": 3, "layer_decay": 0.5}.get(name, 0.1)
+        value = {"optimizer": "adamw", "accumulate": 2, "patience": 3, "layer_decay": 0.5, "freeze_norm": True}.get(
+            name, 0.1
+        )
         assert settled(Recipe(**{name: value}), few).trainable == "all", name
     deep = situate(configure("vgg11", num_classes=3), start="weights", random_keys=("classifier.3.weight",))
     assert settled(Recipe(), deep).trainable == "top"
@@ -111,6 +113,10 @@ def test_small_pictures_are_shifted_and_not_mirrored(tiny):
         ({"balance": "weights", "mixup": 0.2}, "balance"),
         ({"trainable": "head", "cutmix": 1.0}, "cutmix"),
         ({"trainable": "head", "learning_rate": 0.1}, "learning_rate"),
+        ({"trainable": "head", "weight_decay": 0.1}, "weight_decay"),
+        ({"trainable": "head", "rand_augment": 9}, "rand_augment"),
+        ({"schedule": "one-cycle", "warmup_epochs": 3.0}, "warmup_epochs"),
+        ({"optimizer": "adamw", "momentum": 0.8}, "momentum"),
     ],
 )
 def test_contradictions_are_refused_by_name(values, told):

@@ -180,6 +180,8 @@ def test_the_average_is_what_is_measured_and_kept(tiny, photos, tmp_path):
 
 def test_a_rate_is_looked_for_and_learnt_with(tiny, photos, tmp_path, capsys):
     recipe = replace(STEPS, learning_rate=None)
+    with pytest.raises(BadConfiguration, match=r"learning_rate=0\.05"):
+        train(start(tiny), photos, STEPS, out=tmp_path / "run", device="cpu", find_rate=True)
     run = train(start(tiny), photos, recipe, out=tmp_path / "run", device="cpu", find_rate=True)
     assert "learning_rate_search.png" in capsys.readouterr().err
     assert (tmp_path / "run" / "learning_rate_search.png").is_file()
@@ -194,3 +196,27 @@ def test_other_ways_learn_too(changes, tiny, photos, tmp_path):
     recipe = replace(STEPS, epochs=4, **changes)
     run = train(start(tiny), photos, recipe, out=tmp_path / "run", device="cpu", quiet=True)
     assert run.history[-1].train_loss < run.history[0].train_loss
+
+
+def test_batches_of_one_step_count_by_their_pictures(tiny, photos, tmp_path):
+    """48 pictures as 20, 20 and a batch of 8 are one step of 48, where no batch norm tells batches apart."""
+    network = replace(tiny, batch_norm=False)
+    whole, parts = (
+        train(
+            start(network),
+            photos,
+            replace(STEPS, epochs=1, batch_size=size, accumulate=together, warmup_epochs=0.0),
+            out=tmp_path / str(size),
+            device="cpu",
+            quiet=True,
+        )
+        for size, together in ((48, 1), (20, 3))
+    )
+    for key, value in weights_of(whole).items():
+        torch.testing.assert_close(weights_of(parts)[key], value, rtol=1e-3, atol=1e-5)
+
+
+def test_seconds_between_states_are_no_less_than_none(tiny, photos, tmp_path):
+    for seconds in (-1.0, float("nan")):
+        with pytest.raises(BadInput, match="seconds"):
+            train(start(tiny), photos, STEPS, out=tmp_path / "run", seconds_between=seconds)

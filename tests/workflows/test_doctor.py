@@ -258,7 +258,8 @@ def test_a_training_is_told_and_stopped_only_where_figures_would_lie(clean):
     draw(7700).save(clean / "train" / "ants" / "700.png")
     draw(7700).save(clean / "val" / "ants" / "700.jpg", quality=80)
     pictures = open_pictures(clean)
-    kept = vet(pictures, despite_findings=False, say=said.append)
+    kept, contents = vet(pictures, despite_findings=False, say=said.append)
+    assert contents.keys() == kept.splits.keys()
     assert len(kept.part("train")) == 49
     assert sum("left out" in line for line in said) == 1
     assert sum("more than one part" in line and "700" in line for line in said) == 1

@@ -66,6 +66,10 @@ class NetworkChoice:
 
     def __post_init__(self) -> None:
         _check_types(self)
+        for name in ("image_size", "channels"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise BadConfiguration(f"{name} must be 1 or more; got {value}")
 
     @classmethod
     def of(cls, classifier: "Classifier") -> Self:
@@ -104,7 +108,8 @@ class RunConfig:
     recipe: Recipe = field(default_factory=Recipe)
     """How it learns."""
     found: Mapping[str, Any] = field(default_factory=dict)
-    """What the run found and decided; --config does not read it, and it may be left out."""
+    """What the run found, and what of its recipe it chose itself. --resume needs it; for --config it may be
+    left out."""
 
     def __post_init__(self) -> None:
         _check_types(self)

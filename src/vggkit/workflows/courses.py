@@ -3,13 +3,12 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vggkit.errors import VggkitError
+from vggkit.errors import BadImage, BadOutput
 from vggkit.hardware import keep_freed_memory
 from vggkit.images.pictures import PictureSet
 from vggkit.networks.classifier import Classifier
@@ -22,10 +21,10 @@ from vggkit.tasks.training.checkpointing import Checkpoints, Epoch, Progress
 from vggkit.tasks.training.features import extract_features
 from vggkit.tasks.training.heads import solve_head
 from vggkit.tasks.training.learner import Learner
-from vggkit.tasks.training.loop import Listeners, Stopped, Training
+from vggkit.tasks.training.loop import Listeners, Training
 from vggkit.tasks.training.recipe import Recipe
-from vggkit.tasks.training.sizing import describe, estimate_memory, estimate_seconds
-from vggkit.workflows.interruptions import hear_signals
+from vggkit.tasks.training.sizing import describe, estimate_memory, estimate_seconds, spell_duration
+from vggkit.workflows.interruptions import Signals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +75,9 @@ class Outcome:
     """The kept weights on the part that is measured."""
 
 
-def learn_by_steps(course: Course, progress: Progress, state: Mapping[str, torch.Tensor] | None) -> Outcome:
+def learn_by_steps(
+    course: Course, progress: Progress, state: Mapping[str, torch.Tensor] | None, *, signals: Signals
+) -> Outcome:
     """Epoch by epoch, from where `progress` and `state` say; the best epoch is kept in `best.safetensors`."""
     classifier, recipe, line = course.classifier, course.recipe, course.line
     best_path = course.directory / "best.safetensors"
@@ -93,47 +94,45 @@ def learn_by_steps(course: Course, progress: Progress, state: Mapping[str, torch
         learner.restore(state)
     else:
         line.say(_estimate(course, learner))
-    with hear_signals() as find_stop:
-        training = Training(
-            classifier,
-            train,
-            course.parts.part("val"),
-            recipe,
-            learner=learner,
-            progress=progress,
-            checkpoints=course.checkpoints,
-            seconds_between=course.seconds_between,
-            listeners=Listeners(
-                on_step=lambda what, done, total: line.show(
-                    f"epoch {training.progress.epoch} of {recipe.epochs}, {what}", done, total
-                ),
-                say=line.say,
-                find_stop=find_stop,
+    training = Training(
+        classifier,
+        train,
+        course.parts.part("val"),
+        recipe,
+        learner=learner,
+        progress=progress,
+        checkpoints=course.checkpoints,
+        seconds_between=course.seconds_between,
+        listeners=Listeners(
+            on_step=lambda what, done, total: line.show(
+                f"epoch {training.progress.epoch} of {recipe.epochs}, {what}", done, total
             ),
-        )
-        try:
-            for epoch in training.epochs():
-                history = (*training.progress.history, epoch)
-                is_best = find_best(history) == epoch
-                if is_best:
-                    kept = Classifier(
-                        learner.kept,
-                        labels=classifier.labels,
-                        preprocessing=classifier.preprocessing,
-                        provenance={**classifier.provenance, **course.provenance, "epoch": epoch.epoch},
-                    )
-                    kept.save(best_path)
-                course.loggers.log(history)
-                line.say(_describe_epoch(epoch, recipe.epochs) + ("  kept" if is_best else ""))
-        except Stopped:
-            line.say(
-                f"stopped in epoch {training.progress.epoch} after {training.progress.batches} of "
-                f"{len(training.batches)} batches; go on with: vggkit train --resume {course.directory}"
-            )
+            say=line.say,
+            find_stop=signals.find_stop,
+        ),
+    )
+    signals.patient = True
+    try:
+        for epoch in training.epochs():
+            history = (*training.progress.history, epoch)
+            is_best = find_best(history) == epoch
+            if is_best:
+                kept = Classifier(
+                    learner.kept,
+                    labels=classifier.labels,
+                    preprocessing=classifier.preprocessing,
+                    provenance={**classifier.provenance, **course.provenance, "epoch": epoch.epoch},
+                )
+                kept.save(best_path)
+            course.loggers.log(history)
+            line.say(_describe_epoch(epoch, recipe.epochs) + ("  kept" if is_best else ""))
+    except (BadImage, BadOutput) as problem:
+        if not (course.directory / "last.ckpt").is_file():
             raise
-        except (VggkitError, KeyboardInterrupt):
-            line.say(f"the last state is kept; go on with: vggkit train --resume {course.directory}")
-            raise
+        again = f"the last state is kept; go on with: vggkit train --resume {course.directory}"
+        raise type(problem)(f"{problem}; {again}") from problem
+    finally:
+        signals.patient = False
     history = training.progress.history
     best = find_best(history)
     _take_over(classifier, Classifier.load(best_path))
@@ -156,6 +155,7 @@ def learn_at_once(course: Course) -> Outcome:
     # All that it begins with; what is computed is kept with the features.
     begun = {f"network/{key}": value for key, value in classifier.network.state_dict().items()}
     course.checkpoints.keep(begun, Progress())
+    line.say(describe(None, memory_bytes=_estimate_memory(course)))
     found = {
         part: extract_features(
             classifier,
@@ -165,7 +165,7 @@ def learn_at_once(course: Course) -> Outcome:
             # What figures are measured on is computed as `evaluate` does.
             precision="auto" if part == "train" else "fp32",
             views=recipe.views if part == "train" else 1,
-            on_progress=partial(line.show, f"features of {part}"),
+            on_progress=_Pace(line, part).show,
             say=line.say,
         )
         for part, pictures in course.parts.splits.items()
@@ -221,19 +221,45 @@ def find_best(history: tuple[Epoch, ...]) -> Epoch:
 
 def _estimate(course: Course, learner: Learner) -> str:
     """How long it will be and how much memory it will take, by some trial steps."""
-    classifier, recipe, parts = course.classifier, course.recipe, course.parts
-    assert recipe.batch_size is not None, "the recipe is settled"
-    memory = estimate_memory(
-        classifier.configuration,
-        recipe,
-        crop_pixels=classifier.preprocessing.crop_pixels,
-        batch_size=recipe.batch_size,
-    )
     course.line.show("trying a step", 0, None)
     estimate = estimate_seconds(
-        learner, parts.part("train"), parts.part("val"), preprocessing=classifier.preprocessing
+        learner,
+        course.parts.part("train"),
+        course.parts.part("val"),
+        preprocessing=course.classifier.preprocessing,
     )
-    return describe(estimate, memory_bytes=memory)
+    return describe(estimate, memory_bytes=_estimate_memory(course))
+
+
+def _estimate_memory(course: Course) -> int:
+    recipe = course.recipe
+    assert recipe.batch_size is not None, "the recipe is settled"
+    return estimate_memory(
+        course.classifier.configuration,
+        recipe,
+        crop_pixels=course.classifier.preprocessing.crop_pixels,
+        batch_size=recipe.batch_size,
+    )
+
+
+class _Pace:
+    """Shows how many features there are, and says after the first ones how long all of them will take."""
+
+    def __init__(self, line: ProgressLine, part: str) -> None:
+        self.line, self.part = line, part
+        self.started, self.first = time.monotonic(), 0
+
+    def show(self, done: int, total: int) -> None:
+        """`done` pictures of `total` are over."""
+        if not self.first:  # with these came the engine
+            self.started, self.first = time.monotonic(), done
+        elapsed = time.monotonic() - self.started
+        if elapsed > 1 and self.first > 0:
+            about = elapsed / (done - self.first) * (total - done)
+            if about > 2:
+                self.line.say(f"features of {self.part}: about {spell_duration(about)} left")
+            self.first = -1
+        self.line.show(f"features of {self.part}", done, total)
 
 
 def _take_over(classifier: Classifier, kept: Classifier) -> None:

@@ -1,5 +1,6 @@
 """The data doctor: a collection looked at before an hour is spent on it."""
 
+import hashlib
 import os
 import time
 from collections import Counter
@@ -122,8 +123,10 @@ def vet(
     despite_findings: bool,
     say: Callable[[str], None],
     on_progress: OnProgress | None = None,
-) -> PictureSet:
+) -> tuple[PictureSet, dict[str, str]]:
     """The pictures that can be trained on and measured with; what was found is said, the cheap part of `check`.
+
+    Beside them, what tells the pictures of each part, their contents, labels and order, from any others.
 
     Args:
         pictures: In the parts `train` and `val`, perhaps more.
@@ -153,9 +156,13 @@ def vet(
         if finding.kind in ("leakage", "contradiction"):
             first = " = ".join(member.path for member in finding.cases[0].members[:2])
             say(f"warning: {finding.summary}, the first {first}; `vggkit check` lists them and --fix removes them")
-    unreadable = {id(sighting.picture) for sighting in sightings if sighting.problem is not None}
-    return pictures.keep(
-        {name: [p for p in part if id(p) not in unreadable] for name, part in pictures.splits.items()}
+    readable = [sighting for sighting in sightings if sighting.problem is None]
+    contents = {name: hashlib.sha256() for name in pictures.splits}
+    for sighting in readable:
+        contents[sighting.part].update(sighting.digest + sighting.label.encode(errors="surrogateescape") + b"\n")
+    return (
+        pictures.keep({name: [s.picture for s in readable if s.part == name] for name in pictures.splits}),
+        {name: content.hexdigest()[:32] for name, content in contents.items()},
     )
 
 

@@ -1,33 +1,54 @@
-"""Ctrl-C and the system's wish to end the process, heard between two steps."""
+"""Ctrl-C and the system's wish to end the process: a training stops where its state is whole, and says
+how to go on.
+"""
 
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Final
 
-ASKING = (signal.SIGINT, signal.SIGTERM)
+from vggkit.tasks.training.loop import Stopped
+
+ASKING: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+class Signals:
+    """What was heard. Whoever can stop at a good moment sets `patient` meanwhile, and asks `find_stop`."""
+
+    def __init__(self) -> None:
+        self.patient = False
+        self._heard = 0
+
+    def find_stop(self) -> int:
+        """The signal that asks to stop, or 0."""
+        return self._heard
+
+    def hear(self, number: int, _: FrameType | None) -> None:
+        """Take note of a signal; a second one, or one to somebody who is not patient, ends at once."""
+        if self._heard or not self.patient:
+            raise Stopped(number)
+        self._heard = number
 
 
 @contextmanager
-def hear_signals() -> Iterator[Callable[[], int]]:
-    """While it lasts, give a function that says which signal asks to stop, or 0; a second one ends at once.
+def hear_signals(find_command: Callable[[], str] = lambda: "") -> Iterator[Signals]:
+    """While it lasts, hear who asks to stop, and clean up on the way out whoever asked.
 
-    Only a process's main thread hears signals; in another nothing asks.
+    What ends it carries the command that goes on, as it is found then. Only a process's main thread hears
+    signals; in another nobody asks.
     """
-    heard: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: 0
-        return
-
-    def hear(number: int, _: FrameType | None) -> None:
-        if heard:
-            raise KeyboardInterrupt
-        heard.append(number)
-
-    before = {number: signal.signal(number, hear) for number in ASKING}
+    signals = Signals()
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, signals.hear) for number in ASKING}
     try:
-        yield lambda: heard[0] if heard else 0
+        yield signals
+    except KeyboardInterrupt as stop:
+        if isinstance(stop, Stopped) and stop.command:
+            raise
+        raise Stopped(getattr(stop, "signal_number", signal.SIGINT), find_command()) from stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

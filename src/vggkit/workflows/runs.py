@@ -8,7 +8,7 @@ import datetime
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import torch
 
-from vggkit.errors import BadCheckpoint, BadData, BadOutput
+from vggkit.errors import BadCheckpoint, BadConfiguration, BadData, BadInput, BadOutput
 from vggkit.hardware import choose_device, computes_bf16, describe_machine, find_peak_memory
 from vggkit.images.pictures import PictureSet, identify_pictures
 from vggkit.images.sources import open_pictures
@@ -36,6 +36,7 @@ from vggkit.tasks.training.sizing import choose_batch_size
 from vggkit.workflows.configs import RunConfig
 from vggkit.workflows.courses import Course, learn_at_once, learn_by_steps
 from vggkit.workflows.doctor import vet
+from vggkit.workflows.interruptions import hear_signals
 from vggkit.workflows.rate_search import search_rate
 
 RESULTS: Final = frozenset({"metrics", "seconds", "peak_memory_bytes", "epoch"})
@@ -94,15 +95,22 @@ def train(
     Raises BadData where classes are missing or unknown, BadConfiguration, BadOutput, BadInput when the loss
     diverges.
     """
+    stated = recipe = recipe or Recipe()
+    _check_pause(seconds_between)
+    if find_rate and recipe.learning_rate is not None:
+        raise BadConfiguration(
+            f"learning_rate={recipe.learning_rate:g} is stated, and --find-learning-rate looks for one; leave "
+            "either, in a file by deleting its line"
+        )
     opened = data if isinstance(data, PictureSet) else open_pictures(data)
-    recipe = recipe or Recipe()
     chosen = choose_device(device)
     directory = _new_folder(out, classifier)
     with ExitStack() as stack:
+        stack.enter_context(hear_signals())
         line = stack.enter_context(ProgressLine(quiet=quiet))
         stack.enter_context(_emptied(directory))
         parts, held_out = _divide(opened, classifier, recipe, stack=stack, line=line)
-        parts = vet(parts, despite_findings=despite_findings, say=line.say, on_progress=line.show)
+        parts, contents = vet(parts, despite_findings=despite_findings, say=line.say, on_progress=line.show)
         counts = ", ".join(f"{len(part)} {name}" for name, part in parts.splits.items())
         line.say(f"{classifier.configuration.model} on {opened.name}: {counts}, {len(parts.labels)} classes")
         line.say(_describe(classifier))
@@ -135,18 +143,20 @@ def train(
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
         asked = asked or RunConfig.of(classifier, opened.name)
+        chosen_fields = [name for name, value in recipe.to_dict().items() if value != getattr(stated, name)]
         config = replace(
             asked,
             recipe=recipe,
             despite_findings=despite_findings,
             loggers=tuple(loggers),
-            found={**asked.found, **about, **_describe_network(classifier)},
+            found={**about, "chosen": chosen_fields, **_describe_network(classifier)},
         )
         config.write(directory / "config.yaml")
         course = _plan(
             classifier,
             parts,
             recipe,
+            identity=_identify(config, contents),
             about=about,
             directory=directory,
             device=chosen,
@@ -181,6 +191,7 @@ def resume(
     pictures are not the same any more, and what `train` raises.
     """
     directory = Path(directory)
+    _check_pause(seconds_between)
     if not (directory / "config.yaml").is_file():
         raise BadCheckpoint(f"{directory}: is not a run's folder, it has no config.yaml")
     if not (directory / "last.ckpt").is_file():
@@ -189,6 +200,16 @@ def resume(
             f"vggkit train --config {directory / 'config.yaml'}"
         )
     config = RunConfig.read(directory / "config.yaml")
+    before = config.found.get("data")
+    if not (
+        {"machine", "started"} <= config.found.keys()
+        and isinstance(before, Mapping)
+        and {"fingerprint", "pictures"} <= before.keys()
+    ):
+        raise BadCheckpoint(
+            f"{directory / 'config.yaml'}: its section found is not whole, by which --resume knows the run; "
+            "put it back, or begin a new run with --config"
+        )
     card, recipe, chosen = read_card(directory / "last.ckpt"), config.recipe, choose_device(device)
     with torch.device("meta"):
         network = VGG(card.configuration)
@@ -196,8 +217,8 @@ def resume(
         network, labels=card.labels, preprocessing=card.preprocessing, provenance=card.provenance
     )
     opened = data if isinstance(data, PictureSet) else open_pictures(data or config.data, columns=config.columns)
-    before = config.found["data"]
     with ExitStack() as stack:
+        stack.enter_context(hear_signals())
         line = stack.enter_context(ProgressLine(quiet=quiet))
         if opened.fingerprint() != before["fingerprint"]:
             now = sum(len(part) for part in opened.splits.values())
@@ -207,12 +228,13 @@ def resume(
                 f"begin a new run: vggkit train --config {directory / 'config.yaml'}"
             )
         parts, _ = _divide(opened, classifier, recipe, stack=stack, line=line)
-        parts = vet(parts, despite_findings=config.despite_findings, say=line.say, on_progress=line.show)
+        parts, contents = vet(parts, despite_findings=config.despite_findings, say=line.say, on_progress=line.show)
         about = {name: config.found[name] for name in ("data", "machine", "started")}
         course = _plan(
             classifier,
             parts,
             recipe,
+            identity=_identify(config, contents),
             about=about,
             directory=directory,
             device=chosen,
@@ -227,6 +249,11 @@ def resume(
         network.requires_grad_(True)
         line.say(f"going on with {directory}: epoch {progress.epoch}, after {progress.batches} of its batches")
         return _follow(course, progress, state)
+
+
+def _check_pause(seconds_between: float) -> None:
+    if not seconds_between >= 0:  # nan is not either
+        raise BadInput(f"seconds between two states must be a number of 0 or more; got {seconds_between}")
 
 
 def _divide(
@@ -265,11 +292,17 @@ def _settle(
     return settle(recipe, situation, choose_batch_size=choose)
 
 
+def _identify(config: RunConfig, contents: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """What a run's states belong to; one that is not the same to the last bit is another run."""
+    return {"recipe": config.recipe.to_dict(), "network": asdict(config.network), "pictures": dict(contents)}
+
+
 def _plan(
     classifier: Classifier,
     parts: PictureSet,
     recipe: Recipe,
     *,
+    identity: Mapping[str, Mapping[str, Any]],
     about: Mapping[str, Any],
     directory: Path,
     device: torch.device,
@@ -278,18 +311,13 @@ def _plan(
     line: ProgressLine,
     stack: ExitStack,
 ) -> Course:
-    pictures = {name: identify_pictures(part) for name, part in parts.splits.items()}
     return Course(
         classifier=classifier,
         parts=parts,
         recipe=recipe,
         directory=directory,
         device=device,
-        checkpoints=Checkpoints(
-            directory,
-            card=classifier.card,
-            identity={"recipe": recipe.to_dict(), "pictures": pictures},
-        ),
+        checkpoints=Checkpoints(directory, card=classifier.card, identity=identity),
         provenance={**about, "recipe": recipe.to_dict()},
         line=line,
         loggers=stack.enter_context(
@@ -300,22 +328,24 @@ def _plan(
 
 
 def _follow(course: Course, progress: Progress, state: Mapping[str, torch.Tensor] | None) -> TrainingRun:
-    """Learn, and write down what came of it."""
+    """Learn, and write down what came of it; whoever stops it is told how to go on."""
     started, classifier = time.monotonic(), course.classifier
     earlier = sum(epoch.seconds for epoch in progress.history) + progress.seconds
-    if course.recipe.trainable == "head":
-        outcome = learn_at_once(course)
-    else:
-        outcome = learn_by_steps(course, progress, state)
-    classifier.save(
-        course.directory / "best.safetensors",
-        provenance={
-            "metrics": _metrics(outcome.evaluation, course.measured, outcome.best_epoch),
-            "seconds": round(earlier + time.monotonic() - started, 1),
-            "peak_memory_bytes": find_peak_memory(),
-        },
-    )
-    plot_confusion(outcome.evaluation, course.directory / "confusion_matrix.png")
+    kept = course.directory / "last.ckpt"
+    with hear_signals(lambda: f"vggkit train --resume {course.directory}" if kept.is_file() else "") as signals:
+        if course.recipe.trainable == "head":
+            outcome = learn_at_once(course)
+        else:
+            outcome = learn_by_steps(course, progress, state, signals=signals)
+        classifier.save(
+            course.directory / "best.safetensors",
+            provenance={
+                "metrics": _metrics(outcome.evaluation, course.measured, outcome.best_epoch),
+                "seconds": round(earlier + time.monotonic() - started, 1),
+                "peak_memory_bytes": find_peak_memory(),
+            },
+        )
+        plot_confusion(outcome.evaluation, course.directory / "confusion_matrix.png")
     return TrainingRun(classifier, course.directory, outcome.history, outcome.best_epoch, outcome.evaluation)
 
 

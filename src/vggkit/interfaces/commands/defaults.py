@@ -2,15 +2,24 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, Final
 
 from vggkit.errors import BadConfiguration
 from vggkit.tasks.training.presets import find_preset
+from vggkit.tasks.training.recipe import Recipe
 from vggkit.workflows.configs import RunConfig
 
 BESIDE_RESUME: Final = frozenset({"--resume", "--device", "--save-seconds", "--json", "--quiet", "--help"})
 """What may be said of a run that goes on; all else it has in its folder."""
+
+CHOSEN_BY: Final = frozenset(
+    {
+        *("--optimizer", "--trainable", "--model", "--weights", "--head", "--until", "--image-size"),
+        *("--batch-size", "--accumulate", "--find-learning-rate"),
+    }
+)
+"""What a recipe's choices follow from: the rate from the optimizer, the views from the size."""
 
 
 def find_defaults(options: Sequence[str]) -> dict[str, Any]:
@@ -31,13 +40,25 @@ def find_defaults(options: Sequence[str]) -> dict[str, Any]:
             "--config and --preset both say how to learn; name one of them, and change it by options"
         )
     if config is not None:
-        found = RunConfig.read(config)
+        found = _choose_anew(RunConfig.read(config), options)
         if found.from_python:
             print(f"note: {config} was begun from Python with weights of its own; this run is not", file=sys.stderr)
         return {field.name: getattr(found, field.name) for field in fields(found) if field.name != "found"}
     if preset is not None:
         return {"recipe": find_preset(preset).recipe}
     return {}
+
+
+def _choose_anew(config: RunConfig, options: Sequence[str]) -> RunConfig:
+    """Without what the run chose itself, where an option is given that such choices follow from."""
+    chosen = config.found.get("chosen")
+    given = {_spell(option.partition("=")[0]) for option in options}
+    if not isinstance(chosen, list) or not given & CHOSEN_BY:
+        return config
+    usual = Recipe()
+    known = {field.name for field in fields(Recipe)}
+    anew = {name: getattr(usual, name) for name in chosen if name in known}
+    return replace(config, recipe=replace(config.recipe, **anew))
 
 
 def _find(options: Sequence[str], name: str) -> str | None:

@@ -97,6 +97,11 @@ class TrainingBatches:
         # Batch norm cannot learn from one picture whose map is 1×1.
         return max(1, full + (rest > 1 or (rest == 1 and self._batch_size == 1)))
 
+    def size_of(self, number: int) -> int:
+        """Pictures of an epoch's batch, counted from 0."""
+        first, last = number * self._batch_size, (number + 1) * self._batch_size
+        return (len(self._pictures) if number == len(self) - 1 else last) - first
+
     def of_epoch(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of that epoch, counted from 1, beginning with batch number `start`, counted from 0.
 
@@ -134,7 +139,7 @@ class TrainingBatches:
     ) -> tuple[Tensor, Tensor, list[Future[None]]]:
         """A batch that the threads begin to fill."""
         first = step * self._batch_size
-        last = len(order) if step == len(self) - 1 else first + self._batch_size
+        last = first + self.size_of(step)
         crop = self._preprocessing.crop_pixels
         images = torch.empty((last - first, self._preprocessing.channels, crop, crop), pin_memory=self._pinned)
         rows, parts = images.numpy(), []

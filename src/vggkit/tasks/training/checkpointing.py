@@ -124,7 +124,7 @@ class Checkpoints:
             changed = [key for key in now if before.get(key) != json.loads(json.dumps(now[key]))]
             if changed:
                 raise BadCheckpoint(
-                    f"{path}: was written with another {name} than the run has now ({', '.join(changed)} changed), "
+                    f"{path}: was written with other {name} than the run has now ({', '.join(changed)} changed), "
                     "and a run goes on only as it was begun. Undo the change, or begin a new run with --config"
                 )
         return state, Progress.from_json(metadata.get("progress", "null"))

@@ -47,16 +47,18 @@ class Guards:
     """Looks at each epoch, and says each thing once.
 
     Args:
-        classes: How many classes K there are.
-        validation: How many pictures the epochs are measured on.
+        learnt: (K,) pictures of each class that are learnt from, as often as they are seen.
+        measured: (K,) pictures of each class that the epochs are measured on.
         batch_norm: Whether the network has it.
     """
 
-    def __init__(self, *, classes: int, validation: int, batch_norm: bool) -> None:
-        self._chance = math.log(classes)
-        # Three standard deviations above what guessing the commonest of even classes gives.
-        share = 1 / classes
-        self._guessing = share + 3 * math.sqrt(share * (1 - share) / max(1, validation))
+    def __init__(self, *, learnt: Sequence[int], measured: Sequence[int], batch_norm: bool) -> None:
+        shares = [count / sum(learnt) for count in learnt if count]
+        # What a network gives that knows nothing, or nothing but how frequent the classes are.
+        self._chances = (math.log(len(learnt)), -sum(share * math.log(share) for share in shares))
+        # Three standard deviations above what always giving the commonest class gives.
+        share, count = max(measured) / sum(measured), sum(measured)
+        self._guessing = share + 3 * math.sqrt(share * (1 - share) / count) if share < 1 else 1.0
         self._batch_norm = batch_norm
         self._said: set[str] = set()
 
@@ -73,15 +75,15 @@ class Guards:
 
     def _find_stuck(self, history: Sequence[Epoch]) -> str | None:
         last = history[-1]
-        near = abs(last.train_loss - self._chance) < 0.02 * self._chance
+        near = [chance for chance in self._chances if abs(last.train_loss - chance) < 0.02 * chance]
         if not near or last.val_top1 > self._guessing or last.epoch < 2:
             return None
         advice = "a lower or a higher learning rate (--find-learning-rate looks for one)"
         if not self._batch_norm:
             advice += ", more --warmup-epochs, or the same network with batch norm (its name with _bn)"
         return (
-            f"the loss stays at {last.train_loss:.3f}, which is what guessing gives (the logarithm of the number "
-            f"of classes is {self._chance:.3f}): the network does not learn. Try {advice}"
+            f"the loss stays at {last.train_loss:.3f}, which is what guessing gives ({near[0]:.3f} by the number "
+            f"of classes or their frequencies): the network does not learn. Try {advice}"
         )
 
     def _find_dead(self, dead: Mapping[str, float]) -> str | None:

@@ -8,6 +8,7 @@ Shape letters: N pictures, K classes.
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -39,11 +40,11 @@ LOWER: Final = 0.3
 
 
 class Stopped(KeyboardInterrupt):
-    """The training was asked to stop, and its state is kept."""
+    """The training was asked to stop, and its state is kept; `command` goes on with it."""
 
-    def __init__(self, signal_number: int) -> None:
-        super().__init__()
-        self.signal_number = signal_number
+    def __init__(self, signal_number: int, command: str = "") -> None:
+        super().__init__(f"stopped; go on with: {command}" if command else "stopped")
+        self.signal_number, self.command = signal_number, command
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +98,12 @@ class Training:
             device=learner.device,
         )
         self.mixing = Mixing.of(recipe, len(classifier.labels))
+        counts = [Counter(str(picture.label) for picture in part) for part in (train, val)]
+        learnt, measured = ([count[label] for label in classifier.labels] for count in counts)
         self.guards = Guards(
-            classes=len(classifier.labels), validation=len(val), batch_norm=classifier.configuration.batch_norm
+            learnt=[1] * len(learnt) if recipe.balance == "sampling" else learnt,
+            measured=measured,
+            batch_norm=classifier.configuration.batch_norm,
         )
 
     def epochs(self) -> Iterator[Epoch]:
@@ -109,6 +114,8 @@ class Training:
         """
         if self.progress == Progress():
             self._keep()
+        for epochs in range(1, len(self.progress.history) + 1):
+            self.guards.look(self.progress.history[:epochs], {})  # said before the training was stopped
         while not self._is_over():
             try:
                 dead = self._learn()
@@ -168,7 +175,10 @@ class Training:
         if self.mixing is not None:
             images, targets = self.mixing(images, classes, seed=derive_seed(recipe.seed, "mix", draw))
 
-        loss = self.learner.compute(images, targets, draw=draw, share=1 / together).item()
+        first = progress.batches - place
+        pictures = sum(self.batches.size_of(number) for number in range(first, first + together))
+        share = len(classes) / pictures
+        loss = self.learner.compute(images, targets, draw=draw, share=share).item()
         steps = progress.steps
         if place + 1 == together:
             finite = self.learner.step(self._rate_at(steps), number=steps)

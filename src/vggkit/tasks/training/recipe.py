@@ -49,7 +49,8 @@ class Recipe:
     step_epochs: int | None = None
     """For schedule=step: epochs between divisions by 10; by default a third of all."""
     warmup_epochs: float = 1.0
-    """Epochs in which the learning rate rises from near zero; without it a plain VGG may diverge."""
+    """Epochs in which the learning rate rises from near zero, half of all at most; without it a plain VGG may
+    diverge."""
     clip_norm: float = 1.0
     """Longest gradient of a step, all weights together; 0: as it comes."""
     accumulate: int = 1
@@ -130,6 +131,19 @@ class Recipe:
             self.balance == "weights" and bool(self.mixup or self.cutmix),
             "balance=weights has no class to go by in pictures that mixup or cutmix blend; take balance=sampling",
         )
+        refuse(
+            self.optimizer == "adamw" and self.momentum != 0.9,
+            f"momentum={self.momentum} belongs to sgd and muon, and optimizer is adamw",
+        )
+        refuse(
+            self.schedule == "one-cycle" and self.warmup_epochs != 1.0,
+            f"warmup_epochs={self.warmup_epochs} does not go with schedule=one-cycle, which rises by itself",
+        )
+        drawn = [name for name in ("rand_augment", "random_erasing") if getattr(self, name)]
+        refuse(
+            self.trainable == "head" and self.views == 1 and bool(drawn),
+            f"{' and '.join(drawn)} draws views, and trainable=head sees each picture once as it is; give --views",
+        )
         if self.trainable == "head":
             for name, usual in STEPWISE.items():
                 value = getattr(self, name)
@@ -188,6 +202,9 @@ STEPWISE = {
     field.name: field.default
     for field in fields(Recipe)
     if field.name
-    in ("learning_rate", "layer_decay", "accumulate", "ema_decay", "patience", "mixup", "cutmix", "optimizer")
+    in (
+        *("learning_rate", "weight_decay", "layer_decay", "accumulate", "ema_decay", "patience"),
+        *("mixup", "cutmix", "optimizer", "freeze_norm"),
+    )
 }
 """Fields that only learning by steps has, with their defaults."""

@@ -72,8 +72,10 @@ def settle(
             choose("augmentation", "photo" if side >= 64 else "shift", f"pictures are fed at {side} pixels")
     if recipe.mirror == "auto":
         recipe = replace(recipe, mirror="random" if recipe.augmentation == "photo" else "none")
-    if recipe.weight_decay is None:
+    if recipe.weight_decay is None and recipe.trainable != "head":
         recipe = replace(recipe, weight_decay=5e-4 if recipe.optimizer == "sgd" else 0.05)
+    if recipe.batch_size is None and recipe.trainable == "head":
+        recipe = replace(recipe, batch_size=32)  # only for measuring
     if recipe.batch_size is None:
         choose("batch_size", *choose_batch_size(recipe))
     _check_batch_norm(recipe, situation)
@@ -151,7 +153,8 @@ def _choose_rate(recipe: Recipe, situation: Situation) -> tuple[float, str]:
     rate = float(f"{rate * (recipe.batch_size * recipe.accumulate / 32) ** 0.5:.2g}")
     norm = "with" if normed else "without"
     start = "given" if given else "random"
-    return rate, f"{recipe.optimizer} {norm} batch norm, {start} weights, {recipe.batch_size} pictures a step"
+    together = recipe.batch_size * recipe.accumulate
+    return rate, f"{recipe.optimizer} {norm} batch norm, {start} weights, {together} pictures a step"
 
 
 def _smallest_normed_side(configuration: Configuration, pixels: int) -> int:

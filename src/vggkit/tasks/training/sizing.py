@@ -33,6 +33,8 @@ STEP_COST: Final = 275
 """What it costs to learn a parameter, whatever the batch, in multiply-adds of a picture's forward and backward."""
 LEAST_STEPS: Final = 10
 """Steps that an epoch has at least where there are pictures enough; with fewer, hardly anything is learnt in it."""
+TRIED: Final = 2
+"""Trial steps by which a training's time is estimated."""
 GROWTH: Final = 1.05
 """What twice the batch must bring in throughput on a GPU to be worth it."""
 GPU_SHARE: Final = 0.9
@@ -244,7 +246,7 @@ def estimate_seconds(
     """How long a training from here will be, by two trial steps and some pictures decoded.
 
     The learner stays as it is, bit for bit: network, statistics of batch norm, optimizer, random
-    generators. None where an epoch has so few steps that the first tells it as soon.
+    generators. None where there are fewer than ten steps for one that is tried.
 
     Args:
         learner: About to begin.
@@ -257,14 +259,14 @@ def estimate_seconds(
     size, epochs = learner.recipe.batch_size, learner.recipe.epochs
     assert size is not None, "the recipe is settled"
     steps = math.ceil(len(train) / size)
-    if steps < LEAST_STEPS or steps * epochs < 100:  # two trial steps are to be little of all
+    if steps * epochs < 10 * TRIED:  # trial steps are to be little of all
         return None
     before = {key: value.clone() for key, value in learner.state().items()}
     modes = {module: module.training for module in learner.worker.modules()}
     learning = {value: value.requires_grad for value in learner.worker.parameters()}
     learner.start_epoch(1)
     try:
-        step = _time_step(learner, size, preprocessing.crop_pixels, times=2)
+        step = _time_step(learner, size, preprocessing.crop_pixels, times=TRIED)
     finally:
         learner.restore(before)
         for module, training in modes.items():
@@ -310,10 +312,11 @@ def describe(estimate: Estimate | None, *, memory_bytes: int) -> str:
     memory = f"{memory_bytes / 1e9:.1f} GB of memory"
     if estimate is None:
         return f"about {memory}"
-    return f"about {_spell(estimate.epoch_seconds)} an epoch, {_spell(estimate.seconds)} in all, {memory}"
+    epoch, whole = spell_duration(estimate.epoch_seconds), spell_duration(estimate.seconds)
+    return f"about {epoch} an epoch, {whole} in all, {memory}"
 
 
-def _spell(seconds: float) -> str:
+def spell_duration(seconds: float) -> str:
     """A duration in the unit in which it has one to three digits."""
     if seconds < 90:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
