@@ -104,22 +104,23 @@ def main() -> None:
             "",
             "VGG11 with batch norm and the pool head at 32 pixels, "
             f"{classifier.configuration.parameters:,} parameters, random weights (dirac);",
-            f"{options.epochs} epochs of 44,000 pictures: {recipe.optimizer}, rate {recipe.learning_rate:g}, one cycle,",
-            f"{recipe.batch_size} pictures a step, label smoothing {recipe.label_smoothing:g}, shifted by up to 4",
-            "pixels, mirrored in turn, bfloat16. The 5,000 test pictures are a part of CIFAR-10's training set (its own",
-            "test set is not here), set apart before anything was tuned, and looked at once; see cifar10.py. Wilson's",
-            "95 % interval.",
+            f"{options.epochs} epochs of 44,000 pictures: {recipe.optimizer}, rate {recipe.learning_rate:g},",
+            f"one cycle, {recipe.batch_size} pictures a step, label smoothing {recipe.label_smoothing:g}, shifted by up",
+            "to 4 pixels, mirrored in turn, bfloat16. The 5,000 test pictures are a part of CIFAR-10's training",
+            "set (its own test set is not here), set apart before anything was tuned, and looked at once; see",
+            "cifar10.py. Wilson's 95 % interval.",
             "",
             "| measured | top-1 | n |",
             "|---|---|---|",
             *rows,
             "",
             f"From start to figures {wall / 60:.1f} minutes, learning {learning / 60:.1f} of them;",
-            f"{processor / 60:.1f} minutes of processor time, {processor / 120:.1f} on each of two cores. Accuracy on",
-            f"the 1,000 pictures by epoch: {curve}.",
+            f"{processor / 60:.1f} minutes of processor time, {processor / 120:.1f} on each of two cores. Accuracy",
+            f"on the 1,000 pictures by epoch: {curve}.",
             "",
             f"{machine['device']}; {machine['system']}; torch {machine['torch']}, "
-            f"Python {platform.python_version()}; seed {options.seed}; {datetime.datetime.now(datetime.UTC).date()}.",
+            f"Python {platform.python_version()}; seed {options.seed}; "
+            f"{datetime.datetime.now(datetime.UTC).date()}.",
             "",
         ]
     )

@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except VggkitError as problem:
         _fail(str(problem))
     except KeyboardInterrupt as stop:
-        print(f"\nvggkit: {stop or 'interrupted'}", file=sys.stderr)
+        print(f"\nvggkit: {str(stop) or 'interrupted'}", file=sys.stderr)
         sys.exit(128 + getattr(stop, "signal_number", signal.SIGINT))
     except BrokenPipeError:  # `vggkit … | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
