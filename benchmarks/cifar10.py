@@ -105,8 +105,8 @@ def main() -> None:
             "VGG11 with batch norm and the pool head at 32 pixels, "
             f"{classifier.configuration.parameters:,} parameters, random weights (dirac);",
             f"{options.epochs} epochs of 44,000 pictures: {recipe.optimizer}, rate {recipe.learning_rate:g},",
-            f"one cycle, {recipe.batch_size} pictures a step, label smoothing {recipe.label_smoothing:g}, shifted by up",
-            "to 4 pixels, mirrored in turn, bfloat16. The 5,000 test pictures are a part of CIFAR-10's training",
+            f"one cycle, {recipe.batch_size} a step, label smoothing {recipe.label_smoothing:g}, shifted",
+            "by up to 4 pixels, mirrored in turn, bfloat16. The 5,000 test pictures are a part of CIFAR-10's training",
             "set (its own test set is not here), set apart before anything was tuned, and looked at once; see",
             "cifar10.py. Wilson's 95 % interval.",
             "",

@@ -45,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--strategies", nargs="+", default=STRATEGIES)
     options = parser.parse_args()
 
     import torch
@@ -53,7 +54,7 @@ def main() -> None:
     from vggkit.tasks.evaluation import proportion_interval
 
     rows = []
-    for strategy in STRATEGIES:
+    for strategy in options.strategies:
         runs = [learn(strategy, seed, options.epochs) for seed in range(options.seeds)]
         hits, n = sum(round(run["top1"] * run["n"]) for run in runs), sum(run["n"] for run in runs)
         low, high = proportion_interval(hits, n)

@@ -166,6 +166,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="of each process, after one that warms up")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=12, help="of the trainings that are compared")
+    parser.add_argument("--keep", action="store_true", help="the steps of the table that is there")
     options = parser.parse_args()
     if options.measure:
         print(json.dumps(measure(*options.measure, options.steps)))
@@ -175,7 +176,12 @@ def main() -> None:
 
     from vggkit.hardware import describe_machine
 
-    steps = compare_steps(options.runs, options.steps)
+    table = Path(__file__).with_suffix(".md")
+    if options.keep:
+        lines = table.read_text(encoding="utf-8").split("\n")
+        steps = [line for line in lines if line.startswith(("| torchvision", "| vggkit"))]
+    else:
+        steps = compare_steps(options.runs, options.steps)
     accuracy = compare_accuracy(options.seeds, options.epochs) if PHOTOS.is_dir() and options.seeds else []
     machine = describe_machine(torch.device("cpu"))
     text = "\n".join(
@@ -210,7 +216,7 @@ def main() -> None:
             "",
         ]
     )
-    Path(__file__).with_suffix(".md").write_text(text, encoding="utf-8")
+    table.write_text(text, encoding="utf-8")
     print(text)
 
 
