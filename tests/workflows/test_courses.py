@@ -220,3 +220,33 @@ def test_seconds_between_states_are_no_less_than_none(tiny, photos, tmp_path):
     for seconds in (-1.0, float("nan")):
         with pytest.raises(BadInput, match="seconds"):
             train(start(tiny), photos, STEPS, out=tmp_path / "run", seconds_between=seconds)
+
+
+def test_steps_from_given_weights_begin_with_the_head_solved(tiny, trained, tmp_path, monkeypatch, capsys):
+    from vggkit.tasks.training import loop
+
+    fill_folder(tmp_path / "photos", LABELS[:2], 12)
+    recipe = replace(STEPS, trainable="all", epochs=2, batch_size=4, learning_rate=1e-6)
+
+    def begin():
+        return start(replace(tiny, num_classes=2), trained, labels=LABELS[:2])
+
+    whole = train(begin(), tmp_path / "photos", recipe, out=tmp_path / "1", device="cpu")
+    assert "the head begins solved" in capsys.readouterr().err
+    assert whole.evaluation.top1 == 1, "at such a rate the steps alone learn nothing"
+    pause = loop.Training._pause
+
+    def stop(self):
+        pause(self)
+        if self.progress.steps == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Training, "_pause", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(begin(), tmp_path / "photos", recipe, out=tmp_path / "2", device="cpu", quiet=True)
+    resumed = resume(tmp_path / "2", device="cpu", quiet=True)
+    assert all(torch.equal(weights_of(resumed)[key], value) for key, value in weights_of(whole).items())
+    again = load(tmp_path / "1")
+    train(again, tmp_path / "photos", recipe, out=tmp_path / "3", device="cpu")
+    assert "begins solved" not in capsys.readouterr().err, "a trained head is not thrown away"

@@ -1,7 +1,7 @@
 """The two ways a network learns: step by step, or its head at once, on features computed once."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from vggkit.reports.run_plots import plot_history, plot_strengths
 from vggkit.tasks.evaluation import Evaluation, evaluate, score
 from vggkit.tasks.training.batches import weigh_classes
 from vggkit.tasks.training.checkpointing import Checkpoints, Epoch, Progress
-from vggkit.tasks.training.features import extract_features
-from vggkit.tasks.training.heads import solve_head
+from vggkit.tasks.training.features import Features, extract_features
+from vggkit.tasks.training.heads import HeadSolution, solve_head
 from vggkit.tasks.training.learner import Learner
 from vggkit.tasks.training.loop import Listeners, Training
 from vggkit.tasks.training.recipe import Recipe
@@ -51,6 +51,9 @@ class Course:
     """Hear of each epoch."""
     seconds_between: float
     """How often the middle of an epoch is kept."""
+    solve_first: bool
+    """Whether learning by steps begins with the head solved: a random one would bend given weights before it
+    knows anything (Kumar et al., 2022, "Fine-tuning can distort pretrained features")."""
 
     @property
     def measured(self) -> str:
@@ -84,6 +87,9 @@ def learn_by_steps(
     if course.device.type == "cpu":
         keep_freed_memory()
     train = course.parts.part("train")
+    if state is None and course.solve_first:
+        line.say("the head begins solved on the given weights' features, and the layers below follow")
+        _solve(course, ["train"])
     learner = Learner(
         classifier.network,
         recipe,
@@ -150,48 +156,14 @@ def learn_by_steps(
 
 def learn_at_once(course: Course) -> Outcome:
     """The last layer alone: features of every picture once, and the best linear classifier on them."""
-    classifier, recipe, line = course.classifier, course.recipe, course.line
+    classifier, line = course.classifier, course.line
     started = time.monotonic()
     # All that it begins with; what is computed is kept with the features.
     begun = {f"network/{key}": value for key, value in classifier.network.state_dict().items()}
     course.checkpoints.keep(begun, Progress())
     line.say(describe(None, memory_bytes=_estimate_memory(course)))
-    found = {
-        part: extract_features(
-            classifier,
-            pictures,
-            recipe=recipe,
-            device=course.device,
-            # What figures are measured on is computed as `evaluate` does.
-            precision="auto" if part == "train" else "fp32",
-            views=recipe.views if part == "train" else 1,
-            on_progress=_Pace(line, part).show,
-            say=line.say,
-        )
-        for part, pictures in course.parts.splits.items()
-        if part in ("train", "val", "test")
-    }
-    train = found["train"]
-    solution = solve_head(
-        train.rows,
-        train.targets,
-        classes=len(classifier.labels),
-        groups=train.groups,
-        class_weights=weigh_classes(course.parts.part("train"), classifier.labels)
-        if recipe.balance == "weights"
-        else None,
-        label_smoothing=recipe.label_smoothing,
-        seed=recipe.seed,
-        on_progress=lambda done, total: line.show("solving the head", done, total),
-    )
-    for strength in solution.describe():
-        line.say(strength)
+    found, solution = _solve(course, [part for part in course.parts.splits if part in ("train", "val", "test")])
     scores = {part: features.rows @ solution.weight.T + solution.bias for part, features in found.items()}
-    with torch.no_grad():
-        last = classifier.network.classifier[-1]
-        assert isinstance(last, torch.nn.Linear)
-        last.weight.copy_(torch.from_numpy(solution.weight))
-        last.bias.copy_(torch.from_numpy(solution.bias))
     measured = {
         part: score(
             scores[part], found[part].targets, labels=classifier.labels, data=f"{course.parts.name}, part {part}"
@@ -212,6 +184,46 @@ def learn_at_once(course: Course) -> Outcome:
     course.checkpoints.close()
     plot_strengths(solution, course.directory / "regularisation.png", title=course.title)
     return Outcome((epoch,), 1, measured[course.measured])
+
+
+def _solve(course: Course, parts: Sequence[str]) -> tuple[dict[str, Features], HeadSolution]:
+    """Features of some parts, and the last layer solved on those of `train` and put into the network."""
+    classifier, recipe, line = course.classifier, course.recipe, course.line
+    found = {
+        part: extract_features(
+            classifier,
+            course.parts.splits[part],
+            recipe=recipe,
+            device=course.device,
+            # What figures are measured on is computed as `evaluate` does.
+            precision="auto" if part == "train" else "fp32",
+            views=recipe.views if part == "train" else 1,
+            on_progress=_Pace(line, part).show,
+            say=line.say,
+        )
+        for part in parts
+    }
+    train = found["train"]
+    solution = solve_head(
+        train.rows,
+        train.targets,
+        classes=len(classifier.labels),
+        groups=train.groups,
+        class_weights=weigh_classes(course.parts.part("train"), classifier.labels)
+        if recipe.balance == "weights"
+        else None,
+        label_smoothing=recipe.label_smoothing,
+        seed=recipe.seed,
+        on_progress=lambda done, total: line.show("solving the head", done, total),
+    )
+    for sentence in solution.describe():
+        line.say(sentence)
+    last = classifier.network.classifier[-1]
+    assert isinstance(last, torch.nn.Linear), "a last layer of two factors is not solved"
+    with torch.no_grad():
+        last.weight.copy_(torch.from_numpy(solution.weight))
+        last.bias.copy_(torch.from_numpy(solution.bias))
+    return found, solution
 
 
 def find_best(history: tuple[Epoch, ...]) -> Epoch:

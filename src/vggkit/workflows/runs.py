@@ -117,6 +117,7 @@ def train(
         recipe, reasons = _settle(recipe, classifier, parts, chosen)
         for reason in reasons:
             line.say(reason)
+        solve_first = _begins_solved(classifier)
         # Figures of another training are not this one's.
         lasting = {name: value for name, value in classifier.provenance.items() if name not in RESULTS}
         classifier.card = replace(classifier.card, provenance=lasting)
@@ -164,6 +165,7 @@ def train(
             seconds_between=seconds_between,
             line=line,
             stack=stack,
+            solve_first=solve_first,
         )
         return _follow(course, Progress(), None)
 
@@ -251,6 +253,15 @@ def resume(
         return _follow(course, progress, state)
 
 
+def _begins_solved(classifier: Classifier) -> bool:
+    """Whether all but the last layer is given, and no training of ours went before."""
+    weights, last = classifier.provenance.get("weights"), classifier.configuration.fully_connected[-1]
+    if "metrics" in classifier.provenance or not isinstance(weights, dict) or last.rank is not None:
+        return False
+    random = weights["random"]
+    return bool(random) and all(key.startswith(f"classifier.{last.index}.") for key in random)
+
+
 def _check_pause(seconds_between: float) -> None:
     if not seconds_between >= 0:  # nan is not either
         raise BadInput(f"seconds between two states must be a number of 0 or more; got {seconds_between}")
@@ -310,6 +321,7 @@ def _plan(
     seconds_between: float,
     line: ProgressLine,
     stack: ExitStack,
+    solve_first: bool = False,
 ) -> Course:
     return Course(
         classifier=classifier,
@@ -324,6 +336,7 @@ def _plan(
             open_loggers(loggers, directory, config=recipe.to_dict(), title=directory.name, say=line.say)
         ),
         seconds_between=seconds_between,
+        solve_first=solve_first,
     )
 
 
