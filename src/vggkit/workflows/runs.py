@@ -9,19 +9,15 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import torch
 
 from vggkit.errors import BadCheckpoint, BadConfiguration, BadData, BadInput, BadOutput
-from vggkit.hardware import choose_device, computes_bf16, describe_machine, find_peak_memory
-from vggkit.images.pictures import PictureSet, identify_pictures
+from vggkit.hardware import choose_device, describe_machine, find_peak_memory
+from vggkit.images.pictures import PictureSet
 from vggkit.images.sources import open_pictures
-from vggkit.images.splits import hold_out
-from vggkit.images.spooling import spool
 from vggkit.networks.card import read_card
 from vggkit.networks.classifier import Classifier
 from vggkit.networks.vgg import VGG
@@ -31,12 +27,11 @@ from vggkit.reports.run_plots import plot_confusion
 from vggkit.tasks.evaluation import Evaluation
 from vggkit.tasks.training.checkpointing import Checkpoints, Epoch, Progress
 from vggkit.tasks.training.recipe import Recipe
-from vggkit.tasks.training.settling import Situation, Start, settle
-from vggkit.tasks.training.sizing import choose_batch_size
 from vggkit.workflows.configs import RunConfig
 from vggkit.workflows.courses import Course, learn_at_once, learn_by_steps
 from vggkit.workflows.doctor import vet
 from vggkit.workflows.interruptions import hear_signals
+from vggkit.workflows.preparation import begins_solved, describe_start, divide_pictures, settle_recipe
 from vggkit.workflows.rate_search import search_rate
 
 RESULTS: Final = frozenset({"metrics", "seconds", "peak_memory_bytes", "epoch"})
@@ -109,15 +104,15 @@ def train(
         stack.enter_context(hear_signals())
         line = stack.enter_context(ProgressLine(quiet=quiet))
         stack.enter_context(_emptied(directory))
-        parts, held_out = _divide(opened, classifier, recipe, stack=stack, line=line)
+        parts, held_out = divide_pictures(opened, classifier, recipe, stack=stack, line=line)
         parts, contents = vet(parts, despite_findings=despite_findings, say=line.say, on_progress=line.show)
         counts = ", ".join(f"{len(part)} {name}" for name, part in parts.splits.items())
         line.say(f"{classifier.configuration.model} on {opened.name}: {counts}, {len(parts.labels)} classes")
-        line.say(_describe(classifier))
-        recipe, reasons = _settle(recipe, classifier, parts, chosen)
+        line.say(describe_start(classifier))
+        recipe, reasons = settle_recipe(recipe, classifier, parts, chosen)
         for reason in reasons:
             line.say(reason)
-        solve_first = _begins_solved(classifier)
+        solve_first = begins_solved(classifier)
         # Figures of another training are not this one's.
         lasting = {name: value for name, value in classifier.provenance.items() if name not in RESULTS}
         classifier.card = replace(classifier.card, provenance=lasting)
@@ -156,12 +151,10 @@ def train(
         course = _plan(
             classifier,
             parts,
-            recipe,
-            identity=_identify(config, contents),
-            about=about,
+            config,
+            contents,
             directory=directory,
             device=chosen,
-            loggers=loggers,
             seconds_between=seconds_between,
             line=line,
             stack=stack,
@@ -229,18 +222,15 @@ def resume(
                 f"pictures then, {now} files now, and some are gone, new or others. Put them back as they were, or "
                 f"begin a new run: vggkit train --config {directory / 'config.yaml'}"
             )
-        parts, _ = _divide(opened, classifier, recipe, stack=stack, line=line)
+        parts, _ = divide_pictures(opened, classifier, recipe, stack=stack, line=line)
         parts, contents = vet(parts, despite_findings=config.despite_findings, say=line.say, on_progress=line.show)
-        about = {name: config.found[name] for name in ("data", "machine", "started")}
         course = _plan(
             classifier,
             parts,
-            recipe,
-            identity=_identify(config, contents),
-            about=about,
+            config,
+            contents,
             directory=directory,
             device=chosen,
-            loggers=config.loggers,
             seconds_between=seconds_between,
             line=line,
             stack=stack,
@@ -253,54 +243,9 @@ def resume(
         return _follow(course, progress, state)
 
 
-def _begins_solved(classifier: Classifier) -> bool:
-    """Whether all but the last layer is given, and no training of ours went before."""
-    weights, last = classifier.provenance.get("weights"), classifier.configuration.fully_connected[-1]
-    if "metrics" in classifier.provenance or not isinstance(weights, dict) or last.rank is not None:
-        return False
-    random = weights["random"]
-    return bool(random) and all(key.startswith(f"classifier.{last.index}.") for key in random)
-
-
 def _check_pause(seconds_between: float) -> None:
     if not seconds_between >= 0:  # nan is not either
         raise BadInput(f"seconds between two states must be a number of 0 or more; got {seconds_between}")
-
-
-def _divide(
-    opened: PictureSet, classifier: Classifier, recipe: Recipe, *, stack: ExitStack, line: ProgressLine
-) -> tuple[PictureSet, dict[str, str]]:
-    """The pictures in their parts, where they can be read in any order, and what tells each held-out part."""
-    parts = hold_out(opened, validation_share=recipe.validation_share, seed=recipe.seed, fold=recipe.fold)
-    held_out = {name: identify_pictures(part) for name, part in parts.splits.items() if name != "train"}
-    folder = Path(stack.enter_context(TemporaryDirectory(prefix="vggkit-")))
-    parts = spool(parts, folder / "pictures", on_progress=partial(line.show, "copying pictures"))
-    _check_labels(parts, classifier)
-    # A class that the Classifier names and the data lacks altogether is missing too.
-    return replace(parts, name=opened.name, labels=classifier.labels), held_out
-
-
-def _settle(
-    recipe: Recipe, classifier: Classifier, parts: PictureSet, device: torch.device
-) -> tuple[Recipe, list[str]]:
-    weights = classifier.provenance.get("weights")
-    start: Start = "trained" if "metrics" in classifier.provenance else "random" if weights is None else "weights"
-    pictures, side = len(parts.part("train")), classifier.preprocessing.crop_pixels
-    situation = Situation(
-        configuration=classifier.configuration,
-        preprocessing=classifier.preprocessing,
-        start=start,
-        random_keys=tuple(weights["random"]) if start == "weights" and isinstance(weights, dict) else (),
-        pictures=pictures,
-        bf16=computes_bf16(device),
-    )
-
-    def choose(known: Recipe) -> tuple[int, str]:
-        return choose_batch_size(
-            classifier.configuration, known, crop_pixels=side, pictures=pictures, device=device
-        )
-
-    return settle(recipe, situation, choose_batch_size=choose)
 
 
 def _identify(config: RunConfig, contents: Mapping[str, str]) -> dict[str, dict[str, Any]]:
@@ -311,29 +256,29 @@ def _identify(config: RunConfig, contents: Mapping[str, str]) -> dict[str, dict[
 def _plan(
     classifier: Classifier,
     parts: PictureSet,
-    recipe: Recipe,
+    config: RunConfig,
+    contents: Mapping[str, str],
     *,
-    identity: Mapping[str, Mapping[str, Any]],
-    about: Mapping[str, Any],
     directory: Path,
     device: torch.device,
-    loggers: Sequence[str],
     seconds_between: float,
     line: ProgressLine,
     stack: ExitStack,
     solve_first: bool = False,
 ) -> Course:
+    """The course of a run, new or old: what it is stands in its configuration."""
+    recipe = config.recipe.to_dict()
     return Course(
         classifier=classifier,
         parts=parts,
-        recipe=recipe,
+        recipe=config.recipe,
         directory=directory,
         device=device,
-        checkpoints=Checkpoints(directory, card=classifier.card, identity=identity),
-        provenance={**about, "recipe": recipe.to_dict()},
+        checkpoints=Checkpoints(directory, card=classifier.card, identity=_identify(config, contents)),
+        provenance={**{name: config.found[name] for name in ("data", "machine", "started")}, "recipe": recipe},
         line=line,
         loggers=stack.enter_context(
-            open_loggers(loggers, directory, config=recipe.to_dict(), title=directory.name, say=line.say)
+            open_loggers(config.loggers, directory, config=recipe, title=directory.name, say=line.say)
         ),
         seconds_between=seconds_between,
         solve_first=solve_first,
@@ -383,31 +328,6 @@ def _new_folder(out: str | Path | None, classifier: Classifier) -> Path:
     except OSError as problem:
         raise BadOutput(f"{directory}: cannot be made ({problem.strerror or problem})") from problem
     return directory
-
-
-def _describe(classifier: Classifier) -> str:
-    """What is about to be trained, where it may differ from what was asked for by default."""
-    configuration, pixels = classifier.configuration, classifier.preprocessing.crop_pixels
-    cut = f" until {configuration.until}" if configuration.until else ""
-    text = f"{configuration.model}{cut}, head {configuration.head}, pictures fed at {pixels} pixels"
-    start = classifier.provenance.get("weights")
-    if isinstance(start, dict) and "taken" in start and "random" in start:
-        taken, random = start["taken"], start["random"]
-        count = taken if isinstance(taken, int) else len(taken)
-        text += f"; {count} tensors taken from the weights, {len(random)} random"
-    return text
-
-
-def _check_labels(pictures: PictureSet, classifier: Classifier) -> None:
-    """There are two classes or more, and none that the Classifier does not name."""
-    if len(classifier.labels) < 2:
-        raise BadData(f"{pictures.name}: has one class, and telling classes apart takes two")
-    unknown = sorted(set(pictures.labels) - set(classifier.labels))
-    if unknown:
-        raise BadData(
-            f"{pictures.name}: holds classes the Classifier does not name ({', '.join(unknown[:5])}); "
-            f"it names {', '.join(classifier.labels[:5])}"
-        )
 
 
 @contextmanager

@@ -1,0 +1,91 @@
+"""What a training is prepared with: its pictures in parts, and a recipe with every choice made."""
+
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from vggkit.errors import BadData
+from vggkit.hardware import computes_bf16
+from vggkit.images.pictures import PictureSet, identify_pictures
+from vggkit.images.splits import hold_out
+from vggkit.images.spooling import spool
+from vggkit.networks.classifier import Classifier
+from vggkit.reports.progress import ProgressLine
+from vggkit.tasks.training.recipe import Recipe
+from vggkit.tasks.training.settling import Situation, Start, settle
+from vggkit.tasks.training.sizing import choose_batch_size
+
+
+def divide_pictures(
+    opened: PictureSet, classifier: Classifier, recipe: Recipe, *, stack: ExitStack, line: ProgressLine
+) -> tuple[PictureSet, dict[str, str]]:
+    """The pictures in their parts, where they can be read in any order, and what tells each held-out part."""
+    parts = hold_out(opened, validation_share=recipe.validation_share, seed=recipe.seed, fold=recipe.fold)
+    held_out = {name: identify_pictures(part) for name, part in parts.splits.items() if name != "train"}
+    folder = Path(stack.enter_context(TemporaryDirectory(prefix="vggkit-")))
+    parts = spool(parts, folder / "pictures", on_progress=partial(line.show, "copying pictures"))
+    _check_labels(parts, classifier)
+    # A class that the Classifier names and the data lacks altogether is missing too.
+    return replace(parts, name=opened.name, labels=classifier.labels), held_out
+
+
+def _check_labels(pictures: PictureSet, classifier: Classifier) -> None:
+    """There are two classes or more, and none that the Classifier does not name."""
+    if len(classifier.labels) < 2:
+        raise BadData(f"{pictures.name}: has one class, and telling classes apart takes two")
+    unknown = sorted(set(pictures.labels) - set(classifier.labels))
+    if unknown:
+        raise BadData(
+            f"{pictures.name}: holds classes the Classifier does not name ({', '.join(unknown[:5])}); "
+            f"it names {', '.join(classifier.labels[:5])}"
+        )
+
+
+def settle_recipe(
+    recipe: Recipe, classifier: Classifier, parts: PictureSet, device: torch.device
+) -> tuple[Recipe, list[str]]:
+    """The recipe with every choice made, and a sentence on each; see `settle`."""
+    weights = classifier.provenance.get("weights")
+    start: Start = "trained" if "metrics" in classifier.provenance else "random" if weights is None else "weights"
+    pictures, side = len(parts.part("train")), classifier.preprocessing.crop_pixels
+    situation = Situation(
+        configuration=classifier.configuration,
+        preprocessing=classifier.preprocessing,
+        start=start,
+        random_keys=tuple(weights["random"]) if start == "weights" and isinstance(weights, dict) else (),
+        pictures=pictures,
+        bf16=computes_bf16(device),
+    )
+
+    def choose(known: Recipe) -> tuple[int, str]:
+        return choose_batch_size(
+            classifier.configuration, known, crop_pixels=side, pictures=pictures, device=device
+        )
+
+    return settle(recipe, situation, choose_batch_size=choose)
+
+
+def begins_solved(classifier: Classifier) -> bool:
+    """Whether all but the last layer is given, and no training of ours went before."""
+    weights, last = classifier.provenance.get("weights"), classifier.configuration.fully_connected[-1]
+    if "metrics" in classifier.provenance or not isinstance(weights, dict) or last.rank is not None:
+        return False
+    random = weights["random"]
+    return bool(random) and all(key.startswith(f"classifier.{last.index}.") for key in random)
+
+
+def describe_start(classifier: Classifier) -> str:
+    """What is about to be trained, where it may differ from what was asked for by default."""
+    configuration, pixels = classifier.configuration, classifier.preprocessing.crop_pixels
+    cut = f" until {configuration.until}" if configuration.until else ""
+    text = f"{configuration.model}{cut}, head {configuration.head}, pictures fed at {pixels} pixels"
+    start = classifier.provenance.get("weights")
+    if isinstance(start, dict) and "taken" in start and "random" in start:
+        taken, random = start["taken"], start["random"]
+        count = taken if isinstance(taken, int) else len(taken)
+        text += f"; {count} tensors taken from the weights, {len(random)} random"
+    return text
