@@ -24,7 +24,7 @@ from vggkit.hardware import describe_machine
 from vggkit.images.pictures import Picture, PictureSet
 from vggkit.images.preprocessing import suit_preprocessing
 from vggkit.networks.classifier import Classifier
-from vggkit.tasks.evaluation import proportion_interval
+from vggkit.tasks.evaluation.figures import proportion_interval
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"
 RECIPE = vk.Recipe(

@@ -51,7 +51,7 @@ def main() -> None:
     import torch
 
     from vggkit.hardware import describe_machine
-    from vggkit.tasks.evaluation import proportion_interval
+    from vggkit.tasks.evaluation.figures import proportion_interval
 
     rows = []
     for strategy in options.strategies:

@@ -148,7 +148,7 @@ def compare_accuracy(seeds: int, epochs: int) -> list[str]:
             shares.append(found["top1"])
             hits += round(found["top1"] * found["n"])
             print(precision, seed, shares[-1], f"{seconds[-1]:.0f} s", file=sys.stderr)
-        from vggkit.tasks.evaluation import proportion_interval
+        from vggkit.tasks.evaluation.figures import proportion_interval
 
         low, high = proportion_interval(hits, found["n"] * seeds)
         listed = ", ".join(f"{share:.3f}" for share in shares)

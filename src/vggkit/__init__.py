@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from vggkit.networks.vgg import VGG
     from vggkit.reports.comparison import Comparison
     from vggkit.tasks.diagnosis.findings import Diagnosis
-    from vggkit.tasks.evaluation import Evaluation, evaluate
+    from vggkit.tasks.evaluation.answers import Answers
+    from vggkit.tasks.evaluation.figures import Evaluation
+    from vggkit.tasks.evaluation.measuring import evaluate
+    from vggkit.tasks.evaluation.pairing import PairedComparison, compare_answers, fuse
     from vggkit.tasks.inspection import Summary, summarize
     from vggkit.tasks.prediction import Prediction, predict
     from vggkit.tasks.training.recipe import Recipe
@@ -34,11 +37,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "VGG": "networks.vgg",
+    "Answers": "tasks.evaluation.answers",
     "Classifier": "networks.classifier",
     "Comparison": "reports.comparison",
     "Configuration": "networks.configurations",
     "Diagnosis": "tasks.diagnosis.findings",
-    "Evaluation": "tasks.evaluation",
+    "Evaluation": "tasks.evaluation.figures",
+    "PairedComparison": "tasks.evaluation.pairing",
     "Picture": "images.pictures",
     "PictureSet": "images.pictures",
     "Prediction": "tasks.prediction",
@@ -52,11 +57,13 @@ _HOMES = {
     "adapt_filters": "networks.initialization",
     "check": "workflows.doctor",
     "compare": "workflows.comparison",
+    "compare_answers": "tasks.evaluation.pairing",
     "convert": "networks.conversion",
     "fetch": "networks.publishing.pretrained",
+    "fuse": "tasks.evaluation.pairing",
     "identify": "networks.recognition.identification",
     "configure": "networks.configurations",
-    "evaluate": "tasks.evaluation",
+    "evaluate": "tasks.evaluation.measuring",
     "initialize": "networks.initialization",
     "list_models": "networks.configurations",
     "load": "networks.classifier",
@@ -93,6 +100,10 @@ __all__ = [  # noqa: RUF022 (as people meet them)
     "Comparison",
     "evaluate",
     "Evaluation",
+    "Answers",
+    "fuse",
+    "compare_answers",
+    "PairedComparison",
     "predict",
     "Prediction",
     "summarize",

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -36,8 +37,6 @@ def model(tiny, tmp_path):
 
 def read_surface() -> dict[str, list[str]]:
     """Every verb with its options, as tyro lays them out."""
-    import re
-
     surface = {}
     for verbs in cli.VERBS.values():
         for verb in verbs:
@@ -166,6 +165,7 @@ def test_what_train_was_asked_is_told_whole(asked, photos, tmp_path, monkeypatch
         "loggers": ("tensorboard", "wandb"),
         "find_rate": True,
         "seconds_between": 7.0,
+        "plots": None,
         "asked": written,
     }
     # Asked again by what was written, from another folder, it is asked the same.
@@ -205,7 +205,7 @@ def test_a_preset_is_where_a_recipe_begins(asked, photos, capsys):
 def test_resume_takes_the_run_s_folder_and_where_its_pictures_are_now(asked):
     arguments, options = asked("train", "--resume", "runs/a", "--device", "cpu", "--quiet", "--save-seconds=9")
     assert arguments == (Path("runs/a"), None)
-    assert options == {"device": "cpu", "quiet": True, "seconds_between": 9.0}
+    assert options == {"device": "cpu", "quiet": True, "seconds_between": 9.0, "plots": None}
     assert asked("train", "moved", "--resume=runs/a")[0] == (Path("runs/a"), "moved")
 
 
@@ -308,8 +308,9 @@ def test_evaluate_as_json_and_as_text(model, photos, capsys):
     assert {"top1", "top5", "loss", "n"} <= set(found)
     assert found["n"] == 15
     text = call("evaluate", model, photos, capsys=capsys)[1]
-    assert f"top-1 {found['top1']:.4f}" in text
+    assert re.search(rf"top-1 +{100 * found['top1']:.1f} %", text)
     assert "n = 15" in text
+    assert found["protocol"] in text
 
 
 def test_train_through_a_real_process_then_predict(photos, tmp_path):

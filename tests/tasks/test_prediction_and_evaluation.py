@@ -6,13 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import draw_class, fill_folder
-from vggkit.errors import BadData, BadInput
+from vggkit.errors import BadConfiguration, BadData, BadInput
 from vggkit.images.pictures import Picture
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.images.sources import open_pictures
 from vggkit.networks.classifier import Classifier
-from vggkit.tasks.evaluation import evaluate, proportion_interval
-from vggkit.tasks.prediction import predict, softmax
+from vggkit.tasks.evaluation.figures import proportion_interval
+from vggkit.tasks.evaluation.measuring import evaluate
+from vggkit.tasks.prediction import predict
 
 LABELS = ("across", "down", "red")
 
@@ -77,19 +78,6 @@ def test_evaluation_equals_scikit_learn_on_the_predictions(classifier, photos):
     json.dumps(found.to_dict())
 
 
-def test_top5_and_loss_against_scikit_learn_on_many_classes():
-    metrics = pytest.importorskip("sklearn.metrics")
-    from vggkit.tasks.evaluation import score
-
-    rng = np.random.default_rng(0)
-    logits = rng.normal(size=(300, 12)).astype(np.float32) * 3
-    targets = rng.integers(0, 12, 300)
-    found = score(logits, targets, labels=tuple(map(str, range(12))), data="x", unreadable=(), notes=())
-    assert found.top5 == pytest.approx(metrics.top_k_accuracy_score(targets, logits, k=5, labels=range(12)))
-    assert found.top1 == pytest.approx(metrics.top_k_accuracy_score(targets, logits, k=1, labels=range(12)))
-    assert found.loss == pytest.approx(metrics.log_loss(targets, softmax(logits), labels=range(12)), abs=1e-9)
-
-
 @given(st.integers(0, 500), st.integers(1, 500))
 def test_the_interval_is_wilsons(hits, n):
     stats = pytest.importorskip("scipy.stats")
@@ -143,3 +131,40 @@ def test_a_classifier_in_half_precision_answers(classifier, photos):
 def test_pixels_are_asked_for_as_pictures(classifier):
     with pytest.raises(BadInput, match="Picture"):
         predict(classifier, [draw_class("red", 1)])
+
+
+def test_a_temperature_and_a_threshold_speak_in_predictions(classifier, photos, tmp_path):
+    plain = predict(classifier, photos / "val", top=3)
+    classifier.calibrate(temperature=2.0, threshold=0.5, about={"n": 15})
+    classifier.save(tmp_path / "c.safetensors")
+    kept = Classifier.load(tmp_path / "c.safetensors")
+    assert (kept.temperature, kept.threshold, kept.provenance["calibration"]) == (2.0, 0.5, {"n": 15})
+    for before, after in zip(plain, predict(kept, photos / "val", top=3), strict=True):
+        assert after.labels == before.labels
+        softened = np.sqrt(before.probabilities)
+        np.testing.assert_allclose(after.probabilities, softened / softened.sum(), rtol=1e-6)
+        assert after.unknown == (after.probabilities[0] < 0.5)
+        assert after.answer == ("unknown" if after.unknown else after.labels[0])
+        assert ("unknown" in after.to_dict()) == after.unknown
+    found = evaluate(kept, photos)
+    assert found.calibration.temperature == 2.0
+    assert found.ece != found.calibration.ece_before
+    assert found.rejection.threshold == 0.5
+    assert found.rejection.n == sum(not p.unknown for p in predict(kept, photos / "val"))
+
+
+def test_files_of_earlier_formats_are_as_sure_as_ever(classifier):
+    from vggkit.networks.card import Card
+
+    values = classifier.card.to_dict()
+    del values["temperature"], values["threshold"]
+    old = Card.from_dict(values | {"format_version": 2})
+    assert (old.temperature, old.threshold) == (1.0, 0.0)
+    for name, wrong in (
+        ("temperature", 0),
+        ("temperature", "hot"),
+        ("threshold", 1.5),
+        ("threshold", float("nan")),
+    ):
+        with pytest.raises(BadConfiguration, match=name):
+            Card.from_dict(values | {name: wrong, "format_version": 3})

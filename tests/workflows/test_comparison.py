@@ -17,7 +17,7 @@ from vggkit.images.preprocessing import Preprocessing
 from vggkit.networks.classifier import Classifier
 from vggkit.networks.configurations import Configuration
 from vggkit.reports.comparison import describe_seconds, draw_comparison, plot_comparison
-from vggkit.tasks.evaluation import proportion_interval
+from vggkit.tasks.evaluation.figures import proportion_interval
 from vggkit.tasks.training.recipe import Recipe
 from vggkit.workflows.comparison import compare
 from vggkit.workflows.configs import NetworkChoice, RunConfig

@@ -12,7 +12,7 @@ from vggkit.errors import BadConfiguration, BadData, BadInput, BadOutput
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.images.sources import open_pictures
 from vggkit.networks.classifier import Classifier, load
-from vggkit.tasks.evaluation import evaluate
+from vggkit.tasks.evaluation.measuring import evaluate
 from vggkit.tasks.prediction import predict
 from vggkit.tasks.training.recipe import Recipe
 from vggkit.workflows.runs import train
@@ -48,9 +48,10 @@ def test_the_folder_of_a_run(run, photos):
     names = {entry.name for entry in run.directory.iterdir()}
     assert names == {
         *("config.yaml", "metrics.csv", "best.safetensors", "last.ckpt"),
-        *("learning_curve.png", "confusion_matrix.png"),
+        *("report.html", "results.csv"),
+        *("learning_curve.png", "confusion_matrix.png", "reliability.png", "classes.png"),
     }
-    for name in ("learning_curve.png", "confusion_matrix.png"):
+    for name in ("learning_curve.png", "confusion_matrix.png", "reliability.png", "classes.png"):
         with Image.open(run.directory / name) as image:
             assert min(image.size) > 300
     with open(run.directory / "metrics.csv", encoding="utf-8") as lines:

@@ -113,11 +113,21 @@ class Preprocessing:
                 size = max(1, round(crop * width / longest)), max(1, round(crop * height / longest))
                 return _lay_on(self.mean_colour(), crop, resize(pixels, size, self.interpolation))
 
+    def resize(self, pixels: Pixels, *, most_pixels: int = MOST_RESIZED) -> Pixels:
+        """RGB pixels (H, W, 3) whose short side is `resize_pixels`, uncropped but for the ends of a picture so long
+        that it would have more than `most_pixels`.
+        """
+        height, width = pixels.shape[:2]
+        longest = max(1, most_pixels // self.resize_pixels**2) * min(height, width)
+        pixels = _without_far_ends(pixels, longest)
+        return resize(pixels, self._resized_size(pixels), self.interpolation)
+
     def _fit_middle(self, pixels: Pixels) -> Pixels:
         """The middle of the resized picture."""
         size = self._resized_size(pixels)
         if size[0] * size[1] > MOST_RESIZED:
-            pixels = _without_far_ends(pixels)
+            # Resized whole it would take gigabytes, to no use.
+            pixels = _without_far_ends(pixels, 64 * min(pixels.shape[:2]))
             size = self._resized_size(pixels)
         columns, rows = (_middle(side, self.crop_pixels) for side in size)
         part = resize_part(pixels, size, self.interpolation, columns, rows)
@@ -212,9 +222,8 @@ def _lay_on(colour: tuple[int, int, int], side: int, pixels: Pixels) -> Pixels:
     return square
 
 
-def _without_far_ends(pixels: Pixels) -> Pixels:
-    """The middle of a picture over 64 times as long as wide: resized whole it would take gigabytes, to no use."""
+def _without_far_ends(pixels: Pixels, longest: int) -> Pixels:
+    """The middle of a picture's longer side, at most so many pixels of it."""
     height, width = pixels.shape[:2]
-    longest = 64 * min(height, width)
     top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
     return pixels[top : top + longest, left : left + longest]

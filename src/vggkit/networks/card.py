@@ -17,8 +17,8 @@ from vggkit.errors import BadCheckpoint, BadConfiguration, VggkitError
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.networks.configurations import Configuration
 
-FORMAT_VERSION: Final = 2
-"""2: `fit_mode` and `reduced_decoding` of the preprocessing."""
+FORMAT_VERSION: Final = 3
+"""2: `fit_mode` and `reduced_decoding` of the preprocessing. 3: `temperature` and `threshold`."""
 METADATA_KEY: Final = "vggkit"
 
 
@@ -35,6 +35,10 @@ class Card:
     """How a picture becomes its input, with the input convention."""
     labels: tuple[str, ...]
     """Class names, in the order of the logits."""
+    temperature: float = 1.0
+    """What logits are divided by before they become probabilities, so that these can be taken at their word."""
+    threshold: float = 0.0
+    """Probability in [0, 1] below which the answer is "unknown"; 0: never."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Where it comes from: data, recipe, metrics, licence of the weights, versions; any JSON values."""
 
@@ -45,6 +49,10 @@ class Card:
             raise BadConfiguration(f"labels must be names that are not empty; got {_shortened(self.labels)}")
         if len(set(self.labels)) != len(self.labels):
             raise BadConfiguration(f"labels must differ from each other; got {_shortened(self.labels)}")
+        for name, least, most in (("temperature", 1e-3, 1e3), ("threshold", 0.0, 1.0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+                raise BadConfiguration(f"{name} must be a number from {least:g} to {most:g}; got {value!r}")
         if len(self.labels) != self.configuration.num_classes:
             raise BadConfiguration(
                 f"a network of {self.configuration.num_classes} classes needs as many labels, "
@@ -68,6 +76,8 @@ class Card:
             "configuration": self.configuration.to_dict(),
             "preprocessing": self.preprocessing.to_dict(),
             "labels": list(self.labels),
+            "temperature": self.temperature,
+            "threshold": self.threshold,
             "provenance": dict(self.provenance),
         }
 
@@ -88,6 +98,8 @@ class Card:
             configuration=Configuration.from_dict(values.get("configuration", {})),
             preprocessing=Preprocessing.from_dict(values.get("preprocessing", {})),
             labels=tuple(labels),
+            temperature=values.get("temperature", 1.0),
+            threshold=values.get("threshold", 0.0),
             provenance=provenance,
         )
 

@@ -33,6 +33,8 @@ class Classifier:
         network: The VGG; its number of classes is the number of labels.
         labels: Class names in the order of the logits.
         preprocessing: How a picture becomes the network's input.
+        temperature: What logits are divided by before they become probabilities.
+        threshold: Probability below which the answer is "unknown"; 0: never.
         provenance: Data, recipe, metrics, licence of the weights, versions; any JSON values.
 
     Raises BadConfiguration where these do not fit together.
@@ -44,6 +46,8 @@ class Classifier:
         *,
         labels: Sequence[str],
         preprocessing: Preprocessing,
+        temperature: float = 1.0,
+        threshold: float = 0.0,
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         self.network = network
@@ -51,6 +55,8 @@ class Classifier:
             configuration=network.configuration,
             preprocessing=preprocessing,
             labels=tuple(labels),
+            temperature=temperature,
+            threshold=threshold,
             provenance=provenance or {},
         )
 
@@ -68,6 +74,16 @@ class Classifier:
     def labels(self) -> tuple[str, ...]:
         """Class names in the order of the logits."""
         return self.card.labels
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by before they become probabilities."""
+        return self.card.temperature
+
+    @property
+    def threshold(self) -> float:
+        """Probability below which the answer is "unknown"; 0: never."""
+        return self.card.threshold
 
     @property
     def provenance(self) -> Mapping[str, Any]:
@@ -156,7 +172,33 @@ class Classifier:
             network = VGG(card.configuration)
         network.load_state_dict(weights, assign=True)
         network.requires_grad_(True)
-        return cls(network, labels=card.labels, preprocessing=card.preprocessing, provenance=card.provenance)
+        return cls(
+            network,
+            labels=card.labels,
+            preprocessing=card.preprocessing,
+            temperature=card.temperature,
+            threshold=card.threshold,
+            provenance=card.provenance,
+        )
+
+    def calibrate(
+        self, *, temperature: float | None = None, threshold: float | None = None, about: Mapping[str, Any]
+    ) -> None:
+        """Say how sure answers are; `save` keeps it.
+
+        Args:
+            temperature: What logits are to be divided by; None: as it is.
+            threshold: Probability below which the answer is "unknown"; None: as it is.
+            about: What it was found on, for `provenance["calibration"]`.
+
+        Raises BadConfiguration for values that cannot be.
+        """
+        self.card = replace(
+            self.card,
+            temperature=self.temperature if temperature is None else temperature,
+            threshold=self.threshold if threshold is None else threshold,
+            provenance={**self.provenance, "calibration": dict(about)},
+        )
 
     def save(self, path: str | Path, *, provenance: Mapping[str, Any] | None = None) -> None:
         """Write everything to one `.safetensors` file, whole or not at all.
@@ -168,12 +210,7 @@ class Classifier:
         Raises BadOutput.
         """
         if provenance:
-            self.card = Card(
-                configuration=self.configuration,
-                preprocessing=self.preprocessing,
-                labels=self.labels,
-                provenance={**self.provenance, **provenance},
-            )
+            self.card = replace(self.card, provenance={**self.provenance, **provenance})
         write_weights(path, self.network.state_dict(), self.card.to_metadata())
 
     def push(

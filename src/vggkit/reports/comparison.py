@@ -142,7 +142,7 @@ def _accuracy(run: ComparedRun, *, decimals: int) -> Text:
 
 
 def _describe_standing(run: ComparedRun) -> str:
-    epochs = f"{len(run.history)} of {run.epochs} epochs"
+    epochs = f"{run.history[-1]['epoch'] if run.history else 0:.0f} of {run.epochs} epochs"
     return f"unfinished: {run.name}, {epochs}, last written {describe_seconds(run.idle_seconds)} ago"
 
 
@@ -214,7 +214,7 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> None:
                         label=label if not upper and column == 0 else None,
                     )
                 if run.best_epoch is not None:
-                    best = run.best_epoch - 1
+                    best = epochs.index(run.best_epoch)
                     grid[1][column].plot(
                         [places[best]],
                         [100 * run.history[best]["val_top1"]],
@@ -226,7 +226,8 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> None:
         grid[1][0].set_title("validation accuracy, top-1 (%)")
         grid[1][0].set_xlabel("epoch")
         grid[1][1].set_xlabel(unit)
-        grid[1][0].set_xlim(0.5, longest + 0.5)
+        first = min((run.history[0]["epoch"] for run in runs), default=1)
+        grid[1][0].set_xlim(first - 0.5, longest + 0.5)
         grid[1][1].set_xlim(left=0)
         grid[1][0].xaxis.get_major_locator().set_params(integer=True)
         grid[0][0].set_ylim(bottom=0)

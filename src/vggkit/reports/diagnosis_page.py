@@ -1,9 +1,6 @@
 """The page of a Diagnosis: the verdict, counts, facts, and every finding with its pictures, in one file."""
 
-import base64
 import itertools
-import os
-import re
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,10 +10,9 @@ from statistics import median_low
 from typing import Final, NamedTuple
 
 from vggkit import __version__
-from vggkit.errors import VggkitError
 from vggkit.images.pictures import Picture, sort_labels
-from vggkit.images.thumbnails import MEDIA_TYPE, SIDE_PIXELS, encode_thumbnail, is_tiny
 from vggkit.reports.pages.rendering import render_page, say_count
+from vggkit.reports.pages.thumbs import Thumb, find_folder, make_thumb, split_name, split_place
 from vggkit.tasks.diagnosis.findings import Case, Diagnosis, Finding, Kind, Member, Severity, Sides
 from vggkit.writing import write_text
 
@@ -74,7 +70,7 @@ def write_diagnosis_page(diagnosis: Diagnosis, path: str | Path) -> None:
         "titles": TITLES,
         "sections": [show_finding(finding, album) for finding in diagnosis.findings],
         "folder": album.folder,
-        "place": _split_place(diagnosis.data),
+        "place": split_place(diagnosis.data),
         "quoted": shlex.quote(diagnosis.data),
     }
     write_text(path, render_page("diagnosis.html", values))
@@ -99,18 +95,6 @@ def judge(findings: Iterable[Finding]) -> Verdict:
     said = f"{', '.join(others)} and {last}" if others else last
     gravest = next(iter(counts))
     return Verdict(gravest, f"{said}: {SEVERITIES[gravest]}.")
-
-
-class Place(NamedTuple):
-    """What the data is called, and what stands before that."""
-
-    folder: str
-    name: str
-
-
-def _split_place(data: str) -> Place:
-    name = data.rstrip("/").rpartition("/")[2] or data
-    return Place(data[: data.rfind(name)], data[data.rfind(name) :])
 
 
 class Profile(NamedTuple):
@@ -209,7 +193,7 @@ class Frame:
     @property
     def pieces(self) -> list[str]:
         """The name, cut where a line may end: behind folders and words, and before the ending."""
-        return re.split(r"(?<=[/_-])(?=.)|(?<=.)(?=\.\w+$)", self.name)
+        return split_name(self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +239,7 @@ class Album:
 
     folder: str
     """Where all pictures lie, with its separator; shown names begin behind it."""
-    _made: dict[str, tuple[str | None, bool]] = field(default_factory=dict, repr=False)
+    _made: dict[str, Thumb] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, diagnosis: Diagnosis) -> "Album":
@@ -265,18 +249,12 @@ class Album:
 
     def show(self, member: Member, *, drawn: bool) -> Frame:
         """A member with its short name, and its thumbnail if it is to be drawn."""
-        source, tiny = self._thumbnail(member.picture) if drawn else (None, False)
-        return Frame(member, member.path.removeprefix(self.folder), source, tiny)
+        thumb = self._find_thumb(member.picture) if drawn else Thumb(None, False)
+        return Frame(member, member.path.removeprefix(self.folder), *thumb)
 
-    def _thumbnail(self, picture: Picture) -> tuple[str | None, bool]:
+    def _find_thumb(self, picture: Picture) -> Thumb:
         if picture.path not in self._made:
-            try:
-                pixels = picture.decode(least_side=SIDE_PIXELS)
-            except VggkitError:  # it was there when it was diagnosed
-                self._made[picture.path] = None, False
-            else:
-                encoded = base64.b64encode(encode_thumbnail(pixels)).decode("ascii")
-                self._made[picture.path] = f"data:{MEDIA_TYPE};base64,{encoded}", is_tiny(pixels)
+            self._made[picture.path] = make_thumb(picture)
         return self._made[picture.path]
 
 
@@ -298,18 +276,3 @@ def _show_case(case: Case, album: Album, *, drawn: bool) -> CaseView:
         parts_differ=len({member.part for member in case.members}) > 1,
         labels_differ=len({member.label for member in case.members}) > 1,
     )
-
-
-def find_folder(data: str, paths: Iterable[str]) -> str:
-    """What nobody needs to read at each path: the place of the data, or the folder that all share.
-
-    It ends with its separator, as in `photos/`, `photos.tar#`; it is empty where there is none.
-    """
-    names = list(paths)
-    place = data.rstrip("/\\")
-    for separator in ("/", "\\", "#"):
-        if place and any(name.startswith(place + separator) for name in names):
-            return place + separator
-    shared = os.path.commonprefix(names)  # noqa: RUF071 (cut to whole folders below; commonpath refuses mixtures)
-    folder = shared[: max(shared.rfind("/"), shared.rfind(os.sep)) + 1]
-    return folder if folder.strip("/\\") else ""

@@ -152,8 +152,8 @@ class _TensorBoard:
             newest = history[-1].epoch
             # What a run that was killed told of this epoch and later ones does not count.
             self._writer = self._make(str(self._folder), purge_step=newest if newest > 1 else None)
-            self._told = newest - 1
-            if newest == 1:
+            self._told = len(history) - 1
+            if len(history) == 1:
                 rows = "\n".join(f"| {name} | {value} |" for name, value in self._config.items())
                 self._writer.add_text("recipe", f"| field | value |\n|---|---|\n{rows}")
         for epoch in history[self._told :]:
@@ -187,7 +187,7 @@ class _Wandb:
             )
         _remember(directory, "wandb", self._run.id)
         # A run that is written here is told whole, for `wandb sync` takes one file for the run.
-        self._told = self._run.step - 1 if self._run.resumed else 0
+        self._told = self._run.step - 1 if self._run.resumed else -1
         if mode == "offline":
             say(f"wandb: written to {directory / 'wandb'} for `wandb sync`, for there is no key or no answer")
 
@@ -216,7 +216,7 @@ class _MLflow:
                 self._client.update_run(number, status="RUNNING")
             known = self._client.get_metric_history(self._number, "val_loss")
         _remember(directory, "mlflow", self._number)
-        self._told = max((metric.step for metric in known), default=0)
+        self._told = max((metric.step for metric in known), default=-1)
 
     def _begin(self, config: Mapping[str, Any], title: str) -> str:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
@@ -229,7 +229,9 @@ class _MLflow:
 
     def log(self, history: "Sequence[Epoch]") -> None:
         with self._quiet():
-            for epoch in history[self._told :]:
+            for epoch in history:
+                if epoch.epoch <= self._told:
+                    continue
                 for name, value in _values(epoch).items():
                     self._client.log_metric(self._number, name, value, step=epoch.epoch)
                 self._told = epoch.epoch

@@ -6,7 +6,7 @@ Colours are Okabe and Ito's, which people of every colour vision tell apart.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from vggkit.errors import BadOutput, MissingExtra
 from vggkit.reports.tables import decimal_unit
@@ -16,6 +16,9 @@ from vggkit.writing import whole_file
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+PlotEnding = Literal["png", "pdf", "svg"]
+"""Kinds of files that pictures are drawn to."""
 
 BLUE: Final = "#0072b2"
 ORANGE: Final = "#d55e00"

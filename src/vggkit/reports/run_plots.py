@@ -1,4 +1,4 @@
-"""Pictures of a training run: its learning curve, its confusion matrix, and a sheet of answers."""
+"""Static pictures of a training and an evaluation, for papers: PNG, PDF or SVG by the ending."""
 
 import math
 from collections.abc import Sequence
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vggkit.images.pictures import Picture
-from vggkit.reports.plots import BLUE, INK, ORANGE, PALE_INK, draw_to
-from vggkit.tasks.evaluation import Evaluation
+from vggkit.reports.plots import BLUE, INK, ORANGE, PALE_INK, PlotEnding, draw_to
+from vggkit.tasks.evaluation.figures import Evaluation, proportion_interval
 from vggkit.tasks.prediction import Prediction
 
 if TYPE_CHECKING:
@@ -39,14 +39,15 @@ def plot_history(history: "Sequence[Epoch]", path: str | Path, *, best_epoch: in
         accuracy = [100 * record.val_top1 for record in history]
         right.plot(epochs, accuracy, color=ORANGE, marker=marker, markersize=4)
         right.set_title("validation accuracy, top-1 (%)")
-        best = accuracy[best_epoch - 1]
+        best = accuracy[epochs.index(best_epoch)]
         right.plot([best_epoch], [best], marker="o", markersize=9, fillstyle="none", color=INK)
-        said = f"{best:.1f} % after epoch {best_epoch}, kept"
+        when = f"after epoch {best_epoch}" if best_epoch else "before the first step"
+        said = f"{best:.1f} % {when}, kept"
         right.text(0.98, 0.05, said, transform=right.transAxes, ha="right")
         for axes in (left, right):
             axes.set_xlabel("epoch")
-            axes.set_xticks(_whole_ticks(epochs[-1]))
-            axes.set_xlim(0.5, epochs[-1] + 0.5)
+            axes.set_xticks([*([0] if epochs[0] == 0 else []), *_whole_ticks(epochs[-1])])
+            axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
             axes.grid(axis="y", color="#eeeeee")
 
 
@@ -121,6 +122,67 @@ def plot_confusion(evaluation: Evaluation, path: str | Path) -> None:
         for row, column in zip(*np.nonzero(counts), strict=True) if classes <= 20 else ():
             colour = "white" if shares[row, column] > 0.55 else INK
             axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour)
+
+
+def plot_reliability(evaluation: Evaluation, path: str | Path) -> None:
+    """How often answers of a probability are right, with Wilson's intervals, and how many there are of each.
+
+    Raises BadOutput and MissingExtra, see `draw_to`.
+    """
+    found = evaluation.calibration
+    bins = [each for each in found.bins if each.accuracy is not None]
+    hits = [(round((each.accuracy or 0) * each.n), each.n) for each in bins]
+    shares = [100 * count / n for count, n in hits]
+    ends = [[100 * end for end in proportion_interval(count, n)] for count, n in hits]
+    errors = [[max(0.0, s - low) for s, (low, _) in zip(shares, ends, strict=True)]]
+    errors += [[max(0.0, high - s) for s, (_, high) in zip(shares, ends, strict=True)]]
+    places, width = [50 * (each.low + each.high) for each in bins], 92 / len(found.bins)
+    with draw_to(path, width_inches=4.4, height_inches=5.0) as figure:
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+        low, high = (100 * end for end in evaluation.intervals["ece"])
+        upper.set_title(f"calibration error {100 * found.ece:.1f} % ({low:.1f} to {high:.1f}), n = {evaluation.n}")
+        upper.bar(places, shares, width=width, color=BLUE, alpha=0.75, yerr=errors, ecolor=INK)
+        upper.plot([0, 100], [0, 100], color=INK, linewidth=1, linestyle=":")
+        upper.set_ylabel("right answers (%)")
+        upper.set_ylim(0, 100)
+        lower.bar(places, [each.n for each in bins], width=width, color=ORANGE)
+        lower.set_ylabel("answers")
+        lower.set_xlabel("probability of the answer (%)")
+        lower.set_xlim(0, 100)
+
+
+def plot_classes(evaluation: Evaluation, path: str | Path) -> None:
+    """F1 of each class with its interval, the highest first; the lowest 60 where there are more.
+
+    Raises BadOutput and MissingExtra, see `draw_to`.
+    """
+    known = sorted((each for each in evaluation.classes if each.support), key=lambda each: -each.f1)[-60:]
+    with draw_to(path, width_inches=6.0, height_inches=1.2 + 0.24 * len(known)) as figure:
+        axes = figure.subplots()
+        low, high = (100 * end for end in evaluation.intervals["macro_f1"])
+        axes.set_title(f"F1 of each class; mean {100 * evaluation.macro_f1:.1f} % ({low:.1f} to {high:.1f})")
+        for place, each in enumerate(known):
+            assert each.f1_interval is not None, "there are pictures of it"
+            axes.plot([100 * end for end in each.f1_interval], [place, place], color=BLUE, linewidth=3, alpha=0.4)
+            axes.plot([100 * each.f1], [place], color=BLUE, marker="o", markersize=5)
+        axes.set_yticks(range(len(known)), [f"{each.label} ({each.support})" for each in known])
+        axes.set_ylim(len(known) - 0.5, -0.5)
+        axes.set_xlim(left=max(0.0, axes.get_xlim()[0]), right=101)
+        axes.set_xlabel("F1 (%), with 95 % bootstrap interval; pictures in brackets")
+        axes.grid(axis="x", color="#eeeeee")
+
+
+def write_plots(evaluation: Evaluation, folder: Path, ending: PlotEnding) -> list[Path]:
+    """The reliability diagram, the classes and the confusion matrix, as files of that ending in a folder.
+
+    Raises BadOutput and MissingExtra.
+    """
+    drawn = {"reliability": plot_reliability, "classes": plot_classes, "confusion_matrix": plot_confusion}
+    paths = []
+    for name, draw in drawn.items():
+        paths.append(folder / f"{name}.{ending}")
+        draw(evaluation, paths[-1])
+    return paths
 
 
 def plot_answers(pictures: Sequence[Picture], predictions: Sequence[Prediction], path: str | Path) -> None:

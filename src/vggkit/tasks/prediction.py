@@ -6,7 +6,7 @@ Shape letters: N pictures, K classes.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from vggkit.images.pictures import Picture
 from vggkit.images.sources import iterate_pictures
 from vggkit.networks.classifier import Classifier
 
+UNKNOWN: Final = "unknown"
+"""The answer where no class is sure enough."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
@@ -30,13 +33,21 @@ class Prediction:
     """The most probable classes, best first; empty where the picture cannot be read."""
     probabilities: tuple[float, ...]
     """Their probabilities in [0, 1]; over all classes they sum to 1."""
+    unknown: bool = False
+    """Whether the best one is not sure enough, by the Classifier's threshold."""
     problem: str | None = None
     """Why the picture cannot be read."""
 
+    @property
+    def answer(self) -> str | None:
+        """The most probable class, `unknown` where it is not sure enough, None where there is no picture."""
+        return UNKNOWN if self.unknown else self.labels[0] if self.labels else None
+
     def to_dict(self) -> dict[str, Any]:
-        """A value for JSON; `problem` only where there is one."""
+        """A value for JSON; `unknown` and `problem` only where they are so."""
         values = {"path": self.path, "labels": list(self.labels), "probabilities": list(self.probabilities)}
-        return values | ({"problem": self.problem} if self.problem else {})
+        unknown = {"unknown": True} if self.unknown else {}
+        return values | unknown | ({"problem": self.problem} if self.problem else {})
 
 
 def predict(
@@ -87,7 +98,7 @@ def iterate_predictions(
     engine = PyTorchEngine(classifier.network, choose_device(device))
     answers = stream_answers(engine, classifier.preprocessing, _find(pictures), batch_size=batch_size)
     for done, answer in enumerate(answers, start=1):
-        yield _describe(answer, classifier.labels, top)
+        yield _describe(answer, classifier, top)
         if on_progress:
             on_progress(done, total)
 
@@ -105,21 +116,22 @@ def _find(pictures: Sequence[str | Path | Picture]) -> Iterator[Picture]:
             )
 
 
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Probabilities (..., K) of logits (..., K)."""
-    wide = logits.astype(np.float64)
+def softmax(logits: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np.float64]:
+    """Probabilities (..., K) of logits (..., K) divided by a temperature."""
+    wide = logits.astype(np.float64) / temperature
     powers = np.exp(wide - wide.max(axis=-1, keepdims=True))
     probabilities: NDArray[np.float64] = powers / powers.sum(axis=-1, keepdims=True)
     return probabilities
 
 
-def _describe(answer: Answer, labels: tuple[str, ...], top: int) -> Prediction:
+def _describe(answer: Answer, classifier: Classifier, top: int) -> Prediction:
     if answer.output is None:
-        return Prediction(answer.picture.path, (), (), answer.problem)
-    probabilities = softmax(answer.output)
+        return Prediction(answer.picture.path, (), (), problem=answer.problem)
+    probabilities = softmax(answer.output, classifier.temperature)
     best = np.argsort(-probabilities, kind="stable")[:top]
     return Prediction(
         answer.picture.path,
-        tuple(labels[index] for index in best),
+        tuple(classifier.labels[index] for index in best),
         tuple(float(probabilities[index]) for index in best),
+        unknown=bool(probabilities[best[0]] < classifier.threshold),
     )

@@ -43,7 +43,7 @@ def _find_runs(place: Path) -> list[Path]:
 
 
 def _read_run(folder: Path, config: RunConfig, *, name: str) -> ComparedRun:
-    best, history = folder / "best.safetensors", _read_history(folder / "metrics.csv")
+    best, history = folder / "best.safetensors", read_history(folder / "metrics.csv")
     about: Mapping[str, Any] = config.found.get("data") or {}
     network: Mapping[str, Any] = config.found.get("configuration") or {}
     provenance: Mapping[str, Any] = {}
@@ -79,7 +79,7 @@ def _read_run(folder: Path, config: RunConfig, *, name: str) -> ComparedRun:
     )
 
 
-def _read_history(path: Path) -> tuple[Mapping[str, float], ...]:
+def read_history(path: Path) -> tuple[Mapping[str, float], ...]:
     """The rows of `metrics.csv`; none before the first epoch ended."""
     if not path.is_file():
         return ()
@@ -97,7 +97,7 @@ def _figures_so_far(history: Sequence[Mapping[str, float]], about: Mapping[str, 
     """The best epoch's, on the validation pictures."""
     if not history:
         return {}
-    from vggkit.tasks.evaluation import proportion_interval
+    from vggkit.tasks.evaluation.figures import proportion_interval
 
     best = max(history, key=lambda row: (row["val_top1"], -row["val_loss"]))
     n, top1 = (about.get("pictures") or {}).get("val"), best["val_top1"]

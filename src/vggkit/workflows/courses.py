@@ -1,21 +1,29 @@
 """The two ways a network learns: step by step, or its head at once, on features computed once."""
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 import torch
 
 from vggkit.errors import BadImage, BadOutput
 from vggkit.hardware import keep_freed_memory
-from vggkit.images.pictures import PictureSet
+from vggkit.images.pictures import PictureSet, identify_pictures
 from vggkit.networks.classifier import Classifier
+from vggkit.networks.vgg import VGG
 from vggkit.reports.loggers import Loggers
+from vggkit.reports.plots import PlotEnding
 from vggkit.reports.progress import ProgressLine
 from vggkit.reports.run_plots import plot_history, plot_strengths
-from vggkit.tasks.evaluation import Evaluation, evaluate, score
+from vggkit.tasks.evaluation.answers import Answers
+from vggkit.tasks.evaluation.calibration import fit_temperature
+from vggkit.tasks.evaluation.figures import Evaluation
+from vggkit.tasks.evaluation.measuring import CALIBRATED_HERE, ask
+from vggkit.tasks.evaluation.protocols import plan_protocol
+from vggkit.tasks.evaluation.scoring import score
 from vggkit.tasks.training.batches import weigh_classes
 from vggkit.tasks.training.checkpointing import Checkpoints, Epoch, Progress
 from vggkit.tasks.training.features import Features, extract_features
@@ -25,6 +33,9 @@ from vggkit.tasks.training.loop import Listeners, Training
 from vggkit.tasks.training.recipe import Recipe
 from vggkit.tasks.training.sizing import describe, estimate_memory, estimate_seconds, spell_duration
 from vggkit.workflows.interruptions import Signals
+
+BEST: Final = "best.safetensors"
+"""The Classifier of the epoch that is kept, in the run's folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +62,8 @@ class Course:
     """Hear of each epoch."""
     seconds_between: float
     """How often the middle of an epoch is kept."""
+    plots: PlotEnding | None
+    """What files the report's pictures are drawn to besides."""
     solve_first: bool
     """Whether learning by steps begins with the head solved: a random one would bend given weights before it
     knows anything (Kumar et al., 2022, "Fine-tuning can distort pretrained features")."""
@@ -83,18 +96,27 @@ def learn_by_steps(
 ) -> Outcome:
     """Epoch by epoch, from where `progress` and `state` say; the best epoch is kept in `best.safetensors`."""
     classifier, recipe, line = course.classifier, course.recipe, course.line
-    best_path = course.directory / "best.safetensors"
     if course.device.type == "cpu":
         keep_freed_memory()
     train = course.parts.part("train")
+    feature_scale = 1.0 if state is None else float(state["feature_scale"])
     if state is None and course.solve_first:
         line.say("the head begins solved on the given weights' features, and the layers below follow")
-        _solve(course, ["train"])
+        begun = time.monotonic()
+        found, solution = _solve(course, ["train", "val"])
+        feature_scale = float(np.sqrt(np.mean(np.square(found["train"].rows, dtype=np.float64))))
+        answers = _answer(course, found, solution)
+        start = _describe_solution(answers, epoch=0, since=begun)
+        progress = replace(progress, history=(start,))
+        _keep(course, classifier.network, epoch=0)
+        course.loggers.log((start,))
+        line.say(_describe_epoch(start, recipe.epochs) + "  kept")
     learner = Learner(
         classifier.network,
         recipe,
         device=course.device,
         class_weights=weigh_classes(train, classifier.labels) if recipe.balance == "weights" else None,
+        feature_scale=feature_scale,
     )
     if state is not None:
         learner.restore(state)
@@ -123,13 +145,7 @@ def learn_by_steps(
             history = (*training.progress.history, epoch)
             is_best = find_best(history) == epoch
             if is_best:
-                kept = Classifier(
-                    learner.kept,
-                    labels=classifier.labels,
-                    preprocessing=classifier.preprocessing,
-                    provenance={**classifier.provenance, **course.provenance, "epoch": epoch.epoch},
-                )
-                kept.save(best_path)
+                _keep(course, learner.kept, epoch=epoch.epoch)
             course.loggers.log(history)
             line.say(_describe_epoch(epoch, recipe.epochs) + ("  kept" if is_best else ""))
     except (BadImage, BadOutput) as problem:
@@ -141,17 +157,24 @@ def learn_by_steps(
         signals.patient = False
     history = training.progress.history
     best = find_best(history)
-    _take_over(classifier, Classifier.load(best_path))
+    _take_over(classifier, Classifier.load(course.directory / BEST))
     plot_history(history, course.directory / "learning_curve.png", best_epoch=best.epoch, title=course.title)
-    evaluation = evaluate(
-        classifier,
-        course.parts,
-        split=course.measured,
-        batch_size=recipe.batch_size or 32,
-        device=str(course.device),
-        on_progress=lambda done, total: line.show(f"measuring on {course.measured}", done, total),
-    )
-    return Outcome(history, best.epoch, evaluation)
+    protocol = plan_protocol("single", classifier.preprocessing)
+
+    def find(part: str) -> Answers:
+        answers, unreadable = ask(
+            classifier,
+            course.parts.part(part),
+            protocol,
+            device=course.device,
+            batch_size=recipe.batch_size or 32,
+            on_progress=lambda done, total: line.show(f"measuring on {part}", done, total),
+        )
+        if unreadable:
+            raise BadImage(f"{unreadable[0]}; it could be read when the training began")
+        return answers
+
+    return Outcome(history, best.epoch, _measure(course, find, chosen_from=len(history)))
 
 
 def learn_at_once(course: Course) -> Outcome:
@@ -163,27 +186,14 @@ def learn_at_once(course: Course) -> Outcome:
     course.checkpoints.keep(begun, Progress())
     line.say(describe(None, memory_bytes=_estimate_memory(course)))
     found, solution = _solve(course, [part for part in course.parts.splits if part in ("train", "val", "test")])
-    scores = {part: features.rows @ solution.weight.T + solution.bias for part, features in found.items()}
-    measured = {
-        part: score(
-            scores[part], found[part].targets, labels=classifier.labels, data=f"{course.parts.name}, part {part}"
-        )
-        for part in found
-    }
-    epoch = Epoch(
-        epoch=1,
-        learning_rate=0.0,
-        train_loss=measured["train"].loss,
-        val_loss=measured["val"].loss,
-        val_top1=measured["val"].top1,
-        seconds=time.monotonic() - started,
-    )
+    answers = _answer(course, found, solution)
+    epoch = _describe_solution(answers, epoch=1, since=started)
     course.loggers.log((epoch,))
     line.say(_describe_epoch(epoch, 1))
-    classifier.save(course.directory / "best.safetensors", provenance={**course.provenance, "epoch": 1})
+    classifier.card = _keep(course, classifier.network, epoch=1).card
     course.checkpoints.close()
     plot_strengths(solution, course.directory / "regularisation.png", title=course.title)
-    return Outcome((epoch,), 1, measured[course.measured])
+    return Outcome((epoch,), 1, _measure(course, answers.__getitem__, chosen_from=1))
 
 
 def _solve(course: Course, parts: Sequence[str]) -> tuple[dict[str, Features], HeadSolution]:
@@ -224,6 +234,79 @@ def _solve(course: Course, parts: Sequence[str]) -> tuple[dict[str, Features], H
         last.weight.copy_(torch.from_numpy(solution.weight))
         last.bias.copy_(torch.from_numpy(solution.bias))
     return found, solution
+
+
+def _answer(course: Course, found: Mapping[str, Features], solution: HeadSolution) -> dict[str, Answers]:
+    """What the solved head makes of the features of each part; of `train` there may be several rows a picture."""
+    return {
+        part: Answers.of(
+            features.rows @ solution.weight.T + solution.bias,
+            features.targets,
+            labels=course.classifier.labels,
+            paths=None if part == "train" else [picture.path for picture in course.parts.part(part)],
+        )
+        for part, features in found.items()
+    }
+
+
+def _describe_solution(answers: Mapping[str, Answers], *, epoch: int, since: float) -> Epoch:
+    """A solved head as an epoch."""
+    return Epoch(
+        epoch=epoch,
+        learning_rate=0.0,
+        train_loss=float(answers["train"].losses.mean()),
+        val_loss=float(answers["val"].losses.mean()),
+        val_top1=float(answers["val"].right.mean()),
+        seconds=time.monotonic() - since,
+    )
+
+
+def _measure(course: Course, find: Callable[[str], Answers], *, chosen_from: int) -> Evaluation:
+    """The headline, with probabilities made true on the validation pictures first.
+
+    Args:
+        course: Its Classifier has the weights that were kept.
+        find: The answers of a part, at a temperature of 1.
+        chosen_from: Epochs that the kept one is the best of.
+    """
+    classifier, part = course.classifier, course.measured
+    val = find("val")
+    fit = fit_temperature(val, seed=course.recipe.seed)
+    course.line.say(fit.describe())
+    classifier.calibrate(
+        temperature=fit.temperature,
+        about={**asdict(fit), "part": "val", "pictures": identify_pictures(course.parts.part("val"))},
+    )
+    notes = []
+    if part == "val":
+        if chosen_from > 1:
+            notes.append(
+                f"the best of {chosen_from} epochs was chosen by these very pictures, which flatters the figures a "
+                "little; pictures in a part test would not"
+            )
+        if fit.temperature != 1:
+            notes.append(CALIBRATED_HERE)
+    return score(
+        (val if part == "val" else find(part)).sharpen(fit.temperature),
+        data=f"{course.parts.name}, part {part}",
+        model=classifier.configuration.model,
+        protocol=str(plan_protocol("single", classifier.preprocessing)),
+        temperature=fit.temperature,
+        notes=tuple(notes),
+    )
+
+
+def _keep(course: Course, network: VGG, *, epoch: int) -> Classifier:
+    """The best weights so far, written as a Classifier that says what it is."""
+    classifier = course.classifier
+    kept = Classifier(
+        network,
+        labels=classifier.labels,
+        preprocessing=classifier.preprocessing,
+        provenance={**classifier.provenance, **course.provenance, "epoch": epoch},
+    )
+    kept.save(course.directory / BEST)
+    return kept
 
 
 def find_best(history: tuple[Epoch, ...]) -> Epoch:

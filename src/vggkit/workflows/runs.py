@@ -1,7 +1,8 @@
 """A training run from pictures to a measured Classifier: check, settle, learn, evaluate, draw.
 
-The folder of a run: `config.yaml`, `metrics.csv`, `best.safetensors`, `last.ckpt`, `confusion_matrix.png`, and
-`learning_curve.png` or `regularisation.png`.
+The folder of a run: `config.yaml`, `metrics.csv`, `best.safetensors`, `last.ckpt`, `report.html`, the answers to
+the pictures that it was measured on in `results.csv` (or `.parquet`), `confusion_matrix.png`,
+`reliability.png`, `classes.png`, and `learning_curve.png` or `regularisation.png`.
 """
 
 import datetime
@@ -9,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,21 +23,25 @@ from vggkit.images.sources import open_pictures
 from vggkit.networks.card import read_card
 from vggkit.networks.classifier import Classifier
 from vggkit.networks.vgg import VGG
+from vggkit.reports.evaluation_page import Story, suggest_steps, write_report
 from vggkit.reports.loggers import open_loggers
+from vggkit.reports.plots import PlotEnding
 from vggkit.reports.progress import ProgressLine
-from vggkit.reports.run_plots import plot_confusion
-from vggkit.tasks.evaluation import Evaluation
+from vggkit.reports.run_plots import plot_history, write_plots
+from vggkit.tasks.evaluation.figures import Evaluation
 from vggkit.tasks.training.checkpointing import Checkpoints, Epoch, Progress
 from vggkit.tasks.training.recipe import Recipe
 from vggkit.workflows.configs import RunConfig
-from vggkit.workflows.courses import Course, learn_at_once, learn_by_steps
+from vggkit.workflows.courses import Course, Outcome, learn_at_once, learn_by_steps
 from vggkit.workflows.doctor import vet
 from vggkit.workflows.interruptions import hear_signals
 from vggkit.workflows.preparation import begins_solved, describe_start, divide_pictures, settle_recipe
 from vggkit.workflows.rate_search import search_rate
 
-RESULTS: Final = frozenset({"metrics", "seconds", "peak_memory_bytes", "epoch"})
+RESULTS: Final = frozenset({"metrics", "seconds", "peak_memory_bytes", "epoch", "calibration"})
 """What a Classifier's provenance says of how a training went."""
+LARGE_TABLE: Final = 1_000_000
+"""Probabilities beyond which the table of answers is Parquet, where that can be written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,7 @@ def train(
     loggers: Sequence[str] = (),
     find_rate: bool = False,
     seconds_between: float = 300.0,
+    plots: PlotEnding | None = None,
     asked: RunConfig | None = None,
 ) -> TrainingRun:
     """Train a Classifier on labelled pictures and keep its best epoch.
@@ -82,6 +89,7 @@ def train(
         loggers: Who hears of each epoch beside `metrics.csv`: `tensorboard`, `wandb`, `mlflow`.
         find_rate: Look for a learning rate first, with a picture of the search.
         seconds_between: How often the middle of an epoch is kept for `resume`.
+        plots: Also draw the pictures of the report as such files, `pdf`, `svg` or `png`, in the folder `plots`.
         asked: What the command line was asked, for `config.yaml`; None: what can be told from here.
 
     Pictures are looked at first: unreadable ones are left out, leakage is warned of. SIGTERM and Ctrl-C
@@ -105,7 +113,13 @@ def train(
         line = stack.enter_context(ProgressLine(quiet=quiet))
         stack.enter_context(_emptied(directory))
         parts, held_out = divide_pictures(opened, classifier, recipe, stack=stack, line=line)
-        parts, contents = vet(parts, despite_findings=despite_findings, say=line.say, on_progress=line.show)
+        findings: list[str] = []
+
+        def find(sentence: str) -> None:
+            findings.append(sentence)
+            line.say(sentence)
+
+        parts, contents = vet(parts, despite_findings=despite_findings, say=find, on_progress=line.show)
         counts = ", ".join(f"{len(part)} {name}" for name, part in parts.splits.items())
         line.say(f"{classifier.configuration.model} on {opened.name}: {counts}, {len(parts.labels)} classes")
         line.say(describe_start(classifier))
@@ -115,7 +129,7 @@ def train(
         solve_first = begins_solved(classifier)
         # Figures of another training are not this one's.
         lasting = {name: value for name, value in classifier.provenance.items() if name not in RESULTS}
-        classifier.card = replace(classifier.card, provenance=lasting)
+        classifier.card = replace(classifier.card, provenance=lasting, temperature=1.0, threshold=0.0)
         if find_rate:
             recipe = search_rate(
                 classifier,
@@ -135,6 +149,7 @@ def train(
                 "fold": recipe.fold,
                 "held_out": held_out,
             },
+            "findings": findings,
             "machine": describe_machine(chosen),
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
@@ -156,6 +171,7 @@ def train(
             directory=directory,
             device=chosen,
             seconds_between=seconds_between,
+            plots=plots,
             line=line,
             stack=stack,
             solve_first=solve_first,
@@ -170,6 +186,7 @@ def resume(
     device: str = "auto",
     quiet: bool = False,
     seconds_between: float = 300.0,
+    plots: PlotEnding | None = None,
 ) -> TrainingRun:
     """Go on with a run that was stopped or killed, to the very weights it would have had.
 
@@ -181,6 +198,7 @@ def resume(
         device: `auto`, `cpu`, `cuda`, `mps`.
         quiet: No progress on standard error.
         seconds_between: How often the middle of an epoch is kept.
+        plots: As in `train`.
 
     Raises BadCheckpoint where there is nothing to go on from or the recipe was changed, BadData where the
     pictures are not the same any more, and what `train` raises.
@@ -232,6 +250,7 @@ def resume(
             directory=directory,
             device=chosen,
             seconds_between=seconds_between,
+            plots=plots,
             line=line,
             stack=stack,
         )
@@ -262,6 +281,7 @@ def _plan(
     directory: Path,
     device: torch.device,
     seconds_between: float,
+    plots: PlotEnding | None,
     line: ProgressLine,
     stack: ExitStack,
     solve_first: bool = False,
@@ -275,12 +295,20 @@ def _plan(
         directory=directory,
         device=device,
         checkpoints=Checkpoints(directory, card=classifier.card, identity=_identify(config, contents)),
-        provenance={**{name: config.found[name] for name in ("data", "machine", "started")}, "recipe": recipe},
+        provenance={
+            **{
+                name: config.found[name]
+                for name in ("data", "findings", "machine", "started")
+                if name in config.found
+            },
+            "recipe": recipe,
+        },
         line=line,
         loggers=stack.enter_context(
             open_loggers(config.loggers, directory, config=recipe, title=directory.name, say=line.say)
         ),
         seconds_between=seconds_between,
+        plots=plots,
         solve_first=solve_first,
     )
 
@@ -303,8 +331,39 @@ def _follow(course: Course, progress: Progress, state: Mapping[str, torch.Tensor
                 "peak_memory_bytes": find_peak_memory(),
             },
         )
-        plot_confusion(outcome.evaluation, course.directory / "confusion_matrix.png")
+        course.line.show("writing the report", 0, None)
+        _show(course, outcome)
     return TrainingRun(classifier, course.directory, outcome.history, outcome.best_epoch, outcome.evaluation)
+
+
+def _show(course: Course, outcome: Outcome) -> None:
+    """The table of the answers, the page, and the pictures."""
+    evaluation, directory = outcome.evaluation, course.directory
+    large = evaluation.n * len(evaluation.labels) > LARGE_TABLE and find_spec("pyarrow") is not None
+    evaluation.answers.save(directory / f"results.{'parquet' if large else 'csv'}")
+    write_report(
+        [evaluation],
+        directory / "report.html",
+        pictures=course.parts.part(course.measured),
+        story=Story(
+            history=[asdict(epoch) for epoch in outcome.history],
+            best_epoch=outcome.best_epoch,
+            provenance=course.classifier.provenance,
+            steps=suggest_steps(directory, course.parts.name, test=course.recipe.trainable != "head"),
+        ),
+    )
+    write_plots(evaluation, directory, "png")  # the last of them says that the run is finished
+    if course.plots is not None:
+        _draw_again(course, outcome, course.plots)
+
+
+def _draw_again(course: Course, outcome: Outcome, ending: PlotEnding) -> None:
+    """The run's pictures as a paper takes them."""
+    folder = course.directory / "plots"
+    write_plots(outcome.evaluation, folder, ending)
+    if len(outcome.history) > 1:
+        curve = folder / f"learning_curve.{ending}"
+        plot_history(outcome.history, curve, best_epoch=outcome.best_epoch, title=course.title)
 
 
 def _describe_network(classifier: Classifier) -> dict[str, Any]:
@@ -348,6 +407,8 @@ def _metrics(evaluation: Evaluation, part: str, epoch: int) -> dict[str, Any]:
         "top1": evaluation.top1,
         "top1_interval": list(evaluation.top1_interval),
         "top5": evaluation.top5,
+        "macro_f1": evaluation.macro_f1,
+        "ece": evaluation.ece,
         "loss": evaluation.loss,
         "n": evaluation.n,
         "epoch": epoch,

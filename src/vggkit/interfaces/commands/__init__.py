@@ -5,7 +5,8 @@ Arguments before `/` are positional, the others options; tyro reads both, and th
 
 from vggkit.interfaces.commands.asking import demo, predict
 from vggkit.interfaces.commands.defaults import find_defaults
-from vggkit.interfaces.commands.learning import check, compare, evaluate, train
+from vggkit.interfaces.commands.learning import check, compare, train
+from vggkit.interfaces.commands.measuring import evaluate
 from vggkit.interfaces.commands.networks import code, convert, identify, models, summary
 
 __all__ = [

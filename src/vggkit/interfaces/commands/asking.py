@@ -30,7 +30,8 @@ def predict(
         columns: What a table's columns are called.
         batch_size: Pictures that pass through the network together.
         device: auto, cpu, cuda or mps.
-        json: A JSON object a picture and line: path, labels, probabilities; problem where it cannot be read.
+        json: A JSON object a picture and line: path, labels, probabilities; unknown where the best is not sure
+            enough, problem where it cannot be read.
         quiet: No progress on standard error.
     """
     from vggkit.images.sources import is_streamed, list_pictures
@@ -61,7 +62,7 @@ def predict(
                     f"{label} {100 * chance:.1f} %"
                     for label, chance in zip(answer.labels, answer.probabilities, strict=True)
                 )
-                print(f"{answer.path}: {said}")
+                print(f"{answer.path}: {f'unknown ({said})' if answer.unknown else said}")
             if answer.problem:
                 line.say(f"vggkit: error: {answer.problem}")
     return 0 if answered else 2

@@ -12,6 +12,7 @@ from vggkit.images.sources import Columns
 from vggkit.interfaces.commands.printing import describe_evaluation, print_json
 from vggkit.networks.configurations import configure
 from vggkit.reports.loggers import LoggerName
+from vggkit.reports.plots import PlotEnding
 from vggkit.reports.progress import ProgressLine, only_our_errors
 from vggkit.tasks.training.presets import find_preset
 from vggkit.tasks.training.recipe import Recipe
@@ -102,6 +103,7 @@ def train(
     columns: Columns = Columns(),  # noqa: B008 (frozen)
     despite_findings: bool = False,
     loggers: tuple[LoggerName, ...] = (),
+    plots: PlotEnding | None = None,
     save_seconds: float = 300.0,
     device: str = "auto",
     json: bool = False,
@@ -124,6 +126,7 @@ def train(
         columns: What a table's columns are called.
         despite_findings: Train even where figures would lie, such as a class missing from validation.
         loggers: Who hears of each epoch: csv (always), tensorboard, wandb, mlflow.
+        plots: Also draw the pictures of the report, to pdf, svg or png files in the folder plots.
         save_seconds: How often the middle of an epoch is kept for --resume.
         device: auto, cpu, cuda or mps.
         json: One JSON object with the result on standard output.
@@ -132,7 +135,9 @@ def train(
     from vggkit.workflows import runs
 
     if resume is not None:
-        run = runs.resume(resume, data or None, device=device, quiet=quiet, seconds_between=save_seconds)
+        run = runs.resume(
+            resume, data or None, device=device, quiet=quiet, seconds_between=save_seconds, plots=plots
+        )
     else:
         asked = RunConfig(
             data=locate(data),
@@ -154,6 +159,7 @@ def train(
             loggers=loggers,
             find_rate=find_learning_rate,
             seconds_between=save_seconds,
+            plots=plots,
             asked=asked,
         )
     if json:
@@ -169,6 +175,7 @@ def train(
     print(describe_evaluation(run.evaluation))
     made = sorted(path.name for path in run.directory.iterdir() if path.suffix in (".png", ".csv", ".yaml"))
     print(f"{run.directory}: best.safetensors, {', '.join(made)}")
+    print(f"report: {run.directory / 'report.html'}")
     print(f"next: vggkit predict {run.directory}/best.safetensors PICTURE…")
 
 
@@ -203,55 +210,6 @@ def _prepare(data: str, asked: RunConfig, *, preset: str | None, quiet: bool) ->
         seed=asked.recipe.seed,
     )
     return pictures, classifier
-
-
-def evaluate(
-    model: Path,
-    data: str = "digits",
-    /,
-    *,
-    split: str | None = None,
-    columns: Columns = Columns(),  # noqa: B008 (frozen)
-    batch_size: int = 32,
-    device: str = "auto",
-    json: bool = False,
-    quiet: bool = False,
-) -> None:
-    """Measure a Classifier on labelled pictures.
-
-    Args:
-        model: A Classifier's file, or a run's folder.
-        data: As for train.
-        split: train, val, test or all. Without it: test, else val, else everything that was not trained on.
-        columns: What a table's columns are called.
-        batch_size: Pictures that pass through the network together.
-        device: auto, cpu, cuda or mps.
-        json: One JSON object in place of the text.
-        quiet: No progress on standard error.
-    """
-    from vggkit.images.sources import open_pictures
-    from vggkit.networks.classifier import load
-    from vggkit.tasks.evaluation import evaluate as measure
-
-    classifier = load(model)
-    with ProgressLine(quiet=quiet) as line:
-        line.show(f"opening {data}", 0, None)
-        found = measure(
-            classifier,
-            open_pictures(data, columns=columns),
-            split=split,
-            batch_size=batch_size,
-            device=device,
-            on_progress=lambda done, total: line.show("measuring", done, total),
-        )
-        for problem in found.unreadable:
-            line.say(f"left out: {problem}")
-        for note in found.notes:
-            line.say(f"note: {note}")
-    if json:
-        print_json(found.to_dict())
-    else:
-        print(describe_evaluation(found))
 
 
 def compare(

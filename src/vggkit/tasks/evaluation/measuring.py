@@ -1,54 +1,25 @@
-"""How good a Classifier is, on labelled pictures it was not trained on.
+"""How good a Classifier is, on labelled pictures it was not trained on."""
 
-Shape letters: N pictures, K classes.
-"""
-
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from vggkit.engines.pytorch import PyTorchEngine
-from vggkit.engines.stream import stream_answers
 from vggkit.errors import BadData, BadInput
 from vggkit.hardware import choose_device
 from vggkit.images.pictures import Picture, PictureSet, identify_pictures
 from vggkit.images.sources import open_pictures
 from vggkit.images.splits import hold_out
 from vggkit.networks.classifier import Classifier
+from vggkit.tasks.evaluation.answers import Answers
+from vggkit.tasks.evaluation.figures import Evaluation, ProtocolName
+from vggkit.tasks.evaluation.protocols import Protocol, look_at, plan_protocol
+from vggkit.tasks.evaluation.scoring import score
 
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """What was measured, and on what."""
-
-    top1: float
-    """Share in [0, 1] of pictures whose best class is the right one."""
-    top1_interval: tuple[float, float]
-    """Wilson's 95 % interval of `top1`."""
-    top5: float
-    """Share of pictures whose right class is among the best five; 1 where there are five classes or fewer."""
-    loss: float
-    """Mean cross-entropy in nats."""
-    n: int
-    """Pictures that count: readable, and of a class the Classifier knows."""
-    labels: tuple[str, ...]
-    """Class names, in the order of the confusion matrix."""
-    confusion: tuple[tuple[int, ...], ...]
-    """Pictures by right class (row) and given class (column)."""
-    data: str
-    """Where the pictures come from, and which part of it."""
-    unreadable: tuple[str, ...] = ()
-    """Pictures left out because they cannot be read, each with its reason."""
-    notes: tuple[str, ...] = ()
-    """What the reader of the numbers must know."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """A value for JSON."""
-        return asdict(self)
+CALIBRATED_HERE: Final = "the temperature was fitted on these very pictures; new ones may be less well calibrated"
 
 
 def evaluate(
@@ -56,6 +27,12 @@ def evaluate(
     data: str | Path | PictureSet,
     *,
     split: str | None = None,
+    protocol: ProtocolName = "single",
+    scales: Sequence[int] = (),
+    train_scales: Sequence[int] = (),
+    mirror: bool | None = None,
+    wanted_precision: float | None = None,
+    name: str | None = None,
     batch_size: int = 32,
     device: str = "auto",
     on_progress: Callable[[int, int], None] | None = None,
@@ -68,16 +45,87 @@ def evaluate(
         split: `train`, `val`, `test` or `all`. None: the test part, else the validation part, else
             everything; of a place the Classifier was trained on without parts, the share that
             was held out then.
+        protocol: `single`: one view, as in prediction; `dense`, `multi-scale`, `multi-crop`,
+            `dense+crops`: the paper's tests, see `plan_protocol`.
+        scales: Short sides in pixels that these look at; none: as in the paper, from `train_scales`.
+        train_scales: Short side that the network was trained at, or both ends of a range; none: as the
+            preprocessing resizes.
+        mirror: Average over each picture and its mirror image; None: in all protocols but `single`.
+        wanted_precision: Look for the probability from which on answers are right that often.
+        name: What the Classifier is called; None: after its model.
         batch_size: Pictures that pass through the network together.
         device: `auto`, `cpu`, `cuda`, `mps`.
         on_progress: Called with the number of pictures done and of all.
 
-    Raises BadData where no class of the pictures is known to the Classifier, and BadInput.
+    Raises BadData where no class of the pictures is known to the Classifier, BadInput, and
+    MissingExtra without scikit-learn.
     """
     if batch_size < 1:
         raise BadInput(f"batch_size must be 1 or more, got {batch_size}")
+    if wanted_precision is not None and not 0 < wanted_precision <= 1:
+        raise BadInput(f"wanted_precision is a share above 0 and at most 1, got {wanted_precision:g}")
+    plan = plan_protocol(
+        protocol, classifier.preprocessing, scales=scales, train_scales=train_scales, mirror=mirror
+    )
     opened = data if isinstance(data, PictureSet) else open_pictures(data)
     part, pictures, notes = _choose(classifier, opened, split)
+    known = _match(classifier, opened, pictures, notes)
+    answers, unreadable = ask(
+        classifier, known, plan, device=choose_device(device), batch_size=batch_size, on_progress=on_progress
+    )
+    if not len(answers):
+        raise BadData(f"{opened.name}: none of its {len(known)} pictures can be read; the first: {unreadable[0]}")
+    if classifier.provenance.get("calibration", {}).get("pictures") == identify_pictures(pictures):
+        notes.append(CALIBRATED_HERE)
+    return score(
+        answers,
+        data=f"{opened.name}, part {part}",
+        model=name or classifier.configuration.model,
+        protocol=str(plan),
+        temperature=classifier.temperature,
+        threshold=classifier.threshold,
+        wanted_precision=wanted_precision,
+        unreadable=unreadable,
+        notes=tuple(notes),
+    )
+
+
+def ask(
+    classifier: Classifier,
+    pictures: Sequence[Picture],
+    protocol: Protocol,
+    *,
+    device: torch.device,
+    batch_size: int = 32,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[Answers, tuple[str, ...]]:
+    """The answers to labelled pictures of classes the Classifier knows, and why others cannot be read."""
+    numbers = {label: number for number, label in enumerate(classifier.labels)}
+    rows: list[NDArray[np.float64]] = []
+    paths, targets, unreadable = [], [], []
+    looked = look_at(classifier, pictures, protocol, device=device, batch_size=batch_size)
+    for done, (picture, logs, problem) in enumerate(looked, start=1):
+        if logs is None:
+            unreadable.append(str(problem))
+        else:
+            rows.append(logs)
+            paths.append(picture.path)
+            targets.append(numbers[str(picture.label)])
+        if on_progress:
+            on_progress(done, len(pictures))
+    answers = Answers(
+        paths=tuple(paths),
+        targets=np.asarray(targets, np.int64),
+        log_probabilities=np.asarray(rows, np.float64).reshape(len(rows), len(numbers)),
+        labels=classifier.labels,
+    )
+    return answers, tuple(unreadable)
+
+
+def _match(
+    classifier: Classifier, opened: PictureSet, pictures: Sequence[Picture], notes: list[str]
+) -> list[Picture]:
+    """The pictures of classes that the Classifier knows by name; what does not match is noted, on both sides."""
     unknown = sorted({str(p.label) for p in pictures} - set(classifier.labels))
     if len(unknown) == len({p.label for p in pictures}):
         raise BadData(
@@ -92,28 +140,7 @@ def evaluate(
         )
     if absent := sorted(set(classifier.labels) - {str(p.label) for p in known}):
         notes.append(f"no pictures of {', '.join(absent)}: nothing is measured of them")
-    engine = PyTorchEngine(classifier.network, choose_device(device))
-    rows, targets, unreadable = [], [], []
-    index = {label: position for position, label in enumerate(classifier.labels)}
-    answers = stream_answers(engine, classifier.preprocessing, known, batch_size=batch_size)
-    for done, answer in enumerate(answers, start=1):
-        if answer.output is None:
-            unreadable.append(str(answer.problem))
-        else:
-            rows.append(answer.output)
-            targets.append(index[str(answer.picture.label)])
-        if on_progress:
-            on_progress(done, len(known))
-    if not rows:
-        raise BadData(f"{opened.name}: none of its {len(known)} pictures can be read; the first: {unreadable[0]}")
-    return score(
-        np.stack(rows),
-        np.asarray(targets),
-        labels=classifier.labels,
-        data=f"{opened.name}, part {part}",
-        unreadable=tuple(unreadable),
-        notes=tuple(notes),
-    )
+    return known
 
 
 def _choose(
@@ -152,46 +179,3 @@ def _choose(
             )
         notes = ["the Classifier was trained on these very pictures: the figures say nothing about new ones"]
     return part, pictures, notes
-
-
-def score(
-    logits: NDArray[np.floating[Any]],
-    targets: NDArray[np.int_],
-    *,
-    labels: tuple[str, ...],
-    data: str,
-    unreadable: tuple[str, ...] = (),
-    notes: tuple[str, ...] = (),
-) -> Evaluation:
-    """The figures for logits (N, K) and right classes (N,), 0 to K - 1; the rest as in `Evaluation`."""
-    n, classes = logits.shape
-    wide = logits.astype(np.float64)
-    peak = wide.max(axis=1, keepdims=True)
-    log_sum = peak[:, 0] + np.log(np.exp(wide - peak).sum(axis=1))
-    # Stable, as in prediction: of equal logits the first class counts as the answer.
-    order = np.argsort(-wide, axis=1, kind="stable")
-    right = order == targets[:, None]
-    confusion = np.zeros((classes, classes), dtype=int)
-    np.add.at(confusion, (targets, order[:, 0]), 1)
-    hits = int(right[:, 0].sum())
-    return Evaluation(
-        top1=hits / n,
-        top1_interval=proportion_interval(hits, n),
-        top5=float(right[:, :5].any(axis=1).mean()),
-        loss=float((log_sum - wide[np.arange(n), targets]).mean()),
-        n=n,
-        labels=labels,
-        confusion=tuple(tuple(int(count) for count in row) for row in confusion),
-        data=data,
-        unreadable=unreadable,
-        notes=notes,
-    )
-
-
-def proportion_interval(hits: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval for a share of `hits` in `n`."""
-    z = 1.959963984540054  # the normal distribution's 97.5 % quantile; scipy.stats takes 4 s to import
-    share, weight = hits / n, z * z / n
-    centre = (share + weight / 2) / (1 + weight)
-    half = z / (1 + weight) * ((share * (1 - share) + weight / 4) / n) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)

@@ -27,7 +27,7 @@ class Epoch:
     """What an epoch gave; the columns of `metrics.csv`."""
 
     epoch: int
-    """Counted from 1."""
+    """Counted from 1; 0 is a start that was worth measuring."""
     learning_rate: float
     """Rate of its last step."""
     train_loss: float

@@ -64,6 +64,9 @@ class Guards:
 
     def look(self, history: Sequence[Epoch], dead: Mapping[str, float]) -> list[str]:
         """Sentences on what the last epoch of the history shows that was not said before."""
+        history = [epoch for epoch in history if epoch.epoch]  # a start was not learnt with augmentation
+        if not history:
+            return []
         found = {
             "stuck": self._find_stuck(history),
             "dead": self._find_dead(dead),

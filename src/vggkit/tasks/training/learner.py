@@ -17,7 +17,7 @@ from vggkit.hardware import computes_bf16, derive_seed
 from vggkit.networks.vgg import VGG
 from vggkit.tasks.training.optimizers import build_optimizers, set_rate
 from vggkit.tasks.training.recipe import Recipe
-from vggkit.tasks.training.strategies import list_learning, open_layers, scale_rates
+from vggkit.tasks.training.strategies import list_learning, name_last_weight, open_layers, scale_rates
 
 PLANES: Final = torch.channels_last
 """How maps lie in memory; the fast convolutions of processors and GPUs read them so."""
@@ -35,10 +35,19 @@ class Learner:
         recipe: A settled recipe.
         device: Where to learn; the network moves there.
         class_weights: (K,), how much each class counts; None: alike.
+        feature_scale: Root mean square of what the last layer reads, where it is known and above 1. That layer
+            learns as if it read numbers of about 1, as a fresh network's does: else its gradients, which grow
+            with what it reads, would leave the others nothing when they are clipped, and its steps break it.
     """
 
     def __init__(
-        self, network: VGG, recipe: Recipe, *, device: torch.device, class_weights: Tensor | None = None
+        self,
+        network: VGG,
+        recipe: Recipe,
+        *,
+        device: torch.device,
+        class_weights: Tensor | None = None,
+        feature_scale: float = 1.0,
     ) -> None:
         self.network: VGG = network.to(device, memory_format=PLANES)  # type: ignore[call-overload]
         self.recipe, self.device = recipe, device
@@ -59,7 +68,10 @@ class Learner:
         for value, gradient in zip(self._stepped.values(), self._gradients, strict=True):
             value.grad = shape(gradient)
         self._fresh = True
-        self.optimizers = build_optimizers(self._stepped, scale_rates(self.network, recipe), recipe)
+        self.feature_scale = max(1.0, feature_scale)
+        scales = scale_rates(self.network, recipe, feature_scale=self.feature_scale)
+        self._last = next((n for n, key in enumerate(learning) if key == name_last_weight(network)), None)
+        self.optimizers = build_optimizers(self._stepped, scales, recipe)
 
     @property
     def kept(self) -> VGG:
@@ -124,6 +136,8 @@ class Learner:
         present = [gradient for gradient, learns in zip(self._gradients, learning, strict=True) if learns]
         for optimizer in self.optimizers:
             self._scaler.unscale_(optimizer)
+        if self._last is not None and self.feature_scale > 1:
+            self._gradients[self._last].div_(self.feature_scale)
         length = float(nn.utils.get_total_norm(present))
         if self.recipe.clip_norm and length > self.recipe.clip_norm:
             torch._foreach_mul_(present, self.recipe.clip_norm / length)
@@ -172,6 +186,7 @@ class Learner:
                 for name, kept in optimizer.state.get(value, {}).items():
                     if isinstance(kept, Tensor):
                         found[f"optimizer/{key}/{name}"] = kept
+        found["feature_scale"] = torch.tensor(self.feature_scale, dtype=torch.float64)
         return found | {
             f"scaler/{name}": torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else torch.int64)
             for name, value in self._scaler.state_dict().items()

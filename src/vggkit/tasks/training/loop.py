@@ -68,7 +68,8 @@ class Training:
         val: Pictures to measure each epoch on.
         recipe: A settled recipe.
         learner: The network, standing where `progress` says.
-        progress: Where the training stands; `Progress()` for a new one.
+        progress: Where the training stands; `Progress()` for a new one, with an epoch 0 in its history where the
+            start was measured.
         checkpoints: Where its states are kept.
         seconds_between: How often a state of the middle of an epoch is kept.
         listeners: Who hears of it.
@@ -112,7 +113,7 @@ class Training:
         Raises Stopped when asked to stop, BadInput when the loss diverges again and again, BadImage for a
         picture that is gone, BadOutput for a disk that is full; the last state that was kept stays whole.
         """
-        if self.progress == Progress():
+        if replace(self.progress, history=()) == Progress():
             self._keep()
         for epochs in range(1, len(self.progress.history) + 1):
             self.guards.look(self.progress.history[:epochs], {})  # said before the training was stopped
@@ -139,12 +140,14 @@ class Training:
 
     def _is_over(self) -> bool:
         history, patience = self.progress.history, self.recipe.patience
-        if len(history) >= self.recipe.epochs:
+        if not history or history[-1].epoch < 1:
+            return False
+        if history[-1].epoch >= self.recipe.epochs:
             return True
-        if patience is None or not history:
+        if patience is None:
             return False
         best = min(history, key=lambda epoch: epoch.val_loss)
-        if len(history) - best.epoch < patience:
+        if history[-1].epoch - best.epoch < patience:
             return False
         self.listeners.say(
             f"stopped early: {patience} epochs without a better validation loss than epoch {best.epoch}'s"

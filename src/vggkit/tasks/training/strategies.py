@@ -79,11 +79,25 @@ def open_layers(network: VGG, recipe: Recipe, epoch: int) -> None:
             module.eval()
 
 
-def scale_rates(network: VGG, recipe: Recipe) -> Mapping[str, float]:
-    """The share of the learning rate that each parameter, by its key, learns at."""
+def scale_rates(network: VGG, recipe: Recipe, *, feature_scale: float = 1.0) -> Mapping[str, float]:
+    """The share of the learning rate that each parameter, by its key, learns at.
+
+    Args:
+        network: Names the parameters.
+        recipe: Says how much less each deeper layer learns.
+        feature_scale: Root mean square of what the last layer reads, 1 or more; its weights learn that much slower.
+    """
     scales = {}
     for stratum in list_strata(network.configuration):
         for place in stratum.modules:
             for name, _ in network.get_submodule(place).named_parameters():
                 scales[f"{place}.{name}"] = recipe.layer_decay**stratum.depth
+    scales[name_last_weight(network)] /= feature_scale
     return scales
+
+
+def name_last_weight(network: VGG) -> str:
+    """The key of the last layer's weights; of two factors the second's."""
+    return [key for key, _ in network.classifier.named_parameters(prefix="classifier") if key.endswith("weight")][
+        -1
+    ]

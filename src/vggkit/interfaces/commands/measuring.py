@@ -1,0 +1,131 @@
+"""Measure what was learnt."""
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from vggkit.errors import BadInput, BadOutput
+from vggkit.images.sources import Columns
+from vggkit.interfaces.commands.printing import print_json
+from vggkit.reports.plots import PlotEnding
+from vggkit.reports.progress import ProgressLine
+from vggkit.tasks.evaluation.figures import ProtocolName
+from vggkit.writing import demand_writable
+
+
+def evaluate(
+    model: tuple[str, ...],
+    /,
+    *,
+    split: str | None = None,
+    protocol: ProtocolName = "single",
+    scales: tuple[int, ...] = (),
+    train_scales: tuple[int, ...] = (),
+    mirror: Literal["auto", "on", "off"] = "auto",
+    wanted_precision: float | None = None,
+    calibrate: bool = False,
+    results: Path | None = None,
+    report: Path | None = None,
+    plots: PlotEnding | None = None,
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
+    batch_size: int = 32,
+    device: str = "auto",
+    json: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Measure a Classifier on labelled pictures: vggkit evaluate MODEL DATA.
+
+    Several are measured on the same pictures, compared pair by pair, and fused: vggkit evaluate A B DATA.
+    Each figure has its 95 % interval and is printed with the protocol that it was measured by.
+
+    Args:
+        model: Classifiers' files or runs' folders, and last the data, as for train (digits where it is left out).
+        split: train, val, test or all. Without it: test, else val, else everything that was not trained on.
+        protocol: single: one view, as predict looks. The paper's: dense: the head slid over the whole picture;
+            multi-scale: at three sizes; multi-crop: 25 crops at each; dense+crops: both.
+        scales: Short sides in pixels to look at, in place of the paper's.
+        train_scales: Short side that was trained at, or both ends of its range; the paper's scales follow from it.
+        mirror: Look at each picture's mirror image too, and average. auto: in all protocols but single.
+        wanted_precision: Find the probability from which on answers are right that often, such as 0.95.
+        calibrate: Keep in the Classifier's file the temperature that makes its probabilities true on these
+            pictures, and with --wanted-precision the threshold below which predict answers "unknown".
+        results: Also write the answers, a row a picture, to this .csv or .parquet.
+        report: Also write the report, one .html file that needs no network.
+        plots: Also draw the report's pictures, as pdf, svg or png files in the folder plots, beside the report.
+        columns: What a table's columns are called.
+        batch_size: Pictures that pass through the network together.
+        device: auto, cpu, cuda or mps.
+        json: One JSON object in place of the text.
+        quiet: No progress on standard error.
+    """
+    from vggkit.column_files import check_ending
+    from vggkit.images.sources import open_pictures
+    from vggkit.workflows.measurement import measure
+
+    models, data = _tell_apart(model)
+    if results is not None:
+        check_ending(results)
+    if report is not None and report.suffix.lower() not in (".html", ".htm"):
+        raise BadOutput(f"{report}: must end in .html or .htm")
+    for path in (results, report):
+        if path is not None:
+            demand_writable(path)
+    with ProgressLine(quiet=quiet) as line:
+        line.show(f"opening {data}", 0, None)
+        pictures = open_pictures(data, columns=columns)
+        found = measure(
+            models,
+            pictures,
+            split=split,
+            protocol=protocol,
+            scales=scales,
+            train_scales=train_scales,
+            mirror={"auto": None, "on": True, "off": False}[mirror],
+            wanted_precision=wanted_precision,
+            calibrate=calibrate,
+            batch_size=batch_size,
+            device=device,
+            on_progress=line.show,
+        )
+        shown = found.evaluations[-1]
+        for problem in shown.unreadable:
+            line.say(f"left out: {problem}")
+        for sentence in found.said:
+            line.say(sentence)
+        made = []
+        if results is not None:
+            shown.answers.save(results)
+            made.append(f"results: {results}")
+        if report is not None:
+            from vggkit.workflows.measurement import report_on
+
+            line.show("writing the report", 0, None)
+            report_on(found, pictures, report, models=models)
+            made.append(f"report: {report}")
+        if plots is not None:
+            from vggkit.reports.run_plots import write_plots
+
+            folder = (report.parent if report is not None else Path()) / "plots"
+            made.append(f"drawn: {', '.join(map(str, write_plots(shown, folder, plots)))}")
+    if json:
+        print_json(found.to_dict())
+    else:
+        from vggkit.reports.evaluation_table import draw_evaluation, draw_several
+
+        several = len(found.evaluations) > 1
+        drawn = draw_several(found.evaluations, found.comparisons) if several else draw_evaluation(shown)
+        Console(highlight=False).print(drawn)
+    for said in made:
+        print(said, file=sys.stderr)
+
+
+def _tell_apart(places: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
+    """The Classifiers, and the data, which stands last."""
+    if not places:
+        raise BadInput("evaluate needs a Classifier and pictures: vggkit evaluate MODEL DATA")
+    *models, data = places if len(places) > 1 else (*places, "digits")
+    if data.endswith(".safetensors") or (Path(data) / "best.safetensors").is_file():
+        raise BadInput(f"the pictures stand last, and {data} is a Classifier: vggkit evaluate MODEL MODEL DATA")
+    return tuple(models), data

@@ -1,0 +1,414 @@
+"""The report: how good a Classifier is, where it errs, and how it came about, as a page that is one file."""
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from vggkit import __version__
+from vggkit.images.pictures import Picture
+from vggkit.reports.pages import charts
+from vggkit.reports.pages.charts import Bar, Chart, across, draw_line, up
+from vggkit.reports.pages.rendering import render_page
+from vggkit.reports.pages.thumbs import Thumb, find_folder, make_thumb, split_name, split_place
+from vggkit.tasks.evaluation.answers import Answers
+from vggkit.tasks.evaluation.figures import ClassFigures, Evaluation, proportion_interval
+from vggkit.tasks.evaluation.pairing import PairedComparison
+from vggkit.writing import write_text
+
+MATRIX_CLASSES: Final = 24
+"""Up to which the confusion matrix is drawn; beyond, its largest entries are listed."""
+CLASSES_AT_ONCE: Final = 24
+"""Longer lists show the worst classes, and unfold."""
+WORST: Final = 12
+PAIRS: Final = 12
+"""Confusions that are listed."""
+MISTAKES_AT_ONCE: Final = 12
+MOST_MISTAKES: Final = 36
+MOST_CHANGES: Final = 24
+"""Pictures that only one of two Classifiers has right, that are drawn."""
+HEADLINES: Final = (
+    ("top5", "Top-5 accuracy", "the right class is among the best five"),
+    ("macro_f1", "F1, mean of the classes", "weighs small classes as much as large ones"),
+    ("macro_recall", "Balanced accuracy", "mean recall of the classes"),
+    ("roc_auc", "ROC-AUC", "mean of each class against all others; 50 % is guessing"),
+    ("average_precision", "Average precision", "mean of each class against all others"),
+    ("ece", "Calibration error (ECE)", "how far probabilities are from how often answers are right"),
+    ("loss", "Loss", "mean cross-entropy in nats"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Story:
+    """How the Classifier came about; any of it may be unknown."""
+
+    history: Sequence[Mapping[str, float]] = ()
+    """Rows of `metrics.csv`: epoch, train_loss, val_loss, val_top1 …"""
+    best_epoch: int | None = None
+    """The one that was kept."""
+    provenance: Mapping[str, Any]
+    """The Classifier's."""
+    steps: Sequence[tuple[str, str]] = ()
+    """What may come next, and the command for it."""
+
+
+def write_report(
+    evaluations: Sequence[Evaluation],
+    path: str | Path,
+    *,
+    pictures: Iterable[Picture],
+    story: Story,
+    comparisons: Sequence[PairedComparison] = (),
+) -> None:
+    """Write the report: no network, no scripts, the pictures inside.
+
+    Args:
+        evaluations: The last one is shown in full, all of them in the table where there are several.
+        path: An .html file.
+        pictures: What was measured on, for those that are shown; mistakes are decoded anew.
+        story: How the Classifier came about.
+        comparisons: Pairs among the evaluations.
+
+    Raises BadOutput.
+    """
+    shown = evaluations[-1]
+    gallery = _Gallery(shown, pictures)
+    write_text(
+        path,
+        render_page(
+            "report.html",
+            {
+                "version": __version__,
+                "written": datetime.now().astimezone(),
+                "evaluation": shown,
+                "evaluations": evaluations,
+                "comparisons": [(each, gallery.show_changes(each)) for each in comparisons],
+                "place": split_place(shown.data.rpartition(", part ")[0] or shown.data),
+                "part": shown.data.rpartition(", part ")[2],
+                "hits": int(shown.answers.right.sum()),
+                "headlines": _list_headlines(shown),
+                "curves": draw_curves(story),
+                "matrix": Matrix.of(shown) if len(shown.labels) <= MATRIX_CLASSES else None,
+                "pairs": list_pairs(shown),
+                "classes": _sort_classes(shown),
+                "worst": WORST if len(shown.labels) > CLASSES_AT_ONCE else len(shown.labels),
+                "mistakes": gallery.show_mistakes(),
+                "mistakes_at_once": MISTAKES_AT_ONCE,
+                "wrong": int((~shown.answers.right).sum()),
+                "folder": gallery.folder,
+                "reliability": draw_reliability(shown),
+                "withholding": draw_withholding(shown),
+                "facts": list_facts(story.provenance),
+                "recipe": story.provenance.get("recipe") or {},
+                "findings": story.provenance.get("findings") or (),
+                "counts": (story.provenance.get("data") or {}).get("pictures") or {},
+                "steps": story.steps,
+            },
+        ),
+    )
+
+
+class Headline(NamedTuple):
+    """A figure with its interval."""
+
+    name: str
+    note: str
+    value: float
+    low: float
+    high: float
+    is_share: bool
+    lower_is_better: bool
+
+
+def _list_headlines(evaluation: Evaluation) -> list[Headline]:
+    found = []
+    for name, title, note in HEADLINES:
+        value = getattr(evaluation, name)
+        if value is None or (name == "top5" and len(evaluation.labels) <= 5):
+            continue
+        low, high = evaluation.intervals[name]  # type: ignore[index]
+        found.append(Headline(title, note, value, low, high, name != "loss", name in ("loss", "ece")))
+    return found
+
+
+def _sort_classes(evaluation: Evaluation) -> list[ClassFigures]:
+    """In order while they are few, else the worst first; those without pictures last."""
+    if len(evaluation.labels) <= CLASSES_AT_ONCE:
+        return list(evaluation.classes)
+    return sorted(evaluation.classes, key=lambda each: (not each.support, each.f1))
+
+
+class Pair(NamedTuple):
+    """Pictures of one class that were taken for another."""
+
+    label: str
+    given: str
+    n: int
+    share: float
+    """Of the pictures of the class."""
+
+
+def list_pairs(evaluation: Evaluation) -> list[Pair]:
+    """The most frequent confusions."""
+    counts = np.asarray(evaluation.confusion)
+    wrong = counts - np.diag(np.diag(counts))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]
+    rows, columns = np.unravel_index(order, wrong.shape)
+    return [
+        Pair(evaluation.labels[row], evaluation.labels[column], int(n), float(n / counts[row].sum()))
+        for row, column in zip(rows, columns, strict=True)
+        if (n := wrong[row, column])
+    ]
+
+
+class Cell(NamedTuple):
+    """A field of the confusion matrix."""
+
+    n: int
+    strength: int
+    """Percent of the row."""
+    right: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """The confusion matrix, a row for each class that there are pictures of."""
+
+    labels: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+
+    @classmethod
+    def of(cls, evaluation: Evaluation) -> "Matrix":
+        """That of an evaluation."""
+        rows = []
+        for number, counts in enumerate(evaluation.confusion):
+            total = sum(counts) or 1
+            cells = tuple(Cell(n, round(100 * n / total), place == number) for place, n in enumerate(counts))
+            rows.append((evaluation.labels[number], cells))
+        return cls(evaluation.labels, tuple(rows))
+
+
+class Exhibit(NamedTuple):
+    """A picture on the page with what was said of it."""
+
+    path: str
+    pieces: list[str]
+    thumb: Thumb
+    label: str
+    given: str
+    chance: float | None
+    """Probability of what was given."""
+    own: float | None
+    """Probability of the right class."""
+
+
+class _Gallery:
+    """The pictures that are shown."""
+
+    def __init__(self, evaluation: Evaluation, pictures: Iterable[Picture]) -> None:
+        self._answers = evaluation.answers
+        self._pictures = {picture.path: picture for picture in pictures}
+        self.folder = find_folder(evaluation.data.rpartition(", part ")[0], self._answers.paths)
+
+    def show_mistakes(self) -> list[Exhibit]:
+        """Wrong answers, the surest first."""
+        answers = self._answers
+        wrong = np.flatnonzero(~answers.right)
+        order = wrong[np.argsort(-answers.confidences[wrong], kind="stable")][:MOST_MISTAKES]
+        return [
+            self._show(
+                answers.paths[place],
+                answers.labels[answers.targets[place]],
+                answers.labels[answers.given[place]],
+                float(answers.confidences[place]),
+                float(np.exp(-answers.losses[place])),
+            )
+            for place in order
+        ]
+
+    def show_changes(self, comparison: PairedComparison) -> list[Exhibit]:
+        """Pictures that only one of two has right."""
+        return [
+            self._show(each.path, each.label, f"{each.first} → {each.second}", None, None)
+            for each in comparison.changes[:MOST_CHANGES]
+        ]
+
+    def _show(self, path: str, label: str, given: str, chance: float | None, own: float | None) -> Exhibit:
+        picture = self._pictures.get(path)
+        thumb = Thumb(None, False) if picture is None else make_thumb(picture)
+        return Exhibit(path, split_name(path.removeprefix(self.folder)), thumb, label, given, chance, own)
+
+
+def draw_curves(story: Story) -> list[Chart]:
+    """Losses, and validation accuracy, by epoch; none where there is one epoch alone."""
+    history = story.history
+    if len(history) < 2:
+        return []
+    epochs = [row["epoch"] for row in history]
+    x = across(epochs[0], epochs[-1])
+    ticks = x.ticks(whole=True, most=8)
+    few = len(epochs) <= 40
+    losses = [row[name] for row in history for name in ("train_loss", "val_loss")]
+    y = up(0, 1.05 * max(losses))
+    lines = tuple(
+        draw_line(kind, [(row["epoch"], row[f"{kind}_loss"]) for row in history], x, y, name=name, dots=few)
+        for kind, name in (("train", "training"), ("val", "validation"))
+    )
+    shares = [row["val_top1"] for row in history]
+    floor = max(0.0, min(shares) - 0.1)
+    share = up(floor, min(1.0, max(shares) + 0.05))
+    best = next((row for row in history if row["epoch"] == story.best_epoch), None)
+    return [
+        Chart(
+            title="Loss (cross-entropy, nats)",
+            across="epoch",
+            across_ticks=ticks,
+            up_ticks=y.ticks(most=5),
+            lines=lines,
+            note="Training pictures are seen changed, and while the network still learns them.",
+        ),
+        Chart(
+            title="Validation accuracy (%)",
+            across="epoch",
+            across_ticks=ticks,
+            up_ticks=share.ticks(percent=True, most=5),
+            lines=(draw_line("val", list(zip(epochs, shares, strict=True)), x, share, dots=few),),
+            mark=None if best is None else (x(best["epoch"]), share(best["val_top1"])),
+            mark_text=""
+            if best is None
+            else f"Kept: {100 * best['val_top1']:.1f} % "
+            + (f"after epoch {best['epoch']:.0f}" if best["epoch"] else "before the first step"),
+        ),
+    ]
+
+
+def draw_reliability(evaluation: Evaluation) -> Chart:
+    """How often answers of a probability are right; on the diagonal they are as right as they say."""
+    x, y = across(0, 1), up(0, 1)
+    bars = []
+    for each in evaluation.calibration.bins:
+        if each.accuracy is None:
+            continue
+        low, high = proportion_interval(round(each.accuracy * each.n), each.n)
+        left, right, top = x(each.low) + 1, x(each.high) - 1, y(each.accuracy)
+        bars.append(
+            Bar(
+                round(left, 2),
+                round(right - left, 2),
+                top,
+                round(charts.BOTTOM - top, 2),
+                (y(low), y(high)),
+                f"{each.n:,} answers of {100 * each.low:.0f} to {100 * each.high:.0f} %: "
+                f"{100 * each.accuracy:.1f} % right",
+            )
+        )
+    found = evaluation.calibration
+    said = "surer" if found.mean_confidence > evaluation.top1 else "less sure"
+    text = f"Answers say {100 * found.mean_confidence:.1f} % on average and {100 * evaluation.top1:.1f} % are right"
+    gap = abs(found.mean_confidence - evaluation.top1)
+    text += f": {said} than they are right" if gap >= 0.01 else ": as sure as they are right"
+    if found.temperature != 1:
+        text += (
+            f". Logits are divided by a temperature of {found.temperature:.3g}, which the Classifier keeps; "
+            f"without it the error is {100 * found.ece_before:.1f} %"
+        )
+    return Chart(
+        title="Right answers (%) by probability",
+        across="probability of the answer (%)",
+        across_ticks=x.ticks(percent=True, most=5),
+        up_ticks=y.ticks(percent=True, most=5),
+        bars=tuple(bars),
+        lines=(draw_line("ideal", [(0, 0), (1, 1)], x, y, name="true to its word"),),
+        note=text + ".",
+    )
+
+
+def draw_withholding(evaluation: Evaluation) -> Chart:
+    """How many of the surest answers are right, by how many are given."""
+    answers: Answers = evaluation.answers
+    order = np.argsort(-answers.confidences, kind="stable")
+    precision = answers.right[order].cumsum() / np.arange(1, len(order) + 1)
+    ends = np.append(np.flatnonzero(np.diff(answers.confidences[order])), len(order) - 1)
+    if len(ends) > 200:  # a curve needs no more
+        ends = ends[np.unique(np.linspace(0, len(ends) - 1, 200).round().astype(int))]
+    floor = max(0.0, float(precision[ends].min()) - 0.05)
+    x, y = across(0, 1), up(floor, 1)
+    points = [((end + 1) / len(order), float(precision[end])) for end in ends]
+    found = evaluation.rejection
+    mark, text = None, "Withholding the least sure answers leaves fewer, and more of them right."
+    if found is not None and found.precision is not None and found.precision_interval is not None:
+        mark = (x(found.coverage), y(found.precision))
+        low, high = found.precision_interval
+        text = (
+            f"At a threshold of {100 * found.threshold:.1f} % {100 * found.coverage:.1f} % of the pictures get an "
+            f"answer and {100 * found.precision:.1f} % of these are right ({100 * low:.1f} to {100 * high:.1f}); "
+            "the others are “unknown”."
+        )
+    return Chart(
+        title="Right answers (%) when the least sure are withheld",
+        across="pictures that get an answer (%)",
+        across_ticks=x.ticks(percent=True, most=5),
+        up_ticks=y.ticks(percent=True, most=5),
+        lines=(draw_line("val", points, x, y),),
+        mark=mark,
+        mark_text="",
+        note=text,
+    )
+
+
+def list_facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is known of how the Classifier came about."""
+    machine: Mapping[str, Any] = provenance.get("machine") or {}
+    weights = provenance.get("weights")
+    seconds, memory = provenance.get("seconds"), provenance.get("peak_memory_bytes")
+    found = {
+        "Trained on": str((provenance.get("data") or {}).get("name", "")),
+        "Began with": f"weights of {weights.get('file') or weights.get('source', 'a file')}"
+        if isinstance(weights, Mapping)
+        else "random weights"
+        if provenance.get("recipe")
+        else "",
+        "Begun": str(provenance.get("started", "")),
+        "Duration": _say_duration(float(seconds)) if seconds else "",
+        "Memory at most": f"{memory / 1e9:.2f} GB" if memory else "",
+        "Hardware": str(machine.get("device", "")),
+        "System": ", ".join(
+            f"{name} {machine[key]}" if name else str(machine[key])
+            for name, key in (("", "system"), ("torch", "torch"), ("Python", "python"))
+            if key in machine
+        ),
+        "Licence of the weights": str(weights.get("licence", "")) if isinstance(weights, Mapping) else "",
+    }
+    return [(name, value) for name, value in found.items() if value]
+
+
+def _say_duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def suggest_steps(model: str | Path, data: str, *, test: bool) -> list[tuple[str, str]]:
+    """What may come after a training or a measurement."""
+    quoted, place = shlex.quote(str(model)), shlex.quote(data)
+    return [
+        ("Ask it what a picture shows", f"vggkit predict {quoted} PICTURE…"),
+        (
+            "Have it say “unknown” where it is not sure enough: 95 % of the answers that are left are right",
+            f"vggkit evaluate {quoted} {place} --wanted-precision 0.95 --calibrate",
+        ),
+        (
+            "Look for labels that may be wrong, with its help",
+            f"vggkit check {place} --model {quoted} --html findings.html",
+        ),
+        (
+            "Look at each picture several times, as the paper did",
+            f"vggkit evaluate {quoted} {place} --protocol multi-crop",
+        )
+        if test
+        else ("Learn on, all layers", f"vggkit train {place} --trainable all --weights {quoted}"),
+    ]

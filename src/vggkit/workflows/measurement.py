@@ -1,0 +1,202 @@
+"""One Classifier or several on the same pictures: measured, fused, compared, and told how sure to be."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from vggkit.errors import BadInput
+from vggkit.images.pictures import PictureSet, identify_pictures
+from vggkit.networks.card import Card
+from vggkit.networks.classifier import Classifier, load
+from vggkit.networks.publishing.sharing import is_address
+from vggkit.reports.evaluation_page import Story, suggest_steps, write_report
+from vggkit.tasks.evaluation.calibration import fit_temperature
+from vggkit.tasks.evaluation.figures import Evaluation, ProtocolName
+from vggkit.tasks.evaluation.measuring import CALIBRATED_HERE, evaluate
+from vggkit.tasks.evaluation.pairing import PairedComparison, compare_answers, fuse
+from vggkit.tasks.evaluation.scoring import score
+from vggkit.workflows.comparison import read_history
+from vggkit.workflows.configs import FILE_NAME
+
+OnProgress = Callable[[str, int, int], None]
+"""Hears what is being done, how much of it is, and of how much."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What came of it."""
+
+    evaluations: tuple[Evaluation, ...]
+    """Of each Classifier, and last, where there are several, of all as one."""
+    comparisons: tuple[PairedComparison, ...]
+    """Each Classifier against each one before it."""
+    card: Card
+    """The first Classifier's."""
+    said: tuple[str, ...] = ()
+    """What was done to the Classifier, for people."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """A value for JSON: the evaluation's own where there is one alone."""
+        if len(self.evaluations) == 1:
+            return self.evaluations[0].to_dict()
+        return {
+            "evaluations": [each.to_dict() for each in self.evaluations],
+            "comparisons": [each.to_dict() for each in self.comparisons],
+        }
+
+
+def measure(
+    models: Sequence[str | Path],
+    data: PictureSet,
+    *,
+    split: str | None = None,
+    protocol: ProtocolName = "single",
+    scales: Sequence[int] = (),
+    train_scales: Sequence[int] = (),
+    mirror: bool | None = None,
+    wanted_precision: float | None = None,
+    calibrate: bool = False,
+    batch_size: int = 32,
+    device: str = "auto",
+    on_progress: OnProgress | None = None,
+) -> Measurement:
+    """Measure Classifiers on the same pictures; several are also fused, and compared pair by pair.
+
+    Args:
+        models: Classifiers' files or runs' folders, one or more.
+        data: Labelled pictures.
+        split: As in `evaluate`; likewise `protocol`, `scales`, `train_scales`, `mirror`, `wanted_precision`,
+            `batch_size` and `device`.
+        protocol: See `split`.
+        scales: See `split`.
+        train_scales: See `split`.
+        mirror: See `split`.
+        wanted_precision: See `split`.
+        calibrate: Fit the temperature on these pictures, and with `wanted_precision` the threshold below which
+            the answer is "unknown", and keep both in the Classifier's file.
+        batch_size: See `split`.
+        device: See `split`.
+        on_progress: Hears how far it is.
+
+    Raises what `evaluate` and `load` do, and BadInput where nothing can be calibrated.
+    """
+    if calibrate and (len(models) > 1 or protocol != "single" or mirror):
+        raise BadInput(
+            "calibrate is for one Classifier, looked at as predict does: with --protocol single and no --mirror"
+        )
+    names = _name(models)
+    evaluations, cards = [], []
+    said: tuple[str, ...] = ()
+    for place, name in zip(models, names, strict=True):
+        classifier = load(place)
+
+        def show(done: int, total: int, name: str = name) -> None:
+            if on_progress is not None:
+                on_progress(f"measuring {name}", done, total)
+
+        found = evaluate(
+            classifier,
+            data,
+            split=split,
+            protocol=protocol,
+            scales=scales,
+            train_scales=train_scales,
+            mirror=mirror,
+            wanted_precision=None if calibrate else wanted_precision,
+            name=name,
+            batch_size=batch_size,
+            device=device,
+            on_progress=show,
+        )
+        if calibrate:
+            found, said = _calibrate(classifier, place, found, data, wanted_precision)
+        evaluations.append(found)
+        cards.append(classifier.card)
+    comparisons = tuple(compare_answers(one, other) for one, other in combinations(evaluations, 2))
+    if len(evaluations) > 1:
+        evaluations.append(fuse(evaluations, wanted_precision=wanted_precision))
+    return Measurement(tuple(evaluations), comparisons, cards[0], said)
+
+
+def report_on(found: Measurement, data: PictureSet, path: str | Path, *, models: Sequence[str | Path]) -> None:
+    """Write the report of a measurement; raises BadOutput.
+
+    Args:
+        found: What was measured.
+        data: On what.
+        path: An .html file.
+        models: The Classifiers' files or runs' folders; the learning curve of a run's is shown.
+    """
+    alone = len(models) == 1
+    folder = Path(models[0]) if Path(models[0]).is_dir() else Path(models[0]).parent
+    history = read_history(folder / "metrics.csv") if alone and (folder / FILE_NAME).is_file() else ()
+    provenance = found.card.provenance if alone else {}
+    best_epoch = (provenance.get("metrics") or {}).get("epoch")
+    write_report(
+        found.evaluations,
+        path,
+        pictures=[picture for part in data.splits.values() for picture in part],
+        story=Story(
+            history=history,
+            best_epoch=best_epoch,
+            provenance=provenance,
+            steps=suggest_steps(models[0], data.name, test=True),
+        ),
+        comparisons=found.comparisons,
+    )
+
+
+def _name(models: Sequence[str | Path]) -> list[str]:
+    """What each is called: its run's folder or its file; the whole path where two would be the same."""
+    short = []
+    for place in map(Path, models):
+        best = place.name == "best.safetensors" and place.resolve().parent.name
+        short.append(best or place.resolve().name.removesuffix(".safetensors"))
+    return [str(place) if short.count(name) > 1 else name for place, name in zip(models, short, strict=True)]
+
+
+def _calibrate(
+    classifier: Classifier,
+    place: str | Path,
+    found: Evaluation,
+    data: PictureSet,
+    wanted_precision: float | None,
+) -> tuple[Evaluation, tuple[str, ...]]:
+    """Temperature and threshold fitted, kept in the file, and the figures that come of it."""
+    if is_address(place):
+        raise BadInput(f"{place}: is an address, and what is fitted is kept in a file; save it first")
+    raw = found.answers.sharpen(1 / classifier.temperature)
+    fit = fit_temperature(raw)
+    renewed = score(
+        raw.sharpen(fit.temperature),
+        data=found.data,
+        model=found.model,
+        protocol=found.protocol,
+        temperature=fit.temperature,
+        wanted_precision=wanted_precision,
+        unreadable=found.unreadable,
+        notes=tuple(dict.fromkeys([*found.notes, CALIBRATED_HERE])),
+    )
+    if wanted_precision is not None and renewed.rejection is None:
+        raise BadInput(
+            f"no threshold gives a precision of {wanted_precision:g} on these {found.n} pictures, for even the "
+            "surest answers are wrong too often; want less, or train it better. Nothing was changed"
+        )
+    part = found.data.rpartition(", part ")[2]
+    about = {
+        **asdict(fit),
+        "data": found.data,
+        "pictures": identify_pictures(data.part(part)) if part in data.splits else "",
+        "wanted_precision": wanted_precision,
+    }
+    threshold = 0.0 if renewed.rejection is None else renewed.rejection.threshold
+    classifier.calibrate(temperature=fit.temperature, threshold=threshold, about=about)
+    best = Path(place) / "best.safetensors"
+    target = best if best.is_file() else Path(place)
+    classifier.save(target)
+    said = [fit.describe()]
+    if wanted_precision is not None:
+        said.append(f"threshold {threshold:.4g}: less sure answers are “unknown” from now on")
+    return renewed, (*said, f"kept in {target}")
