@@ -24,19 +24,32 @@ if TYPE_CHECKING:
     from vggkit.networks.vgg import VGG
     from vggkit.reports.comparison import Comparison
     from vggkit.tasks.diagnosis.findings import Diagnosis
+    from vggkit.tasks.embedding import Embeddings, embed
     from vggkit.tasks.evaluation.answers import Answers
     from vggkit.tasks.evaluation.figures import Evaluation
     from vggkit.tasks.evaluation.measuring import evaluate
     from vggkit.tasks.evaluation.pairing import PairedComparison, compare_answers, fuse
     from vggkit.tasks.inspection import Summary, summarize
     from vggkit.tasks.prediction import Prediction, predict
+    from vggkit.tasks.searching import Found, Neighbour
     from vggkit.tasks.training.recipe import Recipe
+    from vggkit.workflows.bulk import embed_into, predict_into
+    from vggkit.workflows.bulk_running import BulkResult
     from vggkit.workflows.comparison import compare
     from vggkit.workflows.doctor import check
+    from vggkit.workflows.neighbours import search
     from vggkit.workflows.runs import TrainingRun, train
 
 _HOMES = {
     "VGG": "networks.vgg",
+    "BulkResult": "workflows.bulk_running",
+    "Embeddings": "tasks.embedding",
+    "Found": "tasks.searching",
+    "Neighbour": "tasks.searching",
+    "embed": "tasks.embedding",
+    "embed_into": "workflows.bulk",
+    "predict_into": "workflows.bulk",
+    "search": "workflows.neighbours",
     "Answers": "tasks.evaluation.answers",
     "Classifier": "networks.classifier",
     "Comparison": "reports.comparison",
@@ -106,6 +119,14 @@ __all__ = [  # noqa: RUF022 (as people meet them)
     "PairedComparison",
     "predict",
     "Prediction",
+    "embed",
+    "Embeddings",
+    "search",
+    "Found",
+    "Neighbour",
+    "predict_into",
+    "embed_into",
+    "BulkResult",
     "summarize",
     "Summary",
     "write_listing",

@@ -37,7 +37,9 @@ VERBS: Final[Mapping[str, Mapping[str, str]]] = {
         "compare": "trainings side by side: what differs between them, and what came of it",
     },
     "ask": {
-        "predict": "what pictures show",
+        "predict": "what pictures show; with --out, of any number of them",
+        "embed": "pictures as vectors, to search, group or learn from",
+        "search": "the pictures that look most like others",
     },
     "see it all": {
         "demo": "train, evaluate and predict on real handwritten digits, in about three minutes",

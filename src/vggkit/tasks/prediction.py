@@ -3,20 +3,20 @@
 Shape letters: N pictures, K classes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vggkit.engines.pytorch import PyTorchEngine
-from vggkit.engines.stream import Answer, stream_answers
+from vggkit.engines.choosing import choose_engine
+from vggkit.engines.stream import Answer, Engine, stream_answers
 from vggkit.errors import BadInput
 from vggkit.hardware import choose_device
 from vggkit.images.pictures import Picture
-from vggkit.images.sources import iterate_pictures
+from vggkit.images.sources import gather_pictures
 from vggkit.networks.classifier import Classifier
 
 UNKNOWN: Final = "unknown"
@@ -57,6 +57,7 @@ def predict(
     top: int = 5,
     batch_size: int = 32,
     device: str = "auto",
+    precision: Literal["fp32", "bf16", "auto"] = "fp32",
     on_progress: Callable[[int, int | None], None] | None = None,
 ) -> list[Prediction]:
     """The most probable classes of each picture, in the order of the pictures.
@@ -68,52 +69,50 @@ def predict(
         top: How many classes to name; fewer where the Classifier has fewer.
         batch_size: Pictures that pass through the network together.
         device: `auto`, `cpu`, `cuda`, `mps`.
+        precision: What is computed in; auto: bf16 where the device multiplies it by itself.
         on_progress: Called with the number of pictures done, and of all where Pictures are given.
 
     A picture that cannot be read becomes a Prediction with its `problem`. Raises BadInput and BadData.
     """
-    return list(
-        iterate_predictions(
-            classifier, pictures, top=top, batch_size=batch_size, device=device, on_progress=on_progress
-        )
-    )
+    given = [pictures] if isinstance(pictures, str | Path) else pictures
+    total = len(given) if all(isinstance(picture, Picture) for picture in given) else None
+    check_counts(top=top, batch_size=batch_size)
+    engine, _ = prepare_engine(classifier, device=device, precision=precision)
+    found = []
+    for each in iterate_predictions(engine, classifier, pictures, top=top, batch_size=batch_size):
+        found.append(each)
+        if on_progress:
+            on_progress(len(found), total)
+    return found
+
+
+def prepare_engine(
+    classifier: Classifier, *, device: str = "auto", precision: Literal["fp32", "bf16", "auto"] = "fp32"
+) -> tuple[Engine, str]:
+    """What computes the logits, and what was chosen and why, for people; raises BadInput."""
+    return choose_engine(classifier.network, choose_device(device), precision=precision)
 
 
 def iterate_predictions(
+    engine: Engine,
     classifier: Classifier,
-    pictures: str | Path | Sequence[str | Path | Picture],
+    pictures: str | Path | Iterable[str | Path | Picture],
     *,
     top: int = 5,
     batch_size: int = 32,
-    device: str = "auto",
-    on_progress: Callable[[int, int | None], None] | None = None,
 ) -> Iterator[Prediction]:
-    """As `predict`, each Prediction as soon as it is there."""
+    """As `predict`, each Prediction as soon as it is there, from what `prepare_engine` gave."""
+    check_counts(top=top, batch_size=batch_size)
+    found = gather_pictures(pictures)
+    for answer in stream_answers(engine, classifier.preprocessing, found, batch_size=batch_size):
+        yield _describe(answer, classifier, top)
+
+
+def check_counts(*, top: int, batch_size: int) -> None:
+    """Raise BadInput for numbers below 1."""
     for name, value in (("top", top), ("batch_size", batch_size)):
         if value < 1:
             raise BadInput(f"{name} must be 1 or more, got {value}")
-    if isinstance(pictures, str | Path):
-        pictures = [pictures]
-    total = len(pictures) if all(isinstance(picture, Picture) for picture in pictures) else None
-    engine = PyTorchEngine(classifier.network, choose_device(device))
-    answers = stream_answers(engine, classifier.preprocessing, _find(pictures), batch_size=batch_size)
-    for done, answer in enumerate(answers, start=1):
-        yield _describe(answer, classifier, top)
-        if on_progress:
-            on_progress(done, total)
-
-
-def _find(pictures: Sequence[str | Path | Picture]) -> Iterator[Picture]:
-    for picture in pictures:
-        if isinstance(picture, Picture):
-            yield picture
-        elif isinstance(picture, str | Path):
-            yield from iterate_pictures([picture])
-        else:
-            raise BadInput(
-                f"a picture is a path, or a Picture with its pixels: Picture('name', None, pixels); "
-                f"got {type(picture).__name__}"
-            )
 
 
 def softmax(logits: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np.float64]:

@@ -55,7 +55,24 @@ def walk(folder: Path) -> Iterator[Path]:
 
 def list_files(folder: Path) -> list[Path]:
     """Every picture's file below a folder, sorted; links that lead nowhere too, and decoding says so."""
-    return sorted(file for file in walk(folder) if file.suffix.lower() in SUFFIXES)
+    return list(iterate_files(folder))
+
+
+def iterate_files(folder: Path) -> Iterator[Path]:
+    """As `list_files`, one by one: in memory are the names of one folder, and of those it lies in."""
+    try:
+        with os.scandir(folder) as entries:
+            # Folders that are linked are not entered, as `walk` does not.
+            names = sorted((entry.name, entry.is_dir(), entry.is_dir(follow_symlinks=False)) for entry in entries)
+    except OSError as problem:
+        raise BadData(f"{problem.filename}: cannot be read ({problem.strerror})") from problem
+    for name, is_folder, entered in names:
+        if name.startswith("."):
+            continue
+        if entered:
+            yield from iterate_files(folder / name)
+        elif not is_folder and Path(name).suffix.lower() in SUFFIXES:
+            yield folder / name
 
 
 def _refuse_mixture(folder: Path, inside: list[Path]) -> None:

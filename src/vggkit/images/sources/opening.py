@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from vggkit.errors import BadData, UnknownName
+from vggkit.errors import BadData, BadInput, UnknownName
 from vggkit.images.pictures import SUFFIXES, HeldBytes, Picture, PictureSet
 from vggkit.images.sources import hub_sets, named, parquet, shards, tables
-from vggkit.images.sources.folders import list_files, read_folder, walk
+from vggkit.images.sources.folders import iterate_files, read_folder, walk
 from vggkit.images.sources.places import Place, Whole, expand, is_address, is_pattern
 from vggkit.images.sources.tables import Columns
 
@@ -79,6 +79,45 @@ def is_streamed(place: str | Path) -> bool:
     return _is_shards(name) and (is_address(name) or not name.lower().endswith(".tar"))
 
 
+def gather_pictures(
+    pictures: str | Path | Iterable[str | Path | Picture],
+    *,
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
+) -> Iterator[Picture]:
+    """Pictures, and those of places as `iterate_pictures` finds them, in the order given; raises BadInput too."""
+    for picture in [pictures] if isinstance(pictures, str | Path) else pictures:
+        if isinstance(picture, Picture):
+            yield picture
+        elif isinstance(picture, str | Path):
+            yield from iterate_pictures([picture], columns=columns)
+        else:
+            raise BadInput(
+                f"a picture is a path, or a Picture with its pixels: Picture('name', None, pixels); "
+                f"got {type(picture).__name__}"
+            )
+
+
+def find_pictures(paths: Iterable[str]) -> Iterator[Picture]:
+    """Pictures by the names that they were given, parts of archives and of Parquet too; raises BadData."""
+    for path in paths:
+        yield from _without_part(_find_inside(iter([(None, Picture(path))]), Columns()))
+
+
+def count_pictures(
+    pictures: Iterable[str | Path | Picture],
+    *,
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
+) -> int | None:
+    """How many `gather_pictures` gives, for who wants to know the time left; none of them is kept in memory.
+
+    None where that would fetch or read all of them, or what gives them can be read only once.
+    """
+    places = [str(place) for place in pictures if isinstance(place, str | Path)]
+    if any(is_streamed(place) or is_address(place) or place == STANDARD_INPUT for place in places):
+        return None
+    return sum(1 for _ in gather_pictures(pictures, columns=columns))
+
+
 def list_pictures(places: Iterable[str | Path], *, columns: Columns = Columns()) -> list[Picture]:  # noqa: B008
     """As `iterate_pictures`, all at once."""
     return list(iterate_pictures(places, columns=columns))
@@ -89,7 +128,7 @@ def _iterate(place: str, columns: Columns) -> Iterator[Picture]:
     if is_streamed(place):
         return _without_part(shards.stream_shards(expand(place)))
     if path.is_dir() and not _containers(path):
-        return (Picture(str(file)) for file in list_files(path))
+        return (Picture(str(file)) for file in iterate_files(path))
     if lower.endswith(LIST_ENDINGS) and path.is_file():
         return _read_list(tables.read_text(path), path.parent)
     if path.suffix.lower() in SUFFIXES and is_pattern(place) and not is_address(place):

@@ -3,7 +3,7 @@
 Arguments before `/` are positional, the others options; tyro reads both, and the help, from here.
 """
 
-from vggkit.interfaces.commands.asking import demo, predict
+from vggkit.interfaces.commands.asking import demo, embed, predict, search
 from vggkit.interfaces.commands.defaults import find_defaults
 from vggkit.interfaces.commands.learning import check, compare, train
 from vggkit.interfaces.commands.measuring import evaluate
@@ -15,11 +15,13 @@ __all__ = [
     "compare",
     "convert",
     "demo",
+    "embed",
     "evaluate",
     "find_defaults",
     "identify",
     "models",
     "predict",
+    "search",
     "summary",
     "train",
 ]

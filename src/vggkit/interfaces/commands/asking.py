@@ -1,59 +1,96 @@
 """Ask, and see it all."""
 
 import json as json_format
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+from rich.console import Console
 
 from vggkit.errors import BadInput
 from vggkit.images.sources import Columns
-from vggkit.interfaces.commands.printing import describe_evaluation
+from vggkit.interfaces.commands.printing import describe_evaluation, print_json
 from vggkit.reports.progress import ProgressLine
+
+if TYPE_CHECKING:
+    from vggkit.workflows.bulk_running import BulkResult
+
+RATE: Final = "images/s"
 
 
 def predict(
-    model: Path,
+    model: str,
     pictures: tuple[str, ...],
     /,
     *,
+    out: Path | None = None,
     top: int = 5,
     columns: Columns = Columns(),  # noqa: B008 (frozen)
     batch_size: int = 32,
     device: str = "auto",
+    precision: Literal["fp32", "bf16", "auto"] = "fp32",
+    save_seconds: float = 5.0,
+    overwrite: bool = False,
     json: bool = False,
     quiet: bool = False,
 ) -> int:
     """Say what pictures show, the most probable classes first.
 
+    With --out any number of pictures become rows of a file; a picture that cannot be read is a row with its
+    reason. Killed or stopped, the same line goes on where it was, and the file is as if nothing had been.
+
     Args:
         model: A Classifier's file, or a run's folder.
         pictures: Files, folders (every picture below), lists (.txt), tables, archives, or - for standard input.
+        out: Write the answers to this .parquet, .csv, .jsonl (an object a line) or .json (one array): path, answer,
+            label_1, probability_1 …, problem.
         top: How many classes to name.
         columns: What a table's columns are called.
         batch_size: Pictures that pass through the network together.
         device: auto, cpu, cuda or mps.
+        precision: What is computed in; auto: bf16 where the device multiplies it by itself.
+        save_seconds: With --out, keep what is done as often, in the folder OUT.parts.
+        overwrite: With --out, begin anew whatever an earlier line left there.
         json: A JSON object a picture and line: path, labels, probabilities; unknown where the best is not sure
-            enough, problem where it cannot be read.
+            enough, problem where it cannot be read. With --out one object: how many there were.
         quiet: No progress on standard error.
     """
-    from vggkit.images.sources import is_streamed, list_pictures
+    from vggkit.images.sources import count_pictures, gather_pictures
     from vggkit.networks.classifier import load
-    from vggkit.tasks.prediction import iterate_predictions
+    from vggkit.tasks.prediction import check_counts, iterate_predictions, prepare_engine
 
     if not pictures:
         raise BadInput("predict needs a picture: vggkit predict MODEL PICTURE…")
+    if out is not None:
+        from vggkit.workflows.bulk import predict_into
+
+        with ProgressLine(quiet=quiet, rate=RATE) as line:
+            result = predict_into(
+                model,
+                pictures,
+                out,
+                top=top,
+                columns=columns,
+                batch_size=batch_size,
+                device=device,
+                precision=precision,
+                save_seconds=save_seconds,
+                overwrite=overwrite,
+                on_progress=line.show,
+            )
+        return _tell_result(result, json=json)
+    if overwrite:
+        raise BadInput("--overwrite is for --out: without a file nothing is kept")
+    check_counts(top=top, batch_size=batch_size)
     classifier = load(model)
     # With the number of all, the time left is known.
-    listed = pictures if any(map(is_streamed, pictures)) else list_pictures(pictures, columns=columns)
+    total = count_pictures(pictures, columns=columns)
+    engine, _ = prepare_engine(classifier, device=device, precision=precision)
     answered = False
-    with ProgressLine(quiet=quiet) as line:
-        answers = iterate_predictions(
-            classifier,
-            listed,
-            top=top,
-            batch_size=batch_size,
-            device=device,
-            on_progress=lambda done, total: line.show("predicting", done, total),
-        )
-        for answer in answers:
+    with ProgressLine(quiet=quiet, rate=RATE) as line:
+        found = gather_pictures(pictures, columns=columns)
+        answers = iterate_predictions(engine, classifier, found, top=top, batch_size=batch_size)
+        for done, answer in enumerate(answers, start=1):
             answered = answered or not answer.problem
             if json:
                 print(json_format.dumps(answer.to_dict(), ensure_ascii=False), flush=True)
@@ -65,7 +102,134 @@ def predict(
                 print(f"{answer.path}: {f'unknown ({said})' if answer.unknown else said}")
             if answer.problem:
                 line.say(f"vggkit: error: {answer.problem}")
+            line.show("predicting", done, total)
     return 0 if answered else 2
+
+
+def embed(
+    model: str,
+    pictures: tuple[str, ...],
+    /,
+    *,
+    out: Path,
+    layer: str = "features",
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
+    batch_size: int = 32,
+    device: str = "auto",
+    precision: Literal["fp32", "bf16", "auto"] = "fp32",
+    save_seconds: float = 5.0,
+    overwrite: bool = False,
+    json: bool = False,
+    quiet: bool = False,
+) -> int:
+    """Write what the network computes of pictures before it answers: a vector each, to search, group or learn from.
+
+    Any number of pictures; one that cannot be read is a row with its reason. Killed or stopped, the same line goes
+    on where it was, and the file is as if nothing had been.
+
+    Args:
+        model: A Classifier's file, or a run's folder.
+        pictures: Files, folders (every picture below), lists (.txt), tables, archives, or - for standard input.
+        out: A .parquet (path, vector, problem), or an .npy beside which OUT.csv names its rows.
+        layer: features: what the last fully connected layer reads (fc7 of the paper's head); statistics: mean and
+            standard deviation of each channel of the trunk's last map.
+        columns: What a table's columns are called.
+        batch_size: Pictures that pass through the network together.
+        device: auto, cpu, cuda or mps.
+        precision: What is computed in; auto: bf16 where the device multiplies it by itself.
+        save_seconds: Keep what is done as often, in the folder OUT.parts.
+        overwrite: Begin anew whatever an earlier line left there.
+        json: One JSON object in place of the text.
+        quiet: No progress on standard error.
+    """
+    from vggkit.workflows.bulk import embed_into
+
+    if not pictures:
+        raise BadInput("embed needs a picture: vggkit embed MODEL PICTURE… --out vectors.parquet")
+    with ProgressLine(quiet=quiet, rate=RATE) as line:
+        result = embed_into(
+            model,
+            pictures,
+            out,
+            layer=layer,
+            columns=columns,
+            batch_size=batch_size,
+            device=device,
+            precision=precision,
+            save_seconds=save_seconds,
+            overwrite=overwrite,
+            on_progress=line.show,
+        )
+    return _tell_result(result, json=json)
+
+
+def search(
+    index: Path,
+    pictures: tuple[str, ...],
+    /,
+    *,
+    model: str | None = None,
+    top: int = 10,
+    sheet: Path | None = None,
+    batch_size: int = 32,
+    device: str = "auto",
+    json: bool = False,
+    quiet: bool = False,
+) -> int:
+    """Find the pictures that look most like others, in a file that `vggkit embed` wrote.
+
+    Args:
+        index: The file of vectors; it knows the Classifier that it was made with.
+        pictures: Files, folders (every picture below), lists (.txt), tables, archives, or - for standard input.
+        model: Where that Classifier is, if no longer where it was.
+        top: How many to find for each.
+        sheet: Also draw them, as a .png, .pdf or .svg.
+        batch_size: Pictures that pass through the network together.
+        device: auto, cpu, cuda or mps.
+        json: A JSON object a picture and line: path, neighbours with path and similarity, in place of the table.
+        quiet: No progress on standard error.
+    """
+    from vggkit.reports.neighbour_table import check_sheet, draw_neighbours, plot_neighbours
+    from vggkit.workflows.neighbours import search as find
+
+    if not pictures:
+        raise BadInput("search needs a picture: vggkit search INDEX PICTURE…")
+    if sheet is not None:
+        check_sheet(sheet)
+    with ProgressLine(quiet=quiet, rate=RATE) as line:
+        found = find(
+            index,
+            pictures,
+            classifier=model,
+            top=top,
+            batch_size=batch_size,
+            device=device,
+            on_progress=lambda done, total: line.show("embedding", done, total),
+        )
+        for each in found:
+            if each.problem:
+                line.say(f"vggkit: error: {each.problem}")
+    readable = [each for each in found if not each.problem]
+    if json:
+        for each in found:
+            print(json_format.dumps(each.to_dict(), ensure_ascii=False))
+    elif readable:
+        Console(highlight=False, soft_wrap=True).print(draw_neighbours(readable))
+    if sheet is not None and readable:
+        plot_neighbours(readable, sheet)
+        print(f"drawn: {sheet}", file=sys.stderr)
+    return 0 if readable else 2
+
+
+def _tell_result(result: "BulkResult", *, json: bool) -> int:
+    """What came of bulk work; 2 where no picture could be read."""
+    if json:
+        print_json(result.to_dict())
+    else:
+        left = f", {result.unreadable:,} of them could not be read" if result.unreadable else ""
+        before = f" ({result.found_done:,} were there already)" if result.found_done else ""
+        print(f"{result.path}: {result.pictures:,} pictures{left}{before}; computed by {result.engine}")
+    return 0 if result.pictures > result.unreadable else 2
 
 
 def demo(*, out: Path = Path("runs/demo"), device: str = "auto", seed: int = 0, quiet: bool = False) -> None:

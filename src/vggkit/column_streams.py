@@ -1,0 +1,247 @@
+"""Tables of any length as files: rows come some at a time, and the file appears whole or not at all.
+
+Each file knows what it was made with: Parquet in its metadata, another in a small one beside it.
+
+Shape letters: N rows, F numbers of a vector.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, Final, Literal, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggkit.errors import BadData, MissingExtra
+from vggkit.writing import whole_file, write_text
+
+ENDINGS: Final = (".parquet", ".csv", ".jsonl", ".json")
+"""Of tables; vectors go into Parquet alone, or into an .npy file."""
+GROUP_ROWS: Final = 8192
+"""Rows of a group of Parquet at most, however the rows came: the same rows give the same file."""
+GROUP_BYTES: Final = 32_000_000
+"""Bytes of a group's vectors, about."""
+METADATA_KEY: Final = b"vggkit"
+
+Column = Sequence[Any] | NDArray[Any]
+Kind = Literal["text", "number"] | int
+"""What a column holds: text or a number, either may be None; or a vector of so many float32, where NaN is none."""
+Append = Callable[[Mapping[str, Column]], None]
+"""Takes the next rows, as columns of equal length."""
+
+
+@contextmanager
+def stream_columns(
+    path: str | Path, kinds: Mapping[str, Kind], *, about: Mapping[str, Any] | None = None
+) -> Iterator[Append]:
+    """Give what takes a table's rows, some at a time; when the body ends they are one file.
+
+    Args:
+        path: .parquet, .csv, .jsonl (a JSON object a line) or .json (one array of these objects).
+        kinds: The columns, in order.
+        about: What it is made with, for `read_about`; any JSON values; None: nothing is kept.
+
+    Raises BadOutput, and MissingExtra for Parquet without pyarrow.
+    """
+    path = Path(path)
+    writers: dict[str, Callable[[Path, Mapping[str, Kind]], AbstractContextManager[Append]]] = {
+        ".csv": _stream_csv,
+        ".jsonl": _stream_lines,
+        ".json": _stream_array,
+    }
+    ending = path.suffix.lower()
+    with whole_file(path) as beside:
+        if ending == ".parquet":
+            with _stream_parquet(beside, kinds, about) as append:
+                yield append
+        else:
+            with writers[ending](beside, kinds) as append:
+                yield append
+    if about is not None and ending != ".parquet":
+        write_about(path, about)
+
+
+@contextmanager
+def stream_matrix(
+    path: str | Path, shape: tuple[int, int], *, about: Mapping[str, Any]
+) -> Iterator[Callable[[NDArray[np.float32]], None]]:
+    """Give what takes the rows of an .npy file of float32 (N, F), some at a time; raises BadOutput."""
+    with whole_file(path) as beside, open(beside, "wb") as out:
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(out, header)
+
+        def append(rows: NDArray[np.float32]) -> None:
+            out.write(np.ascontiguousarray(rows, "<f4").data)
+
+        yield append
+    write_about(Path(path), about)
+
+
+def check_parquet() -> None:
+    """Raise MissingExtra where Parquet cannot be written, before work is spent on its rows."""
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError as absent:
+        raise MissingExtra.of("pyarrow", "Parquet", "data") from absent
+
+
+def name_about(path: str | Path) -> Path:
+    """Where what a file was made with stands, unless it is Parquet."""
+    return Path(f"{path}.about.json")
+
+
+def name_rows(path: str | Path) -> Path:
+    """The table of what the rows of an .npy file are."""
+    return Path(f"{path}.csv")
+
+
+def write_about(path: Path, about: Mapping[str, Any]) -> None:
+    """Keep what a file was made with in one beside it; raises BadOutput."""
+    write_text(name_about(path), json.dumps(about, ensure_ascii=True, indent=1) + "\n")
+
+
+def read_about(path: str | Path) -> dict[str, Any] | None:
+    """What a file was made with, None where that is unknown; raises MissingExtra for Parquet without pyarrow."""
+    path = Path(path)
+    try:
+        if path.suffix.lower() == ".parquet":
+            check_parquet()
+            import pyarrow.parquet as pq
+
+            said = (pq.read_schema(path).metadata or {}).get(METADATA_KEY, b"")
+        else:
+            said = name_about(path).read_bytes() if path.is_file() else b""
+        about = json.loads(said)
+    except (OSError, ValueError, RecursionError):  # pyarrow's errors are such too
+        return None
+    return about if isinstance(about, dict) else None
+
+
+def read_vectors(
+    path: str | Path, *, name: str, vector: str, rows: int
+) -> Iterator[tuple[list[str], NDArray[Any]]]:
+    """Names and vectors (n, F) of a table, up to so many rows at a time; a row of NaN where there is none.
+
+    Args:
+        path: A .parquet file with both, or an .npy file with the table that `name_rows` names.
+        name: The column of names.
+        vector: The column of vectors.
+        rows: As many are in memory together.
+
+    Raises BadData, and MissingExtra for Parquet without pyarrow.
+    """
+    path = Path(path)
+    try:
+        if path.suffix.lower() == ".parquet":
+            check_parquet()
+            import pyarrow.parquet as pq
+
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(batch_size=rows, columns=[name, vector]):
+                    yield batch.column(name).to_pylist(), _read_arrow(batch.column(vector))
+        else:
+            matrix = np.load(path, mmap_mode="r", allow_pickle=False)
+            with open(name_rows(path), encoding="utf-8", errors="surrogateescape", newline="") as lines:
+                names = (row[name] for row in csv.DictReader(lines))
+                for first in range(0, len(matrix), rows):
+                    part = np.array(matrix[first : first + rows])
+                    yield [each for each, _ in zip(names, part, strict=False)], part
+    except (OSError, ValueError, KeyError, csv.Error) as problem:
+        raise BadData(f"{path}: is not a whole file of vectors ({problem})") from problem
+
+
+def _read_arrow(column: Any) -> NDArray[np.float32]:
+    there = column.is_valid().to_numpy(zero_copy_only=False)
+    found = np.full((len(column), column.type.list_size), np.nan, np.float32)
+    found[there] = column.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, found.shape[1])
+    return found
+
+
+@contextmanager
+def _stream_csv(path: Path, kinds: Mapping[str, Kind]) -> Iterator[Append]:
+    # A path of bytes that are no text keeps them.
+    with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as out:
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(kinds)
+        yield lambda columns: writer.writerows(_list_rows(columns, kinds))
+
+
+@contextmanager
+def _stream_lines(path: Path, kinds: Mapping[str, Kind]) -> Iterator[Append]:
+    with _open_json(path) as out:
+        yield lambda columns: out.writelines(f"{line}\n" for line in _list_objects(columns, kinds))
+
+
+@contextmanager
+def _stream_array(path: Path, kinds: Mapping[str, Kind]) -> Iterator[Append]:
+    with _open_json(path) as out:
+        before = "[\n"
+
+        def append(columns: Mapping[str, Column]) -> None:
+            nonlocal before
+            for line in _list_objects(columns, kinds):
+                out.write(f"{before}{line}")
+                before = ",\n"
+
+        yield append
+        out.write("[]\n" if before == "[\n" else "\n]\n")
+
+
+def _open_json(path: Path) -> TextIO:
+    # What is no text in a path becomes an escape of JSON's.
+    return open(path, "w", encoding="utf-8", errors="backslashreplace", newline="\n")
+
+
+def _list_rows(columns: Mapping[str, Column], kinds: Mapping[str, Kind]) -> Iterator[tuple[Any, ...]]:
+    return zip(*(columns[name] for name in kinds), strict=True)
+
+
+def _list_objects(columns: Mapping[str, Column], kinds: Mapping[str, Kind]) -> Iterator[str]:
+    for row in _list_rows(columns, kinds):
+        yield json.dumps(dict(zip(kinds, row, strict=True)), ensure_ascii=False)
+
+
+@contextmanager
+def _stream_parquet(path: Path, kinds: Mapping[str, Kind], about: Mapping[str, Any] | None) -> Iterator[Append]:
+    check_parquet()
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types = {"text": pa.string(), "number": pa.float64()}
+    fields = [
+        pa.field(name, pa.list_(pa.float32(), kind) if isinstance(kind, int) else types[kind])
+        for name, kind in kinds.items()
+    ]
+    schema = pa.schema(fields, metadata={METADATA_KEY: json.dumps(about)})
+    widest = sum(kind for kind in kinds.values() if isinstance(kind, int))
+    group = max(1, min(GROUP_ROWS, GROUP_BYTES // (4 * widest or 1)))
+    waiting = schema.empty_table()
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+
+        def append(columns: Mapping[str, Column]) -> None:
+            nonlocal waiting
+            arrays = [_to_arrow(columns[name], kind, schema.field(name).type) for name, kind in kinds.items()]
+            waiting = pa.concat_tables([waiting, pa.table(arrays, schema=schema)])
+            while waiting.num_rows >= group:
+                writer.write_table(waiting.slice(0, group).combine_chunks(), row_group_size=group)
+                waiting = waiting.slice(group)
+
+        yield append
+        if waiting.num_rows:
+            writer.write_table(waiting.combine_chunks(), row_group_size=group)
+
+
+def _to_arrow(column: Column, kind: Kind, arrow_type: Any) -> Any:
+    import pyarrow as pa
+
+    if isinstance(kind, int):
+        matrix = np.asarray(column, np.float32).reshape(-1, kind)
+        missing = np.isnan(matrix).any(axis=1)
+        return pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), kind, mask=pa.array(missing))
+    # Parquet's text is Unicode, and a path need not be.
+    values = [os.fsencode(each).decode("utf-8", "replace") if isinstance(each, str) else each for each in column]
+    return pa.array(values, arrow_type)

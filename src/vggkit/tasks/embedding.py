@@ -1,0 +1,140 @@
+"""What a Classifier's network computes of pictures before it answers, as vectors.
+
+Shape letters: N pictures, F numbers of a vector.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggkit.engines.choosing import choose_engine
+from vggkit.engines.pytorch import Output
+from vggkit.engines.stream import Engine, stream_answers
+from vggkit.errors import BadInput, UnknownName
+from vggkit.hardware import choose_device
+from vggkit.images.pictures import Picture
+from vggkit.images.sources import gather_pictures
+from vggkit.networks.classifier import Classifier
+from vggkit.networks.configurations import Configuration
+
+FEATURES: Final = "features"
+STATISTICS: Final = "statistics"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embedding:
+    """A picture as a vector."""
+
+    path: str
+    """The picture's file."""
+    vector: NDArray[np.float32] | None = field(repr=False)
+    """(F,); None where the picture cannot be read."""
+    problem: str | None = None
+    """Why it cannot be read."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embeddings:
+    """Pictures as vectors, in the order of the pictures."""
+
+    paths: tuple[str, ...]
+    """N files."""
+    vectors: NDArray[np.float32] = field(repr=False)
+    """(N, F); a row of NaN where the picture cannot be read."""
+    problems: tuple[str | None, ...]
+    """Why a picture cannot be read, None where it can."""
+    layer: str
+    """What the vectors are."""
+
+
+def find_layer(configuration: Configuration, layer: str) -> tuple[Output, int]:
+    """What an engine is asked for, and F, by what people call it.
+
+    Args:
+        configuration: Of the network.
+        layer: `features`, what the last fully connected layer reads (of the paper's head also by the name of
+            the layer that gives it, `fc7`, behind its ReLU); `statistics`, mean and standard deviation of each
+            channel of the trunk's last map.
+
+    Raises UnknownName.
+    """
+    *before, last = configuration.fully_connected
+    known = [FEATURES, *(fc.name for fc in before[-1:]), STATISTICS]
+    if layer not in known:
+        raise UnknownName.of("layer that vectors can be taken from", layer, known)
+    if layer == STATISTICS:
+        return "statistics", 2 * configuration.trunk_channels
+    return "features", last.in_features
+
+
+def embed(
+    classifier: Classifier,
+    pictures: str | Path | Sequence[str | Path | Picture],
+    *,
+    layer: str = FEATURES,
+    batch_size: int = 32,
+    device: str = "auto",
+    precision: Literal["fp32", "bf16", "auto"] = "fp32",
+    on_progress: Callable[[int, int | None], None] | None = None,
+) -> Embeddings:
+    """The vector of each picture, in the order of the pictures.
+
+    Args:
+        classifier: The Classifier whose network computes.
+        pictures: What `predict` takes.
+        layer: What the vectors are, see `find_layer`.
+        batch_size: Pictures that pass through the network together.
+        device: `auto`, `cpu`, `cuda`, `mps`.
+        precision: What is computed in; auto: bf16 where the device multiplies it by itself.
+        on_progress: Called with the number of pictures done, and of all where Pictures are given.
+
+    Raises UnknownName, BadInput and BadData.
+    """
+    _, width = find_layer(classifier.configuration, layer)
+    given = [pictures] if isinstance(pictures, str | Path) else pictures
+    total = len(given) if all(isinstance(picture, Picture) for picture in given) else None
+    engine, _ = prepare_engine(classifier, layer=layer, device=device, precision=precision)
+    found = []
+    for each in iterate_embeddings(engine, classifier, pictures, batch_size=batch_size):
+        found.append(each)
+        if on_progress:
+            on_progress(len(found), total)
+    missing = np.full(width, np.nan, np.float32)
+    rows = [missing if each.vector is None else each.vector for each in found]
+    return Embeddings(
+        tuple(each.path for each in found),
+        np.stack(rows) if rows else np.empty((0, width), np.float32),
+        tuple(each.problem for each in found),
+        layer,
+    )
+
+
+def prepare_engine(
+    classifier: Classifier,
+    *,
+    layer: str = FEATURES,
+    device: str = "auto",
+    precision: Literal["fp32", "bf16", "auto"] = "fp32",
+) -> tuple[Engine, str]:
+    """What computes the vectors, and what was chosen and why, for people; raises UnknownName and BadInput."""
+    output, _ = find_layer(classifier.configuration, layer)
+    return choose_engine(classifier.network, choose_device(device), output=output, precision=precision)
+
+
+def iterate_embeddings(
+    engine: Engine,
+    classifier: Classifier,
+    pictures: str | Path | Iterable[str | Path | Picture],
+    *,
+    batch_size: int = 32,
+) -> Iterator[Embedding]:
+    """As `embed`, each vector as soon as it is there, from what `prepare_engine` gave."""
+    if batch_size < 1:
+        raise BadInput(f"batch_size must be 1 or more, got {batch_size}")
+    found = gather_pictures(pictures)
+    for answer in stream_answers(engine, classifier.preprocessing, found, batch_size=batch_size):
+        yield Embedding(answer.picture.path, answer.output, answer.problem)

@@ -1,0 +1,203 @@
+"""Bulk work: every picture of a place becomes a row of a file.
+
+Shape letters: N pictures, F numbers of a vector.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from vggkit.column_streams import ENDINGS, Kind, check_parquet
+from vggkit.errors import BadOutput
+from vggkit.images.pictures import Picture
+from vggkit.images.sources import Columns
+from vggkit.networks.classifier import Classifier, load
+from vggkit.tasks import embedding, prediction
+from vggkit.workflows.bulk_running import VECTOR, BulkResult, Job, OnProgress, Row, run
+from vggkit.workflows.origins import describe_answers, describe_network, name_place
+from vggkit.writing import demand_writable
+
+VECTOR_ENDINGS: Final = (".parquet", ".npy")
+"""Of files of vectors."""
+
+
+def predict_into(
+    classifier: Classifier | str | Path,
+    pictures: str | Path | Sequence[str | Path | Picture],
+    out: str | Path,
+    *,
+    top: int = 5,
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
+    batch_size: int = 32,
+    device: str = "auto",
+    precision: Literal["fp32", "bf16", "auto"] = "fp32",
+    save_seconds: float = 5.0,
+    overwrite: bool = False,
+    on_progress: OnProgress | None = None,
+) -> BulkResult:
+    """Write the most probable classes of each picture to a file, any number of pictures in the same memory.
+
+    A row has `path`, `answer` (the best class, or `unknown` by the Classifier's threshold), `label_1`,
+    `probability_1` and so on for `top` classes, best first, and `problem`: why the picture cannot be read,
+    its other cells then empty.
+
+    Args:
+        classifier: The Classifier, or its place.
+        pictures: What `predict` takes.
+        out: .parquet, .csv, .jsonl (a JSON object a line) or .json (one array of them).
+        top: How many classes to name; fewer where the Classifier has fewer.
+        columns: What a table's columns are called.
+        batch_size: Pictures that pass through the network together.
+        device: `auto`, `cpu`, `cuda`, `mps`.
+        precision: What is computed in; auto: bf16 where the device multiplies it by itself.
+        save_seconds: What was done is kept as often, in the folder `out`.parts; the same call goes on there
+            after the process has ended in whatever way, and the file is as if nothing had been.
+        overwrite: Begin anew, whatever an earlier call left.
+        on_progress: Hears how far it is.
+
+    Raises BadOutput where the file cannot be written, or is of another model, of other options or pictures;
+    BadData, BadInput and MissingExtra.
+    """
+    _demand_place(Path(out), ENDINGS)
+    prediction.check_counts(top=top, batch_size=batch_size)
+    classifier, place = _load(classifier)
+    given = [pictures] if isinstance(pictures, str | Path) else list(pictures)
+    engine, said = prediction.prepare_engine(classifier, device=device, precision=precision)
+    top = min(top, len(classifier.labels))
+    kinds: dict[str, Kind] = {"path": "text", "answer": "text"}
+    for rank in range(1, top + 1):
+        kinds |= {f"label_{rank}": "text", f"probability_{rank}": "number"}
+    kinds["problem"] = "text"
+
+    def answer(found: Iterator[Picture]) -> Iterator[Row]:
+        for each in prediction.iterate_predictions(engine, classifier, found, top=top, batch_size=batch_size):
+            pairs = zip(each.labels, each.probabilities, strict=True)
+            cells: list[str | float | None] = [cell for pair in pairs for cell in pair]
+            cells += [None] * (2 * top - len(cells))
+            yield each.path, each.answer, *cells, each.problem
+
+    return run(
+        Job(
+            out=Path(out),
+            kinds=kinds,
+            about={
+                "results": "predictions",
+                "top": top,
+                "answers": describe_answers(classifier),
+                **_describe(classifier, said, given, columns),
+            },
+            model=place,
+            engine=said,
+            answer=answer,
+            pictures=given,
+            columns=columns,
+            batch_size=batch_size,
+            save_seconds=save_seconds,
+            overwrite=overwrite,
+            on_progress=on_progress or _say_nothing,
+        )
+    )
+
+
+def embed_into(
+    classifier: Classifier | str | Path,
+    pictures: str | Path | Sequence[str | Path | Picture],
+    out: str | Path,
+    *,
+    layer: str = embedding.FEATURES,
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
+    batch_size: int = 32,
+    device: str = "auto",
+    precision: Literal["fp32", "bf16", "auto"] = "fp32",
+    save_seconds: float = 5.0,
+    overwrite: bool = False,
+    on_progress: OnProgress | None = None,
+) -> BulkResult:
+    """Write the vector of each picture to a file, any number of pictures in the same memory; `search` reads it.
+
+    Args:
+        classifier: The Classifier, or its place.
+        pictures: What `predict` takes.
+        out: .parquet, with the columns `path`, `vector` (F float32) and `problem`; or .npy, a matrix (N, F) of
+            float32 where a row of NaN is a picture that cannot be read, beside a table of `path` and
+            `problem`, `out`.csv.
+        layer: What the vectors are, see `embed`.
+        columns: As in `predict_into`; likewise the other options.
+        batch_size: See `columns`.
+        device: See `columns`.
+        precision: See `columns`.
+        save_seconds: See `columns`.
+        overwrite: See `columns`.
+        on_progress: See `columns`.
+
+    Raises UnknownName, and what `predict_into` does.
+    """
+    _demand_place(Path(out), VECTOR_ENDINGS)
+    prediction.check_counts(top=1, batch_size=batch_size)
+    classifier, place = _load(classifier)
+    given = [pictures] if isinstance(pictures, str | Path) else list(pictures)
+    _, width = embedding.find_layer(classifier.configuration, layer)
+    engine, said = embedding.prepare_engine(classifier, layer=layer, device=device, precision=precision)
+    missing = np.full(width, np.nan, np.float32)
+
+    def answer(found: Iterator[Picture]) -> Iterator[Row]:
+        for each in embedding.iterate_embeddings(engine, classifier, found, batch_size=batch_size):
+            yield each.path, missing if each.vector is None else each.vector, each.problem
+
+    return run(
+        Job(
+            out=Path(out),
+            kinds={"path": "text", VECTOR: width, "problem": "text"},
+            about={
+                "results": "vectors",
+                "layer": layer,
+                "precision": precision,
+                **_describe(classifier, said, given, columns),
+            },
+            model=place,
+            engine=said,
+            answer=answer,
+            pictures=given,
+            columns=columns,
+            batch_size=batch_size,
+            save_seconds=save_seconds,
+            overwrite=overwrite,
+            on_progress=on_progress or _say_nothing,
+        )
+    )
+
+
+def _load(classifier: Classifier | str | Path) -> tuple[Classifier, str]:
+    if isinstance(classifier, Classifier):
+        return classifier, ""
+    return load(classifier), name_place(classifier)
+
+
+def _describe(
+    classifier: Classifier,
+    engine: str,
+    pictures: Sequence[str | Path | Picture],
+    columns: Columns,
+) -> dict[str, Any]:
+    """What must be the same when work goes on."""
+    return {
+        "model": describe_network(classifier),
+        "engine": engine.partition(",")[0].partition(";")[0],
+        "places": [str(place) for place in pictures if isinstance(place, str | Path)],
+        "columns": {name: value for name, value in asdict(columns).items() if value is not None},
+    }
+
+
+def _demand_place(out: Path, endings: Sequence[str]) -> None:
+    if out.suffix.lower() not in endings:
+        raise BadOutput(f"{out}: the name of such a file ends in {', '.join(endings[:-1])} or {endings[-1]}")
+    if out.suffix.lower() == ".parquet":
+        check_parquet()
+    demand_writable(out)
+
+
+def _say_nothing(what: str, done: int, total: int | None) -> None:
+    pass

@@ -1,0 +1,230 @@
+"""Every picture gets its row, whatever happens meanwhile: asked, kept in parts, joined to one file.
+
+Nothing of a picture stays in memory, and a process that ends too early is gone on with by the same call.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from vggkit.column_streams import Column, Kind, name_rows, read_about, stream_columns, stream_matrix
+from vggkit.errors import BadInput, BadOutput, VggkitError
+from vggkit.images.pictures import Picture
+from vggkit.images.sources import Columns, count_pictures, gather_pictures
+from vggkit.tasks.training.loop import Stopped
+from vggkit.workflows.interruptions import Signals, hear_signals
+from vggkit.workflows.origins import Chain
+from vggkit.workflows.parts import Parts, demand_same
+
+MOST_ROWS: Final = 2048
+"""Rows that wait in memory at most before they are written."""
+VECTOR: Final = "vector"
+"""The column of vectors."""
+FORMAT_VERSION: Final = 1
+
+Row = tuple[Any, ...]
+OnProgress = Callable[[str, int, int | None], None]
+"""Hears what is being done, how many pictures of it are, and of how many where that is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class BulkResult:
+    """What came of bulk work."""
+
+    path: str
+    """The file."""
+    pictures: int
+    """Its rows."""
+    unreadable: int
+    """Those of pictures that could not be read."""
+    found_done: int
+    """Those that an earlier call had left."""
+    engine: str
+    """What computed, and why."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """A value for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What is asked of bulk work."""
+
+    out: Path
+    kinds: Mapping[str, Kind]
+    """Columns of the file; the last is `problem`."""
+    about: Mapping[str, Any]
+    """What the file is made with; the same must hold when it goes on."""
+    model: str
+    """Where the Classifier is, for those who look for it later."""
+    engine: str
+    answer: Callable[[Iterator[Picture]], Iterator[Row]]
+    """A row for each picture, in order."""
+    pictures: Iterable[str | Path | Picture]
+    columns: Columns
+    batch_size: int
+    save_seconds: float
+    overwrite: bool
+    on_progress: OnProgress
+
+
+def run(job: Job) -> BulkResult:
+    """Do it, or what is left of it; raises BadOutput, BadInput and what finding pictures raises."""
+    if not job.save_seconds >= 0:
+        raise BadInput(f"save_seconds must be 0 or more, got {job.save_seconds}")
+    parts = Parts(job.out, job.about)
+
+    def find_command() -> str:
+        again = "the same line, without --overwrite," if job.overwrite else "the same line"
+        return f"{again} ({parts.count():,} pictures are done and kept)"
+
+    with parts.hold(), hear_signals(find_command) as signals:
+        if job.overwrite:
+            parts.discard()
+        elif not parts.are_there() and job.out.exists():
+            return _look_at_finished(job, parts.made_with)
+        parts.open()
+        found_done = _fill(job, parts, signals)
+        return _join(job, parts, found_done)
+
+
+def _fill(job: Job, parts: Parts, signals: Signals) -> int:
+    """Answer every picture that no part holds yet; says how many were there."""
+    job.on_progress("listing", 0, None)
+    total = count_pictures(job.pictures, columns=job.columns)
+    chain = Chain()
+    pictures = gather_pictures(job.pictures, columns=job.columns)
+    found_done = done = _pass_over(parts, pictures, chain)
+    job.on_progress("answering", done, total)
+    asked: deque[Picture] = deque()
+
+    def ask() -> Iterator[Picture]:
+        for picture in pictures:
+            asked.append(picture)
+            yield picture
+
+    rows: list[Row] = []
+    saved = time.monotonic()
+
+    def save() -> None:
+        nonlocal saved, done
+        if rows:
+            parts.add(done, _turn(rows, job.kinds), chain.digest())
+            done += len(rows)
+            rows.clear()
+        saved = time.monotonic()
+
+    signals.patient = True
+    try:
+        for row in job.answer(ask()):
+            rows.append(row)
+            chain.add(asked.popleft())
+            job.on_progress("answering", done + len(rows), total)
+            # Parts end where batches do: whoever goes on makes the same batches, and so the same bits.
+            if (done + len(rows) - found_done) % job.batch_size:
+                continue
+            if number := signals.find_stop():
+                save()
+                signals.patient = False
+                raise Stopped(number)
+            if len(rows) >= MOST_ROWS or time.monotonic() - saved >= job.save_seconds:
+                save()
+    except VggkitError:  # between two batches, such as an archive that ends too early
+        save()
+        raise
+    save()
+    signals.patient = False
+    if number := signals.find_stop():
+        raise Stopped(number)
+    return found_done
+
+
+def _pass_over(parts: Parts, pictures: Iterator[Picture], chain: Chain) -> int:
+    """Leave out the pictures that parts hold; raises BadOutput where they are others by now."""
+    done = 0
+    for part in parts.list():
+        for picture in islice(pictures, part.stop - part.first):
+            chain.add(picture)
+            done += 1
+        if done < part.stop or chain.digest() != part.digest:
+            raise BadOutput(
+                f"{parts.folder}: holds results of other pictures: among the first {part.stop:,} some came, went "
+                "or changed. Name another file with --out, or say --overwrite to begin anew"
+            )
+    return done
+
+
+def _turn(rows: Sequence[Row], kinds: Mapping[str, Kind]) -> dict[str, Column]:
+    """Rows as columns."""
+    turned = dict(zip(kinds, zip(*rows, strict=True), strict=True))
+    return {name: np.stack(turned[name]) if isinstance(kind, int) else turned[name] for name, kind in kinds.items()}
+
+
+def _join(job: Job, parts: Parts, found_done: int) -> BulkResult:
+    """Make the one file of the parts, and let them go."""
+    listed = parts.list()
+    total = listed[-1].stop if listed else 0
+    unreadable = 0
+
+    def read() -> Iterator[dict[str, Column]]:
+        for part in listed:
+            job.on_progress("writing", part.first, total)
+            yield part.read()
+
+    for part in listed:
+        unreadable += sum(problem is not None for problem in part.read_lists()["problem"])
+    about = {
+        "format_version": FORMAT_VERSION,
+        **job.about,
+        "classifier": job.model,
+        "pictures": total,
+        "unreadable": unreadable,
+        "digest": listed[-1].digest if listed else "",
+    }
+    if job.out.suffix.lower() == ".npy":
+        _join_matrix(job, read, about)
+    else:
+        with stream_columns(job.out, job.kinds, about=about) as append:
+            for columns in read():
+                append(columns)
+    parts.discard()
+    return BulkResult(str(job.out), total, unreadable, found_done, job.engine)
+
+
+def _join_matrix(job: Job, read: Callable[[], Iterator[dict[str, Column]]], about: Mapping[str, Any]) -> None:
+    width = job.kinds[VECTOR]
+    assert isinstance(width, int)
+    with stream_columns(name_rows(job.out), {"path": "text", "problem": "text"}) as append:
+        for columns in read():
+            append(columns)
+    with stream_matrix(job.out, (about["pictures"], width), about=about) as append_rows:
+        for columns in read():
+            append_rows(np.asarray(columns[VECTOR], np.float32))
+
+
+def _look_at_finished(job: Job, made_with: Mapping[str, Any]) -> BulkResult:
+    """What a file that is there holds, where it is of the same pictures and options; raises BadOutput."""
+    about = read_about(job.out)
+    if about is None or "digest" not in about:
+        raise BadOutput(
+            f"{job.out}: is there already, and is no file that this wrote; name another with --out, or say "
+            "--overwrite to replace it"
+        )
+    demand_same({name: about.get(name) for name in made_with}, made_with, f"{job.out}: holds other results")
+    chain, count = Chain(), 0
+    for picture in gather_pictures(job.pictures, columns=job.columns):
+        chain.add(picture)
+        count += 1
+    if (count, chain.digest()) != (about["pictures"], about["digest"]):
+        raise BadOutput(
+            f"{job.out}: holds results of other pictures: {about['pictures']:,} then, {count:,} now; some "
+            "came, went or changed. Name another file with --out, or say --overwrite to begin anew"
+        )
+    return BulkResult(str(job.out), count, about["unreadable"], count, job.engine)

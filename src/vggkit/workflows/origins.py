@@ -1,0 +1,85 @@
+"""What results were made with, so that others do not come among them: the model, the options, the pictures."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vggkit.errors import VggkitError
+from vggkit.images.pictures import Picture
+from vggkit.networks.classifier import Classifier
+
+
+def describe_network(classifier: Classifier) -> dict[str, Any]:
+    """What its vectors depend on, for JSON, the weights as a digest."""
+    card = classifier.card.to_dict()
+    return {
+        "weights": digest_weights(classifier),
+        "configuration": card["configuration"],
+        "preprocessing": card["preprocessing"],
+    }
+
+
+def describe_answers(classifier: Classifier) -> dict[str, Any]:
+    """What makes answers of its logits, for JSON."""
+    card = classifier.card.to_dict()
+    return {name: card[name] for name in ("labels", "temperature", "threshold")}
+
+
+def digest_weights(classifier: Classifier) -> str:
+    """32 hexadecimal digits of every weight's name, shape and bits."""
+    found = hashlib.sha256()
+    for key, value in classifier.network.state_dict().items():
+        found.update(f"{key} {tuple(value.shape)} {value.dtype} ".encode())
+        found.update(value.detach().cpu().float().contiguous().numpy().data)
+    return found.hexdigest()[:32]
+
+
+def list_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two such descriptions, for people: `top: 5 then, 3 now`."""
+    found = []
+    for name in dict.fromkeys([*now, *then]):
+        before, after = then.get(name), now.get(name)
+        if before == after:
+            continue
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += list_differences(before, after)
+        else:
+            found.append(f"{name}: {_shorten(before)} then, {_shorten(after)} now")
+    return found
+
+
+def _shorten(value: object) -> str:
+    if isinstance(value, list):
+        shown = ", ".join(map(str, value[:3]))
+        return f"{shown} and {len(value) - 3} more" if len(value) > 3 else shown or "none"
+    text = str(value)
+    return f"{text[:57]}…" if len(text) > 58 else text
+
+
+class Chain:
+    """A digest of pictures in their order: of names, and of sizes where these are had without reading."""
+
+    def __init__(self) -> None:
+        self._found = hashlib.sha256()
+
+    def add(self, picture: Picture) -> None:
+        """The next picture."""
+        weight = ""
+        if picture.storage is None or picture.storage.quick:
+            try:
+                weight = picture.weigh()
+            except (VggkitError, OSError):
+                weight = "missing"
+        # Names need not be text.
+        self._found.update(f"{picture.path}\0{weight}\n".encode(errors="surrogateescape"))
+
+    def digest(self) -> str:
+        """16 hexadecimal digits of all up to here."""
+        return self._found.hexdigest()[:16]
+
+
+def name_place(place: str | Path) -> str:
+    """A model's place as it is found from another folder too."""
+    path = Path(place)
+    return str(path.resolve()) if path.exists() else str(place)
