@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Literal, TextIO
 
@@ -149,7 +150,7 @@ def read_vectors(
                 names = (row[name] for row in csv.DictReader(lines))
                 for first in range(0, len(matrix), rows):
                     part = np.array(matrix[first : first + rows])
-                    yield [each for each, _ in zip(names, part, strict=False)], part
+                    yield list(islice(names, len(part))), part
     except (OSError, ValueError, KeyError, csv.Error) as problem:
         raise BadData(f"{path}: is not a whole file of vectors ({problem})") from problem
 

@@ -40,6 +40,15 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         raise BadOutput(f"{path}: cannot be written ({problem.strerror or problem})") from problem
 
 
+def move_file(source: Path, target: Path) -> None:
+    """Let a whole file of the same disk take another's place in one step; raises BadOutput."""
+    try:
+        source.replace(target)
+    except OSError as problem:
+        raise BadOutput(f"{target}: cannot be written ({problem.strerror or problem})") from problem
+    _flush_folder(target.parent)
+
+
 def demand_writable(path: str | Path) -> None:
     """Raise BadOutput where a file cannot be written, before work is spent on what is to be written."""
     path = Path(path)

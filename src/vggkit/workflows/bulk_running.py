@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from vggkit.column_streams import Column, Kind, name_rows, read_about, stream_columns, stream_matrix
+from vggkit.column_streams import Column, Kind, name_about, name_rows, read_about, stream_columns, stream_matrix
 from vggkit.errors import BadInput, BadOutput, VggkitError
 from vggkit.images.pictures import Picture
 from vggkit.images.sources import Columns, count_pictures, gather_pictures
@@ -21,6 +21,7 @@ from vggkit.tasks.training.loop import Stopped
 from vggkit.workflows.interruptions import Signals, hear_signals
 from vggkit.workflows.origins import Chain
 from vggkit.workflows.parts import Parts, demand_same
+from vggkit.writing import move_file
 
 MOST_ROWS: Final = 2048
 """Rows that wait in memory at most before they are written."""
@@ -136,8 +137,9 @@ def _fill(job: Job, parts: Parts, signals: Signals) -> int:
                 raise Stopped(number)
             if len(rows) >= MOST_ROWS or time.monotonic() - saved >= job.save_seconds:
                 save()
-    except VggkitError:  # between two batches, such as an archive that ends too early
-        save()
+    except VggkitError as problem:  # between two batches, such as an archive that ends too early
+        if not isinstance(problem, BadOutput):
+            save()
         raise
     save()
     signals.patient = False
@@ -188,23 +190,33 @@ def _join(job: Job, parts: Parts, found_done: int) -> BulkResult:
         "unreadable": unreadable,
         "digest": listed[-1].digest if listed else "",
     }
+    # Made among the parts: what a kill leaves there goes with them.
+    made = parts.folder / job.out.name
     if job.out.suffix.lower() == ".npy":
-        _join_matrix(job, read, about)
+        _join_matrix(made, job.kinds, read, about)
     else:
-        with stream_columns(job.out, job.kinds, about=about) as append:
+        with stream_columns(made, job.kinds, about=about) as append:
             for columns in read():
                 append(columns)
+    for name in (lambda path: path, name_rows, name_about):
+        if name(made).is_file():
+            move_file(name(made), name(job.out))
     parts.discard()
     return BulkResult(str(job.out), total, unreadable, found_done, job.engine)
 
 
-def _join_matrix(job: Job, read: Callable[[], Iterator[dict[str, Column]]], about: Mapping[str, Any]) -> None:
-    width = job.kinds[VECTOR]
+def _join_matrix(
+    made: Path,
+    kinds: Mapping[str, Kind],
+    read: Callable[[], Iterator[dict[str, Column]]],
+    about: Mapping[str, Any],
+) -> None:
+    width = kinds[VECTOR]
     assert isinstance(width, int)
-    with stream_columns(name_rows(job.out), {"path": "text", "problem": "text"}) as append:
+    with stream_columns(name_rows(made), {"path": "text", "problem": "text"}) as append:
         for columns in read():
             append(columns)
-    with stream_matrix(job.out, (about["pictures"], width), about=about) as append_rows:
+    with stream_matrix(made, (about["pictures"], width), about=about) as append_rows:
         for columns in read():
             append_rows(np.asarray(columns[VECTOR], np.float32))
 
