@@ -94,6 +94,14 @@ def test_every_verb_has_its_command_and_help_explains_each(capsys):
         (["evaluate", "none.safetensors", "digits"], "none.safetensors"),
         (["predict", "none.safetensors", "x.jpg"], "none.safetensors"),
         (["predict", "none.safetensors"], "picture"),
+        (["predict", "none.safetensors", "x.jpg", "--out", "r.csv"], "none.safetensors"),
+        (["predict", "none.safetensors", "x.jpg", "--out", "r.xlsx"], "r.xlsx: the name of such a file ends in"),
+        (["predict", "none.safetensors", "x.jpg", "--overwrite"], "--overwrite is for --out"),
+        (["embed", "none.safetensors", "--out", "v.npy"], "picture"),
+        (["embed", "none.safetensors", "x.jpg", "--out", "v.csv"], ".parquet or .npy"),
+        (["search", "none.npy"], "picture"),
+        (["search", "none.npy", "x.jpg"], "vggkit embed"),
+        (["search", "none.npy", "x.jpg", "--sheet", "s.gif"], ".png"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(arguments, said, capsys, tmp_path, monkeypatch):
@@ -299,6 +307,44 @@ def test_predict_as_json_is_an_object_a_picture(model, photos, tmp_path, capsys)
     assert "broken.jpg" in err
     code, out, err = call("predict", model, broken, capsys=capsys)
     assert (code, out) == (2, "")
+
+
+def test_predict_to_a_file_says_what_is_in_it(model, photos, tmp_path, capsys):
+    broken = tmp_path / "broken.jpg"
+    broken.write_text("x")
+    out = tmp_path / "r.csv"
+    code, said, err = call("predict", model, photos / "val", broken, "--out", out, "--top", 1, capsys=capsys)
+    assert (code, err) == (0, "")
+    assert said.startswith(f"{out}: 16 pictures, 1 of them could not be read; computed by ")
+    lines = out.read_text().splitlines()
+    assert lines[0] == "path,answer,label_1,probability_1,problem"
+    assert len(lines) == 17
+    code, said, _ = call(
+        "predict", model, photos / "val", broken, "--out", out, "--top", 1, "--json", capsys=capsys
+    )
+    assert json.loads(said)["found_done"] == 16
+    assert call("predict", model, photos / "val", "--out", out, capsys=capsys)[0] == 2
+    assert call("predict", model, broken, "--out", tmp_path / "b.csv", capsys=capsys)[0] == 2
+
+
+def test_embed_then_search(model, photos, tmp_path, capsys):
+    pytest.importorskip("faiss")
+    index = tmp_path / "v.npy"
+    code, said, _ = call("embed", model, photos / "val", "--out", index, capsys=capsys)
+    assert code == 0
+    assert said.startswith(f"{index}: 15 pictures; computed by ")
+    asked = photos / "val" / "red" / "101.png"
+    code, said, _ = call("search", index, asked, "--top", 2, "--json", capsys=capsys)
+    assert code == 0
+    found = json.loads(said)
+    assert found["path"] == str(asked)
+    assert found["neighbours"][0]["path"] == str(asked)
+    assert len(found["neighbours"]) == 2
+    assert str(asked) in call("search", index, asked, capsys=capsys)[1]
+    (tmp_path / "x.png").write_text("x")
+    code, said, err = call("search", index, tmp_path / "x.png", capsys=capsys)
+    assert (code, said) == (2, "")
+    assert "x.png" in err
 
 
 def test_evaluate_as_json_and_as_text(model, photos, capsys):

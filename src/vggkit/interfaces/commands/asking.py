@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from vggkit.workflows.bulk_running import BulkResult
 
 RATE: Final = "images/s"
+MOST_CHARACTERS: Final = 10_000
+"""Of a line that is not for a terminal."""
 
 
 def predict(
@@ -214,7 +216,9 @@ def search(
         for each in found:
             print(json_format.dumps(each.to_dict(), ensure_ascii=False))
     elif readable:
-        Console(highlight=False, soft_wrap=True).print(draw_neighbours(readable))
+        # A file or a pipe takes paths whole.
+        width = None if sys.stdout.isatty() else MOST_CHARACTERS
+        Console(highlight=False, width=width).print(draw_neighbours(readable))
     if sheet is not None and readable:
         plot_neighbours(readable, sheet)
         print(f"drawn: {sheet}", file=sys.stderr)
