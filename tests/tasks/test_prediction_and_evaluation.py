@@ -168,3 +168,22 @@ def test_files_of_earlier_formats_are_as_sure_as_ever(classifier):
     ):
         with pytest.raises(BadConfiguration, match=name):
             Card.from_dict(values | {name: wrong, "format_version": 3})
+
+
+def test_a_few_pictures_do_not_wait_for_an_engine_to_be_compiled(classifier, photos, monkeypatch):
+    from vggkit.tasks import prediction
+
+    chosen = []
+    choose = prediction.choose_engine
+    monkeypatch.setattr(prediction, "choose_engine", lambda *a, **o: chosen.append(1) or choose(*a, **o))
+    paths = sorted((photos / "val").rglob("*.png"))
+    few = predict(classifier, paths[: prediction.FEW])
+    assert chosen == []
+    for given in (paths[: prediction.FEW + 1], photos / "val", str(photos / "val" / "*" / "*.png")):
+        many = predict(classifier, given)
+        assert chosen.pop() == 1
+        for one, other in zip(few, many, strict=False):
+            assert one.path == other.path
+            assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+    predict(classifier, paths[:1], precision="auto")
+    assert chosen == [1]

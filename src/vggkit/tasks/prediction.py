@@ -12,13 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggkit.engines.choosing import choose_engine
+from vggkit.engines.pytorch import PyTorchEngine
 from vggkit.engines.stream import Answer, Engine, stream_answers
 from vggkit.errors import BadInput
 from vggkit.hardware import choose_device
-from vggkit.images.pictures import Picture
+from vggkit.images.pictures import SUFFIXES, Picture
 from vggkit.images.sources import gather_pictures
 from vggkit.networks.classifier import Classifier
 
+FEW: Final = 8
+"""Pictures that PyTorch answers before another engine has compiled the network."""
 UNKNOWN: Final = "unknown"
 """The answer where no class is sure enough."""
 
@@ -77,7 +80,8 @@ def predict(
     given = [pictures] if isinstance(pictures, str | Path) else pictures
     total = len(given) if all(isinstance(picture, Picture) for picture in given) else None
     check_counts(top=top, batch_size=batch_size)
-    engine, _ = prepare_engine(classifier, device=device, precision=precision)
+    count = len(given) if all(map(_is_one, given)) else None
+    engine, _ = prepare_engine(classifier, device=device, precision=precision, count=count)
     found = []
     for each in iterate_predictions(engine, classifier, pictures, top=top, batch_size=batch_size):
         found.append(each)
@@ -87,9 +91,22 @@ def predict(
 
 
 def prepare_engine(
-    classifier: Classifier, *, device: str = "auto", precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    classifier: Classifier,
+    *,
+    device: str = "auto",
+    precision: Literal["fp32", "bf16", "auto"] = "fp32",
+    count: int | None = None,
 ) -> tuple[Engine, str]:
-    """What computes the logits, and what was chosen and why, for people; raises BadInput."""
+    """What computes the logits, and what was chosen and why, for people; raises BadInput.
+
+    Args:
+        classifier: The Classifier to ask.
+        device: As in `predict`.
+        precision: As in `predict`.
+        count: How many pictures it is for; None: many, or unknown.
+    """
+    if count is not None and count <= FEW and precision == "fp32":
+        return PyTorchEngine(classifier.network, choose_device(device)), "PyTorch in float32, for they are few"
     return choose_engine(classifier.network, choose_device(device), precision=precision)
 
 
@@ -113,6 +130,13 @@ def check_counts(*, top: int, batch_size: int) -> None:
     for name, value in (("top", top), ("batch_size", batch_size)):
         if value < 1:
             raise BadInput(f"{name} must be 1 or more, got {value}")
+
+
+def _is_one(given: object) -> bool:
+    """Whether it stands for one picture and not for several."""
+    if isinstance(given, str | Path):
+        return Path(given).suffix.lower() in SUFFIXES and Path(given).is_file()
+    return isinstance(given, Picture)
 
 
 def softmax(logits: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np.float64]:

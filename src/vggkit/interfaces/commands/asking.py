@@ -87,7 +87,7 @@ def predict(
     classifier = load(model)
     # With the number of all, the time left is known.
     total = count_pictures(pictures, columns=columns)
-    engine, _ = prepare_engine(classifier, device=device, precision=precision)
+    engine, _ = prepare_engine(classifier, device=device, precision=precision, count=total)
     answered = False
     with ProgressLine(quiet=quiet, rate=RATE) as line:
         found = gather_pictures(pictures, columns=columns)
