@@ -179,8 +179,8 @@ def test_a_few_pictures_do_not_wait_for_an_engine_to_be_compiled(classifier, pho
     paths = sorted((photos / "val").rglob("*.png"))
     few = predict(classifier, paths[: prediction.FEW])
     assert chosen == []
-    for given in (paths[: prediction.FEW + 1], photos / "val", str(photos / "val" / "*" / "*.png")):
-        many = predict(classifier, given)
+    for place in (paths[: prediction.FEW + 1], photos / "val", str(photos / "val" / "*" / "*.png")):
+        many = predict(classifier, place)
         assert chosen.pop() == 1
         for one, other in zip(few, many, strict=False):
             assert one.path == other.path

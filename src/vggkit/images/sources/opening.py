@@ -130,7 +130,7 @@ def _iterate(place: str, columns: Columns) -> Iterator[Picture]:
     if path.is_dir() and not _containers(path):
         return (Picture(str(file)) for file in iterate_files(path))
     if lower.endswith(LIST_ENDINGS) and path.is_file():
-        return _read_list(tables.read_text(path), path.parent)
+        return _read_list(path)
     if path.suffix.lower() in SUFFIXES and is_pattern(place) and not is_address(place):
         return (Picture(str(file)) for file in expand(place))
     if is_address(place) and path.suffix.lower() in SUFFIXES:
@@ -231,13 +231,15 @@ def _read_standard_input(columns: Columns) -> Labelled:
     text = io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", errors="replace").read()
     header = [cell.strip(' "').lower() for cell in text.lstrip().partition("\n")[0].replace(";", ",").split(",")]
     if any(name in tables.USUAL["path"] or name == columns.path_column for name in header):
-        rows = tables.read_rows(text, "standard input", columns)
+        rows = tables.read_rows(io.StringIO(text, newline=""), "standard input", columns)
         return tables.locate_rows(rows, Path(), "standard input")
-    return ((None, picture) for picture in _read_list(text, Path()))
+    return ((None, Picture(tables.locate(line, Path()))) for line in tables.read_lines(text.splitlines()))
 
 
-def _read_list(text: str, folder: Path) -> Iterator[Picture]:
-    return (Picture(tables.locate(line, folder)) for line in tables.read_lines(text))
+def _read_list(path: Path) -> Iterator[Picture]:
+    with tables.open_text(path) as text:
+        for line in tables.read_lines(text):
+            yield Picture(tables.locate(line, path.parent))
 
 
 def _without_part(labelled: Labelled) -> Iterator[Picture]:

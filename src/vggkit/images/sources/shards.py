@@ -151,7 +151,7 @@ def _class_names(shard: Place) -> list[str]:
         for name in NAMES:
             listed = Path(str(shard)).parent / name
             if listed.is_file():
-                return list(read_lines(read_text(listed)))
+                return list(read_lines(read_text(listed).splitlines()))
     return []
 
 

@@ -3,13 +3,14 @@
 The columns are found by the names that people use, or are stated.
 """
 
+import codecs
 import csv
-import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path, PureWindowsPath
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from vggkit.errors import BadData, UnknownName
 from vggkit.images.pictures import Picture
@@ -76,15 +77,17 @@ def read_csv(table: Path, columns: Columns) -> Iterator[tuple[str | None, Pictur
     Comma, semicolon or tab between the cells; UTF-8, UTF-16 with its mark, or Windows-1252.
     Raises BadData where there is no column of paths, or a row has no path.
     """
-    return locate_rows(read_rows(read_text(table), str(table), columns), table.parent, str(table))
+    with open_text(table) as text:
+        yield from locate_rows(read_rows(text, str(table), columns), table.parent, str(table))
 
 
-def read_rows(text: str, name: str, columns: Columns) -> Iterator[Row]:
+def read_rows(text: TextIO, name: str, columns: Columns) -> Iterator[Row]:
     """The rows of a CSV table's text, its first line the names of the columns; raises BadData."""
-    header = text.lstrip("\n").partition("\n")[0]
+    header = next((line for line in text if line.strip()), "")
+    text.seek(0)
     delimiter = max(",;\t", key=header.count)
     try:
-        rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        rows = csv.DictReader(text, delimiter=delimiter, strict=True)
         names = [column for column in rows.fieldnames or () if column is not None]
         found = columns.find(names, table=name)
         if "path" not in found:
@@ -133,9 +136,9 @@ def _is_there(path: str) -> bool:
     return is_address(path) or any(Path(place).exists() for place in (path, path.partition("#")[0]))
 
 
-def read_lines(text: str) -> Iterator[str]:
+def read_lines(lines: Iterable[str]) -> Iterator[str]:
     """The paths of a list, a line each; empty lines are passed over."""
-    for line in text.splitlines():
+    for line in lines:
         if line.strip():
             yield line.strip()
 
@@ -160,11 +163,28 @@ def _check_row(values: Mapping[str, Any], place: str) -> Row:
 
 
 def read_text(path: Path) -> str:
-    """A text file as people's programs write it: UTF-8, UTF-16 with its mark, or Windows-1252."""
-    data = path.read_bytes()
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return data.decode("utf-16", errors="replace")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return data.decode("cp1252", errors="replace")
+    """As `open_text`, all at once."""
+    with open_text(path) as text:
+        return text.read()
+
+
+@contextmanager
+def open_text(path: Path) -> Iterator[TextIO]:
+    """A text file as people's programs write it: UTF-8, UTF-16 with its mark, or Windows-1252; line by line."""
+    with open(path, encoding=_find_encoding(path), errors="replace", newline="") as text:
+        yield text
+
+
+def _find_encoding(path: Path) -> str:
+    with open(path, "rb") as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            return "utf-16"
+        file.seek(0)
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        try:
+            while block := file.read(1 << 20):
+                decoder.decode(block)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            return "cp1252"
+    return "utf-8-sig"
