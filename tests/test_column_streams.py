@@ -126,3 +126,21 @@ def test_parquet_without_pyarrow_names_the_line_that_installs_it(tmp_path, monke
     with pytest.raises(MissingExtra, match=r"vggkit\[data\]"):
         write(tmp_path / "t.parquet", KINDS, ROWS, pieces=1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_reading_vectors_keeps_nothing_of_what_was_read(tmp_path, monkeypatch):
+    pa = pytest.importorskip("pyarrow")
+    from vggkit import column_streams
+
+    monkeypatch.setattr(column_streams, "GROUP_BYTES", 100_000)
+    rng = np.random.default_rng(0)
+    with stream_columns(tmp_path / "v.parquet", {"path": "text", "vector": 100}, about={}) as append:
+        for _ in range(40):
+            append({"path": ["x"] * 250, "vector": rng.normal(size=(250, 100))})
+    before = pa.total_allocated_bytes()
+    found = []
+    for names, rows in read_vectors(tmp_path / "v.parquet", name="path", vector="vector", rows=250):
+        assert rows.shape == (len(names), 100)
+        found.append(pa.total_allocated_bytes() - before)
+    assert len(found) == 40
+    assert max(found[20:]) < 1.5 * max(found[:5])

@@ -142,8 +142,9 @@ def read_vectors(
             import pyarrow.parquet as pq
 
             with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(batch_size=rows, columns=[name, vector]):
-                    yield batch.column(name).to_pylist(), _read_arrow(batch.column(vector))
+                for group in range(file.num_row_groups):  # over several it keeps what it has read
+                    for batch in file.iter_batches(rows, row_groups=[group], columns=[name, vector]):
+                        yield batch.column(name).to_pylist(), _read_arrow(batch.column(vector))
         else:
             matrix = np.load(path, mmap_mode="r", allow_pickle=False)
             with open(name_rows(path), encoding="utf-8", errors="surrogateescape", newline="") as lines:
@@ -156,9 +157,11 @@ def read_vectors(
 
 
 def _read_arrow(column: Any) -> NDArray[np.float32]:
-    there = column.is_valid().to_numpy(zero_copy_only=False)
-    found = np.full((len(column), column.type.list_size), np.nan, np.float32)
-    found[there] = column.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, found.shape[1])
+    width = column.type.list_size
+    # Under a list that is not there stands anything; dropping such lists would copy all others.
+    values = column.values.slice(column.offset * width, len(column) * width)
+    found = np.array(values.to_numpy(zero_copy_only=False), np.float32).reshape(-1, width)
+    found[~column.is_valid().to_numpy(zero_copy_only=False)] = np.nan
     return found
 
 
@@ -221,7 +224,9 @@ def _stream_parquet(path: Path, kinds: Mapping[str, Kind], about: Mapping[str, A
     widest = sum(kind for kind in kinds.values() if isinstance(kind, int))
     group = max(1, min(GROUP_ROWS, GROUP_BYTES // (4 * widest or 1)))
     waiting = schema.empty_table()
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+    # Numbers seldom come twice.
+    texts = [name for name, kind in kinds.items() if kind == "text"]
+    with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=texts) as writer:
 
         def append(columns: Mapping[str, Column]) -> None:
             nonlocal waiting

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from vggkit.column_streams import read_about, read_vectors
 from vggkit.errors import BadData, BadInput, MissingExtra
 
-CHUNK_BYTES: Final = 64_000_000
+CHUNK_BYTES: Final = 32_000_000
 """Vectors that are in memory together, about."""
 
 
@@ -135,9 +135,8 @@ class VectorIndex:
 
 def _normalize(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     """Each row of length 1; a row of zeros stays one, and is as near to all."""
-    wide = rows.astype(np.float64)
-    lengths = np.linalg.norm(wide, axis=1, keepdims=True)
-    return np.ascontiguousarray(wide / np.where(lengths > 0, lengths, 1), np.float32)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.ascontiguousarray(rows / np.where(lengths > 0, lengths, 1), np.float32)
 
 
 def _import_faiss() -> ModuleType:
