@@ -194,9 +194,9 @@ def test_killed_and_started_again_the_file_is_the_same(ending, parts, model, man
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments(model, many, whole, tmp_path):
     draw = random.Random(0)
-    for number in range(20):
+    for number in range(10):
         out = tmp_path / str(number) / f"r.{draw.choice(['csv', 'parquet', 'json', 'npy'])}"
-        for _ in range(3):
+        for _ in range(2):
             process = subprocess.Popen(command(model, many, out), stdout=subprocess.DEVNULL)
             signal_after(process, out, 0, 0)
             time.sleep(draw.uniform(1.0, 4.0))
