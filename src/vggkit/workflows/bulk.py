@@ -53,8 +53,8 @@ def predict_into(
         batch_size: Pictures that pass through the network together.
         device: `auto`, `cpu`, `cuda`, `mps`.
         precision: What is computed in; auto: bf16 where the device multiplies it by itself.
-        save_seconds: What was done is kept as often, in the folder `out`.parts; the same call goes on there
-            after the process has ended in whatever way, and the file is as if nothing had been.
+        save_seconds: Between two times that what is done is kept, in the folder `out`.parts; the same call goes
+            on there after the process has ended in whatever way, and the file is as if nothing had been.
         overwrite: Begin anew, whatever an earlier call left.
         on_progress: Hears how far it is.
 

@@ -51,7 +51,7 @@ def predict(
         batch_size: Pictures that pass through the network together.
         device: auto, cpu, cuda or mps.
         precision: What is computed in; auto: bf16 where the device multiplies it by itself.
-        save_seconds: With --out, keep what is done as often, in the folder OUT.parts.
+        save_seconds: With --out, seconds between two times that what is done is kept, in the folder OUT.parts.
         overwrite: With --out, begin anew whatever an earlier line left there.
         json: A JSON object a picture and line: path, labels, probabilities; unknown where the best is not sure
             enough, problem where it cannot be read. With --out one object: how many there were.
@@ -139,7 +139,7 @@ def embed(
         batch_size: Pictures that pass through the network together.
         device: auto, cpu, cuda or mps.
         precision: What is computed in; auto: bf16 where the device multiplies it by itself.
-        save_seconds: Keep what is done as often, in the folder OUT.parts.
+        save_seconds: Seconds between two times that what is done is kept, in the folder OUT.parts.
         overwrite: Begin anew whatever an earlier line left there.
         json: One JSON object in place of the text.
         quiet: No progress on standard error.
