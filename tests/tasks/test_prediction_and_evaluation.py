@@ -153,6 +153,14 @@ def test_a_temperature_and_a_threshold_speak_in_predictions(classifier, photos, 
     assert found.rejection.n == sum(not p.unknown for p in predict(kept, photos / "val"))
 
 
+def test_the_picture_that_a_threshold_was_taken_from_is_known_to_every_engine(classifier, photos):
+    for found in predict(classifier, photos / "val", top=1):  # by PyTorch or not, as there are more than a few
+        classifier.calibrate(threshold=found.probabilities[0] * (1 + 3e-7), about={})
+        assert not predict(classifier, found.path)[0].unknown
+        classifier.calibrate(threshold=found.probabilities[0] * 1.001, about={})
+        assert predict(classifier, found.path)[0].unknown
+
+
 def test_files_of_earlier_formats_are_as_sure_as_ever(classifier):
     from vggkit.networks.card import Card
 

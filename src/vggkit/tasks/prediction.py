@@ -22,6 +22,8 @@ from vggkit.networks.classifier import Classifier
 
 FEW: Final = 8
 """Pictures that PyTorch answers before another engine has compiled the network."""
+ROUNDING: Final = 1e-5
+"""Share by which engines' probabilities may differ: a threshold is often one that another engine computed."""
 UNKNOWN: Final = "unknown"
 """The answer where no class is sure enough."""
 
@@ -156,5 +158,5 @@ def _describe(answer: Answer, classifier: Classifier, top: int) -> Prediction:
         answer.picture.path,
         tuple(classifier.labels[index] for index in best),
         tuple(float(probabilities[index]) for index in best),
-        unknown=bool(probabilities[best[0]] < classifier.threshold),
+        unknown=bool(probabilities[best[0]] < (1 - ROUNDING) * classifier.threshold),
     )
