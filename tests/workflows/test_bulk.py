@@ -129,7 +129,7 @@ def test_embed_gives_what_the_last_layer_reads(model, photos, tmp_path):
 
 def test_the_paper_s_head_is_known_by_its_layer():
     paper = configure("vgg11")
-    assert find_layer(paper, "fc7") == find_layer(paper, "features") == ("features", 4096)
+    assert find_layer(paper, "relu7") == find_layer(paper, "features") == ("features", 4096)
     assert find_layer(paper, "statistics") == ("statistics", 1024)
 
 

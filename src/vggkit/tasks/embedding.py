@@ -56,14 +56,13 @@ def find_layer(configuration: Configuration, layer: str) -> tuple[Output, int]:
 
     Args:
         configuration: Of the network.
-        layer: `features`, what the last fully connected layer reads (of the paper's head also by the name of
-            the layer that gives it, `fc7`, behind its ReLU); `statistics`, mean and standard deviation of each
-            channel of the trunk's last map.
+        layer: `features`, what the last fully connected layer reads (of the paper's head also as `relu7`: fc7
+            behind its ReLU); `statistics`, mean and standard deviation of each channel of the trunk's last map.
 
     Raises UnknownName.
     """
     *before, last = configuration.fully_connected
-    known = [FEATURES, *(fc.name for fc in before[-1:]), STATISTICS]
+    known = [FEATURES, *(fc.name.replace("fc", "relu") for fc in before[-1:]), STATISTICS]
     if layer not in known:
         raise UnknownName.of("layer that vectors can be taken from", layer, known)
     if layer == STATISTICS:

@@ -133,7 +133,7 @@ def embed(
         model: A Classifier's file, or a run's folder.
         pictures: Files, folders (every picture below), lists (.txt), tables, archives, or - for standard input.
         out: A .parquet (path, vector, problem), or an .npy beside which OUT.csv names its rows.
-        layer: features: what the last fully connected layer reads (fc7 of the paper's head); statistics: mean and
+        layer: features: what the last fully connected layer reads (relu7 of the paper's head); statistics: mean and
             standard deviation of each channel of the trunk's last map.
         columns: What a table's columns are called.
         batch_size: Pictures that pass through the network together.
