@@ -12,10 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from vggkit.engines import choosing
-from vggkit.engines.choosing import choose_engine
+from vggkit.engines.outputs import list_outputs
 from vggkit.engines.pytorch import PyTorchEngine
-from vggkit.errors import MissingExtra
+from vggkit.errors import BadInput, UnknownName
 from vggkit.networks.configurations import Configuration, configure
 from vggkit.networks.vgg import VGG
 
@@ -72,6 +71,21 @@ def build_openvino(*arguments, **options):
     return OpenVINOEngine(*arguments, **options)
 
 
+def build_onnx(*arguments, **options):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from vggkit.engines.onnx import ONNXEngine
+
+    return ONNXEngine(*arguments, **options)
+
+
+def build_pytorch(network, **options):
+    return PyTorchEngine(network, CPU, **options)
+
+
+OTHERS = pytest.mark.parametrize("make", [build_openvino, build_onnx], ids=["openvino", "onnx"])
+
+
 def measure_error(found: np.ndarray, expected: np.ndarray) -> float:
     """The largest difference as a share of the spread."""
     assert found.shape == expected.shape
@@ -80,35 +94,139 @@ def measure_error(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(found - expected).max() / expected.std())
 
 
-@pytest.mark.parametrize("output", OUTPUTS)
+@OTHERS
 @pytest.mark.parametrize("kind", KINDS)
-def test_openvino_gives_what_the_network_gives(kind, output):
+def test_engines_give_what_the_network_gives(kind, make):
     network = build(KINDS[kind])
-    engine, exact = build_openvino(network, output=output), PyTorchEngine(network, CPU, output=output)
+    engine, exact = make(network, output=OUTPUTS), build_pytorch(network, output=OUTPUTS)
     for sizes in ((64, 64), (75, 100), (32, 49)):
         images = draw(network.configuration, *sizes)
-        assert measure_error(engine.run(images), exact.run(images)) < 1e-4, sizes
+        found, expected = engine.compute(images), exact.compute(images)
+        for output in OUTPUTS:
+            assert measure_error(found[output], expected[output]) < 1e-4, (output, sizes)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pytorchs_rows_are_the_networks(kind):
+    """Asked for by name among others, and asked for alone, which takes the network's own way."""
+    network = build(KINDS[kind])
+    images = draw(network.configuration, 75, 100)
+    together = build_pytorch(network, output=OUTPUTS).compute(images)
+    for output in OUTPUTS:
+        np.testing.assert_allclose(
+            together[output], build_pytorch(network, output=output).run(images), atol=1e-5, rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("make", [PyTorchEngine, build_openvino], ids=["pytorch", "openvino"])
+@pytest.mark.parametrize("make", [build_pytorch, build_openvino], ids=["pytorch", "openvino"])
 def test_bfloat16_is_near(make, kind, output):
     network = build(KINDS[kind])
-    given = [] if make is build_openvino else [CPU]
-    engine = make(network, *given, output=output, precision="bf16")
+    engine = make(network, output=output, precision="bf16")
     images = draw(network.configuration, 64, 64)
-    expected = PyTorchEngine(network, CPU, output=output).run(images)
+    expected = build_pytorch(network, output=output).run(images)
     # 8 bits are kept of each number, and a few roundings add up.
     assert measure_error(engine.run(images), expected) < 0.1
 
 
+@OTHERS
 @pytest.mark.parametrize("count", [1, 2, 9, 33])
-def test_any_number_of_pictures(count):
+def test_any_number_of_pictures(count, make):
     network = build(POOL)
     images = np.random.default_rng(2).normal(size=(count, 3, 32, 32)).astype(np.float32)
-    expected = PyTorchEngine(network, CPU).run(images)
-    assert measure_error(build_openvino(network).run(images), expected) < 1e-4
+    expected = build_pytorch(network).run(images)
+    assert measure_error(make(network).run(images), expected) < 1e-4
+
+
+@OTHERS
+def test_many_sizes_in_any_order(make):
+    """More of them than compiled models are kept."""
+    network = build(POOL)
+    engine, exact = make(network), build_pytorch(network)
+    for side in (*range(32, 43), 32, 37):
+        images = draw(POOL, side, side)
+        assert measure_error(engine.run(images), exact.run(images)) < 1e-4, side
+
+
+def hook_modules(network: VGG, images: np.ndarray) -> dict[str, np.ndarray]:
+    """What each module of a network gives, by the layer's name, with nothing done in place."""
+    found: dict[str, np.ndarray] = {}
+    configuration = network.configuration
+    named = [(layer.name, network.features[layer.index]) for layer in configuration.trunk]
+    for fc in configuration.fully_connected:
+        named.append((fc.name, network.classifier[fc.index]))
+        if fc != configuration.fully_connected[-1]:
+            named.append((fc.name.replace("fc", "relu"), network.classifier[fc.index + 1]))
+    for name, module in named:
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+        module.register_forward_hook(lambda _m, _i, given, name=name: found.update({name: given.numpy().copy()}))
+    with torch.no_grad():
+        network.eval()(torch.from_numpy(images))
+    return found
+
+
+@pytest.mark.parametrize("make", [build_pytorch, build_openvino, build_onnx], ids=["pytorch", "openvino", "onnx"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "dense" not in kind])
+def test_every_layer_can_be_asked_for(kind, make):
+    network = build(KINDS[kind])
+    images = draw(network.configuration, 64, 64)
+    names = [name for name in list_outputs(network.configuration) if name not in OUTPUTS]
+    expected = hook_modules(build(KINDS[kind]), images)
+    assert set(names) == set(expected)
+    found = make(network, output=names).compute(images)
+    assert list(found) == names
+    for name in names:
+        assert measure_error(found[name], expected[name]) < 1e-4, name
+    for name in names[::4]:
+        alone = make(network, output=name)
+        assert alone.outputs == (name,)
+        assert measure_error(alone.run(images), expected[name]) < 1e-4, name
+
+
+@pytest.mark.parametrize("make", [build_pytorch, build_openvino, build_onnx], ids=["pytorch", "openvino", "onnx"])
+@pytest.mark.parametrize("kind", ["dense", "dense, ranks", "dense, no hidden layer"])
+def test_layers_of_a_sliding_head_are_maps(kind, make):
+    """Each place of a map is what the paper's head gives of the window there."""
+    sliding = build(KINDS[kind])
+    still = VGG(replace(KINDS[kind], head="fc"))
+    still.load_state_dict(sliding.state_dict())
+    images = draw(SMALL, 128, 160)
+    names = [name for name in list_outputs(SMALL) if name.startswith("fc") or name in ("relu6", "relu7")]
+    names = [name for name in names if name in list_outputs(sliding.configuration)]
+    found = make(sliding, output=["pool5", *names, "logits"]).compute(images)
+    window = torch.from_numpy(found["pool5"][..., 1:3, 2:4].copy())
+    with torch.no_grad():
+        expected, row = {}, window.flatten(1)
+        for fc in still.configuration.fully_connected:
+            row = expected[fc.name] = still.classifier[fc.index](row)
+            row = expected[fc.name.replace("fc", "relu")] = row.relu()
+    for name in names:
+        assert found[name].shape[2:] == (3, 4), name
+        assert measure_error(found[name][..., 1, 2], expected[name].numpy()) < 1e-4, name
+    last = sliding.configuration.fully_connected[-1].name
+    assert measure_error(found["logits"], found[last].mean((2, 3))) < 1e-5
+
+
+@pytest.mark.parametrize("make", [build_pytorch, build_openvino, build_onnx], ids=["pytorch", "openvino", "onnx"])
+class TestRefusing:
+    def test_a_name_that_the_network_has_not(self, make):
+        with pytest.raises(UnknownName, match=r"relu3_2.*Known: logits, features"):
+            make(build(POOL), output="relu3_l")
+
+    def test_a_layer_behind_the_cut(self, make):
+        with pytest.raises(UnknownName, match="conv4_1"):
+            make(build(KINDS["pool, deviations, cut"]), output=["logits", "conv4_1"])
+
+    def test_no_name(self, make):
+        with pytest.raises(BadInput, match="one or several"):
+            make(build(POOL), output=[])
+
+    @pytest.mark.parametrize("shape", [(0, 3, 32, 32), (3, 32, 32), (1, 1, 32, 32), (1, 3, 31, 64)])
+    def test_what_are_no_pictures_of_this_network(self, make, shape):
+        with pytest.raises(BadInput, match=r"\(N, 3, H, W\).*32 pixels"):
+            make(build(POOL)).run(np.zeros(shape, np.float32))
 
 
 def test_pytorchs_bfloat16_leaves_the_network_as_it_is():
@@ -131,35 +249,6 @@ def test_the_last_layer_of_a_description_gives_the_logits(kind, sizes):
         torch.testing.assert_close(network.classifier[-1](described), logits, atol=1e-5, rtol=1e-4)
 
 
-class TestChoosing:
-    def test_openvino_computes_on_processors_where_it_is_installed(self):
-        pytest.importorskip("openvino")
-        engine, said = choose_engine(build(POOL), CPU)
-        assert type(engine).__name__ == "OpenVINOEngine"
-        assert said == "OpenVINO in float32"
-
-    def test_pytorch_computes_elsewhere(self, monkeypatch):
-        monkeypatch.setattr(choosing.importlib.util, "find_spec", lambda name: None)
-        engine, said = choose_engine(build(POOL), CPU)
-        assert isinstance(engine, PyTorchEngine)
-        assert "vggkit[fast]" in said
-
-    @pytest.mark.parametrize(("fast", "kind"), [(True, torch.bfloat16), (False, torch.float32)])
-    def test_bfloat16_is_taken_where_it_is_fast(self, monkeypatch, fast, kind):
-        monkeypatch.setattr(choosing.importlib.util, "find_spec", lambda name: None)
-        monkeypatch.setattr(choosing, "computes_bf16", lambda device: fast)
-        engine, said = choose_engine(build(POOL), CPU, precision="auto")
-        assert engine.dtype == kind
-        assert ("multiplies by itself" if fast else "no fast bfloat16") in said
-
-    def test_without_openvino_the_line_that_installs_it_is_named(self, monkeypatch):
-        from vggkit.engines.openvino import OpenVINOEngine
-
-        monkeypatch.setitem(sys.modules, "openvino", None)
-        with pytest.raises(MissingExtra, match=r"vggkit\[fast\]"):
-            OpenVINOEngine(build(POOL))
-
-
 def test_openvino_reports_nothing_to_its_makers():
     pytest.importorskip("openvino")
     pytest.importorskip("openvino_telemetry")
@@ -172,9 +261,10 @@ def test_openvino_reports_nothing_to_its_makers():
 
 
 @pytest.mark.slow
-def test_the_papers_network_with_its_head():
+@OTHERS
+def test_the_papers_network_with_its_head(make):
     torch.manual_seed(0)
     network = VGG(configure("vgg11"))
     images = np.random.default_rng(0).normal(size=(2, 3, 224, 224)).astype(np.float32)
-    expected = PyTorchEngine(network, CPU).run(images)
-    assert measure_error(build_openvino(network).run(images), expected) < 1e-4
+    expected = build_pytorch(network).run(images)
+    assert measure_error(make(network).run(images), expected) < 1e-4

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from vggkit.engines.choosing import choose_engine
-from vggkit.engines.pytorch import Precision
+from vggkit.engines.outputs import Precision
 from vggkit.engines.stream import Engine, stream_rows
 from vggkit.errors import BadImage
 from vggkit.hardware import computes_bf16, derive_seed
