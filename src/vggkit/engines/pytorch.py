@@ -4,6 +4,7 @@ Shape letters: N pictures, C channels, H and W pixels, K classes, F features.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vggkit.engines.cuda_graphs import Replays
 from vggkit.engines.outputs import Output, Plan, Precision, check_batch, find_relu, plan_outputs
 from vggkit.networks.vgg import VGG, slide
 
@@ -21,7 +23,8 @@ class PyTorchEngine:
 
     In fp32 the network itself moves to the device and to channels_last; the mode of each of its modules
     stays as it was, a frozen batch norm's too. In bf16 a copy computes, its batch norms in float32, of
-    the weights as they are now; the network stays where and as it is.
+    the weights as they are now; the network stays where and as it is. On CUDA single pictures of one size
+    are computed by a recorded pass.
 
     Args:
         network: The VGG.
@@ -50,6 +53,7 @@ class PyTorchEngine:
             self.network = network.to(device, memory_format=planes)  # type: ignore[call-overload]
             self.dtype = next(network.parameters()).dtype
         self.device = device
+        self._replays = Replays(partial(_look, self.network, plan=self._plan), device)
 
     @property
     def outputs(self) -> tuple[Output, ...]:
@@ -68,7 +72,7 @@ class PyTorchEngine:
         self.network.eval()
         try:
             with torch.inference_mode():
-                found = _look(self.network, images, self._plan)
+                found = self._replays(images)
                 return {name: values.float().cpu().numpy() for name, values in found.items()}
         finally:
             for module, training in modes:
