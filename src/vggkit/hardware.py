@@ -74,6 +74,11 @@ def computes_bf16(device: "torch.device | str") -> bool:
             return False
 
 
+def multiplies_bytes() -> bool:
+    """Whether the processor is known to sum products of bytes exactly and fast: AVX VNNI, AVX-512 VNNI or AMX."""
+    return not (_list_processor_flags() or frozenset()).isdisjoint(("avx_vnni", "avx512_vnni", "amx_int8"))
+
+
 def _list_processor_flags() -> frozenset[str] | None:
     """What an x86 processor can, where the system tells it."""
     try:

@@ -135,3 +135,30 @@ class TestRefusing:
         monkeypatch.setitem(sys.modules, missing, None)
         with pytest.raises(MissingExtra, match=rf'pip install "vggkit\[{extra}\]"'):
             choose_engine(network, CPU, engine=name)
+
+
+class TestBytes:
+    RANGES = {"images": (-3.0, 3.0)}
+
+    def test_openvino_computes_them(self, network, monkeypatch):
+        pytest.importorskip("openvino")
+        monkeypatch.setattr(choosing, "multiplies_bytes", lambda: True)
+        _, said = choose_engine(network, CPU, precision="int8", ranges=self.RANGES)
+        assert said == "OpenVINO in int8"
+
+    @pytest.mark.parametrize("name", ["pytorch", "onnx"])
+    def test_no_other_does(self, network, name):
+        with pytest.raises(BadConfiguration, match="take"):
+            choose_engine(network, CPU, precision="int8", ranges=self.RANGES, engine=name)
+
+    def test_a_processor_that_may_overflow_is_not_asked(self, network, monkeypatch):
+        monkeypatch.setattr(hardware, "_list_processor_flags", lambda: frozenset({"avx2"}))
+        with pytest.raises(BadConfiguration, match="AVX VNNI"):
+            choose_engine(network, CPU, precision="int8", ranges=self.RANGES)
+
+    @pytest.mark.parametrize("wrong", [{"precision": "int8"}, {"precision": "fp32", "ranges": RANGES}])
+    def test_ranges_and_int8_go_together(self, network, monkeypatch, wrong):
+        pytest.importorskip("openvino")
+        monkeypatch.setattr(choosing, "multiplies_bytes", lambda: True)
+        with pytest.raises(BadConfiguration, match="measure_ranges"):
+            choose_engine(network, CPU, engine="openvino", **wrong)

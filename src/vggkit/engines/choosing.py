@@ -2,13 +2,13 @@
 
 import importlib.util
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
-from vggkit.engines.outputs import Output, Precision
+from vggkit.engines.outputs import Output, Precision, Ranges
 from vggkit.engines.stream import NamedEngine
 from vggkit.engines.weights import Weights, find_weights
 from vggkit.errors import BadConfiguration, UnknownName
-from vggkit.hardware import choose_device, computes_bf16, has_accelerator
+from vggkit.hardware import choose_device, computes_bf16, has_accelerator, multiplies_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from vggkit.networks.vgg import VGG
 
 EngineName = Literal["pytorch", "openvino", "onnx"]
-_NEEDED: dict[EngineName, tuple[str, ...]] = {
+_KINDS: Final[dict[Precision, str]] = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
+_NEEDED: Final[dict[EngineName, tuple[str, ...]]] = {
     "pytorch": ("torch",),
     "openvino": ("openvino",),
     "onnx": ("onnx", "onnxruntime"),
@@ -28,7 +29,8 @@ def choose_engine(
     device: "torch.device | str" = "auto",
     *,
     output: Output | Sequence[Output] = "logits",
-    precision: Literal["fp32", "bf16", "auto"] = "fp32",
+    precision: Literal["fp32", "bf16", "int8", "auto"] = "fp32",
+    ranges: Ranges | None = None,
     engine: Literal["auto"] | EngineName = "auto",
 ) -> tuple[NamedEngine, str]:
     """An engine for the network as it is now, and what was chosen and why, for people.
@@ -38,7 +40,8 @@ def choose_engine(
             moves to the device; or a ModelFile, for which torch is imported only where PyTorch computes.
         device: A torch device or its name: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         output: What is given of each picture, or several names: `engines.outputs`.
-        precision: auto: bf16 where the device multiplies it by itself.
+        precision: auto: bf16 where the device multiplies it by itself. int8 is OpenVINO's on the processor.
+        ranges: What `measure_ranges` found, for int8.
         engine: auto: PyTorch on CUDA and MPS; on a CPU OpenVINO, then ONNX Runtime, then PyTorch, the first
             that is installed and computes in that precision.
 
@@ -50,17 +53,26 @@ def choose_engine(
     place = _settle_device(device, engine)
     fast = computes_bf16(place)
     chosen: Precision = ("bf16" if fast and engine != "onnx" else "fp32") if precision == "auto" else precision
-    if engine == "onnx" and chosen == "bf16":
-        raise BadConfiguration("ONNX Runtime computes in float32 on processors; take precision fp32, or OpenVINO")
     name = _settle_engine(place, chosen) if engine == "auto" else engine
+    if name == "onnx" and chosen != "fp32":
+        raise BadConfiguration("ONNX Runtime computes in float32 on processors; take precision fp32, or OpenVINO")
+    if name == "pytorch" and chosen == "int8":
+        raise BadConfiguration(
+            "int8 is computed by OpenVINO on processors; take engine openvino and device cpu, or bf16"
+        )
+    if chosen == "int8" and not multiplies_bytes():
+        raise BadConfiguration(
+            "int8 needs a processor that multiplies bytes (AVX VNNI, AVX-512 VNNI or AMX), and this one is not "
+            "known to: sums could overflow; take precision auto"
+        )
     weights = find_weights(network)
     said = {"pytorch": "PyTorch", "openvino": "OpenVINO", "onnx": "ONNX Runtime"}[name]
-    said += f" in {'bfloat16' if chosen == 'bf16' else 'float32'}{_say_why(place, precision, chosen, fast)}"
+    said += f" in {_KINDS[chosen]}{_say_why(place, precision, chosen, fast)}"
     match name:
         case "openvino":
             from vggkit.engines.openvino import OpenVINOEngine
 
-            return OpenVINOEngine(weights, output=output, precision=chosen), said
+            return OpenVINOEngine(weights, output=output, precision=chosen, ranges=ranges), said
         case "onnx":
             from vggkit.engines.onnx import ONNXEngine
 
@@ -69,7 +81,9 @@ def choose_engine(
             from vggkit.engines.pytorch import PyTorchEngine
 
             settled = choose_device(place) if isinstance(place, str) else place
-            built = PyTorchEngine(weights.load_network(), settled, output=output, precision=chosen)
+            built = PyTorchEngine(
+                weights.load_network(), settled, output=output, precision="bf16" if chosen == "bf16" else "fp32"
+            )
             missing = engine == "auto" and _find_kind(place) == "cpu"
             return built, said + ('; pip install "vggkit[fast]" makes it faster' if missing else "")
 
@@ -91,6 +105,8 @@ def _settle_device(device: "torch.device | str", engine: str) -> "torch.device |
 
 def _settle_engine(place: "torch.device | str", precision: Precision) -> EngineName:
     """The fastest for the device that is installed."""
+    if precision == "int8" and _find_kind(place) == "cpu":
+        return "openvino"  # no other does
     order: tuple[EngineName, ...] = ("openvino", "onnx") if precision == "fp32" else ("openvino",)
     found = (name for name in order if all(map(importlib.util.find_spec, _NEEDED[name])))
     return next(found, "pytorch") if _find_kind(place) == "cpu" else "pytorch"

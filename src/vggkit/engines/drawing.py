@@ -5,7 +5,7 @@ Shape letters: N pictures, C channels, H and W pixels, F features.
 """
 
 from collections.abc import Mapping
-from typing import Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +23,15 @@ from vggkit.networks.configurations import (
 Node = TypeVar("Node")
 Values = NDArray[np.float32]
 Sides = tuple[int, int]
+IMAGES: Final = "images"
+"""The name of what the first convolution reads."""
 
 
 class Operations(Protocol[Node]):
     """What a graph is made of; maps are (N, C, H, W), rows (N, F)."""
 
-    def convolve(self, maps: Node, weight: Values, bias: Values | None, padding: int) -> Node:
-        """A convolution by kernels (out, in, h, w)."""
+    def convolve(self, maps: Node, weight: Values, bias: Values | None, padding: int, reads: str | None) -> Node:
+        """A convolution by kernels (out, in, h, w) of what has the name `reads`, where it has one."""
 
     def scale(self, maps: Node, factor: Values, shift: Values) -> Node:
         """Each channel times a factor and plus a shift (C)."""
@@ -52,8 +54,8 @@ class Operations(Protocol[Node]):
     def flatten(self, maps: Node) -> Node:
         """Rows of all that a map has."""
 
-    def connect(self, rows: Node, weight: Values, bias: Values | None) -> Node:
-        """A matrix (out, in) and a bias (out)."""
+    def connect(self, rows: Node, weight: Values, bias: Values | None, reads: str | None) -> Node:
+        """A matrix (out, in) and a bias (out); `reads` as above."""
 
     def average(self, maps: Node) -> Node:
         """Rows: the mean of each channel."""
@@ -107,7 +109,7 @@ class Drawing(Generic[Node]):
                     factor, shift = self._read_norm(after)
                     weight = (weight * factor[:, None, None, None]).astype(np.float32)
                     bias = (bias * factor + shift).astype(np.float32)
-                return self._ops.convolve(maps, weight, bias, layer.kernel // 2)
+                return self._ops.convolve(maps, weight, bias, layer.kernel // 2, before.name if before else IMAGES)
             case "bn":
                 assert before is not None
                 if self._is_folded(before, layer):
@@ -139,6 +141,7 @@ class Drawing(Generic[Node]):
         last = configuration.fully_connected[-1]
         slides, grid = configuration.head == "dense", configuration.grid
         values, places = self._enter_head(maps, sides)
+        reads = None if configuration.head == "pool" else configuration.trunk[-1].name
         for count in range(len(self._plan.fully_connected) + 1):
             # What the last layer reads of a map that it slides over, and what it gives, are averaged.
             features = count == len(configuration.fully_connected) - 1 and "features" in names
@@ -149,13 +152,14 @@ class Drawing(Generic[Node]):
             if count == len(self._plan.fully_connected):
                 return
             fc = self._plan.fully_connected[count]
-            values = self._connect(values, fc, side=(1 if count else grid) if slides else None)
+            values = self._connect(values, fc, side=(1 if count else grid) if slides else None, reads=reads)
             self._found[fc.name] = values
             if fc == last:
                 self._found["logits"] = self._ops.average(values) if slides else values
                 return
             values = self._ops.rectify(values)
-            self._found[find_relu(fc)] = values
+            reads = find_relu(fc)
+            self._found[reads] = values
 
     def _enter_head(self, maps: Node, sides: Sides) -> tuple[Node, Sides]:
         """What the head's first layer reads; where it slides, a map, and the places of its window."""
@@ -170,7 +174,7 @@ class Drawing(Generic[Node]):
             maps = ops.fit(maps, sides, wanted)
         return (maps if slides else ops.flatten(maps)), (wanted[0] - grid + 1, wanted[1] - grid + 1)
 
-    def _connect(self, values: Node, fc: FullyConnected, *, side: int | None) -> Node:
+    def _connect(self, values: Node, fc: FullyConnected, *, side: int | None, reads: str | None) -> Node:
         """A layer, or its two factors, on rows, or as a convolution with a window of that side."""
         key = f"classifier.{fc.index}"
         factors = [(f"{key}.weight", f"{key}.bias")]
@@ -179,8 +183,9 @@ class Drawing(Generic[Node]):
         for weight_key, bias_key in factors:
             weight, bias = self._weights[weight_key], self._weights[bias_key] if bias_key else None
             if side is None:
-                values = self._ops.connect(values, weight, bias)
+                values = self._ops.connect(values, weight, bias, reads)
             else:
-                values = self._ops.convolve(values, weight.reshape(len(weight), -1, side, side), bias, 0)
+                values = self._ops.convolve(values, weight.reshape(len(weight), -1, side, side), bias, 0, reads)
                 side = 1  # only the first one reads a window
+            reads = None  # what is between two factors has no name
         return values

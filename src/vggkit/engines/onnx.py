@@ -125,7 +125,7 @@ class _Operations:
         opsets = [helper.make_opsetid("", OPSET)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="vggkit")
 
-    def convolve(self, maps: str, weight: Values, bias: Values | None, padding: int) -> str:
+    def convolve(self, maps: str, weight: Values, bias: Values | None, padding: int, reads: str | None) -> str:
         given = [maps, self._keep(weight)] + ([] if bias is None else [self._keep(bias)])
         return self._add("Conv", given, pads=[padding] * 4)
 
@@ -155,7 +155,7 @@ class _Operations:
     def flatten(self, maps: str) -> str:
         return self._add("Flatten", [maps], axis=1)
 
-    def connect(self, rows: str, weight: Values, bias: Values | None) -> str:
+    def connect(self, rows: str, weight: Values, bias: Values | None, reads: str | None) -> str:
         given = [rows, self._keep(weight)] + ([] if bias is None else [self._keep(bias)])
         return self._add("Gemm", given, transB=1)
 

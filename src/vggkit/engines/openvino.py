@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggkit.engines.drawing import Drawing, Sides, Values
-from vggkit.engines.outputs import Output, Precision, check_batch, plan_outputs
+from vggkit.engines.outputs import Output, Precision, Ranges, check_batch, plan_outputs
 from vggkit.engines.weights import Weights, find_weights
-from vggkit.errors import MissingExtra
+from vggkit.errors import BadConfiguration, MissingExtra
 from vggkit.hardware import count_threads
 from vggkit.networks.configurations import Pooling
 
@@ -30,7 +30,7 @@ KEPT: Final = 8
 """Compiled models that are kept, the last ones used: each size of pictures has its own."""
 PROCESSORS_A_STREAM: Final = 4
 """With fewer pictures than one for so many processors, all processors work on one picture after another."""
-_PRECISIONS: Final = {"fp32": "f32", "bf16": "bf16"}
+_PRECISIONS: Final = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 Node = Any
 """A node of OpenVINO's graph; its modules are imported where they are used."""
@@ -48,7 +48,9 @@ class OpenVINOEngine:
         weights: A VGG, or a ModelFile, which needs no torch.
         output: What is given of each picture, or several names.
         precision: bf16 is several times as fast where the processor multiplies bfloat16; what follows the
-            last product, such as statistics of a map, is computed in float32 all the same.
+            last product, such as statistics of a map, is computed in float32 all the same. int8 is as fast
+            again where the processor multiplies bytes, and rounds coarsely.
+        ranges: Of `measure_ranges`, for int8.
 
     Raises UnknownName, MissingExtra without OpenVINO, and BadCheckpoint.
     """
@@ -59,7 +61,14 @@ class OpenVINOEngine:
         *,
         output: Output | Sequence[Output] = "logits",
         precision: Precision = "fp32",
+        ranges: Ranges | None = None,
     ) -> None:
+        if (precision == "int8") != (ranges is not None):
+            raise BadConfiguration(
+                f"precision int8 and ranges go together; got {precision} and "
+                f"{'ranges' if ranges else 'no ranges'}. measure_ranges finds them in a few hundred pictures"
+            )
+        self._ranges: Ranges = ranges or {}
         source = find_weights(weights)
         self._configuration, self._precision = source.configuration, precision
         self._plan = plan_outputs(self._configuration, output)
@@ -97,7 +106,7 @@ class OpenVINOEngine:
         openvino = self._openvino
         shape = openvino.PartialShape([-1, self._configuration.in_channels, *size])
         images = openvino.opset13.parameter(shape, openvino.Type.f32)
-        drawing = Drawing[Node](self._configuration, self._plan, self._weights, _Operations(openvino))
+        drawing = Drawing[Node](self._configuration, self._plan, self._weights, _Operations(openvino, self._ranges))
         results = [openvino.opset13.result(node) for node in drawing.draw(images, size).values()]
         options = {"PERFORMANCE_HINT": haste, "INFERENCE_PRECISION_HINT": _PRECISIONS[self._precision]}
         model = openvino.Core().compile_model(openvino.Model(results, [images]), "CPU", options)
@@ -128,12 +137,13 @@ class _Compiled:
 class _Operations:
     """Nodes of OpenVINO."""
 
-    def __init__(self, openvino: ModuleType) -> None:
-        self._openvino, self._ops = openvino, openvino.opset13
+    def __init__(self, openvino: ModuleType, ranges: Ranges) -> None:
+        self._openvino, self._ops, self._ranges = openvino, openvino.opset13, ranges
 
-    def convolve(self, maps: Node, weight: Values, bias: Values | None, padding: int) -> Node:
+    def convolve(self, maps: Node, weight: Values, bias: Values | None, padding: int, reads: str | None) -> Node:
         pads = [padding, padding]
-        maps = self._ops.convolution(maps, self._keep(weight), [1, 1], pads, pads, [1, 1])
+        maps, kernels = self._narrow(maps, self._keep(weight), weight, reads)
+        maps = self._ops.convolution(maps, kernels, [1, 1], pads, pads, [1, 1])
         return maps if bias is None else self._ops.add(maps, self._keep(bias.reshape(1, -1, 1, 1)))
 
     def scale(self, maps: Node, factor: Values, shift: Values) -> Node:
@@ -161,8 +171,9 @@ class _Operations:
     def flatten(self, maps: Node) -> Node:
         return self._ops.reshape(maps, np.array([0, -1]), special_zero=True)
 
-    def connect(self, rows: Node, weight: Values, bias: Values | None) -> Node:
-        rows = self._ops.matmul(rows, self._keep(weight), False, True)
+    def connect(self, rows: Node, weight: Values, bias: Values | None, reads: str | None) -> Node:
+        rows, matrix = self._narrow(rows, self._keep(weight), weight, reads)
+        rows = self._ops.matmul(rows, matrix, False, True)
         return rows if bias is None else self._ops.add(rows, self._keep(bias[None]))
 
     def average(self, maps: Node) -> Node:
@@ -174,6 +185,21 @@ class _Operations:
         variance = ops.reduce_mean(ops.squared_difference(maps, mean), sides)
         deviation = ops.sqrt(ops.add(variance, np.float32(epsilon)))
         return ops.concat([ops.squeeze(mean, sides), deviation], 1)
+
+    def _narrow(self, values: Node, factors: Node, weight: Values, reads: str | None) -> tuple[Node, Node]:
+        """Both sides of a product, marked to be rounded to 8 bits where the range of what is read is known.
+
+        One step a channel of what is given, and one for all that is read, with zero on a step.
+        """
+        if reads is None or reads not in self._ranges:
+            return values, factors
+        low, high = self._ranges[reads]
+        step = max(high - low, 1e-12) / 255
+        zero = round(-low / step)
+        ends = np.float32(-zero * step), np.float32((255 - zero) * step)
+        values = self._ops.fake_quantize(values, *ends, *ends, 256)
+        most = np.abs(weight).max(axis=tuple(range(1, weight.ndim)), keepdims=True).clip(1e-12)
+        return values, self._ops.fake_quantize(factors, -most, most, -most, most, 255)
 
     def _keep(self, value: Values) -> Node:
         """A constant that is the array itself."""

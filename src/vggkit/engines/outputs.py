@@ -1,6 +1,6 @@
 """What can be asked of a network by name, and how much of it must be computed for that. No torch here."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -13,8 +13,10 @@ from vggkit.networks.configurations import Configuration, FullyConnected, Layer
 Output = str
 """`logits`; `features`, what the last fully connected layer reads; `statistics`, the mean and standard deviation
 of each channel of the trunk's last map; or a layer's name, such as conv3_2, relu3_3, pool5, fc6, relu6, fc7."""
-Precision = Literal["fp32", "bf16"]
-"""What is computed in."""
+Precision = Literal["fp32", "bf16", "int8"]
+"""What is computed in; int8 is OpenVINO's alone."""
+Ranges = Mapping[Output, tuple[float, float]]
+"""The least and the largest value of what a convolution or a matrix reads, by its name."""
 ROWS: Final = ("logits", "features", "statistics")
 """What every network has, a row for each picture."""
 

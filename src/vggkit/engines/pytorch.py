@@ -5,7 +5,7 @@ Shape letters: N pictures, C channels, H and W pixels, K classes, F features.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vggkit.engines.cuda_graphs import Replays
-from vggkit.engines.outputs import Output, Plan, Precision, check_batch, find_relu, plan_outputs
+from vggkit.engines.outputs import Output, Plan, check_batch, find_relu, plan_outputs
 from vggkit.networks.vgg import VGG, slide
 
 
@@ -41,7 +41,7 @@ class PyTorchEngine:
         device: torch.device,
         *,
         output: Output | Sequence[Output] = "logits",
-        precision: Precision = "fp32",
+        precision: Literal["fp32", "bf16"] = "fp32",
     ) -> None:
         planes = torch.channels_last
         self._plan = plan_outputs(network.configuration, output)
