@@ -3,8 +3,10 @@
 Shape letters: N pictures, C channels, H and W pixels, K classes, F features.
 """
 
+import gc
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -148,6 +150,18 @@ def test_many_sizes_in_any_order(make):
     for side in (*range(32, 43), 32, 37):
         images = draw(POOL, side, side)
         assert measure_error(engine.run(images), exact.run(images)) < 1e-4, side
+
+
+@OTHERS
+def test_an_engine_that_is_let_go_is_freed(make):
+    network = build(POOL)
+    engine = make(network)
+    engine.run(draw(POOL, 32, 32))
+    inside = next(iter((engine._models if make is build_openvino else engine._sessions).values()))
+    watched = weakref.ref(inside)
+    del engine, inside
+    gc.collect()
+    assert watched() is None
 
 
 def hook_modules(network: VGG, images: np.ndarray) -> dict[str, np.ndarray]:

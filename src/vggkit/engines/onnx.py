@@ -44,13 +44,13 @@ class ONNXEngine:
     """
 
     def __init__(self, weights: "Weights | VGG", *, output: Output | Sequence[Output] = "logits") -> None:
-        source = find_weights(weights)
-        self._configuration = source.configuration
+        self._source = find_weights(weights)
+        self._configuration = self._source.configuration
         self._plan = plan_outputs(self._configuration, output)
         with ThreadPoolExecutor(1) as pool:
-            reading = pool.submit(source.read, self._plan.keys)
+            reading = pool.submit(self._source.read, self._plan.keys)
             self._onnx, self._runtime = _import_onnx()
-            self._weights: Mapping[str, Values] = reading.result()
+            reading.result()
         self._sessions: dict[Sides, Any] = {}
 
     @property
@@ -83,7 +83,7 @@ class ONNXEngine:
 
     def _open_session(self, size: Sides) -> Any:
         operations = _Operations(self._onnx)
-        drawing = Drawing(self._configuration, self._plan, self._weights, operations)
+        drawing = Drawing(self._configuration, self._plan, self._source.read(self._plan.keys), operations)
         found = drawing.draw("images", size)
         model = operations.build(found, ["N", self._configuration.in_channels, *size])
         options = self._runtime.SessionOptions()

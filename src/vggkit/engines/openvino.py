@@ -6,7 +6,7 @@ No torch here. Shape letters: N pictures, C channels, H and W pixels, F features
 import importlib
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -69,14 +69,14 @@ class OpenVINOEngine:
                 f"{'ranges' if ranges else 'no ranges'}. measure_ranges finds them in a few hundred pictures"
             )
         self._ranges: Ranges = ranges or {}
-        source = find_weights(weights)
-        self._configuration, self._precision = source.configuration, precision
+        self._source = find_weights(weights)
+        self._configuration, self._precision = self._source.configuration, precision
         self._plan = plan_outputs(self._configuration, output)
-        # A file is read while OpenVINO is imported: each takes as long as the other.
+        # A file comes from the disk while OpenVINO is imported.
         with ThreadPoolExecutor(1) as pool:
-            reading = pool.submit(source.read, self._plan.keys)
+            reading = pool.submit(self._source.read, self._plan.keys)
             self._openvino = _import_openvino()
-            self._weights: Mapping[str, Values] = reading.result()
+            reading.result()
         self._models: dict[tuple[Sides, Haste], _Compiled] = {}
 
     @property
@@ -106,7 +106,8 @@ class OpenVINOEngine:
         openvino = self._openvino
         shape = openvino.PartialShape([-1, self._configuration.in_channels, *size])
         images = openvino.opset13.parameter(shape, openvino.Type.f32)
-        drawing = Drawing[Node](self._configuration, self._plan, self._weights, _Operations(openvino, self._ranges))
+        weights = self._source.read(self._plan.keys)
+        drawing = Drawing[Node](self._configuration, self._plan, weights, _Operations(openvino, self._ranges))
         results = [openvino.opset13.result(node) for node in drawing.draw(images, size).values()]
         options = {"PERFORMANCE_HINT": haste, "INFERENCE_PRECISION_HINT": _PRECISIONS[self._precision]}
         model = openvino.Core().compile_model(openvino.Model(results, [images]), "CPU", options)
@@ -122,9 +123,10 @@ class _Compiled:
     def run(self, batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """Each output of the batch."""
         found: dict[int, list[NDArray[np.float32]]] = {}
+        places = range(self._outputs)
 
-        def keep(request: Any, first: int) -> None:
-            found[first] = [request.get_output_tensor(place).data.copy() for place in range(self._outputs)]
+        def keep(request: Any, first: int) -> None:  # knows nothing of `self`, which would never be freed then
+            found[first] = [request.get_output_tensor(place).data.copy() for place in places]
 
         self._queue.set_callback(keep)
         each = min(TOGETHER, math.ceil(len(batch) / len(self._queue)))

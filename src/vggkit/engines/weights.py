@@ -1,7 +1,6 @@
 """Where an engine takes its weights from: a network in memory, or a Classifier's file without torch."""
 
 import json
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,8 +19,7 @@ if TYPE_CHECKING:
 
 Values = NDArray[np.float32]
 READERS: Final = 2
-"""Threads that read a file; more were not faster."""
-_PART_BYTES: Final = 32 * 2**20
+"""Threads that look through a file."""
 _DTYPES: Final = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
@@ -49,8 +47,9 @@ class NetworkWeights:
 class ModelFile:
     """A Classifier's file, of which no more is read than is needed, and nothing with torch.
 
-    Opening reads the header. Weights are read, not mapped: who wrote over a mapped file would change the
-    answers or end the process.
+    Opening reads the header. The weights of a file are mapped into memory, and an engine copies what it needs
+    when it computes first: until then the file must not be written over in place. vggkit never does; it
+    writes a new file and renames it.
 
     Args:
         path: What `load` takes: a file, a run's folder, or `hf://owner/name`.
@@ -78,14 +77,23 @@ class ModelFile:
         return self.card.configuration
 
     def read(self, keys: Sequence[str]) -> dict[str, Values]:
-        """The values of these keys in float32; raises BadCheckpoint where they cannot be read or are not finite."""
-        raw = {key: self._allot(key) for key in keys}
-        parts = [part for key in keys for part in self._divide(key, raw[key])]
-        with ThreadPoolExecutor(READERS, thread_name_prefix="weights") as pool:
-            deque(pool.map(lambda part: self._fill(*part), parts), maxlen=0)
-            found = dict(zip(keys, pool.map(self._widen, keys, raw.values()), strict=True))
+        """The values of these keys in float32, where they are that in the file itself.
+
+        Raises BadCheckpoint where the file was changed since it was opened, or values are not finite.
+        """
         if _identify(self.path) != self._identity:
-            raise BadCheckpoint(f"{self.path}: was changed while it was read; ask again")
+            raise BadCheckpoint(f"{self.path}: was changed since it was opened; ask again")
+        try:
+            mapped = np.memmap(self.path, np.uint8, mode="c")  # OpenVINO takes only what could be written to
+        except (OSError, ValueError) as problem:
+            raise BadCheckpoint(f"{self.path}: cannot be read ({problem})") from problem
+        found = {key: self._find_values(key, mapped) for key in keys}
+        with ThreadPoolExecutor(READERS, thread_name_prefix="weights") as pool:
+            for key, finite in zip(keys, pool.map(_are_finite, found.values()), strict=True):
+                if not finite:
+                    raise BadCheckpoint(
+                        f"{self.path}: {key} holds values that are not finite; take an earlier checkpoint"
+                    )
         return found
 
     def load_network(self) -> "VGG":
@@ -102,42 +110,21 @@ class ModelFile:
         entries.pop("__metadata__", None)
         return 8 + size, entries
 
-    def _allot(self, key: str) -> NDArray[Any]:
+    def _find_values(self, key: str, mapped: NDArray[np.uint8]) -> Values:
         entry = self._entries[key]
         if entry["dtype"] not in _DTYPES:
             raise BadCheckpoint(f"{self.path}: {key} is of type {entry['dtype']}; save it as F32 where it was made")
-        return np.empty(entry["shape"], _DTYPES[entry["dtype"]])
-
-    def _divide(self, key: str, raw: NDArray[Any]) -> list[tuple[int, memoryview]]:
-        """Places in the file, and what is to be filled from there: one matrix has three quarters of VGG11."""
-        first = self._start + self._entries[key]["data_offsets"][0]
-        whole = raw.reshape(-1).data.cast("B")
-        return [(first + start, whole[start : start + _PART_BYTES]) for start in range(0, len(whole), _PART_BYTES)]
-
-    def _fill(self, place: int, target: memoryview) -> None:
-        try:
-            with open(self.path, "rb", buffering=0) as file:
-                file.seek(place)
-                while target:
-                    got = file.readinto(target)
-                    if not got:
-                        raise BadCheckpoint(f"{self.path}: breaks off; copy or download it again")
-                    target = target[got:]
-        except OSError as problem:
-            raise BadCheckpoint(f"{self.path}: cannot be read ({problem.strerror or problem})") from problem
-
-    def _widen(self, key: str, raw: NDArray[Any]) -> Values:
-        """The values in float32, all of them finite."""
-        if raw.dtype == np.uint16:  # bfloat16 is the upper half of float32
+        first, last = (self._start + place for place in entry["data_offsets"])
+        raw = np.asarray(mapped[first:last]).view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        if entry["dtype"] == "BF16":  # the upper half of float32
             raw = (raw.astype(np.uint32) << 16).view(np.float32)
-        wide: Values = raw.astype(np.float32, copy=False)
-        # A sum is finite only where all of it is, and found much sooner; a large one may overflow by itself.
-        with np.errstate(over="ignore", invalid="ignore"):
-            if not np.isfinite(wide.sum()) and not np.isfinite(wide).all():
-                raise BadCheckpoint(
-                    f"{self.path}: {key} holds values that are not finite; take an earlier checkpoint"
-                )
-        return wide
+        return np.require(raw, np.float32, ["ALIGNED"])
+
+
+def _are_finite(values: Values) -> bool:
+    # A sum is finite only where all of it is, and found much sooner; a large one may overflow by itself.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(values.sum()) or np.isfinite(values).all())
 
 
 def _identify(path: Path) -> tuple[int, ...]:
