@@ -111,14 +111,14 @@ class OpenVINOEngine:
         results = [openvino.opset13.result(node) for node in drawing.draw(images, size).values()]
         options = {"PERFORMANCE_HINT": haste, "INFERENCE_PRECISION_HINT": _PRECISIONS[self._precision]}
         model = openvino.Core().compile_model(openvino.Model(results, [images]), "CPU", options)
-        return _Compiled(openvino.AsyncInferQueue(model), len(results))
+        return _Compiled(model, openvino.AsyncInferQueue(model), len(results))
 
 
 class _Compiled:
     """A compiled model and its requests, which run side by side."""
 
-    def __init__(self, queue: Any, outputs: int) -> None:
-        self._queue, self._outputs = queue, outputs
+    def __init__(self, model: Any, queue: Any, outputs: int) -> None:
+        self.model, self._queue, self._outputs = model, queue, outputs
 
     def run(self, batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """Each output of the batch."""
