@@ -152,6 +152,19 @@ def test_many_sizes_in_any_order(make):
         assert measure_error(engine.run(images), exact.run(images)) < 1e-4, side
 
 
+@pytest.mark.parametrize(
+    ("processors", "alone", "together"), [(1, (1,), (2, 5)), (2, (1,), (2, 5)), (16, (1, 3), (4, 5))]
+)
+def test_a_few_pictures_have_all_processors(monkeypatch, processors, alone, together):
+    engine = build_openvino(build(POOL))
+    monkeypatch.setattr("vggkit.engines.openvino.count_threads", lambda: processors)
+    images = draw(POOL, 32, 32)
+    for counts, haste in ((alone, "LATENCY"), (together, "THROUGHPUT")):
+        for count in counts:
+            engine.run(images[:count])
+            assert next(reversed(engine._models)) == ((32, 32), haste)
+
+
 @OTHERS
 def test_an_engine_that_is_let_go_is_freed(make):
     network = build(POOL)
