@@ -5,6 +5,7 @@ import hashlib
 import os
 import platform
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vggkit.errors import BadInput
@@ -38,17 +39,53 @@ def choose_device(name: str = "auto") -> "torch.device":
     return device
 
 
-def computes_bf16(device: "torch.device") -> bool:
-    """Whether the device multiplies bfloat16 by itself, several times as fast as float32."""
-    import torch
+def has_accelerator() -> bool:
+    """Whether there may be a GPU that torch computes on; False is certain, and torch is not imported to know it."""
+    if sys.platform == "darwin":
+        return platform.machine() == "arm64"
+    if Path("/dev/kfd").exists():  # AMD's, for which torch says cuda too
+        return True
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        count = ctypes.c_int(0)
+        return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    except (OSError, AttributeError):  # no driver, or not one
+        return False
 
-    match device.type:
+
+def computes_bf16(device: "torch.device | str") -> bool:
+    """Whether the device multiplies bfloat16 by itself, several times as fast as float32.
+
+    Of a processor under Linux this is known without torch.
+    """
+    match device if isinstance(device, str) else device.type:
         case "cuda":
+            import torch
+
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
         case "cpu":
+            flags = _list_processor_flags()
+            if flags is not None:
+                return not flags.isdisjoint(("avx512_bf16", "amx_bf16"))
+            import torch
+
             return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
         case _:
             return False
+
+
+def multiplies_bytes() -> bool:
+    """Whether the processor is known to sum products of bytes exactly and fast: AVX VNNI, AVX-512 VNNI or AMX."""
+    return not (_list_processor_flags() or frozenset()).isdisjoint(("avx_vnni", "avx512_vnni", "amx_int8"))
+
+
+def _list_processor_flags() -> frozenset[str] | None:
+    """What an x86 processor can, where the system tells it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return frozenset(next(line for line in lines if line.startswith("flags")).partition(":")[2].split())
+    except (OSError, StopIteration):
+        return None
 
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of glibc's malloc.h

@@ -3,8 +3,10 @@
 Shape letters: N pictures, C channels, H and W pixels, K classes, F features.
 """
 
+import gc
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -12,10 +14,10 @@ import pytest
 import torch
 from torch import nn
 
-from vggkit.engines import choosing
-from vggkit.engines.choosing import choose_engine
+from vggkit.engines import cuda_graphs
+from vggkit.engines.outputs import list_outputs
 from vggkit.engines.pytorch import PyTorchEngine
-from vggkit.errors import MissingExtra
+from vggkit.errors import BadInput, UnknownName
 from vggkit.networks.configurations import Configuration, configure
 from vggkit.networks.vgg import VGG
 
@@ -72,6 +74,21 @@ def build_openvino(*arguments, **options):
     return OpenVINOEngine(*arguments, **options)
 
 
+def build_onnx(*arguments, **options):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from vggkit.engines.onnx import ONNXEngine
+
+    return ONNXEngine(*arguments, **options)
+
+
+def build_pytorch(network, **options):
+    return PyTorchEngine(network, CPU, **options)
+
+
+OTHERS = pytest.mark.parametrize("make", [build_openvino, build_onnx], ids=["openvino", "onnx"])
+
+
 def measure_error(found: np.ndarray, expected: np.ndarray) -> float:
     """The largest difference as a share of the spread."""
     assert found.shape == expected.shape
@@ -80,35 +97,164 @@ def measure_error(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(found - expected).max() / expected.std())
 
 
-@pytest.mark.parametrize("output", OUTPUTS)
+@OTHERS
 @pytest.mark.parametrize("kind", KINDS)
-def test_openvino_gives_what_the_network_gives(kind, output):
+def test_engines_give_what_the_network_gives(kind, make):
     network = build(KINDS[kind])
-    engine, exact = build_openvino(network, output=output), PyTorchEngine(network, CPU, output=output)
+    engine, exact = make(network, output=OUTPUTS), build_pytorch(network, output=OUTPUTS)
     for sizes in ((64, 64), (75, 100), (32, 49)):
         images = draw(network.configuration, *sizes)
-        assert measure_error(engine.run(images), exact.run(images)) < 1e-4, sizes
+        found, expected = engine.compute(images), exact.compute(images)
+        for output in OUTPUTS:
+            assert measure_error(found[output], expected[output]) < 1e-4, (output, sizes)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pytorchs_rows_are_the_networks(kind):
+    """Asked for by name among others, and asked for alone, which takes the network's own way."""
+    network = build(KINDS[kind])
+    images = draw(network.configuration, 75, 100)
+    together = build_pytorch(network, output=OUTPUTS).compute(images)
+    for output in OUTPUTS:
+        np.testing.assert_allclose(
+            together[output], build_pytorch(network, output=output).run(images), atol=1e-5, rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("make", [PyTorchEngine, build_openvino], ids=["pytorch", "openvino"])
+@pytest.mark.parametrize("make", [build_pytorch, build_openvino], ids=["pytorch", "openvino"])
 def test_bfloat16_is_near(make, kind, output):
     network = build(KINDS[kind])
-    given = [] if make is build_openvino else [CPU]
-    engine = make(network, *given, output=output, precision="bf16")
+    engine = make(network, output=output, precision="bf16")
     images = draw(network.configuration, 64, 64)
-    expected = PyTorchEngine(network, CPU, output=output).run(images)
+    expected = build_pytorch(network, output=output).run(images)
     # 8 bits are kept of each number, and a few roundings add up.
     assert measure_error(engine.run(images), expected) < 0.1
 
 
+@OTHERS
 @pytest.mark.parametrize("count", [1, 2, 9, 33])
-def test_any_number_of_pictures(count):
+def test_any_number_of_pictures(count, make):
     network = build(POOL)
     images = np.random.default_rng(2).normal(size=(count, 3, 32, 32)).astype(np.float32)
-    expected = PyTorchEngine(network, CPU).run(images)
-    assert measure_error(build_openvino(network).run(images), expected) < 1e-4
+    expected = build_pytorch(network).run(images)
+    assert measure_error(make(network).run(images), expected) < 1e-4
+
+
+@OTHERS
+def test_many_sizes_in_any_order(make):
+    """More of them than compiled models are kept."""
+    network = build(POOL)
+    engine, exact = make(network), build_pytorch(network)
+    for side in (*range(32, 43), 32, 37):
+        images = draw(POOL, side, side)
+        assert measure_error(engine.run(images), exact.run(images)) < 1e-4, side
+
+
+@pytest.mark.parametrize(
+    ("processors", "alone", "together"), [(1, (1,), (2, 5)), (2, (1,), (2, 5)), (16, (1, 3), (4, 5))]
+)
+def test_a_few_pictures_have_all_processors(monkeypatch, processors, alone, together):
+    engine = build_openvino(build(POOL))
+    monkeypatch.setattr("vggkit.engines.openvino.count_threads", lambda: processors)
+    images = draw(POOL, 32, 32)
+    for counts, haste in ((alone, "LATENCY"), (together, "THROUGHPUT")):
+        for count in counts:
+            engine.run(images[:count])
+            assert next(reversed(engine._models)) == ((32, 32), haste)
+
+
+@OTHERS
+def test_an_engine_that_is_let_go_is_freed(make):
+    network = build(POOL)
+    engine = make(network)
+    engine.run(draw(POOL, 32, 32))
+    inside = next(iter((engine._models if make is build_openvino else engine._sessions).values()))
+    watched = weakref.ref(inside)
+    del engine, inside
+    gc.collect()
+    assert watched() is None
+
+
+def hook_modules(network: VGG, images: np.ndarray) -> dict[str, np.ndarray]:
+    """What each module of a network gives, by the layer's name, with nothing done in place."""
+    found: dict[str, np.ndarray] = {}
+    configuration = network.configuration
+    named = [(layer.name, network.features[layer.index]) for layer in configuration.trunk]
+    for fc in configuration.fully_connected:
+        named.append((fc.name, network.classifier[fc.index]))
+        if fc != configuration.fully_connected[-1]:
+            named.append((fc.name.replace("fc", "relu"), network.classifier[fc.index + 1]))
+    for name, module in named:
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+        module.register_forward_hook(lambda _m, _i, given, name=name: found.update({name: given.numpy().copy()}))
+    with torch.no_grad():
+        network.eval()(torch.from_numpy(images))
+    return found
+
+
+@pytest.mark.parametrize("make", [build_pytorch, build_openvino, build_onnx], ids=["pytorch", "openvino", "onnx"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "dense" not in kind])
+def test_every_layer_can_be_asked_for(kind, make):
+    network = build(KINDS[kind])
+    images = draw(network.configuration, 64, 64)
+    names = [name for name in list_outputs(network.configuration) if name not in OUTPUTS]
+    expected = hook_modules(build(KINDS[kind]), images)
+    assert set(names) == set(expected)
+    found = make(network, output=names).compute(images)
+    assert list(found) == names
+    for name in names:
+        assert measure_error(found[name], expected[name]) < 1e-4, name
+    for name in names[::4]:
+        alone = make(network, output=name)
+        assert alone.outputs == (name,)
+        assert measure_error(alone.run(images), expected[name]) < 1e-4, name
+
+
+@pytest.mark.parametrize("make", [build_pytorch, build_openvino, build_onnx], ids=["pytorch", "openvino", "onnx"])
+@pytest.mark.parametrize("kind", ["dense", "dense, ranks", "dense, no hidden layer"])
+def test_layers_of_a_sliding_head_are_maps(kind, make):
+    """Each place of a map is what the paper's head gives of the window there."""
+    sliding = build(KINDS[kind])
+    still = VGG(replace(KINDS[kind], head="fc"))
+    still.load_state_dict(sliding.state_dict())
+    images = draw(SMALL, 128, 160)
+    names = [name for name in list_outputs(SMALL) if name.startswith("fc") or name in ("relu6", "relu7")]
+    names = [name for name in names if name in list_outputs(sliding.configuration)]
+    found = make(sliding, output=["pool5", *names, "logits"]).compute(images)
+    window = torch.from_numpy(found["pool5"][..., 1:3, 2:4].copy())
+    with torch.no_grad():
+        expected, row = {}, window.flatten(1)
+        for fc in still.configuration.fully_connected:
+            row = expected[fc.name] = still.classifier[fc.index](row)
+            row = expected[fc.name.replace("fc", "relu")] = row.relu()
+    for name in names:
+        assert found[name].shape[2:] == (3, 4), name
+        assert measure_error(found[name][..., 1, 2], expected[name].numpy()) < 1e-4, name
+    last = sliding.configuration.fully_connected[-1].name
+    assert measure_error(found["logits"], found[last].mean((2, 3))) < 1e-5
+
+
+@pytest.mark.parametrize("make", [build_pytorch, build_openvino, build_onnx], ids=["pytorch", "openvino", "onnx"])
+class TestRefusing:
+    def test_a_name_that_the_network_has_not(self, make):
+        with pytest.raises(UnknownName, match=r"relu3_2.*Known: logits, features"):
+            make(build(POOL), output="relu3_l")
+
+    def test_a_layer_behind_the_cut(self, make):
+        with pytest.raises(UnknownName, match="conv4_1"):
+            make(build(KINDS["pool, deviations, cut"]), output=["logits", "conv4_1"])
+
+    def test_no_name(self, make):
+        with pytest.raises(BadInput, match="one or several"):
+            make(build(POOL), output=[])
+
+    @pytest.mark.parametrize("shape", [(0, 3, 32, 32), (3, 32, 32), (1, 1, 32, 32), (1, 3, 31, 64)])
+    def test_what_are_no_pictures_of_this_network(self, make, shape):
+        with pytest.raises(BadInput, match=r"\(N, 3, H, W\).*32 pixels"):
+            make(build(POOL)).run(np.zeros(shape, np.float32))
 
 
 def test_pytorchs_bfloat16_leaves_the_network_as_it_is():
@@ -131,50 +277,88 @@ def test_the_last_layer_of_a_description_gives_the_logits(kind, sizes):
         torch.testing.assert_close(network.classifier[-1](described), logits, atol=1e-5, rtol=1e-4)
 
 
-class TestChoosing:
-    def test_openvino_computes_on_processors_where_it_is_installed(self):
-        pytest.importorskip("openvino")
-        engine, said = choose_engine(build(POOL), CPU)
-        assert type(engine).__name__ == "OpenVINOEngine"
-        assert said == "OpenVINO in float32"
-
-    def test_pytorch_computes_elsewhere(self, monkeypatch):
-        monkeypatch.setattr(choosing.importlib.util, "find_spec", lambda name: None)
-        engine, said = choose_engine(build(POOL), CPU)
-        assert isinstance(engine, PyTorchEngine)
-        assert "vggkit[fast]" in said
-
-    @pytest.mark.parametrize(("fast", "kind"), [(True, torch.bfloat16), (False, torch.float32)])
-    def test_bfloat16_is_taken_where_it_is_fast(self, monkeypatch, fast, kind):
-        monkeypatch.setattr(choosing.importlib.util, "find_spec", lambda name: None)
-        monkeypatch.setattr(choosing, "computes_bf16", lambda device: fast)
-        engine, said = choose_engine(build(POOL), CPU, precision="auto")
-        assert engine.dtype == kind
-        assert ("multiplies by itself" if fast else "no fast bfloat16") in said
-
-    def test_without_openvino_the_line_that_installs_it_is_named(self, monkeypatch):
-        from vggkit.engines.openvino import OpenVINOEngine
-
-        monkeypatch.setitem(sys.modules, "openvino", None)
-        with pytest.raises(MissingExtra, match=r"vggkit\[fast\]"):
-            OpenVINOEngine(build(POOL))
-
-
 def test_openvino_reports_nothing_to_its_makers():
     pytest.importorskip("openvino")
     pytest.importorskip("openvino_telemetry")
     code = (
-        "import sys; from vggkit.engines.openvino import _import_openvino; _import_openvino();"
-        "print([name for name in sys.modules if name.startswith('openvino_telemetry')])"
+        "import sys; from vggkit.engines.openvino import _import_openvino; found = _import_openvino();"
+        "print([name for name in sys.modules if name.startswith(('openvino_telemetry', 'openvino.tools'))]);"
+        "sys.modules['openvino_telemetry'] = None;"
+        "import openvino; print(openvino.convert_model.__name__, hasattr(openvino, 'convert_modal'))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+    assert (done.stdout.split("\n")[:2], done.stderr) == (["[]", "convert_model False"], "")
+
+
+class TestReplaying:
+    """What the GPU would do is done by a stand-in: it computes again at each replay, into what it gave before."""
+
+    @pytest.fixture
+    def recorded(self, monkeypatch) -> list[torch.Size]:
+        shapes = []
+
+        def record(compute, images):
+            shapes.append(images.shape)
+            given = images.clone()
+            found = compute(given)
+
+            def replay(images):
+                given.copy_(images)
+                for name, values in compute(given).items():
+                    found[name].copy_(values)
+                return found
+
+            return replay
+
+        monkeypatch.setattr(cuda_graphs, "record", record)
+        return shapes
+
+    def build(self) -> PyTorchEngine:
+        engine = build_pytorch(build(POOL), output=["logits", "relu2_1"])
+        engine._replays._records = True
+        return engine
+
+    def test_single_pictures_are_recorded_when_a_second_comes(self, recorded):
+        engine, exact = self.build(), build_pytorch(build(POOL), output=["logits", "relu2_1"])
+        images = draw(POOL, 48, 48)
+        for count, batch in enumerate((images[:1], images[1:2], images[2:3], images[3:4], images), start=1):
+            found, expected = engine.compute(batch), exact.compute(batch)
+            for name, values in expected.items():
+                assert measure_error(found[name], values) < 1e-5
+            assert len(recorded) == (count > 1)
+
+    def test_another_shape_is_another_recording(self, recorded):
+        engine = self.build()
+        for side in (32, 32, 48, 32, 32):
+            engine.run(draw(POOL, side, side)[:1])
+        assert [shape[-1] for shape in recorded] == [32, 32]
+
+    def test_where_it_cannot_be_recorded_it_is_computed(self, monkeypatch):
+        def refuse(compute, images):
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+        monkeypatch.setattr(cuda_graphs, "record", refuse)
+        engine, images = self.build(), draw(POOL, 48, 48)
+        for _ in range(4):
+            assert measure_error(engine.run(images[:1]), build_pytorch(build(POOL)).run(images[:1])) < 1e-5
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+    @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+    def test_a_gpu_replays_what_it_computes(self, precision):
+        cuda = torch.device("cuda")
+        engine = PyTorchEngine(build(POOL), cuda, precision=precision)
+        images = draw(POOL, 48, 48)
+        expected = engine.run(images)
+        for index in range(5):
+            assert measure_error(engine.run(images[index : index + 1]), expected[index : index + 1]) < 0.1
+        assert None not in engine._replays._recorded.values()
 
 
 @pytest.mark.slow
-def test_the_papers_network_with_its_head():
+@OTHERS
+def test_the_papers_network_with_its_head(make):
     torch.manual_seed(0)
     network = VGG(configure("vgg11"))
     images = np.random.default_rng(0).normal(size=(2, 3, 224, 224)).astype(np.float32)
-    expected = PyTorchEngine(network, CPU).run(images)
-    assert measure_error(build_openvino(network).run(images), expected) < 1e-4
+    expected = build_pytorch(network).run(images)
+    assert measure_error(make(network).run(images), expected) < 1e-4

@@ -18,8 +18,8 @@ import torchvision
 from torch import Tensor, nn
 
 from vggkit.errors import BadInput, UnknownName
-from vggkit.networks.configurations import MODELS, Configuration, configure
-from vggkit.networks.vgg import STD_EPSILON, VGG
+from vggkit.networks.configurations import MODELS, STD_EPSILON, Configuration, configure
+from vggkit.networks.vgg import VGG
 
 TORCHVISIONS = ["vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn"]
 # Five pools, as the paper's, in widths that cost nothing; 64 pixels leave a 2×2 map.

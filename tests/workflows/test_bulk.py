@@ -25,7 +25,7 @@ from vggkit.images.preprocessing import Preprocessing
 from vggkit.images.sources import gather_pictures
 from vggkit.networks.classifier import Classifier
 from vggkit.networks.configurations import configure
-from vggkit.tasks.embedding import embed, find_layer
+from vggkit.tasks.embedding import embed, find_width
 from vggkit.tasks.prediction import predict
 from vggkit.workflows import bulk, bulk_running
 from vggkit.workflows.bulk import embed_into, predict_into
@@ -120,7 +120,9 @@ def test_embed_gives_what_the_last_layer_reads(model, photos, tmp_path):
     assert np.allclose(found.vectors, expected, atol=1e-4)
     statistics = embed(classifier, photos / "val", layer="statistics").vectors
     assert np.allclose(statistics[:, :12], maps.mean((2, 3)).numpy(), atol=1e-4)
-    for name in ("fc8", "conv9_9", "statistic"):
+    pooled = embed(classifier, photos / "val", layer="pool5").vectors
+    assert np.allclose(pooled, maps.mean((2, 3)).numpy(), atol=1e-4)
+    for name in ("fc9", "conv9_9", "statistic"):
         with pytest.raises(UnknownName, match="features"):
             embed(classifier, photos / "val", layer=name)
     embed_into(classifier, photos / "val", tmp_path / "v.npy", batch_size=32)
@@ -129,8 +131,8 @@ def test_embed_gives_what_the_last_layer_reads(model, photos, tmp_path):
 
 def test_the_paper_s_head_is_known_by_its_layer():
     paper = configure("vgg11")
-    assert find_layer(paper, "relu7") == find_layer(paper, "features") == ("features", 4096)
-    assert find_layer(paper, "statistics") == ("statistics", 1024)
+    assert find_width(paper, "relu7") == find_width(paper, "features") == find_width(paper, "fc7") == 4096
+    assert (find_width(paper, "statistics"), find_width(paper, "pool5")) == (1024, 512)
 
 
 @pytest.fixture(scope="module")

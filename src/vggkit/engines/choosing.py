@@ -1,47 +1,126 @@
-"""Which engine computes: the fastest that is installed, for the device."""
+"""Which engine computes: the fastest that is installed, for the device; torch is imported only to compute."""
 
 import importlib.util
-from typing import Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
-import torch
+from vggkit.engines.outputs import Output, Precision, Ranges
+from vggkit.engines.stream import NamedEngine
+from vggkit.engines.weights import Weights, find_weights
+from vggkit.errors import BadConfiguration, UnknownName
+from vggkit.hardware import choose_device, computes_bf16, has_accelerator, multiplies_bytes
 
-from vggkit.engines.pytorch import Output, Precision, PyTorchEngine
-from vggkit.engines.stream import Engine
-from vggkit.hardware import computes_bf16
-from vggkit.networks.vgg import VGG
+if TYPE_CHECKING:
+    import torch
+
+    from vggkit.networks.vgg import VGG
+
+EngineName = Literal["pytorch", "openvino", "onnx"]
+_KINDS: Final[dict[Precision, str]] = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
+_NEEDED: Final[dict[EngineName, tuple[str, ...]]] = {
+    "pytorch": ("torch",),
+    "openvino": ("openvino",),
+    "onnx": ("onnx", "onnxruntime"),
+}
 
 
 def choose_engine(
-    network: VGG,
-    device: torch.device,
+    network: "VGG | Weights",
+    device: "torch.device | str" = "auto",
     *,
-    output: Output = "logits",
-    precision: Literal["fp32", "bf16", "auto"] = "fp32",
-) -> tuple[Engine, str]:
+    output: Output | Sequence[Output] = "logits",
+    precision: Literal["fp32", "bf16", "int8", "auto"] = "fp32",
+    ranges: Ranges | None = None,
+    engine: Literal["auto"] | EngineName = "auto",
+) -> tuple[NamedEngine, str]:
     """An engine for the network as it is now, and what was chosen and why, for people.
 
     Args:
-        network: The VGG; PyTorch in fp32 moves it to the device, and its weights must stay as they are
-            while an engine is used.
-        device: CUDA and MPS are PyTorch's; on a CPU it is OpenVINO, where that is installed.
-        output: What is given of each picture.
-        precision: auto: bf16 where the device multiplies it by itself.
+        network: A VGG, whose weights must stay as they are while an engine is used and which PyTorch in fp32
+            moves to the device; or a ModelFile, for which torch is imported only where PyTorch computes.
+        device: A torch device or its name: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        output: What is given of each picture, or several names: `engines.outputs`.
+        precision: auto: bf16 where the device multiplies it by itself. int8 is OpenVINO's on the processor.
+        ranges: What `measure_ranges` found, for int8.
+        engine: auto: PyTorch on CUDA and MPS; on a CPU OpenVINO, then ONNX Runtime, then PyTorch, the first
+            that is installed and computes in that precision.
+
+    Raises UnknownName, BadConfiguration for an engine that does not compute so, MissingExtra, BadInput and
+    BadCheckpoint.
     """
-    fast = computes_bf16(device)
-    chosen: Precision = ("bf16" if fast else "fp32") if precision == "auto" else precision
-    kind = {"fp32": "float32", "bf16": "bfloat16"}[chosen]
-    why = {
-        ("auto", True): f", which this {_name(device)} multiplies by itself",
-        ("auto", False): f", for this {_name(device)} has no fast bfloat16",
-    }.get((precision, fast), "")
-    if device.type == "cpu" and importlib.util.find_spec("openvino") is not None:
-        from vggkit.engines.openvino import OpenVINOEngine
+    if engine not in ("auto", *get_args(EngineName)):
+        raise UnknownName.of("engine", engine, ["auto", *get_args(EngineName)])
+    place = _settle_device(device, engine)
+    fast = computes_bf16(place)
+    chosen: Precision = ("bf16" if fast and engine != "onnx" else "fp32") if precision == "auto" else precision
+    name = _settle_engine(place, chosen) if engine == "auto" else engine
+    if name == "onnx" and chosen != "fp32":
+        raise BadConfiguration("ONNX Runtime computes in float32 on processors; take precision fp32, or OpenVINO")
+    if name == "pytorch" and chosen == "int8":
+        raise BadConfiguration(
+            "int8 is computed by OpenVINO on processors; take engine openvino and device cpu, or bf16"
+        )
+    if chosen == "int8" and not multiplies_bytes():
+        raise BadConfiguration(
+            "int8 needs a processor that multiplies bytes (AVX VNNI, AVX-512 VNNI or AMX), and this one is not "
+            "known to: sums could overflow; take precision auto"
+        )
+    weights = find_weights(network)
+    said = {"pytorch": "PyTorch", "openvino": "OpenVINO", "onnx": "ONNX Runtime"}[name]
+    said += f" in {_KINDS[chosen]}{_say_why(place, precision, chosen, fast)}"
+    match name:
+        case "openvino":
+            from vggkit.engines.openvino import OpenVINOEngine
 
-        return OpenVINOEngine(network, output=output, precision=chosen), f"OpenVINO in {kind}{why}"
-    hint = '; pip install "vggkit[fast]" makes it faster' if device.type == "cpu" else ""
-    engine = PyTorchEngine(network, device, output=output, precision=chosen)
-    return engine, f"PyTorch in {kind}{why}{hint}"
+            return OpenVINOEngine(weights, output=output, precision=chosen, ranges=ranges), said
+        case "onnx":
+            from vggkit.engines.onnx import ONNXEngine
+
+            return ONNXEngine(weights, output=output), said
+        case "pytorch":
+            from vggkit.engines.pytorch import PyTorchEngine
+
+            settled = choose_device(place) if isinstance(place, str) else place
+            built = PyTorchEngine(
+                weights.load_network(), settled, output=output, precision="bf16" if chosen == "bf16" else "fp32"
+            )
+            missing = engine == "auto" and _find_kind(place) == "cpu"
+            return built, said + ('; pip install "vggkit[fast]" makes it faster' if missing else "")
 
 
-def _name(device: torch.device) -> str:
-    return "processor" if device.type == "cpu" else "GPU"
+def _settle_device(device: "torch.device | str", engine: str) -> "torch.device | str":
+    """The device; its name alone where torch need not be asked."""
+    kind = _find_kind(device)
+    if engine in ("openvino", "onnx"):
+        if kind not in ("auto", "cpu"):
+            raise BadConfiguration(
+                f"engine {engine} computes on the processor, and the device is {device}; "
+                "take device cpu, or engine pytorch"
+            )
+        return "cpu" if kind == "auto" else device
+    if kind == "auto":
+        return choose_device("auto") if has_accelerator() else "cpu"
+    return choose_device(device) if isinstance(device, str) and kind != "cpu" else device
+
+
+def _settle_engine(place: "torch.device | str", precision: Precision) -> EngineName:
+    """The fastest for the device that is installed."""
+    if precision == "int8" and _find_kind(place) == "cpu":
+        return "openvino"  # no other does
+    order: tuple[EngineName, ...] = ("openvino", "onnx") if precision == "fp32" else ("openvino",)
+    found = (name for name in order if all(map(importlib.util.find_spec, _NEEDED[name])))
+    return next(found, "pytorch") if _find_kind(place) == "cpu" else "pytorch"
+
+
+def _find_kind(device: "torch.device | str") -> str:
+    """`auto`, `cpu`, `cuda`, `mps`."""
+    return device.partition(":")[0] if isinstance(device, str) else device.type
+
+
+def _say_why(place: "torch.device | str", asked: str, chosen: Precision, fast: bool) -> str:
+    name = "processor" if _find_kind(place) == "cpu" else "GPU"
+    if asked != "auto":
+        return ""
+    if chosen == "bf16":
+        return f", which this {name} multiplies by itself"
+    return "" if fast else f", for this {name} has no fast bfloat16"

@@ -3,20 +3,19 @@
 Shape letters: N pictures, C channels, H and W pixels, K classes, F features.
 """
 
-from typing import Literal
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vggkit.networks.vgg import VGG
-
-Output = Literal["logits", "features", "statistics"]
-"""What is given of a picture: logits, what the last fully connected layer reads, or the mean and standard
-deviation of each channel of the trunk's last map."""
-Precision = Literal["fp32", "bf16"]
-"""What is computed in."""
+from vggkit.engines.cuda_graphs import Replays
+from vggkit.engines.outputs import Output, Plan, check_batch, find_relu, plan_outputs
+from vggkit.networks.vgg import VGG, slide
 
 
 class PyTorchEngine:
@@ -24,13 +23,28 @@ class PyTorchEngine:
 
     In fp32 the network itself moves to the device and to channels_last; the mode of each of its modules
     stays as it was, a frozen batch norm's too. In bf16 a copy computes, its batch norms in float32, of
-    the weights as they are now; the network stays where and as it is.
+    the weights as they are now; the network stays where and as it is. On CUDA single pictures of one size
+    are computed by a recorded pass.
+
+    Args:
+        network: The VGG.
+        device: Where it computes.
+        output: What is given of each picture, or several names.
+        precision: What is computed in.
+
+    Raises UnknownName.
     """
 
     def __init__(
-        self, network: VGG, device: torch.device, *, output: Output = "logits", precision: Precision = "fp32"
+        self,
+        network: VGG,
+        device: torch.device,
+        *,
+        output: Output | Sequence[Output] = "logits",
+        precision: Literal["fp32", "bf16"] = "fp32",
     ) -> None:
         planes = torch.channels_last
+        self._plan = plan_outputs(network.configuration, output)
         self.network: VGG
         if precision == "bf16":
             self.network = _copy_in_bf16(network).to(device, memory_format=planes)  # type: ignore[call-overload]
@@ -39,29 +53,70 @@ class PyTorchEngine:
             self.network = network.to(device, memory_format=planes)  # type: ignore[call-overload]
             self.dtype = next(network.parameters()).dtype
         self.device = device
-        self.output = output
+        self._replays = Replays(partial(_look, self.network, plan=self._plan), device)
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """The names of what is given."""
+        return self._plan.names
 
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """A row, as `output` says, of each of preprocessed pictures (N, C, H, W)."""
+        """The first output of preprocessed pictures (N, C, H, W): a row or a map of each."""
+        return self.compute(batch)[self._plan.names[0]]
+
+    def compute(self, batch: NDArray[np.float32]) -> dict[Output, NDArray[np.float32]]:
+        """Every output by its name, of one pass."""
+        check_batch(self.network.configuration, batch)
         images = torch.from_numpy(batch).to(self.device, self.dtype, memory_format=torch.channels_last)
         modes = [(module, module.training) for module in self.network.modules()]
         self.network.eval()
         try:
             with torch.inference_mode():
-                rows: NDArray[np.float32] = self._compute(images).float().cpu().numpy()
+                found = self._replays(images)
+                return {name: values.float().cpu().numpy() for name, values in found.items()}
         finally:
             for module, training in modes:
                 module.training = training
-        return rows
 
-    def _compute(self, images: Tensor) -> Tensor:
-        match self.output:
-            case "logits":
-                return self.network(images)  # type: ignore[no-any-return]
-            case "features":
-                return self.network.describe(images)
-            case "statistics":
-                return summarize(self.network.features(images))
+
+def _look(network: VGG, images: Tensor, plan: Plan) -> dict[Output, Tensor]:
+    """The plan's outputs; follows `VGG.forward`."""
+    match plan.names:
+        case ("logits",):
+            return {"logits": network(images)}
+        case ("features",):
+            return {"features": network.describe(images)}
+    found: dict[Output, Tensor] = {}
+    maps, before = images, ""
+    for layer, module in zip(plan.trunk, network.features, strict=False):
+        # A map that is kept must not be overwritten by its ReLU.
+        maps = F.relu(maps, inplace=before not in plan.names) if layer.kind == "relu" else module(maps)
+        before, found[layer.name] = layer.name, maps
+    if "statistics" in plan.names:
+        found["statistics"] = summarize(maps)
+    if plan.fully_connected or "features" in plan.names:
+        found |= _look_at_head(network, maps, plan)
+    return {name: found[name] for name in plan.names}
+
+
+def _look_at_head(network: VGG, maps: Tensor, plan: Plan) -> dict[Output, Tensor]:
+    """What the plan's layers of the head give, and the rows that are theirs."""
+    configuration, found = network.configuration, dict[Output, Tensor]()
+    last = configuration.fully_connected[-1]
+    slides, side = configuration.head == "dense", configuration.grid
+    row = values = network.read(maps, nn.Sequential())
+    if slides:
+        values = F.adaptive_avg_pool2d(maps, (max(maps.shape[2], side), max(maps.shape[3], side)))
+    for fc in plan.fully_connected:
+        module = cast(nn.Linear | nn.Sequential, network.classifier[fc.index])
+        found["features"] = row
+        values, side = (slide(module, values, side), 1) if slides else (module(values), side)
+        found[fc.name] = values
+        if fc != last:
+            values = found[find_relu(fc)] = F.relu(values)
+        row = values.mean((2, 3)) if slides else values
+    found["logits" if last in plan.fully_connected else "features"] = row
+    return found
 
 
 def summarize(maps: Tensor) -> Tensor:

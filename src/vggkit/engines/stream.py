@@ -27,7 +27,18 @@ class Engine(Protocol):
     """Anything that turns preprocessed pictures into a row each."""
 
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Rows (N, K) or (N, F) of pictures (N, C, H, W)."""
+        """Rows (N, K) or (N, F) of pictures (N, C, H, W), or maps, as it was asked for."""
+
+
+class NamedEngine(Engine, Protocol):
+    """An engine that may give several things of a picture in one pass: `engines.outputs` names them."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of what is given; `run` gives the first."""
+
+    def compute(self, batch: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """Every output by its name: rows (N, F), or maps (N, C, H, W)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

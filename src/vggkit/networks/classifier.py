@@ -17,9 +17,10 @@ from vggkit.images.preprocessing import Preprocessing, suit_preprocessing
 from vggkit.networks.card import Card, read_card
 from vggkit.networks.checkpoints import Taken, read_weights, take_weights, write_weights
 from vggkit.networks.configurations import Configuration, Head, Scheme, configure
+from vggkit.networks.locating import locate_model
 from vggkit.networks.publishing.pretrained import fetch
 from vggkit.networks.publishing.published import find_published
-from vggkit.networks.publishing.sharing import is_address, pull, push
+from vggkit.networks.publishing.sharing import push
 from vggkit.networks.recognition.canonical import CanonicalWeights
 from vggkit.networks.recognition.identification import Examination, examine
 from vggkit.networks.vgg import VGG
@@ -246,12 +247,7 @@ def load(path: str | Path) -> Classifier:
 
     Raises BadCheckpoint; from the hub, BadDownload and MissingExtra too.
     """
-    if is_address(path):
-        path = pull(path)
-    best = Path(path) / "best.safetensors"
-    if (Path(path) / "config.yaml").is_file() and not best.is_file():
-        raise BadCheckpoint(f"{path}: is a run's folder without best.safetensors; its first epoch did not end")
-    return Classifier.load(best if best.is_file() else path)
+    return Classifier.load(locate_model(path))
 
 
 def _adapt_preprocessing(examination: Examination, in_channels: int) -> Preprocessing | None:

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Final, Literal, Self, cast, get_args
 
 from vggkit.errors import BadConfiguration, UnknownName
 
@@ -18,6 +18,10 @@ Statistics = Literal["mean", "mean+std"]
 Scheme = Literal["kaiming", "glorot", "paper", "dirac"]
 """How random weights are drawn; `initialization.initialize` explains each."""
 Kind = Literal["conv", "bn", "relu", "lrn", "pool"]
+STD_EPSILON: Final = 1e-5
+"""Added to a variance: a channel that is constant over the map has no deviation to differentiate."""
+BATCH_NORM_EPSILON: Final = 1e-5
+"""Added to the variance of a batch norm: PyTorch's, as no file states another."""
 
 
 @dataclass(frozen=True, slots=True)

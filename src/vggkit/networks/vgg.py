@@ -3,18 +3,23 @@
 Shape letters: N pictures, C channels, H and W pixels, K classes.
 """
 
-from typing import Final, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from vggkit.errors import BadInput
-from vggkit.networks.configurations import Configuration, FullyConnected, Head, Layer, Scheme, configure
+from vggkit.networks.configurations import (
+    STD_EPSILON,
+    Configuration,
+    FullyConnected,
+    Head,
+    Layer,
+    Scheme,
+    configure,
+)
 from vggkit.networks.initialization import initialize
-
-# A channel that is constant over the map has no standard deviation to differentiate.
-STD_EPSILON: Final = 1e-5
 
 
 class VGG(nn.Module):
@@ -77,7 +82,10 @@ class VGG(nn.Module):
         # Traced graphs carry no checks of ours: a guard on H and W would fix or bound their sizes.
         if not (torch.compiler.is_compiling() or isinstance(images, fx.Proxy)):
             self._check(images)
-        maps = self.features(images)
+        return self.read(self.features(images), layers)
+
+    def read(self, maps: Tensor, layers: nn.Sequential) -> Tensor:
+        """What these first layers of the head, all or none of them, read of the trunk's last map: rows (N, F)."""
         match self.configuration.head:
             case "fc":
                 return self._read_flat(maps, layers)
@@ -128,7 +136,7 @@ class VGG(nn.Module):
         maps = F.pad(maps, (0, 1, 0, 1)) if spare else maps
         for layer in layers:
             if isinstance(layer, nn.Linear | nn.Sequential):
-                maps = _convolve(layer, maps, grid)
+                maps = slide(layer, maps, grid)
                 grid = 1  # only the first layer reads a window
             else:
                 maps = layer(maps)
@@ -145,11 +153,11 @@ class VGG(nn.Module):
         return cast(Tensor, layers(statistics))
 
 
-def _convolve(layer: nn.Linear | nn.Sequential, maps: Tensor, grid: int) -> Tensor:
+def slide(layer: nn.Linear | nn.Sequential, maps: Tensor, grid: int) -> Tensor:
     """A fully connected layer as a grid×grid convolution; of two factors only the first has a window."""
     if isinstance(layer, nn.Sequential):
         down, up = cast(tuple[nn.Linear, nn.Linear], tuple(layer))
-        return _convolve(up, _convolve(down, maps, grid), 1)
+        return slide(up, slide(down, maps, grid), 1)
     return F.conv2d(maps, layer.weight.view(layer.out_features, -1, grid, grid), layer.bias)
 
 

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggkit.engines.choosing import choose_engine
-from vggkit.engines.pytorch import Output
+from vggkit.engines.outputs import find_relu, plan_outputs
 from vggkit.engines.stream import Engine, stream_answers
-from vggkit.errors import BadInput, UnknownName
+from vggkit.errors import BadInput
 from vggkit.hardware import choose_device
 from vggkit.images.pictures import Picture
 from vggkit.images.sources import gather_pictures
@@ -51,23 +51,22 @@ class Embeddings:
     """What the vectors are."""
 
 
-def find_layer(configuration: Configuration, layer: str) -> tuple[Output, int]:
-    """What an engine is asked for, and F, by what people call it.
+def find_width(configuration: Configuration, layer: str) -> int:
+    """F of what people call a layer; raises UnknownName.
 
     Args:
         configuration: Of the network.
-        layer: `features`, what the last fully connected layer reads (of the paper's head also as `relu7`: fc7
-            behind its ReLU); `statistics`, mean and standard deviation of each channel of the trunk's last map.
-
-    Raises UnknownName.
+        layer: `features`, what the last fully connected layer reads; `statistics`, mean and standard deviation of
+            each channel of the trunk's last map; `logits`; or a layer's name, such as relu7 or pool5, of whose
+            maps each channel's mean is taken.
     """
-    *before, last = configuration.fully_connected
-    known = [FEATURES, *(fc.name.replace("fc", "relu") for fc in before[-1:]), STATISTICS]
-    if layer not in known:
-        raise UnknownName.of("layer that vectors can be taken from", layer, known)
-    if layer == STATISTICS:
-        return "statistics", 2 * configuration.trunk_channels
-    return "features", last.in_features
+    plan_outputs(configuration, layer)
+    *_, last = configuration.fully_connected
+    widths = {FEATURES: last.in_features, STATISTICS: 2 * configuration.trunk_channels, "logits": last.out_features}
+    widths |= {each.name: each.out_channels for each in configuration.trunk}
+    for fc in configuration.fully_connected:
+        widths |= {fc.name: fc.out_features, find_relu(fc): fc.out_features}
+    return widths[layer]
 
 
 def embed(
@@ -85,7 +84,7 @@ def embed(
     Args:
         classifier: The Classifier whose network computes.
         pictures: What `predict` takes.
-        layer: What the vectors are, see `find_layer`.
+        layer: What the vectors are, see `find_width`.
         batch_size: Pictures that pass through the network together.
         device: `auto`, `cpu`, `cuda`, `mps`.
         precision: What is computed in; auto: bf16 where the device multiplies it by itself.
@@ -93,7 +92,7 @@ def embed(
 
     Raises UnknownName, BadInput and BadData.
     """
-    _, width = find_layer(classifier.configuration, layer)
+    width = find_width(classifier.configuration, layer)
     given = [pictures] if isinstance(pictures, str | Path) else pictures
     total = len(given) if all(isinstance(picture, Picture) for picture in given) else None
     engine, _ = prepare_engine(classifier, layer=layer, device=device, precision=precision)
@@ -120,8 +119,7 @@ def prepare_engine(
     precision: Literal["fp32", "bf16", "auto"] = "fp32",
 ) -> tuple[Engine, str]:
     """What computes the vectors, and what was chosen and why, for people; raises UnknownName and BadInput."""
-    output, _ = find_layer(classifier.configuration, layer)
-    return choose_engine(classifier.network, choose_device(device), output=output, precision=precision)
+    return choose_engine(classifier.network, choose_device(device), output=layer, precision=precision)
 
 
 def iterate_embeddings(
@@ -136,4 +134,9 @@ def iterate_embeddings(
         raise BadInput(f"batch_size must be 1 or more, got {batch_size}")
     found = gather_pictures(pictures)
     for answer in stream_answers(engine, classifier.preprocessing, found, batch_size=batch_size):
-        yield Embedding(answer.picture.path, answer.output, answer.problem)
+        yield Embedding(answer.picture.path, _pool(answer.output), answer.problem)
+
+
+def _pool(row: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
+    """A map (C, H, W) as the mean of each channel."""
+    return row.mean(axis=(1, 2)) if row is not None and row.ndim == 3 else row

@@ -139,7 +139,7 @@ def embed_into(
     prediction.check_counts(top=1, batch_size=batch_size)
     classifier, place = _load(classifier)
     given = [pictures] if isinstance(pictures, str | Path) else list(pictures)
-    _, width = embedding.find_layer(classifier.configuration, layer)
+    width = embedding.find_width(classifier.configuration, layer)
     engine, said = embedding.prepare_engine(classifier, layer=layer, device=device, precision=precision)
     missing = np.full(width, np.nan, np.float32)
 

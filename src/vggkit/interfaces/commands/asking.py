@@ -134,7 +134,8 @@ def embed(
         pictures: Files, folders (every picture below), lists (.txt), tables, archives, or - for standard input.
         out: A .parquet (path, vector, problem), or an .npy beside which OUT.csv names its rows.
         layer: features: what the last fully connected layer reads (relu7 of the paper's head); statistics: mean and
-            standard deviation of each channel of the trunk's last map.
+            standard deviation of each channel of the trunk's last map; or a layer's name, such as pool5 or relu6,
+            of whose maps each channel's mean is taken.
         columns: What a table's columns are called.
         batch_size: Pictures that pass through the network together.
         device: auto, cpu, cuda or mps.

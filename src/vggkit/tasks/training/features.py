@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 
 from vggkit.engines.choosing import choose_engine
-from vggkit.engines.pytorch import Precision
 from vggkit.engines.stream import Engine, stream_rows
 from vggkit.errors import BadImage
 from vggkit.hardware import computes_bf16, derive_seed
@@ -79,7 +78,7 @@ def extract_features(
     """
     say = say or (lambda sentence: None)
     source = _Source(classifier, recipe, views)
-    chosen: Precision = "fp32"
+    chosen: Literal["fp32", "bf16"] = "fp32"
     if precision == "bf16" or (precision == "auto" and computes_bf16(device)):
         chosen = "bf16"
     stores = source.open_stores(f"{chosen} on {device.type}")

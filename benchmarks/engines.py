@@ -1,0 +1,202 @@
+"""Engines beside torchvision's eager fp32, VGG11 at 224: images a second, and from process start to an answer.
+
+Throughput in one process, each in turn, the same weights and pictures. Starts are processes of their own, in a
+random order, the model's file in the system's cache; "compiled, read" is OpenVINO's own compiled model, exported
+before. Writes engines.md beside itself.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+SIDE, BATCHES = 224, (1, 8, 32)
+TORCHVISION = """
+import sys, torch, torchvision
+from PIL import Image
+network = torchvision.models.vgg11()
+network.load_state_dict(torch.load(sys.argv[1] + "/model.pth", weights_only=True))
+prepare = torchvision.models.VGG11_Weights.DEFAULT.transforms()
+with torch.inference_mode():
+    print(int(network.eval()(prepare(Image.open(sys.argv[1] + "/picture.png"))[None]).argmax()))
+"""
+VGGKIT = """
+import sys
+from vggkit.engines.choosing import choose_engine
+from vggkit.engines.weights import ModelFile
+from vggkit.images.pictures import Picture
+model = ModelFile(sys.argv[1] + "/model.safetensors")
+engine, _ = choose_engine(model, "cpu", engine="{engine}", precision="{precision}")
+picture = model.card.preprocessing(Picture(sys.argv[1] + "/picture.png").decode())
+print(int(engine.run(picture[None]).argmax()))
+"""
+COMPILED = """
+import sys, numpy
+from vggkit.engines.openvino import _import_openvino
+from vggkit.images.pictures import Picture
+from vggkit.networks.card import read_card
+openvino = _import_openvino()
+card = read_card(sys.argv[1] + "/model.safetensors")
+blob = openvino.Tensor(numpy.memmap(sys.argv[1] + "/bf16.blob", numpy.uint8, "r"))
+options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "bf16"}
+model = openvino.Core().import_model(blob, "CPU", options)
+picture = card.preprocessing(Picture(sys.argv[1] + "/picture.png").decode())
+print(int(model(picture[None])[0].argmax()))
+"""
+STARTS = {
+    "torchvision, eager fp32": TORCHVISION,
+    "vggkit, OpenVINO fp32": VGGKIT.format(engine="openvino", precision="fp32"),
+    "vggkit, OpenVINO bf16": VGGKIT.format(engine="openvino", precision="bf16"),
+    "OpenVINO bf16, compiled, read": COMPILED,
+    "vggkit, ONNX Runtime fp32": VGGKIT.format(engine="onnx", precision="fp32"),
+}
+
+
+def build_runners(folder: Path) -> dict:
+    """What takes a batch, by its name; torchvision first."""
+    import torch
+    import torchvision
+
+    from vggkit.engines.onnx import ONNXEngine
+    from vggkit.engines.openvino import OpenVINOEngine
+    from vggkit.engines.pytorch import PyTorchEngine
+    from vggkit.engines.ranges import measure_ranges
+    from vggkit.engines.weights import ModelFile
+
+    model = ModelFile(folder / "model.safetensors")
+    peer = torchvision.models.vgg11().eval()
+    peer.load_state_dict(torch.load(folder / "model.pth", weights_only=True))
+    ranges = measure_ranges(model, [draw(8)])
+
+    def run_peer(batch):
+        with torch.inference_mode():
+            return peer(torch.from_numpy(batch)).numpy()
+
+    cpu = torch.device("cpu")
+    return {
+        "torchvision, eager fp32": run_peer,
+        "vggkit, PyTorch fp32": PyTorchEngine(model.load_network(), cpu).run,
+        "vggkit, ONNX Runtime fp32": ONNXEngine(model).run,
+        "vggkit, OpenVINO fp32": OpenVINOEngine(model).run,
+        "vggkit, OpenVINO bf16": OpenVINOEngine(model, precision="bf16").run,
+        "vggkit, OpenVINO int8": OpenVINOEngine(model, precision="int8", ranges=ranges).run,
+    }
+
+
+def draw(count: int) -> np.ndarray:
+    return np.random.default_rng(count).normal(size=(count, 3, SIDE, SIDE)).astype(np.float32)
+
+
+def measure_throughput(folder: Path, rounds: int) -> list[str]:
+    runners = build_runners(folder)
+    seconds: dict = {}
+    for number in range(rounds + 1):
+        for name, run in runners.items():
+            for count in BATCHES:
+                batch, started = draw(count), time.perf_counter()
+                run(batch)
+                if number:
+                    seconds.setdefault((name, count), []).append(time.perf_counter() - started)
+    peer = next(iter(runners))
+    rows = []
+    for name in runners:
+        cells = []
+        for count in BATCHES:
+            ratios = sorted(p / o for p, o in zip(seconds[peer, count], seconds[name, count], strict=True))
+            speed = count / statistics.median(seconds[name, count])
+            cells.append(f"{speed:.1f}, {statistics.median(ratios):.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f})")
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return rows
+
+
+def measure_starts(folder: Path, rounds: int) -> list[str]:
+    seconds: dict = {name: [] for name in STARTS}
+    answers = set()
+    for _ in range(rounds):
+        for name in random.sample(list(STARTS), len(STARTS)):
+            started = time.perf_counter()
+            line = [sys.executable, "-c", STARTS[name], str(folder)]
+            done = subprocess.run(line, capture_output=True, text=True, check=True)
+            seconds[name].append(time.perf_counter() - started)
+            answers.add(done.stdout)
+    assert len(answers) == 1, answers
+    peer = statistics.median(next(iter(seconds.values())))
+    return [
+        f"| {name} | {statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f}) | "
+        f"{peer / statistics.median(found):.1f} |"
+        for name, found in seconds.items()
+    ]
+
+
+def prepare(folder: Path) -> None:
+    import torch
+    from PIL import Image
+
+    import vggkit as vk
+    from vggkit.engines.openvino import OpenVINOEngine
+
+    classifier = vk.Classifier.create("vgg11", labels=[f"class {n}" for n in range(1000)], seed=0)
+    classifier.save(folder / "model.safetensors")
+    torch.save(classifier.network.state_dict(), folder / "model.pth")
+    pixels = np.random.default_rng(0).integers(0, 256, (375, 500, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / "picture.png")
+    engine = OpenVINOEngine(classifier.network, precision="bf16")
+    blob = engine._compile((SIDE, SIDE), "LATENCY").model.export_model()
+    (folder / "bf16.blob").write_bytes(blob.getbuffer())
+
+
+def main() -> None:
+    from vggkit.hardware import describe_machine
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    rounds = parser.parse_args().rounds
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare(folder)
+        starts = measure_starts(folder, rounds)
+        speeds = measure_throughput(folder, rounds)
+    import torch
+
+    machine = describe_machine(torch.device("cpu"))
+    versions = ", ".join(
+        f"{name} {importlib.metadata.version(name)}" for name in ("torchvision", "openvino", "onnxruntime")
+    )
+    text = "\n".join(
+        [
+            "# Engines beside torchvision",
+            "",
+            f"VGG11 at {SIDE} pixels, medians of {rounds} rounds in turn. Images a second, and how many times",
+            "torchvision's speed (least to most):",
+            "",
+            f"| | {' | '.join(f'batch {count}' for count in BATCHES)} |",
+            f"|---|{'---|' * len(BATCHES)}",
+            *speeds,
+            "",
+            "Seconds from process start to the first answer, with 531 MB of weights (least to most), and how many",
+            "times sooner than torchvision:",
+            "",
+            "| | seconds | ratio |",
+            "|---|---|---|",
+            *starts,
+            "",
+            f"{machine['device']}; {machine['system']}; torch {machine['torch']}, {versions}, "
+            f"Python {platform.python_version()}; {datetime.datetime.now(datetime.UTC).date()}.",
+            "",
+        ]
+    )
+    Path(__file__).with_suffix(".md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

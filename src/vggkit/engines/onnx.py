@@ -1,0 +1,212 @@
+"""A network as ONNX Runtime runs it on processors: the graph is drawn from the configuration and the weights.
+
+No torch here. Shape letters: N pictures, C channels, H and W pixels, F features.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggkit.engines.drawing import Drawing, Sides, Values
+from vggkit.engines.outputs import Output, check_batch, plan_outputs
+from vggkit.engines.weights import Weights, find_weights
+from vggkit.errors import MissingExtra
+from vggkit.hardware import count_threads
+from vggkit.networks.configurations import Pooling
+
+if TYPE_CHECKING:
+    from vggkit.networks.vgg import VGG
+
+TOGETHER: Final = 8
+"""Pictures that are computed together at most: more gain nothing, and their maps leave the caches."""
+KEPT: Final = 4
+"""Sessions that are kept, the last ones used: each size of pictures has its own."""
+OPSET: Final = 18
+IR_VERSION: Final = 9
+_PLACE: Final = "weights"
+"""Where ONNX is told that the weights are; they are handed over in memory."""
+_LEAST_BYTES: Final = 1024
+
+
+class ONNXEngine:
+    """Runs a VGG with ONNX Runtime on the processor, in float32: it has no bfloat16 there.
+
+    Args:
+        weights: A VGG, or a ModelFile, which needs no torch.
+        output: What is given of each picture, or several names.
+
+    Raises UnknownName, MissingExtra without onnx and onnxruntime, and BadCheckpoint.
+    """
+
+    def __init__(self, weights: "Weights | VGG", *, output: Output | Sequence[Output] = "logits") -> None:
+        self._source = find_weights(weights)
+        self._configuration = self._source.configuration
+        self._plan = plan_outputs(self._configuration, output)
+        with ThreadPoolExecutor(1) as pool:
+            reading = pool.submit(self._source.read, self._plan.keys)
+            self._onnx, self._runtime = _import_onnx()
+            reading.result()
+        self._sessions: dict[Sides, Any] = {}
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """The names of what is given."""
+        return self._plan.names
+
+    def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The first output of preprocessed pictures (N, C, H, W): a row or a map of each."""
+        return self.compute(batch)[self._plan.names[0]]
+
+    def compute(self, batch: NDArray[np.float32]) -> dict[Output, NDArray[np.float32]]:
+        """Every output by its name, of one pass."""
+        check_batch(self._configuration, batch)
+        session = self._find_session((batch.shape[2], batch.shape[3]))
+        batch = np.ascontiguousarray(batch, dtype=np.float32)
+        parts = [
+            session.run(None, {"images": batch[first : first + TOGETHER]})
+            for first in range(0, len(batch), TOGETHER)
+        ]
+        outputs = (np.concatenate(each) for each in zip(*parts, strict=True))
+        return dict(zip(self._plan.names, outputs, strict=True))
+
+    def _find_session(self, size: Sides) -> Any:
+        session = self._sessions.pop(size, None) or self._open_session(size)
+        self._sessions[size] = session  # the last one used stands last
+        while len(self._sessions) > KEPT:
+            del self._sessions[next(iter(self._sessions))]
+        return session
+
+    def _open_session(self, size: Sides) -> Any:
+        operations = _Operations(self._onnx)
+        drawing = Drawing(self._configuration, self._plan, self._source.read(self._plan.keys), operations)
+        found = drawing.draw("images", size)
+        model = operations.build(found, ["N", self._configuration.in_channels, *size])
+        options = self._runtime.SessionOptions()
+        options.intra_op_num_threads = count_threads()
+        options.log_severity_level = 3  # errors; what is wrong with a model of ours is no one's news
+        kept = operations.initializers
+        values = [self._runtime.OrtValue.ortvalue_from_numpy(value) for value in kept.values()]
+        options.add_external_initializers(list(kept), values)
+        return self._runtime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+
+
+class _Operations:
+    """Nodes of ONNX, known by the names of what they give."""
+
+    def __init__(self, onnx: ModuleType) -> None:
+        self._onnx = onnx
+        self._nodes: list[Any] = []
+        self._constants: dict[str, NDArray[Any]] = {}
+
+    @property
+    def initializers(self) -> dict[str, Values]:
+        """The constants that the model only names; what shapes hang on, such as axes, is in the model itself."""
+        return {name: value for name, value in self._constants.items() if value.nbytes >= _LEAST_BYTES}
+
+    def build(self, outputs: Mapping[Output, str], shape: Sequence[int | str]) -> Any:
+        """The model of all that was drawn, for images of that shape."""
+        helper, kind = self._onnx.helper, self._onnx.TensorProto.FLOAT
+        for name, value in outputs.items():
+            self._nodes.append(helper.make_node("Identity", [value], [f"output {name}"]))
+        graph = helper.make_graph(
+            self._nodes,
+            "vgg",
+            [helper.make_tensor_value_info("images", kind, shape)],
+            [helper.make_tensor_value_info(f"output {name}", kind, None) for name in outputs],
+            [self._describe(name, value) for name, value in self._constants.items()],
+        )
+        opsets = [helper.make_opsetid("", OPSET)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="vggkit")
+
+    def convolve(self, maps: str, weight: Values, bias: Values | None, padding: int, reads: str | None) -> str:
+        given = [maps, self._keep(weight)] + ([] if bias is None else [self._keep(bias)])
+        return self._add("Conv", given, pads=[padding] * 4)
+
+    def scale(self, maps: str, factor: Values, shift: Values) -> str:
+        scaled = self._add("Mul", [maps, self._keep(factor.reshape(1, -1, 1, 1))])
+        return self._add("Add", [scaled, self._keep(shift.reshape(1, -1, 1, 1))])
+
+    def rectify(self, values: str) -> str:
+        return self._add("Relu", [values])
+
+    def normalize_responses(self, maps: str) -> str:
+        # As in `networks.vgg`: alpha is divided by the window here too.
+        return self._add("LRN", [maps], alpha=5 * 1e-4, beta=0.75, bias=2.0, size=5)
+
+    def pool(self, maps: str, pooling: Pooling) -> str:
+        kind = "MaxPool" if pooling == "max" else "AveragePool"
+        return self._add(kind, [maps], kernel_shape=[2, 2], strides=[2, 2])
+
+    def fit(self, maps: str, sides: Sides, wanted: Sides) -> str:
+        # ONNX has no adaptive pooling; for known sides it is a product from the left and one from the right.
+        down, across = (_average_ranges(*pair) for pair in zip(sides, wanted, strict=True))
+        return self._add("MatMul", [self._add("MatMul", [self._keep(down), maps]), self._keep(across.T)])
+
+    def average_windows(self, maps: str, places: Sides) -> str:
+        return self._add("AveragePool", [maps], kernel_shape=list(places), strides=[1, 1])
+
+    def flatten(self, maps: str) -> str:
+        return self._add("Flatten", [maps], axis=1)
+
+    def connect(self, rows: str, weight: Values, bias: Values | None, reads: str | None) -> str:
+        given = [rows, self._keep(weight)] + ([] if bias is None else [self._keep(bias)])
+        return self._add("Gemm", given, transB=1)
+
+    def average(self, maps: str) -> str:
+        return self._add("ReduceMean", [maps, self._sides()], keepdims=0)
+
+    def summarize(self, maps: str, epsilon: float) -> str:
+        mean = self._add("ReduceMean", [maps, self._sides()], keepdims=1)
+        apart = self._add("Sub", [maps, mean])
+        variance = self._add("ReduceMean", [self._add("Mul", [apart, apart]), self._sides()], keepdims=0)
+        deviation = self._add("Sqrt", [self._add("Add", [variance, self._keep(np.array([epsilon], np.float32))])])
+        return self._add("Concat", [self._add("Flatten", [mean], axis=1), deviation], axis=1)
+
+    def _sides(self) -> str:
+        return self._keep(np.array([2, 3], np.int64))
+
+    def _add(self, kind: str, given: list[str], **attributes: Any) -> str:
+        name = f"{kind} {len(self._nodes)}"
+        self._nodes.append(self._onnx.helper.make_node(kind, given, [name], **attributes))
+        return name
+
+    def _keep(self, value: NDArray[Any]) -> str:
+        name = f"constant {len(self._constants)}"
+        self._constants[name] = np.ascontiguousarray(value)
+        return name
+
+    def _describe(self, name: str, value: NDArray[Any]) -> Any:
+        """A constant: small ones whole, others without their values."""
+        if value.nbytes < _LEAST_BYTES:
+            return self._onnx.numpy_helper.from_array(value, name)
+        proto = self._onnx.TensorProto
+        described = proto(name=name, data_type=proto.FLOAT, dims=value.shape, data_location=proto.EXTERNAL)
+        described.external_data.add(key="location", value=_PLACE)
+        return described
+
+
+def _average_ranges(length: int, wanted: int) -> Values:
+    """The matrix (wanted, length) that averages as adaptive pooling does."""
+    matrix = np.zeros((wanted, length), np.float32)
+    for place in range(wanted):
+        first, last = place * length // wanted, math.ceil((place + 1) * length / wanted)
+        matrix[place, first:last] = 1 / (last - first)
+    return matrix
+
+
+def _import_onnx() -> tuple[ModuleType, ModuleType]:
+    """The packages; ONNX Runtime reports nothing to its makers."""
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError as problem:
+        raise MissingExtra.of("onnx and onnxruntime", "computing with ONNX Runtime", "onnx") from problem
+    onnxruntime.disable_telemetry_events()
+    return onnx, onnxruntime

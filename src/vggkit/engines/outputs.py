@@ -1,0 +1,94 @@
+"""What can be asked of a network by name, and how much of it must be computed for that. No torch here."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggkit.errors import BadInput, UnknownName
+from vggkit.networks.configurations import Configuration, FullyConnected, Layer
+
+Output = str
+"""`logits`; `features`, what the last fully connected layer reads; `statistics`, the mean and standard deviation
+of each channel of the trunk's last map; or a layer's name, such as conv3_2, relu3_3, pool5, fc6, relu6, fc7."""
+Precision = Literal["fp32", "bf16", "int8"]
+"""What is computed in; int8 is OpenVINO's alone."""
+Ranges = Mapping[Output, tuple[float, float]]
+"""The least and the largest value of what a convolution or a matrix reads, by its name."""
+ROWS: Final = ("logits", "features", "statistics")
+"""What every network has, a row for each picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is computed for the outputs that were asked for, and no more."""
+
+    names: tuple[Output, ...]
+    """What is given, in this order."""
+    trunk: tuple[Layer, ...]
+    """The layers of the trunk that are computed."""
+    fully_connected: tuple[FullyConnected, ...]
+    """The layers of the head that are computed."""
+    keys: tuple[str, ...]
+    """State-dict keys of their weights."""
+
+
+def list_outputs(configuration: Configuration) -> list[Output]:
+    """Every name that can be asked for: rows first, then the layers in order.
+
+    `fc6` is a layer's own result and `relu6` what follows of it. Layers of the trunk give maps
+    (N, C, H, W); those of the head rows (N, F), and maps where the head slides (`dense`).
+    """
+    return [*ROWS, *(layer.name for layer in configuration.trunk), *_name_head(configuration)]
+
+
+def plan_outputs(configuration: Configuration, output: Output | Sequence[Output]) -> Plan:
+    """The plan for one output or several; raises UnknownName with the nearest name, and BadInput for none."""
+    names = (output,) if isinstance(output, str) else tuple(dict.fromkeys(output))
+    known = list_outputs(configuration)
+    if not names:
+        raise BadInput(f"an engine must be asked for an output: one or several of {', '.join(known)}")
+    for name in names:
+        if name not in known:
+            raise UnknownName.of("layer or output of this network", name, known)
+    order = [layer.name for layer in configuration.trunk]
+    whole = any(name not in order for name in names)
+    deepest = len(order) if whole else 1 + max(order.index(name) for name in names)
+    trunk, layers = configuration.trunk[:deepest], configuration.fully_connected
+    head = layers[: max(_count_layers(name, layers) for name in names)]
+    parts = {f"features.{layer.index}" for layer in trunk} | {f"classifier.{fc.index}" for fc in head}
+    keys = tuple(
+        key
+        for key in configuration.state_shapes()
+        if ".".join(key.split(".")[:2]) in parts and not key.endswith("num_batches_tracked")
+    )
+    return Plan(names, trunk, head, keys)
+
+
+def _name_head(configuration: Configuration) -> list[Output]:
+    *hidden, last = configuration.fully_connected
+    return [*(name for fc in hidden for name in (fc.name, find_relu(fc))), last.name]
+
+
+def find_relu(fc: FullyConnected) -> Output:
+    """The name of the ReLU behind a layer of the head: relu6 of fc6."""
+    return fc.name.replace("fc", "relu")
+
+
+def _count_layers(name: Output, layers: tuple[FullyConnected, ...]) -> int:
+    """How many layers of the head a name needs."""
+    if name in ("logits", "features"):
+        return len(layers) - (name == "features")
+    return next((count for count, fc in enumerate(layers, start=1) if name in (fc.name, find_relu(fc))), 0)
+
+
+def check_batch(configuration: Configuration, batch: NDArray[np.float32]) -> None:
+    """Raise BadInput where a batch cannot be pictures (N, C, H, W) of this network."""
+    channels, least = configuration.in_channels, configuration.minimum_side
+    if batch.ndim != 4 or not len(batch) or batch.shape[1] != channels or min(batch.shape[2:]) < least:
+        raise BadInput(
+            f"an engine of this network takes pictures (N, {channels}, H, W), one at least and each of "
+            f"{least} pixels a side or more; got {batch.shape}"
+        )

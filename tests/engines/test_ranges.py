@@ -1,0 +1,84 @@
+"""Ranges are those of what products read, and rounding to 8 bits within them stays near.
+
+Shape letters: N pictures, C channels, H and W pixels.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from vggkit.engines.pytorch import PyTorchEngine
+from vggkit.engines.ranges import list_reads, measure_ranges
+from vggkit.errors import BadInput
+from vggkit.networks.configurations import Configuration, configure
+from vggkit.networks.vgg import VGG
+
+pytest.importorskip("openvino")
+SMALL = Configuration(
+    blocks=((8,), (12,), (16, 16), (16,), (20,)), hidden=(24, 18), grid=2, num_classes=5, batch_norm=True
+)
+KINDS = {
+    "fc": SMALL,
+    "dense": replace(SMALL, head="dense"),
+    "pool": replace(SMALL, head="pool", hidden=()),
+    "ranks": replace(SMALL, ranks=(6, None, 4)),
+    "normalised responses": replace(SMALL, lrn_after=("relu1_1",)),
+    "cut before a pool": replace(SMALL, head="pool", hidden=(), until="relu3_2", statistics="mean+std"),
+}
+
+
+def build(configuration: Configuration) -> VGG:
+    torch.manual_seed(0)
+    network = VGG(configuration)
+    with torch.no_grad():
+        for value in network.parameters():
+            if value.dim() > 1:
+                torch.nn.init.normal_(value, std=(2 / value[0].numel()) ** 0.5)
+    return network
+
+
+def draw(seed: int, count: int = 6) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0.5, 1, size=(count, 3, 64, 64)).astype(np.float32)
+
+
+def test_names_are_those_that_convolutions_and_matrices_read():
+    found = list_reads(configure("vgg11"))
+    assert found == ["images", *(f"pool{n}" for n in (1, 2)), "relu3_1", "pool3", "relu4_1", "pool4", "relu5_1",
+                     "pool5", "relu6", "relu7"]  # fmt: skip
+    assert list_reads(configure("vgg11", head="pool")) == found[:-3]
+    assert list_reads(KINDS["normalised responses"])[1] == "pool1"
+
+
+def test_ranges_are_means_of_each_pictures_ends():
+    network, batches = build(SMALL), [draw(0), draw(1, 2)]
+    found = measure_ranges(network, batches)
+    assert list(found) == list_reads(SMALL)
+    names = [name for name in found if name != "images"]
+    engine = PyTorchEngine(network, torch.device("cpu"), output=names)
+    for name in found:
+        values = np.concatenate([(engine.compute(batch) | {"images": batch})[name] for batch in batches])
+        flat = values.reshape(len(values), -1)
+        np.testing.assert_allclose(found[name], (flat.min(1).mean(), flat.max(1).mean()), rtol=1e-4, atol=1e-5)
+    assert found["images"][0] < 0 < found["images"][1]
+    assert all(low == 0 for name, (low, _) in found.items() if name != "images")
+
+
+def test_no_pictures():
+    with pytest.raises(BadInput, match="few hundred"):
+        measure_ranges(build(SMALL), [])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_int8_is_near(kind):
+    from vggkit.engines.openvino import OpenVINOEngine
+
+    network = build(KINDS[kind])
+    ranges = measure_ranges(network, [draw(seed) for seed in range(3)])
+    images = draw(9)
+    expected = PyTorchEngine(network, torch.device("cpu")).run(images)
+    found = OpenVINOEngine(network, precision="int8", ranges=ranges).run(images)
+    error = np.sqrt(np.mean((found - expected) ** 2)) / expected.std()
+    # Rounded it is, and by 255 steps for what is read and for what multiplies it, a few roundings added up.
+    assert 1e-4 < error < 0.1
