@@ -137,6 +137,11 @@ class TestRefusing:
             choose_engine(network, CPU, engine=name)
 
 
+def test_a_precision_nobody_knows(network):
+    with pytest.raises(UnknownName, match="Did you mean 'bf16'"):
+        choose_engine(network, CPU, precision="fp16")
+
+
 class TestBytes:
     RANGES = {"images": (-3.0, 3.0)}
 
@@ -157,8 +162,7 @@ class TestBytes:
             choose_engine(network, CPU, precision="int8", ranges=self.RANGES)
 
     @pytest.mark.parametrize("wrong", [{"precision": "int8"}, {"precision": "fp32", "ranges": RANGES}])
-    def test_ranges_and_int8_go_together(self, network, monkeypatch, wrong):
-        pytest.importorskip("openvino")
-        monkeypatch.setattr(choosing, "multiplies_bytes", lambda: True)
+    @pytest.mark.parametrize("name", ["auto", "pytorch", "openvino", "onnx"])
+    def test_ranges_and_int8_go_together(self, network, name, wrong):
         with pytest.raises(BadConfiguration, match="measure_ranges"):
-            choose_engine(network, CPU, engine="openvino", **wrong)
+            choose_engine(network, CPU, engine=name, **wrong)

@@ -165,6 +165,17 @@ def test_a_few_pictures_have_all_processors(monkeypatch, processors, alone, toge
             assert next(reversed(engine._models)) == ((32, 32), haste)
 
 
+def test_the_rest_of_many_pictures_is_compiled_for_only_when_more_singles_come(monkeypatch):
+    engine = build_openvino(build(POOL))
+    monkeypatch.setattr("vggkit.engines.openvino.count_threads", lambda: 2)
+    images = draw(POOL, 32, 32)
+    hastes = []
+    for count in (5, 5, 1, 5, 1, 1, 1, 5):
+        engine.run(images[:count])
+        hastes.append(next(reversed(engine._models))[1][0])
+    assert "".join(hastes) == "TTTTTLLT"
+
+
 @OTHERS
 def test_an_engine_that_is_let_go_is_freed(make):
     network = build(POOL)

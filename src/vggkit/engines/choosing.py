@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
-from vggkit.engines.outputs import Output, Precision, Ranges
+from vggkit.engines.outputs import Output, Precision, Ranges, check_precision
 from vggkit.engines.stream import NamedEngine
 from vggkit.engines.weights import Weights, find_weights
 from vggkit.errors import BadConfiguration, UnknownName
@@ -53,6 +53,7 @@ def choose_engine(
     place = _settle_device(device, engine)
     fast = computes_bf16(place)
     chosen: Precision = ("bf16" if fast and engine != "onnx" else "fp32") if precision == "auto" else precision
+    check_precision(chosen, ranges)
     name = _settle_engine(place, chosen) if engine == "auto" else engine
     if name == "onnx" and chosen != "fp32":
         raise BadConfiguration("ONNX Runtime computes in float32 on processors; take precision fp32, or OpenVINO")

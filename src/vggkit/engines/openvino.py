@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggkit.engines.drawing import Drawing, Sides, Values
-from vggkit.engines.outputs import Output, Precision, Ranges, check_batch, plan_outputs
+from vggkit.engines.outputs import Output, Precision, Ranges, check_batch, check_precision, plan_outputs
 from vggkit.engines.weights import Weights, find_weights
-from vggkit.errors import BadConfiguration, MissingExtra
+from vggkit.errors import MissingExtra
 from vggkit.hardware import count_threads
 from vggkit.networks.configurations import Pooling
 
@@ -52,7 +52,7 @@ class OpenVINOEngine:
             again where the processor multiplies bytes, and rounds coarsely.
         ranges: Of `measure_ranges`, for int8.
 
-    Raises UnknownName, MissingExtra without OpenVINO, and BadCheckpoint.
+    Raises UnknownName, BadConfiguration, MissingExtra without OpenVINO, and BadCheckpoint.
     """
 
     def __init__(
@@ -63,11 +63,7 @@ class OpenVINOEngine:
         precision: Precision = "fp32",
         ranges: Ranges | None = None,
     ) -> None:
-        if (precision == "int8") != (ranges is not None):
-            raise BadConfiguration(
-                f"precision int8 and ranges go together; got {precision} and "
-                f"{'ranges' if ranges else 'no ranges'}. measure_ranges finds them in a few hundred pictures"
-            )
+        check_precision(precision, ranges)
         self._ranges: Ranges = ranges or {}
         self._source = find_weights(weights)
         self._configuration, self._precision = self._source.configuration, precision
@@ -78,6 +74,7 @@ class OpenVINOEngine:
             self._openvino = _import_openvino()
             reading.result()
         self._models: dict[tuple[Sides, Haste], _Compiled] = {}
+        self._few = False
 
     @property
     def outputs(self) -> tuple[Output, ...]:
@@ -91,9 +88,16 @@ class OpenVINOEngine:
     def compute(self, batch: NDArray[np.float32]) -> dict[Output, NDArray[np.float32]]:
         """Every output by its name, of one pass."""
         check_batch(self._configuration, batch)
-        alone = len(batch) * PROCESSORS_A_STREAM < max(count_threads(), 2 * PROCESSORS_A_STREAM)
-        model = self._find_model((batch.shape[2], batch.shape[3]), "LATENCY" if alone else "THROUGHPUT")
+        size = batch.shape[2], batch.shape[3]
+        model = self._find_model(size, self._choose_haste(size, len(batch)))
         return dict(zip(self._plan.names, model.run(np.ascontiguousarray(batch, dtype=np.float32)), strict=True))
+
+    def _choose_haste(self, size: Sides, count: int) -> Haste:
+        """Few pictures in one request with all processors, or many in several."""
+        before, self._few = self._few, count * PROCESSORS_A_STREAM < max(count_threads(), 2 * PROCESSORS_A_STREAM)
+        rest = (size, "THROUGHPUT") in self._models and (size, "LATENCY") not in self._models and not before
+        # The rest of many pictures is not worth a model of its own, with its own copy of the weights.
+        return "LATENCY" if self._few and not rest else "THROUGHPUT"
 
     def _find_model(self, size: Sides, haste: Haste) -> "_Compiled":
         model = self._models.pop((size, haste), None) or self._compile(size, haste)

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vggkit.errors import BadInput, UnknownName
+from vggkit.errors import BadConfiguration, BadInput, UnknownName
 from vggkit.networks.configurations import Configuration, FullyConnected, Layer
 
 Output = str
@@ -91,4 +91,15 @@ def check_batch(configuration: Configuration, batch: NDArray[np.float32]) -> Non
         raise BadInput(
             f"an engine of this network takes pictures (N, {channels}, H, W), one at least and each of "
             f"{least} pixels a side or more; got {batch.shape}"
+        )
+
+
+def check_precision(precision: Precision, ranges: Ranges | None) -> None:
+    """Raise UnknownName for a precision that is none, BadConfiguration for int8 without ranges or the reverse."""
+    if precision not in get_args(Precision):
+        raise UnknownName.of("precision", precision, get_args(Precision))
+    if (precision == "int8") != (ranges is not None):
+        raise BadConfiguration(
+            f"precision int8 and ranges go together; got {precision} and {'no ' if ranges is None else ''}ranges. "
+            "engines.ranges.measure_ranges finds them in a few hundred pictures"
         )

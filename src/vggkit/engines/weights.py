@@ -63,6 +63,7 @@ class ModelFile:
         self._identity = _identify(self.path)
         self.card: Card = read_card(self.path)
         self._start, self._entries = self._read_header()
+        self._checked: set[str] = set()
         expected = self.configuration.state_shapes()
         found = {key: tuple(entry["shape"]) for key, entry in self._entries.items()}
         if found != expected:
@@ -88,12 +89,14 @@ class ModelFile:
         except (OSError, ValueError) as problem:
             raise BadCheckpoint(f"{self.path}: cannot be read ({problem})") from problem
         found = {key: self._find_values(key, mapped) for key in keys}
+        new = [key for key in keys if key not in self._checked]
         with ThreadPoolExecutor(READERS, thread_name_prefix="weights") as pool:
-            for key, finite in zip(keys, pool.map(_are_finite, found.values()), strict=True):
+            for key, finite in zip(new, pool.map(_are_finite, [found[key] for key in new]), strict=True):
                 if not finite:
                     raise BadCheckpoint(
                         f"{self.path}: {key} holds values that are not finite; take an earlier checkpoint"
                     )
+        self._checked.update(new)
         return found
 
     def load_network(self) -> "VGG":
