@@ -154,7 +154,7 @@ def test_what_is_not_known_is_left_out(tmp_path):
 
 def test_several_models_stand_beside_each_other(tmp_path):
     one, two = invent(model="A"), invent(model="B", skill=2.5, seed=3)
-    pair, fused = compare_answers(one, two), fuse([one, two])
+    pair, fused = compare_answers(one.answers, two.answers, names=("A", "B")), fuse([one, two])
     text = write([one, two, fused], tmp_path, Story(provenance={}), comparisons=[pair])
     assert "A + B on photos" in text
     assert pair.describe() in text
@@ -231,7 +231,7 @@ def test_the_terminal_shows_the_same_at_80_columns():
     from rich.console import Console
 
     one, two = invent(model="A", wanted_precision=0.9, notes=("no pictures of zebra",)), invent(model="B", seed=3)
-    several = draw_several([one, two, fuse([one, two])], [compare_answers(one, two)])
+    several = draw_several([one, two, fuse([one, two])], [compare_answers(one.answers, two.answers)])
     for drawn in (draw_evaluation(one), draw_evaluation(invent(classes=60, n=600)), several):
         out = io.StringIO()
         Console(file=out, width=80).print(drawn)
@@ -256,7 +256,7 @@ def test_a_browser_shows_it_at_360_pixels_and_says_nothing(tmp_path):
         "several": [invent(model="A" * 60), invent(model="B", seed=3), invent(model="C", seed=4)],
     }
     for name, evaluations in pages.items():
-        pairs = [compare_answers(evaluations[0], evaluations[1])] if len(evaluations) > 1 else []
+        pairs = [compare_answers(evaluations[0].answers, evaluations[1].answers)] if len(evaluations) > 1 else []
         path = tmp_path / f"{name}.html"
         write_report(evaluations, path, pictures=album(evaluations[-1]), story=STORY, comparisons=pairs)
     frames = "".join(

@@ -275,7 +275,7 @@ def measured(answers, name):
 
 def test_two_are_compared_picture_by_picture():
     first, second = invent(seed=1, skill=1.0), invent(seed=1, skill=2.0)
-    found = compare_answers(measured(first, "A"), measured(second, "B"))
+    found = compare_answers(first, second, names=("A", "B"))
     gain = second.right.astype(int) - first.right
     assert found.difference == pytest.approx(second.right.mean() - first.right.mean())
     assert (found.only_first, found.only_second) == ((gain < 0).sum(), (gain > 0).sum())
@@ -290,7 +290,7 @@ def test_two_are_compared_picture_by_picture():
     place = first.paths.index(change.path)
     assert change.label == first.labels[first.targets[place]]
     assert (change.first, change.second) == (first.labels[first.given[place]], first.labels[second.given[place]])
-    same = compare_answers(measured(first, "A"), measured(first, "A"))
+    same = compare_answers(first, first, names=("A", "A"))
     assert (same.difference, same.p_value, same.changes) == (0, 1, ())
     assert "may be chance" in same.describe()
     json.dumps(found.to_dict())
@@ -310,7 +310,7 @@ def turn(answers, order):
 def test_classes_and_pictures_are_matched_by_name_not_by_place():
     answers = invent(classes=4)
     other = turn(answers, [2, 0, 3, 1])
-    assert compare_answers(measured(answers, "A"), measured(other, "B")).difference == 0
+    assert compare_answers(answers, other, names=("A", "B")).difference == 0
     fused = fuse([measured(answers, "A"), measured(other, "B")])
     assert fused.model == "A + B"
     assert "averaged" in fused.protocol
@@ -327,7 +327,7 @@ def test_fusing_averages_probabilities():
 def test_what_has_nothing_in_common_is_not_compared():
     one = measured(invent(classes=3), "A")
     with pytest.raises(BadData, match=r"A and B do not name the same classes \(class 3\)"):
-        compare_answers(one, measured(invent(classes=4), "B"))
+        compare_answers(one.answers, invent(classes=4), names=("A", "B"))
     elsewhere = invent(classes=3)
     moved = Answers(
         paths=tuple(f"other/{k}" for k in range(300)),

@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -17,6 +18,7 @@ from vggkit.images.preprocessing import Preprocessing
 from vggkit.networks.classifier import Classifier
 from vggkit.networks.configurations import Configuration
 from vggkit.reports.comparison import describe_seconds, draw_comparison, plot_comparison
+from vggkit.tasks.evaluation.answers import Answers
 from vggkit.tasks.evaluation.figures import proportion_interval
 from vggkit.tasks.training.recipe import Recipe
 from vggkit.workflows.comparison import compare
@@ -222,3 +224,20 @@ def test_the_curves_are_drawn(runs, tmp_path):
 )
 def test_durations(seconds, said):
     assert describe_seconds(seconds) == said
+
+
+def test_runs_with_their_answers_are_compared_picture_by_picture(tiny, tmp_path):
+    """Most pictures are told alike, so that the difference is certain although the intervals overlap."""
+    recipe = Recipe(epochs=3, batch_size=32, learning_rate=0.01, trainable="all")
+    folders = [write_run(tmp_path / name, tiny, recipe=recipe, end=end) for name, end in (("a", 0.90), ("b", 0.95))]
+    for folder, wrong in zip(folders, (30, 18), strict=True):
+        logits = np.tile([4.0, 0.0, 0.0], (153, 1))
+        logits[:wrong] = [0.0, 4.0, 0.0]
+        paths = [f"photos/{number}.jpg" for number in range(153)]
+        Answers.of(logits, np.zeros(153, int), labels=LABELS, paths=paths).save(folder / "results.csv")
+    (note,) = compare(folders).notes
+    assert "b against a: +7.8 points" in note
+    assert "McNemar p < 0.001" in note
+    assert "more than chance" in note
+    (folders[0] / "results.csv").write_text("no table")
+    assert "McNemar" not in "".join(compare(folders).notes)

@@ -226,6 +226,7 @@ def test_seconds_between_states_are_no_less_than_none(tiny, photos, tmp_path):
 
 def test_steps_from_given_weights_begin_with_the_head_solved(tiny, trained, tmp_path, monkeypatch, capsys):
     from vggkit.tasks.training import loop
+    from vggkit.workflows import courses
 
     fill_folder(tmp_path / "photos", LABELS[:2], 12)
     recipe = replace(STEPS, trainable="all", epochs=2, batch_size=4, learning_rate=1e-6)
@@ -249,6 +250,18 @@ def test_steps_from_given_weights_begin_with_the_head_solved(tiny, trained, tmp_
             train(begin(), tmp_path / "photos", recipe, out=tmp_path / "2", device="cpu", quiet=True)
     resumed = resume(tmp_path / "2", device="cpu", quiet=True)
     assert all(torch.equal(weights_of(resumed)[key], value) for key, value in weights_of(whole).items())
+
+    def end(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(courses, "solve_head", end)
+        with pytest.raises(KeyboardInterrupt):
+            train(begin(), tmp_path / "photos", recipe, out=tmp_path / "4", device="cpu", quiet=True)
+    resumed = resume(tmp_path / "4", device="cpu", quiet=True)
+    assert all(torch.equal(weights_of(resumed)[key], value) for key, value in weights_of(whole).items())
+    assert [epoch.epoch for epoch in resumed.history] == [0, 1, 2]
+    assert whole.history[0].val_top1 == 1
     again = load(tmp_path / "1")
     train(again, tmp_path / "photos", recipe, out=tmp_path / "3", device="cpu")
     assert "begins solved" not in capsys.readouterr().err, "a trained head is not thrown away"

@@ -8,9 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vggkit.errors import BadCheckpoint
+from vggkit.column_files import ENDINGS
+from vggkit.errors import BadCheckpoint, BadData, MissingExtra
 from vggkit.networks.card import read_card
 from vggkit.reports.comparison import ComparedRun, Comparison
+from vggkit.tasks.evaluation.answers import Answers
+from vggkit.tasks.evaluation.figures import proportion_interval
+from vggkit.tasks.evaluation.pairing import PairedComparison, compare_answers
 from vggkit.workflows.configs import FILE_NAME, RunConfig
 
 
@@ -97,8 +101,6 @@ def _figures_so_far(history: Sequence[Mapping[str, float]], about: Mapping[str, 
     """The best epoch's, on the validation pictures."""
     if not history:
         return {}
-    from vggkit.tasks.evaluation.figures import proportion_interval
-
     best = max(history, key=lambda row: (row["val_top1"], -row["val_loss"]))
     n, top1 = (about.get("pictures") or {}).get("val"), best["val_top1"]
     return {
@@ -145,8 +147,30 @@ def _find_notes(runs: Sequence[ComparedRun]) -> Iterator[str]:
     ranked = sorted(measured, key=lambda run: -(run.top1 or 0.0))
     if len(ranked) > 1 and ranked[0].top1_interval and ranked[1].top1_interval:
         first, second = ranked[:2]
-        if first.top1 != second.top1 and second.top1_interval[1] > first.top1_interval[0]:  # type: ignore[index]
+        paired = _pair(second, first)
+        if paired is not None:
+            yield paired.describe()
+        elif first.top1 != second.top1 and second.top1_interval[1] > first.top1_interval[0]:  # type: ignore[index]
             yield (
                 f"{first.name} is ahead of {second.name} by {100 * (first.top1 - second.top1):.1f} points, which "  # type: ignore[operator]
                 f"{first.n:,} pictures may show by chance: their intervals overlap"
             )
+
+
+def _pair(first: ComparedRun, second: ComparedRun) -> PairedComparison | None:
+    """Both on the same pictures, where their tables of answers are there."""
+    if not (first.is_finished and second.is_finished):
+        return None
+    tables = [find_results(Path(run.directory)) for run in (first, second)]
+    if None in tables:
+        return None
+    try:
+        one, two = (Answers.read(table) for table in tables if table is not None)
+        return compare_answers(one, two, names=(first.name, second.name))
+    except (BadData, MissingExtra):
+        return None
+
+
+def find_results(folder: Path) -> Path | None:
+    """The table of a run's answers."""
+    return next((path for ending in ENDINGS if (path := folder / f"results{ending}").is_file()), None)

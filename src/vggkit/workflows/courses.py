@@ -98,19 +98,15 @@ def learn_by_steps(
     classifier, recipe, line = course.classifier, course.recipe, course.line
     if course.device.type == "cpu":
         keep_freed_memory()
-    train = course.parts.part("train")
-    feature_scale = 1.0 if state is None else float(state["feature_scale"])
-    if state is None and course.solve_first:
-        line.say("the head begins solved on the given weights' features, and the layers below follow")
-        begun = time.monotonic()
-        found, solution = _solve(course, ["train", "val"])
-        feature_scale = float(np.sqrt(np.mean(np.square(found["train"].rows, dtype=np.float64))))
-        answers = _answer(course, found, solution)
-        start = _describe_solution(answers, epoch=0, since=begun)
+    train, feature_scale = course.parts.part("train"), 1.0
+    if course.solve_first and progress == Progress():
+        if state is None:  # what it begins with, for whoever stops it before the first step
+            course.checkpoints.keep(_list_weights(classifier.network), progress)
+        state = None
+        start, feature_scale = _begin_solved(course)
         progress = replace(progress, history=(start,))
-        _keep(course, classifier.network, epoch=0)
-        course.loggers.log((start,))
-        line.say(_describe_epoch(start, recipe.epochs) + "  kept")
+    elif state is not None:
+        feature_scale = float(state["feature_scale"])
     learner = Learner(
         classifier.network,
         recipe,
@@ -182,8 +178,7 @@ def learn_at_once(course: Course) -> Outcome:
     classifier, line = course.classifier, course.line
     started = time.monotonic()
     # All that it begins with; what is computed is kept with the features.
-    begun = {f"network/{key}": value for key, value in classifier.network.state_dict().items()}
-    course.checkpoints.keep(begun, Progress())
+    course.checkpoints.keep(_list_weights(classifier.network), Progress())
     line.say(describe(None, memory_bytes=_estimate_memory(course)))
     found, solution = _solve(course, [part for part in course.parts.splits if part in ("train", "val", "test")])
     answers = _answer(course, found, solution)
@@ -194,6 +189,18 @@ def learn_at_once(course: Course) -> Outcome:
     course.checkpoints.close()
     plot_strengths(solution, course.directory / "regularisation.png", title=course.title)
     return Outcome((epoch,), 1, _measure(course, answers.__getitem__, chosen_from=1))
+
+
+def _begin_solved(course: Course) -> tuple[Epoch, float]:
+    """The head solved and kept as epoch 0; gives that, and the root mean square of what the head reads."""
+    course.line.say("the head begins solved on the given weights' features, and the layers below follow")
+    begun = time.monotonic()
+    found, solution = _solve(course, ["train", "val"])
+    start = _describe_solution(_answer(course, found, solution), epoch=0, since=begun)
+    _keep(course, course.classifier.network, epoch=0)
+    course.loggers.log((start,))
+    course.line.say(_describe_epoch(start, course.recipe.epochs) + "  kept")
+    return start, float(np.sqrt(np.mean(np.square(found["train"].rows, dtype=np.float64))))
 
 
 def _solve(course: Course, parts: Sequence[str]) -> tuple[dict[str, Features], HeadSolution]:
@@ -307,6 +314,11 @@ def _keep(course: Course, network: VGG, *, epoch: int) -> Classifier:
     )
     kept.save(course.directory / BEST)
     return kept
+
+
+def _list_weights(network: VGG) -> dict[str, torch.Tensor]:
+    """The network's tensors, by the keys that they have in a state."""
+    return {f"network/{key}": value for key, value in network.state_dict().items()}
 
 
 def find_best(history: tuple[Epoch, ...]) -> Epoch:

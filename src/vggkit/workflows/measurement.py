@@ -114,7 +114,10 @@ def measure(
             found, said = _calibrate(classifier, place, found, data, wanted_precision)
         evaluations.append(found)
         cards.append(classifier.card)
-    comparisons = tuple(compare_answers(one, other) for one, other in combinations(evaluations, 2))
+    comparisons = tuple(
+        compare_answers(one.answers, other.answers, names=(one.model, other.model))
+        for one, other in combinations(evaluations, 2)
+    )
     if len(evaluations) > 1:
         evaluations.append(fuse(evaluations, wanted_precision=wanted_precision))
     return Measurement(tuple(evaluations), comparisons, cards[0], said)

@@ -253,6 +253,7 @@ def resume(
             plots=plots,
             line=line,
             stack=stack,
+            solve_first=begins_solved(classifier),
         )
         state, progress = course.checkpoints.read_last()
         start = {key.removeprefix("network/"): value for key, value in state.items() if key.startswith("network/")}
@@ -284,7 +285,7 @@ def _plan(
     plots: PlotEnding | None,
     line: ProgressLine,
     stack: ExitStack,
-    solve_first: bool = False,
+    solve_first: bool,
 ) -> Course:
     """The course of a run, new or old: what it is stands in its configuration."""
     recipe = config.recipe.to_dict()

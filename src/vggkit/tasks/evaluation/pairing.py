@@ -67,7 +67,7 @@ class PairedComparison:
         return (
             f"{self.second} against {self.first}: {100 * self.difference:+.1f} points (95 % interval "
             f"{100 * low:+.1f} to {100 * high:+.1f}), right alone {self.only_second} to {self.only_first}, "
-            f"McNemar p = {_say_p(self.p_value)}, n = {self.n}: {verdict}"
+            f"McNemar p {_say_p(self.p_value)}, n = {self.n}: {verdict}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -75,12 +75,20 @@ class PairedComparison:
         return asdict(self) | {"interval": list(self.interval), "changes": [asdict(each) for each in self.changes]}
 
 
-def compare_answers(first: Evaluation, second: Evaluation, *, seed: int = 0) -> PairedComparison:
-    """Two Classifiers on the pictures that both were measured on.
+def compare_answers(
+    first: Answers, second: Answers, *, names: tuple[str, str] = ("the first", "the second"), seed: int = 0
+) -> PairedComparison:
+    """Two Classifiers on the pictures that both were asked about.
 
-    Raises BadData where there are none, or their classes have other names.
+    Args:
+        first: `Evaluation.answers`, or `Answers.read` of a table.
+        second: The same of another Classifier; its classes may stand in another order.
+        names: What the Classifiers are called.
+        seed: The interval's resamples depend on it.
+
+    Raises BadData where there are no such pictures, or the classes have other names.
     """
-    one, two = _align([first.answers, second.answers], [first.model, second.model])
+    one, two = _align([first, second], names)
     gain = two.right.astype(np.int64) - one.right.astype(np.int64)
     n = len(gain)
     generator = np.random.default_rng(seed)
@@ -91,8 +99,8 @@ def compare_answers(first: Evaluation, second: Evaluation, *, seed: int = 0) -> 
     )
     low, high = np.percentile((kinds[:, 0] - kinds[:, 1]) / n, [2.5, 97.5])
     return PairedComparison(
-        first=first.model,
-        second=second.model,
+        first=names[0],
+        second=names[1],
         difference=float(gain.mean()),
         interval=(float(low), float(high)),
         p_value=mcnemar_p_value(only_first, only_second),
@@ -187,4 +195,4 @@ def _order(labels: Sequence[str], wanted: Sequence[str]) -> NDArray[np.int64]:
 
 
 def _say_p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
