@@ -194,7 +194,7 @@ def test_a_class_without_pictures_counts_in_no_mean():
 
 
 def test_thousands_of_classes_take_seconds():
-    found = score(invent(n=500, classes=1000, skill=6), data="x")
+    found = score(invent(n=500, classes=1000, skill=3), data="x")
     assert len(found.classes) == 1000
     assert set(found.intervals) >= {"top1", "macro_f1", "roc_auc", "average_precision", "ece", "loss"}
 
@@ -337,3 +337,26 @@ def test_what_has_nothing_in_common_is_not_compared():
     )
     with pytest.raises(BadData, match="same pictures"):
         fuse([one, measured(moved, "B")])
+
+
+def test_a_picture_that_is_listed_twice_counts_twice():
+    once = invent(n=10, classes=2, skill=0.5)
+    twice = Answers(
+        paths=(*once.paths, once.paths[0]),
+        targets=np.append(once.targets, 1 - once.targets[0]),
+        log_probabilities=np.vstack([once.log_probabilities, once.log_probabilities[:1]]),
+        labels=once.labels,
+    )
+    assert fuse([measured(twice, "A"), measured(twice, "B")]).top1 == twice.right.mean()
+    with pytest.raises(BadData, match="listed twice"):
+        compare_answers(twice, once)
+
+
+def test_few_pictures_fit_no_temperature_and_show_no_false_intervals():
+    few = invent(n=12, classes=3, skill=30)
+    assert fit_temperature(few).temperature == 1
+    assert "too few" in fit_temperature(few).describe()
+    found = score(few, data="x")
+    assert "macro_f1" not in found.intervals
+    assert found.classes[0].f1_interval is None
+    assert found.intervals["top1"] == proportion_interval(12, 12)

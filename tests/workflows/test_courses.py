@@ -265,3 +265,25 @@ def test_steps_from_given_weights_begin_with_the_head_solved(tiny, trained, tmp_
     again = load(tmp_path / "1")
     train(again, tmp_path / "photos", recipe, out=tmp_path / "3", device="cpu")
     assert "begins solved" not in capsys.readouterr().err, "a trained head is not thrown away"
+
+
+def test_what_a_run_says_of_its_test_part_is_what_evaluate_says(tiny, tmp_path):
+    """Calibrated on one part and measured on another: the temperature is counted once."""
+    fill_folder(tmp_path / "photos" / "train", LABELS, 16)
+    fill_folder(tmp_path / "photos" / "val", LABELS, 14, start=100)
+    fill_folder(tmp_path / "photos" / "test", LABELS, 12, start=200)
+    run = train(
+        start(tiny), tmp_path / "photos", replace(STEPS, epochs=4), out=tmp_path / "run", device="cpu", quiet=True
+    )
+    kept = load(tmp_path / "run")
+    assert kept.temperature != 1
+    again = evaluate(kept, tmp_path / "photos")
+    assert "part test" in run.evaluation.data
+    assert (again.n, again.top1) == (run.evaluation.n, run.evaluation.top1)
+    assert again.loss == pytest.approx(run.evaluation.loss, rel=1e-4)
+    assert again.ece == pytest.approx(run.evaluation.ece, rel=1e-3)
+    assert kept.provenance["metrics"]["loss"] == run.evaluation.loss
+    resume(tmp_path / "run", device="cpu", quiet=True)
+    assert load(tmp_path / "run").temperature == kept.temperature, (
+        "a finished run that is gone on with stays as sure"
+    )

@@ -99,7 +99,8 @@ def test_calibrating_keeps_what_predict_speaks_by(runs, others, tmp_path, capsys
     assert kept.provenance["calibration"]["n"] == 36
     after = measure([tmp_path / "c.safetensors"], open_pictures(others)).evaluations[0]
     assert after.rejection.precision >= wanted
-    assert any("fitted on these very pictures" in note for note in after.notes)
+    noted = any("fitted on these very pictures" in note for note in after.notes)
+    assert noted == (kept.temperature != 1)
     answers = predict(kept, others)
     assert sum(not each.unknown for each in answers) == after.rejection.n
     code, out, _ = call("predict", tmp_path / "c.safetensors", others, "--quiet", capsys=capsys)

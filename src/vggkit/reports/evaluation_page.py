@@ -103,9 +103,9 @@ def write_report(
                 "reliability": draw_reliability(shown),
                 "withholding": draw_withholding(shown),
                 "facts": list_facts(story.provenance),
-                "recipe": story.provenance.get("recipe") or {},
-                "findings": story.provenance.get("findings") or (),
-                "counts": (story.provenance.get("data") or {}).get("pictures") or {},
+                "recipe": _read(story.provenance, "recipe"),
+                "findings": story.provenance.get("findings"),
+                "counts": _read(_read(story.provenance, "data"), "pictures"),
                 "steps": story.steps,
             },
         ),
@@ -118,10 +118,9 @@ class Headline(NamedTuple):
     name: str
     note: str
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     is_share: bool
-    lower_is_better: bool
 
 
 def _list_headlines(evaluation: Evaluation) -> list[Headline]:
@@ -130,8 +129,8 @@ def _list_headlines(evaluation: Evaluation) -> list[Headline]:
         value = getattr(evaluation, name)
         if value is None or (name == "top5" and len(evaluation.labels) <= 5):
             continue
-        low, high = evaluation.intervals[name]  # type: ignore[index]
-        found.append(Headline(title, note, value, low, high, name != "loss", name in ("loss", "ece")))
+        low, high = evaluation.intervals.get(name, (None, None))  # type: ignore[call-overload]
+        found.append(Headline(title, note, value, low, high, name != "loss"))
     return found
 
 
@@ -312,10 +311,9 @@ def draw_reliability(evaluation: Evaluation) -> Chart:
     gap = abs(found.mean_confidence - evaluation.top1)
     text += f": {said} than they are right" if gap >= 0.01 else ": as sure as they are right"
     if found.temperature != 1:
-        text += (
-            f". Logits are divided by a temperature of {found.temperature:.3g}, which the Classifier keeps; "
-            f"without it the error is {100 * found.ece_before:.1f} %"
-        )
+        text += f". Logits are divided by a temperature of {found.temperature:.3g}, which the Classifier keeps"
+        if found.ece_before is not None:
+            text += f"; without it the error is {100 * found.ece_before:.1f} %"
     return Chart(
         title="Right answers (%) by probability",
         across="probability of the answer (%)",
@@ -362,17 +360,17 @@ def draw_withholding(evaluation: Evaluation) -> Chart:
 
 def list_facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What is known of how the Classifier came about."""
-    machine: Mapping[str, Any] = provenance.get("machine") or {}
+    machine = _read(provenance, "machine")
     weights = provenance.get("weights")
     seconds, memory = provenance.get("seconds"), provenance.get("peak_memory_bytes")
     found = {
-        "Trained on": str((provenance.get("data") or {}).get("name", "")),
+        "Trained on": str(_read(provenance, "data").get("name", "")),
         "Began with": f"weights of {weights.get('file') or weights.get('source', 'a file')}"
         if isinstance(weights, Mapping)
         else "random weights"
         if provenance.get("recipe")
         else "",
-        "Begun": str(provenance.get("started", "")),
+        "Begun": str(provenance.get("started", "")).replace("T", " ").replace("+00:00", " UTC"),
         "Duration": _say_duration(float(seconds)) if seconds else "",
         "Memory at most": f"{memory / 1e9:.2f} GB" if memory else "",
         "Hardware": str(machine.get("device", "")),
@@ -386,19 +384,25 @@ def list_facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, value) for name, value in found.items() if value]
 
 
+def _read(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """An entry of provenance, which may be any JSON value; nothing where it is no mapping."""
+    found = values.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
 def _say_duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def suggest_steps(model: str | Path, data: str, *, test: bool) -> list[tuple[str, str]]:
-    """What may come after a training or a measurement."""
+def suggest_steps(model: str | Path, data: str, *, is_head_alone: bool = False) -> list[tuple[str, str]]:
+    """What may come after a training, perhaps of the head alone, or a measurement."""
     quoted, place = shlex.quote(str(model)), shlex.quote(data)
     return [
         ("Ask it what a picture shows", f"vggkit predict {quoted} PICTURE…"),
         (
-            "Have it say “unknown” where it is not sure enough: 95 % of the answers that are left are right",
+            "Have it say “unknown” where it is not sure enough, so that about 95 % of what is left is right",
             f"vggkit evaluate {quoted} {place} --wanted-precision 0.95 --calibrate",
         ),
         (
@@ -409,6 +413,6 @@ def suggest_steps(model: str | Path, data: str, *, test: bool) -> list[tuple[str
             "Look at each picture several times, as the paper did",
             f"vggkit evaluate {quoted} {place} --protocol multi-crop",
         )
-        if test
-        else ("Learn on, all layers", f"vggkit train {place} --trainable all --weights {quoted}"),
+        if not is_head_alone
+        else ("Learn all layers, beginning with this recipe", f"vggkit train --config {quoted} --trainable all"),
     ]

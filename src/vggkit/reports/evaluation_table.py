@@ -33,9 +33,14 @@ def draw_evaluation(evaluation: Evaluation) -> RenderableType:
     parts: list[RenderableType] = [head, Text(), _draw_figures(evaluation), Text(), _draw_classes(evaluation)]
     if evaluation.rejection is not None:
         parts += [Text(), _describe_rejection(evaluation)]
-    for note in evaluation.notes:
+    for note in (*_say_left_out(evaluation), *evaluation.notes):
         parts += [Text.assemble(("! ", "yellow"), note)]
     return Group(*parts)
+
+
+def _say_left_out(evaluation: Evaluation) -> list[str]:
+    count = len(evaluation.unreadable)
+    return [f"left out, for they cannot be read: {count:,} of the pictures"] if count else []
 
 
 def _draw_figures(evaluation: Evaluation) -> Table:
@@ -47,7 +52,11 @@ def _draw_figures(evaluation: Evaluation) -> Table:
         value = getattr(evaluation, name)
         if value is None or (name == "top5" and len(evaluation.labels) <= 5):
             continue
-        low, high = evaluation.intervals[name]
+        interval = evaluation.intervals.get(name)
+        if interval is None:
+            table.add_row(title, f"{value:.4f}" if name == "loss" else f"{100 * value:.1f} %", "")
+            continue
+        low, high = interval
         if name == "loss":
             table.add_row(title, f"{value:.4f}", f"{low:.4f} to {high:.4f}")
         else:
@@ -55,9 +64,10 @@ def _draw_figures(evaluation: Evaluation) -> Table:
             more = " (95 % intervals)" if name == "top1" else ""
             table.add_row(title, f"{100 * value:.1f} %", ends + more)
     temperature = evaluation.calibration.temperature
+    before = evaluation.calibration.ece_before
     if temperature != 1:
-        before = f"{100 * evaluation.calibration.ece_before:.1f} % without it"
-        table.add_row("temperature", f"{temperature:.3g}", f"calibration error {before}")
+        said = "" if before is None else f"calibration error {100 * before:.1f} % without it"
+        table.add_row("temperature", f"{temperature:.3g}", said)
     return table
 
 
@@ -107,7 +117,11 @@ def draw_several(evaluations: Sequence[Evaluation], comparisons: Sequence[Paired
             (f"{100 * each.top1:.1f}", "bold"), (f" ({100 * low:.1f}–{100 * high:.1f})", "dim")
         )
         table.add_row(
-            Text(each.model), accuracy, f"{100 * each.top5:.1f}", f"{100 * each.macro_f1:.1f}", f"{each.loss:.4f}"
+            Text(each.model),
+            accuracy,
+            f"{100 * each.top5:.1f}" if len(each.labels) > 5 else "–",
+            f"{100 * each.macro_f1:.1f}",
+            f"{each.loss:.4f}",
         )
     first = evaluations[0]
     folder = first.data.rpartition(", part ")[0] + "/"
@@ -122,6 +136,6 @@ def draw_several(evaluations: Sequence[Evaluation], comparisons: Sequence[Paired
             parts.append(Text(said, style="dim", overflow="fold"))
         if len(pair.changes) > CHANGES_SHOWN:
             parts.append(Text(f"  … and {len(pair.changes) - CHANGES_SHOWN:,} more", style="dim"))
-    for note in dict.fromkeys(note for each in evaluations for note in each.notes):
+    for note in (*_say_left_out(evaluations[-1]), *dict.fromkeys(n for each in evaluations for n in each.notes)):
         parts += [Text.assemble(("! ", "yellow"), note)]
     return Group(*parts)

@@ -151,7 +151,7 @@ class _TensorBoard:
         if self._writer is None:
             newest = history[-1].epoch
             # What a run that was killed told of this epoch and later ones does not count.
-            self._writer = self._make(str(self._folder), purge_step=newest if newest > 1 else None)
+            self._writer = self._make(str(self._folder), purge_step=newest if len(history) > 1 else None)
             self._told = len(history) - 1
             if len(history) == 1:
                 rows = "\n".join(f"| {name} | {value} |" for name, value in self._config.items())

@@ -9,7 +9,7 @@ import numpy as np
 
 from vggkit.images.pictures import Picture
 from vggkit.reports.plots import BLUE, INK, ORANGE, PALE_INK, PlotEnding, draw_to
-from vggkit.tasks.evaluation.figures import Evaluation, proportion_interval
+from vggkit.tasks.evaluation.figures import Evaluation, FigureName, proportion_interval
 from vggkit.tasks.prediction import Prediction
 
 if TYPE_CHECKING:
@@ -139,8 +139,7 @@ def plot_reliability(evaluation: Evaluation, path: str | Path) -> None:
     places, width = [50 * (each.low + each.high) for each in bins], 92 / len(found.bins)
     with draw_to(path, width_inches=4.4, height_inches=5.0) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-        low, high = (100 * end for end in evaluation.intervals["ece"])
-        upper.set_title(f"calibration error {100 * found.ece:.1f} % ({low:.1f} to {high:.1f}), n = {evaluation.n}")
+        upper.set_title(f"calibration error {100 * found.ece:.1f} %{_say_interval(evaluation, 'ece')}")
         upper.bar(places, shares, width=width, color=BLUE, alpha=0.75, yerr=errors, ecolor=INK)
         upper.plot([0, 100], [0, 100], color=INK, linewidth=1, linestyle=":")
         upper.set_ylabel("right answers (%)")
@@ -159,17 +158,23 @@ def plot_classes(evaluation: Evaluation, path: str | Path) -> None:
     known = sorted((each for each in evaluation.classes if each.support), key=lambda each: -each.f1)[-60:]
     with draw_to(path, width_inches=6.0, height_inches=1.2 + 0.24 * len(known)) as figure:
         axes = figure.subplots()
-        low, high = (100 * end for end in evaluation.intervals["macro_f1"])
-        axes.set_title(f"F1 of each class; mean {100 * evaluation.macro_f1:.1f} % ({low:.1f} to {high:.1f})")
+        interval = _say_interval(evaluation, "macro_f1")
+        axes.set_title(f"F1 of each class; mean {100 * evaluation.macro_f1:.1f} %{interval}")
         for place, each in enumerate(known):
-            assert each.f1_interval is not None, "there are pictures of it"
-            axes.plot([100 * end for end in each.f1_interval], [place, place], color=BLUE, linewidth=3, alpha=0.4)
+            ends = [100 * end for end in each.f1_interval or (each.f1, each.f1)]
+            axes.plot(ends, [place, place], color=BLUE, linewidth=3, alpha=0.4)
             axes.plot([100 * each.f1], [place], color=BLUE, marker="o", markersize=5)
         axes.set_yticks(range(len(known)), [f"{each.label} ({each.support})" for each in known])
         axes.set_ylim(len(known) - 0.5, -0.5)
         axes.set_xlim(left=max(0.0, axes.get_xlim()[0]), right=101)
         axes.set_xlabel("F1 (%), with 95 % bootstrap interval; pictures in brackets")
         axes.grid(axis="x", color="#eeeeee")
+
+
+def _say_interval(evaluation: Evaluation, name: FigureName) -> str:
+    interval = evaluation.intervals.get(name)
+    ends = "" if interval is None else f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
+    return f"{ends}, n = {evaluation.n}"
 
 
 def write_plots(evaluation: Evaluation, folder: Path, ending: PlotEnding) -> list[Path]:

@@ -106,7 +106,7 @@ def learn_by_steps(
         start, feature_scale = _begin_solved(course)
         progress = replace(progress, history=(start,))
     elif state is not None:
-        feature_scale = float(state["feature_scale"])
+        feature_scale = float(state.get("feature_scale", torch.tensor(1.0)))
     learner = Learner(
         classifier.network,
         recipe,
@@ -277,7 +277,9 @@ def _measure(course: Course, find: Callable[[str], Answers], *, chosen_from: int
         chosen_from: Epochs that the kept one is the best of.
     """
     classifier, part = course.classifier, course.measured
+    # All that is asked is asked before the Classifier is told how sure to be.
     val = find("val")
+    headline = val if part == "val" else find(part)
     fit = fit_temperature(val, seed=course.recipe.seed)
     course.line.say(fit.describe())
     classifier.calibrate(
@@ -294,11 +296,12 @@ def _measure(course: Course, find: Callable[[str], Answers], *, chosen_from: int
         if fit.temperature != 1:
             notes.append(CALIBRATED_HERE)
     return score(
-        (val if part == "val" else find(part)).sharpen(fit.temperature),
+        headline.sharpen(fit.temperature),
         data=f"{course.parts.name}, part {part}",
         model=classifier.configuration.model,
         protocol=str(plan_protocol("single", classifier.preprocessing)),
         temperature=fit.temperature,
+        pictures=identify_pictures(course.parts.part(part)),
         notes=tuple(notes),
     )
 
@@ -372,7 +375,7 @@ class _Pace:
 def _take_over(classifier: Classifier, kept: Classifier) -> None:
     classifier.network.requires_grad_(True)
     classifier.network.load_state_dict(kept.network.state_dict())
-    classifier.card = kept.card
+    classifier.card = replace(kept.card, temperature=1.0, threshold=0.0)
 
 
 def _describe_epoch(epoch: Epoch, epochs: int) -> str:

@@ -1,5 +1,6 @@
 """One Classifier or several on the same pictures: measured, fused, compared, and told how sure to be."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -7,18 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from vggkit.errors import BadInput
-from vggkit.images.pictures import PictureSet, identify_pictures
-from vggkit.networks.card import Card
+from vggkit.images.pictures import PictureSet
+from vggkit.networks.card import Card, read_card
 from vggkit.networks.classifier import Classifier, load
 from vggkit.networks.publishing.sharing import is_address
 from vggkit.reports.evaluation_page import Story, suggest_steps, write_report
 from vggkit.tasks.evaluation.calibration import fit_temperature
 from vggkit.tasks.evaluation.figures import Evaluation, ProtocolName
-from vggkit.tasks.evaluation.measuring import CALIBRATED_HERE, evaluate
+from vggkit.tasks.evaluation.measuring import CALIBRATED_HERE, evaluate, read_mapping
 from vggkit.tasks.evaluation.pairing import PairedComparison, compare_answers, fuse
 from vggkit.tasks.evaluation.scoring import score
 from vggkit.workflows.comparison import read_history
 from vggkit.workflows.configs import FILE_NAME
+from vggkit.writing import demand_writable
 
 OnProgress = Callable[[str, int, int], None]
 """Hears what is being done, how much of it is, and of how much."""
@@ -87,6 +89,7 @@ def measure(
             "calibrate is for one Classifier, looked at as predict does: with --protocol single and no --mirror"
         )
     names = _name(models)
+    _demand_same_classes(models, names)
     evaluations, cards = [], []
     said: tuple[str, ...] = ()
     for place, name in zip(models, names, strict=True):
@@ -99,7 +102,7 @@ def measure(
         found = evaluate(
             classifier,
             data,
-            split=split,
+            split="val" if calibrate and split is None and "val" in data.splits else split,
             protocol=protocol,
             scales=scales,
             train_scales=train_scales,
@@ -111,7 +114,7 @@ def measure(
             on_progress=show,
         )
         if calibrate:
-            found, said = _calibrate(classifier, place, found, data, wanted_precision)
+            found, said = _calibrate(classifier, place, found, wanted_precision)
         evaluations.append(found)
         cards.append(classifier.card)
     comparisons = tuple(
@@ -121,6 +124,19 @@ def measure(
     if len(evaluations) > 1:
         evaluations.append(fuse(evaluations, wanted_precision=wanted_precision))
     return Measurement(tuple(evaluations), comparisons, cards[0], said)
+
+
+def write_results(found: Measurement, path: Path) -> list[Path]:
+    """The answers as a table; of several Classifiers each one's beside it, for what they are compared by.
+
+    Raises BadOutput, and MissingExtra for Parquet without pyarrow.
+    """
+    *each, shown = found.evaluations
+    names = [re.sub(r"[^\w.-]+", "_", one.model) for one in each]
+    paths = [path.with_name(f"{path.stem}-{name}{path.suffix}") for name in names]
+    for one, place in zip([*each, shown], [*paths, path], strict=True):
+        one.answers.save(place)
+    return [*paths, path]
 
 
 def report_on(found: Measurement, data: PictureSet, path: str | Path, *, models: Sequence[str | Path]) -> None:
@@ -136,7 +152,7 @@ def report_on(found: Measurement, data: PictureSet, path: str | Path, *, models:
     folder = Path(models[0]) if Path(models[0]).is_dir() else Path(models[0]).parent
     history = read_history(folder / "metrics.csv") if alone and (folder / FILE_NAME).is_file() else ()
     provenance = found.card.provenance if alone else {}
-    best_epoch = (provenance.get("metrics") or {}).get("epoch")
+    best_epoch = read_mapping(provenance.get("metrics")).get("epoch")
     write_report(
         found.evaluations,
         path,
@@ -145,7 +161,7 @@ def report_on(found: Measurement, data: PictureSet, path: str | Path, *, models:
             history=history,
             best_epoch=best_epoch,
             provenance=provenance,
-            steps=suggest_steps(models[0], data.name, test=True),
+            steps=suggest_steps(models[0], data.name),
         ),
         comparisons=found.comparisons,
     )
@@ -160,17 +176,40 @@ def _name(models: Sequence[str | Path]) -> list[str]:
     return [str(place) if short.count(name) > 1 else name for place, name in zip(models, short, strict=True)]
 
 
+def _demand_same_classes(models: Sequence[str | Path], names: Sequence[str]) -> None:
+    """Before any work: Classifiers of different classes cannot be held against each other."""
+    if len(models) < 2 or any(is_address(place) for place in models):
+        return
+    classes = [set(read_card(find_file(place)).labels) for place in models]
+    for name, known in zip(names, classes, strict=True):
+        if other := sorted(known ^ classes[0]):
+            raise BadInput(
+                f"{names[0]} and {name} do not name the same classes ({', '.join(other[:5])}), and their answers "
+                "cannot be held against each other; measure each alone"
+            )
+
+
+def find_file(place: str | Path) -> Path:
+    """A Classifier's own file, or that of a run's folder."""
+    best = Path(place) / "best.safetensors"
+    return best if best.is_file() else Path(place)
+
+
 def _calibrate(
     classifier: Classifier,
     place: str | Path,
     found: Evaluation,
-    data: PictureSet,
     wanted_precision: float | None,
 ) -> tuple[Evaluation, tuple[str, ...]]:
     """Temperature and threshold fitted, kept in the file, and the figures that come of it."""
     if is_address(place):
         raise BadInput(f"{place}: is an address, and what is fitted is kept in a file; save it first")
+    target = find_file(place)
+    demand_writable(target)
     raw = found.answers.sharpen(1 / classifier.temperature)
+    before = read_mapping(classifier.provenance.get("calibration")).get("wanted_precision")
+    if wanted_precision is None and classifier.threshold > 0 and isinstance(before, float):
+        wanted_precision = before  # a threshold is one of probabilities, which are others now
     fit = fit_temperature(raw)
     renewed = score(
         raw.sharpen(fit.temperature),
@@ -179,25 +218,23 @@ def _calibrate(
         protocol=found.protocol,
         temperature=fit.temperature,
         wanted_precision=wanted_precision,
+        pictures=found.pictures,
         unreadable=found.unreadable,
-        notes=tuple(dict.fromkeys([*found.notes, CALIBRATED_HERE])),
+        notes=tuple(dict.fromkeys([*found.notes, *([CALIBRATED_HERE] if fit.temperature != 1 else [])])),
     )
     if wanted_precision is not None and renewed.rejection is None:
         raise BadInput(
             f"no threshold gives a precision of {wanted_precision:g} on these {found.n} pictures, for even the "
             "surest answers are wrong too often; want less, or train it better. Nothing was changed"
         )
-    part = found.data.rpartition(", part ")[2]
     about = {
         **asdict(fit),
         "data": found.data,
-        "pictures": identify_pictures(data.part(part)) if part in data.splits else "",
+        "pictures": found.pictures,
         "wanted_precision": wanted_precision,
     }
     threshold = 0.0 if renewed.rejection is None else renewed.rejection.threshold
     classifier.calibrate(temperature=fit.temperature, threshold=threshold, about=about)
-    best = Path(place) / "best.safetensors"
-    target = best if best.is_file() else Path(place)
     classifier.save(target)
     said = [fit.describe()]
     if wanted_precision is not None:

@@ -350,7 +350,7 @@ def _show(course: Course, outcome: Outcome) -> None:
             history=[asdict(epoch) for epoch in outcome.history],
             best_epoch=outcome.best_epoch,
             provenance=course.classifier.provenance,
-            steps=suggest_steps(directory, course.parts.name, test=course.recipe.trainable != "head"),
+            steps=suggest_steps(directory, course.parts.name, is_head_alone=course.recipe.trainable == "head"),
         ),
     )
     write_plots(evaluation, directory, "png")  # the last of them says that the run is finished

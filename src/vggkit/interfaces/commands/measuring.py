@@ -51,7 +51,8 @@ def evaluate(
         wanted_precision: Find the probability from which on answers are right that often, such as 0.95.
         calibrate: Keep in the Classifier's file the temperature that makes its probabilities true on these
             pictures, and with --wanted-precision the threshold below which predict answers "unknown".
-        results: Also write the answers, a row a picture, to this .csv or .parquet.
+        results: Also write the answers, a row a picture, to this .csv or .parquet; of several Classifiers also each
+            one by itself, beside it.
         report: Also write the report, one .html file that needs no network.
         plots: Also draw the report's pictures, as pdf, svg or png files in the folder plots, beside the report.
         columns: What a table's columns are called.
@@ -62,7 +63,7 @@ def evaluate(
     """
     from vggkit.column_files import check_ending
     from vggkit.images.sources import open_pictures
-    from vggkit.workflows.measurement import measure
+    from vggkit.workflows.measurement import measure, report_on, write_results
 
     models, data = _tell_apart(model)
     if results is not None:
@@ -92,23 +93,6 @@ def evaluate(
         shown = found.evaluations[-1]
         for problem in shown.unreadable:
             line.say(f"left out: {problem}")
-        for sentence in found.said:
-            line.say(sentence)
-        made = []
-        if results is not None:
-            shown.answers.save(results)
-            made.append(f"results: {results}")
-        if report is not None:
-            from vggkit.workflows.measurement import report_on
-
-            line.show("writing the report", 0, None)
-            report_on(found, pictures, report, models=models)
-            made.append(f"report: {report}")
-        if plots is not None:
-            from vggkit.reports.run_plots import write_plots
-
-            folder = (report.parent if report is not None else Path()) / "plots"
-            made.append(f"drawn: {', '.join(map(str, write_plots(shown, folder, plots)))}")
     if json:
         print_json(found.to_dict())
     else:
@@ -117,8 +101,22 @@ def evaluate(
         several = len(found.evaluations) > 1
         drawn = draw_several(found.evaluations, found.comparisons) if several else draw_evaluation(shown)
         Console(highlight=False).print(drawn)
-    for said in made:
-        print(said, file=sys.stderr)
+    for sentence in found.said:
+        print(sentence, file=sys.stderr)
+    # The figures are on the terminal, whatever becomes of the files.
+    if results is not None:
+        for path in write_results(found, results):
+            print(f"results: {path}", file=sys.stderr)
+    if report is not None:
+        with ProgressLine(quiet=quiet) as line:
+            line.show("writing the report", 0, None)
+            report_on(found, pictures, report, models=models)
+        print(f"report: {report}", file=sys.stderr)
+    if plots is not None:
+        from vggkit.reports.run_plots import write_plots
+
+        folder = (report.parent if report is not None else Path()) / "plots"
+        print(f"drawn: {', '.join(map(str, write_plots(shown, folder, plots)))}", file=sys.stderr)
 
 
 def _tell_apart(places: tuple[str, ...]) -> tuple[tuple[str, ...], str]:

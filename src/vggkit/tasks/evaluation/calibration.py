@@ -15,12 +15,17 @@ from vggkit.tasks.evaluation.resampling import BINS, number_bins
 
 COLDEST: Final = 0.05
 HOTTEST: Final = 20.0
+FEWEST: Final = 30
+"""Pictures from which on a temperature is fitted."""
 FOLDS: Final = 5
 HALVINGS: Final = 40
 
 
-def describe_calibration(answers: Answers, *, temperature: float = 1.0) -> Calibration:
-    """The reliability diagram and its error, of answers whose logits were divided by a temperature."""
+def describe_calibration(answers: Answers, *, temperature: float = 1.0, averaged: bool = False) -> Calibration:
+    """The reliability diagram and its error, of answers whose logits were divided by a temperature.
+
+    Where they are means over several looks the temperature cannot be undone.
+    """
     numbers = number_bins(answers.confidences)
     counts = np.bincount(numbers, minlength=BINS)
     sure, right = (
@@ -42,7 +47,7 @@ def describe_calibration(answers: Answers, *, temperature: float = 1.0) -> Calib
             for number, count in enumerate(counts)
         ),
         temperature=temperature,
-        ece_before=find_ece(before),
+        ece_before=None if averaged else find_ece(before),
     )
 
 
@@ -73,6 +78,8 @@ class TemperatureFit:
 
     def describe(self) -> str:
         """In a sentence, for people."""
+        if self.n < FEWEST:
+            return f"temperature 1: {self.n} pictures are too few to fit one, which takes {FEWEST}"
         if self.temperature == 1:
             return f"temperature 1: on {self.n} pictures no other made the probabilities truer"
         return (
@@ -86,7 +93,8 @@ def fit_temperature(answers: Answers, *, seed: int = 0) -> TemperatureFit:
     """The temperature of the least loss (Guo et al., 2017, section 4.2).
 
     Only what helps is taken: it is 1 where the loss of held-out fifths does not fall by more than a standard
-    error. No answer changes, only how sure it is.
+    error, for fewer than `FEWEST` pictures, and where the least loss lies beyond `COLDEST` or `HOTTEST`. No
+    answer changes, only how sure it is.
 
     Args:
         answers: At a temperature of 1, of pictures that were not learnt from.
@@ -101,9 +109,11 @@ def fit_temperature(answers: Answers, *, seed: int = 0) -> TemperatureFit:
     crossed = Answers(paths=answers.paths, targets=answers.targets, log_probabilities=held, labels=answers.labels)
     before, after = float(answers.losses.mean()), float(crossed.losses.mean())
     gains = answers.losses - crossed.losses
-    helps = gains.mean() > gains.std() / np.sqrt(len(gains))
+    found = _fit(answers)
+    helps = gains.mean() > gains.std() / np.sqrt(len(gains)) and COLDEST * 1.01 < found < HOTTEST / 1.01
+    helps = bool(helps) and len(answers) >= FEWEST
     return TemperatureFit(
-        temperature=float(f"{_fit(answers):.4g}") if helps else 1.0,
+        temperature=float(f"{found:.4g}") if helps else 1.0,
         loss_before=before,
         loss_after=after if helps else before,
         ece_before=find_ece(answers),

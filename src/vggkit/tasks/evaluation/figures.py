@@ -66,8 +66,8 @@ class Calibration:
     """The reliability diagram: bins of equal width over [0, 1]."""
     temperature: float
     """What logits are divided by; 1 leaves them."""
-    ece_before: float
-    """`ece` at a temperature of 1."""
+    ece_before: float | None
+    """`ece` at a temperature of 1; None where several looks at a picture were averaged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +112,7 @@ class Evaluation:
     """Expected calibration error; see `calibration`."""
     intervals: Mapping[FigureName, Interval]
     """95 % interval of each figure above: percentiles over bootstrap resamples of the pictures; for a share of 0 or
-    1, of which a resample tells nothing, Wilson's."""
+    1, of which a resample tells nothing, Wilson's. Other figures that all resamples agree on have none."""
     n: int
     """Pictures that count: readable, and of a class the Classifier knows."""
     labels: tuple[str, ...]
@@ -131,6 +131,8 @@ class Evaluation:
     """What was measured."""
     protocol: str
     """How each picture was looked at."""
+    pictures: str = ""
+    """What tells these pictures from others; see `identify_pictures`."""
     unreadable: tuple[str, ...] = ()
     """Pictures left out because they cannot be read, each with its reason."""
     notes: tuple[str, ...] = ()

@@ -1,8 +1,8 @@
 """How good a Classifier is, on labelled pictures it was not trained on."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -75,7 +75,9 @@ def evaluate(
     )
     if not len(answers):
         raise BadData(f"{opened.name}: none of its {len(known)} pictures can be read; the first: {unreadable[0]}")
-    if classifier.provenance.get("calibration", {}).get("pictures") == identify_pictures(pictures):
+    digest = identify_pictures(pictures)
+    calibration = read_mapping(classifier.provenance.get("calibration"))
+    if classifier.temperature != 1 and calibration.get("pictures") == digest:
         notes.append(CALIBRATED_HERE)
     return score(
         answers,
@@ -85,6 +87,8 @@ def evaluate(
         temperature=classifier.temperature,
         threshold=classifier.threshold,
         wanted_precision=wanted_precision,
+        averaged=len(plan.looks) > 1 or plan.mirror or plan.looks[0].way == "grid",
+        pictures=digest,
         unreadable=unreadable,
         notes=tuple(notes),
     )
@@ -136,19 +140,29 @@ def _match(
     if unknown:
         notes.append(
             f"{len(pictures) - len(known)} pictures of classes unknown to the Classifier were left out: "
-            + ", ".join(unknown)
+            + _shorten(unknown)
         )
     if absent := sorted(set(classifier.labels) - {str(p.label) for p in known}):
-        notes.append(f"no pictures of {', '.join(absent)}: nothing is measured of them")
+        notes.append(f"no pictures of {_shorten(absent)}: nothing is measured of them")
     return known
+
+
+def _shorten(names: Sequence[str]) -> str:
+    """At most a dozen names, and how many more there are."""
+    more = f" and {len(names) - 12:,} more" if len(names) > 12 else ""
+    return ", ".join(names[:12]) + more
+
+
+def read_mapping(value: object) -> Mapping[str, Any]:
+    """An entry of provenance, which may be any JSON value; nothing where it is no mapping."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def _choose(
     classifier: Classifier, opened: PictureSet, split: str | None
 ) -> tuple[str, tuple[Picture, ...], list[str]]:
     """The part to measure on, its pictures, and what to say about the choice."""
-    trained_on = classifier.provenance.get("data", {})
-    trained_on = trained_on if isinstance(trained_on, dict) else {}
+    trained_on = read_mapping(classifier.provenance.get("data"))
     same = trained_on.get("fingerprint") == opened.fingerprint()
     notes: list[str] = []
     fold = trained_on.get("fold")
@@ -167,8 +181,8 @@ def _choose(
                 f"{opened.name}: has only the part train; say --split train to measure on it all the same"
             )
     pictures = parts.part(part)
-    held_out = trained_on.get("held_out")
-    learnt = part in ("train", "all") if held_out is None else identify_pictures(pictures) not in held_out.values()
+    held_out = read_mapping(trained_on.get("held_out"))
+    learnt = identify_pictures(pictures) not in held_out.values() if held_out else part in ("train", "all")
     if same and learnt:
         # The same pictures by another way may be divided otherwise than when they were learnt from.
         if split is None and part not in ("train", "all"):

@@ -154,6 +154,9 @@ def fuse(evaluations: Sequence[Evaluation], *, wanted_precision: float | None = 
         model=" + ".join(names),
         protocol=f"probabilities averaged, of {'; '.join(protocols)}",
         wanted_precision=wanted_precision,
+        unreadable=tuple(dict.fromkeys(problem for each in evaluations for problem in each.unreadable)),
+        pictures=evaluations[0].pictures,
+        averaged=True,
         notes=tuple(dict.fromkeys(note for each in evaluations for note in each.notes)),
     )
 
@@ -168,6 +171,13 @@ def _align(several: Sequence[Answers], names: Sequence[str]) -> list[Answers]:
                 f"{names[0]} and {name} do not name the same classes ({', '.join(other[:5])}), "
                 "and their answers cannot be held against each other"
             )
+    if all(answers.paths == first.paths for answers in several):
+        return [_keep(answers, np.arange(len(first)), first) for answers in several]
+    for answers, name in zip(several, names, strict=True):
+        if len(set(answers.paths)) < len(answers):
+            raise BadData(
+                f"{name}: a picture is listed twice, and cannot be found in another's answers by its name"
+            )
     shared = set(first.paths).intersection(*(answers.paths for answers in several))
     if not shared:
         raise BadData(f"{' and '.join(names)} were not measured on the same pictures")
@@ -175,17 +185,19 @@ def _align(several: Sequence[Answers], names: Sequence[str]) -> list[Answers]:
     for answers in several:
         places = {path: place for place, path in enumerate(answers.paths)}
         rows = np.asarray([places[path] for path in first.paths if path in shared])
-        columns = _order(answers.labels, first.labels)
-        logs = answers.log_probabilities[rows][:, columns]
-        aligned.append(
-            Answers(
-                paths=tuple(answers.paths[row] for row in rows),
-                targets=np.argsort(columns)[answers.targets[rows]],
-                log_probabilities=logs,
-                labels=first.labels,
-            )
-        )
+        aligned.append(_keep(answers, rows, first))
     return aligned
+
+
+def _keep(answers: Answers, rows: NDArray[np.int64], like: Answers) -> Answers:
+    """Some rows, with the classes in another's order."""
+    columns = _order(answers.labels, like.labels)
+    return Answers(
+        paths=tuple(answers.paths[row] for row in rows),
+        targets=np.argsort(columns)[answers.targets[rows]],
+        log_probabilities=answers.log_probabilities[rows][:, columns],
+        labels=like.labels,
+    )
 
 
 def _order(labels: Sequence[str], wanted: Sequence[str]) -> NDArray[np.int64]:

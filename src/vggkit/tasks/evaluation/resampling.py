@@ -47,12 +47,16 @@ def find_intervals(
         for weights in _draw(n, int(np.clip(MOST_WORK // (n * classes), FEWEST, RESAMPLES)), seed):
             for name, values in _resample_areas(answers, weights).items():
                 drawn.setdefault(name, []).append(values)
-    found = {name: _percentiles(np.concatenate(values)) for name, values in drawn.items()}
+    together = {name: np.concatenate(values) for name, values in drawn.items()}
+    # A resample is less even than the pictures themselves, so that its bins err more: by what they do on average.
+    together["ece"] = np.maximum(0.0, together["ece"] + _find_ece(answers) - together["ece"].mean())
+    found = {name: _percentiles(values) for name, values in together.items() if np.ptp(values) > 0}
     shares: dict[FigureName, int] = {"top1": int(answers.right.sum()), "top5": int((answers.ranks <= 5).sum())}
     found |= {name: proportion_interval(hits, n) for name, hits in shares.items() if hits in (0, n)}
     present = np.bincount(answers.targets, minlength=classes) > 0
     each_f1 = np.concatenate(f1s)
-    return found, tuple(_percentiles(each_f1[:, k]) if present[k] else None for k in range(classes))
+    varied = [present[k] and np.ptp(each_f1[~np.isnan(each_f1[:, k]), k]) > 0 for k in range(classes)]
+    return found, tuple(_percentiles(each_f1[:, k]) if varied[k] else None for k in range(classes))
 
 
 def _draw(n: int, resamples: int, seed: int) -> Iterator[Weights]:
@@ -78,6 +82,10 @@ def _resample(answers: Answers, weights: Weights) -> dict[FigureName, NDArray[np
         "loss": weights @ answers.losses / n,
         "ece": np.abs(weights @ gaps).sum(axis=1) / n,
     }
+
+
+def _find_ece(answers: Answers) -> float:
+    return float(_resample(answers, np.ones((1, len(answers))))["ece"][0])
 
 
 def number_bins(confidences: NDArray[np.float64]) -> NDArray[np.int64]:

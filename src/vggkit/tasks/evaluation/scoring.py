@@ -21,6 +21,8 @@ def score(
     temperature: float = 1.0,
     threshold: float = 0.0,
     wanted_precision: float | None = None,
+    averaged: bool = False,
+    pictures: str = "",
     unreadable: tuple[str, ...] = (),
     notes: tuple[str, ...] = (),
 ) -> Evaluation:
@@ -34,6 +36,8 @@ def score(
         temperature: What the answers' logits were divided by.
         threshold: Probability below which the Classifier answers "unknown"; 0: never.
         wanted_precision: Look for the threshold that gives it, in place of `threshold`.
+        averaged: Whether they are means over several looks, or of several Classifiers.
+        pictures: What tells these pictures from others.
         unreadable: Pictures left out, each with its reason.
         notes: What the reader of the numbers must know.
 
@@ -70,7 +74,7 @@ def score(
     areas = [each.roc_auc for each in present if each.roc_auc is not None]
     precisions = [each.average_precision for each in present if each.average_precision is not None]
     several = len(present) > 1
-    calibration = describe_calibration(answers, temperature=temperature)
+    calibration = describe_calibration(answers, temperature=temperature, averaged=averaged)
     said = list(notes)
     rejection = withhold(answers, threshold, wanted_precision=None) if threshold > 0 else None
     if wanted_precision is not None:
@@ -79,6 +83,11 @@ def score(
             said.append(
                 f"no threshold gives a precision of {wanted_precision:g} on these pictures: even the surest "
                 "answers are wrong too often"
+            )
+        else:
+            said.append(
+                f"the threshold for a precision of {wanted_precision:g} was chosen on these very pictures; on new "
+                "ones it will be about that"
             )
     return Evaluation(
         top1=float(answers.right.mean()),
@@ -100,6 +109,7 @@ def score(
         data=data,
         model=model,
         protocol=protocol,
+        pictures=pictures,
         unreadable=unreadable,
         notes=tuple(said),
         answers=answers,
