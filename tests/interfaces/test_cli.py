@@ -412,3 +412,39 @@ def test_identify_and_convert(model, tmp_path, capsys):
     assert not (tmp_path / "x.pth").exists()
     assert call("identify", capsys=capsys)[0] == 2
     assert "caffe" in call("convert", model, target, "--to", "timm", "--input-convention", "cafe", capsys=capsys)[2]
+
+
+def test_asking_a_file_on_a_processor_imports_no_torch(model, photos):
+    """A card, mapped weights and OpenVINO are enough; half a process's time is gone otherwise."""
+    pytest.importorskip("openvino")
+    picture = next((photos / "val" / "red").iterdir())
+    arguments = ["predict", str(model), str(picture), "--device", "cpu"]
+    code = (
+        "import sys, contextlib\n"
+        "from vggkit.interfaces.cli import main\n"
+        f"with contextlib.suppress(SystemExit): main({arguments!r})\n"
+        "print([name for name in ('torch', 'torchvision', 'sklearn', 'matplotlib') if name in sys.modules])"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    answer, heavy = told.stdout.splitlines()
+    assert answer.startswith(f"{picture}: ")
+    assert heavy == "[]"
+    assert "computed by OpenVINO in float32" in told.stderr
+
+
+def test_every_engine_says_the_same(model, photos, capsys):
+    told = [
+        call("predict", model, photos / "val", "--json", "--engine", engine, "--quiet", capsys=capsys)[1]
+        for engine in ("pytorch", "openvino", "onnx")
+    ]
+    found = [[json.loads(line) for line in text.splitlines()] for text in told]
+    assert len(found[0]) == 15
+    for others in found[1:]:
+        for one, other in zip(found[0], others, strict=True):
+            assert one["labels"] == other["labels"]
+            assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-4)
+    code, _, said = call(
+        "predict", model, photos / "val", "--out", "x.csv", "--engine", "onnx", "--quiet", capsys=capsys
+    )
+    assert code == 2
+    assert "--engine onnx is for answers on the terminal" in said

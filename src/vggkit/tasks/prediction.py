@@ -6,19 +6,22 @@ Shape letters: N pictures, K classes.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vggkit.engines.choosing import choose_engine
-from vggkit.engines.pytorch import PyTorchEngine
+from vggkit.engines.choosing import EngineName, choose_engine
 from vggkit.engines.stream import Answer, Engine, stream_answers
+from vggkit.engines.weights import ModelFile
 from vggkit.errors import BadInput
 from vggkit.hardware import choose_device
 from vggkit.images.pictures import SUFFIXES, Picture
 from vggkit.images.sources import gather_pictures
-from vggkit.networks.classifier import Classifier
+from vggkit.networks.card import Card
+
+if TYPE_CHECKING:
+    from vggkit.networks.classifier import Classifier
 
 FEW: Final = 8
 """Pictures that PyTorch answers before another engine has compiled the network."""
@@ -56,7 +59,7 @@ class Prediction:
 
 
 def predict(
-    classifier: Classifier,
+    classifier: "Classifier",
     pictures: str | Path | Sequence[str | Path | Picture],
     *,
     top: int = 5,
@@ -85,7 +88,7 @@ def predict(
     count = len(given) if all(map(_is_one, given)) else None
     engine, _ = prepare_engine(classifier, device=device, precision=precision, count=count)
     found = []
-    for each in iterate_predictions(engine, classifier, pictures, top=top, batch_size=batch_size):
+    for each in iterate_predictions(engine, classifier.card, pictures, top=top, batch_size=batch_size):
         found.append(each)
         if on_progress:
             on_progress(len(found), total)
@@ -93,38 +96,45 @@ def predict(
 
 
 def prepare_engine(
-    classifier: Classifier,
+    model: "Classifier | ModelFile",
     *,
     device: str = "auto",
     precision: Literal["fp32", "bf16", "auto"] = "fp32",
+    engine: Literal["auto"] | EngineName = "auto",
     count: int | None = None,
 ) -> tuple[Engine, str]:
     """What computes the logits, and what was chosen and why, for people; raises BadInput.
 
     Args:
-        classifier: The Classifier to ask.
+        model: The Classifier to ask, or its file, of which no more is read than is needed; without torch, where
+            another engine computes.
         device: As in `predict`.
         precision: As in `predict`.
+        engine: auto: the fastest that is installed, for the device.
         count: How many pictures it is for; None: many, or unknown.
     """
-    if count is not None and count <= FEW and precision == "fp32":
-        return PyTorchEngine(classifier.network, choose_device(device)), "PyTorch in float32, for they are few"
-    return choose_engine(classifier.network, choose_device(device), precision=precision)
+    if isinstance(model, ModelFile):
+        return choose_engine(model, device, precision=precision, engine=engine)
+    if count is not None and count <= FEW and precision == "fp32" and engine == "auto":
+        from vggkit.engines.pytorch import PyTorchEngine
+
+        return PyTorchEngine(model.network, choose_device(device)), "PyTorch in float32, for they are few"
+    return choose_engine(model.network, choose_device(device), precision=precision, engine=engine)
 
 
 def iterate_predictions(
     engine: Engine,
-    classifier: Classifier,
+    card: Card,
     pictures: str | Path | Iterable[str | Path | Picture],
     *,
     top: int = 5,
     batch_size: int = 32,
 ) -> Iterator[Prediction]:
-    """As `predict`, each Prediction as soon as it is there, from what `prepare_engine` gave."""
+    """As `predict`, each Prediction as soon as it is there, from an engine and a Classifier's card."""
     check_counts(top=top, batch_size=batch_size)
     found = gather_pictures(pictures)
-    for answer in stream_answers(engine, classifier.preprocessing, found, batch_size=batch_size):
-        yield _describe(answer, classifier, top)
+    for answer in stream_answers(engine, card.preprocessing, found, batch_size=batch_size):
+        yield _describe(answer, card, top)
 
 
 def check_counts(*, top: int, batch_size: int) -> None:
@@ -149,14 +159,14 @@ def softmax(logits: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np
     return probabilities
 
 
-def _describe(answer: Answer, classifier: Classifier, top: int) -> Prediction:
+def _describe(answer: Answer, card: Card, top: int) -> Prediction:
     if answer.output is None:
         return Prediction(answer.picture.path, (), (), problem=answer.problem)
-    probabilities = softmax(answer.output, classifier.temperature)
+    probabilities = softmax(answer.output, card.temperature)
     best = np.argsort(-probabilities, kind="stable")[:top]
     return Prediction(
         answer.picture.path,
-        tuple(classifier.labels[index] for index in best),
+        tuple(card.labels[index] for index in best),
         tuple(float(probabilities[index]) for index in best),
-        unknown=bool(probabilities[best[0]] < (1 - ROUNDING) * classifier.threshold),
+        unknown=bool(probabilities[best[0]] < (1 - ROUNDING) * card.threshold),
     )

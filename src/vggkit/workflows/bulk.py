@@ -73,7 +73,7 @@ def predict_into(
     kinds["problem"] = "text"
 
     def answer(found: Iterator[Picture]) -> Iterator[Row]:
-        for each in prediction.iterate_predictions(engine, classifier, found, top=top, batch_size=batch_size):
+        for each in prediction.iterate_predictions(engine, classifier.card, found, top=top, batch_size=batch_size):
             pairs = zip(each.labels, each.probabilities, strict=True)
             cells: list[str | float | None] = [cell for pair in pairs for cell in pair]
             cells += [None] * (2 * top - len(cells))

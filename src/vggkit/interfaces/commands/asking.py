@@ -31,6 +31,7 @@ def predict(
     batch_size: int = 32,
     device: str = "auto",
     precision: Literal["fp32", "bf16", "auto"] = "fp32",
+    engine: Literal["auto", "pytorch", "openvino", "onnx"] = "auto",
     save_seconds: float = 5.0,
     overwrite: bool = False,
     json: bool = False,
@@ -51,19 +52,23 @@ def predict(
         batch_size: Pictures that pass through the network together.
         device: auto, cpu, cuda or mps.
         precision: What is computed in; auto: bf16 where the device multiplies it by itself.
+        engine: What computes; auto: PyTorch on CUDA and MPS, on processors OpenVINO, ONNX Runtime or PyTorch, the
+            first that is installed.
         save_seconds: With --out, seconds between two times that what is done is kept, in the folder OUT.parts.
         overwrite: With --out, begin anew whatever an earlier line left there.
         json: A JSON object a picture and line: path, labels, probabilities; unknown where the best is not sure
             enough, problem where it cannot be read. With --out one object: how many there were.
         quiet: No progress on standard error.
     """
+    from vggkit.engines.weights import ModelFile
     from vggkit.images.sources import count_pictures, gather_pictures
-    from vggkit.networks.classifier import load
     from vggkit.tasks.prediction import check_counts, iterate_predictions, prepare_engine
 
     if not pictures:
         raise BadInput("predict needs a picture: vggkit predict MODEL PICTURE…")
     if out is not None:
+        if engine != "auto":
+            raise BadInput(f"--engine {engine} is for answers on the terminal; --out chooses its engine by itself")
         from vggkit.workflows.bulk import predict_into
 
         with ProgressLine(quiet=quiet, rate=RATE) as line:
@@ -84,14 +89,15 @@ def predict(
     if overwrite:
         raise BadInput("--overwrite is for --out: without a file nothing is kept")
     check_counts(top=top, batch_size=batch_size)
-    classifier = load(model)
+    file = ModelFile(model)
     # With the number of all, the time left is known.
     total = count_pictures(pictures, columns=columns)
-    engine, _ = prepare_engine(classifier, device=device, precision=precision, count=total)
+    computing, said_of = prepare_engine(file, device=device, precision=precision, engine=engine, count=total)
     answered = False
     with ProgressLine(quiet=quiet, rate=RATE) as line:
+        line.say(f"computed by {said_of}")
         found = gather_pictures(pictures, columns=columns)
-        answers = iterate_predictions(engine, classifier, found, top=top, batch_size=batch_size)
+        answers = iterate_predictions(computing, file.card, found, top=top, batch_size=batch_size)
         for done, answer in enumerate(answers, start=1):
             answered = answered or not answer.problem
             if json:
