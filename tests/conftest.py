@@ -4,12 +4,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from vggkit.networks.configurations import Configuration, configure
 
 # Two test processes side by side beat one with two threads; processes started by tests inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# How long drawing an example takes says how busy the machine is, and nothing of the code.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
