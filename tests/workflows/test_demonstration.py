@@ -1,7 +1,11 @@
 import pytest
 
 from vggkit.errors import BadOutput
+from vggkit.images.preprocessing import Preprocessing
+from vggkit.networks.classifier import Classifier
+from vggkit.tasks.training.recipe import Recipe
 from vggkit.workflows.demonstration import _clear, demonstrate
+from vggkit.workflows.runs import train
 
 
 @pytest.mark.slow
@@ -39,3 +43,17 @@ def test_what_a_finished_demonstration_left_makes_room(tmp_path):
         (tmp_path / name).write_text("x")
     _clear(tmp_path)
     assert not tmp_path.exists()
+
+
+def test_whatever_a_training_writes_makes_room_too(tiny, photos, tmp_path):
+    """A second demonstration replaces the first, whose folder is a run's with a sheet and pictures."""
+    classifier = Classifier.create(
+        tiny, labels=("across", "down", "red"), preprocessing=Preprocessing(resize_pixels=32, crop_pixels=32)
+    )
+    recipe = Recipe(epochs=1, batch_size=16, learning_rate=0.1)
+    run = train(classifier, photos, recipe, out=tmp_path / "demo", device="cpu", quiet=True)
+    for name in ("answers.png", "pictures/digit_0030.png"):
+        (run.directory / name).parent.mkdir(exist_ok=True)
+        (run.directory / name).write_text("x")
+    _clear(run.directory)
+    assert not run.directory.exists()

@@ -67,7 +67,8 @@ def _clear(out: Path) -> None:
     if not out.is_dir() or not any(out.iterdir()):
         return
     run = {"config.yaml", "metrics.csv", "best.safetensors", "last.ckpt"}
-    known = {*run, "learning_curve.png", "confusion_matrix.png", "answers.png", "pictures"}
+    drawn = {"learning_curve.png", "confusion_matrix.png", "reliability.png", "classes.png", "answers.png"}
+    known = {*run, *drawn, "report.html", "results.csv", "pictures"}
     asked = out / "pictures"
     finished = (out / "answers.png").is_file() and asked.is_dir()  # what a training run does not have
     if (
