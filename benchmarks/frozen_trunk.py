@@ -152,7 +152,7 @@ def main() -> None:
             f"(244 to learn from, {peer['n']} held out, by folder), VGG-19 to relu3_4 with Oxford's ImageNet",
             "weights. The peer is the torchvision script that tutorials have, see frozen_trunk.py; it keeps the",
             "best of its epochs by the same held-out photos, which flatters it, while vggkit chooses its",
-            "regularisation on the training photos alone. Seconds: median (least to most); accuracy with Wilson's",
+            "regularisation on the training photos alone. Seconds: median (least to most); accuracy with its bootstrap",
             "95 % interval.",
             "",
             "| | seconds | n | top-1 | times as fast |",

@@ -29,8 +29,9 @@ GROUP_BYTES: Final = 32_000_000
 METADATA_KEY: Final = b"vggkit"
 
 Column = Sequence[Any] | NDArray[Any]
-Kind = Literal["text", "number"] | int
-"""What a column holds: text or a number, either may be None; or a vector of so many float32, where NaN is none."""
+Kind = Literal["text", "number", "count"] | int
+"""What a column holds: text, a number or a whole one, each may be None; or a vector of so many float32, where NaN
+is none."""
 Append = Callable[[Mapping[str, Column]], None]
 """Takes the next rows, as columns of equal length."""
 
@@ -120,6 +121,27 @@ def read_about(path: str | Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):  # pyarrow's errors are such too
         return None
     return about if isinstance(about, dict) else None
+
+
+def read_table(path: str | Path) -> dict[str, list[Any]]:
+    """The columns of a .csv or .parquet file, whole in memory; of CSV all is text.
+
+    Raises BadData, and MissingExtra for Parquet without pyarrow.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BadData(f"{path}: no such file")
+    try:
+        if path.suffix.lower() == ".parquet":
+            check_parquet()
+            import pyarrow.parquet as pq
+
+            return dict(pq.read_table(path).to_pydict())
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as lines:
+            names, *rows = csv.reader(lines)
+        return {name: list(values) for name, values in zip(names, zip(*rows, strict=True), strict=True)}
+    except (ValueError, OSError, csv.Error) as problem:  # pyarrow's errors are such too
+        raise BadData(f"{path}: is not a whole table ({problem})") from problem
 
 
 def read_vectors(
@@ -215,7 +237,7 @@ def _stream_parquet(path: Path, kinds: Mapping[str, Kind], about: Mapping[str, A
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    types = {"text": pa.string(), "number": pa.float64()}
+    types = {"text": pa.string(), "number": pa.float64(), "count": pa.int64()}
     fields = [
         pa.field(name, pa.list_(pa.float32(), kind) if isinstance(kind, int) else types[kind])
         for name, kind in kinds.items()

@@ -28,7 +28,7 @@ def invent(classes=6, n=240, *, seed=0, skill=1.5, model="vgg11", **options):
     logits[np.arange(n), targets] += skill
     labels = [f"class <{number}>" for number in range(classes)]
     answers = Answers.of(logits, targets, labels=labels, paths=[f"photos/val/{k:03d}.png" for k in range(n)])
-    return score(answers, data="photos, part val", model=model, protocol="single: one view", **options)
+    return score(answers, data="photos", part="val", model=model, protocol="single: one view", **options)
 
 
 def album(evaluation):

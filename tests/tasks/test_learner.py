@@ -378,3 +378,39 @@ def test_a_float16_gradient_that_overflows_moves_nothing_and_halves_the_scale(ti
     assert learner.step(0.05, number=0), "it is no divergence"
     assert all(map(torch.equal, before, learner.network.parameters()))
     assert learner.state()["scaler/scale"] == 2.0**39
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_last_layer_learns_as_if_it_read_numbers_of_about_one(tiny, optimizer):
+    """A peer whose head reads features divided by the scale, from weights multiplied by it: the same function, and
+    after steps with clipping and decay still the same.
+    """
+    scale, rate = 8.0, RATES[optimizer]
+    tiny = replace(tiny, batch_norm=False)  # biases before a norm have gradients of rounding alone
+    recipe = replace(RECIPE, optimizer=optimizer, weight_decay=0.1, clip_norm=0.5)
+    learner = Learner(build(tiny), recipe, device=CPU, feature_scale=scale)
+    learner.start_epoch(1)
+    peer = build(tiny).to(memory_format=torch.channels_last).train()
+    with torch.no_grad():
+        peer.classifier[-1].weight.mul_(scale)
+    decaying = [value for value in peer.parameters() if value.dim() > 1]
+    others = [value for value in peer.parameters() if value.dim() == 1]
+    groups = [{"params": decaying, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    given = batches(4)
+    if optimizer == "sgd":
+        stepper = torch.optim.SGD(groups, lr=rate, momentum=recipe.momentum, nesterov=True)
+    else:
+        stepper = torch.optim.AdamW(groups, lr=rate)
+    for number, (images, targets) in enumerate(given):
+        learner.compute(images, targets, draw=number)
+        learner.step(rate, number=number)
+        stepper.zero_grad()
+        last = peer.classifier[-1]
+        logits = F.linear(peer.describe(images) / scale, last.weight, last.bias)
+        F.cross_entropy(logits, targets).backward()
+        nn.utils.clip_grad_norm_(peer.parameters(), 0.5)
+        stepper.step()
+    theirs = dict(peer.named_parameters())
+    for key, value in learner.network.named_parameters():
+        expected = theirs[key] / scale if key == "classifier.0.weight" else theirs[key]
+        torch.testing.assert_close(value, expected, rtol=2e-3, atol=2e-5)

@@ -74,7 +74,8 @@ def test_evaluation_equals_scikit_learn_on_the_predictions(classifier, photos):
     assert found.loss == pytest.approx(metrics.log_loss(truth, table, labels=list(LABELS)), abs=1e-6)
     assert np.array_equal(found.confusion, metrics.confusion_matrix(truth, answer, labels=list(LABELS)))
     assert found.top5 == 1
-    assert "part val" in found.data
+    assert (found.data, found.part) == (str(photos), "val")
+    assert found.source.endswith(", part val")
     json.dumps(found.to_dict())
 
 

@@ -59,7 +59,7 @@ def test_scales_are_the_papers():
         "multi-crop: 25 crops of 224 pixels, short side 224, 256, 288, mirrored too"
     )
     assert str(plan_protocol("dense+crops", fed, mirror=False, scales=(256,))) == (
-        "dense+crops: head slid over the picture, short side 256 and 25 crops of 224 pixels, short side 256"
+        "dense+crops: the whole picture, short side 256 and 25 crops of 224 pixels, short side 256"
     )
 
 

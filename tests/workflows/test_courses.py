@@ -77,7 +77,7 @@ def test_a_second_run_computes_nothing_and_other_weights_all(tiny, trained, phot
 
 
 def test_a_head_that_was_stopped_goes_on_to_the_same_bits(tiny, trained, photos, tmp_path, monkeypatch):
-    from vggkit.workflows import courses
+    from vggkit.workflows import solved_heads
 
     whole = train(start(tiny, trained), photos, HEAD, out=tmp_path / "1", device="cpu", quiet=True)
     monkeypatch.setenv("VGGKIT_HOME", str(tmp_path / "other"))
@@ -86,7 +86,7 @@ def test_a_head_that_was_stopped_goes_on_to_the_same_bits(tiny, trained, photos,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(courses, "solve_head", end)
+        patch.setattr(solved_heads, "solve_head", end)
         with pytest.raises(KeyboardInterrupt):
             train(start(tiny, trained), photos, HEAD, out=tmp_path / "2", device="cpu", quiet=True)
     resumed = resume(tmp_path / "2", device="cpu", quiet=True)
@@ -226,7 +226,7 @@ def test_seconds_between_states_are_no_less_than_none(tiny, photos, tmp_path):
 
 def test_steps_from_given_weights_begin_with_the_head_solved(tiny, trained, tmp_path, monkeypatch, capsys):
     from vggkit.tasks.training import loop
-    from vggkit.workflows import courses
+    from vggkit.workflows import solved_heads
 
     fill_folder(tmp_path / "photos", LABELS[:2], 12)
     recipe = replace(STEPS, trainable="all", epochs=2, batch_size=4, learning_rate=1e-6)
@@ -255,7 +255,7 @@ def test_steps_from_given_weights_begin_with_the_head_solved(tiny, trained, tmp_
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(courses, "solve_head", end)
+        patch.setattr(solved_heads, "solve_head", end)
         with pytest.raises(KeyboardInterrupt):
             train(begin(), tmp_path / "photos", recipe, out=tmp_path / "4", device="cpu", quiet=True)
     resumed = resume(tmp_path / "4", device="cpu", quiet=True)
@@ -278,7 +278,7 @@ def test_what_a_run_says_of_its_test_part_is_what_evaluate_says(tiny, tmp_path):
     kept = load(tmp_path / "run")
     assert kept.temperature != 1
     again = evaluate(kept, tmp_path / "photos")
-    assert "part test" in run.evaluation.data
+    assert run.evaluation.part == "test"
     assert (again.n, again.top1) == (run.evaluation.n, run.evaluation.top1)
     assert again.loss == pytest.approx(run.evaluation.loss, rel=1e-4)
     assert again.ece == pytest.approx(run.evaluation.ece, rel=1e-3)

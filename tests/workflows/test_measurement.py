@@ -139,7 +139,7 @@ def test_the_command_writes_table_report_and_plots(runs, others, tmp_path, monke
     code, out, _ = call(*both, "--protocol", "multi-scale", capsys=capsys)
     assert code == 0
     told = " ".join(out.split())
-    assert told.count("multi-scale: head slid over the picture, short side 32, 36, mirrored too") == 3
+    assert told.count("multi-scale: the whole picture, short side 32, 36, mirrored too") == 3
     assert "McNemar" in out
     assert "good + poor" in (tmp_path / "both.html").read_text(encoding="utf-8")
 
@@ -167,3 +167,9 @@ def test_the_pictures_stand_last(runs, capsys):
     code, _, told = call("evaluate", runs / "good", runs / "poor.safetensors", capsys=capsys)
     assert code == 2
     assert "stand last" in told
+
+
+def test_training_pictures_are_known_wherever_they_are_given(runs, photos):
+    for place in (photos / "train", photos / "val"):
+        found = measure([runs / "good"], open_pictures(place)).evaluations[0]
+        assert any("trained on these very pictures" in note for note in found.notes) == (place.name == "train")

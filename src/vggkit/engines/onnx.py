@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from vggkit.engines.drawing import Drawing, Sides, Values
 from vggkit.engines.outputs import Output, check_batch, plan_outputs
+from vggkit.engines.stream import NamedEngine
 from vggkit.engines.weights import Weights, find_weights
 from vggkit.errors import MissingExtra
 from vggkit.hardware import count_threads
@@ -33,7 +34,7 @@ _PLACE: Final = "weights"
 _LEAST_BYTES: Final = 1024
 
 
-class ONNXEngine:
+class ONNXEngine(NamedEngine):
     """Runs a VGG with ONNX Runtime on the processor, in float32: it has no bfloat16 there.
 
     Args:
@@ -47,20 +48,12 @@ class ONNXEngine:
         self._source = find_weights(weights)
         self._configuration = self._source.configuration
         self._plan = plan_outputs(self._configuration, output)
+        self.outputs = self._plan.names
         with ThreadPoolExecutor(1) as pool:
             reading = pool.submit(self._source.read, self._plan.keys)
             self._onnx, self._runtime = _import_onnx()
             reading.result()
         self._sessions: dict[Sides, Any] = {}
-
-    @property
-    def outputs(self) -> tuple[Output, ...]:
-        """The names of what is given."""
-        return self._plan.names
-
-    def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The first output of preprocessed pictures (N, C, H, W): a row or a map of each."""
-        return self.compute(batch)[self._plan.names[0]]
 
     def compute(self, batch: NDArray[np.float32]) -> dict[Output, NDArray[np.float32]]:
         """Every output by its name, of one pass."""

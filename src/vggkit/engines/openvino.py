@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from vggkit.engines.drawing import Drawing, Sides, Values
 from vggkit.engines.outputs import Output, Precision, Ranges, check_batch, check_precision, plan_outputs
+from vggkit.engines.stream import NamedEngine
 from vggkit.engines.weights import Weights, find_weights
 from vggkit.errors import MissingExtra
 from vggkit.hardware import count_threads
@@ -37,7 +38,7 @@ Node = Any
 Haste = Literal["LATENCY", "THROUGHPUT"]
 
 
-class OpenVINOEngine:
+class OpenVINOEngine(NamedEngine):
     """Runs a VGG on the processor with the weights as they are now; a network stays as it is.
 
     A single picture has all processors; of several, requests of a few each run side by side. A model is
@@ -68,6 +69,7 @@ class OpenVINOEngine:
         self._source = find_weights(weights)
         self._configuration, self._precision = self._source.configuration, precision
         self._plan = plan_outputs(self._configuration, output)
+        self.outputs = self._plan.names
         # A file comes from the disk while OpenVINO is imported.
         with ThreadPoolExecutor(1) as pool:
             reading = pool.submit(self._source.read, self._plan.keys)
@@ -75,15 +77,6 @@ class OpenVINOEngine:
             reading.result()
         self._models: dict[tuple[Sides, Haste], _Compiled] = {}
         self._few = False
-
-    @property
-    def outputs(self) -> tuple[Output, ...]:
-        """The names of what is given."""
-        return self._plan.names
-
-    def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The first output of preprocessed pictures (N, C, H, W): a row or a map of each."""
-        return self.compute(batch)[self._plan.names[0]]
 
     def compute(self, batch: NDArray[np.float32]) -> dict[Output, NDArray[np.float32]]:
         """Every output by its name, of one pass."""

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from vggkit.engines.cuda_graphs import Replays
 from vggkit.engines.outputs import Output, Plan, check_batch, find_relu, plan_outputs
+from vggkit.engines.stream import NamedEngine
 from vggkit.networks.vgg import VGG, slide
 
 
-class PyTorchEngine:
+class PyTorchEngine(NamedEngine):
     """Runs a VGG on a device, in evaluation mode and without gradients.
 
     In fp32 the network itself moves to the device and to channels_last; the mode of each of its modules
@@ -45,6 +46,7 @@ class PyTorchEngine:
     ) -> None:
         planes = torch.channels_last
         self._plan = plan_outputs(network.configuration, output)
+        self.outputs = self._plan.names
         self.network: VGG
         if precision == "bf16":
             self.network = _copy_in_bf16(network).to(device, memory_format=planes)  # type: ignore[call-overload]
@@ -54,15 +56,6 @@ class PyTorchEngine:
             self.dtype = next(network.parameters()).dtype
         self.device = device
         self._replays = Replays(partial(_look, self.network, plan=self._plan), device)
-
-    @property
-    def outputs(self) -> tuple[Output, ...]:
-        """The names of what is given."""
-        return self._plan.names
-
-    def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The first output of preprocessed pictures (N, C, H, W): a row or a map of each."""
-        return self.compute(batch)[self._plan.names[0]]
 
     def compute(self, batch: NDArray[np.float32]) -> dict[Output, NDArray[np.float32]]:
         """Every output by its name, of one pass."""

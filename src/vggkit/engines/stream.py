@@ -3,6 +3,7 @@
 Shape letters: N pictures, C channels, H and W pixels, K classes, F features.
 """
 
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,12 +34,16 @@ class Engine(Protocol):
 class NamedEngine(Engine, Protocol):
     """An engine that may give several things of a picture in one pass: `engines.outputs` names them."""
 
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """The names of what is given; `run` gives the first."""
+    outputs: tuple[str, ...]
+    """The names of what is given."""
 
+    @abstractmethod
     def compute(self, batch: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        """Every output by its name: rows (N, F), or maps (N, C, H, W)."""
+        """Every output by its name, of one pass: rows (N, F), or maps (N, C, H, W)."""
+
+    def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The first output of preprocessed pictures (N, C, H, W): a row or a map of each."""
+        return self.compute(batch)[self.outputs[0]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

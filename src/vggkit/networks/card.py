@@ -139,6 +139,14 @@ def find_card(path: str | Path) -> Card | None:
         raise BadCheckpoint(f"{path}: {problem}") from problem
 
 
+def read_entry(values: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+    """A mapping in provenance by the names that lead to it; empty where there is none, for it may hold anything."""
+    found: object = values
+    for name in names:
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
+
+
 def _shortened(labels: tuple[object, ...]) -> str:
     shown = ", ".join(map(repr, labels[:5]))
     return f"{shown} and {len(labels) - 5} more" if len(labels) > 5 else shown

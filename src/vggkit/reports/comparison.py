@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vggkit.reports.plots import INK, PALE_INK, draw_to
+from vggkit.reports.tables import describe_seconds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +57,7 @@ class ComparedRun:
     top1: float | None
     """Share in [0, 1] of them whose best class is right."""
     top1_interval: tuple[float, float] | None
-    """Wilson's 95 % interval of it."""
+    """95 % interval of it, as the run has it; Wilson's of one that is not finished."""
     loss: float | None
     """Mean cross-entropy on them, in nats."""
     seconds: float
@@ -171,13 +172,6 @@ def describe_value(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def describe_seconds(seconds: float) -> str:
-    """A duration in a few characters: `48 s`, `13 min`, `2.5 h`."""
-    if seconds < 119.5:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7170 else f"{seconds / 3600:.1f} h"
 
 
 def plot_comparison(comparison: Comparison, path: str | Path) -> None:

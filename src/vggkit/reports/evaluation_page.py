@@ -11,12 +11,12 @@ import numpy as np
 
 from vggkit import __version__
 from vggkit.images.pictures import Picture
-from vggkit.reports.pages import charts
-from vggkit.reports.pages.charts import Bar, Chart, across, draw_line, up
+from vggkit.networks.card import read_entry
+from vggkit.reports.evaluation_charts import draw_curves, draw_reliability, draw_withholding
 from vggkit.reports.pages.rendering import render_page
 from vggkit.reports.pages.thumbs import Thumb, find_folder, make_thumb, split_name, split_place
-from vggkit.tasks.evaluation.answers import Answers
-from vggkit.tasks.evaluation.figures import ClassFigures, Evaluation, proportion_interval
+from vggkit.reports.tables import describe_seconds
+from vggkit.tasks.evaluation.figures import ClassFigures, Evaluation
 from vggkit.tasks.evaluation.pairing import PairedComparison
 from vggkit.writing import write_text
 
@@ -87,11 +87,11 @@ def write_report(
                 "evaluation": shown,
                 "evaluations": evaluations,
                 "comparisons": [(each, gallery.show_changes(each)) for each in comparisons],
-                "place": split_place(shown.data.rpartition(", part ")[0] or shown.data),
-                "part": shown.data.rpartition(", part ")[2],
+                "place": split_place(shown.data),
+                "part": shown.part,
                 "hits": int(shown.answers.right.sum()),
                 "headlines": _list_headlines(shown),
-                "curves": draw_curves(story),
+                "curves": draw_curves(story.history, story.best_epoch),
                 "matrix": Matrix.of(shown) if len(shown.labels) <= MATRIX_CLASSES else None,
                 "pairs": list_pairs(shown),
                 "classes": _sort_classes(shown),
@@ -103,9 +103,9 @@ def write_report(
                 "reliability": draw_reliability(shown),
                 "withholding": draw_withholding(shown),
                 "facts": list_facts(story.provenance),
-                "recipe": _read(story.provenance, "recipe"),
+                "recipe": read_entry(story.provenance, "recipe"),
                 "findings": story.provenance.get("findings"),
-                "counts": _read(_read(story.provenance, "data"), "pictures"),
+                "counts": read_entry(story.provenance, "data", "pictures"),
                 "steps": story.steps,
             },
         ),
@@ -175,7 +175,7 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """The confusion matrix, a row for each class that there are pictures of."""
+    """The confusion matrix, a row and a column for each class."""
 
     labels: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
@@ -211,7 +211,7 @@ class _Gallery:
     def __init__(self, evaluation: Evaluation, pictures: Iterable[Picture]) -> None:
         self._answers = evaluation.answers
         self._pictures = {picture.path: picture for picture in pictures}
-        self.folder = find_folder(evaluation.data.rpartition(", part ")[0], self._answers.paths)
+        self.folder = find_folder(evaluation.data, self._answers.paths)
 
     def show_mistakes(self) -> list[Exhibit]:
         """Wrong answers, the surest first."""
@@ -242,136 +242,20 @@ class _Gallery:
         return Exhibit(path, split_name(path.removeprefix(self.folder)), thumb, label, given, chance, own)
 
 
-def draw_curves(story: Story) -> list[Chart]:
-    """Losses, and validation accuracy, by epoch; none where there is one epoch alone."""
-    history = story.history
-    if len(history) < 2:
-        return []
-    epochs = [row["epoch"] for row in history]
-    x = across(epochs[0], epochs[-1])
-    ticks = x.ticks(whole=True, most=8)
-    few = len(epochs) <= 40
-    losses = [row[name] for row in history for name in ("train_loss", "val_loss")]
-    y = up(0, 1.05 * max(losses))
-    lines = tuple(
-        draw_line(kind, [(row["epoch"], row[f"{kind}_loss"]) for row in history], x, y, name=name, dots=few)
-        for kind, name in (("train", "training"), ("val", "validation"))
-    )
-    shares = [row["val_top1"] for row in history]
-    floor = max(0.0, min(shares) - 0.1)
-    share = up(floor, min(1.0, max(shares) + 0.05))
-    best = next((row for row in history if row["epoch"] == story.best_epoch), None)
-    return [
-        Chart(
-            title="Loss (cross-entropy, nats)",
-            across="epoch",
-            across_ticks=ticks,
-            up_ticks=y.ticks(most=5),
-            lines=lines,
-            note="Training pictures are seen changed, and while the network still learns them.",
-        ),
-        Chart(
-            title="Validation accuracy (%)",
-            across="epoch",
-            across_ticks=ticks,
-            up_ticks=share.ticks(percent=True, most=5),
-            lines=(draw_line("val", list(zip(epochs, shares, strict=True)), x, share, dots=few),),
-            mark=None if best is None else (x(best["epoch"]), share(best["val_top1"])),
-            mark_text=""
-            if best is None
-            else f"Kept: {100 * best['val_top1']:.1f} % "
-            + (f"after epoch {best['epoch']:.0f}" if best["epoch"] else "before the first step"),
-        ),
-    ]
-
-
-def draw_reliability(evaluation: Evaluation) -> Chart:
-    """How often answers of a probability are right; on the diagonal they are as right as they say."""
-    x, y = across(0, 1), up(0, 1)
-    bars = []
-    for each in evaluation.calibration.bins:
-        if each.accuracy is None:
-            continue
-        low, high = proportion_interval(round(each.accuracy * each.n), each.n)
-        left, right, top = x(each.low) + 1, x(each.high) - 1, y(each.accuracy)
-        bars.append(
-            Bar(
-                round(left, 2),
-                round(right - left, 2),
-                top,
-                round(charts.BOTTOM - top, 2),
-                (y(low), y(high)),
-                f"{each.n:,} answers of {100 * each.low:.0f} to {100 * each.high:.0f} %: "
-                f"{100 * each.accuracy:.1f} % right",
-            )
-        )
-    found = evaluation.calibration
-    said = "surer" if found.mean_confidence > evaluation.top1 else "less sure"
-    text = f"Answers say {100 * found.mean_confidence:.1f} % on average and {100 * evaluation.top1:.1f} % are right"
-    gap = abs(found.mean_confidence - evaluation.top1)
-    text += f": {said} than they are right" if gap >= 0.01 else ": as sure as they are right"
-    if found.temperature != 1:
-        text += f". Logits are divided by a temperature of {found.temperature:.3g}, which the Classifier keeps"
-        if found.ece_before is not None:
-            text += f"; without it the error is {100 * found.ece_before:.1f} %"
-    return Chart(
-        title="Right answers (%) by probability",
-        across="probability of the answer (%)",
-        across_ticks=x.ticks(percent=True, most=5),
-        up_ticks=y.ticks(percent=True, most=5),
-        bars=tuple(bars),
-        lines=(draw_line("ideal", [(0, 0), (1, 1)], x, y, name="true to its word"),),
-        note=text + ".",
-    )
-
-
-def draw_withholding(evaluation: Evaluation) -> Chart:
-    """How many of the surest answers are right, by how many are given."""
-    answers: Answers = evaluation.answers
-    order = np.argsort(-answers.confidences, kind="stable")
-    precision = answers.right[order].cumsum() / np.arange(1, len(order) + 1)
-    ends = np.append(np.flatnonzero(np.diff(answers.confidences[order])), len(order) - 1)
-    if len(ends) > 200:  # a curve needs no more
-        ends = ends[np.unique(np.linspace(0, len(ends) - 1, 200).round().astype(int))]
-    floor = max(0.0, float(precision[ends].min()) - 0.05)
-    x, y = across(0, 1), up(floor, 1)
-    points = [((end + 1) / len(order), float(precision[end])) for end in ends]
-    found = evaluation.rejection
-    mark, text = None, "Withholding the least sure answers leaves fewer, and more of them right."
-    if found is not None and found.precision is not None and found.precision_interval is not None:
-        mark = (x(found.coverage), y(found.precision))
-        low, high = found.precision_interval
-        text = (
-            f"At a threshold of {100 * found.threshold:.1f} % {100 * found.coverage:.1f} % of the pictures get an "
-            f"answer and {100 * found.precision:.1f} % of these are right ({100 * low:.1f} to {100 * high:.1f}); "
-            "the others are “unknown”."
-        )
-    return Chart(
-        title="Right answers (%) when the least sure are withheld",
-        across="pictures that get an answer (%)",
-        across_ticks=x.ticks(percent=True, most=5),
-        up_ticks=y.ticks(percent=True, most=5),
-        lines=(draw_line("val", points, x, y),),
-        mark=mark,
-        mark_text="",
-        note=text,
-    )
-
-
 def list_facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What is known of how the Classifier came about."""
-    machine = _read(provenance, "machine")
+    machine = read_entry(provenance, "machine")
     weights = provenance.get("weights")
     seconds, memory = provenance.get("seconds"), provenance.get("peak_memory_bytes")
     found = {
-        "Trained on": str(_read(provenance, "data").get("name", "")),
+        "Trained on": str(read_entry(provenance, "data").get("name", "")),
         "Began with": f"weights of {weights.get('file') or weights.get('source', 'a file')}"
         if isinstance(weights, Mapping)
         else "random weights"
         if provenance.get("recipe")
         else "",
         "Begun": str(provenance.get("started", "")).replace("T", " ").replace("+00:00", " UTC"),
-        "Duration": _say_duration(float(seconds)) if seconds else "",
+        "Duration": describe_seconds(float(seconds)) if seconds else "",
         "Memory at most": f"{memory / 1e9:.2f} GB" if memory else "",
         "Hardware": str(machine.get("device", "")),
         "System": ", ".join(
@@ -382,18 +266,6 @@ def list_facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
         "Licence of the weights": str(weights.get("licence", "")) if isinstance(weights, Mapping) else "",
     }
     return [(name, value) for name, value in found.items() if value]
-
-
-def _read(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """An entry of provenance, which may be any JSON value; nothing where it is no mapping."""
-    found = values.get(name)
-    return found if isinstance(found, Mapping) else {}
-
-
-def _say_duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def suggest_steps(model: str | Path, data: str, *, is_head_alone: bool = False) -> list[tuple[str, str]]:

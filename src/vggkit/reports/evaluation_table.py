@@ -28,7 +28,7 @@ FIGURES: Final[tuple[tuple[FigureName, str], ...]] = (
 def draw_evaluation(evaluation: Evaluation) -> RenderableType:
     """What `rich.print` shows of an Evaluation, right at 80 columns."""
     head = Text.assemble(
-        (evaluation.model, "bold"), f" on {evaluation.data}, n = {evaluation.n:,}\n", (evaluation.protocol, "dim")
+        (evaluation.model, "bold"), f" on {evaluation.source}, n = {evaluation.n:,}\n", (evaluation.protocol, "dim")
     )
     parts: list[RenderableType] = [head, Text(), _draw_figures(evaluation), Text(), _draw_classes(evaluation)]
     if evaluation.rejection is not None:
@@ -124,8 +124,8 @@ def draw_several(evaluations: Sequence[Evaluation], comparisons: Sequence[Paired
             f"{each.loss:.4f}",
         )
     first = evaluations[0]
-    folder = first.data.rpartition(", part ")[0] + "/"
-    parts: list[RenderableType] = [Text(f"on {first.data}, n = {first.n:,}"), Text(), table, Text()]
+    folder = first.data.rstrip("/") + "/"
+    parts: list[RenderableType] = [Text(f"on {first.source}, n = {first.n:,}"), Text(), table, Text()]
     for each in evaluations:
         parts.append(Text.assemble((f"{each.model}  ", "dim bold"), (each.protocol, "dim")))
     for pair in comparisons:

@@ -104,7 +104,7 @@ def plot_confusion(evaluation: Evaluation, path: str | Path) -> None:
         )
         axes = figure.subplots()
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        axes.set_title(evaluation.data, fontsize=8, fontweight="normal", color=PALE_INK)
+        axes.set_title(evaluation.source, fontsize=8, fontweight="normal", color=PALE_INK)
         axes.set_xlabel("answer")
         axes.set_ylabel("truth")
         axes.tick_params(length=0)

@@ -153,6 +153,13 @@ def binary_unit(size_bytes: int) -> str:
     return _in_units(size_bytes, *_unit(size_bytes, 1024, ("B", "KiB", "MiB", "GiB", "TiB")))
 
 
+def describe_seconds(seconds: float) -> str:
+    """A duration in a few characters: `48 s`, `13 min`, `2.5 h`."""
+    if seconds < 119.5:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7170 else f"{seconds / 3600:.1f} h"
+
+
 def _in_units(count: int, unit: str, scale: int) -> str:
     """Three digits, or as many as stand before the point."""
     value = count / scale

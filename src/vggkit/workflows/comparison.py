@@ -8,11 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vggkit.column_files import ENDINGS
 from vggkit.errors import BadCheckpoint, BadData, MissingExtra
 from vggkit.networks.card import read_card
 from vggkit.reports.comparison import ComparedRun, Comparison
-from vggkit.tasks.evaluation.answers import Answers
+from vggkit.tasks.evaluation.answers import ENDINGS, Answers
 from vggkit.tasks.evaluation.figures import proportion_interval
 from vggkit.tasks.evaluation.pairing import PairedComparison, compare_answers
 from vggkit.workflows.configs import FILE_NAME, RunConfig

@@ -9,13 +9,14 @@ from typing import Any
 
 from vggkit.errors import BadInput
 from vggkit.images.pictures import PictureSet
-from vggkit.networks.card import Card, read_card
+from vggkit.networks.card import Card, read_card, read_entry
 from vggkit.networks.classifier import Classifier, load
+from vggkit.networks.locating import locate_model
 from vggkit.networks.publishing.sharing import is_address
 from vggkit.reports.evaluation_page import Story, suggest_steps, write_report
 from vggkit.tasks.evaluation.calibration import fit_temperature
 from vggkit.tasks.evaluation.figures import Evaluation, ProtocolName
-from vggkit.tasks.evaluation.measuring import CALIBRATED_HERE, evaluate, read_mapping
+from vggkit.tasks.evaluation.measuring import CALIBRATED_HERE, evaluate
 from vggkit.tasks.evaluation.pairing import PairedComparison, compare_answers, fuse
 from vggkit.tasks.evaluation.scoring import score
 from vggkit.workflows.comparison import read_history
@@ -152,7 +153,7 @@ def report_on(found: Measurement, data: PictureSet, path: str | Path, *, models:
     folder = Path(models[0]) if Path(models[0]).is_dir() else Path(models[0]).parent
     history = read_history(folder / "metrics.csv") if alone and (folder / FILE_NAME).is_file() else ()
     provenance = found.card.provenance if alone else {}
-    best_epoch = read_mapping(provenance.get("metrics")).get("epoch")
+    best_epoch = read_entry(provenance, "metrics").get("epoch")
     write_report(
         found.evaluations,
         path,
@@ -180,19 +181,13 @@ def _demand_same_classes(models: Sequence[str | Path], names: Sequence[str]) -> 
     """Before any work: Classifiers of different classes cannot be held against each other."""
     if len(models) < 2 or any(is_address(place) for place in models):
         return
-    classes = [set(read_card(find_file(place)).labels) for place in models]
+    classes = [set(read_card(locate_model(place)).labels) for place in models]
     for name, known in zip(names, classes, strict=True):
         if other := sorted(known ^ classes[0]):
             raise BadInput(
                 f"{names[0]} and {name} do not name the same classes ({', '.join(other[:5])}), and their answers "
                 "cannot be held against each other; measure each alone"
             )
-
-
-def find_file(place: str | Path) -> Path:
-    """A Classifier's own file, or that of a run's folder."""
-    best = Path(place) / "best.safetensors"
-    return best if best.is_file() else Path(place)
 
 
 def _calibrate(
@@ -204,16 +199,17 @@ def _calibrate(
     """Temperature and threshold fitted, kept in the file, and the figures that come of it."""
     if is_address(place):
         raise BadInput(f"{place}: is an address, and what is fitted is kept in a file; save it first")
-    target = find_file(place)
+    target = locate_model(place)
     demand_writable(target)
     raw = found.answers.sharpen(1 / classifier.temperature)
-    before = read_mapping(classifier.provenance.get("calibration")).get("wanted_precision")
+    before = read_entry(classifier.provenance, "calibration").get("wanted_precision")
     if wanted_precision is None and classifier.threshold > 0 and isinstance(before, float):
         wanted_precision = before  # a threshold is one of probabilities, which are others now
     fit = fit_temperature(raw)
     renewed = score(
         raw.sharpen(fit.temperature),
         data=found.data,
+        part=found.part,
         model=found.model,
         protocol=found.protocol,
         temperature=fit.temperature,
@@ -230,6 +226,7 @@ def _calibrate(
     about = {
         **asdict(fit),
         "data": found.data,
+        "part": found.part,
         "pictures": found.pictures,
         "wanted_precision": wanted_precision,
     }

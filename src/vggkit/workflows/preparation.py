@@ -23,14 +23,14 @@ from vggkit.tasks.training.sizing import choose_batch_size
 def divide_pictures(
     opened: PictureSet, classifier: Classifier, recipe: Recipe, *, stack: ExitStack, line: ProgressLine
 ) -> tuple[PictureSet, dict[str, str]]:
-    """The pictures in their parts, where they can be read in any order, and what tells each held-out part."""
+    """The pictures in their parts, where they can be read in any order, and what tells each part from others."""
     parts = hold_out(opened, validation_share=recipe.validation_share, seed=recipe.seed, fold=recipe.fold)
-    held_out = {name: identify_pictures(part) for name, part in parts.splits.items() if name != "train"}
+    digests = {name: identify_pictures(part) for name, part in parts.splits.items()}
     folder = Path(stack.enter_context(TemporaryDirectory(prefix="vggkit-")))
     parts = spool(parts, folder / "pictures", on_progress=partial(line.show, "copying pictures"))
     _check_labels(parts, classifier)
     # A class that the Classifier names and the data lacks altogether is missing too.
-    return replace(parts, name=opened.name, labels=classifier.labels), held_out
+    return replace(parts, name=opened.name, labels=classifier.labels), digests
 
 
 def _check_labels(pictures: PictureSet, classifier: Classifier) -> None:

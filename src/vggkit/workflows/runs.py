@@ -1,47 +1,40 @@
-"""A training run from pictures to a measured Classifier: check, settle, learn, evaluate, draw.
-
-The folder of a run: `config.yaml`, `metrics.csv`, `best.safetensors`, `last.ckpt`, `report.html`, the answers to
-the pictures that it was measured on in `results.csv` (or `.parquet`), `confusion_matrix.png`,
-`reliability.png`, `classes.png`, and `learning_curve.png` or `regularisation.png`.
-"""
+"""A training run from pictures to a measured Classifier: check, settle, learn, evaluate, draw."""
 
 import datetime
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from vggkit.errors import BadCheckpoint, BadConfiguration, BadData, BadInput, BadOutput
+from vggkit.errors import BadCheckpoint, BadConfiguration, BadData, BadInput
 from vggkit.hardware import choose_device, describe_machine, find_peak_memory
 from vggkit.images.pictures import PictureSet
 from vggkit.images.sources import open_pictures
 from vggkit.networks.card import read_card
 from vggkit.networks.classifier import Classifier
 from vggkit.networks.vgg import VGG
-from vggkit.reports.evaluation_page import Story, suggest_steps, write_report
 from vggkit.reports.loggers import open_loggers
 from vggkit.reports.plots import PlotEnding
 from vggkit.reports.progress import ProgressLine
-from vggkit.reports.run_plots import plot_history, write_plots
 from vggkit.tasks.evaluation.figures import Evaluation
 from vggkit.tasks.training.checkpointing import Checkpoints, Epoch, Progress
 from vggkit.tasks.training.recipe import Recipe
 from vggkit.workflows.configs import RunConfig
-from vggkit.workflows.courses import Course, Outcome, learn_at_once, learn_by_steps
+from vggkit.workflows.courses import BEST, Course
 from vggkit.workflows.doctor import vet
 from vggkit.workflows.interruptions import hear_signals
 from vggkit.workflows.preparation import begins_solved, describe_start, divide_pictures, settle_recipe
 from vggkit.workflows.rate_search import search_rate
+from vggkit.workflows.run_folders import emptied, fill_folder, list_metrics, new_folder
+from vggkit.workflows.solved_heads import learn_at_once
+from vggkit.workflows.steps import learn_by_steps
 
 RESULTS: Final = frozenset({"metrics", "seconds", "peak_memory_bytes", "epoch", "calibration"})
 """What a Classifier's provenance says of how a training went."""
-LARGE_TABLE: Final = 1_000_000
-"""Probabilities beyond which the table of answers is Parquet, where that can be written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +100,12 @@ def train(
         )
     opened = data if isinstance(data, PictureSet) else open_pictures(data)
     chosen = choose_device(device)
-    directory = _new_folder(out, classifier)
+    directory = new_folder(out, classifier)
     with ExitStack() as stack:
         stack.enter_context(hear_signals())
         line = stack.enter_context(ProgressLine(quiet=quiet))
-        stack.enter_context(_emptied(directory))
-        parts, held_out = divide_pictures(opened, classifier, recipe, stack=stack, line=line)
+        stack.enter_context(emptied(directory))
+        parts, digests = divide_pictures(opened, classifier, recipe, stack=stack, line=line)
         findings: list[str] = []
 
         def find(sentence: str) -> None:
@@ -147,7 +140,8 @@ def train(
                 "validation_share": recipe.validation_share,
                 "seed": recipe.seed,
                 "fold": recipe.fold,
-                "held_out": held_out,
+                "learnt": digests["train"],
+                "held_out": {name: digest for name, digest in digests.items() if name != "train"},
             },
             "findings": findings,
             "machine": describe_machine(chosen),
@@ -325,46 +319,16 @@ def _follow(course: Course, progress: Progress, state: Mapping[str, torch.Tensor
         else:
             outcome = learn_by_steps(course, progress, state, signals=signals)
         classifier.save(
-            course.directory / "best.safetensors",
+            course.directory / BEST,
             provenance={
-                "metrics": _metrics(outcome.evaluation, course.measured, outcome.best_epoch),
+                "metrics": list_metrics(outcome.evaluation, course.measured, outcome.best_epoch),
                 "seconds": round(earlier + time.monotonic() - started, 1),
                 "peak_memory_bytes": find_peak_memory(),
             },
         )
         course.line.show("writing the report", 0, None)
-        _show(course, outcome)
+        fill_folder(course, outcome)
     return TrainingRun(classifier, course.directory, outcome.history, outcome.best_epoch, outcome.evaluation)
-
-
-def _show(course: Course, outcome: Outcome) -> None:
-    """The table of the answers, the page, and the pictures."""
-    evaluation, directory = outcome.evaluation, course.directory
-    large = evaluation.n * len(evaluation.labels) > LARGE_TABLE and find_spec("pyarrow") is not None
-    evaluation.answers.save(directory / f"results.{'parquet' if large else 'csv'}")
-    write_report(
-        [evaluation],
-        directory / "report.html",
-        pictures=course.parts.part(course.measured),
-        story=Story(
-            history=[asdict(epoch) for epoch in outcome.history],
-            best_epoch=outcome.best_epoch,
-            provenance=course.classifier.provenance,
-            steps=suggest_steps(directory, course.parts.name, is_head_alone=course.recipe.trainable == "head"),
-        ),
-    )
-    write_plots(evaluation, directory, "png")  # the last of them says that the run is finished
-    if course.plots is not None:
-        _draw_again(course, outcome, course.plots)
-
-
-def _draw_again(course: Course, outcome: Outcome, ending: PlotEnding) -> None:
-    """The run's pictures as a paper takes them."""
-    folder = course.directory / "plots"
-    write_plots(outcome.evaluation, folder, ending)
-    if len(outcome.history) > 1:
-        curve = folder / f"learning_curve.{ending}"
-        plot_history(outcome.history, curve, best_epoch=outcome.best_epoch, title=course.title)
 
 
 def _describe_network(classifier: Classifier) -> dict[str, Any]:
@@ -372,46 +336,4 @@ def _describe_network(classifier: Classifier) -> dict[str, Any]:
         "configuration": classifier.configuration.to_dict(),
         "preprocessing": classifier.preprocessing.to_dict(),
         "labels": list(classifier.labels),
-    }
-
-
-def _new_folder(out: str | Path | None, classifier: Classifier) -> Path:
-    if out is None:
-        names = (Path("runs") / f"{classifier.configuration.model}-{count}" for count in range(1, 100_000))
-        directory = next(path for path in names if not path.exists())
-    else:
-        directory = Path(out)
-        if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
-            raise BadOutput(f"{directory}: is there already; a run takes a new folder, name another with --out")
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise BadOutput(f"{directory}: cannot be made ({problem.strerror or problem})") from problem
-    return directory
-
-
-@contextmanager
-def _emptied(directory: Path) -> Iterator[None]:
-    """A folder that nothing was written to goes again when something fails."""
-    try:
-        yield
-    except BaseException:
-        with suppress(OSError):
-            directory.rmdir()
-        raise
-
-
-def _metrics(evaluation: Evaluation, part: str, epoch: int) -> dict[str, Any]:
-    """The headline figures, for the Classifier's own file."""
-    return {
-        "part": part,
-        "top1": evaluation.top1,
-        "top1_interval": list(evaluation.top1_interval),
-        "top5": evaluation.top5,
-        "macro_f1": evaluation.macro_f1,
-        "ece": evaluation.ece,
-        "loss": evaluation.loss,
-        "n": evaluation.n,
-        "epoch": epoch,
-        "chosen_on": "val",
     }

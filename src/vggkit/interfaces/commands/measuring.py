@@ -61,8 +61,8 @@ def evaluate(
         json: One JSON object in place of the text.
         quiet: No progress on standard error.
     """
-    from vggkit.column_files import check_ending
     from vggkit.images.sources import open_pictures
+    from vggkit.tasks.evaluation.answers import check_ending
     from vggkit.workflows.measurement import measure, report_on, write_results
 
     models, data = _tell_apart(model)

@@ -10,7 +10,7 @@ def describe_evaluation(evaluation: Any) -> str:
     top5 = f", top-5 {evaluation.top5:.4f}" if len(evaluation.labels) > 5 else ""
     return (
         f"top-1 {evaluation.top1:.4f} (95 % interval {low:.4f} to {high:.4f}){top5}, "
-        f"loss {evaluation.loss:.4f}, n = {evaluation.n} ({evaluation.data})"
+        f"loss {evaluation.loss:.4f}, n = {evaluation.n} ({evaluation.source})"
     )
 
 

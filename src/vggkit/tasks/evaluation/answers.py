@@ -12,13 +12,13 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from vggkit.column_files import read_columns, write_columns
-from vggkit.errors import BadData
+from vggkit.column_streams import Column, Kind, read_table, stream_columns
+from vggkit.errors import BadData, BadOutput, VggkitError
 
 PREFIX: Final = "p_"
 """What stands before a class's name in the column of its probabilities."""
-IMPOSSIBLE: Final = float(np.log(np.nextafter(0, 1)))
-"""Logarithm that stands for a probability too small for a float: of the smallest there is."""
+ENDINGS: Final = (".csv", ".parquet")
+"""Of tables of answers."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -107,23 +107,26 @@ class Answers:
         Raises BadOutput, and MissingExtra for Parquet without pyarrow.
         """
         named = np.asarray(self.labels, object)
-        columns: dict[str, Any] = {
-            "path": list(self.paths),
-            "label": named[self.targets].tolist(),
-            "answer": named[self.given].tolist(),
-            "probability": self.confidences,
-            "correct": self.right.astype(np.int8),
-            "rank": self.ranks.astype(np.int32),
-            "loss": self.losses,
+        cells: dict[str, tuple[Kind, Column]] = {
+            "path": ("text", self.paths),
+            "label": ("text", named[self.targets].tolist()),
+            "answer": ("text", named[self.given].tolist()),
+            "probability": ("number", self.confidences.tolist()),
+            "correct": ("count", self.right.astype(int).tolist()),
+            "rank": ("count", self.ranks.tolist()),
+            "loss": ("number", self.losses.tolist()),
         }
         for number, label in enumerate(self.labels):
-            columns[PREFIX + label] = self.probabilities[:, number]
-        write_columns(path, columns)
+            cells[PREFIX + label] = "number", self.probabilities[:, number].tolist()
+        check_ending(path)
+        with stream_columns(path, {name: kind for name, (kind, _) in cells.items()}) as append:
+            append({name: column for name, (_, column) in cells.items()})
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
         """What `save` wrote; raises BadData."""
-        columns = read_columns(path)
+        check_ending(path, BadData)
+        columns = read_table(path)
         labels = [name.removeprefix(PREFIX) for name in columns if name.startswith(PREFIX)]
         try:
             numbers = {label: number for number, label in enumerate(labels)}
@@ -135,6 +138,12 @@ class Answers:
             return cls(paths=tuple(columns["path"]), targets=targets, log_probabilities=logs, labels=tuple(labels))
         except (KeyError, ValueError, TypeError, IndexError) as problem:
             raise BadData(f"{path}: is not a table of results that vggkit wrote ({problem})") from problem
+
+
+def check_ending(path: str | Path, error: type[VggkitError] = BadOutput) -> None:
+    """Raise the error where a table of answers cannot have that name."""
+    if Path(path).suffix.lower() not in ENDINGS:
+        raise error(f"{path}: a table of answers has a name that ends in {' or '.join(ENDINGS)}")
 
 
 def log_softmax(logits: NDArray[np.floating[Any]], temperature: float = 1.0) -> NDArray[np.float64]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vggkit.errors import BadInput
 from vggkit.tasks.evaluation.answers import Answers
@@ -90,7 +91,7 @@ class TemperatureFit:
 
 
 def fit_temperature(answers: Answers, *, seed: int = 0) -> TemperatureFit:
-    """The temperature of the least loss (Guo et al., 2017, section 4.2).
+    """The temperature of the least loss (Guo et al., 2017, section 4.2), with Platt's targets, see `_fit`.
 
     Only what helps is taken: it is 1 where the loss of held-out fifths does not fall by more than a standard
     error, for fewer than `FEWEST` pictures, and where the least loss lies beyond `COLDEST` or `HOTTEST`. No
@@ -122,7 +123,7 @@ def fit_temperature(answers: Answers, *, seed: int = 0) -> TemperatureFit:
     )
 
 
-def _keep(answers: Answers, chosen: np.ndarray) -> Answers:
+def _keep(answers: Answers, chosen: NDArray[np.bool_]) -> Answers:
     return Answers(
         paths=tuple(path for path, taken in zip(answers.paths, chosen, strict=True) if taken),
         targets=answers.targets[chosen],
@@ -157,16 +158,38 @@ def find_threshold(answers: Answers, wanted_precision: float) -> Rejection | Non
     """
     if not 0 < wanted_precision <= 1:
         raise BadInput(f"wanted_precision is a share above 0 and at most 1, got {wanted_precision:g}")
-    order = np.argsort(-answers.confidences, kind="stable")
-    sure = answers.confidences[order]
-    precision = answers.right[order].cumsum() / np.arange(1, len(order) + 1)
-    # Answers of equal probability are withheld together or not at all.
-    ends = np.append(np.flatnonzero(np.diff(sure)), len(order) - 1)
-    good = ends[precision[ends] >= wanted_precision]
+    cuts = list_cuts(answers)
+    good = np.flatnonzero(cuts.precision >= wanted_precision)
     if not len(good):
         return None
-    threshold = 0.0 if good[-1] == len(order) - 1 else float(sure[good[-1]])
+    lowest = int(good[-1])
+    threshold = 0.0 if cuts.given[lowest] == len(answers) else float(cuts.thresholds[lowest])
     return withhold(answers, threshold, wanted_precision=wanted_precision)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cuts:
+    """Every way of withholding the least sure answers, the surest alone first."""
+
+    thresholds: NDArray[np.float64]
+    """Probability of the least sure answer that is given, falling."""
+    given: NDArray[np.int64]
+    """How many are."""
+    precision: NDArray[np.float64]
+    """Share of them that are right."""
+
+    def keep(self, places: NDArray[np.int64]) -> "Cuts":
+        """Some of them."""
+        return Cuts(self.thresholds[places], self.given[places], self.precision[places])
+
+
+def list_cuts(answers: Answers) -> Cuts:
+    """Answers of equal probability are withheld together or not at all."""
+    order = np.argsort(-answers.confidences, kind="stable")
+    sure = answers.confidences[order]
+    ends = np.append(np.flatnonzero(np.diff(sure)), len(order) - 1)
+    hits = answers.right[order].cumsum()[ends]
+    return Cuts(sure[ends], ends + 1, hits / (ends + 1))
 
 
 def withhold(answers: Answers, threshold: float, *, wanted_precision: float | None) -> Rejection:

@@ -126,7 +126,9 @@ class Evaluation:
     rejection: Rejection | None
     """What answering "unknown" would come to, where a threshold is known or was looked for."""
     data: str
-    """Where the pictures come from, and which part of it."""
+    """Where the pictures come from."""
+    part: str
+    """Which part of it: `train`, `val`, `test` or `all`."""
     model: str
     """What was measured."""
     protocol: str
@@ -139,6 +141,11 @@ class Evaluation:
     """What the reader of the numbers must know."""
     answers: Answers = field(repr=False, compare=False)
     """The table that every figure can be computed from again; `answers.save` writes it."""
+
+    @property
+    def source(self) -> str:
+        """Where the pictures come from and which part of it, for people."""
+        return f"{self.data}, part {self.part}" if self.part else self.data
 
     @property
     def top1_interval(self) -> Interval:

@@ -1,8 +1,8 @@
 """How good a Classifier is, on labelled pictures it was not trained on."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -13,12 +13,14 @@ from vggkit.hardware import choose_device
 from vggkit.images.pictures import Picture, PictureSet, identify_pictures
 from vggkit.images.sources import open_pictures
 from vggkit.images.splits import hold_out
+from vggkit.networks.card import read_entry
 from vggkit.networks.classifier import Classifier
 from vggkit.tasks.evaluation.answers import Answers
 from vggkit.tasks.evaluation.figures import Evaluation, ProtocolName
 from vggkit.tasks.evaluation.protocols import Protocol, look_at, plan_protocol
 from vggkit.tasks.evaluation.scoring import score
 
+LEARNT: Final = "the Classifier was trained on these very pictures: the figures say nothing about new ones"
 CALIBRATED_HERE: Final = "the temperature was fitted on these very pictures; new ones may be less well calibrated"
 
 
@@ -76,12 +78,13 @@ def evaluate(
     if not len(answers):
         raise BadData(f"{opened.name}: none of its {len(known)} pictures can be read; the first: {unreadable[0]}")
     digest = identify_pictures(pictures)
-    calibration = read_mapping(classifier.provenance.get("calibration"))
+    calibration = read_entry(classifier.provenance, "calibration")
     if classifier.temperature != 1 and calibration.get("pictures") == digest:
         notes.append(CALIBRATED_HERE)
     return score(
         answers,
-        data=f"{opened.name}, part {part}",
+        data=opened.name,
+        part=part,
         model=name or classifier.configuration.model,
         protocol=str(plan),
         temperature=classifier.temperature,
@@ -153,16 +156,11 @@ def _shorten(names: Sequence[str]) -> str:
     return ", ".join(names[:12]) + more
 
 
-def read_mapping(value: object) -> Mapping[str, Any]:
-    """An entry of provenance, which may be any JSON value; nothing where it is no mapping."""
-    return value if isinstance(value, Mapping) else {}
-
-
 def _choose(
     classifier: Classifier, opened: PictureSet, split: str | None
 ) -> tuple[str, tuple[Picture, ...], list[str]]:
     """The part to measure on, its pictures, and what to say about the choice."""
-    trained_on = read_mapping(classifier.provenance.get("data"))
+    trained_on = read_entry(classifier.provenance, "data")
     same = trained_on.get("fingerprint") == opened.fingerprint()
     notes: list[str] = []
     fold = trained_on.get("fold")
@@ -181,8 +179,8 @@ def _choose(
                 f"{opened.name}: has only the part train; say --split train to measure on it all the same"
             )
     pictures = parts.part(part)
-    held_out = read_mapping(trained_on.get("held_out"))
-    learnt = identify_pictures(pictures) not in held_out.values() if held_out else part in ("train", "all")
+    held_out, digest = read_entry(trained_on, "held_out"), identify_pictures(pictures)
+    learnt = digest not in held_out.values() if held_out else part in ("train", "all")
     if same and learnt:
         # The same pictures by another way may be divided otherwise than when they were learnt from.
         if split is None and part not in ("train", "all"):
@@ -191,5 +189,7 @@ def _choose(
                 f"as they were given to train ({trained_on.get('name')}, with the same columns), or say --split to "
                 "measure all the same"
             )
-        notes = ["the Classifier was trained on these very pictures: the figures say nothing about new ones"]
+        notes = [LEARNT]
+    elif digest == trained_on.get("learnt"):  # the training part, given by itself
+        notes = [LEARNT]
     return part, pictures, notes

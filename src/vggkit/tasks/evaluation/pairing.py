@@ -151,6 +151,7 @@ def fuse(evaluations: Sequence[Evaluation], *, wanted_precision: float | None = 
             labels=aligned[0].labels,
         ),
         data=evaluations[0].data,
+        part=evaluations[0].part,
         model=" + ".join(names),
         protocol=f"probabilities averaged, of {'; '.join(protocols)}",
         wanted_precision=wanted_precision,

@@ -68,7 +68,7 @@ class Protocol:
             told.append(
                 {
                     "middle": f"one view of {self.crop_pixels} pixels",
-                    "whole": f"head slid over the picture, short side {scales}",
+                    "whole": f"the whole picture, short side {scales}",
                     "grid": f"{GRID * GRID} crops of {self.crop_pixels} pixels, short side {scales}",
                 }[way]
             )

@@ -16,6 +16,7 @@ def score(
     answers: Answers,
     *,
     data: str,
+    part: str = "",
     model: str = "",
     protocol: str = "",
     temperature: float = 1.0,
@@ -31,6 +32,7 @@ def score(
     Args:
         answers: At least one picture.
         data: Where the pictures come from.
+        part: Which part of it.
         model: What was measured.
         protocol: How each picture was looked at.
         temperature: What the answers' logits were divided by.
@@ -107,6 +109,7 @@ def score(
         calibration=calibration,
         rejection=rejection,
         data=data,
+        part=part,
         model=model,
         protocol=protocol,
         pictures=pictures,

@@ -70,8 +70,10 @@ class Learner:
         self._fresh = True
         self.feature_scale = max(1.0, feature_scale)
         scales = scale_rates(self.network, recipe, feature_scale=self.feature_scale)
-        self._last = next((n for n, key in enumerate(learning) if key == name_last_weight(network)), None)
-        self.optimizers = build_optimizers(self._stepped, scales, recipe)
+        last = name_last_weight(network)
+        self._last = learning.index(last) if last in learning else None
+        # Its rate is divided by the scale, and what it decays by is to stay as it was.
+        self.optimizers = build_optimizers(self._stepped, scales, recipe, decays={last: self.feature_scale})
 
     @property
     def kept(self) -> VGG:

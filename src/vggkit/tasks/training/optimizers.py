@@ -12,7 +12,11 @@ from vggkit.tasks.training.recipe import Recipe
 
 
 def build_optimizers(
-    parameters: Mapping[str, Tensor], scales: Mapping[str, float], recipe: Recipe
+    parameters: Mapping[str, Tensor],
+    scales: Mapping[str, float],
+    recipe: Recipe,
+    *,
+    decays: Mapping[str, float] | None = None,
 ) -> list[torch.optim.Optimizer]:
     """One optimizer, or for muon two, of a settled recipe; `set_rate` sets their learning rates.
 
@@ -20,16 +24,18 @@ def build_optimizers(
         parameters: What is stepped, by key; float32, each with its gradient's place in `.grad`.
         scales: The share of the learning rate of each key.
         recipe: Says which.
+        decays: What the weight decay of a key is multiplied by; of others 1.
 
     Muon (Jordan et al., 2024) steps the convolutions, whose kernels are rows of a matrix, and AdamW
     the rest; Muon's steps are scaled to the size of AdamW's, so that one rate suits both.
     """
     assert recipe.weight_decay is not None, "the recipe is settled"
+    decays = decays or {}
     kernels = [key for key, value in parameters.items() if key.startswith("features.") and value.dim() > 1]
     others = [key for key in parameters if key not in set(kernels)]
     match recipe.optimizer:
         case "sgd":
-            groups = _group(parameters, [*kernels, *others], scales, recipe.weight_decay)
+            groups = _group(parameters, [*kernels, *others], scales, recipe.weight_decay, decays)
             sgd = torch.optim.SGD(
                 groups, lr=0.0, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=True
             )
@@ -40,18 +46,20 @@ def build_optimizers(
         case "adamw":
             return [
                 torch.optim.AdamW(
-                    _group(parameters, [*kernels, *others], scales, recipe.weight_decay), lr=0.0, fused=True
+                    _group(parameters, [*kernels, *others], scales, recipe.weight_decay, decays), lr=0.0, fused=True
                 )
             ]
         case "muon":
             muon = torch.optim.Muon(
-                _group(parameters, kernels, scales, recipe.weight_decay),
+                _group(parameters, kernels, scales, recipe.weight_decay, decays),
                 lr=0.0,
                 momentum=recipe.momentum,
                 weight_decay=recipe.weight_decay,
                 adjust_lr_fn="match_rms_adamw",
             )
-            rest = torch.optim.AdamW(_group(parameters, others, scales, recipe.weight_decay), lr=0.0, fused=True)
+            rest = torch.optim.AdamW(
+                _group(parameters, others, scales, recipe.weight_decay, decays), lr=0.0, fused=True
+            )
             return [muon, rest]
 
 
@@ -63,11 +71,16 @@ def set_rate(optimizers: list[torch.optim.Optimizer], rate: float) -> None:
 
 
 def _group(
-    parameters: Mapping[str, Tensor], keys: list[str], scales: Mapping[str, float], weight_decay: float
+    parameters: Mapping[str, Tensor],
+    keys: list[str],
+    scales: Mapping[str, float],
+    weight_decay: float,
+    decays: Mapping[str, float],
 ) -> list[dict[str, object]]:
     """Groups of one share of the rate and one weight decay, in the order of their first keys."""
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for key in keys:
         value = parameters[key]
-        groups.setdefault((scales[key], weight_decay if value.dim() > 1 else 0.0), []).append(value)
+        decay = weight_decay * decays.get(key, 1.0) if value.dim() > 1 else 0.0
+        groups.setdefault((scales[key], decay), []).append(value)
     return [{"params": values, "weight_decay": decay, "scale": scale} for (scale, decay), values in groups.items()]

@@ -1,0 +1,143 @@
+"""The last layer alone, at once: features of every picture, computed once, and the best linear classifier on them.
+
+Learning by steps from given weights begins with it.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from vggkit.reports.progress import ProgressLine
+from vggkit.reports.run_plots import plot_strengths
+from vggkit.tasks.evaluation.answers import Answers
+from vggkit.tasks.training.batches import weigh_classes
+from vggkit.tasks.training.checkpointing import Epoch, Progress
+from vggkit.tasks.training.features import Features, extract_features
+from vggkit.tasks.training.heads import HeadSolution, solve_head
+from vggkit.tasks.training.sizing import describe, spell_duration
+from vggkit.workflows.courses import (
+    Course,
+    Outcome,
+    describe_epoch,
+    estimate_memory_of,
+    keep,
+    list_weights,
+    measure,
+)
+
+
+def learn_at_once(course: Course) -> Outcome:
+    """The last layer alone: features of every picture once, and the best linear classifier on them."""
+    classifier, line = course.classifier, course.line
+    started = time.monotonic()
+    # All that it begins with; what is computed is kept with the features.
+    course.checkpoints.keep(list_weights(classifier.network), Progress())
+    line.say(describe(None, memory_bytes=estimate_memory_of(course)))
+    found, solution = _solve(course, [part for part in course.parts.splits if part in ("train", "val", "test")])
+    answers = _answer(course, found, solution)
+    epoch = _describe_solution(answers, epoch=1, since=started)
+    course.loggers.log((epoch,))
+    line.say(describe_epoch(epoch, 1))
+    classifier.card = keep(course, classifier.network, epoch=1).card
+    course.checkpoints.close()
+    plot_strengths(solution, course.directory / "regularisation.png", title=course.title)
+    return Outcome((epoch,), 1, measure(course, answers.__getitem__, chosen_from=1))
+
+
+def begin_solved(course: Course) -> tuple[Epoch, float]:
+    """The head solved and kept as epoch 0; gives that, and the root mean square of what the head reads."""
+    course.line.say("the head begins solved on the given weights' features, and the layers below follow")
+    begun = time.monotonic()
+    found, solution = _solve(course, ["train", "val"])
+    start = _describe_solution(_answer(course, found, solution), epoch=0, since=begun)
+    keep(course, course.classifier.network, epoch=0)
+    course.loggers.log((start,))
+    course.line.say(describe_epoch(start, course.recipe.epochs) + "  kept")
+    return start, float(np.sqrt(np.mean(np.square(found["train"].rows, dtype=np.float64))))
+
+
+def _solve(course: Course, parts: Sequence[str]) -> tuple[dict[str, Features], HeadSolution]:
+    """Features of some parts, and the last layer solved on those of `train` and put into the network."""
+    classifier, recipe, line = course.classifier, course.recipe, course.line
+    found = {
+        part: extract_features(
+            classifier,
+            course.parts.splits[part],
+            recipe=recipe,
+            device=course.device,
+            # What figures are measured on is computed as `evaluate` does.
+            precision="auto" if part == "train" else "fp32",
+            views=recipe.views if part == "train" else 1,
+            on_progress=_Pace(line, part).show,
+            say=line.say,
+        )
+        for part in parts
+    }
+    train = found["train"]
+    solution = solve_head(
+        train.rows,
+        train.targets,
+        classes=len(classifier.labels),
+        groups=train.groups,
+        class_weights=weigh_classes(course.parts.part("train"), classifier.labels)
+        if recipe.balance == "weights"
+        else None,
+        label_smoothing=recipe.label_smoothing,
+        seed=recipe.seed,
+        on_progress=lambda done, total: line.show("solving the head", done, total),
+    )
+    for sentence in solution.describe():
+        line.say(sentence)
+    last = classifier.network.classifier[-1]
+    assert isinstance(last, torch.nn.Linear), "a last layer of two factors is not solved"
+    with torch.no_grad():
+        last.weight.copy_(torch.from_numpy(solution.weight))
+        last.bias.copy_(torch.from_numpy(solution.bias))
+    return found, solution
+
+
+def _answer(course: Course, found: Mapping[str, Features], solution: HeadSolution) -> dict[str, Answers]:
+    """What the solved head makes of the features of each part; of `train` there may be several rows a picture."""
+    return {
+        part: Answers.of(
+            features.rows @ solution.weight.T + solution.bias,
+            features.targets,
+            labels=course.classifier.labels,
+            paths=None if part == "train" else [picture.path for picture in course.parts.part(part)],
+        )
+        for part, features in found.items()
+    }
+
+
+def _describe_solution(answers: Mapping[str, Answers], *, epoch: int, since: float) -> Epoch:
+    """A solved head as an epoch."""
+    return Epoch(
+        epoch=epoch,
+        learning_rate=0.0,
+        train_loss=float(answers["train"].losses.mean()),
+        val_loss=float(answers["val"].losses.mean()),
+        val_top1=float(answers["val"].right.mean()),
+        seconds=time.monotonic() - since,
+    )
+
+
+class _Pace:
+    """Shows how many features there are, and says after the first ones how long all of them will take."""
+
+    def __init__(self, line: ProgressLine, part: str) -> None:
+        self.line, self.part = line, part
+        self.started, self.first = time.monotonic(), 0
+
+    def show(self, done: int, total: int) -> None:
+        """`done` pictures of `total` are over."""
+        if not self.first:  # with these came the engine
+            self.started, self.first = time.monotonic(), done
+        elapsed = time.monotonic() - self.started
+        if elapsed > 1 and self.first > 0:
+            about = elapsed / (done - self.first) * (total - done)
+            if about > 2:
+                self.line.say(f"features of {self.part}: about {spell_duration(about)} left")
+            self.first = -1
+        self.line.show(f"features of {self.part}", done, total)
