@@ -13,6 +13,7 @@
 
 Each message is for people: the rule, what was received, what to do. The command line prints it
 on one line and exits with 2; nothing here is ever raised for a bug of ours (`assert` is).
+`Stopped` stands beside the tree: whoever stops long work has made no mistake.
 """
 
 import difflib
@@ -71,3 +72,11 @@ class MissingExtra(VggkitError, ImportError):
     def of(cls, package: str, purpose: str, extra: str) -> Self:
         """The error for a missing `package`, with the exact line that installs it."""
         return cls(f'{purpose} needs {package}: pip install "vggkit[{extra}]"')
+
+
+class Stopped(KeyboardInterrupt):
+    """Work was asked to stop, and what is done is kept; `command` goes on with it."""
+
+    def __init__(self, signal_number: int, command: str = "") -> None:
+        super().__init__(f"stopped; go on with: {command}" if command else "stopped")
+        self.signal_number, self.command = signal_number, command

@@ -14,10 +14,9 @@ from typing import Any, Final
 import numpy as np
 
 from vggkit.column_streams import Column, Kind, name_about, name_rows, read_about, stream_columns, stream_matrix
-from vggkit.errors import BadInput, BadOutput, VggkitError
+from vggkit.errors import BadInput, BadOutput, Stopped, VggkitError
 from vggkit.images.pictures import Picture
 from vggkit.images.sources import Columns, count_pictures, gather_pictures
-from vggkit.tasks.training.loop import Stopped
 from vggkit.workflows.interruptions import Signals, hear_signals
 from vggkit.workflows.origins import Chain
 from vggkit.workflows.parts import Parts, demand_same

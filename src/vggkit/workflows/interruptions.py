@@ -1,6 +1,4 @@
-"""Ctrl-C and the system's wish to end the process: a training stops where its state is whole, and says
-how to go on.
-"""
+"""Ctrl-C and the system's wish to end the process: long work stops where its state is whole, to be gone on with."""
 
 import signal
 import threading
@@ -9,7 +7,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Final
 
-from vggkit.tasks.training.loop import Stopped
+from vggkit.errors import Stopped
 
 ASKING: Final = (signal.SIGINT, signal.SIGTERM)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vggkit.engines.pytorch import PyTorchEngine
 from vggkit.engines.stream import stream_answers
-from vggkit.errors import BadImage, BadInput
+from vggkit.errors import BadImage, BadInput, Stopped
 from vggkit.hardware import derive_seed
 from vggkit.images.pictures import Picture
 from vggkit.networks.classifier import Classifier
@@ -37,14 +37,6 @@ MOST_RETURNS: Final = 3
 """How often a training that diverges goes back before it gives up."""
 LOWER: Final = 0.3
 """What the learning rate is multiplied by each time."""
-
-
-class Stopped(KeyboardInterrupt):
-    """The training was asked to stop, and its state is kept; `command` goes on with it."""
-
-    def __init__(self, signal_number: int, command: str = "") -> None:
-        super().__init__(f"stopped; go on with: {command}" if command else "stopped")
-        self.signal_number, self.command = signal_number, command
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
