@@ -259,7 +259,7 @@ def demo(*, out: Path = Path("runs/demo"), device: str = "auto", seed: int = 0, 
     for picture, answer in zip(found.pictures, found.predictions, strict=True):
         print(f"{answer.path}: {answer.labels[0]} {100 * answer.probabilities[0]:.1f} % (is {picture.label})")
     print(f"look at: {found.sheet}")
-    for name in ("learning_curve.png", "confusion_matrix.png"):
+    for name in ("report.html", "learning_curve.png", "confusion_matrix.png"):
         print(f"         {found.run.directory / name}")
     best = found.run.directory / "best.safetensors"
     print(f"next:    vggkit predict {best} {found.predictions[0].path}")
