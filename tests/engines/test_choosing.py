@@ -31,21 +31,21 @@ def install(monkeypatch, *packages: str) -> None:
 class TestOnProcessors:
     def test_openvino_computes_where_it_is_installed(self, network):
         pytest.importorskip("openvino")
-        engine, said = choose_engine(network, CPU)
+        engine, said = choose_engine(network, CPU, precision="fp32")
         assert type(engine).__name__ == "OpenVINOEngine"
         assert said == "OpenVINO in float32"
 
     def test_then_onnx_runtime(self, network, monkeypatch):
         pytest.importorskip("onnxruntime")
         install(monkeypatch, "onnx", "onnxruntime")
-        engine, said = choose_engine(network, CPU)
+        engine, said = choose_engine(network, CPU, precision="fp32")
         assert type(engine).__name__ == "ONNXEngine"
         assert said == "ONNX Runtime in float32"
 
     @pytest.mark.parametrize("packages", [(), ("onnx",), ("onnxruntime",)])
     def test_then_pytorch(self, network, monkeypatch, packages):
         install(monkeypatch, *packages)
-        engine, said = choose_engine(network, CPU)
+        engine, said = choose_engine(network, CPU, precision="fp32")
         assert isinstance(engine, PyTorchEngine)
         assert said == 'PyTorch in float32; pip install "vggkit[fast]" makes it faster'
 
@@ -73,14 +73,14 @@ class TestPrecision:
     @pytest.mark.parametrize(("fast", "kind"), [(True, torch.bfloat16), (False, torch.float32)])
     def test_bfloat16_is_taken_where_it_is_fast(self, network, monkeypatch, fast, kind):
         monkeypatch.setattr(choosing, "computes_bf16", lambda device: fast)
-        engine, said = choose_engine(network, CPU, precision="auto", engine="pytorch")
+        engine, said = choose_engine(network, CPU, engine="pytorch")
         assert engine.dtype == kind
         assert ("multiplies by itself" if fast else "no fast bfloat16") in said
 
     def test_onnx_runtime_computes_in_float32(self, network, monkeypatch):
         pytest.importorskip("onnxruntime")
         monkeypatch.setattr(choosing, "computes_bf16", lambda device: True)
-        _, said = choose_engine(network, CPU, precision="auto", engine="onnx")
+        _, said = choose_engine(network, CPU, engine="onnx")
         assert said == "ONNX Runtime in float32"
         with pytest.raises(BadConfiguration, match="precision fp32"):
             choose_engine(network, CPU, precision="bf16", engine="onnx")
@@ -100,12 +100,12 @@ class TestDevices:
     def test_auto_is_the_processor_where_there_is_no_other(self, network, monkeypatch):
         monkeypatch.setattr(choosing, "has_accelerator", lambda: False)
         pytest.importorskip("openvino")
-        assert choose_engine(network)[1] == "OpenVINO in float32"
+        assert choose_engine(network, precision="fp32")[1] == "OpenVINO in float32"
 
     def test_torch_has_the_last_word_on_an_accelerator(self, network, monkeypatch):
         monkeypatch.setattr(choosing, "has_accelerator", lambda: True)
         monkeypatch.setattr(choosing, "choose_device", lambda name: torch.device("meta"))
-        assert choose_engine(network)[1] == "PyTorch in float32"
+        assert choose_engine(network, precision="fp32")[1] == "PyTorch in float32"
 
     def test_what_torch_has_is_never_denied(self):
         assert has_accelerator() or not (torch.cuda.is_available() or torch.backends.mps.is_available())
@@ -161,8 +161,15 @@ class TestBytes:
         with pytest.raises(BadConfiguration, match="AVX VNNI"):
             choose_engine(network, CPU, precision="int8", ranges=self.RANGES)
 
-    @pytest.mark.parametrize("wrong", [{"precision": "int8"}, {"precision": "fp32", "ranges": RANGES}])
+    @pytest.mark.parametrize(
+        ("wrong", "said"),
+        [
+            ({"precision": "int8"}, "--keep-ranges"),
+            ({"precision": "int8", "ranges": {}}, "measure_ranges"),
+            ({"precision": "fp32", "ranges": RANGES}, "with fp32"),
+        ],
+    )
     @pytest.mark.parametrize("name", ["auto", "pytorch", "openvino", "onnx"])
-    def test_ranges_and_int8_go_together(self, network, name, wrong):
-        with pytest.raises(BadConfiguration, match="measure_ranges"):
+    def test_ranges_and_int8_go_together(self, network, name, wrong, said):
+        with pytest.raises(BadConfiguration, match=said):
             choose_engine(network, CPU, engine=name, **wrong)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from vggkit.hardware import computes_bf16
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.interfaces import cli, commands
 from vggkit.interfaces.commands.defaults import find_defaults
@@ -378,7 +379,7 @@ def test_train_through_a_real_process_then_predict(photos, tmp_path):
     assert "epoch 2" in trained.stderr
     measured = json.loads(vggkit("evaluate", "r", photos, "--json").stdout)
     assert measured["top1"] == found["top1"]
-    answers = vggkit("predict", "r/best.safetensors", photos / "val", "--json", "--top", 1)
+    answers = vggkit("predict", "r/best.safetensors", photos / "val", "--json", "--top", 1, "--precision", "fp32")
     rows = [json.loads(line) for line in answers.stdout.splitlines()]
     right = sum(Path(row["path"]).parent.name == row["labels"][0] for row in rows)
     assert found["top1"] == pytest.approx(right / 15)
@@ -414,27 +415,38 @@ def test_identify_and_convert(model, tmp_path, capsys):
     assert "caffe" in call("convert", model, target, "--to", "timm", "--input-convention", "cafe", capsys=capsys)[2]
 
 
-def test_asking_a_file_on_a_processor_imports_no_torch(model, photos):
+def test_asking_a_file_on_a_processor_imports_no_torch(model, photos, tmp_path):
     """A card, mapped weights and OpenVINO are enough; half a process's time is gone otherwise."""
     pytest.importorskip("openvino")
+    pytest.importorskip("faiss")
     picture = next((photos / "val" / "red").iterdir())
-    arguments = ["predict", str(model), str(picture), "--device", "cpu"]
-    code = (
-        "import sys, contextlib\n"
-        "from vggkit.interfaces.cli import main\n"
-        f"with contextlib.suppress(SystemExit): main({arguments!r})\n"
-        "print([name for name in ('torch', 'torchvision', 'sklearn', 'matplotlib') if name in sys.modules])"
-    )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
-    answer, heavy = told.stdout.splitlines()
-    assert answer.startswith(f"{picture}: ")
-    assert heavy == "[]"
-    assert "computed by OpenVINO in float32" in told.stderr
+
+    def ask(*arguments):
+        code = (
+            "import sys, contextlib\n"
+            "from vggkit.interfaces.cli import main\n"
+            f"with contextlib.suppress(SystemExit): main({list(map(str, arguments))!r})\n"
+            "print([name for name in ('torch', 'torchvision', 'sklearn', 'matplotlib') if name in sys.modules])"
+        )
+        told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+        assert told.stdout.splitlines()[-1] == "[]", told.stderr
+        return told
+
+    told = ask("predict", model, picture, "--device", "cpu")
+    assert told.stdout.startswith(f"{picture}: ")
+    kind = "bfloat16, which" if computes_bf16("cpu") else "float32, for"
+    assert f"computed by OpenVINO in {kind}" in told.stderr
+    ask("predict", model, photos / "val", "--device", "cpu", "--out", tmp_path / "answers.csv")
+    ask("embed", model, photos / "val", "--device", "cpu", "--out", tmp_path / "vectors.npy")
+    assert "100.png" in ask("search", tmp_path / "vectors.npy", picture, "--device", "cpu").stdout
 
 
-def test_every_engine_says_the_same(model, photos, capsys):
+def test_every_engine_says_the_same(model, photos, tmp_path, capsys):
     told = [
-        call("predict", model, photos / "val", "--json", "--engine", engine, "--quiet", capsys=capsys)[1]
+        call(
+            *("predict", model, photos / "val", "--json", "--engine", engine, "--precision", "fp32", "--quiet"),
+            capsys=capsys,
+        )[1]
         for engine in ("pytorch", "openvino", "onnx")
     ]
     found = [[json.loads(line) for line in text.splitlines()] for text in told]
@@ -443,8 +455,9 @@ def test_every_engine_says_the_same(model, photos, capsys):
         for one, other in zip(found[0], others, strict=True):
             assert one["labels"] == other["labels"]
             assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-4)
-    code, _, said = call(
-        "predict", model, photos / "val", "--out", "x.csv", "--engine", "onnx", "--quiet", capsys=capsys
-    )
-    assert code == 2
-    assert "--engine onnx is for answers on the terminal" in said
+    line = ("predict", model, photos / "val", "--out", tmp_path / "x.csv", "--engine", "onnx", "--quiet")
+    code, said, _ = call(*line, capsys=capsys)
+    assert code == 0
+    assert "computed by ONNX Runtime in float32" in said
+    line = ("embed", model, photos / "val", "--out", tmp_path / "x.npy", "--engine", "openvine", "--quiet")
+    assert call(*line, capsys=capsys)[0] == 2

@@ -11,7 +11,7 @@ import torch
 
 from vggkit.errors import BadCheckpoint, BadConfiguration, BadOutput, UnknownName
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.networks.card import METADATA_KEY, read_card
+from vggkit.networks.card import METADATA_KEY, Card, read_card
 from vggkit.networks.classifier import Classifier, load
 from vggkit.networks.configurations import configure
 from vggkit.networks.vgg import VGG
@@ -229,3 +229,28 @@ def test_real_partial_weights_become_a_classifier(shared):
     ):
         with pytest.raises(BadCheckpoint, match=broken.name):
             Classifier.create(configure("vgg11"), labels=["a"], weights=broken)
+
+
+def test_ranges_are_kept_and_leave_with_the_weights(classifier, tmp_path):
+    path = tmp_path / "x.safetensors"
+    assert classifier.ranges == {}
+    classifier.keep_ranges({"images": (-2, 2.5), "pool1": [0, 7]}, about={"pictures": 128})
+    classifier.save(path)
+    again = load(path)
+    assert again.ranges == {"images": (-2.0, 2.5), "pool1": (0.0, 7.0)}
+    assert again.provenance["ranges"] == {"pictures": 128}
+    assert again.card.of_other_weights().ranges == {}
+    for wrong in (
+        3,
+        "ab",
+        [1],
+        {"a": 1},
+        {"a": (0, 1, 2)},
+        {"a": (1, 2)},
+        {"a": (0, float("inf"))},
+        {"a": (0, "1")},
+    ):
+        with pytest.raises(BadConfiguration, match="ranges must be pairs"):
+            classifier.keep_ranges(wrong, about={})
+    old = {name: value for name, value in classifier.card.to_dict().items() if name != "ranges"}
+    assert Card.from_dict(old | {"format_version": 3}).ranges == {}

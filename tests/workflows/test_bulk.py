@@ -19,7 +19,10 @@ import torch
 from PIL import Image
 
 from conftest import draw_class
-from vggkit.errors import BadData, BadInput, BadOutput, UnknownName, VggkitError
+from vggkit.engines.ranges import measure_ranges
+from vggkit.engines.weights import ModelFile
+from vggkit.errors import BadConfiguration, BadData, BadInput, BadOutput, UnknownName, VggkitError
+from vggkit.hardware import multiplies_bytes
 from vggkit.images.pictures import Picture
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.images.sources import gather_pictures
@@ -29,6 +32,7 @@ from vggkit.tasks.embedding import embed, find_width
 from vggkit.tasks.prediction import predict
 from vggkit.workflows import bulk, bulk_running
 from vggkit.workflows.bulk import embed_into, predict_into
+from vggkit.workflows.origins import digest_weights
 
 LABELS = ("across", "down", "red")
 
@@ -74,7 +78,7 @@ def rows_of(predictions):
 def test_a_file_holds_what_predict_says(model, many, tmp_path):
     classifier = Classifier.load(model)
     classifier.calibrate(threshold=0.34, about={})
-    expected = rows_of(predict(classifier, many, batch_size=16))
+    expected = rows_of(predict(classifier, many, batch_size=16, precision="auto"))
     result = predict_into(classifier, many, tmp_path / "r.jsonl", batch_size=16, save_seconds=0)
     assert read_jsonl(tmp_path / "r.jsonl") == expected
     assert (result.pictures, result.unreadable, result.found_done) == (401, 1, 0)
@@ -125,7 +129,7 @@ def test_embed_gives_what_the_last_layer_reads(model, photos, tmp_path):
     for name in ("fc9", "conv9_9", "statistic"):
         with pytest.raises(UnknownName, match="features"):
             embed(classifier, photos / "val", layer=name)
-    embed_into(classifier, photos / "val", tmp_path / "v.npy", batch_size=32)
+    embed_into(classifier, photos / "val", tmp_path / "v.npy", precision="fp32")
     assert np.array_equal(np.load(tmp_path / "v.npy"), found.vectors)
 
 
@@ -337,7 +341,7 @@ def test_a_file_of_somebody_else_is_not_replaced(model, photos, tmp_path):
 
 
 def test_what_cannot_be_written_is_told_before_any_work(model, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(bulk, "load", None)
+    monkeypatch.setattr(bulk, "ModelFile", None)
     (tmp_path / "file").write_text("x")
     for out, said in (
         (tmp_path, "ends in"),
@@ -506,3 +510,37 @@ def test_pictures_in_memory_and_no_pictures(model, tmp_path):
     with pytest.raises(VggkitError, match="holds no pictures"):
         predict_into(model, tmp_path / "empty", tmp_path / "e.csv")
     assert not (tmp_path / "e.csv").exists()
+
+
+def test_int8_by_the_ranges_of_the_file(model, photos, tmp_path):
+    pytest.importorskip("openvino")
+    if not multiplies_bytes():
+        pytest.skip("this processor is not known to multiply bytes")
+    with pytest.raises(BadConfiguration, match="--keep-ranges"):
+        predict_into(model, photos / "val", tmp_path / "a.csv", precision="int8")
+    assert not (tmp_path / "a.csv.parts").exists()
+    classifier = Classifier.load(model)
+    exact = embed(classifier, photos / "val").vectors
+    pictures = list(gather_pictures(photos / "train"))
+    classifier.keep_ranges(measure_ranges(classifier.network, prepare_batches(classifier, pictures)), about={})
+    path = tmp_path / "m.safetensors"
+    classifier.save(path)
+    result = predict_into(path, photos / "val", tmp_path / "a.csv", precision="int8")
+    assert (result.pictures, result.engine) == (15, "OpenVINO in int8")
+    embed_into(path, photos / "val", tmp_path / "v.npy", precision="int8")
+    found = np.load(tmp_path / "v.npy")
+    assert not np.array_equal(found, exact)
+    assert np.sqrt(np.mean((found - exact) ** 2)) < 0.1 * exact.std()
+    assert np.array_equal(found, embed(ModelFile(path), photos / "val", precision="int8").vectors)
+
+
+def prepare_batches(classifier, pictures):
+    yield np.stack([classifier.preprocessing(picture.decode()) for picture in pictures])
+
+
+def test_a_file_and_its_network_in_memory_have_one_digest(model):
+    classifier = Classifier.load(model)
+    assert digest_weights(ModelFile(model)) == digest_weights(classifier)
+    with torch.no_grad():
+        classifier.network.classifier[0].bias[0] += 1e-3
+    assert digest_weights(ModelFile(model)) != digest_weights(classifier)

@@ -44,7 +44,7 @@ def mixed(photos, tmp_path_factory):
 def test_the_nearest_are_found_whatever_the_chunks(ending, chunk, model, mixed, photos, tmp_path, monkeypatch):
     classifier = Classifier.load(model)
     index = tmp_path / f"v.{ending}"
-    embed_into(classifier, mixed, index, batch_size=32)
+    embed_into(classifier, mixed, index, batch_size=32, precision="fp32")
     held, asked = embed(classifier, mixed), embed(classifier, photos / "val")
     width = held.vectors.shape[1]
     monkeypatch.setattr(searching, "CHUNK_BYTES", 4 * width * chunk)

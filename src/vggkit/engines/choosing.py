@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
-from vggkit.engines.outputs import Output, Precision, Ranges, check_precision
+from vggkit.engines.outputs import Output, Precision, Ranges, WantedPrecision, check_precision
 from vggkit.engines.stream import NamedEngine
 from vggkit.engines.weights import Weights, find_weights
 from vggkit.errors import BadConfiguration, UnknownName
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from vggkit.networks.vgg import VGG
 
 EngineName = Literal["pytorch", "openvino", "onnx"]
+WantedEngine = Literal["auto", "pytorch", "openvino", "onnx"]
+"""auto: the fastest that is installed, for the device."""
 _KINDS: Final[dict[Precision, str]] = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
 _NEEDED: Final[dict[EngineName, tuple[str, ...]]] = {
     "pytorch": ("torch",),
@@ -29,9 +31,9 @@ def choose_engine(
     device: "torch.device | str" = "auto",
     *,
     output: Output | Sequence[Output] = "logits",
-    precision: Literal["fp32", "bf16", "int8", "auto"] = "fp32",
+    precision: WantedPrecision = "auto",
     ranges: Ranges | None = None,
-    engine: Literal["auto"] | EngineName = "auto",
+    engine: WantedEngine = "auto",
 ) -> tuple[NamedEngine, str]:
     """An engine for the network as it is now, and what was chosen and why, for people.
 
@@ -48,8 +50,8 @@ def choose_engine(
     Raises UnknownName, BadConfiguration for an engine that does not compute so, MissingExtra, BadInput and
     BadCheckpoint.
     """
-    if engine not in ("auto", *get_args(EngineName)):
-        raise UnknownName.of("engine", engine, ["auto", *get_args(EngineName)])
+    if engine not in get_args(WantedEngine):
+        raise UnknownName.of("engine", engine, get_args(WantedEngine))
     place = _settle_device(device, engine)
     fast = computes_bf16(place)
     chosen: Precision = ("bf16" if fast and engine != "onnx" else "fp32") if precision == "auto" else precision

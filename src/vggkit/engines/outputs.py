@@ -15,6 +15,8 @@ Output = str
 of each channel of the trunk's last map; or a layer's name, such as conv3_2, relu3_3, pool5, fc6, relu6, fc7."""
 Precision = Literal["fp32", "bf16", "int8"]
 """What is computed in; int8 is OpenVINO's alone."""
+WantedPrecision = Literal["fp32", "bf16", "int8", "auto"]
+"""auto: bf16 where the device multiplies it by itself, else fp32."""
 Ranges = Mapping[Output, tuple[float, float]]
 """The least and the largest value of what a convolution or a matrix reads, by its name."""
 ROWS: Final = ("logits", "features", "statistics")
@@ -98,8 +100,11 @@ def check_precision(precision: Precision, ranges: Ranges | None) -> None:
     """Raise UnknownName for a precision that is none, BadConfiguration for int8 without ranges or the reverse."""
     if precision not in get_args(Precision):
         raise UnknownName.of("precision", precision, get_args(Precision))
-    if (precision == "int8") != (ranges is not None):
+    if precision == "int8" and not ranges:
         raise BadConfiguration(
-            f"precision int8 and ranges go together; got {precision} and {'no ' if ranges is None else ''}ranges. "
-            "engines.ranges.measure_ranges finds them in a few hundred pictures"
+            "int8 must be told between which values the network's layers lie, and this Classifier does not say. "
+            "vggkit bench MODEL PICTURES --keep-ranges finds that on a few hundred pictures and keeps it in the "
+            "file (in Python: engines.ranges.measure_ranges, then Classifier.keep_ranges)"
         )
+    if precision != "int8" and ranges:
+        raise BadConfiguration(f"ranges are for precision int8; got them with {precision}")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +17,17 @@ from vggkit.networks.configurations import Configuration
 if TYPE_CHECKING:
     from vggkit.networks.vgg import VGG
 
+WITHIN: Final = 0.99
+"""Share of pictures whose values lie within a range at each end."""
+
 
 def measure_ranges(
     weights: "Weights | VGG", batches: Iterable[NDArray[np.float32]]
 ) -> dict[Output, tuple[float, float]]:
     """Both ends of what each convolution and matrix reads, by its name, for an engine in int8.
 
-    Each end is the mean over pictures of the picture's own: one strange picture does not widen it for all.
+    Of a hundred pictures 99 lie within: one strange picture does not widen a range for all, and classes that
+    reach farther than others are not cut.
 
     Args:
         weights: A VGG, or a ModelFile.
@@ -41,9 +45,13 @@ def measure_ranges(
                 found[name] += zip(flat.min(axis=1).tolist(), flat.max(axis=1).tolist(), strict=True)
     if not found[IMAGES]:
         raise BadInput("ranges are measured on pictures, and there are none; give a few hundred")
-    # Zero is in every range: padding is zero.
-    ends = {name: np.mean(pairs, axis=0) for name, pairs in found.items()}
-    return {name: (min(0.0, float(low)), max(0.0, float(high))) for name, (low, high) in ends.items()}
+    return {name: _find_ends(np.array(pairs)) for name, pairs in found.items()}
+
+
+def _find_ends(pairs: NDArray[np.float64]) -> tuple[float, float]:
+    """A range from the ends of each picture (N, 2)."""
+    low, high = np.quantile(pairs[:, 0], 1 - WITHIN), np.quantile(pairs[:, 1], WITHIN)
+    return min(0.0, float(low)), max(0.0, float(high))  # zero is in every range: padding is zero
 
 
 def list_reads(configuration: Configuration) -> list[Output]:

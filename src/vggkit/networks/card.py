@@ -6,8 +6,9 @@ every version that was ever written stays readable.
 """
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -17,8 +18,8 @@ from vggkit.errors import BadCheckpoint, BadConfiguration, VggkitError
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.networks.configurations import Configuration
 
-FORMAT_VERSION: Final = 3
-"""2: `fit_mode` and `reduced_decoding` of the preprocessing. 3: `temperature` and `threshold`."""
+FORMAT_VERSION: Final = 4
+"""2: `fit_mode` and `reduced_decoding` of the preprocessing. 3: `temperature` and `threshold`. 4: `ranges`."""
 METADATA_KEY: Final = "vggkit"
 
 
@@ -39,12 +40,15 @@ class Card:
     """What logits are divided by before they become probabilities, so that these can be taken at their word."""
     threshold: float = 0.0
     """Probability in [0, 1] below which the answer is "unknown"; 0: never."""
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Both ends of what each convolution and matrix reads, for int8, by its name; none: not measured."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Where it comes from: data, recipe, metrics, licence of the weights, versions; any JSON values."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", tuple(self.labels))
         object.__setattr__(self, "provenance", dict(self.provenance))
+        object.__setattr__(self, "ranges", _check_ranges(self.ranges))
         if not all(isinstance(label, str) and label for label in self.labels):
             raise BadConfiguration(f"labels must be names that are not empty; got {_shortened(self.labels)}")
         if len(set(self.labels)) != len(self.labels):
@@ -78,6 +82,7 @@ class Card:
             "labels": list(self.labels),
             "temperature": self.temperature,
             "threshold": self.threshold,
+            "ranges": {name: list(ends) for name, ends in self.ranges.items()},
             "provenance": dict(self.provenance),
         }
 
@@ -100,8 +105,13 @@ class Card:
             labels=tuple(labels),
             temperature=values.get("temperature", 1.0),
             threshold=values.get("threshold", 0.0),
+            ranges=values.get("ranges", {}),
             provenance=provenance,
         )
+
+    def of_other_weights(self) -> Self:
+        """Without what holds of these weights alone: temperature, threshold and ranges."""
+        return replace(self, temperature=1.0, threshold=0.0, ranges={})
 
     def to_metadata(self) -> dict[str, str]:
         """The safetensors header's `__metadata__`."""
@@ -145,6 +155,21 @@ def read_entry(values: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
     for name in names:
         found = found.get(name) if isinstance(found, Mapping) else None
     return found if isinstance(found, Mapping) else {}
+
+
+def _check_ranges(ranges: object) -> dict[str, tuple[float, float]]:
+    """Ranges as pairs of numbers; raises BadConfiguration for what cannot be ranges."""
+    checked: dict[str, tuple[float, float]] = {}
+    for name, ends in ranges.items() if isinstance(ranges, Mapping) else [("", ranges)]:
+        pair = tuple(ends) if isinstance(ends, list | tuple) else ()
+        finite = all(type(end) in (int, float) and math.isfinite(end) for end in pair)
+        if len(pair) != 2 or not finite or not pair[0] <= 0 <= pair[1]:
+            raise BadConfiguration(
+                "ranges must be pairs of finite numbers by the names of layers, the first at most 0 and the second "
+                f"at least 0; got {name}: {ends!r}"
+            )
+        checked[str(name)] = (float(pair[0]), float(pair[1]))
+    return checked
 
 
 def _shortened(labels: tuple[object, ...]) -> str:

@@ -36,6 +36,7 @@ class Classifier:
         preprocessing: How a picture becomes the network's input.
         temperature: What logits are divided by before they become probabilities.
         threshold: Probability below which the answer is "unknown"; 0: never.
+        ranges: Both ends of what each convolution and matrix reads, for int8; see `engines.ranges`.
         provenance: Data, recipe, metrics, licence of the weights, versions; any JSON values.
 
     Raises BadConfiguration where these do not fit together.
@@ -49,6 +50,7 @@ class Classifier:
         preprocessing: Preprocessing,
         temperature: float = 1.0,
         threshold: float = 0.0,
+        ranges: Mapping[str, tuple[float, float]] | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         self.network = network
@@ -58,6 +60,7 @@ class Classifier:
             labels=tuple(labels),
             temperature=temperature,
             threshold=threshold,
+            ranges=ranges or {},
             provenance=provenance or {},
         )
 
@@ -85,6 +88,11 @@ class Classifier:
     def threshold(self) -> float:
         """Probability below which the answer is "unknown"; 0: never."""
         return self.card.threshold
+
+    @property
+    def ranges(self) -> Mapping[str, tuple[float, float]]:
+        """Both ends of what each convolution and matrix reads, for int8; empty where they were not measured."""
+        return self.card.ranges
 
     @property
     def provenance(self) -> Mapping[str, Any]:
@@ -179,6 +187,7 @@ class Classifier:
             preprocessing=card.preprocessing,
             temperature=card.temperature,
             threshold=card.threshold,
+            ranges=card.ranges,
             provenance=card.provenance,
         )
 
@@ -200,6 +209,17 @@ class Classifier:
             threshold=self.threshold if threshold is None else threshold,
             provenance={**self.provenance, "calibration": dict(about)},
         )
+
+    def keep_ranges(self, ranges: Mapping[str, tuple[float, float]], *, about: Mapping[str, Any]) -> None:
+        """Say between which values the network's layers lie, which int8 needs; `save` keeps it.
+
+        Args:
+            ranges: Of `engines.ranges.measure_ranges`.
+            about: What they were measured on, for `provenance["ranges"]`.
+
+        Raises BadConfiguration for what cannot be ranges.
+        """
+        self.card = replace(self.card, ranges=ranges, provenance={**self.provenance, "ranges": dict(about)})
 
     def save(self, path: str | Path, *, provenance: Mapping[str, Any] | None = None) -> None:
         """Write everything to one `.safetensors` file, whole or not at all.

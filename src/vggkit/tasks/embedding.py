@@ -6,20 +6,23 @@ Shape letters: N pictures, F numbers of a vector.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vggkit.engines.choosing import choose_engine
-from vggkit.engines.outputs import find_relu, plan_outputs
+from vggkit.engines.choosing import WantedEngine, choose_engine
+from vggkit.engines.outputs import WantedPrecision, find_relu, plan_outputs
 from vggkit.engines.stream import Engine, stream_answers
+from vggkit.engines.weights import ModelFile
 from vggkit.errors import BadInput
-from vggkit.hardware import choose_device
 from vggkit.images.pictures import Picture
 from vggkit.images.sources import gather_pictures
-from vggkit.networks.classifier import Classifier
+from vggkit.networks.card import Card
 from vggkit.networks.configurations import Configuration
+
+if TYPE_CHECKING:
+    from vggkit.networks.classifier import Classifier
 
 FEATURES: Final = "features"
 STATISTICS: Final = "statistics"
@@ -70,34 +73,38 @@ def find_width(configuration: Configuration, layer: str) -> int:
 
 
 def embed(
-    classifier: Classifier,
+    classifier: "Classifier | ModelFile",
     pictures: str | Path | Sequence[str | Path | Picture],
     *,
     layer: str = FEATURES,
     batch_size: int = 32,
     device: str = "auto",
-    precision: Literal["fp32", "bf16", "auto"] = "fp32",
+    precision: WantedPrecision = "fp32",
+    engine: WantedEngine = "auto",
     on_progress: Callable[[int, int | None], None] | None = None,
 ) -> Embeddings:
     """The vector of each picture, in the order of the pictures.
 
     Args:
-        classifier: The Classifier whose network computes.
+        classifier: The Classifier whose network computes, or its ModelFile, for which torch is imported only
+            where PyTorch computes.
         pictures: What `predict` takes.
         layer: What the vectors are, see `find_width`.
         batch_size: Pictures that pass through the network together.
         device: `auto`, `cpu`, `cuda`, `mps`.
-        precision: What is computed in; auto: bf16 where the device multiplies it by itself.
+        precision: What is computed in; auto: bf16 where the device multiplies it by itself. int8 is for
+            processors, and needs the Classifier's `ranges`.
+        engine: What computes, see `predict`.
         on_progress: Called with the number of pictures done, and of all where Pictures are given.
 
-    Raises UnknownName, BadInput and BadData.
+    Raises UnknownName, BadInput, BadData and BadConfiguration.
     """
-    width = find_width(classifier.configuration, layer)
+    width = find_width(classifier.card.configuration, layer)
     given = [pictures] if isinstance(pictures, str | Path) else pictures
     total = len(given) if all(isinstance(picture, Picture) for picture in given) else None
-    engine, _ = prepare_engine(classifier, layer=layer, device=device, precision=precision)
+    computing, _ = prepare_engine(classifier, layer=layer, device=device, precision=precision, engine=engine)
     found = []
-    for each in iterate_embeddings(engine, classifier, pictures, batch_size=batch_size):
+    for each in iterate_embeddings(computing, classifier.card, pictures, batch_size=batch_size):
         found.append(each)
         if on_progress:
             on_progress(len(found), total)
@@ -112,28 +119,31 @@ def embed(
 
 
 def prepare_engine(
-    classifier: Classifier,
+    model: "Classifier | ModelFile",
     *,
     layer: str = FEATURES,
     device: str = "auto",
-    precision: Literal["fp32", "bf16", "auto"] = "fp32",
+    precision: WantedPrecision = "auto",
+    engine: WantedEngine = "auto",
 ) -> tuple[Engine, str]:
-    """What computes the vectors, and what was chosen and why, for people; raises UnknownName and BadInput."""
-    return choose_engine(classifier.network, choose_device(device), output=layer, precision=precision)
+    """What computes the vectors, and what was chosen and why, for people; raises what `choose_engine` does."""
+    network = model if isinstance(model, ModelFile) else model.network
+    ranges = model.card.ranges if precision == "int8" else None
+    return choose_engine(network, device, output=layer, precision=precision, ranges=ranges, engine=engine)
 
 
 def iterate_embeddings(
     engine: Engine,
-    classifier: Classifier,
+    card: Card,
     pictures: str | Path | Iterable[str | Path | Picture],
     *,
     batch_size: int = 32,
 ) -> Iterator[Embedding]:
-    """As `embed`, each vector as soon as it is there, from what `prepare_engine` gave."""
+    """As `embed`, each vector as soon as it is there, from what `prepare_engine` gave and the Classifier's card."""
     if batch_size < 1:
         raise BadInput(f"batch_size must be 1 or more, got {batch_size}")
     found = gather_pictures(pictures)
-    for answer in stream_answers(engine, classifier.preprocessing, found, batch_size=batch_size):
+    for answer in stream_answers(engine, card.preprocessing, found, batch_size=batch_size):
         yield Embedding(answer.picture.path, _pool(answer.output), answer.problem)
 
 

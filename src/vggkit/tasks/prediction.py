@@ -6,12 +6,13 @@ Shape letters: N pictures, K classes.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vggkit.engines.choosing import EngineName, choose_engine
+from vggkit.engines.choosing import WantedEngine, choose_engine
+from vggkit.engines.outputs import WantedPrecision
 from vggkit.engines.stream import Answer, Engine, stream_answers
 from vggkit.engines.weights import ModelFile
 from vggkit.errors import BadInput
@@ -65,7 +66,8 @@ def predict(
     top: int = 5,
     batch_size: int = 32,
     device: str = "auto",
-    precision: Literal["fp32", "bf16", "auto"] = "fp32",
+    precision: WantedPrecision = "fp32",
+    engine: WantedEngine = "auto",
     on_progress: Callable[[int, int | None], None] | None = None,
 ) -> list[Prediction]:
     """The most probable classes of each picture, in the order of the pictures.
@@ -77,7 +79,10 @@ def predict(
         top: How many classes to name; fewer where the Classifier has fewer.
         batch_size: Pictures that pass through the network together.
         device: `auto`, `cpu`, `cuda`, `mps`.
-        precision: What is computed in; auto: bf16 where the device multiplies it by itself.
+        precision: What is computed in; auto: bf16 where the device multiplies it by itself. int8 is for
+            processors, and needs the Classifier's `ranges`.
+        engine: What computes; auto: PyTorch on CUDA and MPS, on processors OpenVINO, ONNX Runtime or PyTorch,
+            the first that is installed and computes in that precision.
         on_progress: Called with the number of pictures done, and of all where Pictures are given.
 
     A picture that cannot be read becomes a Prediction with its `problem`. Raises BadInput and BadData.
@@ -86,9 +91,9 @@ def predict(
     total = len(given) if all(isinstance(picture, Picture) for picture in given) else None
     check_counts(top=top, batch_size=batch_size)
     count = len(given) if all(map(_is_one, given)) else None
-    engine, _ = prepare_engine(classifier, device=device, precision=precision, count=count)
+    computing, _ = prepare_engine(classifier, device=device, precision=precision, engine=engine, count=count)
     found = []
-    for each in iterate_predictions(engine, classifier.card, pictures, top=top, batch_size=batch_size):
+    for each in iterate_predictions(computing, classifier.card, pictures, top=top, batch_size=batch_size):
         found.append(each)
         if on_progress:
             on_progress(len(found), total)
@@ -99,27 +104,28 @@ def prepare_engine(
     model: "Classifier | ModelFile",
     *,
     device: str = "auto",
-    precision: Literal["fp32", "bf16", "auto"] = "fp32",
-    engine: Literal["auto"] | EngineName = "auto",
+    precision: WantedPrecision = "auto",
+    engine: WantedEngine = "auto",
     count: int | None = None,
 ) -> tuple[Engine, str]:
-    """What computes the logits, and what was chosen and why, for people; raises BadInput.
+    """What computes the logits, and what was chosen and why, for people; raises what `choose_engine` does.
 
     Args:
         model: The Classifier to ask, or its file, of which no more is read than is needed; without torch, where
             another engine computes.
         device: As in `predict`.
         precision: As in `predict`.
-        engine: auto: the fastest that is installed, for the device.
+        engine: As in `predict`.
         count: How many pictures it is for; None: many, or unknown.
     """
+    ranges = model.card.ranges if precision == "int8" else None
     if isinstance(model, ModelFile):
-        return choose_engine(model, device, precision=precision, engine=engine)
+        return choose_engine(model, device, precision=precision, ranges=ranges, engine=engine)
     if count is not None and count <= FEW and precision == "fp32" and engine == "auto":
         from vggkit.engines.pytorch import PyTorchEngine
 
         return PyTorchEngine(model.network, choose_device(device)), "PyTorch in float32, for they are few"
-    return choose_engine(model.network, choose_device(device), precision=precision, engine=engine)
+    return choose_engine(model.network, device, precision=precision, ranges=ranges, engine=engine)
 
 
 def iterate_predictions(

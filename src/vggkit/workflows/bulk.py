@@ -6,26 +6,31 @@ Shape letters: N pictures, F numbers of a vector.
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from vggkit.column_streams import ENDINGS, Kind, check_parquet
+from vggkit.engines.choosing import WantedEngine
+from vggkit.engines.outputs import WantedPrecision
+from vggkit.engines.weights import ModelFile
 from vggkit.errors import BadOutput
 from vggkit.images.pictures import Picture
 from vggkit.images.sources import Columns
-from vggkit.networks.classifier import Classifier, load
 from vggkit.tasks import embedding, prediction
 from vggkit.workflows.bulk_running import VECTOR, BulkResult, Job, OnProgress, Row, run
 from vggkit.workflows.origins import describe_answers, describe_network, name_place
 from vggkit.writing import demand_writable
+
+if TYPE_CHECKING:
+    from vggkit.networks.classifier import Classifier
 
 VECTOR_ENDINGS: Final = (".parquet", ".npy")
 """Of files of vectors."""
 
 
 def predict_into(
-    classifier: Classifier | str | Path,
+    classifier: "Classifier | str | Path",
     pictures: str | Path | Sequence[str | Path | Picture],
     out: str | Path,
     *,
@@ -33,7 +38,8 @@ def predict_into(
     columns: Columns = Columns(),  # noqa: B008 (frozen)
     batch_size: int = 32,
     device: str = "auto",
-    precision: Literal["fp32", "bf16", "auto"] = "fp32",
+    precision: WantedPrecision = "auto",
+    engine: WantedEngine = "auto",
     save_seconds: float = 5.0,
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
@@ -52,7 +58,9 @@ def predict_into(
         columns: What a table's columns are called.
         batch_size: Pictures that pass through the network together.
         device: `auto`, `cpu`, `cuda`, `mps`.
-        precision: What is computed in; auto: bf16 where the device multiplies it by itself.
+        precision: What is computed in; auto: bf16 where the device multiplies it by itself. int8 is for
+            processors, and needs the Classifier's `ranges`.
+        engine: What computes, see `predict`.
         save_seconds: Between two times that what is done is kept, in the folder `out`.parts; the same call goes
             on there after the process has ended in whatever way, and the file is as if nothing had been.
         overwrite: Begin anew, whatever an earlier call left.
@@ -63,17 +71,17 @@ def predict_into(
     """
     _demand_place(Path(out), ENDINGS)
     prediction.check_counts(top=top, batch_size=batch_size)
-    classifier, place = _load(classifier)
+    model, place = _open(classifier)
     given = [pictures] if isinstance(pictures, str | Path) else list(pictures)
-    engine, said = prediction.prepare_engine(classifier, device=device, precision=precision)
-    top = min(top, len(classifier.labels))
+    computing, said = prediction.prepare_engine(model, device=device, precision=precision, engine=engine)
+    top = min(top, len(model.card.labels))
     kinds: dict[str, Kind] = {"path": "text", "answer": "text"}
     for rank in range(1, top + 1):
         kinds |= {f"label_{rank}": "text", f"probability_{rank}": "number"}
     kinds["problem"] = "text"
 
     def answer(found: Iterator[Picture]) -> Iterator[Row]:
-        for each in prediction.iterate_predictions(engine, classifier.card, found, top=top, batch_size=batch_size):
+        for each in prediction.iterate_predictions(computing, model.card, found, top=top, batch_size=batch_size):
             pairs = zip(each.labels, each.probabilities, strict=True)
             cells: list[str | float | None] = [cell for pair in pairs for cell in pair]
             cells += [None] * (2 * top - len(cells))
@@ -86,8 +94,8 @@ def predict_into(
             about={
                 "results": "predictions",
                 "top": top,
-                "answers": describe_answers(classifier),
-                **_describe(classifier, said, given, columns),
+                "answers": describe_answers(model),
+                **_describe(model, said, given, columns),
             },
             model=place,
             engine=said,
@@ -103,7 +111,7 @@ def predict_into(
 
 
 def embed_into(
-    classifier: Classifier | str | Path,
+    classifier: "Classifier | str | Path",
     pictures: str | Path | Sequence[str | Path | Picture],
     out: str | Path,
     *,
@@ -111,7 +119,8 @@ def embed_into(
     columns: Columns = Columns(),  # noqa: B008 (frozen)
     batch_size: int = 32,
     device: str = "auto",
-    precision: Literal["fp32", "bf16", "auto"] = "fp32",
+    precision: WantedPrecision = "auto",
+    engine: WantedEngine = "auto",
     save_seconds: float = 5.0,
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
@@ -129,6 +138,7 @@ def embed_into(
         batch_size: See `columns`.
         device: See `columns`.
         precision: See `columns`.
+        engine: See `columns`.
         save_seconds: See `columns`.
         overwrite: See `columns`.
         on_progress: See `columns`.
@@ -137,14 +147,16 @@ def embed_into(
     """
     _demand_place(Path(out), VECTOR_ENDINGS)
     prediction.check_counts(top=1, batch_size=batch_size)
-    classifier, place = _load(classifier)
+    model, place = _open(classifier)
     given = [pictures] if isinstance(pictures, str | Path) else list(pictures)
-    width = embedding.find_width(classifier.configuration, layer)
-    engine, said = embedding.prepare_engine(classifier, layer=layer, device=device, precision=precision)
+    width = embedding.find_width(model.card.configuration, layer)
+    computing, said = embedding.prepare_engine(
+        model, layer=layer, device=device, precision=precision, engine=engine
+    )
     missing = np.full(width, np.nan, np.float32)
 
     def answer(found: Iterator[Picture]) -> Iterator[Row]:
-        for each in embedding.iterate_embeddings(engine, classifier, found, batch_size=batch_size):
+        for each in embedding.iterate_embeddings(computing, model.card, found, batch_size=batch_size):
             yield each.path, missing if each.vector is None else each.vector, each.problem
 
     return run(
@@ -155,7 +167,7 @@ def embed_into(
                 "results": "vectors",
                 "layer": layer,
                 "precision": precision,
-                **_describe(classifier, said, given, columns),
+                **_describe(model, said, given, columns),
             },
             model=place,
             engine=said,
@@ -170,21 +182,22 @@ def embed_into(
     )
 
 
-def _load(classifier: Classifier | str | Path) -> tuple[Classifier, str]:
-    if isinstance(classifier, Classifier):
-        return classifier, ""
-    return load(classifier), name_place(classifier)
+def _open(classifier: "Classifier | str | Path") -> "tuple[Classifier | ModelFile, str]":
+    """What is asked, and where it is; of a file nothing is read yet but its header."""
+    if isinstance(classifier, str | Path):
+        return ModelFile(classifier), name_place(classifier)
+    return classifier, ""
 
 
 def _describe(
-    classifier: Classifier,
+    model: "Classifier | ModelFile",
     engine: str,
     pictures: Sequence[str | Path | Picture],
     columns: Columns,
 ) -> dict[str, Any]:
     """What must be the same when work goes on."""
     return {
-        "model": describe_network(classifier),
+        "model": describe_network(model),
         "engine": engine.partition(",")[0].partition(";")[0],
         "places": [str(place) for place in pictures if isinstance(place, str | Path)],
         "columns": {name: value for name, value in asdict(columns).items() if value is not None},

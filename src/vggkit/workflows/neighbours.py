@@ -2,22 +2,26 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import TYPE_CHECKING, cast
 
+from vggkit.engines.outputs import WantedPrecision
+from vggkit.engines.weights import ModelFile
 from vggkit.errors import BadData, BadInput
 from vggkit.images.pictures import Picture
-from vggkit.networks.classifier import Classifier, load
 from vggkit.networks.publishing.sharing import is_address
 from vggkit.tasks.embedding import embed
 from vggkit.tasks.searching import Found, VectorIndex
 from vggkit.workflows.origins import describe_network, list_differences
+
+if TYPE_CHECKING:
+    from vggkit.networks.classifier import Classifier
 
 
 def search(
     index: str | Path,
     pictures: str | Path | Sequence[str | Path | Picture],
     *,
-    classifier: Classifier | str | Path | None = None,
+    classifier: "Classifier | str | Path | None" = None,
     top: int = 10,
     batch_size: int = 32,
     device: str = "auto",
@@ -47,7 +51,7 @@ def search(
         layer=opened.layer,
         batch_size=batch_size,
         device=device,
-        precision=cast(Literal["fp32", "bf16", "auto"], opened.precision),
+        precision=cast(WantedPrecision, opened.precision),
         on_progress=on_progress,
     )
     readable = [number for number, problem in enumerate(found.problems) if problem is None]
@@ -58,7 +62,7 @@ def search(
     ]
 
 
-def _find_classifier(index: VectorIndex, given: Classifier | str | Path | None) -> Classifier:
+def _find_classifier(index: VectorIndex, given: "Classifier | str | Path | None") -> "Classifier | ModelFile":
     """The Classifier that the index was made with; raises BadInput and BadData."""
     if given is None:
         if not index.classifier:
@@ -69,7 +73,7 @@ def _find_classifier(index: VectorIndex, given: Classifier | str | Path | None) 
                 "with --model"
             )
         given = index.classifier
-    classifier = given if isinstance(given, Classifier) else load(given)
+    classifier = ModelFile(given) if isinstance(given, str | Path) else given
     differing = list_differences(index.model, describe_network(classifier))
     if differing:
         raise BadInput(

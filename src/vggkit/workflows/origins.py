@@ -3,14 +3,19 @@
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from vggkit.engines.weights import ModelFile, find_weights
 from vggkit.errors import VggkitError
 from vggkit.images.pictures import Picture
-from vggkit.networks.classifier import Classifier
+
+if TYPE_CHECKING:
+    from vggkit.networks.classifier import Classifier
 
 
-def describe_network(classifier: Classifier) -> dict[str, Any]:
+def describe_network(classifier: "Classifier | ModelFile") -> dict[str, Any]:
     """What its vectors depend on, for JSON, the weights as a digest."""
     card = classifier.card.to_dict()
     return {
@@ -20,18 +25,20 @@ def describe_network(classifier: Classifier) -> dict[str, Any]:
     }
 
 
-def describe_answers(classifier: Classifier) -> dict[str, Any]:
+def describe_answers(classifier: "Classifier | ModelFile") -> dict[str, Any]:
     """What makes answers of its logits, for JSON."""
     card = classifier.card.to_dict()
     return {name: card[name] for name in ("labels", "temperature", "threshold")}
 
 
-def digest_weights(classifier: Classifier) -> str:
-    """32 hexadecimal digits of every weight's name, shape and bits."""
+def digest_weights(classifier: "Classifier | ModelFile") -> str:
+    """32 hexadecimal digits of every weight's name and shape and of its bits in float32, in memory as in a file."""
+    weights = find_weights(classifier if isinstance(classifier, ModelFile) else classifier.network)
+    keys = [key for key in weights.configuration.state_shapes() if not key.endswith("num_batches_tracked")]
     found = hashlib.sha256()
-    for key, value in classifier.network.state_dict().items():
-        found.update(f"{key} {tuple(value.shape)} {value.dtype} ".encode())
-        found.update(value.detach().cpu().float().contiguous().numpy().data)
+    for key, values in weights.read(keys).items():
+        found.update(f"{key} {values.shape} ".encode())
+        found.update(np.ascontiguousarray(values).data)
     return found.hexdigest()[:32]
 
 

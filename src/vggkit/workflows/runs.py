@@ -33,7 +33,7 @@ from vggkit.workflows.run_folders import emptied, fill_folder, list_metrics, new
 from vggkit.workflows.solved_heads import learn_at_once
 from vggkit.workflows.steps import learn_by_steps
 
-RESULTS: Final = frozenset({"metrics", "seconds", "peak_memory_bytes", "epoch", "calibration"})
+RESULTS: Final = frozenset({"metrics", "seconds", "peak_memory_bytes", "epoch", "calibration", "ranges"})
 """What a Classifier's provenance says of how a training went."""
 
 
@@ -122,7 +122,7 @@ def train(
         solve_first = begins_solved(classifier)
         # Figures of another training are not this one's.
         lasting = {name: value for name, value in classifier.provenance.items() if name not in RESULTS}
-        classifier.card = replace(classifier.card, provenance=lasting, temperature=1.0, threshold=0.0)
+        classifier.card = replace(classifier.card.of_other_weights(), provenance=lasting)
         if find_rate:
             recipe = search_rate(
                 classifier,

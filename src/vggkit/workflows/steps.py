@@ -133,4 +133,4 @@ def _estimate(course: Course, learner: Learner) -> str:
 def _take_over(classifier: Classifier, kept: Classifier) -> None:
     classifier.network.requires_grad_(True)
     classifier.network.load_state_dict(kept.network.state_dict())
-    classifier.card = replace(kept.card, temperature=1.0, threshold=0.0)
+    classifier.card = kept.card.of_other_weights()

@@ -3,10 +3,12 @@
 import json as json_format
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 
+from vggkit.engines.choosing import WantedEngine
+from vggkit.engines.outputs import WantedPrecision
 from vggkit.errors import BadInput
 from vggkit.images.sources import Columns
 from vggkit.interfaces.commands.printing import describe_evaluation, print_json
@@ -30,8 +32,8 @@ def predict(
     columns: Columns = Columns(),  # noqa: B008 (frozen)
     batch_size: int = 32,
     device: str = "auto",
-    precision: Literal["fp32", "bf16", "auto"] = "fp32",
-    engine: Literal["auto", "pytorch", "openvino", "onnx"] = "auto",
+    precision: WantedPrecision = "auto",
+    engine: WantedEngine = "auto",
     save_seconds: float = 5.0,
     overwrite: bool = False,
     json: bool = False,
@@ -51,7 +53,8 @@ def predict(
         columns: What a table's columns are called.
         batch_size: Pictures that pass through the network together.
         device: auto, cpu, cuda or mps.
-        precision: What is computed in; auto: bf16 where the device multiplies it by itself.
+        precision: What is computed in; auto: bf16 where the device multiplies it by itself. int8 is for processors,
+            and needs the ranges that bench keeps in the Classifier's file.
         engine: What computes; auto: PyTorch on CUDA and MPS, on processors OpenVINO, ONNX Runtime or PyTorch, the
             first that is installed.
         save_seconds: With --out, seconds between two times that what is done is kept, in the folder OUT.parts.
@@ -67,8 +70,6 @@ def predict(
     if not pictures:
         raise BadInput("predict needs a picture: vggkit predict MODEL PICTURE…")
     if out is not None:
-        if engine != "auto":
-            raise BadInput(f"--engine {engine} is for answers on the terminal; --out chooses its engine by itself")
         from vggkit.workflows.bulk import predict_into
 
         with ProgressLine(quiet=quiet, rate=RATE) as line:
@@ -81,6 +82,7 @@ def predict(
                 batch_size=batch_size,
                 device=device,
                 precision=precision,
+                engine=engine,
                 save_seconds=save_seconds,
                 overwrite=overwrite,
                 on_progress=line.show,
@@ -124,7 +126,8 @@ def embed(
     columns: Columns = Columns(),  # noqa: B008 (frozen)
     batch_size: int = 32,
     device: str = "auto",
-    precision: Literal["fp32", "bf16", "auto"] = "fp32",
+    precision: WantedPrecision = "auto",
+    engine: WantedEngine = "auto",
     save_seconds: float = 5.0,
     overwrite: bool = False,
     json: bool = False,
@@ -145,7 +148,10 @@ def embed(
         columns: What a table's columns are called.
         batch_size: Pictures that pass through the network together.
         device: auto, cpu, cuda or mps.
-        precision: What is computed in; auto: bf16 where the device multiplies it by itself.
+        precision: What is computed in; auto: bf16 where the device multiplies it by itself. int8 is for processors,
+            and needs the ranges that bench keeps in the Classifier's file.
+        engine: What computes; auto: PyTorch on CUDA and MPS, on processors OpenVINO, ONNX Runtime or PyTorch, the
+            first that is installed.
         save_seconds: Seconds between two times that what is done is kept, in the folder OUT.parts.
         overwrite: Begin anew whatever an earlier line left there.
         json: One JSON object in place of the text.
@@ -165,6 +171,7 @@ def embed(
             batch_size=batch_size,
             device=device,
             precision=precision,
+            engine=engine,
             save_seconds=save_seconds,
             overwrite=overwrite,
             on_progress=line.show,
