@@ -5,6 +5,7 @@ An archive of plain folders is taken too: a picture's class is then the folder t
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 import tarfile
@@ -15,12 +16,13 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, cast
+from typing import Any, BinaryIO, Final, cast
 
-from vggkit.errors import BadData, VggkitError
-from vggkit.images.pictures import SUFFIXES, HeldBytes, Picture, Storage
+from vggkit.errors import BadData, BadImage, VggkitError
+from vggkit.images.pictures import SUFFIXES, HeldBytes, Picture
 from vggkit.images.sources.places import Place, Ranges, copy_whole
 from vggkit.images.sources.tables import USUAL, name_split, read_lines, read_text
+from vggkit.images.sources.tars import Archive, Held, Links, Lost, demand_size, is_file, is_link, locate
 from vggkit.images.splits import SPLITS, find_split
 
 UNPACKERS: Final[Mapping[bytes, Callable[[Any], Any]]] = {
@@ -44,21 +46,33 @@ def read_shards(shards: Sequence[Place]) -> Iterator[tuple[str | None, Picture]]
     """(Part, picture) of every archive; the pictures themselves are passed over, and read when they are needed.
 
     An archive that is compressed, or at an address that gives no ranges, is copied once to a
-    temporary file that goes with its pictures. Raises BadData where an archive is broken,
-    BadDownload and MissingExtra for addresses.
+    temporary file that goes with its pictures. A picture that is a link to another file of its archive
+    has that file's bytes. Raises BadData where an archive is broken, cut short too, BadDownload and
+    MissingExtra for addresses.
     """
     for shard in shards:
         with _whole(shard):
-            storage = _unpack(shard) or Ranges(shard)
-            with storage.place.open() as file, tarfile.open(fileobj=file, mode="r:") as archive:
-                yield from _find_pictures(archive, shard, partial(_locate, storage))
+            storage = _in_any_order(shard)
+            links = Links(partial(_given, storage))
+            with storage.place.open() as file, Archive.read(file) as archive:
+                yield from _find_pictures(archive, shard, links, partial(_locate, storage, links))
 
 
 def stream_shards(shards: Sequence[Place]) -> Iterator[tuple[str | None, Picture]]:
-    """As `read_shards`, but each archive passes by once, front to back, and each picture brings its bytes."""
+    """As `read_shards`, but each archive passes by once, front to back, and each picture brings its bytes.
+
+    Those that a link points at have gone by: an archive with links is then opened as `read_shards`
+    does, beside the stream, for the linked pictures alone; memory stays as it is.
+    """
     for shard in shards:
-        with _whole(shard), shard.open() as file, tarfile.open(fileobj=file, mode="r|*") as archive:
-            yield from _find_pictures(archive, shard, partial(_bring, archive))
+        with (
+            _whole(shard),
+            shard.open() as packed,
+            _unpack(packed) as file,
+            Archive.read(file, once=True) as archive,
+        ):
+            links = Links(partial(_in_any_order, shard))
+            yield from _find_pictures(archive, shard, links, partial(_bring, archive, links))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,28 +82,38 @@ class _Entry:
     path: PurePosixPath
     stem: str
     """What the files of one sample share: folder and name up to its first point."""
-    held: tuple[Storage, Any] | None
+    held: Held | None
     """Where a picture's bytes are."""
     text: str
     """What stands beside one says."""
 
 
-Hold = Callable[[tarfile.TarInfo], tuple[Storage, Any]]
-"""Where the bytes of an archive's file will be had: a storage, and its key there."""
+Hold = Callable[[tarfile.TarInfo], Held]
+"""Where the bytes of an archive's file will be had."""
 
 
-def _locate(storage: Storage, member: tarfile.TarInfo) -> tuple[Storage, Any]:
-    return storage, (member.offset_data, member.size)
+def _locate(storage: Ranges, links: Links, member: tarfile.TarInfo) -> Held:
+    return links.hold(member) if is_link(member) else locate(storage, member)
 
 
-def _bring(archive: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[Storage, Any]:
+def _bring(archive: Archive, links: Links, member: tarfile.TarInfo) -> Held:
+    try:
+        if is_link(member):
+            storage, key = links.hold(member)
+            return HeldBytes(storage.read(key)), None
+        if member.issparse():
+            demand_size(member.size)
+    except BadImage as problem:
+        return Lost(str(problem)), None
     return HeldBytes(_read(archive, member)), None
 
 
-def _find_pictures(archive: tarfile.TarFile, shard: Place, hold: Hold) -> Iterator[tuple[str | None, Picture]]:
+def _find_pictures(
+    archive: Archive, shard: Place, links: Links, hold: Hold
+) -> Iterator[tuple[str | None, Picture]]:
     names = _class_names(shard)
     of_shard = find_split(str(shard))
-    for _, entries in groupby(_entries(archive, hold), key=lambda entry: entry.stem):
+    for _, entries in groupby(_entries(archive, links, hold), key=lambda entry: entry.stem):
         sample = list(entries)
         said = _read_sides({entry.path.suffix[1:].lower(): entry.text for entry in sample if entry.held is None})
         for entry in sample:
@@ -106,22 +130,32 @@ def _find_pictures(archive: tarfile.TarFile, shard: Place, hold: Hold) -> Iterat
                 )
 
 
-def _entries(archive: tarfile.TarFile, hold: Hold) -> Iterator[_Entry]:
-    for member in archive:
+def _entries(archive: Archive, links: Links, hold: Hold) -> Iterator[_Entry]:
+    for member in archive.walk():
         path = PurePosixPath(member.name)
-        if member.isreg() and not path.name.startswith("."):
+        if (is_file(member) or is_link(member)) and not path.name.startswith("."):
             stem = str(path.parent / path.name.partition(".")[0])
             ending = path.suffix.lower()
             if ending in SUFFIXES:
                 yield _Entry(path, stem, hold(member), "")
-            elif ending[1:] in SIDES and member.size <= MOST_SIDE_BYTES:
-                yield _Entry(path, stem, None, _read(archive, member).decode("utf-8", errors="replace"))
-        cast(Any, archive).members = []  # tarfile would keep every header it has met
+            elif ending[1:] in SIDES:
+                yield _Entry(path, stem, None, _read_side(archive, links, member))
 
 
-def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+def _read_side(archive: Archive, links: Links, member: tarfile.TarInfo) -> str:
+    """What stands beside a picture says, nothing where it is too large or a link that leads nowhere."""
+    if not is_link(member):
+        data = _read(archive, member) if member.size <= MOST_SIDE_BYTES else b""
+    else:
+        storage, key = links.hold(member)
+        weight = storage.weigh(key)
+        data = storage.read(key) if weight.isdecimal() and int(weight) <= MOST_SIDE_BYTES else b""
+    return data.decode("utf-8", errors="replace")
+
+
+def _read(archive: Archive, member: tarfile.TarInfo) -> bytes:
     file = archive.extractfile(member)
-    assert file is not None, "a regular file has bytes"
+    assert file is not None, "a file has bytes"
     return file.read()
 
 
@@ -155,12 +189,29 @@ def _class_names(shard: Place) -> list[str]:
     return []
 
 
-def _unpack(shard: Place) -> Ranges | None:
-    """A plain copy of an archive that cannot be read in any order, None where it can."""
+def _in_any_order(shard: Place) -> Ranges:
+    """An archive, or a plain copy of one that cannot be read in any order."""
     with shard.open() as packed:
-        head = packed.read(8)
-    unpack = next((unpack for magic, unpack in UNPACKERS.items() if head.startswith(magic)), None)
-    return None if unpack is None and shard.gives_ranges() else copy_whole(shard, unpack=unpack)
+        unpack = _unpacker(packed.read(8))
+    return Ranges(shard) if unpack is None and shard.gives_ranges() else copy_whole(shard, unpack=unpack)
+
+
+@contextmanager
+def _unpack(packed: BinaryIO) -> Iterator[BinaryIO]:
+    """An archive's bytes as they pass by, unpacked where it is compressed."""
+    # tarfile's own unpacking ends with the first of several parts, and does not miss what was cut off
+    with io.BufferedReader(cast(Any, packed), 1 << 20) as file:
+        unpack = _unpacker(file.peek(8))
+        with file if unpack is None else unpack(file) as plain:
+            yield plain
+
+
+def _unpacker(head: bytes) -> Callable[[Any], Any] | None:
+    return next((unpack for magic, unpack in UNPACKERS.items() if head.startswith(magic)), None)
+
+
+def _given(storage: Ranges) -> Ranges:
+    return storage
 
 
 @contextmanager
