@@ -50,13 +50,8 @@ def choose_engine(
     Raises UnknownName, BadConfiguration for an engine that does not compute so, MissingExtra, BadInput and
     BadCheckpoint.
     """
-    if engine not in get_args(WantedEngine):
-        raise UnknownName.of("engine", engine, get_args(WantedEngine))
-    place = _settle_device(device, engine)
-    fast = computes_bf16(place)
-    chosen: Precision = ("bf16" if fast and engine != "onnx" else "fp32") if precision == "auto" else precision
+    place, name, chosen = _settle(device, precision, engine)
     check_precision(chosen, ranges)
-    name = _settle_engine(place, chosen) if engine == "auto" else engine
     if name == "onnx" and chosen != "fp32":
         raise BadConfiguration("ONNX Runtime computes in float32 on processors; take precision fp32, or OpenVINO")
     if name == "pytorch" and chosen == "int8":
@@ -70,7 +65,7 @@ def choose_engine(
         )
     weights = find_weights(network)
     said = {"pytorch": "PyTorch", "openvino": "OpenVINO", "onnx": "ONNX Runtime"}[name]
-    said += f" in {_KINDS[chosen]}{_say_why(place, precision, chosen, fast)}"
+    said += f" in {_KINDS[chosen]}{_say_why(place, precision, chosen)}"
     match name:
         case "openvino":
             from vggkit.engines.openvino import OpenVINOEngine
@@ -89,6 +84,27 @@ def choose_engine(
             )
             missing = engine == "auto" and _find_kind(place) == "cpu"
             return built, said + ('; pip install "vggkit[fast]" makes it faster' if missing else "")
+
+
+def find_auto(device: "torch.device | str" = "auto") -> tuple[EngineName, Precision]:
+    """What `auto` means on a device; raises BadInput for one that is not there."""
+    _, name, precision = _settle(device, "auto", "auto")
+    return name, precision
+
+
+def _settle(
+    device: "torch.device | str", precision: WantedPrecision, engine: WantedEngine
+) -> tuple["torch.device | str", EngineName, Precision]:
+    """Device, engine and precision of what was asked for."""
+    if engine not in get_args(WantedEngine):
+        raise UnknownName.of("engine", engine, get_args(WantedEngine))
+    place = _settle_device(device, engine)
+    chosen: Precision = "fp32"
+    if precision != "auto":
+        chosen = precision
+    elif engine != "onnx" and computes_bf16(place):
+        chosen = "bf16"
+    return place, _settle_engine(place, chosen) if engine == "auto" else engine, chosen
 
 
 def _settle_device(device: "torch.device | str", engine: str) -> "torch.device | str":
@@ -120,10 +136,10 @@ def _find_kind(device: "torch.device | str") -> str:
     return device.partition(":")[0] if isinstance(device, str) else device.type
 
 
-def _say_why(place: "torch.device | str", asked: str, chosen: Precision, fast: bool) -> str:
+def _say_why(place: "torch.device | str", asked: str, chosen: Precision) -> str:
     name = "processor" if _find_kind(place) == "cpu" else "GPU"
     if asked != "auto":
         return ""
     if chosen == "bf16":
         return f", which this {name} multiplies by itself"
-    return "" if fast else f", for this {name} has no fast bfloat16"
+    return "" if computes_bf16(place) else f", for this {name} has no fast bfloat16"
