@@ -1,12 +1,15 @@
-"""Engines beside torchvision's eager fp32, VGG11 at 224: images a second, and from process start to an answer.
+"""Engines beside their peers, VGG11 at 224 on a processor: images a second, and from process start to an answer.
 
-Throughput in one process, each in turn, the same weights and pictures. Starts are processes of their own, in a
-random order, the model's file in the system's cache; "compiled, read" is OpenVINO's own compiled model, exported
-before. Writes engines.md beside itself.
+Throughput in one process, each in turn, the same weights and pictures; a first round, not measured, compares all
+outputs with torchvision's eager fp32. `engine_peers.py` has the peers. What is missing is skipped and said so; all
+of them take `pip install ncnn nncf`, a C++ compiler for torch inductor, and 14 GB of memory. Starts are processes
+of their own, in a random order, the model's file in the system's cache; "compiled, read" is OpenVINO's own compiled
+model, exported before. Writes engines.md beside itself.
 """
 
 import argparse
 import datetime
+import gc
 import importlib.metadata
 import platform
 import random
@@ -18,8 +21,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+from engine_peers import BF16, CALIBRATING, FP32, INT8, PEERS, SIDE, Absent, Run, draw
 
-SIDE, BATCHES = 224, (1, 8, 32)
+BATCHES = (1, 8, 32)
+PAUSE = 0.1
+"""Seconds before each measurement: threads of the one before have stopped waiting actively."""
+PACKAGES = ("torchvision", "openvino", "onnxruntime", "onnx", "onnxscript", "ncnn", "nncf")
 TORCHVISION = """
 import sys, torch, torchvision
 from PIL import Image
@@ -61,8 +68,8 @@ STARTS = {
 }
 
 
-def build_runners(folder: Path) -> dict:
-    """What takes a batch, by its name; torchvision first."""
+def build_runners(folder: Path) -> dict[str, tuple[Run, float]]:
+    """What takes a batch, and how far it may be from torchvision, by its name; torchvision first."""
     import torch
     import torchvision
 
@@ -72,40 +79,52 @@ def build_runners(folder: Path) -> dict:
     from vggkit.engines.ranges import measure_ranges
     from vggkit.engines.weights import ModelFile
 
+    network = torchvision.models.vgg11().eval().requires_grad_(False)
+    network.load_state_dict(torch.load(folder / "model.pth", weights_only=True))
+    runners = {}
+    for name, peer in PEERS.items():
+        try:
+            runners[name] = peer.make(network, folder), peer.bound
+        except Absent as lack:
+            print(f"skipped: {name}: {lack}", flush=True)
     model = ModelFile(folder / "model.safetensors")
-    peer = torchvision.models.vgg11().eval()
-    peer.load_state_dict(torch.load(folder / "model.pth", weights_only=True))
     ranges = measure_ranges(model, [draw(8)])
-
-    def run_peer(batch):
-        with torch.inference_mode():
-            return peer(torch.from_numpy(batch)).numpy()
-
     cpu = torch.device("cpu")
-    return {
-        "torchvision, eager fp32": run_peer,
-        "vggkit, PyTorch fp32": PyTorchEngine(model.load_network(), cpu).run,
-        "vggkit, ONNX Runtime fp32": ONNXEngine(model).run,
-        "vggkit, OpenVINO fp32": OpenVINOEngine(model).run,
-        "vggkit, OpenVINO bf16": OpenVINOEngine(model, precision="bf16").run,
-        "vggkit, OpenVINO int8": OpenVINOEngine(model, precision="int8", ranges=ranges).run,
+    runners |= {
+        "vggkit, PyTorch fp32": (PyTorchEngine(model.load_network(), cpu).run, FP32),
+        "vggkit, ONNX Runtime fp32": (ONNXEngine(model).run, FP32),
+        "vggkit, OpenVINO fp32": (OpenVINOEngine(model).run, FP32),
+        "vggkit, OpenVINO bf16": (OpenVINOEngine(model, precision="bf16").run, BF16),
+        "vggkit, OpenVINO int8": (OpenVINOEngine(model, precision="int8", ranges=ranges).run, INT8),
     }
+    gc.collect()
+    return runners
 
 
-def draw(count: int) -> np.ndarray:
-    return np.random.default_rng(count).normal(size=(count, 3, SIDE, SIDE)).astype(np.float32)
+def compare(runners: dict[str, tuple[Run, float]]) -> None:
+    """Each gives what torchvision gives; what compiles for a size of batch has done it then."""
+    for count in BATCHES:
+        batch = draw(count)
+        expected = next(iter(runners.values()))[0](batch)
+        for name, (run, bound) in runners.items():
+            found = run(batch)
+            assert found.shape == expected.shape, f"{name}: {found.shape} of {count} pictures"
+            error = float(np.abs(found - expected).max() / expected.std())
+            assert error <= bound, f"{name}: {error:.2g} of the outputs' spread from torchvision at batch {count}"
 
 
 def measure_throughput(folder: Path, rounds: int) -> list[str]:
     runners = build_runners(folder)
+    compare(runners)
     seconds: dict = {}
-    for number in range(rounds + 1):
-        for name, run in runners.items():
+    for _ in range(rounds):
+        for name, (run, _) in runners.items():
             for count in BATCHES:
-                batch, started = draw(count), time.perf_counter()
+                batch = draw(count)
+                time.sleep(PAUSE)
+                started = time.perf_counter()
                 run(batch)
-                if number:
-                    seconds.setdefault((name, count), []).append(time.perf_counter() - started)
+                seconds.setdefault((name, count), []).append(time.perf_counter() - started)
     peer = next(iter(runners))
     rows = []
     for name in runners:
@@ -154,6 +173,13 @@ def prepare(folder: Path) -> None:
     (folder / "bf16.blob").write_bytes(blob.getbuffer())
 
 
+def find_version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
 def main() -> None:
     from vggkit.hardware import describe_machine
 
@@ -168,15 +194,14 @@ def main() -> None:
     import torch
 
     machine = describe_machine(torch.device("cpu"))
-    versions = ", ".join(
-        f"{name} {importlib.metadata.version(name)}" for name in ("torchvision", "openvino", "onnxruntime")
-    )
+    versions = ", ".join(f"{name} {find_version(name)}" for name in PACKAGES)
     text = "\n".join(
         [
-            "# Engines beside torchvision",
+            "# Engines beside their peers",
             "",
             f"VGG11 at {SIDE} pixels, medians of {rounds} rounds in turn. Images a second, and how many times",
-            "torchvision's speed (least to most):",
+            "torchvision's eager speed (least to most). ncnn takes the pictures of a batch one after another; NNCF",
+            f"has seen {CALIBRATING} random pictures. All were first compared with torchvision's outputs.",
             "",
             f"| | {' | '.join(f'batch {count}' for count in BATCHES)} |",
             f"|---|{'---|' * len(BATCHES)}",
