@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from vggkit.tasks.inspection import Summary, summarize
     from vggkit.tasks.prediction import Prediction, predict
     from vggkit.tasks.searching import Found, Neighbour
+    from vggkit.tasks.timings import Bench
     from vggkit.tasks.training.recipe import Recipe
+    from vggkit.workflows.bench import bench
     from vggkit.workflows.bulk import embed_into, predict_into
     from vggkit.workflows.bulk_running import BulkResult
     from vggkit.workflows.comparison import compare
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
     from vggkit.workflows.runs import TrainingRun, train
 
 _HOMES = {
+    "Bench": "tasks.timings",
+    "bench": "workflows.bench",
     "VGG": "networks.vgg",
     "BulkResult": "workflows.bulk_running",
     "Embeddings": "tasks.embedding",
@@ -127,6 +131,8 @@ __all__ = [  # noqa: RUF022 (as people meet them)
     "predict_into",
     "embed_into",
     "BulkResult",
+    "bench",
+    "Bench",
     "summarize",
     "Summary",
     "write_listing",

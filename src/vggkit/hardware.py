@@ -170,7 +170,7 @@ def describe_machine(device: "torch.device") -> dict[str, str]:
 
     import vggkit
 
-    processor = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    processor = torch.cuda.get_device_name(device) if device.type == "cuda" else name_processor()
     return {
         "device": f"{device.type}: {processor}",
         "system": f"{platform.system()} {platform.machine()}",
@@ -180,7 +180,7 @@ def describe_machine(device: "torch.device") -> dict[str, str]:
     }
 
 
-def _processor() -> str:
+def name_processor() -> str:
     """The processor's name, where the system tells it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:

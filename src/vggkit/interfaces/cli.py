@@ -41,6 +41,9 @@ VERBS: Final[Mapping[str, Mapping[str, str]]] = {
         "embed": "pictures as vectors, to search, group or learn from",
         "search": "the pictures that look most like others",
     },
+    "ship": {
+        "bench": "how fast each engine and precision is on this machine, and how true",
+    },
     "see it all": {
         "demo": "train, evaluate and predict on real handwritten digits, in about three minutes",
     },

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Final
 from rich.box import SIMPLE
 from rich.table import Table
 
-from vggkit.errors import BadOutput, VggkitError
+from vggkit.errors import VggkitError
 from vggkit.images.sources import find_pictures
-from vggkit.reports.plots import FORMATS, PALE_INK, draw_to
+from vggkit.reports.plots import PALE_INK, draw_to
 from vggkit.tasks.searching import Found
-from vggkit.writing import demand_writable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,13 +33,6 @@ def draw_neighbours(found: Sequence[Found]) -> Table:
                 each.path if rank == 1 else "", str(rank), f"{near.similarity:.4f}", near.path, end_section=last
             )
     return table
-
-
-def check_sheet(path: Path) -> None:
-    """Raise BadOutput where a sheet cannot be drawn to, before work is spent on it."""
-    if path.suffix.lower() not in FORMATS:
-        raise BadOutput(f"{path}: a picture's name ends in {', '.join(FORMATS)}")
-    demand_writable(path)
 
 
 def plot_neighbours(found: Sequence[Found], path: str | Path) -> None:

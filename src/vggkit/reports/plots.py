@@ -3,6 +3,7 @@
 Colours are Okabe and Ito's, which people of every colour vision tell apart.
 """
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from vggkit.errors import BadOutput, MissingExtra
 from vggkit.reports.tables import decimal_unit
 from vggkit.tasks.inspection import LayerSummary, Summary
-from vggkit.writing import whole_file
+from vggkit.writing import demand_writable, whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,6 +52,15 @@ FORMATS: Final[dict[str, dict[str, Any]]] = {
     ".pdf": {"format": "pdf", "metadata": {"CreationDate": None}},
     ".svg": {"format": "svg", "metadata": {"Date": None}},
 }
+
+
+def demand_drawable(path: Path) -> None:
+    """Raise BadOutput or MissingExtra where a picture cannot be drawn to, before work is spent on it."""
+    if path.suffix.lower() not in FORMATS:
+        raise BadOutput(f"{path}: a picture's name ends in {', '.join(FORMATS)}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MissingExtra.of("matplotlib", "drawing pictures", "train")
+    demand_writable(path)
 
 
 @contextmanager

@@ -8,8 +8,10 @@ from vggkit.interfaces.commands.defaults import find_defaults
 from vggkit.interfaces.commands.learning import check, compare, train
 from vggkit.interfaces.commands.measuring import evaluate
 from vggkit.interfaces.commands.networks import code, convert, identify, models, summary
+from vggkit.interfaces.commands.shipping import bench
 
 __all__ = [
+    "bench",
     "check",
     "code",
     "compare",

@@ -205,13 +205,14 @@ def search(
         json: A JSON object a picture and line: path, neighbours with path and similarity, in place of the table.
         quiet: No progress on standard error.
     """
-    from vggkit.reports.neighbour_table import check_sheet, draw_neighbours, plot_neighbours
+    from vggkit.reports.neighbour_table import draw_neighbours, plot_neighbours
+    from vggkit.reports.plots import demand_drawable
     from vggkit.workflows.neighbours import search as find
 
     if not pictures:
         raise BadInput("search needs a picture: vggkit search INDEX PICTURE…")
     if sheet is not None:
-        check_sheet(sheet)
+        demand_drawable(sheet)
     with ProgressLine(quiet=quiet, rate=RATE) as line:
         found = find(
             index,

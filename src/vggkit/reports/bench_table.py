@@ -1,0 +1,217 @@
+"""A bench on the terminal, as a picture, and in a sentence of what to do with it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Column, Table
+from rich.text import Text
+
+from vggkit.reports.plots import BLUE, ORANGE, PALE_INK, draw_to
+from vggkit.reports.tables import ASCII_RULES, RULES, binary_unit
+from vggkit.tasks.timings import Bench, EngineTimings, Spread
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+NAMES: Final = {"pytorch": "PyTorch", "openvino": "OpenVINO", "onnx": "ONNX Runtime"}
+WORTH: Final = 1.15
+"""How many times as fast as what `auto` takes another one must be to be worth a sentence."""
+
+
+class BenchTable:
+    """A `Bench` for `rich.print`: a row an engine, the fastest first."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The title, the table, and what its columns mean."""
+        bench, plain = self.bench, options.ascii_only
+        yield Text.assemble((bench.network, "bold"), f" at {bench.input_pixels} pixels: {bench.model}")
+        yield Text(f"{bench.machine}\n{', '.join(map(' '.join, bench.versions.items()))}", "dim")
+        yield Text()
+        yield _draw_rows(bench, plain=plain)
+        yield Text()
+        for each in bench.engines:
+            if each.problem is not None:
+                yield Text.assemble((_name(each, bench), "bold"), f" does not run here: {each.problem}\n")
+        yield Text(_explain(bench), "dim")
+
+
+def draw_bench(bench: Bench) -> BenchTable:
+    """What `rich.print` shows of a Bench."""
+    return BenchTable(bench)
+
+
+def _draw_rows(bench: Bench, *, plain: bool) -> Table:
+    running = [each for each in bench.engines if each.problem is None]
+    compared = next((each.agreement.pictures for each in running if each.agreement is not None), 0)
+    true = bench.pictures is not None
+    columns = [
+        Column("engine", no_wrap=True),
+        _numbers("p50", "ms"),
+        _numbers("p95", "ms"),
+        _numbers("images/s", "at best"),
+        _numbers("batch", "size"),
+        _numbers("times", "fp32"),
+        _numbers("memory", "at most"),
+        _numbers("same class", f"of {compared}") if true else _numbers("error", "of logits"),
+    ]
+    table = Table(
+        *columns,
+        box=ASCII_RULES if plain else RULES,
+        safe_box=False,
+        border_style="dim",
+        show_edge=False,
+        padding=(0, 0, 0, 1),
+        pad_edge=False,
+        header_style="bold",
+    )
+    for each in running:
+        speeds, best = each.images_per_second, each.best_batch_size
+        assert speeds is not None and best is not None, "it runs"  # noqa: PT018
+        cells: list[str | Text] = [
+            Text(_name(each, bench) + (" *" if each.is_auto else ""), "bold" if each.is_auto else ""),
+            _milliseconds(each.latency_p50_seconds),
+            _milliseconds(each.latency_p95_seconds),
+            f"{_digits(speeds[best].median)} ({_round(speeds[best].least)}-{_round(speeds[best].most)})",
+            str(best),
+            "" if each.times_reference is None else f"{each.times_reference.median:.1f}",
+            "" if each.peak_memory_bytes is None else binary_unit(each.peak_memory_bytes),
+            _agree(each, true=true),
+        ]
+        table.add_row(*cells)
+    return table
+
+
+def _numbers(title: str, unit: str) -> Column:
+    return Column(Text(f"{title}\n{unit}"), justify="right", no_wrap=True)
+
+
+def _agree(timings: EngineTimings, *, true: bool) -> str:
+    found = timings.agreement
+    if found is None:
+        return "exact"
+    if not true:
+        return f"{found.error:.1g}"
+    low, high = found.interval
+    return f"{found.same_class} {100 * low:.0f}-{100 * high:.0f}%"
+
+
+def _name(timings: EngineTimings, bench: Bench) -> str:
+    """What a row is called; with the device where there are several."""
+    several = len({each.device for each in bench.engines}) > 1
+    return f"{NAMES[timings.engine]} {timings.precision}" + (f", {timings.device}" if several else "")
+
+
+def _milliseconds(spread: Spread | None) -> str:
+    return "" if spread is None else _digits(1000 * spread.median)
+
+
+def _digits(value: float) -> str:
+    """Three digits, or as many as stand before the point."""
+    return f"{value:.0f}" if value >= 99.5 else f"{value:.1f}" if value >= 9.95 else f"{value:.2f}"
+
+
+def _round(value: float) -> str:
+    """Two digits, or as many as stand before the point."""
+    return f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
+
+
+def _explain(bench: Bench) -> str:
+    lines = [
+        f"* what auto takes. Medians of {bench.rounds} rounds in turn, and the least and the most.",
+        "p50, p95: one picture by itself; half and 95 % of passes are as fast.",
+        "times fp32: of PyTorch in fp32 at its best batch size.",
+    ]
+    if bench.pictures is None:
+        return "\n".join([*lines, "error: of logits, over their spread, on pictures that were made up."])
+    return "\n".join([*lines, f"same class: as PyTorch in fp32, with the 95 % interval; {bench.pictures}."])
+
+
+def suggest(bench: Bench, *, ranges_kept: bool) -> list[str]:
+    """What to do next, a sentence each.
+
+    Args:
+        bench: What was measured.
+        ranges_kept: Whether the Classifier's file holds what int8 needs.
+    """
+    if bench.pictures is None:
+        return [f"next: whether answers stay the same: vggkit bench {bench.model} YOUR_PICTURES/"]
+    auto = next((each for each in bench.engines if each.is_auto and each.problem is None), None)
+    coarse = next((each for each in bench.engines if each.precision == "int8" and each.problem is None), None)
+    if auto is None or coarse is None or coarse.agreement is None or coarse.speed < WORTH * auto.speed:
+        return []
+    found = coarse.agreement
+    keep = [] if ranges_kept else [f"      vggkit bench {bench.model} YOUR_PICTURES/ --keep-ranges"]
+    return [
+        f"next: int8 is {coarse.speed / auto.speed:.1f} times as fast as what auto takes, and gave the same class "
+        f"for {found.same_class} of {found.pictures}:",
+        *keep,
+        f"      vggkit predict {bench.model} YOUR_PICTURES/ --precision int8",
+    ]
+
+
+def plot_bench(bench: Bench, path: str | Path) -> None:
+    """Bars of pictures a second and of the time for one, as PNG, PDF or SVG by the suffix.
+
+    Raises BadOutput and MissingExtra, see `plots.draw_to`.
+    """
+    running = [each for each in bench.engines if each.problem is None]
+    names = [_name(each, bench) + (" *" if each.is_auto else "") for each in running]
+    with draw_to(path, width_inches=9.0, height_inches=1.7 + 0.32 * len(running)) as figure:
+        left, right = figure.subplots(1, 2, sharey=True)
+        title = f"{bench.network} at {bench.input_pixels} pixels on {bench.machine}"
+        figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold")
+        left.set_title("images a second, at the best batch size", color=BLUE)
+        right.set_title("one picture, milliseconds", color=ORANGE)
+        _draw_speeds(left, running)
+        _draw_latencies(right, running)
+        left.set_yticks(range(len(names)), names)
+        left.set_ylim(max(len(names), 1) - 0.5, -0.5)
+        figure.supxlabel(
+            f"medians of {bench.rounds} rounds; lines: from the least to the most, and to p95. * what auto takes",
+            fontsize=8,
+            color=PALE_INK,
+            x=0.012,
+            ha="left",
+        )
+
+
+def _draw_speeds(axes: "Axes", running: list[EngineTimings]) -> None:
+    most = max((each.speed for each in running), default=1.0)
+    for place, each in enumerate(running):
+        assert each.images_per_second is not None and each.best_batch_size is not None, "it runs"  # noqa: PT018
+        found = each.images_per_second[each.best_batch_size]
+        times = "" if each.times_reference is None else f" · {each.times_reference.median:.1f}×"
+        _draw_bar(axes, place, found.median, (found.least, found.most), label=f"{_digits(found.median)}{times}")
+    _finish(axes, most)
+
+
+def _draw_latencies(axes: "Axes", running: list[EngineTimings]) -> None:
+    most = 0.0
+    for place, each in enumerate(running):
+        assert each.latency_p50_seconds is not None and each.latency_p95_seconds is not None, "it runs"  # noqa: PT018
+        half, late = 1000 * each.latency_p50_seconds.median, 1000 * each.latency_p95_seconds.median
+        most = max(most, late)
+        _draw_bar(axes, place, half, (half, late), label=_digits(half), colour=ORANGE)
+    _finish(axes, most)
+
+
+def _draw_bar(
+    axes: "Axes", place: int, value: float, ends: tuple[float, float], *, label: str, colour: str = BLUE
+) -> None:
+    axes.barh(place, value, height=0.62, color=colour, alpha=0.85, zorder=2)
+    axes.plot(ends, (place, place), color="black", linewidth=1.1, zorder=3)
+    axes.annotate(
+        label, (max(value, ends[1]), place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8
+    )
+
+
+def _finish(axes: "Axes", most: float) -> None:
+    # The longest bar leaves room for its label.
+    axes.set_xlim(0, max(most, 1e-9) * 1.3)
+    axes.xaxis.set_visible(False)
+    axes.spines["bottom"].set_visible(False)
+    axes.tick_params(axis="y", length=0)

@@ -1,0 +1,218 @@
+"""How fast each engine and precision is on this machine, with the user's own Classifier, and how true.
+
+Shape letters: N pictures, C channels, H and W pixels.
+"""
+
+import importlib.metadata
+import tempfile
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from vggkit.engines.outputs import Ranges
+from vggkit.engines.ranges import measure_ranges
+from vggkit.engines.weights import ModelFile
+from vggkit.errors import BadData, BadImage, BadInput, VggkitError
+from vggkit.hardware import name_processor
+from vggkit.images.pictures import Picture
+from vggkit.images.sources import Columns, count_pictures, gather_pictures
+from vggkit.networks.locating import locate_model
+from vggkit.networks.publishing.sharing import is_address
+from vggkit.tasks.timings import Bench
+from vggkit.workflows.contenders import (
+    OnProgress,
+    Values,
+    describe,
+    list_contenders,
+    list_devices,
+    run_rounds,
+    start_processes,
+)
+from vggkit.workflows.interruptions import hear_signals
+from vggkit.workflows.origins import name_place
+from vggkit.writing import demand_writable
+
+if TYPE_CHECKING:
+    from vggkit.networks.classifier import Classifier
+
+MOST_ASKED: Final = 256
+"""Pictures whose answers are compared."""
+MOST_MEASURED: Final = 128
+"""Pictures that ranges are measured on."""
+MADE_UP: Final = 32
+"""Pictures that are made up where none are given."""
+TOGETHER: Final = 8
+"""Pictures that ranges are measured on at once."""
+PACKAGES: Final = ("vggkit", "torch", "openvino", "onnxruntime")
+
+
+def bench(
+    classifier: "Classifier | str | Path",
+    pictures: str | Path | Sequence[str | Path | Picture] = (),
+    *,
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
+    batch_sizes: Sequence[int] = (1, 8, 32),
+    rounds: int = 5,
+    seconds: float = 1.0,
+    device: str = "auto",
+    keep_ranges: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Bench:
+    """Time every engine and precision that runs here, each in a process of its own, in turn.
+
+    Args:
+        classifier: The Classifier, or its place.
+        pictures: What `predict` takes: up to 256 of them are shown to every engine and its answers compared,
+            and others, up to 128, show int8 its ranges. None: pictures are made up, and only the speed says
+            something.
+        columns: What a table's columns are called.
+        batch_sizes: How many pictures pass together; 1 is always among them.
+        rounds: Turns of each engine; every figure is their median, beside the least and the most.
+        seconds: Of a turn, for each number of pictures.
+        device: `auto`: all there are; `cpu`, `cuda`, `mps`.
+        keep_ranges: Keep the ranges that int8 needs, measured anew on these pictures: in the file, or in the
+            Classifier that was given.
+        on_progress: Hears what is being done, and how much of it.
+
+    Raises BadInput, BadData where no picture can be read, BadCheckpoint, BadOutput where ranges cannot be
+    kept, and MissingExtra where they are to be measured without OpenVINO.
+    """
+    say = on_progress or (lambda what, done, total: None)
+    sizes = _check(batch_sizes, rounds, seconds)
+    given = [pictures] if isinstance(pictures, str | Path) else list(pictures)
+    if keep_ranges:
+        _demand_keeping(classifier, given)
+    with tempfile.TemporaryDirectory(prefix="vggkit-bench-") as name, hear_signals():
+        folder = Path(name)
+        model = _open(classifier, folder)
+        asked, measured = _choose(model, given, columns, say) if given else _make_up(model)
+        np.save(folder / "pictures.npy", np.stack(asked))
+        ranges, problem = model.card.ranges, None
+        if keep_ranges or not ranges:
+            say("measuring ranges", 0, None)
+            try:
+                ranges = measure_ranges(model, _batch(measured))
+            except VggkitError as missing:
+                problem = str(missing)
+                if keep_ranges:
+                    raise
+        if keep_ranges:
+            _keep(classifier, ranges, about={"data": _name(given), "pictures": len(measured)})
+        contenders = list_contenders(device, problem=problem)
+        with start_processes(contenders, model=model.path, pictures=folder / "pictures.npy", ranges=ranges):
+            run_rounds(contenders, sizes, rounds=rounds, seconds=seconds, folder=folder, on_progress=say)
+        return Bench(
+            model=name_place(classifier) if isinstance(classifier, str | Path) else "a Classifier in memory",
+            network=model.configuration.model,
+            input_pixels=model.card.preprocessing.crop_pixels,
+            pictures=f"{len(asked)} of {_name(given)}" if given else None,
+            rounds=rounds,
+            machine=_describe_machine(device),
+            versions=dict(_list_versions()),
+            engines=describe(contenders, device),
+        )
+
+
+def _check(batch_sizes: Sequence[int], rounds: int, seconds: float) -> tuple[int, ...]:
+    """The numbers of pictures that pass together, the least first."""
+    if rounds < 1 or not seconds > 0:
+        raise BadInput(f"rounds must be 1 or more and seconds above 0, got {rounds} and {seconds:g}")
+    if any(size < 1 for size in batch_sizes):
+        raise BadInput(f"batch_sizes must be 1 or more, got {', '.join(map(str, batch_sizes))}")
+    return tuple(sorted({1, *batch_sizes}))
+
+
+def _demand_keeping(classifier: "Classifier | str | Path", given: Sequence[object]) -> None:
+    """Raise BadInput or BadOutput where ranges could not be kept in the end."""
+    if not given:
+        raise BadInput("ranges are measured on pictures; name some of those that the Classifier is for")
+    if isinstance(classifier, str | Path):
+        if is_address(classifier):
+            raise BadInput(f"{classifier}: is an address, and ranges are kept in a file; save it first")
+        demand_writable(locate_model(classifier))
+
+
+def _open(classifier: "Classifier | str | Path", folder: Path) -> ModelFile:
+    """The file that the processes read."""
+    if isinstance(classifier, str | Path):
+        return ModelFile(classifier)
+    classifier.save(folder / "model.safetensors")
+    return ModelFile(folder / "model.safetensors")
+
+
+def _choose(
+    model: ModelFile, given: Sequence[str | Path | Picture], columns: Columns, say: OnProgress
+) -> tuple[list[Values], list[Values]]:
+    """Pictures (C, H, W) whose answers are compared, and others to measure ranges on; of one, the same."""
+    preprocessing, most = model.card.preprocessing, MOST_ASKED + MOST_MEASURED
+    say("listing", 0, None)
+    total = count_pictures(given, columns=columns)
+    pictures = gather_pictures(given, columns=columns)
+    # From everywhere; of what passes by once, the first.
+    every = None if total is None or total <= most else {place * total // most for place in range(most)}
+    chosen = (each for place, each in enumerate(pictures) if every is None or place in every)
+    found, first = list[Values](), ""
+    for done, picture in enumerate(islice(chosen, most)):
+        say("preparing pictures", done, min(most, total or most))
+        try:
+            found.append(preprocessing(picture.decode(least_side=preprocessing.least_side)))
+        except BadImage as problem:
+            first = first or f"; the first: {problem}"
+    if not found:
+        raise BadData(f"{_name(given)}: no picture of it can be read{first}")
+    # Every third, so that both are of all classes.
+    return [each for place, each in enumerate(found) if place % 3] or found, found[::3]
+
+
+def _make_up(model: ModelFile) -> tuple[list[Values], list[Values]]:
+    """Noise (C, H, W), twice the same."""
+    side = model.card.preprocessing.crop_pixels
+    shape = (MADE_UP, model.configuration.in_channels, side, side)
+    noise = list(np.random.default_rng(0).standard_normal(shape, np.float32))
+    return noise, noise
+
+
+def _batch(pictures: Sequence[Values]) -> Iterator[Values]:
+    for first in range(0, len(pictures), TOGETHER):
+        yield np.stack(pictures[first : first + TOGETHER])
+
+
+def _keep(classifier: "Classifier | str | Path", ranges: Ranges, *, about: dict[str, object]) -> None:
+    if not isinstance(classifier, str | Path):
+        classifier.keep_ranges(ranges, about=about)
+        return
+    from vggkit.networks.classifier import Classifier
+
+    target = locate_model(classifier)
+    kept = Classifier.load(target)
+    kept.keep_ranges(ranges, about=about)
+    kept.save(target)
+
+
+def _name(given: Sequence[object]) -> str:
+    """What pictures are called."""
+    places = [str(place) for place in given if isinstance(place, str | Path)]
+    return ", ".join(places[:3]) + (" …" if len(places) > 3 else "") if places else "pictures in memory"
+
+
+def _describe_machine(device: str) -> str:
+    names = [name_processor()]
+    for place in list_devices(device):
+        if place.startswith("cuda"):
+            import torch
+
+            names.append(torch.cuda.get_device_name(place))
+        elif place != "cpu":
+            names.append(place)
+    return "; ".join(names)
+
+
+def _list_versions() -> Iterator[tuple[str, str]]:
+    for package in PACKAGES:
+        try:
+            yield package, importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue

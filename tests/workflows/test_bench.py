@@ -1,0 +1,187 @@
+"""Every engine has its turn in a process of its own; who cannot run says why, and the others go on."""
+
+import json
+import os
+import signal
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from vggkit.engines.ranges import list_reads
+from vggkit.errors import BadConfiguration, BadData, BadInput, BadOutput
+from vggkit.hardware import computes_bf16, multiplies_bytes
+from vggkit.images.preprocessing import Preprocessing
+from vggkit.networks.card import read_card
+from vggkit.networks.classifier import Classifier
+from vggkit.workflows import contenders
+from vggkit.workflows.bench import bench
+from vggkit.workflows.engine_processes import EngineChoice, EngineProcess
+
+for package in ("openvino", "onnx", "onnxruntime"):
+    pytest.importorskip(package)
+QUICK = {"rounds": 2, "seconds": 0.01, "device": "cpu", "batch_sizes": (4,)}
+
+
+@pytest.fixture(scope="module")
+def model(tiny, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "m.safetensors"
+    Classifier.create(
+        tiny,
+        labels=("across", "down", "red"),
+        seed=0,
+        preprocessing=Preprocessing(resize_pixels=32, crop_pixels=32),
+    ).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def found(model, photos):
+    return bench(model, photos / "train", **QUICK)
+
+
+@pytest.fixture
+def choice(model, tmp_path):
+    np.save(tmp_path / "pictures.npy", np.zeros((3, 3, 32, 32), np.float32))
+    return EngineChoice(
+        model=str(model),
+        engine="openvino",
+        precision="fp32",
+        device="cpu",
+        ranges={},
+        pictures=str(tmp_path / "pictures.npy"),
+    )
+
+
+def find(bench_of, engine, precision):
+    return next(each for each in bench_of.engines if (each.engine, each.precision) == (engine, precision))
+
+
+def test_every_engine_that_runs_here_is_measured(found):
+    assert len(found.engines) == 6
+    for each in found.engines:
+        able = {"fp32": True, "bf16": computes_bf16("cpu"), "int8": multiplies_bytes()}[each.precision]
+        assert (each.problem is None) == able, each
+        if able:
+            assert set(each.images_per_second) == {1, 4}
+            speeds = [spread.median for spread in each.images_per_second.values()]
+            assert each.speed == max(speeds) > 0
+            assert 0 < each.latency_p50_seconds.least <= each.latency_p95_seconds.most
+            assert each.start_seconds > 0.1  # an interpreter starts in it
+            assert 3e7 < each.peak_memory_bytes < 4e9
+    running = [each.speed for each in found.engines]
+    assert running == sorted(running, reverse=True)
+    exact = find(found, "pytorch", "fp32")
+    assert exact.agreement is None
+    assert exact.times_reference.median == 1
+    assert find(found, "openvino", "fp32").agreement.error < 1e-4
+    assert find(found, "onnx", "fp32").agreement.same_class == find(found, "onnx", "fp32").agreement.pictures
+    if computes_bf16("cpu"):
+        assert 1e-4 < find(found, "openvino", "bf16").agreement.error < 0.3
+    json.dumps(found.to_dict())
+
+
+def test_auto_is_marked(found):
+    (auto,) = [each for each in found.engines if each.is_auto]
+    assert (auto.engine, auto.precision) == ("openvino", "bf16" if computes_bf16("cpu") else "fp32")
+
+
+def test_pictures_are_made_up_where_there_are_none(model, monkeypatch):
+    monkeypatch.setattr(contenders, "find_available_memory", lambda: 0)  # each process ends with its turn
+    found = bench(model, **QUICK)
+    assert found.pictures is None
+    assert find(found, "openvino", "fp32").speed > 0
+    assert find(found, "pytorch", "fp32").peak_memory_bytes > 3e7
+
+
+def test_an_engine_that_is_not_installed_says_how_it_would_be(model, photos, tmp_path, monkeypatch):
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('no such thing')")
+    (tmp_path / "sitecustomize.py").write_text("print('a greeting that is no answer')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = bench(Classifier.load(model), [photos / "val"], **QUICK)
+    assert 'pip install "vggkit[onnx]"' in find(found, "onnx", "fp32").problem
+    assert find(found, "onnx", "fp32").speed == 0
+    assert found.engines[-1].problem is not None
+    assert find(found, "openvino", "fp32").problem is None
+    assert found.model == "a Classifier in memory"
+
+
+def test_ranges_are_kept_where_they_are_wanted(model, photos, tmp_path):
+    path = tmp_path / "m.safetensors"
+    Classifier.load(model).save(path)
+    before = path.read_bytes()
+    with pytest.raises(BadInput, match="name some"):
+        bench(path, keep_ranges=True, **QUICK)
+    with pytest.raises(BadInput, match="is an address"):
+        bench("hf://owner/name", photos, keep_ranges=True, **QUICK)
+    assert path.read_bytes() == before
+    bench(path, photos / "train", keep_ranges=True, **QUICK)
+    card = read_card(path)
+    assert set(card.ranges) == set(list_reads(card.configuration))
+    assert card.provenance["ranges"] == {"data": str(photos / "train"), "pictures": 16}
+    for one, other in zip(
+        Classifier.load(path).network.state_dict().values(),
+        Classifier.load(model).network.state_dict().values(),
+        strict=True,
+    ):
+        assert one.equal(other)
+    classifier = Classifier.load(model)
+    bench(classifier, photos / "train", keep_ranges=True, **QUICK)
+    assert classifier.ranges == card.ranges
+
+
+@pytest.mark.skipif(os.geteuid() == 0 if hasattr(os, "geteuid") else True, reason="root writes anywhere")
+def test_a_file_that_cannot_be_written_is_told_before_any_work(model, photos, tmp_path):
+    path = tmp_path / "folder" / "m.safetensors"
+    Classifier.load(model).save(path)
+    path.parent.chmod(0o500)
+    try:
+        with pytest.raises(BadOutput):
+            bench(path, photos / "train", keep_ranges=True, **QUICK)
+    finally:
+        path.parent.chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"rounds": 0}, "rounds"), ({"seconds": 0.0}, "seconds"), ({"batch_sizes": (8, 0)}, "batch_sizes")],
+)
+def test_numbers_that_cannot_be(model, options, said):
+    with pytest.raises(BadInput, match=said):
+        bench(model, **(QUICK | options))
+
+
+def test_pictures_that_cannot_be_read(model, tmp_path):
+    (tmp_path / "a.jpg").write_text("x")
+    with pytest.raises(BadData, match=r"no picture of it can be read; the first: .*a\.jpg"):
+        bench(model, tmp_path, **QUICK)
+
+
+def test_a_process_that_dies_is_a_reason_and_another_takes_its_place(choice, tmp_path):
+    with EngineProcess(choice) as process:
+        assert process.start() > 0
+        assert process.start() == 0  # it runs already
+        assert process.answer(tmp_path / "logits.npy").shape == (3, 3)
+        assert len(process.time(1, 0.0)) == 5
+        assert len(process.time(2, 0.0)) == 1
+        if sys.platform != "win32":
+            process._process.send_signal(signal.SIGKILL)
+            with pytest.raises(BadConfiguration, match="signal 9, perhaps for want of memory"):
+                process.time(1, 0.0)
+        process.rest()
+        assert process.find_memory()[0] > 3e7
+        running = process._process
+    assert running.poll() == 0  # it ended by itself, as nobody asked any more
+
+
+def test_a_process_that_fails_says_its_last_words(choice, tmp_path):
+    (tmp_path / "pictures.npy").write_bytes(b"no array")
+    with EngineProcess(choice) as process, pytest.raises(BadConfiguration, match=r"ended with 1: .*Error"):
+        process.start()
+
+
+def test_what_an_engine_refuses_is_its_reason(choice, tmp_path):
+    wrong = replace(choice, precision="int8")
+    with EngineProcess(wrong) as process, pytest.raises(BadConfiguration, match="--keep-ranges"):
+        process.start()
