@@ -3,9 +3,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import vggkit as vk
 from conftest import draw_class, fill_folder
+from vggkit.engines.pytorch import PyTorchEngine
 from vggkit.images.likeness import Alike
 from vggkit.images.pictures import Picture
 from vggkit.networks.configurations import Configuration
@@ -169,6 +171,9 @@ def test_features_come_one_row_a_picture(tiny: Configuration):
     assert features.shape == (5, 24)
     assert heard[-1] == (5, 5)
     assert np.isfinite(features).all()
+    fed = np.stack([classifier.preprocessing(sighting.picture.decode()) for sighting in sightings])
+    expected = PyTorchEngine(classifier.network, torch.device("cpu"), output="statistics").run(fed)
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_check_reports_the_rest_of_a_set_too_small_to_judge(tiny: Configuration, tmp_path: Path):

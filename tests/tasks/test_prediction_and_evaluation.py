@@ -196,3 +196,52 @@ def test_a_few_pictures_do_not_wait_for_an_engine_to_be_compiled(classifier, pho
             assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
     predict(classifier, paths[:1], precision="auto")
     assert chosen == [1]
+
+
+@pytest.mark.parametrize("engine", ["auto", "openvino", "onnx"])
+def test_every_engine_measures_the_same(classifier, photos, engine):
+    pytest.importorskip({"auto": "torch", "onnx": "onnxruntime"}.get(engine, engine))
+    expected = evaluate(classifier, photos, device="cpu", engine="pytorch")
+    found = evaluate(classifier, photos, device="cpu", engine=engine)
+    assert found.confusion == expected.confusion
+    for name in ("top1", "loss", "macro_f1", "roc_auc", "average_precision", "ece"):
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), abs=1e-5)
+    np.testing.assert_allclose(found.answers.probabilities, expected.answers.probabilities, atol=1e-5)
+    assert found.notes == expected.notes
+
+
+@pytest.mark.parametrize("engine", ["pytorch", "openvino"])
+def test_what_is_not_computed_in_float32_is_noted(classifier, photos, engine):
+    pytest.importorskip({"pytorch": "torch"}.get(engine, engine))
+    exact = evaluate(classifier, photos)
+    found = evaluate(classifier, photos, device="cpu", precision="bf16", engine=engine)
+    name = {"pytorch": "PyTorch", "openvino": "OpenVINO"}[engine]
+    said = f"computed by {name} in bfloat16"
+    assert [note.partition(";")[0] for note in found.notes if note not in exact.notes] == [said]
+    assert said in json.dumps(found.to_dict())
+    assert found.loss == pytest.approx(exact.loss, abs=0.02)
+
+
+def test_auto_notes_bfloat16_where_it_is_taken(classifier, photos, monkeypatch):
+    from vggkit.engines import choosing
+
+    for fast in (True, False):
+        monkeypatch.setattr(choosing, "computes_bf16", lambda device, fast=fast: fast)
+        found = evaluate(classifier, photos, device="cpu", precision="auto")
+        assert any("bfloat16" in note for note in found.notes) == fast
+
+
+def test_int8_is_measured_with_ranges_and_says_how_to_find_them(classifier, photos, monkeypatch):
+    pytest.importorskip("openvino")
+    from vggkit.engines import choosing
+    from vggkit.engines.ranges import measure_ranges
+
+    with pytest.raises(BadConfiguration, match="--keep-ranges"):
+        evaluate(classifier, photos, precision="int8", device="cpu")
+    monkeypatch.setattr(choosing, "multiplies_bytes", lambda: True)
+    fed = np.stack([classifier.preprocessing(p.decode()) for p in open_pictures(photos).part("val")])
+    classifier.keep_ranges(measure_ranges(classifier.network, [fed]), about={})
+    found = evaluate(classifier, photos, precision="int8", device="cpu")
+    assert any("OpenVINO in int8" in note for note in found.notes)
+    assert found.loss == pytest.approx(evaluate(classifier, photos).loss, abs=0.05)
+    assert evaluate(classifier, photos).notes == evaluate(classifier, photos, engine="pytorch").notes

@@ -13,7 +13,7 @@ from vggkit.images.preprocessing import Preprocessing
 from vggkit.networks.classifier import Classifier
 from vggkit.networks.configurations import configure
 from vggkit.tasks.evaluation.measuring import evaluate
-from vggkit.tasks.evaluation.protocols import Look, look_at, plan_protocol, see
+from vggkit.tasks.evaluation.protocols import Look, look_at, plan_protocol, prepare_engines, see
 
 LABELS = ("across", "down", "red")
 CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ def picture(height=64, width=64, seed=0):
 
 def ask(classifier, pictures, name, **options):
     plan = plan_protocol(name, classifier.preprocessing, **options)
-    found = list(look_at(classifier, pictures, plan, device=CPU))
+    found = list(look_at(classifier, pictures, plan, prepare_engines(classifier, plan, device=CPU)))
     assert [each[0] for each in found] == list(pictures)
     return [None if logs is None else np.exp(logs) for _, logs, _ in found]
 
@@ -189,3 +189,50 @@ def test_each_protocol_measures_and_names_itself(papers, tmp_path):
         assert len(found.unreadable) == 1
         assert found.protocol.startswith(f"{name}:")
         np.testing.assert_allclose(found.answers.probabilities.sum(1), 1)
+
+
+def test_whole_pictures_stay_with_pytorch_unless_an_engine_was_named(papers):
+    pytest.importorskip("openvino")
+    plan = plan_protocol("dense+crops", FED)
+
+    def say(**options):
+        return {way: said for way, (_, said) in prepare_engines(papers, plan, device="cpu", **options).items()}
+
+    assert say() == {"whole": "PyTorch in float32", "grid": "OpenVINO in float32"}
+    assert say(precision="bf16") == {"whole": "PyTorch in bfloat16", "grid": "OpenVINO in bfloat16"}
+    assert say(engine="openvino") == {"whole": "OpenVINO in float32", "grid": "OpenVINO in float32"}
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnx"])
+@pytest.mark.parametrize("protocol", ["single", "dense", "multi-crop"])
+def test_every_engine_looks_alike(papers, name, protocol):
+    pytest.importorskip({"onnx": "onnxruntime"}.get(name, name))
+    plan = plan_protocol(protocol, FED)
+    asked = [picture(70 + 9 * seed, 96, seed=seed) for seed in range(3)]
+    one, other = (
+        [
+            logs
+            for _, logs, _ in look_at(papers, asked, plan, prepare_engines(papers, plan, device=CPU, engine=engine))
+        ]
+        for engine in ("pytorch", name)
+    )
+    np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_a_sliding_head_reads_what_the_papers_does_in_int8_too(papers, monkeypatch):
+    pytest.importorskip("openvino")
+    from vggkit.engines import choosing
+    from vggkit.engines.ranges import list_reads, measure_ranges
+
+    sliding = replace(papers.configuration, head="dense")
+    assert list_reads(sliding) == list_reads(papers.configuration)
+    monkeypatch.setattr(choosing, "multiplies_bytes", lambda: True)
+    asked = [picture(64, 64 + 8 * seed, seed=seed) for seed in range(4)]
+    fed = np.stack([see(each, FED, Look("middle", 64))[0] for each in asked])
+    papers.keep_ranges(measure_ranges(papers.network, [fed]), about={})
+    exact = ask(papers, asked, "dense")
+    plan = plan_protocol("dense", FED)
+    engines = prepare_engines(papers, plan, device=CPU, precision="int8")
+    assert engines["whole"][1] == "OpenVINO in int8"
+    for (_, logs, _), expected in zip(look_at(papers, asked, plan, engines), exact, strict=True):
+        np.testing.assert_allclose(np.exp(logs), expected, atol=0.03)

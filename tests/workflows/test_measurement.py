@@ -103,7 +103,9 @@ def test_calibrating_keeps_what_predict_speaks_by(runs, others, tmp_path, capsys
     assert noted == (kept.temperature != 1)
     answers = predict(kept, others)
     assert sum(not each.unknown for each in answers) == after.rejection.n
-    code, out, _ = call("predict", tmp_path / "c.safetensors", others, "--quiet", capsys=capsys)
+    code, out, _ = call(
+        "predict", tmp_path / "c.safetensors", others, "--precision", "fp32", "--quiet", capsys=capsys
+    )
     assert out.count(": unknown (") == sum(each.unknown for each in answers) > 0
 
 
@@ -161,6 +163,35 @@ def test_wrong_options_are_told_before_any_work(runs, others, options, said, tmp
     assert said in told
     assert out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("engine", ["pytorch", "openvino"])
+def test_the_command_measures_what_bfloat16_costs_and_says_so(runs, others, engine, tmp_path, capsys):
+    pytest.importorskip({"pytorch": "torch"}.get(engine, engine))
+    options = ("--precision", "bf16", "--engine", engine, "--device", "cpu", "--quiet")
+    page = tmp_path / "report.html"
+    code, out, _ = call("evaluate", runs / "good", others, *options, "--report", page, capsys=capsys)
+    assert code == 0
+    assert "in bfloat16" in " ".join(out.split())
+    assert "in bfloat16" in page.read_text(encoding="utf-8")
+    code, out, _ = call("evaluate", runs / "good", others, *options, "--json", capsys=capsys)
+    assert any("in bfloat16" in note for note in json.loads(out)["notes"])
+    code, out, _ = call("evaluate", runs / "good", others, "--json", "--quiet", capsys=capsys)
+    assert not any("computed by" in note for note in json.loads(out)["notes"])
+
+
+def test_int8_without_ranges_names_the_classifier_before_any_work(runs, others, tmp_path, capsys):
+    kept = load(runs / "poor.safetensors")
+    kept.keep_ranges({"images": (-3.0, 3.0)}, about={})
+    kept.save(tmp_path / "kept.safetensors")
+    models = (tmp_path / "kept.safetensors", runs / "good")
+    code, out, told = call("evaluate", *models, others, "--precision", "int8", "--device", "cpu", capsys=capsys)
+    told = " ".join(told.split())
+    assert code == 2
+    assert f"{runs / 'good'}: int8 must be told" in told
+    assert "--keep-ranges" in told
+    assert "measuring" not in told
+    assert out == ""
 
 
 def test_the_pictures_stand_last(runs, capsys):

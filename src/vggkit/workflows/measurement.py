@@ -7,7 +7,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from vggkit.errors import BadInput
+from vggkit.engines.choosing import WantedEngine
+from vggkit.engines.outputs import WantedPrecision, check_precision
+from vggkit.errors import BadConfiguration, BadInput
 from vggkit.images.pictures import PictureSet
 from vggkit.networks.card import Card, read_card, read_entry
 from vggkit.networks.classifier import Classifier, load
@@ -63,6 +65,8 @@ def measure(
     calibrate: bool = False,
     batch_size: int = 32,
     device: str = "auto",
+    precision: WantedPrecision = "fp32",
+    engine: WantedEngine = "auto",
     on_progress: OnProgress | None = None,
 ) -> Measurement:
     """Measure Classifiers on the same pictures; several are also fused, and compared pair by pair.
@@ -71,7 +75,7 @@ def measure(
         models: Classifiers' files or runs' folders, one or more.
         data: Labelled pictures.
         split: As in `evaluate`; likewise `protocol`, `scales`, `train_scales`, `mirror`, `wanted_precision`,
-            `batch_size` and `device`.
+            `batch_size`, `device`, `precision` and `engine`.
         protocol: See `split`.
         scales: See `split`.
         train_scales: See `split`.
@@ -81,6 +85,8 @@ def measure(
             the answer is "unknown", and keep both in the Classifier's file.
         batch_size: See `split`.
         device: See `split`.
+        precision: See `split`.
+        engine: See `split`.
         on_progress: Hears how far it is.
 
     Raises what `evaluate` and `load` do, and BadInput where nothing can be calibrated.
@@ -91,6 +97,8 @@ def measure(
         )
     names = _name(models)
     _demand_same_classes(models, names)
+    if precision == "int8":
+        _demand_ranges(models)
     evaluations, cards = [], []
     said: tuple[str, ...] = ()
     for place, name in zip(models, names, strict=True):
@@ -112,6 +120,8 @@ def measure(
             name=name,
             batch_size=batch_size,
             device=device,
+            precision=precision,
+            engine=engine,
             on_progress=show,
         )
         if calibrate:
@@ -188,6 +198,16 @@ def _demand_same_classes(models: Sequence[str | Path], names: Sequence[str]) -> 
                 f"{names[0]} and {name} do not name the same classes ({', '.join(other[:5])}), and their answers "
                 "cannot be held against each other; measure each alone"
             )
+
+
+def _demand_ranges(models: Sequence[str | Path]) -> None:
+    """Before any work: int8 needs the ranges of each Classifier."""
+    for place in models:
+        if not is_address(place):
+            try:
+                check_precision("int8", read_card(locate_model(place)).ranges)
+            except BadConfiguration as problem:
+                raise BadConfiguration(f"{place}: {problem}") from problem
 
 
 def _calibrate(

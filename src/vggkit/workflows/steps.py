@@ -11,7 +11,7 @@ from vggkit.networks.classifier import Classifier
 from vggkit.reports.run_plots import plot_history
 from vggkit.tasks.evaluation.answers import Answers
 from vggkit.tasks.evaluation.measuring import ask
-from vggkit.tasks.evaluation.protocols import plan_protocol
+from vggkit.tasks.evaluation.protocols import plan_protocol, prepare_engines
 from vggkit.tasks.training.batches import weigh_classes
 from vggkit.tasks.training.checkpointing import Epoch, Progress
 from vggkit.tasks.training.learner import Learner
@@ -96,13 +96,14 @@ def learn_by_steps(
     _take_over(classifier, Classifier.load(course.directory / BEST))
     plot_history(history, course.directory / "learning_curve.png", best_epoch=best.epoch, title=course.title)
     protocol = plan_protocol("single", classifier.preprocessing)
+    engines = prepare_engines(classifier, protocol, device=course.device)
 
     def find(part: str) -> Answers:
         answers, unreadable = ask(
             classifier,
             course.parts.part(part),
             protocol,
-            device=course.device,
+            engines=engines,
             batch_size=recipe.batch_size or 32,
             on_progress=lambda done, total: line.show(f"measuring on {part}", done, total),
         )

@@ -6,6 +6,8 @@ from typing import Literal
 
 from rich.console import Console
 
+from vggkit.engines.choosing import WantedEngine
+from vggkit.engines.outputs import WantedPrecision
 from vggkit.errors import BadInput, BadOutput
 from vggkit.images.sources import Columns
 from vggkit.interfaces.commands.printing import print_json
@@ -32,6 +34,8 @@ def evaluate(
     columns: Columns = Columns(),  # noqa: B008 (frozen)
     batch_size: int = 32,
     device: str = "auto",
+    precision: WantedPrecision = "fp32",
+    engine: WantedEngine = "auto",
     json: bool = False,
     quiet: bool = False,
 ) -> None:
@@ -58,6 +62,11 @@ def evaluate(
         columns: What a table's columns are called.
         batch_size: Pictures that pass through the network together.
         device: auto, cpu, cuda or mps.
+        precision: What is computed in: fp32, or bf16 or int8 to see what they cost, which is noted. auto: bf16
+            where the device multiplies it by itself. int8 is for processors, and needs the ranges that bench keeps
+            in the Classifier's file.
+        engine: What computes; auto: PyTorch on CUDA and MPS and for whole pictures, else OpenVINO, ONNX Runtime or
+            PyTorch, the first that is installed.
         json: One JSON object in place of the text.
         quiet: No progress on standard error.
     """
@@ -88,6 +97,8 @@ def evaluate(
             calibrate=calibrate,
             batch_size=batch_size,
             device=device,
+            precision=precision,
+            engine=engine,
             on_progress=line.show,
         )
         shown = found.evaluations[-1]

@@ -11,10 +11,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vggkit.engines.pytorch import PyTorchEngine
+from vggkit.engines.choosing import choose_engine
 from vggkit.engines.stream import stream_answers
 from vggkit.errors import BadData, MissingExtra
-from vggkit.hardware import choose_device
 from vggkit.images.likeness import Alike
 from vggkit.networks.classifier import Classifier
 from vggkit.tasks.diagnosis.findings import Case, Finding
@@ -53,7 +52,7 @@ def extract_features(
 
     Raises BadData where a picture has gone since.
     """
-    engine = PyTorchEngine(classifier.network, choose_device(device), output="statistics")
+    engine, _ = choose_engine(classifier.network, device, output="statistics", precision="fp32")
     pictures = [sighting.picture for sighting in sightings]
     rows = []
     answers = stream_answers(engine, classifier.preprocessing, pictures, batch_size=batch_size)

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from vggkit.engines.choosing import WantedEngine
+from vggkit.engines.outputs import WantedPrecision
 from vggkit.errors import BadData, BadInput
-from vggkit.hardware import choose_device
 from vggkit.images.pictures import Picture, PictureSet, identify_pictures
 from vggkit.images.sources import open_pictures
 from vggkit.images.splits import hold_out
@@ -17,7 +17,7 @@ from vggkit.networks.card import read_entry
 from vggkit.networks.classifier import Classifier
 from vggkit.tasks.evaluation.answers import Answers
 from vggkit.tasks.evaluation.figures import Evaluation, ProtocolName
-from vggkit.tasks.evaluation.protocols import Protocol, look_at, plan_protocol
+from vggkit.tasks.evaluation.protocols import Engines, Protocol, look_at, plan_protocol, prepare_engines
 from vggkit.tasks.evaluation.scoring import score
 
 LEARNT: Final = "the Classifier was trained on these very pictures: the figures say nothing about new ones"
@@ -37,6 +37,8 @@ def evaluate(
     name: str | None = None,
     batch_size: int = 32,
     device: str = "auto",
+    precision: WantedPrecision = "fp32",
+    engine: WantedEngine = "auto",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Compare a Classifier's answers with the labels of pictures.
@@ -57,10 +59,15 @@ def evaluate(
         name: What the Classifier is called; None: after its model.
         batch_size: Pictures that pass through the network together.
         device: `auto`, `cpu`, `cuda`, `mps`.
+        precision: What is computed in; what is not fp32 is noted, for figures are those of that precision. auto:
+            bf16 where the device multiplies it by itself. int8 is for processors, and needs the Classifier's
+            `ranges`.
+        engine: What computes; auto: PyTorch on CUDA and MPS and for whole pictures, else OpenVINO, ONNX Runtime
+            or PyTorch, the first that is installed and computes in that precision.
         on_progress: Called with the number of pictures done and of all.
 
-    Raises BadData where no class of the pictures is known to the Classifier, BadInput, and
-    MissingExtra without scikit-learn.
+    Raises BadData where no class of the pictures is known to the Classifier, BadInput, BadConfiguration for
+    an engine that does not compute so, and MissingExtra without scikit-learn.
     """
     if batch_size < 1:
         raise BadInput(f"batch_size must be 1 or more, got {batch_size}")
@@ -72,8 +79,10 @@ def evaluate(
     opened = data if isinstance(data, PictureSet) else open_pictures(data)
     part, pictures, notes = _choose(classifier, opened, split)
     known = _match(classifier, opened, pictures, notes)
+    engines = prepare_engines(classifier, plan, device=device, precision=precision, engine=engine)
+    notes += _note_precision(engines)
     answers, unreadable = ask(
-        classifier, known, plan, device=choose_device(device), batch_size=batch_size, on_progress=on_progress
+        classifier, known, plan, engines=engines, batch_size=batch_size, on_progress=on_progress
     )
     if not len(answers):
         raise BadData(f"{opened.name}: none of its {len(known)} pictures can be read; the first: {unreadable[0]}")
@@ -102,15 +111,24 @@ def ask(
     pictures: Sequence[Picture],
     protocol: Protocol,
     *,
-    device: torch.device,
+    engines: Engines,
     batch_size: int = 32,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Answers, tuple[str, ...]]:
-    """The answers to labelled pictures of classes the Classifier knows, and why others cannot be read."""
+    """The answers to labelled pictures of classes the Classifier knows, and why others cannot be read.
+
+    Args:
+        classifier: The Classifier to ask.
+        pictures: Labelled ones.
+        protocol: How each is looked at.
+        engines: What `prepare_engines` gave for the protocol.
+        batch_size: Pictures that pass through the network together.
+        on_progress: Called with the number of pictures done and of all.
+    """
     numbers = {label: number for number, label in enumerate(classifier.labels)}
     rows: list[NDArray[np.float64]] = []
     paths, targets, unreadable = [], [], []
-    looked = look_at(classifier, pictures, protocol, device=device, batch_size=batch_size)
+    looked = look_at(classifier, pictures, protocol, engines, batch_size=batch_size)
     for done, (picture, logs, problem) in enumerate(looked, start=1):
         if logs is None:
             unreadable.append(str(problem))
@@ -127,6 +145,13 @@ def ask(
         labels=classifier.labels,
     )
     return answers, tuple(unreadable)
+
+
+def _note_precision(engines: Engines) -> list[str]:
+    """What computed, where it rounds more than float32 does."""
+    said = dict.fromkeys(said.partition(",")[0].partition(";")[0] for _, said in engines.values())
+    coarse = [each for each in said if not each.endswith(" in float32")]
+    return [f"computed by {' and '.join(coarse)}; figures in float32 may differ"] if coarse else []
 
 
 def _match(

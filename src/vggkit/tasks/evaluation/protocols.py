@@ -3,7 +3,7 @@
 Shape letters: N inputs, C channels, H and W pixels, K classes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Final, Literal, get_args
@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vggkit.engines.pytorch import PyTorchEngine
+from vggkit.engines.choosing import WantedEngine, choose_engine
+from vggkit.engines.outputs import WantedPrecision
 from vggkit.engines.stream import Engine, stream_rows
 from vggkit.errors import BadConfiguration, BadImage, BadInput, UnknownName
 from vggkit.images.decoding import Pixels
@@ -35,6 +36,8 @@ MOST_PIXELS: Final = 2**21
 
 Said = tuple[Picture, NDArray[np.float64] | None, str | None]
 """A picture, the logarithms (K,) of its probabilities, or why it cannot be read."""
+Engines = Mapping[Way, tuple[Engine, str]]
+"""What computes each way, and what was chosen and why, for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,25 +136,50 @@ def _find_scales(name: str, preprocessing: Preprocessing, train_scales: Sequence
     return tuple(sorted({max(crop, scale) for scale in (ends[0], middle, ends[1])}))
 
 
+def prepare_engines(
+    classifier: Classifier,
+    protocol: Protocol,
+    *,
+    device: torch.device | str = "auto",
+    precision: WantedPrecision = "fp32",
+    engine: WantedEngine = "auto",
+) -> Engines:
+    """What computes each way of a protocol; device, precision and engine as for `evaluate`.
+
+    Raises BadConfiguration where the network cannot be looked at so, and what `choose_engine` does.
+    """
+    ranges = classifier.ranges if precision == "int8" else None
+    engines = {}
+    for way in dict.fromkeys(look.way for look in protocol.looks):
+        # Whole pictures have many sizes: OpenVINO, no sooner then, would compile a model for each, and keep
+        # several with their own weights. int8 is its alone.
+        steady = engine == "auto" and way == "whole" and precision != "int8"
+        engines[way] = choose_engine(
+            _suit(classifier, way),
+            device,
+            precision=precision,
+            ranges=ranges,
+            engine="pytorch" if steady else engine,
+        )
+    return engines
+
+
 def look_at(
     classifier: Classifier,
     pictures: Sequence[Picture],
     protocol: Protocol,
+    engines: Engines,
     *,
-    device: torch.device,
     batch_size: int = 32,
 ) -> Iterator[Said]:
     """Each picture in order, with the logarithms (K,) of its probabilities, or why it cannot be read.
 
     Of each look the logits become probabilities, at the Classifier's temperature, and these are averaged.
-    Raises BadConfiguration where the network cannot be looked at so.
+    The engines are `prepare_engines`'.
     """
-    engines = {
-        way: _Sliced(PyTorchEngine(_suit(classifier, way), device), batch_size)
-        for way in dict.fromkeys(look.way for look in protocol.looks)
-    }
+    sliced = {way: _Sliced(engine, batch_size) for way, (engine, _) in engines.items()}
     found = [
-        _answer(classifier, pictures, look, engines[look.way], mirror=protocol.mirror, batch_size=batch_size)
+        _answer(classifier, pictures, look, sliced[look.way], mirror=protocol.mirror, batch_size=batch_size)
         for look in protocol.looks
     ]
     for each in zip(*found, strict=True):
