@@ -83,3 +83,18 @@ def test_int8_is_near(kind):
     error = np.sqrt(np.mean((found - expected) ** 2)) / expected.std()
     # Rounded it is, and by 255 steps for what is read and for what multiplies it, a few roundings added up.
     assert 1e-4 < error < 0.1
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 3, 3), (300, 1100), (1, 4), (7, 2, 1, 1)])
+def test_weights_are_rounded_to_the_nearest_byte_of_their_channel(shape):
+    from vggkit.engines.openvino import _round_to_bytes
+
+    weight = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    weight[-1] *= 1e-3
+    weight[0] = 0
+    rounded, steps = _round_to_bytes(weight)
+    assert rounded.dtype == np.int8
+    assert steps.shape == (shape[0], *(1 for _ in shape[1:]))
+    most = np.abs(weight.reshape(len(weight), -1)).max(axis=1)
+    assert np.abs(rounded.astype(int)).reshape(len(weight), -1).max(axis=1)[1:].tolist() == [127] * (shape[0] - 1)
+    assert (np.abs(rounded * steps - weight).reshape(len(weight), -1).max(axis=1) <= 0.5001 * most / 127).all()

@@ -10,7 +10,8 @@ from vggkit.column_streams import name_about
 from vggkit.errors import BadData, BadInput, MissingExtra
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.networks.classifier import Classifier
-from vggkit.reports.neighbour_table import check_sheet, draw_neighbours, plot_neighbours
+from vggkit.reports.neighbour_table import draw_neighbours, plot_neighbours
+from vggkit.reports.plots import demand_drawable
 from vggkit.tasks import searching
 from vggkit.tasks.embedding import embed
 from vggkit.tasks.searching import VectorIndex
@@ -152,4 +153,4 @@ def test_they_are_shown_as_a_table_and_as_a_sheet(model, photos, tmp_path):
         assert sheet.width > 4 * 200
         assert sheet.height > 5 * 200
     with pytest.raises(Exception, match=r"\.png"):
-        check_sheet(tmp_path / "s.bmp")
+        demand_drawable(tmp_path / "s.bmp")
