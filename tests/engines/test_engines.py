@@ -373,3 +373,15 @@ def test_the_papers_network_with_its_head(make):
     images = np.random.default_rng(0).normal(size=(2, 3, 224, 224)).astype(np.float32)
     expected = build_pytorch(network).run(images)
     assert measure_error(make(network).run(images), expected) < 1e-4
+
+
+@pytest.mark.parametrize("make", [build_pytorch, build_openvino, build_onnx], ids=["pytorch", "openvino", "onnx"])
+@pytest.mark.parametrize("kind", ["plain", "pool", "dense"])
+def test_probabilities_are_the_softmax_of_the_logits(kind, make):
+    network, images = build(KINDS[kind]), draw(KINDS[kind], 64, 64)
+    found = make(network, output=["pool5", "probabilities", "logits"]).compute(images)
+    assert list(found) == ["pool5", "probabilities", "logits"]
+    expected = torch.from_numpy(found["logits"]).double().softmax(1).numpy()
+    np.testing.assert_allclose(found["probabilities"], expected, rtol=1e-6)
+    alone = make(network, output="probabilities").run(images)
+    np.testing.assert_allclose(alone, expected, atol=1e-5)

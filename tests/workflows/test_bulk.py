@@ -544,3 +544,15 @@ def test_a_file_and_its_network_in_memory_have_one_digest(model):
     with torch.no_grad():
         classifier.network.classifier[0].bias[0] += 1e-3
     assert digest_weights(ModelFile(model)) != digest_weights(classifier)
+
+
+@pytest.mark.parametrize("from_file", [True, False])
+def test_probabilities_as_vectors_are_those_of_the_answers(model, photos, tmp_path, from_file):
+    classifier = Classifier.load(model)
+    classifier.calibrate(temperature=0.25, about={})
+    classifier.save(tmp_path / "m.safetensors")
+    given = ModelFile(tmp_path / "m.safetensors") if from_file else classifier
+    found = embed(given, photos / "val", layer="probabilities").vectors
+    for row, answer in zip(found, predict(classifier, photos / "val"), strict=True):
+        chances = dict(zip(answer.labels, answer.probabilities, strict=True))
+        assert row == pytest.approx([chances[label] for label in LABELS], abs=1e-5)

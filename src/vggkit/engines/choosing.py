@@ -80,7 +80,11 @@ def choose_engine(
 
             settled = choose_device(place) if isinstance(place, str) else place
             built = PyTorchEngine(
-                weights.load_network(), settled, output=output, precision="bf16" if chosen == "bf16" else "fp32"
+                weights.load_network(),
+                settled,
+                output=output,
+                precision="bf16" if chosen == "bf16" else "fp32",
+                temperature=weights.temperature,
             )
             missing = engine == "auto" and _find_kind(place) == "cpu"
             return built, said + ('; pip install "vggkit[fast]" makes it faster' if missing else "")

@@ -84,7 +84,7 @@ class Drawing(Generic[Node]):
     def draw(self, images: Node, sides: Sides) -> dict[Output, Node]:
         """The plan's outputs of pictures (N, C, H, W) of that height and width, in its order."""
         maps, sides = self._draw_trunk(images, sides)
-        names = self._plan.names
+        names = self._plan.drawn
         if "statistics" in names:
             self._found["statistics"] = self._ops.summarize(maps, 0.0)
         if self._plan.fully_connected or "features" in names:
@@ -125,7 +125,7 @@ class Drawing(Generic[Node]):
 
     def _is_folded(self, conv: Layer, after: Layer | None) -> bool:
         """Whether the batch norm behind a convolution is multiplied into it: unless its own maps are asked for."""
-        return after is not None and after.kind == "bn" and conv.name not in self._plan.names
+        return after is not None and after.kind == "bn" and conv.name not in self._plan.drawn
 
     def _read_norm(self, layer: Layer) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Factor and shift (C) of each channel."""
@@ -137,7 +137,7 @@ class Drawing(Generic[Node]):
         return factor, shift - mean * factor
 
     def _draw_head(self, maps: Node, sides: Sides) -> None:
-        configuration, names = self._configuration, self._plan.names
+        configuration, names = self._configuration, self._plan.drawn
         last = configuration.fully_connected[-1]
         slides, grid = configuration.head == "dense", configuration.grid
         values, places = self._enter_head(maps, sides)

@@ -65,7 +65,7 @@ class ONNXEngine(NamedEngine):
             for first in range(0, len(batch), TOGETHER)
         ]
         outputs = (np.concatenate(each) for each in zip(*parts, strict=True))
-        return dict(zip(self._plan.names, outputs, strict=True))
+        return self._plan.give(dict(zip(self._plan.drawn, outputs, strict=True)), self._source.temperature)
 
     def _find_session(self, size: Sides) -> Any:
         session = self._sessions.pop(size, None) or self._open_session(size)

@@ -87,7 +87,8 @@ class OpenVINOEngine(NamedEngine):
         check_batch(self._configuration, batch)
         size = batch.shape[2], batch.shape[3]
         model = self._find_model(size, self._choose_haste(size, len(batch)))
-        return dict(zip(self._plan.names, model.run(np.ascontiguousarray(batch, dtype=np.float32)), strict=True))
+        found = model.run(np.ascontiguousarray(batch, dtype=np.float32))
+        return self._plan.give(dict(zip(self._plan.drawn, found, strict=True)), self._source.temperature)
 
     def _choose_haste(self, size: Sides, count: int) -> Haste:
         """Few pictures in one request with all processors, or many in several."""

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from vggkit.errors import BadConfiguration, BadInput, UnknownName
 from vggkit.networks.configurations import Configuration, FullyConnected, Layer
 
+Rows = NDArray[np.float32]
 Output = str
-"""`logits`; `features`, what the last fully connected layer reads; `statistics`, the mean and standard deviation
+"""`logits`; `probabilities`, their softmax at a Classifier's temperature; `features`, what the last fully connected layer reads; `statistics`, the mean and standard deviation
 of each channel of the trunk's last map; or a layer's name, such as conv3_2, relu3_3, pool5, fc6, relu6, fc7."""
 Precision = Literal["fp32", "bf16", "int8"]
 """What is computed in; int8 is OpenVINO's alone."""
@@ -19,7 +20,7 @@ WantedPrecision = Literal["fp32", "bf16", "int8", "auto"]
 """auto: bf16 where the device multiplies it by itself, else fp32."""
 Ranges = Mapping[Output, tuple[float, float]]
 """The least and the largest value of what a convolution or a matrix reads, by its name."""
-ROWS: Final = ("logits", "features", "statistics")
+ROWS: Final = ("logits", "probabilities", "features", "statistics")
 """What every network has, a row for each picture."""
 
 
@@ -29,12 +30,21 @@ class Plan:
 
     names: tuple[Output, ...]
     """What is given, in this order."""
+    drawn: tuple[Output, ...]
+    """What is computed for it in the network, in this order."""
     trunk: tuple[Layer, ...]
     """The layers of the trunk that are computed."""
     fully_connected: tuple[FullyConnected, ...]
     """The layers of the head that are computed."""
     keys: tuple[str, ...]
     """State-dict keys of their weights."""
+
+    def give(self, found: Mapping[Output, Rows], temperature: float) -> dict[Output, Rows]:
+        """What was asked for, of what was computed."""
+        asked = dict(found)
+        if "probabilities" in self.names:
+            asked["probabilities"] = softmax(found["logits"], temperature).astype(np.float32)
+        return {name: asked[name] for name in self.names}
 
 
 def list_outputs(configuration: Configuration) -> list[Output]:
@@ -55,18 +65,19 @@ def plan_outputs(configuration: Configuration, output: Output | Sequence[Output]
     for name in names:
         if name not in known:
             raise UnknownName.of("layer or output of this network", name, known)
+    drawn = tuple(dict.fromkeys("logits" if name == "probabilities" else name for name in names))
     order = [layer.name for layer in configuration.trunk]
-    whole = any(name not in order for name in names)
-    deepest = len(order) if whole else 1 + max(order.index(name) for name in names)
+    whole = any(name not in order for name in drawn)
+    deepest = len(order) if whole else 1 + max(order.index(name) for name in drawn)
     trunk, layers = configuration.trunk[:deepest], configuration.fully_connected
-    head = layers[: max(_count_layers(name, layers) for name in names)]
+    head = layers[: max(_count_layers(name, layers) for name in drawn)]
     parts = {f"features.{layer.index}" for layer in trunk} | {f"classifier.{fc.index}" for fc in head}
     keys = tuple(
         key
         for key in configuration.state_shapes()
         if ".".join(key.split(".")[:2]) in parts and not key.endswith("num_batches_tracked")
     )
-    return Plan(names, trunk, head, keys)
+    return Plan(names, drawn, trunk, head, keys)
 
 
 def _name_head(configuration: Configuration) -> list[Output]:
@@ -84,6 +95,14 @@ def _count_layers(name: Output, layers: tuple[FullyConnected, ...]) -> int:
     if name in ("logits", "features"):
         return len(layers) - (name == "features")
     return next((count for count, fc in enumerate(layers, start=1) if name in (fc.name, find_relu(fc))), 0)
+
+
+def softmax(logits: Rows, temperature: float = 1.0) -> NDArray[np.float64]:
+    """Probabilities (..., K) of logits (..., K) divided by a temperature."""
+    wide = logits.astype(np.float64) / temperature
+    powers = np.exp(wide - wide.max(axis=-1, keepdims=True))
+    probabilities: NDArray[np.float64] = powers / powers.sum(axis=-1, keepdims=True)
+    return probabilities
 
 
 def check_batch(configuration: Configuration, batch: NDArray[np.float32]) -> None:

@@ -32,6 +32,7 @@ class PyTorchEngine(NamedEngine):
         device: Where it computes.
         output: What is given of each picture, or several names.
         precision: What is computed in.
+        temperature: What logits are divided by before they become probabilities.
 
     Raises UnknownName.
     """
@@ -43,7 +44,9 @@ class PyTorchEngine(NamedEngine):
         *,
         output: Output | Sequence[Output] = "logits",
         precision: Literal["fp32", "bf16"] = "fp32",
+        temperature: float = 1.0,
     ) -> None:
+        self._temperature = temperature
         planes = torch.channels_last
         self._plan = plan_outputs(network.configuration, output)
         self.outputs = self._plan.names
@@ -66,15 +69,16 @@ class PyTorchEngine(NamedEngine):
         try:
             with torch.inference_mode():
                 found = self._replays(images)
-                return {name: values.float().cpu().numpy() for name, values in found.items()}
+                rows = {name: values.float().cpu().numpy() for name, values in found.items()}
         finally:
             for module, training in modes:
                 module.training = training
+        return self._plan.give(rows, self._temperature)
 
 
 def _look(network: VGG, images: Tensor, plan: Plan) -> dict[Output, Tensor]:
     """The plan's outputs; follows `VGG.forward`."""
-    match plan.names:
+    match plan.drawn:
         case ("logits",):
             return {"logits": network(images)}
         case ("features",):
@@ -83,13 +87,13 @@ def _look(network: VGG, images: Tensor, plan: Plan) -> dict[Output, Tensor]:
     maps, before = images, ""
     for layer, module in zip(plan.trunk, network.features, strict=False):
         # A map that is kept must not be overwritten by its ReLU.
-        maps = F.relu(maps, inplace=before not in plan.names) if layer.kind == "relu" else module(maps)
+        maps = F.relu(maps, inplace=before not in plan.drawn) if layer.kind == "relu" else module(maps)
         before, found[layer.name] = layer.name, maps
-    if "statistics" in plan.names:
+    if "statistics" in plan.drawn:
         found["statistics"] = summarize(maps)
-    if plan.fully_connected or "features" in plan.names:
+    if plan.fully_connected or "features" in plan.drawn:
         found |= _look_at_head(network, maps, plan)
-    return {name: found[name] for name in plan.names}
+    return {name: found[name] for name in plan.drawn}
 
 
 def _look_at_head(network: VGG, maps: Tensor, plan: Plan) -> dict[Output, Tensor]:

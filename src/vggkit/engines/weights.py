@@ -24,10 +24,16 @@ _DTYPES: Final = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
 class NetworkWeights:
-    """The weights of a network in memory, as they are when they are read."""
+    """The weights of a network in memory, as they are when they are read.
 
-    def __init__(self, network: "VGG") -> None:
+    Args:
+        network: The VGG.
+        temperature: What its logits are divided by before they become probabilities.
+    """
+
+    def __init__(self, network: "VGG", *, temperature: float = 1.0) -> None:
         self._network = network
+        self.temperature = temperature
 
     @property
     def configuration(self) -> Configuration:
@@ -76,6 +82,11 @@ class ModelFile:
     def configuration(self) -> Configuration:
         """What the network is."""
         return self.card.configuration
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by before they become probabilities."""
+        return self.card.temperature
 
     def read(self, keys: Sequence[str]) -> dict[str, Values]:
         """The values of these keys in float32, where they are that in the file itself.

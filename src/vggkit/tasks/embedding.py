@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vggkit.engines.choosing import WantedEngine, choose_engine
 from vggkit.engines.outputs import WantedPrecision, find_relu, plan_outputs
 from vggkit.engines.stream import Engine, stream_answers
-from vggkit.engines.weights import ModelFile
+from vggkit.engines.weights import ModelFile, NetworkWeights, Weights
 from vggkit.errors import BadInput
 from vggkit.images.pictures import Picture
 from vggkit.images.sources import gather_pictures
@@ -60,12 +60,13 @@ def find_width(configuration: Configuration, layer: str) -> int:
     Args:
         configuration: Of the network.
         layer: `features`, what the last fully connected layer reads; `statistics`, mean and standard deviation of
-            each channel of the trunk's last map; `logits`; or a layer's name, such as relu7 or pool5, of whose
+            each channel of the trunk's last map; `logits` and `probabilities`; or a layer's name, such as relu7 or pool5, of whose
             maps each channel's mean is taken.
     """
     plan_outputs(configuration, layer)
     *_, last = configuration.fully_connected
-    widths = {FEATURES: last.in_features, STATISTICS: 2 * configuration.trunk_channels, "logits": last.out_features}
+    widths = {FEATURES: last.in_features, STATISTICS: 2 * configuration.trunk_channels}
+    widths |= {"logits": last.out_features, "probabilities": last.out_features}
     widths |= {each.name: each.out_channels for each in configuration.trunk}
     for fc in configuration.fully_connected:
         widths |= {fc.name: fc.out_features, find_relu(fc): fc.out_features}
@@ -127,9 +128,13 @@ def prepare_engine(
     engine: WantedEngine = "auto",
 ) -> tuple[Engine, str]:
     """What computes the vectors, and what was chosen and why, for people; raises what `choose_engine` does."""
-    network = model if isinstance(model, ModelFile) else model.network
+    weights: Weights
+    if isinstance(model, ModelFile):
+        weights = model
+    else:
+        weights = NetworkWeights(model.network, temperature=model.card.temperature)
     ranges = model.card.ranges if precision == "int8" else None
-    return choose_engine(network, device, output=layer, precision=precision, ranges=ranges, engine=engine)
+    return choose_engine(weights, device, output=layer, precision=precision, ranges=ranges, engine=engine)
 
 
 def iterate_embeddings(

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vggkit.engines.choosing import WantedEngine, choose_engine
-from vggkit.engines.outputs import WantedPrecision
+from vggkit.engines.outputs import WantedPrecision, softmax
 from vggkit.engines.stream import Answer, Engine, stream_answers
 from vggkit.engines.weights import ModelFile
 from vggkit.errors import BadInput
@@ -155,14 +154,6 @@ def _is_one(given: object) -> bool:
     if isinstance(given, str | Path):
         return Path(given).suffix.lower() in SUFFIXES and Path(given).is_file()
     return isinstance(given, Picture)
-
-
-def softmax(logits: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np.float64]:
-    """Probabilities (..., K) of logits (..., K) divided by a temperature."""
-    wide = logits.astype(np.float64) / temperature
-    powers = np.exp(wide - wide.max(axis=-1, keepdims=True))
-    probabilities: NDArray[np.float64] = powers / powers.sum(axis=-1, keepdims=True)
-    return probabilities
 
 
 def _describe(answer: Answer, card: Card, top: int) -> Prediction:
