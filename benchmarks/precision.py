@@ -119,7 +119,7 @@ def main() -> None:
             "",
             "Answers of trained networks on held-out pictures: of imagenette 100 photos a class were learnt from",
             "and 1,300 held out, of hymenoptera the folder's own 153, of CIFAR-10's training pictures 5,000. These",
-            "chose the best epoch in training, and nothing here. Ranges of int8 are of 128 pictures that were learnt",
+            "chose the best epoch in training, and nothing here. Ranges of int8 are of 128 pictures learnt",
             "from. Top-1 with its 95 % bootstrap interval, the same class as in float32 with Wilson's.",
             "",
             "| network, pictures | in | top-1 | same class |",
