@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from vggkit.engines import cuda_graphs
-from vggkit.engines.outputs import list_outputs
+from vggkit.engines.outputs import ROWS, list_outputs
 from vggkit.engines.pytorch import PyTorchEngine
 from vggkit.errors import BadInput, UnknownName
 from vggkit.networks.configurations import Configuration, configure
@@ -211,7 +211,7 @@ def hook_modules(network: VGG, images: np.ndarray) -> dict[str, np.ndarray]:
 def test_every_layer_can_be_asked_for(kind, make):
     network = build(KINDS[kind])
     images = draw(network.configuration, 64, 64)
-    names = [name for name in list_outputs(network.configuration) if name not in OUTPUTS]
+    names = [name for name in list_outputs(network.configuration) if name not in ROWS]
     expected = hook_modules(build(KINDS[kind]), images)
     assert set(names) == set(expected)
     found = make(network, output=names).compute(images)
@@ -251,7 +251,7 @@ def test_layers_of_a_sliding_head_are_maps(kind, make):
 @pytest.mark.parametrize("make", [build_pytorch, build_openvino, build_onnx], ids=["pytorch", "openvino", "onnx"])
 class TestRefusing:
     def test_a_name_that_the_network_has_not(self, make):
-        with pytest.raises(UnknownName, match=r"relu3_2.*Known: logits, features"):
+        with pytest.raises(UnknownName, match=r"relu3_2.*Known: logits, probabilities"):
             make(build(POOL), output="relu3_l")
 
     def test_a_layer_behind_the_cut(self, make):

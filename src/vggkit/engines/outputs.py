@@ -12,8 +12,9 @@ from vggkit.networks.configurations import Configuration, FullyConnected, Layer
 
 Rows = NDArray[np.float32]
 Output = str
-"""`logits`; `probabilities`, their softmax at a Classifier's temperature; `features`, what the last fully connected layer reads; `statistics`, the mean and standard deviation
-of each channel of the trunk's last map; or a layer's name, such as conv3_2, relu3_3, pool5, fc6, relu6, fc7."""
+"""`logits`; `probabilities`, their softmax at a Classifier's temperature; `features`, what the last fully connected
+layer reads; `statistics`, the mean and standard deviation of each channel of the trunk's last map; or a layer's
+name, such as conv3_2, relu3_3, pool5, fc6, relu6, fc7."""
 Precision = Literal["fp32", "bf16", "int8"]
 """What is computed in; int8 is OpenVINO's alone."""
 WantedPrecision = Literal["fp32", "bf16", "int8", "auto"]

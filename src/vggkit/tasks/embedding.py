@@ -60,8 +60,8 @@ def find_width(configuration: Configuration, layer: str) -> int:
     Args:
         configuration: Of the network.
         layer: `features`, what the last fully connected layer reads; `statistics`, mean and standard deviation of
-            each channel of the trunk's last map; `logits` and `probabilities`; or a layer's name, such as relu7 or pool5, of whose
-            maps each channel's mean is taken.
+            each channel of the trunk's last map; `logits`; `probabilities`; or a layer's name, such as relu7 or
+            pool5, of whose maps each channel's mean is taken.
     """
     plan_outputs(configuration, layer)
     *_, last = configuration.fully_connected

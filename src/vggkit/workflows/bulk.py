@@ -167,7 +167,7 @@ def embed_into(
                 "results": "vectors",
                 "layer": layer,
                 "precision": precision,
-                **_describe(model, said, given, columns),
+                **_describe(model, said, given, columns, layer=layer),
             },
             model=place,
             engine=said,
@@ -194,10 +194,12 @@ def _describe(
     engine: str,
     pictures: Sequence[str | Path | Picture],
     columns: Columns,
+    *,
+    layer: str = "",
 ) -> dict[str, Any]:
     """What must be the same when work goes on."""
     return {
-        "model": describe_network(model),
+        "model": describe_network(model, layer=layer),
         "engine": engine.partition(",")[0].partition(";")[0],
         "places": [str(place) for place in pictures if isinstance(place, str | Path)],
         "columns": {name: value for name, value in asdict(columns).items() if value is not None},

@@ -1,24 +1,31 @@
 """What results were made with, so that others do not come among them: the model, the options, the pictures."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vggkit.engines.weights import ModelFile, find_weights
 from vggkit.errors import VggkitError
+from vggkit.hardware import count_threads
 from vggkit.images.pictures import Picture
 
 if TYPE_CHECKING:
     from vggkit.networks.classifier import Classifier
 
+PIECE_BYTES: Final = 1 << 24
+"""Of weights, that a thread digests at once."""
 
-def describe_network(classifier: "Classifier | ModelFile") -> dict[str, Any]:
-    """What its vectors depend on, for JSON, the weights as a digest."""
+
+def describe_network(classifier: "Classifier | ModelFile", *, layer: str = "") -> dict[str, Any]:
+    """What its vectors depend on, those of a layer, for JSON, the weights as a digest."""
     card = classifier.card.to_dict()
-    return {
+    softened = {"temperature": card["temperature"]} if layer == "probabilities" else {}
+    return softened | {
         "weights": digest_weights(classifier),
         "configuration": card["configuration"],
         "preprocessing": card["preprocessing"],
@@ -35,11 +42,20 @@ def digest_weights(classifier: "Classifier | ModelFile") -> str:
     """32 hexadecimal digits of every weight's name and shape and of its bits in float32, in memory as in a file."""
     weights = find_weights(classifier if isinstance(classifier, ModelFile) else classifier.network)
     keys = [key for key in weights.configuration.state_shapes() if not key.endswith("num_batches_tracked")]
-    found = hashlib.sha256()
-    for key, values in weights.read(keys).items():
-        found.update(f"{key} {values.shape} ".encode())
-        found.update(np.ascontiguousarray(values).data)
+    read = weights.read(keys)
+    pieces = [piece for values in read.values() for piece in _divide(values)]
+    with ThreadPoolExecutor(count_threads(), thread_name_prefix="digest") as pool:
+        digests = pool.map(lambda piece: hashlib.sha256(piece).digest(), pieces)
+        found = hashlib.sha256(b"".join(digests))
+    found.update("".join(f"{key} {values.shape} " for key, values in read.items()).encode())
     return found.hexdigest()[:32]
+
+
+def _divide(values: NDArray[np.float32]) -> Iterator[memoryview]:
+    """Its bytes, in pieces that threads share."""
+    whole = np.ascontiguousarray(values).data.cast("B")
+    for first in range(0, len(whole), PIECE_BYTES):
+        yield whole[first : first + PIECE_BYTES]
 
 
 def list_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
