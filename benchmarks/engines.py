@@ -210,7 +210,7 @@ def main() -> None:
             "# Engines beside their peers",
             "",
             f"VGG11 at {SIDE} pixels, medians of {rounds} rounds in turn, warm. Images a second, and how many",
-            "times torchvision's eager speed (least to most). ncnn takes pictures of a batch one after another; NNCF",
+            "times torchvision's eager speed (least to most). ncnn takes pictures of a batch one by one; NNCF",
             f"has seen {CALIBRATING} random pictures. All were first compared with torchvision's outputs.",
             "",
             f"| | {' | '.join(f'batch {count}' for count in BATCHES)} |",
