@@ -98,3 +98,15 @@ def test_weights_are_rounded_to_the_nearest_byte_of_their_channel(shape):
     most = np.abs(weight.reshape(len(weight), -1)).max(axis=1)
     assert np.abs(rounded.astype(int)).reshape(len(weight), -1).max(axis=1)[1:].tolist() == [127] * (shape[0] - 1)
     assert (np.abs(rounded * steps - weight).reshape(len(weight), -1).max(axis=1) <= 0.5001 * most / 127).all()
+
+
+def test_what_is_asked_for_is_not_rounded_where_it_is_read():
+    from vggkit.engines.openvino import OpenVINOEngine
+
+    network, images = build(SMALL), draw(9)
+    ranges = measure_ranges(network, [draw(0)])
+    engine = OpenVINOEngine(network, precision="int8", ranges=ranges, output=["pool3", "logits"])
+    found = engine.compute(images)
+    alone = OpenVINOEngine(network, precision="int8", ranges=ranges).run(images)
+    assert len(np.unique(found["pool3"])) > 256
+    assert np.abs(found["logits"] - alone).max() < 0.1 * alone.std()

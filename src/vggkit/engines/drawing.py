@@ -42,8 +42,8 @@ class Operations(Protocol[Node]):
     def normalize_responses(self, maps: Node) -> Node:
         """The paper's local response normalisation, as `networks.vgg` has it."""
 
-    def pool(self, maps: Node, pooling: Pooling) -> Node:
-        """Of each 2×2 one."""
+    def pool(self, maps: Node, pooling: Pooling, gives: str) -> Node:
+        """Of each 2×2 one; what it gives has that name."""
 
     def fit(self, maps: Node, sides: Sides, wanted: Sides) -> Node:
         """Maps averaged to other sides, as adaptive pooling does."""
@@ -121,7 +121,7 @@ class Drawing(Generic[Node]):
             case "lrn":
                 return self._ops.normalize_responses(maps)
             case "pool":
-                return self._ops.pool(maps, self._configuration.pooling)
+                return self._ops.pool(maps, self._configuration.pooling, layer.name)
 
     def _is_folded(self, conv: Layer, after: Layer | None) -> bool:
         """Whether the batch norm behind a convolution is multiplied into it: unless its own maps are asked for."""

@@ -133,7 +133,7 @@ class _Operations:
         # As in `networks.vgg`: alpha is divided by the window here too.
         return self._add("LRN", [maps], alpha=5 * 1e-4, beta=0.75, bias=2.0, size=5)
 
-    def pool(self, maps: str, pooling: Pooling) -> str:
+    def pool(self, maps: str, pooling: Pooling, gives: str) -> str:
         kind = "MaxPool" if pooling == "max" else "AveragePool"
         return self._add(kind, [maps], kernel_shape=[2, 2], strides=[2, 2])
 

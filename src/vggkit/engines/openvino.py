@@ -109,7 +109,9 @@ class OpenVINOEngine(NamedEngine):
         shape = openvino.PartialShape([-1, self._configuration.in_channels, *size])
         images = openvino.opset13.parameter(shape, openvino.Type.f32)
         weights = self._source.read(self._plan.keys)
-        drawing = Drawing[Node](self._configuration, self._plan, weights, _Operations(openvino, self._ranges))
+        drawing = Drawing[Node](
+            self._configuration, self._plan, weights, _Operations(openvino, self._ranges, self._plan.drawn)
+        )
         results = [openvino.opset13.result(node) for node in drawing.draw(images, size).values()]
         options = {"PERFORMANCE_HINT": haste, "INFERENCE_PRECISION_HINT": self._kind}
         model = openvino.Core().compile_model(openvino.Model(results, [images]), "CPU", options)
@@ -141,8 +143,10 @@ class _Compiled:
 class _Operations:
     """Nodes of OpenVINO."""
 
-    def __init__(self, openvino: ModuleType, ranges: Ranges) -> None:
+    def __init__(self, openvino: ModuleType, ranges: Ranges, asked: Sequence[Output]) -> None:
         self._openvino, self._ops, self._ranges = openvino, openvino.opset13, ranges
+        self._asked = asked
+        self._rounded: set[Output] = set()
 
     def convolve(self, maps: Node, weight: Values, bias: Values | None, padding: int, reads: str | None) -> Node:
         pads = [padding, padding]
@@ -161,8 +165,12 @@ class _Operations:
         # As in `networks.vgg`: alpha is divided by the window here too.
         return self._ops.lrn(maps, np.array([1]), alpha=5 * 1e-4, beta=0.75, bias=2.0, size=5)
 
-    def pool(self, maps: Node, pooling: Pooling) -> Node:
+    def pool(self, maps: Node, pooling: Pooling, gives: str) -> Node:
         if pooling == "max":
+            # The largest of rounded values is the largest, rounded; and bytes are a quarter to write and to read.
+            if gives in self._ranges and gives not in self._asked:
+                maps = self._round(maps, gives)
+                self._rounded.add(gives)
             return self._ops.max_pool(maps, [2, 2], [1, 1], [0, 0], [0, 0], [2, 2]).output(0)
         return self._ops.avg_pool(maps, [2, 2], [0, 0], [0, 0], [2, 2], exclude_pad=True)
 
@@ -197,13 +205,19 @@ class _Operations:
         """
         if reads is None or reads not in self._ranges:
             return values, self._keep(weight)
-        low, high = self._ranges[reads]
+        if reads not in self._rounded:
+            values = self._round(values, reads)
+        rounded, steps = _round_to_bytes(weight)
+        factors = self._ops.convert(self._keep(rounded), self._openvino.Type.f32)
+        return values, self._ops.multiply(factors, self._keep(steps))
+
+    def _round(self, values: Node, name: str) -> Node:
+        """Values marked to be rounded to 256 steps of the range of that name, with zero on a step."""
+        low, high = self._ranges[name]
         step = max(high - low, 1e-12) / 255
         zero = round(-low / step)
         ends = np.float32(-zero * step), np.float32((255 - zero) * step)
-        rounded, steps = _round_to_bytes(weight)
-        factors = self._ops.convert(self._keep(rounded), self._openvino.Type.f32)
-        return self._ops.fake_quantize(values, *ends, *ends, 256), self._ops.multiply(factors, self._keep(steps))
+        return self._ops.fake_quantize(values, *ends, *ends, 256)
 
     def _keep(self, value: NDArray[Any]) -> Node:
         """A constant that is the array itself."""
