@@ -385,3 +385,10 @@ def test_probabilities_are_the_softmax_of_the_logits(kind, make):
     np.testing.assert_allclose(found["probabilities"], expected, rtol=1e-6)
     alone = make(network, output="probabilities").run(images)
     np.testing.assert_allclose(alone, expected, atol=1e-5)
+
+
+def test_batch_norms_of_half_precision_are_widened_in_bfloat16():
+    network, images = build(KINDS["batch norm"]).half(), draw(KINDS["batch norm"], 64, 64)
+    expected = build_pytorch(network.float(), precision="bf16").run(images)
+    found = build_pytorch(network.half(), precision="bf16").run(images)
+    assert measure_error(found, expected) < 0.05

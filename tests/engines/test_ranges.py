@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from vggkit.engines.outputs import list_outputs, list_reads
 from vggkit.engines.pytorch import PyTorchEngine
-from vggkit.engines.ranges import list_reads, measure_ranges
+from vggkit.engines.ranges import measure_ranges
 from vggkit.errors import BadInput
 from vggkit.networks.configurations import Configuration, configure
 from vggkit.networks.vgg import VGG
@@ -110,3 +111,18 @@ def test_what_is_asked_for_is_not_rounded_where_it_is_read():
     alone = OpenVINOEngine(network, precision="int8", ranges=ranges).run(images)
     assert len(np.unique(found["pool3"])) > 256
     assert np.abs(found["logits"] - alone).max() < 0.1 * alone.std()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_output_among_all_is_what_it_is_alone(kind):
+    from vggkit.engines.openvino import OpenVINOEngine
+
+    network, images = build(KINDS[kind]), draw(9)
+    names = list_outputs(network.configuration)
+    ranges = measure_ranges(network, [draw(seed) for seed in range(3)])
+    found = OpenVINOEngine(network, precision="int8", ranges=ranges, output=names).compute(images)
+    exact = PyTorchEngine(network, torch.device("cpu"), output=names).compute(images)
+    assert list(found) == names
+    for name in names:
+        error = np.sqrt(np.mean((found[name] - exact[name]) ** 2)) / exact[name].std()
+        assert error < 0.15, name

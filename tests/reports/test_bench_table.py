@@ -41,7 +41,7 @@ def bench() -> Bench:
         engines=(
             time("openvino", "int8", 117.0),
             time("openvino", "bf16", 62.0, is_auto=True),
-            time("pytorch", "fp32", 14.0, agreement=None),
+            time("pytorch", "fp32", 14.0, agreement=None, is_reference=True),
             EngineTimings(engine="onnx", precision="fp32", device="cpu", problem="pip install it"),
         ),
     )
@@ -68,7 +68,19 @@ def test_the_table_fits_a_terminal_and_says_everything(bench):
 
 def test_devices_are_named_where_there_are_several(bench):
     gpu = replace(time("pytorch", "bf16", 29000.0), device="cuda")
-    assert "PyTorch bf16, cuda" in show(replace(bench, engines=(gpu, *bench.engines)), width=100)
+    text = show(replace(bench, engines=(gpu, *bench.engines)))
+    assert "PyTorch bf16 cuda" in text
+    assert "29.0k (26-32k)" in text
+    assert "…" not in text
+
+
+def test_without_the_reference_nothing_is_exact(bench):
+    failed = EngineTimings(engine="pytorch", precision="fp32", device="cpu", is_reference=True, problem="it died")
+    alone = replace(bench.engines[0], agreement=None, times_reference=None)
+    text = show(replace(bench, engines=(alone, failed), unreadable=3))
+    assert "exact" not in text
+    assert "it died" in text
+    assert "3 pictures cannot be read" in text
 
 
 def test_made_up_pictures_say_nothing_about_classes(bench):

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from vggkit.engines.ranges import list_reads
+from vggkit.engines.outputs import list_reads
 from vggkit.errors import BadConfiguration, BadData, BadInput, BadOutput
 from vggkit.hardware import computes_bf16, multiplies_bytes
 from vggkit.images.preprocessing import Preprocessing
@@ -97,8 +97,13 @@ def test_pictures_are_made_up_where_there_are_none(model, monkeypatch):
 
 def test_an_engine_that_is_not_installed_says_how_it_would_be(model, photos, tmp_path, monkeypatch):
     (tmp_path / "onnxruntime.py").write_text("raise ImportError('no such thing')")
+    (tmp_path / "queue.py").write_text("raise SystemExit('a file of somebody else')")
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "sitecustomize.py").write_text("print('a greeting that is no answer')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "path").mkdir()
+    for name in ("onnxruntime.py", "sitecustomize.py"):
+        (tmp_path / name).rename(tmp_path / "path" / name)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
     found = bench(Classifier.load(model), [photos / "val"], **QUICK)
     assert 'pip install "vggkit[onnx]"' in find(found, "onnx", "fp32").problem
     assert find(found, "onnx", "fp32").speed == 0
@@ -113,6 +118,8 @@ def test_ranges_are_kept_where_they_are_wanted(model, photos, tmp_path):
     before = path.read_bytes()
     with pytest.raises(BadInput, match="name some"):
         bench(path, keep_ranges=True, **QUICK)
+    with pytest.raises(BadInput, match="cuda:99"):
+        bench(path, photos, keep_ranges=True, **(QUICK | {"device": "cuda:99"}))
     with pytest.raises(BadInput, match="is an address"):
         bench("hf://owner/name", photos, keep_ranges=True, **QUICK)
     assert path.read_bytes() == before
@@ -185,3 +192,34 @@ def test_what_an_engine_refuses_is_its_reason(choice, tmp_path):
     wrong = replace(choice, precision="int8")
     with EngineProcess(wrong) as process, pytest.raises(BadConfiguration, match="--keep-ranges"):
         process.start()
+
+
+def test_too_many_pictures_together_cost_their_number_alone(model, monkeypatch):
+    ask = EngineProcess.time
+
+    def refuse(self, batch_size, seconds):
+        if batch_size > 1 and self.choice.engine == "pytorch":
+            raise BadConfiguration("its process was ended by signal 9, perhaps for want of memory")
+        return ask(self, batch_size, seconds)
+
+    monkeypatch.setattr(EngineProcess, "time", refuse)
+    found = bench(model, **QUICK)
+    assert set(find(found, "pytorch", "fp32").images_per_second) == {1}
+    assert set(find(found, "openvino", "fp32").images_per_second) == {1, 4}
+
+
+def test_from_the_shell(model, photos, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    from vggkit.interfaces import cli
+
+    line = ["bench", str(model), str(photos / "val"), "--rounds", "1", "--seconds", "0.01", "--batch-sizes", "1"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*line, "--device", "cpu", "--json", "--quiet", "--plot", str(tmp_path / "b.png")])
+    assert ended.value.code == 0
+    told = json.loads(capsys.readouterr().out)
+    assert len(told["engines"]) == 6
+    assert (tmp_path / "b.png").stat().st_size > 10_000
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*line, "--plot", "b.gif"])
+    assert ended.value.code == 2
+    assert ".png" in capsys.readouterr().err

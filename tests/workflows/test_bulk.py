@@ -556,3 +556,22 @@ def test_probabilities_as_vectors_are_those_of_the_answers(model, photos, tmp_pa
     for row, answer in zip(found, predict(classifier, photos / "val"), strict=True):
         chances = dict(zip(answer.labels, answer.probabilities, strict=True))
         assert row == pytest.approx([chances[label] for label in LABELS], abs=1e-5)
+
+
+def test_other_ranges_are_another_model(model, photos, tmp_path):
+    pytest.importorskip("openvino")
+    if not multiplies_bytes():
+        pytest.skip("this processor is not known to multiply bytes")
+    classifier = Classifier.load(model)
+    ranges = measure_ranges(
+        classifier.network, prepare_batches(classifier, list(gather_pictures(photos / "train")))
+    )
+    for factor in (1.0, 2.0):
+        scaled = {name: (factor * low, factor * high) for name, (low, high) in ranges.items()}
+        classifier.keep_ranges(scaled, about={})
+        if factor == 1:
+            predict_into(classifier, photos / "val", tmp_path / "a.csv", precision="int8")
+            predict_into(classifier, photos / "val", tmp_path / "exact.csv", precision="fp32")
+    with pytest.raises(BadOutput, match="other results"):
+        predict_into(classifier, photos / "val", tmp_path / "a.csv", precision="int8")
+    assert predict_into(classifier, photos / "val", tmp_path / "exact.csv", precision="fp32").found_done == 15

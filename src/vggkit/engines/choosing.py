@@ -50,8 +50,7 @@ def choose_engine(
     Raises UnknownName, BadConfiguration for an engine that does not compute so, MissingExtra, BadInput and
     BadCheckpoint.
     """
-    place, name, chosen = _settle(device, precision, engine)
-    check_precision(chosen, ranges)
+    place, name, chosen = settle_choice(device, precision=precision, engine=engine)
     if name == "onnx" and chosen != "fp32":
         raise BadConfiguration("ONNX Runtime computes in float32 on processors; take precision fp32, or OpenVINO")
     if name == "pytorch" and chosen == "int8":
@@ -63,6 +62,7 @@ def choose_engine(
             "int8 needs a processor that multiplies bytes (AVX VNNI, AVX-512 VNNI or AMX), and this one is not "
             "known to: sums could overflow; take precision auto"
         )
+    check_precision(chosen, ranges)
     weights = find_weights(network)
     said = {"pytorch": "PyTorch", "openvino": "OpenVINO", "onnx": "ONNX Runtime"}[name]
     said += f" in {_KINDS[chosen]}{_say_why(place, precision, chosen)}"
@@ -90,16 +90,13 @@ def choose_engine(
             return built, said + ('; pip install "vggkit[fast]" makes it faster' if missing else "")
 
 
-def find_auto(device: "torch.device | str" = "auto") -> tuple[EngineName, Precision]:
-    """What `auto` means on a device; raises BadInput for one that is not there."""
-    _, name, precision = _settle(device, "auto", "auto")
-    return name, precision
-
-
-def _settle(
-    device: "torch.device | str", precision: WantedPrecision, engine: WantedEngine
+def settle_choice(
+    device: "torch.device | str" = "auto",
+    *,
+    precision: WantedPrecision = "auto",
+    engine: WantedEngine = "auto",
 ) -> tuple["torch.device | str", EngineName, Precision]:
-    """Device, engine and precision of what was asked for."""
+    """Device, engine and precision of what is asked for; raises UnknownName, BadInput and BadConfiguration."""
     if engine not in get_args(WantedEngine):
         raise UnknownName.of("engine", engine, get_args(WantedEngine))
     place = _settle_device(device, engine)

@@ -5,12 +5,12 @@ Shape letters: N pictures, C channels, H and W pixels, F features.
 """
 
 from collections.abc import Mapping
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vggkit.engines.outputs import Output, Plan, find_relu
+from vggkit.engines.outputs import IMAGES, Output, Plan, find_relu
 from vggkit.networks.configurations import (
     BATCH_NORM_EPSILON,
     STD_EPSILON,
@@ -23,8 +23,6 @@ from vggkit.networks.configurations import (
 Node = TypeVar("Node")
 Values = NDArray[np.float32]
 Sides = tuple[int, int]
-IMAGES: Final = "images"
-"""The name of what the first convolution reads."""
 
 
 class Operations(Protocol[Node]):

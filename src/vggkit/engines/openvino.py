@@ -15,12 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggkit.engines.drawing import Drawing, Sides, Values
-from vggkit.engines.outputs import Output, Precision, Ranges, check_batch, check_precision, plan_outputs
+from vggkit.engines.outputs import (
+    Output,
+    Precision,
+    Ranges,
+    check_batch,
+    check_precision,
+    list_reads,
+    plan_outputs,
+)
 from vggkit.engines.stream import NamedEngine
 from vggkit.engines.weights import Weights, find_weights
-from vggkit.errors import MissingExtra
+from vggkit.errors import BadConfiguration, MissingExtra
 from vggkit.hardware import computes_bf16, count_threads
-from vggkit.networks.configurations import Pooling
+from vggkit.networks.configurations import Configuration, Pooling
 
 if TYPE_CHECKING:
     from vggkit.networks.vgg import VGG
@@ -51,7 +59,8 @@ class OpenVINOEngine(NamedEngine):
         output: What is given of each picture, or several names.
         precision: bf16 is several times as fast where the processor multiplies bfloat16; what follows the
             last product, such as statistics of a map, is computed in float32 all the same. int8 is as fast
-            again where the processor multiplies bytes, and rounds coarsely.
+            again where the processor multiplies bytes, and rounds coarsely; each of several outputs is then a
+            pass of its own.
         ranges: Of `measure_ranges`, for int8.
 
     Raises UnknownName, BadConfiguration, MissingExtra without OpenVINO, and BadCheckpoint.
@@ -66,6 +75,8 @@ class OpenVINOEngine(NamedEngine):
         ranges: Ranges | None = None,
     ) -> None:
         check_precision(precision, ranges)
+        if precision == "int8":
+            _check_ranges(find_weights(weights).configuration, ranges or {})
         self._ranges: Ranges = ranges or {}
         self._source = find_weights(weights)
         self._configuration = self._source.configuration
@@ -79,12 +90,20 @@ class OpenVINOEngine(NamedEngine):
         # Between products of bytes bfloat16 is a twentieth faster, where the processor has it.
         narrow = precision == "bf16" or (precision == "int8" and computes_bf16("cpu"))
         self._kind = "bf16" if narrow else "f32"
+        # Where what a product gives is read twice, OpenVINO's rounding loses what follows of it.
+        several = self._plan.drawn if precision == "int8" and len(self._plan.drawn) > 1 else ()
+        self._alone = {
+            name: OpenVINOEngine(self._source, output=name, precision=precision, ranges=ranges) for name in several
+        }
         self._models: dict[tuple[Sides, Haste], _Compiled] = {}
         self._few = False
 
     def compute(self, batch: NDArray[np.float32]) -> dict[Output, NDArray[np.float32]]:
         """Every output by its name, of one pass."""
         check_batch(self._configuration, batch)
+        if self._alone:
+            alone = {name: each.run(batch) for name, each in self._alone.items()}
+            return self._plan.give(alone, self._source.temperature)
         size = batch.shape[2], batch.shape[3]
         model = self._find_model(size, self._choose_haste(size, len(batch)))
         found = model.run(np.ascontiguousarray(batch, dtype=np.float32))
@@ -222,6 +241,16 @@ class _Operations:
     def _keep(self, value: NDArray[Any]) -> Node:
         """A constant that is the array itself."""
         return self._openvino.op.Constant(np.ascontiguousarray(value), shared_memory=True)
+
+
+def _check_ranges(configuration: Configuration, ranges: Ranges) -> None:
+    """Raise BadConfiguration where ranges are of another network."""
+    names = list_reads(configuration)
+    if missing := [name for name in names if name not in ranges]:
+        raise BadConfiguration(
+            f"the ranges are not of this network: {', '.join(missing[:4])} {'is' if len(missing) == 1 else 'are'} "
+            "missing. Measure them anew: vggkit bench MODEL PICTURES --keep-ranges"
+        )
 
 
 def _round_to_bytes(weight: Values) -> tuple[NDArray[np.int8], Values]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final, Literal, get_args
 
 import numpy as np
@@ -23,6 +24,8 @@ Ranges = Mapping[Output, tuple[float, float]]
 """The least and the largest value of what a convolution or a matrix reads, by its name."""
 ROWS: Final = ("logits", "probabilities", "features", "statistics")
 """What every network has, a row for each picture."""
+IMAGES: Final = "images"
+"""The name of what the first convolution reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,21 @@ def _count_layers(name: Output, layers: tuple[FullyConnected, ...]) -> int:
     if name in ("logits", "features"):
         return len(layers) - (name == "features")
     return next((count for count, fc in enumerate(layers, start=1) if name in (fc.name, find_relu(fc))), 0)
+
+
+def list_reads(configuration: Configuration) -> list[Output]:
+    """Names of what convolutions and matrices read, the pictures first.
+
+    Statistics of a pool head are none of them: its matrix is small, and what it reads is wide.
+    """
+    trunk = configuration.trunk
+    names = [
+        IMAGES,
+        *(before.name for before, layer in pairwise(trunk) if layer.kind == "conv"),
+    ]
+    if configuration.head != "pool":
+        names += [trunk[-1].name, *(find_relu(fc) for fc in configuration.fully_connected[:-1])]
+    return names
 
 
 def softmax(logits: Rows, temperature: float = 1.0) -> NDArray[np.float64]:

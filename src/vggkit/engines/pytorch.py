@@ -122,6 +122,13 @@ def summarize(maps: Tensor) -> Tensor:
     return torch.cat([wide.mean((2, 3)), wide.var((2, 3), correction=0).sqrt()], dim=1)
 
 
+def _narrow(value: Tensor, *, into_bf16: bool) -> Tensor:
+    """Whole numbers stay; a batch norm's values are float32, whatever the file holds."""
+    if not value.is_floating_point():
+        return value
+    return value.to(torch.bfloat16 if into_bf16 else torch.float32)
+
+
 def _copy_in_bf16(network: VGG) -> VGG:
     """Kernels and matrices rounded; batch norms share the network's own values."""
     with torch.device("meta"):
@@ -134,6 +141,6 @@ def _copy_in_bf16(network: VGG) -> VGG:
     }
     state = network.state_dict()
     copy.load_state_dict(
-        {key: value.to(torch.bfloat16) if key in narrow else value for key, value in state.items()}, assign=True
+        {key: _narrow(value, into_bf16=key in narrow) for key, value in state.items()}, assign=True
     )
     return copy.requires_grad_(False)

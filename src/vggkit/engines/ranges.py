@@ -1,18 +1,15 @@
 """Which values the products of a network read, as pictures show: rounding them to 8 bits needs both ends."""
 
 from collections.abc import Iterable
-from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vggkit.engines.drawing import IMAGES
 from vggkit.engines.openvino import OpenVINOEngine
-from vggkit.engines.outputs import Output, find_relu
+from vggkit.engines.outputs import IMAGES, Output, list_reads
 from vggkit.engines.weights import Weights
 from vggkit.errors import BadInput
-from vggkit.networks.configurations import Configuration
 
 if TYPE_CHECKING:
     from vggkit.networks.vgg import VGG
@@ -52,18 +49,3 @@ def _find_ends(pairs: NDArray[np.float64]) -> tuple[float, float]:
     """A range from the ends of each picture (N, 2)."""
     low, high = np.quantile(pairs[:, 0], 1 - WITHIN), np.quantile(pairs[:, 1], WITHIN)
     return min(0.0, float(low)), max(0.0, float(high))  # zero is in every range: padding is zero
-
-
-def list_reads(configuration: Configuration) -> list[Output]:
-    """Names of what convolutions and matrices read, the pictures first.
-
-    Statistics of a pool head are none of them: its matrix is small, and what it reads is wide.
-    """
-    trunk = configuration.trunk
-    names = [
-        IMAGES,
-        *(before.name for before, layer in pairwise(trunk) if layer.kind == "conv"),
-    ]
-    if configuration.head != "pool":
-        names += [trunk[-1].name, *(find_relu(fc) for fc in configuration.fully_connected[:-1])]
-    return names

@@ -1,5 +1,6 @@
 """A bench on the terminal, as a picture, and in a sentence of what to do with it."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 NAMES: Final = {"pytorch": "PyTorch", "openvino": "OpenVINO", "onnx": "ONNX Runtime"}
 WORTH: Final = 1.15
-"""How many times as fast as what `auto` takes another one must be to be worth a sentence."""
+"""How many times as fast as what `auto` takes int8 must be to be worth a sentence."""
 
 
 class BenchTable:
@@ -75,9 +76,9 @@ def _draw_rows(bench: Bench, *, plain: bool) -> Table:
             Text(_name(each, bench) + (" *" if each.is_auto else ""), "bold" if each.is_auto else ""),
             _milliseconds(each.latency_p50_seconds),
             _milliseconds(each.latency_p95_seconds),
-            f"{_digits(speeds[best].median)} ({_round(speeds[best].least)}-{_round(speeds[best].most)})",
+            f"{_digits(speeds[best].median)} ({_range(speeds[best])})",
             str(best),
-            "" if each.times_reference is None else f"{each.times_reference.median:.1f}",
+            "" if each.times_reference is None else _times(each.times_reference.median),
             "" if each.peak_memory_bytes is None else binary_unit(each.peak_memory_bytes),
             _agree(each, true=true),
         ]
@@ -92,7 +93,7 @@ def _numbers(title: str, unit: str) -> Column:
 def _agree(timings: EngineTimings, *, true: bool) -> str:
     found = timings.agreement
     if found is None:
-        return "exact"
+        return "exact" if timings.is_reference else ""
     if not true:
         return f"{found.error:.1g}"
     low, high = found.interval
@@ -101,8 +102,8 @@ def _agree(timings: EngineTimings, *, true: bool) -> str:
 
 def _name(timings: EngineTimings, bench: Bench) -> str:
     """What a row is called; with the device where there are several."""
-    several = len({each.device for each in bench.engines}) > 1
-    return f"{NAMES[timings.engine]} {timings.precision}" + (f", {timings.device}" if several else "")
+    several = len({each.device for each in bench.engines}) > 1 and timings.device != "cpu"
+    return f"{NAMES[timings.engine]} {timings.precision}" + (f" {timings.device}" if several else "")
 
 
 def _milliseconds(spread: Spread | None) -> str:
@@ -110,13 +111,21 @@ def _milliseconds(spread: Spread | None) -> str:
 
 
 def _digits(value: float) -> str:
-    """Three digits, or as many as stand before the point."""
+    """Three digits, or as many as stand before the point; thousands as k."""
+    if value >= 999.5:
+        return f"{_digits(value / 1000)}k"
     return f"{value:.0f}" if value >= 99.5 else f"{value:.1f}" if value >= 9.95 else f"{value:.2f}"
 
 
-def _round(value: float) -> str:
-    """Two digits, or as many as stand before the point."""
-    return f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
+def _range(spread: Spread) -> str:
+    """The least and the most, two digits each or as many as stand before the point; thousands as k."""
+    scale, unit = (1000, "k") if spread.least >= 999.5 else (1, "")
+    ends = (end / scale for end in (spread.least, spread.most))
+    return "-".join(f"{end:.0f}" if end >= 9.95 else f"{end:.1f}" for end in ends) + unit
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.1f}" if ratio < 99.95 else _digits(ratio)
 
 
 def _explain(bench: Bench) -> str:
@@ -127,6 +136,8 @@ def _explain(bench: Bench) -> str:
     ]
     if bench.pictures is None:
         return "\n".join([*lines, "error: of logits, over their spread, on pictures that were made up."])
+    if bench.unreadable:
+        lines.append(f"{bench.unreadable} pictures cannot be read and were left out.")
     return "\n".join([*lines, f"same class: as PyTorch in fp32, with the 95 % interval; {bench.pictures}."])
 
 
@@ -137,19 +148,20 @@ def suggest(bench: Bench, *, ranges_kept: bool) -> list[str]:
         bench: What was measured.
         ranges_kept: Whether the Classifier's file holds what int8 needs.
     """
+    model = shlex.quote(bench.model)
     if bench.pictures is None:
-        return [f"next: whether answers stay the same: vggkit bench {bench.model} YOUR_PICTURES/"]
+        return [f"next: whether answers stay the same: vggkit bench {model} YOUR_PICTURES/"]
     auto = next((each for each in bench.engines if each.is_auto and each.problem is None), None)
     coarse = next((each for each in bench.engines if each.precision == "int8" and each.problem is None), None)
     if auto is None or coarse is None or coarse.agreement is None or coarse.speed < WORTH * auto.speed:
         return []
     found = coarse.agreement
-    keep = [] if ranges_kept else [f"      vggkit bench {bench.model} YOUR_PICTURES/ --keep-ranges"]
+    keep = [] if ranges_kept else [f"      vggkit bench {model} YOUR_PICTURES/ --keep-ranges"]
     return [
         f"next: int8 is {coarse.speed / auto.speed:.1f} times as fast as what auto takes, and gave the same class "
         f"for {found.same_class} of {found.pictures}:",
         *keep,
-        f"      vggkit predict {bench.model} YOUR_PICTURES/ --precision int8",
+        f"      vggkit predict {model} YOUR_PICTURES/ --precision int8",
     ]
 
 

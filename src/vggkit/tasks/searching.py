@@ -61,7 +61,7 @@ class VectorIndex:
     layer: str
     """What the vectors are."""
     precision: str
-    """What they were computed in: `fp32`, `bf16` or `auto`."""
+    """What they were computed in: `fp32`, `bf16` or `int8`."""
     pictures: int
     """N, those that could not be read too."""
 

@@ -57,6 +57,8 @@ class EngineTimings:
     """Where: `cpu`, `cuda`, `mps`."""
     is_auto: bool = False
     """Whether `engine="auto"` takes it here."""
+    is_reference: bool = False
+    """Whether it is what others are compared with, PyTorch in float32."""
     problem: str | None = None
     """Why it does not run here; the figures below are then absent."""
     latency_p50_seconds: Spread | None = None
@@ -72,11 +74,11 @@ class EngineTimings:
     start_seconds: float | None = None
     """From the start of a process to its first answer, once."""
     peak_memory_bytes: int | None = None
-    """What its process held at most, the mapped file of the weights too."""
+    """What its process held at most, the mapped file of the weights and the pictures that pass together too."""
     device_memory_bytes: int | None = None
     """What it held of a GPU's memory at most."""
     agreement: Agreement | None = None
-    """None where PyTorch in float32 does not run, or is what this is."""
+    """None where the reference does not run, or is what this is."""
 
     @property
     def speed(self) -> float:
@@ -98,6 +100,8 @@ class Bench:
     """Height and width of what the network sees."""
     pictures: str | None
     """What all engines were shown; None where pictures were made up, and only the speed says something."""
+    unreadable: int = 0
+    """Pictures that were to be shown and cannot be read."""
     rounds: int
     """Turns that each engine had."""
     machine: str

@@ -4,6 +4,7 @@ Shape letters: N pictures, C channels, H and W pixels.
 """
 
 import importlib.metadata
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from vggkit.engines.choosing import settle_choice
 from vggkit.engines.outputs import Ranges
 from vggkit.engines.ranges import measure_ranges
 from vggkit.engines.weights import ModelFile
@@ -82,13 +84,16 @@ def bench(
     """
     say = on_progress or (lambda what, done, total: None)
     sizes = _check(batch_sizes, rounds, seconds)
+    settle_choice(device)  # one that is not there is told before any work
     given = [pictures] if isinstance(pictures, str | Path) else list(pictures)
     if keep_ranges:
-        _demand_keeping(classifier, given)
+        _check_keeping(classifier, given)
     with tempfile.TemporaryDirectory(prefix="vggkit-bench-") as name, hear_signals():
         folder = Path(name)
         model = _open(classifier, folder)
-        asked, measured = _choose(model, given, columns, say) if given else _make_up(model)
+        if keep_ranges and isinstance(classifier, str | Path):
+            demand_writable(model.path)
+        asked, measured, unreadable = _choose(model, given, columns, say) if given else _make_up(model)
         np.save(folder / "pictures.npy", np.stack(asked))
         ranges, problem = model.card.ranges, None
         if keep_ranges or not ranges:
@@ -109,6 +114,7 @@ def bench(
             network=model.configuration.model,
             input_pixels=model.card.preprocessing.crop_pixels,
             pictures=f"{len(asked)} of {_name(given)}" if given else None,
+            unreadable=unreadable,
             rounds=rounds,
             machine=_describe_machine(device),
             versions=dict(_list_versions()),
@@ -118,21 +124,19 @@ def bench(
 
 def _check(batch_sizes: Sequence[int], rounds: int, seconds: float) -> tuple[int, ...]:
     """The numbers of pictures that pass together, the least first."""
-    if rounds < 1 or not seconds > 0:
-        raise BadInput(f"rounds must be 1 or more and seconds above 0, got {rounds} and {seconds:g}")
+    if rounds < 1 or not 0 < seconds < math.inf:
+        raise BadInput(f"rounds must be 1 or more and seconds a number above 0, got {rounds} and {seconds:g}")
     if any(size < 1 for size in batch_sizes):
         raise BadInput(f"batch_sizes must be 1 or more, got {', '.join(map(str, batch_sizes))}")
     return tuple(sorted({1, *batch_sizes}))
 
 
-def _demand_keeping(classifier: "Classifier | str | Path", given: Sequence[object]) -> None:
-    """Raise BadInput or BadOutput where ranges could not be kept in the end."""
+def _check_keeping(classifier: "Classifier | str | Path", given: Sequence[object]) -> None:
+    """Raise BadInput where ranges could not be kept in the end."""
     if not given:
         raise BadInput("ranges are measured on pictures; name some of those that the Classifier is for")
-    if isinstance(classifier, str | Path):
-        if is_address(classifier):
-            raise BadInput(f"{classifier}: is an address, and ranges are kept in a file; save it first")
-        demand_writable(locate_model(classifier))
+    if isinstance(classifier, str | Path) and is_address(classifier):
+        raise BadInput(f"{classifier}: is an address, and ranges are kept in a file; save it first")
 
 
 def _open(classifier: "Classifier | str | Path", folder: Path) -> ModelFile:
@@ -145,8 +149,10 @@ def _open(classifier: "Classifier | str | Path", folder: Path) -> ModelFile:
 
 def _choose(
     model: ModelFile, given: Sequence[str | Path | Picture], columns: Columns, say: OnProgress
-) -> tuple[list[Values], list[Values]]:
-    """Pictures (C, H, W) whose answers are compared, and others to measure ranges on; of one, the same."""
+) -> tuple[list[Values], list[Values], int]:
+    """Pictures (C, H, W) whose answers are compared, others to measure ranges on (of one, the same), and how many
+    cannot be read.
+    """
     preprocessing, most = model.card.preprocessing, MOST_ASKED + MOST_MEASURED
     say("listing", 0, None)
     total = count_pictures(given, columns=columns)
@@ -154,25 +160,25 @@ def _choose(
     # From everywhere; of what passes by once, the first.
     every = None if total is None or total <= most else {place * total // most for place in range(most)}
     chosen = (each for place, each in enumerate(pictures) if every is None or place in every)
-    found, first = list[Values](), ""
+    found, first, unreadable = list[Values](), "", 0
     for done, picture in enumerate(islice(chosen, most)):
         say("preparing pictures", done, min(most, total or most))
         try:
             found.append(preprocessing(picture.decode(least_side=preprocessing.least_side)))
         except BadImage as problem:
-            first = first or f"; the first: {problem}"
+            first, unreadable = first or f"; the first: {problem}", unreadable + 1
     if not found:
         raise BadData(f"{_name(given)}: no picture of it can be read{first}")
     # Every third, so that both are of all classes.
-    return [each for place, each in enumerate(found) if place % 3] or found, found[::3]
+    return [each for place, each in enumerate(found) if place % 3] or found, found[::3], unreadable
 
 
-def _make_up(model: ModelFile) -> tuple[list[Values], list[Values]]:
+def _make_up(model: ModelFile) -> tuple[list[Values], list[Values], int]:
     """Noise (C, H, W), twice the same."""
     side = model.card.preprocessing.crop_pixels
     shape = (MADE_UP, model.configuration.in_channels, side, side)
     noise = list(np.random.default_rng(0).standard_normal(shape, np.float32))
-    return noise, noise
+    return noise, noise, 0
 
 
 def _batch(pictures: Sequence[Values]) -> Iterator[Values]:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from vggkit.column_streams import ENDINGS, Kind, check_parquet
-from vggkit.engines.choosing import WantedEngine
-from vggkit.engines.outputs import WantedPrecision
+from vggkit.engines.choosing import WantedEngine, settle_choice
+from vggkit.engines.outputs import Precision, WantedPrecision
 from vggkit.engines.weights import ModelFile
 from vggkit.errors import BadOutput
 from vggkit.images.pictures import Picture
@@ -74,6 +74,7 @@ def predict_into(
     model, place = _open(classifier)
     given = [pictures] if isinstance(pictures, str | Path) else list(pictures)
     computing, said = prediction.prepare_engine(model, device=device, precision=precision, engine=engine)
+    _, _, settled = settle_choice(device, precision=precision, engine=engine)
     top = min(top, len(model.card.labels))
     kinds: dict[str, Kind] = {"path": "text", "answer": "text"}
     for rank in range(1, top + 1):
@@ -95,7 +96,7 @@ def predict_into(
                 "results": "predictions",
                 "top": top,
                 "answers": describe_answers(model),
-                **_describe(model, said, given, columns),
+                **_describe(model, said, given, columns, precision=settled),
             },
             model=place,
             engine=said,
@@ -153,6 +154,7 @@ def embed_into(
     computing, said = embedding.prepare_engine(
         model, layer=layer, device=device, precision=precision, engine=engine
     )
+    _, _, settled = settle_choice(device, precision=precision, engine=engine)
     missing = np.full(width, np.nan, np.float32)
 
     def answer(found: Iterator[Picture]) -> Iterator[Row]:
@@ -166,8 +168,8 @@ def embed_into(
             about={
                 "results": "vectors",
                 "layer": layer,
-                "precision": precision,
-                **_describe(model, said, given, columns, layer=layer),
+                "precision": settled,
+                **_describe(model, said, given, columns, precision=settled, layer=layer),
             },
             model=place,
             engine=said,
@@ -195,11 +197,12 @@ def _describe(
     pictures: Sequence[str | Path | Picture],
     columns: Columns,
     *,
+    precision: Precision,
     layer: str = "",
 ) -> dict[str, Any]:
     """What must be the same when work goes on."""
     return {
-        "model": describe_network(model, layer=layer),
+        "model": describe_network(model, precision=precision, layer=layer),
         "engine": engine.partition(",")[0].partition(";")[0],
         "places": [str(place) for place in pictures if isinstance(place, str | Path)],
         "columns": {name: value for name, value in asdict(columns).items() if value is not None},

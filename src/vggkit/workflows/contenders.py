@@ -5,14 +5,14 @@ Shape letters: N pictures, K classes.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vggkit.engines.choosing import EngineName, find_auto
+from vggkit.engines.choosing import EngineName, settle_choice
 from vggkit.engines.outputs import Precision, Ranges
 from vggkit.errors import VggkitError
 from vggkit.hardware import choose_device, computes_bf16, find_available_memory, has_accelerator, multiplies_bytes
@@ -43,6 +43,8 @@ class Contender:
     start_seconds: float = 0.0
     memory: tuple[int | None, int | None] = (None, None)
     """Bytes of the process, and of a GPU."""
+    too_many: set[int] = field(default_factory=set)
+    """Numbers of pictures that it cannot take together."""
     logits: Values | None = None
     """(N, K) of the pictures that all are shown."""
 
@@ -137,13 +139,27 @@ def run_rounds(
                     each.start_seconds = each.process.start()
                     each.logits = each.process.answer(folder / "logits.npy")
                 for size in sizes if number else ():
-                    each.rounds.add(size, each.process.time(size, seconds))
+                    _time(each, each.process, size, seconds)
                 if number == rounds:
                     each.memory = each.process.find_memory()
             except VggkitError as problem:
                 each.problem = str(problem)
             if each.problem is not None or _is_short(each.process):
                 each.process.rest()
+
+
+def _time(contender: Contender, process: EngineProcess, size: int, seconds: float) -> None:
+    """A turn with so many pictures; where they are too many for it, it goes on without them."""
+    if size in contender.too_many:
+        return
+    try:
+        contender.rounds.add(size, process.time(size, seconds))
+    except VggkitError:
+        process.rest()
+        if size == 1:
+            raise
+        contender.too_many.add(size)
+        contender.rounds.passes.pop(size, None)
 
 
 def _is_short(process: EngineProcess) -> bool:
@@ -155,7 +171,8 @@ def _is_short(process: EngineProcess) -> bool:
 
 def describe(contenders: Sequence[Contender], device: str) -> tuple[EngineTimings, ...]:
     """The records, fastest first."""
-    auto = (*find_auto(device), list_devices(device)[-1])  # a GPU, where there is one
+    place, *taken = settle_choice(device)
+    auto = (*taken, str(place))
     found = []
     for each in contenders:
         own = each.engine, each.precision, each.device
@@ -164,21 +181,23 @@ def describe(contenders: Sequence[Contender], device: str) -> tuple[EngineTiming
 
 
 def _describe_one(contender: Contender, exact: Contender, *, is_auto: bool) -> EngineTimings:
-    engine, precision, device = contender.engine, contender.precision, contender.device
+    about = EngineTimings(
+        engine=contender.engine,
+        precision=contender.precision,
+        device=contender.device,
+        is_auto=is_auto,
+        is_reference=contender is exact,
+        problem=contender.problem,
+    )
     if contender.problem is not None:
-        return EngineTimings(
-            engine=engine, precision=precision, device=device, is_auto=is_auto, problem=contender.problem
-        )
+        return about
     speeds, best = contender.rounds.find_speeds(), contender.rounds.find_best()
     times: Spread | None = None
     if exact.problem is None:
         peer = exact.rounds.find_speeds()[exact.rounds.find_best()]
         times = Spread.of([own / other for own, other in zip(speeds[best], peer, strict=True)])
-    return EngineTimings(
-        engine=engine,
-        precision=precision,
-        device=device,
-        is_auto=is_auto,
+    return replace(
+        about,
         latency_p50_seconds=Spread.of(contender.rounds.find_latencies(0.5)),
         latency_p95_seconds=Spread.of(contender.rounds.find_latencies(0.95)),
         images_per_second={size: Spread.of(found) for size, found in speeds.items()},

@@ -1,6 +1,6 @@
 """An engine in a process of its own, asked over a pipe: its memory is its own, and its start can be timed.
 
-`python -m vggkit.workflows.engine_processes` is the other end; a line of JSON is a question, a line the answer.
+`serve` is the other end; a line of JSON is a question, a line the answer.
 """
 
 import io
@@ -25,8 +25,14 @@ from vggkit.engines.weights import ModelFile
 from vggkit.errors import BadConfiguration, VggkitError
 from vggkit.hardware import find_peak_memory
 
+TOGETHER: Final = 8
+"""Pictures that are answered at once."""
 FEWEST_PASSES: Final = 5
 """Of single pictures in a turn; of several at once one is enough."""
+START: Final = (
+    "import sys; sys.path.append(sys.argv[1]); from vggkit.workflows.engine_processes import serve; serve()"
+)
+"""What the other end runs, given the folder that this package lies in."""
 ANSWER: Final = '{"answer"'
 """How an answer begins."""
 PATIENCE_SECONDS: Final = 10.0
@@ -75,15 +81,14 @@ class EngineProcess:
         started = time.perf_counter()
         self._complaints = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         package = str(Path(__file__).resolve().parents[2])
-        paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "vggkit.workflows.engine_processes"],
+        self._process = subprocess.Popen(  # noqa: S603 (our own lines)
+            # Without the folder that it is started in: a queue.py of somebody's own is not the library's.
+            [sys.executable, "-P", "-c", START, package],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._complaints,
             text=True,
             encoding="utf-8",
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
         )
         self._ask(asdict(self.choice))
         return time.perf_counter() - started
@@ -149,6 +154,14 @@ class EngineProcess:
         return f"its process {how}" + (f": {said[-1][:300]}" if said else "")
 
 
+def serve() -> None:
+    """Answer what comes on standard input."""
+    # What libraries print must not come among the answers.
+    ours = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    _serve(sys.stdin, ours)  # type: ignore[arg-type]
+
+
 def _serve(questions: io.TextIOBase, answers: io.TextIOBase) -> None:
     """Answer until nobody asks any more."""
 
@@ -165,8 +178,7 @@ def _serve(questions: io.TextIOBase, answers: io.TextIOBase) -> None:
             ranges=choice.ranges if choice.precision == "int8" else None,
             engine=choice.engine,
         )
-        pictures = np.load(choice.pictures, mmap_mode="r")
-        engine.run(np.array(pictures[:1]))
+        engine.run(_read(choice.pictures, 0, 1))
     except VggkitError as problem:
         reply(None, str(problem))
         return
@@ -174,19 +186,29 @@ def _serve(questions: io.TextIOBase, answers: io.TextIOBase) -> None:
     for line in questions:
         asked = json.loads(line)
         if "answer" in asked:
-            rows = [engine.run(np.array(pictures[n : n + 8])) for n in range(0, len(pictures), 8)]
-            np.save(asked["answer"], np.concatenate(rows))
+            np.save(asked["answer"], _answer(engine, choice.pictures))
             reply(None)
         elif "time" in asked:
-            reply(_time(engine, pictures, asked["time"], asked["seconds"]))
+            reply(_time(engine, choice.pictures, asked["time"], asked["seconds"]))
         else:
             reply((find_peak_memory(), _find_device_memory(choice.device)))
 
 
-def _time(engine: Engine, pictures: NDArray[np.float32], batch_size: int, seconds: float) -> list[float]:
+def _read(place: str, first: int, count: int) -> NDArray[np.float32]:
+    """Some of the pictures; no others stay mapped, which would count as this process' memory."""
+    pictures = np.load(place, mmap_mode="r")
+    return np.array(pictures[first : first + count])
+
+
+def _answer(engine: Engine, place: str) -> NDArray[np.float32]:
+    count = len(np.load(place, mmap_mode="r"))
+    return np.concatenate([engine.run(_read(place, first, TOGETHER)) for first in range(0, count, TOGETHER)])
+
+
+def _time(engine: Engine, place: str, batch_size: int, seconds: float) -> list[float]:
     """The first pass of a turn does not count: caches are another engine's."""
     found: list[float] = []
-    batch = np.take(pictures, range(batch_size), axis=0, mode="wrap")
+    batch = np.take(_read(place, 0, batch_size), range(batch_size), axis=0, mode="wrap")
     engine.run(batch)
     begun = time.perf_counter()
     while len(found) < (FEWEST_PASSES if batch_size == 1 else 1) or time.perf_counter() - begun < seconds:
@@ -202,10 +224,3 @@ def _find_device_memory(device: str) -> int | None:
     import torch
 
     return int(torch.cuda.max_memory_allocated())
-
-
-if __name__ == "__main__":
-    # What libraries print must not come among the answers.
-    ours = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    _serve(sys.stdin, ours)  # type: ignore[arg-type]

@@ -74,7 +74,9 @@ def _find_classifier(index: VectorIndex, given: "Classifier | str | Path | None"
             )
         given = index.classifier
     classifier = ModelFile(given) if isinstance(given, str | Path) else given
-    differing = list_differences(index.model, describe_network(classifier, layer=index.layer))
+    differing = list_differences(
+        index.model, describe_network(classifier, precision=index.precision, layer=index.layer)
+    )
     if differing:
         raise BadInput(
             f"{index.path}: was made with another Classifier ({'; '.join(differing[:3])}). Name that one with "

@@ -21,15 +21,22 @@ PIECE_BYTES: Final = 1 << 24
 """Of weights, that a thread digests at once."""
 
 
-def describe_network(classifier: "Classifier | ModelFile", *, layer: str = "") -> dict[str, Any]:
-    """What its vectors depend on, those of a layer, for JSON, the weights as a digest."""
+def describe_network(
+    classifier: "Classifier | ModelFile", *, precision: str = "fp32", layer: str = ""
+) -> dict[str, Any]:
+    """What its vectors depend on, those of a layer in a precision, for JSON, the weights as a digest."""
     card = classifier.card.to_dict()
     softened = {"temperature": card["temperature"]} if layer == "probabilities" else {}
-    return softened | {
-        "weights": digest_weights(classifier),
-        "configuration": card["configuration"],
-        "preprocessing": card["preprocessing"],
-    }
+    rounded = {"ranges": card["ranges"]} if precision == "int8" else {}
+    return (
+        softened
+        | rounded
+        | {
+            "weights": digest_weights(classifier),
+            "configuration": card["configuration"],
+            "preprocessing": card["preprocessing"],
+        }
+    )
 
 
 def describe_answers(classifier: "Classifier | ModelFile") -> dict[str, Any]:

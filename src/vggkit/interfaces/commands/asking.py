@@ -143,8 +143,8 @@ def embed(
         pictures: Files, folders (every picture below), lists (.txt), tables, archives, or - for standard input.
         out: A .parquet (path, vector, problem), or an .npy beside which OUT.csv names its rows.
         layer: features: what the last fully connected layer reads (relu7 of the paper's head); statistics: mean and
-            standard deviation of each channel of the trunk's last map; or a layer's name, such as pool5 or relu6,
-            of whose maps each channel's mean is taken.
+            standard deviation of each channel of the trunk's last map; logits; probabilities; or a layer's name,
+            such as pool5 or relu6, of whose maps each channel's mean is taken.
         columns: What a table's columns are called.
         batch_size: Pictures that pass through the network together.
         device: auto, cpu, cuda or mps.
@@ -232,7 +232,7 @@ def search(
             print(json_format.dumps(each.to_dict(), ensure_ascii=False))
     elif readable:
         # A file or a pipe takes paths whole.
-        width = None if sys.stdout.isatty() else MOST_CHARACTERS
+        width = None if sys.stdout is not None and sys.stdout.isatty() else MOST_CHARACTERS
         Console(highlight=False, width=width).print(draw_neighbours(readable))
     if sheet is not None and readable:
         plot_neighbours(readable, sheet)

@@ -2,12 +2,16 @@
 
 import sys
 from pathlib import Path
+from typing import Final
 
 from rich.console import Console
 
 from vggkit.images.sources import Columns
 from vggkit.interfaces.commands.printing import print_json
 from vggkit.reports.progress import ProgressLine
+
+WIDTH: Final = 120
+"""Of what is not for a terminal."""
 
 
 def bench(
@@ -54,6 +58,7 @@ def bench(
 
     if plot is not None:
         demand_drawable(plot)
+    ranges_kept = keep_ranges or bool(read_card(locate_model(model)).ranges)
     with ProgressLine(quiet=quiet) as line:
         found = measure(
             model,
@@ -66,11 +71,12 @@ def bench(
             keep_ranges=keep_ranges,
             on_progress=line.show,
         )
-    ranges_kept = bool(read_card(locate_model(model)).ranges)
     if json:
         print_json(found.to_dict())
     else:
-        Console(highlight=False).print(draw_bench(found))
+        console = Console(highlight=False)
+        # A file or a pipe takes rows whole.
+        Console(highlight=False, width=None if console.is_terminal else WIDTH).print(draw_bench(found))
         for sentence in suggest(found, ranges_kept=ranges_kept):
             print(sentence)
     if keep_ranges:
