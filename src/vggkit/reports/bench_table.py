@@ -65,7 +65,7 @@ def _draw_rows(bench: Bench, *, plain: bool) -> Table:
         safe_box=False,
         border_style="dim",
         show_edge=False,
-        padding=(0, 0, 0, 1),
+        padding=(0, 0, 0, 0 if _are_several(bench) else 1),  # names are longer then
         pad_edge=False,
         header_style="bold",
     )
@@ -102,8 +102,12 @@ def _agree(timings: EngineTimings, *, true: bool) -> str:
 
 def _name(timings: EngineTimings, bench: Bench) -> str:
     """What a row is called; with the device where there are several."""
-    several = len({each.device for each in bench.engines}) > 1 and timings.device != "cpu"
-    return f"{NAMES[timings.engine]} {timings.precision}" + (f" {timings.device}" if several else "")
+    device = f" {timings.device}" if _are_several(bench) and timings.device != "cpu" else ""
+    return f"{NAMES[timings.engine]} {timings.precision}{device}"
+
+
+def _are_several(bench: Bench) -> bool:
+    return len({each.device for each in bench.engines}) > 1
 
 
 def _milliseconds(spread: Spread | None) -> str:
