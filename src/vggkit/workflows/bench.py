@@ -24,8 +24,8 @@ from vggkit.images.sources import Columns, count_pictures, gather_pictures
 from vggkit.networks.locating import locate_model
 from vggkit.networks.publishing.sharing import is_address
 from vggkit.tasks.timings import Bench
+from vggkit.workflows.bulk_running import OnProgress
 from vggkit.workflows.contenders import (
-    OnProgress,
     Values,
     describe,
     list_contenders,

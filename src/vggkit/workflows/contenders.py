@@ -3,7 +3,7 @@
 Shape letters: N pictures, K classes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from vggkit.errors import VggkitError
 from vggkit.hardware import choose_device, computes_bf16, find_available_memory, has_accelerator, multiplies_bytes
 from vggkit.tasks.evaluation.figures import proportion_interval
 from vggkit.tasks.timings import Agreement, EngineTimings, Rounds, Spread
+from vggkit.workflows.bulk_running import OnProgress
 from vggkit.workflows.engine_processes import EngineChoice, EngineProcess
 
 SPARE_BYTES: Final = 500_000_000
@@ -25,7 +26,6 @@ SPARE_BYTES: Final = 500_000_000
 COPIES: Final = 3
 """Of the weights in a process: the mapped file, and what an engine makes of it, twice while it does."""
 
-OnProgress = Callable[[str, int, int | None], None]
 Values = NDArray[np.float32]
 
 
