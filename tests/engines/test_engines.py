@@ -162,7 +162,7 @@ def test_a_few_pictures_have_all_processors(monkeypatch, processors, alone, toge
     for counts, haste in ((alone, "LATENCY"), (together, "THROUGHPUT")):
         for count in counts:
             engine.run(images[:count])
-            assert next(reversed(engine._models)) == ((32, 32), haste)
+            assert next(reversed(engine._models)) == ((32, 32), haste, False)
 
 
 def test_the_rest_of_many_pictures_is_compiled_for_only_when_more_singles_come(monkeypatch):

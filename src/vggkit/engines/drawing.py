@@ -34,11 +34,11 @@ class Operations(Protocol[Node]):
     def scale(self, maps: Node, factor: Values, shift: Values) -> Node:
         """Each channel times a factor and plus a shift (C)."""
 
-    def rectify(self, values: Node) -> Node:
-        """ReLU, of maps or rows."""
+    def rectify(self, values: Node, watched: bool) -> Node:
+        """ReLU, of maps or rows; `watched`: that some are not finite must not get lost in it."""
 
-    def normalize_responses(self, maps: Node) -> Node:
-        """The paper's local response normalisation, as `networks.vgg` has it."""
+    def normalize_responses(self, maps: Node, watched: bool) -> Node:
+        """The paper's local response normalisation, as `networks.vgg` has it; `watched`: as above, squares too."""
 
     def pool(self, maps: Node, pooling: Pooling, gives: str) -> Node:
         """Of each 2×2 one; what it gives has that name."""
@@ -70,23 +70,31 @@ class Drawing(Generic[Node]):
         plan: What is asked for.
         weights: Values under the plan's keys.
         operations: What to draw with.
+        watch_trunk: Whether the trunk's values are watched as the head's are.
     """
 
     def __init__(
-        self, configuration: Configuration, plan: Plan, weights: Mapping[str, Values], operations: Operations[Node]
+        self,
+        configuration: Configuration,
+        plan: Plan,
+        weights: Mapping[str, Values],
+        operations: Operations[Node],
+        *,
+        watch_trunk: bool = False,
     ) -> None:
-        self._configuration, self._plan = configuration, plan
+        self._configuration, self._plan, self._watch_trunk = configuration, plan, watch_trunk
         self._weights, self._ops = weights, operations
         self._found: dict[Output, Node] = {}
 
     def draw(self, images: Node, sides: Sides) -> dict[Output, Node]:
         """The plan's outputs of pictures (N, C, H, W) of that height and width, in its order."""
-        maps, sides = self._draw_trunk(images, sides)
         names = self._plan.drawn
-        if "statistics" in names:
-            self._found["statistics"] = self._ops.summarize(maps, 0.0)
-        if self._plan.fully_connected or "features" in names:
-            self._draw_head(maps, sides)
+        with np.errstate(over="ignore", invalid="ignore"):  # it shows in the outputs
+            maps, sides = self._draw_trunk(images, sides)
+            if "statistics" in names:
+                self._found["statistics"] = self._ops.summarize(maps, 0.0)
+            if self._plan.fully_connected or "features" in names:
+                self._draw_head(maps, sides)
         return {name: self._found[name] for name in names}
 
     def _draw_trunk(self, maps: Node, sides: Sides) -> tuple[Node, Sides]:
@@ -104,7 +112,7 @@ class Drawing(Generic[Node]):
                 weight, bias = (self._weights[f"features.{layer.index}.{name}"] for name in ("weight", "bias"))
                 if self._is_folded(layer, after):
                     assert after is not None
-                    factor, shift = self._read_norm(after)
+                    factor, shift = read_norm(self._weights, after)
                     weight = (weight * factor[:, None, None, None]).astype(np.float32)
                     bias = (bias * factor + shift).astype(np.float32)
                 return self._ops.convolve(maps, weight, bias, layer.kernel // 2, before.name if before else IMAGES)
@@ -112,27 +120,18 @@ class Drawing(Generic[Node]):
                 assert before is not None
                 if self._is_folded(before, layer):
                     return maps
-                factor, shift = self._read_norm(layer)
+                factor, shift = read_norm(self._weights, layer)
                 return self._ops.scale(maps, factor.astype(np.float32), shift.astype(np.float32))
             case "relu":
-                return self._ops.rectify(maps)
+                return self._ops.rectify(maps, self._watch_trunk)
             case "lrn":
-                return self._ops.normalize_responses(maps)
+                return self._ops.normalize_responses(maps, self._watch_trunk)
             case "pool":
                 return self._ops.pool(maps, self._configuration.pooling, layer.name)
 
     def _is_folded(self, conv: Layer, after: Layer | None) -> bool:
         """Whether the batch norm behind a convolution is multiplied into it: unless its own maps are asked for."""
         return after is not None and after.kind == "bn" and conv.name not in self._plan.drawn
-
-    def _read_norm(self, layer: Layer) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Factor and shift (C) of each channel."""
-        scale, shift, mean, variance = (
-            self._weights[f"features.{layer.index}.{name}"].astype(np.float64)
-            for name in ("weight", "bias", "running_mean", "running_var")
-        )
-        factor = scale / np.sqrt(variance + BATCH_NORM_EPSILON)
-        return factor, shift - mean * factor
 
     def _draw_head(self, maps: Node, sides: Sides) -> None:
         configuration, names = self._configuration, self._plan.drawn
@@ -155,7 +154,7 @@ class Drawing(Generic[Node]):
             if fc == last:
                 self._found["logits"] = self._ops.average(values) if slides else values
                 return
-            values = self._ops.rectify(values)
+            values = self._ops.rectify(values, True)
             reads = find_relu(fc)
             self._found[reads] = values
 
@@ -187,3 +186,13 @@ class Drawing(Generic[Node]):
                 side = 1  # only the first one reads a window
             reads = None  # what is between two factors has no name
         return values
+
+
+def read_norm(weights: Mapping[str, Values], layer: Layer) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Factor and shift (C) of each channel, which a batch norm is."""
+    scale, shift, mean, variance = (
+        weights[f"features.{layer.index}.{name}"].astype(np.float64)
+        for name in ("weight", "bias", "running_mean", "running_var")
+    )
+    factor = scale / np.sqrt(variance + BATCH_NORM_EPSILON)
+    return factor, shift - mean * factor

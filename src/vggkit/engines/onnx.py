@@ -6,6 +6,7 @@ No torch here. Shape letters: N pictures, C channels, H and W pixels, F features
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -35,7 +36,7 @@ _LEAST_BYTES: Final = 1024
 
 
 class ONNXEngine(NamedEngine):
-    """Runs a VGG with ONNX Runtime on the processor, in float32: it has no bfloat16 there.
+    """Runs a VGG with ONNX Runtime on the processor, in float32: it has no bfloat16 there. Threads may share it.
 
     Args:
         weights: A VGG, or a ModelFile, which needs no torch.
@@ -54,11 +55,13 @@ class ONNXEngine(NamedEngine):
             self._onnx, self._runtime = _import_onnx()
             reading.result()
         self._sessions: dict[Sides, Any] = {}
+        self._choosing = Lock()
 
     def compute(self, batch: NDArray[np.float32]) -> dict[Output, NDArray[np.float32]]:
         """Every output by its name, of one pass."""
         check_batch(self._configuration, batch)
-        session = self._find_session((batch.shape[2], batch.shape[3]))
+        with self._choosing:
+            session = self._find_session((batch.shape[2], batch.shape[3]))
         batch = np.ascontiguousarray(batch, dtype=np.float32)
         parts = [
             session.run(None, {"images": batch[first : first + TOGETHER]})
@@ -126,10 +129,11 @@ class _Operations:
         scaled = self._add("Mul", [maps, self._keep(factor.reshape(1, -1, 1, 1))])
         return self._add("Add", [scaled, self._keep(shift.reshape(1, -1, 1, 1))])
 
-    def rectify(self, values: str) -> str:
+    def rectify(self, values: str, watched: bool) -> str:
+        # What is not finite passes its ReLU and its pooling, so that nothing need be watched.
         return self._add("Relu", [values])
 
-    def normalize_responses(self, maps: str) -> str:
+    def normalize_responses(self, maps: str, watched: bool) -> str:
         # As in `networks.vgg`: alpha is divided by the window here too.
         return self._add("LRN", [maps], alpha=5 * 1e-4, beta=0.75, bias=2.0, size=5)
 

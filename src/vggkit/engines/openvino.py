@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -24,9 +25,10 @@ from vggkit.engines.outputs import (
     list_reads,
     plan_outputs,
 )
+from vggkit.engines.overflow import LIMIT, bound_trunk, can_overflow
 from vggkit.engines.stream import NamedEngine
 from vggkit.engines.weights import Weights, find_weights
-from vggkit.errors import BadConfiguration, MissingExtra
+from vggkit.errors import BadConfiguration, BadInput, MissingExtra
 from vggkit.hardware import computes_bf16, count_threads
 from vggkit.networks.configurations import Configuration, Pooling
 
@@ -48,11 +50,12 @@ Haste = Literal["LATENCY", "THROUGHPUT"]
 
 
 class OpenVINOEngine(NamedEngine):
-    """Runs a VGG on the processor with the weights as they are now; a network stays as it is.
+    """Runs a VGG on the processor with the weights as they are now; a network stays as it is. Threads may share it.
 
     A single picture has all processors; of several, requests of a few each run side by side. A model is
     compiled when pictures of its size come, which takes a tenth of a second: less than a compiled one would
-    take to be read (docs/decisions/engines.md).
+    take to be read (docs/decisions/engines.md). Of an image whose values overflow on the way everything given is
+    NaN: OpenVINO's ReLU makes zeros of NaN, and what follows would look like an answer.
 
     Args:
         weights: A VGG, or a ModelFile, which needs no torch.
@@ -95,8 +98,10 @@ class OpenVINOEngine(NamedEngine):
         self._alone = {
             name: OpenVINOEngine(self._source, output=name, precision=precision, ranges=ranges) for name in several
         }
-        self._models: dict[tuple[Sides, Haste], _Compiled] = {}
+        self._models: dict[tuple[Sides, Haste, bool], _Compiled] = {}
         self._few = False
+        self._bound: float | None = None
+        self._choosing = Lock()
 
     def compute(self, batch: NDArray[np.float32]) -> dict[Output, NDArray[np.float32]]:
         """Every output by its name, of one pass."""
@@ -104,59 +109,79 @@ class OpenVINOEngine(NamedEngine):
         if self._alone:
             alone = {name: each.run(batch) for name, each in self._alone.items()}
             return self._plan.give(alone, self._source.temperature)
-        size = batch.shape[2], batch.shape[3]
-        model = self._find_model(size, self._choose_haste(size, len(batch)))
-        found = model.run(np.ascontiguousarray(batch, dtype=np.float32))
+        batch = np.ascontiguousarray(batch, dtype=np.float32)
+        with self._choosing:
+            model = self._choose_model(batch)
+        found = model.run(batch)
         return self._plan.give(dict(zip(self._plan.drawn, found, strict=True)), self._source.temperature)
 
-    def _choose_haste(self, size: Sides, count: int) -> Haste:
-        """Few pictures in one request with all processors, or many in several."""
-        before, self._few = self._few, count * PROCESSORS_A_STREAM < max(count_threads(), 2 * PROCESSORS_A_STREAM)
-        rest = (size, "THROUGHPUT") in self._models and (size, "LATENCY") not in self._models and not before
-        # The rest of many pictures is not worth a model of its own, with its own copy of the weights.
-        return "LATENCY" if self._few and not rest else "THROUGHPUT"
-
-    def _find_model(self, size: Sides, haste: Haste) -> "_Compiled":
-        model = self._models.pop((size, haste), None) or self._compile(size, haste)
-        self._models[size, haste] = model  # the last one used stands last
+    def _choose_model(self, batch: NDArray[np.float32]) -> "_Compiled":
+        size = batch.shape[2], batch.shape[3]
+        if self._bound is None:  # rounded to bytes, values are within their ranges
+            read = self._source.read(self._plan.keys) if not self._ranges else {}
+            self._bound = bound_trunk(self._configuration, self._plan, read) if read else 0.0
+        watched = can_overflow(self._bound, batch)
+        key = size, self._choose_haste(size, len(batch), watched), watched
+        model = self._models.pop(key, None) or self._compile(*key)
+        self._models[key] = model  # the last one used stands last
         while len(self._models) > KEPT:
             del self._models[next(iter(self._models))]
         return model
 
-    def _compile(self, size: Sides, haste: Haste) -> "_Compiled":
+    def _choose_haste(self, size: Sides, count: int, watched: bool) -> Haste:
+        """Few pictures in one request with all processors, or many in several."""
+        before, self._few = self._few, count * PROCESSORS_A_STREAM < max(count_threads(), 2 * PROCESSORS_A_STREAM)
+        there = [haste for (sides, haste, watches) in self._models if (sides, watches) == (size, watched)]
+        # The rest of many pictures is not worth a model of its own, with its own copy of the weights.
+        rest = there == ["THROUGHPUT"] and not before
+        return "LATENCY" if self._few and not rest else "THROUGHPUT"
+
+    def _compile(self, size: Sides, haste: Haste, watched: bool) -> "_Compiled":
         openvino = self._openvino
         shape = openvino.PartialShape([-1, self._configuration.in_channels, *size])
         images = openvino.opset13.parameter(shape, openvino.Type.f32)
+        operations = _Operations(openvino, self._ranges, self._plan.drawn)
         weights = self._source.read(self._plan.keys)
-        drawing = Drawing[Node](
-            self._configuration, self._plan, weights, _Operations(openvino, self._ranges, self._plan.drawn)
-        )
-        results = [openvino.opset13.result(node) for node in drawing.draw(images, size).values()]
+        drawing = Drawing[Node](self._configuration, self._plan, weights, operations, watch_trunk=watched)
+        nodes = [*drawing.draw(images, size).values(), *operations.list_sums()]
+        results = [openvino.opset13.result(node) for node in nodes]
         options = {"PERFORMANCE_HINT": haste, "INFERENCE_PRECISION_HINT": self._kind}
         model = openvino.Core().compile_model(openvino.Model(results, [images]), "CPU", options)
-        return _Compiled(model, openvino.AsyncInferQueue(model), len(results))
+        return _Compiled(model, len(self._plan.drawn))
 
 
 class _Compiled:
-    """A compiled model and its requests, which run side by side."""
+    """A compiled model; requests of each call run side by side, and calls of several threads too."""
 
-    def __init__(self, model: Any, queue: Any, outputs: int) -> None:
-        self.model, self._queue, self._outputs = model, queue, outputs
+    def __init__(self, model: Any, outputs: int) -> None:
+        self._model, self._outputs = model, outputs
+        self._side_by_side: int = model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
 
     def run(self, batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """Each output of the batch."""
-        found: dict[int, list[NDArray[np.float32]]] = {}
-        places = range(self._outputs)
+        """Each output of the batch; NaN for an image whose sums are not finite."""
+        each = min(TOGETHER, math.ceil(len(batch) / self._side_by_side))
+        starts = range(0, len(batch), each)
+        # Not OpenVINO's queue: its callbacks wait for the interpreter, and its end for its callbacks.
+        requests = [self._model.create_infer_request() for _ in range(min(self._side_by_side, len(starts)))]
+        found: list[list[NDArray[np.float32]]] = []
+        for number, first in enumerate(starts):
+            request = requests[number % len(requests)]
+            if number >= len(requests):
+                found.append(self._finish(request))
+            request.start_async({0: batch[first : first + each]}, share_inputs=True)
+        for number in range(len(found), len(starts)):
+            found.append(self._finish(requests[number % len(requests)]))
+        whole = [np.concatenate(parts) for parts in zip(*found, strict=True)]
+        given, sums = whole[: self._outputs], whole[self._outputs :]
+        for values in sums:
+            lost = ~np.isfinite(values).all(axis=1)
+            for output in given:
+                output[lost] = np.nan
+        return given
 
-        def keep(request: Any, first: int) -> None:  # knows nothing of `self`, which would never be freed then
-            found[first] = [request.get_output_tensor(place).data.copy() for place in places]
-
-        self._queue.set_callback(keep)
-        each = min(TOGETHER, math.ceil(len(batch) / len(self._queue)))
-        for first in range(0, len(batch), each):
-            self._queue.start_async({0: batch[first : first + each]}, first, share_inputs=True)
-        self._queue.wait_all()
-        return [np.concatenate([found[first][place] for first in sorted(found)]) for place in range(self._outputs)]
+    def _finish(self, request: Any) -> list[NDArray[np.float32]]:
+        request.wait()
+        return [request.get_output_tensor(place).data.copy() for place in range(len(self._model.outputs))]
 
 
 class _Operations:
@@ -166,6 +191,11 @@ class _Operations:
         self._openvino, self._ops, self._ranges = openvino, openvino.opset13, ranges
         self._asked = asked
         self._rounded: set[Output] = set()
+        self._sums: list[Node] = []
+
+    def list_sums(self) -> list[Node]:
+        """One output (N, S) of sums that are finite where all that is watched is; none where nothing is."""
+        return [self._ops.concat(self._sums, 1)] if self._sums else []
 
     def convolve(self, maps: Node, weight: Values, bias: Values | None, padding: int, reads: str | None) -> Node:
         pads = [padding, padding]
@@ -177,10 +207,16 @@ class _Operations:
         factor, shift = factor.reshape(1, -1, 1, 1), shift.reshape(1, -1, 1, 1)
         return self._ops.add(self._ops.multiply(maps, self._keep(factor)), self._keep(shift))
 
-    def rectify(self, values: Node) -> Node:
+    def rectify(self, values: Node, watched: bool) -> Node:
+        if watched:
+            # ReLU's values, but for NaN, of which ReLU makes zero here.
+            zero = np.float32(0)
+            self._watch(self._ops.select(self._ops.less(values, zero), zero, values))
         return self._ops.relu(values)
 
-    def normalize_responses(self, maps: Node) -> Node:
+    def normalize_responses(self, maps: Node, watched: bool) -> Node:
+        if watched:
+            self._watch(self._ops.multiply(maps, maps))
         # As in `networks.vgg`: alpha is divided by the window here too.
         return self._ops.lrn(maps, np.array([1]), alpha=5 * 1e-4, beta=0.75, bias=2.0, size=5)
 
@@ -217,6 +253,14 @@ class _Operations:
         deviation = ops.sqrt(ops.add(variance, np.float32(epsilon)))
         return ops.concat([ops.squeeze(mean, sides), deviation], 1)
 
+    def _watch(self, magnitudes: Node) -> None:
+        # Rounded to bytes nothing overflows, and what a product gives must not be read twice there.
+        if not self._ranges:
+            rows = self._ops.multiply(
+                self.flatten(magnitudes), np.float32(2**-40)
+            )  # the sum itself is to be finite
+            self._sums.append(self._ops.reduce_sum(rows, np.array([1]), keep_dims=True))
+
     def _narrow(self, values: Node, weight: Values, reads: str | None) -> tuple[Node, Node]:
         """Both sides of a product, marked to be rounded to 8 bits where the range of what is read is known.
 
@@ -227,6 +271,12 @@ class _Operations:
         if reads not in self._rounded:
             values = self._round(values, reads)
         rounded, steps = _round_to_bytes(weight)
+        reach = max(map(abs, self._ranges[reads])) * 127 * float(steps.max()) * (weight.size // len(weight))
+        if not reach < LIMIT:
+            raise BadInput(
+                f"what reads {reads} has weights that are not numbers, or so large that sums overflow: int8 would "
+                "hide it. Take an earlier checkpoint, or train it again at a lower learning rate"
+            )
         factors = self._ops.convert(self._keep(rounded), self._openvino.Type.f32)
         return values, self._ops.multiply(factors, self._keep(steps))
 
@@ -263,7 +313,8 @@ def _round_to_bytes(weight: Values) -> tuple[NDArray[np.int8], Values]:
         part = weight[rows]
         most = np.maximum(part.max(axis=axes, keepdims=True), -part.min(axis=axes, keepdims=True))
         steps[rows] = most.clip(1e-12) / 127
-        rounded[rows] = np.rint(part * (1 / steps[rows]))
+        if np.isfinite(most).all():  # else the steps tell it
+            rounded[rows] = np.rint(part * (1 / steps[rows]))
 
     rows_together = max(1, _ROUNDED_TOGETHER * len(weight) // weight.size)
     with ThreadPoolExecutor(count_threads(), thread_name_prefix="rounding") as pool:

@@ -117,8 +117,9 @@ def list_reads(configuration: Configuration) -> list[Output]:
 
 
 def softmax(logits: Rows, temperature: float = 1.0) -> NDArray[np.float64]:
-    """Probabilities (..., K) of logits (..., K) divided by a temperature."""
-    wide = logits.astype(np.float64) / temperature
+    """Probabilities (..., K) of logits (..., K) divided by a temperature; NaN where one of the K is not finite."""
+    finite = np.isfinite(logits).all(axis=-1, keepdims=True)
+    wide = np.where(finite, logits, np.nan).astype(np.float64) / temperature
     powers = np.exp(wide - wide.max(axis=-1, keepdims=True))
     probabilities: NDArray[np.float64] = powers / powers.sum(axis=-1, keepdims=True)
     return probabilities

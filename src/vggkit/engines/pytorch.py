@@ -4,7 +4,10 @@ Shape letters: N pictures, C channels, H and W pixels, K classes, F features.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from functools import partial
+from threading import Lock
 from typing import Literal, cast
 
 import numpy as np
@@ -20,18 +23,17 @@ from vggkit.networks.vgg import VGG, slide
 
 
 class PyTorchEngine(NamedEngine):
-    """Runs a VGG on a device, in evaluation mode and without gradients.
+    """Runs a VGG on a device, in evaluation mode and without gradients; the network stays where and as it is.
 
-    In fp32 the network itself moves to the device and to channels_last; the mode of each of its modules
-    stays as it was, a frozen batch norm's too. In bf16 a copy computes, its batch norms in float32, of
-    the weights as they are now; the network stays where and as it is. On CUDA single pictures of one size
-    are computed by a recorded pass.
+    Modules of the engine's own compute, with the network's tensors where these are of the device and the precision
+    already, and with copies of them where not. So threads share an engine or have one each, and meanwhile the
+    network may be in whatever mode. On CUDA single images of one size are computed by a recorded pass.
 
     Args:
-        network: The VGG.
+        network: The VGG, in float32 or any other precision; its weights stay as they are while the engine is used.
         device: Where it computes.
         output: What is given of each picture, or several names.
-        precision: What is computed in.
+        precision: What is computed in, whatever the network holds; in bf16 batch norms are in float32.
         temperature: What logits are divided by before they become probabilities.
 
     Raises UnknownName.
@@ -47,32 +49,22 @@ class PyTorchEngine(NamedEngine):
         temperature: float = 1.0,
     ) -> None:
         self._temperature = temperature
-        planes = torch.channels_last
         self._plan = plan_outputs(network.configuration, output)
         self.outputs = self._plan.names
-        self.network: VGG
-        if precision == "bf16":
-            self.network = _copy_in_bf16(network).to(device, memory_format=planes)  # type: ignore[call-overload]
-            self.dtype = torch.bfloat16
-        else:
-            self.network = network.to(device, memory_format=planes)  # type: ignore[call-overload]
-            self.dtype = next(network.parameters()).dtype
+        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.device = device
-        self._replays = Replays(partial(_look, self.network, plan=self._plan), device)
+        self._network = _replicate(network, device, self.dtype)
+        self._replays = Replays(partial(_look, self._network, plan=self._plan), device)
+        # What a recorded pass gives is overwritten by the next one.
+        self._turn: AbstractContextManager[object] = nullcontext() if device.type == "cpu" else Lock()
 
     def compute(self, batch: NDArray[np.float32]) -> dict[Output, NDArray[np.float32]]:
         """Every output by its name, of one pass."""
-        check_batch(self.network.configuration, batch)
-        images = torch.from_numpy(batch).to(self.device, self.dtype, memory_format=torch.channels_last)
-        modes = [(module, module.training) for module in self.network.modules()]
-        self.network.eval()
-        try:
-            with torch.inference_mode():
-                found = self._replays(images)
-                rows = {name: values.float().cpu().numpy() for name, values in found.items()}
-        finally:
-            for module, training in modes:
-                module.training = training
+        check_batch(self._network.configuration, batch)
+        with torch.inference_mode(), self._turn:
+            images = torch.from_numpy(batch).to(self.device, self.dtype, memory_format=torch.channels_last)
+            found = self._replays(images)
+            rows = {name: values.float().cpu().numpy() for name, values in found.items()}
         return self._plan.give(rows, self._temperature)
 
 
@@ -122,25 +114,37 @@ def summarize(maps: Tensor) -> Tensor:
     return torch.cat([wide.mean((2, 3)), wide.var((2, 3), correction=0).sqrt()], dim=1)
 
 
-def _narrow(value: Tensor, *, into_bf16: bool) -> Tensor:
-    """Whole numbers stay; a batch norm's values are float32, whatever the file holds."""
-    if not value.is_floating_point():
-        return value
-    return value.to(torch.bfloat16 if into_bf16 else torch.float32)
+def _replicate(network: VGG, device: torch.device, dtype: torch.dtype) -> VGG:
+    """The network as modules of their own, in evaluation mode; tensors that need no change are the network's."""
+    modules: dict[int, nn.Module] = {}
+    tensors: dict[int, Tensor] = {}
 
+    def place(value: Tensor, kind: torch.dtype) -> Tensor:
+        if id(value) not in tensors:
+            kind = kind if value.is_floating_point() else value.dtype
+            # Processors order kernels anew for each product, GPUs do not.
+            planes = torch.channels_last if value.ndim == 4 and device.type != "cpu" else torch.preserve_format
+            tensors[id(value)] = value.detach().to(device, kind, memory_format=planes)
+        return tensors[id(value)]
 
-def _copy_in_bf16(network: VGG) -> VGG:
-    """Kernels and matrices rounded; batch norms share the network's own values."""
-    with torch.device("meta"):
-        copy = VGG(network.configuration)
-    narrow = {
-        f"{place}.{name}"
-        for place, module in network.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
-        for name, _ in module.named_parameters(recurse=False)
-    }
-    state = network.state_dict()
-    copy.load_state_dict(
-        {key: _narrow(value, into_bf16=key in narrow) for key, value in state.items()}, assign=True
-    )
-    return copy.requires_grad_(False)
+    def replicate(module: nn.Module) -> nn.Module:
+        if id(module) not in modules:
+            # Statistics of batch norms stay in float32, whatever products are computed in.
+            kind = dtype if isinstance(module, nn.Conv2d | nn.Linear) else torch.float32
+            twin = modules[id(module)] = copy(module)
+            twin.__dict__ |= {
+                "training": False,
+                "_parameters": {
+                    name: value if value is None else nn.Parameter(place(value, kind), requires_grad=False)
+                    for name, value in module._parameters.items()
+                },
+                "_buffers": {
+                    name: value if value is None else place(value, kind) for name, value in module._buffers.items()
+                },
+                "_modules": {
+                    name: inner if inner is None else replicate(inner) for name, inner in module._modules.items()
+                },
+            }
+        return modules[id(module)]
+
+    return cast(VGG, replicate(network))

@@ -42,7 +42,14 @@ def measure_ranges(
                 found[name] += zip(flat.min(axis=1).tolist(), flat.max(axis=1).tolist(), strict=True)
     if not found[IMAGES]:
         raise BadInput("ranges are measured on pictures, and there are none; give a few hundred")
-    return {name: _find_ends(np.array(pairs)) for name, pairs in found.items()}
+    rows = {name: np.array(pairs) for name, pairs in found.items()}
+    if lost := max(int((~np.isfinite(pairs)).any(axis=1).sum()) for pairs in rows.values()):
+        raise BadInput(
+            f"of {lost:,} of {len(found[IMAGES]):,} images the network's values overflow or are not numbers, and "
+            "have no range. Its weights are broken or far too large: take an earlier checkpoint, or train it again "
+            "at a lower learning rate"
+        )
+    return {name: _find_ends(pairs) for name, pairs in rows.items()}
 
 
 def _find_ends(pairs: NDArray[np.float64]) -> tuple[float, float]:
