@@ -48,7 +48,8 @@ class PyTorchEngine(NamedEngine):
     ) -> None:
         self._temperature = temperature
         planes = torch.channels_last
-        self._plan = plan_outputs(network.configuration, output)
+        self._configuration = network.configuration
+        self._plan = plan_outputs(self._configuration, output)
         self.outputs = self._plan.names
         self.network: VGG
         if precision == "bf16":
@@ -62,7 +63,7 @@ class PyTorchEngine(NamedEngine):
 
     def compute(self, batch: NDArray[np.float32]) -> dict[Output, NDArray[np.float32]]:
         """Every output by its name, of one pass."""
-        check_batch(self.network.configuration, batch)
+        check_batch(self._configuration, batch)
         images = torch.from_numpy(batch).to(self.device, self.dtype, memory_format=torch.channels_last)
         modes = [(module, module.training) for module in self.network.modules()]
         self.network.eval()
