@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vggkit.engines.cuda_graphs import Replays
 from vggkit.engines.outputs import Output, Plan, check_batch, find_relu, plan_outputs
 from vggkit.engines.stream import NamedEngine
+from vggkit.networks.configurations import Configuration
 from vggkit.networks.vgg import VGG, slide
 
 
@@ -49,18 +50,19 @@ class PyTorchEngine(NamedEngine):
         temperature: float = 1.0,
     ) -> None:
         self._temperature = temperature
-        self._plan = plan_outputs(network.configuration, output)
+        self._configuration = network.configuration
+        self._plan = plan_outputs(self._configuration, output)
         self.outputs = self._plan.names
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.device = device
         self._network = _replicate(network, device, self.dtype)
-        self._replays = Replays(partial(_look, self._network, plan=self._plan), device)
+        self._replays = Replays(partial(_look, self._network, self._configuration, plan=self._plan), device)
         # What a recorded pass gives is overwritten by the next one.
         self._turn: AbstractContextManager[object] = nullcontext() if device.type == "cpu" else Lock()
 
     def compute(self, batch: NDArray[np.float32]) -> dict[Output, NDArray[np.float32]]:
         """Every output by its name, of one pass."""
-        check_batch(self._network.configuration, batch)
+        check_batch(self._configuration, batch)
         with torch.inference_mode(), self._turn:
             images = torch.from_numpy(batch).to(self.device, self.dtype, memory_format=torch.channels_last)
             found = self._replays(images)
@@ -68,7 +70,7 @@ class PyTorchEngine(NamedEngine):
         return self._plan.give(rows, self._temperature)
 
 
-def _look(network: VGG, images: Tensor, plan: Plan) -> dict[Output, Tensor]:
+def _look(network: VGG, configuration: Configuration, images: Tensor, plan: Plan) -> dict[Output, Tensor]:
     """The plan's outputs; follows `VGG.forward`."""
     match plan.drawn:
         case ("logits",):
@@ -84,13 +86,15 @@ def _look(network: VGG, images: Tensor, plan: Plan) -> dict[Output, Tensor]:
     if "statistics" in plan.drawn:
         found["statistics"] = summarize(maps)
     if plan.fully_connected or "features" in plan.drawn:
-        found |= _look_at_head(network, maps, plan)
+        found |= _look_at_head(network, configuration, maps, plan)
     return {name: found[name] for name in plan.drawn}
 
 
-def _look_at_head(network: VGG, maps: Tensor, plan: Plan) -> dict[Output, Tensor]:
+def _look_at_head(
+    network: VGG, configuration: Configuration, maps: Tensor, plan: Plan
+) -> dict[Output, Tensor]:
     """What the plan's layers of the head give, and the rows that are theirs."""
-    configuration, found = network.configuration, dict[Output, Tensor]()
+    found: dict[Output, Tensor] = {}
     last = configuration.fully_connected[-1]
     slides, side = configuration.head == "dense", configuration.grid
     row = values = network.read(maps, nn.Sequential())

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vggkit.counts import is_number, plain_number
 from vggkit.errors import BadConfiguration, UnknownName
 from vggkit.images.decoding import Pixels
 from vggkit.images.resampling import Interpolation, resize, resize_part
@@ -57,9 +58,11 @@ class Preprocessing:
     are read faster, and their pixels differ slightly."""
 
     def __post_init__(self) -> None:
-        for name in ("mean", "std"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, tuple(value) if isinstance(value, list | tuple) else value)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim == 1):
+                value = tuple(map(plain_number, value))
+            object.__setattr__(self, field.name, plain_number(value))
         self._check()
 
     def _check(self) -> None:
@@ -75,11 +78,11 @@ class Preprocessing:
         for name, known in choices.items():
             demand(getattr(self, name) in get_args(known), name, f"one of {', '.join(get_args(known))}")
         demand(isinstance(self.reduced_decoding, bool), "reduced_decoding", "true or false")
-        demand(_is_number(self.full_value) and self.full_value > 0, "full_value", "a number above 0")
+        demand(is_number(self.full_value) and self.full_value > 0, "full_value", "a number above 0")
         count = self.channels
         for name in ("mean", "std"):
             values = getattr(self, name)
-            each = isinstance(values, tuple) and len(values) == count and all(map(_is_number, values))
+            each = isinstance(values, tuple) and len(values) == count and all(map(is_number, values))
             demand(each, name, f"{count} number{'s' * (count > 1)} for channel_order={self.channel_order!r}")
         demand(all(value > 0 for value in self.std), "std", "above 0")
 
@@ -197,10 +200,6 @@ def suit_preprocessing(crop_pixels: int = 224, *, in_channels: int = 3) -> Prepr
     grey: dict[str, Any] = {"channel_order": "L", "mean": (0.449,), "std": (0.226,)} if in_channels == 1 else {}
     resize_pixels = round(crop_pixels * 256 / 224) if crop_pixels >= 224 else crop_pixels
     return Preprocessing(resize_pixels=resize_pixels, crop_pixels=crop_pixels, **grey)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
 def _middle(side: int, crop: int) -> tuple[int, int]:

@@ -6,14 +6,15 @@ every version that was ever written stays readable.
 """
 
 import json
-import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, NoReturn, Self
 
 from safetensors import SafetensorError, safe_open
 
+from vggkit.counts import is_number, plain_number
 from vggkit.errors import BadCheckpoint, BadConfiguration, VggkitError
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.networks.configurations import Configuration
@@ -54,9 +55,10 @@ class Card:
         if len(set(self.labels)) != len(self.labels):
             raise BadConfiguration(f"labels must differ from each other; got {_shortened(self.labels)}")
         for name, least, most in (("temperature", 1e-3, 1e3), ("threshold", 0.0, 1.0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+            value = plain_number(getattr(self, name))
+            if not is_number(value) or not least <= value <= most:
                 raise BadConfiguration(f"{name} must be a number from {least:g} to {most:g}; got {value!r}")
+            object.__setattr__(self, name, value)
         if len(self.labels) != self.configuration.num_classes:
             raise BadConfiguration(
                 f"a network of {self.configuration.num_classes} classes needs as many labels, "
@@ -114,8 +116,16 @@ class Card:
         return replace(self, temperature=1.0, threshold=0.0, ranges={})
 
     def to_metadata(self) -> dict[str, str]:
-        """The safetensors header's `__metadata__`."""
-        return {"format": "pt", METADATA_KEY: json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)}
+        """The safetensors header's `__metadata__`; raises BadConfiguration where provenance is no JSON."""
+        try:
+            text = json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
+            text.encode()
+        except (TypeError, ValueError, RecursionError) as problem:
+            raise BadConfiguration(
+                "a Classifier's provenance and labels are written as JSON in UTF-8: texts, finite numbers, True, "
+                f"False, None, lists and mappings of these ({problem})"
+            ) from problem
+        return {"format": "pt", METADATA_KEY: text}
 
 
 def read_card(path: str | Path) -> Card:
@@ -161,8 +171,8 @@ def _check_ranges(ranges: object) -> dict[str, tuple[float, float]]:
     """Ranges as pairs of numbers; raises BadConfiguration for what cannot be ranges."""
     checked: dict[str, tuple[float, float]] = {}
     for name, ends in ranges.items() if isinstance(ranges, Mapping) else [("", ranges)]:
-        pair = tuple(ends) if isinstance(ends, list | tuple) else ()
-        finite = all(type(end) in (int, float) and math.isfinite(end) for end in pair)
+        pair = tuple(map(plain_number, ends)) if isinstance(ends, list | tuple) else ()
+        finite = all(map(is_number, pair))
         if len(pair) != 2 or not finite or not pair[0] <= 0 <= pair[1]:
             raise BadConfiguration(
                 "ranges must be pairs of finite numbers by the names of layers, the first at most 0 and the second "
@@ -170,6 +180,62 @@ def _check_ranges(ranges: object) -> dict[str, tuple[float, float]]:
             )
         checked[str(name)] = (float(pair[0]), float(pair[1]))
     return checked
+
+
+def read_labels(given: object) -> tuple[str, ...]:
+    """Class names in the order of the logits, from what people have of them.
+
+    Args:
+        given: A list, tuple, array or other row of names; or a mapping of names to their numbers or of numbers to
+            names, which are 0 to K - 1, in any order.
+
+    Raises BadConfiguration for anything else; what is left open, such as that names differ, `Card` checks.
+    """
+    if isinstance(given, str):
+        _refuse_labels(
+            given,
+            f"for one class write labels=[{given!r}]; names in a file are Path(file).read_text().splitlines()",
+        )
+    if isinstance(given, set | frozenset):
+        _refuse_labels(given, "a set has no order; write sorted(labels)")
+    count = plain_number(given)
+    if isinstance(count, int) and not isinstance(count, bool):
+        _refuse_labels(given, f"classes without names are labels=[str(number) for number in range({count})]")
+    if isinstance(given, Mapping):
+        given = _order_labels(given)
+    if not isinstance(given, Iterable) or isinstance(given, bytes | bytearray) or getattr(given, "ndim", 1) != 1:
+        _refuse_labels(given, "write labels=['ant', 'bee']")
+    names = tuple(given)
+    for name in names:
+        if not isinstance(name, str):
+            _refuse_labels(names, "numbers become names as [str(label) for label in labels]")
+    stripped = Counter(name.strip() for name in names)
+    alike = [name for name in names if name and (not name.strip() or stripped[name.strip()] > 1)]
+    if alike and len(set(names)) == len(names):
+        raise BadConfiguration(
+            f"labels must differ in more than outer spaces, and not be empty; got {_shortened(tuple(alike))}"
+        )
+    return tuple(str.__str__(name) for name in names)  # the text alone of NumPy's and of enumerations
+
+
+def _order_labels(given: Mapping[Any, Any]) -> list[Any]:
+    """The names of a mapping, by their numbers."""
+    keys, values = ([plain_number(each) for each in side] for side in (given.keys(), given.values()))
+    counted, named = (all(type(each) is int for each in side) for side in (values, keys))
+    if counted == named:
+        _refuse_labels(given, "a mapping is of names to whole numbers or of whole numbers to names")
+    pairs = zip(values, keys, strict=True) if counted else zip(keys, values, strict=True)
+    numbered = sorted(pairs, key=lambda pair: pair[0])
+    if [number for number, _ in numbered] != list(range(len(numbered))):
+        _refuse_labels(given, f"its numbers must be 0 to {len(numbered) - 1}, each once, the places of the logits")
+    return [name for _, name in numbered]
+
+
+def _refuse_labels(given: object, what_to_do: str) -> NoReturn:
+    shown = _shortened(given) if isinstance(given, tuple) else f"{given!r:.100}"
+    raise BadConfiguration(
+        f"labels must be the names of the classes, in the order of the logits; got {shown}: {what_to_do}"
+    )
 
 
 def _shortened(labels: tuple[object, ...]) -> str:

@@ -3,6 +3,7 @@
 Reading is `weight_files`', which never runs code.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +29,15 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def write_weights(path: str | Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors as safetensors, whole or not at all; raises BadOutput."""
-    # channels_last weights are laid out otherwise in memory, and the format keeps no layout.
-    plain = {key: value.detach().to("cpu").contiguous() for key, value in weights.items()}
+    """Write tensors as safetensors, whole or not at all, those that share memory each in full; raises BadOutput."""
+    plain: dict[str, Tensor] = {}
+    for key, value in weights.items():
+        # channels_last weights are laid out otherwise in memory, and the format keeps no layout.
+        plain[key] = value.detach().to("cpu").contiguous()
+    places = Counter(value.untyped_storage().data_ptr() for value in plain.values())
+    for key, value in plain.items():
+        if places[value.untyped_storage().data_ptr()] > 1:
+            plain[key] = value.clone()
     with whole_file(path) as beside:
         try:
             safetensors.torch.save_file(plain, beside, dict(metadata))

@@ -3,7 +3,7 @@
 Shape letters: N pictures, C channels, K classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -11,10 +11,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from vggkit.errors import BadCheckpoint
+from vggkit.errors import BadCheckpoint, BadConfiguration
 from vggkit.hardware import derive_seed
 from vggkit.images.preprocessing import Preprocessing, suit_preprocessing
-from vggkit.networks.card import Card, read_card
+from vggkit.networks.card import Card, read_card, read_labels
 from vggkit.networks.checkpoints import Taken, read_weights, take_weights, write_weights
 from vggkit.networks.configurations import Configuration, Head, Scheme, configure
 from vggkit.networks.locating import locate_model
@@ -23,6 +23,7 @@ from vggkit.networks.publishing.published import find_published
 from vggkit.networks.publishing.sharing import push
 from vggkit.networks.recognition.canonical import CanonicalWeights
 from vggkit.networks.recognition.identification import Examination, examine
+from vggkit.networks.structure import check_values
 from vggkit.networks.vgg import VGG
 from vggkit.networks.weight_files import WeightFile, open_weights
 
@@ -32,7 +33,7 @@ class Classifier:
 
     Args:
         network: The VGG; its number of classes is the number of labels.
-        labels: Class names in the order of the logits.
+        labels: Class names in the order of the logits, or a mapping of them to their numbers; see `read_labels`.
         preprocessing: How a picture becomes the network's input.
         temperature: What logits are divided by before they become probabilities.
         threshold: Probability below which the answer is "unknown"; 0: never.
@@ -46,7 +47,7 @@ class Classifier:
         self,
         network: VGG,
         *,
-        labels: Sequence[str],
+        labels: Iterable[str] | Mapping[str, int] | Mapping[int, str],
         preprocessing: Preprocessing,
         temperature: float = 1.0,
         threshold: float = 0.0,
@@ -54,10 +55,10 @@ class Classifier:
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         self.network = network
-        self.card = Card(
+        self._card = Card(
             configuration=network.configuration,
             preprocessing=preprocessing,
-            labels=tuple(labels),
+            labels=read_labels(labels),
             temperature=temperature,
             threshold=threshold,
             ranges=ranges or {},
@@ -65,46 +66,83 @@ class Classifier:
         )
 
     @property
+    def network(self) -> VGG:
+        """The VGG; another one may take its place."""
+        return self._network
+
+    @network.setter
+    def network(self, network: VGG) -> None:
+        if not isinstance(network, VGG):
+            inner = next((name for name in ("module", "_orig_mod") if hasattr(network, name)), None)
+            raise BadConfiguration(
+                f"a Classifier's network is a vggkit.VGG, got {type(network).__name__}"
+                + (f"; give what it wraps, its .{inner}, and keep the wrapper beside it" if inner else "")
+            )
+        self._network = network
+
+    @property
+    def card(self) -> Card:
+        """All that its file says but the weights, of the network as it is now: layers changed by hand are followed.
+
+        Raises BadConfiguration, naming the module, where no Configuration says what the network computes, or the
+        labels are not as many as its classes.
+        """
+        before, now = self._card.configuration, self.network.configuration
+        if now == before:
+            return self._card
+        if now.num_classes != len(self.labels):
+            raise BadConfiguration(
+                f"the network has {now.num_classes} classes now, and there are {len(self.labels)} labels; name "
+                "them all: clf = vggkit.Classifier(clf.network, labels=[…], preprocessing=clf.preprocessing)"
+            )
+        same = replace(now, dropout=before.dropout) == before
+        return replace(self._card if same else self._card.of_other_weights(), configuration=now)
+
+    @card.setter
+    def card(self, card: Card) -> None:
+        self._card = card
+
+    @property
     def configuration(self) -> Configuration:
-        """What the network is."""
+        """What the network is now; raises what `card` does."""
         return self.card.configuration
 
     @property
     def preprocessing(self) -> Preprocessing:
         """How a picture becomes the network's input."""
-        return self.card.preprocessing
+        return self._card.preprocessing
 
     @property
     def labels(self) -> tuple[str, ...]:
         """Class names in the order of the logits."""
-        return self.card.labels
+        return self._card.labels
 
     @property
     def temperature(self) -> float:
         """What logits are divided by before they become probabilities."""
-        return self.card.temperature
+        return self._card.temperature
 
     @property
     def threshold(self) -> float:
         """Probability below which the answer is "unknown"; 0: never."""
-        return self.card.threshold
+        return self._card.threshold
 
     @property
     def ranges(self) -> Mapping[str, tuple[float, float]]:
         """Both ends of what each convolution and matrix reads, for int8; empty where they were not measured."""
-        return self.card.ranges
+        return self._card.ranges
 
     @property
     def provenance(self) -> Mapping[str, Any]:
         """Where it comes from."""
-        return self.card.provenance
+        return self._card.provenance
 
     @classmethod
     def create(
         cls,
         model: str | Configuration = "vgg11",
         *,
-        labels: Sequence[str],
+        labels: Iterable[str] | Mapping[str, int] | Mapping[int, str],
         weights: str | Path | None = None,
         preprocessing: Preprocessing | None = None,
         in_channels: int | None = None,
@@ -119,7 +157,7 @@ class Classifier:
 
         Args:
             model: A name of `list_models()`, or a Configuration.
-            labels: Class names.
+            labels: Class names in the order of the logits, or a mapping of them to their numbers.
             weights: `imagenet`, the published ones (see `fetch`), or a file of a VGG's weights in any
                 dialect that `identify` knows. The last layer is renewed where the number of classes
                 differs, the head where another one is asked for; `provenance["weights"]` says what
@@ -137,6 +175,7 @@ class Classifier:
 
         Raises UnknownName, BadConfiguration, BadCheckpoint and, for `imagenet`, BadDownload.
         """
+        labels = read_labels(labels)
         configuration = configure(
             model, num_classes=len(labels), in_channels=in_channels, head=head, dropout=dropout, until=until
         )
@@ -145,7 +184,7 @@ class Classifier:
             preprocessing = preprocessing or published.preprocessing
         # Fitting together is checked before anything is fetched, and a network of half a gigabyte built.
         fallback = preprocessing or suit_preprocessing(in_channels=configuration.in_channels)
-        Card(configuration=configuration, preprocessing=fallback, labels=tuple(labels))
+        Card(configuration=configuration, preprocessing=fallback, labels=labels)
         provenance: dict[str, Any] = {}
         found: Mapping[str, Tensor] = {}
         fetched = fetch(published.model) if published is not None else None
@@ -228,11 +267,16 @@ class Classifier:
             path: The file; its folders are made.
             provenance: Entries to set in what is already known, in the file and here.
 
-        Raises BadOutput.
+        A network whose layers were changed by hand is written as what it is now. Raises BadConfiguration where no
+        Configuration says that, as `card` does, BadInput for values that are not finite, and BadOutput.
         """
+        card = self.card
+        check_values(self.network)
         if provenance:
-            self.card = replace(self.card, provenance={**self.provenance, **provenance})
-        write_weights(path, self.network.state_dict(), self.card.to_metadata())
+            card = replace(card, provenance={**self.provenance, **provenance})
+        metadata = card.to_metadata()
+        write_weights(path, self.network.state_dict(), metadata)
+        self.card = card
 
     def push(
         self,
@@ -255,8 +299,9 @@ class Classifier:
         return push(self, repository, private=private, token=token, message=message)
 
     def __repr__(self) -> str:
+        configuration = self._card.configuration
         return (
-            f"Classifier({self.configuration.model}, head={self.configuration.head!r}, "
+            f"Classifier({configuration.model}, head={configuration.head!r}, "
             f"{len(self.labels)} classes, {self.preprocessing.crop_pixels} pixels)"
         )
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final, Literal, Self, cast, get_args
 
+from vggkit.counts import is_number, plain_number
 from vggkit.errors import BadConfiguration, UnknownName
 
 Head = Literal["fc", "dense", "pool"]
@@ -312,10 +313,10 @@ def _last_pool(configuration: Configuration) -> str:
 
 
 def _freeze_sequences(configuration: Configuration) -> None:
-    """Lists, as JSON and YAML give them, become tuples."""
+    """Lists, as JSON and YAML give them, become tuples, and NumPy's numbers Python's."""
 
     def frozen(value: object) -> object:
-        return tuple(frozen(item) for item in value) if isinstance(value, list | tuple) else value
+        return tuple(frozen(item) for item in value) if isinstance(value, list | tuple) else plain_number(value)
 
     for field in fields(configuration):
         object.__setattr__(configuration, field.name, frozen(getattr(configuration, field.name)))
@@ -351,8 +352,7 @@ def _check(configuration: Configuration) -> None:
         _demand(fits, "ranks", c.ranks, f"{len(c.hidden) + 1} ranks or None, one for each layer of the head")
     for name in ("grid", "num_classes", "in_channels"):
         _demand(_is_positive(getattr(c, name)), name, getattr(c, name), "a whole number of 1 or more")
-    number = isinstance(c.dropout, int | float) and not isinstance(c.dropout, bool) and 0 <= c.dropout < 1
-    _demand(number, "dropout", c.dropout, "a chance of 0 or more and below 1")
+    _demand(is_number(c.dropout) and 0 <= c.dropout < 1, "dropout", c.dropout, "a chance of 0 or more and below 1")
     _demand(isinstance(c.lrn_after, tuple), "lrn_after", c.lrn_after, "a tuple of ReLUs' names")
     names = [layer.name for layer in _walk_blocks(c)]
     relus = [name for name in names if name.startswith("relu")]

@@ -10,16 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from vggkit.errors import BadInput
-from vggkit.networks.configurations import (
-    STD_EPSILON,
-    Configuration,
-    FullyConnected,
-    Head,
-    Layer,
-    Scheme,
-    configure,
-)
+from vggkit.networks.configurations import STD_EPSILON, Configuration, Head, Scheme, configure
 from vggkit.networks.initialization import initialize
+from vggkit.networks.layers import build_head, build_trunk
+from vggkit.networks.structure import read_configuration
 
 
 class VGG(nn.Module):
@@ -52,7 +46,7 @@ class VGG(nn.Module):
         initialization: Scheme = "kaiming",
     ) -> None:
         super().__init__()
-        self.configuration = configure(
+        self._built = configure(
             configuration,
             num_classes=num_classes,
             in_channels=in_channels,
@@ -60,9 +54,18 @@ class VGG(nn.Module):
             dropout=dropout,
             until=until,
         )
-        self.features = build_trunk(self.configuration)
-        self.classifier = build_head(self.configuration)
+        self.features = build_trunk(self._built)
+        self.classifier = build_head(self._built)
         initialize(self, initialization)
+
+    @property
+    def configuration(self) -> Configuration:
+        """What the network is now, read from its modules: widths, pooling and dropout that were changed by hand are
+        followed, such as those of a new last layer.
+
+        Raises BadConfiguration, naming the module, where no Configuration says what the modules compute.
+        """
+        return read_configuration(self, self._built, base=VGG)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, K) of `images` (N, C, H, W), floating point, H and W at least `minimum_side`."""
@@ -86,7 +89,7 @@ class VGG(nn.Module):
 
     def read(self, maps: Tensor, layers: nn.Sequential) -> Tensor:
         """What these first layers of the head, all or none of them, read of the trunk's last map: rows (N, F)."""
-        match self.configuration.head:
+        match self._built.head:
             case "fc":
                 return self._read_flat(maps, layers)
             case "dense":
@@ -95,7 +98,7 @@ class VGG(nn.Module):
                 return self._read_statistics(maps, layers)
 
     def _check(self, images: Tensor) -> None:
-        channels, smallest = self.configuration.in_channels, self.configuration.minimum_side
+        channels, smallest = self._built.in_channels, self._built.minimum_side
         if not isinstance(images, Tensor):
             raise BadInput(f"a batch of pictures is a torch tensor, got {type(images).__name__}")
         shape = tuple(images.shape)
@@ -114,7 +117,7 @@ class VGG(nn.Module):
 
     def _read_flat(self, maps: Tensor, layers: nn.Sequential) -> Tensor:
         """The paper's head; the map is pooled to grid×grid first, as torchvision does."""
-        grid = self.configuration.grid
+        grid = self._built.grid
         # On a grid×grid map pooling is the identity, and its backward is not deterministic on CUDA.
         if isinstance(maps, fx.Proxy) or tuple(maps.shape[-2:]) != (grid, grid):
             maps = F.adaptive_avg_pool2d(maps, grid)
@@ -122,7 +125,7 @@ class VGG(nn.Module):
 
     def _read_densely(self, maps: Tensor, layers: nn.Sequential) -> Tensor:
         """The same head slid over the map, and the class scores averaged (paper, section 3.2)."""
-        grid = self.configuration.grid
+        grid = self._built.grid
         height, width = maps.shape[-2:]
         if height < grid or width < grid:
             maps = F.adaptive_avg_pool2d(maps, (max(height, grid), max(width, grid)))
@@ -146,10 +149,10 @@ class VGG(nn.Module):
         """Each channel's mean, or mean and standard deviation, over the map; summed in float32 at least."""
         wide = maps.float() if maps.dtype in (torch.float16, torch.bfloat16) else maps
         statistics = wide.mean((2, 3))
-        if self.configuration.statistics == "mean+std":
+        if self._built.statistics == "mean+std":
             variance = wide.var((2, 3), correction=0)
             statistics = torch.cat([statistics, (variance + STD_EPSILON).sqrt()], dim=1)
-        statistics = F.dropout(statistics.to(maps.dtype), self.configuration.dropout, self.training)
+        statistics = F.dropout(statistics.to(maps.dtype), self._built.dropout, self.training)
         return cast(Tensor, layers(statistics))
 
 
@@ -167,47 +170,3 @@ def _mean_inside(maps: Tensor, rows: int, columns: int) -> Tensor:
     column_inside = torch.arange(columns + 1, device=maps.device) < columns
     inside = row_inside[:, None] & column_inside
     return torch.where(inside, maps, 0).sum((2, 3)) / (rows * columns)
-
-
-class _ResponseNorm(nn.LocalResponseNorm):
-    """Computed in float32 at least: squares overflow float16, and torch has no bfloat16 of it on processors."""
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        if isinstance(input, fx.Proxy) or input.dtype not in (torch.float16, torch.bfloat16):
-            return super().forward(input)
-        return super().forward(input.float()).to(input.dtype)
-
-
-def build_trunk(configuration: Configuration) -> nn.Sequential:
-    """The convolutional layers up to `until`, as one Sequential."""
-    return nn.Sequential(*(_build_layer(layer, configuration) for layer in configuration.trunk))
-
-
-def _build_layer(layer: Layer, configuration: Configuration) -> nn.Module:
-    match layer.kind:
-        case "conv":
-            return nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel, padding=layer.kernel // 2)
-        case "bn":
-            return nn.BatchNorm2d(layer.out_channels)
-        case "relu":
-            return nn.ReLU(inplace=True)
-        case "lrn":
-            # Krizhevsky's constants; torch divides alpha by the window, as he does not.
-            return _ResponseNorm(5, alpha=5 * 1e-4, beta=0.75, k=2.0)
-        case "pool":
-            return nn.MaxPool2d(2, 2) if configuration.pooling == "max" else nn.AvgPool2d(2, 2)
-
-
-def build_head(configuration: Configuration) -> nn.Sequential:
-    """The fully connected layers, ReLU and dropout after each but the last."""
-    layers: list[nn.Module] = []
-    for fc in configuration.fully_connected:
-        layers += [_build_fully_connected(fc), nn.ReLU(inplace=True), nn.Dropout(configuration.dropout)]
-    return nn.Sequential(*layers[:-2])
-
-
-def _build_fully_connected(fc: FullyConnected) -> nn.Module:
-    if fc.rank is None:
-        return nn.Linear(fc.in_features, fc.out_features)
-    down, up = nn.Linear(fc.in_features, fc.rank, bias=False), nn.Linear(fc.rank, fc.out_features)
-    return nn.Sequential(down, up)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from vggkit.counts import demand_count
 from vggkit.engines.choosing import WantedEngine, choose_engine
 from vggkit.engines.outputs import WantedPrecision, find_relu, plan_outputs
 from vggkit.engines.stream import Engine, stream_answers
 from vggkit.engines.weights import ModelFile, NetworkWeights, Weights
-from vggkit.errors import BadInput
 from vggkit.images.pictures import Picture
 from vggkit.images.sources import gather_pictures
 from vggkit.networks.card import Card
@@ -145,8 +145,7 @@ def iterate_embeddings(
     batch_size: int = 32,
 ) -> Iterator[Embedding]:
     """As `embed`, each vector as soon as it is there, from what `prepare_engine` gave and the Classifier's card."""
-    if batch_size < 1:
-        raise BadInput(f"batch_size must be 1 or more, got {batch_size}")
+    batch_size = demand_count("batch_size", batch_size)
     found = gather_pictures(pictures)
     for answer in stream_answers(engine, card.preprocessing, found, batch_size=batch_size):
         yield Embedding(answer.picture.path, _pool(answer.output), answer.problem)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, cast
 
+from vggkit.counts import plain_number
 from vggkit.errors import BadInput
 from vggkit.networks.configurations import Configuration
 
@@ -104,8 +105,8 @@ def summarize(configuration: Configuration, *, input: tuple[int, int] = (224, 22
     Raises BadInput where the picture is smaller than the network's `minimum_side`, or not two
     whole numbers.
     """
-    _check(configuration, input)
-    rows = list(_walk_trunk(configuration, input))
+    sides = _check(configuration, input)
+    rows = list(_walk_trunk(configuration, sides))
     rows += _walk_head(configuration, rows[-1])
     parameters = sum(row.parameters for row in rows)
     multiply_adds = sum(row.multiply_adds for row in rows)
@@ -127,7 +128,7 @@ def summarize(configuration: Configuration, *, input: tuple[int, int] = (224, 22
         model=configuration.model,
         description=_describe(configuration),
         configuration=configuration.to_dict(),
-        input_pixels=(input[0], input[1]),
+        input_pixels=sides,
         layers=layers,
         totals=Totals(
             parameters=parameters,
@@ -138,17 +139,24 @@ def summarize(configuration: Configuration, *, input: tuple[int, int] = (224, 22
     )
 
 
-def _check(configuration: Configuration, sides: object) -> None:
-    whole = isinstance(sides, tuple | list) and all(type(side) is int for side in sides)
-    if not whole or len(cast(tuple[int, ...], sides)) != 2:
+def _check(configuration: object, sides: object) -> tuple[int, int]:
+    """Height and width; raises BadInput for what is no network or no size of a picture for it."""
+    if not isinstance(configuration, Configuration):
+        raise BadInput(
+            f"what is summarized is a Configuration, such as network.configuration or vggkit.configure('vgg11'); "
+            f"got {type(configuration).__name__}"
+        )
+    found = tuple(map(plain_number, sides)) if isinstance(sides, tuple | list) else ()
+    if len(found) != 2 or not all(type(side) is int for side in found):
         raise BadInput(f"input must be height and width in whole pixels, such as (224, 224); got {sides!r}")
-    height, width = cast(tuple[int, int], sides)
+    height, width = found
     smallest = configuration.minimum_side
     if min(height, width) < smallest:
         raise BadInput(
             f"pictures must be at least {smallest} pixels high and wide, got {height}×{width}: each pool halves "
             "the map; enlarge the pictures, or cut the trunk earlier with until="
         )
+    return height, width
 
 
 def _walk_trunk(configuration: Configuration, sides: tuple[int, int]) -> Iterator[_Row]:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from vggkit.counts import demand_count
 from vggkit.engines.choosing import WantedEngine, choose_engine
 from vggkit.engines.outputs import WantedPrecision, softmax
 from vggkit.engines.stream import Answer, Engine, stream_answers
 from vggkit.engines.weights import ModelFile
-from vggkit.errors import BadInput
 from vggkit.hardware import choose_device
 from vggkit.images.pictures import SUFFIXES, Picture
 from vggkit.images.sources import gather_pictures
@@ -88,7 +88,7 @@ def predict(
     """
     given = [pictures] if isinstance(pictures, str | Path) else pictures
     total = len(given) if all(isinstance(picture, Picture) for picture in given) else None
-    check_counts(top=top, batch_size=batch_size)
+    top, batch_size = demand_count("top", top), demand_count("batch_size", batch_size)
     count = len(given) if all(map(_is_one, given)) else None
     computing, _ = prepare_engine(classifier, device=device, precision=precision, engine=engine, count=count)
     found = []
@@ -136,17 +136,10 @@ def iterate_predictions(
     batch_size: int = 32,
 ) -> Iterator[Prediction]:
     """As `predict`, each Prediction as soon as it is there, from an engine and a Classifier's card."""
-    check_counts(top=top, batch_size=batch_size)
+    top, batch_size = demand_count("top", top), demand_count("batch_size", batch_size)
     found = gather_pictures(pictures)
     for answer in stream_answers(engine, card.preprocessing, found, batch_size=batch_size):
         yield _describe(answer, card, top)
-
-
-def check_counts(*, top: int, batch_size: int) -> None:
-    """Raise BadInput for numbers below 1."""
-    for name, value in (("top", top), ("batch_size", batch_size)):
-        if value < 1:
-            raise BadInput(f"{name} must be 1 or more, got {value}")
 
 
 def _is_one(given: object) -> bool:

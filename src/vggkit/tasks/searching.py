@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggkit.column_streams import read_about, read_vectors
+from vggkit.counts import demand_count
 from vggkit.errors import BadData, BadInput, MissingExtra
 
 CHUNK_BYTES: Final = 32_000_000
@@ -98,8 +99,7 @@ class VectorIndex:
         The file is read through once, a part of it in memory. Raises BadData where it is broken, BadInput, and
         MissingExtra without FAISS.
         """
-        if top < 1:
-            raise BadInput(f"top must be 1 or more, got {top}")
+        top = demand_count("top", top)
         faiss = _import_faiss()
         asked = _normalize(vectors)
         scores = np.empty((len(asked), 0), np.float32)

@@ -6,13 +6,14 @@ Shape letters: N pictures, C channels, H and W pixels.
 import importlib.metadata
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from vggkit.counts import demand_count, demand_seconds
 from vggkit.engines.choosing import settle_choice
 from vggkit.engines.outputs import Ranges
 from vggkit.engines.ranges import measure_ranges
@@ -83,7 +84,7 @@ def bench(
     kept, and MissingExtra where they are to be measured without OpenVINO.
     """
     say = on_progress or (lambda what, done, total: None)
-    sizes = _check(batch_sizes, rounds, seconds)
+    sizes, rounds, seconds = _check(batch_sizes, rounds, seconds)
     settle_choice(device)  # one that is not there is told before any work
     given = [pictures] if isinstance(pictures, str | Path) else list(pictures)
     if keep_ranges:
@@ -122,13 +123,16 @@ def bench(
         )
 
 
-def _check(batch_sizes: Sequence[int], rounds: int, seconds: float) -> tuple[int, ...]:
-    """The numbers of pictures that pass together, the least first."""
-    if rounds < 1 or not 0 < seconds < math.inf:
-        raise BadInput(f"rounds must be 1 or more and seconds a number above 0, got {rounds} and {seconds:g}")
-    if any(size < 1 for size in batch_sizes):
-        raise BadInput(f"batch_sizes must be 1 or more, got {', '.join(map(str, batch_sizes))}")
-    return tuple(sorted({1, *batch_sizes}))
+def _check(batch_sizes: Sequence[int], rounds: int, seconds: float) -> tuple[tuple[int, ...], int, float]:
+    """The numbers of pictures that pass together, the least first, rounds and seconds; raises BadInput."""
+    rounds = demand_count("rounds", rounds)
+    seconds = demand_seconds("seconds", seconds)
+    if not 0 < seconds < math.inf:
+        raise BadInput(f"seconds must be a number above 0, got {seconds:g}")
+    if isinstance(batch_sizes, str) or not isinstance(batch_sizes, Iterable):
+        raise BadInput(f"batch_sizes must be a list of whole numbers, such as (1, 8, 32); got {batch_sizes!r}")
+    sizes = [demand_count("each of batch_sizes", size) for size in batch_sizes]
+    return tuple(sorted({1, *sizes})), rounds, seconds
 
 
 def _check_keeping(classifier: "Classifier | str | Path", given: Sequence[object]) -> None:

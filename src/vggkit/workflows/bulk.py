@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from vggkit.column_streams import ENDINGS, Kind, check_parquet
+from vggkit.counts import demand_count, demand_seconds
 from vggkit.engines.choosing import WantedEngine, settle_choice
 from vggkit.engines.outputs import Precision, WantedPrecision
 from vggkit.engines.weights import ModelFile
@@ -70,7 +71,7 @@ def predict_into(
     BadData, BadInput and MissingExtra.
     """
     _demand_place(Path(out), ENDINGS)
-    prediction.check_counts(top=top, batch_size=batch_size)
+    top, batch_size = demand_count("top", top), demand_count("batch_size", batch_size)
     model, place = _open(classifier)
     given = [pictures] if isinstance(pictures, str | Path) else list(pictures)
     computing, said = prediction.prepare_engine(model, device=device, precision=precision, engine=engine)
@@ -104,7 +105,7 @@ def predict_into(
             pictures=given,
             columns=columns,
             batch_size=batch_size,
-            save_seconds=save_seconds,
+            save_seconds=demand_seconds("save_seconds", save_seconds),
             overwrite=overwrite,
             on_progress=on_progress or _say_nothing,
         )
@@ -147,7 +148,7 @@ def embed_into(
     Raises UnknownName, and what `predict_into` does.
     """
     _demand_place(Path(out), VECTOR_ENDINGS)
-    prediction.check_counts(top=1, batch_size=batch_size)
+    batch_size = demand_count("batch_size", batch_size)
     model, place = _open(classifier)
     given = [pictures] if isinstance(pictures, str | Path) else list(pictures)
     width = embedding.find_width(model.card.configuration, layer)
@@ -177,7 +178,7 @@ def embed_into(
             pictures=given,
             columns=columns,
             batch_size=batch_size,
-            save_seconds=save_seconds,
+            save_seconds=demand_seconds("save_seconds", save_seconds),
             overwrite=overwrite,
             on_progress=on_progress or _say_nothing,
         )

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from vggkit.column_streams import Column, Kind, name_about, name_rows, read_about, stream_columns, stream_matrix
-from vggkit.errors import BadInput, BadOutput, Stopped, VggkitError
+from vggkit.errors import BadOutput, Stopped, VggkitError
 from vggkit.images.pictures import Picture
 from vggkit.images.sources import Columns, count_pictures, gather_pictures
 from vggkit.workflows.interruptions import Signals, hear_signals
@@ -76,9 +76,7 @@ class Job:
 
 
 def run(job: Job) -> BulkResult:
-    """Do it, or what is left of it; raises BadOutput, BadInput and what finding pictures raises."""
-    if not job.save_seconds >= 0:
-        raise BadInput(f"save_seconds must be 0 or more, got {job.save_seconds}")
+    """Do it, or what is left of it; raises BadOutput and what finding pictures raises."""
     parts = Parts(job.out, job.about)
 
     def find_command() -> str:

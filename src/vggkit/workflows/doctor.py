@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from vggkit.errors import BadData, BadInput, BadOutput
+from vggkit.counts import demand_count
+from vggkit.errors import BadData, BadOutput
 from vggkit.images.likeness import Alike, find_alike
 from vggkit.images.pictures import PictureSet
 from vggkit.images.sources import Columns, open_pictures
@@ -55,8 +56,8 @@ def check(
 
     Raises BadData, BadInput, and with a Classifier MissingExtra.
     """
-    if image_pixels is not None and image_pixels < 1:
-        raise BadInput(f"image_pixels must be 1 or more, got {image_pixels}")
+    if image_pixels is not None:
+        image_pixels = demand_count("image_pixels", image_pixels)
     started = time.perf_counter()
     opened = data if isinstance(data, PictureSet) else open_pictures(data, columns=columns)
     seen_pixels = image_pixels or (classifier.preprocessing.crop_pixels if classifier else 224)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from vggkit.counts import demand_count
 from vggkit.engines.outputs import WantedPrecision
 from vggkit.engines.weights import ModelFile
 from vggkit.errors import BadData, BadInput
@@ -42,8 +43,7 @@ def search(
     MissingExtra without FAISS.
     """
     opened = VectorIndex.open(index)
-    if top < 1:
-        raise BadInput(f"top must be 1 or more, got {top}")
+    top, batch_size = demand_count("top", top), demand_count("batch_size", batch_size)
     chosen = _find_classifier(opened, classifier)
     found = embed(
         chosen,

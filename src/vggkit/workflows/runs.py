@@ -10,7 +10,8 @@ from typing import Any, Final
 
 import torch
 
-from vggkit.errors import BadCheckpoint, BadConfiguration, BadData, BadInput
+from vggkit.counts import demand_seconds
+from vggkit.errors import BadCheckpoint, BadConfiguration, BadData
 from vggkit.hardware import choose_device, describe_machine, find_peak_memory
 from vggkit.images.pictures import PictureSet
 from vggkit.images.sources import open_pictures
@@ -92,7 +93,7 @@ def train(
     diverges.
     """
     stated = recipe = recipe or Recipe()
-    _check_pause(seconds_between)
+    seconds_between = demand_seconds("seconds_between", seconds_between)
     if find_rate and recipe.learning_rate is not None:
         raise BadConfiguration(
             f"learning_rate={recipe.learning_rate:g} is stated, and --find-learning-rate looks for one; leave "
@@ -198,7 +199,7 @@ def resume(
     pictures are not the same any more, and what `train` raises.
     """
     directory = Path(directory)
-    _check_pause(seconds_between)
+    seconds_between = demand_seconds("seconds_between", seconds_between)
     if not (directory / "config.yaml").is_file():
         raise BadCheckpoint(f"{directory}: is not a run's folder, it has no config.yaml")
     if not (directory / "last.ckpt").is_file():
@@ -255,11 +256,6 @@ def resume(
         network.requires_grad_(True)
         line.say(f"going on with {directory}: epoch {progress.epoch}, after {progress.batches} of its batches")
         return _follow(course, progress, state)
-
-
-def _check_pause(seconds_between: float) -> None:
-    if not seconds_between >= 0:  # nan is not either
-        raise BadInput(f"seconds between two states must be a number of 0 or more; got {seconds_between}")
 
 
 def _identify(config: RunConfig, contents: Mapping[str, str]) -> dict[str, dict[str, Any]]:

@@ -63,9 +63,10 @@ def predict(
             enough, problem where it cannot be read. With --out one object: how many there were.
         quiet: No progress on standard error.
     """
+    from vggkit.counts import demand_count
     from vggkit.engines.weights import ModelFile
     from vggkit.images.sources import count_pictures, gather_pictures
-    from vggkit.tasks.prediction import check_counts, iterate_predictions, prepare_engine
+    from vggkit.tasks.prediction import iterate_predictions, prepare_engine
 
     if not pictures:
         raise BadInput("predict needs a picture: vggkit predict MODEL PICTURE…")
@@ -90,7 +91,8 @@ def predict(
         return _tell_result(result, json=json)
     if overwrite:
         raise BadInput("--overwrite is for --out: without a file nothing is kept")
-    check_counts(top=top, batch_size=batch_size)
+    demand_count("top", top)
+    demand_count("batch_size", batch_size)
     file = ModelFile(model)
     # With the number of all, the time left is known.
     total = count_pictures(pictures, columns=columns)

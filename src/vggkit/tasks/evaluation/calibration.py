@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vggkit.errors import BadInput
+from vggkit.counts import demand_share
 from vggkit.tasks.evaluation.answers import Answers
 from vggkit.tasks.evaluation.figures import Bin, Calibration, Rejection, proportion_interval
 from vggkit.tasks.evaluation.resampling import BINS, number_bins
@@ -156,8 +156,7 @@ def find_threshold(answers: Answers, wanted_precision: float) -> Rejection | Non
 
     Raises BadInput for a precision that is not above 0 and at most 1.
     """
-    if not 0 < wanted_precision <= 1:
-        raise BadInput(f"wanted_precision is a share above 0 and at most 1, got {wanted_precision:g}")
+    wanted_precision = demand_share("wanted_precision", wanted_precision)
     cuts = list_cuts(answers)
     good = np.flatnonzero(cuts.precision >= wanted_precision)
     if not len(good):

@@ -7,9 +7,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from vggkit.counts import demand_count, demand_share
 from vggkit.engines.choosing import WantedEngine
 from vggkit.engines.outputs import WantedPrecision
-from vggkit.errors import BadData, BadInput
+from vggkit.errors import BadData
 from vggkit.images.pictures import Picture, PictureSet, identify_pictures
 from vggkit.images.sources import open_pictures
 from vggkit.images.splits import hold_out
@@ -69,10 +70,9 @@ def evaluate(
     Raises BadData where no class of the pictures is known to the Classifier, BadInput, BadConfiguration for
     an engine that does not compute so, and MissingExtra without scikit-learn.
     """
-    if batch_size < 1:
-        raise BadInput(f"batch_size must be 1 or more, got {batch_size}")
-    if wanted_precision is not None and not 0 < wanted_precision <= 1:
-        raise BadInput(f"wanted_precision is a share above 0 and at most 1, got {wanted_precision:g}")
+    batch_size = demand_count("batch_size", batch_size)
+    if wanted_precision is not None:
+        wanted_precision = demand_share("wanted_precision", wanted_precision)
     plan = plan_protocol(
         protocol, classifier.preprocessing, scales=scales, train_scales=train_scales, mirror=mirror
     )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self, get_args, get_type_hints
 
+from vggkit.counts import is_number, plain_number
 from vggkit.errors import BadConfiguration, BadInput, UnknownName
 from vggkit.images.splits import read_fold
 
@@ -91,6 +92,8 @@ class Recipe:
     """Every random draw depends on it, the epoch, the step and the picture, and on nothing else."""
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, plain_number(getattr(self, field.name)))
         for name, (holds, rule) in _RULES.items():
             value = getattr(self, name)
             optional = name in _OPTIONAL and value is None
@@ -173,17 +176,13 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: object) -> bool:
-    return _is_whole(value) or (isinstance(value, float) and abs(value) < float("inf"))
-
-
 _OPTIONAL = {"batch_size", "learning_rate", "weight_decay", "step_epochs", "ema_decay", "patience"}
 _OPTIONAL |= {"rand_augment"}
 _Rule = tuple[Callable[[Any], bool], str]
-_POSITIVE: _Rule = (lambda value: _is_number(value) and value > 0, "a number above 0")
-_NOT_NEGATIVE: _Rule = (lambda value: _is_number(value) and value >= 0, "a number of 0 or more")
-_SHARE: _Rule = (lambda value: _is_number(value) and 0 <= value < 1, "in [0, 1)")
-_INSIDE: _Rule = (lambda value: _is_number(value) and 0 < value < 1, "between 0 and 1")
+_POSITIVE: _Rule = (lambda value: is_number(value) and value > 0, "a number above 0")
+_NOT_NEGATIVE: _Rule = (lambda value: is_number(value) and value >= 0, "a number of 0 or more")
+_SHARE: _Rule = (lambda value: is_number(value) and 0 <= value < 1, "in [0, 1)")
+_INSIDE: _Rule = (lambda value: is_number(value) and 0 < value < 1, "between 0 and 1")
 _COUNT: _Rule = (lambda value: _is_whole(value) and value >= 1, "a whole number of 1 or more")
 _SWITCH: _Rule = (lambda value: isinstance(value, bool), "true or false")
 _RULES: dict[str, _Rule] = {
@@ -193,8 +192,8 @@ _RULES: dict[str, _Rule] = {
     **dict.fromkeys(("clip_norm", "weight_decay", "warmup_epochs", "mixup", "cutmix"), _NOT_NEGATIVE),
     **dict.fromkeys(("momentum", "label_smoothing"), _SHARE),
     **dict.fromkeys(("validation_share", "ema_decay"), _INSIDE),
-    "layer_decay": (lambda value: _is_number(value) and 0 < value <= 1, "above 0 and at most 1"),
-    "random_erasing": (lambda value: _is_number(value) and 0 <= value <= 1, "in [0, 1]"),
+    "layer_decay": (lambda value: is_number(value) and 0 < value <= 1, "above 0 and at most 1"),
+    "random_erasing": (lambda value: is_number(value) and 0 <= value <= 1, "in [0, 1]"),
     "rand_augment": (lambda value: _is_whole(value) and 0 <= value <= 30, "a whole number from 0 to 30"),
     "freeze_norm": _SWITCH,
 }

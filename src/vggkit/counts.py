@@ -1,0 +1,54 @@
+"""Numbers as people give them: Python's, NumPy's and torch's are one number, and a float is no count."""
+
+import operator
+from numbers import Real
+from typing import Any, SupportsIndex, TypeGuard, cast
+
+from vggkit.errors import BadInput
+
+
+def plain_number(value: object) -> Any:
+    """A whole number, a real one or a truth value of NumPy or torch as Python's own; anything else as it is.
+
+    A float stays one, 3.0 too: where a whole number is asked for, it is a mistake to be told.
+    """
+    if value is None or isinstance(value, bool | int | str):
+        return int(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    kind = str(getattr(value, "dtype", ""))
+    if kind in ("bool", "torch.bool"):  # torch's would pass for 0 and 1
+        return bool(value) if getattr(value, "ndim", 1) == 0 else value
+    try:
+        return operator.index(cast(SupportsIndex, value))
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: tensors on a device without values
+        pass
+    return float(value) if isinstance(value, Real) else value
+
+
+def demand_count(name: str, value: object, *, least: int = 1) -> int:
+    """The whole number `value`, at least so large; raises BadInput, naming it, for anything else."""
+    found = plain_number(value)
+    if isinstance(found, bool) or not isinstance(found, int) or found < least:
+        raise BadInput(f"{name} must be a whole number of {least} or more, got {value!r}")
+    return found
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a finite number of Python; a truth value is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+
+
+def demand_share(name: str, value: object) -> float:
+    """The share `value`, above 0 and at most 1; raises BadInput, naming it, for anything else."""
+    found = plain_number(value)
+    if not is_number(found) or not 0 < found <= 1:
+        percent = f"; {found:g} % is {found / 100:g}" if is_number(found) and 1 < found <= 100 else ""
+        raise BadInput(f"{name} must be a share above 0 and at most 1, got {value!r}{percent}")
+    return found
+
+
+def demand_seconds(name: str, value: object) -> float:
+    """The seconds `value`, 0 or more and even infinite; raises BadInput, naming it, for anything else."""
+    found = plain_number(value)
+    if isinstance(found, bool) or not isinstance(found, int | float) or not found >= 0:  # nan is not either
+        raise BadInput(f"{name} must be a number of 0 or more, got {value!r}")
+    return found
