@@ -200,7 +200,7 @@ def test_what_people_are_told_goes_through_one_door():
     for path in modules():
         place = path.relative_to(ROOT).as_posix()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call):
+            if isinstance(node, ast.Call) and not place.startswith("networks/styles/"):  # code that people paste
                 called = ast.unparse(node.func)
                 assert place in doors.get(called, {place}), f"{place} calls {called}; see reports/terminal.py"
 
