@@ -10,6 +10,8 @@ from typing import Final
 
 JOINERS: Final = "\u200c\u200d"
 """Invisible, but letters of Persian, of Indian scripts and of emoji are wrong without them."""
+NO_CHARACTERS: Final = "\ufffe\uffff"
+"""Which no text may hold, by YAML's rules."""
 UNSEEN: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Unicode's categories of control characters, what turns the direction of text, halves of characters (bytes of
 a file's name that are no text) and line ends."""
@@ -20,7 +22,7 @@ _NUMBER: Final = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]
 
 def is_unseen(character: str) -> bool:
     """Whether a character is obeyed, or cannot be seen, where it is shown."""
-    return unicodedata.category(character) in UNSEEN and character not in JOINERS
+    return (unicodedata.category(character) in UNSEEN and character not in JOINERS) or character in NO_CHARACTERS
 
 
 def escape_controls(text: str) -> str:
@@ -48,7 +50,7 @@ def _list_utf16(character: str) -> list[int]:
 def escape_markdown(text: str) -> str:
     """The text as Markdown that shows it as it is, on one line: no link, code, table cell or HTML comes of it."""
     shown = escape_controls(text)
-    return re.sub(r"([\\`*_{}\[\]()#+!|~<>$:&@-])", r"\\\1", shown) if shown else shown
+    return re.sub(r"([\\`*_\[\]<>|~&$:@]|(?<=www)\.)", r"\\\1", shown, flags=re.IGNORECASE)
 
 
 def defuse_cell(text: str, *, mark: str = "'") -> str:
