@@ -4,10 +4,18 @@ import sys
 import numpy as np
 import pytest
 
-from vggkit.column_streams import GROUP_ROWS, name_rows, read_about, read_vectors, stream_columns, stream_matrix
+from vggkit.column_streams import (
+    GROUP_ROWS,
+    name_rows,
+    read_about,
+    read_table,
+    read_vectors,
+    stream_columns,
+    stream_matrix,
+)
 from vggkit.errors import BadData, MissingExtra
 
-KINDS = {"path": "text", "chance": "number", "problem": "text"}
+KINDS = {"path": "path", "chance": "number", "problem": "text"}
 ROWS = [
     ("a.jpg", 0.1, None),
     ('b, "c"\nd.jpg', 1 / 3, None),
@@ -50,6 +58,39 @@ def test_the_same_rows_give_the_same_bytes_however_they_came(ending, tmp_path):
         write(tmp_path / f"t.{ending}", KINDS, rows, pieces=pieces)
         found.add((tmp_path / f"t.{ending}").read_bytes())
     assert len(found) == 1
+
+
+FORMULAS = ("=1+1", "+x", "-x", "@x", "\t=1", "\r=1", "＝1")
+
+
+def test_a_table_holds_no_formula_and_is_read_as_it_was(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    rows = [(f"{name}.jpg", -0.5, name) for name in FORMULAS] + [("-1", -1e-9, "+1"), ("'-x", 0.0, "'=1+1")]
+    for ending in ("csv", "parquet"):
+        write(tmp_path / f"t.{ending}", KINDS, rows, pieces=3)
+        table = read_table(tmp_path / f"t.{ending}")
+        assert [(path, float(chance), text) for path, chance, text in zip(*table.values(), strict=True)] == rows
+    found = pandas.read_csv(tmp_path / "t.csv", dtype={"path": str, "problem": str})
+    for path, text in zip(found["path"][: len(FORMULAS)], found["problem"], strict=False):
+        assert path.startswith("./")  # the same file
+        assert text.startswith("'")
+    assert list(found["chance"]) == [row[1] for row in rows]
+
+
+@pytest.mark.parametrize("name", ["ü.jpg", "猫.jpg", "a.jpg"])
+def test_excel_knows_letters_beyond_ascii_by_their_mark(name, tmp_path):
+    pandas = pytest.importorskip("pandas")
+    write(tmp_path / "t.csv", KINDS, [(name, 0.5, None)] * 3, pieces=2)
+    data = (tmp_path / "t.csv").read_bytes()
+    assert data.count(b"\xef\xbb\xbf") == (not name.isascii())
+    assert data.startswith(b"path" if name.isascii() else b"\xef\xbb\xbfpath")
+    assert list(pandas.read_csv(tmp_path / "t.csv").path) == [name] * 3
+    assert read_table(tmp_path / "t.csv")["path"] == [name] * 3
+    (tmp_path / "t.csv").write_bytes(data.removeprefix(b"\xef\xbb\xbf"))
+    assert read_table(tmp_path / "t.csv")["path"] == [name] * 3
+    write(tmp_path / "t.jsonl", KINDS, [(name, 0.5, None)], pieces=1)
+    assert (tmp_path / "t.jsonl").read_bytes().startswith(b"{")
+    assert [path.name for path in tmp_path.iterdir() if "csv" in path.name] == ["t.csv", "t.csv.about.json"]
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet", "jsonl", "json"])

@@ -5,9 +5,11 @@ Each file knows what it was made with: Parquet in its metadata, another in a sma
 Shape letters: N rows, F numbers of a vector.
 """
 
+import codecs
 import csv
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
@@ -17,7 +19,8 @@ from typing import Any, Final, Literal, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from vggkit.errors import BadData, MissingExtra
+from vggkit.errors import BadData, BadOutput, MissingExtra
+from vggkit.escaping import defuse_cell, restore_cell
 from vggkit.writing import whole_file, write_text
 
 ENDINGS: Final = (".parquet", ".csv", ".jsonl", ".json")
@@ -29,9 +32,11 @@ GROUP_BYTES: Final = 32_000_000
 METADATA_KEY: Final = b"vggkit"
 
 Column = Sequence[Any] | NDArray[Any]
-Kind = Literal["text", "number", "count"] | int
-"""What a column holds: text, a number or a whole one, each may be None; or a vector of so many float32, where NaN
-is none."""
+Kind = Literal["path", "text", "number", "count"] | int
+"""What a column holds: a file's path, other text, a number or a whole one, each may be None; or a vector of so many
+float32, where NaN is none."""
+MARKS: Final[Mapping[Kind, str]] = {"path": "./", "text": "'"}
+"""What stands in CSV before a cell that a spreadsheet would take for a formula; `./` names the same file."""
 Append = Callable[[Mapping[str, Column]], None]
 """Takes the next rows, as columns of equal length."""
 
@@ -50,6 +55,8 @@ def stream_columns(
     Raises BadOutput, and MissingExtra for Parquet without pyarrow.
     """
     path = Path(path)
+    if path.suffix.lower() not in ENDINGS:
+        raise BadOutput(f"{path}: the name of a table ends in {', '.join(ENDINGS)}")
     writers: dict[str, Callable[[Path, Mapping[str, Kind]], AbstractContextManager[Append]]] = {
         ".csv": _stream_csv,
         ".jsonl": _stream_lines,
@@ -137,9 +144,10 @@ def read_table(path: str | Path) -> dict[str, list[Any]]:
             import pyarrow.parquet as pq
 
             return dict(pq.read_table(path).to_pydict())
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as lines:
+        with _open_csv(path) as lines:
             names, *rows = csv.reader(lines)
-        return {name: list(values) for name, values in zip(names, zip(*rows, strict=True), strict=True)}
+        columns = zip(names, zip(*rows, strict=True), strict=True)
+        return {name: [_restore(value, name) for value in values] for name, values in columns}
     except (ValueError, OSError, csv.Error) as problem:  # pyarrow's errors are such too
         raise BadData(f"{path}: is not a whole table ({problem})") from problem
 
@@ -169,13 +177,21 @@ def read_vectors(
                         yield batch.column(name).to_pylist(), _read_arrow(batch.column(vector))
         else:
             matrix = np.load(path, mmap_mode="r", allow_pickle=False)
-            with open(name_rows(path), encoding="utf-8", errors="surrogateescape", newline="") as lines:
-                names = (row[name] for row in csv.DictReader(lines))
+            with _open_csv(name_rows(path)) as lines:
+                names = (_restore(row[name], name) for row in csv.DictReader(lines))
                 for first in range(0, len(matrix), rows):
                     part = np.array(matrix[first : first + rows])
                     yield list(islice(names, len(part))), part
     except (OSError, ValueError, KeyError, csv.Error) as problem:
         raise BadData(f"{path}: is not a whole file of vectors ({problem})") from problem
+
+
+def _open_csv(path: Path) -> TextIO:
+    return open(path, encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _restore(cell: str, column: str) -> str:
+    return restore_cell(cell, mark=MARKS["path" if column == "path" else "text"])
 
 
 def _read_arrow(column: Any) -> NDArray[np.float32]:
@@ -189,11 +205,47 @@ def _read_arrow(column: Any) -> NDArray[np.float32]:
 
 @contextmanager
 def _stream_csv(path: Path, kinds: Mapping[str, Kind]) -> Iterator[Append]:
+    marks = [MARKS.get(kind) for kind in kinds.values()]
+
+    def defuse(row: Sequence[Any]) -> list[Any]:
+        cells = zip(row, marks, strict=True)
+        return [cell if mark is None or cell is None else defuse_cell(cell, mark=mark) for cell, mark in cells]
+
     # A path of bytes that are no text keeps them.
     with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as out:
-        writer = csv.writer(out, lineterminator="\n")
+        writer = csv.writer(_Lines(out), lineterminator="\r\n")
         writer.writerow(kinds)
-        yield lambda columns: writer.writerows(_list_rows(columns, kinds))
+        yield lambda columns: writer.writerows(map(defuse, _list_rows(columns, kinds)))
+    _mark_as_unicode(path)
+
+
+class _Lines:
+    """Rows that end in a line feed alone; of a writer that ends them so itself, a carriage return in a cell would
+    stand without quotes and end the row.
+    """
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def write(self, row: str) -> int:
+        return self._out.write(row.removesuffix("\r\n") + "\n")
+
+
+def _mark_as_unicode(path: Path) -> None:
+    """Put Unicode's mark before a text with letters beyond ASCII, by which Excel knows it."""
+    with open(path, "rb") as found:
+        if all(block.isascii() for block in iter(lambda: found.read(1 << 20), b"")):
+            return
+        found.seek(0)
+        marked = path.with_name(f"{path.name}.marked")
+        try:
+            with open(marked, "wb") as out:
+                out.write(codecs.BOM_UTF8)
+                shutil.copyfileobj(found, out)
+        except BaseException:
+            marked.unlink(missing_ok=True)
+            raise
+    marked.replace(path)
 
 
 @contextmanager
@@ -237,7 +289,7 @@ def _stream_parquet(path: Path, kinds: Mapping[str, Kind], about: Mapping[str, A
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    types = {"text": pa.string(), "number": pa.float64(), "count": pa.int64()}
+    types = {"path": pa.string(), "text": pa.string(), "number": pa.float64(), "count": pa.int64()}
     fields = [
         pa.field(name, pa.list_(pa.float32(), kind) if isinstance(kind, int) else types[kind])
         for name, kind in kinds.items()
@@ -247,7 +299,7 @@ def _stream_parquet(path: Path, kinds: Mapping[str, Kind], about: Mapping[str, A
     group = max(1, min(GROUP_ROWS, GROUP_BYTES // (4 * widest or 1)))
     waiting = schema.empty_table()
     # Numbers seldom come twice.
-    texts = [name for name, kind in kinds.items() if kind == "text"]
+    texts = [name for name, kind in kinds.items() if kind in ("path", "text")]
     with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=texts) as writer:
 
         def append(columns: Mapping[str, Column]) -> None:

@@ -25,6 +25,19 @@ class VggkitError(Exception):
     """Base of everything below; catch it to catch them all."""
 
 
+def describe_problem(problem: BaseException) -> str:
+    """What an error says, with the lines of a library's message that it repeats put into one.
+
+    Line ends of names stay, for whoever shows the message to escape.
+    """
+    said, cause = str(problem).strip(), problem.__cause__
+    while cause is not None:
+        if not isinstance(cause, VggkitError) and "\n" in str(cause):
+            said = said.replace(str(cause), " ".join(str(cause).split()))
+        cause = cause.__cause__
+    return said
+
+
 class UnknownName(VggkitError, ValueError):
     """A name that is not one of the known ones."""
 

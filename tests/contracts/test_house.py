@@ -13,6 +13,7 @@ ROOT = Path(vggkit.__file__).parent
 FLOORS = {
     "counts": 0,
     "errors": 0,
+    "escaping": 0,
     "hardware": 0,
     "home": 0,
     "writing": 0,
@@ -187,6 +188,22 @@ def test_each_package_has_its_owner():
         for module in imports_of(path):
             allowed = OWNERS.get(module.split(".")[0])
             assert allowed is None or place in allowed, f"{place} imports {module}; its owner is {allowed}"
+
+
+def test_what_people_are_told_goes_through_one_door():
+    """Names and texts of others are escaped there, see reports/terminal.py."""
+    doors = {
+        "print": {"reports/terminal.py", "interfaces/cli.py", "interfaces/commands/printing.py"},
+        "Console": {"reports/terminal.py"},
+        "Text": {"reports/terminal.py", "reports/progress.py"},
+        "Text.assemble": set(),
+    }
+    for path in modules():
+        place = path.relative_to(ROOT).as_posix()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and not place.startswith("networks/styles/"):  # code that people paste
+                called = ast.unparse(node.func)
+                assert place in doors.get(called, {place}), f"{place} calls {called}; see reports/terminal.py"
 
 
 def test_no_dumping_grounds():

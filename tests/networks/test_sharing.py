@@ -1,5 +1,7 @@
 """Publishing to and loading from a stand-in of the Hugging Face hub on 127.0.0.1, and the model card."""
 
+import html
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +15,7 @@ from local_hosts import Host, Hub, running, status
 
 import vggkit as vk
 from vggkit.errors import BadCheckpoint, BadDownload, BadOutput, MissingExtra
+from vggkit.escaping import escape_controls
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.networks.card import Card
 from vggkit.networks.classifier import Classifier
@@ -244,6 +247,48 @@ def test_the_model_card_says_everything():
     ):
         assert part in said, part
     assert "/home/somebody" not in said
+
+
+MARKDOWN = (
+    *("a|b", "`rm -rf`", "*a* _b_ __c__", "[a](https://evil.example)", "![a](x.png)", "<script>alert(1)</script>"),
+    *("&lt;b&gt; &amp;", "a\n# b", "\x1b[2J\r", "$x_$", "~~a~~", "\\", "\\|", "no", ": ", "- x", "\"'", "1. a"),
+    *("---", "<https://evil.example>", "|---|", "猫 😀 \udcff\x85\U000e0001"),
+)
+
+
+def card_with(name: str, configuration) -> Card:
+    """A card that says the name everywhere."""
+    card = card_of(
+        configuration,
+        licence=name,
+        data={"name": name.replace("/", ""), "pictures": {name: 3}, "fingerprint": name},
+        metrics={"part": name, "top1": 0.5, "n": name, "top1_interval": [0.4, 0.6]},
+        weights={"file": name, "licence": name, "terms": name},
+        recipe={"preset": name},
+    )
+    return replace(card, labels=("ant", name))
+
+
+@pytest.mark.parametrize("name", MARKDOWN)
+def test_names_are_no_markdown_and_no_yaml(name, tiny):
+    markdown_it = pytest.importorskip("markdown_it")
+    renderer = markdown_it.MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    small = replace(tiny, num_classes=2)
+
+    def render(said: str) -> tuple[dict, str]:
+        said.encode()
+        front, text = said.removeprefix("---\n").split("\n---\n", 1)
+        return yaml.safe_load(front), renderer.render(text)
+
+    front, page = render(write_model_card(card_with(name, small)))
+    shown = escape_controls(name)
+    assert front["license"] == escape_controls(name.lower())
+    (result,) = front["model-index"][0]["results"]
+    assert result["dataset"]["split"] == shown
+    assert f"<p>Classes: ant, {shown}.</p>" in html.unescape(page)
+    _, ordinary = render(write_model_card(card_with("x", small)))
+    tags = re.compile(r"</?[a-z]+[0-9]?")
+    assert tags.findall(page) == tags.findall(ordinary)  # no link, no code, no heading came of it
 
 
 def test_the_hubs_own_reader_takes_the_card():

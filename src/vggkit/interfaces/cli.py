@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn, get_type_hints
 
 from vggkit import __version__
-from vggkit.errors import VggkitError
+from vggkit.errors import VggkitError, describe_problem
+from vggkit.escaping import escape_controls
 
 if TYPE_CHECKING:
     from tyro.constructors import ConstructorRegistry
@@ -59,15 +60,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         sys.exit(_run(given))
     except VggkitError as problem:
-        _fail(str(problem))
+        _fail(describe_problem(problem))
     except KeyboardInterrupt as stop:
-        print(f"\nvggkit: {str(stop) or 'interrupted'}", file=sys.stderr)
+        print(f"\nvggkit: {escape_controls(str(stop)) or 'interrupted'}", file=sys.stderr)
         sys.exit(128 + getattr(stop, "signal_number", signal.SIGINT))
     except BrokenPipeError:  # `vggkit … | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as problem:
-        _fail(str(problem))
+        _fail(describe_problem(problem))
 
 
 def _run(given: list[str]) -> int:
@@ -159,5 +160,5 @@ def _help() -> str:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"vggkit: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"vggkit: error: {escape_controls(message)}", file=sys.stderr)
     sys.exit(2)

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from vggkit.reports.plots import BLUE, ORANGE, PALE_INK, draw_to
 from vggkit.reports.tables import ASCII_RULES, RULES, binary_unit
+from vggkit.reports.terminal import stack_lines, write_line
 from vggkit.tasks.timings import Bench, EngineTimings, Spread
 
 if TYPE_CHECKING:
@@ -29,15 +30,17 @@ class BenchTable:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The title, the table, and what its columns mean."""
         bench, plain = self.bench, options.ascii_only
-        yield Text.assemble((bench.network, "bold"), f" at {bench.input_pixels} pixels: {bench.model}")
-        yield Text(f"{bench.machine}\n{', '.join(map(' '.join, bench.versions.items()))}", "dim")
-        yield Text()
+        yield write_line((bench.network, "bold"), f" at {bench.input_pixels} pixels: {bench.model}")
+        yield stack_lines(bench.machine, ", ".join(map(" ".join, bench.versions.items())), style="dim")
+        yield write_line()
         yield _draw_rows(bench, plain=plain)
-        yield Text()
+        yield write_line()
         for each in bench.engines:
             if each.problem is not None:
-                yield Text.assemble((_name(each, bench), "bold"), f" does not run here: {each.problem}\n")
-        yield Text(_explain(bench), "dim")
+                yield stack_lines(
+                    write_line((_name(each, bench), "bold"), f" does not run here: {each.problem}"), ""
+                )
+        yield stack_lines(*_explain(bench), style="dim")
 
 
 def draw_bench(bench: Bench) -> BenchTable:
@@ -73,7 +76,7 @@ def _draw_rows(bench: Bench, *, plain: bool) -> Table:
         speeds, best = each.images_per_second, each.best_batch_size
         assert speeds is not None and best is not None, "it runs"  # noqa: PT018
         cells: list[str | Text] = [
-            Text(_name(each, bench) + (" *" if each.is_auto else ""), "bold" if each.is_auto else ""),
+            write_line(_name(each, bench) + (" *" if each.is_auto else ""), style="bold" if each.is_auto else ""),
             _milliseconds(each.latency_p50_seconds),
             _milliseconds(each.latency_p95_seconds),
             f"{_digits(speeds[best].median)} ({_range(speeds[best])})",
@@ -87,7 +90,7 @@ def _draw_rows(bench: Bench, *, plain: bool) -> Table:
 
 
 def _numbers(title: str, unit: str) -> Column:
-    return Column(Text(f"{title}\n{unit}"), justify="right", no_wrap=True)
+    return Column(stack_lines(title, unit), justify="right", no_wrap=True)
 
 
 def _agree(timings: EngineTimings, *, true: bool) -> str:
@@ -132,17 +135,17 @@ def _times(ratio: float) -> str:
     return f"{ratio:.1f}" if ratio < 99.95 else _digits(ratio)
 
 
-def _explain(bench: Bench) -> str:
+def _explain(bench: Bench) -> list[str]:
     lines = [
         f"* what auto takes. Medians of {bench.rounds} rounds in turn, and the least and the most.",
         "p50, p95: one picture by itself; half and 95 % of passes are as fast.",
         "times fp32: of PyTorch in fp32 at its best batch size.",
     ]
     if bench.pictures is None:
-        return "\n".join([*lines, "error: of logits, over their spread, on pictures that were made up."])
+        return [*lines, "error: of logits, over their spread, on pictures that were made up."]
     if bench.unreadable:
         lines.append(f"{bench.unreadable} pictures cannot be read and were left out.")
-    return "\n".join([*lines, f"same class: as PyTorch in fp32, with the 95 % interval; {bench.pictures}."])
+    return [*lines, f"same class: as PyTorch in fp32, with the 95 % interval; {bench.pictures}."]
 
 
 def suggest(bench: Bench, *, ranges_kept: bool) -> list[str]:

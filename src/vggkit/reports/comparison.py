@@ -11,6 +11,7 @@ from rich.text import Text
 
 from vggkit.reports.plots import INK, PALE_INK, draw_to
 from vggkit.reports.tables import describe_seconds
+from vggkit.reports.terminal import write_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,13 +97,13 @@ def draw_comparison(comparison: Comparison, *, width: int = 80) -> RenderableTyp
     parts: list[RenderableType] = [_draw_runs(comparison.runs, wide=width >= WIDE_COLUMNS)]
     unfinished = [run for run in comparison.runs if not run.is_finished]
     if unfinished:
-        parts += [Text(), *(Text(_describe_standing(run), style="yellow") for run in unfinished)]
+        parts += [write_line(), *(write_line(_describe_standing(run), style="yellow") for run in unfinished)]
     if comparison.differing:
-        parts += [Text(), _draw_differing(comparison)]
+        parts += [write_line(), _draw_differing(comparison)]
     elif len(comparison.runs) > 1:
-        parts += [Text(), Text("nothing differs in what they were asked", style="dim")]
+        parts += [write_line(), write_line("nothing differs in what they were asked", style="dim")]
     for note in comparison.notes:
-        parts += [Text(), Text.assemble(("! ", "yellow"), note)]
+        parts += [write_line(), write_line(("! ", "yellow"), note)]
     return Group(*parts)
 
 
@@ -118,7 +119,7 @@ def _draw_runs(runs: Sequence[ComparedRun], *, wide: bool) -> Table:
         table.add_column("memory" if wide else "GB", justify="right", no_wrap=True)
     for run in runs:
         cells: list[RenderableType] = [
-            Text(run.name, style="" if run.is_finished else "yellow"),
+            write_line(run.name, style="" if run.is_finished else "yellow"),
             f"{run.model}, {run.head}" if wide else run.model,
             run.trainable,
             _accuracy(run, decimals=1 if wide else 0),
@@ -134,12 +135,12 @@ def _draw_runs(runs: Sequence[ComparedRun], *, wide: bool) -> Table:
 
 def _accuracy(run: ComparedRun, *, decimals: int) -> Text:
     if run.top1 is None:
-        return Text("")
-    text = Text(f"{100 * run.top1:.1f}", style="bold")
-    if run.top1_interval is not None:
-        low, high = (f"{100 * bound:.{decimals}f}" for bound in run.top1_interval)
-        text.append(f" ({low}–{high})", style="not bold dim")
-    return text
+        return write_line()
+    accuracy = (f"{100 * run.top1:.1f}", "bold")
+    if run.top1_interval is None:
+        return write_line(accuracy)
+    low, high = (f"{100 * bound:.{decimals}f}" for bound in run.top1_interval)
+    return write_line(accuracy, (f" ({low}–{high})", "dim"))
 
 
 def _describe_standing(run: ComparedRun) -> str:
@@ -161,7 +162,7 @@ def _draw_differing(comparison: Comparison) -> Table:
         usual = order[-1] if len(having[order[-1]]) > len(having[order[-2]]) else None
         for number, value in enumerate(order):
             names = "the others" if value == usual else ", ".join(having[value])
-            table.add_row("" if number else field.replace("_", " "), Text(value), Text(names))
+            table.add_row("" if number else field.replace("_", " "), write_line(value), write_line(names))
     return table
 
 

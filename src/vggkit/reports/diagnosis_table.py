@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vggkit.reports.tables import EIGHTHS
+from vggkit.reports.terminal import stack_lines, write_line
 from vggkit.tasks.diagnosis.findings import Case, Diagnosis, Finding, Severity
 
 MARKS: Final[dict[Severity, tuple[str, str]]] = {
@@ -22,12 +23,12 @@ BAR_CELLS: Final = 16
 def draw_diagnosis(diagnosis: Diagnosis) -> RenderableType:
     """What `rich.print` shows of a Diagnosis: counts, facts, then each finding with its first cases."""
     return Group(
-        Text.assemble((diagnosis.data, "bold"), f": {diagnosis.n:,} pictures, {_said(diagnosis)}"),
-        Text(),
+        write_line((diagnosis.data, "bold"), f": {diagnosis.n:,} pictures, {_said(diagnosis)}"),
+        write_line(),
         _draw_counts(diagnosis),
-        Text(),
+        write_line(),
         _draw_facts(diagnosis),
-        Text(),
+        write_line(),
         *(_draw_finding(finding, diagnosis.data) for finding in diagnosis.findings),
         _draw_verdict(diagnosis),
     )
@@ -56,11 +57,11 @@ def _draw_counts(diagnosis: Diagnosis) -> Table:
     most = max(totals.values(), default=0) or 1
     for label in labels:
         if not label:
-            table.add_row(Text(f"… {len(totals) - CLASSES_SHOWN} more", style="dim"))
+            table.add_row(write_line(f"… {len(totals) - CLASSES_SHOWN} more", style="dim"))
             continue
         counts = [diagnosis.counts[part][label] for part in parts]
-        cells = [Text(f"{count:,}", style="bold red" if not count else "") for count in counts]
-        table.add_row(Text(label), *cells, _bar(totals[label] / most))
+        cells = [write_line(f"{count:,}", style="bold red" if not count else "") for count in counts]
+        table.add_row(write_line(label), *cells, _bar(totals[label] / most))
     return table
 
 
@@ -80,22 +81,21 @@ def _draw_facts(diagnosis: Diagnosis) -> Table:
         table.add_row("orientation", f"{diagnosis.turned:,} are stored turned, and set right by EXIF")
     table.add_row("network sees", f"{diagnosis.image_pixels}×{diagnosis.image_pixels} pixels")
     if diagnosis.model:
-        table.add_row("labels against", diagnosis.model)
+        table.add_row("labels against", write_line(diagnosis.model))
     return table
 
 
 def _draw_finding(finding: Finding, data: str) -> RenderableType:
     mark, style = MARKS[finding.severity]
-    said = Text(finding.summary, style="bold")
-    for case in finding.cases[:CASES_SHOWN]:
-        said.append(f"\n{_describe(case, data)}", style="not bold")
+    said = [write_line((finding.summary, "bold"))]
+    said += [write_line(_describe(case, data)) for case in finding.cases[:CASES_SHOWN]]
     if len(finding.cases) > CASES_SHOWN:
-        said.append(f"\n… and {len(finding.cases) - CASES_SHOWN:,} more", style="not bold dim")
-    said.append(f"\n{finding.advice}\n", style="not bold dim")
+        said.append(write_line((f"… and {len(finding.cases) - CASES_SHOWN:,} more", "dim")))
+    said.append(write_line((finding.advice, "dim")))
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True, style=style, min_width=max(len(text) for text, _ in MARKS.values()))
     grid.add_column(overflow="fold")
-    grid.add_row(mark, said)
+    grid.add_row(mark, stack_lines(*said, ""))
     return grid
 
 
@@ -111,13 +111,13 @@ def _describe(case: Case, data: str) -> str:
 
 def _draw_verdict(diagnosis: Diagnosis) -> Text:
     if not diagnosis.findings:
-        return Text(f"nothing is wrong that could be found, in {diagnosis.seconds:.1f} s", style="bold green")
+        return write_line(f"nothing is wrong that could be found, in {diagnosis.seconds:.1f} s", style="bold green")
     counts = dict.fromkeys(MARKS, 0)
     for finding in diagnosis.findings:
         counts[finding.severity] += 1
     said = ", ".join(f"{n} {name}{'s' * (n > 1)}" for name, n in counts.items() if n)
     lies = "; figures on it would lie until the errors are gone" if counts["error"] else ""
-    return Text(f"{said} in {diagnosis.seconds:.1f} s{lies}", style="bold")
+    return write_line(f"{said} in {diagnosis.seconds:.1f} s{lies}", style="bold")
 
 
 def _bar(share: float) -> str:

@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from vggkit.reports.terminal import stack_lines, write_line
 from vggkit.tasks.evaluation.figures import ClassFigures, Evaluation, FigureName
 from vggkit.tasks.evaluation.pairing import PairedComparison
 
@@ -27,14 +28,21 @@ FIGURES: Final[tuple[tuple[FigureName, str], ...]] = (
 
 def draw_evaluation(evaluation: Evaluation) -> RenderableType:
     """What `rich.print` shows of an Evaluation, right at 80 columns."""
-    head = Text.assemble(
-        (evaluation.model, "bold"), f" on {evaluation.source}, n = {evaluation.n:,}\n", (evaluation.protocol, "dim")
+    head = stack_lines(
+        write_line((evaluation.model, "bold"), f" on {evaluation.source}, n = {evaluation.n:,}"),
+        write_line((evaluation.protocol, "dim")),
     )
-    parts: list[RenderableType] = [head, Text(), _draw_figures(evaluation), Text(), _draw_classes(evaluation)]
+    parts: list[RenderableType] = [
+        head,
+        write_line(),
+        _draw_figures(evaluation),
+        write_line(),
+        _draw_classes(evaluation),
+    ]
     if evaluation.rejection is not None:
-        parts += [Text(), _describe_rejection(evaluation)]
+        parts += [write_line(), _describe_rejection(evaluation)]
     for note in (*_say_left_out(evaluation), *evaluation.notes):
-        parts += [Text.assemble(("! ", "yellow"), note)]
+        parts += [write_line(("! ", "yellow"), note)]
     return Group(*parts)
 
 
@@ -83,11 +91,13 @@ def _draw_classes(evaluation: Evaluation) -> Table:
         table.add_column(name, justify="right")
     for each in classes:
         if not each.support:
-            table.add_row(Text(each.label), Text("0", style="yellow"), *[Text("–", style="dim")] * 5)
+            table.add_row(
+                write_line(each.label), write_line("0", style="yellow"), *[write_line("–", style="dim")] * 5
+            )
             continue
         figures = (each.precision, each.recall, each.f1, each.roc_auc, each.average_precision)
         shown = ["–" if value is None else f"{100 * value:.1f}" for value in figures]
-        table.add_row(Text(each.label), f"{each.support:,}", *shown)
+        table.add_row(write_line(each.label), f"{each.support:,}", *shown)
     return table
 
 
@@ -95,10 +105,12 @@ def _describe_rejection(evaluation: Evaluation) -> Text:
     found = evaluation.rejection
     assert found is not None
     if found.precision is None or found.precision_interval is None:
-        return Text(f"below a probability of {found.threshold:.4g} the answer is unknown: for all pictures here")
+        return write_line(
+            f"below a probability of {found.threshold:.4g} the answer is unknown: for all pictures here"
+        )
     low, high = (100 * end for end in found.precision_interval)
     wanted = "" if found.wanted_precision is None else f" (wanted: {100 * found.wanted_precision:g})"
-    return Text(
+    return write_line(
         f"below a probability of {found.threshold:.4g} the answer is unknown: {100 * found.coverage:.1f} % of the "
         f"pictures get one, and {100 * found.precision:.1f} % of these are right{wanted}, 95 % interval {low:.1f} "
         f"to {high:.1f}"
@@ -113,11 +125,9 @@ def draw_several(evaluations: Sequence[Evaluation], comparisons: Sequence[Paired
         table.add_column(name, justify="right", no_wrap=True)
     for each in evaluations:
         low, high = each.top1_interval
-        accuracy = Text.assemble(
-            (f"{100 * each.top1:.1f}", "bold"), (f" ({100 * low:.1f}–{100 * high:.1f})", "dim")
-        )
+        accuracy = write_line((f"{100 * each.top1:.1f}", "bold"), (f" ({100 * low:.1f}–{100 * high:.1f})", "dim"))
         table.add_row(
-            Text(each.model),
+            write_line(each.model),
             accuracy,
             f"{100 * each.top5:.1f}" if len(each.labels) > 5 else "–",
             f"{100 * each.macro_f1:.1f}",
@@ -125,17 +135,22 @@ def draw_several(evaluations: Sequence[Evaluation], comparisons: Sequence[Paired
         )
     first = evaluations[0]
     folder = first.data.rstrip("/") + "/"
-    parts: list[RenderableType] = [Text(f"on {first.source}, n = {first.n:,}"), Text(), table, Text()]
+    parts: list[RenderableType] = [
+        write_line(f"on {first.source}, n = {first.n:,}"),
+        write_line(),
+        table,
+        write_line(),
+    ]
     for each in evaluations:
-        parts.append(Text.assemble((f"{each.model}  ", "dim bold"), (each.protocol, "dim")))
+        parts.append(write_line((f"{each.model}  ", "dim bold"), (each.protocol, "dim")))
     for pair in comparisons:
-        parts += [Text(), Text(pair.describe())]
+        parts += [write_line(), write_line(pair.describe())]
         for change in pair.changes[:CHANGES_SHOWN]:
             path = change.path.removeprefix(folder)
             said = f"  {path}: is {change.label}, {change.first} → {change.second}"
-            parts.append(Text(said, style="dim", overflow="fold"))
+            parts.append(write_line(said, style="dim", overflow="fold"))
         if len(pair.changes) > CHANGES_SHOWN:
-            parts.append(Text(f"  … and {len(pair.changes) - CHANGES_SHOWN:,} more", style="dim"))
+            parts.append(write_line(f"  … and {len(pair.changes) - CHANGES_SHOWN:,} more", style="dim"))
     for note in (*_say_left_out(evaluations[-1]), *dict.fromkeys(n for each in evaluations for n in each.notes)):
-        parts += [Text.assemble(("! ", "yellow"), note)]
+        parts += [write_line(("! ", "yellow"), note)]
     return Group(*parts)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self
 
 from vggkit.errors import MissingExtra, UnknownName, VggkitError
+from vggkit.escaping import escape_controls
 from vggkit.writing import write_text
 
 if TYPE_CHECKING:
@@ -339,4 +340,4 @@ def _shorten(problem: Exception) -> str:
 
 def _tell(sentence: str) -> None:
     if sys.stderr is not None:
-        sys.stderr.write(sentence + "\n")
+        sys.stderr.write(escape_controls(sentence) + "\n")

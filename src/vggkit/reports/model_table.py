@@ -8,6 +8,7 @@ from rich.table import Table
 
 from vggkit.networks.configurations import PAPER_LETTERS, Configuration, find_configuration
 from vggkit.networks.publishing.published import PublishedWeights, list_published
+from vggkit.reports.terminal import stack_lines
 from vggkit.tasks.inspection import Summary
 
 LICENCE_WIDTH: Final = 94
@@ -36,12 +37,12 @@ def draw_models(summaries: Sequence[Summary], *, width: int = 80) -> Table:
         pad_edge=False,
         show_edge=False,
         collapse_padding=True,  # 80 characters hold all but the licence's column
-        caption="\n" + "\n".join(caption),
+        caption=stack_lines("", *caption),
         caption_justify="left",
     )
     table.add_column("model", no_wrap=True)
     table.add_column("paper", no_wrap=True)
-    for name in ("layers", "parameters", "multiply-\nadds", "top-1", "top-5"):
+    for name in ("layers", "parameters", stack_lines("multiply-", "adds"), "top-1", "top-5"):
         table.add_column(name, justify="right", no_wrap=True, vertical="bottom")
     table.add_column("blocks", no_wrap=True)
     if width >= LICENCE_WIDTH:

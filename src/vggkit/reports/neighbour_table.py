@@ -10,6 +10,7 @@ from rich.table import Table
 from vggkit.errors import VggkitError
 from vggkit.images.sources import find_pictures
 from vggkit.reports.plots import PALE_INK, draw_to
+from vggkit.reports.terminal import write_line
 from vggkit.tasks.searching import Found
 
 if TYPE_CHECKING:
@@ -29,9 +30,8 @@ def draw_neighbours(found: Sequence[Found]) -> Table:
     for each in found:
         for rank, near in enumerate(each.neighbours, start=1):
             last = rank == len(each.neighbours)
-            table.add_row(
-                each.path if rank == 1 else "", str(rank), f"{near.similarity:.4f}", near.path, end_section=last
-            )
+            asked, found_near = write_line(each.path if rank == 1 else ""), write_line(near.path)
+            table.add_row(asked, str(rank), f"{near.similarity:.4f}", found_near, end_section=last)
     return table
 
 

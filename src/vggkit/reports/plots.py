@@ -31,6 +31,7 @@ STYLE: Final[Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "text.color": INK,
+    "text.parse_math": False,  # a class may be called $x_$
     "axes.edgecolor": "#bbbbbb",
     "axes.labelcolor": INK,
     "axes.spines.top": False,

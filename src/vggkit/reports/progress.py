@@ -1,5 +1,6 @@
 """Progress of long work on standard error: a live bar in a terminal, a line now and then in a file."""
 
+import io
 import os
 import sys
 import time
@@ -7,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, Self
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,6 +19,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+
+from vggkit.escaping import escape_controls
+from vggkit.reports.terminal import open_terminal
 
 SECONDS_BETWEEN_LINES: Final = 10.0
 """How often a file or a pipe hears of the progress."""
@@ -48,6 +51,14 @@ def only_our_errors() -> Iterator[None]:
             os.dup2(kept, 2)
 
 
+def _is_terminal(stream: object) -> bool:
+    """Whether a stream is a terminal; one that is closed, or is none at all, is not."""
+    try:
+        return isinstance(stream, io.TextIOBase) and stream.isatty()
+    except ValueError:
+        return False
+
+
 class _Rate(ProgressColumn):
     """How many a second."""
 
@@ -68,9 +79,11 @@ class ProgressLine:
     """
 
     def __init__(self, *, quiet: bool = False, rate: str = "") -> None:
-        self.console = Console(file=sys.stderr, quiet=quiet, highlight=False, soft_wrap=True)
+        self.console = open_terminal(file=sys.stderr, quiet=quiet, soft_wrap=True)
+        # FORCE_COLOR and its like make rich take a file for a terminal; no bar belongs there.
+        self._is_live = self.console.is_terminal and _is_terminal(sys.stderr)
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             *([_Rate(rate)] if rate else []),
@@ -79,7 +92,11 @@ class ProgressLine:
             TimeRemainingColumn(),
             console=self.console,
             transient=True,
-            disable=quiet or not self.console.is_terminal,
+            disable=quiet or not self._is_live,
+            # What is printed meanwhile goes above the bar, but only where it would tear it: results that are
+            # written to a file or a pipe stay there.
+            redirect_stdout=_is_terminal(sys.stdout),
+            redirect_stderr=True,
         )
         self._rate = rate
         self._written = time.monotonic()
@@ -95,13 +112,12 @@ class ProgressLine:
 
     def say(self, message: str) -> None:
         """Print a line above the bar."""
-        self._progress.print(message, markup=False) if self._progress.live.is_started else self.console.print(
-            message, markup=False
-        )
+        self._progress.print(message) if self._progress.live.is_started else self.console.print(message)
 
     def show(self, what: str, done: int, total: int | None) -> None:
         """Set the bar: what is being done, how much of it, and of how much where that is known."""
-        if not self.console.is_terminal:
+        what = escape_controls(what)
+        if not self._is_live:
             self._write(what, done, total)
         task = self._progress.tasks[0]
         if task.description != what or done < task.completed:

@@ -10,6 +10,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Column, Table
 from rich.text import Text
 
+from vggkit.reports.terminal import stack_lines, write_line
 from vggkit.tasks.inspection import Summary
 
 WIDE_COLUMNS: Final = 104
@@ -34,9 +35,9 @@ class SummaryTable:
         """The title, the table and what its columns mean, as wide as the console allows."""
         plain = options.ascii_only
         yield _title(self.summary, plain=plain)
-        yield Text()
+        yield write_line()
         yield _table(self.summary, wide=options.max_width >= WIDE_COLUMNS, plain=plain)
-        yield Text()
+        yield write_line()
         yield _notes(self.summary)
 
 
@@ -47,7 +48,7 @@ def draw_summary(summary: Summary) -> SummaryTable:
 
 def _title(summary: Summary, *, plain: bool) -> Text:
     sides = _shape(summary.input_pixels, plain=plain)
-    return Text.assemble((summary.description, "bold"), f", {sides} pixels")
+    return write_line((summary.description, "bold"), f", {sides} pixels")
 
 
 def _table(summary: Summary, *, wide: bool, plain: bool) -> Table:
@@ -101,13 +102,13 @@ def _table(summary: Summary, *, wide: bool, plain: bool) -> Table:
 
 
 def _numbers(title: str, unit: str = "", *, footer: str = "") -> Column:
-    return Column(Text(f"{title}\n{unit}"), footer, justify="right", no_wrap=True)
+    return Column(stack_lines(title, unit), footer, justify="right", no_wrap=True)
 
 
 def _notes(summary: Summary) -> Text:
     weights = binary_unit(summary.totals.weight_bytes)
-    return Text(
-        f"memory: each layer's output for one picture, float32; all weights: {weights}\n"
+    return stack_lines(
+        f"memory: each layer's output for one picture, float32; all weights: {weights}",
         "sees: side of the square of the picture that one value depends on",
         style="dim",
     )

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from vggkit.escaping import escape_controls
+
 if TYPE_CHECKING:
     from vggkit.networks.recognition.identification import Identification
 
@@ -28,7 +30,7 @@ def describe_identification(found: "Identification") -> str:
         "load": found.load_line,
     }
     lines += [f"  {name:<14} {value}" for name, value in facts.items() if value is not None]
-    return "\n".join(lines)
+    return "\n".join(map(escape_controls, lines))
 
 
 def _list(keys: tuple[str, ...]) -> str | None:

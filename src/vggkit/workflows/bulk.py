@@ -77,7 +77,7 @@ def predict_into(
     computing, said = prediction.prepare_engine(model, device=device, precision=precision, engine=engine)
     _, _, settled = settle_choice(device, precision=precision, engine=engine)
     top = min(top, len(model.card.labels))
-    kinds: dict[str, Kind] = {"path": "text", "answer": "text"}
+    kinds: dict[str, Kind] = {"path": "path", "answer": "text"}
     for rank in range(1, top + 1):
         kinds |= {f"label_{rank}": "text", f"probability_{rank}": "number"}
     kinds["problem"] = "text"
@@ -165,7 +165,7 @@ def embed_into(
     return run(
         Job(
             out=Path(out),
-            kinds={"path": "text", VECTOR: width, "problem": "text"},
+            kinds={"path": "path", VECTOR: width, "problem": "text"},
             about={
                 "results": "vectors",
                 "layer": layer,

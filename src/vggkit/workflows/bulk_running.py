@@ -210,7 +210,7 @@ def _join_matrix(
 ) -> None:
     width = kinds[VECTOR]
     assert isinstance(width, int)
-    with stream_columns(name_rows(made), {"path": "text", "problem": "text"}) as append:
+    with stream_columns(name_rows(made), {"path": "path", "problem": "text"}) as append:
         for columns in read():
             append(columns)
     with stream_matrix(made, (about["pictures"], width), about=about) as append_rows:

@@ -13,6 +13,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any, Final, TextIO
 
 from vggkit.errors import BadData, UnknownName
+from vggkit.escaping import restore_cell
 from vggkit.images.pictures import Picture
 from vggkit.images.sources.places import is_address
 from vggkit.images.splits import SPLITS
@@ -74,7 +75,8 @@ class Row:
 def read_csv(table: Path, columns: Columns) -> Iterator[tuple[str | None, Picture]]:
     """(Part, picture) of each row; paths are relative to the table's folder, Windows' backslashes too.
 
-    Comma, semicolon or tab between the cells; UTF-8, UTF-16 with its mark, or Windows-1252.
+    Comma, semicolon or tab between the cells; UTF-8, UTF-16 with its mark, or Windows-1252. An apostrophe before
+    what a spreadsheet would take for a formula is taken off, as `escaping.defuse_cell` puts it there.
     Raises BadData where there is no column of paths, or a row has no path.
     """
     with open_text(table) as text:
@@ -96,11 +98,14 @@ def read_rows(text: TextIO, name: str, columns: Columns) -> Iterator[Row]:
                 "call it path, or name it with --path-column"
             )
         for values in rows:
-            yield _check_row(
-                {role: values[column] for role, column in found.items()}, f"{name}, line {rows.line_num}"
-            )
+            cells = {role: _restore(values[column], role) for role, column in found.items()}
+            yield _check_row(cells, f"{name}, line {rows.line_num}")
     except csv.Error as problem:
         raise BadData(f"{name}: is not a table that can be read ({problem})") from problem
+
+
+def _restore(cell: str | None, role: str) -> str | None:
+    return cell if cell is None or role == "path" else restore_cell(cell)
 
 
 def read_records(records: Iterator[Mapping[str, Any]], name: str, found: Mapping[str, str]) -> Iterator[Row]:
@@ -171,14 +176,19 @@ def read_text(path: Path) -> str:
 @contextmanager
 def open_text(path: Path) -> Iterator[TextIO]:
     """A text file as people's programs write it: UTF-8, UTF-16 with its mark, or Windows-1252; line by line."""
-    with open(path, encoding=_find_encoding(path), errors="replace", newline="") as text:
+    encoding, errors = _find_encoding(path)
+    with open(path, encoding=encoding, errors=errors, newline="") as text:
         yield text
 
 
-def _find_encoding(path: Path) -> str:
+def _find_encoding(path: Path) -> tuple[str, str]:
+    """The encoding, and what becomes of bytes that are not of it."""
     with open(path, "rb") as file:
-        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            return "utf-16"
+        begins = file.read(3)
+        if begins.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return "utf-16", "replace"
+        if begins == codecs.BOM_UTF8:  # a path whose bytes are no text keeps them, as in our own tables
+            return "utf-8-sig", "surrogateescape"
         file.seek(0)
         decoder = codecs.getincrementaldecoder("utf-8")()
         try:
@@ -186,5 +196,5 @@ def _find_encoding(path: Path) -> str:
                 decoder.decode(block)
             decoder.decode(b"", final=True)
         except UnicodeDecodeError:
-            return "cp1252"
-    return "utf-8-sig"
+            return "cp1252", "replace"
+    return "utf-8", "replace"

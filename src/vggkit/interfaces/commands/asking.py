@@ -1,18 +1,16 @@
 """Ask, and see it all."""
 
-import json as json_format
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-
-from rich.console import Console
 
 from vggkit.engines.choosing import WantedEngine
 from vggkit.engines.outputs import WantedPrecision
 from vggkit.errors import BadInput
 from vggkit.images.sources import Columns
-from vggkit.interfaces.commands.printing import describe_evaluation, print_json
+from vggkit.interfaces.commands.printing import describe_evaluation, print_json, print_json_line
 from vggkit.reports.progress import ProgressLine
+from vggkit.reports.terminal import open_terminal, print_line
 
 if TYPE_CHECKING:
     from vggkit.workflows.bulk_running import BulkResult
@@ -105,13 +103,13 @@ def predict(
         for done, answer in enumerate(answers, start=1):
             answered = answered or not answer.problem
             if json:
-                print(json_format.dumps(answer.to_dict(), ensure_ascii=False), flush=True)
+                print_json_line(answer.to_dict())
             elif not answer.problem:
                 said = ", ".join(
                     f"{label} {100 * chance:.1f} %"
                     for label, chance in zip(answer.labels, answer.probabilities, strict=True)
                 )
-                print(f"{answer.path}: {f'unknown ({said})' if answer.unknown else said}")
+                print_line(f"{answer.path}: {f'unknown ({said})' if answer.unknown else said}")
             if answer.problem:
                 line.say(f"vggkit: error: {answer.problem}")
             line.show("predicting", done, total)
@@ -231,14 +229,14 @@ def search(
     readable = [each for each in found if not each.problem]
     if json:
         for each in found:
-            print(json_format.dumps(each.to_dict(), ensure_ascii=False))
+            print_json_line(each.to_dict())
     elif readable:
         # A file or a pipe takes paths whole.
         width = None if sys.stdout is not None and sys.stdout.isatty() else MOST_CHARACTERS
-        Console(highlight=False, width=width).print(draw_neighbours(readable))
+        open_terminal(width=width).print(draw_neighbours(readable))
     if sheet is not None and readable:
         plot_neighbours(readable, sheet)
-        print(f"drawn: {sheet}", file=sys.stderr)
+        print_line(f"drawn: {sheet}", to_stderr=True)
     return 0 if readable else 2
 
 
@@ -249,7 +247,7 @@ def _tell_result(result: "BulkResult", *, json: bool) -> int:
     else:
         left = f", {result.unreadable:,} of them could not be read" if result.unreadable else ""
         before = f" ({result.found_done:,} were there already)" if result.found_done else ""
-        print(f"{result.path}: {result.pictures:,} pictures{left}{before}; computed by {result.engine}")
+        print_line(f"{result.path}: {result.pictures:,} pictures{left}{before}; computed by {result.engine}")
     return 0 if result.pictures > result.unreadable else 2
 
 
@@ -265,13 +263,13 @@ def demo(*, out: Path = Path("runs/demo"), device: str = "auto", seed: int = 0, 
     from vggkit.workflows.demonstration import demonstrate
 
     found = demonstrate(out, device=device, seed=seed, quiet=quiet)
-    print(describe_evaluation(found.run.evaluation))
+    print_line(describe_evaluation(found.run.evaluation))
     for picture, answer in zip(found.pictures, found.predictions, strict=True):
-        print(f"{answer.path}: {answer.labels[0]} {100 * answer.probabilities[0]:.1f} % (is {picture.label})")
-    print(f"look at: {found.sheet}")
+        print_line(f"{answer.path}: {answer.labels[0]} {100 * answer.probabilities[0]:.1f} % (is {picture.label})")
+    print_line(f"look at: {found.sheet}")
     for name in ("report.html", "learning_curve.png", "confusion_matrix.png"):
-        print(f"         {found.run.directory / name}")
+        print_line(f"         {found.run.directory / name}")
     best = found.run.directory / "best.safetensors"
-    print(f"next:    vggkit predict {best} {found.predictions[0].path}")
-    print(f"         vggkit evaluate {best} digits")
-    print("         vggkit train YOUR_PICTURES/ --model vgg11_bn")
+    print_line(f"next:    vggkit predict {best} {found.predictions[0].path}")
+    print_line(f"         vggkit evaluate {best} digits")
+    print_line("         vggkit train YOUR_PICTURES/ --model vgg11_bn")

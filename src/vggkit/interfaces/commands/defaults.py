@@ -1,11 +1,11 @@
 """What --config, --preset and --resume put in place of the defaults of `train`; explicit options win over them."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any, Final
 
 from vggkit.errors import BadConfiguration
+from vggkit.reports.terminal import print_line
 from vggkit.tasks.training.presets import find_preset
 from vggkit.tasks.training.recipe import Recipe
 from vggkit.workflows.configs import RunConfig
@@ -42,7 +42,9 @@ def find_defaults(options: Sequence[str]) -> dict[str, Any]:
     if config is not None:
         found = _choose_anew(RunConfig.read(config), options)
         if found.from_python:
-            print(f"note: {config} was begun from Python with weights of its own; this run is not", file=sys.stderr)
+            print_line(
+                f"note: {config} was begun from Python with weights of its own; this run is not", to_stderr=True
+            )
         return {field.name: getattr(found, field.name) for field in fields(found) if field.name != "found"}
     if preset is not None:
         return {"recipe": find_preset(preset).recipe}

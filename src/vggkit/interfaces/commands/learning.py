@@ -1,11 +1,8 @@
 """Learn from your pictures."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from rich.console import Console
 
 from vggkit.errors import BadInput
 from vggkit.images.sources import Columns
@@ -14,6 +11,7 @@ from vggkit.networks.configurations import configure
 from vggkit.reports.loggers import LoggerName
 from vggkit.reports.plots import PlotEnding
 from vggkit.reports.progress import ProgressLine, only_our_errors
+from vggkit.reports.terminal import open_terminal, print_line
 from vggkit.tasks.training.presets import find_preset
 from vggkit.tasks.training.recipe import Recipe
 from vggkit.workflows.configs import NetworkChoice, RunConfig, locate
@@ -77,15 +75,15 @@ def check(
     else:
         from vggkit.reports.diagnosis_table import draw_diagnosis
 
-        Console(highlight=False).print(draw_diagnosis(found))
+        open_terminal().print(draw_diagnosis(found))
     if html is not None:
-        print(f"page: {html}", file=sys.stderr)
+        print_line(f"page: {html}", to_stderr=True)
     if fix is not None:
         from vggkit.tasks.diagnosis.cleaning import write_clean_table
 
         left_out = write_clean_table(pictures, found, fix)
         said = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items()) or "none"
-        print(f"table: {fix}; left out: {said}", file=sys.stderr)
+        print_line(f"table: {fix}; left out: {said}", to_stderr=True)
     return 1 if any(finding.severity == "error" for finding in found.findings) else 0
 
 
@@ -173,11 +171,11 @@ def train(
             }
         )
         return
-    print(describe_evaluation(run.evaluation))
+    print_line(describe_evaluation(run.evaluation))
     made = sorted(path.name for path in run.directory.iterdir() if path.suffix in (".png", ".csv", ".yaml"))
-    print(f"{run.directory}: best.safetensors, {', '.join(made)}")
-    print(f"report: {run.directory / 'report.html'}")
-    print(f"next: vggkit predict {run.directory}/best.safetensors PICTURE…")
+    print_line(f"{run.directory}: best.safetensors, {', '.join(made)}")
+    print_line(f"report: {run.directory / 'report.html'}")
+    print_line(f"next: vggkit predict {run.directory}/best.safetensors PICTURE…")
 
 
 def _prepare(data: str, asked: RunConfig, *, preset: str | None, quiet: bool) -> "tuple[PictureSet, Classifier]":
@@ -243,10 +241,10 @@ def compare(
         return
     from vggkit.reports.comparison import draw_comparison
 
-    console = Console(highlight=False)
+    console = open_terminal()
     console.print(draw_comparison(found, width=console.width))
     if plot is not None:
-        print(f"drawn: {plot}")
+        print_line(f"drawn: {plot}")
 
 
 def _fetch_weights(model: str, *, quiet: bool) -> None:

@@ -1,10 +1,7 @@
 """Measure what was learnt."""
 
-import sys
 from pathlib import Path
 from typing import Literal
-
-from rich.console import Console
 
 from vggkit.engines.choosing import WantedEngine
 from vggkit.engines.outputs import WantedPrecision
@@ -13,6 +10,7 @@ from vggkit.images.sources import Columns
 from vggkit.interfaces.commands.printing import print_json
 from vggkit.reports.plots import PlotEnding
 from vggkit.reports.progress import ProgressLine
+from vggkit.reports.terminal import open_terminal, print_line
 from vggkit.tasks.evaluation.figures import ProtocolName
 from vggkit.writing import demand_writable
 
@@ -111,23 +109,23 @@ def evaluate(
 
         several = len(found.evaluations) > 1
         drawn = draw_several(found.evaluations, found.comparisons) if several else draw_evaluation(shown)
-        Console(highlight=False).print(drawn)
+        open_terminal().print(drawn)
     for sentence in found.said:
-        print(sentence, file=sys.stderr)
+        print_line(sentence, to_stderr=True)
     # The figures are on the terminal, whatever becomes of the files.
     if results is not None:
         for path in write_results(found, results):
-            print(f"results: {path}", file=sys.stderr)
+            print_line(f"results: {path}", to_stderr=True)
     if report is not None:
         with ProgressLine(quiet=quiet) as line:
             line.show("writing the report", 0, None)
             report_on(found, pictures, report, models=models)
-        print(f"report: {report}", file=sys.stderr)
+        print_line(f"report: {report}", to_stderr=True)
     if plots is not None:
         from vggkit.reports.run_plots import write_plots
 
         folder = (report.parent if report is not None else Path()) / "plots"
-        print(f"drawn: {', '.join(map(str, write_plots(shown, folder, plots)))}", file=sys.stderr)
+        print_line(f"drawn: {', '.join(map(str, write_plots(shown, folder, plots)))}", to_stderr=True)
 
 
 def _tell_apart(places: tuple[str, ...]) -> tuple[tuple[str, ...], str]:

@@ -1,20 +1,17 @@
 """Know what you have: networks and files of weights."""
 
-import json as json_format
 import re
-import sys
 from pathlib import Path
 
-from rich.console import Console
-
-from vggkit.errors import BadCheckpoint, BadConfiguration, BadInput
-from vggkit.interfaces.commands.printing import print_json
+from vggkit.errors import BadCheckpoint, BadConfiguration, BadInput, describe_problem
+from vggkit.interfaces.commands.printing import print_json, print_json_line
 from vggkit.networks.configurations import Head, configure, list_models
 from vggkit.networks.conventions import find_convention
 from vggkit.networks.dialects import Dialect
 from vggkit.networks.styles.listings import Style, write_listing
 from vggkit.reports.model_table import draw_models
 from vggkit.reports.tables import draw_summary
+from vggkit.reports.terminal import open_terminal, print_line
 from vggkit.reports.weight_texts import describe_identification
 from vggkit.tasks.inspection import summarize
 
@@ -34,7 +31,7 @@ def models(*, json: bool = False) -> None:
         }
         print_json({s.model: {**s.to_dict()["totals"], "weights": weights[s.model]} for s in summaries})
     else:
-        console = Console(highlight=False)
+        console = open_terminal()
         console.print(draw_models(summaries, width=console.width))
 
 
@@ -73,9 +70,9 @@ def summary(
     if json:
         print_json(found.to_dict())
     else:
-        Console(highlight=False).print(draw_summary(found))
+        open_terminal().print(draw_summary(found))
         if plot is not None:
-            print(f"drawn: {plot}")
+            print_line(f"drawn: {plot}")
 
 
 def code(
@@ -103,7 +100,8 @@ def code(
     configuration = configure(
         model, num_classes=classes, in_channels=channels, head=head, until=until, dropout=dropout
     )
-    print(write_listing(configuration, style), end="")
+    for line in write_listing(configuration, style).splitlines():
+        print_line(line)
 
 
 def identify(files: tuple[Path, ...], /, *, json: bool = False) -> int:
@@ -123,12 +121,13 @@ def identify(files: tuple[Path, ...], /, *, json: bool = False) -> int:
             found = look(file)
         except BadCheckpoint as problem:
             refused += 1
-            print(f"vggkit: error: {problem}", file=sys.stderr)
+            print_line(f"vggkit: error: {describe_problem(problem)}", to_stderr=True)
             continue
         if json:
-            print(json_format.dumps(found.to_dict(), ensure_ascii=False))
+            print_json_line(found.to_dict())
         else:
-            print(describe_identification(found))
+            for line in describe_identification(found).splitlines():
+                print_line(line)
     return 2 if refused else 0
 
 
@@ -167,7 +166,7 @@ def convert(
     if json:
         print_json(found.to_dict())
     else:
-        print(found)
+        print_line(str(found))
 
 
 def _read_size(text: str) -> tuple[int, int]:

@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+from vggkit.escaping import escape_json
+
 
 def describe_evaluation(evaluation: Any) -> str:
     """The headline of an Evaluation, with its interval and its n."""
@@ -16,4 +18,9 @@ def describe_evaluation(evaluation: Any) -> str:
 
 def print_json(value: object) -> None:
     """One JSON value on standard output."""
-    print(json.dumps(value, ensure_ascii=False, indent=2))
+    print(escape_json(json.dumps(value, ensure_ascii=False, indent=2)))
+
+
+def print_json_line(value: object) -> None:
+    """One JSON value on one line of standard output, at once."""
+    print(escape_json(json.dumps(value, ensure_ascii=False)), flush=True)

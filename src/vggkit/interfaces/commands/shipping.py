@@ -1,14 +1,12 @@
 """Make it fast and take it elsewhere."""
 
-import sys
 from pathlib import Path
 from typing import Final
-
-from rich.console import Console
 
 from vggkit.images.sources import Columns
 from vggkit.interfaces.commands.printing import print_json
 from vggkit.reports.progress import ProgressLine
+from vggkit.reports.terminal import open_terminal, print_line
 
 WIDTH: Final = 120
 """Of what is not for a terminal."""
@@ -74,14 +72,13 @@ def bench(
     if json:
         print_json(found.to_dict())
     else:
-        console = Console(highlight=False)
         # A file or a pipe takes rows whole.
-        Console(highlight=False, width=None if console.is_terminal else WIDTH).print(draw_bench(found))
+        open_terminal(width=None if open_terminal().is_terminal else WIDTH).print(draw_bench(found))
         for sentence in suggest(found, ranges_kept=ranges_kept):
-            print(sentence)
+            print_line(sentence)
     if keep_ranges:
-        print(f"what int8 must know is kept in {locate_model(model)}", file=sys.stderr)
+        print_line(f"what int8 must know is kept in {locate_model(model)}", to_stderr=True)
     if plot is not None:
         plot_bench(found, plot)
-        print(f"drawn: {plot}", file=sys.stderr)
+        print_line(f"drawn: {plot}", to_stderr=True)
     return 0 if any(each.problem is None for each in found.engines) else 2

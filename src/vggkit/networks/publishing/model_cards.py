@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+from vggkit.escaping import escape_controls, escape_markdown
 from vggkit.networks.card import Card
 from vggkit.networks.configurations import Configuration, find_configuration
 from vggkit.networks.publishing.published import PUBLISHED
@@ -25,7 +26,7 @@ def write_model_card(card: Card, *, repository: str = "owner/name") -> str:
     model, name = card.configuration.model, repository.rpartition("/")[2]
     title = "a VGG" if model == "custom" else model
     paragraphs = [
-        f"# {name}",
+        f"# {escape_markdown(name)}",
         f"An image classifier, {title} with {len(card.labels)} classes, made with vggkit: network, weights, "
         "preprocessing and labels in one file, `model.safetensors`.",
         "## Use it",
@@ -46,11 +47,11 @@ def write_model_card(card: Card, *, repository: str = "owner/name") -> str:
 
 
 def _front_matter(card: Card, name: str) -> list[str]:
-    """YAML by way of JSON's strings, which YAML reads."""
+    """What the hub reads, as YAML."""
     licence = _licence(card.provenance)
     lines = [
         "---",
-        f"license: {json.dumps(LICENCES.get(licence, licence.lower()))}",
+        f"license: {_quote(LICENCES.get(licence, licence.lower()))}",
         "library_name: vggkit",
         "pipeline_tag: image-classification",
         "tags:",
@@ -62,20 +63,25 @@ def _front_matter(card: Card, name: str) -> list[str]:
     if metrics:
         lines += [
             "model-index:",
-            f"- name: {json.dumps(name)}",
+            f"- name: {_quote(name)}",
             "  results:",
             "  - task:",
             "      type: image-classification",
             "    dataset:",
-            f"      name: {json.dumps(_data_name(card.provenance))}",
+            f"      name: {_quote(_data_name(card.provenance))}",
             "      type: other",
-            f"      split: {json.dumps(str(metrics.get('part', 'test')))}",
+            f"      split: {_quote(str(metrics.get('part', 'test')))}",
             "    metrics:",
             "    - type: accuracy",
-            f"      name: {json.dumps('top-1, ' + _interval(metrics))}",
+            f"      name: {_quote('top-1, ' + _interval(metrics))}",
             f"      value: {float(metrics['top1']):.4f}",
         ]
     return [*lines, "---"]
+
+
+def _quote(text: str) -> str:
+    """A string of JSON, which YAML reads as one whatever it says: `no`, `1.0`, `a: b`."""
+    return json.dumps(escape_controls(text), ensure_ascii=False)
 
 
 def _uses(card: Card, repository: str) -> list[str]:
@@ -165,10 +171,10 @@ def _describe_metrics(provenance: Mapping[str, Any]) -> str:
     metrics = _metrics(provenance)
     if not metrics:
         return "It was not measured: its file tells no accuracy."
-    said = f"Top-1 accuracy {_percent(metrics['top1'])} ({_interval(metrics)})"
+    said = f"Top-1 accuracy {_percent(metrics['top1'])} ({escape_markdown(_interval(metrics))})"
     if isinstance(metrics.get("top5"), int | float) and metrics["top5"] < 1:
         said += f", top-5 {_percent(metrics['top5'])}"
-    said += f", on {_data_name(provenance)}."
+    said += f", on {escape_markdown(_data_name(provenance))}."
     if metrics.get("part") == "val":
         said += " The epoch was chosen on the same pictures, so that this is the better side of the truth."
     return said
@@ -176,31 +182,31 @@ def _describe_metrics(provenance: Mapping[str, Any]) -> str:
 
 def _describe_data(provenance: Mapping[str, Any]) -> str:
     data, recipe = _mapping(provenance, "data"), _mapping(provenance, "recipe")
-    said = [f"Pictures: {_data_name(provenance)}."]
+    said = [f"Pictures: {escape_markdown(_data_name(provenance))}."]
     pictures = _mapping(data, "pictures")
     if pictures:
-        said.append(f"Parts: {', '.join(f'{part} {count}' for part, count in pictures.items())}.")
+        counts = ", ".join(f"{part} {count}" for part, count in pictures.items())
+        said.append(f"Parts: {escape_markdown(counts)}.")
     if data.get("fingerprint"):
-        said.append(f"Fingerprint of their files: `{data['fingerprint']}`.")
+        said.append(f"Fingerprint of their files: {escape_markdown(str(data['fingerprint']))}.")
     weights = _mapping(provenance, "weights")
     if weights:
         start = weights.get("published") or weights.get("file") or "another file"
-        said.append(f"It started from the weights of {start}.")
+        said.append(f"It started from the weights of {escape_markdown(str(start))}.")
     if recipe:
         told = (f"{name} {value}" for name, value in recipe.items() if isinstance(value, str | int | float))
-        said.append(f"Recipe: {', '.join(told)}.")
+        said.append(f"Recipe: {escape_markdown(', '.join(told))}.")
     return " ".join(said)
 
 
 def _describe_licence(provenance: Mapping[str, Any]) -> str:
     weights = _mapping(provenance, "weights")
-    said = [f"{_licence(provenance)}."]
+    said = [f"It is under {escape_markdown(_licence(provenance))}."]
     if _licence(provenance) == "unknown":
         said = ["None was stated by whoever published it; ask before using it."]
     if weights.get("licence"):
-        said.append(
-            f"It started from weights under {weights['licence']}: {weights.get('terms', 'no more is known')}."
-        )
+        terms = f"{weights['licence']}: {weights.get('terms', 'no more is known')}"
+        said.append(f"It started from weights under {escape_markdown(terms)}.")
     return " ".join(said)
 
 
@@ -238,8 +244,10 @@ def _percent(share: float) -> str:
 
 def _list_labels(labels: tuple[str, ...]) -> str:
     more = f" and {len(labels) - SHOWN_LABELS} more" if len(labels) > SHOWN_LABELS else ""
-    return ", ".join(labels[:SHOWN_LABELS]) + more
+    return ", ".join(map(escape_markdown, labels[:SHOWN_LABELS])) + more
 
 
 def _draw_table(rows: Mapping[str, str]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+    return "\n".join(
+        ["| | |", "|---|---|", *(f"| {name} | {escape_markdown(value)} |" for name, value in rows.items())]
+    )

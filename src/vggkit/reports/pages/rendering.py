@@ -4,16 +4,12 @@ Every value is text to the template, never markup. `layout.html` forbids the bro
 a page could not reach out even if something slipped through.
 """
 
-import re
 from collections.abc import Mapping
 from functools import cache
-from typing import Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-UNSEEN: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters, those that turn the direction of text (`cat\\u202egpj.exe` would be read as `catexe.jpg`),
-and what stands for bytes of a file name that are no text, which no page can hold."""
+from vggkit.escaping import is_unseen
 
 
 def render_page(template: str, values: Mapping[str, object]) -> str:
@@ -41,10 +37,13 @@ def say_count(count: int, one: str, many: str | None = None) -> str:
 
 
 def _show_unseen(value: object) -> object:
-    """Text with each unseen character spelled out; what the templates made of such text is left alone."""
-    if type(value) is not str:
+    r"""Text with each unseen character spelled out; what the templates made of such text is left alone.
+
+    `cat\u202egpj.exe` would be read as `catexe.jpg`, and no page can hold bytes of a name that are no text.
+    """
+    if type(value) is not str or value.isprintable():
         return value
-    return UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
+    return "".join(f"\\u{ord(each):04x}" if each not in "\t\n" and is_unseen(each) else each for each in value)
 
 
 @cache

@@ -1,16 +1,15 @@
 """A cleaned table of a collection: what is wrong is left out, and no picture is touched."""
 
-import csv
 import os
 from collections import Counter
 from pathlib import Path
 from typing import Final
 
+from vggkit.column_streams import Kind, stream_columns
 from vggkit.errors import BadOutput
 from vggkit.images.pictures import Picture, PictureSet
 from vggkit.images.sources.places import is_address
 from vggkit.tasks.diagnosis.findings import Case, Diagnosis
-from vggkit.writing import whole_file
 
 HELD_OUT_FIRST: Final = ("test", "val")
 """Of a picture that is in several parts, the copy in the first of these stays: figures stay comparable."""
@@ -79,14 +78,21 @@ def write_clean_table(pictures: PictureSet, diagnosis: Diagnosis, table: str | P
     }
     divided = "all" not in pictures.splits
     grouped = any(picture.group is not None for part in pictures.splits.values() for picture in part)
-    with whole_file(table) as beside, open(beside, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["path", "label", *["split"] * divided, *["group"] * grouped, "note"])
+    kinds: dict[str, Kind] = {"path": "path", "label": "text"}
+    kinds |= {name: "text" for name, is_there in (("split", divided), ("group", grouped)) if is_there}
+    kinds["note"] = "text"
+    with stream_columns(table, kinds) as append:
         for name, part in pictures.splits.items():
-            for picture in part:
-                if id(picture) not in removed:
-                    where = [*[name] * divided, *[picture.group or ""] * grouped]
-                    writer.writerow([_name(picture, table), picture.label, *where, notes.get(id(picture), "")])
+            kept = [picture for picture in part if id(picture) not in removed]
+            append(
+                {
+                    "path": [_name(picture, table) for picture in kept],
+                    "label": [picture.label for picture in kept],
+                    "split": [name] * len(kept),
+                    "group": [picture.group or "" for picture in kept],
+                    "note": [notes.get(id(picture), "") for picture in kept],
+                }
+            )
     return dict(Counter(removed.values()))
 
 

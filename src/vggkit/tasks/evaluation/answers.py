@@ -108,7 +108,7 @@ class Answers:
         """
         named = np.asarray(self.labels, object)
         cells: dict[str, tuple[Kind, Column]] = {
-            "path": ("text", self.paths),
+            "path": ("path", self.paths),
             "label": ("text", named[self.targets].tolist()),
             "answer": ("text", named[self.given].tolist()),
             "probability": ("number", self.confidences.tolist()),

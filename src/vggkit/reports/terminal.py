@@ -1,0 +1,70 @@
+r"""The one door to the terminal: names and texts of others are shown there, whatever they hold, and never obeyed.
+
+Every table, message and line of text goes through here: control characters appear as `\x1b`, and nothing is
+taken for rich's markup or its names of emoji.
+"""
+
+import sys
+from typing import IO
+
+from rich.console import Console, HighlighterType, JustifyMethod, OverflowMethod
+from rich.style import Style
+from rich.text import Text
+
+from vggkit.escaping import escape_controls
+
+
+class Terminal(Console):
+    """A console that shows strings as they are, on one line each."""
+
+    def render_str(
+        self,
+        text: str,
+        *,
+        style: str | Style = "",
+        justify: JustifyMethod | None = None,
+        overflow: OverflowMethod | None = None,
+        emoji: bool | None = None,
+        markup: bool | None = None,
+        highlight: bool | None = None,
+        highlighter: HighlighterType | None = None,
+    ) -> Text:
+        """Called by rich for each string that is printed, or is a table's cell; see its documentation."""
+        return Text(escape_controls(text), style, justify=justify, overflow=overflow)
+
+
+def open_terminal(
+    *, file: IO[str] | None = None, width: int | None = None, soft_wrap: bool = False, quiet: bool = False
+) -> Terminal:
+    """The console of a stream.
+
+    Args:
+        file: The stream; None: standard output.
+        width: Characters of a line; None: the terminal's, 80 of what is none.
+        soft_wrap: Leave it to the terminal to break long lines.
+        quiet: Show nothing.
+    """
+    return Terminal(file=file, width=width, soft_wrap=soft_wrap, quiet=quiet, highlight=False)
+
+
+def write_line(*parts: str | tuple[str, str], style: str = "", overflow: OverflowMethod | None = None) -> Text:
+    """A line of text; a part of it may come with a style of its own."""
+    pairs = [(part, "") if isinstance(part, str) else part for part in parts]
+    line = Text(style=style, overflow=overflow)
+    for part, own in pairs:
+        line.append(escape_controls(part), own or None)
+    return line
+
+
+def stack_lines(*lines: str | Text, style: str = "") -> Text:
+    """Lines below each other as one text, such as a table's header."""
+    stacked = Text(style=style)
+    for number, line in enumerate(lines):
+        stacked.append("\n" if number else "")
+        stacked.append_text(line if isinstance(line, Text) else write_line(line))
+    return stacked
+
+
+def print_line(text: str, *, to_stderr: bool = False, flush: bool = False) -> None:
+    """One line on standard output, or on standard error; what stands in it is shown and not obeyed."""
+    print(escape_controls(text), file=sys.stderr if to_stderr else sys.stdout, flush=flush)

@@ -1,0 +1,104 @@
+"""What the command writes for others: tables that a spreadsheet may open, and files beside each other."""
+
+import csv
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from conftest import fill_folder
+from vggkit.images.preprocessing import Preprocessing
+from vggkit.images.sources import open_pictures
+from vggkit.interfaces import cli
+from vggkit.networks.classifier import Classifier, load
+from vggkit.tasks.evaluation.answers import Answers
+
+FORMULA = "=1+1"
+LABELS = ("+x", "-y", FORMULA, "@ü", "猫")
+TRAINING = (
+    *("--model", "vgg11_bn", "--until", "pool1", "--image-size", "32", "--epochs", "1", "--batch-size", "8"),
+    *("--device", "cpu", "--quiet"),
+)
+
+
+def call(*arguments, code=0):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(argument) for argument in arguments])
+    assert ended.value.code == code
+
+
+@pytest.fixture(scope="module")
+def place(tiny, tmp_path_factory) -> Path:
+    """Classes that a spreadsheet would compute, and a Classifier of them."""
+    folder = tmp_path_factory.mktemp("place")
+    fill_folder(folder / FORMULA / "train", LABELS, 3)
+    fill_folder(folder / FORMULA / "val", LABELS, 2, start=100)
+    for path in (folder / FORMULA / "val").glob("*/100.png"):
+        path.rename(path.with_name(f"{FORMULA}.png"))
+    Classifier.create(
+        replace(tiny, num_classes=len(LABELS)),
+        labels=LABELS,
+        preprocessing=Preprocessing(resize_pixels=32, crop_pixels=32),
+    ).save(folder / "m.safetensors")
+    return folder
+
+
+def demand_harmless(table: Path) -> list[dict[str, str]]:
+    """The rows of a table in which no cell begins as a formula does, and whose letters Excel knows."""
+    data = table.read_bytes()
+    assert data.startswith(b"\xef\xbb\xbf")
+    assert data.count(b"\xef\xbb\xbf") == 1
+    with open(table, encoding="utf-8-sig", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    for row in rows:
+        for cell in [*row, *row.values()]:
+            assert not cell.startswith(("=", "+", "-", "@", "\t", "\r")), cell
+    return rows
+
+
+def test_a_cleaned_table_is_harmless_and_trains_as_the_folder(place, tmp_path, monkeypatch):
+    pandas = pytest.importorskip("pandas")
+    monkeypatch.chdir(place)
+    call("check", FORMULA, "--image-size", "32", "--fix", "clean.csv", "--quiet")
+    demand_harmless(place / "clean.csv")
+    names = pandas.read_csv("clean.csv")["path"]
+    assert all(Path(name).is_file() for name in names)
+    table, folder = open_pictures("clean.csv"), open_pictures(FORMULA)
+    assert table.labels == folder.labels == LABELS
+    assert {each.label for each in table.part("train")} == set(LABELS)
+    call("train", "clean.csv", "--out", tmp_path / "run", *TRAINING, "--despite-findings")
+    assert load(tmp_path / "run").labels == LABELS
+    demand_harmless(tmp_path / "run" / "results.csv")
+    read = Answers.read(tmp_path / "run" / "results.csv")
+    assert read.labels == LABELS
+    call("compare", tmp_path / "run", "--json")
+
+
+def test_predictions_and_vectors_are_harmless(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(place / FORMULA / "val")
+    (place / FORMULA / "val" / "=broken.png").write_bytes(b"\x89PNG")
+    shutil.copyfile(place / FORMULA / "val" / FORMULA / "101.png", "-1+2.png")
+    try:
+        call("predict", place / "m.safetensors", ".", "=broken.png", "--out", tmp_path / "p.csv", "--quiet")
+        call("embed", place / "m.safetensors", ".", "--out", tmp_path / "v.npy", "--quiet")
+        rows = demand_harmless(tmp_path / "p.csv")
+        assert all(Path(row["path"]).is_file() for row in rows)
+        assert any(row["problem"].startswith("'=broken.png") for row in rows)
+        assert all(Path(row["path"]).is_file() for row in demand_harmless(tmp_path / "v.npy.csv"))
+        call("search", tmp_path / "v.npy", "./-1+2.png", "--json", "--quiet")
+    finally:
+        (place / FORMULA / "val" / "=broken.png").unlink()
+        (place / FORMULA / "val" / "-1+2.png").unlink()
+
+
+def test_results_are_read_as_they_were(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(place)
+    for ending in ("csv", "parquet"):
+        call("evaluate", "m.safetensors", FORMULA, "--results", tmp_path / f"r.{ending}", "--quiet")
+    demand_harmless(tmp_path / "r.csv")
+    text, binary = Answers.read(tmp_path / "r.csv"), Answers.read(tmp_path / "r.parquet")
+    assert text.labels == binary.labels == LABELS
+    assert text.paths == binary.paths
+    assert any(path.startswith(FORMULA) for path in text.paths)
+    assert (text.targets == binary.targets).all()
