@@ -36,6 +36,7 @@ OWNERS = {
     "datasets": {"images/sources/hub_sets.py"},
     "faiss": {"tasks/searching.py"},
     "fsspec": {"images/sources/places.py"},
+    "filelock": {"networks/publishing/turns.py"},
     "braceexpand": {"images/sources/places.py"},
     "cleanlab": {"tasks/diagnosis/labels.py"},
     "scipy": {"tasks/diagnosis/labels.py"},

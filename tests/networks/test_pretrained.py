@@ -1,7 +1,6 @@
 """Published weights: the table against torchvision and timm, and fetching against hosts on 127.0.0.1."""
 
 import hashlib
-import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,8 +14,7 @@ from local_hosts import Host, Hub, running, status, whole
 from vggkit.errors import BadCheckpoint, BadDownload, UnknownName
 from vggkit.networks.classifier import Classifier
 from vggkit.networks.configurations import list_models
-from vggkit.networks.publishing import downloads, pretrained, published
-from vggkit.networks.publishing.downloads import Patience
+from vggkit.networks.publishing import downloads, published
 from vggkit.networks.publishing.pretrained import fetch
 from vggkit.networks.publishing.published import PUBLISHED, find_published, imagenet_labels, list_published
 
@@ -38,8 +36,7 @@ def place(monkeypatch, tmp_path):
     )
     table = (record, *(r for r in PUBLISHED if (r.model, r.tag) != ("vgg11", "imagenet")))
     monkeypatch.setattr(published, "PUBLISHED", table)
-    quick = Patience(stall_seconds=2, first_wait_seconds=0.01, longest_wait_seconds=0.02)
-    monkeypatch.setattr(pretrained, "PATIENCE", quick)
+    monkeypatch.setattr(downloads, "STALL_SECONDS", 2)
     for name in ("VGGKIT_OFFLINE", "HF_TOKEN", "HTTP_PROXY", "http_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -123,18 +120,17 @@ def test_eight_networks_have_weights_and_the_others_say_which_do():
 
 
 def test_torchvisions_host_is_first_and_asked_once(host, place):
-    host.answers[f"/models/{FILE}"] = [whole(CONTENT, break_after=20_000), whole(CONTENT)]
-    seen = []
-    found = fetch("vgg11", on_progress=lambda *at: seen.append(at))
+    host.answers[f"/models/{FILE}"] = [whole(CONTENT)]
+    found = fetch("vgg11")
     assert found.path == place / "home" / FILE
     assert found.path.read_bytes() == CONTENT
     assert (found.dialect, found.sha256) == ("torchvision", DIGEST)
     assert found.source == f"{host.address}/models/{FILE}"
     assert found.to_dict()["licence"] == "BSD-3-Clause"
-    assert seen[-1] == (50_000, 50_000)
+    assert [path.name for path in found.path.parent.iterdir()] == [FILE]  # no part, no lock
     again = fetch("vgg11")
     assert (again.path, again.sha256) == (found.path, found.sha256)
-    assert host.ranges() == [None, "bytes=20000-"]
+    assert len(host.requests) == 1
     other = fetch("vgg11", folder=place / "other")
     assert other.path == place / "other" / FILE
 
@@ -149,45 +145,66 @@ def test_the_hub_is_second(host, hub, place, answer):
     assert found.path.read_bytes() == TIMM
     commit = hub.commit_of(BY_HAND)
     assert found.source == f"hf://{BY_HAND}@{commit}"
-    noted = json.loads(found.path.with_name("model.safetensors.json").read_text())
-    assert noted["sha256"] == noted["etag"] == found.sha256 == hashlib.sha256(TIMM).hexdigest()
-    assert (noted["commit"], noted["repository"], noted["size_bytes"]) == (commit, BY_HAND, len(TIMM))
+    assert found.path == place / "home" / "vgg11.safetensors"
+    assert [path for path in (place / "home").rglob("*") if path.is_file()] == [found.path]
+    assert found.sha256 == hashlib.sha256(TIMM).hexdigest()
     hub.requests.clear()
     host.requests.clear()
-    assert fetch("vgg11") == found
+    again = fetch("vgg11")
+    assert (again.path, again.dialect, again.sha256) == (found.path, "timm", found.sha256)
     assert hub.requests == host.requests == []
 
 
-def test_progress_of_the_hub(host, hub):
-    seen = []
-    fetch("vgg11", on_progress=lambda *at: seen.append(at))
-    assert seen[-1] == (len(TIMM), len(TIMM))
+def test_a_file_that_version_0_1_brought_from_the_hub_is_found(monkeypatch, place):
+    monkeypatch.setenv("VGGKIT_OFFLINE", "1")
+    kept = place / "home" / "hub" / "timm--vgg11.tv_in1k" / "model.safetensors"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(TIMM)
+    found = fetch("vgg11")
+    assert (found.path, found.dialect) == (kept, "timm")
 
 
-def test_a_file_that_changed_on_the_hub_is_refused(host, hub):
-    path = fetch("vgg11").path
-    path.unlink()
-    hub.repositories[BY_HAND]["model.safetensors"] = TIMM + b"new"
-    with pytest.raises(BadDownload, match=r"changed under the same name and is refused.*delete"):
-        fetch("vgg11")
-    assert not path.exists()
-    hub.repositories[BY_HAND]["model.safetensors"] = TIMM
-    assert fetch("vgg11").path.read_bytes() == TIMM
-    path.write_bytes(b"rotten")
-    with pytest.raises(BadDownload, match="changed under the same name"):
-        fetch("vgg11")
-    path.with_name("model.safetensors.json").write_text("{")
-    with pytest.raises(BadDownload, match=r"model\.safetensors\.json: cannot be read"):
-        fetch("vgg11")
+@pytest.mark.parametrize("second", [False, True])
+def test_progress_is_told_on_standard_error_or_not_at_all(host, hub, place, capsys, second):
+    host.answers[f"/models/{FILE}"] = [status(404) if second else whole(CONTENT)]
+    fetch("vgg11", progress=False)
+    assert capsys.readouterr() == ("", "")
+    fetch("vgg11", folder=place / "again")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"fetching {host.address}/models/{FILE}" in err
 
 
-def test_a_hub_that_sends_other_bytes_than_it_says(host, hub):
+CODE = """
+import sys
+from dataclasses import replace
+from vggkit.networks.publishing import published
+from vggkit.networks.publishing.pretrained import fetch
+record = replace(published.find_published("vgg11"), digest_prefix=sys.argv[1], url=sys.argv[2])
+published.PUBLISHED = (record,)
+print(fetch("vgg11").sha256)
+"""
+
+
+def test_two_processes_at_once_bring_it_once(host, place):
+    host.answers[f"/models/{FILE}"] = [whole(CONTENT, drip_seconds=0.05)]
+    command = [sys.executable, "-c", CODE, DIGEST[:8], f"https://download.pytorch.org/models/{FILE}"]
+    pipe = subprocess.PIPE
+    processes = [subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) for _ in range(2)]
+    for process in processes:
+        out, err = process.communicate(timeout=120)
+        assert (process.returncode, out.strip()) == (0, DIGEST), err
+    assert len(host.requests) == 1
+
+
+def test_a_hub_that_sends_other_bytes_than_it_says(host, hub, place):
     commit = hub.commit_of(BY_HAND)
     headers = {"X-Repo-Commit": commit, "ETag": f'"{DIGEST}"'}
     hub.answers[f"/{BY_HAND}/resolve/main/model.safetensors"] = [status(200, headers, TIMM)]
     hub.answers[f"/{BY_HAND}/resolve/{commit}/model.safetensors"] = [status(200, headers, TIMM)]
     with pytest.raises(BadDownload, match="the hub itself says"):
         fetch("vgg11")
+    assert not list((place / "home").rglob("*.safetensors"))
 
 
 def test_both_hosts_down_tells_both(host, hub, place):
@@ -337,6 +354,7 @@ def test_the_command_line_starts_from_them(host, place, photos, monkeypatch, cap
         cli.main(arguments)
     assert ended.value.code == 0
     said = capsys.readouterr().err
+    assert f"fetching {host.address}" in said
     assert "BSD-3-Clause" in said
     assert "ImageNet" in said
     made = load(place / "run")
@@ -348,4 +366,3 @@ def test_create_knows_names_before_it_asks_a_host(host):
     with pytest.raises(UnknownName, match="published"):
         Classifier.create("vgg11_lrn", labels=["a", "b"], weights="imagenet")
     assert host.requests == []
-    assert downloads.PATIENCE.attempts == 5

@@ -251,9 +251,5 @@ def _fetch_weights(model: str, *, quiet: bool) -> None:
     """Half a gigabyte before anything else, where it can be seen to come."""
     from vggkit.networks.publishing.pretrained import fetch
 
-    with ProgressLine(quiet=quiet) as line:
-        found = fetch(
-            model,
-            on_progress=lambda done, total: line.show("fetching MB", done // 10**6, max(total, done) // 10**6),
-        )
-        line.say(f"weights: {found.source} ({found.published.licence}; {found.published.terms})")
+    found = fetch(model, progress=not quiet)
+    ProgressLine(quiet=quiet).say(f"weights: {found.source} ({found.published.licence}; {found.published.terms})")

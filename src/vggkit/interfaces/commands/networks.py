@@ -90,7 +90,8 @@ def code(
 
     Args:
         model: A name that `vggkit models` lists.
-        style: One Sequential, conv blocks, or explicit layers; the same network, and the same logits.
+        style: One Sequential, conv blocks, or explicit layers, with the same logits. The last two take no --head
+            and no --until.
         classes: Number of classes.
         channels: Channels of the pictures.
         head: fc (the paper's), dense (the same as convolutions) or pool.

@@ -3,12 +3,14 @@
 `HF_ENDPOINT`, `HF_TOKEN` and the hub's other variables hold as that package documents them. No torch here.
 """
 
+import errno
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,15 +27,8 @@ class HubFile:
 
     commit: str
     """The commit that it is of, 40 hexadecimal digits."""
-    etag: str
-    """Its SHA-256, 64 hexadecimal digits, where it is stored as large; else git's own of 40."""
-    size_bytes: int | None
-    """Its size, where it is told."""
-
-    @property
-    def sha256(self) -> str | None:
-        """Its SHA-256 as far as the hub tells it."""
-        return self.etag if re.fullmatch(r"[0-9a-f]{64}", self.etag) else None
+    sha256: str | None
+    """Its SHA-256, 64 hexadecimal digits; None where it is small and git has its own digest."""
 
 
 def look_at_file(repository: str, name: str, *, revision: str | None = None) -> HubFile:
@@ -48,7 +43,7 @@ def look_at_file(repository: str, name: str, *, revision: str | None = None) -> 
         raise BadDownload(
             f"hf://{repository}: {_endpoint() or 'the hub'} does not answer as a Hugging Face hub does"
         )
-    return HubFile(found.commit_hash, found.etag, found.size)
+    return HubFile(found.commit_hash, found.etag if len(found.etag) == 64 else None)
 
 
 def bring_file(
@@ -58,7 +53,7 @@ def bring_file(
     revision: str | None = None,
     folder: Path | None = None,
     offline: bool = False,
-    on_progress: Callable[[int, int], None] | None = None,
+    progress: bool = True,
 ) -> Path:
     """The hub's file on this machine.
 
@@ -68,7 +63,7 @@ def bring_file(
         revision: A branch, tag or commit; None: `main`.
         folder: Where to put it; None: the hub's own cache, which is used as it is where the hub does not answer.
         offline: Look into that cache alone.
-        on_progress: Called with the bytes done and in all; None: huggingface_hub's own bar, in a terminal.
+        progress: Show huggingface_hub's bar, in a terminal.
 
     Raises BadDownload and MissingExtra.
     """
@@ -82,7 +77,7 @@ def bring_file(
                 local_files_only=offline,
                 local_dir=folder,
                 endpoint=_endpoint(),
-                tqdm_class=_reporting_bar(on_progress) if on_progress else None,
+                tqdm_class=None if progress else partial(hub.utils.tqdm, disable=True),
             )
         )
 
@@ -125,75 +120,47 @@ def _endpoint() -> str | None:
 @contextmanager
 def _explained(address: str, kind: type[VggkitError]) -> Iterator[None]:
     """Everything that the hub's package raises becomes one sentence for people."""
-    from huggingface_hub import errors
-
     # Its advice about retries would stand between our own lines.
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         yield
-    except errors.HFValidationError as problem:
-        raise kind(
-            f"{address}: is not a repository's name, which is owner/name ({_first_line(problem)})"
-        ) from problem
-    except errors.GatedRepoError as problem:
-        raise kind(f"{address}: its owner gives it on request only; ask on its page, then {LOG_IN}") from problem
-    except errors.RevisionNotFoundError as problem:
-        raise kind(f"{address}: has no such revision; leave it out, or name a branch, tag or commit") from problem
-    except errors.EntryNotFoundError as problem:
-        if isinstance(problem, errors.LocalEntryNotFoundError):
-            raise _unreachable(address, kind, problem.__cause__ or problem) from problem
-        raise kind(f"{address}: does not hold the file that a Classifier is in, model.safetensors") from problem
-    except errors.RepositoryNotFoundError as problem:
-        raise kind(
-            f"{address}: no such repository, or a private one; is the name right? Else {LOG_IN}"
-        ) from problem
-    except errors.OfflineModeIsEnabled as problem:
-        raise kind(f"{address}: HF_HUB_OFFLINE is set; unset it to reach the hub") from problem
-    except errors.HfHubHTTPError as problem:
-        code = problem.response.status_code
-        said = f"the hub answered {code} ({problem.server_message or _first_line(problem)})"
-        advice = {401: LOG_IN, 403: f"this account may not; {LOG_IN}", 429: "wait a few minutes"}
-        raise kind(f"{address}: {said}; {advice.get(code, 'try again later')}") from problem
-    except VggkitError:
-        raise
-    except Exception as problem:  # its HTTP library's own, a full disk, a protocol that changed
-        raise _unreachable(address, kind, problem) from problem
+    except Exception as problem:
+        raise kind(f"{address}: {_explain(problem)}") from problem
     finally:
         logger.setLevel(level)
 
 
-def _unreachable(address: str, kind: type[VggkitError], problem: BaseException) -> VggkitError:
-    host = _endpoint() or "https://huggingface.co"
-    while problem.__cause__ is not None:
-        problem = problem.__cause__
-    said = f"{host} gave no answer that could be used ({_first_line(problem)})"
-    return kind(f"{address}: {said}; see whether there is a network")
+def _explain(problem: BaseException) -> str:
+    from huggingface_hub import errors
+
+    match problem:
+        case errors.GatedRepoError():
+            return f"its owner gives it on request only; ask on its page, then {LOG_IN}"
+        case errors.RevisionNotFoundError():
+            return "has no such revision; leave it out, or name a branch, tag or commit"
+        case errors.EntryNotFoundError() if not isinstance(problem, errors.LocalEntryNotFoundError):
+            return "does not hold the file that a Classifier is in, model.safetensors"
+        case errors.RepositoryNotFoundError():
+            return f"no such repository, or a private one; is the name right? Else {LOG_IN}"
+        case errors.OfflineModeIsEnabled():
+            return "HF_HUB_OFFLINE is set; unset it to reach the hub"
+        case errors.HfHubHTTPError():
+            code = problem.response.status_code
+            advice = {401: LOG_IN, 403: f"this account may not; {LOG_IN}", 429: "wait a few minutes"}
+            said = problem.server_message or _first_line(problem)
+            return f"the hub answered {code} ({said}); {advice.get(code, 'try again later')}"
+        case OSError(errno=errno.ENOSPC):
+            return "the disk is full; make room, or name another one in VGGKIT_HOME or HF_HOME"
+        case _:  # its HTTP library's own, a protocol that changed
+            while problem.__cause__ is not None:
+                problem = problem.__cause__
+            host = _endpoint() or "https://huggingface.co"
+            said = f"{host} gave no answer that could be used ({_first_line(problem)})"
+            return f"{said}; see whether there is a network"
 
 
 def _first_line(problem: BaseException) -> str:
     lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else type(problem).__name__
-
-
-def _reporting_bar(on_progress: Callable[[int, int], None]) -> type[Any]:
-    """A tqdm that draws nothing and reports."""
-    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined, unused-ignore]
-
-    class Bar(tqdm):  # type: ignore[misc, type-arg, unused-ignore]
-        def __init__(self, *args: Any, **options: Any) -> None:
-            self.done = int(options.get("initial") or 0)
-            super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call, unused-ignore]
-
-        def update(self, n: float | None = 1) -> None:
-            self.done += int(n or 0)
-            on_progress(self.done, int(self.total or 0))
-
-        def update_transfer(self, n: float) -> None:
-            """The same bytes a second time, compressed, on their way."""
-
-        def set_transfer_postfix_str(self, text: str) -> None:
-            """Their speed."""
-
-    return Bar

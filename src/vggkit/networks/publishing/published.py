@@ -64,11 +64,6 @@ class PublishedWeights:
         """Another name under which a file put into `VGGKIT_HOME` by hand is taken."""
         return f"{self.model}.safetensors" if self.tag == "imagenet" else f"{self.model}-{self.tag}.safetensors"
 
-    @property
-    def at_most_bytes(self) -> int:
-        """The published size with its rounding, and a little for another packing of it."""
-        return int((self.size_mib * 1.01 + 1) * 2**20)
-
     def to_dict(self) -> dict[str, Any]:
         """A value for JSON."""
         return {

@@ -1,16 +1,10 @@
-"""Processes that want to write the same file take turns: a lock that ends with its process."""
+"""Processes that want to write the same file take turns: filelock's lock, which ends with its process."""
 
-import os
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
 
 from vggkit.errors import BadOutput
-
-PAUSE_SECONDS: Final = 0.1
 
 
 @contextmanager
@@ -18,49 +12,33 @@ def take_turn(lock: Path, longest_seconds: float, *, meanwhile: Callable[[], Non
     """Hold the lock file while the body runs; wait for it where another process holds it.
 
     Args:
-        lock: The lock's file; it goes with its last holder.
+        lock: The lock's file; its folders are made, and it goes with its holder.
         longest_seconds: Wait no longer than this.
-        meanwhile: Called ten times a second while waiting.
+        meanwhile: Called once where there is something to wait for; it may raise, and nothing is waited for.
 
-    Raises BadOutput where the other one does not end, and OSError where the place cannot be written to.
+    Raises BadOutput where the other one does not end, or where the place cannot be written to.
     """
-    until = time.monotonic() + longest_seconds
-    while (handle := _try(lock)) is None:
-        if time.monotonic() > until:
-            raise BadOutput(f"{lock}: another process has held it for {longest_seconds:g} s; end that one first")
-        meanwhile()
-        time.sleep(PAUSE_SECONDS)
+    from filelock import FileLock, Timeout
+
+    held = FileLock(lock)
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            held.acquire(blocking=False)
+        except Timeout:
+            meanwhile()
+            held.acquire(timeout=longest_seconds)
+    except Timeout as problem:
+        said = f"another process has held it for {longest_seconds:g} s; end that one first"
+        raise BadOutput(f"{lock}: {said}") from problem
+    except BadOutput:
+        raise
+    except OSError as problem:
+        raise BadOutput(f"{lock}: cannot be written ({problem.strerror or problem})") from problem
     try:
         yield
     finally:
-        # Unlinked while it is held: whoever opened it before sees below that it is another file.
+        # While it is held: filelock sees that whoever opened the file before has locked one without a name.
         with suppress(OSError):
             lock.unlink()
-        os.close(handle)
-
-
-def _try(lock: Path) -> int | None:
-    """The open, locked file; None where another process holds it."""
-    handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        _lock(handle)
-        if os.path.samestat(os.fstat(handle), os.stat(lock)):  # noqa: PTH116 (beside fstat)
-            return handle
-    except (BlockingIOError, PermissionError, FileNotFoundError):
-        pass  # held by another, or it has just gone with its last holder
-    except OSError:
-        return handle  # a file system without locks: the digest still guards the file
-    os.close(handle)
-    return None
-
-
-def _lock(handle: int) -> None:
-    """Lock it or raise at once; the system unlocks it when the process ends, however it ends."""
-    if sys.platform == "win32":
-        import msvcrt
-
-        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held.release()

@@ -1,78 +1,69 @@
 """The second way of writing a VGG: a function builds one block, and the trunk is a row of blocks and pools."""
 
+from textwrap import indent
+
 from vggkit.networks.configurations import Configuration
-from vggkit.networks.styles.layout import STEP, lay_call, lay_comment
-from vggkit.networks.styles.listing_heads import lay_classifier, lay_forward
-from vggkit.networks.styles.listing_trunks import (
+from vggkit.networks.styles.listing_parts import (
     LRN,
     Block,
-    lay_convolution_remarks,
-    lay_layer,
-    lay_pool_remarks,
-    walk_blocks,
-    window,
+    remark_on_convolutions,
+    remark_on_head,
+    remark_on_sizes,
+    split_blocks,
+    write_class,
+    write_classifier,
+    write_layer,
+    write_sequence,
 )
+from vggkit.networks.styles.listing_sequential import write_forward
 
 
-def write_blocks(configuration: Configuration) -> tuple[list[str], list[str]]:
-    """Lines inside `__init__`, and lines of `forward`."""
-    lines = [*lay_pool_remarks(configuration, depth=2), f"{STEP * 2}self.features = nn.Sequential("]
-    for block in walk_blocks(configuration):
-        lines += lay_comment(block.heading, depth=3)
-        lines += _lay_block(block, configuration)
-        if block.pool:
-            lines += lay_layer(block.pool, configuration, end=",", depth=3)
-    lines.append(f"{STEP * 2})")
-    return [*lines, *lay_classifier(configuration)], lay_forward(configuration)
-
-
-def _lay_block(block: Block, configuration: Configuration) -> list[str]:
-    """The call that builds a block, and the slice that cuts it."""
-    mixed = _mixes_kernels(configuration)
-    widths = [f"({c.out_channels}, {c.kernel})" if mixed else c.out_channels for c in block.convolutions]
-    arguments = [block.convolutions[0].in_channels, *widths]
-    positions = [layer.name.split("_")[1] for layer in block.layers if layer.kind == "lrn"]
-    if positions:
-        arguments.append(f"lrn_after=({', '.join(positions)}{',' if len(positions) == 1 else ''})")
-    # A block is built whole; a trunk cut at a convolution or at its batch norm leaves the rest off.
-    kind = block.layers[-1].kind
-    missing = {"conv": 1 + configuration.batch_norm, "bn": 1}.get(kind, 0)
-    return lay_call("conv_block", arguments, end=f"[:-{missing}]," if missing else ",", depth=3)
-
-
-def write_conv_block(configuration: Configuration) -> list[str]:
-    """The function that builds a block, with only the parameters that this network needs."""
-    mixed, normalised = _mixes_kernels(configuration), any(layer.kind == "lrn" for layer in configuration.trunk)
-    parameters = ["in_channels: int", "*layers: tuple[int, int]" if mixed else "*widths: int"]
-    if normalised:
-        parameters.append("lrn_after: tuple[int, ...] = ()")
-    kernels = {layer.kernel for layer in configuration.trunk if layer.kind == "conv"}
-    names = "Convolution, batch norm and ReLU" if configuration.batch_norm else "Convolution and ReLU"
-    of = "(width, side of the window)" if mixed else "width"
-    if mixed:
-        loop, shape = "for i, (width, kernel) in enumerate(layers, start=1):", "kernel, padding=kernel // 2"
-    else:
-        loop, shape = "for i, width in enumerate(widths, start=1):", window(kernels.pop())
-    lines = [
-        *lay_call("def conv_block", parameters, end=" -> nn.Sequential:"),
-        f'{STEP}"""{names}, once for each {of}."""',
-        f"{STEP}block = nn.Sequential()",
-        f"{STEP}{loop}",
-        *lay_convolution_remarks(configuration, depth=2),
-        f"{STEP * 2}conv = nn.Conv2d(in_channels, width, {shape})",
-        f'{STEP * 2}block.add_module(f"conv{{i}}", conv)',
+def write_blocks(configuration: Configuration) -> str:
+    """The definitions of a listing; the trunk is one of the table."""
+    lines = []
+    for block in split_blocks(configuration):
+        pool = write_layer(block.layers[-1], configuration)
+        lines += [block.heading, f"{_call_conv_block(block, configuration)},", f"{pool},"]
+    init = [
+        remark_on_sizes(configuration),
+        write_sequence("self.features", "\n".join(lines)),
+        remark_on_head(configuration),
+        write_classifier(configuration),
     ]
+    network = write_class(configuration, init="\n".join(init), forward=write_forward(configuration))
+    return f"{_write_conv_block(configuration)}\n\n\n{network}"
+
+
+def _call_conv_block(block: Block, configuration: Configuration) -> str:
+    convolutions = block.convolutions
+    mixed = configuration.kernels is not None
+    layers = [f"({conv.out_channels}, {conv.kernel})" if mixed else str(conv.out_channels) for conv in convolutions]
+    lrn = ["lrn=True"] if any(layer.kind == "lrn" for layer in block.layers) else []
+    return f"conv_block({', '.join([str(convolutions[0].in_channels), *layers, *lrn])})"
+
+
+def _write_conv_block(configuration: Configuration) -> str:
+    """The function that builds a block, with only the parameters that this network needs."""
+    parameters, of, each = "*widths: int", "width", "width in enumerate(widths, start=1)"
+    window, names, norm, lrn = "kernel_size=3, padding=1", "Convolution and ReLU", "", ""
+    if configuration.kernels is not None:
+        parameters, of = "*layers: tuple[int, int]", "(width, side of the window)"
+        each, window = "(width, kernel) in enumerate(layers, start=1)", "kernel, padding=kernel // 2"
     if configuration.batch_norm:
-        lines.append(f'{STEP * 2}block.add_module(f"bn{{i}}", nn.BatchNorm2d(width))')
-    lines.append(f'{STEP * 2}block.add_module(f"relu{{i}}", nn.ReLU(inplace=True))')
-    if normalised:
-        lines += [
-            f"{STEP * 2}if i in lrn_after:",
-            f"{STEP * 3}lrn = nn.LocalResponseNorm({LRN})",
-            f'{STEP * 3}block.add_module(f"lrn{{i}}", lrn)',
-        ]
-    return [*lines, f"{STEP * 2}in_channels = width", f"{STEP}return block"]
-
-
-def _mixes_kernels(configuration: Configuration) -> bool:
-    return len({layer.kernel for layer in configuration.trunk if layer.kind == "conv"}) > 1
+        names = "Convolution, batch norm and ReLU"
+        norm = '\n        block.add_module(f"bn{i}", nn.BatchNorm2d(width))'
+    if configuration.lrn_after:
+        parameters += ", lrn: bool = False"
+        lrn = f"\n    if lrn:\n        normalize = nn.LocalResponseNorm({LRN})"
+        lrn += '\n        block.add_module("lrn", normalize)'
+    return f'''\
+def conv_block(in_channels: int, {parameters}) -> nn.Sequential:
+    """{names}, once for each {of}."""
+    block = nn.Sequential()
+    for i, {each}:
+{indent(remark_on_convolutions(configuration), " " * 8)}
+        conv = nn.Conv2d(in_channels, width, {window})
+        block.add_module(f"conv{{i}}", conv){norm}
+        block.add_module(f"relu{{i}}", nn.ReLU(inplace=True))
+        in_channels = width{lrn}
+    return block'''
