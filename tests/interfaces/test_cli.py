@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from vggkit.hardware import computes_bf16
 from vggkit.images.preprocessing import Preprocessing
@@ -209,6 +210,20 @@ def test_a_preset_is_where_a_recipe_begins(asked, photos, capsys):
     assert recipe == replace(PRESETS["paper"].recipe, epochs=7)
     assert options["asked"].recipe == recipe
     assert PRESETS["paper"].about[:40] in capsys.readouterr().err
+
+
+def test_weights_of_a_run_are_held_against_the_classes_of_the_data(asked, photos, tmp_path):
+    before = Classifier.create("vgg11", labels=("red", "down", "across"), until="pool1", seed=1)
+    RunConfig().write(tmp_path / "run" / "config.yaml")
+    before.save(tmp_path / "run" / "best.safetensors")
+    for place in (tmp_path / "run", tmp_path / "run" / "best.safetensors"):
+        (classifier, _, _), options = asked(
+            "train", photos, "--weights", place, "--until", "pool1", "--image-size", 32, "--quiet"
+        )
+        assert classifier.labels == ("across", "down", "red")
+        found, expected = classifier.network.classifier[-1].weight, before.network.classifier[-1].weight
+        assert torch.equal(found, expected.flip(0))
+        assert options["asked"].network.weights == str(place)
 
 
 def test_resume_takes_the_run_s_folder_and_where_its_pictures_are_now(asked):

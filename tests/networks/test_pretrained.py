@@ -1,9 +1,12 @@
 """Published weights: the table against torchvision and timm, and fetching against hosts on 127.0.0.1."""
 
 import hashlib
+import importlib.util
+import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -326,6 +329,35 @@ def test_create_starts_from_published_weights(host, place, tiny, monkeypatch):
     assert said["licence"] == "BSD-3-Clause"
     assert "ImageNet" in said["terms"]
     assert said["random"] == ["classifier.0.weight", "classifier.0.bias"]
+
+
+def test_published_weights_are_of_imagenets_classes(host, place, tiny, monkeypatch):
+    """A thousand classes need not be these; where they are, each keeps its row, by either of its names."""
+    timm = importlib.util.find_spec("timm").submodule_search_locations[0]  # importing it takes long
+    synsets = (Path(timm) / "data" / "_info" / "imagenet_synsets.txt").read_text().split()
+    donor = Classifier.create(replace(tiny, num_classes=1000), labels=imagenet_labels(), seed=0)
+    torch.save(donor.network.state_dict(), place / "tiny.pth")
+    content = (place / "tiny.pth").read_bytes()
+    digits = hashlib.sha256(content).hexdigest()[:8]
+    url = f"https://download.pytorch.org/models/tiny-{digits}.pth"
+    record = replace(find_published("vgg11"), model="custom", digest_prefix=digits, url=url)
+    monkeypatch.setattr(published, "PUBLISHED", (record,))
+    host.answers[f"/models/tiny-{digits}.pth"] = [whole(content)]
+    rows = donor.network.classifier[-1].weight
+
+    def start(labels):
+        made = Classifier.create(replace(tiny, num_classes=1000), labels=labels, weights="imagenet")
+        return made.network.classifier[-1].weight, made.provenance["weights"]
+
+    found, said = start(imagenet_labels()[::-1])
+    assert torch.equal(found, rows.flip(0))
+    assert "order" in said["classes"]
+    assert torch.equal(start(synsets)[0], rows)
+    assert torch.equal(start(synsets[::-1])[0], rows.flip(0))
+    found, said = start([f"street {number}" for number in range(1000)])
+    assert not torch.equal(found, rows)
+    assert "other classes (tench, goldfish" in said["renewed"]
+    assert start(["another", *imagenet_labels()[1:]])[1]["renewed"]
 
 
 def test_the_command_line_starts_from_them(host, place, photos, monkeypatch, capsys):

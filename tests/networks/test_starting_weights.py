@@ -107,3 +107,103 @@ def test_real_caffe_weights_bring_their_preprocessing(shared):
     )
     assert first.preprocessing == CONVENTIONS["caffe"]
     assert tuple(first.network.features[0].weight.shape) == (64, 3, 3, 3)
+
+
+def images():
+    return torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def save_classifier(path, configuration=SLIM, labels=LABELS, **options):
+    """A Classifier's file, and the Classifier."""
+    made = Classifier.create(configuration, labels=labels, seed=3, **options)
+    with torch.no_grad():
+        for value in made.network.parameters():
+            value.add_(torch.randn(value.shape, generator=torch.Generator().manual_seed(4)), alpha=0.1)
+    made.save(path)
+    return made
+
+
+def logits_by_name(classifier):
+    with torch.inference_mode():
+        return dict(zip(classifier.labels, classifier.network.eval()(images()).T, strict=True))
+
+
+HEADS = {
+    "fc": {},
+    "dense": {"head": "dense"},
+    "pool": {"head": "pool"},
+    "cut": {"until": "relu2_1"},
+    "fc6": {"until": "fc6"},
+    "rank": {},
+}
+
+
+@pytest.mark.parametrize("head", list(HEADS))
+def test_the_same_classes_in_another_order_keep_their_own_rows(head, tmp_path):
+    network = replace(SLIM, ranks=(4, None, 5)) if head == "rank" else SLIM
+    source = save_classifier(tmp_path / "x.safetensors", network, **HEADS[head])
+    found = Classifier.create(network, labels=list("ecabd"), weights=tmp_path / "x.safetensors", **HEADS[head])
+    expected, now = logits_by_name(source), logits_by_name(found)
+    for label in LABELS:
+        torch.testing.assert_close(now[label], expected[label], msg=label)
+    told = found.provenance["weights"]
+    assert told["random"] == []
+    assert told["renewed"] is None
+    assert "order" in told["classes"]
+
+
+@pytest.mark.parametrize("head", list(HEADS))
+@pytest.mark.parametrize("labels", ["vwxyz", "abcdz", "bcdez"])
+def test_as_many_other_classes_renew_the_last_layer_and_say_so(head, labels, tmp_path):
+    network = replace(SLIM, ranks=(4, None, 5)) if head == "rank" else SLIM
+    source = save_classifier(tmp_path / "x.safetensors", network, **HEADS[head])
+    found = Classifier.create(network, labels=list(labels), weights=tmp_path / "x.safetensors", **HEADS[head])
+    told = found.provenance["weights"]
+    last = f"classifier.{found.configuration.fully_connected[-1].index}."
+    assert told["random"]
+    assert all(key.startswith(last) for key in told["random"])
+    assert "a, b, c, d, e" in told["renewed"]
+    state = source.network.state_dict()
+    for key, value in found.network.state_dict().items():
+        assert torch.equal(value, state[key]) != key.startswith(last), key
+
+
+def test_names_that_differ_in_case_and_spaces_only_are_the_same_class_and_it_is_said(tmp_path):
+    source = save_classifier(tmp_path / "x.safetensors", labels=["Ant", "bee ", "caf\u00e9", "d", "e"])
+    near = ["bee", "ant", "cafe\u0301", "e", "d"]
+    found = Classifier.create(SLIM, labels=near, weights=tmp_path / "x.safetensors")
+    assert found.labels == tuple(near)
+    expected, now = logits_by_name(source), logits_by_name(found)
+    for theirs, ours in {"Ant": "ant", "bee ": "bee", "caf\u00e9": "cafe\u0301", "d": "d"}.items():
+        torch.testing.assert_close(now[ours], expected[theirs])
+    assert "'Ant' for 'ant'" in found.provenance["weights"]["classes"]
+    # Where two would be the same class, none is.
+    save_classifier(tmp_path / "y.safetensors", labels=["a", "A", "b", "c", "d"])
+    other = Classifier.create(SLIM, labels=["a", " a", "b", "c", "d"], weights=tmp_path / "y.safetensors")
+    assert other.provenance["weights"]["renewed"]
+
+
+def test_the_labels_that_a_converted_file_keeps_are_compared_too(tmp_path):
+    source = save_classifier(tmp_path / "x.safetensors")
+    path = convert(tmp_path / "x.safetensors", tmp_path / "t.safetensors", to="timm").target
+    found = Classifier.create(SLIM, labels=list("badce"), weights=path)
+    torch.testing.assert_close(logits_by_name(found)["a"], logits_by_name(source)["a"])
+    assert Classifier.create(SLIM, labels=list("vwxyz"), weights=path).provenance["weights"]["renewed"]
+
+
+def test_weights_that_name_no_classes_keep_their_head_and_it_is_said(source):
+    found = Classifier.create(SLIM, labels=list("vwxyz"), weights=source)
+    told = found.provenance["weights"]
+    assert (told["renewed"], told["random"]) == (None, [])
+    assert "name no classes" in told["classes"]
+    assert "v, w, x, y, z" in told["classes"]
+
+
+def test_a_layer_that_was_not_the_last_one_is_none_here(tmp_path):
+    """Its rows are features, were they as many as the classes."""
+    save_classifier(tmp_path / "x.safetensors")
+    names = [f"n{number}" for number in range(14)]  # as many as fc7 has outputs
+    found = Classifier.create(
+        SLIM, labels=names, weights=tmp_path / "x.safetensors", until="fc6", allow_partial=True
+    )
+    assert set(found.provenance["weights"]["random"]) == {"classifier.3.weight", "classifier.3.bias"}

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from conftest import fill_folder
-from vggkit.errors import BadConfiguration, BadInput
+from vggkit.errors import BadConfiguration, BadData, BadInput
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.networks.classifier import Classifier, load
 from vggkit.tasks.evaluation.measuring import evaluate
@@ -108,6 +108,46 @@ def test_what_was_learnt_can_be_taken_for_other_classes(tiny, trained, tmp_path,
     assert "trainable head: 16 pictures from given weights" in capsys.readouterr().err
     assert run.evaluation.top1 == 1
     assert run.evaluation.n == 4
+
+
+def test_weights_of_as_many_other_classes_begin_with_a_new_head_and_it_is_said(tiny, trained, tmp_path, capsys):
+    for ours, theirs in zip(("x", "y", "z"), ("red", "across", "down"), strict=True):
+        fill_folder(tmp_path, (theirs,), 8)
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        (tmp_path / theirs).rename(tmp_path / "photos" / ours)
+    classifier = start(tiny, trained, labels=("x", "y", "z"))
+    run = train(classifier, tmp_path / "photos", Recipe(), out=tmp_path / "run", device="cpu")
+    told = capsys.readouterr().err
+    assert "the last layer: the weights are of other classes (across, down, red) than x, y, z" in told
+    assert "trainable head" in told
+    assert run.evaluation.top1 == 1
+
+
+def test_labels_in_another_order_start_as_right_as_the_weights_were(tiny, trained, photos, tmp_path, capsys):
+    turned = start(tiny, trained, labels=("red", "down", "across"))
+    expected = evaluate(load(trained), photos)
+    found = evaluate(turned, photos)
+    assert found.top1 == expected.top1 > 0.6
+    # A Classifier's order is its own, whatever the order of the folders.
+    slow = replace(STEPS, trainable="all", epochs=1, learning_rate=1e-9)
+    run = train(turned, photos, slow, out=tmp_path / "run", device="cpu")
+    assert "put into the order of these labels" in capsys.readouterr().err
+    assert run.history[0].val_top1 == expected.top1
+    assert run.classifier.labels == ("red", "down", "across")
+    assert evaluate(load(tmp_path / "run"), photos).top1 == expected.top1
+
+
+def test_labels_that_differ_in_case_only_are_named_where_they_do_not_match(tiny, trained, tmp_path):
+    fill_folder(tmp_path / "photos", LABELS, 6)
+    (tmp_path / "photos" / "red").rename(tmp_path / "photos" / "Red")
+    with pytest.raises(BadData, match=r"case or spaces only \('Red' for 'red'\)"):
+        train(load(trained), tmp_path / "photos", STEPS, out=tmp_path / "run", device="cpu", quiet=True)
+    notes = evaluate(load(trained), tmp_path / "photos").notes
+    assert any("'Red' for 'red'" in note for note in notes)
+    for label in LABELS[:2]:
+        (tmp_path / "photos" / label).rename(tmp_path / "photos" / label.upper())
+    with pytest.raises(BadData, match="'ACROSS' for 'across'"):
+        evaluate(load(trained), tmp_path / "photos")
 
 
 def diverge_at(monkeypatch, *numbers):

@@ -75,19 +75,21 @@ def take_weights(
     weights: Mapping[str, Tensor],
     *,
     source: str,
+    other_classes: str | None = None,
     allow_partial: bool = False,
     holds: str | None = None,
 ) -> Taken:
     """Those of `weights` (canonical keys) that this network starts from, and what could not be taken.
 
-    Strict but for what was asked for: another number of classes renews the last layer, a pool
-    head or a cut renews the head and leaves what lies behind unused, and first filters for three
-    channels are adapted to `in_channels`.
+    Strict but for what was asked for: other classes renew the last layer, a pool head or a cut
+    renews the head and leaves what lies behind unused, and first filters for three channels are
+    adapted to `in_channels`.
 
     Args:
         configuration: The network.
         weights: Tensors by canonical key; read one at a time, where the mapping is lazy.
         source: What they come from, for messages.
+        other_classes: Why the last layer is renewed even where it fits, in words; None: it is not.
         allow_partial: Let missing and misshapen keys keep their random values, and ignore
             unexpected ones; some convolution must fit.
         holds: What the source is identified as, for messages.
@@ -99,15 +101,17 @@ def take_weights(
     renewed = "classifier." if configuration.head == "pool" else last
     taken: dict[str, Tensor] = {}
     fresh, missing, misshapen = [], [], []
-    classes = None
+    classes, fitted = None, False
     for key, shape in expected.items():
         value = weights.get(key)
         if value is not None and key == "features.0.weight" and value.dim() == 4 and value.shape[1] == 3:
             value = adapt_filters(value, configuration.in_channels)
-        if value is not None and tuple(value.shape) == shape:
+        fits = value is not None and tuple(value.shape) == shape
+        if value is not None and fits and not (other_classes and key.startswith(last)):
             taken[key] = value
         elif key.startswith(renewed):
             fresh.append(key)
+            fitted = fitted or (fits and key.startswith(last))
             if value is not None and key == f"{last}weight" and tuple(value.shape[1:]) == shape[1:]:
                 classes = value.shape[0]
         elif value is None:
@@ -136,6 +140,8 @@ def take_weights(
         said = f"the head, new with {configuration.num_classes} classes"
         if classes is not None:
             said = f"the last layer: {classes} classes in the file, {configuration.num_classes} here"
+        if fitted:
+            said = f"the last layer: {other_classes}"
     return Taken(
         tensors=taken,
         random=random,

@@ -17,9 +17,10 @@ from vggkit.images.preprocessing import Preprocessing, suit_preprocessing
 from vggkit.networks.card import Card, read_card, read_labels
 from vggkit.networks.checkpoints import Taken, read_weights, take_weights, write_weights
 from vggkit.networks.configurations import Configuration, Head, Scheme, configure
+from vggkit.networks.last_layers import LastLayer, match_last_layer, order_rows
 from vggkit.networks.locating import locate_model
 from vggkit.networks.publishing.pretrained import fetch
-from vggkit.networks.publishing.published import find_published
+from vggkit.networks.publishing.published import find_published, name_imagenet_classes
 from vggkit.networks.publishing.sharing import push
 from vggkit.networks.recognition.canonical import CanonicalWeights
 from vggkit.networks.recognition.identification import Examination, examine
@@ -159,9 +160,10 @@ class Classifier:
             model: A name of `list_models()`, or a Configuration.
             labels: Class names in the order of the logits, or a mapping of them to their numbers.
             weights: `imagenet`, the published ones (see `fetch`), or a file of a VGG's weights in any
-                dialect that `identify` knows. The last layer is renewed where the number of classes
-                differs, the head where another one is asked for; `provenance["weights"]` says what
-                became of every key.
+                dialect that `identify` knows, or a run's folder. The last layer is renewed where its
+                classes are others by number or by name, the head where another one is asked for; the
+                same classes in another order keep their rows. `provenance["weights"]` says what became
+                of every key.
             preprocessing: None: that of `weights`, where their input convention is known; else
                 ImageNet's at 224 pixels, grey for one channel.
             in_channels: 3, or 1 for grey pictures; first filters of `weights` are adapted.
@@ -188,14 +190,17 @@ class Classifier:
         provenance: dict[str, Any] = {}
         found: Mapping[str, Tensor] = {}
         fetched = fetch(published.model) if published is not None else None
-        weights = fetched.path if fetched is not None else weights
         if weights is not None:
-            with open_weights(weights) as file:
+            with open_weights(fetched.path if fetched is not None else locate_model(weights)) as file:
                 examination = examine(file)
                 preprocessing = preprocessing or _adapt_preprocessing(examination, configuration.in_channels)
-                taken = _take_from(file, examination, configuration, allow_partial=allow_partial)
+                known = name_imagenet_classes(labels) if fetched is not None else _list_classes(examination)
+                last = match_last_layer(
+                    labels, known, configuration=configuration, holds=_find_network(examination)
+                )
+                taken = _take_from(file, examination, configuration, last, allow_partial=allow_partial)
             found = taken.tensors
-            provenance["weights"] = _report(examination, taken)
+            provenance["weights"] = _report(examination, taken, last)
         if fetched is not None:
             provenance["weights"] |= fetched.to_dict()
         preprocessing = preprocessing or fallback
@@ -327,22 +332,47 @@ def _adapt_preprocessing(examination: Examination, in_channels: int) -> Preproce
     return replace(stated, channel_order="L", mean=(mean,), std=(std,))
 
 
+def _list_classes(examination: Examination) -> tuple[str, ...] | None:
+    """The classes that a file names, in the order of its logits; None where it names none."""
+    return examination.card.labels if examination.card is not None else examination.labels
+
+
+def _find_network(examination: Examination) -> Configuration | None:
+    """The network that a file holds with its last layer; None where that is not known."""
+    found = examination.identification
+    return None if found.head is None or found.num_classes is None else found.configuration
+
+
 def _take_from(
-    file: WeightFile, examination: Examination, configuration: Configuration, *, allow_partial: bool
+    file: WeightFile,
+    examination: Examination,
+    configuration: Configuration,
+    last: LastLayer,
+    *,
+    allow_partial: bool,
 ) -> Taken:
     found = examination.identification
     nameless = examination.sheet is None or examination.sheet.scheme == "order"
     if allow_partial and not found.is_vgg and nameless:
         raise BadCheckpoint(f"{file.path}: is {found.verdict}; no part of it can be taken for a VGG")
     weights = CanonicalWeights(file, examination, configuration)
-    return take_weights(
-        configuration, weights, source=str(file.path), allow_partial=allow_partial, holds=found.verdict
+    taken = take_weights(
+        configuration,
+        weights,
+        source=str(file.path),
+        other_classes=last.said if last.rows is None else None,
+        allow_partial=allow_partial,
+        holds=found.verdict,
     )
+    if last.rows is None:
+        return taken
+    return replace(taken, tensors=order_rows(taken.tensors, configuration, last.rows))
 
 
-def _report(examination: Examination, taken: Taken) -> dict[str, Any]:
+def _report(examination: Examination, taken: Taken, last: LastLayer) -> dict[str, Any]:
     """What became of every key, for provenance."""
     found = examination.identification
+    kept = taken.renewed is None and last.rows is not None
     return {
         "file": found.path.name,
         "dialect": found.dialect,
@@ -350,6 +380,7 @@ def _report(examination: Examination, taken: Taken) -> dict[str, Any]:
         "taken": len(taken.tensors),
         "random": list(taken.random),
         "renewed": taken.renewed,
+        "classes": last.said if kept else None,
         "used": list(taken.tensors),
         "missing": list(taken.missing),
         "ignored": list(taken.ignored),

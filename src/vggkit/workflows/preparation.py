@@ -10,6 +10,7 @@ import torch
 
 from vggkit.errors import BadData
 from vggkit.hardware import computes_bf16
+from vggkit.images.class_names import hint_at_lookalikes, shorten_names
 from vggkit.images.pictures import PictureSet, identify_pictures
 from vggkit.images.splits import hold_out
 from vggkit.images.spooling import spool
@@ -39,9 +40,10 @@ def _check_labels(pictures: PictureSet, classifier: Classifier) -> None:
         raise BadData(f"{pictures.name}: has one class, and telling classes apart takes two")
     unknown = sorted(set(pictures.labels) - set(classifier.labels))
     if unknown:
+        hint = hint_at_lookalikes(unknown, classifier.labels)
         raise BadData(
-            f"{pictures.name}: holds classes the Classifier does not name ({', '.join(unknown[:5])}); "
-            f"it names {', '.join(classifier.labels[:5])}"
+            f"{pictures.name}: holds classes the Classifier does not name ({shorten_names(unknown)}); "
+            f"it names {shorten_names(classifier.labels)}{hint}"
         )
 
 
@@ -84,8 +86,14 @@ def describe_start(classifier: Classifier) -> str:
     cut = f" until {configuration.until}" if configuration.until else ""
     text = f"{configuration.model}{cut}, head {configuration.head}, pictures fed at {pixels} pixels"
     start = classifier.provenance.get("weights")
-    if isinstance(start, dict) and "taken" in start and "random" in start:
+    if "metrics" in classifier.provenance:  # what it began with once is not where it begins now
+        text += "; the weights are a trained Classifier's"
+    elif isinstance(start, dict) and "taken" in start and "random" in start:
         taken, random = start["taken"], start["random"]
         count = taken if isinstance(taken, int) else len(taken)
         text += f"; {count} tensors taken from the weights, {len(random)} random"
+        if said := start.get("renewed"):
+            text += f"; new is {said}"
+        elif said := start.get("classes"):
+            text += f"; {said}"
     return text

@@ -5,6 +5,8 @@ accuracy, sizes, preprocessing; torchvision 0.29), timm's `vgg16.tv_in1k` and it
 repositories; timm 1.0.31). Accuracy is what they publish; it was not measured here.
 """
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Final, Literal
@@ -22,6 +24,8 @@ TERMS: Final = (
     "torchvision's licence; it warns that weights may carry the terms of the data they were trained on, "
     "and ImageNet's pictures are for non-commercial research and education"
 )
+SYNSETS_DIGEST: Final = "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd"
+"""SHA-256 of WordNet's numbers of ImageNet's classes, sorted, a line each; their order is that of the logits."""
 RECIPE: Final = "https://github.com/pytorch/vision/tree/main/references/classification#alexnet-and-vgg"
 
 
@@ -142,3 +146,14 @@ def imagenet_labels() -> tuple[str, ...]:
     """ImageNet's 1000 classes in the order of the published weights' logits, as torchvision words them."""
     text = files("vggkit.networks.publishing").joinpath("imagenet_labels.txt").read_text(encoding="utf-8")
     return tuple(text.splitlines())
+
+
+def name_imagenet_classes(like: Sequence[str]) -> tuple[str, ...]:
+    """ImageNet's 1000 classes in the order of the published weights' logits, in the words of these labels.
+
+    These may be WordNet's numbers, such as n01440764, as the folders of the data set are named.
+    """
+    numbers = tuple(sorted(like))
+    if hashlib.sha256("\n".join(numbers).encode(errors="surrogateescape")).hexdigest() == SYNSETS_DIGEST:
+        return numbers
+    return imagenet_labels()

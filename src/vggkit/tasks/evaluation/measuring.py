@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from vggkit.counts import demand_count, demand_share
 from vggkit.engines.choosing import WantedEngine
 from vggkit.engines.outputs import WantedPrecision
-from vggkit.errors import BadData
+from vggkit.errors import BadData, BadInput
+from vggkit.images.class_names import hint_at_lookalikes, shorten_names
 from vggkit.images.pictures import Picture, PictureSet, identify_pictures
 from vggkit.images.sources import open_pictures
 from vggkit.images.splits import hold_out
@@ -159,26 +160,22 @@ def _match(
 ) -> list[Picture]:
     """The pictures of classes that the Classifier knows by name; what does not match is noted, on both sides."""
     unknown = sorted({str(p.label) for p in pictures} - set(classifier.labels))
+    hint = hint_at_lookalikes(unknown, classifier.labels)
     if len(unknown) == len({p.label for p in pictures}):
         raise BadData(
             f"{opened.name}: none of its classes ({', '.join(unknown[:5])}) is known to this Classifier "
-            f"({', '.join(classifier.labels[:5])})"
+            f"({', '.join(classifier.labels[:5])}){hint}"
         )
     known = [picture for picture in pictures if picture.label in set(classifier.labels)]
     if unknown:
         notes.append(
             f"{len(pictures) - len(known)} pictures of classes unknown to the Classifier were left out: "
-            + _shorten(unknown)
+            + shorten_names(unknown, most=12)
+            + hint
         )
     if absent := sorted(set(classifier.labels) - {str(p.label) for p in known}):
-        notes.append(f"no pictures of {_shorten(absent)}: nothing is measured of them")
+        notes.append(f"no pictures of {shorten_names(absent, most=12)}: nothing is measured of them")
     return known
-
-
-def _shorten(names: Sequence[str]) -> str:
-    """At most a dozen names, and how many more there are."""
-    more = f" and {len(names) - 12:,} more" if len(names) > 12 else ""
-    return ", ".join(names[:12]) + more
 
 
 def _choose(
