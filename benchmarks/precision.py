@@ -16,7 +16,7 @@ import numpy as np
 
 import vggkit as vk
 from vggkit.engines.ranges import measure_ranges
-from vggkit.hardware import computes_bf16, describe_machine, multiplies_bytes
+from vggkit.hardware import computes_bf16, describe_machine
 from vggkit.images.pictures import Picture, PictureSet
 from vggkit.images.preprocessing import suit_preprocessing
 from vggkit.networks.classifier import Classifier
@@ -78,7 +78,7 @@ def compare(classifier: Classifier, pictures: PictureSet) -> list[str]:
     classifier.keep_ranges(measure_ranges(classifier.network, np.split(batch, 16)), about={})
     found = {}
     for precision in ("fp32", "bf16", "int8"):
-        if {"fp32": True, "bf16": computes_bf16("cpu"), "int8": multiplies_bytes()}[precision]:
+        if precision != "bf16" or computes_bf16("cpu"):
             found[precision] = vk.evaluate(classifier, pictures, split="val", precision=precision)
     exact, rows = found["fp32"].answers, []
     for precision, scored in found.items():

@@ -1,4 +1,5 @@
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
+from vggkit import hardware
 from vggkit.networks.configurations import Configuration, configure
 
 # Two test processes side by side beat one with two threads; processes started by tests inherit it.
@@ -15,6 +17,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # How long drawing an example takes says how busy the machine is, and nothing of the code.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+WITHOUT_FEATURES = frozenset({"avx2"})
+"""Flags of a processor that neither multiplies bfloat16 nor sums products of bytes without saturation."""
+WITH_FEATURES = frozenset({"avx2", "avx512_bf16", "avx512_vnni"})
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
@@ -27,6 +33,24 @@ def tiny() -> Configuration:
         blocks=((6,), (8,), (8, 8), (12, 12), (12, 12)),
         batch_norm=True,
     )
+
+
+@pytest.fixture
+def set_flags(monkeypatch: pytest.MonkeyPatch) -> Callable[[frozenset[str] | None], None]:
+    """Makes vggkit, in this process, take the processor for one with these flags; None: unknown."""
+
+    def set_flags(flags: frozenset[str] | None) -> None:
+        monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+        monkeypatch.setattr(hardware, "_list_processor_flags", lambda: flags)
+
+    return set_flags
+
+
+@pytest.fixture(params=[WITHOUT_FEATURES, WITH_FEATURES], ids=["AVX2 alone", "bf16 and VNNI"])
+def able(request: pytest.FixtureRequest, set_flags: Callable[[frozenset[str] | None], None]) -> bool:
+    """Each test twice, whatever machine it runs on: whether the processor is taken for one with bf16 and VNNI."""
+    set_flags(request.param)
+    return request.param == WITH_FEATURES
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from vggkit.errors import BadInput
 
@@ -64,19 +64,48 @@ def computes_bf16(device: "torch.device | str") -> bool:
 
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
         case "cpu":
-            flags = _list_processor_flags()
-            if flags is not None:
-                return not flags.isdisjoint(("avx512_bf16", "amx_bf16"))
-            import torch
-
-            return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+            return not find_processor_features().isdisjoint(("avx512_bf16", "amx_bf16"))
         case _:
             return False
 
 
 def multiplies_bytes() -> bool:
-    """Whether the processor is known to sum products of bytes exactly and fast: AVX VNNI, AVX-512 VNNI or AMX."""
-    return not (_list_processor_flags() or frozenset()).isdisjoint(("avx_vnni", "avx512_vnni", "amx_int8"))
+    """Whether the processor is known to sum products of bytes without saturation: AVX VNNI, AVX-512 VNNI or AMX."""
+    return not find_processor_features().isdisjoint(("avx_vnni", "avx512_vnni", "amx_int8"))
+
+
+_FEATURES_BELOW: Final[dict[str, tuple[str, ...]]] = {
+    "SSE41": (),
+    "AVX": (),
+    "AVX2": (),
+    "AVX2_VNNI": ("avx_vnni",),
+    "AVX2_VNNI_2": ("avx_vnni",),
+    "AVX512_CORE": (),
+    "AVX512_CORE_VNNI": ("avx512_vnni",),
+    "AVX512_CORE_BF16": ("avx512_vnni", "avx512_bf16"),
+    "AVX512_CORE_FP16": ("avx512_vnni", "avx512_bf16"),
+}
+"""What is left where oneDNN, which computes for PyTorch and OpenVINO, is limited by ONEDNN_MAX_CPU_ISA."""
+
+
+def find_processor_features() -> frozenset[str]:
+    """Which of avx_vnni, avx512_vnni, avx512_bf16, amx_int8 and amx_bf16 the engines can use here.
+
+    Every choice that depends on the processor is made from this. Linux tells without torch; elsewhere torch
+    tells whether there is bfloat16, and of bytes nothing is known.
+    """
+    found = _list_processor_flags()
+    if found is None:
+        import torch
+
+        known = {
+            "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),
+            "amx_bf16": torch.cpu._is_amx_tile_supported(),
+        }
+        found = frozenset(name for name, there in known.items() if there)
+    found &= {"avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"}
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    return found.intersection(_FEATURES_BELOW[limit]) if limit in _FEATURES_BELOW else found
 
 
 def _list_processor_flags() -> frozenset[str] | None:

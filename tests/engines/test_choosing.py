@@ -5,14 +5,14 @@ import sys
 import pytest
 import torch
 
-from vggkit import hardware
+from conftest import WITHOUT_FEATURES
 from vggkit.engines import choosing
-from vggkit.engines.choosing import choose_engine
+from vggkit.engines.choosing import choose_engine, settle_choice
 from vggkit.engines.outputs import list_reads
 from vggkit.engines.pytorch import PyTorchEngine
 from vggkit.engines.weights import ModelFile
 from vggkit.errors import BadConfiguration, BadInput, MissingExtra, UnknownName
-from vggkit.hardware import computes_bf16, has_accelerator
+from vggkit.hardware import computes_bf16, has_accelerator, multiplies_bytes
 from vggkit.networks.classifier import Classifier
 from vggkit.networks.vgg import VGG
 
@@ -71,30 +71,69 @@ class TestOnProcessors:
 
 
 class TestPrecision:
-    @pytest.mark.parametrize(("fast", "kind"), [(True, torch.bfloat16), (False, torch.float32)])
-    def test_bfloat16_is_taken_where_it_is_fast(self, network, monkeypatch, fast, kind):
-        monkeypatch.setattr(choosing, "computes_bf16", lambda device: fast)
-        engine, said = choose_engine(network, CPU, engine="pytorch")
-        assert engine.dtype == kind
-        assert ("multiplies by itself" if fast else "no fast bfloat16") in said
+    @pytest.mark.parametrize("name", ["pytorch", "openvino", "auto"])
+    def test_bfloat16_is_taken_where_it_is_fast(self, network, able, name):
+        pytest.importorskip("openvino")
+        said = "PyTorch" if name == "pytorch" else "OpenVINO"
+        reason = "bfloat16, which this processor multiplies by itself"
+        if not able:
+            reason = "float32, for this processor has no fast bfloat16"
+        assert choose_engine(network, CPU, engine=name)[1] == f"{said} in {reason}"
+        assert settle_choice(CPU, engine=name)[1:] == (said.lower(), "bf16" if able else "fp32")
 
-    def test_onnx_runtime_computes_in_float32(self, network, monkeypatch):
+    @pytest.mark.parametrize("name", ["auto", "openvino"])
+    def test_where_openvino_has_no_bfloat16_what_it_computes_in_is_said(self, network, able, name):
+        pytest.importorskip("openvino")
+        said = choose_engine(network, CPU, precision="bf16", engine=name)[1]
+        assert settle_choice(CPU, precision="bf16", engine=name)[1:] == ("openvino", "bf16" if able else "fp32")
+        assert said == (
+            "OpenVINO in bfloat16" if able else "OpenVINO in float32, for this processor has no fast bfloat16"
+        )
+
+    def test_pytorch_computes_bfloat16_on_any_processor(self, network, able):
+        engine, said = choose_engine(network, CPU, precision="bf16", engine="pytorch")
+        assert (engine.dtype, said) == (torch.bfloat16, "PyTorch in bfloat16")
+
+    def test_onnx_runtime_computes_in_float32(self, network, able):
         pytest.importorskip("onnxruntime")
-        monkeypatch.setattr(choosing, "computes_bf16", lambda device: True)
         _, said = choose_engine(network, CPU, engine="onnx")
-        assert said == "ONNX Runtime in float32"
+        assert said.partition(",")[0] == "ONNX Runtime in float32"
         with pytest.raises(BadConfiguration, match="precision fp32"):
             choose_engine(network, CPU, precision="bf16", engine="onnx")
 
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere torch is what is asked")
-    def test_a_processor_is_known_without_torch_as_torch_knows_it(self):
+    def test_a_processor_is_known_without_torch_as_torch_knows_it(self, monkeypatch):
+        monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
         expected = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         assert computes_bf16("cpu") == computes_bf16(CPU) == expected
 
-    def test_where_the_system_does_not_tell_torch_is_asked(self, monkeypatch):
-        monkeypatch.setattr(hardware, "_list_processor_flags", lambda: None)
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-        assert computes_bf16("cpu")
+    @pytest.mark.parametrize("there", [True, False])
+    def test_where_the_system_does_not_tell_torch_is_asked(self, monkeypatch, set_flags, there):
+        set_flags(None)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: there)
+        assert computes_bf16("cpu") == there
+        assert not multiplies_bytes()
+
+    @pytest.mark.parametrize(
+        ("limit", "bf16", "exact_bytes"),
+        [
+            ("AVX2", False, False),
+            ("avx2_vnni", False, True),
+            ("AVX512_CORE", False, False),
+            ("AVX512_CORE_VNNI", False, True),
+            ("AVX512_CORE_BF16", True, True),
+            ("AVX512_CORE_AMX", True, True),
+            ("DEFAULT", True, True),
+        ],
+    )
+    def test_what_onednn_may_not_use_is_not_counted_on(self, monkeypatch, set_flags, limit, bf16, exact_bytes):
+        set_flags(frozenset({"avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"}))
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+        assert (computes_bf16("cpu"), multiplies_bytes()) == (bf16, exact_bytes)
+        set_flags(WITHOUT_FEATURES)
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+        assert (computes_bf16("cpu"), multiplies_bytes()) == (False, False)
 
 
 class TestDevices:
@@ -146,28 +185,28 @@ def test_a_precision_nobody_knows(network):
 class TestBytes:
     RANGES = {"images": (-3.0, 3.0)}
 
-    def test_openvino_computes_them(self, network, monkeypatch):
+    def test_openvino_computes_them_on_any_processor(self, network, able):
         pytest.importorskip("openvino")
-        monkeypatch.setattr(choosing, "multiplies_bytes", lambda: True)
         ranges = dict.fromkeys(list_reads(network.configuration), (-3.0, 3.0))
         _, said = choose_engine(network, CPU, precision="int8", ranges=ranges)
-        assert said == "OpenVINO in int8"
+        assert said == (
+            "OpenVINO in int8"
+            if able
+            else "OpenVINO in int8 with weights of 7 bits, for this processor is not known to have VNNI or AMX"
+        )
 
-    def test_ranges_of_another_network_are_refused(self, network, monkeypatch):
+    def test_it_is_never_chosen_by_itself(self, able):
+        assert settle_choice(CPU)[2] != "int8"
+
+    def test_ranges_of_another_network_are_refused(self, network, able):
         pytest.importorskip("openvino")
-        monkeypatch.setattr(choosing, "multiplies_bytes", lambda: True)
         with pytest.raises(BadConfiguration, match="not of this network: pool1"):
             choose_engine(network, CPU, precision="int8", ranges=self.RANGES)
 
     @pytest.mark.parametrize("name", ["pytorch", "onnx"])
-    def test_no_other_does(self, network, name):
+    def test_no_other_does(self, network, able, name):
         with pytest.raises(BadConfiguration, match="take"):
             choose_engine(network, CPU, precision="int8", ranges=self.RANGES, engine=name)
-
-    def test_a_processor_that_may_overflow_is_not_asked(self, network, monkeypatch):
-        monkeypatch.setattr(hardware, "_list_processor_flags", lambda: frozenset({"avx2"}))
-        with pytest.raises(BadConfiguration, match="AVX VNNI"):
-            choose_engine(network, CPU, precision="int8", ranges=self.RANGES)
 
     @pytest.mark.parametrize(
         ("wrong", "said"),
@@ -178,6 +217,6 @@ class TestBytes:
         ],
     )
     @pytest.mark.parametrize("name", ["auto", "openvino"])
-    def test_ranges_and_int8_go_together(self, network, name, wrong, said):
+    def test_ranges_and_int8_go_together(self, network, able, name, wrong, said):
         with pytest.raises(BadConfiguration, match=said):
             choose_engine(network, CPU, engine=name, **wrong)

@@ -3,16 +3,22 @@
 Shape letters: N pictures, C channels, H and W pixels.
 """
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from conftest import WITHOUT_FEATURES
 from vggkit.engines.outputs import list_outputs, list_reads
 from vggkit.engines.pytorch import PyTorchEngine
 from vggkit.engines.ranges import measure_ranges
 from vggkit.errors import BadInput
+from vggkit.images.preprocessing import Preprocessing
+from vggkit.networks.classifier import Classifier
 from vggkit.networks.configurations import Configuration, configure
 from vggkit.networks.vgg import VGG
 
@@ -72,33 +78,84 @@ def test_no_pictures():
         measure_ranges(build(SMALL), [])
 
 
+@pytest.mark.parametrize("without_vnni", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_int8_is_near(kind):
+def test_int8_is_near(kind, without_vnni, set_flags):
     from vggkit.engines.openvino import OpenVINOEngine
 
+    if without_vnni:  # otherwise as this machine's processor does it
+        set_flags(WITHOUT_FEATURES)
     network = build(KINDS[kind])
     ranges = measure_ranges(network, [draw(seed) for seed in range(3)])
     images = draw(9)
     expected = PyTorchEngine(network, torch.device("cpu")).run(images)
     found = OpenVINOEngine(network, precision="int8", ranges=ranges).run(images)
     error = np.sqrt(np.mean((found - expected) ** 2)) / expected.std()
-    # Rounded it is, and by 255 steps for what is read and for what multiplies it, a few roundings added up.
+    # Rounded it is, to 255 steps what is read and to 254 or 126 what multiplies it, a few roundings added up.
     assert 1e-4 < error < 0.1
 
 
+@pytest.mark.parametrize("head", ["fc", "pool"])
+def test_sums_of_bytes_do_not_saturate_without_vnni(head, tmp_path):
+    """All weights are near the largest and so is what they multiply: the worst case, computed with AVX2 alone."""
+    network = build(
+        Configuration(
+            blocks=((32,), (64, 64), (64,)), hidden=(64,) if head == "fc" else (), grid=2, num_classes=5, head=head
+        )
+    )
+    with torch.no_grad():
+        for value in network.parameters():
+            if value.dim() > 1:
+                value.copy_((0.9 + 0.1 * torch.rand_like(value)) / value[0].numel())
+    images = np.random.default_rng(0).uniform(0.8, 1, size=(2, 3, 16, 16)).astype(np.float32)
+    np.save(tmp_path / "images.npy", images)
+    Classifier(network, labels=list("abcde"), preprocessing=Preprocessing()).save(tmp_path / "m.safetensors")
+    code = (
+        "import numpy as np\n"
+        "from vggkit.engines.openvino import OpenVINOEngine\n"
+        "from vggkit.engines.weights import ModelFile\n"
+        f"ranges = {measure_ranges(network, [images])}\n"
+        "engine = OpenVINOEngine(ModelFile('m.safetensors'), precision='int8', ranges=ranges)\n"
+        "np.save('found.npy', engine.run(np.load('images.npy')))\n"
+    )
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, timeout=120)
+    exact = PyTorchEngine(network, torch.device("cpu")).run(images)
+    np.testing.assert_allclose(np.load(tmp_path / "found.npy"), exact, rtol=0.03)
+
+
+def test_without_vnni_weights_have_seven_bits(able, monkeypatch):
+    from vggkit.engines import openvino
+
+    largest, round_weights = [], openvino._round_weights
+
+    def note(weight, most):
+        largest.append(most)
+        return round_weights(weight, most)
+
+    monkeypatch.setattr(openvino, "_round_weights", note)
+    ranges = dict.fromkeys(list_reads(SMALL), (-1.0, 9.0))
+    openvino.OpenVINOEngine(build(SMALL), precision="int8", ranges=ranges).run(draw(9))
+    assert set(largest) == {127 if able else 63}
+    assert 2 * 255 * 63 < 2**15 <= 2 * 255 * 127
+
+
+@pytest.mark.parametrize("largest", [127, 63])
 @pytest.mark.parametrize("shape", [(5, 3, 3, 3), (300, 1100), (1, 4), (7, 2, 1, 1)])
-def test_weights_are_rounded_to_the_nearest_byte_of_their_channel(shape):
-    from vggkit.engines.openvino import _round_to_bytes
+def test_weights_are_rounded_to_the_nearest_step_of_their_channel(shape, largest):
+    from vggkit.engines.openvino import _round_weights
 
     weight = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     weight[-1] *= 1e-3
     weight[0] = 0
-    rounded, steps = _round_to_bytes(weight)
+    rounded, steps = _round_weights(weight, largest)
     assert rounded.dtype == np.int8
     assert steps.shape == (shape[0], *(1 for _ in shape[1:]))
     most = np.abs(weight.reshape(len(weight), -1)).max(axis=1)
-    assert np.abs(rounded.astype(int)).reshape(len(weight), -1).max(axis=1)[1:].tolist() == [127] * (shape[0] - 1)
-    assert (np.abs(rounded * steps - weight).reshape(len(weight), -1).max(axis=1) <= 0.5001 * most / 127).all()
+    assert np.abs(rounded.astype(int)).reshape(len(weight), -1).max(axis=1)[1:].tolist() == [largest] * (
+        shape[0] - 1
+    )
+    assert (np.abs(rounded * steps - weight).reshape(len(weight), -1).max(axis=1) <= 0.5001 * most / largest).all()
 
 
 def test_what_is_asked_for_is_not_rounded_where_it_is_read():

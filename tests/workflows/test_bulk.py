@@ -22,7 +22,6 @@ from conftest import draw_class
 from vggkit.engines.ranges import measure_ranges
 from vggkit.engines.weights import ModelFile
 from vggkit.errors import BadConfiguration, BadData, BadInput, BadOutput, UnknownName, VggkitError
-from vggkit.hardware import multiplies_bytes
 from vggkit.images.pictures import Picture
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.images.sources import gather_pictures
@@ -514,8 +513,6 @@ def test_pictures_in_memory_and_no_pictures(model, tmp_path):
 
 def test_int8_by_the_ranges_of_the_file(model, photos, tmp_path):
     pytest.importorskip("openvino")
-    if not multiplies_bytes():
-        pytest.skip("this processor is not known to multiply bytes")
     with pytest.raises(BadConfiguration, match="--keep-ranges"):
         predict_into(model, photos / "val", tmp_path / "a.csv", precision="int8")
     assert not (tmp_path / "a.csv.parts").exists()
@@ -526,7 +523,8 @@ def test_int8_by_the_ranges_of_the_file(model, photos, tmp_path):
     path = tmp_path / "m.safetensors"
     classifier.save(path)
     result = predict_into(path, photos / "val", tmp_path / "a.csv", precision="int8")
-    assert (result.pictures, result.engine) == (15, "OpenVINO in int8")
+    assert result.pictures == 15
+    assert result.engine.startswith("OpenVINO in int8")
     embed_into(path, photos / "val", tmp_path / "v.npy", precision="int8")
     found = np.load(tmp_path / "v.npy")
     assert not np.array_equal(found, exact)
@@ -560,8 +558,6 @@ def test_probabilities_as_vectors_are_those_of_the_answers(model, photos, tmp_pa
 
 def test_other_ranges_are_another_model(model, photos, tmp_path):
     pytest.importorskip("openvino")
-    if not multiplies_bytes():
-        pytest.skip("this processor is not known to multiply bytes")
     classifier = Classifier.load(model)
     ranges = measure_ranges(
         classifier.network, prepare_batches(classifier, list(gather_pictures(photos / "train")))

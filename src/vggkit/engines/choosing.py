@@ -42,7 +42,8 @@ def choose_engine(
             moves to the device; or a ModelFile, for which torch is imported only where PyTorch computes.
         device: A torch device or its name: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         output: What is given of each picture, or several names: `engines.outputs`.
-        precision: auto: bf16 where the device multiplies it by itself. int8 is OpenVINO's on the processor.
+        precision: auto: bf16 where the device multiplies it by itself. bf16: OpenVINO computes in float32 on a
+            processor that does not multiply it, and this is said. int8 is OpenVINO's on the processor.
         ranges: What `measure_ranges` found, for int8.
         engine: auto: PyTorch on CUDA and MPS; on a CPU OpenVINO, then ONNX Runtime, then PyTorch, the first
             that is installed and computes in that precision.
@@ -57,15 +58,14 @@ def choose_engine(
         raise BadConfiguration(
             "int8 is computed by OpenVINO on processors; take engine openvino and device cpu, or bf16"
         )
-    if chosen == "int8" and not multiplies_bytes():
-        raise BadConfiguration(
-            "int8 needs a processor that multiplies bytes (AVX VNNI, AVX-512 VNNI or AMX), and this one is not "
-            "known to: sums could overflow; take precision auto"
-        )
     check_precision(chosen, ranges)
     weights = find_weights(network)
     said = {"pytorch": "PyTorch", "openvino": "OpenVINO", "onnx": "ONNX Runtime"}[name]
-    said += f" in {_KINDS[chosen]}{_say_why(place, precision, chosen)}"
+    said += f" in {_KINDS[chosen]}"
+    if chosen == "int8" and not multiplies_bytes():
+        said += " with weights of 7 bits, for this processor is not known to have VNNI or AMX"
+    elif precision != chosen:
+        said += _say_why(place, chosen)
     match name:
         case "openvino":
             from vggkit.engines.openvino import OpenVINOEngine
@@ -105,7 +105,10 @@ def settle_choice(
         chosen = precision
     elif engine != "onnx" and computes_bf16(place):
         chosen = "bf16"
-    return place, _settle_engine(place, chosen) if engine == "auto" else engine, chosen
+    name = _settle_engine(place, chosen) if engine == "auto" else engine
+    if name == "openvino" and chosen == "bf16" and not computes_bf16(place):
+        chosen = "fp32"  # what OpenVINO computes in where it is told bf16
+    return place, name, chosen
 
 
 def _settle_device(device: "torch.device | str", engine: str) -> "torch.device | str":
@@ -137,10 +140,8 @@ def _find_kind(device: "torch.device | str") -> str:
     return device.partition(":")[0] if isinstance(device, str) else device.type
 
 
-def _say_why(place: "torch.device | str", asked: str, chosen: Precision) -> str:
+def _say_why(place: "torch.device | str", chosen: Precision) -> str:
     name = "processor" if _find_kind(place) == "cpu" else "GPU"
-    if asked != "auto":
-        return ""
     if chosen == "bf16":
         return f", which this {name} multiplies by itself"
     return "" if computes_bf16(place) else f", for this {name} has no fast bfloat16"

@@ -29,7 +29,7 @@ from vggkit.engines.overflow import LIMIT, bound_trunk, can_overflow
 from vggkit.engines.stream import NamedEngine
 from vggkit.engines.weights import Weights, find_weights
 from vggkit.errors import BadConfiguration, BadInput, MissingExtra
-from vggkit.hardware import computes_bf16, count_threads
+from vggkit.hardware import computes_bf16, count_threads, multiplies_bytes
 from vggkit.networks.configurations import Configuration, Pooling
 
 if TYPE_CHECKING:
@@ -41,6 +41,10 @@ KEPT: Final = 8
 """Compiled models that are kept, the last ones used: each size of pictures has its own."""
 PROCESSORS_A_STREAM: Final = 4
 """With fewer pictures than one for so many processors, all processors work on one picture after another."""
+LARGEST: Final = 127
+"""Of int8 weights, in steps of their channel."""
+LARGEST_OF_7_BITS: Final = 63
+"""Without VNNI two products of an unsigned byte and a weight are summed in 16 bits, which holds 2 × 255 × 63."""
 _ROUNDED_TOGETHER: Final = 100_000
 """Weights that are rounded at once: they stay in the caches."""
 
@@ -60,10 +64,10 @@ class OpenVINOEngine(NamedEngine):
     Args:
         weights: A VGG, or a ModelFile, which needs no torch.
         output: What is given of each picture, or several names.
-        precision: bf16 is several times as fast where the processor multiplies bfloat16; what follows the
-            last product, such as statistics of a map, is computed in float32 all the same. int8 is as fast
-            again where the processor multiplies bytes, and rounds coarsely; each of several outputs is then a
-            pass of its own.
+        precision: bf16 is several times as fast where the processor multiplies bfloat16, and float32 elsewhere;
+            what follows the last product, such as statistics of a map, is computed in float32 all the same.
+            int8 is as fast again, and rounds coarsely: weights to 8 bits where the processor sums products of
+            bytes without saturation, elsewhere to 7. Each of several outputs is then a pass of its own.
         ranges: Of `measure_ranges`, for int8.
 
     Raises UnknownName, BadConfiguration, MissingExtra without OpenVINO, and BadCheckpoint.
@@ -90,9 +94,8 @@ class OpenVINOEngine(NamedEngine):
             reading = pool.submit(self._source.read, self._plan.keys)
             self._openvino = _import_openvino()
             reading.result()
-        # Between products of bytes bfloat16 is a twentieth faster, where the processor has it.
-        narrow = precision == "bf16" or (precision == "int8" and computes_bf16("cpu"))
-        self._kind = "bf16" if narrow else "f32"
+        # Between products of bytes bfloat16 is a twentieth faster.
+        self._kind = "bf16" if precision != "fp32" and computes_bf16("cpu") else "f32"
         # Where what a product gives is read twice, OpenVINO's rounding loses what follows of it.
         several = self._plan.drawn if precision == "int8" and len(self._plan.drawn) > 1 else ()
         self._alone = {
@@ -262,7 +265,7 @@ class _Operations:
             self._sums.append(self._ops.reduce_sum(rows, np.array([1]), keep_dims=True))
 
     def _narrow(self, values: Node, weight: Values, reads: str | None) -> tuple[Node, Node]:
-        """Both sides of a product, marked to be rounded to 8 bits where the range of what is read is known.
+        """Both sides of a product, marked to be rounded to bytes where the range of what is read is known.
 
         One step a channel of what is given, and one for all that is read, with zero on a step.
         """
@@ -270,8 +273,9 @@ class _Operations:
             return values, self._keep(weight)
         if reads not in self._rounded:
             values = self._round(values, reads)
-        rounded, steps = _round_to_bytes(weight)
-        reach = max(map(abs, self._ranges[reads])) * 127 * float(steps.max()) * (weight.size // len(weight))
+        largest = LARGEST if multiplies_bytes() else LARGEST_OF_7_BITS
+        rounded, steps = _round_weights(weight, largest)
+        reach = max(map(abs, self._ranges[reads])) * largest * float(steps.max()) * (weight.size // len(weight))
         if not reach < LIMIT:
             raise BadInput(
                 f"what reads {reads} has weights that are not numbers, or so large that sums overflow: int8 would "
@@ -303,8 +307,8 @@ def _check_ranges(configuration: Configuration, ranges: Ranges) -> None:
         )
 
 
-def _round_to_bytes(weight: Values) -> tuple[NDArray[np.int8], Values]:
-    """Bytes from -127 to 127, and the step of each channel of what is given, of which they are multiples."""
+def _round_weights(weight: Values, largest: int) -> tuple[NDArray[np.int8], Values]:
+    """Bytes from -largest to largest, and the step of each channel of what is given that they are multiples of."""
     axes = tuple(range(1, weight.ndim))
     rounded = np.empty(weight.shape, np.int8)
     steps = np.empty((len(weight), *(1 for _ in axes)), np.float32)
@@ -312,7 +316,7 @@ def _round_to_bytes(weight: Values) -> tuple[NDArray[np.int8], Values]:
     def fill(rows: slice) -> None:
         part = weight[rows]
         most = np.maximum(part.max(axis=axes, keepdims=True), -part.min(axis=axes, keepdims=True))
-        steps[rows] = most.clip(1e-12) / 127
+        steps[rows] = most.clip(1e-12) / largest
         if np.isfinite(most).all():  # else the steps tell it
             rounded[rows] = np.rint(part * (1 / steps[rows]))
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from vggkit.engines.choosing import EngineName, settle_choice
 from vggkit.engines.outputs import Precision, Ranges
 from vggkit.errors import VggkitError
-from vggkit.hardware import choose_device, computes_bf16, find_available_memory, has_accelerator, multiplies_bytes
+from vggkit.hardware import choose_device, computes_bf16, find_available_memory, has_accelerator
 from vggkit.tasks.evaluation.figures import proportion_interval
 from vggkit.tasks.timings import Agreement, EngineTimings, Rounds, Spread
 from vggkit.workflows.bulk_running import OnProgress
@@ -62,12 +62,11 @@ def list_contenders(device: str, *, problem: str | None = None) -> list[Contende
         slow = None if computes_bf16(place) else f"this {name} has no fast bfloat16"
         found += [Contender("pytorch", "fp32", place), Contender("pytorch", "bf16", place, slow)]
         if place == "cpu":
-            coarse = None if multiplies_bytes() else "this processor is not known to multiply bytes (VNNI or AMX)"
             found += [
                 Contender("onnx", "fp32", place),
                 Contender("openvino", "fp32", place),
                 Contender("openvino", "bf16", place, slow),
-                Contender("openvino", "int8", place, coarse or problem),
+                Contender("openvino", "int8", place, problem),
             ]
     return found
 

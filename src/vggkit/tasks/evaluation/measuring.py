@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from vggkit.counts import demand_count, demand_share
 from vggkit.engines.choosing import WantedEngine
 from vggkit.engines.outputs import WantedPrecision
-from vggkit.errors import BadData, BadInput
+from vggkit.errors import BadData
 from vggkit.images.class_names import hint_at_lookalikes, shorten_names
 from vggkit.images.pictures import Picture, PictureSet, identify_pictures
 from vggkit.images.sources import open_pictures
@@ -81,7 +81,7 @@ def evaluate(
     part, pictures, notes = _choose(classifier, opened, split)
     known = _match(classifier, opened, pictures, notes)
     engines = prepare_engines(classifier, plan, device=device, precision=precision, engine=engine)
-    notes += _note_precision(engines)
+    notes += _note_precision(engines, precision)
     answers, unreadable = ask(
         classifier, known, plan, engines=engines, batch_size=batch_size, on_progress=on_progress
     )
@@ -148,11 +148,14 @@ def ask(
     return answers, tuple(unreadable)
 
 
-def _note_precision(engines: Engines) -> list[str]:
-    """What computed, where it rounds more than float32 does."""
+def _note_precision(engines: Engines, precision: WantedPrecision) -> list[str]:
+    """What computed, where it rounds more than float32 does, or not as it was asked to."""
     said = dict.fromkeys(said.partition(",")[0].partition(";")[0] for _, said in engines.values())
     coarse = [each for each in said if not each.endswith(" in float32")]
-    return [f"computed by {' and '.join(coarse)}; figures in float32 may differ"] if coarse else []
+    notes = [f"computed by {' and '.join(coarse)}; figures in float32 may differ"] if coarse else []
+    if precision == "bf16":
+        notes += dict.fromkeys(f"computed by {said}" for _, said in engines.values() if " in float32" in said)
+    return notes
 
 
 def _match(
