@@ -18,6 +18,7 @@ from vggkit.counts import is_number, plain_number
 from vggkit.errors import BadCheckpoint, BadConfiguration, VggkitError
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.networks.configurations import Configuration
+from vggkit.networks.file_formats import HEAD_BYTES, LFS_POINTER, describe_format, tell_format
 
 FORMAT_VERSION: Final = 4
 """2: `fit_mode` and `reduced_decoding` of the preprocessing. 3: `temperature` and `threshold`. 4: `ranges`."""
@@ -144,6 +145,7 @@ def find_card(path: str | Path) -> Card | None:
     path = Path(path)
     if not path.is_file():
         raise BadCheckpoint(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
+    _check_format(path)
     try:
         with safe_open(path, framework="numpy") as opened:
             metadata = opened.metadata() or {}
@@ -157,6 +159,28 @@ def find_card(path: str | Path) -> Card | None:
         raise BadCheckpoint(f"{path}: its vggkit card is not JSON ({problem})") from problem
     except VggkitError as problem:
         raise BadCheckpoint(f"{path}: {problem}") from problem
+
+
+def _check_format(path: Path) -> None:
+    """Raise BadCheckpoint, naming it, for a file of another format than a Classifier's."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError as problem:
+        raise BadCheckpoint(f"{path}: cannot be read ({problem.strerror or problem})") from problem
+    known = tell_format(head)
+    if known == "safetensors":
+        return
+    if known is not None:
+        advice = (
+            "vggkit identify says what it holds; start from it with Classifier.create(weights=), "
+            "or with train --weights on the command line"
+        )
+    elif head.startswith(LFS_POINTER):
+        advice = "run `git lfs pull` where it was cloned"
+    else:
+        advice = "name a Classifier's .safetensors file, or a run's folder"
+    raise BadCheckpoint(f"{path}: is {describe_format(head)}, not a Classifier's safetensors file; {advice}")
 
 
 def read_entry(values: Mapping[str, Any], *names: str) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from vggkit.errors import BadCheckpoint
+from vggkit.networks.file_formats import HEAD_BYTES, LFS_POINTER, describe_format, is_packed, tell_format
 from vggkit.networks.weight_files.archives import Archive
 from vggkit.networks.weight_files.keras_files import ARCHIVED_WEIGHTS, open_hdf5, open_keras_archive
 from vggkit.networks.weight_files.numpy_files import open_npy, open_npz
@@ -12,25 +13,9 @@ from vggkit.networks.weight_files.opened import LIMIT_BYTES, SLACK_BYTES, Conten
 from vggkit.networks.weight_files.safetensors_files import open_safetensors
 from vggkit.networks.weight_files.torch_files import open_archived, open_legacy
 
-_HEAD_BYTES: Final = 1024
 _SHARED_RATIO: Final = 4
 _PACKED_RATIO: Final = 100
 _PACKED_SLACK_BYTES: Final = 2**30
-_PACKED: Final = {
-    b"\x1f\x8b": "a gzip file",
-    b"BZh": "a bzip2 file",
-    b"\xfd7zXZ": "an xz file",
-    b"7z\xbc\xaf": "a 7z archive",
-    b"\x28\xb5\x2f\xfd": "a zstd file",
-    b"Rar!": "a rar archive",
-}
-_OTHERS: Final = {
-    b"PK\x05\x06": "an empty zip archive",
-    b"\x89PNG": "a picture",
-    b"\xff\xd8\xff": "a picture",
-    b"%PDF": "a PDF",
-    b"MATLAB": "a MATLAB file",
-}
 _TRUSTED: Final = "give it a .safetensors, .pth, .npz, .h5 or .keras file"
 
 
@@ -64,25 +49,28 @@ def open_weights(path: str | Path) -> WeightFile:
 
 def _open_contents(path: Path, handle: IO[bytes], size: int, stack: ExitStack) -> Contents:
     handle.seek(0)
-    head = handle.read(_HEAD_BYTES)
+    head = handle.read(HEAD_BYTES)
     handle.seek(0)
     if not head:
-        raise refuse(path, "an empty file of 0 bytes", "download or copy it again")
-    if head.startswith(b"version https://git-lfs"):
-        raise refuse(path, "a Git LFS pointer, which stands for the file", "run `git lfs pull` where it was cloned")
+        raise refuse(path, describe_format(head), "download or copy it again")
+    if head.startswith(LFS_POINTER):
+        raise refuse(path, describe_format(head), "run `git lfs pull` where it was cloned")
     if size > LIMIT_BYTES:
         raise refuse(path, f"{size} bytes", f"no VGG takes more than {LIMIT_BYTES >> 30} GiB")
-    if head.startswith(b"PK\x03\x04"):
-        return _open_zip(path, handle, size, stack)
-    if head.startswith(b"\x89HDF\r\n\x1a\n"):
-        return open_hdf5(path, handle, size, stack)
-    if head.startswith(b"\x93NUMPY"):
-        return open_npy(path, handle, size)
-    if head[0] == 0x80 and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        return open_legacy(path, handle, size)
-    if head[8:9] == b"{":
-        return open_safetensors(path, handle, size, stack)
-    raise refuse(path, _describe(head), f"{'unpack it first, or ' if _match(head, _PACKED) else ''}{_TRUSTED}")
+    match tell_format(head):
+        case "safetensors":
+            return open_safetensors(path, handle, size, stack)
+        case "zip":
+            return _open_zip(path, handle, size, stack)
+        case "hdf5":
+            return open_hdf5(path, handle, size, stack)
+        case "npy":
+            return open_npy(path, handle, size)
+        case "pickle":
+            return open_legacy(path, handle, size)
+        case None:
+            unpack = "unpack it first, or " if is_packed(head) else ""
+            raise refuse(path, describe_format(head), f"{unpack}{_TRUSTED}")
 
 
 def _open_zip(path: Path, handle: IO[bytes], size: int, stack: ExitStack) -> Contents:
@@ -114,24 +102,3 @@ def _check_claims(path: Path, contents: Contents, size: int) -> None:
     if total > min(LIMIT_BYTES, most):
         found = f"tensors that claim {total} bytes in a file of {size}"
         raise refuse(path, found, "download it again from a source that you trust")
-
-
-def _match(head: bytes, known: dict[bytes, str]) -> str | None:
-    return next((name for magic, name in known.items() if head.startswith(magic)), None)
-
-
-def _describe(head: bytes) -> str:
-    known = _match(head, _PACKED) or _match(head, _OTHERS)
-    if known:
-        return known
-    if head[257:262] == b"ustar":
-        return "a tar archive"
-    text = head.decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
-    if len(head) == _HEAD_BYTES:  # a character may be cut at its end
-        text = text.rstrip("\ufffd")
-    start = text[:15].lower()
-    if start.startswith(("<!doctype", "<html", "<?xml", "<head", "<body")):
-        return "a web page, as a download link that needs a login gives"
-    if "\ufffd" not in text and "\0" not in text:
-        return f"text, beginning {shown(text[:40])}"
-    return f"bytes of no known kind, beginning {head[:8].hex(' ')}"
