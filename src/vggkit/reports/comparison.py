@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from vggkit.reports.plots import INK, PALE_INK, draw_to
+from vggkit.reports.plots import INK, PALE_INK, draw_to, write_name
 from vggkit.reports.tables import describe_seconds
 from vggkit.reports.terminal import write_line
 
@@ -186,10 +186,11 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> None:
     legend_rows = -(-len(runs) // 3)
     with draw_to(path, width_inches=9.0, height_inches=6.2 + 0.2 * legend_rows) as figure:
         grid = figure.subplots(2, 2, sharey="row", sharex="col")
+        named = {}
         for number, run in enumerate(runs):
             colour = COLOURS[number % len(COLOURS)]
             stroke = STROKES[number // len(COLOURS) % len(STROKES)]
-            label = run.name if run.is_finished else f"{run.name} (unfinished)"
+            label = write_name(run.name) + ("" if run.is_finished else " (unfinished)")
             epochs, times = [row["epoch"] for row in run.history], [time / scale for time in _times(run)]
             for column, places in enumerate((epochs, times)):
                 for values, upper, pale in (
@@ -197,7 +198,7 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> None:
                     ([row["val_loss"] for row in run.history], True, False),
                     ([100 * row["val_top1"] for row in run.history], False, False),
                 ):
-                    grid[0 if upper else 1][column].plot(
+                    (drawn,) = grid[0 if upper else 1][column].plot(
                         places,
                         values,
                         color=colour,
@@ -206,7 +207,6 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> None:
                         alpha=0.45 if pale else 1.0,
                         marker="o" if len(places) == 1 else "",
                         fillstyle="none" if pale else "full",
-                        label=label if not upper and column == 0 else None,
                     )
                 if run.best_epoch is not None:
                     best = epochs.index(run.best_epoch)
@@ -217,6 +217,7 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> None:
                         markersize=7,
                         color=colour,
                     )
+            named[drawn] = label
         grid[0][0].set_title("loss (cross-entropy, nats)")
         grid[1][0].set_title("validation accuracy, top-1 (%)")
         grid[1][0].set_xlabel("epoch")
@@ -231,7 +232,8 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> None:
         for axes in grid.flat:
             axes.grid(axis="y", color="#eeeeee")
         if runs:
-            figure.legend(loc="outside lower left", ncols=3, frameon=False)
+            # Stated, for matplotlib leaves out names that begin with an underscore.
+            figure.legend(list(named), list(named.values()), loc="outside lower left", ncols=3, frameon=False)
 
 
 def _say(axes: "Axes", text: str) -> None:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from vggkit.errors import VggkitError
 from vggkit.images.sources import find_pictures
-from vggkit.reports.plots import PALE_INK, draw_to
+from vggkit.reports.plots import PALE_INK, draw_to, write_name
 from vggkit.reports.terminal import write_line
 from vggkit.tasks.searching import Found
 
@@ -57,5 +57,5 @@ def _show(axes: "Axes", path: str, title: str) -> None:
     try:
         axes.imshow(next(find_pictures([path])).decode(), interpolation="bicubic")
     except (VggkitError, OSError):
-        name = Path(path).name
+        name = write_name(Path(path).name, longest=20)
         axes.text(0.5, 0.5, name, ha="center", va="center", fontsize=6, color=PALE_INK, transform=axes.transAxes)

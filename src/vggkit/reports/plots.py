@@ -6,10 +6,12 @@ Colours are Okabe and Ito's, which people of every colour vision tell apart.
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from vggkit.errors import BadOutput, MissingExtra
+from vggkit.escaping import escape_controls
 from vggkit.reports.tables import decimal_unit
 from vggkit.tasks.inspection import LayerSummary, Summary
 from vggkit.writing import demand_writable, whole_file
@@ -27,8 +29,16 @@ INK: Final = "#222222"
 PALE_INK: Final = "#767676"
 BAND: Final = "#f3f3f3"
 
+FONT: Final = "DejaVu Sans"
+"""Which matplotlib brings along."""
+OTHER_FONTS: Final = (
+    *("Noto Sans CJK JP", "Noto Sans CJK SC", "Source Han Sans", "WenQuanYi Micro Hei", "Hiragino Sans"),
+    *("PingFang SC", "Apple SD Gothic Neo", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Arial Unicode MS"),
+)
+"""With letters that it lacks, where one of them is installed."""
+LONGEST_NAME: Final = 40
+"""Characters of a name in a picture."""
 STYLE: Final[Any] = {
-    "font.family": "DejaVu Sans",
     "font.size": 9,
     "text.color": INK,
     "text.parse_math": False,  # a class may be called $x_$
@@ -81,12 +91,39 @@ def draw_to(path: str | Path, *, width_inches: float, height_inches: float) -> "
         from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError as absent:
         raise MissingExtra.of("matplotlib", "drawing pictures", "train") from absent
-    with matplotlib.rc_context(STYLE), whole_file(path) as beside:
+    with matplotlib.rc_context({**STYLE, "font.family": list(_list_fonts())}), whole_file(path) as beside:
         margins = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08, wspace=0.02)
         figure = Figure(figsize=(width_inches, height_inches), layout=margins)
         FigureCanvasAgg(figure)
         yield figure
         figure.savefig(beside, **saving)
+
+
+def write_name(name: str, *, longest: int = LONGEST_NAME) -> str:
+    r"""A name as a picture shows it: on one line, its middle left out where it is long, and letters that no font
+    here has as their numbers, such as `\u732b`.
+    """
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    shown = escape_controls(name)
+    if not shown.isascii():
+        fonts = [get_font(findfont(FontProperties(family=family))) for family in _list_fonts()]
+        shown = "".join(
+            each
+            if any(font.get_char_index(ord(each)) for font in fonts)
+            else each.encode("unicode_escape").decode("ascii")
+            for each in shown
+        )
+    before = (longest - 1) // 2
+    return shown if len(shown) <= longest else f"{shown[:before]}…{shown[before + 1 - longest :]}"
+
+
+@cache
+def _list_fonts() -> tuple[str, ...]:
+    from matplotlib.font_manager import fontManager
+
+    installed = {font.name for font in fontManager.ttflist}
+    return FONT, *(name for name in OTHER_FONTS if name in installed)
 
 
 def plot_summary(summary: Summary, path: str | Path) -> None:

@@ -4,7 +4,7 @@ from bisect import bisect_left
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vggkit.reports.plots import BLUE, INK, ORANGE, PALE_INK, draw_to
+from vggkit.reports.plots import BLUE, INK, ORANGE, PALE_INK, draw_to, write_name
 
 if TYPE_CHECKING:
     from vggkit.tasks.training.rates import RateSearch
@@ -17,7 +17,7 @@ def plot_rate_search(search: "RateSearch", path: str | Path, *, title: str) -> N
     """
     rates, smoothed, suggested = search.rates, search.smoothed, search.suggested
     with draw_to(path, width_inches=7.0, height_inches=3.8) as figure:
-        figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold")
+        figure.suptitle(write_name(title, longest=60), x=0.012, ha="left", fontsize=12, fontweight="bold")
         axes = figure.subplots()
         axes.set_title("loss (cross-entropy, nats), a step at each learning rate")
         axes.set_xlabel("learning rate")

@@ -3,18 +3,21 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from vggkit.images.pictures import Picture
-from vggkit.reports.plots import BLUE, INK, ORANGE, PALE_INK, PlotEnding, draw_to
+from vggkit.reports.plots import BLUE, INK, ORANGE, PALE_INK, PlotEnding, draw_to, write_name
 from vggkit.tasks.evaluation.figures import Evaluation, FigureName, proportion_interval
 from vggkit.tasks.prediction import Prediction
 
 if TYPE_CHECKING:
     from vggkit.tasks.training.checkpointing import Epoch
     from vggkit.tasks.training.heads import HeadSolution
+
+LONGEST_TITLE: Final = 80
+"""Characters of a picture's title."""
 
 
 def plot_history(history: "Sequence[Epoch]", path: str | Path, *, best_epoch: int, title: str) -> None:
@@ -24,7 +27,9 @@ def plot_history(history: "Sequence[Epoch]", path: str | Path, *, best_epoch: in
     """
     epochs = [record.epoch for record in history]
     with draw_to(path, width_inches=9.0, height_inches=3.6) as figure:
-        figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold")
+        figure.suptitle(
+            write_name(title, longest=LONGEST_TITLE), x=0.012, ha="left", fontsize=12, fontweight="bold"
+        )
         left, right = figure.subplots(1, 2)
         marker = "o" if len(epochs) < 40 else ""
         for values, colour, name in (
@@ -59,7 +64,13 @@ def plot_strengths(solution: "HeadSolution", path: str | Path, *, title: str) ->
     strengths = [trial.strength for trial in solution.tried]
     chosen = next((trial for trial in solution.tried if trial.strength == solution.strength), None)
     with draw_to(path, width_inches=9.0, height_inches=3.6) as figure:
-        figure.suptitle(f"{title}: the head", x=0.012, ha="left", fontsize=12, fontweight="bold")
+        figure.suptitle(
+            f"{write_name(title, longest=LONGEST_TITLE)}: the head",
+            x=0.012,
+            ha="left",
+            fontsize=12,
+            fontweight="bold",
+        )
         panels = (
             ("loss of held-out pictures (cross-entropy, nats)", "loss", 1.0),
             ("accuracy of held-out pictures, top-1 (%)", "top1", 100.0),
@@ -92,7 +103,8 @@ def plot_confusion(evaluation: Evaluation, path: str | Path) -> None:
     counts = np.asarray(evaluation.confusion)
     classes = len(counts)
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-    side = min(14.0, max(4.2, 2.2 + 0.42 * classes))
+    names = [write_name(label) for label in evaluation.labels] if classes <= 60 else []
+    side = min(14.0, max(4.2, 2.2 + 0.42 * classes)) + 0.1 * max(0, max(map(len, names), default=0) - 10)
     low, high = evaluation.top1_interval
     with draw_to(path, width_inches=side + 0.6, height_inches=side + 0.3) as figure:
         figure.suptitle(
@@ -104,21 +116,21 @@ def plot_confusion(evaluation: Evaluation, path: str | Path) -> None:
         )
         axes = figure.subplots()
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        axes.set_title(evaluation.source, fontsize=8, fontweight="normal", color=PALE_INK)
+        axes.set_title(write_name(evaluation.source), fontsize=8, fontweight="normal", color=PALE_INK)
         axes.set_xlabel("answer")
         axes.set_ylabel("truth")
         axes.tick_params(length=0)
         if classes <= 60:
             small = 9 if classes <= 25 else 6
-            long_names = max(map(len, evaluation.labels)) > 3
+            long_names = max(map(len, names)) > 3
             axes.set_xticks(
                 range(classes),
-                evaluation.labels,
+                names,
                 rotation=45 if long_names else 0,
                 ha="right" if long_names else "center",
                 fontsize=small,
             )
-            axes.set_yticks(range(classes), evaluation.labels, fontsize=small)
+            axes.set_yticks(range(classes), names, fontsize=small)
         for row, column in zip(*np.nonzero(counts), strict=True) if classes <= 20 else ():
             colour = "white" if shares[row, column] > 0.55 else INK
             axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour)
@@ -159,12 +171,13 @@ def plot_classes(evaluation: Evaluation, path: str | Path) -> None:
     with draw_to(path, width_inches=6.0, height_inches=1.2 + 0.24 * len(known)) as figure:
         axes = figure.subplots()
         interval = _say_interval(evaluation, "macro_f1")
-        axes.set_title(f"F1 of each class; mean {100 * evaluation.macro_f1:.1f} %{interval}")
+        title = f"F1 of each class; mean {100 * evaluation.macro_f1:.1f} %{interval}"
+        figure.suptitle(title, x=0.012, ha="left", fontsize=10, fontweight="bold")
         for place, each in enumerate(known):
             ends = [100 * end for end in each.f1_interval or (each.f1, each.f1)]
             axes.plot(ends, [place, place], color=BLUE, linewidth=3, alpha=0.4)
             axes.plot([100 * each.f1], [place], color=BLUE, marker="o", markersize=5)
-        axes.set_yticks(range(len(known)), [f"{each.label} ({each.support})" for each in known])
+        axes.set_yticks(range(len(known)), [f"{write_name(each.label)} ({each.support})" for each in known])
         axes.set_ylim(len(known) - 0.5, -0.5)
         axes.set_xlim(left=max(0.0, axes.get_xlim()[0]), right=101)
         axes.set_xlabel("F1 (%), with 95 % bootstrap interval; pictures in brackets")
@@ -205,7 +218,9 @@ def plot_answers(pictures: Sequence[Picture], predictions: Sequence[Prediction],
             axes.imshow(picture.decode(), interpolation="bicubic")
             label, chance = prediction.labels[0], 100 * prediction.probabilities[0]
             wrong = picture.label is not None and picture.label != label
-            said = f"{label}  {chance:.1f} %" + (f"\nis {picture.label}" if wrong else "")
+            said = f"{write_name(label)}  {chance:.1f} %"
+            if wrong and picture.label is not None:
+                said += f"\nis {write_name(picture.label)}"
             axes.set_title(said, loc="center", color=ORANGE if wrong else INK, fontweight="normal")
 
 
