@@ -101,6 +101,31 @@ def test_held_out_figures_are_scikit_learns():
     assert trial.loss_error == pytest.approx(losses.std(ddof=1) / 60**0.5, rel=0.02)
 
 
+def test_the_strength_is_chosen_by_the_loss_that_is_made_small():
+    """Held-out pictures count by their classes too; their mean is a weighted one, and so is its error."""
+    features, targets = draw(60, 10, 3, apart=0.5)
+    targets[targets == 2] = np.where(np.arange(20) < 6, 2, 0)
+    class_weights = torch.tensor([0.5, 1.0, 4.0])
+    folds = divide(targets, np.arange(60), seed=3)
+    found = solve(features, targets, classes=3, strengths=[0.1, 0.05], seed=3, class_weights=class_weights)
+    weights = class_weights.double().numpy()[targets]
+    scaled = StandardScaler().fit_transform(features.astype(np.float64))
+    losses = np.empty(60)
+    for fold in range(5):
+        held = folds == fold
+        peer = LogisticRegression(
+            C=1 / (0.1 * weights[~held].sum()), class_weight={0: 0.5, 1: 1.0, 2: 4.0}, tol=1e-9, max_iter=10_000
+        )
+        chances = peer.fit(scaled[~held], targets[~held]).predict_proba(scaled[held])
+        losses[held] = -np.log(chances[np.arange(held.sum()), targets[held]])
+    mean = (losses * weights).sum() / weights.sum()
+    error = np.sqrt(60 / 59 * (weights**2 * (losses - mean) ** 2).sum()) / weights.sum()
+    trial = found.tried[0]
+    assert trial.loss == pytest.approx(mean, abs=2e-3)
+    assert trial.loss_error == pytest.approx(error, rel=0.02)
+    assert abs(losses.mean() - mean) > 0.05 * mean, "else either would do"
+
+
 class TestFolds:
     def test_groups_stay_whole_and_classes_are_spread(self):
         targets, groups = np.repeat(np.arange(4), 30), np.arange(120) // 3

@@ -218,20 +218,69 @@ def test_small_steps_are_not_lost_in_bfloat16(tiny):
     assert moved.abs().max() < 2**-9 * before[key].abs().max()
 
 
-def test_two_half_batches_are_one_whole(tiny):
-    plain = replace(tiny, batch_norm=False)
-    one, two = learn(plain), learn(plain, accumulate=2)
-    for number, (images, targets) in enumerate(batches(4, size=8)):
-        whole = one.compute(images, targets, draw=number).item()
-        halves = [
-            two.compute(images[part], targets[part], draw=2 * number, share=0.5).item()
-            for part in (slice(0, 4), slice(4, 8))
-        ]
-        assert sum(halves) / 2 == pytest.approx(whole, abs=1e-6)
-        one.step(0.05, number=number)
-        two.step(0.05, number=number)
-    for value, other in zip(one.network.parameters(), two.network.parameters(), strict=True):
-        torch.testing.assert_close(value, other, atol=1e-6, rtol=1e-5)
+SPLITS = {"whole": [12], "halves": [6, 6], "uneven": [7, 4, 1], "singles": [1] * 12}
+WEIGHTS = torch.tensor([0.1, 1.0, 10.0])
+
+
+@pytest.mark.parametrize("split", list(SPLITS))
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("kind", ["plain", "weights", "shares", "weights and shares"])
+def test_a_step_is_torchs_of_all_its_batches_together(tiny, split, smoothing, kind):
+    """In float64 and at once, whatever batches they came in, the rare classes crowded into one of them."""
+    weights = WEIGHTS if "weights" in kind else None
+    images = batches(1, size=12)[0][0]
+    targets = torch.tensor([0, 0, 0, 0, 1, 0, 0, 2, 2, 1, 0, 2])
+    if "shares" in kind:
+        targets = torch.rand(12, 3, generator=torch.Generator().manual_seed(2)).softmax(1)
+    peer = build(replace(tiny, batch_norm=False)).double().train()
+    expected = F.cross_entropy(
+        peer(images.double()),
+        targets.double() if "shares" in kind else targets,
+        weight=None if weights is None else weights.double(),
+        label_smoothing=smoothing,
+    )
+    expected.backward()
+    recipe = replace(RECIPE, label_smoothing=smoothing, momentum=0.0, weight_decay=0.0, clip_norm=0.0)
+    learner = Learner(build(replace(tiny, batch_norm=False)), recipe, device=CPU, class_weights=weights)
+    learner.start_epoch(1)
+    for number in range(2):  # what a step divides by is its own
+        before = {key: value.detach().clone() for key, value in learner.network.named_parameters()}
+        total = weight = 0.0
+        for part, rows in zip(images.split(SPLITS[split]), targets.split(SPLITS[split]), strict=True):
+            loss = learner.compute(part, rows, draw=0).item()
+            total, weight = total + loss * learner.weigh(rows), weight + learner.weigh(rows)
+        rate = 1e-3 if number == 0 else 0.0
+        assert learner.step(rate, number=number)
+        if number == 0:
+            assert total / weight == pytest.approx(expected.item(), rel=1e-5)
+            for key, value in peer.named_parameters():
+                moved = (before[key] - dict(learner.network.named_parameters())[key].detach()) / rate
+                torch.testing.assert_close(
+                    moved.double(), value.grad, rtol=2e-3, atol=3e-4 * float(value.grad.abs().max()) + 1e-4, msg=key
+                )
+
+
+@pytest.mark.parametrize("split", ["uneven", "singles"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "amp"])
+def test_a_gradient_is_clipped_by_the_length_that_it_has_in_the_whole_step(tiny, split, precision):
+    images, targets = batches(1, size=12)[0][0], torch.tensor([0, 0, 0, 0, 1, 0, 0, 2, 2, 1, 0, 2])
+    moved = []
+    for sizes in (SPLITS[split], [12]):
+        learner = Learner(
+            build(replace(tiny, batch_norm=False)),
+            replace(RECIPE, clip_norm=0.5, precision=precision, momentum=0.0, weight_decay=0.0),
+            device=CPU,
+            class_weights=WEIGHTS,
+        )
+        learner.start_epoch(1)
+        before = copy.deepcopy(list(learner.network.parameters()))
+        for part, rows in zip(images.split(sizes), targets.split(sizes), strict=True):
+            learner.compute(part, rows, draw=0)
+        learner.step(1.0, number=0)
+        steps = [old - new for old, new in zip(before, learner.network.parameters(), strict=True)]
+        moved.append(nn.utils.get_total_norm(steps).item())
+    assert moved[1] == pytest.approx(0.5, rel=1e-3), "the gradient is longer than that"
+    assert moved[0] == pytest.approx(moved[1], rel=0.02)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

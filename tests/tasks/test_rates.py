@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
@@ -120,7 +121,10 @@ class _Scripted:
     def start_epoch(self, epoch):
         pass
 
-    def compute(self, images, targets, *, draw, share):
+    def weigh(self, targets):
+        return float(len(targets))
+
+    def compute(self, images, targets, *, draw):
         return torch.tensor(self.losses[draw], dtype=torch.float64)
 
     def step(self, rate, *, number):
@@ -154,6 +158,19 @@ def test_batches_that_are_added_up_count_as_one(tiny, batches, monkeypatch):
     monkeypatch.setattr("vggkit.tasks.training.rates.Learner", _Scripted([float(n) for n in range(80)]))
     found = search(build(tiny), batches, replace(RECIPE, accumulate=2), steps=2)
     assert found.losses == (0.5, 2.5)
+
+
+def test_batches_of_rare_classes_count_more(tiny, monkeypatch):
+    """The loss of a step is the mean over its pictures as they count, and not over its batches."""
+    network, weights = build(replace(tiny, batch_norm=False)), torch.tensor([0.1, 1.0, 10.0])
+    draws = torch.Generator().manual_seed(0)
+    given = [(torch.randn(4, 3, 32, 32, generator=draws), torch.full((4,), number)) for number in range(3)]
+    recipe = replace(RECIPE, accumulate=3)
+    found = search(network, given, recipe, steps=2, class_weights=weights)
+    with torch.no_grad():
+        logits, targets = network(torch.cat([images for images, _ in given])), torch.cat([t for _, t in given])
+        expected = F.cross_entropy(logits.double(), targets, weight=weights.double()).item()
+    assert found.losses[0] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("suggested", [3e-2, None])

@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from conftest import fill_folder
 from vggkit.errors import BadConfiguration, BadData, BadInput
 from vggkit.images.preprocessing import Preprocessing
+from vggkit.images.sources import open_pictures
 from vggkit.networks.classifier import Classifier, load
 from vggkit.tasks.evaluation.measuring import evaluate
 from vggkit.tasks.training import learner as learners
@@ -240,22 +242,66 @@ def test_other_ways_learn_too(changes, tiny, photos, tmp_path):
     assert run.history[-1].train_loss < run.history[0].train_loss
 
 
-def test_batches_of_one_step_count_by_their_pictures(tiny, photos, tmp_path):
-    """48 pictures as 20, 20 and a batch of 8 are one step of 48, where no batch norm tells batches apart."""
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory):
+    """Eighteen, six and two pictures to learn from."""
+    folder = tmp_path_factory.mktemp("uneven")
+    for label, count in zip(LABELS, (18, 6, 2), strict=True):
+        fill_folder(folder / "train", (label,), count)
+    fill_folder(folder / "val", LABELS, 1, start=100)
+    return folder
+
+
+@pytest.mark.parametrize("changes", [{"balance": "weights", "label_smoothing": 0.1}, {"mixup": 0.0}], ids=str)
+def test_a_step_is_the_same_whatever_batches_it_is_made_of(tiny, uneven, tmp_path, changes):
+    """26 pictures are steps of 12, 12 and 2, where no batch norm tells batches apart; the last step has two."""
     network = replace(tiny, batch_norm=False)
-    whole, parts = (
+    recipe = replace(STEPS, epochs=1, warmup_epochs=0.0, augmentation="none", mirror="none", **changes)
+    runs = [
         train(
             start(network),
-            photos,
-            replace(STEPS, epochs=1, batch_size=size, accumulate=together, warmup_epochs=0.0),
+            uneven,
+            replace(recipe, batch_size=size, accumulate=together),
             out=tmp_path / str(size),
             device="cpu",
             quiet=True,
         )
-        for size, together in ((48, 1), (20, 3))
-    )
-    for key, value in weights_of(whole).items():
-        torch.testing.assert_close(weights_of(parts)[key], value, rtol=1e-3, atol=1e-5)
+        for size, together in ((12, 1), (4, 3), (1, 12))
+    ]
+    for other in runs[1:]:
+        assert other.history[0].train_loss == pytest.approx(runs[0].history[0].train_loss, rel=1e-4)
+        for key, value in weights_of(runs[0]).items():
+            torch.testing.assert_close(weights_of(other)[key], value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("accumulate", [1, 5])
+def test_the_loss_of_an_epoch_is_torchs_of_all_its_pictures(tiny, uneven, tmp_path, accumulate):
+    """With class weights a picture counts by its class."""
+    recipe = replace(STEPS, epochs=1, augmentation="none", mirror="none", learning_rate=1e-12, batch_size=3)
+    recipe = replace(recipe, balance="weights", label_smoothing=0.1, accumulate=accumulate)
+    classifier = start(replace(tiny, batch_norm=False))
+    logits, targets = [], []
+    with torch.inference_mode():
+        for picture in open_pictures(uneven).part("train"):
+            logits.append(classifier.network.eval()(torch.from_numpy(FED(picture.decode()))[None])[0])
+            targets.append(LABELS.index(picture.label))
+    weights = torch.tensor([26 / (3 * count) for count in (18, 6, 2)], dtype=torch.float64)
+    expected = F.cross_entropy(
+        torch.stack(logits).double(), torch.tensor(targets), weight=weights, label_smoothing=0.1
+    ).item()
+    classifier.network.train()
+    run = train(classifier, uneven, recipe, out=tmp_path / "run", device="cpu", quiet=True)
+    assert run.history[0].train_loss == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_solved_head_tells_the_same_loss_as_steps_do(tiny, trained, uneven, tmp_path):
+    recipe = Recipe(trainable="head", precision="fp32", balance="weights", label_smoothing=0.1)
+    run = train(start(tiny, trained), uneven, recipe, out=tmp_path / "head", device="cpu", quiet=True)
+    steps = replace(STEPS, epochs=1, augmentation="none", mirror="none", learning_rate=1e-12, batch_size=26)
+    steps = replace(steps, balance="weights", label_smoothing=0.1, freeze_norm=True)
+    again = train(load(tmp_path / "head"), uneven, steps, out=tmp_path / "steps", device="cpu", quiet=True)
+    assert again.history[0].train_loss == pytest.approx(run.history[0].train_loss, rel=1e-3)
+    assert again.history[0].val_loss == pytest.approx(run.history[0].val_loss, rel=1e-3)
 
 
 def test_seconds_between_states_are_no_less_than_none(tiny, photos, tmp_path):

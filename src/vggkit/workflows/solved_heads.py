@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from vggkit.reports.progress import ProgressLine
 from vggkit.reports.run_plots import plot_strengths
@@ -37,7 +38,7 @@ def learn_at_once(course: Course) -> Outcome:
     line.say(describe(None, memory_bytes=estimate_memory_of(course)))
     found, solution = _solve(course, [part for part in course.parts.splits if part in ("train", "val", "test")])
     answers = _answer(course, found, solution)
-    epoch = _describe_solution(answers, epoch=1, since=started)
+    epoch = _describe_solution(course, answers, epoch=1, since=started)
     course.loggers.log((epoch,))
     line.say(describe_epoch(epoch, 1))
     classifier.card = keep(course, classifier.network, epoch=1).card
@@ -51,7 +52,7 @@ def begin_solved(course: Course) -> tuple[Epoch, float]:
     course.line.say("the head begins solved on the given weights' features, and the layers below follow")
     begun = time.monotonic()
     found, solution = _solve(course, ["train", "val"])
-    start = _describe_solution(_answer(course, found, solution), epoch=0, since=begun)
+    start = _describe_solution(course, _answer(course, found, solution), epoch=0, since=begun)
     keep(course, course.classifier.network, epoch=0)
     course.loggers.log((start,))
     course.line.say(describe_epoch(start, course.recipe.epochs) + "  kept")
@@ -81,9 +82,7 @@ def _solve(course: Course, parts: Sequence[str]) -> tuple[dict[str, Features], H
         train.targets,
         classes=len(classifier.labels),
         groups=train.groups,
-        class_weights=weigh_classes(course.parts.part("train"), classifier.labels)
-        if recipe.balance == "weights"
-        else None,
+        class_weights=_weigh(course),
         label_smoothing=recipe.label_smoothing,
         seed=recipe.seed,
         on_progress=lambda done, total: line.show("solving the head", done, total),
@@ -111,12 +110,26 @@ def _answer(course: Course, found: Mapping[str, Features], solution: HeadSolutio
     }
 
 
-def _describe_solution(answers: Mapping[str, Answers], *, epoch: int, since: float) -> Epoch:
-    """A solved head as an epoch."""
+def _weigh(course: Course) -> torch.Tensor | None:
+    """What each class counts (K,); None: alike."""
+    if course.recipe.balance != "weights":
+        return None
+    return weigh_classes(course.parts.part("train"), course.classifier.labels)
+
+
+def _describe_solution(course: Course, answers: Mapping[str, Answers], *, epoch: int, since: float) -> Epoch:
+    """A solved head as an epoch; its training loss is the one that was made small, but for the penalty."""
+    train, weights = answers["train"], _weigh(course)
+    loss = F.cross_entropy(
+        torch.from_numpy(train.log_probabilities).double(),
+        torch.from_numpy(train.targets),
+        weight=None if weights is None else weights.double(),
+        label_smoothing=course.recipe.label_smoothing,
+    )
     return Epoch(
         epoch=epoch,
         learning_rate=0.0,
-        train_loss=float(answers["train"].losses.mean()),
+        train_loss=loss.item(),
         val_loss=float(answers["val"].losses.mean()),
         val_top1=float(answers["val"].right.mean()),
         seconds=time.monotonic() - since,

@@ -31,9 +31,10 @@ class Epoch:
     learning_rate: float
     """Rate of its last step."""
     train_loss: float
-    """Mean cross-entropy in nats of the training pictures as they were seen, while learning."""
+    """Mean cross-entropy in nats of the training pictures as they were seen, while learning: with the label
+    smoothing and the class weights that are learnt with."""
     val_loss: float
-    """Mean cross-entropy of the validation pictures, after it."""
+    """Mean cross-entropy of the validation pictures, after it; each counts alike, and without smoothing."""
     val_top1: float
     """Share in [0, 1] of validation pictures whose best class is right, after it."""
     seconds: float
@@ -51,9 +52,9 @@ class Progress:
     steps: int = 0
     """Steps of all epochs."""
     loss_sum: float = 0.0
-    """Loss of the epoch's pictures so far, added up."""
-    pictures: int = 0
-    """How many they are."""
+    """Loss of the epoch's pictures so far, added up, each times what it counts."""
+    weight: float = 0.0
+    """What they count: each 1, or with class weights its class's."""
     seconds: float = 0.0
     """How long the epoch has gone on."""
     rate_scale: float = 1.0
@@ -72,6 +73,8 @@ class Progress:
         """The value that `to_json` wrote; raises BadCheckpoint."""
         try:
             values: dict[str, Any] = json.loads(text)
+            if "pictures" in values:  # as it was called before pictures counted by their classes
+                values["weight"] = float(values.pop("pictures"))
             history = tuple(Epoch(**record) for record in values.pop("history"))
             if set(values) | {"history"} != {field.name for field in fields(cls)}:
                 raise ValueError("other fields")

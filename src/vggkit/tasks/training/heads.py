@@ -37,7 +37,8 @@ class Trial:
     strength: float
     """Of the penalty."""
     loss: float
-    """Mean cross-entropy in nats, without label smoothing, by classifiers that did not see the picture."""
+    """Mean cross-entropy in nats, without label smoothing, by classifiers that did not see the picture; with class
+    weights each picture counts as its class does."""
     loss_error: float
     """Standard error of `loss`, pictures of a group counted once."""
     top1: float
@@ -125,7 +126,9 @@ def solve_head(
             measured = 1 if space.rows.numel() * classes > MANY else int(folds.max()) + 1
             held = torch.from_numpy(folds)[:, None] == torch.arange(measured)
             problem = _Problem(*(part.float() for part in (space.rows, goals, _share(counts, ~held), space.scales)))
-            tried = _cross_validate(problem, targets, groups=groups, strengths=order, on_progress=on_progress)
+            tried = _cross_validate(
+                problem, targets, counts=counts.numpy(), groups=groups, strengths=order, on_progress=on_progress
+            )
         strength = min(tried, key=lambda trial: trial.loss).strength if tried else order[len(order) // 2]
         kind = space.rows.dtype
         everything = _share(counts, torch.ones(len(counts), 1, dtype=torch.bool))
@@ -270,6 +273,7 @@ def _cross_validate(
     problem: _Problem,
     targets: NDArray[np.int64],
     *,
+    counts: NDArray[np.float64],
     groups: NDArray[np.int64],
     strengths: Sequence[float],
     on_progress: Callable[[int, int], None] | None,
@@ -288,7 +292,10 @@ def _cross_validate(
         logs = problem.score(solved).double().log_softmax(2)
         losses = -logs.take_along_dim(own[:, None, None], 2)[:, :, 0].numpy()
         hits = (logs.argmax(2) == own[:, None]).double().numpy()
-        loss, top1 = (_average((each * measured).sum(1)[counted], groups[counted]) for each in (losses, hits))
+        loss, top1 = (
+            _average((each * measured).sum(1)[counted], weights[counted], groups[counted])
+            for each, weights in ((losses, counts), (hits, np.ones(len(hits))))
+        )
         tried.append(Trial(strength, *loss, *top1))
         if on_progress:
             on_progress(done, len(strengths))
@@ -298,9 +305,12 @@ def _cross_validate(
     return tuple(tried)
 
 
-def _average(values: NDArray[np.float64], groups: NDArray[np.int64]) -> tuple[float, float]:
-    """Mean, and its standard error as whole groups are drawn."""
+def _average(
+    values: NDArray[np.float64], counts: NDArray[np.float64], groups: NDArray[np.int64]
+) -> tuple[float, float]:
+    """Mean of values that count so much each, and its standard error as whole groups are drawn."""
     _, members = np.unique(groups, return_inverse=True)
-    strayed = np.bincount(members, values - values.mean())
+    mean, total = float(np.average(values, weights=counts)), counts.sum()
+    strayed = np.bincount(members, counts * (values - mean))
     units = len(strayed)
-    return float(values.mean()), float(np.sqrt((strayed**2).sum() * units / max(1, units - 1)) / len(values))
+    return mean, float(np.sqrt((strayed**2).sum() * units / max(1, units - 1)) / total)

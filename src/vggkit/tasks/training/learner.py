@@ -54,6 +54,7 @@ class Learner:
         self.worker = _make_twin(self.network) if recipe.precision == "bf16" else self.network
         self.average = copy.deepcopy(self.network).requires_grad_(False) if recipe.ema_decay else None
         self._class_weights = None if class_weights is None else class_weights.to(device)
+        self._counts = None if class_weights is None else class_weights.double().cpu()
         self._autocast = _choose_autocast(device) if recipe.precision == "amp" else None
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._autocast is torch.float16)
 
@@ -68,6 +69,7 @@ class Learner:
         for value, gradient in zip(self._stepped.values(), self._gradients, strict=True):
             value.grad = shape(gradient)
         self._fresh = True
+        self._weight = self._unit = 1.0
         self.feature_scale = max(1.0, feature_scale)
         scales = scale_rates(self.network, recipe, feature_scale=self.feature_scale)
         last = name_last_weight(network)
@@ -84,17 +86,31 @@ class Learner:
         """Open the layers that learn in it, counted from 1."""
         open_layers(self.worker, self.recipe, epoch)
 
-    def compute(self, images: Tensor, targets: Tensor, *, draw: int, share: float = 1.0) -> Tensor:
+    def weigh(self, targets: Tensor) -> float:
+        """What a batch counts in a mean over several: its images, or with class weights the sum of theirs.
+
+        As in torch's `cross_entropy`, shares of classes (N, K) count alike.
+        """
+        if self._counts is None or targets.dim() == 2:
+            return float(len(targets))
+        return float(self._counts[targets.cpu()].sum())
+
+    def compute(self, images: Tensor, targets: Tensor, *, draw: int) -> Tensor:
         """Loss of a batch, whose gradients join those of the batches since the last step.
+
+        A step takes the gradient of the mean over all of its batches' images, as if they were one batch.
 
         Args:
             images: (N, C, H, W), float32.
             targets: (N,) classes, or (N, K) shares of each.
             draw: A number that dropout draws by, of no other batch.
-            share: What the batch counts of a step.
 
-        Returns the mean cross-entropy in nats, a scalar on the device.
+        Returns the batch's mean cross-entropy in nats, a scalar on the device.
         """
+        weight = self.weigh(targets)
+        if self._fresh:  # gradients are added up in units of the first batch's, and divided in the step
+            self._weight, self._unit = 0.0, weight
+        self._weight += weight
         kind = torch.bfloat16 if self.recipe.precision == "bf16" else torch.float32
         images = images.to(self.device, kind, memory_format=PLANES, non_blocking=True)
         targets = targets.to(self.device, non_blocking=True)
@@ -106,7 +122,7 @@ class Learner:
         loss = F.cross_entropy(
             logits.float(), targets, weight=self._class_weights, label_smoothing=self.recipe.label_smoothing
         )
-        self._scaler.scale(loss * share).backward()
+        self._scaler.scale(loss * (weight / self._unit)).backward()
         self._collect()
         return loss.detach()
 
@@ -140,9 +156,12 @@ class Learner:
             self._scaler.unscale_(optimizer)
         if self._last is not None and self.feature_scale > 1:
             self._gradients[self._last].div_(self.feature_scale)
-        length = float(nn.utils.get_total_norm(present))
+        share = self._unit / self._weight
+        length = float(nn.utils.get_total_norm(present)) * share
         if self.recipe.clip_norm and length > self.recipe.clip_norm:
-            torch._foreach_mul_(present, self.recipe.clip_norm / length)
+            share *= self.recipe.clip_norm / length
+        if share != 1:
+            torch._foreach_mul_(present, share)
         if math.isfinite(length):
             set_rate(self.optimizers, rate)
             with self._frozen_left_out(learning):

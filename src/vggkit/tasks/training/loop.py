@@ -94,7 +94,7 @@ class Training:
         counts = [Counter(str(picture.label) for picture in part) for part in (train, val)]
         learnt, measured = ([count[label] for label in classifier.labels] for count in counts)
         self.guards = Guards(
-            learnt=[1] * len(learnt) if recipe.balance == "sampling" else learnt,
+            learnt=learnt if recipe.balance == "none" else [1] * len(learnt),
             measured=measured,
             batch_norm=classifier.configuration.batch_norm,
         )
@@ -170,10 +170,7 @@ class Training:
         if self.mixing is not None:
             images, targets = self.mixing(images, classes, seed=derive_seed(recipe.seed, "mix", draw))
 
-        first = progress.batches - place
-        pictures = sum(self.batches.size_of(number) for number in range(first, first + together))
-        share = len(classes) / pictures
-        loss = self.learner.compute(images, targets, draw=draw, share=share).item()
+        loss, weight = self.learner.compute(images, targets, draw=draw).item(), self.learner.weigh(targets)
         steps = progress.steps
         if place + 1 == together:
             finite = self.learner.step(self._rate_at(steps), number=steps)
@@ -187,8 +184,8 @@ class Training:
             progress,
             batches=progress.batches + 1,
             steps=steps,
-            loss_sum=progress.loss_sum + loss * len(classes),
-            pictures=progress.pictures + len(classes),
+            loss_sum=progress.loss_sum + loss * weight,
+            weight=progress.weight + weight,
         )
 
     def _measure(self) -> Epoch:
@@ -218,7 +215,7 @@ class Training:
         return Epoch(
             epoch=progress.epoch,
             learning_rate=self._rate_at(progress.steps - 1),
-            train_loss=progress.loss_sum / progress.pictures,
+            train_loss=progress.loss_sum / progress.weight,
             val_loss=val_loss,
             val_top1=(scores.argmax(1) == right).double().mean().item(),
             seconds=time.monotonic() - self._clock,

@@ -35,7 +35,7 @@ class RateSearch:
     rates: tuple[float, ...]
     """The rate of each step, rising."""
     losses: tuple[float, ...]
-    """Mean cross-entropy in nats of each step's batch, before the step; each is finite."""
+    """Mean cross-entropy in nats of each step's pictures, before the step; each is finite."""
     smoothed: tuple[float, ...]
     """The losses, averaged exponentially."""
     suggested: float | None
@@ -87,11 +87,13 @@ def find_learning_rate(
     average = 0.0
     for number in range(steps):
         rate = lowest * (highest / lowest) ** (number / (steps - 1))
-        loss = 0.0
+        loss = weight = 0.0
         for place in range(recipe.accumulate):
             images, targets = next(coming)
-            draw, share = number * recipe.accumulate + place, 1 / recipe.accumulate
-            loss += learner.compute(images, targets, draw=draw, share=share).item() * share
+            counts = learner.weigh(targets)
+            loss += learner.compute(images, targets, draw=number * recipe.accumulate + place).item() * counts
+            weight += counts
+        loss /= weight
         if not math.isfinite(loss):
             break
         average = KEPT * average + (1 - KEPT) * loss
