@@ -80,13 +80,17 @@ def write_clean_table(pictures: PictureSet, diagnosis: Diagnosis, table: str | P
     divided = "all" not in pictures.splits
     grouped = any(picture.group is not None for part in pictures.splits.values() for picture in part)
     with whole_file(table) as beside, open(beside, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["path", "label", *["split"] * divided, *["group"] * grouped, "note"])
+        plain = csv.writer(file, lineterminator="\n")
+        quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        plain.writerow(["path", "label", *["split"] * divided, *["group"] * grouped, "note"])
         for name, part in pictures.splits.items():
             for picture in part:
                 if id(picture) not in removed:
                     where = [*[name] * divided, *[picture.group or ""] * grouped]
-                    writer.writerow([_name(picture, table), picture.label, *where, notes.get(id(picture), "")])
+                    cells = [_name(picture, table), str(picture.label), *where, notes.get(id(picture), "")]
+                    # Readers may take spaces around a cell for none of it, and \r for the end of a line.
+                    exact = all(cell == cell.strip() and "\r" not in cell for cell in cells)
+                    (plain if exact else quoted).writerow(cells)
     return dict(Counter(removed.values()))
 
 
