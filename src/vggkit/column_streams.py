@@ -213,9 +213,17 @@ def _stream_csv(path: Path, kinds: Mapping[str, Kind]) -> Iterator[Append]:
 
     # A path of bytes that are no text keeps them.
     with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as out:
-        writer = csv.writer(_Lines(out), lineterminator="\r\n")
-        writer.writerow(kinds)
-        yield lambda columns: writer.writerows(map(defuse, _list_rows(columns, kinds)))
+        plain = csv.writer(_Lines(out), lineterminator="\r\n")
+        quoted = csv.writer(_Lines(out), lineterminator="\r\n", quoting=csv.QUOTE_ALL)
+        plain.writerow(kinds)
+
+        def append(columns: Mapping[str, Column]) -> None:
+            for row in map(defuse, _list_rows(columns, kinds)):
+                # Readers may take spaces around a cell for no part of it, unless it is quoted.
+                exact = all(not isinstance(cell, str) or cell == cell.strip() for cell in row)
+                (plain if exact else quoted).writerow(row)
+
+        yield append
     _mark_as_unicode(path)
 
 

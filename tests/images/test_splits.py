@@ -1,4 +1,6 @@
+import random
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -145,3 +147,140 @@ def test_a_fold_by_its_name():
     for wrong in ("0/5", "6/5", "1/1", "2", "two/5", "-1/5"):
         with pytest.raises(BadInput, match="second of five"):
             read_fold(wrong)
+
+
+def make(rows: list[tuple[str, str, str | None]], name: str = "made") -> PictureSet:
+    """Images of (path, label, group)."""
+    return PictureSet.of(name, ((None, Picture(path, label, group=group)) for path, label, group in rows))
+
+
+def list_sides(divided: PictureSet) -> tuple[set[tuple[str, str | None]], ...]:
+    return tuple({(p.path, p.label) for p in divided.part(name)} for name in ("train", "val"))
+
+
+ROWS = st.lists(
+    st.tuples(st.integers(0, 40), st.integers(0, 3), st.one_of(st.none(), st.integers(0, 9))),
+    min_size=4,
+    max_size=60,
+).map(lambda rows: [(f"{n}.png", f"c{label}", None if group is None else f"g{group}") for n, label, group in rows])
+
+
+@settings(deadline=None, max_examples=300)
+@given(rows=ROWS, order=st.randoms(use_true_random=False), share=st.floats(0.05, 0.6), seed=st.integers(0, 3))
+def test_a_division_depends_on_no_order_of_rows(rows, order, share, seed):
+    """Also where one image has several rows, of other labels and groups; refusals are the same too."""
+    mixed = list(rows)
+    order.shuffle(mixed)
+    for of in (
+        lambda pictures: [divide(pictures, validation_share=share, seed=seed)],
+        lambda pictures: divide_in_folds(pictures, 3, seed=seed),
+    ):
+        found: list[object] = []
+        for given_rows in (rows, mixed):
+            try:
+                found.append([list_sides(one) for one in of(make(given_rows))])
+            except BadData as problem:
+                found.append(str(problem))
+        assert found[0] == found[1]
+
+
+@settings(deadline=None, max_examples=200)
+@given(rows=ROWS, share=st.floats(0.05, 0.6), seed=st.integers(0, 3))
+def test_no_image_and_no_group_is_on_both_sides(rows, share, seed):
+    for of in (
+        lambda pictures: [divide(pictures, validation_share=share, seed=seed)],
+        lambda pictures: divide_in_folds(pictures, 2, seed=seed),
+    ):
+        try:
+            found = of(make(rows))
+        except BadData:
+            continue
+        for one in found:
+            train, val = one.part("train"), one.part("val")
+            assert not {p.path for p in train} & {p.path for p in val}
+            assert not {p.group for p in train if p.group} & {p.group for p in val if p.group}
+            assert len(train) + len(val) == len(make(rows).part("all"))
+
+
+def deal_by_trial(groups: list[frozenset[str]], folds: int) -> bool:
+    """Whether some way to deal the groups gives every fold every class: all of them are tried."""
+    labels = frozenset().union(*groups)
+    return any(
+        all(
+            labels == frozenset().union(*(g for g, place in zip(groups, places, strict=True) if place == fold))
+            for fold in range(folds)
+        )
+        for places in product(range(folds), repeat=len(groups))
+    )
+
+
+def make_groups(groups: list[frozenset[str]], sizes: random.Random) -> PictureSet:
+    return make(
+        [
+            (f"{number}/{label}{index}.png", label, f"g{number}")
+            for number, labels in enumerate(groups)
+            for label in sorted(labels)
+            for index in range(sizes.randint(1, 6))
+        ]
+    )
+
+
+def test_grouped_divisions_hold_every_class_where_any_division_does():
+    """Against all divisions there are, in a thousand small collections."""
+    draw = random.Random(0)
+    possible = 0
+    for _ in range(1000):
+        folds, labels = draw.choice([2, 2, 3]), draw.randint(2, 4)
+        groups = [
+            frozenset(f"c{label}" for label in range(labels) if draw.random() < 0.45) or frozenset({"c0"})
+            for _ in range(draw.randint(folds, 7))
+        ]
+        pictures = make_groups(groups, draw)
+        feasible = deal_by_trial(groups, folds)
+        possible += feasible
+        if feasible:
+            for one in divide_in_folds(pictures, folds, seed=draw.randint(0, 9)):
+                assert 0 not in one.count("val").values()
+                assert 0 not in one.count("train").values()
+        else:
+            with pytest.raises(BadData, match="folds"):
+                divide_in_folds(pictures, folds)
+        if folds == 2:
+            if feasible:
+                one = divide(pictures, validation_share=draw.choice([0.1, 0.2, 0.4]), seed=draw.randint(0, 9))
+                assert 0 not in one.count("val").values()
+                assert 0 not in one.count("train").values()
+            else:
+                with pytest.raises(BadData, match="without parting a group"):
+                    divide(pictures, validation_share=0.2, seed=0)
+    assert 200 < possible < 900
+
+
+def test_grouped_folds_of_larger_collections_hold_every_class():
+    """Where each class has no more groups than there are folds, and a way to deal them is known to exist."""
+    draw = random.Random(1)
+    for trial in range(150):
+        folds, labels, width = draw.randint(2, 6), draw.randint(3, 12), draw.randint(1, 4)
+        groups = []
+        for _ in range(folds):
+            names = [f"c{label}" for label in range(labels)]
+            draw.shuffle(names)
+            groups += [frozenset(names[start : start + width]) for start in range(0, labels, width)]
+        draw.shuffle(groups)
+        for one in divide_in_folds(make_groups(groups, draw), folds, seed=trial):
+            assert 0 not in one.count("val").values()
+            assert 0 not in one.count("train").values()
+
+
+def test_grouped_divisions_once_made_stay_as_they_are():
+    """Those that were right before every fold was promised every class."""
+    pictures = collect({"a": 40, "b": 25, "c": 12}, groups=11)
+    folds = divide_in_folds(pictures, 4, seed=2)
+    assert [sorted({p.group for p in one.part("val")}) for one in folds] == [
+        ["g0", "g7", "g8"],
+        ["g1", "g3", "g9"],
+        ["g2", "g5"],
+        ["g10", "g4", "g6"],
+    ]
+    held_out = divide(pictures, validation_share=0.3, seed=2).part("val")
+    assert sorted({p.group for p in held_out}) == ["g0", "g2", "g6"]

@@ -4,22 +4,19 @@ Shape letters: H and W pixels.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
 from vggkit.errors import BadData, BadImage
 from vggkit.images.decoding import Pixels, decode, read_file
 from vggkit.images.heads import read_head
-
-SUFFIXES: Final = frozenset(
-    f".{ending}"
-    for ending in "jpg jpeg jpe jfif png webp avif bmp gif tif tiff ppm pgm pbm heic heif".split()  # noqa: SIM905
-)
-"""File endings that are taken for pictures; what is inside is found out by decoding."""
+from vggkit.images.label_texts import LabelRemark, remark_combined, remark_spellings, spell
+from vggkit.images.omissions import Omission, Reading
 
 
 class Storage(Protocol):
@@ -87,6 +84,25 @@ class Picture:
         except OSError:
             return "missing"
 
+    def identity(self) -> Hashable:
+        """What is equal for entries of one and the same image: links are followed, other names of a file too."""
+        if self.pixels is not None:
+            return self.path, id(self.pixels)
+        if self.storage is not None:
+            return id(self.storage), self.key
+        try:
+            found = Path(self.path).stat()
+        except (OSError, ValueError):
+            return os.path.normpath(self.path)
+        if not found.st_ino:
+            return os.path.realpath(self.path)
+        # Size and time beside the number, for not every file system keeps its numbers apart.
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+    def repeats(self, other: "Picture") -> bool:
+        """Whether it says of the same image what another does."""
+        return (self.label, self.group, self.identity()) == (other.label, other.group, other.identity())
+
     def short_side(self) -> int | None:
         """Pixels of the shorter side, read from the file's head; None where it cannot be read."""
         if self.pixels is not None:
@@ -125,17 +141,50 @@ class PictureSet:
     """Class names, sorted; all parts together."""
     splits: Mapping[str, tuple[Picture, ...]]
     """`train`, `val`, `test`, those that there are; one part `all` where the place is not divided."""
+    passed_over: tuple[Omission, ...] = ()
+    """What lies there and is none of its pictures, counted by reason."""
+    remarks: tuple[LabelRemark, ...] = ()
+    """Labels that look like several in one, or are written in several ways."""
 
     @classmethod
-    def of(cls, name: str, pictures: Iterable[tuple[str | None, Picture]]) -> Self:
+    def of(
+        cls, name: str, pictures: Iterable[tuple[str | None, Picture]], *, reading: Reading | None = None
+    ) -> Self:
         """The set of (part, picture); a picture whose part is None belongs to `all`.
 
-        A part without any label is left out where another has them. Raises BadData where there are no
-        pictures, one has no label, or only some have a part.
+        Labels are composed (Unicode's NFC). Of several entries of one image with the same label, group and part
+        one is kept. A part without any label is left out where another has them.
+
+        Args:
+            name: Where they come from.
+            pictures: The pictures with their parts.
+            reading: What was met beside them.
+
+        Raises BadData where there are no pictures, one has no label, only some have a part, or a label that was
+        written into a table consists of others.
         """
+        reading = reading or Reading()
+        given = set[str]()
         parts: dict[str, list[Picture]] = {}
+        places: dict[int, tuple[list[Picture], int]] = {}
         for part, picture in pictures:
-            parts.setdefault(part or "all", []).append(picture)
+            held = parts.setdefault(part or "all", [])
+            if picture.label is not None:
+                given.add(picture.label)
+                if (label := spell(picture.label)) != picture.label:
+                    picture = replace(picture, label=label)  # noqa: PLW2901
+            # By a number alone, for there may be millions.
+            entry = hash((part, picture.label, picture.group, picture.identity()))
+            among, place = places.setdefault(entry, (held, len(held)))
+            if among is held and place == len(held):
+                held.append(picture)
+            elif among is held and picture.repeats(among[place]):
+                # Whatever the order of the entries, the same one stays.
+                stays, goes = sorted((picture, among[place]), key=lambda each: each.path)
+                among[place] = stays
+                reading.omit("listed-twice", goes.path)
+            else:
+                held.append(picture)
         for part, held in list(parts.items()):
             bare = [picture for picture in held if picture.label is None]
             if len(bare) == len(held) and len(parts) > 1:
@@ -150,7 +199,9 @@ class PictureSet:
                 f"{name}: some of it belongs to {others}, and some to no part (the first: "
                 f"{parts['all'][0].path}); give every picture a part, or none"
             )
-        return cls(name, sort_labels(p.label for part in parts.values() for p in part), _in_order(parts))
+        remarks = [*remark_combined(name, reading.written_labels), *remark_spellings(given)]
+        labels = sort_labels(p.label for part in parts.values() for p in part)
+        return cls(name, labels, _in_order(parts), reading.list_omissions(), tuple(remarks))
 
     def part(self, *names: str) -> tuple[Picture, ...]:
         """Pictures of the first of these parts that there is; raises BadData."""
@@ -169,6 +220,18 @@ class PictureSet:
     def keep(self, parts: Mapping[str, Sequence[Picture]]) -> Self:
         """The same set with other pictures in its parts."""
         return replace(self, splits={name: tuple(part) for name, part in parts.items()})
+
+    def spelled_as(self, labels: Iterable[str]) -> Self:
+        """The same set with its labels in the spelling of others, where these differ in Unicode's forms alone."""
+        ways = {spell(label): label for label in labels}
+        new = {label: ways[label] for label in self.labels if ways.get(label, label) != label}
+        if not new:
+            return self
+        splits = {
+            name: tuple(replace(p, label=new.get(str(p.label), p.label)) for p in part)
+            for name, part in self.splits.items()
+        }
+        return replace(self, labels=sort_labels(new.get(label, label) for label in self.labels), splits=splits)
 
     def fingerprint(self) -> str:
         """What tells this collection from another: a digest of classes, file names and file sizes.

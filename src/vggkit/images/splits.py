@@ -1,17 +1,19 @@
 """A collection divided into parts: by names that people use, by share, by folds.
 
 A picture's place depends on the seed, its class and its name alone (of grouped pictures, its group's
-name): it is the same on every machine and in every order.
+name): it is the same on every machine and in every order. So whatever is counted is counted in the order
+of names, and never in that of rows.
 """
 
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from vggkit.errors import BadData, BadInput
+from vggkit.images.folds import Units, deal, repair
 from vggkit.images.pictures import Picture, PictureSet
 
 SPLITS: Final[Mapping[str, str]] = {
@@ -41,15 +43,18 @@ def divide(pictures: PictureSet, *, validation_share: float, seed: int) -> Pictu
     """The same pictures with parts `train` and `val`, where there is no part for validation yet.
 
     Stratified: each class gives its share, at least one picture. Pictures of one group stay
-    together, and the shares come as near as the groups allow.
+    together, as do several entries of one image, and the shares come as near as the groups allow.
 
-    Raises BadData where a class has only one picture or one group, or there is nothing to learn from.
+    Raises BadData where a class has only one picture, no division of the groups that was found leaves each class
+    on both sides, or there is nothing to learn from.
     """
     if "val" in pictures.splits and "train" in pictures.splits:
         return pictures
     whole = pictures.part("train", "all")
-    if any(picture.group is not None for picture in whole):
-        held_out = _choose_groups(pictures.name, whole, validation_share, seed)
+    units = _tie(whole)
+    if len(units) < len(whole) or any(picture.group is not None for picture in whole):
+        chosen = _choose_units(pictures.name, units, validation_share, seed)
+        held_out = {picture for unit in chosen for picture in units[unit]}
     else:
         held_out = _choose_pictures(pictures.name, whole, validation_share, seed)
     return _part(pictures, whole, held_out)
@@ -58,23 +63,33 @@ def divide(pictures: PictureSet, *, validation_share: float, seed: int) -> Pictu
 def divide_in_folds(pictures: PictureSet, folds: int, *, seed: int = 0) -> tuple[PictureSet, ...]:
     """The same pictures divided `folds` times into `train` and `val`, each picture in `val` once.
 
-    Stratified, and pictures of one group stay together. A part `test` stays apart in every fold;
-    parts `train` and `val` are put together first.
+    Stratified, and pictures of one group stay together, as do several entries of one image; each `val` has
+    every class. A part `test` stays apart in every fold; parts `train` and `val` are put together first.
 
-    Raises BadInput for fewer than two folds, BadData where a class has fewer pictures or groups than folds.
+    Raises BadInput for fewer than two folds, BadData where a class has fewer pictures or groups than folds, or no
+    way was found to deal the groups so that each fold has every class.
     """
     if folds < 2:
         raise BadInput(f"folds must be 2 or more, got {folds}")
     whole = tuple(p for name in ("all", "train", "val") if name in pictures.splits for p in pictures.splits[name])
     if not whole:
         raise BadData(f"{pictures.name}: has only the part {', '.join(pictures.splits)}; there is nothing to fold")
-    units = _group(whole)
-    for label in sorted({str(picture.label) for picture in whole}):
-        having = sum(label in counts for counts in (_count(unit) for unit in units.values()))
-        if having < folds:
-            kind = "groups" if any(picture.group is not None for picture in whole) else "pictures"
-            raise BadData(f"{pictures.name}: class {label!r} has {having} {kind}, too few for {folds} folds")
-    return tuple(_part(pictures, whole, chosen) for chosen in _deal(units, folds, seed))
+    units = _tie(whole)
+    having = Counter(label for members in units.values() for label in _count(members))
+    kind = "groups" if any(picture.group is not None for picture in whole) else "pictures"
+    for label in sorted(having):
+        if having[label] < folds:
+            raise BadData(f"{pictures.name}: class {label!r} has {having[label]} {kind}, too few for {folds} folds")
+    order = sorted(units, key=lambda unit: (-len(units[unit]), _rank(seed, "fold", unit)))
+    dealt = deal({unit: _count(units[unit]) for unit in order}, folds)
+    if dealt is None:
+        raise BadData(
+            f"{pictures.name}: no way was found to deal its {len(units)} groups to {folds} folds so that each fold "
+            "has every class; take fewer folds, or divide groups that hold many classes"
+        )
+    places = {picture: dealt[unit] for unit, members in units.items() for picture in members}
+    held = [{picture for picture, place in places.items() if place == fold} for fold in range(folds)]
+    return tuple(_part(pictures, whole, held_out) for held_out in held)
 
 
 def hold_out(pictures: PictureSet, *, validation_share: float, seed: int, fold: str | None = None) -> PictureSet:
@@ -96,34 +111,36 @@ def read_fold(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _part(pictures: PictureSet, whole: Sequence[Picture], held_out: set[str]) -> PictureSet:
+def _part(pictures: PictureSet, whole: Sequence[Picture], held_out: Collection[Picture]) -> PictureSet:
     kept = {name: part for name, part in pictures.splits.items() if name not in ("all", "train", "val")}
-    train = [picture for picture in whole if picture.path not in held_out]
-    val = [picture for picture in whole if picture.path in held_out]
+    train = [picture for picture in whole if picture not in held_out]
+    val = [picture for picture in whole if picture in held_out]
     return pictures.keep({"train": train, "val": val, **kept})
 
 
-def _choose_pictures(name: str, whole: Sequence[Picture], share: float, seed: int) -> set[str]:
+def _choose_pictures(name: str, whole: Sequence[Picture], share: float, seed: int) -> set[Picture]:
     classes: dict[str, list[Picture]] = defaultdict(list)
     for picture in whole:
         classes[str(picture.label)].append(picture)
-    chosen: set[str] = set()
-    for label, members in classes.items():
+    chosen: set[Picture] = set()
+    for label, members in sorted(classes.items()):
         if len(members) < 2:
             raise BadData(
                 f"{name}: class {label!r} has one picture; it takes two, one to learn from and one to check on"
             )
         count = min(len(members) - 1, max(1, round(share * len(members))))
         ranked = sorted(members, key=lambda picture: _rank(seed, str(picture.label), picture.path))
-        chosen.update(picture.path for picture in ranked[:count])
+        chosen.update(ranked[:count])
     return chosen
 
 
-def _choose_groups(name: str, whole: Sequence[Picture], share: float, seed: int) -> set[str]:
+def _choose_units(name: str, members: Mapping[str, Sequence[Picture]], share: float, seed: int) -> set[str]:
     """Groups in a drawn order, each taken where it brings the classes nearer to their shares."""
-    units = {unit: _count(members) for unit, members in _group(whole).items()}
-    order = sorted(units, key=lambda unit: _rank(seed, "group", unit))
-    lacking = {label: share * total for label, total in _count(whole).items()}
+    order = sorted(members, key=lambda unit: _rank(seed, "group", unit))
+    units = {unit: _count(members[unit]) for unit in order}
+    lacking = {
+        label: share * total for label, total in _count([p for unit in order for p in members[unit]]).items()
+    }
     left = Counter(label for counts in units.values() for label in counts)
     chosen: set[str] = set()
 
@@ -148,42 +165,53 @@ def _choose_groups(name: str, whole: Sequence[Picture], share: float, seed: int)
             continue
         having = [unit for unit in order if label in units[unit] and spare(unit)]
         if not having:
-            raise BadData(
-                f"{name}: the pictures of class {label!r} cannot be divided between training and validation "
-                "without parting a group; it takes two groups, one to learn from and one to check on"
-            )
+            return _repair(name, units, chosen, label)
         take(max(having, key=gain))
-    return {picture.path for unit, members in _group(whole).items() if unit in chosen for picture in members}
+    return chosen
 
 
-def _deal(units: Mapping[str, Sequence[Picture]], folds: int, seed: int) -> list[set[str]]:
-    """Each unit to the fold that has fewest of its classes; the largest units first."""
-    held: list[Counter[str]] = [Counter() for _ in range(folds)]
-    dealt: list[set[str]] = [set() for _ in range(folds)]
-    order = sorted(units, key=lambda unit: (-len(units[unit]), _rank(seed, "fold", unit)))
-    for unit in order:
-        counts = _count(units[unit])
-        load = [
-            (sum(counts[label] * held[place][label] for label in counts), held[place].total(), place)
-            for place in range(folds)
-        ]
-        place = min(load)[2]
-        held[place].update(counts)
-        dealt[place].update(picture.path for picture in units[unit])
-    return dealt
+def _repair(name: str, units: Units, chosen: Collection[str], label: str) -> set[str]:
+    """The groups of the smaller side, where taking one after the other has left it without a class."""
+    sides = repair(units, {unit: int(unit in chosen) for unit in units}, 2)
+    if sides is None:
+        raise BadData(
+            f"{name}: the pictures of class {label!r} cannot be divided between training and validation "
+            "without parting a group, or another class is missing from one of them; it takes two groups of each "
+            "class, one to learn from and one to check on"
+        )
+    return {unit for unit, side in sides.items() if side}
 
 
-def _group(whole: Sequence[Picture]) -> dict[str, list[Picture]]:
-    """Pictures that stay together, by what ties them; one without a group stands for itself."""
+def _tie(whole: Sequence[Picture]) -> dict[str, list[Picture]]:
+    """Pictures that stay together, by the first name of what ties them: a group, or being one and the same image.
+
+    One that nothing ties stands for itself.
+    """
+    firsts: dict[str, str] = {}
+    entries: dict[Hashable, str] = {}
+    names = [f"/{p.label}/{p.path}" if p.group is None else p.group for p in whole]
+    for picture, name in zip(whole, names, strict=True):
+        one, other = _first(firsts, name), _first(firsts, entries.setdefault(picture.identity(), name))
+        firsts[max(one, other)] = min(one, other)
     units: dict[str, list[Picture]] = defaultdict(list)
-    for picture in whole:
-        unit = f"/{picture.label}/{picture.path}" if picture.group is None else picture.group
-        units[unit].append(picture)
+    for picture, name in zip(whole, names, strict=True):
+        units[_first(firsts, name)].append(picture)
     return units
 
 
-def _count(pictures: Sequence[Picture]) -> Counter[str]:
-    return Counter(str(picture.label) for picture in pictures)
+def _first(firsts: dict[str, str], name: str) -> str:
+    """The first name of those that are tied to a name, with the way there made shorter."""
+    first = name
+    while firsts.setdefault(first, first) != first:
+        first = firsts[first]
+    while firsts[name] != first:
+        firsts[name], name = first, firsts[name]
+    return first
+
+
+def _count(pictures: Sequence[Picture]) -> dict[str, int]:
+    """Pictures of each class, the classes by name: sums over them are the same in every order of rows."""
+    return dict(sorted(Counter(str(picture.label) for picture in pictures).items()))
 
 
 def _rank(seed: int, kind: str, name: str) -> bytes:

@@ -42,6 +42,8 @@ TITLES: Final[dict[Kind, str]] = {
     "missing-class": "Classes missing from a part",
     "leakage": "Same pictures in several parts",
     "contradiction": "Same pictures, different classes",
+    "combined-label": "Labels that look like several",
+    "passed-over": "Passed over",
     "duplicate": "Duplicates",
     "near-duplicate": "Near duplicates",
     "mislabelled": "Labels that may be wrong",
@@ -51,6 +53,7 @@ TITLES: Final[dict[Kind, str]] = {
     "small": "Smaller than the network sees",
     "wrong-extension": "Wrong file endings",
     "animated": "Animations",
+    "label-spellings": "Labels written in several ways",
 }
 
 

@@ -88,9 +88,11 @@ def _draw_facts(diagnosis: Diagnosis) -> Table:
 def _draw_finding(finding: Finding, data: str) -> RenderableType:
     mark, style = MARKS[finding.severity]
     said = [write_line((finding.summary, "bold"))]
-    said += [write_line(_describe(case, data)) for case in finding.cases[:CASES_SHOWN]]
-    if len(finding.cases) > CASES_SHOWN:
-        said.append(write_line((f"… and {len(finding.cases) - CASES_SHOWN:,} more", "dim")))
+    # Of what was passed over there is one case for each reason.
+    shown = len(finding.cases) if finding.kind == "passed-over" else CASES_SHOWN
+    said += [write_line(_describe(case, data)) for case in finding.cases[:shown]]
+    if len(finding.cases) > shown:
+        said.append(write_line((f"… and {len(finding.cases) - shown:,} more", "dim")))
     said.append(write_line((finding.advice, "dim")))
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True, style=style, min_width=max(len(text) for text, _ in MARKS.values()))
@@ -106,7 +108,7 @@ def _describe(case: Case, data: str) -> str:
     detail = case.detail
     if case.members and detail.startswith(case.members[0].path):  # a reason that names its file
         return detail.removeprefix(f"{data}/")
-    return f"{' = '.join(shown)}{more}: {detail}" if shown else detail
+    return f"{' = '.join(shown)}{more}: {detail}" if shown else detail.replace(f"{data}/", "")
 
 
 def _draw_verdict(diagnosis: Diagnosis) -> Text:

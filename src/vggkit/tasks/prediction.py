@@ -16,7 +16,8 @@ from vggkit.engines.outputs import WantedPrecision, softmax
 from vggkit.engines.stream import Answer, Engine, stream_answers
 from vggkit.engines.weights import ModelFile
 from vggkit.hardware import choose_device
-from vggkit.images.pictures import SUFFIXES, Picture
+from vggkit.images.file_kinds import SUFFIXES
+from vggkit.images.pictures import Picture
 from vggkit.images.sources import gather_pictures
 from vggkit.networks.card import Card
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from vggkit.column_streams import Column, Kind, name_about, name_rows, read_about, stream_columns, stream_matrix
 from vggkit.errors import BadOutput, Stopped, VggkitError
+from vggkit.images.omissions import Omission, Reading
 from vggkit.images.pictures import Picture
 from vggkit.images.sources import Columns, count_pictures, gather_pictures
 from vggkit.workflows.interruptions import Signals, hear_signals
@@ -47,6 +48,8 @@ class BulkResult:
     """Those that an earlier call had left."""
     engine: str
     """What computed, and why."""
+    passed_over: tuple[Omission, ...] = ()
+    """What lies among the pictures and is none of them, counted by reason."""
 
     def to_dict(self) -> dict[str, Any]:
         """A value for JSON."""
@@ -89,16 +92,17 @@ def run(job: Job) -> BulkResult:
         elif not parts.are_there() and job.out.exists():
             return _look_at_finished(job, parts.made_with)
         parts.open()
-        found_done = _fill(job, parts, signals)
-        return _join(job, parts, found_done)
+        reading = Reading()
+        found_done = _fill(job, parts, signals, reading)
+        return _join(job, parts, found_done, reading)
 
 
-def _fill(job: Job, parts: Parts, signals: Signals) -> int:
+def _fill(job: Job, parts: Parts, signals: Signals, reading: Reading) -> int:
     """Answer every picture that no part holds yet; says how many were there."""
     job.on_progress("listing", 0, None)
     total = count_pictures(job.pictures, columns=job.columns)
     chain = Chain()
-    pictures = gather_pictures(job.pictures, columns=job.columns)
+    pictures = gather_pictures(job.pictures, columns=job.columns, reading=reading)
     found_done = done = _pass_over(parts, pictures, chain)
     job.on_progress("answering", done, total)
     asked: deque[Picture] = deque()
@@ -166,7 +170,7 @@ def _turn(rows: Sequence[Row], kinds: Mapping[str, Kind]) -> dict[str, Column]:
     return {name: np.stack(turned[name]) if isinstance(kind, int) else turned[name] for name, kind in kinds.items()}
 
 
-def _join(job: Job, parts: Parts, found_done: int) -> BulkResult:
+def _join(job: Job, parts: Parts, found_done: int, reading: Reading) -> BulkResult:
     """Make the one file of the parts, and let them go."""
     listed = parts.list()
     total = listed[-1].stop if listed else 0
@@ -199,7 +203,7 @@ def _join(job: Job, parts: Parts, found_done: int) -> BulkResult:
         if name(made).is_file():
             move_file(name(made), name(job.out))
     parts.discard()
-    return BulkResult(str(job.out), total, unreadable, found_done, job.engine)
+    return BulkResult(str(job.out), total, unreadable, found_done, job.engine, reading.list_omissions())
 
 
 def _join_matrix(
@@ -227,8 +231,8 @@ def _look_at_finished(job: Job, made_with: Mapping[str, Any]) -> BulkResult:
             "--overwrite to replace it"
         )
     demand_same({name: about.get(name) for name in made_with}, made_with, f"{job.out}: holds other results")
-    chain, count = Chain(), 0
-    for picture in gather_pictures(job.pictures, columns=job.columns):
+    chain, count, reading = Chain(), 0, Reading()
+    for picture in gather_pictures(job.pictures, columns=job.columns, reading=reading):
         chain.add(picture)
         count += 1
     if (count, chain.digest()) != (about["pictures"], about["digest"]):
@@ -236,4 +240,4 @@ def _look_at_finished(job: Job, made_with: Mapping[str, Any]) -> BulkResult:
             f"{job.out}: holds results of other pictures: {about['pictures']:,} then, {count:,} now; some "
             "came, went or changed. Name another file with --out, or say --overwrite to begin anew"
         )
-    return BulkResult(str(job.out), count, about["unreadable"], count, job.engine)
+    return BulkResult(str(job.out), count, about["unreadable"], count, job.engine, reading.list_omissions())

@@ -72,6 +72,8 @@ def check(
         rules.find_small(sightings, seen_pixels),
         rules.find_wrong_endings(sightings),
         rules.find_animated(sightings),
+        rules.find_passed_over(opened),
+        *rules.find_remarks(opened),
         *rules.find_copies(sightings, alike),
     ]
     if classifier is not None:
@@ -137,12 +139,18 @@ def vet(
 
     Unreadable pictures are left out. Above MOST_COMPARED pictures only exact copies are found.
 
-    Raises BadData where a class is missing from a part.
+    Raises BadData where a class is missing from a part, and in any case where a part has no readable picture.
     """
+    for omission in pictures.passed_over:
+        say(f"passed over: {omission.describe()}")
+    for finding in rules.find_remarks(pictures):
+        more = f" (and {len(finding.cases) - 1:,} more)" if len(finding.cases) > 1 else ""
+        say(f"warning: {finding.cases[0].detail}{more}; {finding.advice}")
     sightings = list(survey(pictures, on_progress=_about("looking at the pictures", on_progress)))
     for sighting in sightings:
         if sighting.problem is not None:
             say(f"left out: {sighting.problem}")
+    _demand_readable(pictures, sightings)
     missing = rules.find_missing_classes(pictures, sightings)
     if missing is not None:
         said = "; ".join(case.detail for case in missing.cases[:5])
@@ -155,7 +163,7 @@ def vet(
     pairs = find_near_copies(sightings, on_progress=on_progress) if len(sightings) <= MOST_COMPARED else []
     for finding in rules.find_copies(sightings, pairs):
         if finding.kind in ("leakage", "contradiction"):
-            first = " = ".join(member.path for member in finding.cases[0].members[:2])
+            first = " = ".join(f"{member.path} ({member.label})" for member in finding.cases[0].members[:2])
             say(f"warning: {finding.summary}, the first {first}; `vggkit check` lists them and --fix removes them")
     readable = [sighting for sighting in sightings if sighting.problem is None]
     contents = {name: hashlib.sha256() for name in pictures.splits}
@@ -165,6 +173,19 @@ def vet(
         pictures.keep({name: [s.picture for s in readable if s.part == name] for name in pictures.splits}),
         {name: content.hexdigest()[:32] for name, content in contents.items()},
     )
+
+
+def _demand_readable(pictures: PictureSet, sightings: Iterable[Sighting]) -> None:
+    """Raise BadData for a part of which no picture can be read: nothing can be learnt from it or measured on it."""
+    problems = {sighting.part: sighting.problem for sighting in sightings}
+    readable = {sighting.part for sighting in sightings if sighting.problem is None}
+    for name, part in pictures.splits.items():
+        if name not in readable:
+            said = f"none of its {len(part):,} pictures can be read ({problems[name]})" if part else "it is empty"
+            raise BadData(
+                f"{pictures.name}: the part {name} cannot be used: {said}. Replace its pictures, or leave the part "
+                "out; --despite-findings does not help here"
+            )
 
 
 def count_readable(pictures: PictureSet, sightings: Iterable[Sighting]) -> dict[str, dict[str, int]]:

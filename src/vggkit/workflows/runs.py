@@ -100,6 +100,7 @@ def train(
             "either, in a file by deleting its line"
         )
     opened = data if isinstance(data, PictureSet) else open_pictures(data)
+    opened = opened.spelled_as(classifier.labels)
     chosen = choose_device(device)
     directory = new_folder(out, classifier)
     with ExitStack() as stack:
@@ -225,6 +226,7 @@ def resume(
         network, labels=card.labels, preprocessing=card.preprocessing, provenance=card.provenance
     )
     opened = data if isinstance(data, PictureSet) else open_pictures(data or config.data, columns=config.columns)
+    opened = opened.spelled_as(classifier.labels)
     with ExitStack() as stack:
         stack.enter_context(hear_signals())
         line = stack.enter_context(ProgressLine(quiet=quiet))

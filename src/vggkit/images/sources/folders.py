@@ -1,78 +1,180 @@
-"""A folder with a subfolder of pictures for each class, or with parts that hold them."""
+"""A folder with a subfolder of pictures for each class, or with parts that hold them.
 
+Links are followed, to files and to folders, and what is passed over is counted.
+"""
+
+import errno
 import os
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Hashable, Iterator
 from itertools import combinations
 from pathlib import Path
+from typing import Literal
 
 from vggkit.errors import BadData
-from vggkit.images.pictures import SUFFIXES, Picture
+from vggkit.images.file_kinds import FIRST_BYTES, is_image_start, is_junk, tell_by_name
+from vggkit.images.omissions import Reading
+from vggkit.images.pictures import Picture
 from vggkit.images.splits import SPLITS
 
+Kind = Literal["folder", "linked folder", "file", "broken", "loop", "other"]
 
-def read_folder(folder: Path) -> Iterator[tuple[str | None, Picture]]:
+
+def read_folder(folder: Path, reading: Reading) -> Iterator[tuple[str | None, Picture]]:
     """(Part, picture) of a folder that holds a subfolder for each class, or `train`, `val` … that do.
 
     Raises BadData where classes are missing or empty, or parts stand beside classes.
     """
-    inside = _folders(folder)
+    inside = _folders(folder, reading)
     if inside and all(child.name.lower() in SPLITS for child in inside):
-        parts: list[tuple[str | None, Path]] = [(SPLITS[child.name.lower()], child) for child in inside]
-        for (part, child), (other, first) in combinations(parts, 2):
-            if part == other:
+        for child, first in combinations(inside, 2):
+            if (part := SPLITS[child.name.lower()]) == SPLITS[first.name.lower()]:
                 raise BadData(
                     f"{folder}: holds the part {part} twice, as {child.name} and as {first.name}; keep one"
                 )
+        parts = [(SPLITS[child.name.lower()], child, _folders(child, reading)) for child in inside]
     else:
         _refuse_mixture(folder, inside)
-        parts = [(None, folder)]
+        parts = [("all", folder, inside)]
     filled, empty = set(), {}
-    for part, place in parts:
-        for child in _classes(place):
-            files = list_files(child)
-            if files:
+    for part, place, classes in parts:
+        _demand_classes(place, classes)
+        for child in classes:
+            met = Reading()
+            held = False
+            for file in iterate_files(child, met):
+                held = True
+                yield None if part == "all" else part, Picture(str(file), child.name)
+            reading.take(met)
+            if held:
                 filled.add(child.name)
             else:
-                empty[child.name] = child
-            for file in files:
-                yield part, Picture(str(file), child.name)
+                empty[child.name] = child, met
     # A class that is missing from one part alone is for those who use the parts to judge.
-    for name, child in empty.items():
+    for name, (child, met) in empty.items():
         if name not in filled:
-            raise BadData(f"{child}: holds no pictures; remove the folder or fill it")
+            said = "; ".join(omission.describe() for omission in met.list_omissions())
+            raise BadData(
+                f"{child}: holds no pictures; remove the folder or fill it" + (f" ({said})" if said else "")
+            )
 
 
-def walk(folder: Path) -> Iterator[Path]:
-    """Every file below a folder, hidden ones aside; raises BadData for a folder that cannot be read."""
+def walk(folder: Path, reading: Reading, *, wanted: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Every file below a folder and in linked folders, each folder once; raises BadData where one cannot be read.
 
-    def refuse(problem: OSError) -> None:
-        raise BadData(f"{problem.filename}: cannot be read ({problem.strerror})") from problem
+    In memory are the names of one folder and of those it lies in, and a number for each folder that was entered.
+    Hidden files and folders are passed over. Linked folders come last: a folder that also lies here itself goes by
+    its own name. A link that leads nowhere is a file where its name says image, or ends in one of `wanted`: reading
+    it tells what is wrong.
+    """
+    entered = {_number(folder)}
+    linked: deque[Path] = deque()
+    stack = [iter(_list(folder, reading, wanted))]
+    while stack or linked:
+        if not stack:
+            following = linked.popleft()
+            if _enter(following, entered, reading):
+                stack.append(iter(_list(following, reading, wanted)))
+            continue
+        path, kind = next(stack[-1], (None, "other"))
+        if path is None:
+            stack.pop()
+        elif kind == "linked folder":
+            linked.append(path)
+        elif kind != "folder":
+            yield path
+        elif _enter(path, entered, reading):
+            stack.append(iter(_list(path, reading, wanted)))
 
-    for place, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(place, name) for name in files if not name.startswith("."))
+
+def iterate_files(folder: Path, reading: Reading) -> Iterator[Path]:
+    """Every picture's file below a folder, as `walk` goes; links that lead nowhere too, and decoding says so."""
+    return (path for path in walk(folder, reading) if is_image(path, reading))
 
 
-def list_files(folder: Path) -> list[Path]:
-    """Every picture's file below a folder, sorted; links that lead nowhere too, and decoding says so."""
-    return list(iterate_files(folder))
+def is_image(path: Path, reading: Reading) -> bool:
+    """Whether a file is a picture, by its name, or its first bytes where that tells nothing; else it is counted."""
+    kind = tell_by_name(path.name)
+    if kind == "unknown":
+        try:
+            with path.open("rb") as file:
+                kind = "image" if is_image_start(file.read(FIRST_BYTES)) else "other"
+        except OSError:
+            reading.omit("unreadable", path)
+            return False
+    if kind == "other":
+        reading.omit("not-an-image", path)
+    return kind == "image"
 
 
-def iterate_files(folder: Path) -> Iterator[Path]:
-    """As `list_files`, one by one: in memory are the names of one folder, and of those it lies in."""
+def _list(folder: Path, reading: Reading, wanted: tuple[str, ...] = ()) -> list[tuple[Path, Kind]]:
+    """What lies in a folder, sorted; what is hidden, leads back or nowhere, or is no file is counted instead."""
     try:
         with os.scandir(folder) as entries:
-            # Folders that are linked are not entered, as `walk` does not.
-            names = sorted((entry.name, entry.is_dir(), entry.is_dir(follow_symlinks=False)) for entry in entries)
+            names = sorted((entry.name, _tell_kind(entry)) for entry in entries if not is_junk(entry.name))
     except OSError as problem:
         raise BadData(f"{problem.filename}: cannot be read ({problem.strerror})") from problem
-    for name, is_folder, entered in names:
+    found: list[tuple[Path, Kind]] = []
+    for name, kind in names:
+        path = folder / name
         if name.startswith("."):
-            continue
-        if entered:
-            yield from iterate_files(folder / name)
-        elif not is_folder and Path(name).suffix.lower() in SUFFIXES:
-            yield folder / name
+            reading.omit("hidden", path)
+        elif kind == "linked folder" and _leads_back(path):
+            reading.omit("link-loop", _describe_link(path))
+        elif (
+            kind in ("folder", "linked folder", "file")
+            or tell_by_name(name) == "image"
+            or (name.lower().endswith(wanted))
+        ):
+            found.append((path, kind))
+        elif kind == "other":
+            reading.omit("not-a-file", path)
+        else:
+            reading.omit("broken-link" if kind == "broken" else "link-loop", _describe_link(path))
+    return found
+
+
+def _tell_kind(entry: os.DirEntry[str]) -> Kind:
+    try:
+        if entry.is_dir(follow_symlinks=False):
+            return "folder"
+        if entry.is_dir():
+            return "linked folder"
+        if entry.is_file():
+            return "file"
+        return "broken" if entry.is_symlink() else "other"
+    except OSError as problem:
+        return "loop" if problem.errno == errno.ELOOP else "broken"
+
+
+def _leads_back(link: Path) -> bool:
+    """Whether a linked folder is one that the link itself lies in."""
+    return Path(os.path.realpath(link.parent)).is_relative_to(os.path.realpath(link))
+
+
+def _describe_link(link: Path) -> str:
+    try:
+        return f"{link} -> {link.readlink()}"
+    except OSError:
+        return str(link)
+
+
+def _enter(folder: Path, entered: set[Hashable], reading: Reading) -> bool:
+    """Whether a folder was not entered before, by whatever name."""
+    number = _number(folder)
+    if number in entered:
+        reading.omit("seen-again", folder)
+        return False
+    entered.add(number)
+    return True
+
+
+def _number(folder: Path) -> Hashable:
+    try:
+        found = folder.stat()
+    except OSError as problem:
+        raise BadData(f"{folder}: cannot be read ({problem.strerror})") from problem
+    return (found.st_dev, found.st_ino) if found.st_ino else os.path.realpath(folder)
 
 
 def _refuse_mixture(folder: Path, inside: list[Path]) -> None:
@@ -85,21 +187,21 @@ def _refuse_mixture(folder: Path, inside: list[Path]) -> None:
         )
 
 
-def _classes(folder: Path) -> list[Path]:
-    classes = _folders(folder)
+def _demand_classes(folder: Path, classes: list[Path]) -> None:
     if not classes:
-        loose = len(list_files(folder))
+        loose = sum(1 for _ in iterate_files(folder, Reading()))
         raise BadData(
             f"{folder}: has no subfolders, and each class needs one with its pictures"
             + (f" ({loose} pictures lie loose here)" if loose else "")
         )
-    return classes
 
 
-def _folders(folder: Path) -> list[Path]:
-    try:
-        return sorted(
-            child for child in folder.iterdir() if child.is_dir() and not child.name.startswith((".", "__"))
-        )
-    except OSError as problem:
-        raise BadData(f"{folder}: cannot be read ({problem.strerror})") from problem
+def _folders(folder: Path, reading: Reading) -> list[Path]:
+    """The folders in a folder, linked ones too; files beside them are in no class, and counted."""
+    inside = []
+    for path, kind in _list(folder, reading):
+        if kind in ("folder", "linked folder"):
+            inside.append(path)
+        elif is_image(path, reading):
+            reading.omit("beside-classes", path)
+    return inside

@@ -14,8 +14,9 @@ from urllib.request import Request, urlopen
 from vggkit.errors import BadData, BadDownload, BadImage, MissingExtra
 from vggkit.home import is_offline
 from vggkit.images.decoding import read_file
+from vggkit.images.omissions import Reading
 from vggkit.images.pictures import Picture
-from vggkit.images.sources.tables import USUAL, Columns, name_split
+from vggkit.images.sources.tables import USUAL, Columns, name_group, name_label, name_split
 
 if TYPE_CHECKING:
     import datasets
@@ -57,7 +58,7 @@ class HubStorage:
         return f"{self.part._fingerprint}/{key}"
 
 
-def read_hub_set(address: str, columns: Columns) -> Iterator[tuple[str | None, Picture]]:
+def read_hub_set(address: str, columns: Columns, reading: Reading) -> Iterator[tuple[str | None, Picture]]:
     """(Part, picture) of the data set at `hf://datasets/owner/name`, `@` a revision, `#` a configuration.
 
     Pictures are its column of images, classes its column of class labels, or the columns that are
@@ -73,11 +74,11 @@ def read_hub_set(address: str, columns: Columns) -> Iterator[tuple[str | None, P
             "with @revision and #configuration where they are wanted"
         )
     for name, part in _load(address, *found.groups()).items():
-        yield from _read_part(address, name, part, columns)
+        yield from _read_part(address, name, part, columns, reading)
 
 
 def _read_part(
-    address: str, name: str, part: "datasets.Dataset", columns: Columns
+    address: str, name: str, part: "datasets.Dataset", columns: Columns, reading: Reading
 ) -> Iterator[tuple[str | None, Picture]]:
     image = _find_image(part.features, columns, address)
     others = {column: kind for column, kind in part.features.items() if column != image}
@@ -97,14 +98,17 @@ def _read_part(
             raise BadData(f"{address}: its column {said['label']} holds more than one class a picture")
         if names:
             label = names[label] if label is not None and label >= 0 else None
+        label = name_label(label, f"{address}, row {row + 1}")
+        if label is not None and not names:
+            reading.written_labels.add(label)
         yield (
             name_split(cells.get("split", name)),
             Picture(
                 f"{address}/{name}#{row}",
-                None if label is None else str(label),
+                label,
                 storage=storage,
                 key=row,
-                group=None if cells.get("group") is None else str(cells["group"]),
+                group=name_group(cells.get("group")),
             ),
         )
 

@@ -1,6 +1,7 @@
 """From what people type to pictures: one place to ask, whatever the pictures are stored in."""
 
 import io
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -8,9 +9,11 @@ from pathlib import Path
 from typing import Final
 
 from vggkit.errors import BadData, BadInput, UnknownName
-from vggkit.images.pictures import SUFFIXES, HeldBytes, Picture, PictureSet
+from vggkit.images.file_kinds import SUFFIXES
+from vggkit.images.omissions import Reading
+from vggkit.images.pictures import HeldBytes, Picture, PictureSet
 from vggkit.images.sources import hub_sets, named, parquet, shards, tables
-from vggkit.images.sources.folders import iterate_files, read_folder, walk
+from vggkit.images.sources.folders import is_image, iterate_files, read_folder, walk
 from vggkit.images.sources.places import Place, Whole, expand, is_address, is_pattern
 from vggkit.images.sources.tables import Columns
 
@@ -43,13 +46,15 @@ def open_pictures(place: str | Path, *, columns: Columns = Columns()) -> Picture
     Raises BadData where no labelled pictures are found, UnknownName for a name that is none of these,
     BadDownload, BadOutput and MissingExtra.
     """
-    return PictureSet.of(str(place), _read(str(place), columns))
+    reading = Reading()
+    return PictureSet.of(str(place), _read(str(place), columns, reading), reading=reading)
 
 
 def iterate_pictures(
     places: Iterable[str | Path],
     *,
     columns: Columns = Columns(),  # noqa: B008 (frozen)
+    reading: Reading | None = None,
 ) -> Iterator[Picture]:
     """Pictures to ask about, labelled or not, one by one in the order of the places.
 
@@ -60,17 +65,21 @@ def iterate_pictures(
             picture below them), lists of files (`.txt`, a path a line), and `-`: a picture, a
             table or a list of files on standard input.
         columns: As for `open_pictures`.
+        reading: Hears what is passed over.
 
     A file that does not exist is a picture too: decoding it says so. Raises BadData for a place
     without pictures.
     """
     for place in map(str, places):
-        empty = True
-        for picture in _iterate(place, columns):
+        met, empty = Reading(), True
+        for picture in _iterate(place, columns, met):
             empty = False
             yield picture
         if empty:
-            raise BadData(f"{place}: holds no pictures ({', '.join(sorted(SUFFIXES))})")
+            said = "; ".join(omission.describe() for omission in met.list_omissions())
+            raise BadData(f"{place}: holds no pictures ({said or ', '.join(sorted(SUFFIXES))})")
+        if reading is not None:
+            reading.take(met)
 
 
 def is_streamed(place: str | Path) -> bool:
@@ -83,13 +92,14 @@ def gather_pictures(
     pictures: str | Path | Iterable[str | Path | Picture],
     *,
     columns: Columns = Columns(),  # noqa: B008 (frozen)
+    reading: Reading | None = None,
 ) -> Iterator[Picture]:
     """Pictures, and those of places as `iterate_pictures` finds them, in the order given; raises BadInput too."""
     for picture in [pictures] if isinstance(pictures, str | Path) else pictures:
         if isinstance(picture, Picture):
             yield picture
         elif isinstance(picture, str | Path):
-            yield from iterate_pictures([picture], columns=columns)
+            yield from iterate_pictures([picture], columns=columns, reading=reading)
         else:
             raise BadInput(
                 f"a picture is a path, or a Picture with its pixels: Picture('name', None, pixels); "
@@ -123,12 +133,12 @@ def list_pictures(places: Iterable[str | Path], *, columns: Columns = Columns())
     return list(iterate_pictures(places, columns=columns))
 
 
-def _iterate(place: str, columns: Columns) -> Iterator[Picture]:
+def _iterate(place: str, columns: Columns, reading: Reading) -> Iterator[Picture]:
     path, lower = Path(place), place.lower()
     if is_streamed(place):
-        return _without_part(shards.stream_shards(expand(place)))
-    if path.is_dir() and not _containers(path):
-        return (Picture(str(file)) for file in iterate_files(path))
+        return _without_part(shards.stream_shards(expand(place), reading))
+    if path.is_dir() and not _containers(path, Reading()):
+        return (Picture(str(file)) for file in iterate_files(path, reading))
     if lower.endswith(LIST_ENDINGS) and path.is_file():
         return _read_list(path)
     if path.suffix.lower() in SUFFIXES and is_pattern(place) and not is_address(place):
@@ -138,10 +148,10 @@ def _iterate(place: str, columns: Columns) -> Iterator[Picture]:
     together = (*tables.ENDINGS, *parquet.ENDINGS, *shards.ENDINGS)
     if not lower.endswith(together) and (path.is_file() or path.suffix.lower() in SUFFIXES):
         return iter([Picture(place)])
-    return _without_part(_read(place, columns))
+    return _without_part(_read(place, columns, reading))
 
 
-def _read(place: str, columns: Columns) -> Labelled:
+def _read(place: str, columns: Columns, reading: Reading) -> Labelled:
     """The pictures of a place with their parts, in the order in which they are stored."""
     path, lower = Path(place), place.lower()
     if not place:
@@ -152,31 +162,36 @@ def _read(place: str, columns: Columns) -> Labelled:
     if place in named.NAMES and not path.exists():
         return named.read_named(place)
     if place == STANDARD_INPUT:
-        return _read_standard_input(columns)
+        return _read_standard_input(columns, reading)
     if lower.startswith("hf:"):
-        return hub_sets.read_hub_set(place, columns)
+        return hub_sets.read_hub_set(place, columns, reading)
     if path.is_dir():
-        held = _containers(path)
+        held = _containers(path, reading)
         if columns != Columns() and not any(str(file).lower().endswith(parquet.ENDINGS) for file in held):
             raise BadData(f"{place}: has no columns to be named; they are those of a table or of Parquet")
-        return _read_files(held, columns) if held else read_folder(path)
+        return _read_files(held, columns, reading) if held else read_folder(path, reading)
     if _is_shards(place) or lower.endswith(parquet.ENDINGS):
-        return _read_files(expand(place), columns)
+        return _read_files(expand(place), columns, reading)
     if lower.endswith(tables.ENDINGS) and not is_address(place):
         if not path.is_file():
             raise BadData(f"{place}: no such file")
-        return _find_inside(tables.read_csv(path, columns), columns)
+        return _find_inside(tables.read_csv(path, columns, reading), columns)
     raise _refuse(place, path)
 
 
-def _read_files(places: list[Place], columns: Columns) -> Labelled:
-    """Archives or Parquet files."""
+def _read_files(places: list[Place], columns: Columns, reading: Reading) -> Labelled:
+    """Archives or Parquet files; one that has several names, by a link, is read once."""
+    once: dict[str, Place] = {}
+    for place in places:
+        if once.setdefault(os.path.realpath(str(place)) if place.is_local else str(place), place) is not place:
+            reading.omit("seen-again", place)
+    places = list(once.values())
     tars = [place for place in places if _is_shards(str(place))]
     if tars and len(tars) < len(places):
         raise BadData(
             f"{tars[0]}: lies beside Parquet files; give one kind, such as {Path(str(tars[0])).parent}/*.tar"
         )
-    return shards.read_shards(tars) if tars else parquet.read_parquet(places, columns)
+    return shards.read_shards(tars, reading) if tars else parquet.read_parquet(places, columns, reading)
 
 
 def _find_inside(rows: Labelled, columns: Columns) -> Labelled:
@@ -188,7 +203,7 @@ def _find_inside(rows: Labelled, columns: Columns) -> Labelled:
             yield part, picture
             continue
         if container not in inside:
-            inside[container] = {found.path: found for _, found in _read(container, columns)}
+            inside[container] = {found.path: found for _, found in _read(container, columns, Reading())}
         found = inside[container].get(picture.path)
         if found is None:
             raise BadData(f"{picture.path}: there is no such picture in {container}")
@@ -203,15 +218,17 @@ def _container(path: str) -> str | None:
     return place if mark and place.lower().endswith((*shards.ENDINGS, *parquet.ENDINGS)) else None
 
 
-def _containers(folder: Path) -> list[Place]:
+def _containers(folder: Path, reading: Reading) -> list[Place]:
     """The archives or Parquet files below a folder that holds no pictures as files; else none."""
     endings = (*shards.ENDINGS, *parquet.ENDINGS)
-    found = []
-    for file in walk(folder):
-        if file.suffix.lower() in SUFFIXES:
-            return []
+    found, met = [], Reading()
+    for file in walk(folder, met, wanted=endings):
         if file.name.lower().endswith(endings):
             found.append(file)
+        elif is_image(file, Reading()):
+            return []
+    if found:
+        reading.take(met)
     return [Place(str(file)) for file in sorted(found)]
 
 
@@ -219,7 +236,7 @@ def _is_shards(place: str) -> bool:
     return place.lower().partition("?")[0].endswith(shards.ENDINGS)
 
 
-def _read_standard_input(columns: Columns) -> Labelled:
+def _read_standard_input(columns: Columns, reading: Reading) -> Labelled:
     """One picture's bytes, or a table, or a list of files."""
     if sys.stdin is None:
         raise BadData("standard input: is closed; pipe a picture, a table or a list of files into it")
@@ -231,9 +248,11 @@ def _read_standard_input(columns: Columns) -> Labelled:
     text = io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", errors="replace").read()
     header = [cell.strip(' "').lower() for cell in text.lstrip().partition("\n")[0].replace(";", ",").split(",")]
     if any(name in tables.USUAL["path"] or name == columns.path_column for name in header):
-        rows = tables.read_rows(io.StringIO(text, newline=""), "standard input", columns)
+        rows = tables.read_rows(io.StringIO(text, newline=""), "standard input", columns, reading)
         return tables.locate_rows(rows, Path(), "standard input")
-    return ((None, Picture(tables.locate(line, Path()))) for line in tables.read_lines(text.splitlines()))
+    return (
+        (None, Picture(tables.locate(line, Path()))) for line in tables.read_lines(io.StringIO(text, newline=""))
+    )
 
 
 def _read_list(path: Path) -> Iterator[Picture]:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vggkit.errors import BadData, BadImage, MissingExtra, VggkitError
 from vggkit.images.decoding import read_file
+from vggkit.images.omissions import Reading
 from vggkit.images.pictures import Picture
 from vggkit.images.sources.places import Place, copy_whole
-from vggkit.images.sources.tables import Columns, locate_rows, name_split, read_records
+from vggkit.images.sources.tables import Columns, locate_rows, name_group, name_label, name_split, read_records
 from vggkit.images.splits import find_split
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ MOST_HELD_BYTES: Final = 64_000_000
 """How much of a file is kept in memory; a smaller one is quick in any order."""
 
 
-def read_parquet(files: Sequence[Place], columns: Columns) -> Iterator[tuple[str | None, Picture]]:
+def read_parquet(
+    files: Sequence[Place], columns: Columns, reading: Reading
+) -> Iterator[tuple[str | None, Picture]]:
     """(Part, picture) of every row of Parquet files.
 
     Pictures are a column of bytes, or of Hugging Face's (bytes, path), or paths relative to the
@@ -38,10 +41,10 @@ def read_parquet(files: Sequence[Place], columns: Columns) -> Iterator[tuple[str
         rows = ParquetPictures(file, columns)
         if rows.column is None:
             yield from locate_rows(
-                read_records(rows.records(), str(file), rows.found), Path(str(file)).parent, str(file)
+                read_records(rows.records(), str(file), rows.found, reading), Path(str(file)).parent, str(file)
             )
         else:
-            yield from rows.pictures()
+            yield from rows.pictures(reading)
 
 
 class ParquetPictures:
@@ -106,19 +109,22 @@ class ParquetPictures:
                     values[self.found["label"]] = self._names[number] if known else None
                 yield values
 
-    def pictures(self) -> Iterator[tuple[str | None, Picture]]:
+    def pictures(self, reading: Reading) -> Iterator[tuple[str | None, Picture]]:
         """(Part, picture) of each row."""
         of_file = find_split(str(self.file))
         for number, values in enumerate(self.records()):
             said = {role: values[column] for role, column in self.found.items()}
+            label = name_label(said.get("label"), f"{self.file}, row {number + 1}")
+            if label is not None:
+                reading.written_labels.add(label)
             yield (
                 name_split(said["split"]) if "split" in said else of_file,
                 Picture(
                     f"{self.file}#{number}",
-                    None if said.get("label") is None else str(said["label"]),
+                    label,
                     storage=self,
                     key=number,
-                    group=None if said.get("group") is None else str(said["group"]),
+                    group=name_group(said.get("group")),
                 ),
             )
 

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Final, cast
+from typing import IO, Any, BinaryIO, Final, Protocol, cast
 
 from vggkit.errors import BadData, BadImage, VggkitError
-from vggkit.images.pictures import SUFFIXES, HeldBytes, Picture
+from vggkit.images.file_kinds import FIRST_BYTES, is_image_start, is_junk, tell_by_name
+from vggkit.images.omissions import Reading
+from vggkit.images.pictures import HeldBytes, Picture
 from vggkit.images.sources.places import Place, Ranges, copy_whole
 from vggkit.images.sources.tables import USUAL, name_split, read_lines, read_text
 from vggkit.images.sources.tars import Archive, Held, Links, Lost, demand_size, is_file, is_link, locate
@@ -42,7 +44,7 @@ NAMES: Final = ("classes.txt", "classnames.txt", "labels.txt")
 """Lists of classes, a line each, that lie beside shards whose classes are numbers."""
 
 
-def read_shards(shards: Sequence[Place]) -> Iterator[tuple[str | None, Picture]]:
+def read_shards(shards: Sequence[Place], reading: Reading | None = None) -> Iterator[tuple[str | None, Picture]]:
     """(Part, picture) of every archive; the pictures themselves are passed over, and read when they are needed.
 
     An archive that is compressed, or at an address that gives no ranges, is copied once to a
@@ -50,20 +52,22 @@ def read_shards(shards: Sequence[Place]) -> Iterator[tuple[str | None, Picture]]
     has that file's bytes. Raises BadData where an archive is broken, cut short too, BadDownload and
     MissingExtra for addresses.
     """
+    reading = reading or Reading()
     for shard in shards:
         with _whole(shard):
             storage = _in_any_order(shard)
             links = Links(partial(_given, storage))
             with storage.place.open() as file, Archive.read(file) as archive:
-                yield from _find_pictures(archive, shard, links, partial(_locate, storage, links))
+                yield from _find_pictures(archive, shard, links, partial(_locate, storage, links), reading)
 
 
-def stream_shards(shards: Sequence[Place]) -> Iterator[tuple[str | None, Picture]]:
+def stream_shards(shards: Sequence[Place], reading: Reading | None = None) -> Iterator[tuple[str | None, Picture]]:
     """As `read_shards`, but each archive passes by once, front to back, and each picture brings its bytes.
 
     Those that a link points at have gone by: an archive with links is then opened as `read_shards`
     does, beside the stream, for the linked pictures alone; memory stays as it is.
     """
+    reading = reading or Reading()
     for shard in shards:
         with (
             _whole(shard),
@@ -72,7 +76,7 @@ def stream_shards(shards: Sequence[Place]) -> Iterator[tuple[str | None, Picture
             Archive.read(file, once=True) as archive,
         ):
             links = Links(partial(_in_any_order, shard))
-            yield from _find_pictures(archive, shard, links, partial(_bring, archive, links))
+            yield from _find_pictures(archive, shard, links, partial(_bring, archive, links), reading)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +92,28 @@ class _Entry:
     """What stands beside one says."""
 
 
-Hold = Callable[[tarfile.TarInfo], Held]
-"""Where the bytes of an archive's file will be had."""
+class _Hold(Protocol):
+    """Where the bytes of an archive's file will be had; `begun` is the file where it was begun to be read."""
+
+    def __call__(self, member: tarfile.TarInfo, begun: "_Begun | None" = None) -> Held: ...
 
 
-def _locate(storage: Ranges, links: Links, member: tarfile.TarInfo) -> Held:
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A file of an archive whose first bytes have been read."""
+
+    start: bytes
+    rest: IO[bytes]
+
+    def read(self) -> bytes:
+        return self.start + self.rest.read()
+
+
+def _locate(storage: Ranges, links: Links, member: tarfile.TarInfo, begun: _Begun | None = None) -> Held:
     return links.hold(member) if is_link(member) else locate(storage, member)
 
 
-def _bring(archive: Archive, links: Links, member: tarfile.TarInfo) -> Held:
+def _bring(archive: Archive, links: Links, member: tarfile.TarInfo, begun: _Begun | None = None) -> Held:
     try:
         if is_link(member):
             storage, key = links.hold(member)
@@ -105,15 +122,15 @@ def _bring(archive: Archive, links: Links, member: tarfile.TarInfo) -> Held:
             demand_size(member.size)
     except BadImage as problem:
         return Lost(str(problem)), None
-    return HeldBytes(_read(archive, member)), None
+    return HeldBytes(_begin(archive, member).read() if begun is None else begun.read()), None
 
 
 def _find_pictures(
-    archive: Archive, shard: Place, links: Links, hold: Hold
+    archive: Archive, shard: Place, links: Links, hold: _Hold, reading: Reading
 ) -> Iterator[tuple[str | None, Picture]]:
     names = _class_names(shard)
     of_shard = find_split(str(shard))
-    for _, entries in groupby(_entries(archive, links, hold), key=lambda entry: entry.stem):
+    for _, entries in groupby(_entries(archive, shard, links, hold, reading), key=lambda entry: entry.stem):
         sample = list(entries)
         said = _read_sides({entry.path.suffix[1:].lower(): entry.text for entry in sample if entry.held is None})
         for entry in sample:
@@ -122,6 +139,8 @@ def _find_pictures(
                 label = said.get("label") or (folders[-1] if folders else None)
                 if label is not None and label.isdecimal() and int(label) < len(names):
                     label = names[int(label)]
+                elif "label" in said:
+                    reading.written_labels.add(said["label"])
                 inside = find_split(str(entry.path.parent))
                 storage, key = entry.held
                 yield (
@@ -130,33 +149,57 @@ def _find_pictures(
                 )
 
 
-def _entries(archive: Archive, links: Links, hold: Hold) -> Iterator[_Entry]:
+def _entries(archive: Archive, shard: Place, links: Links, hold: _Hold, reading: Reading) -> Iterator[_Entry]:
     for member in archive.walk():
         path = PurePosixPath(member.name)
-        if (is_file(member) or is_link(member)) and not path.name.startswith("."):
-            stem = str(path.parent / path.name.partition(".")[0])
-            ending = path.suffix.lower()
-            if ending in SUFFIXES:
-                yield _Entry(path, stem, hold(member), "")
-            elif ending[1:] in SIDES:
-                yield _Entry(path, stem, None, _read_side(archive, links, member))
+        parts = [part for part in path.parts if part not in ("..", "/")]
+        if not (is_file(member) or is_link(member)) or any(map(is_junk, parts)):
+            continue
+        name = f"{shard}#{path}"
+        if any(part.startswith(".") for part in parts):
+            reading.omit("hidden", name)
+            continue
+        stem = str(path.parent / path.name.partition(".")[0])
+        kind = tell_by_name(path.name)
+        if path.suffix.lower()[1:] in SIDES:
+            yield _Entry(path, stem, None, _read_side(archive, links, member))
+        elif kind == "image":
+            yield _Entry(path, stem, hold(member), "")
+        elif is_link(member) and isinstance(hold(member)[0], Lost):
+            reading.omit("broken-link", f"{name} -> {member.linkname}, no file of the archive")
+        elif kind == "unknown" and (found := _find_image(archive, member, hold)) is not None:
+            yield _Entry(path, stem, found, "")
+        else:
+            reading.omit("not-an-image", name)
+
+
+def _find_image(archive: Archive, member: tarfile.TarInfo, hold: _Hold) -> Held | None:
+    """Where a file's bytes are, if by its first ones it is a picture; whatever else it is may be large."""
+    if is_link(member):
+        storage, key = held = hold(member)
+        try:
+            return held if is_image_start(storage.read(key)) else None
+        except BadImage:
+            return None
+    begun = _begin(archive, member, FIRST_BYTES)
+    return hold(member, begun) if is_image_start(begun.start) else None
+
+
+def _begin(archive: Archive, member: tarfile.TarInfo, size_bytes: int = 0) -> _Begun:
+    file = archive.extractfile(member)
+    assert file is not None, "a file has bytes"
+    return _Begun(file.read(size_bytes), file)
 
 
 def _read_side(archive: Archive, links: Links, member: tarfile.TarInfo) -> str:
     """What stands beside a picture says, nothing where it is too large or a link that leads nowhere."""
     if not is_link(member):
-        data = _read(archive, member) if member.size <= MOST_SIDE_BYTES else b""
+        data = _begin(archive, member).read() if member.size <= MOST_SIDE_BYTES else b""
     else:
         storage, key = links.hold(member)
         weight = storage.weigh(key)
         data = storage.read(key) if weight.isdecimal() and int(weight) <= MOST_SIDE_BYTES else b""
     return data.decode("utf-8", errors="replace")
-
-
-def _read(archive: Archive, member: tarfile.TarInfo) -> bytes:
-    file = archive.extractfile(member)
-    assert file is not None, "a file has bytes"
-    return file.read()
 
 
 def _read_sides(texts: dict[str, str]) -> dict[str, str]:
@@ -185,7 +228,7 @@ def _class_names(shard: Place) -> list[str]:
         for name in NAMES:
             listed = Path(str(shard)).parent / name
             if listed.is_file():
-                return list(read_lines(read_text(listed).splitlines()))
+                return [line.strip() for line in read_lines(read_text(listed).splitlines())]
     return []
 
 

@@ -5,6 +5,8 @@ The columns are found by the names that people use, or are stated.
 
 import codecs
 import csv
+import math
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from typing import Any, Final, TextIO
 
 from vggkit.errors import BadData, UnknownName
 from vggkit.escaping import restore_cell
+from vggkit.images.omissions import Reading
 from vggkit.images.pictures import Picture
 from vggkit.images.sources.places import is_address
 from vggkit.images.splits import SPLITS
@@ -72,24 +75,28 @@ class Row:
     group: str | None
 
 
-def read_csv(table: Path, columns: Columns) -> Iterator[tuple[str | None, Picture]]:
+def read_csv(table: Path, columns: Columns, reading: Reading) -> Iterator[tuple[str | None, Picture]]:
     """(Part, picture) of each row; paths are relative to the table's folder, Windows' backslashes too.
 
-    Comma, semicolon or tab between the cells; UTF-8, UTF-16 with its mark, or Windows-1252. An apostrophe before
-    what a spreadsheet would take for a formula is taken off, as `escaping.defuse_cell` puts it there.
+    Comma, semicolon or tab between the cells; UTF-8, UTF-16 with its mark, or Windows-1252. Spaces around a cell
+    are no part of it, unless it is quoted. An apostrophe before what a spreadsheet would take for a formula is
+    removed, as `escaping.defuse_cell` puts it there.
+
     Raises BadData where there is no column of paths, or a row has no path.
     """
     with open_text(table) as text:
-        yield from locate_rows(read_rows(text, str(table), columns), table.parent, str(table))
+        yield from locate_rows(read_rows(text, str(table), columns, reading), table.parent, str(table))
 
 
-def read_rows(text: TextIO, name: str, columns: Columns) -> Iterator[Row]:
+def read_rows(text: TextIO, name: str, columns: Columns, reading: Reading) -> Iterator[Row]:
     """The rows of a CSV table's text, its first line the names of the columns; raises BadData."""
     header = next((line for line in text if line.strip()), "")
     text.seek(0)
     delimiter = max(",;\t", key=header.count)
+    lines: list[str] = []
     try:
-        rows = csv.DictReader(text, delimiter=delimiter, strict=True)
+        # Before a quote, too, a space is no part of the cell.
+        rows = csv.DictReader(_keep(text, lines), delimiter=delimiter, skipinitialspace=True, strict=True)
         names = [column for column in rows.fieldnames or () if column is not None]
         found = columns.find(names, table=name)
         if "path" not in found:
@@ -97,9 +104,12 @@ def read_rows(text: TextIO, name: str, columns: Columns) -> Iterator[Row]:
                 f"{name}: has no column of pictures' paths, but {', '.join(map(repr, names)) or 'nothing'}; "
                 "call it path, or name it with --path-column"
             )
+        lines.clear()
         for values in rows:
-            cells = {role: _restore(values[column], role) for role, column in found.items()}
-            yield _check_row(cells, f"{name}, line {rows.line_num}")
+            written = "".join(lines)
+            lines.clear()
+            cells = {role: _restore(_trim(values[column], written), role) for role, column in found.items()}
+            yield _check_row(cells, f"{name}, line {rows.line_num}", reading)
     except csv.Error as problem:
         raise BadData(f"{name}: is not a table that can be read ({problem})") from problem
 
@@ -108,10 +118,26 @@ def _restore(cell: str | None, role: str) -> str | None:
     return cell if cell is None or role == "path" else restore_cell(cell)
 
 
-def read_records(records: Iterator[Mapping[str, Any]], name: str, found: Mapping[str, str]) -> Iterator[Row]:
+def read_records(
+    records: Iterator[Mapping[str, Any]], name: str, found: Mapping[str, str], reading: Reading
+) -> Iterator[Row]:
     """The rows of a table that is not text, by its columns' values; raises BadData."""
     for number, values in enumerate(records, start=1):
-        yield _check_row({role: values[column] for role, column in found.items()}, f"{name}, row {number}")
+        said = {role: values[column] for role, column in found.items()}
+        yield _check_row(said, f"{name}, row {number}", reading)
+
+
+def _keep(text: Iterable[str], lines: list[str]) -> Iterator[str]:
+    for line in text:
+        lines.append(line)
+        yield line
+
+
+def _trim(cell: str | None, written: str) -> str | None:
+    """A cell without the spaces behind it, where in its row as it is written no quote stands behind them."""
+    if cell is None or cell == cell.rstrip() or '{}"'.format(cell.replace('"', '""')) in written:
+        return cell
+    return cell.rstrip()
 
 
 def locate_rows(rows: Iterator[Row], folder: Path, name: str) -> Iterator[tuple[str | None, Picture]]:
@@ -127,13 +153,21 @@ def locate_rows(rows: Iterator[Row], folder: Path, name: str) -> Iterator[tuple[
 
 
 def locate(written: str, folder: Path) -> str:
-    """The file that a table or list means, relative to a folder, with Windows' backslashes too; or an address."""
+    """The file that a table or list means, relative to a folder; or an address.
+
+    Where there is none of just this name, one with Windows' backslashes, without outer spaces, or in the other form
+    of Unicode is taken: macOS writes names decomposed.
+    """
     if is_address(written):
         return written
     path = folder / written
-    if "\\" in written and not path.exists():
-        path = folder / Path(*PureWindowsPath(written).parts)
-    return str(path)
+    if path.exists():
+        return str(path)
+    for other in (written.strip(), *(unicodedata.normalize(form, written) for form in ("NFC", "NFD"))):
+        for name in (other, "/".join(PureWindowsPath(other).parts) if "\\" in other else other):
+            if name != written and (folder / name).exists():
+                return str(folder / name)
+    return str(folder / Path(*PureWindowsPath(written).parts)) if "\\" in written else str(path)
 
 
 def _is_there(path: str) -> bool:
@@ -142,10 +176,10 @@ def _is_there(path: str) -> bool:
 
 
 def read_lines(lines: Iterable[str]) -> Iterator[str]:
-    """The paths of a list, a line each; empty lines are passed over."""
+    """The paths of a list, a line each, with the spaces that are in it; empty lines are passed over."""
     for line in lines:
         if line.strip():
-            yield line.strip()
+            yield line.rstrip("\r\n")
 
 
 def name_split(value: object) -> str | None:
@@ -154,17 +188,35 @@ def name_split(value: object) -> str | None:
     return SPLITS.get(text.lower(), text) or None
 
 
-def _check_row(values: Mapping[str, Any], place: str) -> Row:
-    def text(role: str) -> str | None:
-        value = values.get(role)
-        return None if value is None or value == "" else str(value).strip()
+def name_label(value: object, place: str) -> str | None:
+    """The class that a cell names, exactly as it is written; None where it is empty. Raises BadData for a list."""
+    if _is_empty(value):
+        return None
+    if isinstance(value, list | dict | set | tuple):
+        raise BadData(f"{place}: names more than one class ({value}), and a picture has one label here")
+    return str(value)
 
-    path = text("path")
-    if not path:
+
+def name_group(value: object) -> str | None:
+    """The group that a cell names; outer spaces do not make another one."""
+    return None if _is_empty(value) else str(value).strip() or None
+
+
+def _is_empty(value: object) -> bool:
+    # NaN is how pandas writes that there is none.
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def _check_row(values: Mapping[str, Any], place: str, reading: Reading) -> Row:
+    path = values.get("path")
+    if path is None or not str(path).strip():
         raise BadData(f"{place}: has no path; fill it in, or remove the line")
-    if "label" in values and not text("label"):
+    label = name_label(values.get("label"), place)
+    if "label" in values and label is None:
         raise BadData(f"{place}: has no label ({path}); fill it in, or remove the line")
-    return Row(path, text("label"), name_split(values.get("split")), text("group"))
+    if label is not None:
+        reading.written_labels.add(label)
+    return Row(str(path), label, name_split(values.get("split")), name_group(values.get("group")))
 
 
 def read_text(path: Path) -> str:

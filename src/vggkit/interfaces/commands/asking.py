@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from vggkit.engines.choosing import WantedEngine
 from vggkit.engines.outputs import WantedPrecision
 from vggkit.errors import BadInput
+from vggkit.images.omissions import Reading
 from vggkit.images.sources import Columns
 from vggkit.interfaces.commands.printing import describe_evaluation, print_json, print_json_line
 from vggkit.reports.progress import ProgressLine
@@ -98,7 +99,8 @@ def predict(
     answered = False
     with ProgressLine(quiet=quiet, rate=RATE) as line:
         line.say(f"computed by {said_of}")
-        found = gather_pictures(pictures, columns=columns)
+        reading = Reading()
+        found = gather_pictures(pictures, columns=columns, reading=reading)
         answers = iterate_predictions(computing, file.card, found, top=top, batch_size=batch_size)
         for done, answer in enumerate(answers, start=1):
             answered = answered or not answer.problem
@@ -113,6 +115,8 @@ def predict(
             if answer.problem:
                 line.say(f"vggkit: error: {answer.problem}")
             line.show("predicting", done, total)
+        for omission in reading.list_omissions():
+            line.say(f"passed over: {omission.describe()}")
     return 0 if answered else 2
 
 
@@ -248,6 +252,8 @@ def _tell_result(result: "BulkResult", *, json: bool) -> int:
         left = f", {result.unreadable:,} of them could not be read" if result.unreadable else ""
         before = f" ({result.found_done:,} were there already)" if result.found_done else ""
         print_line(f"{result.path}: {result.pictures:,} pictures{left}{before}; computed by {result.engine}")
+        for omission in result.passed_over:
+            print_line(f"passed over: {omission.describe()}", to_stderr=True)
     return 0 if result.pictures > result.unreadable else 2
 
 

@@ -83,6 +83,8 @@ def evaluate(
     with ProgressLine(quiet=quiet) as line:
         line.show(f"opening {data}", 0, None)
         pictures = open_pictures(data, columns=columns)
+        for omission in pictures.passed_over:
+            line.say(f"passed over: {omission.describe()}")
         found = measure(
             models,
             pictures,

@@ -11,6 +11,8 @@ Kind = Literal[
     "missing-class",
     "leakage",
     "contradiction",
+    "combined-label",
+    "passed-over",
     "duplicate",
     "near-duplicate",
     "mislabelled",
@@ -20,6 +22,7 @@ Kind = Literal[
     "small",
     "wrong-extension",
     "animated",
+    "label-spellings",
 ]
 """What can be found, the gravest first."""
 

@@ -36,6 +36,45 @@ def find_unreadable(sightings: Sequence[Sighting]) -> Finding | None:
     )
 
 
+def find_passed_over(pictures: PictureSet) -> Finding | None:
+    """What lies among the pictures and is none of them, by reason."""
+    grave = any(omission.is_grave for omission in pictures.passed_over)
+    count = sum(omission.count for omission in pictures.passed_over)
+    return _finding(
+        "passed-over",
+        "warning" if grave else "note",
+        [Case((), omission.describe()) for omission in pictures.passed_over],
+        f"{count:,} {'file, folder or entry was' if count == 1 else 'files, folders or entries were'} passed over",
+        "They take no part. Move what should into a class's folder, and repair links that lead nowhere."
+        if grave
+        else "They take no part.",
+    )
+
+
+def find_remarks(pictures: PictureSet) -> list[Finding]:
+    """Labels that look like several in one, and those that are written in several ways."""
+    combined = [Case((), remark.describe()) for remark in pictures.remarks if remark.kind == "combined"]
+    written = [Case((), remark.describe()) for remark in pictures.remarks if remark.kind == "spellings"]
+    found = (
+        _finding(
+            "combined-label",
+            "warning",
+            combined,
+            f"{_count(combined, 'class', 'classes')} whose name looks like several labels",
+            "A Classifier gives one label to an image, and learns a combination as a class of its own. Where "
+            "several labels are meant, leave one in each row.",
+        ),
+        _finding(
+            "label-spellings",
+            "note",
+            written,
+            f"{_count(written, 'class', 'classes')} written in several ways of Unicode",
+            "They count as one class. macOS writes names of folders in another way than most programs do.",
+        ),
+    )
+    return [finding for finding in found if finding is not None]
+
+
 def find_missing_classes(pictures: PictureSet, sightings: Sequence[Sighting]) -> Finding | None:
     """Classes of which a part has no readable picture."""
     seen = {(s.part, s.label) for s in sightings if s.problem is None}

@@ -1,5 +1,6 @@
 """How good a Classifier is, on labelled pictures it was not trained on."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -23,6 +24,10 @@ from vggkit.tasks.evaluation.protocols import Engines, Protocol, look_at, plan_p
 from vggkit.tasks.evaluation.scoring import score
 
 LEARNT: Final = "the Classifier was trained on these very pictures: the figures say nothing about new ones"
+CHANGED: Final = (
+    "the Classifier was trained on a part of this place, which holds other pictures by now: those that it learnt "
+    "from cannot be told from the rest, and count"
+)
 CALIBRATED_HERE: Final = "the temperature was fitted on these very pictures; new ones may be less well calibrated"
 
 
@@ -78,6 +83,7 @@ def evaluate(
         protocol, classifier.preprocessing, scales=scales, train_scales=train_scales, mirror=mirror
     )
     opened = data if isinstance(data, PictureSet) else open_pictures(data)
+    opened = opened.spelled_as(classifier.labels)
     part, pictures, notes = _choose(classifier, opened, split)
     known = _match(classifier, opened, pictures, notes)
     engines = prepare_engines(classifier, plan, device=device, precision=precision, engine=engine)
@@ -210,11 +216,18 @@ def _choose(
         # The same pictures by another way may be divided otherwise than when they were learnt from.
         if split is None and part not in ("train", "all"):
             raise BadData(
-                f"{opened.name}: the Classifier was trained on these very pictures, divided otherwise. Give them "
-                f"as they were given to train ({trained_on.get('name')}, with the same columns), or say --split to "
+                f"{opened.name}: the Classifier was trained on these very pictures, divided otherwise: by other "
+                "parts or groups, or by a version of vggkit that dealt such groups in another way. Give them as "
+                f"they were given to train ({trained_on.get('name')}, with the same columns), or say --split to "
                 "measure all the same"
             )
         notes = [LEARNT]
     elif digest == trained_on.get("learnt"):  # the training part, given by itself
         notes = [LEARNT]
+    elif not same and part == "all" and _is_place(opened.name, trained_on.get("name")):
+        notes.append(CHANGED)
     return part, pictures, notes
+
+
+def _is_place(name: str, other: object) -> bool:
+    return isinstance(other, str) and os.path.realpath(name) == os.path.realpath(other)
