@@ -3,7 +3,7 @@
 from typing import Literal, get_args
 
 from vggkit.errors import UnknownName
-from vggkit.networks.configurations import PAPER_LETTERS, Configuration
+from vggkit.networks.configurations import PAPER_LETTERS, Configuration, demand_configuration
 from vggkit.networks.styles.layout import STEP, lay_docstring
 from vggkit.networks.styles.listing_blocks import write_blocks, write_conv_block
 from vggkit.networks.styles.listing_explicit import write_explicit
@@ -27,6 +27,7 @@ def write_listing(configuration: Configuration, style: Style) -> str:
 
     Raises UnknownName for another style.
     """
+    configuration = demand_configuration(configuration, "write_listing")
     match style:
         case "sequential":
             init, forward = write_sequential(configuration)

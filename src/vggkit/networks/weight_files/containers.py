@@ -4,6 +4,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Final
 
+from vggkit.arguments import demand_path
 from vggkit.errors import BadCheckpoint
 from vggkit.networks.weight_files.archives import Archive
 from vggkit.networks.weight_files.keras_files import ARCHIVED_WEIGHTS, open_hdf5, open_keras_archive
@@ -46,7 +47,7 @@ def open_weights(path: str | Path) -> WeightFile:
     everything else: broken and unsafe files, claims that the file's size belies, folders, text.
     Raises MissingExtra for Keras files without h5py.
     """
-    path = Path(path)
+    path = demand_path(path)
     if not path.is_file():
         found = "a folder" if path.is_dir() else "something else" if path.exists() else ""
         found = f"expected a file of weights, found {found}" if found else "no such file"

@@ -7,14 +7,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vggkit.counts import demand_count, demand_share
+from vggkit.arguments import demand_count, demand_share
 from vggkit.engines.choosing import WantedEngine
 from vggkit.engines.outputs import WantedPrecision
 from vggkit.errors import BadData
 from vggkit.images.pictures import Picture, PictureSet, identify_pictures
 from vggkit.images.sources import open_pictures
 from vggkit.images.splits import hold_out
-from vggkit.networks.card import read_entry
+from vggkit.networks.card import demand_classifier, read_entry
 from vggkit.networks.classifier import Classifier
 from vggkit.tasks.evaluation.answers import Answers
 from vggkit.tasks.evaluation.figures import Evaluation, ProtocolName
@@ -71,6 +71,7 @@ def evaluate(
     an engine that does not compute so, and MissingExtra without scikit-learn.
     """
     batch_size = demand_count("batch_size", batch_size)
+    demand_classifier(classifier, "evaluate")
     if wanted_precision is not None:
         wanted_precision = demand_share("wanted_precision", wanted_precision)
     plan = plan_protocol(
