@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from vggkit.arguments import demand_path
 from vggkit.errors import BadOutput
 
 
@@ -16,7 +17,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     When the body fails nothing is left behind and an older `path` stays as it was. Folders
     above it are made. Raises BadOutput when the place cannot be written to.
     """
-    path = Path(path)
+    path = demand_path(path)
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +52,7 @@ def move_file(source: Path, target: Path) -> None:
 
 def demand_writable(path: str | Path) -> None:
     """Raise BadOutput where a file cannot be written, before work is spent on what is to be written."""
-    path = Path(path)
+    path = demand_path(path)
     if path.is_dir():
         raise BadOutput(f"{path}: is a folder, and a file is to be written there; name a file")
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")

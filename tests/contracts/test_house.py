@@ -11,7 +11,7 @@ import vggkit
 
 ROOT = Path(vggkit.__file__).parent
 FLOORS = {
-    "counts": 0,
+    "arguments": 0,
     "errors": 0,
     "escaping": 0,
     "hardware": 0,

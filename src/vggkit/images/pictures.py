@@ -208,7 +208,7 @@ class PictureSet:
         for name in names:
             if name in self.splits:
                 return self.splits[name]
-        raise BadData(f"{self.name}: has no part {' or '.join(names)}, but {', '.join(self.splits)}")
+        raise BadData(f"{self.name}: has no part {' or '.join(map(str, names))}, but {', '.join(self.splits)}")
 
     def count(self, name: str) -> dict[str, int]:
         """Number of pictures of each class in a part, classes without any included."""

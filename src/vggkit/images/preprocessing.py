@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vggkit.counts import is_number, plain_number
+from vggkit.arguments import is_number, plain_number
 from vggkit.errors import BadConfiguration, UnknownName
 from vggkit.images.decoding import Pixels
 from vggkit.images.resampling import Interpolation, resize, resize_part

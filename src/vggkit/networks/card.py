@@ -6,6 +6,7 @@ every version that was ever written stays readable.
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,8 +15,8 @@ from typing import Any, Final, NoReturn, Self
 
 from safetensors import SafetensorError, safe_open
 
-from vggkit.counts import is_number, plain_number
-from vggkit.errors import BadCheckpoint, BadConfiguration, VggkitError
+from vggkit.arguments import demand_path, is_number, plain_number
+from vggkit.errors import BadCheckpoint, BadConfiguration, BadInput, VggkitError
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.networks.configurations import Configuration
 from vggkit.networks.file_formats import HEAD_BYTES, LFS_POINTER, describe_format, tell_format
@@ -48,6 +49,14 @@ class Card:
     """Where it comes from: data, recipe, metrics, licence of the weights, versions; any JSON values."""
 
     def __post_init__(self) -> None:
+        for name, kind, hint in (
+            ("configuration", Configuration, "see Configuration.from_dict"),
+            ("preprocessing", Preprocessing, "see Preprocessing.from_dict"),
+            ("provenance", Mapping, "such as {'data': 'bees'}"),
+        ):
+            if not isinstance(getattr(self, name), kind):
+                got = type(getattr(self, name)).__name__
+                raise BadConfiguration(f"{name} must be a {kind.__name__}, {hint}; got {got}")
         object.__setattr__(self, "labels", tuple(self.labels))
         object.__setattr__(self, "provenance", dict(self.provenance))
         object.__setattr__(self, "ranges", _check_ranges(self.ranges))
@@ -129,6 +138,25 @@ class Card:
         return {"format": "pt", METADATA_KEY: text}
 
 
+def demand_classifier(given: object, verb: str) -> Card:
+    """The card of the Classifier that a verb is asked with, of its network as it is now.
+
+    Raises BadInput for anything else, with the line that makes a Classifier of it, and BadConfiguration where the
+    network was changed by hand to what no file can say.
+    """
+    card = getattr(given, "card", None)
+    if isinstance(card, Card):
+        return card
+    hint = ""
+    if isinstance(given, str | os.PathLike):
+        hint = f"; load it first: vggkit.load({os.fspath(given)!r})"
+    elif isinstance(getattr(given, "configuration", None), Configuration):
+        hint = (
+            "; make one of a network: vggkit.Classifier(network, labels=[…], preprocessing=vggkit.Preprocessing())"
+        )
+    raise BadInput(f"{verb} takes a Classifier, got {type(given).__name__}{hint}")
+
+
 def read_card(path: str | Path) -> Card:
     """The card of a Classifier's file; raises BadCheckpoint where it is not one."""
     card = find_card(path)
@@ -142,7 +170,7 @@ def read_card(path: str | Path) -> Card:
 
 def find_card(path: str | Path) -> Card | None:
     """The card in a safetensors file, None where the file is safetensors without one; raises BadCheckpoint."""
-    path = Path(path)
+    path = demand_path(path)
     if not path.is_file():
         raise BadCheckpoint(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
     _check_format(path)
@@ -215,11 +243,9 @@ def read_labels(given: object) -> tuple[str, ...]:
 
     Raises BadConfiguration for anything else; what is left open, such as that names differ, `Card` checks.
     """
-    if isinstance(given, str):
-        _refuse_labels(
-            given,
-            f"for one class write labels=[{given!r}]; names in a file are Path(file).read_text().splitlines()",
-        )
+    if isinstance(given, str | os.PathLike):
+        of_file = "names in a file are labels=Path(file).read_text().splitlines()"
+        _refuse_labels(given, f"for one class write labels=[{given!r:.50}]; {of_file}")
     if isinstance(given, set | frozenset):
         _refuse_labels(given, "a set has no order; write sorted(labels)")
     count = plain_number(given)
@@ -232,7 +258,11 @@ def read_labels(given: object) -> tuple[str, ...]:
     names = tuple(given)
     for name in names:
         if not isinstance(name, str):
-            _refuse_labels(names, "numbers become names as [str(label) for label in labels]")
+            number = type(plain_number(name)) is int
+            _refuse_labels(
+                names,
+                "numbers become names as [str(label) for label in labels]" if number else "write names as text",
+            )
     stripped = Counter(name.strip() for name in names)
     alike = [name for name in names if name and (not name.strip() or stripped[name.strip()] > 1)]
     if alike and len(set(names)) == len(names):
@@ -256,7 +286,7 @@ def _order_labels(given: Mapping[Any, Any]) -> list[Any]:
 
 
 def _refuse_labels(given: object, what_to_do: str) -> NoReturn:
-    shown = _shortened(given) if isinstance(given, tuple) else f"{given!r:.100}"
+    shown = _shortened(given) if isinstance(given, tuple) else " ".join(repr(given).split())[:100]
     raise BadConfiguration(
         f"labels must be the names of the classes, in the order of the logits; got {shown}: {what_to_do}"
     )

@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from vggkit.arguments import demand_count
 from vggkit.errors import BadCheckpoint, BadConfiguration
 from vggkit.hardware import derive_seed
 from vggkit.images.preprocessing import Preprocessing, suit_preprocessing
@@ -63,7 +64,7 @@ class Classifier:
             temperature=temperature,
             threshold=threshold,
             ranges=ranges or {},
-            provenance=provenance or {},
+            provenance={} if provenance is None else provenance,
         )
 
     @property
@@ -206,7 +207,7 @@ class Classifier:
         preprocessing = preprocessing or fallback
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
-                torch.manual_seed(derive_seed(seed, "weights"))
+                torch.manual_seed(derive_seed(demand_count("seed", seed, least=0), "weights"))
             network = VGG(configuration, initialization=initialization)
         network.load_state_dict(found, strict=False)
         return cls(network, labels=labels, preprocessing=preprocessing, provenance=provenance)
@@ -247,6 +248,7 @@ class Classifier:
 
         Raises BadConfiguration for values that cannot be.
         """
+        _demand_mapping("about", about)
         self.card = replace(
             self.card,
             temperature=self.temperature if temperature is None else temperature,
@@ -263,6 +265,7 @@ class Classifier:
 
         Raises BadConfiguration for what cannot be ranges.
         """
+        _demand_mapping("about", about)
         self.card = replace(self.card, ranges=ranges, provenance={**self.provenance, "ranges": dict(about)})
 
     def save(self, path: str | Path, *, provenance: Mapping[str, Any] | None = None) -> None:
@@ -277,7 +280,8 @@ class Classifier:
         """
         card = self.card
         check_values(self.network)
-        if provenance:
+        if provenance is not None:
+            _demand_mapping("provenance", provenance)
             card = replace(card, provenance={**self.provenance, **provenance})
         metadata = card.to_metadata()
         write_weights(path, self.network.state_dict(), metadata)
@@ -309,6 +313,11 @@ class Classifier:
             f"Classifier({configuration.model}, head={configuration.head!r}, "
             f"{len(self.labels)} classes, {self.preprocessing.crop_pixels} pixels)"
         )
+
+
+def _demand_mapping(name: str, value: object) -> None:
+    if not isinstance(value, Mapping):
+        raise BadConfiguration(f"{name} must be a mapping, such as {{'data': 'bees'}}; got {value!r:.100}")
 
 
 def load(path: str | Path) -> Classifier:

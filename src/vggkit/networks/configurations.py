@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final, Literal, Self, cast, get_args
 
-from vggkit.counts import is_number, plain_number
+from vggkit.arguments import is_number, plain_number
 from vggkit.errors import BadConfiguration, UnknownName
 
 Head = Literal["fc", "dense", "pool"]
@@ -267,6 +267,15 @@ def _fc_depth(until: str | None, configuration: Configuration) -> int | None:
     if not 1 <= depth <= len(configuration.hidden):
         raise UnknownName.of("layer to cut after", until, layer_names(configuration))
     return depth
+
+
+def demand_configuration(given: object, verb: str) -> Configuration:
+    """The Configuration that a verb is asked with; raises BadConfiguration, with the line that finds it."""
+    if isinstance(given, Configuration):
+        return given
+    name = f"vggkit.configure({given!r})" if isinstance(given, str) else "vggkit.configure('vgg11')"
+    hint = "its .configuration" if hasattr(type(given), "configuration") else name
+    raise BadConfiguration(f"{verb} takes a Configuration, got {type(given).__name__}; give {hint}")
 
 
 def find_configuration(name: str) -> Configuration:

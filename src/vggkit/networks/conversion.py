@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vggkit.arguments import demand_path
 from vggkit.errors import BadCheckpoint, BadConfiguration, BadOutput
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.networks.configurations import Configuration
@@ -124,7 +125,7 @@ def convert(
     whole, BadConfiguration where the dialect has no keys for the network or the convention contradicts
     the file, UnknownName, and BadOutput where the target cannot be written or gives other logits.
     """
-    source, target = Path(source), Path(target)
+    source, target = demand_path(source), demand_path(target)
     stated = find_convention(input_convention)
     with open_weights(source) as file:
         examination = examine(file)

@@ -6,6 +6,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
+from vggkit.arguments import demand_count
 from vggkit.errors import BadConfiguration, BadInput, UnknownName
 from vggkit.networks.configurations import Configuration, Scheme
 
@@ -27,8 +28,10 @@ def initialize(network: nn.Module, scheme: Scheme = "kaiming") -> None:
     - `dirac`: as kaiming, but a convolution hands its maps on, filter by filter, as far as it has any (Zagoruyko
       and Komodakis, 2017, "DiracNets"), from the second one on: a start for short trainings.
 
-    Raises UnknownName for another scheme.
+    Raises UnknownName for another scheme, BadInput for what is no network.
     """
+    if not isinstance(network, nn.Module):
+        raise BadInput(f"initialize takes a network, got {type(network).__name__}")
     if scheme not in get_args(Scheme):
         raise UnknownName.of("initialisation", scheme, get_args(Scheme))
     for module in network.modules():
@@ -119,9 +122,13 @@ def adapt_filters(weight: Tensor, in_channels: int) -> Tensor:
 
     One channel: the three are summed, so that a grey picture gives exactly what its copy in three
     equal channels gave. Otherwise they are repeated in order and scaled by 3 / in_channels, which
-    keeps the size of the sums (timm's rule). Returns (O, in_channels, h, w); raises
-    BadConfiguration where the filters do not have three channels.
+    keeps the size of the sums (timm's rule). Returns (O, in_channels, h, w); raises BadInput for
+    what is no filters or no count, and BadConfiguration where the filters do not have three channels.
     """
+    in_channels = demand_count("in_channels", in_channels)
+    if not isinstance(weight, Tensor) or weight.dim() != 4:
+        got = f"shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else type(weight).__name__
+        raise BadInput(f"first filters are a tensor (O, 3, h, w), got {got}")
     if weight.shape[1] == in_channels:
         return weight
     if weight.shape[1] != 3:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from vggkit.arguments import demand_path
 from vggkit.errors import BadCheckpoint
 from vggkit.networks.publishing.sharing import is_address, pull
 
@@ -11,6 +12,7 @@ def locate_model(path: str | Path) -> Path:
 
     Raises BadCheckpoint for a run without a best epoch; from the hub, BadDownload and MissingExtra too.
     """
+    path = path if isinstance(path, str) else demand_path(path)
     if is_address(path):
         path = pull(path)
     best = Path(path) / "best.safetensors"

@@ -58,13 +58,8 @@ def read_configuration(network: nn.Module, built: Configuration, *, base: type[n
     for key, shape in configuration.state_shapes().items():
         value = _find_tensor(network, key)
         if tuple(value.shape) != shape:
-            channels = (
-                "; other channels are given as in_channels= when it is built" if key == "features.0.weight" else ""
-            )
-            _refuse(
-                f"{key} has the shape {tuple(value.shape)}, and the layers around it ask for {shape}",
-                _UNDO + channels,
-            )
+            hint = "; other channels are in_channels= of the VGG" if key == "features.0.weight" else ""
+            _refuse(f"{key} has the shape {tuple(value.shape)}, and its neighbours ask for {shape}", _UNDO + hint)
     return configuration
 
 

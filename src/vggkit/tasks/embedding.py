@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vggkit.counts import demand_count
+from vggkit.arguments import demand_count
 from vggkit.engines.choosing import WantedEngine, choose_engine
-from vggkit.engines.outputs import WantedPrecision, find_relu, plan_outputs
+from vggkit.engines.outputs import WantedPrecision, find_relu, list_outputs, plan_outputs
 from vggkit.engines.stream import Engine, stream_answers
 from vggkit.engines.weights import ModelFile, NetworkWeights, Weights
+from vggkit.errors import UnknownName
 from vggkit.images.pictures import Picture
 from vggkit.images.sources import gather_pictures
-from vggkit.networks.card import Card
+from vggkit.networks.card import Card, demand_classifier
 from vggkit.networks.configurations import Configuration
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ def find_width(configuration: Configuration, layer: str) -> int:
             each channel of the trunk's last map; `logits`; `probabilities`; or a layer's name, such as relu7 or
             pool5, of whose maps each channel's mean is taken.
     """
+    if not isinstance(layer, str):
+        raise UnknownName.of("layer or output of this network", layer, list_outputs(configuration))
     plan_outputs(configuration, layer)
     *_, last = configuration.fully_connected
     widths = {FEATURES: last.in_features, STATISTICS: 2 * configuration.trunk_channels}
@@ -100,7 +103,7 @@ def embed(
 
     Raises UnknownName, BadInput, BadData and BadConfiguration.
     """
-    width = find_width(classifier.card.configuration, layer)
+    width = find_width(demand_classifier(classifier, "embed").configuration, layer)
     given = [pictures] if isinstance(pictures, str | Path) else pictures
     total = len(given) if all(isinstance(picture, Picture) for picture in given) else None
     computing, _ = prepare_engine(classifier, layer=layer, device=device, precision=precision, engine=engine)

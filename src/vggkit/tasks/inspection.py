@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, cast
 
-from vggkit.counts import plain_number
+from vggkit.arguments import plain_number
 from vggkit.errors import BadInput
-from vggkit.networks.configurations import Configuration
+from vggkit.networks.configurations import Configuration, demand_configuration
 
 LayerKind = Literal["input", "conv", "bn", "lrn", "pool", "adaptive pool", "statistics", "fc", "mean"]
 
@@ -140,12 +140,8 @@ def summarize(configuration: Configuration, *, input: tuple[int, int] = (224, 22
 
 
 def _check(configuration: object, sides: object) -> tuple[int, int]:
-    """Height and width; raises BadInput for what is no network or no size of a picture for it."""
-    if not isinstance(configuration, Configuration):
-        raise BadInput(
-            f"what is summarized is a Configuration, such as network.configuration or vggkit.configure('vgg11'); "
-            f"got {type(configuration).__name__}"
-        )
+    """Height and width; raises BadInput for what is no size of a picture for the network."""
+    configuration = demand_configuration(configuration, "summarize")
     found = tuple(map(plain_number, sides)) if isinstance(sides, tuple | list) else ()
     if len(found) != 2 or not all(type(side) is int for side in found):
         raise BadInput(f"input must be height and width in whole pixels, such as (224, 224); got {sides!r}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from vggkit.counts import demand_count
+from vggkit.arguments import demand_count
 from vggkit.engines.choosing import WantedEngine, choose_engine
 from vggkit.engines.outputs import WantedPrecision, softmax
 from vggkit.engines.stream import Answer, Engine, stream_answers
@@ -19,7 +19,7 @@ from vggkit.hardware import choose_device
 from vggkit.images.file_kinds import SUFFIXES
 from vggkit.images.pictures import Picture
 from vggkit.images.sources import gather_pictures
-from vggkit.networks.card import Card
+from vggkit.networks.card import Card, demand_classifier
 
 if TYPE_CHECKING:
     from vggkit.networks.classifier import Classifier
@@ -90,6 +90,7 @@ def predict(
     given = [pictures] if isinstance(pictures, str | Path) else pictures
     total = len(given) if all(isinstance(picture, Picture) for picture in given) else None
     top, batch_size = demand_count("top", top), demand_count("batch_size", batch_size)
+    demand_classifier(classifier, "predict")
     count = len(given) if all(map(_is_one, given)) else None
     computing, _ = prepare_engine(classifier, device=device, precision=precision, engine=engine, count=count)
     found = []

@@ -14,8 +14,8 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from vggkit.arguments import demand_count, demand_path
 from vggkit.column_streams import read_about, read_vectors
-from vggkit.counts import demand_count
 from vggkit.errors import BadData, BadInput, MissingExtra
 
 CHUNK_BYTES: Final = 32_000_000
@@ -69,7 +69,7 @@ class VectorIndex:
     @classmethod
     def open(cls, path: str | Path) -> Self:
         """The index in a file; raises BadData where it is none, MissingExtra for Parquet without pyarrow."""
-        path = Path(path)
+        path = demand_path(path)
         if not path.is_file():
             raise BadData(f"{path}: no such file; vggkit embed MODEL PLACE --out {path} makes one")
         about = read_about(path)

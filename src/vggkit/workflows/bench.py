@@ -6,14 +6,14 @@ Shape letters: N pictures, C channels, H and W pixels.
 import importlib.metadata
 import math
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from vggkit.counts import demand_count, demand_seconds
+from vggkit.arguments import demand_count, demand_counts, demand_seconds
 from vggkit.engines.choosing import settle_choice
 from vggkit.engines.outputs import Ranges
 from vggkit.engines.ranges import measure_ranges
@@ -22,6 +22,7 @@ from vggkit.errors import BadData, BadImage, BadInput, VggkitError
 from vggkit.hardware import name_processor
 from vggkit.images.pictures import Picture
 from vggkit.images.sources import Columns, count_pictures, gather_pictures
+from vggkit.networks.card import demand_classifier
 from vggkit.networks.locating import locate_model
 from vggkit.networks.publishing.sharing import is_address
 from vggkit.tasks.timings import Bench
@@ -129,10 +130,7 @@ def _check(batch_sizes: Sequence[int], rounds: int, seconds: float) -> tuple[tup
     seconds = demand_seconds("seconds", seconds)
     if not 0 < seconds < math.inf:
         raise BadInput(f"seconds must be a number above 0, got {seconds:g}")
-    if isinstance(batch_sizes, str) or not isinstance(batch_sizes, Iterable):
-        raise BadInput(f"batch_sizes must be a list of whole numbers, such as (1, 8, 32); got {batch_sizes!r}")
-    sizes = [demand_count("each of batch_sizes", size) for size in batch_sizes]
-    return tuple(sorted({1, *sizes})), rounds, seconds
+    return tuple(sorted({1, *demand_counts("batch_sizes", batch_sizes)})), rounds, seconds
 
 
 def _check_keeping(classifier: "Classifier | str | Path", given: Sequence[object]) -> None:
@@ -147,6 +145,7 @@ def _open(classifier: "Classifier | str | Path", folder: Path) -> ModelFile:
     """The file that the processes read."""
     if isinstance(classifier, str | Path):
         return ModelFile(classifier)
+    demand_classifier(classifier, "bench")
     classifier.save(folder / "model.safetensors")
     return ModelFile(folder / "model.safetensors")
 

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from vggkit.arguments import demand_count, demand_path, demand_seconds
 from vggkit.column_streams import ENDINGS, Kind, check_parquet
-from vggkit.counts import demand_count, demand_seconds
 from vggkit.engines.choosing import WantedEngine, settle_choice
 from vggkit.engines.outputs import Precision, WantedPrecision
 from vggkit.engines.weights import ModelFile
 from vggkit.errors import BadOutput
 from vggkit.images.pictures import Picture
 from vggkit.images.sources import Columns
+from vggkit.networks.card import demand_classifier
 from vggkit.tasks import embedding, prediction
 from vggkit.workflows.bulk_running import VECTOR, BulkResult, Job, OnProgress, Row, run
 from vggkit.workflows.origins import describe_answers, describe_network, name_place
@@ -70,7 +71,8 @@ def predict_into(
     Raises BadOutput where the file cannot be written, or is of another model, of other options or pictures;
     BadData, BadInput and MissingExtra.
     """
-    _demand_place(Path(out), ENDINGS)
+    out = demand_path(out)
+    _demand_place(out, ENDINGS)
     top, batch_size = demand_count("top", top), demand_count("batch_size", batch_size)
     model, place = _open(classifier)
     given = [pictures] if isinstance(pictures, str | Path) else list(pictures)
@@ -91,7 +93,7 @@ def predict_into(
 
     return run(
         Job(
-            out=Path(out),
+            out=out,
             kinds=kinds,
             about={
                 "results": "predictions",
@@ -147,7 +149,8 @@ def embed_into(
 
     Raises UnknownName, and what `predict_into` does.
     """
-    _demand_place(Path(out), VECTOR_ENDINGS)
+    out = demand_path(out)
+    _demand_place(out, VECTOR_ENDINGS)
     batch_size = demand_count("batch_size", batch_size)
     model, place = _open(classifier)
     given = [pictures] if isinstance(pictures, str | Path) else list(pictures)
@@ -164,7 +167,7 @@ def embed_into(
 
     return run(
         Job(
-            out=Path(out),
+            out=out,
             kinds={"path": "path", VECTOR: width, "problem": "text"},
             about={
                 "results": "vectors",
@@ -189,6 +192,7 @@ def _open(classifier: "Classifier | str | Path") -> "tuple[Classifier | ModelFil
     """What is asked, and where it is; of a file nothing is read yet but its header."""
     if isinstance(classifier, str | Path):
         return ModelFile(classifier), name_place(classifier)
+    demand_classifier(classifier, "bulk work")
     return classifier, ""
 
 

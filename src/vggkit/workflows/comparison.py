@@ -5,10 +5,12 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from vggkit.errors import BadCheckpoint, BadData, MissingExtra
+from vggkit.arguments import demand_path
+from vggkit.errors import BadCheckpoint, BadData, BadInput, MissingExtra
 from vggkit.networks.card import read_card
 from vggkit.reports.comparison import ComparedRun, Comparison
 from vggkit.tasks.evaluation.answers import ENDINGS, Answers
@@ -24,9 +26,11 @@ def compare(runs: Sequence[str | Path]) -> Comparison:
         runs: The runs' folders; a folder that is no run stands for the runs in it.
 
     Runs that still go on or were stopped are shown as far as they are. Raises BadCheckpoint for a place that
-    is no run, BadConfiguration for a run whose config.yaml cannot be read.
+    is no run, BadInput for what is no list of them, BadConfiguration for a run whose config.yaml cannot be read.
     """
-    folders = list(dict.fromkeys(folder for place in runs for folder in _find_runs(Path(place))))
+    if isinstance(runs, str | PathLike) or not runs:
+        raise BadInput("compare takes a list of runs' folders, such as ['runs/vgg11-1', 'runs/vgg11-2']")
+    folders = list(dict.fromkeys(folder for place in runs for folder in _find_runs(demand_path(place))))
     configs = [RunConfig.read(folder / FILE_NAME) for folder in folders]
     names = [folder.resolve().name for folder in folders]
     compared = tuple(

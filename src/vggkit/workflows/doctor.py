@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from vggkit.counts import demand_count
+from vggkit.arguments import demand_count
 from vggkit.errors import BadData, BadOutput
 from vggkit.images.likeness import Alike, find_alike
 from vggkit.images.pictures import PictureSet
 from vggkit.images.sources import Columns, open_pictures
+from vggkit.networks.card import demand_classifier
 from vggkit.tasks.diagnosis import rules
 from vggkit.tasks.diagnosis.findings import Diagnosis, Finding, Sides
 from vggkit.tasks.diagnosis.survey import Sighting, survey
@@ -58,6 +59,8 @@ def check(
     """
     if image_pixels is not None:
         image_pixels = demand_count("image_pixels", image_pixels)
+    if classifier is not None:
+        demand_classifier(classifier, "check")
     started = time.perf_counter()
     opened = data if isinstance(data, PictureSet) else open_pictures(data, columns=columns)
     seen_pixels = image_pixels or (classifier.preprocessing.crop_pixels if classifier else 224)

@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from vggkit.counts import demand_count
+from vggkit.arguments import demand_count
 from vggkit.engines.outputs import WantedPrecision
 from vggkit.engines.weights import ModelFile
 from vggkit.errors import BadData, BadInput
 from vggkit.images.pictures import Picture
+from vggkit.networks.card import demand_classifier
 from vggkit.networks.publishing.sharing import is_address
 from vggkit.tasks.embedding import embed
 from vggkit.tasks.searching import Found, VectorIndex
@@ -74,6 +75,7 @@ def _find_classifier(index: VectorIndex, given: "Classifier | str | Path | None"
             )
         given = index.classifier
     classifier = ModelFile(given) if isinstance(given, str | Path) else given
+    demand_classifier(classifier, "search")
     differing = list_differences(
         index.model, describe_network(classifier, precision=index.precision, layer=index.layer)
     )

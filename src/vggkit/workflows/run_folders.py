@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
+from vggkit.arguments import demand_path
 from vggkit.errors import BadOutput
 from vggkit.networks.classifier import Classifier
 from vggkit.reports.evaluation_page import Story, suggest_steps, write_report
@@ -30,7 +31,7 @@ def new_folder(out: str | Path | None, classifier: Classifier) -> Path:
         names = (Path("runs") / f"{classifier.configuration.model}-{count}" for count in range(1, 100_000))
         directory = next(path for path in names if not path.exists())
     else:
-        directory = Path(out)
+        directory = demand_path(out)
         if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
             raise BadOutput(f"{directory}: is there already; a run takes a new folder, name another with --out")
     try:

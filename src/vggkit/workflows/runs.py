@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import torch
 
-from vggkit.counts import demand_seconds
+from vggkit.arguments import demand_seconds
 from vggkit.errors import BadCheckpoint, BadConfiguration, BadData
 from vggkit.hardware import choose_device, describe_machine, find_peak_memory
 from vggkit.images.pictures import PictureSet
 from vggkit.images.sources import open_pictures
-from vggkit.networks.card import read_card
+from vggkit.networks.card import demand_classifier, read_card
 from vggkit.networks.classifier import Classifier
 from vggkit.networks.vgg import VGG
 from vggkit.reports.loggers import open_loggers
@@ -92,6 +92,8 @@ def train(
     Raises BadData where classes are missing or unknown, BadConfiguration, BadOutput, BadInput when the loss
     diverges.
     """
+    demand_classifier(classifier, "train")
+    _check_asked(recipe, loggers, plots)
     stated = recipe = recipe or Recipe()
     seconds_between = demand_seconds("seconds_between", seconds_between)
     if find_rate and recipe.learning_rate is not None:
@@ -258,6 +260,16 @@ def resume(
         network.requires_grad_(True)
         line.say(f"going on with {directory}: epoch {progress.epoch}, after {progress.batches} of its batches")
         return _follow(course, progress, state)
+
+
+def _check_asked(recipe: object, loggers: object, plots: object) -> None:
+    """Raise BadConfiguration for what would be noticed late, or misread."""
+    if recipe is not None and not isinstance(recipe, Recipe):
+        raise BadConfiguration(f"a recipe is a vggkit.Recipe, such as Recipe(epochs=3); got {recipe!r:.100}")
+    if isinstance(loggers, str):
+        raise BadConfiguration(f"loggers must be a list of names; write loggers=[{loggers!r}]")
+    if plots is not None and plots not in get_args(PlotEnding):
+        raise BadConfiguration(f"plots must be one of {', '.join(get_args(PlotEnding))}; got {plots!r}")
 
 
 def _identify(config: RunConfig, contents: Mapping[str, str]) -> dict[str, dict[str, Any]]:

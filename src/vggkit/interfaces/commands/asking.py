@@ -62,7 +62,7 @@ def predict(
             enough, problem where it cannot be read. With --out one object: how many there were.
         quiet: No progress on standard error.
     """
-    from vggkit.counts import demand_count
+    from vggkit.arguments import demand_count
     from vggkit.engines.weights import ModelFile
     from vggkit.images.sources import count_pictures, gather_pictures
     from vggkit.tasks.prediction import iterate_predictions, prepare_engine

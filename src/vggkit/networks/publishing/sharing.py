@@ -38,7 +38,7 @@ def push(
 
     Returns its web address. Raises BadOutput and MissingExtra.
     """
-    if not REPOSITORY.fullmatch(repository):
+    if not isinstance(repository, str) or not REPOSITORY.fullmatch(repository):
         raise BadOutput(f"{repository!r}: is not a repository of the hub, which is owner/name")
     with tempfile.TemporaryDirectory(prefix="vggkit-") as folder:
         file = Path(folder) / FILE

@@ -5,7 +5,7 @@ from textwrap import fill
 from typing import Final, Literal, get_args
 
 from vggkit.errors import BadConfiguration, UnknownName
-from vggkit.networks.configurations import PAPER_LETTERS, Configuration, configure
+from vggkit.networks.configurations import PAPER_LETTERS, Configuration, configure, demand_configuration
 from vggkit.networks.styles.listing_blocks import write_blocks
 from vggkit.networks.styles.listing_explicit import write_explicit
 from vggkit.networks.styles.listing_parts import image_side, name_class
@@ -52,6 +52,7 @@ def write_listing(configuration: Configuration, style: Style) -> str:
     Raises UnknownName for another style, and BadConfiguration where the style does not write
     this configuration.
     """
+    configuration = demand_configuration(configuration, "write_listing")
     if style not in get_args(Style):
         raise UnknownName.of("style", style, get_args(Style))
     if style == "sequential":

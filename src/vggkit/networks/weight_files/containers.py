@@ -4,6 +4,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Final
 
+from vggkit.arguments import demand_path
 from vggkit.errors import BadCheckpoint
 from vggkit.networks.file_formats import HEAD_BYTES, LFS_POINTER, describe_format, is_packed, tell_format
 from vggkit.networks.weight_files.archives import Archive
@@ -31,7 +32,7 @@ def open_weights(path: str | Path) -> WeightFile:
     everything else: broken and unsafe files, claims that the file's size belies, folders, text.
     Raises MissingExtra for Keras files without h5py.
     """
-    path = Path(path)
+    path = demand_path(path)
     if not path.is_file():
         found = "a folder" if path.is_dir() else "something else" if path.exists() else ""
         found = f"expected a file of weights, found {found}" if found else "no such file"

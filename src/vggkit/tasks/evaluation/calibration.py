@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vggkit.counts import demand_share
+from vggkit.arguments import demand_share
 from vggkit.tasks.evaluation.answers import Answers
 from vggkit.tasks.evaluation.figures import Bin, Calibration, Rejection, proportion_interval
 from vggkit.tasks.evaluation.resampling import BINS, number_bins

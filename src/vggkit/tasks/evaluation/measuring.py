@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vggkit.counts import demand_count, demand_share
+from vggkit.arguments import demand_count, demand_share
 from vggkit.engines.choosing import WantedEngine
 from vggkit.engines.outputs import WantedPrecision
 from vggkit.errors import BadData
@@ -16,7 +16,7 @@ from vggkit.images.class_names import hint_at_lookalikes, shorten_names
 from vggkit.images.pictures import Picture, PictureSet, identify_pictures
 from vggkit.images.sources import open_pictures
 from vggkit.images.splits import hold_out
-from vggkit.networks.card import read_entry
+from vggkit.networks.card import demand_classifier, read_entry
 from vggkit.networks.classifier import Classifier
 from vggkit.tasks.evaluation.answers import Answers
 from vggkit.tasks.evaluation.figures import Evaluation, ProtocolName
@@ -77,6 +77,7 @@ def evaluate(
     an engine that does not compute so, and MissingExtra without scikit-learn.
     """
     batch_size = demand_count("batch_size", batch_size)
+    demand_classifier(classifier, "evaluate")
     if wanted_precision is not None:
         wanted_precision = demand_share("wanted_precision", wanted_precision)
     plan = plan_protocol(

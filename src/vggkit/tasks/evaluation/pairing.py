@@ -3,14 +3,15 @@
 Shape letters: N pictures, K classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vggkit.errors import BadData
+from vggkit.arguments import demand_count
+from vggkit.errors import BadData, BadInput
 from vggkit.tasks.evaluation.answers import Answers, average
 from vggkit.tasks.evaluation.figures import Evaluation, Interval
 from vggkit.tasks.evaluation.scoring import score
@@ -88,6 +89,11 @@ def compare_answers(
 
     Raises BadData where there are no such pictures, or the classes have other names.
     """
+    for answers in (first, second):
+        if not isinstance(answers, Answers):
+            got = type(answers).__name__
+            raise BadInput(f"compare_answers takes two Answers, such as Evaluation.answers; got {got}")
+    seed = demand_count("seed", seed, least=0)
     one, two = _align([first, second], names)
     gain = two.right.astype(np.int64) - one.right.astype(np.int64)
     n = len(gain)
@@ -138,8 +144,11 @@ def fuse(evaluations: Sequence[Evaluation], *, wanted_precision: float | None = 
         evaluations: Two or more, of the same pictures and classes.
         wanted_precision: As in `evaluate`.
 
-    Raises BadData where they are of other pictures or classes.
+    Raises BadData where they are of other pictures or classes, BadInput where they are no Evaluations.
     """
+    found = list(evaluations) if isinstance(evaluations, Iterable) else []
+    if not found or not all(isinstance(each, Evaluation) for each in found):
+        raise BadInput("fuse takes a list of what evaluate gave: two Evaluations or more")
     names = [each.model for each in evaluations]
     aligned = _align([each.answers for each in evaluations], names)
     protocols = list(dict.fromkeys(each.protocol for each in evaluations))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vggkit.counts import demand_count
+from vggkit.arguments import demand_counts
 from vggkit.engines.choosing import WantedEngine, choose_engine
 from vggkit.engines.outputs import WantedPrecision
 from vggkit.engines.stream import Engine, stream_rows
@@ -110,7 +110,7 @@ def plan_protocol(
             raise BadInput("single looks as the preprocessing says and takes no scales; dense or multi-scale do")
         own = preprocessing.resize_pixels if preprocessing.fit_mode == "crop" else crop
         return Protocol(name, (Look("middle", own),), bool(mirror), crop)
-    scales, train_scales = ([demand_count("a scale", scale) for scale in each] for each in (scales, train_scales))
+    scales, train_scales = demand_counts("scales", scales), demand_counts("train_scales", train_scales)
     if len(train_scales) > 2:
         raise BadInput(
             "scales are short sides in pixels, and a training has one or the two ends of a range; "

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self, get_args, get_type_hints
 
-from vggkit.counts import is_number, plain_number
+from vggkit.arguments import is_number, plain_number
 from vggkit.errors import BadConfiguration, BadInput, UnknownName
 from vggkit.images.splits import read_fold
 

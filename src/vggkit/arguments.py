@@ -1,7 +1,10 @@
-"""Numbers as people give them: Python's, NumPy's and torch's are one number, and a float is no count."""
+"""What people give as numbers and paths: Python's, NumPy's and torch's numbers are one, and a float is no count."""
 
 import operator
+import os
+from collections.abc import Iterable, Mapping
 from numbers import Real
+from pathlib import Path
 from typing import Any, SupportsIndex, TypeGuard, cast
 
 from vggkit.errors import BadInput
@@ -32,6 +35,13 @@ def demand_count(name: str, value: object, *, least: int = 1) -> int:
     return found
 
 
+def demand_counts(name: str, values: object) -> tuple[int, ...]:
+    """Whole numbers of 1 or more in a list or another row; raises BadInput, naming it, for anything else."""
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise BadInput(f"{name} must be a list of whole numbers, such as [256, 384]; got {values!r}")
+    return tuple(demand_count(f"each of {name}", value) for value in values)
+
+
 def is_number(value: object) -> TypeGuard[float]:
     """Whether it is a finite number of Python; a truth value is none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
@@ -52,3 +62,14 @@ def demand_seconds(name: str, value: object) -> float:
     if isinstance(found, bool) or not isinstance(found, int | float) or not found >= 0:  # nan is not either
         raise BadInput(f"{name} must be a number of 0 or more, got {value!r}")
     return found
+
+
+def demand_path(value: object) -> Path:
+    """The path `value`, of text or of an object that stands for one; raises BadInput for anything else."""
+    if isinstance(value, bytes):
+        raise BadInput(f"a path is text or a pathlib.Path, got bytes: {value!r:.80}; write os.fsdecode(path)")
+    try:
+        return Path(os.fspath(cast("str | os.PathLike[str]", value)))
+    except TypeError as problem:
+        save = "; save it, and give its file" if hasattr(value, "save") else ""
+        raise BadInput(f"a path is text or a pathlib.Path, got {type(value).__name__}{save}") from problem
