@@ -39,7 +39,7 @@ OWNERS = {
     "filelock": {"networks/publishing/turns.py"},
     "braceexpand": {"images/sources/places.py"},
     "cleanlab": {"tasks/diagnosis/labels.py"},
-    "scipy": {"tasks/diagnosis/labels.py"},
+    "scipy": {"tasks/diagnosis/labels.py", "tasks/training/heads.py"},
     "jinja2": {"reports/pages/rendering.py"},
     "matplotlib": {"reports/plots.py"},
     "mlflow": {"reports/loggers.py"},

@@ -13,9 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vggkit.errors import BadData
+from vggkit.errors import BadData, MissingExtra
 from vggkit.hardware import derive_seed
-from vggkit.tasks.training.descent import minimize
 
 STRENGTHS: Final = tuple(float(f"{value:.2g}") for value in np.geomspace(10, 1e-5, 13))
 """Penalties that are tried, half a power of ten apart, the strong first."""
@@ -26,6 +25,10 @@ SMALL: Final = 2_000_000_000
 """Products of a step, at most, up to which one thread computes it, in less than a tenth of a second."""
 WIDE: Final = 20_000_000
 """Numbers in a matrix from which float32 has to do."""
+REMEMBERED: Final = 10
+"""Steps from which L-BFGS knows how the loss curves."""
+STEPS: Final = 500
+"""Of L-BFGS, at most."""
 WORSE: Final = 3
 """Strengths in a row without a better loss after which no weaker ones are tried."""
 
@@ -203,7 +206,15 @@ class _Problem:
         return torch.addmm(flat[-1], self.rows, flat[:-1]).view(-1, many, classes)
 
     def solve(self, strength: float, start: Tensor, *, flat: float) -> tuple[Tensor, int]:
-        """Weights and biases (M, R + 1, K) of the least loss, and the steps that took; `start` may be near."""
+        """Weights and biases (M, R + 1, K) of the least loss, and the steps that took; `start` may be near.
+
+        `flat` is the share of the loss that a step must gain for another one; 0: as far as the numbers tell.
+        Raises MissingExtra without SciPy.
+        """
+        try:
+            from scipy import optimize
+        except ImportError as absent:
+            raise MissingExtra.of("SciPy", "solving the last layer", "train") from absent
         # Along each axis the loss curves at most as half its variance, and the penalty; in units of that the
         # problem is round.
         curves = 0.5 * torch.cat([self.scales, self.scales.new_ones(1)]) + strength
@@ -211,18 +222,29 @@ class _Problem:
         goals, shares = self.goals[:, None], self.shares
         totals = goals.sum(2, keepdim=True)
 
-        def measure(free: Tensor) -> tuple[float, Tensor]:
-            solved = free * units
+        def measure(place: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+            solved = torch.from_numpy(place).view(start.shape).to(start) * units
             logs = self.score(solved).log_softmax(2)
             loss = -(shares * (goals * logs).sum(2)).sum() + strength / 2 * solved[:, :-1].square().sum()
             slopes = (totals * logs.exp_() - goals) * shares[:, :, None]
             many, _, classes = solved.shape
             pulled = (self.rows.T @ slopes.flatten(1)).view(-1, many, classes).transpose(0, 1)
             gradient = torch.cat([pulled + strength * solved[:, :-1], slopes.sum(0)[:, None]], 1)
-            return float(loss), gradient * units
+            return float(loss), (gradient * units).double().flatten().numpy()
 
-        free, steps = minimize(measure, start / units, flat=flat)
-        return free * units, steps
+        found = optimize.minimize(
+            measure,
+            (start / units).double().flatten().numpy(),
+            method="L-BFGS-B",
+            jac=True,
+            options={
+                "maxcor": REMEMBERED,
+                "maxiter": STEPS,
+                "ftol": max(flat, torch.finfo(start.dtype).eps),
+                "gtol": 1e-9,
+            },
+        )
+        return torch.from_numpy(found.x).view(start.shape).to(start) * units, int(found.nit)
 
 
 def _spread(
