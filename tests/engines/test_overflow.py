@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from test_engines import KINDS, build, build_onnx, build_openvino, build_pytorch, draw
 from torch import nn
 
-from test_engines import KINDS, build, build_onnx, build_openvino, build_pytorch, draw
 from vggkit.engines.outputs import plan_outputs
 from vggkit.engines.overflow import LIMIT, bound_trunk, can_overflow
 from vggkit.engines.ranges import measure_ranges

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from test_engines import CPU, KINDS, build, build_onnx, build_openvino, build_pytorch, draw
 from torch import nn
 
 from conftest import draw_class
-from test_engines import CPU, KINDS, build, build_onnx, build_openvino, build_pytorch, draw
 from vggkit.engines.choosing import choose_engine
 from vggkit.engines.ranges import measure_ranges
 from vggkit.images.pictures import Picture, PictureSet

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from vggkit.errors import BadData, BadInput, UnknownName
+from vggkit.errors import BadData, UnknownName
+from vggkit.images.given import ImageSources, take_sources
 from vggkit.images.pictures import SUFFIXES, HeldBytes, Picture, PictureSet
 from vggkit.images.sources import hub_sets, named, parquet, shards, tables
 from vggkit.images.sources.folders import iterate_files, read_folder, walk
@@ -80,21 +81,16 @@ def is_streamed(place: str | Path) -> bool:
 
 
 def gather_pictures(
-    pictures: str | Path | Iterable[str | Path | Picture],
+    pictures: ImageSources,
     *,
     columns: Columns = Columns(),  # noqa: B008 (frozen)
 ) -> Iterator[Picture]:
     """Pictures, and those of places as `iterate_pictures` finds them, in the order given; raises BadInput too."""
-    for picture in [pictures] if isinstance(pictures, str | Path) else pictures:
+    for picture in take_sources(pictures):
         if isinstance(picture, Picture):
             yield picture
-        elif isinstance(picture, str | Path):
-            yield from iterate_pictures([picture], columns=columns)
         else:
-            raise BadInput(
-                f"a picture is a path, or a Picture with its pixels: Picture('name', None, pixels); "
-                f"got {type(picture).__name__}"
-            )
+            yield from iterate_pictures([picture], columns=columns)
 
 
 def find_pictures(paths: Iterable[str]) -> Iterator[Picture]:
