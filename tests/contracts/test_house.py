@@ -65,6 +65,7 @@ OWNERS = {
         "images/decoding.py",
         "images/heads.py",
         "images/likeness.py",
+        "images/pixels.py",
         "images/preprocessing.py",
         "images/resampling.py",
         "images/thumbnails.py",

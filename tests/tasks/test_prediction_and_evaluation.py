@@ -1,20 +1,31 @@
+import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from conftest import WITHOUT_FEATURES, draw_class, fill_folder
 from vggkit.errors import BadConfiguration, BadData, BadInput
 from vggkit.hardware import computes_bf16, multiplies_bytes
-from vggkit.images.pictures import Picture
-from vggkit.images.preprocessing import Preprocessing
+from vggkit.images.pictures import Picture, PictureSet
+from vggkit.images.preprocessing import Preprocessing, suit_preprocessing
 from vggkit.images.sources import open_pictures
 from vggkit.networks.classifier import Classifier
+from vggkit.networks.vgg import VGG
+from vggkit.tasks.embedding import embed
+from vggkit.tasks.evaluation.answers import Answers
 from vggkit.tasks.evaluation.figures import proportion_interval
 from vggkit.tasks.evaluation.measuring import evaluate
 from vggkit.tasks.prediction import predict
+from vggkit.tasks.training.features import extract_features
+from vggkit.tasks.training.recipe import Recipe
+from vggkit.workflows.bulk import embed_into, predict_into
+from vggkit.workflows.doctor import check
 
 LABELS = ("across", "down", "red")
 
@@ -130,9 +141,151 @@ def test_a_classifier_in_half_precision_answers(classifier, photos):
         )
 
 
-def test_pixels_are_asked_for_as_pictures(classifier):
-    with pytest.raises(BadInput, match="Picture"):
-        predict(classifier, [draw_class("red", 1)])
+def read_rows(path) -> list[dict[str, str]]:
+    with open(path, newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_images_come_in_any_way(classifier, photos, tmp_path):
+    path = photos / "val" / "red" / "100.png"
+    image = Image.open(path)
+    pixels = np.asarray(image)
+    one = predict(classifier, path, engine="pytorch")[0]
+    tensor = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+    alike = {
+        "image 0": [pixels, path.read_bytes(), tensor, [pixels], iter([pixels]), pixels[None], tensor[None]],
+        "mine": [Picture("mine", pixels=image), [Picture("mine", pixels=tensor)]],
+        str(path): [str(path), [path], image, Image.open(path), (each for each in [image])],
+    }
+    for name, several in alike.items():
+        for each in several:
+            assert predict(classifier, each, engine="pytorch") == [replace(one, path=name)]
+    vector = embed(classifier, path).vectors
+    for each in (pixels, image, tensor, path.read_bytes(), [Picture("mine", pixels=pixels)]):
+        assert np.array_equal(embed(classifier, each).vectors, vector)
+    heard = []
+    predict(classifier, [pixels] * 3, on_progress=lambda done, total: heard.append((done, total)))
+    assert heard == [(1, 3), (2, 3), (3, 3)]
+    # As many as go to another engine.
+    batch = np.stack([pixels, pixels[::-1]] * 10)
+    several = predict(classifier, batch)
+    assert [each.path for each in several] == [f"image {number}" for number in range(20)]
+    assert np.allclose(several[18].probabilities, one.probabilities, atol=1e-5)
+    # Bulk work reads what it is given more than once.
+    with open(path, "rb") as file:
+        once = iter([file, pixels, Image.open(path)])
+        assert predict_into(classifier, once, tmp_path / "found.csv").pictures == 3
+    rows = read_rows(tmp_path / "found.csv")
+    assert [row["path"] for row in rows] == [str(path), "image 1", str(path)]
+    assert {row["label_1"] for row in rows} == {one.labels[0]}
+
+
+@pytest.mark.parametrize("give", [lambda pixels: pixels, lambda pixels: [pixels], lambda pixels: iter([pixels])])
+def test_pixels_that_could_mean_several_things_are_refused(classifier, give):
+    pixels = draw_class("red", 1)
+    for wrong in (pixels / 255, pixels.transpose(2, 0, 1), pixels.astype(np.uint16), pixels.astype(object)):
+        for ask in (predict, embed):
+            with pytest.raises(BadInput, match=r"image 0: array"):
+                ask(classifier, give(wrong))
+    for nothing in ([], np.zeros((0, 40, 40, 3), np.uint8), None):
+        for ask in (predict, embed):
+            with pytest.raises(BadInput):
+                ask(classifier, nothing)
+
+
+def test_a_network_of_grey_images_takes_them(tiny):
+    grey = Classifier.create(
+        tiny, labels=LABELS, in_channels=1, preprocessing=suit_preprocessing(32, in_channels=1), seed=0
+    )
+    plane = draw_class("red", 1)[..., 0]
+    found = predict(grey, [plane, plane[..., None], np.repeat(plane[..., None], 3, 2), Image.fromarray(plane)])
+    assert len({each.probabilities for each in found}) == 1
+    for channels in (2, 4):
+        with pytest.raises(BadConfiguration, match=f"in_channels={channels}"):
+            Classifier.create(tiny, labels=LABELS, in_channels=channels)
+        network = VGG(tiny, in_channels=channels)
+        with pytest.raises(BadConfiguration, match="channels"):
+            Classifier(network, labels=LABELS, preprocessing=Preprocessing())
+
+
+def overflow(classifier: Classifier, value: float) -> Classifier:
+    """Each of its kernels is full of a value, by turns negative."""
+    with torch.no_grad():
+        for module in classifier.network.features:
+            if isinstance(module, torch.nn.Conv2d):
+                module.weight.fill_(value)[1::2] *= -1
+    return classifier
+
+
+ENGINES = [("pytorch", "fp32"), ("pytorch", "bf16"), ("openvino", "fp32"), ("openvino", "bf16"), ("onnx", "fp32")]
+
+
+@pytest.mark.parametrize(("engine", "precision"), ENGINES)
+@pytest.mark.parametrize("value", [float("nan"), 3e38])
+def test_values_that_overflow_are_said(classifier, photos, tmp_path, engine, precision, value):
+    for package in {"openvino": ("openvino",), "onnx": ("onnx", "onnxruntime")}.get(engine, ()):
+        pytest.importorskip(package)
+    options = {"engine": engine, "precision": precision}
+    overflow(classifier, value)
+    for count in (1, 15):
+        paths = sorted((photos / "val").rglob("*.png"))[:count]
+        for each in predict(classifier, paths, **options):
+            assert (each.labels, each.probabilities, each.answer, each.unknown) == ((), (), None, False)
+            assert each.problem.startswith(f"{each.path}: the network's values overflow or are not numbers: 3 of 3")
+    for layer in ("features", "probabilities", "relu3_1"):
+        found = embed(classifier, photos / "val", layer=layer, **options)
+        assert np.isnan(found.vectors).all()
+        assert all("overflow" in problem for problem in found.problems)
+    with pytest.raises(BadInput, match=r"^15 of 15 images have no probabilities.*overflow"):
+        evaluate(classifier, photos, **options)
+    result = predict_into(classifier, photos / "val", tmp_path / "found.csv", **options)
+    assert (result.pictures, result.unreadable) == (15, 15)
+    rows = read_rows(tmp_path / "found.csv")
+    assert all("overflow" in row["problem"] and not row["label_1"] and not row["answer"] for row in rows)
+    embed_into(classifier, photos / "val", tmp_path / "found.parquet", **options)
+
+
+def test_one_image_that_overflows_is_one_of_many(tiny):
+    """Only the brightest of them does."""
+    images = [np.full((40, 40, 3), level, np.uint8) for level in (9, 10, 11, 12, 13, 255, 14, 15, 16, 17)]
+    torch.manual_seed(0)
+    network = VGG(replace(tiny, batch_norm=False, statistics="mean"))
+    seen = Preprocessing(resize_pixels=32, crop_pixels=32, mean=(0, 0, 0), std=(1, 1, 1))
+    with torch.no_grad():
+        for module in network.features:
+            if isinstance(module, torch.nn.Conv2d):
+                module.weight.abs_()
+                module.bias.zero_()
+        largest = network.features(torch.from_numpy(seen(images[5])[None])).max()
+        network.features[0].weight.mul_(1e39 / largest.double())
+    picky = Classifier(network, labels=LABELS, preprocessing=seen)
+    for engine in ("pytorch", "openvino", "onnx"):
+        found = predict(picky, images, engine=engine)
+        assert [number for number, each in enumerate(found) if each.problem] == [5]
+    held = PictureSet.of("held", ((None, Picture(f"{n}", "red", image)) for n, image in enumerate(images)))
+    with pytest.raises(BadInput, match=r"^1 of 10 images have no probabilities.*the first: 5\. "):
+        evaluate(picky, held)
+
+
+def test_a_check_and_a_head_say_that_values_overflow(classifier, photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("VGGKIT_HOME", str(tmp_path))
+    overflow(classifier, float("nan"))
+    with pytest.raises(BadInput, match=r"cannot judge 63 of 63 images.*overflow"):
+        check(photos, classifier)
+    with pytest.raises(BadInput, match="overflow"):
+        extract_features(
+            classifier,
+            open_pictures(photos).part("val"),
+            recipe=Recipe(),
+            device=torch.device("cpu"),
+            precision="fp32",
+        )
+
+
+def test_answers_are_numbers():
+    logits = np.array([[1.0, 2.0], [np.inf, 0.0], [0.0, np.nan]])
+    with pytest.raises(BadInput, match=r"^2 of 3 images have no probabilities.*the first: 1\."):
+        Answers.of(logits, np.array([0, 1, 0]), labels=("a", "b"))
 
 
 def test_a_temperature_and_a_threshold_speak_in_predictions(classifier, photos, tmp_path):

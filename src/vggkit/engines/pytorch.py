@@ -90,9 +90,7 @@ def _look(network: VGG, configuration: Configuration, images: Tensor, plan: Plan
     return {name: found[name] for name in plan.drawn}
 
 
-def _look_at_head(
-    network: VGG, configuration: Configuration, maps: Tensor, plan: Plan
-) -> dict[Output, Tensor]:
+def _look_at_head(network: VGG, configuration: Configuration, maps: Tensor, plan: Plan) -> dict[Output, Tensor]:
     """What the plan's layers of the head give, and the rows that are theirs."""
     found: dict[Output, Tensor] = {}
     last = configuration.fully_connected[-1]

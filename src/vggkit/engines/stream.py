@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from vggkit.engines.overflow import describe_overflow
 from vggkit.errors import BadImage
 from vggkit.hardware import count_threads
 from vggkit.images.pictures import Picture
@@ -48,14 +49,16 @@ class NamedEngine(Engine, Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """What the engine gives for one picture, or why it gives nothing."""
+    """What the engine gives for one picture, or why that is nothing."""
 
     picture: Picture
     """The picture that was asked about."""
     output: Rows | None
-    """The engine's row for it, such as logits (K,); None where the picture cannot be read."""
+    """The engine's row for it, such as logits (K,), all finite; None where there is a problem."""
     problem: str | None = None
-    """Why it cannot be read."""
+    """Why it cannot be read, or that values overflow; it begins with the picture's path."""
+    overflows: bool = False
+    """Whether the picture was read, and what the engine gave is not finite."""
 
 
 def stream_answers(
@@ -68,18 +71,23 @@ def stream_answers(
 ) -> Iterator[Answer]:
     """An answer for each picture, in order; never more than three batches of pictures are in memory.
 
-    A picture that cannot be read gets its reason in place of an output, and the others go on. Decoding
+    A picture that cannot be read gets its reason in place of an output, one whose values overflow likewise, and
+    the others go on. Decoding
     takes `decoders` threads; None: as many as there are processors.
     """
 
     def prepare(picture: Picture) -> tuple[list[NDArray[np.float32]], str | None]:
         try:
-            return [preprocessing(picture.decode(least_side=preprocessing.least_side))], None
+            return [preprocessing.see(picture)], None
         except BadImage as problem:
             return [], str(problem)
 
     for picture, problem, rows in stream_rows(engine, pictures, prepare, batch_size=batch_size, decoders=decoders):
-        yield Answer(picture, None if problem else rows[0], problem)
+        overflow = None if problem else describe_overflow(rows[0])
+        if overflow is not None:
+            yield Answer(picture, None, f"{picture.path}: {overflow}", overflows=True)
+        else:
+            yield Answer(picture, None if problem else rows[0], problem)
 
 
 def stream_rows(

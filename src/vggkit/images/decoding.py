@@ -88,13 +88,29 @@ def decode(source: str | Path | bytes, *, name: str | None = None, least_side: i
     data = source if isinstance(source, bytes) else read_file(source, name=name)
     if not data:
         raise BadImage(f"{name}: is empty (0 bytes)")
+    with _explained(name), without_warnings():
+        if data.startswith(SIGNATURE_JPEG):
+            return _decode_jpeg(data, least_side)
+        if is_heic(data):
+            return _decode_heic(data)
+        return _decode_other(data)
+
+
+def see(image: Image.Image, *, name: str) -> Pixels:
+    """RGB pixels (H, W, 3), uint8, of Pillow's picture, whose file may be read only now, as `decode` has a file's.
+
+    Raises BadImage, which calls it by the name.
+    """
+    with _explained(name), without_warnings():
+        image.load()
+        return _turn_upright(image)
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """What decoders raise, as BadImage with the picture's name."""
     try:
-        with without_warnings():
-            if data.startswith(SIGNATURE_JPEG):
-                return _decode_jpeg(data, least_side)
-            if is_heic(data):
-                return _decode_heic(data)
-            return _decode_other(data)
+        yield
     except BadImage as problem:
         raise BadImage(f"{name}: {problem}") from None
     except UnidentifiedImageError:
@@ -194,10 +210,13 @@ def _decode_other(data: bytes) -> Pixels:
         kind = "slow" if slow else str(image.format)
         _demand_room(kind, image.size, len(data))
         image.load()
-        turn = _find_turn(image)
-        if turn:
+        if _find_turn(image):
             _demand_room(kind, image.size, len(data), extra=TURNED_BYTES)
-        pixels = to_rgb(image)
+        return _turn_upright(image)
+
+
+def _turn_upright(image: Image.Image) -> Pixels:
+    turn, pixels = _find_turn(image), to_rgb(image)
     return pixels if turn is None else np.ascontiguousarray(turn(pixels))
 
 
@@ -330,6 +349,7 @@ class _WhileDecoding(threading.local):
 
 _HERE: Final = _WhileDecoding()
 _FILTER: Final[Any] = ("ignore", None, Warning, _HERE, 0)
+_FILTERING: Final = threading.Lock()
 
 
 @contextmanager
@@ -338,11 +358,12 @@ def without_warnings() -> Iterator[None]:
 
     `warnings.catch_warnings` swaps filters for all threads, and two that overlap leave wrong ones behind.
     """
-    filters = cast("list[Any]", warnings.filters)
-    if not filters or filters[0] is not _FILTER:  # whoever sets filters anew must not lose it
-        if _FILTER in filters:
-            filters.remove(_FILTER)
-        filters.insert(0, _FILTER)
+    with _FILTERING:
+        filters = cast("list[Any]", warnings.filters)
+        if not filters or filters[0] is not _FILTER:  # whoever sets filters anew must not lose it
+            if _FILTER in filters:
+                filters.remove(_FILTER)
+            filters.insert(0, _FILTER)
     _HERE.active = True
     try:
         yield

@@ -17,6 +17,7 @@ from vggkit.images.decoding import Pixels, decode, read_file
 from vggkit.images.heads import read_head
 from vggkit.images.label_texts import LabelRemark, remark_combined, remark_spellings, spell
 from vggkit.images.omissions import Omission, Reading
+from vggkit.images.pixels import read_pixels
 
 
 class Storage(Protocol):
@@ -45,13 +46,18 @@ class Picture:
     label: str | None = None
     """Its class, where known."""
     pixels: Pixels | None = field(default=None, repr=False)
-    """RGB (H, W, 3), uint8, for pictures that are in memory."""
+    """RGB (H, W, 3), uint8, for pictures that are in memory; made of a PIL image, and of arrays and tensors as
+    `read_pixels` takes them, which raises BadInput for others."""
     storage: Storage | None = field(default=None, repr=False)
     """What holds its bytes, where it is no file of its own."""
     key: Any = field(default=None, repr=False)
     """Where the storage has it."""
     group: str | None = None
     """What it shares with others that must not be parted from it: a patient, a place, a burst."""
+
+    def __post_init__(self) -> None:
+        if self.pixels is not None:
+            object.__setattr__(self, "pixels", read_pixels(self.pixels, name=self.path))
 
     def read(self) -> bytes:
         """The bytes of its file; raises BadImage, and for pictures in memory there are none."""
@@ -127,8 +133,25 @@ class HeldBytes:
         return self.data
 
     def weigh(self, key: object) -> str:
-        """How many they are."""
-        return str(len(self.data))
+        """A digest."""
+        return hashlib.sha256(self.data).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A storage of one picture that could not be read."""
+
+    reason: str
+    """Why."""
+    quick: bool = True
+
+    def read(self, key: object) -> bytes:
+        """Raises BadImage with the reason."""
+        raise BadImage(self.reason)
+
+    def weigh(self, key: object) -> str:
+        """The reason."""
+        return self.reason
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,6 +14,8 @@ from PIL import Image
 from vggkit.arguments import is_number, plain_number
 from vggkit.errors import BadConfiguration, UnknownName
 from vggkit.images.decoding import Pixels
+from vggkit.images.given import ImageSource, take_one
+from vggkit.images.pictures import Picture
 from vggkit.images.resampling import Interpolation, resize, resize_part
 
 ChannelOrder = Literal["RGB", "BGR", "L"]
@@ -98,9 +100,16 @@ class Preprocessing:
             return None
         return self.resize_pixels if self.fit_mode == "crop" else self.crop_pixels
 
-    def __call__(self, pixels: Pixels) -> NDArray[np.float32]:
-        """The network's input (C, crop, crop), float32, for RGB pixels (H, W, 3), uint8."""
-        return self.normalize(self.fit(pixels))
+    def __call__(self, image: ImageSource) -> NDArray[np.float32]:
+        """The network's input (C, crop, crop), float32, for one image, such as its RGB pixels (H, W, 3), uint8.
+
+        Raises BadImage where it cannot be read, and BadInput for what is no image or leaves open what it means.
+        """
+        return self.see(take_one(image, name="the image"))
+
+    def see(self, picture: Picture) -> NDArray[np.float32]:
+        """The same for a Picture; raises BadImage."""
+        return self.normalize(self.fit(picture.decode(least_side=self.least_side)))
 
     def fit(self, pixels: Pixels) -> Pixels:
         """RGB pixels (crop, crop, 3) as `fit_mode` says, for RGB pixels (H, W, 3) of any size."""

@@ -3,9 +3,8 @@
 Shape letters: N pictures, F numbers of a vector.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -14,10 +13,11 @@ from numpy.typing import NDArray
 from vggkit.arguments import demand_count
 from vggkit.engines.choosing import WantedEngine, choose_engine
 from vggkit.engines.outputs import WantedPrecision, find_relu, list_outputs, plan_outputs
+from vggkit.engines.overflow import describe_overflow
 from vggkit.engines.stream import Engine, stream_answers
 from vggkit.engines.weights import ModelFile, NetworkWeights, Weights
 from vggkit.errors import UnknownName
-from vggkit.images.pictures import Picture
+from vggkit.images.given import ImageSources, count_sources, list_sources
 from vggkit.images.sources import gather_pictures
 from vggkit.networks.card import Card, demand_classifier
 from vggkit.networks.configurations import Configuration
@@ -36,9 +36,9 @@ class Embedding:
     path: str
     """The picture's file."""
     vector: NDArray[np.float32] | None = field(repr=False)
-    """(F,); None where the picture cannot be read."""
+    """(F,), all finite; None where there is a problem."""
     problem: str | None = None
-    """Why it cannot be read."""
+    """Why it cannot be read, or that the network's values for it overflow."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,9 +48,9 @@ class Embeddings:
     paths: tuple[str, ...]
     """N files."""
     vectors: NDArray[np.float32] = field(repr=False)
-    """(N, F); a row of NaN where the picture cannot be read."""
+    """(N, F); a row of NaN where there is a problem."""
     problems: tuple[str | None, ...]
-    """Why a picture cannot be read, None where it can."""
+    """Why a picture cannot be read, or that the network's values for it overflow; None where there is a vector."""
     layer: str
     """What the vectors are."""
 
@@ -78,7 +78,7 @@ def find_width(configuration: Configuration, layer: str) -> int:
 
 def embed(
     classifier: "Classifier | ModelFile",
-    pictures: str | Path | Sequence[str | Path | Picture],
+    pictures: ImageSources,
     *,
     layer: str = FEATURES,
     batch_size: int = 32,
@@ -104,11 +104,11 @@ def embed(
     Raises UnknownName, BadInput, BadData and BadConfiguration.
     """
     width = find_width(demand_classifier(classifier, "embed").configuration, layer)
-    given = [pictures] if isinstance(pictures, str | Path) else pictures
-    total = len(given) if all(isinstance(picture, Picture) for picture in given) else None
+    given = list_sources(pictures)
+    total = count_sources(given)
     computing, _ = prepare_engine(classifier, layer=layer, device=device, precision=precision, engine=engine)
     found = []
-    for each in iterate_embeddings(computing, classifier.card, pictures, batch_size=batch_size):
+    for each in iterate_embeddings(computing, classifier.card, given, batch_size=batch_size):
         found.append(each)
         if on_progress:
             on_progress(len(found), total)
@@ -143,7 +143,7 @@ def prepare_engine(
 def iterate_embeddings(
     engine: Engine,
     card: Card,
-    pictures: str | Path | Iterable[str | Path | Picture],
+    pictures: ImageSources,
     *,
     batch_size: int = 32,
 ) -> Iterator[Embedding]:
@@ -151,9 +151,19 @@ def iterate_embeddings(
     batch_size = demand_count("batch_size", batch_size)
     found = gather_pictures(pictures)
     for answer in stream_answers(engine, card.preprocessing, found, batch_size=batch_size):
-        yield Embedding(answer.picture.path, _pool(answer.output), answer.problem)
+        if answer.output is None:
+            yield Embedding(answer.picture.path, None, answer.problem)
+            continue
+        vector = _pool(answer.output)
+        overflow = describe_overflow(vector)
+        yield Embedding(
+            answer.picture.path,
+            None if overflow else vector,
+            f"{answer.picture.path}: {overflow}" if overflow else None,
+        )
 
 
-def _pool(row: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
+def _pool(row: NDArray[np.float32]) -> NDArray[np.float32]:
     """A map (C, H, W) as the mean of each channel."""
-    return row.mean(axis=(1, 2)) if row is not None and row.ndim == 3 else row
+    with np.errstate(over="ignore"):
+        return row.mean(axis=(1, 2)) if row.ndim == 3 else row

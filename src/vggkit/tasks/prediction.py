@@ -3,7 +3,8 @@
 Shape letters: N pictures, K classes.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -17,7 +18,7 @@ from vggkit.engines.stream import Answer, Engine, stream_answers
 from vggkit.engines.weights import ModelFile
 from vggkit.hardware import choose_device
 from vggkit.images.file_kinds import SUFFIXES
-from vggkit.images.pictures import Picture
+from vggkit.images.given import ImageSources, count_sources, list_sources
 from vggkit.images.sources import gather_pictures
 from vggkit.networks.card import Card, demand_classifier
 
@@ -37,15 +38,15 @@ class Prediction:
     """What a Classifier says of one picture."""
 
     path: str
-    """The picture's file."""
+    """The picture's file, or its name."""
     labels: tuple[str, ...]
-    """The most probable classes, best first; empty where the picture cannot be read."""
+    """The most probable classes, best first; empty where there is a problem."""
     probabilities: tuple[float, ...]
     """Their probabilities in [0, 1]; over all classes they sum to 1."""
     unknown: bool = False
     """Whether the best one is not sure enough, by the Classifier's threshold."""
     problem: str | None = None
-    """Why the picture cannot be read."""
+    """Why the picture cannot be read, or that the network's values for it overflow."""
 
     @property
     def answer(self) -> str | None:
@@ -61,7 +62,7 @@ class Prediction:
 
 def predict(
     classifier: "Classifier",
-    pictures: str | Path | Sequence[str | Path | Picture],
+    pictures: ImageSources,
     *,
     top: int = 5,
     batch_size: int = 32,
@@ -74,8 +75,11 @@ def predict(
 
     Args:
         classifier: The Classifier to ask.
-        pictures: What `iterate_pictures` takes: a file, a folder (every picture below it), a table, archives
-            …, or several of them, or Pictures.
+        pictures: An image or several: a path, also of a folder (every picture below it), a table, archives … as
+            `iterate_pictures` takes them; the bytes of a file, an open file, a PIL image of any mode, pixels uint8
+            as an array (H, W, 3) or a tensor (3, H, W), or a Picture; a list or whatever else can be iterated of
+            these, an array (N, H, W, 3) or a tensor (N, 3, H, W). What has no name is called `image 0`, after its
+            number.
         top: How many classes to name; fewer where the Classifier has fewer.
         batch_size: Pictures that pass through the network together.
         device: `auto`, `cpu`, `cuda`, `mps`.
@@ -85,16 +89,18 @@ def predict(
             the first that is installed and computes in that precision.
         on_progress: Called with the number of pictures done, and of all where Pictures are given.
 
-    A picture that cannot be read becomes a Prediction with its `problem`. Raises BadInput and BadData.
+    A picture that cannot be read, or whose values overflow in the network, becomes a Prediction with its
+    `problem`. Raises BadInput, also for pixels that could mean several things, with the line that converts them;
+    and BadData.
     """
-    given = [pictures] if isinstance(pictures, str | Path) else pictures
-    total = len(given) if all(isinstance(picture, Picture) for picture in given) else None
     top, batch_size = demand_count("top", top), demand_count("batch_size", batch_size)
     demand_classifier(classifier, "predict")
-    count = len(given) if all(map(_is_one, given)) else None
+    given = list_sources(pictures)
+    total = count_sources(given)
+    count = total if total is not None or not isinstance(given, Sequence) else _count_files(given)
     computing, _ = prepare_engine(classifier, device=device, precision=precision, engine=engine, count=count)
     found = []
-    for each in iterate_predictions(computing, classifier.card, pictures, top=top, batch_size=batch_size):
+    for each in iterate_predictions(computing, classifier.card, given, top=top, batch_size=batch_size):
         found.append(each)
         if on_progress:
             on_progress(len(found), total)
@@ -132,7 +138,7 @@ def prepare_engine(
 def iterate_predictions(
     engine: Engine,
     card: Card,
-    pictures: str | Path | Iterable[str | Path | Picture],
+    pictures: ImageSources,
     *,
     top: int = 5,
     batch_size: int = 32,
@@ -144,11 +150,10 @@ def iterate_predictions(
         yield _describe(answer, card, top)
 
 
-def _is_one(given: object) -> bool:
-    """Whether it stands for one picture and not for several."""
-    if isinstance(given, str | Path):
-        return Path(given).suffix.lower() in SUFFIXES and Path(given).is_file()
-    return isinstance(given, Picture)
+def _count_files(given: Sequence[object]) -> int | None:
+    """How many images; None where a path may stand for several."""
+    paths = [Path(each) for each in given if isinstance(each, str | os.PathLike)]
+    return len(given) if all(path.suffix.lower() in SUFFIXES and path.is_file() for path in paths) else None
 
 
 def _describe(answer: Answer, card: Card, top: int) -> Prediction:

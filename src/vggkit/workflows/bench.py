@@ -20,6 +20,7 @@ from vggkit.engines.ranges import measure_ranges
 from vggkit.engines.weights import ModelFile
 from vggkit.errors import BadData, BadImage, BadInput, VggkitError
 from vggkit.hardware import name_processor
+from vggkit.images.given import ImageSources, take_sources
 from vggkit.images.pictures import Picture
 from vggkit.images.sources import Columns, count_pictures, gather_pictures
 from vggkit.networks.card import demand_classifier
@@ -55,7 +56,7 @@ PACKAGES: Final = ("vggkit", "torch", "openvino", "onnxruntime")
 
 def bench(
     classifier: "Classifier | str | Path",
-    pictures: str | Path | Sequence[str | Path | Picture] = (),
+    pictures: ImageSources = (),
     *,
     columns: Columns = Columns(),  # noqa: B008 (frozen)
     batch_sizes: Sequence[int] = (1, 8, 32),
@@ -87,7 +88,7 @@ def bench(
     say = on_progress or (lambda what, done, total: None)
     sizes, rounds, seconds = _check(batch_sizes, rounds, seconds)
     settle_choice(device)  # one that is not there is told before any work
-    given = [pictures] if isinstance(pictures, str | Path) else list(pictures)
+    given = [] if isinstance(pictures, tuple | list) and not pictures else list(take_sources(pictures))
     if keep_ranges:
         _check_keeping(classifier, given)
     with tempfile.TemporaryDirectory(prefix="vggkit-bench-") as name, hear_signals():
@@ -167,7 +168,7 @@ def _choose(
     for done, picture in enumerate(islice(chosen, most)):
         say("preparing pictures", done, min(most, total or most))
         try:
-            found.append(preprocessing(picture.decode(least_side=preprocessing.least_side)))
+            found.append(preprocessing.see(picture))
         except BadImage as problem:
             first, unreadable = first or f"; the first: {problem}", unreadable + 1
     if not found:

@@ -16,6 +16,7 @@ from vggkit.engines.choosing import WantedEngine, settle_choice
 from vggkit.engines.outputs import Precision, WantedPrecision
 from vggkit.engines.weights import ModelFile
 from vggkit.errors import BadOutput
+from vggkit.images.given import ImageSources, take_sources
 from vggkit.images.pictures import Picture
 from vggkit.images.sources import Columns
 from vggkit.networks.card import demand_classifier
@@ -33,7 +34,7 @@ VECTOR_ENDINGS: Final = (".parquet", ".npy")
 
 def predict_into(
     classifier: "Classifier | str | Path",
-    pictures: str | Path | Sequence[str | Path | Picture],
+    pictures: ImageSources,
     out: str | Path,
     *,
     top: int = 5,
@@ -50,7 +51,7 @@ def predict_into(
 
     A row has `path`, `answer` (the best class, or `unknown` by the Classifier's threshold), `label_1`,
     `probability_1` and so on for `top` classes, best first, and `problem`: why the picture cannot be read,
-    its other cells then empty.
+    or that the network's values for it overflow, its other cells then empty.
 
     Args:
         classifier: The Classifier, or its place.
@@ -75,7 +76,7 @@ def predict_into(
     _demand_place(out, ENDINGS)
     top, batch_size = demand_count("top", top), demand_count("batch_size", batch_size)
     model, place = _open(classifier)
-    given = [pictures] if isinstance(pictures, str | Path) else list(pictures)
+    given = list(take_sources(pictures))
     computing, said = prediction.prepare_engine(model, device=device, precision=precision, engine=engine)
     _, _, settled = settle_choice(device, precision=precision, engine=engine)
     top = min(top, len(model.card.labels))
@@ -116,7 +117,7 @@ def predict_into(
 
 def embed_into(
     classifier: "Classifier | str | Path",
-    pictures: str | Path | Sequence[str | Path | Picture],
+    pictures: ImageSources,
     out: str | Path,
     *,
     layer: str = embedding.FEATURES,
@@ -153,7 +154,7 @@ def embed_into(
     _demand_place(out, VECTOR_ENDINGS)
     batch_size = demand_count("batch_size", batch_size)
     model, place = _open(classifier)
-    given = [pictures] if isinstance(pictures, str | Path) else list(pictures)
+    given = list(take_sources(pictures))
     width = embedding.find_width(model.card.configuration, layer)
     computing, said = embedding.prepare_engine(
         model, layer=layer, device=device, precision=precision, engine=engine

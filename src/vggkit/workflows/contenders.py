@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from vggkit.engines.choosing import EngineName, settle_choice
 from vggkit.engines.outputs import Precision, Ranges
+from vggkit.engines.overflow import describe_overflow
 from vggkit.errors import VggkitError
 from vggkit.hardware import choose_device, computes_bf16, find_available_memory, has_accelerator
 from vggkit.tasks.evaluation.figures import proportion_interval
@@ -137,6 +138,7 @@ def run_rounds(
                 if not number:
                     each.start_seconds = each.process.start()
                     each.logits = each.process.answer(folder / "logits.npy")
+                    each.problem = describe_overflow(each.logits)
                 for size in sizes if number else ():
                     _time(each, each.process, size, seconds)
                 if number == rounds:

@@ -1,6 +1,6 @@
 """Search a file of vectors for the pictures that look like others."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -8,7 +8,7 @@ from vggkit.arguments import demand_count
 from vggkit.engines.outputs import WantedPrecision
 from vggkit.engines.weights import ModelFile
 from vggkit.errors import BadData, BadInput
-from vggkit.images.pictures import Picture
+from vggkit.images.given import ImageSources
 from vggkit.networks.card import demand_classifier
 from vggkit.networks.publishing.sharing import is_address
 from vggkit.tasks.embedding import embed
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def search(
     index: str | Path,
-    pictures: str | Path | Sequence[str | Path | Picture],
+    pictures: ImageSources,
     *,
     classifier: "Classifier | str | Path | None" = None,
     top: int = 10,

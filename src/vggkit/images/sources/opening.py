@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from vggkit.errors import BadData, BadInput, UnknownName
+from vggkit.errors import BadData, UnknownName
 from vggkit.images.file_kinds import SUFFIXES
+from vggkit.images.given import ImageSources, take_sources
 from vggkit.images.omissions import Reading
 from vggkit.images.pictures import HeldBytes, Picture, PictureSet
 from vggkit.images.sources import hub_sets, named, parquet, shards, tables
@@ -89,22 +90,17 @@ def is_streamed(place: str | Path) -> bool:
 
 
 def gather_pictures(
-    pictures: str | Path | Iterable[str | Path | Picture],
+    pictures: ImageSources,
     *,
     columns: Columns = Columns(),  # noqa: B008 (frozen)
     reading: Reading | None = None,
 ) -> Iterator[Picture]:
     """Pictures, and those of places as `iterate_pictures` finds them, in the order given; raises BadInput too."""
-    for picture in [pictures] if isinstance(pictures, str | Path) else pictures:
+    for picture in take_sources(pictures):
         if isinstance(picture, Picture):
             yield picture
-        elif isinstance(picture, str | Path):
-            yield from iterate_pictures([picture], columns=columns, reading=reading)
         else:
-            raise BadInput(
-                f"a picture is a path, or a Picture with its pixels: Picture('name', None, pixels); "
-                f"got {type(picture).__name__}"
-            )
+            yield from iterate_pictures([picture], columns=columns, reading=reading)
 
 
 def find_pictures(paths: Iterable[str]) -> Iterator[Picture]:

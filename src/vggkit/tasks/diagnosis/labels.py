@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vggkit.engines.choosing import choose_engine
 from vggkit.engines.stream import stream_answers
-from vggkit.errors import BadData, MissingExtra
+from vggkit.errors import BadData, BadInput, MissingExtra
 from vggkit.images.likeness import Alike
 from vggkit.networks.classifier import Classifier
 from vggkit.tasks.diagnosis.findings import Case, Finding
@@ -50,18 +50,26 @@ def extract_features(
 ) -> NDArray[np.float32]:
     """(N, F) of readable sightings: mean and standard deviation of each channel of the trunk's last map.
 
-    Raises BadData where a picture has gone since.
+    Raises BadData where a picture has gone since, and BadInput where the network's values overflow.
     """
     engine, _ = choose_engine(classifier.network, device, output="statistics", precision="fp32")
     pictures = [sighting.picture for sighting in sightings]
-    rows = []
+    rows, lost = [], []
     answers = stream_answers(engine, classifier.preprocessing, pictures, batch_size=batch_size)
     for done, answer in enumerate(answers, start=1):
-        if answer.output is None:
+        if answer.overflows:
+            lost.append(answer.problem)
+        elif answer.output is None:
             raise BadData(f"{answer.picture.path}: was readable, and is not any more ({answer.problem})")
-        rows.append(answer.output)
+        else:
+            rows.append(answer.output)
         if on_progress:
             on_progress(done, len(pictures))
+    if lost:
+        raise BadInput(
+            f"the Classifier cannot judge {len(lost):,} of {len(pictures):,} images; check without it, or with "
+            f"another one. The first: {lost[0]}"
+        )
     return np.stack(rows)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggkit.column_streams import Column, Kind, read_table, stream_columns
-from vggkit.errors import BadData, BadOutput, VggkitError
+from vggkit.errors import BadData, BadInput, BadOutput, VggkitError
 
 PREFIX: Final = "p_"
 """What stands before a class's name in the column of its probabilities."""
@@ -23,7 +23,10 @@ ENDINGS: Final = (".csv", ".parquet")
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Answers:
-    """Probabilities that a Classifier gave to each class, for pictures whose class is known."""
+    """Probabilities that a Classifier gave to each class, for pictures whose class is known.
+
+    Raises BadInput where some are NaN.
+    """
 
     paths: tuple[str, ...]
     """N pictures."""
@@ -51,6 +54,16 @@ class Answers:
             log_probabilities=log_softmax(logits, temperature),
             labels=tuple(labels),
         )
+
+    def __post_init__(self) -> None:
+        lost = np.flatnonzero(np.isnan(self.log_probabilities).any(axis=1))
+        if len(lost):
+            raise BadInput(
+                f"{len(lost):,} of {len(self):,} images have no probabilities, and no figures can be made without "
+                f"them; the first: {self.paths[lost[0]]}. The Classifier's values overflow or are not numbers: its "
+                "weights are broken or far too large. Take an earlier checkpoint, or train it again at a lower "
+                "learning rate"
+            )
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -147,8 +160,11 @@ def check_ending(path: str | Path, error: type[VggkitError] = BadOutput) -> None
 
 
 def log_softmax(logits: NDArray[np.floating[Any]], temperature: float = 1.0) -> NDArray[np.float64]:
-    """Logarithms of the probabilities (…, K) of logits (…, K) divided by a temperature."""
-    wide = logits.astype(np.float64) / temperature
+    """Logarithms of the probabilities (…, K) of logits (…, K) divided by a temperature; NaN where one of the K is
+    not finite.
+    """
+    finite = np.isfinite(logits).all(axis=-1, keepdims=True)
+    wide = np.where(finite, logits, np.nan).astype(np.float64) / temperature
     wide -= wide.max(axis=-1, keepdims=True)
     wide -= np.log(np.exp(wide).sum(axis=-1, keepdims=True))
     return wide

@@ -73,7 +73,8 @@ def evaluate(
             or PyTorch, the first that is installed and computes in that precision.
         on_progress: Called with the number of pictures done and of all.
 
-    Raises BadData where no class of the pictures is known to the Classifier, BadInput, BadConfiguration for
+    Raises BadData where no class of the pictures is known to the Classifier, BadInput, also where the network's
+    values overflow, BadConfiguration for
     an engine that does not compute so, and MissingExtra without scikit-learn.
     """
     batch_size = demand_count("batch_size", batch_size)

@@ -219,7 +219,7 @@ def _answer(
 def see(picture: Picture, preprocessing: Preprocessing, look: Look) -> list[NDArray[np.float32]]:
     """The inputs (C, H, W) of one look at a picture; raises BadImage."""
     if look.way == "middle":
-        return [preprocessing(picture.decode(least_side=preprocessing.least_side))]
+        return [preprocessing.see(picture)]
     fed = replace(preprocessing, fit_mode="crop", resize_pixels=look.scale)
     whole = fed.resize(picture.decode(least_side=fed.least_side), most_pixels=MOST_PIXELS)
     parts = [whole] if look.way == "whole" else list_crops(whole, preprocessing.crop_pixels)

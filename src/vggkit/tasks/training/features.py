@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from vggkit.engines.choosing import choose_engine
+from vggkit.engines.overflow import describe_overflow
 from vggkit.engines.stream import Engine, stream_rows
-from vggkit.errors import BadImage
+from vggkit.errors import BadImage, BadInput
 from vggkit.hardware import computes_bf16, derive_seed
 from vggkit.images.decoding import Pixels, decode
 from vggkit.images.pictures import Picture
@@ -74,7 +75,8 @@ def extract_features(
         on_progress: Called with the number of pictures done and of all.
         say: Called with sentences for people.
 
-    Raises BadImage for a picture that cannot be read, and MissingExtra where views need torchvision.
+    Raises BadImage for a picture that cannot be read, BadInput where the network's values overflow, and
+    MissingExtra where views need torchvision.
     """
     say = say or (lambda sentence: None)
     source = _Source(classifier, recipe, views)
@@ -98,6 +100,8 @@ def extract_features(
             engine, enumerate(pictures), prepare, batch_size=together
         ):
             for view, row in zip(missing, computed, strict=True):
+                if overflow := describe_overflow(row):
+                    raise BadInput(f"{picture.path}: {overflow}")
                 stores[view].keep(content, view, row)
             for view, store in enumerate(stores):
                 row = store.find(content, view)
@@ -182,7 +186,7 @@ class _Source:
     def _see(self, pixels: Pixels, content: bytes, view: int) -> NDArray[np.float32]:
         """The input for a view of a picture; what is drawn depends on the seed, its content and the view alone."""
         if view == 0 or self._view is None:
-            return self.preprocessing(pixels)
+            return self.preprocessing.normalize(self.preprocessing.fit(pixels))
         seed, name = self.recipe.seed, content.hex()
         # The view as when predicting is not mirrored; the next is, and so in turn.
         mirrored = view % 2 == 1 if self.recipe.mirror == "alternating" else None

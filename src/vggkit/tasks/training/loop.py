@@ -202,6 +202,8 @@ class Training:
             engine, self.classifier.preprocessing, self.val, batch_size=self.recipe.batch_size or 32
         )
         for done, answer in enumerate(answers, start=1):
+            if answer.overflows:
+                raise _Diverged(math.nan)
             if answer.output is None:
                 raise BadImage(f"{answer.problem}; it could be read when the training began")
             logits.append(answer.output)

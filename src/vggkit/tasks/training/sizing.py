@@ -303,7 +303,7 @@ def _time_picture(pictures: Sequence[Picture], preprocessing: Preprocessing) -> 
     chosen = [pictures[place * len(pictures) // 8] for place in range(8)]
     started = time.perf_counter()
     for picture in chosen:
-        preprocessing(picture.decode(least_side=preprocessing.least_side))
+        preprocessing.see(picture)
     return (time.perf_counter() - started) / len(chosen)
 
 

@@ -1,0 +1,171 @@
+"""Pixels in memory -> RGB pixels as of a file: the one place that knows arrays, tensors and Pillow's images.
+
+Shape letters: N images, C channels, H and W pixels.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Any, Final, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vggkit.errors import BadInput
+from vggkit.images.decoding import Pixels, see, to_rgb
+
+CHANNELS: Final = (1, 3, 4)
+"""Grey, RGB, and RGB with transparency."""
+RULE: Final = (
+    "pixels are uint8, (H, W, 3), (H, W) or (H, W, 4), or uint16 of the full range; tensors uint8, (3, H, W); "
+    "or a PIL image"
+)
+
+
+def read_pixels(given: object, *, name: str) -> Pixels:
+    """RGB pixels (H, W, 3), uint8, of one image in memory, by the rules for files.
+
+    Grey is three equal channels, transparency is laid over white, 16 bits are scaled to 8, and a PIL image is
+    upright as EXIF says.
+
+    Args:
+        given: An array (H, W, 3), (H, W), (H, W, 1) or (H, W, 4), uint8 or uint16; a tensor of such, channels
+            first; or a PIL image of any mode.
+        name: What errors call it.
+
+    Raises BadInput for what could mean several things, such as floats, with the line that converts it; BadImage
+    for a PIL image whose file is broken.
+    """
+    if isinstance(given, Image.Image):
+        if not (given.width and given.height):
+            raise BadInput(f"{name}: is a PIL image of {given.width}×{given.height} pixels, which is none")
+        return see(given, name=name)
+    if is_tensor(given):
+        return _to_rgb(_read_tensor(given, name))
+    if isinstance(given, np.ndarray):
+        _check_values(given, name, "array")
+        _check_shape(given.shape, name, "array")
+        return _to_rgb(given)
+    raise BadInput(f"{name}: {RULE}; got {describe_type(given)}")
+
+
+def holds_pixels(given: object) -> TypeGuard[Any]:
+    """Whether it is an array, a tensor or a PIL image."""
+    return isinstance(given, np.ndarray | Image.Image) or is_tensor(given)
+
+
+def is_tensor(given: object) -> TypeGuard[Any]:
+    """Whether it is one of torch's; who has one has imported torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(given, torch.Tensor)
+
+
+def list_batch(given: Any) -> list[Any]:
+    """The images of an array (N, H, W, 3) or of a tensor (N, 3, H, W); raises BadInput for another shape."""
+    kind, shape = ("tensor", tuple(given.shape)) if is_tensor(given) else ("array", given.shape)
+    if not shape[0]:
+        raise BadInput(f"the images: {kind} {shape} holds none; give one at least")
+    _check_values(given, "the images", kind)
+    _check_shape(shape[1:], "the images", kind, whole=shape)
+    return [given[number] for number in range(shape[0])]
+
+
+def describe_type(given: object) -> str:
+    """What it is, for an error, and what to do with what others call images."""
+    kind = type(given)
+    package = kind.__module__.partition(".")[0]
+    said = kind.__name__ if package == "builtins" else f"{package}'s {kind.__name__}"
+    if isinstance(given, dict) and "image" in given:
+        return f'{said}; give its image: example["image"]'
+    return f"{said}; numpy.asarray(it) may make an array of it" if hasattr(given, "__array__") else said
+
+
+def _read_tensor(tensor: Any, name: str) -> NDArray[Any]:
+    """An array (H, W) or (H, W, C) of a tensor (H, W) or (C, H, W)."""
+    _check_values(tensor, name, "tensor")
+    _check_shape(tuple(tensor.shape), name, "tensor")
+    array: NDArray[Any] = tensor.detach().cpu().numpy()
+    return array if array.ndim == 2 else array.transpose(1, 2, 0)
+
+
+def _check_values(given: Any, name: str, kind: str) -> None:
+    """Raise BadInput where the type of numbers leaves open what is white, or there are none."""
+    found = given.dtype.name if kind == "array" else str(given.dtype).removeprefix("torch.")
+    shape = tuple(given.shape)
+    if 0 in shape:
+        raise BadInput(f"{name}: {kind} {found} {shape} is empty; {RULE}")
+    to_bytes = '.astype("uint8")' if kind == "array" else ".to(torch.uint8)"
+    if found == "uint8":
+        return
+    if found == "bool":
+        raise BadInput(f"{name}: {kind} bool {shape}; {RULE}. Say pixels{to_bytes} * 255")
+    if not found.startswith(("float", "bfloat", "int", "uint")):
+        listed = ". Of several images give a list: list(images)" if found == "object" else ""
+        raise BadInput(f"{name}: {kind} of {found} {shape}; {RULE}{listed}")
+    values = given.cpu().numpy() if found == "uint16" and kind == "tensor" else given  # torch has no least of these
+    low, high = float(values.min()), float(values.max())
+    about = f"{name}: {kind} {found} {shape} from {low:.4g} to {high:.4g}"
+    if found == "uint16":
+        if 0 < high <= 255:
+            raise BadInput(
+                f"{about}; uint16 reaches to 65535, and these may be levels of 8 bits: say pixels{to_bytes}. Where "
+                f"it is nearly black of 16 bits, (pixels // 257){to_bytes}"
+            )
+        return
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise BadInput(f"{about}; {RULE}: find out where the values that are no numbers come from")
+    if low < 0:
+        raise BadInput(
+            f"{about}; {RULE}. Negative values may be normalised: undo that, (pixels * std + mean) * 255, and then "
+            f".round(){to_bytes}"
+        )
+    if high > 255:
+        raise BadInput(f"{about}; {RULE}. Scale it: (pixels / pixels.max() * 255).round(){to_bytes}")
+    if found.startswith(("int", "uint")):
+        raise BadInput(f"{about}; {RULE}. Say pixels{to_bytes}")
+    scale = "(pixels * 255)" if high <= 1 else "pixels"
+    raise BadInput(f"{about}; {RULE}. Say {scale}.round(){to_bytes}")
+
+
+def _check_shape(shape: Sequence[int], name: str, kind: str, *, whole: Sequence[int] = ()) -> None:
+    """Raise BadInput where a shape leaves open which axis has the channels, or has none."""
+    first, last = kind == "tensor", kind == "array"
+    axes = "(H, W, 3)" if last else "(3, H, W)"
+    about = f"{name}: {kind} of shape {tuple(whole or shape)}"
+    if len(shape) == 2 and not whole:
+        return
+    if len(shape) == 4:
+        raise BadInput(f"{about} is several images, where one is taken; give it by itself, or list(pixels)")
+    if len(shape) != 3:
+        raise BadInput(f"{about}; {RULE}")
+    at_first, at_last = shape[0] in CHANNELS, shape[2] in CHANNELS
+    before = "0, " if whole else ""
+    moved = {
+        "array": f".transpose({before}{'2, 3, 1' if whole else '1, 2, 0'})",
+        "tensor": f".permute({before}{'3, 1, 2' if whole else '2, 0, 1'})",
+    }[kind]
+    if shape[0] == 3 and at_last:
+        array = "pixels" if kind == "array" else "pixels.numpy()"
+        raise BadInput(
+            f"{about} may have its channels first or last. A PIL image tells: Image.fromarray({array}) for last, "
+            f"Image.fromarray({array}.transpose(1, 2, 0)) for first"
+        )
+    if (last and at_last) or (first and at_first):
+        return
+    if not (at_first or at_last):
+        raise BadInput(f"{about}, and {kind}s are {axes}; {RULE}")
+    where = "first" if last else "last"
+    raise BadInput(f"{about}, and {kind}s are {axes}. Its channels seem to be {where}: say pixels{moved}")
+
+
+def _to_rgb(array: NDArray[Any]) -> Pixels:
+    """RGB of (H, W) or (H, W, C), uint8 or uint16, as Pillow reads such files."""
+    grey = array.ndim == 2 or array.shape[2] == 1
+    if grey and array.dtype != np.uint8:
+        plane = np.ascontiguousarray(array.reshape(array.shape[:2]), np.uint16)
+        return to_rgb(Image.fromarray(plane))
+    if array.dtype != np.uint8:
+        array = (array >> 8).astype(np.uint8)  # of colours Pillow takes the upper byte
+    if grey:
+        return np.broadcast_to(array.reshape(*array.shape[:2], 1), (*array.shape[:2], 3))
+    return array if array.shape[2] == 3 else to_rgb(Image.fromarray(np.ascontiguousarray(array)))
