@@ -4,7 +4,7 @@ Shape letters: H and W pixels.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Protocol, Self
@@ -169,6 +169,12 @@ class PictureSet:
     def keep(self, parts: Mapping[str, Sequence[Picture]]) -> Self:
         """The same set with other pictures in its parts."""
         return replace(self, splits={name: tuple(part) for name, part in parts.items()})
+
+    def list_sources(self) -> Iterator[str]:
+        """Where its pictures are read from: the place itself, their files, and the archives that hold them."""
+        yield self.name
+        for picture in (picture for part in self.splits.values() for picture in part):
+            yield picture.path if picture.storage is None else picture.path.partition("#")[0]
 
     def fingerprint(self) -> str:
         """What tells this collection from another: a digest of classes, file names and file sizes.

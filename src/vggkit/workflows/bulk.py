@@ -20,7 +20,7 @@ from vggkit.images.sources import Columns
 from vggkit.tasks import embedding, prediction
 from vggkit.workflows.bulk_running import VECTOR, BulkResult, Job, OnProgress, Row, run
 from vggkit.workflows.origins import describe_answers, describe_network, name_place
-from vggkit.writing import demand_writable
+from vggkit.writing import demand_apart, demand_writable
 
 if TYPE_CHECKING:
     from vggkit.networks.classifier import Classifier
@@ -69,10 +69,10 @@ def predict_into(
     Raises BadOutput where the file cannot be written, or is of another model, of other options or pictures;
     BadData, BadInput and MissingExtra.
     """
-    _demand_place(Path(out), ENDINGS)
+    given = [pictures] if isinstance(pictures, str | Path) else list(pictures)
+    _demand_place(Path(out), ENDINGS, given)
     prediction.check_counts(top=top, batch_size=batch_size)
     model, place = _open(classifier)
-    given = [pictures] if isinstance(pictures, str | Path) else list(pictures)
     computing, said = prediction.prepare_engine(model, device=device, precision=precision, engine=engine)
     _, _, settled = settle_choice(device, precision=precision, engine=engine)
     top = min(top, len(model.card.labels))
@@ -146,10 +146,10 @@ def embed_into(
 
     Raises UnknownName, and what `predict_into` does.
     """
-    _demand_place(Path(out), VECTOR_ENDINGS)
+    given = [pictures] if isinstance(pictures, str | Path) else list(pictures)
+    _demand_place(Path(out), VECTOR_ENDINGS, given)
     prediction.check_counts(top=1, batch_size=batch_size)
     model, place = _open(classifier)
-    given = [pictures] if isinstance(pictures, str | Path) else list(pictures)
     width = embedding.find_width(model.card.configuration, layer)
     computing, said = embedding.prepare_engine(
         model, layer=layer, device=device, precision=precision, engine=engine
@@ -209,11 +209,12 @@ def _describe(
     }
 
 
-def _demand_place(out: Path, endings: Sequence[str]) -> None:
+def _demand_place(out: Path, endings: Sequence[str], given: Sequence[str | Path | Picture]) -> None:
     if out.suffix.lower() not in endings:
         raise BadOutput(f"{out}: the name of such a file ends in {', '.join(endings[:-1])} or {endings[-1]}")
     if out.suffix.lower() == ".parquet":
         check_parquet()
+    demand_apart(out, (place.path if isinstance(place, Picture) else place for place in given))
     demand_writable(out)
 
 

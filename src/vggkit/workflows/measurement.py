@@ -1,6 +1,5 @@
 """One Classifier or several on the same pictures: measured, fused, compared, and told how sure to be."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -23,7 +22,7 @@ from vggkit.tasks.evaluation.pairing import PairedComparison, compare_answers, f
 from vggkit.tasks.evaluation.scoring import score
 from vggkit.workflows.comparison import read_history
 from vggkit.workflows.configs import FILE_NAME
-from vggkit.writing import demand_writable
+from vggkit.writing import demand_writable, name_apart
 
 OnProgress = Callable[[str, int, int], None]
 """Hears what is being done, how much of it is, and of how much."""
@@ -137,17 +136,20 @@ def measure(
     return Measurement(tuple(evaluations), comparisons, cards[0], said)
 
 
-def write_results(found: Measurement, path: Path) -> list[Path]:
+def name_results(path: Path, models: Sequence[str | Path]) -> list[Path]:
+    """Where the tables of a measurement go: `path` alone, or before it one of each Classifier, beside it."""
+    return [*(name_apart(path, _name(models)) if len(models) > 1 else ()), path]
+
+
+def write_results(found: Measurement, path: Path, *, models: Sequence[str | Path]) -> list[Path]:
     """The answers as a table; of several Classifiers each one's beside it, for what they are compared by.
 
     Raises BadOutput, and MissingExtra for Parquet without pyarrow.
     """
-    *each, shown = found.evaluations
-    names = [re.sub(r"[^\w.-]+", "_", one.model) for one in each]
-    paths = [path.with_name(f"{path.stem}-{name}{path.suffix}") for name in names]
-    for one, place in zip([*each, shown], [*paths, path], strict=True):
+    paths = name_results(path, models)
+    for one, place in zip(found.evaluations, paths, strict=True):
         one.answers.save(place)
-    return [*paths, path]
+    return paths
 
 
 def report_on(found: Measurement, data: PictureSet, path: str | Path, *, models: Sequence[str | Path]) -> None:

@@ -11,6 +11,7 @@ from vggkit.images.sources import Columns
 from vggkit.interfaces.commands.printing import describe_evaluation, print_json, print_json_line
 from vggkit.reports.progress import ProgressLine
 from vggkit.reports.terminal import open_terminal, print_line
+from vggkit.writing import demand_apart
 
 if TYPE_CHECKING:
     from vggkit.workflows.bulk_running import BulkResult
@@ -210,6 +211,7 @@ def search(
     if not pictures:
         raise BadInput("search needs a picture: vggkit search INDEX PICTURE…")
     if sheet is not None:
+        demand_apart(sheet, pictures)
         demand_drawable(sheet)
     with ProgressLine(quiet=quiet, rate=RATE) as line:
         found = find(
