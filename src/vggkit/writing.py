@@ -59,15 +59,23 @@ def move_file(source: Path, target: Path) -> None:
 def demand_writable(path: str | Path) -> None:
     """Raise BadOutput where a file cannot be written, before work is spent on what is to be written."""
     path = Path(path)
-    if path.is_dir():
-        raise BadOutput(f"{path}: is a folder, and a file is to be written there; name a file")
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    made: list[Path] = []
     try:
+        if path.is_dir():
+            raise BadOutput(f"{path}: is a folder, and a file is to be written there; name a file")
+        beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        made += [folder for folder in path.parents if not folder.exists()]  # the deepest first
         path.parent.mkdir(parents=True, exist_ok=True)
         beside.touch()
         beside.unlink()
+    except BadOutput:
+        raise
     except OSError as problem:
         raise BadOutput(f"{path}: cannot be written ({problem.strerror or problem})") from problem
+    finally:  # folders are for those who write
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
 
 
 def demand_apart(path: str | Path, sources: Iterable[str | Path]) -> None:

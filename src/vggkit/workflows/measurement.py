@@ -94,6 +94,8 @@ def measure(
         raise BadInput(
             "calibrate is for one Classifier, looked at as predict does: with --protocol single and no --mirror"
         )
+    if calibrate:
+        _demand_kept(models[0])
     names = _name(models)
     _demand_same_classes(models, names)
     if precision == "int8":
@@ -212,6 +214,13 @@ def _demand_ranges(models: Sequence[str | Path]) -> None:
                 raise BadConfiguration(f"{place}: {problem}") from problem
 
 
+def _demand_kept(place: str | Path) -> None:
+    """Before any work: what is fitted is kept in the Classifier's file."""
+    if is_address(place):
+        raise BadInput(f"{place}: is an address, and what is fitted is kept in a file; save it first")
+    demand_writable(locate_model(place))
+
+
 def _calibrate(
     classifier: Classifier,
     place: str | Path,
@@ -219,10 +228,7 @@ def _calibrate(
     wanted_precision: float | None,
 ) -> tuple[Evaluation, tuple[str, ...]]:
     """Temperature and threshold fitted, kept in the file, and the figures that come of it."""
-    if is_address(place):
-        raise BadInput(f"{place}: is an address, and what is fitted is kept in a file; save it first")
     target = locate_model(place)
-    demand_writable(target)
     raw = found.answers.sharpen(1 / classifier.temperature)
     before = read_entry(classifier.provenance, "calibration").get("wanted_precision")
     if wanted_precision is None and classifier.threshold > 0 and isinstance(before, float):
