@@ -124,7 +124,8 @@ def keep_freed_memory() -> bool:
     """Let the C library keep large blocks of freed memory for the next step, where it can; says whether it does.
 
     glibc gives blocks of more than 32 MB back at once, and the pages of each new one are cleared by the
-    system: a quarter of a training step of VGG11. The process then stays as large as it once was.
+    system: a quarter of a training step of VGG11. The process then stays as large as it once was, whatever else
+    it does; so this is for a command, whose process trains and ends, and not for a library.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,13 +1,20 @@
 """Files appear whole or not at all: written beside their place, flushed to the disk, then renamed."""
 
 import os
+import re
 import secrets
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain, count
 from pathlib import Path
+from typing import Final
 
 from vggkit.arguments import demand_path
 from vggkit.errors import BadOutput
+
+LONGEST_NAME: Final = 60
+"""Characters that a name gives to a file's."""
 
 
 @contextmanager
@@ -53,15 +60,60 @@ def move_file(source: Path, target: Path) -> None:
 def demand_writable(path: str | Path) -> None:
     """Raise BadOutput where a file cannot be written, before work is spent on what is to be written."""
     path = demand_path(path)
-    if path.is_dir():
-        raise BadOutput(f"{path}: is a folder, and a file is to be written there; name a file")
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    made: list[Path] = []
     try:
+        if path.is_dir():
+            raise BadOutput(f"{path}: is a folder, and a file is to be written there; name a file")
+        beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        made += [folder for folder in path.parents if not folder.exists()]  # the deepest first
         path.parent.mkdir(parents=True, exist_ok=True)
         beside.touch()
         beside.unlink()
+    except BadOutput:
+        raise
     except OSError as problem:
         raise BadOutput(f"{path}: cannot be written ({problem.strerror or problem})") from problem
+    finally:  # folders are for those who write
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
+
+
+def demand_apart(path: str | Path, sources: Iterable[str | Path]) -> None:
+    """Raise BadOutput where a file that is to be written is one of those that are read, by whatever name."""
+    path = Path(path)
+    if path.exists() and any(_is_same(path, source) for source in sources):
+        raise BadOutput(f"{path}: is what is to be looked at, and would be overwritten; name another file")
+
+
+def _is_same(path: Path, source: str | Path) -> bool:
+    try:
+        return path.samefile(source)
+    except (OSError, ValueError):  # an address, or inside an archive
+        return False
+
+
+def name_apart(path: Path, names: Iterable[str]) -> list[Path]:
+    """Files beside a file, one for each name: all distinct, and from the file, where systems take `A` for `a` too.
+
+    Args:
+        path: Such as `results.csv`, beside which stand `results-vgg11.csv`, `results-vgg11-2.csv`.
+        names: Any text.
+    """
+    found: list[Path] = []
+    taken = {_fold(path.name)}
+    for name in names:
+        plain = re.sub(r"[^\w.-]+", "_", name)[-LONGEST_NAME:]
+        numbers = chain([""], (f"-{number}" for number in count(2)))
+        spellings = (f"{path.stem}-{plain}{number}{path.suffix}" for number in numbers)
+        chosen = next(spelling for spelling in spellings if _fold(spelling) not in taken)
+        taken.add(_fold(chosen))
+        found.append(path.with_name(chosen))
+    return found
+
+
+def _fold(name: str) -> str:
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
 
 
 def _flush_folder(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,3 +103,64 @@ def test_results_are_read_as_they_were(place, tmp_path, monkeypatch):
     assert text.paths == binary.paths
     assert any(path.startswith(FORMULA) for path in text.paths)
     assert (text.targets == binary.targets).all()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("m/a b", "m/a_b"),
+        ("m/a", "n/a"),
+        ("m/a", "n/A"),
+        ("m/\u00e9", "n/e\u0301"),
+        ("m/a", "m/a"),
+        ("m/a", "n/a", "m/a-2", "m/a", "m_a"),
+        ("m/" + "x" * 200, "n/" + "x" * 200),
+    ],
+)
+def test_results_of_each_model_have_a_file_of_their_own(names, place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(dict.fromkeys(names)):
+        classifier = load(place / "m.safetensors")
+        classifier.network.load_state_dict(
+            Classifier.create(classifier.configuration, labels=LABELS, seed=seed).network.state_dict()
+        )
+        Path(name).mkdir(parents=True, exist_ok=True)
+        classifier.save(Path(name) / "best.safetensors")
+    call("evaluate", *names, place / FORMULA, "--results", "r.csv", "--quiet")
+    written = [
+        line.removeprefix("results: ") for line in capsys.readouterr().err.splitlines() if "results: " in line
+    ]
+    assert len(written) == len(names) + 1
+    tables = sorted(path.name for path in tmp_path.glob("r*.csv"))
+    assert sorted(written) == tables
+    assert len({unicodedata.normalize("NFC", name).casefold() for name in tables}) == len(names) + 1
+    contents = {path.read_bytes() for path in tmp_path.glob("r*.csv")}
+    assert len(contents) >= len(set(names))
+
+
+def test_nothing_that_is_read_is_overwritten(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    pytest.importorskip("pyarrow")
+    table = tmp_path / "t.csv"
+    rows = "".join(f"{place / FORMULA}/val/{FORMULA}/101.png,{label}\n" for label in LABELS)
+    table.write_text(f"path,label\n{rows}", encoding="utf-8")
+    picture = tmp_path / "p.png"
+    shutil.copyfile(place / FORMULA / "val" / FORMULA / "101.png", picture)
+    (tmp_path / "again.csv").hardlink_to(table)
+    call("embed", "m.safetensors", picture, "--out", tmp_path / "v.npy", "--quiet")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for arguments in (
+        ("evaluate", "m.safetensors", table, "--results", table),
+        ("evaluate", "m.safetensors", table, "--results", tmp_path / "again.csv"),
+        ("predict", "m.safetensors", table, "--out", table, "--overwrite"),
+        ("check", table, "--fix", tmp_path / "again.csv"),
+        ("search", tmp_path / "v.npy", picture, "--sheet", picture),
+        ("bench", "m.safetensors", picture, "--plot", picture),
+    ):
+        capsys.readouterr()
+        call(*arguments, "--quiet", code=2)
+        out, err = capsys.readouterr()
+        assert "would be overwritten" in err
+        assert err.count("\n") == 1
+        assert out == ""
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -5,7 +5,7 @@ Shape letters: H and W pixels.
 
 import hashlib
 import os
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -255,6 +255,12 @@ class PictureSet:
             for name, part in self.splits.items()
         }
         return replace(self, labels=sort_labels(new.get(label, label) for label in self.labels), splits=splits)
+
+    def list_sources(self) -> Iterator[str]:
+        """Where its pictures are read from: the place itself, their files, and the archives that hold them."""
+        yield self.name
+        for picture in (picture for part in self.splits.values() for picture in part):
+            yield picture.path if picture.storage is None else picture.path.partition("#")[0]
 
     def fingerprint(self) -> str:
         """What tells this collection from another: a digest of classes, file names and file sizes.

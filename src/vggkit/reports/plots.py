@@ -74,6 +74,11 @@ def demand_drawable(path: Path) -> None:
     demand_writable(path)
 
 
+def name_plots(folder: Path, ending: PlotEnding) -> list[Path]:
+    """The files of an evaluation's pictures: the reliability diagram, the classes and the confusion matrix."""
+    return [folder / f"{name}.{ending}" for name in ("reliability", "classes", "confusion_matrix")]
+
+
 @contextmanager
 def draw_to(path: str | Path, *, width_inches: float, height_inches: float) -> "Iterator[Figure]":
     """An empty figure in the house's style; when the body ends it becomes `path`, whole or not at all.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from vggkit.images.pictures import Picture
-from vggkit.reports.plots import BLUE, INK, ORANGE, PALE_INK, PlotEnding, draw_to, write_name
+from vggkit.reports.plots import BLUE, INK, ORANGE, PALE_INK, PlotEnding, draw_to, name_plots, write_name
 from vggkit.tasks.evaluation.figures import Evaluation, FigureName, proportion_interval
 from vggkit.tasks.prediction import Prediction
 
@@ -195,11 +195,9 @@ def write_plots(evaluation: Evaluation, folder: Path, ending: PlotEnding) -> lis
 
     Raises BadOutput and MissingExtra.
     """
-    drawn = {"reliability": plot_reliability, "classes": plot_classes, "confusion_matrix": plot_confusion}
-    paths = []
-    for name, draw in drawn.items():
-        paths.append(folder / f"{name}.{ending}")
-        draw(evaluation, paths[-1])
+    paths = name_plots(folder, ending)
+    for path, draw in zip(paths, (plot_reliability, plot_classes, plot_confusion), strict=True):
+        draw(evaluation, path)
     return paths
 
 

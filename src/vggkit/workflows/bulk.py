@@ -23,7 +23,7 @@ from vggkit.networks.card import demand_classifier
 from vggkit.tasks import embedding, prediction
 from vggkit.workflows.bulk_running import VECTOR, BulkResult, Job, OnProgress, Row, run
 from vggkit.workflows.origins import describe_answers, describe_network, name_place
-from vggkit.writing import demand_writable
+from vggkit.writing import demand_apart, demand_writable
 
 if TYPE_CHECKING:
     from vggkit.networks.classifier import Classifier
@@ -73,10 +73,10 @@ def predict_into(
     BadData, BadInput and MissingExtra.
     """
     out = demand_path(out)
-    _demand_place(out, ENDINGS)
+    given = list(take_sources(pictures))
+    _demand_place(out, ENDINGS, given)
     top, batch_size = demand_count("top", top), demand_count("batch_size", batch_size)
     model, place = _open(classifier)
-    given = list(take_sources(pictures))
     computing, said = prediction.prepare_engine(model, device=device, precision=precision, engine=engine)
     _, _, settled = settle_choice(device, precision=precision, engine=engine)
     top = min(top, len(model.card.labels))
@@ -151,10 +151,10 @@ def embed_into(
     Raises UnknownName, and what `predict_into` does.
     """
     out = demand_path(out)
-    _demand_place(out, VECTOR_ENDINGS)
+    given = list(take_sources(pictures))
+    _demand_place(out, VECTOR_ENDINGS, given)
     batch_size = demand_count("batch_size", batch_size)
     model, place = _open(classifier)
-    given = list(take_sources(pictures))
     width = embedding.find_width(model.card.configuration, layer)
     computing, said = embedding.prepare_engine(
         model, layer=layer, device=device, precision=precision, engine=engine
@@ -215,11 +215,12 @@ def _describe(
     }
 
 
-def _demand_place(out: Path, endings: Sequence[str]) -> None:
+def _demand_place(out: Path, endings: Sequence[str], given: Sequence[str | Path | Picture]) -> None:
     if out.suffix.lower() not in endings:
         raise BadOutput(f"{out}: the name of such a file ends in {', '.join(endings[:-1])} or {endings[-1]}")
     if out.suffix.lower() == ".parquet":
         check_parquet()
+    demand_apart(out, (place.path if isinstance(place, Picture) else place for place in given))
     demand_writable(out)
 
 

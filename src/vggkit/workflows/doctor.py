@@ -1,7 +1,6 @@
 """The data doctor: a collection looked at before an hour is spent on it."""
 
 import hashlib
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +18,7 @@ from vggkit.networks.card import demand_classifier
 from vggkit.tasks.diagnosis import rules
 from vggkit.tasks.diagnosis.findings import Diagnosis, Finding, Sides
 from vggkit.tasks.diagnosis.survey import Sighting, survey
-from vggkit.writing import demand_writable
+from vggkit.writing import demand_apart, demand_writable
 
 if TYPE_CHECKING:
     from vggkit.networks.classifier import Classifier
@@ -109,15 +108,12 @@ def guard_outputs(pictures: PictureSet, *, table: Path | None = None, page: Path
     the wrong ending.
     """
     every = [picture for part in pictures.splits.values() for picture in part]
-    sources = {pictures.name, *(p.path for p in every), *(p.path.partition("#")[0] for p in every if p.storage)}
-    taken = {os.path.realpath(path) for path in sources}
     for path, endings in ((table, (".csv",)), (page, (".html", ".htm"))):
         if path is None:
             continue
         if path.suffix.lower() not in endings:
             raise BadOutput(f"{path}: must end in {' or '.join(endings)}")
-        if os.path.realpath(path) in taken:
-            raise BadOutput(f"{path}: is what is to be looked at, and would be overwritten; name another file")
+        demand_apart(path, pictures.list_sources())
         demand_writable(path)
     if table is not None and any(picture.pixels is not None for picture in every):
         raise BadOutput(f"{pictures.name}: its pictures have no files, and a table lists files; --fix needs them")

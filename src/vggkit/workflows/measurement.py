@@ -1,6 +1,5 @@
 """One Classifier or several on the same pictures: measured, fused, compared, and told how sure to be."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -23,7 +22,7 @@ from vggkit.tasks.evaluation.pairing import PairedComparison, compare_answers, f
 from vggkit.tasks.evaluation.scoring import score
 from vggkit.workflows.comparison import read_history
 from vggkit.workflows.configs import FILE_NAME
-from vggkit.writing import demand_writable
+from vggkit.writing import demand_writable, name_apart
 
 OnProgress = Callable[[str, int, int], None]
 """Hears what is being done, how much of it is, and of how much."""
@@ -95,6 +94,8 @@ def measure(
         raise BadInput(
             "calibrate is for one Classifier, looked at as predict does: with --protocol single and no --mirror"
         )
+    if calibrate:
+        _demand_kept(models[0])
     names = _name(models)
     _demand_same_classes(models, names)
     if precision == "int8":
@@ -137,17 +138,20 @@ def measure(
     return Measurement(tuple(evaluations), comparisons, cards[0], said)
 
 
-def write_results(found: Measurement, path: Path) -> list[Path]:
+def name_results(path: Path, models: Sequence[str | Path]) -> list[Path]:
+    """Where the tables of a measurement go: `path` alone, or before it one of each Classifier, beside it."""
+    return [*(name_apart(path, _name(models)) if len(models) > 1 else ()), path]
+
+
+def write_results(found: Measurement, path: Path, *, models: Sequence[str | Path]) -> list[Path]:
     """The answers as a table; of several Classifiers each one's beside it, for what they are compared by.
 
     Raises BadOutput, and MissingExtra for Parquet without pyarrow.
     """
-    *each, shown = found.evaluations
-    names = [re.sub(r"[^\w.-]+", "_", one.model) for one in each]
-    paths = [path.with_name(f"{path.stem}-{name}{path.suffix}") for name in names]
-    for one, place in zip([*each, shown], [*paths, path], strict=True):
+    paths = name_results(path, models)
+    for one, place in zip(found.evaluations, paths, strict=True):
         one.answers.save(place)
-    return [*paths, path]
+    return paths
 
 
 def report_on(found: Measurement, data: PictureSet, path: str | Path, *, models: Sequence[str | Path]) -> None:
@@ -210,6 +214,13 @@ def _demand_ranges(models: Sequence[str | Path]) -> None:
                 raise BadConfiguration(f"{place}: {problem}") from problem
 
 
+def _demand_kept(place: str | Path) -> None:
+    """Before any work: what is fitted is kept in the Classifier's file."""
+    if is_address(place):
+        raise BadInput(f"{place}: is an address, and what is fitted is kept in a file; save it first")
+    demand_writable(locate_model(place))
+
+
 def _calibrate(
     classifier: Classifier,
     place: str | Path,
@@ -217,10 +228,7 @@ def _calibrate(
     wanted_precision: float | None,
 ) -> tuple[Evaluation, tuple[str, ...]]:
     """Temperature and threshold fitted, kept in the file, and the figures that come of it."""
-    if is_address(place):
-        raise BadInput(f"{place}: is an address, and what is fitted is kept in a file; save it first")
     target = locate_model(place)
-    demand_writable(target)
     raw = found.answers.sharpen(1 / classifier.temperature)
     before = read_entry(classifier.provenance, "calibration").get("wanted_precision")
     if wanted_precision is None and classifier.threshold > 0 and isinstance(before, float):

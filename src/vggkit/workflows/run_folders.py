@@ -6,7 +6,7 @@ the pictures that it was measured on in `results.csv` (or `.parquet`), `confusio
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,41 +15,83 @@ from typing import Any, Final
 from vggkit.arguments import demand_path
 from vggkit.errors import BadOutput
 from vggkit.networks.classifier import Classifier
+from vggkit.networks.publishing.turns import take_turn
 from vggkit.reports.evaluation_page import Story, suggest_steps, write_report
 from vggkit.reports.plots import PlotEnding
 from vggkit.reports.run_plots import plot_history, write_plots
 from vggkit.tasks.evaluation.figures import Evaluation
 from vggkit.workflows.courses import Course, Outcome
+from vggkit.writing import demand_writable
 
+LOCK: Final = ".lock"
+"""Held by the process that trains in the folder."""
 LARGE_TABLE: Final = 1_000_000
 """Probabilities beyond which the table of answers is Parquet, where that can be written."""
 
 
-def new_folder(out: str | Path | None, classifier: Classifier) -> Path:
-    """A new or empty folder; None: the next free `runs/<model>-<n>`. Raises BadOutput."""
-    if out is None:
-        names = (Path("runs") / f"{classifier.configuration.model}-{count}" for count in range(1, 100_000))
-        directory = next(path for path in names if not path.exists())
-    else:
-        directory = demand_path(out)
-        if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
-            raise BadOutput(f"{directory}: is there already; a run takes a new folder, name another with --out")
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise BadOutput(f"{directory}: cannot be made ({problem.strerror or problem})") from problem
-    return directory
+def demand_new_folder(out: str | Path) -> None:
+    """Raise BadOutput where a run could not have this folder, before work is spent on it."""
+    out = demand_path(out)
+    if out.is_file() or (out.is_dir() and not _is_empty(out)):
+        raise BadOutput(f"{out}: is there already; a run takes a new folder, name another with --out")
+    demand_writable(out / "config.yaml")
 
 
 @contextmanager
-def emptied(directory: Path) -> Iterator[None]:
-    """A folder that nothing was written to goes again when something fails."""
+def new_folder(out: str | Path | None, classifier: Classifier) -> Iterator[Path]:
+    """A new or empty folder that no other process has; None: the next free `runs/<model>-<n>`.
+
+    Where something fails and nothing was written to it, it goes again. Raises BadOutput.
+    """
+    directory = _make_next(classifier) if out is None else demand_path(out)
+    if out is not None:
+        demand_new_folder(directory)
     try:
-        yield
+        with hold_folder(directory):
+            if not _is_empty(directory):  # another process was faster
+                raise BadOutput(f"{directory}: is there already; a run takes a new folder, name another with --out")
+            yield directory
     except BaseException:
         with suppress(OSError):
             directory.rmdir()
         raise
+
+
+@contextmanager
+def hold_folder(directory: Path) -> Iterator[None]:
+    """Be the only process that trains in a folder, which is made where it is not there; raises BadOutput."""
+
+    def refuse() -> None:
+        raise BadOutput(f"{directory}: another training is at work there; let it end, or name another with --out")
+
+    with ExitStack() as stack:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(take_turn(directory / LOCK, 60, meanwhile=refuse))
+        except BadOutput:
+            raise
+        except OSError as problem:
+            raise BadOutput(f"{directory}: cannot be written to ({problem.strerror or problem})") from problem
+        yield
+
+
+def _make_next(classifier: Classifier) -> Path:
+    """The first of `runs/<model>-1`, `-2` and so on that this process is the one to make."""
+    for count in range(1, 100_000):
+        directory = Path("runs") / f"{classifier.configuration.model}-{count}"
+        try:
+            directory.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as problem:
+            raise BadOutput(f"{directory}: cannot be made ({problem.strerror or problem})") from problem
+        return directory
+    raise BadOutput("runs: is full; name a folder with --out")
+
+
+def _is_empty(directory: Path) -> bool:
+    """But for what a training that was killed before it wrote anything left."""
+    return all(entry.name == LOCK for entry in directory.iterdir())
 
 
 def fill_folder(course: Course, outcome: Outcome) -> None:

@@ -30,7 +30,7 @@ from vggkit.workflows.doctor import vet
 from vggkit.workflows.interruptions import hear_signals
 from vggkit.workflows.preparation import begins_solved, describe_start, divide_pictures, settle_recipe
 from vggkit.workflows.rate_search import search_rate
-from vggkit.workflows.run_folders import emptied, fill_folder, list_metrics, new_folder
+from vggkit.workflows.run_folders import fill_folder, hold_folder, list_metrics, new_folder
 from vggkit.workflows.solved_heads import learn_at_once
 from vggkit.workflows.steps import learn_by_steps
 
@@ -104,11 +104,10 @@ def train(
     opened = data if isinstance(data, PictureSet) else open_pictures(data)
     opened = opened.spelled_as(classifier.labels)
     chosen = choose_device(device)
-    directory = new_folder(out, classifier)
     with ExitStack() as stack:
         stack.enter_context(hear_signals())
         line = stack.enter_context(ProgressLine(quiet=quiet))
-        stack.enter_context(emptied(directory))
+        directory = stack.enter_context(new_folder(out, classifier))
         parts, digests = divide_pictures(opened, classifier, recipe, stack=stack, line=line)
         findings: list[str] = []
 
@@ -232,6 +231,7 @@ def resume(
     with ExitStack() as stack:
         stack.enter_context(hear_signals())
         line = stack.enter_context(ProgressLine(quiet=quiet))
+        stack.enter_context(hold_folder(directory))
         if opened.fingerprint() != before["fingerprint"]:
             now = sum(len(part) for part in opened.splits.values())
             raise BadData(

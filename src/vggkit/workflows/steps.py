@@ -6,7 +6,6 @@ from dataclasses import replace
 import torch
 
 from vggkit.errors import BadImage, BadOutput
-from vggkit.hardware import keep_freed_memory
 from vggkit.networks.classifier import Classifier
 from vggkit.reports.run_plots import plot_history
 from vggkit.tasks.evaluation.answers import Answers
@@ -36,8 +35,6 @@ def learn_by_steps(
 ) -> Outcome:
     """Epoch by epoch, from where `progress` and `state` say; the best epoch is kept in `best.safetensors`."""
     classifier, recipe, line = course.classifier, course.recipe, course.line
-    if course.device.type == "cpu":
-        keep_freed_memory()
     train, feature_scale = course.parts.part("train"), 1.0
     if course.solve_first and progress == Progress():
         if state is None:  # what it begins with, for whoever stops it before the first step

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Final
 from vggkit.engines.choosing import WantedEngine
 from vggkit.engines.outputs import WantedPrecision
 from vggkit.errors import BadInput
+from vggkit.hardware import choose_device, keep_freed_memory
 from vggkit.images.omissions import Reading
 from vggkit.images.sources import Columns
 from vggkit.interfaces.commands.printing import describe_evaluation, print_json, print_json_line
 from vggkit.reports.progress import ProgressLine
 from vggkit.reports.terminal import open_terminal, print_line
+from vggkit.writing import demand_apart
 
 if TYPE_CHECKING:
     from vggkit.workflows.bulk_running import BulkResult
@@ -216,6 +218,7 @@ def search(
     if not pictures:
         raise BadInput("search needs a picture: vggkit search INDEX PICTURE…")
     if sheet is not None:
+        demand_apart(sheet, pictures)
         demand_drawable(sheet)
     with ProgressLine(quiet=quiet, rate=RATE) as line:
         found = find(
@@ -268,6 +271,8 @@ def demo(*, out: Path = Path("runs/demo"), device: str = "auto", seed: int = 0, 
     """
     from vggkit.workflows.demonstration import demonstrate
 
+    if choose_device(device).type == "cpu":
+        keep_freed_memory()
     found = demonstrate(out, device=device, seed=seed, quiet=quiet)
     print_line(describe_evaluation(found.run.evaluation))
     for picture, answer in zip(found.pictures, found.predictions, strict=True):

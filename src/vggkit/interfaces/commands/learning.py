@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vggkit.errors import BadInput
+from vggkit.hardware import choose_device, keep_freed_memory
 from vggkit.images.sources import Columns
 from vggkit.interfaces.commands.printing import describe_evaluation, print_json
 from vggkit.networks.configurations import configure
@@ -15,6 +16,7 @@ from vggkit.reports.terminal import open_terminal, print_line
 from vggkit.tasks.training.presets import find_preset
 from vggkit.tasks.training.recipe import Recipe
 from vggkit.workflows.configs import NetworkChoice, RunConfig, locate
+from vggkit.writing import demand_writable
 
 if TYPE_CHECKING:
     from vggkit.images.pictures import PictureSet
@@ -60,6 +62,9 @@ def check(
         from vggkit.networks.classifier import load
 
         classifier = load(model)
+    for path in (fix, html):
+        if path is not None:
+            demand_writable(path)
     with only_our_errors(), ProgressLine(quiet=quiet) as line:
         line.show(f"opening {data}", 0, None)
         pictures = open_pictures(data, columns=columns)
@@ -131,7 +136,10 @@ def train(
         quiet: No progress on standard error.
     """
     from vggkit.workflows import runs
+    from vggkit.workflows.run_folders import demand_new_folder
 
+    if choose_device(device).type == "cpu":
+        keep_freed_memory()  # of this process, which is ours alone
     if resume is not None:
         run = runs.resume(
             resume, data or None, device=device, quiet=quiet, seconds_between=save_seconds, plots=plots
@@ -145,6 +153,8 @@ def train(
             network=replace(network, weights=locate(network.weights) if network.weights else None),
             recipe=recipe,
         )
+        if out is not None:
+            demand_new_folder(out)
         pictures, classifier = _prepare(data, asked, preset=preset, quiet=quiet)
         run = runs.train(
             classifier,

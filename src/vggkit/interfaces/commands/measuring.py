@@ -8,11 +8,11 @@ from vggkit.engines.outputs import WantedPrecision
 from vggkit.errors import BadInput, BadOutput
 from vggkit.images.sources import Columns
 from vggkit.interfaces.commands.printing import print_json
-from vggkit.reports.plots import PlotEnding
+from vggkit.reports.plots import PlotEnding, demand_drawable, name_plots
 from vggkit.reports.progress import ProgressLine
 from vggkit.reports.terminal import open_terminal, print_line
 from vggkit.tasks.evaluation.figures import ProtocolName
-from vggkit.writing import demand_writable
+from vggkit.writing import demand_apart, demand_writable
 
 
 def evaluate(
@@ -70,21 +70,27 @@ def evaluate(
     """
     from vggkit.images.sources import open_pictures
     from vggkit.tasks.evaluation.answers import check_ending
-    from vggkit.workflows.measurement import measure, report_on, write_results
+    from vggkit.workflows.measurement import measure, name_results, report_on, write_results
 
     models, data = _tell_apart(model)
     if results is not None:
         check_ending(results)
     if report is not None and report.suffix.lower() not in (".html", ".htm"):
         raise BadOutput(f"{report}: must end in .html or .htm")
-    for path in (results, report):
-        if path is not None:
-            demand_writable(path)
+    outputs = [*(name_results(results, models) if results is not None else ()), *([report] if report else ())]
+    drawings = (report.parent if report is not None else Path()) / "plots"
+    for path in outputs:
+        demand_writable(path)
+    if plots is not None:
+        for path in name_plots(drawings, plots):
+            demand_drawable(path)
     with ProgressLine(quiet=quiet) as line:
         line.show(f"opening {data}", 0, None)
         pictures = open_pictures(data, columns=columns)
         for omission in pictures.passed_over:
             line.say(f"passed over: {omission.describe()}")
+        for path in outputs:
+            demand_apart(path, pictures.list_sources())
         found = measure(
             models,
             pictures,
@@ -116,7 +122,7 @@ def evaluate(
         print_line(sentence, to_stderr=True)
     # The figures are on the terminal, whatever becomes of the files.
     if results is not None:
-        for path in write_results(found, results):
+        for path in write_results(found, results, models=models):
             print_line(f"results: {path}", to_stderr=True)
     if report is not None:
         with ProgressLine(quiet=quiet) as line:
@@ -126,8 +132,7 @@ def evaluate(
     if plots is not None:
         from vggkit.reports.run_plots import write_plots
 
-        folder = (report.parent if report is not None else Path()) / "plots"
-        print_line(f"drawn: {', '.join(map(str, write_plots(shown, folder, plots)))}", to_stderr=True)
+        print_line(f"drawn: {', '.join(map(str, write_plots(shown, drawings, plots)))}", to_stderr=True)
 
 
 def _tell_apart(places: tuple[str, ...]) -> tuple[tuple[str, ...], str]:

@@ -7,6 +7,7 @@ from vggkit.images.sources import Columns
 from vggkit.interfaces.commands.printing import print_json
 from vggkit.reports.progress import ProgressLine
 from vggkit.reports.terminal import open_terminal, print_line
+from vggkit.writing import demand_apart
 
 WIDTH: Final = 120
 """Of what is not for a terminal."""
@@ -55,6 +56,7 @@ def bench(
     from vggkit.workflows.bench import bench as measure
 
     if plot is not None:
+        demand_apart(plot, pictures)
         demand_drawable(plot)
     ranges_kept = keep_ranges or bool(read_card(locate_model(model)).ranges)
     with ProgressLine(quiet=quiet) as line:
