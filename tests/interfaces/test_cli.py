@@ -12,7 +12,6 @@ import torch
 from vggkit.hardware import computes_bf16
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.interfaces import cli, commands
-from vggkit.interfaces.commands.defaults import find_defaults
 from vggkit.networks.classifier import Classifier
 from vggkit.tasks.training.presets import PRESETS
 from vggkit.tasks.training.recipe import Recipe
@@ -164,6 +163,7 @@ def test_what_train_was_asked_is_told_whole(asked, photos, tmp_path, monkeypatch
         data=str(photos),
         despite_findings=True,
         loggers=("tensorboard", "wandb"),
+        find_learning_rate=True,
         network=NetworkChoice(until="pool1", image_size=32),
         recipe=recipe,
     )
@@ -187,7 +187,7 @@ def test_what_train_was_asked_is_told_whole(asked, photos, tmp_path, monkeypatch
         assert (again["loggers"], again["despite_findings"], again["find_rate"]) == (
             written.loggers,
             True,
-            False,
+            True,
         )
     # Explicit options win, flags too, and whether they say the same or not.
     (_, pictures, recipe), again = asked(
@@ -199,6 +199,7 @@ def test_what_train_was_asked_is_told_whole(asked, photos, tmp_path, monkeypatch
     assert again["asked"] == RunConfig(
         data=str(photos / "train"),
         loggers=("csv",),
+        find_learning_rate=True,
         network=NetworkChoice(until="pool1", image_size=32, model="vgg13"),
         recipe=recipe,
     )
@@ -231,17 +232,6 @@ def test_resume_takes_the_run_s_folder_and_where_its_pictures_are_now(asked):
     assert arguments == (Path("runs/a"), None)
     assert options == {"device": "cpu", "quiet": True, "seconds_between": 9.0, "plots": None}
     assert asked("train", "moved", "--resume=runs/a")[0] == (Path("runs/a"), "moved")
-
-
-def test_what_a_run_chose_itself_is_chosen_anew_where_it_would_not_suit(tmp_path):
-    RunConfig(
-        recipe=Recipe(optimizer="sgd", learning_rate=0.015, weight_decay=5e-4, epochs=4),
-        found={"chosen": ["learning_rate", "weight_decay"]},
-    ).write(tmp_path / "config.yaml")
-    same = find_defaults(["--config", str(tmp_path), "--epochs", "9"])["recipe"]
-    assert (same.learning_rate, same.weight_decay) == (0.015, 5e-4)
-    other = find_defaults([f"--config={tmp_path}", "--optimizer", "adamw"])["recipe"]
-    assert (other.learning_rate, other.weight_decay, other.epochs) == (None, None, 4)
 
 
 def test_help_shows_what_a_configuration_makes_the_default(tmp_path, capsys):

@@ -86,6 +86,7 @@ CONFIGS = st.builds(
     columns=st.builds(Columns, path_column=st.none() | NAMES, label_column=st.none() | NAMES),
     despite_findings=st.booleans(),
     from_python=st.booleans(),
+    find_learning_rate=st.booleans(),
     loggers=st.lists(st.sampled_from(sorted(LOGGERS)), unique=True).map(tuple),
     network=st.builds(
         NetworkChoice,

@@ -15,6 +15,7 @@ from vggkit.networks.classifier import Classifier, load
 from vggkit.tasks.evaluation.measuring import evaluate
 from vggkit.tasks.prediction import predict
 from vggkit.tasks.training.recipe import Recipe
+from vggkit.workflows.configs import RunConfig
 from vggkit.workflows.runs import train
 from vggkit.workflows.suiting import suit_classifier
 
@@ -60,7 +61,9 @@ def test_the_folder_of_a_run(run, photos):
     assert float(rows[0]["val_loss"]) == run.history[0].val_loss
     config = yaml.safe_load((run.directory / "config.yaml").read_text(encoding="utf-8"))
     chosen = {"trainable": "all", "augmentation": "shift", "mirror": "none", "weight_decay": 5e-4}
-    assert Recipe.from_dict(config["recipe"]) == replace(RECIPE, **chosen)
+    assert Recipe.from_dict(config["recipe"]) == RECIPE
+    assert config["found"]["chosen"] == chosen
+    assert RunConfig.read(run.directory).settled == replace(RECIPE, **chosen)
     kept = load(run.directory)
     assert kept.card == run.classifier.card
     assert kept.provenance["metrics"]["n"] == 15

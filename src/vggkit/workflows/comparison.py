@@ -50,7 +50,7 @@ def _find_runs(place: Path) -> list[Path]:
 
 
 def _read_run(folder: Path, config: RunConfig, *, name: str) -> ComparedRun:
-    best, history = folder / "best.safetensors", read_history(folder / "metrics.csv")
+    best, history, settled = folder / "best.safetensors", read_history(folder / "metrics.csv"), config.settled
     about: Mapping[str, Any] = config.found.get("data") or {}
     network: Mapping[str, Any] = config.found.get("configuration") or {}
     provenance: Mapping[str, Any] = {}
@@ -68,10 +68,10 @@ def _read_run(folder: Path, config: RunConfig, *, name: str) -> ComparedRun:
         directory=str(folder),
         model=config.network.model,
         head=str(network.get("head") or config.network.head or "–"),
-        trainable=config.recipe.trainable,
+        trainable=settled.trainable,
         is_finished=is_finished,
         idle_seconds=_find_idle_seconds(folder),
-        epochs=1 if config.recipe.trainable == "head" else config.recipe.epochs,
+        epochs=1 if settled.trainable == "head" else settled.epochs,
         history=history,
         best_epoch=figures.get("epoch"),
         part=part,
@@ -123,11 +123,11 @@ def _find_idle_seconds(folder: Path) -> float:
 
 def _find_differing(configs: Sequence[RunConfig]) -> dict[str, tuple[Any, ...]]:
     """Fields of the data, the network and the recipe whose values are not all the same."""
-    asked = [
-        {"data": config.data, **asdict(config.columns), **asdict(config.network), **config.recipe.to_dict()}
+    known = [
+        {"data": config.data, **asdict(config.columns), **asdict(config.network), **config.settled.to_dict()}
         for config in configs
     ]
-    values = {name: tuple(each[name] for each in asked) for name in asked[0]}
+    values = {name: tuple(each[name] for each in known) for name in known[0]}
     return {name: found for name, found in values.items() if len(set(found)) > 1}
 
 

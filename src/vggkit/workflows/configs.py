@@ -9,7 +9,7 @@ import os
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, get_args, get_origin, get_type_hints
 
@@ -32,7 +32,8 @@ FILE_NAME: Final = "config.yaml"
 LINE_WIDTH: Final = 100
 OPENING: Final = """\
 What a training was asked, and what it found. To do it again: vggkit train --config THIS_FILE
-To go on with it where it stopped: vggkit train --resume THIS_FOLDER"""
+To go on with it where it stopped: vggkit train --resume THIS_FOLDER
+What is null or auto was left open: what the run chose is under found, and --config chooses anew."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,11 @@ class NetworkChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything that `vggkit train` was asked, and what it found. Raises BadConfiguration."""
+    """Everything that `vggkit train` was asked, and what it found. Raises BadConfiguration.
+
+    What was asked and what was chosen are kept apart: choices follow from what was asked, from the data and from
+    the machine, and would not suit what is asked otherwise.
+    """
 
     data: str = "digits"
     """A folder, a table, tar shards, Parquet, hf://datasets/owner/name, or a name such as digits or cifar10."""
@@ -101,15 +106,17 @@ class RunConfig:
     """Train even where figures would lie, such as a class missing from validation."""
     loggers: tuple[str, ...] = ()
     """Who hears of each epoch beside metrics.csv: tensorboard, wandb, mlflow."""
+    find_learning_rate: bool = False
+    """Look for a learning rate first, by some steps at ever higher rates."""
     from_python: bool = False
     """It was begun from Python, with a Classifier of its own: --config begins with other weights than it did."""
     network: NetworkChoice = field(default_factory=NetworkChoice)
     """Which network learns."""
     recipe: Recipe = field(default_factory=Recipe)
-    """How it learns."""
+    """How it learns, as it was asked."""
     found: Mapping[str, Any] = field(default_factory=dict)
-    """What the run found, and what of its recipe it chose itself. --resume needs it; for --config it may be
-    left out."""
+    """What the run found, and under chosen what it chose where the recipe leaves it open. --resume needs it; for
+    --config it may be left out."""
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -124,6 +131,21 @@ class RunConfig:
             if not isinstance(name, str) or name not in LOGGERS:
                 raise BadConfiguration(f"loggers: {UnknownName.of('logger', name, LOGGERS)}")
 
+    @property
+    def settled(self) -> Recipe:
+        """The recipe with what the run chose where it was left open."""
+        chosen, usual = self.found.get("chosen"), Recipe().to_dict()
+        if not isinstance(chosen, Mapping):
+            return self.recipe
+        # What is stated now was not left open, whoever edited the file.
+        left_open = {name for name, value in usual.items() if getattr(self.recipe, name) == value}
+        return replace(self.recipe, **{name: value for name, value in chosen.items() if name in left_open})
+
+    def record(self, settled: Recipe, found: Mapping[str, Any]) -> Self:
+        """The configuration of a run that learns by the settled recipe, and found so much."""
+        chosen = {name: value for name, value in settled.to_dict().items() if value != getattr(self.recipe, name)}
+        return replace(self, found={**found, "chosen": chosen})
+
     @classmethod
     def of(cls, classifier: "Classifier", data: str) -> Self:
         """What can be told of a training that was begun from Python."""
@@ -137,7 +159,8 @@ class RunConfig:
         yield from (f"# {line}" for line in OPENING.splitlines())
         yield ""
         texts = read_field_texts(type(self))
-        for name in ("data", "despite_findings", "loggers", *(["from_python"] if self.from_python else [])):
+        rare = [name for name in ("find_learning_rate", "from_python") if getattr(self, name)]
+        for name in ("data", "despite_findings", "loggers", *rare):
             value = getattr(self, name)
             yield from _lay_out(name, list(value) if name == "loggers" else value, texts.get(name, ""))
         for name in ("columns", "network", "recipe"):
@@ -183,7 +206,15 @@ class RunConfig:
             given["recipe"] = Recipe.from_dict({} if given["recipe"] is None else given["recipe"])
         if given.get("found", ()) is None:
             del given["found"]
-        return cls(**given)
+        return cls(**given)._part_choices()
+
+    def _part_choices(self) -> Self:
+        """Earlier versions wrote the settled recipe, and only the names of what was chosen in it."""
+        names = self.found.get("chosen")
+        if not isinstance(names, list):
+            return self
+        usual = {name: value for name, value in Recipe().to_dict().items() if name in names}
+        return replace(self, recipe=replace(self.recipe, **usual)).record(self.recipe, self.found)
 
 
 def locate(place: str) -> str:

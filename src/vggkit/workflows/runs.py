@@ -150,15 +150,14 @@ def train(
             "machine": describe_machine(chosen),
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
-        asked = asked or RunConfig.of(classifier, opened.name)
-        chosen_fields = [name for name, value in recipe.to_dict().items() if value != getattr(stated, name)]
-        config = replace(
-            asked,
-            recipe=recipe,
+        asked = replace(
+            asked or RunConfig.of(classifier, opened.name),
+            recipe=stated,
+            find_learning_rate=find_rate,
             despite_findings=despite_findings,
             loggers=tuple(loggers),
-            found={**about, "chosen": chosen_fields, **_describe_network(classifier)},
         )
+        config = asked.record(recipe, {**about, **_describe_network(classifier)})
         config.write(directory / "config.yaml")
         course = _plan(
             classifier,
@@ -220,7 +219,7 @@ def resume(
             f"{directory / 'config.yaml'}: its section found is not whole, by which --resume knows the run; "
             "put it back, or begin a new run with --config"
         )
-    card, recipe, chosen = read_card(directory / "last.ckpt"), config.recipe, choose_device(device)
+    card, recipe, chosen = read_card(directory / "last.ckpt"), config.settled, choose_device(device)
     with torch.device("meta"):
         network = VGG(card.configuration)
     classifier = Classifier(
@@ -274,7 +273,7 @@ def _check_asked(recipe: object, loggers: object, plots: object) -> None:
 
 def _identify(config: RunConfig, contents: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """What a run's states belong to; one that is not the same to the last bit is another run."""
-    return {"recipe": config.recipe.to_dict(), "network": asdict(config.network), "pictures": dict(contents)}
+    return {"recipe": config.settled.to_dict(), "network": asdict(config.network), "pictures": dict(contents)}
 
 
 def _plan(
@@ -292,11 +291,11 @@ def _plan(
     solve_first: bool,
 ) -> Course:
     """The course of a run, new or old: what it is stands in its configuration."""
-    recipe = config.recipe.to_dict()
+    recipe = config.settled
     return Course(
         classifier=classifier,
         parts=parts,
-        recipe=config.recipe,
+        recipe=recipe,
         directory=directory,
         device=device,
         checkpoints=Checkpoints(directory, card=classifier.card, identity=_identify(config, contents)),
@@ -306,11 +305,11 @@ def _plan(
                 for name in ("data", "findings", "machine", "started")
                 if name in config.found
             },
-            "recipe": recipe,
+            "recipe": recipe.to_dict(),
         },
         line=line,
         loggers=stack.enter_context(
-            open_loggers(config.loggers, directory, config=recipe, title=directory.name, say=line.say)
+            open_loggers(config.loggers, directory, config=recipe.to_dict(), title=directory.name, say=line.say)
         ),
         seconds_between=seconds_between,
         plots=plots,

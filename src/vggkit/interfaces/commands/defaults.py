@@ -7,19 +7,10 @@ from typing import Any, Final
 from vggkit.errors import BadConfiguration
 from vggkit.reports.terminal import print_line
 from vggkit.tasks.training.presets import find_preset
-from vggkit.tasks.training.recipe import Recipe
 from vggkit.workflows.configs import RunConfig
 
 BESIDE_RESUME: Final = frozenset({"--resume", "--device", "--save-seconds", "--json", "--quiet", "--help"})
 """What may be said of a run that goes on; all else it has in its folder."""
-
-CHOSEN_BY: Final = frozenset(
-    {
-        *("--optimizer", "--trainable", "--model", "--weights", "--head", "--until", "--image-size"),
-        *("--batch-size", "--accumulate", "--find-learning-rate"),
-    }
-)
-"""What a recipe's choices follow from: the rate from the optimizer, the views from the size."""
 
 
 def find_defaults(options: Sequence[str]) -> dict[str, Any]:
@@ -27,6 +18,8 @@ def find_defaults(options: Sequence[str]) -> dict[str, Any]:
 
     Args:
         options: What was typed after the verb.
+
+    Of a run's configuration these are what was asked: what it left open is chosen anew.
 
     Raises BadConfiguration for options that contradict each other or a file that is no configuration,
     UnknownName for a preset that there is none of.
@@ -40,7 +33,7 @@ def find_defaults(options: Sequence[str]) -> dict[str, Any]:
             "--config and --preset both say how to learn; name one of them, and change it by options"
         )
     if config is not None:
-        found = _choose_anew(RunConfig.read(config), options)
+        found = _prefer(options, RunConfig.read(config))
         if found.from_python:
             print_line(
                 f"note: {config} was begun from Python with weights of its own; this run is not", to_stderr=True
@@ -51,16 +44,14 @@ def find_defaults(options: Sequence[str]) -> dict[str, Any]:
     return {}
 
 
-def _choose_anew(config: RunConfig, options: Sequence[str]) -> RunConfig:
-    """Without what the run chose itself, where an option is given that such choices follow from."""
-    chosen = config.found.get("chosen")
+def _prefer(options: Sequence[str], config: RunConfig) -> RunConfig:
+    """A rate that is given and one that is looked for exclude each other: what was typed wins."""
     given = {_spell(option.partition("=")[0]) for option in options}
-    if not isinstance(chosen, list) or not given & CHOSEN_BY:
-        return config
-    usual = Recipe()
-    known = {field.name for field in fields(Recipe)}
-    anew = {name: getattr(usual, name) for name in chosen if name in known}
-    return replace(config, recipe=replace(config.recipe, **anew))
+    if "--learning-rate" in given:
+        return replace(config, find_learning_rate=False)
+    if "--find-learning-rate" in given:
+        return replace(config, recipe=replace(config.recipe, learning_rate=None))
+    return config
 
 
 def _find(options: Sequence[str], name: str) -> str | None:

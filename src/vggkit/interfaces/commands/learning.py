@@ -150,6 +150,7 @@ def train(
             columns=columns,
             despite_findings=despite_findings,
             loggers=loggers,
+            find_learning_rate=find_learning_rate,
             network=replace(network, weights=locate(network.weights) if network.weights else None),
             recipe=recipe,
         )
