@@ -16,7 +16,7 @@ from vggkit.engines.stream import Answer, Engine, stream_answers
 from vggkit.engines.weights import ModelFile
 from vggkit.errors import BadInput
 from vggkit.hardware import choose_device
-from vggkit.images.file_kinds import SUFFIXES
+from vggkit.images.file_kinds import tell_by_name
 from vggkit.images.pictures import Picture
 from vggkit.images.sources import gather_pictures
 from vggkit.networks.card import Card
@@ -153,7 +153,7 @@ def check_counts(*, top: int, batch_size: int) -> None:
 def _is_one(given: object) -> bool:
     """Whether it stands for one picture and not for several."""
     if isinstance(given, str | Path):
-        return Path(given).suffix.lower() in SUFFIXES and Path(given).is_file()
+        return tell_by_name(Path(given).name) != "other" and Path(given).is_file()
     return isinstance(given, Picture)
 
 

@@ -90,6 +90,8 @@ def check(
         model=str(classifier) if classifier else None,
         findings=tuple(sorted(filter(None, found), key=rules.weigh_finding)),
         seconds=time.perf_counter() - started,
+        passed_over=opened.passed_over,
+        remarks=opened.remarks,
     )
 
 
