@@ -46,9 +46,8 @@ def open_pictures(place: str | Path, *, columns: Columns = Columns()) -> Picture
 
     What lies there and is no picture of it is counted in `passed_over`, and what is odd about labels in `remarks`.
 
-    Raises BadData where no labelled pictures are found or a table gives several labels to a picture, UnknownName for
-    a name that is none of these,
-    BadDownload, BadOutput and MissingExtra.
+    Raises BadData where no labelled pictures are found or a table gives several labels to a picture, UnknownName
+    for a name that is none of these, BadDownload, BadOutput and MissingExtra.
     """
     reading = Reading()
     return PictureSet.of(str(place), _read(str(place), columns, reading), reading=reading)
