@@ -234,6 +234,14 @@ def test_ordinary_names_stay_ordinary(tmp_path):
     assert open_pictures(tmp_path / "folders").remarks == ()
 
 
+def test_labels_that_differ_in_spaces_alone_are_said(tmp_path):
+    fill_folder(tmp_path / "p", ("cat", "cat ", "polar bear", "Cat"), 2)
+    found = open_pictures(tmp_path / "p")
+    assert [(remark.kind, remark.parts) for remark in found.remarks] == [("spaces", ("cat", "cat "))]
+    assert check(found).find("label-spaces").severity == "warning"
+    assert check(found).to_dict()["remarks"][0]["parts"] == ["cat", "cat "]
+
+
 def test_lists_of_labels_in_parquet_and_beside_images_in_archives(tmp_path):
     pa = pytest.importorskip("pyarrow")
     from pyarrow import parquet

@@ -180,6 +180,7 @@ def test_what_is_hidden_or_beside_the_classes_is_counted_and_named(tmp_path):
     assert finding.severity == "warning"
     assert len(finding.cases) == 3
     assert "loose2, …" in finding.cases[0].detail
+    assert check(found).to_dict()["passed_over"][2]["reason"] == "not-an-image"
     assert json.loads(json.dumps(found.passed_over[0].to_dict()))["count"] == 5
 
 

@@ -8,7 +8,7 @@ import yaml
 from PIL import Image
 
 from conftest import fill_folder
-from vggkit.errors import BadConfiguration, BadData, BadInput, BadOutput
+from vggkit.errors import BadCheckpoint, BadConfiguration, BadData, BadInput, BadOutput
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.images.sources import open_pictures
 from vggkit.networks.classifier import Classifier, load
@@ -272,3 +272,91 @@ def test_an_interruption_keeps_the_best_and_says_how_to_go_on(tiny, photos, tmp_
 def test_files_are_as_readable_as_the_system_makes_new_files(run):
     modes = {entry.stat().st_mode for entry in run.directory.iterdir()}
     assert len(modes) == 1
+
+
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_a_part_without_a_readable_picture_is_refused_whatever_is_said(part, tiny, tmp_path):
+    for name in ("train", "val", "test"):
+        fill_folder(tmp_path / "photos" / name, LABELS, 2)
+    for file in (tmp_path / "photos" / part).rglob("*.png"):
+        file.write_text("x")
+    with pytest.raises(BadData, match=rf"part {part} cannot be used: none of its 6 pictures.*does not help"):
+        train(create(tiny), tmp_path / "photos", RECIPE, out=tmp_path / "r", quiet=True, despite_findings=True)
+    opened = open_pictures(tmp_path / "photos")
+    with pytest.raises(BadData, match=rf"part {part} cannot be used: it is empty"):
+        train(
+            create(tiny),
+            opened.keep({**opened.splits, part: ()}),
+            RECIPE,
+            out=tmp_path / "r",
+            quiet=True,
+            despite_findings=True,
+        )
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("balance", ["none", "weights", "sampling"])
+def test_a_class_that_cannot_be_read_is_done_without_where_that_is_asked_for(balance, tiny, tmp_path):
+    for name in ("train", "val"):
+        fill_folder(tmp_path / "photos" / name, LABELS, 2)
+    for file in (tmp_path / "photos").rglob("red/*.png"):
+        file.write_text("x")
+    recipe = replace(RECIPE, epochs=1, balance=balance)
+    run = train(
+        create(tiny),
+        tmp_path / "photos",
+        recipe,
+        out=tmp_path / "r",
+        quiet=True,
+        despite_findings=True,
+        device="cpu",
+    )
+    assert run.evaluation.n == 4
+
+
+@pytest.fixture
+def grouped(tmp_path):
+    """A table of images in groups, each of which has every class."""
+    fill_folder(tmp_path / "photos", LABELS, 6)
+    files = sorted((tmp_path / "photos").rglob("*.png"))
+    rows = [f"{f.relative_to(tmp_path)},{f.parent.name},g{index % 6}" for index, f in enumerate(files)]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label,group", *rows]))
+    return tmp_path / "t.csv"
+
+
+def test_another_rule_of_division_is_never_taken_for_the_old_one(grouped, tiny, tmp_path, monkeypatch):
+    """As when an earlier version dealt the groups in another way: a run neither goes on nor is measured with it."""
+    from vggkit.images import splits
+    from vggkit.workflows.runs import resume
+
+    recipe = replace(RECIPE, epochs=1, fold="1/3")
+    run = train(create(tiny), grouped, recipe, out=tmp_path / "r", quiet=True, device="cpu")
+    assert evaluate(run.classifier, grouped, device="cpu").n == run.evaluation.n
+    dealt = splits.deal
+    monkeypatch.setattr(
+        splits, "deal", lambda units, folds: {u: (f + 1) % folds for u, f in dealt(units, folds).items()}
+    )
+    with pytest.raises(BadCheckpoint, match="other pictures"):
+        resume(tmp_path / "r", quiet=True, device="cpu")
+    with pytest.raises(BadData, match="divided otherwise"):
+        evaluate(run.classifier, grouped, device="cpu")
+
+
+def test_a_place_that_has_changed_since_the_training_is_measured_with_a_word(tiny, tmp_path):
+    fill_folder(tmp_path / "photos", LABELS, 5)
+    run = train(create(tiny), tmp_path / "photos", replace(RECIPE, epochs=1), out=tmp_path / "r", quiet=True)
+    fill_folder(tmp_path / "photos", LABELS, 1, start=50)
+    found = evaluate(run.classifier, tmp_path / "photos")
+    assert found.n == 18
+    assert any("holds other pictures by now" in note for note in found.notes)
+
+
+def test_the_order_of_a_tables_rows_changes_no_division(grouped, tiny, tmp_path):
+    runs = []
+    for name in ("one", "other"):
+        header, *rows = grouped.read_text().splitlines()
+        table = tmp_path / f"{name}.csv"
+        table.write_text("\n".join([header, *(rows if name == "one" else rows[::-1])]))
+        runs.append(train(create(tiny), table, replace(RECIPE, epochs=1), out=tmp_path / name, quiet=True))
+    held = [run.classifier.provenance["data"]["held_out"] for run in runs]
+    assert held[0] == held[1]

@@ -18,18 +18,21 @@ LISTED_AMONG_LABELS: Final = re.compile(r"[|;,]")
 class LabelRemark:
     """Something about a label that people should know."""
 
-    kind: Literal["combined", "spellings"]
-    """`combined`: it looks like several labels in one. `spellings`: it is written in ways that look alike."""
+    kind: Literal["combined", "spaces", "spellings"]
+    """`combined`: it looks like several labels in one. `spaces`: others differ from it in spaces alone, and are
+    classes of their own. `spellings`: it is written in several forms of Unicode, and is one class."""
     label: str
-    """As it counts."""
+    """As it counts; of several the first."""
     parts: tuple[str, ...]
-    """The labels in it, or its spellings."""
+    """The labels in it, those that differ in spaces, or its spellings."""
 
     def describe(self) -> str:
         """A sentence for people."""
         listed = ", ".join(map(repr, self.parts))
         if self.kind == "combined":
             return f"{self.label!r} looks like {len(self.parts)} labels ({listed}), and is taken as one class"
+        if self.kind == "spaces":
+            return f"{listed} differ in spaces alone, and are {len(self.parts)} classes"
         written = " and ".join(ascii(part) for part in self.parts)
         return f"{self.label!r} is written in {len(self.parts)} ways of Unicode ({written}), and is one class"
 
@@ -54,6 +57,14 @@ def remark_spellings(labels: Iterable[str]) -> list[LabelRemark]:
         for label, ways in sorted(written.items())
         if len(ways) > 1
     ]
+
+
+def remark_spaces(labels: Iterable[str]) -> list[LabelRemark]:
+    """Labels that look alike, for they differ in spaces alone."""
+    alike: dict[str, list[str]] = {}
+    for label in sorted(set(map(spell, labels))):
+        alike.setdefault(" ".join(label.split()), []).append(label)
+    return [LabelRemark("spaces", ways[0], tuple(ways)) for ways in alike.values() if len(ways) > 1]
 
 
 def remark_combined(name: str, written: Collection[str]) -> list[LabelRemark]:

@@ -15,7 +15,7 @@ import numpy as np
 from vggkit.errors import BadData, BadImage
 from vggkit.images.decoding import Pixels, decode, read_file
 from vggkit.images.heads import read_head
-from vggkit.images.label_texts import LabelRemark, remark_combined, remark_spellings, spell
+from vggkit.images.label_texts import LabelRemark, remark_combined, remark_spaces, remark_spellings, spell
 from vggkit.images.omissions import Omission, Reading
 from vggkit.images.pixels import read_pixels
 
@@ -222,7 +222,11 @@ class PictureSet:
                 f"{name}: some of it belongs to {others}, and some to no part (the first: "
                 f"{parts['all'][0].path}); give every picture a part, or none"
             )
-        remarks = [*remark_combined(name, reading.written_labels), *remark_spellings(given)]
+        remarks = [
+            *remark_combined(name, reading.written_labels),
+            *remark_spaces(given),
+            *remark_spellings(given),
+        ]
         labels = sort_labels(p.label for part in parts.values() for p in part)
         return cls(name, labels, _in_order(parts), reading.list_omissions(), tuple(remarks))
 

@@ -43,6 +43,7 @@ TITLES: Final[dict[Kind, str]] = {
     "leakage": "Same pictures in several parts",
     "contradiction": "Same pictures, different classes",
     "combined-label": "Labels that look like several",
+    "label-spaces": "Labels that differ in spaces",
     "passed-over": "Passed over",
     "duplicate": "Duplicates",
     "near-duplicate": "Near duplicates",

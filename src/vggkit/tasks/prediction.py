@@ -17,7 +17,7 @@ from vggkit.engines.outputs import WantedPrecision, softmax
 from vggkit.engines.stream import Answer, Engine, stream_answers
 from vggkit.engines.weights import ModelFile
 from vggkit.hardware import choose_device
-from vggkit.images.file_kinds import SUFFIXES
+from vggkit.images.file_kinds import tell_by_name
 from vggkit.images.given import ImageSources, count_sources, list_sources
 from vggkit.images.sources import gather_pictures
 from vggkit.networks.card import Card, demand_classifier
@@ -153,7 +153,7 @@ def iterate_predictions(
 def _count_files(given: Sequence[object]) -> int | None:
     """How many images; None where a path may stand for several."""
     paths = [Path(each) for each in given if isinstance(each, str | os.PathLike)]
-    return len(given) if all(path.suffix.lower() in SUFFIXES and path.is_file() for path in paths) else None
+    return len(given) if all(tell_by_name(path.name) != "other" and path.is_file() for path in paths) else None
 
 
 def _describe(answer: Answer, card: Card, top: int) -> Prediction:

@@ -93,6 +93,8 @@ def check(
         model=str(classifier) if classifier else None,
         findings=tuple(sorted(filter(None, found), key=rules.weigh_finding)),
         seconds=time.perf_counter() - started,
+        passed_over=opened.passed_over,
+        remarks=opened.remarks,
     )
 
 
@@ -176,11 +178,17 @@ def vet(
 
 def _demand_readable(pictures: PictureSet, sightings: Iterable[Sighting]) -> None:
     """Raise BadData for a part of which no picture can be read: nothing can be learnt from it or measured on it."""
-    problems = {sighting.part: sighting.problem for sighting in sightings}
+    problems: dict[str, str | None] = {}
+    for sighting in sightings:
+        problems.setdefault(sighting.part, sighting.problem)
     readable = {sighting.part for sighting in sightings if sighting.problem is None}
     for name, part in pictures.splits.items():
         if name not in readable:
-            said = f"none of its {len(part):,} pictures can be read ({problems[name]})" if part else "it is empty"
+            said = (
+                f"none of its {len(part):,} pictures can be read (the first: {problems[name]})"
+                if part
+                else "it is empty"
+            )
             raise BadData(
                 f"{pictures.name}: the part {name} cannot be used: {said}. Replace its pictures, or leave the part "
                 "out; --despite-findings does not help here"

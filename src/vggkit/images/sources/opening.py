@@ -32,7 +32,8 @@ def open_pictures(place: str | Path, *, columns: Columns = Columns()) -> Picture
         place: One of these:
 
             - a folder with a subfolder for each class, or with `train`, `val` (`valid`,
-              `validation`, `dev`) and `test` that hold them;
+              `validation`, `dev`) and `test` that hold them; links are followed, and a file whose name
+              does not tell what it is is known by its first bytes;
             - a table, `.csv` or `.tsv`: path and label, a split where wanted, relative to the table's folder;
             - Parquet: such a table, or pictures in it as Hugging Face's data sets have them; a
               file, a folder or a pattern of files;
@@ -44,8 +45,10 @@ def open_pictures(place: str | Path, *, columns: Columns = Columns()) -> Picture
             - `-`: a table on standard input.
         columns: What a table's columns are called, where their names are not the usual ones.
 
-    Raises BadData where no labelled pictures are found, UnknownName for a name that is none of these,
-    BadDownload, BadOutput and MissingExtra.
+    What lies there and is no picture of it is counted in `passed_over`, and what is odd about labels in `remarks`.
+
+    Raises BadData where no labelled pictures are found or a table gives several labels to a picture, UnknownName
+    for a name that is none of these, BadDownload, BadOutput and MissingExtra.
     """
     reading = Reading()
     return PictureSet.of(str(place), _read(str(place), columns, reading), reading=reading)

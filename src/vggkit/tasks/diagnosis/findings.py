@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from vggkit.images.label_texts import LabelRemark
+from vggkit.images.omissions import Omission
 from vggkit.images.pictures import Picture
 
 Kind = Literal[
@@ -12,6 +14,7 @@ Kind = Literal[
     "leakage",
     "contradiction",
     "combined-label",
+    "label-spaces",
     "passed-over",
     "duplicate",
     "near-duplicate",
@@ -132,6 +135,10 @@ class Diagnosis:
     """What is wrong, the gravest first."""
     seconds: float
     """How long it took."""
+    passed_over: tuple[Omission, ...] = ()
+    """What lies among the pictures and is none of them, counted by reason."""
+    remarks: tuple[LabelRemark, ...] = ()
+    """Labels that look like several in one, like each other, or are written in several ways."""
 
     def find(self, kind: Kind) -> Finding | None:
         """The finding of that kind."""
@@ -151,4 +158,6 @@ class Diagnosis:
             "model": self.model,
             "findings": [finding.to_dict() for finding in self.findings],
             "seconds": round(self.seconds, 2),
+            "passed_over": [omission.to_dict() for omission in self.passed_over],
+            "remarks": [remark.to_dict() for remark in self.remarks],
         }

@@ -53,23 +53,32 @@ def find_passed_over(pictures: PictureSet) -> Finding | None:
 
 def find_remarks(pictures: PictureSet) -> list[Finding]:
     """Labels that look like several in one, and those that are written in several ways."""
-    combined = [Case((), remark.describe()) for remark in pictures.remarks if remark.kind == "combined"]
-    written = [Case((), remark.describe()) for remark in pictures.remarks if remark.kind == "spellings"]
+
+    def cases(kind: str) -> list[Case]:
+        return [Case((), remark.describe()) for remark in pictures.remarks if remark.kind == kind]
+
     found = (
         _finding(
             "combined-label",
             "warning",
-            combined,
+            combined := cases("combined"),
             f"{_count(combined, 'class', 'classes')} whose name looks like several labels",
             "A Classifier gives one label to an image, and learns a combination as a class of its own. Where "
             "several labels are meant, leave one in each row.",
         ),
         _finding(
+            "label-spaces",
+            "warning",
+            spaces := cases("spaces"),
+            f"{_count(spaces, 'name')} of more than one class, but for spaces",
+            "Where one class is meant, give it one name.",
+        ),
+        _finding(
             "label-spellings",
             "note",
-            written,
-            f"{_count(written, 'class', 'classes')} written in several ways of Unicode",
-            "They count as one class. macOS writes names of folders in another way than most programs do.",
+            written := cases("spellings"),
+            f"{_count(written, 'class', 'classes')} written in several forms of Unicode",
+            "They count as one class. macOS writes names of folders in another form than most programs do.",
         ),
     )
     return [finding for finding in found if finding is not None]
