@@ -23,16 +23,11 @@ CONFIG = Recipe(learning_rate=0.1).to_dict()
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch, tmp_path):
-    """No keys, no servers, no network."""
+    """No keys and no servers."""
     for name in list(os.environ):
         if name.startswith(("WANDB", "MLFLOW")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-
-    def refuse(*arguments, **options):
-        raise OSError("no network in tests")
-
-    monkeypatch.setattr(socket, "create_connection", refuse)
 
 
 def follow(names, directory, histories, said=None):
@@ -104,29 +99,37 @@ def test_mlflow_hears_that_a_run_failed(tmp_path):
     assert "status: 4" in text  # FAILED
 
 
-def test_wandb_is_written_for_later_and_never_asks(tmp_path):
-    pytest.importorskip("wandb")
-    # Its service outlives a test; a process of its own ends with it.
-    code = (
-        "import sys, pathlib\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from test_loggers import follow, in_turn\n"
-        "said = []\n"
-        "follow(['wandb'], pathlib.Path(sys.argv[1]), in_turn(2), said)\n"
-        "follow(['wandb'], pathlib.Path(sys.argv[1]), in_turn(4, start=3), said)\n"
-        "print(said)"
-    )
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+def follow_wandb(directory, *, lines=(), **environment):
+    """What is said of a run that is told of two epochs, and goes on; its service outlives a test, so alone."""
+    code = [
+        "import sys, pathlib",
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})",
+        "from test_loggers import follow, in_turn, module",
+        *lines,
+        "said = []",
+        "follow(['wandb'], pathlib.Path(sys.argv[1]), in_turn(2), said)",
+        "follow(['wandb'], pathlib.Path(sys.argv[1]), in_turn(4, start=3), said)",
+        "print(*said, sep='\\n')",
+    ]
+    theirs = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
     found = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)],
+        [sys.executable, "-c", "\n".join(code), str(directory)],
         capture_output=True,
         text=True,
         timeout=120,
-        env={**environment, "NETRC": str(tmp_path / "none")},
+        env={**theirs, "NETRC": str(directory / "none"), **environment},
         stdin=subprocess.DEVNULL,
     )
     assert found.returncode == 0, found.stderr
-    assert "wandb sync" in found.stdout
+    with open(directory / "metrics.csv", encoding="utf-8", newline="") as lines:
+        assert len(list(csv.DictReader(lines))) == 4
+    return found.stdout.splitlines()
+
+
+def test_wandb_is_written_for_later_and_never_asks(tmp_path):
+    pytest.importorskip("wandb")
+    said = follow_wandb(tmp_path)
+    assert "wandb sync" in said[0]
     number = json.loads((tmp_path / "loggers.json").read_text())["wandb"]
     written = sorted(tmp_path.glob(f"wandb/offline-run-*-{number}/run-{number}.wandb"))
     assert len(written) in (1, 2)  # named by the second
@@ -134,28 +137,15 @@ def test_wandb_is_written_for_later_and_never_asks(tmp_path):
     assert number in written[-1].name
 
 
-@pytest.mark.parametrize(
-    ("environment", "mode"),
-    [
-        ({}, "offline"),
-        ({"WANDB_MODE": "disabled"}, "disabled"),
-        ({"WANDB_MODE": "dryrun", "WANDB_API_KEY": "x"}, "offline"),
-        ({"WANDB_API_KEY": "x"}, "offline"),  # its host does not answer
-    ],
-)
-def test_wandb_goes_online_only_with_a_key_and_a_host(environment, mode, monkeypatch, tmp_path):
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert module._choose_wandb_mode() == mode
-    if environment == {}:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            monkeypatch.undo()
-            monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
-            monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-            assert module._choose_wandb_mode() == "offline"
-            (tmp_path / "netrc").write_text("machine 127.0.0.1 login user password 0123456789\n")
-            (tmp_path / "netrc").chmod(0o600)
-            assert module._choose_wandb_mode() == "online"
+def test_wandb_with_a_key_and_no_host_ends_no_training(tmp_path):
+    pytest.importorskip("wandb")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        gone = f"http://127.0.0.1:{server.getsockname()[1]}"
+    quick = ["module.SECONDS_TO_ANSWER = 1.0"]
+    said = follow_wandb(tmp_path, lines=quick, WANDB_API_KEY="0" * 40, WANDB_BASE_URL=gone)
+    assert len(said) == 2  # once when it begins, once when it goes on
+    assert all(line.startswith("wandb: cannot be opened and hears nothing of this run") for line in said)
+    assert not list(tmp_path.glob("wandb/offline-run-*"))
 
 
 class Failing:

@@ -7,14 +7,10 @@ One that fails is named once and left out; the training goes on.
 import csv
 import io
 import json
-import netrc
 import os
-import secrets
-import socket
 import sys
-import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,8 +26,8 @@ if TYPE_CHECKING:
 LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow"]
 PROJECT: Final = "vggkit"
 """What runs are gathered under at wandb and MLflow, where the environment names no other."""
-SECONDS_TO_ANSWER: Final = 3.0
-"""How long wandb's host may take before the run is written for a later `wandb sync`."""
+SECONDS_TO_ANSWER: Final = 20.0
+"""How long wandb's host may take at the start of a run."""
 
 
 class Logger(Protocol):
@@ -143,24 +139,19 @@ class _TensorBoard:
     def __init__(self, directory: Path, config: Mapping[str, Any], title: str, say: Callable[[str], None]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._make = SummaryWriter
-        self._folder, self._config = directory / "tensorboard", config
+        self._make, self._folder, self._config = SummaryWriter, directory / "tensorboard", config
         self._writer: Any = None
-        self._told = 0
 
     def log(self, history: "Sequence[Epoch]") -> None:
+        newest = history[-1]
         if self._writer is None:
-            newest = history[-1].epoch
             # What a run that was killed told of this epoch and later ones does not count.
-            self._writer = self._make(str(self._folder), purge_step=newest if len(history) > 1 else None)
-            self._told = len(history) - 1
+            self._writer = self._make(str(self._folder), purge_step=newest.epoch if len(history) > 1 else None)
             if len(history) == 1:
                 rows = "\n".join(f"| {name} | {value} |" for name, value in self._config.items())
                 self._writer.add_text("recipe", f"| field | value |\n|---|---|\n{rows}")
-        for epoch in history[self._told :]:
-            for name, value in _values(epoch).items():
-                self._writer.add_scalar(_GROUPS.get(name, name), value, epoch.epoch)
-        self._told = len(history)
+        for name, value in _values(newest).items():
+            self._writer.add_scalar(_GROUPS.get(name, name), value, newest.epoch)
         self._writer.flush()
 
     def close(self, *, ok: bool) -> None:
@@ -169,28 +160,30 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """Weights & Biases; offline below `wandb/` where there is no key, or its host does not answer."""
+    """Weights & Biases; offline below `wandb/` where WANDB_MODE says so or nobody is logged in."""
 
     def __init__(self, directory: Path, config: Mapping[str, Any], title: str, say: Callable[[str], None]) -> None:
-        with _environment(WANDB_ERROR_REPORTING="false"):
+        with _environment(WANDB_ERROR_REPORTING="false", WANDB_SILENT="true"):
             import wandb
 
-            mode = _choose_wandb_mode()
+            # Without a mode of its own, wandb would ask whoever is not logged in.
+            known = "WANDB_MODE" in os.environ or wandb.login(prompt=False, verify=False)
             self._run: Any = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", PROJECT),
                 name=title,
-                id=_recall(directory, "wandb") or secrets.token_hex(4),
+                id=_recall(directory).get("wandb"),
                 dir=str(directory),
                 config=dict(config),
-                mode=mode,
-                resume="allow" if mode == "online" else None,
-                settings=wandb.Settings(silent=True, console="off", init_timeout=20.0, disable_git=True),
+                mode=None if known else "offline",
+                resume="allow",
+                settings=wandb.Settings(console="off", init_timeout=SECONDS_TO_ANSWER, disable_git=True),
             )
         _remember(directory, "wandb", self._run.id)
         # A run that is written here is told whole, for `wandb sync` takes one file for the run.
         self._told = self._run.step - 1 if self._run.resumed else -1
-        if mode == "offline":
-            say(f"wandb: written to {directory / 'wandb'} for `wandb sync`, for there is no key or no answer")
+        if self._run.settings.mode == "offline":
+            why = "WANDB_MODE says so" if "WANDB_MODE" in os.environ else "nobody is logged in"
+            say(f"wandb: written to {directory / 'wandb'} for `wandb sync`, for {why}")
 
     def log(self, history: "Sequence[Epoch]") -> None:
         for epoch in history:
@@ -210,32 +203,27 @@ class _MLflow:
             from mlflow.tracking import MlflowClient
 
             place = os.environ.get("MLFLOW_TRACKING_URI") or (directory / "mlruns").resolve().as_uri()
-            self._client = MlflowClient(tracking_uri=place)
-            number = _recall(directory, "mlflow")
-            self._number = number or self._begin(config, title)
-            if number:
-                self._client.update_run(number, status="RUNNING")
-            known = self._client.get_metric_history(self._number, "val_loss")
-        _remember(directory, "mlflow", self._number)
-        self._told = max((metric.step for metric in known), default=-1)
-
-    def _begin(self, config: Mapping[str, Any], title: str) -> str:
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-        experiment = self._client.get_experiment_by_name(name)
-        number = experiment.experiment_id if experiment is not None else self._client.create_experiment(name)
-        run: str = self._client.create_run(number, run_name=title).info.run_id
-        for field, value in config.items():
-            self._client.log_param(run, field, value)
-        return run
+            self._client = client = MlflowClient(tracking_uri=place)
+            number = _recall(directory).get("mlflow")
+            if number is None:
+                name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+                found = client.get_experiment_by_name(name)
+                experiment = found.experiment_id if found is not None else client.create_experiment(name)
+                number = client.create_run(experiment, run_name=title).info.run_id
+                for field, value in config.items():
+                    client.log_param(number, field, value)
+            client.update_run(number, status="RUNNING")
+            self._number = number
+            self._told = max((m.step for m in client.get_metric_history(number, "val_loss")), default=-1)
+        _remember(directory, "mlflow", number)
 
     def log(self, history: "Sequence[Epoch]") -> None:
         with self._quiet():
             for epoch in history:
-                if epoch.epoch <= self._told:
-                    continue
-                for name, value in _values(epoch).items():
-                    self._client.log_metric(self._number, name, value, step=epoch.epoch)
-                self._told = epoch.epoch
+                if epoch.epoch > self._told:
+                    for name, value in _values(epoch).items():
+                        self._client.log_metric(self._number, name, value, step=epoch.epoch)
+                    self._told = epoch.epoch
 
     def close(self, *, ok: bool) -> None:
         with self._quiet():
@@ -279,46 +267,17 @@ def _is_installed(name: str) -> bool:
     return found is not None and found.origin is not None  # a folder `wandb` of results is no package
 
 
-def _recall(directory: Path, name: str) -> str | None:
-    """The number that this run has with a logger, where it was told of before."""
-    with suppress(OSError, ValueError, AttributeError):
-        number = json.loads((directory / "loggers.json").read_text(encoding="utf-8")).get(name)
-        return str(number) if number else None
-    return None
+def _recall(directory: Path) -> dict[str, str]:
+    """The numbers that this run has with loggers that were told of it before."""
+    try:
+        found = json.loads((directory / "loggers.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {name: str(number) for name, number in found.items()} if isinstance(found, dict) else {}
 
 
 def _remember(directory: Path, name: str, number: str) -> None:
-    others = {other: found for other in LOGGERS if (found := _recall(directory, other))}
-    write_text(directory / "loggers.json", json.dumps({**others, name: number}) + "\n")
-
-
-def _choose_wandb_mode() -> Literal["online", "offline", "disabled"]:
-    """Online only with a key and a host that answers: never a prompt, and never a long wait."""
-    asked = os.environ.get("WANDB_MODE", "online")
-    if asked in ("offline", "dryrun"):
-        return "offline"
-    if asked == "disabled":
-        return "disabled"
-    address = urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    host = address.hostname or ""
-    if not os.environ.get("WANDB_API_KEY") and not _has_password(host):
-        return "offline"
-    try:
-        port = address.port or (443 if address.scheme == "https" else 80)
-        socket.create_connection((host, port), timeout=SECONDS_TO_ANSWER).close()
-    except OSError:
-        return "offline"
-    return "online"
-
-
-def _has_password(host: str) -> bool:
-    """Whether `wandb login` left a key, which it does where other programs keep passwords."""
-    stated = os.environ.get("NETRC")
-    for path in [Path(stated)] if stated else [Path.home() / ".netrc", Path.home() / "_netrc"]:
-        with suppress(OSError, netrc.NetrcParseError):
-            if netrc.netrc(str(path)).authenticators(host):
-                return True
-    return False
+    write_text(directory / "loggers.json", json.dumps({**_recall(directory), name: number}) + "\n")
 
 
 @contextmanager
