@@ -1,4 +1,5 @@
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,11 +9,19 @@ import pytest
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
+from processes import Processes
 from vggkit import hardware
 from vggkit.networks.configurations import Configuration, configure
 
 # Two test processes side by side beat one with two threads; processes started by tests inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Where compiled code is not kept each process would compile everything that it imports again.
+if sys.dont_write_bytecode:
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "bytecode")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 
 # How long drawing an example takes says how busy the machine is, and nothing of the code.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -51,6 +60,11 @@ def able(request: pytest.FixtureRequest, set_flags: Callable[[frozenset[str] | N
     """Each test twice, whatever machine it runs on: whether the processor is taken for one with bf16 and VNNI."""
     set_flags(request.param)
     return request.param == WITH_FEATURES
+
+
+@pytest.fixture(scope="session")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Processes:
+    return Processes(lambda: tmp_path_factory.mktemp("process"))
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 
 from conftest import draw_class, fill_folder
+from processes import Processes, Running
 from vggkit.errors import BadCheckpoint, BadData, BadImage, BadOutput, VggkitError
 from vggkit.networks.checkpoints import read_state
 from vggkit.networks.classifier import load
@@ -27,7 +28,7 @@ STEPS = 18
 
 def command(data: Path, out: Path, *options: str) -> list[str]:
     return [
-        *(sys.executable, "-m", "vggkit", "train", str(data), "--out", str(out), "--model", "vgg11_bn"),
+        *("train", str(data), "--out", str(out), "--model", "vgg11_bn"),
         *("--until", "pool2", "--image-size", "32", "--epochs", "2", "--batch-size", "4", "--device", "cpu"),
         *("--dropout", "0.3", "--optimizer", "adamw", "--ema-decay", "0.9", "--mixup", "0.2", "--mirror", "random"),
         *("--save-seconds", "0", "--quiet", *options),
@@ -43,11 +44,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """The weights of a run that nobody interrupted."""
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody interrupted, in an interpreter of its own."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    subprocess.run(command(data, out), check=True, timeout=240)
-    return weights(out)
+    subprocess.run([sys.executable, "-m", "vggkit", *command(data, out)], check=True)
+    return out
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:
@@ -57,7 +58,8 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
     return {f"best/{key}": value for key, value in best.items()} | last
 
 
-def demand_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+def demand_equal(one: Path, other: Path) -> None:
+    found, expected = weights(one), weights(other)
     assert found.keys() == expected.keys()
     different = [key for key, value in expected.items() if not torch.equal(found[key], value)]
     assert different == []
@@ -75,77 +77,65 @@ def count_steps(directory: Path) -> int:
     return int(json.loads(metadata["progress"])["steps"])
 
 
-def kill_after(process: subprocess.Popen[bytes], directory: Path, steps: int, number: int) -> bool:
-    """Send the signal when the state on disk has so many steps; says whether the process still ran."""
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if count_steps(directory) >= steps:
-            process.send_signal(number)
-            process.wait(60)
-            return True
+def kill_after(process: Running, directory: Path, steps: int, number: int) -> None:
+    """Send the signal when the state on disk has so many steps."""
+    while count_steps(directory) < steps:
+        assert process.poll() is None, process.err
         time.sleep(0.002)
-    return False
+    process.send_signal(number)
+    process.wait()
 
 
 @pytest.mark.parametrize("steps", [2, 9, 13])
-def test_a_killed_run_goes_on_to_the_same_bits(steps, data, whole, tmp_path):
-    process = subprocess.Popen(command(data, tmp_path / "run"))
-    assert kill_after(process, tmp_path / "run", steps, signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+def test_a_killed_run_goes_on_to_the_same_bits(steps, data, whole, tmp_path, processes):
+    process = processes.start(*command(data, tmp_path / "run"))
+    kill_after(process, tmp_path / "run", steps, signal.SIGKILL)
+    assert process.poll() == -signal.SIGKILL
     assert steps <= count_steps(tmp_path / "run") < STEPS
-    run = subprocess.run(
-        [sys.executable, "-m", "vggkit", "train", "--resume", str(tmp_path / "run"), "--device", "cpu", "--json"],
-        check=True,
-        capture_output=True,
-        timeout=240,
-    )
-    assert json.loads(run.stdout)["n"] == 12
-    demand_equal(weights(tmp_path / "run"), whole)
+    run = processes.run("train", "--resume", tmp_path / "run", "--device", "cpu", "--json")
+    assert json.loads(run.out)["n"] == 12
+    demand_equal(tmp_path / "run", whole)
     with open(tmp_path / "run" / "metrics.csv", encoding="utf-8") as lines:
         assert [line.split(",")[0] for line in lines] == ["epoch", "1", "2"]
     assert not list((tmp_path / "run").glob("epoch.ckpt"))
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_random_moments(data, whole, tmp_path):
+def test_twenty_kills_at_random_moments(data, whole, tmp_path, processes):
     """Also while a state is being written: with --save-seconds 0 that is a good part of the time."""
     draw = random.Random(0)
     for number in range(20):
         out = tmp_path / str(number)
-        process = subprocess.Popen(command(data, out))
-        time.sleep(draw.uniform(0.0, 0.5))
-        deadline = time.monotonic() + draw.uniform(0.0, 1.5)
+        process = processes.start(*command(data, out))
         while count_steps(out) == 0 and process.poll() is None:
             time.sleep(0.002)
-        while time.monotonic() < deadline and process.poll() is None:
-            time.sleep(0.002)
-        process.kill()
-        process.wait(60)
+        time.sleep(draw.uniform(0.0, 1.5))
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+        process.wait()
         resume(out, device="cpu", quiet=True)
-        demand_equal(weights(out), whole)
+        demand_equal(out, whole)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_asked_to_stop_it_keeps_its_state_and_says_how_to_go_on(number, data, whole, tmp_path):
+def test_asked_to_stop_it_keeps_its_state_and_says_how_to_go_on(number, data, whole, tmp_path, processes):
     arguments = command(data, tmp_path / "run")
     arguments[arguments.index("--save-seconds") + 1] = "1000"
-    process = subprocess.Popen(arguments, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "last.ckpt").exists() and time.monotonic() < deadline:
+    process = processes.start(*arguments)
+    while not (tmp_path / "run" / "last.ckpt").exists():
+        assert process.poll() is None, process.err
         time.sleep(0.01)
     process.send_signal(number)
-    told = process.communicate(timeout=60)[1].decode()
-    assert process.returncode == 128 + number
-    assert f"vggkit train --resume {tmp_path / 'run'}" in told
-    assert "Traceback" not in told
+    assert process.wait() == 128 + number
+    assert f"vggkit train --resume {tmp_path / 'run'}" in process.err
+    assert "Traceback" not in process.err
     resume(tmp_path / "run", device="cpu", quiet=True)
-    demand_equal(weights(tmp_path / "run"), whole)
+    demand_equal(tmp_path / "run", whole)
 
 
-def test_a_head_that_is_asked_to_stop_says_how_to_go_on(data, whole, tmp_path):
+def test_a_head_that_is_asked_to_stop_says_how_to_go_on(data, whole, tmp_path, processes):
     """Where nothing waits for a good moment: pictures pass the network, and the signal ends it there."""
-    source = tmp_path / "source"
-    source.write_text(
+    code = (
         "import os, signal, sys\n"
         "from vggkit.tasks.training import features\n"
         "def stop(*_, **__): os.kill(os.getpid(), signal.SIGTERM)\n"
@@ -153,31 +143,26 @@ def test_a_head_that_is_asked_to_stop_says_how_to_go_on(data, whole, tmp_path):
         "from vggkit.interfaces.cli import main\n"
         "main(sys.argv[1:])\n"
     )
-    fresh = tmp_path / "fresh"
-    subprocess.run(command(data, fresh, "--save-seconds", "1000"), check=True, timeout=240)
     arguments = [
-        *("train", str(data), "--out", str(tmp_path / "run"), "--weights", str(fresh / "best.safetensors")),
+        *("train", str(data), "--out", str(tmp_path / "run"), "--weights", str(whole / "best.safetensors")),
         *("--model", "vgg11_bn", "--until", "pool2", "--image-size", "32", "--trainable", "head", "--quiet"),
     ]
-    stopped = subprocess.run(
-        [sys.executable, str(source), *arguments], capture_output=True, text=True, timeout=240, check=False
-    )
-    assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
-    assert f"vggkit train --resume {tmp_path / 'run'}" in stopped.stderr
+    stopped = processes.start_python(code, *arguments)
+    assert stopped.wait() == 128 + signal.SIGTERM, stopped.err
+    assert f"vggkit train --resume {tmp_path / 'run'}" in stopped.err
     assert resume(tmp_path / "run", device="cpu", quiet=True).evaluation.n == 12
 
 
-def stop_early(data: Path, out: Path) -> Path:
-    process = subprocess.Popen(command(data, out))
-    assert kill_after(process, out, 3, signal.SIGKILL)
+def stop_early(data: Path, out: Path, processes: Processes) -> Path:
+    kill_after(processes.start(*command(data, out)), out, 3, signal.SIGKILL)
     return out
 
 
-def test_what_changed_between_is_named_and_the_state_stays(data, tmp_path):
+def test_what_changed_between_is_named_and_the_state_stays(tmp_path, processes):
     folder = tmp_path / "data"
     fill_folder(folder / "train", LABELS, 12)
     fill_folder(folder / "val", LABELS, 4, start=100)
-    out = stop_early(folder, tmp_path / "run")
+    out = stop_early(folder, tmp_path / "run", processes)
     before = (out / "last.ckpt").read_bytes()
 
     (folder / "train" / "red" / "000.png").rename(tmp_path / "gone.png")
@@ -208,12 +193,12 @@ def test_what_changed_between_is_named_and_the_state_stays(data, tmp_path):
     resume(out, device="cpu", quiet=True)
 
 
-def test_pictures_of_another_order_or_content_are_another_run(data, tmp_path):
+def test_pictures_of_another_order_or_content_are_another_run(data, tmp_path, processes):
     files = sorted((data / "train").rglob("*.png")) + sorted((data / "val").rglob("*.png"))
     rows = [f"{file},{file.parent.name},{file.parent.parent.name}" for file in files]
     table = tmp_path / "table.csv"
     table.write_text("\n".join(["path,label,split", *rows]))
-    out = stop_early(table, tmp_path / "run")
+    out = stop_early(table, tmp_path / "run", processes)
     table.write_text("\n".join(["path,label,split", *reversed(rows)]))
     with pytest.raises(BadCheckpoint, match="other pictures"):
         resume(out, device="cpu", quiet=True)
@@ -248,8 +233,8 @@ def test_a_picture_that_goes_in_the_middle_is_named_and_the_state_stays(data, tm
     assert len(resume(tmp_path / "run", device="cpu", quiet=True).history) == 2
 
 
-def test_a_full_disk_leaves_the_last_state_whole(data, tmp_path, monkeypatch):
-    out = stop_early(data, tmp_path / "run")
+def test_a_full_disk_leaves_the_last_state_whole(data, tmp_path, monkeypatch, processes):
+    out = stop_early(data, tmp_path / "run", processes)
     before = (out / "last.ckpt").read_bytes()
 
     def write(tensors, path, metadata):
