@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -122,7 +122,15 @@ class Parts:
         def refuse() -> None:
             raise BadOutput(f"{self.out}: another process is writing it; let it end, or name another file")
 
-        with take_turn(self.out.with_name(f".{self.out.name}.lock"), 60, meanwhile=refuse):
+        with ExitStack() as stack:
+            try:
+                self.out.parent.mkdir(parents=True, exist_ok=True)
+                lock = self.out.with_name(f".{self.out.name}.lock")
+                stack.enter_context(take_turn(lock, 60, meanwhile=refuse))
+            except BadOutput:
+                raise
+            except OSError as problem:
+                raise BadOutput(f"{self.out}: cannot be written ({problem.strerror or problem})") from problem
             yield
 
 

@@ -29,8 +29,11 @@ LARGE_TABLE: Final = 1_000_000
 """Probabilities beyond which the table of answers is Parquet, where that can be written."""
 
 
-def demand_new_folder(out: str | Path) -> None:
-    """Raise BadOutput where a run could not have this folder, before work is spent on it."""
+def demand_new_folder(out: str | Path | None) -> None:
+    """Raise BadOutput where a run could not have this folder, see `new_folder`, before work is spent on it."""
+    if out is None:
+        demand_writable(Path("runs") / "config.yaml")
+        return
     out = demand_path(out)
     if out.is_file() or (out.is_dir() and not _is_empty(out)):
         raise BadOutput(f"{out}: is there already; a run takes a new folder, name another with --out")
@@ -43,9 +46,8 @@ def new_folder(out: str | Path | None, classifier: Classifier) -> Iterator[Path]
 
     Where something fails and nothing was written to it, it goes again. Raises BadOutput.
     """
+    demand_new_folder(out)
     directory = _make_next(classifier) if out is None else demand_path(out)
-    if out is not None:
-        demand_new_folder(directory)
     try:
         with hold_folder(directory):
             if not _is_empty(directory):  # another process was faster

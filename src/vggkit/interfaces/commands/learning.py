@@ -154,8 +154,7 @@ def train(
             network=replace(network, weights=locate(network.weights) if network.weights else None),
             recipe=recipe,
         )
-        if out is not None:
-            demand_new_folder(out)
+        demand_new_folder(out)
         pictures, classifier = _prepare(data, asked, preset=preset, quiet=quiet)
         run = runs.train(
             classifier,
