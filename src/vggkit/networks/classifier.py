@@ -156,7 +156,7 @@ class Classifier:
                 preprocessing = preprocessing or _adapt_preprocessing(examination, configuration.in_channels)
                 taken = _take_from(file, examination, configuration, allow_partial=allow_partial)
             found = taken.tensors
-            provenance["weights"] = _report(examination, taken)
+            provenance["weights"] = _report(examination, taken, configuration)
         if fetched is not None:
             provenance["weights"] |= fetched.to_dict()
         preprocessing = preprocessing or fallback
@@ -295,10 +295,11 @@ def _take_from(
     )
 
 
-def _report(examination: Examination, taken: Taken) -> dict[str, Any]:
+def _report(examination: Examination, taken: Taken, configuration: Configuration) -> dict[str, Any]:
     """What became of every key, for provenance."""
-    found = examination.identification
-    return {
+    found, sheet = examination.identification, examination.lay_out_for(configuration)
+    reading = {"reading": sheet.said} if sheet is not None and sheet.said else {}
+    return reading | {
         "file": found.path.name,
         "dialect": found.dialect,
         "input_convention": found.input_convention,

@@ -3,6 +3,7 @@
 Shape letters: N pictures, C channels, H and W pixels, K classes.
 """
 
+import json
 from typing import cast
 
 import torch
@@ -20,6 +21,7 @@ from vggkit.networks.configurations import (
     configure,
 )
 from vggkit.networks.initialization import initialize
+from vggkit.networks.statements import CONFIGURATION_KEY
 
 
 class VGG(nn.Module):
@@ -63,6 +65,7 @@ class VGG(nn.Module):
         self.features = build_trunk(self.configuration)
         self.classifier = build_head(self.configuration)
         initialize(self, initialization)
+        self.register_state_dict_post_hook(_state_configuration)  # type: ignore[no-untyped-call]
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, K) of `images` (N, C, H, W), floating point, H and W at least `minimum_side`."""
@@ -151,6 +154,21 @@ class VGG(nn.Module):
             statistics = torch.cat([statistics, (variance + STD_EPSILON).sqrt()], dim=1)
         statistics = F.dropout(statistics.to(maps.dtype), self.configuration.dropout, self.training)
         return cast(Tensor, layers(statistics))
+
+
+def _state_configuration(module: nn.Module, state: object, prefix: str, about: dict[str, object]) -> None:
+    """Put the configuration into the metadata that torch keeps with a state dict: shapes do not say all of it.
+
+    A network whose layers were exchanged by hand states nothing.
+    """
+    network = cast(VGG, module)
+    with torch.device("meta"):
+        built = build_trunk(network.configuration), build_head(network.configuration)
+    if all(
+        list(map(type, one.modules())) == list(map(type, other.modules()))
+        for one, other in zip((network.features, network.classifier), built, strict=True)
+    ):
+        about[CONFIGURATION_KEY] = json.dumps(network.configuration.to_dict())
 
 
 def slide(layer: nn.Linear | nn.Sequential, maps: Tensor, grid: int) -> Tensor:
