@@ -32,6 +32,7 @@ class Outline:
         self.container = container
         self.stripped = ()
         self.metadata = metadata or {}
+        self.modules = ()
         self.entries = {k: SimpleNamespace(shape=tuple(shape), dtype=dtype) for k, shape in shapes.items()}
 
     def read(self, key):
@@ -278,7 +279,9 @@ def test_the_line_that_loads_it_loads_it(tiny, tmp_path):
     cut = configure("vgg16", until="relu2_2", num_classes=4)
     check(VGG(cut).state_dict(), cut)
     grey = configure("vgg13", until="relu1_2", num_classes=4, in_channels=1)
-    check(VGG(grey).state_dict(), configure("vgg16", until="relu1_2", num_classes=4, in_channels=1))
+    check(VGG(grey).state_dict(), grey)
+    # Without what a VGG's own state dict states beside its tensors, the model that is cut most often.
+    check(dict(VGG(grey).state_dict()), configure("vgg16", until="relu1_2", num_classes=4, in_channels=1))
     headless = {key: value for key, value in VGG(cut).state_dict().items() if key.startswith("features")}
     check(headless, configure("vgg16", until="relu2_2", num_classes=2))
 

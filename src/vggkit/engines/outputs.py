@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggkit.errors import BadConfiguration, BadInput, UnknownName
+from vggkit.networks.card import INPUT_RANGE
 from vggkit.networks.configurations import Configuration, FullyConnected, Layer
 
 Rows = NDArray[np.float32]
@@ -24,7 +25,7 @@ Ranges = Mapping[Output, tuple[float, float]]
 """The least and the largest value of what a convolution or a matrix reads, by its name."""
 ROWS: Final = ("logits", "probabilities", "features", "statistics")
 """What every network has, a row for each picture."""
-IMAGES: Final = "images"
+IMAGES: Final = INPUT_RANGE
 """The name of what the first convolution reads."""
 
 

@@ -24,6 +24,8 @@ from vggkit.networks.file_formats import HEAD_BYTES, LFS_POINTER, describe_forma
 FORMAT_VERSION: Final = 4
 """2: `fit_mode` and `reduced_decoding` of the preprocessing. 3: `temperature` and `threshold`. 4: `ranges`."""
 METADATA_KEY: Final = "vggkit"
+INPUT_RANGE: Final = "images"
+"""The name among `ranges` of what the first convolution reads, all of its channels together."""
 
 
 @dataclass(frozen=True, kw_only=True)

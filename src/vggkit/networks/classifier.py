@@ -201,7 +201,7 @@ class Classifier:
                 )
                 taken = _take_from(file, examination, configuration, last, allow_partial=allow_partial)
             found = taken.tensors
-            provenance["weights"] = _report(examination, taken, last)
+            provenance["weights"] = _report(examination, taken, last, configuration)
         if fetched is not None:
             provenance["weights"] |= fetched.to_dict()
         preprocessing = preprocessing or fallback
@@ -378,11 +378,14 @@ def _take_from(
     return replace(taken, tensors=order_rows(taken.tensors, configuration, last.rows))
 
 
-def _report(examination: Examination, taken: Taken, last: LastLayer) -> dict[str, Any]:
+def _report(
+    examination: Examination, taken: Taken, last: LastLayer, configuration: Configuration
+) -> dict[str, Any]:
     """What became of every key, for provenance."""
-    found = examination.identification
+    found, sheet = examination.identification, examination.lay_out_for(configuration)
     kept = taken.renewed is None and last.rows is not None
-    return {
+    reading = {"reading": sheet.said} if sheet is not None and sheet.said else {}
+    return reading | {
         "file": found.path.name,
         "dialect": found.dialect,
         "input_convention": found.input_convention,

@@ -3,7 +3,6 @@
 Shape letters: N pictures, C channels, H and W pixels, K classes.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from torch import Tensor
 from vggkit.arguments import demand_path
 from vggkit.errors import BadCheckpoint, BadConfiguration, BadOutput
 from vggkit.images.preprocessing import Preprocessing
+from vggkit.networks.card import INPUT_RANGE, Card
 from vggkit.networks.configurations import Configuration
 from vggkit.networks.conventions import (
     InputConvention,
@@ -30,13 +30,8 @@ from vggkit.networks.conventions import (
 from vggkit.networks.dialects import Dialect, Place, map_keys
 from vggkit.networks.layouts import to_layout
 from vggkit.networks.recognition.canonical import CanonicalWeights, build_network
-from vggkit.networks.recognition.identification import (
-    LABELS_KEY,
-    PREPROCESSING_KEY,
-    Examination,
-    Identification,
-    examine,
-)
+from vggkit.networks.recognition.identification import Examination, Identification, examine
+from vggkit.networks.statements import write_statements
 from vggkit.networks.weight_files import WeightFile, open_weights
 from vggkit.networks.weight_writers import Piece, suffix_of, write_pieces
 from vggkit.writing import whole_file
@@ -66,6 +61,9 @@ class Conversion:
     """What the target is to be fed; None: unknown, and then as the source."""
     turned_input: bool
     """conv1_1 was flipped or scaled, so that the target takes another input convention."""
+    notes: tuple[str, ...]
+    """What is not as it was, in sentences: how an ambiguous source was read, and what of a Classifier's file
+    was turned with its input or left behind."""
     compared: str
     """What was compared: `logits`, or `maps of relu3_4` where there is no head."""
     picture_pixels: int
@@ -82,17 +80,19 @@ class Conversion:
         values = dict(vars(self))
         for name in ("source_preprocessing", "preprocessing"):
             values[name] = values[name].to_dict() if values[name] else None
-        said = {"source": self.source.to_dict(), "target": str(self.target), "dropped": list(self.dropped)}
+        said = {"source": self.source.to_dict(), "target": str(self.target)}
+        said |= {"dropped": list(self.dropped), "notes": list(self.notes)}
         convention = describe_convention(self.preprocessing) if self.preprocessing else None
         return values | said | {"input_convention": convention}
 
     def __str__(self) -> str:
         fed = describe_convention(self.preprocessing) if self.preprocessing else "unknown, say --input-convention"
-        return (
+        text = (
             f"{self.target}: {self.source.model} in dialect {self.dialect}, {self.tensors} tensors; "
             f"{self.compared} differ by {self.difference:.1e} at most, of {self.largest:.3g} "
             f"(tolerance {self.tolerance:.1e}); input {fed}"
         )
+        return "\n".join([text, *(f"  {note}" for note in self.notes)])
 
 
 def convert(
@@ -103,6 +103,7 @@ def convert(
     input_convention: InputConvention | Preprocessing | None = None,
     keep_input: bool = False,
     allow_partial: bool = False,
+    reading: int = 0,
 ) -> Conversion:
     """Write the weights of one file in another dialect, and check that both give the same logits.
 
@@ -120,6 +121,11 @@ def convert(
             `caffe-rgb`, `caffe-unit`, or a Preprocessing.
         keep_input: Leave conv1_1 and the input convention as they are.
         allow_partial: Convert what is there of a file without a head, and leave out unexpected keys.
+        reading: Which network the source is read as, of those that `identify` lists where its tensors may be
+            of several.
+
+    What keys and shapes do not say of the network (a cut at a pool, pools that average) is written beside the
+    tensors, where the format has room for it; where it has none, such a network is refused.
 
     Nothing is left behind when it fails. Raises BadCheckpoint for a source that is broken, no VGG or not
     whole, BadConfiguration where the dialect has no keys for the network or the convention contradicts
@@ -128,7 +134,7 @@ def convert(
     source, target = demand_path(source), demand_path(target)
     stated = find_convention(input_convention)
     with open_weights(source) as file:
-        examination = examine(file)
+        examination = examine(file, reading=reading)
         found = examination.identification
         configuration = _check_source(examination, allow_partial=allow_partial)
         places = map_keys(configuration, to, trunk_only=found.head is None)
@@ -136,7 +142,7 @@ def convert(
         if target.exists() and target.samefile(source):
             raise BadOutput(f"{target}: is the source itself; name another file")
         fed = _settle_convention(found, stated)
-        turned, turn_first = _turn_input(fed, to, keep=keep_input)
+        turned, turn_first, scales = _turn_input(fed, to, keep=keep_input)
         weights = CanonicalWeights(file, examination)
         pieces = []
         for key, place in places.items():
@@ -147,10 +153,10 @@ def convert(
                 pieces.append(Piece(place.key, shape, dtype, partial(_read_turned, weights, key, place, turn)))
             elif key.endswith("num_batches_tracked"):  # readers of today ask for what old files lack
                 pieces.append(Piece(place.key, shape, torch.int64, lambda: torch.zeros((), dtype=torch.int64)))
-        metadata = _write_metadata(examination, turned, to, suffix)
+        metadata, notes = _write_metadata(examination, turned, to, suffix, scales)
         with _checked_file(target) as beside:
             write_pieces(beside, suffix, pieces, metadata)
-            compared = _compare(file, examination, beside, fed, turned)
+            compared = _compare(file, examination, beside, fed=fed, turned=turned, to=to)
         return Conversion(
             source=found,
             target=target,
@@ -160,6 +166,7 @@ def convert(
             source_preprocessing=fed,
             preprocessing=turned,
             turned_input=turn_first is not None,
+            notes=(*_say_reading(found), *notes),
             **compared,
         )
 
@@ -204,20 +211,20 @@ def _settle_convention(found: Identification, stated: Preprocessing | None) -> P
 
 def _turn_input(
     fed: Preprocessing | None, to: Dialect, *, keep: bool
-) -> tuple[Preprocessing | None, Callable[[Tensor], Tensor] | None]:
-    """What the target is fed, and what makes conv1_1 fit it; None where nothing changes."""
+) -> tuple[Preprocessing | None, Callable[[Tensor], Tensor] | None, tuple[float, ...]]:
+    """What the target is fed, what makes conv1_1 fit it, None where nothing changes, and its factors by channel."""
     if fed is None or keep:
-        return fed, None
+        return fed, None, ()
     turned, factors = turn_convention(fed, caffe=to in ("keras", "caffe"))
     flip = turned.channel_order != fed.channel_order
     if not flip and all(factor == 1 for factor in factors):
-        return turned, None
+        return turned, None, ()
     scale = torch.tensor(factors, dtype=torch.float64)[None, :, None, None]
 
     def turn(filters: Tensor) -> Tensor:
         return ((filters.flip(1) if flip else filters).double() * scale).to(filters.dtype)
 
-    return turned, turn
+    return turned, turn, factors
 
 
 def _torch_type(file: WeightFile, examination: Examination, key: str) -> torch.dtype:
@@ -226,19 +233,80 @@ def _torch_type(file: WeightFile, examination: Examination, key: str) -> torch.d
 
 
 def _write_metadata(
-    examination: Examination, preprocessing: Preprocessing | None, to: Dialect, suffix: str
-) -> dict[str, str]:
-    """A Classifier stays one where its keys stay canonical; otherwise what it says is kept under other names."""
+    examination: Examination,
+    preprocessing: Preprocessing | None,
+    to: Dialect,
+    suffix: str,
+    scales: tuple[float, ...],
+) -> tuple[dict[str, str], list[str]]:
+    """A Classifier stays one where its keys stay canonical; otherwise what it says is kept under other names.
+
+    With it come sentences on what of a Classifier is not as it was.
+    """
     found, card = examination.identification, examination.card
+    assert found.configuration is not None
     if card is not None and to == "torchvision" and suffix == ".safetensors" and preprocessing is not None:
         provenance = {**card.provenance, "converted": {"file": found.path.name, "dialect": found.dialect}}
-        return replace(card, preprocessing=preprocessing, provenance=provenance).to_metadata()
+        kept = replace(card, preprocessing=preprocessing, provenance=provenance)
+        if not scales or INPUT_RANGE not in card.ranges:
+            return kept.to_metadata(), []
+        turned, note = _turn_ranges(kept, scales)
+        return turned.to_metadata(), [note]
+    notes = []
+    labelled = suffix not in (".npz", ".h5", ".weights.h5")
+    if card is not None:
+        lost = [
+            name
+            for name, is_there in (
+                ("labels", not labelled),
+                ("temperature", card.temperature != 1),
+                ("threshold", card.threshold != 0),
+                ("ranges for int8", bool(card.ranges)),
+                ("provenance", bool(card.provenance)),
+            )
+            if is_there
+        ]
+        notes.append(
+            "no Classifier any more, as dialect torchvision in a .safetensors file is"
+            + (f"; left behind: {', '.join(lost)}" if lost else "")
+        )
+    elif examination.labels is not None and not labelled:
+        notes.append(f"left behind, as a {suffix} file has no room for them: labels")
+    if suffix == ".npz":
+        return {}, notes
     metadata = {"format": "pt"} if suffix == ".safetensors" else {}
-    if preprocessing is not None:
-        metadata[PREPROCESSING_KEY] = json.dumps(preprocessing.to_dict())
-    if examination.labels is not None and suffix == ".safetensors":
-        metadata[LABELS_KEY] = json.dumps(examination.labels, ensure_ascii=False)
-    return metadata
+    return metadata | write_statements(
+        found.configuration, preprocessing=preprocessing, labels=examination.labels if labelled else None
+    ), notes
+
+
+def _turn_ranges(card: Card, scales: tuple[float, ...]) -> tuple[Card, str]:
+    """The card with what conv1_1 reads on its new scale; without ranges where its channels are scaled apart.
+
+    A filter times a factor sees the same numbers where its input is divided by it. Of all channels one range
+    was kept, which only one factor turns exactly.
+    """
+    if max(scales) - min(scales) <= 1e-9 * max(scales):
+        low, high = card.ranges[INPUT_RANGE]
+        factor = 1 / scales[0]
+        ranges = {**card.ranges, INPUT_RANGE: (low * factor, high * factor)}
+        return replace(
+            card, ranges=ranges
+        ), f"ranges for int8: those of the input turned with it, times {factor:.6g}"
+    provenance = {name: value for name, value in card.provenance.items() if name != "ranges"}
+    return replace(card, ranges={}, provenance=provenance), (
+        "ranges for int8: left behind, as the channels of the input are scaled differently; "
+        "vggkit bench MODEL PICTURES --keep-ranges measures them anew"
+    )
+
+
+def _say_reading(found: Identification) -> list[str]:
+    """How a source that can be read in several ways was read."""
+    if len(found.readings) < 2:
+        return []
+    taken = found.readings[found.reading]
+    others = [f"reading={n} {each.said}" for n, each in enumerate(found.readings) if n != found.reading]
+    return [f"the source was read as {taken.said} (reading={found.reading}); it may be {' or '.join(others)}"]
 
 
 @contextmanager
@@ -254,10 +322,15 @@ def _compare(
     file: WeightFile,
     examination: Examination,
     written: Path,
+    *,
     fed: Preprocessing | None,
     turned: Preprocessing | None,
+    to: Dialect,
 ) -> dict[str, Any]:
-    """Both networks on one random picture; raises BadOutput where they differ. One is held at a time."""
+    """Both networks on one random picture; raises BadOutput where they differ. One is held at a time.
+
+    Raises BadConfiguration where the written file would be read back as another network.
+    """
     found, configuration = examination.identification, examination.identification.configuration
     assert configuration is not None
     side = _suit_side(configuration)
@@ -266,8 +339,14 @@ def _compare(
     with open_weights(written) as again:
         found_again = examine(again)
         theirs = found_again.identification.configuration
-        assert theirs is not None, found_again.identification.verdict
-        assert theirs.trunk == configuration.trunk, found_again.identification.verdict
+        differing = _list_differences(configuration, theirs, trunk_only=found.head is None)
+        if theirs is None or differing:
+            said = found_again.identification.verdict
+            raise BadConfiguration(
+                f"{written.name}: was not kept, as {_describe_format(to, written)} has no room for this network's "
+                f"{', '.join(differing) or 'shape'}, and it would be read back as {said}; "
+                "write .safetensors in dialect torchvision, blocks or explicit"
+            )
         given = _run(again, found_again, _feed(pixels, turned, configuration))
     largest = float(expected.abs().max())
     tolerance = TOLERANCE.get(found.dtype or "", max(TOLERANCE.values())) * largest
@@ -285,6 +364,24 @@ def _compare(
         "largest": largest,
         "tolerance": tolerance,
     }
+
+
+def _describe_format(to: Dialect, written: Path) -> str:
+    return f"a {suffix_of(written, to)} file in dialect {to}"
+
+
+def _list_differences(one: Configuration, other: Configuration | None, *, trunk_only: bool) -> list[str]:
+    """The fields in which two networks of the same tensors compute something else; dropout and sliding aside."""
+    if other is None:
+        return []
+    names = [] if one.trunk == other.trunk else ["blocks", "kernels", "lrn_after", "until"]
+    names += ["pooling"] if any(layer.kind == "pool" for layer in one.trunk) else []
+    if not trunk_only:
+        names += ["hidden", "ranks", "num_classes"]
+        names += ["statistics"] if one.head == "pool" else ["grid"]
+        if (one.head == "pool") is not (other.head == "pool"):
+            names.append("head")
+    return [f"{name}={getattr(one, name)!r}" for name in names if getattr(one, name) != getattr(other, name)]
 
 
 def _suit_side(configuration: Configuration) -> int:

@@ -3,16 +3,19 @@
 Shape letters: N pictures, C channels, H and W pixels, K classes.
 """
 
-from typing import cast
+import json
+from contextlib import suppress
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from vggkit.errors import BadInput
+from vggkit.errors import BadConfiguration, BadInput
 from vggkit.networks.configurations import STD_EPSILON, Configuration, Head, Scheme, configure
 from vggkit.networks.initialization import initialize
 from vggkit.networks.layers import build_head, build_trunk
+from vggkit.networks.statements import CONFIGURATION_KEY
 from vggkit.networks.structure import read_configuration
 
 
@@ -66,6 +69,17 @@ class VGG(nn.Module):
         Raises BadConfiguration, naming the module, where no Configuration says what the modules compute.
         """
         return read_configuration(self, self._built, base=VGG)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Put the configuration into the metadata that torch keeps with a state dict: shapes do not say all of it.
+
+        A network that no Configuration describes any more states nothing.
+        """
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        metadata = getattr(destination, "_metadata", None)
+        if metadata is not None:
+            with suppress(BadConfiguration):
+                metadata[prefix[:-1]][CONFIGURATION_KEY] = json.dumps(self.configuration.to_dict())
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, K) of `images` (N, C, H, W), floating point, H and W at least `minimum_side`."""

@@ -5,6 +5,7 @@ Each writer takes a path that is its own to fill; `conversion` puts the finished
 
 import json
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,7 @@ def suffix_of(path: Path, dialect: Dialect) -> str:
 def write_pieces(path: Path, suffix: str, pieces: Sequence[Piece], metadata: Mapping[str, str]) -> None:
     """Write the tensors to `path` in the format of `suffix`.
 
-    The metadata goes where the format has a place for it: safetensors and HDF5. Raises OSError, and
+    The metadata goes where the format has a place for it: all but `.npz`. Raises OSError, and
     MissingExtra where HDF5 needs h5py.
     """
     match suffix:
@@ -88,7 +89,7 @@ def write_pieces(path: Path, suffix: str, pieces: Sequence[Piece], metadata: Map
         case ".weights.h5":
             _write_keras_3(path, pieces, metadata)
         case _:
-            torch.save({piece.key: piece.values() for piece in pieces}, path)
+            _write_torch(path, pieces, metadata)
 
 
 def _write_safetensors(path: Path, pieces: Sequence[Piece], metadata: Mapping[str, str]) -> None:
@@ -113,6 +114,13 @@ def _write_safetensors(path: Path, pieces: Sequence[Piece], metadata: Mapping[st
             out.write(piece.values().reshape(-1).view(torch.uint8).numpy().data)
 
 
+def _write_torch(path: Path, pieces: Sequence[Piece], metadata: Mapping[str, str]) -> None:
+    """A state dict; the metadata is where torch keeps the versions of a network's modules."""
+    state = OrderedDict((piece.key, piece.values()) for piece in pieces)
+    state._metadata = OrderedDict({"": {"version": 1, **metadata}})  # type: ignore[attr-defined]
+    torch.save(state, path)
+
+
 def _to_numpy(piece: Piece) -> NDArray[Any]:
     """Its values for formats without bfloat16, whose numbers float32 holds exactly."""
     value = piece.values()
@@ -135,6 +143,11 @@ def _open_hdf5(path: Path) -> Any:
     return h5py.File(path, "w")
 
 
+def _encode(metadata: Mapping[str, str]) -> dict[str, np.bytes_]:
+    """Texts of a fixed length, which stand in the attribute itself."""
+    return {name: np.bytes_(text.encode()) for name, text in metadata.items()}
+
+
 def _group_layers(pieces: Sequence[Piece]) -> dict[str, list[Piece]]:
     layers: dict[str, list[Piece]] = {}
     for piece in pieces:
@@ -146,7 +159,7 @@ def _write_legacy_hdf5(path: Path, pieces: Sequence[Piece], metadata: Mapping[st
     """As `save_weights` of Keras before 3 wrote it: a group for each layer, its order in an attribute."""
     layers = _group_layers(pieces)
     with _open_hdf5(path) as file:
-        file.attrs.update({"backend": b"torch", "keras_version": b"3.0.0", **metadata})
+        file.attrs.update({"backend": b"torch", "keras_version": b"3.0.0", **_encode(metadata)})
         file.attrs["layer_names"] = [name.encode() for name in layers]
         for name, own in layers.items():
             group = file.create_group(name)
@@ -159,7 +172,7 @@ def _write_keras_3(path: Path, pieces: Sequence[Piece], metadata: Mapping[str, s
     """As Keras 3 writes it: layers by their class and number alone, their tensors by number."""
     numbers = {"conv2d": 0, "dense": 0}
     with _open_hdf5(path) as file:
-        file.attrs.update(metadata)
+        file.attrs.update(_encode(metadata))
         for own in _group_layers(pieces).values():
             kind = "conv2d" if len(own[0].shape) == 4 else "dense"
             number = numbers[kind]

@@ -8,6 +8,12 @@ if TYPE_CHECKING:
     from vggkit.networks.recognition.identification import Identification
 
 
+_UNKNOWN = (
+    "unknown, say --input-convention; the line below takes ImageNet's, RGB 0-1 less its mean, unless it is given "
+    "preprocessing="
+)
+
+
 def describe_identification(found: "Identification") -> str:
     """The verdict, then what it rests on, a line each."""
     lines = [str(found)]
@@ -21,15 +27,19 @@ def describe_identification(found: "Identification") -> str:
         "dialect": f"{found.dialect or 'unknown'}, in {found.container}, {found.dtype or 'no numbers'}",
         "classes": found.num_classes,
         "channels": found.in_channels,
-        "input": found.input_convention or ("unknown, say --input-convention" if found.is_vgg else None),
+        "input": found.input_convention or (_UNKNOWN if found.is_vgg else None),
         "evidence": found.evidence,
         "taken off": ", ".join(found.stripped) or None,
         "missing": _list(found.missing),
         "misshapen": _list(found.misshapen),
         "unexpected": _list(found.unexpected),
+        "read as": found.readings[found.reading].said if len(found.readings) > 1 else None,
         "load": found.load_line,
     }
     lines += [f"  {name:<14} {value}" for name, value in facts.items() if value is not None]
+    for number, reading in enumerate(found.readings if len(found.readings) > 1 else ()):
+        if number != found.reading:
+            lines += [f"  {f'or, reading {number}':<14} {reading.said}", f"  {'load':<14} {reading.load_line}"]
     return "\n".join(map(escape_controls, lines))
 
 

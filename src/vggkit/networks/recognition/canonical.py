@@ -7,8 +7,10 @@ from torch import Tensor
 
 from vggkit.errors import BadCheckpoint
 from vggkit.networks.configurations import Configuration
+from vggkit.networks.dialects import Place
 from vggkit.networks.layouts import from_layout
 from vggkit.networks.recognition.identification import Examination
+from vggkit.networks.recognition.sheets import Source
 from vggkit.networks.vgg import VGG
 from vggkit.networks.weight_files import WeightFile
 
@@ -28,20 +30,42 @@ class CanonicalWeights(Mapping[str, Tensor]):
         self, file: WeightFile, examination: Examination, configuration: Configuration | None = None
     ) -> None:
         self._file = file
-        sheet = examination.sheet
-        configuration = configuration or examination.identification.configuration
-        self.sources = dict(sheet.locate(configuration)) if sheet and configuration else {}
+        wanted = configuration or examination.identification.configuration
+        sheet = examination.lay_out_for(configuration) if configuration else examination.sheet
+        self.sources = dict(sheet.locate(wanted)) if sheet and wanted else {}
         """Where each canonical tensor lies; of any shape."""
-        used = {source.place.key for source in self.sources.values()}
+        used = {key for source in self.sources.values() for key in source.keys}
         self._others = tuple(key for key in file.entries if key not in used and key not in self.sources)
 
     def __getitem__(self, key: str) -> Tensor:
         if key in self.sources:
-            place = self.sources[key].place
-            return from_layout(self._file.read(place.key), place)
+            source = self.sources[key]
+            return self._multiply(source) if source.product else self._read(source.place)
         if key in self._others:
             return self._file.read(key)
         raise KeyError(key)
+
+    def _read(self, place: Place) -> Tensor:
+        return from_layout(self._file.read(place.key), place)
+
+    def _multiply(self, source: Source) -> Tensor:
+        """The matrix, or the bias, of several layers with nothing between them, as of one layer."""
+        dtype: torch.dtype = getattr(torch, self._file.entries[source.place.key].dtype)
+        (weight, bias), *further = source.product
+        if not source.is_bias:
+            matrix = self._read(weight).double()
+            for place, _ in further:
+                matrix = self._read(place).double() @ matrix
+            return matrix.to(dtype)
+        carried = self._read(bias).double() if bias is not None else None
+        for weight, bias in further:
+            if carried is not None:
+                carried = self._read(weight).double() @ carried
+            if bias is not None:
+                own = self._read(bias).double()
+                carried = own if carried is None else carried + own
+        assert carried is not None, source.keys
+        return carried.to(dtype)
 
     def __contains__(self, key: object) -> bool:
         return key in self.sources or key in self._others

@@ -166,7 +166,8 @@ def place_heads(names: Sequence[str]) -> dict[str, HeadPlace] | None:
     counted: list[int] = []
     for name in names:
         said = next((match for pattern in _HEADS if (match := pattern.fullmatch(name))), None)
-        if said is None:
+        # `classifier` is a head by itself: an fc beside it is none of its layers.
+        if said is None or (said.re is _HEADS[0]) is not (_HEADS[0].fullmatch(names[0]) is not None):
             return None
         groups = said.groupdict()
         if groups.get("count"):

@@ -5,10 +5,10 @@ Shape letters: O and I channels (or numbers) out and in, K side of a window.
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from vggkit.errors import BadCheckpoint, BadConfiguration, VggkitError
 from vggkit.images.preprocessing import Preprocessing
@@ -20,12 +20,24 @@ from vggkit.networks.layouts import from_layout
 from vggkit.networks.recognition.networks import Recognition, recognize
 from vggkit.networks.recognition.sheets import Sheet, Source, lay_out
 from vggkit.networks.recognition.verdicts import describe_shapes, name_other_network, say_verdict, write_load_line
+from vggkit.networks.statements import Statements
 from vggkit.networks.weight_files import WeightFile, open_weights
 
-PREPROCESSING_KEY: Final = "vggkit.preprocessing"
-"""Metadata under which a converted file says what it is fed: JSON of `Preprocessing.to_dict`."""
-LABELS_KEY: Final = "vggkit.labels"
-"""Metadata under which a converted file keeps a Classifier's labels: a JSON list."""
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One of the networks that a file's tensors may be of."""
+
+    configuration: Configuration
+    """The network."""
+    said: str
+    """What tells it from the other readings, such as `cut at pool2`; empty where there is no other."""
+    load_line: str | None
+    """The line of Python that loads the file so, with `import vggkit as vk`; None where nothing would."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """A value for JSON."""
+        return {"settings": self.configuration.to_dict(), "said": self.said, "load_line": self.load_line}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +64,7 @@ class Identification:
     head: Head | None = None
     """fc or pool; None where the file has none. The dense head holds the same weights as fc."""
     until: str | None = None
-    """The last layer of a cut trunk, up to its ReLU; None: the trunk is whole."""
+    """The last layer of a cut trunk; None: the trunk is whole."""
     dtype: str | None = None
     """torch's name of the weights' type, `mixed` for several."""
     container: str
@@ -73,6 +85,11 @@ class Identification:
     """Where `preprocessing` is known from: `card`, `metadata` or `fingerprint`."""
     load_line: str | None = None
     """The line of Python that loads it, with `import vggkit as vk`; None where nothing would."""
+    readings: tuple[Reading, ...] = ()
+    """Every network that its tensors may be of, as activations, pools and cuts have none; this one is the first,
+    unless another was asked for. None where it is no VGG."""
+    reading: int = 0
+    """Which of them this is."""
 
     @property
     def input_convention(self) -> str | None:
@@ -109,6 +126,8 @@ class Identification:
             "preprocessing": self.preprocessing.to_dict() if self.preprocessing else None,
             "evidence": self.evidence,
             "load_line": self.load_line,
+            "readings": [reading.to_dict() for reading in self.readings],
+            "reading": self.reading,
         }
 
     def __str__(self) -> str:
@@ -127,8 +146,14 @@ class Examination:
     """The card of a Classifier's file."""
     sources: Mapping[str, Source] = field(default_factory=dict)
     """For each canonical key of the network that the file holds, its source."""
+    sheets: tuple[Sheet, ...] = ()
+    """Its modules in their places, for every reading of its head."""
     labels: tuple[str, ...] | None = None
     """Class names, from a card or from what converting kept of one."""
+
+    def lay_out_for(self, configuration: Configuration) -> Sheet | None:
+        """Its modules in the places that this network has for most of them."""
+        return _choose_sheet([self.sheet, *self.sheets] if self.sheet else [], configuration)
 
 
 def identify(path: str | Path) -> Identification:
@@ -141,17 +166,22 @@ def identify(path: str | Path) -> Identification:
         return examine(file).identification
 
 
-def examine(file: WeightFile) -> Examination:
-    """Identify an open file, and find its tensors. Raises BadCheckpoint."""
-    card, sheet = _read_card(file), lay_out(file.entries)
-    said = _find_input(file, sheet, card)
+def examine(file: WeightFile, *, reading: int = 0) -> Examination:
+    """Identify an open file, and find its tensors.
+
+    Args:
+        file: The open file.
+        reading: Which of the networks that it may hold is taken, where there are several; see `Identification`.
+
+    Raises BadCheckpoint, and BadConfiguration for a reading that there is not.
+    """
+    card, sheets = _read_card(file), lay_out(file.entries, file.modules)
+    statements = _read_statements(file)
+    said = _find_input(file, sheets[0] if sheets else None, card, statements)
     other = name_other_network(file.entries)
-    recognition = None
-    if card is not None:
-        recognition = Recognition(card.configuration, card.configuration.num_classes)
-    elif sheet is not None and other is None:
-        recognition = recognize(sheet, hint=said.network)
-    if sheet is None or recognition is None:
+    found = [] if other is not None and card is None else _recognize(sheets, card, statements, said.network)
+    if not found:
+        sheet = sheets[0] if sheets else None
         identification = Identification(
             path=file.path,
             is_vgg=False,
@@ -162,7 +192,74 @@ def examine(file: WeightFile) -> Examination:
             unexpected=tuple(file.entries),
         )
         return Examination(identification=identification, sheet=sheet)
-    return _compare(file, sheet, recognition, said, card)
+    if not 0 <= reading < len(found):
+        raise BadConfiguration(
+            f"{file.path}: reading={reading} is none of its readings, which are 0 to {len(found) - 1}; "
+            "vggkit identify lists them"
+        )
+    examinations = [
+        _compare(file, sheet, recognition, said, reading=number if len(found) > 1 else None, card=card)
+        for number, (sheet, recognition) in enumerate(found)
+    ]
+    readings = tuple(
+        Reading(recognition.configuration, recognition.said, each.identification.load_line)
+        for (_, recognition), each in zip(found, examinations, strict=True)
+    )
+    chosen = examinations[reading]
+    identification = replace(chosen.identification, readings=readings, reading=reading)
+    return replace(chosen, identification=identification, sheets=tuple(sheets))
+
+
+def _recognize(
+    sheets: Sequence[Sheet], card: Card | None, statements: Statements, hint: str | None
+) -> list[tuple[Sheet, Recognition]]:
+    """The networks that the file may hold, the likeliest first, each with its modules in their places."""
+    stated = card.configuration if card is not None else statements.configuration
+    if not sheets:
+        return []
+    if stated is not None:
+        sheet = _choose_sheet(sheets, stated)
+        assert sheet is not None
+        if card is not None or _fits(sheet, stated):
+            return [(sheet, Recognition(stated, stated.num_classes))]
+    found: list[tuple[Sheet, Recognition]] = []
+    for sheet in sheets:
+        recognitions = recognize(sheet, hint=hint)
+        for each in recognitions:
+            said = ", ".join(part for part in (each.said if len(recognitions) > 1 else "", sheet.said) if part)
+            known = any(each.configuration == other.configuration for _, other in found)
+            if not known:
+                found.append((sheet, replace(each, said=said)))
+    if stated is not None:
+        # Another head was put on a network that said what its trunk is.
+        found = [
+            (sheet, replace(each, configuration=replace(each.configuration, pooling=stated.pooling)))
+            for sheet, each in found
+        ]
+        found.sort(key=lambda pair: pair[1].configuration.trunk != stated.trunk)
+    return found
+
+
+def _choose_sheet(sheets: Sequence[Sheet], configuration: Configuration) -> Sheet | None:
+    """The one that has a place for most of the network's tensors; the first of equals."""
+    expected = configuration.state_shapes()
+
+    def count(sheet: Sheet) -> int:
+        return sum(source.shape == expected.get(key) for key, source in sheet.locate(configuration).items())
+
+    return max(sheets, key=count, default=None)
+
+
+def _fits(sheet: Sheet, configuration: Configuration) -> bool:
+    """Whether the file holds every tensor of that network, and no other."""
+    located, expected = sheet.locate(configuration), configuration.state_shapes()
+    wrong = [
+        key
+        for key, shape in expected.items()
+        if (located[key].shape != shape if key in located else not key.endswith("num_batches_tracked"))
+    ]
+    used = {key for source in located.values() for key in source.keys}
+    return not wrong and used >= set(sheet.keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,18 +272,17 @@ class _Input:
     labels: tuple[str, ...] | None = None
 
 
-def _find_input(file: WeightFile, sheet: Sheet | None, card: Card | None) -> _Input:
+def _find_input(file: WeightFile, sheet: Sheet | None, card: Card | None, statements: Statements) -> _Input:
     """A card's word before other metadata's, and that before the fingerprint's."""
-    stated, labels = _read_statements(file)
     matched = _match_first(file, sheet) if sheet is not None else None
     network = matched[0] if matched else None
     if card is not None:
         return _Input(card.preprocessing, "card", network, card.labels)
-    if stated is not None:
-        return _Input(stated, "metadata", network, labels)
+    if statements.preprocessing is not None:
+        return _Input(statements.preprocessing, "metadata", network, statements.labels)
     if matched is not None:
-        return _Input(matched[1], "fingerprint", network, labels)
-    return _Input(labels=labels)
+        return _Input(matched[1], "fingerprint", network, statements.labels)
+    return _Input(labels=statements.labels)
 
 
 def _read_card(file: WeightFile) -> Card | None:
@@ -200,19 +296,14 @@ def _read_card(file: WeightFile) -> Card | None:
         raise BadCheckpoint(f"{file.path}: {problem}") from problem
 
 
-def _read_statements(file: WeightFile) -> tuple[Preprocessing | None, tuple[str, ...] | None]:
-    """The preprocessing and labels that a converted file states."""
-    stated = labels = None
+def _read_statements(file: WeightFile) -> Statements:
+    """The network, preprocessing and labels that a file states."""
     try:
-        if PREPROCESSING_KEY in file.metadata:
-            stated = Preprocessing.from_dict(json.loads(file.metadata[PREPROCESSING_KEY]))
-        if LABELS_KEY in file.metadata:
-            labels = tuple(str(label) for label in json.loads(file.metadata[LABELS_KEY]))
-    except (ValueError, TypeError, RecursionError) as problem:
+        return Statements.read(file.metadata)
+    except (ValueError, TypeError, RecursionError, VggkitError) as problem:
         raise BadCheckpoint(
-            f"{file.path}: what it says of its input or labels cannot be read ({problem})"
+            f"{file.path}: what it says of its network, input or labels cannot be read ({problem})"
         ) from problem
-    return stated, labels
 
 
 def _name_dtype(file: WeightFile) -> str | None:
@@ -235,7 +326,13 @@ def _match_first(file: WeightFile, sheet: Sheet) -> tuple[str, Preprocessing] | 
 
 
 def _compare(
-    file: WeightFile, sheet: Sheet, recognition: Recognition, said: _Input, card: Card | None
+    file: WeightFile,
+    sheet: Sheet,
+    recognition: Recognition,
+    said: _Input,
+    *,
+    card: Card | None,
+    reading: int | None,
 ) -> Examination:
     """What the recognised network needs against what the file holds."""
     configuration = recognition.configuration
@@ -244,7 +341,7 @@ def _compare(
     sources = {key: source for key, source in located.items() if source.shape == expected[key]}
     # Files older than PyTorch 0.4.1 do not count batches.
     lacking = [key for key in expected if key not in located and not key.endswith("num_batches_tracked")]
-    used = {source.place.key for source in located.values()}
+    used = {key for source in located.values() for key in source.keys}
     unexpected = tuple(key for key in file.entries if key not in used)
     misshapen = tuple(
         f"{source.place.key} {source.shape} in place of {expected[key]}"
@@ -258,7 +355,13 @@ def _compare(
         path=file.path,
         is_vgg=True,
         verdict=say_verdict(
-            recognition, path=file.path, head=head, missing=missing, misshapen=misshapen, unexpected=unexpected
+            recognition,
+            sheet,
+            path=file.path,
+            head=head,
+            missing=missing,
+            misshapen=misshapen,
+            unexpected=unexpected,
         ),
         dialect=dialect,
         configuration=configuration,
@@ -282,6 +385,7 @@ def _compare(
             is_classifier=card is not None,
             missing=lacking,
             others=(*misshapen, *unexpected),
+            reading=reading,
         ),
     )
     return Examination(identification=identification, sheet=sheet, card=card, sources=sources, labels=said.labels)
@@ -289,7 +393,7 @@ def _compare(
 
 def _name_dialect(file: WeightFile, sheet: Sheet) -> Dialect | str:
     """The dialect of the keys; `ordered` for names that are none of them."""
-    names = [module.name for module in sheet.head.values()]
+    names = [module.name for layer in sheet.head.values() for module in layer.modules]
 
     def heads(pattern: str) -> bool:
         return all(re.fullmatch(pattern, name) for name in names)

@@ -7,15 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import isqrt
-from typing import Final
 
 from vggkit.errors import BadConfiguration
 from vggkit.networks.configurations import MODELS, Configuration, Layer, Statistics
 from vggkit.networks.recognition.entries import HeadPlace, Position, Window
+from vggkit.networks.recognition.heads import PAPER_WIDTH
 from vggkit.networks.recognition.sheets import Sheet, places_of
-
-PAPER_WIDTH: Final = 4096
-"""Numbers that each hidden layer of the paper gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +25,15 @@ class Recognition:
     """Classes; None where the file has no last layer."""
     alike: tuple[str, ...] = ()
     """Other models whose trunk begins with the same layers, where a cut leaves them open."""
+    said: str = ""
+    """What tells it from the file's other readings; empty where there is no other."""
 
 
-def recognize(sheet: Sheet, *, hint: str | None = None) -> Recognition | None:
-    """The network of that sheet; None where it is not a VGG.
+def recognize(sheet: Sheet, *, hint: str | None = None) -> list[Recognition]:
+    """The networks that sheet may be of, the likeliest first; none where it is not a VGG.
+
+    There are several where a pool head reads a trunk that may end with a convolution, its ReLU or the pool
+    behind it: none of these has tensors.
 
     Args:
         sheet: The file's modules.
@@ -39,32 +41,92 @@ def recognize(sheet: Sheet, *, hint: str | None = None) -> Recognition | None:
             begin alike.
     """
     if not sheet.trunk:
-        return None
+        return []
     windows = {place: sheet.window(module) for place, module in sorted(sheet.trunk.items())}
     first = windows[min(windows)]
     if first.kernel != 3 or any(window.kernel not in (1, 3) for window in windows.values()):
-        return None
+        return []
     rows = [replace(row, in_channels=first.into) for row in MODELS.values() if row.batch_norm is bool(sheet.norms)]
     if (whole := next((row for row in rows if _compare(row, sheet, windows) == (0, 0)), None)) is not None:
-        return _put_head(whole, sheet)
+        return _end([whole], sheet)
     begun = [row for row in rows if _begins(row, sheet, windows)] if not sheet.strays else []
     # Where models begin alike, the one that is cut most often.
     begun.sort(key=lambda row: (row.model != hint, row.model.removesuffix("_bn") != "vgg16"))
     custom = _build_custom(sheet, windows, first.into)
     if custom is not None and sheet.head and not _is_pooled(sheet):
-        return _put_head(custom, sheet)
-    if begun and (not sheet.head or _is_pooled(sheet)):
-        cut = _cut(begun[0], sheet)
+        return [_put_head(custom, sheet)]
+    if begun and not sheet.head:
         alike = () if hint else tuple(row.model for row in begun[1:])
-        return _put_head(cut, sheet, alike)
+        return [_put_head(_cut(begun[0], _find_relu(begun[0], sheet), sheet), sheet, alike)]
+    if begun and _is_pooled(sheet):
+        return _end(begun, sheet, open_models=not hint)
     if custom is not None:
-        return _put_head(_cut_custom(custom, sheet), sheet)
+        return _end([custom], sheet)
     near = [(_compare(row, sheet, windows), row) for row in rows]
     wrong, row = min(near, key=lambda each: (each[0][1], each[0][0], each[1].kernels is not None))
     # A convolution or two may be of another shape where the others leave no doubt.
     right = len(windows) - wrong[1]
     enough = right * 3 >= len(places_of(row, sheet.scheme)) and (sheet.scheme != "order" or wrong[0] == 0)
-    return _put_head(row, sheet) if enough and wrong[1] <= max(1, right // 7) else None
+    return [_put_head(row, sheet)] if enough and wrong[1] <= max(1, right // 7) else []
+
+
+def _end(rows: Sequence[Configuration], sheet: Sheet, *, open_models: bool = False) -> list[Recognition]:
+    """These trunks with a pool head at every end they may have, the likeliest first; whole with another head."""
+    whole = len(places_of(rows[0], sheet.scheme)) == len(sheet.trunk)
+    if whole:
+        # Hidden layers on the 1×1 map behind the last pool are the fc head's.
+        uncut = _put_head(rows[0], sheet)
+        if not sheet.head or uncut.configuration.head != "pool":
+            return [uncut]
+    found: dict[tuple[Layer, ...], Recognition] = {}
+    alike: dict[tuple[Layer, ...], list[str]] = {}
+    for row in rows:
+        for end in _list_ends(row, sheet):
+            recognition = _put_head(_cut(row, end, sheet), sheet)
+            trunk = recognition.configuration.trunk
+            found.setdefault(trunk, recognition)
+            alike.setdefault(trunk, []).append(row.model)
+    # Means are taken behind the last pool; means and deviations of a map that was cut, as our own cuts are.
+    mean = _head_reads(sheet) == sheet.trunk_channels
+    first, second = ("pool", "relu") if mean or (whole and rows[0].model != "custom") else ("relu", "pool")
+    likely = (first, second, "lrn", "bn", "conv")
+
+    def rank(recognition: Recognition) -> tuple[bool, int]:
+        trunk = recognition.configuration.trunk
+        return sheet.layers not in (None, len(trunk)), likely.index(trunk[-1].kind)
+
+    ordered = sorted(found.values(), key=rank)
+    return [
+        replace(
+            recognition,
+            alike=tuple(alike[recognition.configuration.trunk][1:]) if open_models else (),
+            said=_say_end(recognition.configuration),
+        )
+        for recognition in ordered
+    ]
+
+
+def _say_end(configuration: Configuration) -> str:
+    last = configuration.trunk[-1].name
+    text = f"cut at {last}" if configuration.until else f"with {last} at its end"
+    return f"{text}, after {', '.join(configuration.lrn_after)} normalised" if configuration.lrn_after else text
+
+
+def _list_ends(row: Configuration, sheet: Sheet) -> list[str]:
+    """Layers that the trunk may end with: from the file's last convolution up to the next one."""
+    places = places_of(row, sheet.scheme)
+    last = next(name for name, place in places.items() if place == max(sheet.trunk))
+    layers = list(row.trunk)
+    start = next(at for at, layer in enumerate(layers) if layer.name == last)
+    ends = [layers[start].name]
+    for layer in layers[start + 1 :]:
+        if layer.kind == "conv":
+            break
+        ends.append(layer.name)
+    if row.batch_norm:
+        # The last batch norm is there, or the trunk ends before it.
+        return ends[1:] if max(sheet.trunk) in sheet.norms else ends[:1]
+    return ends
 
 
 def _compare(row: Configuration, sheet: Sheet, windows: Mapping[Position, Window]) -> tuple[int, int]:
@@ -97,32 +159,19 @@ def _head_reads(sheet: Sheet) -> int | None:
     first = sheet.head.get(HeadPlace(0, None)) or sheet.head.get(HeadPlace(0, 0))
     if first is None:
         return None
-    window = sheet.window(first)
+    window = sheet.span(first)
     return window.into * window.kernel**2
 
 
-def _cut(row: Configuration, sheet: Sheet) -> Configuration:
-    """The row up to the ReLU of the last convolution in the file."""
-    places = places_of(row, sheet.scheme)
-    last = next(name for name, place in places.items() if place == max(sheet.trunk))
+def _find_relu(row: Configuration, sheet: Sheet) -> str:
+    """The ReLU of the last convolution in the file."""
+    return next(name for name in _list_ends(row, sheet)[::-1] if not name.startswith(("pool", "lrn")))
+
+
+def _cut(row: Configuration, until: str, sheet: Sheet) -> Configuration:
+    """The row up to that layer, with a pool head."""
     statistics: Statistics = "mean" if _head_reads(sheet) == sheet.trunk_channels else "mean+std"
-    until = last.replace("conv", "relu")
     return replace(row, until=until, head="pool", hidden=(), dropout=0.0, statistics=statistics)
-
-
-def _cut_custom(custom: Configuration, sheet: Sheet) -> Configuration:
-    """A trunk of no model ends with its last pool, unless its head takes what a cut's does."""
-    if _head_reads(sheet) != 2 * sheet.trunk_channels:
-        return custom
-    blocks = custom.blocks
-    return replace(
-        custom,
-        until=f"relu{len(blocks)}_{len(blocks[-1])}",
-        head="pool",
-        hidden=(),
-        dropout=0.0,
-        statistics="mean+std",
-    )
 
 
 def _build_custom(sheet: Sheet, windows: Mapping[Position, Window], in_channels: int) -> Configuration | None:
@@ -204,7 +253,7 @@ def _measure_head(sheet: Sheet, trunk: Configuration) -> Iterator[tuple[int | No
     if not sheet.head:
         return
     last = max(place.position for place in sheet.head)
-    given = {place: sheet.window(module) for place, module in sheet.head.items()}
+    given = {place: sheet.span(layer) for place, layer in sheet.head.items()}
 
     def numbers_out(position: int) -> int | None:
         own = given.get(HeadPlace(position, None)) or given.get(HeadPlace(position, 1))

@@ -3,9 +3,8 @@
 Shape letters: O and I channels (or numbers) out and in, G side of the map that the head reads.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, permutations
 from math import isqrt
 
 from vggkit.networks.configurations import Configuration, Layer
@@ -22,8 +21,8 @@ from vggkit.networks.recognition.entries import (
     is_channels_last,
     measure,
     place_by_name,
-    place_heads,
 )
+from vggkit.networks.recognition.heads import HeadLayer, HeadReading, read_heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +33,16 @@ class Source:
     """Its key in the file and how it lies there."""
     shape: tuple[int, ...]
     """Its canonical shape, whatever network is expected."""
+    product: tuple[tuple[Place, Place | None], ...] = ()
+    """Kernels and biases of the matrices, in order, that one layer was made of; empty: it lies there as it is."""
+    is_bias: bool = False
+    """Of such a layer: whether this is its bias."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Every key in the file that it is made of."""
+        parts = [place.key for pair in self.product for place in pair if place is not None]
+        return (self.place.key, *(key for key in parts if key != self.place.key))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +57,14 @@ class Sheet:
     """Convolutions."""
     norms: Mapping[Position, Module]
     """Batch norms."""
-    head: Mapping[HeadPlace, Module]
+    head: Mapping[HeadPlace, HeadLayer]
     """Fully connected layers, as matrices or as convolutions."""
+    said: str = ""
+    """How the head is read, where it may have been another; empty where there is one reading."""
+    joined: str = ""
+    """Which of its matrices are taken as one layer, in words; empty where none are."""
+    layers: int | None = None
+    """Modules in `features`, where the file lists them."""
     orphans: Mapping[Position | HeadPlace, Module]
     """Biases without their weights, where names say their places."""
     strays: int
@@ -62,6 +77,11 @@ class Sheet:
         window = measure(module, channels_last=self.channels_last)
         assert window is not None, module.name
         return window
+
+    def span(self, layer: HeadLayer) -> Window:
+        """The window of a layer of the head; of several matrices that of their product."""
+        first, last = self.window(layer.modules[0]), self.window(layer.modules[-1])
+        return Window(last.out, first.into, first.kernel)
 
     @property
     def trunk_channels(self) -> int:
@@ -83,10 +103,12 @@ class Sheet:
         for position, fc in enumerate(configuration.fully_connected):
             for factor in (None,) if fc.rank is None else (0, 1):
                 place_in_head = HeadPlace(position, factor)
-                module = self.head.get(place_in_head) or self.orphans.get(place_in_head)
-                if module is not None:
-                    name = f"classifier.{fc.index}" + ("" if factor is None else f".{factor}")
-                    found |= self._sources(module, name, "io", first=position == 0 and factor in (None, 0))
+                name = f"classifier.{fc.index}" + ("" if factor is None else f".{factor}")
+                first = position == 0 and factor in (None, 0)
+                if place_in_head in self.head:
+                    found |= self._head_sources(self.head[place_in_head], name, factor, first=first)
+                elif (module := self.orphans.get(place_in_head)) is not None:
+                    found |= self._sources(module, name, "io", first=first)
         order = {key: number for number, key in enumerate(configuration.state_shapes())}
         return {key: found[key] for key in sorted(found, key=lambda key: order.get(key, len(order)))}
 
@@ -105,6 +127,30 @@ class Sheet:
                     grid = self._grid_of(module) if first else window.kernel
                     layout = self._lay_matrix(module, grid)
             sources[f"{name}.{parameter}"] = Source(Place(key, layout, grid), shape)
+        return sources
+
+    def _head_sources(self, layer: HeadLayer, name: str, factor: int | None, *, first: bool) -> dict[str, Source]:
+        """Of one matrix where it lies; of several their product, and what becomes of their biases."""
+        parts = [
+            self._sources(module, name, "io", first=first and module is layer.modules[0])
+            for module in layer.modules
+        ]
+        sources = parts[-1]
+        weight, bias = f"{name}.weight", f"{name}.bias"
+        chain = tuple((part[weight].place, part[bias].place if bias in part else None) for part in parts)
+        window = self.span(layer)
+        if layer.is_product:
+            shape = (window.out, window.into * window.kernel**2)
+            sources = {weight: Source(chain[-1][0], shape, chain)}
+        carried = chain
+        if layer.before is not None:
+            own = self._sources(layer.before, name, "io")
+            carried = ((own[weight].place, own[bias].place if bias in own else None), *chain)
+        if len(carried) > 1 and any(place is not None for _, place in carried):
+            place = next(place for _, place in reversed(carried) if place is not None)
+            sources[bias] = Source(place, (window.out,), carried, is_bias=True)
+        if factor == 0:  # its bias is a part of the second one's
+            sources = {weight: sources[weight]}
         return sources
 
     def _lay_matrix(self, module: Module, grid: int) -> Layout:
@@ -138,19 +184,28 @@ def _block_and_position(layer: Layer) -> Position:
     return (int(block), int(position))
 
 
-def lay_out(entries: Mapping[str, Shaped]) -> Sheet | None:
-    """The file's modules in their places; None where there is no chain of convolutions at all."""
+def lay_out(entries: Mapping[str, Shaped], listed: Sequence[str] = ()) -> list[Sheet]:
+    """The file's modules in their places: a sheet for each reading of its head, the likeliest first.
+
+    None at all where there is no chain of convolutions.
+
+    Args:
+        entries: The file's tensors.
+        listed: Paths of all of the network's modules, where the file tells them.
+    """
     modules, _ = gather_modules(entries)
     if not any(module.kind == "conv" for module in modules):
-        return None
+        return []
     last = is_channels_last(modules)
     square = [m for m in modules if m.kind not in ("conv", "linear") or measure(m, channels_last=last)]
     keys = tuple(entries)
-    return _lay_by_names(square, keys, last) or _lay_by_order(square, keys, last)
+    return _lay_by_names(square, keys, last, listed) or _lay_by_order(square, keys, last, listed)
 
 
-def _lay_by_names(modules: Sequence[Module], keys: tuple[str, ...], last: bool) -> Sheet | None:
-    """By what names say of the places; None where they leave a convolution of the trunk out."""
+def _lay_by_names(
+    modules: Sequence[Module], keys: tuple[str, ...], last: bool, listed: Sequence[str]
+) -> list[Sheet]:
+    """By what names say of the places; none where they leave a convolution of the trunk out."""
     schemes: tuple[Scheme, ...] = ("index", "blocks", "names", "keras")
     for scheme in schemes:
         trunk, norms, rest = {}, {}, []
@@ -172,28 +227,56 @@ def _lay_by_names(modules: Sequence[Module], keys: tuple[str, ...], last: bool) 
         if sum(module.kind == "conv" for module in connected) > len(trunk):
             continue
         lone = [module for module in rest if module.kind == "orphan"]
-        head = _order_head([*connected, *lone], last) or _order_head(connected, last)
-        orphans |= {place: module for place, module in head.items() if module.kind == "orphan"}
-        head = {place: module for place, module in head.items() if module.kind != "orphan"}
-        return Sheet(
-            scheme=scheme,
-            channels_last=last,
-            trunk=trunk,
-            norms=norms,
-            head=head,
-            orphans=orphans,
-            strays=_count_strays(connected, head),
-            keys=keys,
-        )
-    return None
+        out = _out_of(trunk[max(trunk)], last)
+        readings = read_heads([*connected, *lone], channels=out, channels_last=last, listed=listed)
+        sheets = []
+        for reading in readings or [HeadReading({})]:
+            alone: dict[Position | HeadPlace, Module] = {
+                place: layer.modules[0]
+                for place, layer in reading.layers.items()
+                if layer.modules[0].kind == "orphan"
+            }
+            sheets.append(
+                Sheet(
+                    scheme=scheme,
+                    channels_last=last,
+                    trunk=trunk,
+                    norms=norms,
+                    head={place: layer for place, layer in reading.layers.items() if place not in alone},
+                    orphans=orphans | alone,
+                    strays=_count_strays(connected, reading),
+                    keys=keys,
+                    said=reading.said,
+                    joined=reading.joined,
+                    layers=_count_layers(trunk, listed) if scheme == "index" else None,
+                )
+            )
+        return sheets
+    return []
 
 
-def _count_strays(connected: Sequence[Module], head: Mapping[HeadPlace, Module]) -> int:
-    placed = [module.name for module in head.values()]
+def _out_of(module: Module, last: bool) -> int:
+    window = measure(module, channels_last=last)
+    assert window is not None, module.name
+    return window.out
+
+
+def _count_layers(trunk: Mapping[Position, Module], listed: Sequence[str]) -> int | None:
+    """How many modules stand beside the first convolution in its Sequential; None where that is not told."""
+    start = trunk[min(trunk)].name.rpartition(".")[0] + "."
+    places = [name.removeprefix(start) for name in listed if name.startswith(start)]
+    numbers = [int(place) for place in places if place.isdigit()]
+    return max(numbers) + 1 if numbers else None
+
+
+def _count_strays(connected: Sequence[Module], reading: HeadReading) -> int:
+    placed = [module.name for layer in reading.layers.values() for module in layer.modules]
     return sum(module.kind == "conv" and module.name not in placed for module in connected)
 
 
-def _lay_by_order(modules: Sequence[Module], keys: tuple[str, ...], last: bool) -> Sheet | None:
+def _lay_by_order(
+    modules: Sequence[Module], keys: tuple[str, ...], last: bool, listed: Sequence[str]
+) -> list[Sheet]:
     """By the order of the file, or by number where that makes the longer chain."""
     found: list[tuple[int, list[Module], list[Module]]] = []
     for ordered in (list(modules), in_natural_order(modules)):
@@ -202,22 +285,27 @@ def _lay_by_order(modules: Sequence[Module], keys: tuple[str, ...], last: bool) 
         found.append((length, convolutions, ordered))
     length, convolutions, ordered = max(found, key=lambda each: each[0])
     if length == 0:
-        return None
+        return []
     chain = convolutions[:length]
     norms = [module for module in ordered if module.kind == "norm"]
     connected = [m for m in ordered if m.kind == "linear"] + convolutions[length:]
     # What is no head of this trunk stays where it is, and is called unexpected.
-    head = _order_head(connected, last)
-    return Sheet(
-        scheme="order",
-        channels_last=last,
-        trunk={(number,): module for number, module in enumerate(chain)},
-        norms={(number,): module for number, module in enumerate(norms)} if len(norms) == length else {},
-        head=head,
-        orphans={},
-        strays=_count_strays(connected, head),
-        keys=keys,
-    )
+    readings = read_heads(connected, channels=_out_of(chain[-1], last), channels_last=last, listed=listed)
+    return [
+        Sheet(
+            scheme="order",
+            channels_last=last,
+            trunk={(number,): module for number, module in enumerate(chain)},
+            norms={(number,): module for number, module in enumerate(norms)} if len(norms) == length else {},
+            head=reading.layers,
+            orphans={},
+            strays=_count_strays(connected, reading),
+            keys=keys,
+            said=reading.said,
+            joined=reading.joined,
+        )
+        for reading in readings or [HeadReading({})]
+    ]
 
 
 def _length_of_chain(windows: Sequence[Window | None]) -> int:
@@ -229,32 +317,3 @@ def _length_of_chain(windows: Sequence[Window | None]) -> int:
             break
         length += 1
     return length
-
-
-def _order_head(connected: Sequence[Module], last: bool) -> dict[HeadPlace, Module]:
-    """The head's layers in their places, by names or by the order that chains; empty where neither says them."""
-    named = place_heads([module.name for module in connected])
-    if named is not None:
-        return {named[module.name]: module for module in connected}
-    if len(connected) > 6 or any(module.kind == "orphan" for module in connected):
-        return {}
-    # Formats that keep entries by letter shuffle them; the order that chains is the right one.
-    for ordered in permutations(connected):
-        windows = [measure(module, channels_last=last) for module in ordered]
-        if all(one and two and one.out == two.into for one, two in pairwise(windows)):
-            return _pair_factors(ordered)
-    return {}
-
-
-def _pair_factors(ordered: Iterable[Module]) -> dict[HeadPlace, Module]:
-    """A matrix without a bias is the first factor of a low-rank layer."""
-    places: dict[HeadPlace, Module] = {}
-    position, narrow = 0, False
-    for module in ordered:
-        if "bias" not in module.keys and not narrow:
-            places[HeadPlace(position, 0)] = module
-            narrow = True
-            continue
-        places[HeadPlace(position, 1 if narrow else None)] = module
-        position, narrow = position + 1, False
-    return places

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final
 
+from vggkit.images.preprocessing import Preprocessing
 from vggkit.networks.configurations import PAPER_LETTERS, Configuration, configure
 from vggkit.networks.recognition.entries import Module, Shaped, gather_modules
 from vggkit.networks.recognition.networks import Recognition
@@ -52,6 +53,7 @@ _ORPHAN: Final = re.compile(r".*bias(es)?")
 
 def say_verdict(
     recognition: Recognition,
+    sheet: Sheet,
     *,
     path: Path,
     head: str | None,
@@ -63,6 +65,7 @@ def say_verdict(
 
     Args:
         recognition: The network.
+        sheet: The file's modules in their places.
         path: The file; where its name claims another VGG, that is said, and nothing else follows from it.
         head: fc, dense or pool; None where the file has none.
         missing: Keys that the file lacks.
@@ -79,9 +82,13 @@ def say_verdict(
         parts.append("batch norm")
     if configuration.until:
         parts.append(f"cut at {configuration.until}")
+    if sheet.layers is not None and configuration.head != "pool" and sheet.layers < len(configuration.trunk):
+        parts.append(f"without {configuration.trunk[-1].name} in its features, which is taken to follow them")
     if recognition.alike:
         parts.append(f"which {', '.join(recognition.alike)} begin with too")
     parts.append(_say_head(recognition, head))
+    if sheet.joined:
+        parts.append(f"{sheet.joined}, taken as one layer")
     if configuration.in_channels != 3:
         parts.append(_count(configuration.in_channels, "input channel"))
     if missing:
@@ -126,7 +133,13 @@ def _say_contrast(configuration: Configuration, path: Path) -> str:
 
 
 def write_load_line(
-    recognition: Recognition, *, path: Path, is_classifier: bool, missing: Collection[str], others: Collection[str]
+    recognition: Recognition,
+    *,
+    path: Path,
+    is_classifier: bool,
+    missing: Collection[str],
+    others: Collection[str],
+    reading: int | None = None,
 ) -> str | None:
     """The line that makes a Classifier of the file, with `import vggkit as vk`; None where none would.
 
@@ -136,6 +149,7 @@ def write_load_line(
         is_classifier: It carries a card.
         missing: Canonical keys that it lacks.
         others: Its keys that are of another shape, or none of the network's.
+        reading: Which of the file's readings this network is, where there are several; the line says it.
     """
     configuration = recognition.configuration
     quoted = json.dumps(str(path), ensure_ascii=False)
@@ -147,15 +161,20 @@ def write_load_line(
     labels = f"[str(k) for k in range({classes})]" if classes else '["ant", "bee"]'
     options = [f"labels={labels}", f"weights={quoted}"]
     which = f"vk.identify({quoted}).configuration"
+    if reading is not None:
+        which = f"vk.identify({quoted}).readings[{reading}].configuration"
     if configuration.model != "custom":
         channels, until = configuration.in_channels, configuration.until
         plain = configure(
             configuration.model, num_classes=configuration.num_classes, in_channels=channels, until=until
         )
-        if plain == configuration or classes is None:
+        if (plain == configuration or classes is None) and (reading is None or until is not None):
             which = f'"{configuration.model}"'
             options += [f"in_channels={channels}"] if channels != 3 else []
             options += [f'until="{until}"'] if until else []
+    smallest = configuration.minimum_side
+    if smallest > Preprocessing().crop_pixels:
+        options.append(f"preprocessing=vk.Preprocessing(resize_pixels={smallest}, crop_pixels={smallest})")
     # A pool head is renewed where it is not there, and what lies behind a cut is left.
     pooled = configuration.head == "pool"
     lacking = [key for key in missing if not (pooled and key.startswith("classifier."))]

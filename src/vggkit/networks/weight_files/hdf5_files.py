@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vggkit.errors import BadCheckpoint, MissingExtra
+from vggkit.networks.statements import PREFIX
 from vggkit.networks.weight_files.hdf5_names import read_texts
 from vggkit.networks.weight_files.hdf5_structure import check_structure
 from vggkit.networks.weight_files.opened import (
@@ -34,6 +35,7 @@ _LIMIT_OBJECTS: Final = 20_000
 _LIMIT_DEPTH: Final = 24
 _FILTERS: Final = (1, 2, 3, 32000)
 """deflate, shuffle, fletcher32, lzf: those that h5py brings. Others would be loaded from the system."""
+_STATEMENT_BYTES: Final = 2**16
 _TRUST: Final = "save it again with h5py or Keras, all in one file"
 
 
@@ -83,6 +85,13 @@ class Hdf5File:
         """The texts that a group carries, by attribute; left out are those that cannot be read."""
         with reading(self._path, "HDF5 file"):
             return read_texts(self._stream, self._h5py.h5o.get_info(self._find(group).id).addr)
+
+    def read_statements(self) -> dict[str, str]:
+        """What the file states of itself beside its datasets, as `convert` writes it."""
+        with reading(self._path, "HDF5 file"):
+            address = self._h5py.h5o.get_info(self._file.id).addr
+            texts = read_texts(self._stream, address, limit_bytes=_STATEMENT_BYTES)
+        return {name: texts[name][0] for name in texts if name.startswith(PREFIX) and len(texts[name]) == 1}
 
     def has_attribute(self, group: tuple[str, ...], name: str) -> bool:
         """Whether the group is there and has that attribute, without reading it."""

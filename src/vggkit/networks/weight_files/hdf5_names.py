@@ -21,8 +21,11 @@ _REFERENCE: Final = struct.Struct("<IQI")
 """To a text in a heap: its length, where the heap stands, its number there."""
 
 
-def read_texts(stream: IO[bytes], address: int) -> dict[str, list[str]]:
-    """The texts, or lists of them, by attribute, of the object whose header stands at `address`."""
+def read_texts(stream: IO[bytes], address: int, *, limit_bytes: int = _NAME_BYTES) -> dict[str, list[str]]:
+    """The texts, or lists of them, by attribute, of the object whose header stands at `address`.
+
+    Each is cut at `limit_bytes`; texts that stand in a heap are cut where a name ends.
+    """
     found: dict[str, list[str]] = {}
     heaps: dict[int, dict[int, bytes]] = {}
     for kind, body in list_messages(stream, address):
@@ -32,7 +35,7 @@ def read_texts(stream: IO[bytes], address: int) -> dict[str, list[str]]:
             name, texts = _read_attribute(stream, body, heaps)
         except (struct.error, LookupError, ValueError):
             continue
-        found[name] = [text[:_NAME_BYTES].rstrip(b"\0").decode("utf-8", "replace") for text in texts]
+        found[name] = [text[:limit_bytes].rstrip(b"\0").decode("utf-8", "replace") for text in texts]
     return found
 
 

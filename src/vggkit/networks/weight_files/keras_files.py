@@ -79,6 +79,7 @@ def _open(path: Path, file: Hdf5File, names: dict[tuple[str, ...], str] | None =
     else:
         container, found = "keras-3", _list_numbered(file, names or {})
         metadata |= _read_layer_names(file)
+    metadata |= file.read_statements()
     if not found:
         raise refuse(path, "an HDF5 file without Keras' layers", "save it with Keras' model.save_weights")
     datasets = _key(found)

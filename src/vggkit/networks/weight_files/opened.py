@@ -56,6 +56,8 @@ class Contents:
     """Whether values are compressed."""
     dotted: bool = True
     """Whether keys are modules' paths with dots, and may carry prefixes."""
+    modules: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Every module by its path, those without tensors too, and what is stated of it; empty: not told."""
 
 
 class WeightFile:
@@ -69,7 +71,11 @@ class WeightFile:
     entries: Mapping[str, TensorEntry]
     """Shape and dtype by key, in the file's order; Keras 3's by number, convolutions before dense layers."""
     metadata: Mapping[str, str]
-    """What the file says beside its tensors: safetensors' `__metadata__`, Keras' version and layer names."""
+    """What the file says beside its tensors: safetensors' `__metadata__`, Keras' version and layer names,
+    what a VGG's own state dict states."""
+    modules: tuple[str, ...]
+    """Paths of all modules, those without tensors too, in the order in which the network has them, as torch
+    keeps them with a state dict; empty where the file does not tell."""
     stripped: tuple[str, ...]
     """Wrappers and prefixes that were taken off, outermost first, such as `('state_dict', 'module.')`."""
 
@@ -79,7 +85,10 @@ class WeightFile:
         self.path = path
         self.container = contents.container
         self.entries = MappingProxyType({key[start:]: entry for key, entry in contents.entries.items()})
-        self.metadata = MappingProxyType(contents.metadata)
+        root = "".join(prefixes)
+        stated = contents.modules.get(root.removesuffix("."), {})
+        self.metadata = MappingProxyType({**stated, **contents.metadata})
+        self.modules = tuple(name[start:] for name in contents.modules if name.startswith(root) and name != root)
         self.stripped = (*contents.stripped, *prefixes)
         self._prefix = "".join(prefixes)
         self._read = contents.read

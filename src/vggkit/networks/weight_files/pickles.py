@@ -14,6 +14,7 @@ from vggkit.networks.weight_files.stand_ins import (
     CodeInPickle,
     Inert,
     Odd,
+    Stateful,
     Strided,
     find_storage,
     look_up,
@@ -210,9 +211,11 @@ class Machine:
                 _, arguments, function = self.stack.pop(), self.stack.pop(), self.stack.pop()
                 self.stack.append(reduce_call(function, arguments))
             case "BUILD":
-                self.stack.pop()
-                if not isinstance(self.stack[-1], dict | Inert | Strided | Odd):
+                state, target = self.stack.pop(), self.stack[-1]
+                if not isinstance(target, dict | Inert | Strided | Odd):
                     raise TypeError("a state for something that has none")
+                if isinstance(target, Stateful):
+                    target.state = state
             case "BINPERSID":
                 storage = find_storage(self.stack.pop())
                 self.storages[storage.key] = storage.dtype

@@ -108,6 +108,13 @@ class Inert:
     """Something beside the weights that was passed over."""
 
 
+class Stateful(dict[Any, Any]):
+    """A mapping with attributes of its own, as torch's state dicts are."""
+
+    state: Any = None
+    """Its attributes by name."""
+
+
 @dataclass(frozen=True, slots=True)
 class Global:
     """A name that stands for itself."""
@@ -170,7 +177,7 @@ def reduce_call(function: Any, arguments: Any) -> Any:
     if name in _DICTS:
         # Python 2 gives an OrderedDict as a list of pairs.
         pairs = arguments[0] if arguments and isinstance(arguments[0], list) else []
-        return {plain_key(key): value for key, value in pairs}
+        return Stateful({plain_key(key): value for key, value in pairs})
     return Inert()
 
 

@@ -8,6 +8,7 @@ from typing import IO, Any, Final
 
 from torch import Tensor
 
+from vggkit.networks.statements import PREFIX as STATEMENTS
 from vggkit.networks.weight_files.archives import Archive
 from vggkit.networks.weight_files.opened import (
     DTYPES,
@@ -21,7 +22,7 @@ from vggkit.networks.weight_files.opened import (
     shown,
 )
 from vggkit.networks.weight_files.pickles import LIMIT_PICKLE_BYTES, interpret
-from vggkit.networks.weight_files.stand_ins import CodeInPickle, Odd, Strided
+from vggkit.networks.weight_files.stand_ins import CodeInPickle, Odd, Stateful, Strided
 
 WRAPPERS: Final = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params", "ema")
 """Entries under which training scripts keep the weights, the likeliest first."""
@@ -142,7 +143,31 @@ def _gather(path: Path, content: Any, values: _Values, *, packed: bool) -> Conte
                 raise ValueError("it reaches beyond its storage")
         strided[key] = value
         entries[key] = TensorEntry(value.shape, value.dtype)
-    return Contents("pytorch", entries, lambda key: values.read(strided[key]), stripped=stripped, packed=packed)
+    return Contents(
+        "pytorch",
+        entries,
+        lambda key: values.read(strided[key]),
+        stripped=stripped,
+        packed=packed,
+        modules=_list_modules(inside),
+    )
+
+
+def _list_modules(state: dict[Any, Any]) -> dict[str, dict[str, str]]:
+    """Every module that torch's `state_dict()` listed beside its tensors, and what we stated of it."""
+    kept = state.state if isinstance(state, Stateful) else None
+    listed = kept.get("_metadata") if isinstance(kept, dict) else None
+    if not isinstance(listed, dict):
+        return {}
+    return {
+        name: {
+            key: value
+            for key, value in (about.items() if isinstance(about, dict) else ())
+            if isinstance(key, str) and key.startswith(STATEMENTS) and isinstance(value, str)
+        }
+        for name, about in listed.items()
+        if isinstance(name, str)
+    }
 
 
 def _name_odd(tensor: Strided) -> str:
