@@ -531,7 +531,7 @@ def test_a_changed_network_learns() -> None:
     recipe = Recipe(trainable="all", batch_size=3, learning_rate=0.1, precision="fp32", weight_decay=0.0)
     learner = Learner(network, recipe, device=torch.device("cpu"))
     learner.start_epoch(1)
-    learner.compute(images_for(network), torch.tensor([0, 1, 2]), draw=0, share=1.0)
+    learner.compute(images_for(network), torch.tensor([0, 1, 2]), draw=0)
     assert learner.step(0.1, number=0)
     moved = {key for key, value in network.state_dict().items() if not torch.equal(value, before[key])}
     assert {"features.0.weight", "classifier.0.weight", "classifier.3.weight"} <= moved

@@ -197,7 +197,7 @@ class Classifier:
                 preprocessing = preprocessing or _adapt_preprocessing(examination, configuration.in_channels)
                 known = name_imagenet_classes(labels) if fetched is not None else _list_classes(examination)
                 last = match_last_layer(
-                    labels, known, configuration=configuration, holds=_find_network(examination)
+                    labels, known, configuration=configuration, holds=_find_networks(examination)
                 )
                 taken = _take_from(file, examination, configuration, last, allow_partial=allow_partial)
             found = taken.tensors
@@ -346,10 +346,12 @@ def _list_classes(examination: Examination) -> tuple[str, ...] | None:
     return examination.card.labels if examination.card is not None else examination.labels
 
 
-def _find_network(examination: Examination) -> Configuration | None:
-    """The network that a file holds with its last layer; None where that is not known."""
+def _find_networks(examination: Examination) -> list[Configuration]:
+    """The networks that a file may be read as, each with its last layer; none where that is not known."""
     found = examination.identification
-    return None if found.head is None or found.num_classes is None else found.configuration
+    if found.head is None or found.num_classes is None or found.configuration is None:
+        return []
+    return [found.configuration, *(reading.configuration for reading in found.readings)]
 
 
 def _take_from(

@@ -28,7 +28,7 @@ def match_last_layer(
     known: Sequence[str] | None,
     *,
     configuration: Configuration,
-    holds: Configuration | None,
+    holds: Sequence[Configuration],
 ) -> LastLayer:
     """Hold the labels of a network against the classes of the weights that it starts from.
 
@@ -36,9 +36,9 @@ def match_last_layer(
         labels: The network's, in the order of its logits.
         known: The classes of the weights, in the order of theirs; None where they name none.
         configuration: The network.
-        holds: The network that the weights are of; None: unknown.
+        holds: The networks that the weights may be of; empty: unknown.
     """
-    if holds is not None and _place_last(holds) != _place_last(configuration):
+    if holds and _place_last(configuration) not in map(_place_last, holds):
         return LastLayer(rows=None, said="the weights' layer at this place is not their last one")
     if known is None:
         said = f"the weights name no classes; their last layer is taken for {shorten_names(labels)}, in this order"
