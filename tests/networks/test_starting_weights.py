@@ -179,7 +179,7 @@ def test_names_that_differ_in_case_and_spaces_only_are_the_same_class_and_it_is_
     assert "'Ant' for 'ant'" in found.provenance["weights"]["classes"]
     # Where two would be the same class, none is.
     save_classifier(tmp_path / "y.safetensors", labels=["a", "A", "b", "c", "d"])
-    other = Classifier.create(SLIM, labels=["a", " a", "b", "c", "d"], weights=tmp_path / "y.safetensors")
+    other = Classifier.create(SLIM, labels=["a ", " A", "b", "c", "d"], weights=tmp_path / "y.safetensors")
     assert other.provenance["weights"]["renewed"]
 
 
