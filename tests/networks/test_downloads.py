@@ -181,10 +181,8 @@ def test_a_web_page_is_not_the_file(host, tmp_path):
 
 
 def test_a_stall_is_left_and_gone_on_from(host, tmp_path):
-    started = time.monotonic()
     bring(host, tmp_path, whole(CONTENT, stall_after=120_000), whole(CONTENT))
     assert host.ranges() == [None, "bytes=120000-"]
-    assert 0.3 < time.monotonic() - started < 5
 
 
 def test_a_host_that_says_nothing(host, tmp_path):
@@ -340,9 +338,8 @@ def test_killed_in_the_middle_it_goes_on(host, tmp_path):
     host.answers["/f.pth"] = [whole(CONTENT, drip_seconds=0.02), whole(CONTENT)]
     process = start(host, tmp_path / "f.pth")
     part = tmp_path / "f.pth.part"
-    until = time.monotonic() + 30
     while not (part.exists() and part.stat().st_size > 20_000):
-        assert time.monotonic() < until
+        assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL if os.name == "posix" else signal.SIGTERM)
     process.communicate(timeout=30)
