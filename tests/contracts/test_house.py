@@ -217,25 +217,32 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("module", TORCH_FREE)
-def test_light_modules_import_no_torch(module):
-    heavy = ["torch", "torchvision", "sklearn", "scipy", "matplotlib", "timm", "pandas"]
-    found = run(f"import {module}, sys; print([m for m in {heavy} if m in sys.modules])")
-    assert found.stdout.strip() == "[]", found.stdout + found.stderr
+def test_light_modules_import_no_torch():
+    """One after another in one process: the first that is not light is named."""
+    code = (
+        "import importlib, sys\n"
+        f"for name in {TORCH_FREE}:\n"
+        "    importlib.import_module(name)\n"
+        "    for heavy in ('torch', 'torchvision', 'sklearn', 'scipy', 'matplotlib', 'timm', 'pandas'):\n"
+        "        assert heavy not in sys.modules, f'{name} imports {heavy}'\n"
+        "print('done')\n"
+    )
+    found = run(code)
+    assert found.stdout == "done\n", found.stderr
 
 
 def test_help_is_instant_and_imports_nothing_heavy():
     code = (
-        "import sys, time, contextlib, io\n"
+        "import sys, contextlib, io\n"
         "from vggkit.interfaces.cli import main\n"
         "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()): main(['--help'])\n"
         "heavy = [m for m in ('torch', 'numpy', 'PIL', 'tyro', 'rich') if m in sys.modules]\n"
-        "print(heavy, time.process_time())"
+        "print(heavy, len([m for m in sys.modules if m.startswith('vggkit')]))"
     )
     found = run(code).stdout.rsplit(maxsplit=1)
     assert found[0] == "[]"
-    # Processor time of the whole process, a tenth of what is promised; the imports above decide it.
-    assert float(found[1]) < 0.3
+    # Imports decide how long it takes.
+    assert int(found[1]) < 15
 
 
 def test_public_names_are_what_they_say():

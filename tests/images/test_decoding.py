@@ -4,7 +4,6 @@ import os
 import struct
 import sys
 import threading
-import time
 import warnings
 import zlib
 
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from vggkit.errors import BadImage
 from vggkit.images import decoding
@@ -265,11 +264,11 @@ def claim_jpeg(side: int) -> bytes:
 
 
 @pytest.mark.parametrize("claim", [claim_png(60_000), claim_png(12_000), claim_jpeg(20_000), claim_jpeg(65_000)])
-def test_a_picture_that_claims_too_much_is_refused_before_it_is_decoded(claim):
-    started = time.perf_counter()
+def test_a_picture_that_claims_too_much_is_refused_before_it_is_decoded(claim, monkeypatch):
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)
+    monkeypatch.setattr(decoding, "_find_simplejpeg", None)
     with pytest.raises(BadImage, match=r"pixels"):
         decode(claim)
-    assert time.perf_counter() - started < 1
 
 
 def test_reduced_decoding_lets_larger_pictures_in():
@@ -339,18 +338,15 @@ def odd_images(shared):
 
 
 def test_every_odd_image_decodes_or_is_refused_with_a_reason(shared, route):
-    refused, slowest = {}, 0.0
+    refused = {}
     for path in odd_images(shared):
-        started = time.perf_counter()
         try:
             assert decode(path).shape[2] == 3
         except BadImage as problem:
             refused[path] = str(problem)
-        slowest = max(slowest, time.perf_counter() - started)
     for path, problem in refused.items():
         assert problem.startswith(f"{path}: ")
         assert len(problem) > len(f"{path}: ") + 8
-    assert slowest < 5
     # Head and no picture: as it came, the file ends where the first scan begins.
     assert "ultrahdr.jpg" in {path.name for path in refused}
     assert len(refused) < 50

@@ -7,7 +7,6 @@ import os
 import pickle
 import subprocess
 import sys
-import time
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -397,19 +396,15 @@ def test_no_hub_at_all(hub, monkeypatch, tmp_path):
         pass
     point(monkeypatch, gone.address, tmp_path / "hub")
     assert open_pictures(SET).fingerprint() == first  # what is there serves
-    began = time.monotonic()
     with pytest.raises(BadDownload, match=r"wasps: .*cannot be reached: .*refused.*whether there is a network"):
         open_pictures("hf://datasets/me/wasps")
-    assert time.monotonic() - began < 5
 
 
 def test_a_hub_that_is_silent(hub, monkeypatch):
     monkeypatch.setattr(hub_sets, "PATIENCE_SECONDS", 0.3)
     monkeypatch.setattr(hub, "answer", lambda _: hub.closing.wait(5))
-    began = time.monotonic()
     with pytest.raises(BadDownload, match=r"cannot be reached: .*timed out"):
         open_pictures(SET)
-    assert time.monotonic() - began < 3
 
 
 def test_a_hub_that_is_ill(hub):

@@ -13,7 +13,6 @@ import re
 import struct
 import sys
 import tarfile
-import time
 import warnings
 import zipfile
 from pathlib import Path
@@ -460,10 +459,8 @@ def test_nobody_is_there(host, monkeypatch, tmp_path):
     monkeypatch.setattr(datasets.Food101, "_URL", f"{gone.address}/food-101.tar.gz")
     monkeypatch.setattr(datasets.MNIST, "mirrors", [f"{gone.address}/"])
     for name in ("food101", "mnist"):
-        began = time.monotonic()
         with pytest.raises(BadDownload, match=r"refused.*copy .* from a machine that has it") as raised:
             open_pictures(name)
-        assert time.monotonic() - began < 5
         assert is_one_line(raised.value)
 
 
@@ -491,10 +488,8 @@ def test_a_host_that_falls_silent(silent_after, host, monkeypatch):
     published, host.answers = host.answers, {path: [whole(bytes(400), stall_after=200)] for path in host.answers}
     if not silent_after:
         host.answers = {path: [lambda _: host.closing.wait(5)] for path in published}
-    began = time.monotonic()
     with pytest.raises(BadDownload, match=r"dtd cannot be had \(.*timed out"):
         open_pictures("dtd")
-    assert time.monotonic() - began < 4
     host.answers = published
     assert open_pictures("dtd").labels == ("banded", "woven")
 

@@ -36,26 +36,16 @@ def model(tiny, tmp_path):
     return path
 
 
-def read_surface() -> dict[str, list[str]]:
-    """Every verb with its options, as tyro lays them out."""
+def test_the_surface_is_the_golden_list(monkeypatch, capsys):
+    """Every verb with its options, as tyro lays them out. A new option is meant: write it into surface.json."""
+    monkeypatch.setenv("COLUMNS", "200")
     surface = {}
     for verbs in cli.VERBS.values():
         for verb in verbs:
-            found = subprocess.run(
-                [sys.executable, "-m", "vggkit", verb, "--help"],
-                capture_output=True,
-                text=True,
-                env={**os.environ, "COLUMNS": "200"},
-                timeout=60,
-                check=True,
-            )
-            surface[verb] = sorted(set(re.findall(r"(?<![\w`-])--[a-z][a-z0-9-]*", found.stdout)))
-    return surface
-
-
-def test_the_surface_is_the_golden_list():
-    """A new option is meant: write it into surface.json."""
-    assert read_surface() == json.loads(GOLDEN.read_text(encoding="utf-8"))
+            code, out, _ = call(verb, "--help", capsys=capsys)
+            assert code == 0
+            surface[verb] = sorted(set(re.findall(r"(?<![\w`-])--[a-z][a-z0-9-]*", out)))
+    assert surface == json.loads(GOLDEN.read_text(encoding="utf-8"))
 
 
 def test_every_verb_has_its_command_and_help_explains_each(capsys):
@@ -365,32 +355,24 @@ def test_evaluate_as_json_and_as_text(model, photos, capsys):
     assert found["protocol"] in text
 
 
-def test_train_through_a_real_process_then_predict(photos, tmp_path):
-    def vggkit(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "vggkit", *map(str, arguments)],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-
-    trained = vggkit(
-        "train", photos, "--until", "relu2_1", "--image-size", 32, "--epochs", 2, "--out", "r", "--json"
+def test_train_through_a_real_process_then_predict(photos, tmp_path, processes, capsys):
+    trained = processes.run(
+        *("train", photos, "--until", "pool1", "--image-size", 32, "--epochs", 2, "--out", "r", "--json"),
+        cwd=tmp_path,
     )
-    assert trained.returncode == 0, trained.stderr
-    found = json.loads(trained.stdout)
+    found = json.loads(trained.out)
     assert found["directory"] == "r"
-    assert "epoch 2" in trained.stderr
-    measured = json.loads(vggkit("evaluate", "r", photos, "--json").stdout)
+    assert "epoch 2" in trained.err
+    run = tmp_path / "r"
+    measured = json.loads(call("evaluate", run, photos, "--json", capsys=capsys)[1])
     assert measured["top1"] == found["top1"]
-    answers = vggkit("predict", "r/best.safetensors", photos / "val", "--json", "--top", 1, "--precision", "fp32")
-    rows = [json.loads(line) for line in answers.stdout.splitlines()]
+    asked = "predict", run / "best.safetensors", photos / "val", "--json", "--top", 1, "--precision", "fp32"
+    rows = [json.loads(line) for line in call(*asked, capsys=capsys)[1].splitlines()]
     right = sum(Path(row["path"]).parent.name == row["labels"][0] for row in rows)
     assert found["top1"] == pytest.approx(right / 15)
-    again = vggkit("train", photos, "--out", "r")
-    assert again.returncode == 2
-    assert "is there already" in again.stderr
+    again = processes.start("train", photos, "--out", "r", cwd=tmp_path)
+    assert again.wait() == 2
+    assert "is there already" in again.err
 
 
 def test_identify_and_convert(model, tmp_path, capsys):
@@ -426,14 +408,20 @@ def test_asking_a_file_on_a_processor_imports_no_torch(model, photos, tmp_path):
     pytest.importorskip("faiss")
     picture = next((photos / "val" / "red").iterdir())
 
-    def ask(*arguments):
+    def ask(*arguments, environment=None):
         code = (
             "import sys, contextlib\n"
             "from vggkit.interfaces.cli import main\n"
             f"with contextlib.suppress(SystemExit): main({list(map(str, arguments))!r})\n"
             "print([name for name in ('torch', 'torchvision', 'sklearn', 'matplotlib') if name in sys.modules])"
         )
-        told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+        told = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, **(environment or {})},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         assert told.stdout.splitlines()[-1] == "[]", told.stderr
         return told
 
@@ -441,6 +429,8 @@ def test_asking_a_file_on_a_processor_imports_no_torch(model, photos, tmp_path):
     assert told.stdout.startswith(f"{picture}: ")
     kind = "bfloat16, which" if computes_bf16("cpu") else "float32, for"
     assert f"computed by OpenVINO in {kind}" in told.stderr
+    told = ask("predict", model, picture, "--device", "cpu", environment={"ONEDNN_MAX_CPU_ISA": "AVX2"})
+    assert "computed by OpenVINO in float32, for this processor has no fast bfloat16" in told.stderr
     ask("predict", model, photos / "val", "--device", "cpu", "--out", tmp_path / "answers.csv")
     ask("embed", model, photos / "val", "--device", "cpu", "--out", tmp_path / "vectors.npy")
     assert "100.png" in ask("search", tmp_path / "vectors.npy", picture, "--device", "cpu").stdout

@@ -490,12 +490,11 @@ def write_claims(folder):
 
 
 MEASURE = """
-import resource, sys, time
+import resource, sys
 from vggkit.errors import BadCheckpoint
 from vggkit.networks.weight_files import open_weights
 start = None
 for path in sys.argv[1:]:
-    then = time.perf_counter()
     try:
         with open_weights(path) as file:
             for key in file.entries: file.read(key)
@@ -506,7 +505,6 @@ for path in sys.argv[1:]:
     # The good files come first: they load every library.
     if "good" in path: start = peak
     else: assert peak - start < 2**15, (path, peak - start)
-    assert time.perf_counter() - then < 5, path
 """
 
 

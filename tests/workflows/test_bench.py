@@ -16,6 +16,7 @@ from vggkit.hardware import computes_bf16
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.networks.card import read_card
 from vggkit.networks.classifier import Classifier
+from vggkit.workflows import bench as benches
 from vggkit.workflows import contenders
 from vggkit.workflows.bench import bench
 from vggkit.workflows.engine_processes import EngineChoice, EngineProcess
@@ -53,6 +54,23 @@ def choice(model, tmp_path):
         ranges={},
         pictures=str(tmp_path / "pictures.npy"),
     )
+
+
+@pytest.fixture
+def keep(monkeypatch):
+    """Lets these alone run, as `engine precision`: each has a process, which imports what it needs."""
+
+    def keep(*names):
+        listed = benches.list_contenders
+        monkeypatch.setattr(
+            benches,
+            "list_contenders",
+            lambda *arguments, **options: [
+                each for each in listed(*arguments, **options) if f"{each.engine} {each.precision}" in names
+            ],
+        )
+
+    return keep
 
 
 def find(bench_of, engine, precision):
@@ -101,15 +119,17 @@ def test_auto_is_marked(found):
     assert (auto.engine, auto.precision) == ("openvino", "bf16" if computes_bf16("cpu") else "fp32")
 
 
-def test_pictures_are_made_up_where_there_are_none(model, monkeypatch):
+def test_pictures_are_made_up_where_there_are_none(model, monkeypatch, keep):
+    keep("pytorch fp32", "openvino fp32")
     monkeypatch.setattr(contenders, "find_available_memory", lambda: 0)  # each process ends with its turn
-    found = bench(model, **QUICK)
+    found = bench(model, **(QUICK | {"rounds": 1}))
     assert found.pictures is None
     assert find(found, "openvino", "fp32").speed > 0
     assert find(found, "pytorch", "fp32").peak_memory_bytes > 3e7
 
 
-def test_an_engine_that_is_not_installed_says_how_it_would_be(model, photos, tmp_path, monkeypatch):
+def test_an_engine_that_is_not_installed_says_how_it_would_be(model, photos, tmp_path, monkeypatch, keep):
+    keep("onnx fp32", "openvino fp32")
     (tmp_path / "onnxruntime.py").write_text("raise ImportError('no such thing')")
     (tmp_path / "queue.py").write_text("raise SystemExit('a file of somebody else')")
     monkeypatch.chdir(tmp_path)
@@ -126,7 +146,8 @@ def test_an_engine_that_is_not_installed_says_how_it_would_be(model, photos, tmp
     assert found.model == "a Classifier in memory"
 
 
-def test_ranges_are_kept_where_they_are_wanted(model, photos, tmp_path):
+def test_ranges_are_kept_where_they_are_wanted(model, photos, tmp_path, keep):
+    keep("openvino int8")
     path = tmp_path / "m.safetensors"
     Classifier.load(model).save(path)
     before = path.read_bytes()
@@ -208,7 +229,8 @@ def test_what_an_engine_refuses_is_its_reason(choice, tmp_path):
         process.start()
 
 
-def test_too_many_pictures_together_cost_their_number_alone(model, monkeypatch):
+def test_too_many_pictures_together_cost_their_number_alone(model, monkeypatch, keep):
+    keep("pytorch fp32", "openvino fp32")
     ask = EngineProcess.time
 
     def refuse(self, batch_size, seconds):

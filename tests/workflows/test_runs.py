@@ -196,35 +196,23 @@ def test_augmented_training_on_real_photos(shared, tiny, tmp_path):
     assert run.evaluation.top1 == pytest.approx(right / 153)
 
 
-def test_the_same_command_gives_the_same_bytes_in_another_process(photos, tmp_path):
+def test_the_same_command_gives_the_same_bytes_in_another_process(photos, tmp_path, monkeypatch):
     import subprocess
     import sys
 
-    def run(name, *options):
-        arguments = [
-            "train",
-            str(photos),
-            "--until",
-            "pool1",
-            "--image-size",
-            "32",
-            "--epochs",
-            "1",
-            "--device",
-            "cpu",
-        ]
-        subprocess.run(
-            [sys.executable, "-m", "vggkit", *arguments, *options, "--out", name],
-            cwd=tmp_path,
-            check=True,
-            capture_output=True,
-            timeout=240,
-        )
-        return load(tmp_path / name).network.state_dict()
+    from vggkit.interfaces import cli
 
-    first, again, other = run("a"), run("b"), run("c", "--seed", "1")
-    assert all(torch.equal(again[key], value) for key, value in first.items())
-    assert not torch.equal(other["features.0.weight"], first["features.0.weight"])
+    monkeypatch.chdir(tmp_path)
+    command = ["train", str(photos), "--until", "pool1", "--image-size", "32", "--epochs", "1", "--device", "cpu"]
+    command += ["--quiet", "--out"]
+    for options in (["here"], ["other", "--seed", "1"]):
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*command, *options])
+        assert ended.value.code == 0
+    subprocess.run([sys.executable, "-m", "vggkit", *command, "there"], check=True)
+    here, there, other = (load(tmp_path / name).network.state_dict() for name in ("here", "there", "other"))
+    assert all(torch.equal(there[key], value) for key, value in here.items())
+    assert not torch.equal(other["features.0.weight"], here["features.0.weight"])
 
 
 def test_a_loss_that_diverges_only_in_validation_is_explained_too(tiny, photos, tmp_path):
