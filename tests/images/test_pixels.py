@@ -226,7 +226,6 @@ def test_a_batch_with_channels_first_says_its_line():
         torch.zeros((3, 0, 4), dtype=torch.uint8),
         [],
         (),
-        iter(()),
         Image.new("RGB", (0, 4)),
     ],
 )

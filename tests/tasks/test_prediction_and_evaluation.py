@@ -187,7 +187,7 @@ def test_pixels_that_could_mean_several_things_are_refused(classifier, give):
         for ask in (predict, embed):
             with pytest.raises(BadInput, match=r"image 0: array"):
                 ask(classifier, give(wrong))
-    for nothing in ([], np.zeros((0, 40, 40, 3), np.uint8), None):
+    for nothing in ([], iter(()), np.zeros((0, 40, 40, 3), np.uint8), None):
         for ask in (predict, embed):
             with pytest.raises(BadInput):
                 ask(classifier, nothing)

@@ -1,7 +1,7 @@
 """What callers give for images: places as they are, and all else as Pictures."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Union, cast
 
@@ -36,7 +36,14 @@ def list_sources(given: ImageSources) -> Iterable[ImageSource]:
     if isinstance(given, Mapping) or not isinstance(given, Iterable):
         parts = "; name a part of it: pictures.part('val')" if hasattr(given, "splits") else ""
         raise BadInput(f"{_RULE}, or several of them; got {describe_type(given)}{parts}")
+    if isinstance(given, Sized) and not len(given):
+        raise lack_images(given)
     return given
+
+
+def lack_images(given: object) -> BadInput:
+    """What is said where there is no image at all."""
+    return BadInput(f"there are no images: an empty {type(given).__name__} was given")
 
 
 def count_sources(given: Iterable[ImageSource]) -> int | None:
@@ -49,17 +56,13 @@ def count_sources(given: Iterable[ImageSource]) -> int | None:
 def take_sources(given: ImageSources) -> Iterator[str | Path | Picture]:
     """Paths as they are, which may be places of several images, and all else as Pictures, in the order given.
 
-    An image without a name is called after its number: `image 0`. Raises BadInput for what is no image, and where
-    there is none at all.
+    An image without a name is called after its number: `image 0`. Raises BadInput for what is no image.
     """
-    number = -1
     for number, source in enumerate(list_sources(given)):
         if isinstance(source, str | os.PathLike):
             yield Path(source) if not isinstance(source, str | Path) else source
         else:
             yield take_one(source, name=f"image {number}")
-    if number < 0:
-        raise BadInput(f"there are no images: an empty {type(given).__name__} was given")
 
 
 def take_one(source: ImageSource, *, name: str) -> Picture:

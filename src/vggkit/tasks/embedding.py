@@ -17,7 +17,7 @@ from vggkit.engines.overflow import describe_overflow
 from vggkit.engines.stream import Engine, stream_answers
 from vggkit.engines.weights import ModelFile, NetworkWeights, Weights
 from vggkit.errors import UnknownName
-from vggkit.images.given import ImageSources, count_sources, list_sources
+from vggkit.images.given import ImageSources, count_sources, lack_images, list_sources
 from vggkit.images.sources import gather_pictures
 from vggkit.networks.card import Card, demand_classifier
 from vggkit.networks.configurations import Configuration
@@ -112,11 +112,12 @@ def embed(
         found.append(each)
         if on_progress:
             on_progress(len(found), total)
+    if not found:
+        raise lack_images(pictures)
     missing = np.full(width, np.nan, np.float32)
-    rows = [missing if each.vector is None else each.vector for each in found]
     return Embeddings(
         tuple(each.path for each in found),
-        np.stack(rows) if rows else np.empty((0, width), np.float32),
+        np.stack([missing if each.vector is None else each.vector for each in found]),
         tuple(each.problem for each in found),
         layer,
     )

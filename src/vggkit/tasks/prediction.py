@@ -18,7 +18,7 @@ from vggkit.engines.stream import Answer, Engine, stream_answers
 from vggkit.engines.weights import ModelFile
 from vggkit.hardware import choose_device
 from vggkit.images.file_kinds import tell_by_name
-from vggkit.images.given import ImageSources, count_sources, list_sources
+from vggkit.images.given import ImageSources, count_sources, lack_images, list_sources
 from vggkit.images.sources import gather_pictures
 from vggkit.networks.card import Card, demand_classifier
 
@@ -104,6 +104,8 @@ def predict(
         found.append(each)
         if on_progress:
             on_progress(len(found), total)
+    if not found:
+        raise lack_images(pictures)
     return found
 
 
