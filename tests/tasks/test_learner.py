@@ -10,7 +10,7 @@ from vggkit.networks.vgg import VGG
 from vggkit.tasks.training import learner as learner_module
 from vggkit.tasks.training.learner import Learner
 from vggkit.tasks.training.recipe import Recipe
-from vggkit.tasks.training.strategies import list_strata
+from vggkit.tasks.training.strata import list_strata
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(trainable="all", precision="fp32", learning_rate=0.05, weight_decay=5e-4)

@@ -6,7 +6,8 @@ from torch import nn
 from vggkit.networks.configurations import configure
 from vggkit.networks.vgg import VGG
 from vggkit.tasks.training.recipe import Recipe
-from vggkit.tasks.training.strategies import list_learning, list_strata, open_layers, scale_rates
+from vggkit.tasks.training.strata import list_learning, list_strata
+from vggkit.tasks.training.strategies import open_layers, scale_rates
 
 
 def names(configuration, epoch=1, **recipe):

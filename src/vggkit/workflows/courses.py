@@ -19,6 +19,7 @@ from vggkit.tasks.evaluation.figures import Evaluation
 from vggkit.tasks.evaluation.measuring import CALIBRATED_HERE
 from vggkit.tasks.evaluation.protocols import plan_protocol
 from vggkit.tasks.evaluation.scoring import score
+from vggkit.tasks.training.by_hand import SetByHand
 from vggkit.tasks.training.checkpointing import Checkpoints, Epoch
 from vggkit.tasks.training.recipe import Recipe
 from vggkit.tasks.training.sizing import estimate_memory
@@ -53,6 +54,8 @@ class Course:
     """How often the middle of an epoch is kept."""
     plots: PlotEnding | None
     """What files the report's pictures are drawn to besides."""
+    by_hand: SetByHand
+    """What the caller set on the network, and learning keeps."""
     solve_first: bool
     """Whether learning by steps begins with the head solved: a random one would bend given weights before it
     knows anything (Kumar et al., 2022, "Fine-tuning can distort pretrained features")."""

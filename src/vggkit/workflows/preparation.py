@@ -16,6 +16,7 @@ from vggkit.images.splits import hold_out
 from vggkit.images.spooling import spool
 from vggkit.networks.classifier import Classifier
 from vggkit.reports.progress import ProgressLine
+from vggkit.tasks.training.by_hand import SetByHand
 from vggkit.tasks.training.recipe import Recipe
 from vggkit.tasks.training.settling import Situation, Start, settle
 from vggkit.tasks.training.sizing import choose_batch_size
@@ -48,7 +49,7 @@ def _check_labels(pictures: PictureSet, classifier: Classifier) -> None:
 
 
 def settle_recipe(
-    recipe: Recipe, classifier: Classifier, parts: PictureSet, device: torch.device
+    recipe: Recipe, classifier: Classifier, parts: PictureSet, device: torch.device, *, by_hand: SetByHand
 ) -> tuple[Recipe, list[str]]:
     """The recipe with every choice made, and a sentence on each; see `settle`."""
     weights = classifier.provenance.get("weights")
@@ -61,6 +62,7 @@ def settle_recipe(
         random_keys=tuple(weights["random"]) if start == "weights" and isinstance(weights, dict) else (),
         pictures=pictures,
         bf16=computes_bf16(device),
+        frozen=frozenset(by_hand.frozen),
     )
 
     def choose(known: Recipe) -> tuple[int, str]:
@@ -71,13 +73,16 @@ def settle_recipe(
     return settle(recipe, situation, choose_batch_size=choose)
 
 
-def begins_solved(classifier: Classifier) -> bool:
-    """Whether all but the last layer is given, and no training of ours went before."""
+def begins_solved(classifier: Classifier, by_hand: SetByHand) -> bool:
+    """Whether all but the last layer is given, and that free, and no training of ours went before."""
     weights, last = classifier.provenance.get("weights"), classifier.configuration.fully_connected[-1]
     if "metrics" in classifier.provenance or not isinstance(weights, dict) or last.rank is not None:
         return False
     random = weights["random"]
-    return bool(random) and all(key.startswith(f"classifier.{last.index}.") for key in random)
+    place = f"classifier.{last.index}."
+    if any(key.startswith(place) for key in by_hand.frozen):
+        return False
+    return bool(random) and all(key.startswith(place) for key in random)
 
 
 def describe_start(classifier: Classifier) -> str:

@@ -14,6 +14,7 @@ from vggkit.networks.classifier import Classifier
 from vggkit.reports.progress import ProgressLine
 from vggkit.reports.rate_plot import plot_rate_search
 from vggkit.tasks.training.batches import TrainingBatches, weigh_classes
+from vggkit.tasks.training.by_hand import SetByHand
 from vggkit.tasks.training.mixing import Mixing
 from vggkit.tasks.training.rates import find_learning_rate
 from vggkit.tasks.training.recipe import Recipe
@@ -25,6 +26,7 @@ def search_rate(
     recipe: Recipe,
     *,
     device: torch.device,
+    by_hand: SetByHand,
     picture: Path,
     line: ProgressLine,
 ) -> Recipe:
@@ -35,6 +37,7 @@ def search_rate(
         pictures: To learn from.
         recipe: Settled.
         device: Where to learn.
+        by_hand: What the caller set on the network.
         picture: A file for the picture of the search.
         line: Hears what was found.
 
@@ -54,6 +57,7 @@ def search_rate(
         recipe,
         device=device,
         class_weights=weigh_classes(pictures, classifier.labels) if recipe.balance == "weights" else None,
+        by_hand=by_hand,
         on_step=lambda done, total: line.show("looking for a learning rate", done, total),
     )
     plot_rate_search(search, picture, title=f"{classifier.configuration.model}: looking for a learning rate")

@@ -22,6 +22,7 @@ from vggkit.reports.loggers import open_loggers
 from vggkit.reports.plots import PlotEnding
 from vggkit.reports.progress import ProgressLine
 from vggkit.tasks.evaluation.figures import Evaluation
+from vggkit.tasks.training.by_hand import SetByHand, bring_to_float32, left_as_found
 from vggkit.tasks.training.checkpointing import Checkpoints, Epoch, Progress
 from vggkit.tasks.training.recipe import Recipe
 from vggkit.workflows.configs import RunConfig
@@ -72,7 +73,10 @@ def train(
     """Train a Classifier on labelled pictures and keep its best epoch.
 
     Args:
-        classifier: From `Classifier.create` or `load`; its network learns in place.
+        classifier: From `Classifier.create` or `load`; its network learns in place, in float32, to which weights
+            of another precision are converted. What was set on it by hand is kept: parameters that need no
+            gradients stay frozen, and modules in evaluation mode in a network in training mode stay in it. In the
+            end each parameter and each module is in the state it was found in.
         data: What `open_pictures` takes. Without a validation part, a share of each class is held out.
         recipe: How to learn; None: `Recipe()`.
         out: The run's folder, new or empty; None: the next free `runs/<model>-<n>`.
@@ -104,7 +108,9 @@ def train(
     opened = data if isinstance(data, PictureSet) else open_pictures(data)
     opened = opened.spelled_as(classifier.labels)
     chosen = choose_device(device)
+    by_hand = SetByHand.of(classifier.network)
     with ExitStack() as stack:
+        stack.enter_context(left_as_found(classifier.network))
         stack.enter_context(hear_signals())
         line = stack.enter_context(ProgressLine(quiet=quiet))
         directory = stack.enter_context(new_folder(out, classifier))
@@ -119,10 +125,11 @@ def train(
         counts = ", ".join(f"{len(part)} {name}" for name, part in parts.splits.items())
         line.say(f"{classifier.configuration.model} on {opened.name}: {counts}, {len(parts.labels)} classes")
         line.say(describe_start(classifier))
-        recipe, reasons = settle_recipe(recipe, classifier, parts, chosen)
+        recipe, reasons = settle_recipe(recipe, classifier, parts, chosen, by_hand=by_hand)
+        reasons += filter(None, [by_hand.describe(classifier.network), bring_to_float32(classifier.network)])
         for reason in reasons:
             line.say(reason)
-        solve_first = begins_solved(classifier)
+        solve_first = begins_solved(classifier, by_hand)
         # Figures of another training are not this one's.
         lasting = {name: value for name, value in classifier.provenance.items() if name not in RESULTS}
         classifier.card = replace(classifier.card.of_other_weights(), provenance=lasting)
@@ -132,6 +139,7 @@ def train(
                 parts.part("train"),
                 recipe,
                 device=chosen,
+                by_hand=by_hand,
                 picture=directory / "learning_rate_search.png",
                 line=line,
             )
@@ -157,7 +165,10 @@ def train(
             despite_findings=despite_findings,
             loggers=tuple(loggers),
         )
-        config = asked.record(recipe, {**about, **_describe_network(classifier)})
+        kept = by_hand.to_dict()
+        config = asked.record(
+            recipe, {**about, **({"by_hand": kept} if kept else {}), **_describe_network(classifier)}
+        )
         config.write(directory / "config.yaml")
         course = _plan(
             classifier,
@@ -170,6 +181,7 @@ def train(
             plots=plots,
             line=line,
             stack=stack,
+            by_hand=by_hand,
             solve_first=solve_first,
         )
         return _follow(course, Progress(), None)
@@ -225,6 +237,7 @@ def resume(
     classifier = Classifier(
         network, labels=card.labels, preprocessing=card.preprocessing, provenance=card.provenance
     )
+    by_hand = SetByHand.from_dict(config.found.get("by_hand", {}))
     opened = data if isinstance(data, PictureSet) else open_pictures(data or config.data, columns=config.columns)
     opened = opened.spelled_as(classifier.labels)
     with ExitStack() as stack:
@@ -251,12 +264,13 @@ def resume(
             plots=plots,
             line=line,
             stack=stack,
-            solve_first=begins_solved(classifier),
+            by_hand=by_hand,
+            solve_first=begins_solved(classifier, by_hand),
         )
         state, progress = course.checkpoints.read_last()
         start = {key.removeprefix("network/"): value for key, value in state.items() if key.startswith("network/")}
         network.load_state_dict(start, assign=True)
-        network.requires_grad_(True)
+        by_hand.restore(network.requires_grad_(True))
         line.say(f"going on with {directory}: epoch {progress.epoch}, after {progress.batches} of its batches")
         return _follow(course, progress, state)
 
@@ -273,7 +287,12 @@ def _check_asked(recipe: object, loggers: object, plots: object) -> None:
 
 def _identify(config: RunConfig, contents: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """What a run's states belong to; one that is not the same to the last bit is another run."""
-    return {"recipe": config.settled.to_dict(), "network": asdict(config.network), "pictures": dict(contents)}
+    return {
+        "recipe": config.settled.to_dict(),
+        "network": asdict(config.network),
+        "by_hand": dict(config.found.get("by_hand", {})),
+        "pictures": dict(contents),
+    }
 
 
 def _plan(
@@ -288,6 +307,7 @@ def _plan(
     plots: PlotEnding | None,
     line: ProgressLine,
     stack: ExitStack,
+    by_hand: SetByHand,
     solve_first: bool,
 ) -> Course:
     """The course of a run, new or old: what it is stands in its configuration."""
@@ -313,6 +333,7 @@ def _plan(
         ),
         seconds_between=seconds_between,
         plots=plots,
+        by_hand=by_hand,
         solve_first=solve_first,
     )
 

@@ -50,6 +50,7 @@ def learn_by_steps(
         device=course.device,
         class_weights=weigh_classes(train, classifier.labels) if recipe.balance == "weights" else None,
         feature_scale=feature_scale,
+        by_hand=course.by_hand,
     )
     if state is not None:
         learner.restore(state)
@@ -129,6 +130,5 @@ def _estimate(course: Course, learner: Learner) -> str:
 
 
 def _take_over(classifier: Classifier, kept: Classifier) -> None:
-    classifier.network.requires_grad_(True)
     classifier.network.load_state_dict(kept.network.state_dict())
     classifier.card = kept.card.of_other_weights()

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from vggkit.hardware import computes_bf16, derive_seed
 from vggkit.networks.vgg import VGG
+from vggkit.tasks.training.by_hand import NOTHING, SetByHand
 from vggkit.tasks.training.optimizers import build_optimizers, set_rate
 from vggkit.tasks.training.recipe import Recipe
-from vggkit.tasks.training.strategies import list_learning, name_last_weight, open_layers, scale_rates
+from vggkit.tasks.training.strata import list_learnt
+from vggkit.tasks.training.strategies import name_last_weight, open_layers, scale_rates
 
 PLANES: Final = torch.channels_last
 """How maps lie in memory; the fast convolutions of processors and GPUs read them so."""
@@ -38,6 +40,7 @@ class Learner:
         feature_scale: Root mean square of what the last layer reads, where it is known and above 1. That layer
             learns as if it read numbers of about 1, as a fresh network's does: else its gradients, which grow
             with what it reads, would leave the others nothing when they are clipped, and its steps break it.
+        by_hand: What the caller set on the network, and learning keeps.
     """
 
     def __init__(
@@ -48,9 +51,10 @@ class Learner:
         device: torch.device,
         class_weights: Tensor | None = None,
         feature_scale: float = 1.0,
+        by_hand: SetByHand = NOTHING,
     ) -> None:
         self.network: VGG = network.to(device, memory_format=PLANES)  # type: ignore[call-overload]
-        self.recipe, self.device = recipe, device
+        self.recipe, self.device, self.by_hand = recipe, device, by_hand
         self.worker = _make_twin(self.network) if recipe.precision == "bf16" else self.network
         self.average = copy.deepcopy(self.network).requires_grad_(False) if recipe.ema_decay else None
         self._class_weights = None if class_weights is None else class_weights.to(device)
@@ -58,7 +62,7 @@ class Learner:
         self._autocast = _choose_autocast(device) if recipe.precision == "amp" else None
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._autocast is torch.float16)
 
-        learning = _list_keys(recipe, self.network)
+        learning = [key for key in list_learnt(network.configuration, recipe) if key not in by_hand.frozen]
         whole, working = dict(self.network.named_parameters()), dict(self.worker.named_parameters())
         self._working = [working[key] for key in learning]
         self._whole = [whole[key].detach() for key in learning]
@@ -84,7 +88,7 @@ class Learner:
 
     def start_epoch(self, epoch: int) -> None:
         """Open the layers that learn in it, counted from 1."""
-        open_layers(self.worker, self.recipe, epoch)
+        open_layers(self.worker, self.recipe, epoch, by_hand=self.by_hand)
 
     def weigh(self, targets: Tensor) -> float:
         """What a batch counts in a mean over several: its images, or with class weights the sum of theirs.
@@ -255,18 +259,6 @@ def _make_twin(network: VGG) -> VGG:
 def _as_matrix(value: Tensor) -> Tensor:
     """A view (O, C·H·W) of kernels (O, C, H, W) that lie in channels_last; anything else as it is."""
     return value.permute(0, 2, 3, 1).view(len(value), -1) if value.dim() == 4 else value
-
-
-def _list_keys(recipe: Recipe, network: VGG) -> list[str]:
-    """Keys of the parameters that learn at some time, in the network's order."""
-    strata = list_learning(recipe, network.configuration, recipe.epochs)
-    places = tuple(f"{place}." for stratum in strata for place in stratum.modules)
-    norms = {name for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
-    return [
-        key
-        for key, _ in network.named_parameters()
-        if key.startswith(places) and not (recipe.freeze_norm and key.rpartition(".")[0] in norms)
-    ]
 
 
 def _choose_autocast(device: torch.device) -> torch.dtype:

@@ -50,17 +50,21 @@ def build_optimizers(
                 )
             ]
         case "muon":
-            muon = torch.optim.Muon(
-                _group(parameters, kernels, scales, recipe.weight_decay, decays),
-                lr=0.0,
-                momentum=recipe.momentum,
-                weight_decay=recipe.weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-            )
-            rest = torch.optim.AdamW(
-                _group(parameters, others, scales, recipe.weight_decay, decays), lr=0.0, fused=True
-            )
-            return [muon, rest]
+            found: list[torch.optim.Optimizer] = []
+            if kernels:
+                found.append(
+                    torch.optim.Muon(
+                        _group(parameters, kernels, scales, recipe.weight_decay, decays),
+                        lr=0.0,
+                        momentum=recipe.momentum,
+                        weight_decay=recipe.weight_decay,
+                        adjust_lr_fn="match_rms_adamw",
+                    )
+                )
+            if others:
+                rest = _group(parameters, others, scales, recipe.weight_decay, decays)
+                found.append(torch.optim.AdamW(rest, lr=0.0, fused=True))
+            return found
 
 
 def set_rate(optimizers: list[torch.optim.Optimizer], rate: float) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vggkit.networks.vgg import VGG
+from vggkit.tasks.training.by_hand import NOTHING, SetByHand
 from vggkit.tasks.training.learner import Learner
 from vggkit.tasks.training.recipe import Recipe
 
@@ -54,6 +55,7 @@ def find_learning_rate(
     highest: float = 10.0,
     steps: int = 100,
     class_weights: Tensor | None = None,
+    by_hand: SetByHand = NOTHING,
     on_step: Callable[[int, int], None] | None = None,
 ) -> RateSearch:
     """Take one step at each of many learning rates, and suggest the one at which the loss falls steepest.
@@ -72,12 +74,17 @@ def find_learning_rate(
         highest: The last one.
         steps: How many, each at a rate the same factor higher.
         class_weights: (K,), as for `Learner`.
+        by_hand: As for `Learner`.
         on_step: Called with the steps that are done, and all of them; a loss that grows ends them early.
     """
     assert 0 < lowest < highest, "the rates rise"
     assert steps > 1, "one step has no slope"
     learner = Learner(
-        copy.deepcopy(network), replace(recipe, ema_decay=None), device=device, class_weights=class_weights
+        copy.deepcopy(network),
+        replace(recipe, ema_decay=None),
+        device=device,
+        class_weights=class_weights,
+        by_hand=by_hand,
     )
     learner.start_epoch(recipe.epochs)
     coming = _repeat(batches)

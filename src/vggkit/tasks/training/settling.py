@@ -5,9 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from vggkit.errors import BadConfiguration
+from vggkit.images.class_names import shorten_names
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.networks.configurations import Configuration
 from vggkit.tasks.training.recipe import STEPWISE, Recipe
+from vggkit.tasks.training.strata import list_learnt
 
 Start = Literal["random", "weights", "trained"]
 
@@ -35,6 +37,8 @@ class Situation:
     """How many there are to learn from."""
     bf16: bool
     """Whether the machine computes in bfloat16 several times as fast."""
+    frozen: frozenset[str] = frozenset()
+    """Keys of the parameters that were frozen by hand."""
 
 
 def settle(
@@ -57,6 +61,7 @@ def settle(
         shown = f"{value:g}" if isinstance(value, float) else value
         reasons.append(f"{name.replace('_', ' ')} {shown}: {reason}")
 
+    _check_set_by_hand(recipe, situation)
     if recipe.trainable == "auto":
         choose("trainable", *_choose_trainable(recipe, situation))
     _check_frozen(recipe, situation)
@@ -85,6 +90,44 @@ def settle(
 
 
 def _choose_trainable(recipe: Recipe, situation: Situation) -> tuple[str, str]:
+    chosen, reason = _choose_unfrozen(recipe, situation)
+    if chosen == "head" and _find_frozen(Recipe(trainable="head"), situation):
+        return "all", "the last layer is frozen by hand, and the others learn"
+    if chosen == "top" and not _find_open(Recipe(trainable="top", freeze_norm=recipe.freeze_norm), situation):
+        return "all", "the top layers are frozen by hand, and the others learn"
+    return chosen, reason
+
+
+def _check_set_by_hand(recipe: Recipe, situation: Situation) -> None:
+    """What is frozen by hand stays so, unless the recipe asks for it."""
+    if recipe.trainable != "auto" and (caught := _find_frozen(recipe, situation)):
+        raise BadConfiguration(
+            f"trainable={recipe.trainable} asks that {shorten_names(caught, most=3)} learn, frozen by hand "
+            "(requires_grad=False); give it requires_grad_(True), or leave trainable, and it stays frozen"
+        )
+    if recipe.views > 1 and _find_frozen(Recipe(trainable="head"), situation):
+        raise BadConfiguration(
+            f"views={recipe.views} are for the last layer alone, and that is frozen by hand; leave views, or give "
+            "it requires_grad_(True)"
+        )
+    if not _find_open(Recipe(trainable="all", freeze_norm=recipe.freeze_norm), situation):
+        raise BadConfiguration(
+            "nothing is left to learn: every parameter is frozen by hand; network.requires_grad_(True) opens them"
+        )
+
+
+def _find_frozen(recipe: Recipe, situation: Situation) -> list[str]:
+    """Parameters that the recipe would learn, and that are frozen by hand."""
+    return [key for key in list_learnt(situation.configuration, recipe) if key in situation.frozen]
+
+
+def _find_open(recipe: Recipe, situation: Situation) -> list[str]:
+    """Those that it would learn, and that are not."""
+    return [key for key in list_learnt(situation.configuration, recipe) if key not in situation.frozen]
+
+
+def _choose_unfrozen(recipe: Recipe, situation: Situation) -> tuple[str, str]:
+    """What learns where nothing is frozen."""
     if recipe.views > 1:
         return "head", "views of a picture are made for it"
     if situation.start == "random":

@@ -19,7 +19,7 @@ from vggkit.networks.configurations import Configuration, Layer
 from vggkit.networks.vgg import VGG
 from vggkit.tasks.training.learner import Learner
 from vggkit.tasks.training.recipe import Recipe
-from vggkit.tasks.training.strategies import list_learning
+from vggkit.tasks.training.strata import list_learnt
 
 LIBRARIES: Final = 560_000_000
 """Bytes that a process holds when the libraries are there and nothing else is."""
@@ -48,7 +48,7 @@ def estimate_memory(configuration: Configuration, recipe: Recipe, *, crop_pixels
     each precision; a GPU holds less beside the network.
     """
     shapes = configuration.state_shapes()
-    learnt = set(_list_learnt(configuration, recipe))
+    learnt = set(list_learnt(configuration, recipe))
     all_values = sum(math.prod(shape) for shape in shapes.values())
     learnt_values = sum(math.prod(shapes[key]) for key in learnt)
     kernels = sum(math.prod(shapes[key]) for key in learnt if len(shapes[key]) == 4)
@@ -68,20 +68,6 @@ def estimate_memory(configuration: Configuration, recipe: Recipe, *, crop_pixels
         state += 2 * (all_values + learnt_values)
     size = 4 if recipe.precision == "fp32" else 2
     return LIBRARIES + state + int(batch_size * _measure_maps(configuration, learnt, crop_pixels, size))
-
-
-def _list_learnt(configuration: Configuration, recipe: Recipe) -> list[str]:
-    """Keys of the tensors that learn at some time."""
-    strata = list_learning(recipe, configuration, recipe.epochs)
-    places = tuple(f"{place}." for stratum in strata for place in stratum.modules)
-    norms = {f"features.{layer.index}" for layer in configuration.trunk if layer.kind == "bn"}
-    return [
-        key
-        for key in configuration.state_shapes()
-        if key.startswith(places)
-        and key.endswith((".weight", ".bias"))
-        and not (recipe.freeze_norm and key.rpartition(".")[0] in norms)
-    ]
 
 
 def _measure_maps(configuration: Configuration, learnt: set[str], pixels: int, size: int) -> float:
@@ -151,7 +137,7 @@ def choose_batch_size(
 def _find_flat(configuration: Configuration, recipe: Recipe, pixels: int) -> int:
     """The power of two from which throughput hardly grows."""
     shapes = configuration.state_shapes()
-    learnt = sum(math.prod(shapes[key]) for key in _list_learnt(configuration, recipe))
+    learnt = sum(math.prod(shapes[key]) for key in list_learnt(configuration, recipe))
     multiply_adds = sum(math.prod(shape) for key, shape in shapes.items() if key.startswith("classifier."))
     for layer, side in _walk(configuration, pixels):
         if layer.kind == "conv":
