@@ -290,8 +290,16 @@ def _take_from(
     if allow_partial and not found.is_vgg and nameless:
         raise BadCheckpoint(f"{file.path}: is {found.verdict}; no part of it can be taken for a VGG")
     weights = CanonicalWeights(file, examination, configuration)
+    # A head on a trunk that ends elsewhere reads other numbers, even where there are as many.
+    pooled = configuration.head == "pool" and bool(found.readings)
+    ends = [reading.configuration.trunk for reading in found.readings]
     return take_weights(
-        configuration, weights, source=str(file.path), allow_partial=allow_partial, holds=found.verdict
+        configuration,
+        weights,
+        source=str(file.path),
+        allow_partial=allow_partial,
+        holds=found.verdict,
+        head_fits=not pooled or configuration.trunk in ends,
     )
 
 
