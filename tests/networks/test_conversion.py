@@ -14,6 +14,8 @@ import safetensors.torch
 import torch
 
 import vggkit as vk
+from vggkit.engines.openvino import OpenVINOEngine
+from vggkit.engines.ranges import measure_ranges
 from vggkit.errors import BadCheckpoint, BadConfiguration, BadOutput, UnknownName
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.networks import conversion
@@ -207,6 +209,90 @@ def test_a_classifier_stays_one(tmp_path):
     found = vk.load(same.target)
     assert found.labels == tuple(labels)
     assert found.provenance["converted"]["file"] == "a.safetensors"
+
+
+# What holds of the input alone
+
+
+def keep_measured(network, preprocessing, path):
+    """A Classifier's file with ranges for int8, and pictures (N, H, W, 3) that they were measured on."""
+    pytest.importorskip("openvino")
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), np.uint8)
+    classifier = Classifier(network, labels=list("abcde"), preprocessing=preprocessing, temperature=1.5)
+    ranges = measure_ranges(network, [np.stack([preprocessing.normalize(each) for each in pixels])])
+    classifier.keep_ranges(ranges, about={"pictures": 16})
+    classifier.save(path, provenance={"metrics": {"top1": 0.5}})
+    return pixels
+
+
+def answer(path, pixels, precision):
+    classifier = vk.load(path)
+    ranges = classifier.ranges if precision == "int8" else None
+    engine = OpenVINOEngine(classifier.network, precision=precision, ranges=ranges)
+    return engine.compute(np.stack([classifier.preprocessing.normalize(each) for each in pixels]))["logits"]
+
+
+@pytest.mark.parametrize("convention", ["caffe", "caffe-rgb", "imagenet", "caffe-unit"])
+def test_ranges_are_turned_with_the_input(tmp_path, convention):
+    """One factor for all channels turns them exactly: int8 gives what it gave before."""
+    torch.manual_seed(1)
+    fed = replace(CONVENTIONS[convention], resize_pixels=32, crop_pixels=32)
+    network = VGG(replace(SLIM, hidden=(), head="pool", grid=7)).eval()
+    if fed.full_value == 255:
+        with torch.no_grad():
+            network.features[0].weight /= 255
+    pixels = keep_measured(network, fed, tmp_path / "a.safetensors")
+    done = convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", to="torchvision")
+    before, after = vk.load(tmp_path / "a.safetensors"), vk.load(done.target)
+    low, high = after.ranges["images"]
+    scale = 255 if fed.full_value == 255 else 1
+    assert (low * scale, high * scale) == pytest.approx(before.ranges["images"])
+    assert {**after.ranges, "images": 0} == {**before.ranges, "images": 0}
+    assert (after.temperature, after.provenance["metrics"]) == (1.5, {"top1": 0.5})
+    assert done.notes == (() if scale == 1 else done.notes[:1])
+    assert ("ranges for int8" in str(done)) is (scale == 255)
+    expected = answer(tmp_path / "a.safetensors", pixels, "int8")
+    np.testing.assert_allclose(answer(done.target, pixels, "int8"), expected, atol=0.02 * np.abs(expected).max())
+    whole = answer(done.target, pixels, "fp32")
+    np.testing.assert_allclose(expected, whole, atol=0.1 * np.abs(whole).max())
+    kept = convert(tmp_path / "a.safetensors", tmp_path / "c.safetensors", to="torchvision", keep_input=True)
+    assert vk.load(kept.target).ranges == before.ranges
+
+
+def test_ranges_that_cannot_be_turned_are_left_behind_and_said(tmp_path):
+    """Channels divided by deviations of their own have no factor in common."""
+    fed = Preprocessing(
+        channel_order="BGR",
+        full_value=255.0,
+        mean=(104.0, 117.0, 124.0),
+        std=(57.0, 58.0, 60.0),
+        resize_pixels=32,
+        crop_pixels=32,
+    )
+    keep_measured(VGG(replace(SLIM, hidden=(), head="pool", grid=7)), fed, tmp_path / "a.safetensors")
+    done = convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", to="torchvision")
+    after = vk.load(done.target)
+    assert after.ranges == {}
+    assert "ranges" not in after.provenance
+    assert "left behind" in str(done)
+    assert "--keep-ranges" in str(done)
+
+
+def test_what_a_classifier_leaves_behind_is_said(tmp_path):
+    fed = replace(CONVENTIONS["imagenet"], resize_pixels=32, crop_pixels=32)
+    keep_measured(VGG(replace(SLIM, batch_norm=False)), fed, tmp_path / "a.safetensors")
+    done = convert(tmp_path / "a.safetensors", tmp_path / "b.pth", to="timm")
+    assert "left behind: temperature, ranges for int8, provenance" in str(done)
+    assert json.dumps(done.to_dict())
+    done = convert(tmp_path / "a.safetensors", tmp_path / "b.npz", to="caffe")
+    assert "left behind: labels, temperature, ranges for int8, provenance" in str(done)
+    # A .pth keeps labels and input where torch keeps what belongs to a state dict.
+    with open_weights(tmp_path / "b.pth") as file:
+        found = examine(file)
+    assert (found.labels, found.identification.preprocessing) == (tuple("abcde"), fed)
+    assert (found.identification.evidence, found.identification.configuration) == ("metadata", SLIM)
+    state = torch.load(tmp_path / "b.pth", weights_only=True)
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
 
 
 # Failing

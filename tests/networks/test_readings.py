@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import vggkit as vk
-from vggkit.errors import BadConfiguration
+from vggkit.errors import BadCheckpoint, BadConfiguration
 from vggkit.networks.classifier import Classifier
 from vggkit.networks.configurations import Configuration, configure
 from vggkit.networks.conversion import convert
@@ -319,3 +319,44 @@ def test_layers_exchanged_by_hand_are_not_stated(tmp_path):
     assert len(found.readings) > 1
     torch.save({"x": torch.ones(2)} | dict(net.state_dict()), tmp_path / "y.pth")
     assert "1 unexpected" in identify(tmp_path / "y.pth").verdict
+
+
+# What starts from such files
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        lambda: nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(), nn.Linear(6, 3)),
+        lambda: nn.Sequential(nn.Linear(8, 3), nn.BatchNorm1d(3)),
+    ],
+)
+def test_a_module_within_the_head_that_no_vgg_has_is_not_passed_over(tmp_path, head):
+    net = build(Net(head(), trunk=features((6, "M", 8, "M")), grid=1))
+    path = write(net, tmp_path / "x.pth", "pth")
+    found = identify(path)
+    assert "classifier.1.running_mean" in found.unexpected
+    assert "allow_partial=True" in found.load_line
+    run(found.load_line)
+    with pytest.raises(BadCheckpoint, match=r"unexpected: classifier\.1"):
+        Classifier.create(found.configuration, labels=["a", "b", "c"], weights=path)
+
+
+@pytest.mark.parametrize("kept", ["pth", "card"])
+def test_a_head_is_not_kept_on_another_cut(tmp_path, kept):
+    """It fits by its shape, and reads other numbers."""
+    labels = ["a", "b", "c"]
+    source = Classifier.create("vgg11", labels=labels, until="pool2", seed=0)
+    path = tmp_path / "x.safetensors"
+    source.save(path) if kept == "card" else torch.save(source.network.state_dict(), path)
+    same_cut = Classifier.create("vgg11", labels=labels, until="pool2", weights=path)
+    assert torch.equal(same_cut.network.classifier[0].weight, source.network.classifier[0].weight)
+    for until in ("relu2_1", "conv2_1"):
+        other = Classifier.create("vgg11", labels=labels, until=until, weights=path)
+        assert other.provenance["weights"]["renewed"] == "the head, new with 3 classes"
+        assert not torch.equal(other.network.classifier[0].weight, source.network.classifier[0].weight)
+        assert torch.equal(other.network.features[3].weight, source.network.features[3].weight)
+    # Of tensors alone either may be meant.
+    torch.save(dict(source.network.state_dict()), path)
+    either = Classifier.create("vgg11", labels=labels, until="relu2_1", weights=path)
+    assert torch.equal(either.network.classifier[0].weight, source.network.classifier[0].weight)

@@ -78,6 +78,7 @@ def take_weights(
     other_classes: str | None = None,
     allow_partial: bool = False,
     holds: str | None = None,
+    head_fits: bool = True,
 ) -> Taken:
     """Those of `weights` (canonical keys) that this network starts from, and what could not be taken.
 
@@ -93,6 +94,8 @@ def take_weights(
         allow_partial: Let missing and misshapen keys keep their random values, and ignore
             unexpected ones; some convolution must fit.
         holds: What the source is identified as, for messages.
+        head_fits: Whether its head reads what this network's head reads; one that does not is renewed,
+            whatever its shape.
 
     Raises BadCheckpoint, naming missing, unexpected and misshapen keys.
     """
@@ -107,12 +110,13 @@ def take_weights(
         if value is not None and key == "features.0.weight" and value.dim() == 4 and value.shape[1] == 3:
             value = adapt_filters(value, configuration.in_channels)
         fits = value is not None and tuple(value.shape) == shape
+        fits = fits and (head_fits or not key.startswith("classifier."))
         if value is not None and fits and not (other_classes and key.startswith(last)):
             taken[key] = value
         elif key.startswith(renewed):
             fresh.append(key)
             fitted = fitted or (fits and key.startswith(last))
-            if value is not None and key == f"{last}weight" and tuple(value.shape[1:]) == shape[1:]:
+            if head_fits and value is not None and key == f"{last}weight" and tuple(value.shape[1:]) == shape[1:]:
                 classes = value.shape[0]
         elif value is None:
             if not key.endswith("num_batches_tracked"):  # files older than PyTorch 0.4.1 have none
@@ -121,9 +125,10 @@ def take_weights(
             misshapen.append(f"{key} {tuple(value.shape)} in place of {shape}")
     if fresh and any(key in taken for key in _same_layer(fresh)):
         taken = {key: value for key, value in taken.items() if key not in _same_layer(fresh)}
-    cut = configuration.head == "pool"
     ignored = [key for key in weights if key not in taken]
-    unexpected = [] if cut else [key for key in ignored if key not in expected]
+    # A cut leaves what lies behind it, together with the head there. With its own head nothing is left.
+    behind = configuration.head == "pool" and bool(fresh)
+    unexpected = [] if behind else [key for key in ignored if key not in expected]
     strange = missing or misshapen or unexpected
     if strange and not (allow_partial and any(value.dim() == 4 for value in taken.values())):
         found = {"missing": missing, "misshapen": misshapen, "unexpected": unexpected}

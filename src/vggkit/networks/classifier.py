@@ -367,6 +367,9 @@ def _take_from(
     if allow_partial and not found.is_vgg and nameless:
         raise BadCheckpoint(f"{file.path}: is {found.verdict}; no part of it can be taken for a VGG")
     weights = CanonicalWeights(file, examination, configuration)
+    # A head on a trunk that ends elsewhere reads other numbers, even where there are as many.
+    pooled = configuration.head == "pool" and bool(found.readings)
+    ends = [reading.configuration.trunk for reading in found.readings]
     taken = take_weights(
         configuration,
         weights,
@@ -374,6 +377,7 @@ def _take_from(
         other_classes=last.said if last.rows is None else None,
         allow_partial=allow_partial,
         holds=found.verdict,
+        head_fits=not pooled or configuration.trunk in ends,
     )
     if last.rows is None:
         return taken

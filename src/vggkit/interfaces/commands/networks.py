@@ -141,6 +141,7 @@ def convert(
     input_convention: str | None = None,
     keep_input: bool = False,
     allow_partial: bool = False,
+    reading: int = 0,
     json: bool = False,
 ) -> None:
     """Write weights in another dialect, checked to give the same logits.
@@ -152,6 +153,7 @@ def convert(
         input_convention: What the source is fed, where it does not tell: imagenet, caffe, caffe-rgb, caffe-unit.
         keep_input: Leave the first filters and the input convention as they are.
         allow_partial: Convert what is there of a file without a head.
+        reading: Which network the source is taken for, of those that identify lists where it may be several.
         json: One JSON object in place of the text.
     """
     from vggkit.networks.conversion import convert as turn
@@ -163,6 +165,7 @@ def convert(
         input_convention=find_convention(input_convention),
         keep_input=keep_input,
         allow_partial=allow_partial,
+        reading=reading,
     )
     if json:
         print_json(found.to_dict())

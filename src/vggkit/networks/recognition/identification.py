@@ -3,24 +3,23 @@
 Shape letters: O and I channels (or numbers) out and in, K side of a window.
 """
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vggkit.errors import BadCheckpoint, BadConfiguration, VggkitError
+from vggkit.errors import BadConfiguration
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.networks.card import METADATA_KEY, Card
+from vggkit.networks.card import Card
 from vggkit.networks.configurations import Configuration, Head
-from vggkit.networks.conventions import describe_convention, match_fingerprint
-from vggkit.networks.dialects import Dialect, Place, map_keys
-from vggkit.networks.layouts import from_layout
-from vggkit.networks.recognition.networks import Recognition, recognize
+from vggkit.networks.conventions import describe_convention
+from vggkit.networks.dialects import Dialect, map_keys
+from vggkit.networks.recognition.evidence import Evidence, find_evidence, read_card_of, read_statements
+from vggkit.networks.recognition.networks import Recognition
+from vggkit.networks.recognition.readings import choose_sheet, list_networks
 from vggkit.networks.recognition.sheets import Sheet, Source, lay_out
 from vggkit.networks.recognition.verdicts import describe_shapes, name_other_network, say_verdict, write_load_line
-from vggkit.networks.statements import Statements
 from vggkit.networks.weight_files import WeightFile, open_weights
 
 
@@ -153,7 +152,7 @@ class Examination:
 
     def lay_out_for(self, configuration: Configuration) -> Sheet | None:
         """Its modules in the places that this network has for most of them."""
-        return _choose_sheet([self.sheet, *self.sheets] if self.sheet else [], configuration)
+        return choose_sheet([self.sheet, *self.sheets] if self.sheet else [], configuration)
 
 
 def identify(path: str | Path) -> Identification:
@@ -175,11 +174,11 @@ def examine(file: WeightFile, *, reading: int = 0) -> Examination:
 
     Raises BadCheckpoint, and BadConfiguration for a reading that there is not.
     """
-    card, sheets = _read_card(file), lay_out(file.entries, file.modules)
-    statements = _read_statements(file)
-    said = _find_input(file, sheets[0] if sheets else None, card, statements)
+    card, sheets = read_card_of(file), lay_out(file.entries, file.modules)
+    statements = read_statements(file)
+    said = find_evidence(file, sheets[0] if sheets else None, card, statements)
     other = name_other_network(file.entries)
-    found = [] if other is not None and card is None else _recognize(sheets, card, statements, said.network)
+    found = [] if other is not None and card is None else list_networks(sheets, card, statements, said.network)
     if not found:
         sheet = sheets[0] if sheets else None
         identification = Identification(
@@ -210,126 +209,17 @@ def examine(file: WeightFile, *, reading: int = 0) -> Examination:
     return replace(chosen, identification=identification, sheets=tuple(sheets))
 
 
-def _recognize(
-    sheets: Sequence[Sheet], card: Card | None, statements: Statements, hint: str | None
-) -> list[tuple[Sheet, Recognition]]:
-    """The networks that the file may hold, the likeliest first, each with its modules in their places."""
-    stated = card.configuration if card is not None else statements.configuration
-    if not sheets:
-        return []
-    if stated is not None:
-        sheet = _choose_sheet(sheets, stated)
-        assert sheet is not None
-        if card is not None or _fits(sheet, stated):
-            return [(sheet, Recognition(stated, stated.num_classes))]
-    found: list[tuple[Sheet, Recognition]] = []
-    for sheet in sheets:
-        recognitions = recognize(sheet, hint=hint)
-        for each in recognitions:
-            said = ", ".join(part for part in (each.said if len(recognitions) > 1 else "", sheet.said) if part)
-            known = any(each.configuration == other.configuration for _, other in found)
-            if not known:
-                found.append((sheet, replace(each, said=said)))
-    if stated is not None:
-        # Another head was put on a network that said what its trunk is.
-        found = [
-            (sheet, replace(each, configuration=replace(each.configuration, pooling=stated.pooling)))
-            for sheet, each in found
-        ]
-        found.sort(key=lambda pair: pair[1].configuration.trunk != stated.trunk)
-    return found
-
-
-def _choose_sheet(sheets: Sequence[Sheet], configuration: Configuration) -> Sheet | None:
-    """The one that has a place for most of the network's tensors; the first of equals."""
-    expected = configuration.state_shapes()
-
-    def count(sheet: Sheet) -> int:
-        return sum(source.shape == expected.get(key) for key, source in sheet.locate(configuration).items())
-
-    return max(sheets, key=count, default=None)
-
-
-def _fits(sheet: Sheet, configuration: Configuration) -> bool:
-    """Whether the file holds every tensor of that network, and no other."""
-    located, expected = sheet.locate(configuration), configuration.state_shapes()
-    wrong = [
-        key
-        for key, shape in expected.items()
-        if (located[key].shape != shape if key in located else not key.endswith("num_batches_tracked"))
-    ]
-    used = {key for source in located.values() for key in source.keys}
-    return not wrong and used >= set(sheet.keys)
-
-
-@dataclass(frozen=True, slots=True)
-class _Input:
-    """What is known of the input, and from where."""
-
-    preprocessing: Preprocessing | None = None
-    evidence: str | None = None
-    network: str | None = None
-    labels: tuple[str, ...] | None = None
-
-
-def _find_input(file: WeightFile, sheet: Sheet | None, card: Card | None, statements: Statements) -> _Input:
-    """A card's word before other metadata's, and that before the fingerprint's."""
-    matched = _match_first(file, sheet) if sheet is not None else None
-    network = matched[0] if matched else None
-    if card is not None:
-        return _Input(card.preprocessing, "card", network, card.labels)
-    if statements.preprocessing is not None:
-        return _Input(statements.preprocessing, "metadata", network, statements.labels)
-    if matched is not None:
-        return _Input(matched[1], "fingerprint", network, statements.labels)
-    return _Input(labels=statements.labels)
-
-
-def _read_card(file: WeightFile) -> Card | None:
-    if METADATA_KEY not in file.metadata:
-        return None
-    try:
-        return Card.from_dict(json.loads(file.metadata[METADATA_KEY]))
-    except (json.JSONDecodeError, RecursionError) as problem:
-        raise BadCheckpoint(f"{file.path}: its vggkit card is not JSON ({problem})") from problem
-    except VggkitError as problem:
-        raise BadCheckpoint(f"{file.path}: {problem}") from problem
-
-
-def _read_statements(file: WeightFile) -> Statements:
-    """The network, preprocessing and labels that a file states."""
-    try:
-        return Statements.read(file.metadata)
-    except (ValueError, TypeError, RecursionError, VggkitError) as problem:
-        raise BadCheckpoint(
-            f"{file.path}: what it says of its network, input or labels cannot be read ({problem})"
-        ) from problem
-
-
 def _name_dtype(file: WeightFile) -> str | None:
     """The type of all weights; counters of batch norm aside."""
     types = {entry.dtype for key, entry in file.entries.items() if not key.endswith("num_batches_tracked")}
     return next(iter(types)) if len(types) == 1 else "mixed" if types else None
 
 
-def _match_first(file: WeightFile, sheet: Sheet) -> tuple[str, Preprocessing] | None:
-    """The network and convention of conv1_1 by its fingerprint."""
-    first = sheet.trunk[min(sheet.trunk)]
-    window = sheet.window(first)
-    if (window.out, window.into, window.kernel) != (64, 3, 3) or "bias" not in first.keys:
-        return None
-    if first.shapes["bias"] != (64,):
-        return None
-    place = Place(first.keys["weight"], "hwio" if sheet.channels_last else "same")
-    filters = from_layout(file.read(place.key), place).float().numpy()
-    return match_fingerprint(filters, file.read(first.keys["bias"]).float().numpy())
-
-
 def _compare(
     file: WeightFile,
     sheet: Sheet,
     recognition: Recognition,
-    said: _Input,
+    said: Evidence,
     *,
     card: Card | None,
     reading: int | None,

@@ -178,7 +178,8 @@ def write_load_line(
     # A pool head is renewed where it is not there, and what lies behind a cut is left.
     pooled = configuration.head == "pool"
     lacking = [key for key in missing if not (pooled and key.startswith("classifier."))]
-    if lacking or (others and not pooled):
+    renewed = pooled and len(lacking) < len(missing)
+    if lacking or (others and not renewed):
         options.append("allow_partial=True")
     return f"clf = vk.Classifier.create({which}, {', '.join(options)})"
 
