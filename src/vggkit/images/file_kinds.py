@@ -1,6 +1,5 @@
 """What a file is by its name, and by its first bytes where the name tells nothing."""
 
-from pathlib import PurePath
 from typing import Final, Literal
 
 from vggkit.images.decoding import HEIC_BRANDS, SIGNATURE_JPEG
@@ -68,7 +67,7 @@ Kind = Literal["image", "other", "unknown"]
 
 def tell_by_name(name: str) -> Kind:
     """What a file's ending says."""
-    ending = PurePath(name).suffix.lower()
+    ending = name[name.rfind(".") :].lower() if "." in name else ""
     return "image" if ending in SUFFIXES else "other" if ending in OTHER_SUFFIXES else "unknown"
 
 
