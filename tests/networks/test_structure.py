@@ -345,6 +345,7 @@ def test_what_none_can_say_is_refused_by_name_everywhere(edit: Edit, message: st
         lambda: classifier.save(tmp_path / "x.safetensors"),
         lambda: classifier.configuration,
         lambda: Classifier(classifier.network, labels=["a", "b", "c"], preprocessing=SMALL),
+        lambda: classifier.push("me/mine"),
         lambda: predict(classifier, picture(tmp_path)),
         *(lambda engine=engine: choose_engine(classifier.network, engine=engine) for engine in engines),
         lambda: choose_engine(classifier.network, engine="pytorch", precision="bf16"),
