@@ -360,3 +360,45 @@ def test_a_head_is_not_kept_on_another_cut(tmp_path, kept):
     torch.save(dict(source.network.state_dict()), path)
     either = Classifier.create("vgg11", labels=labels, until="relu2_1", weights=path)
     assert torch.equal(either.network.classifier[0].weight, source.network.classifier[0].weight)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"class_to_idx": {"rose": 2, "iris": 0, "tulip": 1}},
+        {"idx_to_class": {0: "iris", 2: "rose", 1: "tulip"}},
+        {"classes": ["iris", "tulip", "rose"]},
+        {"class_names": ("iris", "tulip", "rose")},
+    ],
+)
+@pytest.mark.parametrize("inside", [True, False])
+def test_class_names_that_training_scripts_keep(tmp_path, names, inside):
+    state = dict(VGG("vgg11", until="pool1", num_classes=3).state_dict())
+    content = {"model": {"state_dict": state} | names} if inside else {"state_dict": state} | names
+    torch.save(content | {"epoch": 3}, tmp_path / "x.pth")
+    found = identify(tmp_path / "x.pth")
+    assert found.labels == ("iris", "tulip", "rose")
+    assert "iris, tulip, rose" in describe_identification(found)
+    assert run(found.load_line).labels == found.labels
+    done = convert(tmp_path / "x.pth", tmp_path / "y.safetensors", to="explicit")
+    assert identify(done.target).labels == found.labels
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"class_to_idx": {"rose": 1, "iris": 0}},
+        {"class_to_idx": {"rose": 3, "iris": 1, "tulip": 2}},
+        {"class_to_idx": {"rose": 0, "iris": 0, "tulip": 1}},
+        {"classes": ["iris", "iris", "rose"]},
+        {"classes": 3},
+        {"labels": [0, 1, 2]},
+        {"idx_to_class": {0: None, 1: "a", 2: "b"}},
+    ],
+)
+def test_what_are_no_class_names(tmp_path, names):
+    state = dict(VGG("vgg11", until="pool1", num_classes=3).state_dict())
+    torch.save({"state_dict": state} | names, tmp_path / "x.pth")
+    found = identify(tmp_path / "x.pth")
+    assert found.labels is None
+    assert run(found.load_line).labels == ("0", "1", "2")

@@ -26,6 +26,7 @@ def describe_identification(found: "Identification") -> str:
     facts = {
         "dialect": f"{found.dialect or 'unknown'}, in {found.container}, {found.dtype or 'no numbers'}",
         "classes": found.num_classes,
+        "labels": _list(tuple(map(_show, found.labels or ()))),
         "channels": found.in_channels,
         "input": found.input_convention or (_UNKNOWN if found.is_vgg else None),
         "evidence": found.evidence,
@@ -41,6 +42,10 @@ def describe_identification(found: "Identification") -> str:
         if number != found.reading:
             lines += [f"  {f'or, reading {number}':<14} {reading.said}", f"  {'load':<14} {reading.load_line}"]
     return "\n".join(map(escape_controls, lines))
+
+
+def _show(name: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in name[:40])
 
 
 def _list(keys: tuple[str, ...]) -> str | None:

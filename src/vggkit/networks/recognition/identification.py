@@ -58,6 +58,8 @@ class Identification:
     """Batch normalisation behind each convolution."""
     num_classes: int | None = None
     """Length of the logits; None where the file has no last layer."""
+    labels: tuple[str, ...] | None = None
+    """Names of the classes in the order of the logits, where the file keeps them."""
     in_channels: int | None = None
     """Channels of the pictures."""
     head: Head | None = None
@@ -111,6 +113,7 @@ class Identification:
             "settings": self.configuration.to_dict() if self.configuration else None,
             "batch_norm": self.batch_norm,
             "num_classes": self.num_classes,
+            "labels": list(self.labels) if self.labels else None,
             "in_channels": self.in_channels,
             "head": self.head,
             "until": self.until,
@@ -239,6 +242,7 @@ def _compare(
         if key not in sources
     )
     dialect = _name_dialect(file, sheet)
+    labels = said.labels if len(said.labels or ()) == recognition.num_classes else None
     head = configuration.head if any(key.startswith("classifier.") for key in sources) else None
     missing = _name_missing(lacking, configuration, dialect)
     identification = Identification(
@@ -257,6 +261,7 @@ def _compare(
         configuration=configuration,
         batch_norm=configuration.batch_norm,
         num_classes=recognition.num_classes,
+        labels=labels,
         in_channels=configuration.in_channels,
         head=head,
         until=configuration.until,
@@ -276,9 +281,10 @@ def _compare(
             missing=lacking,
             others=(*misshapen, *unexpected),
             reading=reading,
+            labelled=labels is not None,
         ),
     )
-    return Examination(identification=identification, sheet=sheet, card=card, sources=sources, labels=said.labels)
+    return Examination(identification=identification, sheet=sheet, card=card, sources=sources, labels=labels)
 
 
 def _name_dialect(file: WeightFile, sheet: Sheet) -> Dialect | str:

@@ -140,6 +140,7 @@ def write_load_line(
     missing: Collection[str],
     others: Collection[str],
     reading: int | None = None,
+    labelled: bool = False,
 ) -> str | None:
     """The line that makes a Classifier of the file, with `import vggkit as vk`; None where none would.
 
@@ -150,6 +151,7 @@ def write_load_line(
         missing: Canonical keys that it lacks.
         others: Its keys that are of another shape, or none of the network's.
         reading: Which of the file's readings this network is, where there are several; the line says it.
+        labelled: The file keeps the names of the classes.
     """
     configuration = recognition.configuration
     quoted = json.dumps(str(path), ensure_ascii=False)
@@ -159,6 +161,7 @@ def write_load_line(
         return None
     classes = recognition.num_classes
     labels = f"[str(k) for k in range({classes})]" if classes else '["ant", "bee"]'
+    labels = f"vk.identify({quoted}).labels" if labelled else labels
     options = [f"labels={labels}", f"weights={quoted}"]
     which = f"vk.identify({quoted}).configuration"
     if reading is not None:

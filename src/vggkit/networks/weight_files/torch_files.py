@@ -1,6 +1,7 @@
 """torch's own files, `.pth`, `.pt`, `.bin` and `.ckpt`: zip archives, and the older stream of pickles."""
 
 import io
+import json
 import math
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import IO, Any, Final
 
 from torch import Tensor
 
+from vggkit.networks.statements import LABELS_KEY
 from vggkit.networks.statements import PREFIX as STATEMENTS
 from vggkit.networks.weight_files.archives import Archive
 from vggkit.networks.weight_files.opened import (
@@ -26,6 +28,8 @@ from vggkit.networks.weight_files.stand_ins import CodeInPickle, Odd, Stateful, 
 
 WRAPPERS: Final = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params", "ema")
 """Entries under which training scripts keep the weights, the likeliest first."""
+LABEL_ENTRIES: Final = ("class_to_idx", "idx_to_class", "classes", "class_names", "labels")
+"""Entries under which they keep the names of classes, torchvision's own name for it first."""
 _MAGIC: Final = 0x1950A86A20F9469CFC6C
 _LIMIT_WRAPPERS: Final = 3
 _LIMIT_STORAGES: Final = 100_000
@@ -150,7 +154,35 @@ def _gather(path: Path, content: Any, values: _Values, *, packed: bool) -> Conte
         stripped=stripped,
         packed=packed,
         modules=_list_modules(inside),
+        metadata=_find_labels(content, stripped),
     )
+
+
+def _find_labels(content: dict[Any, Any], stripped: tuple[str, ...]) -> dict[str, str]:
+    """The class names that a training script kept beside the weights, as we state them, where it did."""
+    levels = [content]
+    for name in stripped:
+        levels.append(levels[-1].get(name, {}))
+    for level in levels:
+        for entry in LABEL_ENTRIES:
+            labels = _order_labels(level.get(entry))
+            if labels:
+                return {LABELS_KEY: json.dumps(labels, ensure_ascii=False)}
+    return {}
+
+
+def _order_labels(names: Any) -> list[str]:
+    """Names by number, whichever of both is the key; empty for anything else."""
+    if isinstance(names, dict):
+        pairs = [(number, name) if isinstance(name, str) else (name, number) for number, name in names.items()]
+        if not all(type(number) is int and isinstance(name, str) for number, name in pairs):
+            return []
+        names = (
+            [name for _, name in sorted(pairs)] if {number for number, _ in pairs} == set(range(len(pairs))) else []
+        )
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
+        return []
+    return list(names) if len(set(names)) == len(names) else []
 
 
 def _list_modules(state: dict[Any, Any]) -> dict[str, dict[str, str]]:
