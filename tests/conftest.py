@@ -68,6 +68,19 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Processes:
 
 
 @pytest.fixture
+def real_plots() -> None:
+    """For a test of a workflow that looks at what is drawn."""
+
+
+@pytest.fixture(autouse=True)
+def empty_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the tests of workflows files of plots are empty: drawing them takes longest in a small training."""
+    if request.path.parent.name == "workflows" and "real_plots" not in request.fixturenames:
+        figures = pytest.importorskip("matplotlib.figure")
+        monkeypatch.setattr(figures.Figure, "savefig", lambda _, path, **options: Path(path).write_bytes(b""))
+
+
+@pytest.fixture
 def shared() -> Path:
     """Real pictures and weights, which lie beside the repository where they are there at all."""
     if not SHARED.is_dir():

@@ -208,7 +208,7 @@ def test_what_is_no_run_is_refused(runs, tmp_path):
         plot_comparison(compare(runs), tmp_path / "x.txt")
 
 
-def test_the_curves_are_drawn(runs, tmp_path):
+def test_the_curves_are_drawn(runs, tmp_path, real_plots):
     plot_comparison(compare(runs), tmp_path / "x.png")
     with Image.open(tmp_path / "x.png") as image:
         assert min(image.size) > 800

@@ -47,7 +47,9 @@ def weights_of(run):
     return run.classifier.network.state_dict()
 
 
-def test_the_head_is_solved_on_what_is_frozen_and_measured_as_evaluate_does(tiny, trained, photos, tmp_path):
+def test_the_head_is_solved_on_what_is_frozen_and_measured_as_evaluate_does(
+    tiny, trained, photos, tmp_path, real_plots
+):
     classifier = start(tiny, trained)
     before = {key: value.clone() for key, value in classifier.network.state_dict().items()}
     run = train(classifier, photos, HEAD, out=tmp_path / "run", device="cpu", quiet=True)

@@ -133,7 +133,7 @@ def test_without_faiss_the_line_that_installs_it_is_named(model, photos, tmp_pat
         search(tmp_path / "v.npy", photos / "val")
 
 
-def test_they_are_shown_as_a_table_and_as_a_sheet(model, photos, tmp_path):
+def test_they_are_shown_as_a_table_and_as_a_sheet(model, photos, tmp_path, real_plots):
     import io
 
     from rich.console import Console
