@@ -3,6 +3,9 @@
 Shape letters: N images, C channels, H and W pixels.
 """
 
+import gc
+import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -141,6 +144,17 @@ def test_float32_is_computed_whatever_the_network_holds(make, held):
     found = make(network).run(batch)
     assert np.array_equal(found, make(peer).run(batch))
     assert take_stock(network) == before
+
+
+def test_asking_again_and_again_leaves_nothing(classifier, images, engine):
+    def ask() -> tuple[int, int, int]:
+        predict(classifier, images, engine=engine)
+        gc.collect()
+        own = sum(str(type(each).__module__).startswith("vggkit.") for each in gc.get_objects())
+        return own, threading.active_count(), len(warnings.filters)
+
+    before = [ask() for _ in range(3)][-1]
+    assert [ask() for _ in range(5)] == [before] * 5
 
 
 def test_a_network_that_moved_is_where_it_was_moved_to():

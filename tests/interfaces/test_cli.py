@@ -311,7 +311,7 @@ def test_predict_to_a_file_says_what_is_in_it(model, photos, tmp_path, capsys):
     out = tmp_path / "r.csv"
     code, said, err = call("predict", model, photos / "val", broken, "--out", out, "--top", 1, capsys=capsys)
     assert (code, err) == (0, "")
-    assert said.startswith(f"{out}: 16 pictures, 1 of them could not be read; computed by ")
+    assert said.startswith(f"{out}: 16 pictures, 1 of them without an answer: their rows say why; computed by ")
     lines = out.read_text().splitlines()
     assert lines[0] == "path,answer,label_1,probability_1,problem"
     assert len(lines) == 17

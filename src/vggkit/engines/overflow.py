@@ -23,17 +23,19 @@ def bound_trunk(configuration: Configuration, plan: Plan, weights: Mapping[str, 
     For images within [-a, a], a above 1, it is at most a² times as much. Each channel of each layer is bounded by
     the magnitudes of its weights times the bounds of what they read.
     """
-    bounds: NDArray[np.float64] = np.ones(configuration.in_channels)
-    most = np.float64(1)
+    # In float32, which is quicker: where it does not hold a bound there may well be overflow.
+    bounds: NDArray[np.float32] = np.ones(configuration.in_channels, np.float32)
+    most = np.float32(1)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         for layer in plan.trunk:
             match layer.kind:
                 case "conv":
                     weight, bias = (weights[f"features.{layer.index}.{name}"] for name in ("weight", "bias"))
-                    bounds = np.abs(weight).sum((2, 3), dtype=np.float64) @ bounds + np.abs(bias)
+                    rows = np.abs(weight).reshape(len(weight), -1)
+                    bounds = rows @ np.repeat(bounds, rows.shape[1] // len(bounds)) + np.abs(bias)
                 case "bn":
                     factor, shift = read_norm(weights, layer)
-                    bounds = bounds * np.abs(factor) + np.abs(shift)
+                    bounds = (bounds * np.abs(factor) + np.abs(shift)).astype(np.float32)
                 case "lrn":  # squares what it reads
                     most = np.maximum(most, bounds.max() ** 2)
                 case "relu" | "pool":

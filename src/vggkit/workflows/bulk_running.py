@@ -43,7 +43,7 @@ class BulkResult:
     pictures: int
     """Its rows."""
     unreadable: int
-    """Those of pictures that could not be read."""
+    """Those of pictures that could not be read, or whose values overflow in the network."""
     found_done: int
     """Those that an earlier call had left."""
     engine: str

@@ -248,11 +248,11 @@ def search(
 
 
 def _tell_result(result: "BulkResult", *, json: bool) -> int:
-    """What came of bulk work; 2 where no picture could be read."""
+    """What came of bulk work; 2 where there is no answer."""
     if json:
         print_json(result.to_dict())
     else:
-        left = f", {result.unreadable:,} of them could not be read" if result.unreadable else ""
+        left = f", {result.unreadable:,} of them without an answer: their rows say why" if result.unreadable else ""
         before = f" ({result.found_done:,} were there already)" if result.found_done else ""
         print_line(f"{result.path}: {result.pictures:,} pictures{left}{before}; computed by {result.engine}")
         for omission in result.passed_over:
