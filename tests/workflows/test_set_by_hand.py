@@ -161,6 +161,7 @@ def test_nothing_left_to_learn_is_refused(tiny, data, tmp_path):
 
 def test_modules_in_evaluation_mode_stay_so_where_the_network_is_not(tiny, data, tmp_path, capsys):
     classifier = start(tiny)
+    classifier.calibrate(threshold=0.7, about={})
     classifier.network.train()
     norm = classifier.network.features[1].eval()
     before = copy_of(classifier.network)
@@ -169,7 +170,9 @@ def test_modules_in_evaluation_mode_stay_so_where_the_network_is_not(tiny, data,
     assert "features.1.running_mean" not in moved
     assert "features.5.running_mean" in moved
     assert "features.1.weight" in moved, "its scales learn"
-    assert "features.1" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "features.1" in told
+    assert "the threshold of the Classifier held of its weights as they were: dropped" in told
     assert not norm.training
     assert classifier.network.training
 

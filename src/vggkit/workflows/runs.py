@@ -127,6 +127,8 @@ def train(
         for reason in reasons:
             line.say(reason)
         solve_first = begins_solved(classifier, by_hand)
+        if dropped := [name for name in ("threshold", "ranges") if getattr(classifier, name)]:
+            line.say(f"the {' and the '.join(dropped)} of the Classifier held of its weights as they were: dropped")
         # Figures of another training are not this one's.
         lasting = {name: value for name, value in classifier.provenance.items() if name not in RESULTS}
         classifier.card = replace(classifier.card.of_other_weights(), provenance=lasting)

@@ -9,6 +9,7 @@ from vggkit.images.pictures import Picture
 Kind = Literal[
     "unreadable",
     "missing-class",
+    "similar-names",
     "leakage",
     "contradiction",
     "duplicate",
