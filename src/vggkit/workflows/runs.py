@@ -21,7 +21,7 @@ from vggkit.reports.loggers import open_loggers
 from vggkit.reports.plots import PlotEnding
 from vggkit.reports.progress import ProgressLine
 from vggkit.tasks.evaluation.figures import Evaluation
-from vggkit.tasks.training.by_hand import SetByHand, bring_to_float32, left_as_found
+from vggkit.tasks.training.by_hand import SetByHand, bring_to_float32, demand_as_configured, left_as_found
 from vggkit.tasks.training.checkpointing import Checkpoints, Epoch, Progress
 from vggkit.tasks.training.recipe import Recipe
 from vggkit.workflows.configs import RunConfig
@@ -104,6 +104,7 @@ def train(
         )
     opened = data if isinstance(data, PictureSet) else open_pictures(data)
     chosen = choose_device(device)
+    demand_as_configured(classifier.network)
     directory = new_folder(out, classifier)
     by_hand = SetByHand.of(classifier.network)
     with ExitStack() as stack:

@@ -1,5 +1,6 @@
 """What a caller set on a network before it learns, which no file of it says: learning keeps it."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -107,6 +108,39 @@ def left_as_found(network: VGG) -> Iterator[None]:
             value.requires_grad_(learns)
         for module, training in modes:
             module.training = training
+
+
+def demand_as_configured(network: VGG) -> None:
+    """Raise BadConfiguration where a file of the network would hold another function than the one that learns.
+
+    Files hold the configuration and the weights: other modules in its places, and parameters that are one, would be
+    lost. Chances of dropout, momenta and working in place change no prediction.
+    """
+    with torch.device("meta"):
+        expected = {name: _spell(module) for name, module in VGG(network.configuration).named_modules()}
+    found = {name: _spell(module) for name, module in network.named_modules()}
+    for name in [*expected, *(found.keys() - expected)]:
+        if found.get(name) != expected.get(name):
+            raise BadConfiguration(
+                f"the network's {name} is {found.get(name, 'gone')}, and by its configuration "
+                f"{expected.get(name, 'there is none')}: its file would hold the latter, and so it is not trained; "
+                "build the network from a Configuration that says so"
+            )
+    every = dict(network.named_parameters(remove_duplicate=False))
+    own = {key for key, _ in network.named_parameters()}
+    if tied := [key for key in every if key not in own]:
+        raise BadConfiguration(
+            f"the network's {tied[0]} is another one's too, and files hold each by itself; give it a clone"
+        )
+    broken = [key for key, value in network.state_dict().items() if not torch.isfinite(value).all()]
+    if broken:
+        raise BadConfiguration(f"the network's {_shorten(tuple(broken))} holds numbers that are not finite")
+
+
+def _spell(module: nn.Module) -> str:
+    """A module's type and what its predictions follow from, such as `Linear(in_features=4096, …)`."""
+    said = re.sub(r"(^|, )(momentum|p|inplace)=[^,]*", "", module.extra_repr())
+    return f"{type(module).__name__}({said})"
 
 
 def bring_to_float32(network: VGG) -> str | None:
