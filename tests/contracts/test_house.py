@@ -112,6 +112,8 @@ TORCH_FREE = [
     "vggkit.reports.evaluation_table",
     "vggkit.tasks.training.presets",
     "vggkit.tasks.training.settling",
+    "vggkit.tasks.training.strata",
+    "vggkit.images.class_names",
     "vggkit.reports.comparison",
     "vggkit.reports.loggers",
     "vggkit.workflows.comparison",

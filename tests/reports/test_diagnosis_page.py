@@ -64,6 +64,7 @@ EVERY_KIND = (
     finding("imbalance", Case((), "ant 1,200, bee 7")),
     finding("small", Case((member(6),), "8 × 10 pixels"), severity="note"),
     finding("wrong-extension", Case((member(7),), "is a PNG"), severity="note"),
+    finding("similar-names", Case((), "'Bee' and 'bee'")),
     finding("animated", Case((Member(GONE.path, "val", "bee", GONE),), "12 pictures"), severity="note"),
 )
 SICK = Diagnosis(
@@ -193,7 +194,7 @@ class TestFindings:
             assert each.advice in sick.text
 
     def test_verdict_counts_by_severity(self, sick, tmp_path):
-        assert "4 errors, 5 warnings and 4 notes: figures measured on these pictures would lie." in sick.text
+        assert "4 errors, 6 warnings and 4 notes: figures measured on these pictures would lie." in sick.text
         calm = Page(write(HEALTHY, tmp_path)).text
         assert "Nothing found" in calm
         assert "vggkit train photos" in calm

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -105,6 +106,44 @@ def test_everything_that_can_be_wrong_is_found(clean):
     assert found.find("small").cases[0].detail == "40×40 pixels"
     said = json.dumps(found.to_dict())
     assert "broken.jpg" in said
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (("Ants", "ants"), "'Ants' and 'ants'"),
+        (("ants", "ants "), "'ants' and 'ants '"),
+        (("caf\u00e9", "cafe\u0301"), r"'cafe\u0301' and 'café'"),
+    ],
+    ids=ascii,
+)
+def test_classes_whose_names_look_the_same_are_found_and_said(names, shown):
+    parts, said = ("train", "val"), []
+    pictures = [
+        (part, Picture(f"{part}/{name}/{i}", name, np.asarray(draw(100 * len(part) + 10 * place + i))))
+        for part in parts
+        for place, name in enumerate((*names, "bees"))
+        for i in range(2)
+    ]
+    whole = PictureSet.of("made", pictures)
+    case = check(whole, image_pixels=32).find("similar-names").cases[0]
+    assert case.detail == f"{shown} differ in case or spaces only"
+    vet(whole, despite_findings=False, say=said.append)
+    assert any(shown in sentence for sentence in said)
+    # One name in training and another in validation.
+    crossed = [(part, p) for part, p in pictures if p.label not in names or part == parts[names.index(p.label)]]
+    with pytest.raises(BadData, match=re.escape(shown)):
+        vet(PictureSet.of("made", crossed), despite_findings=False, say=said.append)
+    plain = PictureSet.of("made", [(part, p) for part, p in pictures if p.label != names[0]])
+    assert "similar-names" not in kinds(check(plain, image_pixels=32))
+
+
+def test_a_class_of_one_picture_is_said_before_it_is_learnt(clean):
+    said = []
+    fill(clean, "train", "wasps", [9000])
+    fill(clean, "val", "wasps", [9001])
+    vet(open_pictures(clean), despite_findings=False, say=said.append)
+    assert "warning: one picture alone to learn wasps from" in said
 
 
 def test_groups_that_lie_in_two_parts_are_leakage():

@@ -125,6 +125,15 @@ def test_a_class_that_the_data_lacks_altogether_is_refused(tiny, tmp_path):
     assert not (tmp_path / "r").exists()
 
 
+def test_what_is_not_measured_or_not_learnt_despite_findings_is_noted(tiny, tmp_path):
+    fill_folder(tmp_path / "photos" / "train", LABELS[:2], 4)
+    fill_folder(tmp_path / "photos" / "val", LABELS[1:], 2, start=50)
+    recipe = replace(RECIPE, epochs=1, balance="weights")
+    run = train(create(tiny), tmp_path / "photos", recipe, out=tmp_path / "r", quiet=True, despite_findings=True)
+    assert any("no pictures of across: nothing is measured" in note for note in run.evaluation.notes)
+    assert any("no pictures of red were learnt from" in note for note in run.evaluation.notes)
+
+
 def test_a_fold_is_found_again(tiny, tmp_path):
     fill_folder(tmp_path / "photos" / "train", LABELS, 6)
     fill_folder(tmp_path / "photos" / "val", LABELS, 4, start=50)

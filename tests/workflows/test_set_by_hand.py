@@ -1,5 +1,6 @@
 """What a caller set on a network by hand is kept while it learns, or refused, and is left as it was found."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -161,6 +162,7 @@ def test_nothing_left_to_learn_is_refused(tiny, data, tmp_path):
 
 def test_modules_in_evaluation_mode_stay_so_where_the_network_is_not(tiny, data, tmp_path, capsys):
     classifier = start(tiny)
+    classifier.calibrate(threshold=0.7, about={})
     classifier.network.train()
     norm = classifier.network.features[1].eval()
     before = copy_of(classifier.network)
@@ -169,7 +171,9 @@ def test_modules_in_evaluation_mode_stay_so_where_the_network_is_not(tiny, data,
     assert "features.1.running_mean" not in moved
     assert "features.5.running_mean" in moved
     assert "features.1.weight" in moved, "its scales learn"
-    assert "features.1" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "features.1" in told
+    assert "the threshold of the Classifier held of its weights as they were: dropped" in told
     assert not norm.training
     assert classifier.network.training
 
@@ -225,3 +229,33 @@ def test_a_network_of_another_precision_learns_in_float32_and_it_is_said(
     peer.network.load_state_dict(rounded)
     expected = train(peer, data, recipe, out=tmp_path / "2", device="cpu", quiet=True)
     assert not changed(run.classifier.network, copy_of(expected.classifier.network))
+
+
+EDITS = {
+    "features.3 is AvgPool2d": lambda network: network.features.__setitem__(3, nn.AvgPool2d(2)),
+    "features.2 is LeakyReLU": lambda network: network.features.__setitem__(2, nn.LeakyReLU(0.2)),
+    "features.1 is BatchNorm2d(6, eps=0.5": lambda network: setattr(network.features[1], "eps", 0.5),
+    "features.1 is Identity": lambda network: network.features.__setitem__(1, nn.Identity()),
+    "out_features=5": lambda network: network.classifier.__setitem__(0, nn.Linear(8, 5)),
+    "classifier.1": lambda network: network.classifier.append(nn.Linear(3, 3)),
+    "features.0 is Parametrized": lambda network: nn.utils.parametrizations.weight_norm(network.features[0]),
+    "features.5.bias is another": lambda network: setattr(network.features[5], "bias", network.features[5].weight),
+    "features.0.weight holds": lambda network: network.features[0].weight.data.fill_(float("nan")),
+}
+
+
+@pytest.mark.parametrize("said", list(EDITS))
+def test_a_network_that_its_file_would_not_hold_is_refused_before_it_learns(said, tiny, data, tmp_path):
+    classifier = start(tiny)
+    EDITS[said](classifier.network)
+    with pytest.raises(BadConfiguration, match=re.escape(said)):
+        train(classifier, data, STEPS, out=tmp_path / "run", device="cpu", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_working_in_place_or_not_is_no_other_network(tiny, data, tmp_path):
+    classifier = start(tiny)
+    for module in classifier.network.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False  # as backward hooks need it
+    train(classifier, data, replace(STEPS, epochs=1), out=tmp_path / "run", device="cpu", quiet=True)

@@ -27,7 +27,7 @@ def find_lookalikes(names: Iterable[str], known: Iterable[str]) -> Mapping[str, 
 
 def describe_lookalikes(lookalikes: Mapping[str, str]) -> str:
     """Such as `'Ant' for 'ant'`, of a few of them; escapes show what looks the same."""
-    shown = [f"{_show(name)} for {_show(other)}" for name, other in list(lookalikes.items())[:3]]
+    shown = [f"{show_name(name)} for {show_name(other)}" for name, other in list(lookalikes.items())[:3]]
     return ", ".join(shown) + (f" and {len(lookalikes) - 3} more" if len(lookalikes) > 3 else "")
 
 
@@ -49,5 +49,6 @@ def fold(name: str) -> str:
     return unicodedata.normalize("NFC", " ".join(unicodedata.normalize("NFC", name).casefold().split()))
 
 
-def _show(name: str) -> str:
+def show_name(name: str) -> str:
+    """In quotes, with escapes where other characters would look the same."""
     return repr(name) if unicodedata.is_normalized("NFC", name) else ascii(name)

@@ -17,9 +17,12 @@ from vggkit.networks.configurations import Configuration, Layer
 from vggkit.networks.layers import build_fully_connected, build_layer
 
 _FREE: Final = frozenset(
-    ("training", "inplace", "in_channels", "out_channels", "in_features", "out_features", "num_features")
+    (
+        *("training", "inplace", "p", "momentum"),
+        *("in_channels", "out_channels", "in_features", "out_features", "num_features"),
+    )
 )
-"""Attributes that change nothing that is computed; widths are those of the tensors."""
+"""Attributes that change no prediction; widths are those of the tensors."""
 _HOOKS: Final = ("forward_hook", "forward_pre_hook", "state_dict_hook", "state_dict_pre_hook")
 _FLOATS: Final = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _UNDO: Final = "put back what belongs there, or keep the weights alone: torch.save(network.state_dict(), path)"

@@ -40,6 +40,7 @@ SEVERITIES: Final[dict[Severity, str]] = {
 TITLES: Final[dict[Kind, str]] = {
     "unreadable": "Files that cannot be read",
     "missing-class": "Classes missing from a part",
+    "similar-names": "Classes whose names look the same",
     "leakage": "Same pictures in several parts",
     "contradiction": "Same pictures, different classes",
     "combined-label": "Labels that look like several",

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import torch
 
+from vggkit.images.class_names import shorten_names
 from vggkit.images.pictures import PictureSet, identify_pictures
 from vggkit.networks.classifier import Classifier
 from vggkit.networks.vgg import VGG
@@ -102,6 +103,13 @@ def measure(course: Course, find: Callable[[str], Answers], *, chosen_from: int)
         about={**asdict(fit), "part": "val", "pictures": identify_pictures(course.parts.part("val"))},
     )
     notes = []
+    counts = {name: course.parts.count(name) for name in ("train", part)}
+    if absent := [label for label, count in counts[part].items() if not count]:
+        notes.append(f"no pictures of {shorten_names(absent, most=12)}: nothing is measured of them")
+    if unlearnt := [label for label, count in counts["train"].items() if not count and counts[part][label]]:
+        notes.append(
+            f"no pictures of {shorten_names(unlearnt, most=12)} were learnt from, and theirs are measured on"
+        )
     if part == "val":
         if chosen_from > 1:
             notes.append(

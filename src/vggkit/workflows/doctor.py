@@ -11,6 +11,7 @@ import numpy as np
 
 from vggkit.arguments import demand_count
 from vggkit.errors import BadData, BadOutput
+from vggkit.images.class_names import shorten_names
 from vggkit.images.likeness import Alike, find_alike
 from vggkit.images.pictures import PictureSet
 from vggkit.images.sources import Columns, open_pictures
@@ -69,6 +70,7 @@ def check(
     found = [
         rules.find_unreadable(sightings),
         rules.find_missing_classes(opened, sightings),
+        rules.find_similar_names(opened.labels),
         rules.find_few(counts),
         rules.find_imbalance(counts),
         rules.find_small(sightings, seen_pixels),
@@ -152,15 +154,20 @@ def vet(
         if sighting.problem is not None:
             say(f"left out: {sighting.problem}")
     _demand_readable(pictures, sightings)
-    missing = rules.find_missing_classes(pictures, sightings)
+    missing, similar = rules.find_missing_classes(pictures, sightings), rules.find_similar_names(pictures.labels)
+    names = "; ".join(case.detail for case in similar.cases[:5]) if similar is not None else ""
     if missing is not None:
-        said = "; ".join(case.detail for case in missing.cases[:5])
+        said = "; ".join(case.detail for case in missing.cases[:5]) + (f"; {names}" if names else "")
         if not despite_findings:
             raise BadData(
                 f"{pictures.name}: {said}; what is measured would say nothing of that. Add pictures, or remove the "
                 "class everywhere, or go on with --despite-findings"
             )
         say(f"warning: {said}; going on all the same")
+    elif names:
+        say(f"warning: {names}, and are learnt as different classes")
+    if single := [label for label, count in count_readable(pictures, sightings)["train"].items() if count == 1]:
+        say(f"warning: one picture alone to learn {shorten_names(single)} from")
     pairs = find_near_copies(sightings, on_progress=on_progress) if len(sightings) <= MOST_COMPARED else []
     for finding in rules.find_copies(sightings, pairs):
         if finding.kind in ("leakage", "contradiction"):

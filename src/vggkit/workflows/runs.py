@@ -22,7 +22,7 @@ from vggkit.reports.loggers import open_loggers
 from vggkit.reports.plots import PlotEnding
 from vggkit.reports.progress import ProgressLine
 from vggkit.tasks.evaluation.figures import Evaluation
-from vggkit.tasks.training.by_hand import SetByHand, bring_to_float32, left_as_found
+from vggkit.tasks.training.by_hand import SetByHand, bring_to_float32, demand_learnable, left_as_found
 from vggkit.tasks.training.checkpointing import Checkpoints, Epoch, Progress
 from vggkit.tasks.training.recipe import Recipe
 from vggkit.workflows.configs import RunConfig
@@ -108,6 +108,7 @@ def train(
     opened = data if isinstance(data, PictureSet) else open_pictures(data)
     opened = opened.spelled_as(classifier.labels)
     chosen = choose_device(device)
+    demand_learnable(classifier.network)
     by_hand = SetByHand.of(classifier.network)
     with ExitStack() as stack:
         stack.enter_context(left_as_found(classifier.network))
@@ -130,6 +131,8 @@ def train(
         for reason in reasons:
             line.say(reason)
         solve_first = begins_solved(classifier, by_hand)
+        if dropped := [name for name in ("threshold", "ranges") if getattr(classifier, name)]:
+            line.say(f"the {' and the '.join(dropped)} of the Classifier held of its weights as they were: dropped")
         # Figures of another training are not this one's.
         lasting = {name: value for name, value in classifier.provenance.items() if name not in RESULTS}
         classifier.card = replace(classifier.card.of_other_weights(), provenance=lasting)

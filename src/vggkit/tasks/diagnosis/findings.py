@@ -11,6 +11,7 @@ from vggkit.images.pictures import Picture
 Kind = Literal[
     "unreadable",
     "missing-class",
+    "similar-names",
     "leakage",
     "contradiction",
     "combined-label",

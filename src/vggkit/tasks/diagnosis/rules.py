@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Final, get_args
 
+from vggkit.images.class_names import fold, show_name
 from vggkit.images.likeness import Alike, group
 from vggkit.images.pictures import PictureSet
 from vggkit.tasks.diagnosis.findings import Case, Finding, Kind, Member, Severity
@@ -99,6 +100,25 @@ def find_missing_classes(pictures: PictureSet, sightings: Sequence[Sighting]) ->
         cases,
         f"{_count(cases, 'class', 'classes')} missing from a part",
         "What is measured on that part says nothing of the class. Add pictures of it, or remove it everywhere.",
+    )
+
+
+def find_similar_names(labels: Sequence[str]) -> Finding | None:
+    """Classes that are told apart by case, spaces or Unicode form alone, as one class becomes two by a slip."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for label in labels:
+        alike[fold(label)].append(label)
+    cases = [
+        Case((), f"{' and '.join(map(show_name, names))} differ in case or spaces only")
+        for names in alike.values()
+        if len(names) > 1
+    ]
+    return _finding(
+        "similar-names",
+        "warning",
+        cases,
+        f"{_count(cases, 'class', 'classes')} under several names that look the same",
+        "They are learnt and measured as different classes. Give each class one name.",
     )
 
 

@@ -109,6 +109,25 @@ def left_as_found(network: VGG) -> Iterator[None]:
             module.training = training
 
 
+def demand_learnable(network: VGG) -> None:
+    """Raise BadConfiguration where what a network learns could not be kept in its file, nor gone on with.
+
+    Modules that no Configuration describes are refused where the configuration is read.
+    """
+    own = {key for key, _ in network.named_parameters()}
+    tied = [key for key, _ in network.named_parameters(remove_duplicate=False) if key not in own]
+    if tied:
+        raise BadConfiguration(
+            f"{tied[0]} is the same parameter as another one, and a file holds each by itself; give it a clone: "
+            "nn.Parameter(value.clone())"
+        )
+    broken = [key for key, value in network.state_dict().items() if not torch.isfinite(value).all()]
+    if broken:
+        raise BadConfiguration(
+            f"{_shorten(tuple(broken))} holds values that are not finite (NaN or infinity); take an earlier checkpoint"
+        )
+
+
 def bring_to_float32(network: VGG) -> str | None:
     """Convert every weight to float32, in which networks learn; a sentence on it, None where all were."""
     kinds = {value.dtype for value in network.state_dict().values() if value.is_floating_point()}
