@@ -153,6 +153,7 @@ def test_room_for_one_module_has_two_readings(tmp_path, head, relu, how):
     assert [reading.said.split(" between ")[0] for reading in found.readings] == ["a ReLU", "no activation"]
     right = 0 if relu else 1
     assert found.configuration == found.readings[0].configuration
+    assert f"read as {found.readings[0].said}, which its tensors do not say" in found.verdict
     assert "readings[0]" in found.load_line
     if found.readings[0].load_line.count("allow_partial"):
         return  # a layer without a bias, which no Configuration has
@@ -351,6 +352,8 @@ def test_a_head_is_not_kept_on_another_cut(tmp_path, kept):
     source.save(path) if kept == "card" else torch.save(source.network.state_dict(), path)
     same_cut = Classifier.create("vgg11", labels=labels, until="pool2", weights=path)
     assert torch.equal(same_cut.network.classifier[0].weight, source.network.classifier[0].weight)
+    grey = Classifier.create("vgg11", labels=labels, until="pool2", in_channels=1, weights=path)
+    assert torch.equal(grey.network.classifier[0].weight, source.network.classifier[0].weight)
     for until in ("relu2_1", "conv2_1"):
         other = Classifier.create("vgg11", labels=labels, until=until, weights=path)
         assert other.provenance["weights"]["renewed"] == "the head, new with 3 classes"

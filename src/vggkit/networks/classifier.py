@@ -369,7 +369,8 @@ def _take_from(
     weights = CanonicalWeights(file, examination, configuration)
     # A head on a trunk that ends elsewhere reads other numbers, even where there are as many.
     pooled = configuration.head == "pool" and bool(found.readings)
-    ends = [reading.configuration.trunk for reading in found.readings]
+    channels = configuration.in_channels
+    ends = [replace(reading.configuration, in_channels=channels).trunk for reading in found.readings]
     taken = take_weights(
         configuration,
         weights,

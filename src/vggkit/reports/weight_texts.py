@@ -8,10 +8,7 @@ if TYPE_CHECKING:
     from vggkit.networks.recognition.identification import Identification
 
 
-_UNKNOWN = (
-    "unknown, say --input-convention; the line below takes ImageNet's, RGB 0-1 less its mean, unless it is given "
-    "preprocessing="
-)
+_UNKNOWN = "unknown, say --input-convention; loading takes ImageNet's unless preprocessing= says otherwise"
 
 
 def describe_identification(found: "Identification") -> str:

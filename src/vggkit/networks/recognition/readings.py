@@ -30,6 +30,8 @@ def list_networks(
             known = any(each.configuration == other.configuration for _, other in found)
             if not known:
                 found.append((sheet, replace(each, said=said)))
+    if len(found) == 1:
+        found = [(sheet, replace(each, said="")) for sheet, each in found]
     if stated is not None:
         # Another head was put on a network that said what its trunk is.
         found = [

@@ -89,6 +89,8 @@ def say_verdict(
     parts.append(_say_head(recognition, head))
     if sheet.joined:
         parts.append(f"{sheet.joined}, taken as one layer")
+    if recognition.said:
+        parts.append(f"read as {recognition.said}, which its tensors do not say")
     if configuration.in_channels != 3:
         parts.append(_count(configuration.in_channels, "input channel"))
     if missing:

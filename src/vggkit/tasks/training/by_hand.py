@@ -124,7 +124,8 @@ def demand_learnable(network: VGG) -> None:
     broken = [key for key, value in network.state_dict().items() if not torch.isfinite(value).all()]
     if broken:
         raise BadConfiguration(
-            f"{_shorten(tuple(broken))} holds values that are not finite (NaN or infinity); take an earlier checkpoint"
+            f"{_shorten(tuple(broken))} holds values that are not finite (NaN or infinity); "
+            "take an earlier checkpoint"
         )
 
 
