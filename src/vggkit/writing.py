@@ -81,8 +81,8 @@ def demand_writable(path: str | Path) -> None:
 
 def demand_apart(path: str | Path, sources: Iterable[str | Path]) -> None:
     """Raise BadOutput where a file that is to be written is one of those that are read, by whatever name."""
-    path = Path(path)
-    if path.exists() and any(_is_same(path, source) for source in sources):
+    real = Path(os.path.realpath(path))  # also where a folder on the way is still to be made
+    if real.exists() and any(_is_same(real, source) for source in sources):
         raise BadOutput(f"{path}: is what is to be looked at, and would be overwritten; name another file")
 
 

@@ -266,7 +266,7 @@ def claim_jpeg(side: int) -> bytes:
 @pytest.mark.parametrize("claim", [claim_png(60_000), claim_png(12_000), claim_jpeg(20_000), claim_jpeg(65_000)])
 def test_a_picture_that_claims_too_much_is_refused_before_it_is_decoded(claim, monkeypatch):
     monkeypatch.setattr(ImageFile.ImageFile, "load", None)
-    monkeypatch.setattr(decoding, "_find_simplejpeg", None)
+    monkeypatch.setattr(decoding, "_find_simplejpeg", lambda: None)
     with pytest.raises(BadImage, match=r"pixels"):
         decode(claim)
 

@@ -185,6 +185,8 @@ FOLLOWED: dict[str, Edit] = {
     "all pools average": each_pool(lambda: nn.AvgPool2d(2)),
     "another dropout": each_dropout(0.2),
     "no dropout": each_dropout(0.0),
+    "one dropout": change("classifier.2", p=0.1),
+    "momentum": change("features.1", momentum=0.5),
     "ReLU not in place": put("features.2", nn.ReLU),
     "a pool written otherwise": put("features.6", lambda: nn.MaxPool2d((2, 2))),
     "a narrower layer": narrow_by_hand,
@@ -229,14 +231,12 @@ REFUSED: dict[str, tuple[Edit, str]] = {
         r"none of its parameters: bias",
     ),
     "eps": (change("features.1", eps=1e-3), r"features\.1 \(BatchNorm2d\) has eps=0\.001 in place of 1e-05"),
-    "momentum": (change("features.1", momentum=0.5), r"momentum=0\.5 in place of 0\.1"),
     "a norm without statistics": (
         put("features.1", lambda: nn.BatchNorm2d(4, track_running_stats=False)),
         r"features\.1",
     ),
     "a larger pool": (put("features.6", lambda: nn.MaxPool2d(3, 2, 1)), r"features\.6 .*kernel_size=3"),
     "ceil mode": (change("features.6", ceil_mode=True), r"ceil_mode=True"),
-    "one dropout": (change("classifier.2", p=0.1), r"classifier\.2 \(Dropout\) has p=0\.1"),
     "a width that does not fit": (
         put("classifier.3", lambda: nn.Linear(9, 8)),
         r"classifier\.3\.weight has the shape",

@@ -113,7 +113,6 @@ def test_everything_that_can_be_wrong_is_found(clean):
     [
         (("Ants", "ants"), "'Ants' and 'ants'"),
         (("ants", "ants "), "'ants' and 'ants '"),
-        (("caf\u00e9", "cafe\u0301"), r"'cafe\u0301' and 'café'"),
     ],
     ids=ascii,
 )
@@ -249,7 +248,7 @@ def test_nothing_is_overwritten_that_is_looked_at(clean, tmp_path):
         guard_outputs(open_pictures("digits"), table=tmp_path / "x.csv")
     guard_outputs(own, table=tmp_path / "new" / "x.csv", page=tmp_path / "x.html")
     assert (tmp_path / "own.csv").read_bytes() == before
-    assert not list((tmp_path / "new").iterdir())
+    assert not (tmp_path / "new").exists()
 
 
 def test_libtiffs_complaints_do_not_reach_people(shared, tmp_path):

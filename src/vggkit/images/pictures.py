@@ -133,8 +133,8 @@ class HeldBytes:
         return self.data
 
     def weigh(self, key: object) -> str:
-        """A digest."""
-        return hashlib.sha256(self.data).hexdigest()
+        """How many they are."""
+        return str(len(self.data))
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,9 @@ def read_configuration(network: nn.Module, built: Configuration, *, base: type[n
 
 def check_values(network: nn.Module) -> None:
     """Raise BadInput, naming the tensor, where the network's values cannot be kept in a file and used again."""
+    norms = {name for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
     kinds: dict[torch.dtype, str] = {}
+    normed: str | None = None
     for key, value in network.state_dict().items():
         if value.is_meta:
             raise BadInput(f"{key} has a shape and no values (device meta); load weights into the network first")
@@ -76,7 +78,9 @@ def check_values(network: nn.Module) -> None:
             continue
         if value.dtype not in _FLOATS:
             raise BadInput(f"{key} is of type {value.dtype}, and weights are floating point; see network.float()")
-        if value.dim() > 1:
+        if value.dtype == torch.float32 and key.rpartition(".")[0] in norms:
+            normed = key
+        else:
             kinds.setdefault(value.dtype, key)
         # A sum is finite only where all of it is, and found much sooner; a large one may overflow by itself.
         if not (value.sum(dtype=torch.float32).isfinite() or value.isfinite().all()):
@@ -84,6 +88,8 @@ def check_values(network: nn.Module) -> None:
                 f"{key} holds values that are not finite (NaN or infinity), and so would every answer; "
                 "take an earlier checkpoint, or train again at a lower learning rate"
             )
+    if normed and torch.float64 in kinds:  # beside 16 bits batch norms may well be in float32
+        kinds.setdefault(torch.float32, normed)
     if len(kinds) > 1:
         listed = " and ".join(f"{key} {dtype}" for dtype, key in kinds.items())
         raise BadInput(f"weights must be of one type, and {listed} are not; network.float() makes them so")

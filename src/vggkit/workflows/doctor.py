@@ -166,7 +166,9 @@ def vet(
         say(f"warning: {said}; going on all the same")
     elif names:
         say(f"warning: {names}, and are learnt as different classes")
-    if single := [label for label, count in count_readable(pictures, sightings)["train"].items() if count == 1]:
+    if single := [
+        label for label, count in count_readable(pictures, sightings).get("train", {}).items() if count == 1
+    ]:
         say(f"warning: one picture alone to learn {shorten_names(single)} from")
     pairs = find_near_copies(sightings, on_progress=on_progress) if len(sightings) <= MOST_COMPARED else []
     for finding in rules.find_copies(sightings, pairs):
