@@ -558,7 +558,7 @@ def test_tied_parameters_are_written_in_full(tmp_path: Path) -> None:
     assert classifier.network.features[1].weight is classifier.network.features[4].weight
 
 
-@pytest.mark.parametrize("value", [float("nan"), {1, 2}, Path("x"), np.zeros(3), "\udc80"], ids=repr)
+@pytest.mark.parametrize("value", [float("nan"), {1}, Path("x"), np.zeros(3), "\udc80"], ids=repr)
 def test_provenance_that_no_file_can_hold_is_refused(value: object, tmp_path: Path) -> None:
     classifier = create()
     before = classifier.provenance
