@@ -26,7 +26,7 @@ setup: $(READY)  ## build .venv with everything a developer needs, pinned and ha
 demo: $(READY)  ## the main job: train, evaluate and predict on digits, about three minutes
 	@$(BIN)/vggkit demo $(DEMO)
 
-test: $(READY)  ## the default tests: no network, no GPU, under eight minutes on two cores
+test: $(READY)  ## the default tests: no network, no GPU, some five minutes on two cores
 	$(BIN)/python -m pytest
 
 test-slow: $(READY)  ## every test, the long ones too
