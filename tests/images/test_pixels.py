@@ -72,7 +72,8 @@ def read_one(given) -> np.ndarray:
 )
 def test_an_array_is_what_its_file_is(array, file):
     expected = decode(file)
-    for found in (read_pixels(array, name="x"), read_one(array), Picture("x", pixels=array).decode()):
+    by_hand = array if array.ndim == 3 else array[..., None]
+    for found in (read_pixels(array, name="x"), read_one(array), Picture("x", pixels=by_hand).decode()):
         assert (found.dtype, found.shape) == (np.uint8, expected.shape)
         assert np.array_equal(found, expected)
     assert np.array_equal(SEEN(array), SEEN(file))
@@ -295,5 +296,10 @@ def test_torch_is_not_imported_for_it():
 
 def test_pixels_that_are_there_are_not_copied():
     assert Picture("x", pixels=PIXELS).pixels is PIXELS
-    assert np.shares_memory(Picture("x", pixels=GREY).pixels, GREY)
+    assert np.shares_memory(Picture("x", pixels=GREY[..., None]).pixels, GREY)
     assert pathlib.Path(Picture("x", pixels=PIXELS).path) == pathlib.Path("x")
+
+
+def test_one_channel_alone_is_no_picture_of_its_own():
+    with pytest.raises(BadInput, match=r"\(30, 44\); of a grey image say np\.stack"):
+        Picture("x", pixels=GREY)

@@ -12,7 +12,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from vggkit.errors import BadData, BadImage
+from vggkit.errors import BadData, BadImage, BadInput
 from vggkit.images.decoding import Pixels, decode, read_file
 from vggkit.images.heads import read_head
 from vggkit.images.label_texts import LabelRemark, remark_combined, remark_spaces, remark_spellings, spell
@@ -47,7 +47,7 @@ class Picture:
     """Its class, where known."""
     pixels: Pixels | None = field(default=None, repr=False)
     """RGB (H, W, 3), uint8, for pictures that are in memory; made of a PIL image, and of arrays and tensors as
-    `read_pixels` takes them, which raises BadInput for others."""
+    `read_pixels` takes them, which raises BadInput for others, and here for arrays (H, W) too."""
     storage: Storage | None = field(default=None, repr=False)
     """What holds its bytes, where it is no file of its own."""
     key: Any = field(default=None, repr=False)
@@ -57,7 +57,13 @@ class Picture:
 
     def __post_init__(self) -> None:
         if self.pixels is not None:
-            object.__setattr__(self, "pixels", read_pixels(self.pixels, name=self.path))
+            pixels = read_pixels(self.pixels, name=self.path)
+            if getattr(self.pixels, "ndim", 3) == 2:  # a grey image, or one channel of another
+                raise BadInput(
+                    f"{self.path}: a Picture's pixels are RGB, (H, W, 3), and these are {self.pixels.shape}; "
+                    "of a grey image say np.stack([pixels] * 3, axis=-1)"
+                )
+            object.__setattr__(self, "pixels", pixels)
 
     def read(self) -> bytes:
         """The bytes of its file; raises BadImage, and for pictures in memory there are none."""
