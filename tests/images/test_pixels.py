@@ -303,3 +303,9 @@ def test_pixels_that_are_there_are_not_copied():
 def test_one_channel_alone_is_no_picture_of_its_own():
     with pytest.raises(BadInput, match=r"\(30, 44\); of a grey image say np\.stack"):
         Picture("x", pixels=GREY)
+
+
+def test_bytes_without_a_name_are_told_apart_by_all_of_them():
+    one, other = (next(iter(take_sources(data))) for data in (b"one", b"two"))
+    assert one.path == other.path
+    assert one.weigh() != other.weigh()

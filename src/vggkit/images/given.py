@@ -78,7 +78,7 @@ def take_one(source: ImageSource, *, name: str) -> Picture:
         case str() | os.PathLike():
             return Picture(os.fspath(source))
         case bytes() | bytearray() | memoryview():
-            return Picture(name, storage=HeldBytes(bytes(source)))
+            return Picture(name, storage=HeldBytes(bytes(source), is_named=False))
     if holds_pixels(source):
         name = os.fsdecode(getattr(source, "filename", "") or name)
         try:
@@ -104,4 +104,4 @@ def _read_file(file: Any, name: str) -> Picture:
         raise BadInput(f"{name}: cannot be read ({problem}); give its path, or open it with mode 'rb'") from problem
     if not isinstance(data, bytes):
         raise BadInput(f"{name}: is open as text; open it with mode 'rb'")
-    return Picture(name, storage=HeldBytes(data))
+    return Picture(name, storage=HeldBytes(data, is_named=False))

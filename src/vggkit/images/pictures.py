@@ -133,14 +133,16 @@ class HeldBytes:
     data: bytes = field(repr=False)
     """Its file."""
     quick: bool = True
+    is_named: bool = True
+    """Whether the picture has a name of its own; one without is told from others by all of its bytes."""
 
     def read(self, key: object) -> bytes:
         """The bytes."""
         return self.data
 
     def weigh(self, key: object) -> str:
-        """How many they are."""
-        return str(len(self.data))
+        """How many they are, or a digest of them."""
+        return str(len(self.data)) if self.is_named else hashlib.sha256(self.data).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
