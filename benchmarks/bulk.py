@@ -64,8 +64,8 @@ def prepare(photos: Path, folder: Path) -> None:
     import torch
 
     import vggkit as vk
-    from vggkit.engines.ranges import measure_ranges
-    from vggkit.images.sources import gather_pictures
+    from vggkit.engines.activation_ranges import measure_ranges
+    from vggkit.images.sources.open_dataset import gather_pictures
 
     classifier = vk.Classifier.create("vgg11", labels=[str(n) for n in range(1000)], seed=0)
     torch.save(classifier.network.state_dict(), folder / "model.pth")

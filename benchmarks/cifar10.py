@@ -20,11 +20,11 @@ import torch
 
 import vggkit as vk
 from vggkit.engines.pytorch import PyTorchEngine
+from vggkit.evaluation.evaluation import proportion_interval
 from vggkit.hardware import describe_machine
-from vggkit.images.pictures import Picture, PictureSet
+from vggkit.images.dataset import Picture, PictureSet
 from vggkit.images.preprocessing import suit_preprocessing
-from vggkit.networks.classifier import Classifier
-from vggkit.tasks.evaluation.figures import proportion_interval
+from vggkit.weights.model import Classifier
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"
 RECIPE = vk.Recipe(

@@ -39,9 +39,9 @@ with torch.inference_mode():
 """
 VGGKIT = """
 import sys
-from vggkit.engines.choosing import choose_engine
-from vggkit.engines.weights import ModelFile
-from vggkit.images.pictures import Picture
+from vggkit.engines.select import choose_engine
+from vggkit.engines.model_weights import ModelFile
+from vggkit.images.dataset import Picture
 model = ModelFile(sys.argv[1] + "/model.safetensors")
 engine, _ = choose_engine(model, "cpu", engine="{engine}", precision="{precision}")
 picture = model.card.preprocessing(Picture(sys.argv[1] + "/picture.png").decode())
@@ -50,8 +50,8 @@ print(int(engine.run(picture[None]).argmax()))
 COMPILED = """
 import sys, numpy
 from vggkit.engines.openvino import _import_openvino
-from vggkit.images.pictures import Picture
-from vggkit.networks.card import read_card
+from vggkit.images.dataset import Picture
+from vggkit.weights.card import read_card
 openvino = _import_openvino()
 card = read_card(sys.argv[1] + "/model.safetensors")
 blob = openvino.Tensor(numpy.memmap(sys.argv[1] + "/bf16.blob", numpy.uint8, "r"))
@@ -74,11 +74,11 @@ def build_runners(folder: Path) -> dict[str, tuple[Run, float]]:
     import torch
     import torchvision
 
+    from vggkit.engines.activation_ranges import measure_ranges
+    from vggkit.engines.model_weights import ModelFile
     from vggkit.engines.onnx import ONNXEngine
     from vggkit.engines.openvino import OpenVINOEngine
     from vggkit.engines.pytorch import PyTorchEngine
-    from vggkit.engines.ranges import measure_ranges
-    from vggkit.engines.weights import ModelFile
 
     network = torchvision.models.vgg11().eval().requires_grad_(False)
     network.load_state_dict(torch.load(folder / "model.pth", weights_only=True))

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from vggkit.networks.card import read_card
+from vggkit.weights.card import read_card
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 WEIGHTS = SHARED / "weights" / "vgg19_oxford_features_to_relu3_4_caffeBGR.pth"
@@ -50,8 +50,8 @@ def main() -> None:
 
     import torch
 
+    from vggkit.evaluation.evaluation import proportion_interval
     from vggkit.hardware import describe_machine
-    from vggkit.tasks.evaluation.figures import proportion_interval
 
     rows = []
     for strategy in options.strategies:

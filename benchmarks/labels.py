@@ -28,13 +28,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import vggkit as vk
+from vggkit.data_checks.findings import Finding
+from vggkit.data_checks.label_errors import extract_features, find_mislabelled, find_outliers, judge
+from vggkit.data_checks.survey import Sighting
 from vggkit.errors import BadImage
 from vggkit.hardware import describe_machine
+from vggkit.images.dataset import Picture
 from vggkit.images.decoding import decode
-from vggkit.images.pictures import Picture
-from vggkit.tasks.diagnosis.findings import Finding
-from vggkit.tasks.diagnosis.labels import extract_features, find_mislabelled, find_outliers, judge
-from vggkit.tasks.diagnosis.survey import Sighting
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 WEIGHTS = DATA / "weights" / "vgg19_oxford_features_to_relu3_4_caffeBGR.pth"

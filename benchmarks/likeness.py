@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 from vggkit.errors import BadImage
 from vggkit.hardware import describe_machine
 from vggkit.images.decoding import decode
-from vggkit.images.likeness import describe_likeness, find_alike, group
+from vggkit.images.near_duplicates import describe_likeness, find_alike, group
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 Change = Callable[[Image.Image], Image.Image]

@@ -31,7 +31,7 @@ def store(folder: Path, copies: int) -> None:
     import pyarrow.parquet as pq
 
     from vggkit.errors import BadImage
-    from vggkit.images.sources import open_pictures
+    from vggkit.images.sources.open_dataset import open_pictures
 
     chosen = []
     for picture in open_pictures(PHOTOS).part("train"):
@@ -70,7 +70,7 @@ def measure(place: str, workers: int) -> dict[str, float]:
 
     from vggkit.engines.stream import stream_answers
     from vggkit.images.preprocessing import Preprocessing
-    from vggkit.images.sources import iterate_pictures
+    from vggkit.images.sources.open_dataset import iterate_pictures
 
     class Nothing:
         def run(self, batch: np.ndarray) -> np.ndarray:

@@ -77,7 +77,7 @@ def _vggkit_step(way, head, images, classes):
 
     import vggkit as vk
     from vggkit.hardware import keep_freed_memory
-    from vggkit.tasks.training.learner import Learner
+    from vggkit.training.learner import Learner
 
     keep_freed_memory()
     recipe = vk.Recipe(precision=way, trainable="all", learning_rate=0.01, weight_decay=5e-4)
@@ -148,7 +148,7 @@ def compare_accuracy(seeds: int, epochs: int) -> list[str]:
             shares.append(found["top1"])
             hits += round(found["top1"] * found["n"])
             print(precision, seed, shares[-1], f"{seconds[-1]:.0f} s", file=sys.stderr)
-        from vggkit.tasks.evaluation.figures import proportion_interval
+        from vggkit.evaluation.evaluation import proportion_interval
 
         low, high = proportion_interval(hits, found["n"] * seeds)
         listed = ", ".join(f"{share:.3f}" for share in shares)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from processes import Processes
 from vggkit import hardware
-from vggkit.networks.configurations import Configuration, configure
+from vggkit.models.configuration import Configuration, configure
 
 # Two test processes side by side beat one with two threads; processes started by tests inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

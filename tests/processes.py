@@ -18,12 +18,12 @@ IMPORTED = (
     "torch._dynamo",  # with the first optimizer
     "sklearn.metrics",
     "matplotlib.backends.backend_agg",
-    "vggkit.interfaces.commands",
+    "vggkit.cli.commands",
     "vggkit.reports.pages.rendering",
-    "vggkit.workflows.bulk",
-    "vggkit.workflows.measurement",
+    "vggkit.workflows.predict",
+    "vggkit.workflows.evaluate",
     "vggkit.workflows.rate_search",
-    "vggkit.workflows.runs",
+    "vggkit.workflows.train",
 )
 
 
@@ -71,7 +71,7 @@ class Processes:
         self, *arguments: object, cwd: Path | str = ".", environment: Mapping[str, str] | None = None
     ) -> Running:
         """`vggkit` with these arguments."""
-        code = "import sys\nfrom vggkit.interfaces.cli import main\nmain(sys.argv[1:])\n"
+        code = "import sys\nfrom vggkit.cli.main import main\nmain(sys.argv[1:])\n"
         return self.start_python(code, *arguments, cwd=cwd, environment=environment)
 
     def run(

@@ -14,7 +14,7 @@ from PIL import Image
 
 import vggkit as vk
 from vggkit.errors import BadConfiguration, BadInput, UnknownName, VggkitError
-from vggkit.tasks.evaluation.protocols import plan_protocol
+from vggkit.evaluation.protocols import plan_protocol
 
 SMALL = vk.Preprocessing(resize_pixels=32, crop_pixels=32)
 TWO = [np.int64(2), np.uint8(2), np.array(2), torch.tensor(2)]

@@ -4,12 +4,13 @@ from types import SimpleNamespace
 import pytest
 
 from vggkit import hardware
+from vggkit.cli import main as cli
 from vggkit.errors import BadData
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.interfaces import cli
-from vggkit.networks.classifier import Classifier
-from vggkit.tasks.training.recipe import Recipe
-from vggkit.workflows import demonstration, runs
+from vggkit.training.recipe import Recipe
+from vggkit.weights.model import Classifier
+from vggkit.workflows import demo as demonstration
+from vggkit.workflows import train as runs
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's mallopt is Linux's")
 

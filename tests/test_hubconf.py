@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import vggkit as vk
-from vggkit.networks.classifier import Classifier
+from vggkit.weights.model import Classifier
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,7 +23,7 @@ import torch
 net = torch.hub.load(CLONE, "vgg11", source="local", num_classes=3, until="relu2_1")
 start = torch.hub.load(CLONE, "vgg11_bn", WEIGHTS, source="local", num_classes=2, until="pool2", in_channels=1)
 import vggkit
-from vggkit.networks.publishing import hub  # what is imported later is found too
+from vggkit.weights import hub  # what is imported later is found too
 entries = torch.hub._import_module("hubconf", CLONE + "/hubconf.py")
 print(json.dumps({
     # What torch.hub.list shows; it knows GitHub alone.

@@ -37,9 +37,9 @@ def test_the_files_it_points_to_are_there():
 
 def test_the_cores_it_shows_are_those_of_the_files():
     text = LESSON.read_text(encoding="utf-8")
-    folder = LESSON.parents[1] / "src/vggkit/networks/styles"
+    folder = LESSON.parents[1] / "src/vggkit/models/lessons"
     for style in ("sequential", "blocks"):
-        shown = text.split(f"styles/{style}.py")[1].split("print(")[0]
+        shown = text.split(f"lessons/{style}.py")[1].split("print(")[0]
         written = (folder / f"{style}.py").read_text(encoding="utf-8").split("self.classifier")[0]
         assert _layers(shown) == _layers(written)
         assert len(_layers(shown)) > 10

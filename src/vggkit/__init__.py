@@ -10,86 +10,86 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from vggkit.benchmarking.timings import Bench
+    from vggkit.data_checks.findings import Diagnosis
     from vggkit.errors import VggkitError
-    from vggkit.images.pictures import Picture, PictureSet
+    from vggkit.evaluation.comparison import PairedComparison, compare_answers, fuse
+    from vggkit.evaluation.evaluation import Evaluation
+    from vggkit.evaluation.measure import evaluate
+    from vggkit.evaluation.predictions import Answers
+    from vggkit.images.dataset import Picture, PictureSet
     from vggkit.images.preprocessing import Preprocessing
-    from vggkit.images.sources.opening import open_pictures
-    from vggkit.networks.classifier import Classifier, load
-    from vggkit.networks.configurations import Configuration, configure, list_models
-    from vggkit.networks.conversion import Conversion, convert
-    from vggkit.networks.initialization import adapt_filters, initialize, warm_start
-    from vggkit.networks.publishing.pretrained import fetch
-    from vggkit.networks.recognition.identification import Identification, identify
-    from vggkit.networks.styles.listings import write_listing
-    from vggkit.networks.vgg import VGG
+    from vggkit.images.sources.open_dataset import open_pictures
+    from vggkit.inference.bulk import BulkResult
+    from vggkit.inference.embed import Embeddings, embed
+    from vggkit.inference.predict import Prediction, predict
+    from vggkit.inference.search import Found, Neighbour
+    from vggkit.models.configuration import Configuration, configure, list_models
+    from vggkit.models.initialization import adapt_filters, initialize, warm_start
+    from vggkit.models.listing.listing import write_listing
+    from vggkit.models.summary import Summary, summarize
+    from vggkit.models.vgg import VGG
     from vggkit.reports.comparison import Comparison
-    from vggkit.tasks.diagnosis.findings import Diagnosis
-    from vggkit.tasks.embedding import Embeddings, embed
-    from vggkit.tasks.evaluation.answers import Answers
-    from vggkit.tasks.evaluation.figures import Evaluation
-    from vggkit.tasks.evaluation.measuring import evaluate
-    from vggkit.tasks.evaluation.pairing import PairedComparison, compare_answers, fuse
-    from vggkit.tasks.inspection import Summary, summarize
-    from vggkit.tasks.prediction import Prediction, predict
-    from vggkit.tasks.searching import Found, Neighbour
-    from vggkit.tasks.timings import Bench
-    from vggkit.tasks.training.recipe import Recipe
+    from vggkit.training.recipe import Recipe
+    from vggkit.weights.convert import Conversion, convert
+    from vggkit.weights.identify import Identification, identify
+    from vggkit.weights.model import Classifier, load
+    from vggkit.weights.pretrained import fetch
     from vggkit.workflows.bench import bench
-    from vggkit.workflows.bulk import embed_into, predict_into
-    from vggkit.workflows.bulk_running import BulkResult
-    from vggkit.workflows.comparison import compare
-    from vggkit.workflows.doctor import check
-    from vggkit.workflows.neighbours import search
-    from vggkit.workflows.runs import TrainingRun, train
+    from vggkit.workflows.check import check
+    from vggkit.workflows.compare import compare
+    from vggkit.workflows.predict import embed_into, predict_into
+    from vggkit.workflows.search import search
+    from vggkit.workflows.train import TrainingRun, train
 
 _HOMES = {
-    "Bench": "tasks.timings",
+    "Bench": "benchmarking.timings",
     "bench": "workflows.bench",
-    "VGG": "networks.vgg",
-    "BulkResult": "workflows.bulk_running",
-    "Embeddings": "tasks.embedding",
-    "Found": "tasks.searching",
-    "Neighbour": "tasks.searching",
-    "embed": "tasks.embedding",
-    "embed_into": "workflows.bulk",
-    "predict_into": "workflows.bulk",
-    "search": "workflows.neighbours",
-    "Answers": "tasks.evaluation.answers",
-    "Classifier": "networks.classifier",
+    "VGG": "models.vgg",
+    "BulkResult": "inference.bulk",
+    "Embeddings": "inference.embed",
+    "Found": "inference.search",
+    "Neighbour": "inference.search",
+    "embed": "inference.embed",
+    "embed_into": "workflows.predict",
+    "predict_into": "workflows.predict",
+    "search": "workflows.search",
+    "Answers": "evaluation.predictions",
+    "Classifier": "weights.model",
     "Comparison": "reports.comparison",
-    "Configuration": "networks.configurations",
-    "Diagnosis": "tasks.diagnosis.findings",
-    "Evaluation": "tasks.evaluation.figures",
-    "PairedComparison": "tasks.evaluation.pairing",
-    "Picture": "images.pictures",
-    "PictureSet": "images.pictures",
-    "Prediction": "tasks.prediction",
+    "Configuration": "models.configuration",
+    "Diagnosis": "data_checks.findings",
+    "Evaluation": "evaluation.evaluation",
+    "PairedComparison": "evaluation.comparison",
+    "Picture": "images.dataset",
+    "PictureSet": "images.dataset",
+    "Prediction": "inference.predict",
     "Preprocessing": "images.preprocessing",
-    "Recipe": "tasks.training.recipe",
-    "Summary": "tasks.inspection",
-    "Conversion": "networks.conversion",
-    "Identification": "networks.recognition.identification",
-    "TrainingRun": "workflows.runs",
+    "Recipe": "training.recipe",
+    "Summary": "models.summary",
+    "Conversion": "weights.convert",
+    "Identification": "weights.identify",
+    "TrainingRun": "workflows.train",
     "VggkitError": "errors",
-    "adapt_filters": "networks.initialization",
-    "check": "workflows.doctor",
-    "compare": "workflows.comparison",
-    "compare_answers": "tasks.evaluation.pairing",
-    "convert": "networks.conversion",
-    "fetch": "networks.publishing.pretrained",
-    "fuse": "tasks.evaluation.pairing",
-    "identify": "networks.recognition.identification",
-    "configure": "networks.configurations",
-    "evaluate": "tasks.evaluation.measuring",
-    "initialize": "networks.initialization",
-    "list_models": "networks.configurations",
-    "load": "networks.classifier",
-    "open_pictures": "images.sources.opening",
-    "predict": "tasks.prediction",
-    "summarize": "tasks.inspection",
-    "train": "workflows.runs",
-    "warm_start": "networks.initialization",
-    "write_listing": "networks.styles.listings",
+    "adapt_filters": "models.initialization",
+    "check": "workflows.check",
+    "compare": "workflows.compare",
+    "compare_answers": "evaluation.comparison",
+    "convert": "weights.convert",
+    "fetch": "weights.pretrained",
+    "fuse": "evaluation.comparison",
+    "identify": "weights.identify",
+    "configure": "models.configuration",
+    "evaluate": "evaluation.measure",
+    "initialize": "models.initialization",
+    "list_models": "models.configuration",
+    "load": "weights.model",
+    "open_pictures": "images.sources.open_dataset",
+    "predict": "inference.predict",
+    "summarize": "models.summary",
+    "train": "workflows.train",
+    "warm_start": "models.initialization",
+    "write_listing": "models.listing.listing",
 }
 
 __all__ = [  # noqa: RUF022 (as people meet them)

@@ -1,5 +1,5 @@
 """`python -m vggkit`."""
 
-from vggkit.interfaces.cli import main
+from vggkit.cli.main import main
 
 main()

@@ -8,9 +8,9 @@ import torch
 import torchvision
 
 from vggkit.errors import BadInput
-from vggkit.networks.configurations import MODELS, find_configuration, list_models
-from vggkit.networks.vgg import VGG
-from vggkit.tasks.inspection import summarize
+from vggkit.models.configuration import MODELS, find_configuration, list_models
+from vggkit.models.summary import summarize
+from vggkit.models.vgg import VGG
 
 PARAMETERS = {
     "vgg11": 132_863_336,

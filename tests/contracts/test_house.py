@@ -14,32 +14,39 @@ FLOORS = {
     "arguments": 0,
     "errors": 0,
     "escaping": 0,
+    "file_locks": 0,
+    "files": 0,
     "hardware": 0,
-    "home": 0,
-    "writing": 0,
-    "column_streams": 0,
+    "interruption": 0,
+    "paths": 0,
+    "table_files": 0,
     "images": 1,
-    "networks": 2,
-    "engines": 3,
-    "tasks": 4,
-    "reports": 5,
-    "workflows": 6,
-    "interfaces": 7,
+    "models": 2,
+    "weights": 3,
+    "engines": 4,
+    "training": 5,
+    "evaluation": 5,
+    "data_checks": 5,
+    "inference": 6,
+    "benchmarking": 7,
+    "reports": 8,
+    "workflows": 9,
+    "cli": 10,
 }
 OWNERS = {
-    "tyro": {"interfaces/cli.py"},
-    "torchvision": {"images/sources/named.py", "tasks/training/augmentation.py"},
+    "tyro": {"cli/main.py"},
+    "torchvision": {"images/sources/public_sets.py", "training/augmentation.py"},
     "simplejpeg": {"images/decoding.py"},
     "pillow_heif": {"images/decoding.py"},
-    "cykooz_resizer": {"images/resampling.py"},
-    "pyarrow": {"column_streams.py", "images/sources/parquet.py"},
+    "cykooz_resizer": {"images/resizing.py"},
+    "pyarrow": {"table_files.py", "images/sources/parquet.py"},
     "datasets": {"images/sources/hub_sets.py"},
-    "faiss": {"tasks/searching.py"},
-    "fsspec": {"images/sources/places.py"},
-    "filelock": {"networks/publishing/turns.py"},
-    "braceexpand": {"images/sources/places.py"},
-    "cleanlab": {"tasks/diagnosis/labels.py"},
-    "scipy": {"tasks/diagnosis/labels.py", "tasks/training/heads.py"},
+    "faiss": {"inference/search.py"},
+    "fsspec": {"images/sources/locations.py"},
+    "filelock": {"file_locks.py"},
+    "braceexpand": {"images/sources/locations.py"},
+    "cleanlab": {"data_checks/label_errors.py"},
+    "scipy": {"data_checks/label_errors.py", "training/linear_probe.py"},
     "jinja2": {"reports/pages/rendering.py"},
     "matplotlib": {"reports/plots.py"},
     "mlflow": {"reports/loggers.py"},
@@ -47,78 +54,78 @@ OWNERS = {
     "onnx": {"engines/onnx.py"},
     "onnxruntime": {"engines/onnx.py"},
     "wandb": {"reports/loggers.py"},
-    "yaml": {"workflows/configs.py"},
-    "sklearn": {"images/sources/named.py", "tasks/diagnosis/labels.py", "tasks/evaluation/scoring.py"},
+    "yaml": {"workflows/run_config.py"},
+    "sklearn": {"images/sources/public_sets.py", "data_checks/label_errors.py", "evaluation/metrics.py"},
     "safetensors": {
-        "networks/card.py",
-        "networks/checkpoints.py",
-        "networks/weight_files/safetensors_files.py",
+        "weights/card.py",
+        "weights/model_file.py",
+        "weights/formats/safetensors.py",
     },
-    "huggingface_hub": {"networks/publishing/hub.py"},
+    "huggingface_hub": {"weights/hub.py"},
     "h5py": {
-        "networks/weight_files/containers.py",
-        "networks/weight_files/hdf5_files.py",
-        "networks/weight_files/hdf5_structure.py",
-        "networks/weight_writers.py",
+        "weights/formats/detect.py",
+        "weights/formats/hdf5_files.py",
+        "weights/formats/hdf5_structure.py",
+        "weights/writers.py",
     },
     "PIL": {
         "images/decoding.py",
-        "images/heads.py",
-        "images/likeness.py",
+        "images/image_header.py",
+        "images/near_duplicates.py",
         "images/pixels.py",
         "images/preprocessing.py",
-        "images/resampling.py",
+        "images/resizing.py",
         "images/thumbnails.py",
-        "tasks/training/augmentation.py",
-        "workflows/demonstration.py",
+        "training/augmentation.py",
+        "workflows/demo.py",
     },
 }
 TORCH_FREE = [
     "vggkit",
-    "vggkit.interfaces.cli",
-    "vggkit.interfaces.commands",
-    "vggkit.engines.choosing",
+    "vggkit.cli.main",
+    "vggkit.cli.commands",
+    "vggkit.engines.select",
     "vggkit.engines.onnx",
     "vggkit.engines.openvino",
     "vggkit.engines.stream",
-    "vggkit.engines.weights",
-    "vggkit.networks.card",
-    "vggkit.networks.locating",
-    "vggkit.networks.conventions",
-    "vggkit.networks.dialects",
-    "vggkit.networks.publishing.pretrained",
-    "vggkit.networks.publishing.sharing",
-    "vggkit.networks.styles.listings",
-    "vggkit.tasks.inspection",
-    "vggkit.tasks.training.recipe",
+    "vggkit.engines.model_weights",
+    "vggkit.weights.card",
+    "vggkit.weights.locate",
+    "vggkit.weights.input_conventions",
+    "vggkit.weights.dialects",
+    "vggkit.weights.pretrained",
+    "vggkit.weights.sharing",
+    "vggkit.models.listing.listing",
+    "vggkit.models.summary",
+    "vggkit.training.recipe",
     "vggkit.images.sources",
-    "vggkit.images.spooling",
-    "vggkit.column_streams",
-    "vggkit.tasks.embedding",
-    "vggkit.tasks.prediction",
-    "vggkit.tasks.searching",
-    "vggkit.tasks.timings",
+    "vggkit.images.sources.spooling",
+    "vggkit.table_files",
+    "vggkit.inference.embed",
+    "vggkit.inference.predict",
+    "vggkit.inference.search",
+    "vggkit.benchmarking.timings",
     "vggkit.reports.bench_table",
     "vggkit.workflows.bench",
-    "vggkit.workflows.bulk",
-    "vggkit.workflows.engine_processes",
-    "vggkit.workflows.neighbours",
-    "vggkit.reports.neighbour_table",
+    "vggkit.workflows.predict",
+    "vggkit.benchmarking.processes",
+    "vggkit.workflows.search",
+    "vggkit.reports.search_table",
     "vggkit.reports.diagnosis_page",
     "vggkit.reports.diagnosis_table",
-    "vggkit.tasks.evaluation.pairing",
-    "vggkit.tasks.evaluation.scoring",
+    "vggkit.evaluation.comparison",
+    "vggkit.evaluation.metrics",
     "vggkit.reports.evaluation_page",
     "vggkit.reports.evaluation_table",
-    "vggkit.tasks.training.presets",
-    "vggkit.tasks.training.settling",
-    "vggkit.tasks.training.strata",
+    "vggkit.training.presets",
+    "vggkit.training.resolve_recipe",
+    "vggkit.training.layer_groups",
     "vggkit.images.class_names",
     "vggkit.reports.comparison",
     "vggkit.reports.loggers",
-    "vggkit.workflows.comparison",
-    "vggkit.workflows.configs",
-    "vggkit.workflows.doctor",
+    "vggkit.workflows.compare",
+    "vggkit.workflows.run_config",
+    "vggkit.workflows.check",
 ]
 
 
@@ -126,14 +133,19 @@ def modules() -> list[Path]:
     return sorted(ROOT.rglob("*.py"))
 
 
-def imports_of(path: Path) -> list[str]:
-    """Every module that a file imports, wherever in it, but for what only type checkers see."""
+def parse(path: Path) -> ast.Module:
+    """A file without what only type checkers see."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             node.body = []
+    return tree
+
+
+def imports_of(path: Path) -> list[str]:
+    """Every module that a file imports, wherever in it."""
     found = []
-    for node in ast.walk(tree):
+    for node in ast.walk(parse(path)):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -159,26 +171,45 @@ def test_imports_only_go_down():
             assert there is None or there <= here, f"{path} (floor {here}) imports {module} (floor {there})"
 
 
-def test_tasks_do_not_import_each_other():
+def test_no_package_imports_one_on_its_own_floor():
     for path in modules():
-        parts = path.relative_to(ROOT).parts
-        if parts[0] == "tasks":
-            own = f"vggkit.tasks.{Path(parts[1]).stem}"
-            for module in imports_of(path):
-                assert not module.startswith("vggkit.tasks.") or module.startswith(own), f"{path} imports {module}"
+        here, *_ = path.relative_to(ROOT).with_suffix("").parts
+        for module in imports_of(path):
+            there = module.split(".")[1] if module.startswith("vggkit.") else None
+            if there in FLOORS and there != here and FLOORS[there] > 0:
+                assert FLOORS[there] != FLOORS.get(here), f"{path} imports {module}, which is on the same floor"
+
+
+def imports_with_packages(path: Path) -> set[str]:
+    """What is loaded when a file is imported: the modules it names, and the packages around each of them."""
+    loaded = set()
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("vggkit."):
+            names = {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            names = {alias.name for alias in node.names if alias.name.startswith("vggkit.")}
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            loaded |= {".".join(parts[:length]) for length in range(2, len(parts) + 1)}
+    return loaded
 
 
 def test_no_import_cycle():
-    graph = {}
+    """Not between modules, and not between a package's `__init__` and what lies in the package."""
+    files = {}
     for path in modules():
-        name = "vggkit." + ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        graph[name] = [m for m in imports_of(path) if m.startswith("vggkit.")]
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        files[".".join(("vggkit", *(part for part in parts if part != "__init__")))] = path
+    del files["vggkit"]  # names are loaded from it when they are used
+    graph = {name: (imports_with_packages(path) & set(files)) - {name} for name, path in files.items()}
     done: set[str] = set()
 
     def visit(name: str, above: tuple[str, ...]) -> None:
         assert name not in above, " -> ".join((*above, name))
         if name not in done:
-            for other in graph.get(name, []):
+            for other in sorted(graph[name]):
                 visit(other, (*above, name))
             done.add(name)
 
@@ -197,7 +228,7 @@ def test_each_package_has_its_owner():
 def test_what_people_are_told_goes_through_one_door():
     """Names and texts of others are escaped there, see reports/terminal.py."""
     doors = {
-        "print": {"reports/terminal.py", "interfaces/cli.py", "interfaces/commands/printing.py"},
+        "print": {"reports/terminal.py", "cli/main.py", "cli/printing.py"},
         "Console": {"reports/terminal.py"},
         "Text": {"reports/terminal.py", "reports/progress.py"},
         "Text.assemble": set(),
@@ -205,7 +236,7 @@ def test_what_people_are_told_goes_through_one_door():
     for path in modules():
         place = path.relative_to(ROOT).as_posix()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and not place.startswith("networks/styles/"):  # code that people paste
+            if isinstance(node, ast.Call) and not place.startswith("models/lessons/"):  # code that people paste
                 called = ast.unparse(node.func)
                 assert place in doors.get(called, {place}), f"{place} calls {called}; see reports/terminal.py"
 
@@ -236,7 +267,7 @@ def test_light_modules_import_no_torch():
 def test_help_is_instant_and_imports_nothing_heavy():
     code = (
         "import sys, contextlib, io\n"
-        "from vggkit.interfaces.cli import main\n"
+        "from vggkit.cli.main import main\n"
         "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()): main(['--help'])\n"
         "heavy = [m for m in ('torch', 'numpy', 'PIL', 'tyro', 'rich') if m in sys.modules]\n"
         "print(heavy, len([m for m in sys.modules if m.startswith('vggkit')]))"

@@ -25,7 +25,7 @@ SMALLER = {"--image-size 64": "--image-size 32", "vggkit train photos": "vggkit 
 """What the lines say, and what runs: their networks would take minutes, and files of half a gigabyte."""
 BENCH = """
 import sys
-from vggkit.interfaces.cli import main
+from vggkit.cli.main import main
 from vggkit.workflows import bench
 
 listed = bench.list_contenders

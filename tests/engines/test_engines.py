@@ -18,8 +18,8 @@ from vggkit.engines import cuda_graphs
 from vggkit.engines.outputs import ROWS, list_outputs
 from vggkit.engines.pytorch import PyTorchEngine
 from vggkit.errors import BadInput, UnknownName
-from vggkit.networks.configurations import Configuration, configure
-from vggkit.networks.vgg import VGG
+from vggkit.models.configuration import Configuration, configure
+from vggkit.models.vgg import VGG
 
 CPU = torch.device("cpu")
 SMALL = Configuration(blocks=((8,), (12,), (16, 16), (16,), (20,)), hidden=(24, 18), grid=2, num_classes=5)

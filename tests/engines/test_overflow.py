@@ -8,13 +8,13 @@ import torch
 from test_engines import KINDS, build, build_onnx, build_openvino, build_pytorch, draw
 from torch import nn
 
+from vggkit.engines.activation_ranges import measure_ranges
+from vggkit.engines.model_weights import NetworkWeights
 from vggkit.engines.outputs import plan_outputs
 from vggkit.engines.overflow import LIMIT, bound_trunk, can_overflow
-from vggkit.engines.ranges import measure_ranges
-from vggkit.engines.weights import NetworkWeights
 from vggkit.errors import BadInput
-from vggkit.networks.configurations import configure
-from vggkit.networks.vgg import VGG
+from vggkit.models.configuration import configure
+from vggkit.models.vgg import VGG
 
 MAKES = {
     "pytorch": build_pytorch,

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from vggkit.engines.stream import stream_answers, stream_rows
-from vggkit.images.pictures import Picture
+from vggkit.images.dataset import Picture
 from vggkit.images.preprocessing import Preprocessing
 
 SMALL = Preprocessing(resize_pixels=8, crop_pixels=8, mean=(0, 0, 0), std=(1, 1, 1))

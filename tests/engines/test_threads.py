@@ -15,14 +15,14 @@ from test_engines import CPU, KINDS, build, build_onnx, build_openvino, build_py
 from torch import nn
 
 from conftest import draw_class
-from vggkit.engines.choosing import choose_engine
-from vggkit.engines.ranges import measure_ranges
-from vggkit.images.pictures import Picture, PictureSet
+from vggkit.engines.activation_ranges import measure_ranges
+from vggkit.engines.select import choose_engine
+from vggkit.evaluation.measure import evaluate
+from vggkit.images.dataset import Picture, PictureSet
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.networks.classifier import Classifier
-from vggkit.tasks.embedding import embed
-from vggkit.tasks.evaluation.measuring import evaluate
-from vggkit.tasks.prediction import predict
+from vggkit.inference.embed import embed
+from vggkit.inference.predict import predict
+from vggkit.weights.model import Classifier
 
 NORMED = KINDS["batch norm"]
 LABELS = ("across", "down", "other", "red", "striped")

@@ -18,9 +18,10 @@ from conftest import draw_class
 
 sys.path.append(str(Path(__file__).parents[1] / "networks"))
 from local_hosts import Host, Hub, running, send, status
-
 from vggkit.errors import BadData, BadDownload, BadImage, MissingExtra
-from vggkit.images.sources import Columns, hub_sets, iterate_pictures, open_pictures
+from vggkit.images.sources import hub_sets
+from vggkit.images.sources.open_dataset import iterate_pictures, open_pictures
+from vggkit.images.sources.tables import Columns
 
 datasets = pytest.importorskip("datasets")
 pa = pytest.importorskip("pyarrow")

@@ -11,12 +11,12 @@ import pytest
 from test_passed_over import pack
 
 from conftest import draw_class, fill_folder
+from vggkit.data_checks.clean_table import write_clean_table
 from vggkit.errors import BadData
-from vggkit.images.pictures import Picture, PictureSet
-from vggkit.images.sources import list_pictures, open_pictures
+from vggkit.images.dataset import Picture, PictureSet
+from vggkit.images.sources.open_dataset import list_pictures, open_pictures
 from vggkit.images.splits import divide
-from vggkit.tasks.diagnosis.cleaning import write_clean_table
-from vggkit.workflows.doctor import check, vet
+from vggkit.workflows.check import check, vet
 
 ODD = (
     *(" cat", "cat ", "cat", "\tcat", "007", "7", "NA", "nan", "None", "null", "1e5", "true", "False", "0", "-"),
@@ -177,9 +177,9 @@ def test_a_table_finds_files_that_macos_named(tmp_path):
 
 
 def test_a_classifier_of_the_other_spelling_knows_its_classes(tiny, tmp_path):
+    from vggkit.evaluation.measure import evaluate
     from vggkit.images.preprocessing import Preprocessing
-    from vggkit.networks.classifier import Classifier
-    from vggkit.tasks.evaluation.measuring import evaluate
+    from vggkit.weights.model import Classifier
 
     pytest.importorskip("sklearn")
     fill_folder(tmp_path, (COMPOSED, "b", "c"), 3)

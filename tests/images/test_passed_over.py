@@ -15,8 +15,8 @@ from conftest import draw_class, fill_folder
 from vggkit.errors import BadData, BadImage
 from vggkit.images.file_kinds import SUFFIXES, is_image_start
 from vggkit.images.omissions import Reading
-from vggkit.images.sources import gather_pictures, iterate_pictures, list_pictures, open_pictures
-from vggkit.workflows.doctor import check, vet
+from vggkit.images.sources.open_dataset import gather_pictures, iterate_pictures, list_pictures, open_pictures
+from vggkit.workflows.check import check, vet
 
 links = pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
 
@@ -75,7 +75,7 @@ def test_what_is_no_image_is_not_taken_for_one(data):
 
 
 def test_real_images_are_known_by_their_first_bytes(shared):
-    from vggkit.images.heads import read_head
+    from vggkit.images.image_header import read_head
 
     known = 0
     for path in sorted((shared / "odd_images" / "pillow").rglob("*")):
@@ -389,7 +389,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def test_the_commands_say_it(tmp_path, tiny):
     from vggkit.images.preprocessing import Preprocessing
-    from vggkit.networks.classifier import Classifier
+    from vggkit.weights.model import Classifier
 
     fill_folder(tmp_path / "data", ("across", "down", "red"), 2)
     (tmp_path / "data" / "red" / "photo").write_bytes(encode("JPEG", 9))

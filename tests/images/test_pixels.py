@@ -17,9 +17,9 @@ import torch
 from PIL import Image, ImageOps
 
 from vggkit.errors import BadImage, BadInput
+from vggkit.images.dataset import Picture
 from vggkit.images.decoding import decode
 from vggkit.images.given import take_sources
-from vggkit.images.pictures import Picture
 from vggkit.images.pixels import read_pixels
 from vggkit.images.preprocessing import Preprocessing
 

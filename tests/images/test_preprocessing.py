@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vggkit.errors import BadConfiguration
-from vggkit.images import resampling
+from vggkit.images import resizing as resampling
 from vggkit.images.decoding import decode
 from vggkit.images.preprocessing import Preprocessing, suit_preprocessing
 

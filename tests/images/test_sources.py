@@ -21,11 +21,12 @@ from PIL import Image
 
 from conftest import draw_class, fill_folder
 from vggkit.errors import BadData, BadDownload, BadImage, BadOutput, UnknownName
-from vggkit.images.pictures import Picture, PictureSet, typical_side
-from vggkit.images.sources import Columns, is_streamed, iterate_pictures, list_pictures, open_pictures
-from vggkit.images.sources.places import expand, is_address
+from vggkit.images.dataset import Picture, PictureSet, typical_side
+from vggkit.images.sources.locations import expand, is_address
+from vggkit.images.sources.open_dataset import is_streamed, iterate_pictures, list_pictures, open_pictures
+from vggkit.images.sources.spooling import spool
+from vggkit.images.sources.tables import Columns
 from vggkit.images.splits import divide
-from vggkit.images.spooling import spool
 
 PARTS = {"train": 4, "val": 2}
 LABELS = ("ants", "bees")
@@ -600,7 +601,8 @@ def test_slow_places_are_spooled_once_and_quick_ones_left(tmp_path):
 
 def test_sources_import_nothing_heavy(tmp_path):
     code = (
-        "import sys; from vggkit.images.sources import open_pictures; print(open_pictures(sys.argv[1]).labels);"
+        "import sys; from vggkit.images.sources.open_dataset import open_pictures;"
+        "print(open_pictures(sys.argv[1]).labels);"
         "print([m for m in ('torch', 'pyarrow', 'fsspec', 'datasets', 'sklearn') if m in sys.modules])"
     )
     command = [sys.executable, "-c", code, str(write_csv(tmp_path))]

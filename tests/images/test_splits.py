@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from conftest import fill_folder
 from vggkit.errors import BadData, BadInput
-from vggkit.images.pictures import Picture, PictureSet
-from vggkit.images.sources import open_pictures
+from vggkit.images.dataset import Picture, PictureSet
+from vggkit.images.sources.open_dataset import open_pictures
 from vggkit.images.splits import divide, divide_in_folds, find_split, hold_out, read_fold
 
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from vggkit.benchmarking.timings import Agreement, Bench, EngineTimings, Spread
 from vggkit.errors import BadOutput
 from vggkit.reports.bench_table import draw_bench, plot_bench, suggest
-from vggkit.tasks.timings import Agreement, Bench, EngineTimings, Spread
 
 
 def spread(value: float) -> Spread:

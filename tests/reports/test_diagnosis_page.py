@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vggkit.images.pictures import Picture
+from vggkit.data_checks.findings import Case, Diagnosis, Finding, Kind, Member, Severity, Sides
+from vggkit.images.dataset import Picture
 from vggkit.images.thumbnails import SIDE_PIXELS, encode_thumbnail
 from vggkit.reports.diagnosis_page import (
     MOST_CASES,
@@ -27,7 +28,6 @@ from vggkit.reports.diagnosis_page import (
     write_diagnosis_page,
 )
 from vggkit.reports.pages.rendering import percent, render_page, say_count
-from vggkit.tasks.diagnosis.findings import Case, Diagnosis, Finding, Kind, Member, Severity, Sides
 
 HOSTILE = "<script>alert('x')</script>\"&amp;"
 VOID = {"meta", "link", "img", "br", "hr", "wbr"}

@@ -11,14 +11,14 @@ import pytest
 from sklearn import metrics
 
 from conftest import draw_class
-from vggkit.images.pictures import Picture
+from vggkit.evaluation.comparison import compare_answers, fuse
+from vggkit.evaluation.metrics import score
+from vggkit.evaluation.predictions import Answers
+from vggkit.images.dataset import Picture
 from vggkit.reports.evaluation_page import Story, draw_reliability, list_facts, list_pairs, write_report
 from vggkit.reports.evaluation_table import draw_evaluation, draw_several
 from vggkit.reports.pages.charts import Scale, find_step
 from vggkit.reports.run_plots import write_plots
-from vggkit.tasks.evaluation.answers import Answers
-from vggkit.tasks.evaluation.pairing import compare_answers, fuse
-from vggkit.tasks.evaluation.scoring import score
 
 
 def invent(classes=6, n=240, *, seed=0, skill=1.5, model="vgg11", **options):

@@ -12,8 +12,8 @@ import pytest
 from vggkit.errors import BadOutput, MissingExtra, UnknownName
 from vggkit.reports import loggers as module
 from vggkit.reports.loggers import open_loggers
-from vggkit.tasks.training.checkpointing import Epoch
-from vggkit.tasks.training.recipe import Recipe
+from vggkit.training.checkpoint import Epoch
+from vggkit.training.recipe import Recipe
 
 HISTORY = tuple(
     Epoch(epoch, 0.1 / epoch, 1 / epoch, 1.5 / epoch, 1 - 0.5 / epoch, 3.25 + epoch) for epoch in range(1, 5)

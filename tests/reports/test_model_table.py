@@ -6,11 +6,11 @@ import json
 import pytest
 from rich.console import Console
 
-from vggkit.interfaces import commands
-from vggkit.networks.configurations import configure, list_models
-from vggkit.networks.publishing.published import find_published, list_published
+from vggkit.cli import commands
+from vggkit.models.configuration import configure, list_models
+from vggkit.models.summary import summarize
 from vggkit.reports.model_table import LICENCE_WIDTH, draw_models
-from vggkit.tasks.inspection import summarize
+from vggkit.weights.published import find_published, list_published
 
 
 def draw(width: int) -> list[str]:

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vggkit.images.pictures import Picture
+from vggkit.evaluation.metrics import score
+from vggkit.evaluation.predictions import Answers
+from vggkit.images.dataset import Picture
+from vggkit.inference.predict import Prediction
 from vggkit.reports.comparison import plot_comparison
 from vggkit.reports.plots import write_name
 from vggkit.reports.run_plots import plot_answers, plot_history, write_plots
-from vggkit.tasks.evaluation.answers import Answers
-from vggkit.tasks.evaluation.scoring import score
-from vggkit.tasks.prediction import Prediction
-from vggkit.tasks.training.checkpointing import Epoch
-from vggkit.tasks.training.recipe import Recipe
-from vggkit.workflows.comparison import compare
-from vggkit.workflows.configs import RunConfig
+from vggkit.training.checkpoint import Epoch
+from vggkit.training.recipe import Recipe
+from vggkit.workflows.compare import compare
+from vggkit.workflows.run_config import RunConfig
 
 pytest.importorskip("matplotlib")
 NAMES = (

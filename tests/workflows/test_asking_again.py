@@ -7,18 +7,18 @@ import pytest
 import yaml
 
 from conftest import fill_folder
+from vggkit.cli import main as cli
+from vggkit.cli.defaults import find_defaults
 from vggkit.errors import BadConfiguration
 from vggkit.images.preprocessing import suit_preprocessing
-from vggkit.interfaces import cli
-from vggkit.interfaces.commands.defaults import find_defaults
-from vggkit.networks.classifier import Classifier, load
-from vggkit.networks.configurations import configure
-from vggkit.tasks.training.presets import PRESETS
-from vggkit.tasks.training.recipe import Recipe
-from vggkit.tasks.training.settling import Situation, settle
+from vggkit.models.configuration import configure
+from vggkit.training.presets import PRESETS
+from vggkit.training.recipe import Recipe
+from vggkit.training.resolve_recipe import Situation, settle
+from vggkit.weights.model import Classifier, load
 from vggkit.workflows import solved_heads
-from vggkit.workflows.comparison import compare
-from vggkit.workflows.configs import NetworkChoice, RunConfig
+from vggkit.workflows.compare import compare
+from vggkit.workflows.run_config import NetworkChoice, RunConfig
 
 FEW = NetworkChoice(weights="/w.pth", image_size=96)
 BASES = {

@@ -10,16 +10,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from vggkit.benchmarking import runner as contenders
+from vggkit.benchmarking.processes import EngineChoice, EngineProcess
 from vggkit.engines.outputs import list_reads
 from vggkit.errors import BadConfiguration, BadData, BadInput, BadOutput
 from vggkit.hardware import computes_bf16
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.networks.card import read_card
-from vggkit.networks.classifier import Classifier
+from vggkit.weights.card import read_card
+from vggkit.weights.model import Classifier
 from vggkit.workflows import bench as benches
-from vggkit.workflows import contenders
 from vggkit.workflows.bench import bench
-from vggkit.workflows.engine_processes import EngineChoice, EngineProcess
 
 for package in ("openvino", "onnx", "onnxruntime"):
     pytest.importorskip(package)
@@ -247,7 +247,7 @@ def test_too_many_pictures_together_cost_their_number_alone(model, monkeypatch, 
 def test_from_the_shell_on_a_processor_with_avx2_alone(model, photos, tmp_path, capsys):
     """In a process of its own, for what oneDNN may use is settled once for a process and those that it starts."""
     pytest.importorskip("matplotlib")
-    from vggkit.interfaces import cli
+    from vggkit.cli import main as cli
 
     line = ["bench", str(model), str(photos / "val"), "--rounds", "1", "--seconds", "0.01", "--batch-sizes", "1"]
     done = subprocess.run(

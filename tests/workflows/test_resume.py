@@ -17,9 +17,9 @@ from PIL import Image
 from conftest import draw_class, fill_folder
 from processes import Processes, Running
 from vggkit.errors import BadCheckpoint, BadData, BadImage, BadOutput, VggkitError
-from vggkit.networks.checkpoints import read_state
-from vggkit.networks.classifier import load
-from vggkit.workflows.runs import resume
+from vggkit.weights.model import load
+from vggkit.weights.model_file import read_state
+from vggkit.workflows.train import resume
 
 LABELS = ("across", "down", "red")
 STEPS = 18
@@ -137,10 +137,10 @@ def test_a_head_that_is_asked_to_stop_says_how_to_go_on(data, whole, tmp_path, p
     """Where nothing waits for a good moment: pictures pass the network, and the signal ends it there."""
     code = (
         "import os, signal, sys\n"
-        "from vggkit.tasks.training import features\n"
+        "from vggkit.training import feature_cache\n"
         "def stop(*_, **__): os.kill(os.getpid(), signal.SIGTERM)\n"
-        "features.stream_rows = stop\n"
-        "from vggkit.interfaces.cli import main\n"
+        "feature_cache.stream_rows = stop\n"
+        "from vggkit.cli.main import main\n"
         "main(sys.argv[1:])\n"
     )
     arguments = [
@@ -208,10 +208,10 @@ def test_pictures_of_another_order_or_content_are_another_run(data, tmp_path, pr
 
 def test_a_picture_that_goes_in_the_middle_is_named_and_the_state_stays(data, tmp_path, monkeypatch):
     from vggkit.images.preprocessing import Preprocessing
-    from vggkit.networks.classifier import Classifier
-    from vggkit.tasks.training import loop
-    from vggkit.tasks.training.recipe import Recipe
-    from vggkit.workflows.runs import train
+    from vggkit.training import trainer as loop
+    from vggkit.training.recipe import Recipe
+    from vggkit.weights.model import Classifier
+    from vggkit.workflows.train import train
 
     folder = tmp_path / "data"
     fill_folder(folder / "train", LABELS, 12)

@@ -11,11 +11,11 @@ import torch
 from conftest import fill_folder
 from vggkit.errors import BadOutput
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.networks.classifier import Classifier, load
-from vggkit.networks.configurations import configure
-from vggkit.tasks.training.recipe import Recipe
-from vggkit.workflows.run_folders import LOCK, demand_new_folder, hold_folder, new_folder
-from vggkit.workflows.runs import resume, train
+from vggkit.models.configuration import configure
+from vggkit.training.recipe import Recipe
+from vggkit.weights.model import Classifier, load
+from vggkit.workflows.run_folder import LOCK, demand_new_folder, hold_folder, new_folder
+from vggkit.workflows.train import resume, train
 
 LABELS = ("across", "down", "red")
 NETWORK = ("--model", "vgg11_bn", "--until", "pool1", "--image-size", "32")

@@ -4,9 +4,9 @@ import pytest
 
 import vggkit as vk
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.networks.classifier import Classifier
-from vggkit.tasks.training.recipe import Recipe
-from vggkit.workflows.runs import train
+from vggkit.training.recipe import Recipe
+from vggkit.weights.model import Classifier
+from vggkit.workflows.train import train
 
 
 @pytest.mark.parametrize("trainable", ["all", "head"])

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vggkit.engines.drawing import Drawing, Sides, Values
+from vggkit.engines.graph_builder import Drawing, Sides, Values
+from vggkit.engines.model_weights import Weights, find_weights
 from vggkit.engines.outputs import Output, check_batch, plan_outputs
 from vggkit.engines.stream import NamedEngine
-from vggkit.engines.weights import Weights, find_weights
 from vggkit.errors import MissingExtra
 from vggkit.hardware import count_threads
-from vggkit.networks.configurations import Pooling
+from vggkit.models.configuration import Pooling
 
 if TYPE_CHECKING:
-    from vggkit.networks.vgg import VGG
+    from vggkit.models.vgg import VGG
 
 TOGETHER: Final = 8
 """Pictures that are computed together at most: more gain nothing, and their maps leave the caches."""

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vggkit.engines.drawing import Drawing, Sides, Values
+from vggkit.engines.graph_builder import Drawing, Sides, Values
+from vggkit.engines.model_weights import Weights, find_weights
 from vggkit.engines.outputs import (
     Output,
     Precision,
@@ -27,13 +28,12 @@ from vggkit.engines.outputs import (
 )
 from vggkit.engines.overflow import LIMIT, bound_trunk, can_overflow
 from vggkit.engines.stream import NamedEngine
-from vggkit.engines.weights import Weights, find_weights
 from vggkit.errors import BadConfiguration, BadInput, MissingExtra
 from vggkit.hardware import computes_bf16, count_threads, multiplies_bytes
-from vggkit.networks.configurations import Configuration, Pooling
+from vggkit.models.configuration import Configuration, Pooling
 
 if TYPE_CHECKING:
-    from vggkit.networks.vgg import VGG
+    from vggkit.models.vgg import VGG
 
 TOGETHER: Final = 8
 """Pictures that one request takes at most: more gain nothing, and their maps leave the caches."""

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggkit.errors import BadConfiguration, BadInput, UnknownName
-from vggkit.networks.card import INPUT_RANGE
-from vggkit.networks.configurations import Configuration, FullyConnected, Layer
+from vggkit.models.configuration import Configuration, FullyConnected, Layer
+from vggkit.weights.card import INPUT_RANGE
 
 Rows = NDArray[np.float32]
 Output = str

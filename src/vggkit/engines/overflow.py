@@ -9,9 +9,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vggkit.engines.drawing import Values, read_norm
+from vggkit.engines.graph_builder import Values, read_norm
 from vggkit.engines.outputs import Plan
-from vggkit.networks.configurations import Configuration
+from vggkit.models.configuration import Configuration
 
 LIMIT: Final = 1e36
 """Below it nothing overflows in float32 or bfloat16, in whatever order and by whatever algorithm it is summed."""

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from vggkit.engines.cuda_graphs import Replays
 from vggkit.engines.outputs import Output, Plan, check_batch, find_relu, plan_outputs
 from vggkit.engines.stream import NamedEngine
-from vggkit.networks.configurations import Configuration
-from vggkit.networks.vgg import VGG, slide
+from vggkit.models.configuration import Configuration
+from vggkit.models.vgg import VGG, slide
 
 
 class PyTorchEngine(NamedEngine):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from vggkit.engines.overflow import describe_overflow
 from vggkit.errors import BadImage
 from vggkit.hardware import count_threads
-from vggkit.images.pictures import Picture
+from vggkit.images.dataset import Picture
 from vggkit.images.preprocessing import Preprocessing
 
 Given = TypeVar("Given")

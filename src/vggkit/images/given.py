@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING, Any, Union, cast
 from numpy.typing import NDArray
 
 from vggkit.errors import BadImage, BadInput
-from vggkit.images.pictures import HeldBytes, Picture, Unreadable
+from vggkit.images.dataset import HeldBytes, Picture, Unreadable
 from vggkit.images.pixels import describe_type, holds_pixels, list_batch, read_pixels
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from PIL import Image
 
 from vggkit.arguments import is_number, plain_number
 from vggkit.errors import BadConfiguration, UnknownName
+from vggkit.images.dataset import Picture
 from vggkit.images.decoding import Pixels
 from vggkit.images.given import ImageSource, take_one
-from vggkit.images.pictures import Picture
-from vggkit.images.resampling import Interpolation, resize, resize_part
+from vggkit.images.resizing import Interpolation, resize, resize_part
 
 ChannelOrder = Literal["RGB", "BGR", "L"]
 FitMode = Literal["crop", "pad", "stretch"]

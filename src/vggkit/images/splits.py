@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from vggkit.errors import BadData, BadInput
+from vggkit.images.dataset import Picture, PictureSet
 from vggkit.images.folds import Units, deal, repair
-from vggkit.images.pictures import Picture, PictureSet
 
 SPLITS: Final[Mapping[str, str]] = {
     "train": "train",

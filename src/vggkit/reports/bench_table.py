@@ -8,10 +8,10 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Column, Table
 from rich.text import Text
 
+from vggkit.benchmarking.timings import Bench, EngineTimings, Spread
 from vggkit.reports.plots import BLUE, ORANGE, PALE_INK, draw_to
 from vggkit.reports.tables import ASCII_RULES, RULES, binary_unit
 from vggkit.reports.terminal import stack_lines, write_line
-from vggkit.tasks.timings import Bench, EngineTimings, Spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

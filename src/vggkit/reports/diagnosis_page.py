@@ -10,11 +10,11 @@ from statistics import median_low
 from typing import Final, NamedTuple
 
 from vggkit import __version__
-from vggkit.images.pictures import Picture, sort_labels
+from vggkit.data_checks.findings import Case, Diagnosis, Finding, Kind, Member, Severity, Sides
+from vggkit.files import write_text
+from vggkit.images.dataset import Picture, sort_labels
 from vggkit.reports.pages.rendering import render_page, say_count
 from vggkit.reports.pages.thumbs import Thumb, find_folder, make_thumb, split_name, split_place
-from vggkit.tasks.diagnosis.findings import Case, Diagnosis, Finding, Kind, Member, Severity, Sides
-from vggkit.writing import write_text
 
 MOST_CASES: Final = 60
 """Cases of a finding that are drawn; JSON has them all."""

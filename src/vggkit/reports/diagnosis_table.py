@@ -6,9 +6,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from vggkit.data_checks.findings import Case, Diagnosis, Finding, Severity
 from vggkit.reports.tables import EIGHTHS
 from vggkit.reports.terminal import stack_lines, write_line
-from vggkit.tasks.diagnosis.findings import Case, Diagnosis, Finding, Severity
 
 MARKS: Final[dict[Severity, tuple[str, str]]] = {
     "error": ("✗ error", "bold red"),

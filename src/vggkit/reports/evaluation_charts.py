@@ -5,9 +5,9 @@ from typing import Final
 
 import numpy as np
 
+from vggkit.evaluation.calibration import list_cuts
+from vggkit.evaluation.evaluation import Evaluation, proportion_interval
 from vggkit.reports.pages.charts import BOTTOM, Bar, Chart, across, draw_line, up
-from vggkit.tasks.evaluation.calibration import list_cuts
-from vggkit.tasks.evaluation.figures import Evaluation, proportion_interval
 
 MOST_POINTS: Final = 200
 """Of a curve."""

@@ -10,15 +10,15 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from vggkit import __version__
-from vggkit.images.pictures import Picture
-from vggkit.networks.card import read_entry
+from vggkit.evaluation.comparison import PairedComparison
+from vggkit.evaluation.evaluation import ClassFigures, Evaluation
+from vggkit.files import write_text
+from vggkit.images.dataset import Picture
 from vggkit.reports.evaluation_charts import draw_curves, draw_reliability, draw_withholding
 from vggkit.reports.pages.rendering import render_page
 from vggkit.reports.pages.thumbs import Thumb, find_folder, make_thumb, split_name, split_place
 from vggkit.reports.tables import describe_seconds
-from vggkit.tasks.evaluation.figures import ClassFigures, Evaluation
-from vggkit.tasks.evaluation.pairing import PairedComparison
-from vggkit.writing import write_text
+from vggkit.weights.card import read_entry
 
 MATRIX_CLASSES: Final = 24
 """Up to which the confusion matrix is drawn; beyond, its largest entries are listed."""

@@ -7,9 +7,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from vggkit.evaluation.comparison import PairedComparison
+from vggkit.evaluation.evaluation import ClassFigures, Evaluation, FigureName
 from vggkit.reports.terminal import stack_lines, write_line
-from vggkit.tasks.evaluation.figures import ClassFigures, Evaluation, FigureName
-from vggkit.tasks.evaluation.pairing import PairedComparison
 
 CLASSES_SHOWN: Final = 24
 WORST: Final = 10

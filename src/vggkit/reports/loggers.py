@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self
 
 from vggkit.errors import MissingExtra, UnknownName, VggkitError
 from vggkit.escaping import escape_controls
-from vggkit.writing import write_text
+from vggkit.files import write_text
 
 if TYPE_CHECKING:
-    from vggkit.tasks.training.checkpointing import Epoch
+    from vggkit.training.checkpoint import Epoch
 
 LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow"]
 PROJECT: Final = "vggkit"

@@ -6,10 +6,10 @@ from typing import Final
 from rich.box import SIMPLE
 from rich.table import Table
 
-from vggkit.networks.configurations import PAPER_LETTERS, Configuration, find_configuration
-from vggkit.networks.publishing.published import PublishedWeights, list_published
+from vggkit.models.configuration import PAPER_LETTERS, Configuration, find_configuration
+from vggkit.models.summary import Summary
 from vggkit.reports.terminal import stack_lines
-from vggkit.tasks.inspection import Summary
+from vggkit.weights.published import PublishedWeights, list_published
 
 LICENCE_WIDTH: Final = 94
 """Characters from which there is room for a column of licences."""

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from vggkit.errors import BadOutput, MissingExtra
 from vggkit.escaping import escape_controls
+from vggkit.files import demand_writable, whole_file
+from vggkit.models.summary import LayerSummary, Summary
 from vggkit.reports.tables import decimal_unit
-from vggkit.tasks.inspection import LayerSummary, Summary
-from vggkit.writing import demand_writable, whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

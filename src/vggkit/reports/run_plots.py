@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from vggkit.images.pictures import Picture
+from vggkit.evaluation.evaluation import Evaluation, FigureName, proportion_interval
+from vggkit.images.dataset import Picture
+from vggkit.inference.predict import Prediction
 from vggkit.reports.plots import BLUE, INK, ORANGE, PALE_INK, PlotEnding, draw_to, name_plots, write_name
-from vggkit.tasks.evaluation.figures import Evaluation, FigureName, proportion_interval
-from vggkit.tasks.prediction import Prediction
 
 if TYPE_CHECKING:
-    from vggkit.tasks.training.checkpointing import Epoch
-    from vggkit.tasks.training.heads import HeadSolution
+    from vggkit.training.checkpoint import Epoch
+    from vggkit.training.linear_probe import HeadSolution
 
 LONGEST_TITLE: Final = 80
 """Characters of a picture's title."""

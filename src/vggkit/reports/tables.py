@@ -10,8 +10,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Column, Table
 from rich.text import Text
 
+from vggkit.models.summary import Summary
 from vggkit.reports.terminal import stack_lines, write_line
-from vggkit.tasks.inspection import Summary
 
 WIDE_COLUMNS: Final = 104
 BAR_CELLS: Final = 12

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from vggkit.escaping import escape_controls
 
 if TYPE_CHECKING:
-    from vggkit.networks.recognition.identification import Identification
+    from vggkit.weights.identify import Identification
 
 
 _UNKNOWN = "unknown, say --input-convention; loading takes ImageNet's unless preprocessing= says otherwise"

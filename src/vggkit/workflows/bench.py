@@ -14,21 +14,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from vggkit.arguments import demand_count, demand_counts, demand_seconds
-from vggkit.engines.choosing import settle_choice
-from vggkit.engines.outputs import Ranges
-from vggkit.engines.ranges import measure_ranges
-from vggkit.engines.weights import ModelFile
-from vggkit.errors import BadData, BadImage, BadInput, VggkitError
-from vggkit.hardware import name_processor
-from vggkit.images.given import ImageSources, take_sources
-from vggkit.images.pictures import Picture
-from vggkit.images.sources import Columns, count_pictures, gather_pictures
-from vggkit.networks.card import demand_classifier
-from vggkit.networks.locating import locate_model
-from vggkit.networks.publishing.sharing import is_address
-from vggkit.tasks.timings import Bench
-from vggkit.workflows.bulk_running import OnProgress
-from vggkit.workflows.contenders import (
+from vggkit.benchmarking.runner import (
     Values,
     describe,
     list_contenders,
@@ -36,12 +22,27 @@ from vggkit.workflows.contenders import (
     run_rounds,
     start_processes,
 )
-from vggkit.workflows.interruptions import hear_signals
-from vggkit.workflows.origins import name_place
-from vggkit.writing import demand_writable
+from vggkit.benchmarking.timings import Bench
+from vggkit.engines.activation_ranges import measure_ranges
+from vggkit.engines.model_weights import ModelFile
+from vggkit.engines.outputs import Ranges
+from vggkit.engines.select import settle_choice
+from vggkit.errors import BadData, BadImage, BadInput, VggkitError
+from vggkit.files import demand_writable
+from vggkit.hardware import name_processor
+from vggkit.images.dataset import Picture
+from vggkit.images.given import ImageSources, take_sources
+from vggkit.images.sources.open_dataset import count_pictures, gather_pictures
+from vggkit.images.sources.tables import Columns
+from vggkit.inference.bulk import OnProgress
+from vggkit.inference.fingerprint import name_place
+from vggkit.interruption import hear_signals
+from vggkit.weights.card import demand_classifier
+from vggkit.weights.locate import locate_model
+from vggkit.weights.sharing import is_address
 
 if TYPE_CHECKING:
-    from vggkit.networks.classifier import Classifier
+    from vggkit.weights.model import Classifier
 
 MOST_ASKED: Final = 256
 """Pictures whose answers are compared."""
@@ -194,7 +195,7 @@ def _keep(classifier: "Classifier | str | Path", ranges: Ranges, *, about: dict[
     if not isinstance(classifier, str | Path):
         classifier.keep_ranges(ranges, about=about)
         return
-    from vggkit.networks.classifier import Classifier
+    from vggkit.weights.model import Classifier
 
     target = locate_model(classifier)
     kept = Classifier.load(target)

@@ -7,23 +7,23 @@ from typing import Any, Final
 
 import torch
 
+from vggkit.evaluation.calibration import fit_temperature
+from vggkit.evaluation.evaluation import Evaluation
+from vggkit.evaluation.measure import CALIBRATED_HERE
+from vggkit.evaluation.metrics import score
+from vggkit.evaluation.predictions import Answers
+from vggkit.evaluation.protocols import plan_protocol
 from vggkit.images.class_names import shorten_names
-from vggkit.images.pictures import PictureSet, identify_pictures
-from vggkit.networks.classifier import Classifier
-from vggkit.networks.vgg import VGG
+from vggkit.images.dataset import PictureSet, identify_pictures
+from vggkit.models.vgg import VGG
 from vggkit.reports.loggers import Loggers
 from vggkit.reports.plots import PlotEnding
 from vggkit.reports.progress import ProgressLine
-from vggkit.tasks.evaluation.answers import Answers
-from vggkit.tasks.evaluation.calibration import fit_temperature
-from vggkit.tasks.evaluation.figures import Evaluation
-from vggkit.tasks.evaluation.measuring import CALIBRATED_HERE
-from vggkit.tasks.evaluation.protocols import plan_protocol
-from vggkit.tasks.evaluation.scoring import score
-from vggkit.tasks.training.by_hand import SetByHand
-from vggkit.tasks.training.checkpointing import Checkpoints, Epoch
-from vggkit.tasks.training.recipe import Recipe
-from vggkit.tasks.training.sizing import estimate_memory
+from vggkit.training.by_hand import SetByHand
+from vggkit.training.checkpoint import Checkpoints, Epoch
+from vggkit.training.estimates import estimate_memory
+from vggkit.training.recipe import Recipe
+from vggkit.weights.model import Classifier
 
 BEST: Final = "best.safetensors"
 """The Classifier of the epoch that is kept, in the run's folder."""

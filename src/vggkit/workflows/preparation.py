@@ -11,15 +11,15 @@ import torch
 from vggkit.errors import BadData
 from vggkit.hardware import computes_bf16
 from vggkit.images.class_names import hint_at_lookalikes, shorten_names
-from vggkit.images.pictures import PictureSet, identify_pictures
+from vggkit.images.dataset import PictureSet, identify_pictures
+from vggkit.images.sources.spooling import spool
 from vggkit.images.splits import hold_out
-from vggkit.images.spooling import spool
-from vggkit.networks.classifier import Classifier
 from vggkit.reports.progress import ProgressLine
-from vggkit.tasks.training.by_hand import SetByHand
-from vggkit.tasks.training.recipe import Recipe
-from vggkit.tasks.training.settling import Situation, Start, settle
-from vggkit.tasks.training.sizing import choose_batch_size
+from vggkit.training.by_hand import SetByHand
+from vggkit.training.estimates import choose_batch_size
+from vggkit.training.recipe import Recipe
+from vggkit.training.resolve_recipe import Situation, Start, settle
+from vggkit.weights.model import Classifier
 
 
 def divide_pictures(

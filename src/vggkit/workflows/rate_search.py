@@ -9,15 +9,15 @@ from torch import Tensor
 
 from vggkit.errors import BadConfiguration
 from vggkit.hardware import derive_seed
-from vggkit.images.pictures import Picture
-from vggkit.networks.classifier import Classifier
+from vggkit.images.dataset import Picture
+from vggkit.reports.lr_plot import plot_rate_search
 from vggkit.reports.progress import ProgressLine
-from vggkit.reports.rate_plot import plot_rate_search
-from vggkit.tasks.training.batches import TrainingBatches, weigh_classes
-from vggkit.tasks.training.by_hand import SetByHand
-from vggkit.tasks.training.mixing import Mixing
-from vggkit.tasks.training.rates import find_learning_rate
-from vggkit.tasks.training.recipe import Recipe
+from vggkit.training.batches import TrainingBatches, weigh_classes
+from vggkit.training.by_hand import SetByHand
+from vggkit.training.lr_finder import find_learning_rate
+from vggkit.training.mixing import Mixing
+from vggkit.training.recipe import Recipe
+from vggkit.weights.model import Classifier
 
 
 def search_rate(

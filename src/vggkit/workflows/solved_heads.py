@@ -10,14 +10,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from vggkit.evaluation.predictions import Answers
 from vggkit.reports.progress import ProgressLine
 from vggkit.reports.run_plots import plot_strengths
-from vggkit.tasks.evaluation.answers import Answers
-from vggkit.tasks.training.batches import weigh_classes
-from vggkit.tasks.training.checkpointing import Epoch, Progress
-from vggkit.tasks.training.features import Features, extract_features
-from vggkit.tasks.training.heads import HeadSolution, solve_head
-from vggkit.tasks.training.sizing import describe, spell_duration
+from vggkit.training.batches import weigh_classes
+from vggkit.training.checkpoint import Epoch, Progress
+from vggkit.training.estimates import describe, spell_duration
+from vggkit.training.feature_cache import Features, extract_features
+from vggkit.training.linear_probe import HeadSolution, solve_head
 from vggkit.workflows.courses import (
     Course,
     Outcome,

@@ -6,16 +6,17 @@ from dataclasses import replace
 import torch
 
 from vggkit.errors import BadImage, BadOutput
-from vggkit.networks.classifier import Classifier
+from vggkit.evaluation.measure import ask
+from vggkit.evaluation.predictions import Answers
+from vggkit.evaluation.protocols import plan_protocol, prepare_engines
+from vggkit.interruption import Signals
 from vggkit.reports.run_plots import plot_history
-from vggkit.tasks.evaluation.answers import Answers
-from vggkit.tasks.evaluation.measuring import ask
-from vggkit.tasks.evaluation.protocols import plan_protocol, prepare_engines
-from vggkit.tasks.training.batches import weigh_classes
-from vggkit.tasks.training.checkpointing import Epoch, Progress
-from vggkit.tasks.training.learner import Learner
-from vggkit.tasks.training.loop import Listeners, Training
-from vggkit.tasks.training.sizing import describe, estimate_seconds
+from vggkit.training.batches import weigh_classes
+from vggkit.training.checkpoint import Epoch, Progress
+from vggkit.training.estimates import describe, estimate_seconds
+from vggkit.training.learner import Learner
+from vggkit.training.trainer import Listeners, Training
+from vggkit.weights.model import Classifier
 from vggkit.workflows.courses import (
     BEST,
     Course,
@@ -26,7 +27,6 @@ from vggkit.workflows.courses import (
     list_weights,
     measure,
 )
-from vggkit.workflows.interruptions import Signals
 from vggkit.workflows.solved_heads import begin_solved
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Literal
 
 from vggkit.errors import BadData
+from vggkit.images.dataset import Picture
 from vggkit.images.file_kinds import FIRST_BYTES, is_image_start, is_junk, tell_by_name
 from vggkit.images.omissions import Reading
-from vggkit.images.pictures import Picture
 from vggkit.images.splits import SPLITS
 
 Kind = Literal["folder", "linked folder", "file", "broken", "loop", "other"]

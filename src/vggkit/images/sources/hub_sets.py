@@ -12,11 +12,11 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from vggkit.errors import BadData, BadDownload, BadImage, MissingExtra
-from vggkit.home import is_offline
+from vggkit.images.dataset import Picture
 from vggkit.images.decoding import read_file
 from vggkit.images.omissions import Reading
-from vggkit.images.pictures import Picture
 from vggkit.images.sources.tables import USUAL, Columns, name_group, name_label, name_split
+from vggkit.paths import is_offline
 
 if TYPE_CHECKING:
     import datasets

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from vggkit.errors import BadData, BadImage, MissingExtra, VggkitError
+from vggkit.images.dataset import Picture
 from vggkit.images.decoding import read_file
 from vggkit.images.omissions import Reading
-from vggkit.images.pictures import Picture
-from vggkit.images.sources.places import Place, copy_whole
+from vggkit.images.sources.locations import Place, copy_whole
 from vggkit.images.sources.tables import Columns, locate_rows, name_group, name_label, name_split, read_records
 from vggkit.images.splits import find_split
 

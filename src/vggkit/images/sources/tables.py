@@ -16,9 +16,9 @@ from typing import Any, Final, TextIO
 
 from vggkit.errors import BadData, UnknownName
 from vggkit.escaping import restore_cell
+from vggkit.images.dataset import Picture
 from vggkit.images.omissions import Reading
-from vggkit.images.pictures import Picture
-from vggkit.images.sources.places import is_address
+from vggkit.images.sources.locations import is_address
 from vggkit.images.splits import SPLITS
 
 ENDINGS: Final = (".csv", ".tsv")

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from vggkit.errors import VggkitError
-from vggkit.images.pictures import Picture
+from vggkit.images.dataset import Picture
 from vggkit.images.thumbnails import MEDIA_TYPE, SIDE_PIXELS, encode_thumbnail, is_tiny
 
 

@@ -1,0 +1,224 @@
+"""An engine in a process of its own, asked over a pipe: its memory is its own, and its start can be timed.
+
+`serve` is the other end; a line of JSON is a question, a line the answer.
+"""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggkit.engines.model_weights import ModelFile
+from vggkit.engines.outputs import Precision
+from vggkit.engines.select import EngineName, choose_engine
+from vggkit.engines.stream import Engine
+from vggkit.errors import BadConfiguration, VggkitError
+from vggkit.hardware import find_peak_memory
+
+TOGETHER: Final = 8
+"""Pictures that are answered at once."""
+FEWEST_PASSES: Final = 5
+"""Of single pictures in a turn; of several at once one is enough."""
+START: Final = "import sys; sys.path.append(sys.argv[1]); from vggkit.benchmarking.processes import serve; serve()"
+"""What the other end runs, given the folder that this package lies in."""
+ANSWER: Final = '{"answer"'
+"""How an answer begins."""
+PATIENCE_SECONDS: Final = 10.0
+"""How long a process that is no longer asked may take to end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineChoice:
+    """What a process is to compute with."""
+
+    model: str
+    """A Classifier's file."""
+    engine: EngineName
+    precision: Precision
+    device: str
+    ranges: Mapping[str, tuple[float, float]]
+    """For int8; else none."""
+    pictures: str
+    """An .npy of preprocessed pictures (N, C, H, W)."""
+
+
+class EngineProcess:
+    """The asking end; a context, at whose end the process ends.
+
+    Args:
+        choice: What to compute with.
+
+    Everything raises BadConfiguration with the reason where the process refuses or dies.
+    """
+
+    def __init__(self, choice: EngineChoice) -> None:
+        self.choice = choice
+        self._process: subprocess.Popen[str] | None = None
+        self._complaints: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.rest()
+
+    def start(self) -> float:
+        """Seconds from the process' start to its first answer; 0 where it runs already."""
+        if self._process is not None:
+            return 0.0
+        started = time.perf_counter()
+        self._complaints = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        package = str(Path(__file__).resolve().parents[2])
+        self._process = subprocess.Popen(  # noqa: S603 (our own lines)
+            # Without the folder that it is started in: a queue.py of somebody's own is not the library's.
+            [sys.executable, "-P", "-c", START, package],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._complaints,
+            text=True,
+            encoding="utf-8",
+        )
+        self._ask(asdict(self.choice))
+        return time.perf_counter() - started
+
+    def answer(self, into: Path) -> NDArray[np.float32]:
+        """Logits (N, K) of all pictures, by way of a file."""
+        self.start()
+        self._ask({"answer": str(into)})
+        found: NDArray[np.float32] = np.load(into)
+        return found
+
+    def time(self, batch_size: int, seconds: float) -> list[float]:
+        """Seconds of each pass of so many pictures, over about as long as is said."""
+        self.start()
+        found: list[float] = self._ask({"time": batch_size, "seconds": seconds})
+        return found
+
+    def find_memory(self) -> tuple[int | None, int | None]:
+        """Bytes that the process held at most, and those of a GPU."""
+        self.start()
+        own, device = self._ask({"memory": True})
+        return own, device
+
+    def rest(self) -> None:
+        """End the process; the next question starts another."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        try:
+            process.stdin.close()  # type: ignore[union-attr]
+            process.wait(PATIENCE_SECONDS)
+        except (subprocess.TimeoutExpired, OSError):
+            process.kill()
+            process.wait()
+        finally:
+            process.stdout.close()  # type: ignore[union-attr]
+            self._complaints.close()
+
+    def _ask(self, question: Mapping[str, Any]) -> Any:
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(question) + "\n")
+            process.stdin.flush()
+            # What an interpreter prints before it comes to us is none.
+            line = next((line for line in process.stdout if line.startswith(ANSWER)), "")
+        except OSError:
+            line = ""
+        if not line:
+            raise BadConfiguration(self._describe_end(process))
+        found = json.loads(line)
+        if found["problem"] is not None:
+            raise BadConfiguration(found["problem"])
+        return found["answer"]
+
+    def _describe_end(self, process: "subprocess.Popen[str]") -> str:
+        code = process.wait()
+        self._complaints.seek(0)
+        said = self._complaints.read().strip().splitlines()
+        how = f"was ended by signal {-code}, perhaps for want of memory" if code < 0 else f"ended with {code}"
+        return f"its process {how}" + (f": {said[-1][:300]}" if said else "")
+
+
+def serve() -> None:
+    """Answer what comes on standard input."""
+    # What libraries print must not come among the answers.
+    ours = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    _serve(sys.stdin, ours)  # type: ignore[arg-type]
+
+
+def _serve(questions: io.TextIOBase, answers: io.TextIOBase) -> None:
+    """Answer until nobody asks any more."""
+
+    def reply(answer: object, problem: str | None = None) -> None:
+        answers.write(json.dumps({"answer": answer, "problem": problem}) + "\n")
+        answers.flush()
+
+    choice = EngineChoice(**json.loads(questions.readline()))
+    try:
+        engine, _ = choose_engine(
+            ModelFile(choice.model),
+            choice.device,
+            precision=choice.precision,
+            ranges=choice.ranges if choice.precision == "int8" else None,
+            engine=choice.engine,
+        )
+        engine.run(_read(choice.pictures, 0, 1))
+    except VggkitError as problem:
+        reply(None, str(problem))
+        return
+    reply(None)
+    for line in questions:
+        asked = json.loads(line)
+        if "answer" in asked:
+            np.save(asked["answer"], _answer(engine, choice.pictures))
+            reply(None)
+        elif "time" in asked:
+            reply(_time(engine, choice.pictures, asked["time"], asked["seconds"]))
+        else:
+            reply((find_peak_memory(), _find_device_memory(choice.device)))
+
+
+def _read(place: str, first: int, count: int) -> NDArray[np.float32]:
+    """Some of the pictures; no others stay mapped, which would count as this process' memory."""
+    pictures = np.load(place, mmap_mode="r")
+    return np.array(pictures[first : first + count])
+
+
+def _answer(engine: Engine, place: str) -> NDArray[np.float32]:
+    count = len(np.load(place, mmap_mode="r"))
+    return np.concatenate([engine.run(_read(place, first, TOGETHER)) for first in range(0, count, TOGETHER)])
+
+
+def _time(engine: Engine, place: str, batch_size: int, seconds: float) -> list[float]:
+    """The first pass of a turn does not count: caches are another engine's."""
+    found: list[float] = []
+    batch = np.take(_read(place, 0, batch_size), range(batch_size), axis=0, mode="wrap")
+    engine.run(batch)
+    begun = time.perf_counter()
+    while len(found) < (FEWEST_PASSES if batch_size == 1 else 1) or time.perf_counter() - begun < seconds:
+        before = time.perf_counter()
+        engine.run(batch)
+        found.append(time.perf_counter() - before)
+    return found
+
+
+def _find_device_memory(device: str) -> int | None:
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    return int(torch.cuda.max_memory_allocated())

@@ -1,0 +1,149 @@
+"""How fast engines are, and how true: the records of a bench, and what its rounds come to.
+
+Every engine has a turn in each round, so that what slows the machine down meanwhile meets all of them; ratios
+are of one round.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Any, Self
+
+from vggkit.engines.outputs import Precision
+from vggkit.engines.select import EngineName
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A figure of several rounds."""
+
+    median: float
+    """The middle one."""
+    least: float
+    """The smallest."""
+    most: float
+    """The largest."""
+
+    @classmethod
+    def of(cls, found: Sequence[float]) -> Self:
+        """Of one figure or more."""
+        return cls(median(found), min(found), max(found))
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How near an engine's answers are to those of PyTorch in float32, on the same pictures."""
+
+    pictures: int
+    """N."""
+    same_class: int
+    """Pictures whose most probable class is the same."""
+    interval: tuple[float, float]
+    """95 % interval of the share with the same class."""
+    error: float
+    """Root of the mean square of differences of logits, over the logits' standard deviation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineTimings:
+    """What was measured of one engine in one precision, or why it does not run."""
+
+    engine: EngineName
+    """What computes."""
+    precision: Precision
+    """What it computes in."""
+    device: str
+    """Where: `cpu`, `cuda`, `mps`."""
+    is_auto: bool = False
+    """Whether `engine="auto"` takes it here."""
+    is_reference: bool = False
+    """Whether it is what others are compared with, PyTorch in float32."""
+    problem: str | None = None
+    """Why it does not run here; the figures below are then absent."""
+    latency_p50_seconds: Spread | None = None
+    """A picture by itself: half of the passes were sooner."""
+    latency_p95_seconds: Spread | None = None
+    """95 of a hundred passes were sooner."""
+    images_per_second: Mapping[int, Spread] | None = None
+    """By the number of pictures that pass together."""
+    best_batch_size: int | None = None
+    """The number of these with the most pictures a second."""
+    times_reference: Spread | None = None
+    """Pictures a second at the best number over those of PyTorch in float32 at its best."""
+    start_seconds: float | None = None
+    """From the start of a process to its first answer, once."""
+    peak_memory_bytes: int | None = None
+    """What its process held at most, the mapped file of the weights and the pictures that pass together too."""
+    device_memory_bytes: int | None = None
+    """What it held of a GPU's memory at most."""
+    agreement: Agreement | None = None
+    """None where the reference does not run, or is what this is."""
+
+    @property
+    def speed(self) -> float:
+        """Pictures a second at the best number; 0 where it does not run."""
+        if self.images_per_second is None or self.best_batch_size is None:
+            return 0.0
+        return self.images_per_second[self.best_batch_size].median
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """Every engine and precision of a machine, on one Classifier."""
+
+    model: str
+    """The Classifier's file, or its name."""
+    network: str
+    """What it is, such as vgg11."""
+    input_pixels: int
+    """Height and width of what the network sees."""
+    pictures: str | None
+    """What all engines were shown; None where pictures were made up, and only the speed says something."""
+    unreadable: int = 0
+    """Pictures that were to be shown and cannot be read."""
+    rounds: int
+    """Turns that each engine had."""
+    machine: str
+    """Processor and accelerators."""
+    versions: Mapping[str, str]
+    """Of the packages that compute."""
+    engines: tuple[EngineTimings, ...]
+    """Fastest first, those that do not run last."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """A value for JSON."""
+        return asdict(self)
+
+
+@dataclass(slots=True)
+class Rounds:
+    """What the turns of one engine gave."""
+
+    passes: dict[int, list[list[float]]] = field(default_factory=dict)
+    """Seconds of each pass of each round, by the number of pictures that pass together."""
+
+    def add(self, batch_size: int, seconds: Sequence[float]) -> None:
+        """A turn's passes."""
+        self.passes.setdefault(batch_size, []).append(list(seconds))
+
+    def find_speeds(self) -> dict[int, list[float]]:
+        """Pictures a second of each round."""
+        return {
+            size: [size * len(seconds) / sum(seconds) for seconds in rounds] for size, rounds in self.passes.items()
+        }
+
+    def find_best(self) -> int:
+        """The number of pictures with the most of them a second."""
+        speeds = self.find_speeds()
+        return max(speeds, key=lambda size: median(speeds[size]))
+
+    def find_latencies(self, share: float) -> list[float]:
+        """Seconds within which that share of the single pictures of each round were answered."""
+        return [_find_quantile(seconds, share) for seconds in self.passes.get(1, ())]
+
+
+def _find_quantile(values: Sequence[float], share: float) -> float:
+    """The smallest of the values that so large a share of them does not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]

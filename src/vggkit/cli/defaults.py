@@ -1,0 +1,80 @@
+"""What --config, --preset and --resume put in place of the defaults of `train`; explicit options win over them."""
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any, Final
+
+from vggkit.errors import BadConfiguration
+from vggkit.reports.terminal import print_line
+from vggkit.training.presets import find_preset
+from vggkit.workflows.run_config import RunConfig
+
+BESIDE_RESUME: Final = frozenset({"--resume", "--device", "--save-seconds", "--json", "--quiet", "--help"})
+"""What may be said of a run that goes on; all else it has in its folder."""
+
+
+def find_defaults(options: Sequence[str]) -> dict[str, Any]:
+    """Parameters of `train` by name, with the values to begin with.
+
+    Args:
+        options: What was typed after the verb.
+
+    Of a run's configuration these are what was asked: what it left open is chosen anew.
+
+    Raises BadConfiguration for options that contradict each other or a file that is no configuration,
+    UnknownName for a preset that there is none of.
+    """
+    resume, config, preset = (_find(options, name) for name in ("--resume", "--config", "--preset"))
+    if resume is not None:
+        _refuse_others(options)
+        return {"data": ""}  # the run's own, where no other place is named
+    if config is not None and preset is not None:
+        raise BadConfiguration(
+            "--config and --preset both say how to learn; name one of them, and change it by options"
+        )
+    if config is not None:
+        found = _prefer(options, RunConfig.read(config))
+        if found.from_python:
+            print_line(
+                f"note: {config} was begun from Python with weights of its own; this run is not", to_stderr=True
+            )
+        return {field.name: getattr(found, field.name) for field in fields(found) if field.name != "found"}
+    if preset is not None:
+        return {"recipe": find_preset(preset).recipe}
+    return {}
+
+
+def _prefer(options: Sequence[str], config: RunConfig) -> RunConfig:
+    """A rate that is given and one that is looked for exclude each other: what was typed wins."""
+    given = {_spell(option.partition("=")[0]) for option in options}
+    if "--learning-rate" in given:
+        return replace(config, find_learning_rate=False)
+    if "--find-learning-rate" in given:
+        return replace(config, recipe=replace(config.recipe, learning_rate=None))
+    return config
+
+
+def _find(options: Sequence[str], name: str) -> str | None:
+    """The value of an option, None where it is not there; the parser will say what is wrong with the rest."""
+    for place, option in enumerate(options):
+        word, equals, value = option.partition("=")
+        if _spell(word) == name:
+            if equals:
+                return value
+            return options[place + 1] if place + 1 < len(options) else None
+    return None
+
+
+def _refuse_others(options: Sequence[str]) -> None:
+    for option in options:
+        name = _spell(option.partition("=")[0])
+        if name.startswith("--") and name not in BESIDE_RESUME:
+            raise BadConfiguration(
+                f"{name} does not go with --resume: a run goes on as it was begun. "
+                "For a new run like it: vggkit train --config RUN, with whatever is to differ"
+            )
+
+
+def _spell(option: str) -> str:
+    """As the parser, which takes --batch_size for --batch-size."""
+    return option.replace("_", "-")

@@ -1,0 +1,323 @@
+"""Labels and pictures held against what a Classifier's trunk sees in them.
+
+Shape letters: N pictures, C channels, K classes, F features.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggkit.data_checks.findings import Case, Finding
+from vggkit.data_checks.rules import member
+from vggkit.data_checks.survey import Sighting
+from vggkit.engines.select import choose_engine
+from vggkit.engines.stream import stream_answers
+from vggkit.errors import BadData, BadInput, MissingExtra
+from vggkit.images.near_duplicates import Alike
+from vggkit.weights.model import Classifier
+
+FOLDS: Final = 10
+LEAST: Final = 5
+"""Units of a class, copies counted once, below which its labels are not judged."""
+PASSES: Final = 3
+"""Times the classifier learns; from the second on a label counts as much as it is likely right."""
+SHRINKAGES: Final = (0.01, 0.03, 0.1, 0.3, 0.7)
+"""How far the covariance may be drawn to a multiple of the identity; what explains the labels best is taken."""
+TEMPERATURES: Final = np.geomspace(0.25, 8, 21)
+"""What the classifier's logits may be divided by, so that its probabilities come true."""
+SHARES: Final = np.array((0.0005, *np.geomspace(0.001, 0.3, 24)))
+"""Shares of wrong labels that are thought possible."""
+NEAR: Final = 0.05
+"""Share of the pictures that are one's neighbours, so that a few equal strangers are not only each other's."""
+LEAST_NEIGHBOURS: Final = 10
+DOUBTED: Final = 0.25
+"""Chance that a label is wrong from which a person should look: about every second one flagged is wrong then."""
+FAR: Final = 3.5
+"""How many robust standard deviations beyond the median a picture's distance to its neighbours must be."""
+
+
+def extract_features(
+    classifier: Classifier,
+    sightings: Sequence[Sighting],
+    *,
+    batch_size: int = 32,
+    device: str = "auto",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> NDArray[np.float32]:
+    """(N, F) of readable sightings: mean and standard deviation of each channel of the trunk's last map.
+
+    Raises BadData where a picture has gone since, and BadInput where the network's values overflow.
+    """
+    engine, _ = choose_engine(classifier.network, device, output="statistics", precision="fp32")
+    pictures = [sighting.picture for sighting in sightings]
+    rows, lost = [], []
+    answers = stream_answers(engine, classifier.preprocessing, pictures, batch_size=batch_size)
+    for done, answer in enumerate(answers, start=1):
+        if answer.overflows:
+            lost.append(answer.problem)
+        elif answer.output is None:
+            raise BadData(f"{answer.picture.path}: was readable, and is not any more ({answer.problem})")
+        else:
+            rows.append(answer.output)
+        if on_progress:
+            on_progress(done, len(pictures))
+    if lost:
+        raise BadInput(
+            f"the Classifier cannot judge {len(lost):,} of {len(pictures):,} images; check without it, or with "
+            f"another one. The first: {lost[0]}"
+        )
+    return np.stack(rows)
+
+
+def number_units(sightings: Sequence[Sighting], alike: Sequence[Alike]) -> NDArray[np.int_]:
+    """Equal numbers (N,) for sightings that must stay together: copies, near copies, and those of one group.
+
+    Raises MissingExtra without SciPy, which comes with scikit-learn.
+    """
+    try:
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+    except ImportError as problem:
+        raise MissingExtra.of("scikit-learn", "checking labels", "check") from problem
+    together: dict[object, int] = {}
+    ties = [(pair.first, pair.second) for pair in alike]
+    for number, sighting in enumerate(sightings):
+        marks = (sighting.digest or None, sighting.picture.group)
+        ties += [(together.setdefault(mark, number), number) for mark in marks if mark is not None]
+    size = (len(sightings), len(sightings))
+    ends = np.array(ties or [(0, 0)]).T
+    _, numbers = connected_components(coo_array((np.ones(ends.shape[1]), ends), shape=size), directed=False)
+    return np.asarray(numbers)
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What held-out predictions say of labels."""
+
+    loss: float
+    """Mean negative log likelihood of the labels as they are given."""
+    share: float
+    """Share of labels that are wrong, as estimated."""
+    probabilities: NDArray[np.float64]
+    """(N, K) of each picture's class, by a classifier that never saw it."""
+    wrong: NDArray[np.float64]
+    """(N,) how likely each label is wrong."""
+
+
+def divide(labels: NDArray[np.int_], groups: NDArray[np.int_]) -> NDArray[np.int_]:
+    """The fold (N,) of each picture: units stay whole, and each class is spread as evenly as that allows."""
+    _, members = np.unique(groups, return_inverse=True)
+    votes = np.zeros((members.max() + 1, labels.max() + 1), dtype=np.int64)
+    np.add.at(votes, (members, labels), 1)
+    order = np.random.default_rng(0).permutation(len(votes))
+    order = order[np.argsort(votes.argmax(1)[order], kind="stable")]
+    folds = np.empty(len(votes), dtype=np.int64)
+    folds[order] = np.arange(len(votes)) % FOLDS
+    return np.asarray(folds[members])
+
+
+def predict_held_out(
+    features: NDArray[np.float64],
+    labels: NDArray[np.int_],
+    folds: NDArray[np.int_],
+    *,
+    weights: NDArray[np.float64],
+    shrinkages: Sequence[float],
+) -> dict[float, NDArray[np.float64]]:
+    """Logits (N, K) for each shrinkage, of linear discriminant analysis that never saw the picture's fold.
+
+    What folds share is summed once, and each fold's part taken away.
+
+    Args:
+        features: (N, F), standardised.
+        labels: (N,) numbers of classes, 0 to K - 1.
+        folds: (N,) from `divide`.
+        weights: (N,) how much each picture counts, above 0.
+        shrinkages: Each above 0, to 1.
+    """
+    counted = np.zeros((len(labels), int(labels.max()) + 1))
+    counted[np.arange(len(labels)), labels] = weights
+    size = features.shape[1]
+    scatter, sums, counts = features.T @ (features * weights[:, None]), counted.T @ features, counted.sum(0)
+    logits = {shrinkage: np.empty_like(counted) for shrinkage in shrinkages}
+    for fold in np.unique(folds):
+        held = folds == fold
+        rows = features[held]
+        learnt = np.maximum(counts - counted[held].sum(0), 1e-9)
+        means = (sums - counted[held].T @ rows) / learnt[:, None]
+        within = scatter - rows.T @ (rows * weights[held, None]) - means.T @ (means * learnt[:, None])
+        within /= learnt.sum()
+        level = max(float(np.trace(within)) / size, 1e-6)
+        for shrinkage in shrinkages:
+            drawn = (1 - shrinkage) * within
+            drawn[np.diag_indices(size)] += shrinkage * level
+            solved = np.linalg.solve(drawn, means.T)
+            offsets = np.log(learnt / learnt.sum()) - 0.5 * (means.T * solved).sum(0)
+            logits[shrinkage][held] = rows @ solved + offsets
+    return logits
+
+
+def weigh(logits: NDArray[np.float64], labels: NDArray[np.int_]) -> Judgement:
+    """The Judgement that explains the labels best: some share of them wrong, and then any other class alike.
+
+    Temperature and share are those of the greatest likelihood of the labels; by Bayes' rule they give how
+    likely each label is wrong. A classifier that knows little is found to know little, and accuses nobody.
+    """
+    rows, others = np.arange(len(labels)), max(logits.shape[1] - 1, 1)
+    best: tuple[float, float, float] = (np.inf, 1.0, float(SHARES[0]))
+    for temperature in TEMPERATURES:
+        own = _soften(logits, temperature)[rows, labels]
+        for share in SHARES:
+            loss = -float(np.log((1 - share) * own + share * (1 - own) / others + 1e-300).mean())
+            best = min(best, (loss, float(temperature), float(share)))
+    loss, temperature, share = best
+    probabilities = _soften(logits, temperature)
+    own = probabilities[rows, labels]
+    right, wrong = (1 - share) * own, share * (1 - own) / others
+    return Judgement(loss, share, probabilities, wrong / (right + wrong))
+
+
+def judge(features: NDArray[np.float32], labels: NDArray[np.int_], groups: NDArray[np.int_]) -> Judgement:
+    """What a linear classifier on features, which never saw a picture or its copies, says of the picture's label.
+
+    Args:
+        features: (N, F).
+        labels: (N,) numbers of classes, 0 to K - 1, each of LEAST units or more.
+        groups: (N,) numbers; equal ones stay together.
+    """
+    scaled, folds = _standardise(features).astype(np.float64), divide(labels, groups)
+    weights = np.ones(len(labels))
+    tried = predict_held_out(scaled, labels, folds, weights=weights, shrinkages=SHRINKAGES)
+    judged = {shrinkage: weigh(logits, labels) for shrinkage, logits in tried.items()}
+    shrinkage = min(judged, key=lambda tried: judged[tried].loss)
+    judgement = judged[shrinkage]
+    for _ in range(PASSES - 1):
+        weights = np.maximum(1 - judgement.wrong, 0.01)
+        logits = predict_held_out(scaled, labels, folds, weights=weights, shrinkages=[shrinkage])
+        judgement = weigh(logits[shrinkage], labels)
+    return judgement
+
+
+def find_mislabelled(
+    sightings: Sequence[Sighting], features: NDArray[np.float32], groups: NDArray[np.int_]
+) -> Finding | None:
+    """Pictures whose label is likely wrong, by predictions of classifiers that did not see them.
+
+    Confident learning (Northcutt, Jiang and Chuang, 2021) by cleanlab says how many of each class are suspect;
+    of these count those whose label has a chance of DOUBTED or more to be wrong
+    and that another class is clearly likelier for, the most doubtful first.
+
+    Args:
+        sightings: Readable ones, N of them.
+        features: (N, F) of theirs.
+        groups: (N,) numbers; equal ones are copies of each other.
+
+    Classes of fewer than LEAST units are left out; None where fewer than two are left. Raises MissingExtra.
+    """
+    try:
+        from cleanlab.filter import find_label_issues
+    except ImportError as problem:
+        raise MissingExtra.of("cleanlab", "checking labels", "check") from problem
+    units: dict[int, list[str]] = {}
+    for sighting, number in zip(sightings, groups, strict=True):
+        units.setdefault(int(number), []).append(sighting.label)
+    counts = Counter(Counter(sorted(labels)).most_common(1)[0][0] for labels in units.values())
+    places = {label: place for place, label in enumerate(sorted(name for name in counts if counts[name] >= LEAST))}
+    if len(places) < 2 or not np.isfinite(features).all():
+        return None
+    names = list(places)
+    chosen = np.array([index for index, sighting in enumerate(sightings) if sighting.label in places])
+    labels = np.array([places[sightings[index].label] for index in chosen])
+    judgement = judge(features[chosen], labels, groups[chosen])
+    suspect = find_label_issues(labels, judgement.probabilities, filter_by="low_self_confidence", n_jobs=1)
+    likelier = judgement.probabilities.argmax(1)
+    sure = (likelier != labels) & (judgement.probabilities.max(1) > 0.5)  # another class, and one that is clear
+    accused = np.flatnonzero(suspect & sure & (judgement.wrong > DOUBTED))
+    cases = []
+    for place in accused[np.argsort(-judgement.wrong[accused], kind="stable")]:
+        chances = judgement.probabilities[place]
+        seen, own = int(chances.argmax()), labels[place]
+        said = f"labelled {names[own]} ({chances[own]:.0%}), looks like {names[seen]} ({chances[seen]:.0%})"
+        cases.append(Case((member(sightings[chosen[place]]),), said, suggestion=names[seen]))
+    if not cases:
+        return None
+    right = float((judgement.probabilities.argmax(1) == labels).mean())
+    return Finding(
+        "mislabelled",
+        "warning",
+        f"{len(cases):,} {'label is' if len(cases) == 1 else 'labels are'} likely wrong",
+        f"Held-out predictions from this Classifier's features agree with {100 * right:.1f} % of all labels, "
+        "and most clearly not with these. Look at them; --fix leaves them in, and notes the likelier class.",
+        tuple(cases),
+    )
+
+
+def find_outliers(sightings: Sequence[Sighting], features: NDArray[np.float32]) -> Finding | None:
+    """Pictures unlike all others: far from their nearest neighbours among the features.
+
+    The distance is the mean one to the share NEAR of all pictures, or to the nearer half of the picture's own
+    class where that is less: a small class of its own kind is no stranger. A picture counts whose
+    logarithm is FAR robust standard deviations (median absolute deviation) above the median.
+    """
+    if len(sightings) <= 2 * LEAST_NEIGHBOURS or not np.isfinite(features).all():
+        return None
+    _, labels = np.unique([sighting.label for sighting in sightings], return_inverse=True)
+    distances = measure_distances(_standardise(np.sqrt(np.maximum(features, 0))), labels)
+    middle = float(np.median(distances))
+    if middle < 0.01:
+        return None
+    logs = np.log(np.maximum(distances, 1e-9) / middle)
+    spread = max(1.4826 * float(np.median(np.abs(logs))), 0.02)
+    cases = [
+        Case((member(sightings[place]),), f"{np.exp(logs[place]):.1f} times as far from others as most")
+        for place in np.argsort(-logs, kind="stable")
+        if logs[place] > FAR * spread
+    ]
+    if not cases:
+        return None
+    return Finding(
+        "outlier",
+        "note",
+        f"{len(cases):,} {'picture is' if len(cases) == 1 else 'pictures are'} unlike all others",
+        "They may not belong here, or be the only ones of their kind. Look at them.",
+        tuple(cases),
+    )
+
+
+def measure_distances(rows: NDArray[np.float32], labels: NDArray[np.int_]) -> NDArray[np.float64]:
+    """How far (N,) each of the rows (N, F) is from its neighbours, as `find_outliers` says; N is 2 or more."""
+    count = len(rows)
+    near = min(max(LEAST_NEIGHBOURS, round(NEAR * count)), count - 1)
+    classes = [np.flatnonzero(labels == label) for label in range(int(labels.max()) + 1)]
+    squares = (rows**2).sum(1)
+    found = np.empty(count)
+    for fellows in classes:
+        half = (len(fellows) - 1) // 2
+        for start in range(0, len(fellows), 512):
+            some = fellows[start : start + 512]
+            away = np.sqrt(np.maximum(squares[some, None] + squares - 2 * (rows[some] @ rows.T), 0))
+            away[np.arange(len(some)), some] = np.inf
+            found[some] = np.partition(away, near - 1, axis=1)[:, :near].mean(1)
+            if half >= LEAST:
+                own = np.partition(away[:, fellows], half - 1, axis=1)[:, :half].mean(1)
+                found[some] = np.minimum(found[some], own)
+    return found
+
+
+def _standardise(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    wide = features.astype(np.float64)
+    deviations = wide.std(0)
+    steady = deviations <= 1e-6 * np.maximum(np.abs(wide).max(0), 1e-12)
+    scaled = (wide - wide.mean(0)) / np.where(steady, 1, deviations)
+    scaled[:, steady] = 0
+    return np.asarray(scaled, dtype=np.float32)
+
+
+def _soften(logits: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
+    cooled = logits / temperature
+    powers = np.exp(cooled - cooled.max(1, keepdims=True))
+    return np.asarray(powers / powers.sum(1, keepdims=True))

@@ -1,0 +1,319 @@
+"""What sightings tell: each rule gives its finding, or None where all is well. No pictures are opened here."""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from typing import Final, get_args
+
+from vggkit.data_checks.findings import Case, Finding, Kind, Member, Severity
+from vggkit.data_checks.survey import ENDINGS, Sighting
+from vggkit.images.class_names import fold, show_name
+from vggkit.images.dataset import PictureSet
+from vggkit.images.near_duplicates import Alike, group
+
+FEW_TO_LEARN_FROM: Final = 20
+"""Pictures of a class below which a network learns little of it."""
+FEW_TO_MEASURE: Final = 10
+"""Pictures of a class below which its accuracy is known to no better than about ±30 points."""
+IMBALANCE: Final = 3.0
+"""How many times the smallest class the largest may be before it is mentioned."""
+
+
+def weigh_finding(finding: Finding) -> tuple[int, int]:
+    """What findings are sorted by: the gravest first."""
+    return get_args(Severity).index(finding.severity), get_args(Kind).index(finding.kind)
+
+
+def find_unreadable(sightings: Sequence[Sighting]) -> Finding | None:
+    """Pictures that cannot be decoded, each with its reason."""
+    cases = [Case((member(s),), str(s.problem)) for s in sightings if s.problem is not None]
+    return _finding(
+        "unreadable",
+        "warning",
+        cases,
+        f"{_count(cases, 'picture')} cannot be read",
+        "Training and evaluation leave them out; replace them, or leave them out of the table.",
+    )
+
+
+def find_passed_over(pictures: PictureSet) -> Finding | None:
+    """What lies among the pictures and is none of them, by reason."""
+    grave = any(omission.is_grave for omission in pictures.passed_over)
+    count = sum(omission.count for omission in pictures.passed_over)
+    return _finding(
+        "passed-over",
+        "warning" if grave else "note",
+        [Case((), omission.describe()) for omission in pictures.passed_over],
+        f"{count:,} {'file, folder or entry was' if count == 1 else 'files, folders or entries were'} passed over",
+        "They take no part. Move what should into a class's folder, and repair links that lead nowhere."
+        if grave
+        else "They take no part.",
+    )
+
+
+def find_remarks(pictures: PictureSet) -> list[Finding]:
+    """Labels that look like several in one, and those that are written in several ways."""
+
+    def cases(kind: str) -> list[Case]:
+        return [Case((), remark.describe()) for remark in pictures.remarks if remark.kind == kind]
+
+    found = (
+        _finding(
+            "combined-label",
+            "warning",
+            combined := cases("combined"),
+            f"{_count(combined, 'class', 'classes')} whose name looks like several labels",
+            "A Classifier gives one label to an image, and learns a combination as a class of its own. Where "
+            "several labels are meant, leave one in each row.",
+        ),
+        _finding(
+            "label-spaces",
+            "warning",
+            spaces := cases("spaces"),
+            f"{_count(spaces, 'name')} of more than one class, but for spaces",
+            "Where one class is meant, give it one name.",
+        ),
+        _finding(
+            "label-spellings",
+            "note",
+            written := cases("spellings"),
+            f"{_count(written, 'class', 'classes')} written in several forms of Unicode",
+            "They count as one class. macOS writes names of folders in another form than most programs do.",
+        ),
+    )
+    return [finding for finding in found if finding is not None]
+
+
+def find_missing_classes(pictures: PictureSet, sightings: Sequence[Sighting]) -> Finding | None:
+    """Classes of which a part has no readable picture."""
+    seen = {(s.part, s.label) for s in sightings if s.problem is None}
+    cases = [
+        Case((), f"{part} has no readable picture of {label}")
+        for part in pictures.splits
+        for label in pictures.labels
+        if (part, label) not in seen
+    ]
+    return _finding(
+        "missing-class",
+        "error",
+        cases,
+        f"{_count(cases, 'class', 'classes')} missing from a part",
+        "What is measured on that part says nothing of the class. Add pictures of it, or remove it everywhere.",
+    )
+
+
+def find_similar_names(labels: Sequence[str]) -> Finding | None:
+    """Classes that are told apart by case, spaces or Unicode form alone, as one class becomes two by a slip."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for label in labels:
+        alike[fold(label)].append(label)
+    cases = [
+        Case((), f"{' and '.join(map(show_name, names))} differ in case or spaces only")
+        for names in alike.values()
+        if len(names) > 1
+    ]
+    return _finding(
+        "similar-names",
+        "warning",
+        cases,
+        f"{_count(cases, 'class', 'classes')} under several names that look the same",
+        "They are learnt and measured as different classes. Give each class one name.",
+    )
+
+
+def find_few(counts: Mapping[str, Mapping[str, int]]) -> Finding | None:
+    """Classes with too few pictures to learn from, or to be measured on."""
+    cases = []
+    for part, classes in counts.items():
+        least = FEW_TO_LEARN_FROM if part in ("train", "all") else FEW_TO_MEASURE
+        purpose = "learn from" if part in ("train", "all") else "measure on"
+        for label, count in sorted(classes.items(), key=lambda item: item[1]):
+            if 0 < count < least:
+                cases.append(Case((), f"{part}: {count} of {label}, and fewer than {least} are few to {purpose}"))
+    return _finding(
+        "few",
+        "warning",
+        cases,
+        f"{_count(cases, 'class', 'classes')} with few pictures",
+        "Add pictures; or train the head alone on a network with given weights, and read the intervals.",
+    )
+
+
+def find_imbalance(counts: Mapping[str, Mapping[str, int]]) -> Finding | None:
+    """Parts to learn from whose largest class is several times the smallest."""
+    cases = []
+    for part in ("train", "all"):
+        filled = {label: count for label, count in counts.get(part, {}).items() if count}
+        if len(filled) > 1:
+            most, least = max(filled, key=filled.__getitem__), min(filled, key=filled.__getitem__)
+            ratio = filled[most] / filled[least]
+            if ratio > IMBALANCE:
+                said = f"{part}: {filled[most]} of {most}, {filled[least]} of {least}, {ratio:.1f} times as many"
+                cases.append(Case((), said))
+    return _finding(
+        "imbalance",
+        "warning",
+        cases,
+        "the classes are uneven",
+        "Accuracy favours the large classes: look at each class's recall, weight the classes, or even them out.",
+    )
+
+
+def find_small(sightings: Sequence[Sighting], image_pixels: int) -> Finding | None:
+    """Pictures with fewer pixels than the network sees, the smallest first."""
+    small = [s for s in sightings if s.head is not None and min(s.head.width, s.head.height) < image_pixels]
+    small.sort(key=lambda s: min(s.head.width, s.head.height) if s.head else 0)
+    cases = [Case((member(s),), f"{s.head.width}×{s.head.height} pixels") for s in small if s.head]
+    every = len(cases) == sum(s.head is not None for s in sightings)
+    return _finding(
+        "small",
+        "note" if every else "warning",
+        cases,
+        f"{'all' if every else f'{len(cases):,}'} pictures are smaller than the {image_pixels} pixels "
+        "that the network sees",
+        "They are enlarged, and hold less than the network could use. "
+        + ("Train with --image-size at their own size." if every else "Find larger ones, or train smaller."),
+    )
+
+
+def find_wrong_endings(sightings: Sequence[Sighting]) -> Finding | None:
+    """Files of another format than their name says."""
+    cases = [
+        Case((member(s),), f"is {s.head.format}, whose files end in {ENDINGS[s.head.format][0]}")
+        for s in sightings
+        if s.head is not None and s.wrong_ending
+    ]
+    return _finding(
+        "wrong-extension",
+        "note",
+        cases,
+        f"{_count(cases, 'file')} of another format than the name says",
+        "vggkit reads them by what is inside; other programs may not.",
+    )
+
+
+def find_animated(sightings: Sequence[Sighting]) -> Finding | None:
+    """Files with more than one frame."""
+    cases = [Case((member(s),), f"{s.head.format}, animated") for s in sightings if s.head and s.head.animated]
+    return _finding(
+        "animated",
+        "note",
+        cases,
+        f"{_count(cases, 'picture')} with several frames",
+        "The first frame counts, and the others are not seen.",
+    )
+
+
+def find_copies(sightings: Sequence[Sighting], alike: Sequence[Alike]) -> list[Finding]:
+    """Leakage between parts, contradictions between classes, duplicates and near duplicates inside a part.
+
+    Args:
+        sightings: What was seen.
+        alike: Near duplicates by number in `sightings`; of exact copies the first stands for all.
+    """
+    exact = group_exact(sightings)
+    near, copied = [], set[int]()
+    for firsts, likeness in _gather(sightings, alike):
+        numbers = sorted(number for first in firsts for number in exact[sightings[first].digest])
+        near.append(Case(_members(sightings, numbers), f"{math.floor(100 * likeness)} % alike", likeness))
+        copied.update(numbers)
+    near.sort(key=lambda case: -(case.likeness or 0))
+    repeated = [numbers for numbers in exact.values() if len(numbers) > 1]
+    same = [Case(_members(sightings, numbers), "the same file", 1.0) for numbers in repeated]
+    every = [*(case for case, numbers in zip(same, repeated, strict=True) if numbers[0] not in copied), *near]
+    groups = find_parted_groups(sightings)
+    leaked = [case for case in (*every, *groups) if len({m.part for m in case.members}) > 1]
+    contradicting = [case for case in every if len({m.label for m in case.members}) > 1]
+    repeating = [case for case in same if max(Counter(m.part for m in case.members).values()) > 1]
+    within = [case for case in repeating if case not in contradicting]
+    near_within = [case for case in near if case not in leaked and case not in contradicting]
+    found = (
+        _finding(
+            "leakage",
+            "error",
+            leaked,
+            f"{_count(leaked, 'picture or group', 'pictures or groups')} in more than one part",
+            "The network is measured on pictures that it learnt by heart: the figures are too good. "
+            "Keep each in one part; --fix takes them out of train.",
+        ),
+        _finding(
+            "contradiction",
+            "warning",
+            contradicting,
+            f"{_count(contradicting, 'picture')} in more than one class",
+            "One label at most is right. Decide which; --fix leaves all copies out.",
+        ),
+        _finding(
+            "duplicate",
+            "warning",
+            within,
+            f"{_count(within, 'picture')} more than once in a part, byte for byte",
+            "Copies count as if they were evidence. Keep one of each; --fix does.",
+        ),
+        _finding(
+            "near-duplicate",
+            "note",
+            near_within,
+            f"{_count(near_within, 'picture')} more than once in a part, nearly the same",
+            "Sized, re-encoded, cut or mirrored copies, or shots of one burst. Keep one of each where they are "
+            "copies; keep a burst in one part with a group column.",
+        ),
+    )
+    return [finding for finding in found if finding is not None]
+
+
+def _gather(sightings: Sequence[Sighting], alike: Sequence[Alike]) -> list[tuple[list[int], float]]:
+    """Near duplicates in groups with their least likeness; and pairs across parts or classes that no group has."""
+    likeness = {frozenset(pair[:2]): pair.likeness for pair in alike}
+    groups = group(alike)
+    gathered = [
+        (numbers, min(likeness.get(frozenset(pair), 1.0) for pair in combinations(numbers, 2)))
+        for numbers in groups
+    ]
+    place = {number: index for index, numbers in enumerate(groups) for number in numbers}
+    for pair in alike:
+        one, two = sightings[pair.first], sightings[pair.second]
+        apart = place.get(pair.first, -1) != place.get(pair.second, -2)
+        if apart and (one.part, one.label) != (two.part, two.label):
+            gathered.append(([pair.first, pair.second], pair.likeness))
+    return gathered
+
+
+def find_parted_groups(sightings: Sequence[Sighting]) -> list[Case]:
+    """Groups whose pictures lie in more than one part."""
+    groups: dict[str, list[Sighting]] = defaultdict(list)
+    for sighting in sightings:
+        if sighting.picture.group is not None:
+            groups[sighting.picture.group].append(sighting)
+    return [
+        Case(tuple(map(member, group)), f"the group {name} lies in {', '.join(sorted({s.part for s in group}))}")
+        for name, group in groups.items()
+        if len({s.part for s in group}) > 1
+    ]
+
+
+def group_exact(sightings: Sequence[Sighting]) -> dict[bytes, list[int]]:
+    """Numbers of the readable sightings by their digest."""
+    exact: dict[bytes, list[int]] = defaultdict(list)
+    for number, sighting in enumerate(sightings):
+        if sighting.problem is None:
+            exact[sighting.digest].append(number)
+    return exact
+
+
+def member(sighting: Sighting) -> Member:
+    """The picture of a sighting, as findings name it."""
+    return Member(sighting.picture.path, sighting.part, sighting.label, sighting.picture)
+
+
+def _members(sightings: Sequence[Sighting], numbers: Iterable[int]) -> tuple[Member, ...]:
+    return tuple(member(sightings[number]) for number in numbers)
+
+
+def _finding(kind: Kind, severity: Severity, cases: Sequence[Case], summary: str, advice: str) -> Finding | None:
+    return Finding(kind, severity, summary, advice, tuple(cases)) if cases else None
+
+
+def _count(cases: Sequence[Case], one: str, many: str | None = None) -> str:
+    return f"{len(cases):,} {one if len(cases) == 1 else many or one + 's'}"

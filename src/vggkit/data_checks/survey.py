@@ -1,0 +1,112 @@
+"""Every picture looked at once: read, decoded, measured, described.
+
+Shape letters: D values of a description.
+"""
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import PurePath
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggkit.errors import BadImage
+from vggkit.hardware import count_threads
+from vggkit.images.dataset import Picture, PictureSet
+from vggkit.images.decoding import decode
+from vggkit.images.image_header import Head, read_head
+from vggkit.images.near_duplicates import describe_likeness
+
+LEAST_SIDE: Final = 128
+"""Pixels of the short side that are enough to describe a picture; every byte of it is decoded all the same."""
+
+ENDINGS: Final = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "AVIF": (".avif",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm"),
+    "HEIC": (".heic", ".heif"),
+}
+"""What files of a format end in, the usual ending first."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sighting:
+    """What was seen of a picture."""
+
+    part: str
+    """`train`, `val` …"""
+    picture: Picture
+    """Itself."""
+    head: Head | None = None
+    """Its format, size and mode; None where it cannot be read."""
+    digest: bytes = b""
+    """Of its file's bytes, or of its pixels where it has no file."""
+    description: NDArray[Any] | None = field(default=None, repr=False)
+    """(D,) of `describe_likeness`; None where it cannot be read."""
+    problem: str | None = None
+    """Why it cannot be read."""
+
+    @property
+    def label(self) -> str:
+        """Its class."""
+        return str(self.picture.label)
+
+    @property
+    def wrong_ending(self) -> bool:
+        """Whether its file is of another format than its name says."""
+        ending = PurePath(self.picture.path).suffix.lower()
+        said = next((kind for kind, endings in ENDINGS.items() if ending in endings), None)
+        is_really = self.head.format if self.head is not None else None
+        return said is not None and is_really in ENDINGS and said != is_really
+
+
+def survey(pictures: PictureSet, *, on_progress: Callable[[int, int], None] | None = None) -> Iterator[Sighting]:
+    """A Sighting of each picture, part by part in order; several are decoded at once.
+
+    Args:
+        pictures: What to look at.
+        on_progress: Called with the number of pictures done and of all.
+    """
+    every = [(name, picture) for name, part in pictures.splits.items() for picture in part]
+    threads = count_threads()
+    with ThreadPoolExecutor(threads, thread_name_prefix="survey") as pool:
+        waiting, ahead = iter(every), deque[Future[Sighting]]()
+        try:
+            for done in range(1, len(every) + 1):
+                ahead.extend(pool.submit(look, *item) for item in islice(waiting, 16 * threads - len(ahead)))
+                yield ahead.popleft().result()
+                if on_progress:
+                    on_progress(done, len(every))
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
+def look(part: str, picture: Picture) -> Sighting:
+    """The Sighting of one picture; one that cannot be read has its `problem`."""
+    try:
+        if picture.pixels is not None:
+            height, width = picture.pixels.shape[:2]
+            head = Head("in memory", width, height, "RGB", 1, animated=False)
+            digest = _digest(repr(picture.pixels.shape).encode() + np.ascontiguousarray(picture.pixels).tobytes())
+            return Sighting(part, picture, head, digest, describe_likeness(picture.pixels))
+        data = picture.read()
+        pixels = decode(data, name=picture.path, least_side=LEAST_SIDE)
+        head = read_head(data, name=picture.path)
+        return Sighting(part, picture, head, _digest(data), describe_likeness(pixels))
+    except BadImage as problem:
+        return Sighting(part, picture, problem=str(problem))
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()

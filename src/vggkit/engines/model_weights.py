@@ -1,0 +1,158 @@
+"""Where an engine takes its weights from: a network in memory, or a Classifier's file without torch."""
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggkit.errors import BadCheckpoint
+from vggkit.models.configuration import Configuration
+from vggkit.weights.card import Card, read_card
+from vggkit.weights.locate import locate_model
+
+if TYPE_CHECKING:
+    from vggkit.models.vgg import VGG
+
+Values = NDArray[np.float32]
+READERS: Final = 2
+"""Threads that look through a file."""
+_DTYPES: Final = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
+
+class NetworkWeights:
+    """The weights of a network in memory, as they are when they are read.
+
+    Args:
+        network: The VGG.
+        temperature: What its logits are divided by before they become probabilities.
+    """
+
+    def __init__(self, network: "VGG", *, temperature: float = 1.0) -> None:
+        self._network = network
+        self.temperature = temperature
+
+    @property
+    def configuration(self) -> Configuration:
+        """What the network is."""
+        return self._network.configuration
+
+    def read(self, keys: Sequence[str]) -> dict[str, Values]:
+        """The values of these keys, not copied where they are float32 on the CPU."""
+        state = self._network.state_dict()
+        return {key: state[key].detach().cpu().float().contiguous().numpy() for key in keys}
+
+    def load_network(self) -> "VGG":
+        """The network itself."""
+        return self._network
+
+
+class ModelFile:
+    """A Classifier's file, of which no more is read than is needed, and nothing with torch.
+
+    Opening reads the header. The weights of a file are mapped into memory, and an engine copies what it needs
+    when it computes first: until then the file must not be written over in place. vggkit never does; it
+    writes a new file and renames it.
+
+    Args:
+        path: What `load` takes: a file, a run's folder, or `hf://owner/name`.
+
+    Raises BadCheckpoint where it is not a whole file of a Classifier; from the hub BadDownload and
+    MissingExtra too.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = locate_model(path)
+        self._identity = _identify(self.path)
+        self.card: Card = read_card(self.path)
+        self._start, self._entries = self._read_header()
+        self._checked: set[str] = set()
+        expected = self.configuration.state_shapes()
+        found = {key: tuple(entry["shape"]) for key, entry in self._entries.items()}
+        if found != expected:
+            wrong = sorted(key for key in expected.keys() | found if expected.get(key) != found.get(key))
+            raise BadCheckpoint(
+                f"{self.path}: its weights do not fit its own configuration ({', '.join(wrong[:4])} …)"
+            )
+
+    @property
+    def configuration(self) -> Configuration:
+        """What the network is."""
+        return self.card.configuration
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by before they become probabilities."""
+        return self.card.temperature
+
+    def read(self, keys: Sequence[str]) -> dict[str, Values]:
+        """The values of these keys in float32, where they are that in the file itself.
+
+        Raises BadCheckpoint where the file was changed since it was opened, or values are not finite.
+        """
+        if _identify(self.path) != self._identity:
+            raise BadCheckpoint(f"{self.path}: was changed since it was opened; ask again")
+        try:
+            mapped = np.memmap(self.path, np.uint8, mode="c")  # OpenVINO takes only what could be written to
+        except (OSError, ValueError) as problem:
+            raise BadCheckpoint(f"{self.path}: cannot be read ({problem})") from problem
+        found = {key: self._find_values(key, mapped) for key in keys}
+        new = [key for key in keys if key not in self._checked]
+        with ThreadPoolExecutor(READERS, thread_name_prefix="weights") as pool:
+            for key, finite in zip(new, pool.map(_are_finite, [found[key] for key in new]), strict=True):
+                if not finite:
+                    raise BadCheckpoint(
+                        f"{self.path}: {key} holds values that are not finite; take an earlier checkpoint"
+                    )
+        self._checked.update(new)
+        return found
+
+    def load_network(self) -> "VGG":
+        """The network in PyTorch, read as `load` does."""
+        from vggkit.weights.model import Classifier
+
+        return Classifier.load(self.path).network
+
+    def _read_header(self) -> tuple[int, dict[str, dict[str, Any]]]:
+        """Where the values begin, and type, shape and place of each; `read_card` found the header whole."""
+        with open(self.path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            entries = json.loads(file.read(size))
+        entries.pop("__metadata__", None)
+        return 8 + size, entries
+
+    def _find_values(self, key: str, mapped: NDArray[np.uint8]) -> Values:
+        entry = self._entries[key]
+        if entry["dtype"] not in _DTYPES:
+            raise BadCheckpoint(f"{self.path}: {key} is of type {entry['dtype']}; save it as F32 where it was made")
+        first, last = (self._start + place for place in entry["data_offsets"])
+        raw = np.asarray(mapped[first:last]).view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        if entry["dtype"] == "BF16":  # the upper half of float32
+            raw = (raw.astype(np.uint32) << 16).view(np.float32)
+        return np.require(raw, np.float32, ["ALIGNED"])
+
+
+def _are_finite(values: Values) -> bool:
+    # A sum is finite only where all of it is, and found much sooner; a large one may overflow by itself.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(values.sum()) or np.isfinite(values).all())
+
+
+def _identify(path: Path) -> tuple[int, ...]:
+    """What a file has no more when it was written again; of none, what `read_card` then complains of."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+Weights = NetworkWeights | ModelFile
+
+
+def find_weights(given: "Weights | VGG") -> Weights:
+    """The weights of a network, or what is weights already."""
+    return given if isinstance(given, NetworkWeights | ModelFile) else NetworkWeights(given)

@@ -1,0 +1,277 @@
+"""From what people type to pictures: one place to ask, whatever the pictures are stored in."""
+
+import io
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from vggkit.errors import BadData, UnknownName
+from vggkit.images.dataset import HeldBytes, Picture, PictureSet
+from vggkit.images.file_kinds import SUFFIXES
+from vggkit.images.given import ImageSources, take_sources
+from vggkit.images.omissions import Reading
+from vggkit.images.sources import hub_sets, parquet, public_sets, tables, tar_shards
+from vggkit.images.sources.folders import is_image, iterate_files, read_folder, walk
+from vggkit.images.sources.locations import Place, Whole, expand, is_address, is_pattern
+from vggkit.images.sources.tables import Columns
+
+LIST_ENDINGS: Final = (".txt", ".lst")
+STANDARD_INPUT: Final = "-"
+
+Labelled = Iterator[tuple[str | None, Picture]]
+"""(Part, picture) of each."""
+
+
+def open_pictures(place: str | Path, *, columns: Columns = Columns()) -> PictureSet:  # noqa: B008 (frozen)
+    """The labelled pictures of a place, to be had in any order.
+
+    Args:
+        place: One of these:
+
+            - a folder with a subfolder for each class, or with `train`, `val` (`valid`,
+              `validation`, `dev`) and `test` that hold them; links are followed, and a file whose name
+              does not tell what it is is known by its first bytes;
+            - a table, `.csv` or `.tsv`: path and label, a split where wanted, relative to the table's folder;
+            - Parquet: such a table, or pictures in it as Hugging Face's data sets have them; a
+              file, a folder or a pattern of files;
+            - tar shards as WebDataset writes them: a file, a folder, or a pattern such as
+              `train-{000..009}.tar`; at any address that fsspec reaches too (`https://…`, `s3://…`);
+            - a data set of the Hugging Face hub: `hf://datasets/owner/name`;
+            - a name: `digits`, scikit-learn's 1,797 real handwritten digits, or one of torchvision's
+              data sets (`cifar10`, `flowers102`, `food101`, `imagenette` …), downloaded once;
+            - `-`: a table on standard input.
+        columns: What a table's columns are called, where their names are not the usual ones.
+
+    What lies there and is no picture of it is counted in `passed_over`, and what is odd about labels in `remarks`.
+
+    Raises BadData where no labelled pictures are found or a table gives several labels to a picture, UnknownName
+    for a name that is none of these, BadDownload, BadOutput and MissingExtra.
+    """
+    reading = Reading()
+    return PictureSet.of(str(place), _read(str(place), columns, reading), reading=reading)
+
+
+def iterate_pictures(
+    places: Iterable[str | Path],
+    *,
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
+    reading: Reading | None = None,
+) -> Iterator[Picture]:
+    """Pictures to ask about, labelled or not, one by one in the order of the places.
+
+    Archives at an address and compressed ones pass by once, front to back, each picture with its bytes.
+
+    Args:
+        places: What `open_pictures` takes, and also single pictures, folders without classes (every
+            picture below them), lists of files (`.txt`, a path a line), and `-`: a picture, a
+            table or a list of files on standard input.
+        columns: As for `open_pictures`.
+        reading: Hears what is passed over.
+
+    A file that does not exist is a picture too: decoding it says so. Raises BadData for a place
+    without pictures.
+    """
+    for place in map(str, places):
+        met, empty = Reading(), True
+        for picture in _iterate(place, columns, met):
+            empty = False
+            yield picture
+        if empty:
+            said = "; ".join(omission.describe() for omission in met.list_omissions())
+            raise BadData(f"{place}: holds no pictures ({said or ', '.join(sorted(SUFFIXES))})")
+        if reading is not None:
+            reading.take(met)
+
+
+def is_streamed(place: str | Path) -> bool:
+    """Whether the pictures of a place come with their bytes, so that a list of them would hold all of these."""
+    name = str(place)
+    return _is_shards(name) and (is_address(name) or not name.lower().endswith(".tar"))
+
+
+def gather_pictures(
+    pictures: ImageSources,
+    *,
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
+    reading: Reading | None = None,
+) -> Iterator[Picture]:
+    """Pictures, and those of places as `iterate_pictures` finds them, in the order given; raises BadInput too."""
+    for picture in take_sources(pictures):
+        if isinstance(picture, Picture):
+            yield picture
+        else:
+            yield from iterate_pictures([picture], columns=columns, reading=reading)
+
+
+def find_pictures(paths: Iterable[str]) -> Iterator[Picture]:
+    """Pictures by the names that they were given, parts of archives and of Parquet too; raises BadData."""
+    for path in paths:
+        yield from _without_part(_find_inside(iter([(None, Picture(path))]), Columns()))
+
+
+def count_pictures(
+    pictures: Iterable[str | Path | Picture],
+    *,
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
+) -> int | None:
+    """How many `gather_pictures` gives, for who wants to know the time left; none of them is kept in memory.
+
+    None where that would fetch or read all of them, or what gives them can be read only once.
+    """
+    places = [str(place) for place in pictures if isinstance(place, str | Path)]
+    if any(is_streamed(place) or is_address(place) or place == STANDARD_INPUT for place in places):
+        return None
+    return sum(1 for _ in gather_pictures(pictures, columns=columns))
+
+
+def list_pictures(places: Iterable[str | Path], *, columns: Columns = Columns()) -> list[Picture]:  # noqa: B008
+    """As `iterate_pictures`, all at once."""
+    return list(iterate_pictures(places, columns=columns))
+
+
+def _iterate(place: str, columns: Columns, reading: Reading) -> Iterator[Picture]:
+    path, lower = Path(place), place.lower()
+    if is_streamed(place):
+        return _without_part(tar_shards.stream_shards(expand(place), reading))
+    if path.is_dir() and not _containers(path, Reading()):
+        return (Picture(str(file)) for file in iterate_files(path, reading))
+    if lower.endswith(LIST_ENDINGS) and path.is_file():
+        return _read_list(path)
+    if path.suffix.lower() in SUFFIXES and is_pattern(place) and not is_address(place):
+        return (Picture(str(file)) for file in expand(place))
+    if is_address(place) and path.suffix.lower() in SUFFIXES:
+        return iter([Picture(place, storage=Whole(Place(place)))])
+    together = (*tables.ENDINGS, *parquet.ENDINGS, *tar_shards.ENDINGS)
+    if not lower.endswith(together) and (path.is_file() or path.suffix.lower() in SUFFIXES):
+        return iter([Picture(place)])
+    return _without_part(_read(place, columns, reading))
+
+
+def _read(place: str, columns: Columns, reading: Reading) -> Labelled:
+    """The pictures of a place with their parts, in the order in which they are stored."""
+    path, lower = Path(place), place.lower()
+    if not place:
+        raise BadData("a place of pictures must be named: a folder, a table, an archive, an address, or a name")
+    tabular = lower.endswith((*tables.ENDINGS, *parquet.ENDINGS)) or path.is_dir() or lower.startswith("hf:")
+    if columns != Columns() and not tabular and place != STANDARD_INPUT:
+        raise BadData(f"{place}: has no columns to be named; they are those of a table or of Parquet")
+    if place in public_sets.NAMES and not path.exists():
+        return public_sets.read_named(place)
+    if place == STANDARD_INPUT:
+        return _read_standard_input(columns, reading)
+    if lower.startswith("hf:"):
+        return hub_sets.read_hub_set(place, columns, reading)
+    if path.is_dir():
+        held = _containers(path, reading)
+        if columns != Columns() and not any(str(file).lower().endswith(parquet.ENDINGS) for file in held):
+            raise BadData(f"{place}: has no columns to be named; they are those of a table or of Parquet")
+        return _read_files(held, columns, reading) if held else read_folder(path, reading)
+    if _is_shards(place) or lower.endswith(parquet.ENDINGS):
+        return _read_files(expand(place), columns, reading)
+    if lower.endswith(tables.ENDINGS) and not is_address(place):
+        if not path.is_file():
+            raise BadData(f"{place}: no such file")
+        return _find_inside(tables.read_csv(path, columns, reading), columns)
+    raise _refuse(place, path)
+
+
+def _read_files(places: list[Place], columns: Columns, reading: Reading) -> Labelled:
+    """Archives or Parquet files; one that has several names, by a link, is read once."""
+    once: dict[str, Place] = {}
+    for place in places:
+        if once.setdefault(os.path.realpath(str(place)) if place.is_local else str(place), place) is not place:
+            reading.omit("seen-again", place)
+    places = list(once.values())
+    tars = [place for place in places if _is_shards(str(place))]
+    if tars and len(tars) < len(places):
+        raise BadData(
+            f"{tars[0]}: lies beside Parquet files; give one kind, such as {Path(str(tars[0])).parent}/*.tar"
+        )
+    return tar_shards.read_shards(tars, reading) if tars else parquet.read_parquet(places, columns, reading)
+
+
+def _find_inside(rows: Labelled, columns: Columns) -> Labelled:
+    """Rows of a table, those that name a part of an archive or of Parquet (`photos.tar#a.jpg`) found there."""
+    inside: dict[str, dict[str, Picture]] = {}
+    for part, picture in rows:
+        container = _container(picture.path)
+        if container is None or Path(picture.path).exists():
+            yield part, picture
+            continue
+        if container not in inside:
+            inside[container] = {found.path: found for _, found in _read(container, columns, Reading())}
+        found = inside[container].get(picture.path)
+        if found is None:
+            raise BadData(f"{picture.path}: there is no such picture in {container}")
+        yield part, replace(found, label=picture.label, group=picture.group)
+
+
+def _container(path: str) -> str | None:
+    """What a picture's path lies in, where it is no file of its own."""
+    place, mark, _ = path.partition("#")
+    if mark and place.lower().startswith("hf:"):
+        return place.rpartition("/")[0]
+    return place if mark and place.lower().endswith((*tar_shards.ENDINGS, *parquet.ENDINGS)) else None
+
+
+def _containers(folder: Path, reading: Reading) -> list[Place]:
+    """The archives or Parquet files below a folder that holds no pictures as files; else none."""
+    endings = (*tar_shards.ENDINGS, *parquet.ENDINGS)
+    found, met = [], Reading()
+    for file in walk(folder, met, wanted=endings):
+        if file.name.lower().endswith(endings):
+            found.append(file)
+        elif is_image(file, Reading()):
+            return []
+    if found:
+        reading.take(met)
+    return [Place(str(file)) for file in sorted(found)]
+
+
+def _is_shards(place: str) -> bool:
+    return place.lower().partition("?")[0].endswith(tar_shards.ENDINGS)
+
+
+def _read_standard_input(columns: Columns, reading: Reading) -> Labelled:
+    """One picture's bytes, or a table, or a list of files."""
+    if sys.stdin is None:
+        raise BadData("standard input: is closed; pipe a picture, a table or a list of files into it")
+    data = sys.stdin.buffer.read()
+    if not data.strip():
+        raise BadData("standard input: is empty; pipe a picture, a table or a list of files into it")
+    if b"\0" in data[:4096] or data.startswith(b"\xff\xd8"):
+        return iter([(None, Picture("standard input", storage=HeldBytes(data)))])
+    text = io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", errors="replace").read()
+    header = [cell.strip(' "').lower() for cell in text.lstrip().partition("\n")[0].replace(";", ",").split(",")]
+    if any(name in tables.USUAL["path"] or name == columns.path_column for name in header):
+        rows = tables.read_rows(io.StringIO(text, newline=""), "standard input", columns, reading)
+        return tables.locate_rows(rows, Path(), "standard input")
+    return (
+        (None, Picture(tables.locate(line, Path()))) for line in tables.read_lines(io.StringIO(text, newline=""))
+    )
+
+
+def _read_list(path: Path) -> Iterator[Picture]:
+    with tables.open_text(path) as text:
+        for line in tables.read_lines(text):
+            yield Picture(tables.locate(line, path.parent))
+
+
+def _without_part(labelled: Labelled) -> Iterator[Picture]:
+    return (picture for _, picture in labelled)
+
+
+def _refuse(place: str, path: Path) -> BadData | UnknownName:
+    if path.is_file() or is_address(place):
+        return BadData(
+            f"{place}: is not of a kind that holds labelled pictures; give a folder with a subfolder for each "
+            "class, a table (.csv), Parquet, tar shards, a set of the hub (hf://datasets/owner/name), or a name"
+        )
+    if path.exists():
+        return BadData(f"{place}: is neither a folder nor a file")
+    if len(path.parts) == 1 and not path.suffix and not is_pattern(place):
+        return UnknownName.of("folder here or a named set of pictures", place, public_sets.NAMES)
+    return BadData(f"{place}: no such folder")

@@ -1,0 +1,170 @@
+"""What a Classifier's network computes of pictures before it answers, as vectors.
+
+Shape letters: N pictures, F numbers of a vector.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggkit.arguments import demand_count
+from vggkit.engines.model_weights import ModelFile, NetworkWeights, Weights
+from vggkit.engines.outputs import WantedPrecision, find_relu, list_outputs, plan_outputs
+from vggkit.engines.overflow import describe_overflow
+from vggkit.engines.select import WantedEngine, choose_engine
+from vggkit.engines.stream import Engine, stream_answers
+from vggkit.errors import UnknownName
+from vggkit.images.given import ImageSources, count_sources, lack_images, list_sources
+from vggkit.images.sources.open_dataset import gather_pictures
+from vggkit.models.configuration import Configuration
+from vggkit.weights.card import Card, demand_classifier
+
+if TYPE_CHECKING:
+    from vggkit.weights.model import Classifier
+
+FEATURES: Final = "features"
+STATISTICS: Final = "statistics"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embedding:
+    """A picture as a vector."""
+
+    path: str
+    """The picture's file."""
+    vector: NDArray[np.float32] | None = field(repr=False)
+    """(F,), all finite; None where there is a problem."""
+    problem: str | None = None
+    """Why it cannot be read, or that the network's values for it overflow."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embeddings:
+    """Pictures as vectors, in the order of the pictures."""
+
+    paths: tuple[str, ...]
+    """N files."""
+    vectors: NDArray[np.float32] = field(repr=False)
+    """(N, F); a row of NaN where there is a problem."""
+    problems: tuple[str | None, ...]
+    """Why a picture cannot be read, or that the network's values for it overflow; None where there is a vector."""
+    layer: str
+    """What the vectors are."""
+
+
+def find_width(configuration: Configuration, layer: str) -> int:
+    """F of what people call a layer; raises UnknownName.
+
+    Args:
+        configuration: Of the network.
+        layer: `features`, what the last fully connected layer reads; `statistics`, mean and standard deviation of
+            each channel of the trunk's last map; `logits`; `probabilities`; or a layer's name, such as relu7 or
+            pool5, of whose maps each channel's mean is taken.
+    """
+    if not isinstance(layer, str):
+        raise UnknownName.of("layer or output of this network", layer, list_outputs(configuration))
+    plan_outputs(configuration, layer)
+    *_, last = configuration.fully_connected
+    widths = {FEATURES: last.in_features, STATISTICS: 2 * configuration.trunk_channels}
+    widths |= {"logits": last.out_features, "probabilities": last.out_features}
+    widths |= {each.name: each.out_channels for each in configuration.trunk}
+    for fc in configuration.fully_connected:
+        widths |= {fc.name: fc.out_features, find_relu(fc): fc.out_features}
+    return widths[layer]
+
+
+def embed(
+    classifier: "Classifier | ModelFile",
+    pictures: ImageSources,
+    *,
+    layer: str = FEATURES,
+    batch_size: int = 32,
+    device: str = "auto",
+    precision: WantedPrecision = "fp32",
+    engine: WantedEngine = "auto",
+    on_progress: Callable[[int, int | None], None] | None = None,
+) -> Embeddings:
+    """The vector of each picture, in the order of the pictures.
+
+    Args:
+        classifier: The Classifier whose network computes, or its ModelFile, for which torch is imported only
+            where PyTorch computes.
+        pictures: What `predict` takes.
+        layer: What the vectors are, see `find_width`.
+        batch_size: Pictures that pass through the network together.
+        device: `auto`, `cpu`, `cuda`, `mps`.
+        precision: What is computed in; auto: bf16 where the device multiplies it by itself. int8 is for
+            processors, and needs the Classifier's `ranges`.
+        engine: What computes, see `predict`.
+        on_progress: Called with the number of pictures done, and of all where Pictures are given.
+
+    Raises UnknownName, BadInput, BadData and BadConfiguration.
+    """
+    width = find_width(demand_classifier(classifier, "embed").configuration, layer)
+    given = list_sources(pictures)
+    total = count_sources(given)
+    computing, _ = prepare_engine(classifier, layer=layer, device=device, precision=precision, engine=engine)
+    found = []
+    for each in iterate_embeddings(computing, classifier.card, given, batch_size=batch_size):
+        found.append(each)
+        if on_progress:
+            on_progress(len(found), total)
+    if not found:
+        raise lack_images(pictures)
+    missing = np.full(width, np.nan, np.float32)
+    return Embeddings(
+        tuple(each.path for each in found),
+        np.stack([missing if each.vector is None else each.vector for each in found]),
+        tuple(each.problem for each in found),
+        layer,
+    )
+
+
+def prepare_engine(
+    model: "Classifier | ModelFile",
+    *,
+    layer: str = FEATURES,
+    device: str = "auto",
+    precision: WantedPrecision = "auto",
+    engine: WantedEngine = "auto",
+) -> tuple[Engine, str]:
+    """What computes the vectors, and what was chosen and why, for people; raises what `choose_engine` does."""
+    weights: Weights
+    if isinstance(model, ModelFile):
+        weights = model
+    else:
+        weights = NetworkWeights(model.network, temperature=model.card.temperature)
+    ranges = model.card.ranges if precision == "int8" else None
+    return choose_engine(weights, device, output=layer, precision=precision, ranges=ranges, engine=engine)
+
+
+def iterate_embeddings(
+    engine: Engine,
+    card: Card,
+    pictures: ImageSources,
+    *,
+    batch_size: int = 32,
+) -> Iterator[Embedding]:
+    """As `embed`, each vector as soon as it is there, from what `prepare_engine` gave and the Classifier's card."""
+    batch_size = demand_count("batch_size", batch_size)
+    found = gather_pictures(pictures)
+    for answer in stream_answers(engine, card.preprocessing, found, batch_size=batch_size):
+        if answer.output is None:
+            yield Embedding(answer.picture.path, None, answer.problem)
+            continue
+        vector = _pool(answer.output)
+        overflow = describe_overflow(vector)
+        yield Embedding(
+            answer.picture.path,
+            None if overflow else vector,
+            f"{answer.picture.path}: {overflow}" if overflow else None,
+        )
+
+
+def _pool(row: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A map (C, H, W) as the mean of each channel."""
+    with np.errstate(over="ignore"):
+        return row.mean(axis=(1, 2)) if row.ndim == 3 else row

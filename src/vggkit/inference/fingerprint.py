@@ -1,0 +1,115 @@
+"""What results were made with, so that others do not come among them: the model, the options, the pictures."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggkit.engines.model_weights import ModelFile, find_weights
+from vggkit.errors import VggkitError
+from vggkit.hardware import count_threads
+from vggkit.images.dataset import Picture
+
+if TYPE_CHECKING:
+    from vggkit.weights.model import Classifier
+
+PIECE_BYTES: Final = 1 << 24
+"""Of weights, that a thread digests at once."""
+
+
+def describe_network(
+    classifier: "Classifier | ModelFile", *, precision: str = "fp32", layer: str = ""
+) -> dict[str, Any]:
+    """What its vectors depend on, those of a layer in a precision, for JSON, the weights as a digest."""
+    card = classifier.card.to_dict()
+    softened = {"temperature": card["temperature"]} if layer == "probabilities" else {}
+    rounded = {"ranges": card["ranges"]} if precision == "int8" else {}
+    return (
+        softened
+        | rounded
+        | {
+            "weights": digest_weights(classifier),
+            "configuration": card["configuration"],
+            "preprocessing": card["preprocessing"],
+        }
+    )
+
+
+def describe_answers(classifier: "Classifier | ModelFile") -> dict[str, Any]:
+    """What makes answers of its logits, for JSON."""
+    card = classifier.card.to_dict()
+    return {name: card[name] for name in ("labels", "temperature", "threshold")}
+
+
+def digest_weights(classifier: "Classifier | ModelFile") -> str:
+    """32 hexadecimal digits of every weight's name and shape and of its bits in float32, in memory as in a file."""
+    weights = find_weights(classifier if isinstance(classifier, ModelFile) else classifier.network)
+    keys = [key for key in weights.configuration.state_shapes() if not key.endswith("num_batches_tracked")]
+    read = weights.read(keys)
+    pieces = [piece for values in read.values() for piece in _divide(values)]
+    with ThreadPoolExecutor(count_threads(), thread_name_prefix="digest") as pool:
+        digests = pool.map(lambda piece: hashlib.sha256(piece).digest(), pieces)
+        found = hashlib.sha256(b"".join(digests))
+    found.update("".join(f"{key} {values.shape} " for key, values in read.items()).encode())
+    return found.hexdigest()[:32]
+
+
+def _divide(values: NDArray[np.float32]) -> Iterator[memoryview]:
+    """Its bytes, in pieces that threads share."""
+    whole = np.ascontiguousarray(values).data.cast("B")
+    for first in range(0, len(whole), PIECE_BYTES):
+        yield whole[first : first + PIECE_BYTES]
+
+
+def list_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two such descriptions, for people: `top: 5 then, 3 now`."""
+    found = []
+    for name in dict.fromkeys([*now, *then]):
+        before, after = then.get(name), now.get(name)
+        if before == after:
+            continue
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += list_differences(before, after)
+        else:
+            found.append(f"{name}: {_shorten(before)} then, {_shorten(after)} now")
+    return found
+
+
+def _shorten(value: object) -> str:
+    if isinstance(value, list):
+        shown = ", ".join(map(str, value[:3]))
+        return f"{shown} and {len(value) - 3} more" if len(value) > 3 else shown or "none"
+    text = str(value)
+    return f"{text[:57]}…" if len(text) > 58 else text
+
+
+class Chain:
+    """A digest of pictures in their order: of names, and of sizes where these are had without reading."""
+
+    def __init__(self) -> None:
+        self._found = hashlib.sha256()
+
+    def add(self, picture: Picture) -> None:
+        """The next picture."""
+        weight = ""
+        if picture.storage is None or picture.storage.quick:
+            try:
+                weight = picture.weigh()
+            except (VggkitError, OSError):
+                weight = "missing"
+        # Names need not be text.
+        self._found.update(f"{picture.path}\0{weight}\n".encode(errors="surrogateescape"))
+
+    def digest(self) -> str:
+        """16 hexadecimal digits of all up to here."""
+        return self._found.hexdigest()[:16]
+
+
+def name_place(place: str | Path) -> str:
+    """A model's place as it is found from another folder too."""
+    path = Path(place)
+    return str(path.resolve()) if path.exists() else str(place)

@@ -1,0 +1,171 @@
+"""Ask a Classifier what pictures show.
+
+Shape letters: N pictures, K classes.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from vggkit.arguments import demand_count
+from vggkit.engines.model_weights import ModelFile
+from vggkit.engines.outputs import WantedPrecision, softmax
+from vggkit.engines.select import WantedEngine, choose_engine
+from vggkit.engines.stream import Answer, Engine, stream_answers
+from vggkit.hardware import choose_device
+from vggkit.images.file_kinds import tell_by_name
+from vggkit.images.given import ImageSources, count_sources, lack_images, list_sources
+from vggkit.images.sources.open_dataset import gather_pictures
+from vggkit.weights.card import Card, demand_classifier
+
+if TYPE_CHECKING:
+    from vggkit.weights.model import Classifier
+
+FEW: Final = 8
+"""Pictures that PyTorch answers before another engine has compiled the network."""
+ROUNDING: Final = 1e-5
+"""Share by which engines' probabilities may differ: a threshold is often one that another engine computed."""
+UNKNOWN: Final = "unknown"
+"""The answer where no class is sure enough."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a Classifier says of one picture."""
+
+    path: str
+    """The picture's file, or its name."""
+    labels: tuple[str, ...]
+    """The most probable classes, best first; empty where there is a problem."""
+    probabilities: tuple[float, ...]
+    """Their probabilities in [0, 1]; over all classes they sum to 1."""
+    unknown: bool = False
+    """Whether the best one is not sure enough, by the Classifier's threshold."""
+    problem: str | None = None
+    """Why the picture cannot be read, or that the network's values for it overflow."""
+
+    @property
+    def answer(self) -> str | None:
+        """The most probable class, `unknown` where it is not sure enough, None where there is no picture."""
+        return UNKNOWN if self.unknown else self.labels[0] if self.labels else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A value for JSON; `unknown` and `problem` only where they are so."""
+        values = {"path": self.path, "labels": list(self.labels), "probabilities": list(self.probabilities)}
+        unknown = {"unknown": True} if self.unknown else {}
+        return values | unknown | ({"problem": self.problem} if self.problem else {})
+
+
+def predict(
+    classifier: "Classifier",
+    pictures: ImageSources,
+    *,
+    top: int = 5,
+    batch_size: int = 32,
+    device: str = "auto",
+    precision: WantedPrecision = "fp32",
+    engine: WantedEngine = "auto",
+    on_progress: Callable[[int, int | None], None] | None = None,
+) -> list[Prediction]:
+    """The most probable classes of each picture, in the order of the pictures.
+
+    Args:
+        classifier: The Classifier to ask.
+        pictures: An image or several: a path, also of a folder (every picture below it), a table, archives … as
+            `iterate_pictures` takes them; the bytes of a file, an open file, a PIL image of any mode, pixels uint8
+            as an array (H, W, 3) or a tensor (3, H, W), or a Picture; a list or whatever else can be iterated of
+            these, an array (N, H, W, 3) or a tensor (N, 3, H, W). What has no name is called `image 0`, after its
+            number.
+        top: How many classes to name; fewer where the Classifier has fewer.
+        batch_size: Pictures that pass through the network together.
+        device: `auto`, `cpu`, `cuda`, `mps`.
+        precision: What is computed in; auto: bf16 where the device multiplies it by itself. int8 is for
+            processors, and needs the Classifier's `ranges`.
+        engine: What computes; auto: PyTorch on CUDA and MPS, on processors OpenVINO, ONNX Runtime or PyTorch,
+            the first that is installed and computes in that precision.
+        on_progress: Called with the number of pictures done, and of all where Pictures are given.
+
+    A picture that cannot be read, or whose values overflow in the network, becomes a Prediction with its
+    `problem`. Raises BadInput, also for pixels that could mean several things, with the line that converts them;
+    and BadData.
+    """
+    top, batch_size = demand_count("top", top), demand_count("batch_size", batch_size)
+    demand_classifier(classifier, "predict")
+    given = list_sources(pictures)
+    total = count_sources(given)
+    count = total if total is not None or not isinstance(given, Sequence) else _count_files(given)
+    computing, _ = prepare_engine(classifier, device=device, precision=precision, engine=engine, count=count)
+    found = []
+    for each in iterate_predictions(computing, classifier.card, given, top=top, batch_size=batch_size):
+        found.append(each)
+        if on_progress:
+            on_progress(len(found), total)
+    if not found:
+        raise lack_images(pictures)
+    return found
+
+
+def prepare_engine(
+    model: "Classifier | ModelFile",
+    *,
+    device: str = "auto",
+    precision: WantedPrecision = "auto",
+    engine: WantedEngine = "auto",
+    count: int | None = None,
+) -> tuple[Engine, str]:
+    """What computes the logits, and what was chosen and why, for people; raises what `choose_engine` does.
+
+    Args:
+        model: The Classifier to ask, or its file, of which no more is read than is needed; without torch, where
+            another engine computes.
+        device: As in `predict`.
+        precision: As in `predict`.
+        engine: As in `predict`.
+        count: How many pictures it is for; None: many, or unknown.
+    """
+    ranges = model.card.ranges if precision == "int8" else None
+    if isinstance(model, ModelFile):
+        return choose_engine(model, device, precision=precision, ranges=ranges, engine=engine)
+    if count is not None and count <= FEW and precision == "fp32" and engine == "auto":
+        from vggkit.engines.pytorch import PyTorchEngine
+
+        return PyTorchEngine(model.network, choose_device(device)), "PyTorch in float32, for they are few"
+    return choose_engine(model.network, device, precision=precision, ranges=ranges, engine=engine)
+
+
+def iterate_predictions(
+    engine: Engine,
+    card: Card,
+    pictures: ImageSources,
+    *,
+    top: int = 5,
+    batch_size: int = 32,
+) -> Iterator[Prediction]:
+    """As `predict`, each Prediction as soon as it is there, from an engine and a Classifier's card."""
+    top, batch_size = demand_count("top", top), demand_count("batch_size", batch_size)
+    found = gather_pictures(pictures)
+    for answer in stream_answers(engine, card.preprocessing, found, batch_size=batch_size):
+        yield _describe(answer, card, top)
+
+
+def _count_files(given: Sequence[object]) -> int | None:
+    """How many images; None where a path may stand for several."""
+    paths = [Path(each) for each in given if isinstance(each, str | os.PathLike)]
+    return len(given) if all(tell_by_name(path.name) != "other" and path.is_file() for path in paths) else None
+
+
+def _describe(answer: Answer, card: Card, top: int) -> Prediction:
+    if answer.output is None:
+        return Prediction(answer.picture.path, (), (), problem=answer.problem)
+    probabilities = softmax(answer.output, card.temperature)
+    best = np.argsort(-probabilities, kind="stable")[:top]
+    return Prediction(
+        answer.picture.path,
+        tuple(card.labels[index] for index in best),
+        tuple(float(probabilities[index]) for index in best),
+        unknown=bool(probabilities[best[0]] < (1 - ROUNDING) * card.threshold),
+    )

@@ -1,1 +1,0 @@
-"""Published weights come in, Classifiers go out: hosts, downloads, the hub, model cards."""

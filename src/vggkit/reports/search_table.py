@@ -1,0 +1,61 @@
+"""What is near to pictures, as a table and as a sheet of them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from rich.box import SIMPLE
+from rich.table import Table
+
+from vggkit.errors import VggkitError
+from vggkit.images.sources.open_dataset import find_pictures
+from vggkit.inference.search import Found
+from vggkit.reports.plots import PALE_INK, draw_to, write_name
+from vggkit.reports.terminal import write_line
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_DRAWN: Final = 12
+"""Rows of a sheet, and neighbours of each."""
+
+
+def draw_neighbours(found: Sequence[Found]) -> Table:
+    """A row a neighbour, nearest first, under the picture that was asked about."""
+    table = Table(box=SIMPLE, pad_edge=False, show_edge=False)
+    table.add_column("picture", overflow="fold")
+    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("similarity", justify="right", no_wrap=True)
+    table.add_column("near to it", overflow="fold")
+    for each in found:
+        for rank, near in enumerate(each.neighbours, start=1):
+            last = rank == len(each.neighbours)
+            asked, found_near = write_line(each.path if rank == 1 else ""), write_line(near.path)
+            table.add_row(asked, str(rank), f"{near.similarity:.4f}", found_near, end_section=last)
+    return table
+
+
+def plot_neighbours(found: Sequence[Found], path: str | Path) -> None:
+    """A sheet: each picture, and to its right those near to it with their similarity; the first 12 of each.
+
+    A picture that is no longer there is an empty place with its name. Raises BadOutput and MissingExtra.
+    """
+    rows = found[:MOST_DRAWN]
+    columns = 1 + min(MOST_DRAWN, max(len(each.neighbours) for each in rows))
+    with draw_to(path, width_inches=1.4 * columns, height_inches=1.6 * len(rows) + 0.2) as figure:
+        grid = figure.subplots(len(rows), columns, squeeze=False)
+        for axes in grid.flat:
+            axes.axis("off")
+        for line, each in zip(grid, rows, strict=True):
+            _show(line[0], each.path, "asked")
+            for axes, near in zip(line[1:], each.neighbours, strict=False):
+                _show(axes, near.path, f"{near.similarity:.3f}")
+
+
+def _show(axes: "Axes", path: str, title: str) -> None:
+    axes.set_title(title, loc="center", fontweight="normal")
+    try:
+        axes.imshow(next(find_pictures([path])).decode(), interpolation="bicubic")
+    except (VggkitError, OSError):
+        name = write_name(Path(path).name, longest=20)
+        axes.text(0.5, 0.5, name, ha="center", va="center", fontsize=6, color=PALE_INK, transform=axes.transAxes)

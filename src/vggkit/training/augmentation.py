@@ -1,0 +1,239 @@
+"""Random views of a training picture: which part of it, which way round, in which colours.
+
+Every draw is made here with NumPy from the view's own seed, as torchvision's classes make them from
+torch's generator; only RandAugment's operations are torchvision's, so that without it nothing else is.
+
+Shape letters: H and W pixels.
+"""
+
+import importlib.util
+import math
+from dataclasses import dataclass
+from typing import Final, Literal, Self
+
+import numpy as np
+from PIL import Image
+
+from vggkit.errors import MissingExtra
+from vggkit.images.decoding import Pixels
+from vggkit.images.preprocessing import Preprocessing
+from vggkit.images.resizing import resize
+from vggkit.training.recipe import Recipe
+
+Box = tuple[int, int, int, int]
+"""Top, left, height and width in pixels."""
+
+PART_SCALE: Final = (0.35, 1.0)
+"""Share of a photo's area that a view shows."""
+PART_RATIO: Final = (3 / 4, 4 / 3)
+"""Width through height of that part, before it is made square."""
+ERASED_SCALE: Final = (0.02, 0.33)
+"""Share of a view's area that is erased."""
+ERASED_RATIO: Final = (0.3, 3.3)
+"""Height through width of what is erased."""
+OPERATIONS: Final = (
+    *("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color"),
+    *("Contrast", "Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize"),
+)
+"""RandAugment's, by torchvision's names."""
+SIGNED: Final = frozenset(OPERATIONS[1:10])
+"""Those that go either way."""
+STRONGEST: Final = 30
+"""RandAugment's highest magnitude."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How a picture is seen in training: a function of its pixels and a seed, safe in any thread."""
+
+    preprocessing: Preprocessing
+    """Gives the network's input size, and the colour of what is erased."""
+    augmentation: Literal["none", "shift", "photo"]
+    """Which part is seen."""
+    mirror: Literal["none", "random", "alternating"]
+    """Which way round."""
+    rand_augment: int | None
+    """Magnitude of RandAugment's two operations; None: none."""
+    random_erasing: float
+    """Chance that a rectangle is erased."""
+
+    @classmethod
+    def of(cls, recipe: Recipe, preprocessing: Preprocessing) -> Self:
+        """The view that a settled recipe asks for, its steps in this order.
+
+        - augmentation=`photo`: a random part (a third to all of the picture), resized to the network's
+          input (Szegedy 2015). `shift`: the fitted picture moved by up to an eighth each way over black.
+          `none`: the picture as it is when predicting.
+        - mirror: left and right exchanged.
+        - rand_augment: two random operations of RandAugment's fourteen (Cubuk 2020).
+        - random_erasing: a rectangle painted over in the mean colour (Zhong 2020).
+
+        Raises MissingExtra for rand_augment without torchvision.
+        """
+        assert recipe.augmentation != "auto", "the recipe is settled"
+        assert recipe.mirror != "auto", "the recipe is settled"
+        if recipe.rand_augment is not None and importlib.util.find_spec("torchvision") is None:
+            raise MissingExtra.of("torchvision", "RandAugment", "train")
+        return cls(
+            preprocessing, recipe.augmentation, recipe.mirror, recipe.rand_augment, float(recipe.random_erasing)
+        )
+
+    def __call__(self, pixels: Pixels, *, seed: int, mirrored: bool | None = None) -> Pixels:
+        """RGB pixels (crop, crop, 3) for RGB pixels (H, W, 3); the same seed gives the same view.
+
+        Args:
+            pixels: The picture, uint8.
+            seed: Of every draw.
+            mirrored: Whether left and right are exchanged; None: drawn, unless mirror is none.
+        """
+        return self.vary(self.prepare(pixels), seed=seed, mirrored=mirrored)
+
+    def prepare(self, pixels: Pixels) -> Pixels:
+        """What of a picture is the same in all its views: RGB pixels (crop, crop, 3), or of any size for photos."""
+        # Padded or stretched pictures are seen so in training too, and parts are taken of that.
+        if self.augmentation == "photo" and self.preprocessing.fit_mode == "crop":
+            return pixels
+        return self.preprocessing.fit(pixels)
+
+    def vary(self, pixels: Pixels, *, seed: int, mirrored: bool | None = None) -> Pixels:
+        """A view of what `prepare` gave; the arguments are `__call__`'s."""
+        draws = np.random.default_rng(seed)
+        if self.augmentation == "photo":
+            crop = self.preprocessing.crop_pixels
+            top, left, height, width = draw_part(draws, *pixels.shape[:2])
+            part = pixels[top : top + height, left : left + width]
+            pixels = resize(part, (crop, crop), self.preprocessing.interpolation)
+        elif self.augmentation == "shift":
+            farthest = max(1, self.preprocessing.crop_pixels // 8)
+            down, right = draws.integers(-farthest, farthest, 2, endpoint=True).tolist()
+            pixels = _shift(pixels, down, right)
+        if mirrored is None:
+            mirrored = self.mirror != "none" and draws.random() < 0.5
+        if mirrored:
+            pixels = pixels[:, ::-1]
+        if self.rand_augment is not None:
+            pixels = _rand_augment(pixels, self.rand_augment, draws)
+        if self.random_erasing and draws.random() < self.random_erasing:
+            pixels = _erase(pixels, draw_erased(draws, *pixels.shape[:2]), self.preprocessing.mean_colour())
+        return pixels
+
+
+def draw_part(draws: np.random.Generator, height: int, width: int) -> Box:
+    """Which part of a photo (height, width) is seen, drawn as torchvision's RandomResizedCrop does.
+
+    Where ten parts in turn reach over the edge, as in pictures that are very long, it is the middle one.
+    """
+    for _ in range(10):
+        area = height * width * draws.uniform(*PART_SCALE)
+        ratio = math.exp(draws.uniform(math.log(PART_RATIO[0]), math.log(PART_RATIO[1])))
+        across, down = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < across <= width and 0 < down <= height:
+            top, left = draws.integers((height - down + 1, width - across + 1)).tolist()
+            return top, left, down, across
+    least, most = PART_RATIO
+    down = min(height, max(1, round(width / least)))
+    across = min(width, max(1, round(height * most)))
+    return (height - down) // 2, (width - across) // 2, down, across
+
+
+def draw_erased(draws: np.random.Generator, height: int, width: int) -> Box:
+    """Which part of a view (height, width) is erased, drawn as by torchvision's RandomErasing; it may be empty."""
+    for _ in range(10):
+        area = height * width * draws.uniform(*ERASED_SCALE)
+        ratio = math.exp(draws.uniform(math.log(ERASED_RATIO[0]), math.log(ERASED_RATIO[1])))
+        down, across = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if down < height and across < width:
+            top, left = draws.integers((height - down + 1, width - across + 1)).tolist()
+            return top, left, down, across
+    return 0, 0, 0, 0
+
+
+def measure_strength(name: str, magnitude: int, height: int, width: int) -> float:
+    """How far an operation of RandAugment goes at a magnitude of 0 to 30, as torchvision's own has it.
+
+    Shears are slopes, shifts are pixels, rotations degrees, colours a change of the factor 1; Posterize
+    keeps so many bits, and Solarize inverts what is above that share of the brightest. 0 where there is
+    no more or less.
+    """
+    share = magnitude / STRONGEST
+    match name:
+        case "ShearX" | "ShearY":
+            return 0.3 * share
+        case "TranslateX":
+            return 150 / 331 * width * share
+        case "TranslateY":
+            return 150 / 331 * height * share
+        case "Rotate":
+            return 30 * share
+        case "Brightness" | "Color" | "Contrast" | "Sharpness":
+            return 0.9 * share
+        case "Posterize":
+            return round(8 - 4 * share)
+        case "Solarize":
+            return 1 - share
+        case _:
+            return 0.0
+
+
+def apply_operation(image: Image.Image, name: str, strength: float) -> Image.Image:
+    """An RGB picture after one of `OPERATIONS`, black where nothing of it comes to lie."""
+    from torchvision.transforms.v2 import functional as F
+
+    changed: Image.Image
+    match name:
+        case "ShearX" | "ShearY":
+            degrees = math.degrees(math.atan(strength))
+            shear = [degrees, 0.0] if name == "ShearX" else [0.0, degrees]
+            changed = F.affine(image, angle=0.0, translate=[0, 0], scale=1.0, shear=shear, center=[0, 0])
+        case "TranslateX" | "TranslateY":
+            move = [int(strength), 0] if name == "TranslateX" else [0, int(strength)]
+            changed = F.affine(image, angle=0.0, translate=move, scale=1.0, shear=[0.0, 0.0])
+        case "Rotate":
+            changed = F.rotate(image, angle=strength)
+        case "Brightness":
+            changed = F.adjust_brightness(image, brightness_factor=1.0 + strength)
+        case "Color":
+            changed = F.adjust_saturation(image, saturation_factor=1.0 + strength)
+        case "Contrast":
+            changed = F.adjust_contrast(image, contrast_factor=1.0 + strength)
+        case "Sharpness":
+            changed = F.adjust_sharpness(image, sharpness_factor=1.0 + strength)
+        case "Posterize":
+            changed = F.posterize(image, bits=int(strength))
+        case "Solarize":
+            changed = F.solarize(image, threshold=255.0 * strength)
+        case "AutoContrast":
+            changed = F.autocontrast(image)
+        case "Equalize":
+            changed = F.equalize(image)
+        case _:
+            assert name == "Identity", name
+            changed = image
+    return changed
+
+
+def _rand_augment(pixels: Pixels, magnitude: int, draws: np.random.Generator) -> Pixels:
+    """Two operations, each any of them and either way."""
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    for number, flipped in zip(draws.integers(len(OPERATIONS), size=2), draws.integers(2, size=2), strict=True):
+        name = OPERATIONS[number]
+        strength = measure_strength(name, magnitude, image.height, image.width)
+        image = apply_operation(image, name, -strength if flipped and name in SIGNED else strength)
+    return np.asarray(image)
+
+
+def _shift(pixels: Pixels, down: int, right: int) -> Pixels:
+    """The picture moved over black; negative: up and to the left."""
+    height, width = pixels.shape[:2]
+    moved = np.zeros_like(pixels)
+    moved[max(0, down) : height + down, max(0, right) : width + right] = pixels[
+        max(0, -down) : height - down, max(0, -right) : width - right
+    ]
+    return moved
+
+
+def _erase(pixels: Pixels, box: Box, colour: tuple[int, int, int]) -> Pixels:
+    top, left, height, width = box
+    erased = pixels.copy()
+    erased[top : top + height, left : left + width] = colour
+    return erased

@@ -1,0 +1,148 @@
+"""Where a training stands, kept on disk: nothing is lost when the process ends at any moment.
+
+Two files in the run's folder, each written whole or not at all: `last.ckpt`, where a training goes on
+from, and while it goes on `epoch.ckpt`, the end of the last whole epoch, which a training that diverges
+goes back to. A state of the middle of an epoch replaces only the first.
+"""
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vggkit.errors import BadCheckpoint, BadOutput
+from vggkit.weights.card import Card
+from vggkit.weights.model_file import read_state, write_weights
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """What an epoch gave; the columns of `metrics.csv`."""
+
+    epoch: int
+    """Counted from 1; 0 is a start that was worth measuring."""
+    learning_rate: float
+    """Rate of its last step."""
+    train_loss: float
+    """Mean cross-entropy in nats of the training pictures as they were seen, while learning: with the label
+    smoothing and the class weights that are learnt with."""
+    val_loss: float
+    """Mean cross-entropy of the validation pictures, after it; each counts alike, and without smoothing."""
+    val_top1: float
+    """Share in [0, 1] of validation pictures whose best class is right, after it."""
+    seconds: float
+    """Its duration, validation included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a training is; with the seed it says what every later draw will be."""
+
+    epoch: int = 1
+    """The one that is going on, counted from 1."""
+    batches: int = 0
+    """How many of its batches are learnt from."""
+    steps: int = 0
+    """Steps of all epochs."""
+    loss_sum: float = 0.0
+    """Loss of the epoch's pictures so far, added up, each times what it counts."""
+    weight: float = 0.0
+    """What they count: each 1, or with class weights its class's."""
+    seconds: float = 0.0
+    """How long the epoch has gone on."""
+    rate_scale: float = 1.0
+    """What the recipe's learning rate is multiplied by, since the training went back."""
+    returns: int = 0
+    """How often it went back."""
+    history: tuple[Epoch, ...] = ()
+    """The epochs that are over."""
+
+    def to_json(self) -> str:
+        """Text that `from_json` makes the same value of, to the last bit."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Progress":
+        """The value that `to_json` wrote; raises BadCheckpoint."""
+        try:
+            values: dict[str, Any] = json.loads(text)
+            if "pictures" in values:  # as it was called before pictures counted by their classes
+                values["weight"] = float(values.pop("pictures"))
+            history = tuple(Epoch(**record) for record in values.pop("history"))
+            if set(values) | {"history"} != {field.name for field in fields(cls)}:
+                raise ValueError("other fields")
+            return cls(history=history, **values)
+        except (ValueError, TypeError, KeyError, AttributeError) as problem:
+            raise BadCheckpoint(f"the training's state is of another version of vggkit ({problem})") from problem
+
+
+class Checkpoints:
+    """The states of one run.
+
+    Args:
+        directory: The run's folder.
+        card: What the network is, for whoever reads the file.
+        identity: What the run is, by name: its recipe, its pictures; a state of another is not taken.
+    """
+
+    def __init__(self, directory: Path, *, card: Card, identity: Mapping[str, Mapping[str, Any]]) -> None:
+        self._last, self._epoch = directory / "last.ckpt", directory / "epoch.ckpt"
+        self._card, self._identity = card, identity
+
+    def keep(self, state: Mapping[str, Tensor], progress: Progress) -> None:
+        """Write where the training stands; raises BadOutput, and then the states before are still there."""
+        between = progress.batches == 0
+        target = self._epoch if between else self._last
+        identity = {name: json.dumps(value) for name, value in self._identity.items()}
+        write_weights(target, state, {**self._card.to_metadata(), **identity, "progress": progress.to_json()})
+        if between:
+            _double(self._epoch, self._last)
+
+    def read_last(self) -> tuple[dict[str, Tensor], Progress]:
+        """Where the training stood; raises BadCheckpoint."""
+        return self._read(self._last)
+
+    def read_epoch(self) -> tuple[dict[str, Tensor], Progress]:
+        """The end of the last whole epoch, or the start; raises BadCheckpoint."""
+        return self._read(self._epoch)
+
+    def close(self) -> None:
+        """After the last epoch nothing will go back any more."""
+        with suppress(OSError):
+            self._epoch.unlink(missing_ok=True)
+
+    def _read(self, path: Path) -> tuple[dict[str, Tensor], Progress]:
+        if not path.is_file():
+            raise BadCheckpoint(f"{path}: is not there; this run was stopped before its first step, begin it again")
+        state, metadata = read_state(path)
+        for name, now in self._identity.items():
+            before = json.loads(metadata.get(name, "{}"))
+            changed = [key for key in now if before.get(key) != json.loads(json.dumps(now[key]))]
+            if changed:
+                raise BadCheckpoint(
+                    f"{path}: was written with other {name} than the run has now ({', '.join(changed)} changed), "
+                    "and a run goes on only as it was begun. Undo the change, or begin a new run with --config"
+                )
+        return state, Progress.from_json(metadata.get("progress", "null"))
+
+
+def _double(path: Path, other: Path) -> None:
+    """Give a file a second name, in one step; a copy where the system has no second names."""
+    beside = other.with_name(f".{other.name}.{secrets.token_hex(4)}.part")
+    try:
+        try:
+            os.link(path, beside)
+        except OSError:
+            shutil.copyfile(path, beside)
+        beside.replace(other)
+    except OSError as problem:
+        raise BadOutput(f"{other}: cannot be written ({problem.strerror or problem})") from problem
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,224 @@
+"""What the frozen part of a network sees in pictures, computed once and kept.
+
+Shape letters: N pictures, V views of each, C channels, F features.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vggkit.engines.overflow import describe_overflow
+from vggkit.engines.select import choose_engine
+from vggkit.engines.stream import Engine, stream_rows
+from vggkit.errors import BadImage, BadInput
+from vggkit.hardware import computes_bf16, derive_seed
+from vggkit.images.dataset import Picture
+from vggkit.images.decoding import Pixels, decode
+from vggkit.models.vgg import VGG
+from vggkit.training.augmentation import View
+from vggkit.training.feature_store import FeatureStore
+from vggkit.training.recipe import Recipe
+from vggkit.weights.model import Classifier
+
+FORMAT: Final = 1
+"""Grows when the same pictures and weights give other features than before."""
+TOGETHER: Final = 32
+"""Views that pass through the network together."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Features:
+    """What the last layer reads of pictures, the V views of a picture one after another."""
+
+    rows: NDArray[np.float32]
+    """(N V, F)."""
+    targets: NDArray[np.int64]
+    """(N V,) numbers of classes."""
+    groups: NDArray[np.int64]
+    """(N V,) equal numbers for views of one picture, of equal files, and of pictures of one group."""
+    found: int
+    """Rows that were kept from before."""
+    engine: str | None
+    """What computed the others, and why it; None where all were found."""
+
+
+def extract_features(
+    classifier: Classifier,
+    pictures: Sequence[Picture],
+    *,
+    recipe: Recipe,
+    device: torch.device,
+    precision: Literal["fp32", "bf16", "auto"],
+    views: int = 1,
+    on_progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Features:
+    """Features of labelled pictures: each view passes the layers below the last one once in all runs.
+
+    They are kept in the folder of `find_home`, by the network below its last layer, the preprocessing, the
+    precision and, for augmented views, what draws them. A picture is known by its bytes: one added to a
+    folder costs only itself, and a renamed one nothing.
+
+    Args:
+        classifier: Its network below the last layer, its preprocessing and its labels count.
+        pictures: N of them, each of a class the Classifier knows.
+        recipe: Settled; how augmented views are drawn.
+        device: Where to compute.
+        precision: auto: bf16 where that is fast.
+        views: V; the first is as when predicting, the others are augmented.
+        on_progress: Called with the number of pictures done and of all.
+        say: Called with sentences for people.
+
+    Raises BadImage for a picture that cannot be read, BadInput where the network's values overflow, and
+    MissingExtra where views need torchvision.
+    """
+    say = say or (lambda sentence: None)
+    source = _Source(classifier, recipe, views)
+    chosen: Literal["fp32", "bf16"] = "fp32"
+    if precision == "bf16" or (precision == "auto" and computes_bf16(device)):
+        chosen = "bf16"
+    stores = source.open_stores(f"{chosen} on {device.type}")
+    # Without anything to compute no engine is built.
+    engine = _LateEngine(classifier.network, device, "auto" if precision == "auto" else chosen)
+    numbers = {label: number for number, label in enumerate(classifier.labels)}
+    rows = np.empty((len(pictures) * views, source.width), np.float32)
+    marks: list[bytes | str] = []
+    found = len(rows)
+
+    def prepare(thing: tuple[int, Picture]) -> tuple[list[NDArray[np.float32]], tuple[bytes, list[int]]]:
+        return source.prepare(thing[1], stores)
+
+    together = max(1, TOGETHER // views)
+    try:
+        for (place, picture), (content, missing), computed in stream_rows(
+            engine, enumerate(pictures), prepare, batch_size=together
+        ):
+            for view, row in zip(missing, computed, strict=True):
+                if overflow := describe_overflow(row):
+                    raise BadInput(f"{picture.path}: {overflow}")
+                stores[view].keep(content, view, row)
+            for view, store in enumerate(stores):
+                row = store.find(content, view)
+                assert row is not None, "it was found or just kept"
+                rows[place * views + view] = row
+            found -= len(missing)
+            marks.append(content if picture.group is None else picture.group)
+            if on_progress:
+                on_progress(place + 1, len(pictures))
+    finally:
+        for store in stores:
+            store.flush()
+    if problem := next((store.problem for store in stores if store.problem), None):
+        say(f"features are not kept for the next time: {problem}")
+    if found:
+        say(f"{found:,} of {len(rows):,} features were kept from before")
+    if engine.said:
+        say(f"{len(rows) - found:,} features computed by {engine.said}")
+    _, groups = np.unique([str(mark) for mark in marks], return_inverse=True)
+    targets = np.array([numbers[str(picture.label)] for picture in pictures], np.int64)
+    return Features(rows, np.repeat(targets, views), np.repeat(groups.astype(np.int64), views), found, engine.said)
+
+
+class _LateEngine:
+    """The engine, chosen when there is something to compute."""
+
+    def __init__(self, network: VGG, device: torch.device, precision: Literal["fp32", "bf16", "auto"]) -> None:
+        self._network, self._device = network, device
+        self._precision: Literal["fp32", "bf16", "auto"] = precision
+        self._engine: Engine | None = None
+        self.said: str | None = None
+
+    def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self._engine is None:
+            self._engine, self.said = choose_engine(
+                self._network, self._device, output="features", precision=self._precision
+            )
+        return self._engine.run(batch)
+
+
+class _Source:
+    """Where features come from: makes the views, and knows what they depend on."""
+
+    def __init__(self, classifier: Classifier, recipe: Recipe, views: int) -> None:
+        self.network, self.preprocessing = classifier.network, classifier.preprocessing
+        self.recipe, self.views = recipe, views
+        self.width = classifier.configuration.fully_connected[-1].in_features
+        self._view = View.of(recipe, self.preprocessing) if views > 1 else None
+
+    def open_stores(self, precision: str) -> list[FeatureStore]:
+        """The store of each view: one for the view as when predicting, which every recipe shares, and one more."""
+        base = {
+            "format": FORMAT,
+            "network": _describe_frozen(self.network),
+            "weights": _digest_frozen(self.network),
+            "preprocessing": self.preprocessing.to_dict(),
+            "precision": precision,
+        }
+        first = FeatureStore(_digest(base), width=self.width)
+        if self.views == 1:
+            return [first]
+        drawn = ("augmentation", "mirror", "rand_augment", "random_erasing", "seed")
+        augmented = base | {name: getattr(self.recipe, name) for name in drawn}
+        return [first, *[FeatureStore(_digest(augmented), width=self.width)] * (self.views - 1)]
+
+    def prepare(
+        self, picture: Picture, stores: Sequence[FeatureStore]
+    ) -> tuple[list[NDArray[np.float32]], tuple[bytes, list[int]]]:
+        """Inputs (C, H, W) of the views whose features are not known; the picture's digest and those views."""
+        try:
+            data = None if picture.pixels is not None else picture.read()
+            content = _digest_content(picture, data)
+            missing = [view for view, store in enumerate(stores) if store.find(content, view) is None]
+            if not missing:
+                return [], (content, missing)
+            least = self.preprocessing.least_side
+            pixels = picture.decode() if data is None else decode(data, name=picture.path, least_side=least)
+        except BadImage as problem:
+            raise BadImage(f"{problem}; it could be read when the training began") from problem
+        return [self._see(pixels, content, view) for view in missing], (content, missing)
+
+    def _see(self, pixels: Pixels, content: bytes, view: int) -> NDArray[np.float32]:
+        """The input for a view of a picture; what is drawn depends on the seed, its content and the view alone."""
+        if view == 0 or self._view is None:
+            return self.preprocessing.normalize(self.preprocessing.fit(pixels))
+        seed, name = self.recipe.seed, content.hex()
+        # The view as when predicting is not mirrored; the next is, and so in turn.
+        mirrored = view % 2 == 1 if self.recipe.mirror == "alternating" else None
+        seen = self._view(pixels, seed=derive_seed(seed, "view", name, view), mirrored=mirrored)
+        return self.preprocessing.normalize(seen)
+
+
+def _describe_frozen(network: VGG) -> dict[str, Any]:
+    """The configuration, whatever its last layer and its dropout."""
+    configuration = network.configuration
+    ranks = configuration.ranks and (*configuration.ranks[:-1], None)
+    return replace(configuration, num_classes=1, dropout=0.0, ranks=ranks).to_dict()
+
+
+def _digest_frozen(network: VGG) -> str:
+    """Of every weight below the last layer."""
+    last = f"classifier.{network.configuration.fully_connected[-1].index}."
+    found = hashlib.sha256()
+    for key, value in network.state_dict().items():
+        if not key.startswith(last) and not key.endswith("num_batches_tracked"):
+            found.update(f"{key} {tuple(value.shape)} ".encode())
+            found.update(value.detach().cpu().float().contiguous().numpy().data)
+    return found.hexdigest()
+
+
+def _digest_content(picture: Picture, data: bytes | None) -> bytes:
+    """SHA-256 of the file's bytes, or of the pixels in memory."""
+    if data is not None:
+        return hashlib.sha256(data).digest()
+    assert picture.pixels is not None, "a picture has bytes or pixels"
+    return hashlib.sha256(f"{picture.pixels.shape}".encode() + picture.pixels.tobytes()).digest()
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,0 +1,115 @@
+"""What goes wrong while training, noticed and explained in a sentence."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Final
+
+from torch import Tensor, nn
+
+from vggkit.models.vgg import VGG
+from vggkit.training.checkpoint import Epoch
+
+RISING_EPOCHS: Final = 3
+"""Epochs in a row that make a trend."""
+MOST_DEAD: Final = 0.5
+"""Share of a layer's channels that may be dead before it is said."""
+
+
+@contextmanager
+def watch_activity(network: VGG, dead: dict[str, float]) -> Iterator[None]:
+    """While it lasts, note the share of channels of each ReLU that are zero everywhere in a batch, by layer name.
+
+    A ReLU whose input is never positive gives no gradient, and does not come to life by learning.
+    """
+
+    def listen(name: str) -> object:
+        def hear(_: nn.Module, __: object, maps: Tensor) -> None:
+            alive = maps.detach().amax((0, 2, 3)) > 0
+            dead[name] = 1 - alive.float().mean().item()
+
+        return hear
+
+    hooks = [
+        network.features[layer.index].register_forward_hook(listen(layer.name))  # type: ignore[arg-type]
+        for layer in network.configuration.trunk
+        if layer.kind == "relu"
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class Guards:
+    """Looks at each epoch, and says each thing once.
+
+    Args:
+        learnt: (K,) pictures of each class that are learnt from, as often as they are seen.
+        measured: (K,) pictures of each class that the epochs are measured on.
+        batch_norm: Whether the network has it.
+    """
+
+    def __init__(self, *, learnt: Sequence[int], measured: Sequence[int], batch_norm: bool) -> None:
+        shares = [count / sum(learnt) for count in learnt if count]
+        # What a network gives that knows nothing, or nothing but how frequent the classes are.
+        self._chances = (math.log(len(learnt)), -sum(share * math.log(share) for share in shares))
+        # Three standard deviations above what always giving the commonest class gives.
+        share, count = max(measured) / sum(measured), sum(measured)
+        self._guessing = share + 3 * math.sqrt(share * (1 - share) / count) if share < 1 else 1.0
+        self._batch_norm = batch_norm
+        self._said: set[str] = set()
+
+    def look(self, history: Sequence[Epoch], dead: Mapping[str, float]) -> list[str]:
+        """Sentences on what the last epoch of the history shows that was not said before."""
+        history = [epoch for epoch in history if epoch.epoch]  # a start was not learnt with augmentation
+        if not history:
+            return []
+        found = {
+            "stuck": self._find_stuck(history),
+            "dead": self._find_dead(dead),
+            "overfitting": _find_overfitting(history),
+        }
+        new = {kind: sentence for kind, sentence in found.items() if sentence and kind not in self._said}
+        self._said |= new.keys()
+        return list(new.values())
+
+    def _find_stuck(self, history: Sequence[Epoch]) -> str | None:
+        last = history[-1]
+        near = [chance for chance in self._chances if abs(last.train_loss - chance) < 0.02 * chance]
+        if not near or last.val_top1 > self._guessing or last.epoch < 2:
+            return None
+        advice = "a lower or a higher learning rate (--find-learning-rate looks for one)"
+        if not self._batch_norm:
+            advice += ", more --warmup-epochs, or the same network with batch norm (its name with _bn)"
+        return (
+            f"the loss stays at {last.train_loss:.3f}, which is what guessing gives ({near[0]:.3f} by the number "
+            f"of classes or their frequencies): the network does not learn. Try {advice}"
+        )
+
+    def _find_dead(self, dead: Mapping[str, float]) -> str | None:
+        worst = max(dead, key=lambda name: dead[name], default=None)
+        if worst is None or dead[worst] <= MOST_DEAD:
+            return None
+        return (
+            f"{dead[worst]:.0%} of the channels of {worst} are zero for every picture of a batch: dead "
+            "ReLUs, which no gradient reaches any more. A lower learning rate or a longer warm-up keeps them alive"
+        )
+
+
+def _find_overfitting(history: Sequence[Epoch]) -> str | None:
+    recent = history[-RISING_EPOCHS - 1 :]
+    if len(recent) <= RISING_EPOCHS:
+        return None
+    pairs = list(pairwise(recent))
+    rising = all(after.val_loss > before.val_loss for before, after in pairs)
+    falling = all(after.train_loss < before.train_loss for before, after in pairs)
+    if not (rising and falling):
+        return None
+    return (
+        f"the validation loss has risen for {RISING_EPOCHS} epochs while the training loss fell: the network "
+        "learns these pictures by heart. The best epoch is kept; --patience 3 would stop here, and stronger "
+        "augmentation, label smoothing or fewer layers to learn (--trainable) help"
+    )

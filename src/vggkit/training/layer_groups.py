@@ -1,0 +1,72 @@
+"""A network's layers as they learn, from the head down: which of them in which epoch. No torch here."""
+
+from dataclasses import dataclass
+
+from vggkit.models.configuration import Configuration
+from vggkit.training.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Stratum:
+    """A layer that has weights, as a strategy sees it."""
+
+    name: str
+    """`conv3_2`, with its batch norm, or `fc6`."""
+    block: int
+    """Its block, counted from 1; 0: the head."""
+    depth: int
+    """How many convolutions from the head it lies, the uppermost 1; 0: the head."""
+    modules: tuple[str, ...]
+    """Its places in the network, such as `features.8`."""
+
+
+def list_strata(configuration: Configuration) -> tuple[Stratum, ...]:
+    """The layers that have weights, from the last one down to the first."""
+    found: list[tuple[str, int, list[str]]] = []
+    for layer in configuration.trunk:
+        if layer.kind == "conv":
+            found.append((layer.name, int(layer.name.removeprefix("conv").split("_")[0]), []))
+        if layer.kind in ("conv", "bn"):
+            found[-1][2].append(f"features.{layer.index}")
+    head = [Stratum(fc.name, 0, 0, (f"classifier.{fc.index}",)) for fc in configuration.fully_connected]
+    trunk = [
+        Stratum(name, block, depth, tuple(modules))
+        for depth, (name, block, modules) in enumerate(reversed(found), start=1)
+    ]
+    return (*reversed(head), *trunk)
+
+
+def list_learning(recipe: Recipe, configuration: Configuration, epoch: int) -> tuple[Stratum, ...]:
+    """The layers that learn in an epoch, counted from 1, of a settled recipe.
+
+    - `head`: the last fully connected layer.
+    - `top`: the fully connected layers, and the last block of convolutions that there is.
+    - `gradual`: the fully connected layers, and with each epoch more blocks from the top, all of them
+      after half of the epochs (Howard and Ruder, 2018, section 3.3).
+    """
+    strata = list_strata(configuration)
+    blocks = sorted({stratum.block for stratum in strata if stratum.block}, reverse=True)
+    match recipe.trainable:
+        case "head":
+            return strata[:1]
+        case "top":
+            return tuple(stratum for stratum in strata if stratum.block in (0, blocks[0]))
+        case "gradual":
+            opened = min(len(blocks), (epoch - 1) * len(blocks) // max(1, recipe.epochs // 2))
+            return tuple(stratum for stratum in strata if stratum.block in (0, *blocks[:opened]))
+        case _:
+            return strata
+
+
+def list_learnt(configuration: Configuration, recipe: Recipe) -> list[str]:
+    """Keys of the parameters that learn at some time by a settled recipe, in the network's order."""
+    strata = list_learning(recipe, configuration, recipe.epochs)
+    places = tuple(f"{place}." for stratum in strata for place in stratum.modules)
+    norms = {f"features.{layer.index}" for layer in configuration.trunk if layer.kind == "bn"}
+    return [
+        key
+        for key in configuration.state_shapes()
+        if key.startswith(places)
+        and key.endswith((".weight", ".bias"))
+        and not (recipe.freeze_norm and key.rpartition(".")[0] in norms)
+    ]

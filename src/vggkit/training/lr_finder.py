@@ -1,0 +1,153 @@
+"""A learning rate that suits a network and its pictures, found by trying all of them in one short run.
+
+Source: Smith, "Cyclical learning rates for training neural networks", 2017, section 3.3, with the
+growth, smoothing and stop of Gugger's "How do you find a good learning rate", 2018.
+"""
+
+import copy
+import math
+import statistics
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from vggkit.models.vgg import VGG
+from vggkit.training.by_hand import NOTHING, SetByHand
+from vggkit.training.learner import Learner
+from vggkit.training.recipe import Recipe
+
+KEPT: Final = 0.9
+"""Share of the losses before in the smoothed loss; about the last ten count."""
+BLOW_UP: Final = 4.0
+"""The search is over when the smoothed loss is so many times its lowest."""
+LEAST_FALL: Final = 0.02
+"""Least share by which the loss falls where a network learns; that of a stuck plain VGG wanders by half of it."""
+BELOW_LOWEST: Final = 0.1
+"""A suggestion is at most this share of the rate at which the loss is lowest: there it is about to grow."""
+
+
+@dataclass(frozen=True, slots=True)
+class RateSearch:
+    """What a search for a learning rate saw."""
+
+    rates: tuple[float, ...]
+    """The rate of each step, rising."""
+    losses: tuple[float, ...]
+    """Mean cross-entropy in nats of each step's pictures, before the step; each is finite."""
+    smoothed: tuple[float, ...]
+    """The losses, averaged exponentially."""
+    suggested: float | None
+    """A highest learning rate for a training; None where the loss falls at no rate."""
+    why: str
+    """A sentence on it."""
+
+
+def find_learning_rate(
+    network: VGG,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    recipe: Recipe,
+    *,
+    device: torch.device,
+    lowest: float = 1e-6,
+    highest: float = 10.0,
+    steps: int = 100,
+    class_weights: Tensor | None = None,
+    by_hand: SetByHand = NOTHING,
+    on_step: Callable[[int, int], None] | None = None,
+) -> RateSearch:
+    """Take one step at each of many learning rates, and suggest the one at which the loss falls steepest.
+
+    A copy learns; the given network stays as it is. All the layers that learn at the end of a training
+    do. The loss is smoothed, and the slope is taken by the logarithm of the rate. The same arguments
+    give the same answer.
+
+    Args:
+        network: What is to be trained.
+        batches: (images (N, C, H, W), targets) as for `Learner.compute`; gone through again from the
+            start where they end early.
+        recipe: Settled, but for its learning rate.
+        device: Where to learn.
+        lowest: The first rate.
+        highest: The last one.
+        steps: How many, each at a rate the same factor higher.
+        class_weights: (K,), as for `Learner`.
+        by_hand: As for `Learner`.
+        on_step: Called with the steps that are done, and all of them; a loss that grows ends them early.
+    """
+    assert 0 < lowest < highest, "the rates rise"
+    assert steps > 1, "one step has no slope"
+    learner = Learner(
+        copy.deepcopy(network),
+        replace(recipe, ema_decay=None),
+        device=device,
+        class_weights=class_weights,
+        by_hand=by_hand,
+    )
+    learner.start_epoch(recipe.epochs)
+    coming = _repeat(batches)
+    rates: list[float] = []
+    losses: list[float] = []
+    smoothed: list[float] = []
+    average = 0.0
+    for number in range(steps):
+        rate = lowest * (highest / lowest) ** (number / (steps - 1))
+        loss = weight = 0.0
+        for place in range(recipe.accumulate):
+            images, targets = next(coming)
+            counts = learner.weigh(targets)
+            loss += learner.compute(images, targets, draw=number * recipe.accumulate + place).item() * counts
+            weight += counts
+        loss /= weight
+        if not math.isfinite(loss):
+            break
+        average = KEPT * average + (1 - KEPT) * loss
+        rates.append(rate)
+        losses.append(loss)
+        smoothed.append(average / (1 - KEPT ** (number + 1)))  # the average starts at 0, which is no loss
+        if on_step:
+            on_step(number + 1, steps)
+        if smoothed[-1] > BLOW_UP * min(smoothed) or not learner.step(rate, number=number):
+            break
+    suggested, why = _suggest(rates, losses, smoothed)
+    return RateSearch(tuple(rates), tuple(losses), tuple(smoothed), suggested, why)
+
+
+def _repeat(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches, over and over; they are not kept, which would fill the memory."""
+    while True:
+        count = 0
+        for batch in batches:
+            count += 1
+            yield batch
+        assert count, "there are batches, and they can be gone through again"
+
+
+def _suggest(rates: list[float], losses: list[float], smoothed: list[float]) -> tuple[float | None, str]:
+    """A rate and a sentence on it; the first steps, whose average is of few losses, count for nothing."""
+    settled = round(1 / (1 - KEPT))
+    if len(smoothed) < 2 * settled:
+        return (
+            None,
+            "the loss grows beyond all bounds from the lowest rates on: look at the pictures and the weights",
+        )
+    # At the lowest rates nothing is learnt: what differs there is the batches.
+    start, noise = statistics.mean(losses[:settled]), statistics.stdev(losses[:settled])
+    low = min(range(settled, len(smoothed)), key=smoothed.__getitem__)
+    fall = start - smoothed[low]
+    if fall < max(LEAST_FALL * start, noise):
+        return None, (
+            f"the loss falls at no rate from {rates[0]:.2g} to {rates[-1]:.2g}: it stays near {start:.3f}. "
+            "A network that is stuck may need batch norm (its name with _bn) or given weights"
+        )
+    # Over five steps, for the slope of one is mostly noise.
+    places = range(settled, low + 1)
+    steepest = max(places, key=lambda place: smoothed[max(0, place - 2)] - smoothed[min(low, place + 2)])
+    most = rates[low] * BELOW_LOWEST
+    suggested = float(f"{min(rates[steepest], most):.2g}")
+    found = f"the loss falls from {start:.3f} to {smoothed[low]:.3f} at {rates[low]:.2g}"
+    if rates[steepest] > most:
+        return suggested, f"{found}, beyond which it grows: a tenth of that"
+    return suggested, f"{found}, and steepest here"

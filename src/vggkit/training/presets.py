@@ -1,0 +1,118 @@
+"""Recipes that have a name, each with where its figures come from. No torch here.
+
+A preset is where the options of a recipe begin: what is stated beside it wins.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from vggkit.errors import UnknownName
+from vggkit.training.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A recipe and what it is for."""
+
+    recipe: Recipe
+    """How to learn; what it leaves open is chosen as always."""
+    about: str
+    """A sentence on what it is for, and on what it differs in from its source."""
+
+
+PRESETS: Final[Mapping[str, Preset]] = {
+    "quick": Preset(
+        Recipe(
+            epochs=3,
+            schedule="one-cycle",  # Smith and Topin 2018, arXiv 1708.07120: few epochs go furthest with it
+        ),
+        "a first answer in minutes: the head alone from given weights, else three epochs",
+    ),
+    "small-pictures": Preset(
+        Recipe(
+            trainable="all",
+            epochs=30,
+            batch_size=128,  # as VGG with batch norm is trained on CIFAR: chenyaofo/pytorch-cifar-models took 256
+            optimizer="sgd",
+            weight_decay=5e-4,  # the same source
+            schedule="one-cycle",  # Smith and Topin 2018
+            label_smoothing=0.1,  # Jordan 2024, arXiv 2404.00498, has 0.2 for some ten epochs
+            augmentation="shift",  # Jordan 2024: moved by two pixels, mirrored, and nothing else
+            mirror="alternating",  # Jordan 2024, section 3.6
+        ),
+        "pictures of 32 to 96 pixels, from random weights: shifted and mirrored in turn, 30 epochs, one cycle; "
+        "--mirror none for letters and digits",
+    ),
+    "modern": Preset(
+        Recipe(
+            trainable="all",
+            # ConvNeXt: Liu and others 2022, arXiv 2201.03545, table 5. Newer torchvision: Vryniotis 2021.
+            epochs=100,  # ConvNeXt has 300, and 4096 pictures a step
+            optimizer="adamw",  # ConvNeXt
+            weight_decay=0.05,  # ConvNeXt
+            schedule="cosine",  # ConvNeXt
+            warmup_epochs=5.0,  # newer torchvision; ConvNeXt has 20 of 300
+            label_smoothing=0.1,  # both
+            augmentation="photo",
+            mirror="random",
+            rand_augment=9,  # ConvNeXt
+            random_erasing=0.1,  # newer torchvision; ConvNeXt has 0.25
+            mixup=0.2,  # newer torchvision; ConvNeXt has 0.8
+            cutmix=1.0,  # both
+            ema_decay=0.999,  # ConvNeXt has 0.9999 over far more steps
+        ),
+        "thousands of photos from random weights, and hours of time: AdamW, cosine, mixup, CutMix, RandAugment, "
+        "an average of the weights",
+    ),
+    "paper": Preset(
+        Recipe(
+            # Simonyan and Zisserman 2014, arXiv 1409.1556, section 3.1.
+            trainable="all",
+            epochs=74,
+            batch_size=32,  # 256 a step
+            accumulate=8,
+            optimizer="sgd",
+            momentum=0.9,
+            weight_decay=5e-4,
+            learning_rate=0.01,
+            schedule="step",  # "decreased 3 times", where the accuracy stood still; here after 19, 38 and 57 epochs
+            step_epochs=19,
+            warmup_epochs=0.0,
+            clip_norm=0.0,
+            augmentation="photo",
+            mirror="random",
+        ),
+        "the paper's own: SGD, 256 pictures a step, rate 0.01 divided by 10 three times, 74 epochs; its colour "
+        "shift is left out, and momentum is Nesterov's",
+    ),
+    "torchvision": Preset(
+        Recipe(
+            # References of torchvision, references/classification: 8 GPUs with 32 pictures each.
+            trainable="all",
+            epochs=90,
+            batch_size=32,  # what batch norm sees there too
+            accumulate=8,
+            optimizer="sgd",
+            momentum=0.9,
+            weight_decay=1e-4,
+            # learning_rate: 0.1 with batch norm and 0.01 without there; it follows the network here.
+            schedule="step",
+            step_epochs=30,
+            warmup_epochs=0.0,
+            clip_norm=0.0,
+            augmentation="photo",
+            mirror="random",
+        ),
+        "what torchvision's published weights were trained with: 90 epochs, divided by 10 every 30; its rate was "
+        "0.01, and 0.1 with batch norm, and is chosen by the network here, momentum is Nesterov's",
+    ),
+}
+"""By name, the quickest first."""
+
+
+def find_preset(name: str) -> Preset:
+    """The preset of that name; raises UnknownName."""
+    if name not in PRESETS:
+        raise UnknownName.of("preset", name, PRESETS)
+    return PRESETS[name]

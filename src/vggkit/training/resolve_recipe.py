@@ -1,0 +1,209 @@
+"""What a recipe leaves open is chosen here, and each choice is said. No torch here."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
+
+from vggkit.errors import BadConfiguration
+from vggkit.images.class_names import shorten_names
+from vggkit.images.preprocessing import Preprocessing
+from vggkit.models.configuration import Configuration
+from vggkit.training.layer_groups import list_learnt
+from vggkit.training.recipe import STEPWISE, Recipe
+
+Start = Literal["random", "weights", "trained"]
+
+FEW: Final = 2_000
+"""Pictures up to which the head alone learns from given weights: more would be learnt by heart."""
+RATES: Final[Mapping[str, tuple[float, float]]] = {"sgd": (0.01, 0.03), "adamw": (3e-4, 1e-3), "muon": (1e-3, 4e-3)}
+"""Highest learning rates for a batch of 32 from random weights, without and with batch norm."""
+FROM_WEIGHTS: Final = 0.1
+"""What a rate is multiplied by where the weights are given: they are to be bent, not broken."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Situation:
+    """What is known when a training begins."""
+
+    configuration: Configuration
+    """The network."""
+    preprocessing: Preprocessing
+    """What it is fed."""
+    start: Start
+    """Its weights: random, given and of another task, or already trained by vggkit."""
+    random_keys: tuple[str, ...]
+    """Tensors that are random although weights were given."""
+    pictures: int
+    """How many there are to learn from."""
+    bf16: bool
+    """Whether the machine computes in bfloat16 several times as fast."""
+    frozen: frozenset[str] = frozenset()
+    """Keys of the parameters that were frozen by hand."""
+
+
+def settle(
+    recipe: Recipe, situation: Situation, *, choose_batch_size: Callable[[Recipe], tuple[int, str]]
+) -> tuple[Recipe, list[str]]:
+    """The recipe with every choice made, and a sentence on each choice that was made here.
+
+    Args:
+        recipe: What was asked for.
+        situation: What there is.
+        choose_batch_size: For a recipe that is settled but for it and the learning rate; with its reason.
+
+    Raises BadConfiguration for what cannot be learnt.
+    """
+    reasons: list[str] = []
+
+    def choose(name: str, value: Any, reason: str) -> None:
+        nonlocal recipe
+        recipe = replace(recipe, **{name: value})
+        shown = f"{value:g}" if isinstance(value, float) else value
+        reasons.append(f"{name.replace('_', ' ')} {shown}: {reason}")
+
+    _check_set_by_hand(recipe, situation)
+    if recipe.trainable == "auto":
+        choose("trainable", *_choose_trainable(recipe, situation))
+    _check_frozen(recipe, situation)
+    if recipe.precision == "auto":
+        slow = "this processor or GPU has no fast bfloat16"
+        fast = "computed in bfloat16, which is fast here, and kept in float32"
+        choose("precision", *(("bf16", fast) if situation.bf16 else ("fp32", slow)))
+    side = situation.preprocessing.crop_pixels
+    if recipe.augmentation == "auto":
+        if recipe.trainable == "head" and recipe.views == 1:
+            recipe = replace(recipe, augmentation="none")
+        else:
+            choose("augmentation", "photo" if side >= 64 else "shift", f"pictures are fed at {side} pixels")
+    if recipe.mirror == "auto":
+        recipe = replace(recipe, mirror="random" if recipe.augmentation == "photo" else "none")
+    if recipe.weight_decay is None and recipe.trainable != "head":
+        recipe = replace(recipe, weight_decay=5e-4 if recipe.optimizer == "sgd" else 0.05)
+    if recipe.batch_size is None and recipe.trainable == "head":
+        recipe = replace(recipe, batch_size=32)  # only for measuring
+    if recipe.batch_size is None:
+        choose("batch_size", *choose_batch_size(recipe))
+    _check_batch_norm(recipe, situation)
+    if recipe.learning_rate is None and recipe.trainable != "head":
+        choose("learning_rate", *_choose_rate(recipe, situation))
+    return recipe, reasons
+
+
+def _choose_trainable(recipe: Recipe, situation: Situation) -> tuple[str, str]:
+    chosen, reason = _choose_unfrozen(recipe, situation)
+    if chosen == "head" and _find_frozen(Recipe(trainable="head"), situation):
+        return "all", "the last layer is frozen by hand, and the others learn"
+    if chosen == "top" and not _find_open(Recipe(trainable="top", freeze_norm=recipe.freeze_norm), situation):
+        return "all", "the top layers are frozen by hand, and the others learn"
+    return chosen, reason
+
+
+def _check_set_by_hand(recipe: Recipe, situation: Situation) -> None:
+    """What is frozen by hand stays so, unless the recipe asks for it."""
+    if recipe.trainable != "auto" and (caught := _find_frozen(recipe, situation)):
+        raise BadConfiguration(
+            f"trainable={recipe.trainable} asks that {shorten_names(caught, most=3)} learn, frozen by hand "
+            "(requires_grad=False); give it requires_grad_(True), or leave trainable, and it stays frozen"
+        )
+    if recipe.views > 1 and _find_frozen(Recipe(trainable="head"), situation):
+        raise BadConfiguration(
+            f"views={recipe.views} are for the last layer alone, and that is frozen by hand; leave views, or give "
+            "it requires_grad_(True)"
+        )
+    if not _find_open(Recipe(trainable="all", freeze_norm=recipe.freeze_norm), situation):
+        raise BadConfiguration(
+            "nothing is left to learn: every parameter is frozen by hand; network.requires_grad_(True) opens them"
+        )
+
+
+def _find_frozen(recipe: Recipe, situation: Situation) -> list[str]:
+    """Parameters that the recipe would learn, and that are frozen by hand."""
+    return [key for key in list_learnt(situation.configuration, recipe) if key in situation.frozen]
+
+
+def _find_open(recipe: Recipe, situation: Situation) -> list[str]:
+    """Those that it would learn, and that are not."""
+    return [key for key in list_learnt(situation.configuration, recipe) if key not in situation.frozen]
+
+
+def _choose_unfrozen(recipe: Recipe, situation: Situation) -> tuple[str, str]:
+    """What learns where nothing is frozen."""
+    if recipe.views > 1:
+        return "head", "views of a picture are made for it"
+    if situation.start == "random":
+        return "all", "the weights are random"
+    if situation.start == "trained":
+        return "all", "the weights are a trained Classifier's"
+    if any(key.startswith("features.") for key in situation.random_keys):
+        return "all", "a part of the trunk is random"
+    stepwise = [name for name, usual in STEPWISE.items() if getattr(recipe, name) != usual]
+    if stepwise:
+        return "all", f"{stepwise[0].replace('_', ' ')} was given, which is of learning by steps"
+    if situation.pictures > FEW:
+        return "all", f"{situation.pictures:,} pictures are enough to bend given weights"
+    if _find_random_frozen(situation):
+        return (
+            "top",
+            f"{situation.pictures:,} pictures from given weights, and fully connected layers that are random",
+        )
+    return "head", f"{situation.pictures:,} pictures from given weights; --trainable all learns on by steps"
+
+
+def _find_random_frozen(situation: Situation) -> list[str]:
+    """Random tensors below the last layer."""
+    last = f"classifier.{situation.configuration.fully_connected[-1].index}."
+    return [key for key in situation.random_keys if not key.startswith(last)]
+
+
+def _check_frozen(recipe: Recipe, situation: Situation) -> None:
+    """What is frozen must be worth something."""
+    if recipe.trainable not in ("head", "top"):
+        return
+    if situation.start == "random":
+        raise BadConfiguration(
+            f"trainable={recipe.trainable} learns on top of given weights, and these are random; "
+            "give --weights, or take trainable=all"
+        )
+    if recipe.trainable == "head" and situation.configuration.fully_connected[-1].rank is not None:
+        raise BadConfiguration(
+            "trainable=head solves a full last layer, and this network's is two factors; take trainable=top or all"
+        )
+    random = _find_random_frozen(situation)
+    if recipe.trainable == "top":
+        random = [key for key in random if key.startswith("features.")]
+    if random:
+        more = "all" if random[0].startswith("features.") else "top"
+        raise BadConfiguration(
+            f"trainable={recipe.trainable} would leave {random[0].rpartition('.')[0]} random, for the weights do "
+            f"not hold it; take trainable={more}, or --head pool"
+        )
+
+
+def _check_batch_norm(recipe: Recipe, situation: Situation) -> None:
+    side = situation.preprocessing.crop_pixels
+    frozen = recipe.freeze_norm or recipe.trainable == "head"
+    if recipe.batch_size == 1 and not frozen and _smallest_normed_side(situation.configuration, side) == 1:
+        raise BadConfiguration(
+            "batch_size must be 2 or more here: batch norm has one value a channel of a single picture "
+            f"fed at {side} pixels, and nothing to normalise by"
+        )
+
+
+def _choose_rate(recipe: Recipe, situation: Situation) -> tuple[float, str]:
+    assert recipe.batch_size is not None, "it was chosen before"
+    normed, given = situation.configuration.batch_norm, situation.start != "random"
+    rate = RATES[recipe.optimizer][normed] * (FROM_WEIGHTS if given else 1.0)
+    rate = float(f"{rate * (recipe.batch_size * recipe.accumulate / 32) ** 0.5:.2g}")
+    norm = "with" if normed else "without"
+    start = "given" if given else "random"
+    together = recipe.batch_size * recipe.accumulate
+    return rate, f"{recipe.optimizer} {norm} batch norm, {start} weights, {together} pictures a step"
+
+
+def _smallest_normed_side(configuration: Configuration, pixels: int) -> int:
+    """Side of the smallest map that batch norm sees; the picture's own where there is none."""
+    side = smallest = pixels
+    for layer in configuration.trunk:
+        side = side // 2 if layer.kind == "pool" else side
+        smallest = side if layer.kind == "bn" else smallest
+    return smallest

@@ -1,0 +1,299 @@
+"""What a Classifier's file says about itself; read from its header alone, without torch.
+
+The file is safetensors: plain torchvision keys where the network is torchvision's, and under
+`__metadata__` the entry `vggkit`, JSON of `Card.to_dict`. `format_version` grows with the format;
+every version that was ever written stays readable.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, NoReturn, Self
+
+from safetensors import SafetensorError, safe_open
+
+from vggkit.arguments import demand_path, is_number, plain_number
+from vggkit.errors import BadCheckpoint, BadConfiguration, BadInput, VggkitError
+from vggkit.images.preprocessing import Preprocessing
+from vggkit.models.configuration import Configuration
+from vggkit.weights.file_formats import HEAD_BYTES, LFS_POINTER, describe_format, tell_format
+
+FORMAT_VERSION: Final = 4
+"""2: `fit_mode` and `reduced_decoding` of the preprocessing. 3: `temperature` and `threshold`. 4: `ranges`."""
+METADATA_KEY: Final = "vggkit"
+INPUT_RANGE: Final = "images"
+"""The name among `ranges` of what the first convolution reads, all of its channels together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """Everything about a Classifier but the values of its weights.
+
+    Raises BadConfiguration where the fields do not fit together.
+    """
+
+    configuration: Configuration
+    """The network."""
+    preprocessing: Preprocessing
+    """How a picture becomes its input, with the input convention."""
+    labels: tuple[str, ...]
+    """Class names, in the order of the logits."""
+    temperature: float = 1.0
+    """What logits are divided by before they become probabilities, so that these can be taken at their word."""
+    threshold: float = 0.0
+    """Probability in [0, 1] below which the answer is "unknown"; 0: never."""
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Both ends of what each convolution and matrix reads, for int8, by its name; none: not measured."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Where it comes from: data, recipe, metrics, licence of the weights, versions; any JSON values."""
+
+    def __post_init__(self) -> None:
+        for name, kind, hint in (
+            ("configuration", Configuration, "see Configuration.from_dict"),
+            ("preprocessing", Preprocessing, "see Preprocessing.from_dict"),
+            ("provenance", Mapping, "such as {'data': 'bees'}"),
+        ):
+            if not isinstance(getattr(self, name), kind):
+                got = type(getattr(self, name)).__name__
+                raise BadConfiguration(f"{name} must be a {kind.__name__}, {hint}; got {got}")
+        object.__setattr__(self, "labels", tuple(self.labels))
+        object.__setattr__(self, "provenance", dict(self.provenance))
+        object.__setattr__(self, "ranges", _check_ranges(self.ranges))
+        if not all(isinstance(label, str) and label for label in self.labels):
+            raise BadConfiguration(f"labels must be names that are not empty; got {_shortened(self.labels)}")
+        if len(set(self.labels)) != len(self.labels):
+            raise BadConfiguration(f"labels must differ from each other; got {_shortened(self.labels)}")
+        for name, least, most in (("temperature", 1e-3, 1e3), ("threshold", 0.0, 1.0)):
+            value = plain_number(getattr(self, name))
+            if not is_number(value) or not least <= value <= most:
+                raise BadConfiguration(f"{name} must be a number from {least:g} to {most:g}; got {value!r}")
+            object.__setattr__(self, name, value)
+        if len(self.labels) != self.configuration.num_classes:
+            raise BadConfiguration(
+                f"a network of {self.configuration.num_classes} classes needs as many labels, "
+                f"got {len(self.labels)}"
+            )
+        if self.preprocessing.channels != self.configuration.in_channels:
+            raise BadConfiguration(
+                f"a network of {self.configuration.in_channels} channels cannot be fed "
+                f"channel_order={self.preprocessing.channel_order!r}"
+            )
+        if self.preprocessing.crop_pixels < self.configuration.minimum_side:
+            raise BadConfiguration(
+                f"crop_pixels={self.preprocessing.crop_pixels} is below the "
+                f"{self.configuration.minimum_side} pixels that this network needs"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """A value for JSON."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "configuration": self.configuration.to_dict(),
+            "preprocessing": self.preprocessing.to_dict(),
+            "labels": list(self.labels),
+            "temperature": self.temperature,
+            "threshold": self.threshold,
+            "ranges": {name: list(ends) for name, ends in self.ranges.items()},
+            "provenance": dict(self.provenance),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The card that `to_dict` gave; raises BadConfiguration for anything else."""
+        version = values.get("format_version") if isinstance(values, Mapping) else None
+        if not isinstance(version, int) or version < 1:
+            raise BadConfiguration("is not a card of vggkit: it states no format_version")
+        if version > FORMAT_VERSION:
+            raise BadConfiguration(
+                f"was written in format {version}, and this vggkit reads up to {FORMAT_VERSION}; update vggkit"
+            )
+        labels, provenance = values.get("labels"), values.get("provenance", {})
+        if not isinstance(labels, list) or not isinstance(provenance, dict):
+            raise BadConfiguration("the card's labels must be a list and its provenance a mapping")
+        return cls(
+            configuration=Configuration.from_dict(values.get("configuration", {})),
+            preprocessing=Preprocessing.from_dict(values.get("preprocessing", {})),
+            labels=tuple(labels),
+            temperature=values.get("temperature", 1.0),
+            threshold=values.get("threshold", 0.0),
+            ranges=values.get("ranges", {}),
+            provenance=provenance,
+        )
+
+    def of_other_weights(self) -> Self:
+        """Without what holds of these weights alone: temperature, threshold and ranges."""
+        return replace(self, temperature=1.0, threshold=0.0, ranges={})
+
+    def to_metadata(self) -> dict[str, str]:
+        """The safetensors header's `__metadata__`; raises BadConfiguration where provenance is no JSON."""
+        try:
+            text = json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
+            text.encode()
+        except (TypeError, ValueError, RecursionError) as problem:
+            raise BadConfiguration(
+                "a Classifier's provenance and labels are written as JSON in UTF-8: texts, finite numbers, True, "
+                f"False, None, lists and mappings of these ({problem})"
+            ) from problem
+        return {"format": "pt", METADATA_KEY: text}
+
+
+def demand_classifier(given: object, verb: str) -> Card:
+    """The card of the Classifier that a verb is asked with, of its network as it is now.
+
+    Raises BadInput for anything else, with the line that makes a Classifier of it, and BadConfiguration where the
+    network was changed by hand to what no file can say.
+    """
+    card = getattr(given, "card", None)
+    if isinstance(card, Card):
+        return card
+    hint = ""
+    if isinstance(given, str | os.PathLike):
+        hint = f"; load it first: vggkit.load({os.fspath(given)!r})"
+    elif isinstance(getattr(given, "configuration", None), Configuration):
+        hint = (
+            "; make one of a network: vggkit.Classifier(network, labels=[…], preprocessing=vggkit.Preprocessing())"
+        )
+    raise BadInput(f"{verb} takes a Classifier, got {type(given).__name__}{hint}")
+
+
+def read_card(path: str | Path) -> Card:
+    """The card of a Classifier's file; raises BadCheckpoint where it is not one."""
+    card = find_card(path)
+    if card is None:
+        raise BadCheckpoint(
+            f"{path}: holds weights alone, without labels and preprocessing; "
+            "start from it with Classifier.create(weights=), or with train --weights on the command line"
+        )
+    return card
+
+
+def find_card(path: str | Path) -> Card | None:
+    """The card in a safetensors file, None where the file is safetensors without one; raises BadCheckpoint."""
+    path = demand_path(path)
+    if not path.is_file():
+        raise BadCheckpoint(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
+    _check_format(path)
+    try:
+        with safe_open(path, framework="numpy") as opened:
+            metadata = opened.metadata() or {}
+    except (SafetensorError, OSError, MemoryError, UnicodeError) as problem:
+        raise BadCheckpoint(f"{path}: is not a whole safetensors file ({problem})") from problem
+    if METADATA_KEY not in metadata:
+        return None
+    try:
+        return Card.from_dict(json.loads(metadata[METADATA_KEY]))
+    except (json.JSONDecodeError, RecursionError) as problem:
+        raise BadCheckpoint(f"{path}: its vggkit card is not JSON ({problem})") from problem
+    except VggkitError as problem:
+        raise BadCheckpoint(f"{path}: {problem}") from problem
+
+
+def _check_format(path: Path) -> None:
+    """Raise BadCheckpoint, naming it, for a file of another format than a Classifier's."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError as problem:
+        raise BadCheckpoint(f"{path}: cannot be read ({problem.strerror or problem})") from problem
+    known = tell_format(head)
+    if known == "safetensors":
+        return
+    if known is not None:
+        advice = (
+            "vggkit identify says what it holds; start from it with Classifier.create(weights=), "
+            "or with train --weights on the command line"
+        )
+    elif head.startswith(LFS_POINTER):
+        advice = "run `git lfs pull` where it was cloned"
+    else:
+        advice = "name a Classifier's .safetensors file, or a run's folder"
+    raise BadCheckpoint(f"{path}: is {describe_format(head)}, not a Classifier's safetensors file; {advice}")
+
+
+def read_entry(values: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+    """A mapping in provenance by the names that lead to it; empty where there is none, for it may hold anything."""
+    found: object = values
+    for name in names:
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
+
+
+def _check_ranges(ranges: object) -> dict[str, tuple[float, float]]:
+    """Ranges as pairs of numbers; raises BadConfiguration for what cannot be ranges."""
+    checked: dict[str, tuple[float, float]] = {}
+    for name, ends in ranges.items() if isinstance(ranges, Mapping) else [("", ranges)]:
+        pair = tuple(map(plain_number, ends)) if isinstance(ends, list | tuple) else ()
+        finite = all(map(is_number, pair))
+        if len(pair) != 2 or not finite or not pair[0] <= 0 <= pair[1]:
+            raise BadConfiguration(
+                "ranges must be pairs of finite numbers by the names of layers, the first at most 0 and the second "
+                f"at least 0; got {name}: {ends!r}"
+            )
+        checked[str(name)] = (float(pair[0]), float(pair[1]))
+    return checked
+
+
+def read_labels(given: object) -> tuple[str, ...]:
+    """Class names in the order of the logits, from what people have of them.
+
+    Args:
+        given: A list, tuple, array or other row of names; or a mapping of names to their numbers or of numbers to
+            names, which are 0 to K - 1, in any order.
+
+    Raises BadConfiguration for anything else; what is left open, such as that names differ, `Card` checks.
+    """
+    if isinstance(given, str | os.PathLike):
+        of_file = "names in a file are labels=Path(file).read_text().splitlines()"
+        _refuse_labels(given, f"for one class write labels=[{given!r:.50}]; {of_file}")
+    if isinstance(given, set | frozenset):
+        _refuse_labels(given, "a set has no order; write sorted(labels)")
+    count = plain_number(given)
+    if isinstance(count, int) and not isinstance(count, bool):
+        _refuse_labels(given, f"classes without names are labels=[str(number) for number in range({count})]")
+    if isinstance(given, Mapping):
+        given = _order_labels(given)
+    if not isinstance(given, Iterable) or isinstance(given, bytes | bytearray) or getattr(given, "ndim", 1) != 1:
+        _refuse_labels(given, "write labels=['ant', 'bee']")
+    names = tuple(given)
+    for name in names:
+        if not isinstance(name, str):
+            number = type(plain_number(name)) is int
+            _refuse_labels(
+                names,
+                "numbers become names as [str(label) for label in labels]" if number else "write names as text",
+            )
+    stripped = Counter(name.strip() for name in names)
+    alike = [name for name in names if name and (not name.strip() or stripped[name.strip()] > 1)]
+    if alike and len(set(names)) == len(names):
+        raise BadConfiguration(
+            f"labels must differ in more than outer spaces, and not be empty; got {_shortened(tuple(alike))}"
+        )
+    return tuple(str.__str__(name) for name in names)  # the text alone of NumPy's and of enumerations
+
+
+def _order_labels(given: Mapping[Any, Any]) -> list[Any]:
+    """The names of a mapping, by their numbers."""
+    keys, values = ([plain_number(each) for each in side] for side in (given.keys(), given.values()))
+    counted, named = (all(type(each) is int for each in side) for side in (values, keys))
+    if counted == named:
+        _refuse_labels(given, "a mapping is of names to whole numbers or of whole numbers to names")
+    pairs = zip(values, keys, strict=True) if counted else zip(keys, values, strict=True)
+    numbered = sorted(pairs, key=lambda pair: pair[0])
+    if [number for number, _ in numbered] != list(range(len(numbered))):
+        _refuse_labels(given, f"its numbers must be 0 to {len(numbered) - 1}, each once, the places of the logits")
+    return [name for _, name in numbered]
+
+
+def _refuse_labels(given: object, what_to_do: str) -> NoReturn:
+    shown = _shortened(given) if isinstance(given, tuple) else " ".join(repr(given).split())[:100]
+    raise BadConfiguration(
+        f"labels must be the names of the classes, in the order of the logits; got {shown}: {what_to_do}"
+    )
+
+
+def _shortened(labels: tuple[object, ...]) -> str:
+    shown = ", ".join(map(repr, labels[:5]))
+    return f"{shown} and {len(labels) - 5} more" if len(labels) > 5 else shown

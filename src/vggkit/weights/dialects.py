@@ -1,0 +1,181 @@
+"""Dialects of a checkpoint: one network's weights under the keys, and in the layouts, of another way of writing it.
+
+The canonical keys are our own state dict's, which are torchvision's; every map starts from them.
+No torch here; the tensors themselves are turned by `layouts`.
+
+Shape letters: O and I channels (or numbers) out and in, H and W pixels of a window, C channels of
+the map that the head reads, G its side.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from vggkit.errors import BadConfiguration, UnknownName
+from vggkit.models.configuration import Configuration, FullyConnected, Layer
+
+Dialect = Literal["torchvision", "timm", "keras", "caffe", "blocks", "explicit"]
+"""torchvision: `features.3.weight`, `classifier.0.weight`; the canonical keys themselves.
+timm: torchvision's trunk; the head is `pre_logits.fc1`, `pre_logits.fc2` (convolutions) and `head.fc`.
+keras: `block2_conv1/kernel`, `fc1`, `fc2`, `predictions`; kernels HWIO, fc1 reads the map in HWC order.
+caffe: `conv2_1/weights`, `fc6`, `fc7`, `fc8`; Caffe's own blobs, OIHW.
+blocks: `features.2.conv1.weight`, the pools at odd positions; `classifier` as in torchvision.
+explicit: `conv2_1.weight`, `fc1.weight`; no `features` and no `classifier`."""
+
+Layout = Literal["same", "hwio", "io", "hwc_io", "oihw", "fc_hwio"]
+"""How a tensor lies in the file, where the canonical one is (O, I, H, W) or the matrix (O, I).
+same: as it is. hwio: a kernel as (H, W, I, O). io: a matrix as (I, O). hwc_io: the head's first
+matrix as (I, O), I counted in HWC order of the map, not CHW. oihw: a matrix as the convolution
+(O, C, G, G), with the same numbers in the same order. fc_hwio: that convolution as (G, G, C, O)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where and how a dialect keeps one tensor."""
+
+    key: str
+    """Its key in the file."""
+    layout: Layout = "same"
+    """How it lies there."""
+    grid: int = 1
+    """G: side of the map that a matrix reads; 1 for all but the first one of an fc head."""
+
+    def shape_of(self, canonical: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape in the file of the tensor whose canonical shape is given."""
+        match self.layout:
+            case "same":
+                return canonical
+            case "hwio":
+                out, into, height, width = canonical
+                return (height, width, into, out)
+            case "io" | "hwc_io":
+                return canonical[::-1]
+            case "oihw" | "fc_hwio":
+                out, into = canonical
+                channels = into // self.grid**2
+                kernel = (out, channels, self.grid, self.grid)
+                return kernel if self.layout == "oihw" else (self.grid, self.grid, channels, out)
+
+
+def map_keys(configuration: Configuration, dialect: Dialect, *, trunk_only: bool = False) -> dict[str, Place]:
+    """For every canonical key of the state dict, in its order, the place of the same tensor in that dialect.
+
+    Args:
+        configuration: The network.
+        dialect: The way of writing it.
+        trunk_only: Leave the head away, as a file of features alone does; any head will do then.
+
+    Raises UnknownName for another dialect, and BadConfiguration where a dialect has no keys for
+    this network: pool and low-rank heads are written in torchvision, blocks and explicit only, batch
+    norm in these and timm.
+    """
+    if dialect not in get_args(Dialect):
+        raise UnknownName.of("dialect", dialect, get_args(Dialect))
+    _check(configuration, dialect, trunk_only)
+    modules = _name_modules(configuration, dialect)
+    last = f"classifier.{configuration.fully_connected[-1].index}"
+    places = {}
+    for key, shape in configuration.state_shapes().items():
+        root, index, rest = key.split(".", 2)
+        if root == "classifier" and trunk_only:
+            continue
+        module = f"{root}.{index}"
+        grid = configuration.grid if module == "classifier.0" and configuration.head != "pool" else 1
+        layout = _lay(len(shape), dialect, grid=grid, last=module == last)
+        places[key] = Place(f"{modules[module]}{_name_parameter(rest, dialect)}", layout, grid)
+    return places
+
+
+def rename_keys(configuration: Configuration, dialect: Dialect) -> dict[str, str]:
+    """For every canonical key of the state dict, in its order, the same tensor's key in that dialect.
+
+    In torchvision, blocks and explicit the tensors themselves are equal, so that renaming is all
+    there is to do: `{renamed[key]: value for key, value in network.state_dict().items()}`. In the
+    others some lie otherwise; `map_keys` says how.
+
+    Raises what `map_keys` raises.
+    """
+    return {key: place.key for key, place in map_keys(configuration, dialect).items()}
+
+
+def _check(configuration: Configuration, dialect: Dialect, trunk_only: bool) -> None:
+    """Raise BadConfiguration for what the dialect has no keys for."""
+
+    def refuse(what: str, instead: str) -> None:
+        raise BadConfiguration(f"dialect {dialect!r} has no keys for {what}; {instead}")
+
+    ours = "write torchvision, blocks or explicit"
+    if dialect in ("torchvision", "blocks", "explicit"):
+        return
+    if configuration.batch_norm and dialect != "timm":
+        refuse("batch normalisation, which its VGG does not have", "write torchvision, timm, blocks or explicit")
+    if trunk_only:
+        return
+    if configuration.head == "pool":
+        refuse("a pool head: its VGG has fully connected layers on the whole map", f"{ours}, or the trunk alone")
+    if configuration.ranks is not None:
+        refuse("low-rank layers, two matrices in place of one", ours)
+    if dialect == "timm" and len(configuration.hidden) != 2:
+        refuse(f"{len(configuration.hidden)} hidden layers, only for two (pre_logits.fc1 and fc2)", ours)
+
+
+def _lay(dimensions: int, dialect: Dialect, *, grid: int, last: bool) -> Layout:
+    """The layout of a tensor of so many dimensions: 4 a kernel, 2 a matrix."""
+    match dialect, dimensions:
+        case "keras", 4:
+            return "hwio"
+        case "keras", 2:
+            return "hwc_io" if grid > 1 else "io"
+        case "timm", 2:
+            return "same" if last else "oihw"
+    return "same"
+
+
+def _name_parameter(rest: str, dialect: Dialect) -> str:
+    match dialect, rest:
+        case "keras", "weight":
+            return "/kernel"
+        case "keras", "bias":
+            return "/bias"
+        case "caffe", "weight":
+            return "/weights"
+        case "caffe", "bias":
+            return "/biases"
+    return f".{rest}"
+
+
+def _name_modules(configuration: Configuration, dialect: Dialect) -> dict[str, str]:
+    """Each module's canonical name (`features.3`, `classifier.0`), and its name in that dialect."""
+    trunk = {f"features.{layer.index}": layer for layer in configuration.trunk if layer.kind in ("conv", "bn")}
+    head = {f"classifier.{fc.index}": fc for fc in configuration.fully_connected}
+    return {name: _name_trunk_layer(layer, name, dialect) for name, layer in trunk.items()} | {
+        name: _name_connected(fc, j, name, dialect, last=j == len(head))
+        for j, (name, fc) in enumerate(head.items(), start=1)
+    }
+
+
+def _name_trunk_layer(layer: Layer, canonical: str, dialect: Dialect) -> str:
+    match dialect:
+        case "torchvision" | "timm":
+            return canonical
+        case "caffe" | "explicit":
+            return layer.name
+    block, position = layer.name.removeprefix(layer.kind).split("_")
+    if dialect == "keras":
+        return f"block{block}_{layer.kind}{position}"
+    # `conv3_2` is `features.4.conv2`: each block is followed by its pool, so blocks stand at even positions.
+    return f"features.{2 * (int(block) - 1)}.{layer.kind}{position}"
+
+
+def _name_connected(fc: FullyConnected, count: int, canonical: str, dialect: Dialect, *, last: bool) -> str:
+    match dialect:
+        case "torchvision" | "blocks":
+            return canonical
+        case "explicit":
+            # Listings written by hand count the fully connected layers from 1.
+            return f"fc{count}"
+        case "caffe":
+            return fc.name
+        case "keras":
+            return "predictions" if last else f"fc{count}"
+        case "timm":
+            return "head.fc" if last else f"pre_logits.fc{count}"

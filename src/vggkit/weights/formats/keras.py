@@ -1,0 +1,260 @@
+"""Keras' files: legacy `.h5`, Keras 3's `.weights.h5`, and `.keras` archives with one of these inside.
+
+Keys are `<layer>/kernel` and `<layer>/bias`. The layers' names are those of the model in legacy files
+and in archives; `.weights.h5` counts instead (`conv2d`, `conv2d_1` ... by class, in the model's order).
+"""
+
+import io
+import json
+import re
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any, Final
+
+from vggkit.weights.formats.archives import Archive
+from vggkit.weights.formats.hdf5_files import Dataset, Hdf5File
+from vggkit.weights.formats.weight_file import Contents, reading, refuse
+
+ARCHIVED_WEIGHTS: Final = "model.weights.h5"
+"""The member of a `.keras` archive that holds its weights."""
+_JSON_BYTES: Final = 4 * 2**20
+_UNPACKED_BYTES: Final = 4 * 2**30
+_LIMIT_PARTS: Final = 64
+_NORMALIZATION: Final = ("gamma", "beta", "moving_mean", "moving_variance")
+_LEAVES: Final = {"W": "kernel", "b": "bias", "param_0": "kernel", "param_1": "bias"}
+"""How Keras 1 and 0 called them."""
+_ORDER: Final = ("kernel", "bias", *_NORMALIZATION)
+_ROOMS: Final = ("layers", "_layer_checkpoint_dependencies", "vars")
+"""Groups of Keras 3 that name no layer."""
+
+Named = tuple[tuple[str, ...], str, Dataset]
+"""A layer by the models around it and its own name, what the tensor is in it, and the tensor."""
+
+
+def open_hdf5(path: Path, handle: IO[bytes], size_bytes: int, stack: ExitStack) -> Contents:
+    """The contents of a `.h5` or `.weights.h5` file; raises BadCheckpoint and MissingExtra."""
+    return _open(path, Hdf5File(path, handle, size_bytes, stack))
+
+
+def open_keras_archive(path: Path, handle: IO[bytes], archive: Archive, stack: ExitStack) -> Contents:
+    """The contents of a `.keras` archive, in the order and under the names of its configuration."""
+    size = archive.members[ARCHIVED_WEIGHTS].file_size
+    with reading(path, "Keras archive"):
+        start = archive.find_start(ARCHIVED_WEIGHTS)
+        config, about = (_read_json(archive, name) for name in ("config.json", "metadata.json"))
+        names = _name_layers(config, ())
+    source: IO[bytes]
+    if start is not None:
+        source = io.BufferedReader(_Window(handle, start, size))
+    elif size > _UNPACKED_BYTES:
+        raise refuse(path, f"packed weights of {size} bytes", "no VGG's are that large")
+    else:
+        source = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115, closed with the file
+        with reading(path, "Keras archive"), archive.open(ARCHIVED_WEIGHTS) as packed:
+            shutil.copyfileobj(packed, source, 2**20)
+    contents = _open(path, Hdf5File(path, source, size, stack), names)
+    told = {"class_name": config.get("class_name"), "keras_version": about.get("keras_version")}
+    metadata = {key: value[:200] for key, value in told.items() if isinstance(value, str)}
+    return Contents(
+        "keras-archive",
+        contents.entries,
+        contents.read,
+        contents.metadata | metadata,
+        packed=contents.packed or archive.packed,
+        dotted=False,
+    )
+
+
+def _open(path: Path, file: Hdf5File, names: dict[tuple[str, ...], str] | None = None) -> Contents:
+    base = next((base for base in ((), ("model_weights",)) if _is_legacy(file, base)), None)
+    metadata: dict[str, str] = {}
+    if base is not None:
+        container, found = "keras-h5", _list_legacy(file, base)
+        texts = file.read_texts(base)
+        metadata |= {name: texts[name][0] for name in ("keras_version", "backend") if texts.get(name)}
+    else:
+        container, found = "keras-3", _list_numbered(file, names or {})
+        metadata |= _read_layer_names(file)
+    metadata |= file.read_statements()
+    if not found:
+        raise refuse(path, "an HDF5 file without Keras' layers", "save it with Keras' model.save_weights")
+    datasets = _key(found)
+    entries = {key: dataset.entry for key, dataset in datasets.items()}
+    return Contents(
+        container, entries, lambda key: datasets[key].read(), metadata, packed=file.packed, dotted=False
+    )
+
+
+def _key(found: Sequence[Named]) -> dict[str, Dataset]:
+    """`<layer>/<leaf>` where that is one layer's alone, with the models around it where it is not."""
+    owners: dict[str, set[tuple[str, ...]]] = {}
+    for layer, _, _ in found:
+        owners.setdefault(layer[-1], set()).add(layer)
+    keyed: dict[str, Dataset] = {}
+    for layer, leaf, dataset in found:
+        name = layer[-1] if len(owners[layer[-1]]) == 1 else "/".join(layer)
+        key = f"{name}/{leaf}"
+        keyed["/".join(dataset.path) if key in keyed else key] = dataset
+    return keyed
+
+
+def _is_legacy(file: Hdf5File, base: tuple[str, ...]) -> bool:
+    return any(file.has_attribute(base, name) for name in ("layer_names", "layer_names0"))
+
+
+def _list_legacy(file: Hdf5File, base: tuple[str, ...]) -> list[Named]:
+    """The tensors of a legacy file in the order of its layers."""
+    texts = file.read_texts(base)
+    # Keras cuts a long list into numbered attributes.
+    parts = [f"layer_names{number}" for number in range(_LIMIT_PARTS)]
+    names = [name for part in ("layer_names", *parts) for name in texts.get(part, ())]
+    order = {tuple(name.split("/")): number for number, name in enumerate(names)}
+    layers: dict[tuple[str, ...], list[Dataset]] = {}
+    for dataset in file.datasets:
+        path = dataset.path[len(base) :]
+        if dataset.path[: len(base)] == base and len(path) > 1:
+            # A layer's name may itself hold slashes.
+            known = [path[:end] for end in range(1, len(path)) if path[:end] in order]
+            layers.setdefault(known[-1] if known else path[:1], []).append(dataset)
+    found: list[Named] = []
+    ranked = sorted(layers, key=lambda layer: (order.get(layer, len(order)), _by_number(layer)))
+    for layer in ranked:
+        skip = len(base) + len(layer)
+        insides = {dataset.path[skip:-1] for dataset in layers[layer]}
+        named: list[Named] = []
+        for dataset in layers[layer]:
+            inside = dataset.path[skip:-1]
+            # A model within the model keeps the weights of all its layers in one group.
+            owner = (*layer, *inside) if len(insides) > 1 and inside else ("/".join(layer),)
+            named.append((owner, _clean(dataset.path[-1], owner[-1]), dataset))
+        found += sorted(named, key=lambda one: (_by_number(one[0]), _rank_leaf(one[1])))
+    return found
+
+
+def _clean(leaf: str, layer: str) -> str:
+    """`block1_conv1_W_1:0`, `kernel:0` and `W` are all the same: a layer's kernel."""
+    leaf = re.sub(r":\d+$", "", leaf).removeprefix(f"{layer}_")
+    short = re.sub(r"_\d+$", "", leaf)
+    return _LEAVES.get(leaf) or _LEAVES.get(short) or (short if short in _ORDER else leaf)
+
+
+def _list_numbered(file: Hdf5File, names: dict[tuple[str, ...], str]) -> list[Named]:
+    """The tensors of a Keras 3 file: in the order of `names`, else by number."""
+    layers: dict[tuple[str, ...], dict[str, Dataset]] = {}
+    for dataset in file.datasets:
+        if _is_variable(dataset.path):
+            stored = tuple(part for part in dataset.path[:-1] if part not in _ROOMS)
+            if stored and stored[-1] != "seed_generator":
+                layers.setdefault(stored, {})[dataset.path[-1]] = dataset
+    order = {stored: number for number, stored in enumerate(names)}
+    found: list[Named] = []
+    for stored in sorted(layers, key=lambda layer: (order.get(layer, len(order)), _by_number(layer))):
+        shown_as = tuple(names.get(stored[: end + 1], part) for end, part in enumerate(stored))
+        tensors = layers[stored]
+        leaves = _name_variables(stored[-1], tensors)
+        found += [
+            (shown_as, leaves.get(number, number), tensors[number]) for number in sorted(tensors, key=_by_digits)
+        ]
+    return found
+
+
+def _is_variable(path: tuple[str, ...]) -> bool:
+    """Whether it is a layer's, and no optimizer's."""
+    return len(path) > 2 and path[-2] == "vars" and path[0] != "optimizer"
+
+
+def _name_variables(layer: str, tensors: dict[str, Dataset]) -> dict[str, str]:
+    """What the numbers of a layer's variables stand for, where that is known."""
+    if layer.startswith("batch_normalization"):
+        return dict(zip("0123", _NORMALIZATION, strict=True)) if len(tensors) == 4 else {}
+    first = tensors.get("0")
+    return {"0": "kernel", "1": "bias"} if first is not None and len(first.entry.shape) > 1 else {}
+
+
+def _read_layer_names(file: Hdf5File) -> dict[str, str]:
+    """What the model calls its counted layers, where the file says so."""
+    groups = dict.fromkeys(dataset.path[:-1] for dataset in file.datasets if _is_variable(dataset.path))
+    found = {}
+    for group in list(groups)[: _LIMIT_PARTS * 4]:
+        stored = "/".join(part for part in group if part not in _ROOMS)
+        names = file.read_texts(group).get("name")
+        if stored and names:
+            found[f"layer:{stored}"] = names[0]
+    return found
+
+
+def _read_json(archive: Archive, name: str) -> dict[str, Any]:
+    found = json.loads(archive.read(name, _JSON_BYTES)) if name in archive.members else {}
+    return found if isinstance(found, dict) else {}
+
+
+def _name_layers(model: dict[str, Any], above: tuple[str, ...]) -> dict[tuple[str, ...], str]:
+    """Each layer's counted name as the weights' file has it, and what the model calls it; in the model's order."""
+    config = model.get("config")
+    layers = config.get("layers") if isinstance(config, dict) else None
+    names: dict[tuple[str, ...], str] = {}
+    used: Counter[str] = Counter()
+    for layer in layers if isinstance(layers, list) else ():
+        if not isinstance(layer, dict) or not isinstance(layer.get("class_name"), str):
+            continue
+        base = _snake_case(layer["class_name"][:100])
+        stored = (*above, f"{base}_{used[base]}" if used[base] else base)
+        used[base] += 1
+        inner = layer.get("config")
+        name = inner.get("name") if isinstance(inner, dict) else None
+        names[stored] = name[:200] if isinstance(name, str) and name else stored[-1]
+        names |= _name_layers(layer, stored)
+    return names
+
+
+def _snake_case(name: str) -> str:
+    """As Keras does: Conv2D is conv2d, BatchNormalization is batch_normalization."""
+    name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name))
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+def _by_digits(text: str) -> tuple[int, int, str]:
+    return (0, int(text), "") if text.isdecimal() and len(text) < 10 else (1, 0, text)
+
+
+def _by_number(path: tuple[str, ...]) -> list[tuple[int, list[tuple[int, int, str]]]]:
+    """Sorts conv2d_9 before conv2d_10, and dense layers behind all others."""
+    return [
+        (part.startswith("dense"), [_by_digits(piece) for piece in re.split(r"(\d+)", part) if piece])
+        for part in path
+    ]
+
+
+def _rank_leaf(leaf: str) -> tuple[int, str]:
+    return _ORDER.index(leaf) if leaf in _ORDER else len(_ORDER), leaf
+
+
+class _Window(io.RawIOBase):
+    """A part of an open file as a file of its own."""
+
+    def __init__(self, handle: IO[bytes], start: int, size: int) -> None:
+        self._handle, self._start, self._size, self._at = handle, start, size, 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any, /) -> int:
+        view = memoryview(buffer).cast("B")[: max(0, self._size - self._at)]
+        self._handle.seek(self._start + self._at)
+        count: int = self._handle.readinto(view)  # type: ignore[attr-defined]
+        self._at += count
+        return count

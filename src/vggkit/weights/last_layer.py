@@ -1,0 +1,71 @@
+"""The last layer of given weights under other labels: its rows are classes, and classes are known by name.
+
+Shape letters: K classes, F features.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vggkit.images.class_names import describe_lookalikes, find_lookalikes, find_rows, shorten_names
+from vggkit.models.configuration import Configuration
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastLayer:
+    """What of the weights' last layer serves these labels."""
+
+    rows: tuple[int, ...] | None
+    """(K,) the row of each label; None: the weights are of other classes, and the layer is renewed."""
+    said: str
+    """Why, in words."""
+
+
+def match_last_layer(
+    labels: Sequence[str],
+    known: Sequence[str] | None,
+    *,
+    configuration: Configuration,
+    holds: Sequence[Configuration],
+) -> LastLayer:
+    """Hold the labels of a network against the classes of the weights that it starts from.
+
+    Args:
+        labels: The network's, in the order of its logits.
+        known: The classes of the weights, in the order of theirs; None where they name none.
+        configuration: The network.
+        holds: The networks that the weights may be of; empty: unknown.
+    """
+    if holds and _place_last(configuration) not in map(_place_last, holds):
+        return LastLayer(rows=None, said="the weights' layer at this place is not their last one")
+    if known is None:
+        said = f"the weights name no classes; their last layer is taken for {shorten_names(labels)}, in this order"
+        return LastLayer(rows=tuple(range(len(labels))), said=said)
+    rows = find_rows(labels, known)
+    if rows is None:
+        said = f"the weights are of other classes ({shorten_names(known)}) than {shorten_names(labels)}"
+        return LastLayer(rows=None, said=said)
+    said = "the last layer is kept, of the same classes"
+    if list(rows) != sorted(rows):
+        said = "the last layer is kept, its rows put into the order of these labels"
+    if alike := find_lookalikes(known, labels):
+        said += f"; names that differ in case or spaces only are taken for the same ({describe_lookalikes(alike)})"
+    return LastLayer(rows=rows, said=said)
+
+
+def order_rows(
+    tensors: Mapping[str, Tensor], configuration: Configuration, rows: Sequence[int]
+) -> dict[str, Tensor]:
+    """The tensors with the rows (K, F) of the last layer, and its bias (K,), in this order."""
+    last = configuration.fully_connected[-1]
+    place = f"classifier.{last.index}" if last.rank is None else f"classifier.{last.index}.1"
+    ours = {f"{place}.weight", f"{place}.bias"}
+    order = torch.tensor(rows)
+    return {key: value[order] if key in ours else value for key, value in tensors.items()}
+
+
+def _place_last(configuration: Configuration) -> tuple[bool, int]:
+    """The paper's head and the dense one hold the same layers."""
+    return configuration.head == "pool", configuration.fully_connected[-1].index

@@ -1,0 +1,319 @@
+"""A file's modules laid out in their places in a VGG, by their names or by their order. No torch here.
+
+Shape letters: O and I channels (or numbers) out and in, G side of the map that the head reads.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isqrt
+
+from vggkit.models.configuration import Configuration, Layer
+from vggkit.weights.dialects import Layout, Place
+from vggkit.weights.entries import (
+    HeadPlace,
+    Module,
+    Position,
+    Scheme,
+    Shaped,
+    Window,
+    gather_modules,
+    in_natural_order,
+    is_channels_last,
+    measure,
+    place_by_name,
+)
+from vggkit.weights.head_reading import HeadLayer, HeadReading, read_heads
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where one canonical tensor comes from."""
+
+    place: Place
+    """Its key in the file and how it lies there."""
+    shape: tuple[int, ...]
+    """Its canonical shape, whatever network is expected."""
+    product: tuple[tuple[Place, Place | None], ...] = ()
+    """Kernels and biases of the matrices, in order, that one layer was made of; empty: it lies there as it is."""
+    is_bias: bool = False
+    """Of such a layer: whether this is its bias."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Every key in the file that it is made of."""
+        parts = [place.key for pair in self.product for place in pair if place is not None]
+        return (self.place.key, *(key for key in parts if key != self.place.key))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """A file's modules in their places, before any network is decided on."""
+
+    scheme: Scheme
+    """How the trunk's places are known."""
+    channels_last: bool
+    """Kernels are (H, W, I, O)."""
+    trunk: Mapping[Position, Module]
+    """Convolutions."""
+    norms: Mapping[Position, Module]
+    """Batch norms."""
+    head: Mapping[HeadPlace, HeadLayer]
+    """Fully connected layers, as matrices or as convolutions."""
+    said: str = ""
+    """How the head is read, where it may have been another; empty where there is one reading."""
+    joined: str = ""
+    """Which of its matrices are taken as one layer, in words; empty where none are."""
+    layers: int | None = None
+    """Modules in `features`, where the file lists them."""
+    orphans: Mapping[Position | HeadPlace, Module]
+    """Biases without their weights, where names say their places."""
+    strays: int
+    """Convolutions that have no place."""
+    keys: tuple[str, ...]
+    """Every key of the file, in its order."""
+
+    def window(self, module: Module) -> Window:
+        """The window of one of the modules placed here."""
+        window = measure(module, channels_last=self.channels_last)
+        assert window is not None, module.name
+        return window
+
+    def span(self, layer: HeadLayer) -> Window:
+        """The window of a layer of the head; of several matrices that of their product."""
+        first, last = self.window(layer.modules[0]), self.window(layer.modules[-1])
+        return Window(last.out, first.into, first.kernel)
+
+    @property
+    def trunk_channels(self) -> int:
+        """Channels that leave the last convolution there is."""
+        return self.window(self.trunk[max(self.trunk)]).out
+
+    def locate(self, configuration: Configuration) -> dict[str, Source]:
+        """For each canonical key of that network whose place is taken in the file, its source; of any shape."""
+        found: dict[str, Source] = {}
+        convolutions = places_of(configuration, self.scheme)
+        for layer in configuration.trunk:
+            if layer.kind in ("conv", "bn"):
+                place = convolutions[layer.name.replace("bn", "conv")]
+                module = (self.trunk if layer.kind == "conv" else self.norms).get(place)
+                own = (layer.index,) if self.scheme == "index" else place
+                module = module or (self.orphans.get(own) if layer.kind == "conv" or own != place else None)
+                if module is not None:
+                    found |= self._sources(module, f"features.{layer.index}", "hwio")
+        for position, fc in enumerate(configuration.fully_connected):
+            for factor in (None,) if fc.rank is None else (0, 1):
+                place_in_head = HeadPlace(position, factor)
+                name = f"classifier.{fc.index}" + ("" if factor is None else f".{factor}")
+                first = position == 0 and factor in (None, 0)
+                if place_in_head in self.head:
+                    found |= self._head_sources(self.head[place_in_head], name, factor, first=first)
+                elif (module := self.orphans.get(place_in_head)) is not None:
+                    found |= self._sources(module, name, "io", first=first)
+        order = {key: number for number, key in enumerate(configuration.state_shapes())}
+        return {key: found[key] for key in sorted(found, key=lambda key: order.get(key, len(order)))}
+
+    def _sources(self, module: Module, name: str, turned: Layout, *, first: bool = False) -> dict[str, Source]:
+        sources = {}
+        for parameter, key in module.keys.items():
+            layout: Layout = "same"
+            grid, shape = 1, module.shapes[parameter]
+            if parameter == "weight" and module.kind in ("conv", "linear"):
+                window = self.window(module)
+                if turned == "hwio":
+                    layout = "hwio" if self.channels_last else "same"
+                    shape = (window.out, window.into, window.kernel, window.kernel)
+                else:
+                    shape = (window.out, window.into * window.kernel**2)
+                    grid = self._grid_of(module) if first else window.kernel
+                    layout = self._lay_matrix(module, grid)
+            sources[f"{name}.{parameter}"] = Source(Place(key, layout, grid), shape)
+        return sources
+
+    def _head_sources(self, layer: HeadLayer, name: str, factor: int | None, *, first: bool) -> dict[str, Source]:
+        """Of one matrix where it lies; of several their product, and what becomes of their biases."""
+        parts = [
+            self._sources(module, name, "io", first=first and module is layer.modules[0])
+            for module in layer.modules
+        ]
+        sources = parts[-1]
+        weight, bias = f"{name}.weight", f"{name}.bias"
+        chain = tuple((part[weight].place, part[bias].place if bias in part else None) for part in parts)
+        window = self.span(layer)
+        if layer.is_product:
+            shape = (window.out, window.into * window.kernel**2)
+            sources = {weight: Source(chain[-1][0], shape, chain)}
+        carried = chain
+        if layer.before is not None:
+            own = self._sources(layer.before, name, "io")
+            carried = ((own[weight].place, own[bias].place if bias in own else None), *chain)
+        if len(carried) > 1 and any(place is not None for _, place in carried):
+            place = next(place for _, place in reversed(carried) if place is not None)
+            sources[bias] = Source(place, (window.out,), carried, is_bias=True)
+        if factor == 0:  # its bias is a part of the second one's
+            sources = {weight: sources[weight]}
+        return sources
+
+    def _lay_matrix(self, module: Module, grid: int) -> Layout:
+        if module.kind == "conv":
+            return "fc_hwio" if self.channels_last else "oihw"
+        if not self.channels_last:
+            return "same"
+        return "hwc_io" if grid > 1 else "io"
+
+    def _grid_of(self, module: Module) -> int:
+        """G of the head's first layer; 1 where its numbers are no square map of the trunk's channels."""
+        window = self.window(module)
+        if window.kernel > 1:
+            return window.kernel
+        side = isqrt(window.into // self.trunk_channels)
+        return side if side and side * side * self.trunk_channels == window.into else 1
+
+
+def places_of(configuration: Configuration, scheme: Scheme) -> dict[str, Position]:
+    """The place of each convolution, by its name, and under `index` of each batch norm too, as `conv` names."""
+    convolutions = [layer for layer in configuration.trunk if layer.kind == "conv"]
+    if scheme == "index":
+        return {layer.name: (layer.index,) for layer in convolutions}
+    if scheme == "order":
+        return {layer.name: (number,) for number, layer in enumerate(convolutions)}
+    return {layer.name: _block_and_position(layer) for layer in convolutions}
+
+
+def _block_and_position(layer: Layer) -> Position:
+    block, position = layer.name.removeprefix(layer.kind).split("_")
+    return (int(block), int(position))
+
+
+def lay_out(entries: Mapping[str, Shaped], listed: Sequence[str] = ()) -> list[Sheet]:
+    """The file's modules in their places: a sheet for each reading of its head, the likeliest first.
+
+    None at all where there is no chain of convolutions.
+
+    Args:
+        entries: The file's tensors.
+        listed: Paths of all of the network's modules, where the file tells them.
+    """
+    modules, _ = gather_modules(entries)
+    if not any(module.kind == "conv" for module in modules):
+        return []
+    last = is_channels_last(modules)
+    square = [m for m in modules if m.kind not in ("conv", "linear") or measure(m, channels_last=last)]
+    keys = tuple(entries)
+    return _lay_by_names(square, keys, last, listed) or _lay_by_order(square, keys, last, listed)
+
+
+def _lay_by_names(
+    modules: Sequence[Module], keys: tuple[str, ...], last: bool, listed: Sequence[str]
+) -> list[Sheet]:
+    """By what names say of the places; none where they leave a convolution of the trunk out."""
+    schemes: tuple[Scheme, ...] = ("index", "blocks", "names", "keras")
+    for scheme in schemes:
+        trunk, norms, rest = {}, {}, []
+        orphans: dict[Position | HeadPlace, Module] = {}
+        for module in modules:
+            place = place_by_name(module.name, scheme)
+            if place is None or module.kind == "linear":
+                rest.append(module)
+            elif module.kind == "orphan":
+                orphans[place] = module
+            elif module.kind == "conv":
+                trunk[place] = module
+            else:
+                # In a Sequential each batch norm stands behind its convolution.
+                norms[(place[0] - 1,) if scheme == "index" else place] = module
+        if not trunk:
+            continue
+        connected = [module for module in rest if module.kind in ("conv", "linear")]
+        if sum(module.kind == "conv" for module in connected) > len(trunk):
+            continue
+        lone = [module for module in rest if module.kind == "orphan"]
+        out = _out_of(trunk[max(trunk)], last)
+        readings = read_heads([*connected, *lone], channels=out, channels_last=last, listed=listed)
+        sheets = []
+        for reading in readings or [HeadReading({})]:
+            alone: dict[Position | HeadPlace, Module] = {
+                place: layer.modules[0]
+                for place, layer in reading.layers.items()
+                if layer.modules[0].kind == "orphan"
+            }
+            sheets.append(
+                Sheet(
+                    scheme=scheme,
+                    channels_last=last,
+                    trunk=trunk,
+                    norms=norms,
+                    head={place: layer for place, layer in reading.layers.items() if place not in alone},
+                    orphans=orphans | alone,
+                    strays=_count_strays(connected, reading),
+                    keys=keys,
+                    said=reading.said,
+                    joined=reading.joined,
+                    layers=_count_layers(trunk, listed) if scheme == "index" else None,
+                )
+            )
+        return sheets
+    return []
+
+
+def _out_of(module: Module, last: bool) -> int:
+    window = measure(module, channels_last=last)
+    assert window is not None, module.name
+    return window.out
+
+
+def _count_layers(trunk: Mapping[Position, Module], listed: Sequence[str]) -> int | None:
+    """How many modules stand beside the first convolution in its Sequential; None where that is not told."""
+    start = trunk[min(trunk)].name.rpartition(".")[0] + "."
+    places = [name.removeprefix(start) for name in listed if name.startswith(start)]
+    numbers = [int(place) for place in places if place.isdigit()]
+    return max(numbers) + 1 if numbers else None
+
+
+def _count_strays(connected: Sequence[Module], reading: HeadReading) -> int:
+    placed = [module.name for layer in reading.layers.values() for module in layer.modules]
+    return sum(module.kind == "conv" and module.name not in placed for module in connected)
+
+
+def _lay_by_order(
+    modules: Sequence[Module], keys: tuple[str, ...], last: bool, listed: Sequence[str]
+) -> list[Sheet]:
+    """By the order of the file, or by number where that makes the longer chain."""
+    found: list[tuple[int, list[Module], list[Module]]] = []
+    for ordered in (list(modules), in_natural_order(modules)):
+        convolutions = [module for module in ordered if module.kind == "conv"]
+        length = _length_of_chain([measure(module, channels_last=last) for module in convolutions])
+        found.append((length, convolutions, ordered))
+    length, convolutions, ordered = max(found, key=lambda each: each[0])
+    if length == 0:
+        return []
+    chain = convolutions[:length]
+    norms = [module for module in ordered if module.kind == "norm"]
+    connected = [m for m in ordered if m.kind == "linear"] + convolutions[length:]
+    # What is no head of this trunk stays where it is, and is called unexpected.
+    readings = read_heads(connected, channels=_out_of(chain[-1], last), channels_last=last, listed=listed)
+    return [
+        Sheet(
+            scheme="order",
+            channels_last=last,
+            trunk={(number,): module for number, module in enumerate(chain)},
+            norms={(number,): module for number, module in enumerate(norms)} if len(norms) == length else {},
+            head=reading.layers,
+            orphans={},
+            strays=_count_strays(connected, reading),
+            keys=keys,
+            said=reading.said,
+            joined=reading.joined,
+        )
+        for reading in readings or [HeadReading({})]
+    ]
+
+
+def _length_of_chain(windows: Sequence[Window | None]) -> int:
+    """How many convolutions, from the first, read what the one before gives, through windows a VGG has."""
+    length = 0
+    for number, window in enumerate(windows):
+        fits = window is not None and window.kernel in (1, 3)
+        if not fits or (number and windows[number - 1].out != window.into):  # type: ignore[union-attr]
+            break
+        length += 1
+    return length

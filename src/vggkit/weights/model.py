@@ -1,0 +1,407 @@
+"""A Classifier: a VGG that knows how to feed itself and what its answers mean.
+
+Shape letters: N pictures, C channels, K classes.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from vggkit.arguments import demand_count
+from vggkit.errors import BadCheckpoint, BadConfiguration
+from vggkit.hardware import derive_seed
+from vggkit.images.preprocessing import Preprocessing, suit_preprocessing
+from vggkit.models.configuration import Configuration, Head, Scheme, configure
+from vggkit.models.structure import check_values
+from vggkit.models.vgg import VGG
+from vggkit.weights.canonical import CanonicalWeights
+from vggkit.weights.card import Card, read_card, read_labels
+from vggkit.weights.formats.detect import open_weights
+from vggkit.weights.formats.weight_file import WeightFile
+from vggkit.weights.identify import Examination, examine
+from vggkit.weights.last_layer import LastLayer, match_last_layer, order_rows
+from vggkit.weights.locate import locate_model
+from vggkit.weights.model_file import Taken, read_weights, take_weights, write_weights
+from vggkit.weights.pretrained import fetch
+from vggkit.weights.published import find_published, name_imagenet_classes
+from vggkit.weights.sharing import push
+
+
+class Classifier:
+    """A network with its preprocessing, labels and provenance; one `.safetensors` file holds all of it.
+
+    Args:
+        network: The VGG; its number of classes is the number of labels.
+        labels: Class names in the order of the logits, or a mapping of them to their numbers; see `read_labels`.
+        preprocessing: How a picture becomes the network's input.
+        temperature: What logits are divided by before they become probabilities.
+        threshold: Probability below which the answer is "unknown"; 0: never.
+        ranges: Both ends of what each convolution and matrix reads, for int8; see `engines.ranges`.
+        provenance: Data, recipe, metrics, licence of the weights, versions; any JSON values.
+
+    Raises BadConfiguration where these do not fit together.
+    """
+
+    def __init__(
+        self,
+        network: VGG,
+        *,
+        labels: Iterable[str] | Mapping[str, int] | Mapping[int, str],
+        preprocessing: Preprocessing,
+        temperature: float = 1.0,
+        threshold: float = 0.0,
+        ranges: Mapping[str, tuple[float, float]] | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.network = network
+        self._card = Card(
+            configuration=network.configuration,
+            preprocessing=preprocessing,
+            labels=read_labels(labels),
+            temperature=temperature,
+            threshold=threshold,
+            ranges=ranges or {},
+            provenance={} if provenance is None else provenance,
+        )
+
+    @property
+    def network(self) -> VGG:
+        """The VGG; another one may take its place."""
+        return self._network
+
+    @network.setter
+    def network(self, network: VGG) -> None:
+        if not isinstance(network, VGG):
+            inner = next((name for name in ("module", "_orig_mod") if hasattr(network, name)), None)
+            raise BadConfiguration(
+                f"a Classifier's network is a vggkit.VGG, got {type(network).__name__}"
+                + (f"; give what it wraps, its .{inner}, and keep the wrapper beside it" if inner else "")
+            )
+        self._network = network
+
+    @property
+    def card(self) -> Card:
+        """All that its file says but the weights, of the network as it is now: layers changed by hand are followed.
+
+        Raises BadConfiguration, naming the module, where no Configuration says what the network computes, or the
+        labels are not as many as its classes.
+        """
+        before, now = self._card.configuration, self.network.configuration
+        if now == before:
+            return self._card
+        if now.num_classes != len(self.labels):
+            raise BadConfiguration(
+                f"the network has {now.num_classes} classes now, and there are {len(self.labels)} labels; name "
+                "them all: clf = vggkit.Classifier(clf.network, labels=[…], preprocessing=clf.preprocessing)"
+            )
+        same = replace(now, dropout=before.dropout) == before
+        return replace(self._card if same else self._card.of_other_weights(), configuration=now)
+
+    @card.setter
+    def card(self, card: Card) -> None:
+        self._card = card
+
+    @property
+    def configuration(self) -> Configuration:
+        """What the network is now; raises what `card` does."""
+        return self.card.configuration
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How a picture becomes the network's input."""
+        return self._card.preprocessing
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names in the order of the logits."""
+        return self._card.labels
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by before they become probabilities."""
+        return self._card.temperature
+
+    @property
+    def threshold(self) -> float:
+        """Probability below which the answer is "unknown"; 0: never."""
+        return self._card.threshold
+
+    @property
+    def ranges(self) -> Mapping[str, tuple[float, float]]:
+        """Both ends of what each convolution and matrix reads, for int8; empty where they were not measured."""
+        return self._card.ranges
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """Where it comes from."""
+        return self._card.provenance
+
+    @classmethod
+    def create(
+        cls,
+        model: str | Configuration = "vgg11",
+        *,
+        labels: Iterable[str] | Mapping[str, int] | Mapping[int, str],
+        weights: str | Path | None = None,
+        preprocessing: Preprocessing | None = None,
+        in_channels: int | None = None,
+        head: Head | None = None,
+        dropout: float | None = None,
+        until: str | None = None,
+        initialization: Scheme = "kaiming",
+        allow_partial: bool = False,
+        seed: int | None = None,
+    ) -> Self:
+        """A Classifier to train, with random weights or starting from a file's.
+
+        Args:
+            model: A name of `list_models()`, or a Configuration.
+            labels: Class names in the order of the logits, or a mapping of them to their numbers.
+            weights: `imagenet`, the published ones (see `fetch`), or a file of a VGG's weights in any
+                dialect that `identify` knows, or a run's folder. The last layer is renewed where its
+                classes are others by number or by name, the head where another one is asked for; the
+                same classes in another order keep their rows. `provenance["weights"]` says what became
+                of every key.
+            preprocessing: None: that of `weights`, where their input convention is known; else
+                ImageNet's at 224 pixels, grey for one channel.
+            in_channels: 3, or 1 for grey pictures; first filters of `weights` are adapted.
+            head: `fc`, `dense` or `pool`.
+            dropout: Chance in [0, 1).
+            until: Last layer of the trunk, such as `relu3_4`.
+            initialization: Scheme of the random values; see `initialize`.
+            allow_partial: Take what fits of `weights`: missing tensors keep random values,
+                unexpected ones are left.
+            seed: The random values depend on it alone; None: on torch's generator as it stands.
+
+        Raises UnknownName, BadConfiguration, BadCheckpoint and, for `imagenet`, BadDownload.
+        """
+        labels = read_labels(labels)
+        configuration = configure(
+            model, num_classes=len(labels), in_channels=in_channels, head=head, dropout=dropout, until=until
+        )
+        published = find_published(configuration.model) if str(weights) == "imagenet" else None
+        if published is not None and published.preprocessing.channels == configuration.in_channels:
+            preprocessing = preprocessing or published.preprocessing
+        # Fitting together is checked before anything is fetched, and a network of half a gigabyte built.
+        fallback = preprocessing or suit_preprocessing(in_channels=configuration.in_channels)
+        Card(configuration=configuration, preprocessing=fallback, labels=labels)
+        provenance: dict[str, Any] = {}
+        found: Mapping[str, Tensor] = {}
+        fetched = fetch(published.model) if published is not None else None
+        if weights is not None:
+            with open_weights(fetched.path if fetched is not None else locate_model(weights)) as file:
+                examination = examine(file)
+                preprocessing = preprocessing or _adapt_preprocessing(examination, configuration.in_channels)
+                known = name_imagenet_classes(labels) if fetched is not None else _list_classes(examination)
+                last = match_last_layer(
+                    labels, known, configuration=configuration, holds=_find_networks(examination)
+                )
+                taken = _take_from(file, examination, configuration, last, allow_partial=allow_partial)
+            found = taken.tensors
+            provenance["weights"] = _report(examination, taken, last, configuration)
+        if fetched is not None:
+            provenance["weights"] |= fetched.to_dict()
+        preprocessing = preprocessing or fallback
+        with torch.random.fork_rng(devices=[], enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(derive_seed(demand_count("seed", seed, least=0), "weights"))
+            network = VGG(configuration, initialization=initialization)
+        network.load_state_dict(found, strict=False)
+        return cls(network, labels=labels, preprocessing=preprocessing, provenance=provenance)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """The Classifier that `save` wrote; raises BadCheckpoint."""
+        card = read_card(path)
+        weights = read_weights(path)
+        expected = card.configuration.state_shapes()
+        found = {key: tuple(value.shape) for key, value in weights.items()}
+        if found != expected:
+            wrong = sorted(key for key in expected.keys() | found if expected.get(key) != found.get(key))
+            raise BadCheckpoint(f"{path}: its weights do not fit its own configuration ({', '.join(wrong[:4])} …)")
+        with torch.device("meta"):
+            network = VGG(card.configuration)
+        network.load_state_dict(weights, assign=True)
+        network.requires_grad_(True)
+        return cls(
+            network,
+            labels=card.labels,
+            preprocessing=card.preprocessing,
+            temperature=card.temperature,
+            threshold=card.threshold,
+            ranges=card.ranges,
+            provenance=card.provenance,
+        )
+
+    def calibrate(
+        self, *, temperature: float | None = None, threshold: float | None = None, about: Mapping[str, Any]
+    ) -> None:
+        """Say how sure answers are; `save` keeps it.
+
+        Args:
+            temperature: What logits are to be divided by; None: as it is.
+            threshold: Probability below which the answer is "unknown"; None: as it is.
+            about: What it was found on, for `provenance["calibration"]`.
+
+        Raises BadConfiguration for values that cannot be.
+        """
+        _demand_mapping("about", about)
+        self.card = replace(
+            self.card,
+            temperature=self.temperature if temperature is None else temperature,
+            threshold=self.threshold if threshold is None else threshold,
+            provenance={**self.provenance, "calibration": dict(about)},
+        )
+
+    def keep_ranges(self, ranges: Mapping[str, tuple[float, float]], *, about: Mapping[str, Any]) -> None:
+        """Say between which values the network's layers lie, which int8 needs; `save` keeps it.
+
+        Args:
+            ranges: Of `engines.ranges.measure_ranges`.
+            about: What they were measured on, for `provenance["ranges"]`.
+
+        Raises BadConfiguration for what cannot be ranges.
+        """
+        _demand_mapping("about", about)
+        self.card = replace(self.card, ranges=ranges, provenance={**self.provenance, "ranges": dict(about)})
+
+    def save(self, path: str | Path, *, provenance: Mapping[str, Any] | None = None) -> None:
+        """Write everything to one `.safetensors` file, whole or not at all.
+
+        Args:
+            path: The file; its folders are made.
+            provenance: Entries to set in what is already known, in the file and here.
+
+        A network whose layers were changed by hand is written as what it is now. Raises BadConfiguration where no
+        Configuration says that, as `card` does, BadInput for values that are not finite, and BadOutput.
+        """
+        card = self.card
+        check_values(self.network)
+        if provenance is not None:
+            _demand_mapping("provenance", provenance)
+            card = replace(card, provenance={**self.provenance, **provenance})
+        metadata = card.to_metadata()
+        write_weights(path, self.network.state_dict(), metadata)
+        self.card = card
+
+    def push(
+        self,
+        repository: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        message: str = "A Classifier from vggkit",
+    ) -> str:
+        """Publish on the Hugging Face hub, with a model card; `load("hf://owner/name")` brings it back.
+
+        Args:
+            repository: owner/name; made where there is none.
+            private: Whether a new repository is its owner's alone.
+            token: None: the one that `hf auth login` keeps, or HF_TOKEN.
+            message: The commit's first line.
+
+        Returns its web address. Raises BadOutput and MissingExtra.
+        """
+        return push(self, repository, private=private, token=token, message=message)
+
+    def __repr__(self) -> str:
+        configuration = self._card.configuration
+        return (
+            f"Classifier({configuration.model}, head={configuration.head!r}, "
+            f"{len(self.labels)} classes, {self.preprocessing.crop_pixels} pixels)"
+        )
+
+
+def _demand_mapping(name: str, value: object) -> None:
+    if not isinstance(value, Mapping):
+        raise BadConfiguration(f"{name} must be a mapping, such as {{'data': 'bees'}}; got {value!r:.100}")
+
+
+def load(path: str | Path) -> Classifier:
+    """The Classifier in a file, or the best one of a run's folder: network, weights, preprocessing,
+    labels and provenance. `hf://owner/name` brings one from the Hugging Face hub, `@` a revision.
+
+    Raises BadCheckpoint; from the hub, BadDownload and MissingExtra too.
+    """
+    return Classifier.load(locate_model(path))
+
+
+def _adapt_preprocessing(examination: Examination, in_channels: int) -> Preprocessing | None:
+    """What the file's weights are fed, for so many channels; None where it is unknown."""
+    stated = examination.identification.preprocessing
+    if stated is None or stated.channels == in_channels:
+        return stated
+    if (stated.channels, in_channels) != (3, 1):
+        return None
+    # Filters summed over the channels see grey pictures on the mean of their scales.
+    mean, std = sum(stated.mean) / 3, sum(stated.std) / 3
+    return replace(stated, channel_order="L", mean=(mean,), std=(std,))
+
+
+def _list_classes(examination: Examination) -> tuple[str, ...] | None:
+    """The classes that a file names, in the order of its logits; None where it names none."""
+    return examination.card.labels if examination.card is not None else examination.labels
+
+
+def _find_networks(examination: Examination) -> list[Configuration]:
+    """The networks that a file may be read as, each with its last layer; none where that is not known."""
+    found = examination.identification
+    if found.head is None or found.num_classes is None or found.configuration is None:
+        return []
+    return [found.configuration, *(reading.configuration for reading in found.readings)]
+
+
+def _take_from(
+    file: WeightFile,
+    examination: Examination,
+    configuration: Configuration,
+    last: LastLayer,
+    *,
+    allow_partial: bool,
+) -> Taken:
+    found = examination.identification
+    nameless = examination.sheet is None or examination.sheet.scheme == "order"
+    if allow_partial and not found.is_vgg and nameless:
+        raise BadCheckpoint(f"{file.path}: is {found.verdict}; no part of it can be taken for a VGG")
+    weights = CanonicalWeights(file, examination, configuration)
+    # A head on a trunk that ends elsewhere reads other numbers, even where there are as many.
+    pooled = configuration.head == "pool" and bool(found.readings)
+    channels = configuration.in_channels
+    ends = [replace(reading.configuration, in_channels=channels).trunk for reading in found.readings]
+    taken = take_weights(
+        configuration,
+        weights,
+        source=str(file.path),
+        other_classes=last.said if last.rows is None else None,
+        allow_partial=allow_partial,
+        holds=found.verdict,
+        head_fits=not pooled or configuration.trunk in ends,
+    )
+    if last.rows is None:
+        return taken
+    return replace(taken, tensors=order_rows(taken.tensors, configuration, last.rows))
+
+
+def _report(
+    examination: Examination, taken: Taken, last: LastLayer, configuration: Configuration
+) -> dict[str, Any]:
+    """What became of every key, for provenance."""
+    found, sheet = examination.identification, examination.lay_out_for(configuration)
+    kept = taken.renewed is None and last.rows is not None
+    reading = {"reading": sheet.said} if sheet is not None and sheet.said else {}
+    return reading | {
+        "file": found.path.name,
+        "dialect": found.dialect,
+        "input_convention": found.input_convention,
+        "taken": len(taken.tensors),
+        "random": list(taken.random),
+        "renewed": taken.renewed,
+        "classes": last.said if kept else None,
+        "used": list(taken.tensors),
+        "missing": list(taken.missing),
+        "ignored": list(taken.ignored),
+    }

@@ -1,0 +1,166 @@
+"""Weights in files: read safely, compare with what a network expects, write whole.
+
+Reading is `weight_files`', which never runs code.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from vggkit.errors import BadCheckpoint, BadOutput
+from vggkit.files import whole_file
+from vggkit.models.configuration import Configuration
+from vggkit.models.initialization import adapt_filters
+from vggkit.weights.formats.detect import open_weights
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Every tensor of any file of weights that `open_weights` reads, by key, on the CPU.
+
+    Raises BadCheckpoint, naming the file, for anything that is not a whole file of finite tensors.
+    """
+    with open_weights(path) as file:
+        return {key: file.read(key) for key in file.entries}
+
+
+def write_weights(path: str | Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors as safetensors, whole or not at all, those that share memory each in full; raises BadOutput."""
+    plain: dict[str, Tensor] = {}
+    for key, value in weights.items():
+        # channels_last weights are laid out otherwise in memory, and the format keeps no layout.
+        plain[key] = value.detach().to("cpu").contiguous()
+    places = Counter(value.untyped_storage().data_ptr() for value in plain.values())
+    for key, value in plain.items():
+        if places[value.untyped_storage().data_ptr()] > 1:
+            plain[key] = value.clone()
+    with whole_file(path) as beside:
+        try:
+            safetensors.torch.save_file(plain, beside, dict(metadata))
+        except SafetensorError as problem:  # it wraps the system's errors, such as a full disk
+            raise BadOutput(f"{path}: cannot be written ({problem})") from problem
+
+
+def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata that `write_weights` wrote, whatever they stand for; raises BadCheckpoint."""
+    try:
+        with safe_open(path, framework="pt") as opened:
+            return {key: opened.get_tensor(key) for key in opened.keys()}, dict(opened.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError, UnicodeError) as problem:
+        raise BadCheckpoint(f"{path}: cannot be read ({problem})") from problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """What a network starts from, and what became of every key."""
+
+    tensors: Mapping[str, Tensor]
+    """The tensors that were taken, by canonical key."""
+    random: tuple[str, ...]
+    """Canonical keys that keep their random values, asked for or not found."""
+    missing: tuple[str, ...]
+    """Those of them that the source should have held; only ever some where a part was allowed."""
+    ignored: tuple[str, ...]
+    """The source's keys that were not used."""
+    renewed: str | None
+    """What was put in place of the source's head, in words; None where it was kept."""
+
+
+def take_weights(
+    configuration: Configuration,
+    weights: Mapping[str, Tensor],
+    *,
+    source: str,
+    other_classes: str | None = None,
+    allow_partial: bool = False,
+    holds: str | None = None,
+    head_fits: bool = True,
+) -> Taken:
+    """Those of `weights` (canonical keys) that this network starts from, and what could not be taken.
+
+    Strict but for what was asked for: other classes renew the last layer, a pool head or a cut
+    renews the head and leaves what lies behind unused, and first filters for three channels are
+    adapted to `in_channels`.
+
+    Args:
+        configuration: The network.
+        weights: Tensors by canonical key; read one at a time, where the mapping is lazy.
+        source: What they come from, for messages.
+        other_classes: Why the last layer is renewed even where it fits, in words; None: it is not.
+        allow_partial: Let missing and misshapen keys keep their random values, and ignore
+            unexpected ones; some convolution must fit.
+        holds: What the source is identified as, for messages.
+        head_fits: Whether its head reads what this network's head reads; one that does not is renewed,
+            whatever its shape.
+
+    Raises BadCheckpoint, naming missing, unexpected and misshapen keys.
+    """
+    expected = configuration.state_shapes()
+    last = f"classifier.{configuration.fully_connected[-1].index}."
+    renewed = "classifier." if configuration.head == "pool" else last
+    taken: dict[str, Tensor] = {}
+    fresh, missing, misshapen = [], [], []
+    classes, fitted = None, False
+    for key, shape in expected.items():
+        value = weights.get(key)
+        if value is not None and key == "features.0.weight" and value.dim() == 4 and value.shape[1] == 3:
+            value = adapt_filters(value, configuration.in_channels)
+        fits = value is not None and tuple(value.shape) == shape
+        fits = fits and (head_fits or not key.startswith("classifier."))
+        if value is not None and fits and not (other_classes and key.startswith(last)):
+            taken[key] = value
+        elif key.startswith(renewed):
+            fresh.append(key)
+            fitted = fitted or (fits and key.startswith(last))
+            if head_fits and value is not None and key == f"{last}weight" and tuple(value.shape[1:]) == shape[1:]:
+                classes = value.shape[0]
+        elif value is None:
+            if not key.endswith("num_batches_tracked"):  # files older than PyTorch 0.4.1 have none
+                missing.append(key)
+        else:
+            misshapen.append(f"{key} {tuple(value.shape)} in place of {shape}")
+    if fresh and any(key in taken for key in _same_layer(fresh)):
+        taken = {key: value for key, value in taken.items() if key not in _same_layer(fresh)}
+    ignored = [key for key in weights if key not in taken]
+    # A cut leaves what lies behind it, together with the head there. With its own head nothing is left.
+    behind = configuration.head == "pool" and bool(fresh)
+    unexpected = [] if behind else [key for key in ignored if key not in expected]
+    strange = missing or misshapen or unexpected
+    if strange and not (allow_partial and any(value.dim() == 4 for value in taken.values())):
+        found = {"missing": missing, "misshapen": misshapen, "unexpected": unexpected}
+        listed = "; ".join(f"{what}: {_shortened(keys)}" for what, keys in found.items() if keys)
+        raise BadCheckpoint(
+            f"{source}: does not hold the weights of {configuration.model}"
+            f"{f' until {configuration.until}' if configuration.until else ''} ({listed})"
+            f"{f'; it holds {holds}' if holds else ''}"
+            f"{'' if allow_partial else '; cut with until= or take what fits with allow_partial=True'}"
+        )
+    random = tuple(key for key in expected if key not in taken and not key.endswith("num_batches_tracked"))
+    said = None
+    if fresh:
+        said = f"the head, new with {configuration.num_classes} classes"
+        if classes is not None:
+            said = f"the last layer: {classes} classes in the file, {configuration.num_classes} here"
+        if fitted:
+            said = f"the last layer: {other_classes}"
+    return Taken(
+        tensors=taken,
+        random=random,
+        missing=(*missing, *(line.split(" ")[0] for line in misshapen)),
+        ignored=tuple(ignored),
+        renewed=said,
+    )
+
+
+def _same_layer(keys: Sequence[str]) -> set[str]:
+    """A layer is renewed whole: its bias with its matrix."""
+    layers = {key.rsplit(".", 1)[0] for key in keys}
+    return {f"{layer}.{name}" for layer in layers for name in ("weight", "bias")}
+
+
+def _shortened(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")

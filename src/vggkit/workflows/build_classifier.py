@@ -1,0 +1,96 @@
+"""A Classifier that suits the pictures it is to learn: their classes, their size, the weights' own input."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from vggkit.images.dataset import PictureSet, typical_side
+from vggkit.images.preprocessing import FitMode, Preprocessing, suit_preprocessing
+from vggkit.models.configuration import Configuration, Head, Scheme
+from vggkit.weights.input_conventions import find_convention
+from vggkit.weights.model import Classifier
+
+
+def suit_classifier(
+    pictures: PictureSet,
+    model: str | Configuration = "vgg11",
+    *,
+    weights: str | Path | None = None,
+    image_pixels: int | None = None,
+    fit_mode: FitMode | None = None,
+    reduced_decoding: bool = False,
+    in_channels: int | None = None,
+    head: Head | None = None,
+    dropout: float | None = None,
+    until: str | None = None,
+    initialization: Scheme = "kaiming",
+    input_convention: str | None = None,
+    allow_partial: bool = False,
+    seed: int = 0,
+) -> Classifier:
+    """A Classifier for these pictures' classes and size, ready to train.
+
+    Args:
+        pictures: Their labels become the classes.
+        model: A name of `list_models()`, or a Configuration.
+        weights: A file to start from; see `Classifier.create`.
+        image_pixels: Side at which pictures are fed; None: 224, or with random weights and smaller
+            pictures their own size, rounded to 32.
+        fit_mode: `crop`, `pad` or `stretch`; None: the weights' own, or crop.
+        reduced_decoding: Large JPEGs are decoded at a smaller scale; see `Preprocessing`.
+        in_channels: 3, or 1 for grey.
+        head: None: the model's, or below 128 pixels the pool head (the map is 1×1 to 3×3 there, and
+            the paper's head would read up to 49 copies of it).
+        dropout: Chance in [0, 1).
+        until: Last layer of the trunk.
+        initialization: Scheme of the random values.
+        input_convention: What `weights` are fed, where the file does not tell; a name of `CONVENTIONS`.
+        allow_partial: Take what fits of `weights`.
+        seed: The random values depend on it alone.
+
+    Raises what `Classifier.create` raises.
+    """
+    stated = find_convention(input_convention)
+    if weights is None:
+        if image_pixels is None:
+            # Whole halvings by the five pools.
+            image_pixels = min(224, max(32, 32 * round(typical_side(pictures.part("train", "all")) / 32)))
+        stated = _resize(stated, image_pixels, in_channels or 3)
+    elif stated is not None:
+        stated = _resize(stated, image_pixels or 224, in_channels or 3)
+    if head is None and until is None and image_pixels is not None and image_pixels < 128:
+        head = "pool"
+    classifier = Classifier.create(
+        model,
+        labels=pictures.labels,
+        weights=weights,
+        preprocessing=stated,
+        in_channels=in_channels,
+        head=head,
+        dropout=dropout,
+        until=until,
+        initialization=initialization,
+        allow_partial=allow_partial,
+        seed=seed,
+    )
+    # The weights' own input convention, at another size or fitted another way.
+    given = fed = classifier.preprocessing
+    if image_pixels is not None and image_pixels != given.crop_pixels:
+        fed = _resize(given, image_pixels, classifier.configuration.in_channels)
+    fed = replace(
+        fed,
+        fit_mode=fit_mode or given.fit_mode,
+        reduced_decoding=reduced_decoding or given.reduced_decoding,
+    )
+    if fed == given:
+        return classifier
+    return Classifier(
+        classifier.network, labels=classifier.labels, preprocessing=fed, provenance=classifier.provenance
+    )
+
+
+def _resize(convention: Preprocessing | None, image_pixels: int, in_channels: int) -> Preprocessing:
+    """An input convention at a size; None: ImageNet's, or grey."""
+    sized = suit_preprocessing(image_pixels, in_channels=in_channels)
+    if convention is None:
+        return sized
+    return replace(convention, resize_pixels=sized.resize_pixels, crop_pixels=sized.crop_pixels)

@@ -1,0 +1,261 @@
+"""The data doctor: a collection looked at before an hour is spent on it."""
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from vggkit.arguments import demand_count
+from vggkit.data_checks import rules
+from vggkit.data_checks.findings import Diagnosis, Finding, Sides
+from vggkit.data_checks.survey import Sighting, survey
+from vggkit.errors import BadData, BadOutput
+from vggkit.files import demand_apart, demand_writable
+from vggkit.images.class_names import shorten_names
+from vggkit.images.dataset import PictureSet
+from vggkit.images.near_duplicates import Alike, find_alike
+from vggkit.images.sources.open_dataset import open_pictures
+from vggkit.images.sources.tables import Columns
+from vggkit.weights.card import demand_classifier
+
+if TYPE_CHECKING:
+    from vggkit.weights.model import Classifier
+
+MOST_COMPARED: Final = 20_000
+"""Pictures up to which a training looks for near duplicates; beyond it would take minutes."""
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it, and of how much."""
+
+
+def check(
+    data: str | Path | PictureSet,
+    classifier: "Classifier | None" = None,
+    *,
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
+    image_pixels: int | None = None,
+    device: str = "auto",
+    on_progress: OnProgress | None = None,
+) -> Diagnosis:
+    """What a collection of labelled pictures holds, and what is wrong with it.
+
+    Unreadable files, copies (inside a part, across parts, across classes), classes that are
+    missing, small or uneven, pictures smaller than the network sees, files that are not what their
+    names say. With a Classifier also labels that are likely wrong and pictures unlike all others.
+
+    Args:
+        data: What `open_pictures` takes, or labelled pictures already opened.
+        classifier: A network that knows such pictures: trained on them, or with given weights. Its
+            own labels do not matter.
+        columns: What a table's columns are called.
+        image_pixels: Side of the square that the network is to see; None: the Classifier's, or 224.
+        device: Where the Classifier runs: `auto`, `cpu`, `cuda`, `mps`.
+        on_progress: Hears what is being done.
+
+    Raises BadData, BadInput, and with a Classifier MissingExtra.
+    """
+    if image_pixels is not None:
+        image_pixels = demand_count("image_pixels", image_pixels)
+    if classifier is not None:
+        demand_classifier(classifier, "check")
+    started = time.perf_counter()
+    opened = data if isinstance(data, PictureSet) else open_pictures(data, columns=columns)
+    seen_pixels = image_pixels or (classifier.preprocessing.crop_pixels if classifier else 224)
+    sightings = list(survey(opened, on_progress=_about("looking at the pictures", on_progress)))
+    counts = count_readable(opened, sightings)
+    alike = find_near_copies(sightings, on_progress=on_progress)
+    found = [
+        rules.find_unreadable(sightings),
+        rules.find_missing_classes(opened, sightings),
+        rules.find_similar_names(opened.labels),
+        rules.find_few(counts),
+        rules.find_imbalance(counts),
+        rules.find_small(sightings, seen_pixels),
+        rules.find_wrong_endings(sightings),
+        rules.find_animated(sightings),
+        rules.find_passed_over(opened),
+        *rules.find_remarks(opened),
+        *rules.find_copies(sightings, alike),
+    ]
+    if classifier is not None:
+        found += _hold_against(classifier, sightings, alike, device=device, on_progress=on_progress)
+    heads = [sighting.head for sighting in sightings if sighting.head is not None]
+    return Diagnosis(
+        data=opened.name,
+        counts=counts,
+        n=len(sightings),
+        sides=_measure([(head.width, head.height) for head in heads]),
+        formats=dict(Counter(head.format for head in heads).most_common()),
+        modes=dict(Counter(head.mode for head in heads).most_common()),
+        turned=sum(head.orientation > 1 for head in heads),
+        image_pixels=seen_pixels,
+        model=str(classifier) if classifier else None,
+        findings=tuple(sorted(filter(None, found), key=rules.weigh_finding)),
+        seconds=time.perf_counter() - started,
+        passed_over=opened.passed_over,
+        remarks=opened.remarks,
+    )
+
+
+def guard_outputs(pictures: PictureSet, *, table: Path | None = None, page: Path | None = None) -> None:
+    """See that what is to be written can be, before anything is looked at, and takes nothing's place.
+
+    Args:
+        pictures: What is going to be checked.
+        table: Where the cleaned table is to be, None where none is wanted.
+        page: The same of the page.
+
+    Raises BadOutput where a place cannot be written to, is a picture or what pictures come from, or has
+    the wrong ending.
+    """
+    every = [picture for part in pictures.splits.values() for picture in part]
+    for path, endings in ((table, (".csv",)), (page, (".html", ".htm"))):
+        if path is None:
+            continue
+        if path.suffix.lower() not in endings:
+            raise BadOutput(f"{path}: must end in {' or '.join(endings)}")
+        demand_apart(path, pictures.list_sources())
+        demand_writable(path)
+    if table is not None and any(picture.pixels is not None for picture in every):
+        raise BadOutput(f"{pictures.name}: its pictures have no files, and a table lists files; --fix needs them")
+
+
+def vet(
+    pictures: PictureSet,
+    *,
+    despite_findings: bool,
+    say: Callable[[str], None],
+    on_progress: OnProgress | None = None,
+) -> tuple[PictureSet, dict[str, str]]:
+    """The pictures that can be trained on and measured with; what was found is said, the cheap part of `check`.
+
+    Beside them, what tells the pictures of each part, their contents, labels and order, from any others.
+
+    Args:
+        pictures: In the parts `train` and `val`, perhaps more.
+        despite_findings: Go on where figures would lie.
+        say: Hears a sentence for each finding that matters to a training.
+        on_progress: Hears what is being done.
+
+    Unreadable pictures are left out. Above MOST_COMPARED pictures only exact copies are found.
+
+    Raises BadData where a class is missing from a part, and in any case where a part has no readable picture.
+    """
+    for omission in pictures.passed_over:
+        say(f"passed over: {omission.describe()}")
+    for finding in rules.find_remarks(pictures):
+        more = f" (and {len(finding.cases) - 1:,} more)" if len(finding.cases) > 1 else ""
+        say(f"warning: {finding.cases[0].detail}{more}; {finding.advice}")
+    sightings = list(survey(pictures, on_progress=_about("looking at the pictures", on_progress)))
+    for sighting in sightings:
+        if sighting.problem is not None:
+            say(f"left out: {sighting.problem}")
+    _demand_readable(pictures, sightings)
+    missing, similar = rules.find_missing_classes(pictures, sightings), rules.find_similar_names(pictures.labels)
+    names = "; ".join(case.detail for case in similar.cases[:5]) if similar is not None else ""
+    if missing is not None:
+        said = "; ".join(case.detail for case in missing.cases[:5]) + (f"; {names}" if names else "")
+        if not despite_findings:
+            raise BadData(
+                f"{pictures.name}: {said}; what is measured would say nothing of that. Add pictures, or remove the "
+                "class everywhere, or go on with --despite-findings"
+            )
+        say(f"warning: {said}; going on all the same")
+    elif names:
+        say(f"warning: {names}, and are learnt as different classes")
+    if single := [
+        label for label, count in count_readable(pictures, sightings).get("train", {}).items() if count == 1
+    ]:
+        say(f"warning: one picture alone to learn {shorten_names(single)} from")
+    pairs = find_near_copies(sightings, on_progress=on_progress) if len(sightings) <= MOST_COMPARED else []
+    for finding in rules.find_copies(sightings, pairs):
+        if finding.kind in ("leakage", "contradiction"):
+            first = " = ".join(f"{member.path} ({member.label})" for member in finding.cases[0].members[:2])
+            say(f"warning: {finding.summary}, the first {first}; `vggkit check` lists them and --fix removes them")
+    readable = [sighting for sighting in sightings if sighting.problem is None]
+    contents = {name: hashlib.sha256() for name in pictures.splits}
+    for sighting in readable:
+        contents[sighting.part].update(sighting.digest + sighting.label.encode(errors="surrogateescape") + b"\n")
+    return (
+        pictures.keep({name: [s.picture for s in readable if s.part == name] for name in pictures.splits}),
+        {name: content.hexdigest()[:32] for name, content in contents.items()},
+    )
+
+
+def _demand_readable(pictures: PictureSet, sightings: Iterable[Sighting]) -> None:
+    """Raise BadData for a part of which no picture can be read: nothing can be learnt from it or measured on it."""
+    problems: dict[str, str | None] = {}
+    for sighting in sightings:
+        problems.setdefault(sighting.part, sighting.problem)
+    readable = {sighting.part for sighting in sightings if sighting.problem is None}
+    for name, part in pictures.splits.items():
+        if name not in readable:
+            said = (
+                f"none of its {len(part):,} pictures can be read (the first: {problems[name]})"
+                if part
+                else "it is empty"
+            )
+            raise BadData(
+                f"{pictures.name}: the part {name} cannot be used: {said}. Replace its pictures, or leave the part "
+                "out; --despite-findings does not help here"
+            )
+
+
+def count_readable(pictures: PictureSet, sightings: Iterable[Sighting]) -> dict[str, dict[str, int]]:
+    """Readable pictures of each class in each part."""
+    counts = {part: dict.fromkeys(pictures.labels, 0) for part in pictures.splits}
+    for sighting in sightings:
+        if sighting.problem is None:
+            counts[sighting.part][sighting.label] += 1
+    return counts
+
+
+def find_near_copies(sightings: Sequence[Sighting], *, on_progress: OnProgress | None = None) -> list[Alike]:
+    """Near duplicates by number among the sightings; of exact copies the first stands for all."""
+    numbers = sorted(copies[0] for copies in rules.group_exact(sightings).values())
+    if not numbers:
+        return []
+    descriptions = np.stack([sightings[number].description for number in numbers])  # type: ignore[misc]
+    found = find_alike(descriptions, on_progress=_about("comparing pictures", on_progress))
+    return [Alike(numbers[pair.first], numbers[pair.second], pair.likeness) for pair in found]
+
+
+def _hold_against(
+    classifier: "Classifier",
+    sightings: Sequence[Sighting],
+    alike: Sequence[Alike],
+    *,
+    device: str,
+    on_progress: OnProgress | None,
+) -> list[Finding | None]:
+    # Heavy packages, which the rest does without.
+    from vggkit.data_checks.label_errors import extract_features, find_mislabelled, find_outliers, number_units
+
+    readable = [number for number, sighting in enumerate(sightings) if sighting.problem is None]
+    chosen = [sightings[number] for number in readable]
+    if not chosen:
+        return []
+    units = number_units(sightings, alike)[readable]
+    features = extract_features(
+        classifier, chosen, device=device, on_progress=_about("asking the network", on_progress)
+    )
+    return [find_mislabelled(chosen, features, units), find_outliers(chosen, features)]
+
+
+def _measure(sides: list[tuple[int, int]]) -> Sides | None:
+    if not sides:
+        return None
+    widths, heights = zip(*sides, strict=True)
+    return Sides(
+        smallest=min(sides, key=min),
+        median=(int(np.median(widths)), int(np.median(heights))),
+        largest=max(sides, key=lambda side: side[0] * side[1]),
+    )
+
+
+def _about(what: str, on_progress: OnProgress | None) -> Callable[[int, int], None] | None:
+    return None if on_progress is None else lambda done, total: on_progress(what, done, total)

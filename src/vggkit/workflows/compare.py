@@ -1,0 +1,179 @@
+"""The folders of trainings, read and put side by side; no torch here while all of them are finished."""
+
+import csv
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from vggkit.arguments import demand_path
+from vggkit.errors import BadCheckpoint, BadData, BadInput, MissingExtra
+from vggkit.evaluation.comparison import PairedComparison, compare_answers
+from vggkit.evaluation.evaluation import proportion_interval
+from vggkit.evaluation.predictions import ENDINGS, Answers
+from vggkit.reports.comparison import ComparedRun, Comparison
+from vggkit.weights.card import read_card
+from vggkit.workflows.run_config import FILE_NAME, RunConfig
+
+
+def compare(runs: Sequence[str | Path]) -> Comparison:
+    """Trainings side by side: what differs in what they were asked, and what came of it.
+
+    Args:
+        runs: The runs' folders; a folder that is no run stands for the runs in it.
+
+    Runs that still go on or were stopped are shown as far as they are. Raises BadCheckpoint for a place that
+    is no run, BadInput for what is no list of them, BadConfiguration for a run whose config.yaml cannot be read.
+    """
+    if isinstance(runs, str | PathLike) or not runs:
+        raise BadInput("compare takes a list of runs' folders, such as ['runs/vgg11-1', 'runs/vgg11-2']")
+    folders = list(dict.fromkeys(folder for place in runs for folder in _find_runs(demand_path(place))))
+    configs = [RunConfig.read(folder / FILE_NAME) for folder in folders]
+    names = [folder.resolve().name for folder in folders]
+    compared = tuple(
+        _read_run(folder, config, name=name if names.count(name) == 1 else str(folder))
+        for folder, config, name in zip(folders, configs, names, strict=True)
+    )
+    return Comparison(compared, _find_differing(configs), tuple(_find_notes(compared)))
+
+
+def _find_runs(place: Path) -> list[Path]:
+    if (place / FILE_NAME).is_file():
+        return [place]
+    found = [path.parent for path in place.glob(f"*/{FILE_NAME}")] if place.is_dir() else []
+    if not found:
+        raise BadCheckpoint(f"{place}: is neither a run's folder, which has a {FILE_NAME}, nor a folder of such")
+    return sorted(found, key=lambda path: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", path.name)])
+
+
+def _read_run(folder: Path, config: RunConfig, *, name: str) -> ComparedRun:
+    best, history, settled = folder / "best.safetensors", read_history(folder / "metrics.csv"), config.settled
+    about: Mapping[str, Any] = config.found.get("data") or {}
+    network: Mapping[str, Any] = config.found.get("configuration") or {}
+    provenance: Mapping[str, Any] = {}
+    if best.is_file():
+        card = read_card(best)
+        provenance, network = card.provenance, card.configuration.to_dict()
+    # The last thing that a run writes; a Classifier that learns on has the metrics of its earlier training.
+    is_finished = "metrics" in provenance and (folder / "confusion_matrix.png").is_file()
+    figures = dict(provenance["metrics"]) if is_finished else _figures_so_far(history, about)
+    part = figures.get("part", "val")
+    interval = figures.get("top1_interval")
+    spent = sum(row["seconds"] for row in history)
+    return ComparedRun(
+        name=name,
+        directory=str(folder),
+        model=config.network.model,
+        head=str(network.get("head") or config.network.head or "–"),
+        trainable=settled.trainable,
+        is_finished=is_finished,
+        idle_seconds=_find_idle_seconds(folder),
+        epochs=1 if settled.trainable == "head" else settled.epochs,
+        history=history,
+        best_epoch=figures.get("epoch"),
+        part=part,
+        data=config.data,
+        pictures=(about.get("held_out") or {}).get(part),
+        n=figures.get("n"),
+        top1=figures.get("top1"),
+        top1_interval=(interval[0], interval[1]) if interval else None,
+        loss=figures.get("loss"),
+        seconds=float(provenance.get("seconds", spent)) if is_finished else spent,
+        peak_memory_bytes=provenance.get("peak_memory_bytes") if is_finished else None,
+    )
+
+
+def read_history(path: Path) -> tuple[Mapping[str, float], ...]:
+    """The rows of `metrics.csv`; none before the first epoch ended."""
+    if not path.is_file():
+        return ()
+    try:
+        with open(path, encoding="utf-8", newline="") as lines:
+            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(lines)]
+        for row in rows:
+            _ = row["epoch"], row["train_loss"], row["val_loss"], row["val_top1"], row["seconds"]
+    except (ValueError, TypeError, KeyError) as problem:
+        raise BadCheckpoint(f"{path}: is not what a training writes ({problem})") from problem
+    return tuple(rows)
+
+
+def _figures_so_far(history: Sequence[Mapping[str, float]], about: Mapping[str, Any]) -> dict[str, Any]:
+    """The best epoch's, on the validation pictures."""
+    if not history:
+        return {}
+    best = max(history, key=lambda row: (row["val_top1"], -row["val_loss"]))
+    n, top1 = (about.get("pictures") or {}).get("val"), best["val_top1"]
+    return {
+        "part": "val",
+        "epoch": int(best["epoch"]),
+        "n": n,
+        "top1": top1,
+        "top1_interval": proportion_interval(round(top1 * n), n) if n else None,
+        "loss": best["val_loss"],
+    }
+
+
+def _find_idle_seconds(folder: Path) -> float:
+    written = [entry.stat().st_mtime for entry in folder.iterdir() if entry.is_file()]
+    return max(0.0, time.time() - max(written))
+
+
+def _find_differing(configs: Sequence[RunConfig]) -> dict[str, tuple[Any, ...]]:
+    """Fields of the data, the network and the recipe whose values are not all the same."""
+    known = [
+        {"data": config.data, **asdict(config.columns), **asdict(config.network), **config.settled.to_dict()}
+        for config in configs
+    ]
+    values = {name: tuple(each[name] for each in known) for name in known[0]}
+    return {name: found for name, found in values.items() if len(set(found)) > 1}
+
+
+def _find_notes(runs: Sequence[ComparedRun]) -> Iterator[str]:
+    """What keeps figures from being compared."""
+    measured = [run for run in runs if run.top1 is not None]
+    groups: dict[tuple[str, str | None], list[ComparedRun]] = {}
+    for run in measured:
+        groups.setdefault((run.part, run.pictures), []).append(run)
+    if len(groups) > 1:
+        said = "; ".join(
+            f"{', '.join(run.name for run in group)} on {part} of {group[0].data}"
+            for (part, _), group in groups.items()
+        )
+        yield f"measured on different pictures, so their figures cannot be compared: {said}"
+        return
+    if any(run.pictures is None for run in measured) and len(measured) > 1:
+        yield "it is not known whether all were measured on the same pictures"
+        return
+    ranked = sorted(measured, key=lambda run: -(run.top1 or 0.0))
+    if len(ranked) > 1 and ranked[0].top1_interval and ranked[1].top1_interval:
+        first, second = ranked[:2]
+        paired = _pair(second, first)
+        if paired is not None:
+            yield paired.describe()
+        elif first.top1 != second.top1 and second.top1_interval[1] > first.top1_interval[0]:  # type: ignore[index]
+            yield (
+                f"{first.name} is ahead of {second.name} by {100 * (first.top1 - second.top1):.1f} points, which "  # type: ignore[operator]
+                f"{first.n:,} pictures may show by chance: their intervals overlap"
+            )
+
+
+def _pair(first: ComparedRun, second: ComparedRun) -> PairedComparison | None:
+    """Both on the same pictures, where their tables of answers are there."""
+    if not (first.is_finished and second.is_finished):
+        return None
+    tables = [find_results(Path(run.directory)) for run in (first, second)]
+    if None in tables:
+        return None
+    try:
+        one, two = (Answers.read(table) for table in tables if table is not None)
+        return compare_answers(one, two, names=(first.name, second.name))
+    except (BadData, MissingExtra):
+        return None
+
+
+def find_results(folder: Path) -> Path | None:
+    """The table of a run's answers."""
+    return next((path for ending in ENDINGS if (path := folder / f"results{ending}").is_file()), None)

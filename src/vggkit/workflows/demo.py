@@ -1,0 +1,82 @@
+"""The main job from end to end, on data that comes along: train, evaluate, predict, show."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from vggkit.errors import BadOutput
+from vggkit.images.dataset import Picture
+from vggkit.images.sources.open_dataset import open_pictures
+from vggkit.inference.predict import Prediction, predict
+from vggkit.reports.run_plots import plot_answers
+from vggkit.training.recipe import Recipe
+from vggkit.workflows.build_classifier import suit_classifier
+from vggkit.workflows.train import TrainingRun, train
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """What the demonstration made."""
+
+    run: TrainingRun
+    """The training and its measure on held-out digits."""
+    pictures: tuple[Picture, ...]
+    """The digits that were asked about, held out too."""
+    predictions: tuple[Prediction, ...]
+    """The answers, in the same order."""
+    sheet: Path
+    """A picture of both."""
+
+
+def demonstrate(
+    out: str | Path = "runs/demo", *, device: str = "auto", seed: int = 0, quiet: bool = False
+) -> Demonstration:
+    """Train vgg11_bn on scikit-learn's digits and ask it about one held-out digit of each class.
+
+    Args:
+        out: Folder of the run; what an earlier demonstration left there is replaced.
+        device: `auto`, `cpu`, `cuda`, `mps`.
+        seed: Every random draw depends on it.
+        quiet: No progress on standard error.
+
+    Raises BadOutput where the folder holds something else, MissingExtra without scikit-learn.
+    """
+    out = Path(out)
+    _clear(out)
+    digits = open_pictures("digits")
+    classifier = suit_classifier(digits, "vgg11_bn", seed=seed)
+    run = train(classifier, digits, Recipe(epochs=7, seed=seed), out=out, device=device, quiet=quiet)
+    asked = []
+    for label in digits.labels:
+        picture = next(picture for picture in digits.part("test") if picture.label == label)
+        path = out / "pictures" / f"digit_{picture.path.rsplit('/', 1)[1]}.png"
+        path.parent.mkdir(exist_ok=True)
+        assert picture.pixels is not None, "digits are in memory"
+        Image.fromarray(picture.pixels).save(path)
+        asked.append(Picture(str(path), label))
+    predictions = predict(run.classifier, asked, top=3, device=device)
+    sheet = out / "answers.png"
+    plot_answers(asked, predictions, sheet)
+    return Demonstration(run, tuple(asked), tuple(predictions), sheet)
+
+
+def _clear(out: Path) -> None:
+    """Make room where a finished demonstration was; never remove anything else, a training run least of all."""
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    run = {"config.yaml", "metrics.csv", "best.safetensors", "last.ckpt"}
+    drawn = {"learning_curve.png", "confusion_matrix.png", "reliability.png", "classes.png", "answers.png"}
+    known = {*run, *drawn, "report.html", "results.csv", "pictures"}
+    asked = out / "pictures"
+    finished = (out / "answers.png").is_file() and asked.is_dir()  # what a training run does not have
+    if (
+        not finished
+        or any(entry.name not in known for entry in out.iterdir())
+        or any(not entry.match("digit_*.png") for entry in asked.iterdir())
+    ):
+        raise BadOutput(
+            f"{out}: holds files that no finished demonstration wrote; remove it, or name another folder with --out"
+        )
+    shutil.rmtree(out)

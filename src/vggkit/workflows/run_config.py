@@ -1,0 +1,351 @@
+"""What a training was asked and what it found, as a YAML file that people read, edit and run again.
+
+Each field's comment in the file is the text under the field in the code, which is the command line's help too.
+"""
+
+import ast
+import inspect
+import os
+import re
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self, get_args, get_origin, get_type_hints
+
+import yaml
+
+from vggkit.errors import BadConfiguration, UnknownName, VggkitError
+from vggkit.files import write_text
+from vggkit.images.preprocessing import FitMode
+from vggkit.images.sources.locations import is_address
+from vggkit.images.sources.public_sets import NAMES
+from vggkit.images.sources.tables import Columns
+from vggkit.models.configuration import Head, Scheme
+from vggkit.reports.loggers import LOGGERS
+from vggkit.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from vggkit.weights.model import Classifier
+
+FILE_NAME: Final = "config.yaml"
+LINE_WIDTH: Final = 100
+OPENING: Final = """\
+What a training was asked, and what it found. To do it again: vggkit train --config THIS_FILE
+To go on with it where it stopped: vggkit train --resume THIS_FOLDER
+What is null or auto was left open: what the run chose is under found, and --config chooses anew."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkChoice:
+    """Which network is to learn, and from what it starts. Raises BadConfiguration."""
+
+    model: str = "vgg11"
+    """A name that `vggkit models` lists."""
+    weights: str | None = None
+    """Start from imagenet, the published weights, or from a file of a VGG's weights, such as .pth."""
+    head: Head | None = None
+    """fc (the paper's), dense or pool. Without it: the model's, and pool below 128 pixels."""
+    until: str | None = None
+    """Cut after this layer: relu3_4 and a pool head on it, or fc6 and fc7, which keep the head up to there."""
+    image_size: int | None = None
+    """Pixels at which pictures are fed. Without it: 224, or smaller pictures' own size."""
+    fit_mode: FitMode | None = None
+    """crop (the middle), pad (the whole picture on the mean colour) or stretch; of predictions too."""
+    reduced_decoding: bool = False
+    """Decode large JPEGs at a smaller scale: faster, and slightly other pixels."""
+    channels: int = 3
+    """3, or 1 for grey."""
+    dropout: float | None = None
+    """Chance in [0, 1)."""
+    initialization: Scheme = "kaiming"
+    """How random weights are drawn."""
+    input_convention: str | None = None
+    """What the weights are fed, where unknown: imagenet, caffe, caffe-rgb or caffe-unit."""
+    allow_partial: bool = False
+    """Take what fits of the weights; the rest stays random, and every key is reported."""
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        for name in ("image_size", "channels"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise BadConfiguration(f"{name} must be 1 or more; got {value}")
+
+    @classmethod
+    def of(cls, classifier: "Classifier") -> Self:
+        """What can be told from a Classifier that is there already."""
+        network, fed = classifier.configuration, classifier.preprocessing
+        started = classifier.provenance.get("weights")
+        return cls(
+            model=network.model,
+            weights=str(started.get("file")) if isinstance(started, Mapping) and "file" in started else None,
+            head=network.head,
+            until=network.until,
+            image_size=fed.crop_pixels,
+            fit_mode=fed.fit_mode,
+            reduced_decoding=fed.reduced_decoding,
+            channels=network.in_channels,
+            dropout=network.dropout,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that `vggkit train` was asked, and what it found. Raises BadConfiguration.
+
+    What was asked and what was chosen are kept apart: choices follow from what was asked, from the data and from
+    the machine, and would not suit what is asked otherwise.
+    """
+
+    data: str = "digits"
+    """A folder, a table, tar shards, Parquet, hf://datasets/owner/name, or a name such as digits or cifar10."""
+    columns: Columns = field(default_factory=Columns)
+    """What a table's columns are called, where their names are not the usual ones."""
+    despite_findings: bool = False
+    """Train even where figures would lie, such as a class missing from validation."""
+    loggers: tuple[str, ...] = ()
+    """Who hears of each epoch beside metrics.csv: tensorboard, wandb, mlflow."""
+    find_learning_rate: bool = False
+    """Look for a learning rate first, by some steps at ever higher rates."""
+    from_python: bool = False
+    """It was begun from Python, with a Classifier of its own: --config begins with other weights than it did."""
+    network: NetworkChoice = field(default_factory=NetworkChoice)
+    """Which network learns."""
+    recipe: Recipe = field(default_factory=Recipe)
+    """How it learns, as it was asked."""
+    found: Mapping[str, Any] = field(default_factory=dict)
+    """What the run found, and under chosen what it chose where the recipe leaves it open. --resume needs it; for
+    --config it may be left out."""
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        _check_types(self.columns)
+        if not isinstance(self.loggers, (list, tuple)):
+            raise BadConfiguration(f"loggers must be a list of names; got {self.loggers!r}")
+        if not isinstance(self.found, Mapping):
+            raise BadConfiguration(f"found must hold fields and their values; got {self.found!r}")
+        object.__setattr__(self, "loggers", tuple(self.loggers))
+        object.__setattr__(self, "found", dict(self.found))
+        for name in self.loggers:
+            if not isinstance(name, str) or name not in LOGGERS:
+                raise BadConfiguration(f"loggers: {UnknownName.of('logger', name, LOGGERS)}")
+
+    @property
+    def settled(self) -> Recipe:
+        """The recipe with what the run chose where it was left open."""
+        chosen, usual = self.found.get("chosen"), Recipe().to_dict()
+        if not isinstance(chosen, Mapping):
+            return self.recipe
+        # What is stated now was not left open, whoever edited the file.
+        left_open = {name for name, value in usual.items() if getattr(self.recipe, name) == value}
+        return replace(self.recipe, **{name: value for name, value in chosen.items() if name in left_open})
+
+    def record(self, settled: Recipe, found: Mapping[str, Any]) -> Self:
+        """The configuration of a run that learns by the settled recipe, and found so much."""
+        chosen = {name: value for name, value in settled.to_dict().items() if value != getattr(self.recipe, name)}
+        return replace(self, found={**found, "chosen": chosen})
+
+    @classmethod
+    def of(cls, classifier: "Classifier", data: str) -> Self:
+        """What can be told of a training that was begun from Python."""
+        return cls(data=locate(data), network=NetworkChoice.of(classifier), from_python=True)
+
+    def write(self, path: str | Path) -> None:
+        """Write it as YAML with a comment on each field; raises BadOutput."""
+        write_text(path, "\n".join(self._lines()) + "\n")
+
+    def _lines(self) -> Iterator[str]:
+        yield from (f"# {line}" for line in OPENING.splitlines())
+        yield ""
+        texts = read_field_texts(type(self))
+        rare = [name for name in ("find_learning_rate", "from_python") if getattr(self, name)]
+        for name in ("data", "despite_findings", "loggers", *rare):
+            value = getattr(self, name)
+            yield from _lay_out(name, list(value) if name == "loggers" else value, texts.get(name, ""))
+        for name in ("columns", "network", "recipe"):
+            section = getattr(self, name)
+            yield ""
+            yield from _comment(texts.get(name, ""))
+            yield f"{name}:"
+            about = read_field_texts(type(section))
+            for key, value in asdict(section).items():
+                yield from _lay_out(key, value, about.get(key, ""), indent="  ")
+        yield ""
+        yield from _lay_out("found", dict(self.found), texts.get("found", ""))
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """The configuration in a file, or in a run's folder; what it leaves out is as by default.
+
+        Raises BadConfiguration, with the file and the field.
+        """
+        path = Path(path)
+        path = path / FILE_NAME if path.is_dir() else path
+        try:
+            values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        except (OSError, UnicodeError) as problem:
+            reason = getattr(problem, "strerror", None) or problem
+            raise BadConfiguration(f"{path}: cannot be read ({reason})") from problem
+        except (yaml.YAMLError, ValueError, RecursionError) as problem:
+            raise BadConfiguration(f"{path}: is not YAML ({_describe(problem)})") from problem
+        try:
+            return cls._from_dict({} if values is None else values)
+        except VggkitError as problem:
+            raise BadConfiguration(f"{path}: {problem}") from problem
+
+    @classmethod
+    def _from_dict(cls, values: Any) -> Self:
+        _check_keys(cls, values, "the file")
+        given = dict(values)
+        for name, kind in (("columns", Columns), ("network", NetworkChoice)):
+            if name in given:
+                _check_keys(kind, given[name], name)
+                given[name] = kind(**(given[name] or {}))
+        if "recipe" in given:
+            given["recipe"] = Recipe.from_dict({} if given["recipe"] is None else given["recipe"])
+        if given.get("found", ()) is None:
+            del given["found"]
+        return cls(**given)._part_choices()
+
+    def _part_choices(self) -> Self:
+        """Earlier versions wrote the settled recipe, and only the names of what was chosen in it."""
+        names = self.found.get("chosen")
+        if not isinstance(names, list):
+            return self
+        usual = {name: value for name, value in Recipe().to_dict().items() if name in names}
+        return replace(self, recipe=replace(self.recipe, **usual)).record(self.recipe, self.found)
+
+
+def locate(place: str) -> str:
+    """A place that means the same from every folder: a local path whole, a name or an address as it is."""
+    if not place or place == "-" or is_address(place) or place.startswith("hf:"):
+        return place
+    if place in ("imagenet", *NAMES) and not Path(place).exists():
+        return place
+    return os.path.abspath(place)  # noqa: PTH100 (a link may be exchanged on purpose; it is not followed)
+
+
+def read_field_texts(kind: type) -> Mapping[str, str]:
+    """The text under each field of a dataclass, on one line; empty where Python keeps no source."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
+    except (OSError, TypeError, SyntaxError):
+        return {}
+    definition = tree.body[0]
+    assert isinstance(definition, ast.ClassDef)
+    texts = {}
+    for above, below in zip(definition.body, definition.body[1:], strict=False):
+        if isinstance(above, ast.AnnAssign) and isinstance(above.target, ast.Name) and isinstance(below, ast.Expr):
+            text = ast.literal_eval(below.value)
+            texts[above.target.id] = " ".join(str(text).split())
+    return texts
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people mean it: 5e-4 is a number, and a key that stands twice is a mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for number, (key, _) in enumerate(node.value):
+            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in keys[:number]:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
+        return super().construct_mapping(node, deep=deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what the loader above reads as the same."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def write_text(self, text: str) -> yaml.ScalarNode:
+        """Line ends of other alphabets are escaped; PyYAML writes them as they are and reads them as spaces."""
+        style = '"' if any(mark in text for mark in "\x85\u2028\u2029\ufeff") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.write_text)
+
+# YAML 1.1 takes 5e-4 for text.
+_NUMBER: Final = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
+
+
+def _describe(problem: Exception) -> str:
+    mark = getattr(problem, "problem_mark", None)
+    text = str(getattr(problem, "problem", None) or problem)
+    return f"line {mark.line + 1}: {text}" if mark is not None else text
+
+
+def _lay_out(name: str, value: Any, text: str, *, indent: str = "") -> Iterator[str]:
+    """A comment and the entry under it."""
+    yield from _comment(text, indent=indent)
+    dumped = yaml.dump(
+        {name: value},
+        Dumper=_Dumper,
+        allow_unicode=True,
+        sort_keys=False,
+        default_flow_style=None if value and isinstance(value, (dict, list)) else False,
+        width=LINE_WIDTH,
+    )
+    yield from (indent + line if line else line for line in dumped.rstrip("\n").split("\n"))
+
+
+def _comment(text: str, *, indent: str = "") -> Iterator[str]:
+    for line in textwrap.wrap(text, LINE_WIDTH - len(indent)):
+        yield f"{indent}# {line}"
+
+
+def _check_keys(kind: type, values: Any, place: str) -> None:
+    if values is None:
+        return
+    if not isinstance(values, Mapping):
+        raise BadConfiguration(f"{place} must hold fields and their values; got {type(values).__name__}")
+    known = [known.name for known in fields(kind)]
+    for name in values:
+        if name in known:
+            continue
+        for section, owner in (("network", NetworkChoice), ("recipe", Recipe), ("columns", Columns)):
+            if owner is not kind and name in {known.name for known in fields(owner)}:
+                raise BadConfiguration(f"{name} belongs under {section}:, indented")
+        raise BadConfiguration(str(UnknownName.of(f"field of {place}", name, known)))
+
+
+def _check_types(record: Any) -> None:
+    """What a field may hold, by its annotation; files hold anything. Collections are looked at elsewhere."""
+    for name, annotation in get_type_hints(type(record)).items():
+        if get_origin(annotation) in (tuple, Mapping):
+            continue
+        value = getattr(record, name)
+        kinds: list[type] = []
+        words: list[object] = []
+        for choice in get_args(annotation) or (annotation,):
+            if isinstance(choice, type):
+                kinds.append(choice)
+            else:  # one word, or a Literal of several
+                words += get_args(choice) or (choice,)
+        if (words and value in words) or _is_of(value, tuple(kinds)):
+            continue
+        rule = (
+            f"one of {', '.join(map(str, words))}"
+            if words
+            else " or ".join(_KINDS.get(kind, "a section") for kind in kinds)
+        )
+        raise BadConfiguration(f"{name} must be {rule}; got {value!r}")
+
+
+_KINDS: Final[Mapping[type, str]] = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+}
+
+
+def _is_of(value: object, kinds: tuple[type, ...]) -> bool:
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, kinds) or (isinstance(value, int) and float in kinds)

@@ -1,0 +1,87 @@
+"""Search a file of vectors for the pictures that look like others."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from vggkit.arguments import demand_count
+from vggkit.engines.model_weights import ModelFile
+from vggkit.engines.outputs import WantedPrecision
+from vggkit.errors import BadData, BadInput
+from vggkit.images.given import ImageSources
+from vggkit.inference.embed import embed
+from vggkit.inference.fingerprint import describe_network, list_differences
+from vggkit.inference.search import Found, VectorIndex
+from vggkit.weights.card import demand_classifier
+from vggkit.weights.sharing import is_address
+
+if TYPE_CHECKING:
+    from vggkit.weights.model import Classifier
+
+
+def search(
+    index: str | Path,
+    pictures: ImageSources,
+    *,
+    classifier: "Classifier | str | Path | None" = None,
+    top: int = 10,
+    batch_size: int = 32,
+    device: str = "auto",
+    on_progress: Callable[[int, int | None], None] | None = None,
+) -> list[Found]:
+    """The pictures of an index that are nearest to each of these, by what a network computes of them.
+
+    Args:
+        index: A file that `embed_into` (`vggkit embed`) wrote.
+        pictures: What `predict` takes.
+        classifier: The one that the index was made with, or its place; None: where it was then.
+        top: How many.
+        batch_size: Pictures that pass through the network together.
+        device: `auto`, `cpu`, `cuda`, `mps`.
+        on_progress: Called with the number of pictures embedded, and of all where Pictures are given.
+
+    Raises BadData for a file that is no index, BadInput for a Classifier that it was not made with, and
+    MissingExtra without FAISS.
+    """
+    opened = VectorIndex.open(index)
+    top, batch_size = demand_count("top", top), demand_count("batch_size", batch_size)
+    chosen = _find_classifier(opened, classifier)
+    found = embed(
+        chosen,
+        pictures,
+        layer=opened.layer,
+        batch_size=batch_size,
+        device=device,
+        precision=cast(WantedPrecision, opened.precision),
+        on_progress=on_progress,
+    )
+    readable = [number for number, problem in enumerate(found.problems) if problem is None]
+    near = dict(zip(readable, opened.search(found.vectors[readable], top=top), strict=True))
+    return [
+        Found(path, near.get(number, ()), problem)
+        for number, (path, problem) in enumerate(zip(found.paths, found.problems, strict=True))
+    ]
+
+
+def _find_classifier(index: VectorIndex, given: "Classifier | str | Path | None") -> "Classifier | ModelFile":
+    """The Classifier that the index was made with; raises BadInput and BadData."""
+    if given is None:
+        if not index.classifier:
+            raise BadInput(f"{index.path}: was made with a Classifier in memory; give it, or name its file")
+        if not is_address(index.classifier) and not Path(index.classifier).exists():
+            raise BadData(
+                f"{index.path}: was made with {index.classifier}, which is no longer there; say where it is "
+                "with --model"
+            )
+        given = index.classifier
+    classifier = ModelFile(given) if isinstance(given, str | Path) else given
+    demand_classifier(classifier, "search")
+    differing = list_differences(
+        index.model, describe_network(classifier, precision=index.precision, layer=index.layer)
+    )
+    if differing:
+        raise BadInput(
+            f"{index.path}: was made with another Classifier ({'; '.join(differing[:3])}). Name that one with "
+            "--model, or make the index anew with vggkit embed"
+        )
+    return classifier

@@ -1,0 +1,459 @@
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from vggkit.cli import commands
+from vggkit.cli import main as cli
+from vggkit.hardware import computes_bf16
+from vggkit.images.preprocessing import Preprocessing
+from vggkit.training.presets import PRESETS
+from vggkit.training.recipe import Recipe
+from vggkit.weights.model import Classifier
+from vggkit.workflows.run_config import NetworkChoice, RunConfig, read_field_texts
+
+GOLDEN = Path(__file__).with_name("surface.json")
+
+
+def call(*arguments, capsys=None):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return ended.value.code, out, err
+
+
+@pytest.fixture
+def model(tiny, tmp_path):
+    path = tmp_path / "m.safetensors"
+    Classifier.create(
+        tiny, labels=["across", "down", "red"], preprocessing=Preprocessing(resize_pixels=32, crop_pixels=32)
+    ).save(path)
+    return path
+
+
+def test_the_surface_is_the_golden_list(monkeypatch, capsys):
+    """Every verb with its options, as tyro lays them out. A new option is meant: write it into surface.json."""
+    monkeypatch.setenv("COLUMNS", "200")
+    surface = {}
+    for verbs in cli.VERBS.values():
+        for verb in verbs:
+            code, out, _ = call(verb, "--help", capsys=capsys)
+            assert code == 0
+            surface[verb] = sorted(set(re.findall(r"(?<![\w`-])--[a-z][a-z0-9-]*", out)))
+    assert surface == json.loads(GOLDEN.read_text(encoding="utf-8"))
+
+
+def test_every_verb_has_its_command_and_help_explains_each(capsys):
+    verbs = [name for group in cli.VERBS.values() for name in group]
+    assert all(callable(getattr(commands, verb)) for verb in verbs)
+    code, out, _ = call("--help", capsys=capsys)
+    assert code == 0
+    assert all(f"  {verb} " in out for verb in verbs)
+    assert call(capsys=capsys)[1] == out
+    assert call("--version", capsys=capsys)[1].startswith("vggkit ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["trian"], "Did you mean 'train'?"),
+        (["--hepl"], "no option"),
+        (["summary", "vgg12"], "Did you mean 'vgg1"),
+        (["summary", "vgg11", "--input", "16"], "32"),
+        (["summary", "vgg11", "--input", "big"], "--input"),
+        (["summary", "vgg11", "--until", "relu3_3"], "relu3_2"),
+        (["code", "vgg11", "--classes", "0"], "num_classes"),
+        (["train", "no-such-set"], "digits"),
+        (["train", "digits", "--model", "resnet18"], "vgg11"),
+        (["train", "digits", "--device", "tpu"], "tpu"),
+        (["train", "digits", "--preset", "modren"], "Did you mean 'modern'"),
+        (["train", "digits", "--preset=paper", "--trainable", "head"], "trainable=head"),
+        (["train", "--preset", "paper", "--config", "x.yaml"], "--config and --preset"),
+        (["train", "--config", "x.yaml"], "x.yaml: cannot be read"),
+        (["train", "--config=x.yaml"], "x.yaml: cannot be read"),
+        (["train", "--resume", "r"], "is not a run's folder"),
+        (["train", "--resume", "r", "--epochs", "3"], "--epochs does not go with --resume"),
+        (["train", "--resume=r", "--batch_size=3"], "--batch-size does not go with --resume"),
+        (["train", "--out", "q", "--resume", "r"], "--out does not go with --resume"),
+        (["compare"], "RUN RUN"),
+        (["compare", "r", "q"], "r: is neither"),
+        (["evaluate", "none.safetensors", "digits"], "none.safetensors"),
+        (["predict", "none.safetensors", "x.jpg"], "none.safetensors"),
+        (["predict", "none.safetensors"], "picture"),
+        (["predict", "none.safetensors", "x.jpg", "--out", "r.csv"], "none.safetensors"),
+        (["predict", "none.safetensors", "x.jpg", "--out", "r.xlsx"], "r.xlsx: the name of such a file ends in"),
+        (["predict", "none.safetensors", "x.jpg", "--overwrite"], "--overwrite is for --out"),
+        (["embed", "none.safetensors", "--out", "v.npy"], "picture"),
+        (["embed", "none.safetensors", "x.jpg", "--out", "v.csv"], ".parquet or .npy"),
+        (["search", "none.npy"], "picture"),
+        (["search", "none.npy", "x.jpg"], "vggkit embed"),
+        (["search", "none.npy", "x.jpg", "--sheet", "s.gif"], ".png"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(arguments, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(*arguments, capsys=capsys)
+    assert code == 2
+    assert said in err
+    assert "Traceback" not in err
+    assert err.strip().count("\n") == 0
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_options_are_explained_by_the_parser(capsys):
+    for arguments in (["train", "--epoch", "3"], ["train", "--epochs", "x"], ["summary", "--head", "poll"]):
+        code, _, err = call(*arguments, capsys=capsys)
+        assert code == 2
+        assert "epochs" in err or "--head" in err
+        assert "Traceback" not in err
+
+
+class Asked(Exception):
+    """Ends a training before it begins."""
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the command asks of the workflow; nothing is trained."""
+    from vggkit.workflows import train as runs
+
+    calls = []
+
+    def take(*arguments, **options):
+        calls.append((arguments, options))
+        raise Asked
+
+    monkeypatch.setattr(runs, "train", take)
+    monkeypatch.setattr(runs, "resume", take)
+
+    def ask(*arguments):
+        with pytest.raises(Asked):
+            cli.main([str(argument) for argument in arguments])
+        return calls[-1]
+
+    return ask
+
+
+def test_what_train_was_asked_is_told_whole(asked, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(photos.parent)
+    (classifier, pictures, recipe), options = asked(
+        *("train", photos.name, "--until", "pool1", "--image-size", 32, "--epochs", 2, "--batch-size", 4),
+        *("--loggers", "tensorboard", "wandb", "--despite-findings", "--find-learning-rate", "--save-seconds", 7),
+        *("--out", "r", "--device", "cpu", "--quiet"),
+    )
+    assert classifier.configuration.until == "pool1"
+    assert (pictures.name, recipe) == (photos.name, Recipe(epochs=2, batch_size=4))
+    written = RunConfig(
+        data=str(photos),
+        despite_findings=True,
+        loggers=("tensorboard", "wandb"),
+        find_learning_rate=True,
+        network=NetworkChoice(until="pool1", image_size=32),
+        recipe=recipe,
+    )
+    assert options == {
+        "out": Path("r"),
+        "device": "cpu",
+        "despite_findings": True,
+        "quiet": True,
+        "loggers": ("tensorboard", "wandb"),
+        "find_rate": True,
+        "seconds_between": 7.0,
+        "plots": None,
+        "asked": written,
+    }
+    # Asked again by what was written, from another folder, it is asked the same.
+    written.write(tmp_path / "run" / "config.yaml")
+    monkeypatch.chdir(tmp_path)
+    for config in ("run", "run/config.yaml"):
+        _, again = asked("train", "--config", config, "--quiet")
+        assert again["asked"] == written
+        assert (again["loggers"], again["despite_findings"], again["find_rate"]) == (
+            written.loggers,
+            True,
+            True,
+        )
+    # Explicit options win, flags too, and whether they say the same or not.
+    (_, pictures, recipe), again = asked(
+        *("train", photos / "train", "--config=run", "--epochs=5", "--no-despite-findings", "--model", "vgg13"),
+        *("--no-reduced-decoding", "--loggers", "csv", "--quiet"),
+    )
+    assert pictures.name == str(photos / "train")
+    assert recipe == Recipe(epochs=5, batch_size=4)
+    assert again["asked"] == RunConfig(
+        data=str(photos / "train"),
+        loggers=("csv",),
+        find_learning_rate=True,
+        network=NetworkChoice(until="pool1", image_size=32, model="vgg13"),
+        recipe=recipe,
+    )
+    assert asked("train", "--config", "run", "--despite-findings", "--quiet")[1]["asked"] == written
+
+
+def test_a_preset_is_where_a_recipe_begins(asked, photos, capsys):
+    (_, _, recipe), options = asked("train", photos, "--image-size", 32, "--preset", "paper", "--epochs", 7)
+    assert recipe == replace(PRESETS["paper"].recipe, epochs=7)
+    assert options["asked"].recipe == recipe
+    assert PRESETS["paper"].about[:40] in capsys.readouterr().err
+
+
+def test_weights_of_a_run_are_held_against_the_classes_of_the_data(asked, photos, tmp_path):
+    before = Classifier.create("vgg11", labels=("red", "down", "across"), until="pool1", seed=1)
+    RunConfig().write(tmp_path / "run" / "config.yaml")
+    before.save(tmp_path / "run" / "best.safetensors")
+    for place in (tmp_path / "run", tmp_path / "run" / "best.safetensors"):
+        (classifier, _, _), options = asked(
+            "train", photos, "--weights", place, "--until", "pool1", "--image-size", 32, "--quiet"
+        )
+        assert classifier.labels == ("across", "down", "red")
+        found, expected = classifier.network.classifier[-1].weight, before.network.classifier[-1].weight
+        assert torch.equal(found, expected.flip(0))
+        assert options["asked"].network.weights == str(place)
+
+
+def test_resume_takes_the_run_s_folder_and_where_its_pictures_are_now(asked):
+    arguments, options = asked("train", "--resume", "runs/a", "--device", "cpu", "--quiet", "--save-seconds=9")
+    assert arguments == (Path("runs/a"), None)
+    assert options == {"device": "cpu", "quiet": True, "seconds_between": 9.0, "plots": None}
+    assert asked("train", "moved", "--resume=runs/a")[0] == (Path("runs/a"), "moved")
+
+
+def test_help_shows_what_a_configuration_makes_the_default(tmp_path, capsys):
+    RunConfig(data="/my/photos", recipe=Recipe(epochs=77), from_python=True).write(tmp_path / "config.yaml")
+    code, out, err = call("train", "--config", tmp_path, "--help", capsys=capsys)
+    assert code == 0
+    assert "(default: 77)" in out
+    assert "/my/photos" in out
+    assert "begun from Python" in err
+
+
+def test_the_help_of_an_option_is_the_text_under_its_field(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    _, out, _ = call("train", "--help", capsys=capsys)
+    shown = " ".join(out.replace("│", " ").split())
+    for kind in (Recipe, NetworkChoice):
+        for name, text in read_field_texts(kind).items():
+            assert f"--{name.replace('_', '-')}" in shown
+            assert text in shown, name
+
+
+def test_compare_as_table_json_and_picture(tmp_path, capsys):
+    for name, rate in (("a", 0.1), ("b", 0.2)):
+        RunConfig(recipe=Recipe(learning_rate=rate)).write(tmp_path / name / "config.yaml")
+        (tmp_path / name / "metrics.csv").write_text(
+            "epoch,learning_rate,train_loss,val_loss,val_top1,seconds\n1,0.1,1.0,0.9,0.5,3.0\n", encoding="utf-8"
+        )
+    code, out, _ = call("compare", tmp_path / "a", tmp_path / "b", "--plot", tmp_path / "c.png", capsys=capsys)
+    assert code == 0
+    assert "unfinished: a, 1 of 10 epochs" in out
+    assert "learning rate" in out
+    assert f"drawn: {tmp_path / 'c.png'}" in out
+    assert (tmp_path / "c.png").read_bytes()[1:4] == b"PNG"
+    found = json.loads(call("compare", tmp_path, "--json", capsys=capsys)[1])
+    assert [run["name"] for run in found["runs"]] == ["a", "b"]
+    assert found["differing"] == {"learning_rate": [0.1, 0.2]}
+
+
+def test_a_stop_exits_with_128_and_its_signal(monkeypatch, capsys):
+    class Stopped(KeyboardInterrupt):
+        signal_number = 15
+
+    for stop, code in ((Stopped, 143), (KeyboardInterrupt, 130)):
+
+        def end(given, stop=stop):
+            raise stop
+
+        monkeypatch.setattr(cli, "_run", end)
+        found, out, err = call("train", capsys=capsys)
+        assert (found, out) == (code, "")
+        assert "interrupted" in err
+
+
+def test_summary_and_models_as_json(capsys):
+    code, out, _ = call("summary", "vgg11", "--input", "224", "--json", capsys=capsys)
+    found = json.loads(out)
+    assert code == 0
+    assert found["totals"]["parameters"] == 132_863_336
+    assert len(json.loads(call("models", "--json", capsys=capsys)[1])) == 10
+    assert "vgg16_c" in call("models", capsys=capsys)[1]
+
+
+def test_code_prints_a_listing(capsys):
+    code, out, _ = call("code", "vgg11", "--style", "explicit", "--classes", 10, capsys=capsys)
+    assert code == 0
+    assert "self.conv1_1" in out
+    compile(out, "listing", "exec")
+
+
+def test_predict_as_json_is_an_object_a_picture(model, photos, tmp_path, capsys):
+    broken = tmp_path / "broken.jpg"
+    broken.write_text("x")
+    code, out, err = call("predict", model, photos / "val", broken, "--json", "--top", 2, capsys=capsys)
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert len(rows) == 16
+    assert all(set(row) == {"path", "labels", "probabilities"} and len(row["labels"]) == 2 for row in rows[:-1])
+    assert "broken.jpg" in rows[-1]["problem"]
+    assert "broken.jpg" in err
+    code, out, err = call("predict", model, broken, capsys=capsys)
+    assert (code, out) == (2, "")
+
+
+def test_predict_to_a_file_says_what_is_in_it(model, photos, tmp_path, capsys):
+    broken = tmp_path / "broken.jpg"
+    broken.write_text("x")
+    out = tmp_path / "r.csv"
+    code, said, err = call("predict", model, photos / "val", broken, "--out", out, "--top", 1, capsys=capsys)
+    assert (code, err) == (0, "")
+    assert said.startswith(f"{out}: 16 pictures, 1 of them without an answer: their rows say why; computed by ")
+    lines = out.read_text().splitlines()
+    assert lines[0] == "path,answer,label_1,probability_1,problem"
+    assert len(lines) == 17
+    code, said, _ = call(
+        "predict", model, photos / "val", broken, "--out", out, "--top", 1, "--json", capsys=capsys
+    )
+    assert json.loads(said)["found_done"] == 16
+    assert call("predict", model, photos / "val", "--out", out, capsys=capsys)[0] == 2
+    assert call("predict", model, broken, "--out", tmp_path / "b.csv", capsys=capsys)[0] == 2
+
+
+def test_embed_then_search(model, photos, tmp_path, capsys):
+    pytest.importorskip("faiss")
+    index = tmp_path / "v.npy"
+    code, said, _ = call("embed", model, photos / "val", "--out", index, capsys=capsys)
+    assert code == 0
+    assert said.startswith(f"{index}: 15 pictures; computed by ")
+    asked = photos / "val" / "red" / "101.png"
+    code, said, _ = call("search", index, asked, "--top", 2, "--json", capsys=capsys)
+    assert code == 0
+    found = json.loads(said)
+    assert found["path"] == str(asked)
+    assert found["neighbours"][0]["path"] == str(asked)
+    assert len(found["neighbours"]) == 2
+    assert str(asked) in call("search", index, asked, capsys=capsys)[1]
+    (tmp_path / "x.png").write_text("x")
+    code, said, err = call("search", index, tmp_path / "x.png", capsys=capsys)
+    assert (code, said) == (2, "")
+    assert "x.png" in err
+
+
+def test_evaluate_as_json_and_as_text(model, photos, capsys):
+    code, out, _ = call("evaluate", model, photos, "--json", capsys=capsys)
+    found = json.loads(out)
+    assert code == 0
+    assert {"top1", "top5", "loss", "n"} <= set(found)
+    assert found["n"] == 15
+    text = call("evaluate", model, photos, capsys=capsys)[1]
+    assert re.search(rf"top-1 +{100 * found['top1']:.1f} %", text)
+    assert "n = 15" in text
+    assert found["protocol"] in text
+
+
+def test_train_through_a_real_process_then_predict(photos, tmp_path, processes, capsys):
+    trained = processes.run(
+        *("train", photos, "--until", "pool1", "--image-size", 32, "--epochs", 2, "--out", "r", "--json"),
+        cwd=tmp_path,
+    )
+    found = json.loads(trained.out)
+    assert found["directory"] == "r"
+    assert "epoch 2" in trained.err
+    run = tmp_path / "r"
+    measured = json.loads(call("evaluate", run, photos, "--json", capsys=capsys)[1])
+    assert measured["top1"] == found["top1"]
+    asked = "predict", run / "best.safetensors", photos / "val", "--json", "--top", 1, "--precision", "fp32"
+    rows = [json.loads(line) for line in call(*asked, capsys=capsys)[1].splitlines()]
+    right = sum(Path(row["path"]).parent.name == row["labels"][0] for row in rows)
+    assert found["top1"] == pytest.approx(right / 15)
+    again = processes.start("train", photos, "--out", "r", cwd=tmp_path)
+    assert again.wait() == 2
+    assert "is there already" in again.err
+
+
+def test_identify_and_convert(model, tmp_path, capsys):
+    code, out, _ = call("identify", model, capsys=capsys)
+    assert code == 0
+    assert str(model) in out
+    target = tmp_path / "blocks.pth"
+    code, out, _ = call("convert", model, target, "--to", "blocks", capsys=capsys)
+    assert code == 0
+    assert "blocks" in out
+    code, out, _ = call("identify", target, model, "--json", capsys=capsys)
+    rows = [json.loads(line) for line in out.splitlines()]
+    asked = "configuration dialect batch_norm num_classes in_channels complete missing unexpected input_convention"
+    assert all(set(asked.split()) <= row.keys() for row in rows)
+    assert [row["dialect"] for row in rows] == ["blocks", "torchvision"]
+    assert all((row["num_classes"], row["batch_norm"], row["complete"]) == (3, True, True) for row in rows)
+    broken = tmp_path / "broken.pth"
+    broken.write_text("<html>")
+    code, out, err = call("identify", broken, target, capsys=capsys)
+    assert code == 2
+    assert "broken.pth" in err
+    assert "blocks.pth" in out
+    code, _, err = call("convert", broken, tmp_path / "x.pth", "--to", "timm", capsys=capsys)
+    assert code == 2
+    assert not (tmp_path / "x.pth").exists()
+    assert call("identify", capsys=capsys)[0] == 2
+    assert "caffe" in call("convert", model, target, "--to", "timm", "--input-convention", "cafe", capsys=capsys)[2]
+
+
+def test_asking_a_file_on_a_processor_imports_no_torch(model, photos, tmp_path):
+    """A card, mapped weights and OpenVINO are enough; half a process's time is gone otherwise."""
+    pytest.importorskip("openvino")
+    pytest.importorskip("faiss")
+    picture = next((photos / "val" / "red").iterdir())
+
+    def ask(*arguments, environment=None):
+        code = (
+            "import sys, contextlib\n"
+            "from vggkit.cli.main import main\n"
+            f"with contextlib.suppress(SystemExit): main({list(map(str, arguments))!r})\n"
+            "print([name for name in ('torch', 'torchvision', 'sklearn', 'matplotlib') if name in sys.modules])"
+        )
+        told = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, **(environment or {})},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert told.stdout.splitlines()[-1] == "[]", told.stderr
+        return told
+
+    told = ask("predict", model, picture, "--device", "cpu")
+    assert told.stdout.startswith(f"{picture}: ")
+    kind = "bfloat16, which" if computes_bf16("cpu") else "float32, for"
+    assert f"computed by OpenVINO in {kind}" in told.stderr
+    told = ask("predict", model, picture, "--device", "cpu", environment={"ONEDNN_MAX_CPU_ISA": "AVX2"})
+    assert "computed by OpenVINO in float32, for this processor has no fast bfloat16" in told.stderr
+    ask("predict", model, photos / "val", "--device", "cpu", "--out", tmp_path / "answers.csv")
+    ask("embed", model, photos / "val", "--device", "cpu", "--out", tmp_path / "vectors.npy")
+    assert "100.png" in ask("search", tmp_path / "vectors.npy", picture, "--device", "cpu").stdout
+
+
+def test_every_engine_says_the_same(model, photos, tmp_path, capsys):
+    told = [
+        call(
+            *("predict", model, photos / "val", "--json", "--engine", engine, "--precision", "fp32", "--quiet"),
+            capsys=capsys,
+        )[1]
+        for engine in ("pytorch", "openvino", "onnx")
+    ]
+    found = [[json.loads(line) for line in text.splitlines()] for text in told]
+    assert len(found[0]) == 15
+    for others in found[1:]:
+        for one, other in zip(found[0], others, strict=True):
+            assert one["labels"] == other["labels"]
+            assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-4)
+    line = ("predict", model, photos / "val", "--out", tmp_path / "x.csv", "--engine", "onnx", "--quiet")
+    code, said, _ = call(*line, capsys=capsys)
+    assert code == 0
+    assert "computed by ONNX Runtime in float32" in said
+    line = ("embed", model, photos / "val", "--out", tmp_path / "x.npy", "--engine", "openvine", "--quiet")
+    assert call(*line, capsys=capsys)[0] == 2

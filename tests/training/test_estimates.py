@@ -1,0 +1,306 @@
+import copy
+import math
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from conftest import draw_class
+from vggkit.errors import BadInput
+from vggkit.images.dataset import Picture
+from vggkit.images.preprocessing import Preprocessing
+from vggkit.models.configuration import configure
+from vggkit.models.vgg import VGG
+from vggkit.training import estimates as sizing
+from vggkit.training.estimates import (
+    Estimate,
+    choose_batch_size,
+    describe,
+    estimate_memory,
+    estimate_seconds,
+    search_batch_size,
+)
+from vggkit.training.learner import Learner
+from vggkit.training.recipe import Recipe
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+RECIPE = Recipe(trainable="all", precision="fp32", learning_rate=0.05, weight_decay=5e-4, epochs=20, batch_size=8)
+SMALL = Preprocessing(resize_pixels=32, crop_pixels=32)
+POOL, FC = configure("vgg11", num_classes=10, head="pool"), configure("vgg11")
+
+STEPS = """
+import sys
+import torch
+from vggkit.models.vgg import VGG
+from vggkit.training.learner import Learner
+from vggkit.training.recipe import Recipe
+
+def find_peak():  # what getrusage tells may be the peak of the process that started this one
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+model, until, precision, batch = sys.argv[1], sys.argv[2] or None, sys.argv[3], int(sys.argv[4])
+before = find_peak()
+recipe = Recipe(trainable="all", precision=precision, learning_rate=0.01, weight_decay=5e-4)
+learner = Learner(VGG(model, num_classes=10, head="pool", until=until), recipe, device=torch.device("cpu"))
+learner.start_epoch(1)
+for number in range(2):
+    learner.compute(torch.randn(batch, 3, 64, 64), torch.randint(10, (batch,)), draw=number)
+    learner.step(0.01, number=number)
+print(before, find_peak())
+"""
+
+
+def memory(configuration=POOL, *, pixels=64, batch=32, **changes):
+    return estimate_memory(configuration, replace(RECIPE, **changes), crop_pixels=pixels, batch_size=batch)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the share of the libraries is Linux's")
+@pytest.mark.parametrize(
+    ("model", "until", "precision", "batch"),
+    # Without its deeper layers: a processor that does not multiply bfloat16 takes minutes to do as if.
+    [("vgg11", None, "fp32", 64), ("vgg11_bn", "pool2", "bf16", 96)],
+)
+def test_memory_is_about_what_a_process_of_its_own_holds(model, until, precision, batch):
+    command = [sys.executable, "-c", STEPS, model, until or "", precision, str(batch)]
+    before, peak = map(int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+    configuration = configure(model, num_classes=10, head="pool", until=until)
+    expected = memory(configuration, batch=batch, precision=precision)
+    assert expected == pytest.approx(peak, rel=0.25)
+    # Without the libraries, which are the larger part here.
+    assert expected - sizing.LIBRARIES == pytest.approx(peak - before, rel=0.35)
+
+
+def test_memory_of_what_is_learnt_is_counted_by_the_number():
+    every = POOL.parameters
+    kernels = sum(math.prod(shape) for shape in POOL.state_shapes().values() if len(shape) == 4)
+    sgd = memory()
+    assert sgd - memory(momentum=0.0) == 4 * every
+    assert memory(optimizer="adamw") - sgd == 4 * every
+    assert memory(optimizer="muon") - sgd == 4 * (every - kernels)
+    assert memory(ema_decay=0.9) - sgd == 4 * every
+    top = sum(math.prod(shape) for key, shape in POOL.state_shapes().items() if int(key.split(".")[1]) >= 16)
+    top += 512 * 10 + 10  # the head, at classifier.0
+    tiny_maps = {"pixels": 32, "batch": 1}
+    less = memory(**tiny_maps) - memory(**tiny_maps, trainable="top")
+    assert less == pytest.approx(3 * 4 * (every - top), rel=0.05)  # gradients of the batch and the step, momentum
+
+
+def test_what_does_not_learn_keeps_no_maps():
+    def of_a_picture(**changes):
+        return memory(pixels=224, batch=2, **changes) - memory(pixels=224, batch=1, **changes)
+
+    assert of_a_picture(trainable="top") < 0.7 * of_a_picture()
+    assert of_a_picture(trainable="gradual") == of_a_picture()
+    assert of_a_picture(precision="bf16") < 0.7 * of_a_picture()
+    normed = replace(POOL, batch_norm=True)
+    assert memory(normed, batch=64) > memory(batch=64)
+    assert memory(replace(POOL, pooling="average"), batch=64) < memory(batch=64)
+
+
+def choose(configuration=POOL, *, pixels=32, pictures=100_000, device=CPU, **changes):
+    recipe = replace(RECIPE, batch_size=None, learning_rate=None, **changes)
+    return choose_batch_size(configuration, recipe, crop_pixels=pixels, pictures=pictures, device=device)
+
+
+@pytest.fixture
+def roomy(monkeypatch):
+    monkeypatch.setattr(sizing, "find_available_memory", lambda: 64_000_000_000)
+
+
+def test_the_cheaper_a_picture_beside_a_step_the_larger_the_batch(roomy):
+    assert [choose(pixels=pixels)[0] for pixels in (32, 64, 224)] == [128, 32, 8]
+    assert [choose(FC, pixels=pixels)[0] for pixels in (32, 224)] == [256, 32]
+    assert choose()[1] == "more a step are hardly faster here"
+    assert choose() == choose()
+
+
+@pytest.mark.parametrize(
+    ("pictures", "size"), [(1, 1), (2, 2), (5, 5), (8, 8), (9, 8), (100, 8), (200, 16), (700, 64), (10_000, 128)]
+)
+def test_an_epoch_keeps_about_ten_steps_and_few_pictures_are_taken_together(roomy, pictures, size):
+    found, reason = choose(pictures=pictures)
+    assert found == size
+    assert ("about 10 steps an epoch" in reason) == (8 < pictures < 1280)
+
+
+def test_half_of_the_memory_is_the_most(monkeypatch):
+    sizes = []
+    for available in (1_000_000_000, 4_000_000_000, 8_000_000_000, 10_000_000_000, 64_000_000_000, None):
+        monkeypatch.setattr(sizing, "find_available_memory", lambda available=available: available)
+        size, reason = choose(FC, pixels=224)
+        sizes.append(size)
+        fits = available is None or memory(FC, pixels=224, batch=size) <= available / 2
+        assert fits or size == 2
+        assert ("GB of memory" in reason) == (size < 32)
+    assert sizes == sorted(sizes)
+    assert sizes[0] == 2, "batch norm needs two"
+    assert sizes[-1] == 32
+
+
+def test_a_head_that_is_solved_at_once_has_no_steps(roomy):
+    assert choose(trainable="head", weight_decay=None, pictures=244, pixels=224)[0] >= 8
+    assert choose(trainable="head", weight_decay=None, pictures=3)[0] == 3
+
+
+def give(limit, *, seconds, error=None):
+    """A stand-in for a GPU that holds `limit` pictures a step."""
+    tried = []
+
+    def time_step(size):
+        tried.append(size)
+        if size > limit:
+            raise error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return seconds(size)
+
+    return time_step, tried
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("MPS: Out of memory")]
+)
+def test_doubling_ends_below_what_does_not_fit(error):
+    time_step, tried = give(100, seconds=lambda size: 1.0, error=error)
+    size, reason = search_batch_size(time_step, largest=1024)
+    assert size == 64
+    assert "memory" in reason
+    assert tried == [8, 16, 32, 64, 128]
+
+
+def test_doubling_ends_where_it_brings_nothing():
+    time_step, tried = give(10_000, seconds=lambda size: max(1.0, size / 60))
+    assert search_batch_size(time_step, largest=1024) == (64, "more a step are hardly faster here")
+    assert tried[-1] == 128
+
+
+def test_doubling_ends_at_the_most():
+    time_step, tried = give(10_000, seconds=lambda size: 1.0)
+    assert search_batch_size(time_step, largest=32) == (32, "about 10 steps an epoch")
+    assert tried == [8, 16, 32]
+
+
+def test_where_eight_do_not_fit_fewer_are_tried_and_none_is_an_error():
+    time_step, tried = give(3, seconds=lambda size: 1.0)
+    assert search_batch_size(time_step, largest=64)[0] == 2
+    assert tried == [8, 4, 2]
+    with pytest.raises(BadInput, match="not even one picture"):
+        search_batch_size(give(0, seconds=lambda size: 1.0)[0], largest=64)
+
+
+def test_other_errors_of_torch_are_not_taken_for_it():
+    time_step, _ = give(0, seconds=lambda size: 1.0, error=RuntimeError("CUDA error: device-side assert triggered"))
+    with pytest.raises(RuntimeError, match="device-side"):
+        search_batch_size(time_step, largest=64)
+
+
+def test_on_cuda_real_steps_are_tried(tiny, monkeypatch):
+    """On the processor in place of a GPU; what is drawn elsewhere stays as it is."""
+    compute, sizes = Learner.compute, []
+
+    def narrow(self, images, targets, **options):
+        sizes.append(len(images))
+        if len(images) > 16:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return compute(self, images, targets, **options)
+
+    trial = sizing._Trial
+    monkeypatch.setattr(
+        sizing, "_Trial", lambda configuration, recipe, pixels, _: trial(configuration, recipe, pixels, CPU)
+    )
+    monkeypatch.setattr(sizing, "GROWTH", 0.0)  # how fast the processor is has no part in it
+    monkeypatch.setattr(Learner, "compute", narrow)
+    state = torch.random.get_rng_state()
+    assert choose(tiny, pictures=1000, device=CUDA)[0] == 16
+    assert choose(tiny, pictures=3, device=CUDA)[0] == 3
+    assert set(sizes) == {8, 16, 32}
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+PICTURES = [Picture(f"m/{number}", "red", draw_class("red", number)) for number in range(81)]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"optimizer": "adamw", "precision": "bf16", "ema_decay": 0.9},
+        {"optimizer": "muon", "precision": "amp"},
+        {"trainable": "gradual"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("started", [False, True])
+def test_trial_steps_leave_everything_bit_for_bit(tiny, changes, started):
+    torch.manual_seed(0)
+    configuration = replace(tiny, dropout=0.3, hidden=(8,))
+    learner = Learner(VGG(configuration), replace(RECIPE, **changes), device=CPU)
+    images, targets = torch.randn(6, 3, 32, 32), torch.arange(6) % 3
+
+    def step(number):
+        loss = learner.compute(images, targets, draw=number)
+        learner.step(0.01, number=number)
+        return loss
+
+    learner.network.eval()
+    if started:
+        learner.start_epoch(1)
+        step(0)
+    before = copy.deepcopy(learner.state())
+    modes = [module.training for module in learner.worker.modules()]
+    learning = [value.requires_grad for value in learner.worker.parameters()]
+    twin = [value.clone() for value in learner.worker.parameters()]
+    state = torch.random.get_rng_state()
+    found = estimate_seconds(learner, PICTURES, PICTURES[:9], preprocessing=SMALL)
+
+    assert found is not None
+    assert 0 < found.epoch_seconds == pytest.approx(found.seconds / 20)
+    after = learner.state()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+    assert all(map(torch.equal, twin, learner.worker.parameters()))
+    assert [module.training for module in learner.worker.modules()] == modes
+    assert [value.requires_grad for value in learner.worker.parameters()] == learning
+    assert all(value.grad is None for value in learner.worker.parameters())
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+    learner.start_epoch(1)
+    now = step(1)
+    moved = copy.deepcopy(learner.state())
+    learner.restore(before)
+    assert torch.equal(step(1), now)
+    assert all(torch.equal(value, moved[key]) for key, value in learner.state().items())
+
+
+@pytest.mark.parametrize(("pictures", "epochs"), [(8, 19), (72, 2)])
+def test_no_trial_where_it_would_be_a_large_part_of_the_training(tiny, monkeypatch, pictures, epochs):
+    learner = Learner(VGG(tiny), replace(RECIPE, epochs=epochs), device=CPU)
+    monkeypatch.setattr(Learner, "compute", None)
+    assert estimate_seconds(learner, PICTURES[:pictures], PICTURES[:9], preprocessing=SMALL) is None
+
+
+def test_seconds_follow_from_steps_and_pictures(tiny, monkeypatch):
+    monkeypatch.setattr(sizing, "_time_step", lambda learner, size, pixels, times: 2.0)
+    monkeypatch.setattr(sizing, "_time_picture", lambda pictures, preprocessing: 0.1)
+    monkeypatch.setattr(sizing, "count_threads", lambda: 2)
+    learner = Learner(VGG(tiny), RECIPE, device=CPU)
+    found = estimate_seconds(learner, PICTURES, PICTURES[:12], preprocessing=SMALL)
+    # 11 steps, 12 pictures measured at a third of 2/8 s each, 93 pictures decoded by two threads.
+    assert found is not None
+    assert found.epoch_seconds == pytest.approx(11 * 2 + 12 * 2 / 8 / 3 + 93 * 0.1 / 2)
+    assert found.seconds == pytest.approx(20 * found.epoch_seconds)
+
+
+@pytest.mark.parametrize(
+    ("estimate", "sentence"),
+    [
+        (Estimate(12.3, 123.0), "about 12 s an epoch, 2 min in all, 3.1 GB of memory"),
+        (Estimate(0.234, 9.4), "about 0.23 s an epoch, 9.4 s in all, 3.1 GB of memory"),
+        (Estimate(600.0, 60_000.0), "about 10 min an epoch, 17 h in all, 3.1 GB of memory"),
+        (Estimate(5_000.0, 9_000.0), "about 83 min an epoch, 2.5 h in all, 3.1 GB of memory"),
+        (None, "about 3.1 GB of memory"),
+    ],
+)
+def test_the_sentence(estimate, sentence):
+    assert describe(estimate, memory_bytes=3_140_000_000) == sentence

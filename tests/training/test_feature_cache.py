@@ -1,0 +1,250 @@
+"""Features computed once: right, found again by content, and never trusted blindly.
+
+Shape letters: N pictures, V views, F features.
+"""
+
+import os
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vggkit.errors import BadImage
+from vggkit.images.dataset import Picture
+from vggkit.images.preprocessing import Preprocessing
+from vggkit.images.sources.open_dataset import open_pictures
+from vggkit.training import feature_cache as features
+from vggkit.training import feature_store
+from vggkit.training.feature_cache import extract_features
+from vggkit.training.feature_store import FeatureStore, remove_oldest
+from vggkit.training.linear_probe import solve_head
+from vggkit.training.recipe import Recipe
+from vggkit.weights.model import Classifier
+from vggkit.workflows.build_classifier import suit_classifier
+
+CPU = torch.device("cpu")
+PLAIN = Recipe(trainable="head", augmentation="none", mirror="none")
+VARIED = replace(PLAIN, views=3, augmentation="shift", mirror="random")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("VGGKIT_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def classifier(tiny):
+    return Classifier.create(
+        tiny,
+        labels=["across", "down", "red"],
+        preprocessing=Preprocessing(resize_pixels=32, crop_pixels=32),
+        seed=0,
+    )
+
+
+def extract(classifier, pictures, *, recipe=PLAIN, precision="fp32", **options):
+    options.setdefault("views", recipe.views)
+    return extract_features(classifier, pictures, recipe=recipe, device=CPU, precision=precision, **options)
+
+
+def segments(home):
+    return sorted(home.glob("features/*/*.npy"))
+
+
+def test_features_are_what_the_last_layer_reads(classifier, photos):
+    pictures = open_pictures(photos).part("train")
+    heard, said = [], []
+    found = extract(classifier, pictures, on_progress=lambda *step: heard.append(step), say=said.append)
+    images = torch.stack([torch.from_numpy(classifier.preprocessing(picture.decode())) for picture in pictures])
+    with torch.no_grad():
+        expected = classifier.network.eval().describe(images).numpy()
+    np.testing.assert_allclose(found.rows, expected, atol=1e-4)
+    assert [classifier.labels[target] for target in found.targets] == [picture.label for picture in pictures]
+    assert len(set(found.groups)) == len(pictures)
+    assert heard == [(done, len(pictures)) for done in range(1, len(pictures) + 1)]
+    assert found.found == 0
+    assert found.engine
+    assert any("48 features computed by" in sentence for sentence in said)
+
+
+def test_views_follow_one_another_and_the_first_is_as_when_predicting(classifier, photos):
+    pictures = open_pictures(photos).part("val")
+    plain, varied = extract(classifier, pictures), extract(classifier, pictures, recipe=VARIED)
+    rows = varied.rows.reshape(len(pictures), 3, -1)
+    assert (rows[:, 0] == plain.rows).all()
+    assert varied.found == len(pictures)
+    assert len(np.unique(rows.round(5).reshape(len(rows) * 3, -1), axis=0)) > 2 * len(pictures)
+    assert (varied.targets == np.repeat(plain.targets, 3)).all()
+    assert (varied.groups == np.repeat(plain.groups, 3)).all()
+
+
+class TestKept:
+    def test_nothing_is_computed_or_decoded_again(self, classifier, photos, monkeypatch):
+        pictures = open_pictures(photos).part("train")
+        first = extract(classifier, pictures, recipe=VARIED)
+
+        def fail(*_, **__):
+            raise AssertionError("it is known")
+
+        monkeypatch.setattr(features, "choose_engine", fail)
+        monkeypatch.setattr(features, "decode", fail)
+        again = extract(classifier, pictures, recipe=VARIED)
+        assert (again.rows == first.rows).all()
+        assert (again.found, again.engine) == (len(pictures) * 3, None)
+
+    def test_a_renamed_file_costs_nothing_and_a_new_one_only_itself(self, classifier, photos, tmp_path):
+        folder = tmp_path / "mine"
+        shutil.copytree(photos, folder)
+        before = extract(classifier, open_pictures(folder).part("val"))
+        (folder / "val" / "red" / "100.png").rename(folder / "val" / "red" / "zzz.png")
+        Image.new("RGB", (40, 40), "blue").save(folder / "val" / "red" / "new.png")
+        after = extract(classifier, open_pictures(folder).part("val"))
+        assert (len(after.rows), after.found) == (len(before.rows) + 1, len(before.rows))
+        assert set(map(tuple, before.rows)) < set(map(tuple, after.rows))
+
+    def test_pixels_in_memory_are_known_by_their_values(self, classifier):
+        def draw(level):
+            return Picture("memory", "red", np.full((40, 40, 3), level, np.uint8))
+
+        extract(classifier, [draw(1)])
+        assert extract(classifier, [draw(1)]).found == 1
+        assert extract(classifier, [draw(2)]).found == 0
+
+    @pytest.mark.parametrize("change", ["weights", "preprocessing", "precision", "seed", "mirror"])
+    def test_what_matters_is_told_apart(self, classifier, photos, change):
+        pictures = open_pictures(photos).part("val")
+        extract(classifier, pictures, recipe=VARIED)
+        recipe, precision = VARIED, "fp32"
+        match change:
+            case "weights":
+                with torch.no_grad():
+                    classifier.network.features[1].running_mean += 0.01
+            case "preprocessing":
+                fed = replace(classifier.preprocessing, mean=(0.5, 0.5, 0.5))
+                classifier = Classifier(classifier.network, labels=classifier.labels, preprocessing=fed)
+            case "precision":
+                precision = "bf16"
+            case "seed":
+                recipe = replace(VARIED, seed=1)
+            case "mirror":
+                recipe = replace(VARIED, mirror="none")
+        shared = len(pictures) if change in ("seed", "mirror") else 0  # the views as when predicting
+        assert extract(classifier, pictures, recipe=recipe, precision=precision).found == shared
+
+    def test_the_last_layer_does_not_matter(self, classifier, photos):
+        pictures = open_pictures(photos).part("val")
+        extract(classifier, pictures)
+        with torch.no_grad():
+            classifier.network.classifier[-1].weight += 1
+        assert extract(classifier, pictures).found == len(pictures)
+
+    @pytest.mark.parametrize("damage", ["cut", "foreign", "other kind", "empty"])
+    def test_a_damaged_segment_is_made_again(self, classifier, photos, home, damage):
+        pictures = open_pictures(photos).part("val")
+        first = extract(classifier, pictures)
+        [segment] = segments(home)
+        whole = segment.read_bytes()
+        match damage:
+            case "cut":
+                segment.write_bytes(whole[: len(whole) // 2])
+            case "foreign":
+                segment.write_bytes(b"no array")
+            case "other kind":
+                np.save(segment, np.zeros((3, 3)))
+            case "empty":
+                segment.write_bytes(b"")
+        again = extract(classifier, pictures)
+        np.testing.assert_allclose(again.rows, first.rows, atol=1e-6)
+        assert again.found == 0
+        assert extract(classifier, pictures).found == len(pictures)
+
+    def test_what_was_computed_before_a_stop_is_kept(self, classifier, photos, monkeypatch, home):
+        monkeypatch.setattr(feature_store, "SEGMENT_ROWS", 10)
+        pictures = open_pictures(photos).part("train")
+
+        class Stop(Exception):
+            pass
+
+        def stop(done, total):
+            if done == 25:
+                assert len(segments(home)) == 2
+                raise Stop
+
+        with pytest.raises(Stop):
+            extract(classifier, pictures, on_progress=stop)
+        assert extract(classifier, pictures).found >= 25
+
+    def test_a_place_that_cannot_be_written_is_done_without(self, classifier, photos, home):
+        home.write_text("a file")  # root may write anywhere, but not into this
+        said = []
+        found = extract(classifier, open_pictures(photos).part("val"), say=said.append)
+        assert np.isfinite(found.rows).all()
+        assert any("not kept" in sentence for sentence in said)
+
+    def test_two_at_once_do_each_other_no_harm(self, home):
+        first, second = FeatureStore("key", width=2), FeatureStore("key", width=2)
+        row = np.ones(2, np.float32)
+        first.keep(b"a" * 31 + b"\0", 0, row)
+        second.keep(b"b" * 32, 1, 2 * row)
+        first.flush()
+        second.flush()
+        both = FeatureStore("key", width=2)
+        assert both.find(b"a" * 31 + b"\0", 0).tolist() == [1, 1]
+        assert both.find(b"b" * 32, 1).tolist() == [2, 2]
+        assert both.find(b"b" * 32, 0) is None
+        assert FeatureStore("key", width=3).find(b"b" * 32, 1) is None
+
+
+def test_opening_a_new_store_makes_room(home, monkeypatch):
+    monkeypatch.setattr(feature_store.remove_oldest, "__kwdefaults__", {"limit": 100})
+    for key in ("first", "second"):
+        store = FeatureStore(key, width=50)
+        store.keep(b"a" * 32, 0, np.ones(50, np.float32))
+        store.flush()
+        os.utime(store.folder, (1e9, 1e9))
+    FeatureStore("third", width=50)
+    assert segments(home) == []
+
+
+def test_the_oldest_stores_go_first(tmp_path):
+    for age, name in enumerate(["new", "middle", "old", "mine"]):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.npy").write_bytes(bytes(1000))
+        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+    remove_oldest(tmp_path, spare=tmp_path / "mine", limit=4000)
+    assert len(list(tmp_path.iterdir())) == 4
+    remove_oldest(tmp_path, spare=tmp_path / "mine", limit=2500)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "new"]
+
+
+def test_equal_files_and_groups_belong_together(classifier):
+    pixels = [np.full((40, 40, 3), level, np.uint8) for level in (1, 1, 2, 3, 4)]
+    groups = [None, None, "patient", "patient", None]
+    pictures = [Picture(f"{n}", "red", p, group=g) for n, (p, g) in enumerate(zip(pixels, groups, strict=True))]
+    numbers = extract(classifier, pictures).groups
+    assert numbers[0] == numbers[1]
+    assert numbers[2] == numbers[3]
+    assert len(set(numbers)) == 3
+
+
+def test_an_unreadable_picture_is_named(classifier, tmp_path):
+    (tmp_path / "bad.png").write_text("no picture")
+    with pytest.raises(BadImage, match=r"bad\.png"):
+        extract(classifier, [Picture(str(tmp_path / "bad.png"), "red")])
+
+
+@pytest.mark.slow
+def test_a_head_on_real_photos(shared):
+    pictures = open_pictures(shared / "hymenoptera")
+    weights = shared / "weights" / "vgg19_oxford_features_to_relu3_4_caffeBGR.pth"
+    classifier = suit_classifier(pictures, "vgg19", weights=weights, until="relu3_4", head="pool")
+    train = extract(classifier, pictures.part("train"), precision="auto")
+    val = extract(classifier, pictures.part("val"))
+    solution = solve_head(train.rows, train.targets, classes=2, groups=train.groups)
+    right = (val.rows @ solution.weight.T + solution.bias).argmax(1) == val.targets
+    assert len(right) == 153
+    assert right.mean() >= 0.87
