@@ -1,7 +1,7 @@
 """`torch.hub.load(repository, "vgg11", weights="imagenet")`: the networks of vggkit, from a plain clone.
 
 Nothing needs to be installed but what `dependencies` names. The names are those of
-`vggkit models`; each gives a `torch.nn.Module`, pictures in, logits out.
+`vggkit models`; each gives a `torch.nn.Module`, images in, logits out.
 """
 
 import sys as _sys
@@ -45,12 +45,12 @@ def _entry(model: str) -> _Callable[..., _vggkit.VGG]:
         weights: None (random), 'imagenet' (the published ones, brought to VGGKIT_HOME), or a file of
             a VGG's weights. The last layer is renewed where the number of classes differs.
         num_classes: Length of the logits.
-        in_channels: 3, or 1 for grey pictures; the first filters of `weights` are adapted.
+        in_channels: 3, or 1 for grey images; the first filters of `weights` are adapted.
         head: fc (the paper's), dense (the same as convolutions) or pool.
         dropout: Chance in [0, 1).
         until: Cut the trunk after this layer, such as relu3_4, and put a pool head on it.
 
-    Pictures are RGB in [0, 1], less the mean (0.485, 0.456, 0.406), divided by (0.229, 0.224, 0.225).
+    Images are RGB in [0, 1], less the mean (0.485, 0.456, 0.406), divided by (0.229, 0.224, 0.225).
     """
     return build
 

@@ -65,12 +65,12 @@ def prepare(photos: Path, folder: Path) -> None:
 
     import vggkit as vk
     from vggkit.engines.activation_ranges import measure_ranges
-    from vggkit.images.sources.open_dataset import gather_pictures
+    from vggkit.images.sources.open_dataset import gather_images
 
     classifier = vk.Classifier.create("vgg11", labels=[str(n) for n in range(1000)], seed=0)
     torch.save(classifier.network.state_dict(), folder / "model.pth")
-    pictures = random.Random(0).sample(list(gather_pictures([photos])), 32)
-    batch = [classifier.preprocessing(picture.decode())[None] for picture in pictures if ".jpg" in picture.path]
+    images = random.Random(0).sample(list(gather_images([photos])), 32)
+    batch = [classifier.preprocessing(image.decode())[None] for image in images if ".jpg" in image.path]
     classifier.keep_ranges(measure_ranges(classifier.network, batch), about={})
     classifier.save(folder / "model.safetensors")
 

@@ -1,6 +1,6 @@
-"""VGG11 with batch norm from scratch on CIFAR-10's training pictures, as far as half an hour on two cores takes it.
+"""VGG11 with batch norm from scratch on CIFAR-10's training images, as far as half an hour on two cores takes it.
 
-Of the 50,000 pictures, in the order of the files, a permutation (torch's generator, seed 0) sets 5,000 apart
+Of the 50,000 images, in the order of the files, a permutation (torch's generator, seed 0) sets 5,000 apart
 that the recipe was chosen on, in short runs, and the next 5,000, which only the figure that is reported has
 looked at. The network learns from the other 45,000 but for 1,000 that each epoch is measured on; the weights
 kept are the best epoch's by those. Writes cifar10.md beside itself.
@@ -22,7 +22,7 @@ import vggkit as vk
 from vggkit.engines.pytorch import PyTorchEngine
 from vggkit.evaluation.evaluation import proportion_interval
 from vggkit.hardware import describe_machine
-from vggkit.images.dataset import Picture, PictureSet
+from vggkit.images.dataset import ImageDataset, ImageSample
 from vggkit.images.preprocessing import suit_preprocessing
 from vggkit.weights.model import Classifier
 
@@ -40,12 +40,12 @@ RECIPE = vk.Recipe(
 )
 
 
-def divide(opened: PictureSet) -> PictureSet:
+def divide(opened: ImageDataset) -> ImageDataset:
     """5,000 for the figure that is reported, 1,000 for the epochs, 44,000 to learn from."""
     everything = opened.part("train", "all")
     order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(0)).tolist()
 
-    def take(start: int, stop: int) -> list[Picture]:
+    def take(start: int, stop: int) -> list[ImageSample]:
         return [everything[place] for place in order[start:stop]]
 
     # The first 5,000 were the measure when the recipe was chosen: they are learnt from now.
@@ -54,14 +54,14 @@ def divide(opened: PictureSet) -> PictureSet:
     )
 
 
-def measure_with_mirrors(classifier: Classifier, pictures: tuple[Picture, ...]) -> int:
-    """How many are right when each picture and its mirror image are asked together."""
+def measure_with_mirrors(classifier: Classifier, images: tuple[ImageSample, ...]) -> int:
+    """How many are right when each image and its mirror image are asked together."""
     engine = PyTorchEngine(classifier.network, torch.device("cpu"))
     numbers = {label: number for number, label in enumerate(classifier.labels)}
     right = 0
-    for start in range(0, len(pictures), 500):
-        some = pictures[start : start + 500]
-        inputs = np.stack([classifier.preprocessing(picture.decode()) for picture in some])
+    for start in range(0, len(images), 500):
+        some = images[start : start + 500]
+        inputs = np.stack([classifier.preprocessing(image.decode()) for image in some])
         chances = [torch.from_numpy(engine.run(seen)).softmax(1) for seen in (inputs, inputs[..., ::-1].copy())]
         answers = (chances[0] + chances[1]).argmax(1).tolist()
         right += sum(numbers[str(p.label)] == answer for p, answer in zip(some, answers, strict=True))
@@ -75,25 +75,25 @@ def main() -> None:
     options = parser.parse_args()
     recipe = replace(RECIPE, epochs=options.epochs, seed=options.seed)
     started, used = time.perf_counter(), time.process_time()
-    pictures = divide(vk.open_pictures(str(DATA)))
+    images = divide(vk.open_dataset(str(DATA)))
     fed = suit_preprocessing(32)
     classifier = Classifier.create(
         "vgg11_bn",
-        labels=pictures.labels,
+        labels=images.labels,
         head="pool",
         preprocessing=fed,
         initialization="dirac",
         seed=options.seed,
     )
     with tempfile.TemporaryDirectory() as folder:
-        run = vk.train(classifier, pictures, recipe, out=Path(folder) / "run", despite_findings=True)
+        run = vk.train(classifier, images, recipe, out=Path(folder) / "run", despite_findings=True)
         learning = sum(epoch.seconds for epoch in run.history)
     wall, processor = time.perf_counter() - started, time.process_time() - used
-    test = pictures.part("test")
+    test = images.part("test")
     hits = round(run.evaluation.top1 * run.evaluation.n)
     mirrored = measure_with_mirrors(run.classifier, test)
     rows = []
-    for name, right in (("each picture once", hits), ("with its mirror image", mirrored)):
+    for name, right in (("each image once", hits), ("with its mirror image", mirrored)):
         low, high = proportion_interval(right, len(test))
         rows.append(f"| {name} | {right / len(test):.4f} ({low:.4f} to {high:.4f}) | {len(test)} |")
     machine = describe_machine(torch.device("cpu"))
@@ -104,9 +104,9 @@ def main() -> None:
             "",
             "VGG11 with batch norm and the pool head at 32 pixels, "
             f"{classifier.configuration.parameters:,} parameters, random weights (dirac);",
-            f"{options.epochs} epochs of 44,000 pictures: {recipe.optimizer}, rate {recipe.learning_rate:g},",
+            f"{options.epochs} epochs of 44,000 images: {recipe.optimizer}, rate {recipe.learning_rate:g},",
             f"one cycle, {recipe.batch_size} a step, label smoothing {recipe.label_smoothing:g}, shifted",
-            "by up to 4 pixels, mirrored in turn, bfloat16. The 5,000 test pictures are a part of CIFAR-10's",
+            "by up to 4 pixels, mirrored in turn, bfloat16. The 5,000 test images are a part of CIFAR-10's",
             "training set (its own test set is not here), set apart before anything was tuned, and looked at",
             "once; see cifar10.py. Wilson's 95 % interval.",
             "",
@@ -116,7 +116,7 @@ def main() -> None:
             "",
             f"From start to figures {wall / 60:.1f} minutes, learning {learning / 60:.1f} of them;",
             f"{processor / 60:.1f} minutes of processor time, {processor / 120:.1f} on each of two cores. Accuracy",
-            f"on the 1,000 pictures by epoch: {curve}.",
+            f"on the 1,000 images by epoch: {curve}.",
             "",
             f"{machine['device']}; {machine['system']}; torch {machine['torch']}, "
             f"Python {platform.python_version()}; seed {options.seed}; "

@@ -1,6 +1,6 @@
 """Decode, resize, crop and normalise, beside torchvision's pipeline on PIL; what reduced decoding gains and costs.
 
-One thread on one core where the system lets us choose it. Both run in turn over all pictures; the table gives
+One thread on one core where the system lets us choose it. Both run in turn over all images; the table gives
 medians and the ratio's median of the rounds. Writes decoding.md beside itself.
 """
 
@@ -48,7 +48,7 @@ def readable(folder: Path, pattern: str) -> list[Path]:
 
 
 def race(paths: Sequence[Path], rivals: Sequence[Callable[[Path], object]], rounds: int) -> list[list[float]]:
-    """Seconds a picture, by rival and round; they take turns."""
+    """Seconds an image, by rival and round; they take turns."""
     times: list[list[float]] = [[] for _ in rivals]
     for _ in range(rounds):
         for rival, spent in zip(rivals, times, strict=True):
@@ -89,7 +89,7 @@ def compare_pipelines(paths: list[Path], rounds: int) -> list[str]:
         speeds = " | ".join(f"{1 / statistics.median(times):.0f}" for times in (slow, fast))
         rows.append(f"| {name} | {speeds} | {ratio(slow, fast)} |")
     return [
-        "| pictures a second, one core | torchvision on PIL | vggkit | ratio |",
+        "| images a second, one core | torchvision on PIL | vggkit | ratio |",
         "|---|---|---|---|",
         *rows,
         "",
@@ -144,7 +144,7 @@ def compare_accuracy(folder: Path) -> list[str]:
     train, val = readable(folder / "train", "*.jpg"), readable(folder / "val", "*.jpg")
     labels = [np.array([path.parent.name == "bees" for path in part]) for part in (train, val)]
     lines = [
-        "| fed | pictures reduced | right, full | right, reduced | only full right | only reduced right | "
+        "| fed | images reduced | right, full | right, reduced | only full right | only reduced right | "
         "reduced - full, 95 % |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -188,7 +188,7 @@ def main() -> None:
     ]
     text = "\n".join(
         [
-            "# Decoding and preparing pictures",
+            "# Decoding and preparing images",
             "",
             "JPEG files to what VGG is fed (short side 256, middle 224, normalised), one thread on one core; least",
             "to most of the rounds in brackets.",
@@ -197,8 +197,8 @@ def main() -> None:
             "",
             "## Reduced decoding (`reduced_decoding`)",
             "",
-            "The smallest of 1/8, 1/4, 1/2 that still needs no enlarging; differences of fitted pictures in levels",
-            "of 255. The larger pictures are all those here with a short side of 600 pixels or more.",
+            "The smallest of 1/8, 1/4, 1/2 that still needs no enlarging; differences of fitted images in levels",
+            "of 255. The larger images are all those here with a short side of 600 pixels or more.",
             "",
             *compare_scales(larger, rounds),
             "",

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 SIDE = 224
 CALIBRATING = 32
-"""Random pictures that NNCF measures ranges on."""
+"""Random images that NNCF measures ranges on."""
 TOGETHER = 8
-"""Pictures of one OpenVINO request at most, as in vggkit."""
+"""Images of one OpenVINO request at most, as in vggkit."""
 NCNN_MAGIC = 7767517
 
 Run = Callable[[np.ndarray], np.ndarray]
@@ -107,7 +107,7 @@ def run_onnx_runtime(network: "torch.nn.Module", folder: Path) -> Run:
 
 
 def run_nncf(network: "torch.nn.Module", folder: Path) -> Run:
-    """OpenVINO's model of the network, quantised by NNCF on random pictures."""
+    """OpenVINO's model of the network, quantised by NNCF on random images."""
     require("openvino", "nncf")
     sys.modules.setdefault("openvino_telemetry", None)  # neither reports to its makers
     import nncf
@@ -117,8 +117,8 @@ def run_nncf(network: "torch.nn.Module", folder: Path) -> Run:
     with warnings.catch_warnings(action="ignore"):  # it traces, which torch calls deprecated
         shape = openvino.PartialShape([-1, 3, SIDE, SIDE])
         model = openvino.convert_model(network, example_input=torch.from_numpy(draw(1)), input=shape)
-    pictures = nncf.Dataset([picture[None] for picture in draw(CALIBRATING)])
-    model = nncf.quantize(model, pictures, subset_size=CALIBRATING)
+    images = nncf.Dataset([image[None] for image in draw(CALIBRATING)])
+    model = nncf.quantize(model, images, subset_size=CALIBRATING)
 
     @functools.cache
     def compile_for(hint: str) -> "openvino.AsyncInferQueue":
@@ -139,7 +139,7 @@ def run_nncf(network: "torch.nn.Module", folder: Path) -> Run:
 
 
 def run_ncnn(network: "torch.nn.Module", folder: Path, *, narrow: bool = False) -> Run:
-    """Ncnn knows no batches: pictures one after another, each on all processors."""
+    """Ncnn knows no batches: images one after another, each on all processors."""
     require("ncnn")
     import ncnn
 
@@ -153,14 +153,14 @@ def run_ncnn(network: "torch.nn.Module", folder: Path, *, narrow: bool = False) 
     failed = net.load_param(str(folder / "peer.param")) or net.load_model(str(folder / "peer.bin"))
     assert not failed, "ncnn does not read what was written for it"
 
-    def run_one(picture: np.ndarray) -> np.ndarray:
+    def run_one(image: np.ndarray) -> np.ndarray:
         extractor = net.create_extractor()
-        extractor.input("images", ncnn.Mat(picture))
+        extractor.input("images", ncnn.Mat(image))
         failed, row = extractor.extract(last)
         assert not failed, "ncnn gives nothing"
         return np.array(row)
 
-    return lambda batch: np.stack([run_one(picture) for picture in batch])
+    return lambda batch: np.stack([run_one(image) for image in batch])
 
 
 def write_ncnn(network: "torch.nn.Module", folder: Path) -> str:

@@ -1,6 +1,6 @@
 """Engines beside their peers, VGG11 at 224 on a processor: images a second, and from process start to an answer.
 
-Throughput in one process, each in turn, the same weights and pictures; a first round, not measured, compares all
+Throughput in one process, each in turn, the same weights and images; a first round, not measured, compares all
 outputs with torchvision's eager fp32. `engine_peers.py` has the peers. What is missing is skipped and said so; all
 of them take `pip install ncnn nncf`, a C++ compiler for torch inductor, and 14 GB of memory. Starts are processes
 of their own, in a random order, the model's file in the system's cache; "compiled, read" is OpenVINO's own compiled
@@ -25,7 +25,7 @@ from engine_peers import BF16, CALIBRATING, FP32, INT8, PEERS, SIDE, Absent, Run
 
 BATCHES = (1, 8, 32)
 PAUSE = 0.1
-PASSES = 9  # of a single picture in a turn, fewer of several
+PASSES = 9  # of a single image in a turn, fewer of several
 """Seconds before each measurement: threads of the one before have stopped waiting actively."""
 PACKAGES = ("torchvision", "openvino", "onnxruntime", "onnx", "onnxscript", "ncnn", "nncf")
 TORCHVISION = """
@@ -35,30 +35,30 @@ network = torchvision.models.vgg11()
 network.load_state_dict(torch.load(sys.argv[1] + "/model.pth", weights_only=True))
 prepare = torchvision.models.VGG11_Weights.DEFAULT.transforms()
 with torch.inference_mode():
-    print(int(network.eval()(prepare(Image.open(sys.argv[1] + "/picture.png"))[None]).argmax()))
+    print(int(network.eval()(prepare(Image.open(sys.argv[1] + "/image.png"))[None]).argmax()))
 """
 VGGKIT = """
 import sys
 from vggkit.engines.select import choose_engine
 from vggkit.engines.model_weights import ModelFile
-from vggkit.images.dataset import Picture
+from vggkit.images.dataset import ImageSample
 model = ModelFile(sys.argv[1] + "/model.safetensors")
 engine, _ = choose_engine(model, "cpu", engine="{engine}", precision="{precision}")
-picture = model.card.preprocessing(Picture(sys.argv[1] + "/picture.png").decode())
-print(int(engine.run(picture[None]).argmax()))
+image = model.card.preprocessing(ImageSample(sys.argv[1] + "/image.png").decode())
+print(int(engine.run(image[None]).argmax()))
 """
 COMPILED = """
 import sys, numpy
 from vggkit.engines.openvino import _import_openvino
-from vggkit.images.dataset import Picture
+from vggkit.images.dataset import ImageSample
 from vggkit.weights.card import read_card
 openvino = _import_openvino()
 card = read_card(sys.argv[1] + "/model.safetensors")
 blob = openvino.Tensor(numpy.memmap(sys.argv[1] + "/bf16.blob", numpy.uint8, "r"))
 options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "bf16"}
 model = openvino.Core().import_model(blob, "CPU", options)
-picture = card.preprocessing(Picture(sys.argv[1] + "/picture.png").decode())
-print(int(model(picture[None])[0].argmax()))
+image = card.preprocessing(ImageSample(sys.argv[1] + "/image.png").decode())
+print(int(model(image[None])[0].argmax()))
 """
 STARTS = {
     "torchvision, eager fp32": TORCHVISION,
@@ -109,7 +109,7 @@ def compare(runners: dict[str, tuple[Run, float]]) -> None:
         expected = next(iter(runners.values()))[0](batch)
         for name, (run, bound) in runners.items():
             found = run(batch)
-            assert found.shape == expected.shape, f"{name}: {found.shape} of {count} pictures"
+            assert found.shape == expected.shape, f"{name}: {found.shape} of {count} images"
             error = float(np.abs(found - expected).max() / expected.std())
             assert error <= bound, f"{name}: {error:.2g} of the outputs' spread from torchvision at batch {count}"
 
@@ -210,8 +210,8 @@ def main() -> None:
             "# Engines beside their peers",
             "",
             f"VGG11 at {SIDE} pixels, medians of {rounds} rounds in turn, warm. Images a second, and how many",
-            "times torchvision's eager speed (least to most). ncnn takes pictures of a batch one by one; NNCF",
-            f"has seen {CALIBRATING} random pictures. All were first compared with torchvision's outputs.",
+            "times torchvision's eager speed (least to most). ncnn takes images of a batch one by one; NNCF",
+            f"has seen {CALIBRATING} random images. All were first compared with torchvision's outputs.",
             "",
             f"| | {' | '.join(f'batch {count}' for count in BATCHES)} |",
             f"|---|{'---|' * len(BATCHES)}",

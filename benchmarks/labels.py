@@ -1,6 +1,6 @@
-"""How well wrong labels and foreign pictures are found, on the real pictures of ../shared/data.
+"""How well wrong labels and foreign images are found, on the real images of ../shared/data.
 
-Labels: a share is swapped for any other class. Foreign pictures: one for each hundred, all of one kind, with random
+Labels: a share is swapped for any other class. Foreign images: one for each hundred, all of one kind, with random
 labels. The features are those of VGG19 to relu3_4 with its published weights. The seeds are not those that the
 constants were chosen with. Writes labels.md beside itself.
 """
@@ -33,7 +33,7 @@ from vggkit.data_checks.label_errors import extract_features, find_mislabelled, 
 from vggkit.data_checks.survey import Sighting
 from vggkit.errors import BadImage
 from vggkit.hardware import describe_machine
-from vggkit.images.dataset import Picture
+from vggkit.images.dataset import ImageSample
 from vggkit.images.decoding import decode
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
@@ -42,31 +42,31 @@ SEEDS = (10, 11, 12, 13)
 Rows = tuple[np.ndarray, np.ndarray]
 
 
-def read_set(name: str, each: int) -> list[Picture]:
-    """The first pictures of each class."""
-    pictures, counts = [], Counter[str]()
+def read_set(name: str, each: int) -> list[ImageSample]:
+    """The first images of each class."""
+    images, counts = [], Counter[str]()
     if name == "cifar10":
         table = pyarrow.parquet.read_table(DATA / name / "train-00000-of-00004.parquet").slice(0, 20 * each)
         every = [
-            Picture(f"cifar10/{number}", str(row["label"]), pixels=decode(row["image"]["bytes"]))
+            ImageSample(f"cifar10/{number}", str(row["label"]), pixels=decode(row["image"]["bytes"]))
             for number, row in enumerate(table.to_pylist())
         ]
     else:
-        every = [Picture(str(path), path.parent.name) for path in sorted((DATA / name).rglob("*.*"))]
-    for picture in every:
-        if counts[picture.label] < each:
+        every = [ImageSample(str(path), path.parent.name) for path in sorted((DATA / name).rglob("*.*"))]
+    for image in every:
+        if counts[image.label] < each:
             try:
-                pixels = decode(picture.path) if picture.pixels is None else picture.pixels
+                pixels = decode(image.path) if image.pixels is None else image.pixels
             except BadImage:
                 continue
-            pictures.append(replace(picture, pixels=pixels))
-            counts[picture.label] += 1
-    return pictures
+            images.append(replace(image, pixels=pixels))
+            counts[image.label] += 1
+    return images
 
 
-def draw_strangers(count: int) -> list[Picture]:
+def draw_strangers(count: int) -> list[ImageSample]:
     rng = np.random.default_rng(0)
-    pictures = []
+    images = []
     for number in range(count):
         page = Image.new("RGB", (300, 300), "white")
         draw = ImageDraw.Draw(page)
@@ -76,21 +76,21 @@ def draw_strangers(count: int) -> list[Picture]:
         noise = rng.integers(0, 256, (200, 200, 3), dtype=np.uint8)
         plain = np.full((100, 100, 3), rng.integers(0, 256, 3), np.uint8)
         for kind, pixels in (("text", np.asarray(page)), ("noise", noise), ("plain", plain)):
-            pictures.append(Picture(f"{kind}/{number}", kind, pixels=pixels))
-    return pictures
+            images.append(ImageSample(f"{kind}/{number}", kind, pixels=pixels))
+    return images
 
 
-def describe(pictures: list[Picture], crop: int | None) -> Rows:
+def describe(images: list[ImageSample], crop: int | None) -> Rows:
     classifier = vk.Classifier.create("vgg19", labels=["a", "b"], until="relu3_4", head="pool", weights=WEIGHTS)
     if crop:
         fed = replace(classifier.preprocessing, crop_pixels=crop, resize_pixels=crop)
         classifier = vk.Classifier(classifier.network, labels=classifier.labels, preprocessing=fed)
-    features = extract_features(classifier, [Sighting("all", picture) for picture in pictures], device="cpu")
-    return features, np.array([picture.label for picture in pictures])
+    features = extract_features(classifier, [Sighting("all", image) for image in images], device="cpu")
+    return features, np.array([image.label for image in images])
 
 
 def sight(labels: np.ndarray) -> list[Sighting]:
-    return [Sighting("all", Picture(str(number), str(label))) for number, label in enumerate(labels)]
+    return [Sighting("all", ImageSample(str(number), str(label))) for number, label in enumerate(labels)]
 
 
 def place(finding: Finding | None, count: int) -> np.ndarray:
@@ -196,27 +196,27 @@ def main() -> None:
     machine = describe_machine(torch.device("cpu"))
     text = "\n".join(
         [
-            "# Finding wrong labels and foreign pictures",
+            "# Finding wrong labels and foreign images",
             "",
             "Features of VGG19 to relu3_4 at 224 pixels, CIFAR-10 at 64. Shares of labels are swapped at random,",
             f"{len(SEEDS)} seeds each, one where none is swapped; what is flagged then is the set's own doubtful",
-            "pictures or mistaken. Beside it the customary way: logistic regression and cleanlab's `both`.",
+            "images or mistaken. Beside it the customary way: logistic regression and cleanlab's `both`.",
             "",
-            "| set | pictures | swapped | flagged | precision | recall | flagged, customary | precision | recall "
+            "| set | images | swapped | flagged | precision | recall | flagged, customary | precision | recall "
             "| average precision |",
             "|" + "---|" * 10,
             *labels,
             "",
-            "Foreign pictures, one for each hundred, all of a kind, with random labels: how many are flagged, and",
+            "Foreign images, one for each hundred, all of a kind, with random labels: how many are flagged, and",
             "how many of the set's own beside them.",
             "",
-            "| set | pictures | flagged with none | " + " | ".join(strangers) + " |",
+            "| set | images | flagged with none | " + " | ".join(strangers) + " |",
             "|" + "---|" * (3 + len(strangers)),
             *outliers,
             "",
             "Seconds without the network, random features:",
             "",
-            "| pictures | features | classes | wrong labels | outliers |",
+            "| images | features | classes | wrong labels | outliers |",
             "|---|---|---|---|---|",
             *times,
             "",

@@ -1,8 +1,8 @@
-"""How well and how fast copies are found, on the real pictures of ../shared/data.
+"""How well and how fast copies are found, on the real images of ../shared/data.
 
 Recall: originals beside their changed copies; a copy counts as found when `find_alike` pairs it with its original.
 False pairs: what is flagged in sets as they are, to be looked at. imagehash's perceptual hash stands beside it,
-mirrored and turned pictures left to it as they are.
+mirrored and turned images left to it as they are.
 Writes likeness.md beside itself.
 """
 
@@ -130,26 +130,26 @@ def read_set(name: str) -> list[Image.Image]:
     if name == "cifar10":
         tables = [pyarrow.parquet.read_table(path) for path in sorted((DATA / name).glob("*.parquet"))]
         return [Image.fromarray(decode(row["image"]["bytes"])) for table in tables for row in table.to_pylist()]
-    pictures = []
+    images = []
     for path in sorted(path for path in (DATA / name).rglob("*") if path.is_file()):
         try:
-            pictures.append(Image.fromarray(decode(path)))
+            images.append(Image.fromarray(decode(path)))
         except BadImage:
             continue
-    return pictures
+    return images
 
 
-def describe(pictures: list[Image.Image]) -> np.ndarray:
-    return np.stack([describe_likeness(np.asarray(picture)) for picture in pictures])
+def describe(images: list[Image.Image]) -> np.ndarray:
+    return np.stack([describe_likeness(np.asarray(image)) for image in images])
 
 
-def hash_bits(pictures: list[Image.Image]) -> np.ndarray:
-    return np.stack([imagehash.phash(picture).hash.reshape(-1) for picture in pictures])
+def hash_bits(images: list[Image.Image]) -> np.ndarray:
+    return np.stack([imagehash.phash(image).hash.reshape(-1) for image in images])
 
 
 def measure_recall(originals: list[Image.Image], change: Change) -> tuple[float, float]:
     """Share found by find_alike, and by the perceptual hash within 8 of 64 bits."""
-    copies = [change(picture) for picture in originals]
+    copies = [change(image) for image in originals]
     pairs = {
         (pair.first, pair.second) for pair in find_alike(np.concatenate([describe(originals), describe(copies)]))
     }
@@ -158,8 +158,8 @@ def measure_recall(originals: list[Image.Image], change: Change) -> tuple[float,
     return found, float(((hash_bits(originals) ^ hash_bits(copies)).sum(1) <= 8).mean())
 
 
-def count_hash_pairs(pictures: list[Image.Image]) -> int:
-    signs = np.where(hash_bits(pictures), 1, -1).astype(np.float32)
+def count_hash_pairs(images: list[Image.Image]) -> int:
+    signs = np.where(hash_bits(images), 1, -1).astype(np.float32)
     return int((np.triu(signs @ signs.T, 1) >= 64 - 2 * 8).sum())
 
 
@@ -175,27 +175,27 @@ def main() -> None:
     count = parser.parse_args().originals
     sets = {name: read_set(name) for name in ("hymenoptera", "imagenette", "sign_digits", "cifar10")}
     chosen = {}
-    for name, pictures in sets.items():
-        rows = np.random.default_rng(1).choice(len(pictures), count, replace=False)
-        chosen[name] = [pictures[row] for row in rows]
+    for name, images in sets.items():
+        rows = np.random.default_rng(1).choice(len(images), count, replace=False)
+        chosen[name] = [images[row] for row in rows]
     recall = ["| copy | " + " | ".join(sets) + " |", "|---|" + "---|" * len(sets)]
     for label, change in CHANGES.items():
         shares = [measure_recall(originals, change) for originals in chosen.values()]
         recall.append(f"| {label} | " + " | ".join(f"{ours:.2f} ({theirs:.2f})" for ours, theirs in shares) + " |")
         print(recall[-1], flush=True)
     rows = [
-        "| set | pictures | ms to describe one | pairs | groups | s to search | imagehash's pairs |",
+        "| set | images | ms to describe one | pairs | groups | s to search | imagehash's pairs |",
         "|" + "---|" * 7,
     ]
     described = {}
-    for name, pictures in sets.items():
-        pixels = [np.asarray(picture) for picture in pictures]
+    for name, images in sets.items():
+        pixels = [np.asarray(image) for image in images]
         started = time.perf_counter()
         described[name] = np.stack([describe_likeness(each) for each in pixels])
         cost = (time.perf_counter() - started) / len(pixels) * 1000
-        hashes = str(count_hash_pairs(pictures)) if len(pictures) <= 10_000 else "-"
+        hashes = str(count_hash_pairs(images)) if len(images) <= 10_000 else "-"
         pairs, groups, seconds = search(described[name])
-        rows.append(f"| {name} | {len(pictures):,} | {cost:.2f} | {pairs} | {groups} | {seconds:.1f} | {hashes} |")
+        rows.append(f"| {name} | {len(images):,} | {cost:.2f} | {pairs} | {groups} | {seconds:.1f} | {hashes} |")
         print(rows[-1], flush=True)
     cifar = described["cifar10"]
     doubled = np.concatenate([cifar, np.roll(cifar, cifar.shape[1] // 2, axis=1)])  # upper and lower half exchanged

@@ -1,8 +1,8 @@
-"""What bfloat16 and int8 change in the answers of trained networks, on held-out pictures.
+"""What bfloat16 and int8 change in the answers of trained networks, on held-out images.
 
 VGG-19 to relu3_4 (Oxford's weights) with a head learnt from photos, and VGG11 with batch norm learnt from random
-weights on CIFAR-10; each answers pictures that it did not learn from in float32, bfloat16 and int8. Ranges for int8
-are measured on pictures that were learnt from. Writes precision.md beside itself.
+weights on CIFAR-10; each answers images that it did not learn from in float32, bfloat16 and int8. Ranges for int8
+are measured on images that were learnt from. Writes precision.md beside itself.
 """
 
 import argparse
@@ -18,48 +18,48 @@ import vggkit as vk
 from vggkit.engines.activation_ranges import measure_ranges
 from vggkit.evaluation.evaluation import proportion_interval
 from vggkit.hardware import computes_bf16, describe_machine
-from vggkit.images.dataset import Picture, PictureSet
+from vggkit.images.dataset import ImageDataset, ImageSample
 from vggkit.images.preprocessing import suit_preprocessing
 from vggkit.weights.model import Classifier
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 WEIGHTS = SHARED / "weights" / "vgg19_oxford_features_to_relu3_4_caffeBGR.pth"
 RANGES_FROM = 128
-"""Pictures that ranges are measured on."""
+"""Images that ranges are measured on."""
 
 
-def divide_photos(name: str, each: int | None) -> PictureSet:
+def divide_photos(name: str, each: int | None) -> ImageDataset:
     """The folder's own parts, or `each` photos of a class to learn from and all others held out."""
-    opened = vk.open_pictures(str(SHARED / name))
+    opened = vk.open_dataset(str(SHARED / name))
     if each is None:
         return opened
-    learnt: list[Picture] = []
+    learnt: list[ImageSample] = []
     for label in opened.labels:
-        learnt += [picture for picture in opened.part("train") if picture.label == label][:each]
-    paths = {picture.path for picture in learnt}
-    rest = [picture for picture in opened.part("train") if picture.path not in paths]
+        learnt += [image for image in opened.part("train") if image.label == label][:each]
+    paths = {image.path for image in learnt}
+    rest = [image for image in opened.part("train") if image.path not in paths]
     return opened.keep({"train": learnt, "val": [*rest, *opened.part("val")]})
 
 
-def divide_cifar() -> PictureSet:
-    opened = vk.open_pictures(str(SHARED / "cifar10"))
+def divide_cifar() -> ImageDataset:
+    opened = vk.open_dataset(str(SHARED / "cifar10"))
     everything = list(opened.part("train", "all"))
     random.Random(1).shuffle(everything)
     return opened.keep({"train": everything[5000:], "val": everything[:5000]})
 
 
-def learn_head(pictures: PictureSet, folder: Path) -> Classifier:
+def learn_head(images: ImageDataset, folder: Path) -> Classifier:
     classifier = Classifier.create(
-        "vgg19", labels=pictures.labels, weights=WEIGHTS, until="relu3_4", head="pool", seed=0
+        "vgg19", labels=images.labels, weights=WEIGHTS, until="relu3_4", head="pool", seed=0
     )
     recipe = vk.Recipe(trainable="head")
-    return vk.train(classifier, pictures, recipe, out=folder / "run", despite_findings=True).classifier
+    return vk.train(classifier, images, recipe, out=folder / "run", despite_findings=True).classifier
 
 
-def learn_all(pictures: PictureSet, folder: Path, epochs: int) -> Classifier:
+def learn_all(images: ImageDataset, folder: Path, epochs: int) -> Classifier:
     classifier = Classifier.create(
         "vgg11_bn",
-        labels=pictures.labels,
+        labels=images.labels,
         head="pool",
         preprocessing=suit_preprocessing(32),
         initialization="dirac",
@@ -68,18 +68,18 @@ def learn_all(pictures: PictureSet, folder: Path, epochs: int) -> Classifier:
     recipe = vk.Recipe(
         epochs=epochs, optimizer="muon", learning_rate=0.004, batch_size=512, schedule="one-cycle", clip_norm=0.0
     )
-    return vk.train(classifier, pictures, recipe, out=folder / "run", despite_findings=True).classifier
+    return vk.train(classifier, images, recipe, out=folder / "run", despite_findings=True).classifier
 
 
-def compare(classifier: Classifier, pictures: PictureSet) -> list[str]:
-    """A row a precision: top-1, and the share of pictures with float32's class."""
-    seen = random.Random(0).sample(list(pictures.part("train")), RANGES_FROM)
-    batch = np.stack([classifier.preprocessing(picture.decode()) for picture in seen])
+def compare(classifier: Classifier, images: ImageDataset) -> list[str]:
+    """A row a precision: top-1, and the share of images with float32's class."""
+    seen = random.Random(0).sample(list(images.part("train")), RANGES_FROM)
+    batch = np.stack([classifier.preprocessing(image.decode()) for image in seen])
     classifier.keep_ranges(measure_ranges(classifier.network, np.split(batch, 16)), about={})
     found = {}
     for precision in ("fp32", "bf16", "int8"):
         if precision != "bf16" or computes_bf16("cpu"):
-            found[precision] = vk.evaluate(classifier, pictures, split="val", precision=precision)
+            found[precision] = vk.evaluate(classifier, images, split="val", precision=precision)
     exact, rows = found["fp32"].answers, []
     for precision, scored in found.items():
         same = int((scored.answers.log_probabilities.argmax(1) == exact.log_probabilities.argmax(1)).sum())
@@ -102,27 +102,27 @@ def main() -> None:
         print(f"skipped: {SHARED} is not there")
         return
     rows = []
-    for name, pictures in (
+    for name, images in (
         ("VGG-19 to relu3_4, imagenette", divide_photos("imagenette", 100)),
         ("VGG-19 to relu3_4, hymenoptera", divide_photos("hymenoptera", None)),
         (f"VGG11-BN, CIFAR-10, {epochs} epochs", divide_cifar()),
     ):
         with tempfile.TemporaryDirectory() as folder:
             cifar = "CIFAR" in name
-            learnt = learn_all(pictures, Path(folder), epochs) if cifar else learn_head(pictures, Path(folder))
-        rows += [f"| {name} | {row}" for row in compare(learnt, pictures)]
+            learnt = learn_all(images, Path(folder), epochs) if cifar else learn_head(images, Path(folder))
+        rows += [f"| {name} | {row}" for row in compare(learnt, images)]
         print("\n".join(rows), flush=True)
     machine = describe_machine(torch.device("cpu"))
     text = "\n".join(
         [
             "# What bfloat16 and int8 change",
             "",
-            "Answers of trained networks on held-out pictures: of imagenette 100 photos a class were learnt from",
-            "and 1,300 held out, of hymenoptera the folder's own 153, of CIFAR-10's training pictures 5,000. These",
-            "chose the best epoch in training, and nothing here. Ranges of int8 are of 128 pictures learnt",
+            "Answers of trained networks on held-out images: of imagenette 100 photos a class were learnt from",
+            "and 1,300 held out, of hymenoptera the folder's own 153, of CIFAR-10's training images 5,000. These",
+            "chose the best epoch in training, and nothing here. Ranges of int8 are of 128 images learnt",
             "from. Top-1 with its 95 % bootstrap interval, the same class as in float32 with Wilson's.",
             "",
-            "| network, pictures | in | top-1 | same class |",
+            "| network, images | in | top-1 | same class |",
             "|---|---|---|---|",
             *rows,
             "",

@@ -1,4 +1,4 @@
-"""Pictures from a folder, a table, tar shards and Parquet: how many a second, and whether memory stays flat.
+"""Images from a folder, a table, tar shards and Parquet: how many a second, and whether memory stays flat.
 
 The same real photos are stored in each way, many times over, and pass through decoding and
 preprocessing as they do when a Classifier is asked, with 1 and 2 threads that decode; each
@@ -31,27 +31,27 @@ def store(folder: Path, copies: int) -> None:
     import pyarrow.parquet as pq
 
     from vggkit.errors import BadImage
-    from vggkit.images.sources.open_dataset import open_pictures
+    from vggkit.images.sources.open_dataset import open_dataset
 
     chosen = []
-    for picture in open_pictures(PHOTOS).part("train"):
+    for image in open_dataset(PHOTOS).part("train"):
         try:
-            picture.decode()
+            image.decode()
         except BadImage:
             continue
-        chosen.append(picture)
+        chosen.append(image)
     names = [(f"{copy:03d}_{Path(p.path).name}", p) for copy in range(copies) for p in chosen]
-    for name, picture in names:
-        place = folder / "folder" / str(picture.label) / name
+    for name, image in names:
+        place = folder / "folder" / str(image.label) / name
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.symlink_to(picture.path)
+        place.symlink_to(image.path)
     with open(folder / "table.csv", "w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["path", "label"])
         rows.writerows([f"folder/{p.label}/{name}", p.label] for name, p in names)
     with tarfile.open(folder / "photos.tar", "w") as archive:
-        for name, picture in names:
-            archive.add(picture.path, arcname=f"{picture.label}/{name}")
+        for name, image in names:
+            archive.add(image.path, arcname=f"{image.label}/{name}")
     schema = pa.schema(
         [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.string())]
     )
@@ -65,12 +65,12 @@ def store(folder: Path, copies: int) -> None:
 
 
 def measure(place: str, workers: int) -> dict[str, float]:
-    """Pictures a second, and resident memory at a quarter of the way and at the end, in this process."""
+    """Images a second, and resident memory at a quarter of the way and at the end, in this process."""
     import numpy as np
 
     from vggkit.engines.stream import stream_answers
     from vggkit.images.preprocessing import Preprocessing
-    from vggkit.images.sources.open_dataset import iterate_pictures
+    from vggkit.images.sources.open_dataset import iterate_images
 
     class Nothing:
         def run(self, batch: np.ndarray) -> np.ndarray:
@@ -88,7 +88,7 @@ def measure(place: str, workers: int) -> dict[str, float]:
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     started = time.perf_counter()
-    for answer in stream_answers(Nothing(), Preprocessing(), iterate_pictures([place]), decoders=workers):
+    for answer in stream_answers(Nothing(), Preprocessing(), iterate_images([place]), decoders=workers):
         assert answer.output is not None, answer.problem
         done += 1
     seconds = time.perf_counter() - started
@@ -147,9 +147,9 @@ def write(found: dict[tuple[str, int], list[dict[str, float]]], rounds: int) -> 
     n = int(found["folder", 1][0]["n"])
     text = "\n".join(
         [
-            "# Pictures from anywhere",
+            "# Images from anywhere",
             "",
-            f"{n:,} real photos (about 500×375), decoded, resized, cut and normalised to 224 pixels; pictures a",
+            f"{n:,} real photos (about 500×375), decoded, resized, cut and normalised to 224 pixels; images a",
             f"second with 1 and with 2 threads, medians of {rounds} processes in turn (least to most). Memory is",
             "what the process holds with 2 threads, after a quarter of the way and at the end.",
             "",

@@ -188,11 +188,11 @@ def main() -> None:
         [
             "# A training step beside torchvision's",
             "",
-            f"VGG11, {SIDE} pixels, batch {BATCH}, 1000 classes, SGD with momentum: pictures a second, and how",
+            f"VGG11, {SIDE} pixels, batch {BATCH}, 1000 classes, SGD with momentum: images a second, and how",
             f"many times torchvision's eager fp32 step, medians of {options.runs} processes of {options.steps}",
             "steps (least to most); memory of the process at its largest, in GB.",
             "",
-            "| | pictures/s | times eager fp32 | GB |",
+            "| | images/s | times eager fp32 | GB |",
             "|---|---|---|---|",
             *steps,
             "",

@@ -82,14 +82,14 @@ def empty_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture
 def shared() -> Path:
-    """Real pictures and weights, which lie beside the repository where they are there at all."""
+    """Real images and weights, which lie beside the repository where they are there at all."""
     if not SHARED.is_dir():
-        pytest.skip("needs the real pictures in ../shared/data, which are not here")
+        pytest.skip("needs the real images in ../shared/data, which are not here")
     return SHARED
 
 
 def draw_class(label: str, seed: int, side: int = 40) -> np.ndarray:
-    """A noisy picture whose stripes or colour tell its class."""
+    """A noisy image whose stripes or colour tell its class."""
     rng = np.random.default_rng([seed, *label.encode()])
     pixels = rng.integers(0, 90, (side, side + 8, 3))
     match label:

@@ -43,7 +43,7 @@ def classifier() -> vk.Classifier:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def image(tmp_path: Path) -> Path:
     pixels = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "p.png")
     return tmp_path / "p.png"
@@ -59,13 +59,13 @@ def test_counts_are_whole_numbers_whoever_made_them(name: str) -> None:
             COUNTS[name](value)
 
 
-def test_counts_of_functions(classifier: vk.Classifier, picture: Path, tmp_path: Path) -> None:
+def test_counts_of_functions(classifier: vk.Classifier, image: Path, tmp_path: Path) -> None:
     asked: dict[str, Callable[[object], object]] = {
-        "top": lambda value: vk.predict(classifier, picture, top=value),
-        "batch_size": lambda value: vk.predict(classifier, picture, batch_size=value),
-        "batch_size ": lambda value: vk.embed(classifier, picture, batch_size=value),
-        "batch_size must": lambda value: vk.evaluate(classifier, picture, batch_size=value),
-        "top ": lambda value: vk.predict_into(classifier, picture, tmp_path / "x.csv", top=value),
+        "top": lambda value: vk.predict(classifier, image, top=value),
+        "batch_size": lambda value: vk.predict(classifier, image, batch_size=value),
+        "batch_size ": lambda value: vk.embed(classifier, image, batch_size=value),
+        "batch_size must": lambda value: vk.evaluate(classifier, image, batch_size=value),
+        "top ": lambda value: vk.predict_into(classifier, image, tmp_path / "x.csv", top=value),
         "image_pixels": lambda value: vk.check(tmp_path, image_pixels=value or 0),
         "rounds": lambda value: vk.bench(classifier, rounds=value),
         "each of batch_sizes": lambda value: vk.bench(classifier, batch_sizes=[value]),
@@ -75,8 +75,8 @@ def test_counts_of_functions(classifier: vk.Classifier, picture: Path, tmp_path:
         for value in NO_COUNT:
             with pytest.raises(BadInput, match=name):
                 ask(value)
-    assert len(vk.predict(classifier, picture, top=np.int64(1), batch_size=np.int32(4))[0].labels) == 1
-    assert vk.embed(classifier, picture, batch_size=torch.tensor(3)).vectors.shape == (1, 128)
+    assert len(vk.predict(classifier, image, top=np.int64(1), batch_size=np.int32(4))[0].labels) == 1
+    assert vk.embed(classifier, image, batch_size=torch.tensor(3)).vectors.shape == (1, 128)
     assert vk.summarize(classifier.configuration, input=(np.int64(32), np.int16(40))).input_pixels == (32, 40)
     assert vk.adapt_filters(torch.ones(4, 3, 3, 3), np.int64(1)).shape == (4, 1, 3, 3)
 
@@ -138,7 +138,7 @@ def test_numbers_of_other_records(classifier: vk.Classifier, tmp_path: Path) -> 
             vk.Preprocessing(mean=values)
 
 
-def test_a_share_is_no_percentage(classifier: vk.Classifier, picture: Path) -> None:
+def test_a_share_is_no_percentage(classifier: vk.Classifier, image: Path) -> None:
     for value, said in (
         (95, r"95 % is 0\.95"),
         (0, "above 0"),
@@ -147,16 +147,16 @@ def test_a_share_is_no_percentage(classifier: vk.Classifier, picture: Path) -> N
         (True, "share"),
     ):
         with pytest.raises(BadInput, match=f"wanted_precision must be a share.*{said}|{said}"):
-            vk.evaluate(classifier, picture, wanted_precision=value)
+            vk.evaluate(classifier, image, wanted_precision=value)
     for value in (95, True, "0.5", float("nan")):
         with pytest.raises(BadConfiguration, match="threshold must be a number from 0 to 1"):
             classifier.calibrate(threshold=value, about={})
 
 
-def test_seconds(classifier: vk.Classifier, picture: Path, tmp_path: Path) -> None:
+def test_seconds(classifier: vk.Classifier, image: Path, tmp_path: Path) -> None:
     for value in (-1, float("nan"), "x", None, True):
         with pytest.raises(BadInput, match="save_seconds must be a number of 0 or more"):
-            vk.predict_into(classifier, picture, tmp_path / "x.csv", save_seconds=value)
+            vk.predict_into(classifier, image, tmp_path / "x.csv", save_seconds=value)
         with pytest.raises(BadInput, match="seconds_between must be a number of 0 or more"):
             vk.train(classifier, tmp_path, seconds_between=value)
         with pytest.raises(BadInput, match="seconds must be a number"):
@@ -184,7 +184,7 @@ class Place:
         return str(self.path)
 
 
-def test_paths(classifier: vk.Classifier, picture: Path, tmp_path: Path) -> None:
+def test_paths(classifier: vk.Classifier, image: Path, tmp_path: Path) -> None:
     file = tmp_path / "x.safetensors"
     classifier.save(Place(file))
     assert vk.load(Place(file)).labels == ("a", "b")
@@ -193,7 +193,7 @@ def test_paths(classifier: vk.Classifier, picture: Path, tmp_path: Path) -> None
         classifier.configuration, labels=["a", "b"], weights=Place(file), preprocessing=SMALL
     )
     assert torch.equal(made.network.features[0].weight, classifier.network.features[0].weight)
-    assert vk.predict_into(classifier, picture, Place(tmp_path / "x.csv")).pictures == 1
+    assert vk.predict_into(classifier, image, Place(tmp_path / "x.csv")).images == 1
     for value, said in (
         (os.fsencode(file), "got bytes.*os.fsdecode"),
         (3, "got int"),
@@ -207,25 +207,25 @@ def test_paths(classifier: vk.Classifier, picture: Path, tmp_path: Path) -> None
             lambda value: vk.convert(value, tmp_path / "y.pth", to="torchvision"),
             lambda value: vk.convert(file, value, to="torchvision"),
             lambda value: vk.Classifier.create("vgg11", labels=["a"], weights=value),
-            lambda value: vk.search(value, picture),
+            lambda value: vk.search(value, image),
             lambda value: vk.compare([value]),
-            lambda value: vk.predict_into(classifier, picture, value),
+            lambda value: vk.predict_into(classifier, image, value),
         ):
             with pytest.raises(VggkitError, match=said):
                 ask(value)
 
 
-def test_verbs_say_what_they_take(classifier: vk.Classifier, picture: Path, tmp_path: Path) -> None:
+def test_verbs_say_what_they_take(classifier: vk.Classifier, image: Path, tmp_path: Path) -> None:
     verbs = {
-        "predict": lambda given: vk.predict(given, picture),
-        "embed": lambda given: vk.embed(given, picture),
+        "predict": lambda given: vk.predict(given, image),
+        "embed": lambda given: vk.embed(given, image),
         "evaluate": lambda given: vk.evaluate(given, tmp_path),
         "train": lambda given: vk.train(given, tmp_path),
         "check": lambda given: vk.check(tmp_path, given),
     }
     for verb, ask in verbs.items():
         for given, said in (
-            (picture, r"load it first: vggkit\.load\("),
+            (image, r"load it first: vggkit\.load\("),
             ("vgg16", r"load it first: vggkit\.load\('vgg16'\)"),
             (classifier.network, r"vggkit\.Classifier\(network, labels="),
             (3, "got int"),
@@ -245,7 +245,7 @@ def test_verbs_say_what_they_take(classifier: vk.Classifier, picture: Path, tmp_
                 ask(given)
     for layer in (3, None, ["pool1"], b"pool1", "Pool1"):
         with pytest.raises(UnknownName, match="pool1"):
-            vk.embed(classifier, picture, layer=layer)
+            vk.embed(classifier, image, layer=layer)
     for ask, said in (
         (lambda: vk.fuse([]), "two Evaluations"),
         (lambda: vk.fuse(3), "two Evaluations"),

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from vggkit.evaluation.evaluation import Evaluation
     from vggkit.evaluation.measure import evaluate
     from vggkit.evaluation.predictions import Answers
-    from vggkit.images.dataset import Picture, PictureSet
+    from vggkit.images.dataset import ImageDataset, ImageSample
     from vggkit.images.preprocessing import Preprocessing
-    from vggkit.images.sources.open_dataset import open_pictures
+    from vggkit.images.sources.open_dataset import open_dataset
     from vggkit.inference.bulk import BulkResult
     from vggkit.inference.embed import Embeddings, embed
     from vggkit.inference.predict import Prediction, predict
@@ -61,8 +61,8 @@ _HOMES = {
     "Diagnosis": "data_checks.findings",
     "Evaluation": "evaluation.evaluation",
     "PairedComparison": "evaluation.comparison",
-    "Picture": "images.dataset",
-    "PictureSet": "images.dataset",
+    "ImageSample": "images.dataset",
+    "ImageDataset": "images.dataset",
     "Prediction": "inference.predict",
     "Preprocessing": "images.preprocessing",
     "Recipe": "training.recipe",
@@ -84,7 +84,7 @@ _HOMES = {
     "initialize": "models.initialization",
     "list_models": "models.configuration",
     "load": "weights.model",
-    "open_pictures": "images.sources.open_dataset",
+    "open_dataset": "images.sources.open_dataset",
     "predict": "inference.predict",
     "summarize": "models.summary",
     "train": "workflows.train",
@@ -106,9 +106,9 @@ __all__ = [  # noqa: RUF022 (as people meet them)
     "Conversion",
     "fetch",
     "Recipe",
-    "open_pictures",
-    "Picture",
-    "PictureSet",
+    "open_dataset",
+    "ImageSample",
+    "ImageDataset",
     "check",
     "Diagnosis",
     "train",

@@ -4,8 +4,8 @@
     ├── UnknownName          a model, layer, head, verb or source nobody knows; the nearest one is named
     ├── BadConfiguration     a network or a recipe that cannot exist, or options that contradict
     ├── BadInput             a tensor or a value that the network or function cannot take
-    ├── BadImage             a file that is not a readable picture
-    ├── BadData              a place without the pictures or classes that were asked for
+    ├── BadImage             a file that is not a readable image
+    ├── BadData              a place without the images or classes that were asked for
     ├── BadCheckpoint        a weights file that is broken, unsafe or of another network
     ├── BadDownload          a host that does not give the file that was asked of it, or no network
     ├── BadOutput            a place that cannot be written to
@@ -59,11 +59,11 @@ class BadInput(VggkitError, ValueError):
 
 
 class BadImage(VggkitError, ValueError):
-    """A file that is not a readable picture; the message starts with its path."""
+    """A file that is not a readable image; the message starts with its path."""
 
 
 class BadData(VggkitError, ValueError):
-    """A place without the pictures or classes that were asked for."""
+    """A place without the images or classes that were asked for."""
 
 
 class BadCheckpoint(VggkitError, ValueError):

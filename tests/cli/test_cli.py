@@ -143,13 +143,13 @@ def asked(monkeypatch):
 
 def test_what_train_was_asked_is_told_whole(asked, photos, tmp_path, monkeypatch):
     monkeypatch.chdir(photos.parent)
-    (classifier, pictures, recipe), options = asked(
+    (classifier, images, recipe), options = asked(
         *("train", photos.name, "--until", "pool1", "--image-size", 32, "--epochs", 2, "--batch-size", 4),
         *("--loggers", "tensorboard", "wandb", "--despite-findings", "--find-learning-rate", "--save-seconds", 7),
         *("--out", "r", "--device", "cpu", "--quiet"),
     )
     assert classifier.configuration.until == "pool1"
-    assert (pictures.name, recipe) == (photos.name, Recipe(epochs=2, batch_size=4))
+    assert (images.name, recipe) == (photos.name, Recipe(epochs=2, batch_size=4))
     written = RunConfig(
         data=str(photos),
         despite_findings=True,
@@ -181,11 +181,11 @@ def test_what_train_was_asked_is_told_whole(asked, photos, tmp_path, monkeypatch
             True,
         )
     # Explicit options win, flags too, and whether they say the same or not.
-    (_, pictures, recipe), again = asked(
+    (_, images, recipe), again = asked(
         *("train", photos / "train", "--config=run", "--epochs=5", "--no-despite-findings", "--model", "vgg13"),
         *("--no-reduced-decoding", "--loggers", "csv", "--quiet"),
     )
-    assert pictures.name == str(photos / "train")
+    assert images.name == str(photos / "train")
     assert recipe == Recipe(epochs=5, batch_size=4)
     assert again["asked"] == RunConfig(
         data=str(photos / "train"),
@@ -218,7 +218,7 @@ def test_weights_of_a_run_are_held_against_the_classes_of_the_data(asked, photos
         assert options["asked"].network.weights == str(place)
 
 
-def test_resume_takes_the_run_s_folder_and_where_its_pictures_are_now(asked):
+def test_resume_takes_the_run_s_folder_and_where_its_images_are_now(asked):
     arguments, options = asked("train", "--resume", "runs/a", "--device", "cpu", "--quiet", "--save-seconds=9")
     assert arguments == (Path("runs/a"), None)
     assert options == {"device": "cpu", "quiet": True, "seconds_between": 9.0, "plots": None}
@@ -244,7 +244,7 @@ def test_the_help_of_an_option_is_the_text_under_its_field(capsys, monkeypatch):
             assert text in shown, name
 
 
-def test_compare_as_table_json_and_picture(tmp_path, capsys):
+def test_compare_as_table_json_and_image(tmp_path, capsys):
     for name, rate in (("a", 0.1), ("b", 0.2)):
         RunConfig(recipe=Recipe(learning_rate=rate)).write(tmp_path / name / "config.yaml")
         (tmp_path / name / "metrics.csv").write_text(
@@ -292,7 +292,7 @@ def test_code_prints_a_listing(capsys):
     compile(out, "listing", "exec")
 
 
-def test_predict_as_json_is_an_object_a_picture(model, photos, tmp_path, capsys):
+def test_predict_as_json_is_an_object_an_image(model, photos, tmp_path, capsys):
     broken = tmp_path / "broken.jpg"
     broken.write_text("x")
     code, out, err = call("predict", model, photos / "val", broken, "--json", "--top", 2, capsys=capsys)
@@ -312,7 +312,7 @@ def test_predict_to_a_file_says_what_is_in_it(model, photos, tmp_path, capsys):
     out = tmp_path / "r.csv"
     code, said, err = call("predict", model, photos / "val", broken, "--out", out, "--top", 1, capsys=capsys)
     assert (code, err) == (0, "")
-    assert said.startswith(f"{out}: 16 pictures, 1 of them without an answer: their rows say why; computed by ")
+    assert said.startswith(f"{out}: 16 images, 1 of them without an answer: their rows say why; computed by ")
     lines = out.read_text().splitlines()
     assert lines[0] == "path,answer,label_1,probability_1,problem"
     assert len(lines) == 17
@@ -329,7 +329,7 @@ def test_embed_then_search(model, photos, tmp_path, capsys):
     index = tmp_path / "v.npy"
     code, said, _ = call("embed", model, photos / "val", "--out", index, capsys=capsys)
     assert code == 0
-    assert said.startswith(f"{index}: 15 pictures; computed by ")
+    assert said.startswith(f"{index}: 15 images; computed by ")
     asked = photos / "val" / "red" / "101.png"
     code, said, _ = call("search", index, asked, "--top", 2, "--json", capsys=capsys)
     assert code == 0
@@ -407,7 +407,7 @@ def test_asking_a_file_on_a_processor_imports_no_torch(model, photos, tmp_path):
     """A card, mapped weights and OpenVINO are enough; half a process's time is gone otherwise."""
     pytest.importorskip("openvino")
     pytest.importorskip("faiss")
-    picture = next((photos / "val" / "red").iterdir())
+    image = next((photos / "val" / "red").iterdir())
 
     def ask(*arguments, environment=None):
         code = (
@@ -426,15 +426,15 @@ def test_asking_a_file_on_a_processor_imports_no_torch(model, photos, tmp_path):
         assert told.stdout.splitlines()[-1] == "[]", told.stderr
         return told
 
-    told = ask("predict", model, picture, "--device", "cpu")
-    assert told.stdout.startswith(f"{picture}: ")
+    told = ask("predict", model, image, "--device", "cpu")
+    assert told.stdout.startswith(f"{image}: ")
     kind = "bfloat16, which" if computes_bf16("cpu") else "float32, for"
     assert f"computed by OpenVINO in {kind}" in told.stderr
-    told = ask("predict", model, picture, "--device", "cpu", environment={"ONEDNN_MAX_CPU_ISA": "AVX2"})
+    told = ask("predict", model, image, "--device", "cpu", environment={"ONEDNN_MAX_CPU_ISA": "AVX2"})
     assert "computed by OpenVINO in float32, for this processor has no fast bfloat16" in told.stderr
     ask("predict", model, photos / "val", "--device", "cpu", "--out", tmp_path / "answers.csv")
     ask("embed", model, photos / "val", "--device", "cpu", "--out", tmp_path / "vectors.npy")
-    assert "100.png" in ask("search", tmp_path / "vectors.npy", picture, "--device", "cpu").stdout
+    assert "100.png" in ask("search", tmp_path / "vectors.npy", image, "--device", "cpu").stdout
 
 
 def test_every_engine_says_the_same(model, photos, tmp_path, capsys):

@@ -12,7 +12,7 @@ from conftest import fill_folder
 from vggkit.cli import main as cli
 from vggkit.evaluation.predictions import Answers
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.images.sources.open_dataset import open_pictures
+from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.weights.model import Classifier, load
 
 FORMULA = "=1+1"
@@ -65,7 +65,7 @@ def test_a_cleaned_table_is_harmless_and_trains_as_the_folder(place, tmp_path, m
     demand_harmless(place / "clean.csv")
     names = pandas.read_csv("clean.csv")["path"]
     assert all(Path(name).is_file() for name in names)
-    table, folder = open_pictures("clean.csv"), open_pictures(FORMULA)
+    table, folder = open_dataset("clean.csv"), open_dataset(FORMULA)
     assert table.labels == folder.labels == LABELS
     assert {each.label for each in table.part("train")} == set(LABELS)
     call("train", "clean.csv", "--out", tmp_path / "run", *TRAINING, "--despite-findings")
@@ -144,18 +144,18 @@ def test_nothing_that_is_read_is_overwritten(place, tmp_path, monkeypatch, capsy
     table = tmp_path / "t.csv"
     rows = "".join(f"{place / FORMULA}/val/{FORMULA}/101.png,{label}\n" for label in LABELS)
     table.write_text(f"path,label\n{rows}", encoding="utf-8")
-    picture = tmp_path / "p.png"
-    shutil.copyfile(place / FORMULA / "val" / FORMULA / "101.png", picture)
+    image = tmp_path / "p.png"
+    shutil.copyfile(place / FORMULA / "val" / FORMULA / "101.png", image)
     (tmp_path / "again.csv").hardlink_to(table)
-    call("embed", "m.safetensors", picture, "--out", tmp_path / "v.npy", "--quiet")
+    call("embed", "m.safetensors", image, "--out", tmp_path / "v.npy", "--quiet")
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     for arguments in (
         ("evaluate", "m.safetensors", table, "--results", table),
         ("evaluate", "m.safetensors", table, "--results", tmp_path / "again.csv"),
         ("predict", "m.safetensors", table, "--out", table, "--overwrite"),
         ("check", table, "--fix", tmp_path / "again.csv"),
-        ("search", tmp_path / "v.npy", picture, "--sheet", picture),
-        ("bench", "m.safetensors", picture, "--plot", picture),
+        ("search", tmp_path / "v.npy", image, "--sheet", image),
+        ("bench", "m.safetensors", image, "--plot", image),
     ):
         capsys.readouterr()
         call(*arguments, "--quiet", code=2)

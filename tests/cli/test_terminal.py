@@ -151,7 +151,7 @@ VERBS = {
     "demo": ("demo", "--out", "OUT", "--device", "cpu"),
 }
 SLOW = {"bench", "demo"}
-"""A process for each engine; 1,797 pictures."""
+"""A process for each engine; 1,797 images."""
 WITHOUT_BAR = {"models", "summary", "code", "identify", "convert", "compare"}
 SAID = {
     "code": "nn.Sequential",

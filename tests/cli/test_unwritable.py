@@ -12,7 +12,7 @@ import pytest
 
 from conftest import fill_folder
 from vggkit.cli import main as cli
-from vggkit.images.dataset import Picture
+from vggkit.images.dataset import ImageSample
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import Configuration
 from vggkit.weights.model import Classifier
@@ -92,7 +92,7 @@ def without_rights() -> Iterator[None]:
 
 @pytest.fixture
 def demand_refusal(place, monkeypatch, capsys):
-    """Runs a command that must refuse before it looks at a picture."""
+    """Runs a command that must refuse before it looks at an image."""
 
     def look(self, *_, **__):
         raise AssertionError(f"{self.path} was looked at before it was known that nothing can be written")
@@ -100,7 +100,7 @@ def demand_refusal(place, monkeypatch, capsys):
     def demand(arguments: tuple[str, ...], out: Path) -> None:
         monkeypatch.chdir(place)
         for name in ("decode", "read"):
-            monkeypatch.setattr(Picture, name, look)
+            monkeypatch.setattr(ImageSample, name, look)
         before = {path: path.is_file() and path.read_bytes() for path in place.rglob("*")}
         capsys.readouterr()
         code = run(*(each.replace("OUT", str(out)) for each in arguments), *(["--quiet"] * (arguments[0] in QUIET)))

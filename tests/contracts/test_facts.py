@@ -127,7 +127,7 @@ def test_where_each_relu_stands(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list_models())
-def test_the_smallest_picture_is_32_pixels(name: str) -> None:
+def test_the_smallest_image_is_32_pixels(name: str) -> None:
     assert find_configuration(name).minimum_side == 32
     with torch.device("meta"):
         network = VGG(name)

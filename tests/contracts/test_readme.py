@@ -1,4 +1,4 @@
-"""Every code block of the README runs, in a folder with a few pictures."""
+"""Every code block of the README runs, in a folder with a few images."""
 
 import os
 import re

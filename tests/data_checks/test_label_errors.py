@@ -18,7 +18,7 @@ from vggkit.data_checks.label_errors import (
 )
 from vggkit.data_checks.survey import Sighting
 from vggkit.engines.pytorch import PyTorchEngine
-from vggkit.images.dataset import Picture
+from vggkit.images.dataset import ImageSample
 from vggkit.images.near_duplicates import Alike
 from vggkit.models.configuration import Configuration
 from vggkit.workflows.check import check
@@ -27,7 +27,7 @@ pytest.importorskip("cleanlab")
 
 
 def sight(labels: np.ndarray | list[int]) -> list[Sighting]:
-    return [Sighting("all", Picture(str(number), f"c{label:03d}")) for number, label in enumerate(labels)]
+    return [Sighting("all", ImageSample(str(number), f"c{label:03d}")) for number, label in enumerate(labels)]
 
 
 def draw_blobs(counts: list[int], *, size: int = 32, apart: float = 2.0, seed: int = 0):
@@ -94,9 +94,9 @@ def test_copies_do_not_vouch_for_each_other():
 
 
 def test_units_join_copies_near_copies_and_groups():
-    pictures = [Picture(str(number), "a", group="g" if number in (3, 4) else None) for number in range(7)]
+    images = [ImageSample(str(number), "a", group="g" if number in (3, 4) else None) for number in range(7)]
     digests = [b"1", b"2", b"1", b"3", b"4", b"5", b""]
-    sightings = [Sighting("all", p, digest=d) for p, d in zip(pictures, digests, strict=True)]
+    sightings = [Sighting("all", p, digest=d) for p, d in zip(images, digests, strict=True)]
     numbers = number_units(sightings, [Alike(1, 5, 0.9)])
     assert numbers[0] == numbers[2]
     assert numbers[1] == numbers[5]
@@ -123,7 +123,7 @@ def test_a_class_of_copies_alone_is_not_judged():
     assert find_mislabelled(sight(labels[30:]), features[30:], groups[30:]) is None
 
 
-def test_fewer_pictures_than_features_and_equal_features_stay_finite():
+def test_fewer_images_than_features_and_equal_features_stay_finite():
     for features, labels in (draw_blobs([8, 8], size=300), (np.ones((16, 40), np.float32), np.repeat([0, 1], 8))):
         judgement = judge(features, labels, np.arange(16))
         assert np.isfinite(judgement.probabilities).all()
@@ -163,15 +163,15 @@ def test_a_small_class_of_its_own_kind_is_no_outlier():
     assert not set(flagged(find_outliers(sight(labels), features))) & set(np.flatnonzero(labels == 2))
 
 
-def test_features_come_one_row_a_picture(tiny: Configuration):
+def test_features_come_one_row_an_image(tiny: Configuration):
     classifier = vk.Classifier.create(tiny, labels=["across", "down", "red"], seed=1)
-    sightings = [Sighting("all", Picture(f"{n}", "red", pixels=draw_class("red", n))) for n in range(5)]
+    sightings = [Sighting("all", ImageSample(f"{n}", "red", pixels=draw_class("red", n))) for n in range(5)]
     heard: list[tuple[int, int]] = []
     features = extract_features(classifier, sightings, batch_size=2, on_progress=lambda *done: heard.append(done))
     assert features.shape == (5, 24)
     assert heard[-1] == (5, 5)
     assert np.isfinite(features).all()
-    fed = np.stack([classifier.preprocessing(sighting.picture.decode()) for sighting in sightings])
+    fed = np.stack([classifier.preprocessing(sighting.image.decode()) for sighting in sightings])
     expected = PyTorchEngine(classifier.network, torch.device("cpu"), output="statistics").run(fed)
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
 
@@ -193,7 +193,7 @@ def test_swapped_photographs_are_found(shared: Path):
     rng = np.random.default_rng(0)
     wrong = rng.choice(len(labels), 15, replace=False)
     labels[wrong] = (labels[wrong] + rng.integers(1, 10, 15)) % 10
-    sightings = [Sighting("all", Picture(str(p), str(n))) for p, n in zip(paths, labels, strict=True)]
+    sightings = [Sighting("all", ImageSample(str(p), str(n))) for p, n in zip(paths, labels, strict=True)]
     features = extract_features(classifier, sightings, device="cpu")
     finding = find_mislabelled(sightings, features, np.arange(len(labels)))
     found = {int(np.flatnonzero([str(p) == case.members[0].path for p in paths])[0]) for case in finding.cases}

@@ -1,6 +1,6 @@
 """Ranges are those of what products read, and rounding to 8 bits within them stays near.
 
-Shape letters: N pictures, C channels, H and W pixels.
+Shape letters: N images, C channels, H and W pixels.
 """
 
 import os
@@ -58,7 +58,7 @@ def test_names_are_those_that_convolutions_and_matrices_read():
     assert list_reads(KINDS["normalised responses"])[1] == "pool1"
 
 
-def test_ranges_hold_almost_every_picture():
+def test_ranges_hold_almost_every_image():
     network, batches = build(SMALL), [draw(0), draw(1, 2)]
     found = measure_ranges(network, batches)
     assert list(found) == list_reads(SMALL)
@@ -73,7 +73,7 @@ def test_ranges_hold_almost_every_picture():
     assert all(low == 0 for name, (low, _) in found.items() if name != "images")
 
 
-def test_no_pictures():
+def test_no_images():
     with pytest.raises(BadInput, match="few hundred"):
         measure_ranges(build(SMALL), [])
 

@@ -1,6 +1,6 @@
 """Every engine gives what the network gives, in float32 and in bfloat16.
 
-Shape letters: N pictures, C channels, H and W pixels, K classes, F features.
+Shape letters: N images, C channels, H and W pixels, K classes, F features.
 """
 
 import gc
@@ -135,7 +135,7 @@ def test_bfloat16_is_near(make, kind, output):
 
 @OTHERS
 @pytest.mark.parametrize("count", [1, 2, 9, 33])
-def test_any_number_of_pictures(count, make):
+def test_any_number_of_images(count, make):
     network = build(POOL)
     images = np.random.default_rng(2).normal(size=(count, 3, 32, 32)).astype(np.float32)
     expected = build_pytorch(network).run(images)
@@ -155,7 +155,7 @@ def test_many_sizes_in_any_order(make):
 @pytest.mark.parametrize(
     ("processors", "alone", "together"), [(1, (1,), (2, 5)), (2, (1,), (2, 5)), (16, (1, 3), (4, 5))]
 )
-def test_a_few_pictures_have_all_processors(monkeypatch, processors, alone, together):
+def test_a_few_images_have_all_processors(monkeypatch, processors, alone, together):
     engine = build_openvino(build(POOL))
     monkeypatch.setattr("vggkit.engines.openvino.count_threads", lambda: processors)
     images = draw(POOL, 32, 32)
@@ -165,7 +165,7 @@ def test_a_few_pictures_have_all_processors(monkeypatch, processors, alone, toge
             assert next(reversed(engine._models)) == ((32, 32), haste, False)
 
 
-def test_the_rest_of_many_pictures_is_compiled_for_only_when_more_singles_come(monkeypatch):
+def test_the_rest_of_many_images_is_compiled_for_only_when_more_singles_come(monkeypatch):
     engine = build_openvino(build(POOL))
     monkeypatch.setattr("vggkit.engines.openvino.count_threads", lambda: 2)
     images = draw(POOL, 32, 32)
@@ -263,7 +263,7 @@ class TestRefusing:
             make(build(POOL), output=[])
 
     @pytest.mark.parametrize("shape", [(0, 3, 32, 32), (3, 32, 32), (1, 1, 32, 32), (1, 3, 31, 64)])
-    def test_what_are_no_pictures_of_this_network(self, make, shape):
+    def test_what_are_no_images_of_this_network(self, make, shape):
         with pytest.raises(BadInput, match=r"\(N, 3, H, W\).*32 pixels"):
             make(build(POOL)).run(np.zeros(shape, np.float32))
 
@@ -329,7 +329,7 @@ class TestReplaying:
         engine._replays._records = True
         return engine
 
-    def test_single_pictures_are_recorded_when_a_second_comes(self, recorded):
+    def test_single_images_are_recorded_when_a_second_comes(self, recorded):
         engine, exact = self.build(), build_pytorch(build(POOL), output=["logits", "relu2_1"])
         images = draw(POOL, 48, 48)
         for count, batch in enumerate((images[:1], images[1:2], images[2:3], images[3:4], images), start=1):

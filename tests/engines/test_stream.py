@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from vggkit.engines.stream import stream_answers, stream_rows
-from vggkit.images.dataset import Picture
+from vggkit.images.dataset import ImageSample
 from vggkit.images.preprocessing import Preprocessing
 
 SMALL = Preprocessing(resize_pixels=8, crop_pixels=8, mean=(0, 0, 0), std=(1, 1, 1))
@@ -22,26 +22,28 @@ class Brightness:
         return batch.mean(axis=(2, 3))
 
 
-def grey(level: int) -> Picture:
-    return Picture(f"memory/{level}", "x", np.full((9, 9, 3), level, np.uint8))
+def grey(level: int) -> ImageSample:
+    return ImageSample(f"memory/{level}", "x", np.full((9, 9, 3), level, np.uint8))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 50])
-def test_every_picture_is_answered_in_order(batch_size):
+def test_every_image_is_answered_in_order(batch_size):
     engine = Brightness()
     answers = list(stream_answers(engine, SMALL, [grey(level) for level in range(20)], batch_size=batch_size))
-    assert [answer.picture.path for answer in answers] == [f"memory/{level}" for level in range(20)]
+    assert [answer.image.path for answer in answers] == [f"memory/{level}" for level in range(20)]
     for level, answer in enumerate(answers):
         assert np.allclose(answer.output, level / 255, atol=1e-6)
     assert max(engine.batches) <= batch_size
     assert sum(engine.batches) == 20
 
 
-def test_bad_pictures_get_their_reason_and_the_others_go_on(tmp_path):
+def test_bad_images_get_their_reason_and_the_others_go_on(tmp_path):
     good, bad = tmp_path / "good.png", tmp_path / "bad.png"
     Image.new("RGB", (9, 9), "white").save(good)
-    bad.write_text("no picture")
-    answers = list(stream_answers(Brightness(), SMALL, [Picture(str(p)) for p in (bad, good, bad)], batch_size=1))
+    bad.write_text("no image")
+    answers = list(
+        stream_answers(Brightness(), SMALL, [ImageSample(str(p)) for p in (bad, good, bad)], batch_size=1)
+    )
     assert [answer.output is None for answer in answers] == [True, False, True]
     assert "bad.png" in answers[0].problem
     assert list(stream_answers(Brightness(), SMALL, [], batch_size=4)) == []

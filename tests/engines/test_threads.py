@@ -18,7 +18,7 @@ from conftest import draw_class
 from vggkit.engines.activation_ranges import measure_ranges
 from vggkit.engines.select import choose_engine
 from vggkit.evaluation.measure import evaluate
-from vggkit.images.dataset import Picture, PictureSet
+from vggkit.images.dataset import ImageDataset, ImageSample
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.inference.embed import embed
 from vggkit.inference.predict import predict
@@ -47,9 +47,9 @@ def classifier() -> Classifier:
 
 
 @pytest.fixture(scope="module")
-def images() -> list[Picture]:
+def images() -> list[ImageSample]:
     return [
-        Picture(f"{label}/{number}", label, draw_class(label, number))
+        ImageSample(f"{label}/{number}", label, draw_class(label, number))
         for number in range(8)
         for label in ("red", "down")
     ]
@@ -69,7 +69,7 @@ def take_stock(network: nn.Module) -> list[object]:
 def test_predicting_in_threads_is_predicting_one_by_one(classifier, images, engine):
     before = take_stock(classifier.network)
 
-    def ask(image: Picture):
+    def ask(image: ImageSample):
         return predict(classifier, [image], engine=engine)[0]
 
     serial = [ask(image) for image in images]
@@ -81,7 +81,7 @@ def test_predicting_in_threads_is_predicting_one_by_one(classifier, images, engi
 
 def test_embedding_and_evaluating_in_threads_is_one_by_one(classifier, images, engine):
     before = take_stock(classifier.network)
-    held = PictureSet.of("held", ((None, image) for image in images))
+    held = ImageDataset.of("held", ((None, image) for image in images))
 
     def ask(number: int):
         if number % 2:

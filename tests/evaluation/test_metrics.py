@@ -172,7 +172,7 @@ def test_a_share_of_all_or_none_gets_an_interval_all_the_same():
     assert find_intervals(invent(n=30, classes=9, skill=-50))[0]["top5"] == proportion_interval(0, 30)
 
 
-def test_a_class_without_pictures_counts_in_no_mean():
+def test_a_class_without_images_counts_in_no_mean():
     answers = invent(classes=4)
     kept = answers.targets != 3
     fewer = Answers(
@@ -226,7 +226,7 @@ def test_a_temperature_that_helps_nobody_is_not_taken():
     assert (fit.temperature, fit.loss_after, fit.ece_after) == (1, fit.loss_before, fit.ece_before)
     assert "no other" in fit.describe()
     perfect = fit_temperature(invent(n=20, classes=3, skill=30))
-    assert perfect.temperature > 0.2, "pictures that are all told right do not make it boundlessly sure"
+    assert perfect.temperature > 0.2, "images that are all told right do not make it boundlessly sure"
     one = fit_temperature(invent(n=1, classes=3))
     assert one.temperature == 1
 
@@ -266,7 +266,7 @@ def test_mcnemar_is_the_exact_test(first, second):
     assert mcnemar_p_value(first, second) == pytest.approx(min(1, expected))
 
 
-def test_many_pictures_are_compared_too():
+def test_many_images_are_compared_too():
     assert mcnemar_p_value(5000, 5400) == pytest.approx(stats.binomtest(5000, 10400).pvalue)
 
 
@@ -274,7 +274,7 @@ def measured(answers, name):
     return score(answers, data="photos", part="test", model=name, protocol="single")
 
 
-def test_two_are_compared_picture_by_picture():
+def test_two_are_compared_image_by_image():
     first, second = invent(seed=1, skill=1.0), invent(seed=1, skill=2.0)
     found = compare_answers(first, second, names=("A", "B"))
     gain = second.right.astype(int) - first.right
@@ -298,7 +298,7 @@ def test_two_are_compared_picture_by_picture():
 
 
 def turn(answers, order):
-    """The same answers of a Classifier that has its classes in another order, pictures too."""
+    """The same answers of a Classifier that has its classes in another order, images too."""
     rows = np.random.default_rng(0).permutation(len(answers))
     return Answers(
         paths=tuple(answers.paths[row] for row in rows),
@@ -308,7 +308,7 @@ def turn(answers, order):
     )
 
 
-def test_classes_and_pictures_are_matched_by_name_not_by_place():
+def test_classes_and_images_are_matched_by_name_not_by_place():
     answers = invent(classes=4)
     other = turn(answers, [2, 0, 3, 1])
     assert compare_answers(answers, other, names=("A", "B")).difference == 0
@@ -336,11 +336,11 @@ def test_what_has_nothing_in_common_is_not_compared():
         log_probabilities=elsewhere.log_probabilities,
         labels=elsewhere.labels,
     )
-    with pytest.raises(BadData, match="same pictures"):
+    with pytest.raises(BadData, match="same images"):
         fuse([one, measured(moved, "B")])
 
 
-def test_a_picture_that_is_listed_twice_counts_twice():
+def test_an_image_that_is_listed_twice_counts_twice():
     once = invent(n=10, classes=2, skill=0.5)
     twice = Answers(
         paths=(*once.paths, once.paths[0]),
@@ -353,7 +353,7 @@ def test_a_picture_that_is_listed_twice_counts_twice():
         compare_answers(twice, once)
 
 
-def test_few_pictures_fit_no_temperature_and_show_no_false_intervals():
+def test_few_images_fit_no_temperature_and_show_no_false_intervals():
     few = invent(n=12, classes=3, skill=30)
     assert fit_temperature(few).temperature == 1
     assert "too few" in fit_temperature(few).describe()

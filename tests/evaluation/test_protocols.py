@@ -10,7 +10,7 @@ from conftest import draw_class
 from vggkit.errors import BadConfiguration, BadInput, UnknownName
 from vggkit.evaluation.measure import evaluate
 from vggkit.evaluation.protocols import Look, look_at, plan_protocol, prepare_engines, see
-from vggkit.images.dataset import Picture
+from vggkit.images.dataset import ImageSample
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import configure
 from vggkit.weights.model import Classifier
@@ -27,15 +27,15 @@ def papers(tiny):
     return Classifier.create(network, labels=LABELS, preprocessing=FED, seed=0)
 
 
-def picture(height=64, width=64, seed=0):
+def image(height=64, width=64, seed=0):
     rng = np.random.default_rng(seed)
-    return Picture(f"memory/{seed}", "red", rng.integers(0, 256, (height, width, 3)).astype(np.uint8))
+    return ImageSample(f"memory/{seed}", "red", rng.integers(0, 256, (height, width, 3)).astype(np.uint8))
 
 
-def ask(classifier, pictures, name, **options):
+def ask(classifier, images, name, **options):
     plan = plan_protocol(name, classifier.preprocessing, **options)
-    found = list(look_at(classifier, pictures, plan, prepare_engines(classifier, plan, device=CPU)))
-    assert [each[0] for each in found] == list(pictures)
+    found = list(look_at(classifier, images, plan, prepare_engines(classifier, plan, device=CPU)))
+    assert [each[0] for each in found] == list(images)
     return [None if logs is None else np.exp(logs) for _, logs, _ in found]
 
 
@@ -59,7 +59,7 @@ def test_scales_are_the_papers():
         "multi-crop: 25 crops of 224 pixels, short side 224, 256, 288, mirrored too"
     )
     assert str(plan_protocol("dense+crops", fed, mirror=False, scales=(256,))) == (
-        "dense+crops: the whole picture, short side 256 and 25 crops of 224 pixels, short side 256"
+        "dense+crops: the whole image, short side 256 and 25 crops of 224 pixels, short side 256"
     )
 
 
@@ -76,9 +76,9 @@ def test_what_cannot_be_looked_at_is_told():
 
 
 def test_dense_is_the_head_itself_at_the_size_it_was_made_for(papers):
-    pictures = [picture(seed=k) for k in range(3)]
-    single = ask(papers, pictures, "single")
-    dense = ask(papers, pictures, "dense", scales=(64,), mirror=False)
+    images = [image(seed=k) for k in range(3)]
+    single = ask(papers, images, "single")
+    dense = ask(papers, images, "dense", scales=(64,), mirror=False)
     np.testing.assert_allclose(dense, single, rtol=1e-5)
 
 
@@ -88,18 +88,18 @@ def test_dense_is_the_head_itself_at_224_at_full_size():
         configure("vgg11", num_classes=3), blocks=((2,), (2,), (2, 2), (4, 4), (8, 8)), hidden=(4096, 4096)
     )
     classifier = Classifier.create(configuration, labels=LABELS, preprocessing=Preprocessing(), seed=0)
-    pictures = [picture(224, 224)]
-    single = ask(classifier, pictures, "single", mirror=False)
+    images = [image(224, 224)]
+    single = ask(classifier, images, "single", mirror=False)
     assert len(set(single[0])) == 3
     # 224 pixels as they are: the preprocessing's own resizing is left out.
     classifier.card = replace(classifier.card, preprocessing=Preprocessing(resize_pixels=224))
-    dense = ask(classifier, pictures, "dense", mirror=False)
-    np.testing.assert_allclose(dense, ask(classifier, pictures, "single"), rtol=1e-4)
+    dense = ask(classifier, images, "dense", mirror=False)
+    np.testing.assert_allclose(dense, ask(classifier, images, "single"), rtol=1e-4)
 
 
-def test_dense_is_a_sliding_window_over_a_larger_picture(papers):
+def test_dense_is_a_sliding_window_over_a_larger_image(papers):
     """Windows of the last map, each through the paper's layers, and the scores averaged before the softmax."""
-    asked = picture(96, 160, seed=5)
+    asked = image(96, 160, seed=5)
     (found,) = ask(papers, [asked], "dense", scales=(96,), mirror=False)
     network = papers.network.eval()
     inputs = torch.from_numpy(see(asked, papers.preprocessing, Look("whole", 96))[0][None])
@@ -117,8 +117,8 @@ def test_dense_is_a_sliding_window_over_a_larger_picture(papers):
 
 
 def test_mirror_images_and_scales_are_averaged_as_probabilities(papers):
-    asked = picture(80, 120, seed=7)
-    flipped = Picture("flipped", "red", np.ascontiguousarray(asked.pixels[:, ::-1]))
+    asked = image(80, 120, seed=7)
+    flipped = ImageSample("flipped", "red", np.ascontiguousarray(asked.pixels[:, ::-1]))
     each = [
         ask(papers, [one], "dense", scales=(scale,), mirror=False)[0]
         for scale in (64, 72, 80)
@@ -132,7 +132,7 @@ def test_mirror_images_and_scales_are_averaged_as_probabilities(papers):
 
 
 def test_crops_are_a_grid_from_edge_to_edge(papers):
-    asked = picture(96, 128, seed=2)
+    asked = image(96, 128, seed=2)
     crops = see(asked, papers.preprocessing, Look("grid", 96))
     assert len(crops) == 25
     assert {crop.shape for crop in crops} == {(3, 64, 64)}
@@ -152,21 +152,21 @@ def test_crops_are_a_grid_from_edge_to_edge(papers):
 def test_a_head_that_reads_a_pooled_map_cannot_slide(papers):
     papers.card = replace(papers.card, preprocessing=Preprocessing(resize_pixels=96, crop_pixels=96))
     with pytest.raises(BadConfiguration, match="multi-crop"):
-        ask(papers, [picture()], "dense")
-    assert ask(papers, [picture(96, 96)], "multi-crop", scales=(96,))[0].sum() == pytest.approx(1)
+        ask(papers, [image()], "dense")
+    assert ask(papers, [image(96, 96)], "multi-crop", scales=(96,))[0].sum() == pytest.approx(1)
 
 
-def test_a_pool_head_looks_at_the_whole_picture(tiny):
+def test_a_pool_head_looks_at_the_whole_image(tiny):
     classifier = Classifier.create(tiny, labels=LABELS, preprocessing=FED, seed=0)
-    asked = picture(64, 128)
+    asked = image(64, 128)
     (found,) = ask(classifier, [asked], "dense", mirror=False)
     with torch.no_grad():
         logits = classifier.network.eval()(torch.from_numpy(FED.normalize(asked.pixels)[None]))
     np.testing.assert_allclose(found, logits.softmax(1)[0], rtol=1e-4)
 
 
-def test_a_thread_of_a_picture_takes_no_gigabytes(papers):
-    long = Picture("memory", "red", np.zeros((4, 40_000, 3), np.uint8))
+def test_a_thread_of_an_image_takes_no_gigabytes(papers):
+    long = ImageSample("memory", "red", np.zeros((4, 40_000, 3), np.uint8))
     (inputs,) = see(long, papers.preprocessing, Look("whole", 64))
     assert inputs.shape[1] == 64
     assert inputs.shape[2] <= 2**21 / 64
@@ -191,7 +191,7 @@ def test_each_protocol_measures_and_names_itself(papers, tmp_path):
         np.testing.assert_allclose(found.answers.probabilities.sum(1), 1)
 
 
-def test_whole_pictures_stay_with_pytorch_unless_an_engine_was_named(papers, able):
+def test_whole_images_stay_with_pytorch_unless_an_engine_was_named(papers, able):
     pytest.importorskip("openvino")
     plan = plan_protocol("dense+crops", FED)
 
@@ -211,7 +211,7 @@ def test_whole_pictures_stay_with_pytorch_unless_an_engine_was_named(papers, abl
 def test_every_engine_looks_alike(papers, name, protocol):
     pytest.importorskip({"onnx": "onnxruntime"}.get(name, name))
     plan = plan_protocol(protocol, FED)
-    asked = [picture(70 + 9 * seed, 96, seed=seed) for seed in range(3)]
+    asked = [image(70 + 9 * seed, 96, seed=seed) for seed in range(3)]
     one, other = (
         [
             logs
@@ -228,7 +228,7 @@ def test_a_sliding_head_reads_what_the_papers_does_in_int8_too(papers):
 
     sliding = replace(papers.configuration, head="dense")
     assert list_reads(sliding) == list_reads(papers.configuration)
-    asked = [picture(64, 64 + 8 * seed, seed=seed) for seed in range(4)]
+    asked = [image(64, 64 + 8 * seed, seed=seed) for seed in range(4)]
     fed = np.stack([see(each, FED, Look("middle", 64))[0] for each in asked])
     papers.keep_ranges(measure_ranges(papers.network, [fed]), about={})
     exact = ask(papers, asked, "dense")

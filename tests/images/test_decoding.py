@@ -157,7 +157,7 @@ def test_an_animation_gives_its_first_frame():
         assert np.array_equal(decode(data), PIXELS[..., ::-1]), form
 
 
-def test_a_phones_file_of_several_pictures_gives_its_first(route):
+def test_a_phones_file_of_several_images_gives_its_first(route):
     frames = [Image.fromarray(SMOOTH), Image.fromarray(SMOOTH[::-1].copy())]
     data = encode(frames[0], "MPO", save_all=True, append_images=frames[1:])
     alone = decode(encode(frames[0], "JPEG"))
@@ -264,14 +264,14 @@ def claim_jpeg(side: int) -> bytes:
 
 
 @pytest.mark.parametrize("claim", [claim_png(60_000), claim_png(12_000), claim_jpeg(20_000), claim_jpeg(65_000)])
-def test_a_picture_that_claims_too_much_is_refused_before_it_is_decoded(claim, monkeypatch):
+def test_an_image_that_claims_too_much_is_refused_before_it_is_decoded(claim, monkeypatch):
     monkeypatch.setattr(ImageFile.ImageFile, "load", None)
     monkeypatch.setattr(decoding, "_find_simplejpeg", lambda: None)
     with pytest.raises(BadImage, match=r"pixels"):
         decode(claim)
 
 
-def test_reduced_decoding_lets_larger_pictures_in():
+def test_reduced_decoding_lets_larger_images_in():
     assert decoding._choose_scale(20_000, 256) == 8
     decoding._demand_room("JPEG", (20_000, 20_000), 0, scale=8)
     with pytest.raises(BadImage, match="1 GB"):
@@ -347,7 +347,7 @@ def test_every_odd_image_decodes_or_is_refused_with_a_reason(shared, route):
     for path, problem in refused.items():
         assert problem.startswith(f"{path}: ")
         assert len(problem) > len(f"{path}: ") + 8
-    # Head and no picture: as it came, the file ends where the first scan begins.
+    # Head and no image: as it came, the file ends where the first scan begins.
     assert "ultrahdr.jpg" in {path.name for path in refused}
     assert len(refused) < 50
 

@@ -20,7 +20,7 @@ sys.path.append(str(Path(__file__).parents[1] / "networks"))
 from local_hosts import Host, Hub, running, send, status
 from vggkit.errors import BadData, BadDownload, BadImage, MissingExtra
 from vggkit.images.sources import hub_sets
-from vggkit.images.sources.open_dataset import iterate_pictures, open_pictures
+from vggkit.images.sources.open_dataset import iterate_images, open_dataset
 from vggkit.images.sources.tables import Columns
 
 datasets = pytest.importorskip("datasets")
@@ -167,8 +167,8 @@ CLASSES = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names"
 
 def write_part(count: int, *, start: int = 0, labels: tuple[str, ...] = LABELS) -> bytes:
     wanted = [(label, start + i) for i in range(count) for label in labels]
-    pictures = [{"bytes": encode(pixels_of(*each)), "path": f"{each[1]}.png"} for each in wanted]
-    return write_table({"image": pictures, "label": [LABELS.index(label) for label, _ in wanted]}, CLASSES)
+    images = [{"bytes": encode(pixels_of(*each)), "path": f"{each[1]}.png"} for each in wanted]
+    return write_table({"image": images, "label": [LABELS.index(label) for label, _ in wanted]}, CLASSES)
 
 
 def offer_bees(hub: DataHub, *, count: int = 3, tag: str = "main") -> str:
@@ -182,13 +182,13 @@ def offer_bees(hub: DataHub, *, count: int = 3, tag: str = "main") -> str:
     return hub.offer("me/bees", files, tag)
 
 
-def test_parts_labels_and_pictures(hub, tmp_path):
+def test_parts_labels_and_images(hub, tmp_path):
     offer_bees(hub)
-    found = open_pictures(SET)
+    found = open_dataset(SET)
     assert found.labels == LABELS
     assert {name: len(part) for name, part in found.splits.items()} == {"train": 8, "val": 2, "test": 4}
     train = found.part("train")
-    assert [picture.label for picture in train] == list(LABELS) * 4
+    assert [image.label for image in train] == list(LABELS) * 4
     assert train[3].path == f"{SET}/train#3"
     expected = [pixels_of(label, i) for i in (0, 1, 2, 50) for label in LABELS]
     again = pickle.loads(pickle.dumps(train))
@@ -203,16 +203,16 @@ def test_parts_labels_and_pictures(hub, tmp_path):
 
 def test_the_same_collection_each_time(hub, monkeypatch):
     offer_bees(hub)
-    first = open_pictures(SET).fingerprint()
-    assert open_pictures(SET).fingerprint() == first
+    first = open_dataset(SET).fingerprint()
+    assert open_dataset(SET).fingerprint() == first
     monkeypatch.setenv("VGGKIT_OFFLINE", "1")
-    assert open_pictures(SET).fingerprint() == first
+    assert open_dataset(SET).fingerprint() == first
     monkeypatch.delenv("VGGKIT_OFFLINE")
     offer_bees(hub, count=4)
-    assert open_pictures(SET).fingerprint() != first
+    assert open_dataset(SET).fingerprint() != first
 
 
-def test_a_folder_of_pictures_in_the_repository(hub):
+def test_a_folder_of_images_in_the_repository(hub):
     files = {
         f"{part}/{label}/{i}.png": encode(pixels_of(label, i))
         for part, count in (("train", 3), ("test", 1))
@@ -220,29 +220,29 @@ def test_a_folder_of_pictures_in_the_repository(hub):
         for i in range(count)
     }
     hub.offer("me/folder", files)
-    found = open_pictures("hf://datasets/me/folder")
+    found = open_dataset("hf://datasets/me/folder")
     assert found.labels == LABELS
     assert {name: len(part) for name, part in found.splits.items()} == {"train": 6, "test": 2}
-    for picture, label, i in zip(found.part("train"), ["ants"] * 3 + ["bees"] * 3, [0, 1, 2] * 2, strict=True):
-        assert picture.label == label
-        assert np.array_equal(pickle.loads(pickle.dumps(picture)).decode(), pixels_of(label, i))
+    for image, label, i in zip(found.part("train"), ["ants"] * 3 + ["bees"] * 3, [0, 1, 2] * 2, strict=True):
+        assert image.label == label
+        assert np.array_equal(pickle.loads(pickle.dumps(image)).decode(), pixels_of(label, i))
 
 
 def test_revisions(hub, monkeypatch):
     first, second = offer_bees(hub, tag="v1"), offer_bees(hub, count=5)
-    assert len(open_pictures(SET).part("train")) == 12
-    assert len(open_pictures(f"{SET}@v1").part("train")) == 8
-    assert len(open_pictures(f"{SET}@{first}").part("train")) == 8
+    assert len(open_dataset(SET).part("train")) == 12
+    assert len(open_dataset(f"{SET}@v1").part("train")) == 8
+    assert len(open_dataset(f"{SET}@{first}").part("train")) == 8
     with pytest.raises(BadDownload, match=r"bees@v9: Revision 'v9' doesn't exist"):
-        open_pictures(f"{SET}@v9")
+        open_dataset(f"{SET}@v9")
     monkeypatch.setenv("VGGKIT_OFFLINE", "1")
-    assert len(open_pictures(f"{SET}@{first}").part("train")) == 8
-    assert len(open_pictures(f"{SET}@{second}").part("train")) == 12
-    assert len(open_pictures(f"{SET}@v1").part("train")) == 8  # the last one brought is another
-    assert len(open_pictures(SET).part("train")) == 12
+    assert len(open_dataset(f"{SET}@{first}").part("train")) == 8
+    assert len(open_dataset(f"{SET}@{second}").part("train")) == 12
+    assert len(open_dataset(f"{SET}@v1").part("train")) == 8  # the last one brought is another
+    assert len(open_dataset(SET).part("train")) == 12
     for unknown in ("v2", "0" * 40):
         with pytest.raises(BadDownload, match=rf"bees@{unknown}: VGGKIT_OFFLINE is set.*does not hold it"):
-            open_pictures(f"{SET}@{unknown}")
+            open_dataset(f"{SET}@{unknown}")
 
 
 def test_configurations(hub, monkeypatch):
@@ -254,16 +254,16 @@ def test_configurations(hub, monkeypatch):
     hub.offer("me/sizes", {"README.md": f"{card}---\n# sizes\n".encode(), **files})
     address = "hf://datasets/me/sizes"
     with pytest.raises(BadData, match=r"sizes: .*small.*large.*a configuration is named after a #") as raised:
-        open_pictures(address)
+        open_dataset(address)
     assert "\n" not in str(raised.value)
-    assert len(open_pictures(f"{address}#large").part("train")) == 8
-    assert len(open_pictures(f"{address}@main#small").part("train")) == 2
+    assert len(open_dataset(f"{address}#large").part("train")) == 8
+    assert len(open_dataset(f"{address}@main#small").part("train")) == 2
     with pytest.raises(BadData, match="huge"):
-        open_pictures(f"{address}#huge")
+        open_dataset(f"{address}#huge")
     monkeypatch.setenv("VGGKIT_OFFLINE", "1")
-    assert len(open_pictures(f"{address}#large").part("train")) == 8
+    assert len(open_dataset(f"{address}#large").part("train")) == 8
     with pytest.raises(BadDownload, match=r"VGGKIT_OFFLINE is set.*huge.*large.*unset it once") as raised:
-        open_pictures(f"{address}#huge")
+        open_dataset(f"{address}#huge")
     assert "\n" not in str(raised.value)
 
 
@@ -273,13 +273,13 @@ def test_configurations(hub, monkeypatch):
 )
 def test_addresses_that_are_none(hub, address):
     with pytest.raises(BadData, match="is not a data set's address, which is hf://datasets/owner/name"):
-        open_pictures(address)
+        open_dataset(address)
     assert hub.requests == []
 
 
 def test_a_path_with_one_slash(hub):
     offer_bees(hub)
-    assert open_pictures(Path(SET)).labels == LABELS
+    assert open_dataset(Path(SET)).labels == LABELS
 
 
 def offer_table(hub: DataHub, columns: dict[str, list], features: dict[str, object] | None = None) -> str:
@@ -302,11 +302,11 @@ FILES = [encode(pixels_of("ants", i)) for i in range(4)]
 def test_columns_of_every_kind(column, declared, labels, hub):
     kind = "string" if labels[0] == "b" else "int64"
     features = {"image": declared, "label": {"_type": "Value", "dtype": kind}} if declared else None
-    found = open_pictures(offer_table(hub, {"image": column, "label": labels}, features))
+    found = open_dataset(offer_table(hub, {"image": column, "label": labels}, features))
     assert found.labels == (("a", "b") if kind == "string" else ("2", "10"))
-    assert [picture.label for picture in found.part("train")] == list(map(str, labels))
-    for i, picture in enumerate(found.part("train")):
-        assert np.array_equal(picture.decode(), pixels_of("ants", i))
+    assert [image.label for image in found.part("train")] == list(map(str, labels))
+    for i, image in enumerate(found.part("train")):
+        assert np.array_equal(image.decode(), pixels_of("ants", i))
 
 
 def test_stated_columns(hub):
@@ -323,106 +323,104 @@ def test_stated_columns(hub):
         "patient": {"_type": "Value", "dtype": "int64"},
     }
     address = offer_table(hub, columns, features)
-    with pytest.raises(BadData, match=r"holds pictures in before, after; name one with --path-column"):
-        open_pictures(address)
+    with pytest.raises(BadData, match=r"holds images in before, after; name one with --path-column"):
+        open_dataset(address)
     stated = Columns(path_column="after", label_column="kind", split_column="use", group_column="patient")
-    found = open_pictures(address, columns=stated)
+    found = open_dataset(address, columns=stated)
     assert {name: len(part) for name, part in found.splits.items()} == {"train": 2, "val": 1, "test": 1}
-    assert [picture.group for picture in found.part("train")] == ["1", "1"]
+    assert [image.group for image in found.part("train")] == ["1", "1"]
     assert np.array_equal(found.part("val")[0].decode(), pixels_of("ants", 1))
     with pytest.raises(BadData, match="'where' is not a column of this table"):
-        open_pictures(address, columns=Columns(path_column="after", label_column="where"))
-    with pytest.raises(BadData, match="its column kind does not hold pictures"):
-        open_pictures(address, columns=Columns(path_column="kind"))
+        open_dataset(address, columns=Columns(path_column="after", label_column="where"))
+    with pytest.raises(BadData, match="its column kind does not hold images"):
+        open_dataset(address, columns=Columns(path_column="kind"))
 
 
 def test_without_labels_it_can_be_asked_about(hub):
     address = offer_table(hub, {"image": FILES})
-    pictures = list(iterate_pictures([address]))
-    assert [picture.label for picture in pictures] == [None] * 4
-    assert np.array_equal(pictures[3].decode(), pixels_of("ants", 3))
+    images = list(iterate_images([address]))
+    assert [image.label for image in images] == [None] * 4
+    assert np.array_equal(images[3].decode(), pixels_of("ants", 3))
     with pytest.raises(BadData, match=r"table/train#0: has no label"):
-        open_pictures(address)
+        open_dataset(address)
 
 
 def test_a_hidden_label_is_none(hub):
-    pictures = [{"bytes": data, "path": None} for data in FILES]
-    address = offer_table(hub, {"image": pictures, "label": [0, -1, 1, None]}, CLASSES)
-    assert [picture.label for picture in iterate_pictures([address])] == ["ants", None, "bees", None]
+    images = [{"bytes": data, "path": None} for data in FILES]
+    address = offer_table(hub, {"image": images, "label": [0, -1, 1, None]}, CLASSES)
+    assert [image.label for image in iterate_images([address])] == ["ants", None, "bees", None]
     with pytest.raises(BadData, match=r"table/train#1: has no label"):
-        open_pictures(address)
+        open_dataset(address)
 
 
-def test_what_holds_no_pictures(hub):
+def test_what_holds_no_images(hub):
     address = offer_table(hub, {"text": ["a", "b"], "label": [0, 1]})
     with pytest.raises(BadData, match="has no column of images, but text, label"):
-        open_pictures(address)
+        open_dataset(address)
     address = offer_table(hub, {"image": FILES, "label": [["a"], ["a", "b"], [], ["b"]]})
-    with pytest.raises(BadData, match="its column label holds more than one class a picture"):
-        open_pictures(address)
+    with pytest.raises(BadData, match="its column label holds more than one class an image"):
+        open_dataset(address)
     hub.offer("me/empty", {"README.md": b"# nothing\n"})
     with pytest.raises(BadData, match=r"me/empty: holds no data"):
-        open_pictures("hf://datasets/me/empty")
+        open_dataset("hf://datasets/me/empty")
 
 
-def test_broken_pictures_and_empty_rows(hub):
-    pictures = [{"bytes": b"no picture", "path": None}, None, {"bytes": None, "path": None}]
-    found = open_pictures(offer_table(hub, {"image": pictures, "label": [0, 1, 1]}, CLASSES))
-    for picture, said in zip(
-        found.part("train"), ["", "the row has no picture", "the row has no picture"], strict=True
-    ):
+def test_broken_images_and_empty_rows(hub):
+    images = [{"bytes": b"no image", "path": None}, None, {"bytes": None, "path": None}]
+    found = open_dataset(offer_table(hub, {"image": images, "label": [0, 1, 1]}, CLASSES))
+    for image, said in zip(found.part("train"), ["", "the row has no image", "the row has no image"], strict=True):
         with pytest.raises(BadImage, match=f"^hf://datasets/me/table/train#.*{said}"):
-            picture.decode()
+            image.decode()
 
 
 def test_a_file_that_is_broken(hub):
     hub.offer("me/broken", {"data/train-00000-of-00001.parquet": b"PAR1 no PAR1"})
     with pytest.raises(BadDownload, match=r"me/broken: cannot be had \(") as raised:
-        open_pictures("hf://datasets/me/broken")
+        open_dataset("hf://datasets/me/broken")
     assert "\n" not in str(raised.value)
     hub.offer("me/broken", {"data/train-00000-of-00001.parquet": write_part(1)})
-    assert open_pictures("hf://datasets/me/broken").labels == LABELS
+    assert open_dataset("hf://datasets/me/broken").labels == LABELS
 
 
 def test_no_such_data_set(hub):
     with pytest.raises(BadDownload, match=r"hf://datasets/me/wasps: .*doesn't exist.*hf auth login") as raised:
-        open_pictures("hf://datasets/me/wasps")
+        open_dataset("hf://datasets/me/wasps")
     assert "\n" not in str(raised.value)
 
 
 def test_no_hub_at_all(hub, monkeypatch, tmp_path):
     offer_bees(hub)
-    first = open_pictures(SET).fingerprint()
+    first = open_dataset(SET).fingerprint()
     with running(Host()) as gone:
         pass
     point(monkeypatch, gone.address, tmp_path / "hub")
-    assert open_pictures(SET).fingerprint() == first  # what is there serves
+    assert open_dataset(SET).fingerprint() == first  # what is there serves
     with pytest.raises(BadDownload, match=r"wasps: .*cannot be reached: .*refused.*whether there is a network"):
-        open_pictures("hf://datasets/me/wasps")
+        open_dataset("hf://datasets/me/wasps")
 
 
 def test_a_hub_that_is_silent(hub, monkeypatch):
     monkeypatch.setattr(hub_sets, "PATIENCE_SECONDS", 0.3)
     monkeypatch.setattr(hub, "answer", lambda _: hub.closing.wait(5))
     with pytest.raises(BadDownload, match=r"cannot be reached: .*timed out"):
-        open_pictures(SET)
+        open_dataset(SET)
 
 
 def test_a_hub_that_is_ill(hub):
     offer_bees(hub)
-    first = open_pictures(SET).fingerprint()
+    first = open_dataset(SET).fingerprint()
     hub.answers["/"] = [status(503)]
     hub.answers[""] = hub.answers["/"]
-    assert open_pictures(SET).fingerprint() == first
+    assert open_dataset(SET).fingerprint() == first
     with pytest.raises(BadDownload, match=r"wasps: .*cannot be reached: .*503"):
-        open_pictures("hf://datasets/me/wasps")
+        open_dataset("hf://datasets/me/wasps")
 
 
 @pytest.mark.parametrize("code", [401, 403])
 def test_a_hub_that_refuses(code, hub):
     hub.answers["/datasets/me/bees/resolve/main/README.md"] = [status(code)]
     with pytest.raises(BadDownload, match=SET) as raised:
-        open_pictures(SET)
+        open_dataset(SET)
     assert "\n" not in str(raised.value)
 
 
@@ -440,13 +438,13 @@ def test_offline(hub, monkeypatch):
     before = state()
     monkeypatch.setenv("VGGKIT_OFFLINE", "1")
     with pytest.raises(BadDownload, match=r"bees: VGGKIT_OFFLINE is set, and its cache .* unset it once"):
-        open_pictures(SET)
+        open_dataset(SET)
     assert hub.requests == []
     monkeypatch.delenv("VGGKIT_OFFLINE")
-    found = open_pictures(SET)
+    found = open_dataset(SET)
     hub.requests.clear()
     monkeypatch.setenv("VGGKIT_OFFLINE", "1")
-    again = open_pictures(SET)
+    again = open_dataset(SET)
     assert np.array_equal(again.part("val")[1].decode(), found.part("val")[1].decode())
     assert hub.requests == []
     assert state() == before
@@ -456,7 +454,7 @@ def test_the_libraries_own_word_for_offline(hub, monkeypatch):
     offer_bees(hub)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(BadDownload, match=r"HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set.*unset it once"):
-        open_pictures(SET)
+        open_dataset(SET)
     assert hub.requests == []
 
 
@@ -464,20 +462,20 @@ def test_a_folder_here_of_that_name_is_not_meant(hub, monkeypatch, tmp_path):
     offer_bees(hub)
     (tmp_path / "me" / "bees").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert open_pictures(SET).labels == LABELS
+    assert open_dataset(SET).labels == LABELS
 
 
 def test_without_the_extra(hub, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingExtra, match=r'pip install "vggkit\[data\]"'):
-        open_pictures(SET)
+        open_dataset(SET)
     assert hub.requests == []
 
 
 def test_as_people_run_it(hub, tmp_path):
     """Through the environment, in a process of its own: nothing on standard error, nothing outside HF_HOME."""
     offer_bees(hub)
-    code = "import vggkit.images.sources as s\nfound = s.open_pictures('hf://datasets/me/bees')\n"
+    code = "import vggkit.images.sources as s\nfound = s.open_dataset('hf://datasets/me/bees')\n"
     code += "print(found.labels, found.part('test')[0].decode().shape)"
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("HF_", "VGGKIT_"))},

@@ -13,8 +13,8 @@ from test_passed_over import pack
 from conftest import draw_class, fill_folder
 from vggkit.data_checks.clean_table import write_clean_table
 from vggkit.errors import BadData
-from vggkit.images.dataset import Picture, PictureSet
-from vggkit.images.sources.open_dataset import list_pictures, open_pictures
+from vggkit.images.dataset import ImageDataset, ImageSample
+from vggkit.images.sources.open_dataset import list_images, open_dataset
 from vggkit.images.splits import divide
 from vggkit.workflows.check import check, vet
 
@@ -47,11 +47,11 @@ def odd(tmp_path) -> Path:
         folder = tmp_path / "data" / label
         folder.mkdir(parents=True)
         for index, name in enumerate(("0.png", " 1.png", "2 .png", "3,x\ny.png")):
-            (folder / name).write_bytes(picture(10 * number + index))
+            (folder / name).write_bytes(image(10 * number + index))
     return tmp_path / "data"
 
 
-def picture(seed: int) -> bytes:
+def image(seed: int) -> bytes:
     import io
 
     from PIL import Image
@@ -61,16 +61,16 @@ def picture(seed: int) -> bytes:
     return stream.getvalue()
 
 
-def entries(pictures: PictureSet) -> set[tuple[str, str | None]]:
-    return {(os.path.realpath(p.path), p.label) for part in pictures.splits.values() for p in part}
+def entries(images: ImageDataset) -> set[tuple[str, str | None]]:
+    return {(os.path.realpath(p.path), p.label) for part in images.splits.values() for p in part}
 
 
 @posix
 def test_a_cleaned_table_says_what_the_folder_says(odd, tmp_path):
-    found = open_pictures(odd)
+    found = open_dataset(odd)
     assert set(found.labels) == set(ODD)
     write_clean_table(found, check(found, image_pixels=32), tmp_path / "deeper" / "t.csv")
-    again = open_pictures(tmp_path / "deeper" / "t.csv")
+    again = open_dataset(tmp_path / "deeper" / "t.csv")
     assert again.labels == found.labels
     assert entries(again) == entries(found)
     assert again.fingerprint() == found.fingerprint()
@@ -84,12 +84,12 @@ def test_a_cleaned_table_says_what_the_folder_says(odd, tmp_path):
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("quoting", [csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
 def test_tables_that_others_write_say_it_too(odd, delimiter, quoting):
-    found = open_pictures(odd)
+    found = open_dataset(odd)
     with open(odd / "t.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, delimiter=delimiter, quoting=quoting)
         writer.writerow(["path", "label"])
         writer.writerows((os.path.relpath(p.path, odd), p.label) for p in found.part("all"))
-    assert entries(open_pictures(odd / "t.csv")) == entries(found)
+    assert entries(open_dataset(odd / "t.csv")) == entries(found)
 
 
 @posix
@@ -97,26 +97,26 @@ def test_parquet_says_it_too(odd):
     pa = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    found = open_pictures(odd)
+    found = open_dataset(odd)
     columns = {
         "path": [os.path.relpath(p.path, odd) for p in found.part("all")],
         "label": [p.label for p in found.part("all")],
     }
     parquet.write_table(pa.table(columns), odd / "t.parquet")
-    assert entries(open_pictures(odd / "t.parquet")) == entries(found)
+    assert entries(open_dataset(odd / "t.parquet")) == entries(found)
     columns["label"] = pa.array(columns["label"]).dictionary_encode()
     parquet.write_table(pa.table(columns), odd / "t.parquet")
-    assert entries(open_pictures(odd / "t.parquet")) == entries(found)
+    assert entries(open_dataset(odd / "t.parquet")) == entries(found)
     inside = {"image": [p.read() for p in found.part("all")], "label": columns["label"]}
     parquet.write_table(pa.table(inside), odd / "i.parquet")
-    assert open_pictures(odd / "i.parquet").labels == found.labels
+    assert open_dataset(odd / "i.parquet").labels == found.labels
 
 
 @posix
 def test_lists_keep_names_as_they_are(odd):
-    files = [p.path for p in open_pictures(odd).part("all") if "\n" not in p.path and "\r" not in p.path]
+    files = [p.path for p in open_dataset(odd).part("all") if "\n" not in p.path and "\r" not in p.path]
     (odd / "list.txt").write_text("\n".join(os.path.relpath(file, odd) for file in files), newline="")
-    assert sorted(os.path.realpath(p.path) for p in list_pictures([odd / "list.txt"])) == sorted(files)
+    assert sorted(os.path.realpath(p.path) for p in list_images([odd / "list.txt"])) == sorted(files)
 
 
 def test_spaces_around_cells_that_are_not_quoted_are_none_of_them(tmp_path):
@@ -128,7 +128,7 @@ def test_spaces_around_cells_that_are_not_quoted_are_none_of_them(tmp_path):
         'a/002.png ," cat",g2\n'
         '"a/003.png","cat ","g2"\n'
     )
-    found = open_pictures(tmp_path / "t.csv").part("all")
+    found = open_dataset(tmp_path / "t.csv").part("all")
     assert [p.label for p in found] == ["cat", "cat", " cat", "cat "]
     assert [p.group for p in found] == ["g1", "g1", "g2", "g2"]
     assert all(p.decode().shape == (40, 48, 3) for p in found)
@@ -142,12 +142,12 @@ def test_a_row_without_a_label_is_refused_however_it_is_written(tmp_path):
     for cell in ("", " ", '""'):
         (tmp_path / "t.csv").write_text(f"path,label\na/000.png,x\na/001.png,{cell}\n")
         with pytest.raises(BadData, match="line 3: has no label"):
-            open_pictures(tmp_path / "t.csv")
+            open_dataset(tmp_path / "t.csv")
     for missing in (None, float("nan")):
         table = pa.table({"path": ["a/000.png", "a/001.png"], "label": pa.array([1.0, missing])})
         parquet.write_table(table, tmp_path / "t.parquet")
         with pytest.raises(BadData, match="row 2: has no label"):
-            open_pictures(tmp_path / "t.parquet")
+            open_dataset(tmp_path / "t.parquet")
 
 
 COMPOSED, DECOMPOSED = unicodedata.normalize("NFC", "Café"), unicodedata.normalize("NFD", "Café")
@@ -158,7 +158,7 @@ def test_names_that_macos_writes_are_the_same_class(tmp_path):
         fill_folder(tmp_path / part, (label,), 2, start=len(part))
     if len(list((tmp_path / "train").iterdir())) == 2 and (tmp_path / "train" / DECOMPOSED).exists():
         pytest.skip("this file system takes both forms for one name")
-    found = open_pictures(tmp_path)
+    found = open_dataset(tmp_path)
     assert found.labels == (COMPOSED, "b")
     assert found.count("val") == {COMPOSED: 2, "b": 2}
     (remark,) = found.remarks
@@ -173,7 +173,7 @@ def test_names_that_macos_writes_are_the_same_class(tmp_path):
 def test_a_table_finds_files_that_macos_named(tmp_path):
     fill_folder(tmp_path, (DECOMPOSED,), 2)
     (tmp_path / "t.csv").write_text(f"path,label\n{COMPOSED}/000.png,x\n{COMPOSED}/001.png,y\n", encoding="utf-8")
-    assert all(p.decode().shape == (40, 48, 3) for p in open_pictures(tmp_path / "t.csv").part("all"))
+    assert all(p.decode().shape == (40, 48, 3) for p in open_dataset(tmp_path / "t.csv").part("all"))
 
 
 def test_a_classifier_of_the_other_spelling_knows_its_classes(tiny, tmp_path):
@@ -209,13 +209,13 @@ def write_table(folder: Path, labels: list[str], *, delimiter: str = ",") -> Pat
 def test_labels_that_consist_of_others_are_refused(combined, tmp_path):
     table = write_table(tmp_path, ["cat", "dog", combined, "bird"])
     with pytest.raises(BadData, match=r"several in one.*('cat' and 'dog'|'dog' and 'cat')"):
-        open_pictures(table)
+        open_dataset(table)
 
 
 @pytest.mark.parametrize("labels", [["cat|dog", "bird"], ["cat;dog", "dog;bird", "x"], ["['a', 'b']", "c"]])
 def test_labels_that_look_like_several_are_said(labels, tmp_path):
     table = write_table(tmp_path, labels * 2)
-    found = open_pictures(table)
+    found = open_dataset(table)
     assert set(found.labels) == set(labels)
     assert [remark.kind for remark in found.remarks] == ["combined"] * (len(labels) - 1)
     finding = check(found).find("combined-label")
@@ -229,14 +229,14 @@ def test_labels_that_look_like_several_are_said(labels, tmp_path):
 def test_ordinary_names_stay_ordinary(tmp_path):
     for label in ("tench, Tinca tinca", "salt & pepper", "salt", "pepper", "red fox", "red", "fox", "n/a", "a(b)"):
         table = write_table(tmp_path / "tables" / str(len(label)), [label, "other"])
-        assert open_pictures(table).remarks == ()
+        assert open_dataset(table).remarks == ()
     fill_folder(tmp_path / "folders", ("cat", "dog", "cat;dog", "[cat, dog]"), 2)
-    assert open_pictures(tmp_path / "folders").remarks == ()
+    assert open_dataset(tmp_path / "folders").remarks == ()
 
 
 def test_labels_that_differ_in_spaces_alone_are_said(tmp_path):
     fill_folder(tmp_path / "p", ("cat", "cat ", "polar bear", "Cat"), 2)
-    found = open_pictures(tmp_path / "p")
+    found = open_dataset(tmp_path / "p")
     assert [(remark.kind, remark.parts) for remark in found.remarks] == [("spaces", ("cat", "cat "))]
     assert check(found).find("label-spaces").severity == "warning"
     assert check(found).to_dict()["remarks"][0]["parts"] == ["cat", "cat "]
@@ -247,15 +247,15 @@ def test_lists_of_labels_in_parquet_and_beside_images_in_archives(tmp_path):
     from pyarrow import parquet
 
     parquet.write_table(
-        pa.table({"image": [picture(0)] * 2, "label": [["cat", "dog"], ["cat"]]}), tmp_path / "t.parquet"
+        pa.table({"image": [image(0)] * 2, "label": [["cat", "dog"], ["cat"]]}), tmp_path / "t.parquet"
     )
     with pytest.raises(BadData, match="more than one class"):
-        open_pictures(tmp_path / "t.parquet")
-    parquet.write_table(pa.table({"image": [picture(0)] * 2, "label": ["cat|dog", "cat"]}), tmp_path / "u.parquet")
-    assert open_pictures(tmp_path / "u.parquet").remarks[0].parts == ("cat", "dog")
-    members = {"0.png": picture(0), "0.json": json.dumps({"label": "cat|dog"}).encode()}
-    (tmp_path / "x.tar").write_bytes(pack({**members, "1.png": picture(1), "1.cls": b"cat"}))
-    assert [remark.label for remark in open_pictures(tmp_path / "x.tar").remarks] == ["cat|dog"]
+        open_dataset(tmp_path / "t.parquet")
+    parquet.write_table(pa.table({"image": [image(0)] * 2, "label": ["cat|dog", "cat"]}), tmp_path / "u.parquet")
+    assert open_dataset(tmp_path / "u.parquet").remarks[0].parts == ("cat", "dog")
+    members = {"0.png": image(0), "0.json": json.dumps({"label": "cat|dog"}).encode()}
+    (tmp_path / "x.tar").write_bytes(pack({**members, "1.png": image(1), "1.cls": b"cat"}))
+    assert [remark.label for remark in open_dataset(tmp_path / "x.tar").remarks] == ["cat|dog"]
 
 
 def test_entries_of_one_image_count_once_and_never_part(tmp_path):
@@ -266,7 +266,7 @@ def test_entries_of_one_image_count_once_and_never_part(tmp_path):
     if sys.platform != "win32":
         (tmp_path / "y").symlink_to(tmp_path / "x")
     table.write_text(table.read_text() + "\n".join(more))
-    found = open_pictures(table)
+    found = open_dataset(table)
     assert found.count("all") == {"cat": 11, "dog": 10}
     assert [(each.reason, each.count) for each in found.passed_over] == [("listed-twice", 3)]
     assert "3 entries repeat an image" in found.passed_over[0].describe()
@@ -283,15 +283,15 @@ def test_entries_of_one_image_count_once_and_never_part(tmp_path):
     assert check(found).find("contradiction").cases[0].detail == "the same file"
 
 
-def test_pictures_in_memory_are_told_apart_by_their_pixels():
+def test_images_in_memory_are_told_apart_by_their_pixels():
     pixels = draw_class("red", 0)
     rows = [
-        Picture("a", "x", pixels),
-        Picture("a", "x", pixels),
-        Picture("a", "x", pixels.copy()),
-        Picture("b", "y", pixels),
+        ImageSample("a", "x", pixels),
+        ImageSample("a", "x", pixels),
+        ImageSample("a", "x", pixels.copy()),
+        ImageSample("b", "y", pixels),
     ]
-    found = PictureSet.of("made", [(None, row) for row in rows])
+    found = ImageDataset.of("made", [(None, row) for row in rows])
     assert found.count("all") == {"x": 2, "y": 1}
     assert found.passed_over[0].count == 1
 
@@ -299,6 +299,6 @@ def test_pictures_in_memory_are_told_apart_by_their_pixels():
 @pytest.mark.parametrize("reverse", [False, True])
 def test_the_same_entry_stays_in_every_order_of_rows(reverse, tmp_path):
     fill_folder(tmp_path, ("x",), 1)
-    rows = [Picture(str(tmp_path / place / "000.png"), "x") for place in ("x", "x/../x")]
-    (one,) = PictureSet.of("made", [(None, row) for row in (rows[::-1] if reverse else rows)]).part("all")
+    rows = [ImageSample(str(tmp_path / place / "000.png"), "x") for place in ("x", "x/../x")]
+    (one,) = ImageDataset.of("made", [(None, row) for row in (rows[::-1] if reverse else rows)]).part("all")
     assert one.path == min(row.path for row in rows)

@@ -89,18 +89,18 @@ def test_copies_of_real_photos_are_found_and_no_two_photos_taken_for_one(shared:
     assert len(alike) >= 38
 
 
-def test_hands_of_the_same_sign_are_different_pictures(shared: Path) -> None:
+def test_hands_of_the_same_sign_are_different_images(shared: Path) -> None:
     paths = sorted((shared / "sign_digits").glob("[0-3]/*"))[:200]
     assert find_alike(describe(*(Image.fromarray(decode(path)) for path in paths))) == []
 
 
-def test_plain_pictures_are_like_nothing_not_even_their_equals() -> None:
+def test_plain_images_are_like_nothing_not_even_their_equals() -> None:
     sky = np.linspace(120, 180, 200).astype(np.uint8)[:, None, None] * np.ones((1, 200, 3), np.uint8)
     plain = [Image.new("RGB", (90, 60), colour) for colour in ("white", "white", "black", "#888")]
     assert find_alike(describe(*plain, Image.fromarray(sky), Image.fromarray(sky[::-1] - 3))) == []
 
 
-def test_tiny_pictures_are_like_nothing() -> None:
+def test_tiny_images_are_like_nothing() -> None:
     tiny = draw_scene(1).resize((28, 40))
     assert not describe(tiny).any()
     assert find_alike(describe(tiny, tiny)) == []
@@ -163,7 +163,7 @@ def test_search_in_blocks_proposes_what_comparing_each_with_each_does(
 
 
 @pytest.mark.parametrize("position", range(8))
-def test_waves_of_a_turned_picture_are_turned_waves(position: int) -> None:
+def test_waves_of_a_turned_image_are_turned_waves(position: int) -> None:
     thumbnails = likeness._unfold(describe(draw_scene(3), draw_scene(4)))
     turned = likeness._measure_waves(np.ascontiguousarray(likeness._turn(thumbnails, position)))
     np.testing.assert_allclose(
@@ -172,7 +172,7 @@ def test_waves_of_a_turned_picture_are_turned_waves(position: int) -> None:
 
 
 @pytest.mark.parametrize("motion", [(0.06, 0.02, -0.04, 0.05), (-0.05, 0.0, 0.08, -0.03)])
-def test_pictures_are_laid_over_each_other_to_a_tenth_of_a_pixel(motion: tuple[float, ...]) -> None:
+def test_images_are_laid_over_each_other_to_a_tenth_of_a_pixel(motion: tuple[float, ...]) -> None:
     thumbnail = likeness._unfold(describe(draw_scene(5)))
     wanted = np.array([motion], np.float32)
     target, _ = likeness._warp(thumbnail, wanted)
@@ -190,7 +190,7 @@ def test_the_order_of_rows_does_not_matter() -> None:
     assert forth == back == {(row, row + 5) for row in range(5)}
 
 
-def test_a_thousand_equal_pictures_are_as_many_pairs_not_their_square() -> None:
+def test_a_thousand_equal_images_are_as_many_pairs_not_their_square() -> None:
     described = np.repeat(describe(draw_scene(0), draw_scene(1)), 1000, axis=0)
     alike = find_alike(described)
     assert len(alike) == 2 * 999

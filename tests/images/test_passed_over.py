@@ -15,7 +15,7 @@ from conftest import draw_class, fill_folder
 from vggkit.errors import BadData, BadImage
 from vggkit.images.file_kinds import SUFFIXES, is_image_start
 from vggkit.images.omissions import Reading
-from vggkit.images.sources.open_dataset import gather_pictures, iterate_pictures, list_pictures, open_pictures
+from vggkit.images.sources.open_dataset import gather_images, iterate_images, list_images, open_dataset
 from vggkit.workflows.check import check, vet
 
 links = pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
@@ -35,8 +35,8 @@ def omitted(found) -> dict[str, tuple[int, list[str]]]:
     }
 
 
-def names(pictures) -> list[str]:
-    return sorted(Path(picture.path).name for picture in pictures)
+def names(images) -> list[str]:
+    return sorted(Path(image.path).name for image in images)
 
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF")
@@ -107,12 +107,12 @@ def unnamed(tmp_path):
 
 
 def test_files_whose_endings_tell_nothing_are_known_by_what_is_inside(unnamed):
-    found = open_pictures(unnamed)
+    found = open_dataset(unnamed)
     assert found.count("all") == {"a": len(UNNAMED), "b": len(UNNAMED)}
     assert omitted(found.passed_over) == {"not-an-image": (5, ["README", "empty", "notes.txt"])}
-    assert all(picture.decode().shape == (40, 48, 3) for picture in found.part("all"))
+    assert all(image.decode().shape == (40, 48, 3) for image in found.part("all"))
     reading = Reading()
-    assert len(list(iterate_pictures([unnamed], reading=reading))) == 2 * len(UNNAMED)
+    assert len(list(iterate_images([unnamed], reading=reading))) == 2 * len(UNNAMED)
     assert omitted(reading.list_omissions()) == {"not-an-image": (5, ["README", "empty", "notes.txt"])}
 
 
@@ -123,15 +123,15 @@ def test_only_files_whose_names_tell_nothing_are_opened(unnamed, monkeypatch):
         Path, "open", lambda self, *given, **more: opened.append(self.name) or real(self, *given, **more)
     )
     fill_folder(unnamed, ("a",), 3)
-    list_pictures([unnamed])
+    list_images([unnamed])
     assert {*UNNAMED, "README", "empty"} >= set(opened) > {"001"}
 
 
 def test_archives_beside_images_without_endings_do_not_hide_them(unnamed):
     with tarfile.open(unnamed / "a" / "old.tar", "w"):
         pass
-    assert len(open_pictures(unnamed).part("all")) == 2 * len(UNNAMED)
-    assert len(list_pictures([unnamed])) == 2 * len(UNNAMED)
+    assert len(open_dataset(unnamed).part("all")) == 2 * len(UNNAMED)
+    assert len(list_images([unnamed])) == 2 * len(UNNAMED)
 
 
 JUNK = (
@@ -149,18 +149,18 @@ def test_known_junk_is_no_class_and_no_image(junk, tmp_path):
         (place / junk / "x.jpg").write_bytes(encode("JPEG"))
         for name in (".DS_Store", "Thumbs.db", "desktop.ini", "._001.png"):
             (place / name).write_bytes(b"\0\5\x16\7")
-    found = open_pictures(tmp_path)
+    found = open_dataset(tmp_path)
     assert found.labels == ("a", "b")
     assert found.count("all") == {"a": 6, "b": 2}
     assert found.passed_over == ()
-    assert len(list_pictures([tmp_path])) == 8
+    assert len(list_images([tmp_path])) == 8
 
 
 def test_junk_beside_parts_is_neither(tmp_path):
     for part in ("train", "val"):
         fill_folder(tmp_path / part, ("a", "b"), 2)
     (tmp_path / "@eaDir").mkdir()
-    assert set(open_pictures(tmp_path).splits) == {"train", "val"}
+    assert set(open_dataset(tmp_path).splits) == {"train", "val"}
 
 
 def test_what_is_hidden_or_beside_the_classes_is_counted_and_named(tmp_path):
@@ -169,7 +169,7 @@ def test_what_is_hidden_or_beside_the_classes_is_counted_and_named(tmp_path):
         (tmp_path / f"loose{number}").write_bytes(encode("PNG", number))
     (tmp_path / "a" / ".hidden.png").write_bytes(encode("PNG"))
     (tmp_path / "classes.csv").write_text("a\nb\n")
-    found = open_pictures(tmp_path)
+    found = open_dataset(tmp_path)
     assert found.count("all") == {"a": 2, "b": 2}
     assert omitted(found.passed_over) == {
         "beside-classes": (5, ["loose0", "loose1", "loose2"]),
@@ -189,17 +189,17 @@ def test_images_beside_the_classes_of_a_part_are_counted(tmp_path):
         fill_folder(tmp_path / part, ("a", "b"), 2)
     (tmp_path / "top.png").write_bytes(encode("PNG"))
     (tmp_path / "val" / "x.png").write_bytes(encode("PNG"))
-    assert omitted(open_pictures(tmp_path).passed_over) == {"beside-classes": (2, ["top.png", "x.png"])}
+    assert omitted(open_dataset(tmp_path).passed_over) == {"beside-classes": (2, ["top.png", "x.png"])}
 
 
 def test_a_class_of_other_files_alone_is_refused_with_their_names(tmp_path):
     fill_folder(tmp_path, ("a",), 2)
     (tmp_path / "boxes").mkdir()
     (tmp_path / "boxes" / "1.xml").write_text("<x/>")
-    with pytest.raises(BadData, match=r"boxes: holds no pictures.*1 file is not an image.*1\.xml"):
-        open_pictures(tmp_path)
-    with pytest.raises(BadData, match=r"holds no pictures.*1\.xml"):
-        list_pictures([tmp_path / "boxes"])
+    with pytest.raises(BadData, match=r"boxes: holds no images.*1 file is not an image.*1\.xml"):
+        open_dataset(tmp_path)
+    with pytest.raises(BadData, match=r"holds no images.*1\.xml"):
+        list_images([tmp_path / "boxes"])
 
 
 @pytest.fixture
@@ -217,11 +217,11 @@ def test_linked_files_and_folders_are_followed(tmp_path, store):
     (data / "b" / "x.png").symlink_to(store / "b" / "050.png")
     (data / "b" / "y").symlink_to(store / "b" / "051.png")
     (data / "c").symlink_to(store / "b", target_is_directory=True)
-    found = open_pictures(data)
+    found = open_dataset(data)
     assert found.count("all") == {"a": 5, "b": 4, "c": 3}
     assert found.passed_over == ()
-    assert len(list_pictures([data])) == 12
-    assert all(picture.decode().shape == (40, 48, 3) for picture in found.part("all"))
+    assert len(list_images([data])) == 12
+    assert all(image.decode().shape == (40, 48, 3) for image in found.part("all"))
 
 
 @links
@@ -234,13 +234,13 @@ def test_links_that_lead_back_are_noticed(tmp_path, store):
     (data / "b" / "root").symlink_to(data.anchor)
     (store / "a" / "home").symlink_to(data / "b")
     (data / "b" / "away").symlink_to(store / "a")
-    found = open_pictures(data)
+    found = open_dataset(data)
     assert found.count("all") == {"a": 2, "b": 5}
     assert omitted(found.passed_over) == {
         "link-loop": (5, ["all", "round", "self"]),
         "seen-again": (1, ["home"]),
     }
-    assert names(list_pictures([data])) == [
+    assert names(list_images([data])) == [
         "000.png",
         "000.png",
         "001.png",
@@ -258,12 +258,12 @@ def test_a_folder_that_is_reached_twice_counts_once_and_by_its_own_name(tmp_path
     fill_folder(data / "a", ("zzz",), 2, start=9)
     for name in ("first", "second"):
         (data / "b" / name).symlink_to(store / "b")
-    found = open_pictures(data)
+    found = open_dataset(data)
     assert found.count("all") == {"a": 4, "b": 5}
     assert omitted(found.passed_over) == {"seen-again": (2, ["again", "second"])}
-    assert not any("again" in picture.path for picture in found.part("all"))
+    assert not any("again" in image.path for image in found.part("all"))
     reading = Reading()
-    assert len(list(gather_pictures(data, reading=reading))) == 9
+    assert len(list(gather_images(data, reading=reading))) == 9
     assert omitted(reading.list_omissions())["seen-again"][0] == 2
 
 
@@ -273,7 +273,7 @@ def test_links_that_lead_nowhere_are_named(tmp_path, store):
     (data / "a" / "gone.png").symlink_to(store / "gone.png")
     (data / "a" / "gone").symlink_to(store / "gone")
     (data / "lost").symlink_to(store / "lost")
-    found = open_pictures(data)
+    found = open_dataset(data)
     assert found.count("all") == {"a": 3, "b": 2}
     assert omitted(found.passed_over) == {"broken-link": (2, ["lost", "gone"])}
     assert f"gone -> {store / 'gone'}" in found.passed_over[0].describe()
@@ -287,7 +287,7 @@ def test_a_file_of_two_names_counts_once_in_a_class(tmp_path, store):
     data = tmp_path / "data"
     (data / "a" / "soft.png").symlink_to(data / "a" / "000.png")
     os.link(data / "b" / "000.png", data / "b" / "hard.png")
-    found = open_pictures(data)
+    found = open_dataset(data)
     assert found.count("all") == {"a": 2, "b": 2}
     assert omitted(found.passed_over) == {"listed-twice": (2, ["soft.png", "hard.png"])}
 
@@ -313,9 +313,9 @@ def test_linked_archives_are_read_and_those_of_two_names_once(tmp_path):
     (tmp_path / "data" / "train.tar").symlink_to(tmp_path / "store" / "train.tar")
     (tmp_path / "data" / "val.tar").symlink_to(tmp_path / "store" / "val.tar")
     with pytest.raises(BadData, match=r"val\.tar"):
-        open_pictures(tmp_path / "data")
+        open_dataset(tmp_path / "data")
     (tmp_path / "data" / "val.tar").unlink()
-    found = open_pictures(tmp_path / "data")
+    found = open_dataset(tmp_path / "data")
     assert {name: len(part) for name, part in found.splits.items()} == {"train": 8}
     assert [each.reason for each in found.passed_over] == ["seen-again"]
 
@@ -360,12 +360,12 @@ def test_archives_are_read_by_the_same_rules(ending, tmp_path):
         "hidden": (1, [".old.png"]),
         "not-an-image": (2, ["notes.xml", "README"]),
     }
-    found = open_pictures(place)
+    found = open_dataset(place)
     assert found.count("all") == {"a": 2, "b": 1}
     assert omitted(found.passed_over) == {"listed-twice": (1, ["again"]), **expected}
-    assert all(picture.decode().shape == (40, 48, 3) for picture in found.part("all"))
+    assert all(image.decode().shape == (40, 48, 3) for image in found.part("all"))
     reading = Reading()
-    assert [p.decode().shape for p in iterate_pictures([place], reading=reading)] == [(40, 48, 3)] * 4
+    assert [p.decode().shape for p in iterate_images([place], reading=reading)] == [(40, 48, 3)] * 4
     assert omitted(reading.list_omissions()) == expected
 
 
@@ -375,7 +375,7 @@ def test_a_training_says_what_was_passed_over(tmp_path):
     for number in range(4):
         (tmp_path / "train" / "down" / f"{number}.txt").write_text("x")
     said: list[str] = []
-    vet(open_pictures(tmp_path), despite_findings=False, say=said.append)
+    vet(open_dataset(tmp_path), despite_findings=False, say=said.append)
     (line,) = [line for line in said if line.startswith("passed over")]
     assert "4 files are not images" in line
     assert "2.txt, …" in line

@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageOps
 
 from vggkit.errors import BadImage, BadInput
-from vggkit.images.dataset import Picture
+from vggkit.images.dataset import ImageSample
 from vggkit.images.decoding import decode
 from vggkit.images.given import take_sources
 from vggkit.images.pixels import read_pixels
@@ -32,7 +32,7 @@ ALPHA = np.dstack([PIXELS, GREY])
 
 
 def write_png(values: np.ndarray) -> bytes:
-    """A PNG of 16 bits, which Pillow writes of grey pictures only."""
+    """A PNG of 16 bits, which Pillow writes of grey images only."""
     channels = 1 if values.ndim == 2 else values.shape[2]
 
     def chunk(kind: bytes, data: bytes) -> bytes:
@@ -50,8 +50,8 @@ def write(image: Image.Image, kind: str = "png", **options) -> bytes:
 
 
 def read_one(given) -> np.ndarray:
-    [picture] = take_sources(given)
-    return picture.decode()
+    [image] = take_sources(given)
+    return image.decode()
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def read_one(given) -> np.ndarray:
 def test_an_array_is_what_its_file_is(array, file):
     expected = decode(file)
     by_hand = array if array.ndim == 3 else array[..., None]
-    for found in (read_pixels(array, name="x"), read_one(array), Picture("x", pixels=by_hand).decode()):
+    for found in (read_pixels(array, name="x"), read_one(array), ImageSample("x", pixels=by_hand).decode()):
         assert (found.dtype, found.shape) == (np.uint8, expected.shape)
         assert np.array_equal(found, expected)
     assert np.array_equal(SEEN(array), SEEN(file))
@@ -110,7 +110,7 @@ def test_a_pil_image_is_what_its_file_is(mode):
     opened = Image.open(io.BytesIO(file))  # whose pixels nobody has asked for yet
     for given in (image, opened, [image]):
         assert np.array_equal(read_one(given), expected)
-    assert np.array_equal(Picture("x", pixels=image).pixels, expected)
+    assert np.array_equal(ImageSample("x", pixels=image).pixels, expected)
     assert np.array_equal(SEEN(image), SEEN(file))
 
 
@@ -126,7 +126,7 @@ def test_a_pil_image_is_upright(kind, turn):
 
 
 def test_files_bytes_and_paths(tmp_path):
-    path = tmp_path / "a picture.png"
+    path = tmp_path / "an image.png"
     Image.fromarray(PIXELS).save(path)
     data = path.read_bytes()
 
@@ -136,19 +136,19 @@ def test_files_bytes_and_paths(tmp_path):
 
     with open(path, "rb") as file:
         given = [data, bytearray(data), memoryview(data), io.BytesIO(data), file, path, str(path), Foreign()]
-        given += [Image.open(path), Picture("mine", pixels=PIXELS), PIXELS]
+        given += [Image.open(path), ImageSample("mine", pixels=PIXELS), PIXELS]
         found = [
-            picture if isinstance(picture, Picture) else Picture(str(picture)) for picture in take_sources(given)
+            image if isinstance(image, ImageSample) else ImageSample(str(image)) for image in take_sources(given)
         ]
-    assert [picture.path for picture in found] == [
+    assert [image.path for image in found] == [
         *(f"image {number}" for number in range(4)),
         *[str(path)] * 5,
         "mine",
         "image 10",
     ]
-    for picture in found:
-        assert np.array_equal(picture.decode(), PIXELS)
-    for each in (data, io.BytesIO(data), path, str(path), Image.open(path), Picture("mine", pixels=PIXELS)):
+    for image in found:
+        assert np.array_equal(image.decode(), PIXELS)
+    for each in (data, io.BytesIO(data), path, str(path), Image.open(path), ImageSample("mine", pixels=PIXELS)):
         assert np.array_equal(SEEN(each), SEEN(PIXELS))
 
 
@@ -165,8 +165,8 @@ def test_several_images_in_whatever_they_come():
         [*batch[:2], planes[2]],
     ):
         found = list(take_sources(given))
-        assert [picture.path for picture in found] == ["image 0", "image 1", "image 2"]
-        assert all(np.array_equal(picture.decode(), pixels) for picture, pixels in zip(found, batch, strict=True))
+        assert [image.path for image in found] == ["image 0", "image 1", "image 2"]
+        assert all(np.array_equal(image.decode(), pixels) for image, pixels in zip(found, batch, strict=True))
 
 
 FLOATS = PIXELS / 255
@@ -191,7 +191,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("given", "received", "meant"), REFUSED.values(), ids=REFUSED)
 def test_what_could_mean_several_things_is_refused_with_the_line_that_converts_it(given, received, meant):
-    for take in (SEEN, lambda each: list(take_sources(each)), lambda each: Picture("x", pixels=each)):
+    for take in (SEEN, lambda each: list(take_sources(each)), lambda each: ImageSample("x", pixels=each)):
         with pytest.raises(BadInput) as caught:
             take(given)
         assert received in str(caught.value)
@@ -295,14 +295,14 @@ def test_torch_is_not_imported_for_it():
 
 
 def test_pixels_that_are_there_are_not_copied():
-    assert Picture("x", pixels=PIXELS).pixels is PIXELS
-    assert np.shares_memory(Picture("x", pixels=GREY[..., None]).pixels, GREY)
-    assert pathlib.Path(Picture("x", pixels=PIXELS).path) == pathlib.Path("x")
+    assert ImageSample("x", pixels=PIXELS).pixels is PIXELS
+    assert np.shares_memory(ImageSample("x", pixels=GREY[..., None]).pixels, GREY)
+    assert pathlib.Path(ImageSample("x", pixels=PIXELS).path) == pathlib.Path("x")
 
 
-def test_one_channel_alone_is_no_picture_of_its_own():
+def test_one_channel_alone_is_no_image_of_its_own():
     with pytest.raises(BadInput, match=r"\(30, 44\); of a grey image say np\.stack"):
-        Picture("x", pixels=GREY)
+        ImageSample("x", pixels=GREY)
 
 
 def test_bytes_without_a_name_are_told_apart_by_all_of_them():

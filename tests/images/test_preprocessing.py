@@ -14,7 +14,7 @@ from vggkit.images.preprocessing import Preprocessing, suit_preprocessing
 SIZES = [(500, 375), (375, 500), (224, 224), (256, 256), (333, 100), (31, 33), (700, 20)]
 
 
-def random_picture(width: int, height: int) -> np.ndarray:
+def random_image(width: int, height: int) -> np.ndarray:
     return np.random.default_rng(width * height).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -29,7 +29,7 @@ def test_equals_torchvisions_own_transforms_to_a_level(model):
     torchvision = pytest.importorskip("torchvision")
     theirs = getattr(torchvision.models, f"{model}_Weights").IMAGENET1K_V1.transforms()
     for size in SIZES:
-        pixels = random_picture(*size)
+        pixels = random_image(*size)
         assert apart(Preprocessing(), pixels, theirs) < 1.01, size
 
 
@@ -49,15 +49,15 @@ def test_equals_torchvision_at_any_size(width, height, resize, crop, interpolati
         crop_size=crop, resize_size=resize, interpolation=InterpolationMode(interpolation)
     )
     ours = Preprocessing(resize_pixels=resize, crop_pixels=crop, interpolation=interpolation)
-    pixels = random_picture(width, height)
+    pixels = random_image(width, height)
     assert apart(ours, pixels, theirs) < 1.01
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
-def test_without_the_quick_resizer_pictures_are_pillows_own(monkeypatch, interpolation):
+def test_without_the_quick_resizer_images_are_pillows_own(monkeypatch, interpolation):
     monkeypatch.setattr(resampling, "_find_quick", lambda: None)
     ours = Preprocessing(resize_pixels=40, crop_pixels=32, interpolation=interpolation)
-    pixels = random_picture(100, 61)
+    pixels = random_image(100, 61)
     whole = Image.fromarray(pixels).resize((65, 40), Image.Resampling[interpolation.upper()])
     assert np.array_equal(ours.fit(pixels), np.asarray(whole)[4:36, 16:48])
 
@@ -71,7 +71,7 @@ def test_without_the_quick_resizer_pictures_are_pillows_own(monkeypatch, interpo
 )
 def test_a_part_shrunk_quickly_is_within_a_level_of_pillows(sides, factors, part, flat):
     pytest.importorskip("cykooz_resizer")
-    pixels = random_picture(*(int(side * factor) for side, factor in zip(sides, factors, strict=True)))
+    pixels = random_image(*(int(side * factor) for side, factor in zip(sides, factors, strict=True)))
     pixels = pixels // 128 * 255 if flat else pixels  # black and white: the sharpest there is
     columns, rows = (
         (int(low * (side - 1)), int(low * (side - 1)) + 1 + int(share * (side - 1 - int(low * (side - 1)))))
@@ -82,9 +82,9 @@ def test_a_part_shrunk_quickly_is_within_a_level_of_pillows(sides, factors, part
     assert np.abs(found.astype(int) - whole[slice(*rows), slice(*columns)]).max() <= 1
 
 
-def test_pictures_of_the_right_size_are_torchvisions_bit_for_bit():
+def test_images_of_the_right_size_are_torchvisions_bit_for_bit():
     theirs = pytest.importorskip("torchvision").models.VGG11_Weights.IMAGENET1K_V1.transforms()
-    pixels = random_picture(256, 256)
+    pixels = random_image(256, 256)
     assert np.array_equal(Preprocessing()(pixels), theirs(Image.fromarray(pixels)).numpy())
 
 
@@ -97,7 +97,7 @@ def test_the_input_convention_of_caffe():
         resize_pixels=32,
         crop_pixels=32,
     )
-    pixels = random_picture(32, 32)
+    pixels = random_image(32, 32)
     expected = pixels[..., ::-1].astype(np.float32).transpose(2, 0, 1) - np.float32(
         [[[103.939]], [[116.779]], [[123.68]]]
     )
@@ -107,7 +107,7 @@ def test_the_input_convention_of_caffe():
 def test_features_convention_of_torchvision():
     weights = pytest.importorskip("torchvision").models.VGG16_Weights.IMAGENET1K_FEATURES.transforms()
     ours = Preprocessing(mean=tuple(weights.mean), std=tuple(weights.std))
-    pixels = random_picture(300, 260)
+    pixels = random_image(300, 260)
     assert apart(ours, pixels, weights) < 1.01
 
 
@@ -167,7 +167,7 @@ def test_unknown_fields_are_refused_with_the_nearest():
     assert dataclasses.is_dataclass(suit_preprocessing(300))
 
 
-def test_a_thread_of_a_picture_costs_no_gigabytes():
+def test_a_thread_of_an_image_costs_no_gigabytes():
     import tracemalloc
 
     tracemalloc.start()
@@ -176,23 +176,23 @@ def test_a_thread_of_a_picture_costs_no_gigabytes():
     tracemalloc.stop()
 
 
-def test_a_long_picture_within_reason_is_torchvisions_too():
+def test_a_long_image_within_reason_is_torchvisions_too():
     theirs = pytest.importorskip("torchvision").models.VGG11_Weights.IMAGENET1K_V1.transforms()
     for size in ((1, 89), (4, 700), (2000, 9)):
-        pixels = random_picture(*size)
+        pixels = random_image(*size)
         assert apart(Preprocessing(), pixels, theirs) < 1.01, size
 
 
 @pytest.mark.parametrize("size", [(60, 30), (30, 60), (31, 7), (1, 90), (5, 5), (200, 199)])
-def test_pad_shows_the_whole_picture_on_the_mean_colour(size):
+def test_pad_shows_the_whole_image_on_the_mean_colour(size):
     ours = Preprocessing(fit_mode="pad", crop_pixels=20, mean=(0.2, 0.5, 0.9), resize_pixels=3)
-    found = ours.fit(random_picture(*size))
+    found = ours.fit(random_image(*size))
     longest = max(size)
     width, height = (max(1, round(20 * side / longest)) for side in size)
     left, top = (20 - width) // 2, (20 - height) // 2
     expected = np.full((20, 20, 3), (51, 128, 230), np.uint8)
     expected[top : top + height, left : left + width] = np.asarray(
-        Image.fromarray(random_picture(*size)).resize((width, height), Image.Resampling.BILINEAR)
+        Image.fromarray(random_image(*size)).resize((width, height), Image.Resampling.BILINEAR)
     )
     assert np.abs(found.astype(int) - expected).max() <= 1
 
@@ -207,7 +207,7 @@ def test_pad_shows_the_whole_picture_on_the_mean_colour(size):
 )
 def test_padding_is_nearly_zero_once_normalised(fields, colour):
     ours = Preprocessing(fit_mode="pad", crop_pixels=8, **fields)
-    wide = random_picture(16, 4)
+    wide = random_image(16, 4)
     assert tuple(ours.fit(wide)[0, 0]) == colour
     if all(0 <= mean <= ours.full_value for mean in ours.mean):
         level = ours.full_value / 255 / min(ours.std)
@@ -217,7 +217,7 @@ def test_padding_is_nearly_zero_once_normalised(fields, colour):
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
 def test_stretch_takes_both_sides_to_the_crop(interpolation):
     ours = Preprocessing(fit_mode="stretch", crop_pixels=24, interpolation=interpolation)
-    pixels = random_picture(50, 31)
+    pixels = random_image(50, 31)
     expected = Image.fromarray(pixels).resize((24, 24), Image.Resampling[interpolation.upper()])
     assert np.abs(ours.fit(pixels).astype(int) - np.asarray(expected)).max() <= (interpolation == "bilinear")
 
@@ -235,7 +235,7 @@ def test_reduced_decoding_never_leaves_less_than_is_fed(fit_mode, size):
 
     ours = Preprocessing(fit_mode=fit_mode, resize_pixels=64, crop_pixels=56, reduced_decoding=True)
     stream = io.BytesIO()
-    smooth = Image.fromarray(random_picture(8, 8)).resize(size, Image.Resampling.BICUBIC)
+    smooth = Image.fromarray(random_image(8, 8)).resize(size, Image.Resampling.BICUBIC)
     smooth.save(stream, "JPEG", quality=95)
     full = decode(stream.getvalue())
     reduced = decode(stream.getvalue(), least_side=ours.least_side)

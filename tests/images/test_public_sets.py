@@ -24,7 +24,7 @@ from PIL import Image
 from vggkit.errors import BadDownload, BadOutput, MissingExtra
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.images.sources import public_sets
-from vggkit.images.sources.open_dataset import open_pictures
+from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.images.sources.public_sets import NAMES, PUBLIC_SETS
 
 sys.path.append(str(Path(__file__).parents[1] / "networks"))
@@ -385,7 +385,7 @@ def test_every_set_is_tried():
 @pytest.mark.parametrize("name", MAKERS)
 def test_downloaded_once_and_as_torchvision_has_it(name, host, monkeypatch, tmp_path):
     MAKERS[name](host, monkeypatch)
-    found = open_pictures(name)
+    found = open_dataset(name)
     assert host.requests
     public, folder = PUBLIC_SETS[name], folder_of(tmp_path, name)
     assert set(found.splits) == set(public.parts)
@@ -393,20 +393,20 @@ def test_downloaded_once_and_as_torchvision_has_it(name, host, monkeypatch, tmp_
         theirs = getattr(datasets, public.home)(folder, **public.options, **told)
         ours = found.part(part)
         assert len(ours) == len(theirs) > 0
-        for picture, (image, number) in zip(ours, theirs, strict=True):
-            assert picture.label == name_class(theirs, number)
-            pixels = picture.decode()
+        for sample, (image, number) in zip(ours, theirs, strict=True):
+            assert sample.label == name_class(theirs, number)
+            pixels = sample.decode()
             assert np.array_equal(pixels, np.asarray(image.convert("RGB")))
             assert Preprocessing(crop_pixels=32)(pixels).shape == (3, 32, 32)
-            assert picture.short_side() == min(image.size)
-            assert np.array_equal(pickle.loads(pickle.dumps(picture)).decode(), pixels)
+            assert image.short_side() == min(image.size)
+            assert np.array_equal(pickle.loads(pickle.dumps(image)).decode(), pixels)
     if name in LABELS:
         assert found.labels == LABELS[name]
     assert not list(folder.parent.glob("*.unfinished"))
     host.requests.clear()
-    assert open_pictures(name).fingerprint() == found.fingerprint()
+    assert open_dataset(name).fingerprint() == found.fingerprint()
     monkeypatch.setenv("VGGKIT_OFFLINE", "1")
-    assert open_pictures(name).fingerprint() == found.fingerprint()
+    assert open_dataset(name).fingerprint() == found.fingerprint()
     assert host.requests == []
 
 
@@ -416,21 +416,21 @@ def test_pixels_are_torchvisions_own(name, host, monkeypatch):
     opened = []
     theirs = public_sets._read
     monkeypatch.setattr(public_sets, "_read", lambda held: theirs(opened.append(held) or held))
-    found = open_pictures(name)
+    found = open_dataset(name)
     for held, part in zip(opened, PUBLIC_SETS[name].parts, strict=True):
-        assert all(np.shares_memory(picture.pixels, np.asarray(held.data)) for picture in found.part(part))
+        assert all(np.shares_memory(image.pixels, np.asarray(held.data)) for image in found.part(part))
 
 
 def test_imagenettes_classes_are_their_first_names(host, monkeypatch):
     make_imagenette(host, monkeypatch)
-    assert {"tench", "chain saw", "cassette player", "golf ball"} < set(open_pictures("imagenette").labels)
+    assert {"tench", "chain saw", "cassette player", "golf ball"} < set(open_dataset("imagenette").labels)
 
 
 def test_offline_asks_nobody(host, monkeypatch, tmp_path):
     make_cifar10(host, monkeypatch)
     monkeypatch.setenv("VGGKIT_OFFLINE", "1")
     with pytest.raises(BadDownload, match=r"cifar10 is not in .*VGGKIT_OFFLINE is set; unset it once, or copy"):
-        open_pictures("cifar10")
+        open_dataset("cifar10")
     assert host.requests == []
     assert not folder_of(tmp_path, "cifar10").parent.exists()
 
@@ -445,11 +445,11 @@ def test_a_file_that_is_gone(name, host, monkeypatch, tmp_path):
     *_, last = host.answers
     kept = host.answers.pop(last)
     with pytest.raises(BadDownload, match=rf"{name} cannot be had \(.*404.*with a network, try again") as raised:
-        open_pictures(name)
+        open_dataset(name)
     assert is_one_line(raised.value)
     assert not folder_of(tmp_path, name).exists()
     host.answers[last] = kept
-    assert open_pictures(name).labels
+    assert open_dataset(name).labels
 
 
 def test_nobody_is_there(host, monkeypatch, tmp_path):
@@ -461,7 +461,7 @@ def test_nobody_is_there(host, monkeypatch, tmp_path):
     monkeypatch.setattr(datasets.MNIST, "mirrors", [f"{gone.address}/"])
     for name in ("food101", "mnist"):
         with pytest.raises(BadDownload, match=r"refused.*copy .* from a machine that has it") as raised:
-            open_pictures(name)
+            open_dataset(name)
         assert is_one_line(raised.value)
 
 
@@ -474,12 +474,12 @@ def test_another_file_than_the_published_one(name, harm, host, monkeypatch, tmp_
     for path in published:
         host.answers[path] = [status(200, **harm) if "body" in harm else whole(bytes(400), **harm)]
     with pytest.raises(BadDownload, match=rf"{name} cannot be had \(.*\); with a network, try again") as raised:
-        open_pictures(name)
+        open_dataset(name)
     assert is_one_line(raised.value)
     assert not folder_of(tmp_path, name).exists()
     host.answers = published
-    found = open_pictures(name)
-    assert all(picture.decode().size for part in found.splits.values() for picture in part)
+    found = open_dataset(name)
+    assert all(image.decode().size for part in found.splits.values() for image in part)
 
 
 @pytest.mark.parametrize("silent_after", [0, 200])
@@ -490,16 +490,16 @@ def test_a_host_that_falls_silent(silent_after, host, monkeypatch):
     if not silent_after:
         host.answers = {path: [lambda _: host.closing.wait(5)] for path in published}
     with pytest.raises(BadDownload, match=r"dtd cannot be had \(.*timed out"):
-        open_pictures("dtd")
+        open_dataset("dtd")
     host.answers = published
-    assert open_pictures("dtd").labels == ("banded", "woven")
+    assert open_dataset("dtd").labels == ("banded", "woven")
 
 
 def test_patience_is_given_back(host, monkeypatch):
     import socket
 
     make_cifar10(host, monkeypatch)
-    open_pictures("cifar10")
+    open_dataset("cifar10")
     assert socket.getdefaulttimeout() is None
 
 
@@ -525,28 +525,28 @@ def test_ended_while_it_unpacks(name, host, monkeypatch, tmp_path):
     monkeypatch.setattr(zipfile.ZipFile, "extractall", unzip_some)
     monkeypatch.setattr(datasets.utils, "_decompress", decompress_some)
     with pytest.raises(KeyboardInterrupt):
-        open_pictures(name)
+        open_dataset(name)
     assert not folder_of(tmp_path, name).exists()
     first = host.paths()
     host.requests.clear()
     monkeypatch.setattr(tarfile.TarFile, "extractall", tar)
     monkeypatch.setattr(zipfile.ZipFile, "extractall", unzip)
     monkeypatch.setattr(datasets.utils, "_decompress", gunzip)
-    found = open_pictures(name)
+    found = open_dataset(name)
     assert not {path for path in first if "gone" not in path} & host.paths()  # what was whole is kept
     for part, told in PUBLIC_SETS[name].parts.items():
         kind = getattr(datasets, PUBLIC_SETS[name].home)
         assert len(found.part(part)) == len(kind(folder_of(tmp_path, name), **told))
-    assert all(picture.decode().size for part in found.splits.values() for picture in part)
+    assert all(image.decode().size for part in found.splits.values() for image in part)
 
 
 def test_a_folder_that_was_harmed_later(host, monkeypatch, tmp_path):
     make_cifar10(host, monkeypatch)
-    open_pictures("cifar10")
+    open_dataset("cifar10")
     next(folder_of(tmp_path, "cifar10").rglob("data_batch_1")).write_bytes(b"x")
     host.requests.clear()
     with pytest.raises(BadDownload, match=r"cifar10 cannot be had \(.*\); delete .*data.cifar10, and it is"):
-        open_pictures("cifar10")
+        open_dataset("cifar10")
     assert host.requests == []
 
 
@@ -554,7 +554,7 @@ def test_a_home_that_cannot_be_written_to(host, monkeypatch, tmp_path):
     make_cifar10(host, monkeypatch)
     (tmp_path / "home").write_text("a file")
     with pytest.raises(BadOutput, match=r"data.cifar10: cannot be written"):
-        open_pictures("cifar10")
+        open_dataset("cifar10")
     assert host.requests == []
 
 
@@ -564,8 +564,8 @@ def test_without_the_extras(host, monkeypatch):
         without.setitem(sys.modules, "scipy", None)
         without.setitem(sys.modules, "scipy.io", None)
         with pytest.raises(MissingExtra, match=r"svhn needs scipy: pip install scipy$"):
-            open_pictures("svhn")
-    assert len(open_pictures("svhn").part("train")) == 4
+            open_dataset("svhn")
+    assert len(open_dataset("svhn").part("train")) == 4
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(MissingExtra, match=re.escape('pip install "vggkit[train]"')):
-        open_pictures("svhn")
+        open_dataset("svhn")

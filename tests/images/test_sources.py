@@ -1,4 +1,4 @@
-"""Every kind of place gives the same pictures: one fixture, stored in each way."""
+"""Every kind of place gives the same images: one fixture, stored in each way."""
 
 import bz2
 import csv
@@ -21,9 +21,9 @@ from PIL import Image
 
 from conftest import draw_class, fill_folder
 from vggkit.errors import BadData, BadDownload, BadImage, BadOutput, UnknownName
-from vggkit.images.dataset import Picture, PictureSet, typical_side
+from vggkit.images.dataset import ImageDataset, ImageSample, typical_side
 from vggkit.images.sources.locations import expand, is_address
-from vggkit.images.sources.open_dataset import is_streamed, iterate_pictures, list_pictures, open_pictures
+from vggkit.images.sources.open_dataset import is_streamed, iterate_images, list_images, open_dataset
 from vggkit.images.sources.spooling import spool
 from vggkit.images.sources.tables import Columns
 from vggkit.images.splits import divide
@@ -150,35 +150,35 @@ PLACES = {
 
 
 @pytest.mark.parametrize("kind", PLACES)
-def test_every_kind_of_place_holds_the_same_pictures(kind, tmp_path):
-    found = open_pictures(PLACES[kind](tmp_path / "place"))
+def test_every_kind_of_place_holds_the_same_images(kind, tmp_path):
+    found = open_dataset(PLACES[kind](tmp_path / "place"))
     assert found.labels == LABELS
     assert {name: len(part) for name, part in found.splits.items()} == {"train": 8, "val": 4}
     expected = {encode(draw_class(label, 100 * len(part) + 1)): (part, label) for part in PARTS for label in LABELS}
     seen = {p.read(): (name, p.label) for name, part in found.splits.items() for p in part}
     assert {data: seen[data] for data in expected} == expected
-    for picture in found.part("val"):
-        assert picture.decode().shape == (40, 48, 3)
-        assert picture.short_side() == 40
+    for image in found.part("val"):
+        assert image.decode().shape == (40, 48, 3)
+        assert image.short_side() == 40
     assert typical_side(found.part("train")) == 40
 
 
 @pytest.mark.parametrize("kind", PLACES)
-def test_pictures_of_every_place_travel_to_other_processes_and_can_be_had_in_any_order(kind, tmp_path):
-    pictures = open_pictures(PLACES[kind](tmp_path / "place")).part("train")
-    whole = [picture.read() for picture in pictures]
-    there = pickle.loads(pickle.dumps(pictures))
-    order = np.random.default_rng(0).permutation(len(pictures))
+def test_images_of_every_place_travel_to_other_processes_and_can_be_had_in_any_order(kind, tmp_path):
+    images = open_dataset(PLACES[kind](tmp_path / "place")).part("train")
+    whole = [image.read() for image in images]
+    there = pickle.loads(pickle.dumps(images))
+    order = np.random.default_rng(0).permutation(len(images))
     assert [there[index].read() for index in order] == [whole[index] for index in order]
-    assert len({picture.path for picture in pictures}) == len(pictures)
-    assert len({picture.weigh() for picture in pictures}) > 1
+    assert len({image.path for image in images}) == len(images)
+    assert len({image.weigh() for image in images}) > 1
 
 
 @pytest.mark.parametrize("kind", PLACES)
 def test_every_place_can_be_asked_about(kind, tmp_path):
     place = PLACES[kind](tmp_path / "place")
-    assert len(list(iterate_pictures([place]))) == 12
-    assert sorted(p.read() for p in iterate_pictures([place])) == sorted(data for *_, data in samples())
+    assert len(list(iterate_images([place]))) == 12
+    assert sorted(p.read() for p in iterate_images([place])) == sorted(data for *_, data in samples())
 
 
 @pytest.mark.filterwarnings("ignore")  # it leaves its files open
@@ -187,21 +187,21 @@ def test_webdataset_reads_the_same_of_the_same_shards(tmp_path):
     folder = write_webdataset(tmp_path / "shards")
     shards = sorted(map(str, folder.glob("*.tar")))
     theirs = {s["png"]: int(s["cls"]) for s in wds.WebDataset(shards, shardshuffle=False)}
-    ours = {p.read(): LABELS.index(p.label) for p in iterate_pictures([folder])}
+    ours = {p.read(): LABELS.index(p.label) for p in iterate_images([folder])}
     assert ours == theirs
 
 
 def test_patterns(tmp_path):
     write_webdataset(tmp_path)
-    assert len(open_pictures(f"{tmp_path}/photos-train-{{0000..0002}}.tar").part("train")) == 8
-    assert len(open_pictures(f"{tmp_path}/photos-*.tar").part("val")) == 4
+    assert len(open_dataset(f"{tmp_path}/photos-train-{{0000..0002}}.tar").part("train")) == 8
+    assert len(open_dataset(f"{tmp_path}/photos-*.tar").part("val")) == 4
     assert [str(p) for p in expand(f"{tmp_path}/x{{a,b}}.tar")] == [f"{tmp_path}/xa.tar", f"{tmp_path}/xb.tar"]
     with pytest.raises(BadData, match="no file is named"):
-        open_pictures(f"{tmp_path}/none-*.tar")
+        open_dataset(f"{tmp_path}/none-*.tar")
     with pytest.raises(BadData, match="braces"):
-        open_pictures(f"{tmp_path}/none-{{00.tar")
+        open_dataset(f"{tmp_path}/none-{{00.tar")
     with pytest.raises(BadData, match="no such file"):
-        open_pictures(f"{tmp_path}/none-{{00..01}}.tar")
+        open_dataset(f"{tmp_path}/none-{{00..01}}.tar")
     assert not is_address("C:\\photos")
     assert not is_address("photos/a:b")
     assert is_address("simplecache::https://host/x.tar")
@@ -211,16 +211,16 @@ def test_shards_of_plain_folders(tmp_path):
     folder = write_folder(tmp_path / "photos")
     with tarfile.open(tmp_path / "backup.tar", "w") as archive:
         archive.add(folder, arcname="./photos")
-    found = open_pictures(tmp_path / "backup.tar")
+    found = open_dataset(tmp_path / "backup.tar")
     assert {name: len(part) for name, part in found.splits.items()} == {"train": 8, "val": 4}
     assert found.labels == LABELS
     assert found.part("val")[0].path == f"{tmp_path}/backup.tar#photos/val/ants/val_ants_00.png"
 
 
-def test_a_folder_of_pictures_with_an_archive_beside_them_is_a_folder_of_pictures(tmp_path):
+def test_a_folder_of_images_with_an_archive_beside_them_is_a_folder_of_images(tmp_path):
     folder = write_folder(tmp_path / "photos")
     write_tar(folder / "train" / "old.tar")
-    assert len(open_pictures(folder).part("train")) == 8
+    assert len(open_dataset(folder).part("train")) == 8
 
 
 def test_addresses(tmp_path):
@@ -232,17 +232,17 @@ def test_addresses(tmp_path):
         with fsspec.open(f"memory://bucket/{part}.parquet", "wb") as file:
             file.write(write_parquet(tmp_path / "x.parquet", part).read_bytes())
     for place in ("memory://bucket/{train,val}-0.tar", "memory://bucket/*.tar", "memory://bucket/*.parquet"):
-        found = open_pictures(place)
+        found = open_dataset(place)
         assert {name: len(part) for name, part in found.splits.items()} == {"train": 8, "val": 4}
         assert {p.read() for part in found.splits.values() for p in part} == {data for *_, data in samples()}
         assert not any(p.storage.quick for p in found.part("train")) or "parquet" in place
-        assert {p.read() for p in iterate_pictures([place])} == {data for *_, data in samples()}
+        assert {p.read() for p in iterate_images([place])} == {data for *_, data in samples()}
     assert is_streamed("memory://bucket/*.tar")
     for place in ("memory://bucket/none.tar", "memory://nowhere/*.tar", "memory://bucket/none.parquet"):
         with pytest.raises((BadData, BadDownload)):
-            open_pictures(place)
+            open_dataset(place)
     with pytest.raises(BadDownload, match="nosuch"):
-        open_pictures("nosuch://bucket/x.tar")
+        open_dataset("nosuch://bucket/x.tar")
 
 
 @pytest.fixture
@@ -271,16 +271,16 @@ def test_hosts_that_give_no_ranges_are_copied_once(plain_host):
     write_parquet(folder / "all.parquet")
     (folder / "one.png").write_bytes(samples()[0][3])
     for name in ("all.tar", "all.parquet"):
-        found = open_pictures(f"{address}/{name}")
+        found = open_dataset(f"{address}/{name}")
         assert {p.read() for part in found.splits.values() for p in part} == {data for *_, data in samples()}
-        assert {p.read() for p in iterate_pictures([f"{address}/{name}"])} == {data for *_, data in samples()}
-    (one,) = iterate_pictures([f"{address}/one.png"])
+        assert {p.read() for p in iterate_images([f"{address}/{name}"])} == {data for *_, data in samples()}
+    (one,) = iterate_images([f"{address}/one.png"])
     assert one.decode().shape == (40, 48, 3)
-    (none,) = iterate_pictures([f"{address}/none.png"])
+    (none,) = iterate_images([f"{address}/none.png"])
     with pytest.raises(BadImage, match="is not there"):
         none.decode()
     with pytest.raises(BadDownload, match="is not there"):
-        open_pictures(f"{address}/none.tar")
+        open_dataset(f"{address}/none.tar")
 
 
 def test_parts_whose_labels_are_kept_secret_are_left_out(tmp_path):
@@ -293,19 +293,19 @@ def test_parts_whose_labels_are_kept_secret_are_left_out(tmp_path):
     hidden = pa.table({"image": [{"bytes": d, "path": "x.png"} for d in data], "label": [-1, -1]})
     hidden = hidden.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     parquet.write_table(hidden, tmp_path / "test-00000-of-00001.parquet")
-    assert set(open_pictures(tmp_path).splits) == {"train", "val"}
-    assert len(list(iterate_pictures([tmp_path]))) == 14
+    assert set(open_dataset(tmp_path).splits) == {"train", "val"}
+    assert len(list(iterate_images([tmp_path]))) == 14
     with pytest.raises(BadData, match="no label"):
-        open_pictures(tmp_path / "test-00000-of-00001.parquet")
+        open_dataset(tmp_path / "test-00000-of-00001.parquet")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
 def test_pipes_are_not_waited_for(tmp_path):
     for name in ("x.tar", "x.parquet", "x.tar.gz"):
         os.mkfifo(tmp_path / name)
-        for read in (open_pictures, list_pictures):
+        for read in (open_dataset, list_images):
             with pytest.raises(BadData, match="not a file"):
-                read(tmp_path / name if read is open_pictures else [tmp_path / name])
+                read(tmp_path / name if read is open_dataset else [tmp_path / name])
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names of files are text there")
@@ -316,7 +316,7 @@ def test_names_that_are_not_text(tmp_path):
         for index in range(4):
             with open(folder + b"/caf\xe9%d.png" % index, "wb") as file:
                 file.write(samples()[index][3])
-    found = open_pictures(tmp_path)
+    found = open_dataset(tmp_path)
     assert len(found.fingerprint()) == 16
     assert len(divide(found, validation_share=0.25, seed=0).part("val")) == 2
     assert found.part("all")[0].decode().shape == (40, 48, 3)
@@ -326,7 +326,7 @@ def test_names_that_are_not_text(tmp_path):
 def test_what_cannot_be_read_in_a_folder_is_not_passed_over(tmp_path):
     fill_folder(tmp_path, ("a", "b"), 2)
     (tmp_path / "a" / "gone.png").symlink_to(tmp_path / "nowhere.png")
-    gone = next(p for p in open_pictures(tmp_path).part("all") if "gone" in p.path)
+    gone = next(p for p in open_dataset(tmp_path).part("all") if "gone" in p.path)
     with pytest.raises(BadImage, match="no such file"):
         gone.decode()
     (tmp_path / "b" / "closed").mkdir()
@@ -336,7 +336,7 @@ def test_what_cannot_be_read_in_a_folder_is_not_passed_over(tmp_path):
         if os.access(tmp_path / "b" / "closed", os.R_OK):
             pytest.skip("this user may read everything")
         with pytest.raises(BadData, match="closed: cannot be read"):
-            open_pictures(tmp_path)
+            open_dataset(tmp_path)
     finally:
         (tmp_path / "b" / "closed").chmod(0o755)
 
@@ -344,9 +344,9 @@ def test_what_cannot_be_read_in_a_folder_is_not_passed_over(tmp_path):
 def test_columns_are_of_tables(tmp_path):
     for place in (write_folder(tmp_path / "photos"), write_tar(tmp_path / "x.tar"), "digits"):
         with pytest.raises(BadData, match="no columns"):
-            open_pictures(place, columns=Columns(label_column="species"))
+            open_dataset(place, columns=Columns(label_column="species"))
     with pytest.raises(BadData, match="must be named"):
-        open_pictures("")
+        open_dataset("")
 
 
 def test_columns_by_other_names_and_groups(tmp_path):
@@ -354,12 +354,12 @@ def test_columns_by_other_names_and_groups(tmp_path):
     rows = [f"files/{p}/{lab}/{n}.png,{lab},{p},p{i % 3}" for i, (p, lab, n, _) in enumerate(samples())]
     (tmp_path / "t.csv").write_text("\n".join(["Foto,Art,Teil,Patient", *rows]))
     with pytest.raises(BadData, match=r"path.*--path-column"):
-        open_pictures(tmp_path / "t.csv")
+        open_dataset(tmp_path / "t.csv")
     columns = Columns(path_column="Foto", label_column="Art", split_column="Teil", group_column="Patient")
-    found = open_pictures(tmp_path / "t.csv", columns=columns)
+    found = open_dataset(tmp_path / "t.csv", columns=columns)
     assert found.part("train")[1].group == "p1"
     with pytest.raises(BadData, match="Did you mean 'Patient'"):
-        open_pictures(tmp_path / "t.csv", columns=Columns(path_column="Foto", group_column="Patent"))
+        open_dataset(tmp_path / "t.csv", columns=Columns(path_column="Foto", group_column="Patent"))
 
 
 def test_tables_in_parquet_and_numbers_without_names(tmp_path):
@@ -377,17 +377,17 @@ def test_tables_in_parquet_and_numbers_without_names(tmp_path):
         ),
         tmp_path / "t.parquet",
     )
-    found = open_pictures(tmp_path / "t.parquet")
+    found = open_dataset(tmp_path / "t.parquet")
     assert found.labels == ("3", "12")
     assert found.part("all")[0].decode().shape == (40, 48, 3)
     parquet.write_table(pa.table({"x": [1]}), tmp_path / "x.parquet")
     with pytest.raises(BadData, match="--path-column"):
-        open_pictures(tmp_path / "x.parquet")
+        open_dataset(tmp_path / "x.parquet")
     two = pa.table({"left": [b"x"], "right": [b"y"], "label": ["a"]})
     parquet.write_table(two, tmp_path / "two.parquet")
     with pytest.raises(BadData, match="left, right"):
-        open_pictures(tmp_path / "two.parquet")
-    right = open_pictures(tmp_path / "two.parquet", columns=Columns(path_column="right"))
+        open_dataset(tmp_path / "two.parquet")
+    right = open_dataset(tmp_path / "two.parquet", columns=Columns(path_column="right"))
     assert right.part("all")[0].read() == b"y"
 
 
@@ -395,11 +395,11 @@ def test_parquet_keeps_the_last_row_groups_only(tmp_path, monkeypatch):
     from vggkit.images.sources import parquet as room
 
     monkeypatch.setattr(room, "MOST_HELD_BYTES", 1)
-    pictures = open_pictures(write_parquet(tmp_path / "p.parquet", group_rows=2)).part("train")
-    storage = pictures[0].storage
+    images = open_dataset(write_parquet(tmp_path / "p.parquet", group_rows=2)).part("train")
+    storage = images[0].storage
     assert not storage.quick
-    for picture in (*pictures, *reversed(pictures)):
-        assert picture.read().startswith(b"\x89PNG")
+    for image in (*images, *reversed(images)):
+        assert image.read().startswith(b"\x89PNG")
         assert len(storage._kept) <= 2
 
 
@@ -407,7 +407,7 @@ def test_lists_of_files_and_standard_input(tmp_path, monkeypatch):
     write_folder(tmp_path / "files")
     names = [f"files/{part}/{label}/{name}.png" for part, label, name, _ in samples()]
     (tmp_path / "list.txt").write_text("\n".join([*names, "", "files\\none.png"]))
-    found = list_pictures([tmp_path / "list.txt"])
+    found = list_images([tmp_path / "list.txt"])
     assert len(found) == 13
     assert found[0].decode().shape == (40, 48, 3)
     with pytest.raises(BadImage, match=r"none\.png"):
@@ -418,21 +418,21 @@ def test_lists_of_files_and_standard_input(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     pipe("\n".join(names).encode())
-    assert [p.path for p in list_pictures(["-"])] == [str(Path(name)) for name in names]
+    assert [p.path for p in list_images(["-"])] == [str(Path(name)) for name in names]
     pipe(samples()[0][3])
-    (one,) = list_pictures(["-"])
+    (one,) = list_images(["-"])
     assert (one.path, one.decode().shape, one.short_side()) == ("standard input", (40, 48, 3), 40)
     pipe(("path;label\n" + "\n".join(f"{name};x{i % 2}" for i, name in enumerate(names))).encode())
-    assert open_pictures("-").labels == ("x0", "x1")
+    assert open_dataset("-").labels == ("x0", "x1")
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(BadData, match="closed"):
-        list_pictures(["-"])
+        list_images(["-"])
     pipe(b" \n")
     with pytest.raises(BadData, match="empty"):
-        list_pictures(["-"])
+        list_images(["-"])
     pipe(names[0].encode())
     with pytest.raises(BadData, match="no label"):
-        open_pictures("-")
+        open_dataset("-")
 
 
 def test_broken_archives_and_tables_are_refused_with_their_name(tmp_path):
@@ -446,30 +446,30 @@ def test_broken_archives_and_tables_are_refused_with_their_name(tmp_path):
     (tmp_path / "text.parquet").write_text("hello")
     for name in ("cut.tar", "text.tar", "empty.tar", "cut.tar.gz", "text.parquet"):
         with pytest.raises(BadData, match=name):
-            open_pictures(tmp_path / name)
+            open_dataset(tmp_path / name)
         with pytest.raises(BadData, match=name):
-            list(iterate_pictures([tmp_path / name]))
+            list(iterate_images([tmp_path / name]))
     for name in ("whole.tar.bz2", "plain.tar.bz2"):
-        assert len(open_pictures(tmp_path / name).part("train")) == 8
-        assert len(list(iterate_pictures([tmp_path / name]))) == 12
-    picture = open_pictures(tmp_path / "whole.tar").part("train")[0]
+        assert len(open_dataset(tmp_path / name).part("train")) == 8
+        assert len(list(iterate_images([tmp_path / name]))) == 12
+    image = open_dataset(tmp_path / "whole.tar").part("train")[0]
     (tmp_path / "whole.tar").write_bytes(whole[:600])
     with pytest.raises(BadImage, match=r"whole\.tar#train_ants_00\.png: its archive ends"):
-        picture.decode()
+        image.decode()
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "no column of pictures"),
+        ("", "no column of images"),
         ("name,label\na.png,x", "'name', 'label'"),
-        ("path,label\na.png,x", "none of its pictures exists"),
+        ("path,label\na.png,x", "none of its images exists"),
         ("path,label\n,x", "line 2: has no path"),
         ("path,label\nfiles/a.png,", "line 2: has no label"),
         ("path\nfiles/a.png", "no label"),
         ('path,label\n"files/a.png,x', "not a table that can be read"),
         ("path,label,split\nfiles/a.png,x,train\nfiles/a.png,x,", "some to no part"),
-        ("path,label\n", "holds no pictures"),
+        ("path,label\n", "holds no images"),
     ],
 )
 def test_tables_that_cannot_be_used_are_explained(tmp_path, text, said):
@@ -477,12 +477,12 @@ def test_tables_that_cannot_be_used_are_explained(tmp_path, text, said):
     (tmp_path / "files" / "a.png").write_bytes(samples()[0][3])
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(BadData, match=said):
-        open_pictures(tmp_path / "t.csv")
+        open_dataset(tmp_path / "t.csv")
 
 
 def test_real_parquet_of_cifar10(shared):
     pytest.importorskip("pyarrow")
-    found = open_pictures(shared / "cifar10")
+    found = open_dataset(shared / "cifar10")
     assert {name: len(part) for name, part in found.splits.items()} == {"train": 50_000}
     assert found.labels[:3] == ("airplane", "automobile", "bird")
     assert set(found.count("train").values()) == {5000}
@@ -490,7 +490,7 @@ def test_real_parquet_of_cifar10(shared):
 
 
 def test_parts_and_classes_of_a_folder(photos):
-    found = open_pictures(photos)
+    found = open_dataset(photos)
     assert found.labels == ("across", "down", "red")
     assert {name: len(part) for name, part in found.splits.items()} == {"train": 48, "val": 15}
     assert found.count("val") == {"across": 5, "down": 5, "red": 5}
@@ -501,90 +501,90 @@ def test_parts_and_classes_of_a_folder(photos):
 def test_other_names_of_the_validation_part(tmp_path, name):
     fill_folder(tmp_path / "train", ("a", "b"), 2)
     fill_folder(tmp_path / name, ("a", "b"), 1)
-    assert set(open_pictures(tmp_path).splits) == {"train", "val"}
+    assert set(open_dataset(tmp_path).splits) == {"train", "val"}
 
 
 def test_digits_are_real_fixed_and_disjoint():
-    digits = open_pictures("digits")
+    digits = open_dataset("digits")
     assert {name: len(part) for name, part in digits.splits.items()} == {"train": 1259, "val": 179, "test": 359}
-    names = [picture.path for part in digits.splits.values() for picture in part]
+    names = [image.path for part in digits.splits.values() for image in part]
     assert len(set(names)) == 1797
-    picture = digits.part("test")[0]
-    assert picture.decode().shape == (8, 8, 3)
+    image = digits.part("test")[0]
+    assert image.decode().shape == (8, 8, 3)
     assert min(digits.count("test").values()) >= 35
 
 
-def test_files_that_are_no_pictures_are_passed_over(tmp_path):
+def test_files_that_are_no_images_are_passed_over(tmp_path):
     fill_folder(tmp_path, ("a", "b"), 2)
     (tmp_path / "a" / "notes.txt").write_text("x")
     (tmp_path / "a" / ".hidden.png").write_bytes(b"x")
     (tmp_path / ".git").mkdir()
     (tmp_path / "b" / "deeper").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "b" / "deeper" / "UPPER.JPG")
-    assert len(open_pictures(tmp_path).part("all")) == 5
+    assert len(open_dataset(tmp_path).part("all")) == 5
 
 
 def test_what_is_wrong_with_a_place_is_said(tmp_path):
     with pytest.raises(UnknownName, match="digits"):
-        open_pictures("digitz")
+        open_dataset("digitz")
     with pytest.raises(UnknownName, match="Did you mean 'imagenette'"):
-        open_pictures("imagenet")
+        open_dataset("imagenet")
     with pytest.raises(BadData, match="no such folder"):
-        open_pictures(tmp_path / "none")
+        open_dataset(tmp_path / "none")
     with pytest.raises(BadData, match="no such file"):
-        open_pictures(tmp_path / "none.csv")
+        open_dataset(tmp_path / "none.csv")
     file = tmp_path / "a.png"
     Image.new("RGB", (4, 4)).save(file)
     with pytest.raises(BadData, match="subfolder for each class"):
-        open_pictures(file)
-    with pytest.raises(BadData, match=r"no subfolders.*1 pictures lie loose"):
-        open_pictures(tmp_path)
+        open_dataset(file)
+    with pytest.raises(BadData, match=r"no subfolders.*1 images lie loose"):
+        open_dataset(tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(BadData, match=r"empty.*holds no pictures"):
-        open_pictures(tmp_path)
+    with pytest.raises(BadData, match=r"empty.*holds no images"):
+        open_dataset(tmp_path)
     fill_folder(tmp_path / "mixed" / "train", ("a",), 1)
     fill_folder(tmp_path / "mixed", ("cats",), 1)
     with pytest.raises(BadData, match="beside cats"):
-        open_pictures(tmp_path / "mixed")
+        open_dataset(tmp_path / "mixed")
     for name in ("val", "valid"):
         fill_folder(tmp_path / "twice" / name, ("a",), 1)
     with pytest.raises(BadData, match="twice, as val and as valid"):
-        open_pictures(tmp_path / "twice")
+        open_dataset(tmp_path / "twice")
 
 
 def test_a_class_that_is_empty_in_one_part_is_still_a_class(tmp_path):
     fill_folder(tmp_path / "train", ("a", "b"), 2)
     fill_folder(tmp_path / "val", ("a",), 1)
     (tmp_path / "val" / "b").mkdir()
-    assert open_pictures(tmp_path).count("val") == {"a": 1, "b": 0}
+    assert open_dataset(tmp_path).count("val") == {"a": 1, "b": 0}
 
 
-def test_listing_pictures_to_ask_about(tmp_path, photos):
-    assert len(list_pictures([photos])) == 63
-    assert [p.path for p in list_pictures(["none.png"])] == ["none.png"]
-    assert len(list_pictures([f"{photos}/train/red/00*.png"])) == 10
-    with pytest.raises(BadData, match="no pictures"):
-        list_pictures([tmp_path])
+def test_listing_images_to_ask_about(tmp_path, photos):
+    assert len(list_images([photos])) == 63
+    assert [p.path for p in list_images(["none.png"])] == ["none.png"]
+    assert len(list_images([f"{photos}/train/red/00*.png"])) == 10
+    with pytest.raises(BadData, match="no images"):
+        list_images([tmp_path])
 
 
 def test_collections_made_by_hand():
-    pictures = [Picture(f"m/{i}", "ab"[i % 2], draw_class("red", i)) for i in range(6)]
-    found = PictureSet.of("mine", (("train" if i < 4 else "val", p) for i, p in enumerate(pictures)))
+    images = [ImageSample(f"m/{i}", "ab"[i % 2], draw_class("red", i)) for i in range(6)]
+    found = ImageDataset.of("mine", (("train" if i < 4 else "val", p) for i, p in enumerate(images)))
     assert found.labels == ("a", "b")
-    assert found.fingerprint() == PictureSet.of("theirs", found_again(found)).fingerprint()
+    assert found.fingerprint() == ImageDataset.of("theirs", found_again(found)).fingerprint()
     with pytest.raises(BadData, match="no label"):
-        PictureSet.of("mine", [(None, Picture("x.png"))])
+        ImageDataset.of("mine", [(None, ImageSample("x.png"))])
 
 
-def found_again(pictures: PictureSet):
-    return [(name, picture) for name, part in pictures.splits.items() for picture in part]
+def found_again(images: ImageDataset):
+    return [(name, image) for name, part in images.splits.items() for image in part]
 
 
 def test_slow_places_are_spooled_once_and_quick_ones_left(tmp_path):
     fsspec = pytest.importorskip("fsspec")
     with fsspec.open("memory://slow/all.tar", "wb") as file:
         file.write(write_tar(tmp_path / "all.tar", label="json").read_bytes())
-    slow = open_pictures("memory://slow/all.tar")
+    slow = open_dataset("memory://slow/all.tar")
     seen = []
     quick = spool(slow, tmp_path / "spooled", on_progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (12, 12)
@@ -601,8 +601,8 @@ def test_slow_places_are_spooled_once_and_quick_ones_left(tmp_path):
 
 def test_sources_import_nothing_heavy(tmp_path):
     code = (
-        "import sys; from vggkit.images.sources.open_dataset import open_pictures;"
-        "print(open_pictures(sys.argv[1]).labels);"
+        "import sys; from vggkit.images.sources.open_dataset import open_dataset;"
+        "print(open_dataset(sys.argv[1]).labels);"
         "print([m for m in ('torch', 'pyarrow', 'fsspec', 'datasets', 'sklearn') if m in sys.modules])"
     )
     command = [sys.executable, "-c", code, str(write_csv(tmp_path))]

@@ -9,43 +9,43 @@ from hypothesis import strategies as st
 
 from conftest import fill_folder
 from vggkit.errors import BadData, BadInput
-from vggkit.images.dataset import Picture, PictureSet
-from vggkit.images.sources.open_dataset import open_pictures
+from vggkit.images.dataset import ImageDataset, ImageSample
+from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.images.splits import divide, divide_in_folds, find_split, hold_out, read_fold
 
 
-def collect(classes: dict[str, int], *, groups: int | None = None, part: str | None = None) -> PictureSet:
-    """So many pictures of each class, numbered; with groups the numbers modulo them, over all classes."""
-    pictures = (
-        (part, Picture(f"{label}/{index}.png", label, group=None if groups is None else f"g{index % groups}"))
+def collect(classes: dict[str, int], *, groups: int | None = None, part: str | None = None) -> ImageDataset:
+    """So many images of each class, numbered; with groups the numbers modulo them, over all classes."""
+    images = (
+        (part, ImageSample(f"{label}/{index}.png", label, group=None if groups is None else f"g{index % groups}"))
         for label, count in classes.items()
         for index in range(count)
     )
-    return PictureSet.of("made", pictures)
+    return ImageDataset.of("made", images)
 
 
 def test_a_test_part_is_kept_apart_when_validation_is_divided_off(tmp_path):
     fill_folder(tmp_path / "train", ("a", "b"), 10)
     fill_folder(tmp_path / "test", ("a", "b"), 3, start=50)
-    divided = divide(open_pictures(tmp_path), validation_share=0.2, seed=0)
+    divided = divide(open_dataset(tmp_path), validation_share=0.2, seed=0)
     assert {name: len(part) for name, part in divided.splits.items()} == {"train": 16, "val": 4, "test": 6}
 
 
 def test_division_is_stratified_seeded_and_moves_with_the_folder(tmp_path):
     for place in ("here", "there"):
         fill_folder(tmp_path / place, ("a", "b", "c"), 11)
-    one = open_pictures(tmp_path / "here")
+    one = open_dataset(tmp_path / "here")
     parts = [divide(one, validation_share=0.3, seed=seed) for seed in (0, 0, 1)]
     names = [[(p.label, Path(p.path).name) for p in d.part("val")] for d in parts]
     assert names[0] == names[1] != names[2]
     assert parts[0].count("val") == {"a": 3, "b": 3, "c": 3}
     assert not {p.path for p in parts[0].part("val")} & {p.path for p in parts[0].part("train")}
-    moved = open_pictures(tmp_path / "there")
+    moved = open_dataset(tmp_path / "there")
     again = [(p.label, Path(p.path).name) for p in divide(moved, validation_share=0.3, seed=0).part("val")]
     assert again == names[0]
     assert moved.fingerprint() == one.fingerprint()
     (tmp_path / "there" / "a" / "000.png").unlink()
-    assert open_pictures(tmp_path / "there").fingerprint() != one.fingerprint()
+    assert open_dataset(tmp_path / "there").fingerprint() != one.fingerprint()
 
 
 def test_a_division_once_made_stays_as_it_is():
@@ -54,8 +54,8 @@ def test_a_division_once_made_stays_as_it_is():
     assert [p.path for p in held_out] == ["a/1.png", "a/5.png", "b/5.png", "b/8.png"]
 
 
-def test_one_picture_is_too_few():
-    with pytest.raises(BadData, match="one picture"):
+def test_one_image_is_too_few():
+    with pytest.raises(BadData, match="one image"):
         divide(collect({"a": 1, "b": 4}), validation_share=0.2, seed=0)
 
 
@@ -67,28 +67,28 @@ def test_one_picture_is_too_few():
     seed=st.integers(0, 5),
 )
 def test_groups_are_never_parted_and_shares_come_near(counts, groups, share, seed):
-    pictures = collect({f"c{i}": count for i, count in enumerate(counts)}, groups=groups)
-    divided = divide(pictures, validation_share=share, seed=seed)
+    images = collect({f"c{i}": count for i, count in enumerate(counts)}, groups=groups)
+    divided = divide(images, validation_share=share, seed=seed)
     train, val = divided.part("train"), divided.part("val")
     assert not {p.group for p in train} & {p.group for p in val}
     assert len(train) + len(val) == sum(counts)
-    largest = max(Counter(p.group for p in pictures.part("all")).values())
+    largest = max(Counter(p.group for p in images.part("all")).values())
     assert abs(len(val) - share * sum(counts)) <= largest + 1
     assert set(divided.count("val").values()).isdisjoint({0})
     assert set(divided.count("train").values()).isdisjoint({0})
 
 
 def test_a_class_in_one_group_cannot_be_divided():
-    pictures = [(None, Picture(f"{i}", "a", group="g")) for i in range(4)]
-    pictures += [(None, Picture(f"b{i}", "b", group=f"h{i}")) for i in range(4)]
+    images = [(None, ImageSample(f"{i}", "a", group="g")) for i in range(4)]
+    images += [(None, ImageSample(f"b{i}", "b", group=f"h{i}")) for i in range(4)]
     with pytest.raises(BadData, match="without parting a group"):
-        divide(PictureSet.of("made", pictures), validation_share=0.2, seed=0)
+        divide(ImageDataset.of("made", images), validation_share=0.2, seed=0)
 
 
 @pytest.mark.parametrize("groups", [None, 10])
-def test_folds_hold_each_picture_out_once_and_are_stratified(groups):
-    pictures = collect({"a": 50, "b": 30}, groups=groups)
-    folds = divide_in_folds(pictures, 5, seed=3)
+def test_folds_hold_each_image_out_once_and_are_stratified(groups):
+    images = collect({"a": 50, "b": 30}, groups=groups)
+    folds = divide_in_folds(images, 5, seed=3)
     held = Counter(p.path for one in folds for p in one.part("val"))
     assert len(held) == 80
     assert set(held.values()) == {1}
@@ -97,26 +97,26 @@ def test_folds_hold_each_picture_out_once_and_are_stratified(groups):
         assert not {p.path for p in one.part("train")} & {p.path for p in one.part("val")}
         if groups:
             assert not {p.group for p in one.part("train")} & {p.group for p in one.part("val")}
-    assert [p.path for p in divide_in_folds(pictures, 5, seed=3)[0].part("val")] == [
+    assert [p.path for p in divide_in_folds(images, 5, seed=3)[0].part("val")] == [
         p.path for p in folds[0].part("val")
     ]
-    assert [p.path for p in divide_in_folds(pictures, 5, seed=4)[0].part("val")] != [
+    assert [p.path for p in divide_in_folds(images, 5, seed=4)[0].part("val")] != [
         p.path for p in folds[0].part("val")
     ]
 
 
 def test_folds_keep_a_test_part_and_refuse_what_is_too_little():
-    pictures = collect({"a": 6, "b": 6})
-    mixed = pictures.keep({"train": pictures.part("all")[:8], "val": pictures.part("all")[8:10], "test": ()})
+    images = collect({"a": 6, "b": 6})
+    mixed = images.keep({"train": images.part("all")[:8], "val": images.part("all")[8:10], "test": ()})
     for one in divide_in_folds(mixed, 2):
         assert set(one.splits) == {"train", "val", "test"}
         assert len(one.part("train")) + len(one.part("val")) == 10
     with pytest.raises(BadInput, match="2 or more"):
-        divide_in_folds(pictures, 1)
+        divide_in_folds(images, 1)
     with pytest.raises(BadData, match="too few for 7 folds"):
-        divide_in_folds(pictures, 7)
+        divide_in_folds(images, 7)
     with pytest.raises(BadData, match="nothing to fold"):
-        divide_in_folds(pictures.keep({"test": pictures.part("all")}), 2)
+        divide_in_folds(images.keep({"test": images.part("all")}), 2)
 
 
 @pytest.mark.parametrize(
@@ -137,24 +137,24 @@ def test_parts_by_name(path, part):
 
 
 def test_a_fold_by_its_name():
-    pictures = collect({"a": 10, "b": 10})
-    second = hold_out(pictures, validation_share=0.2, seed=1, fold="2/5")
+    images = collect({"a": 10, "b": 10})
+    second = hold_out(images, validation_share=0.2, seed=1, fold="2/5")
     assert [p.path for p in second.part("val")] == [
-        p.path for p in divide_in_folds(pictures, 5, seed=1)[1].part("val")
+        p.path for p in divide_in_folds(images, 5, seed=1)[1].part("val")
     ]
-    share = hold_out(pictures, validation_share=0.2, seed=1)
-    assert share.splits == divide(pictures, validation_share=0.2, seed=1).splits
+    share = hold_out(images, validation_share=0.2, seed=1)
+    assert share.splits == divide(images, validation_share=0.2, seed=1).splits
     for wrong in ("0/5", "6/5", "1/1", "2", "two/5", "-1/5"):
         with pytest.raises(BadInput, match="second of five"):
             read_fold(wrong)
 
 
-def make(rows: list[tuple[str, str, str | None]], name: str = "made") -> PictureSet:
+def make(rows: list[tuple[str, str, str | None]], name: str = "made") -> ImageDataset:
     """Images of (path, label, group)."""
-    return PictureSet.of(name, ((None, Picture(path, label, group=group)) for path, label, group in rows))
+    return ImageDataset.of(name, ((None, ImageSample(path, label, group=group)) for path, label, group in rows))
 
 
-def list_sides(divided: PictureSet) -> tuple[set[tuple[str, str | None]], ...]:
+def list_sides(divided: ImageDataset) -> tuple[set[tuple[str, str | None]], ...]:
     return tuple({(p.path, p.label) for p in divided.part(name)} for name in ("train", "val"))
 
 
@@ -172,8 +172,8 @@ def test_a_division_depends_on_no_order_of_rows(rows, order, share, seed):
     mixed = list(rows)
     order.shuffle(mixed)
     for of in (
-        lambda pictures: [divide(pictures, validation_share=share, seed=seed)],
-        lambda pictures: divide_in_folds(pictures, 3, seed=seed),
+        lambda images: [divide(images, validation_share=share, seed=seed)],
+        lambda images: divide_in_folds(images, 3, seed=seed),
     ):
         found: list[object] = []
         for given_rows in (rows, mixed):
@@ -188,8 +188,8 @@ def test_a_division_depends_on_no_order_of_rows(rows, order, share, seed):
 @given(rows=ROWS, share=st.floats(0.05, 0.6), seed=st.integers(0, 3))
 def test_no_image_and_no_group_is_on_both_sides(rows, share, seed):
     for of in (
-        lambda pictures: [divide(pictures, validation_share=share, seed=seed)],
-        lambda pictures: divide_in_folds(pictures, 2, seed=seed),
+        lambda images: [divide(images, validation_share=share, seed=seed)],
+        lambda images: divide_in_folds(images, 2, seed=seed),
     ):
         try:
             found = of(make(rows))
@@ -214,7 +214,7 @@ def deal_by_trial(groups: list[frozenset[str]], folds: int) -> bool:
     )
 
 
-def make_groups(groups: list[frozenset[str]], sizes: random.Random) -> PictureSet:
+def make_groups(groups: list[frozenset[str]], sizes: random.Random) -> ImageDataset:
     return make(
         [
             (f"{number}/{label}{index}.png", label, f"g{number}")
@@ -235,24 +235,24 @@ def test_grouped_divisions_hold_every_class_where_any_division_does():
             frozenset(f"c{label}" for label in range(labels) if draw.random() < 0.45) or frozenset({"c0"})
             for _ in range(draw.randint(folds, 7))
         ]
-        pictures = make_groups(groups, draw)
+        images = make_groups(groups, draw)
         feasible = deal_by_trial(groups, folds)
         possible += feasible
         if feasible:
-            for one in divide_in_folds(pictures, folds, seed=draw.randint(0, 9)):
+            for one in divide_in_folds(images, folds, seed=draw.randint(0, 9)):
                 assert 0 not in one.count("val").values()
                 assert 0 not in one.count("train").values()
         else:
             with pytest.raises(BadData, match="folds"):
-                divide_in_folds(pictures, folds)
+                divide_in_folds(images, folds)
         if folds == 2:
             if feasible:
-                one = divide(pictures, validation_share=draw.choice([0.1, 0.2, 0.4]), seed=draw.randint(0, 9))
+                one = divide(images, validation_share=draw.choice([0.1, 0.2, 0.4]), seed=draw.randint(0, 9))
                 assert 0 not in one.count("val").values()
                 assert 0 not in one.count("train").values()
             else:
                 with pytest.raises(BadData, match="without parting a group"):
-                    divide(pictures, validation_share=0.2, seed=0)
+                    divide(images, validation_share=0.2, seed=0)
     assert 200 < possible < 900
 
 
@@ -274,13 +274,13 @@ def test_grouped_folds_of_larger_collections_hold_every_class():
 
 def test_grouped_divisions_once_made_stay_as_they_are():
     """Those that were right before every fold was promised every class."""
-    pictures = collect({"a": 40, "b": 25, "c": 12}, groups=11)
-    folds = divide_in_folds(pictures, 4, seed=2)
+    images = collect({"a": 40, "b": 25, "c": 12}, groups=11)
+    folds = divide_in_folds(images, 4, seed=2)
     assert [sorted({p.group for p in one.part("val")}) for one in folds] == [
         ["g0", "g7", "g8"],
         ["g1", "g3", "g9"],
         ["g2", "g5"],
         ["g10", "g4", "g6"],
     ]
-    held_out = divide(pictures, validation_share=0.3, seed=2).part("val")
+    held_out = divide(images, validation_share=0.3, seed=2).part("val")
     assert sorted({p.group for p in held_out}) == ["g0", "g2", "g6"]

@@ -1,4 +1,4 @@
-"""No picture of a tar archive is lost without a word: cut, damaged, joined, linked and sparse ones."""
+"""No image of a tar archive is lost without a word: cut, damaged, joined, linked and sparse ones."""
 
 import bz2
 import gc
@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vggkit.errors import BadData, BadImage
-from vggkit.images.dataset import Picture
+from vggkit.images.dataset import ImageSample
 from vggkit.images.sources.locations import Place
 from vggkit.images.sources.tar_files import MOST_SPARSE_BYTES
 from vggkit.images.sources.tar_shards import read_shards, stream_shards
@@ -62,17 +62,17 @@ def bare(data: bytes) -> bytes:
     return data[: -(-len(data.rstrip(b"\0")) // BLOCK) * BLOCK]
 
 
-def found(read, file: Path, data: bytes) -> dict[str, Picture]:
+def found(read, file: Path, data: bytes) -> dict[str, ImageSample]:
     file.write_bytes(data)
-    pictures = [picture for _, picture in read([Place(str(file))])]
-    names = [picture.path.partition("#")[2] for picture in pictures]
+    images = [image for _, image in read([Place(str(file))])]
+    names = [image.path.partition("#")[2] for image in images]
     assert len(set(names)) == len(names)
-    return dict(zip(names, pictures, strict=True))
+    return dict(zip(names, images, strict=True))
 
 
-def said(picture: Picture) -> bytes | str:
+def said(image: ImageSample) -> bytes | str:
     try:
-        return picture.read()
+        return image.read()
     except BadImage as problem:
         return str(problem).partition(": ")[2]
 
@@ -89,7 +89,7 @@ def test_an_archive_that_is_cut_between_two_files_is_refused(read, squeeze, tmp_
     with pytest.raises(BadData, match=r"ends at byte 1,024 without the zeros.*cut short.*1,024 zero bytes"):
         found(read, tmp_path / f"t.tar{ending}", squeeze(whole[: 2 * BLOCK]))
     marked = found(read, tmp_path / f"t.tar{ending}", squeeze(whole + bytes(1024)))
-    assert {name: picture.read() for name, picture in marked.items()} == {
+    assert {name: image.read() for name, image in marked.items()} == {
         name: name.encode() for name in ("a.png", "b.png", LONG, "d.png")
     }
 
@@ -120,15 +120,15 @@ def test_an_empty_file_is_no_archive(read, tmp_path):
 @WAYS
 @settings(max_examples=150)
 @given(place=st.integers(0, 14 * BLOCK - 1), value=st.integers(0, 255), layout=st.sampled_from([1, 2]))
-def test_a_damaged_byte_loses_no_other_picture(read, place, value, layout, tmp_path_factory):
+def test_a_damaged_byte_loses_no_other_image(read, place, value, layout, tmp_path_factory):
     data = bytearray(pack("a.png", LONG, "c.png", "d.cls", hard("e.png", "a.png"), layout=layout))
     data[place] = value
     try:
-        pictures = found(read, tmp_path_factory.getbasetemp() / "damaged.tar", bytes(data))
+        images = found(read, tmp_path_factory.getbasetemp() / "damaged.tar", bytes(data))
     except BadData:
         return
     # a name that is no part of a header is not checked, so it may have lost its ending
-    assert len(pictures) >= 3
+    assert len(images) >= 3
 
 
 @WAYS
@@ -189,9 +189,9 @@ def test_links_have_the_bytes_of_what_they_point_at(read, ending, tmp_path):
         "blobs/later",
     )
     file = tmp_path / f"t.tar{ending}"
-    pictures = found(read, file, gzip.compress(data) if ending else data)
+    images = found(read, file, gzip.compress(data) if ending else data)
     a, later = b"train/ants/a.png", b"blobs/later"
-    assert {name: picture.read() for name, picture in pictures.items()} == {
+    assert {name: image.read() for name, image in images.items()} == {
         "train/ants/a.png": a,
         "train/bees/b.png": a,
         "train/bees/c.png": a,
@@ -201,14 +201,14 @@ def test_links_have_the_bytes_of_what_they_point_at(read, ending, tmp_path):
         "val/bees/g.png": later,
         "val/bees/h.png": a,
     }
-    labels = [picture.label for picture in pictures.values()]
+    labels = [image.label for image in images.values()]
     assert labels == ["ants", "bees", "bees", "ants", "ants", "bees", "bees", "bees"]
     assert [part for part, _ in read([Place(str(file))])] == ["train"] * 3 + ["val"] * 5
-    assert {picture.weigh() for picture in pictures.values()} == {str(len(a)), str(len(later))}
+    assert {image.weigh() for image in images.values()} == {str(len(a)), str(len(later))}
 
 
 @WAYS
-def test_a_link_that_leads_nowhere_is_a_picture_that_says_so(read, tmp_path):
+def test_a_link_that_leads_nowhere_is_an_image_that_says_so(read, tmp_path):
     (tmp_path / "outside.png").write_bytes(b"secret")
     data = pack(
         "a.png",
@@ -222,23 +222,23 @@ def test_a_link_that_leads_nowhere_is_a_picture_that_says_so(read, tmp_path):
         entry("folder", tarfile.DIRTYPE),
         "i.png",
     )
-    pictures = found(read, tmp_path / "t.tar", data)
-    assert list(pictures) == [f"{letter}.png" for letter in "abcdefghi"]
+    images = found(read, tmp_path / "t.tar", data)
+    assert list(images) == [f"{letter}.png" for letter in "abcdefghi"]
     for name in "bcdefgh":
-        assert f"is a link to {'none.png' if name == 'b' else ''}" in said(pictures[f"{name}.png"])
-        assert "its archive holds no such file" in said(pictures[f"{name}.png"])
-        assert pictures[f"{name}.png"].weigh() == "missing"
-        assert pickle.loads(pickle.dumps(pictures[f"{name}.png"])).short_side() is None
+        assert f"is a link to {'none.png' if name == 'b' else ''}" in said(images[f"{name}.png"])
+        assert "its archive holds no such file" in said(images[f"{name}.png"])
+        assert images[f"{name}.png"].weigh() == "missing"
+        assert pickle.loads(pickle.dumps(images[f"{name}.png"])).short_side() is None
         with pytest.raises(BadImage, match=rf"t\.tar#{name}\.png: is a link"):
-            pictures[f"{name}.png"].decode()
-    assert said(pictures["i.png"]) == b"i.png"
+            images[f"{name}.png"].decode()
+    assert said(images["i.png"]) == b"i.png"
 
 
 @WAYS
 def test_a_hard_link_means_the_last_file_of_the_name_before_it(read, tmp_path):
     data = pack(("x/a", b"old"), hard("b.png", "x/a"), ("x/a", b"new"), hard("c.png", "x/a"), soft("d.png", "x/a"))
-    pictures = found(read, tmp_path / "t.tar", data)
-    assert {name: picture.read() for name, picture in pictures.items()} == {
+    images = found(read, tmp_path / "t.tar", data)
+    assert {name: image.read() for name, image in images.items()} == {
         "b.png": b"old",
         "c.png": b"new",
         "d.png": b"new",
@@ -246,7 +246,7 @@ def test_a_hard_link_means_the_last_file_of_the_name_before_it(read, tmp_path):
 
 
 @WAYS
-def test_what_stands_beside_a_picture_may_be_a_link(read, tmp_path):
+def test_what_stands_beside_an_image_may_be_a_link(read, tmp_path):
     data = pack(
         "0.png",
         ("0.cls", b"ants"),
@@ -260,15 +260,15 @@ def test_what_stands_beside_a_picture_may_be_a_link(read, tmp_path):
         hard("4.cls", "huge"),
         ("huge", b"x" * 1_000_001),
     )
-    pictures = found(read, tmp_path / "t.tar", data)
-    assert [picture.label for picture in pictures.values()] == ["ants", "ants", None, None, None]
+    images = found(read, tmp_path / "t.tar", data)
+    assert [image.label for image in images.values()] == ["ants", "ants", None, None, None]
 
 
-def test_linked_pictures_alone_keep_the_copy_of_a_compressed_archive(tmp_path):
-    pictures = found(read_shards, tmp_path / "t.tar.gz", gzip.compress(pack("a.png", hard("b.png", "a.png"))))
-    linked = pictures.pop("b.png")
+def test_linked_images_alone_keep_the_copy_of_a_compressed_archive(tmp_path):
+    images = found(read_shards, tmp_path / "t.tar.gz", gzip.compress(pack("a.png", hard("b.png", "a.png"))))
+    linked = images.pop("b.png")
     copy = Path(str(linked.storage.place))
-    del pictures
+    del images
     gc.collect()
     assert linked.read() == b"a.png"
     del linked
@@ -284,8 +284,8 @@ def test_links_in_archives_at_an_address(read):
         with fsspec.open(f"memory://tars/{name}", "wb") as file:
             file.write(data)
     for name in ("links.tar", "links.tar.gz"):
-        pictures = [picture for _, picture in read([Place(f"memory://tars/{name}")])]
-        assert [picture.read() for picture in pictures] == [b"a.png", b"a.png"]
+        images = [image for _, image in read([Place(f"memory://tars/{name}")])]
+        assert [image.read() for image in images] == [b"a.png", b"a.png"]
     with pytest.raises(BadData, match="cut short"):
         list(read([Place("memory://tars/cut.tar")]))
 
@@ -308,23 +308,23 @@ def test_kinds_that_nobody_knows_are_files(read, tmp_path):
         header = tarfile.TarInfo.frombuf(bytes(data[block * BLOCK : (block + 1) * BLOCK]), "utf-8", "strict")
         header.type = kind
         data[block * BLOCK : (block + 1) * BLOCK] = header.tobuf(tarfile.GNU_FORMAT)
-    pictures = found(read, tmp_path / "t.tar", bytes(data))
-    assert {name: picture.read() for name, picture in pictures.items()} == {
+    images = found(read, tmp_path / "t.tar", bytes(data))
+    assert {name: image.read() for name, image in images.items()} == {
         name: name.encode() for name in ("a.png", "b.png", "c.png")
     }
 
 
 @WAYS
-def test_a_sparse_file_that_claims_any_size_is_a_picture_that_says_so(read, tmp_path):
+def test_a_sparse_file_that_claims_any_size_is_an_image_that_says_so(read, tmp_path):
     member = entry("a.bmp")
     member.pax_headers = {
         "GNU.sparse.size": str(MOST_SPARSE_BYTES + 1),
         "GNU.sparse.numblocks": "0",
         "GNU.sparse.map": "0,0",
     }
-    pictures = found(read, tmp_path / "t.tar", pack(member, "b.png", layout=tarfile.PAX_FORMAT))
-    assert said(pictures["a.bmp"]) == "is a sparse file of 1,073,741,825 bytes; no more than 1,073,741,824 are read"
-    assert said(pictures["b.png"]) == b"b.png"
+    images = found(read, tmp_path / "t.tar", pack(member, "b.png", layout=tarfile.PAX_FORMAT))
+    assert said(images["a.bmp"]) == "is a sparse file of 1,073,741,825 bytes; no more than 1,073,741,824 are read"
+    assert said(images["b.png"]) == b"b.png"
 
 
 @WAYS
@@ -349,12 +349,12 @@ def test_what_gnu_tar_packs(read, options, tmp_path):
         pytest.skip("needs GNU tar")
     if made.stat().st_size > 1 << 20:
         pytest.skip("the file system here keeps no holes")
-    pictures = found(read, tmp_path / "t.tar", made.read_bytes())
+    images = found(read, tmp_path / "t.tar", made.read_bytes())
     whole = holes.read_bytes()
-    assert {name: picture.read() == whole for name, picture in pictures.items()} == {
+    assert {name: image.read() == whole for name, image in images.items()} == {
         "a.bmp": True,
         "b.bmp": True,
         "c.bmp": True,
         "d.png": False,
     }
-    assert pictures["a.bmp"].weigh() == pictures["c.bmp"].weigh() == str(3 << 20)
+    assert images["a.bmp"].weigh() == images["c.bmp"].weigh() == str(3 << 20)

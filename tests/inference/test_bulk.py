@@ -1,4 +1,4 @@
-"""No picture is lost or done twice: bulk work that is killed, stopped, or meets what it should not."""
+"""No image is lost or done twice: bulk work that is killed, stopped, or meets what it should not."""
 
 import gc
 import io
@@ -20,9 +20,9 @@ from conftest import draw_class
 from vggkit.engines.activation_ranges import measure_ranges
 from vggkit.engines.model_weights import ModelFile
 from vggkit.errors import BadConfiguration, BadData, BadInput, BadOutput, UnknownName, VggkitError
-from vggkit.images.dataset import Picture
+from vggkit.images.dataset import ImageSample
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.images.sources.open_dataset import gather_pictures
+from vggkit.images.sources.open_dataset import gather_images
 from vggkit.inference import bulk as bulk_running
 from vggkit.inference.embed import embed, find_width
 from vggkit.inference.fingerprint import digest_weights
@@ -46,7 +46,7 @@ def model(tiny, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def many(photos, tmp_path_factory) -> Path:
-    """A list of 401 pictures, a broken one among them."""
+    """A list of 401 images, a broken one among them."""
     folder = tmp_path_factory.mktemp("many")
     (folder / "broken.jpg").write_text("x")
     files = [str(file) for file in sorted((photos / "train").rglob("*.png"))]
@@ -79,14 +79,14 @@ def test_a_file_holds_what_predict_says(model, many, tmp_path):
     expected = rows_of(predict(classifier, many, batch_size=16, precision="auto"))
     result = predict_into(classifier, many, tmp_path / "r.jsonl", batch_size=16, save_seconds=0)
     assert read_jsonl(tmp_path / "r.jsonl") == expected
-    assert (result.pictures, result.unreadable, result.found_done) == (401, 1, 0)
+    assert (result.images, result.unreadable, result.found_done) == (401, 1, 0)
     assert expected[77]["answer"] is None
     assert "broken.jpg" in expected[77]["problem"]
     assert {"unknown", "red"} & {row["answer"] for row in expected}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.jsonl", "r.jsonl.about.json"]
 
 
-def test_every_kind_of_place_gives_its_pictures(model, photos, tmp_path):
+def test_every_kind_of_place_gives_its_images(model, photos, tmp_path):
     pa = pytest.importorskip("pyarrow")
     pq = pytest.importorskip("pyarrow.parquet")
     files = sorted((photos / "val").rglob("*.png"))
@@ -104,7 +104,7 @@ def test_every_kind_of_place_gives_its_pictures(model, photos, tmp_path):
         tmp_path / "t.tar.gz",
         tmp_path / "t.parquet",
     ):
-        assert predict_into(model, place, tmp_path / "r.jsonl", batch_size=4, overwrite=True).pictures == 15
+        assert predict_into(model, place, tmp_path / "r.jsonl", batch_size=4, overwrite=True).images == 15
         rows = read_jsonl(tmp_path / "r.jsonl")
         chances = [(row["label_1"], row["probability_1"]) for row in rows]
         expected = expected or chances
@@ -230,7 +230,7 @@ def test_what_is_killed_while_the_file_is_made_makes_it_again(model, many, whole
             raise KeyboardInterrupt
 
         patch.setattr(bulk_running, "stream_columns", end)
-        with pytest.raises(KeyboardInterrupt, match="401 pictures are done"):
+        with pytest.raises(KeyboardInterrupt, match="401 images are done"):
             predict_into(model, many, out, batch_size=3, device="cpu")
     assert not out.exists()
     assert predict_into(model, many, out, batch_size=3, device="cpu").found_done == 401
@@ -257,8 +257,8 @@ def test_a_finished_file_is_left_as_it_is(model, many, tmp_path, monkeypatch):
         assert (out.read_bytes(), out.stat().st_mtime_ns) == before
 
 
-def stop_early(model, pictures, out, monkeypatch, **options):
-    """Parts of the first 6 pictures, and no more."""
+def stop_early(model, images, out, monkeypatch, **options):
+    """Parts of the first 6 images, and no more."""
 
     class Enough(Exception):
         pass
@@ -268,7 +268,7 @@ def stop_early(model, pictures, out, monkeypatch, **options):
             raise Enough
 
     with pytest.raises(Enough):
-        predict_into(model, pictures, out, batch_size=3, save_seconds=0, on_progress=show, **options)
+        predict_into(model, images, out, batch_size=3, save_seconds=0, on_progress=show, **options)
     assert count_parts(out) == 2
 
 
@@ -304,7 +304,7 @@ def test_results_of_something_else_are_refused_and_kept(finished, model, tiny, p
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_other_pictures_at_the_same_place_are_noticed(finished, model, tmp_path, monkeypatch):
+def test_other_images_at_the_same_place_are_noticed(finished, model, tmp_path, monkeypatch):
     folder, out = tmp_path / "p", tmp_path / "r.csv"
     folder.mkdir()
     for number in range(9):
@@ -315,13 +315,13 @@ def test_other_pictures_at_the_same_place_are_noticed(finished, model, tmp_path,
         stop_early(model, folder, out, monkeypatch)
     before = (folder / "1.png").read_bytes()
     (folder / "1.png").write_bytes(before + b"0")
-    with pytest.raises(BadOutput, match="other pictures"):
+    with pytest.raises(BadOutput, match="other images"):
         predict_into(model, folder, out, batch_size=3)
     (folder / "1.png").unlink()
-    with pytest.raises(BadOutput, match="other pictures"):
+    with pytest.raises(BadOutput, match="other images"):
         predict_into(model, folder, out, batch_size=3)
     (folder / "1.png").write_bytes(before)
-    assert predict_into(model, folder, out, batch_size=3).pictures == 9
+    assert predict_into(model, folder, out, batch_size=3).images == 9
     Image.fromarray(draw_class("red", 9)).save(folder / "9.png")
     with pytest.raises(BadOutput, match="9 then, 10 now"):
         predict_into(model, folder, out, batch_size=3)
@@ -401,22 +401,22 @@ def test_an_archive_that_ends_too_early_keeps_what_came_before(model, tmp_path):
     assert count_parts(out) == 1
     (tmp_path / "t.tar.gz").write_bytes(packed)
     result = predict_into(model, tmp_path / "t.tar.gz", out, batch_size=2)
-    assert result.pictures == 30
+    assert result.images == 30
     assert 0 < result.found_done < 30
     assert result.found_done % 2 == 0
 
 
-def count_pictures() -> int:
-    return sum(type(each) is Picture for each in gc.get_objects())
+def count_images() -> int:
+    return sum(type(each) is ImageSample for each in gc.get_objects())
 
 
 class Held:
-    """Pictures that are in memory at once, and the most bytes, while a file is made."""
+    """Images that are in memory at once, and the most bytes, while a file is made."""
 
     def __init__(self, model, place, out, make):
-        self.pictures = 0
+        self.images = 0
         gc.collect()
-        self.before = count_pictures()  # other tests hold some
+        self.before = count_images()  # other tests hold some
         tracemalloc.start()
         try:
             make(model, place, out, batch_size=4, save_seconds=0, on_progress=self.look)
@@ -426,11 +426,11 @@ class Held:
 
     def look(self, what, done, total):
         if done % 20 == 0:
-            self.pictures = max(self.pictures, count_pictures() - self.before)
+            self.images = max(self.images, count_images() - self.before)
 
 
 def lay_out(file: Path, kind: str, count: int, folder: Path) -> Path:
-    """A place with the picture so many times."""
+    """A place with the image so many times."""
     if kind == "folders":
         for number in range(count):
             (folder / "p" / str(number // 20)).mkdir(parents=True, exist_ok=True)
@@ -452,7 +452,7 @@ def lay_out(file: Path, kind: str, count: int, folder: Path) -> Path:
     ("make", "kind"),
     [(predict_into, "folders"), (predict_into, "csv"), (predict_into, "tar"), (embed_into, "txt")],
 )
-def test_memory_does_not_grow_with_the_pictures(make, kind, model, photos, tmp_path):
+def test_memory_does_not_grow_with_the_images(make, kind, model, photos, tmp_path):
     classifier = Classifier.load(model)
     file = next((photos / "val").rglob("*.png"))
     places = []
@@ -461,13 +461,13 @@ def test_memory_does_not_grow_with_the_pictures(make, kind, model, photos, tmp_p
         places.append(lay_out(file, kind, count, tmp_path / str(count)))
     make(classifier, places[0], tmp_path / "warm.parquet", batch_size=4)
     few, more = (Held(classifier, place, place.parent / "r.parquet", make) for place in places)
-    assert 0 < more.pictures <= few.pictures + 2
+    assert 0 < more.images <= few.images + 2
     # Three batches, and the one in hand.
-    assert few.pictures <= 3 * 4 + 1
+    assert few.images <= 3 * 4 + 1
     assert more.bytes < 1.3 * few.bytes, (few.bytes, more.bytes)
 
 
-def test_pictures_of_folders_come_sorted_and_links_are_not_entered(tmp_path):
+def test_images_of_folders_come_sorted_and_links_are_not_entered(tmp_path):
     for name in (
         "b/2.png",
         "b/10.png",
@@ -490,18 +490,18 @@ def test_pictures_of_folders_come_sorted_and_links_are_not_entered(tmp_path):
         for name in files
         if name.endswith(".png") and "/." not in f"{folder}/{name}"
     )
-    assert [picture.path for picture in gather_pictures(tmp_path)] == list(map(str, expected))
+    assert [image.path for image in gather_images(tmp_path)] == list(map(str, expected))
     assert len(expected) == 8
 
 
-def test_pictures_in_memory_and_no_pictures(model, tmp_path):
-    held = [Picture(f"memory/{number}", None, draw_class("red", number)) for number in range(5)]
-    assert predict_into(model, held, tmp_path / "r.csv").pictures == 5
+def test_images_in_memory_and_no_images(model, tmp_path):
+    held = [ImageSample(f"memory/{number}", None, draw_class("red", number)) for number in range(5)]
+    assert predict_into(model, held, tmp_path / "r.csv").images == 5
     assert predict_into(model, held, tmp_path / "r.csv").found_done == 5
-    with pytest.raises(BadOutput, match="other pictures"):
+    with pytest.raises(BadOutput, match="other images"):
         predict_into(model, held[::-1], tmp_path / "r.csv")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(VggkitError, match="holds no pictures"):
+    with pytest.raises(VggkitError, match="holds no images"):
         predict_into(model, tmp_path / "empty", tmp_path / "e.csv")
     assert not (tmp_path / "e.csv").exists()
 
@@ -513,12 +513,12 @@ def test_int8_by_the_ranges_of_the_file(model, photos, tmp_path):
     assert not (tmp_path / "a.csv.parts").exists()
     classifier = Classifier.load(model)
     exact = embed(classifier, photos / "val").vectors
-    pictures = list(gather_pictures(photos / "train"))
-    classifier.keep_ranges(measure_ranges(classifier.network, prepare_batches(classifier, pictures)), about={})
+    images = list(gather_images(photos / "train"))
+    classifier.keep_ranges(measure_ranges(classifier.network, prepare_batches(classifier, images)), about={})
     path = tmp_path / "m.safetensors"
     classifier.save(path)
     result = predict_into(path, photos / "val", tmp_path / "a.csv", precision="int8")
-    assert result.pictures == 15
+    assert result.images == 15
     assert result.engine.startswith("OpenVINO in int8")
     embed_into(path, photos / "val", tmp_path / "v.npy", precision="int8")
     found = np.load(tmp_path / "v.npy")
@@ -527,8 +527,8 @@ def test_int8_by_the_ranges_of_the_file(model, photos, tmp_path):
     assert np.array_equal(found, embed(ModelFile(path), photos / "val", precision="int8").vectors)
 
 
-def prepare_batches(classifier, pictures):
-    yield np.stack([classifier.preprocessing(picture.decode()) for picture in pictures])
+def prepare_batches(classifier, images):
+    yield np.stack([classifier.preprocessing(image.decode()) for image in images])
 
 
 def test_a_file_and_its_network_in_memory_have_one_digest(model):
@@ -554,9 +554,7 @@ def test_probabilities_as_vectors_are_those_of_the_answers(model, photos, tmp_pa
 def test_other_ranges_are_another_model(model, photos, tmp_path):
     pytest.importorskip("openvino")
     classifier = Classifier.load(model)
-    ranges = measure_ranges(
-        classifier.network, prepare_batches(classifier, list(gather_pictures(photos / "train")))
-    )
+    ranges = measure_ranges(classifier.network, prepare_batches(classifier, list(gather_images(photos / "train"))))
     for factor in (1.0, 2.0):
         scaled = {name: (factor * low, factor * high) for name, (low, high) in ranges.items()}
         classifier.keep_ranges(scaled, about={})

@@ -15,9 +15,9 @@ from vggkit.evaluation.evaluation import proportion_interval
 from vggkit.evaluation.measure import evaluate
 from vggkit.evaluation.predictions import Answers
 from vggkit.hardware import computes_bf16, multiplies_bytes
-from vggkit.images.dataset import Picture, PictureSet
+from vggkit.images.dataset import ImageDataset, ImageSample
 from vggkit.images.preprocessing import Preprocessing, suit_preprocessing
-from vggkit.images.sources.open_dataset import open_pictures
+from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.inference.embed import embed
 from vggkit.inference.predict import predict
 from vggkit.models.vgg import VGG
@@ -61,9 +61,9 @@ def test_predicting_leaves_the_network_as_it_was(classifier, photos):
     assert all((before[k] == v).all() for k, v in classifier.network.state_dict().items())
 
 
-def test_a_bad_picture_becomes_a_prediction_with_its_problem(classifier, tmp_path):
+def test_a_bad_image_becomes_a_prediction_with_its_problem(classifier, tmp_path):
     (tmp_path / "x.jpg").write_text("no")
-    found = predict(classifier, [tmp_path / "x.jpg", Picture("memory", None, draw_class("red", 1))])
+    found = predict(classifier, [tmp_path / "x.jpg", ImageSample("memory", None, draw_class("red", 1))])
     assert found[0].labels == ()
     assert "x.jpg" in found[0].problem
     assert json.loads(json.dumps(found[0].to_dict()))["problem"] == found[0].problem
@@ -76,9 +76,9 @@ def test_a_bad_picture_becomes_a_prediction_with_its_problem(classifier, tmp_pat
 def test_evaluation_equals_scikit_learn_on_the_predictions(classifier, photos):
     metrics = pytest.importorskip("sklearn.metrics")
     found = evaluate(classifier, photos)
-    pictures = open_pictures(photos).part("val")
-    predictions = predict(classifier, pictures, top=3)
-    truth = [p.label for p in pictures]
+    images = open_dataset(photos).part("val")
+    predictions = predict(classifier, images, top=3)
+    truth = [p.label for p in images]
     answer = [p.labels[0] for p in predictions]
     table = [[dict(zip(p.labels, p.probabilities, strict=True))[label] for label in LABELS] for p in predictions]
     assert found.n == 15
@@ -111,7 +111,7 @@ def test_classes_are_matched_by_name_and_strangers_are_told(classifier, tmp_path
         evaluate(classifier, tmp_path / "only")
 
 
-def test_unreadable_pictures_are_counted_out_and_named(classifier, tmp_path):
+def test_unreadable_images_are_counted_out_and_named(classifier, tmp_path):
     fill_folder(tmp_path, LABELS, 2)
     (tmp_path / "red" / "broken.jpg").write_text("x")
     found = evaluate(classifier, tmp_path)
@@ -154,14 +154,14 @@ def test_images_come_in_any_way(classifier, photos, tmp_path):
     tensor = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
     alike = {
         "image 0": [pixels, path.read_bytes(), tensor, [pixels], iter([pixels]), pixels[None], tensor[None]],
-        "mine": [Picture("mine", pixels=image), [Picture("mine", pixels=tensor)]],
+        "mine": [ImageSample("mine", pixels=image), [ImageSample("mine", pixels=tensor)]],
         str(path): [str(path), [path], image, Image.open(path), (each for each in [image])],
     }
     for name, several in alike.items():
         for each in several:
             assert predict(classifier, each, engine="pytorch") == [replace(one, path=name)]
     vector = embed(classifier, path).vectors
-    for each in (pixels, image, tensor, path.read_bytes(), [Picture("mine", pixels=pixels)]):
+    for each in (pixels, image, tensor, path.read_bytes(), [ImageSample("mine", pixels=pixels)]):
         assert np.array_equal(embed(classifier, each).vectors, vector)
     heard = []
     predict(classifier, [pixels] * 3, on_progress=lambda done, total: heard.append((done, total)))
@@ -174,7 +174,7 @@ def test_images_come_in_any_way(classifier, photos, tmp_path):
     # Bulk work reads what it is given more than once.
     with open(path, "rb") as file:
         once = iter([file, pixels, Image.open(path)])
-        assert predict_into(classifier, once, tmp_path / "found.csv").pictures == 3
+        assert predict_into(classifier, once, tmp_path / "found.csv").images == 3
     rows = read_rows(tmp_path / "found.csv")
     assert [row["path"] for row in rows] == [str(path), "image 1", str(path)]
     assert {row["label_1"] for row in rows} == {one.labels[0]}
@@ -239,7 +239,7 @@ def test_values_that_overflow_are_said(classifier, photos, tmp_path, engine, pre
     with pytest.raises(BadInput, match=r"^15 of 15 images have no probabilities.*overflow"):
         evaluate(classifier, photos, **options)
     result = predict_into(classifier, photos / "val", tmp_path / "found.csv", **options)
-    assert (result.pictures, result.unreadable) == (15, 15)
+    assert (result.images, result.unreadable) == (15, 15)
     rows = read_rows(tmp_path / "found.csv")
     assert all("overflow" in row["problem"] and not row["label_1"] and not row["answer"] for row in rows)
     embed_into(classifier, photos / "val", tmp_path / "found.parquet", **options)
@@ -262,7 +262,7 @@ def test_one_image_that_overflows_is_one_of_many(tiny):
     for engine in ("pytorch", "openvino", "onnx"):
         found = predict(picky, images, engine=engine)
         assert [number for number, each in enumerate(found) if each.problem] == [5]
-    held = PictureSet.of("held", ((None, Picture(f"{n}", "red", image)) for n, image in enumerate(images)))
+    held = ImageDataset.of("held", ((None, ImageSample(f"{n}", "red", image)) for n, image in enumerate(images)))
     with pytest.raises(BadInput, match=r"^1 of 10 images have no probabilities.*the first: 5\. "):
         evaluate(picky, held)
 
@@ -275,7 +275,7 @@ def test_a_check_and_a_head_say_that_values_overflow(classifier, photos, tmp_pat
     with pytest.raises(BadInput, match="overflow"):
         extract_features(
             classifier,
-            open_pictures(photos).part("val"),
+            open_dataset(photos).part("val"),
             recipe=Recipe(),
             device=torch.device("cpu"),
             precision="fp32",
@@ -308,7 +308,7 @@ def test_a_temperature_and_a_threshold_speak_in_predictions(classifier, photos, 
     assert found.rejection.n == sum(not p.unknown for p in predict(kept, photos / "val"))
 
 
-def test_the_picture_that_a_threshold_was_taken_from_is_known_to_every_engine(classifier, photos):
+def test_the_image_that_a_threshold_was_taken_from_is_known_to_every_engine(classifier, photos):
     for found in predict(classifier, photos / "val", top=1):  # by PyTorch or not, as there are more than a few
         classifier.calibrate(threshold=found.probabilities[0] * (1 + 3e-7), about={})
         assert not predict(classifier, found.path)[0].unknown
@@ -333,7 +333,7 @@ def test_files_of_earlier_formats_are_as_sure_as_ever(classifier):
             Card.from_dict(values | {name: wrong, "format_version": 3})
 
 
-def test_a_few_pictures_do_not_wait_for_an_engine_to_be_compiled(classifier, photos, monkeypatch):
+def test_a_few_images_do_not_wait_for_an_engine_to_be_compiled(classifier, photos, monkeypatch):
     from vggkit.inference import predict as prediction
 
     chosen = []
@@ -393,7 +393,7 @@ def test_int8_is_measured_with_ranges_and_says_how_to_find_them(classifier, phot
         evaluate(classifier, photos, precision="int8", device="cpu")
     if without_vnni:
         set_flags(WITHOUT_FEATURES)
-    fed = np.stack([classifier.preprocessing(p.decode()) for p in open_pictures(photos).part("val")])
+    fed = np.stack([classifier.preprocessing(p.decode()) for p in open_dataset(photos).part("val")])
     classifier.keep_ranges(measure_ranges(classifier.network, [fed]), about={})
     found = evaluate(classifier, photos, precision="int8", device="cpu")
     kind = "int8" if multiplies_bytes() else "int8 with weights of 7 bits"

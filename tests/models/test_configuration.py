@@ -111,7 +111,7 @@ class TestTrunk:
         assert cut == whole[: len(cut)]
         assert cut[-1].name == name
 
-    def test_the_smallest_picture_doubles_with_each_pool(self) -> None:
+    def test_the_smallest_image_doubles_with_each_pool(self) -> None:
         cuts = ["relu1_2", "pool1", "relu2_1", "pool2", "relu4_3", "pool5"]
         assert [configure("vgg16", until=cut).minimum_side for cut in cuts] == [1, 2, 2, 4, 8, 32]
 

@@ -1,6 +1,6 @@
 """Every head leaves torch: torch.export and ONNX give the network's logits, at other sizes too.
 
-Shape letters: N pictures, C channels, H and W pixels, K classes.
+Shape letters: N images, C channels, H and W pixels, K classes.
 """
 
 from dataclasses import replace

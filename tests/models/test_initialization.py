@@ -175,7 +175,7 @@ class TestOtherChannels:
         assert adapt_filters(weight, channels).shape == (8, channels, 3, 3)
         torch.testing.assert_close(adapt_filters(weight, channels), expected)
 
-    def test_a_grey_picture_gives_what_its_three_copies_gave(self) -> None:
+    def test_a_grey_image_gives_what_its_three_copies_gave(self) -> None:
         # Whole numbers are summed without rounding.
         weight, grey = torch.randint(-9, 9, (8, 3, 3, 3)).float(), torch.randint(0, 255, (2, 1, 9, 9)).float()
         expected: Tensor = F.conv2d(grey.expand(-1, 3, -1, -1), weight)

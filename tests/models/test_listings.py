@@ -94,7 +94,7 @@ def unsettle(network):
                 values.normal_(std=values.shape[1] ** -0.5)
 
 
-def pictures(configuration):
+def make_images(configuration):
     """Their map is as high as the grid and a pixel wider, but for the paper's 7x7, which would take long."""
     side = configuration.minimum_side * (configuration.grid if configuration.grid < 7 else 1)
     return torch.randn(2, configuration.in_channels, side, side + configuration.minimum_side)
@@ -106,7 +106,7 @@ def check_twins(network, listed, style):
     configuration = network.configuration
     unsettle(network)
     listed.load_state_dict(rename(network.state_dict(), configuration, style))
-    images = pictures(configuration)
+    images = make_images(configuration)
     smallest, grid = configuration.minimum_side, images.shape[2]
     for height, width in ((grid, grid), (smallest, grid), (smallest, None), (grid, None)):
         batch = images[..., :height, :width]
@@ -154,7 +154,7 @@ def test_channels_last(style):
     network, listed = VGG(narrow(configure("vgg11_lrn"))), build(configure("vgg11_lrn"), style, narrowed=True)()
     unsettle(network)
     listed.load_state_dict(rename(network.state_dict(), network.configuration, style))
-    images = pictures(network.configuration)
+    images = make_images(network.configuration)
     last = torch.channels_last
     with torch.no_grad():
         expected = network.eval()(images)
@@ -258,7 +258,7 @@ def test_the_lesson_is_what_the_generator_prints(style):
 
 @pytest.fixture(scope="module")
 def vgg11():
-    """A vgg11 of full size with its pictures and logits."""
+    """A vgg11 of full size with its images and logits."""
     torch.manual_seed(5)
     network = VGG("vgg11").eval()
     images = torch.randn(1, 3, 224, 224)

@@ -1,6 +1,6 @@
 """Networks changed by hand: what is saved, and what engines compute, is what they compute, or they are refused.
 
-Shape letters: N pictures, C channels, H and W pixels, K classes.
+Shape letters: N images, C channels, H and W pixels, K classes.
 """
 
 import copy
@@ -346,7 +346,7 @@ def test_what_none_can_say_is_refused_by_name_everywhere(edit: Edit, message: st
         lambda: classifier.configuration,
         lambda: Classifier(classifier.network, labels=["a", "b", "c"], preprocessing=SMALL),
         lambda: classifier.push("me/mine"),
-        lambda: predict(classifier, picture(tmp_path)),
+        lambda: predict(classifier, image(tmp_path)),
         *(lambda engine=engine: choose_engine(classifier.network, engine=engine) for engine in engines),
         lambda: choose_engine(classifier.network, engine="pytorch", precision="bf16"),
     ):
@@ -402,7 +402,7 @@ def test_saving_refuses_or_keeps_the_function(
     assert torch.equal(compute(found.network, images_for(found.network)), expected)
 
 
-def picture(folder: Path) -> Path:
+def image(folder: Path) -> Path:
     from PIL import Image
 
     path = folder / "p.png"

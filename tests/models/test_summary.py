@@ -23,8 +23,8 @@ TINY = Configuration(blocks=((4,), (6, 6), (8,)), hidden=(12, 9), grid=3, num_cl
 
 NETWORKS = {
     "paper": (MODELS["vgg11"], (224, 224)),
-    "larger picture": (MODELS["vgg16_bn"], (320, 256)),
-    "smaller picture": (MODELS["vgg13"], (32, 40)),
+    "larger image": (MODELS["vgg16_bn"], (320, 256)),
+    "smaller image": (MODELS["vgg13"], (32, 40)),
     "LRN": (MODELS["vgg11_lrn"], (64, 64)),
     "1×1 kernels": (MODELS["vgg16_c"], (224, 160)),
     "dense at 224": (configure("vgg11", head="dense"), (224, 224)),
@@ -119,10 +119,10 @@ class TestReceptiveField:
             network = VGG(configure(replace(configuration, pooling="average"), until=layer.name)).double().features
             for value in network.parameters():
                 nn.init.constant_(value, 0.1)  # every path counts, and no ReLU closes
-            picture = torch.ones(1, 3, side, side, dtype=torch.float64, requires_grad=True)
-            maps = network(picture)
+            image = torch.ones(1, 3, side, side, dtype=torch.float64, requires_grad=True)
+            maps = network(image)
             middle = maps.shape[-1] // 2
-            [gradient] = torch.autograd.grad(maps[0, 0, middle, middle], picture)
+            [gradient] = torch.autograd.grad(maps[0, 0, middle, middle], image)
             assert int((gradient[0, 0].abs().sum(0) > 0).sum()) == fields[layer.name], layer.name
 
     def test_of_vgg16(self) -> None:
@@ -139,7 +139,7 @@ class TestReceptiveField:
         }
         assert (fields["fc6"], fields["fc7"], fields["fc8"], fields["mean"]) == (404, 404, 404, None)
 
-    def test_a_pooled_map_sees_the_whole_picture(self) -> None:
+    def test_a_pooled_map_sees_the_whole_image(self) -> None:
         layers = summarize(configure("vgg16", head="dense"), input=(96, 448)).layers
         assert [layer.receptive_field_pixels for layer in layers[-5:]] == [None] * 5
 
@@ -219,11 +219,11 @@ class TestRows:
 
 class TestRefusals:
     @pytest.mark.parametrize("sides", [(31, 224), (224, 31), (0, 0), (-5, 40)])
-    def test_too_small_a_picture(self, sides: tuple[int, int]) -> None:
+    def test_too_small_an_image(self, sides: tuple[int, int]) -> None:
         with pytest.raises(BadInput, match=rf"at least 32 pixels high and wide, got {sides[0]}×{sides[1]}"):
             summarize(MODELS["vgg11"], input=sides)
 
-    def test_the_smallest_picture_is_the_networks(self) -> None:
+    def test_the_smallest_image_is_the_networks(self) -> None:
         cut = configure("vgg11", until="pool2")
         assert summarize(cut, input=(4, 4)).layers[-3].output_shape == (128, 1, 1)
         with pytest.raises(BadInput, match="at least 4 pixels"):

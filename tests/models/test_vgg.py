@@ -1,6 +1,6 @@
 """The network against torchvision's, timm's and the formulas.
 
-Shape letters: N pictures, C channels, H and W pixels, K classes.
+Shape letters: N images, C channels, H and W pixels, K classes.
 """
 
 import copy
@@ -238,7 +238,7 @@ class TestShapes:
     @pytest.mark.parametrize("head", ["fc", "dense", "pool"])
     @pytest.mark.parametrize("channels", [1, 2, 3, 5])
     @pytest.mark.parametrize("sides", [(32, 32), (64, 64), (33, 97), (160, 40)])
-    def test_any_picture_gives_logits(self, head: str, channels: int, sides: tuple[int, int]) -> None:
+    def test_any_image_gives_logits(self, head: str, channels: int, sides: tuple[int, int]) -> None:
         network = VGG(configure(replace(TINY, head="fc"), head=head, in_channels=channels, num_classes=7)).eval()  # type: ignore[arg-type]
         logits = network(torch.randn(2, channels, *sides))
         assert logits.shape == (2, 7)
@@ -250,7 +250,7 @@ class TestShapes:
             TINY, num_classes=2, in_channels=1, head="pool", dropout=0.1, until="relu3_1"
         )
 
-    def test_no_pictures_give_no_logits(self) -> None:
+    def test_no_images_give_no_logits(self) -> None:
         assert tiny()(torch.randn(0, 3, 64, 64)).shape == (0, 5)
 
     @pytest.mark.parametrize("grid", [1, 3])
@@ -299,7 +299,7 @@ class TestRefusals:
         with pytest.raises(BadInput, match=said):
             VGG(TINY)(images)
 
-    def test_a_cut_trunk_takes_smaller_pictures(self) -> None:
+    def test_a_cut_trunk_takes_smaller_images(self) -> None:
         network = VGG(TINY, until="relu3_1")
         assert network(torch.zeros(1, 3, 4, 4)).shape == (1, 5)
         with pytest.raises(BadInput, match="at least 4 pixels"):
@@ -394,7 +394,7 @@ class TestTorchsMachinery:
         with torch.inference_mode():
             torch.testing.assert_close(torch.compile(network)(images), network(images), atol=1e-4, rtol=1e-3)
 
-    def test_gradients_of_each_picture(self) -> None:
+    def test_gradients_of_each_image(self) -> None:
         network = tiny()
         images, labels = torch.randn(3, 3, 64, 64), torch.tensor([0, 4, 2])
         weights = {key: value.detach() for key, value in network.named_parameters()}

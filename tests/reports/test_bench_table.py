@@ -34,7 +34,7 @@ def bench() -> Bench:
         model="bees.safetensors",
         network="vgg11",
         input_pixels=224,
-        pictures="102 of photos/",
+        images="102 of photos/",
         rounds=5,
         machine="a processor",
         versions={"torch": "2.15"},
@@ -80,14 +80,14 @@ def test_without_the_reference_nothing_is_exact(bench):
     text = show(replace(bench, engines=(alone, failed), unreadable=3))
     assert "exact" not in text
     assert "it died" in text
-    assert "3 pictures cannot be read" in text
+    assert "3 images cannot be read" in text
 
 
-def test_made_up_pictures_say_nothing_about_classes(bench):
-    made_up = replace(bench, pictures=None)
+def test_made_up_images_say_nothing_about_classes(bench):
+    made_up = replace(bench, images=None)
     assert "made up" in show(made_up)
     assert "0.004" in show(made_up)
-    assert "YOUR_PICTURES" in suggest(made_up, ranges_kept=False)[0]
+    assert "YOUR_IMAGES" in suggest(made_up, ranges_kept=False)[0]
 
 
 def test_int8_is_suggested_where_it_is_worth_it(bench):
@@ -103,7 +103,7 @@ def test_int8_is_suggested_where_it_is_worth_it(bench):
 
 
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
-def test_the_picture(bench, tmp_path, ending):
+def test_the_image(bench, tmp_path, ending):
     pytest.importorskip("matplotlib")
     plot_bench(bench, tmp_path / f"b.{ending}")
     plot_bench(replace(bench, engines=bench.engines[3:]), tmp_path / f"none.{ending}")

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from vggkit.data_checks.findings import Case, Diagnosis, Finding, Kind, Member, Severity, Sides
-from vggkit.images.dataset import Picture
+from vggkit.images.dataset import ImageSample
 from vggkit.images.thumbnails import SIDE_PIXELS, encode_thumbnail
 from vggkit.reports.diagnosis_page import (
     MOST_CASES,
@@ -39,14 +39,14 @@ def paint(index: int, side: int = 8) -> np.ndarray:
 
 def member(index: int, part: str = "train", label: str = "ant", path: str | None = None) -> Member:
     path = path or f"photos/{part}/{label}/{index:03d}.png"
-    return Member(path, part, label, Picture(path, label, paint(index)))
+    return Member(path, part, label, ImageSample(path, label, paint(index)))
 
 
 def finding(kind: Kind, *cases: Case, severity: Severity = "warning") -> Finding:
     return Finding(kind, severity, f"What {kind} is.", f"What to do about {kind}.", cases)
 
 
-GONE = Picture("photos/val/bee/gone.jpg", "bee")
+GONE = ImageSample("photos/val/bee/gone.jpg", "bee")
 EVERY_KIND = (
     finding(
         "unreadable",
@@ -60,12 +60,12 @@ EVERY_KIND = (
     finding("near-duplicate", *(Case((member(i), member(i + 1)), "", 0.984) for i in range(63))),
     finding("mislabelled", Case((member(4),), "bee 97 %", suggestion="bee")),
     finding("outlier", Case((member(5),), "far from all others"), severity="note"),
-    finding("few", Case((), "bee: 7 pictures")),
+    finding("few", Case((), "bee: 7 images")),
     finding("imbalance", Case((), "ant 1,200, bee 7")),
     finding("small", Case((member(6),), "8 × 10 pixels"), severity="note"),
     finding("wrong-extension", Case((member(7),), "is a PNG"), severity="note"),
     finding("similar-names", Case((), "'Bee' and 'bee'")),
-    finding("animated", Case((Member(GONE.path, "val", "bee", GONE),), "12 pictures"), severity="note"),
+    finding("animated", Case((Member(GONE.path, "val", "bee", GONE),), "12 images"), severity="note"),
 )
 SICK = Diagnosis(
     data="photos",
@@ -194,7 +194,7 @@ class TestFindings:
             assert each.advice in sick.text
 
     def test_verdict_counts_by_severity(self, sick, tmp_path):
-        assert "4 errors, 6 warnings and 4 notes: figures measured on these pictures would lie." in sick.text
+        assert "4 errors, 6 warnings and 4 notes: figures measured on these images would lie." in sick.text
         calm = Page(write(HEALTHY, tmp_path)).text
         assert "Nothing found" in calm
         assert "vggkit train photos" in calm
@@ -209,15 +209,15 @@ class TestFindings:
         assert "100 % alike" not in sick.text
         assert "labelled ant, looks like bee" in sick.text
         assert "val/bee/gone.jpg val · bee is truncated" in sick.text
-        assert "bee: 7 pictures" in sick.text
+        assert "bee: 7 images" in sick.text
 
     def test_what_is_left_out_is_said(self, sick, tmp_path):
         assert "3 more cases are not shown here; vggkit check photos --json has all 63." in sick.text
-        assert "and 3 more pictures" in sick.text
+        assert "and 3 more images" in sick.text
         only = write(replace(SICK, findings=(SICK.findings[4], SICK.findings[5])), tmp_path)
         assert only.count("<img") == MOST_MEMBERS + 2 * MOST_CASES
 
-    def test_a_picture_that_is_gone_has_a_placeholder(self, tmp_path):
+    def test_an_image_that_is_gone_has_a_placeholder(self, tmp_path):
         html = write(replace(SICK, findings=EVERY_KIND[-1:]), tmp_path)
         assert "cannot be read any more" in html
         assert "<img" not in html
@@ -240,7 +240,7 @@ class TestFacts:
         assert "largest 9,000 median 17 smallest 9" in page.text
         assert len(page.all("path")) >= len(LARGE.counts)
 
-    def test_undivided_pictures_name_no_part(self, tmp_path):
+    def test_undivided_images_name_no_part(self, tmp_path):
         alone = replace(
             SICK, counts={"all": {"ant": 1}}, findings=(finding("outlier", Case((member(1, "all"),), "")),)
         )
@@ -285,7 +285,7 @@ class TestUntrustedText:
         assert """vggkit check 'it'"'"'s; rm -rf /' --fix clean.csv""" in text
 
 
-class TestPictures:
+class TestImageDataset:
     def test_large_ones_become_small(self):
         smooth = np.broadcast_to(np.linspace(0, 255, 900).astype(np.uint8)[:, None, None], (900, 1200, 3))
         thumbnail = Image.open(io.BytesIO(encode_thumbnail(np.ascontiguousarray(smooth))))
@@ -302,7 +302,7 @@ class TestPictures:
 
     def test_photographs_take_10_kb(self, shared, tmp_path):
         photographs = sorted((shared / "hymenoptera" / "val").rglob("*.jpg"))[::10]
-        members = [Member(str(path), "val", path.parent.name, Picture(str(path))) for path in photographs]
+        members = [Member(str(path), "val", path.parent.name, ImageSample(str(path))) for path in photographs]
         html = write(replace(SICK, findings=(finding("outlier", *(Case((m,), "") for m in members)),)), tmp_path)
         assert html.count("<img") == len(members) > 10
         assert html.count('class="tiny"') == 0
@@ -382,10 +382,10 @@ def test_browser_shows_it_at_360_pixels_without_scrolling_sideways(tmp_path):
         f'<iframe src="{name}.html" style="width:360px;height:640px;border:0"></iframe>' for name in ALL
     )
     measure = """<script>onload = () => { for (const frame of document.querySelectorAll("iframe")) {
-        const page = frame.contentDocument, pictures = [...page.images];
+        const page = frame.contentDocument, images = [...page.images];
         page.querySelectorAll("details").forEach(details => details.open = true);
         document.body.append(`<${page.documentElement.clientWidth} ${page.documentElement.scrollWidth} ` +
-            `${pictures.length} ${frame.contentWindow.getComputedStyle(page.body).margin}>`); } }</script>"""
+            `${images.length} ${frame.contentWindow.getComputedStyle(page.body).margin}>`); } }</script>"""
     (tmp_path / "phones.html").write_text(f"<!doctype html><body>{measure}{frames}", encoding="utf-8")
     flags = "--headless=new --no-sandbox --disable-gpu --allow-file-access-from-files --enable-logging=stderr"
     address = (tmp_path / "phones.html").as_uri()

@@ -14,7 +14,7 @@ from conftest import draw_class
 from vggkit.evaluation.comparison import compare_answers, fuse
 from vggkit.evaluation.metrics import score
 from vggkit.evaluation.predictions import Answers
-from vggkit.images.dataset import Picture
+from vggkit.images.dataset import ImageSample
 from vggkit.reports.evaluation_page import Story, draw_reliability, list_facts, list_pairs, write_report
 from vggkit.reports.evaluation_table import draw_evaluation, draw_several
 from vggkit.reports.pages.charts import Scale, find_step
@@ -32,7 +32,7 @@ def invent(classes=6, n=240, *, seed=0, skill=1.5, model="vgg11", **options):
 
 
 def album(evaluation):
-    return [Picture(path, "x", draw_class("red", k)) for k, path in enumerate(evaluation.answers.paths)]
+    return [ImageSample(path, "x", draw_class("red", k)) for k, path in enumerate(evaluation.answers.paths)]
 
 
 HISTORY = [
@@ -44,14 +44,14 @@ STORY = Story(
     best_epoch=6,
     provenance={
         "data": {"name": "photos", "pictures": {"train": 960, "val": 240}},
-        "findings": ["warning: 3 pictures are in several parts"],
+        "findings": ["warning: 3 images are in several parts"],
         "recipe": {"epochs": 6, "learning_rate": 0.01, "ema_decay": None},
         "machine": {"device": "cpu: Abacus", "system": "Linux", "torch": "2.15", "python": "3.11"},
         "seconds": 4000.0,
         "peak_memory_bytes": 1_500_000_000,
         "weights": {"file": "vgg11.pth", "licence": "MIT"},
     },
-    steps=[("Ask it", "vggkit predict run PICTURE…")],
+    steps=[("Ask it", "vggkit predict run IMAGE…")],
 )
 
 
@@ -80,7 +80,7 @@ def read(path):
 
 def write(evaluations, tmp_path, story=STORY, **options):
     path = tmp_path / "report.html"
-    write_report(evaluations, path, pictures=album(evaluations[-1]), story=story, **options)
+    write_report(evaluations, path, images=album(evaluations[-1]), story=story, **options)
     return read(path)
 
 
@@ -98,7 +98,7 @@ def test_every_number_can_be_computed_again_from_the_table(tmp_path):
     def percent(share):
         return f"{100 * share:.1f} %"
 
-    assert f"{right.sum()} of 240 pictures are told right" in text
+    assert f"{right.sum()} of 240 images are told right" in text
     assert percent(right.mean()) in text
     binary = np.eye(6)[[labels.index(label) for label in truth]]
     for name, value in (
@@ -119,27 +119,27 @@ def test_every_number_can_be_computed_again_from_the_table(tmp_path):
         assert f"{label} {' '.join(str(n or '·') for n in row)}" in text
     threshold = float(re.search(r"At a threshold of ([\d.]+) %", text)[1]) / 100
     given = chances.max(1) >= threshold - 5e-4
-    assert f"{percent(given.mean())} of the pictures get an answer" in text
+    assert f"{percent(given.mean())} of the images get an answer" in text
     surest = max((row for row in rows if row["correct"] == "0"), key=lambda row: float(row["probability"]))
     assert f"{surest['answer']} {percent(float(surest['probability']))} is {surest['label']}" in text
 
 
 def test_it_tells_how_it_came_about(tmp_path):
-    text = write([invent(notes=("no pictures of zebra",), unreadable=("x.jpg: is empty",))], tmp_path)
+    text = write([invent(notes=("no images of zebra",), unreadable=("x.jpg: is empty",))], tmp_path)
     for said in (
-        "no pictures of zebra",
-        "1 picture left out",
+        "no images of zebra",
+        "1 image left out",
         "x.jpg: is empty",
         "Kept: 74.0 % after epoch 6",
         "960 train , 240 val",
-        "3 pictures are in several parts",
+        "3 images are in several parts",
         "cpu: Abacus",
         "67 min",
         "1.50 GB",
         "weights of vgg11.pth",
         "learning rate 0.01",
         "ema decay –",
-        "vggkit predict run PICTURE…",
+        "vggkit predict run IMAGE…",
         "single: one view",
     ):
         assert said in text, said
@@ -158,7 +158,7 @@ def test_several_models_stand_beside_each_other(tmp_path):
     text = write([one, two, fused], tmp_path, Story(provenance={}), comparisons=[pair])
     assert "A + B on photos" in text
     assert pair.describe() in text
-    assert f"{len(pair.changes)} pictures that only one of them has right" in text
+    assert f"{len(pair.changes)} images that only one of them has right" in text
     assert text.count("single: one view") >= 3
 
 
@@ -179,13 +179,13 @@ def test_many_classes_fold_and_the_worst_come_first(tmp_path):
 def test_perfect_answers_have_no_mistakes(tmp_path):
     text = write([invent(skill=60)], tmp_path)
     assert "There are none." in text
-    assert "No picture was taken for another class." in text
+    assert "No image was taken for another class." in text
 
 
-def test_a_picture_that_is_gone_leaves_a_placeholder(tmp_path):
+def test_an_image_that_is_gone_leaves_a_placeholder(tmp_path):
     found = invent()
     path = tmp_path / "report.html"
-    write_report([found], path, pictures=[], story=STORY)
+    write_report([found], path, images=[], story=STORY)
     assert "cannot be read any more" in read(path)
 
 
@@ -230,7 +230,7 @@ def test_the_terminal_shows_the_same_at_80_columns():
 
     from rich.console import Console
 
-    one, two = invent(model="A", wanted_precision=0.9, notes=("no pictures of zebra",)), invent(model="B", seed=3)
+    one, two = invent(model="A", wanted_precision=0.9, notes=("no images of zebra",)), invent(model="B", seed=3)
     several = draw_several([one, two, fuse([one, two])], [compare_answers(one.answers, two.answers)])
     for drawn in (draw_evaluation(one), draw_evaluation(invent(classes=60, n=600)), several):
         out = io.StringIO()
@@ -242,7 +242,7 @@ def test_the_terminal_shows_the_same_at_80_columns():
     assert f"{100 * one.top1:.1f} %" in text
     assert "single: one view" in text
     assert "the answer is unknown" in text
-    assert "! no pictures of zebra" in text
+    assert "! no images of zebra" in text
 
 
 def test_a_browser_shows_it_at_360_pixels_and_says_nothing(tmp_path):
@@ -251,14 +251,14 @@ def test_a_browser_shows_it_at_360_pixels_and_says_nothing(tmp_path):
     if browser is None:
         pytest.skip(f"needs a browser on the PATH ({', '.join(names)}), and there is none")
     pages = {
-        "few": [invent(wanted_precision=0.9, notes=("no pictures of zebra",))],
+        "few": [invent(wanted_precision=0.9, notes=("no images of zebra",))],
         "many": [invent(classes=60, n=600)],
         "several": [invent(model="A" * 60), invent(model="B", seed=3), invent(model="C", seed=4)],
     }
     for name, evaluations in pages.items():
         pairs = [compare_answers(evaluations[0].answers, evaluations[1].answers)] if len(evaluations) > 1 else []
         path = tmp_path / f"{name}.html"
-        write_report(evaluations, path, pictures=album(evaluations[-1]), story=STORY, comparisons=pairs)
+        write_report(evaluations, path, images=album(evaluations[-1]), story=STORY, comparisons=pairs)
     frames = "".join(
         f'<iframe src="{name}.html" style="width:360px;height:640px;border:0"></iframe>' for name in pages
     )

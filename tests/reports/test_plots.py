@@ -1,4 +1,4 @@
-"""Pictures of collections whose names are not letters of the alphabet."""
+"""Images of collections whose names are not letters of the alphabet."""
 
 from dataclasses import replace
 from xml.etree import ElementTree
@@ -9,7 +9,7 @@ from PIL import Image
 
 from vggkit.evaluation.metrics import score
 from vggkit.evaluation.predictions import Answers
-from vggkit.images.dataset import Picture
+from vggkit.images.dataset import ImageSample
 from vggkit.inference.predict import Prediction
 from vggkit.reports.comparison import plot_comparison
 from vggkit.reports.plots import write_name
@@ -59,9 +59,9 @@ def test_titles_and_sheets_take_every_name(name, tmp_path):
     history = [Epoch(epoch=1, train_loss=1.0, val_loss=1.0, val_top1=0.5, learning_rate=0.1, seconds=1.0)]
     history.append(replace(history[0], epoch=2))
     plot_history(history, tmp_path / "h.png", best_epoch=2, title=f"vgg11 on {name}")
-    picture = Picture(name, name, pixels=np.zeros((8, 8, 3), np.uint8))
+    image = ImageSample(name, name, pixels=np.zeros((8, 8, 3), np.uint8))
     said = Prediction(path=name, labels=("ant", name), probabilities=(0.6, 0.4))
-    plot_answers([picture], [said], tmp_path / "a.svg")
+    plot_answers([image], [said], tmp_path / "a.svg")
     shown = write_name(name)
     assert len(shown) <= 40
     assert shown.isprintable()

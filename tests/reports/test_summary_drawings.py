@@ -1,4 +1,4 @@
-"""What people look at: the table in terminals and pipes, the picture in its three formats."""
+"""What people look at: the table in terminals and pipes, the image in its three formats."""
 
 import sys
 from io import BytesIO, TextIOWrapper
@@ -90,7 +90,7 @@ class TestTable:
         assert [binary_unit(n) for n in (12, 1024, 531_453_344)] == ["12 B", "1.00 KiB", "507 MiB"]
 
 
-class TestPicture:
+class TestImageSample:
     @pytest.mark.parametrize("suffix", [".png", ".pdf", ".svg", ".PNG"])
     def test_the_suffix_names_the_format(self, suffix: str, tmp_path: Path) -> None:
         path = tmp_path / "new folder" / f"vgg11{suffix}"
@@ -130,17 +130,17 @@ class TestPicture:
         assert [label.get_text() for label in left.get_yticklabels()] == names
         assert sum(bar.get_width() for bar in left.patches[: len(names)]) == configuration.parameters
         assert sum(bar.get_width() for bar in right.patches[: len(names)]) == summary.totals.multiply_adds
-        # Labels stand inside the picture.
+        # Labels stand inside the image.
         figure.canvas.draw()
         for axes in figure.axes:
             box = axes.get_window_extent()
             assert all(text.get_window_extent().x1 <= box.x1 for text in axes.texts)
 
-    def test_it_is_a_picture(self, tmp_path: Path) -> None:
+    def test_it_is_an_image(self, tmp_path: Path) -> None:
         plot_summary(VGG11, tmp_path / "it.png")
-        with Image.open(tmp_path / "it.png") as picture:
-            assert picture.width == 1440
-            colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20)}
+        with Image.open(tmp_path / "it.png") as image:
+            assert image.width == 1440
+            colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 20)}
         assert {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)} <= colours
 
     @pytest.mark.parametrize("name", ["it.bmp", "it", "png"])
@@ -149,7 +149,7 @@ class TestPicture:
             plot_summary(VGG11, tmp_path / name)
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_failure_leaves_the_older_picture(self, tmp_path: Path) -> None:
+    def test_a_failure_leaves_the_older_image(self, tmp_path: Path) -> None:
         path = tmp_path / "it.png"
         path.write_bytes(b"older")
         with pytest.raises(KeyError), draw_to(path, width_inches=2, height_inches=2):
@@ -159,6 +159,6 @@ class TestPicture:
 
     def test_matplotlib_is_named_where_it_is_absent(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "matplotlib", None)
-        with pytest.raises(MissingExtra, match=r'drawing pictures needs matplotlib: pip install "vggkit\[train\]"'):
+        with pytest.raises(MissingExtra, match=r'drawing images needs matplotlib: pip install "vggkit\[train\]"'):
             plot_summary(VGG11, tmp_path / "it.png")
         assert list(tmp_path.iterdir()) == []

@@ -68,7 +68,7 @@ def test_mirrored_as_told_or_half_the_time():
         assert 150 < count < 250
 
 
-def test_shift_shows_every_place_of_a_padded_picture():
+def test_shift_shows_every_place_of_a_padded_image():
     padded = np.pad(SMALL.fit(PIXELS), ((4, 4), (4, 4), (0, 0)))
     places = {
         padded[top : top + 32, left : left + 32].tobytes(): (top, left) for top in range(9) for left in range(9)
@@ -94,7 +94,7 @@ def test_parts_are_drawn_as_by_torchvision(size):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (3, 2)])
-def test_parts_of_odd_pictures_are_never_empty(size):
+def test_parts_of_odd_images_are_never_empty(size):
     draws = np.random.default_rng(0)
     for _ in range(50):
         top, left, height, width = draw_part(draws, *size)

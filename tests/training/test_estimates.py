@@ -9,7 +9,7 @@ import torch
 
 from conftest import draw_class
 from vggkit.errors import BadInput
-from vggkit.images.dataset import Picture
+from vggkit.images.dataset import ImageSample
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import configure
 from vggkit.models.vgg import VGG
@@ -89,20 +89,20 @@ def test_memory_of_what_is_learnt_is_counted_by_the_number():
 
 
 def test_what_does_not_learn_keeps_no_maps():
-    def of_a_picture(**changes):
+    def of_an_image(**changes):
         return memory(pixels=224, batch=2, **changes) - memory(pixels=224, batch=1, **changes)
 
-    assert of_a_picture(trainable="top") < 0.7 * of_a_picture()
-    assert of_a_picture(trainable="gradual") == of_a_picture()
-    assert of_a_picture(precision="bf16") < 0.7 * of_a_picture()
+    assert of_an_image(trainable="top") < 0.7 * of_an_image()
+    assert of_an_image(trainable="gradual") == of_an_image()
+    assert of_an_image(precision="bf16") < 0.7 * of_an_image()
     normed = replace(POOL, batch_norm=True)
     assert memory(normed, batch=64) > memory(batch=64)
     assert memory(replace(POOL, pooling="average"), batch=64) < memory(batch=64)
 
 
-def choose(configuration=POOL, *, pixels=32, pictures=100_000, device=CPU, **changes):
+def choose(configuration=POOL, *, pixels=32, images=100_000, device=CPU, **changes):
     recipe = replace(RECIPE, batch_size=None, learning_rate=None, **changes)
-    return choose_batch_size(configuration, recipe, crop_pixels=pixels, pictures=pictures, device=device)
+    return choose_batch_size(configuration, recipe, crop_pixels=pixels, images=images, device=device)
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def roomy(monkeypatch):
     monkeypatch.setattr(sizing, "find_available_memory", lambda: 64_000_000_000)
 
 
-def test_the_cheaper_a_picture_beside_a_step_the_larger_the_batch(roomy):
+def test_the_cheaper_an_image_beside_a_step_the_larger_the_batch(roomy):
     assert [choose(pixels=pixels)[0] for pixels in (32, 64, 224)] == [128, 32, 8]
     assert [choose(FC, pixels=pixels)[0] for pixels in (32, 224)] == [256, 32]
     assert choose()[1] == "more a step are hardly faster here"
@@ -120,10 +120,10 @@ def test_the_cheaper_a_picture_beside_a_step_the_larger_the_batch(roomy):
 @pytest.mark.parametrize(
     ("pictures", "size"), [(1, 1), (2, 2), (5, 5), (8, 8), (9, 8), (100, 8), (200, 16), (700, 64), (10_000, 128)]
 )
-def test_an_epoch_keeps_about_ten_steps_and_few_pictures_are_taken_together(roomy, pictures, size):
-    found, reason = choose(pictures=pictures)
+def test_an_epoch_keeps_about_ten_steps_and_few_images_are_taken_together(roomy, images, size):
+    found, reason = choose(images=images)
     assert found == size
-    assert ("about 10 steps an epoch" in reason) == (8 < pictures < 1280)
+    assert ("about 10 steps an epoch" in reason) == (8 < images < 1280)
 
 
 def test_half_of_the_memory_is_the_most(monkeypatch):
@@ -141,12 +141,12 @@ def test_half_of_the_memory_is_the_most(monkeypatch):
 
 
 def test_a_head_that_is_solved_at_once_has_no_steps(roomy):
-    assert choose(trainable="head", weight_decay=None, pictures=244, pixels=224)[0] >= 8
-    assert choose(trainable="head", weight_decay=None, pictures=3)[0] == 3
+    assert choose(trainable="head", weight_decay=None, images=244, pixels=224)[0] >= 8
+    assert choose(trainable="head", weight_decay=None, images=3)[0] == 3
 
 
 def give(limit, *, seconds, error=None):
-    """A stand-in for a GPU that holds `limit` pictures a step."""
+    """A stand-in for a GPU that holds `limit` images a step."""
     tried = []
 
     def time_step(size):
@@ -185,7 +185,7 @@ def test_where_eight_do_not_fit_fewer_are_tried_and_none_is_an_error():
     time_step, tried = give(3, seconds=lambda size: 1.0)
     assert search_batch_size(time_step, largest=64)[0] == 2
     assert tried == [8, 4, 2]
-    with pytest.raises(BadInput, match="not even one picture"):
+    with pytest.raises(BadInput, match="not even one image"):
         search_batch_size(give(0, seconds=lambda size: 1.0)[0], largest=64)
 
 
@@ -212,13 +212,13 @@ def test_on_cuda_real_steps_are_tried(tiny, monkeypatch):
     monkeypatch.setattr(sizing, "GROWTH", 0.0)  # how fast the processor is has no part in it
     monkeypatch.setattr(Learner, "compute", narrow)
     state = torch.random.get_rng_state()
-    assert choose(tiny, pictures=1000, device=CUDA)[0] == 16
-    assert choose(tiny, pictures=3, device=CUDA)[0] == 3
+    assert choose(tiny, images=1000, device=CUDA)[0] == 16
+    assert choose(tiny, images=3, device=CUDA)[0] == 3
     assert set(sizes) == {8, 16, 32}
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-PICTURES = [Picture(f"m/{number}", "red", draw_class("red", number)) for number in range(81)]
+IMAGES = [ImageSample(f"m/{number}", "red", draw_class("red", number)) for number in range(81)]
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_trial_steps_leave_everything_bit_for_bit(tiny, changes, started):
     learning = [value.requires_grad for value in learner.worker.parameters()]
     twin = [value.clone() for value in learner.worker.parameters()]
     state = torch.random.get_rng_state()
-    found = estimate_seconds(learner, PICTURES, PICTURES[:9], preprocessing=SMALL)
+    found = estimate_seconds(learner, IMAGES, IMAGES[:9], preprocessing=SMALL)
 
     assert found is not None
     assert 0 < found.epoch_seconds == pytest.approx(found.seconds / 20)
@@ -274,19 +274,19 @@ def test_trial_steps_leave_everything_bit_for_bit(tiny, changes, started):
 
 
 @pytest.mark.parametrize(("pictures", "epochs"), [(8, 19), (72, 2)])
-def test_no_trial_where_it_would_be_a_large_part_of_the_training(tiny, monkeypatch, pictures, epochs):
+def test_no_trial_where_it_would_be_a_large_part_of_the_training(tiny, monkeypatch, images, epochs):
     learner = Learner(VGG(tiny), replace(RECIPE, epochs=epochs), device=CPU)
     monkeypatch.setattr(Learner, "compute", None)
-    assert estimate_seconds(learner, PICTURES[:pictures], PICTURES[:9], preprocessing=SMALL) is None
+    assert estimate_seconds(learner, IMAGES[:images], IMAGES[:9], preprocessing=SMALL) is None
 
 
-def test_seconds_follow_from_steps_and_pictures(tiny, monkeypatch):
+def test_seconds_follow_from_steps_and_images(tiny, monkeypatch):
     monkeypatch.setattr(sizing, "_time_step", lambda learner, size, pixels, times: 2.0)
-    monkeypatch.setattr(sizing, "_time_picture", lambda pictures, preprocessing: 0.1)
+    monkeypatch.setattr(sizing, "_time_image", lambda images, preprocessing: 0.1)
     monkeypatch.setattr(sizing, "count_threads", lambda: 2)
     learner = Learner(VGG(tiny), RECIPE, device=CPU)
-    found = estimate_seconds(learner, PICTURES, PICTURES[:12], preprocessing=SMALL)
-    # 11 steps, 12 pictures measured at a third of 2/8 s each, 93 pictures decoded by two threads.
+    found = estimate_seconds(learner, IMAGES, IMAGES[:12], preprocessing=SMALL)
+    # 11 steps, 12 images measured at a third of 2/8 s each, 93 images decoded by two threads.
     assert found is not None
     assert found.epoch_seconds == pytest.approx(11 * 2 + 12 * 2 / 8 / 3 + 93 * 0.1 / 2)
     assert found.seconds == pytest.approx(20 * found.epoch_seconds)

@@ -1,6 +1,6 @@
 """Features computed once: right, found again by content, and never trusted blindly.
 
-Shape letters: N pictures, V views, F features.
+Shape letters: N images, V views, F features.
 """
 
 import os
@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from vggkit.errors import BadImage
-from vggkit.images.dataset import Picture
+from vggkit.images.dataset import ImageSample
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.images.sources.open_dataset import open_pictures
+from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.training import feature_cache as features
 from vggkit.training import feature_store
 from vggkit.training.feature_cache import extract_features
@@ -46,9 +46,9 @@ def classifier(tiny):
     )
 
 
-def extract(classifier, pictures, *, recipe=PLAIN, precision="fp32", **options):
+def extract(classifier, images, *, recipe=PLAIN, precision="fp32", **options):
     options.setdefault("views", recipe.views)
-    return extract_features(classifier, pictures, recipe=recipe, device=CPU, precision=precision, **options)
+    return extract_features(classifier, images, recipe=recipe, device=CPU, precision=precision, **options)
 
 
 def segments(home):
@@ -56,59 +56,59 @@ def segments(home):
 
 
 def test_features_are_what_the_last_layer_reads(classifier, photos):
-    pictures = open_pictures(photos).part("train")
+    images = open_dataset(photos).part("train")
     heard, said = [], []
-    found = extract(classifier, pictures, on_progress=lambda *step: heard.append(step), say=said.append)
-    images = torch.stack([torch.from_numpy(classifier.preprocessing(picture.decode())) for picture in pictures])
+    found = extract(classifier, images, on_progress=lambda *step: heard.append(step), say=said.append)
+    inputs = torch.stack([torch.from_numpy(classifier.preprocessing(image.decode())) for image in images])
     with torch.no_grad():
-        expected = classifier.network.eval().describe(images).numpy()
+        expected = classifier.network.eval().describe(inputs).numpy()
     np.testing.assert_allclose(found.rows, expected, atol=1e-4)
-    assert [classifier.labels[target] for target in found.targets] == [picture.label for picture in pictures]
-    assert len(set(found.groups)) == len(pictures)
-    assert heard == [(done, len(pictures)) for done in range(1, len(pictures) + 1)]
+    assert [classifier.labels[target] for target in found.targets] == [image.label for image in images]
+    assert len(set(found.groups)) == len(images)
+    assert heard == [(done, len(images)) for done in range(1, len(images) + 1)]
     assert found.found == 0
     assert found.engine
     assert any("48 features computed by" in sentence for sentence in said)
 
 
 def test_views_follow_one_another_and_the_first_is_as_when_predicting(classifier, photos):
-    pictures = open_pictures(photos).part("val")
-    plain, varied = extract(classifier, pictures), extract(classifier, pictures, recipe=VARIED)
-    rows = varied.rows.reshape(len(pictures), 3, -1)
+    images = open_dataset(photos).part("val")
+    plain, varied = extract(classifier, images), extract(classifier, images, recipe=VARIED)
+    rows = varied.rows.reshape(len(images), 3, -1)
     assert (rows[:, 0] == plain.rows).all()
-    assert varied.found == len(pictures)
-    assert len(np.unique(rows.round(5).reshape(len(rows) * 3, -1), axis=0)) > 2 * len(pictures)
+    assert varied.found == len(images)
+    assert len(np.unique(rows.round(5).reshape(len(rows) * 3, -1), axis=0)) > 2 * len(images)
     assert (varied.targets == np.repeat(plain.targets, 3)).all()
     assert (varied.groups == np.repeat(plain.groups, 3)).all()
 
 
 class TestKept:
     def test_nothing_is_computed_or_decoded_again(self, classifier, photos, monkeypatch):
-        pictures = open_pictures(photos).part("train")
-        first = extract(classifier, pictures, recipe=VARIED)
+        images = open_dataset(photos).part("train")
+        first = extract(classifier, images, recipe=VARIED)
 
         def fail(*_, **__):
             raise AssertionError("it is known")
 
         monkeypatch.setattr(features, "choose_engine", fail)
         monkeypatch.setattr(features, "decode", fail)
-        again = extract(classifier, pictures, recipe=VARIED)
+        again = extract(classifier, images, recipe=VARIED)
         assert (again.rows == first.rows).all()
-        assert (again.found, again.engine) == (len(pictures) * 3, None)
+        assert (again.found, again.engine) == (len(images) * 3, None)
 
     def test_a_renamed_file_costs_nothing_and_a_new_one_only_itself(self, classifier, photos, tmp_path):
         folder = tmp_path / "mine"
         shutil.copytree(photos, folder)
-        before = extract(classifier, open_pictures(folder).part("val"))
+        before = extract(classifier, open_dataset(folder).part("val"))
         (folder / "val" / "red" / "100.png").rename(folder / "val" / "red" / "zzz.png")
         Image.new("RGB", (40, 40), "blue").save(folder / "val" / "red" / "new.png")
-        after = extract(classifier, open_pictures(folder).part("val"))
+        after = extract(classifier, open_dataset(folder).part("val"))
         assert (len(after.rows), after.found) == (len(before.rows) + 1, len(before.rows))
         assert set(map(tuple, before.rows)) < set(map(tuple, after.rows))
 
     def test_pixels_in_memory_are_known_by_their_values(self, classifier):
         def draw(level):
-            return Picture("memory", "red", np.full((40, 40, 3), level, np.uint8))
+            return ImageSample("memory", "red", np.full((40, 40, 3), level, np.uint8))
 
         extract(classifier, [draw(1)])
         assert extract(classifier, [draw(1)]).found == 1
@@ -116,8 +116,8 @@ class TestKept:
 
     @pytest.mark.parametrize("change", ["weights", "preprocessing", "precision", "seed", "mirror"])
     def test_what_matters_is_told_apart(self, classifier, photos, change):
-        pictures = open_pictures(photos).part("val")
-        extract(classifier, pictures, recipe=VARIED)
+        images = open_dataset(photos).part("val")
+        extract(classifier, images, recipe=VARIED)
         recipe, precision = VARIED, "fp32"
         match change:
             case "weights":
@@ -132,20 +132,20 @@ class TestKept:
                 recipe = replace(VARIED, seed=1)
             case "mirror":
                 recipe = replace(VARIED, mirror="none")
-        shared = len(pictures) if change in ("seed", "mirror") else 0  # the views as when predicting
-        assert extract(classifier, pictures, recipe=recipe, precision=precision).found == shared
+        shared = len(images) if change in ("seed", "mirror") else 0  # the views as when predicting
+        assert extract(classifier, images, recipe=recipe, precision=precision).found == shared
 
     def test_the_last_layer_does_not_matter(self, classifier, photos):
-        pictures = open_pictures(photos).part("val")
-        extract(classifier, pictures)
+        images = open_dataset(photos).part("val")
+        extract(classifier, images)
         with torch.no_grad():
             classifier.network.classifier[-1].weight += 1
-        assert extract(classifier, pictures).found == len(pictures)
+        assert extract(classifier, images).found == len(images)
 
     @pytest.mark.parametrize("damage", ["cut", "foreign", "other kind", "empty"])
     def test_a_damaged_segment_is_made_again(self, classifier, photos, home, damage):
-        pictures = open_pictures(photos).part("val")
-        first = extract(classifier, pictures)
+        images = open_dataset(photos).part("val")
+        first = extract(classifier, images)
         [segment] = segments(home)
         whole = segment.read_bytes()
         match damage:
@@ -157,14 +157,14 @@ class TestKept:
                 np.save(segment, np.zeros((3, 3)))
             case "empty":
                 segment.write_bytes(b"")
-        again = extract(classifier, pictures)
+        again = extract(classifier, images)
         np.testing.assert_allclose(again.rows, first.rows, atol=1e-6)
         assert again.found == 0
-        assert extract(classifier, pictures).found == len(pictures)
+        assert extract(classifier, images).found == len(images)
 
     def test_what_was_computed_before_a_stop_is_kept(self, classifier, photos, monkeypatch, home):
         monkeypatch.setattr(feature_store, "SEGMENT_ROWS", 10)
-        pictures = open_pictures(photos).part("train")
+        images = open_dataset(photos).part("train")
 
         class Stop(Exception):
             pass
@@ -175,13 +175,13 @@ class TestKept:
                 raise Stop
 
         with pytest.raises(Stop):
-            extract(classifier, pictures, on_progress=stop)
-        assert extract(classifier, pictures).found >= 25
+            extract(classifier, images, on_progress=stop)
+        assert extract(classifier, images).found >= 25
 
     def test_a_place_that_cannot_be_written_is_done_without(self, classifier, photos, home):
         home.write_text("a file")  # root may write anywhere, but not into this
         said = []
-        found = extract(classifier, open_pictures(photos).part("val"), say=said.append)
+        found = extract(classifier, open_dataset(photos).part("val"), say=said.append)
         assert np.isfinite(found.rows).all()
         assert any("not kept" in sentence for sentence in said)
 
@@ -224,26 +224,26 @@ def test_the_oldest_stores_go_first(tmp_path):
 def test_equal_files_and_groups_belong_together(classifier):
     pixels = [np.full((40, 40, 3), level, np.uint8) for level in (1, 1, 2, 3, 4)]
     groups = [None, None, "patient", "patient", None]
-    pictures = [Picture(f"{n}", "red", p, group=g) for n, (p, g) in enumerate(zip(pixels, groups, strict=True))]
-    numbers = extract(classifier, pictures).groups
+    images = [ImageSample(f"{n}", "red", p, group=g) for n, (p, g) in enumerate(zip(pixels, groups, strict=True))]
+    numbers = extract(classifier, images).groups
     assert numbers[0] == numbers[1]
     assert numbers[2] == numbers[3]
     assert len(set(numbers)) == 3
 
 
-def test_an_unreadable_picture_is_named(classifier, tmp_path):
-    (tmp_path / "bad.png").write_text("no picture")
+def test_an_unreadable_image_is_named(classifier, tmp_path):
+    (tmp_path / "bad.png").write_text("no image")
     with pytest.raises(BadImage, match=r"bad\.png"):
-        extract(classifier, [Picture(str(tmp_path / "bad.png"), "red")])
+        extract(classifier, [ImageSample(str(tmp_path / "bad.png"), "red")])
 
 
 @pytest.mark.slow
 def test_a_head_on_real_photos(shared):
-    pictures = open_pictures(shared / "hymenoptera")
+    images = open_dataset(shared / "hymenoptera")
     weights = shared / "weights" / "vgg19_oxford_features_to_relu3_4_caffeBGR.pth"
-    classifier = suit_classifier(pictures, "vgg19", weights=weights, until="relu3_4", head="pool")
-    train = extract(classifier, pictures.part("train"), precision="auto")
-    val = extract(classifier, pictures.part("val"))
+    classifier = suit_classifier(images, "vgg19", weights=weights, until="relu3_4", head="pool")
+    train = extract(classifier, images.part("train"), precision="auto")
+    val = extract(classifier, images.part("val"))
     solution = solve_head(train.rows, train.targets, classes=2, groups=train.groups)
     right = (val.rows @ solution.weight.T + solution.bias).argmax(1) == val.targets
     assert len(right) == 153

@@ -38,7 +38,7 @@ def test_what_learns_a_little_is_not_stuck(loss, top1):
     assert guards().look(history((2.3, 2.3), (loss, 2.3), top1=top1), {}) == []
 
 
-def test_more_pictures_right_than_guessing_explains_is_not_stuck():
+def test_more_images_right_than_guessing_explains_is_not_stuck():
     # 13 % of 1,000 are beyond three standard deviations of guessing among ten; of 100 they are not.
     losses = [(2.303, 2.303)] * 2
     assert guards(validation=1000).look(history(*losses, top1=0.13), {}) == []

@@ -102,7 +102,7 @@ def test_held_out_figures_are_scikit_learns():
 
 
 def test_the_strength_is_chosen_by_the_loss_that_is_made_small():
-    """Held-out pictures count by their classes too; their mean is a weighted one, and so is its error."""
+    """Held-out images count by their classes too; their mean is a weighted one, and so is its error."""
     features, targets = draw(60, 10, 3, apart=0.5)
     targets[targets == 2] = np.where(np.arange(20) < 6, 2, 0)
     class_weights = torch.tensor([0.5, 1.0, 4.0])
@@ -168,7 +168,7 @@ class TestOddData:
         assert np.isfinite(found.weight).all()
         assert ((features @ found.weight.T + found.bias).argmax(1) == targets).all()
 
-    def test_a_class_of_one_picture(self):
+    def test_a_class_of_one_image(self):
         features, targets = draw(41, 6, 2, apart=3.0)
         targets[40] = 2
         features[40] += 1000
@@ -177,14 +177,14 @@ class TestOddData:
         assert ((features @ found.weight.T + found.bias).argmax(1) == targets).mean() > 0.9
 
     @pytest.mark.parametrize("count", [1, 2, 3, 4])
-    def test_fewer_pictures_than_folds(self, count):
+    def test_fewer_images_than_folds(self, count):
         features, targets = draw(count, 6, 2, apart=5.0)
         found = solve(features, targets, classes=2)
         assert np.isfinite(found.weight).all()
         assert ((features @ found.weight.T + found.bias).argmax(1) == targets).all()
         assert found.describe()
 
-    def test_a_class_without_pictures_is_hardly_ever_given(self):
+    def test_a_class_without_images_is_hardly_ever_given(self):
         features, targets = draw(40, 6, 2, apart=3.0)
         found = solve(features, targets, classes=4)
         assert found.weight.shape == (4, 6)

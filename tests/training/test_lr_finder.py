@@ -27,7 +27,7 @@ def build(configuration):
 
 @pytest.fixture(scope="module")
 def batches():
-    """Four batches of pictures that are easy to tell apart."""
+    """Four batches of images that are easy to tell apart."""
     found = []
     for start in range(4):
         pixels = [torch.from_numpy(draw_class(label, 4 * start + n, side=32)) for n in range(4) for label in LABELS]
@@ -161,7 +161,7 @@ def test_batches_that_are_added_up_count_as_one(tiny, batches, monkeypatch):
 
 
 def test_batches_of_rare_classes_count_more(tiny, monkeypatch):
-    """The loss of a step is the mean over its pictures as they count, and not over its batches."""
+    """The loss of a step is the mean over its images as they count, and not over its batches."""
     network, weights = build(replace(tiny, batch_norm=False)), torch.tensor([0.1, 1.0, 10.0])
     draws = torch.Generator().manual_seed(0)
     given = [(torch.randn(4, 3, 32, 32, generator=draws), torch.full((4,), number)) for number in range(3)]
@@ -175,7 +175,7 @@ def test_batches_of_rare_classes_count_more(tiny, monkeypatch):
 
 @pytest.mark.parametrize("suggested", [3e-2, None])
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
-def test_the_picture(tmp_path, suggested, suffix):
+def test_the_image(tmp_path, suggested, suffix):
     rates = tuple(1e-6 * 10 ** (number / 14) for number in range(99))
     losses = tuple(2.3 - 0.5 * (n > 60) + 9 * (n > 90) for n in range(99))
     path = tmp_path / f"rates{suffix}"
@@ -189,6 +189,6 @@ def test_the_picture(tmp_path, suggested, suffix):
         assert ("none to suggest" in drawn) == (suggested is None)
 
 
-def test_a_search_that_saw_nothing_has_a_picture_too(tmp_path):
+def test_a_search_that_saw_nothing_has_an_image_too(tmp_path):
     plot_rate_search(RateSearch((), (), (), None, ""), tmp_path / "rates.png", title="nothing")
     assert (tmp_path / "rates.png").stat().st_size > 1000

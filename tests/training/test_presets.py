@@ -7,7 +7,7 @@ from vggkit.training.schedules import learning_rate_at
 
 
 def test_names():
-    assert list(PRESETS) == ["quick", "small-pictures", "modern", "paper", "torchvision"]
+    assert list(PRESETS) == ["quick", "small-images", "modern", "paper", "torchvision"]
     for name, preset in PRESETS.items():
         assert find_preset(name) is preset
         assert preset.recipe != Recipe()
@@ -40,6 +40,6 @@ def test_torchvision_divides_by_ten_each_30_of_90_epochs_and_leaves_the_rate_to_
     assert (recipe.learning_rate, recipe.weight_decay, recipe.batch_size * recipe.accumulate) == (None, 1e-4, 256)
 
 
-def test_small_pictures_stay_small():
-    recipe = PRESETS["small-pictures"].recipe
+def test_small_images_stay_small():
+    recipe = PRESETS["small-images"].recipe
     assert (recipe.augmentation, recipe.mirror, recipe.rand_augment) == ("shift", "alternating", None)

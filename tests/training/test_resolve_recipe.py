@@ -18,7 +18,7 @@ def situate(tiny, **changes):
             preprocessing=Preprocessing(),
             start="random",
             random_keys=(),
-            pictures=500,
+            images=500,
             bf16=True,
         ),
         **changes,
@@ -61,9 +61,9 @@ def test_the_rate_follows_the_variant_the_weights_the_optimizer_and_the_batch(ti
     assert settled(Recipe(batch_size=32, accumulate=4), normed).learning_rate == pytest.approx(2 * RATES["sgd"][1])
 
 
-def test_what_learns_follows_the_weights_and_the_pictures(tiny):
+def test_what_learns_follows_the_weights_and_the_images(tiny):
     few = situate(tiny, start="weights", random_keys=("classifier.0.weight", "classifier.0.bias"))
-    many = replace(few, pictures=FEW + 1)
+    many = replace(few, images=FEW + 1)
     assert settled(Recipe(), few).trainable == "head"
     assert settled(Recipe(), few).learning_rate is None
     assert settled(Recipe(), many).trainable == "all"
@@ -89,7 +89,7 @@ def test_what_is_frozen_must_be_given(tiny):
         settled(Recipe(trainable="top"), replace(deep, random_keys=("features.3.weight",)))
 
 
-def test_one_picture_a_step_is_refused_where_batch_norm_would_see_one_value(tiny):
+def test_one_image_a_step_is_refused_where_batch_norm_would_see_one_value(tiny):
     small = situate(tiny, preprocessing=Preprocessing(resize_pixels=32, crop_pixels=32))
     cut = replace(small, configuration=replace(tiny, until="relu5_1"))
     with pytest.raises(BadConfiguration, match="batch_size"):
@@ -98,7 +98,7 @@ def test_one_picture_a_step_is_refused_where_batch_norm_would_see_one_value(tiny
     assert settled(frozen, replace(cut, preprocessing=Preprocessing(resize_pixels=16, crop_pixels=16))) is not None
 
 
-def test_small_pictures_are_shifted_and_not_mirrored(tiny):
+def test_small_images_are_shifted_and_not_mirrored(tiny):
     small = situate(tiny, preprocessing=Preprocessing(resize_pixels=32, crop_pixels=32), bf16=False)
     recipe = settled(Recipe(), small)
     assert (recipe.augmentation, recipe.mirror, recipe.precision) == ("shift", "none", "fp32")

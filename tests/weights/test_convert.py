@@ -170,7 +170,7 @@ def test_turning_a_convention_changes_no_sum(name, caffe):
     )
 
 
-def test_grey_pictures_are_scaled_and_have_no_order(tmp_path):
+def test_grey_images_are_scaled_and_have_no_order(tmp_path):
     source = save(VGG(replace(SLIM, in_channels=1)), tmp_path / "a.pth")
     grey = Preprocessing(channel_order="L", mean=(0.449,), std=(0.226,))
     done = convert(source, tmp_path / "b.npz", to="caffe", input_convention=grey)
@@ -215,7 +215,7 @@ def test_a_classifier_stays_one(tmp_path):
 
 
 def keep_measured(network, preprocessing, path):
-    """A Classifier's file with ranges for int8, and pictures (N, H, W, 3) that they were measured on."""
+    """A Classifier's file with ranges for int8, and images (N, H, W, 3) that they were measured on."""
     pytest.importorskip("openvino")
     pixels = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), np.uint8)
     classifier = Classifier(network, labels=list("abcde"), preprocessing=preprocessing, temperature=1.5)
@@ -506,7 +506,7 @@ def call(model, batch):
 
 
 def check_keras_both_ways(keras, model, build, configuration, folder, suffix):
-    """From Keras' file to ours, and from ours to Keras' again, each fed pictures by its own preprocessing."""
+    """From Keras' file to ours, and from ours to Keras' again, each fed images by its own preprocessing."""
     pixels = np.random.default_rng(5).integers(0, 256, (224, 224, 3), np.uint8)
     theirs = keras.applications.vgg16.preprocess_input(pixels[None].astype(np.float32))
     expected = call(model, theirs)

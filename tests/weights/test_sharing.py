@@ -66,8 +66,8 @@ def test_there_and_back_bit_for_bit(hub, classifier, tmp_path):
     assert back.card == classifier.card
     for key, value in classifier.network.state_dict().items():
         assert torch.equal(value, back.network.state_dict()[key]), key
-    pictures = torch.randn(2, 3, 64, 64)
-    assert torch.equal(classifier.network.eval()(pictures), back.network.eval()(pictures))
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(classifier.network.eval()(images), back.network.eval()(images))
     assert pull(f"hf://me/bees@{hub.commit_of('me/bees')}").read_bytes() == files["model.safetensors"]
 
 

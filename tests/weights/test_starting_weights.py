@@ -1,4 +1,4 @@
-"""Classifiers that start from files in any dialect: what is taken, what is told, and what the pictures become."""
+"""Classifiers that start from files in any dialect: what is taken, what is told, and what the images become."""
 
 from dataclasses import replace
 

@@ -53,7 +53,7 @@ NETWORK_CHANGES = [
 ]
 
 
-def resolve(config, changes, *, bf16=True, pictures=300):
+def resolve(config, changes, *, bf16=True, images=300):
     """The recipe that `train` would settle on, or why it refuses."""
     kinds = {field.name: "recipe" for field in fields(Recipe)}
     kinds |= {field.name: "network" for field in fields(NetworkChoice)}
@@ -69,7 +69,7 @@ def resolve(config, changes, *, bf16=True, pictures=300):
             preprocessing=suit_preprocessing(network.image_size or 224),
             start="weights" if network.weights else "random",
             random_keys=(f"classifier.{last}.weight", f"classifier.{last}.bias") if network.weights else (),
-            pictures=pictures if network.image_size != 224 else 5000,
+            images=images if network.image_size != 224 else 5000,
             bf16=bf16,
         )
 
@@ -107,8 +107,8 @@ def test_a_changed_option_gives_what_a_fresh_run_would_choose(base, tmp_path):
     assert refused < len(RECIPE_CHANGES) / 2
     assert resolve(read_again(tmp_path, {}), {}) == settled
     # And on another machine, with other data.
-    other = resolve(asked, {}, bf16=False, pictures=9)
-    assert resolve(read_again(tmp_path, {}), {}, bf16=False, pictures=9) == other
+    other = resolve(asked, {}, bf16=False, images=9)
+    assert resolve(read_again(tmp_path, {}), {}, bf16=False, images=9) == other
 
 
 @pytest.mark.parametrize("base", list(BASES))
@@ -195,7 +195,7 @@ def test_what_is_edited_into_a_file_is_not_hidden_by_what_was_chosen(tmp_path):
 
 
 def test_views_of_a_run_that_had_none_differ_from_each_other(tmp_path, monkeypatch):
-    """The head of a run that saw each picture once, and then by --config --views 3."""
+    """The head of a run that saw each image once, and then by --config --views 3."""
     monkeypatch.setenv("VGGKIT_HOME", str(tmp_path / "home"))
     fill_folder(tmp_path / "photos", ("across", "down"), 5)
     Classifier.create("vgg11", labels=("a", "b"), until="pool1", seed=0).save(tmp_path / "w.safetensors")

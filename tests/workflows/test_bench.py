@@ -45,14 +45,14 @@ def found(model, photos):
 
 @pytest.fixture
 def choice(model, tmp_path):
-    np.save(tmp_path / "pictures.npy", np.zeros((3, 3, 32, 32), np.float32))
+    np.save(tmp_path / "images.npy", np.zeros((3, 3, 32, 32), np.float32))
     return EngineChoice(
         model=str(model),
         engine="openvino",
         precision="fp32",
         device="cpu",
         ranges={},
-        pictures=str(tmp_path / "pictures.npy"),
+        images=str(tmp_path / "images.npy"),
     )
 
 
@@ -95,7 +95,7 @@ def test_every_engine_that_runs_here_is_measured(found):
     assert exact.agreement is None
     assert exact.times_reference.median == 1
     assert find(found, "openvino", "fp32").agreement.error < 1e-4
-    assert find(found, "onnx", "fp32").agreement.same_class == find(found, "onnx", "fp32").agreement.pictures
+    assert find(found, "onnx", "fp32").agreement.same_class == find(found, "onnx", "fp32").agreement.images
     if computes_bf16("cpu"):
         assert 1e-4 < find(found, "openvino", "bf16").agreement.error < 0.3
     json.dumps(found.to_dict())
@@ -119,11 +119,11 @@ def test_auto_is_marked(found):
     assert (auto.engine, auto.precision) == ("openvino", "bf16" if computes_bf16("cpu") else "fp32")
 
 
-def test_pictures_are_made_up_where_there_are_none(model, monkeypatch, keep):
+def test_images_are_made_up_where_there_are_none(model, monkeypatch, keep):
     keep("pytorch fp32", "openvino fp32")
     monkeypatch.setattr(contenders, "find_available_memory", lambda: 0)  # each process ends with its turn
     found = bench(model, **(QUICK | {"rounds": 1}))
-    assert found.pictures is None
+    assert found.images is None
     assert find(found, "openvino", "fp32").speed > 0
     assert find(found, "pytorch", "fp32").peak_memory_bytes > 3e7
 
@@ -194,9 +194,9 @@ def test_numbers_that_cannot_be(model, options, said):
         bench(model, **(QUICK | options))
 
 
-def test_pictures_that_cannot_be_read(model, tmp_path):
+def test_images_that_cannot_be_read(model, tmp_path):
     (tmp_path / "a.jpg").write_text("x")
-    with pytest.raises(BadData, match=r"no picture of it can be read; the first: .*a\.jpg"):
+    with pytest.raises(BadData, match=r"no image of it can be read; the first: .*a\.jpg"):
         bench(model, tmp_path, **QUICK)
 
 
@@ -218,7 +218,7 @@ def test_a_process_that_dies_is_a_reason_and_another_takes_its_place(choice, tmp
 
 
 def test_a_process_that_fails_says_its_last_words(choice, tmp_path):
-    (tmp_path / "pictures.npy").write_bytes(b"no array")
+    (tmp_path / "images.npy").write_bytes(b"no array")
     with EngineProcess(choice) as process, pytest.raises(BadConfiguration, match=r"ended with 1: .*Error"):
         process.start()
 
@@ -229,7 +229,7 @@ def test_what_an_engine_refuses_is_its_reason(choice, tmp_path):
         process.start()
 
 
-def test_too_many_pictures_together_cost_their_number_alone(model, monkeypatch, keep):
+def test_too_many_images_together_cost_their_number_alone(model, monkeypatch, keep):
     keep("pytorch fp32", "openvino fp32")
     ask = EngineProcess.time
 

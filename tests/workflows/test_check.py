@@ -13,15 +13,15 @@ from PIL import Image, ImageOps
 from conftest import fill_folder
 from vggkit.data_checks.clean_table import write_clean_table
 from vggkit.errors import BadData, BadInput, BadOutput
-from vggkit.images.dataset import Picture, PictureSet
+from vggkit.images.dataset import ImageDataset, ImageSample
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.images.sources.open_dataset import open_pictures
+from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.weights.model import Classifier
 from vggkit.workflows.check import check, guard_outputs, vet
 
 
 def draw(seed: int, side: int = 96) -> Image.Image:
-    """A picture with large and small structure, unlike that of any other seed."""
+    """An image with large and small structure, unlike that of any other seed."""
     rng = np.random.default_rng(seed)
     layers = [
         np.asarray(Image.fromarray(rng.integers(0, 256, (n, n, 3), np.uint8)).resize((side, side), 3), float)
@@ -62,7 +62,7 @@ def test_a_clean_collection_has_no_findings_and_is_described(clean):
 
 def test_everything_that_can_be_wrong_is_found(clean):
     train, val = clean / "train", clean / "val"
-    (train / "ants" / "broken.jpg").write_text("no picture")
+    (train / "ants" / "broken.jpg").write_text("no image")
     (train / "ants" / "empty.png").write_bytes(b"")
     original = draw(5500)
     original.save(train / "ants" / "500.png")
@@ -101,7 +101,7 @@ def test_everything_that_can_be_wrong_is_found(clean):
     assert {Path(member.path).stem.split()[0] for case in leaked for member in case.members} == {"501", "502"}
     assert leaked[0].likeness == 1
     assert {m.label for m in found.find("contradiction").cases[0].members} == {"ants", "bees"}
-    assert "val has no readable picture of wasps" in found.find("missing-class").cases[0].detail
+    assert "val has no readable image of wasps" in found.find("missing-class").cases[0].detail
     assert "is JPEG" in found.find("wrong-extension").cases[0].detail
     assert found.find("small").cases[0].detail == "40×40 pixels"
     said = json.dumps(found.to_dict())
@@ -118,47 +118,47 @@ def test_everything_that_can_be_wrong_is_found(clean):
 )
 def test_classes_whose_names_look_the_same_are_found_and_said(names, shown):
     parts, said = ("train", "val"), []
-    pictures = [
-        (part, Picture(f"{part}/{name}/{i}", name, np.asarray(draw(100 * len(part) + 10 * place + i))))
+    images = [
+        (part, ImageSample(f"{part}/{name}/{i}", name, np.asarray(draw(100 * len(part) + 10 * place + i))))
         for part in parts
         for place, name in enumerate((*names, "bees"))
         for i in range(2)
     ]
-    whole = PictureSet.of("made", pictures)
+    whole = ImageDataset.of("made", images)
     case = check(whole, image_pixels=32).find("similar-names").cases[0]
     assert case.detail == f"{shown} differ in case or spaces only"
     vet(whole, despite_findings=False, say=said.append)
     assert any(shown in sentence for sentence in said)
     # One name in training and another in validation.
-    crossed = [(part, p) for part, p in pictures if p.label not in names or part == parts[names.index(p.label)]]
+    crossed = [(part, p) for part, p in images if p.label not in names or part == parts[names.index(p.label)]]
     with pytest.raises(BadData, match=re.escape(shown)):
-        vet(PictureSet.of("made", crossed), despite_findings=False, say=said.append)
-    plain = PictureSet.of("made", [(part, p) for part, p in pictures if p.label != names[0]])
+        vet(ImageDataset.of("made", crossed), despite_findings=False, say=said.append)
+    plain = ImageDataset.of("made", [(part, p) for part, p in images if p.label != names[0]])
     assert "similar-names" not in kinds(check(plain, image_pixels=32))
 
 
-def test_a_class_of_one_picture_is_said_before_it_is_learnt(clean):
+def test_a_class_of_one_image_is_said_before_it_is_learnt(clean):
     said = []
     fill(clean, "train", "wasps", [9000])
     fill(clean, "val", "wasps", [9001])
-    vet(open_pictures(clean), despite_findings=False, say=said.append)
-    assert "warning: one picture alone to learn wasps from" in said
+    vet(open_dataset(clean), despite_findings=False, say=said.append)
+    assert "warning: one image alone to learn wasps from" in said
 
 
 def test_groups_that_lie_in_two_parts_are_leakage():
-    pictures = []
+    images = []
     for part, first in (("train", 4), ("val", 0)):
         for i in range(6):
             pixels = np.asarray(draw(10 * len(part) + i))
-            pictures.append((part, Picture(f"{part}/{i}", "ab"[i % 2], pixels, group=f"p{first + i}")))
-    found = check(PictureSet.of("made", pictures), image_pixels=32)
+            images.append((part, ImageSample(f"{part}/{i}", "ab"[i % 2], pixels, group=f"p{first + i}")))
+    found = check(ImageDataset.of("made", images), image_pixels=32)
     cases = found.find("leakage").cases
     assert {case.detail for case in cases} == {"the group p4 lies in train, val", "the group p5 lies in train, val"}
 
 
-def test_cleaning_leaves_out_what_is_wrong_and_touches_no_picture(clean, tmp_path):
+def test_cleaning_leaves_out_what_is_wrong_and_touches_no_image(clean, tmp_path):
     train, val = clean / "train", clean / "val"
-    (train / "ants" / "broken.jpg").write_text("no picture")
+    (train / "ants" / "broken.jpg").write_text("no image")
     for name in ("600.png", "600 copy.png"):
         draw(6600).save(train / "ants" / name)
     draw(6601).save(train / "bees" / "601.png")
@@ -166,17 +166,17 @@ def test_cleaning_leaves_out_what_is_wrong_and_touches_no_picture(clean, tmp_pat
     for label in ("ants", "bees"):
         draw(6602).save(train / label / "602.png")
     before = {path: path.read_bytes() for path in clean.rglob("*") if path.is_file()}
-    pictures = open_pictures(clean)
+    images = open_dataset(clean)
     table = tmp_path / "deeper" / "clean.csv"
-    left_out = write_clean_table(pictures, check(pictures, image_pixels=32), table)
+    left_out = write_clean_table(images, check(images, image_pixels=32), table)
     assert left_out == {"unreadable": 1, "in more than one class": 2, "also in val": 1, "a copy": 1}
     assert {path: path.read_bytes() for path in clean.rglob("*") if path.is_file()} == before
-    again = open_pictures(table)
+    again = open_dataset(table)
     assert sum(map(len, again.splits.values())) == 72 + 7 - 5
     assert check(again, image_pixels=32).findings == ()
     with open(table, newline="") as file:
         assert next(csv.DictReader(file)).keys() == {"path", "label", "split", "note"}
-    kept = {Path(picture.path).name for picture in again.part("val")}
+    kept = {Path(image.path).name for image in again.part("val")}
     assert "601 mirrored.png" in kept
 
 
@@ -190,14 +190,14 @@ def test_cleaned_tables_of_archives_name_what_is_inside(tmp_path):
         test_sources.write_tar(tmp_path / "all.tar", label="json"),
         test_sources.write_parquet(tmp_path / "all.parquet"),
     ):
-        pictures = open_pictures(place)
-        write_clean_table(pictures, check(pictures, image_pixels=32), tmp_path / "out" / "clean.csv")
-        again = open_pictures(tmp_path / "out" / "clean.csv")
+        images = open_dataset(place)
+        write_clean_table(images, check(images, image_pixels=32), tmp_path / "out" / "clean.csv")
+        again = open_dataset(tmp_path / "out" / "clean.csv")
         assert {name: len(part) for name, part in again.splits.items()} == {"train": 8, "val": 4}
-        assert {p.read() for p in again.part("val")} == {p.read() for p in pictures.part("val")}
+        assert {p.read() for p in again.part("val")} == {p.read() for p in images.part("val")}
         (tmp_path / "out" / "wrong.csv").write_text(f"path,label\n{place}#none.png,x\n")
-        with pytest.raises(BadData, match="no such picture"):
-            open_pictures(tmp_path / "out" / "wrong.csv")
+        with pytest.raises(BadData, match="no such image"):
+            open_dataset(tmp_path / "out" / "wrong.csv")
 
 
 def test_members_with_dots_in_their_names_are_found_again(tmp_path):
@@ -212,17 +212,17 @@ def test_members_with_dots_in_their_names_are_found_again(tmp_path):
             member.size = len(stream.getvalue())
             stream.seek(0)
             archive.addfile(member, stream)
-    pictures = open_pictures(tmp_path / "x.tar")
-    write_clean_table(pictures, check(pictures, image_pixels=32), tmp_path / "deep" / "clean.csv")
-    again = open_pictures(tmp_path / "deep" / "clean.csv")
-    assert [p.read() for p in again.part("all")] == [p.read() for p in pictures.part("all")]
+    images = open_dataset(tmp_path / "x.tar")
+    write_clean_table(images, check(images, image_pixels=32), tmp_path / "deep" / "clean.csv")
+    again = open_dataset(tmp_path / "deep" / "clean.csv")
+    assert [p.read() for p in again.part("all")] == [p.read() for p in images.part("all")]
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names of files are text there")
 def test_names_that_are_not_text_are_left_out_of_the_table(clean, tmp_path):
     draw(9999).save(os.fsdecode(os.fsencode(clean) + b"/train/ants/caf\xe9.png"))
-    pictures = open_pictures(clean)
-    left_out = write_clean_table(pictures, check(pictures, image_pixels=32), tmp_path / "clean.csv")
+    images = open_dataset(clean)
+    left_out = write_clean_table(images, check(images, image_pixels=32), tmp_path / "clean.csv")
     assert left_out == {"a name that is not text": 1}
     environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
     found = run(clean, "--html", tmp_path / "page.html", environment=environment)
@@ -230,10 +230,10 @@ def test_names_that_are_not_text_are_left_out_of_the_table(clean, tmp_path):
 
 
 def test_nothing_is_overwritten_that_is_looked_at(clean, tmp_path):
-    pictures = open_pictures(clean)
-    write_clean_table(pictures, check(pictures, image_pixels=32), tmp_path / "own.csv")
+    images = open_dataset(clean)
+    write_clean_table(images, check(images, image_pixels=32), tmp_path / "own.csv")
     before = (tmp_path / "own.csv").read_bytes()
-    own = open_pictures(tmp_path / "own.csv")
+    own = open_dataset(tmp_path / "own.csv")
     (tmp_path / "folder.html").mkdir()
     for outputs, said in (
         ({"table": tmp_path / "own.csv"}, "overwritten"),
@@ -245,7 +245,7 @@ def test_nothing_is_overwritten_that_is_looked_at(clean, tmp_path):
         with pytest.raises(BadOutput, match=said):
             guard_outputs(own, **outputs)
     with pytest.raises(BadOutput, match="no files"):
-        guard_outputs(open_pictures("digits"), table=tmp_path / "x.csv")
+        guard_outputs(open_dataset("digits"), table=tmp_path / "x.csv")
     guard_outputs(own, table=tmp_path / "new" / "x.csv", page=tmp_path / "x.html")
     assert (tmp_path / "own.csv").read_bytes() == before
     assert not (tmp_path / "new").exists()
@@ -262,7 +262,7 @@ def test_libtiffs_complaints_do_not_reach_people(shared, tmp_path):
 
 
 def test_what_has_no_files_cannot_be_written_to_a_table(tmp_path):
-    digits = open_pictures("digits")
+    digits = open_dataset("digits")
     with pytest.raises(BadOutput, match="--fix"):
         write_clean_table(digits, check(digits), tmp_path / "t.csv")
     assert not (tmp_path / "t.csv").exists()
@@ -295,8 +295,8 @@ def test_a_training_is_told_and_stopped_only_where_figures_would_lie(clean):
     (clean / "train" / "ants" / "broken.jpg").write_text("x")
     draw(7700).save(clean / "train" / "ants" / "700.png")
     draw(7700).save(clean / "val" / "ants" / "700.jpg", quality=80)
-    pictures = open_pictures(clean)
-    kept, contents = vet(pictures, despite_findings=False, say=said.append)
+    images = open_dataset(clean)
+    kept, contents = vet(images, despite_findings=False, say=said.append)
     assert contents.keys() == kept.splits.keys()
     assert len(kept.part("train")) == 49
     assert sum("left out" in line for line in said) == 1
@@ -304,9 +304,9 @@ def test_a_training_is_told_and_stopped_only_where_figures_would_lie(clean):
     for path in (clean / "val" / "bees").iterdir():
         path.unlink()
     with pytest.raises(BadData, match="--despite-findings"):
-        vet(open_pictures(clean), despite_findings=False, say=said.append)
+        vet(open_dataset(clean), despite_findings=False, say=said.append)
     said.clear()
-    vet(open_pictures(clean), despite_findings=True, say=said.append)
+    vet(open_dataset(clean), despite_findings=True, say=said.append)
     assert any("going on all the same" in line for line in said)
 
 
@@ -327,8 +327,8 @@ def test_a_classifier_finds_labels_that_are_wrong(tiny, tmp_path):
     assert [Path(case.members[0].path).name for case in cases] == ["moved.png"]
     assert cases[0].suggestion == "across"
     assert found.model == repr(classifier)
-    pictures = open_pictures(tmp_path / "p")
-    write_clean_table(pictures, check(pictures, classifier), tmp_path / "clean.csv")
+    images = open_dataset(tmp_path / "p")
+    write_clean_table(images, check(images, classifier), tmp_path / "clean.csv")
     assert "moved.png,red,looks like across" in (tmp_path / "clean.csv").read_text()
 
 

@@ -35,13 +35,13 @@ def write_run(
     network: NetworkChoice = NetworkChoice(model="vgg11_bn", head="pool"),  # noqa: B008
     epochs: int | None = None,
     end: float = 0.95,
-    pictures: str = "0123456789abcdef",
+    images: str = "0123456789abcdef",
     finished: bool = True,
     part: str = "val",
 ) -> Path:
     """What a training leaves: its configuration, its curve, its best Classifier."""
     folder.mkdir(parents=True)
-    about = {"pictures": {"train": 600, "val": 153}, "held_out": {part: pictures, "val": pictures}}
+    about = {"pictures": {"train": 600, "val": 153}, "held_out": {part: images, "val": images}}
     RunConfig(data="/photos", network=network, recipe=recipe, found={"data": about}).write(folder / "config.yaml")
     count = recipe.epochs if epochs is None else epochs
     rows = [
@@ -152,11 +152,11 @@ def test_the_table_says_it_all_at_80_and_120_columns(runs):
         assert "…" not in text
 
 
-def test_figures_on_different_pictures_are_not_compared(tiny, runs, tmp_path):
-    other = write_run(tmp_path / "other", tiny, recipe=Recipe(epochs=10), pictures="f" * 16)
+def test_figures_on_different_images_are_not_compared(tiny, runs, tmp_path):
+    other = write_run(tmp_path / "other", tiny, recipe=Recipe(epochs=10), images="f" * 16)
     notes = compare([runs[0], other]).notes
     assert len(notes) == 1
-    assert "different pictures" in notes[0]
+    assert "different images" in notes[0]
     tested = write_run(tmp_path / "tested", tiny, recipe=Recipe(epochs=10), part="test")
     assert "vgg11_bn-1 on val" in compare([runs[0], tested]).notes[0]
     assert "tested on test" in compare([runs[0], tested]).notes[0]
@@ -226,8 +226,8 @@ def test_durations(seconds, said):
     assert describe_seconds(seconds) == said
 
 
-def test_runs_with_their_answers_are_compared_picture_by_picture(tiny, tmp_path):
-    """Most pictures are told alike, so that the difference is certain although the intervals overlap."""
+def test_runs_with_their_answers_are_compared_image_by_image(tiny, tmp_path):
+    """Most images are told alike, so that the difference is certain although the intervals overlap."""
     recipe = Recipe(epochs=3, batch_size=32, learning_rate=0.01, trainable="all")
     folders = [write_run(tmp_path / name, tiny, recipe=recipe, end=end) for name, end in (("a", 0.90), ("b", 0.95))]
     for folder, wrong in zip(folders, (30, 18), strict=True):

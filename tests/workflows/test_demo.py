@@ -26,7 +26,7 @@ def test_it_removes_nothing_that_it_did_not_write(tmp_path):
 
 
 @pytest.mark.parametrize("extra", [None, "pictures/holiday.png"])
-def test_it_removes_no_training_run_and_no_picture_of_others(tmp_path, extra):
+def test_it_removes_no_training_run_and_no_image_of_others(tmp_path, extra):
     names = ["config.yaml", "metrics.csv", "best.safetensors", "learning_curve.png", "confusion_matrix.png"]
     names += ["answers.png", "pictures/digit_0030.png", extra] if extra else []
     for name in names:
@@ -46,7 +46,7 @@ def test_what_a_finished_demonstration_left_makes_room(tmp_path):
 
 
 def test_whatever_a_training_writes_makes_room_too(tiny, photos, tmp_path):
-    """A second demonstration replaces the first, whose folder is a run's with a sheet and pictures."""
+    """A second demonstration replaces the first, whose folder is a run's with a sheet and images."""
     classifier = Classifier.create(
         tiny, labels=("across", "down", "red"), preprocessing=Preprocessing(resize_pixels=32, crop_pixels=32)
     )

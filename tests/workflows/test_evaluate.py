@@ -1,4 +1,4 @@
-"""One Classifier or several on the same pictures: measured, fused, compared, calibrated."""
+"""One Classifier or several on the same images: measured, fused, compared, calibrated."""
 
 import json
 
@@ -13,7 +13,7 @@ from vggkit.evaluation.metrics import score
 from vggkit.evaluation.predictions import Answers
 from vggkit.hardware import computes_bf16
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.images.sources.open_dataset import open_pictures
+from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.inference.predict import predict
 from vggkit.training.recipe import Recipe
 from vggkit.weights.model import Classifier, load
@@ -40,7 +40,7 @@ def runs(tiny, photos, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory):
-    """Pictures that nothing was learnt from."""
+    """Images that nothing was learnt from."""
     folder = tmp_path_factory.mktemp("others")
     fill_folder(folder, LABELS, 12, start=500)
     return folder
@@ -53,7 +53,7 @@ def call(*arguments, capsys):
     return ended.value.code, captured.out, captured.err
 
 
-def test_a_training_leaves_its_answers_its_report_and_its_pictures(runs):
+def test_a_training_leaves_its_answers_its_report_and_its_images(runs):
     made = {path.name for path in (runs / "good").iterdir()}
     assert {"report.html", "results.csv", "reliability.png", "classes.png", "confusion_matrix.png", "plots"} <= made
     assert {path.name for path in (runs / "good" / "plots").iterdir()} == {
@@ -65,12 +65,12 @@ def test_a_training_leaves_its_answers_its_report_and_its_pictures(runs):
     assert again.top1 == kept.provenance["metrics"]["top1"]
     assert list(again.top1_interval) == kept.provenance["metrics"]["top1_interval"]
     page = (runs / "good" / "report.html").read_text(encoding="utf-8")
-    assert f"{round(again.top1 * 15)} of 15 pictures are told right" in page
+    assert f"{round(again.top1 * 15)} of 15 images are told right" in page
     assert kept.provenance["calibration"]["n"] == 15
 
 
 def test_several_are_compared_and_fused_by_class_names(runs, others):
-    found = measure([runs / "good", runs / "poor.safetensors"], open_pictures(others))
+    found = measure([runs / "good", runs / "poor.safetensors"], open_dataset(others))
     good, poor, fused = found.evaluations
     assert [each.model for each in found.evaluations] == ["good", "poor", "good + poor"]
     assert good.top1 > poor.top1
@@ -86,7 +86,7 @@ def test_several_are_compared_and_fused_by_class_names(runs, others):
 def test_calibrating_keeps_what_predict_speaks_by(runs, others, tmp_path, capsys):
     poor = load(runs / "poor.safetensors")
     poor.save(tmp_path / "c.safetensors")
-    before = measure([tmp_path / "c.safetensors"], open_pictures(others)).evaluations[0]
+    before = measure([tmp_path / "c.safetensors"], open_dataset(others)).evaluations[0]
     wanted = 0.5 if before.top1 < 0.5 else 0.99
     options = ("--wanted-precision", wanted, "--calibrate", "--json", "--quiet")
     code, out, _ = call("evaluate", tmp_path / "c.safetensors", others, *options, capsys=capsys)
@@ -98,9 +98,9 @@ def test_calibrating_keeps_what_predict_speaks_by(runs, others, tmp_path, capsys
     assert kept.temperature == told["calibration"]["temperature"]
     assert kept.threshold == told["rejection"]["threshold"] > 0
     assert kept.provenance["calibration"]["n"] == 36
-    after = measure([tmp_path / "c.safetensors"], open_pictures(others)).evaluations[0]
+    after = measure([tmp_path / "c.safetensors"], open_dataset(others)).evaluations[0]
     assert after.rejection.precision >= wanted
-    noted = any("fitted on these very pictures" in note for note in after.notes)
+    noted = any("fitted on these very images" in note for note in after.notes)
     assert noted == (kept.temperature != 1)
     answers = predict(kept, others)
     assert sum(not each.unknown for each in answers) == after.rejection.n
@@ -111,11 +111,11 @@ def test_calibrating_keeps_what_predict_speaks_by(runs, others, tmp_path, capsys
 
 
 def test_what_cannot_be_calibrated_is_told_and_nothing_is_changed(runs, others, capsys):
-    pictures = open_pictures(others)
+    images = open_dataset(others)
     with pytest.raises(BadInput, match="one Classifier"):
-        measure([runs / "good", runs / "poor.safetensors"], pictures, calibrate=True)
+        measure([runs / "good", runs / "poor.safetensors"], images, calibrate=True)
     with pytest.raises(BadInput, match="single"):
-        measure([runs / "good"], pictures, protocol="multi-crop", calibrate=True)
+        measure([runs / "good"], images, protocol="multi-crop", calibrate=True)
     before = (runs / "poor.safetensors").read_bytes()
     code, _, told = call(
         "evaluate", runs / "poor.safetensors", others, "--wanted-precision", 1, "--calibrate", capsys=capsys
@@ -142,7 +142,7 @@ def test_the_command_writes_table_report_and_plots(runs, others, tmp_path, monke
     code, out, _ = call(*both, "--protocol", "multi-scale", capsys=capsys)
     assert code == 0
     told = " ".join(out.split())
-    assert told.count("multi-scale: the whole picture, short side 32, 36, mirrored too") == 3
+    assert told.count("multi-scale: the whole image, short side 32, 36, mirrored too") == 3
     assert "McNemar" in out
     assert "good + poor" in (tmp_path / "both.html").read_text(encoding="utf-8")
 
@@ -197,13 +197,13 @@ def test_int8_without_ranges_names_the_classifier_before_any_work(runs, others, 
     assert out == ""
 
 
-def test_the_pictures_stand_last(runs, capsys):
+def test_the_images_stand_last(runs, capsys):
     code, _, told = call("evaluate", runs / "good", runs / "poor.safetensors", capsys=capsys)
     assert code == 2
     assert "stand last" in told
 
 
-def test_training_pictures_are_known_wherever_they_are_given(runs, photos):
+def test_training_images_are_known_wherever_they_are_given(runs, photos):
     for place in (photos / "train", photos / "val"):
-        found = measure([runs / "good"], open_pictures(place)).evaluations[0]
-        assert any("trained on these very pictures" in note for note in found.notes) == (place.name == "train")
+        found = measure([runs / "good"], open_dataset(place)).evaluations[0]
+        assert any("trained on these very images" in note for note in found.notes) == (place.name == "train")

@@ -134,7 +134,7 @@ def test_asked_to_stop_it_keeps_its_state_and_says_how_to_go_on(number, data, wh
 
 
 def test_a_head_that_is_asked_to_stop_says_how_to_go_on(data, whole, tmp_path, processes):
-    """Where nothing waits for a good moment: pictures pass the network, and the signal ends it there."""
+    """Where nothing waits for a good moment: images pass the network, and the signal ends it there."""
     code = (
         "import os, signal, sys\n"
         "from vggkit.training import feature_cache\n"
@@ -166,7 +166,7 @@ def test_what_changed_between_is_named_and_the_state_stays(tmp_path, processes):
     before = (out / "last.ckpt").read_bytes()
 
     (folder / "train" / "red" / "000.png").rename(tmp_path / "gone.png")
-    with pytest.raises(BadData, match="48 readable pictures then, 47 files now"):
+    with pytest.raises(BadData, match="48 readable images then, 47 files now"):
         resume(out, device="cpu", quiet=True)
     (tmp_path / "gone.png").rename(folder / "train" / "red" / "000.png")
 
@@ -193,20 +193,20 @@ def test_what_changed_between_is_named_and_the_state_stays(tmp_path, processes):
     resume(out, device="cpu", quiet=True)
 
 
-def test_pictures_of_another_order_or_content_are_another_run(data, tmp_path, processes):
+def test_images_of_another_order_or_content_are_another_run(data, tmp_path, processes):
     files = sorted((data / "train").rglob("*.png")) + sorted((data / "val").rglob("*.png"))
     rows = [f"{file},{file.parent.name},{file.parent.parent.name}" for file in files]
     table = tmp_path / "table.csv"
     table.write_text("\n".join(["path,label,split", *rows]))
     out = stop_early(table, tmp_path / "run", processes)
     table.write_text("\n".join(["path,label,split", *reversed(rows)]))
-    with pytest.raises(BadCheckpoint, match="other pictures"):
+    with pytest.raises(BadCheckpoint, match="other images"):
         resume(out, device="cpu", quiet=True)
     table.write_text("\n".join(["path,label,split", *rows]))
     resume(out, device="cpu", quiet=True)
 
 
-def test_a_picture_that_goes_in_the_middle_is_named_and_the_state_stays(data, tmp_path, monkeypatch):
+def test_an_image_that_goes_in_the_middle_is_named_and_the_state_stays(data, tmp_path, monkeypatch):
     from vggkit.images.preprocessing import Preprocessing
     from vggkit.training import trainer as loop
     from vggkit.training.recipe import Recipe

@@ -1,4 +1,4 @@
-"""The nearest pictures, with brute force and FAISS's own index as oracles."""
+"""The nearest images, with brute force and FAISS's own index as oracles."""
 
 import shutil
 import sys
@@ -32,7 +32,7 @@ def model(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def mixed(photos, tmp_path_factory):
-    """The pictures to search among, two broken ones included."""
+    """The images to search among, two broken ones included."""
     folder = tmp_path_factory.mktemp("mixed") / "train"
     shutil.copytree(photos / "train", folder)
     for name in ("across/000.png", "red/zzz.png"):
@@ -68,7 +68,7 @@ def test_the_nearest_are_found_whatever_the_chunks(ending, chunk, model, mixed, 
             assert neighbour.path in exact or neighbour.similarity == pytest.approx(row[-1], abs=1e-5)
 
 
-def test_a_picture_is_nearest_to_itself_and_equal_ones_come_in_their_order(model, photos, tmp_path):
+def test_an_image_is_nearest_to_itself_and_equal_ones_come_in_their_order(model, photos, tmp_path):
     folder = tmp_path / "p"
     folder.mkdir()
     first, second = sorted((photos / "val" / "red").iterdir())[:2]

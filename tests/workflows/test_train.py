@@ -11,7 +11,7 @@ from conftest import fill_folder
 from vggkit.errors import BadCheckpoint, BadConfiguration, BadData, BadInput, BadOutput
 from vggkit.evaluation.measure import evaluate
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.images.sources.open_dataset import open_pictures
+from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.inference.predict import predict
 from vggkit.training.recipe import Recipe
 from vggkit.weights.model import Classifier, load
@@ -36,8 +36,8 @@ def run(tiny, photos, tmp_path_factory):
 def test_it_learns_and_what_it_reports_is_true(run, photos):
     assert run.evaluation.top1 > 0.8
     assert run.history[-1].train_loss < run.history[0].train_loss
-    pictures = open_pictures(photos).part("val")
-    right = [p.labels[0] == q.label for p, q in zip(predict(run.classifier, pictures), pictures, strict=True)]
+    images = open_dataset(photos).part("val")
+    right = [p.labels[0] == q.label for p, q in zip(predict(run.classifier, images), images, strict=True)]
     assert run.evaluation.top1 == pytest.approx(sum(right) / len(right))
     assert run.evaluation.n == 15
     best = run.history[run.best_epoch - 1]
@@ -94,11 +94,11 @@ def test_a_folder_without_parts_is_divided_and_the_held_out_share_is_found_again
     assert any("trained on the rest" in note for note in found.notes)
     everything = evaluate(run.classifier, tmp_path / "photos", split="all")
     assert everything.n == 30
-    assert any("trained on these very pictures" in note for note in everything.notes)
+    assert any("trained on these very images" in note for note in everything.notes)
 
 
-def test_the_same_pictures_divided_otherwise_are_not_taken_for_held_out(tiny, tmp_path):
-    """A table with parts or groups, and the folder that its pictures lie in."""
+def test_the_same_images_divided_otherwise_are_not_taken_for_held_out(tiny, tmp_path):
+    """A table with parts or groups, and the folder that its images lie in."""
     fill_folder(tmp_path / "photos", LABELS, 10)
     files = sorted((tmp_path / "photos").rglob("*.png"))
     for name, column, value in (
@@ -115,12 +115,12 @@ def test_the_same_pictures_divided_otherwise_are_not_taken_for_held_out(tiny, tm
         with pytest.raises(BadData, match="divided otherwise"):
             evaluate(run.classifier, tmp_path / "photos")
         everything = evaluate(run.classifier, tmp_path / "photos", split="all")
-        assert any("trained on these very pictures" in note for note in everything.notes)
+        assert any("trained on these very images" in note for note in everything.notes)
 
 
 def test_a_class_that_the_data_lacks_altogether_is_refused(tiny, tmp_path):
     fill_folder(tmp_path / "photos", LABELS[:2], 6)
-    with pytest.raises(BadData, match=r"train has no readable picture of red; val has no readable picture of red"):
+    with pytest.raises(BadData, match=r"train has no readable image of red; val has no readable image of red"):
         train(create(tiny), tmp_path / "photos", RECIPE, out=tmp_path / "r", quiet=True)
     assert not (tmp_path / "r").exists()
 
@@ -130,8 +130,8 @@ def test_what_is_not_measured_or_not_learnt_despite_findings_is_noted(tiny, tmp_
     fill_folder(tmp_path / "photos" / "val", LABELS[1:], 2, start=50)
     recipe = replace(RECIPE, epochs=1, balance="weights")
     run = train(create(tiny), tmp_path / "photos", recipe, out=tmp_path / "r", quiet=True, despite_findings=True)
-    assert any("no pictures of across: nothing is measured" in note for note in run.evaluation.notes)
-    assert any("no pictures of red were learnt from" in note for note in run.evaluation.notes)
+    assert any("no images of across: nothing is measured" in note for note in run.evaluation.notes)
+    assert any("no images of red were learnt from" in note for note in run.evaluation.notes)
 
 
 def test_a_fold_is_found_again(tiny, tmp_path):
@@ -144,7 +144,7 @@ def test_a_fold_is_found_again(tiny, tmp_path):
     assert (again.n, again.top1) == (6, run.evaluation.top1)
 
 
-def test_unreadable_pictures_are_left_out_and_told(tiny, tmp_path, capsys):
+def test_unreadable_images_are_left_out_and_told(tiny, tmp_path, capsys):
     fill_folder(tmp_path / "photos", LABELS, 6)
     (tmp_path / "photos" / "red" / "broken.jpg").write_text("x")
     run = train(create(tiny), tmp_path / "photos", replace(RECIPE, epochs=1), out=tmp_path / "r")
@@ -158,7 +158,7 @@ def test_unreadable_pictures_are_left_out_and_told(tiny, tmp_path, capsys):
 def test_classes_that_make_results_lie_are_refused(tiny, tmp_path):
     fill_folder(tmp_path / "a" / "train", LABELS, 3)
     fill_folder(tmp_path / "a" / "val", LABELS[:2], 2)
-    with pytest.raises(BadData, match=r"val has no readable picture of red"):
+    with pytest.raises(BadData, match=r"val has no readable image of red"):
         train(create(tiny), tmp_path / "a", RECIPE, out=tmp_path / "r1", quiet=True)
     fill_folder(tmp_path / "b", (*LABELS, "zebra"), 3)
     with pytest.raises(BadData, match="zebra"):
@@ -179,17 +179,17 @@ def test_a_diverging_loss_is_explained_and_the_last_good_weights_stay(tiny, phot
         train(create(tiny), photos, recipe, out=tmp_path / "r", quiet=True)
 
 
-def test_what_suits_the_pictures(photos):
-    pictures = open_pictures(photos)
-    small = suit_classifier(pictures, "vgg11")
+def test_what_suits_the_images(photos):
+    images = open_dataset(photos)
+    small = suit_classifier(images, "vgg11")
     assert small.preprocessing.crop_pixels == 32
     assert small.configuration.head == "pool"
-    digits = suit_classifier(open_pictures("digits"), "vgg11", in_channels=1)
+    digits = suit_classifier(open_dataset("digits"), "vgg11", in_channels=1)
     assert digits.preprocessing.channel_order == "L"
-    large = suit_classifier(pictures, "vgg11", image_pixels=224, until="pool1")
+    large = suit_classifier(images, "vgg11", image_pixels=224, until="pool1")
     assert (large.preprocessing.resize_pixels, large.preprocessing.crop_pixels) == (256, 224)
     with pytest.raises(BadConfiguration, match="32"):
-        suit_classifier(pictures, "vgg11", image_pixels=16)
+        suit_classifier(images, "vgg11", image_pixels=16)
 
 
 def test_augmented_training_on_real_photos(shared, tiny, tmp_path):
@@ -199,9 +199,9 @@ def test_augmented_training_on_real_photos(shared, tiny, tmp_path):
     )
     run = train(classifier, shared / "hymenoptera", Recipe(epochs=1), out=tmp_path / "r", quiet=True)
     assert run.evaluation.n == 153
-    pictures = open_pictures(shared / "hymenoptera").part("val")
-    answers = predict(load(tmp_path / "r"), pictures, top=1)
-    right = sum(a.labels[0] == p.label for a, p in zip(answers, pictures, strict=True))
+    images = open_dataset(shared / "hymenoptera").part("val")
+    answers = predict(load(tmp_path / "r"), images, top=1)
+    right = sum(a.labels[0] == p.label for a, p in zip(answers, images, strict=True))
     assert run.evaluation.top1 == pytest.approx(right / 153)
 
 
@@ -236,7 +236,7 @@ def test_what_cannot_be_learned_is_refused_before_training(tiny, photos, tmp_pat
     with pytest.raises(BadConfiguration, match="batch_size"):
         train(deep, photos, replace(RECIPE, batch_size=1), out=tmp_path / "r", quiet=True)
     fill_folder(tmp_path / "one", ("red",), 4)
-    lonely = suit_classifier(open_pictures(tmp_path / "one"), tiny)
+    lonely = suit_classifier(open_dataset(tmp_path / "one"), tiny)
     with pytest.raises(BadData, match="one class"):
         train(lonely, tmp_path / "one", RECIPE, out=tmp_path / "q", quiet=True)
 
@@ -272,14 +272,14 @@ def test_files_are_as_readable_as_the_system_makes_new_files(run):
 
 
 @pytest.mark.parametrize("part", ["train", "val", "test"])
-def test_a_part_without_a_readable_picture_is_refused_whatever_is_said(part, tiny, tmp_path):
+def test_a_part_without_a_readable_image_is_refused_whatever_is_said(part, tiny, tmp_path):
     for name in ("train", "val", "test"):
         fill_folder(tmp_path / "photos" / name, LABELS, 2)
     for file in (tmp_path / "photos" / part).rglob("*.png"):
         file.write_text("x")
-    with pytest.raises(BadData, match=rf"part {part} cannot be used: none of its 6 pictures.*does not help"):
+    with pytest.raises(BadData, match=rf"part {part} cannot be used: none of its 6 images.*does not help"):
         train(create(tiny), tmp_path / "photos", RECIPE, out=tmp_path / "r", quiet=True, despite_findings=True)
-    opened = open_pictures(tmp_path / "photos")
+    opened = open_dataset(tmp_path / "photos")
     with pytest.raises(BadData, match=rf"part {part} cannot be used: it is empty"):
         train(
             create(tiny),
@@ -333,7 +333,7 @@ def test_another_rule_of_division_is_never_taken_for_the_old_one(grouped, tiny, 
     monkeypatch.setattr(
         splits, "deal", lambda units, folds: {u: (f + 1) % folds for u, f in dealt(units, folds).items()}
     )
-    with pytest.raises(BadCheckpoint, match="other pictures"):
+    with pytest.raises(BadCheckpoint, match="other images"):
         resume(tmp_path / "r", quiet=True, device="cpu")
     with pytest.raises(BadData, match="divided otherwise"):
         evaluate(run.classifier, grouped, device="cpu")
@@ -345,7 +345,7 @@ def test_a_place_that_has_changed_since_the_training_is_measured_with_a_word(tin
     fill_folder(tmp_path / "photos", LABELS, 1, start=50)
     found = evaluate(run.classifier, tmp_path / "photos")
     assert found.n == 18
-    assert any("holds other pictures by now" in note for note in found.notes)
+    assert any("holds other images by now" in note for note in found.notes)
 
 
 def test_the_order_of_a_tables_rows_changes_no_division(grouped, tiny, tmp_path):

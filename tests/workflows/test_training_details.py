@@ -11,7 +11,7 @@ from conftest import fill_folder
 from vggkit.errors import BadConfiguration, BadData, BadInput
 from vggkit.evaluation.measure import evaluate
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.images.sources.open_dataset import open_pictures
+from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.training import learner as learners
 from vggkit.training.recipe import Recipe
 from vggkit.weights.model import Classifier, load
@@ -97,7 +97,7 @@ def test_a_head_that_was_stopped_goes_on_to_the_same_bits(tiny, trained, photos,
     assert all(torch.equal(weights_of(resumed)[key], value) for key, value in weights_of(whole).items())
 
 
-def test_views_of_each_picture_are_seen_by_the_head(tiny, trained, photos, tmp_path, capsys):
+def test_views_of_each_image_are_seen_by_the_head(tiny, trained, photos, tmp_path, capsys):
     recipe = replace(HEAD, views=3, mirror="alternating")
     train(start(tiny, trained), photos, recipe, out=tmp_path / "1", device="cpu")
     assert "144 features computed" in capsys.readouterr().err
@@ -109,7 +109,7 @@ def test_what_was_learnt_can_be_taken_for_other_classes(tiny, trained, tmp_path,
     fill_folder(tmp_path / "photos", LABELS[:2], 10)
     classifier = start(replace(tiny, num_classes=2), trained, labels=LABELS[:2])
     run = train(classifier, tmp_path / "photos", Recipe(), out=tmp_path / "run", device="cpu")
-    assert "trainable head: 16 pictures from given weights" in capsys.readouterr().err
+    assert "trainable head: 16 images from given weights" in capsys.readouterr().err
     assert run.evaluation.top1 == 1
     assert run.evaluation.n == 4
 
@@ -246,7 +246,7 @@ def test_other_ways_learn_too(changes, tiny, photos, tmp_path):
 
 @pytest.fixture(scope="module")
 def uneven(tmp_path_factory):
-    """Eighteen, six and two pictures to learn from."""
+    """Eighteen, six and two images to learn from."""
     folder = tmp_path_factory.mktemp("uneven")
     for label, count in zip(LABELS, (18, 6, 2), strict=True):
         fill_folder(folder / "train", (label,), count)
@@ -256,7 +256,7 @@ def uneven(tmp_path_factory):
 
 @pytest.mark.parametrize("changes", [{"balance": "weights", "label_smoothing": 0.1}, {"mixup": 0.0}], ids=str)
 def test_a_step_is_the_same_whatever_batches_it_is_made_of(tiny, uneven, tmp_path, changes):
-    """26 pictures are steps of 12, 12 and 2, where no batch norm tells batches apart; the last step has two."""
+    """26 images are steps of 12, 12 and 2, where no batch norm tells batches apart; the last step has two."""
     network = replace(tiny, batch_norm=False)
     recipe = replace(STEPS, epochs=1, warmup_epochs=0.0, augmentation="none", mirror="none", **changes)
     runs = [
@@ -277,16 +277,16 @@ def test_a_step_is_the_same_whatever_batches_it_is_made_of(tiny, uneven, tmp_pat
 
 
 @pytest.mark.parametrize("accumulate", [1, 5])
-def test_the_loss_of_an_epoch_is_torchs_of_all_its_pictures(tiny, uneven, tmp_path, accumulate):
-    """With class weights a picture counts by its class."""
+def test_the_loss_of_an_epoch_is_torchs_of_all_its_images(tiny, uneven, tmp_path, accumulate):
+    """With class weights an image counts by its class."""
     recipe = replace(STEPS, epochs=1, augmentation="none", mirror="none", learning_rate=1e-12, batch_size=3)
     recipe = replace(recipe, balance="weights", label_smoothing=0.1, accumulate=accumulate)
     classifier = start(replace(tiny, batch_norm=False))
     logits, targets = [], []
     with torch.inference_mode():
-        for picture in open_pictures(uneven).part("train"):
-            logits.append(classifier.network.eval()(torch.from_numpy(FED(picture.decode()))[None])[0])
-            targets.append(LABELS.index(picture.label))
+        for image in open_dataset(uneven).part("train"):
+            logits.append(classifier.network.eval()(torch.from_numpy(FED(image.decode()))[None])[0])
+            targets.append(LABELS.index(image.label))
     weights = torch.tensor([26 / (3 * count) for count in (18, 6, 2)], dtype=torch.float64)
     expected = F.cross_entropy(
         torch.stack(logits).double(), torch.tensor(targets), weight=weights, label_smoothing=0.1

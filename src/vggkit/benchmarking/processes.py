@@ -26,9 +26,9 @@ from vggkit.errors import BadConfiguration, VggkitError
 from vggkit.hardware import find_peak_memory
 
 TOGETHER: Final = 8
-"""Pictures that are answered at once."""
+"""Images that are answered at once."""
 FEWEST_PASSES: Final = 5
-"""Of single pictures in a turn; of several at once one is enough."""
+"""Of single images in a turn; of several at once one is enough."""
 START: Final = "import sys; sys.path.append(sys.argv[1]); from vggkit.benchmarking.processes import serve; serve()"
 """What the other end runs, given the folder that this package lies in."""
 ANSWER: Final = '{"answer"'
@@ -48,8 +48,8 @@ class EngineChoice:
     device: str
     ranges: Mapping[str, tuple[float, float]]
     """For int8; else none."""
-    pictures: str
-    """An .npy of preprocessed pictures (N, C, H, W)."""
+    images: str
+    """An .npy of preprocessed images (N, C, H, W)."""
 
 
 class EngineProcess:
@@ -92,14 +92,14 @@ class EngineProcess:
         return time.perf_counter() - started
 
     def answer(self, into: Path) -> NDArray[np.float32]:
-        """Logits (N, K) of all pictures, by way of a file."""
+        """Logits (N, K) of all images, by way of a file."""
         self.start()
         self._ask({"answer": str(into)})
         found: NDArray[np.float32] = np.load(into)
         return found
 
     def time(self, batch_size: int, seconds: float) -> list[float]:
-        """Seconds of each pass of so many pictures, over about as long as is said."""
+        """Seconds of each pass of so many images, over about as long as is said."""
         self.start()
         found: list[float] = self._ask({"time": batch_size, "seconds": seconds})
         return found
@@ -176,7 +176,7 @@ def _serve(questions: io.TextIOBase, answers: io.TextIOBase) -> None:
             ranges=choice.ranges if choice.precision == "int8" else None,
             engine=choice.engine,
         )
-        engine.run(_read(choice.pictures, 0, 1))
+        engine.run(_read(choice.images, 0, 1))
     except VggkitError as problem:
         reply(None, str(problem))
         return
@@ -184,18 +184,18 @@ def _serve(questions: io.TextIOBase, answers: io.TextIOBase) -> None:
     for line in questions:
         asked = json.loads(line)
         if "answer" in asked:
-            np.save(asked["answer"], _answer(engine, choice.pictures))
+            np.save(asked["answer"], _answer(engine, choice.images))
             reply(None)
         elif "time" in asked:
-            reply(_time(engine, choice.pictures, asked["time"], asked["seconds"]))
+            reply(_time(engine, choice.images, asked["time"], asked["seconds"]))
         else:
             reply((find_peak_memory(), _find_device_memory(choice.device)))
 
 
 def _read(place: str, first: int, count: int) -> NDArray[np.float32]:
-    """Some of the pictures; no others stay mapped, which would count as this process' memory."""
-    pictures = np.load(place, mmap_mode="r")
-    return np.array(pictures[first : first + count])
+    """Some of the images; no others stay mapped, which would count as this process' memory."""
+    images = np.load(place, mmap_mode="r")
+    return np.array(images[first : first + count])
 
 
 def _answer(engine: Engine, place: str) -> NDArray[np.float32]:

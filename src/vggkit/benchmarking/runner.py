@@ -1,6 +1,6 @@
 """Who runs in a bench: every engine in every precision, each in a process of its own, turn by turn.
 
-Shape letters: N pictures, K classes.
+Shape letters: N images, K classes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -45,9 +45,9 @@ class Contender:
     memory: tuple[int | None, int | None] = (None, None)
     """Bytes of the process, and of a GPU."""
     too_many: set[int] = field(default_factory=set)
-    """Numbers of pictures that it cannot take together."""
+    """Numbers of images that it cannot take together."""
     logits: Values | None = None
-    """(N, K) of the pictures that all are shown."""
+    """(N, K) of the images that all are shown."""
 
 
 def list_contenders(device: str, *, problem: str | None = None) -> list[Contender]:
@@ -82,14 +82,14 @@ def list_devices(device: str) -> list[str]:
 
 @contextmanager
 def start_processes(
-    contenders: Sequence[Contender], *, model: Path, pictures: Path, ranges: Ranges
+    contenders: Sequence[Contender], *, model: Path, images: Path, ranges: Ranges
 ) -> Iterator[None]:
     """While it lasts, those that may run can be asked.
 
     Args:
         contenders: All.
         model: A Classifier's file.
-        pictures: An .npy that they are shown, (N, C, H, W).
+        images: An .npy that they are shown, (N, C, H, W).
         ranges: For int8.
     """
     with ExitStack() as running:
@@ -101,7 +101,7 @@ def start_processes(
                     precision=each.precision,
                     device=each.device,
                     ranges=ranges if each.precision == "int8" else {},
-                    pictures=str(pictures),
+                    images=str(images),
                 )
                 each.process = running.enter_context(EngineProcess(choice))
         yield
@@ -116,7 +116,7 @@ def run_rounds(
     folder: Path,
     on_progress: OnProgress,
 ) -> None:
-    """Each answers the pictures; then each has a turn in each round, in an order of the round's own.
+    """Each answers the images; then each has a turn in each round, in an order of the round's own.
 
     Who fails has a problem from then on. Where memory is short a process ends with its turn, and another
     takes the next one.
@@ -150,7 +150,7 @@ def run_rounds(
 
 
 def _time(contender: Contender, process: EngineProcess, size: int, seconds: float) -> None:
-    """A turn with so many pictures; where they are too many for it, it goes on without them."""
+    """A turn with so many images; where they are too many for it, it goes on without them."""
     if size in contender.too_many:
         return
     try:

@@ -33,12 +33,12 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How near an engine's answers are to those of PyTorch in float32, on the same pictures."""
+    """How near an engine's answers are to those of PyTorch in float32, on the same images."""
 
-    pictures: int
+    images: int
     """N."""
     same_class: int
-    """Pictures whose most probable class is the same."""
+    """Images whose most probable class is the same."""
     interval: tuple[float, float]
     """95 % interval of the share with the same class."""
     error: float
@@ -62,19 +62,19 @@ class EngineTimings:
     problem: str | None = None
     """Why it does not run here; the figures below are then absent."""
     latency_p50_seconds: Spread | None = None
-    """A picture by itself: half of the passes were sooner."""
+    """An image by itself: half of the passes were sooner."""
     latency_p95_seconds: Spread | None = None
     """95 of a hundred passes were sooner."""
     images_per_second: Mapping[int, Spread] | None = None
-    """By the number of pictures that pass together."""
+    """By the number of images that pass together."""
     best_batch_size: int | None = None
-    """The number of these with the most pictures a second."""
+    """The number of these with the most images a second."""
     times_reference: Spread | None = None
-    """Pictures a second at the best number over those of PyTorch in float32 at its best."""
+    """Images a second at the best number over those of PyTorch in float32 at its best."""
     start_seconds: float | None = None
     """From the start of a process to its first answer, once."""
     peak_memory_bytes: int | None = None
-    """What its process held at most, the mapped file of the weights and the pictures that pass together too."""
+    """What its process held at most, the mapped file of the weights and the images that pass together too."""
     device_memory_bytes: int | None = None
     """What it held of a GPU's memory at most."""
     agreement: Agreement | None = None
@@ -82,7 +82,7 @@ class EngineTimings:
 
     @property
     def speed(self) -> float:
-        """Pictures a second at the best number; 0 where it does not run."""
+        """Images a second at the best number; 0 where it does not run."""
         if self.images_per_second is None or self.best_batch_size is None:
             return 0.0
         return self.images_per_second[self.best_batch_size].median
@@ -98,10 +98,10 @@ class Bench:
     """What it is, such as vgg11."""
     input_pixels: int
     """Height and width of what the network sees."""
-    pictures: str | None
-    """What all engines were shown; None where pictures were made up, and only the speed says something."""
+    images: str | None
+    """What all engines were shown; None where images were made up, and only the speed says something."""
     unreadable: int = 0
-    """Pictures that were to be shown and cannot be read."""
+    """Images that were to be shown and cannot be read."""
     rounds: int
     """Turns that each engine had."""
     machine: str
@@ -121,25 +121,25 @@ class Rounds:
     """What the turns of one engine gave."""
 
     passes: dict[int, list[list[float]]] = field(default_factory=dict)
-    """Seconds of each pass of each round, by the number of pictures that pass together."""
+    """Seconds of each pass of each round, by the number of images that pass together."""
 
     def add(self, batch_size: int, seconds: Sequence[float]) -> None:
         """A turn's passes."""
         self.passes.setdefault(batch_size, []).append(list(seconds))
 
     def find_speeds(self) -> dict[int, list[float]]:
-        """Pictures a second of each round."""
+        """Images a second of each round."""
         return {
             size: [size * len(seconds) / sum(seconds) for seconds in rounds] for size, rounds in self.passes.items()
         }
 
     def find_best(self) -> int:
-        """The number of pictures with the most of them a second."""
+        """The number of images with the most of them a second."""
         speeds = self.find_speeds()
         return max(speeds, key=lambda size: median(speeds[size]))
 
     def find_latencies(self, share: float) -> list[float]:
-        """Seconds within which that share of the single pictures of each round were answered."""
+        """Seconds within which that share of the single images of each round were answered."""
         return [_find_quantile(seconds, share) for seconds in self.passes.get(1, ())]
 
 

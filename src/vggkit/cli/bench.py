@@ -15,7 +15,7 @@ WIDTH: Final = 120
 
 def bench(
     model: str,
-    pictures: tuple[str, ...] = (),
+    images: tuple[str, ...] = (),
     /,
     *,
     batch_sizes: tuple[int, ...] = (1, 8, 32),
@@ -35,16 +35,16 @@ def bench(
 
     Args:
         model: A Classifier's file, or a run's folder.
-        pictures: Files, folders (every picture below), lists (.txt), tables or archives: up to 256 of their
-            pictures are shown to every engine, and its answers compared with those of PyTorch in fp32. Without
-            any, pictures are made up, and only the speed says something.
-        batch_sizes: How many pictures pass together; 1 is always among them.
+        images: Files, folders (every image below), lists (.txt), tables or archives: up to 256 of their
+            images are shown to every engine, and its answers compared with those of PyTorch in fp32. Without
+            any, images are made up, and only the speed says something.
+        batch_sizes: How many images pass together; 1 is always among them.
         rounds: Turns of each engine.
-        seconds: Of a turn, for each number of pictures.
+        seconds: Of a turn, for each number of images.
         columns: What a table's columns are called.
         device: auto: all there are; cpu, cuda or mps.
         keep_ranges: Keep in the Classifier's file what int8 must know, between which values the network's layers
-            lie, measured on up to 128 other pictures.
+            lie, measured on up to 128 other images.
         plot: Also draw it, to this .png, .pdf or .svg.
         json: One JSON object in place of the table.
         quiet: No progress on standard error.
@@ -56,13 +56,13 @@ def bench(
     from vggkit.workflows.bench import bench as measure
 
     if plot is not None:
-        demand_apart(plot, pictures)
+        demand_apart(plot, images)
         demand_drawable(plot)
     ranges_kept = keep_ranges or bool(read_card(locate_model(model)).ranges)
     with ProgressLine(quiet=quiet) as line:
         found = measure(
             model,
-            pictures,
+            images,
             columns=columns,
             batch_sizes=batch_sizes,
             rounds=rounds,

@@ -37,39 +37,39 @@ def evaluate(
     json: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Measure a Classifier on labelled pictures: vggkit evaluate MODEL DATA.
+    """Measure a Classifier on labelled images: vggkit evaluate MODEL DATA.
 
-    Several are measured on the same pictures, compared pair by pair, and fused: vggkit evaluate A B DATA.
+    Several are measured on the same images, compared pair by pair, and fused: vggkit evaluate A B DATA.
     Each figure has its 95 % interval and is printed with the protocol that it was measured by.
 
     Args:
         model: Classifiers' files or runs' folders, and last the data, as for train (digits where it is left out).
         split: train, val, test or all. Without it: test, else val, else everything that was not trained on.
-        protocol: single: one view, as predict looks. The paper's: dense: the head slid over the whole picture;
+        protocol: single: one view, as predict looks. The paper's: dense: the head slid over the whole image;
             multi-scale: at three sizes; multi-crop: 25 crops at each; dense+crops: both.
         scales: Short sides in pixels to look at, in place of the paper's.
         train_scales: Short side that was trained at, or both ends of its range; the paper's scales follow from it.
-        mirror: Look at each picture's mirror image too, and average. auto: in all protocols but single.
+        mirror: Look at each image's mirror image too, and average. auto: in all protocols but single.
         wanted_precision: Find the probability from which on answers are right that often, such as 0.95.
         calibrate: Keep in the Classifier's file the temperature that makes its probabilities true on these
-            pictures, and with --wanted-precision the threshold below which predict answers "unknown".
-        results: Also write the answers, a row a picture, to this .csv or .parquet; of several Classifiers also each
+            images, and with --wanted-precision the threshold below which predict answers "unknown".
+        results: Also write the answers, a row an image, to this .csv or .parquet; of several Classifiers also each
             one by itself, beside it.
         report: Also write the report, one .html file that needs no network.
-        plots: Also draw the report's pictures, as pdf, svg or png files in the folder plots, beside the report.
+        plots: Also draw the report's images, as pdf, svg or png files in the folder plots, beside the report.
         columns: What a table's columns are called.
-        batch_size: Pictures that pass through the network together.
+        batch_size: Images that pass through the network together.
         device: auto, cpu, cuda or mps.
         precision: What is computed in: fp32, or bf16 or int8 to see what they cost, which is noted. auto: bf16
             where the device multiplies it by itself. int8 is for processors, and needs the ranges that bench keeps
             in the Classifier's file.
-        engine: What computes; auto: PyTorch on CUDA and MPS and for whole pictures, else OpenVINO, ONNX Runtime or
+        engine: What computes; auto: PyTorch on CUDA and MPS and for whole images, else OpenVINO, ONNX Runtime or
             PyTorch, the first that is installed.
         json: One JSON object in place of the text.
         quiet: No progress on standard error.
     """
     from vggkit.evaluation.predictions import check_ending
-    from vggkit.images.sources.open_dataset import open_pictures
+    from vggkit.images.sources.open_dataset import open_dataset
     from vggkit.workflows.evaluate import measure, name_results, report_on, write_results
 
     models, data = _tell_apart(model)
@@ -86,14 +86,14 @@ def evaluate(
             demand_drawable(path)
     with ProgressLine(quiet=quiet) as line:
         line.show(f"opening {data}", 0, None)
-        pictures = open_pictures(data, columns=columns)
-        for omission in pictures.passed_over:
+        images = open_dataset(data, columns=columns)
+        for omission in images.passed_over:
             line.say(f"passed over: {omission.describe()}")
         for path in outputs:
-            demand_apart(path, pictures.list_sources())
+            demand_apart(path, images.list_sources())
         found = measure(
             models,
-            pictures,
+            images,
             split=split,
             protocol=protocol,
             scales=scales,
@@ -127,7 +127,7 @@ def evaluate(
     if report is not None:
         with ProgressLine(quiet=quiet) as line:
             line.show("writing the report", 0, None)
-            report_on(found, pictures, report, models=models)
+            report_on(found, images, report, models=models)
         print_line(f"report: {report}", to_stderr=True)
     if plots is not None:
         from vggkit.reports.run_plots import write_plots
@@ -138,8 +138,8 @@ def evaluate(
 def _tell_apart(places: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
     """The Classifiers, and the data, which stands last."""
     if not places:
-        raise BadInput("evaluate needs a Classifier and pictures: vggkit evaluate MODEL DATA")
+        raise BadInput("evaluate needs a Classifier and images: vggkit evaluate MODEL DATA")
     *models, data = places if len(places) > 1 else (*places, "digits")
     if data.endswith(".safetensors") or (Path(data) / "best.safetensors").is_file():
-        raise BadInput(f"the pictures stand last, and {data} is a Classifier: vggkit evaluate MODEL MODEL DATA")
+        raise BadInput(f"the images stand last, and {data} is a Classifier: vggkit evaluate MODEL MODEL DATA")
     return tuple(models), data

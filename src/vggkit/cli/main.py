@@ -31,16 +31,16 @@ VERBS: Final[Mapping[str, Mapping[str, str]]] = {
         "identify": "what a file of weights really holds",
         "convert": "weights to torchvision's, timm's, Keras', Caffe's or a listing's dialect",
     },
-    "learn from your pictures": {
-        "check": "what is wrong with a collection of pictures, before it is learnt from",
-        "train": "a Classifier from a folder of pictures",
-        "evaluate": "a Classifier on labelled pictures",
+    "learn from your images": {
+        "check": "what is wrong with a collection of images, before it is learnt from",
+        "train": "a Classifier from a folder of images",
+        "evaluate": "a Classifier on labelled images",
         "compare": "trainings side by side: what differs between them, and what came of it",
     },
     "ask": {
-        "predict": "what pictures show; with --out, of any number of them",
-        "embed": "pictures as vectors, to search, group or learn from",
-        "search": "the pictures that look most like others",
+        "predict": "what images show; with --out, of any number of them",
+        "embed": "images as vectors, to search, group or learn from",
+        "search": "the images that look most like others",
     },
     "ship": {
         "bench": "how fast each engine and precision is on this machine, and how true",

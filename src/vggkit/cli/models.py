@@ -51,9 +51,9 @@ def summary(
 
     Args:
         model: A name that `vggkit models` lists.
-        input: Pixels of the picture: 224, or height and width as 256x320.
+        input: Pixels of the image: 224, or height and width as 256x320.
         classes: Number of classes.
-        channels: Channels of the picture.
+        channels: Channels of the image.
         head: fc (the paper's), dense (the same as convolutions) or pool.
         until: Cut after this layer: relu3_4 and a pool head on it, or fc6 and fc7, which keep the head up to there.
         json: One JSON object in place of the table.
@@ -93,7 +93,7 @@ def code(
         style: One Sequential, conv blocks, or explicit layers, with the same logits. The last two take no --head
             and no --until.
         classes: Number of classes.
-        channels: Channels of the pictures.
+        channels: Channels of the images.
         head: fc (the paper's), dense (the same as convolutions) or pool.
         until: Cut after this layer: relu3_4 and a pool head on it, or fc6 and fc7, which keep the head up to there.
         dropout: Chance in [0, 1).

@@ -25,7 +25,7 @@ MOST_CHARACTERS: Final = 10_000
 
 def predict(
     model: str,
-    pictures: tuple[str, ...],
+    images: tuple[str, ...],
     /,
     *,
     out: Path | None = None,
@@ -40,19 +40,19 @@ def predict(
     json: bool = False,
     quiet: bool = False,
 ) -> int:
-    """Say what pictures show, the most probable classes first.
+    """Say what images show, the most probable classes first.
 
-    With --out any number of pictures become rows of a file; a picture that cannot be read is a row with its
+    With --out any number of images become rows of a file; an image that cannot be read is a row with its
     reason. Killed or stopped, the same line goes on where it was, and the file is as if nothing had been.
 
     Args:
         model: A Classifier's file, or a run's folder.
-        pictures: Files, folders (every picture below), lists (.txt), tables, archives, or - for standard input.
+        images: Files, folders (every image below), lists (.txt), tables, archives, or - for standard input.
         out: Write the answers to this .parquet, .csv, .jsonl (an object a line) or .json (one array): path, answer,
             label_1, probability_1 …, problem.
         top: How many classes to name.
         columns: What a table's columns are called.
-        batch_size: Pictures that pass through the network together.
+        batch_size: Images that pass through the network together.
         device: auto, cpu, cuda or mps.
         precision: What is computed in; auto: bf16 where the device multiplies it by itself. int8 is for processors,
             and needs the ranges that bench keeps in the Classifier's file.
@@ -60,24 +60,24 @@ def predict(
             first that is installed.
         save_seconds: With --out, seconds between two times that what is done is kept, in the folder OUT.parts.
         overwrite: With --out, begin anew whatever an earlier line left there.
-        json: A JSON object a picture and line: path, labels, probabilities; unknown where the best is not sure
+        json: A JSON object an image and line: path, labels, probabilities; unknown where the best is not sure
             enough, problem where it cannot be read. With --out one object: how many there were.
         quiet: No progress on standard error.
     """
     from vggkit.arguments import demand_count
     from vggkit.engines.model_weights import ModelFile
-    from vggkit.images.sources.open_dataset import count_pictures, gather_pictures
+    from vggkit.images.sources.open_dataset import count_images, gather_images
     from vggkit.inference.predict import iterate_predictions, prepare_engine
 
-    if not pictures:
-        raise BadInput("predict needs a picture: vggkit predict MODEL PICTURE…")
+    if not images:
+        raise BadInput("predict needs an image: vggkit predict MODEL IMAGE…")
     if out is not None:
         from vggkit.workflows.predict import predict_into
 
         with ProgressLine(quiet=quiet, rate=RATE) as line:
             result = predict_into(
                 model,
-                pictures,
+                images,
                 out,
                 top=top,
                 columns=columns,
@@ -96,13 +96,13 @@ def predict(
     demand_count("batch_size", batch_size)
     file = ModelFile(model)
     # With the number of all, the time left is known.
-    total = count_pictures(pictures, columns=columns)
+    total = count_images(images, columns=columns)
     computing, said_of = prepare_engine(file, device=device, precision=precision, engine=engine, count=total)
     answered = False
     with ProgressLine(quiet=quiet, rate=RATE) as line:
         line.say(f"computed by {said_of}")
         reading = Reading()
-        found = gather_pictures(pictures, columns=columns, reading=reading)
+        found = gather_images(images, columns=columns, reading=reading)
         answers = iterate_predictions(computing, file.card, found, top=top, batch_size=batch_size)
         for done, answer in enumerate(answers, start=1):
             answered = answered or not answer.problem
@@ -124,7 +124,7 @@ def predict(
 
 def embed(
     model: str,
-    pictures: tuple[str, ...],
+    images: tuple[str, ...],
     /,
     *,
     out: Path,
@@ -139,20 +139,20 @@ def embed(
     json: bool = False,
     quiet: bool = False,
 ) -> int:
-    """Write what the network computes of pictures before it answers: a vector each, to search, group or learn from.
+    """Write what the network computes of images before it answers: a vector each, to search, group or learn from.
 
-    Any number of pictures; one that cannot be read is a row with its reason. Killed or stopped, the same line goes
+    Any number of images; one that cannot be read is a row with its reason. Killed or stopped, the same line goes
     on where it was, and the file is as if nothing had been.
 
     Args:
         model: A Classifier's file, or a run's folder.
-        pictures: Files, folders (every picture below), lists (.txt), tables, archives, or - for standard input.
+        images: Files, folders (every image below), lists (.txt), tables, archives, or - for standard input.
         out: A .parquet (path, vector, problem), or an .npy beside which OUT.csv names its rows.
         layer: features: what the last fully connected layer reads (relu7 of the paper's head); statistics: mean and
             standard deviation of each channel of the trunk's last map; logits; probabilities; or a layer's name,
             such as pool5 or relu6, of whose maps each channel's mean is taken.
         columns: What a table's columns are called.
-        batch_size: Pictures that pass through the network together.
+        batch_size: Images that pass through the network together.
         device: auto, cpu, cuda or mps.
         precision: What is computed in; auto: bf16 where the device multiplies it by itself. int8 is for processors,
             and needs the ranges that bench keeps in the Classifier's file.
@@ -165,12 +165,12 @@ def embed(
     """
     from vggkit.workflows.predict import embed_into
 
-    if not pictures:
-        raise BadInput("embed needs a picture: vggkit embed MODEL PICTURE… --out vectors.parquet")
+    if not images:
+        raise BadInput("embed needs an image: vggkit embed MODEL IMAGE… --out vectors.parquet")
     with ProgressLine(quiet=quiet, rate=RATE) as line:
         result = embed_into(
             model,
-            pictures,
+            images,
             out,
             layer=layer,
             columns=columns,
@@ -187,7 +187,7 @@ def embed(
 
 def search(
     index: Path,
-    pictures: tuple[str, ...],
+    images: tuple[str, ...],
     /,
     *,
     model: str | None = None,
@@ -198,32 +198,32 @@ def search(
     json: bool = False,
     quiet: bool = False,
 ) -> int:
-    """Find the pictures that look most like others, in a file that `vggkit embed` wrote.
+    """Find the images that look most like others, in a file that `vggkit embed` wrote.
 
     Args:
         index: The file of vectors; it knows the Classifier that it was made with.
-        pictures: Files, folders (every picture below), lists (.txt), tables, archives, or - for standard input.
+        images: Files, folders (every image below), lists (.txt), tables, archives, or - for standard input.
         model: Where that Classifier is, if no longer where it was.
         top: How many to find for each.
         sheet: Also draw them, as a .png, .pdf or .svg.
-        batch_size: Pictures that pass through the network together.
+        batch_size: Images that pass through the network together.
         device: auto, cpu, cuda or mps.
-        json: A JSON object a picture and line: path, neighbours with path and similarity, in place of the table.
+        json: A JSON object an image and line: path, neighbours with path and similarity, in place of the table.
         quiet: No progress on standard error.
     """
     from vggkit.reports.plots import demand_drawable
     from vggkit.reports.search_table import draw_neighbours, plot_neighbours
     from vggkit.workflows.search import search as find
 
-    if not pictures:
-        raise BadInput("search needs a picture: vggkit search INDEX PICTURE…")
+    if not images:
+        raise BadInput("search needs an image: vggkit search INDEX IMAGE…")
     if sheet is not None:
-        demand_apart(sheet, pictures)
+        demand_apart(sheet, images)
         demand_drawable(sheet)
     with ProgressLine(quiet=quiet, rate=RATE) as line:
         found = find(
             index,
-            pictures,
+            images,
             classifier=model,
             top=top,
             batch_size=batch_size,
@@ -254,10 +254,10 @@ def _tell_result(result: "BulkResult", *, json: bool) -> int:
     else:
         left = f", {result.unreadable:,} of them without an answer: their rows say why" if result.unreadable else ""
         before = f" ({result.found_done:,} were there already)" if result.found_done else ""
-        print_line(f"{result.path}: {result.pictures:,} pictures{left}{before}; computed by {result.engine}")
+        print_line(f"{result.path}: {result.images:,} images{left}{before}; computed by {result.engine}")
         for omission in result.passed_over:
             print_line(f"passed over: {omission.describe()}", to_stderr=True)
-    return 0 if result.pictures > result.unreadable else 2
+    return 0 if result.images > result.unreadable else 2
 
 
 def demo(*, out: Path = Path("runs/demo"), device: str = "auto", seed: int = 0, quiet: bool = False) -> None:
@@ -275,12 +275,12 @@ def demo(*, out: Path = Path("runs/demo"), device: str = "auto", seed: int = 0, 
         keep_freed_memory()
     found = demonstrate(out, device=device, seed=seed, quiet=quiet)
     print_line(describe_evaluation(found.run.evaluation))
-    for picture, answer in zip(found.pictures, found.predictions, strict=True):
-        print_line(f"{answer.path}: {answer.labels[0]} {100 * answer.probabilities[0]:.1f} % (is {picture.label})")
+    for image, answer in zip(found.images, found.predictions, strict=True):
+        print_line(f"{answer.path}: {answer.labels[0]} {100 * answer.probabilities[0]:.1f} % (is {image.label})")
     print_line(f"look at: {found.sheet}")
     for name in ("report.html", "learning_curve.png", "confusion_matrix.png"):
         print_line(f"         {found.run.directory / name}")
     best = found.run.directory / "best.safetensors"
     print_line(f"next:    vggkit predict {best} {found.predictions[0].path}")
     print_line(f"         vggkit evaluate {best} digits")
-    print_line("         vggkit train YOUR_PICTURES/ --model vgg11_bn")
+    print_line("         vggkit train YOUR_IMAGES/ --model vgg11_bn")

@@ -1,4 +1,4 @@
-"""Learn from your pictures."""
+"""Learn from your images."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from vggkit.training.recipe import Recipe
 from vggkit.workflows.run_config import NetworkChoice, RunConfig, locate
 
 if TYPE_CHECKING:
-    from vggkit.images.dataset import PictureSet
+    from vggkit.images.dataset import ImageDataset
     from vggkit.weights.model import Classifier
 
 
@@ -36,24 +36,24 @@ def check(
     json: bool = False,
     quiet: bool = False,
 ) -> int:
-    """Look at a collection of pictures before an hour is spent on it: what it holds, and what is wrong.
+    """Look at a collection of images before an hour is spent on it: what it holds, and what is wrong.
 
     Unreadable files, copies (across parts: leakage; across classes: contradictions), missing, small and
-    uneven classes; with --model also labels that are likely wrong and pictures unlike all others.
+    uneven classes; with --model also labels that are likely wrong and images unlike all others.
     Exits with 1 where figures would lie, with 0 else.
 
     Args:
         data: A folder, a table, tar shards, Parquet, hf://datasets/owner/name, or a name such as cifar10.
-        model: A Classifier's file, or a run's folder, that knows such pictures.
-        html: Also write a page with the pictures, one file that needs no network.
-        fix: Also write a cleaned table of path, label and split; pictures are left as they are.
+        model: A Classifier's file, or a run's folder, that knows such images.
+        html: Also write a page with the images, one file that needs no network.
+        fix: Also write a cleaned table of path, label and split; images are left as they are.
         image_size: Pixels that the network is to see. Without it: the Classifier's, or 224.
         columns: What a table's columns are called.
         device: auto, cpu, cuda or mps; for --model.
         json: One JSON object in place of the table.
         quiet: No progress on standard error.
     """
-    from vggkit.images.sources.open_dataset import open_pictures
+    from vggkit.images.sources.open_dataset import open_dataset
     from vggkit.workflows.check import check as look
     from vggkit.workflows.check import guard_outputs
 
@@ -67,9 +67,9 @@ def check(
             demand_writable(path)
     with only_our_errors(), ProgressLine(quiet=quiet) as line:
         line.show(f"opening {data}", 0, None)
-        pictures = open_pictures(data, columns=columns)
-        guard_outputs(pictures, table=fix, page=html)
-        found = look(pictures, classifier, image_pixels=image_size, device=device, on_progress=line.show)
+        images = open_dataset(data, columns=columns)
+        guard_outputs(images, table=fix, page=html)
+        found = look(images, classifier, image_pixels=image_size, device=device, on_progress=line.show)
         if html is not None:
             from vggkit.reports.diagnosis_page import write_diagnosis_page
 
@@ -86,7 +86,7 @@ def check(
     if fix is not None:
         from vggkit.data_checks.clean_table import write_clean_table
 
-        left_out = write_clean_table(pictures, found, fix)
+        left_out = write_clean_table(images, found, fix)
         said = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items()) or "none"
         print_line(f"table: {fix}; left out: {said}", to_stderr=True)
     return 1 if any(finding.severity == "error" for finding in found.findings) else 0
@@ -112,7 +112,7 @@ def train(
     json: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Train a Classifier on labelled pictures.
+    """Train a Classifier on labelled images.
 
     The folder holds a subfolder for each class, or train/ and val/ (valid/, validation/, test/) that do;
     without parts, a share of each class is held out. digits are 1,797 real handwritten digits.
@@ -121,7 +121,7 @@ def train(
         data: A folder, a table, tar shards, Parquet, hf://datasets/owner/name, or a name such as digits or cifar10.
         out: The run's folder, new or empty. Without it: the next free runs/<model>-<n>.
         config: A run's folder or its config.yaml: begin with all that it says; options given beside it win.
-        preset: quick, small-pictures, modern, paper or torchvision: begin with a recipe; options beside it win.
+        preset: quick, small-images, modern, paper or torchvision: begin with a recipe; options beside it win.
         resume: A run's folder: go on where it was stopped, to the very weights it would have had.
         network: Which network learns.
         recipe: How to learn.
@@ -129,7 +129,7 @@ def train(
         columns: What a table's columns are called.
         despite_findings: Train even where figures would lie, such as a class missing from validation.
         loggers: Who hears of each epoch: csv (always), tensorboard, wandb, mlflow.
-        plots: Also draw the pictures of the report, to pdf, svg or png files in the folder plots.
+        plots: Also draw the images of the report, to pdf, svg or png files in the folder plots.
         save_seconds: How often the middle of an epoch is kept for --resume.
         device: auto, cpu, cuda or mps.
         json: One JSON object with the result on standard output.
@@ -155,10 +155,10 @@ def train(
             recipe=recipe,
         )
         demand_new_folder(out)
-        pictures, classifier = _prepare(data, asked, preset=preset, quiet=quiet)
+        images, classifier = _prepare(data, asked, preset=preset, quiet=quiet)
         run = runs.train(
             classifier,
-            pictures,
+            images,
             recipe,
             out=out,
             device=device,
@@ -185,25 +185,25 @@ def train(
     made = sorted(path.name for path in run.directory.iterdir() if path.suffix in (".png", ".csv", ".yaml"))
     print_line(f"{run.directory}: best.safetensors, {', '.join(made)}")
     print_line(f"report: {run.directory / 'report.html'}")
-    print_line(f"next: vggkit predict {run.directory}/best.safetensors PICTURE…")
+    print_line(f"next: vggkit predict {run.directory}/best.safetensors IMAGE…")
 
 
-def _prepare(data: str, asked: RunConfig, *, preset: str | None, quiet: bool) -> "tuple[PictureSet, Classifier]":
-    """The pictures, and a Classifier that suits them."""
-    from vggkit.images.sources.open_dataset import open_pictures
+def _prepare(data: str, asked: RunConfig, *, preset: str | None, quiet: bool) -> "tuple[ImageDataset, Classifier]":
+    """The images, and a Classifier that suits them."""
+    from vggkit.images.sources.open_dataset import open_dataset
     from vggkit.workflows.build_classifier import suit_classifier
 
     with ProgressLine(quiet=quiet) as line:
         if preset is not None:
             line.say(f"preset {preset}: {find_preset(preset).about}")
         line.show(f"opening {data}", 0, None)
-        pictures = open_pictures(data, columns=asked.columns)
+        images = open_dataset(data, columns=asked.columns)
     choice = asked.network
     if choice.weights == "imagenet":
         configuration = configure(choice.model, head=choice.head, dropout=choice.dropout, until=choice.until)
         _fetch_weights(configuration.model, quiet=quiet)
     classifier = suit_classifier(
-        pictures,
+        images,
         choice.model,
         weights=choice.weights,
         image_pixels=choice.image_size,
@@ -218,7 +218,7 @@ def _prepare(data: str, asked: RunConfig, *, preset: str | None, quiet: bool) ->
         allow_partial=choice.allow_partial,
         seed=asked.recipe.seed,
     )
-    return pictures, classifier
+    return images, classifier
 
 
 def compare(

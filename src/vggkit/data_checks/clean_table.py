@@ -1,4 +1,4 @@
-"""A cleaned table of a collection: what is wrong is left out, and no picture is touched."""
+"""A cleaned table of a collection: what is wrong is left out, and no image is touched."""
 
 import os
 from collections import Counter
@@ -7,16 +7,16 @@ from typing import Final
 
 from vggkit.data_checks.findings import Case, Diagnosis
 from vggkit.errors import BadOutput
-from vggkit.images.dataset import Picture, PictureSet
+from vggkit.images.dataset import ImageDataset, ImageSample
 from vggkit.images.sources.locations import is_address
 from vggkit.table_files import Kind, stream_columns
 
 HELD_OUT_FIRST: Final = ("test", "val")
-"""Of a picture that is in several parts, the copy in the first of these stays: figures stay comparable."""
+"""Of an image that is in several parts, the copy in the first of these stays: figures stay comparable."""
 
 
 def choose_removals(diagnosis: Diagnosis) -> dict[int, str]:
-    """The pictures to leave out, by their `id`, each with the reason.
+    """The images to leave out, by their `id`, each with the reason.
 
     - unreadable ones;
     - every copy of one that is in more than one class;
@@ -29,7 +29,7 @@ def choose_removals(diagnosis: Diagnosis) -> dict[int, str]:
 
     def remove(case: Case, reason: str) -> None:
         for member in case.members:
-            removed.setdefault(id(member.picture), reason)
+            removed.setdefault(id(member.image), reason)
 
     cases = {finding.kind: finding.cases for finding in diagnosis.findings}
     for case in cases.get("unreadable", ()):
@@ -41,56 +41,54 @@ def choose_removals(diagnosis: Diagnosis) -> dict[int, str]:
         stays = next((part for part in HELD_OUT_FIRST if part in parts), min(parts))
         for member in case.members:
             if member.part != stays:
-                removed.setdefault(id(member.picture), f"also in {stays}")
+                removed.setdefault(id(member.image), f"also in {stays}")
     for case in cases.get("duplicate", ()):
         seen: set[str] = set()
         for member in case.members:
-            if id(member.picture) in removed:
+            if id(member.image) in removed:
                 continue
             if member.part in seen:
-                removed[id(member.picture)] = "a copy"
+                removed[id(member.image)] = "a copy"
             seen.add(member.part)
     return removed
 
 
-def write_clean_table(pictures: PictureSet, diagnosis: Diagnosis, table: str | Path) -> dict[str, int]:
-    """Write a table of the pictures that stay: path, label, split and group where there are such, and a note.
+def write_clean_table(images: ImageDataset, diagnosis: Diagnosis, table: str | Path) -> dict[str, int]:
+    """Write a table of the images that stay: path, label, split and group where there are such, and a note.
 
     Paths are relative to the table's folder where they can be. The note names the likelier class
-    of a picture whose label may be wrong. `open_pictures` reads the table.
+    of an image whose label may be wrong. `open_dataset` reads the table.
 
-    Returns how many pictures were left out, by reason. Raises BadOutput where it cannot be
-    written, or pictures have no files that it could name.
+    Returns how many images were left out, by reason. Raises BadOutput where it cannot be
+    written, or images have no files that it could name.
     """
     table = Path(table)
     removed = choose_removals(diagnosis)
-    for picture in (picture for part in pictures.splits.values() for picture in part):
-        if picture.pixels is not None:
-            raise BadOutput(
-                f"{picture.path}: has no file, and a table names files; --fix is for pictures with files"
-            )
-        if not picture.path.isprintable() and not _is_text(picture.path):
-            removed.setdefault(id(picture), "a name that is not text")
+    for image in (image for part in images.splits.values() for image in part):
+        if image.pixels is not None:
+            raise BadOutput(f"{image.path}: has no file, and a table names files; --fix is for images with files")
+        if not image.path.isprintable() and not _is_text(image.path):
+            removed.setdefault(id(image), "a name that is not text")
     mislabelled = diagnosis.find("mislabelled")
     notes = {
-        id(case.members[0].picture): f"looks like {case.suggestion}"
+        id(case.members[0].image): f"looks like {case.suggestion}"
         for case in (mislabelled.cases if mislabelled else ())
     }
-    divided = "all" not in pictures.splits
-    grouped = any(picture.group is not None for part in pictures.splits.values() for picture in part)
+    divided = "all" not in images.splits
+    grouped = any(image.group is not None for part in images.splits.values() for image in part)
     kinds: dict[str, Kind] = {"path": "path", "label": "text"}
     kinds |= {name: "text" for name, is_there in (("split", divided), ("group", grouped)) if is_there}
     kinds["note"] = "text"
     with stream_columns(table, kinds) as append:
-        for name, part in pictures.splits.items():
-            kept = [picture for picture in part if id(picture) not in removed]
+        for name, part in images.splits.items():
+            kept = [image for image in part if id(image) not in removed]
             append(
                 {
-                    "path": [_name(picture, table) for picture in kept],
-                    "label": [picture.label for picture in kept],
+                    "path": [_name(image, table) for image in kept],
+                    "label": [image.label for image in kept],
                     "split": [name] * len(kept),
-                    "group": [picture.group or "" for picture in kept],
-                    "note": [notes.get(id(picture), "") for picture in kept],
+                    "group": [image.group or "" for image in kept],
+                    "note": [notes.get(id(image), "") for image in kept],
                 }
             )
     return dict(Counter(removed.values()))
@@ -104,10 +102,10 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def _name(picture: Picture, table: Path) -> str:
-    if is_address(picture.path):
-        return picture.path
-    file, mark, inside = (picture.path, "", "") if picture.storage is None else picture.path.partition("#")
+def _name(image: ImageSample, table: Path) -> str:
+    if is_address(image.path):
+        return image.path
+    file, mark, inside = (image.path, "", "") if image.storage is None else image.path.partition("#")
     try:
         file = Path(os.path.relpath(Path(file).absolute(), table.parent.absolute())).as_posix()
     except ValueError:  # another drive of Windows

@@ -1,10 +1,10 @@
-"""What is wrong with a collection of pictures: the records that the doctor gives."""
+"""What is wrong with a collection of images: the records that the doctor gives."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from vggkit.images.dataset import Picture
+from vggkit.images.dataset import ImageSample
 from vggkit.images.label_texts import LabelRemark
 from vggkit.images.omissions import Omission
 
@@ -36,15 +36,15 @@ Severity = Literal["error", "warning", "note"]
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A picture that a finding is about."""
+    """An image that a finding is about."""
 
     path: str
-    """As in its `Picture`."""
+    """As in its `ImageSample`."""
     part: str
     """`train`, `val` …; `all` where the collection is not divided."""
     label: str
     """Its class."""
-    picture: Picture = field(repr=False, compare=False)
+    image: ImageSample = field(repr=False, compare=False)
     """Itself."""
 
     def to_dict(self) -> dict[str, str]:
@@ -54,16 +54,16 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One instance of a finding: a picture, or pictures that belong together."""
+    """One instance of a finding: an image, or images that belong together."""
 
     members: tuple[Member, ...]
-    """The pictures; none where a class is meant."""
+    """The images; none where a class is meant."""
     detail: str
     """What is said of them: the reason, the likeness, the class that is likelier."""
     likeness: float | None = None
     """Of near duplicates, in [0, 1]; 1 where the files are the same, byte for byte."""
     suggestion: str | None = None
-    """The likelier class of a picture that may have a wrong one."""
+    """The likelier class of an image that may have a wrong one."""
 
     def to_dict(self) -> dict[str, Any]:
         """A value for JSON; `likeness` and `suggestion` only where they say something."""
@@ -100,14 +100,14 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Sides:
-    """Sizes of pictures, in pixels."""
+    """Sizes of images, in pixels."""
 
     smallest: tuple[int, int]
-    """Width and height of the picture with the shortest short side."""
+    """Width and height of the image with the shortest short side."""
     median: tuple[int, int]
     """Median width and median height."""
     largest: tuple[int, int]
-    """Width and height of the picture with the most pixels."""
+    """Width and height of the image with the most pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,19 +115,19 @@ class Diagnosis:
     """What a collection holds, and what is wrong with it."""
 
     data: str
-    """Where the pictures come from."""
+    """Where the images come from."""
     counts: Mapping[str, Mapping[str, int]]
-    """Readable pictures of each class in each part."""
+    """Readable images of each class in each part."""
     n: int
-    """All pictures, unreadable ones too."""
+    """All images, unreadable ones too."""
     sides: Sides | None
     """Sizes of the readable ones; None where there are none."""
     formats: Mapping[str, int]
-    """Pictures by file format, the commonest first."""
+    """Images by file format, the commonest first."""
     modes: Mapping[str, int]
-    """Pictures by colour mode as Pillow names it, the commonest first."""
+    """Images by colour mode as Pillow names it, the commonest first."""
     turned: int
-    """Pictures that are stored turned or mirrored, and set right by EXIF's orientation."""
+    """Images that are stored turned or mirrored, and set right by EXIF's orientation."""
     image_pixels: int
     """Side of the square that the network is to see."""
     model: str | None
@@ -137,7 +137,7 @@ class Diagnosis:
     seconds: float
     """How long it took."""
     passed_over: tuple[Omission, ...] = ()
-    """What lies among the pictures and is none of them, counted by reason."""
+    """What lies among the images and is none of them, counted by reason."""
     remarks: tuple[LabelRemark, ...] = ()
     """Labels that look like several in one, like each other, or are written in several ways."""
 

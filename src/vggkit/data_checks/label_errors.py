@@ -1,6 +1,6 @@
-"""Labels and pictures held against what a Classifier's trunk sees in them.
+"""Labels and images held against what a Classifier's trunk sees in them.
 
-Shape letters: N pictures, C channels, K classes, F features.
+Shape letters: N images, C channels, K classes, F features.
 """
 
 from collections import Counter
@@ -32,12 +32,12 @@ TEMPERATURES: Final = np.geomspace(0.25, 8, 21)
 SHARES: Final = np.array((0.0005, *np.geomspace(0.001, 0.3, 24)))
 """Shares of wrong labels that are thought possible."""
 NEAR: Final = 0.05
-"""Share of the pictures that are one's neighbours, so that a few equal strangers are not only each other's."""
+"""Share of the images that are one's neighbours, so that a few equal strangers are not only each other's."""
 LEAST_NEIGHBOURS: Final = 10
 DOUBTED: Final = 0.25
 """Chance that a label is wrong from which a person should look: about every second one flagged is wrong then."""
 FAR: Final = 3.5
-"""How many robust standard deviations beyond the median a picture's distance to its neighbours must be."""
+"""How many robust standard deviations beyond the median an image's distance to its neighbours must be."""
 
 
 def extract_features(
@@ -50,24 +50,24 @@ def extract_features(
 ) -> NDArray[np.float32]:
     """(N, F) of readable sightings: mean and standard deviation of each channel of the trunk's last map.
 
-    Raises BadData where a picture has gone since, and BadInput where the network's values overflow.
+    Raises BadData where an image has gone since, and BadInput where the network's values overflow.
     """
     engine, _ = choose_engine(classifier.network, device, output="statistics", precision="fp32")
-    pictures = [sighting.picture for sighting in sightings]
+    images = [sighting.image for sighting in sightings]
     rows, lost = [], []
-    answers = stream_answers(engine, classifier.preprocessing, pictures, batch_size=batch_size)
+    answers = stream_answers(engine, classifier.preprocessing, images, batch_size=batch_size)
     for done, answer in enumerate(answers, start=1):
         if answer.overflows:
             lost.append(answer.problem)
         elif answer.output is None:
-            raise BadData(f"{answer.picture.path}: was readable, and is not any more ({answer.problem})")
+            raise BadData(f"{answer.image.path}: was readable, and is not any more ({answer.problem})")
         else:
             rows.append(answer.output)
         if on_progress:
-            on_progress(done, len(pictures))
+            on_progress(done, len(images))
     if lost:
         raise BadInput(
-            f"the Classifier cannot judge {len(lost):,} of {len(pictures):,} images; check without it, or with "
+            f"the Classifier cannot judge {len(lost):,} of {len(images):,} images; check without it, or with "
             f"another one. The first: {lost[0]}"
         )
     return np.stack(rows)
@@ -86,7 +86,7 @@ def number_units(sightings: Sequence[Sighting], alike: Sequence[Alike]) -> NDArr
     together: dict[object, int] = {}
     ties = [(pair.first, pair.second) for pair in alike]
     for number, sighting in enumerate(sightings):
-        marks = (sighting.digest or None, sighting.picture.group)
+        marks = (sighting.digest or None, sighting.image.group)
         ties += [(together.setdefault(mark, number), number) for mark in marks if mark is not None]
     size = (len(sightings), len(sightings))
     ends = np.array(ties or [(0, 0)]).T
@@ -103,13 +103,13 @@ class Judgement:
     share: float
     """Share of labels that are wrong, as estimated."""
     probabilities: NDArray[np.float64]
-    """(N, K) of each picture's class, by a classifier that never saw it."""
+    """(N, K) of each image's class, by a classifier that never saw it."""
     wrong: NDArray[np.float64]
     """(N,) how likely each label is wrong."""
 
 
 def divide(labels: NDArray[np.int_], groups: NDArray[np.int_]) -> NDArray[np.int_]:
-    """The fold (N,) of each picture: units stay whole, and each class is spread as evenly as that allows."""
+    """The fold (N,) of each image: units stay whole, and each class is spread as evenly as that allows."""
     _, members = np.unique(groups, return_inverse=True)
     votes = np.zeros((members.max() + 1, labels.max() + 1), dtype=np.int64)
     np.add.at(votes, (members, labels), 1)
@@ -128,7 +128,7 @@ def predict_held_out(
     weights: NDArray[np.float64],
     shrinkages: Sequence[float],
 ) -> dict[float, NDArray[np.float64]]:
-    """Logits (N, K) for each shrinkage, of linear discriminant analysis that never saw the picture's fold.
+    """Logits (N, K) for each shrinkage, of linear discriminant analysis that never saw the image's fold.
 
     What folds share is summed once, and each fold's part taken away.
 
@@ -136,7 +136,7 @@ def predict_held_out(
         features: (N, F), standardised.
         labels: (N,) numbers of classes, 0 to K - 1.
         folds: (N,) from `divide`.
-        weights: (N,) how much each picture counts, above 0.
+        weights: (N,) how much each image counts, above 0.
         shrinkages: Each above 0, to 1.
     """
     counted = np.zeros((len(labels), int(labels.max()) + 1))
@@ -182,7 +182,7 @@ def weigh(logits: NDArray[np.float64], labels: NDArray[np.int_]) -> Judgement:
 
 
 def judge(features: NDArray[np.float32], labels: NDArray[np.int_], groups: NDArray[np.int_]) -> Judgement:
-    """What a linear classifier on features, which never saw a picture or its copies, says of the picture's label.
+    """What a linear classifier on features, which never saw an image or its copies, says of the image's label.
 
     Args:
         features: (N, F).
@@ -205,7 +205,7 @@ def judge(features: NDArray[np.float32], labels: NDArray[np.int_], groups: NDArr
 def find_mislabelled(
     sightings: Sequence[Sighting], features: NDArray[np.float32], groups: NDArray[np.int_]
 ) -> Finding | None:
-    """Pictures whose label is likely wrong, by predictions of classifiers that did not see them.
+    """Images whose label is likely wrong, by predictions of classifiers that did not see them.
 
     Confident learning (Northcutt, Jiang and Chuang, 2021) by cleanlab says how many of each class are suspect;
     of these count those whose label has a chance of DOUBTED or more to be wrong
@@ -257,10 +257,10 @@ def find_mislabelled(
 
 
 def find_outliers(sightings: Sequence[Sighting], features: NDArray[np.float32]) -> Finding | None:
-    """Pictures unlike all others: far from their nearest neighbours among the features.
+    """Images unlike all others: far from their nearest neighbours among the features.
 
-    The distance is the mean one to the share NEAR of all pictures, or to the nearer half of the picture's own
-    class where that is less: a small class of its own kind is no stranger. A picture counts whose
+    The distance is the mean one to the share NEAR of all images, or to the nearer half of the image's own
+    class where that is less: a small class of its own kind is no stranger. An image counts whose
     logarithm is FAR robust standard deviations (median absolute deviation) above the median.
     """
     if len(sightings) <= 2 * LEAST_NEIGHBOURS or not np.isfinite(features).all():
@@ -282,7 +282,7 @@ def find_outliers(sightings: Sequence[Sighting], features: NDArray[np.float32]) 
     return Finding(
         "outlier",
         "note",
-        f"{len(cases):,} {'picture is' if len(cases) == 1 else 'pictures are'} unlike all others",
+        f"{len(cases):,} {'image is' if len(cases) == 1 else 'images are'} unlike all others",
         "They may not belong here, or be the only ones of their kind. Look at them.",
         tuple(cases),
     )

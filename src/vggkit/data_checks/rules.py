@@ -1,4 +1,4 @@
-"""What sightings tell: each rule gives its finding, or None where all is well. No pictures are opened here."""
+"""What sightings tell: each rule gives its finding, or None where all is well. No images are opened here."""
 
 import math
 from collections import Counter, defaultdict
@@ -9,13 +9,13 @@ from typing import Final, get_args
 from vggkit.data_checks.findings import Case, Finding, Kind, Member, Severity
 from vggkit.data_checks.survey import ENDINGS, Sighting
 from vggkit.images.class_names import fold, show_name
-from vggkit.images.dataset import PictureSet
+from vggkit.images.dataset import ImageDataset
 from vggkit.images.near_duplicates import Alike, group
 
 FEW_TO_LEARN_FROM: Final = 20
-"""Pictures of a class below which a network learns little of it."""
+"""Images of a class below which a network learns little of it."""
 FEW_TO_MEASURE: Final = 10
-"""Pictures of a class below which its accuracy is known to no better than about ±30 points."""
+"""Images of a class below which its accuracy is known to no better than about ±30 points."""
 IMBALANCE: Final = 3.0
 """How many times the smallest class the largest may be before it is mentioned."""
 
@@ -26,25 +26,25 @@ def weigh_finding(finding: Finding) -> tuple[int, int]:
 
 
 def find_unreadable(sightings: Sequence[Sighting]) -> Finding | None:
-    """Pictures that cannot be decoded, each with its reason."""
+    """Images that cannot be decoded, each with its reason."""
     cases = [Case((member(s),), str(s.problem)) for s in sightings if s.problem is not None]
     return _finding(
         "unreadable",
         "warning",
         cases,
-        f"{_count(cases, 'picture')} cannot be read",
+        f"{_count(cases, 'image')} cannot be read",
         "Training and evaluation leave them out; replace them, or leave them out of the table.",
     )
 
 
-def find_passed_over(pictures: PictureSet) -> Finding | None:
-    """What lies among the pictures and is none of them, by reason."""
-    grave = any(omission.is_grave for omission in pictures.passed_over)
-    count = sum(omission.count for omission in pictures.passed_over)
+def find_passed_over(images: ImageDataset) -> Finding | None:
+    """What lies among the images and is none of them, by reason."""
+    grave = any(omission.is_grave for omission in images.passed_over)
+    count = sum(omission.count for omission in images.passed_over)
     return _finding(
         "passed-over",
         "warning" if grave else "note",
-        [Case((), omission.describe()) for omission in pictures.passed_over],
+        [Case((), omission.describe()) for omission in images.passed_over],
         f"{count:,} {'file, folder or entry was' if count == 1 else 'files, folders or entries were'} passed over",
         "They take no part. Move what should into a class's folder, and repair links that lead nowhere."
         if grave
@@ -52,11 +52,11 @@ def find_passed_over(pictures: PictureSet) -> Finding | None:
     )
 
 
-def find_remarks(pictures: PictureSet) -> list[Finding]:
+def find_remarks(images: ImageDataset) -> list[Finding]:
     """Labels that look like several in one, and those that are written in several ways."""
 
     def cases(kind: str) -> list[Case]:
-        return [Case((), remark.describe()) for remark in pictures.remarks if remark.kind == kind]
+        return [Case((), remark.describe()) for remark in images.remarks if remark.kind == kind]
 
     found = (
         _finding(
@@ -85,13 +85,13 @@ def find_remarks(pictures: PictureSet) -> list[Finding]:
     return [finding for finding in found if finding is not None]
 
 
-def find_missing_classes(pictures: PictureSet, sightings: Sequence[Sighting]) -> Finding | None:
-    """Classes of which a part has no readable picture."""
+def find_missing_classes(images: ImageDataset, sightings: Sequence[Sighting]) -> Finding | None:
+    """Classes of which a part has no readable image."""
     seen = {(s.part, s.label) for s in sightings if s.problem is None}
     cases = [
-        Case((), f"{part} has no readable picture of {label}")
-        for part in pictures.splits
-        for label in pictures.labels
+        Case((), f"{part} has no readable image of {label}")
+        for part in images.splits
+        for label in images.labels
         if (part, label) not in seen
     ]
     return _finding(
@@ -99,7 +99,7 @@ def find_missing_classes(pictures: PictureSet, sightings: Sequence[Sighting]) ->
         "error",
         cases,
         f"{_count(cases, 'class', 'classes')} missing from a part",
-        "What is measured on that part says nothing of the class. Add pictures of it, or remove it everywhere.",
+        "What is measured on that part says nothing of the class. Add images of it, or remove it everywhere.",
     )
 
 
@@ -123,7 +123,7 @@ def find_similar_names(labels: Sequence[str]) -> Finding | None:
 
 
 def find_few(counts: Mapping[str, Mapping[str, int]]) -> Finding | None:
-    """Classes with too few pictures to learn from, or to be measured on."""
+    """Classes with too few images to learn from, or to be measured on."""
     cases = []
     for part, classes in counts.items():
         least = FEW_TO_LEARN_FROM if part in ("train", "all") else FEW_TO_MEASURE
@@ -135,8 +135,8 @@ def find_few(counts: Mapping[str, Mapping[str, int]]) -> Finding | None:
         "few",
         "warning",
         cases,
-        f"{_count(cases, 'class', 'classes')} with few pictures",
-        "Add pictures; or train the head alone on a network with given weights, and read the intervals.",
+        f"{_count(cases, 'class', 'classes')} with few images",
+        "Add images; or train the head alone on a network with given weights, and read the intervals.",
     )
 
 
@@ -161,7 +161,7 @@ def find_imbalance(counts: Mapping[str, Mapping[str, int]]) -> Finding | None:
 
 
 def find_small(sightings: Sequence[Sighting], image_pixels: int) -> Finding | None:
-    """Pictures with fewer pixels than the network sees, the smallest first."""
+    """Images with fewer pixels than the network sees, the smallest first."""
     small = [s for s in sightings if s.head is not None and min(s.head.width, s.head.height) < image_pixels]
     small.sort(key=lambda s: min(s.head.width, s.head.height) if s.head else 0)
     cases = [Case((member(s),), f"{s.head.width}×{s.head.height} pixels") for s in small if s.head]
@@ -170,7 +170,7 @@ def find_small(sightings: Sequence[Sighting], image_pixels: int) -> Finding | No
         "small",
         "note" if every else "warning",
         cases,
-        f"{'all' if every else f'{len(cases):,}'} pictures are smaller than the {image_pixels} pixels "
+        f"{'all' if every else f'{len(cases):,}'} images are smaller than the {image_pixels} pixels "
         "that the network sees",
         "They are enlarged, and hold less than the network could use. "
         + ("Train with --image-size at their own size." if every else "Find larger ones, or train smaller."),
@@ -200,7 +200,7 @@ def find_animated(sightings: Sequence[Sighting]) -> Finding | None:
         "animated",
         "note",
         cases,
-        f"{_count(cases, 'picture')} with several frames",
+        f"{_count(cases, 'image')} with several frames",
         "The first frame counts, and the others are not seen.",
     )
 
@@ -233,29 +233,29 @@ def find_copies(sightings: Sequence[Sighting], alike: Sequence[Alike]) -> list[F
             "leakage",
             "error",
             leaked,
-            f"{_count(leaked, 'picture or group', 'pictures or groups')} in more than one part",
-            "The network is measured on pictures that it learnt by heart: the figures are too good. "
+            f"{_count(leaked, 'image or group', 'images or groups')} in more than one part",
+            "The network is measured on images that it learnt by heart: the figures are too good. "
             "Keep each in one part; --fix takes them out of train.",
         ),
         _finding(
             "contradiction",
             "warning",
             contradicting,
-            f"{_count(contradicting, 'picture')} in more than one class",
+            f"{_count(contradicting, 'image')} in more than one class",
             "One label at most is right. Decide which; --fix leaves all copies out.",
         ),
         _finding(
             "duplicate",
             "warning",
             within,
-            f"{_count(within, 'picture')} more than once in a part, byte for byte",
+            f"{_count(within, 'image')} more than once in a part, byte for byte",
             "Copies count as if they were evidence. Keep one of each; --fix does.",
         ),
         _finding(
             "near-duplicate",
             "note",
             near_within,
-            f"{_count(near_within, 'picture')} more than once in a part, nearly the same",
+            f"{_count(near_within, 'image')} more than once in a part, nearly the same",
             "Sized, re-encoded, cut or mirrored copies, or shots of one burst. Keep one of each where they are "
             "copies; keep a burst in one part with a group column.",
         ),
@@ -281,11 +281,11 @@ def _gather(sightings: Sequence[Sighting], alike: Sequence[Alike]) -> list[tuple
 
 
 def find_parted_groups(sightings: Sequence[Sighting]) -> list[Case]:
-    """Groups whose pictures lie in more than one part."""
+    """Groups whose images lie in more than one part."""
     groups: dict[str, list[Sighting]] = defaultdict(list)
     for sighting in sightings:
-        if sighting.picture.group is not None:
-            groups[sighting.picture.group].append(sighting)
+        if sighting.image.group is not None:
+            groups[sighting.image.group].append(sighting)
     return [
         Case(tuple(map(member, group)), f"the group {name} lies in {', '.join(sorted({s.part for s in group}))}")
         for name, group in groups.items()
@@ -303,8 +303,8 @@ def group_exact(sightings: Sequence[Sighting]) -> dict[bytes, list[int]]:
 
 
 def member(sighting: Sighting) -> Member:
-    """The picture of a sighting, as findings name it."""
-    return Member(sighting.picture.path, sighting.part, sighting.label, sighting.picture)
+    """The image of a sighting, as findings name it."""
+    return Member(sighting.image.path, sighting.part, sighting.label, sighting.image)
 
 
 def _members(sightings: Sequence[Sighting], numbers: Iterable[int]) -> tuple[Member, ...]:

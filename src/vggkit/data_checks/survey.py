@@ -1,4 +1,4 @@
-"""Every picture looked at once: read, decoded, measured, described.
+"""Every image looked at once: read, decoded, measured, described.
 
 Shape letters: D values of a description.
 """
@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from vggkit.errors import BadImage
 from vggkit.hardware import count_threads
-from vggkit.images.dataset import Picture, PictureSet
+from vggkit.images.dataset import ImageDataset, ImageSample
 from vggkit.images.decoding import decode
 from vggkit.images.image_header import Head, read_head
 from vggkit.images.near_duplicates import describe_likeness
 
 LEAST_SIDE: Final = 128
-"""Pixels of the short side that are enough to describe a picture; every byte of it is decoded all the same."""
+"""Pixels of the short side that are enough to describe an image; every byte of it is decoded all the same."""
 
 ENDINGS: Final = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -41,11 +41,11 @@ ENDINGS: Final = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sighting:
-    """What was seen of a picture."""
+    """What was seen of an image."""
 
     part: str
     """`train`, `val` …"""
-    picture: Picture
+    image: ImageSample
     """Itself."""
     head: Head | None = None
     """Its format, size and mode; None where it cannot be read."""
@@ -59,25 +59,25 @@ class Sighting:
     @property
     def label(self) -> str:
         """Its class."""
-        return str(self.picture.label)
+        return str(self.image.label)
 
     @property
     def wrong_ending(self) -> bool:
         """Whether its file is of another format than its name says."""
-        ending = PurePath(self.picture.path).suffix.lower()
+        ending = PurePath(self.image.path).suffix.lower()
         said = next((kind for kind, endings in ENDINGS.items() if ending in endings), None)
         is_really = self.head.format if self.head is not None else None
         return said is not None and is_really in ENDINGS and said != is_really
 
 
-def survey(pictures: PictureSet, *, on_progress: Callable[[int, int], None] | None = None) -> Iterator[Sighting]:
-    """A Sighting of each picture, part by part in order; several are decoded at once.
+def survey(images: ImageDataset, *, on_progress: Callable[[int, int], None] | None = None) -> Iterator[Sighting]:
+    """A Sighting of each image, part by part in order; several are decoded at once.
 
     Args:
-        pictures: What to look at.
-        on_progress: Called with the number of pictures done and of all.
+        images: What to look at.
+        on_progress: Called with the number of images done and of all.
     """
-    every = [(name, picture) for name, part in pictures.splits.items() for picture in part]
+    every = [(name, image) for name, part in images.splits.items() for image in part]
     threads = count_threads()
     with ThreadPoolExecutor(threads, thread_name_prefix="survey") as pool:
         waiting, ahead = iter(every), deque[Future[Sighting]]()
@@ -92,20 +92,20 @@ def survey(pictures: PictureSet, *, on_progress: Callable[[int, int], None] | No
                 future.cancel()
 
 
-def look(part: str, picture: Picture) -> Sighting:
-    """The Sighting of one picture; one that cannot be read has its `problem`."""
+def look(part: str, image: ImageSample) -> Sighting:
+    """The Sighting of one image; one that cannot be read has its `problem`."""
     try:
-        if picture.pixels is not None:
-            height, width = picture.pixels.shape[:2]
+        if image.pixels is not None:
+            height, width = image.pixels.shape[:2]
             head = Head("in memory", width, height, "RGB", 1, animated=False)
-            digest = _digest(repr(picture.pixels.shape).encode() + np.ascontiguousarray(picture.pixels).tobytes())
-            return Sighting(part, picture, head, digest, describe_likeness(picture.pixels))
-        data = picture.read()
-        pixels = decode(data, name=picture.path, least_side=LEAST_SIDE)
-        head = read_head(data, name=picture.path)
-        return Sighting(part, picture, head, _digest(data), describe_likeness(pixels))
+            digest = _digest(repr(image.pixels.shape).encode() + np.ascontiguousarray(image.pixels).tobytes())
+            return Sighting(part, image, head, digest, describe_likeness(image.pixels))
+        data = image.read()
+        pixels = decode(data, name=image.path, least_side=LEAST_SIDE)
+        head = read_head(data, name=image.path)
+        return Sighting(part, image, head, _digest(data), describe_likeness(pixels))
     except BadImage as problem:
-        return Sighting(part, picture, problem=str(problem))
+        return Sighting(part, image, problem=str(problem))
 
 
 def _digest(data: bytes) -> bytes:

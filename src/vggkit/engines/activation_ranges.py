@@ -1,4 +1,4 @@
-"""Which values the products of a network read, as pictures show: rounding them to 8 bits needs both ends."""
+"""Which values the products of a network read, as images show: rounding them to 8 bits needs both ends."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vggkit.models.vgg import VGG
 
 WITHIN: Final = 0.99
-"""Share of pictures whose values lie within a range at each end."""
+"""Share of images whose values lie within a range at each end."""
 
 
 def measure_ranges(
@@ -23,14 +23,14 @@ def measure_ranges(
 ) -> dict[Output, tuple[float, float]]:
     """Both ends of what each convolution and matrix reads, by its name, for an engine in int8.
 
-    Of a hundred pictures 99 lie within: one strange picture does not widen a range for all, and classes that
+    Of a hundred images 99 lie within: one strange image does not widen a range for all, and classes that
     reach farther than others are not cut.
 
     Args:
         weights: A VGG, or a ModelFile.
-        batches: Preprocessed pictures (N, C, H, W), as the network will see: a few hundred in all.
+        batches: Preprocessed images (N, C, H, W), as the network will see: a few hundred in all.
 
-    Raises BadInput without pictures, MissingExtra without OpenVINO, and BadCheckpoint.
+    Raises BadInput without images, MissingExtra without OpenVINO, and BadCheckpoint.
     """
     names = list_reads(weights.configuration)
     engine = OpenVINOEngine(weights, output=names[1:] or "logits")
@@ -41,7 +41,7 @@ def measure_ranges(
                 flat = values.reshape(len(values), -1)
                 found[name] += zip(flat.min(axis=1).tolist(), flat.max(axis=1).tolist(), strict=True)
     if not found[IMAGES]:
-        raise BadInput("ranges are measured on pictures, and there are none; give a few hundred")
+        raise BadInput("ranges are measured on images, and there are none; give a few hundred")
     rows = {name: np.array(pairs) for name, pairs in found.items()}
     if lost := max(int((~np.isfinite(pairs)).any(axis=1).sum()) for pairs in rows.values()):
         raise BadInput(
@@ -53,6 +53,6 @@ def measure_ranges(
 
 
 def _find_ends(pairs: NDArray[np.float64]) -> tuple[float, float]:
-    """A range from the ends of each picture (N, 2)."""
+    """A range from the ends of each image (N, 2)."""
     low, high = np.quantile(pairs[:, 0], 1 - WITHIN), np.quantile(pairs[:, 1], WITHIN)
     return min(0.0, float(low)), max(0.0, float(high))  # zero is in every range: padding is zero

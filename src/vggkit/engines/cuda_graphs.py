@@ -1,4 +1,4 @@
-"""The pass of one picture, recorded on a GPU and replayed: starting its kernels takes longer than running them."""
+"""The pass of one image, recorded on a GPU and replayed: starting its kernels takes longer than running them."""
 
 from collections.abc import Callable
 
@@ -35,7 +35,7 @@ def record(compute: Pass, images: Tensor) -> Pass:
 
 
 class Replays:
-    """Passes of single pictures, each recorded when a second picture of its shape comes.
+    """Passes of single images, each recorded when a second image of its shape comes.
 
     Where recording fails, or on another device, the pass is computed as ever.
     """

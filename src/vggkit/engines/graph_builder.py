@@ -1,7 +1,7 @@
 """A network as a graph of operations, drawn from its configuration and weights; follows `VGG.forward`.
 
 What the operations are made of is the engine's: OpenVINO's nodes, or ONNX's. No torch here.
-Shape letters: N pictures, C channels, H and W pixels, F features.
+Shape letters: N images, C channels, H and W pixels, F features.
 """
 
 from collections.abc import Mapping
@@ -63,7 +63,7 @@ class Operations(Protocol[Node]):
 
 
 class Drawing(Generic[Node]):
-    """Draws what a plan needs, for pictures of one size.
+    """Draws what a plan needs, for images of one size.
 
     Args:
         configuration: The network.
@@ -87,7 +87,7 @@ class Drawing(Generic[Node]):
         self._found: dict[Output, Node] = {}
 
     def draw(self, images: Node, sides: Sides) -> dict[Output, Node]:
-        """The plan's outputs of pictures (N, C, H, W) of that height and width, in its order."""
+        """The plan's outputs of images (N, C, H, W) of that height and width, in its order."""
         names = self._plan.drawn
         with np.errstate(over="ignore", invalid="ignore"):  # it shows in the outputs
             maps, sides = self._draw_trunk(images, sides)

@@ -1,6 +1,6 @@
 """A network as ONNX Runtime runs it on processors: the graph is drawn from the configuration and the weights.
 
-No torch here. Shape letters: N pictures, C channels, H and W pixels, F features.
+No torch here. Shape letters: N images, C channels, H and W pixels, F features.
 """
 
 import math
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from vggkit.models.vgg import VGG
 
 TOGETHER: Final = 8
-"""Pictures that are computed together at most: more gain nothing, and their maps leave the caches."""
+"""Images that are computed together at most: more gain nothing, and their maps leave the caches."""
 KEPT: Final = 4
-"""Sessions that are kept, the last ones used: each size of pictures has its own."""
+"""Sessions that are kept, the last ones used: each size of images has its own."""
 OPSET: Final = 18
 IR_VERSION: Final = 9
 _PLACE: Final = "weights"
@@ -40,7 +40,7 @@ class ONNXEngine(NamedEngine):
 
     Args:
         weights: A VGG, or a ModelFile, which needs no torch.
-        output: What is given of each picture, or several names.
+        output: What is given of each image, or several names.
 
     Raises UnknownName, MissingExtra without onnx and onnxruntime, and BadCheckpoint.
     """

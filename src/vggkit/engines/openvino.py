@@ -1,6 +1,6 @@
 """A network as OpenVINO runs it on processors: the graph is drawn from the configuration and the weights.
 
-No torch here. Shape letters: N pictures, C channels, H and W pixels, F features.
+No torch here. Shape letters: N images, C channels, H and W pixels, F features.
 """
 
 import importlib
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from vggkit.models.vgg import VGG
 
 TOGETHER: Final = 8
-"""Pictures that one request takes at most: more gain nothing, and their maps leave the caches."""
+"""Images that one request takes at most: more gain nothing, and their maps leave the caches."""
 KEPT: Final = 8
-"""Compiled models that are kept, the last ones used: each size of pictures has its own."""
+"""Compiled models that are kept, the last ones used: each size of images has its own."""
 PROCESSORS_A_STREAM: Final = 4
-"""With fewer pictures than one for so many processors, all processors work on one picture after another."""
+"""With fewer images than one for so many processors, all processors work on one image after another."""
 LARGEST: Final = 127
 """Of int8 weights, in steps of their channel."""
 LARGEST_OF_7_BITS: Final = 63
@@ -56,14 +56,14 @@ Haste = Literal["LATENCY", "THROUGHPUT"]
 class OpenVINOEngine(NamedEngine):
     """Runs a VGG on the processor with the weights as they are now; a network stays as it is. Threads may share it.
 
-    A single picture has all processors; of several, requests of a few each run side by side. A model is
-    compiled when pictures of its size come, which takes a tenth of a second: less than a compiled one would
+    A single image has all processors; of several, requests of a few each run side by side. A model is
+    compiled when images of its size come, which takes a tenth of a second: less than a compiled one would
     take to be read (docs/decisions/engines.md). Of an image whose values overflow on the way everything given is
     NaN: OpenVINO's ReLU makes zeros of NaN, and what follows would look like an answer.
 
     Args:
         weights: A VGG, or a ModelFile, which needs no torch.
-        output: What is given of each picture, or several names.
+        output: What is given of each image, or several names.
         precision: bf16 is several times as fast where the processor multiplies bfloat16, and float32 elsewhere;
             what follows the last product, such as statistics of a map, is computed in float32 all the same.
             int8 is as fast again, and rounds coarsely: weights to 8 bits where the processor sums products of
@@ -132,10 +132,10 @@ class OpenVINOEngine(NamedEngine):
         return model
 
     def _choose_haste(self, size: Sides, count: int, watched: bool) -> Haste:
-        """Few pictures in one request with all processors, or many in several."""
+        """Few images in one request with all processors, or many in several."""
         before, self._few = self._few, count * PROCESSORS_A_STREAM < max(count_threads(), 2 * PROCESSORS_A_STREAM)
         there = [haste for (sides, haste, watches) in self._models if (sides, watches) == (size, watched)]
-        # The rest of many pictures is not worth a model of its own, with its own copy of the weights.
+        # The rest of many images is not worth a model of its own, with its own copy of the weights.
         rest = there == ["THROUGHPUT"] and not before
         return "LATENCY" if self._few and not rest else "THROUGHPUT"
 
@@ -303,7 +303,7 @@ def _check_ranges(configuration: Configuration, ranges: Ranges) -> None:
     if missing := [name for name in names if name not in ranges]:
         raise BadConfiguration(
             f"the ranges are not of this network: {', '.join(missing[:4])} {'is' if len(missing) == 1 else 'are'} "
-            "missing. Measure them anew: vggkit bench MODEL PICTURES --keep-ranges"
+            "missing. Measure them anew: vggkit bench MODEL IMAGES --keep-ranges"
         )
 
 

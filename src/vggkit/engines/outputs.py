@@ -24,7 +24,7 @@ WantedPrecision = Literal["fp32", "bf16", "int8", "auto"]
 Ranges = Mapping[Output, tuple[float, float]]
 """The least and the largest value of what a convolution or a matrix reads, by its name."""
 ROWS: Final = ("logits", "probabilities", "features", "statistics")
-"""What every network has, a row for each picture."""
+"""What every network has, a row for each image."""
 IMAGES: Final = INPUT_RANGE
 """The name of what the first convolution reads."""
 
@@ -103,7 +103,7 @@ def _count_layers(name: Output, layers: tuple[FullyConnected, ...]) -> int:
 
 
 def list_reads(configuration: Configuration) -> list[Output]:
-    """Names of what convolutions and matrices read, the pictures first.
+    """Names of what convolutions and matrices read, the images first.
 
     Statistics of a pool head are none of them: its matrix is small, and what it reads is wide.
     """
@@ -127,11 +127,11 @@ def softmax(logits: Rows, temperature: float = 1.0) -> NDArray[np.float64]:
 
 
 def check_batch(configuration: Configuration, batch: NDArray[np.float32]) -> None:
-    """Raise BadInput where a batch cannot be pictures (N, C, H, W) of this network."""
+    """Raise BadInput where a batch cannot be images (N, C, H, W) of this network."""
     channels, least = configuration.in_channels, configuration.minimum_side
     if batch.ndim != 4 or not len(batch) or batch.shape[1] != channels or min(batch.shape[2:]) < least:
         raise BadInput(
-            f"an engine of this network takes pictures (N, {channels}, H, W), one at least and each of "
+            f"an engine of this network takes images (N, {channels}, H, W), one at least and each of "
             f"{least} pixels a side or more; got {batch.shape}"
         )
 
@@ -143,7 +143,7 @@ def check_precision(precision: Precision, ranges: Ranges | None) -> None:
     if precision == "int8" and not ranges:
         raise BadConfiguration(
             "int8 must be told between which values the network's layers lie, and this Classifier does not say. "
-            "vggkit bench MODEL PICTURES --keep-ranges finds that on a few hundred pictures and keeps it in the "
+            "vggkit bench MODEL IMAGES --keep-ranges finds that on a few hundred images and keeps it in the "
             "file (in Python: engines.ranges.measure_ranges, then Classifier.keep_ranges)"
         )
     if precision != "int8" and ranges:

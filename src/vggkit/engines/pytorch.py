@@ -1,6 +1,6 @@
 """A network as PyTorch runs it.
 
-Shape letters: N pictures, C channels, H and W pixels, K classes, F features.
+Shape letters: N images, C channels, H and W pixels, K classes, F features.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ class PyTorchEngine(NamedEngine):
     Args:
         network: The VGG, in float32 or any other precision; its weights stay as they are while the engine is used.
         device: Where it computes.
-        output: What is given of each picture, or several names.
+        output: What is given of each image, or several names.
         precision: What is computed in, whatever the network holds; in bf16 batch norms are in float32.
         temperature: What logits are divided by before they become probabilities.
 

@@ -41,7 +41,7 @@ def choose_engine(
         network: A VGG, whose weights must stay as they are while an engine is used and which PyTorch in fp32
             moves to the device; or a ModelFile, for which torch is imported only where PyTorch computes.
         device: A torch device or its name: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
-        output: What is given of each picture, or several names: `engines.outputs`.
+        output: What is given of each image, or several names: `engines.outputs`.
         precision: auto: bf16 where the device multiplies it by itself. bf16: OpenVINO computes in float32 on a
             processor that does not multiply it, and this is said. int8 is OpenVINO's on the processor.
         ranges: What `measure_ranges` found, for int8.

@@ -1,6 +1,6 @@
-"""Pictures in, rows out, in order: decoding goes on in threads while the engine computes.
+"""Images in, rows out, in order: decoding goes on in threads while the engine computes.
 
-Shape letters: N pictures, C channels, H and W pixels, K classes, F features.
+Shape letters: N images, C channels, H and W pixels, K classes, F features.
 """
 
 from abc import abstractmethod
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from vggkit.engines.overflow import describe_overflow
 from vggkit.errors import BadImage
 from vggkit.hardware import count_threads
-from vggkit.images.dataset import Picture
+from vggkit.images.dataset import ImageSample
 from vggkit.images.preprocessing import Preprocessing
 
 Given = TypeVar("Given")
@@ -26,14 +26,14 @@ Rows = NDArray[np.float32]
 
 
 class Engine(Protocol):
-    """Anything that turns preprocessed pictures into a row each."""
+    """Anything that turns preprocessed images into a row each."""
 
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Rows (N, K) or (N, F) of pictures (N, C, H, W), or maps, as it was asked for."""
+        """Rows (N, K) or (N, F) of images (N, C, H, W), or maps, as it was asked for."""
 
 
 class NamedEngine(Engine, Protocol):
-    """An engine that may give several things of a picture in one pass: `engines.outputs` names them."""
+    """An engine that may give several things of an image in one pass: `engines.outputs` names them."""
 
     outputs: tuple[str, ...]
     """The names of what is given."""
@@ -43,51 +43,51 @@ class NamedEngine(Engine, Protocol):
         """Every output by its name, of one pass: rows (N, F), or maps (N, C, H, W)."""
 
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The first output of preprocessed pictures (N, C, H, W): a row or a map of each."""
+        """The first output of preprocessed images (N, C, H, W): a row or a map of each."""
         return self.compute(batch)[self.outputs[0]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """What the engine gives for one picture, or why that is nothing."""
+    """What the engine gives for one image, or why that is nothing."""
 
-    picture: Picture
-    """The picture that was asked about."""
+    image: ImageSample
+    """The image that was asked about."""
     output: Rows | None
     """The engine's row for it, such as logits (K,), all finite; None where there is a problem."""
     problem: str | None = None
-    """Why it cannot be read, or that values overflow; it begins with the picture's path."""
+    """Why it cannot be read, or that values overflow; it begins with the image's path."""
     overflows: bool = False
-    """Whether the picture was read, and what the engine gave is not finite."""
+    """Whether the image was read, and what the engine gave is not finite."""
 
 
 def stream_answers(
     engine: Engine,
     preprocessing: Preprocessing,
-    pictures: Iterable[Picture],
+    images: Iterable[ImageSample],
     *,
     batch_size: int = 32,
     decoders: int | None = None,
 ) -> Iterator[Answer]:
-    """An answer for each picture, in order; never more than three batches of pictures are in memory.
+    """An answer for each image, in order; never more than three batches of images are in memory.
 
-    A picture that cannot be read gets its reason in place of an output, one whose values overflow likewise, and
+    An image that cannot be read gets its reason in place of an output, one whose values overflow likewise, and
     the others go on. Decoding
     takes `decoders` threads; None: as many as there are processors.
     """
 
-    def prepare(picture: Picture) -> tuple[list[NDArray[np.float32]], str | None]:
+    def prepare(image: ImageSample) -> tuple[list[NDArray[np.float32]], str | None]:
         try:
-            return [preprocessing.see(picture)], None
+            return [preprocessing.see(image)], None
         except BadImage as problem:
             return [], str(problem)
 
-    for picture, problem, rows in stream_rows(engine, pictures, prepare, batch_size=batch_size, decoders=decoders):
+    for image, problem, rows in stream_rows(engine, images, prepare, batch_size=batch_size, decoders=decoders):
         overflow = None if problem else describe_overflow(rows[0])
         if overflow is not None:
-            yield Answer(picture, None, f"{picture.path}: {overflow}", overflows=True)
+            yield Answer(image, None, f"{image.path}: {overflow}", overflows=True)
         else:
-            yield Answer(picture, None if problem else rows[0], problem)
+            yield Answer(image, None if problem else rows[0], problem)
 
 
 def stream_rows(
@@ -102,7 +102,7 @@ def stream_rows(
 
     Args:
         engine: Computes in the caller's thread.
-        given: Things to prepare, such as pictures.
+        given: Things to prepare, such as images.
         prepare: In threads, a thing's inputs (C, H, W), none or several, and what is known of it besides.
             What it raises reaches the caller.
         batch_size: Things that go through the engine together; twice as many are prepared meanwhile.

@@ -1,6 +1,6 @@
 """Probabilities that can be taken at their word: how far they are from it, and what mends them.
 
-Shape letters: N pictures, K classes.
+Shape letters: N images, K classes.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from vggkit.evaluation.predictions import Answers
 COLDEST: Final = 0.05
 HOTTEST: Final = 20.0
 FEWEST: Final = 30
-"""Pictures from which on a temperature is fitted."""
+"""Images from which on a temperature is fitted."""
 FOLDS: Final = 5
 HALVINGS: Final = 40
 
@@ -62,29 +62,29 @@ def find_ece(answers: Answers) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TemperatureFit:
-    """A temperature, and what it is worth on pictures that it was not fitted on."""
+    """A temperature, and what it is worth on images that it was not fitted on."""
 
     temperature: float
     """What logits are to be divided by; 1 where nothing is gained."""
     loss_before: float
     """Mean cross-entropy in nats at a temperature of 1."""
     loss_after: float
-    """The same after it, each fifth of the pictures at the temperature of the others."""
+    """The same after it, each fifth of the images at the temperature of the others."""
     ece_before: float
     """Expected calibration error at a temperature of 1."""
     ece_after: float
     """The same after it, likewise."""
     n: int
-    """Pictures that it was fitted on."""
+    """Images that it was fitted on."""
 
     def describe(self) -> str:
         """In a sentence, for people."""
         if self.n < FEWEST:
-            return f"temperature 1: {self.n} pictures are too few to fit one, which takes {FEWEST}"
+            return f"temperature 1: {self.n} images are too few to fit one, which takes {FEWEST}"
         if self.temperature == 1:
-            return f"temperature 1: on {self.n} pictures no other made the probabilities truer"
+            return f"temperature 1: on {self.n} images no other made the probabilities truer"
         return (
-            f"temperature {self.temperature:.3g}: on pictures it was not fitted on, calibration error "
+            f"temperature {self.temperature:.3g}: on images it was not fitted on, calibration error "
             f"{100 * self.ece_before:.1f} to {100 * self.ece_after:.1f} %, loss {self.loss_before:.4f} to "
             f"{self.loss_after:.4f} (n = {self.n})"
         )
@@ -94,11 +94,11 @@ def fit_temperature(answers: Answers, *, seed: int = 0) -> TemperatureFit:
     """The temperature of the least loss (Guo et al., 2017, section 4.2), with Platt's targets, see `_fit`.
 
     Only what helps is taken: it is 1 where the loss of held-out fifths does not fall by more than a standard
-    error, for fewer than `FEWEST` pictures, and where the least loss lies beyond `COLDEST` or `HOTTEST`. No
+    error, for fewer than `FEWEST` images, and where the least loss lies beyond `COLDEST` or `HOTTEST`. No
     answer changes, only how sure it is.
 
     Args:
-        answers: At a temperature of 1, of pictures that were not learnt from.
+        answers: At a temperature of 1, of images that were not learnt from.
         seed: The fifths depend on it.
     """
     folds = np.random.default_rng(seed).permutation(len(answers)) % FOLDS
@@ -135,7 +135,7 @@ def _keep(answers: Answers, chosen: NDArray[np.bool_]) -> Answers:
 def _fit(answers: Answers) -> float:
     """Where the loss's slope is zero; in 1 / temperature the loss is convex, so halving finds it.
 
-    Right classes count a little less than certain, as in Platt (1999, section 2.2): or else pictures that
+    Right classes count a little less than certain, as in Platt (1999, section 2.2): or else images that
     are all told right would call for boundless certainty.
     """
     low, high = np.log(COLDEST), np.log(HOTTEST)

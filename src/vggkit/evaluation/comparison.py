@@ -1,6 +1,6 @@
-"""Two Classifiers on the same pictures, and several as one.
+"""Two Classifiers on the same images, and several as one.
 
-Shape letters: N pictures, K classes.
+Shape letters: N images, K classes.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,10 +21,10 @@ RESAMPLES: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A picture that one of two Classifiers has right and the other has not."""
+    """An image that one of two Classifiers has right and the other has not."""
 
     path: str
-    """The picture."""
+    """The image."""
     label: str
     """What it shows."""
     first: str
@@ -44,18 +44,18 @@ class PairedComparison:
     difference: float
     """Top-1 of the second less that of the first, in [-1, 1]."""
     interval: Interval
-    """95 % bootstrap interval of it; both are measured on the same resampled pictures."""
+    """95 % bootstrap interval of it; both are measured on the same resampled images."""
     p_value: float
-    """McNemar's exact test: chance of a split at least as uneven between pictures that only one of them has right,
+    """McNemar's exact test: chance of a split at least as uneven between images that only one of them has right,
     were both equally good."""
     both_right: int
-    """Pictures."""
+    """Images."""
     only_first: int
-    """Pictures that the first alone has right."""
+    """Images that the first alone has right."""
     only_second: int
-    """Pictures that the second alone has right."""
+    """Images that the second alone has right."""
     both_wrong: int
-    """Pictures."""
+    """Images."""
     n: int
     """All of them."""
     changes: tuple[Change, ...]
@@ -79,7 +79,7 @@ class PairedComparison:
 def compare_answers(
     first: Answers, second: Answers, *, names: tuple[str, str] = ("the first", "the second"), seed: int = 0
 ) -> PairedComparison:
-    """Two Classifiers on the pictures that both were asked about.
+    """Two Classifiers on the images that both were asked about.
 
     Args:
         first: `Evaluation.answers`, or `Answers.read` of a table.
@@ -87,7 +87,7 @@ def compare_answers(
         names: What the Classifiers are called.
         seed: The interval's resamples depend on it.
 
-    Raises BadData where there are no such pictures, or the classes have other names.
+    Raises BadData where there are no such images, or the classes have other names.
     """
     for answers in (first, second):
         if not isinstance(answers, Answers):
@@ -98,7 +98,7 @@ def compare_answers(
     gain = two.right.astype(np.int64) - one.right.astype(np.int64)
     n = len(gain)
     generator = np.random.default_rng(seed)
-    # How often each kind of picture is drawn says all of a resample.
+    # How often each kind of image is drawn says all of a resample.
     only_second, only_first = int((gain > 0).sum()), int((gain < 0).sum())
     kinds = generator.multinomial(
         n, [only_second / n, only_first / n, 1 - (only_second + only_first) / n], RESAMPLES
@@ -128,7 +128,7 @@ def compare_answers(
 
 
 def mcnemar_p_value(only_first: int, only_second: int) -> float:
-    """Two-sided p-value of McNemar's exact test for pictures that only one of two has right."""
+    """Two-sided p-value of McNemar's exact test for images that only one of two has right."""
     n, least = only_first + only_second, min(only_first, only_second)
     ways = tail = 1
     for k in range(least):
@@ -138,13 +138,13 @@ def mcnemar_p_value(only_first: int, only_second: int) -> float:
 
 
 def fuse(evaluations: Sequence[Evaluation], *, wanted_precision: float | None = None) -> Evaluation:
-    """Several Classifiers as one: their probabilities averaged picture by picture (paper, section 4.5).
+    """Several Classifiers as one: their probabilities averaged image by image (paper, section 4.5).
 
     Args:
-        evaluations: Two or more, of the same pictures and classes.
+        evaluations: Two or more, of the same images and classes.
         wanted_precision: As in `evaluate`.
 
-    Raises BadData where they are of other pictures or classes, BadInput where they are no Evaluations.
+    Raises BadData where they are of other images or classes, BadInput where they are no Evaluations.
     """
     found = list(evaluations) if isinstance(evaluations, Iterable) else []
     if not found or not all(isinstance(each, Evaluation) for each in found):
@@ -165,14 +165,14 @@ def fuse(evaluations: Sequence[Evaluation], *, wanted_precision: float | None = 
         protocol=f"probabilities averaged, of {'; '.join(protocols)}",
         wanted_precision=wanted_precision,
         unreadable=tuple(dict.fromkeys(problem for each in evaluations for problem in each.unreadable)),
-        pictures=evaluations[0].pictures,
+        images=evaluations[0].images,
         averaged=True,
         notes=tuple(dict.fromkeys(note for each in evaluations for note in each.notes)),
     )
 
 
 def _align(several: Sequence[Answers], names: Sequence[str]) -> list[Answers]:
-    """The same pictures and classes of each, in the first one's order."""
+    """The same images and classes of each, in the first one's order."""
     first = several[0]
     for answers, name in zip(several, names, strict=True):
         if set(answers.labels) != set(first.labels):
@@ -185,12 +185,10 @@ def _align(several: Sequence[Answers], names: Sequence[str]) -> list[Answers]:
         return [_keep(answers, np.arange(len(first)), first) for answers in several]
     for answers, name in zip(several, names, strict=True):
         if len(set(answers.paths)) < len(answers):
-            raise BadData(
-                f"{name}: a picture is listed twice, and cannot be found in another's answers by its name"
-            )
+            raise BadData(f"{name}: an image is listed twice, and cannot be found in another's answers by its name")
     shared = set(first.paths).intersection(*(answers.paths for answers in several))
     if not shared:
-        raise BadData(f"{' and '.join(names)} were not measured on the same pictures")
+        raise BadData(f"{' and '.join(names)} were not measured on the same images")
     aligned = []
     for answers in several:
         places = {path: place for place, path in enumerate(answers.paths)}

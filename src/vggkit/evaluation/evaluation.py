@@ -21,9 +21,9 @@ class ClassFigures:
     label: str
     """Its name."""
     support: int
-    """Pictures of it."""
+    """Images of it."""
     given: int
-    """Pictures that were taken for it, rightly or not."""
+    """Images that were taken for it, rightly or not."""
     precision: float
     """Share in [0, 1] of `given` that are of it; 0 where none was."""
     recall: float
@@ -31,11 +31,11 @@ class ClassFigures:
     f1: float
     """Harmonic mean of both."""
     f1_interval: Interval | None
-    """95 % bootstrap interval; None without pictures of it."""
+    """95 % bootstrap interval; None without images of it."""
     roc_auc: float | None
-    """Chance that its probability is higher on a picture of it than on another; None where either lacks."""
+    """Chance that its probability is higher on an image of it than on another; None where either lacks."""
     average_precision: float | None
-    """Precision averaged over the recalls that its probability can be cut at; None without pictures of it."""
+    """Precision averaged over the recalls that its probability can be cut at; None without images of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,7 @@ class Calibration:
     temperature: float
     """What logits are divided by; 1 leaves them."""
     ece_before: float | None
-    """`ece` at a temperature of 1; None where several looks at a picture were averaged."""
+    """`ece` at a temperature of 1; None where several looks at an image were averaged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,50 +93,50 @@ class Evaluation:
     """What was measured, on what, and how."""
 
     top1: float
-    """Share in [0, 1] of pictures whose best class is the right one."""
+    """Share in [0, 1] of images whose best class is the right one."""
     top5: float
-    """Share of pictures whose right class is among the best five; 1 where there are five classes or fewer."""
+    """Share of images whose right class is among the best five; 1 where there are five classes or fewer."""
     loss: float
     """Mean cross-entropy in nats."""
     macro_precision: float
-    """Mean of the precision of the classes that there are pictures of."""
+    """Mean of the precision of the classes that there are images of."""
     macro_recall: float
     """Mean of their recall, also called balanced accuracy."""
     macro_f1: float
     """Mean of their F1."""
     roc_auc: float | None
-    """Mean of each class's area under its ROC curve against all others; None where only one class has pictures."""
+    """Mean of each class's area under its ROC curve against all others; None where only one class has images."""
     average_precision: float | None
     """Mean of each class's average precision."""
     ece: float
     """Expected calibration error; see `calibration`."""
     intervals: Mapping[FigureName, Interval]
-    """95 % interval of each figure above: percentiles over bootstrap resamples of the pictures; for a share of 0 or
+    """95 % interval of each figure above: percentiles over bootstrap resamples of the images; for a share of 0 or
     1, of which a resample tells nothing, Wilson's. Other figures that all resamples agree on have none."""
     n: int
-    """Pictures that count: readable, and of a class the Classifier knows."""
+    """Images that count: readable, and of a class the Classifier knows."""
     labels: tuple[str, ...]
     """Class names, in the order of the confusion matrix."""
     classes: tuple[ClassFigures, ...]
     """Figures of each class, in that order."""
     confusion: tuple[tuple[int, ...], ...]
-    """Pictures by right class (row) and given class (column)."""
+    """Images by right class (row) and given class (column)."""
     calibration: Calibration
     """Whether probabilities can be taken at their word."""
     rejection: Rejection | None
     """What answering "unknown" would come to, where a threshold is known or was looked for."""
     data: str
-    """Where the pictures come from."""
+    """Where the images come from."""
     part: str
     """Which part of it: `train`, `val`, `test` or `all`."""
     model: str
     """What was measured."""
     protocol: str
-    """How each picture was looked at."""
-    pictures: str = ""
-    """What tells these pictures from others; see `identify_pictures`."""
+    """How each image was looked at."""
+    images: str = ""
+    """What tells these images from others; see `identify_images`."""
     unreadable: tuple[str, ...] = ()
-    """Pictures left out because they cannot be read, each with its reason."""
+    """Images left out because they cannot be read, each with its reason."""
     notes: tuple[str, ...] = ()
     """What the reader of the numbers must know."""
     answers: Answers = field(repr=False, compare=False)
@@ -144,7 +144,7 @@ class Evaluation:
 
     @property
     def source(self) -> str:
-        """Where the pictures come from and which part of it, for people."""
+        """Where the images come from and which part of it, for people."""
         return f"{self.data}, part {self.part}" if self.part else self.data
 
     @property

@@ -1,6 +1,6 @@
-"""How far figures would have come out otherwise with other pictures: the bootstrap (Efron, 1979).
+"""How far figures would have come out otherwise with other images: the bootstrap (Efron, 1979).
 
-Shape letters: B resamples, N pictures, K classes, U distinct probabilities.
+Shape letters: B resamples, N images, K classes, U distinct probabilities.
 """
 
 from collections.abc import Iterator
@@ -15,22 +15,22 @@ from vggkit.evaluation.predictions import Answers
 RESAMPLES: Final = 1000
 FEWEST: Final = 50
 MOST_WORK: Final = 2_000_000_000
-"""Resamples times pictures times classes, from which the areas take fewer resamples, and never below `FEWEST`."""
+"""Resamples times images times classes, from which the areas take fewer resamples, and never below `FEWEST`."""
 AT_ONCE: Final = 4_000_000
 """Numbers in the largest array."""
 BINS: Final = 15
 """Of the reliability diagram, as Guo et al. (2017) have it."""
 
 Weights = NDArray[np.float64]
-"""(B, N) how often each resample holds each picture."""
+"""(B, N) how often each resample holds each image."""
 
 
 def find_intervals(
     answers: Answers, *, seed: int = 0
 ) -> tuple[dict[FigureName, Interval], tuple[Interval | None, ...]]:
-    """95 % intervals of the headline figures, and of each class's F1 (None without pictures of it).
+    """95 % intervals of the headline figures, and of each class's F1 (None without images of it).
 
-    Percentiles of figures of resamples: as many pictures, drawn with replacement. Of a share that is 0 or 1
+    Percentiles of figures of resamples: as many images, drawn with replacement. Of a share that is 0 or 1
     every resample says the same; it gets Wilson's interval.
     """
     n, classes = answers.log_probabilities.shape
@@ -48,7 +48,7 @@ def find_intervals(
             for name, values in _resample_areas(answers, weights).items():
                 drawn.setdefault(name, []).append(values)
     together = {name: np.concatenate(values) for name, values in drawn.items()}
-    # A resample is less even than the pictures themselves, so that its bins err more: by what they do on average.
+    # A resample is less even than the images themselves, so that its bins err more: by what they do on average.
     together["ece"] = np.maximum(0.0, together["ece"] + _find_ece(answers) - together["ece"].mean())
     found = {name: _percentiles(values) for name, values in together.items() if np.ptp(values) > 0}
     shares: dict[FigureName, int] = {"top1": int(answers.right.sum()), "top5": int((answers.ranks <= 5).sum())}
@@ -99,7 +99,7 @@ def _resample_classes(answers: Answers, weights: Weights) -> tuple[NDArray[np.fl
     hits = _count(weights * answers.right, answers.targets, classes)
     support, given = (_count(weights, numbers, classes) for numbers in (answers.targets, answers.given))
     with np.errstate(invalid="ignore", divide="ignore"):
-        recall = hits / support  # nan where the resample has no picture of it
+        recall = hits / support  # nan where the resample has no image of it
         precision = np.where(support > 0, hits / np.maximum(given, 1), np.nan)
         f1 = np.where(support > 0, 2 * hits / (support + given), np.nan)
     return precision, recall, f1
@@ -119,7 +119,7 @@ def _resample_areas(answers: Answers, weights: Weights) -> dict[FigureName, NDAr
     for number in np.unique(answers.targets):
         chances = answers.probabilities[:, number]
         order = np.argsort(-chances, kind="stable")
-        # Pictures of equal probability are above or below a cut together.
+        # Images of equal probability are above or below a cut together.
         last = np.append(np.flatnonzero(np.diff(chances[order])), len(order) - 1)
         mine = weights[:, order] * (answers.targets[order] == number)
         hits = mine.cumsum(axis=1)[:, last]

@@ -1,4 +1,4 @@
-"""How good a Classifier is, on labelled pictures it was not trained on."""
+"""How good a Classifier is, on labelled images it was not trained on."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -17,23 +17,23 @@ from vggkit.evaluation.metrics import score
 from vggkit.evaluation.predictions import Answers
 from vggkit.evaluation.protocols import Engines, Protocol, look_at, plan_protocol, prepare_engines
 from vggkit.images.class_names import hint_at_lookalikes, shorten_names
-from vggkit.images.dataset import Picture, PictureSet, identify_pictures
-from vggkit.images.sources.open_dataset import open_pictures
+from vggkit.images.dataset import ImageDataset, ImageSample, identify_images
+from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.images.splits import hold_out
 from vggkit.weights.card import demand_classifier, read_entry
 from vggkit.weights.model import Classifier
 
-LEARNT: Final = "the Classifier was trained on these very pictures: the figures say nothing about new ones"
+LEARNT: Final = "the Classifier was trained on these very images: the figures say nothing about new ones"
 CHANGED: Final = (
-    "the Classifier was trained on a part of this place, which holds other pictures by now: those that it learnt "
+    "the Classifier was trained on a part of this place, which holds other images by now: those that it learnt "
     "from cannot be told from the rest, and count"
 )
-CALIBRATED_HERE: Final = "the temperature was fitted on these very pictures; new ones may be less well calibrated"
+CALIBRATED_HERE: Final = "the temperature was fitted on these very images; new ones may be less well calibrated"
 
 
 def evaluate(
     classifier: Classifier,
-    data: str | Path | PictureSet,
+    data: str | Path | ImageDataset,
     *,
     split: str | None = None,
     protocol: ProtocolName = "single",
@@ -48,11 +48,11 @@ def evaluate(
     engine: WantedEngine = "auto",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Compare a Classifier's answers with the labels of pictures.
+    """Compare a Classifier's answers with the labels of images.
 
     Args:
         classifier: The Classifier to measure; classes are matched by name.
-        data: What `open_pictures` takes, or labelled pictures already opened.
+        data: What `open_dataset` takes, or labelled images already opened.
         split: `train`, `val`, `test` or `all`. None: the test part, else the validation part, else
             everything; of a place the Classifier was trained on without parts, the share that
             was held out then.
@@ -61,19 +61,19 @@ def evaluate(
         scales: Short sides in pixels that these look at; none: as in the paper, from `train_scales`.
         train_scales: Short side that the network was trained at, or both ends of a range; none: as the
             preprocessing resizes.
-        mirror: Average over each picture and its mirror image; None: in all protocols but `single`.
+        mirror: Average over each image and its mirror image; None: in all protocols but `single`.
         wanted_precision: Look for the probability from which on answers are right that often.
         name: What the Classifier is called; None: after its model.
-        batch_size: Pictures that pass through the network together.
+        batch_size: Images that pass through the network together.
         device: `auto`, `cpu`, `cuda`, `mps`.
         precision: What is computed in; what is not fp32 is noted, for figures are those of that precision. auto:
             bf16 where the device multiplies it by itself. int8 is for processors, and needs the Classifier's
             `ranges`.
-        engine: What computes; auto: PyTorch on CUDA and MPS and for whole pictures, else OpenVINO, ONNX Runtime
+        engine: What computes; auto: PyTorch on CUDA and MPS and for whole images, else OpenVINO, ONNX Runtime
             or PyTorch, the first that is installed and computes in that precision.
-        on_progress: Called with the number of pictures done and of all.
+        on_progress: Called with the number of images done and of all.
 
-    Raises BadData where no class of the pictures is known to the Classifier, BadInput, also where the network's
+    Raises BadData where no class of the images is known to the Classifier, BadInput, also where the network's
     values overflow, BadConfiguration for
     an engine that does not compute so, and MissingExtra without scikit-learn.
     """
@@ -84,18 +84,18 @@ def evaluate(
     plan = plan_protocol(
         protocol, classifier.preprocessing, scales=scales, train_scales=train_scales, mirror=mirror
     )
-    opened = data if isinstance(data, PictureSet) else open_pictures(data)
+    opened = data if isinstance(data, ImageDataset) else open_dataset(data)
     opened = opened.spelled_as(classifier.labels)
-    part, pictures, notes = _choose(classifier, opened, split)
-    known = _match(classifier, opened, pictures, notes)
+    part, images, notes = _choose(classifier, opened, split)
+    known = _match(classifier, opened, images, notes)
     engines = prepare_engines(classifier, plan, device=device, precision=precision, engine=engine)
     notes += _note_precision(engines, precision)
     answers, unreadable = ask(
         classifier, known, plan, engines=engines, batch_size=batch_size, on_progress=on_progress
     )
     if not len(answers):
-        raise BadData(f"{opened.name}: none of its {len(known)} pictures can be read; the first: {unreadable[0]}")
-    digest = identify_pictures(pictures)
+        raise BadData(f"{opened.name}: none of its {len(known)} images can be read; the first: {unreadable[0]}")
+    digest = identify_images(images)
     calibration = read_entry(classifier.provenance, "calibration")
     if classifier.temperature != 1 and calibration.get("pictures") == digest:
         notes.append(CALIBRATED_HERE)
@@ -109,7 +109,7 @@ def evaluate(
         threshold=classifier.threshold,
         wanted_precision=wanted_precision,
         averaged=len(plan.looks) > 1 or plan.mirror or plan.looks[0].way == "grid",
-        pictures=digest,
+        images=digest,
         unreadable=unreadable,
         notes=tuple(notes),
     )
@@ -117,36 +117,36 @@ def evaluate(
 
 def ask(
     classifier: Classifier,
-    pictures: Sequence[Picture],
+    images: Sequence[ImageSample],
     protocol: Protocol,
     *,
     engines: Engines,
     batch_size: int = 32,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Answers, tuple[str, ...]]:
-    """The answers to labelled pictures of classes the Classifier knows, and why others cannot be read.
+    """The answers to labelled images of classes the Classifier knows, and why others cannot be read.
 
     Args:
         classifier: The Classifier to ask.
-        pictures: Labelled ones.
+        images: Labelled ones.
         protocol: How each is looked at.
         engines: What `prepare_engines` gave for the protocol.
-        batch_size: Pictures that pass through the network together.
-        on_progress: Called with the number of pictures done and of all.
+        batch_size: Images that pass through the network together.
+        on_progress: Called with the number of images done and of all.
     """
     numbers = {label: number for number, label in enumerate(classifier.labels)}
     rows: list[NDArray[np.float64]] = []
     paths, targets, unreadable = [], [], []
-    looked = look_at(classifier, pictures, protocol, engines, batch_size=batch_size)
-    for done, (picture, logs, problem) in enumerate(looked, start=1):
+    looked = look_at(classifier, images, protocol, engines, batch_size=batch_size)
+    for done, (image, logs, problem) in enumerate(looked, start=1):
         if logs is None:
             unreadable.append(str(problem))
         else:
             rows.append(logs)
-            paths.append(picture.path)
-            targets.append(numbers[str(picture.label)])
+            paths.append(image.path)
+            targets.append(numbers[str(image.label)])
         if on_progress:
-            on_progress(done, len(pictures))
+            on_progress(done, len(images))
     answers = Answers(
         paths=tuple(paths),
         targets=np.asarray(targets, np.int64),
@@ -167,32 +167,32 @@ def _note_precision(engines: Engines, precision: WantedPrecision) -> list[str]:
 
 
 def _match(
-    classifier: Classifier, opened: PictureSet, pictures: Sequence[Picture], notes: list[str]
-) -> list[Picture]:
-    """The pictures of classes that the Classifier knows by name; what does not match is noted, on both sides."""
-    unknown = sorted({str(p.label) for p in pictures} - set(classifier.labels))
+    classifier: Classifier, opened: ImageDataset, images: Sequence[ImageSample], notes: list[str]
+) -> list[ImageSample]:
+    """The images of classes that the Classifier knows by name; what does not match is noted, on both sides."""
+    unknown = sorted({str(p.label) for p in images} - set(classifier.labels))
     hint = hint_at_lookalikes(unknown, classifier.labels)
-    if len(unknown) == len({p.label for p in pictures}):
+    if len(unknown) == len({p.label for p in images}):
         raise BadData(
             f"{opened.name}: none of its classes ({', '.join(unknown[:5])}) is known to this Classifier "
             f"({', '.join(classifier.labels[:5])}){hint}"
         )
-    known = [picture for picture in pictures if picture.label in set(classifier.labels)]
+    known = [image for image in images if image.label in set(classifier.labels)]
     if unknown:
         notes.append(
-            f"{len(pictures) - len(known)} pictures of classes unknown to the Classifier were left out: "
+            f"{len(images) - len(known)} images of classes unknown to the Classifier were left out: "
             + shorten_names(unknown, most=12)
             + hint
         )
     if absent := sorted(set(classifier.labels) - {str(p.label) for p in known}):
-        notes.append(f"no pictures of {shorten_names(absent, most=12)}: nothing is measured of them")
+        notes.append(f"no images of {shorten_names(absent, most=12)}: nothing is measured of them")
     return known
 
 
 def _choose(
-    classifier: Classifier, opened: PictureSet, split: str | None
-) -> tuple[str, tuple[Picture, ...], list[str]]:
-    """The part to measure on, its pictures, and what to say about the choice."""
+    classifier: Classifier, opened: ImageDataset, split: str | None
+) -> tuple[str, tuple[ImageSample, ...], list[str]]:
+    """The part to measure on, its images, and what to say about the choice."""
     trained_on = read_entry(classifier.provenance, "data")
     same = trained_on.get("fingerprint") == opened.fingerprint()
     notes: list[str] = []
@@ -211,14 +211,14 @@ def _choose(
             raise BadData(
                 f"{opened.name}: has only the part train; say --split train to measure on it all the same"
             )
-    pictures = parts.part(part)
-    held_out, digest = read_entry(trained_on, "held_out"), identify_pictures(pictures)
+    images = parts.part(part)
+    held_out, digest = read_entry(trained_on, "held_out"), identify_images(images)
     learnt = digest not in held_out.values() if held_out else part in ("train", "all")
     if same and learnt:
-        # The same pictures by another way may be divided otherwise than when they were learnt from.
+        # The same images by another way may be divided otherwise than when they were learnt from.
         if split is None and part not in ("train", "all"):
             raise BadData(
-                f"{opened.name}: the Classifier was trained on these very pictures, divided otherwise: by other "
+                f"{opened.name}: the Classifier was trained on these very images, divided otherwise: by other "
                 "parts or groups, or by a version of vggkit that dealt such groups in another way. Give them as "
                 f"they were given to train ({trained_on.get('name')}, with the same columns), or say --split to "
                 "measure all the same"
@@ -228,7 +228,7 @@ def _choose(
         notes = [LEARNT]
     elif not same and part == "all" and _is_place(opened.name, trained_on.get("name")):
         notes.append(CHANGED)
-    return part, pictures, notes
+    return part, images, notes
 
 
 def _is_place(name: str, other: object) -> bool:

@@ -1,6 +1,6 @@
 """From the table of answers to figures; the scores are scikit-learn's.
 
-Shape letters: N pictures, K classes.
+Shape letters: N images, K classes.
 """
 
 import numpy as np
@@ -23,24 +23,24 @@ def score(
     threshold: float = 0.0,
     wanted_precision: float | None = None,
     averaged: bool = False,
-    pictures: str = "",
+    images: str = "",
     unreadable: tuple[str, ...] = (),
     notes: tuple[str, ...] = (),
 ) -> Evaluation:
     """All figures of a table of answers; the same table gives the same figures.
 
     Args:
-        answers: At least one picture.
-        data: Where the pictures come from.
+        answers: At least one image.
+        data: Where the images come from.
         part: Which part of it.
         model: What was measured.
-        protocol: How each picture was looked at.
+        protocol: How each image was looked at.
         temperature: What the answers' logits were divided by.
         threshold: Probability below which the Classifier answers "unknown"; 0: never.
         wanted_precision: Look for the threshold that gives it, in place of `threshold`.
         averaged: Whether they are means over several looks, or of several Classifiers.
-        pictures: What tells these pictures from others.
-        unreadable: Pictures left out, each with its reason.
+        images: What tells these images from others.
+        unreadable: Images left out, each with its reason.
         notes: What the reader of the numbers must know.
 
     Raises MissingExtra without scikit-learn.
@@ -83,12 +83,12 @@ def score(
         rejection = find_threshold(answers, wanted_precision)
         if rejection is None:
             said.append(
-                f"no threshold gives a precision of {wanted_precision:g} on these pictures: even the surest "
+                f"no threshold gives a precision of {wanted_precision:g} on these images: even the surest "
                 "answers are wrong too often"
             )
         else:
             said.append(
-                f"the threshold for a precision of {wanted_precision:g} was chosen on these very pictures; on new "
+                f"the threshold for a precision of {wanted_precision:g} was chosen on these very images; on new "
                 "ones it will be about that"
             )
     return Evaluation(
@@ -112,7 +112,7 @@ def score(
         part=part,
         model=model,
         protocol=protocol,
-        pictures=pictures,
+        images=images,
         unreadable=unreadable,
         notes=tuple(said),
         answers=answers,

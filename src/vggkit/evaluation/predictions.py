@@ -1,6 +1,6 @@
-"""What a Classifier said of labelled pictures, one by one: every figure is made of this table.
+"""What a Classifier said of labelled images, one by one: every figure is made of this table.
 
-Shape letters: N pictures, K classes.
+Shape letters: N images, K classes.
 """
 
 from collections.abc import Sequence
@@ -23,15 +23,15 @@ ENDINGS: Final = (".csv", ".parquet")
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Answers:
-    """Probabilities that a Classifier gave to each class, for pictures whose class is known.
+    """Probabilities that a Classifier gave to each class, for images whose class is known.
 
     Raises BadInput where some are NaN.
     """
 
     paths: tuple[str, ...]
-    """N pictures."""
+    """N images."""
     targets: NDArray[np.int64]
-    """(N,) the number of each picture's class, 0 to K - 1."""
+    """(N,) the number of each image's class, 0 to K - 1."""
     log_probabilities: NDArray[np.float64] = field(repr=False)
     """(N, K) natural logarithms of the probabilities; -inf nowhere."""
     labels: tuple[str, ...]
@@ -101,7 +101,7 @@ class Answers:
 
     @cached_property
     def losses(self) -> NDArray[np.float64]:
-        """(N,) cross-entropy of each picture in nats."""
+        """(N,) cross-entropy of each image in nats."""
         return -self.log_probabilities[np.arange(len(self)), self.targets]
 
     def sharpen(self, temperature: float) -> "Answers":
@@ -114,7 +114,7 @@ class Answers:
         )
 
     def save(self, path: str | Path) -> None:
-        """A row a picture, as .csv or .parquet: `path`, `label`, `answer`, its `probability`, `correct` (1 or 0),
+        """A row an image, as .csv or .parquet: `path`, `label`, `answer`, its `probability`, `correct` (1 or 0),
         `rank` of the right class, `loss`, and `p_…`, the probability of each class.
 
         Raises BadOutput, and MissingExtra for Parquet without pyarrow.

@@ -1,4 +1,4 @@
-"""How each picture is looked at: once in its middle, or as the paper tested (Simonyan and Zisserman, section 3.2).
+"""How each image is looked at: once in its middle, or as the paper tested (Simonyan and Zisserman, section 3.2).
 
 Shape letters: N inputs, C channels, H and W pixels, K classes.
 """
@@ -19,7 +19,7 @@ from vggkit.engines.stream import Engine, stream_rows
 from vggkit.errors import BadConfiguration, BadImage, BadInput, UnknownName
 from vggkit.evaluation.evaluation import ProtocolName
 from vggkit.evaluation.predictions import average, log_softmax
-from vggkit.images.dataset import Picture
+from vggkit.images.dataset import ImageSample
 from vggkit.images.decoding import Pixels
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import Configuration
@@ -27,33 +27,33 @@ from vggkit.models.vgg import VGG
 from vggkit.weights.model import Classifier
 
 Way = Literal["middle", "whole", "grid"]
-"""The preprocessing's own input; the whole picture, with the head slid over it; a grid of crops."""
+"""The preprocessing's own input; the whole image, with the head slid over it; a grid of crops."""
 GRID: Final = 5
 """Crops along each side, 25 a scale (section 4.3)."""
 STEP: Final = 1 / 8
 """How far the outer scales lie from a fixed training scale: 32 from 256 (section 4.2)."""
 MOST_PIXELS: Final = 2**21
-"""Of a whole picture: a thread of a picture would take all memory, and its ends are left out."""
+"""Of a whole image: a thread of an image would take all memory, and its ends are left out."""
 
-Said = tuple[Picture, NDArray[np.float64] | None, str | None]
-"""A picture, the logarithms (K,) of its probabilities, or why it cannot be read."""
+Said = tuple[ImageSample, NDArray[np.float64] | None, str | None]
+"""An image, the logarithms (K,) of its probabilities, or why it cannot be read."""
 Engines = Mapping[Way, tuple[Engine, str]]
 """What computes each way, and what was chosen and why, for people."""
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One way of looking at a picture."""
+    """One way of looking at an image."""
 
     way: Way
     """How."""
     scale: int
-    """Pixels of the resized picture's short side, Q in the paper."""
+    """Pixels of the resized image's short side, Q in the paper."""
 
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """Looks at a picture whose probabilities are averaged."""
+    """Looks at an image whose probabilities are averaged."""
 
     name: ProtocolName
     """What it is asked for by."""
@@ -72,7 +72,7 @@ class Protocol:
             told.append(
                 {
                     "middle": f"one view of {self.crop_pixels} pixels",
-                    "whole": f"the whole picture, short side {scales}",
+                    "whole": f"the whole image, short side {scales}",
                     "grid": f"{GRID * GRID} crops of {self.crop_pixels} pixels, short side {scales}",
                 }[way]
             )
@@ -89,7 +89,7 @@ def plan_protocol(
 ) -> Protocol:
     """The looks of a protocol.
 
-    `single` is the preprocessing's own view. `dense` slides the head over the uncropped picture at the
+    `single` is the preprocessing's own view. `dense` slides the head over the uncropped image at the
     training scale S, or in the middle of two; `multi-scale` does at S and an eighth to either side, or at
     both ends and the middle; `multi-crop` takes 25 crops at these three; `dense+crops` is both.
 
@@ -153,7 +153,7 @@ def prepare_engines(
     ranges = classifier.ranges if precision == "int8" else None
     engines = {}
     for way in dict.fromkeys(look.way for look in protocol.looks):
-        # Whole pictures have many sizes: OpenVINO, no sooner then, would compile a model for each, and keep
+        # Whole images have many sizes: OpenVINO, no sooner then, would compile a model for each, and keep
         # several with their own weights. int8 is its alone.
         steady = engine == "auto" and way == "whole" and precision != "int8"
         engines[way] = choose_engine(
@@ -168,20 +168,20 @@ def prepare_engines(
 
 def look_at(
     classifier: Classifier,
-    pictures: Sequence[Picture],
+    images: Sequence[ImageSample],
     protocol: Protocol,
     engines: Engines,
     *,
     batch_size: int = 32,
 ) -> Iterator[Said]:
-    """Each picture in order, with the logarithms (K,) of its probabilities, or why it cannot be read.
+    """Each image in order, with the logarithms (K,) of its probabilities, or why it cannot be read.
 
     Of each look the logits become probabilities, at the Classifier's temperature, and these are averaged.
     The engines are `prepare_engines`'.
     """
     sliced = {way: _Sliced(engine, batch_size) for way, (engine, _) in engines.items()}
     found = [
-        _answer(classifier, pictures, look, sliced[look.way], mirror=protocol.mirror, batch_size=batch_size)
+        _answer(classifier, images, look, sliced[look.way], mirror=protocol.mirror, batch_size=batch_size)
         for look in protocol.looks
     ]
     for each in zip(*found, strict=True):
@@ -192,36 +192,36 @@ def look_at(
 
 def _answer(
     classifier: Classifier,
-    pictures: Sequence[Picture],
+    images: Sequence[ImageSample],
     look: Look,
     engine: Engine,
     *,
     mirror: bool,
     batch_size: int,
 ) -> Iterator[Said]:
-    """One look at each picture."""
+    """One look at each image."""
     preprocessing = classifier.preprocessing
 
-    def prepare(picture: Picture) -> tuple[list[NDArray[np.float32]], str | None]:
+    def prepare(image: ImageSample) -> tuple[list[NDArray[np.float32]], str | None]:
         try:
-            inputs = see(picture, preprocessing, look)
+            inputs = see(image, preprocessing, look)
         except BadImage as problem:
             return [], str(problem)
         return [*inputs, *(each[..., ::-1] for each in inputs if mirror)], None
 
-    # Whole pictures have shapes of their own, and a grid is a batch.
+    # Whole images have shapes of their own, and a grid is a batch.
     together = batch_size if look.way == "middle" else 1
-    for picture, problem, rows in stream_rows(engine, pictures, prepare, batch_size=together):
+    for image, problem, rows in stream_rows(engine, images, prepare, batch_size=together):
         logs = None if problem else average(list(log_softmax(rows, classifier.temperature)))
-        yield picture, logs, problem
+        yield image, logs, problem
 
 
-def see(picture: Picture, preprocessing: Preprocessing, look: Look) -> list[NDArray[np.float32]]:
-    """The inputs (C, H, W) of one look at a picture; raises BadImage."""
+def see(image: ImageSample, preprocessing: Preprocessing, look: Look) -> list[NDArray[np.float32]]:
+    """The inputs (C, H, W) of one look at an image; raises BadImage."""
     if look.way == "middle":
-        return [preprocessing.see(picture)]
+        return [preprocessing.see(image)]
     fed = replace(preprocessing, fit_mode="crop", resize_pixels=look.scale)
-    whole = fed.resize(picture.decode(least_side=fed.least_side), most_pixels=MOST_PIXELS)
+    whole = fed.resize(image.decode(least_side=fed.least_side), most_pixels=MOST_PIXELS)
     parts = [whole] if look.way == "whole" else list_crops(whole, preprocessing.crop_pixels)
     return [fed.normalize(part) for part in parts]
 
@@ -234,7 +234,7 @@ def list_crops(pixels: Pixels, side: int) -> list[Pixels]:
 
 
 def _suit(classifier: Classifier, way: Way) -> VGG:
-    """The network that looks so; for whole pictures the paper's head slides."""
+    """The network that looks so; for whole images the paper's head slides."""
     network, configuration = classifier.network, classifier.configuration
     if way != "whole" or configuration.head != "fc":
         return network

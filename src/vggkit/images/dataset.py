@@ -1,4 +1,4 @@
-"""Pictures that can be had, one by one and in collections; whatever they are stored in.
+"""Images that can be had, one by one and in collections; whatever they are stored in.
 
 Shape letters: H and W pixels.
 """
@@ -21,32 +21,32 @@ from vggkit.images.pixels import read_pixels
 
 
 class Storage(Protocol):
-    """Something that holds the bytes of many pictures: an archive, a table, an address.
+    """Something that holds the bytes of many images: an archive, a table, an address.
 
     It can be sent to other processes; reading is safe from several threads.
     """
 
     @property
     def quick(self) -> bool:
-        """Whether pictures can be read in any order at the same cost."""
+        """Whether images can be read in any order at the same cost."""
 
     def read(self, key: Any) -> bytes:
-        """A picture's file, whole; raises BadImage, without the picture's name, where it cannot be had."""
+        """An image's file, whole; raises BadImage, without the image's name, where it cannot be had."""
 
     def weigh(self, key: Any) -> str:
-        """What tells a picture from another of its name, without reading it."""
+        """What tells an image from another of its name, without reading it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Picture:
-    """A picture that can be had: a file, a part of a storage, or pixels in memory."""
+class ImageSample:
+    """An image that can be had: a file, a part of a storage, or pixels in memory."""
 
     path: str
     """Its file; in a storage `photos.tar#ants/1.jpg` or `train.parquet#12`; else a name such as `digits/0012`."""
     label: str | None = None
     """Its class, where known."""
     pixels: Pixels | None = field(default=None, repr=False)
-    """RGB (H, W, 3), uint8, for pictures that are in memory; made of a PIL image, and of arrays and tensors as
+    """RGB (H, W, 3), uint8, for images that are in memory; made of a PIL image, and of arrays and tensors as
     `read_pixels` takes them, which raises BadInput for others, and here for arrays (H, W) too."""
     storage: Storage | None = field(default=None, repr=False)
     """What holds its bytes, where it is no file of its own."""
@@ -60,14 +60,14 @@ class Picture:
             pixels = read_pixels(self.pixels, name=self.path)
             if getattr(self.pixels, "ndim", 3) == 2:  # a grey image, or one channel of another
                 raise BadInput(
-                    f"{self.path}: a Picture's pixels are RGB, (H, W, 3), and these are {self.pixels.shape}; "
+                    f"{self.path}: an ImageSample's pixels are RGB, (H, W, 3), and these are {self.pixels.shape}; "
                     "of a grey image say np.stack([pixels] * 3, axis=-1)"
                 )
             object.__setattr__(self, "pixels", pixels)
 
     def read(self) -> bytes:
-        """The bytes of its file; raises BadImage, and for pictures in memory there are none."""
-        assert self.pixels is None, "pictures in memory have no bytes"
+        """The bytes of its file; raises BadImage, and for images in memory there are none."""
+        assert self.pixels is None, "images in memory have no bytes"
         if self.storage is None:
             return read_file(self.path)
         try:
@@ -86,7 +86,7 @@ class Picture:
         return decode(self.read(), name=self.path, least_side=least_side)
 
     def weigh(self) -> str:
-        """What tells this picture from another of its name, cheaply: bytes of the file, or a digest of pixels."""
+        """What tells this image from another of its name, cheaply: bytes of the file, or a digest of pixels."""
         if self.pixels is not None:
             return hashlib.sha256(self.pixels.tobytes()).hexdigest()
         if self.storage is not None:
@@ -111,7 +111,7 @@ class Picture:
         # Size and time beside the number, for not every file system keeps its numbers apart.
         return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
-    def repeats(self, other: "Picture") -> bool:
+    def repeats(self, other: "ImageSample") -> bool:
         """Whether it says of the same image what another does."""
         return (self.label, self.group, self.identity()) == (other.label, other.group, other.identity())
 
@@ -128,13 +128,13 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class HeldBytes:
-    """A storage of one picture that is in memory, as it came through a pipe."""
+    """A storage of one image that is in memory, as it came through a pipe."""
 
     data: bytes = field(repr=False)
     """Its file."""
     quick: bool = True
     is_named: bool = True
-    """Whether the picture has a name of its own; one without is told from others by all of its bytes."""
+    """Whether the image has a name of its own; one without is told from others by all of its bytes."""
 
     def read(self, key: object) -> bytes:
         """The bytes."""
@@ -147,7 +147,7 @@ class HeldBytes:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A storage of one picture that could not be read."""
+    """A storage of one image that could not be read."""
 
     reason: str
     """Why."""
@@ -163,72 +163,72 @@ class Unreadable:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PictureSet:
-    """Labelled pictures in named parts."""
+class ImageDataset:
+    """Labelled images in named parts."""
 
     name: str
     """Where they come from, as it was asked for."""
     labels: tuple[str, ...]
     """Class names, sorted; all parts together."""
-    splits: Mapping[str, tuple[Picture, ...]]
+    splits: Mapping[str, tuple[ImageSample, ...]]
     """`train`, `val`, `test`, those that there are; one part `all` where the place is not divided."""
     passed_over: tuple[Omission, ...] = ()
-    """What lies there and is none of its pictures, counted by reason."""
+    """What lies there and is none of its images, counted by reason."""
     remarks: tuple[LabelRemark, ...] = ()
     """Labels that look like several in one, or are written in several ways."""
 
     @classmethod
     def of(
-        cls, name: str, pictures: Iterable[tuple[str | None, Picture]], *, reading: Reading | None = None
+        cls, name: str, images: Iterable[tuple[str | None, ImageSample]], *, reading: Reading | None = None
     ) -> Self:
-        """The set of (part, picture); a picture whose part is None belongs to `all`.
+        """The set of (part, image); an image whose part is None belongs to `all`.
 
         Labels are composed (Unicode's NFC). Of several entries of one image with the same label, group and part
         one is kept. A part without any label is left out where another has them.
 
         Args:
             name: Where they come from.
-            pictures: The pictures with their parts.
+            images: The images with their parts.
             reading: What was met beside them.
 
-        Raises BadData where there are no pictures, one has no label, only some have a part, or a label that was
+        Raises BadData where there are no images, one has no label, only some have a part, or a label that was
         written into a table consists of others.
         """
         reading = reading or Reading()
         given = set[str]()
-        parts: dict[str, list[Picture]] = {}
-        places: dict[int, tuple[list[Picture], int]] = {}
-        for part, picture in pictures:
+        parts: dict[str, list[ImageSample]] = {}
+        places: dict[int, tuple[list[ImageSample], int]] = {}
+        for part, image in images:
             held = parts.setdefault(part or "all", [])
-            if picture.label is not None:
-                given.add(picture.label)
-                if (label := spell(picture.label)) != picture.label:
-                    picture = replace(picture, label=label)  # noqa: PLW2901
+            if image.label is not None:
+                given.add(image.label)
+                if (label := spell(image.label)) != image.label:
+                    image = replace(image, label=label)  # noqa: PLW2901
             # By a number alone, for there may be millions.
-            entry = hash((part, picture.label, picture.group, picture.identity()))
+            entry = hash((part, image.label, image.group, image.identity()))
             among, place = places.setdefault(entry, (held, len(held)))
             if among is held and place == len(held):
-                held.append(picture)
-            elif among is held and picture.repeats(among[place]):
+                held.append(image)
+            elif among is held and image.repeats(among[place]):
                 # Whatever the order of the entries, the same one stays.
-                stays, goes = sorted((picture, among[place]), key=lambda each: each.path)
+                stays, goes = sorted((image, among[place]), key=lambda each: each.path)
                 among[place] = stays
                 reading.omit("listed-twice", goes.path)
             else:
-                held.append(picture)
+                held.append(image)
         for part, held in list(parts.items()):
-            bare = [picture for picture in held if picture.label is None]
+            bare = [image for image in held if image.label is None]
             if len(bare) == len(held) and len(parts) > 1:
                 del parts[part]  # as the test parts of public sets, whose labels are kept secret
             elif bare:
-                raise BadData(f"{bare[0].path}: has no label, and labelled pictures are asked for")
+                raise BadData(f"{bare[0].path}: has no label, and labelled images are asked for")
         if not parts:
-            raise BadData(f"{name}: holds no pictures")
+            raise BadData(f"{name}: holds no images")
         if "all" in parts and len(parts) > 1:
             others = ", ".join(sorted(parts.keys() - {"all"}))
             raise BadData(
                 f"{name}: some of it belongs to {others}, and some to no part (the first: "
-                f"{parts['all'][0].path}); give every picture a part, or none"
+                f"{parts['all'][0].path}); give every image a part, or none"
             )
         remarks = [
             *remark_combined(name, reading.written_labels),
@@ -238,22 +238,22 @@ class PictureSet:
         labels = sort_labels(p.label for part in parts.values() for p in part)
         return cls(name, labels, _in_order(parts), reading.list_omissions(), tuple(remarks))
 
-    def part(self, *names: str) -> tuple[Picture, ...]:
-        """Pictures of the first of these parts that there is; raises BadData."""
+    def part(self, *names: str) -> tuple[ImageSample, ...]:
+        """Images of the first of these parts that there is; raises BadData."""
         for name in names:
             if name in self.splits:
                 return self.splits[name]
         raise BadData(f"{self.name}: has no part {' or '.join(map(str, names))}, but {', '.join(self.splits)}")
 
     def count(self, name: str) -> dict[str, int]:
-        """Number of pictures of each class in a part, classes without any included."""
+        """Number of images of each class in a part, classes without any included."""
         counts = dict.fromkeys(self.labels, 0)
-        for picture in self.splits[name]:
-            counts[str(picture.label)] += 1
+        for image in self.splits[name]:
+            counts[str(image.label)] += 1
         return counts
 
-    def keep(self, parts: Mapping[str, Sequence[Picture]]) -> Self:
-        """The same set with other pictures in its parts."""
+    def keep(self, parts: Mapping[str, Sequence[ImageSample]]) -> Self:
+        """The same set with other images in its parts."""
         return replace(self, splits={name: tuple(part) for name, part in parts.items()})
 
     def spelled_as(self, labels: Iterable[str]) -> Self:
@@ -269,22 +269,22 @@ class PictureSet:
         return replace(self, labels=sort_labels(new.get(label, label) for label in self.labels), splits=splits)
 
     def list_sources(self) -> Iterator[str]:
-        """Where its pictures are read from: the place itself, their files, and the archives that hold them."""
+        """Where its images are read from: the place itself, their files, and the archives that hold them."""
         yield self.name
-        for picture in (picture for part in self.splits.values() for picture in part):
-            yield picture.path if picture.storage is None else picture.path.partition("#")[0]
+        for image in (image for part in self.splits.values() for image in part):
+            yield image.path if image.storage is None else image.path.partition("#")[0]
 
     def fingerprint(self) -> str:
         """What tells this collection from another: a digest of classes, file names and file sizes.
 
-        It is the same wherever the folder lies, and changes when a picture comes, goes or is another.
+        It is the same wherever the folder lies, and changes when an image comes, goes or is another.
         """
-        return identify_pictures(picture for part in self.splits.values() for picture in part)
+        return identify_images(image for part in self.splits.values() for image in part)
 
 
-def identify_pictures(pictures: Iterable[Picture]) -> str:
-    """What tells these pictures, in whatever order and place, from others: 16 hexadecimal digits."""
-    names = sorted(f"{picture.label}/{Path(picture.path).name}/{picture.weigh()}" for picture in pictures)
+def identify_images(images: Iterable[ImageSample]) -> str:
+    """What tells these images, in whatever order and place, from others: 16 hexadecimal digits."""
+    names = sorted(f"{image.label}/{Path(image.path).name}/{image.weigh()}" for image in images)
     # Names need not be text: a file's may be any bytes.
     return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:16]
 
@@ -297,14 +297,14 @@ def sort_labels(labels: Iterable[str | None]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def typical_side(pictures: Sequence[Picture], *, most: int = 100) -> int:
-    """Median short side in pixels of up to `most` of the pictures, evenly taken; 224 where none can be read."""
-    step = max(1, len(pictures) // most)
-    sides = [side for picture in pictures[::step] if (side := picture.short_side())]
+def typical_side(images: Sequence[ImageSample], *, most: int = 100) -> int:
+    """Median short side in pixels of up to `most` of the images, evenly taken; 224 where none can be read."""
+    step = max(1, len(images) // most)
+    sides = [side for image in images[::step] if (side := image.short_side())]
     return int(np.median(sides)) if sides else 224
 
 
-def _in_order(parts: Mapping[str, list[Picture]]) -> dict[str, tuple[Picture, ...]]:
+def _in_order(parts: Mapping[str, list[ImageSample]]) -> dict[str, tuple[ImageSample, ...]]:
     """The usual parts first."""
     usual = [name for name in ("train", "val", "test") if name in parts]
     return {name: tuple(parts[name]) for name in (*usual, *sorted(parts.keys() - set(usual)))}

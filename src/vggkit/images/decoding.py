@@ -1,4 +1,4 @@
-"""Any picture file or bytes -> RGB pixels, or BadImage with the path and the reason.
+"""Any image file or bytes -> RGB pixels, or BadImage with the path and the reason.
 
 Shape letters: H and W pixels.
 """
@@ -29,7 +29,7 @@ FORMATS: Final = ("PNG", "GIF", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "PPM", "JP
 (ICO, FLI) or is decoded in Python, where a small file can take minutes (QOI, MSP)."""
 
 MOST_BYTES: Final = 900_000_000
-"""Memory for a picture's file, its decoder and its pixels; with Python, NumPy and Pillow it makes 1 GB."""
+"""Memory for an image's file, its decoder and its pixels; with Python, NumPy and Pillow it makes 1 GB."""
 
 PILLOW_BYTES: Final = 7.5
 """Memory for each pixel at the peak of decoding: four bytes in Pillow, three of the result, and a strip."""
@@ -60,7 +60,7 @@ SLOW_DECODERS: Final = frozenset({"ppm", "ppm_plain", "bmp_rle"})
 """Those that Pillow has in Python."""
 
 TURNED_BYTES: Final = 3.0
-"""A picture that EXIF turns is copied."""
+"""An image that EXIF turns is copied."""
 
 STRIP_PIXELS: Final = 2**20
 """Pixels that are converted at a time."""
@@ -70,10 +70,10 @@ HEIC_BRANDS: Final = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"h
 
 
 def decode(source: str | Path | bytes, *, name: str | None = None, least_side: int | None = None) -> Pixels:
-    """RGB pixels (H, W, 3), uint8, of a picture file or of a file's bytes, as a person sees it.
+    """RGB pixels (H, W, 3), uint8, of an image file or of a file's bytes, as a person sees it.
 
     EXIF orientation is applied, transparency laid over white, 16-bit values scaled to 8 bits,
-    and of an animation, or a phone's file of several pictures, the first is taken.
+    and of an animation, or a phone's file of several images, the first is taken.
 
     Args:
         source: The file, or its bytes.
@@ -81,8 +81,8 @@ def decode(source: str | Path | bytes, *, name: str | None = None, least_side: i
         least_side: A JPEG is decoded at the smallest of 1/8, 1/4, 1/2 and 1 of its size whose shorter
             side still has this many pixels: faster, and slightly other pixels. None: at its full size.
 
-    Raises BadImage for whatever is not a readable picture: missing, empty, truncated, of no
-    picture format, or so large that it would not be decoded within 5 s and 1 GB.
+    Raises BadImage for whatever is not a readable image: missing, empty, truncated, of no
+    image format, or so large that it would not be decoded within 5 s and 1 GB.
     """
     name = name or ("<bytes>" if isinstance(source, bytes) else str(source))
     data = source if isinstance(source, bytes) else read_file(source, name=name)
@@ -97,7 +97,7 @@ def decode(source: str | Path | bytes, *, name: str | None = None, least_side: i
 
 
 def see(image: Image.Image, *, name: str) -> Pixels:
-    """RGB pixels (H, W, 3), uint8, of Pillow's picture, whose file may be read only now, as `decode` has a file's.
+    """RGB pixels (H, W, 3), uint8, of Pillow's image, whose file may be read only now, as `decode` has a file's.
 
     Raises BadImage, which calls it by the name.
     """
@@ -108,13 +108,13 @@ def see(image: Image.Image, *, name: str) -> Pixels:
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """What decoders raise, as BadImage with the picture's name."""
+    """What decoders raise, as BadImage with the image's name."""
     try:
         yield
     except BadImage as problem:
         raise BadImage(f"{name}: {problem}") from None
     except UnidentifiedImageError:
-        raise BadImage(f"{name}: is not a picture of a known format") from None
+        raise BadImage(f"{name}: is not an image of a known format") from None
     except Image.DecompressionBombError:
         raise BadImage(f"{name}: claims far more pixels than 1 GB could hold") from None
     except Exception as problem:  # decoders raise whatever they meet, struct.error to SyntaxError
@@ -125,7 +125,7 @@ def _explained(name: str) -> Iterator[None]:
 
 
 def to_rgb(image: Image.Image) -> Pixels:
-    """Pixels of a picture of any of Pillow's modes: transparency over white, 16 bits scaled, never clipped."""
+    """Pixels of an image of any of Pillow's modes: transparency over white, 16 bits scaled, never clipped."""
     convert = _choose_conversion(image)
     result = np.empty((image.height, image.width, 3), np.uint8)
     top = 0
@@ -136,23 +136,23 @@ def to_rgb(image: Image.Image) -> Pixels:
 
 
 def _cut(image: Image.Image) -> Iterator[Image.Image]:
-    """The picture in strips from the top: what is made of them at a time stays small."""
+    """The image in strips from the top: what is made of them at a time stays small."""
     rows = max(1, STRIP_PIXELS // image.width)
     for top in range(0, image.height, rows):
         yield image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
 def read_file(path: str | Path, *, name: str | None = None) -> bytes:
-    """The bytes of a picture's file; raises BadImage with its path, or `name`, where it cannot be read."""
+    """The bytes of an image's file; raises BadImage with its path, or `name`, where it cannot be read."""
     path, name = Path(path), name or str(path)
     try:
         found = path.stat()
         if stat.S_ISDIR(found.st_mode):
-            raise BadImage(f"{name}: is a folder, not a picture")
+            raise BadImage(f"{name}: is a folder, not an image")
         if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
             raise BadImage(f"{name}: is not a file")
         if found.st_size > MOST_BYTES:
-            raise BadImage(f"{name}: has {found.st_size:,} bytes; pictures of up to {MOST_BYTES:,} are read")
+            raise BadImage(f"{name}: has {found.st_size:,} bytes; images of up to {MOST_BYTES:,} are read")
         return path.read_bytes()
     except FileNotFoundError:
         raise BadImage(f"{name}: no such file") from None
@@ -166,7 +166,7 @@ def read_file(path: str | Path, *, name: str | None = None) -> bytes:
 
 def _decode_jpeg(data: bytes, least_side: int | None) -> Pixels:
     """A JPEG's pixels, through simplejpeg where it gives Pillow's; Pillow has the last word on what is broken."""
-    # The class and not Image.open: that would take a file of several pictures for more than its first.
+    # The class and not Image.open: that would take a file of several images for more than its first.
     with JpegImageFile(io.BytesIO(data)) as image:
         kind = "progressive JPEG" if image.info.get("progressive") else "JPEG"
         full = image.size
@@ -190,11 +190,11 @@ def _decode_jpeg(data: bytes, least_side: int | None) -> Pixels:
 
 
 def open_heic(data: bytes) -> Any:
-    """pillow_heif's picture, its head alone; raises BadImage without the package."""
+    """pillow_heif's image, its head alone; raises BadImage without the package."""
     try:
         import pillow_heif
     except ImportError as problem:
-        raise BadImage(str(MissingExtra.of("pillow-heif", "a HEIC picture", "heic"))) from problem
+        raise BadImage(str(MissingExtra.of("pillow-heif", "a HEIC image", "heic"))) from problem
     return pillow_heif.open_heif(data)
 
 
@@ -221,7 +221,7 @@ def _turn_upright(image: Image.Image) -> Pixels:
 
 
 def _demand_room(kind: str, size: tuple[int, int], file_bytes: int, *, scale: int = 1, extra: float = 0) -> None:
-    """Refuses a picture that would take more than 5 s or 1 GB; a small file can claim far more."""
+    """Refuses an image that would take more than 5 s or 1 GB; a small file can claim far more."""
     cost = COSTS.get(kind, Cost())
     pixels = size[0] * size[1]
     claim = f"claims {size[0]}×{size[1]} pixels in {file_bytes:,} bytes"
@@ -273,12 +273,12 @@ TURNS: Final[dict[int, Callable[[Pixels], Pixels]]] = {
 def _find_turn(image: Image.Image) -> Callable[[Pixels], Pixels] | None:
     try:
         return TURNS.get(image.getexif().get(ExifTag.Orientation, 1))
-    except Exception:  # metadata that cannot be read leaves a picture as it is
+    except Exception:  # metadata that cannot be read leaves an image as it is
         return None
 
 
 def _choose_conversion(image: Image.Image) -> Callable[[Image.Image], Any]:
-    """What makes RGB of a part of this picture."""
+    """What makes RGB of a part of this image."""
     if image.mode.startswith("I") or image.mode == "F":
         return _choose_scaling(image)
     if image.mode == "RGB" and "transparency" not in image.info:

@@ -12,7 +12,7 @@ def _dotted(endings: str) -> frozenset[str]:
 SUFFIXES: Final = _dotted(
     "jpg jpeg jpe jfif png webp avif bmp dib gif tif tiff ppm pgm pbm heic heif jp2 j2k jpx tga pcx psd"
 )
-"""File endings that are taken for pictures; what is inside is found out by decoding."""
+"""File endings that are taken for images; what is inside is found out by decoding."""
 
 OTHER_SUFFIXES: Final = _dotted(
     # texts, tables, code
@@ -23,11 +23,11 @@ OTHER_SUFFIXES: Final = _dotted(
     "npy npz mat h5 hdf5 pkl pickle pt pth ckpt safetensors onnx tflite parquet pq arrow tfrecord db sqlite mdb "
     # films, sounds, drawings
     "mp4 m4v mov avi mkv webm wmv mpg mpeg 3gp mp3 m4a wav flac ogg svg svgz eps ps ai ico cur icns xcf "
-    # what cameras and scanners write: much of it begins as a TIFF does, whose first picture is a thumbnail
+    # what cameras and scanners write: much of it begins as a TIFF does, whose first image is a thumbnail
     "dng nef nrw cr2 cr3 crw arw srf sr2 orf rw2 raf pef srw 3fr erf kdc dcr mef mos raw x3f xmp thm aae "
     "dcm nii svs ndpi scn czi lsm exr hdr"
 )
-"""File endings that are never pictures that vggkit reads; the first bytes of such files are not looked at."""
+"""File endings that are never images that vggkit reads; the first bytes of such files are not looked at."""
 
 JUNK: Final = frozenset(
     {

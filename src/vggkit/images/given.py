@@ -1,4 +1,4 @@
-"""What callers give for images: places as they are, and all else as Pictures."""
+"""What callers give for images: places as they are, and all else as ImageSamples."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
@@ -8,22 +8,22 @@ from typing import IO, TYPE_CHECKING, Any, Union, cast
 from numpy.typing import NDArray
 
 from vggkit.errors import BadImage, BadInput
-from vggkit.images.dataset import HeldBytes, Picture, Unreadable
+from vggkit.images.dataset import HeldBytes, ImageSample, Unreadable
 from vggkit.images.pixels import describe_type, holds_pixels, list_batch, read_pixels
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-ImageSource = Union["Picture", str, os.PathLike[str], bytes, IO[bytes], "Image", NDArray[Any], "Tensor"]
+ImageSource = Union["ImageSample", str, os.PathLike[str], bytes, IO[bytes], "Image", NDArray[Any], "Tensor"]
 """One image: a path, a file's bytes, an open file, a PIL image of any mode, pixels as an array or a tensor (see
-`pixels.read_pixels`), or a Picture. Where several are taken a path may be a folder, a table, an archive …"""
+`pixels.read_pixels`), or an ImageSample. Where several are taken a path may be a folder, a table, an archive …"""
 ImageSources = ImageSource | Iterable[ImageSource]
 """One, or several: a list, whatever else can be iterated, an array (N, H, W, 3) or a tensor (N, 3, H, W)."""
 
 _RULE = (
     "an image is a path, the bytes of a file, an open file, a PIL image, an array uint8 (H, W, 3), a tensor uint8 "
-    "(3, H, W) or a Picture"
+    "(3, H, W) or an ImageSample"
 )
 
 
@@ -31,10 +31,10 @@ def list_sources(given: ImageSources) -> Iterable[ImageSource]:
     """One by one, as they were given; a list where one alone was. Raises BadInput for what has no images."""
     if holds_pixels(given):
         return list_batch(given) if getattr(given, "ndim", 0) == 4 else [given]
-    if isinstance(given, str | os.PathLike | bytes | bytearray | memoryview | Picture) or _is_file(given):
+    if isinstance(given, str | os.PathLike | bytes | bytearray | memoryview | ImageSample) or _is_file(given):
         return [cast("ImageSource", given)]
     if isinstance(given, Mapping) or not isinstance(given, Iterable):
-        parts = "; name a part of it: pictures.part('val')" if hasattr(given, "splits") else ""
+        parts = "; name a part of it: images.part('val')" if hasattr(given, "splits") else ""
         raise BadInput(f"{_RULE}, or several of them; got {describe_type(given)}{parts}")
     if isinstance(given, Sized) and not len(given):
         raise lack_images(given)
@@ -53,8 +53,8 @@ def count_sources(given: Iterable[ImageSource]) -> int | None:
     return len(given)
 
 
-def take_sources(given: ImageSources) -> Iterator[str | Path | Picture]:
-    """Paths as they are, which may be places of several images, and all else as Pictures, in the order given.
+def take_sources(given: ImageSources) -> Iterator[str | Path | ImageSample]:
+    """Paths as they are, which may be places of several images, and all else as ImageSamples, in the order given.
 
     An image without a name is called after its number: `image 0`. Raises BadInput for what is no image.
     """
@@ -65,26 +65,26 @@ def take_sources(given: ImageSources) -> Iterator[str | Path | Picture]:
             yield take_one(source, name=f"image {number}")
 
 
-def take_one(source: ImageSource, *, name: str) -> Picture:
-    """The Picture of one image; raises BadInput for what is none.
+def take_one(source: ImageSource, *, name: str) -> ImageSample:
+    """The ImageSample of one image; raises BadInput for what is none.
 
     Args:
         source: The image.
         name: What it is called where it has no name of its own.
     """
     match source:
-        case Picture():
+        case ImageSample():
             return source
         case str() | os.PathLike():
-            return Picture(os.fspath(source))
+            return ImageSample(os.fspath(source))
         case bytes() | bytearray() | memoryview():
-            return Picture(name, storage=HeldBytes(bytes(source), is_named=False))
+            return ImageSample(name, storage=HeldBytes(bytes(source), is_named=False))
     if holds_pixels(source):
         name = os.fsdecode(getattr(source, "filename", "") or name)
         try:
-            return Picture(name, pixels=read_pixels(source, name=name))
+            return ImageSample(name, pixels=read_pixels(source, name=name))
         except BadImage as problem:  # the file that a PIL image is read from only now
-            return Picture(name, storage=Unreadable(str(problem).removeprefix(f"{name}: ")))
+            return ImageSample(name, storage=Unreadable(str(problem).removeprefix(f"{name}: ")))
     if _is_file(source):
         return _read_file(source, name)
     raise BadInput(f"{name}: {_RULE}; got {describe_type(source)}")
@@ -94,7 +94,7 @@ def _is_file(given: object) -> bool:
     return callable(getattr(given, "read", None))
 
 
-def _read_file(file: Any, name: str) -> Picture:
+def _read_file(file: Any, name: str) -> ImageSample:
     """What is left to read of an open file."""
     own = getattr(file, "name", None)
     name = own if isinstance(own, str) and own else name
@@ -104,4 +104,4 @@ def _read_file(file: Any, name: str) -> Picture:
         raise BadInput(f"{name}: cannot be read ({problem}); give its path, or open it with mode 'rb'") from problem
     if not isinstance(data, bytes):
         raise BadInput(f"{name}: is open as text; open it with mode 'rb'")
-    return Picture(name, storage=HeldBytes(data, is_named=False))
+    return ImageSample(name, storage=HeldBytes(data, is_named=False))

@@ -1,4 +1,4 @@
-"""What a picture's file says before it is decoded: format, size, mode. Pillow reads the first bytes alone."""
+"""What an image's file says before it is decoded: format, size, mode. Pillow reads the first bytes alone."""
 
 import io
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from vggkit.images.decoding import FORMATS, SIGNATURE_JPEG, is_heic, open_heic, 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The head of a picture's file."""
+    """The head of an image's file."""
 
     format: str
     """As Pillow names it: JPEG, PNG, WEBP …"""
     width: int
-    """Pixels, as a person sees the picture: EXIF's orientation is applied."""
+    """Pixels, as a person sees the image: EXIF's orientation is applied."""
     height: int
     """Likewise."""
     mode: str
@@ -31,7 +31,7 @@ class Head:
 
 
 def read_head(source: str | Path | bytes, *, name: str | None = None) -> Head:
-    """The head of a picture's file, or of a file's bytes.
+    """The head of an image's file, or of a file's bytes.
 
     Args:
         source: The file, or its bytes.
@@ -56,13 +56,13 @@ def read_head(source: str | Path | bytes, *, name: str | None = None) -> Head:
     except BadImage as problem:
         raise BadImage(f"{name}: {problem}") from None
     except Exception as problem:  # plugins raise whatever they meet
-        raise BadImage(f"{name}: is not a picture of a known format") from problem
+        raise BadImage(f"{name}: is not an image of a known format") from problem
 
 
 def _describe(image: Image.Image) -> Head:
     try:
         orientation = int(image.getexif().get(ExifTag.Orientation, 1))
-    except Exception:  # metadata that cannot be read leaves a picture as it is
+    except Exception:  # metadata that cannot be read leaves an image as it is
         orientation = 1
     swapped = orientation in (5, 6, 7, 8) and image.format != "TIFF"  # of those Pillow tells the upright size
     width, height = image.size[::-1] if swapped else image.size

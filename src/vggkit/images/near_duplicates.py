@@ -1,10 +1,10 @@
-"""Which pictures are copies of each other, though no byte of their files is the same.
+"""Which images are copies of each other, though no byte of their files is the same.
 
-A picture is kept as its thumbnail. Coarse waves of all thumbnails are compared by matrix products, in the eight
+An image is kept as its thumbnail. Coarse waves of all thumbnails are compared by matrix products, in the eight
 positions that mirrors and quarter turns give; what may be alike is laid over each other to a part of a pixel,
 and its fine detail correlated. Measured in docs/decisions/likeness.md.
 
-Shape letters: N pictures, D values of a descriptor, M pairs, S pixels of a thumbnail's side, K waves along a side,
+Shape letters: N images, D values of a descriptor, M pairs, S pixels of a thumbnail's side, K waves along a side,
 H and W pixels.
 """
 
@@ -23,17 +23,17 @@ Indices = NDArray[np.intp]
 SIDE: Final = 32
 """Pixels of a thumbnail's side."""
 LEAST_SIDE: Final = 29
-"""Pictures with a smaller side, as digits of 28, have too little detail to tell a copy from a thing of its kind."""
+"""Images with a smaller side, as digits of 28, have too little detail to tell a copy from a thing of its kind."""
 DESCRIPTOR_SIZE: Final = SIDE * SIDE
 """Values of a descriptor, each of one byte."""
 LEAST_LIKENESS: Final = 0.6
-"""From here on two pictures are taken for copies."""
+"""From here on two images are taken for copies."""
 MOST_PARTNERS: Final = 32
-"""Partners among later pictures that one picture is compared with closely: the most alike ones."""
+"""Partners among later images that one image is compared with closely: the most alike ones."""
 
 _LEAST_CORRELATION: Final = 0.78  # of the waves; what is below is not looked at closely
-_LEAST_DETAIL: Final = 1.0  # grey levels, root mean square; below it rounding speaks, not the picture
-_LEAST_FIT: Final = 0.8  # of pictures laid over each other coarsely; what is below is not looked at more closely
+_LEAST_DETAIL: Final = 1.0  # grey levels, root mean square; below it rounding speaks, not the image
+_LEAST_FIT: Final = 0.8  # of images laid over each other coarsely; what is below is not looked at more closely
 _DEVIATIONS: Final = 6.0  # by how many of its standard deviations a correlation is lowered
 _FARTHEST: Final = 0.13  # shift and stretch, in halves of the side: crops and borders of up to 6 % of a side
 _WAVES: Final = 8
@@ -41,7 +41,7 @@ _ROWS, _COLUMNS, _PAIRS = 32, 2048, 256  # block sizes that stay in the processo
 
 
 class Alike(NamedTuple):
-    """Two pictures that are copies, by their rows among the descriptors."""
+    """Two images that are copies, by their rows among the descriptors."""
 
     first: int
     """The lower row."""
@@ -54,7 +54,7 @@ class Alike(NamedTuple):
 def describe_likeness(pixels: Pixels) -> Pixels:
     """The descriptor (D,), uint8, of RGB pixels (H, W, 3), uint8: a grey thumbnail, whatever the sides' ratio.
 
-    Pictures with a side under LEAST_SIDE get zeros, which are like nothing: look for their equals by digest.
+    Images with a side under LEAST_SIDE get zeros, which are like nothing: look for their equals by digest.
     """
     if min(pixels.shape[:2]) < LEAST_SIDE:
         return np.zeros(DESCRIPTOR_SIZE, np.uint8)
@@ -66,10 +66,10 @@ def describe_likeness(pixels: Pixels) -> Pixels:
 
 
 def find_alike(descriptors: Pixels, *, on_progress: Callable[[int, int], None] | None = None) -> list[Alike]:
-    """Every two pictures of which one is a copy of the other, in order of their rows.
+    """Every two images of which one is a copy of the other, in order of their rows.
 
     Rows of equal descriptors are paired with the first of them alone, and only that one is compared with others:
-    `group` brings them together again. Plain pictures are paired with none.
+    `group` brings them together again. Plain images are paired with none.
 
     Args:
         descriptors: (N, D), uint8, of `describe_likeness`.
@@ -89,7 +89,7 @@ def find_alike(descriptors: Pixels, *, on_progress: Callable[[int, int], None] |
     for done, proposed in _propose(waves[distinct]):
         first, second, position = distinct[proposed[0]], distinct[proposed[1]], proposed[2]
         likeness = _verify(descriptors, first, second, position)
-        best: dict[tuple[int, int], float] = {}  # a symmetric picture may be alike in several positions
+        best: dict[tuple[int, int], float] = {}  # a symmetric image may be alike in several positions
         for row in np.flatnonzero(likeness >= LEAST_LIKENESS):
             pair = int(first[row]), int(second[row])
             best[pair] = max(best.get(pair, 0.0), float(likeness[row]))
@@ -100,9 +100,9 @@ def find_alike(descriptors: Pixels, *, on_progress: Callable[[int, int], None] |
 
 
 def group(pairs: Iterable[Alike]) -> list[list[int]]:
-    """The pairs' rows in groups of two or more, each row in one: all are copies of one picture of their group.
+    """The pairs' rows in groups of two or more, each row in one: all are copies of one image of their group.
 
-    Likeness is not passed on from copy to copy, else a film would become one picture; equality is. A row whose
+    Likeness is not passed on from copy to copy, else a film would become one image; equality is. A row whose
     partners all went to other groups is in none.
     """
     pairs = sorted(pairs)
@@ -188,7 +188,7 @@ def _compare(moving: Floats, target: Floats) -> Floats:
 def _correlate(moved: Floats, inside: Floats, target: Floats) -> Floats:
     """Likeness (M,) of detail (M, S, S) laid over each other: its correlation, less what chance may have given.
 
-    Detail that is spread over many waves and over the whole picture makes many independent samples, by which a
+    Detail that is spread over many waves and over the whole image makes many independent samples, by which a
     correlation is known well. A bird in a clear sky, a horizon or a figure makes few, and must fit more exactly.
     """
     a, b = _standardize(moved, inside), _standardize(target, inside)
@@ -206,7 +206,7 @@ def _correlate(moved: Floats, inside: Floats, target: Floats) -> Floats:
 def _align(moving: Floats, target: Floats, motion: Floats, *, scale: float) -> tuple[Floats, Floats]:
     """Stretch and shift (M, 4) down and across that lay `moving` over `target`, in halves of the side, and the fit.
 
-    Gauss and Newton's least squares from `motion` on, of pictures smoothed to `scale` pixels; the gradients are the
+    Gauss and Newton's least squares from `motion` on, of images smoothed to `scale` pixels; the gradients are the
     target's, so nothing is inverted twice. The fit (M,) is the correlation before the last step.
     """
     smooth, wanted = (_blur(each, scale) for each in (moving, target))
@@ -266,7 +266,7 @@ def _standardize(values: Floats, inside: Floats) -> Floats:
 
 
 def _measure_waves(thumbnails: Floats) -> Floats:
-    """Cosine waves (M, K, K) of length 1, fine ones raised as they are weak in photos; 0 for plain pictures.
+    """Cosine waves (M, K, K) of length 1, fine ones raised as they are weak in photos; 0 for plain images.
 
     The rim fades out, so that a border or a crop changes little.
     """
@@ -279,7 +279,7 @@ def _measure_waves(thumbnails: Floats) -> Floats:
 
 
 def _turn_waves(waves: Floats, position: int) -> Floats:
-    """The waves of the picture turned by `_turn`: odd ones change their sign where it is mirrored."""
+    """The waves of the image turned by `_turn`: odd ones change their sign where it is mirrored."""
     waves = waves.transpose(0, 2, 1) if position & 4 else waves
     signs: Floats = np.where(np.arange(_WAVES) % 2, -1, 1).astype(np.float32)
     waves = waves * signs[:, None] if position & 2 else waves

@@ -13,7 +13,7 @@ from PIL import Image
 
 from vggkit.arguments import is_number, plain_number
 from vggkit.errors import BadConfiguration, UnknownName
-from vggkit.images.dataset import Picture
+from vggkit.images.dataset import ImageSample
 from vggkit.images.decoding import Pixels
 from vggkit.images.given import ImageSource, take_one
 from vggkit.images.resizing import Interpolation, resize, resize_part
@@ -25,26 +25,26 @@ IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
 MOST_RESIZED: Final = 2**24
-"""Pixels of a resized picture that only a thread of a picture would exceed."""
+"""Pixels of a resized image that only a thread of an image would exceed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How a picture becomes a network's input; the defaults are those of torchvision's ImageNet weights.
+    """How an image becomes a network's input; the defaults are those of torchvision's ImageNet weights.
 
     By default the short side is resized, the middle cropped, each channel taken as (value - mean) / std;
-    on PIL pictures the result is torchvision's `weights.transforms()` to within one of 255 levels.
+    on PIL images the result is torchvision's `weights.transforms()` to within one of 255 levels.
 
     Raises BadConfiguration for values that cannot be.
     """
 
     fit_mode: FitMode = "crop"
-    """How a picture becomes square: crop (the short side resized, the middle kept), pad (the whole picture,
-    on the mean colour), stretch (the whole picture, its sides' ratio lost)."""
+    """How an image becomes square: crop (the short side resized, the middle kept), pad (the whole image,
+    on the mean colour), stretch (the whole image, its sides' ratio lost)."""
     resize_pixels: int = 256
     """Short side after resizing, for fit_mode=crop alone; the sides keep their ratio."""
     crop_pixels: int = 224
-    """Height and width of what the network sees; for fit_mode=crop black where the resized picture ends before."""
+    """Height and width of what the network sees; for fit_mode=crop black where the resized image ends before."""
     interpolation: Interpolation = "bilinear"
     """Resampling filter, antialiased when shrinking."""
     channel_order: ChannelOrder = "RGB"
@@ -56,7 +56,7 @@ class Preprocessing:
     std: tuple[float, ...] = IMAGENET_STD
     """Each channel is divided by it."""
     reduced_decoding: bool = False
-    """Decode JPEGs at the smallest of 1/8, 1/4 and 1/2 of their size that still need no enlarging: large pictures
+    """Decode JPEGs at the smallest of 1/8, 1/4 and 1/2 of their size that still need no enlarging: large images
     are read faster, and their pixels differ slightly."""
 
     def __post_init__(self) -> None:
@@ -107,9 +107,9 @@ class Preprocessing:
         """
         return self.see(take_one(image, name="the image"))
 
-    def see(self, picture: Picture) -> NDArray[np.float32]:
-        """The same for a Picture; raises BadImage."""
-        return self.normalize(self.fit(picture.decode(least_side=self.least_side)))
+    def see(self, image: ImageSample) -> NDArray[np.float32]:
+        """The same for an ImageSample; raises BadImage."""
+        return self.normalize(self.fit(image.decode(least_side=self.least_side)))
 
     def fit(self, pixels: Pixels) -> Pixels:
         """RGB pixels (crop, crop, 3) as `fit_mode` says, for RGB pixels (H, W, 3) of any size."""
@@ -126,7 +126,7 @@ class Preprocessing:
                 return _lay_on(self.mean_colour(), crop, resize(pixels, size, self.interpolation))
 
     def resize(self, pixels: Pixels, *, most_pixels: int = MOST_RESIZED) -> Pixels:
-        """RGB pixels (H, W, 3) whose short side is `resize_pixels`, uncropped but for the ends of a picture so long
+        """RGB pixels (H, W, 3) whose short side is `resize_pixels`, uncropped but for the ends of an image so long
         that it would have more than `most_pixels`.
         """
         height, width = pixels.shape[:2]
@@ -135,7 +135,7 @@ class Preprocessing:
         return resize(pixels, self._resized_size(pixels), self.interpolation)
 
     def _fit_middle(self, pixels: Pixels) -> Pixels:
-        """The middle of the resized picture."""
+        """The middle of the resized image."""
         size = self._resized_size(pixels)
         if size[0] * size[1] > MOST_RESIZED:
             # Resized whole it would take gigabytes, to no use.
@@ -194,17 +194,17 @@ class Preprocessing:
 
 
 def suit_preprocessing(crop_pixels: int = 224, *, in_channels: int = 3) -> Preprocessing:
-    """The preprocessing for a network that sees pictures of this side.
+    """The preprocessing for a network that sees images of this side.
 
     From 224 pixels on a border of an eighth is cut away, as for ImageNet (256 to 224); smaller
-    pictures are seen whole across their short side, where every pixel counts.
+    images are seen whole across their short side, where every pixel counts.
 
-    Raises BadConfiguration for channels that no picture has.
+    Raises BadConfiguration for channels that no image has.
     """
     if in_channels not in (1, 3):
         raise BadConfiguration(
-            f"pictures have 3 channels, or 1 as grey, got in_channels={in_channels}; "
-            "such a network is a VGG, but not a Classifier of pictures"
+            f"images have 3 channels, or 1 as grey, got in_channels={in_channels}; "
+            "such a network is a VGG, but not a Classifier of images"
         )
     grey: dict[str, Any] = {"channel_order": "L", "mean": (0.449,), "std": (0.226,)} if in_channels == 1 else {}
     resize_pixels = round(crop_pixels * 256 / 224) if crop_pixels >= 224 else crop_pixels
@@ -218,7 +218,7 @@ def _middle(side: int, crop: int) -> tuple[int, int]:
 
 
 def _lay_on(colour: tuple[int, int, int], side: int, pixels: Pixels) -> Pixels:
-    """A square of one colour with the picture in its middle."""
+    """A square of one colour with the image in its middle."""
     height, width = pixels.shape[:2]
     if height == width == side:
         return pixels
@@ -231,7 +231,7 @@ def _lay_on(colour: tuple[int, int, int], side: int, pixels: Pixels) -> Pixels:
 
 
 def _without_far_ends(pixels: Pixels, longest: int) -> Pixels:
-    """The middle of a picture's longer side, at most so many pixels of it."""
+    """The middle of an image's longer side, at most so many pixels of it."""
     height, width = pixels.shape[:2]
     top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
     return pixels[top : top + longest, left : left + longest]

@@ -1,4 +1,4 @@
-"""Pictures resized with antialiasing, as Pillow does it, to within one of 255 levels.
+"""Images resized with antialiasing, as Pillow does it, to within one of 255 levels.
 
 Bilinear shrinking, which VGG is mostly fed with, goes through fast_image_resize where it is installed:
 Pillow's own algorithm with the processor's vector instructions, four times as fast. Its passes come

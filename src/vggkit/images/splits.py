@@ -1,6 +1,6 @@
 """A collection divided into parts: by names that people use, by share, by folds.
 
-A picture's place depends on the seed, its class and its name alone (of grouped pictures, its group's
+An image's place depends on the seed, its class and its name alone (of grouped images, its group's
 name): it is the same on every machine and in every order. So whatever is counted is counted in the order
 of names, and never in that of rows.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from vggkit.errors import BadData, BadInput
-from vggkit.images.dataset import Picture, PictureSet
+from vggkit.images.dataset import ImageDataset, ImageSample
 from vggkit.images.folds import Units, deal, repair
 
 SPLITS: Final[Mapping[str, str]] = {
@@ -39,68 +39,68 @@ def find_split(path: str) -> str | None:
     return words[0] if words else SPLITS.get(place.parent.name.lower())
 
 
-def divide(pictures: PictureSet, *, validation_share: float, seed: int) -> PictureSet:
-    """The same pictures with parts `train` and `val`, where there is no part for validation yet.
+def divide(images: ImageDataset, *, validation_share: float, seed: int) -> ImageDataset:
+    """The same images with parts `train` and `val`, where there is no part for validation yet.
 
-    Stratified: each class gives its share, at least one picture. Pictures of one group stay
+    Stratified: each class gives its share, at least one image. Images of one group stay
     together, as do several entries of one image, and the shares come as near as the groups allow.
 
-    Raises BadData where a class has only one picture, no division of the groups that was found leaves each class
+    Raises BadData where a class has only one image, no division of the groups that was found leaves each class
     on both sides, or there is nothing to learn from.
     """
-    if "val" in pictures.splits and "train" in pictures.splits:
-        return pictures
-    whole = pictures.part("train", "all")
+    if "val" in images.splits and "train" in images.splits:
+        return images
+    whole = images.part("train", "all")
     units = _tie(whole)
-    if len(units) < len(whole) or any(picture.group is not None for picture in whole):
-        chosen = _choose_units(pictures.name, units, validation_share, seed)
-        held_out = {picture for unit in chosen for picture in units[unit]}
+    if len(units) < len(whole) or any(image.group is not None for image in whole):
+        chosen = _choose_units(images.name, units, validation_share, seed)
+        held_out = {image for unit in chosen for image in units[unit]}
     else:
-        held_out = _choose_pictures(pictures.name, whole, validation_share, seed)
-    return _part(pictures, whole, held_out)
+        held_out = _choose_images(images.name, whole, validation_share, seed)
+    return _part(images, whole, held_out)
 
 
-def divide_in_folds(pictures: PictureSet, folds: int, *, seed: int = 0) -> tuple[PictureSet, ...]:
-    """The same pictures divided `folds` times into `train` and `val`, each picture in `val` once.
+def divide_in_folds(images: ImageDataset, folds: int, *, seed: int = 0) -> tuple[ImageDataset, ...]:
+    """The same images divided `folds` times into `train` and `val`, each image in `val` once.
 
-    Stratified, and pictures of one group stay together, as do several entries of one image; each `val` has
+    Stratified, and images of one group stay together, as do several entries of one image; each `val` has
     every class. A part `test` stays apart in every fold; parts `train` and `val` are put together first.
 
-    Raises BadInput for fewer than two folds, BadData where a class has fewer pictures or groups than folds, or no
+    Raises BadInput for fewer than two folds, BadData where a class has fewer images or groups than folds, or no
     way was found to deal the groups so that each fold has every class.
     """
     if folds < 2:
         raise BadInput(f"folds must be 2 or more, got {folds}")
-    whole = tuple(p for name in ("all", "train", "val") if name in pictures.splits for p in pictures.splits[name])
+    whole = tuple(p for name in ("all", "train", "val") if name in images.splits for p in images.splits[name])
     if not whole:
-        raise BadData(f"{pictures.name}: has only the part {', '.join(pictures.splits)}; there is nothing to fold")
+        raise BadData(f"{images.name}: has only the part {', '.join(images.splits)}; there is nothing to fold")
     units = _tie(whole)
     having = Counter(label for members in units.values() for label in _count(members))
-    kind = "groups" if any(picture.group is not None for picture in whole) else "pictures"
+    kind = "groups" if any(image.group is not None for image in whole) else "pictures"
     for label in sorted(having):
         if having[label] < folds:
-            raise BadData(f"{pictures.name}: class {label!r} has {having[label]} {kind}, too few for {folds} folds")
+            raise BadData(f"{images.name}: class {label!r} has {having[label]} {kind}, too few for {folds} folds")
     order = sorted(units, key=lambda unit: (-len(units[unit]), _rank(seed, "fold", unit)))
     dealt = deal({unit: _count(units[unit]) for unit in order}, folds)
     if dealt is None:
         raise BadData(
-            f"{pictures.name}: no way was found to deal its {len(units)} groups to {folds} folds so that each fold "
+            f"{images.name}: no way was found to deal its {len(units)} groups to {folds} folds so that each fold "
             "has every class; take fewer folds, or divide groups that hold many classes"
         )
-    places = {picture: dealt[unit] for unit, members in units.items() for picture in members}
-    held = [{picture for picture, place in places.items() if place == fold} for fold in range(folds)]
-    return tuple(_part(pictures, whole, held_out) for held_out in held)
+    places = {image: dealt[unit] for unit, members in units.items() for image in members}
+    held = [{image for image, place in places.items() if place == fold} for fold in range(folds)]
+    return tuple(_part(images, whole, held_out) for held_out in held)
 
 
-def hold_out(pictures: PictureSet, *, validation_share: float, seed: int, fold: str | None = None) -> PictureSet:
+def hold_out(images: ImageDataset, *, validation_share: float, seed: int, fold: str | None = None) -> ImageDataset:
     """Parts `train` and `val`: the fold that is named as `2/5`, or else as `divide` does.
 
     Raises BadData, and BadInput for a fold that is none.
     """
     if fold is None:
-        return divide(pictures, validation_share=validation_share, seed=seed)
+        return divide(images, validation_share=validation_share, seed=seed)
     number, folds = read_fold(fold)
-    return divide_in_folds(pictures, folds, seed=seed)[number - 1]
+    return divide_in_folds(images, folds, seed=seed)[number - 1]
 
 
 def read_fold(text: str) -> tuple[int, int]:
@@ -111,30 +111,30 @@ def read_fold(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _part(pictures: PictureSet, whole: Sequence[Picture], held_out: Collection[Picture]) -> PictureSet:
-    kept = {name: part for name, part in pictures.splits.items() if name not in ("all", "train", "val")}
-    train = [picture for picture in whole if picture not in held_out]
-    val = [picture for picture in whole if picture in held_out]
-    return pictures.keep({"train": train, "val": val, **kept})
+def _part(images: ImageDataset, whole: Sequence[ImageSample], held_out: Collection[ImageSample]) -> ImageDataset:
+    kept = {name: part for name, part in images.splits.items() if name not in ("all", "train", "val")}
+    train = [image for image in whole if image not in held_out]
+    val = [image for image in whole if image in held_out]
+    return images.keep({"train": train, "val": val, **kept})
 
 
-def _choose_pictures(name: str, whole: Sequence[Picture], share: float, seed: int) -> set[Picture]:
-    classes: dict[str, list[Picture]] = defaultdict(list)
-    for picture in whole:
-        classes[str(picture.label)].append(picture)
-    chosen: set[Picture] = set()
+def _choose_images(name: str, whole: Sequence[ImageSample], share: float, seed: int) -> set[ImageSample]:
+    classes: dict[str, list[ImageSample]] = defaultdict(list)
+    for image in whole:
+        classes[str(image.label)].append(image)
+    chosen: set[ImageSample] = set()
     for label, members in sorted(classes.items()):
         if len(members) < 2:
             raise BadData(
-                f"{name}: class {label!r} has one picture; it takes two, one to learn from and one to check on"
+                f"{name}: class {label!r} has one image; it takes two, one to learn from and one to check on"
             )
         count = min(len(members) - 1, max(1, round(share * len(members))))
-        ranked = sorted(members, key=lambda picture: _rank(seed, str(picture.label), picture.path))
+        ranked = sorted(members, key=lambda image: _rank(seed, str(image.label), image.path))
         chosen.update(ranked[:count])
     return chosen
 
 
-def _choose_units(name: str, members: Mapping[str, Sequence[Picture]], share: float, seed: int) -> set[str]:
+def _choose_units(name: str, members: Mapping[str, Sequence[ImageSample]], share: float, seed: int) -> set[str]:
     """Groups in a drawn order, each taken where it brings the classes nearer to their shares."""
     order = sorted(members, key=lambda unit: _rank(seed, "group", unit))
     units = {unit: _count(members[unit]) for unit in order}
@@ -175,27 +175,27 @@ def _repair(name: str, units: Units, chosen: Collection[str], label: str) -> set
     sides = repair(units, {unit: int(unit in chosen) for unit in units}, 2)
     if sides is None:
         raise BadData(
-            f"{name}: the pictures of class {label!r} cannot be divided between training and validation "
+            f"{name}: the images of class {label!r} cannot be divided between training and validation "
             "without parting a group, or another class is missing from one of them; it takes two groups of each "
             "class, one to learn from and one to check on"
         )
     return {unit for unit, side in sides.items() if side}
 
 
-def _tie(whole: Sequence[Picture]) -> dict[str, list[Picture]]:
-    """Pictures that stay together, by the first name of what ties them: a group, or being one and the same image.
+def _tie(whole: Sequence[ImageSample]) -> dict[str, list[ImageSample]]:
+    """Images that stay together, by the first name of what ties them: a group, or being one and the same image.
 
     One that nothing ties stands for itself.
     """
     firsts: dict[str, str] = {}
     entries: dict[Hashable, str] = {}
     names = [f"/{p.label}/{p.path}" if p.group is None else p.group for p in whole]
-    for picture, name in zip(whole, names, strict=True):
-        one, other = _first(firsts, name), _first(firsts, entries.setdefault(picture.identity(), name))
+    for image, name in zip(whole, names, strict=True):
+        one, other = _first(firsts, name), _first(firsts, entries.setdefault(image.identity(), name))
         firsts[max(one, other)] = min(one, other)
-    units: dict[str, list[Picture]] = defaultdict(list)
-    for picture, name in zip(whole, names, strict=True):
-        units[_first(firsts, name)].append(picture)
+    units: dict[str, list[ImageSample]] = defaultdict(list)
+    for image, name in zip(whole, names, strict=True):
+        units[_first(firsts, name)].append(image)
     return units
 
 
@@ -209,9 +209,9 @@ def _first(firsts: dict[str, str], name: str) -> str:
     return first
 
 
-def _count(pictures: Sequence[Picture]) -> dict[str, int]:
-    """Pictures of each class, the classes by name: sums over them are the same in every order of rows."""
-    return dict(sorted(Counter(str(picture.label) for picture in pictures).items()))
+def _count(images: Sequence[ImageSample]) -> dict[str, int]:
+    """Images of each class, the classes by name: sums over them are the same in every order of rows."""
+    return dict(sorted(Counter(str(image.label) for image in images).items()))
 
 
 def _rank(seed: int, kind: str, name: str) -> bytes:

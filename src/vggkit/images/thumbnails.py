@@ -1,4 +1,4 @@
-"""Small pictures of pictures, for pages that hold many of them.
+"""Small images of images, for pages that hold many of them.
 
 Shape letters: H and W pixels.
 """
@@ -14,7 +14,7 @@ SIDE_PIXELS: Final = 240
 """Long side at most: sharp at 160 on a screen of one and a half dots a pixel, in 6 kB for a photograph."""
 
 TINY_PIXELS: Final = 64
-"""Pictures whose long side has no more are pixel art or digits: kept to the pixel, and shown enlarged unblurred."""
+"""Images whose long side has no more are pixel art or digits: kept to the pixel, and shown enlarged unblurred."""
 
 MEDIA_TYPE: Final = "image/webp"
 """What `encode_thumbnail` writes."""
@@ -33,5 +33,5 @@ def encode_thumbnail(pixels: Pixels, *, side_pixels: int = SIDE_PIXELS) -> bytes
 
 
 def is_tiny(pixels: Pixels) -> bool:
-    """Whether single pixels are what such a picture consists of."""
+    """Whether single pixels are what such an image consists of."""
     return bool(max(pixels.shape[:2]) <= TINY_PIXELS)

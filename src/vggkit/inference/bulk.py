@@ -1,6 +1,6 @@
-"""Every picture gets its row, whatever happens meanwhile: asked, kept in parts, joined to one file.
+"""Every image gets its row, whatever happens meanwhile: asked, kept in parts, joined to one file.
 
-Nothing of a picture stays in memory, and a process that ends too early is gone on with by the same call.
+Nothing of an image stays in memory, and a process that ends too early is gone on with by the same call.
 """
 
 import time
@@ -15,9 +15,9 @@ import numpy as np
 
 from vggkit.errors import BadOutput, Stopped, VggkitError
 from vggkit.files import move_file
-from vggkit.images.dataset import Picture
+from vggkit.images.dataset import ImageSample
 from vggkit.images.omissions import Omission, Reading
-from vggkit.images.sources.open_dataset import count_pictures, gather_pictures
+from vggkit.images.sources.open_dataset import count_images, gather_images
 from vggkit.images.sources.tables import Columns
 from vggkit.inference.chunks import Parts, demand_same
 from vggkit.inference.fingerprint import Chain
@@ -32,7 +32,7 @@ FORMAT_VERSION: Final = 1
 
 Row = tuple[Any, ...]
 OnProgress = Callable[[str, int, int | None], None]
-"""Hears what is being done, how many pictures of it are, and of how many where that is known."""
+"""Hears what is being done, how many images of it are, and of how many where that is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +41,16 @@ class BulkResult:
 
     path: str
     """The file."""
-    pictures: int
+    images: int
     """Its rows."""
     unreadable: int
-    """Those of pictures that could not be read, or whose values overflow in the network."""
+    """Those of images that could not be read, or whose values overflow in the network."""
     found_done: int
     """Those that an earlier call had left."""
     engine: str
     """What computed, and why."""
     passed_over: tuple[Omission, ...] = ()
-    """What lies among the pictures and is none of them, counted by reason."""
+    """What lies among the images and is none of them, counted by reason."""
 
     def to_dict(self) -> dict[str, Any]:
         """A value for JSON."""
@@ -69,9 +69,9 @@ class Job:
     model: str
     """Where the Classifier is, for those who look for it later."""
     engine: str
-    answer: Callable[[Iterator[Picture]], Iterator[Row]]
-    """A row for each picture, in order."""
-    pictures: Iterable[str | Path | Picture]
+    answer: Callable[[Iterator[ImageSample]], Iterator[Row]]
+    """A row for each image, in order."""
+    images: Iterable[str | Path | ImageSample]
     columns: Columns
     batch_size: int
     save_seconds: float
@@ -80,12 +80,12 @@ class Job:
 
 
 def run(job: Job) -> BulkResult:
-    """Do it, or what is left of it; raises BadOutput and what finding pictures raises."""
+    """Do it, or what is left of it; raises BadOutput and what finding images raises."""
     parts = Parts(job.out, job.about)
 
     def find_command() -> str:
         again = "the same line, without --overwrite," if job.overwrite else "the same line"
-        return f"{again} ({parts.count():,} pictures are done and kept)"
+        return f"{again} ({parts.count():,} images are done and kept)"
 
     with parts.hold(), hear_signals(find_command) as signals:
         if job.overwrite:
@@ -99,19 +99,19 @@ def run(job: Job) -> BulkResult:
 
 
 def _fill(job: Job, parts: Parts, signals: Signals, reading: Reading) -> int:
-    """Answer every picture that no part holds yet; says how many were there."""
+    """Answer every image that no part holds yet; says how many were there."""
     job.on_progress("listing", 0, None)
-    total = count_pictures(job.pictures, columns=job.columns)
+    total = count_images(job.images, columns=job.columns)
     chain = Chain()
-    pictures = gather_pictures(job.pictures, columns=job.columns, reading=reading)
-    found_done = done = _pass_over(parts, pictures, chain)
+    images = gather_images(job.images, columns=job.columns, reading=reading)
+    found_done = done = _pass_over(parts, images, chain)
     job.on_progress("answering", done, total)
-    asked: deque[Picture] = deque()
+    asked: deque[ImageSample] = deque()
 
-    def ask() -> Iterator[Picture]:
-        for picture in pictures:
-            asked.append(picture)
-            yield picture
+    def ask() -> Iterator[ImageSample]:
+        for image in images:
+            asked.append(image)
+            yield image
 
     rows: list[Row] = []
     saved = time.monotonic()
@@ -150,16 +150,16 @@ def _fill(job: Job, parts: Parts, signals: Signals, reading: Reading) -> int:
     return found_done
 
 
-def _pass_over(parts: Parts, pictures: Iterator[Picture], chain: Chain) -> int:
-    """Leave out the pictures that parts hold; raises BadOutput where they are others by now."""
+def _pass_over(parts: Parts, images: Iterator[ImageSample], chain: Chain) -> int:
+    """Leave out the images that parts hold; raises BadOutput where they are others by now."""
     done = 0
     for part in parts.list():
-        for picture in islice(pictures, part.stop - part.first):
-            chain.add(picture)
+        for image in islice(images, part.stop - part.first):
+            chain.add(image)
             done += 1
         if done < part.stop or chain.digest() != part.digest:
             raise BadOutput(
-                f"{parts.folder}: holds results of other pictures: among the first {part.stop:,} some came, went "
+                f"{parts.folder}: holds results of other images: among the first {part.stop:,} some came, went "
                 "or changed. Name another file with --out, or say --overwrite to begin anew"
             )
     return done
@@ -224,7 +224,7 @@ def _join_matrix(
 
 
 def _look_at_finished(job: Job, made_with: Mapping[str, Any]) -> BulkResult:
-    """What a file that is there holds, where it is of the same pictures and options; raises BadOutput."""
+    """What a file that is there holds, where it is of the same images and options; raises BadOutput."""
     about = read_about(job.out)
     if about is None or "digest" not in about:
         raise BadOutput(
@@ -233,12 +233,12 @@ def _look_at_finished(job: Job, made_with: Mapping[str, Any]) -> BulkResult:
         )
     demand_same({name: about.get(name) for name in made_with}, made_with, f"{job.out}: holds other results")
     chain, count, reading = Chain(), 0, Reading()
-    for picture in gather_pictures(job.pictures, columns=job.columns, reading=reading):
-        chain.add(picture)
+    for image in gather_images(job.images, columns=job.columns, reading=reading):
+        chain.add(image)
         count += 1
     if (count, chain.digest()) != (about["pictures"], about["digest"]):
         raise BadOutput(
-            f"{job.out}: holds results of other pictures: {about['pictures']:,} then, {count:,} now; some "
+            f"{job.out}: holds results of other images: {about['pictures']:,} then, {count:,} now; some "
             "came, went or changed. Name another file with --out, or say --overwrite to begin anew"
         )
     return BulkResult(str(job.out), count, about["unreadable"], count, job.engine, reading.list_omissions())

@@ -37,7 +37,7 @@ class Part:
     stop: int
     """Number of the row behind its last."""
     digest: str
-    """Of all pictures up to its end, see `origins.Chain`."""
+    """Of all images up to its end, see `origins.Chain`."""
 
     def read(self) -> dict[str, Column]:
         """Its columns; raises BadData where the file is broken."""

@@ -1,6 +1,6 @@
-"""What a Classifier's network computes of pictures before it answers, as vectors.
+"""What a Classifier's network computes of images before it answers, as vectors.
 
-Shape letters: N pictures, F numbers of a vector.
+Shape letters: N images, F numbers of a vector.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from vggkit.engines.select import WantedEngine, choose_engine
 from vggkit.engines.stream import Engine, stream_answers
 from vggkit.errors import UnknownName
 from vggkit.images.given import ImageSources, count_sources, lack_images, list_sources
-from vggkit.images.sources.open_dataset import gather_pictures
+from vggkit.images.sources.open_dataset import gather_images
 from vggkit.models.configuration import Configuration
 from vggkit.weights.card import Card, demand_classifier
 
@@ -31,10 +31,10 @@ STATISTICS: Final = "statistics"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedding:
-    """A picture as a vector."""
+    """An image as a vector."""
 
     path: str
-    """The picture's file."""
+    """The image's file."""
     vector: NDArray[np.float32] | None = field(repr=False)
     """(F,), all finite; None where there is a problem."""
     problem: str | None = None
@@ -43,14 +43,14 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embeddings:
-    """Pictures as vectors, in the order of the pictures."""
+    """Images as vectors, in the order of the images."""
 
     paths: tuple[str, ...]
     """N files."""
     vectors: NDArray[np.float32] = field(repr=False)
     """(N, F); a row of NaN where there is a problem."""
     problems: tuple[str | None, ...]
-    """Why a picture cannot be read, or that the network's values for it overflow; None where there is a vector."""
+    """Why an image cannot be read, or that the network's values for it overflow; None where there is a vector."""
     layer: str
     """What the vectors are."""
 
@@ -78,7 +78,7 @@ def find_width(configuration: Configuration, layer: str) -> int:
 
 def embed(
     classifier: "Classifier | ModelFile",
-    pictures: ImageSources,
+    images: ImageSources,
     *,
     layer: str = FEATURES,
     batch_size: int = 32,
@@ -87,24 +87,24 @@ def embed(
     engine: WantedEngine = "auto",
     on_progress: Callable[[int, int | None], None] | None = None,
 ) -> Embeddings:
-    """The vector of each picture, in the order of the pictures.
+    """The vector of each image, in the order of the images.
 
     Args:
         classifier: The Classifier whose network computes, or its ModelFile, for which torch is imported only
             where PyTorch computes.
-        pictures: What `predict` takes.
+        images: What `predict` takes.
         layer: What the vectors are, see `find_width`.
-        batch_size: Pictures that pass through the network together.
+        batch_size: Images that pass through the network together.
         device: `auto`, `cpu`, `cuda`, `mps`.
         precision: What is computed in; auto: bf16 where the device multiplies it by itself. int8 is for
             processors, and needs the Classifier's `ranges`.
         engine: What computes, see `predict`.
-        on_progress: Called with the number of pictures done, and of all where Pictures are given.
+        on_progress: Called with the number of images done, and of all where ImageSamples are given.
 
     Raises UnknownName, BadInput, BadData and BadConfiguration.
     """
     width = find_width(demand_classifier(classifier, "embed").configuration, layer)
-    given = list_sources(pictures)
+    given = list_sources(images)
     total = count_sources(given)
     computing, _ = prepare_engine(classifier, layer=layer, device=device, precision=precision, engine=engine)
     found = []
@@ -113,7 +113,7 @@ def embed(
         if on_progress:
             on_progress(len(found), total)
     if not found:
-        raise lack_images(pictures)
+        raise lack_images(images)
     missing = np.full(width, np.nan, np.float32)
     return Embeddings(
         tuple(each.path for each in found),
@@ -144,23 +144,23 @@ def prepare_engine(
 def iterate_embeddings(
     engine: Engine,
     card: Card,
-    pictures: ImageSources,
+    images: ImageSources,
     *,
     batch_size: int = 32,
 ) -> Iterator[Embedding]:
     """As `embed`, each vector as soon as it is there, from what `prepare_engine` gave and the Classifier's card."""
     batch_size = demand_count("batch_size", batch_size)
-    found = gather_pictures(pictures)
+    found = gather_images(images)
     for answer in stream_answers(engine, card.preprocessing, found, batch_size=batch_size):
         if answer.output is None:
-            yield Embedding(answer.picture.path, None, answer.problem)
+            yield Embedding(answer.image.path, None, answer.problem)
             continue
         vector = _pool(answer.output)
         overflow = describe_overflow(vector)
         yield Embedding(
-            answer.picture.path,
+            answer.image.path,
             None if overflow else vector,
-            f"{answer.picture.path}: {overflow}" if overflow else None,
+            f"{answer.image.path}: {overflow}" if overflow else None,
         )
 
 

@@ -1,4 +1,4 @@
-"""What results were made with, so that others do not come among them: the model, the options, the pictures."""
+"""What results were made with, so that others do not come among them: the model, the options, the images."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vggkit.engines.model_weights import ModelFile, find_weights
 from vggkit.errors import VggkitError
 from vggkit.hardware import count_threads
-from vggkit.images.dataset import Picture
+from vggkit.images.dataset import ImageSample
 
 if TYPE_CHECKING:
     from vggkit.weights.model import Classifier
@@ -88,21 +88,21 @@ def _shorten(value: object) -> str:
 
 
 class Chain:
-    """A digest of pictures in their order: of names, and of sizes where these are had without reading."""
+    """A digest of images in their order: of names, and of sizes where these are had without reading."""
 
     def __init__(self) -> None:
         self._found = hashlib.sha256()
 
-    def add(self, picture: Picture) -> None:
-        """The next picture."""
+    def add(self, image: ImageSample) -> None:
+        """The next image."""
         weight = ""
-        if picture.storage is None or picture.storage.quick:
+        if image.storage is None or image.storage.quick:
             try:
-                weight = picture.weigh()
+                weight = image.weigh()
             except (VggkitError, OSError):
                 weight = "missing"
         # Names need not be text.
-        self._found.update(f"{picture.path}\0{weight}\n".encode(errors="surrogateescape"))
+        self._found.update(f"{image.path}\0{weight}\n".encode(errors="surrogateescape"))
 
     def digest(self) -> str:
         """16 hexadecimal digits of all up to here."""

@@ -1,6 +1,6 @@
-"""Ask a Classifier what pictures show.
+"""Ask a Classifier what images show.
 
-Shape letters: N pictures, K classes.
+Shape letters: N images, K classes.
 """
 
 import os
@@ -19,14 +19,14 @@ from vggkit.engines.stream import Answer, Engine, stream_answers
 from vggkit.hardware import choose_device
 from vggkit.images.file_kinds import tell_by_name
 from vggkit.images.given import ImageSources, count_sources, lack_images, list_sources
-from vggkit.images.sources.open_dataset import gather_pictures
+from vggkit.images.sources.open_dataset import gather_images
 from vggkit.weights.card import Card, demand_classifier
 
 if TYPE_CHECKING:
     from vggkit.weights.model import Classifier
 
 FEW: Final = 8
-"""Pictures that PyTorch answers before another engine has compiled the network."""
+"""Images that PyTorch answers before another engine has compiled the network."""
 ROUNDING: Final = 1e-5
 """Share by which engines' probabilities may differ: a threshold is often one that another engine computed."""
 UNKNOWN: Final = "unknown"
@@ -35,10 +35,10 @@ UNKNOWN: Final = "unknown"
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a Classifier says of one picture."""
+    """What a Classifier says of one image."""
 
     path: str
-    """The picture's file, or its name."""
+    """The image's file, or its name."""
     labels: tuple[str, ...]
     """The most probable classes, best first; empty where there is a problem."""
     probabilities: tuple[float, ...]
@@ -46,11 +46,11 @@ class Prediction:
     unknown: bool = False
     """Whether the best one is not sure enough, by the Classifier's threshold."""
     problem: str | None = None
-    """Why the picture cannot be read, or that the network's values for it overflow."""
+    """Why the image cannot be read, or that the network's values for it overflow."""
 
     @property
     def answer(self) -> str | None:
-        """The most probable class, `unknown` where it is not sure enough, None where there is no picture."""
+        """The most probable class, `unknown` where it is not sure enough, None where there is no image."""
         return UNKNOWN if self.unknown else self.labels[0] if self.labels else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class Prediction:
 
 def predict(
     classifier: "Classifier",
-    pictures: ImageSources,
+    images: ImageSources,
     *,
     top: int = 5,
     batch_size: int = 32,
@@ -71,31 +71,31 @@ def predict(
     engine: WantedEngine = "auto",
     on_progress: Callable[[int, int | None], None] | None = None,
 ) -> list[Prediction]:
-    """The most probable classes of each picture, in the order of the pictures.
+    """The most probable classes of each image, in the order of the images.
 
     Args:
         classifier: The Classifier to ask.
-        pictures: An image or several: a path, also of a folder (every picture below it), a table, archives … as
-            `iterate_pictures` takes them; the bytes of a file, an open file, a PIL image of any mode, pixels uint8
-            as an array (H, W, 3) or a tensor (3, H, W), or a Picture; a list or whatever else can be iterated of
-            these, an array (N, H, W, 3) or a tensor (N, 3, H, W). What has no name is called `image 0`, after its
+        images: An image or several: a path, also of a folder (every image below it), a table, archives … as
+            `iterate_images` takes them; the bytes of a file, an open file, a PIL image of any mode, pixels uint8
+            as an array (H, W, 3) or a tensor (3, H, W), or an ImageSample; a list or any other iterable
+            of these, an array (N, H, W, 3) or a tensor (N, 3, H, W). What has no name is called `image 0`, after its
             number.
         top: How many classes to name; fewer where the Classifier has fewer.
-        batch_size: Pictures that pass through the network together.
+        batch_size: Images that pass through the network together.
         device: `auto`, `cpu`, `cuda`, `mps`.
         precision: What is computed in; auto: bf16 where the device multiplies it by itself. int8 is for
             processors, and needs the Classifier's `ranges`.
         engine: What computes; auto: PyTorch on CUDA and MPS, on processors OpenVINO, ONNX Runtime or PyTorch,
             the first that is installed and computes in that precision.
-        on_progress: Called with the number of pictures done, and of all where Pictures are given.
+        on_progress: Called with the number of images done, and of all where ImageSamples are given.
 
-    A picture that cannot be read, or whose values overflow in the network, becomes a Prediction with its
+    An image that cannot be read, or whose values overflow in the network, becomes a Prediction with its
     `problem`. Raises BadInput, also for pixels that could mean several things, with the line that converts them;
     and BadData.
     """
     top, batch_size = demand_count("top", top), demand_count("batch_size", batch_size)
     demand_classifier(classifier, "predict")
-    given = list_sources(pictures)
+    given = list_sources(images)
     total = count_sources(given)
     count = total if total is not None or not isinstance(given, Sequence) else _count_files(given)
     computing, _ = prepare_engine(classifier, device=device, precision=precision, engine=engine, count=count)
@@ -105,7 +105,7 @@ def predict(
         if on_progress:
             on_progress(len(found), total)
     if not found:
-        raise lack_images(pictures)
+        raise lack_images(images)
     return found
 
 
@@ -125,7 +125,7 @@ def prepare_engine(
         device: As in `predict`.
         precision: As in `predict`.
         engine: As in `predict`.
-        count: How many pictures it is for; None: many, or unknown.
+        count: How many images it is for; None: many, or unknown.
     """
     ranges = model.card.ranges if precision == "int8" else None
     if isinstance(model, ModelFile):
@@ -140,14 +140,14 @@ def prepare_engine(
 def iterate_predictions(
     engine: Engine,
     card: Card,
-    pictures: ImageSources,
+    images: ImageSources,
     *,
     top: int = 5,
     batch_size: int = 32,
 ) -> Iterator[Prediction]:
     """As `predict`, each Prediction as soon as it is there, from an engine and a Classifier's card."""
     top, batch_size = demand_count("top", top), demand_count("batch_size", batch_size)
-    found = gather_pictures(pictures)
+    found = gather_images(images)
     for answer in stream_answers(engine, card.preprocessing, found, batch_size=batch_size):
         yield _describe(answer, card, top)
 
@@ -160,11 +160,11 @@ def _count_files(given: Sequence[object]) -> int | None:
 
 def _describe(answer: Answer, card: Card, top: int) -> Prediction:
     if answer.output is None:
-        return Prediction(answer.picture.path, (), (), problem=answer.problem)
+        return Prediction(answer.image.path, (), (), problem=answer.problem)
     probabilities = softmax(answer.output, card.temperature)
     best = np.argsort(-probabilities, kind="stable")[:top]
     return Prediction(
-        answer.picture.path,
+        answer.image.path,
         tuple(card.labels[index] for index in best),
         tuple(float(probabilities[index]) for index in best),
         unknown=bool(probabilities[best[0]] < (1 - ROUNDING) * card.threshold),

@@ -24,22 +24,22 @@ CHUNK_BYTES: Final = 32_000_000
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A picture of the index that is near to another."""
+    """An image of the index that is near to another."""
 
     path: str
     """Its file."""
     similarity: float
-    """Cosine of the angle between the two vectors, in [-1, 1]; 1 for the same picture."""
+    """Cosine of the angle between the two vectors, in [-1, 1]; 1 for the same image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What is near to a picture."""
+    """What is near to an image."""
 
     path: str
-    """The picture that was asked about."""
+    """The image that was asked about."""
     neighbours: tuple[Neighbour, ...]
-    """Pictures of the index, nearest first; none where it cannot be read."""
+    """Images of the index, nearest first; none where it cannot be read."""
     problem: str | None = None
     """Why it cannot be read."""
 
@@ -51,7 +51,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VectorIndex:
-    """A file of vectors of pictures, which knows what they were made with."""
+    """A file of vectors of images, which knows what they were made with."""
 
     path: Path
     """The file, as `embed_into` writes it."""
@@ -63,7 +63,7 @@ class VectorIndex:
     """What the vectors are."""
     precision: str
     """What they were computed in: `fp32`, `bf16` or `int8`."""
-    pictures: int
+    images: int
     """N, those that could not be read too."""
 
     @classmethod
@@ -82,7 +82,7 @@ class VectorIndex:
                 classifier=str(about["classifier"]),
                 layer=str(about["layer"]),
                 precision=str(about["precision"]),
-                pictures=int(about["pictures"]),
+                images=int(about["pictures"]),
             )
         except (KeyError, TypeError, ValueError) as problem:
             raise BadData(
@@ -90,7 +90,7 @@ class VectorIndex:
             ) from problem
 
     def search(self, vectors: NDArray[np.float32], *, top: int = 10) -> tuple[tuple[Neighbour, ...], ...]:
-        """The nearest pictures to each of the vectors (Q, F), nearest first, of equally near ones the first.
+        """The nearest images to each of the vectors (Q, F), nearest first, of equally near ones the first.
 
         Args:
             vectors: As those of the file were computed.

@@ -52,9 +52,9 @@ class FullyConnected:
     index: int
     """Where it stands in `classifier`: its keys are `classifier.<index>.*`."""
     in_features: int
-    """Numbers read for one picture."""
+    """Numbers read for one image."""
     out_features: int
-    """Numbers given for one picture."""
+    """Numbers given for one image."""
     rank: int | None
     """Width of the narrow middle where the layer is two factors; None: one full matrix."""
 
@@ -104,7 +104,7 @@ class Configuration:
     num_classes: int = 1000
     """Classes, the length of the logits."""
     in_channels: int = 3
-    """Channels of the pictures."""
+    """Channels of the images."""
 
     def __post_init__(self) -> None:
         _freeze_sequences(self)
@@ -147,7 +147,7 @@ class Configuration:
 
     @property
     def head_features(self) -> int:
-        """Numbers the head's first layer reads for one picture."""
+        """Numbers the head's first layer reads for one image."""
         if self.head == "pool":
             return self.trunk_channels * (2 if self.statistics == "mean+std" else 1)
         return self.trunk_channels * self.grid**2
@@ -218,7 +218,7 @@ def configure(
     Args:
         model: A name of `list_models()`, or a Configuration to change.
         num_classes: Classes.
-        in_channels: Channels of the pictures.
+        in_channels: Channels of the images.
         head: `fc`, `dense` or `pool`. Changing to `pool` drops the hidden layers and the dropout.
         dropout: Chance in [0, 1).
         until: Last layer of the trunk. A cut trunk gets the pool head; where the cut falls before

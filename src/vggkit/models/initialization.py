@@ -51,7 +51,7 @@ def _draw(module: nn.Conv2d | nn.Linear, scheme: Scheme) -> None:
             nn.init.normal_(module.weight, std=0.1)
         case "kaiming" | "dirac" if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if scheme == "dirac" and module.in_channels > 4:  # pictures are no maps to hand on
+            if scheme == "dirac" and module.in_channels > 4:  # images are no maps to hand on
                 nn.init.dirac_(module.weight[: module.in_channels])
         case _:
             nn.init.normal_(module.weight, std=0.01)
@@ -118,9 +118,9 @@ def _endings(state: dict[str, Tensor], start: str) -> list[str]:
 
 
 def adapt_filters(weight: Tensor, in_channels: int) -> Tensor:
-    """First filters (O, 3, h, w), trained on three channels, for pictures of `in_channels`.
+    """First filters (O, 3, h, w), trained on three channels, for images of `in_channels`.
 
-    One channel: the three are summed, so that a grey picture gives exactly what its copy in three
+    One channel: the three are summed, so that a grey image gives exactly what its copy in three
     equal channels gave. Otherwise they are repeated in order and scaled by 3 / in_channels, which
     keeps the size of the sums (timm's rule). Returns (O, in_channels, h, w); raises BadInput for
     what is no filters or no count, and BadConfiguration where the filters do not have three channels.

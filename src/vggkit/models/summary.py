@@ -2,7 +2,7 @@
 
 Arithmetic on a `Configuration`; nothing is built and torch is not imported.
 
-Shape letters: C channels, H and W pixels, K classes; no N, everything is for one picture.
+Shape letters: C channels, H and W pixels, K classes; no N, everything is for one image.
 """
 
 import math
@@ -37,10 +37,10 @@ class LayerSummary:
     """Multiplications with an addition, in convolutions and fully connected layers only, biases not
     counted: torchvision's convention, 1 of them being 2 FLOP."""
     activation_bytes: int
-    """Size of its own output in float32, for one picture."""
+    """Size of its own output in float32, for one image."""
     receptive_field_pixels: int | None
-    """Side of the square of the picture that one output value depends on, padding included; None:
-    the whole picture."""
+    """Side of the square of the image that one output value depends on, padding included; None:
+    the whole image."""
     parameter_share: float
     """Its part of all parameters, in [0, 1]."""
     multiply_add_share: float
@@ -54,9 +54,9 @@ class Totals:
     parameters: int
     """Trained values."""
     multiply_adds: int
-    """For one picture."""
+    """For one image."""
     activation_bytes: int
-    """Every row's output in float32: what training keeps of one picture, more than inference needs at once."""
+    """Every row's output in float32: what training keeps of one image, more than inference needs at once."""
     weight_bytes: int
     """The parameters in float32."""
 
@@ -72,9 +72,9 @@ class Summary:
     configuration: dict[str, Any]
     """Every field of the Configuration, as its `to_dict` gives them."""
     input_pixels: tuple[int, int]
-    """Height and width of the picture."""
+    """Height and width of the image."""
     layers: tuple[LayerSummary, ...]
-    """The rows from the picture to the logits."""
+    """The rows from the image to the logits."""
     totals: Totals
     """Their sums."""
 
@@ -100,9 +100,9 @@ def summarize(configuration: Configuration, *, input: tuple[int, int] = (224, 22
 
     Args:
         configuration: Any VGG; nothing is built.
-        input: Height and width of the picture in pixels.
+        input: Height and width of the image in pixels.
 
-    Raises BadInput where the picture is smaller than the network's `minimum_side`, or not two
+    Raises BadInput where the image is smaller than the network's `minimum_side`, or not two
     whole numbers.
     """
     sides = _check(configuration, input)
@@ -140,7 +140,7 @@ def summarize(configuration: Configuration, *, input: tuple[int, int] = (224, 22
 
 
 def _check(configuration: object, sides: object) -> tuple[int, int]:
-    """Height and width; raises BadInput for what is no size of a picture for the network."""
+    """Height and width; raises BadInput for what is no size of an image for the network."""
     configuration = demand_configuration(configuration, "summarize")
     found = tuple(map(plain_number, sides)) if isinstance(sides, tuple | list) else ()
     if len(found) != 2 or not all(type(side) is int for side in found):
@@ -149,16 +149,16 @@ def _check(configuration: object, sides: object) -> tuple[int, int]:
     smallest = configuration.minimum_side
     if min(height, width) < smallest:
         raise BadInput(
-            f"pictures must be at least {smallest} pixels high and wide, got {height}×{width}: each pool halves "
-            "the map; enlarge the pictures, or cut the trunk earlier with until="
+            f"images must be at least {smallest} pixels high and wide, got {height}×{width}: each pool halves "
+            "the map; enlarge the images, or cut the trunk earlier with until="
         )
     return height, width
 
 
 def _walk_trunk(configuration: Configuration, sides: tuple[int, int]) -> Iterator[_Row]:
-    """The picture and the layers of `features`."""
+    """The image and the layers of `features`."""
     height, width = sides
-    # `step`: how many pixels of the picture lie between two neighbours on the map.
+    # `step`: how many pixels of the image lie between two neighbours on the map.
     field, step = 1, 1
     yield _Row("input", "input", (configuration.in_channels, height, width), field)
     for layer in configuration.trunk:

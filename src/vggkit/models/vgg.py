@@ -1,6 +1,6 @@
-"""The network: a `VGG` is built from a `Configuration`; pictures go in, logits come out.
+"""The network: a `VGG` is built from a `Configuration`; images go in, logits come out.
 
-Shape letters: N pictures, C channels, H and W pixels, K classes.
+Shape letters: N images, C channels, H and W pixels, K classes.
 """
 
 import json
@@ -28,7 +28,7 @@ class VGG(nn.Module):
     Args:
         configuration: A name of `list_models()`, or a Configuration.
         num_classes: Classes K; 1000 where the model does not say otherwise.
-        in_channels: Channels C of the pictures.
+        in_channels: Channels C of the images.
         head: `fc` (the paper's), `dense` (the same as convolutions) or `pool`; see Configuration.
         dropout: Chance in [0, 1).
         until: Cut the trunk after this layer, such as `relu3_4`, and put a pool head on it.
@@ -114,20 +114,20 @@ class VGG(nn.Module):
     def _check(self, images: Tensor) -> None:
         channels, smallest = self._built.in_channels, self._built.minimum_side
         if not isinstance(images, Tensor):
-            raise BadInput(f"a batch of pictures is a torch tensor, got {type(images).__name__}")
+            raise BadInput(f"a batch of images is a torch tensor, got {type(images).__name__}")
         shape = tuple(images.shape)
         if images.dim() != 4 or shape[1] != channels:
             raise BadInput(
-                f"a batch of pictures is (N, {channels}, H, W), got {shape}; "
+                f"a batch of images is (N, {channels}, H, W), got {shape}; "
                 "add the batch with [None], or build the network with in_channels="
             )
         if min(shape[2:]) < smallest:
             raise BadInput(
-                f"pictures must be at least {smallest} pixels high and wide, got {shape[2]}×{shape[3]}: each pool "
-                "halves the map; enlarge the pictures, or cut the trunk earlier with until="
+                f"images must be at least {smallest} pixels high and wide, got {shape[2]}×{shape[3]}: each pool "
+                "halves the map; enlarge the images, or cut the trunk earlier with until="
             )
         if not images.is_floating_point():
-            raise BadInput(f"pictures must be floating point and normalised, got {images.dtype}; see Preprocessing")
+            raise BadInput(f"images must be floating point and normalised, got {images.dtype}; see Preprocessing")
 
     def _read_flat(self, maps: Tensor, layers: nn.Sequential) -> Tensor:
         """The paper's head; the map is pooled to grid×grid first, as torchvision does."""

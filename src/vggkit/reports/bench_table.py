@@ -1,4 +1,4 @@
-"""A bench on the terminal, as a picture, and in a sentence of what to do with it."""
+"""A bench on the terminal, as an image, and in a sentence of what to do with it."""
 
 import shlex
 from pathlib import Path
@@ -50,8 +50,8 @@ def draw_bench(bench: Bench) -> BenchTable:
 
 def _draw_rows(bench: Bench, *, plain: bool) -> Table:
     running = [each for each in bench.engines if each.problem is None]
-    compared = next((each.agreement.pictures for each in running if each.agreement is not None), 0)
-    true = bench.pictures is not None
+    compared = next((each.agreement.images for each in running if each.agreement is not None), 0)
+    true = bench.images is not None
     columns = [
         Column("engine", no_wrap=True),
         _numbers("p50", "ms"),
@@ -138,14 +138,14 @@ def _times(ratio: float) -> str:
 def _explain(bench: Bench) -> list[str]:
     lines = [
         f"* what auto takes. Medians of {bench.rounds} rounds in turn, and the least and the most.",
-        "p50, p95: one picture by itself; half and 95 % of passes are as fast.",
+        "p50, p95: one image by itself; half and 95 % of passes are as fast.",
         "times fp32: of PyTorch in fp32 at its best batch size.",
     ]
-    if bench.pictures is None:
-        return [*lines, "error: of logits, over their spread, on pictures that were made up."]
+    if bench.images is None:
+        return [*lines, "error: of logits, over their spread, on images that were made up."]
     if bench.unreadable:
-        lines.append(f"{bench.unreadable} pictures cannot be read and were left out.")
-    return [*lines, f"same class: as PyTorch in fp32, with the 95 % interval; {bench.pictures}."]
+        lines.append(f"{bench.unreadable} images cannot be read and were left out.")
+    return [*lines, f"same class: as PyTorch in fp32, with the 95 % interval; {bench.images}."]
 
 
 def suggest(bench: Bench, *, ranges_kept: bool) -> list[str]:
@@ -156,24 +156,24 @@ def suggest(bench: Bench, *, ranges_kept: bool) -> list[str]:
         ranges_kept: Whether the Classifier's file holds what int8 needs.
     """
     model = shlex.quote(bench.model)
-    if bench.pictures is None:
-        return [f"next: whether answers stay the same: vggkit bench {model} YOUR_PICTURES/"]
+    if bench.images is None:
+        return [f"next: whether answers stay the same: vggkit bench {model} YOUR_IMAGES/"]
     auto = next((each for each in bench.engines if each.is_auto and each.problem is None), None)
     coarse = next((each for each in bench.engines if each.precision == "int8" and each.problem is None), None)
     if auto is None or coarse is None or coarse.agreement is None or coarse.speed < WORTH * auto.speed:
         return []
     found = coarse.agreement
-    keep = [] if ranges_kept else [f"      vggkit bench {model} YOUR_PICTURES/ --keep-ranges"]
+    keep = [] if ranges_kept else [f"      vggkit bench {model} YOUR_IMAGES/ --keep-ranges"]
     return [
         f"next: int8 is {coarse.speed / auto.speed:.1f} times as fast as what auto takes, and gave the same class "
-        f"for {found.same_class} of {found.pictures}:",
+        f"for {found.same_class} of {found.images}:",
         *keep,
-        f"      vggkit predict {model} YOUR_PICTURES/ --precision int8",
+        f"      vggkit predict {model} YOUR_IMAGES/ --precision int8",
     ]
 
 
 def plot_bench(bench: Bench, path: str | Path) -> None:
-    """Bars of pictures a second and of the time for one, as PNG, PDF or SVG by the suffix.
+    """Bars of images a second and of the time for one, as PNG, PDF or SVG by the suffix.
 
     Raises BadOutput and MissingExtra, see `plots.draw_to`.
     """
@@ -184,7 +184,7 @@ def plot_bench(bench: Bench, path: str | Path) -> None:
         title = f"{bench.network} at {bench.input_pixels} pixels on {bench.machine}"
         figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold")
         left.set_title("images a second, at the best batch size", color=BLUE)
-        right.set_title("one picture, milliseconds", color=ORANGE)
+        right.set_title("one image, milliseconds", color=ORANGE)
         _draw_speeds(left, running)
         _draw_latencies(right, running)
         left.set_yticks(range(len(names)), names)

@@ -50,9 +50,9 @@ class ComparedRun:
     part: str
     """What the figures were measured on: `val` or `test`."""
     data: str
-    """Where the pictures came from."""
-    pictures: str | None
-    """Digest of the pictures that the figures were measured on."""
+    """Where the images came from."""
+    images: str | None
+    """Digest of the images that the figures were measured on."""
     n: int | None
     """How many they are."""
     top1: float | None

@@ -1,4 +1,4 @@
-"""The page of a Diagnosis: the verdict, counts, facts, and every finding with its pictures, in one file."""
+"""The page of a Diagnosis: the verdict, counts, facts, and every finding with its images, in one file."""
 
 import itertools
 import shlex
@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from vggkit import __version__
 from vggkit.data_checks.findings import Case, Diagnosis, Finding, Kind, Member, Severity, Sides
 from vggkit.files import write_text
-from vggkit.images.dataset import Picture, sort_labels
+from vggkit.images.dataset import ImageSample, sort_labels
 from vggkit.reports.pages.rendering import render_page, say_count
 from vggkit.reports.pages.thumbs import Thumb, find_folder, make_thumb, split_name, split_place
 
@@ -23,7 +23,7 @@ CASES_AT_ONCE: Final = 12
 """Cases that are seen before unfolding the rest."""
 
 MOST_MEMBERS: Final = 8
-"""Pictures of a case that are drawn."""
+"""Images of a case that are drawn."""
 
 CLASSES_AT_ONCE: Final = 24
 """Longer lists show their two ends, and unfold."""
@@ -31,26 +31,26 @@ CLASSES_AT_ONCE: Final = 24
 CLASSES_AT_EACH_END: Final = 5
 
 SEVERITIES: Final[dict[Severity, str]] = {
-    "error": "figures measured on these pictures would lie",
+    "error": "figures measured on these images would lie",
     "warning": "results would be worse than they need be",
     "note": "nothing that would spoil a result",
 }
-"""What the gravest finding means for whoever trains on the pictures."""
+"""What the gravest finding means for whoever trains on the images."""
 
 TITLES: Final[dict[Kind, str]] = {
     "unreadable": "Files that cannot be read",
     "missing-class": "Classes missing from a part",
     "similar-names": "Classes whose names look the same",
-    "leakage": "Same pictures in several parts",
-    "contradiction": "Same pictures, different classes",
+    "leakage": "Same images in several parts",
+    "contradiction": "Same images, different classes",
     "combined-label": "Labels that look like several",
     "label-spaces": "Labels that differ in spaces",
     "passed-over": "Passed over",
     "duplicate": "Duplicates",
     "near-duplicate": "Near duplicates",
     "mislabelled": "Labels that may be wrong",
-    "outlier": "Pictures unlike the others",
-    "few": "Classes with few pictures",
+    "outlier": "Images unlike the others",
+    "few": "Classes with few images",
     "imbalance": "Classes of unequal size",
     "small": "Smaller than the network sees",
     "wrong-extension": "Wrong file endings",
@@ -60,9 +60,9 @@ TITLES: Final[dict[Kind, str]] = {
 
 
 def write_diagnosis_page(diagnosis: Diagnosis, path: str | Path) -> None:
-    """Write the diagnosis as a page that is one file: no network, no scripts, the pictures inside.
+    """Write the diagnosis as a page that is one file: no network, no scripts, the images inside.
 
-    Pictures are decoded anew, and one that cannot be any more gets a placeholder. Raises BadOutput.
+    Images are decoded anew, and one that cannot be any more gets a placeholder. Raises BadOutput.
     """
     album = Album.of(diagnosis)
     values = {
@@ -91,11 +91,11 @@ class Verdict:
 
 
 def judge(findings: Iterable[Finding]) -> Verdict:
-    """`2 errors and 1 note: figures measured on these pictures would lie.`"""
+    """`2 errors and 1 note: figures measured on these images would lie.`"""
     found = [finding.severity for finding in findings]
     counts = {severity: found.count(severity) for severity in SEVERITIES if severity in found}
     if not counts:
-        return Verdict(None, "Nothing found: these pictures are ready to be trained on.")
+        return Verdict(None, "Nothing found: these images are ready to be trained on.")
     *others, last = (say_count(count, severity) for severity, count in counts.items())
     said = f"{', '.join(others)} and {last}" if others else last
     gravest = next(iter(counts))
@@ -115,7 +115,7 @@ class Profile(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ClassTable:
-    """Pictures of each class in each part."""
+    """Images of each class in each part."""
 
     parts: tuple[str, ...]
     labels: tuple[str, ...]
@@ -172,7 +172,7 @@ class Rectangle(NamedTuple):
 
 
 def draw_to_scale(sides: Sides, image_pixels: int) -> dict[str, Rectangle]:
-    """The median picture and what the network sees, one upon the other's middle, in a square of 100."""
+    """The median image and what the network sees, one upon the other's middle, in a square of 100."""
     sizes = {"median": sides.median, "seen": (image_pixels, image_pixels)}
     widest, highest = (max(side) for side in zip(*sizes.values(), strict=True))
     unit = 100 / max(widest, highest)
@@ -185,13 +185,13 @@ def draw_to_scale(sides: Sides, image_pixels: int) -> dict[str, Rectangle]:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A picture as a page shows it."""
+    """An image as a page shows it."""
 
     member: Member
     name: str
     """Its path, without the folder that all share."""
     source: str | None
-    """The thumbnail as a `data:` address, None where the picture cannot be decoded."""
+    """The thumbnail as a `data:` address, None where the image cannot be decoded."""
     tiny: bool
     """To be enlarged without blur."""
 
@@ -243,28 +243,28 @@ class Album:
     """Thumbnails, each made once, under short names."""
 
     folder: str
-    """Where all pictures lie, with its separator; shown names begin behind it."""
+    """Where all images lie, with its separator; shown names begin behind it."""
     _made: dict[str, Thumb] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, diagnosis: Diagnosis) -> "Album":
-        """An album of the pictures that findings are about."""
+        """An album of the images that findings are about."""
         cases = (case for finding in diagnosis.findings for case in finding.cases)
         return cls(find_folder(diagnosis.data, [member.path for case in cases for member in case.members]))
 
     def show(self, member: Member, *, drawn: bool) -> Frame:
         """A member with its short name, and its thumbnail if it is to be drawn."""
-        thumb = self._find_thumb(member.picture) if drawn else Thumb(None, False)
+        thumb = self._find_thumb(member.image) if drawn else Thumb(None, False)
         return Frame(member, member.path.removeprefix(self.folder), *thumb)
 
-    def _find_thumb(self, picture: Picture) -> Thumb:
-        if picture.path not in self._made:
-            self._made[picture.path] = make_thumb(picture)
-        return self._made[picture.path]
+    def _find_thumb(self, image: ImageSample) -> Thumb:
+        if image.path not in self._made:
+            self._made[image.path] = make_thumb(image)
+        return self._made[image.path]
 
 
 def show_finding(finding: Finding, album: Album) -> Section:
-    """A finding with those of its cases and pictures that have a place on the page."""
+    """A finding with those of its cases and images that have a place on the page."""
     drawn = finding.kind != "unreadable" and any(case.members for case in finding.cases)
     views = tuple(_show_case(case, album, drawn=drawn) for case in finding.cases[:MOST_CASES])
     return Section(finding, drawn, views[:CASES_AT_ONCE], views[CASES_AT_ONCE:])

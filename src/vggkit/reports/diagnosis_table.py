@@ -23,7 +23,7 @@ BAR_CELLS: Final = 16
 def draw_diagnosis(diagnosis: Diagnosis) -> RenderableType:
     """What `rich.print` shows of a Diagnosis: counts, facts, then each finding with its first cases."""
     return Group(
-        write_line((diagnosis.data, "bold"), f": {diagnosis.n:,} pictures, {_said(diagnosis)}"),
+        write_line((diagnosis.data, "bold"), f": {diagnosis.n:,} images, {_said(diagnosis)}"),
         write_line(),
         _draw_counts(diagnosis),
         write_line(),
@@ -41,7 +41,7 @@ def _said(diagnosis: Diagnosis) -> str:
 
 
 def _draw_counts(diagnosis: Diagnosis) -> Table:
-    """Readable pictures of each class in each part; of many classes the largest and the smallest."""
+    """Readable images of each class in each part; of many classes the largest and the smallest."""
     parts = list(diagnosis.counts)
     totals = {label: sum(diagnosis.counts[part][label] for part in parts) for label in diagnosis.counts[parts[0]]}
     labels = list(totals)
@@ -102,7 +102,7 @@ def _draw_finding(finding: Finding, data: str) -> RenderableType:
 
 
 def _describe(case: Case, data: str) -> str:
-    """The first pictures and what is said of them, without the folder that all of them lie in."""
+    """The first images and what is said of them, without the folder that all of them lie in."""
     shown = [member.path.removeprefix(f"{data}/") for member in case.members[:3]]
     more = f" and {len(case.members) - 3} more" if len(case.members) > 3 else ""
     detail = case.detail

@@ -38,7 +38,7 @@ def draw_curves(history: Sequence[Mapping[str, float]], best_epoch: int | None) 
             across_ticks=ticks,
             up_ticks=y.ticks(most=5),
             lines=lines,
-            note="Training pictures are seen changed, and while the network still learns them.",
+            note="Training images are seen changed, and while the network still learns them.",
         ),
         Chart(
             title="Validation accuracy (%)",
@@ -108,13 +108,13 @@ def draw_withholding(evaluation: Evaluation) -> Chart:
         mark = (x(found.coverage), y(found.precision))
         low, high = found.precision_interval
         text = (
-            f"At a threshold of {100 * found.threshold:.1f} % {100 * found.coverage:.1f} % of the pictures get an "
+            f"At a threshold of {100 * found.threshold:.1f} % {100 * found.coverage:.1f} % of the images get an "
             f"answer and {100 * found.precision:.1f} % of these are right ({100 * low:.1f} to {100 * high:.1f}); "
             "the others are “unknown”."
         )
     return Chart(
         title="Right answers (%) when the least sure are withheld",
-        across="pictures that get an answer (%)",
+        across="images that get an answer (%)",
         across_ticks=x.ticks(percent=True, most=5),
         up_ticks=y.ticks(percent=True, most=5),
         lines=(draw_line("val", points, x, y),),

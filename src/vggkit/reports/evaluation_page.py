@@ -13,7 +13,7 @@ from vggkit import __version__
 from vggkit.evaluation.comparison import PairedComparison
 from vggkit.evaluation.evaluation import ClassFigures, Evaluation
 from vggkit.files import write_text
-from vggkit.images.dataset import Picture
+from vggkit.images.dataset import ImageSample
 from vggkit.reports.evaluation_charts import draw_curves, draw_reliability, draw_withholding
 from vggkit.reports.pages.rendering import render_page
 from vggkit.reports.pages.thumbs import Thumb, find_folder, make_thumb, split_name, split_place
@@ -30,7 +30,7 @@ PAIRS: Final = 12
 MISTAKES_AT_ONCE: Final = 12
 MOST_MISTAKES: Final = 36
 MOST_CHANGES: Final = 24
-"""Pictures that only one of two Classifiers has right, that are drawn."""
+"""Images that only one of two Classifiers has right, that are drawn."""
 HEADLINES: Final = (
     ("top5", "Top-5 accuracy", "the right class is among the best five"),
     ("macro_f1", "F1, mean of the classes", "weighs small classes as much as large ones"),
@@ -60,23 +60,23 @@ def write_report(
     evaluations: Sequence[Evaluation],
     path: str | Path,
     *,
-    pictures: Iterable[Picture],
+    images: Iterable[ImageSample],
     story: Story,
     comparisons: Sequence[PairedComparison] = (),
 ) -> None:
-    """Write the report: no network, no scripts, the pictures inside.
+    """Write the report: no network, no scripts, the images inside.
 
     Args:
         evaluations: The last one is shown in full, all of them in the table where there are several.
         path: An .html file.
-        pictures: What was measured on, for those that are shown; mistakes are decoded anew.
+        images: What was measured on, for those that are shown; mistakes are decoded anew.
         story: How the Classifier came about.
         comparisons: Pairs among the evaluations.
 
     Raises BadOutput.
     """
     shown = evaluations[-1]
-    gallery = _Gallery(shown, pictures)
+    gallery = _Gallery(shown, images)
     write_text(
         path,
         render_page(
@@ -135,20 +135,20 @@ def _list_headlines(evaluation: Evaluation) -> list[Headline]:
 
 
 def _sort_classes(evaluation: Evaluation) -> list[ClassFigures]:
-    """In order while they are few, else the worst first; those without pictures last."""
+    """In order while they are few, else the worst first; those without images last."""
     if len(evaluation.labels) <= CLASSES_AT_ONCE:
         return list(evaluation.classes)
     return sorted(evaluation.classes, key=lambda each: (not each.support, each.f1))
 
 
 class Pair(NamedTuple):
-    """Pictures of one class that were taken for another."""
+    """Images of one class that were taken for another."""
 
     label: str
     given: str
     n: int
     share: float
-    """Of the pictures of the class."""
+    """Of the images of the class."""
 
 
 def list_pairs(evaluation: Evaluation) -> list[Pair]:
@@ -192,7 +192,7 @@ class Matrix:
 
 
 class Exhibit(NamedTuple):
-    """A picture on the page with what was said of it."""
+    """An image on the page with what was said of it."""
 
     path: str
     pieces: list[str]
@@ -206,11 +206,11 @@ class Exhibit(NamedTuple):
 
 
 class _Gallery:
-    """The pictures that are shown."""
+    """The images that are shown."""
 
-    def __init__(self, evaluation: Evaluation, pictures: Iterable[Picture]) -> None:
+    def __init__(self, evaluation: Evaluation, images: Iterable[ImageSample]) -> None:
         self._answers = evaluation.answers
-        self._pictures = {picture.path: picture for picture in pictures}
+        self._images = {image.path: image for image in images}
         self.folder = find_folder(evaluation.data, self._answers.paths)
 
     def show_mistakes(self) -> list[Exhibit]:
@@ -230,15 +230,15 @@ class _Gallery:
         ]
 
     def show_changes(self, comparison: PairedComparison) -> list[Exhibit]:
-        """Pictures that only one of two has right."""
+        """Images that only one of two has right."""
         return [
             self._show(each.path, each.label, f"{each.first} → {each.second}", None, None)
             for each in comparison.changes[:MOST_CHANGES]
         ]
 
     def _show(self, path: str, label: str, given: str, chance: float | None, own: float | None) -> Exhibit:
-        picture = self._pictures.get(path)
-        thumb = Thumb(None, False) if picture is None else make_thumb(picture)
+        image = self._images.get(path)
+        thumb = Thumb(None, False) if image is None else make_thumb(image)
         return Exhibit(path, split_name(path.removeprefix(self.folder)), thumb, label, given, chance, own)
 
 
@@ -272,7 +272,7 @@ def suggest_steps(model: str | Path, data: str, *, is_head_alone: bool = False) 
     """What may come after a training, perhaps of the head alone, or a measurement."""
     quoted, place = shlex.quote(str(model)), shlex.quote(data)
     return [
-        ("Ask it what a picture shows", f"vggkit predict {quoted} PICTURE…"),
+        ("Ask it what an image shows", f"vggkit predict {quoted} IMAGE…"),
         (
             "Have it say “unknown” where it is not sure enough, so that about 95 % of what is left is right",
             f"vggkit evaluate {quoted} {place} --wanted-precision 0.95 --calibrate",
@@ -282,7 +282,7 @@ def suggest_steps(model: str | Path, data: str, *, is_head_alone: bool = False) 
             f"vggkit check {place} --model {quoted} --html findings.html",
         ),
         (
-            "Look at each picture several times, as the paper did",
+            "Look at each image several times, as the paper did",
             f"vggkit evaluate {quoted} {place} --protocol multi-crop",
         )
         if not is_head_alone

@@ -48,7 +48,7 @@ def draw_evaluation(evaluation: Evaluation) -> RenderableType:
 
 def _say_left_out(evaluation: Evaluation) -> list[str]:
     count = len(evaluation.unreadable)
-    return [f"left out, for they cannot be read: {count:,} of the pictures"] if count else []
+    return [f"left out, for they cannot be read: {count:,} of the images"] if count else []
 
 
 def _draw_figures(evaluation: Evaluation) -> Table:
@@ -106,13 +106,13 @@ def _describe_rejection(evaluation: Evaluation) -> Text:
     assert found is not None
     if found.precision is None or found.precision_interval is None:
         return write_line(
-            f"below a probability of {found.threshold:.4g} the answer is unknown: for all pictures here"
+            f"below a probability of {found.threshold:.4g} the answer is unknown: for all images here"
         )
     low, high = (100 * end for end in found.precision_interval)
     wanted = "" if found.wanted_precision is None else f" (wanted: {100 * found.wanted_precision:g})"
     return write_line(
         f"below a probability of {found.threshold:.4g} the answer is unknown: {100 * found.coverage:.1f} % of the "
-        f"pictures get one, and {100 * found.precision:.1f} % of these are right{wanted}, 95 % interval {low:.1f} "
+        f"images get one, and {100 * found.precision:.1f} % of these are right{wanted}, 95 % interval {low:.1f} "
         f"to {high:.1f}"
     )
 

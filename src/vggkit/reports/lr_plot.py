@@ -1,4 +1,4 @@
-"""A picture of a search for a learning rate."""
+"""An image of a search for a learning rate."""
 
 from bisect import bisect_left
 from pathlib import Path

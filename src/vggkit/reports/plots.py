@@ -1,4 +1,4 @@
-"""Pictures of the records, drawn with matplotlib's objects on a canvas without a screen.
+"""Images of the records, drawn with matplotlib's objects on a canvas without a screen.
 
 Colours are Okabe and Ito's, which people of every colour vision tell apart.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PlotEnding = Literal["png", "pdf", "svg"]
-"""Kinds of files that pictures are drawn to."""
+"""Kinds of files that images are drawn to."""
 
 BLUE: Final = "#0072b2"
 ORANGE: Final = "#d55e00"
@@ -37,7 +37,7 @@ OTHER_FONTS: Final = (
 )
 """With letters that it lacks, where one of them is installed."""
 LONGEST_NAME: Final = 40
-"""Characters of a name in a picture."""
+"""Characters of a name in an image."""
 STYLE: Final[Any] = {
     "font.size": 9,
     "text.color": INK,
@@ -66,16 +66,16 @@ FORMATS: Final[dict[str, dict[str, Any]]] = {
 
 
 def demand_drawable(path: Path) -> None:
-    """Raise BadOutput or MissingExtra where a picture cannot be drawn to, before work is spent on it."""
+    """Raise BadOutput or MissingExtra where an image cannot be drawn to, before work is spent on it."""
     if path.suffix.lower() not in FORMATS:
-        raise BadOutput(f"{path}: a picture's name ends in {', '.join(FORMATS)}")
+        raise BadOutput(f"{path}: an image's name ends in {', '.join(FORMATS)}")
     if importlib.util.find_spec("matplotlib") is None:
-        raise MissingExtra.of("matplotlib", "drawing pictures", "train")
+        raise MissingExtra.of("matplotlib", "drawing images", "train")
     demand_writable(path)
 
 
 def name_plots(folder: Path, ending: PlotEnding) -> list[Path]:
-    """The files of an evaluation's pictures: the reliability diagram, the classes and the confusion matrix."""
+    """The files of an evaluation's images: the reliability diagram, the classes and the confusion matrix."""
     return [folder / f"{name}.{ending}" for name in ("reliability", "classes", "confusion_matrix")]
 
 
@@ -88,14 +88,14 @@ def draw_to(path: str | Path, *, width_inches: float, height_inches: float) -> "
     """
     saving = FORMATS.get(Path(path).suffix.lower())
     if saving is None:
-        raise BadOutput(f"{path}: a picture's name ends in {', '.join(FORMATS)}")
+        raise BadOutput(f"{path}: an image's name ends in {', '.join(FORMATS)}")
     try:
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError as absent:
-        raise MissingExtra.of("matplotlib", "drawing pictures", "train") from absent
+        raise MissingExtra.of("matplotlib", "drawing images", "train") from absent
     with matplotlib.rc_context({**STYLE, "font.family": list(_list_fonts())}), whole_file(path) as beside:
         margins = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08, wspace=0.02)
         figure = Figure(figsize=(width_inches, height_inches), layout=margins)
@@ -105,7 +105,7 @@ def draw_to(path: str | Path, *, width_inches: float, height_inches: float) -> "
 
 
 def write_name(name: str, *, longest: int = LONGEST_NAME) -> str:
-    r"""A name as a picture shows it: on one line, its middle left out where it is long, and letters that no font
+    r"""A name as an image shows it: on one line, its middle left out where it is long, and letters that no font
     here has as their numbers, such as `\u732b`.
     """
     from matplotlib.font_manager import FontProperties, findfont, get_font

@@ -1,4 +1,4 @@
-"""Static pictures of a training and an evaluation, for papers: PNG, PDF or SVG by the ending."""
+"""Static images of a training and an evaluation, for papers: PNG, PDF or SVG by the ending."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from vggkit.evaluation.evaluation import Evaluation, FigureName, proportion_interval
-from vggkit.images.dataset import Picture
+from vggkit.images.dataset import ImageSample
 from vggkit.inference.predict import Prediction
 from vggkit.reports.plots import BLUE, INK, ORANGE, PALE_INK, PlotEnding, draw_to, name_plots, write_name
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vggkit.training.linear_probe import HeadSolution
 
 LONGEST_TITLE: Final = 80
-"""Characters of a picture's title."""
+"""Characters of an image's title."""
 
 
 def plot_history(history: "Sequence[Epoch]", path: str | Path, *, best_epoch: int, title: str) -> None:
@@ -72,18 +72,18 @@ def plot_strengths(solution: "HeadSolution", path: str | Path, *, title: str) ->
             fontweight="bold",
         )
         panels = (
-            ("loss of held-out pictures (cross-entropy, nats)", "loss", 1.0),
-            ("accuracy of held-out pictures, top-1 (%)", "top1", 100.0),
+            ("loss of held-out images (cross-entropy, nats)", "loss", 1.0),
+            ("accuracy of held-out images, top-1 (%)", "top1", 100.0),
         )
         for axes, (name, field, unit) in zip(figure.subplots(1, 2), panels, strict=True):
             values = [unit * getattr(trial, field) for trial in solution.tried]
             errors = [unit * getattr(trial, f"{field}_error") for trial in solution.tried]
             axes.set_title(name)
-            axes.set_xlabel("strength of the penalty, cross-validated on the training pictures")
+            axes.set_xlabel("strength of the penalty, cross-validated on the training images")
             axes.grid(axis="y", color="#eeeeee")
             if chosen is None:
                 axes.set_axis_off()
-                axes.text(0.5, 0.5, "too few pictures to choose by", transform=axes.transAxes, ha="center")
+                axes.text(0.5, 0.5, "too few images to choose by", transform=axes.transAxes, ha="center")
                 continue
             axes.set_xscale("log")
             low = [value - error for value, error in zip(values, errors, strict=True)]
@@ -180,7 +180,7 @@ def plot_classes(evaluation: Evaluation, path: str | Path) -> None:
         axes.set_yticks(range(len(known)), [f"{write_name(each.label)} ({each.support})" for each in known])
         axes.set_ylim(len(known) - 0.5, -0.5)
         axes.set_xlim(left=max(0.0, axes.get_xlim()[0]), right=101)
-        axes.set_xlabel("F1 (%), with 95 % bootstrap interval; pictures in brackets")
+        axes.set_xlabel("F1 (%), with 95 % bootstrap interval; images in brackets")
         axes.grid(axis="x", color="#eeeeee")
 
 
@@ -201,24 +201,24 @@ def write_plots(evaluation: Evaluation, folder: Path, ending: PlotEnding) -> lis
     return paths
 
 
-def plot_answers(pictures: Sequence[Picture], predictions: Sequence[Prediction], path: str | Path) -> None:
-    """A sheet of pictures, each with its best class and probability; wrong ones are marked in orange.
+def plot_answers(images: Sequence[ImageSample], predictions: Sequence[Prediction], path: str | Path) -> None:
+    """A sheet of images, each with its best class and probability; wrong ones are marked in orange.
 
     Raises BadImage, BadOutput and MissingExtra.
     """
-    columns = 5 if len(pictures) % 5 == 0 else min(6, len(pictures))
-    rows = math.ceil(len(pictures) / columns)
+    columns = 5 if len(images) % 5 == 0 else min(6, len(images))
+    rows = math.ceil(len(images) / columns)
     with draw_to(path, width_inches=1.6 * columns, height_inches=1.85 * rows + 0.2) as figure:
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes in grid.flat:
             axes.axis("off")
-        for axes, picture, prediction in zip(grid.flat, pictures, predictions, strict=False):
-            axes.imshow(picture.decode(), interpolation="bicubic")
+        for axes, image, prediction in zip(grid.flat, images, predictions, strict=False):
+            axes.imshow(image.decode(), interpolation="bicubic")
             label, chance = prediction.labels[0], 100 * prediction.probabilities[0]
-            wrong = picture.label is not None and picture.label != label
+            wrong = image.label is not None and image.label != label
             said = f"{write_name(label)}  {chance:.1f} %"
-            if wrong and picture.label is not None:
-                said += f"\nis {write_name(picture.label)}"
+            if wrong and image.label is not None:
+                said += f"\nis {write_name(image.label)}"
             axes.set_title(said, loc="center", color=ORANGE if wrong else INK, fontweight="normal")
 
 

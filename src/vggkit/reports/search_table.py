@@ -1,4 +1,4 @@
-"""What is near to pictures, as a table and as a sheet of them."""
+"""What is near to images, as a table and as a sheet of them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from vggkit.errors import VggkitError
-from vggkit.images.sources.open_dataset import find_pictures
+from vggkit.images.sources.open_dataset import find_images
 from vggkit.inference.search import Found
 from vggkit.reports.plots import PALE_INK, draw_to, write_name
 from vggkit.reports.terminal import write_line
@@ -21,7 +21,7 @@ MOST_DRAWN: Final = 12
 
 
 def draw_neighbours(found: Sequence[Found]) -> Table:
-    """A row a neighbour, nearest first, under the picture that was asked about."""
+    """A row a neighbour, nearest first, under the image that was asked about."""
     table = Table(box=SIMPLE, pad_edge=False, show_edge=False)
     table.add_column("picture", overflow="fold")
     table.add_column("", justify="right", no_wrap=True)
@@ -36,9 +36,9 @@ def draw_neighbours(found: Sequence[Found]) -> Table:
 
 
 def plot_neighbours(found: Sequence[Found], path: str | Path) -> None:
-    """A sheet: each picture, and to its right those near to it with their similarity; the first 12 of each.
+    """A sheet: each image, and to its right those near to it with their similarity; the first 12 of each.
 
-    A picture that is no longer there is an empty place with its name. Raises BadOutput and MissingExtra.
+    An image that is no longer there is an empty place with its name. Raises BadOutput and MissingExtra.
     """
     rows = found[:MOST_DRAWN]
     columns = 1 + min(MOST_DRAWN, max(len(each.neighbours) for each in rows))
@@ -55,7 +55,7 @@ def plot_neighbours(found: Sequence[Found], path: str | Path) -> None:
 def _show(axes: "Axes", path: str, title: str) -> None:
     axes.set_title(title, loc="center", fontweight="normal")
     try:
-        axes.imshow(next(find_pictures([path])).decode(), interpolation="bicubic")
+        axes.imshow(next(find_images([path])).decode(), interpolation="bicubic")
     except (VggkitError, OSError):
         name = write_name(Path(path).name, longest=20)
         axes.text(0.5, 0.5, name, ha="center", va="center", fontsize=6, color=PALE_INK, transform=axes.transAxes)

@@ -108,8 +108,8 @@ def _numbers(title: str, unit: str = "", *, footer: str = "") -> Column:
 def _notes(summary: Summary) -> Text:
     weights = binary_unit(summary.totals.weight_bytes)
     return stack_lines(
-        f"memory: each layer's output for one picture, float32; all weights: {weights}",
-        "sees: side of the square of the picture that one value depends on",
+        f"memory: each layer's output for one image, float32; all weights: {weights}",
+        "sees: side of the square of the image that one value depends on",
         style="dim",
     )
 

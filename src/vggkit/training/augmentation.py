@@ -1,4 +1,4 @@
-"""Random views of a training picture: which part of it, which way round, in which colours.
+"""Random views of a training image: which part of it, which way round, in which colours.
 
 Every draw is made here with NumPy from the view's own seed, as torchvision's classes make them from
 torch's generator; only RandAugment's operations are torchvision's, so that without it nothing else is.
@@ -44,7 +44,7 @@ STRONGEST: Final = 30
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """How a picture is seen in training: a function of its pixels and a seed, safe in any thread."""
+    """How an image is seen in training: a function of its pixels and a seed, safe in any thread."""
 
     preprocessing: Preprocessing
     """Gives the network's input size, and the colour of what is erased."""
@@ -61,9 +61,9 @@ class View:
     def of(cls, recipe: Recipe, preprocessing: Preprocessing) -> Self:
         """The view that a settled recipe asks for, its steps in this order.
 
-        - augmentation=`photo`: a random part (a third to all of the picture), resized to the network's
-          input (Szegedy 2015). `shift`: the fitted picture moved by up to an eighth each way over black.
-          `none`: the picture as it is when predicting.
+        - augmentation=`photo`: a random part (a third to all of the image), resized to the network's
+          input (Szegedy 2015). `shift`: the fitted image moved by up to an eighth each way over black.
+          `none`: the image as it is when predicting.
         - mirror: left and right exchanged.
         - rand_augment: two random operations of RandAugment's fourteen (Cubuk 2020).
         - random_erasing: a rectangle painted over in the mean colour (Zhong 2020).
@@ -82,15 +82,15 @@ class View:
         """RGB pixels (crop, crop, 3) for RGB pixels (H, W, 3); the same seed gives the same view.
 
         Args:
-            pixels: The picture, uint8.
+            pixels: The image, uint8.
             seed: Of every draw.
             mirrored: Whether left and right are exchanged; None: drawn, unless mirror is none.
         """
         return self.vary(self.prepare(pixels), seed=seed, mirrored=mirrored)
 
     def prepare(self, pixels: Pixels) -> Pixels:
-        """What of a picture is the same in all its views: RGB pixels (crop, crop, 3), or of any size for photos."""
-        # Padded or stretched pictures are seen so in training too, and parts are taken of that.
+        """What of an image is the same in all its views: RGB pixels (crop, crop, 3), or of any size for photos."""
+        # Padded or stretched images are seen so in training too, and parts are taken of that.
         if self.augmentation == "photo" and self.preprocessing.fit_mode == "crop":
             return pixels
         return self.preprocessing.fit(pixels)
@@ -121,7 +121,7 @@ class View:
 def draw_part(draws: np.random.Generator, height: int, width: int) -> Box:
     """Which part of a photo (height, width) is seen, drawn as torchvision's RandomResizedCrop does.
 
-    Where ten parts in turn reach over the edge, as in pictures that are very long, it is the middle one.
+    Where ten parts in turn reach over the edge, as in images that are very long, it is the middle one.
     """
     for _ in range(10):
         area = height * width * draws.uniform(*PART_SCALE)
@@ -176,7 +176,7 @@ def measure_strength(name: str, magnitude: int, height: int, width: int) -> floa
 
 
 def apply_operation(image: Image.Image, name: str, strength: float) -> Image.Image:
-    """An RGB picture after one of `OPERATIONS`, black where nothing of it comes to lie."""
+    """An RGB image after one of `OPERATIONS`, black where nothing of it comes to lie."""
     from torchvision.transforms.v2 import functional as F
 
     changed: Image.Image
@@ -223,7 +223,7 @@ def _rand_augment(pixels: Pixels, magnitude: int, draws: np.random.Generator) ->
 
 
 def _shift(pixels: Pixels, down: int, right: int) -> Pixels:
-    """The picture moved over black; negative: up and to the left."""
+    """The image moved over black; negative: up and to the left."""
     height, width = pixels.shape[:2]
     moved = np.zeros_like(pixels)
     moved[max(0, down) : height + down, max(0, right) : width + right] = pixels[

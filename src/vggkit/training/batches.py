@@ -1,10 +1,10 @@
-"""Training pictures in batches, in an order and in views that depend on the seed and the epoch alone.
+"""Training images in batches, in an order and in views that depend on the seed and the epoch alone.
 
 Threads prepare the next batches while the network computes. Decoding and resizing leave Python's lock
 to others, so threads do on a GPU too, without the memory and the start of processes, and all of them
-share the pictures that are kept decoded.
+share the images that are kept decoded.
 
-Shape letters: N pictures, C channels, H and W pixels, K classes.
+Shape letters: N images, C channels, H and W pixels, K classes.
 """
 
 import threading
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vggkit.hardware import count_threads, derive_seed, find_available_memory
-from vggkit.images.dataset import Picture
+from vggkit.images.dataset import ImageSample
 from vggkit.images.decoding import Pixels
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.training.augmentation import View
@@ -28,29 +28,29 @@ from vggkit.training.recipe import Recipe
 AHEAD: Final = 2
 """Batches that are prepared while one is learnt from."""
 MEMORY_SHARE: Final = 1 / 8
-"""Of the memory that is free: what decoded pictures may take."""
+"""Of the memory that is free: what decoded images may take."""
 
 
 class TrainingBatches:
     """Batches (images (N, C, H, W), float32; classes (N,), int64) of each epoch.
 
     Args:
-        pictures: To learn from; each has a label.
+        images: To learn from; each has a label.
         labels: Class names, in the order of their numbers.
         preprocessing: What the network is fed.
-        view: How each picture is seen.
-        batch_size: Pictures a batch; a last single picture joins the batch before.
+        view: How each image is seen.
+        batch_size: Images a batch; a last single image joins the batch before.
         seed: Order and views depend on it and the epoch alone, whatever the threads.
         device: Where the network learns; for CUDA the images are in pinned memory.
         sampling: Draw with replacement, every class equally often in expectation, in place of every
-            picture once.
-        threads: That prepare pictures; None: half of the processors where these learn too, else all, 16 at
+            image once.
+        threads: That prepare images; None: half of the processors where these learn too, else all, 16 at
             most.
     """
 
     def __init__(
         self,
-        pictures: Sequence[Picture],
+        images: Sequence[ImageSample],
         *,
         labels: Sequence[str],
         preprocessing: Preprocessing,
@@ -61,18 +61,18 @@ class TrainingBatches:
         sampling: bool = False,
         threads: int | None = None,
     ) -> None:
-        self._pictures, self._preprocessing, self._view = pictures, preprocessing, view
+        self._images, self._preprocessing, self._view = images, preprocessing, view
         self._batch_size, self._seed, self._sampling = batch_size, seed, sampling
         self._pinned = device.type == "cuda"
         self._threads = threads or _choose_threads(device)
-        self._classes = _number_classes(pictures, labels)
-        self._held = _Held(len(pictures))
+        self._classes = _number_classes(images, labels)
+        self._held = _Held(len(images))
 
     @classmethod
     def of(
         cls,
         recipe: Recipe,
-        pictures: Sequence[Picture],
+        images: Sequence[ImageSample],
         *,
         labels: Sequence[str],
         preprocessing: Preprocessing,
@@ -81,7 +81,7 @@ class TrainingBatches:
         """The batches that a settled recipe asks for."""
         assert recipe.batch_size is not None, "the recipe is settled"
         return cls(
-            pictures,
+            images,
             labels=labels,
             preprocessing=preprocessing,
             view=View.of(recipe, preprocessing),
@@ -93,19 +93,19 @@ class TrainingBatches:
 
     def __len__(self) -> int:
         """Batches an epoch."""
-        full, rest = divmod(len(self._pictures), self._batch_size)
-        # Batch norm cannot learn from one picture whose map is 1×1.
+        full, rest = divmod(len(self._images), self._batch_size)
+        # Batch norm cannot learn from one image whose map is 1×1.
         return max(1, full + (rest > 1 or (rest == 1 and self._batch_size == 1)))
 
     def size_of(self, number: int) -> int:
-        """Pictures of an epoch's batch, counted from 0."""
+        """Images of an epoch's batch, counted from 0."""
         first, last = number * self._batch_size, (number + 1) * self._batch_size
-        return (len(self._pictures) if number == len(self) - 1 else last) - first
+        return (len(self._images) if number == len(self) - 1 else last) - first
 
     def of_epoch(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of that epoch, counted from 1, beginning with batch number `start`, counted from 0.
 
-        Those before are not even read. Raises BadImage for a picture that cannot be read.
+        Those before are not even read. Raises BadImage for an image that cannot be read.
         """
         order = self._draw_order(epoch)
         ahead: deque[tuple[Tensor, Tensor, list[Future[None]]]] = deque()
@@ -123,13 +123,13 @@ class TrainingBatches:
                         part.cancel()
 
     def _draw_order(self, epoch: int) -> NDArray[np.int64]:
-        """Indices of the pictures as they come in that epoch."""
+        """Indices of the images as they come in that epoch."""
         draws = np.random.default_rng(derive_seed(self._seed, "order", epoch))
         if not self._sampling:
-            return draws.permutation(len(self._pictures))
+            return draws.permutation(len(self._images))
         counts = np.bincount(self._classes)
         ends = np.cumsum(counts)
-        drawn = draws.choice(np.flatnonzero(counts), len(self._pictures))
+        drawn = draws.choice(np.flatnonzero(counts), len(self._images))
         within = draws.integers(counts[drawn])
         order: NDArray[np.int64] = np.argsort(self._classes, kind="stable")[ends[drawn] - counts[drawn] + within]
         return order
@@ -156,36 +156,36 @@ class TrainingBatches:
             index = int(order[place])
             seen[row] = self._view.vary(
                 self._prepare(index),
-                # By its place: a picture that is drawn twice is seen in two ways.
+                # By its place: an image that is drawn twice is seen in two ways.
                 seed=derive_seed(self._seed, "view", epoch, place),
                 mirrored=self._choose_side(epoch, index),
             )
-        # One above the other they are one tall picture: many small ones are scaled at once.
+        # One above the other they are one tall image: many small ones are scaled at once.
         tall = self._preprocessing.normalize(seen.reshape(-1, crop, 3))
         rows[...] = tall.reshape(-1, len(places), crop, crop).swapaxes(0, 1)
 
     def _prepare(self, index: int) -> Pixels:
-        """What of a picture is the same in every epoch."""
+        """What of an image is the same in every epoch."""
         held = self._held.find(index)
         if held is not None:
             return held
-        picture = self._pictures[index]
+        image = self._images[index]
         # A view may be a small part, enlarged; where all is decoded, nothing is lost.
         least = None if self._preprocessing.least_side is None else 2 * self._preprocessing.crop_pixels
-        pixels = self._view.prepare(picture.decode(least_side=least))
-        if pixels is not picture.pixels:
+        pixels = self._view.prepare(image.decode(least_side=least))
+        if pixels is not image.pixels:
             self._held.hold(index, pixels)
         return pixels
 
     def _choose_side(self, epoch: int, index: int) -> bool | None:
-        """Whether the picture is mirrored in that epoch, where it alternates: first either way, then the other."""
+        """Whether the image is mirrored in that epoch, where it alternates: first either way, then the other."""
         if self._view.mirror != "alternating":
             return None
         return (derive_seed(self._seed, "side", index) + epoch) % 2 == 1
 
 
 class _Held:
-    """Pictures that are kept decoded, as long as all of them will fit a share of the memory; else none is."""
+    """Images that are kept decoded, as long as all of them will fit a share of the memory; else none is."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -201,7 +201,7 @@ class _Held:
     def hold(self, index: int, pixels: Pixels) -> None:
         if self._most == 0:
             return
-        # A part of a larger picture would keep the whole of it.
+        # A part of a larger image would keep the whole of it.
         pixels = pixels if pixels.base is None else pixels.copy()
         with self._lock:
             if self._most == 0 or index in self._pixels:
@@ -214,19 +214,19 @@ class _Held:
                 self._pixels = {}
 
 
-def _number_classes(pictures: Sequence[Picture], labels: Sequence[str]) -> NDArray[np.int64]:
-    """(N,), the number of each picture's class in `labels`."""
+def _number_classes(images: Sequence[ImageSample], labels: Sequence[str]) -> NDArray[np.int64]:
+    """(N,), the number of each image's class in `labels`."""
     numbers = {label: number for number, label in enumerate(labels)}
-    return np.array([numbers[str(picture.label)] for picture in pictures], np.int64)
+    return np.array([numbers[str(image.label)] for image in images], np.int64)
 
 
-def weigh_classes(pictures: Sequence[Picture], labels: Sequence[str]) -> Tensor:
-    """How much each class should count, (K,), float32: inversely to its frequency, 1 on the mean of the pictures.
+def weigh_classes(images: Sequence[ImageSample], labels: Sequence[str]) -> Tensor:
+    """How much each class should count, (K,), float32: inversely to its frequency, 1 on the mean of the images.
 
-    A class without pictures counts 1.
+    A class without images counts 1.
     """
-    counts = np.bincount(_number_classes(pictures, labels), minlength=len(labels))
-    weights = len(pictures) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+    counts = np.bincount(_number_classes(images, labels), minlength=len(labels))
+    weights = len(images) / (np.count_nonzero(counts) * np.maximum(counts, 1))
     return torch.from_numpy(np.where(counts > 0, weights, 1.0).astype(np.float32))
 
 

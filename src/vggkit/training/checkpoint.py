@@ -31,12 +31,12 @@ class Epoch:
     learning_rate: float
     """Rate of its last step."""
     train_loss: float
-    """Mean cross-entropy in nats of the training pictures as they were seen, while learning: with the label
+    """Mean cross-entropy in nats of the training images as they were seen, while learning: with the label
     smoothing and the class weights that are learnt with."""
     val_loss: float
-    """Mean cross-entropy of the validation pictures, after it; each counts alike, and without smoothing."""
+    """Mean cross-entropy of the validation images, after it; each counts alike, and without smoothing."""
     val_top1: float
-    """Share in [0, 1] of validation pictures whose best class is right, after it."""
+    """Share in [0, 1] of validation images whose best class is right, after it."""
     seconds: float
     """Its duration, validation included."""
 
@@ -52,7 +52,7 @@ class Progress:
     steps: int = 0
     """Steps of all epochs."""
     loss_sum: float = 0.0
-    """Loss of the epoch's pictures so far, added up, each times what it counts."""
+    """Loss of the epoch's images so far, added up, each times what it counts."""
     weight: float = 0.0
     """What they count: each 1, or with class weights its class's."""
     seconds: float = 0.0
@@ -73,7 +73,7 @@ class Progress:
         """The value that `to_json` wrote; raises BadCheckpoint."""
         try:
             values: dict[str, Any] = json.loads(text)
-            if "pictures" in values:  # as it was called before pictures counted by their classes
+            if "pictures" in values:  # as it was called before images counted by their classes
                 values["weight"] = float(values.pop("pictures"))
             history = tuple(Epoch(**record) for record in values.pop("history"))
             if set(values) | {"history"} != {field.name for field in fields(cls)}:
@@ -89,7 +89,7 @@ class Checkpoints:
     Args:
         directory: The run's folder.
         card: What the network is, for whoever reads the file.
-        identity: What the run is, by name: its recipe, its pictures; a state of another is not taken.
+        identity: What the run is, by name: its recipe, its images; a state of another is not taken.
     """
 
     def __init__(self, directory: Path, *, card: Card, identity: Mapping[str, Mapping[str, Any]]) -> None:

@@ -1,6 +1,6 @@
-"""How much memory a training takes, how many pictures a step, and how long it will be.
+"""How much memory a training takes, how many images a step, and how long it will be.
 
-Shape letters: N pictures, C channels, H and W pixels, K classes.
+Shape letters: N images, C channels, H and W pixels, K classes.
 """
 
 import math
@@ -13,7 +13,7 @@ import torch
 
 from vggkit.errors import BadInput
 from vggkit.hardware import count_threads, derive_seed, find_available_memory
-from vggkit.images.dataset import Picture
+from vggkit.images.dataset import ImageSample
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import Configuration, Layer
 from vggkit.models.vgg import VGG
@@ -26,13 +26,13 @@ LIBRARIES: Final = 560_000_000
 PASSING: Final = 0.9
 """Gradients of maps, the kernels' own copies and gaps between blocks, as a share of the maps kept for backward."""
 LEAST: Final = 8
-"""Pictures a step that are chosen at least, where nothing forbids it."""
+"""Images a step that are chosen at least, where nothing forbids it."""
 MOST: Final = 256
 """And at most on a CPU."""
 STEP_COST: Final = 275
-"""What it costs to learn a parameter, whatever the batch, in multiply-adds of a picture's forward and backward."""
+"""What it costs to learn a parameter, whatever the batch, in multiply-adds of an image's forward and backward."""
 LEAST_STEPS: Final = 10
-"""Steps that an epoch has at least where there are pictures enough; with fewer, hardly anything is learnt in it."""
+"""Steps that an epoch has at least where there are images enough; with fewer, hardly anything is learnt in it."""
 TRIED: Final = 2
 """Trial steps by which a training's time is estimated."""
 GROWTH: Final = 1.05
@@ -71,7 +71,7 @@ def estimate_memory(configuration: Configuration, recipe: Recipe, *, crop_pixels
 
 
 def _measure_maps(configuration: Configuration, learnt: set[str], pixels: int, size: int) -> float:
-    """Bytes a picture of the maps that are held at once, numbers being `size` bytes."""
+    """Bytes an image of the maps that are held at once, numbers being `size` bytes."""
     # A ReLU works in place, and a convolution without batch norm then keeps nothing of its own.
     copies = {"conv": int(configuration.batch_norm), "bn": 0, "relu": 1, "lrn": 5, "pool": 1}
     kept = configuration.head_features + 2 * sum(configuration.hidden)
@@ -83,9 +83,9 @@ def _measure_maps(configuration: Configuration, learnt: set[str], pixels: int, s
         if learns:
             kept += copies[layer.kind] * values
             indices += 8 * values if layer.kind == "pool" and configuration.pooling == "max" else 0
-    pictures = 4 * 4 * configuration.in_channels * pixels**2  # in float32, some batches ahead
+    images = 4 * 4 * configuration.in_channels * pixels**2  # in float32, some batches ahead
     # Where nothing is kept, a map is made from another.
-    return pictures + max((size * kept + indices) * (1 + PASSING), 4 * size * largest)
+    return images + max((size * kept + indices) * (1 + PASSING), 4 * size * largest)
 
 
 def _walk(configuration: Configuration, pixels: int) -> Iterator[tuple[Layer, int]]:
@@ -97,31 +97,31 @@ def _walk(configuration: Configuration, pixels: int) -> Iterator[tuple[Layer, in
 
 
 def choose_batch_size(
-    configuration: Configuration, recipe: Recipe, *, crop_pixels: int, pictures: int, device: torch.device
+    configuration: Configuration, recipe: Recipe, *, crop_pixels: int, images: int, device: torch.device
 ) -> tuple[int, str]:
-    """Pictures a step, and why, for a recipe that is settled but for it and the learning rate.
+    """Images a step, and why, for a recipe that is settled but for it and the learning rate.
 
     On a CPU and on MPS a rule: the power of two from which learning the parameters takes about a ninth
-    of a step, so that more pictures a step are hardly faster, within half of the memory there is. Of
+    of a step, so that more images a step are hardly faster, within half of the memory there is. Of
     VGG11's bf16 step, one thread of a Zen 5 gave with the pool head at 32 pixels, for 8, 16, 32, 64, 128,
-    256 and 512 pictures, 143, 206, 273, 323, 339, 348 and 367 pictures a second; at 224 pixels, for 4, 8
+    256 and 512 images, 143, 206, 273, 323, 339, 348 and 367 images a second; at 224 pixels, for 4, 8
     and 16, 8.0, 9.6 and 9.6. The same command so gives the same size. On CUDA real steps are tried.
     Either way an epoch keeps about ten steps.
     """
-    fair = max(LEAST, _power_below(pictures / LEAST_STEPS))
+    fair = max(LEAST, _power_below(images / LEAST_STEPS))
     if device.type == "cuda" and recipe.trainable != "head":
         _free_memory()
         try:
             size, reason = search_batch_size(_Trial(configuration, recipe, crop_pixels, device), largest=fair)
         finally:
             _free_memory()
-        return min(size, pictures), reason
+        return min(size, images), reason
     wanted = _find_flat(configuration, recipe, crop_pixels)
     if recipe.trainable == "head":
-        return min(wanted, max(1, pictures)), "more at once compute no faster"
+        return min(wanted, max(1, images)), "more at once compute no faster"
     size, reason = wanted, "more a step are hardly faster here"
     if size > fair:
-        size, reason = fair, f"about {LEAST_STEPS} steps an epoch from {pictures:,} pictures"
+        size, reason = fair, f"about {LEAST_STEPS} steps an epoch from {images:,} images"
     available = find_available_memory()
     while (
         available is not None
@@ -129,8 +129,8 @@ def choose_batch_size(
         and estimate_memory(configuration, recipe, crop_pixels=crop_pixels, batch_size=size) > available / 2
     ):
         size, reason = size // 2, f"within half of the {available / 1e9:.1f} GB of memory that are free"
-    if size >= pictures:
-        return max(1, pictures), "there are no more pictures"
+    if size >= images:
+        return max(1, images), "there are no more images"
     return size, reason
 
 
@@ -151,7 +151,7 @@ def _power_below(value: float) -> int:
 
 
 class _Trial:
-    """Gives seconds of a step of random pictures, by their number; raises torch's error where memory is short."""
+    """Gives seconds of a step of random images, by their number; raises torch's error where memory is short."""
 
     def __init__(self, configuration: Configuration, recipe: Recipe, pixels: int, device: torch.device) -> None:
         with torch.random.fork_rng(devices=[]):  # other draws stay as they are
@@ -174,10 +174,10 @@ def search_batch_size(time_step: Callable[[int], float], *, largest: int) -> tup
     """The power of two that doubling ends at, while it fits and pays, and why there.
 
     Args:
-        time_step: Seconds of a step of so many pictures; raises torch's out-of-memory error.
+        time_step: Seconds of a step of so many images; raises torch's out-of-memory error.
         largest: The last one that is tried, LEAST or more.
 
-    Raises BadInput where not one picture fits.
+    Raises BadInput where not one image fits.
     """
     best, fastest, size = 0, 0.0, LEAST
     while size <= largest:
@@ -195,7 +195,7 @@ def search_batch_size(time_step: Callable[[int], float], *, largest: int) -> tup
         if _try(time_step, size) is not None:
             return size, "as many as the GPU's memory holds"
     raise BadInput(
-        "not even one picture a step fits the GPU's memory: end what else runs there, feed smaller pictures "
+        "not even one image a step fits the GPU's memory: end what else runs there, feed smaller images "
         "(--image-size), learn fewer layers (--trainable top), or take --device cpu"
     )
 
@@ -227,20 +227,20 @@ class Estimate:
 
 
 def estimate_seconds(
-    learner: Learner, train: Sequence[Picture], val: Sequence[Picture], *, preprocessing: Preprocessing
+    learner: Learner, train: Sequence[ImageSample], val: Sequence[ImageSample], *, preprocessing: Preprocessing
 ) -> Estimate | None:
-    """How long a training from here will be, by two trial steps and some pictures decoded.
+    """How long a training from here will be, by two trial steps and some images decoded.
 
     The learner stays as it is, bit for bit: network, statistics of batch norm, optimizer, random
     generators. None where there are fewer than ten steps for one that is tried.
 
     Args:
         learner: About to begin.
-        train: Pictures to learn from.
-        val: Pictures to measure each epoch on.
+        train: Images to learn from.
+        val: Images to measure each epoch on.
         preprocessing: What the network is fed.
 
-    Raises BadImage for a picture that is gone.
+    Raises BadImage for an image that is gone.
     """
     size, epochs = learner.recipe.batch_size, learner.recipe.epochs
     assert size is not None, "the recipe is settled"
@@ -259,16 +259,16 @@ def estimate_seconds(
             module.training = training
         for value, learns in learning.items():
             value.requires_grad_(learns)
-    picture = _time_picture(train, preprocessing)
+    image = _time_image(train, preprocessing)
     # Measuring is the forward third of learning. A processor that decodes does not compute meanwhile.
     computing = steps * step + len(val) * step / size / 3
-    decoding = (len(train) + len(val)) * picture / count_threads()
+    decoding = (len(train) + len(val)) * image / count_threads()
     epoch = computing + decoding if learner.device.type == "cpu" else max(computing, decoding)
     return Estimate(epoch, epochs * epoch)
 
 
 def _time_step(learner: Learner, size: int, pixels: int, *, times: int) -> float:
-    """Seconds of a step of random pictures, the least of some after one that warms up."""
+    """Seconds of a step of random images, the least of some after one that warms up."""
     configuration, device = learner.network.configuration, learner.device
     draw = torch.Generator().manual_seed(derive_seed("trial", size))
     images = torch.randn(size, configuration.in_channels, pixels, pixels, generator=draw)
@@ -284,12 +284,12 @@ def _time_step(learner: Learner, size: int, pixels: int, *, times: int) -> float
     return min(seconds[1:])
 
 
-def _time_picture(pictures: Sequence[Picture], preprocessing: Preprocessing) -> float:
-    """Seconds of one thread for one picture, by some of them."""
-    chosen = [pictures[place * len(pictures) // 8] for place in range(8)]
+def _time_image(images: Sequence[ImageSample], preprocessing: Preprocessing) -> float:
+    """Seconds of one thread for one image, by some of them."""
+    chosen = [images[place * len(images) // 8] for place in range(8)]
     started = time.perf_counter()
-    for picture in chosen:
-        preprocessing.see(picture)
+    for image in chosen:
+        preprocessing.see(image)
     return (time.perf_counter() - started) / len(chosen)
 
 

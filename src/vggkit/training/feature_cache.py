@@ -1,6 +1,6 @@
-"""What the frozen part of a network sees in pictures, computed once and kept.
+"""What the frozen part of a network sees in images, computed once and kept.
 
-Shape letters: N pictures, V views of each, C channels, F features.
+Shape letters: N images, V views of each, C channels, F features.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from vggkit.engines.select import choose_engine
 from vggkit.engines.stream import Engine, stream_rows
 from vggkit.errors import BadImage, BadInput
 from vggkit.hardware import computes_bf16, derive_seed
-from vggkit.images.dataset import Picture
+from vggkit.images.dataset import ImageSample
 from vggkit.images.decoding import Pixels, decode
 from vggkit.models.vgg import VGG
 from vggkit.training.augmentation import View
@@ -27,21 +27,21 @@ from vggkit.training.recipe import Recipe
 from vggkit.weights.model import Classifier
 
 FORMAT: Final = 1
-"""Grows when the same pictures and weights give other features than before."""
+"""Grows when the same images and weights give other features than before."""
 TOGETHER: Final = 32
 """Views that pass through the network together."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Features:
-    """What the last layer reads of pictures, the V views of a picture one after another."""
+    """What the last layer reads of images, the V views of an image one after another."""
 
     rows: NDArray[np.float32]
     """(N V, F)."""
     targets: NDArray[np.int64]
     """(N V,) numbers of classes."""
     groups: NDArray[np.int64]
-    """(N V,) equal numbers for views of one picture, of equal files, and of pictures of one group."""
+    """(N V,) equal numbers for views of one image, of equal files, and of images of one group."""
     found: int
     """Rows that were kept from before."""
     engine: str | None
@@ -50,7 +50,7 @@ class Features:
 
 def extract_features(
     classifier: Classifier,
-    pictures: Sequence[Picture],
+    images: Sequence[ImageSample],
     *,
     recipe: Recipe,
     device: torch.device,
@@ -59,23 +59,23 @@ def extract_features(
     on_progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Features:
-    """Features of labelled pictures: each view passes the layers below the last one once in all runs.
+    """Features of labelled images: each view passes the layers below the last one once in all runs.
 
     They are kept in the folder of `find_home`, by the network below its last layer, the preprocessing, the
-    precision and, for augmented views, what draws them. A picture is known by its bytes: one added to a
+    precision and, for augmented views, what draws them. An image is known by its bytes: one added to a
     folder costs only itself, and a renamed one nothing.
 
     Args:
         classifier: Its network below the last layer, its preprocessing and its labels count.
-        pictures: N of them, each of a class the Classifier knows.
+        images: N of them, each of a class the Classifier knows.
         recipe: Settled; how augmented views are drawn.
         device: Where to compute.
         precision: auto: bf16 where that is fast.
         views: V; the first is as when predicting, the others are augmented.
-        on_progress: Called with the number of pictures done and of all.
+        on_progress: Called with the number of images done and of all.
         say: Called with sentences for people.
 
-    Raises BadImage for a picture that cannot be read, BadInput where the network's values overflow, and
+    Raises BadImage for an image that cannot be read, BadInput where the network's values overflow, and
     MissingExtra where views need torchvision.
     """
     say = say or (lambda sentence: None)
@@ -87,30 +87,30 @@ def extract_features(
     # Without anything to compute no engine is built.
     engine = _LateEngine(classifier.network, device, "auto" if precision == "auto" else chosen)
     numbers = {label: number for number, label in enumerate(classifier.labels)}
-    rows = np.empty((len(pictures) * views, source.width), np.float32)
+    rows = np.empty((len(images) * views, source.width), np.float32)
     marks: list[bytes | str] = []
     found = len(rows)
 
-    def prepare(thing: tuple[int, Picture]) -> tuple[list[NDArray[np.float32]], tuple[bytes, list[int]]]:
+    def prepare(thing: tuple[int, ImageSample]) -> tuple[list[NDArray[np.float32]], tuple[bytes, list[int]]]:
         return source.prepare(thing[1], stores)
 
     together = max(1, TOGETHER // views)
     try:
-        for (place, picture), (content, missing), computed in stream_rows(
-            engine, enumerate(pictures), prepare, batch_size=together
+        for (place, image), (content, missing), computed in stream_rows(
+            engine, enumerate(images), prepare, batch_size=together
         ):
             for view, row in zip(missing, computed, strict=True):
                 if overflow := describe_overflow(row):
-                    raise BadInput(f"{picture.path}: {overflow}")
+                    raise BadInput(f"{image.path}: {overflow}")
                 stores[view].keep(content, view, row)
             for view, store in enumerate(stores):
                 row = store.find(content, view)
                 assert row is not None, "it was found or just kept"
                 rows[place * views + view] = row
             found -= len(missing)
-            marks.append(content if picture.group is None else picture.group)
+            marks.append(content if image.group is None else image.group)
             if on_progress:
-                on_progress(place + 1, len(pictures))
+                on_progress(place + 1, len(images))
     finally:
         for store in stores:
             store.flush()
@@ -121,7 +121,7 @@ def extract_features(
     if engine.said:
         say(f"{len(rows) - found:,} features computed by {engine.said}")
     _, groups = np.unique([str(mark) for mark in marks], return_inverse=True)
-    targets = np.array([numbers[str(picture.label)] for picture in pictures], np.int64)
+    targets = np.array([numbers[str(image.label)] for image in images], np.int64)
     return Features(rows, np.repeat(targets, views), np.repeat(groups.astype(np.int64), views), found, engine.said)
 
 
@@ -168,23 +168,23 @@ class _Source:
         return [first, *[FeatureStore(_digest(augmented), width=self.width)] * (self.views - 1)]
 
     def prepare(
-        self, picture: Picture, stores: Sequence[FeatureStore]
+        self, image: ImageSample, stores: Sequence[FeatureStore]
     ) -> tuple[list[NDArray[np.float32]], tuple[bytes, list[int]]]:
-        """Inputs (C, H, W) of the views whose features are not known; the picture's digest and those views."""
+        """Inputs (C, H, W) of the views whose features are not known; the image's digest and those views."""
         try:
-            data = None if picture.pixels is not None else picture.read()
-            content = _digest_content(picture, data)
+            data = None if image.pixels is not None else image.read()
+            content = _digest_content(image, data)
             missing = [view for view, store in enumerate(stores) if store.find(content, view) is None]
             if not missing:
                 return [], (content, missing)
             least = self.preprocessing.least_side
-            pixels = picture.decode() if data is None else decode(data, name=picture.path, least_side=least)
+            pixels = image.decode() if data is None else decode(data, name=image.path, least_side=least)
         except BadImage as problem:
             raise BadImage(f"{problem}; it could be read when the training began") from problem
         return [self._see(pixels, content, view) for view in missing], (content, missing)
 
     def _see(self, pixels: Pixels, content: bytes, view: int) -> NDArray[np.float32]:
-        """The input for a view of a picture; what is drawn depends on the seed, its content and the view alone."""
+        """The input for a view of an image; what is drawn depends on the seed, its content and the view alone."""
         if view == 0 or self._view is None:
             return self.preprocessing.normalize(self.preprocessing.fit(pixels))
         seed, name = self.recipe.seed, content.hex()
@@ -212,12 +212,12 @@ def _digest_frozen(network: VGG) -> str:
     return found.hexdigest()
 
 
-def _digest_content(picture: Picture, data: bytes | None) -> bytes:
+def _digest_content(image: ImageSample, data: bytes | None) -> bytes:
     """SHA-256 of the file's bytes, or of the pixels in memory."""
     if data is not None:
         return hashlib.sha256(data).digest()
-    assert picture.pixels is not None, "a picture has bytes or pixels"
-    return hashlib.sha256(f"{picture.pixels.shape}".encode() + picture.pixels.tobytes()).digest()
+    assert image.pixels is not None, "an image has bytes or pixels"
+    return hashlib.sha256(f"{image.pixels.shape}".encode() + image.pixels.tobytes()).digest()
 
 
 def _digest(values: dict[str, Any]) -> str:

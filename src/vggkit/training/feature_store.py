@@ -1,4 +1,4 @@
-"""Features that were computed before, on the disk: found by what a picture holds, whatever it is called.
+"""Features that were computed before, on the disk: found by what an image holds, whatever it is called.
 
 A store is a folder of segments. A segment is one .npy file of records, mapped into memory and written
 whole, so that processes side by side and a kill in the middle do no harm.
@@ -32,7 +32,7 @@ Row = NDArray[np.float32]
 
 
 class FeatureStore:
-    """Rows (F,) by the digest of a picture's content and the number of the view; one writer, many readers.
+    """Rows (F,) by the digest of an image's content and the number of the view; one writer, many readers.
 
     Args:
         key: Digest of everything else that the rows depend on; it names the folder.
@@ -49,16 +49,16 @@ class FeatureStore:
         self._written = time.monotonic()
         self._open()
 
-    def find(self, picture: bytes, view: int) -> Row | None:
-        """The row of a view of the picture of that SHA-256; safe from several threads."""
-        return self._rows.get((picture, view))
+    def find(self, image: bytes, view: int) -> Row | None:
+        """The row of a view of the image of that SHA-256; safe from several threads."""
+        return self._rows.get((image, view))
 
-    def keep(self, picture: bytes, view: int, row: Row) -> None:
+    def keep(self, image: bytes, view: int, row: Row) -> None:
         """Remember a row, and write it before long."""
-        if (picture, view) in self._rows:
+        if (image, view) in self._rows:
             return
-        self._rows[picture, view] = row
-        self._pending.append((picture, view, row))
+        self._rows[image, view] = row
+        self._pending.append((image, view, row))
         if len(self._pending) >= SEGMENT_ROWS or time.monotonic() - self._written > SEGMENT_SECONDS:
             self.flush()
 

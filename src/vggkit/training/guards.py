@@ -47,8 +47,8 @@ class Guards:
     """Looks at each epoch, and says each thing once.
 
     Args:
-        learnt: (K,) pictures of each class that are learnt from, as often as they are seen.
-        measured: (K,) pictures of each class that the epochs are measured on.
+        learnt: (K,) images of each class that are learnt from, as often as they are seen.
+        measured: (K,) images of each class that the epochs are measured on.
         batch_norm: Whether the network has it.
     """
 
@@ -94,7 +94,7 @@ class Guards:
         if worst is None or dead[worst] <= MOST_DEAD:
             return None
         return (
-            f"{dead[worst]:.0%} of the channels of {worst} are zero for every picture of a batch: dead "
+            f"{dead[worst]:.0%} of the channels of {worst} are zero for every image of a batch: dead "
             "ReLUs, which no gradient reaches any more. A lower learning rate or a longer warm-up keeps them alive"
         )
 
@@ -110,6 +110,6 @@ def _find_overfitting(history: Sequence[Epoch]) -> str | None:
         return None
     return (
         f"the validation loss has risen for {RISING_EPOCHS} epochs while the training loss fell: the network "
-        "learns these pictures by heart. The best epoch is kept; --patience 3 would stop here, and stronger "
+        "learns these images by heart. The best epoch is kept; --patience 3 would stop here, and stronger "
         "augmentation, label smoothing or fewer layers to learn (--trainable) help"
     )

@@ -1,6 +1,6 @@
 """A network that learns: it computes in one precision and is kept in float32.
 
-Shape letters: N pictures, C channels, H and W pixels, K classes.
+Shape letters: N images, C channels, H and W pixels, K classes.
 """
 
 import copy

@@ -35,15 +35,15 @@ WORSE: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A strength, and what held-out pictures say of it."""
+    """A strength, and what held-out images say of it."""
 
     strength: float
     """Of the penalty."""
     loss: float
-    """Mean cross-entropy in nats, without label smoothing, by classifiers that did not see the picture; with class
-    weights each picture counts as its class does."""
+    """Mean cross-entropy in nats, without label smoothing, by classifiers that did not see the image; with class
+    weights each image counts as its class does."""
     loss_error: float
-    """Standard error of `loss`, pictures of a group counted once."""
+    """Standard error of `loss`, images of a group counted once."""
     top1: float
     """Share in [0, 1] of rows whose best class is the right one."""
     top1_error: float
@@ -61,14 +61,14 @@ class HeadSolution:
     strength: float
     """Of the penalty, on standardised features: mean loss + strength / 2 times the squared weights' sum."""
     tried: tuple[Trial, ...]
-    """Every strength tried, the strong first; none where no picture could be held out."""
+    """Every strength tried, the strong first; none where no image could be held out."""
     iterations: int
     """Steps of L-BFGS to the solution itself."""
 
     def describe(self) -> list[str]:
         """What was chosen, for people."""
         if not self.tried:
-            return [f"penalty {self.strength:g}: too few pictures to hold some out and choose by them"]
+            return [f"penalty {self.strength:g}: too few images to hold some out and choose by them"]
         chosen = next(trial for trial in self.tried if trial.strength == self.strength)
         return [
             f"penalty {self.strength:g} of {len(self.tried)} tried: held-out loss {chosen.loss:.4f} ± "
@@ -92,7 +92,7 @@ def solve_head(
 
     The loss is torch's `cross_entropy` with these weights and this smoothing; the penalty is on the weights
     of standardised features, and not on the bias. Its strength is that of the least mean loss of held-out
-    pictures: the stronger one within a standard error of it, which is often taken, gave 1 to 5 points less
+    images: the stronger one within a standard error of it, which is often taken, gave 1 to 5 points less
     top-1 on five of seven samples of real photos, and 0.4 more on one. Each fold holds whole groups, and
     each class as evenly as that allows. Where a class is absent from a fold's training part, its held-out
     rows do not count.

@@ -1,4 +1,4 @@
-"""A learning rate that suits a network and its pictures, found by trying all of them in one short run.
+"""A learning rate that suits a network and its images, found by trying all of them in one short run.
 
 Source: Smith, "Cyclical learning rates for training neural networks", 2017, section 3.3, with the
 growth, smoothing and stop of Gugger's "How do you find a good learning rate", 2018.
@@ -36,7 +36,7 @@ class RateSearch:
     rates: tuple[float, ...]
     """The rate of each step, rising."""
     losses: tuple[float, ...]
-    """Mean cross-entropy in nats of each step's pictures, before the step; each is finite."""
+    """Mean cross-entropy in nats of each step's images, before the step; each is finite."""
     smoothed: tuple[float, ...]
     """The losses, averaged exponentially."""
     suggested: float | None
@@ -131,7 +131,7 @@ def _suggest(rates: list[float], losses: list[float], smoothed: list[float]) -> 
     if len(smoothed) < 2 * settled:
         return (
             None,
-            "the loss grows beyond all bounds from the lowest rates on: look at the pictures and the weights",
+            "the loss grows beyond all bounds from the lowest rates on: look at the images and the weights",
         )
     # At the lowest rates nothing is learnt: what differs there is the batches.
     start, noise = statistics.mean(losses[:settled]), statistics.stdev(losses[:settled])

@@ -1,8 +1,8 @@
-"""Pictures of a batch mixed with each other, and their classes with them.
+"""Images of a batch mixed with each other, and their classes with them.
 
 mixup: Zhang et al. 2018, arXiv:1710.09412. CutMix: Yun et al. 2019, arXiv:1905.04899.
 
-Shape letters: N pictures, C channels, H and W pixels, K classes.
+Shape letters: N images, C channels, H and W pixels, K classes.
 """
 
 import math
@@ -36,7 +36,7 @@ class Mixing:
         return cls(float(recipe.mixup), float(recipe.cutmix), classes)
 
     def __call__(self, images: Tensor, targets: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
-        """Each picture with the one before it in the batch, which is shuffled already.
+        """Each image with the one before it in the batch, which is shuffled already.
 
         Args:
             images: (N, C, H, W), floating point; left as it is.
@@ -63,7 +63,7 @@ class Mixing:
 
 
 def _draw_cut(draws: np.random.Generator, kept: float, height: int, width: int) -> tuple[int, int, int, int]:
-    """First and last row and column of a rectangle of the picture's shape, its middle anywhere in the picture."""
+    """First and last row and column of a rectangle of the image's shape, its middle anywhere in the image."""
     half = 0.5 * math.sqrt(1 - kept)
     down, across = draws.integers((height, width)).tolist()
     reach_down, reach_across = int(half * height), int(half * width)

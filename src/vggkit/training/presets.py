@@ -29,7 +29,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
         ),
         "a first answer in minutes: the head alone from given weights, else three epochs",
     ),
-    "small-pictures": Preset(
+    "small-images": Preset(
         Recipe(
             trainable="all",
             epochs=30,
@@ -41,14 +41,14 @@ PRESETS: Final[Mapping[str, Preset]] = {
             augmentation="shift",  # Jordan 2024: moved by two pixels, mirrored, and nothing else
             mirror="alternating",  # Jordan 2024, section 3.6
         ),
-        "pictures of 32 to 96 pixels, from random weights: shifted and mirrored in turn, 30 epochs, one cycle; "
+        "images of 32 to 96 pixels, from random weights: shifted and mirrored in turn, 30 epochs, one cycle; "
         "--mirror none for letters and digits",
     ),
     "modern": Preset(
         Recipe(
             trainable="all",
             # ConvNeXt: Liu and others 2022, arXiv 2201.03545, table 5. Newer torchvision: Vryniotis 2021.
-            epochs=100,  # ConvNeXt has 300, and 4096 pictures a step
+            epochs=100,  # ConvNeXt has 300, and 4096 images a step
             optimizer="adamw",  # ConvNeXt
             weight_decay=0.05,  # ConvNeXt
             schedule="cosine",  # ConvNeXt
@@ -83,12 +83,12 @@ PRESETS: Final[Mapping[str, Preset]] = {
             augmentation="photo",
             mirror="random",
         ),
-        "the paper's own: SGD, 256 pictures a step, rate 0.01 divided by 10 three times, 74 epochs; its colour "
+        "the paper's own: SGD, 256 images a step, rate 0.01 divided by 10 three times, 74 epochs; its colour "
         "shift is left out, and momentum is Nesterov's",
     ),
     "torchvision": Preset(
         Recipe(
-            # References of torchvision, references/classification: 8 GPUs with 32 pictures each.
+            # References of torchvision, references/classification: 8 GPUs with 32 images each.
             trainable="all",
             epochs=90,
             batch_size=32,  # what batch norm sees there too

@@ -27,12 +27,12 @@ class Recipe:
 
     trainable: Trainable = "auto"
     """What learns. head: the last layer alone, on features computed once. top: the fully connected layers and the
-    last block. all. gradual: the head first, then block after block from the top. auto: head for few pictures
+    last block. all. gradual: the head first, then block after block from the top. auto: head for few images
     from given weights, else all."""
     epochs: int = 10
-    """How often each training picture is seen; head alone needs no epochs."""
+    """How often each training image is seen; head alone needs no epochs."""
     batch_size: int | None = None
-    """Pictures a step; by default what the memory holds and the machine does fast, 32 at most at 224 pixels."""
+    """Images a step; by default what the memory holds and the machine does fast, 32 at most at 224 pixels."""
     optimizer: Optimizer = "sgd"
     """sgd (Nesterov), adamw, or muon: convolutions by Muon, the rest by AdamW."""
     learning_rate: float | None = None
@@ -70,26 +70,26 @@ class Recipe:
     augmentation: Augmentation = "auto"
     """photo: random crops. shift: moved a little. auto: photo from 64 pixels on, shift below."""
     mirror: Mirror = "auto"
-    """random: half the views. alternating: each picture one way and the other in turn. auto: random for photos, and
+    """random: half the views. alternating: each image one way and the other in turn. auto: random for photos, and
     none for what is shifted, which may be letters."""
     rand_augment: int | None = None
     """Magnitude, 0 to 30, of RandAugment's two random operations a view; 9 is usual."""
     random_erasing: float = 0.0
     """Chance in [0, 1] that a random rectangle of a view is erased."""
     mixup: float = 0.0
-    """Alpha of mixup: pictures of a batch blended with each other; 0.2 is usual, 0 is none."""
+    """Alpha of mixup: images of a batch blended with each other; 0.2 is usual, 0 is none."""
     cutmix: float = 0.0
     """Alpha of CutMix: rectangles pasted from each other; 1 is usual, 0 is none. With mixup: either one."""
     balance: Balance = "none"
     """weights: rare classes count more. sampling: they are seen more often."""
     views: int = 1
-    """For trainable=head: ways each picture is seen; the first as when predicting, the others augmented."""
+    """For trainable=head: ways each image is seen; the first as when predicting, the others augmented."""
     validation_share: float = 0.2
     """Share in (0, 1) of each class held out, where the data has no validation part."""
     fold: str | None = None
     """Such as 2/5: learn from all but the second of five folds and check on it; the data's own parts are joined."""
     seed: int = 0
-    """Every random draw depends on it, the epoch, the step and the picture, and on nothing else."""
+    """Every random draw depends on it, the epoch, the step and the image, and on nothing else."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -132,7 +132,7 @@ class Recipe:
         )
         refuse(
             self.balance == "weights" and bool(self.mixup or self.cutmix),
-            "balance=weights has no class to go by in pictures that mixup or cutmix blend; take balance=sampling",
+            "balance=weights has no class to go by in images that mixup or cutmix blend; take balance=sampling",
         )
         refuse(
             self.optimizer == "adamw" and self.momentum != 0.9,
@@ -145,7 +145,7 @@ class Recipe:
         drawn = [name for name in ("rand_augment", "random_erasing") if getattr(self, name)]
         refuse(
             self.trainable == "head" and self.views == 1 and bool(drawn),
-            f"{' and '.join(drawn)} draws views, and trainable=head sees each picture once as it is; give --views",
+            f"{' and '.join(drawn)} draws views, and trainable=head sees each image once as it is; give --views",
         )
         if self.trainable == "head":
             for name, usual in STEPWISE.items():

@@ -14,7 +14,7 @@ from vggkit.training.recipe import STEPWISE, Recipe
 Start = Literal["random", "weights", "trained"]
 
 FEW: Final = 2_000
-"""Pictures up to which the head alone learns from given weights: more would be learnt by heart."""
+"""Images up to which the head alone learns from given weights: more would be learnt by heart."""
 RATES: Final[Mapping[str, tuple[float, float]]] = {"sgd": (0.01, 0.03), "adamw": (3e-4, 1e-3), "muon": (1e-3, 4e-3)}
 """Highest learning rates for a batch of 32 from random weights, without and with batch norm."""
 FROM_WEIGHTS: Final = 0.1
@@ -33,7 +33,7 @@ class Situation:
     """Its weights: random, given and of another task, or already trained by vggkit."""
     random_keys: tuple[str, ...]
     """Tensors that are random although weights were given."""
-    pictures: int
+    images: int
     """How many there are to learn from."""
     bf16: bool
     """Whether the machine computes in bfloat16 several times as fast."""
@@ -74,7 +74,7 @@ def settle(
         if recipe.trainable == "head" and recipe.views == 1:
             recipe = replace(recipe, augmentation="none")
         else:
-            choose("augmentation", "photo" if side >= 64 else "shift", f"pictures are fed at {side} pixels")
+            choose("augmentation", "photo" if side >= 64 else "shift", f"images are fed at {side} pixels")
     if recipe.mirror == "auto":
         recipe = replace(recipe, mirror="random" if recipe.augmentation == "photo" else "none")
     if recipe.weight_decay is None and recipe.trainable != "head":
@@ -129,7 +129,7 @@ def _find_open(recipe: Recipe, situation: Situation) -> list[str]:
 def _choose_unfrozen(recipe: Recipe, situation: Situation) -> tuple[str, str]:
     """What learns where nothing is frozen."""
     if recipe.views > 1:
-        return "head", "views of a picture are made for it"
+        return "head", "views of an image are made for it"
     if situation.start == "random":
         return "all", "the weights are random"
     if situation.start == "trained":
@@ -139,14 +139,14 @@ def _choose_unfrozen(recipe: Recipe, situation: Situation) -> tuple[str, str]:
     stepwise = [name for name, usual in STEPWISE.items() if getattr(recipe, name) != usual]
     if stepwise:
         return "all", f"{stepwise[0].replace('_', ' ')} was given, which is of learning by steps"
-    if situation.pictures > FEW:
-        return "all", f"{situation.pictures:,} pictures are enough to bend given weights"
+    if situation.images > FEW:
+        return "all", f"{situation.images:,} images are enough to bend given weights"
     if _find_random_frozen(situation):
         return (
             "top",
-            f"{situation.pictures:,} pictures from given weights, and fully connected layers that are random",
+            f"{situation.images:,} images from given weights, and fully connected layers that are random",
         )
-    return "head", f"{situation.pictures:,} pictures from given weights; --trainable all learns on by steps"
+    return "head", f"{situation.images:,} images from given weights; --trainable all learns on by steps"
 
 
 def _find_random_frozen(situation: Situation) -> list[str]:
@@ -184,7 +184,7 @@ def _check_batch_norm(recipe: Recipe, situation: Situation) -> None:
     frozen = recipe.freeze_norm or recipe.trainable == "head"
     if recipe.batch_size == 1 and not frozen and _smallest_normed_side(situation.configuration, side) == 1:
         raise BadConfiguration(
-            "batch_size must be 2 or more here: batch norm has one value a channel of a single picture "
+            "batch_size must be 2 or more here: batch norm has one value a channel of a single image "
             f"fed at {side} pixels, and nothing to normalise by"
         )
 
@@ -197,11 +197,11 @@ def _choose_rate(recipe: Recipe, situation: Situation) -> tuple[float, str]:
     norm = "with" if normed else "without"
     start = "given" if given else "random"
     together = recipe.batch_size * recipe.accumulate
-    return rate, f"{recipe.optimizer} {norm} batch norm, {start} weights, {together} pictures a step"
+    return rate, f"{recipe.optimizer} {norm} batch norm, {start} weights, {together} images a step"
 
 
 def _smallest_normed_side(configuration: Configuration, pixels: int) -> int:
-    """Side of the smallest map that batch norm sees; the picture's own where there is none."""
+    """Side of the smallest map that batch norm sees; the image's own where there is none."""
     side = smallest = pixels
     for layer in configuration.trunk:
         side = side // 2 if layer.kind == "pool" else side

@@ -1,9 +1,9 @@
-"""The training loop: forward, backward, step, and after each epoch a look at the validation pictures.
+"""The training loop: forward, backward, step, and after each epoch a look at the validation images.
 
-Every draw depends on (seed, epoch, picture, step) alone and every state can be written down, so a
+Every draw depends on (seed, epoch, image, step) alone and every state can be written down, so a
 training that was killed goes on to the very weights it would have had.
 
-Shape letters: N pictures, K classes.
+Shape letters: N images, K classes.
 """
 
 import math
@@ -23,7 +23,7 @@ from vggkit.engines.pytorch import PyTorchEngine
 from vggkit.engines.stream import stream_answers
 from vggkit.errors import BadImage, BadInput, Stopped
 from vggkit.hardware import derive_seed
-from vggkit.images.dataset import Picture
+from vggkit.images.dataset import ImageSample
 from vggkit.training.batches import TrainingBatches
 from vggkit.training.checkpoint import Checkpoints, Epoch, Progress
 from vggkit.training.guards import Guards, watch_activity
@@ -56,8 +56,8 @@ class Training:
 
     Args:
         classifier: Says what the network is fed, and names the classes.
-        train: Pictures to learn from.
-        val: Pictures to measure each epoch on.
+        train: Images to learn from.
+        val: Images to measure each epoch on.
         recipe: A settled recipe.
         learner: The network, standing where `progress` says.
         progress: Where the training stands; `Progress()` for a new one, with an epoch 0 in its history where the
@@ -70,8 +70,8 @@ class Training:
     def __init__(
         self,
         classifier: Classifier,
-        train: Sequence[Picture],
-        val: Sequence[Picture],
+        train: Sequence[ImageSample],
+        val: Sequence[ImageSample],
         recipe: Recipe,
         *,
         learner: Learner,
@@ -91,7 +91,7 @@ class Training:
             device=learner.device,
         )
         self.mixing = Mixing.of(recipe, len(classifier.labels))
-        counts = [Counter(str(picture.label) for picture in part) for part in (train, val)]
+        counts = [Counter(str(image.label) for image in part) for part in (train, val)]
         learnt, measured = ([count[label] for label in classifier.labels] for count in counts)
         self.guards = Guards(
             learnt=learnt if recipe.balance == "none" else [1] * len(learnt),
@@ -102,8 +102,8 @@ class Training:
     def epochs(self) -> Iterator[Epoch]:
         """Learn, giving each epoch as it ends; its state is kept when the caller comes back for the next.
 
-        Raises Stopped when asked to stop, BadInput when the loss diverges again and again, BadImage for a
-        picture that is gone, BadOutput for a disk that is full; the last state that was kept stays whole.
+        Raises Stopped when asked to stop, BadInput when the loss diverges again and again, BadImage for an
+        image that is gone, BadOutput for a disk that is full; the last state that was kept stays whole.
         """
         if replace(self.progress, history=()) == Progress():
             self._keep()
@@ -189,7 +189,7 @@ class Training:
         )
 
     def _measure(self) -> Epoch:
-        """The epoch's figures, with those of the validation pictures in the precision that is trained in."""
+        """The epoch's figures, with those of the validation images in the precision that is trained in."""
         progress, labels = self.progress, self.classifier.labels
         engine = PyTorchEngine(
             self.learner.kept,
@@ -207,7 +207,7 @@ class Training:
             if answer.output is None:
                 raise BadImage(f"{answer.problem}; it could be read when the training began")
             logits.append(answer.output)
-            targets.append(numbers[str(answer.picture.label)])
+            targets.append(numbers[str(answer.image.label)])
             self.listeners.on_step("validate", done, len(self.val))
             self._pause()
         scores, right = torch.from_numpy(np.stack(logits)).double(), torch.tensor(targets)
@@ -257,7 +257,7 @@ class Training:
             raise BadInput(
                 f"the loss became {problem.loss} in {place}, at learning rate {rate:.2g}, and {MOST_RETURNS} lower "
                 f"ones did not help: begin again with --learning-rate {rate * LOWER:.1g}, or with the same network "
-                "with batch norm, and look at the pictures with `vggkit check`"
+                "with batch norm, and look at the images with `vggkit check`"
             ) from problem
         state, before = self.checkpoints.read_epoch()
         self.learner.restore(state)

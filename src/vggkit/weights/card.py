@@ -38,7 +38,7 @@ class Card:
     configuration: Configuration
     """The network."""
     preprocessing: Preprocessing
-    """How a picture becomes its input, with the input convention."""
+    """How an image becomes its input, with the input convention."""
     labels: tuple[str, ...]
     """Class names, in the order of the logits."""
     temperature: float = 1.0

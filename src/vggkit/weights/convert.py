@@ -1,6 +1,6 @@
 """One file of weights into another dialect: tensor by tensor, checked before it is kept.
 
-Shape letters: N pictures, C channels, H and W pixels, K classes.
+Shape letters: N images, C channels, H and W pixels, K classes.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -67,8 +67,8 @@ class Conversion:
     was turned with its input or left behind."""
     compared: str
     """What was compared: `logits`, or `maps of relu3_4` where there is no head."""
-    picture_pixels: int
-    """Side of the random picture that both were given."""
+    image_pixels: int
+    """Side of the random image that both were given."""
     difference: float
     """Largest absolute difference."""
     largest: float
@@ -297,7 +297,7 @@ def _turn_ranges(card: Card, scales: tuple[float, ...]) -> tuple[Card, str]:
     provenance = {name: value for name, value in card.provenance.items() if name != "ranges"}
     return replace(card, ranges={}, provenance=provenance), (
         "ranges for int8: left behind, as the channels of the input are scaled differently; "
-        "vggkit bench MODEL PICTURES --keep-ranges measures them anew"
+        "vggkit bench MODEL IMAGES --keep-ranges measures them anew"
     )
 
 
@@ -328,7 +328,7 @@ def _compare(
     turned: Preprocessing | None,
     to: Dialect,
 ) -> dict[str, Any]:
-    """Both networks on one random picture; raises BadOutput where they differ. One is held at a time.
+    """Both networks on one random image; raises BadOutput where they differ. One is held at a time.
 
     Raises BadConfiguration where the written file would be read back as another network.
     """
@@ -360,7 +360,7 @@ def _compare(
         )
     return {
         "compared": compared,
-        "picture_pixels": side,
+        "image_pixels": side,
         "difference": difference,
         "largest": largest,
         "tolerance": tolerance,
@@ -392,7 +392,7 @@ def _suit_side(configuration: Configuration) -> int:
 
 
 def _feed(pixels: Any, preprocessing: Preprocessing | None, configuration: Configuration) -> Tensor:
-    """The picture (H, W, 3) as a batch (1, C, H, W); where what is fed is unknown, numbers between -2 and 2."""
+    """The image (H, W, 3) as a batch (1, C, H, W); where what is fed is unknown, numbers between -2 and 2."""
     if preprocessing is not None:
         return torch.from_numpy(preprocessing.normalize(pixels))[None]
     shape = (1, configuration.in_channels, *pixels.shape[:2])

@@ -33,8 +33,8 @@ _PACKED: Final = {
 }
 _OTHERS: Final = {
     b"PK\x05\x06": "an empty zip archive",
-    b"\x89PNG": "a picture",
-    b"\xff\xd8\xff": "a picture",
+    b"\x89PNG": "an image",
+    b"\xff\xd8\xff": "an image",
     b"%PDF": "a PDF",
     b"MATLAB": "a MATLAB file",
 }

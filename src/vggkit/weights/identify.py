@@ -62,7 +62,7 @@ class Identification:
     labels: tuple[str, ...] | None = None
     """Names of the classes in the order of the logits, where the file keeps them."""
     in_channels: int | None = None
-    """Channels of the pictures."""
+    """Channels of the images."""
     head: Head | None = None
     """fc or pool; None where the file has none. The dense head holds the same weights as fc."""
     until: str | None = None

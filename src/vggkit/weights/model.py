@@ -1,6 +1,6 @@
 """A Classifier: a VGG that knows how to feed itself and what its answers mean.
 
-Shape letters: N pictures, C channels, K classes.
+Shape letters: N images, C channels, K classes.
 """
 
 from collections.abc import Iterable, Mapping
@@ -37,7 +37,7 @@ class Classifier:
     Args:
         network: The VGG; its number of classes is the number of labels.
         labels: Class names in the order of the logits, or a mapping of them to their numbers; see `read_labels`.
-        preprocessing: How a picture becomes the network's input.
+        preprocessing: How an image becomes the network's input.
         temperature: What logits are divided by before they become probabilities.
         threshold: Probability below which the answer is "unknown"; 0: never.
         ranges: Both ends of what each convolution and matrix reads, for int8; see `engines.ranges`.
@@ -112,7 +112,7 @@ class Classifier:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How a picture becomes the network's input."""
+        """How an image becomes the network's input."""
         return self._card.preprocessing
 
     @property
@@ -168,7 +168,7 @@ class Classifier:
                 of every key.
             preprocessing: None: that of `weights`, where their input convention is known; else
                 ImageNet's at 224 pixels, grey for one channel.
-            in_channels: 3, or 1 for grey pictures; first filters of `weights` are adapted.
+            in_channels: 3, or 1 for grey images; first filters of `weights` are adapted.
             head: `fc`, `dense` or `pool`.
             dropout: Chance in [0, 1).
             until: Last layer of the trunk, such as `relu3_4`.
@@ -337,7 +337,7 @@ def _adapt_preprocessing(examination: Examination, in_channels: int) -> Preproce
         return stated
     if (stated.channels, in_channels) != (3, 1):
         return None
-    # Filters summed over the channels see grey pictures on the mean of their scales.
+    # Filters summed over the channels see grey images on the mean of their scales.
     mean, std = sum(stated.mean) / 3, sum(stated.std) / 3
     return replace(stated, channel_order="L", mean=(mean,), std=(std,))
 

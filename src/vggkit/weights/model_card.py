@@ -91,7 +91,7 @@ def _uses(card: Card, repository: str) -> list[str]:
         "```python\n"
         "import vggkit as vk\n\n"
         f'clf = vk.load("hf://{repository}")\n'
-        'for answer in vk.predict(clf, "picture.jpg", top=3):\n'
+        'for answer in vk.predict(clf, "image.jpg", top=3):\n'
         "    print(answer.labels, answer.probabilities)\n"
         "```",
     ]
@@ -176,16 +176,16 @@ def _describe_metrics(provenance: Mapping[str, Any]) -> str:
         said += f", top-5 {_percent(metrics['top5'])}"
     said += f", on {escape_markdown(_data_name(provenance))}."
     if metrics.get("part") == "val":
-        said += " The epoch was chosen on the same pictures, so that this is the better side of the truth."
+        said += " The epoch was chosen on the same images, so that this is the better side of the truth."
     return said
 
 
 def _describe_data(provenance: Mapping[str, Any]) -> str:
     data, recipe = _mapping(provenance, "data"), _mapping(provenance, "recipe")
-    said = [f"Pictures: {escape_markdown(_data_name(provenance))}."]
-    pictures = _mapping(data, "pictures")
-    if pictures:
-        counts = ", ".join(f"{part} {count}" for part, count in pictures.items())
+    said = [f"Images: {escape_markdown(_data_name(provenance))}."]
+    images = _mapping(data, "pictures")
+    if images:
+        counts = ", ".join(f"{part} {count}" for part, count in images.items())
         said.append(f"Parts: {escape_markdown(counts)}.")
     if data.get("fingerprint"):
         said.append(f"Fingerprint of their files: {escape_markdown(str(data['fingerprint']))}.")
@@ -229,7 +229,7 @@ def _interval(metrics: Mapping[str, Any]) -> str:
 
 def _data_name(provenance: Mapping[str, Any]) -> str:
     """The data's name without the folders of the machine where it lay."""
-    name = str(_mapping(provenance, "data").get("name") or "pictures of its maker")
+    name = str(_mapping(provenance, "data").get("name") or "images of its maker")
     return name.replace("\\", "/").rstrip("/").rpartition("/")[2] or name
 
 

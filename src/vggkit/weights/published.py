@@ -22,7 +22,7 @@ Tag = Literal["imagenet", "features"]
 LICENCE: Final = "BSD-3-Clause"
 TERMS: Final = (
     "torchvision's licence; it warns that weights may carry the terms of the data they were trained on, "
-    "and ImageNet's pictures are for non-commercial research and education"
+    "and ImageNet's images are for non-commercial research and education"
 )
 SYNSETS_DIGEST: Final = "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd"
 """SHA-256 of WordNet's numbers of ImageNet's classes, sorted, a line each; their order is that of the logits."""
@@ -44,7 +44,7 @@ class PublishedWeights:
     hub_repository: str | None
     """The same values on the Hugging Face hub, `model.safetensors` in timm's dialect; None: not there."""
     top1: float | None
-    """Accuracy in [0, 1] on ImageNet's 50,000 validation pictures, as published; None: cannot classify."""
+    """Accuracy in [0, 1] on ImageNet's 50,000 validation images, as published; None: cannot classify."""
     top5: float | None
     """The same for the best five classes."""
     size_mib: float
@@ -54,7 +54,7 @@ class PublishedWeights:
     terms: str = TERMS
     """What else is to be known before using them."""
     preprocessing: Preprocessing = Preprocessing()  # noqa: RUF009 (frozen)
-    """How pictures are fed to them."""
+    """How images are fed to them."""
     recipe: str = RECIPE
     """Where their training is described."""
 

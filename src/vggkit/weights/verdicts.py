@@ -19,7 +19,7 @@ def name_other_network(entries: Mapping[str, Shaped]) -> str | None:
     kernels = [module.shapes["weight"] for module in modules if module.kind == "conv"]
     if kernels[:2] == [(3, 3, 1, 1), (64, 3, 3, 3)]:
         return (
-            "AdaIN's normalised VGG, which is another network than VGG19: a 1×1 convolution takes the picture in, "
+            "AdaIN's normalised VGG, which is another network than VGG19: a 1×1 convolution takes the image in, "
             "the filters are rescaled, and the maps are padded by reflection"
         )
     return None

@@ -1,6 +1,6 @@
 """How fast each engine and precision is on this machine, with the user's own Classifier, and how true.
 
-Shape letters: N pictures, C channels, H and W pixels.
+Shape letters: N images, C channels, H and W pixels.
 """
 
 import importlib.metadata
@@ -30,9 +30,9 @@ from vggkit.engines.select import settle_choice
 from vggkit.errors import BadData, BadImage, BadInput, VggkitError
 from vggkit.files import demand_writable
 from vggkit.hardware import name_processor
-from vggkit.images.dataset import Picture
+from vggkit.images.dataset import ImageSample
 from vggkit.images.given import ImageSources, take_sources
-from vggkit.images.sources.open_dataset import count_pictures, gather_pictures
+from vggkit.images.sources.open_dataset import count_images, gather_images
 from vggkit.images.sources.tables import Columns
 from vggkit.inference.bulk import OnProgress
 from vggkit.inference.fingerprint import name_place
@@ -45,19 +45,19 @@ if TYPE_CHECKING:
     from vggkit.weights.model import Classifier
 
 MOST_ASKED: Final = 256
-"""Pictures whose answers are compared."""
+"""Images whose answers are compared."""
 MOST_MEASURED: Final = 128
-"""Pictures that ranges are measured on."""
+"""Images that ranges are measured on."""
 MADE_UP: Final = 32
-"""Pictures that are made up where none are given."""
+"""Images that are made up where none are given."""
 TOGETHER: Final = 8
-"""Pictures that ranges are measured on at once."""
+"""Images that ranges are measured on at once."""
 PACKAGES: Final = ("vggkit", "torch", "openvino", "onnxruntime")
 
 
 def bench(
     classifier: "Classifier | str | Path",
-    pictures: ImageSources = (),
+    images: ImageSources = (),
     *,
     columns: Columns = Columns(),  # noqa: B008 (frozen)
     batch_sizes: Sequence[int] = (1, 8, 32),
@@ -71,25 +71,25 @@ def bench(
 
     Args:
         classifier: The Classifier, or its place.
-        pictures: What `predict` takes: up to 256 of them are shown to every engine and its answers compared,
-            and others, up to 128, show int8 its ranges. None: pictures are made up, and only the speed says
+        images: What `predict` takes: up to 256 of them are shown to every engine and its answers compared,
+            and others, up to 128, show int8 its ranges. None: images are made up, and only the speed says
             something.
         columns: What a table's columns are called.
-        batch_sizes: How many pictures pass together; 1 is always among them.
+        batch_sizes: How many images pass together; 1 is always among them.
         rounds: Turns of each engine; every figure is their median, beside the least and the most.
-        seconds: Of a turn, for each number of pictures.
+        seconds: Of a turn, for each number of images.
         device: `auto`: all there are; `cpu`, `cuda`, `mps`.
-        keep_ranges: Keep the ranges that int8 needs, measured anew on these pictures: in the file, or in the
+        keep_ranges: Keep the ranges that int8 needs, measured anew on these images: in the file, or in the
             Classifier that was given.
         on_progress: Hears what is being done, and how much of it.
 
-    Raises BadInput, BadData where no picture can be read, BadCheckpoint, BadOutput where ranges cannot be
+    Raises BadInput, BadData where no image can be read, BadCheckpoint, BadOutput where ranges cannot be
     kept, and MissingExtra where they are to be measured without OpenVINO.
     """
     say = on_progress or (lambda what, done, total: None)
     sizes, rounds, seconds = _check(batch_sizes, rounds, seconds)
     settle_choice(device)  # one that is not there is told before any work
-    given = [] if isinstance(pictures, tuple | list) and not pictures else list(take_sources(pictures))
+    given = [] if isinstance(images, tuple | list) and not images else list(take_sources(images))
     if keep_ranges:
         _check_keeping(classifier, given)
     with tempfile.TemporaryDirectory(prefix="vggkit-bench-") as name, hear_signals():
@@ -98,7 +98,7 @@ def bench(
         if keep_ranges and isinstance(classifier, str | Path):
             demand_writable(model.path)
         asked, measured, unreadable = _choose(model, given, columns, say) if given else _make_up(model)
-        np.save(folder / "pictures.npy", np.stack(asked))
+        np.save(folder / "images.npy", np.stack(asked))
         ranges, problem = model.card.ranges, None
         if keep_ranges or not ranges:
             say("measuring ranges", 0, None)
@@ -111,13 +111,13 @@ def bench(
         if keep_ranges:
             _keep(classifier, ranges, about={"data": _name(given), "pictures": len(measured)})
         contenders = list_contenders(device, problem=problem)
-        with start_processes(contenders, model=model.path, pictures=folder / "pictures.npy", ranges=ranges):
+        with start_processes(contenders, model=model.path, images=folder / "images.npy", ranges=ranges):
             run_rounds(contenders, sizes, rounds=rounds, seconds=seconds, folder=folder, on_progress=say)
         return Bench(
             model=name_place(classifier) if isinstance(classifier, str | Path) else "a Classifier in memory",
             network=model.configuration.model,
             input_pixels=model.card.preprocessing.crop_pixels,
-            pictures=f"{len(asked)} of {_name(given)}" if given else None,
+            images=f"{len(asked)} of {_name(given)}" if given else None,
             unreadable=unreadable,
             rounds=rounds,
             machine=_describe_machine(device),
@@ -127,7 +127,7 @@ def bench(
 
 
 def _check(batch_sizes: Sequence[int], rounds: int, seconds: float) -> tuple[tuple[int, ...], int, float]:
-    """The numbers of pictures that pass together, the least first, rounds and seconds; raises BadInput."""
+    """The numbers of images that pass together, the least first, rounds and seconds; raises BadInput."""
     rounds = demand_count("rounds", rounds)
     seconds = demand_seconds("seconds", seconds)
     if not 0 < seconds < math.inf:
@@ -138,7 +138,7 @@ def _check(batch_sizes: Sequence[int], rounds: int, seconds: float) -> tuple[tup
 def _check_keeping(classifier: "Classifier | str | Path", given: Sequence[object]) -> None:
     """Raise BadInput where ranges could not be kept in the end."""
     if not given:
-        raise BadInput("ranges are measured on pictures; name some of those that the Classifier is for")
+        raise BadInput("ranges are measured on images; name some of those that the Classifier is for")
     if isinstance(classifier, str | Path) and is_address(classifier):
         raise BadInput(f"{classifier}: is an address, and ranges are kept in a file; save it first")
 
@@ -153,27 +153,27 @@ def _open(classifier: "Classifier | str | Path", folder: Path) -> ModelFile:
 
 
 def _choose(
-    model: ModelFile, given: Sequence[str | Path | Picture], columns: Columns, say: OnProgress
+    model: ModelFile, given: Sequence[str | Path | ImageSample], columns: Columns, say: OnProgress
 ) -> tuple[list[Values], list[Values], int]:
-    """Pictures (C, H, W) whose answers are compared, others to measure ranges on (of one, the same), and how many
+    """Images (C, H, W) whose answers are compared, others to measure ranges on (of one, the same), and how many
     cannot be read.
     """
     preprocessing, most = model.card.preprocessing, MOST_ASKED + MOST_MEASURED
     say("listing", 0, None)
-    total = count_pictures(given, columns=columns)
-    pictures = gather_pictures(given, columns=columns)
+    total = count_images(given, columns=columns)
+    images = gather_images(given, columns=columns)
     # From everywhere; of what passes by once, the first.
     every = None if total is None or total <= most else {place * total // most for place in range(most)}
-    chosen = (each for place, each in enumerate(pictures) if every is None or place in every)
+    chosen = (each for place, each in enumerate(images) if every is None or place in every)
     found, first, unreadable = list[Values](), "", 0
-    for done, picture in enumerate(islice(chosen, most)):
-        say("preparing pictures", done, min(most, total or most))
+    for done, image in enumerate(islice(chosen, most)):
+        say("preparing images", done, min(most, total or most))
         try:
-            found.append(preprocessing.see(picture))
+            found.append(preprocessing.see(image))
         except BadImage as problem:
             first, unreadable = first or f"; the first: {problem}", unreadable + 1
     if not found:
-        raise BadData(f"{_name(given)}: no picture of it can be read{first}")
+        raise BadData(f"{_name(given)}: no image of it can be read{first}")
     # Every third, so that both are of all classes.
     return [each for place, each in enumerate(found) if place % 3] or found, found[::3], unreadable
 
@@ -186,9 +186,9 @@ def _make_up(model: ModelFile) -> tuple[list[Values], list[Values], int]:
     return noise, noise, 0
 
 
-def _batch(pictures: Sequence[Values]) -> Iterator[Values]:
-    for first in range(0, len(pictures), TOGETHER):
-        yield np.stack(pictures[first : first + TOGETHER])
+def _batch(images: Sequence[Values]) -> Iterator[Values]:
+    for first in range(0, len(images), TOGETHER):
+        yield np.stack(images[first : first + TOGETHER])
 
 
 def _keep(classifier: "Classifier | str | Path", ranges: Ranges, *, about: dict[str, object]) -> None:
@@ -204,9 +204,9 @@ def _keep(classifier: "Classifier | str | Path", ranges: Ranges, *, about: dict[
 
 
 def _name(given: Sequence[object]) -> str:
-    """What pictures are called."""
+    """What images are called."""
     places = [str(place) for place in given if isinstance(place, str | Path)]
-    return ", ".join(places[:3]) + (" …" if len(places) > 3 else "") if places else "pictures in memory"
+    return ", ".join(places[:3]) + (" …" if len(places) > 3 else "") if places else "images in memory"
 
 
 def _describe_machine(device: str) -> str:

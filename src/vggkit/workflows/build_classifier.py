@@ -1,9 +1,9 @@
-"""A Classifier that suits the pictures it is to learn: their classes, their size, the weights' own input."""
+"""A Classifier that suits the images it is to learn: their classes, their size, the weights' own input."""
 
 from dataclasses import replace
 from pathlib import Path
 
-from vggkit.images.dataset import PictureSet, typical_side
+from vggkit.images.dataset import ImageDataset, typical_side
 from vggkit.images.preprocessing import FitMode, Preprocessing, suit_preprocessing
 from vggkit.models.configuration import Configuration, Head, Scheme
 from vggkit.weights.input_conventions import find_convention
@@ -11,7 +11,7 @@ from vggkit.weights.model import Classifier
 
 
 def suit_classifier(
-    pictures: PictureSet,
+    images: ImageDataset,
     model: str | Configuration = "vgg11",
     *,
     weights: str | Path | None = None,
@@ -27,14 +27,14 @@ def suit_classifier(
     allow_partial: bool = False,
     seed: int = 0,
 ) -> Classifier:
-    """A Classifier for these pictures' classes and size, ready to train.
+    """A Classifier for these images' classes and size, ready to train.
 
     Args:
-        pictures: Their labels become the classes.
+        images: Their labels become the classes.
         model: A name of `list_models()`, or a Configuration.
         weights: A file to start from; see `Classifier.create`.
-        image_pixels: Side at which pictures are fed; None: 224, or with random weights and smaller
-            pictures their own size, rounded to 32.
+        image_pixels: Side at which images are fed; None: 224, or with random weights and smaller
+            images their own size, rounded to 32.
         fit_mode: `crop`, `pad` or `stretch`; None: the weights' own, or crop.
         reduced_decoding: Large JPEGs are decoded at a smaller scale; see `Preprocessing`.
         in_channels: 3, or 1 for grey.
@@ -53,7 +53,7 @@ def suit_classifier(
     if weights is None:
         if image_pixels is None:
             # Whole halvings by the five pools.
-            image_pixels = min(224, max(32, 32 * round(typical_side(pictures.part("train", "all")) / 32)))
+            image_pixels = min(224, max(32, 32 * round(typical_side(images.part("train", "all")) / 32)))
         stated = _resize(stated, image_pixels, in_channels or 3)
     elif stated is not None:
         stated = _resize(stated, image_pixels or 224, in_channels or 3)
@@ -61,7 +61,7 @@ def suit_classifier(
         head = "pool"
     classifier = Classifier.create(
         model,
-        labels=pictures.labels,
+        labels=images.labels,
         weights=weights,
         preprocessing=stated,
         in_channels=in_channels,

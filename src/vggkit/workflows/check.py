@@ -16,9 +16,9 @@ from vggkit.data_checks.survey import Sighting, survey
 from vggkit.errors import BadData, BadOutput
 from vggkit.files import demand_apart, demand_writable
 from vggkit.images.class_names import shorten_names
-from vggkit.images.dataset import PictureSet
+from vggkit.images.dataset import ImageDataset
 from vggkit.images.near_duplicates import Alike, find_alike
-from vggkit.images.sources.open_dataset import open_pictures
+from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.images.sources.tables import Columns
 from vggkit.weights.card import demand_classifier
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from vggkit.weights.model import Classifier
 
 MOST_COMPARED: Final = 20_000
-"""Pictures up to which a training looks for near duplicates; beyond it would take minutes."""
+"""Images up to which a training looks for near duplicates; beyond it would take minutes."""
 
 OnProgress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it, and of how much."""
 
 
 def check(
-    data: str | Path | PictureSet,
+    data: str | Path | ImageDataset,
     classifier: "Classifier | None" = None,
     *,
     columns: Columns = Columns(),  # noqa: B008 (frozen)
@@ -41,15 +41,15 @@ def check(
     device: str = "auto",
     on_progress: OnProgress | None = None,
 ) -> Diagnosis:
-    """What a collection of labelled pictures holds, and what is wrong with it.
+    """What a collection of labelled images holds, and what is wrong with it.
 
     Unreadable files, copies (inside a part, across parts, across classes), classes that are
-    missing, small or uneven, pictures smaller than the network sees, files that are not what their
-    names say. With a Classifier also labels that are likely wrong and pictures unlike all others.
+    missing, small or uneven, images smaller than the network sees, files that are not what their
+    names say. With a Classifier also labels that are likely wrong and images unlike all others.
 
     Args:
-        data: What `open_pictures` takes, or labelled pictures already opened.
-        classifier: A network that knows such pictures: trained on them, or with given weights. Its
+        data: What `open_dataset` takes, or labelled images already opened.
+        classifier: A network that knows such images: trained on them, or with given weights. Its
             own labels do not matter.
         columns: What a table's columns are called.
         image_pixels: Side of the square that the network is to see; None: the Classifier's, or 224.
@@ -63,9 +63,9 @@ def check(
     if classifier is not None:
         demand_classifier(classifier, "check")
     started = time.perf_counter()
-    opened = data if isinstance(data, PictureSet) else open_pictures(data, columns=columns)
+    opened = data if isinstance(data, ImageDataset) else open_dataset(data, columns=columns)
     seen_pixels = image_pixels or (classifier.preprocessing.crop_pixels if classifier else 224)
-    sightings = list(survey(opened, on_progress=_about("looking at the pictures", on_progress)))
+    sightings = list(survey(opened, on_progress=_about("looking at the images", on_progress)))
     counts = count_readable(opened, sightings)
     alike = find_near_copies(sightings, on_progress=on_progress)
     found = [
@@ -101,113 +101,113 @@ def check(
     )
 
 
-def guard_outputs(pictures: PictureSet, *, table: Path | None = None, page: Path | None = None) -> None:
+def guard_outputs(images: ImageDataset, *, table: Path | None = None, page: Path | None = None) -> None:
     """See that what is to be written can be, before anything is looked at, and takes nothing's place.
 
     Args:
-        pictures: What is going to be checked.
+        images: What is going to be checked.
         table: Where the cleaned table is to be, None where none is wanted.
         page: The same of the page.
 
-    Raises BadOutput where a place cannot be written to, is a picture or what pictures come from, or has
+    Raises BadOutput where a place cannot be written to, is an image or what images come from, or has
     the wrong ending.
     """
-    every = [picture for part in pictures.splits.values() for picture in part]
+    every = [image for part in images.splits.values() for image in part]
     for path, endings in ((table, (".csv",)), (page, (".html", ".htm"))):
         if path is None:
             continue
         if path.suffix.lower() not in endings:
             raise BadOutput(f"{path}: must end in {' or '.join(endings)}")
-        demand_apart(path, pictures.list_sources())
+        demand_apart(path, images.list_sources())
         demand_writable(path)
-    if table is not None and any(picture.pixels is not None for picture in every):
-        raise BadOutput(f"{pictures.name}: its pictures have no files, and a table lists files; --fix needs them")
+    if table is not None and any(image.pixels is not None for image in every):
+        raise BadOutput(f"{images.name}: its images have no files, and a table lists files; --fix needs them")
 
 
 def vet(
-    pictures: PictureSet,
+    images: ImageDataset,
     *,
     despite_findings: bool,
     say: Callable[[str], None],
     on_progress: OnProgress | None = None,
-) -> tuple[PictureSet, dict[str, str]]:
-    """The pictures that can be trained on and measured with; what was found is said, the cheap part of `check`.
+) -> tuple[ImageDataset, dict[str, str]]:
+    """The images that can be trained on and measured with; what was found is said, the cheap part of `check`.
 
-    Beside them, what tells the pictures of each part, their contents, labels and order, from any others.
+    Beside them, what tells the images of each part, their contents, labels and order, from any others.
 
     Args:
-        pictures: In the parts `train` and `val`, perhaps more.
+        images: In the parts `train` and `val`, perhaps more.
         despite_findings: Go on where figures would lie.
         say: Hears a sentence for each finding that matters to a training.
         on_progress: Hears what is being done.
 
-    Unreadable pictures are left out. Above MOST_COMPARED pictures only exact copies are found.
+    Unreadable images are left out. Above MOST_COMPARED images only exact copies are found.
 
-    Raises BadData where a class is missing from a part, and in any case where a part has no readable picture.
+    Raises BadData where a class is missing from a part, and in any case where a part has no readable image.
     """
-    for omission in pictures.passed_over:
+    for omission in images.passed_over:
         say(f"passed over: {omission.describe()}")
-    for finding in rules.find_remarks(pictures):
+    for finding in rules.find_remarks(images):
         more = f" (and {len(finding.cases) - 1:,} more)" if len(finding.cases) > 1 else ""
         say(f"warning: {finding.cases[0].detail}{more}; {finding.advice}")
-    sightings = list(survey(pictures, on_progress=_about("looking at the pictures", on_progress)))
+    sightings = list(survey(images, on_progress=_about("looking at the images", on_progress)))
     for sighting in sightings:
         if sighting.problem is not None:
             say(f"left out: {sighting.problem}")
-    _demand_readable(pictures, sightings)
-    missing, similar = rules.find_missing_classes(pictures, sightings), rules.find_similar_names(pictures.labels)
+    _demand_readable(images, sightings)
+    missing, similar = rules.find_missing_classes(images, sightings), rules.find_similar_names(images.labels)
     names = "; ".join(case.detail for case in similar.cases[:5]) if similar is not None else ""
     if missing is not None:
         said = "; ".join(case.detail for case in missing.cases[:5]) + (f"; {names}" if names else "")
         if not despite_findings:
             raise BadData(
-                f"{pictures.name}: {said}; what is measured would say nothing of that. Add pictures, or remove the "
+                f"{images.name}: {said}; what is measured would say nothing of that. Add images, or remove the "
                 "class everywhere, or go on with --despite-findings"
             )
         say(f"warning: {said}; going on all the same")
     elif names:
         say(f"warning: {names}, and are learnt as different classes")
     if single := [
-        label for label, count in count_readable(pictures, sightings).get("train", {}).items() if count == 1
+        label for label, count in count_readable(images, sightings).get("train", {}).items() if count == 1
     ]:
-        say(f"warning: one picture alone to learn {shorten_names(single)} from")
+        say(f"warning: one image alone to learn {shorten_names(single)} from")
     pairs = find_near_copies(sightings, on_progress=on_progress) if len(sightings) <= MOST_COMPARED else []
     for finding in rules.find_copies(sightings, pairs):
         if finding.kind in ("leakage", "contradiction"):
             first = " = ".join(f"{member.path} ({member.label})" for member in finding.cases[0].members[:2])
             say(f"warning: {finding.summary}, the first {first}; `vggkit check` lists them and --fix removes them")
     readable = [sighting for sighting in sightings if sighting.problem is None]
-    contents = {name: hashlib.sha256() for name in pictures.splits}
+    contents = {name: hashlib.sha256() for name in images.splits}
     for sighting in readable:
         contents[sighting.part].update(sighting.digest + sighting.label.encode(errors="surrogateescape") + b"\n")
     return (
-        pictures.keep({name: [s.picture for s in readable if s.part == name] for name in pictures.splits}),
+        images.keep({name: [s.image for s in readable if s.part == name] for name in images.splits}),
         {name: content.hexdigest()[:32] for name, content in contents.items()},
     )
 
 
-def _demand_readable(pictures: PictureSet, sightings: Iterable[Sighting]) -> None:
-    """Raise BadData for a part of which no picture can be read: nothing can be learnt from it or measured on it."""
+def _demand_readable(images: ImageDataset, sightings: Iterable[Sighting]) -> None:
+    """Raise BadData for a part of which no image can be read: nothing can be learnt from it or measured on it."""
     problems: dict[str, str | None] = {}
     for sighting in sightings:
         problems.setdefault(sighting.part, sighting.problem)
     readable = {sighting.part for sighting in sightings if sighting.problem is None}
-    for name, part in pictures.splits.items():
+    for name, part in images.splits.items():
         if name not in readable:
             said = (
-                f"none of its {len(part):,} pictures can be read (the first: {problems[name]})"
+                f"none of its {len(part):,} images can be read (the first: {problems[name]})"
                 if part
                 else "it is empty"
             )
             raise BadData(
-                f"{pictures.name}: the part {name} cannot be used: {said}. Replace its pictures, or leave the part "
+                f"{images.name}: the part {name} cannot be used: {said}. Replace its images, or leave the part "
                 "out; --despite-findings does not help here"
             )
 
 
-def count_readable(pictures: PictureSet, sightings: Iterable[Sighting]) -> dict[str, dict[str, int]]:
-    """Readable pictures of each class in each part."""
-    counts = {part: dict.fromkeys(pictures.labels, 0) for part in pictures.splits}
+def count_readable(images: ImageDataset, sightings: Iterable[Sighting]) -> dict[str, dict[str, int]]:
+    """Readable images of each class in each part."""
+    counts = {part: dict.fromkeys(images.labels, 0) for part in images.splits}
     for sighting in sightings:
         if sighting.problem is None:
             counts[sighting.part][sighting.label] += 1
@@ -220,7 +220,7 @@ def find_near_copies(sightings: Sequence[Sighting], *, on_progress: OnProgress |
     if not numbers:
         return []
     descriptions = np.stack([sightings[number].description for number in numbers])  # type: ignore[misc]
-    found = find_alike(descriptions, on_progress=_about("comparing pictures", on_progress))
+    found = find_alike(descriptions, on_progress=_about("comparing images", on_progress))
     return [Alike(numbers[pair.first], numbers[pair.second], pair.likeness) for pair in found]
 
 

@@ -76,7 +76,7 @@ def _read_run(folder: Path, config: RunConfig, *, name: str) -> ComparedRun:
         best_epoch=figures.get("epoch"),
         part=part,
         data=config.data,
-        pictures=(about.get("held_out") or {}).get(part),
+        images=(about.get("held_out") or {}).get(part),
         n=figures.get("n"),
         top1=figures.get("top1"),
         top1_interval=(interval[0], interval[1]) if interval else None,
@@ -101,7 +101,7 @@ def read_history(path: Path) -> tuple[Mapping[str, float], ...]:
 
 
 def _figures_so_far(history: Sequence[Mapping[str, float]], about: Mapping[str, Any]) -> dict[str, Any]:
-    """The best epoch's, on the validation pictures."""
+    """The best epoch's, on the validation images."""
     if not history:
         return {}
     best = max(history, key=lambda row: (row["val_top1"], -row["val_loss"]))
@@ -136,16 +136,16 @@ def _find_notes(runs: Sequence[ComparedRun]) -> Iterator[str]:
     measured = [run for run in runs if run.top1 is not None]
     groups: dict[tuple[str, str | None], list[ComparedRun]] = {}
     for run in measured:
-        groups.setdefault((run.part, run.pictures), []).append(run)
+        groups.setdefault((run.part, run.images), []).append(run)
     if len(groups) > 1:
         said = "; ".join(
             f"{', '.join(run.name for run in group)} on {part} of {group[0].data}"
             for (part, _), group in groups.items()
         )
-        yield f"measured on different pictures, so their figures cannot be compared: {said}"
+        yield f"measured on different images, so their figures cannot be compared: {said}"
         return
-    if any(run.pictures is None for run in measured) and len(measured) > 1:
-        yield "it is not known whether all were measured on the same pictures"
+    if any(run.images is None for run in measured) and len(measured) > 1:
+        yield "it is not known whether all were measured on the same images"
         return
     ranked = sorted(measured, key=lambda run: -(run.top1 or 0.0))
     if len(ranked) > 1 and ranked[0].top1_interval and ranked[1].top1_interval:
@@ -156,12 +156,12 @@ def _find_notes(runs: Sequence[ComparedRun]) -> Iterator[str]:
         elif first.top1 != second.top1 and second.top1_interval[1] > first.top1_interval[0]:  # type: ignore[index]
             yield (
                 f"{first.name} is ahead of {second.name} by {100 * (first.top1 - second.top1):.1f} points, which "  # type: ignore[operator]
-                f"{first.n:,} pictures may show by chance: their intervals overlap"
+                f"{first.n:,} images may show by chance: their intervals overlap"
             )
 
 
 def _pair(first: ComparedRun, second: ComparedRun) -> PairedComparison | None:
-    """Both on the same pictures, where their tables of answers are there."""
+    """Both on the same images, where their tables of answers are there."""
     if not (first.is_finished and second.is_finished):
         return None
     tables = [find_results(Path(run.directory)) for run in (first, second)]

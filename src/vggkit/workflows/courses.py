@@ -14,7 +14,7 @@ from vggkit.evaluation.metrics import score
 from vggkit.evaluation.predictions import Answers
 from vggkit.evaluation.protocols import plan_protocol
 from vggkit.images.class_names import shorten_names
-from vggkit.images.dataset import PictureSet, identify_pictures
+from vggkit.images.dataset import ImageDataset, identify_images
 from vggkit.models.vgg import VGG
 from vggkit.reports.loggers import Loggers
 from vggkit.reports.plots import PlotEnding
@@ -35,8 +35,8 @@ class Course:
 
     classifier: Classifier
     """Its network learns."""
-    parts: PictureSet
-    """Readable pictures in `train`, `val` and perhaps `test`."""
+    parts: ImageDataset
+    """Readable images in `train`, `val` and perhaps `test`."""
     recipe: Recipe
     """Settled."""
     directory: Path
@@ -54,7 +54,7 @@ class Course:
     seconds_between: float
     """How often the middle of an epoch is kept."""
     plots: PlotEnding | None
-    """What files the report's pictures are drawn to besides."""
+    """What files the report's images are drawn to besides."""
     by_hand: SetByHand
     """What the caller set on the network, and learning keeps."""
     solve_first: bool
@@ -85,7 +85,7 @@ class Outcome:
 
 
 def measure(course: Course, find: Callable[[str], Answers], *, chosen_from: int) -> Evaluation:
-    """The headline, with probabilities made true on the validation pictures first.
+    """The headline, with probabilities made true on the validation images first.
 
     Args:
         course: Its Classifier has the weights that were kept.
@@ -100,21 +100,21 @@ def measure(course: Course, find: Callable[[str], Answers], *, chosen_from: int)
     course.line.say(fit.describe())
     classifier.calibrate(
         temperature=fit.temperature,
-        about={**asdict(fit), "part": "val", "pictures": identify_pictures(course.parts.part("val"))},
+        about={**asdict(fit), "part": "val", "pictures": identify_images(course.parts.part("val"))},
     )
     notes = []
     counts = {name: course.parts.count(name) for name in ("train", part)}
     if absent := [label for label, count in counts[part].items() if not count]:
-        notes.append(f"no pictures of {shorten_names(absent, most=12)}: nothing is measured of them")
+        notes.append(f"no images of {shorten_names(absent, most=12)}: nothing is measured of them")
     if unlearnt := [label for label, count in counts["train"].items() if not count and counts[part][label]]:
         notes.append(
-            f"no pictures of {shorten_names(unlearnt, most=12)} were learnt from, and theirs are measured on"
+            f"no images of {shorten_names(unlearnt, most=12)} were learnt from, and theirs are measured on"
         )
     if part == "val":
         if chosen_from > 1:
             notes.append(
-                f"the best of {chosen_from} states was chosen by these very pictures, which flatters the figures a "
-                "little; pictures in a part test would not"
+                f"the best of {chosen_from} states was chosen by these very images, which flatters the figures a "
+                "little; images in a part test would not"
             )
         if fit.temperature != 1:
             notes.append(CALIBRATED_HERE)
@@ -125,7 +125,7 @@ def measure(course: Course, find: Callable[[str], Answers], *, chosen_from: int)
         model=classifier.configuration.model,
         protocol=str(plan_protocol("single", classifier.preprocessing)),
         temperature=fit.temperature,
-        pictures=identify_pictures(course.parts.part(part)),
+        images=identify_images(course.parts.part(part)),
         notes=tuple(notes),
     )
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from PIL import Image
 
 from vggkit.errors import BadOutput
-from vggkit.images.dataset import Picture
-from vggkit.images.sources.open_dataset import open_pictures
+from vggkit.images.dataset import ImageSample
+from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.inference.predict import Prediction, predict
 from vggkit.reports.run_plots import plot_answers
 from vggkit.training.recipe import Recipe
@@ -22,12 +22,12 @@ class Demonstration:
 
     run: TrainingRun
     """The training and its measure on held-out digits."""
-    pictures: tuple[Picture, ...]
+    images: tuple[ImageSample, ...]
     """The digits that were asked about, held out too."""
     predictions: tuple[Prediction, ...]
     """The answers, in the same order."""
     sheet: Path
-    """A picture of both."""
+    """An image of both."""
 
 
 def demonstrate(
@@ -45,17 +45,17 @@ def demonstrate(
     """
     out = Path(out)
     _clear(out)
-    digits = open_pictures("digits")
+    digits = open_dataset("digits")
     classifier = suit_classifier(digits, "vgg11_bn", seed=seed)
     run = train(classifier, digits, Recipe(epochs=7, seed=seed), out=out, device=device, quiet=quiet)
     asked = []
     for label in digits.labels:
-        picture = next(picture for picture in digits.part("test") if picture.label == label)
-        path = out / "pictures" / f"digit_{picture.path.rsplit('/', 1)[1]}.png"
+        image = next(image for image in digits.part("test") if image.label == label)
+        path = out / "pictures" / f"digit_{image.path.rsplit('/', 1)[1]}.png"
         path.parent.mkdir(exist_ok=True)
-        assert picture.pixels is not None, "digits are in memory"
-        Image.fromarray(picture.pixels).save(path)
-        asked.append(Picture(str(path), label))
+        assert image.pixels is not None, "digits are in memory"
+        Image.fromarray(image.pixels).save(path)
+        asked.append(ImageSample(str(path), label))
     predictions = predict(run.classifier, asked, top=3, device=device)
     sheet = out / "answers.png"
     plot_answers(asked, predictions, sheet)

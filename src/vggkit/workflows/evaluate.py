@@ -1,4 +1,4 @@
-"""One Classifier or several on the same pictures: measured, fused, compared, and told how sure to be."""
+"""One Classifier or several on the same images: measured, fused, compared, and told how sure to be."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +15,7 @@ from vggkit.evaluation.evaluation import Evaluation, ProtocolName
 from vggkit.evaluation.measure import CALIBRATED_HERE, evaluate
 from vggkit.evaluation.metrics import score
 from vggkit.files import demand_writable, name_apart
-from vggkit.images.dataset import PictureSet
+from vggkit.images.dataset import ImageDataset
 from vggkit.reports.evaluation_page import Story, suggest_steps, write_report
 from vggkit.weights.card import Card, read_card, read_entry
 from vggkit.weights.locate import locate_model
@@ -53,7 +53,7 @@ class Measurement:
 
 def measure(
     models: Sequence[str | Path],
-    data: PictureSet,
+    data: ImageDataset,
     *,
     split: str | None = None,
     protocol: ProtocolName = "single",
@@ -68,11 +68,11 @@ def measure(
     engine: WantedEngine = "auto",
     on_progress: OnProgress | None = None,
 ) -> Measurement:
-    """Measure Classifiers on the same pictures; several are also fused, and compared pair by pair.
+    """Measure Classifiers on the same images; several are also fused, and compared pair by pair.
 
     Args:
         models: Classifiers' files or runs' folders, one or more.
-        data: Labelled pictures.
+        data: Labelled images.
         split: As in `evaluate`; likewise `protocol`, `scales`, `train_scales`, `mirror`, `wanted_precision`,
             `batch_size`, `device`, `precision` and `engine`.
         protocol: See `split`.
@@ -80,7 +80,7 @@ def measure(
         train_scales: See `split`.
         mirror: See `split`.
         wanted_precision: See `split`.
-        calibrate: Fit the temperature on these pictures, and with `wanted_precision` the threshold below which
+        calibrate: Fit the temperature on these images, and with `wanted_precision` the threshold below which
             the answer is "unknown", and keep both in the Classifier's file.
         batch_size: See `split`.
         device: See `split`.
@@ -154,7 +154,7 @@ def write_results(found: Measurement, path: Path, *, models: Sequence[str | Path
     return paths
 
 
-def report_on(found: Measurement, data: PictureSet, path: str | Path, *, models: Sequence[str | Path]) -> None:
+def report_on(found: Measurement, data: ImageDataset, path: str | Path, *, models: Sequence[str | Path]) -> None:
     """Write the report of a measurement; raises BadOutput.
 
     Args:
@@ -171,7 +171,7 @@ def report_on(found: Measurement, data: PictureSet, path: str | Path, *, models:
     write_report(
         found.evaluations,
         path,
-        pictures=[picture for part in data.splits.values() for picture in part],
+        images=[image for part in data.splits.values() for image in part],
         story=Story(
             history=history,
             best_epoch=best_epoch,
@@ -242,20 +242,20 @@ def _calibrate(
         protocol=found.protocol,
         temperature=fit.temperature,
         wanted_precision=wanted_precision,
-        pictures=found.pictures,
+        images=found.images,
         unreadable=found.unreadable,
         notes=tuple(dict.fromkeys([*found.notes, *([CALIBRATED_HERE] if fit.temperature != 1 else [])])),
     )
     if wanted_precision is not None and renewed.rejection is None:
         raise BadInput(
-            f"no threshold gives a precision of {wanted_precision:g} on these {found.n} pictures, for even the "
+            f"no threshold gives a precision of {wanted_precision:g} on these {found.n} images, for even the "
             "surest answers are wrong too often; want less, or train it better. Nothing was changed"
         )
     about = {
         **asdict(fit),
         "data": found.data,
         "part": found.part,
-        "pictures": found.pictures,
+        "pictures": found.images,
         "wanted_precision": wanted_precision,
     }
     threshold = 0.0 if renewed.rejection is None else renewed.rejection.threshold

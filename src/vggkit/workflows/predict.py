@@ -1,6 +1,6 @@
-"""Bulk work: every picture of a place becomes a row of a file.
+"""Bulk work: every image of a place becomes a row of a file.
 
-Shape letters: N pictures, F numbers of a vector.
+Shape letters: N images, F numbers of a vector.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from vggkit.engines.outputs import Precision, WantedPrecision
 from vggkit.engines.select import WantedEngine, settle_choice
 from vggkit.errors import BadOutput
 from vggkit.files import demand_apart, demand_writable
-from vggkit.images.dataset import Picture
+from vggkit.images.dataset import ImageSample
 from vggkit.images.given import ImageSources, take_sources
 from vggkit.images.sources.tables import Columns
 from vggkit.inference import embed as embedding
@@ -35,7 +35,7 @@ VECTOR_ENDINGS: Final = (".parquet", ".npy")
 
 def predict_into(
     classifier: "Classifier | str | Path",
-    pictures: ImageSources,
+    images: ImageSources,
     out: str | Path,
     *,
     top: int = 5,
@@ -48,19 +48,19 @@ def predict_into(
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
 ) -> BulkResult:
-    """Write the most probable classes of each picture to a file, any number of pictures in the same memory.
+    """Write the most probable classes of each image to a file, any number of images in the same memory.
 
     A row has `path`, `answer` (the best class, or `unknown` by the Classifier's threshold), `label_1`,
-    `probability_1` and so on for `top` classes, best first, and `problem`: why the picture cannot be read,
+    `probability_1` and so on for `top` classes, best first, and `problem`: why the image cannot be read,
     or that the network's values for it overflow, its other cells then empty.
 
     Args:
         classifier: The Classifier, or its place.
-        pictures: What `predict` takes.
+        images: What `predict` takes.
         out: .parquet, .csv, .jsonl (a JSON object a line) or .json (one array of them).
         top: How many classes to name; fewer where the Classifier has fewer.
         columns: What a table's columns are called.
-        batch_size: Pictures that pass through the network together.
+        batch_size: Images that pass through the network together.
         device: `auto`, `cpu`, `cuda`, `mps`.
         precision: What is computed in; auto: bf16 where the device multiplies it by itself. int8 is for
             processors, and needs the Classifier's `ranges`.
@@ -70,11 +70,11 @@ def predict_into(
         overwrite: Begin anew, whatever an earlier call left.
         on_progress: Hears how far it is.
 
-    Raises BadOutput where the file cannot be written, or is of another model, of other options or pictures;
+    Raises BadOutput where the file cannot be written, or is of another model, of other options or images;
     BadData, BadInput and MissingExtra.
     """
     out = demand_path(out)
-    given = list(take_sources(pictures))
+    given = list(take_sources(images))
     _demand_place(out, ENDINGS, given)
     top, batch_size = demand_count("top", top), demand_count("batch_size", batch_size)
     model, place = _open(classifier)
@@ -86,7 +86,7 @@ def predict_into(
         kinds |= {f"label_{rank}": "text", f"probability_{rank}": "number"}
     kinds["problem"] = "text"
 
-    def answer(found: Iterator[Picture]) -> Iterator[Row]:
+    def answer(found: Iterator[ImageSample]) -> Iterator[Row]:
         for each in prediction.iterate_predictions(computing, model.card, found, top=top, batch_size=batch_size):
             pairs = zip(each.labels, each.probabilities, strict=True)
             cells: list[str | float | None] = [cell for pair in pairs for cell in pair]
@@ -106,7 +106,7 @@ def predict_into(
             model=place,
             engine=said,
             answer=answer,
-            pictures=given,
+            images=given,
             columns=columns,
             batch_size=batch_size,
             save_seconds=demand_seconds("save_seconds", save_seconds),
@@ -118,7 +118,7 @@ def predict_into(
 
 def embed_into(
     classifier: "Classifier | str | Path",
-    pictures: ImageSources,
+    images: ImageSources,
     out: str | Path,
     *,
     layer: str = embedding.FEATURES,
@@ -131,13 +131,13 @@ def embed_into(
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
 ) -> BulkResult:
-    """Write the vector of each picture to a file, any number of pictures in the same memory; `search` reads it.
+    """Write the vector of each image to a file, any number of images in the same memory; `search` reads it.
 
     Args:
         classifier: The Classifier, or its place.
-        pictures: What `predict` takes.
+        images: What `predict` takes.
         out: .parquet, with the columns `path`, `vector` (F float32) and `problem`; or .npy, a matrix (N, F) of
-            float32 where a row of NaN is a picture that cannot be read, beside a table of `path` and
+            float32 where a row of NaN is an image that cannot be read, beside a table of `path` and
             `problem`, `out`.csv.
         layer: What the vectors are, see `embed`.
         columns: As in `predict_into`; likewise the other options.
@@ -152,7 +152,7 @@ def embed_into(
     Raises UnknownName, and what `predict_into` does.
     """
     out = demand_path(out)
-    given = list(take_sources(pictures))
+    given = list(take_sources(images))
     _demand_place(out, VECTOR_ENDINGS, given)
     batch_size = demand_count("batch_size", batch_size)
     model, place = _open(classifier)
@@ -163,7 +163,7 @@ def embed_into(
     _, _, settled = settle_choice(device, precision=precision, engine=engine)
     missing = np.full(width, np.nan, np.float32)
 
-    def answer(found: Iterator[Picture]) -> Iterator[Row]:
+    def answer(found: Iterator[ImageSample]) -> Iterator[Row]:
         for each in embedding.iterate_embeddings(computing, model.card, found, batch_size=batch_size):
             yield each.path, missing if each.vector is None else each.vector, each.problem
 
@@ -180,7 +180,7 @@ def embed_into(
             model=place,
             engine=said,
             answer=answer,
-            pictures=given,
+            images=given,
             columns=columns,
             batch_size=batch_size,
             save_seconds=demand_seconds("save_seconds", save_seconds),
@@ -201,7 +201,7 @@ def _open(classifier: "Classifier | str | Path") -> "tuple[Classifier | ModelFil
 def _describe(
     model: "Classifier | ModelFile",
     engine: str,
-    pictures: Sequence[str | Path | Picture],
+    images: Sequence[str | Path | ImageSample],
     columns: Columns,
     *,
     precision: Precision,
@@ -211,17 +211,17 @@ def _describe(
     return {
         "model": describe_network(model, precision=precision, layer=layer),
         "engine": engine.partition(",")[0].partition(";")[0],
-        "places": [str(place) for place in pictures if isinstance(place, str | Path)],
+        "places": [str(place) for place in images if isinstance(place, str | Path)],
         "columns": {name: value for name, value in asdict(columns).items() if value is not None},
     }
 
 
-def _demand_place(out: Path, endings: Sequence[str], given: Sequence[str | Path | Picture]) -> None:
+def _demand_place(out: Path, endings: Sequence[str], given: Sequence[str | Path | ImageSample]) -> None:
     if out.suffix.lower() not in endings:
         raise BadOutput(f"{out}: the name of such a file ends in {', '.join(endings[:-1])} or {endings[-1]}")
     if out.suffix.lower() == ".parquet":
         check_parquet()
-    demand_apart(out, (place.path if isinstance(place, Picture) else place for place in given))
+    demand_apart(out, (place.path if isinstance(place, ImageSample) else place for place in given))
     demand_writable(out)
 
 

@@ -1,4 +1,4 @@
-"""What a training is prepared with: its pictures in parts, and a recipe with every choice made."""
+"""What a training is prepared with: its images in parts, and a recipe with every choice made."""
 
 from contextlib import ExitStack
 from dataclasses import replace
@@ -11,7 +11,7 @@ import torch
 from vggkit.errors import BadData
 from vggkit.hardware import computes_bf16
 from vggkit.images.class_names import hint_at_lookalikes, shorten_names
-from vggkit.images.dataset import PictureSet, identify_pictures
+from vggkit.images.dataset import ImageDataset, identify_images
 from vggkit.images.sources.spooling import spool
 from vggkit.images.splits import hold_out
 from vggkit.reports.progress import ProgressLine
@@ -22,53 +22,51 @@ from vggkit.training.resolve_recipe import Situation, Start, settle
 from vggkit.weights.model import Classifier
 
 
-def divide_pictures(
-    opened: PictureSet, classifier: Classifier, recipe: Recipe, *, stack: ExitStack, line: ProgressLine
-) -> tuple[PictureSet, dict[str, str]]:
-    """The pictures in their parts, where they can be read in any order, and what tells each part from others."""
+def divide_images(
+    opened: ImageDataset, classifier: Classifier, recipe: Recipe, *, stack: ExitStack, line: ProgressLine
+) -> tuple[ImageDataset, dict[str, str]]:
+    """The images in their parts, where they can be read in any order, and what tells each part from others."""
     parts = hold_out(opened, validation_share=recipe.validation_share, seed=recipe.seed, fold=recipe.fold)
-    digests = {name: identify_pictures(part) for name, part in parts.splits.items()}
+    digests = {name: identify_images(part) for name, part in parts.splits.items()}
     folder = Path(stack.enter_context(TemporaryDirectory(prefix="vggkit-")))
-    parts = spool(parts, folder / "pictures", on_progress=partial(line.show, "copying pictures"))
+    parts = spool(parts, folder / "pictures", on_progress=partial(line.show, "copying images"))
     _check_labels(parts, classifier)
     # A class that the Classifier names and the data lacks altogether is missing too.
     return replace(parts, name=opened.name, labels=classifier.labels), digests
 
 
-def _check_labels(pictures: PictureSet, classifier: Classifier) -> None:
+def _check_labels(images: ImageDataset, classifier: Classifier) -> None:
     """There are two classes or more, and none that the Classifier does not name."""
     if len(classifier.labels) < 2:
-        raise BadData(f"{pictures.name}: has one class, and telling classes apart takes two")
-    unknown = sorted(set(pictures.labels) - set(classifier.labels))
+        raise BadData(f"{images.name}: has one class, and telling classes apart takes two")
+    unknown = sorted(set(images.labels) - set(classifier.labels))
     if unknown:
         hint = hint_at_lookalikes(unknown, classifier.labels)
         raise BadData(
-            f"{pictures.name}: holds classes the Classifier does not name ({shorten_names(unknown)}); "
+            f"{images.name}: holds classes the Classifier does not name ({shorten_names(unknown)}); "
             f"it names {shorten_names(classifier.labels)}{hint}"
         )
 
 
 def settle_recipe(
-    recipe: Recipe, classifier: Classifier, parts: PictureSet, device: torch.device, *, by_hand: SetByHand
+    recipe: Recipe, classifier: Classifier, parts: ImageDataset, device: torch.device, *, by_hand: SetByHand
 ) -> tuple[Recipe, list[str]]:
     """The recipe with every choice made, and a sentence on each; see `settle`."""
     weights = classifier.provenance.get("weights")
     start: Start = "trained" if "metrics" in classifier.provenance else "random" if weights is None else "weights"
-    pictures, side = len(parts.part("train")), classifier.preprocessing.crop_pixels
+    images, side = len(parts.part("train")), classifier.preprocessing.crop_pixels
     situation = Situation(
         configuration=classifier.configuration,
         preprocessing=classifier.preprocessing,
         start=start,
         random_keys=tuple(weights["random"]) if start == "weights" and isinstance(weights, dict) else (),
-        pictures=pictures,
+        images=images,
         bf16=computes_bf16(device),
         frozen=frozenset(by_hand.frozen),
     )
 
     def choose(known: Recipe) -> tuple[int, str]:
-        return choose_batch_size(
-            classifier.configuration, known, crop_pixels=side, pictures=pictures, device=device
-        )
+        return choose_batch_size(classifier.configuration, known, crop_pixels=side, images=images, device=device)
 
     return settle(recipe, situation, choose_batch_size=choose)
 
@@ -89,7 +87,7 @@ def describe_start(classifier: Classifier) -> str:
     """What is about to be trained, where it may differ from what was asked for by default."""
     configuration, pixels = classifier.configuration, classifier.preprocessing.crop_pixels
     cut = f" until {configuration.until}" if configuration.until else ""
-    text = f"{configuration.model}{cut}, head {configuration.head}, pictures fed at {pixels} pixels"
+    text = f"{configuration.model}{cut}, head {configuration.head}, images fed at {pixels} pixels"
     start = classifier.provenance.get("weights")
     if "metrics" in classifier.provenance:  # what it began with once is not where it begins now
         text += "; the weights are a trained Classifier's"

@@ -1,4 +1,4 @@
-"""The learning rate looked for before a training, with a picture of the search."""
+"""The learning rate looked for before a training, with an image of the search."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vggkit.errors import BadConfiguration
 from vggkit.hardware import derive_seed
-from vggkit.images.dataset import Picture
+from vggkit.images.dataset import ImageSample
 from vggkit.reports.lr_plot import plot_rate_search
 from vggkit.reports.progress import ProgressLine
 from vggkit.training.batches import TrainingBatches, weigh_classes
@@ -22,23 +22,23 @@ from vggkit.weights.model import Classifier
 
 def search_rate(
     classifier: Classifier,
-    pictures: Sequence[Picture],
+    images: Sequence[ImageSample],
     recipe: Recipe,
     *,
     device: torch.device,
     by_hand: SetByHand,
-    picture: Path,
+    image: Path,
     line: ProgressLine,
 ) -> Recipe:
     """The settled recipe with the learning rate that a search suggests, where it suggests one.
 
     Args:
         classifier: About to be trained; it stays as it is.
-        pictures: To learn from.
+        images: To learn from.
         recipe: Settled.
         device: Where to learn.
         by_hand: What the caller set on the network.
-        picture: A file for the picture of the search.
+        image: A file for the image of the search.
         line: Hears what was found.
 
     Raises BadConfiguration where nothing learns by steps.
@@ -49,19 +49,19 @@ def search_rate(
             "leave --find-learning-rate, or take --trainable top or all"
         )
     batches = TrainingBatches.of(
-        recipe, pictures, labels=classifier.labels, preprocessing=classifier.preprocessing, device=device
+        recipe, images, labels=classifier.labels, preprocessing=classifier.preprocessing, device=device
     )
     search = find_learning_rate(
         classifier.network,
         _Mixed(batches, Mixing.of(recipe, len(classifier.labels)), recipe.seed),
         recipe,
         device=device,
-        class_weights=weigh_classes(pictures, classifier.labels) if recipe.balance == "weights" else None,
+        class_weights=weigh_classes(images, classifier.labels) if recipe.balance == "weights" else None,
         by_hand=by_hand,
         on_step=lambda done, total: line.show("looking for a learning rate", done, total),
     )
-    plot_rate_search(search, picture, title=f"{classifier.configuration.model}: looking for a learning rate")
-    line.say(f"{search.why}; see {picture}")
+    plot_rate_search(search, image, title=f"{classifier.configuration.model}: looking for a learning rate")
+    line.say(f"{search.why}; see {image}")
     return recipe if search.suggested is None else replace(recipe, learning_rate=search.suggested)
 
 

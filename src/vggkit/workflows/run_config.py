@@ -49,9 +49,9 @@ class NetworkChoice:
     until: str | None = None
     """Cut after this layer: relu3_4 and a pool head on it, or fc6 and fc7, which keep the head up to there."""
     image_size: int | None = None
-    """Pixels at which pictures are fed. Without it: 224, or smaller pictures' own size."""
+    """Pixels at which images are fed. Without it: 224, or smaller images' own size."""
     fit_mode: FitMode | None = None
-    """crop (the middle), pad (the whole picture on the mean colour) or stretch; of predictions too."""
+    """crop (the middle), pad (the whole image on the mean colour) or stretch; of predictions too."""
     reduced_decoding: bool = False
     """Decode large JPEGs at a smaller scale: faster, and slightly other pixels."""
     channels: int = 3

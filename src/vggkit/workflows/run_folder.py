@@ -1,7 +1,7 @@
 """The folder of a run: made, and filled with what came of it.
 
 It holds `config.yaml`, `metrics.csv`, `best.safetensors`, `last.ckpt`, `report.html`, the answers to
-the pictures that it was measured on in `results.csv` (or `.parquet`), `confusion_matrix.png`,
+the images that it was measured on in `results.csv` (or `.parquet`), `confusion_matrix.png`,
 `reliability.png`, `classes.png`, and `learning_curve.png` or `regularisation.png`.
 """
 
@@ -97,14 +97,14 @@ def _is_empty(directory: Path) -> bool:
 
 
 def fill_folder(course: Course, outcome: Outcome) -> None:
-    """The table of the answers, the page, and the pictures."""
+    """The table of the answers, the page, and the images."""
     evaluation, directory = outcome.evaluation, course.directory
     large = evaluation.n * len(evaluation.labels) > LARGE_TABLE and find_spec("pyarrow") is not None
     evaluation.answers.save(directory / f"results.{'parquet' if large else 'csv'}")
     write_report(
         [evaluation],
         directory / "report.html",
-        pictures=course.parts.part(course.measured),
+        images=course.parts.part(course.measured),
         story=Story(
             history=[asdict(epoch) for epoch in outcome.history],
             best_epoch=outcome.best_epoch,
@@ -118,7 +118,7 @@ def fill_folder(course: Course, outcome: Outcome) -> None:
 
 
 def _draw_again(course: Course, outcome: Outcome, ending: PlotEnding) -> None:
-    """The run's pictures as a paper takes them."""
+    """The run's images as a paper takes them."""
     folder = course.directory / "plots"
     write_plots(outcome.evaluation, folder, ending)
     if len(outcome.history) > 1:

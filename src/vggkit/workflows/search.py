@@ -1,4 +1,4 @@
-"""Search a file of vectors for the pictures that look like others."""
+"""Search a file of vectors for the images that look like others."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def search(
     index: str | Path,
-    pictures: ImageSources,
+    images: ImageSources,
     *,
     classifier: "Classifier | str | Path | None" = None,
     top: int = 10,
@@ -29,16 +29,16 @@ def search(
     device: str = "auto",
     on_progress: Callable[[int, int | None], None] | None = None,
 ) -> list[Found]:
-    """The pictures of an index that are nearest to each of these, by what a network computes of them.
+    """The images of an index that are nearest to each of these, by what a network computes of them.
 
     Args:
         index: A file that `embed_into` (`vggkit embed`) wrote.
-        pictures: What `predict` takes.
+        images: What `predict` takes.
         classifier: The one that the index was made with, or its place; None: where it was then.
         top: How many.
-        batch_size: Pictures that pass through the network together.
+        batch_size: Images that pass through the network together.
         device: `auto`, `cpu`, `cuda`, `mps`.
-        on_progress: Called with the number of pictures embedded, and of all where Pictures are given.
+        on_progress: Called with the number of images embedded, and of all where ImageSamples are given.
 
     Raises BadData for a file that is no index, BadInput for a Classifier that it was not made with, and
     MissingExtra without FAISS.
@@ -48,7 +48,7 @@ def search(
     chosen = _find_classifier(opened, classifier)
     found = embed(
         chosen,
-        pictures,
+        images,
         layer=opened.layer,
         batch_size=batch_size,
         device=device,

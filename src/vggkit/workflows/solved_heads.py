@@ -1,4 +1,4 @@
-"""The last layer alone, at once: features of every picture, computed once, and the best linear classifier on them.
+"""The last layer alone, at once: features of every image, computed once, and the best linear classifier on them.
 
 Learning by steps from given weights begins with it.
 """
@@ -30,7 +30,7 @@ from vggkit.workflows.courses import (
 
 
 def learn_at_once(course: Course) -> Outcome:
-    """The last layer alone: features of every picture once, and the best linear classifier on them."""
+    """The last layer alone: features of every image once, and the best linear classifier on them."""
     classifier, line = course.classifier, course.line
     started = time.monotonic()
     # All that it begins with; what is computed is kept with the features.
@@ -98,13 +98,13 @@ def _solve(course: Course, parts: Sequence[str]) -> tuple[dict[str, Features], H
 
 
 def _answer(course: Course, found: Mapping[str, Features], solution: HeadSolution) -> dict[str, Answers]:
-    """What the solved head makes of the features of each part; of `train` there may be several rows a picture."""
+    """What the solved head makes of the features of each part; of `train` there may be several rows an image."""
     return {
         part: Answers.of(
             features.rows @ solution.weight.T + solution.bias,
             features.targets,
             labels=course.classifier.labels,
-            paths=None if part == "train" else [picture.path for picture in course.parts.part(part)],
+            paths=None if part == "train" else [image.path for image in course.parts.part(part)],
         )
         for part, features in found.items()
     }
@@ -144,7 +144,7 @@ class _Pace:
         self.started, self.first = time.monotonic(), 0
 
     def show(self, done: int, total: int) -> None:
-        """`done` pictures of `total` are over."""
+        """`done` images of `total` are over."""
         if not self.first:  # with these came the engine
             self.started, self.first = time.monotonic(), done
         elapsed = time.monotonic() - self.started

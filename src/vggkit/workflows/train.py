@@ -1,4 +1,4 @@
-"""A training run from pictures to a measured Classifier: check, settle, learn, evaluate, draw."""
+"""A training run from images to a measured Classifier: check, settle, learn, evaluate, draw."""
 
 import datetime
 import time
@@ -14,8 +14,8 @@ from vggkit.arguments import demand_seconds
 from vggkit.errors import BadCheckpoint, BadConfiguration, BadData
 from vggkit.evaluation.evaluation import Evaluation
 from vggkit.hardware import choose_device, describe_machine, find_peak_memory
-from vggkit.images.dataset import PictureSet
-from vggkit.images.sources.open_dataset import open_pictures
+from vggkit.images.dataset import ImageDataset
+from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.interruption import hear_signals
 from vggkit.models.vgg import VGG
 from vggkit.reports.loggers import open_loggers
@@ -28,7 +28,7 @@ from vggkit.weights.card import demand_classifier, read_card
 from vggkit.weights.model import Classifier
 from vggkit.workflows.check import vet
 from vggkit.workflows.courses import BEST, Course
-from vggkit.workflows.preparation import begins_solved, describe_start, divide_pictures, settle_recipe
+from vggkit.workflows.preparation import begins_solved, describe_start, divide_images, settle_recipe
 from vggkit.workflows.rate_search import search_rate
 from vggkit.workflows.run_config import RunConfig
 from vggkit.workflows.run_folder import fill_folder, hold_folder, list_metrics, new_folder
@@ -57,7 +57,7 @@ class TrainingRun:
 
 def train(
     classifier: Classifier,
-    data: str | Path | PictureSet,
+    data: str | Path | ImageDataset,
     recipe: Recipe | None = None,
     *,
     out: str | Path | None = None,
@@ -70,14 +70,14 @@ def train(
     plots: PlotEnding | None = None,
     asked: RunConfig | None = None,
 ) -> TrainingRun:
-    """Train a Classifier on labelled pictures and keep its best epoch.
+    """Train a Classifier on labelled images and keep its best epoch.
 
     Args:
         classifier: From `Classifier.create` or `load`; its network learns in place, in float32, to which weights
             of another precision are converted. What was set on it by hand is kept: parameters that need no
             gradients stay frozen, and modules in evaluation mode in a network in training mode stay in it. In the
             end each parameter and each module is in the state it was found in.
-        data: What `open_pictures` takes. Without a validation part, a share of each class is held out.
+        data: What `open_dataset` takes. Without a validation part, a share of each class is held out.
         recipe: How to learn; None: `Recipe()`.
         out: The run's folder, new or empty; None: the next free `runs/<model>-<n>`.
         device: `auto`, `cpu`, `cuda`, `mps`.
@@ -85,12 +85,12 @@ def train(
             that is missing from validation.
         quiet: No progress on standard error.
         loggers: Who hears of each epoch beside `metrics.csv`: `tensorboard`, `wandb`, `mlflow`.
-        find_rate: Look for a learning rate first, with a picture of the search.
+        find_rate: Look for a learning rate first, with an image of the search.
         seconds_between: How often the middle of an epoch is kept for `resume`.
-        plots: Also draw the pictures of the report as such files, `pdf`, `svg` or `png`, in the folder `plots`.
+        plots: Also draw the images of the report as such files, `pdf`, `svg` or `png`, in the folder `plots`.
         asked: What the command line was asked, for `config.yaml`; None: what can be told from here.
 
-    Pictures are looked at first: unreadable ones are left out, leakage is warned of. SIGTERM and Ctrl-C
+    Images are looked at first: unreadable ones are left out, leakage is warned of. SIGTERM and Ctrl-C
     are heard between two steps: the state is kept and `KeyboardInterrupt` raised; `resume` goes on.
 
     Raises BadData where classes are missing or unknown, BadConfiguration, BadOutput, BadInput when the loss
@@ -105,7 +105,7 @@ def train(
             f"learning_rate={recipe.learning_rate:g} is stated, and --find-learning-rate looks for one; leave "
             "either, in a file by deleting its line"
         )
-    opened = data if isinstance(data, PictureSet) else open_pictures(data)
+    opened = data if isinstance(data, ImageDataset) else open_dataset(data)
     opened = opened.spelled_as(classifier.labels)
     chosen = choose_device(device)
     demand_learnable(classifier.network)
@@ -115,7 +115,7 @@ def train(
         stack.enter_context(hear_signals())
         line = stack.enter_context(ProgressLine(quiet=quiet))
         directory = stack.enter_context(new_folder(out, classifier))
-        parts, digests = divide_pictures(opened, classifier, recipe, stack=stack, line=line)
+        parts, digests = divide_images(opened, classifier, recipe, stack=stack, line=line)
         findings: list[str] = []
 
         def find(sentence: str) -> None:
@@ -143,7 +143,7 @@ def train(
                 recipe,
                 device=chosen,
                 by_hand=by_hand,
-                picture=directory / "learning_rate_search.png",
+                image=directory / "learning_rate_search.png",
                 line=line,
             )
         about: dict[str, Any] = {
@@ -192,7 +192,7 @@ def train(
 
 def resume(
     directory: str | Path,
-    data: str | Path | PictureSet | None = None,
+    data: str | Path | ImageDataset | None = None,
     *,
     device: str = "auto",
     quiet: bool = False,
@@ -205,14 +205,14 @@ def resume(
 
     Args:
         directory: The run's folder.
-        data: The same pictures; None: where the run had them.
+        data: The same images; None: where the run had them.
         device: `auto`, `cpu`, `cuda`, `mps`.
         quiet: No progress on standard error.
         seconds_between: How often the middle of an epoch is kept.
         plots: As in `train`.
 
     Raises BadCheckpoint where there is nothing to go on from or the recipe was changed, BadData where the
-    pictures are not the same any more, and what `train` raises.
+    images are not the same any more, and what `train` raises.
     """
     directory = Path(directory)
     seconds_between = demand_seconds("seconds_between", seconds_between)
@@ -241,7 +241,7 @@ def resume(
         network, labels=card.labels, preprocessing=card.preprocessing, provenance=card.provenance
     )
     by_hand = SetByHand.from_dict(config.found.get("by_hand", {}))
-    opened = data if isinstance(data, PictureSet) else open_pictures(data or config.data, columns=config.columns)
+    opened = data if isinstance(data, ImageDataset) else open_dataset(data or config.data, columns=config.columns)
     opened = opened.spelled_as(classifier.labels)
     with ExitStack() as stack:
         stack.enter_context(hear_signals())
@@ -251,10 +251,10 @@ def resume(
             now = sum(len(part) for part in opened.splits.values())
             raise BadData(
                 f"{opened.name}: is not what this run was begun with: {sum(before['pictures'].values())} readable "
-                f"pictures then, {now} files now, and some are gone, new or others. Put them back as they were, or "
+                f"images then, {now} files now, and some are gone, new or others. Put them back as they were, or "
                 f"begin a new run: vggkit train --config {directory / 'config.yaml'}"
             )
-        parts, _ = divide_pictures(opened, classifier, recipe, stack=stack, line=line)
+        parts, _ = divide_images(opened, classifier, recipe, stack=stack, line=line)
         parts, contents = vet(parts, despite_findings=config.despite_findings, say=line.say, on_progress=line.show)
         course = _plan(
             classifier,
@@ -300,7 +300,7 @@ def _identify(config: RunConfig, contents: Mapping[str, str]) -> dict[str, dict[
 
 def _plan(
     classifier: Classifier,
-    parts: PictureSet,
+    parts: ImageDataset,
     config: RunConfig,
     contents: Mapping[str, str],
     *,

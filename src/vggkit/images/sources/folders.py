@@ -1,4 +1,4 @@
-"""A folder with a subfolder of pictures for each class, or with parts that hold them.
+"""A folder with a subfolder of images for each class, or with parts that hold them.
 
 Links are followed, to files and to folders, and what is passed over is counted.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from vggkit.errors import BadData
-from vggkit.images.dataset import Picture
+from vggkit.images.dataset import ImageSample
 from vggkit.images.file_kinds import FIRST_BYTES, is_image_start, is_junk, tell_by_name
 from vggkit.images.omissions import Reading
 from vggkit.images.splits import SPLITS
@@ -20,8 +20,8 @@ from vggkit.images.splits import SPLITS
 Kind = Literal["folder", "linked folder", "file", "broken", "loop", "other"]
 
 
-def read_folder(folder: Path, reading: Reading) -> Iterator[tuple[str | None, Picture]]:
-    """(Part, picture) of a folder that holds a subfolder for each class, or `train`, `val` … that do.
+def read_folder(folder: Path, reading: Reading) -> Iterator[tuple[str | None, ImageSample]]:
+    """(Part, image) of a folder that holds a subfolder for each class, or `train`, `val` … that do.
 
     Raises BadData where classes are missing or empty, or parts stand beside classes.
     """
@@ -44,7 +44,7 @@ def read_folder(folder: Path, reading: Reading) -> Iterator[tuple[str | None, Pi
             held = False
             for file in iterate_files(child, met):
                 held = True
-                yield None if part == "all" else part, Picture(str(file), child.name)
+                yield None if part == "all" else part, ImageSample(str(file), child.name)
             reading.take(met)
             if held:
                 filled.add(child.name)
@@ -55,7 +55,7 @@ def read_folder(folder: Path, reading: Reading) -> Iterator[tuple[str | None, Pi
         if name not in filled:
             said = "; ".join(omission.describe() for omission in met.list_omissions())
             raise BadData(
-                f"{child}: holds no pictures; remove the folder or fill it" + (f" ({said})" if said else "")
+                f"{child}: holds no images; remove the folder or fill it" + (f" ({said})" if said else "")
             )
 
 
@@ -88,12 +88,12 @@ def walk(folder: Path, reading: Reading, *, wanted: tuple[str, ...] = ()) -> Ite
 
 
 def iterate_files(folder: Path, reading: Reading) -> Iterator[Path]:
-    """Every picture's file below a folder, as `walk` goes; links that lead nowhere too, and decoding says so."""
+    """Every image's file below a folder, as `walk` goes; links that lead nowhere too, and decoding says so."""
     return (path for path in walk(folder, reading) if is_image(path, reading))
 
 
 def is_image(path: Path, reading: Reading) -> bool:
-    """Whether a file is a picture, by its name, or its first bytes where that tells nothing; else it is counted."""
+    """Whether a file is an image, by its name, or its first bytes where that tells nothing; else it is counted."""
     kind = tell_by_name(path.name)
     if kind == "unknown":
         try:
@@ -191,8 +191,8 @@ def _demand_classes(folder: Path, classes: list[Path]) -> None:
     if not classes:
         loose = sum(1 for _ in iterate_files(folder, Reading()))
         raise BadData(
-            f"{folder}: has no subfolders, and each class needs one with its pictures"
-            + (f" ({loose} pictures lie loose here)" if loose else "")
+            f"{folder}: has no subfolders, and each class needs one with its images"
+            + (f" ({loose} images lie loose here)" if loose else "")
         )
 
 

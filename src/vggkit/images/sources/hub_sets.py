@@ -12,7 +12,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from vggkit.errors import BadData, BadDownload, BadImage, MissingExtra
-from vggkit.images.dataset import Picture
+from vggkit.images.dataset import ImageSample
 from vggkit.images.decoding import read_file
 from vggkit.images.omissions import Reading
 from vggkit.images.sources.tables import USUAL, Columns, name_group, name_label, name_split
@@ -34,12 +34,12 @@ PATIENCE_SECONDS: Final = 10.0
 
 @dataclass(frozen=True)
 class HubStorage:
-    """A column of pictures of one part, not decoded."""
+    """A column of images of one part, not decoded."""
 
     part: "datasets.Dataset"
     """Its table, memory-mapped."""
     column: str
-    """The column of pictures."""
+    """The column of images."""
     quick: bool = True
 
     def read(self, key: int) -> bytes:
@@ -50,7 +50,7 @@ class HubStorage:
                 return read_file(held["path"])
             held = held.get("bytes")
         if held is None:
-            raise BadImage("the row has no picture")
+            raise BadImage("the row has no image")
         return bytes(held)
 
     def weigh(self, key: int) -> str:
@@ -58,14 +58,14 @@ class HubStorage:
         return f"{self.part._fingerprint}/{key}"
 
 
-def read_hub_set(address: str, columns: Columns, reading: Reading) -> Iterator[tuple[str | None, Picture]]:
-    """(Part, picture) of the data set at `hf://datasets/owner/name`, `@` a revision, `#` a configuration.
+def read_hub_set(address: str, columns: Columns, reading: Reading) -> Iterator[tuple[str | None, ImageSample]]:
+    """(Part, image) of the data set at `hf://datasets/owner/name`, `@` a revision, `#` a configuration.
 
-    Pictures are its column of images, classes its column of class labels, or the columns that are
-    stated; a row without a class is a picture without a label. What was downloaded once is taken
+    Images are its column of images, classes its column of class labels, or the columns that are
+    stated; a row without a class is an image without a label. What was downloaded once is taken
     from the library's cache with `VGGKIT_OFFLINE=1`, and where the hub cannot be reached.
 
-    Raises BadData where it has no pictures, BadDownload where it cannot be had, MissingExtra.
+    Raises BadData where it has no images, BadDownload where it cannot be had, MissingExtra.
     """
     found = ADDRESS.fullmatch(address)
     if found is None:
@@ -79,7 +79,7 @@ def read_hub_set(address: str, columns: Columns, reading: Reading) -> Iterator[t
 
 def _read_part(
     address: str, name: str, part: "datasets.Dataset", columns: Columns, reading: Reading
-) -> Iterator[tuple[str | None, Picture]]:
+) -> Iterator[tuple[str | None, ImageSample]]:
     image = _find_image(part.features, columns, address)
     others = {column: kind for column, kind in part.features.items() if column != image}
     said = columns.find(list(part.features), table=address) | {"path": image}
@@ -95,7 +95,7 @@ def _read_part(
         cells = {role: values[column] for role, column in said.items()}
         label = cells.get("label")
         if isinstance(label, list | dict):
-            raise BadData(f"{address}: its column {said['label']} holds more than one class a picture")
+            raise BadData(f"{address}: its column {said['label']} holds more than one class an image")
         if names:
             label = names[label] if label is not None and label >= 0 else None
         label = name_label(label, f"{address}, row {row + 1}")
@@ -103,7 +103,7 @@ def _read_part(
             reading.written_labels.add(label)
         yield (
             name_split(cells.get("split", name)),
-            Picture(
+            ImageSample(
                 f"{address}/{name}#{row}",
                 label,
                 storage=storage,
@@ -228,7 +228,7 @@ def _explain(problem: Exception, address: str, unreached: str | None) -> BadData
 
 
 def _find_image(features: Mapping[str, Any], columns: Columns, address: str) -> str:
-    """The column of pictures: of images, else of bytes or of structures with bytes."""
+    """The column of images: of images, else of bytes or of structures with bytes."""
 
     def is_image(kind: Any) -> bool:
         return type(kind).__name__ == "Image"
@@ -240,14 +240,14 @@ def _find_image(features: Mapping[str, Any], columns: Columns, address: str) -> 
     if (stated := columns.path_column) is not None:
         if is_image(features[stated]) or holds_bytes(features[stated]):
             return stated
-        raise BadData(f"{address}: its column {stated} does not hold pictures")
+        raise BadData(f"{address}: its column {stated} does not hold images")
     for is_candidate in (is_image, holds_bytes):
         held = [column for column, kind in features.items() if is_candidate(kind)]
         usual = [column for column in held if column.lower() in USUAL["path"]]
         if len(held) == 1 or len(usual) == 1:
             return (usual or held)[0]
         if held:
-            raise BadData(f"{address}: holds pictures in {', '.join(held)}; name one with --path-column")
+            raise BadData(f"{address}: holds images in {', '.join(held)}; name one with --path-column")
     raise BadData(f"{address}: has no column of images, but {', '.join(features)}")
 
 

@@ -99,7 +99,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Ranges:
-    """A storage whose pictures are ranges of one file's bytes."""
+    """A storage whose images are ranges of one file's bytes."""
 
     place: Place
     """The file, such as an archive that is not compressed."""
@@ -117,7 +117,7 @@ class Ranges:
         except OSError as problem:
             raise BadImage(f"its archive cannot be read ({problem})") from problem
         if len(data) < size_bytes:
-            raise BadImage(f"its archive ends {size_bytes - len(data)} bytes before the picture does")
+            raise BadImage(f"its archive ends {size_bytes - len(data)} bytes before the image does")
         if len(data) > size_bytes:
             raise BadImage("its host sends more than was asked for")
         return data
@@ -129,7 +129,7 @@ class Ranges:
 
 @dataclass(frozen=True)
 class Whole:
-    """A storage of one picture: a file at an address."""
+    """A storage of one image: a file at an address."""
 
     place: Place
     """The address."""

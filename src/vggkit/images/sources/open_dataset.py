@@ -1,4 +1,4 @@
-"""From what people type to pictures: one place to ask, whatever the pictures are stored in."""
+"""From what people type to images: one place to ask, whatever the images are stored in."""
 
 import io
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from vggkit.errors import BadData, UnknownName
-from vggkit.images.dataset import HeldBytes, Picture, PictureSet
+from vggkit.images.dataset import HeldBytes, ImageDataset, ImageSample
 from vggkit.images.file_kinds import SUFFIXES
 from vggkit.images.given import ImageSources, take_sources
 from vggkit.images.omissions import Reading
@@ -21,12 +21,12 @@ from vggkit.images.sources.tables import Columns
 LIST_ENDINGS: Final = (".txt", ".lst")
 STANDARD_INPUT: Final = "-"
 
-Labelled = Iterator[tuple[str | None, Picture]]
-"""(Part, picture) of each."""
+Labelled = Iterator[tuple[str | None, ImageSample]]
+"""(Part, image) of each."""
 
 
-def open_pictures(place: str | Path, *, columns: Columns = Columns()) -> PictureSet:  # noqa: B008 (frozen)
-    """The labelled pictures of a place, to be had in any order.
+def open_dataset(place: str | Path, *, columns: Columns = Columns()) -> ImageDataset:  # noqa: B008 (frozen)
+    """The labelled images of a place, to be had in any order.
 
     Args:
         place: One of these:
@@ -35,7 +35,7 @@ def open_pictures(place: str | Path, *, columns: Columns = Columns()) -> Picture
               `validation`, `dev`) and `test` that hold them; links are followed, and a file whose name
               does not tell what it is is known by its first bytes;
             - a table, `.csv` or `.tsv`: path and label, a split where wanted, relative to the table's folder;
-            - Parquet: such a table, or pictures in it as Hugging Face's data sets have them; a
+            - Parquet: such a table, or images in it as Hugging Face's data sets have them; a
               file, a folder or a pattern of files;
             - tar shards as WebDataset writes them: a file, a folder, or a pattern such as
               `train-{000..009}.tar`; at any address that fsspec reaches too (`https://…`, `s3://…`);
@@ -45,116 +45,116 @@ def open_pictures(place: str | Path, *, columns: Columns = Columns()) -> Picture
             - `-`: a table on standard input.
         columns: What a table's columns are called, where their names are not the usual ones.
 
-    What lies there and is no picture of it is counted in `passed_over`, and what is odd about labels in `remarks`.
+    What lies there and is no image of it is counted in `passed_over`, and what is odd about labels in `remarks`.
 
-    Raises BadData where no labelled pictures are found or a table gives several labels to a picture, UnknownName
+    Raises BadData where no labelled images are found or a table gives several labels to an image, UnknownName
     for a name that is none of these, BadDownload, BadOutput and MissingExtra.
     """
     reading = Reading()
-    return PictureSet.of(str(place), _read(str(place), columns, reading), reading=reading)
+    return ImageDataset.of(str(place), _read(str(place), columns, reading), reading=reading)
 
 
-def iterate_pictures(
+def iterate_images(
     places: Iterable[str | Path],
     *,
     columns: Columns = Columns(),  # noqa: B008 (frozen)
     reading: Reading | None = None,
-) -> Iterator[Picture]:
-    """Pictures to ask about, labelled or not, one by one in the order of the places.
+) -> Iterator[ImageSample]:
+    """Images to ask about, labelled or not, one by one in the order of the places.
 
-    Archives at an address and compressed ones pass by once, front to back, each picture with its bytes.
+    Archives at an address and compressed ones pass by once, front to back, each image with its bytes.
 
     Args:
-        places: What `open_pictures` takes, and also single pictures, folders without classes (every
-            picture below them), lists of files (`.txt`, a path a line), and `-`: a picture, a
+        places: What `open_dataset` takes, and also single images, folders without classes (every
+            image below them), lists of files (`.txt`, a path a line), and `-`: an image, a
             table or a list of files on standard input.
-        columns: As for `open_pictures`.
+        columns: As for `open_dataset`.
         reading: Hears what is passed over.
 
-    A file that does not exist is a picture too: decoding it says so. Raises BadData for a place
-    without pictures.
+    A file that does not exist is an image too: decoding it says so. Raises BadData for a place
+    without images.
     """
     for place in map(str, places):
         met, empty = Reading(), True
-        for picture in _iterate(place, columns, met):
+        for image in _iterate(place, columns, met):
             empty = False
-            yield picture
+            yield image
         if empty:
             said = "; ".join(omission.describe() for omission in met.list_omissions())
-            raise BadData(f"{place}: holds no pictures ({said or ', '.join(sorted(SUFFIXES))})")
+            raise BadData(f"{place}: holds no images ({said or ', '.join(sorted(SUFFIXES))})")
         if reading is not None:
             reading.take(met)
 
 
 def is_streamed(place: str | Path) -> bool:
-    """Whether the pictures of a place come with their bytes, so that a list of them would hold all of these."""
+    """Whether the images of a place come with their bytes, so that a list of them would hold all of these."""
     name = str(place)
     return _is_shards(name) and (is_address(name) or not name.lower().endswith(".tar"))
 
 
-def gather_pictures(
-    pictures: ImageSources,
+def gather_images(
+    images: ImageSources,
     *,
     columns: Columns = Columns(),  # noqa: B008 (frozen)
     reading: Reading | None = None,
-) -> Iterator[Picture]:
-    """Pictures, and those of places as `iterate_pictures` finds them, in the order given; raises BadInput too."""
-    for picture in take_sources(pictures):
-        if isinstance(picture, Picture):
-            yield picture
+) -> Iterator[ImageSample]:
+    """Images, and those of places as `iterate_images` finds them, in the order given; raises BadInput too."""
+    for image in take_sources(images):
+        if isinstance(image, ImageSample):
+            yield image
         else:
-            yield from iterate_pictures([picture], columns=columns, reading=reading)
+            yield from iterate_images([image], columns=columns, reading=reading)
 
 
-def find_pictures(paths: Iterable[str]) -> Iterator[Picture]:
-    """Pictures by the names that they were given, parts of archives and of Parquet too; raises BadData."""
+def find_images(paths: Iterable[str]) -> Iterator[ImageSample]:
+    """Images by the names that they were given, parts of archives and of Parquet too; raises BadData."""
     for path in paths:
-        yield from _without_part(_find_inside(iter([(None, Picture(path))]), Columns()))
+        yield from _without_part(_find_inside(iter([(None, ImageSample(path))]), Columns()))
 
 
-def count_pictures(
-    pictures: Iterable[str | Path | Picture],
+def count_images(
+    images: Iterable[str | Path | ImageSample],
     *,
     columns: Columns = Columns(),  # noqa: B008 (frozen)
 ) -> int | None:
-    """How many `gather_pictures` gives, for who wants to know the time left; none of them is kept in memory.
+    """How many `gather_images` gives, for who wants to know the time left; none of them is kept in memory.
 
     None where that would fetch or read all of them, or what gives them can be read only once.
     """
-    places = [str(place) for place in pictures if isinstance(place, str | Path)]
+    places = [str(place) for place in images if isinstance(place, str | Path)]
     if any(is_streamed(place) or is_address(place) or place == STANDARD_INPUT for place in places):
         return None
-    return sum(1 for _ in gather_pictures(pictures, columns=columns))
+    return sum(1 for _ in gather_images(images, columns=columns))
 
 
-def list_pictures(places: Iterable[str | Path], *, columns: Columns = Columns()) -> list[Picture]:  # noqa: B008
-    """As `iterate_pictures`, all at once."""
-    return list(iterate_pictures(places, columns=columns))
+def list_images(places: Iterable[str | Path], *, columns: Columns = Columns()) -> list[ImageSample]:  # noqa: B008
+    """As `iterate_images`, all at once."""
+    return list(iterate_images(places, columns=columns))
 
 
-def _iterate(place: str, columns: Columns, reading: Reading) -> Iterator[Picture]:
+def _iterate(place: str, columns: Columns, reading: Reading) -> Iterator[ImageSample]:
     path, lower = Path(place), place.lower()
     if is_streamed(place):
         return _without_part(tar_shards.stream_shards(expand(place), reading))
     if path.is_dir() and not _containers(path, Reading()):
-        return (Picture(str(file)) for file in iterate_files(path, reading))
+        return (ImageSample(str(file)) for file in iterate_files(path, reading))
     if lower.endswith(LIST_ENDINGS) and path.is_file():
         return _read_list(path)
     if path.suffix.lower() in SUFFIXES and is_pattern(place) and not is_address(place):
-        return (Picture(str(file)) for file in expand(place))
+        return (ImageSample(str(file)) for file in expand(place))
     if is_address(place) and path.suffix.lower() in SUFFIXES:
-        return iter([Picture(place, storage=Whole(Place(place)))])
+        return iter([ImageSample(place, storage=Whole(Place(place)))])
     together = (*tables.ENDINGS, *parquet.ENDINGS, *tar_shards.ENDINGS)
     if not lower.endswith(together) and (path.is_file() or path.suffix.lower() in SUFFIXES):
-        return iter([Picture(place)])
+        return iter([ImageSample(place)])
     return _without_part(_read(place, columns, reading))
 
 
 def _read(place: str, columns: Columns, reading: Reading) -> Labelled:
-    """The pictures of a place with their parts, in the order in which they are stored."""
+    """The images of a place with their parts, in the order in which they are stored."""
     path, lower = Path(place), place.lower()
     if not place:
-        raise BadData("a place of pictures must be named: a folder, a table, an archive, an address, or a name")
+        raise BadData("a place of images must be named: a folder, a table, an archive, an address, or a name")
     tabular = lower.endswith((*tables.ENDINGS, *parquet.ENDINGS)) or path.is_dir() or lower.startswith("hf:")
     if columns != Columns() and not tabular and place != STANDARD_INPUT:
         raise BadData(f"{place}: has no columns to be named; they are those of a table or of Parquet")
@@ -195,22 +195,22 @@ def _read_files(places: list[Place], columns: Columns, reading: Reading) -> Labe
 
 def _find_inside(rows: Labelled, columns: Columns) -> Labelled:
     """Rows of a table, those that name a part of an archive or of Parquet (`photos.tar#a.jpg`) found there."""
-    inside: dict[str, dict[str, Picture]] = {}
-    for part, picture in rows:
-        container = _container(picture.path)
-        if container is None or Path(picture.path).exists():
-            yield part, picture
+    inside: dict[str, dict[str, ImageSample]] = {}
+    for part, image in rows:
+        container = _container(image.path)
+        if container is None or Path(image.path).exists():
+            yield part, image
             continue
         if container not in inside:
             inside[container] = {found.path: found for _, found in _read(container, columns, Reading())}
-        found = inside[container].get(picture.path)
+        found = inside[container].get(image.path)
         if found is None:
-            raise BadData(f"{picture.path}: there is no such picture in {container}")
-        yield part, replace(found, label=picture.label, group=picture.group)
+            raise BadData(f"{image.path}: there is no such image in {container}")
+        yield part, replace(found, label=image.label, group=image.group)
 
 
 def _container(path: str) -> str | None:
-    """What a picture's path lies in, where it is no file of its own."""
+    """What an image's path lies in, where it is no file of its own."""
     place, mark, _ = path.partition("#")
     if mark and place.lower().startswith("hf:"):
         return place.rpartition("/")[0]
@@ -218,7 +218,7 @@ def _container(path: str) -> str | None:
 
 
 def _containers(folder: Path, reading: Reading) -> list[Place]:
-    """The archives or Parquet files below a folder that holds no pictures as files; else none."""
+    """The archives or Parquet files below a folder that holds no images as files; else none."""
     endings = (*tar_shards.ENDINGS, *parquet.ENDINGS)
     found, met = [], Reading()
     for file in walk(folder, met, wanted=endings):
@@ -236,42 +236,43 @@ def _is_shards(place: str) -> bool:
 
 
 def _read_standard_input(columns: Columns, reading: Reading) -> Labelled:
-    """One picture's bytes, or a table, or a list of files."""
+    """One image's bytes, or a table, or a list of files."""
     if sys.stdin is None:
-        raise BadData("standard input: is closed; pipe a picture, a table or a list of files into it")
+        raise BadData("standard input: is closed; pipe an image, a table or a list of files into it")
     data = sys.stdin.buffer.read()
     if not data.strip():
-        raise BadData("standard input: is empty; pipe a picture, a table or a list of files into it")
+        raise BadData("standard input: is empty; pipe an image, a table or a list of files into it")
     if b"\0" in data[:4096] or data.startswith(b"\xff\xd8"):
-        return iter([(None, Picture("standard input", storage=HeldBytes(data)))])
+        return iter([(None, ImageSample("standard input", storage=HeldBytes(data)))])
     text = io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", errors="replace").read()
     header = [cell.strip(' "').lower() for cell in text.lstrip().partition("\n")[0].replace(";", ",").split(",")]
     if any(name in tables.USUAL["path"] or name == columns.path_column for name in header):
         rows = tables.read_rows(io.StringIO(text, newline=""), "standard input", columns, reading)
         return tables.locate_rows(rows, Path(), "standard input")
     return (
-        (None, Picture(tables.locate(line, Path()))) for line in tables.read_lines(io.StringIO(text, newline=""))
+        (None, ImageSample(tables.locate(line, Path())))
+        for line in tables.read_lines(io.StringIO(text, newline=""))
     )
 
 
-def _read_list(path: Path) -> Iterator[Picture]:
+def _read_list(path: Path) -> Iterator[ImageSample]:
     with tables.open_text(path) as text:
         for line in tables.read_lines(text):
-            yield Picture(tables.locate(line, path.parent))
+            yield ImageSample(tables.locate(line, path.parent))
 
 
-def _without_part(labelled: Labelled) -> Iterator[Picture]:
-    return (picture for _, picture in labelled)
+def _without_part(labelled: Labelled) -> Iterator[ImageSample]:
+    return (image for _, image in labelled)
 
 
 def _refuse(place: str, path: Path) -> BadData | UnknownName:
     if path.is_file() or is_address(place):
         return BadData(
-            f"{place}: is not of a kind that holds labelled pictures; give a folder with a subfolder for each "
+            f"{place}: is not of a kind that holds labelled images; give a folder with a subfolder for each "
             "class, a table (.csv), Parquet, tar shards, a set of the hub (hf://datasets/owner/name), or a name"
         )
     if path.exists():
         return BadData(f"{place}: is neither a folder nor a file")
     if len(path.parts) == 1 and not path.suffix and not is_pattern(place):
-        return UnknownName.of("folder here or a named set of pictures", place, public_sets.NAMES)
+        return UnknownName.of("folder here or a named set of images", place, public_sets.NAMES)
     return BadData(f"{place}: no such folder")

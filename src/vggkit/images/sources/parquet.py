@@ -1,4 +1,4 @@
-"""Parquet files: tables of paths, or pictures in the table itself, as Hugging Face's data sets have them."""
+"""Parquet files: tables of paths, or images in the table itself, as Hugging Face's data sets have them."""
 
 import json
 import threading
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from vggkit.errors import BadData, BadImage, MissingExtra, VggkitError
-from vggkit.images.dataset import Picture
+from vggkit.images.dataset import ImageSample
 from vggkit.images.decoding import read_file
 from vggkit.images.omissions import Reading
 from vggkit.images.sources.locations import Place, copy_whole
@@ -28,27 +28,27 @@ MOST_HELD_BYTES: Final = 64_000_000
 
 def read_parquet(
     files: Sequence[Place], columns: Columns, reading: Reading
-) -> Iterator[tuple[str | None, Picture]]:
-    """(Part, picture) of every row of Parquet files.
+) -> Iterator[tuple[str | None, ImageSample]]:
+    """(Part, image) of every row of Parquet files.
 
-    Pictures are a column of bytes, or of Hugging Face's (bytes, path), or paths relative to the
+    Images are a column of bytes, or of Hugging Face's (bytes, path), or paths relative to the
     file's folder. A file's part is its column of parts, else what its name tells
     (`train-00000-of-00004.parquet`); classes by number get their names from Hugging Face's metadata.
 
-    Raises BadData where a file cannot be read or has no pictures, MissingExtra without pyarrow.
+    Raises BadData where a file cannot be read or has no images, MissingExtra without pyarrow.
     """
     for file in files:
-        rows = ParquetPictures(file, columns)
+        rows = ParquetImages(file, columns)
         if rows.column is None:
             yield from locate_rows(
                 read_records(rows.records(), str(file), rows.found, reading), Path(str(file)).parent, str(file)
             )
         else:
-            yield from rows.pictures(reading)
+            yield from rows.images(reading)
 
 
-class ParquetPictures:
-    """The pictures inside one Parquet file; groups of rows are read as they are needed, the last ones kept."""
+class ParquetImages:
+    """The images inside one Parquet file; groups of rows are read as they are needed, the last ones kept."""
 
     def __init__(self, file: Place, columns: Columns) -> None:
         self.file = file
@@ -59,13 +59,13 @@ class ParquetPictures:
         self.size_bytes = file.size()
         self.quick = self.size_bytes <= MOST_HELD_BYTES
         schema = self._opened.schema_arrow
-        self.column = _picture_column(schema, columns, str(file))
+        self.column = _image_column(schema, columns, str(file))
         self.found = columns.find(schema.names, table=str(file))
         if self.column is not None:
             self.found.pop("path", None)
         elif "path" not in self.found:
             raise BadData(
-                f"{file}: has no column of pictures or of their paths, but {', '.join(schema.names)}; "
+                f"{file}: has no column of images or of their paths, but {', '.join(schema.names)}; "
                 "name it with --path-column"
             )
         self._names = _class_names(schema, self.found.get("label"))
@@ -97,7 +97,7 @@ class ParquetPictures:
         self._lock, self._kept = threading.Lock(), OrderedDict()
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """The values of the columns that say something, row by row, pictures left out."""
+        """The values of the columns that say something, row by row, images left out."""
         wanted = sorted(set(self.found.values()))
         if not wanted:
             yield from ({} for _ in range(self._starts[-1]))
@@ -109,8 +109,8 @@ class ParquetPictures:
                     values[self.found["label"]] = self._names[number] if known else None
                 yield values
 
-    def pictures(self, reading: Reading) -> Iterator[tuple[str | None, Picture]]:
-        """(Part, picture) of each row."""
+    def images(self, reading: Reading) -> Iterator[tuple[str | None, ImageSample]]:
+        """(Part, image) of each row."""
         of_file = find_split(str(self.file))
         for number, values in enumerate(self.records()):
             said = {role: values[column] for role, column in self.found.items()}
@@ -119,7 +119,7 @@ class ParquetPictures:
                 reading.written_labels.add(label)
             yield (
                 name_split(said["split"]) if "split" in said else of_file,
-                Picture(
+                ImageSample(
                     f"{self.file}#{number}",
                     label,
                     storage=self,
@@ -129,7 +129,7 @@ class ParquetPictures:
             )
 
     def read(self, key: int) -> bytes:
-        """The file of the picture in that row, counted from 0."""
+        """The file of the image in that row, counted from 0."""
         group = bisect_right(self._starts, key) - 1
         try:
             value = self._load(group)[key - self._starts[group]].as_py()
@@ -140,7 +140,7 @@ class ParquetPictures:
                 return read_file(Path(str(self.file)).parent / value["path"])
             value = value.get("bytes")
         if value is None:
-            raise BadImage("the row has no picture")
+            raise BadImage("the row has no image")
         return bytes(value)
 
     def weigh(self, key: int) -> str:
@@ -158,8 +158,8 @@ class ParquetPictures:
             return self._kept[group]
 
 
-def _picture_column(schema: "pa.Schema", columns: Columns, name: str) -> str | None:
-    """The column that holds pictures themselves: bytes, or Hugging Face's struct with bytes in it."""
+def _image_column(schema: "pa.Schema", columns: Columns, name: str) -> str | None:
+    """The column that holds images themselves: bytes, or Hugging Face's struct with bytes in it."""
     import pyarrow as pa
 
     def holds_bytes(kind: "pa.DataType") -> bool:
@@ -176,7 +176,7 @@ def _picture_column(schema: "pa.Schema", columns: Columns, name: str) -> str | N
             column for column in holding if column.lower() in ("image", "img", "picture", "bytes", "jpg", "png")
         ]
         if len(usual) != 1:
-            raise BadData(f"{name}: holds pictures in {', '.join(holding)}; name one with --path-column")
+            raise BadData(f"{name}: holds images in {', '.join(holding)}; name one with --path-column")
         return usual[0]
     return holding[0] if holding else None
 

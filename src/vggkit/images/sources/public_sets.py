@@ -1,6 +1,6 @@
 """Collections by name: torchvision's public data sets, downloaded where there is a network, and the digits.
 
-Shape letters: N pictures, C channels, H and W pixels.
+Shape letters: N images, C channels, H and W pixels.
 """
 
 import errno
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggkit.errors import BadDownload, BadOutput, MissingExtra
-from vggkit.images.dataset import Picture, PictureSet
+from vggkit.images.dataset import ImageDataset, ImageSample
 from vggkit.images.decoding import Pixels
 from vggkit.images.splits import divide
 from vggkit.paths import find_home, is_offline
@@ -66,7 +66,7 @@ PUBLIC_SETS: Final[Mapping[str, PublicSet]] = {
     "svhn": PublicSet("SVHN", _TRAIN_TEST),
     "usps": PublicSet("USPS", _TRAIN_OR_NOT, is_checked=False),
 }
-"""torchvision's data sets of whole pictures with one class each that it can download."""
+"""torchvision's data sets of whole images with one class each that it can download."""
 
 DISK: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR})
 """Errors that are not the network's."""
@@ -81,16 +81,16 @@ NAMES: Final = ("digits", *PUBLIC_SETS)
 """Every collection that has a name."""
 
 
-def read_named(name: str) -> Iterator[tuple[str | None, Picture]]:
-    """(Part, picture) of a collection of NAMES.
+def read_named(name: str) -> Iterator[tuple[str | None, ImageSample]]:
+    """(Part, image) of a collection of NAMES.
 
     Raises BadDownload where it cannot be had, BadOutput where it cannot be kept, and MissingExtra.
     """
     return _read_digits() if name == "digits" else _read_public(name)
 
 
-def _read_public(name: str) -> Iterator[tuple[str | None, Picture]]:
-    """(Part, picture) of one of torchvision's data sets, which is kept below `VGGKIT_HOME`."""
+def _read_public(name: str) -> Iterator[tuple[str | None, ImageSample]]:
+    """(Part, image) of one of torchvision's data sets, which is kept below `VGGKIT_HOME`."""
     public = PUBLIC_SETS[name]
     try:
         from torchvision import datasets
@@ -104,7 +104,7 @@ def _read_public(name: str) -> Iterator[tuple[str | None, Picture]]:
         with _explained(name, folder, f"delete {folder}, and it is downloaded anew"):
             opened = kind(folder, **public.options, **told)
         for place, (file, pixels, label) in enumerate(_read(opened)):
-            yield part, Picture(str(file or f"{name}/{part}/{place:06d}"), label, pixels)
+            yield part, ImageSample(str(file or f"{name}/{part}/{place:06d}"), label, pixels)
 
 
 def _bring(name: str, kind: Callable[..., Any], folder: Path) -> None:
@@ -165,7 +165,7 @@ def _say(problem: Exception) -> str:
 
 
 def _read(opened: Any) -> Iterator[tuple[Any, Pixels | None, str]]:
-    """File or pixels, and class, of each picture of torchvision's data set; nothing is decoded or copied."""
+    """File or pixels, and class, of each image of torchvision's data set; nothing is decoded or copied."""
     classes = [label[0] if isinstance(label, tuple) else str(label) for label in getattr(opened, "classes", ())]
 
     def label_of(number: Any) -> str:
@@ -181,7 +181,7 @@ def _read(opened: Any) -> Iterator[tuple[Any, Pixels | None, str]]:
 
 
 def _list_files(opened: Any) -> list[tuple[Any, Any]]:
-    """(File, class number) of each picture, by torchvision's own names; empty where it holds pixels."""
+    """(File, class number) of each image, by torchvision's own names; empty where it holds pixels."""
     for files in ("_image_files", "_images"):
         if hasattr(opened, files):
             return list(zip(getattr(opened, files), opened._labels, strict=True))
@@ -195,7 +195,7 @@ def _channels_last(held: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return held if held.shape[-1] == 3 else held.transpose(0, 2, 3, 1)
 
 
-def _read_digits() -> Iterator[tuple[str | None, Picture]]:
+def _read_digits() -> Iterator[tuple[str | None, ImageSample]]:
     """scikit-learn's 1,797 real handwritten digits, 8×8, in fixed parts of 70, 10 and 20 %."""
     try:
         from sklearn.datasets import load_digits
@@ -204,10 +204,10 @@ def _read_digits() -> Iterator[tuple[str | None, Picture]]:
     bunch = load_digits()
     # 17 levels of ink, 0 to 16, white on black as scikit-learn has them.
     grey = np.round(bunch.images * (255 / 16)).astype(np.uint8)
-    whole = PictureSet.of(
+    whole = ImageDataset.of(
         "digits",
         (
-            (None, Picture(f"digits/{index:04d}", str(label), np.repeat(image[:, :, None], 3, axis=2)))
+            (None, ImageSample(f"digits/{index:04d}", str(label), np.repeat(image[:, :, None], 3, axis=2)))
             for index, (image, label) in enumerate(zip(grey, bunch.target, strict=True))
         ),
     )
@@ -215,5 +215,5 @@ def _read_digits() -> Iterator[tuple[str | None, Picture]]:
     held_out = divide(whole, validation_share=0.2, seed=0)
     rest = divide(whole.keep({"all": held_out.part("train")}), validation_share=0.125, seed=1)
     for name, part in (("train", rest.part("train")), ("val", rest.part("val")), ("test", held_out.part("val"))):
-        for picture in part:
-            yield name, picture
+        for image in part:
+            yield name, image

@@ -1,4 +1,4 @@
-"""Tables that list pictures: CSV and the like, and Parquet, a row a picture.
+"""Tables that list images: CSV and the like, and Parquet, a row an image.
 
 The columns are found by the names that people use, or are stated.
 """
@@ -16,7 +16,7 @@ from typing import Any, Final, TextIO
 
 from vggkit.errors import BadData, UnknownName
 from vggkit.escaping import restore_cell
-from vggkit.images.dataset import Picture
+from vggkit.images.dataset import ImageSample
 from vggkit.images.omissions import Reading
 from vggkit.images.sources.locations import is_address
 from vggkit.images.splits import SPLITS
@@ -39,7 +39,7 @@ class Columns:
     """Which column of a table says what; None: the usual names (path, label, split, group and their like)."""
 
     path_column: str | None = None
-    """The table's column with the pictures' files, or with the pictures themselves."""
+    """The table's column with the images' files, or with the images themselves."""
     label_column: str | None = None
     """The table's column with the classes."""
     split_column: str | None = None
@@ -67,7 +67,7 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What a table says of a picture."""
+    """What a table says of an image."""
 
     path: str
     label: str | None
@@ -75,8 +75,8 @@ class Row:
     group: str | None
 
 
-def read_csv(table: Path, columns: Columns, reading: Reading) -> Iterator[tuple[str | None, Picture]]:
-    """(Part, picture) of each row; paths are relative to the table's folder, Windows' backslashes too.
+def read_csv(table: Path, columns: Columns, reading: Reading) -> Iterator[tuple[str | None, ImageSample]]:
+    """(Part, image) of each row; paths are relative to the table's folder, Windows' backslashes too.
 
     Comma, semicolon or tab between the cells; UTF-8, UTF-16 with its mark, or Windows-1252. Spaces around a cell
     are no part of it, unless it is quoted. An apostrophe before what a spreadsheet would take for a formula is
@@ -101,7 +101,7 @@ def read_rows(text: TextIO, name: str, columns: Columns, reading: Reading) -> It
         found = columns.find(names, table=name)
         if "path" not in found:
             raise BadData(
-                f"{name}: has no column of pictures' paths, but {', '.join(map(repr, names)) or 'nothing'}; "
+                f"{name}: has no column of images' paths, but {', '.join(map(repr, names)) or 'nothing'}; "
                 "call it path, or name it with --path-column"
             )
         lines.clear()
@@ -140,16 +140,16 @@ def _trim(cell: str | None, written: str) -> str | None:
     return cell.rstrip()
 
 
-def locate_rows(rows: Iterator[Row], folder: Path, name: str) -> Iterator[tuple[str | None, Picture]]:
-    """(Part, picture) of each row; raises BadData where of the first thousand files none exists."""
+def locate_rows(rows: Iterator[Row], folder: Path, name: str) -> Iterator[tuple[str | None, ImageSample]]:
+    """(Part, image) of each row; raises BadData where of the first thousand files none exists."""
     head = list(islice(rows, 1000))
     if head and not any(_is_there(locate(row.path, folder)) for row in head):
         raise BadData(
-            f"{name}: none of its pictures exists, the first is {locate(head[0].path, folder)}; "
+            f"{name}: none of its images exists, the first is {locate(head[0].path, folder)}; "
             "paths are read from the folder that the table lies in"
         )
     for row in chain(head, rows):
-        yield row.split, Picture(locate(row.path, folder), row.label, group=row.group)
+        yield row.split, ImageSample(locate(row.path, folder), row.label, group=row.group)
 
 
 def locate(written: str, folder: Path) -> str:
@@ -193,7 +193,7 @@ def name_label(value: object, place: str) -> str | None:
     if _is_empty(value):
         return None
     if isinstance(value, list | dict | set | tuple):
-        raise BadData(f"{place}: names more than one class ({value}), and a picture has one label here")
+        raise BadData(f"{place}: names more than one class ({value}), and an image has one label here")
     return str(value)
 
 

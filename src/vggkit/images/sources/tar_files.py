@@ -181,7 +181,7 @@ def demand_size(size_bytes: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A storage of one picture that cannot be had."""
+    """A storage of one image that cannot be had."""
 
     reason: str
     """Why."""
@@ -210,7 +210,7 @@ class Links:
         self._held: dict[int, Held] | None = None
 
     def hold(self, link: tarfile.TarInfo) -> Held:
-        """The bytes of what a link points at; where the archive does not hold that, a picture that says so."""
+        """The bytes of what a link points at; where the archive does not hold that, an image that says so."""
         if self._held is None:
             self._held = _follow(self._storage())
         lost = Lost(f"is a link to {link.linkname}, and its archive holds no such file")

@@ -1,6 +1,6 @@
-"""Tar archives of pictures, as WebDataset writes them: `0001.jpg` beside `0001.cls` or `0001.json`.
+"""Tar archives of images, as WebDataset writes them: `0001.jpg` beside `0001.cls` or `0001.json`.
 
-An archive of plain folders is taken too: a picture's class is then the folder that it lies in.
+An archive of plain folders is taken too: an image's class is then the folder that it lies in.
 """
 
 import bz2
@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, BinaryIO, Final, Protocol, cast
 
 from vggkit.errors import BadData, BadImage, VggkitError
-from vggkit.images.dataset import HeldBytes, Picture
+from vggkit.images.dataset import HeldBytes, ImageSample
 from vggkit.images.file_kinds import FIRST_BYTES, is_image_start, is_junk, tell_by_name
 from vggkit.images.omissions import Reading
 from vggkit.images.sources.locations import Place, Ranges, copy_whole
@@ -35,20 +35,22 @@ UNPACKERS: Final[Mapping[bytes, Callable[[Any], Any]]] = {
 """By the first bytes of what they unpack."""
 ENDINGS: Final = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 SIDES: Final = ("cls", "json", "txt")
-"""Endings of what stands beside a picture and may tell its class, the likeliest first."""
+"""Endings of what stands beside an image and may tell its class, the likeliest first."""
 MOST_SIDE_BYTES: Final = 1_000_000
-"""What stands beside a picture and is larger tells no class."""
+"""What stands beside an image and is larger tells no class."""
 LONGEST_LABEL: Final = 100
 """A line of text that is longer is a caption and no class."""
 NAMES: Final = ("classes.txt", "classnames.txt", "labels.txt")
 """Lists of classes, a line each, that lie beside shards whose classes are numbers."""
 
 
-def read_shards(shards: Sequence[Place], reading: Reading | None = None) -> Iterator[tuple[str | None, Picture]]:
-    """(Part, picture) of every archive; the pictures themselves are passed over, and read when they are needed.
+def read_shards(
+    shards: Sequence[Place], reading: Reading | None = None
+) -> Iterator[tuple[str | None, ImageSample]]:
+    """(Part, image) of every archive; the images themselves are passed over, and read when they are needed.
 
     An archive that is compressed, or at an address that gives no ranges, is copied once to a
-    temporary file that goes with its pictures. A picture that is a link to another file of its archive
+    temporary file that goes with its images. An image that is a link to another file of its archive
     has that file's bytes. Raises BadData where an archive is broken, cut short too, BadDownload and
     MissingExtra for addresses.
     """
@@ -58,14 +60,16 @@ def read_shards(shards: Sequence[Place], reading: Reading | None = None) -> Iter
             storage = _in_any_order(shard)
             links = Links(partial(_given, storage))
             with storage.place.open() as file, Archive.read(file) as archive:
-                yield from _find_pictures(archive, shard, links, partial(_locate, storage, links), reading)
+                yield from _find_images(archive, shard, links, partial(_locate, storage, links), reading)
 
 
-def stream_shards(shards: Sequence[Place], reading: Reading | None = None) -> Iterator[tuple[str | None, Picture]]:
-    """As `read_shards`, but each archive passes by once, front to back, and each picture brings its bytes.
+def stream_shards(
+    shards: Sequence[Place], reading: Reading | None = None
+) -> Iterator[tuple[str | None, ImageSample]]:
+    """As `read_shards`, but each archive passes by once, front to back, and each image brings its bytes.
 
     Those that a link points at have gone by: an archive with links is then opened as `read_shards`
-    does, beside the stream, for the linked pictures alone; memory stays as it is.
+    does, beside the stream, for the linked images alone; memory stays as it is.
     """
     reading = reading or Reading()
     for shard in shards:
@@ -76,18 +80,18 @@ def stream_shards(shards: Sequence[Place], reading: Reading | None = None) -> It
             Archive.read(file, once=True) as archive,
         ):
             links = Links(partial(_in_any_order, shard))
-            yield from _find_pictures(archive, shard, links, partial(_bring, archive, links), reading)
+            yield from _find_images(archive, shard, links, partial(_bring, archive, links), reading)
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A file of an archive that matters: a picture, or what stands beside one."""
+    """A file of an archive that matters: an image, or what stands beside one."""
 
     path: PurePosixPath
     stem: str
     """What the files of one sample share: folder and name up to its first point."""
     held: Held | None
-    """Where a picture's bytes are."""
+    """Where an image's bytes are."""
     text: str
     """What stands beside one says."""
 
@@ -125,9 +129,9 @@ def _bring(archive: Archive, links: Links, member: tarfile.TarInfo, begun: _Begu
     return HeldBytes(_begin(archive, member).read() if begun is None else begun.read()), None
 
 
-def _find_pictures(
+def _find_images(
     archive: Archive, shard: Place, links: Links, hold: _Hold, reading: Reading
-) -> Iterator[tuple[str | None, Picture]]:
+) -> Iterator[tuple[str | None, ImageSample]]:
     names = _class_names(shard)
     of_shard = find_split(str(shard))
     for _, entries in groupby(_entries(archive, shard, links, hold, reading), key=lambda entry: entry.stem):
@@ -145,7 +149,7 @@ def _find_pictures(
                 storage, key = entry.held
                 yield (
                     name_split(said.get("split")) or inside or of_shard,
-                    Picture(f"{shard}#{entry.path}", label, storage=storage, key=key),
+                    ImageSample(f"{shard}#{entry.path}", label, storage=storage, key=key),
                 )
 
 
@@ -174,7 +178,7 @@ def _entries(archive: Archive, shard: Place, links: Links, hold: _Hold, reading:
 
 
 def _find_image(archive: Archive, member: tarfile.TarInfo, hold: _Hold) -> Held | None:
-    """Where a file's bytes are, if by its first ones it is a picture; whatever else it is may be large."""
+    """Where a file's bytes are, if by its first ones it is an image; whatever else it is may be large."""
     if is_link(member):
         storage, key = held = hold(member)
         try:
@@ -192,7 +196,7 @@ def _begin(archive: Archive, member: tarfile.TarInfo, size_bytes: int = 0) -> _B
 
 
 def _read_side(archive: Archive, links: Links, member: tarfile.TarInfo) -> str:
-    """What stands beside a picture says, nothing where it is too large or a link that leads nowhere."""
+    """What stands beside an image says, nothing where it is too large or a link that leads nowhere."""
     if not is_link(member):
         data = _begin(archive, member).read() if member.size <= MOST_SIDE_BYTES else b""
     else:
@@ -203,7 +207,7 @@ def _read_side(archive: Archive, links: Links, member: tarfile.TarInfo) -> str:
 
 
 def _read_sides(texts: dict[str, str]) -> dict[str, str]:
-    """Label and part, as far as the files beside a picture tell."""
+    """Label and part, as far as the files beside an image tell."""
     said: dict[str, str] = {}
     for side in SIDES:
         text = texts.get(side, "").strip()

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 
 class VGG11(nn.Module):
-    """Pictures (N, 3, H, W) to logits (N, num_classes); H and W from 32 pixels."""
+    """Images (N, 3, H, W) to logits (N, num_classes); H and W from 32 pixels."""
 
     def __init__(self, num_classes: int = 1000) -> None:
         super().__init__()
         # padding=1 with a 3x3 window keeps the size of the map.
-        # Each pool halves the map. Sizes are those of a 224x224 picture.
+        # Each pool halves the map. Sizes are those of a 224x224 image.
         self.features = nn.Sequential(
             # Block 1: 3 -> 64 channels, 224x224 pooled to 112x112
             nn.Conv2d(3, 64, kernel_size=3, padding=1),
@@ -48,7 +48,7 @@ class VGG11(nn.Module):
         )
         # The first layer reads a 7x7 map of 512 channels: 25,088 numbers.
         # 93% of all parameters are from here on.
-        # Dropout works in training only, against learning pictures by heart.
+        # Dropout works in training only, against learning images by heart.
         self.classifier = nn.Sequential(
             nn.Linear(512 * 7 * 7, 4096),
             nn.ReLU(inplace=True),
@@ -82,8 +82,8 @@ def initialize(network: nn.Module) -> None:
 
 if __name__ == "__main__":
     network = VGG11().eval()  # to use it, not to train it
-    picture = torch.randn(1, 3, 224, 224)
+    image = torch.randn(1, 3, 224, 224)
     with torch.inference_mode():
-        logits = network(picture)
+        logits = network(image)
     parameters = sum(values.numel() for values in network.parameters())
     print(f"logits {tuple(logits.shape)}, {parameters:,} parameters")

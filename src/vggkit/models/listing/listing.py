@@ -29,9 +29,9 @@ def initialize(network: nn.Module) -> None:
 _SCRIPT: Final = """\
 if __name__ == "__main__":
     network = {name}().eval()  # to use it, not to train it
-    picture = torch.randn(1, {channels}, {side}, {side})
+    image = torch.randn(1, {channels}, {side}, {side})
     with torch.inference_mode():
-        logits = network(picture)
+        logits = network(image)
     parameters = sum(values.numel() for values in network.parameters())
     print(f"logits {{tuple(logits.shape)}}, {{parameters:,}} parameters")
 """

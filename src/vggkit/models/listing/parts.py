@@ -132,7 +132,7 @@ def write_class(configuration: Configuration, *, init: str, forward: str) -> str
     margin = " " * 8
     return f'''\
 class {name_class(configuration)}(nn.Module):
-    """Pictures (N, {configuration.in_channels}, H, W) to logits (N, num_classes){sides}."""
+    """Images (N, {configuration.in_channels}, H, W) to logits (N, num_classes){sides}."""
 
     def __init__(self, num_classes: int = {configuration.num_classes}) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ def remark_on_sizes(configuration: Configuration) -> str:
     side = image_side(configuration)
     kind = " (average, not the paper's max)" if configuration.pooling == "average" else ""
     pools = f"Each pool{kind} halves the map. " if configuration.minimum_side > 1 else ""
-    return comment(f"{pools}Sizes are those of a {side}x{side} picture.")
+    return comment(f"{pools}Sizes are those of a {side}x{side} image.")
 
 
 def remark_on_head(configuration: Configuration) -> str:
@@ -190,7 +190,7 @@ def remark_on_head(configuration: Configuration) -> str:
     if configuration.ranks:
         remarks.append("Two thin matrices in a row stand for a large one of low rank.")
     if configuration.hidden and configuration.dropout:
-        remarks.append("Dropout works in training only, against learning pictures by heart.")
+        remarks.append("Dropout works in training only, against learning images by heart.")
     return "\n".join(map(comment, remarks))
 
 

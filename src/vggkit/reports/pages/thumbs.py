@@ -1,4 +1,4 @@
-"""Pictures inside a page, and how their paths are shown."""
+"""Images inside a page, and how their paths are shown."""
 
 import base64
 import os
@@ -7,23 +7,23 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from vggkit.errors import VggkitError
-from vggkit.images.dataset import Picture
+from vggkit.images.dataset import ImageSample
 from vggkit.images.thumbnails import MEDIA_TYPE, SIDE_PIXELS, encode_thumbnail, is_tiny
 
 
 class Thumb(NamedTuple):
-    """A picture made small enough for a page."""
+    """An image made small enough for a page."""
 
     source: str | None
-    """A `data:` address; None where the picture cannot be decoded any more."""
+    """A `data:` address; None where the image cannot be decoded any more."""
     tiny: bool
     """To be enlarged without blur."""
 
 
-def make_thumb(picture: Picture) -> Thumb:
-    """The picture, decoded anew."""
+def make_thumb(image: ImageSample) -> Thumb:
+    """The image, decoded anew."""
     try:
-        pixels = picture.decode(least_side=SIDE_PIXELS)
+        pixels = image.decode(least_side=SIDE_PIXELS)
     except VggkitError:  # it was there when it was looked at
         return Thumb(None, False)
     encoded = base64.b64encode(encode_thumbnail(pixels)).decode("ascii")
