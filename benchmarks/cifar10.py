@@ -42,7 +42,7 @@ RECIPE = vk.Recipe(
 
 def divide(opened: ImageDataset) -> ImageDataset:
     """5,000 for the figure that is reported, 1,000 for the epochs, 44,000 to learn from."""
-    everything = opened.part("train", "all")
+    everything = opened.split("train", "all")
     order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(0)).tolist()
 
     def take(start: int, stop: int) -> list[ImageSample]:
@@ -89,7 +89,7 @@ def main() -> None:
         run = vk.train(classifier, images, recipe, out=Path(folder) / "run", despite_findings=True)
         learning = sum(epoch.seconds for epoch in run.history)
     wall, processor = time.perf_counter() - started, time.process_time() - used
-    test = images.part("test")
+    test = images.split("test")
     hits = round(run.evaluation.top1 * run.evaluation.n)
     mirrored = measure_with_mirrors(run.classifier, test)
     rows = []

@@ -35,15 +35,15 @@ def divide_photos(name: str, each: int | None) -> ImageDataset:
         return opened
     learnt: list[ImageSample] = []
     for label in opened.labels:
-        learnt += [image for image in opened.part("train") if image.label == label][:each]
+        learnt += [image for image in opened.split("train") if image.label == label][:each]
     paths = {image.path for image in learnt}
-    rest = [image for image in opened.part("train") if image.path not in paths]
-    return opened.keep({"train": learnt, "val": [*rest, *opened.part("val")]})
+    rest = [image for image in opened.split("train") if image.path not in paths]
+    return opened.keep({"train": learnt, "val": [*rest, *opened.split("val")]})
 
 
 def divide_cifar() -> ImageDataset:
     opened = vk.open_dataset(str(SHARED / "cifar10"))
-    everything = list(opened.part("train", "all"))
+    everything = list(opened.split("train", "all"))
     random.Random(1).shuffle(everything)
     return opened.keep({"train": everything[5000:], "val": everything[:5000]})
 
@@ -73,7 +73,7 @@ def learn_all(images: ImageDataset, folder: Path, epochs: int) -> Classifier:
 
 def compare(classifier: Classifier, images: ImageDataset) -> list[str]:
     """A row a precision: top-1, and the share of images with float32's class."""
-    seen = random.Random(0).sample(list(images.part("train")), RANGES_FROM)
+    seen = random.Random(0).sample(list(images.split("train")), RANGES_FROM)
     batch = np.stack([classifier.preprocessing(image.decode()) for image in seen])
     classifier.keep_ranges(measure_ranges(classifier.network, np.split(batch, 16)), about={})
     found = {}

@@ -34,7 +34,7 @@ def store(folder: Path, copies: int) -> None:
     from vggkit.images.sources.open_dataset import open_dataset
 
     chosen = []
-    for image in open_dataset(PHOTOS).part("train"):
+    for image in open_dataset(PHOTOS).split("train"):
         try:
             image.decode()
         except BadImage:

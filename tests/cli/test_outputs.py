@@ -67,7 +67,7 @@ def test_a_cleaned_table_is_harmless_and_trains_as_the_folder(place, tmp_path, m
     assert all(Path(name).is_file() for name in names)
     table, folder = open_dataset("clean.csv"), open_dataset(FORMULA)
     assert table.labels == folder.labels == LABELS
-    assert {each.label for each in table.part("train")} == set(LABELS)
+    assert {each.label for each in table.split("train")} == set(LABELS)
     call("train", "clean.csv", "--out", tmp_path / "run", *TRAINING, "--despite-findings")
     assert load(tmp_path / "run").labels == LABELS
     demand_harmless(tmp_path / "run" / "results.csv")

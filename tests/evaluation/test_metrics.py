@@ -35,7 +35,7 @@ def invent(n=300, classes=6, *, seed=0, skill=1.5, labels=None, sureness=1.0):
 @pytest.mark.parametrize("classes", [2, 6])
 def test_figures_are_scikit_learns_on_the_table_that_was_written(tmp_path, classes):
     """Every number of an evaluation, computed from the file alone."""
-    found = score(invent(classes=classes), data="photos", part="test", model="vgg11", protocol="single")
+    found = score(invent(classes=classes), data="photos", split="test", model="vgg11", protocol="single")
     found.answers.save(tmp_path / "results.csv")
     with open(tmp_path / "results.csv", encoding="utf-8", newline="") as lines:
         rows = list(csv.DictReader(lines))
@@ -70,7 +70,7 @@ def test_figures_are_scikit_learns_on_the_table_that_was_written(tmp_path, class
             tuple(report[each.label][name] for name in ("precision", "recall", "f1-score", "support"))
         )
     read = Answers.read(tmp_path / "results.csv")
-    again = score(read, data=found.data, part=found.part, model="vgg11", protocol="single")
+    again = score(read, data=found.data, split=found.split, model="vgg11", protocol="single")
     assert json.dumps(again.to_dict()) == json.dumps(found.to_dict())
 
 
@@ -271,7 +271,7 @@ def test_many_images_are_compared_too():
 
 
 def measured(answers, name):
-    return score(answers, data="photos", part="test", model=name, protocol="single")
+    return score(answers, data="photos", split="test", model=name, protocol="single")
 
 
 def test_two_are_compared_image_by_image():

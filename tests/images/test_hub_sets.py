@@ -187,7 +187,7 @@ def test_parts_labels_and_images(hub, tmp_path):
     found = open_dataset(SET)
     assert found.labels == LABELS
     assert {name: len(part) for name, part in found.splits.items()} == {"train": 8, "val": 2, "test": 4}
-    train = found.part("train")
+    train = found.split("train")
     assert [image.label for image in train] == list(LABELS) * 4
     assert train[3].path == f"{SET}/train#3"
     expected = [pixels_of(label, i) for i in (0, 1, 2, 50) for label in LABELS]
@@ -223,23 +223,23 @@ def test_a_folder_of_images_in_the_repository(hub):
     found = open_dataset("hf://datasets/me/folder")
     assert found.labels == LABELS
     assert {name: len(part) for name, part in found.splits.items()} == {"train": 6, "test": 2}
-    for image, label, i in zip(found.part("train"), ["ants"] * 3 + ["bees"] * 3, [0, 1, 2] * 2, strict=True):
+    for image, label, i in zip(found.split("train"), ["ants"] * 3 + ["bees"] * 3, [0, 1, 2] * 2, strict=True):
         assert image.label == label
         assert np.array_equal(pickle.loads(pickle.dumps(image)).decode(), pixels_of(label, i))
 
 
 def test_revisions(hub, monkeypatch):
     first, second = offer_bees(hub, tag="v1"), offer_bees(hub, count=5)
-    assert len(open_dataset(SET).part("train")) == 12
-    assert len(open_dataset(f"{SET}@v1").part("train")) == 8
-    assert len(open_dataset(f"{SET}@{first}").part("train")) == 8
+    assert len(open_dataset(SET).split("train")) == 12
+    assert len(open_dataset(f"{SET}@v1").split("train")) == 8
+    assert len(open_dataset(f"{SET}@{first}").split("train")) == 8
     with pytest.raises(BadDownload, match=r"bees@v9: Revision 'v9' doesn't exist"):
         open_dataset(f"{SET}@v9")
     monkeypatch.setenv("VGGKIT_OFFLINE", "1")
-    assert len(open_dataset(f"{SET}@{first}").part("train")) == 8
-    assert len(open_dataset(f"{SET}@{second}").part("train")) == 12
-    assert len(open_dataset(f"{SET}@v1").part("train")) == 8  # the last one brought is another
-    assert len(open_dataset(SET).part("train")) == 12
+    assert len(open_dataset(f"{SET}@{first}").split("train")) == 8
+    assert len(open_dataset(f"{SET}@{second}").split("train")) == 12
+    assert len(open_dataset(f"{SET}@v1").split("train")) == 8  # the last one brought is another
+    assert len(open_dataset(SET).split("train")) == 12
     for unknown in ("v2", "0" * 40):
         with pytest.raises(BadDownload, match=rf"bees@{unknown}: VGGKIT_OFFLINE is set.*does not hold it"):
             open_dataset(f"{SET}@{unknown}")
@@ -256,12 +256,12 @@ def test_configurations(hub, monkeypatch):
     with pytest.raises(BadData, match=r"sizes: .*small.*large.*a configuration is named after a #") as raised:
         open_dataset(address)
     assert "\n" not in str(raised.value)
-    assert len(open_dataset(f"{address}#large").part("train")) == 8
-    assert len(open_dataset(f"{address}@main#small").part("train")) == 2
+    assert len(open_dataset(f"{address}#large").split("train")) == 8
+    assert len(open_dataset(f"{address}@main#small").split("train")) == 2
     with pytest.raises(BadData, match="huge"):
         open_dataset(f"{address}#huge")
     monkeypatch.setenv("VGGKIT_OFFLINE", "1")
-    assert len(open_dataset(f"{address}#large").part("train")) == 8
+    assert len(open_dataset(f"{address}#large").split("train")) == 8
     with pytest.raises(BadDownload, match=r"VGGKIT_OFFLINE is set.*huge.*large.*unset it once") as raised:
         open_dataset(f"{address}#huge")
     assert "\n" not in str(raised.value)
@@ -304,8 +304,8 @@ def test_columns_of_every_kind(column, declared, labels, hub):
     features = {"image": declared, "label": {"_type": "Value", "dtype": kind}} if declared else None
     found = open_dataset(offer_table(hub, {"image": column, "label": labels}, features))
     assert found.labels == (("a", "b") if kind == "string" else ("2", "10"))
-    assert [image.label for image in found.part("train")] == list(map(str, labels))
-    for i, image in enumerate(found.part("train")):
+    assert [image.label for image in found.split("train")] == list(map(str, labels))
+    for i, image in enumerate(found.split("train")):
         assert np.array_equal(image.decode(), pixels_of("ants", i))
 
 
@@ -328,8 +328,8 @@ def test_stated_columns(hub):
     stated = Columns(path_column="after", label_column="kind", split_column="use", group_column="patient")
     found = open_dataset(address, columns=stated)
     assert {name: len(part) for name, part in found.splits.items()} == {"train": 2, "val": 1, "test": 1}
-    assert [image.group for image in found.part("train")] == ["1", "1"]
-    assert np.array_equal(found.part("val")[0].decode(), pixels_of("ants", 1))
+    assert [image.group for image in found.split("train")] == ["1", "1"]
+    assert np.array_equal(found.split("val")[0].decode(), pixels_of("ants", 1))
     with pytest.raises(BadData, match="'where' is not a column of this table"):
         open_dataset(address, columns=Columns(path_column="after", label_column="where"))
     with pytest.raises(BadData, match="its column kind does not hold images"):
@@ -368,7 +368,7 @@ def test_what_holds_no_images(hub):
 def test_broken_images_and_empty_rows(hub):
     images = [{"bytes": b"no image", "path": None}, None, {"bytes": None, "path": None}]
     found = open_dataset(offer_table(hub, {"image": images, "label": [0, 1, 1]}, CLASSES))
-    for image, said in zip(found.part("train"), ["", "the row has no image", "the row has no image"], strict=True):
+    for image, said in zip(found.split("train"), ["", "the row has no image", "the row has no image"], strict=True):
         with pytest.raises(BadImage, match=f"^hf://datasets/me/table/train#.*{said}"):
             image.decode()
 
@@ -445,7 +445,7 @@ def test_offline(hub, monkeypatch):
     hub.requests.clear()
     monkeypatch.setenv("VGGKIT_OFFLINE", "1")
     again = open_dataset(SET)
-    assert np.array_equal(again.part("val")[1].decode(), found.part("val")[1].decode())
+    assert np.array_equal(again.split("val")[1].decode(), found.split("val")[1].decode())
     assert hub.requests == []
     assert state() == before
 
@@ -476,7 +476,7 @@ def test_as_people_run_it(hub, tmp_path):
     """Through the environment, in a process of its own: nothing on standard error, nothing outside HF_HOME."""
     offer_bees(hub)
     code = "import vggkit.images.sources as s\nfound = s.open_dataset('hf://datasets/me/bees')\n"
-    code += "print(found.labels, found.part('test')[0].decode().shape)"
+    code += "print(found.labels, found.split('test')[0].decode().shape)"
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("HF_", "VGGKIT_"))},
         "HF_ENDPOINT": hub.address,

@@ -75,8 +75,8 @@ def test_a_cleaned_table_says_what_the_folder_says(odd, tmp_path):
     assert entries(again) == entries(found)
     assert again.fingerprint() == found.fingerprint()
     divided = [divide(each, validation_share=0.25, seed=0) for each in (found, again)]
-    assert entries(divided[0].keep({"val": divided[0].part("val")})) == entries(
-        divided[1].keep({"val": divided[1].part("val")})
+    assert entries(divided[0].keep({"val": divided[0].split("val")})) == entries(
+        divided[1].keep({"val": divided[1].split("val")})
     )
 
 
@@ -88,7 +88,7 @@ def test_tables_that_others_write_say_it_too(odd, delimiter, quoting):
     with open(odd / "t.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, delimiter=delimiter, quoting=quoting)
         writer.writerow(["path", "label"])
-        writer.writerows((os.path.relpath(p.path, odd), p.label) for p in found.part("all"))
+        writer.writerows((os.path.relpath(p.path, odd), p.label) for p in found.split("all"))
     assert entries(open_dataset(odd / "t.csv")) == entries(found)
 
 
@@ -99,22 +99,22 @@ def test_parquet_says_it_too(odd):
 
     found = open_dataset(odd)
     columns = {
-        "path": [os.path.relpath(p.path, odd) for p in found.part("all")],
-        "label": [p.label for p in found.part("all")],
+        "path": [os.path.relpath(p.path, odd) for p in found.split("all")],
+        "label": [p.label for p in found.split("all")],
     }
     parquet.write_table(pa.table(columns), odd / "t.parquet")
     assert entries(open_dataset(odd / "t.parquet")) == entries(found)
     columns["label"] = pa.array(columns["label"]).dictionary_encode()
     parquet.write_table(pa.table(columns), odd / "t.parquet")
     assert entries(open_dataset(odd / "t.parquet")) == entries(found)
-    inside = {"image": [p.read() for p in found.part("all")], "label": columns["label"]}
+    inside = {"image": [p.read() for p in found.split("all")], "label": columns["label"]}
     parquet.write_table(pa.table(inside), odd / "i.parquet")
     assert open_dataset(odd / "i.parquet").labels == found.labels
 
 
 @posix
 def test_lists_keep_names_as_they_are(odd):
-    files = [p.path for p in open_dataset(odd).part("all") if "\n" not in p.path and "\r" not in p.path]
+    files = [p.path for p in open_dataset(odd).split("all") if "\n" not in p.path and "\r" not in p.path]
     (odd / "list.txt").write_text("\n".join(os.path.relpath(file, odd) for file in files), newline="")
     assert sorted(os.path.realpath(p.path) for p in list_images([odd / "list.txt"])) == sorted(files)
 
@@ -128,7 +128,7 @@ def test_spaces_around_cells_that_are_not_quoted_are_none_of_them(tmp_path):
         'a/002.png ," cat",g2\n'
         '"a/003.png","cat ","g2"\n'
     )
-    found = open_dataset(tmp_path / "t.csv").part("all")
+    found = open_dataset(tmp_path / "t.csv").split("all")
     assert [p.label for p in found] == ["cat", "cat", " cat", "cat "]
     assert [p.group for p in found] == ["g1", "g1", "g2", "g2"]
     assert all(p.decode().shape == (40, 48, 3) for p in found)
@@ -173,7 +173,7 @@ def test_names_that_macos_writes_are_the_same_class(tmp_path):
 def test_a_table_finds_files_that_macos_named(tmp_path):
     fill_folder(tmp_path, (DECOMPOSED,), 2)
     (tmp_path / "t.csv").write_text(f"path,label\n{COMPOSED}/000.png,x\n{COMPOSED}/001.png,y\n", encoding="utf-8")
-    assert all(p.decode().shape == (40, 48, 3) for p in open_dataset(tmp_path / "t.csv").part("all"))
+    assert all(p.decode().shape == (40, 48, 3) for p in open_dataset(tmp_path / "t.csv").split("all"))
 
 
 def test_a_classifier_of_the_other_spelling_knows_its_classes(tiny, tmp_path):
@@ -272,7 +272,7 @@ def test_entries_of_one_image_count_once_and_never_part(tmp_path):
     assert "3 entries repeat an image" in found.passed_over[0].describe()
     for seed in range(8):
         divided = divide(found, validation_share=0.2, seed=seed)
-        sides = [{os.path.realpath(p.path) for p in divided.part(name)} for name in ("train", "val")]
+        sides = [{os.path.realpath(p.path) for p in divided.split(name)} for name in ("train", "val")]
         assert not sides[0] & sides[1]
     said: list[str] = []
     vet(divided, despite_findings=True, say=said.append)
@@ -300,5 +300,5 @@ def test_images_in_memory_are_told_apart_by_their_pixels():
 def test_the_same_entry_stays_in_every_order_of_rows(reverse, tmp_path):
     fill_folder(tmp_path, ("x",), 1)
     rows = [ImageSample(str(tmp_path / place / "000.png"), "x") for place in ("x", "x/../x")]
-    (one,) = ImageDataset.of("made", [(None, row) for row in (rows[::-1] if reverse else rows)]).part("all")
+    (one,) = ImageDataset.of("made", [(None, row) for row in (rows[::-1] if reverse else rows)]).split("all")
     assert one.path == min(row.path for row in rows)

@@ -110,7 +110,7 @@ def test_files_whose_endings_tell_nothing_are_known_by_what_is_inside(unnamed):
     found = open_dataset(unnamed)
     assert found.count("all") == {"a": len(UNNAMED), "b": len(UNNAMED)}
     assert omitted(found.passed_over) == {"not-an-image": (5, ["README", "empty", "notes.txt"])}
-    assert all(image.decode().shape == (40, 48, 3) for image in found.part("all"))
+    assert all(image.decode().shape == (40, 48, 3) for image in found.split("all"))
     reading = Reading()
     assert len(list(iterate_images([unnamed], reading=reading))) == 2 * len(UNNAMED)
     assert omitted(reading.list_omissions()) == {"not-an-image": (5, ["README", "empty", "notes.txt"])}
@@ -130,7 +130,7 @@ def test_only_files_whose_names_tell_nothing_are_opened(unnamed, monkeypatch):
 def test_archives_beside_images_without_endings_do_not_hide_them(unnamed):
     with tarfile.open(unnamed / "a" / "old.tar", "w"):
         pass
-    assert len(open_dataset(unnamed).part("all")) == 2 * len(UNNAMED)
+    assert len(open_dataset(unnamed).split("all")) == 2 * len(UNNAMED)
     assert len(list_images([unnamed])) == 2 * len(UNNAMED)
 
 
@@ -221,7 +221,7 @@ def test_linked_files_and_folders_are_followed(tmp_path, store):
     assert found.count("all") == {"a": 5, "b": 4, "c": 3}
     assert found.passed_over == ()
     assert len(list_images([data])) == 12
-    assert all(image.decode().shape == (40, 48, 3) for image in found.part("all"))
+    assert all(image.decode().shape == (40, 48, 3) for image in found.split("all"))
 
 
 @links
@@ -261,7 +261,7 @@ def test_a_folder_that_is_reached_twice_counts_once_and_by_its_own_name(tmp_path
     found = open_dataset(data)
     assert found.count("all") == {"a": 4, "b": 5}
     assert omitted(found.passed_over) == {"seen-again": (2, ["again", "second"])}
-    assert not any("again" in image.path for image in found.part("all"))
+    assert not any("again" in image.path for image in found.split("all"))
     reading = Reading()
     assert len(list(gather_images(data, reading=reading))) == 9
     assert omitted(reading.list_omissions())["seen-again"][0] == 2
@@ -363,7 +363,7 @@ def test_archives_are_read_by_the_same_rules(ending, tmp_path):
     found = open_dataset(place)
     assert found.count("all") == {"a": 2, "b": 1}
     assert omitted(found.passed_over) == {"listed-twice": (1, ["again"]), **expected}
-    assert all(image.decode().shape == (40, 48, 3) for image in found.part("all"))
+    assert all(image.decode().shape == (40, 48, 3) for image in found.split("all"))
     reading = Reading()
     assert [p.decode().shape for p in iterate_images([place], reading=reading)] == [(40, 48, 3)] * 4
     assert omitted(reading.list_omissions()) == expected

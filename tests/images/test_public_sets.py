@@ -367,7 +367,7 @@ def test_torchvision_knows_what_it_is_told(name):
 
 @pytest.mark.parametrize("name", PUBLIC_SETS)
 def test_torchvision_has_the_parts(name, tmp_path):
-    """Without files it says that they are missing, and not that the part is none of its own."""
+    """Without files it says that they are missing, and not that the split is none of its own."""
     public = PUBLIC_SETS[name]
     for told in public.parts.values():
         with pytest.raises((RuntimeError, FileNotFoundError), match=r"[Nn]ot found|No such file"):
@@ -391,7 +391,7 @@ def test_downloaded_once_and_as_torchvision_has_it(name, host, monkeypatch, tmp_
     assert set(found.splits) == set(public.parts)
     for part, told in public.parts.items():
         theirs = getattr(datasets, public.home)(folder, **public.options, **told)
-        ours = found.part(part)
+        ours = found.split(part)
         assert len(ours) == len(theirs) > 0
         for sample, (image, number) in zip(ours, theirs, strict=True):
             assert sample.label == name_class(theirs, number)
@@ -418,7 +418,7 @@ def test_pixels_are_torchvisions_own(name, host, monkeypatch):
     monkeypatch.setattr(public_sets, "_read", lambda held: theirs(opened.append(held) or held))
     found = open_dataset(name)
     for held, part in zip(opened, PUBLIC_SETS[name].parts, strict=True):
-        assert all(np.shares_memory(image.pixels, np.asarray(held.data)) for image in found.part(part))
+        assert all(np.shares_memory(image.pixels, np.asarray(held.data)) for image in found.split(part))
 
 
 def test_imagenettes_classes_are_their_first_names(host, monkeypatch):
@@ -536,7 +536,7 @@ def test_ended_while_it_unpacks(name, host, monkeypatch, tmp_path):
     assert not {path for path in first if "gone" not in path} & host.paths()  # what was whole is kept
     for part, told in PUBLIC_SETS[name].parts.items():
         kind = getattr(datasets, PUBLIC_SETS[name].home)
-        assert len(found.part(part)) == len(kind(folder_of(tmp_path, name), **told))
+        assert len(found.split(part)) == len(kind(folder_of(tmp_path, name), **told))
     assert all(image.decode().size for part in found.splits.values() for image in part)
 
 
@@ -565,7 +565,7 @@ def test_without_the_extras(host, monkeypatch):
         without.setitem(sys.modules, "scipy.io", None)
         with pytest.raises(MissingExtra, match=r"svhn needs scipy: pip install scipy$"):
             open_dataset("svhn")
-    assert len(open_dataset("svhn").part("train")) == 4
+    assert len(open_dataset("svhn").split("train")) == 4
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(MissingExtra, match=re.escape('pip install "vggkit[train]"')):
         open_dataset("svhn")

@@ -39,7 +39,7 @@ def encode(pixels: np.ndarray) -> bytes:
 
 
 def samples() -> list[tuple[str, str, str, bytes]]:
-    """(Part, label, name, file) of a small collection."""
+    """(Split, label, name, file) of a small collection."""
     return [
         (part, label, f"{part}_{label}_{index:02d}", encode(draw_class(label, 100 * len(part) + index)))
         for part, count in PARTS.items()
@@ -145,7 +145,7 @@ PLACES = {
     "gzipped shards": write_gzip,
     "webdataset's own": write_webdataset,
     "parquet": lambda folder: write_parquet(folder / "all.parquet"),
-    "parquet by part": write_parquet_parts,
+    "parquet by split": write_parquet_parts,
 }
 
 
@@ -157,15 +157,15 @@ def test_every_kind_of_place_holds_the_same_images(kind, tmp_path):
     expected = {encode(draw_class(label, 100 * len(part) + 1)): (part, label) for part in PARTS for label in LABELS}
     seen = {p.read(): (name, p.label) for name, part in found.splits.items() for p in part}
     assert {data: seen[data] for data in expected} == expected
-    for image in found.part("val"):
+    for image in found.split("val"):
         assert image.decode().shape == (40, 48, 3)
         assert image.short_side() == 40
-    assert typical_side(found.part("train")) == 40
+    assert typical_side(found.split("train")) == 40
 
 
 @pytest.mark.parametrize("kind", PLACES)
 def test_images_of_every_place_travel_to_other_processes_and_can_be_had_in_any_order(kind, tmp_path):
-    images = open_dataset(PLACES[kind](tmp_path / "place")).part("train")
+    images = open_dataset(PLACES[kind](tmp_path / "place")).split("train")
     whole = [image.read() for image in images]
     there = pickle.loads(pickle.dumps(images))
     order = np.random.default_rng(0).permutation(len(images))
@@ -193,8 +193,8 @@ def test_webdataset_reads_the_same_of_the_same_shards(tmp_path):
 
 def test_patterns(tmp_path):
     write_webdataset(tmp_path)
-    assert len(open_dataset(f"{tmp_path}/photos-train-{{0000..0002}}.tar").part("train")) == 8
-    assert len(open_dataset(f"{tmp_path}/photos-*.tar").part("val")) == 4
+    assert len(open_dataset(f"{tmp_path}/photos-train-{{0000..0002}}.tar").split("train")) == 8
+    assert len(open_dataset(f"{tmp_path}/photos-*.tar").split("val")) == 4
     assert [str(p) for p in expand(f"{tmp_path}/x{{a,b}}.tar")] == [f"{tmp_path}/xa.tar", f"{tmp_path}/xb.tar"]
     with pytest.raises(BadData, match="no file is named"):
         open_dataset(f"{tmp_path}/none-*.tar")
@@ -214,13 +214,13 @@ def test_shards_of_plain_folders(tmp_path):
     found = open_dataset(tmp_path / "backup.tar")
     assert {name: len(part) for name, part in found.splits.items()} == {"train": 8, "val": 4}
     assert found.labels == LABELS
-    assert found.part("val")[0].path == f"{tmp_path}/backup.tar#photos/val/ants/val_ants_00.png"
+    assert found.split("val")[0].path == f"{tmp_path}/backup.tar#photos/val/ants/val_ants_00.png"
 
 
 def test_a_folder_of_images_with_an_archive_beside_them_is_a_folder_of_images(tmp_path):
     folder = write_folder(tmp_path / "photos")
     write_tar(folder / "train" / "old.tar")
-    assert len(open_dataset(folder).part("train")) == 8
+    assert len(open_dataset(folder).split("train")) == 8
 
 
 def test_addresses(tmp_path):
@@ -235,7 +235,7 @@ def test_addresses(tmp_path):
         found = open_dataset(place)
         assert {name: len(part) for name, part in found.splits.items()} == {"train": 8, "val": 4}
         assert {p.read() for part in found.splits.values() for p in part} == {data for *_, data in samples()}
-        assert not any(p.storage.quick for p in found.part("train")) or "parquet" in place
+        assert not any(p.storage.quick for p in found.split("train")) or "parquet" in place
         assert {p.read() for p in iterate_images([place])} == {data for *_, data in samples()}
     assert is_streamed("memory://bucket/*.tar")
     for place in ("memory://bucket/none.tar", "memory://nowhere/*.tar", "memory://bucket/none.parquet"):
@@ -318,15 +318,15 @@ def test_names_that_are_not_text(tmp_path):
                 file.write(samples()[index][3])
     found = open_dataset(tmp_path)
     assert len(found.fingerprint()) == 16
-    assert len(divide(found, validation_share=0.25, seed=0).part("val")) == 2
-    assert found.part("all")[0].decode().shape == (40, 48, 3)
+    assert len(divide(found, validation_share=0.25, seed=0).split("val")) == 2
+    assert found.split("all")[0].decode().shape == (40, 48, 3)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
 def test_what_cannot_be_read_in_a_folder_is_not_passed_over(tmp_path):
     fill_folder(tmp_path, ("a", "b"), 2)
     (tmp_path / "a" / "gone.png").symlink_to(tmp_path / "nowhere.png")
-    gone = next(p for p in open_dataset(tmp_path).part("all") if "gone" in p.path)
+    gone = next(p for p in open_dataset(tmp_path).split("all") if "gone" in p.path)
     with pytest.raises(BadImage, match="no such file"):
         gone.decode()
     (tmp_path / "b" / "closed").mkdir()
@@ -357,7 +357,7 @@ def test_columns_by_other_names_and_groups(tmp_path):
         open_dataset(tmp_path / "t.csv")
     columns = Columns(path_column="Foto", label_column="Art", split_column="Teil", group_column="Patient")
     found = open_dataset(tmp_path / "t.csv", columns=columns)
-    assert found.part("train")[1].group == "p1"
+    assert found.split("train")[1].group == "p1"
     with pytest.raises(BadData, match="Did you mean 'Patient'"):
         open_dataset(tmp_path / "t.csv", columns=Columns(path_column="Foto", group_column="Patent"))
 
@@ -379,7 +379,7 @@ def test_tables_in_parquet_and_numbers_without_names(tmp_path):
     )
     found = open_dataset(tmp_path / "t.parquet")
     assert found.labels == ("3", "12")
-    assert found.part("all")[0].decode().shape == (40, 48, 3)
+    assert found.split("all")[0].decode().shape == (40, 48, 3)
     parquet.write_table(pa.table({"x": [1]}), tmp_path / "x.parquet")
     with pytest.raises(BadData, match="--path-column"):
         open_dataset(tmp_path / "x.parquet")
@@ -388,14 +388,14 @@ def test_tables_in_parquet_and_numbers_without_names(tmp_path):
     with pytest.raises(BadData, match="left, right"):
         open_dataset(tmp_path / "two.parquet")
     right = open_dataset(tmp_path / "two.parquet", columns=Columns(path_column="right"))
-    assert right.part("all")[0].read() == b"y"
+    assert right.split("all")[0].read() == b"y"
 
 
 def test_parquet_keeps_the_last_row_groups_only(tmp_path, monkeypatch):
     from vggkit.images.sources import parquet as room
 
     monkeypatch.setattr(room, "MOST_HELD_BYTES", 1)
-    images = open_dataset(write_parquet(tmp_path / "p.parquet", group_rows=2)).part("train")
+    images = open_dataset(write_parquet(tmp_path / "p.parquet", group_rows=2)).split("train")
     storage = images[0].storage
     assert not storage.quick
     for image in (*images, *reversed(images)):
@@ -450,9 +450,9 @@ def test_broken_archives_and_tables_are_refused_with_their_name(tmp_path):
         with pytest.raises(BadData, match=name):
             list(iterate_images([tmp_path / name]))
     for name in ("whole.tar.bz2", "plain.tar.bz2"):
-        assert len(open_dataset(tmp_path / name).part("train")) == 8
+        assert len(open_dataset(tmp_path / name).split("train")) == 8
         assert len(list(iterate_images([tmp_path / name]))) == 12
-    image = open_dataset(tmp_path / "whole.tar").part("train")[0]
+    image = open_dataset(tmp_path / "whole.tar").split("train")[0]
     (tmp_path / "whole.tar").write_bytes(whole[:600])
     with pytest.raises(BadImage, match=r"whole\.tar#train_ants_00\.png: its archive ends"):
         image.decode()
@@ -468,7 +468,7 @@ def test_broken_archives_and_tables_are_refused_with_their_name(tmp_path):
         ("path,label\nfiles/a.png,", "line 2: has no label"),
         ("path\nfiles/a.png", "no label"),
         ('path,label\n"files/a.png,x', "not a table that can be read"),
-        ("path,label,split\nfiles/a.png,x,train\nfiles/a.png,x,", "some to no part"),
+        ("path,label,split\nfiles/a.png,x,train\nfiles/a.png,x,", "some to no split"),
         ("path,label\n", "holds no images"),
     ],
 )
@@ -486,7 +486,7 @@ def test_real_parquet_of_cifar10(shared):
     assert {name: len(part) for name, part in found.splits.items()} == {"train": 50_000}
     assert found.labels[:3] == ("airplane", "automobile", "bird")
     assert set(found.count("train").values()) == {5000}
-    assert found.part("train")[34_567].decode().shape == (32, 32, 3)
+    assert found.split("train")[34_567].decode().shape == (32, 32, 3)
 
 
 def test_parts_and_classes_of_a_folder(photos):
@@ -494,7 +494,7 @@ def test_parts_and_classes_of_a_folder(photos):
     assert found.labels == ("across", "down", "red")
     assert {name: len(part) for name, part in found.splits.items()} == {"train": 48, "val": 15}
     assert found.count("val") == {"across": 5, "down": 5, "red": 5}
-    assert typical_side(found.part("train")) == 40
+    assert typical_side(found.split("train")) == 40
 
 
 @pytest.mark.parametrize("name", ["valid", "validation", "Val", "dev"])
@@ -509,7 +509,7 @@ def test_digits_are_real_fixed_and_disjoint():
     assert {name: len(part) for name, part in digits.splits.items()} == {"train": 1259, "val": 179, "test": 359}
     names = [image.path for part in digits.splits.values() for image in part]
     assert len(set(names)) == 1797
-    image = digits.part("test")[0]
+    image = digits.split("test")[0]
     assert image.decode().shape == (8, 8, 3)
     assert min(digits.count("test").values()) >= 35
 
@@ -521,7 +521,7 @@ def test_files_that_are_no_images_are_passed_over(tmp_path):
     (tmp_path / ".git").mkdir()
     (tmp_path / "b" / "deeper").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "b" / "deeper" / "UPPER.JPG")
-    assert len(open_dataset(tmp_path).part("all")) == 5
+    assert len(open_dataset(tmp_path).split("all")) == 5
 
 
 def test_what_is_wrong_with_a_place_is_said(tmp_path):
@@ -589,7 +589,7 @@ def test_slow_places_are_spooled_once_and_quick_ones_left(tmp_path):
     quick = spool(slow, tmp_path / "spooled", on_progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (12, 12)
     for name, part in slow.splits.items():
-        for before, after in zip(part, quick.part(name), strict=True):
+        for before, after in zip(part, quick.split(name), strict=True):
             assert (before.path, before.label, before.read()) == (after.path, after.label, after.read())
             assert after.storage.quick
     assert quick.fingerprint() == slow.fingerprint()

@@ -36,12 +36,12 @@ def test_division_is_stratified_seeded_and_moves_with_the_folder(tmp_path):
         fill_folder(tmp_path / place, ("a", "b", "c"), 11)
     one = open_dataset(tmp_path / "here")
     parts = [divide(one, validation_share=0.3, seed=seed) for seed in (0, 0, 1)]
-    names = [[(p.label, Path(p.path).name) for p in d.part("val")] for d in parts]
+    names = [[(p.label, Path(p.path).name) for p in d.split("val")] for d in parts]
     assert names[0] == names[1] != names[2]
     assert parts[0].count("val") == {"a": 3, "b": 3, "c": 3}
-    assert not {p.path for p in parts[0].part("val")} & {p.path for p in parts[0].part("train")}
+    assert not {p.path for p in parts[0].split("val")} & {p.path for p in parts[0].split("train")}
     moved = open_dataset(tmp_path / "there")
-    again = [(p.label, Path(p.path).name) for p in divide(moved, validation_share=0.3, seed=0).part("val")]
+    again = [(p.label, Path(p.path).name) for p in divide(moved, validation_share=0.3, seed=0).split("val")]
     assert again == names[0]
     assert moved.fingerprint() == one.fingerprint()
     (tmp_path / "there" / "a" / "000.png").unlink()
@@ -50,7 +50,7 @@ def test_division_is_stratified_seeded_and_moves_with_the_folder(tmp_path):
 
 def test_a_division_once_made_stays_as_it_is():
     """Classifiers remember share and seed alone: who was held out must never change."""
-    held_out = divide(collect({"a": 10, "b": 10}), validation_share=0.2, seed=0).part("val")
+    held_out = divide(collect({"a": 10, "b": 10}), validation_share=0.2, seed=0).split("val")
     assert [p.path for p in held_out] == ["a/1.png", "a/5.png", "b/5.png", "b/8.png"]
 
 
@@ -69,10 +69,10 @@ def test_one_image_is_too_few():
 def test_groups_are_never_parted_and_shares_come_near(counts, groups, share, seed):
     images = collect({f"c{i}": count for i, count in enumerate(counts)}, groups=groups)
     divided = divide(images, validation_share=share, seed=seed)
-    train, val = divided.part("train"), divided.part("val")
+    train, val = divided.split("train"), divided.split("val")
     assert not {p.group for p in train} & {p.group for p in val}
     assert len(train) + len(val) == sum(counts)
-    largest = max(Counter(p.group for p in images.part("all")).values())
+    largest = max(Counter(p.group for p in images.split("all")).values())
     assert abs(len(val) - share * sum(counts)) <= largest + 1
     assert set(divided.count("val").values()).isdisjoint({0})
     assert set(divided.count("train").values()).isdisjoint({0})
@@ -89,34 +89,34 @@ def test_a_class_in_one_group_cannot_be_divided():
 def test_folds_hold_each_image_out_once_and_are_stratified(groups):
     images = collect({"a": 50, "b": 30}, groups=groups)
     folds = divide_in_folds(images, 5, seed=3)
-    held = Counter(p.path for one in folds for p in one.part("val"))
+    held = Counter(p.path for one in folds for p in one.split("val"))
     assert len(held) == 80
     assert set(held.values()) == {1}
     for one in folds:
         assert one.count("val") == {"a": 10, "b": 6}
-        assert not {p.path for p in one.part("train")} & {p.path for p in one.part("val")}
+        assert not {p.path for p in one.split("train")} & {p.path for p in one.split("val")}
         if groups:
-            assert not {p.group for p in one.part("train")} & {p.group for p in one.part("val")}
-    assert [p.path for p in divide_in_folds(images, 5, seed=3)[0].part("val")] == [
-        p.path for p in folds[0].part("val")
+            assert not {p.group for p in one.split("train")} & {p.group for p in one.split("val")}
+    assert [p.path for p in divide_in_folds(images, 5, seed=3)[0].split("val")] == [
+        p.path for p in folds[0].split("val")
     ]
-    assert [p.path for p in divide_in_folds(images, 5, seed=4)[0].part("val")] != [
-        p.path for p in folds[0].part("val")
+    assert [p.path for p in divide_in_folds(images, 5, seed=4)[0].split("val")] != [
+        p.path for p in folds[0].split("val")
     ]
 
 
 def test_folds_keep_a_test_part_and_refuse_what_is_too_little():
     images = collect({"a": 6, "b": 6})
-    mixed = images.keep({"train": images.part("all")[:8], "val": images.part("all")[8:10], "test": ()})
+    mixed = images.keep({"train": images.split("all")[:8], "val": images.split("all")[8:10], "test": ()})
     for one in divide_in_folds(mixed, 2):
         assert set(one.splits) == {"train", "val", "test"}
-        assert len(one.part("train")) + len(one.part("val")) == 10
+        assert len(one.split("train")) + len(one.split("val")) == 10
     with pytest.raises(BadInput, match="2 or more"):
         divide_in_folds(images, 1)
     with pytest.raises(BadData, match="too few for 7 folds"):
         divide_in_folds(images, 7)
     with pytest.raises(BadData, match="nothing to fold"):
-        divide_in_folds(images.keep({"test": images.part("all")}), 2)
+        divide_in_folds(images.keep({"test": images.split("all")}), 2)
 
 
 @pytest.mark.parametrize(
@@ -139,8 +139,8 @@ def test_parts_by_name(path, part):
 def test_a_fold_by_its_name():
     images = collect({"a": 10, "b": 10})
     second = hold_out(images, validation_share=0.2, seed=1, fold="2/5")
-    assert [p.path for p in second.part("val")] == [
-        p.path for p in divide_in_folds(images, 5, seed=1)[1].part("val")
+    assert [p.path for p in second.split("val")] == [
+        p.path for p in divide_in_folds(images, 5, seed=1)[1].split("val")
     ]
     share = hold_out(images, validation_share=0.2, seed=1)
     assert share.splits == divide(images, validation_share=0.2, seed=1).splits
@@ -155,7 +155,7 @@ def make(rows: list[tuple[str, str, str | None]], name: str = "made") -> ImageDa
 
 
 def list_sides(divided: ImageDataset) -> tuple[set[tuple[str, str | None]], ...]:
-    return tuple({(p.path, p.label) for p in divided.part(name)} for name in ("train", "val"))
+    return tuple({(p.path, p.label) for p in divided.split(name)} for name in ("train", "val"))
 
 
 ROWS = st.lists(
@@ -196,10 +196,10 @@ def test_no_image_and_no_group_is_on_both_sides(rows, share, seed):
         except BadData:
             continue
         for one in found:
-            train, val = one.part("train"), one.part("val")
+            train, val = one.split("train"), one.split("val")
             assert not {p.path for p in train} & {p.path for p in val}
             assert not {p.group for p in train if p.group} & {p.group for p in val if p.group}
-            assert len(train) + len(val) == len(make(rows).part("all"))
+            assert len(train) + len(val) == len(make(rows).split("all"))
 
 
 def deal_by_trial(groups: list[frozenset[str]], folds: int) -> bool:
@@ -276,11 +276,11 @@ def test_grouped_divisions_once_made_stay_as_they_are():
     """Those that were right before every fold was promised every class."""
     images = collect({"a": 40, "b": 25, "c": 12}, groups=11)
     folds = divide_in_folds(images, 4, seed=2)
-    assert [sorted({p.group for p in one.part("val")}) for one in folds] == [
+    assert [sorted({p.group for p in one.split("val")}) for one in folds] == [
         ["g0", "g7", "g8"],
         ["g1", "g3", "g9"],
         ["g2", "g5"],
         ["g10", "g4", "g6"],
     ]
-    held_out = divide(images, validation_share=0.3, seed=2).part("val")
+    held_out = divide(images, validation_share=0.3, seed=2).split("val")
     assert sorted({p.group for p in held_out}) == ["g0", "g2", "g6"]

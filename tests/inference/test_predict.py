@@ -76,7 +76,7 @@ def test_a_bad_image_becomes_a_prediction_with_its_problem(classifier, tmp_path)
 def test_evaluation_equals_scikit_learn_on_the_predictions(classifier, photos):
     metrics = pytest.importorskip("sklearn.metrics")
     found = evaluate(classifier, photos)
-    images = open_dataset(photos).part("val")
+    images = open_dataset(photos).split("val")
     predictions = predict(classifier, images, top=3)
     truth = [p.label for p in images]
     answer = [p.labels[0] for p in predictions]
@@ -86,7 +86,7 @@ def test_evaluation_equals_scikit_learn_on_the_predictions(classifier, photos):
     assert found.loss == pytest.approx(metrics.log_loss(truth, table, labels=list(LABELS)), abs=1e-6)
     assert np.array_equal(found.confusion, metrics.confusion_matrix(truth, answer, labels=list(LABELS)))
     assert found.top5 == 1
-    assert (found.data, found.part) == (str(photos), "val")
+    assert (found.data, found.split) == (str(photos), "val")
     assert found.source.endswith(", part val")
     json.dumps(found.to_dict())
 
@@ -275,7 +275,7 @@ def test_a_check_and_a_head_say_that_values_overflow(classifier, photos, tmp_pat
     with pytest.raises(BadInput, match="overflow"):
         extract_features(
             classifier,
-            open_dataset(photos).part("val"),
+            open_dataset(photos).split("val"),
             recipe=Recipe(),
             device=torch.device("cpu"),
             precision="fp32",
@@ -393,7 +393,7 @@ def test_int8_is_measured_with_ranges_and_says_how_to_find_them(classifier, phot
         evaluate(classifier, photos, precision="int8", device="cpu")
     if without_vnni:
         set_flags(WITHOUT_FEATURES)
-    fed = np.stack([classifier.preprocessing(p.decode()) for p in open_dataset(photos).part("val")])
+    fed = np.stack([classifier.preprocessing(p.decode()) for p in open_dataset(photos).split("val")])
     classifier.keep_ranges(measure_ranges(classifier.network, [fed]), about={})
     found = evaluate(classifier, photos, precision="int8", device="cpu")
     kind = "int8" if multiplies_bytes() else "int8 with weights of 7 bits"

@@ -245,7 +245,7 @@ class TestFacts:
             SICK, counts={"all": {"ant": 1}}, findings=(finding("outlier", Case((member(1, "all"),), "")),)
         )
         page = Page(write(alone, tmp_path))
-        assert "in 1 part" not in page.text
+        assert "in 1 split" not in page.text
         assert "all · ant" not in page.text
 
 
@@ -329,7 +329,7 @@ def test_folder_that_paths_share(data, paths, folder):
 def test_shares_are_never_rounded_to_all_or_nothing():
     said = [percent(share) for share in (0, 0.0001, 0.25, 0.9991, 0.99999, 1)]
     assert said == ["0.0 %", "< 0.1 %", "25.0 %", "99.9 %", "> 99.9 %", "100 %"]
-    assert [say_count(1, "class", "classes"), say_count(1000, "part")] == ["1 class", "1,000 parts"]
+    assert [say_count(1, "class", "classes"), say_count(1000, "split")] == ["1 class", "1,000 splits"]
 
 
 def test_same_diagnosis_same_page(tmp_path):

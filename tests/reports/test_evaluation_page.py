@@ -28,7 +28,7 @@ def invent(classes=6, n=240, *, seed=0, skill=1.5, model="vgg11", **options):
     logits[np.arange(n), targets] += skill
     labels = [f"class <{number}>" for number in range(classes)]
     answers = Answers.of(logits, targets, labels=labels, paths=[f"photos/val/{k:03d}.png" for k in range(n)])
-    return score(answers, data="photos", part="val", model=model, protocol="single: one view", **options)
+    return score(answers, data="photos", split="val", model=model, protocol="single: one view", **options)
 
 
 def album(evaluation):
@@ -44,7 +44,7 @@ STORY = Story(
     best_epoch=6,
     provenance={
         "data": {"name": "photos", "pictures": {"train": 960, "val": 240}},
-        "findings": ["warning: 3 images are in several parts"],
+        "findings": ["warning: 3 images are in several splits"],
         "recipe": {"epochs": 6, "learning_rate": 0.01, "ema_decay": None},
         "machine": {"device": "cpu: Abacus", "system": "Linux", "torch": "2.15", "python": "3.11"},
         "seconds": 4000.0,
@@ -132,7 +132,7 @@ def test_it_tells_how_it_came_about(tmp_path):
         "x.jpg: is empty",
         "Kept: 74.0 % after epoch 6",
         "960 train , 240 val",
-        "3 images are in several parts",
+        "3 images are in several splits",
         "cpu: Abacus",
         "67 min",
         "1.50 GB",

@@ -39,7 +39,7 @@ def evaluate(labels):
     n = 6 * len(labels)
     logits = np.random.default_rng(0).normal(size=(n, len(labels))).astype(np.float32)
     answers = Answers.of(logits, np.arange(n) % len(labels), labels=labels)
-    return score(answers, data=labels[0], part="test", model="vgg11", protocol="single")
+    return score(answers, data=labels[0], split="test", model="vgg11", protocol="single")
 
 
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])

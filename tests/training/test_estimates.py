@@ -209,7 +209,7 @@ def test_on_cuda_real_steps_are_tried(tiny, monkeypatch):
     monkeypatch.setattr(
         sizing, "_Trial", lambda configuration, recipe, pixels, _: trial(configuration, recipe, pixels, CPU)
     )
-    monkeypatch.setattr(sizing, "GROWTH", 0.0)  # how fast the processor is has no part in it
+    monkeypatch.setattr(sizing, "GROWTH", 0.0)  # how fast the processor is plays no part in it
     monkeypatch.setattr(Learner, "compute", narrow)
     state = torch.random.get_rng_state()
     assert choose(tiny, images=1000, device=CUDA)[0] == 16

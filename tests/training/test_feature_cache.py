@@ -56,7 +56,7 @@ def segments(home):
 
 
 def test_features_are_what_the_last_layer_reads(classifier, photos):
-    images = open_dataset(photos).part("train")
+    images = open_dataset(photos).split("train")
     heard, said = [], []
     found = extract(classifier, images, on_progress=lambda *step: heard.append(step), say=said.append)
     inputs = torch.stack([torch.from_numpy(classifier.preprocessing(image.decode())) for image in images])
@@ -72,7 +72,7 @@ def test_features_are_what_the_last_layer_reads(classifier, photos):
 
 
 def test_views_follow_one_another_and_the_first_is_as_when_predicting(classifier, photos):
-    images = open_dataset(photos).part("val")
+    images = open_dataset(photos).split("val")
     plain, varied = extract(classifier, images), extract(classifier, images, recipe=VARIED)
     rows = varied.rows.reshape(len(images), 3, -1)
     assert (rows[:, 0] == plain.rows).all()
@@ -84,7 +84,7 @@ def test_views_follow_one_another_and_the_first_is_as_when_predicting(classifier
 
 class TestKept:
     def test_nothing_is_computed_or_decoded_again(self, classifier, photos, monkeypatch):
-        images = open_dataset(photos).part("train")
+        images = open_dataset(photos).split("train")
         first = extract(classifier, images, recipe=VARIED)
 
         def fail(*_, **__):
@@ -99,10 +99,10 @@ class TestKept:
     def test_a_renamed_file_costs_nothing_and_a_new_one_only_itself(self, classifier, photos, tmp_path):
         folder = tmp_path / "mine"
         shutil.copytree(photos, folder)
-        before = extract(classifier, open_dataset(folder).part("val"))
+        before = extract(classifier, open_dataset(folder).split("val"))
         (folder / "val" / "red" / "100.png").rename(folder / "val" / "red" / "zzz.png")
         Image.new("RGB", (40, 40), "blue").save(folder / "val" / "red" / "new.png")
-        after = extract(classifier, open_dataset(folder).part("val"))
+        after = extract(classifier, open_dataset(folder).split("val"))
         assert (len(after.rows), after.found) == (len(before.rows) + 1, len(before.rows))
         assert set(map(tuple, before.rows)) < set(map(tuple, after.rows))
 
@@ -116,7 +116,7 @@ class TestKept:
 
     @pytest.mark.parametrize("change", ["weights", "preprocessing", "precision", "seed", "mirror"])
     def test_what_matters_is_told_apart(self, classifier, photos, change):
-        images = open_dataset(photos).part("val")
+        images = open_dataset(photos).split("val")
         extract(classifier, images, recipe=VARIED)
         recipe, precision = VARIED, "fp32"
         match change:
@@ -136,7 +136,7 @@ class TestKept:
         assert extract(classifier, images, recipe=recipe, precision=precision).found == shared
 
     def test_the_last_layer_does_not_matter(self, classifier, photos):
-        images = open_dataset(photos).part("val")
+        images = open_dataset(photos).split("val")
         extract(classifier, images)
         with torch.no_grad():
             classifier.network.classifier[-1].weight += 1
@@ -144,7 +144,7 @@ class TestKept:
 
     @pytest.mark.parametrize("damage", ["cut", "foreign", "other kind", "empty"])
     def test_a_damaged_segment_is_made_again(self, classifier, photos, home, damage):
-        images = open_dataset(photos).part("val")
+        images = open_dataset(photos).split("val")
         first = extract(classifier, images)
         [segment] = segments(home)
         whole = segment.read_bytes()
@@ -164,7 +164,7 @@ class TestKept:
 
     def test_what_was_computed_before_a_stop_is_kept(self, classifier, photos, monkeypatch, home):
         monkeypatch.setattr(feature_store, "SEGMENT_ROWS", 10)
-        images = open_dataset(photos).part("train")
+        images = open_dataset(photos).split("train")
 
         class Stop(Exception):
             pass
@@ -181,7 +181,7 @@ class TestKept:
     def test_a_place_that_cannot_be_written_is_done_without(self, classifier, photos, home):
         home.write_text("a file")  # root may write anywhere, but not into this
         said = []
-        found = extract(classifier, open_dataset(photos).part("val"), say=said.append)
+        found = extract(classifier, open_dataset(photos).split("val"), say=said.append)
         assert np.isfinite(found.rows).all()
         assert any("not kept" in sentence for sentence in said)
 
@@ -242,8 +242,8 @@ def test_a_head_on_real_photos(shared):
     images = open_dataset(shared / "hymenoptera")
     weights = shared / "weights" / "vgg19_oxford_features_to_relu3_4_caffeBGR.pth"
     classifier = suit_classifier(images, "vgg19", weights=weights, until="relu3_4", head="pool")
-    train = extract(classifier, images.part("train"), precision="auto")
-    val = extract(classifier, images.part("val"))
+    train = extract(classifier, images.split("train"), precision="auto")
+    val = extract(classifier, images.split("val"))
     solution = solve_head(train.rows, train.targets, classes=2, groups=train.groups)
     right = (val.rows @ solution.weight.T + solution.bias).argmax(1) == val.targets
     assert len(right) == 153

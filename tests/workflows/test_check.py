@@ -176,7 +176,7 @@ def test_cleaning_leaves_out_what_is_wrong_and_touches_no_image(clean, tmp_path)
     assert check(again, image_pixels=32).findings == ()
     with open(table, newline="") as file:
         assert next(csv.DictReader(file)).keys() == {"path", "label", "split", "note"}
-    kept = {Path(image.path).name for image in again.part("val")}
+    kept = {Path(image.path).name for image in again.split("val")}
     assert "601 mirrored.png" in kept
 
 
@@ -194,7 +194,7 @@ def test_cleaned_tables_of_archives_name_what_is_inside(tmp_path):
         write_clean_table(images, check(images, image_pixels=32), tmp_path / "out" / "clean.csv")
         again = open_dataset(tmp_path / "out" / "clean.csv")
         assert {name: len(part) for name, part in again.splits.items()} == {"train": 8, "val": 4}
-        assert {p.read() for p in again.part("val")} == {p.read() for p in images.part("val")}
+        assert {p.read() for p in again.split("val")} == {p.read() for p in images.split("val")}
         (tmp_path / "out" / "wrong.csv").write_text(f"path,label\n{place}#none.png,x\n")
         with pytest.raises(BadData, match="no such image"):
             open_dataset(tmp_path / "out" / "wrong.csv")
@@ -215,7 +215,7 @@ def test_members_with_dots_in_their_names_are_found_again(tmp_path):
     images = open_dataset(tmp_path / "x.tar")
     write_clean_table(images, check(images, image_pixels=32), tmp_path / "deep" / "clean.csv")
     again = open_dataset(tmp_path / "deep" / "clean.csv")
-    assert [p.read() for p in again.part("all")] == [p.read() for p in images.part("all")]
+    assert [p.read() for p in again.split("all")] == [p.read() for p in images.split("all")]
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names of files are text there")
@@ -238,8 +238,8 @@ def test_nothing_is_overwritten_that_is_looked_at(clean, tmp_path):
     for outputs, said in (
         ({"table": tmp_path / "own.csv"}, "overwritten"),
         ({"table": tmp_path / "deeper" / ".." / "own.csv"}, "overwritten"),
-        ({"table": Path(own.part("val")[0].path)}, "must end in .csv"),
-        ({"page": Path(own.part("val")[0].path)}, "must end in .html"),
+        ({"table": Path(own.split("val")[0].path)}, "must end in .csv"),
+        ({"page": Path(own.split("val")[0].path)}, "must end in .html"),
         ({"page": tmp_path / "folder.html"}, "is a folder"),
     ):
         with pytest.raises(BadOutput, match=said):
@@ -298,9 +298,9 @@ def test_a_training_is_told_and_stopped_only_where_figures_would_lie(clean):
     images = open_dataset(clean)
     kept, contents = vet(images, despite_findings=False, say=said.append)
     assert contents.keys() == kept.splits.keys()
-    assert len(kept.part("train")) == 49
+    assert len(kept.split("train")) == 49
     assert sum("left out" in line for line in said) == 1
-    assert sum("more than one part" in line and "700" in line for line in said) == 1
+    assert sum("more than one split" in line and "700" in line for line in said) == 1
     for path in (clean / "val" / "bees").iterdir():
         path.unlink()
     with pytest.raises(BadData, match="--despite-findings"):

@@ -157,7 +157,7 @@ def test_figures_on_different_images_are_not_compared(tiny, runs, tmp_path):
     notes = compare([runs[0], other]).notes
     assert len(notes) == 1
     assert "different images" in notes[0]
-    tested = write_run(tmp_path / "tested", tiny, recipe=Recipe(epochs=10), part="test")
+    tested = write_run(tmp_path / "tested", tiny, recipe=Recipe(epochs=10), split="test")
     assert "vgg11_bn-1 on val" in compare([runs[0], tested]).notes[0]
     assert "tested on test" in compare([runs[0], tested]).notes[0]
     assert compare([runs[0]]).notes == ()

@@ -154,7 +154,7 @@ def test_the_command_writes_table_report_and_plots(runs, others, tmp_path, monke
         (["--report", "x.pdf"], ".html"),
         (["--wanted-precision", "95"], "above 0 and at most 1"),
         (["--protocol", "single", "--scales", "256"], "takes no scales"),
-        (["--split", "test"], "part test"),
+        (["--split", "test"], "split test"),
     ],
 )
 def test_wrong_options_are_told_before_any_work(runs, others, options, said, tmp_path, monkeypatch, capsys):

@@ -36,7 +36,7 @@ def run(tiny, photos, tmp_path_factory):
 def test_it_learns_and_what_it_reports_is_true(run, photos):
     assert run.evaluation.top1 > 0.8
     assert run.history[-1].train_loss < run.history[0].train_loss
-    images = open_dataset(photos).part("val")
+    images = open_dataset(photos).split("val")
     right = [p.labels[0] == q.label for p, q in zip(predict(run.classifier, images), images, strict=True)]
     assert run.evaluation.top1 == pytest.approx(sum(right) / len(right))
     assert run.evaluation.n == 15
@@ -98,7 +98,7 @@ def test_a_folder_without_parts_is_divided_and_the_held_out_share_is_found_again
 
 
 def test_the_same_images_divided_otherwise_are_not_taken_for_held_out(tiny, tmp_path):
-    """A table with parts or groups, and the folder that its images lie in."""
+    """A table with splits or groups, and the folder that its images lie in."""
     fill_folder(tmp_path / "photos", LABELS, 10)
     files = sorted((tmp_path / "photos").rglob("*.png"))
     for name, column, value in (
@@ -199,7 +199,7 @@ def test_augmented_training_on_real_photos(shared, tiny, tmp_path):
     )
     run = train(classifier, shared / "hymenoptera", Recipe(epochs=1), out=tmp_path / "r", quiet=True)
     assert run.evaluation.n == 153
-    images = open_dataset(shared / "hymenoptera").part("val")
+    images = open_dataset(shared / "hymenoptera").split("val")
     answers = predict(load(tmp_path / "r"), images, top=1)
     right = sum(a.labels[0] == p.label for a, p in zip(answers, images, strict=True))
     assert run.evaluation.top1 == pytest.approx(right / 153)
@@ -277,10 +277,10 @@ def test_a_part_without_a_readable_image_is_refused_whatever_is_said(part, tiny,
         fill_folder(tmp_path / "photos" / name, LABELS, 2)
     for file in (tmp_path / "photos" / part).rglob("*.png"):
         file.write_text("x")
-    with pytest.raises(BadData, match=rf"part {part} cannot be used: none of its 6 images.*does not help"):
+    with pytest.raises(BadData, match=rf"split {part} cannot be used: none of its 6 images.*does not help"):
         train(create(tiny), tmp_path / "photos", RECIPE, out=tmp_path / "r", quiet=True, despite_findings=True)
     opened = open_dataset(tmp_path / "photos")
-    with pytest.raises(BadData, match=rf"part {part} cannot be used: it is empty"):
+    with pytest.raises(BadData, match=rf"split {part} cannot be used: it is empty"):
         train(
             create(tiny),
             opened.keep({**opened.splits, part: ()}),

@@ -284,7 +284,7 @@ def test_the_loss_of_an_epoch_is_torchs_of_all_its_images(tiny, uneven, tmp_path
     classifier = start(replace(tiny, batch_norm=False))
     logits, targets = [], []
     with torch.inference_mode():
-        for image in open_dataset(uneven).part("train"):
+        for image in open_dataset(uneven).split("train"):
             logits.append(classifier.network.eval()(torch.from_numpy(FED(image.decode()))[None])[0])
             targets.append(LABELS.index(image.label))
     weights = torch.tensor([26 / (3 * count) for count in (18, 6, 2)], dtype=torch.float64)
@@ -356,7 +356,7 @@ def test_steps_from_given_weights_begin_with_the_head_solved(tiny, trained, tmp_
 
 
 def test_what_a_run_says_of_its_test_part_is_what_evaluate_says(tiny, tmp_path):
-    """Calibrated on one part and measured on another: the temperature is counted once."""
+    """Calibrated on one split and measured on another: the temperature is counted once."""
     fill_folder(tmp_path / "photos" / "train", LABELS, 16)
     fill_folder(tmp_path / "photos" / "val", LABELS, 14, start=100)
     fill_folder(tmp_path / "photos" / "test", LABELS, 12, start=200)
@@ -366,7 +366,7 @@ def test_what_a_run_says_of_its_test_part_is_what_evaluate_says(tiny, tmp_path):
     kept = load(tmp_path / "run")
     assert kept.temperature != 1
     again = evaluate(kept, tmp_path / "photos")
-    assert run.evaluation.part == "test"
+    assert run.evaluation.split == "test"
     assert (again.n, again.top1) == (run.evaluation.n, run.evaluation.top1)
     assert again.loss == pytest.approx(run.evaluation.loss, rel=1e-4)
     assert again.ece == pytest.approx(run.evaluation.ece, rel=1e-3)

@@ -38,7 +38,7 @@ def check(
 ) -> int:
     """Look at a collection of images before an hour is spent on it: what it holds, and what is wrong.
 
-    Unreadable files, copies (across parts: leakage; across classes: contradictions), missing, small and
+    Unreadable files, copies (across splits: leakage; across classes: contradictions), missing, small and
     uneven classes; with --model also labels that are likely wrong and images unlike all others.
     Exits with 1 where figures would lie, with 0 else.
 
@@ -115,7 +115,7 @@ def train(
     """Train a Classifier on labelled images.
 
     The folder holds a subfolder for each class, or train/ and val/ (valid/, validation/, test/) that do;
-    without parts, a share of each class is held out. digits are 1,797 real handwritten digits.
+    without splits, a share of each class is held out. digits are 1,797 real handwritten digits.
 
     Args:
         data: A folder, a table, tar shards, Parquet, hf://datasets/owner/name, or a name such as digits or cifar10.
@@ -177,7 +177,7 @@ def train(
                 "best_epoch": run.best_epoch,
                 **{name: getattr(run.evaluation, name) for name in ("top1", "top1_interval", "top5", "loss", "n")},
                 "data": run.evaluation.data,
-                "part": run.evaluation.part,
+                "part": run.evaluation.split,
             }
         )
         return

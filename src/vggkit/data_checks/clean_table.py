@@ -12,7 +12,7 @@ from vggkit.images.sources.locations import is_address
 from vggkit.table_files import Kind, stream_columns
 
 HELD_OUT_FIRST: Final = ("test", "val")
-"""Of an image that is in several parts, the copy in the first of these stays: figures stay comparable."""
+"""Of an image that is in several splits, the copy in the first of these stays: figures stay comparable."""
 
 
 def choose_removals(diagnosis: Diagnosis) -> dict[int, str]:
@@ -20,10 +20,10 @@ def choose_removals(diagnosis: Diagnosis) -> dict[int, str]:
 
     - unreadable ones;
     - every copy of one that is in more than one class;
-    - of one that is in more than one part, the copies outside the part that is measured on;
-    - of exact copies inside a part, all but the first.
+    - of one that is in more than one split, the copies outside the split that is measured on;
+    - of exact copies inside a split, all but the first.
 
-    Near duplicates inside a part stay, and so do likely wrong labels: people decide on those.
+    Near duplicates inside a split stay, and so do likely wrong labels: people decide on those.
     """
     removed: dict[int, str] = {}
 
@@ -37,19 +37,19 @@ def choose_removals(diagnosis: Diagnosis) -> dict[int, str]:
     for case in cases.get("contradiction", ()):
         remove(case, "in more than one class")
     for case in cases.get("leakage", ()):
-        parts = {member.part for member in case.members}
-        stays = next((part for part in HELD_OUT_FIRST if part in parts), min(parts))
+        splits = {member.split for member in case.members}
+        stays = next((split for split in HELD_OUT_FIRST if split in splits), min(splits))
         for member in case.members:
-            if member.part != stays:
+            if member.split != stays:
                 removed.setdefault(id(member.image), f"also in {stays}")
     for case in cases.get("duplicate", ()):
         seen: set[str] = set()
         for member in case.members:
             if id(member.image) in removed:
                 continue
-            if member.part in seen:
+            if member.split in seen:
                 removed[id(member.image)] = "a copy"
-            seen.add(member.part)
+            seen.add(member.split)
     return removed
 
 
@@ -64,7 +64,7 @@ def write_clean_table(images: ImageDataset, diagnosis: Diagnosis, table: str | P
     """
     table = Path(table)
     removed = choose_removals(diagnosis)
-    for image in (image for part in images.splits.values() for image in part):
+    for image in (image for split in images.splits.values() for image in split):
         if image.pixels is not None:
             raise BadOutput(f"{image.path}: has no file, and a table names files; --fix is for images with files")
         if not image.path.isprintable() and not _is_text(image.path):
@@ -75,13 +75,13 @@ def write_clean_table(images: ImageDataset, diagnosis: Diagnosis, table: str | P
         for case in (mislabelled.cases if mislabelled else ())
     }
     divided = "all" not in images.splits
-    grouped = any(image.group is not None for part in images.splits.values() for image in part)
+    grouped = any(image.group is not None for split in images.splits.values() for image in split)
     kinds: dict[str, Kind] = {"path": "path", "label": "text"}
     kinds |= {name: "text" for name, is_there in (("split", divided), ("group", grouped)) if is_there}
     kinds["note"] = "text"
     with stream_columns(table, kinds) as append:
-        for name, part in images.splits.items():
-            kept = [image for image in part if id(image) not in removed]
+        for name, split in images.splits.items():
+            kept = [image for image in split if id(image) not in removed]
             append(
                 {
                     "path": [_name(image, table) for image in kept],

@@ -40,7 +40,7 @@ class Member:
 
     path: str
     """As in its `ImageSample`."""
-    part: str
+    split: str
     """`train`, `val` …; `all` where the collection is not divided."""
     label: str
     """Its class."""
@@ -49,7 +49,7 @@ class Member:
 
     def to_dict(self) -> dict[str, str]:
         """A value for JSON."""
-        return {"path": self.path, "part": self.part, "label": self.label}
+        return {"path": self.path, "part": self.split, "label": self.label}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ class Diagnosis:
     data: str
     """Where the images come from."""
     counts: Mapping[str, Mapping[str, int]]
-    """Readable images of each class in each part."""
+    """Readable images of each class in each split."""
     n: int
     """All images, unreadable ones too."""
     sides: Sides | None
@@ -150,7 +150,7 @@ class Diagnosis:
         return {
             "data": self.data,
             "n": self.n,
-            "counts": {part: dict(classes) for part, classes in self.counts.items()},
+            "counts": {split: dict(classes) for split, classes in self.counts.items()},
             "sides": asdict(self.sides) if self.sides else None,
             "formats": dict(self.formats),
             "modes": dict(self.modes),

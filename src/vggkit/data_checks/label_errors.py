@@ -130,7 +130,7 @@ def predict_held_out(
 ) -> dict[float, NDArray[np.float64]]:
     """Logits (N, K) for each shrinkage, of linear discriminant analysis that never saw the image's fold.
 
-    What folds share is summed once, and each fold's part taken away.
+    What folds share is summed once, and each fold's split taken away.
 
     Args:
         features: (N, F), standardised.

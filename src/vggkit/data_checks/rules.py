@@ -86,20 +86,20 @@ def find_remarks(images: ImageDataset) -> list[Finding]:
 
 
 def find_missing_classes(images: ImageDataset, sightings: Sequence[Sighting]) -> Finding | None:
-    """Classes of which a part has no readable image."""
-    seen = {(s.part, s.label) for s in sightings if s.problem is None}
+    """Classes of which a split has no readable image."""
+    seen = {(s.split, s.label) for s in sightings if s.problem is None}
     cases = [
-        Case((), f"{part} has no readable image of {label}")
-        for part in images.splits
+        Case((), f"{split} has no readable image of {label}")
+        for split in images.splits
         for label in images.labels
-        if (part, label) not in seen
+        if (split, label) not in seen
     ]
     return _finding(
         "missing-class",
         "error",
         cases,
-        f"{_count(cases, 'class', 'classes')} missing from a part",
-        "What is measured on that part says nothing of the class. Add images of it, or remove it everywhere.",
+        f"{_count(cases, 'class', 'classes')} missing from a split",
+        "What is measured on that split says nothing of the class. Add images of it, or remove it everywhere.",
     )
 
 
@@ -125,12 +125,12 @@ def find_similar_names(labels: Sequence[str]) -> Finding | None:
 def find_few(counts: Mapping[str, Mapping[str, int]]) -> Finding | None:
     """Classes with too few images to learn from, or to be measured on."""
     cases = []
-    for part, classes in counts.items():
-        least = FEW_TO_LEARN_FROM if part in ("train", "all") else FEW_TO_MEASURE
-        purpose = "learn from" if part in ("train", "all") else "measure on"
+    for split, classes in counts.items():
+        least = FEW_TO_LEARN_FROM if split in ("train", "all") else FEW_TO_MEASURE
+        purpose = "learn from" if split in ("train", "all") else "measure on"
         for label, count in sorted(classes.items(), key=lambda item: item[1]):
             if 0 < count < least:
-                cases.append(Case((), f"{part}: {count} of {label}, and fewer than {least} are few to {purpose}"))
+                cases.append(Case((), f"{split}: {count} of {label}, and fewer than {least} are few to {purpose}"))
     return _finding(
         "few",
         "warning",
@@ -141,15 +141,15 @@ def find_few(counts: Mapping[str, Mapping[str, int]]) -> Finding | None:
 
 
 def find_imbalance(counts: Mapping[str, Mapping[str, int]]) -> Finding | None:
-    """Parts to learn from whose largest class is several times the smallest."""
+    """Splits to learn from whose largest class is several times the smallest."""
     cases = []
-    for part in ("train", "all"):
-        filled = {label: count for label, count in counts.get(part, {}).items() if count}
+    for split in ("train", "all"):
+        filled = {label: count for label, count in counts.get(split, {}).items() if count}
         if len(filled) > 1:
             most, least = max(filled, key=filled.__getitem__), min(filled, key=filled.__getitem__)
             ratio = filled[most] / filled[least]
             if ratio > IMBALANCE:
-                said = f"{part}: {filled[most]} of {most}, {filled[least]} of {least}, {ratio:.1f} times as many"
+                said = f"{split}: {filled[most]} of {most}, {filled[least]} of {least}, {ratio:.1f} times as many"
                 cases.append(Case((), said))
     return _finding(
         "imbalance",
@@ -206,7 +206,7 @@ def find_animated(sightings: Sequence[Sighting]) -> Finding | None:
 
 
 def find_copies(sightings: Sequence[Sighting], alike: Sequence[Alike]) -> list[Finding]:
-    """Leakage between parts, contradictions between classes, duplicates and near duplicates inside a part.
+    """Leakage between splits, contradictions between classes, duplicates and near duplicates inside a split.
 
     Args:
         sightings: What was seen.
@@ -223,9 +223,9 @@ def find_copies(sightings: Sequence[Sighting], alike: Sequence[Alike]) -> list[F
     same = [Case(_members(sightings, numbers), "the same file", 1.0) for numbers in repeated]
     every = [*(case for case, numbers in zip(same, repeated, strict=True) if numbers[0] not in copied), *near]
     groups = find_parted_groups(sightings)
-    leaked = [case for case in (*every, *groups) if len({m.part for m in case.members}) > 1]
+    leaked = [case for case in (*every, *groups) if len({m.split for m in case.members}) > 1]
     contradicting = [case for case in every if len({m.label for m in case.members}) > 1]
-    repeating = [case for case in same if max(Counter(m.part for m in case.members).values()) > 1]
+    repeating = [case for case in same if max(Counter(m.split for m in case.members).values()) > 1]
     within = [case for case in repeating if case not in contradicting]
     near_within = [case for case in near if case not in leaked and case not in contradicting]
     found = (
@@ -233,9 +233,9 @@ def find_copies(sightings: Sequence[Sighting], alike: Sequence[Alike]) -> list[F
             "leakage",
             "error",
             leaked,
-            f"{_count(leaked, 'image or group', 'images or groups')} in more than one part",
+            f"{_count(leaked, 'image or group', 'images or groups')} in more than one split",
             "The network is measured on images that it learnt by heart: the figures are too good. "
-            "Keep each in one part; --fix takes them out of train.",
+            "Keep each in one split; --fix takes them out of train.",
         ),
         _finding(
             "contradiction",
@@ -248,23 +248,23 @@ def find_copies(sightings: Sequence[Sighting], alike: Sequence[Alike]) -> list[F
             "duplicate",
             "warning",
             within,
-            f"{_count(within, 'image')} more than once in a part, byte for byte",
+            f"{_count(within, 'image')} more than once in a split, byte for byte",
             "Copies count as if they were evidence. Keep one of each; --fix does.",
         ),
         _finding(
             "near-duplicate",
             "note",
             near_within,
-            f"{_count(near_within, 'image')} more than once in a part, nearly the same",
+            f"{_count(near_within, 'image')} more than once in a split, nearly the same",
             "Sized, re-encoded, cut or mirrored copies, or shots of one burst. Keep one of each where they are "
-            "copies; keep a burst in one part with a group column.",
+            "copies; keep a burst in one split with a group column.",
         ),
     )
     return [finding for finding in found if finding is not None]
 
 
 def _gather(sightings: Sequence[Sighting], alike: Sequence[Alike]) -> list[tuple[list[int], float]]:
-    """Near duplicates in groups with their least likeness; and pairs across parts or classes that no group has."""
+    """Near duplicates in groups with their least likeness; and pairs across splits or classes that no group has."""
     likeness = {frozenset(pair[:2]): pair.likeness for pair in alike}
     groups = group(alike)
     gathered = [
@@ -275,21 +275,21 @@ def _gather(sightings: Sequence[Sighting], alike: Sequence[Alike]) -> list[tuple
     for pair in alike:
         one, two = sightings[pair.first], sightings[pair.second]
         apart = place.get(pair.first, -1) != place.get(pair.second, -2)
-        if apart and (one.part, one.label) != (two.part, two.label):
+        if apart and (one.split, one.label) != (two.split, two.label):
             gathered.append(([pair.first, pair.second], pair.likeness))
     return gathered
 
 
 def find_parted_groups(sightings: Sequence[Sighting]) -> list[Case]:
-    """Groups whose images lie in more than one part."""
+    """Groups whose images lie in more than one split."""
     groups: dict[str, list[Sighting]] = defaultdict(list)
     for sighting in sightings:
         if sighting.image.group is not None:
             groups[sighting.image.group].append(sighting)
     return [
-        Case(tuple(map(member, group)), f"the group {name} lies in {', '.join(sorted({s.part for s in group}))}")
+        Case(tuple(map(member, group)), f"the group {name} lies in {', '.join(sorted({s.split for s in group}))}")
         for name, group in groups.items()
-        if len({s.part for s in group}) > 1
+        if len({s.split for s in group}) > 1
     ]
 
 
@@ -304,7 +304,7 @@ def group_exact(sightings: Sequence[Sighting]) -> dict[bytes, list[int]]:
 
 def member(sighting: Sighting) -> Member:
     """The image of a sighting, as findings name it."""
-    return Member(sighting.image.path, sighting.part, sighting.label, sighting.image)
+    return Member(sighting.image.path, sighting.split, sighting.label, sighting.image)
 
 
 def _members(sightings: Sequence[Sighting], numbers: Iterable[int]) -> tuple[Member, ...]:

@@ -43,7 +43,7 @@ ENDINGS: Final = {
 class Sighting:
     """What was seen of an image."""
 
-    part: str
+    split: str
     """`train`, `val` …"""
     image: ImageSample
     """Itself."""
@@ -71,13 +71,13 @@ class Sighting:
 
 
 def survey(images: ImageDataset, *, on_progress: Callable[[int, int], None] | None = None) -> Iterator[Sighting]:
-    """A Sighting of each image, part by part in order; several are decoded at once.
+    """A Sighting of each image, split by split in order; several are decoded at once.
 
     Args:
         images: What to look at.
         on_progress: Called with the number of images done and of all.
     """
-    every = [(name, image) for name, part in images.splits.items() for image in part]
+    every = [(name, image) for name, split in images.splits.items() for image in split]
     threads = count_threads()
     with ThreadPoolExecutor(threads, thread_name_prefix="survey") as pool:
         waiting, ahead = iter(every), deque[Future[Sighting]]()
@@ -92,20 +92,20 @@ def survey(images: ImageDataset, *, on_progress: Callable[[int, int], None] | No
                 future.cancel()
 
 
-def look(part: str, image: ImageSample) -> Sighting:
+def look(split: str, image: ImageSample) -> Sighting:
     """The Sighting of one image; one that cannot be read has its `problem`."""
     try:
         if image.pixels is not None:
             height, width = image.pixels.shape[:2]
             head = Head("in memory", width, height, "RGB", 1, animated=False)
             digest = _digest(repr(image.pixels.shape).encode() + np.ascontiguousarray(image.pixels).tobytes())
-            return Sighting(part, image, head, digest, describe_likeness(image.pixels))
+            return Sighting(split, image, head, digest, describe_likeness(image.pixels))
         data = image.read()
         pixels = decode(data, name=image.path, least_side=LEAST_SIDE)
         head = read_head(data, name=image.path)
-        return Sighting(part, image, head, _digest(data), describe_likeness(pixels))
+        return Sighting(split, image, head, _digest(data), describe_likeness(pixels))
     except BadImage as problem:
-        return Sighting(part, image, problem=str(problem))
+        return Sighting(split, image, problem=str(problem))
 
 
 def _digest(data: bytes) -> bytes:

@@ -160,7 +160,7 @@ def fuse(evaluations: Sequence[Evaluation], *, wanted_precision: float | None = 
             labels=aligned[0].labels,
         ),
         data=evaluations[0].data,
-        part=evaluations[0].part,
+        split=evaluations[0].split,
         model=" + ".join(names),
         protocol=f"probabilities averaged, of {'; '.join(protocols)}",
         wanted_precision=wanted_precision,

@@ -127,7 +127,7 @@ class Evaluation:
     """What answering "unknown" would come to, where a threshold is known or was looked for."""
     data: str
     """Where the images come from."""
-    part: str
+    split: str
     """Which part of it: `train`, `val`, `test` or `all`."""
     model: str
     """What was measured."""
@@ -145,7 +145,7 @@ class Evaluation:
     @property
     def source(self) -> str:
         """Where the images come from and which part of it, for people."""
-        return f"{self.data}, part {self.part}" if self.part else self.data
+        return f"{self.data}, split {self.split}" if self.split else self.data
 
     @property
     def top1_interval(self) -> Interval:

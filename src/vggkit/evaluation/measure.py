@@ -53,8 +53,8 @@ def evaluate(
     Args:
         classifier: The Classifier to measure; classes are matched by name.
         data: What `open_dataset` takes, or labelled images already opened.
-        split: `train`, `val`, `test` or `all`. None: the test part, else the validation part, else
-            everything; of a place the Classifier was trained on without parts, the share that
+        split: `train`, `val`, `test` or `all`. None: the test split, else the validation split, else
+            everything; of a place the Classifier was trained on without splits, the share that
             was held out then.
         protocol: `single`: one view, as in prediction; `dense`, `multi-scale`, `multi-crop`,
             `dense+crops`: the paper's tests, see `plan_protocol`.
@@ -86,7 +86,7 @@ def evaluate(
     )
     opened = data if isinstance(data, ImageDataset) else open_dataset(data)
     opened = opened.spelled_as(classifier.labels)
-    part, images, notes = _choose(classifier, opened, split)
+    split, images, notes = _choose(classifier, opened, split)
     known = _match(classifier, opened, images, notes)
     engines = prepare_engines(classifier, plan, device=device, precision=precision, engine=engine)
     notes += _note_precision(engines, precision)
@@ -102,7 +102,7 @@ def evaluate(
     return score(
         answers,
         data=opened.name,
-        part=part,
+        split=split,
         model=name or classifier.configuration.model,
         protocol=str(plan),
         temperature=classifier.temperature,
@@ -192,43 +192,43 @@ def _match(
 def _choose(
     classifier: Classifier, opened: ImageDataset, split: str | None
 ) -> tuple[str, tuple[ImageSample, ...], list[str]]:
-    """The part to measure on, its images, and what to say about the choice."""
+    """The split to measure on, its images, and what to say about the choice."""
     trained_on = read_entry(classifier.provenance, "data")
     same = trained_on.get("fingerprint") == opened.fingerprint()
     notes: list[str] = []
     fold = trained_on.get("fold")
     if same and ("val" not in opened.splits or fold) and split in (None, "val", "train"):
-        parts = hold_out(
+        splits = hold_out(
             opened, validation_share=trained_on["validation_share"], seed=trained_on["seed"], fold=fold
         )
-        part = split or ("test" if "test" in parts.splits else "val")
-        if split is None and part == "val":
-            notes.append(f"of {opened.name} only the part {part} counts: the Classifier was trained on the rest")
+        split = split or ("test" if "test" in splits.splits else "val")
+        if split is None and split == "val":
+            notes.append(f"of {opened.name} only the split {split} counts: the Classifier was trained on the rest")
     else:
-        parts = opened
-        part = split or next((name for name in ("test", "val", "all") if name in opened.splits), "")
-        if not part:
+        splits = opened
+        split = split or next((name for name in ("test", "val", "all") if name in opened.splits), "")
+        if not split:
             raise BadData(
-                f"{opened.name}: has only the part train; say --split train to measure on it all the same"
+                f"{opened.name}: has only the split train; say --split train to measure on it all the same"
             )
-    images = parts.part(part)
+    images = splits.split(split)
     held_out, digest = read_entry(trained_on, "held_out"), identify_images(images)
-    learnt = digest not in held_out.values() if held_out else part in ("train", "all")
+    learnt = digest not in held_out.values() if held_out else split in ("train", "all")
     if same and learnt:
         # The same images by another way may be divided otherwise than when they were learnt from.
-        if split is None and part not in ("train", "all"):
+        if split is None and split not in ("train", "all"):
             raise BadData(
                 f"{opened.name}: the Classifier was trained on these very images, divided otherwise: by other "
-                "parts or groups, or by a version of vggkit that dealt such groups in another way. Give them as "
+                "splits or groups, or by a version of vggkit that dealt such groups in another way. Give them as "
                 f"they were given to train ({trained_on.get('name')}, with the same columns), or say --split to "
                 "measure all the same"
             )
         notes = [LEARNT]
-    elif digest == trained_on.get("learnt"):  # the training part, given by itself
+    elif digest == trained_on.get("learnt"):  # the training split, given by itself
         notes = [LEARNT]
-    elif not same and part == "all" and _is_place(opened.name, trained_on.get("name")):
+    elif not same and split == "all" and _is_place(opened.name, trained_on.get("name")):
         notes.append(CHANGED)
-    return part, images, notes
+    return split, images, notes
 
 
 def _is_place(name: str, other: object) -> bool:

@@ -16,7 +16,7 @@ def score(
     answers: Answers,
     *,
     data: str,
-    part: str = "",
+    split: str = "",
     model: str = "",
     protocol: str = "",
     temperature: float = 1.0,
@@ -32,7 +32,7 @@ def score(
     Args:
         answers: At least one image.
         data: Where the images come from.
-        part: Which part of it.
+        split: Which part of it.
         model: What was measured.
         protocol: How each image was looked at.
         temperature: What the answers' logits were divided by.
@@ -109,7 +109,7 @@ def score(
         calibration=calibration,
         rejection=rejection,
         data=data,
-        part=part,
+        split=split,
         model=model,
         protocol=protocol,
         images=images,

@@ -164,14 +164,14 @@ class Unreadable:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageDataset:
-    """Labelled images in named parts."""
+    """Labelled images in named splits."""
 
     name: str
     """Where they come from, as it was asked for."""
     labels: tuple[str, ...]
-    """Class names, sorted; all parts together."""
+    """Class names, sorted; all splits together."""
     splits: Mapping[str, tuple[ImageSample, ...]]
-    """`train`, `val`, `test`, those that there are; one part `all` where the place is not divided."""
+    """`train`, `val`, `test`, those that there are; one split `all` where the place is not divided."""
     passed_over: tuple[Omission, ...] = ()
     """What lies there and is none of its images, counted by reason."""
     remarks: tuple[LabelRemark, ...] = ()
@@ -181,31 +181,31 @@ class ImageDataset:
     def of(
         cls, name: str, images: Iterable[tuple[str | None, ImageSample]], *, reading: Reading | None = None
     ) -> Self:
-        """The set of (part, image); an image whose part is None belongs to `all`.
+        """The set of (split, image); an image whose split is None belongs to `all`.
 
-        Labels are composed (Unicode's NFC). Of several entries of one image with the same label, group and part
-        one is kept. A part without any label is left out where another has them.
+        Labels are composed (Unicode's NFC). Of several entries of one image with the same label, group and split
+        one is kept. A split without any label is left out where another has them.
 
         Args:
             name: Where they come from.
-            images: The images with their parts.
+            images: The images with their splits.
             reading: What was met beside them.
 
-        Raises BadData where there are no images, one has no label, only some have a part, or a label that was
+        Raises BadData where there are no images, one has no label, only some have a split, or a label that was
         written into a table consists of others.
         """
         reading = reading or Reading()
         given = set[str]()
-        parts: dict[str, list[ImageSample]] = {}
+        splits: dict[str, list[ImageSample]] = {}
         places: dict[int, tuple[list[ImageSample], int]] = {}
-        for part, image in images:
-            held = parts.setdefault(part or "all", [])
+        for split, image in images:
+            held = splits.setdefault(split or "all", [])
             if image.label is not None:
                 given.add(image.label)
                 if (label := spell(image.label)) != image.label:
                     image = replace(image, label=label)  # noqa: PLW2901
             # By a number alone, for there may be millions.
-            entry = hash((part, image.label, image.group, image.identity()))
+            entry = hash((split, image.label, image.group, image.identity()))
             among, place = places.setdefault(entry, (held, len(held)))
             if among is held and place == len(held):
                 held.append(image)
@@ -216,45 +216,45 @@ class ImageDataset:
                 reading.omit("listed-twice", goes.path)
             else:
                 held.append(image)
-        for part, held in list(parts.items()):
+        for split, held in list(splits.items()):
             bare = [image for image in held if image.label is None]
-            if len(bare) == len(held) and len(parts) > 1:
-                del parts[part]  # as the test parts of public sets, whose labels are kept secret
+            if len(bare) == len(held) and len(splits) > 1:
+                del splits[split]  # as the test splits of public sets, whose labels are kept secret
             elif bare:
                 raise BadData(f"{bare[0].path}: has no label, and labelled images are asked for")
-        if not parts:
+        if not splits:
             raise BadData(f"{name}: holds no images")
-        if "all" in parts and len(parts) > 1:
-            others = ", ".join(sorted(parts.keys() - {"all"}))
+        if "all" in splits and len(splits) > 1:
+            others = ", ".join(sorted(splits.keys() - {"all"}))
             raise BadData(
-                f"{name}: some of it belongs to {others}, and some to no part (the first: "
-                f"{parts['all'][0].path}); give every image a part, or none"
+                f"{name}: some of it belongs to {others}, and some to no split (the first: "
+                f"{splits['all'][0].path}); give every image a split, or none"
             )
         remarks = [
             *remark_combined(name, reading.written_labels),
             *remark_spaces(given),
             *remark_spellings(given),
         ]
-        labels = sort_labels(p.label for part in parts.values() for p in part)
-        return cls(name, labels, _in_order(parts), reading.list_omissions(), tuple(remarks))
+        labels = sort_labels(p.label for split in splits.values() for p in split)
+        return cls(name, labels, _in_order(splits), reading.list_omissions(), tuple(remarks))
 
-    def part(self, *names: str) -> tuple[ImageSample, ...]:
-        """Images of the first of these parts that there is; raises BadData."""
+    def split(self, *names: str) -> tuple[ImageSample, ...]:
+        """Images of the first of these splits that there is; raises BadData."""
         for name in names:
             if name in self.splits:
                 return self.splits[name]
-        raise BadData(f"{self.name}: has no part {' or '.join(map(str, names))}, but {', '.join(self.splits)}")
+        raise BadData(f"{self.name}: has no split {' or '.join(map(str, names))}, but {', '.join(self.splits)}")
 
     def count(self, name: str) -> dict[str, int]:
-        """Number of images of each class in a part, classes without any included."""
+        """Number of images of each class in a split, classes without any included."""
         counts = dict.fromkeys(self.labels, 0)
         for image in self.splits[name]:
             counts[str(image.label)] += 1
         return counts
 
-    def keep(self, parts: Mapping[str, Sequence[ImageSample]]) -> Self:
-        """The same set with other images in its parts."""
-        return replace(self, splits={name: tuple(part) for name, part in parts.items()})
+    def keep(self, splits: Mapping[str, Sequence[ImageSample]]) -> Self:
+        """The same set with other images in its splits."""
+        return replace(self, splits={name: tuple(split) for name, split in splits.items()})
 
     def spelled_as(self, labels: Iterable[str]) -> Self:
         """The same set with its labels in the spelling of others, where these differ in Unicode's forms alone."""
@@ -263,15 +263,15 @@ class ImageDataset:
         if not new:
             return self
         splits = {
-            name: tuple(replace(p, label=new.get(str(p.label), p.label)) for p in part)
-            for name, part in self.splits.items()
+            name: tuple(replace(p, label=new.get(str(p.label), p.label)) for p in split)
+            for name, split in self.splits.items()
         }
         return replace(self, labels=sort_labels(new.get(label, label) for label in self.labels), splits=splits)
 
     def list_sources(self) -> Iterator[str]:
         """Where its images are read from: the place itself, their files, and the archives that hold them."""
         yield self.name
-        for image in (image for part in self.splits.values() for image in part):
+        for image in (image for split in self.splits.values() for image in split):
             yield image.path if image.storage is None else image.path.partition("#")[0]
 
     def fingerprint(self) -> str:
@@ -279,7 +279,7 @@ class ImageDataset:
 
         It is the same wherever the folder lies, and changes when an image comes, goes or is another.
         """
-        return identify_images(image for part in self.splits.values() for image in part)
+        return identify_images(image for split in self.splits.values() for image in split)
 
 
 def identify_images(images: Iterable[ImageSample]) -> str:
@@ -304,7 +304,7 @@ def typical_side(images: Sequence[ImageSample], *, most: int = 100) -> int:
     return int(np.median(sides)) if sides else 224
 
 
-def _in_order(parts: Mapping[str, list[ImageSample]]) -> dict[str, tuple[ImageSample, ...]]:
-    """The usual parts first."""
-    usual = [name for name in ("train", "val", "test") if name in parts]
-    return {name: tuple(parts[name]) for name in (*usual, *sorted(parts.keys() - set(usual)))}
+def _in_order(splits: Mapping[str, list[ImageSample]]) -> dict[str, tuple[ImageSample, ...]]:
+    """The usual splits first."""
+    usual = [name for name in ("train", "val", "test") if name in splits]
+    return {name: tuple(splits[name]) for name in (*usual, *sorted(splits.keys() - set(usual)))}

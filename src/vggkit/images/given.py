@@ -34,7 +34,7 @@ def list_sources(given: ImageSources) -> Iterable[ImageSource]:
     if isinstance(given, str | os.PathLike | bytes | bytearray | memoryview | ImageSample) or _is_file(given):
         return [cast("ImageSource", given)]
     if isinstance(given, Mapping) or not isinstance(given, Iterable):
-        parts = "; name a part of it: images.part('val')" if hasattr(given, "splits") else ""
+        parts = "; name a part of it: images.split('val')" if hasattr(given, "splits") else ""
         raise BadInput(f"{_RULE}, or several of them; got {describe_type(given)}{parts}")
     if isinstance(given, Sized) and not len(given):
         raise lack_images(given)

@@ -1,4 +1,4 @@
-"""A collection divided into parts: by names that people use, by share, by folds.
+"""A collection divided into splits: by names that people use, by share, by folds.
 
 An image's place depends on the seed, its class and its name alone (of grouped images, its group's
 name): it is the same on every machine and in every order. So whatever is counted is counted in the order
@@ -30,7 +30,7 @@ SPLITS: Final[Mapping[str, str]] = {
 
 
 def find_split(path: str) -> str | None:
-    """The part that a file's name tells, or else its folder's: `data/train-00001.tar`, `val/00001.tar`.
+    """The split that a file's name tells, or else its folder's: `data/train-00001.tar`, `val/00001.tar`.
 
     Folders above are not asked: people keep data in folders called test.
     """
@@ -40,7 +40,7 @@ def find_split(path: str) -> str | None:
 
 
 def divide(images: ImageDataset, *, validation_share: float, seed: int) -> ImageDataset:
-    """The same images with parts `train` and `val`, where there is no part for validation yet.
+    """The same images with splits `train` and `val`, where there is no split for validation yet.
 
     Stratified: each class gives its share, at least one image. Images of one group stay
     together, as do several entries of one image, and the shares come as near as the groups allow.
@@ -50,21 +50,21 @@ def divide(images: ImageDataset, *, validation_share: float, seed: int) -> Image
     """
     if "val" in images.splits and "train" in images.splits:
         return images
-    whole = images.part("train", "all")
+    whole = images.split("train", "all")
     units = _tie(whole)
     if len(units) < len(whole) or any(image.group is not None for image in whole):
         chosen = _choose_units(images.name, units, validation_share, seed)
         held_out = {image for unit in chosen for image in units[unit]}
     else:
         held_out = _choose_images(images.name, whole, validation_share, seed)
-    return _part(images, whole, held_out)
+    return _split(images, whole, held_out)
 
 
 def divide_in_folds(images: ImageDataset, folds: int, *, seed: int = 0) -> tuple[ImageDataset, ...]:
     """The same images divided `folds` times into `train` and `val`, each image in `val` once.
 
     Stratified, and images of one group stay together, as do several entries of one image; each `val` has
-    every class. A part `test` stays apart in every fold; parts `train` and `val` are put together first.
+    every class. A split `test` stays apart in every fold; splits `train` and `val` are put together first.
 
     Raises BadInput for fewer than two folds, BadData where a class has fewer images or groups than folds, or no
     way was found to deal the groups so that each fold has every class.
@@ -73,7 +73,7 @@ def divide_in_folds(images: ImageDataset, folds: int, *, seed: int = 0) -> tuple
         raise BadInput(f"folds must be 2 or more, got {folds}")
     whole = tuple(p for name in ("all", "train", "val") if name in images.splits for p in images.splits[name])
     if not whole:
-        raise BadData(f"{images.name}: has only the part {', '.join(images.splits)}; there is nothing to fold")
+        raise BadData(f"{images.name}: has only the split {', '.join(images.splits)}; there is nothing to fold")
     units = _tie(whole)
     having = Counter(label for members in units.values() for label in _count(members))
     kind = "groups" if any(image.group is not None for image in whole) else "pictures"
@@ -89,11 +89,11 @@ def divide_in_folds(images: ImageDataset, folds: int, *, seed: int = 0) -> tuple
         )
     places = {image: dealt[unit] for unit, members in units.items() for image in members}
     held = [{image for image, place in places.items() if place == fold} for fold in range(folds)]
-    return tuple(_part(images, whole, held_out) for held_out in held)
+    return tuple(_split(images, whole, held_out) for held_out in held)
 
 
 def hold_out(images: ImageDataset, *, validation_share: float, seed: int, fold: str | None = None) -> ImageDataset:
-    """Parts `train` and `val`: the fold that is named as `2/5`, or else as `divide` does.
+    """Splits `train` and `val`: the fold that is named as `2/5`, or else as `divide` does.
 
     Raises BadData, and BadInput for a fold that is none.
     """
@@ -111,8 +111,8 @@ def read_fold(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _part(images: ImageDataset, whole: Sequence[ImageSample], held_out: Collection[ImageSample]) -> ImageDataset:
-    kept = {name: part for name, part in images.splits.items() if name not in ("all", "train", "val")}
+def _split(images: ImageDataset, whole: Sequence[ImageSample], held_out: Collection[ImageSample]) -> ImageDataset:
+    kept = {name: split for name, split in images.splits.items() if name not in ("all", "train", "val")}
     train = [image for image in whole if image not in held_out]
     val = [image for image in whole if image in held_out]
     return images.keep({"train": train, "val": val, **kept})

@@ -77,8 +77,8 @@ def predict(
         classifier: The Classifier to ask.
         images: An image or several: a path, also of a folder (every image below it), a table, archives … as
             `iterate_images` takes them; the bytes of a file, an open file, a PIL image of any mode, pixels uint8
-            as an array (H, W, 3) or a tensor (3, H, W), or an ImageSample; a list or any other iterable
-            of these, an array (N, H, W, 3) or a tensor (N, 3, H, W). What has no name is called `image 0`, after its
+            as an array (H, W, 3) or a tensor (3, H, W), or an ImageSample; or an iterable of
+            these, an array (N, H, W, 3) or a tensor (N, 3, H, W). What has no name is called `image 0`, after its
             number.
         top: How many classes to name; fewer where the Classifier has fewer.
         batch_size: Images that pass through the network together.

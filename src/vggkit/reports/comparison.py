@@ -47,7 +47,7 @@ class ComparedRun:
     """The rows of `metrics.csv`."""
     best_epoch: int | None
     """The epoch that is kept; None before the first one ended."""
-    part: str
+    split: str
     """What the figures were measured on: `val` or `test`."""
     data: str
     """Where the images came from."""
@@ -94,17 +94,17 @@ def draw_comparison(comparison: Comparison, *, width: int = 80) -> RenderableTyp
         comparison: From `compare`.
         width: Characters of a line; 80 are enough, and from 104 on heads and finer intervals are shown.
     """
-    parts: list[RenderableType] = [_draw_runs(comparison.runs, wide=width >= WIDE_COLUMNS)]
+    splits: list[RenderableType] = [_draw_runs(comparison.runs, wide=width >= WIDE_COLUMNS)]
     unfinished = [run for run in comparison.runs if not run.is_finished]
     if unfinished:
-        parts += [write_line(), *(write_line(_describe_standing(run), style="yellow") for run in unfinished)]
+        splits += [write_line(), *(write_line(_describe_standing(run), style="yellow") for run in unfinished)]
     if comparison.differing:
-        parts += [write_line(), _draw_differing(comparison)]
+        splits += [write_line(), _draw_differing(comparison)]
     elif len(comparison.runs) > 1:
-        parts += [write_line(), write_line("nothing differs in what they were asked", style="dim")]
+        splits += [write_line(), write_line("nothing differs in what they were asked", style="dim")]
     for note in comparison.notes:
-        parts += [write_line(), write_line(("! ", "yellow"), note)]
-    return Group(*parts)
+        splits += [write_line(), write_line(("! ", "yellow"), note)]
+    return Group(*splits)
 
 
 def _draw_runs(runs: Sequence[ComparedRun], *, wide: bool) -> Table:

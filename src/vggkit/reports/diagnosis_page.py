@@ -39,9 +39,9 @@ SEVERITIES: Final[dict[Severity, str]] = {
 
 TITLES: Final[dict[Kind, str]] = {
     "unreadable": "Files that cannot be read",
-    "missing-class": "Classes missing from a part",
+    "missing-class": "Classes missing from a split",
     "similar-names": "Classes whose names look the same",
-    "leakage": "Same images in several parts",
+    "leakage": "Same images in several splits",
     "contradiction": "Same images, different classes",
     "combined-label": "Labels that look like several",
     "label-spaces": "Labels that differ in spaces",
@@ -103,9 +103,9 @@ def judge(findings: Iterable[Finding]) -> Verdict:
 
 
 class Profile(NamedTuple):
-    """Sizes of a part's classes, the largest first, as an area."""
+    """Sizes of a split's classes, the largest first, as an area."""
 
-    part: str
+    split: str
     outline: str
     """An SVG path, 1 wide for each class and 100 high for the largest."""
     largest: int
@@ -115,36 +115,36 @@ class Profile(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ClassTable:
-    """Images of each class in each part."""
+    """Images of each class in each split."""
 
-    parts: tuple[str, ...]
+    splits: tuple[str, ...]
     labels: tuple[str, ...]
     """In order, or the largest first where there are many."""
     rows: Mapping[str, tuple[int, ...]]
-    """Counts of each class, in the order of `parts`."""
+    """Counts of each class, in the order of `splits`."""
     totals: tuple[int, ...]
     largest: tuple[int, ...]
-    """Of each part: what the longest bar stands for."""
+    """Of each split: what the longest bar stands for."""
     profiles: tuple[Profile, ...]
-    """Of each part, where classes are many."""
+    """Of each split, where classes are many."""
 
     @classmethod
     def of(cls, counts: Mapping[str, Mapping[str, int]]) -> "ClassTable":
-        """The table of `Diagnosis.counts`; a class that a part lacks has 0 there."""
-        parts = tuple(counts)
+        """The table of `Diagnosis.counts`; a class that a split lacks has 0 there."""
+        splits = tuple(counts)
         labels = sort_labels(label for classes in counts.values() for label in classes)
-        rows = {label: tuple(counts[part].get(label, 0) for part in parts) for label in labels}
+        rows = {label: tuple(counts[split].get(label, 0) for split in splits) for label in labels}
         many = len(labels) > CLASSES_AT_ONCE
         if many:
             labels = tuple(sorted(labels, key=lambda label: -sum(rows[label])))
-        columns = list(zip(*rows.values(), strict=True)) or [()] * len(parts)
+        columns = list(zip(*rows.values(), strict=True)) or [()] * len(splits)
         return cls(
-            parts=parts,
+            splits=splits,
             labels=labels,
             rows=rows,
             totals=tuple(map(sum, columns)),
             largest=tuple(max(column, default=0) for column in columns),
-            profiles=tuple(map(_draw_profile, parts, columns)) if many else (),
+            profiles=tuple(map(_draw_profile, splits, columns)) if many else (),
         )
 
     @property
@@ -153,13 +153,13 @@ class ClassTable:
         return self.labels[:CLASSES_AT_EACH_END], self.labels[-CLASSES_AT_EACH_END:]
 
 
-def _draw_profile(part: str, counts: tuple[int, ...]) -> Profile:
+def _draw_profile(split: str, counts: tuple[int, ...]) -> Profile:
     sizes = sorted(counts, reverse=True)
     highest = max(sizes[0], 1)
     # A step a class would make the path long where neighbours are equal, which they mostly are.
     runs = [(size, len(list(run))) for size, run in itertools.groupby(sizes)]
     steps = "".join(f"V{100 - 100 * size / highest:.4g}h{width}" for size, width in runs)
-    return Profile(part, f"M0 100{steps}V100Z", sizes[0], median_low(sizes), sizes[-1])
+    return Profile(split, f"M0 100{steps}V100Z", sizes[0], median_low(sizes), sizes[-1])
 
 
 class Rectangle(NamedTuple):
@@ -212,7 +212,7 @@ class CaseView:
     """None where the detail says it: that files are the same, or how much they are alike."""
     frames: tuple[Frame, ...]
     """At most `MOST_MEMBERS`."""
-    parts_differ: bool
+    splits_differ: bool
     labels_differ: bool
 
     @property
@@ -278,6 +278,6 @@ def _show_case(case: Case, album: Album, *, drawn: bool) -> CaseView:
         detail=detail,
         likeness=None if said else case.likeness,
         frames=tuple(album.show(member, drawn=drawn) for member in case.members[:MOST_MEMBERS]),
-        parts_differ=len({member.part for member in case.members}) > 1,
+        splits_differ=len({member.split for member in case.members}) > 1,
         labels_differ=len({member.label for member in case.members}) > 1,
     )

@@ -35,20 +35,22 @@ def draw_diagnosis(diagnosis: Diagnosis) -> RenderableType:
 
 
 def _said(diagnosis: Diagnosis) -> str:
-    parts = ", ".join(f"{sum(classes.values()):,} {part}" for part, classes in diagnosis.counts.items())
+    splits = ", ".join(f"{sum(classes.values()):,} {split}" for split, classes in diagnosis.counts.items())
     classes = len(next(iter(diagnosis.counts.values()), {}))
-    return f"{classes:,} classes ({parts})" if "all" not in diagnosis.counts else f"{classes:,} classes"
+    return f"{classes:,} classes ({splits})" if "all" not in diagnosis.counts else f"{classes:,} classes"
 
 
 def _draw_counts(diagnosis: Diagnosis) -> Table:
-    """Readable images of each class in each part; of many classes the largest and the smallest."""
-    parts = list(diagnosis.counts)
-    totals = {label: sum(diagnosis.counts[part][label] for part in parts) for label in diagnosis.counts[parts[0]]}
+    """Readable images of each class in each split; of many classes the largest and the smallest."""
+    splits = list(diagnosis.counts)
+    totals = {
+        label: sum(diagnosis.counts[split][label] for split in splits) for label in diagnosis.counts[splits[0]]
+    }
     labels = list(totals)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("class", no_wrap=True, overflow="ellipsis", max_width=32)
-    for part in parts:
-        table.add_column("pictures" if part == "all" else part, justify="right")
+    for split in splits:
+        table.add_column("pictures" if split == "all" else split, justify="right")
     table.add_column(width=BAR_CELLS, no_wrap=True, style="blue")
     if len(labels) > CLASSES_SHOWN:
         ordered = sorted(labels, key=lambda label: -totals[label])
@@ -59,7 +61,7 @@ def _draw_counts(diagnosis: Diagnosis) -> Table:
         if not label:
             table.add_row(write_line(f"… {len(totals) - CLASSES_SHOWN} more", style="dim"))
             continue
-        counts = [diagnosis.counts[part][label] for part in parts]
+        counts = [diagnosis.counts[split][label] for split in splits]
         cells = [write_line(f"{count:,}", style="bold red" if not count else "") for count in counts]
         table.add_row(write_line(label), *cells, _bar(totals[label] / most))
     return table

@@ -85,9 +85,9 @@ class Recipe:
     views: int = 1
     """For trainable=head: ways each image is seen; the first as when predicting, the others augmented."""
     validation_share: float = 0.2
-    """Share in (0, 1) of each class held out, where the data has no validation part."""
+    """Share in (0, 1) of each class held out, where the data has no validation split."""
     fold: str | None = None
-    """Such as 2/5: learn from all but the second of five folds and check on it; the data's own parts are joined."""
+    """Such as 2/5: train on all but the second of five folds and validate on it; its own splits are joined."""
     seed: int = 0
     """Every random draw depends on it, the epoch, the step and the image, and on nothing else."""
 

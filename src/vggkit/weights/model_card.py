@@ -185,8 +185,8 @@ def _describe_data(provenance: Mapping[str, Any]) -> str:
     said = [f"Images: {escape_markdown(_data_name(provenance))}."]
     images = _mapping(data, "pictures")
     if images:
-        counts = ", ".join(f"{part} {count}" for part, count in images.items())
-        said.append(f"Parts: {escape_markdown(counts)}.")
+        counts = ", ".join(f"{split} {count}" for split, count in images.items())
+        said.append(f"Splits: {escape_markdown(counts)}.")
     if data.get("fingerprint"):
         said.append(f"Fingerprint of their files: {escape_markdown(str(data['fingerprint']))}.")
     weights = _mapping(provenance, "weights")
@@ -220,7 +220,7 @@ def _metrics(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _interval(metrics: Mapping[str, Any]) -> str:
-    said = f"{metrics.get('part', 'test')} part, n = {metrics.get('n', 'unknown')}"
+    said = f"{metrics.get('part', 'test')} split, n = {metrics.get('n', 'unknown')}"
     interval = metrics.get("top1_interval")
     if isinstance(interval, list | tuple) and len(interval) == 2:
         said += f", 95 % interval {_percent(interval[0])} to {_percent(interval[1])}"

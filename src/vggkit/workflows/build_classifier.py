@@ -53,7 +53,7 @@ def suit_classifier(
     if weights is None:
         if image_pixels is None:
             # Whole halvings by the five pools.
-            image_pixels = min(224, max(32, 32 * round(typical_side(images.part("train", "all")) / 32)))
+            image_pixels = min(224, max(32, 32 * round(typical_side(images.split("train", "all")) / 32)))
         stated = _resize(stated, image_pixels, in_channels or 3)
     elif stated is not None:
         stated = _resize(stated, image_pixels or 224, in_channels or 3)

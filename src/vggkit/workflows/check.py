@@ -43,7 +43,7 @@ def check(
 ) -> Diagnosis:
     """What a collection of labelled images holds, and what is wrong with it.
 
-    Unreadable files, copies (inside a part, across parts, across classes), classes that are
+    Unreadable files, copies (inside a split, across splits, across classes), classes that are
     missing, small or uneven, images smaller than the network sees, files that are not what their
     names say. With a Classifier also labels that are likely wrong and images unlike all others.
 
@@ -112,7 +112,7 @@ def guard_outputs(images: ImageDataset, *, table: Path | None = None, page: Path
     Raises BadOutput where a place cannot be written to, is an image or what images come from, or has
     the wrong ending.
     """
-    every = [image for part in images.splits.values() for image in part]
+    every = [image for split in images.splits.values() for image in split]
     for path, endings in ((table, (".csv",)), (page, (".html", ".htm"))):
         if path is None:
             continue
@@ -133,17 +133,17 @@ def vet(
 ) -> tuple[ImageDataset, dict[str, str]]:
     """The images that can be trained on and measured with; what was found is said, the cheap part of `check`.
 
-    Beside them, what tells the images of each part, their contents, labels and order, from any others.
+    Beside them, what tells the images of each split, their contents, labels and order, from any others.
 
     Args:
-        images: In the parts `train` and `val`, perhaps more.
+        images: In the splits `train` and `val`, perhaps more.
         despite_findings: Go on where figures would lie.
         say: Hears a sentence for each finding that matters to a training.
         on_progress: Hears what is being done.
 
     Unreadable images are left out. Above MOST_COMPARED images only exact copies are found.
 
-    Raises BadData where a class is missing from a part, and in any case where a part has no readable image.
+    Raises BadData where a class is missing from a split, and in any case where a split has no readable image.
     """
     for omission in images.passed_over:
         say(f"passed over: {omission.describe()}")
@@ -179,38 +179,38 @@ def vet(
     readable = [sighting for sighting in sightings if sighting.problem is None]
     contents = {name: hashlib.sha256() for name in images.splits}
     for sighting in readable:
-        contents[sighting.part].update(sighting.digest + sighting.label.encode(errors="surrogateescape") + b"\n")
+        contents[sighting.split].update(sighting.digest + sighting.label.encode(errors="surrogateescape") + b"\n")
     return (
-        images.keep({name: [s.image for s in readable if s.part == name] for name in images.splits}),
+        images.keep({name: [s.image for s in readable if s.split == name] for name in images.splits}),
         {name: content.hexdigest()[:32] for name, content in contents.items()},
     )
 
 
 def _demand_readable(images: ImageDataset, sightings: Iterable[Sighting]) -> None:
-    """Raise BadData for a part of which no image can be read: nothing can be learnt from it or measured on it."""
+    """Raise BadData for a split of which no image can be read: nothing can be learnt from it or measured on it."""
     problems: dict[str, str | None] = {}
     for sighting in sightings:
-        problems.setdefault(sighting.part, sighting.problem)
-    readable = {sighting.part for sighting in sightings if sighting.problem is None}
-    for name, part in images.splits.items():
+        problems.setdefault(sighting.split, sighting.problem)
+    readable = {sighting.split for sighting in sightings if sighting.problem is None}
+    for name, split in images.splits.items():
         if name not in readable:
             said = (
-                f"none of its {len(part):,} images can be read (the first: {problems[name]})"
-                if part
+                f"none of its {len(split):,} images can be read (the first: {problems[name]})"
+                if split
                 else "it is empty"
             )
             raise BadData(
-                f"{images.name}: the part {name} cannot be used: {said}. Replace its images, or leave the part "
+                f"{images.name}: the split {name} cannot be used: {said}. Replace its images, or leave the split "
                 "out; --despite-findings does not help here"
             )
 
 
 def count_readable(images: ImageDataset, sightings: Iterable[Sighting]) -> dict[str, dict[str, int]]:
-    """Readable images of each class in each part."""
-    counts = {part: dict.fromkeys(images.labels, 0) for part in images.splits}
+    """Readable images of each class in each split."""
+    counts = {split: dict.fromkeys(images.labels, 0) for split in images.splits}
     for sighting in sightings:
         if sighting.problem is None:
-            counts[sighting.part][sighting.label] += 1
+            counts[sighting.split][sighting.label] += 1
     return counts
 
 

@@ -60,7 +60,7 @@ def _read_run(folder: Path, config: RunConfig, *, name: str) -> ComparedRun:
     # The last thing that a run writes; a Classifier that learns on has the metrics of its earlier training.
     is_finished = "metrics" in provenance and (folder / "confusion_matrix.png").is_file()
     figures = dict(provenance["metrics"]) if is_finished else _figures_so_far(history, about)
-    part = figures.get("part", "val")
+    split = figures.get("part", "val")
     interval = figures.get("top1_interval")
     spent = sum(row["seconds"] for row in history)
     return ComparedRun(
@@ -74,9 +74,9 @@ def _read_run(folder: Path, config: RunConfig, *, name: str) -> ComparedRun:
         epochs=1 if settled.trainable == "head" else settled.epochs,
         history=history,
         best_epoch=figures.get("epoch"),
-        part=part,
+        split=split,
         data=config.data,
-        images=(about.get("held_out") or {}).get(part),
+        images=(about.get("held_out") or {}).get(split),
         n=figures.get("n"),
         top1=figures.get("top1"),
         top1_interval=(interval[0], interval[1]) if interval else None,
@@ -136,11 +136,11 @@ def _find_notes(runs: Sequence[ComparedRun]) -> Iterator[str]:
     measured = [run for run in runs if run.top1 is not None]
     groups: dict[tuple[str, str | None], list[ComparedRun]] = {}
     for run in measured:
-        groups.setdefault((run.part, run.images), []).append(run)
+        groups.setdefault((run.split, run.images), []).append(run)
     if len(groups) > 1:
         said = "; ".join(
-            f"{', '.join(run.name for run in group)} on {part} of {group[0].data}"
-            for (part, _), group in groups.items()
+            f"{', '.join(run.name for run in group)} on {split} of {group[0].data}"
+            for (split, _), group in groups.items()
         )
         yield f"measured on different images, so their figures cannot be compared: {said}"
         return

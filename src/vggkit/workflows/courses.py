@@ -35,7 +35,7 @@ class Course:
 
     classifier: Classifier
     """Its network learns."""
-    parts: ImageDataset
+    dataset: ImageDataset
     """Readable images in `train`, `val` and perhaps `test`."""
     recipe: Recipe
     """Settled."""
@@ -63,13 +63,13 @@ class Course:
 
     @property
     def measured(self) -> str:
-        """The part that the headline is measured on."""
-        return "test" if "test" in self.parts.splits else "val"
+        """The split that the headline is measured on."""
+        return "test" if "test" in self.dataset.splits else "val"
 
     @property
     def title(self) -> str:
         """The run in a line."""
-        return f"{self.classifier.configuration.model} on {self.parts.name}"
+        return f"{self.classifier.configuration.model} on {self.dataset.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Outcome:
     best_epoch: int
     """The one that was kept: highest validation accuracy, then lowest validation loss."""
     evaluation: Evaluation
-    """The kept weights on the part that is measured."""
+    """The kept weights on the split that is measured."""
 
 
 def measure(course: Course, find: Callable[[str], Answers], *, chosen_from: int) -> Evaluation:
@@ -89,43 +89,43 @@ def measure(course: Course, find: Callable[[str], Answers], *, chosen_from: int)
 
     Args:
         course: Its Classifier has the weights that were kept.
-        find: The answers of a part, at a temperature of 1.
+        find: The answers of a split, at a temperature of 1.
         chosen_from: States of the network, one an epoch, that the kept one is the best of.
     """
-    classifier, part = course.classifier, course.measured
+    classifier, split = course.classifier, course.measured
     # All that is asked is asked before the Classifier is told how sure to be.
     val = find("val")
-    headline = val if part == "val" else find(part)
+    headline = val if split == "val" else find(split)
     fit = fit_temperature(val, seed=course.recipe.seed)
     course.line.say(fit.describe())
     classifier.calibrate(
         temperature=fit.temperature,
-        about={**asdict(fit), "part": "val", "pictures": identify_images(course.parts.part("val"))},
+        about={**asdict(fit), "part": "val", "pictures": identify_images(course.dataset.split("val"))},
     )
     notes = []
-    counts = {name: course.parts.count(name) for name in ("train", part)}
-    if absent := [label for label, count in counts[part].items() if not count]:
+    counts = {name: course.dataset.count(name) for name in ("train", split)}
+    if absent := [label for label, count in counts[split].items() if not count]:
         notes.append(f"no images of {shorten_names(absent, most=12)}: nothing is measured of them")
-    if unlearnt := [label for label, count in counts["train"].items() if not count and counts[part][label]]:
+    if unlearnt := [label for label, count in counts["train"].items() if not count and counts[split][label]]:
         notes.append(
             f"no images of {shorten_names(unlearnt, most=12)} were learnt from, and theirs are measured on"
         )
-    if part == "val":
+    if split == "val":
         if chosen_from > 1:
             notes.append(
                 f"the best of {chosen_from} states was chosen by these very images, which flatters the figures a "
-                "little; images in a part test would not"
+                "little; images in a split test would not"
             )
         if fit.temperature != 1:
             notes.append(CALIBRATED_HERE)
     return score(
         headline.sharpen(fit.temperature),
-        data=course.parts.name,
-        part=part,
+        data=course.dataset.name,
+        split=split,
         model=classifier.configuration.model,
         protocol=str(plan_protocol("single", classifier.preprocessing)),
         temperature=fit.temperature,
-        images=identify_images(course.parts.part(part)),
+        images=identify_images(course.dataset.split(split)),
         notes=tuple(notes),
     )
 

@@ -50,7 +50,7 @@ def demonstrate(
     run = train(classifier, digits, Recipe(epochs=7, seed=seed), out=out, device=device, quiet=quiet)
     asked = []
     for label in digits.labels:
-        image = next(image for image in digits.part("test") if image.label == label)
+        image = next(image for image in digits.split("test") if image.label == label)
         path = out / "pictures" / f"digit_{image.path.rsplit('/', 1)[1]}.png"
         path.parent.mkdir(exist_ok=True)
         assert image.pixels is not None, "digits are in memory"

@@ -171,7 +171,7 @@ def report_on(found: Measurement, data: ImageDataset, path: str | Path, *, model
     write_report(
         found.evaluations,
         path,
-        images=[image for part in data.splits.values() for image in part],
+        images=[image for split in data.splits.values() for image in split],
         story=Story(
             history=history,
             best_epoch=best_epoch,
@@ -237,7 +237,7 @@ def _calibrate(
     renewed = score(
         raw.sharpen(fit.temperature),
         data=found.data,
-        part=found.part,
+        split=found.split,
         model=found.model,
         protocol=found.protocol,
         temperature=fit.temperature,
@@ -254,7 +254,7 @@ def _calibrate(
     about = {
         **asdict(fit),
         "data": found.data,
-        "part": found.part,
+        "part": found.split,
         "pictures": found.images,
         "wanted_precision": wanted_precision,
     }

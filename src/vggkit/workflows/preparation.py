@@ -1,4 +1,4 @@
-"""What a training is prepared with: its images in parts, and a recipe with every choice made."""
+"""What a training is prepared with: its images in splits, and a recipe with every choice made."""
 
 from contextlib import ExitStack
 from dataclasses import replace
@@ -25,14 +25,14 @@ from vggkit.weights.model import Classifier
 def divide_images(
     opened: ImageDataset, classifier: Classifier, recipe: Recipe, *, stack: ExitStack, line: ProgressLine
 ) -> tuple[ImageDataset, dict[str, str]]:
-    """The images in their parts, where they can be read in any order, and what tells each part from others."""
-    parts = hold_out(opened, validation_share=recipe.validation_share, seed=recipe.seed, fold=recipe.fold)
-    digests = {name: identify_images(part) for name, part in parts.splits.items()}
+    """The images in their splits, where they can be read in any order, and what tells each split from others."""
+    dataset = hold_out(opened, validation_share=recipe.validation_share, seed=recipe.seed, fold=recipe.fold)
+    digests = {name: identify_images(split) for name, split in dataset.splits.items()}
     folder = Path(stack.enter_context(TemporaryDirectory(prefix="vggkit-")))
-    parts = spool(parts, folder / "pictures", on_progress=partial(line.show, "copying images"))
-    _check_labels(parts, classifier)
+    dataset = spool(dataset, folder / "pictures", on_progress=partial(line.show, "copying images"))
+    _check_labels(dataset, classifier)
     # A class that the Classifier names and the data lacks altogether is missing too.
-    return replace(parts, name=opened.name, labels=classifier.labels), digests
+    return replace(dataset, name=opened.name, labels=classifier.labels), digests
 
 
 def _check_labels(images: ImageDataset, classifier: Classifier) -> None:
@@ -49,12 +49,12 @@ def _check_labels(images: ImageDataset, classifier: Classifier) -> None:
 
 
 def settle_recipe(
-    recipe: Recipe, classifier: Classifier, parts: ImageDataset, device: torch.device, *, by_hand: SetByHand
+    recipe: Recipe, classifier: Classifier, dataset: ImageDataset, device: torch.device, *, by_hand: SetByHand
 ) -> tuple[Recipe, list[str]]:
     """The recipe with every choice made, and a sentence on each; see `settle`."""
     weights = classifier.provenance.get("weights")
     start: Start = "trained" if "metrics" in classifier.provenance else "random" if weights is None else "weights"
-    images, side = len(parts.part("train")), classifier.preprocessing.crop_pixels
+    images, side = len(dataset.split("train")), classifier.preprocessing.crop_pixels
     situation = Situation(
         configuration=classifier.configuration,
         preprocessing=classifier.preprocessing,

@@ -206,9 +206,9 @@ class RunConfig:
             given["recipe"] = Recipe.from_dict({} if given["recipe"] is None else given["recipe"])
         if given.get("found", ()) is None:
             del given["found"]
-        return cls(**given)._part_choices()
+        return cls(**given)._split_choices()
 
-    def _part_choices(self) -> Self:
+    def _split_choices(self) -> Self:
         """Earlier versions wrote the settled recipe, and only the names of what was chosen in it."""
         names = self.found.get("chosen")
         if not isinstance(names, list):

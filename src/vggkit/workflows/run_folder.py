@@ -104,12 +104,12 @@ def fill_folder(course: Course, outcome: Outcome) -> None:
     write_report(
         [evaluation],
         directory / "report.html",
-        images=course.parts.part(course.measured),
+        images=course.dataset.split(course.measured),
         story=Story(
             history=[asdict(epoch) for epoch in outcome.history],
             best_epoch=outcome.best_epoch,
             provenance=course.classifier.provenance,
-            steps=suggest_steps(directory, course.parts.name, is_head_alone=course.recipe.trainable == "head"),
+            steps=suggest_steps(directory, course.dataset.name, is_head_alone=course.recipe.trainable == "head"),
         ),
     )
     write_plots(evaluation, directory, "png")  # the last of them says that the run is finished
@@ -126,10 +126,10 @@ def _draw_again(course: Course, outcome: Outcome, ending: PlotEnding) -> None:
         plot_history(outcome.history, curve, best_epoch=outcome.best_epoch, title=course.title)
 
 
-def list_metrics(evaluation: Evaluation, part: str, epoch: int) -> dict[str, Any]:
+def list_metrics(evaluation: Evaluation, split: str, epoch: int) -> dict[str, Any]:
     """The headline figures, for the Classifier's own file."""
     return {
-        "part": part,
+        "part": split,
         "top1": evaluation.top1,
         "top1_interval": list(evaluation.top1_interval),
         "top5": evaluation.top5,

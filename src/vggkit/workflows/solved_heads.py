@@ -36,7 +36,9 @@ def learn_at_once(course: Course) -> Outcome:
     # All that it begins with; what is computed is kept with the features.
     course.checkpoints.keep(list_weights(classifier.network), Progress())
     line.say(describe(None, memory_bytes=estimate_memory_of(course)))
-    found, solution = _solve(course, [part for part in course.parts.splits if part in ("train", "val", "test")])
+    found, solution = _solve(
+        course, [split for split in course.dataset.splits if split in ("train", "val", "test")]
+    )
     answers = _answer(course, found, solution)
     epoch = _describe_solution(course, answers, epoch=1, since=started)
     course.loggers.log((epoch,))
@@ -59,22 +61,22 @@ def begin_solved(course: Course) -> tuple[Epoch, float]:
     return start, float(np.sqrt(np.mean(np.square(found["train"].rows, dtype=np.float64))))
 
 
-def _solve(course: Course, parts: Sequence[str]) -> tuple[dict[str, Features], HeadSolution]:
-    """Features of some parts, and the last layer solved on those of `train` and put into the network."""
+def _solve(course: Course, splits: Sequence[str]) -> tuple[dict[str, Features], HeadSolution]:
+    """Features of some splits, and the last layer solved on those of `train` and put into the network."""
     classifier, recipe, line = course.classifier, course.recipe, course.line
     found = {
-        part: extract_features(
+        split: extract_features(
             classifier,
-            course.parts.splits[part],
+            course.dataset.splits[split],
             recipe=recipe,
             device=course.device,
             # What figures are measured on is computed as `evaluate` does.
-            precision="auto" if part == "train" else "fp32",
-            views=recipe.views if part == "train" else 1,
-            on_progress=_Pace(line, part).show,
+            precision="auto" if split == "train" else "fp32",
+            views=recipe.views if split == "train" else 1,
+            on_progress=_Pace(line, split).show,
             say=line.say,
         )
-        for part in parts
+        for split in splits
     }
     train = found["train"]
     solution = solve_head(
@@ -98,15 +100,15 @@ def _solve(course: Course, parts: Sequence[str]) -> tuple[dict[str, Features], H
 
 
 def _answer(course: Course, found: Mapping[str, Features], solution: HeadSolution) -> dict[str, Answers]:
-    """What the solved head makes of the features of each part; of `train` there may be several rows an image."""
+    """What the solved head makes of the features of each split; of `train` there may be several rows an image."""
     return {
-        part: Answers.of(
+        split: Answers.of(
             features.rows @ solution.weight.T + solution.bias,
             features.targets,
             labels=course.classifier.labels,
-            paths=None if part == "train" else [image.path for image in course.parts.part(part)],
+            paths=None if split == "train" else [image.path for image in course.dataset.split(split)],
         )
-        for part, features in found.items()
+        for split, features in found.items()
     }
 
 
@@ -114,7 +116,7 @@ def _weigh(course: Course) -> torch.Tensor | None:
     """What each class counts (K,); None: alike."""
     if course.recipe.balance != "weights":
         return None
-    return weigh_classes(course.parts.part("train"), course.classifier.labels)
+    return weigh_classes(course.dataset.split("train"), course.classifier.labels)
 
 
 def _describe_solution(course: Course, answers: Mapping[str, Answers], *, epoch: int, since: float) -> Epoch:
@@ -139,8 +141,8 @@ def _describe_solution(course: Course, answers: Mapping[str, Answers], *, epoch:
 class _Pace:
     """Shows how many features there are, and says after the first ones how long all of them will take."""
 
-    def __init__(self, line: ProgressLine, part: str) -> None:
-        self.line, self.part = line, part
+    def __init__(self, line: ProgressLine, split: str) -> None:
+        self.line, self.split = line, split
         self.started, self.first = time.monotonic(), 0
 
     def show(self, done: int, total: int) -> None:
@@ -151,6 +153,6 @@ class _Pace:
         if elapsed > 1 and self.first > 0:
             about = elapsed / (done - self.first) * (total - done)
             if about > 2:
-                self.line.say(f"features of {self.part}: about {spell_duration(about)} left")
+                self.line.say(f"features of {self.split}: about {spell_duration(about)} left")
             self.first = -1
-        self.line.show(f"features of {self.part}", done, total)
+        self.line.show(f"features of {self.split}", done, total)

@@ -35,7 +35,7 @@ def learn_by_steps(
 ) -> Outcome:
     """Epoch by epoch, from where `progress` and `state` say; the best epoch is kept in `best.safetensors`."""
     classifier, recipe, line = course.classifier, course.recipe, course.line
-    train, feature_scale = course.parts.part("train"), 1.0
+    train, feature_scale = course.dataset.split("train"), 1.0
     if course.solve_first and progress == Progress():
         if state is None:  # what it begins with, for whoever stops it before the first step
             course.checkpoints.keep(list_weights(classifier.network), progress)
@@ -59,7 +59,7 @@ def learn_by_steps(
     training = Training(
         classifier,
         train,
-        course.parts.part("val"),
+        course.dataset.split("val"),
         recipe,
         learner=learner,
         progress=progress,
@@ -96,14 +96,14 @@ def learn_by_steps(
     protocol = plan_protocol("single", classifier.preprocessing)
     engines = prepare_engines(classifier, protocol, device=course.device)
 
-    def find(part: str) -> Answers:
+    def find(split: str) -> Answers:
         answers, unreadable = ask(
             classifier,
-            course.parts.part(part),
+            course.dataset.split(split),
             protocol,
             engines=engines,
             batch_size=recipe.batch_size or 32,
-            on_progress=lambda done, total: line.show(f"measuring on {part}", done, total),
+            on_progress=lambda done, total: line.show(f"measuring on {split}", done, total),
         )
         if unreadable:
             raise BadImage(f"{unreadable[0]}; it could be read when the training began")
@@ -122,8 +122,8 @@ def _estimate(course: Course, learner: Learner) -> str:
     course.line.show("trying a step", 0, None)
     estimate = estimate_seconds(
         learner,
-        course.parts.part("train"),
-        course.parts.part("val"),
+        course.dataset.split("train"),
+        course.dataset.split("val"),
         preprocessing=course.classifier.preprocessing,
     )
     return describe(estimate, memory_bytes=estimate_memory_of(course))

@@ -52,7 +52,7 @@ class TrainingRun:
     best_epoch: int
     """The epoch that was kept: highest validation accuracy, then lowest validation loss."""
     evaluation: Evaluation
-    """The kept weights on the test part, where the data has one, else on the validation part."""
+    """The kept weights on the test split, where the data has one, else on the validation split."""
 
 
 def train(
@@ -77,7 +77,7 @@ def train(
             of another precision are converted. What was set on it by hand is kept: parameters that need no
             gradients stay frozen, and modules in evaluation mode in a network in training mode stay in it. In the
             end each parameter and each module is in the state it was found in.
-        data: What `open_dataset` takes. Without a validation part, a share of each class is held out.
+        data: What `open_dataset` takes. Without a validation split, a share of each class is held out.
         recipe: How to learn; None: `Recipe()`.
         out: The run's folder, new or empty; None: the next free `runs/<model>-<n>`.
         device: `auto`, `cpu`, `cuda`, `mps`.
@@ -115,18 +115,18 @@ def train(
         stack.enter_context(hear_signals())
         line = stack.enter_context(ProgressLine(quiet=quiet))
         directory = stack.enter_context(new_folder(out, classifier))
-        parts, digests = divide_images(opened, classifier, recipe, stack=stack, line=line)
+        dataset, digests = divide_images(opened, classifier, recipe, stack=stack, line=line)
         findings: list[str] = []
 
         def find(sentence: str) -> None:
             findings.append(sentence)
             line.say(sentence)
 
-        parts, contents = vet(parts, despite_findings=despite_findings, say=find, on_progress=line.show)
-        counts = ", ".join(f"{len(part)} {name}" for name, part in parts.splits.items())
-        line.say(f"{classifier.configuration.model} on {opened.name}: {counts}, {len(parts.labels)} classes")
+        dataset, contents = vet(dataset, despite_findings=despite_findings, say=find, on_progress=line.show)
+        counts = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
+        line.say(f"{classifier.configuration.model} on {opened.name}: {counts}, {len(dataset.labels)} classes")
         line.say(describe_start(classifier))
-        recipe, reasons = settle_recipe(recipe, classifier, parts, chosen, by_hand=by_hand)
+        recipe, reasons = settle_recipe(recipe, classifier, dataset, chosen, by_hand=by_hand)
         reasons += filter(None, [by_hand.describe(classifier.network), bring_to_float32(classifier.network)])
         for reason in reasons:
             line.say(reason)
@@ -139,7 +139,7 @@ def train(
         if find_rate:
             recipe = search_rate(
                 classifier,
-                parts.part("train"),
+                dataset.split("train"),
                 recipe,
                 device=chosen,
                 by_hand=by_hand,
@@ -150,7 +150,7 @@ def train(
             "data": {
                 "name": opened.name,
                 "fingerprint": opened.fingerprint(),
-                "pictures": {name: len(part) for name, part in parts.splits.items()},
+                "pictures": {name: len(split) for name, split in dataset.splits.items()},
                 "validation_share": recipe.validation_share,
                 "seed": recipe.seed,
                 "fold": recipe.fold,
@@ -175,7 +175,7 @@ def train(
         config.write(directory / "config.yaml")
         course = _plan(
             classifier,
-            parts,
+            dataset,
             config,
             contents,
             directory=directory,
@@ -248,17 +248,19 @@ def resume(
         line = stack.enter_context(ProgressLine(quiet=quiet))
         stack.enter_context(hold_folder(directory))
         if opened.fingerprint() != before["fingerprint"]:
-            now = sum(len(part) for part in opened.splits.values())
+            now = sum(len(split) for split in opened.splits.values())
             raise BadData(
                 f"{opened.name}: is not what this run was begun with: {sum(before['pictures'].values())} readable "
                 f"images then, {now} files now, and some are gone, new or others. Put them back as they were, or "
                 f"begin a new run: vggkit train --config {directory / 'config.yaml'}"
             )
-        parts, _ = divide_images(opened, classifier, recipe, stack=stack, line=line)
-        parts, contents = vet(parts, despite_findings=config.despite_findings, say=line.say, on_progress=line.show)
+        dataset, _ = divide_images(opened, classifier, recipe, stack=stack, line=line)
+        dataset, contents = vet(
+            dataset, despite_findings=config.despite_findings, say=line.say, on_progress=line.show
+        )
         course = _plan(
             classifier,
-            parts,
+            dataset,
             config,
             contents,
             directory=directory,
@@ -300,7 +302,7 @@ def _identify(config: RunConfig, contents: Mapping[str, str]) -> dict[str, dict[
 
 def _plan(
     classifier: Classifier,
-    parts: ImageDataset,
+    dataset: ImageDataset,
     config: RunConfig,
     contents: Mapping[str, str],
     *,
@@ -317,7 +319,7 @@ def _plan(
     recipe = config.settled
     return Course(
         classifier=classifier,
-        parts=parts,
+        dataset=dataset,
         recipe=recipe,
         directory=directory,
         device=device,

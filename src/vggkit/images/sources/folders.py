@@ -1,4 +1,4 @@
-"""A folder with a subfolder of images for each class, or with parts that hold them.
+"""A folder with a subfolder of images for each class, or with splits that hold them.
 
 Links are followed, to files and to folders, and what is passed over is counted.
 """
@@ -21,36 +21,36 @@ Kind = Literal["folder", "linked folder", "file", "broken", "loop", "other"]
 
 
 def read_folder(folder: Path, reading: Reading) -> Iterator[tuple[str | None, ImageSample]]:
-    """(Part, image) of a folder that holds a subfolder for each class, or `train`, `val` … that do.
+    """(Split, image) of a folder that holds a subfolder for each class, or `train`, `val` … that do.
 
-    Raises BadData where classes are missing or empty, or parts stand beside classes.
+    Raises BadData where classes are missing or empty, or splits stand beside classes.
     """
     inside = _folders(folder, reading)
     if inside and all(child.name.lower() in SPLITS for child in inside):
         for child, first in combinations(inside, 2):
-            if (part := SPLITS[child.name.lower()]) == SPLITS[first.name.lower()]:
+            if (split := SPLITS[child.name.lower()]) == SPLITS[first.name.lower()]:
                 raise BadData(
-                    f"{folder}: holds the part {part} twice, as {child.name} and as {first.name}; keep one"
+                    f"{folder}: holds the split {split} twice, as {child.name} and as {first.name}; keep one"
                 )
-        parts = [(SPLITS[child.name.lower()], child, _folders(child, reading)) for child in inside]
+        splits = [(SPLITS[child.name.lower()], child, _folders(child, reading)) for child in inside]
     else:
         _refuse_mixture(folder, inside)
-        parts = [("all", folder, inside)]
+        splits = [("all", folder, inside)]
     filled, empty = set(), {}
-    for part, place, classes in parts:
+    for split, place, classes in splits:
         _demand_classes(place, classes)
         for child in classes:
             met = Reading()
             held = False
             for file in iterate_files(child, met):
                 held = True
-                yield None if part == "all" else part, ImageSample(str(file), child.name)
+                yield None if split == "all" else split, ImageSample(str(file), child.name)
             reading.take(met)
             if held:
                 filled.add(child.name)
             else:
                 empty[child.name] = child, met
-    # A class that is missing from one part alone is for those who use the parts to judge.
+    # A class that is missing from one split alone is for those who use the splits to judge.
     for name, (child, met) in empty.items():
         if name not in filled:
             said = "; ".join(omission.describe() for omission in met.list_omissions())
@@ -183,7 +183,7 @@ def _refuse_mixture(folder: Path, inside: list[Path]) -> None:
         others = [child.name for child in inside if child.name.lower() not in SPLITS]
         raise BadData(
             f"{folder}: holds {', '.join(mixed)} beside {', '.join(others[:3])}; "
-            "are these parts or classes? Keep only parts, or only classes, at this level"
+            "are these splits or classes? Keep only splits, or only classes, at this level"
         )
 
 

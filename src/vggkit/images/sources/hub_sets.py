@@ -34,9 +34,9 @@ PATIENCE_SECONDS: Final = 10.0
 
 @dataclass(frozen=True)
 class HubStorage:
-    """A column of images of one part, not decoded."""
+    """A column of images of one split, not decoded."""
 
-    part: "datasets.Dataset"
+    split: "datasets.Dataset"
     """Its table, memory-mapped."""
     column: str
     """The column of images."""
@@ -44,7 +44,7 @@ class HubStorage:
 
     def read(self, key: int) -> bytes:
         """The file in that row, counted from 0."""
-        held = self.part[key][self.column]
+        held = self.split[key][self.column]
         if isinstance(held, Mapping):
             if held.get("bytes") is None and held.get("path"):
                 return read_file(held["path"])
@@ -55,11 +55,11 @@ class HubStorage:
 
     def weigh(self, key: int) -> str:
         """The row, and the library's own digest of the table."""
-        return f"{self.part._fingerprint}/{key}"
+        return f"{self.split._fingerprint}/{key}"
 
 
 def read_hub_set(address: str, columns: Columns, reading: Reading) -> Iterator[tuple[str | None, ImageSample]]:
-    """(Part, image) of the data set at `hf://datasets/owner/name`, `@` a revision, `#` a configuration.
+    """(Split, image) of the data set at `hf://datasets/owner/name`, `@` a revision, `#` a configuration.
 
     Images are its column of images, classes its column of class labels, or the columns that are
     stated; a row without a class is an image without a label. What was downloaded once is taken
@@ -73,24 +73,24 @@ def read_hub_set(address: str, columns: Columns, reading: Reading) -> Iterator[t
             f"{address}: is not a data set's address, which is hf://datasets/owner/name, "
             "with @revision and #configuration where they are wanted"
         )
-    for name, part in _load(address, *found.groups()).items():
-        yield from _read_part(address, name, part, columns, reading)
+    for name, split in _load(address, *found.groups()).items():
+        yield from _read_split(address, name, split, columns, reading)
 
 
-def _read_part(
-    address: str, name: str, part: "datasets.Dataset", columns: Columns, reading: Reading
+def _read_split(
+    address: str, name: str, split: "datasets.Dataset", columns: Columns, reading: Reading
 ) -> Iterator[tuple[str | None, ImageSample]]:
-    image = _find_image(part.features, columns, address)
-    others = {column: kind for column, kind in part.features.items() if column != image}
-    said = columns.find(list(part.features), table=address) | {"path": image}
+    image = _find_image(split.features, columns, address)
+    others = {column: kind for column, kind in split.features.items() if column != image}
+    said = columns.find(list(split.features), table=address) | {"path": image}
     if columns.label_column is None:
         classes = [column for column, kind in others.items() if type(kind).__name__ == "ClassLabel"]
         said |= {"label": classes[0]} if classes else {}
     said = {role: column for role, column in said.items() if column in others}
     names = getattr(others.get(said.get("label", "")), "names", None)
-    storage = HubStorage(_undecoded(part, image), image)
+    storage = HubStorage(_undecoded(split, image), image)
     wanted = sorted(set(said.values()))
-    rows = part.select_columns(wanted) if wanted else ({} for _ in range(part.num_rows))
+    rows = split.select_columns(wanted) if wanted else ({} for _ in range(split.num_rows))
     for row, values in enumerate(rows):
         cells = {role: values[column] for role, column in said.items()}
         label = cells.get("label")
@@ -251,10 +251,10 @@ def _find_image(features: Mapping[str, Any], columns: Columns, address: str) -> 
     raise BadData(f"{address}: has no column of images, but {', '.join(features)}")
 
 
-def _undecoded(part: "datasets.Dataset", column: str) -> "datasets.Dataset":
+def _undecoded(split: "datasets.Dataset", column: str) -> "datasets.Dataset":
     import datasets
 
-    alone = part.select_columns([column])
-    if type(part.features[column]).__name__ == "Image":
+    alone = split.select_columns([column])
+    if type(split.features[column]).__name__ == "Image":
         return alone.cast_column(column, datasets.Image(decode=False))
     return alone

@@ -22,7 +22,7 @@ LIST_ENDINGS: Final = (".txt", ".lst")
 STANDARD_INPUT: Final = "-"
 
 Labelled = Iterator[tuple[str | None, ImageSample]]
-"""(Part, image) of each."""
+"""(Split, image) of each."""
 
 
 def open_dataset(place: str | Path, *, columns: Columns = Columns()) -> ImageDataset:  # noqa: B008 (frozen)
@@ -107,9 +107,9 @@ def gather_images(
 
 
 def find_images(paths: Iterable[str]) -> Iterator[ImageSample]:
-    """Images by the names that they were given, parts of archives and of Parquet too; raises BadData."""
+    """Images by the names that they were given, members of archives and rows of Parquet too; raises BadData."""
     for path in paths:
-        yield from _without_part(_find_inside(iter([(None, ImageSample(path))]), Columns()))
+        yield from _without_split(_find_inside(iter([(None, ImageSample(path))]), Columns()))
 
 
 def count_images(
@@ -135,7 +135,7 @@ def list_images(places: Iterable[str | Path], *, columns: Columns = Columns()) -
 def _iterate(place: str, columns: Columns, reading: Reading) -> Iterator[ImageSample]:
     path, lower = Path(place), place.lower()
     if is_streamed(place):
-        return _without_part(tar_shards.stream_shards(expand(place), reading))
+        return _without_split(tar_shards.stream_shards(expand(place), reading))
     if path.is_dir() and not _containers(path, Reading()):
         return (ImageSample(str(file)) for file in iterate_files(path, reading))
     if lower.endswith(LIST_ENDINGS) and path.is_file():
@@ -147,11 +147,11 @@ def _iterate(place: str, columns: Columns, reading: Reading) -> Iterator[ImageSa
     together = (*tables.ENDINGS, *parquet.ENDINGS, *tar_shards.ENDINGS)
     if not lower.endswith(together) and (path.is_file() or path.suffix.lower() in SUFFIXES):
         return iter([ImageSample(place)])
-    return _without_part(_read(place, columns, reading))
+    return _without_split(_read(place, columns, reading))
 
 
 def _read(place: str, columns: Columns, reading: Reading) -> Labelled:
-    """The images of a place with their parts, in the order in which they are stored."""
+    """The images of a place with their splits, in the order in which they are stored."""
     path, lower = Path(place), place.lower()
     if not place:
         raise BadData("a place of images must be named: a folder, a table, an archive, an address, or a name")
@@ -196,17 +196,17 @@ def _read_files(places: list[Place], columns: Columns, reading: Reading) -> Labe
 def _find_inside(rows: Labelled, columns: Columns) -> Labelled:
     """Rows of a table, those that name a part of an archive or of Parquet (`photos.tar#a.jpg`) found there."""
     inside: dict[str, dict[str, ImageSample]] = {}
-    for part, image in rows:
+    for split, image in rows:
         container = _container(image.path)
         if container is None or Path(image.path).exists():
-            yield part, image
+            yield split, image
             continue
         if container not in inside:
             inside[container] = {found.path: found for _, found in _read(container, columns, Reading())}
         found = inside[container].get(image.path)
         if found is None:
             raise BadData(f"{image.path}: there is no such image in {container}")
-        yield part, replace(found, label=image.label, group=image.group)
+        yield split, replace(found, label=image.label, group=image.group)
 
 
 def _container(path: str) -> str | None:
@@ -261,7 +261,7 @@ def _read_list(path: Path) -> Iterator[ImageSample]:
             yield ImageSample(tables.locate(line, path.parent))
 
 
-def _without_part(labelled: Labelled) -> Iterator[ImageSample]:
+def _without_split(labelled: Labelled) -> Iterator[ImageSample]:
     return (image for _, image in labelled)
 
 

@@ -29,10 +29,10 @@ MOST_HELD_BYTES: Final = 64_000_000
 def read_parquet(
     files: Sequence[Place], columns: Columns, reading: Reading
 ) -> Iterator[tuple[str | None, ImageSample]]:
-    """(Part, image) of every row of Parquet files.
+    """(Split, image) of every row of Parquet files.
 
     Images are a column of bytes, or of Hugging Face's (bytes, path), or paths relative to the
-    file's folder. A file's part is its column of parts, else what its name tells
+    file's folder. A file's split is its column of splits, else what its name tells
     (`train-00000-of-00004.parquet`); classes by number get their names from Hugging Face's metadata.
 
     Raises BadData where a file cannot be read or has no images, MissingExtra without pyarrow.
@@ -110,7 +110,7 @@ class ParquetImages:
                 yield values
 
     def images(self, reading: Reading) -> Iterator[tuple[str | None, ImageSample]]:
-        """(Part, image) of each row."""
+        """(Split, image) of each row."""
         of_file = find_split(str(self.file))
         for number, values in enumerate(self.records()):
             said = {role: values[column] for role, column in self.found.items()}

@@ -25,14 +25,14 @@ from vggkit.paths import find_home, is_offline
 
 @dataclass(frozen=True, slots=True)
 class PublicSet:
-    """Where torchvision has a data set, and how it calls its parts."""
+    """Where torchvision has a data set, and how it calls its splits."""
 
     home: str
     """The class in torchvision.datasets."""
-    parts: Mapping[str, Mapping[str, Any]]
-    """Each part of ours with what torchvision is to be told."""
+    splits: Mapping[str, Mapping[str, Any]]
+    """Each split of ours with what torchvision is to be told."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """What it is told for every part."""
+    """What it is told for every split."""
     is_checked: bool = True
     """Whether torchvision compares the digest of a file that is there before it takes it for whole."""
 
@@ -82,7 +82,7 @@ NAMES: Final = ("digits", *PUBLIC_SETS)
 
 
 def read_named(name: str) -> Iterator[tuple[str | None, ImageSample]]:
-    """(Part, image) of a collection of NAMES.
+    """(Split, image) of a collection of NAMES.
 
     Raises BadDownload where it cannot be had, BadOutput where it cannot be kept, and MissingExtra.
     """
@@ -90,7 +90,7 @@ def read_named(name: str) -> Iterator[tuple[str | None, ImageSample]]:
 
 
 def _read_public(name: str) -> Iterator[tuple[str | None, ImageSample]]:
-    """(Part, image) of one of torchvision's data sets, which is kept below `VGGKIT_HOME`."""
+    """(Split, image) of one of torchvision's data sets, which is kept below `VGGKIT_HOME`."""
     public = PUBLIC_SETS[name]
     try:
         from torchvision import datasets
@@ -100,11 +100,11 @@ def _read_public(name: str) -> Iterator[tuple[str | None, ImageSample]]:
     folder = find_home() / "data" / name
     if not folder.is_dir():
         _bring(name, kind, folder)
-    for part, told in public.parts.items():
+    for split, told in public.splits.items():
         with _explained(name, folder, f"delete {folder}, and it is downloaded anew"):
             opened = kind(folder, **public.options, **told)
         for place, (file, pixels, label) in enumerate(_read(opened)):
-            yield part, ImageSample(str(file or f"{name}/{part}/{place:06d}"), label, pixels)
+            yield split, ImageSample(str(file or f"{name}/{split}/{place:06d}"), label, pixels)
 
 
 def _bring(name: str, kind: Callable[..., Any], folder: Path) -> None:
@@ -122,7 +122,7 @@ def _bring(name: str, kind: Callable[..., Any], folder: Path) -> None:
             if not file.is_dir() and not (public.is_checked and file.suffix in ARCHIVES):
                 file.unlink()
         _remove_empty_folders(unfinished)
-        for told in public.parts.values():
+        for told in public.splits.values():
             kind(unfinished, **public.options, **told, download=True)
         unfinished.rename(folder)
 
@@ -196,7 +196,7 @@ def _channels_last(held: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _read_digits() -> Iterator[tuple[str | None, ImageSample]]:
-    """scikit-learn's 1,797 real handwritten digits, 8×8, in fixed parts of 70, 10 and 20 %."""
+    """scikit-learn's 1,797 real handwritten digits, 8×8, in fixed splits of 70, 10 and 20 %."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as problem:
@@ -211,9 +211,13 @@ def _read_digits() -> Iterator[tuple[str | None, ImageSample]]:
             for index, (image, label) in enumerate(zip(grey, bunch.target, strict=True))
         ),
     )
-    # The test part is set apart first and never depends on a run's seed.
+    # The test split is set apart first and never depends on a run's seed.
     held_out = divide(whole, validation_share=0.2, seed=0)
-    rest = divide(whole.keep({"all": held_out.part("train")}), validation_share=0.125, seed=1)
-    for name, part in (("train", rest.part("train")), ("val", rest.part("val")), ("test", held_out.part("val"))):
-        for image in part:
+    rest = divide(whole.keep({"all": held_out.split("train")}), validation_share=0.125, seed=1)
+    for name, split in (
+        ("train", rest.split("train")),
+        ("val", rest.split("val")),
+        ("test", held_out.split("val")),
+    ):
+        for image in split:
             yield name, image

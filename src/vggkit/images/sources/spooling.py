@@ -21,7 +21,7 @@ def spool(
 
     An image that cannot be read stays where it is. Raises BadOutput where the file cannot be written.
     """
-    slow = [p for part in images.splits.values() for p in part if p.storage is not None and not p.storage.quick]
+    slow = [p for split in images.splits.values() for p in split if p.storage is not None and not p.storage.quick]
     if not slow:
         return images
     storage = Ranges(Place(str(path)))
@@ -39,4 +39,4 @@ def spool(
                     on_progress(done, len(slow))
     except OSError as problem:
         raise BadOutput(f"{path}: images cannot be copied there ({problem.strerror or problem})") from problem
-    return images.keep({name: [copied.get(id(p), p) for p in part] for name, part in images.splits.items()})
+    return images.keep({name: [copied.get(id(p), p) for p in split] for name, split in images.splits.items()})

@@ -43,9 +43,9 @@ class Columns:
     label_column: str | None = None
     """The table's column with the classes."""
     split_column: str | None = None
-    """The table's column with the part: train, val or test."""
+    """The table's column with the split: train, val or test."""
     group_column: str | None = None
-    """The table's column whose equal values stay in one part: a patient, a place, a burst; None: `group`."""
+    """The table's column whose equal values stay in one split: a patient, a place, a burst; None: `group`."""
 
     def find(self, names: Sequence[str], *, table: str) -> dict[str, str]:
         """The name of each column that there is, by `path`, `label`, `split` and `group`.
@@ -76,7 +76,7 @@ class Row:
 
 
 def read_csv(table: Path, columns: Columns, reading: Reading) -> Iterator[tuple[str | None, ImageSample]]:
-    """(Part, image) of each row; paths are relative to the table's folder, Windows' backslashes too.
+    """(Split, image) of each row; paths are relative to the table's folder, Windows' backslashes too.
 
     Comma, semicolon or tab between the cells; UTF-8, UTF-16 with its mark, or Windows-1252. Spaces around a cell
     are no part of it, unless it is quoted. An apostrophe before what a spreadsheet would take for a formula is
@@ -141,7 +141,7 @@ def _trim(cell: str | None, written: str) -> str | None:
 
 
 def locate_rows(rows: Iterator[Row], folder: Path, name: str) -> Iterator[tuple[str | None, ImageSample]]:
-    """(Part, image) of each row; raises BadData where of the first thousand files none exists."""
+    """(Split, image) of each row; raises BadData where of the first thousand files none exists."""
     head = list(islice(rows, 1000))
     if head and not any(_is_there(locate(row.path, folder)) for row in head):
         raise BadData(
@@ -183,7 +183,7 @@ def read_lines(lines: Iterable[str]) -> Iterator[str]:
 
 
 def name_split(value: object) -> str | None:
-    """The part that a cell names; a name that is not usual stays as it is."""
+    """The split that a cell names; a name that is not usual stays as it is."""
     text = "" if value is None else str(value).strip()
     return SPLITS.get(text.lower(), text) or None
 

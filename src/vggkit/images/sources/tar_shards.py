@@ -47,7 +47,7 @@ NAMES: Final = ("classes.txt", "classnames.txt", "labels.txt")
 def read_shards(
     shards: Sequence[Place], reading: Reading | None = None
 ) -> Iterator[tuple[str | None, ImageSample]]:
-    """(Part, image) of every archive; the images themselves are passed over, and read when they are needed.
+    """(Split, image) of every archive; the images themselves are passed over, and read when they are needed.
 
     An archive that is compressed, or at an address that gives no ranges, is copied once to a
     temporary file that goes with its images. An image that is a link to another file of its archive
@@ -156,11 +156,11 @@ def _find_images(
 def _entries(archive: Archive, shard: Place, links: Links, hold: _Hold, reading: Reading) -> Iterator[_Entry]:
     for member in archive.walk():
         path = PurePosixPath(member.name)
-        parts = [part for part in path.parts if part not in ("..", "/")]
-        if not (is_file(member) or is_link(member)) or any(map(is_junk, parts)):
+        splits = [split for split in path.parts if split not in ("..", "/")]
+        if not (is_file(member) or is_link(member)) or any(map(is_junk, splits)):
             continue
         name = f"{shard}#{path}"
-        if any(part.startswith(".") for part in parts):
+        if any(split.startswith(".") for split in splits):
             reading.omit("hidden", name)
             continue
         stem = str(path.parent / path.name.partition(".")[0])
@@ -207,7 +207,7 @@ def _read_side(archive: Archive, links: Links, member: tarfile.TarInfo) -> str:
 
 
 def _read_sides(texts: dict[str, str]) -> dict[str, str]:
-    """Label and part, as far as the files beside an image tell."""
+    """Label and split, as far as the files beside an image tell."""
     said: dict[str, str] = {}
     for side in SIDES:
         text = texts.get(side, "").strip()
@@ -246,7 +246,7 @@ def _in_any_order(shard: Place) -> Ranges:
 @contextmanager
 def _unpack(packed: BinaryIO) -> Iterator[BinaryIO]:
     """An archive's bytes as they pass by, unpacked where it is compressed."""
-    # tarfile's own unpacking ends with the first of several parts, and does not miss what was cut off
+    # tarfile's own unpacking ends with the first of several splits, and does not miss what was cut off
     with io.BufferedReader(cast(Any, packed), 1 << 20) as file:
         unpack = _unpacker(file.peek(8))
         with file if unpack is None else unpack(file) as plain:
