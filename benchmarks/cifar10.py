@@ -63,8 +63,8 @@ def measure_with_mirrors(classifier: Classifier, images: tuple[ImageSample, ...]
         some = images[start : start + 500]
         inputs = np.stack([classifier.preprocessing(image.decode()) for image in some])
         chances = [torch.from_numpy(engine.run(seen)).softmax(1) for seen in (inputs, inputs[..., ::-1].copy())]
-        answers = (chances[0] + chances[1]).argmax(1).tolist()
-        right += sum(numbers[str(p.label)] == answer for p, answer in zip(some, answers, strict=True))
+        predictions = (chances[0] + chances[1]).argmax(1).tolist()
+        right += sum(numbers[str(p.label)] == answer for p, answer in zip(some, predictions, strict=True))
     return right
 
 

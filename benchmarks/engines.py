@@ -149,15 +149,15 @@ def measure_throughput(folder: Path, rounds: int) -> list[str]:
 
 def measure_starts(folder: Path, rounds: int) -> list[str]:
     seconds: dict = {name: [] for name in STARTS}
-    answers = set()
+    predictions = set()
     for _ in range(rounds):
         for name in random.sample(list(STARTS), len(STARTS)):
             started = time.perf_counter()
             line = [sys.executable, "-c", STARTS[name], str(folder)]
             done = subprocess.run(line, capture_output=True, text=True, check=True)
             seconds[name].append(time.perf_counter() - started)
-            answers.add(done.stdout)
-    assert len(answers) == 1, answers
+            predictions.add(done.stdout)
+    assert len(predictions) == 1, predictions
     peer = statistics.median(next(iter(seconds.values())))
     return [
         f"| {name} | {statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f}) | "

@@ -80,9 +80,9 @@ def compare(classifier: Classifier, images: ImageDataset) -> list[str]:
     for precision in ("fp32", "bf16", "int8"):
         if precision != "bf16" or computes_bf16("cpu"):
             found[precision] = vk.evaluate(classifier, images, split="val", precision=precision)
-    exact, rows = found["fp32"].answers, []
+    exact, rows = found["fp32"].predictions, []
     for precision, scored in found.items():
-        same = int((scored.answers.log_probabilities.argmax(1) == exact.log_probabilities.argmax(1)).sum())
+        same = int((scored.predictions.log_probabilities.argmax(1) == exact.log_probabilities.argmax(1)).sum())
         low, high = proportion_interval(same, scored.n)
         share = (
             "" if precision == "fp32" else f"{same} of {scored.n}: {same / scored.n:.4f} ({low:.4f} to {high:.4f})"

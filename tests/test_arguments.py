@@ -66,7 +66,7 @@ def test_counts_of_functions(classifier: vk.Classifier, image: Path, tmp_path: P
         "batch_size ": lambda value: vk.embed(classifier, image, batch_size=value),
         "batch_size must": lambda value: vk.evaluate(classifier, image, batch_size=value),
         "top ": lambda value: vk.predict_into(classifier, image, tmp_path / "x.csv", top=value),
-        "image_pixels": lambda value: vk.check(tmp_path, image_pixels=value or 0),
+        "image_size": lambda value: vk.check(tmp_path, image_size=value or 0),
         "rounds": lambda value: vk.bench(classifier, rounds=value),
         "each of batch_sizes": lambda value: vk.bench(classifier, batch_sizes=[value]),
         "in_channels": lambda value: vk.adapt_filters(torch.zeros(4, 3, 3, 3), value),
@@ -157,8 +157,8 @@ def test_seconds(classifier: vk.Classifier, image: Path, tmp_path: Path) -> None
     for value in (-1, float("nan"), "x", None, True):
         with pytest.raises(BadInput, match="save_seconds must be a number of 0 or more"):
             vk.predict_into(classifier, image, tmp_path / "x.csv", save_seconds=value)
-        with pytest.raises(BadInput, match="seconds_between must be a number of 0 or more"):
-            vk.train(classifier, tmp_path, seconds_between=value)
+        with pytest.raises(BadInput, match="save_seconds must be a number of 0 or more"):
+            vk.train(classifier, tmp_path, save_seconds=value)
         with pytest.raises(BadInput, match="seconds must be a number"):
             vk.bench(classifier, seconds=value)
 
@@ -251,7 +251,7 @@ def test_verbs_say_what_they_take(classifier: vk.Classifier, image: Path, tmp_pa
         (lambda: vk.fuse(3), "two Evaluations"),
         (lambda: vk.compare([]), "list of runs"),
         (lambda: vk.compare("runs"), "list of runs"),
-        (lambda: vk.compare_answers(1, 2), "two Answers"),
+        (lambda: vk.compare_predictions(1, 2), "two Answers"),
         (lambda: vk.initialize("vgg11"), "a network"),
         (lambda: vk.adapt_filters(np.zeros((4, 3, 3, 3)), 1), "a tensor"),
         (lambda: vk.adapt_filters(torch.zeros(3), 1), "a tensor"),

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from vggkit.benchmarking.timings import Bench
     from vggkit.data_checks.findings import Diagnosis
     from vggkit.errors import VggkitError
-    from vggkit.evaluation.comparison import PairedComparison, compare_answers, fuse
+    from vggkit.evaluation.comparison import PairedComparison, compare_predictions, fuse
     from vggkit.evaluation.evaluation import Evaluation
     from vggkit.evaluation.measure import evaluate
-    from vggkit.evaluation.predictions import Answers
+    from vggkit.evaluation.predictions import Predictions
     from vggkit.images.dataset import ImageDataset, ImageSample
     from vggkit.images.preprocessing import Preprocessing
     from vggkit.images.sources.open_dataset import open_dataset
@@ -54,7 +54,7 @@ _HOMES = {
     "embed_into": "workflows.predict",
     "predict_into": "workflows.predict",
     "search": "workflows.search",
-    "Answers": "evaluation.predictions",
+    "Predictions": "evaluation.predictions",
     "Classifier": "weights.model",
     "Comparison": "reports.comparison",
     "Configuration": "models.configuration",
@@ -74,7 +74,7 @@ _HOMES = {
     "adapt_filters": "models.initialization",
     "check": "workflows.check",
     "compare": "workflows.compare",
-    "compare_answers": "evaluation.comparison",
+    "compare_predictions": "evaluation.comparison",
     "convert": "weights.convert",
     "fetch": "weights.pretrained",
     "fuse": "evaluation.comparison",
@@ -117,9 +117,9 @@ __all__ = [  # noqa: RUF022 (as people meet them)
     "Comparison",
     "evaluate",
     "Evaluation",
-    "Answers",
+    "Predictions",
     "fuse",
-    "compare_answers",
+    "compare_predictions",
     "PairedComparison",
     "predict",
     "Prediction",

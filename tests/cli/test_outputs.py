@@ -10,7 +10,7 @@ import pytest
 
 from conftest import fill_folder
 from vggkit.cli import main as cli
-from vggkit.evaluation.predictions import Answers
+from vggkit.evaluation.predictions import Predictions
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.weights.model import Classifier, load
@@ -71,7 +71,7 @@ def test_a_cleaned_table_is_harmless_and_trains_as_the_folder(place, tmp_path, m
     call("train", "clean.csv", "--out", tmp_path / "run", *TRAINING, "--despite-findings")
     assert load(tmp_path / "run").labels == LABELS
     demand_harmless(tmp_path / "run" / "results.csv")
-    read = Answers.read(tmp_path / "run" / "results.csv")
+    read = Predictions.read(tmp_path / "run" / "results.csv")
     assert read.labels == LABELS
     call("compare", tmp_path / "run", "--json")
 
@@ -98,7 +98,7 @@ def test_results_are_read_as_they_were(place, tmp_path, monkeypatch):
     for ending in ("csv", "parquet"):
         call("evaluate", "m.safetensors", FORMULA, "--results", tmp_path / f"r.{ending}", "--quiet")
     demand_harmless(tmp_path / "r.csv")
-    text, binary = Answers.read(tmp_path / "r.csv"), Answers.read(tmp_path / "r.parquet")
+    text, binary = Predictions.read(tmp_path / "r.csv"), Predictions.read(tmp_path / "r.parquet")
     assert text.labels == binary.labels == LABELS
     assert text.paths == binary.paths
     assert any(path.startswith(FORMULA) for path in text.paths)

@@ -29,9 +29,9 @@ def grey(level: int) -> ImageSample:
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 50])
 def test_every_image_is_answered_in_order(batch_size):
     engine = Brightness()
-    answers = list(stream_answers(engine, SMALL, [grey(level) for level in range(20)], batch_size=batch_size))
-    assert [answer.image.path for answer in answers] == [f"memory/{level}" for level in range(20)]
-    for level, answer in enumerate(answers):
+    predictions = list(stream_answers(engine, SMALL, [grey(level) for level in range(20)], batch_size=batch_size))
+    assert [answer.image.path for answer in predictions] == [f"memory/{level}" for level in range(20)]
+    for level, answer in enumerate(predictions):
         assert np.allclose(answer.output, level / 255, atol=1e-6)
     assert max(engine.batches) <= batch_size
     assert sum(engine.batches) == 20
@@ -41,11 +41,11 @@ def test_bad_images_get_their_reason_and_the_others_go_on(tmp_path):
     good, bad = tmp_path / "good.png", tmp_path / "bad.png"
     Image.new("RGB", (9, 9), "white").save(good)
     bad.write_text("no image")
-    answers = list(
+    predictions = list(
         stream_answers(Brightness(), SMALL, [ImageSample(str(p)) for p in (bad, good, bad)], batch_size=1)
     )
-    assert [answer.output is None for answer in answers] == [True, False, True]
-    assert "bad.png" in answers[0].problem
+    assert [answer.output is None for answer in predictions] == [True, False, True]
+    assert "bad.png" in predictions[0].problem
     assert list(stream_answers(Brightness(), SMALL, [], batch_size=4)) == []
 
 
@@ -59,10 +59,10 @@ def test_memory_is_bounded_and_threads_end_when_the_reader_stops():
             decoded.append(1)
             return np.zeros((9, 9, 3), np.uint8)
 
-    answers = stream_answers(Brightness(), SMALL, [Counted()] * 1000, batch_size=5)
-    next(answers)
+    predictions = stream_answers(Brightness(), SMALL, [Counted()] * 1000, batch_size=5)
+    next(predictions)
     assert len(decoded) <= 15
-    answers.close()
+    predictions.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("decode")]
 
 

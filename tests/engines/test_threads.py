@@ -85,7 +85,7 @@ def test_embedding_and_evaluating_in_threads_is_one_by_one(classifier, images, e
 
     def ask(number: int):
         if number % 2:
-            return evaluate(classifier, held, engine=engine, batch_size=3).answers.log_probabilities.tobytes()
+            return evaluate(classifier, held, engine=engine, batch_size=3).predictions.log_probabilities.tobytes()
         return embed(classifier, images, engine=engine, batch_size=3).vectors.tobytes()
 
     serial = [ask(number) for number in range(2)] * 3

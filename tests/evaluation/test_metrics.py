@@ -13,11 +13,11 @@ from sklearn import metrics
 
 from vggkit.errors import BadData, BadInput, BadOutput
 from vggkit.evaluation.calibration import find_ece, find_threshold, fit_temperature, withhold
-from vggkit.evaluation.comparison import compare_answers, fuse, mcnemar_p_value
+from vggkit.evaluation.comparison import compare_predictions, fuse, mcnemar_p_value
 from vggkit.evaluation.evaluation import proportion_interval
 from vggkit.evaluation.intervals import find_intervals
 from vggkit.evaluation.metrics import score
-from vggkit.evaluation.predictions import Answers, average, log_softmax
+from vggkit.evaluation.predictions import Predictions, average, log_softmax
 
 
 def invent(n=300, classes=6, *, seed=0, skill=1.5, labels=None, sureness=1.0):
@@ -27,7 +27,7 @@ def invent(n=300, classes=6, *, seed=0, skill=1.5, labels=None, sureness=1.0):
     logits = rng.normal(size=(n, classes))
     logits[np.arange(n), targets] += skill
     labels = labels or [f"class {number}" for number in range(classes)]
-    return Answers.of(
+    return Predictions.of(
         (sureness * logits).astype(np.float32), targets, labels=labels, paths=[f"photos/{k}.jpg" for k in range(n)]
     )
 
@@ -36,7 +36,7 @@ def invent(n=300, classes=6, *, seed=0, skill=1.5, labels=None, sureness=1.0):
 def test_figures_are_scikit_learns_on_the_table_that_was_written(tmp_path, classes):
     """Every number of an evaluation, computed from the file alone."""
     found = score(invent(classes=classes), data="photos", split="test", model="vgg11", protocol="single")
-    found.answers.save(tmp_path / "results.csv")
+    found.predictions.save(tmp_path / "results.csv")
     with open(tmp_path / "results.csv", encoding="utf-8", newline="") as lines:
         rows = list(csv.DictReader(lines))
     truth, said = [row["label"] for row in rows], [row["answer"] for row in rows]
@@ -69,43 +69,43 @@ def test_figures_are_scikit_learns_on_the_table_that_was_written(tmp_path, class
         assert (each.precision, each.recall, each.f1, each.support) == pytest.approx(
             tuple(report[each.label][name] for name in ("precision", "recall", "f1-score", "support"))
         )
-    read = Answers.read(tmp_path / "results.csv")
+    read = Predictions.read(tmp_path / "results.csv")
     again = score(read, data=found.data, split=found.split, model="vgg11", protocol="single")
     assert json.dumps(again.to_dict()) == json.dumps(found.to_dict())
 
 
 def test_the_table_is_the_same_as_parquet_and_holds_any_name(tmp_path):
     labels = ["path", 'a "quoted", name', "vögel"]
-    answers = invent(classes=3, n=20, labels=labels)
+    predictions = invent(classes=3, n=20, labels=labels)
     for name in ("results.csv", "results.parquet"):
-        answers.save(tmp_path / name)
-        read = Answers.read(tmp_path / name)
+        predictions.save(tmp_path / name)
+        read = Predictions.read(tmp_path / name)
         assert read.labels == tuple(labels)
-        assert read.paths == answers.paths
-        assert np.array_equal(read.targets, answers.targets)
-        assert np.array_equal(read.given, answers.given)
-        np.testing.assert_allclose(read.log_probabilities, answers.log_probabilities, rtol=1e-14)
+        assert read.paths == predictions.paths
+        assert np.array_equal(read.targets, predictions.targets)
+        assert np.array_equal(read.given, predictions.given)
+        np.testing.assert_allclose(read.log_probabilities, predictions.log_probabilities, rtol=1e-14)
     table = pq.read_table(tmp_path / "results.parquet").to_pandas()
-    assert table["correct"].mean() == answers.right.mean()
+    assert table["correct"].mean() == predictions.right.mean()
     for name in ("results.txt", "results"):
         with pytest.raises(BadOutput, match=r"\.csv or \.parquet"):
-            answers.save(tmp_path / name)
+            predictions.save(tmp_path / name)
 
 
 def test_other_tables_are_refused(tmp_path):
     with pytest.raises(BadData, match="no such file"):
-        Answers.read(tmp_path / "none.csv")
+        Predictions.read(tmp_path / "none.csv")
     for name, text in (("a.csv", "path,label\nx.jpg,cat\n"), ("b.csv", "\x00\x01"), ("c.parquet", "no")):
         (tmp_path / name).write_text(text)
         with pytest.raises(BadData, match="table"):
-            Answers.read(tmp_path / name)
+            Predictions.read(tmp_path / name)
 
 
 def test_probabilities_too_small_for_a_float_are_kept_by_the_loss(tmp_path):
-    answers = Answers.of(np.array([[2000.0, 0.0], [0.0, 900.0]]), np.array([1, 1]), labels=["a", "b"])
-    answers.save(tmp_path / "results.csv")
-    assert score(answers, data="x").loss == 1000
-    assert Answers.read(tmp_path / "results.csv").losses.tolist() == [2000, 0]
+    predictions = Predictions.of(np.array([[2000.0, 0.0], [0.0, 900.0]]), np.array([1, 1]), labels=["a", "b"])
+    predictions.save(tmp_path / "results.csv")
+    assert score(predictions, data="x").loss == 1000
+    assert Predictions.read(tmp_path / "results.csv").losses.tolist() == [2000, 0]
 
 
 @given(st.integers(2, 6), st.integers(1, 30), st.integers(0, 2**32 - 1))
@@ -113,11 +113,11 @@ def test_ranks_are_those_of_a_stable_sort(classes, n, seed):
     """Of equal logits the first class counts as the better."""
     rng = np.random.default_rng(seed)
     logits, targets = rng.integers(-1, 2, (n, classes)).astype(float), rng.integers(0, classes, n)
-    answers = Answers.of(logits, targets, labels=list(map(str, range(classes))))
+    predictions = Predictions.of(logits, targets, labels=list(map(str, range(classes))))
     order = np.argsort(-logits, axis=1, kind="stable")
-    assert (answers.given == order[:, 0]).all()
-    assert (order[np.arange(n), answers.ranks - 1] == targets).all()
-    np.testing.assert_allclose(answers.probabilities.sum(1), 1)
+    assert (predictions.given == order[:, 0]).all()
+    assert (order[np.arange(n), predictions.ranks - 1] == targets).all()
+    np.testing.assert_allclose(predictions.probabilities.sum(1), 1)
 
 
 def test_a_mean_of_probabilities_is_one_of_probabilities():
@@ -127,16 +127,20 @@ def test_a_mean_of_probabilities_is_one_of_probabilities():
 
 def test_bootstrap_intervals_are_those_of_resampled_tables():
     """By resampling rows and asking scikit-learn, slowly, for each figure."""
-    answers = invent(n=150, classes=3, seed=4)
-    intervals, each_f1 = find_intervals(answers)
+    predictions = invent(n=150, classes=3, seed=4)
+    intervals, each_f1 = find_intervals(predictions)
     rng = np.random.default_rng(99)
     drawn = {name: [] for name in ("top1", "loss", "macro_f1", "roc_auc", "average_precision", "f1 of 0")}
     for _ in range(600):
         rows = rng.integers(0, 150, 150)
-        targets, given_, chances = answers.targets[rows], answers.given[rows], answers.probabilities[rows]
+        targets, given_, chances = (
+            predictions.targets[rows],
+            predictions.given[rows],
+            predictions.probabilities[rows],
+        )
         binary = np.eye(3)[targets]
         drawn["top1"].append((targets == given_).mean())
-        drawn["loss"].append(answers.losses[rows].mean())
+        drawn["loss"].append(predictions.losses[rows].mean())
         f1s = metrics.f1_score(targets, given_, average=None)
         drawn["macro_f1"].append(f1s.mean())
         drawn["f1 of 0"].append(f1s[0])
@@ -147,39 +151,43 @@ def test_bootstrap_intervals_are_those_of_resampled_tables():
         np.testing.assert_allclose(found, np.percentile(values, [2.5, 97.5]), atol=np.std(values) / 2)
         low, high = found
         assert low < np.median(values) < high
-    assert find_intervals(answers)[0] == intervals, "the same table gives the same intervals"
+    assert find_intervals(predictions)[0] == intervals, "the same table gives the same intervals"
 
 
 def test_resampled_areas_are_scikit_learns_with_ties():
     from vggkit.evaluation.intervals import _resample_areas, _resample_classes
 
     rng = np.random.default_rng(1)
-    answers = Answers.of(rng.integers(0, 3, (60, 3)).astype(float), rng.integers(0, 3, 60), labels=["a", "b", "c"])
+    predictions = Predictions.of(
+        rng.integers(0, 3, (60, 3)).astype(float), rng.integers(0, 3, 60), labels=["a", "b", "c"]
+    )
     weights = rng.integers(0, 4, (5, 60)).astype(float)
-    areas, (_, _, f1) = _resample_areas(answers, weights), _resample_classes(answers, weights)
+    areas, (_, _, f1) = _resample_areas(predictions, weights), _resample_classes(predictions, weights)
     for row, weight in enumerate(weights):
         rows = np.repeat(np.arange(60), weight.astype(int))
-        binary, chances = np.eye(3)[answers.targets[rows]], answers.probabilities[rows]
+        binary, chances = np.eye(3)[predictions.targets[rows]], predictions.probabilities[rows]
         assert areas["roc_auc"][row] == pytest.approx(metrics.roc_auc_score(binary, chances))
         assert areas["average_precision"][row] == pytest.approx(metrics.average_precision_score(binary, chances))
-        assert f1[row] == pytest.approx(metrics.f1_score(answers.targets[rows], answers.given[rows], average=None))
+        assert f1[row] == pytest.approx(
+            metrics.f1_score(predictions.targets[rows], predictions.given[rows], average=None)
+        )
 
 
 def test_a_share_of_all_or_none_gets_an_interval_all_the_same():
-    answers = invent(n=30, skill=50)
-    assert answers.right.all()
-    assert find_intervals(answers)[0]["top1"] == proportion_interval(30, 30)
+    predictions = invent(n=30, skill=50)
+    assert predictions.right.all()
+    assert find_intervals(predictions)[0]["top1"] == proportion_interval(30, 30)
     assert find_intervals(invent(n=30, classes=9, skill=-50))[0]["top5"] == proportion_interval(0, 30)
 
 
 def test_a_class_without_images_counts_in_no_mean():
-    answers = invent(classes=4)
-    kept = answers.targets != 3
-    fewer = Answers(
-        paths=tuple(np.array(answers.paths)[kept]),
-        targets=answers.targets[kept],
-        log_probabilities=answers.log_probabilities[kept],
-        labels=answers.labels,
+    predictions = invent(classes=4)
+    kept = predictions.targets != 3
+    fewer = Predictions(
+        paths=tuple(np.array(predictions.paths)[kept]),
+        targets=predictions.targets[kept],
+        log_probabilities=predictions.log_probabilities[kept],
+        labels=predictions.labels,
     )
     found = score(fewer, data="x")
     assert found.classes[3].support == 0
@@ -189,7 +197,7 @@ def test_a_class_without_images_counts_in_no_mean():
     )
     low, high = found.intervals["macro_f1"]
     assert low < found.macro_f1 < high
-    only = Answers.of(np.zeros((5, 2)), np.zeros(5, int), labels=["a", "b"])
+    only = Predictions.of(np.zeros((5, 2)), np.zeros(5, int), labels=["a", "b"])
     assert score(only, data="x").roc_auc is None
     assert "roc_auc" not in score(only, data="x").intervals
 
@@ -207,13 +215,13 @@ def test_the_temperature_is_found_again(sureness):
     true = rng.normal(size=(4000, 5)) * 2
     chances = np.exp(log_softmax(true))
     targets = np.array([rng.choice(5, p=row) for row in chances])
-    answers = Answers.of(sureness * true, targets, labels=list("abcde"))
-    fit = fit_temperature(answers)
+    predictions = Predictions.of(sureness * true, targets, labels=list("abcde"))
+    fit = fit_temperature(predictions)
     assert fit.temperature == pytest.approx(sureness, rel=0.08)
     assert fit.loss_after < fit.loss_before
     assert fit.ece_after < fit.ece_before
-    assert find_ece(answers.sharpen(fit.temperature)) < 0.03
-    losses = [answers.sharpen(fit.temperature * f).losses.mean() for f in (0.97, 1.0, 1.03)]
+    assert find_ece(predictions.sharpen(fit.temperature)) < 0.03
+    losses = [predictions.sharpen(fit.temperature * f).losses.mean() for f in (0.97, 1.0, 1.03)]
     assert losses[1] == min(losses)
     assert "calibration error" in fit.describe()
 
@@ -222,7 +230,7 @@ def test_a_temperature_that_helps_nobody_is_not_taken():
     rng = np.random.default_rng(3)
     true = rng.normal(size=(40, 3))
     targets = np.array([rng.choice(3, p=row) for row in np.exp(log_softmax(true))])
-    fit = fit_temperature(Answers.of(true, targets, labels=list("abc")))
+    fit = fit_temperature(Predictions.of(true, targets, labels=list("abc")))
     assert (fit.temperature, fit.loss_after, fit.ece_after) == (1, fit.loss_before, fit.ece_before)
     assert "no other" in fit.describe()
     perfect = fit_temperature(invent(n=20, classes=3, skill=30))
@@ -234,18 +242,18 @@ def test_a_temperature_that_helps_nobody_is_not_taken():
 @settings(max_examples=40)
 @given(st.integers(0, 10_000), st.floats(0.3, 1.0), st.floats(0.5, 4))
 def test_the_threshold_is_the_lowest_that_gives_the_precision(seed, wanted, skill):
-    answers = invent(n=60, classes=3, seed=seed, skill=skill)
-    found = find_threshold(answers, wanted)
-    cuts = [withhold(answers, cut, wanted_precision=None) for cut in [0.0, *np.unique(answers.confidences)]]
+    predictions = invent(n=60, classes=3, seed=seed, skill=skill)
+    found = find_threshold(predictions, wanted)
+    cuts = [withhold(predictions, cut, wanted_precision=None) for cut in [0.0, *np.unique(predictions.confidences)]]
     good = [cut for cut in cuts if cut.precision is not None and cut.precision >= wanted]
     if found is None:
         assert not good
     else:
         assert found.precision >= wanted
         assert found.coverage == max(cut.coverage for cut in good)
-        kept = answers.confidences >= found.threshold
+        kept = predictions.confidences >= found.threshold
         assert found.n == kept.sum()
-        assert found.precision == answers.right[kept].mean()
+        assert found.precision == predictions.right[kept].mean()
 
 
 @pytest.mark.parametrize("wanted", [0, -1, 1.5, float("nan")])
@@ -255,9 +263,9 @@ def test_a_precision_is_a_share(wanted):
 
 
 def test_a_precision_that_cannot_be_had_is_told():
-    answers = Answers.of(np.array([[9.0, 0], [1.0, 0]]), np.array([1, 0]), labels=["a", "b"])
-    assert find_threshold(answers, 0.9) is None
-    assert "no threshold" in score(answers, data="x", wanted_precision=0.9).notes[0]
+    predictions = Predictions.of(np.array([[9.0, 0], [1.0, 0]]), np.array([1, 0]), labels=["a", "b"])
+    assert find_threshold(predictions, 0.9) is None
+    assert "no threshold" in score(predictions, data="x", wanted_precision=0.9).notes[0]
 
 
 @given(st.integers(0, 60), st.integers(0, 60))
@@ -270,13 +278,13 @@ def test_many_images_are_compared_too():
     assert mcnemar_p_value(5000, 5400) == pytest.approx(stats.binomtest(5000, 10400).pvalue)
 
 
-def measured(answers, name):
-    return score(answers, data="photos", split="test", model=name, protocol="single")
+def measured(predictions, name):
+    return score(predictions, data="photos", split="test", model=name, protocol="single")
 
 
 def test_two_are_compared_image_by_image():
     first, second = invent(seed=1, skill=1.0), invent(seed=1, skill=2.0)
-    found = compare_answers(first, second, names=("A", "B"))
+    found = compare_predictions(first, second, names=("A", "B"))
     gain = second.right.astype(int) - first.right
     assert found.difference == pytest.approx(second.right.mean() - first.right.mean())
     assert (found.only_first, found.only_second) == ((gain < 0).sum(), (gain > 0).sum())
@@ -291,46 +299,46 @@ def test_two_are_compared_image_by_image():
     place = first.paths.index(change.path)
     assert change.label == first.labels[first.targets[place]]
     assert (change.first, change.second) == (first.labels[first.given[place]], first.labels[second.given[place]])
-    same = compare_answers(first, first, names=("A", "A"))
+    same = compare_predictions(first, first, names=("A", "A"))
     assert (same.difference, same.p_value, same.changes) == (0, 1, ())
     assert "may be chance" in same.describe()
     json.dumps(found.to_dict())
 
 
-def turn(answers, order):
+def turn(predictions, order):
     """The same answers of a Classifier that has its classes in another order, images too."""
-    rows = np.random.default_rng(0).permutation(len(answers))
-    return Answers(
-        paths=tuple(answers.paths[row] for row in rows),
-        targets=np.argsort(order)[answers.targets[rows]],
-        log_probabilities=answers.log_probabilities[rows][:, order],
-        labels=tuple(answers.labels[k] for k in order),
+    rows = np.random.default_rng(0).permutation(len(predictions))
+    return Predictions(
+        paths=tuple(predictions.paths[row] for row in rows),
+        targets=np.argsort(order)[predictions.targets[rows]],
+        log_probabilities=predictions.log_probabilities[rows][:, order],
+        labels=tuple(predictions.labels[k] for k in order),
     )
 
 
 def test_classes_and_images_are_matched_by_name_not_by_place():
-    answers = invent(classes=4)
-    other = turn(answers, [2, 0, 3, 1])
-    assert compare_answers(answers, other, names=("A", "B")).difference == 0
-    fused = fuse([measured(answers, "A"), measured(other, "B")])
+    predictions = invent(classes=4)
+    other = turn(predictions, [2, 0, 3, 1])
+    assert compare_predictions(predictions, other, names=("A", "B")).difference == 0
+    fused = fuse([measured(predictions, "A"), measured(other, "B")])
     assert fused.model == "A + B"
     assert "averaged" in fused.protocol
-    np.testing.assert_allclose(fused.answers.probabilities, answers.probabilities)
-    assert fused.answers.paths == answers.paths
+    np.testing.assert_allclose(fused.predictions.probabilities, predictions.probabilities)
+    assert fused.predictions.paths == predictions.paths
 
 
 def test_fusing_averages_probabilities():
     one, two = invent(seed=1), invent(seed=1, skill=0.5, sureness=2)
     fused = fuse([measured(one, "A"), measured(two, "B")])
-    np.testing.assert_allclose(fused.answers.probabilities, (one.probabilities + two.probabilities) / 2)
+    np.testing.assert_allclose(fused.predictions.probabilities, (one.probabilities + two.probabilities) / 2)
 
 
 def test_what_has_nothing_in_common_is_not_compared():
     one = measured(invent(classes=3), "A")
     with pytest.raises(BadData, match=r"A and B do not name the same classes \(class 3\)"):
-        compare_answers(one.answers, invent(classes=4), names=("A", "B"))
+        compare_predictions(one.predictions, invent(classes=4), names=("A", "B"))
     elsewhere = invent(classes=3)
-    moved = Answers(
+    moved = Predictions(
         paths=tuple(f"other/{k}" for k in range(300)),
         targets=elsewhere.targets,
         log_probabilities=elsewhere.log_probabilities,
@@ -342,7 +350,7 @@ def test_what_has_nothing_in_common_is_not_compared():
 
 def test_an_image_that_is_listed_twice_counts_twice():
     once = invent(n=10, classes=2, skill=0.5)
-    twice = Answers(
+    twice = Predictions(
         paths=(*once.paths, once.paths[0]),
         targets=np.append(once.targets, 1 - once.targets[0]),
         log_probabilities=np.vstack([once.log_probabilities, once.log_probabilities[:1]]),
@@ -350,7 +358,7 @@ def test_an_image_that_is_listed_twice_counts_twice():
     )
     assert fuse([measured(twice, "A"), measured(twice, "B")]).top1 == twice.right.mean()
     with pytest.raises(BadData, match="listed twice"):
-        compare_answers(twice, once)
+        compare_predictions(twice, once)
 
 
 def test_few_images_fit_no_temperature_and_show_no_false_intervals():

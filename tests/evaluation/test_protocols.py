@@ -188,22 +188,22 @@ def test_each_protocol_measures_and_names_itself(papers, tmp_path):
         assert found.n == 6
         assert len(found.unreadable) == 1
         assert found.protocol.startswith(f"{name}:")
-        np.testing.assert_allclose(found.answers.probabilities.sum(1), 1)
+        np.testing.assert_allclose(found.predictions.probabilities.sum(1), 1)
 
 
 def test_whole_images_stay_with_pytorch_unless_an_engine_was_named(papers, able):
     pytest.importorskip("openvino")
     plan = plan_protocol("dense+crops", FED)
 
-    def say(**options):
+    def log(**options):
         return {way: said for way, (_, said) in prepare_engines(papers, plan, device="cpu", **options).items()}
 
-    assert say() == {"whole": "PyTorch in float32", "grid": "OpenVINO in float32"}
-    assert say(precision="bf16") == {
+    assert log() == {"whole": "PyTorch in float32", "grid": "OpenVINO in float32"}
+    assert log(precision="bf16") == {
         "whole": "PyTorch in bfloat16",
         "grid": "OpenVINO in bfloat16" if able else "OpenVINO in float32, for this processor has no fast bfloat16",
     }
-    assert say(engine="openvino") == {"whole": "OpenVINO in float32", "grid": "OpenVINO in float32"}
+    assert log(engine="openvino") == {"whole": "OpenVINO in float32", "grid": "OpenVINO in float32"}
 
 
 @pytest.mark.parametrize("name", ["openvino", "onnx"])

@@ -475,7 +475,7 @@ def test_without_the_extra(hub, monkeypatch):
 def test_as_people_run_it(hub, tmp_path):
     """Through the environment, in a process of its own: nothing on standard error, nothing outside HF_HOME."""
     offer_bees(hub)
-    code = "import vggkit.images.sources as s\nfound = s.open_dataset('hf://datasets/me/bees')\n"
+    code = "import vggkit.images.sources.open_dataset as s\nfound = s.open_dataset('hf://datasets/me/bees')\n"
     code += "print(found.labels, found.split('test')[0].decode().shape)"
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("HF_", "VGGKIT_"))},

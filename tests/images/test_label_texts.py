@@ -69,7 +69,7 @@ def entries(images: ImageDataset) -> set[tuple[str, str | None]]:
 def test_a_cleaned_table_says_what_the_folder_says(odd, tmp_path):
     found = open_dataset(odd)
     assert set(found.labels) == set(ODD)
-    write_clean_table(found, check(found, image_pixels=32), tmp_path / "deeper" / "t.csv")
+    write_clean_table(found, check(found, image_size=32), tmp_path / "deeper" / "t.csv")
     again = open_dataset(tmp_path / "deeper" / "t.csv")
     assert again.labels == found.labels
     assert entries(again) == entries(found)
@@ -166,7 +166,7 @@ def test_names_that_macos_writes_are_the_same_class(tmp_path):
     assert "Cafe\\u0301" in remark.describe()
     assert check(found).find("label-spellings").severity == "note"
     said: list[str] = []
-    vet(found, despite_findings=False, say=said.append)
+    vet(found, despite_findings=False, log=said.append)
     assert any("Cafe\\u0301" in line for line in said)
 
 
@@ -222,7 +222,7 @@ def test_labels_that_look_like_several_are_said(labels, tmp_path):
     assert finding.severity == "warning"
     assert len(finding.cases) == len(labels) - 1
     said: list[str] = []
-    vet(found, despite_findings=True, say=said.append)
+    vet(found, despite_findings=True, log=said.append)
     assert any(labels[0] in line and "looks like 2 labels" in line for line in said)
 
 
@@ -275,7 +275,7 @@ def test_entries_of_one_image_count_once_and_never_part(tmp_path):
         sides = [{os.path.realpath(p.path) for p in divided.split(name)} for name in ("train", "val")]
         assert not sides[0] & sides[1]
     said: list[str] = []
-    vet(divided, despite_findings=True, say=said.append)
+    vet(divided, despite_findings=True, log=said.append)
     assert any("3 entries repeat" in line for line in said)
     (line,) = [line for line in said if "more than one class" in line]
     assert "003.png (dog)" in line

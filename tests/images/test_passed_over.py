@@ -375,7 +375,7 @@ def test_a_training_says_what_was_passed_over(tmp_path):
     for number in range(4):
         (tmp_path / "train" / "down" / f"{number}.txt").write_text("x")
     said: list[str] = []
-    vet(open_dataset(tmp_path), despite_findings=False, say=said.append)
+    vet(open_dataset(tmp_path), despite_findings=False, log=said.append)
     (line,) = [line for line in said if line.startswith("passed over")]
     assert "4 files are not images" in line
     assert "2.txt, …" in line

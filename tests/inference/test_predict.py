@@ -13,7 +13,7 @@ from conftest import WITHOUT_FEATURES, draw_class, fill_folder
 from vggkit.errors import BadConfiguration, BadData, BadInput
 from vggkit.evaluation.evaluation import proportion_interval
 from vggkit.evaluation.measure import evaluate
-from vggkit.evaluation.predictions import Answers
+from vggkit.evaluation.predictions import Predictions
 from vggkit.hardware import computes_bf16, multiplies_bytes
 from vggkit.images.dataset import ImageDataset, ImageSample
 from vggkit.images.preprocessing import Preprocessing, suit_preprocessing
@@ -285,7 +285,7 @@ def test_a_check_and_a_head_say_that_values_overflow(classifier, photos, tmp_pat
 def test_answers_are_numbers():
     logits = np.array([[1.0, 2.0], [np.inf, 0.0], [0.0, np.nan]])
     with pytest.raises(BadInput, match=r"^2 of 3 images have no probabilities.*the first: 1\."):
-        Answers.of(logits, np.array([0, 1, 0]), labels=("a", "b"))
+        Predictions.of(logits, np.array([0, 1, 0]), labels=("a", "b"))
 
 
 def test_a_temperature_and_a_threshold_speak_in_predictions(classifier, photos, tmp_path):
@@ -360,7 +360,7 @@ def test_every_engine_measures_the_same(classifier, photos, engine):
     assert found.confusion == expected.confusion
     for name in ("top1", "loss", "macro_f1", "roc_auc", "average_precision", "ece"):
         assert getattr(found, name) == pytest.approx(getattr(expected, name), abs=1e-5)
-    np.testing.assert_allclose(found.answers.probabilities, expected.answers.probabilities, atol=1e-5)
+    np.testing.assert_allclose(found.predictions.probabilities, expected.predictions.probabilities, atol=1e-5)
     assert found.notes == expected.notes
 
 

@@ -11,9 +11,9 @@ import pytest
 from sklearn import metrics
 
 from conftest import draw_class
-from vggkit.evaluation.comparison import compare_answers, fuse
+from vggkit.evaluation.comparison import compare_predictions, fuse
 from vggkit.evaluation.metrics import score
-from vggkit.evaluation.predictions import Answers
+from vggkit.evaluation.predictions import Predictions
 from vggkit.images.dataset import ImageSample
 from vggkit.reports.evaluation_page import Story, draw_reliability, list_facts, list_pairs, write_report
 from vggkit.reports.evaluation_table import draw_evaluation, draw_several
@@ -27,12 +27,14 @@ def invent(classes=6, n=240, *, seed=0, skill=1.5, model="vgg11", **options):
     logits = rng.normal(size=(n, classes))
     logits[np.arange(n), targets] += skill
     labels = [f"class <{number}>" for number in range(classes)]
-    answers = Answers.of(logits, targets, labels=labels, paths=[f"photos/val/{k:03d}.png" for k in range(n)])
-    return score(answers, data="photos", split="val", model=model, protocol="single: one view", **options)
+    predictions = Predictions.of(
+        logits, targets, labels=labels, paths=[f"photos/val/{k:03d}.png" for k in range(n)]
+    )
+    return score(predictions, data="photos", split="val", model=model, protocol="single: one view", **options)
 
 
 def album(evaluation):
-    return [ImageSample(path, "x", draw_class("red", k)) for k, path in enumerate(evaluation.answers.paths)]
+    return [ImageSample(path, "x", draw_class("red", k)) for k, path in enumerate(evaluation.predictions.paths)]
 
 
 HISTORY = [
@@ -87,7 +89,7 @@ def write(evaluations, tmp_path, story=STORY, **options):
 def test_every_number_can_be_computed_again_from_the_table(tmp_path):
     found = invent(wanted_precision=0.9)
     text = write([found], tmp_path)
-    found.answers.save(tmp_path / "results.csv")
+    found.predictions.save(tmp_path / "results.csv")
     with open(tmp_path / "results.csv", encoding="utf-8", newline="") as lines:
         rows = list(csv.DictReader(lines))
     labels = [name.removeprefix("p_") for name in rows[0] if name.startswith("p_")]
@@ -154,7 +156,7 @@ def test_what_is_not_known_is_left_out(tmp_path):
 
 def test_several_models_stand_beside_each_other(tmp_path):
     one, two = invent(model="A"), invent(model="B", skill=2.5, seed=3)
-    pair, fused = compare_answers(one.answers, two.answers, names=("A", "B")), fuse([one, two])
+    pair, fused = compare_predictions(one.predictions, two.predictions, names=("A", "B")), fuse([one, two])
     text = write([one, two, fused], tmp_path, Story(provenance={}), comparisons=[pair])
     assert "A + B on photos" in text
     assert pair.describe() in text
@@ -231,7 +233,7 @@ def test_the_terminal_shows_the_same_at_80_columns():
     from rich.console import Console
 
     one, two = invent(model="A", wanted_precision=0.9, notes=("no images of zebra",)), invent(model="B", seed=3)
-    several = draw_several([one, two, fuse([one, two])], [compare_answers(one.answers, two.answers)])
+    several = draw_several([one, two, fuse([one, two])], [compare_predictions(one.predictions, two.predictions)])
     for drawn in (draw_evaluation(one), draw_evaluation(invent(classes=60, n=600)), several):
         out = io.StringIO()
         Console(file=out, width=80).print(drawn)
@@ -256,7 +258,11 @@ def test_a_browser_shows_it_at_360_pixels_and_says_nothing(tmp_path):
         "several": [invent(model="A" * 60), invent(model="B", seed=3), invent(model="C", seed=4)],
     }
     for name, evaluations in pages.items():
-        pairs = [compare_answers(evaluations[0].answers, evaluations[1].answers)] if len(evaluations) > 1 else []
+        pairs = (
+            [compare_predictions(evaluations[0].predictions, evaluations[1].predictions)]
+            if len(evaluations) > 1
+            else []
+        )
         path = tmp_path / f"{name}.html"
         write_report(evaluations, path, images=album(evaluations[-1]), story=STORY, comparisons=pairs)
     frames = "".join(

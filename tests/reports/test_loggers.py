@@ -33,7 +33,7 @@ def alone(monkeypatch, tmp_path):
 def follow(names, directory, histories, said=None):
     """A run that is told these histories, one after the other, and ends."""
     with open_loggers(
-        names, directory, config=CONFIG, title="r", say=(said if said is not None else []).append
+        names, directory, config=CONFIG, title="r", log=(said if said is not None else []).append
     ) as told:
         for history in histories:
             told.log(history)

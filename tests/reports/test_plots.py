@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from vggkit.evaluation.metrics import score
-from vggkit.evaluation.predictions import Answers
+from vggkit.evaluation.predictions import Predictions
 from vggkit.images.dataset import ImageSample
 from vggkit.inference.predict import Prediction
 from vggkit.reports.comparison import plot_comparison
@@ -38,8 +38,8 @@ NAMES = (
 def evaluate(labels):
     n = 6 * len(labels)
     logits = np.random.default_rng(0).normal(size=(n, len(labels))).astype(np.float32)
-    answers = Answers.of(logits, np.arange(n) % len(labels), labels=labels)
-    return score(answers, data=labels[0], split="test", model="vgg11", protocol="single")
+    predictions = Predictions.of(logits, np.arange(n) % len(labels), labels=labels)
+    return score(predictions, data=labels[0], split="test", model="vgg11", protocol="single")
 
 
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])

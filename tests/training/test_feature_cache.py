@@ -58,7 +58,7 @@ def segments(home):
 def test_features_are_what_the_last_layer_reads(classifier, photos):
     images = open_dataset(photos).split("train")
     heard, said = [], []
-    found = extract(classifier, images, on_progress=lambda *step: heard.append(step), say=said.append)
+    found = extract(classifier, images, on_progress=lambda *step: heard.append(step), log=said.append)
     inputs = torch.stack([torch.from_numpy(classifier.preprocessing(image.decode())) for image in images])
     with torch.no_grad():
         expected = classifier.network.eval().describe(inputs).numpy()
@@ -181,7 +181,7 @@ class TestKept:
     def test_a_place_that_cannot_be_written_is_done_without(self, classifier, photos, home):
         home.write_text("a file")  # root may write anywhere, but not into this
         said = []
-        found = extract(classifier, open_dataset(photos).split("val"), say=said.append)
+        found = extract(classifier, open_dataset(photos).split("val"), log=said.append)
         assert np.isfinite(found.rows).all()
         assert any("not kept" in sentence for sentence in said)
 

@@ -103,7 +103,7 @@ def test_a_run_with_frozen_layers_resumes_to_the_same_bits(tiny, data, tmp_path,
     with monkeypatch.context() as patch:
         patch.setattr(loop.Training, "_pause", stop)
         with pytest.raises(KeyboardInterrupt):
-            train(begin(), data, STEPS, out=tmp_path / "2", device="cpu", quiet=True, seconds_between=0)
+            train(begin(), data, STEPS, out=tmp_path / "2", device="cpu", quiet=True, save_seconds=0)
     resumed = resume(tmp_path / "2", device="cpu", quiet=True)
     assert not changed(resumed.classifier.network, copy_of(whole.classifier.network))
     by_default = start(replace(tiny, dropout=0.3, hidden=(8,)), head="pool")

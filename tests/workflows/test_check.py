@@ -51,7 +51,7 @@ def kinds(diagnosis):
 
 
 def test_a_clean_collection_has_no_findings_and_is_described(clean):
-    found = check(clean, image_pixels=96)
+    found = check(clean, image_size=96)
     assert found.findings == ()
     assert found.n == 72
     assert found.counts == {"train": {"ants": 24, "bees": 24}, "val": {"ants": 12, "bees": 12}}
@@ -81,7 +81,7 @@ def test_everything_that_can_be_wrong_is_found(clean):
     frames[0].save(train / "ants" / "moving.gif", save_all=True, append_images=frames[1:])
     (val / "wasps").mkdir()
     fill(clean, "train", "wasps", range(9000, 9005))
-    found = check(clean, image_pixels=64)
+    found = check(clean, image_size=64)
     assert kinds(found) == {
         "missing-class": 1,
         "leakage": 2,
@@ -125,23 +125,23 @@ def test_classes_whose_names_look_the_same_are_found_and_said(names, shown):
         for i in range(2)
     ]
     whole = ImageDataset.of("made", images)
-    case = check(whole, image_pixels=32).find("similar-names").cases[0]
+    case = check(whole, image_size=32).find("similar-names").cases[0]
     assert case.detail == f"{shown} differ in case or spaces only"
-    vet(whole, despite_findings=False, say=said.append)
+    vet(whole, despite_findings=False, log=said.append)
     assert any(shown in sentence for sentence in said)
     # One name in training and another in validation.
     crossed = [(part, p) for part, p in images if p.label not in names or part == parts[names.index(p.label)]]
     with pytest.raises(BadData, match=re.escape(shown)):
-        vet(ImageDataset.of("made", crossed), despite_findings=False, say=said.append)
+        vet(ImageDataset.of("made", crossed), despite_findings=False, log=said.append)
     plain = ImageDataset.of("made", [(part, p) for part, p in images if p.label != names[0]])
-    assert "similar-names" not in kinds(check(plain, image_pixels=32))
+    assert "similar-names" not in kinds(check(plain, image_size=32))
 
 
 def test_a_class_of_one_image_is_said_before_it_is_learnt(clean):
     said = []
     fill(clean, "train", "wasps", [9000])
     fill(clean, "val", "wasps", [9001])
-    vet(open_dataset(clean), despite_findings=False, say=said.append)
+    vet(open_dataset(clean), despite_findings=False, log=said.append)
     assert "warning: one image alone to learn wasps from" in said
 
 
@@ -151,7 +151,7 @@ def test_groups_that_lie_in_two_parts_are_leakage():
         for i in range(6):
             pixels = np.asarray(draw(10 * len(part) + i))
             images.append((part, ImageSample(f"{part}/{i}", "ab"[i % 2], pixels, group=f"p{first + i}")))
-    found = check(ImageDataset.of("made", images), image_pixels=32)
+    found = check(ImageDataset.of("made", images), image_size=32)
     cases = found.find("leakage").cases
     assert {case.detail for case in cases} == {"the group p4 lies in train, val", "the group p5 lies in train, val"}
 
@@ -168,12 +168,12 @@ def test_cleaning_leaves_out_what_is_wrong_and_touches_no_image(clean, tmp_path)
     before = {path: path.read_bytes() for path in clean.rglob("*") if path.is_file()}
     images = open_dataset(clean)
     table = tmp_path / "deeper" / "clean.csv"
-    left_out = write_clean_table(images, check(images, image_pixels=32), table)
+    left_out = write_clean_table(images, check(images, image_size=32), table)
     assert left_out == {"unreadable": 1, "in more than one class": 2, "also in val": 1, "a copy": 1}
     assert {path: path.read_bytes() for path in clean.rglob("*") if path.is_file()} == before
     again = open_dataset(table)
     assert sum(map(len, again.splits.values())) == 72 + 7 - 5
-    assert check(again, image_pixels=32).findings == ()
+    assert check(again, image_size=32).findings == ()
     with open(table, newline="") as file:
         assert next(csv.DictReader(file)).keys() == {"path", "label", "split", "note"}
     kept = {Path(image.path).name for image in again.split("val")}
@@ -191,7 +191,7 @@ def test_cleaned_tables_of_archives_name_what_is_inside(tmp_path):
         test_sources.write_parquet(tmp_path / "all.parquet"),
     ):
         images = open_dataset(place)
-        write_clean_table(images, check(images, image_pixels=32), tmp_path / "out" / "clean.csv")
+        write_clean_table(images, check(images, image_size=32), tmp_path / "out" / "clean.csv")
         again = open_dataset(tmp_path / "out" / "clean.csv")
         assert {name: len(part) for name, part in again.splits.items()} == {"train": 8, "val": 4}
         assert {p.read() for p in again.split("val")} == {p.read() for p in images.split("val")}
@@ -213,7 +213,7 @@ def test_members_with_dots_in_their_names_are_found_again(tmp_path):
             stream.seek(0)
             archive.addfile(member, stream)
     images = open_dataset(tmp_path / "x.tar")
-    write_clean_table(images, check(images, image_pixels=32), tmp_path / "deep" / "clean.csv")
+    write_clean_table(images, check(images, image_size=32), tmp_path / "deep" / "clean.csv")
     again = open_dataset(tmp_path / "deep" / "clean.csv")
     assert [p.read() for p in again.split("all")] == [p.read() for p in images.split("all")]
 
@@ -222,7 +222,7 @@ def test_members_with_dots_in_their_names_are_found_again(tmp_path):
 def test_names_that_are_not_text_are_left_out_of_the_table(clean, tmp_path):
     draw(9999).save(os.fsdecode(os.fsencode(clean) + b"/train/ants/caf\xe9.png"))
     images = open_dataset(clean)
-    left_out = write_clean_table(images, check(images, image_pixels=32), tmp_path / "clean.csv")
+    left_out = write_clean_table(images, check(images, image_size=32), tmp_path / "clean.csv")
     assert left_out == {"a name that is not text": 1}
     environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
     found = run(clean, "--html", tmp_path / "page.html", environment=environment)
@@ -231,7 +231,7 @@ def test_names_that_are_not_text_are_left_out_of_the_table(clean, tmp_path):
 
 def test_nothing_is_overwritten_that_is_looked_at(clean, tmp_path):
     images = open_dataset(clean)
-    write_clean_table(images, check(images, image_pixels=32), tmp_path / "own.csv")
+    write_clean_table(images, check(images, image_size=32), tmp_path / "own.csv")
     before = (tmp_path / "own.csv").read_bytes()
     own = open_dataset(tmp_path / "own.csv")
     (tmp_path / "folder.html").mkdir()
@@ -275,8 +275,8 @@ def test_digits_are_no_copies_of_each_other():
 
 
 def test_odd_calls_are_refused(clean):
-    with pytest.raises(BadInput, match="image_pixels"):
-        check(clean, image_pixels=0)
+    with pytest.raises(BadInput, match="image_size"):
+        check(clean, image_size=0)
     with pytest.raises(BadData):
         check(clean / "none")
 
@@ -296,7 +296,7 @@ def test_a_training_is_told_and_stopped_only_where_figures_would_lie(clean):
     draw(7700).save(clean / "train" / "ants" / "700.png")
     draw(7700).save(clean / "val" / "ants" / "700.jpg", quality=80)
     images = open_dataset(clean)
-    kept, contents = vet(images, despite_findings=False, say=said.append)
+    kept, contents = vet(images, despite_findings=False, log=said.append)
     assert contents.keys() == kept.splits.keys()
     assert len(kept.split("train")) == 49
     assert sum("left out" in line for line in said) == 1
@@ -304,9 +304,9 @@ def test_a_training_is_told_and_stopped_only_where_figures_would_lie(clean):
     for path in (clean / "val" / "bees").iterdir():
         path.unlink()
     with pytest.raises(BadData, match="--despite-findings"):
-        vet(open_dataset(clean), despite_findings=False, say=said.append)
+        vet(open_dataset(clean), despite_findings=False, log=said.append)
     said.clear()
-    vet(open_dataset(clean), despite_findings=True, say=said.append)
+    vet(open_dataset(clean), despite_findings=True, log=said.append)
     assert any("going on all the same" in line for line in said)
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 import vggkit as vk
 from vggkit.errors import BadCheckpoint, BadConfiguration, BadOutput
 from vggkit.evaluation.evaluation import proportion_interval
-from vggkit.evaluation.predictions import Answers
+from vggkit.evaluation.predictions import Predictions
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import Configuration
 from vggkit.reports.comparison import describe_seconds, draw_comparison, plot_comparison
@@ -234,7 +234,7 @@ def test_runs_with_their_answers_are_compared_image_by_image(tiny, tmp_path):
         logits = np.tile([4.0, 0.0, 0.0], (153, 1))
         logits[:wrong] = [0.0, 4.0, 0.0]
         paths = [f"photos/{number}.jpg" for number in range(153)]
-        Answers.of(logits, np.zeros(153, int), labels=LABELS, paths=paths).save(folder / "results.csv")
+        Predictions.of(logits, np.zeros(153, int), labels=LABELS, paths=paths).save(folder / "results.csv")
     (note,) = compare(folders).notes
     assert "b against a: +7.8 points" in note
     assert "McNemar p < 0.001" in note

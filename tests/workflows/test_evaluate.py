@@ -10,7 +10,7 @@ from conftest import fill_folder
 from vggkit.cli.main import main
 from vggkit.errors import BadInput
 from vggkit.evaluation.metrics import score
-from vggkit.evaluation.predictions import Answers
+from vggkit.evaluation.predictions import Predictions
 from vggkit.hardware import computes_bf16
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.images.sources.open_dataset import open_dataset
@@ -60,8 +60,8 @@ def test_a_training_leaves_its_answers_its_report_and_its_images(runs):
         *("reliability.pdf", "classes.pdf", "confusion_matrix.pdf", "learning_curve.pdf")
     }
     kept = load(runs / "good")
-    answers = Answers.read(runs / "good" / "results.csv")
-    again = score(answers, data="x")
+    predictions = Predictions.read(runs / "good" / "results.csv")
+    again = score(predictions, data="x")
     assert again.top1 == kept.provenance["metrics"]["top1"]
     assert list(again.top1_interval) == kept.provenance["metrics"]["top1_interval"]
     page = (runs / "good" / "report.html").read_text(encoding="utf-8")
@@ -78,7 +78,8 @@ def test_several_are_compared_and_fused_by_class_names(runs, others):
     assert pair.difference == pytest.approx(poor.top1 - good.top1)
     order = [poor.labels.index(label) for label in good.labels]
     np.testing.assert_allclose(
-        fused.answers.probabilities, (good.answers.probabilities + poor.answers.probabilities[:, order]) / 2
+        fused.predictions.probabilities,
+        (good.predictions.probabilities + poor.predictions.probabilities[:, order]) / 2,
     )
     assert json.dumps(found.to_dict())
 
@@ -102,12 +103,12 @@ def test_calibrating_keeps_what_predict_speaks_by(runs, others, tmp_path, capsys
     assert after.rejection.precision >= wanted
     noted = any("fitted on these very images" in note for note in after.notes)
     assert noted == (kept.temperature != 1)
-    answers = predict(kept, others)
-    assert sum(not each.unknown for each in answers) == after.rejection.n
+    predictions = predict(kept, others)
+    assert sum(not each.unknown for each in predictions) == after.rejection.n
     code, out, _ = call(
         "predict", tmp_path / "c.safetensors", others, "--precision", "fp32", "--quiet", capsys=capsys
     )
-    assert out.count(": unknown (") == sum(each.unknown for each in answers) > 0
+    assert out.count(": unknown (") == sum(each.unknown for each in predictions) > 0
 
 
 def test_what_cannot_be_calibrated_is_told_and_nothing_is_changed(runs, others, capsys):
@@ -135,7 +136,7 @@ def test_the_command_writes_table_report_and_plots(runs, others, tmp_path, monke
     assert {path.name for path in (tmp_path / "out" / "plots").iterdir()} == {
         *("reliability.pdf", "classes.pdf", "confusion_matrix.pdf")
     }
-    assert len(Answers.read("out/results.parquet")) == 36
+    assert len(Predictions.read("out/results.parquet")) == 36
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "after epoch" in page, "the run's curve is shown"
     both = ("evaluate", runs / "good", runs / "poor.safetensors", others, "--report", "both.html")

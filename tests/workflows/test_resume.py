@@ -244,7 +244,7 @@ def test_a_full_disk_leaves_the_last_state_whole(data, tmp_path, monkeypatch, pr
     with monkeypatch.context() as patch:
         patch.setattr(safetensors.torch, "save_file", write)
         with pytest.raises(BadOutput, match="No space left"):
-            resume(out, device="cpu", quiet=True, seconds_between=0)
+            resume(out, device="cpu", quiet=True, save_seconds=0)
     assert (out / "last.ckpt").read_bytes() == before
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
     resume(out, device="cpu", quiet=True)

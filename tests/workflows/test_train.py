@@ -186,10 +186,10 @@ def test_what_suits_the_images(photos):
     assert small.configuration.head == "pool"
     digits = suit_classifier(open_dataset("digits"), "vgg11", in_channels=1)
     assert digits.preprocessing.channel_order == "L"
-    large = suit_classifier(images, "vgg11", image_pixels=224, until="pool1")
+    large = suit_classifier(images, "vgg11", image_size=224, until="pool1")
     assert (large.preprocessing.resize_pixels, large.preprocessing.crop_pixels) == (256, 224)
     with pytest.raises(BadConfiguration, match="32"):
-        suit_classifier(images, "vgg11", image_pixels=16)
+        suit_classifier(images, "vgg11", image_size=16)
 
 
 def test_augmented_training_on_real_photos(shared, tiny, tmp_path):
@@ -200,8 +200,8 @@ def test_augmented_training_on_real_photos(shared, tiny, tmp_path):
     run = train(classifier, shared / "hymenoptera", Recipe(epochs=1), out=tmp_path / "r", quiet=True)
     assert run.evaluation.n == 153
     images = open_dataset(shared / "hymenoptera").split("val")
-    answers = predict(load(tmp_path / "r"), images, top=1)
-    right = sum(a.labels[0] == p.label for a, p in zip(answers, images, strict=True))
+    predictions = predict(load(tmp_path / "r"), images, top=1)
+    right = sum(a.labels[0] == p.label for a, p in zip(predictions, images, strict=True))
     assert run.evaluation.top1 == pytest.approx(right / 153)
 
 

@@ -59,7 +59,7 @@ def test_the_head_is_solved_on_what_is_frozen_and_measured_as_evaluate_does(
     again = evaluate(load(tmp_path / "run"), photos)
     assert (again.top1, again.n) == (run.evaluation.top1, 15)
     assert again.loss == pytest.approx(run.evaluation.loss, abs=1e-4)
-    plain = run.evaluation.answers.sharpen(1 / run.classifier.temperature)
+    plain = run.evaluation.predictions.sharpen(1 / run.classifier.temperature)
     assert plain.losses.mean() == pytest.approx(run.history[0].val_loss)
     with Image.open(tmp_path / "run" / "regularisation.png") as image:
         assert min(image.size) > 300
@@ -192,7 +192,7 @@ def test_a_run_that_went_back_resumes_at_its_lower_rate(tiny, photos, tmp_path, 
         diverge_at(patch, 8)
         patch.setattr(loop.Training, "_pause", stop)
         with pytest.raises(KeyboardInterrupt):
-            train(start(tiny), photos, recipe, out=tmp_path / "2", device="cpu", quiet=True, seconds_between=0)
+            train(start(tiny), photos, recipe, out=tmp_path / "2", device="cpu", quiet=True, save_seconds=0)
     resumed = resume(tmp_path / "2", device="cpu", quiet=True)
     assert [e.learning_rate for e in resumed.history] == [e.learning_rate for e in whole.history]
     assert all(torch.equal(weights_of(resumed)[key], value) for key, value in weights_of(whole).items())
@@ -220,20 +220,26 @@ def test_the_average_is_what_is_measured_and_kept(tiny, photos, tmp_path):
     plain = train(start(tiny), photos, STEPS, out=tmp_path / "plain", device="cpu", quiet=True)
     assert not torch.equal(weights_of(run)["features.0.weight"], weights_of(plain)["features.0.weight"])
     best = run.history[run.best_epoch - 1]
-    plain = run.evaluation.answers.sharpen(1 / run.classifier.temperature)
+    plain = run.evaluation.predictions.sharpen(1 / run.classifier.temperature)
     assert best.val_loss == pytest.approx(plain.losses.mean(), abs=1e-5)
 
 
 def test_a_rate_is_looked_for_and_learnt_with(tiny, photos, tmp_path, capsys):
     recipe = replace(STEPS, learning_rate=None)
     with pytest.raises(BadConfiguration, match=r"learning_rate=0\.05"):
-        train(start(tiny), photos, STEPS, out=tmp_path / "run", device="cpu", find_rate=True)
-    run = train(start(tiny), photos, recipe, out=tmp_path / "run", device="cpu", find_rate=True)
+        train(start(tiny), photos, STEPS, out=tmp_path / "run", device="cpu", find_learning_rate=True)
+    run = train(start(tiny), photos, recipe, out=tmp_path / "run", device="cpu", find_learning_rate=True)
     assert "learning_rate_search.png" in capsys.readouterr().err
     assert (tmp_path / "run" / "learning_rate_search.png").is_file()
     assert run.classifier.provenance["recipe"]["learning_rate"] > 0
     with pytest.raises(BadConfiguration, match="find-learning-rate"):
-        train(start(tiny, tmp_path / "run" / "best.safetensors"), photos, HEAD, out=tmp_path / "2", find_rate=True)
+        train(
+            start(tiny, tmp_path / "run" / "best.safetensors"),
+            photos,
+            HEAD,
+            out=tmp_path / "2",
+            find_learning_rate=True,
+        )
     assert not (tmp_path / "2").exists()
 
 
@@ -309,7 +315,7 @@ def test_a_solved_head_tells_the_same_loss_as_steps_do(tiny, trained, uneven, tm
 def test_seconds_between_states_are_no_less_than_none(tiny, photos, tmp_path):
     for seconds in (-1.0, float("nan")):
         with pytest.raises(BadInput, match="seconds"):
-            train(start(tiny), photos, STEPS, out=tmp_path / "run", seconds_between=seconds)
+            train(start(tiny), photos, STEPS, out=tmp_path / "run", save_seconds=seconds)
 
 
 def test_steps_from_given_weights_begin_with_the_head_solved(tiny, trained, tmp_path, monkeypatch, capsys):

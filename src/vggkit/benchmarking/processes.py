@@ -160,12 +160,12 @@ def serve() -> None:
     _serve(sys.stdin, ours)  # type: ignore[arg-type]
 
 
-def _serve(questions: io.TextIOBase, answers: io.TextIOBase) -> None:
+def _serve(questions: io.TextIOBase, predictions: io.TextIOBase) -> None:
     """Answer until nobody asks any more."""
 
     def reply(answer: object, problem: str | None = None) -> None:
-        answers.write(json.dumps({"answer": answer, "problem": problem}) + "\n")
-        answers.flush()
+        predictions.write(json.dumps({"answer": answer, "problem": problem}) + "\n")
+        predictions.flush()
 
     choice = EngineChoice(**json.loads(questions.readline()))
     try:

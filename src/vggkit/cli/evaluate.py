@@ -88,7 +88,7 @@ def evaluate(
         line.show(f"opening {data}", 0, None)
         images = open_dataset(data, columns=columns)
         for omission in images.passed_over:
-            line.say(f"passed over: {omission.describe()}")
+            line.log(f"passed over: {omission.describe()}")
         for path in outputs:
             demand_apart(path, images.list_sources())
         found = measure(
@@ -109,7 +109,7 @@ def evaluate(
         )
         shown = found.evaluations[-1]
         for problem in shown.unreadable:
-            line.say(f"left out: {problem}")
+            line.log(f"left out: {problem}")
     if json:
         print_json(found.to_dict())
     else:

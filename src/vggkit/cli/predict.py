@@ -100,11 +100,11 @@ def predict(
     computing, said_of = prepare_engine(file, device=device, precision=precision, engine=engine, count=total)
     answered = False
     with ProgressLine(quiet=quiet, rate=RATE) as line:
-        line.say(f"computed by {said_of}")
+        line.log(f"computed by {said_of}")
         reading = Reading()
         found = gather_images(images, columns=columns, reading=reading)
-        answers = iterate_predictions(computing, file.card, found, top=top, batch_size=batch_size)
-        for done, answer in enumerate(answers, start=1):
+        predictions = iterate_predictions(computing, file.card, found, top=top, batch_size=batch_size)
+        for done, answer in enumerate(predictions, start=1):
             answered = answered or not answer.problem
             if json:
                 print_json_line(answer.to_dict())
@@ -115,10 +115,10 @@ def predict(
                 )
                 print_line(f"{answer.path}: {f'unknown ({said})' if answer.unknown else said}")
             if answer.problem:
-                line.say(f"vggkit: error: {answer.problem}")
+                line.log(f"vggkit: error: {answer.problem}")
             line.show("predicting", done, total)
         for omission in reading.list_omissions():
-            line.say(f"passed over: {omission.describe()}")
+            line.log(f"passed over: {omission.describe()}")
     return 0 if answered else 2
 
 
@@ -232,7 +232,7 @@ def search(
         )
         for each in found:
             if each.problem:
-                line.say(f"vggkit: error: {each.problem}")
+                line.log(f"vggkit: error: {each.problem}")
     readable = [each for each in found if not each.problem]
     if json:
         for each in found:

@@ -69,7 +69,7 @@ def check(
         line.show(f"opening {data}", 0, None)
         images = open_dataset(data, columns=columns)
         guard_outputs(images, table=fix, page=html)
-        found = look(images, classifier, image_pixels=image_size, device=device, on_progress=line.show)
+        found = look(images, classifier, image_size=image_size, device=device, on_progress=line.show)
         if html is not None:
             from vggkit.reports.diagnosis_page import write_diagnosis_page
 
@@ -141,9 +141,7 @@ def train(
     if choose_device(device).type == "cpu":
         keep_freed_memory()  # of this process, which is ours alone
     if resume is not None:
-        run = runs.resume(
-            resume, data or None, device=device, quiet=quiet, seconds_between=save_seconds, plots=plots
-        )
+        run = runs.resume(resume, data or None, device=device, quiet=quiet, save_seconds=save_seconds, plots=plots)
     else:
         asked = RunConfig(
             data=locate(data),
@@ -165,8 +163,8 @@ def train(
             despite_findings=despite_findings,
             quiet=quiet,
             loggers=loggers,
-            find_rate=find_learning_rate,
-            seconds_between=save_seconds,
+            find_learning_rate=find_learning_rate,
+            save_seconds=save_seconds,
             plots=plots,
             asked=asked,
         )
@@ -195,7 +193,7 @@ def _prepare(data: str, asked: RunConfig, *, preset: str | None, quiet: bool) ->
 
     with ProgressLine(quiet=quiet) as line:
         if preset is not None:
-            line.say(f"preset {preset}: {find_preset(preset).about}")
+            line.log(f"preset {preset}: {find_preset(preset).about}")
         line.show(f"opening {data}", 0, None)
         images = open_dataset(data, columns=asked.columns)
     choice = asked.network
@@ -206,7 +204,7 @@ def _prepare(data: str, asked: RunConfig, *, preset: str | None, quiet: bool) ->
         images,
         choice.model,
         weights=choice.weights,
-        image_pixels=choice.image_size,
+        image_size=choice.image_size,
         fit_mode=choice.fit_mode,
         reduced_decoding=choice.reduced_decoding,
         in_channels=choice.channels,
@@ -262,4 +260,4 @@ def _fetch_weights(model: str, *, quiet: bool) -> None:
     from vggkit.weights.pretrained import fetch
 
     found = fetch(model, progress=not quiet)
-    ProgressLine(quiet=quiet).say(f"weights: {found.source} ({found.published.licence}; {found.published.terms})")
+    ProgressLine(quiet=quiet).log(f"weights: {found.source} ({found.published.licence}; {found.published.terms})")

@@ -128,7 +128,7 @@ class Diagnosis:
     """Images by colour mode as Pillow names it, the commonest first."""
     turned: int
     """Images that are stored turned or mirrored, and set right by EXIF's orientation."""
-    image_pixels: int
+    image_size: int
     """Side of the square that the network is to see."""
     model: str | None
     """The Classifier that labels were checked with, None where without."""
@@ -155,7 +155,7 @@ class Diagnosis:
             "formats": dict(self.formats),
             "modes": dict(self.modes),
             "turned": self.turned,
-            "image_pixels": self.image_pixels,
+            "image_size": self.image_size,
             "model": self.model,
             "findings": [finding.to_dict() for finding in self.findings],
             "seconds": round(self.seconds, 2),

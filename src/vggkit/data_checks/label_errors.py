@@ -55,8 +55,8 @@ def extract_features(
     engine, _ = choose_engine(classifier.network, device, output="statistics", precision="fp32")
     images = [sighting.image for sighting in sightings]
     rows, lost = [], []
-    answers = stream_answers(engine, classifier.preprocessing, images, batch_size=batch_size)
-    for done, answer in enumerate(answers, start=1):
+    predictions = stream_answers(engine, classifier.preprocessing, images, batch_size=batch_size)
+    for done, answer in enumerate(predictions, start=1):
         if answer.overflows:
             lost.append(answer.problem)
         elif answer.output is None:

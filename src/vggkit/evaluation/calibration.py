@@ -3,7 +3,7 @@
 Shape letters: N images, K classes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vggkit.arguments import demand_share
 from vggkit.evaluation.evaluation import Bin, Calibration, Rejection, proportion_interval
 from vggkit.evaluation.intervals import BINS, number_bins
-from vggkit.evaluation.predictions import Answers
+from vggkit.evaluation.predictions import Predictions
 
 COLDEST: Final = 0.05
 HOTTEST: Final = 20.0
@@ -22,21 +22,23 @@ FOLDS: Final = 5
 HALVINGS: Final = 40
 
 
-def describe_calibration(answers: Answers, *, temperature: float = 1.0, averaged: bool = False) -> Calibration:
+def describe_calibration(
+    predictions: Predictions, *, temperature: float = 1.0, averaged: bool = False
+) -> Calibration:
     """The reliability diagram and its error, of answers whose logits were divided by a temperature.
 
     Where they are means over several looks the temperature cannot be undone.
     """
-    numbers = number_bins(answers.confidences)
+    numbers = number_bins(predictions.confidences)
     counts = np.bincount(numbers, minlength=BINS)
     sure, right = (
         np.bincount(numbers, weights=values, minlength=BINS)
-        for values in (answers.confidences, answers.right.astype(float))
+        for values in (predictions.confidences, predictions.right.astype(float))
     )
-    before = answers if temperature == 1 else answers.sharpen(1 / temperature)
+    before = predictions if temperature == 1 else predictions.sharpen(1 / temperature)
     return Calibration(
-        ece=find_ece(answers),
-        mean_confidence=float(answers.confidences.mean()),
+        ece=find_ece(predictions),
+        mean_confidence=float(predictions.confidences.mean()),
         bins=tuple(
             Bin(
                 low=number / BINS,
@@ -52,12 +54,12 @@ def describe_calibration(answers: Answers, *, temperature: float = 1.0, averaged
     )
 
 
-def find_ece(answers: Answers) -> float:
+def find_ece(predictions: Predictions) -> float:
     """Expected calibration error in [0, 1] with bins of equal width (Guo et al., 2017, equation 3)."""
     gaps = np.bincount(
-        number_bins(answers.confidences), weights=answers.right - answers.confidences, minlength=BINS
+        number_bins(predictions.confidences), weights=predictions.right - predictions.confidences, minlength=BINS
     )
-    return float(np.abs(gaps).sum() / len(answers))
+    return float(np.abs(gaps).sum() / len(predictions))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +92,7 @@ class TemperatureFit:
         )
 
 
-def fit_temperature(answers: Answers, *, seed: int = 0) -> TemperatureFit:
+def fit_temperature(predictions: Predictions, *, seed: int = 0) -> TemperatureFit:
     """The temperature of the least loss (Guo et al., 2017, section 4.2), with Platt's targets, see `_fit`.
 
     Only what helps is taken: it is 1 where the loss of held-out fifths does not fall by more than a standard
@@ -98,72 +100,72 @@ def fit_temperature(answers: Answers, *, seed: int = 0) -> TemperatureFit:
     answer changes, only how sure it is.
 
     Args:
-        answers: At a temperature of 1, of images that were not learnt from.
+        predictions: At a temperature of 1, of images that were not learnt from.
         seed: The fifths depend on it.
     """
-    folds = np.random.default_rng(seed).permutation(len(answers)) % FOLDS
-    held = answers.log_probabilities.copy()
+    folds = np.random.default_rng(seed).permutation(len(predictions)) % FOLDS
+    held = predictions.log_probabilities.copy()
     for fold in range(FOLDS):
         out = folds == fold
         if out.any() and not out.all():
-            held[out] = _keep(answers, out).sharpen(_fit(_keep(answers, ~out))).log_probabilities
-    crossed = Answers(paths=answers.paths, targets=answers.targets, log_probabilities=held, labels=answers.labels)
-    before, after = float(answers.losses.mean()), float(crossed.losses.mean())
-    gains = answers.losses - crossed.losses
-    found = _fit(answers)
+            held[out] = _keep(predictions, out).sharpen(_fit(_keep(predictions, ~out))).log_probabilities
+    crossed = replace(predictions, log_probabilities=held)
+    before, after = float(predictions.losses.mean()), float(crossed.losses.mean())
+    gains = predictions.losses - crossed.losses
+    found = _fit(predictions)
     helps = gains.mean() > gains.std() / np.sqrt(len(gains)) and COLDEST * 1.01 < found < HOTTEST / 1.01
-    helps = bool(helps) and len(answers) >= FEWEST
+    helps = bool(helps) and len(predictions) >= FEWEST
     return TemperatureFit(
         temperature=float(f"{found:.4g}") if helps else 1.0,
         loss_before=before,
         loss_after=after if helps else before,
-        ece_before=find_ece(answers),
-        ece_after=find_ece(crossed if helps else answers),
-        n=len(answers),
+        ece_before=find_ece(predictions),
+        ece_after=find_ece(crossed if helps else predictions),
+        n=len(predictions),
     )
 
 
-def _keep(answers: Answers, chosen: NDArray[np.bool_]) -> Answers:
-    return Answers(
-        paths=tuple(path for path, taken in zip(answers.paths, chosen, strict=True) if taken),
-        targets=answers.targets[chosen],
-        log_probabilities=answers.log_probabilities[chosen],
-        labels=answers.labels,
+def _keep(predictions: Predictions, chosen: NDArray[np.bool_]) -> Predictions:
+    return Predictions(
+        paths=tuple(path for path, taken in zip(predictions.paths, chosen, strict=True) if taken),
+        targets=predictions.targets[chosen],
+        log_probabilities=predictions.log_probabilities[chosen],
+        labels=predictions.labels,
     )
 
 
-def _fit(answers: Answers) -> float:
+def _fit(predictions: Predictions) -> float:
     """Where the loss's slope is zero; in 1 / temperature the loss is convex, so halving finds it.
 
     Right classes count a little less than certain, as in Platt (1999, section 2.2): or else images that
     are all told right would call for boundless certainty.
     """
     low, high = np.log(COLDEST), np.log(HOTTEST)
-    logs, rows = answers.log_probabilities, np.arange(len(answers))
-    doubt = 1 / (len(answers) + 2)
-    aimed = (1 - doubt) * logs[rows, answers.targets] + doubt * logs.mean(axis=1)
+    logs, rows = predictions.log_probabilities, np.arange(len(predictions))
+    doubt = 1 / (len(predictions) + 2)
+    aimed = (1 - doubt) * logs[rows, predictions.targets] + doubt * logs.mean(axis=1)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        chances = answers.sharpen(float(np.exp(middle))).probabilities
+        chances = predictions.sharpen(float(np.exp(middle))).probabilities
         # Slope in 1 / temperature: what is expected of the logits, less what they are to come to.
         slope = ((chances * logs).sum(axis=1) - aimed).mean()
         low, high = (low, middle) if slope < 0 else (middle, high)
     return float(np.exp((low + high) / 2))
 
 
-def find_threshold(answers: Answers, wanted_precision: float) -> Rejection | None:
+def find_threshold(predictions: Predictions, wanted_precision: float) -> Rejection | None:
     """The lowest probability from which on answers are right as often as wanted; None where there is none.
 
     Raises BadInput for a precision that is not above 0 and at most 1.
     """
     wanted_precision = demand_share("wanted_precision", wanted_precision)
-    cuts = list_cuts(answers)
+    cuts = list_cuts(predictions)
     good = np.flatnonzero(cuts.precision >= wanted_precision)
     if not len(good):
         return None
     lowest = int(good[-1])
-    threshold = 0.0 if cuts.given[lowest] == len(answers) else float(cuts.thresholds[lowest])
-    return withhold(answers, threshold, wanted_precision=wanted_precision)
+    threshold = 0.0 if cuts.given[lowest] == len(predictions) else float(cuts.thresholds[lowest])
+    return withhold(predictions, threshold, wanted_precision=wanted_precision)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -182,24 +184,24 @@ class Cuts:
         return Cuts(self.thresholds[places], self.given[places], self.precision[places])
 
 
-def list_cuts(answers: Answers) -> Cuts:
+def list_cuts(predictions: Predictions) -> Cuts:
     """Answers of equal probability are withheld together or not at all."""
-    order = np.argsort(-answers.confidences, kind="stable")
-    sure = answers.confidences[order]
+    order = np.argsort(-predictions.confidences, kind="stable")
+    sure = predictions.confidences[order]
     ends = np.append(np.flatnonzero(np.diff(sure)), len(order) - 1)
-    hits = answers.right[order].cumsum()[ends]
+    hits = predictions.right[order].cumsum()[ends]
     return Cuts(sure[ends], ends + 1, hits / (ends + 1))
 
 
-def withhold(answers: Answers, threshold: float, *, wanted_precision: float | None) -> Rejection:
+def withhold(predictions: Predictions, threshold: float, *, wanted_precision: float | None) -> Rejection:
     """What is left when answers below a probability are withheld."""
-    given = answers.confidences >= threshold
-    n, hits = int(given.sum()), int(answers.right[given].sum())
+    given = predictions.confidences >= threshold
+    n, hits = int(given.sum()), int(predictions.right[given].sum())
     return Rejection(
         threshold=threshold,
         wanted_precision=wanted_precision,
         n=n,
-        coverage=n / len(answers),
+        coverage=n / len(predictions),
         precision=hits / n if n else None,
         precision_interval=proportion_interval(hits, n) if n else None,
     )

@@ -14,7 +14,7 @@ from vggkit.arguments import demand_count
 from vggkit.errors import BadData, BadInput
 from vggkit.evaluation.evaluation import Evaluation, Interval
 from vggkit.evaluation.metrics import score
-from vggkit.evaluation.predictions import Answers, average
+from vggkit.evaluation.predictions import Predictions, average
 
 RESAMPLES: Final = 10_000
 
@@ -76,23 +76,23 @@ class PairedComparison:
         return asdict(self) | {"interval": list(self.interval), "changes": [asdict(each) for each in self.changes]}
 
 
-def compare_answers(
-    first: Answers, second: Answers, *, names: tuple[str, str] = ("the first", "the second"), seed: int = 0
+def compare_predictions(
+    first: Predictions, second: Predictions, *, names: tuple[str, str] = ("the first", "the second"), seed: int = 0
 ) -> PairedComparison:
     """Two Classifiers on the images that both were asked about.
 
     Args:
-        first: `Evaluation.answers`, or `Answers.read` of a table.
+        first: `Evaluation.answers`, or `Predictions.read` of a table.
         second: The same of another Classifier; its classes may stand in another order.
         names: What the Classifiers are called.
         seed: The interval's resamples depend on it.
 
     Raises BadData where there are no such images, or the classes have other names.
     """
-    for answers in (first, second):
-        if not isinstance(answers, Answers):
-            got = type(answers).__name__
-            raise BadInput(f"compare_answers takes two Answers, such as Evaluation.answers; got {got}")
+    for predictions in (first, second):
+        if not isinstance(predictions, Predictions):
+            got = type(predictions).__name__
+            raise BadInput(f"compare_predictions takes two Answers, such as Evaluation.answers; got {got}")
     seed = demand_count("seed", seed, least=0)
     one, two = _align([first, second], names)
     gain = two.right.astype(np.int64) - one.right.astype(np.int64)
@@ -150,10 +150,10 @@ def fuse(evaluations: Sequence[Evaluation], *, wanted_precision: float | None = 
     if not found or not all(isinstance(each, Evaluation) for each in found):
         raise BadInput("fuse takes a list of what evaluate gave: two Evaluations or more")
     names = [each.model for each in evaluations]
-    aligned = _align([each.answers for each in evaluations], names)
+    aligned = _align([each.predictions for each in evaluations], names)
     protocols = list(dict.fromkeys(each.protocol for each in evaluations))
     return score(
-        Answers(
+        Predictions(
             paths=aligned[0].paths,
             targets=aligned[0].targets,
             log_probabilities=average([each.log_probabilities for each in aligned]),
@@ -171,39 +171,39 @@ def fuse(evaluations: Sequence[Evaluation], *, wanted_precision: float | None = 
     )
 
 
-def _align(several: Sequence[Answers], names: Sequence[str]) -> list[Answers]:
+def _align(several: Sequence[Predictions], names: Sequence[str]) -> list[Predictions]:
     """The same images and classes of each, in the first one's order."""
     first = several[0]
-    for answers, name in zip(several, names, strict=True):
-        if set(answers.labels) != set(first.labels):
-            other = sorted(set(answers.labels) ^ set(first.labels))
+    for predictions, name in zip(several, names, strict=True):
+        if set(predictions.labels) != set(first.labels):
+            other = sorted(set(predictions.labels) ^ set(first.labels))
             raise BadData(
                 f"{names[0]} and {name} do not name the same classes ({', '.join(other[:5])}), "
                 "and their answers cannot be held against each other"
             )
-    if all(answers.paths == first.paths for answers in several):
-        return [_keep(answers, np.arange(len(first)), first) for answers in several]
-    for answers, name in zip(several, names, strict=True):
-        if len(set(answers.paths)) < len(answers):
+    if all(predictions.paths == first.paths for predictions in several):
+        return [_keep(predictions, np.arange(len(first)), first) for predictions in several]
+    for predictions, name in zip(several, names, strict=True):
+        if len(set(predictions.paths)) < len(predictions):
             raise BadData(f"{name}: an image is listed twice, and cannot be found in another's answers by its name")
-    shared = set(first.paths).intersection(*(answers.paths for answers in several))
+    shared = set(first.paths).intersection(*(predictions.paths for predictions in several))
     if not shared:
         raise BadData(f"{' and '.join(names)} were not measured on the same images")
     aligned = []
-    for answers in several:
-        places = {path: place for place, path in enumerate(answers.paths)}
+    for predictions in several:
+        places = {path: place for place, path in enumerate(predictions.paths)}
         rows = np.asarray([places[path] for path in first.paths if path in shared])
-        aligned.append(_keep(answers, rows, first))
+        aligned.append(_keep(predictions, rows, first))
     return aligned
 
 
-def _keep(answers: Answers, rows: NDArray[np.int64], like: Answers) -> Answers:
+def _keep(predictions: Predictions, rows: NDArray[np.int64], like: Predictions) -> Predictions:
     """Some rows, with the classes in another's order."""
-    columns = _order(answers.labels, like.labels)
-    return Answers(
-        paths=tuple(answers.paths[row] for row in rows),
-        targets=np.argsort(columns)[answers.targets[rows]],
-        log_probabilities=answers.log_probabilities[rows][:, columns],
+    columns = _order(predictions.labels, like.labels)
+    return Predictions(
+        paths=tuple(predictions.paths[row] for row in rows),
+        targets=np.argsort(columns)[predictions.targets[rows]],
+        log_probabilities=predictions.log_probabilities[rows][:, columns],
         labels=like.labels,
     )
 

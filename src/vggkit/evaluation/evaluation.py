@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from vggkit.evaluation.predictions import Answers
+from vggkit.evaluation.predictions import Predictions
 
 FigureName = Literal[
     "top1", "top5", "loss", "macro_precision", "macro_recall", "macro_f1", "roc_auc", "average_precision", "ece"
@@ -47,7 +47,7 @@ class Bin:
     high: float
     """and up to this."""
     n: int
-    """Answers."""
+    """Predictions."""
     confidence: float
     """Their mean probability; the middle of the bin where it is empty."""
     accuracy: float | None
@@ -139,7 +139,7 @@ class Evaluation:
     """Images left out because they cannot be read, each with its reason."""
     notes: tuple[str, ...] = ()
     """What the reader of the numbers must know."""
-    answers: Answers = field(repr=False, compare=False)
+    predictions: Predictions = field(repr=False, compare=False)
     """The table that every figure can be computed from again; `answers.save` writes it."""
 
     @property

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggkit.evaluation.evaluation import FigureName, Interval, proportion_interval
-from vggkit.evaluation.predictions import Answers
+from vggkit.evaluation.predictions import Predictions
 
 RESAMPLES: Final = 1000
 FEWEST: Final = 50
@@ -26,34 +26,37 @@ Weights = NDArray[np.float64]
 
 
 def find_intervals(
-    answers: Answers, *, seed: int = 0
+    predictions: Predictions, *, seed: int = 0
 ) -> tuple[dict[FigureName, Interval], tuple[Interval | None, ...]]:
     """95 % intervals of the headline figures, and of each class's F1 (None without images of it).
 
     Percentiles of figures of resamples: as many images, drawn with replacement. Of a share that is 0 or 1
     every resample says the same; it gets Wilson's interval.
     """
-    n, classes = answers.log_probabilities.shape
+    n, classes = predictions.log_probabilities.shape
     drawn: dict[FigureName, list[NDArray[np.float64]]] = {}
     f1s = []
     for weights in _draw(n, RESAMPLES, seed):
-        for name, values in _resample(answers, weights).items():
+        for name, values in _resample(predictions, weights).items():
             drawn.setdefault(name, []).append(values)
-        precision, recall, f1 = _resample_classes(answers, weights)
+        precision, recall, f1 = _resample_classes(predictions, weights)
         for name, each in (("macro_precision", precision), ("macro_recall", recall), ("macro_f1", f1)):
             drawn.setdefault(name, []).append(_mean(each))
         f1s.append(f1)
-    if len(np.unique(answers.targets)) > 1:
+    if len(np.unique(predictions.targets)) > 1:
         for weights in _draw(n, int(np.clip(MOST_WORK // (n * classes), FEWEST, RESAMPLES)), seed):
-            for name, values in _resample_areas(answers, weights).items():
+            for name, values in _resample_areas(predictions, weights).items():
                 drawn.setdefault(name, []).append(values)
     together = {name: np.concatenate(values) for name, values in drawn.items()}
     # A resample is less even than the images themselves, so that its bins err more: by what they do on average.
-    together["ece"] = np.maximum(0.0, together["ece"] + _find_ece(answers) - together["ece"].mean())
+    together["ece"] = np.maximum(0.0, together["ece"] + _find_ece(predictions) - together["ece"].mean())
     found = {name: _percentiles(values) for name, values in together.items() if np.ptp(values) > 0}
-    shares: dict[FigureName, int] = {"top1": int(answers.right.sum()), "top5": int((answers.ranks <= 5).sum())}
+    shares: dict[FigureName, int] = {
+        "top1": int(predictions.right.sum()),
+        "top5": int((predictions.ranks <= 5).sum()),
+    }
     found |= {name: proportion_interval(hits, n) for name, hits in shares.items() if hits in (0, n)}
-    present = np.bincount(answers.targets, minlength=classes) > 0
+    present = np.bincount(predictions.targets, minlength=classes) > 0
     each_f1 = np.concatenate(f1s)
     varied = [present[k] and np.ptp(each_f1[~np.isnan(each_f1[:, k]), k]) > 0 for k in range(classes)]
     return found, tuple(_percentiles(each_f1[:, k]) if varied[k] else None for k in range(classes))
@@ -70,22 +73,22 @@ def _draw(n: int, resamples: int, seed: int) -> Iterator[Weights]:
         left -= count
 
 
-def _resample(answers: Answers, weights: Weights) -> dict[FigureName, NDArray[np.float64]]:
+def _resample(predictions: Predictions, weights: Weights) -> dict[FigureName, NDArray[np.float64]]:
     """Figures that are means, and the calibration error, of each resample."""
-    n = len(answers)
-    numbers = number_bins(answers.confidences)
+    n = len(predictions)
+    numbers = number_bins(predictions.confidences)
     gaps = np.zeros((n, BINS))
-    gaps[np.arange(n), numbers] = answers.right - answers.confidences
+    gaps[np.arange(n), numbers] = predictions.right - predictions.confidences
     return {
-        "top1": weights @ answers.right / n,
-        "top5": weights @ (answers.ranks <= 5) / n,
-        "loss": weights @ answers.losses / n,
+        "top1": weights @ predictions.right / n,
+        "top5": weights @ (predictions.ranks <= 5) / n,
+        "loss": weights @ predictions.losses / n,
         "ece": np.abs(weights @ gaps).sum(axis=1) / n,
     }
 
 
-def _find_ece(answers: Answers) -> float:
-    return float(_resample(answers, np.ones((1, len(answers))))["ece"][0])
+def _find_ece(predictions: Predictions) -> float:
+    return float(_resample(predictions, np.ones((1, len(predictions))))["ece"][0])
 
 
 def number_bins(confidences: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -93,11 +96,11 @@ def number_bins(confidences: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.clip(np.ceil(confidences * BINS).astype(np.int64) - 1, 0, BINS - 1)
 
 
-def _resample_classes(answers: Answers, weights: Weights) -> tuple[NDArray[np.float64], ...]:
+def _resample_classes(predictions: Predictions, weights: Weights) -> tuple[NDArray[np.float64], ...]:
     """Precision, recall and F1 (B, K) of each resample, nan where it says nothing of a class."""
-    classes = len(answers.labels)
-    hits = _count(weights * answers.right, answers.targets, classes)
-    support, given = (_count(weights, numbers, classes) for numbers in (answers.targets, answers.given))
+    classes = len(predictions.labels)
+    hits = _count(weights * predictions.right, predictions.targets, classes)
+    support, given = (_count(weights, numbers, classes) for numbers in (predictions.targets, predictions.given))
     with np.errstate(invalid="ignore", divide="ignore"):
         recall = hits / support  # nan where the resample has no image of it
         precision = np.where(support > 0, hits / np.maximum(given, 1), np.nan)
@@ -113,15 +116,15 @@ def _count(weights: Weights, numbers: NDArray[np.int64], classes: int) -> NDArra
     return np.diff(sums[:, ends], axis=1)
 
 
-def _resample_areas(answers: Answers, weights: Weights) -> dict[FigureName, NDArray[np.float64]]:
+def _resample_areas(predictions: Predictions, weights: Weights) -> dict[FigureName, NDArray[np.float64]]:
     """Mean over the classes of ROC-AUC and average precision, of each resample."""
     areas, precisions = [], []
-    for number in np.unique(answers.targets):
-        chances = answers.probabilities[:, number]
+    for number in np.unique(predictions.targets):
+        chances = predictions.probabilities[:, number]
         order = np.argsort(-chances, kind="stable")
         # Images of equal probability are above or below a cut together.
         last = np.append(np.flatnonzero(np.diff(chances[order])), len(order) - 1)
-        mine = weights[:, order] * (answers.targets[order] == number)
+        mine = weights[:, order] * (predictions.targets[order] == number)
         hits = mine.cumsum(axis=1)[:, last]
         false = (weights[:, order] - mine).cumsum(axis=1)[:, last]
         with np.errstate(invalid="ignore", divide="ignore"):

@@ -14,7 +14,7 @@ from vggkit.engines.select import WantedEngine
 from vggkit.errors import BadData
 from vggkit.evaluation.evaluation import Evaluation, ProtocolName
 from vggkit.evaluation.metrics import score
-from vggkit.evaluation.predictions import Answers
+from vggkit.evaluation.predictions import Predictions
 from vggkit.evaluation.protocols import Engines, Protocol, look_at, plan_protocol, prepare_engines
 from vggkit.images.class_names import hint_at_lookalikes, shorten_names
 from vggkit.images.dataset import ImageDataset, ImageSample, identify_images
@@ -90,17 +90,17 @@ def evaluate(
     known = _match(classifier, opened, images, notes)
     engines = prepare_engines(classifier, plan, device=device, precision=precision, engine=engine)
     notes += _note_precision(engines, precision)
-    answers, unreadable = ask(
+    predictions, unreadable = ask(
         classifier, known, plan, engines=engines, batch_size=batch_size, on_progress=on_progress
     )
-    if not len(answers):
+    if not len(predictions):
         raise BadData(f"{opened.name}: none of its {len(known)} images can be read; the first: {unreadable[0]}")
     digest = identify_images(images)
     calibration = read_entry(classifier.provenance, "calibration")
     if classifier.temperature != 1 and calibration.get("pictures") == digest:
         notes.append(CALIBRATED_HERE)
     return score(
-        answers,
+        predictions,
         data=opened.name,
         split=split,
         model=name or classifier.configuration.model,
@@ -123,7 +123,7 @@ def ask(
     engines: Engines,
     batch_size: int = 32,
     on_progress: Callable[[int, int], None] | None = None,
-) -> tuple[Answers, tuple[str, ...]]:
+) -> tuple[Predictions, tuple[str, ...]]:
     """The answers to labelled images of classes the Classifier knows, and why others cannot be read.
 
     Args:
@@ -147,13 +147,13 @@ def ask(
             targets.append(numbers[str(image.label)])
         if on_progress:
             on_progress(done, len(images))
-    answers = Answers(
+    predictions = Predictions(
         paths=tuple(paths),
         targets=np.asarray(targets, np.int64),
         log_probabilities=np.asarray(rows, np.float64).reshape(len(rows), len(numbers)),
         labels=classifier.labels,
     )
-    return answers, tuple(unreadable)
+    return predictions, tuple(unreadable)
 
 
 def _note_precision(engines: Engines, precision: WantedPrecision) -> list[str]:

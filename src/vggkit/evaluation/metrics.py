@@ -9,11 +9,11 @@ from vggkit.errors import MissingExtra
 from vggkit.evaluation.calibration import describe_calibration, find_threshold, withhold
 from vggkit.evaluation.evaluation import ClassFigures, Evaluation
 from vggkit.evaluation.intervals import find_intervals
-from vggkit.evaluation.predictions import Answers
+from vggkit.evaluation.predictions import Predictions
 
 
 def score(
-    answers: Answers,
+    predictions: Predictions,
     *,
     data: str,
     split: str = "",
@@ -30,7 +30,7 @@ def score(
     """All figures of a table of answers; the same table gives the same figures.
 
     Args:
-        answers: At least one image.
+        predictions: At least one image.
         data: Where the images come from.
         split: Which part of it.
         model: What was measured.
@@ -49,19 +49,19 @@ def score(
         from sklearn import metrics
     except ImportError as absent:
         raise MissingExtra.of("scikit-learn", "evaluating", "train") from absent
-    n, numbers = len(answers), list(range(len(answers.labels)))
-    confusion = metrics.confusion_matrix(answers.targets, answers.given, labels=numbers)
+    n, numbers = len(predictions), list(range(len(predictions.labels)))
+    confusion = metrics.confusion_matrix(predictions.targets, predictions.given, labels=numbers)
     each = metrics.precision_recall_fscore_support(
-        answers.targets, answers.given, labels=numbers, zero_division=0.0
+        predictions.targets, predictions.given, labels=numbers, zero_division=0.0
     )
-    intervals, f1_intervals = find_intervals(answers)
+    intervals, f1_intervals = find_intervals(predictions)
     classes = []
     for number, (precision, recall, f1, support) in enumerate(zip(*each, strict=True)):
-        mine, chances = answers.targets == number, answers.probabilities[:, number]
+        mine, chances = predictions.targets == number, predictions.probabilities[:, number]
         some, others = bool(support), support < n
         classes.append(
             ClassFigures(
-                label=answers.labels[number],
+                label=predictions.labels[number],
                 support=int(support),
                 given=int(confusion[:, number].sum()),
                 precision=float(precision),
@@ -76,11 +76,11 @@ def score(
     areas = [each.roc_auc for each in present if each.roc_auc is not None]
     precisions = [each.average_precision for each in present if each.average_precision is not None]
     several = len(present) > 1
-    calibration = describe_calibration(answers, temperature=temperature, averaged=averaged)
+    calibration = describe_calibration(predictions, temperature=temperature, averaged=averaged)
     said = list(notes)
-    rejection = withhold(answers, threshold, wanted_precision=None) if threshold > 0 else None
+    rejection = withhold(predictions, threshold, wanted_precision=None) if threshold > 0 else None
     if wanted_precision is not None:
-        rejection = find_threshold(answers, wanted_precision)
+        rejection = find_threshold(predictions, wanted_precision)
         if rejection is None:
             said.append(
                 f"no threshold gives a precision of {wanted_precision:g} on these images: even the surest "
@@ -92,9 +92,9 @@ def score(
                 "ones it will be about that"
             )
     return Evaluation(
-        top1=float(answers.right.mean()),
-        top5=float((answers.ranks <= 5).mean()),
-        loss=float(answers.losses.mean()),
+        top1=float(predictions.right.mean()),
+        top5=float((predictions.ranks <= 5).mean()),
+        loss=float(predictions.losses.mean()),
         macro_precision=_mean([each.precision for each in present]),
         macro_recall=_mean([each.recall for each in present]),
         macro_f1=_mean([each.f1 for each in present]),
@@ -103,7 +103,7 @@ def score(
         ece=calibration.ece,
         intervals=intervals,
         n=n,
-        labels=answers.labels,
+        labels=predictions.labels,
         classes=tuple(classes),
         confusion=tuple(tuple(int(count) for count in row) for row in confusion),
         calibration=calibration,
@@ -115,7 +115,7 @@ def score(
         images=images,
         unreadable=unreadable,
         notes=tuple(said),
-        answers=answers,
+        predictions=predictions,
     )
 
 

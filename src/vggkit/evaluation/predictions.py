@@ -22,7 +22,7 @@ ENDINGS: Final = (".csv", ".parquet")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Answers:
+class Predictions:
     """Probabilities that a Classifier gave to each class, for images whose class is known.
 
     Raises BadInput where some are NaN.
@@ -104,9 +104,9 @@ class Answers:
         """(N,) cross-entropy of each image in nats."""
         return -self.log_probabilities[np.arange(len(self)), self.targets]
 
-    def sharpen(self, temperature: float) -> "Answers":
+    def sharpen(self, temperature: float) -> "Predictions":
         """The same, with logits divided by a temperature: below 1 surer, above 1 less sure."""
-        return Answers(
+        return Predictions(
             paths=self.paths,
             targets=self.targets,
             log_probabilities=log_softmax(self.log_probabilities, temperature),

@@ -71,7 +71,7 @@ def write_diagnosis_page(diagnosis: Diagnosis, path: str | Path) -> None:
         "written": datetime.now().astimezone(),
         "verdict": judge(diagnosis.findings),
         "table": ClassTable.of(diagnosis.counts),
-        "scale": draw_to_scale(diagnosis.sides, diagnosis.image_pixels) if diagnosis.sides else None,
+        "scale": draw_to_scale(diagnosis.sides, diagnosis.image_size) if diagnosis.sides else None,
         "titles": TITLES,
         "sections": [show_finding(finding, album) for finding in diagnosis.findings],
         "folder": album.folder,

@@ -81,7 +81,7 @@ def _draw_facts(diagnosis: Diagnosis) -> Table:
     table.add_row("modes", ", ".join(f"{count:,} {name}" for name, count in diagnosis.modes.items()))
     if diagnosis.turned:
         table.add_row("orientation", f"{diagnosis.turned:,} are stored turned, and set right by EXIF")
-    table.add_row("network sees", f"{diagnosis.image_pixels}×{diagnosis.image_pixels} pixels")
+    table.add_row("network sees", f"{diagnosis.image_size}×{diagnosis.image_size} pixels")
     if diagnosis.model:
         table.add_row("labels against", write_line(diagnosis.model))
     return table

@@ -97,7 +97,7 @@ def draw_reliability(evaluation: Evaluation) -> Chart:
 
 def draw_withholding(evaluation: Evaluation) -> Chart:
     """How many of the surest answers are right, by how many are given."""
-    cuts = list_cuts(evaluation.answers)
+    cuts = list_cuts(evaluation.predictions)
     if len(cuts.given) > MOST_POINTS:
         cuts = cuts.keep(np.unique(np.linspace(0, len(cuts.given) - 1, MOST_POINTS).round().astype(int)))
     x, y = across(0, 1), up(max(0.0, float(cuts.precision.min()) - 0.05), 1)

@@ -89,7 +89,7 @@ def write_report(
                 "comparisons": [(each, gallery.show_changes(each)) for each in comparisons],
                 "place": split_place(shown.data),
                 "part": shown.split,
-                "hits": int(shown.answers.right.sum()),
+                "hits": int(shown.predictions.right.sum()),
                 "headlines": _list_headlines(shown),
                 "curves": draw_curves(story.history, story.best_epoch),
                 "matrix": Matrix.of(shown) if len(shown.labels) <= MATRIX_CLASSES else None,
@@ -98,7 +98,7 @@ def write_report(
                 "worst": WORST if len(shown.labels) > CLASSES_AT_ONCE else len(shown.labels),
                 "mistakes": gallery.show_mistakes(),
                 "mistakes_at_once": MISTAKES_AT_ONCE,
-                "wrong": int((~shown.answers.right).sum()),
+                "wrong": int((~shown.predictions.right).sum()),
                 "folder": gallery.folder,
                 "reliability": draw_reliability(shown),
                 "withholding": draw_withholding(shown),
@@ -209,22 +209,22 @@ class _Gallery:
     """The images that are shown."""
 
     def __init__(self, evaluation: Evaluation, images: Iterable[ImageSample]) -> None:
-        self._answers = evaluation.answers
+        self._answers = evaluation.predictions
         self._images = {image.path: image for image in images}
         self.folder = find_folder(evaluation.data, self._answers.paths)
 
     def show_mistakes(self) -> list[Exhibit]:
         """Wrong answers, the surest first."""
-        answers = self._answers
-        wrong = np.flatnonzero(~answers.right)
-        order = wrong[np.argsort(-answers.confidences[wrong], kind="stable")][:MOST_MISTAKES]
+        predictions = self._answers
+        wrong = np.flatnonzero(~predictions.right)
+        order = wrong[np.argsort(-predictions.confidences[wrong], kind="stable")][:MOST_MISTAKES]
         return [
             self._show(
-                answers.paths[place],
-                answers.labels[answers.targets[place]],
-                answers.labels[answers.given[place]],
-                float(answers.confidences[place]),
-                float(np.exp(-answers.losses[place])),
+                predictions.paths[place],
+                predictions.labels[predictions.targets[place]],
+                predictions.labels[predictions.given[place]],
+                float(predictions.confidences[place]),
+                float(np.exp(-predictions.losses[place])),
             )
             for place in order
         ]

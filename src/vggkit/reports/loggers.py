@@ -45,11 +45,11 @@ class Loggers:
 
     Args:
         named: Each logger by its name.
-        say: Hears, once, of a logger that fails.
+        warn: Called once for each logger that fails, with the reason.
     """
 
-    def __init__(self, named: Mapping[str, Logger], *, say: Callable[[str], None]) -> None:
-        self._open, self._say = dict(named), say
+    def __init__(self, named: Mapping[str, Logger], *, warn: Callable[[str], None]) -> None:
+        self._open, self._warn = dict(named), warn
 
     def log(self, history: "Sequence[Epoch]") -> None:
         """Tell every epoch until now, the newest last. Raises BadOutput where `metrics.csv` cannot be written."""
@@ -72,7 +72,7 @@ class Loggers:
             raise
         except Exception as problem:  # whatever others' code raises
             del self._open[name]
-            self._say(f"{name}: hears no more of this run ({_shorten(problem)}); the training goes on")
+            self._warn(f"{name}: hears no more of this run ({_shorten(problem)}); the training goes on")
 
     def __enter__(self) -> Self:
         return self
@@ -87,7 +87,7 @@ def open_loggers(
     *,
     config: Mapping[str, Any],
     title: str,
-    say: Callable[[str], None] | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> Loggers:
     """The loggers of these names, and `csv` always.
 
@@ -96,11 +96,11 @@ def open_loggers(
         directory: The run's folder; where nothing else is said in the environment, all of them write there.
         config: What the run was asked, for whoever compares runs.
         title: What the run is called.
-        say: Hears of a logger that cannot be opened or fails; None: standard error does.
+        log: Hears of a logger that cannot be opened or fails; None: standard error does.
 
     Raises UnknownName, and MissingExtra for a package that is not installed.
     """
-    say = say or _tell
+    log = log or _tell
     for name in names:
         if name not in LOGGERS:
             raise UnknownName.of("logger", name, LOGGERS)
@@ -109,16 +109,16 @@ def open_loggers(
     opened: dict[str, Logger] = {}
     for name in dict.fromkeys(("csv", *names)):
         try:
-            opened[name] = LOGGERS[name](directory, config, title, say)
+            opened[name] = LOGGERS[name](directory, config, title, log)
         except Exception as problem:  # whatever others' code raises
-            say(f"{name}: cannot be opened and hears nothing of this run ({_shorten(problem)})")
-    return Loggers(opened, say=say)
+            log(f"{name}: cannot be opened and hears nothing of this run ({_shorten(problem)})")
+    return Loggers(opened, warn=log)
 
 
 class _Csv:
     """`metrics.csv`, written whole each time."""
 
-    def __init__(self, directory: Path, config: Mapping[str, Any], title: str, say: Callable[[str], None]) -> None:
+    def __init__(self, directory: Path, config: Mapping[str, Any], title: str, log: Callable[[str], None]) -> None:
         self._path = directory / "metrics.csv"
 
     def log(self, history: "Sequence[Epoch]") -> None:
@@ -136,7 +136,7 @@ class _Csv:
 class _TensorBoard:
     """Events below `tensorboard/`; `tensorboard --logdir runs` shows every run beside the others."""
 
-    def __init__(self, directory: Path, config: Mapping[str, Any], title: str, say: Callable[[str], None]) -> None:
+    def __init__(self, directory: Path, config: Mapping[str, Any], title: str, log: Callable[[str], None]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._make, self._folder, self._config = SummaryWriter, directory / "tensorboard", config
@@ -162,7 +162,7 @@ class _TensorBoard:
 class _Wandb:
     """Weights & Biases; offline below `wandb/` where WANDB_MODE says so or nobody is logged in."""
 
-    def __init__(self, directory: Path, config: Mapping[str, Any], title: str, say: Callable[[str], None]) -> None:
+    def __init__(self, directory: Path, config: Mapping[str, Any], title: str, log: Callable[[str], None]) -> None:
         with _environment(WANDB_ERROR_REPORTING="false", WANDB_SILENT="true"):
             import wandb
 
@@ -183,7 +183,7 @@ class _Wandb:
         self._told = self._run.step - 1 if self._run.resumed else -1
         if self._run.settings.mode == "offline":
             why = "WANDB_MODE says so" if "WANDB_MODE" in os.environ else "nobody is logged in"
-            say(f"wandb: written to {directory / 'wandb'} for `wandb sync`, for {why}")
+            log(f"wandb: written to {directory / 'wandb'} for `wandb sync`, for {why}")
 
     def log(self, history: "Sequence[Epoch]") -> None:
         for epoch in history:
@@ -198,7 +198,7 @@ class _Wandb:
 class _MLflow:
     """MLflow at MLFLOW_TRACKING_URI, else in files below `mlruns/`, which need no database."""
 
-    def __init__(self, directory: Path, config: Mapping[str, Any], title: str, say: Callable[[str], None]) -> None:
+    def __init__(self, directory: Path, config: Mapping[str, Any], title: str, log: Callable[[str], None]) -> None:
         with self._quiet():
             from mlflow.tracking import MlflowClient
 

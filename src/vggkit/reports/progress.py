@@ -110,7 +110,7 @@ class ProgressLine:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def say(self, message: str) -> None:
+    def log(self, message: str) -> None:
         """Print a line above the bar."""
         self._progress.print(message) if self._progress.live.is_started else self.console.print(message)
 
@@ -138,4 +138,4 @@ class ProgressLine:
             pace = (done - before) / (now - since)
             left = f", {(total - done) / pace:.0f} s left" if total is not None else ""
             said = f"{said}, {pace:.3g} {self._rate}{left}"
-        self.say(said)
+        self.log(said)

@@ -57,7 +57,7 @@ def extract_features(
     precision: Literal["fp32", "bf16", "auto"],
     views: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
-    say: Callable[[str], None] | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> Features:
     """Features of labelled images: each view passes the layers below the last one once in all runs.
 
@@ -73,12 +73,12 @@ def extract_features(
         precision: auto: bf16 where that is fast.
         views: V; the first is as when predicting, the others are augmented.
         on_progress: Called with the number of images done and of all.
-        say: Called with sentences for people.
+        log: Called with sentences for people.
 
     Raises BadImage for an image that cannot be read, BadInput where the network's values overflow, and
     MissingExtra where views need torchvision.
     """
-    say = say or (lambda sentence: None)
+    log = log or (lambda sentence: None)
     source = _Source(classifier, recipe, views)
     chosen: Literal["fp32", "bf16"] = "fp32"
     if precision == "bf16" or (precision == "auto" and computes_bf16(device)):
@@ -115,11 +115,11 @@ def extract_features(
         for store in stores:
             store.flush()
     if problem := next((store.problem for store in stores if store.problem), None):
-        say(f"features are not kept for the next time: {problem}")
+        log(f"features are not kept for the next time: {problem}")
     if found:
-        say(f"{found:,} of {len(rows):,} features were kept from before")
+        log(f"{found:,} of {len(rows):,} features were kept from before")
     if engine.said:
-        say(f"{len(rows) - found:,} features computed by {engine.said}")
+        log(f"{len(rows) - found:,} features computed by {engine.said}")
     _, groups = np.unique([str(mark) for mark in marks], return_inverse=True)
     targets = np.array([numbers[str(image.label)] for image in images], np.int64)
     return Features(rows, np.repeat(targets, views), np.repeat(groups.astype(np.int64), views), found, engine.said)

@@ -40,12 +40,12 @@ LOWER: Final = 0.3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Listeners:
+class Callbacks:
     """Who hears of a training, and who may stop it."""
 
     on_step: Callable[[str, int, int], None] = lambda what, done, total: None
     """Called with what is done (`train`, `validate`), how much of it, and of how much."""
-    say: Callable[[str], None] = lambda sentence: None
+    log: Callable[[str], None] = lambda sentence: None
     """Hears what was noticed."""
     find_stop: Callable[[], int] = lambda: 0
     """Asked after every step: the signal that asks to stop, or 0."""
@@ -63,8 +63,8 @@ class Training:
         progress: Where the training stands; `Progress()` for a new one, with an epoch 0 in its history where the
             start was measured.
         checkpoints: Where its states are kept.
-        seconds_between: How often a state of the middle of an epoch is kept.
-        listeners: Who hears of it.
+        save_seconds: How often a state of the middle of an epoch is kept.
+        callbacks: Who hears of it.
     """
 
     def __init__(
@@ -77,12 +77,12 @@ class Training:
         learner: Learner,
         progress: Progress,
         checkpoints: Checkpoints,
-        seconds_between: float = 300.0,
-        listeners: Listeners = Listeners(),
+        save_seconds: float = 300.0,
+        callbacks: Callbacks = Callbacks(),
     ) -> None:
         self.classifier, self.val, self.recipe = classifier, val, recipe
         self.learner, self.progress, self.checkpoints = learner, progress, checkpoints
-        self.seconds_between, self.listeners = seconds_between, listeners
+        self.save_seconds, self.callbacks = save_seconds, callbacks
         self.batches = TrainingBatches.of(
             recipe,
             train,
@@ -127,7 +127,7 @@ class Training:
             )
             self._keep()
             for sentence in self.guards.look(self.progress.history, dead):
-                self.listeners.say(sentence)
+                self.callbacks.log(sentence)
         self.checkpoints.close()
 
     def _is_over(self) -> bool:
@@ -141,7 +141,7 @@ class Training:
         best = min(history, key=lambda epoch: epoch.val_loss)
         if history[-1].epoch - best.epoch < patience:
             return False
-        self.listeners.say(
+        self.callbacks.log(
             f"stopped early: {patience} epochs without a better validation loss than epoch {best.epoch}'s"
         )
         return True
@@ -156,7 +156,7 @@ class Training:
             is_last = self.progress.batches + 1 == len(self.batches)
             with watch_activity(self.learner.worker, dead) if is_last else nullcontext():
                 self._learn_batch(images, classes)
-            self.listeners.on_step("train", self.progress.batches, len(self.batches))
+            self.callbacks.on_step("train", self.progress.batches, len(self.batches))
             self._pause()
         return dead
 
@@ -198,17 +198,17 @@ class Training:
         )
         numbers = {label: number for number, label in enumerate(labels)}
         logits, targets = [], []
-        answers = stream_answers(
+        predictions = stream_answers(
             engine, self.classifier.preprocessing, self.val, batch_size=self.recipe.batch_size or 32
         )
-        for done, answer in enumerate(answers, start=1):
+        for done, answer in enumerate(predictions, start=1):
             if answer.overflows:
                 raise _Diverged(math.nan)
             if answer.output is None:
                 raise BadImage(f"{answer.problem}; it could be read when the training began")
             logits.append(answer.output)
             targets.append(numbers[str(answer.image.label)])
-            self.listeners.on_step("validate", done, len(self.val))
+            self.callbacks.on_step("validate", done, len(self.val))
             self._pause()
         scores, right = torch.from_numpy(np.stack(logits)).double(), torch.tensor(targets)
         val_loss = F.cross_entropy(scores, right).item()
@@ -231,11 +231,11 @@ class Training:
 
     def _pause(self) -> None:
         """Keep the state where it is time to, and stop where that is asked; between steps only."""
-        stop = self.listeners.find_stop()
+        stop = self.callbacks.find_stop()
         if self.progress.batches % self.recipe.accumulate and self.progress.batches < len(self.batches):
             return
         now = time.monotonic()
-        if stop or now - self._kept >= self.seconds_between:
+        if stop or now - self._kept >= self.save_seconds:
             self.progress = replace(self.progress, seconds=now - self._clock)
             self._keep()
             self._kept = time.monotonic()
@@ -263,7 +263,7 @@ class Training:
         self.learner.restore(state)
         self.progress = replace(before, rate_scale=lower, returns=self.progress.returns + 1)
         self._keep()
-        self.listeners.say(
+        self.callbacks.log(
             f"the loss became {problem.loss} in {place}: back to the start of the epoch, and on at {LOWER:g} times "
             f"the learning rate of {rate:.2g} (return {self.progress.returns} of {MOST_RETURNS} at most)"
         )

@@ -86,7 +86,7 @@ def bench(
     Raises BadInput, BadData where no image can be read, BadCheckpoint, BadOutput where ranges cannot be
     kept, and MissingExtra where they are to be measured without OpenVINO.
     """
-    say = on_progress or (lambda what, done, total: None)
+    log = on_progress or (lambda what, done, total: None)
     sizes, rounds, seconds = _check(batch_sizes, rounds, seconds)
     settle_choice(device)  # one that is not there is told before any work
     given = [] if isinstance(images, tuple | list) and not images else list(take_sources(images))
@@ -97,11 +97,11 @@ def bench(
         model = _open(classifier, folder)
         if keep_ranges and isinstance(classifier, str | Path):
             demand_writable(model.path)
-        asked, measured, unreadable = _choose(model, given, columns, say) if given else _make_up(model)
+        asked, measured, unreadable = _choose(model, given, columns, log) if given else _make_up(model)
         np.save(folder / "images.npy", np.stack(asked))
         ranges, problem = model.card.ranges, None
         if keep_ranges or not ranges:
-            say("measuring ranges", 0, None)
+            log("measuring ranges", 0, None)
             try:
                 ranges = measure_ranges(model, _batch(measured))
             except VggkitError as missing:
@@ -112,7 +112,7 @@ def bench(
             _keep(classifier, ranges, about={"data": _name(given), "pictures": len(measured)})
         contenders = list_contenders(device, problem=problem)
         with start_processes(contenders, model=model.path, images=folder / "images.npy", ranges=ranges):
-            run_rounds(contenders, sizes, rounds=rounds, seconds=seconds, folder=folder, on_progress=say)
+            run_rounds(contenders, sizes, rounds=rounds, seconds=seconds, folder=folder, on_progress=log)
         return Bench(
             model=name_place(classifier) if isinstance(classifier, str | Path) else "a Classifier in memory",
             network=model.configuration.model,
@@ -153,13 +153,13 @@ def _open(classifier: "Classifier | str | Path", folder: Path) -> ModelFile:
 
 
 def _choose(
-    model: ModelFile, given: Sequence[str | Path | ImageSample], columns: Columns, say: OnProgress
+    model: ModelFile, given: Sequence[str | Path | ImageSample], columns: Columns, log: OnProgress
 ) -> tuple[list[Values], list[Values], int]:
     """Images (C, H, W) whose answers are compared, others to measure ranges on (of one, the same), and how many
     cannot be read.
     """
     preprocessing, most = model.card.preprocessing, MOST_ASKED + MOST_MEASURED
-    say("listing", 0, None)
+    log("listing", 0, None)
     total = count_images(given, columns=columns)
     images = gather_images(given, columns=columns)
     # From everywhere; of what passes by once, the first.
@@ -167,7 +167,7 @@ def _choose(
     chosen = (each for place, each in enumerate(images) if every is None or place in every)
     found, first, unreadable = list[Values](), "", 0
     for done, image in enumerate(islice(chosen, most)):
-        say("preparing images", done, min(most, total or most))
+        log("preparing images", done, min(most, total or most))
         try:
             found.append(preprocessing.see(image))
         except BadImage as problem:

@@ -15,7 +15,7 @@ def suit_classifier(
     model: str | Configuration = "vgg11",
     *,
     weights: str | Path | None = None,
-    image_pixels: int | None = None,
+    image_size: int | None = None,
     fit_mode: FitMode | None = None,
     reduced_decoding: bool = False,
     in_channels: int | None = None,
@@ -33,7 +33,7 @@ def suit_classifier(
         images: Their labels become the classes.
         model: A name of `list_models()`, or a Configuration.
         weights: A file to start from; see `Classifier.create`.
-        image_pixels: Side at which images are fed; None: 224, or with random weights and smaller
+        image_size: Side at which images are fed; None: 224, or with random weights and smaller
             images their own size, rounded to 32.
         fit_mode: `crop`, `pad` or `stretch`; None: the weights' own, or crop.
         reduced_decoding: Large JPEGs are decoded at a smaller scale; see `Preprocessing`.
@@ -51,13 +51,13 @@ def suit_classifier(
     """
     stated = find_convention(input_convention)
     if weights is None:
-        if image_pixels is None:
+        if image_size is None:
             # Whole halvings by the five pools.
-            image_pixels = min(224, max(32, 32 * round(typical_side(images.split("train", "all")) / 32)))
-        stated = _resize(stated, image_pixels, in_channels or 3)
+            image_size = min(224, max(32, 32 * round(typical_side(images.split("train", "all")) / 32)))
+        stated = _resize(stated, image_size, in_channels or 3)
     elif stated is not None:
-        stated = _resize(stated, image_pixels or 224, in_channels or 3)
-    if head is None and until is None and image_pixels is not None and image_pixels < 128:
+        stated = _resize(stated, image_size or 224, in_channels or 3)
+    if head is None and until is None and image_size is not None and image_size < 128:
         head = "pool"
     classifier = Classifier.create(
         model,
@@ -74,8 +74,8 @@ def suit_classifier(
     )
     # The weights' own input convention, at another size or fitted another way.
     given = fed = classifier.preprocessing
-    if image_pixels is not None and image_pixels != given.crop_pixels:
-        fed = _resize(given, image_pixels, classifier.configuration.in_channels)
+    if image_size is not None and image_size != given.crop_pixels:
+        fed = _resize(given, image_size, classifier.configuration.in_channels)
     fed = replace(
         fed,
         fit_mode=fit_mode or given.fit_mode,
@@ -88,9 +88,9 @@ def suit_classifier(
     )
 
 
-def _resize(convention: Preprocessing | None, image_pixels: int, in_channels: int) -> Preprocessing:
+def _resize(convention: Preprocessing | None, image_size: int, in_channels: int) -> Preprocessing:
     """An input convention at a size; None: ImageNet's, or grey."""
-    sized = suit_preprocessing(image_pixels, in_channels=in_channels)
+    sized = suit_preprocessing(image_size, in_channels=in_channels)
     if convention is None:
         return sized
     return replace(convention, resize_pixels=sized.resize_pixels, crop_pixels=sized.crop_pixels)

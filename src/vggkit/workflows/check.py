@@ -37,7 +37,7 @@ def check(
     classifier: "Classifier | None" = None,
     *,
     columns: Columns = Columns(),  # noqa: B008 (frozen)
-    image_pixels: int | None = None,
+    image_size: int | None = None,
     device: str = "auto",
     on_progress: OnProgress | None = None,
 ) -> Diagnosis:
@@ -52,19 +52,19 @@ def check(
         classifier: A network that knows such images: trained on them, or with given weights. Its
             own labels do not matter.
         columns: What a table's columns are called.
-        image_pixels: Side of the square that the network is to see; None: the Classifier's, or 224.
+        image_size: Side of the square that the network is to see; None: the Classifier's, or 224.
         device: Where the Classifier runs: `auto`, `cpu`, `cuda`, `mps`.
         on_progress: Hears what is being done.
 
     Raises BadData, BadInput, and with a Classifier MissingExtra.
     """
-    if image_pixels is not None:
-        image_pixels = demand_count("image_pixels", image_pixels)
+    if image_size is not None:
+        image_size = demand_count("image_size", image_size)
     if classifier is not None:
         demand_classifier(classifier, "check")
     started = time.perf_counter()
     opened = data if isinstance(data, ImageDataset) else open_dataset(data, columns=columns)
-    seen_pixels = image_pixels or (classifier.preprocessing.crop_pixels if classifier else 224)
+    seen_pixels = image_size or (classifier.preprocessing.crop_pixels if classifier else 224)
     sightings = list(survey(opened, on_progress=_about("looking at the images", on_progress)))
     counts = count_readable(opened, sightings)
     alike = find_near_copies(sightings, on_progress=on_progress)
@@ -92,7 +92,7 @@ def check(
         formats=dict(Counter(head.format for head in heads).most_common()),
         modes=dict(Counter(head.mode for head in heads).most_common()),
         turned=sum(head.orientation > 1 for head in heads),
-        image_pixels=seen_pixels,
+        image_size=seen_pixels,
         model=str(classifier) if classifier else None,
         findings=tuple(sorted(filter(None, found), key=rules.weigh_finding)),
         seconds=time.perf_counter() - started,
@@ -128,7 +128,7 @@ def vet(
     images: ImageDataset,
     *,
     despite_findings: bool,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     on_progress: OnProgress | None = None,
 ) -> tuple[ImageDataset, dict[str, str]]:
     """The images that can be trained on and measured with; what was found is said, the cheap part of `check`.
@@ -138,7 +138,7 @@ def vet(
     Args:
         images: In the splits `train` and `val`, perhaps more.
         despite_findings: Go on where figures would lie.
-        say: Hears a sentence for each finding that matters to a training.
+        log: Hears a sentence for each finding that matters to a training.
         on_progress: Hears what is being done.
 
     Unreadable images are left out. Above MOST_COMPARED images only exact copies are found.
@@ -146,14 +146,14 @@ def vet(
     Raises BadData where a class is missing from a split, and in any case where a split has no readable image.
     """
     for omission in images.passed_over:
-        say(f"passed over: {omission.describe()}")
+        log(f"passed over: {omission.describe()}")
     for finding in rules.find_remarks(images):
         more = f" (and {len(finding.cases) - 1:,} more)" if len(finding.cases) > 1 else ""
-        say(f"warning: {finding.cases[0].detail}{more}; {finding.advice}")
+        log(f"warning: {finding.cases[0].detail}{more}; {finding.advice}")
     sightings = list(survey(images, on_progress=_about("looking at the images", on_progress)))
     for sighting in sightings:
         if sighting.problem is not None:
-            say(f"left out: {sighting.problem}")
+            log(f"left out: {sighting.problem}")
     _demand_readable(images, sightings)
     missing, similar = rules.find_missing_classes(images, sightings), rules.find_similar_names(images.labels)
     names = "; ".join(case.detail for case in similar.cases[:5]) if similar is not None else ""
@@ -164,18 +164,18 @@ def vet(
                 f"{images.name}: {said}; what is measured would say nothing of that. Add images, or remove the "
                 "class everywhere, or go on with --despite-findings"
             )
-        say(f"warning: {said}; going on all the same")
+        log(f"warning: {said}; going on all the same")
     elif names:
-        say(f"warning: {names}, and are learnt as different classes")
+        log(f"warning: {names}, and are learnt as different classes")
     if single := [
         label for label, count in count_readable(images, sightings).get("train", {}).items() if count == 1
     ]:
-        say(f"warning: one image alone to learn {shorten_names(single)} from")
+        log(f"warning: one image alone to learn {shorten_names(single)} from")
     pairs = find_near_copies(sightings, on_progress=on_progress) if len(sightings) <= MOST_COMPARED else []
     for finding in rules.find_copies(sightings, pairs):
         if finding.kind in ("leakage", "contradiction"):
             first = " = ".join(f"{member.path} ({member.label})" for member in finding.cases[0].members[:2])
-            say(f"warning: {finding.summary}, the first {first}; `vggkit check` lists them and --fix removes them")
+            log(f"warning: {finding.summary}, the first {first}; `vggkit check` lists them and --fix removes them")
     readable = [sighting for sighting in sightings if sighting.problem is None]
     contents = {name: hashlib.sha256() for name in images.splits}
     for sighting in readable:

@@ -11,9 +11,9 @@ from typing import Any
 
 from vggkit.arguments import demand_path
 from vggkit.errors import BadCheckpoint, BadData, BadInput, MissingExtra
-from vggkit.evaluation.comparison import PairedComparison, compare_answers
+from vggkit.evaluation.comparison import PairedComparison, compare_predictions
 from vggkit.evaluation.evaluation import proportion_interval
-from vggkit.evaluation.predictions import ENDINGS, Answers
+from vggkit.evaluation.predictions import ENDINGS, Predictions
 from vggkit.reports.comparison import ComparedRun, Comparison
 from vggkit.weights.card import read_card
 from vggkit.workflows.run_config import FILE_NAME, RunConfig
@@ -168,8 +168,8 @@ def _pair(first: ComparedRun, second: ComparedRun) -> PairedComparison | None:
     if None in tables:
         return None
     try:
-        one, two = (Answers.read(table) for table in tables if table is not None)
-        return compare_answers(one, two, names=(first.name, second.name))
+        one, two = (Predictions.read(table) for table in tables if table is not None)
+        return compare_predictions(one, two, names=(first.name, second.name))
     except (BadData, MissingExtra):
         return None
 

@@ -11,7 +11,7 @@ from vggkit.evaluation.calibration import fit_temperature
 from vggkit.evaluation.evaluation import Evaluation
 from vggkit.evaluation.measure import CALIBRATED_HERE
 from vggkit.evaluation.metrics import score
-from vggkit.evaluation.predictions import Answers
+from vggkit.evaluation.predictions import Predictions
 from vggkit.evaluation.protocols import plan_protocol
 from vggkit.images.class_names import shorten_names
 from vggkit.images.dataset import ImageDataset, identify_images
@@ -51,7 +51,7 @@ class Course:
     """Shows what goes on."""
     loggers: Loggers
     """Hear of each epoch."""
-    seconds_between: float
+    save_seconds: float
     """How often the middle of an epoch is kept."""
     plots: PlotEnding | None
     """What files the report's images are drawn to besides."""
@@ -84,7 +84,7 @@ class Outcome:
     """The kept weights on the split that is measured."""
 
 
-def measure(course: Course, find: Callable[[str], Answers], *, chosen_from: int) -> Evaluation:
+def measure(course: Course, find: Callable[[str], Predictions], *, chosen_from: int) -> Evaluation:
     """The headline, with probabilities made true on the validation images first.
 
     Args:
@@ -97,7 +97,7 @@ def measure(course: Course, find: Callable[[str], Answers], *, chosen_from: int)
     val = find("val")
     headline = val if split == "val" else find(split)
     fit = fit_temperature(val, seed=course.recipe.seed)
-    course.line.say(fit.describe())
+    course.line.log(fit.describe())
     classifier.calibrate(
         temperature=fit.temperature,
         about={**asdict(fit), "part": "val", "pictures": identify_images(course.dataset.split("val"))},

@@ -10,7 +10,7 @@ from vggkit.engines.outputs import WantedPrecision, check_precision
 from vggkit.engines.select import WantedEngine
 from vggkit.errors import BadConfiguration, BadInput
 from vggkit.evaluation.calibration import fit_temperature
-from vggkit.evaluation.comparison import PairedComparison, compare_answers, fuse
+from vggkit.evaluation.comparison import PairedComparison, compare_predictions, fuse
 from vggkit.evaluation.evaluation import Evaluation, ProtocolName
 from vggkit.evaluation.measure import CALIBRATED_HERE, evaluate
 from vggkit.evaluation.metrics import score
@@ -130,7 +130,7 @@ def measure(
         evaluations.append(found)
         cards.append(classifier.card)
     comparisons = tuple(
-        compare_answers(one.answers, other.answers, names=(one.model, other.model))
+        compare_predictions(one.predictions, other.predictions, names=(one.model, other.model))
         for one, other in combinations(evaluations, 2)
     )
     if len(evaluations) > 1:
@@ -150,7 +150,7 @@ def write_results(found: Measurement, path: Path, *, models: Sequence[str | Path
     """
     paths = name_results(path, models)
     for one, place in zip(found.evaluations, paths, strict=True):
-        one.answers.save(place)
+        one.predictions.save(place)
     return paths
 
 
@@ -229,7 +229,7 @@ def _calibrate(
 ) -> tuple[Evaluation, tuple[str, ...]]:
     """Temperature and threshold fitted, kept in the file, and the figures that come of it."""
     target = locate_model(place)
-    raw = found.answers.sharpen(1 / classifier.temperature)
+    raw = found.predictions.sharpen(1 / classifier.temperature)
     before = read_entry(classifier.provenance, "calibration").get("wanted_precision")
     if wanted_precision is None and classifier.threshold > 0 and isinstance(before, float):
         wanted_precision = before  # a threshold is one of probabilities, which are others now

@@ -48,7 +48,7 @@ def _check_labels(images: ImageDataset, classifier: Classifier) -> None:
         )
 
 
-def settle_recipe(
+def resolve_recipe(
     recipe: Recipe, classifier: Classifier, dataset: ImageDataset, device: torch.device, *, by_hand: SetByHand
 ) -> tuple[Recipe, list[str]]:
     """The recipe with every choice made, and a sentence on each; see `settle`."""

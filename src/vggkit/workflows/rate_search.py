@@ -61,7 +61,7 @@ def search_rate(
         on_step=lambda done, total: line.show("looking for a learning rate", done, total),
     )
     plot_rate_search(search, image, title=f"{classifier.configuration.model}: looking for a learning rate")
-    line.say(f"{search.why}; see {image}")
+    line.log(f"{search.why}; see {image}")
     return recipe if search.suggested is None else replace(recipe, learning_rate=search.suggested)
 
 

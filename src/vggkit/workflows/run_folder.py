@@ -100,7 +100,7 @@ def fill_folder(course: Course, outcome: Outcome) -> None:
     """The table of the answers, the page, and the images."""
     evaluation, directory = outcome.evaluation, course.directory
     large = evaluation.n * len(evaluation.labels) > LARGE_TABLE and find_spec("pyarrow") is not None
-    evaluation.answers.save(directory / f"results.{'parquet' if large else 'csv'}")
+    evaluation.predictions.save(directory / f"results.{'parquet' if large else 'csv'}")
     write_report(
         [evaluation],
         directory / "report.html",

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from vggkit.evaluation.predictions import Answers
+from vggkit.evaluation.predictions import Predictions
 from vggkit.reports.progress import ProgressLine
 from vggkit.reports.run_plots import plot_strengths
 from vggkit.training.batches import weigh_classes
@@ -35,29 +35,29 @@ def learn_at_once(course: Course) -> Outcome:
     started = time.monotonic()
     # All that it begins with; what is computed is kept with the features.
     course.checkpoints.keep(list_weights(classifier.network), Progress())
-    line.say(describe(None, memory_bytes=estimate_memory_of(course)))
+    line.log(describe(None, memory_bytes=estimate_memory_of(course)))
     found, solution = _solve(
         course, [split for split in course.dataset.splits if split in ("train", "val", "test")]
     )
-    answers = _answer(course, found, solution)
-    epoch = _describe_solution(course, answers, epoch=1, since=started)
+    predictions = _answer(course, found, solution)
+    epoch = _describe_solution(course, predictions, epoch=1, since=started)
     course.loggers.log((epoch,))
-    line.say(describe_epoch(epoch, 1))
+    line.log(describe_epoch(epoch, 1))
     classifier.card = keep(course, classifier.network, epoch=1).card
     course.checkpoints.close()
     plot_strengths(solution, course.directory / "regularisation.png", title=course.title)
-    return Outcome((epoch,), 1, measure(course, answers.__getitem__, chosen_from=1))
+    return Outcome((epoch,), 1, measure(course, predictions.__getitem__, chosen_from=1))
 
 
 def begin_solved(course: Course) -> tuple[Epoch, float]:
     """The head solved and kept as epoch 0; gives that, and the root mean square of what the head reads."""
-    course.line.say("the head begins solved on the given weights' features, and the layers below follow")
+    course.line.log("the head begins solved on the given weights' features, and the layers below follow")
     begun = time.monotonic()
     found, solution = _solve(course, ["train", "val"])
     start = _describe_solution(course, _answer(course, found, solution), epoch=0, since=begun)
     keep(course, course.classifier.network, epoch=0)
     course.loggers.log((start,))
-    course.line.say(describe_epoch(start, course.recipe.epochs) + "  kept")
+    course.line.log(describe_epoch(start, course.recipe.epochs) + "  kept")
     return start, float(np.sqrt(np.mean(np.square(found["train"].rows, dtype=np.float64))))
 
 
@@ -74,7 +74,7 @@ def _solve(course: Course, splits: Sequence[str]) -> tuple[dict[str, Features], 
             precision="auto" if split == "train" else "fp32",
             views=recipe.views if split == "train" else 1,
             on_progress=_Pace(line, split).show,
-            say=line.say,
+            log=line.log,
         )
         for split in splits
     }
@@ -90,7 +90,7 @@ def _solve(course: Course, splits: Sequence[str]) -> tuple[dict[str, Features], 
         on_progress=lambda done, total: line.show("solving the head", done, total),
     )
     for sentence in solution.describe():
-        line.say(sentence)
+        line.log(sentence)
     last = classifier.network.classifier[-1]
     assert isinstance(last, torch.nn.Linear), "a last layer of two factors is not solved"
     with torch.no_grad():
@@ -99,10 +99,10 @@ def _solve(course: Course, splits: Sequence[str]) -> tuple[dict[str, Features], 
     return found, solution
 
 
-def _answer(course: Course, found: Mapping[str, Features], solution: HeadSolution) -> dict[str, Answers]:
+def _answer(course: Course, found: Mapping[str, Features], solution: HeadSolution) -> dict[str, Predictions]:
     """What the solved head makes of the features of each split; of `train` there may be several rows an image."""
     return {
-        split: Answers.of(
+        split: Predictions.of(
             features.rows @ solution.weight.T + solution.bias,
             features.targets,
             labels=course.classifier.labels,
@@ -119,9 +119,11 @@ def _weigh(course: Course) -> torch.Tensor | None:
     return weigh_classes(course.dataset.split("train"), course.classifier.labels)
 
 
-def _describe_solution(course: Course, answers: Mapping[str, Answers], *, epoch: int, since: float) -> Epoch:
+def _describe_solution(
+    course: Course, predictions: Mapping[str, Predictions], *, epoch: int, since: float
+) -> Epoch:
     """A solved head as an epoch; its training loss is the one that was made small, but for the penalty."""
-    train, weights = answers["train"], _weigh(course)
+    train, weights = predictions["train"], _weigh(course)
     loss = F.cross_entropy(
         torch.from_numpy(train.log_probabilities).double(),
         torch.from_numpy(train.targets),
@@ -132,8 +134,8 @@ def _describe_solution(course: Course, answers: Mapping[str, Answers], *, epoch:
         epoch=epoch,
         learning_rate=0.0,
         train_loss=loss.item(),
-        val_loss=float(answers["val"].losses.mean()),
-        val_top1=float(answers["val"].right.mean()),
+        val_loss=float(predictions["val"].losses.mean()),
+        val_top1=float(predictions["val"].right.mean()),
         seconds=time.monotonic() - since,
     )
 
@@ -153,6 +155,6 @@ class _Pace:
         if elapsed > 1 and self.first > 0:
             about = elapsed / (done - self.first) * (total - done)
             if about > 2:
-                self.line.say(f"features of {self.split}: about {spell_duration(about)} left")
+                self.line.log(f"features of {self.split}: about {spell_duration(about)} left")
             self.first = -1
         self.line.show(f"features of {self.split}", done, total)

@@ -7,7 +7,7 @@ import torch
 
 from vggkit.errors import BadImage, BadOutput
 from vggkit.evaluation.measure import ask
-from vggkit.evaluation.predictions import Answers
+from vggkit.evaluation.predictions import Predictions
 from vggkit.evaluation.protocols import plan_protocol, prepare_engines
 from vggkit.interruption import Signals
 from vggkit.reports.run_plots import plot_history
@@ -15,7 +15,7 @@ from vggkit.training.batches import weigh_classes
 from vggkit.training.checkpoint import Epoch, Progress
 from vggkit.training.estimates import describe, estimate_seconds
 from vggkit.training.learner import Learner
-from vggkit.training.trainer import Listeners, Training
+from vggkit.training.trainer import Callbacks, Training
 from vggkit.weights.model import Classifier
 from vggkit.workflows.courses import (
     BEST,
@@ -55,7 +55,7 @@ def learn_by_steps(
     if state is not None:
         learner.restore(state)
     else:
-        line.say(_estimate(course, learner))
+        line.log(_estimate(course, learner))
     training = Training(
         classifier,
         train,
@@ -64,12 +64,12 @@ def learn_by_steps(
         learner=learner,
         progress=progress,
         checkpoints=course.checkpoints,
-        seconds_between=course.seconds_between,
-        listeners=Listeners(
+        save_seconds=course.save_seconds,
+        callbacks=Callbacks(
             on_step=lambda what, done, total: line.show(
                 f"epoch {training.progress.epoch} of {recipe.epochs}, {what}", done, total
             ),
-            say=line.say,
+            log=line.log,
             find_stop=signals.find_stop,
         ),
     )
@@ -81,7 +81,7 @@ def learn_by_steps(
             if is_best:
                 keep(course, learner.kept, epoch=epoch.epoch)
             course.loggers.log(history)
-            line.say(describe_epoch(epoch, recipe.epochs) + ("  kept" if is_best else ""))
+            line.log(describe_epoch(epoch, recipe.epochs) + ("  kept" if is_best else ""))
     except (BadImage, BadOutput) as problem:
         if not (course.directory / "last.ckpt").is_file():
             raise
@@ -96,8 +96,8 @@ def learn_by_steps(
     protocol = plan_protocol("single", classifier.preprocessing)
     engines = prepare_engines(classifier, protocol, device=course.device)
 
-    def find(split: str) -> Answers:
-        answers, unreadable = ask(
+    def find(split: str) -> Predictions:
+        predictions, unreadable = ask(
             classifier,
             course.dataset.split(split),
             protocol,
@@ -107,7 +107,7 @@ def learn_by_steps(
         )
         if unreadable:
             raise BadImage(f"{unreadable[0]}; it could be read when the training began")
-        return answers
+        return predictions
 
     return Outcome(history, best.epoch, measure(course, find, chosen_from=len(history)))
 

@@ -28,7 +28,7 @@ from vggkit.weights.card import demand_classifier, read_card
 from vggkit.weights.model import Classifier
 from vggkit.workflows.check import vet
 from vggkit.workflows.courses import BEST, Course
-from vggkit.workflows.preparation import begins_solved, describe_start, divide_images, settle_recipe
+from vggkit.workflows.preparation import begins_solved, describe_start, divide_images, resolve_recipe
 from vggkit.workflows.rate_search import search_rate
 from vggkit.workflows.run_config import RunConfig
 from vggkit.workflows.run_folder import fill_folder, hold_folder, list_metrics, new_folder
@@ -65,8 +65,8 @@ def train(
     despite_findings: bool = False,
     quiet: bool = False,
     loggers: Sequence[str] = (),
-    find_rate: bool = False,
-    seconds_between: float = 300.0,
+    find_learning_rate: bool = False,
+    save_seconds: float = 300.0,
     plots: PlotEnding | None = None,
     asked: RunConfig | None = None,
 ) -> TrainingRun:
@@ -85,8 +85,8 @@ def train(
             that is missing from validation.
         quiet: No progress on standard error.
         loggers: Who hears of each epoch beside `metrics.csv`: `tensorboard`, `wandb`, `mlflow`.
-        find_rate: Look for a learning rate first, with an image of the search.
-        seconds_between: How often the middle of an epoch is kept for `resume`.
+        find_learning_rate: Look for a learning rate first, with an image of the search.
+        save_seconds: How often the middle of an epoch is kept for `resume`.
         plots: Also draw the images of the report as such files, `pdf`, `svg` or `png`, in the folder `plots`.
         asked: What the command line was asked, for `config.yaml`; None: what can be told from here.
 
@@ -99,8 +99,8 @@ def train(
     demand_classifier(classifier, "train")
     _check_asked(recipe, loggers, plots)
     stated = recipe = recipe or Recipe()
-    seconds_between = demand_seconds("seconds_between", seconds_between)
-    if find_rate and recipe.learning_rate is not None:
+    save_seconds = demand_seconds("seconds_between", save_seconds)
+    if find_learning_rate and recipe.learning_rate is not None:
         raise BadConfiguration(
             f"learning_rate={recipe.learning_rate:g} is stated, and --find-learning-rate looks for one; leave "
             "either, in a file by deleting its line"
@@ -120,23 +120,23 @@ def train(
 
         def find(sentence: str) -> None:
             findings.append(sentence)
-            line.say(sentence)
+            line.log(sentence)
 
-        dataset, contents = vet(dataset, despite_findings=despite_findings, say=find, on_progress=line.show)
+        dataset, contents = vet(dataset, despite_findings=despite_findings, log=find, on_progress=line.show)
         counts = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
-        line.say(f"{classifier.configuration.model} on {opened.name}: {counts}, {len(dataset.labels)} classes")
-        line.say(describe_start(classifier))
-        recipe, reasons = settle_recipe(recipe, classifier, dataset, chosen, by_hand=by_hand)
+        line.log(f"{classifier.configuration.model} on {opened.name}: {counts}, {len(dataset.labels)} classes")
+        line.log(describe_start(classifier))
+        recipe, reasons = resolve_recipe(recipe, classifier, dataset, chosen, by_hand=by_hand)
         reasons += filter(None, [by_hand.describe(classifier.network), bring_to_float32(classifier.network)])
         for reason in reasons:
-            line.say(reason)
+            line.log(reason)
         solve_first = begins_solved(classifier, by_hand)
         if dropped := [name for name in ("threshold", "ranges") if getattr(classifier, name)]:
-            line.say(f"the {' and the '.join(dropped)} of the Classifier held of its weights as they were: dropped")
+            line.log(f"the {' and the '.join(dropped)} of the Classifier held of its weights as they were: dropped")
         # Figures of another training are not this one's.
         lasting = {name: value for name, value in classifier.provenance.items() if name not in RESULTS}
         classifier.card = replace(classifier.card.of_other_weights(), provenance=lasting)
-        if find_rate:
+        if find_learning_rate:
             recipe = search_rate(
                 classifier,
                 dataset.split("train"),
@@ -164,7 +164,7 @@ def train(
         asked = replace(
             asked or RunConfig.of(classifier, opened.name),
             recipe=stated,
-            find_learning_rate=find_rate,
+            find_learning_rate=find_learning_rate,
             despite_findings=despite_findings,
             loggers=tuple(loggers),
         )
@@ -180,7 +180,7 @@ def train(
             contents,
             directory=directory,
             device=chosen,
-            seconds_between=seconds_between,
+            save_seconds=save_seconds,
             plots=plots,
             line=line,
             stack=stack,
@@ -196,7 +196,7 @@ def resume(
     *,
     device: str = "auto",
     quiet: bool = False,
-    seconds_between: float = 300.0,
+    save_seconds: float = 300.0,
     plots: PlotEnding | None = None,
 ) -> TrainingRun:
     """Go on with a run that was stopped or killed, to the very weights it would have had.
@@ -208,14 +208,14 @@ def resume(
         data: The same images; None: where the run had them.
         device: `auto`, `cpu`, `cuda`, `mps`.
         quiet: No progress on standard error.
-        seconds_between: How often the middle of an epoch is kept.
+        save_seconds: How often the middle of an epoch is kept.
         plots: As in `train`.
 
     Raises BadCheckpoint where there is nothing to go on from or the recipe was changed, BadData where the
     images are not the same any more, and what `train` raises.
     """
     directory = Path(directory)
-    seconds_between = demand_seconds("seconds_between", seconds_between)
+    save_seconds = demand_seconds("seconds_between", save_seconds)
     if not (directory / "config.yaml").is_file():
         raise BadCheckpoint(f"{directory}: is not a run's folder, it has no config.yaml")
     if not (directory / "last.ckpt").is_file():
@@ -256,7 +256,7 @@ def resume(
             )
         dataset, _ = divide_images(opened, classifier, recipe, stack=stack, line=line)
         dataset, contents = vet(
-            dataset, despite_findings=config.despite_findings, say=line.say, on_progress=line.show
+            dataset, despite_findings=config.despite_findings, log=line.log, on_progress=line.show
         )
         course = _plan(
             classifier,
@@ -265,7 +265,7 @@ def resume(
             contents,
             directory=directory,
             device=chosen,
-            seconds_between=seconds_between,
+            save_seconds=save_seconds,
             plots=plots,
             line=line,
             stack=stack,
@@ -276,7 +276,7 @@ def resume(
         start = {key.removeprefix("network/"): value for key, value in state.items() if key.startswith("network/")}
         network.load_state_dict(start, assign=True)
         by_hand.restore(network.requires_grad_(True))
-        line.say(f"going on with {directory}: epoch {progress.epoch}, after {progress.batches} of its batches")
+        line.log(f"going on with {directory}: epoch {progress.epoch}, after {progress.batches} of its batches")
         return _follow(course, progress, state)
 
 
@@ -308,7 +308,7 @@ def _plan(
     *,
     directory: Path,
     device: torch.device,
-    seconds_between: float,
+    save_seconds: float,
     plots: PlotEnding | None,
     line: ProgressLine,
     stack: ExitStack,
@@ -334,9 +334,9 @@ def _plan(
         },
         line=line,
         loggers=stack.enter_context(
-            open_loggers(config.loggers, directory, config=recipe.to_dict(), title=directory.name, say=line.say)
+            open_loggers(config.loggers, directory, config=recipe.to_dict(), title=directory.name, log=line.log)
         ),
-        seconds_between=seconds_between,
+        save_seconds=save_seconds,
         plots=plots,
         by_hand=by_hand,
         solve_first=solve_first,
