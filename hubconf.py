@@ -12,8 +12,8 @@ _SOURCE = str(_Path(__file__).resolve().parent / "src")
 _sys.path.insert(0, _SOURCE)
 try:
     import vggkit as _vggkit
+    from vggkit.classifier import Classifier as _Classifier
     from vggkit.models.configuration import Head as _Head
-    from vggkit.weights.model import Classifier as _Classifier
 finally:
     _sys.path.remove(_SOURCE)  # what is imported later is found beside the package itself
 

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 
 import vggkit as vk
+from vggkit.classifier import Classifier
 from vggkit.engines.pytorch import PyTorchEngine
 from vggkit.evaluation.evaluation import proportion_interval
 from vggkit.hardware import describe_machine
 from vggkit.images.dataset import ImageDataset, ImageSample
 from vggkit.images.preprocessing import suit_preprocessing
-from vggkit.weights.model import Classifier
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"
 RECIPE = vk.Recipe(

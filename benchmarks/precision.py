@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 
 import vggkit as vk
+from vggkit.classifier import Classifier
 from vggkit.engines.activation_ranges import measure_ranges
 from vggkit.evaluation.evaluation import proportion_interval
 from vggkit.hardware import computes_bf16, describe_machine
 from vggkit.images.dataset import ImageDataset, ImageSample
 from vggkit.images.preprocessing import suit_preprocessing
-from vggkit.weights.model import Classifier
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 WEIGHTS = SHARED / "weights" / "vgg19_oxford_features_to_relu3_4_caffeBGR.pth"

@@ -4,11 +4,11 @@ from types import SimpleNamespace
 import pytest
 
 from vggkit import hardware
+from vggkit.classifier import Classifier
 from vggkit.cli import main as cli
 from vggkit.errors import BadData
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.training.recipe import Recipe
-from vggkit.weights.model import Classifier
 from vggkit.workflows import demo as demonstration
 from vggkit.workflows import train as runs
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import vggkit as vk
-from vggkit.weights.model import Classifier
+from vggkit.classifier import Classifier
 
 ROOT = Path(__file__).resolve().parents[1]
 

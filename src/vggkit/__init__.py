@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from vggkit.benchmarking.timings import Bench
+    from vggkit.classifier import Classifier, load
     from vggkit.data_checks.findings import Diagnosis
     from vggkit.errors import VggkitError
     from vggkit.evaluation.comparison import PairedComparison, compare_predictions, fuse
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from vggkit.training.recipe import Recipe
     from vggkit.weights.convert import Conversion, convert
     from vggkit.weights.identify import Identification, identify
-    from vggkit.weights.model import Classifier, load
     from vggkit.weights.pretrained import fetch
     from vggkit.workflows.bench import bench
     from vggkit.workflows.check import check
@@ -55,7 +55,7 @@ _HOMES = {
     "predict_into": "workflows.predict",
     "search": "workflows.search",
     "Predictions": "evaluation.predictions",
-    "Classifier": "weights.model",
+    "Classifier": "classifier",
     "Comparison": "reports.comparison",
     "Configuration": "models.configuration",
     "Diagnosis": "data_checks.findings",
@@ -83,7 +83,7 @@ _HOMES = {
     "evaluate": "evaluation.measure",
     "initialize": "models.initialization",
     "list_models": "models.configuration",
-    "load": "weights.model",
+    "load": "classifier",
     "open_dataset": "images.sources.open_dataset",
     "predict": "inference.predict",
     "summarize": "models.summary",

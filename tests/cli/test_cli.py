@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from vggkit.classifier import Classifier
 from vggkit.cli import commands
 from vggkit.cli import main as cli
 from vggkit.hardware import computes_bf16
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.training.presets import PRESETS
 from vggkit.training.recipe import Recipe
-from vggkit.weights.model import Classifier
 from vggkit.workflows.run_config import NetworkChoice, RunConfig, read_field_texts
 
 GOLDEN = Path(__file__).with_name("surface.json")
@@ -165,7 +165,7 @@ def test_what_train_was_asked_is_told_whole(asked, photos, tmp_path, monkeypatch
         "quiet": True,
         "loggers": ("tensorboard", "wandb"),
         "find_rate": True,
-        "seconds_between": 7.0,
+        "save_seconds": 7.0,
         "plots": None,
         "asked": written,
     }
@@ -221,7 +221,7 @@ def test_weights_of_a_run_are_held_against_the_classes_of_the_data(asked, photos
 def test_resume_takes_the_run_s_folder_and_where_its_images_are_now(asked):
     arguments, options = asked("train", "--resume", "runs/a", "--device", "cpu", "--quiet", "--save-seconds=9")
     assert arguments == (Path("runs/a"), None)
-    assert options == {"device": "cpu", "quiet": True, "seconds_between": 9.0, "plots": None}
+    assert options == {"device": "cpu", "quiet": True, "save_seconds": 9.0, "plots": None}
     assert asked("train", "moved", "--resume=runs/a")[0] == (Path("runs/a"), "moved")
 
 

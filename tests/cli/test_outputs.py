@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from conftest import fill_folder
+from vggkit.classifier import Classifier, load
 from vggkit.cli import main as cli
 from vggkit.evaluation.predictions import Predictions
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.images.sources.open_dataset import open_dataset
-from vggkit.weights.model import Classifier, load
 
 FORMULA = "=1+1"
 LABELS = ("+x", "-y", FORMULA, "@ü", "猫")

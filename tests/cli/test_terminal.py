@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 
 from conftest import draw_class, fill_folder
+from vggkit.classifier import Classifier
 from vggkit.cli import main as cli
 from vggkit.escaping import is_unseen
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.training.recipe import Recipe
-from vggkit.weights.model import Classifier
 from vggkit.workflows import demo as demonstration
 
 pty = pytest.importorskip("pty", reason="Windows has no pseudo-terminals")

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from conftest import fill_folder
+from vggkit.classifier import Classifier
 from vggkit.cli import main as cli
 from vggkit.images.dataset import ImageSample
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import Configuration
-from vggkit.weights.model import Classifier
 
 for package in ("matplotlib", "pyarrow"):
     pytest.importorskip(package)

@@ -31,7 +31,8 @@ FLOORS = {
     "benchmarking": 7,
     "reports": 8,
     "workflows": 9,
-    "cli": 10,
+    "classifier": 10,
+    "cli": 11,
 }
 OWNERS = {
     "tyro": {"cli/main.py"},

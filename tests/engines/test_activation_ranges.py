@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from conftest import WITHOUT_FEATURES
+from vggkit.classifier import Classifier
 from vggkit.engines.activation_ranges import measure_ranges
 from vggkit.engines.outputs import list_outputs, list_reads
 from vggkit.engines.pytorch import PyTorchEngine
@@ -20,7 +21,6 @@ from vggkit.errors import BadInput
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import Configuration, configure
 from vggkit.models.vgg import VGG
-from vggkit.weights.model import Classifier
 
 pytest.importorskip("openvino")
 SMALL = Configuration(

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from vggkit.classifier import Classifier
 from vggkit.engines.model_weights import ModelFile, NetworkWeights, find_weights
 from vggkit.engines.outputs import plan_outputs
 from vggkit.engines.pytorch import PyTorchEngine
 from vggkit.errors import BadCheckpoint
-from vggkit.weights.model import Classifier
 
 LABELS = ["across", "down", "red"]
 

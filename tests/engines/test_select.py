@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from conftest import WITHOUT_FEATURES
+from vggkit.classifier import Classifier
 from vggkit.engines import select as choosing
 from vggkit.engines.model_weights import ModelFile
 from vggkit.engines.outputs import list_reads
@@ -14,7 +15,6 @@ from vggkit.engines.select import choose_engine, settle_choice
 from vggkit.errors import BadConfiguration, BadInput, MissingExtra, UnknownName
 from vggkit.hardware import computes_bf16, has_accelerator, multiplies_bytes
 from vggkit.models.vgg import VGG
-from vggkit.weights.model import Classifier
 
 CPU = torch.device("cpu")
 

@@ -15,6 +15,7 @@ from test_engines import CPU, KINDS, build, build_onnx, build_openvino, build_py
 from torch import nn
 
 from conftest import draw_class
+from vggkit.classifier import Classifier
 from vggkit.engines.activation_ranges import measure_ranges
 from vggkit.engines.select import choose_engine
 from vggkit.evaluation.measure import evaluate
@@ -22,7 +23,6 @@ from vggkit.images.dataset import ImageDataset, ImageSample
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.inference.embed import embed
 from vggkit.inference.predict import predict
-from vggkit.weights.model import Classifier
 
 NORMED = KINDS["batch norm"]
 LABELS = ("across", "down", "other", "red", "striped")

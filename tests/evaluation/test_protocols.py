@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from conftest import draw_class
+from vggkit.classifier import Classifier
 from vggkit.errors import BadConfiguration, BadInput, UnknownName
 from vggkit.evaluation.measure import evaluate
 from vggkit.evaluation.protocols import Look, look_at, plan_protocol, prepare_engines, see
 from vggkit.images.dataset import ImageSample
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import configure
-from vggkit.weights.model import Classifier
 
 LABELS = ("across", "down", "red")
 CPU = torch.device("cpu")

@@ -177,9 +177,9 @@ def test_a_table_finds_files_that_macos_named(tmp_path):
 
 
 def test_a_classifier_of_the_other_spelling_knows_its_classes(tiny, tmp_path):
+    from vggkit.classifier import Classifier
     from vggkit.evaluation.measure import evaluate
     from vggkit.images.preprocessing import Preprocessing
-    from vggkit.weights.model import Classifier
 
     pytest.importorskip("sklearn")
     fill_folder(tmp_path, (COMPOSED, "b", "c"), 3)

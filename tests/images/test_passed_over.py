@@ -388,8 +388,8 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_commands_say_it(tmp_path, tiny):
+    from vggkit.classifier import Classifier
     from vggkit.images.preprocessing import Preprocessing
-    from vggkit.weights.model import Classifier
 
     fill_folder(tmp_path / "data", ("across", "down", "red"), 2)
     (tmp_path / "data" / "red" / "photo").write_bytes(encode("JPEG", 9))

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from conftest import draw_class
+from vggkit.classifier import Classifier
 from vggkit.engines.activation_ranges import measure_ranges
 from vggkit.engines.model_weights import ModelFile
 from vggkit.errors import BadConfiguration, BadData, BadInput, BadOutput, UnknownName, VggkitError
@@ -28,7 +29,6 @@ from vggkit.inference.embed import embed, find_width
 from vggkit.inference.fingerprint import digest_weights
 from vggkit.inference.predict import predict
 from vggkit.models.configuration import configure
-from vggkit.weights.model import Classifier
 from vggkit.workflows import predict as bulk
 from vggkit.workflows.predict import embed_into, predict_into
 

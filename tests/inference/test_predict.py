@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from conftest import WITHOUT_FEATURES, draw_class, fill_folder
+from vggkit.classifier import Classifier
 from vggkit.errors import BadConfiguration, BadData, BadInput
 from vggkit.evaluation.evaluation import proportion_interval
 from vggkit.evaluation.measure import evaluate
@@ -23,7 +24,6 @@ from vggkit.inference.predict import predict
 from vggkit.models.vgg import VGG
 from vggkit.training.feature_cache import extract_features
 from vggkit.training.recipe import Recipe
-from vggkit.weights.model import Classifier
 from vggkit.workflows.check import check
 from vggkit.workflows.predict import embed_into, predict_into
 

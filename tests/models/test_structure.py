@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
+from vggkit.classifier import Classifier, load
 from vggkit.engines.select import choose_engine
 from vggkit.errors import BadConfiguration, BadInput, VggkitError
 from vggkit.images.preprocessing import Preprocessing
@@ -26,7 +27,6 @@ from vggkit.models.configuration import Configuration, configure
 from vggkit.models.vgg import VGG
 from vggkit.training.learner import Learner
 from vggkit.training.recipe import Recipe
-from vggkit.weights.model import Classifier, load
 from vggkit.workflows.train import train
 
 SMALL = Preprocessing(resize_pixels=32, crop_pixels=32)

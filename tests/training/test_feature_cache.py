@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from vggkit.classifier import Classifier
 from vggkit.errors import BadImage
 from vggkit.images.dataset import ImageSample
 from vggkit.images.preprocessing import Preprocessing
@@ -22,7 +23,6 @@ from vggkit.training.feature_cache import extract_features
 from vggkit.training.feature_store import FeatureStore, remove_oldest
 from vggkit.training.linear_probe import solve_head
 from vggkit.training.recipe import Recipe
-from vggkit.weights.model import Classifier
 from vggkit.workflows.build_classifier import suit_classifier
 
 CPU = torch.device("cpu")

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from conftest import fill_folder
+from vggkit.classifier import Classifier, load
 from vggkit.errors import BadConfiguration
 from vggkit.evaluation.measure import evaluate
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.training import trainer as loop
 from vggkit.training.recipe import Recipe
-from vggkit.weights.model import Classifier, load
 from vggkit.workflows.train import resume, train
 
 LABELS = ("across", "down", "red")

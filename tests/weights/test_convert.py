@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 
 import vggkit as vk
+from vggkit.classifier import Classifier
 from vggkit.engines.activation_ranges import measure_ranges
 from vggkit.engines.openvino import OpenVINOEngine
 from vggkit.errors import BadCheckpoint, BadConfiguration, BadOutput, UnknownName
@@ -26,7 +27,6 @@ from vggkit.weights.convert import convert
 from vggkit.weights.formats.detect import open_weights
 from vggkit.weights.identify import examine, identify
 from vggkit.weights.input_conventions import CONVENTIONS, turn_convention
-from vggkit.weights.model import Classifier
 
 SUFFIX = {"torchvision": ".pth", "timm": ".safetensors", "keras": ".weights.h5", "caffe": ".npz"}
 # VGG11's shape with few channels; the grid is not 1, so that the order of the map matters.

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 import vggkit as vk
+from vggkit.classifier import Classifier
 from vggkit.errors import VggkitError
 from vggkit.models.configuration import Configuration, configure
 from vggkit.models.vgg import VGG
 from vggkit.weights.convert import convert
 from vggkit.weights.identify import identify
-from vggkit.weights.model import Classifier
 from vggkit.weights.writers import SUFFIXES
 
 NARROW = Configuration(

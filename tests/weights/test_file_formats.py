@@ -11,11 +11,11 @@ import safetensors.torch
 import torch
 
 import vggkit as vk
+from vggkit.classifier import Classifier
 from vggkit.errors import BadCheckpoint
 from vggkit.weights.card import read_card
 from vggkit.weights.file_formats import tell_format
 from vggkit.weights.formats.detect import open_weights
-from vggkit.weights.model import Classifier
 
 MIBIBYTE = 2**20
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import vggkit as vk
+from vggkit.classifier import Classifier
 from vggkit.errors import BadCheckpoint
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import Configuration, configure, list_models
@@ -21,7 +22,6 @@ from vggkit.weights.card import METADATA_KEY, Card
 from vggkit.weights.dialects import map_keys, rename_keys
 from vggkit.weights.identify import examine, identify
 from vggkit.weights.input_conventions import CONVENTIONS
-from vggkit.weights.model import Classifier
 
 
 class Outline:

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vggkit.classifier import Classifier, load
 from vggkit.errors import BadConfiguration
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import Configuration
 from vggkit.models.vgg import VGG
-from vggkit.weights.model import Classifier, load
 
 SMALL = Preprocessing(resize_pixels=32, crop_pixels=32)
 NAMES = ("b", "a c", "Käfer 🐞")

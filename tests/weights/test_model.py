@@ -9,12 +9,12 @@ import safetensors
 import safetensors.torch
 import torch
 
+from vggkit.classifier import Classifier, load
 from vggkit.errors import BadCheckpoint, BadConfiguration, BadOutput, UnknownName
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import configure
 from vggkit.models.vgg import VGG
 from vggkit.weights.card import METADATA_KEY, Card, read_card
-from vggkit.weights.model import Classifier, load
 
 LABELS = ("ant", "bee", "Käfer 🐞")
 SMALL = Preprocessing(resize_pixels=32, crop_pixels=32)

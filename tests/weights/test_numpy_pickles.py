@@ -11,13 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vggkit.classifier import Classifier
 from vggkit.errors import BadCheckpoint
 from vggkit.models.configuration import configure
 from vggkit.models.vgg import VGG
 from vggkit.weights.convert import convert
 from vggkit.weights.formats.detect import open_weights
 from vggkit.weights.identify import identify
-from vggkit.weights.model import Classifier
 
 RNG = np.random.default_rng(0)
 ARRAYS = {

@@ -13,10 +13,10 @@ import safetensors.numpy
 import torch
 
 from local_hosts import Host, Hub, running, status, whole
+from vggkit.classifier import Classifier
 from vggkit.errors import BadCheckpoint, BadDownload, UnknownName
 from vggkit.models.configuration import list_models
 from vggkit.weights import downloads, published
-from vggkit.weights.model import Classifier
 from vggkit.weights.pretrained import fetch
 from vggkit.weights.published import PUBLISHED, find_published, imagenet_labels, list_published
 
@@ -360,8 +360,8 @@ def test_published_weights_are_of_imagenets_classes(host, place, tiny, monkeypat
 
 
 def test_the_command_line_starts_from_them(host, place, photos, monkeypatch, capsys):
+    from vggkit.classifier import load
     from vggkit.cli import main as cli
-    from vggkit.weights.model import load
 
     donor = Classifier.create("vgg11", labels=["a", "b"], until="relu2_1")
     torch.save(donor.network.state_dict(), place / "donor.pth")

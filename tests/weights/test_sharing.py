@@ -14,12 +14,12 @@ import yaml
 
 import vggkit as vk
 from local_hosts import Host, Hub, running, status
+from vggkit.classifier import Classifier
 from vggkit.errors import BadCheckpoint, BadDownload, BadOutput, MissingExtra
 from vggkit.escaping import escape_controls
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import configure
 from vggkit.weights.card import Card
-from vggkit.weights.model import Classifier
 from vggkit.weights.model_card import is_torchvisions, write_model_card
 from vggkit.weights.sharing import is_address, pull
 

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from vggkit.classifier import Classifier
 from vggkit.errors import BadCheckpoint
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import configure
 from vggkit.models.vgg import VGG
 from vggkit.weights.convert import convert
 from vggkit.weights.input_conventions import CONVENTIONS
-from vggkit.weights.model import Classifier
 
 SLIM = replace(
     configure("vgg11", num_classes=5),

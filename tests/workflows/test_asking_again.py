@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from conftest import fill_folder
+from vggkit.classifier import Classifier, load
 from vggkit.cli import main as cli
 from vggkit.cli.defaults import find_defaults
 from vggkit.errors import BadConfiguration
@@ -15,7 +16,6 @@ from vggkit.models.configuration import configure
 from vggkit.training.presets import PRESETS
 from vggkit.training.recipe import Recipe
 from vggkit.training.resolve_recipe import Situation, settle
-from vggkit.weights.model import Classifier, load
 from vggkit.workflows import solved_heads
 from vggkit.workflows.compare import compare
 from vggkit.workflows.run_config import NetworkChoice, RunConfig

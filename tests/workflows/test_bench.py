@@ -12,12 +12,12 @@ import pytest
 
 from vggkit.benchmarking import runner as contenders
 from vggkit.benchmarking.processes import EngineChoice, EngineProcess
+from vggkit.classifier import Classifier
 from vggkit.engines.outputs import list_reads
 from vggkit.errors import BadConfiguration, BadData, BadInput, BadOutput
 from vggkit.hardware import computes_bf16
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.weights.card import read_card
-from vggkit.weights.model import Classifier
 from vggkit.workflows import bench as benches
 from vggkit.workflows.bench import bench
 

@@ -11,12 +11,12 @@ import pytest
 from PIL import Image, ImageOps
 
 from conftest import fill_folder
+from vggkit.classifier import Classifier
 from vggkit.data_checks.clean_table import write_clean_table
 from vggkit.errors import BadData, BadInput, BadOutput
 from vggkit.images.dataset import ImageDataset, ImageSample
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.images.sources.open_dataset import open_dataset
-from vggkit.weights.model import Classifier
 from vggkit.workflows.check import check, guard_outputs, vet
 
 

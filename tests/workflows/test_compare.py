@@ -13,6 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 import vggkit as vk
+from vggkit.classifier import Classifier
 from vggkit.errors import BadCheckpoint, BadConfiguration, BadOutput
 from vggkit.evaluation.evaluation import proportion_interval
 from vggkit.evaluation.predictions import Predictions
@@ -20,7 +21,6 @@ from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import Configuration
 from vggkit.reports.comparison import describe_seconds, draw_comparison, plot_comparison
 from vggkit.training.recipe import Recipe
-from vggkit.weights.model import Classifier
 from vggkit.workflows.compare import compare
 from vggkit.workflows.run_config import NetworkChoice, RunConfig
 

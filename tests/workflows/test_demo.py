@@ -1,9 +1,9 @@
 import pytest
 
+from vggkit.classifier import Classifier
 from vggkit.errors import BadOutput
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.training.recipe import Recipe
-from vggkit.weights.model import Classifier
 from vggkit.workflows.demo import _clear, demonstrate
 from vggkit.workflows.train import train
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from conftest import fill_folder
+from vggkit.classifier import Classifier, load
 from vggkit.cli.main import main
 from vggkit.errors import BadInput
 from vggkit.evaluation.metrics import score
@@ -16,7 +17,6 @@ from vggkit.images.preprocessing import Preprocessing
 from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.inference.predict import predict
 from vggkit.training.recipe import Recipe
-from vggkit.weights.model import Classifier, load
 from vggkit.workflows.evaluate import measure
 from vggkit.workflows.train import train
 

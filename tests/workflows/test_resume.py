@@ -16,8 +16,8 @@ from PIL import Image
 
 from conftest import draw_class, fill_folder
 from processes import Processes, Running
+from vggkit.classifier import load
 from vggkit.errors import BadCheckpoint, BadData, BadImage, BadOutput, VggkitError
-from vggkit.weights.model import load
 from vggkit.weights.model_file import read_state
 from vggkit.workflows.train import resume
 
@@ -207,10 +207,10 @@ def test_images_of_another_order_or_content_are_another_run(data, tmp_path, proc
 
 
 def test_an_image_that_goes_in_the_middle_is_named_and_the_state_stays(data, tmp_path, monkeypatch):
+    from vggkit.classifier import Classifier
     from vggkit.images.preprocessing import Preprocessing
     from vggkit.training import trainer as loop
     from vggkit.training.recipe import Recipe
-    from vggkit.weights.model import Classifier
     from vggkit.workflows.train import train
 
     folder = tmp_path / "data"

@@ -9,6 +9,7 @@ import yaml
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from vggkit.classifier import Classifier
 from vggkit.errors import BadConfiguration, BadOutput
 from vggkit.images.preprocessing import FitMode, Preprocessing
 from vggkit.images.sources.tables import Columns
@@ -17,7 +18,6 @@ from vggkit.reports.loggers import LOGGERS
 from vggkit.training import recipe as recipes
 from vggkit.training.presets import PRESETS
 from vggkit.training.recipe import Recipe
-from vggkit.weights.model import Classifier
 from vggkit.workflows.run_config import NetworkChoice, RunConfig, locate, read_field_texts
 
 FULL = RunConfig(

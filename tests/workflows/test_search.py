@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from vggkit.classifier import Classifier
 from vggkit.errors import BadData, BadInput, MissingExtra
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.inference import search as searching
@@ -14,7 +15,6 @@ from vggkit.inference.search import VectorIndex
 from vggkit.reports.plots import demand_drawable
 from vggkit.reports.search_table import draw_neighbours, plot_neighbours
 from vggkit.table_files import name_about
-from vggkit.weights.model import Classifier
 from vggkit.workflows.predict import embed_into, predict_into
 from vggkit.workflows.search import search
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from conftest import fill_folder
+from vggkit.classifier import Classifier, load
 from vggkit.errors import BadOutput
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import configure
 from vggkit.training.recipe import Recipe
-from vggkit.weights.model import Classifier, load
 from vggkit.workflows.run_folder import LOCK, demand_new_folder, hold_folder, new_folder
 from vggkit.workflows.train import resume, train
 

@@ -3,9 +3,9 @@
 import pytest
 
 import vggkit as vk
+from vggkit.classifier import Classifier
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.training.recipe import Recipe
-from vggkit.weights.model import Classifier
 from vggkit.workflows.train import train
 
 

@@ -8,13 +8,13 @@ import yaml
 from PIL import Image
 
 from conftest import fill_folder
+from vggkit.classifier import Classifier, load
 from vggkit.errors import BadCheckpoint, BadConfiguration, BadData, BadInput, BadOutput
 from vggkit.evaluation.measure import evaluate
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.inference.predict import predict
 from vggkit.training.recipe import Recipe
-from vggkit.weights.model import Classifier, load
 from vggkit.workflows.build_classifier import suit_classifier
 from vggkit.workflows.run_config import RunConfig
 from vggkit.workflows.train import train

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from PIL import Image
 
 from conftest import fill_folder
+from vggkit.classifier import Classifier, load
 from vggkit.errors import BadConfiguration, BadData, BadInput
 from vggkit.evaluation.measure import evaluate
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.training import learner as learners
 from vggkit.training.recipe import Recipe
-from vggkit.weights.model import Classifier, load
 from vggkit.workflows.train import resume, train
 
 LABELS = ("across", "down", "red")

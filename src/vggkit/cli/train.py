@@ -20,7 +20,7 @@ from vggkit.workflows.run_config import NetworkChoice, RunConfig, locate
 
 if TYPE_CHECKING:
     from vggkit.images.dataset import ImageDataset
-    from vggkit.weights.model import Classifier
+    from vggkit.weights.model import Model
 
 
 def check(
@@ -59,7 +59,7 @@ def check(
 
     classifier = None
     if model is not None:
-        from vggkit.weights.model import load
+        from vggkit.classifier import load
 
         classifier = load(model)
     for path in (fix, html):
@@ -186,7 +186,7 @@ def train(
     print_line(f"next: vggkit predict {run.directory}/best.safetensors IMAGE…")
 
 
-def _prepare(data: str, asked: RunConfig, *, preset: str | None, quiet: bool) -> "tuple[ImageDataset, Classifier]":
+def _prepare(data: str, asked: RunConfig, *, preset: str | None, quiet: bool) -> "tuple[ImageDataset, Model]":
     """The images, and a Classifier that suits them."""
     from vggkit.images.sources.open_dataset import open_dataset
     from vggkit.workflows.build_classifier import suit_classifier

@@ -18,7 +18,7 @@ from vggkit.engines.select import choose_engine
 from vggkit.engines.stream import stream_answers
 from vggkit.errors import BadData, BadInput, MissingExtra
 from vggkit.images.near_duplicates import Alike
-from vggkit.weights.model import Classifier
+from vggkit.weights.model import Model
 
 FOLDS: Final = 10
 LEAST: Final = 5
@@ -41,7 +41,7 @@ FAR: Final = 3.5
 
 
 def extract_features(
-    classifier: Classifier,
+    classifier: Model,
     sightings: Sequence[Sighting],
     *,
     batch_size: int = 32,

@@ -112,9 +112,9 @@ class ModelFile:
 
     def load_network(self) -> "VGG":
         """The network in PyTorch, read as `load` does."""
-        from vggkit.weights.model import Classifier
+        from vggkit.weights.model import Model
 
-        return Classifier.load(self.path).network
+        return Model.load(self.path).network
 
     def _read_header(self) -> tuple[int, dict[str, dict[str, Any]]]:
         """Where the values begin, and type, shape and place of each; `read_card` found the header whole."""

@@ -21,7 +21,7 @@ from vggkit.images.dataset import ImageDataset, ImageSample, identify_images
 from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.images.splits import hold_out
 from vggkit.weights.card import demand_classifier, read_entry
-from vggkit.weights.model import Classifier
+from vggkit.weights.model import Model
 
 LEARNT: Final = "the Classifier was trained on these very images: the figures say nothing about new ones"
 CHANGED: Final = (
@@ -32,7 +32,7 @@ CALIBRATED_HERE: Final = "the temperature was fitted on these very images; new o
 
 
 def evaluate(
-    classifier: Classifier,
+    classifier: Model,
     data: str | Path | ImageDataset,
     *,
     split: str | None = None,
@@ -116,7 +116,7 @@ def evaluate(
 
 
 def ask(
-    classifier: Classifier,
+    classifier: Model,
     images: Sequence[ImageSample],
     protocol: Protocol,
     *,
@@ -167,7 +167,7 @@ def _note_precision(engines: Engines, precision: WantedPrecision) -> list[str]:
 
 
 def _match(
-    classifier: Classifier, opened: ImageDataset, images: Sequence[ImageSample], notes: list[str]
+    classifier: Model, opened: ImageDataset, images: Sequence[ImageSample], notes: list[str]
 ) -> list[ImageSample]:
     """The images of classes that the Classifier knows by name; what does not match is noted, on both sides."""
     unknown = sorted({str(p.label) for p in images} - set(classifier.labels))
@@ -190,7 +190,7 @@ def _match(
 
 
 def _choose(
-    classifier: Classifier, opened: ImageDataset, split: str | None
+    classifier: Model, opened: ImageDataset, split: str | None
 ) -> tuple[str, tuple[ImageSample, ...], list[str]]:
     """The split to measure on, its images, and what to say about the choice."""
     trained_on = read_entry(classifier.provenance, "data")

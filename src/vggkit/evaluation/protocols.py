@@ -24,7 +24,7 @@ from vggkit.images.decoding import Pixels
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import Configuration
 from vggkit.models.vgg import VGG
-from vggkit.weights.model import Classifier
+from vggkit.weights.model import Model
 
 Way = Literal["middle", "whole", "grid"]
 """The preprocessing's own input; the whole image, with the head slid over it; a grid of crops."""
@@ -139,7 +139,7 @@ def _find_scales(name: str, preprocessing: Preprocessing, train_scales: Sequence
 
 
 def prepare_engines(
-    classifier: Classifier,
+    classifier: Model,
     protocol: Protocol,
     *,
     device: torch.device | str = "auto",
@@ -167,7 +167,7 @@ def prepare_engines(
 
 
 def look_at(
-    classifier: Classifier,
+    classifier: Model,
     images: Sequence[ImageSample],
     protocol: Protocol,
     engines: Engines,
@@ -191,7 +191,7 @@ def look_at(
 
 
 def _answer(
-    classifier: Classifier,
+    classifier: Model,
     images: Sequence[ImageSample],
     look: Look,
     engine: Engine,
@@ -233,7 +233,7 @@ def list_crops(pixels: Pixels, side: int) -> list[Pixels]:
     return [pixels[top : top + side, left : left + side] for top in tops for left in lefts]
 
 
-def _suit(classifier: Classifier, way: Way) -> VGG:
+def _suit(classifier: Model, way: Way) -> VGG:
     """The network that looks so; for whole images the paper's head slides."""
     network, configuration = classifier.network, classifier.configuration
     if way != "whole" or configuration.head != "fc":

@@ -23,7 +23,7 @@ from vggkit.models.configuration import Configuration
 from vggkit.weights.card import Card, demand_classifier
 
 if TYPE_CHECKING:
-    from vggkit.weights.model import Classifier
+    from vggkit.weights.model import Model
 
 FEATURES: Final = "features"
 STATISTICS: Final = "statistics"
@@ -77,7 +77,7 @@ def find_width(configuration: Configuration, layer: str) -> int:
 
 
 def embed(
-    classifier: "Classifier | ModelFile",
+    classifier: "Model | ModelFile",
     images: ImageSources,
     *,
     layer: str = FEATURES,
@@ -124,7 +124,7 @@ def embed(
 
 
 def prepare_engine(
-    model: "Classifier | ModelFile",
+    model: "Model | ModelFile",
     *,
     layer: str = FEATURES,
     device: str = "auto",

@@ -15,14 +15,14 @@ from vggkit.hardware import count_threads
 from vggkit.images.dataset import ImageSample
 
 if TYPE_CHECKING:
-    from vggkit.weights.model import Classifier
+    from vggkit.weights.model import Model
 
 PIECE_BYTES: Final = 1 << 24
 """Of weights, that a thread digests at once."""
 
 
 def describe_network(
-    classifier: "Classifier | ModelFile", *, precision: str = "fp32", layer: str = ""
+    classifier: "Model | ModelFile", *, precision: str = "fp32", layer: str = ""
 ) -> dict[str, Any]:
     """What its vectors depend on, those of a layer in a precision, for JSON, the weights as a digest."""
     card = classifier.card.to_dict()
@@ -39,13 +39,13 @@ def describe_network(
     )
 
 
-def describe_answers(classifier: "Classifier | ModelFile") -> dict[str, Any]:
+def describe_answers(classifier: "Model | ModelFile") -> dict[str, Any]:
     """What makes answers of its logits, for JSON."""
     card = classifier.card.to_dict()
     return {name: card[name] for name in ("labels", "temperature", "threshold")}
 
 
-def digest_weights(classifier: "Classifier | ModelFile") -> str:
+def digest_weights(classifier: "Model | ModelFile") -> str:
     """32 hexadecimal digits of every weight's name and shape and of its bits in float32, in memory as in a file."""
     weights = find_weights(classifier if isinstance(classifier, ModelFile) else classifier.network)
     keys = [key for key in weights.configuration.state_shapes() if not key.endswith("num_batches_tracked")]

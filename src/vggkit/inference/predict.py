@@ -23,7 +23,7 @@ from vggkit.images.sources.open_dataset import gather_images
 from vggkit.weights.card import Card, demand_classifier
 
 if TYPE_CHECKING:
-    from vggkit.weights.model import Classifier
+    from vggkit.weights.model import Model
 
 FEW: Final = 8
 """Images that PyTorch answers before another engine has compiled the network."""
@@ -61,7 +61,7 @@ class Prediction:
 
 
 def predict(
-    classifier: "Classifier",
+    classifier: "Model",
     images: ImageSources,
     *,
     top: int = 5,
@@ -110,7 +110,7 @@ def predict(
 
 
 def prepare_engine(
-    model: "Classifier | ModelFile",
+    model: "Model | ModelFile",
     *,
     device: str = "auto",
     precision: WantedPrecision = "auto",

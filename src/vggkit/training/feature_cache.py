@@ -24,7 +24,7 @@ from vggkit.models.vgg import VGG
 from vggkit.training.augmentation import View
 from vggkit.training.feature_store import FeatureStore
 from vggkit.training.recipe import Recipe
-from vggkit.weights.model import Classifier
+from vggkit.weights.model import Model
 
 FORMAT: Final = 1
 """Grows when the same images and weights give other features than before."""
@@ -49,7 +49,7 @@ class Features:
 
 
 def extract_features(
-    classifier: Classifier,
+    classifier: Model,
     images: Sequence[ImageSample],
     *,
     recipe: Recipe,
@@ -145,7 +145,7 @@ class _LateEngine:
 class _Source:
     """Where features come from: makes the views, and knows what they depend on."""
 
-    def __init__(self, classifier: Classifier, recipe: Recipe, views: int) -> None:
+    def __init__(self, classifier: Model, recipe: Recipe, views: int) -> None:
         self.network, self.preprocessing = classifier.network, classifier.preprocessing
         self.recipe, self.views = recipe, views
         self.width = classifier.configuration.fully_connected[-1].in_features

@@ -31,7 +31,7 @@ from vggkit.training.learner import Learner
 from vggkit.training.mixing import Mixing
 from vggkit.training.recipe import Recipe
 from vggkit.training.schedules import learning_rate_at
-from vggkit.weights.model import Classifier
+from vggkit.weights.model import Model
 
 MOST_RETURNS: Final = 3
 """How often a training that diverges goes back before it gives up."""
@@ -69,7 +69,7 @@ class Training:
 
     def __init__(
         self,
-        classifier: Classifier,
+        classifier: Model,
         train: Sequence[ImageSample],
         val: Sequence[ImageSample],
         recipe: Recipe,

@@ -31,8 +31,10 @@ from vggkit.weights.published import find_published, name_imagenet_classes
 from vggkit.weights.sharing import push
 
 
-class Classifier:
+class Model:
     """A network with its preprocessing, labels and provenance; one `.safetensors` file holds all of it.
+
+    `vggkit.Classifier` is a Model with the verbs as methods.
 
     Args:
         network: The VGG; its number of classes is the number of labels.
@@ -319,15 +321,6 @@ class Classifier:
 def _demand_mapping(name: str, value: object) -> None:
     if not isinstance(value, Mapping):
         raise BadConfiguration(f"{name} must be a mapping, such as {{'data': 'bees'}}; got {value!r:.100}")
-
-
-def load(path: str | Path) -> Classifier:
-    """The Classifier in a file, or the best one of a run's folder: network, weights, preprocessing,
-    labels and provenance. `hf://owner/name` brings one from the Hugging Face hub, `@` a revision.
-
-    Raises BadCheckpoint; from the hub, BadDownload and MissingExtra too.
-    """
-    return Classifier.load(locate_model(path))
 
 
 def _adapt_preprocessing(examination: Examination, in_channels: int) -> Preprocessing | None:

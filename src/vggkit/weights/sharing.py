@@ -12,7 +12,7 @@ from vggkit.weights.hub import REPOSITORY, bring_file, is_cached, look_at_file, 
 from vggkit.weights.model_card import write_model_card
 
 if TYPE_CHECKING:
-    from vggkit.weights.model import Classifier
+    from vggkit.weights.model import Model
 
 FILE: Final = "model.safetensors"
 ADDRESS: Final = re.compile(r"hf:/+([^@]*)(?:@([^@]+))?")
@@ -20,7 +20,7 @@ ADDRESS: Final = re.compile(r"hf:/+([^@]*)(?:@([^@]+))?")
 
 
 def push(
-    classifier: "Classifier",
+    classifier: "Model",
     repository: str,
     *,
     private: bool = False,

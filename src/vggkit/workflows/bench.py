@@ -42,7 +42,7 @@ from vggkit.weights.locate import locate_model
 from vggkit.weights.sharing import is_address
 
 if TYPE_CHECKING:
-    from vggkit.weights.model import Classifier
+    from vggkit.weights.model import Model
 
 MOST_ASKED: Final = 256
 """Images whose answers are compared."""
@@ -56,7 +56,7 @@ PACKAGES: Final = ("vggkit", "torch", "openvino", "onnxruntime")
 
 
 def bench(
-    classifier: "Classifier | str | Path",
+    classifier: "Model | str | Path",
     images: ImageSources = (),
     *,
     columns: Columns = Columns(),  # noqa: B008 (frozen)
@@ -135,7 +135,7 @@ def _check(batch_sizes: Sequence[int], rounds: int, seconds: float) -> tuple[tup
     return tuple(sorted({1, *demand_counts("batch_sizes", batch_sizes)})), rounds, seconds
 
 
-def _check_keeping(classifier: "Classifier | str | Path", given: Sequence[object]) -> None:
+def _check_keeping(classifier: "Model | str | Path", given: Sequence[object]) -> None:
     """Raise BadInput where ranges could not be kept in the end."""
     if not given:
         raise BadInput("ranges are measured on images; name some of those that the Classifier is for")
@@ -143,7 +143,7 @@ def _check_keeping(classifier: "Classifier | str | Path", given: Sequence[object
         raise BadInput(f"{classifier}: is an address, and ranges are kept in a file; save it first")
 
 
-def _open(classifier: "Classifier | str | Path", folder: Path) -> ModelFile:
+def _open(classifier: "Model | str | Path", folder: Path) -> ModelFile:
     """The file that the processes read."""
     if isinstance(classifier, str | Path):
         return ModelFile(classifier)
@@ -191,14 +191,14 @@ def _batch(images: Sequence[Values]) -> Iterator[Values]:
         yield np.stack(images[first : first + TOGETHER])
 
 
-def _keep(classifier: "Classifier | str | Path", ranges: Ranges, *, about: dict[str, object]) -> None:
+def _keep(classifier: "Model | str | Path", ranges: Ranges, *, about: dict[str, object]) -> None:
     if not isinstance(classifier, str | Path):
         classifier.keep_ranges(ranges, about=about)
         return
-    from vggkit.weights.model import Classifier
+    from vggkit.weights.model import Model
 
     target = locate_model(classifier)
-    kept = Classifier.load(target)
+    kept = Model.load(target)
     kept.keep_ranges(ranges, about=about)
     kept.save(target)
 

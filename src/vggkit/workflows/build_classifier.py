@@ -7,7 +7,7 @@ from vggkit.images.dataset import ImageDataset, typical_side
 from vggkit.images.preprocessing import FitMode, Preprocessing, suit_preprocessing
 from vggkit.models.configuration import Configuration, Head, Scheme
 from vggkit.weights.input_conventions import find_convention
-from vggkit.weights.model import Classifier
+from vggkit.weights.model import Model
 
 
 def suit_classifier(
@@ -26,7 +26,7 @@ def suit_classifier(
     input_convention: str | None = None,
     allow_partial: bool = False,
     seed: int = 0,
-) -> Classifier:
+) -> Model:
     """A Classifier for these images' classes and size, ready to train.
 
     Args:
@@ -59,7 +59,7 @@ def suit_classifier(
         stated = _resize(stated, image_size or 224, in_channels or 3)
     if head is None and until is None and image_size is not None and image_size < 128:
         head = "pool"
-    classifier = Classifier.create(
+    classifier = Model.create(
         model,
         labels=images.labels,
         weights=weights,
@@ -83,9 +83,7 @@ def suit_classifier(
     )
     if fed == given:
         return classifier
-    return Classifier(
-        classifier.network, labels=classifier.labels, preprocessing=fed, provenance=classifier.provenance
-    )
+    return Model(classifier.network, labels=classifier.labels, preprocessing=fed, provenance=classifier.provenance)
 
 
 def _resize(convention: Preprocessing | None, image_size: int, in_channels: int) -> Preprocessing:

@@ -23,7 +23,7 @@ from vggkit.images.sources.tables import Columns
 from vggkit.weights.card import demand_classifier
 
 if TYPE_CHECKING:
-    from vggkit.weights.model import Classifier
+    from vggkit.weights.model import Model
 
 MOST_COMPARED: Final = 20_000
 """Images up to which a training looks for near duplicates; beyond it would take minutes."""
@@ -34,7 +34,7 @@ OnProgress = Callable[[str, int, int], None]
 
 def check(
     data: str | Path | ImageDataset,
-    classifier: "Classifier | None" = None,
+    classifier: "Model | None" = None,
     *,
     columns: Columns = Columns(),  # noqa: B008 (frozen)
     image_size: int | None = None,
@@ -225,7 +225,7 @@ def find_near_copies(sightings: Sequence[Sighting], *, on_progress: OnProgress |
 
 
 def _hold_against(
-    classifier: "Classifier",
+    classifier: "Model",
     sightings: Sequence[Sighting],
     alike: Sequence[Alike],
     *,

@@ -23,7 +23,7 @@ from vggkit.training.by_hand import SetByHand
 from vggkit.training.checkpoint import Checkpoints, Epoch
 from vggkit.training.estimates import estimate_memory
 from vggkit.training.recipe import Recipe
-from vggkit.weights.model import Classifier
+from vggkit.weights.model import Model
 
 BEST: Final = "best.safetensors"
 """The Classifier of the epoch that is kept, in the run's folder."""
@@ -33,7 +33,7 @@ BEST: Final = "best.safetensors"
 class Course:
     """A training that is ready to begin, or to go on."""
 
-    classifier: Classifier
+    classifier: Model
     """Its network learns."""
     dataset: ImageDataset
     """Readable images in `train`, `val` and perhaps `test`."""
@@ -130,10 +130,10 @@ def measure(course: Course, find: Callable[[str], Predictions], *, chosen_from: 
     )
 
 
-def keep(course: Course, network: VGG, *, epoch: int) -> Classifier:
+def keep(course: Course, network: VGG, *, epoch: int) -> Model:
     """The best weights so far, written as a Classifier that says what it is."""
     classifier = course.classifier
-    kept = Classifier(
+    kept = Model(
         network,
         labels=classifier.labels,
         preprocessing=classifier.preprocessing,

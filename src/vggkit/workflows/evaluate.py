@@ -19,7 +19,7 @@ from vggkit.images.dataset import ImageDataset
 from vggkit.reports.evaluation_page import Story, suggest_steps, write_report
 from vggkit.weights.card import Card, read_card, read_entry
 from vggkit.weights.locate import locate_model
-from vggkit.weights.model import Classifier, load
+from vggkit.weights.model import Model
 from vggkit.weights.sharing import is_address
 from vggkit.workflows.compare import read_history
 from vggkit.workflows.run_config import FILE_NAME
@@ -103,7 +103,7 @@ def measure(
     evaluations, cards = [], []
     said: tuple[str, ...] = ()
     for place, name in zip(models, names, strict=True):
-        classifier = load(place)
+        classifier = Model.load(locate_model(place))
 
         def show(done: int, total: int, name: str = name) -> None:
             if on_progress is not None:
@@ -222,7 +222,7 @@ def _demand_kept(place: str | Path) -> None:
 
 
 def _calibrate(
-    classifier: Classifier,
+    classifier: Model,
     place: str | Path,
     found: Evaluation,
     wanted_precision: float | None,

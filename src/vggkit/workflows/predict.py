@@ -27,14 +27,14 @@ from vggkit.table_files import ENDINGS, Kind, check_parquet
 from vggkit.weights.card import demand_classifier
 
 if TYPE_CHECKING:
-    from vggkit.weights.model import Classifier
+    from vggkit.weights.model import Model
 
 VECTOR_ENDINGS: Final = (".parquet", ".npy")
 """Of files of vectors."""
 
 
 def predict_into(
-    classifier: "Classifier | str | Path",
+    classifier: "Model | str | Path",
     images: ImageSources,
     out: str | Path,
     *,
@@ -117,7 +117,7 @@ def predict_into(
 
 
 def embed_into(
-    classifier: "Classifier | str | Path",
+    classifier: "Model | str | Path",
     images: ImageSources,
     out: str | Path,
     *,
@@ -190,7 +190,7 @@ def embed_into(
     )
 
 
-def _open(classifier: "Classifier | str | Path") -> "tuple[Classifier | ModelFile, str]":
+def _open(classifier: "Model | str | Path") -> "tuple[Model | ModelFile, str]":
     """What is asked, and where it is; of a file nothing is read yet but its header."""
     if isinstance(classifier, str | Path):
         return ModelFile(classifier), name_place(classifier)
@@ -199,7 +199,7 @@ def _open(classifier: "Classifier | str | Path") -> "tuple[Classifier | ModelFil
 
 
 def _describe(
-    model: "Classifier | ModelFile",
+    model: "Model | ModelFile",
     engine: str,
     images: Sequence[str | Path | ImageSample],
     columns: Columns,

@@ -19,11 +19,11 @@ from vggkit.training.by_hand import SetByHand
 from vggkit.training.estimates import choose_batch_size
 from vggkit.training.recipe import Recipe
 from vggkit.training.resolve_recipe import Situation, Start, settle
-from vggkit.weights.model import Classifier
+from vggkit.weights.model import Model
 
 
 def divide_images(
-    opened: ImageDataset, classifier: Classifier, recipe: Recipe, *, stack: ExitStack, line: ProgressLine
+    opened: ImageDataset, classifier: Model, recipe: Recipe, *, stack: ExitStack, line: ProgressLine
 ) -> tuple[ImageDataset, dict[str, str]]:
     """The images in their splits, where they can be read in any order, and what tells each split from others."""
     dataset = hold_out(opened, validation_share=recipe.validation_share, seed=recipe.seed, fold=recipe.fold)
@@ -35,7 +35,7 @@ def divide_images(
     return replace(dataset, name=opened.name, labels=classifier.labels), digests
 
 
-def _check_labels(images: ImageDataset, classifier: Classifier) -> None:
+def _check_labels(images: ImageDataset, classifier: Model) -> None:
     """There are two classes or more, and none that the Classifier does not name."""
     if len(classifier.labels) < 2:
         raise BadData(f"{images.name}: has one class, and telling classes apart takes two")
@@ -49,7 +49,7 @@ def _check_labels(images: ImageDataset, classifier: Classifier) -> None:
 
 
 def resolve_recipe(
-    recipe: Recipe, classifier: Classifier, dataset: ImageDataset, device: torch.device, *, by_hand: SetByHand
+    recipe: Recipe, classifier: Model, dataset: ImageDataset, device: torch.device, *, by_hand: SetByHand
 ) -> tuple[Recipe, list[str]]:
     """The recipe with every choice made, and a sentence on each; see `settle`."""
     weights = classifier.provenance.get("weights")
@@ -71,7 +71,7 @@ def resolve_recipe(
     return settle(recipe, situation, choose_batch_size=choose)
 
 
-def begins_solved(classifier: Classifier, by_hand: SetByHand) -> bool:
+def begins_solved(classifier: Model, by_hand: SetByHand) -> bool:
     """Whether all but the last layer is given, and that free, and no training of ours went before."""
     weights, last = classifier.provenance.get("weights"), classifier.configuration.fully_connected[-1]
     if "metrics" in classifier.provenance or not isinstance(weights, dict) or last.rank is not None:
@@ -83,7 +83,7 @@ def begins_solved(classifier: Classifier, by_hand: SetByHand) -> bool:
     return bool(random) and all(key.startswith(place) for key in random)
 
 
-def describe_start(classifier: Classifier) -> str:
+def describe_start(classifier: Model) -> str:
     """What is about to be trained, where it may differ from what was asked for by default."""
     configuration, pixels = classifier.configuration, classifier.preprocessing.crop_pixels
     cut = f" until {configuration.until}" if configuration.until else ""

@@ -17,11 +17,11 @@ from vggkit.training.by_hand import SetByHand
 from vggkit.training.lr_finder import find_learning_rate
 from vggkit.training.mixing import Mixing
 from vggkit.training.recipe import Recipe
-from vggkit.weights.model import Classifier
+from vggkit.weights.model import Model
 
 
 def search_rate(
-    classifier: Classifier,
+    classifier: Model,
     images: Sequence[ImageSample],
     recipe: Recipe,
     *,

@@ -26,7 +26,7 @@ from vggkit.reports.loggers import LOGGERS
 from vggkit.training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from vggkit.weights.model import Classifier
+    from vggkit.weights.model import Model
 
 FILE_NAME: Final = "config.yaml"
 LINE_WIDTH: Final = 100
@@ -73,7 +73,7 @@ class NetworkChoice:
                 raise BadConfiguration(f"{name} must be 1 or more; got {value}")
 
     @classmethod
-    def of(cls, classifier: "Classifier") -> Self:
+    def of(cls, classifier: "Model") -> Self:
         """What can be told from a Classifier that is there already."""
         network, fed = classifier.configuration, classifier.preprocessing
         started = classifier.provenance.get("weights")
@@ -147,7 +147,7 @@ class RunConfig:
         return replace(self, found={**found, "chosen": chosen})
 
     @classmethod
-    def of(cls, classifier: "Classifier", data: str) -> Self:
+    def of(cls, classifier: "Model", data: str) -> Self:
         """What can be told of a training that was begun from Python."""
         return cls(data=locate(data), network=NetworkChoice.of(classifier), from_python=True)
 

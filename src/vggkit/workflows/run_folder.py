@@ -20,7 +20,7 @@ from vggkit.files import demand_writable
 from vggkit.reports.evaluation_page import Story, suggest_steps, write_report
 from vggkit.reports.plots import PlotEnding
 from vggkit.reports.run_plots import plot_history, write_plots
-from vggkit.weights.model import Classifier
+from vggkit.weights.model import Model
 from vggkit.workflows.courses import Course, Outcome
 
 LOCK: Final = ".lock"
@@ -41,7 +41,7 @@ def demand_new_folder(out: str | Path | None) -> None:
 
 
 @contextmanager
-def new_folder(out: str | Path | None, classifier: Classifier) -> Iterator[Path]:
+def new_folder(out: str | Path | None, classifier: Model) -> Iterator[Path]:
     """A new or empty folder that no other process has; None: the next free `runs/<model>-<n>`.
 
     Where something fails and nothing was written to it, it goes again. Raises BadOutput.
@@ -77,7 +77,7 @@ def hold_folder(directory: Path) -> Iterator[None]:
         yield
 
 
-def _make_next(classifier: Classifier) -> Path:
+def _make_next(classifier: Model) -> Path:
     """The first of `runs/<model>-1`, `-2` and so on that this process is the one to make."""
     for count in range(1, 100_000):
         directory = Path("runs") / f"{classifier.configuration.model}-{count}"

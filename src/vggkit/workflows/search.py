@@ -16,14 +16,14 @@ from vggkit.weights.card import demand_classifier
 from vggkit.weights.sharing import is_address
 
 if TYPE_CHECKING:
-    from vggkit.weights.model import Classifier
+    from vggkit.weights.model import Model
 
 
 def search(
     index: str | Path,
     images: ImageSources,
     *,
-    classifier: "Classifier | str | Path | None" = None,
+    classifier: "Model | str | Path | None" = None,
     top: int = 10,
     batch_size: int = 32,
     device: str = "auto",
@@ -63,7 +63,7 @@ def search(
     ]
 
 
-def _find_classifier(index: VectorIndex, given: "Classifier | str | Path | None") -> "Classifier | ModelFile":
+def _find_classifier(index: VectorIndex, given: "Model | str | Path | None") -> "Model | ModelFile":
     """The Classifier that the index was made with; raises BadInput and BadData."""
     if given is None:
         if not index.classifier:

@@ -16,7 +16,7 @@ from vggkit.training.checkpoint import Epoch, Progress
 from vggkit.training.estimates import describe, estimate_seconds
 from vggkit.training.learner import Learner
 from vggkit.training.trainer import Callbacks, Training
-from vggkit.weights.model import Classifier
+from vggkit.weights.model import Model
 from vggkit.workflows.courses import (
     BEST,
     Course,
@@ -91,7 +91,7 @@ def learn_by_steps(
         signals.patient = False
     history = training.progress.history
     best = find_best(history)
-    _take_over(classifier, Classifier.load(course.directory / BEST))
+    _take_over(classifier, Model.load(course.directory / BEST))
     plot_history(history, course.directory / "learning_curve.png", best_epoch=best.epoch, title=course.title)
     protocol = plan_protocol("single", classifier.preprocessing)
     engines = prepare_engines(classifier, protocol, device=course.device)
@@ -129,6 +129,6 @@ def _estimate(course: Course, learner: Learner) -> str:
     return describe(estimate, memory_bytes=estimate_memory_of(course))
 
 
-def _take_over(classifier: Classifier, kept: Classifier) -> None:
+def _take_over(classifier: Model, kept: Model) -> None:
     classifier.network.load_state_dict(kept.network.state_dict())
     classifier.card = kept.card.of_other_weights()

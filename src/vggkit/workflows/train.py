@@ -25,7 +25,7 @@ from vggkit.training.by_hand import SetByHand, bring_to_float32, demand_learnabl
 from vggkit.training.checkpoint import Checkpoints, Epoch, Progress
 from vggkit.training.recipe import Recipe
 from vggkit.weights.card import demand_classifier, read_card
-from vggkit.weights.model import Classifier
+from vggkit.weights.model import Model
 from vggkit.workflows.check import vet
 from vggkit.workflows.courses import BEST, Course
 from vggkit.workflows.preparation import begins_solved, describe_start, divide_images, resolve_recipe
@@ -43,7 +43,7 @@ RESULTS: Final = frozenset({"metrics", "seconds", "peak_memory_bytes", "epoch", 
 class TrainingRun:
     """What a training gave."""
 
-    classifier: Classifier
+    classifier: Model
     """The best epoch's, as in `best.safetensors`."""
     directory: Path
     """The run's folder."""
@@ -56,7 +56,7 @@ class TrainingRun:
 
 
 def train(
-    classifier: Classifier,
+    classifier: Model,
     data: str | Path | ImageDataset,
     recipe: Recipe | None = None,
     *,
@@ -99,7 +99,7 @@ def train(
     demand_classifier(classifier, "train")
     _check_asked(recipe, loggers, plots)
     stated = recipe = recipe or Recipe()
-    save_seconds = demand_seconds("seconds_between", save_seconds)
+    save_seconds = demand_seconds("save_seconds", save_seconds)
     if find_learning_rate and recipe.learning_rate is not None:
         raise BadConfiguration(
             f"learning_rate={recipe.learning_rate:g} is stated, and --find-learning-rate looks for one; leave "
@@ -215,7 +215,7 @@ def resume(
     images are not the same any more, and what `train` raises.
     """
     directory = Path(directory)
-    save_seconds = demand_seconds("seconds_between", save_seconds)
+    save_seconds = demand_seconds("save_seconds", save_seconds)
     if not (directory / "config.yaml").is_file():
         raise BadCheckpoint(f"{directory}: is not a run's folder, it has no config.yaml")
     if not (directory / "last.ckpt").is_file():
@@ -237,9 +237,7 @@ def resume(
     card, recipe, chosen = read_card(directory / "last.ckpt"), config.settled, choose_device(device)
     with torch.device("meta"):
         network = VGG(card.configuration)
-    classifier = Classifier(
-        network, labels=card.labels, preprocessing=card.preprocessing, provenance=card.provenance
-    )
+    classifier = Model(network, labels=card.labels, preprocessing=card.preprocessing, provenance=card.provenance)
     by_hand = SetByHand.from_dict(config.found.get("by_hand", {}))
     opened = data if isinstance(data, ImageDataset) else open_dataset(data or config.data, columns=config.columns)
     opened = opened.spelled_as(classifier.labels)
@@ -301,7 +299,7 @@ def _identify(config: RunConfig, contents: Mapping[str, str]) -> dict[str, dict[
 
 
 def _plan(
-    classifier: Classifier,
+    classifier: Model,
     dataset: ImageDataset,
     config: RunConfig,
     contents: Mapping[str, str],
@@ -366,7 +364,7 @@ def _follow(course: Course, progress: Progress, state: Mapping[str, torch.Tensor
     return TrainingRun(classifier, course.directory, outcome.history, outcome.best_epoch, outcome.evaluation)
 
 
-def _describe_network(classifier: Classifier) -> dict[str, Any]:
+def _describe_network(classifier: Model) -> dict[str, Any]:
     return {
         "configuration": classifier.configuration.to_dict(),
         "preprocessing": classifier.preprocessing.to_dict(),
