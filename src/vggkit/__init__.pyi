@@ -1,12 +1,17 @@
 """The public names of vggkit and where each is defined: the one table that `__init__.py` loads them from."""
 
+from .benchmarking.timings import Agreement as Agreement
 from .benchmarking.timings import Bench as Bench
 from .benchmarking.timings import EngineTimings as EngineTimings
+from .benchmarking.timings import Spread as Spread
 from .classifier import Classifier as Classifier
 from .classifier import load as load
+from .data_checks.findings import Case as Case
 from .data_checks.findings import Diagnosis as Diagnosis
 from .data_checks.findings import Finding as Finding
+from .data_checks.findings import Member as Member
 from .data_checks.findings import Sides as Sides
+from .engines.model_weights import ModelFile as ModelFile
 from .errors import BadCheckpoint as BadCheckpoint
 from .errors import BadConfiguration as BadConfiguration
 from .errors import BadData as BadData
@@ -22,6 +27,7 @@ from .evaluation.comparison import Change as Change
 from .evaluation.comparison import PairedComparison as PairedComparison
 from .evaluation.comparison import compare_predictions as compare_predictions
 from .evaluation.comparison import fuse as fuse
+from .evaluation.evaluation import Bin as Bin
 from .evaluation.evaluation import Calibration as Calibration
 from .evaluation.evaluation import ClassFigures as ClassFigures
 from .evaluation.evaluation import Evaluation as Evaluation
@@ -63,6 +69,7 @@ from .reports.comparison import ComparedRun as ComparedRun
 from .reports.comparison import Comparison as Comparison
 from .training.checkpoint import Epoch as Epoch
 from .training.recipe import Recipe as Recipe
+from .weights.card import Card as Card
 from .weights.convert import Conversion as Conversion
 from .weights.convert import convert as convert
 from .weights.identify import Identification as Identification
@@ -71,11 +78,13 @@ from .weights.identify import identify as identify
 from .weights.model import Model as Model
 from .weights.pretrained import FetchedWeights as FetchedWeights
 from .weights.pretrained import fetch as fetch
+from .weights.published import PublishedWeights as PublishedWeights
 from .workflows.bench import bench as bench
 from .workflows.check import check as check
 from .workflows.compare import compare as compare
 from .workflows.predict import embed_into as embed_into
 from .workflows.predict import predict_into as predict_into
+from .workflows.run_config import NetworkChoice as NetworkChoice
 from .workflows.run_config import RunConfig as RunConfig
 from .workflows.search import search as search
 from .workflows.train import TrainingRun as TrainingRun
