@@ -6,8 +6,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from vggkit.engines.info import WantedEngine
 from vggkit.engines.outputs import WantedPrecision, check_precision
-from vggkit.engines.select import WantedEngine
 from vggkit.errors import BadConfiguration, BadInput
 from vggkit.evaluation.calibration import fit_temperature
 from vggkit.evaluation.comparison import PairedComparison, compare_predictions, fuse
