@@ -85,13 +85,13 @@ def test_every_verb_has_its_command_and_help_explains_each(capsys):
         (["compare", "r", "q"], "r: is neither"),
         (["evaluate", "none.safetensors", "digits"], "none.safetensors"),
         (["predict", "none.safetensors", "x.jpg"], "none.safetensors"),
-        (["predict", "none.safetensors"], "picture"),
+        (["predict", "none.safetensors"], "image"),
         (["predict", "none.safetensors", "x.jpg", "--out", "r.csv"], "none.safetensors"),
         (["predict", "none.safetensors", "x.jpg", "--out", "r.xlsx"], "r.xlsx: the name of such a file ends in"),
         (["predict", "none.safetensors", "x.jpg", "--overwrite"], "--overwrite is for --out"),
-        (["embed", "none.safetensors", "--out", "v.npy"], "picture"),
+        (["embed", "none.safetensors", "--out", "v.npy"], "image"),
         (["embed", "none.safetensors", "x.jpg", "--out", "v.csv"], ".parquet or .npy"),
-        (["search", "none.npy"], "picture"),
+        (["search", "none.npy"], "image"),
         (["search", "none.npy", "x.jpg"], "vggkit embed"),
         (["search", "none.npy", "x.jpg", "--sheet", "s.gif"], ".png"),
     ],
@@ -164,7 +164,7 @@ def test_what_train_was_asked_is_told_whole(asked, photos, tmp_path, monkeypatch
         "despite_findings": True,
         "quiet": True,
         "loggers": ("tensorboard", "wandb"),
-        "find_rate": True,
+        "find_learning_rate": True,
         "save_seconds": 7.0,
         "plots": None,
         "asked": written,
@@ -175,7 +175,7 @@ def test_what_train_was_asked_is_told_whole(asked, photos, tmp_path, monkeypatch
     for config in ("run", "run/config.yaml"):
         _, again = asked("train", "--config", config, "--quiet")
         assert again["asked"] == written
-        assert (again["loggers"], again["despite_findings"], again["find_rate"]) == (
+        assert (again["loggers"], again["despite_findings"], again["find_learning_rate"]) == (
             written.loggers,
             True,
             True,
