@@ -129,11 +129,11 @@ class GraphBuilder(Generic[Node]):
                 return ops.average(values)
             case "fc":
                 matrix, *biases = (self._weights[key] for key in step.weights)
-                shift = biases[0] if biases else None  # the first of two factors has none
+                offset = biases[0] if biases else None  # the first of two factors has none
                 if len(step.output_shape) == 1:
-                    return ops.connect(values, matrix, shift, step.reads)
+                    return ops.connect(values, matrix, offset, step.reads)
                 window = matrix.reshape(len(matrix), -1, step.kernel, step.kernel)
-                return ops.convolve(values, window, shift, 0, step.reads)
+                return ops.convolve(values, window, offset, 0, step.reads)
 
     def _is_folded(self, conv: Step, after: Step | None) -> bool:
         """Whether the batch norm behind a convolution is multiplied into it: unless its own maps are requested."""
