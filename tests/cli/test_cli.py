@@ -428,10 +428,10 @@ def test_asking_a_file_on_a_processor_imports_no_torch(model, photos, tmp_path):
 
     told = ask("predict", model, image, "--device", "cpu")
     assert told.stdout.startswith(f"{image}: ")
-    kind = "bfloat16, which" if computes_bf16("cpu") else "float32, for"
+    kind = "bfloat16, which" if computes_bf16("cpu") else "float32, because"
     assert f"computed by OpenVINO in {kind}" in told.stderr
     told = ask("predict", model, image, "--device", "cpu", environment={"ONEDNN_MAX_CPU_ISA": "AVX2"})
-    assert "computed by OpenVINO in float32, for this processor has no fast bfloat16" in told.stderr
+    assert "computed by OpenVINO in float32, because this processor has no fast bfloat16" in told.stderr
     ask("predict", model, photos / "val", "--device", "cpu", "--out", tmp_path / "answers.csv")
     ask("embed", model, photos / "val", "--device", "cpu", "--out", tmp_path / "vectors.npy")
     assert "100.png" in ask("search", tmp_path / "vectors.npy", image, "--device", "cpu").stdout
