@@ -48,8 +48,8 @@ from .inference.embed import Embeddings as Embeddings
 from .inference.embed import embed as embed
 from .inference.predict import Prediction as Prediction
 from .inference.predict import predict as predict
-from .inference.search import Found as Found
-from .inference.search import Neighbour as Neighbour
+from .inference.search import SearchResult as SearchResult
+from .inference.search import SimilarImage as SimilarImage
 from .models.configuration import Configuration as Configuration
 from .models.configuration import FullyConnected as FullyConnected
 from .models.configuration import Layer as Layer

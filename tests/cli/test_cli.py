@@ -333,8 +333,8 @@ def test_embed_then_search(model, photos, tmp_path, capsys):
     assert code == 0
     found = json.loads(said)
     assert found["path"] == str(asked)
-    assert found["neighbours"][0]["path"] == str(asked)
-    assert len(found["neighbours"]) == 2
+    assert found["similar"][0]["path"] == str(asked)
+    assert len(found["similar"]) == 2
     assert str(asked) in call("search", index, asked, capsys=capsys)[1]
     (tmp_path / "x.png").write_text("x")
     code, said, err = call("search", index, tmp_path / "x.png", capsys=capsys)
