@@ -99,7 +99,7 @@ def test_everything_that_can_be_wrong_is_found(clean):
     assert order[:3].count("error") == 2
     leaked = found.find("leakage").cases
     assert {Path(member.path).stem.split()[0] for case in leaked for member in case.members} == {"501", "502"}
-    assert leaked[0].likeness == 1
+    assert leaked[0].similarity == 1
     assert {m.label for m in found.find("contradiction").cases[0].members} == {"ants", "bees"}
     assert "val has no readable image of wasps" in found.find("missing-class").cases[0].detail
     assert "is JPEG" in found.find("wrong-extension").cases[0].detail

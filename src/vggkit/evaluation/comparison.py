@@ -95,7 +95,7 @@ def compare_predictions(
             raise BadInput(f"compare_predictions takes two Answers, such as Evaluation.answers; got {got}")
     seed = demand_count("seed", seed, least=0)
     one, two = _align([first, second], names)
-    gain = two.right.astype(np.int64) - one.right.astype(np.int64)
+    gain = two.correct.astype(np.int64) - one.correct.astype(np.int64)
     n = len(gain)
     generator = np.random.default_rng(seed)
     # How often each kind of image is drawn says all of a resample.
@@ -110,17 +110,17 @@ def compare_predictions(
         difference=float(gain.mean()),
         interval=(float(low), float(high)),
         p_value=mcnemar_p_value(only_first, only_second),
-        both_right=int((one.right & two.right).sum()),
+        both_right=int((one.correct & two.correct).sum()),
         only_first=only_first,
         only_second=only_second,
-        both_wrong=int((~one.right & ~two.right).sum()),
+        both_wrong=int((~one.correct & ~two.correct).sum()),
         n=n,
         changes=tuple(
             Change(
                 path=one.paths[place],
                 label=one.labels[one.targets[place]],
-                first=one.labels[one.given[place]],
-                second=one.labels[two.given[place]],
+                first=one.labels[one.predicted[place]],
+                second=one.labels[two.predicted[place]],
             )
             for place in np.flatnonzero(gain)
         ),

@@ -23,12 +23,16 @@ from vggkit.images.splits import hold_out
 from vggkit.weights.card import demand_classifier, read_entry
 from vggkit.weights.model import Model
 
-LEARNT: Final = "the Classifier was trained on these very images: the figures say nothing about new ones"
-CHANGED: Final = (
-    "the Classifier was trained on a part of this place, which holds other images by now: those that it learnt "
-    "from cannot be told from the rest, and count"
+TRAINED_ON_THESE: Final = (
+    "the Classifier was trained on these images: the results do not show how it performs on new ones"
 )
-CALIBRATED_HERE: Final = "the temperature was fitted on these very images; new ones may be less well calibrated"
+DATA_CHANGED: Final = (
+    "the Classifier was trained on a split of this dataset, which has changed since: its training images cannot be "
+    "identified and are included in the results"
+)
+CALIBRATED_HERE: Final = (
+    "the temperature was fitted on these images; the calibration on new images may be worse than shown"
+)
 
 
 def evaluate(
@@ -86,7 +90,7 @@ def evaluate(
     )
     opened = data if isinstance(data, ImageDataset) else open_dataset(data)
     opened = opened.spelled_as(classifier.labels)
-    split, images, notes = _choose(classifier, opened, split)
+    chosen, images, notes = _choose_images(classifier, opened, split)
     known = _match(classifier, opened, images, notes)
     engines = prepare_engines(classifier, plan, device=device, precision=precision, engine=engine)
     notes += _note_precision(engines, precision)
@@ -97,12 +101,12 @@ def evaluate(
         raise BadData(f"{opened.name}: none of its {len(known)} images can be read; the first: {unreadable[0]}")
     digest = identify_images(images)
     calibration = read_entry(classifier.provenance, "calibration")
-    if classifier.temperature != 1 and calibration.get("pictures") == digest:
+    if classifier.temperature != 1 and digest in (calibration.get("images"), calibration.get("pictures")):
         notes.append(CALIBRATED_HERE)
     return score(
         predictions,
         data=opened.name,
-        split=split,
+        split=chosen,
         model=name or classifier.configuration.model,
         protocol=str(plan),
         temperature=classifier.temperature,
@@ -189,47 +193,49 @@ def _match(
     return known
 
 
-def _choose(
-    classifier: Model, opened: ImageDataset, split: str | None
+def _choose_images(
+    classifier: Model, dataset: ImageDataset, split: str | None
 ) -> tuple[str, tuple[ImageSample, ...], list[str]]:
-    """The split to measure on, its images, and what to say about the choice."""
+    """The split to measure on, its images, and notes about the choice; `split` is the requested one or None."""
     trained_on = read_entry(classifier.provenance, "data")
-    same = trained_on.get("fingerprint") == opened.fingerprint()
+    same = trained_on.get("fingerprint") == dataset.fingerprint()
     notes: list[str] = []
     fold = trained_on.get("fold")
-    if same and ("val" not in opened.splits or fold) and split in (None, "val", "train"):
-        splits = hold_out(
-            opened, validation_share=trained_on["validation_share"], seed=trained_on["seed"], fold=fold
+    if same and ("val" not in dataset.splits or fold) and split in (None, "val", "train"):
+        divided = hold_out(
+            dataset, validation_share=trained_on["validation_share"], seed=trained_on["seed"], fold=fold
         )
-        split = split or ("test" if "test" in splits.splits else "val")
-        if split is None and split == "val":
-            notes.append(f"of {opened.name} only the split {split} counts: the Classifier was trained on the rest")
+        chosen = split or ("test" if "test" in divided.splits else "val")
+        if split is None and chosen == "val":
+            notes.append(
+                f"measured on the validation split of {dataset.name} only: the Classifier was trained on the rest"
+            )
     else:
-        splits = opened
-        split = split or next((name for name in ("test", "val", "all") if name in opened.splits), "")
-        if not split:
+        divided = dataset
+        chosen = split or next((name for name in ("test", "val", "all") if name in dataset.splits), "")
+        if not chosen:
             raise BadData(
-                f"{opened.name}: has only the split train; say --split train to measure on it all the same"
+                f"{dataset.name}: has only the split train; pass --split train to measure on it all the same"
             )
-    images = splits.split(split)
+    images = divided.split(chosen)
     held_out, digest = read_entry(trained_on, "held_out"), identify_images(images)
-    learnt = digest not in held_out.values() if held_out else split in ("train", "all")
+    learnt = digest not in held_out.values() if held_out else chosen in ("train", "all")
     if same and learnt:
-        # The same images by another way may be divided otherwise than when they were learnt from.
-        if split is None and split not in ("train", "all"):
+        # The same images, given in another way, may be divided otherwise than for training.
+        if split is None and chosen not in ("train", "all"):
             raise BadData(
-                f"{opened.name}: the Classifier was trained on these very images, divided otherwise: by other "
-                "splits or groups, or by a version of vggkit that dealt such groups in another way. Give them as "
-                f"they were given to train ({trained_on.get('name')}, with the same columns), or say --split to "
-                "measure all the same"
+                f"{dataset.name}: the Classifier was trained on these images, divided in another way: by other "
+                "splits or groups, or by a version of vggkit that assigned groups to splits differently. Give the "
+                f"data as it was given for training ({trained_on.get('name')}, with the same columns), or pass "
+                "--split to measure all the same"
             )
-        notes = [LEARNT]
+        notes = [TRAINED_ON_THESE]
     elif digest == trained_on.get("learnt"):  # the training split, given by itself
-        notes = [LEARNT]
-    elif not same and split == "all" and _is_place(opened.name, trained_on.get("name")):
-        notes.append(CHANGED)
-    return split, images, notes
+        notes = [TRAINED_ON_THESE]
+    elif not same and chosen == "all" and _is_same_place(dataset.name, trained_on.get("name")):
+        notes.append(DATA_CHANGED)
+    return chosen, images, notes
 
 
-def _is_place(name: str, other: object) -> bool:
+def _is_same_place(name: str, other: object) -> bool:
     return isinstance(other, str) and os.path.realpath(name) == os.path.realpath(other)

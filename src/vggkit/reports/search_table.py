@@ -1,4 +1,4 @@
-"""What is near to images, as a table and as a sheet of them."""
+"""Search results, as a table and as a grid of images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,28 +17,29 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_DRAWN: Final = 12
-"""Rows of a sheet, and neighbours of each."""
+"""Rows of the grid, and neighbours of each."""
 
 
 def draw_neighbours(found: Sequence[Found]) -> Table:
-    """A row a neighbour, nearest first, under the image that was asked about."""
+    """A row for each neighbour, most similar first, grouped by query image."""
     table = Table(box=SIMPLE, pad_edge=False, show_edge=False)
-    table.add_column("picture", overflow="fold")
-    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("query", overflow="fold")
+    table.add_column("rank", justify="right", no_wrap=True)
     table.add_column("similarity", justify="right", no_wrap=True)
-    table.add_column("near to it", overflow="fold")
+    table.add_column("neighbour", overflow="fold")
     for each in found:
         for rank, near in enumerate(each.neighbours, start=1):
             last = rank == len(each.neighbours)
-            asked, found_near = write_line(each.path if rank == 1 else ""), write_line(near.path)
-            table.add_row(asked, str(rank), f"{near.similarity:.4f}", found_near, end_section=last)
+            query, neighbour = write_line(each.path if rank == 1 else ""), write_line(near.path)
+            table.add_row(query, str(rank), f"{near.similarity:.4f}", neighbour, end_section=last)
     return table
 
 
 def plot_neighbours(found: Sequence[Found], path: str | Path) -> None:
-    """A sheet: each image, and to its right those near to it with their similarity; the first 12 of each.
+    """Plot a grid with a row for each of up to 12 queries: the image, then up to 12 neighbours and similarities.
 
-    An image that is no longer there is an empty place with its name. Raises BadOutput and MissingExtra.
+    The place of an image that cannot be read shows its name. Raises BadOutput where the file cannot be written,
+    MissingExtra without matplotlib.
     """
     rows = found[:MOST_DRAWN]
     columns = 1 + min(MOST_DRAWN, max(len(each.neighbours) for each in rows))
@@ -47,7 +48,7 @@ def plot_neighbours(found: Sequence[Found], path: str | Path) -> None:
         for axes in grid.flat:
             axes.axis("off")
         for line, each in zip(grid, rows, strict=True):
-            _show(line[0], each.path, "asked")
+            _show(line[0], each.path, "query")
             for axes, near in zip(line[1:], each.neighbours, strict=False):
                 _show(axes, near.path, f"{near.similarity:.3f}")
 

@@ -17,7 +17,7 @@ from vggkit.errors import BadData, BadOutput
 from vggkit.files import demand_apart, demand_writable
 from vggkit.images.class_names import shorten_names
 from vggkit.images.dataset import ImageDataset
-from vggkit.images.near_duplicates import Alike, find_alike
+from vggkit.images.near_duplicates import NearDuplicate, find_near_duplicates
 from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.images.sources.tables import Columns
 from vggkit.weights.card import demand_classifier
@@ -214,20 +214,22 @@ def count_readable(images: ImageDataset, sightings: Iterable[Sighting]) -> dict[
     return counts
 
 
-def find_near_copies(sightings: Sequence[Sighting], *, on_progress: OnProgress | None = None) -> list[Alike]:
+def find_near_copies(
+    sightings: Sequence[Sighting], *, on_progress: OnProgress | None = None
+) -> list[NearDuplicate]:
     """Near duplicates by number among the sightings; of exact copies the first stands for all."""
     numbers = sorted(copies[0] for copies in rules.group_exact(sightings).values())
     if not numbers:
         return []
     descriptions = np.stack([sightings[number].description for number in numbers])  # type: ignore[misc]
-    found = find_alike(descriptions, on_progress=_about("comparing images", on_progress))
-    return [Alike(numbers[pair.first], numbers[pair.second], pair.likeness) for pair in found]
+    found = find_near_duplicates(descriptions, on_progress=_about("comparing images", on_progress))
+    return [NearDuplicate(numbers[pair.first], numbers[pair.second], pair.similarity) for pair in found]
 
 
 def _hold_against(
     classifier: "Model",
     sightings: Sequence[Sighting],
-    alike: Sequence[Alike],
+    pairs: Sequence[NearDuplicate],
     *,
     device: str,
     on_progress: OnProgress | None,
