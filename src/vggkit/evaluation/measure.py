@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggkit.arguments import demand_count, demand_share
+from vggkit.engines.info import EngineInfo, WantedEngine, explain_choice
 from vggkit.engines.outputs import WantedPrecision
-from vggkit.engines.select import WantedEngine
 from vggkit.errors import BadData
 from vggkit.evaluation.evaluation import Evaluation, ProtocolName
 from vggkit.evaluation.metrics import score
@@ -93,7 +93,7 @@ def evaluate(
     chosen, images, notes = _choose_images(classifier, opened, split)
     known = _match(classifier, opened, images, notes)
     engines = prepare_engines(classifier, plan, device=device, precision=precision, engine=engine)
-    notes += _note_precision(engines, precision)
+    notes += _note_precision([each.info for each in engines.values()], precision=precision, engine=engine)
     predictions, unreadable = ask(
         classifier, known, plan, engines=engines, batch_size=batch_size, on_progress=on_progress
     )
@@ -160,13 +160,15 @@ def ask(
     return predictions, tuple(unreadable)
 
 
-def _note_precision(engines: Engines, precision: WantedPrecision) -> list[str]:
-    """What computed, where it rounds more than float32 does, or not as it was asked to."""
-    said = dict.fromkeys(said.partition(",")[0].partition(";")[0] for _, said in engines.values())
-    coarse = [each for each in said if not each.endswith(" in float32")]
+def _note_precision(used: Sequence[EngineInfo], *, precision: WantedPrecision, engine: WantedEngine) -> list[str]:
+    """Which engines computed, where they round more than float32 does or do not compute in what was requested."""
+    coarse = dict.fromkeys(info.describe() for info in used if info.precision != "fp32")
     notes = [f"computed by {' and '.join(coarse)}; figures in float32 may differ"] if coarse else []
     if precision == "bf16":
-        notes += dict.fromkeys(f"computed by {said}" for _, said in engines.values() if " in float32" in said)
+        exact = [info for info in used if info.precision == "fp32"]
+        notes += dict.fromkeys(
+            f"computed by {explain_choice(info, precision=precision, engine=engine)}" for info in exact
+        )
     return notes
 
 
