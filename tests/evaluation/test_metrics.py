@@ -1,4 +1,4 @@
-"""Figures of answers against independent implementations, and what makes probabilities true."""
+"""Metrics against independent implementations, and calibration."""
 
 import csv
 import json
@@ -15,8 +15,7 @@ from vggkit.errors import BadData, BadInput, BadOutput
 from vggkit.evaluation.calibration import find_ece, find_threshold, fit_temperature, reject_below
 from vggkit.evaluation.comparison import compare_predictions, fuse, mcnemar_p_value
 from vggkit.evaluation.evaluation import proportion_interval
-from vggkit.evaluation.metrics import find_intervals
-from vggkit.evaluation.metrics import score
+from vggkit.evaluation.metrics import find_intervals, score
 from vggkit.evaluation.predictions import Predictions, average, log_softmax
 
 
@@ -39,7 +38,7 @@ def test_figures_are_scikit_learns_on_the_table_that_was_written(tmp_path, class
     found.predictions.save(tmp_path / "results.csv")
     with open(tmp_path / "results.csv", encoding="utf-8", newline="") as lines:
         rows = list(csv.DictReader(lines))
-    truth, said = [row["label"] for row in rows], [row["answer"] for row in rows]
+    truth, said = [row["label"] for row in rows], [row["prediction"] for row in rows]
     chances = np.array([[float(row[f"p_{label}"]) for label in found.labels] for row in rows])
     numbers = [found.labels.index(label) for label in truth]
     assert found.n == len(rows)
@@ -290,12 +289,12 @@ def test_two_are_compared_image_by_image():
     gain = second.correct.astype(int) - first.correct
     assert found.difference == pytest.approx(second.correct.mean() - first.correct.mean())
     assert (found.only_first, found.only_second) == ((gain < 0).sum(), (gain > 0).sum())
-    assert found.both_right + found.both_wrong + found.only_first + found.only_second == found.n == 300
+    assert found.both_correct + found.both_wrong + found.only_first + found.only_second == found.n == 300
     rng = np.random.default_rng(5)
     means = [gain[rng.integers(0, 300, 300)].mean() for _ in range(4000)]
     np.testing.assert_allclose(found.interval, np.percentile(means, [2.5, 97.5]), atol=0.01)
     assert found.p_value < 0.001
-    assert "more than chance" in found.describe()
+    assert "significant" in found.describe()
     assert len(found.changes) == found.only_first + found.only_second
     change = found.changes[0]
     place = first.paths.index(change.path)
@@ -306,7 +305,7 @@ def test_two_are_compared_image_by_image():
     )
     same = compare_predictions(first, first, names=("A", "A"))
     assert (same.difference, same.p_value, same.changes) == (0, 1, ())
-    assert "may be chance" in same.describe()
+    assert "not significant" in same.describe()
     json.dumps(found.to_dict())
 
 
@@ -340,7 +339,7 @@ def test_fusing_averages_probabilities():
 
 def test_what_has_nothing_in_common_is_not_compared():
     one = measured(invent(classes=3), "A")
-    with pytest.raises(BadData, match=r"A and B do not name the same classes \(class 3\)"):
+    with pytest.raises(BadData, match=r"A and B have different classes \(class 3\)"):
         compare_predictions(one.predictions, invent(classes=4), names=("A", "B"))
     elsewhere = invent(classes=3)
     moved = Predictions(

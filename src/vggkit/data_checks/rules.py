@@ -268,7 +268,7 @@ def find_copies(sightings: Sequence[Sighting], pairs: Sequence[NearDuplicate]) -
 
 
 def _gather(sightings: Sequence[Sighting], pairs: Sequence[NearDuplicate]) -> list[tuple[list[int], float]]:
-    """Groups of near duplicates with their lowest similarity, and pairs across splits or classes outside of groups."""
+    """Groups of near duplicates with their lowest similarity, and further pairs across splits or classes."""
     similarity = {frozenset(pair[:2]): pair.similarity for pair in pairs}
     groups = group(pairs)
     gathered = [
