@@ -129,7 +129,7 @@ def test_every_number_can_be_computed_again_from_the_table(tmp_path):
 def test_training_details_are_shown(tmp_path):
     text = write([invent(notes=("no images of zebra",), unreadable=("x.jpg: is empty",))], tmp_path)
     for said in (
-        "no images of zebra",
+        "No images of zebra",
         "1 unreadable image excluded",
         "x.jpg: is empty",
         "Best: 74.0 % after epoch 6",
