@@ -149,7 +149,7 @@ def test_unreadable_images_are_left_out_and_told(tiny, tmp_path, capsys):
     (tmp_path / "photos" / "red" / "broken.jpg").write_text("x")
     run = train(create(tiny), tmp_path / "photos", replace(RECIPE, epochs=1), out=tmp_path / "r")
     told = capsys.readouterr().err
-    assert "left out:" in told
+    assert "excluded:" in told
     assert "broken.jpg" in told
     assert "val top-1" in told
     assert run.evaluation.n == 3

@@ -87,8 +87,8 @@ def evaluate(
     with ProgressLine(quiet=quiet) as line:
         line.show(f"opening {data}", 0, None)
         images = open_dataset(data, columns=columns)
-        for omission in images.passed_over:
-            line.log(f"not used: {omission.describe()}")
+        for omission in images.skipped:
+            line.log(f"skipped: {omission.describe()}")
         for path in outputs:
             demand_apart(path, images.list_sources())
         found = measure(

@@ -16,7 +16,7 @@ Kind = Literal[
     "contradiction",
     "combined-label",
     "label-spaces",
-    "passed-over",
+    "skipped",
     "duplicate",
     "near-duplicate",
     "mislabelled",
@@ -136,7 +136,7 @@ class Diagnosis:
     """The findings, the most severe first."""
     seconds: float
     """Duration of the check."""
-    passed_over: tuple[Omission, ...] = ()
+    skipped: tuple[Omission, ...] = ()
     """Files that were found and not used as images, counted by reason."""
     remarks: tuple[LabelRemark, ...] = ()
     """Labels that look like several in one, like each other, or are written in several ways."""
@@ -159,6 +159,6 @@ class Diagnosis:
             "model": self.model,
             "findings": [finding.to_dict() for finding in self.findings],
             "seconds": round(self.seconds, 2),
-            "passed_over": [omission.to_dict() for omission in self.passed_over],
+            "skipped": [omission.to_dict() for omission in self.skipped],
             "remarks": [remark.to_dict() for remark in self.remarks],
         }

@@ -37,15 +37,15 @@ def find_unreadable(sightings: Sequence[Sighting]) -> Finding | None:
     )
 
 
-def find_passed_over(images: ImageDataset) -> Finding | None:
+def find_skipped(images: ImageDataset) -> Finding | None:
     """Files that were found and not used as images, by reason."""
-    grave = any(omission.is_grave for omission in images.passed_over)
-    count = sum(omission.count for omission in images.passed_over)
+    grave = any(omission.is_grave for omission in images.skipped)
+    count = sum(omission.count for omission in images.skipped)
     return _finding(
-        "passed-over",
+        "skipped",
         "warning" if grave else "note",
-        [Case((), omission.describe()) for omission in images.passed_over],
-        f"{count:,} {'file, folder or entry was' if count == 1 else 'files, folders or entries were'} not used",
+        [Case((), omission.describe()) for omission in images.skipped],
+        f"{count:,} {'file, folder or entry was' if count == 1 else 'files, folders or entries were'} skipped",
         "They are ignored. Move images that should be used into the folder of a class, and repair broken links."
         if grave
         else "They are ignored.",

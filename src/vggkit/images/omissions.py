@@ -14,7 +14,7 @@ Reason = Literal[
     "not-a-file",
     "not-an-image",
 ]
-"""Why something was passed over, the likeliest mistakes first."""
+"""Why something was skipped, the likeliest mistakes first."""
 
 MOST_EXAMPLES: Final = 3
 
@@ -40,7 +40,7 @@ _MORE: Final[dict[Reason, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Omission:
-    """What was passed over for one reason."""
+    """What was skipped for one reason."""
 
     reason: Reason
     """Why."""
@@ -76,7 +76,7 @@ class Reading:
         """Labels that somebody wrote into a table or beside an image, other than names of folders."""
 
     def omit(self, reason: Reason, name: object) -> None:
-        """Count what is passed over."""
+        """Count what is skipped."""
         self._count(reason, 1, [str(name)])
 
     def take(self, other: "Reading") -> None:

@@ -50,7 +50,7 @@ class BulkResult:
     """Those that an earlier call had left."""
     engine: EngineInfo
     """What computed."""
-    passed_over: tuple[Omission, ...] = ()
+    skipped: tuple[Omission, ...] = ()
     """What lies among the images and is none of them, counted by reason."""
 
     def to_dict(self) -> dict[str, Any]:

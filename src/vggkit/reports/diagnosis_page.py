@@ -45,7 +45,7 @@ TITLES: Final[dict[Kind, str]] = {
     "contradiction": "Same images, different classes",
     "combined-label": "Labels that look like several",
     "label-spaces": "Labels that differ in spaces",
-    "passed-over": "Passed over",
+    "skipped": "Passed over",
     "duplicate": "Duplicates",
     "near-duplicate": "Near duplicates",
     "mislabelled": "Labels that may be wrong",

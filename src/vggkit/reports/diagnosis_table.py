@@ -91,7 +91,7 @@ def _draw_finding(finding: Finding, data: str) -> RenderableType:
     mark, style = MARKS[finding.severity]
     lines = [write_line((finding.summary, "bold"))]
     # Of omitted files there is one case for each reason, and all are shown.
-    shown = len(finding.cases) if finding.kind == "passed-over" else CASES_SHOWN
+    shown = len(finding.cases) if finding.kind == "skipped" else CASES_SHOWN
     lines += [write_line(_describe(case, data)) for case in finding.cases[:shown]]
     if len(finding.cases) > shown:
         lines.append(write_line((f"… and {len(finding.cases) - shown:,} more", "dim")))

@@ -78,7 +78,7 @@ def check(
         rules.find_small(sightings, seen_pixels),
         rules.find_wrong_endings(sightings),
         rules.find_animated(sightings),
-        rules.find_passed_over(opened),
+        rules.find_skipped(opened),
         *rules.find_remarks(opened),
         *rules.find_copies(sightings, pairs),
     ]
@@ -97,7 +97,7 @@ def check(
         model=str(classifier) if classifier else None,
         findings=tuple(sorted(filter(None, found), key=rules.weigh_finding)),
         seconds=time.perf_counter() - started,
-        passed_over=opened.passed_over,
+        skipped=opened.skipped,
         remarks=opened.remarks,
     )
 
@@ -146,8 +146,8 @@ def vet(
     Returns the dataset of the readable images, and for each split a digest of their contents, labels and order.
     Raises BadData where a class is missing from a split, and in any case where a split has no readable image.
     """
-    for omission in images.passed_over:
-        log(f"not used: {omission.describe()}")
+    for omission in images.skipped:
+        log(f"skipped: {omission.describe()}")
     for finding in rules.find_remarks(images):
         more = f" (and {len(finding.cases) - 1:,} more)" if len(finding.cases) > 1 else ""
         log(f"warning: {finding.cases[0].detail}{more}; {finding.advice}")
