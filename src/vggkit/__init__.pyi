@@ -30,7 +30,7 @@ from .evaluation.comparison import compare_predictions as compare_predictions
 from .evaluation.comparison import fuse as fuse
 from .evaluation.evaluation import Bin as Bin
 from .evaluation.evaluation import Calibration as Calibration
-from .evaluation.evaluation import ClassFigures as ClassFigures
+from .evaluation.evaluation import ClassMetrics as ClassMetrics
 from .evaluation.evaluation import Evaluation as Evaluation
 from .evaluation.evaluation import Rejection as Rejection
 from .evaluation.measure import evaluate as evaluate

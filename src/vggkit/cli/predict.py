@@ -123,7 +123,7 @@ def predict(
                 line.log(f"vggkit: error: {answer.problem}")
             line.show("predicting", done, total)
         for omission in reading.list_omissions():
-            line.log(f"passed over: {omission.describe()}")
+            line.log(f"skipped: {omission.describe()}")
     return 0 if answered else 2
 
 
@@ -268,8 +268,8 @@ def _tell_result(result: "BulkResult", *, json: bool, precision: WantedPrecision
         computed_by = explain_choice(result.engine, precision=precision, engine=engine)
         before = f" ({result.found_done:,} were there already)" if result.found_done else ""
         print_line(f"{result.path}: {result.images:,} images{left}{before}; computed by {computed_by}")
-        for omission in result.passed_over:
-            print_line(f"passed over: {omission.describe()}", to_stderr=True)
+        for omission in result.skipped:
+            print_line(f"skipped: {omission.describe()}", to_stderr=True)
     return 0 if result.images > result.unreadable else 2
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from vggkit.errors import BadImage, BadOutput
-from vggkit.evaluation.measure import ask
+from vggkit.evaluation.measure import predict_labelled
 from vggkit.evaluation.predictions import Predictions
 from vggkit.evaluation.protocols import plan_protocol, prepare_engines
 from vggkit.interruption import Signals
@@ -97,7 +97,7 @@ def learn_by_steps(
     engines = prepare_engines(classifier, protocol, device=course.device)
 
     def find(split: str) -> Predictions:
-        predictions, unreadable = ask(
+        predictions, unreadable = predict_labelled(
             classifier,
             course.dataset.split(split),
             protocol,
