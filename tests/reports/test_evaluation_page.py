@@ -45,7 +45,7 @@ STORY = Story(
     history=HISTORY,
     best_epoch=6,
     provenance={
-        "data": {"name": "photos", "pictures": {"train": 960, "val": 240}},
+        "data": {"name": "photos", "images": {"train": 960, "val": 240}},
         "findings": ["warning: 3 images are in several splits"],
         "recipe": {"epochs": 6, "learning_rate": 0.01, "ema_decay": None},
         "machine": {"device": "cpu: Abacus", "system": "Linux", "torch": "2.15", "python": "3.11"},

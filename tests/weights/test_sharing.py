@@ -27,9 +27,9 @@ from vggkit.weights.sharing import is_address, pull
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 PROVENANCE = {
-    "data": {"name": "/home/somebody/photos: of bees", "fingerprint": "abc", "pictures": {"train": 40, "val": 15}},
+    "data": {"name": "/home/somebody/photos: of bees", "fingerprint": "abc", "images": {"train": 40, "val": 15}},
     "recipe": {"epochs": 3, "learning_rate": 0.01, "momentum": 0.9},
-    "metrics": {"part": "test", "top1": 0.8667, "top1_interval": [0.6212, 0.9626], "top5": 1.0, "n": 15},
+    "metrics": {"split": "test", "top1": 0.8667, "top1_interval": [0.6212, 0.9626], "top5": 1.0, "n": 15},
     "weights": {"published": "vgg11, imagenet", "licence": "BSD-3-Clause", "terms": "its terms"},
 }
 
@@ -261,8 +261,8 @@ def card_with(name: str, configuration) -> Card:
     card = card_of(
         configuration,
         licence=name,
-        data={"name": name.replace("/", ""), "pictures": {name: 3}, "fingerprint": name},
-        metrics={"part": name, "top1": 0.5, "n": name, "top1_interval": [0.4, 0.6]},
+        data={"name": name.replace("/", ""), "images": {name: 3}, "fingerprint": name},
+        metrics={"split": name, "top1": 0.5, "n": name, "top1_interval": [0.4, 0.6]},
         weights={"file": name, "licence": name, "terms": name},
         recipe={"preset": name},
     )
@@ -337,7 +337,7 @@ def test_what_is_not_known_is_not_claimed(tiny):
         assert "not measured" in write_model_card(card_of(replace(tiny, num_classes=2), **odd))
     mine = write_model_card(card_of(replace(tiny, num_classes=2), licence="MIT"))
     assert yaml.safe_load(mine.split("---")[1])["license"] == "mit"
-    chosen = {"metrics": {"part": "val", "top1": 0.5, "n": 4}}
+    chosen = {"metrics": {"split": "val", "top1": 0.5, "n": 4}}
     assert "better side of the truth" in write_model_card(card_of(replace(tiny, num_classes=2), **chosen))
 
 

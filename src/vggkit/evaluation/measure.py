@@ -97,7 +97,7 @@ def evaluate(
         raise BadData(f"{opened.name}: none of its {len(known)} images can be read; the first: {unreadable[0]}")
     digest = identify_images(images)
     calibration = read_entry(classifier.provenance, "calibration")
-    if classifier.temperature != 1 and calibration.get("pictures") == digest:
+    if classifier.temperature != 1 and calibration.get("images") == digest:
         notes.append(CALIBRATED_HERE)
     return score(
         predictions,

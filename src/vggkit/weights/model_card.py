@@ -175,7 +175,7 @@ def _describe_metrics(provenance: Mapping[str, Any]) -> str:
     if isinstance(metrics.get("top5"), int | float) and metrics["top5"] < 1:
         said += f", top-5 {_percent(metrics['top5'])}"
     said += f", on {escape_markdown(_data_name(provenance))}."
-    if metrics.get("part") == "val":
+    if metrics.get("split") == "val":
         said += " The epoch was chosen on the same images, so that this is the better side of the truth."
     return said
 
@@ -183,7 +183,7 @@ def _describe_metrics(provenance: Mapping[str, Any]) -> str:
 def _describe_data(provenance: Mapping[str, Any]) -> str:
     data, recipe = _mapping(provenance, "data"), _mapping(provenance, "recipe")
     said = [f"Images: {escape_markdown(_data_name(provenance))}."]
-    images = _mapping(data, "pictures")
+    images = _mapping(data, "images")
     if images:
         counts = ", ".join(f"{split} {count}" for split, count in images.items())
         said.append(f"Splits: {escape_markdown(counts)}.")

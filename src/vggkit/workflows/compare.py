@@ -17,6 +17,7 @@ from vggkit.evaluation.predictions import ENDINGS, Predictions
 from vggkit.reports.comparison import ComparedRun, Comparison
 from vggkit.weights.card import read_card
 from vggkit.workflows.run_config import FILE_NAME, RunConfig
+from vggkit.workflows.run_folder import read_run_state
 
 
 def compare(runs: Sequence[str | Path]) -> Comparison:
@@ -57,10 +58,9 @@ def _read_run(folder: Path, config: RunConfig, *, name: str) -> ComparedRun:
     if best.is_file():
         card = read_card(best)
         provenance, network = card.provenance, card.configuration.to_dict()
-    # The last thing that a run writes; a Classifier that learns on has the metrics of its earlier training.
-    is_finished = "metrics" in provenance and (folder / "confusion_matrix.png").is_file()
+    is_finished = read_run_state(folder).state == "finished"
     figures = dict(provenance["metrics"]) if is_finished else _figures_so_far(history, about)
-    split = figures.get("part", "val")
+    split = figures.get("split", "val")
     interval = figures.get("top1_interval")
     spent = sum(row["seconds"] for row in history)
     return ComparedRun(
@@ -105,9 +105,9 @@ def _figures_so_far(history: Sequence[Mapping[str, float]], about: Mapping[str, 
     if not history:
         return {}
     best = max(history, key=lambda row: (row["val_top1"], -row["val_loss"]))
-    n, top1 = (about.get("pictures") or {}).get("val"), best["val_top1"]
+    n, top1 = (about.get("images") or {}).get("val"), best["val_top1"]
     return {
-        "part": "val",
+        "split": "val",
         "epoch": int(best["epoch"]),
         "n": n,
         "top1": top1,

@@ -254,8 +254,8 @@ def _calibrate(
     about = {
         **asdict(fit),
         "data": found.data,
-        "part": found.split,
-        "pictures": found.images,
+        "split": found.split,
+        "images": found.images,
         "wanted_precision": wanted_precision,
     }
     threshold = 0.0 if renewed.rejection is None else renewed.rejection.threshold
