@@ -77,6 +77,7 @@ from .weights.identify import Identification as Identification
 from .weights.identify import Reading as Reading
 from .weights.identify import identify as identify
 from .weights.model import Model as Model
+from .weights.origin import WeightsOrigin as WeightsOrigin
 from .weights.pretrained import FetchedWeights as FetchedWeights
 from .weights.pretrained import fetch as fetch
 from .weights.published import PublishedWeights as PublishedWeights

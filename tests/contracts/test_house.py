@@ -135,6 +135,7 @@ TORCH_FREE = [
     "vggkit.reports.loggers",
     "vggkit.workflows.compare",
     "vggkit.workflows.run_config",
+    "vggkit.workflows.run_folder",
     "vggkit.workflows.check",
 ]
 

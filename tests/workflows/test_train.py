@@ -48,7 +48,7 @@ def test_it_learns_and_what_it_reports_is_true(run, photos):
 def test_the_folder_of_a_run(run, photos):
     names = {entry.name for entry in run.directory.iterdir()}
     assert names == {
-        *("config.yaml", "metrics.csv", "best.safetensors", "last.ckpt"),
+        *("config.yaml", "run.json", "metrics.csv", "best.safetensors", "last.ckpt"),
         *("report.html", "results.csv"),
         *("learning_curve.png", "confusion_matrix.png", "reliability.png", "classes.png"),
     }
@@ -67,7 +67,7 @@ def test_the_folder_of_a_run(run, photos):
     kept = load(run.directory)
     assert kept.card == run.classifier.card
     assert kept.provenance["metrics"]["n"] == 15
-    assert kept.provenance["data"]["pictures"] == {"train": 48, "val": 15}
+    assert kept.provenance["data"]["images"] == {"train": 48, "val": 15}
     assert evaluate(kept, photos).top1 == run.evaluation.top1
 
 

@@ -104,7 +104,7 @@ def train(
                 "best_epoch": run.best_epoch,
                 **{name: getattr(run.evaluation, name) for name in ("top1", "top1_interval", "top5", "loss", "n")},
                 "data": run.evaluation.data,
-                "part": run.evaluation.split,
+                "split": run.evaluation.split,
             }
         )
         return
