@@ -674,10 +674,10 @@ def test_a_job_that_writes_among_its_images_does_not_list_its_own_files(
         stop_early(model, folder, out, monkeypatch)
     for _ in range(2):  # computed, and found finished
         found = make(model, folder, out, batch_size=3)
-        assert [(each.reason, each.count) for each in found.passed_over] == [("not-an-image", 1)]
+        assert [(each.reason, each.count) for each in found.skipped] == [("not-an-image", 1)]
     relative = Path(os.path.relpath(folder))
     found = make(model, relative, out, overwrite=True)
-    assert found.passed_over[0].examples == (str(relative / "notes.docx"),)
+    assert found.skipped[0].examples == (str(relative / "notes.docx"),)
 
 
 @pytest.mark.parametrize("verb", [predict_into, embed_into])

@@ -236,7 +236,7 @@ def test_values_that_overflow_are_said(classifier, photos, tmp_path, engine, pre
         found = embed(classifier, photos / "val", layer=layer, **options)
         assert np.isnan(found.vectors).all()
         assert all("overflow" in problem for problem in found.problems)
-    with pytest.raises(BadInput, match=r"^15 of 15 images have no probabilities.*overflow"):
+    with pytest.raises(BadInput, match=r"^15 of 15 images have no finite probabilities.*overflow"):
         evaluate(classifier, photos, **options)
     result = predict_into(classifier, photos / "val", tmp_path / "found.csv", **options)
     assert (result.images, result.unreadable) == (15, 15)
@@ -263,7 +263,7 @@ def test_one_image_that_overflows_is_one_of_many(tiny):
         found = predict(picky, images, engine=engine)
         assert [number for number, each in enumerate(found) if each.problem] == [5]
     held = ImageDataset.of("held", ((None, ImageSample(f"{n}", "red", image)) for n, image in enumerate(images)))
-    with pytest.raises(BadInput, match=r"^1 of 10 images have no probabilities.*the first: 5\. "):
+    with pytest.raises(BadInput, match=r"^1 of 10 images have no finite probabilities; the first is 5\. "):
         evaluate(picky, held)
 
 
@@ -284,7 +284,7 @@ def test_a_check_and_a_head_say_that_values_overflow(classifier, photos, tmp_pat
 
 def test_answers_are_numbers():
     logits = np.array([[1.0, 2.0], [np.inf, 0.0], [0.0, np.nan]])
-    with pytest.raises(BadInput, match=r"^2 of 3 images have no probabilities.*the first: 1\."):
+    with pytest.raises(BadInput, match=r"^2 of 3 images have no finite probabilities; the first is 1\."):
         Predictions.of(logits, np.array([0, 1, 0]), labels=("a", "b"))
 
 

@@ -16,7 +16,7 @@ Reason = Literal[
     "not-a-file",
     "not-an-image",
 ]
-"""Why something was passed over, the likeliest mistakes first."""
+"""Why something was skipped, the likeliest mistakes first."""
 
 MOST_EXAMPLES: Final = 3
 
@@ -42,7 +42,7 @@ _MORE: Final[dict[Reason, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Omission:
-    """What was passed over for one reason."""
+    """What was skipped for one reason."""
 
     reason: Reason
     """Why."""
@@ -87,7 +87,7 @@ class Reading:
         """Labels that somebody wrote into a table or beside an image, other than names of folders."""
 
     def omit(self, reason: Reason, name: object) -> None:
-        """Count what is passed over."""
+        """Count what is skipped."""
         if not self.is_own(name):
             self._count(reason, 1, [str(name)])
 

@@ -48,7 +48,7 @@ class BulkResult:
     """Rows that an earlier call had computed."""
     engine: EngineInfo
     """What computes."""
-    passed_over: tuple[Omission, ...] = ()
+    skipped: tuple[Omission, ...] = ()
     """Files among the images that are no images, counted by reason."""
 
     def to_dict(self) -> dict[str, Any]:

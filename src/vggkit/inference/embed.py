@@ -57,7 +57,7 @@ class Embeddings:
     """Why an image cannot be read, or that the network's values for it overflow; None where there is a vector."""
     layer: str
     """What the vectors are: `features`, `statistics`, `logits`, `probabilities`, or a layer's name."""
-    passed_over: tuple[Omission, ...] = ()
+    skipped: tuple[Omission, ...] = ()
     """Files among the images that are no images, counted by reason."""
 
 

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_DRAWN: Final = 12
-"""Rows of a sheet, and similar images of each."""
+"""Rows of the grid, and similar images of each."""
 
 
 def draw_search(found: Sequence[SearchResult]) -> Table:
     """A row for each similar image, most similar first, under its query."""
     table = Table(box=SIMPLE, pad_edge=False, show_edge=False)
     table.add_column("query", overflow="fold")
-    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("rank", justify="right", no_wrap=True)
     table.add_column("similarity", justify="right", no_wrap=True)
     table.add_column("similar image", overflow="fold")
     for each in found:
@@ -38,7 +38,8 @@ def draw_search(found: Sequence[SearchResult]) -> Table:
 def plot_search(found: Sequence[SearchResult], path: str | Path) -> None:
     """A sheet: each query, and to its right the images most similar to it; at most 12 of each.
 
-    An image that is no longer there is an empty place with its name. Raises BadOutput and MissingExtra.
+    The place of an image that cannot be read shows its name. Raises BadOutput where the file cannot be written,
+    MissingExtra without matplotlib.
     """
     rows = found[:MOST_DRAWN]
     columns = 1 + min(MOST_DRAWN, max(len(each.similar) for each in rows))

@@ -57,7 +57,7 @@ def search(
         precision=cast(WantedPrecision, opened.precision),
         on_progress=on_progress,
     )
-    warn_of_omissions(found.passed_over)
+    warn_of_omissions(found.skipped)
     readable = [number for number, problem in enumerate(found.problems) if problem is None]
     near = dict(zip(readable, opened.search(found.vectors[readable], top=top), strict=True))
     return [

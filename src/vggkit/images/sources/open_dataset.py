@@ -46,7 +46,7 @@ def open_dataset(place: str | Path, *, columns: Columns = Columns()) -> ImageDat
             - `-`: a table on standard input.
         columns: What a table's columns are called, where their names are not the usual ones.
 
-    What lies there and is no image of it is counted in `passed_over`, and what is odd about labels in `remarks`.
+    What lies there and is no image of it is counted in `skipped`, and what is odd about labels in `remarks`.
 
     Raises BadData where no labelled images are found or a table gives several labels to an image, UnknownName
     for a name that is none of these, BadDownload, BadOutput and MissingExtra.
@@ -70,7 +70,7 @@ def iterate_images(
             image below them), lists of files (`.txt`, a path a line), and `-`: an image, a
             table or a list of files on standard input.
         columns: As for `open_dataset`.
-        reading: Hears what is passed over.
+        reading: Hears what is skipped.
 
     A file that does not exist is an image too: decoding it says so. Raises BadData for a place
     without images.
