@@ -131,7 +131,7 @@ def train(
         for reason in reasons:
             line.log(reason)
         solve_first = begins_with_probe(classifier, by_hand)
-        if dropped := [name for name in ("threshold", "ranges") if getattr(classifier, name)]:
+        if dropped := [name for name in ("threshold", "activation_ranges") if getattr(classifier, name)]:
             line.log(f"the {' and the '.join(dropped)} of the Classifier held of its weights as they were: dropped")
         # Figures of another training are not this one's.
         lasting = {name: value for name, value in classifier.provenance.items() if name not in RESULTS}
