@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import tarfile
 import time
@@ -19,6 +20,7 @@ from PIL import Image
 from conftest import draw_class
 from vggkit.classifier import Classifier
 from vggkit.engines.activation_ranges import measure_ranges
+from vggkit.engines.info import EngineInfo
 from vggkit.engines.model_weights import ModelFile
 from vggkit.errors import BadConfiguration, BadData, BadInput, BadOutput, UnknownName, VggkitError
 from vggkit.images.dataset import ImageSample
@@ -64,7 +66,7 @@ def rows_of(predictions):
     """What a results file holds of them."""
     rows = []
     for each in predictions:
-        row = {"path": each.path, "answer": each.answer}
+        row = {"path": each.path, "prediction": each.label}
         for rank in range(3):
             there = rank < len(each.labels)
             row[f"label_{rank + 1}"] = each.labels[rank] if there else None
@@ -80,9 +82,9 @@ def test_a_file_holds_what_predict_says(model, many, tmp_path):
     result = predict_into(classifier, many, tmp_path / "r.jsonl", batch_size=16, save_seconds=0)
     assert read_jsonl(tmp_path / "r.jsonl") == expected
     assert (result.images, result.unreadable, result.found_done) == (401, 1, 0)
-    assert expected[77]["answer"] is None
+    assert expected[77]["prediction"] is None
     assert "broken.jpg" in expected[77]["problem"]
-    assert {"unknown", "red"} & {row["answer"] for row in expected}
+    assert {"unknown", "red"} & {row["prediction"] for row in expected}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.jsonl", "r.jsonl.about.json"]
 
 
@@ -187,7 +189,7 @@ def test_killed_and_started_again_the_file_is_the_same(ending, parts, model, man
     assert count_parts(out) >= parts
     told = json.loads(processes.run(*command(model, many, out, "--json")).out)
     assert told["found_done"] >= 3 * parts
-    assert (told["pictures"], told["unreadable"]) == (401, 1)
+    assert (told["images"], told["unreadable"]) == (401, 1)
     demand_whole(out, whole)
 
 
@@ -251,8 +253,8 @@ def test_a_finished_file_is_left_as_it_is(model, many, tmp_path, monkeypatch):
         make(model, many, out)
         before = (out.read_bytes(), out.stat().st_mtime_ns)
         with monkeypatch.context() as patch:
-            patch.setattr(bulk.prediction, "iterate_predictions", None)
-            patch.setattr(bulk.embedding, "iterate_embeddings", None)
+            patch.setattr(bulk, "iterate_predictions", None)
+            patch.setattr(bulk, "iterate_embeddings", None)
             assert make(model, many, out).found_done == 401
         assert (out.read_bytes(), out.stat().st_mtime_ns) == before
 
@@ -264,7 +266,7 @@ def stop_early(model, images, out, monkeypatch, **options):
         pass
 
     def show(what, done, total):
-        if what == "answering" and done >= 7:
+        if what == "computing" and done >= 7:
             raise Enough
 
     with pytest.raises(Enough):
@@ -519,7 +521,7 @@ def test_int8_by_the_ranges_of_the_file(model, photos, tmp_path):
     classifier.save(path)
     result = predict_into(path, photos / "val", tmp_path / "a.csv", precision="int8")
     assert result.images == 15
-    assert result.engine.startswith("OpenVINO in int8")
+    assert result.engine.precision == "int8"
     embed_into(path, photos / "val", tmp_path / "v.npy", precision="int8")
     found = np.load(tmp_path / "v.npy")
     assert not np.array_equal(found, exact)
@@ -564,3 +566,125 @@ def test_other_ranges_are_another_model(model, photos, tmp_path):
     with pytest.raises(BadOutput, match="other results"):
         predict_into(classifier, photos / "val", tmp_path / "a.csv", precision="int8")
     assert predict_into(classifier, photos / "val", tmp_path / "exact.csv", precision="fp32").found_done == 15
+
+
+class Reworded:
+    """As if a sentence about an engine were worded otherwise."""
+
+    def __call__(self, *_, **__) -> str:
+        return "reworded"
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_job_continues_under_the_same_engine_however_it_is_described(
+    finished, model, photos, tmp_path, monkeypatch
+):
+    out = tmp_path / "r.csv"
+    if finished:
+        predict_into(model, photos / "val", out, batch_size=3)
+    else:
+        stop_early(model, photos / "val", out, monkeypatch)
+    monkeypatch.setattr(EngineInfo, "describe", Reworded())
+    found = predict_into(model, photos / "val", out, batch_size=3)
+    assert found.found_done == (15 if finished else 6)
+    assert isinstance(found.engine, EngineInfo)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_job_does_not_continue_under_another_engine(finished, model, photos, tmp_path, monkeypatch):
+    out = tmp_path / "r.csv"
+    if finished:
+        predict_into(model, photos / "val", out, batch_size=3, engine="pytorch", precision="fp32")
+    else:
+        stop_early(model, photos / "val", out, monkeypatch, engine="pytorch", precision="fp32")
+    with pytest.raises(BadOutput, match=r"precision: fp32 then, bf16 now.*--overwrite"):
+        predict_into(model, photos / "val", out, batch_size=3, engine="pytorch", precision="bf16")
+    monkeypatch.setattr(
+        "vggkit.engines.pytorch.EngineInfo", lambda **values: EngineInfo(**values | {"version": "0.0"})
+    )
+    with pytest.raises(BadOutput, match=r"version: .* then, 0\.0 now.*--overwrite"):
+        predict_into(model, photos / "val", out, batch_size=3, engine="pytorch", precision="fp32")
+
+
+def test_a_job_of_version_0_1_continues_under_the_engine_that_its_sentence_names(
+    model, photos, tmp_path, monkeypatch
+):
+    """Those files held a sentence about the engine in place of a record."""
+    out = tmp_path / "r.csv"
+    stop_early(model, photos / "val", out, monkeypatch, engine="pytorch", precision="fp32")
+    manifest = tmp_path / "r.csv.parts" / "made_with.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"engine": "PyTorch in float32"}))
+    with pytest.raises(BadOutput, match=r"engine: PyTorch in float32 then, PyTorch in bfloat16 now.*--overwrite"):
+        predict_into(model, photos / "val", out, batch_size=3, engine="pytorch", precision="bf16")
+    found = predict_into(model, photos / "val", out, batch_size=3, engine="pytorch", precision="fp32")
+    assert found.found_done == 6
+    written = json.loads(out.with_name("r.csv.about.json").read_text())["engine"]
+    assert written == {
+        **{"name": "pytorch", "precision": "fp32", "device": "cpu", "version": str(torch.__version__)},
+        "weight_bits": None,
+    }
+
+
+def as_version_0_1_wrote_it(about: dict, engine: str) -> dict:
+    """What it stated of a file: a sentence in place of the engine's record, and other names."""
+    about = about | {"engine": engine}
+    if "images" in about:
+        about |= {"format_version": 1, "pictures": about.pop("images")}
+    return about
+
+
+def test_files_of_version_0_1_are_recognised(model, photos, tmp_path):
+    out = tmp_path / "r.csv"
+    predict_into(model, photos / "val", out, engine="pytorch", precision="fp32")
+    beside = out.with_name("r.csv.about.json")
+    about = json.loads(beside.read_text())
+    beside.write_text(json.dumps(as_version_0_1_wrote_it(about, "PyTorch in float32")))
+    before = out.read_bytes()
+    assert predict_into(model, photos / "val", out, engine="pytorch", precision="fp32").found_done == 15
+    assert out.read_bytes() == before
+    with pytest.raises(BadOutput, match="engine: PyTorch in float32 then, PyTorch in bfloat16 now"):
+        predict_into(model, photos / "val", out, engine="pytorch", precision="bf16")
+
+
+def test_chunks_of_version_0_1_are_continued(model, photos, tmp_path, monkeypatch):
+    """They held the column `prediction` under the name `answer`."""
+    whole, out = tmp_path / "whole.csv", tmp_path / "r.csv"
+    predict_into(model, photos / "val", whole, batch_size=3)
+    stop_early(model, photos / "val", out, monkeypatch)
+    for chunk in (tmp_path / "r.csv.parts").glob("*.part"):
+        with np.load(chunk) as held:
+            lists = json.loads(held["lists"].tobytes())
+        lists = {"answer" if name == "prediction" else name: column for name, column in lists.items()}
+        with chunk.open("wb") as file:
+            np.savez(file, lists=np.frombuffer(json.dumps(lists).encode(), np.uint8))
+    assert predict_into(model, photos / "val", out, batch_size=3).found_done == 6
+    assert out.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("ending", ["csv", "npy"])
+def test_a_job_that_writes_among_its_images_does_not_list_its_own_files(
+    model, photos, tmp_path, ending, monkeypatch
+):
+    folder = tmp_path / "photos"
+    shutil.copytree(photos / "val", folder)
+    (folder / "notes.docx").write_text("x")
+    out = folder / f"r.{ending}"
+    make = embed_into if ending == "npy" else predict_into
+    if ending == "csv":
+        stop_early(model, folder, out, monkeypatch)
+    for _ in range(2):  # computed, and found finished
+        found = make(model, folder, out, batch_size=3)
+        assert [(each.reason, each.count) for each in found.skipped] == [("not-an-image", 1)]
+    relative = Path(os.path.relpath(folder))
+    found = make(model, relative, out, overwrite=True)
+    assert found.skipped[0].examples == (str(relative / "notes.docx"),)
+
+
+@pytest.mark.parametrize("verb", [predict_into, embed_into])
+def test_a_place_without_images_is_refused_before_an_engine_is_built(verb, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(bulk, "choose_engine", None)
+    (tmp_path / "empty").mkdir()
+    for place in ("nowhere", tmp_path / "empty"):
+        with pytest.raises(VggkitError, match=Path(place).name):
+            verb(model, place, tmp_path / "v.parquet")
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]

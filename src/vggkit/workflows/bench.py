@@ -26,7 +26,7 @@ from vggkit.benchmarking.timings import Bench
 from vggkit.engines.activation_ranges import measure_ranges
 from vggkit.engines.model_weights import ModelFile
 from vggkit.engines.outputs import Ranges
-from vggkit.engines.select import settle_choice
+from vggkit.engines.select import resolve_choice
 from vggkit.errors import BadData, BadImage, BadInput, VggkitError
 from vggkit.files import demand_writable
 from vggkit.hardware import name_processor
@@ -87,7 +87,7 @@ def bench(
     """
     log = on_progress or (lambda what, done, total: None)
     sizes, rounds, seconds = _check(batch_sizes, rounds, seconds)
-    settle_choice(device)  # one that is not there is told before any work
+    resolve_choice(device)  # one that is not there is told before any work
     given = [] if isinstance(images, tuple | list) and not images else list(take_sources(images))
     if keep_ranges:
         _check_keeping(classifier, given)
