@@ -66,9 +66,7 @@ OWNERS = {
     },
     "huggingface_hub": {"weights/hub.py"},
     "h5py": {
-        "weights/formats/detect.py",
-        "weights/formats/hdf5_files.py",
-        "weights/formats/hdf5_structure.py",
+        "weights/formats/keras.py",
         "weights/writers.py",
     },
     "PIL": {
@@ -103,6 +101,7 @@ TORCH_FREE = [
     "vggkit.weights.locate",
     "vggkit.weights.input_conventions",
     "vggkit.weights.dialects",
+    "vggkit.weights.identify",
     "vggkit.weights.pretrained",
     "vggkit.weights.sharing",
     "vggkit.models.listing.listing",
