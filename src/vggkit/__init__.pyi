@@ -11,6 +11,7 @@ from .data_checks.findings import Diagnosis as Diagnosis
 from .data_checks.findings import Finding as Finding
 from .data_checks.findings import Member as Member
 from .data_checks.findings import Sides as Sides
+from .engines.info import EngineInfo as EngineInfo
 from .engines.model_weights import ModelFile as ModelFile
 from .errors import BadCheckpoint as BadCheckpoint
 from .errors import BadConfiguration as BadConfiguration
@@ -83,12 +84,12 @@ from .weights.published import PublishedWeights as PublishedWeights
 from .workflows.bench import bench as bench
 from .workflows.check import check as check
 from .workflows.compare import compare as compare
+from .workflows.fit_and_record import TrainingRun as TrainingRun
 from .workflows.predict import embed_into as embed_into
 from .workflows.predict import predict_into as predict_into
 from .workflows.run_config import NetworkChoice as NetworkChoice
 from .workflows.run_config import RunConfig as RunConfig
 from .workflows.search import search as search
-from .workflows.train import TrainingRun as TrainingRun
 from .workflows.train import train as train
 
 __version__: str

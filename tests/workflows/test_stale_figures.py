@@ -17,9 +17,9 @@ def test_training_from_a_measured_classifier(photos, tiny, tmp_path, trainable):
     source.keep_ranges({"images": (-99.0, 99.0)}, about={"pictures": 12345})
     source.save(tmp_path / "a.safetensors", provenance={"metrics": {"top1": 0.123}, "epoch": 77})
     run = train(
-        vk.load(tmp_path / "a.safetensors"),
         photos,
-        Recipe(epochs=1, trainable=trainable, batch_size=24),
+        model=vk.load(tmp_path / "a.safetensors"),
+        recipe=Recipe(epochs=1, trainable=trainable, batch_size=24),
         out=tmp_path / "run",
         quiet=True,
     )

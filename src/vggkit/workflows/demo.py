@@ -12,7 +12,7 @@ from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.inference.predict import Prediction, predict
 from vggkit.reports.run_plots import plot_answers
 from vggkit.training.recipe import Recipe
-from vggkit.workflows.build_classifier import suit_classifier
+from vggkit.workflows.build_classifier import build_classifier
 from vggkit.workflows.train import TrainingRun, train
 
 
@@ -46,7 +46,7 @@ def demonstrate(
     out = Path(out)
     _clear(out)
     digits = open_dataset("digits")
-    classifier = suit_classifier(digits, "vgg11_bn", seed=seed)
+    classifier = build_classifier(digits, "vgg11_bn", seed=seed)
     run = train(classifier, digits, Recipe(epochs=7, seed=seed), out=out, device=device, quiet=quiet)
     asked = []
     for label in digits.labels:
