@@ -40,7 +40,8 @@ FLOORS = {
     "cli": 15,
 }
 OWNERS = {
-    "tyro": {"cli/main.py"},
+    "tyro": {"cli/options.py"},
+    "docstring_parser": {"cli/options.py"},
     "lazy_loader": {"__init__.py"},
     "torchvision": {"images/sources/public_sets.py", "training/augmentation.py"},
     "simplejpeg": {"images/decoding.py"},
@@ -90,7 +91,14 @@ OWNERS = {
 TORCH_FREE = [
     "vggkit",
     "vggkit.cli.main",
-    "vggkit.cli.commands",
+    "vggkit.cli.bench",
+    "vggkit.cli.check",
+    "vggkit.cli.compare",
+    "vggkit.cli.evaluate",
+    "vggkit.cli.models",
+    "vggkit.cli.options",
+    "vggkit.cli.predict",
+    "vggkit.cli.train",
     "vggkit.engines.select",
     "vggkit.engines.onnx",
     "vggkit.engines.openvino",

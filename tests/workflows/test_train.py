@@ -105,7 +105,7 @@ def test_a_folder_without_parts_is_divided_and_the_held_out_share_is_found_again
     assert any("trained on the rest" in note for note in found.notes)
     everything = evaluate(run.classifier, tmp_path / "photos", split="all")
     assert everything.n == 30
-    assert any("trained on these very images" in note for note in everything.notes)
+    assert any("trained on these images" in note for note in everything.notes)
 
 
 def test_the_same_images_divided_otherwise_are_not_taken_for_held_out(tiny, tmp_path):
@@ -130,7 +130,7 @@ def test_the_same_images_divided_otherwise_are_not_taken_for_held_out(tiny, tmp_
         with pytest.raises(BadData, match="divided otherwise"):
             evaluate(run.classifier, tmp_path / "photos")
         everything = evaluate(run.classifier, tmp_path / "photos", split="all")
-        assert any("trained on these very images" in note for note in everything.notes)
+        assert any("trained on these images" in note for note in everything.notes)
 
 
 def test_a_class_that_the_data_lacks_altogether_is_refused(tiny, tmp_path):
@@ -171,7 +171,7 @@ def test_unreadable_images_are_left_out_and_told(tiny, tmp_path, capsys):
     (tmp_path / "photos" / "red" / "broken.jpg").write_text("x")
     run = train(tmp_path / "photos", model=create(tiny), recipe=replace(RECIPE, epochs=1), out=tmp_path / "r")
     told = capsys.readouterr().err
-    assert "left out:" in told
+    assert "excluded:" in told
     assert "broken.jpg" in told
     assert "val top-1" in told
     assert run.evaluation.n == 3

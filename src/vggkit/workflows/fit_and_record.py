@@ -13,7 +13,7 @@ from vggkit.classifier import Classifier
 from vggkit.errors import BadImage, BadOutput
 from vggkit.evaluation.calibration import fit_temperature
 from vggkit.evaluation.evaluation import Evaluation
-from vggkit.evaluation.measure import CALIBRATED_HERE, ask
+from vggkit.evaluation.measure import CALIBRATED_HERE, predict_labelled
 from vggkit.evaluation.metrics import score
 from vggkit.evaluation.predictions import Predictions
 from vggkit.evaluation.protocols import plan_protocol, prepare_engines
@@ -199,7 +199,7 @@ def _evaluate(
                 labels=classifier.labels,
                 paths=[image.path for image in images],
             )
-        predictions, unreadable = ask(
+        predictions, unreadable = predict_labelled(
             classifier,
             images,
             protocol,
