@@ -338,18 +338,18 @@ def test_a_few_images_do_not_wait_for_an_engine_to_be_compiled(classifier, photo
 
     chosen = []
     choose = prediction.choose_engine
-    monkeypatch.setattr(prediction, "choose_engine", lambda *a, **o: chosen.append(1) or choose(*a, **o))
+    monkeypatch.setattr(prediction, "choose_engine", lambda *a, **o: chosen.append(o["engine"]) or choose(*a, **o))
     paths = sorted((photos / "val").rglob("*.png"))
     few = predict(classifier, paths[: prediction.FEW])
-    assert chosen == []
+    assert chosen == ["pytorch"]
     for place in (paths[: prediction.FEW + 1], photos / "val", str(photos / "val" / "*" / "*.png")):
         many = predict(classifier, place)
-        assert chosen.pop() == 1
+        assert chosen.pop() == "auto"
         for one, other in zip(few, many, strict=False):
             assert one.path == other.path
             assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
     predict(classifier, paths[:1], precision="auto")
-    assert chosen == [1]
+    assert chosen == ["pytorch", "auto"]
 
 
 @pytest.mark.parametrize("engine", ["auto", "openvino", "onnx"])
