@@ -35,7 +35,7 @@ class Classifier(Model):
         preprocessing: How an image becomes the network's input.
         temperature: What logits are divided by before they become probabilities.
         threshold: Probability in [0, 1) below which the prediction is "unknown"; 0: never.
-        ranges: The least and the largest value that each layer reads, for int8.
+        activation_ranges: The least and the largest value that each layer reads, for int8.
         provenance: Data, recipe, metrics, licence of the weights, versions; any JSON values.
 
     Raises BadConfiguration where these do not fit together.

@@ -27,7 +27,7 @@ FORMAT_VERSION: Final = 5
 5: `origin`, and `images` and `split` for what provenance called `pictures` and `part`."""
 METADATA_KEY: Final = "vggkit"
 INPUT_RANGE: Final = "images"
-"""The name among `ranges` of what the first convolution reads, all of its channels together."""
+"""The name among `activation_ranges` of what the first convolution reads, all of its channels together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Card:
     """What logits are divided by before they become probabilities, so that these are calibrated."""
     threshold: float = 0.0
     """Probability in [0, 1] below which the answer is "unknown"; 0: never."""
-    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    activation_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Both ends of what each convolution and matrix reads, for int8, by its name; none: not measured."""
     origin: WeightsOrigin = field(default_factory=WeightsOrigin)
     """Where the weights come from; the learning rate of a training and what it trains depend on it."""
@@ -66,7 +66,7 @@ class Card:
                 raise BadConfiguration(f"{name} must be a {kind.__name__}, {hint}; got {got}")
         object.__setattr__(self, "labels", tuple(self.labels))
         object.__setattr__(self, "provenance", dict(self.provenance))
-        object.__setattr__(self, "ranges", _check_ranges(self.ranges))
+        object.__setattr__(self, "activation_ranges", _check_ranges(self.activation_ranges))
         if not all(isinstance(label, str) and label for label in self.labels):
             raise BadConfiguration(f"labels must be names that are not empty; got {_shortened(self.labels)}")
         if len(set(self.labels)) != len(self.labels):
@@ -101,7 +101,7 @@ class Card:
             "labels": list(self.labels),
             "temperature": self.temperature,
             "threshold": self.threshold,
-            "ranges": {name: list(ends) for name, ends in self.ranges.items()},
+            "ranges": {name: list(ends) for name, ends in self.activation_ranges.items()},
             "origin": self.origin.to_dict(),
             "provenance": dict(self.provenance),
         }
@@ -129,14 +129,14 @@ class Card:
             labels=tuple(labels),
             temperature=values.get("temperature", 1.0),
             threshold=values.get("threshold", 0.0),
-            ranges=values.get("ranges", {}),
+            activation_ranges=values.get("ranges", {}),
             origin=origin,
             provenance=provenance,
         )
 
     def of_other_weights(self) -> Self:
         """Without what was fitted to these weights alone: temperature, threshold and ranges."""
-        return replace(self, temperature=1.0, threshold=0.0, ranges={})
+        return replace(self, temperature=1.0, threshold=0.0, activation_ranges={})
 
     def to_metadata(self) -> dict[str, str]:
         """The safetensors header's `__metadata__`; raises BadConfiguration where provenance is no JSON."""
@@ -249,10 +249,12 @@ def _rename_entries(provenance: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_ranges(ranges: object) -> dict[str, tuple[float, float]]:
+def _check_ranges(activation_ranges: object) -> dict[str, tuple[float, float]]:
     """Ranges as pairs of numbers; raises BadConfiguration for what cannot be ranges."""
     checked: dict[str, tuple[float, float]] = {}
-    for name, ends in ranges.items() if isinstance(ranges, Mapping) else [("", ranges)]:
+    for name, ends in (
+        activation_ranges.items() if isinstance(activation_ranges, Mapping) else [("", activation_ranges)]
+    ):
         pair = tuple(map(plain_number, ends)) if isinstance(ends, list | tuple) else ()
         finite = all(map(is_number, pair))
         if len(pair) != 2 or not finite or not pair[0] <= 0 <= pair[1]:

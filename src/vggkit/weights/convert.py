@@ -250,7 +250,7 @@ def _write_metadata(
     if card is not None and to == "torchvision" and suffix == ".safetensors" and preprocessing is not None:
         provenance = {**card.provenance, "converted": {"file": found.path.name, "dialect": found.dialect}}
         kept = replace(card, preprocessing=preprocessing, provenance=provenance)
-        if not scales or INPUT_RANGE not in card.ranges:
+        if not scales or INPUT_RANGE not in card.activation_ranges:
             return kept.to_metadata(), []
         turned, note = _turn_ranges(kept, scales)
         return turned.to_metadata(), [note]
@@ -263,7 +263,7 @@ def _write_metadata(
                 ("labels", not labelled),
                 ("temperature", card.temperature != 1),
                 ("threshold", card.threshold != 0),
-                ("ranges for int8", bool(card.ranges)),
+                ("ranges for int8", bool(card.activation_ranges)),
                 ("provenance", bool(card.provenance)),
             )
             if is_there
@@ -289,14 +289,14 @@ def _turn_ranges(card: Card, scales: tuple[float, ...]) -> tuple[Card, str]:
     was kept, which only one factor turns exactly.
     """
     if max(scales) - min(scales) <= 1e-9 * max(scales):
-        low, high = card.ranges[INPUT_RANGE]
+        low, high = card.activation_ranges[INPUT_RANGE]
         factor = 1 / scales[0]
-        ranges = {**card.ranges, INPUT_RANGE: (low * factor, high * factor)}
+        activation_ranges = {**card.activation_ranges, INPUT_RANGE: (low * factor, high * factor)}
         return replace(
-            card, ranges=ranges
+            card, activation_ranges=activation_ranges
         ), f"ranges for int8: those of the input turned with it, times {factor:.6g}"
     provenance = {name: value for name, value in card.provenance.items() if name != "ranges"}
-    return replace(card, ranges={}, provenance=provenance), (
+    return replace(card, activation_ranges={}, provenance=provenance), (
         "ranges for int8: dropped, as the channels of the input are scaled differently; "
         "vggkit bench MODEL IMAGES --keep-ranges measures them anew"
     )

@@ -43,7 +43,7 @@ class Model:
         preprocessing: How an image becomes the network's input.
         temperature: What logits are divided by before they become probabilities.
         threshold: Probability below which the answer is "unknown"; 0: never.
-        ranges: Both ends of what each convolution and matrix reads, for int8; see `engines.ranges`.
+        activation_ranges: Both ends of what each convolution and matrix reads, for int8; see `measure_ranges`.
         origin: Where the weights come from; None: they are random. A training chooses by it what learns, and its
             learning rate.
         provenance: For people: data, recipe, metrics, licence of the weights, versions; any JSON values.
@@ -59,7 +59,7 @@ class Model:
         preprocessing: Preprocessing,
         temperature: float = 1.0,
         threshold: float = 0.0,
-        ranges: Mapping[str, tuple[float, float]] | None = None,
+        activation_ranges: Mapping[str, tuple[float, float]] | None = None,
         origin: WeightsOrigin | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
@@ -70,7 +70,7 @@ class Model:
             labels=read_labels(labels),
             temperature=temperature,
             threshold=threshold,
-            ranges=ranges or {},
+            activation_ranges=activation_ranges or {},
             origin=WeightsOrigin() if origin is None else origin,
             provenance={} if provenance is None else provenance,
         )
@@ -138,9 +138,9 @@ class Model:
         return self._card.threshold
 
     @property
-    def ranges(self) -> Mapping[str, tuple[float, float]]:
+    def activation_ranges(self) -> Mapping[str, tuple[float, float]]:
         """Both ends of what each convolution and matrix reads, for int8; empty where they were not measured."""
-        return self._card.ranges
+        return self._card.activation_ranges
 
     @property
     def origin(self) -> WeightsOrigin:
@@ -248,7 +248,7 @@ class Model:
             preprocessing=card.preprocessing,
             temperature=card.temperature,
             threshold=card.threshold,
-            ranges=card.ranges,
+            activation_ranges=card.activation_ranges,
             origin=card.origin,
             provenance=card.provenance,
         )
@@ -273,17 +273,21 @@ class Model:
             provenance={**self.provenance, "calibration": dict(about)},
         )
 
-    def keep_ranges(self, ranges: Mapping[str, tuple[float, float]], *, about: Mapping[str, Any]) -> None:
+    def keep_ranges(
+        self, activation_ranges: Mapping[str, tuple[float, float]], *, about: Mapping[str, Any]
+    ) -> None:
         """Say between which values the network's layers lie, which int8 needs; `save` keeps it.
 
         Args:
-            ranges: Of `engines.ranges.measure_ranges`.
+            activation_ranges: What `measure_ranges` found.
             about: What they were measured on, for `provenance["ranges"]`.
 
         Raises BadConfiguration for what cannot be ranges.
         """
         _demand_mapping("about", about)
-        self.card = replace(self.card, ranges=ranges, provenance={**self.provenance, "ranges": dict(about)})
+        self.card = replace(
+            self.card, activation_ranges=activation_ranges, provenance={**self.provenance, "ranges": dict(about)}
+        )
 
     def save(self, path: str | Path, *, provenance: Mapping[str, Any] | None = None) -> None:
         """Write everything to one `.safetensors` file, whole or not at all.

@@ -208,7 +208,7 @@ def _demand_ranges(models: Sequence[str | Path]) -> None:
     for place in models:
         if not is_address(place):
             try:
-                check_precision("int8", read_card(locate_model(place)).ranges)
+                check_precision("int8", read_card(locate_model(place)).activation_ranges)
             except BadConfiguration as problem:
                 raise BadConfiguration(f"{place}: {problem}") from problem
 
