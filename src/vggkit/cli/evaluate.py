@@ -97,8 +97,8 @@ def evaluate(
     with ProgressLine(quiet=quiet) as line:
         line.show(f"opening {data}", 0, None)
         images = open_dataset(data, columns=columns)
-        for omission in images.passed_over:
-            line.log(f"passed over: {omission.describe()}")
+        for omission in images.skipped:
+            line.log(f"skipped: {omission.describe()}")
         for path in outputs:
             demand_apart(path, images.list_sources())
         from vggkit.workflows.evaluate import measure, report_on, write_results
@@ -121,7 +121,7 @@ def evaluate(
         )
         shown = found.evaluations[-1]
         for problem in shown.unreadable:
-            line.log(f"left out: {problem}")
+            line.log(f"excluded: {problem}")
     if json:
         print_json(found.to_dict())
     else:
@@ -130,7 +130,7 @@ def evaluate(
         several = len(found.evaluations) > 1
         drawn = draw_several(found.evaluations, found.comparisons) if several else draw_evaluation(shown)
         open_terminal().print(drawn)
-    for sentence in found.said:
+    for sentence in found.messages:
         print_line(sentence, to_stderr=True)
     # The figures are on the terminal, whatever becomes of the files.
     if results is not None:

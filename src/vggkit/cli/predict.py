@@ -70,8 +70,9 @@ def predict(
     from vggkit.arguments import demand_count
     from vggkit.engines.info import explain_choice
     from vggkit.engines.model_weights import ModelFile
+    from vggkit.engines.select import choose_engine
     from vggkit.images.sources.open_dataset import count_images, gather_images
-    from vggkit.inference.predict import iterate_predictions, prepare_engine
+    from vggkit.inference.predict import iterate_predictions
 
     if not images:
         raise BadInput("predict needs an image: vggkit predict MODEL IMAGE…")
@@ -101,14 +102,14 @@ def predict(
     file = ModelFile(model)
     # With the number of all, the time left is known.
     total = count_images(images, columns=columns)
-    computing = prepare_engine(file, device=device, precision=precision, engine=engine, count=total)
+    computing = choose_engine(file, device, precision=precision, engine=engine)
     answered = False
     with ProgressLine(quiet=quiet, rate=RATE) as line:
         line.log(f"computed by {explain_choice(computing.info, precision=precision, engine=engine)}")
         reading = Reading()
         found = gather_images(images, columns=columns, reading=reading)
         predictions = iterate_predictions(computing, file.card, found, top=top, batch_size=batch_size)
-        for done, answer in enumerate(predictions, start=1):
+        for done, (_, answer) in enumerate(predictions, start=1):
             answered = answered or not answer.problem
             if json:
                 print_json_line(answer.to_dict())
@@ -122,7 +123,7 @@ def predict(
                 line.log(f"vggkit: error: {answer.problem}")
             line.show("predicting", done, total)
         for omission in reading.list_omissions():
-            line.log(f"passed over: {omission.describe()}")
+            line.log(f"skipped: {omission.describe()}")
     return 0 if answered else 2
 
 
@@ -216,12 +217,12 @@ def search(
         sheet: Also draw the images in this file (.png, .pdf or .svg).
         batch_size: Number of images that pass through the network together.
         device: auto, cpu, cuda or mps.
-        json: Print a JSON object for each image on a line of its own: path, and neighbours with path and
+        json: Print a JSON object for each image on a line of its own: path, and similar with path and
             similarity.
         quiet: Show no progress.
     """
     from vggkit.reports.plots import demand_drawable
-    from vggkit.reports.search_table import draw_neighbours, plot_neighbours
+    from vggkit.reports.search_table import draw_search, plot_search
     from vggkit.workflows.search import search as find
 
     if not images:
@@ -249,9 +250,9 @@ def search(
     elif readable:
         # A file or a pipe takes paths whole.
         width = None if sys.stdout is not None and sys.stdout.isatty() else MOST_CHARACTERS
-        open_terminal(width=width).print(draw_neighbours(readable))
+        open_terminal(width=width).print(draw_search(readable))
     if sheet is not None and readable:
-        plot_neighbours(readable, sheet)
+        plot_search(readable, sheet)
         print_line(f"drawn: {sheet}", to_stderr=True)
     return 0 if readable else 2
 
@@ -267,8 +268,8 @@ def _tell_result(result: "BulkResult", *, json: bool, precision: WantedPrecision
         computed_by = explain_choice(result.engine, precision=precision, engine=engine)
         before = f" ({result.found_done:,} were there already)" if result.found_done else ""
         print_line(f"{result.path}: {result.images:,} images{left}{before}; computed by {computed_by}")
-        for omission in result.passed_over:
-            print_line(f"passed over: {omission.describe()}", to_stderr=True)
+        for omission in result.skipped:
+            print_line(f"skipped: {omission.describe()}", to_stderr=True)
     return 0 if result.images > result.unreadable else 2
 
 
