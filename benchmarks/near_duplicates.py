@@ -1,6 +1,7 @@
 """How well and how fast copies are found, on the real images of ../shared/data.
 
-Recall: originals beside their changed copies; a copy is found when `find_near_duplicates` pairs it with its original.
+Recall: originals beside their changed copies; a copy is found when `find_near_duplicates` pairs it with its
+original.
 False pairs: what is flagged in sets as they are, to be looked at. imagehash's perceptual hash stands beside it,
 mirrored and turned images left to it as they are.
 Writes similarity.md beside itself.

@@ -158,7 +158,7 @@ def test_seconds(classifier: vk.Classifier, image: Path, tmp_path: Path) -> None
         with pytest.raises(BadInput, match="save_seconds must be a number of 0 or more"):
             vk.predict_into(classifier, image, tmp_path / "x.csv", save_seconds=value)
         with pytest.raises(BadInput, match="save_seconds must be a number of 0 or more"):
-            vk.train(classifier, tmp_path, save_seconds=value)
+            vk.train(tmp_path, model=classifier, save_seconds=value)
         with pytest.raises(BadInput, match="seconds must be a number"):
             vk.bench(classifier, seconds=value)
 
@@ -220,7 +220,7 @@ def test_verbs_say_what_they_take(classifier: vk.Classifier, image: Path, tmp_pa
         "predict": lambda given: vk.predict(given, image),
         "embed": lambda given: vk.embed(given, image),
         "evaluate": lambda given: vk.evaluate(given, tmp_path),
-        "train": lambda given: vk.train(given, tmp_path),
+        "train": lambda given: vk.train(tmp_path, model=given),
         "check": lambda given: vk.check(tmp_path, given),
     }
     for verb, ask in verbs.items():
@@ -284,5 +284,5 @@ def test_training_says_at_once_what_it_would_misread(classifier: vk.Classifier, 
         ({"plots": "jpg"}, "png, pdf, svg"),
     ):
         with pytest.raises(BadConfiguration, match=said):
-            vk.train(classifier, tmp_path, out=tmp_path / "run", quiet=True, **options)
+            vk.train(tmp_path, model=classifier, out=tmp_path / "run", quiet=True, **options)
     assert not (tmp_path / "run").exists()

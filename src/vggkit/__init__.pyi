@@ -48,8 +48,8 @@ from .inference.embed import Embeddings as Embeddings
 from .inference.embed import embed as embed
 from .inference.predict import Prediction as Prediction
 from .inference.predict import predict as predict
-from .inference.search import Found as Found
-from .inference.search import Neighbour as Neighbour
+from .inference.search import SearchResult as SearchResult
+from .inference.search import SimilarImage as SimilarImage
 from .models.configuration import Configuration as Configuration
 from .models.configuration import FullyConnected as FullyConnected
 from .models.configuration import Layer as Layer
@@ -77,18 +77,19 @@ from .weights.identify import Identification as Identification
 from .weights.identify import Reading as Reading
 from .weights.identify import identify as identify
 from .weights.model import Model as Model
+from .weights.origin import WeightsOrigin as WeightsOrigin
 from .weights.pretrained import FetchedWeights as FetchedWeights
 from .weights.pretrained import fetch as fetch
 from .weights.published import PublishedWeights as PublishedWeights
 from .workflows.bench import bench as bench
 from .workflows.check import check as check
 from .workflows.compare import compare as compare
+from .workflows.fit_and_record import TrainingRun as TrainingRun
 from .workflows.predict import embed_into as embed_into
 from .workflows.predict import predict_into as predict_into
 from .workflows.run_config import NetworkChoice as NetworkChoice
 from .workflows.run_config import RunConfig as RunConfig
 from .workflows.search import search as search
-from .workflows.train import TrainingRun as TrainingRun
 from .workflows.train import train as train
 
 __version__: str

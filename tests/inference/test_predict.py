@@ -230,7 +230,7 @@ def test_values_that_overflow_are_said(classifier, photos, tmp_path, engine, pre
     for count in (1, 15):
         paths = sorted((photos / "val").rglob("*.png"))[:count]
         for each in predict(classifier, paths, **options):
-            assert (each.labels, each.probabilities, each.answer, each.unknown) == ((), (), None, False)
+            assert (each.labels, each.probabilities, each.label, each.unknown) == ((), (), None, False)
             assert each.problem.startswith(f"{each.path}: the network's values overflow or are not numbers: 3 of 3")
     for layer in ("features", "probabilities", "relu3_1"):
         found = embed(classifier, photos / "val", layer=layer, **options)
@@ -241,7 +241,7 @@ def test_values_that_overflow_are_said(classifier, photos, tmp_path, engine, pre
     result = predict_into(classifier, photos / "val", tmp_path / "found.csv", **options)
     assert (result.images, result.unreadable) == (15, 15)
     rows = read_rows(tmp_path / "found.csv")
-    assert all("overflow" in row["problem"] and not row["label_1"] and not row["answer"] for row in rows)
+    assert all("overflow" in row["problem"] and not row["label_1"] and not row["prediction"] for row in rows)
     embed_into(classifier, photos / "val", tmp_path / "found.parquet", **options)
 
 
@@ -299,7 +299,7 @@ def test_a_temperature_and_a_threshold_speak_in_predictions(classifier, photos, 
         softened = np.sqrt(before.probabilities)
         np.testing.assert_allclose(after.probabilities, softened / softened.sum(), rtol=1e-6)
         assert after.unknown == (after.probabilities[0] < 0.5)
-        assert after.answer == ("unknown" if after.unknown else after.labels[0])
+        assert after.label == ("unknown" if after.unknown else after.labels[0])
         assert ("unknown" in after.to_dict()) == after.unknown
     found = evaluate(kept, photos)
     assert found.calibration.temperature == 2.0
@@ -338,18 +338,18 @@ def test_a_few_images_do_not_wait_for_an_engine_to_be_compiled(classifier, photo
 
     chosen = []
     choose = prediction.choose_engine
-    monkeypatch.setattr(prediction, "choose_engine", lambda *a, **o: chosen.append(1) or choose(*a, **o))
+    monkeypatch.setattr(prediction, "choose_engine", lambda *a, **o: chosen.append(o["engine"]) or choose(*a, **o))
     paths = sorted((photos / "val").rglob("*.png"))
     few = predict(classifier, paths[: prediction.FEW])
-    assert chosen == []
+    assert chosen == ["pytorch"]
     for place in (paths[: prediction.FEW + 1], photos / "val", str(photos / "val" / "*" / "*.png")):
         many = predict(classifier, place)
-        assert chosen.pop() == 1
+        assert chosen.pop() == "auto"
         for one, other in zip(few, many, strict=False):
             assert one.path == other.path
             assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
     predict(classifier, paths[:1], precision="auto")
-    assert chosen == [1]
+    assert chosen == ["pytorch", "auto"]
 
 
 @pytest.mark.parametrize("engine", ["auto", "openvino", "onnx"])

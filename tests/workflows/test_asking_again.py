@@ -13,10 +13,11 @@ from vggkit.cli.defaults import find_defaults
 from vggkit.errors import BadConfiguration
 from vggkit.images.preprocessing import suit_preprocessing
 from vggkit.models.configuration import configure
+from vggkit.training import linear_probe
 from vggkit.training.presets import PRESETS
 from vggkit.training.recipe import Recipe
-from vggkit.training.resolve_recipe import Situation, settle
-from vggkit.workflows import solved_heads
+from vggkit.training.resolve_recipe import Situation, resolve_recipe
+from vggkit.weights.origin import WeightsOrigin
 from vggkit.workflows.compare import compare
 from vggkit.workflows.run_config import NetworkChoice, RunConfig
 
@@ -48,7 +49,7 @@ RECIPE_CHANGES = [
 ]
 NETWORK_CHANGES = [
     *(("model", "vgg16_bn"), ("weights", "/w.pth"), ("head", "pool"), ("until", "relu2_1"), ("image_size", 64)),
-    *(("fit_mode", "pad"), ("reduced_decoding", True), ("channels", 1), ("dropout", 0.1)),
+    *(("fit_mode", "pad"), ("reduced_decoding", True), ("in_channels", 1), ("dropout", 0.1)),
     *(("initialization", "glorot"), ("input_convention", "caffe"), ("allow_partial", True)),
 ]
 
@@ -67,8 +68,11 @@ def resolve(config, changes, *, bf16=True, images=300):
         situation = Situation(
             configuration=configuration,
             preprocessing=suit_preprocessing(network.image_size or 224),
-            start="weights" if network.weights else "random",
-            random_keys=(f"classifier.{last}.weight", f"classifier.{last}.bias") if network.weights else (),
+            origin=WeightsOrigin(
+                kind="loaded", random_keys=(f"classifier.{last}.weight", f"classifier.{last}.bias")
+            )
+            if network.weights
+            else WeightsOrigin(),
             images=images if network.image_size != 224 else 5000,
             bf16=bf16,
         )
@@ -76,7 +80,7 @@ def resolve(config, changes, *, bf16=True, images=300):
         def choose(known):
             return (8 if known.trainable == "all" else 32), "it is the rule here"
 
-        return settle(config.recipe, situation, choose_batch_size=choose)[0]
+        return resolve_recipe(config.recipe, situation, choose_batch_size=choose)[0]
     except BadConfiguration as refused:
         return str(refused)
 
@@ -200,14 +204,14 @@ def test_views_of_a_run_that_had_none_differ_from_each_other(tmp_path, monkeypat
     fill_folder(tmp_path / "photos", ("across", "down"), 5)
     Classifier.create("vgg11", labels=("a", "b"), until="pool1", seed=0).save(tmp_path / "w.safetensors")
     told = []
-    extract = solved_heads.extract_features
+    extract = linear_probe.extract_features
 
     def listen(*arguments, **options):
         found = extract(*arguments, **options)
         told.append((options["views"], found.rows))
         return found
 
-    monkeypatch.setattr(solved_heads, "extract_features", listen)
+    monkeypatch.setattr(linear_probe, "extract_features", listen)
     again = ["--config", tmp_path / "1", "--views", 3]
     network = ["--weights", tmp_path / "w.safetensors", "--until", "pool1", "--image-size", 32]
     for number, options in enumerate(([tmp_path / "photos", *network], again)):

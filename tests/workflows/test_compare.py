@@ -64,7 +64,7 @@ def write_run(
     if best is not None:
         top1 = best["val_top1"]
         metrics = {
-            "part": split,
+            "split": split,
             "top1": top1,
             "top1_interval": list(proportion_interval(round(153 * top1), 153)),
             "loss": best["val_loss"],

@@ -51,7 +51,7 @@ def test_whatever_a_training_writes_makes_room_too(tiny, photos, tmp_path):
         tiny, labels=("across", "down", "red"), preprocessing=Preprocessing(resize_pixels=32, crop_pixels=32)
     )
     recipe = Recipe(epochs=1, batch_size=16, learning_rate=0.1)
-    run = train(classifier, photos, recipe, out=tmp_path / "demo", device="cpu", quiet=True)
+    run = train(photos, model=classifier, recipe=recipe, out=tmp_path / "demo", device="cpu", quiet=True)
     for name in ("answers.png", "pictures/digit_0030.png"):
         (run.directory / name).parent.mkdir(exist_ok=True)
         (run.directory / name).write_text("x")

@@ -31,7 +31,7 @@ def runs(tiny, photos, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     torch.manual_seed(0)
     good = Classifier.create(tiny, labels=LABELS, preprocessing=FED)
-    train(good, photos, RECIPE, out=folder / "good", device="cpu", quiet=True, plots="pdf")
+    train(photos, model=good, recipe=RECIPE, out=folder / "good", device="cpu", quiet=True, plots="pdf")
     torch.manual_seed(1)
     poor = Classifier.create(tiny, labels=LABELS[::-1], preprocessing=FED)
     poor.save(folder / "poor.safetensors")

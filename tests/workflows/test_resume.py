@@ -19,7 +19,7 @@ from processes import Processes, Running
 from vggkit.classifier import load
 from vggkit.errors import BadCheckpoint, BadData, BadImage, BadOutput, VggkitError
 from vggkit.weights.model_file import read_state
-from vggkit.workflows.train import resume
+from vggkit.workflows.training_run import resume_run as resume
 
 LABELS = ("across", "down", "red")
 STEPS = 18
@@ -216,18 +216,18 @@ def test_an_image_that_goes_in_the_middle_is_named_and_the_state_stays(data, tmp
     folder = tmp_path / "data"
     fill_folder(folder / "train", LABELS, 12)
     fill_folder(folder / "val", LABELS, 4, start=100)
-    measure = loop.Training._measure
+    measure = loop.Trainer._measure
 
     def lose(self):
         (folder / "val" / "red" / "100.png").unlink(missing_ok=True)
         return measure(self)
 
-    monkeypatch.setattr(loop.Training, "_measure", lose)
+    monkeypatch.setattr(loop.Trainer, "_measure", lose)
     classifier = Classifier.create(
         "vgg11", labels=LABELS, until="pool2", preprocessing=Preprocessing(resize_pixels=32, crop_pixels=32)
     )
     with pytest.raises(BadImage, match=r"100\.png.*vggkit train --resume"):
-        train(classifier, folder, Recipe(epochs=2, batch_size=8), out=tmp_path / "run", device="cpu")
+        train(folder, model=classifier, recipe=Recipe(epochs=2, batch_size=8), out=tmp_path / "run", device="cpu")
     Image.fromarray(draw_class("red", 100)).save(folder / "val" / "red" / "100.png")
     monkeypatch.undo()
     assert len(resume(tmp_path / "run", device="cpu", quiet=True).history) == 2

@@ -9,7 +9,9 @@ from vggkit.reports.terminal import print_line
 from vggkit.training.presets import find_preset
 from vggkit.workflows.run_config import RunConfig
 
-BESIDE_RESUME: Final = frozenset({"--resume", "--device", "--save-seconds", "--json", "--quiet", "--help"})
+BESIDE_RESUME: Final = frozenset(
+    {"--resume", "--device", "--save-seconds", "--plots", "--json", "--quiet", "--help"}
+)
 """What may be said of a run that goes on; all else it has in its folder."""
 
 

@@ -15,7 +15,7 @@ from vggkit.data_checks.findings import Case, Finding
 from vggkit.data_checks.rules import member
 from vggkit.data_checks.survey import Sighting
 from vggkit.engines.select import choose_engine
-from vggkit.engines.stream import stream_answers
+from vggkit.engines.stream import stream_results
 from vggkit.errors import BadData, BadInput, MissingExtra
 from vggkit.images.near_duplicates import NearDuplicate
 from vggkit.weights.model import Model
@@ -55,7 +55,7 @@ def extract_features(
     engine = choose_engine(classifier.network, device, output="statistics", precision="fp32")
     images = [sighting.image for sighting in sightings]
     rows, lost = [], []
-    predictions = stream_answers(engine, classifier.preprocessing, images, batch_size=batch_size)
+    predictions = stream_results(engine, classifier.preprocessing, images, batch_size=batch_size)
     for done, answer in enumerate(predictions, start=1):
         if answer.overflows:
             lost.append(answer.problem)

@@ -1,5 +1,7 @@
 """What lies in a collection and is none of its images: why, how often, and the first names."""
 
+import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, get_args
 
@@ -66,10 +68,19 @@ class Omission:
         return {**asdict(self), "examples": list(self.examples)}
 
 
+def warn_of_omissions(omissions: Iterable[Omission]) -> None:
+    """Warn a Python caller of what somebody may have meant to be an image, such as links that lead nowhere."""
+    for omission in omissions:
+        if omission.is_grave:
+            warnings.warn(f"passed over: {omission.describe()}", stacklevel=3)
+
+
 class Reading:
     """What is met while a place is read, beside its images; in memory are counts and a few names."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_own: Callable[[object], bool] = lambda name: False) -> None:
+        self.is_own = is_own
+        """Whether a name is of a file that the caller itself writes there, which is not counted."""
         self._counts: dict[Reason, int] = {}
         self._examples: dict[Reason, list[str]] = {}
         self.written_labels: set[str] = set()
@@ -77,7 +88,8 @@ class Reading:
 
     def omit(self, reason: Reason, name: object) -> None:
         """Count what is skipped."""
-        self._count(reason, 1, [str(name)])
+        if not self.is_own(name):
+            self._count(reason, 1, [str(name)])
 
     def take(self, other: "Reading") -> None:
         """Count what another has met, too."""

@@ -13,13 +13,18 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor
 
 from vggkit.errors import BadCheckpoint, BadOutput
 from vggkit.weights.card import Card
 from vggkit.weights.model_file import read_state, write_weights
+
+_EARLIER: Final = {"images": "pictures"}
+"""Entries of a state's identity, with the names that earlier versions wrote."""
+_RENAMED: Final = {"channels": "in_channels"}
+"""Options of a network that earlier versions wrote, with their names of today."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +128,8 @@ class Checkpoints:
             raise BadCheckpoint(f"{path}: is not there; this run was stopped before its first step, begin it again")
         state, metadata = read_state(path)
         for name, now in self._identity.items():
-            before = json.loads(metadata.get(name, "{}"))
+            before = json.loads(metadata.get(name) or metadata.get(_EARLIER.get(name, ""), "{}"))
+            before = {_RENAMED.get(key, key): value for key, value in before.items()}
             changed = [key for key in now if before.get(key) != json.loads(json.dumps(now[key]))]
             if changed:
                 raise BadCheckpoint(

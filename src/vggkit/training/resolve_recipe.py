@@ -1,17 +1,16 @@
-"""What a recipe leaves open is chosen here, and each choice is said. No torch here."""
+"""Choices that a recipe leaves open, each with its reason. No torch here."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from vggkit.errors import BadConfiguration
 from vggkit.images.class_names import shorten_names
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import Configuration
-from vggkit.training.layer_groups import list_learnt
+from vggkit.training.parameter_groups import list_learnt
 from vggkit.training.recipe import STEPWISE, Recipe
-
-Start = Literal["random", "weights", "trained"]
+from vggkit.weights.origin import WeightsOrigin
 
 FEW: Final = 2_000
 """Images up to which the head alone learns from given weights: more would be learnt by heart."""
@@ -23,16 +22,14 @@ FROM_WEIGHTS: Final = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
-    """What is known when a training begins."""
+    """What choices depend on: network, data and machine."""
 
     configuration: Configuration
     """The network."""
     preprocessing: Preprocessing
     """What it is fed."""
-    start: Start
-    """Its weights: random, given and of another task, or already trained by vggkit."""
-    random_keys: tuple[str, ...]
-    """Tensors that are random although weights were given."""
+    origin: WeightsOrigin
+    """Where its weights come from, and which of them are random."""
     images: int
     """How many there are to learn from."""
     bf16: bool
@@ -41,15 +38,16 @@ class Situation:
     """Keys of the parameters that were frozen by hand."""
 
 
-def settle(
+def resolve_recipe(
     recipe: Recipe, situation: Situation, *, choose_batch_size: Callable[[Recipe], tuple[int, str]]
 ) -> tuple[Recipe, list[str]]:
-    """The recipe with every choice made, and a sentence on each choice that was made here.
+    """The recipe with every choice made, and a sentence on each choice.
 
     Args:
-        recipe: What was asked for.
-        situation: What there is.
-        choose_batch_size: For a recipe that is settled but for it and the learning rate; with its reason.
+        recipe: As it was given.
+        situation: Network, data and machine.
+        choose_batch_size: Gives the batch size, with its reason, for a recipe that is complete but for it and the
+            learning rate.
 
     Raises BadConfiguration for what cannot be learnt.
     """
@@ -130,11 +128,11 @@ def _choose_unfrozen(recipe: Recipe, situation: Situation) -> tuple[str, str]:
     """What learns where nothing is frozen."""
     if recipe.views > 1:
         return "head", "views of an image are made for it"
-    if situation.start == "random":
+    if situation.origin.kind == "random":
         return "all", "the weights are random"
-    if situation.start == "trained":
+    if situation.origin.kind == "trained":
         return "all", "the weights are a trained Classifier's"
-    if any(key.startswith("features.") for key in situation.random_keys):
+    if any(key.startswith("features.") for key in situation.origin.random_keys):
         return "all", "a part of the trunk is random"
     stepwise = [name for name, usual in STEPWISE.items() if getattr(recipe, name) != usual]
     if stepwise:
@@ -152,14 +150,14 @@ def _choose_unfrozen(recipe: Recipe, situation: Situation) -> tuple[str, str]:
 def _find_random_frozen(situation: Situation) -> list[str]:
     """Random tensors below the last layer."""
     last = f"classifier.{situation.configuration.fully_connected[-1].index}."
-    return [key for key in situation.random_keys if not key.startswith(last)]
+    return [key for key in situation.origin.random_keys if not key.startswith(last)]
 
 
 def _check_frozen(recipe: Recipe, situation: Situation) -> None:
     """What is frozen must be worth something."""
     if recipe.trainable not in ("head", "top"):
         return
-    if situation.start == "random":
+    if situation.origin.kind == "random":
         raise BadConfiguration(
             f"trainable={recipe.trainable} learns on top of given weights, and these are random; "
             "give --weights, or take trainable=all"
@@ -191,7 +189,7 @@ def _check_batch_norm(recipe: Recipe, situation: Situation) -> None:
 
 def _choose_rate(recipe: Recipe, situation: Situation) -> tuple[float, str]:
     assert recipe.batch_size is not None, "it was chosen before"
-    normed, given = situation.configuration.batch_norm, situation.start != "random"
+    normed, given = situation.configuration.batch_norm, situation.origin.kind != "random"
     rate = RATES[recipe.optimizer][normed] * (FROM_WEIGHTS if given else 1.0)
     rate = float(f"{rate * (recipe.batch_size * recipe.accumulate / 32) ** 0.5:.2g}")
     norm = "with" if normed else "without"

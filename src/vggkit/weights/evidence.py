@@ -7,11 +7,9 @@ from vggkit.errors import BadCheckpoint, VggkitError
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.statements import Statements
 from vggkit.weights.card import METADATA_KEY, Card
-from vggkit.weights.dialects import Place
 from vggkit.weights.formats.weight_file import WeightFile
 from vggkit.weights.input_conventions import match_fingerprint
 from vggkit.weights.layer_matches import Sheet
-from vggkit.weights.tensor_layouts import from_layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +64,6 @@ def _match_first(file: WeightFile, sheet: Sheet) -> tuple[str, Preprocessing] | 
         return None
     if first.shapes["bias"] != (64,):
         return None
-    place = Place(first.keys["weight"], "hwio" if sheet.channels_last else "same")
-    filters = from_layout(file.read(place.key), place).float().numpy()
-    return match_fingerprint(filters, file.read(first.keys["bias"]).float().numpy())
+    filters = file.read_array(first.keys["weight"])
+    filters = filters.transpose(3, 2, 0, 1) if sheet.channels_last else filters
+    return match_fingerprint(filters, file.read_array(first.keys["bias"]))

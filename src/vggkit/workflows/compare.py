@@ -17,6 +17,7 @@ from vggkit.evaluation.predictions import ENDINGS, Predictions
 from vggkit.reports.comparison import ComparedRun, Comparison
 from vggkit.weights.card import read_card
 from vggkit.workflows.run_config import FILE_NAME, RunConfig
+from vggkit.workflows.run_folder import read_run_state
 
 
 def compare(runs: Sequence[str | Path]) -> Comparison:
@@ -59,8 +60,7 @@ def _read_run(folder: Path, config: RunConfig, *, name: str) -> ComparedRun:
     if best.is_file():
         card = read_card(best)
         provenance, network = card.provenance, card.configuration.to_dict()
-    # The last thing that a run writes; a Classifier that learns on has the metrics of its earlier training.
-    is_finished = "metrics" in provenance and (folder / "confusion_matrix.png").is_file()
+    is_finished = read_run_state(folder).state == "finished"
     figures = dict(provenance["metrics"]) if is_finished else _figures_so_far(history, about)
     split = figures.get("split") or figures.get("part", "val")
     interval = figures.get("top1_interval")

@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from PIL import Image
 
@@ -12,8 +13,17 @@ from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.inference.predict import Prediction, predict
 from vggkit.reports.run_plots import plot_answers
 from vggkit.training.recipe import Recipe
-from vggkit.workflows.build_classifier import suit_classifier
-from vggkit.workflows.train import TrainingRun, train
+from vggkit.workflows.fit_and_record import TrainingRun
+from vggkit.workflows.train import train
+
+RECIPE: Final = Recipe(
+    epochs=4,
+    batch_size=64,
+    learning_rate=0.06,
+    schedule="one-cycle",  # Smith and Topin 2018, arXiv:1708.07120: it goes furthest in few epochs
+    label_smoothing=0.1,
+)
+"""Chosen on the validation digits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +56,7 @@ def demonstrate(
     out = Path(out)
     _clear(out)
     digits = open_dataset("digits")
-    classifier = suit_classifier(digits, "vgg11_bn", seed=seed)
-    run = train(classifier, digits, Recipe(epochs=7, seed=seed), out=out, device=device, quiet=quiet)
+    run = train(digits, model="vgg11_bn", recipe=RECIPE, seed=seed, out=out, device=device, quiet=quiet)
     asked = []
     for label in digits.labels:
         image = next(image for image in digits.split("test") if image.label == label)

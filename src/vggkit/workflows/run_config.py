@@ -24,6 +24,7 @@ from vggkit.images.sources.tables import Columns
 from vggkit.models.configuration import Head, Scheme, list_models
 from vggkit.reports.loggers import LOGGERS
 from vggkit.training.recipe import Recipe
+from vggkit.weights.card import read_entry
 
 if TYPE_CHECKING:
     from vggkit.weights.model import Model
@@ -42,6 +43,9 @@ class NetworkChoice:
 
     model: str = "vgg11"
     """A name that `vggkit models` lists."""
+    blocks: str | None = None
+    """Output channels of each convolution in place of the model's: commas between the convolutions of a block,
+    slashes between blocks, such as 64,64/128,128/256,256."""
     weights: str | None = None
     """Start from imagenet, the published weights, or from a file of a VGG's weights, such as .pth."""
     head: Head | None = None
@@ -54,7 +58,7 @@ class NetworkChoice:
     """crop (the middle), pad (the whole image on the mean colour) or stretch; of predictions too."""
     reduced_decoding: bool = False
     """Decode large JPEGs at a smaller scale: faster, and slightly other pixels."""
-    channels: int = 3
+    in_channels: int = 3
     """3, or 1 for grey."""
     dropout: float | None = None
     """Chance in [0, 1)."""
@@ -67,7 +71,7 @@ class NetworkChoice:
 
     def __post_init__(self) -> None:
         _check_types(self)
-        for name in ("image_size", "channels"):
+        for name in ("image_size", "in_channels"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise BadConfiguration(f"{name} must be 1 or more; got {value}")
@@ -76,16 +80,15 @@ class NetworkChoice:
     def of(cls, classifier: "Model") -> Self:
         """What can be told from a Classifier that is there already."""
         network, fed = classifier.configuration, classifier.preprocessing
-        started = classifier.provenance.get("weights")
         return cls(
             model=network.model,
-            weights=str(started.get("file")) if isinstance(started, Mapping) and "file" in started else None,
+            weights=classifier.origin.source,
             head=network.head,
             until=network.until,
             image_size=fed.crop_pixels,
             fit_mode=fed.fit_mode,
             reduced_decoding=fed.reduced_decoding,
-            channels=network.in_channels,
+            in_channels=network.in_channels,
             dropout=network.dropout,
         )
 
@@ -200,12 +203,18 @@ class RunConfig:
         given = dict(values)
         for name, kind in (("columns", Columns), ("network", NetworkChoice)):
             if name in given:
+                if name == "network":
+                    given[name] = rename_options(given[name])
                 _check_keys(kind, given[name], name)
                 given[name] = kind(**(given[name] or {}))
         if "recipe" in given:
             given["recipe"] = Recipe.from_dict({} if given["recipe"] is None else given["recipe"])
         if given.get("found", ()) is None:
             del given["found"]
+        about = read_entry(given, "found", "data")
+        if "pictures" in about:  # the name of earlier versions
+            images = {"images" if name == "pictures" else name: value for name, value in about.items()}
+            given["found"] = {**given["found"], "data": images}
         return cls(**given)._split_choices()
 
     def _split_choices(self) -> Self:
@@ -215,6 +224,13 @@ class RunConfig:
             return self
         usual = {name: value for name, value in Recipe().to_dict().items() if name in names}
         return replace(self, recipe=replace(self.recipe, **usual)).record(self.recipe, self.found)
+
+
+def rename_options(network: Any) -> Any:
+    """The options of a network, as earlier versions wrote them, by the names of today."""
+    if not isinstance(network, Mapping) or "channels" not in network:
+        return network
+    return {"in_channels" if name == "channels" else name: value for name, value in network.items()}
 
 
 def locate(place: str) -> str:

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from vggkit.models.vgg import VGG
-from vggkit.training import learner as learner_module
-from vggkit.training.layer_groups import list_strata
-from vggkit.training.learner import Learner
+from vggkit.training import train_state as train_state_module
+from vggkit.training.parameter_groups import list_groups
 from vggkit.training.recipe import Recipe
+from vggkit.training.train_state import TrainState
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(trainable="all", precision="fp32", learning_rate=0.05, weight_decay=5e-4)
@@ -24,9 +24,9 @@ def build(configuration, *, seed=0):
 
 
 def learn(configuration, *, epoch=1, **changes):
-    learner = Learner(build(configuration), replace(RECIPE, **changes), device=CPU)
-    learner.start_epoch(epoch)
-    return learner
+    train_state = TrainState(build(configuration), replace(RECIPE, **changes), device=CPU)
+    train_state.start_epoch(epoch)
+    return train_state
 
 
 def batches(count, size=6):
@@ -37,17 +37,17 @@ def batches(count, size=6):
     ]
 
 
-def go(learner, given, *, start=0, rate=0.05):
+def go(train_state, given, *, start=0, rate=0.05):
     """A step for each batch; the losses."""
     losses = []
     for number, (images, targets) in enumerate(given[start:], start=start):
-        losses.append(learner.compute(images, targets, draw=number).item())
-        assert learner.step(rate, number=number)
+        losses.append(train_state.compute(images, targets, draw=number).item())
+        assert train_state.step(rate, number=number)
     return losses
 
 
-def copy_state(learner):
-    return {key: value.clone() for key, value in learner.state().items()}
+def copy_state(train_state):
+    return {key: value.clone() for key, value in train_state.state().items()}
 
 
 def assert_equal(first, second):
@@ -70,8 +70,8 @@ def assert_equal(first, second):
 )
 def test_sgd_is_torchs_in_a_plain_loop(tiny, changes):
     recipe = replace(RECIPE, **changes)
-    learner, peer = learn(tiny, **changes), build(tiny).to(memory_format=torch.channels_last).train()
-    depths = {place: stratum.depth for stratum in list_strata(tiny) for place in stratum.modules}
+    train_state, peer = learn(tiny, **changes), build(tiny).to(memory_format=torch.channels_last).train()
+    depths = {place: group.depth for group in list_groups(tiny) for place in group.modules}
     groups = [
         {
             "params": [value],
@@ -82,7 +82,7 @@ def test_sgd_is_torchs_in_a_plain_loop(tiny, changes):
     ]
     optimizer = torch.optim.SGD(groups, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
     given = batches(6)
-    for (images, targets), loss in zip(given, go(learner, given), strict=True):
+    for (images, targets), loss in zip(given, go(train_state, given), strict=True):
         expected = F.cross_entropy(
             peer(images.to(memory_format=torch.channels_last)), targets, label_smoothing=recipe.label_smoothing
         )
@@ -92,12 +92,14 @@ def test_sgd_is_torchs_in_a_plain_loop(tiny, changes):
             nn.utils.clip_grad_norm_(peer.parameters(), recipe.clip_norm)
         optimizer.step()
         assert loss == pytest.approx(expected.item(), abs=1e-5)
-    for (key, value), other in zip(learner.network.state_dict().items(), peer.state_dict().values(), strict=True):
+    for (key, value), other in zip(
+        train_state.network.state_dict().items(), peer.state_dict().values(), strict=True
+    ):
         torch.testing.assert_close(value, other, atol=2e-6, rtol=2e-5, msg=key)
 
 
 def test_adamw_is_torchs_in_a_plain_loop(tiny):
-    learner = learn(tiny, optimizer="adamw", weight_decay=0.05)
+    train_state = learn(tiny, optimizer="adamw", weight_decay=0.05)
     peer = build(tiny).to(memory_format=torch.channels_last).train()
     matrices = [value for value in peer.parameters() if value.dim() > 1]
     others = [value for value in peer.parameters() if value.dim() <= 1]
@@ -105,7 +107,7 @@ def test_adamw_is_torchs_in_a_plain_loop(tiny):
         [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}], lr=1e-3
     )
     given = batches(3)
-    go(learner, given, rate=1e-3)
+    go(train_state, given, rate=1e-3)
     for images, targets in given:
         optimizer.zero_grad()
         F.cross_entropy(peer(images.to(memory_format=torch.channels_last)), targets).backward()
@@ -113,26 +115,26 @@ def test_adamw_is_torchs_in_a_plain_loop(tiny):
         optimizer.step()
     # A bias below a batch norm has no gradient but rounding, which AdamW makes steps of.
     convolutions = {f"features.{layer.index}.bias" for layer in tiny.trunk if layer.kind == "conv"}
-    for (key, value), other in zip(learner.network.named_parameters(), peer.parameters(), strict=True):
+    for (key, value), other in zip(train_state.network.named_parameters(), peer.parameters(), strict=True):
         if key not in convolutions:
             torch.testing.assert_close(value, other, atol=2e-5, rtol=1e-3, msg=key)
 
 
 def test_muon_steps_kernels_as_torchs_does_matrices(tiny):
     """The columns of a matrix may come in any order: Muon's steps do not depend on it."""
-    learner = learn(tiny, optimizer="muon", weight_decay=0.05)
+    train_state = learn(tiny, optimizer="muon", weight_decay=0.05)
     kernels = {
         key: value.detach().clone()
-        for key, value in learner.network.named_parameters()
+        for key, value in train_state.network.named_parameters()
         if key.startswith("features.") and value.dim() == 4
     }
     matrices = {key: value.reshape(len(value), -1).clone() for key, value in kernels.items()}
     peer = torch.optim.Muon(
         list(matrices.values()), lr=2e-3, momentum=0.9, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"
     )
-    twin = copy.deepcopy(learner.network)
+    twin = copy.deepcopy(train_state.network)
     for number, (images, targets) in enumerate(batches(3)):
-        twin.load_state_dict(learner.network.state_dict())
+        twin.load_state_dict(train_state.network.state_dict())
         twin.train().zero_grad()
         F.cross_entropy(twin(images), targets).backward()
         length = nn.utils.get_total_norm([value.grad for value in twin.parameters()])
@@ -140,10 +142,10 @@ def test_muon_steps_kernels_as_torchs_does_matrices(tiny):
         for key, matrix in matrices.items():
             matrix.grad = (named[key].grad / max(1.0, float(length))).reshape(matrix.shape)
         peer.step()
-        go_on = learner.compute(images, targets, draw=number)
+        go_on = train_state.compute(images, targets, draw=number)
         assert torch.isfinite(go_on)
-        learner.step(2e-3, number=number)
-    now = dict(learner.network.named_parameters())
+        train_state.step(2e-3, number=number)
+    now = dict(train_state.network.named_parameters())
     for key, matrix in matrices.items():
         moved = (matrix.reshape(kernels[key].shape) - kernels[key]).abs().max()
         difference = (now[key] - matrix.reshape(kernels[key].shape)).abs().max()
@@ -163,7 +165,7 @@ def test_a_restored_learner_goes_on_bit_for_bit(tiny, optimizer, precision, ema_
     kept = copy_state(whole)
     losses += go(whole, given, start=3, rate=rate)
 
-    other = Learner(build(configuration, seed=5), replace(RECIPE, **changes), device=CPU)
+    other = TrainState(build(configuration, seed=5), replace(RECIPE, **changes), device=CPU)
     other.start_epoch(1)
     go(other, given[:1], rate=rate)  # what it did before is forgotten
     other.restore(kept)
@@ -174,16 +176,16 @@ def test_a_restored_learner_goes_on_bit_for_bit(tiny, optimizer, precision, ema_
 
 
 def test_a_state_from_before_the_first_step_can_be_gone_back_to(tiny):
-    learner = learn(tiny, optimizer="adamw", weight_decay=0.05)
-    kept = copy_state(learner)
-    first = go(learner, batches(3))
-    learner.restore(kept)
-    assert go(learner, batches(3)) == first
+    train_state = learn(tiny, optimizer="adamw", weight_decay=0.05)
+    kept = copy_state(train_state)
+    first = go(train_state, batches(3))
+    train_state.restore(kept)
+    assert go(train_state, batches(3)) == first
 
 
 def test_the_twin_computes_in_bfloat16_with_the_networks_own_batch_norms(tiny):
-    learner = learn(tiny, precision="bf16")
-    pairs = list(zip(learner.worker.modules(), learner.network.modules(), strict=True))
+    train_state = learn(tiny, precision="bf16")
+    pairs = list(zip(train_state.compute_copy.modules(), train_state.network.modules(), strict=True))
     for mine, theirs in pairs:
         if isinstance(mine, nn.BatchNorm2d):
             assert mine is theirs
@@ -191,12 +193,12 @@ def test_the_twin_computes_in_bfloat16_with_the_networks_own_batch_norms(tiny):
         elif isinstance(mine, nn.Conv2d | nn.Linear):
             assert mine is not theirs
             assert mine.weight.dtype == torch.bfloat16
-    go(learner, batches(2))
+    go(train_state, batches(2))
     for mine, theirs in pairs:
         if isinstance(mine, nn.Conv2d | nn.Linear):
             assert torch.equal(mine.weight, theirs.weight.to(torch.bfloat16))
-    assert all(value.dtype == torch.float32 for value in learner.network.parameters())
-    assert learner.network.features[1].num_batches_tracked == 2
+    assert all(value.dtype == torch.float32 for value in train_state.network.parameters())
+    assert train_state.network.features[1].num_batches_tracked == 2
 
 
 @pytest.mark.parametrize("precision", ["bf16", "amp"])
@@ -209,11 +211,11 @@ def test_lower_precision_follows_float32(tiny, precision):
 
 def test_small_steps_are_not_lost_in_bfloat16(tiny):
     """Each is below half of bfloat16's spacing; together they move the weights all the same."""
-    learner = learn(tiny, precision="bf16", momentum=0.0, weight_decay=0.0)
-    before = copy.deepcopy(learner.network.state_dict())
-    go(learner, batches(1) * 20, rate=1e-5)
+    train_state = learn(tiny, precision="bf16", momentum=0.0, weight_decay=0.0)
+    before = copy.deepcopy(train_state.network.state_dict())
+    go(train_state, batches(1) * 20, rate=1e-5)
     key = "features.0.weight"
-    moved = learner.network.state_dict()[key] - before[key]
+    moved = train_state.network.state_dict()[key] - before[key]
     assert moved.abs().max() > 0
     assert moved.abs().max() < 2**-9 * before[key].abs().max()
 
@@ -241,20 +243,20 @@ def test_a_step_is_torchs_of_all_its_batches_together(tiny, split, smoothing, ki
     )
     expected.backward()
     recipe = replace(RECIPE, label_smoothing=smoothing, momentum=0.0, weight_decay=0.0, clip_norm=0.0)
-    learner = Learner(build(replace(tiny, batch_norm=False)), recipe, device=CPU, class_weights=weights)
-    learner.start_epoch(1)
+    train_state = TrainState(build(replace(tiny, batch_norm=False)), recipe, device=CPU, class_weights=weights)
+    train_state.start_epoch(1)
     for number in range(2):  # what a step divides by is its own
-        before = {key: value.detach().clone() for key, value in learner.network.named_parameters()}
+        before = {key: value.detach().clone() for key, value in train_state.network.named_parameters()}
         total = weight = 0.0
         for part, rows in zip(images.split(SPLITS[split]), targets.split(SPLITS[split]), strict=True):
-            loss = learner.compute(part, rows, draw=0).item()
-            total, weight = total + loss * learner.weigh(rows), weight + learner.weigh(rows)
+            loss = train_state.compute(part, rows, draw=0).item()
+            total, weight = total + loss * train_state.weigh(rows), weight + train_state.weigh(rows)
         rate = 1e-3 if number == 0 else 0.0
-        assert learner.step(rate, number=number)
+        assert train_state.step(rate, number=number)
         if number == 0:
             assert total / weight == pytest.approx(expected.item(), rel=1e-5)
             for key, value in peer.named_parameters():
-                moved = (before[key] - dict(learner.network.named_parameters())[key].detach()) / rate
+                moved = (before[key] - dict(train_state.network.named_parameters())[key].detach()) / rate
                 torch.testing.assert_close(
                     moved.double(), value.grad, rtol=2e-3, atol=3e-4 * float(value.grad.abs().max()) + 1e-4, msg=key
                 )
@@ -266,18 +268,18 @@ def test_a_gradient_is_clipped_by_the_length_that_it_has_in_the_whole_step(tiny,
     images, targets = batches(1, size=12)[0][0], torch.tensor([0, 0, 0, 0, 1, 0, 0, 2, 2, 1, 0, 2])
     moved = []
     for sizes in (SPLITS[split], [12]):
-        learner = Learner(
+        train_state = TrainState(
             build(replace(tiny, batch_norm=False)),
             replace(RECIPE, clip_norm=0.5, precision=precision, momentum=0.0, weight_decay=0.0),
             device=CPU,
             class_weights=WEIGHTS,
         )
-        learner.start_epoch(1)
-        before = copy.deepcopy(list(learner.network.parameters()))
+        train_state.start_epoch(1)
+        before = copy.deepcopy(list(train_state.network.parameters()))
         for part, rows in zip(images.split(sizes), targets.split(sizes), strict=True):
-            learner.compute(part, rows, draw=0)
-        learner.step(1.0, number=0)
-        steps = [old - new for old, new in zip(before, learner.network.parameters(), strict=True)]
+            train_state.compute(part, rows, draw=0)
+        train_state.step(1.0, number=0)
+        steps = [old - new for old, new in zip(before, train_state.network.parameters(), strict=True)]
         moved.append(nn.utils.get_total_norm(steps).item())
     assert moved[1] == pytest.approx(0.5, rel=1e-3), "the gradient is longer than that"
     assert moved[0] == pytest.approx(moved[1], rel=0.02)
@@ -286,12 +288,12 @@ def test_a_gradient_is_clipped_by_the_length_that_it_has_in_the_whole_step(tiny,
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("trainable", ["top", "all"])
 def test_frozen_batch_norm_stays_bit_for_bit(tiny, precision, trainable):
-    learner = learn(tiny, freeze_norm=True, precision=precision, trainable=trainable)
+    train_state = learn(tiny, freeze_norm=True, precision=precision, trainable=trainable)
     with torch.no_grad():
-        learner.network.features[1].running_mean += 0.3
-    before = copy.deepcopy(learner.network.state_dict())
-    go(learner, batches(3))
-    after = learner.network.state_dict()
+        train_state.network.features[1].running_mean += 0.3
+    before = copy.deepcopy(train_state.network.state_dict())
+    go(train_state, batches(3))
+    after = train_state.network.state_dict()
     norms = {f"features.{layer.index}" for layer in tiny.trunk if layer.kind == "bn"}
     for key, value in before.items():
         if key.rpartition(".")[0] in norms:
@@ -303,12 +305,12 @@ def test_frozen_batch_norm_stays_bit_for_bit(tiny, precision, trainable):
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_frozen_layers_do_not_move_nor_decay(tiny, optimizer, precision):
-    learner = learn(tiny, optimizer=optimizer, precision=precision, trainable="top", weight_decay=0.5)
-    before = copy.deepcopy(learner.network.state_dict())
-    go(learner, batches(3))
+    train_state = learn(tiny, optimizer=optimizer, precision=precision, trainable="top", weight_decay=0.5)
+    before = copy.deepcopy(train_state.network.state_dict())
+    go(train_state, batches(3))
     moved = {
         key
-        for key, value in learner.network.state_dict().items()
+        for key, value in train_state.network.state_dict().items()
         if not torch.equal(value, before[key]) and value.dim() == 4
     }
     top = {f"features.{layer.index}.weight" for layer in tiny.trunk if layer.name in ("conv5_1", "conv5_2")}
@@ -317,51 +319,53 @@ def test_frozen_layers_do_not_move_nor_decay(tiny, optimizer, precision):
     for index in frozen:
         for key in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
             name = f"features.{index}.{key}"
-            assert torch.equal(before[name], learner.network.state_dict()[name]), name
+            assert torch.equal(before[name], train_state.network.state_dict()[name]), name
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_gradual_opens_layers_as_told(tiny, optimizer, precision):
-    learner = learn(tiny, trainable="gradual", epochs=4, optimizer=optimizer, precision=precision, weight_decay=0.5)
+    train_state = learn(
+        tiny, trainable="gradual", epochs=4, optimizer=optimizer, precision=precision, weight_decay=0.5
+    )
     blocks = {f"features.{layer.index}.weight": int(layer.name[4]) for layer in tiny.trunk if layer.kind == "conv"}
     for epoch, opened in ((1, set()), (2, {4, 5}), (3, {1, 2, 3, 4, 5})):
-        learner.start_epoch(epoch)
-        before = copy.deepcopy(learner.network.state_dict())
-        go(learner, batches(2))
-        after = learner.network.state_dict()
+        train_state.start_epoch(epoch)
+        before = copy.deepcopy(train_state.network.state_dict())
+        go(train_state, batches(2))
+        after = train_state.network.state_dict()
         assert {block for key, block in blocks.items() if not torch.equal(before[key], after[key])} == opened
 
 
 def test_the_average_by_its_formula_follows_faster_at_first(tiny):
-    learner = learn(tiny, ema_decay=0.5)
-    average = learner.average
+    train_state = learn(tiny, ema_decay=0.5)
+    average = train_state.average
     assert average is not None
-    assert learner.kept is average
-    expected = [value.detach().clone() for value in learner.network.parameters()]
+    assert train_state.evaluated is average
+    expected = [value.detach().clone() for value in train_state.network.parameters()]
     for number, batch in enumerate(batches(12)):
-        go(learner, [batch] * (number + 1), start=number)
+        go(train_state, [batch] * (number + 1), start=number)
         decay = min(0.5, (1 + number) / (10 + number))
         expected = [
             decay * old + (1 - decay) * new.detach()
-            for old, new in zip(expected, learner.network.parameters(), strict=True)
+            for old, new in zip(expected, train_state.network.parameters(), strict=True)
         ]
     for value, other in zip(average.parameters(), expected, strict=True):
         torch.testing.assert_close(value, other, atol=1e-6, rtol=1e-5)
-    for value, other in zip(average.buffers(), learner.network.buffers(), strict=True):
+    for value, other in zip(average.buffers(), train_state.network.buffers(), strict=True):
         assert torch.equal(value, other)
     assert not any(value.requires_grad for value in average.parameters())
 
 
 def test_a_gradient_that_is_no_number_moves_nothing(tiny):
-    learner = learn(tiny, ema_decay=0.9)
+    train_state = learn(tiny, ema_decay=0.9)
     given = batches(3)
-    go(learner, given[:1])
-    before = copy_state(learner)
+    go(train_state, given[:1])
+    before = copy_state(train_state)
     images, targets = given[1]
-    learner.compute(images * float("nan"), targets, draw=1)
-    assert not learner.step(0.05, number=1)
-    for key, value in learner.state().items():
+    train_state.compute(images * float("nan"), targets, draw=1)
+    assert not train_state.step(0.05, number=1)
+    for key, value in train_state.state().items():
         if "running" not in key and "num_batches" not in key:
             assert torch.equal(value, before[key]), key
 
@@ -370,15 +374,15 @@ def test_dropout_depends_on_seed_and_draw_alone_and_leaves_torchs_generator(tiny
     dropping = replace(tiny, dropout=0.5, hidden=(16,))
     images, targets = batches(1)[0]
     state = torch.random.get_rng_state()
-    learner = Learner(build(dropping), RECIPE, device=CPU)
+    train_state = TrainState(build(dropping), RECIPE, device=CPU)
     torch.random.set_rng_state(state)
-    learner.start_epoch(1)
-    first = learner.compute(images, targets, draw=3).item()
+    train_state.start_epoch(1)
+    first = train_state.compute(images, targets, draw=3).item()
     assert torch.equal(torch.random.get_rng_state(), state)
     torch.rand(5)
-    assert learner.compute(images, targets, draw=3).item() == first
-    assert learner.compute(images, targets, draw=4).item() != first
-    other = Learner(build(dropping), replace(RECIPE, seed=1), device=CPU)
+    assert train_state.compute(images, targets, draw=3).item() == first
+    assert train_state.compute(images, targets, draw=4).item() != first
+    other = TrainState(build(dropping), replace(RECIPE, seed=1), device=CPU)
     other.start_epoch(1)
     assert other.compute(images, targets, draw=3).item() != first
 
@@ -387,10 +391,10 @@ def test_class_weights_and_shares_of_classes_are_torchs(tiny):
     network, (images, targets) = build(tiny), batches(1)[0]
     weights = torch.tensor([0.5, 1.0, 2.0])
     logits = copy.deepcopy(network).train()(images)
-    learner = Learner(network, RECIPE, device=CPU, class_weights=weights)
-    learner.start_epoch(1)
+    train_state = TrainState(network, RECIPE, device=CPU, class_weights=weights)
+    train_state.start_epoch(1)
     expected = F.cross_entropy(logits, targets, weight=weights).item()
-    assert learner.compute(images, targets, draw=0).item() == pytest.approx(expected, abs=1e-5)
+    assert train_state.compute(images, targets, draw=0).item() == pytest.approx(expected, abs=1e-5)
     shares = torch.rand(6, 3).softmax(1)
     plain = learn(tiny)
     expected = F.cross_entropy(logits, shares).item()
@@ -400,7 +404,7 @@ def test_class_weights_and_shares_of_classes_are_torchs(tiny):
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
 def test_float16_scales_its_loss_and_goes_on_bit_for_bit(tiny, optimizer, monkeypatch):
     """As on GPUs that have no bfloat16."""
-    monkeypatch.setattr(learner_module, "_choose_autocast", lambda device: torch.float16)
+    monkeypatch.setattr(train_state_module, "_choose_autocast", lambda device: torch.float16)
     changes = {"precision": "amp", "optimizer": optimizer, "weight_decay": DECAYS[optimizer]}
     given, rate = batches(5), RATES[optimizer]
     whole = learn(tiny, **changes)
@@ -417,16 +421,16 @@ def test_float16_scales_its_loss_and_goes_on_bit_for_bit(tiny, optimizer, monkey
 
 
 def test_a_float16_gradient_that_overflows_moves_nothing_and_halves_the_scale(tiny, monkeypatch):
-    monkeypatch.setattr(learner_module, "_choose_autocast", lambda device: torch.float16)
-    learner = learn(tiny, precision="amp")
+    monkeypatch.setattr(train_state_module, "_choose_autocast", lambda device: torch.float16)
+    train_state = learn(tiny, precision="amp")
     images, targets = batches(1)[0]
-    kept = copy_state(learner)
-    learner.restore(kept | {"scaler/scale": torch.tensor(2.0**40, dtype=torch.float64)})
-    before = copy.deepcopy(list(learner.network.parameters()))
-    learner.compute(images, targets, draw=0)
-    assert learner.step(0.05, number=0), "it is no divergence"
-    assert all(map(torch.equal, before, learner.network.parameters()))
-    assert learner.state()["scaler/scale"] == 2.0**39
+    kept = copy_state(train_state)
+    train_state.restore(kept | {"scaler/scale": torch.tensor(2.0**40, dtype=torch.float64)})
+    before = copy.deepcopy(list(train_state.network.parameters()))
+    train_state.compute(images, targets, draw=0)
+    assert train_state.step(0.05, number=0), "it is no divergence"
+    assert all(map(torch.equal, before, train_state.network.parameters()))
+    assert train_state.state()["scaler/scale"] == 2.0**39
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -437,8 +441,8 @@ def test_the_last_layer_learns_as_if_it_read_numbers_of_about_one(tiny, optimize
     scale, rate = 8.0, RATES[optimizer]
     tiny = replace(tiny, batch_norm=False)  # biases before a norm have gradients of rounding alone
     recipe = replace(RECIPE, optimizer=optimizer, weight_decay=0.1, clip_norm=0.5)
-    learner = Learner(build(tiny), recipe, device=CPU, feature_scale=scale)
-    learner.start_epoch(1)
+    train_state = TrainState(build(tiny), recipe, device=CPU, feature_scale=scale)
+    train_state.start_epoch(1)
     peer = build(tiny).to(memory_format=torch.channels_last).train()
     with torch.no_grad():
         peer.classifier[-1].weight.mul_(scale)
@@ -451,8 +455,8 @@ def test_the_last_layer_learns_as_if_it_read_numbers_of_about_one(tiny, optimize
     else:
         stepper = torch.optim.AdamW(groups, lr=rate)
     for number, (images, targets) in enumerate(given):
-        learner.compute(images, targets, draw=number)
-        learner.step(rate, number=number)
+        train_state.compute(images, targets, draw=number)
+        train_state.step(rate, number=number)
         stepper.zero_grad()
         last = peer.classifier[-1]
         logits = F.linear(peer.describe(images) / scale, last.weight, last.bias)
@@ -460,6 +464,6 @@ def test_the_last_layer_learns_as_if_it_read_numbers_of_about_one(tiny, optimize
         nn.utils.clip_grad_norm_(peer.parameters(), 0.5)
         stepper.step()
     theirs = dict(peer.named_parameters())
-    for key, value in learner.network.named_parameters():
+    for key, value in train_state.network.named_parameters():
         expected = theirs[key] / scale if key == "classifier.0.weight" else theirs[key]
         torch.testing.assert_close(value, expected, rtol=2e-3, atol=2e-5)

@@ -1,4 +1,4 @@
-"""A network that learns: it computes in one precision and is kept in float32.
+"""The state of a training: float32 master weights, their copy that computes, and the optimizers.
 
 Shape letters: N images, C channels, H and W pixels, K classes.
 """
@@ -16,31 +16,31 @@ from torch import Tensor, nn
 from vggkit.hardware import computes_bf16, derive_seed
 from vggkit.models.vgg import VGG
 from vggkit.training.by_hand import NOTHING, SetByHand
-from vggkit.training.layer_groups import list_learnt
-from vggkit.training.optimizers import build_optimizers, set_rate
-from vggkit.training.parameter_groups import name_last_weight, open_layers, scale_rates
+from vggkit.training.optimizers import build_optimizers, name_last_weight, open_layers, scale_rates, set_rate
+from vggkit.training.parameter_groups import list_learnt
 from vggkit.training.recipe import Recipe
 
 PLANES: Final = torch.channels_last
 """How maps lie in memory; the fast convolutions of processors and GPUs read them so."""
 
 
-class Learner:
-    """A network, its optimizers, and where they stand.
+class TrainState:
+    """A network, its optimizers, and all that the next step depends on.
 
-    With precision bf16 a twin of the network computes, in bfloat16 but for its batch norms, which are
-    the network's own; its gradients move the network's float32 weights, and these are rounded into the
-    twin again. Small steps are not lost so, and nothing is cast while computing, as autocast does.
+    With precision bf16 a copy of the network computes, in bfloat16 but for its batch norms, which are the
+    network's own. Its gradients update the network's float32 master weights, which are then rounded into the copy
+    again. Small updates are not lost in this way, and nothing is cast while computing, as autocast does
+    (Micikevicius et al. 2018, arXiv:1710.03740, section 3.1).
 
     Args:
         network: Learns in place, in float32.
-        recipe: A settled recipe.
+        recipe: A resolved recipe.
         device: Where to learn; the network moves there.
         class_weights: (K,), how much each class counts; None: alike.
         feature_scale: Root mean square of what the last layer reads, where it is known and above 1. That layer
             learns as if it read numbers of about 1, as a fresh network's does: else its gradients, which grow
             with what it reads, would leave the others nothing when they are clipped, and its steps break it.
-        by_hand: What the caller set on the network, and learning keeps.
+        by_hand: What the caller set on the network, which training keeps.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Learner:
     ) -> None:
         self.network: VGG = network.to(device, memory_format=PLANES)  # type: ignore[call-overload]
         self.recipe, self.device, self.by_hand = recipe, device, by_hand
-        self.worker = _make_twin(self.network) if recipe.precision == "bf16" else self.network
+        self.compute_copy = _copy_in_bfloat16(self.network) if recipe.precision == "bf16" else self.network
         self.average = copy.deepcopy(self.network).requires_grad_(False) if recipe.ema_decay else None
         self._class_weights = None if class_weights is None else class_weights.to(device)
         self._counts = None if class_weights is None else class_weights.double().cpu()
@@ -63,7 +63,7 @@ class Learner:
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._autocast is torch.float16)
 
         learning = [key for key in list_learnt(network.configuration, recipe) if key not in by_hand.frozen]
-        whole, working = dict(self.network.named_parameters()), dict(self.worker.named_parameters())
+        whole, working = dict(self.network.named_parameters()), dict(self.compute_copy.named_parameters())
         self._working = [working[key] for key in learning]
         self._whole = [whole[key].detach() for key in learning]
         # Muon steps matrices: a kernel a row, its numbers as they lie in memory.
@@ -82,13 +82,13 @@ class Learner:
         self.optimizers = build_optimizers(self._stepped, scales, recipe, decays={last: self.feature_scale})
 
     @property
-    def kept(self) -> VGG:
-        """The network that is measured and saved: the average, where there is one."""
+    def evaluated(self) -> VGG:
+        """The network that is evaluated and saved: the moving average, where there is one."""
         return self.network if self.average is None else self.average
 
     def start_epoch(self, epoch: int) -> None:
         """Open the layers that learn in it, counted from 1."""
-        open_layers(self.worker, self.recipe, epoch, by_hand=self.by_hand)
+        open_layers(self.compute_copy, self.recipe, epoch, by_hand=self.by_hand)
 
     def weigh(self, targets: Tensor) -> float:
         """What a batch counts in a mean over several: its images, or with class weights the sum of theirs.
@@ -122,7 +122,7 @@ class Learner:
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(derive_seed(self.recipe.seed, "dropout", draw))
             with torch.autocast(self.device.type, self._autocast, enabled=self._autocast is not None):
-                logits = self.worker(images)
+                logits = self.compute_copy(images)
         loss = F.cross_entropy(
             logits.float(), targets, weight=self._class_weights, label_smoothing=self.recipe.label_smoothing
         )
@@ -171,7 +171,7 @@ class Learner:
             with self._frozen_left_out(learning):
                 for optimizer in self.optimizers:
                     optimizer.step()
-            if self.worker is not self.network:
+            if self.compute_copy is not self.network:
                 torch._foreach_copy_(self._working, self._whole)
             if self.average is not None:
                 self._move_average(number)
@@ -219,7 +219,7 @@ class Learner:
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Stand where `state` was taken, of a Learner of the same network and recipe."""
+        """Stand where `state` was taken, of a TrainState of the same network and recipe."""
         for name, network in (("network", self.network), ("average", self.average)):
             if network is not None:
                 network.load_state_dict({k: state[f"{name}/{k}"] for k in network.state_dict()})
@@ -240,20 +240,20 @@ class Learner:
         scaler = {k.removeprefix("scaler/"): v.item() for k, v in state.items() if k.startswith("scaler/")}
         if scaler:
             self._scaler.load_state_dict(scaler)
-        if self.worker is not self.network:
-            for working, whole in zip(self.worker.parameters(), self.network.parameters(), strict=True):
+        if self.compute_copy is not self.network:
+            for working, whole in zip(self.compute_copy.parameters(), self.network.parameters(), strict=True):
                 working.copy_(whole)
         self._fresh = True
 
 
-def _make_twin(network: VGG) -> VGG:
+def _copy_in_bfloat16(network: VGG) -> VGG:
     """The network in bfloat16; its batch norms are the given network's own, in float32."""
     norms = {id(module): module for module in network.modules() if isinstance(module, nn.BatchNorm2d)}
-    twin = copy.deepcopy(network, norms)  # what deepcopy is told to have copied stays shared
-    for module in twin.modules():
+    copied = copy.deepcopy(network, norms)  # what deepcopy is told to have copied stays shared
+    for module in copied.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.to(torch.bfloat16)
-    return twin
+    return copied
 
 
 def _as_matrix(value: Tensor) -> Tensor:

@@ -1,0 +1,340 @@
+"""A training run: build the classifier, check the data, resolve the recipe, fit, evaluate, write the run's folder.
+
+`start_run` begins one and `resume_run` continues one; both end in `fit_and_record`.
+"""
+
+import datetime
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+import torch
+
+from vggkit.classifier import Classifier
+from vggkit.errors import BadCheckpoint, BadConfiguration, BadData
+from vggkit.hardware import choose_device, computes_bf16, describe_machine
+from vggkit.images.class_names import hint_at_lookalikes, shorten_names
+from vggkit.images.dataset import ImageDataset, identify_images
+from vggkit.images.sources.open_dataset import open_dataset
+from vggkit.images.sources.spooling import spool
+from vggkit.images.splits import hold_out
+from vggkit.interruption import hear_signals
+from vggkit.models.configuration import Configuration, configure
+from vggkit.models.vgg import VGG
+from vggkit.reports.lr_plot import plot_rate_search
+from vggkit.reports.plots import PlotEnding
+from vggkit.reports.progress import ProgressLine
+from vggkit.training.by_hand import SetByHand, bring_to_float32, demand_learnable, left_as_found
+from vggkit.training.estimates import choose_batch_size
+from vggkit.training.lr_finder import search_learning_rate
+from vggkit.training.recipe import Recipe
+from vggkit.training.resolve_recipe import Situation, resolve_recipe
+from vggkit.weights.card import read_card
+from vggkit.weights.model import Model
+from vggkit.weights.pretrained import fetch
+from vggkit.weights.published_models import find_published_for
+from vggkit.workflows.build_classifier import build_classifier, describe_start
+from vggkit.workflows.check import vet
+from vggkit.workflows.fit_and_record import TrainingRun, fit_and_record
+from vggkit.workflows.run_config import NetworkChoice, RunConfig
+from vggkit.workflows.run_folder import hold_folder, new_folder
+
+RESULTS: Final = frozenset({"metrics", "seconds", "peak_memory_bytes", "epoch", "calibration", "ranges"})
+"""What a Classifier's provenance says of how a training went."""
+
+
+def start_run(
+    config: RunConfig,
+    dataset: ImageDataset,
+    *,
+    model: Model | Configuration | None = None,
+    out: str | Path | None = None,
+    device: str = "auto",
+    quiet: bool = False,
+    save_seconds: float = 300.0,
+    plots: PlotEnding | None = None,
+) -> TrainingRun:
+    """Begin a training and see it to its end; see `vggkit.train`.
+
+    Args:
+        config: What was asked for.
+        dataset: The images.
+        model: A Model whose network is trained in place, or a Configuration in place of the one that `config`
+            names.
+        out: The run's folder, new or empty; None: the next free `runs/<model>-<n>`.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        quiet: No progress on standard error.
+        save_seconds: How often the middle of an epoch is kept, in seconds.
+        plots: Also write the figures as such files.
+    """
+    if config.find_learning_rate and config.recipe.learning_rate is not None:
+        raise BadConfiguration(
+            f"learning_rate={config.recipe.learning_rate:g} is given, and find_learning_rate searches for one; "
+            "leave out either, in a file by deleting its line"
+        )
+    chosen = choose_device(device)
+    if isinstance(model, Model):
+        classifier = model
+    else:
+        classifier = _build(dataset, config.network, seed=config.recipe.seed, model=model, quiet=quiet)
+    dataset = dataset.spelled_as(classifier.labels)
+    demand_learnable(classifier.network)
+    by_hand = SetByHand.of(classifier.network)
+    with ExitStack() as stack:
+        stack.enter_context(left_as_found(classifier.network))
+        stack.enter_context(hear_signals())
+        line = stack.enter_context(ProgressLine(quiet=quiet))
+        directory = stack.enter_context(new_folder(out, classifier))
+        divided, digests = _divide(dataset, classifier, config.recipe, stack=stack, line=line)
+        findings: list[str] = []
+
+        def log_finding(sentence: str) -> None:
+            findings.append(sentence)
+            line.log(sentence)
+
+        divided, contents = vet(
+            divided, despite_findings=config.despite_findings, log=log_finding, on_progress=line.show
+        )
+        counts = {name: len(split) for name, split in divided.splits.items()}
+        listed = ", ".join(f"{count} {name}" for name, count in counts.items())
+        line.log(f"{classifier.configuration.model} on {dataset.name}: {listed}, {len(divided.labels)} classes")
+        line.log(describe_start(classifier))
+        recipe, reasons = _resolve(config.recipe, classifier, len(divided.split("train")), chosen, by_hand)
+        reasons += filter(None, [by_hand.describe(classifier.network), bring_to_float32(classifier.network)])
+        for reason in reasons:
+            line.log(reason)
+        if dropped := [name for name in ("threshold", "ranges") if getattr(classifier, name)]:
+            line.log(f"the {' and the '.join(dropped)} of the Classifier belonged to its earlier weights: dropped")
+        # Figures of another training are not this one's.
+        lasting = {name: value for name, value in classifier.provenance.items() if name not in RESULTS}
+        classifier.card = replace(classifier.card.of_other_weights(), provenance=lasting)
+        if config.find_learning_rate:
+            recipe = _search_rate(classifier, divided, recipe, chosen, by_hand, directory=directory, line=line)
+        kept = by_hand.to_dict()
+        config = config.record(
+            recipe,
+            {
+                "data": {
+                    "name": dataset.name,
+                    "fingerprint": dataset.fingerprint(),
+                    "images": counts,
+                    "validation_share": recipe.validation_share,
+                    "seed": recipe.seed,
+                    "fold": recipe.fold,
+                    "learnt": digests["train"],
+                    "held_out": {name: digest for name, digest in digests.items() if name != "train"},
+                },
+                "findings": findings,
+                "machine": describe_machine(chosen),
+                "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                **({"by_hand": kept} if kept else {}),
+                "configuration": classifier.configuration.to_dict(),
+                "preprocessing": classifier.preprocessing.to_dict(),
+                "labels": list(classifier.labels),
+            },
+        )
+        config.write(directory / "config.yaml")
+        return fit_and_record(
+            classifier,
+            divided,
+            config,
+            contents,
+            directory=directory,
+            device=chosen,
+            by_hand=by_hand,
+            save_seconds=save_seconds,
+            plots=plots,
+            line=line,
+        )
+
+
+def resume_run(
+    directory: str | Path,
+    data: str | Path | ImageDataset | None = None,
+    *,
+    device: str = "auto",
+    quiet: bool = False,
+    save_seconds: float = 300.0,
+    plots: PlotEnding | None = None,
+) -> TrainingRun:
+    """Continue a run that was stopped or killed, to the very weights it would have had.
+
+    On one machine's CPU these are equal bit for bit.
+
+    Args:
+        directory: The run's folder.
+        data: The same images; None: where the run had them.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        quiet: No progress on standard error.
+        save_seconds: How often the middle of an epoch is kept, in seconds.
+        plots: Also write the figures as such files.
+
+    Raises BadCheckpoint where there is no state to continue from or the recipe was changed, BadData where the
+    images are not the same any more, and what `start_run` raises.
+    """
+    directory = Path(directory)
+    if not (directory / "config.yaml").is_file():
+        raise BadCheckpoint(f"{directory}: is not a run's folder, it has no config.yaml")
+    if not (directory / "last.ckpt").is_file():
+        raise BadCheckpoint(
+            f"{directory}: has no last.ckpt; it was stopped before its first step. Begin it again: "
+            f"vggkit train --config {directory / 'config.yaml'}"
+        )
+    config = RunConfig.read(directory / "config.yaml")
+    before = config.found.get("data")
+    if not (
+        {"machine", "started"} <= config.found.keys()
+        and isinstance(before, Mapping)
+        and {"fingerprint", "images"} <= before.keys()
+    ):
+        raise BadCheckpoint(
+            f"{directory / 'config.yaml'}: its section found is not complete, by which a run is recognised; "
+            "restore it, or begin a new run with --config"
+        )
+    chosen = choose_device(device)
+    card = read_card(directory / "last.ckpt")
+    with torch.device("meta"):
+        network = VGG(card.configuration)
+    classifier = Classifier(
+        network,
+        labels=card.labels,
+        preprocessing=card.preprocessing,
+        origin=card.origin,
+        provenance=card.provenance,
+    )
+    by_hand = SetByHand.from_dict(config.found.get("by_hand", {}))
+    opened = data if isinstance(data, ImageDataset) else open_dataset(data or config.data, columns=config.columns)
+    opened = opened.spelled_as(classifier.labels)
+    with ExitStack() as stack:
+        stack.enter_context(hear_signals())
+        line = stack.enter_context(ProgressLine(quiet=quiet))
+        stack.enter_context(hold_folder(directory))
+        if opened.fingerprint() != before["fingerprint"]:
+            now = sum(len(split) for split in opened.splits.values())
+            raise BadData(
+                f"{opened.name}: differs from the images that this run began with: "
+                f"{sum(before['images'].values())} readable images then, {now} files now, and some are missing, "
+                "new or others. Restore them, or begin a new run: vggkit train --config "
+                f"{directory / 'config.yaml'}"
+            )
+        divided, _ = _divide(opened, classifier, config.settled, stack=stack, line=line)
+        divided, contents = vet(
+            divided, despite_findings=config.despite_findings, log=line.log, on_progress=line.show
+        )
+        return fit_and_record(
+            classifier,
+            divided,
+            config,
+            contents,
+            directory=directory,
+            device=chosen,
+            by_hand=by_hand,
+            save_seconds=save_seconds,
+            plots=plots,
+            line=line,
+            resumed=True,
+        )
+
+
+def _build(
+    dataset: ImageDataset, choice: NetworkChoice, *, seed: int, model: Configuration | None, quiet: bool
+) -> Classifier:
+    """The Classifier that a configuration asks for; published weights are downloaded first, with progress."""
+    published = find_published_for(choice.weights, choice.model)
+    if published is not None:
+        configure(choice.model, head=choice.head, dropout=choice.dropout, until=choice.until)
+        found = fetch(published.model, progress=not quiet)
+        ProgressLine(quiet=quiet).log(
+            f"weights: {found.source} ({found.published.licence}; {found.published.terms})"
+        )
+    return Classifier.of(
+        build_classifier(
+            dataset,
+            choice.model if model is None else model,
+            blocks=choice.blocks,
+            weights=choice.weights,
+            image_size=choice.image_size,
+            fit_mode=choice.fit_mode,
+            reduced_decoding=choice.reduced_decoding,
+            in_channels=choice.in_channels,
+            head=choice.head,
+            dropout=choice.dropout,
+            until=choice.until,
+            initialization=choice.initialization,
+            input_convention=choice.input_convention,
+            allow_partial=choice.allow_partial,
+            seed=seed,
+        )
+    )
+
+
+def _divide(
+    opened: ImageDataset, classifier: Model, recipe: Recipe, *, stack: ExitStack, line: ProgressLine
+) -> tuple[ImageDataset, dict[str, str]]:
+    """The images in their splits, where they can be read in any order, and a digest of each split."""
+    dataset = hold_out(opened, validation_share=recipe.validation_share, seed=recipe.seed, fold=recipe.fold)
+    digests = {name: identify_images(split) for name, split in dataset.splits.items()}
+    folder = Path(stack.enter_context(TemporaryDirectory(prefix="vggkit-")))
+    dataset = spool(dataset, folder / "images", on_progress=partial(line.show, "copying images"))
+    if len(classifier.labels) < 2:
+        raise BadData(f"{dataset.name}: has one class, and a classifier needs two or more")
+    unknown = sorted(set(dataset.labels) - set(classifier.labels))
+    if unknown:
+        hint = hint_at_lookalikes(unknown, classifier.labels)
+        raise BadData(
+            f"{dataset.name}: holds classes the Classifier does not name ({shorten_names(unknown)}); "
+            f"it names {shorten_names(classifier.labels)}{hint}"
+        )
+    # A class that the Classifier names and the data lacks altogether is missing too.
+    return replace(dataset, name=opened.name, labels=classifier.labels), digests
+
+
+def _resolve(
+    recipe: Recipe, classifier: Model, images: int, device: torch.device, by_hand: SetByHand
+) -> tuple[Recipe, list[str]]:
+    """The recipe with every choice made for this network, data and machine, and a sentence on each."""
+    configuration, side = classifier.configuration, classifier.preprocessing.crop_pixels
+    situation = Situation(
+        configuration=configuration,
+        preprocessing=classifier.preprocessing,
+        origin=classifier.origin,
+        images=images,
+        bf16=computes_bf16(device),
+        frozen=frozenset(by_hand.frozen),
+    )
+    return resolve_recipe(
+        recipe,
+        situation,
+        choose_batch_size=lambda known: choose_batch_size(
+            configuration, known, crop_pixels=side, images=images, device=device
+        ),
+    )
+
+
+def _search_rate(
+    classifier: Model,
+    dataset: ImageDataset,
+    recipe: Recipe,
+    device: torch.device,
+    by_hand: SetByHand,
+    *,
+    directory: Path,
+    line: ProgressLine,
+) -> Recipe:
+    """The recipe with the learning rate that a search suggests, where it suggests one; the search is plotted."""
+    search = search_learning_rate(
+        classifier,
+        dataset.split("train"),
+        recipe,
+        device=device,
+        by_hand=by_hand,
+        on_step=lambda done, total: line.show("searching for a learning rate", done, total),
+    )
+    plot = directory / "learning_rate_search.png"
+    plot_rate_search(search, plot, title=f"{classifier.configuration.model}: learning rate search")
+    line.log(f"{search.why}; see {plot}")
+    return recipe if search.suggested is None else replace(recipe, learning_rate=search.suggested)
