@@ -81,7 +81,7 @@ OWNERS = {
         "images/pixels.py",
         "images/preprocessing.py",
         "images/resizing.py",
-        "images/thumbnails.py",
+        "reports/pages/thumbs.py",
         "training/augmentation.py",
         "workflows/demo.py",
     },
