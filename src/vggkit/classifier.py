@@ -17,9 +17,9 @@ from vggkit.images.dataset import ImageDataset
 from vggkit.images.given import ImageSources
 from vggkit.inference.embed import Embeddings, embed
 from vggkit.inference.predict import Prediction, predict
+from vggkit.weights.hub import push
 from vggkit.weights.locate import locate_model
 from vggkit.weights.model import Model
-from vggkit.weights.sharing import push
 from vggkit.workflows.bench import bench
 
 

@@ -274,7 +274,7 @@ def test_ranges_that_cannot_be_turned_are_left_behind_and_said(tmp_path):
     after = vk.load(done.target)
     assert after.activation_ranges == {}
     assert "ranges" not in after.provenance
-    assert "left behind" in str(done)
+    assert "dropped" in str(done)
     assert "--keep-ranges" in str(done)
 
 
@@ -282,10 +282,10 @@ def test_what_a_classifier_leaves_behind_is_said(tmp_path):
     fed = replace(CONVENTIONS["imagenet"], resize_pixels=32, crop_pixels=32)
     keep_measured(VGG(replace(SLIM, batch_norm=False)), fed, tmp_path / "a.safetensors")
     done = convert(tmp_path / "a.safetensors", tmp_path / "b.pth", to="timm")
-    assert "left behind: temperature, ranges for int8, provenance" in str(done)
+    assert "dropped: temperature, ranges for int8, provenance" in str(done)
     assert json.dumps(done.to_dict())
     done = convert(tmp_path / "a.safetensors", tmp_path / "b.npz", to="caffe")
-    assert "left behind: labels, temperature, ranges for int8, provenance" in str(done)
+    assert "dropped: labels, temperature, ranges for int8, provenance" in str(done)
     # A .pth keeps labels and input where torch keeps what belongs to a state dict.
     with open_weights(tmp_path / "b.pth") as file:
         found = examine(file)

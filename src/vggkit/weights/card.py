@@ -1,4 +1,4 @@
-"""What a Classifier's file says about itself; read from its header alone, without torch.
+"""A Classifier's card: all of its file but the weights, read from the header alone, without torch.
 
 The file is safetensors: plain torchvision keys where the network is torchvision's, and under
 `__metadata__` the entry `vggkit`, JSON of `Card.to_dict`. `format_version` grows with the format;
@@ -44,7 +44,7 @@ class Card:
     labels: tuple[str, ...]
     """Class names, in the order of the logits."""
     temperature: float = 1.0
-    """What logits are divided by before they become probabilities, so that these can be taken at their word."""
+    """What logits are divided by before they become probabilities, so that these are calibrated."""
     threshold: float = 0.0
     """Probability in [0, 1] below which the answer is "unknown"; 0: never."""
     activation_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -135,7 +135,7 @@ class Card:
         )
 
     def of_other_weights(self) -> Self:
-        """Without what holds of these weights alone: temperature, threshold and ranges."""
+        """Without what was fitted to these weights alone: temperature, threshold and ranges."""
         return replace(self, temperature=1.0, threshold=0.0, activation_ranges={})
 
     def to_metadata(self) -> dict[str, str]:
@@ -175,7 +175,7 @@ def read_card(path: str | Path) -> Card:
     card = find_card(path)
     if card is None:
         raise BadCheckpoint(
-            f"{path}: holds weights alone, without labels and preprocessing; "
+            f"{path}: contains weights alone, without labels and preprocessing; "
             "start from it with Classifier.create(weights=), or with train --weights on the command line"
         )
     return card
@@ -192,6 +192,11 @@ def find_card(path: str | Path) -> Card | None:
             metadata = opened.metadata() or {}
     except (SafetensorError, OSError, MemoryError, UnicodeError) as problem:
         raise BadCheckpoint(f"{path}: is not a whole safetensors file ({problem})") from problem
+    return parse_card(metadata, path)
+
+
+def parse_card(metadata: Mapping[str, str], path: Path) -> Card | None:
+    """The card in a file's metadata, None where there is none; raises BadCheckpoint, naming the path."""
     if METADATA_KEY not in metadata:
         return None
     try:
@@ -214,7 +219,7 @@ def _check_format(path: Path) -> None:
         return
     if known is not None:
         advice = (
-            "vggkit identify says what it holds; start from it with Classifier.create(weights=), "
+            "vggkit identify reports what it contains; start from it with Classifier.create(weights=), "
             "or with train --weights on the command line"
         )
     elif head.startswith(LFS_POINTER):

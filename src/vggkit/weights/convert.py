@@ -23,7 +23,7 @@ from vggkit.models.configuration import Configuration
 from vggkit.models.statements import write_statements
 from vggkit.weights.canonical import CanonicalWeights, build_network
 from vggkit.weights.card import INPUT_RANGE, Card
-from vggkit.weights.dialects import Dialect, Place, map_keys
+from vggkit.weights.dialects import Dialect, Place, map_keys, to_layout
 from vggkit.weights.formats.detect import open_weights
 from vggkit.weights.formats.weight_file import WeightFile
 from vggkit.weights.identify import Examination, Identification, examine
@@ -35,7 +35,6 @@ from vggkit.weights.input_conventions import (
     turn_convention,
 )
 from vggkit.weights.locate import locate_model
-from vggkit.weights.tensor_layouts import to_layout
 from vggkit.weights.writers import Piece, suffix_of, write_pieces
 
 TOLERANCE: Final[Mapping[str, float]] = {"float32": 1e-4, "float64": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
@@ -270,11 +269,11 @@ def _write_metadata(
             if is_there
         ]
         notes.append(
-            "no Classifier any more, as dialect torchvision in a .safetensors file is"
-            + (f"; left behind: {', '.join(lost)}" if lost else "")
+            "the target is no Classifier, which only dialect torchvision in a .safetensors file can be"
+            + (f"; dropped: {', '.join(lost)}" if lost else "")
         )
     elif examination.labels is not None and not labelled:
-        notes.append(f"left behind, as a {suffix} file has no room for them: labels")
+        notes.append(f"dropped, as a {suffix} file cannot store them: labels")
     if suffix == ".npz":
         return {}, notes
     metadata = {"format": "pt"} if suffix == ".safetensors" else {}
@@ -298,7 +297,7 @@ def _turn_ranges(card: Card, scales: tuple[float, ...]) -> tuple[Card, str]:
         ), f"ranges for int8: those of the input turned with it, times {factor:.6g}"
     provenance = {name: value for name, value in card.provenance.items() if name != "ranges"}
     return replace(card, activation_ranges={}, provenance=provenance), (
-        "ranges for int8: left behind, as the channels of the input are scaled differently; "
+        "ranges for int8: dropped, as the channels of the input are scaled differently; "
         "vggkit bench MODEL IMAGES --keep-ranges measures them anew"
     )
 

@@ -18,9 +18,9 @@ from vggkit.files import demand_writable, name_apart
 from vggkit.images.dataset import ImageDataset
 from vggkit.reports.evaluation_page import Story, suggest_steps, write_report
 from vggkit.weights.card import Card, read_card, read_entry
+from vggkit.weights.hub import is_address
 from vggkit.weights.locate import locate_model, locate_own_model
 from vggkit.weights.model import Model
-from vggkit.weights.sharing import is_address
 from vggkit.workflows.compare import read_history
 from vggkit.workflows.run_config import FILE_NAME
 
