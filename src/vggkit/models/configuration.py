@@ -368,7 +368,7 @@ def _freeze_sequences(configuration: Configuration) -> None:
 
 
 def _normalize(configuration: Configuration) -> None:
-    """What can be written in two ways gets one value: kernels all 3, no ranks, the whole trunk, an order of LRNs."""
+    """What can be written in two ways gets one value: kernels all 3, no ranks, the whole trunk, sorted LRNs."""
     if configuration.kernels is not None and all(side == 3 for block in configuration.kernels for side in block):
         object.__setattr__(configuration, "kernels", None)
     if configuration.ranks is not None and all(rank is None for rank in configuration.ranks):
