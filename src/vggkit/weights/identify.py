@@ -21,6 +21,7 @@ from vggkit.weights.layer_matches import Sheet, Source, lay_out
 from vggkit.weights.layer_matching import Recognition, choose_sheet, list_networks
 from vggkit.weights.locate import locate_model
 from vggkit.weights.verdicts import describe_shapes, name_other_network, say_verdict, write_load_line
+from vggkit.weights.zero_biases import list_zero_biases
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +237,8 @@ def _compare(
     located = {key: source for key, source in sheet.locate(configuration).items() if key in expected}
     sources = {key: source for key, source in located.items() if source.shape == expected[key]}
     # Files older than PyTorch 0.4.1 do not count batches.
-    lacking = [key for key in expected if key not in located and not key.endswith("num_batches_tracked")]
+    known = {*located, *list_zero_biases(configuration, located)}
+    lacking = [key for key in expected if key not in known and not key.endswith("num_batches_tracked")]
     used = {key for source in located.values() for key in source.keys}
     unexpected = tuple(key for key in file.entries if key not in used)
     misshapen = tuple(
