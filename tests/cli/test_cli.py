@@ -302,7 +302,7 @@ def test_predict_to_a_file_says_what_is_in_it(model, photos, tmp_path, capsys):
     assert (code, err) == (0, "")
     assert said.startswith(f"{out}: 16 images, 1 of them without an answer: their rows say why; computed by ")
     lines = out.read_text().splitlines()
-    assert lines[0] == "path,answer,label_1,probability_1,problem"
+    assert lines[0] == "path,prediction,label_1,probability_1,problem"
     assert len(lines) == 17
     code, said, _ = call(
         "predict", model, photos / "val", broken, "--out", out, "--top", 1, "--json", capsys=capsys

@@ -42,14 +42,15 @@ def check(
         quiet: Show no progress.
     """
     from vggkit.images.sources.open_dataset import open_dataset
+    from vggkit.weights.card import read_card
+    from vggkit.weights.hub import is_address
+    from vggkit.weights.locate import locate_model
+    from vggkit.weights.published_models import is_model_name
     from vggkit.workflows.check import check as look
     from vggkit.workflows.check import guard_outputs
 
-    classifier = None
-    if model is not None:
-        from vggkit.classifier import load
-
-        classifier = load(model)
+    if model is not None and not is_address(model) and not is_model_name(model):
+        read_card(locate_model(model))
     for path in (fix, html):
         if path is not None:
             demand_writable(path)
@@ -57,6 +58,11 @@ def check(
         line.show(f"opening {data}", 0, None)
         images = open_dataset(data, columns=columns)
         guard_outputs(images, table=fix, page=html)
+        classifier = None
+        if model is not None:
+            from vggkit.classifier import load  # imports torch, which the refusals above do not need
+
+            classifier = load(model)
         found = look(images, classifier, image_size=image_size, device=device, on_progress=line.show)
         if html is not None:
             from vggkit.reports.diagnosis_page import write_diagnosis_page

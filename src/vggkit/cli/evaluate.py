@@ -73,7 +73,7 @@ def evaluate(
     """
     from vggkit.evaluation.predictions import check_ending
     from vggkit.images.sources.open_dataset import open_dataset
-    from vggkit.workflows.evaluate import measure, name_results, report_on, write_results
+    from vggkit.workflows.evaluate import demand_models, measure, name_results, report_on, write_results
 
     models, data = _split_arguments(model_data)
     if results is not None:
@@ -87,6 +87,7 @@ def evaluate(
     if plots is not None:
         for path in name_plots(drawings, plots):
             demand_drawable(path)
+    demand_models(models)
     with ProgressLine(quiet=quiet) as line:
         line.show(f"opening {data}", 0, None)
         images = open_dataset(data, columns=columns)

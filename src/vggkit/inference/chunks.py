@@ -48,10 +48,11 @@ class Chunk:
         try:
             with np.load(self.path, allow_pickle=False) as held:
                 lists: dict[str, Column] = json.loads(held[LISTS].tobytes())
-                found = lists | {name: held[name] for name in held.files if arrays and name != LISTS}
+                names = [str(name) for name in held.files if arrays and name != LISTS]
+                found = lists | {name: held[name] for name in names}
         except (OSError, ValueError, KeyError, EOFError) as problem:
             raise BadData(f"{self.path}: is broken ({problem}); remove it, and it is computed again") from problem
-        return {RENAMED.get(name, name): column for name, column in found.items()}
+        return {str(RENAMED.get(name, name)): column for name, column in found.items()}
 
 
 class Chunks:

@@ -60,7 +60,7 @@ def _read_run(folder: Path, config: RunConfig, *, name: str) -> ComparedRun:
     if best.is_file():
         card = read_card(best)
         provenance, network = card.provenance, card.configuration.to_dict()
-    is_finished = read_run_state(folder).state == "finished"
+    is_finished = read_run_state(folder).state == "finished" and "metrics" in provenance
     figures = dict(provenance["metrics"]) if is_finished else _figures_so_far(history, about)
     split = figures.get("split") or figures.get("part", "val")
     interval = figures.get("top1_interval")

@@ -1,4 +1,4 @@
-"""What kind of file a path leads to, told by its content alone, and its reader."""
+"""Opens a file of weights with the reader of its format, which its content alone decides."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,12 +21,13 @@ _TRUSTED: Final = "give it a .safetensors, .pth, .npz, .h5 or .keras file"
 
 
 def open_weights(path: str | Path) -> WeightFile:
-    """Open a file of weights, whatever its name: what it is is told by its content.
+    """Open a file of weights, whatever its name: its content decides what it is.
 
     Read are safetensors, both formats of `torch.save` (a state dict, or a checkpoint around one),
     NumPy's `.npz` and `.npy` (a dict of arrays), and Keras' legacy `.h5`, `.weights.h5` and
-    `.keras`. Opening reads headers alone, but for `.npy`;
-    values are read one tensor at a time. No code of the file is run.
+    `.keras`. Opening reads headers alone, but for `.npy` and PyTorch's files from before 1.6, which are
+    loaded whole, and `.keras`, whose weights are copied to a temporary file; values are read one tensor at
+    a time. No code of the file is run. Only PyTorch's files import torch.
 
     Raises BadCheckpoint in one line, saying what was expected, what was found and what to do, for
     everything else: broken and unsafe files, claims that the file's size belies, folders, text.
@@ -64,11 +65,11 @@ def _open_contents(path: Path, handle: IO[bytes], size: int, stack: ExitStack) -
         case "zip":
             return _open_zip(path, handle, size, stack)
         case "hdf5":
-            return open_hdf5(path, handle, size, stack)
+            return open_hdf5(path, handle, stack)
         case "npy":
-            return open_npy(path, handle, size)
+            return open_npy(path, handle)
         case "pickle":
-            return open_legacy(path, handle, size)
+            return open_legacy(path, handle)
         case None:
             unpack = "unpack it first, or " if is_packed(head) else ""
             raise refuse(path, describe_format(head), f"{unpack}{_TRUSTED}")
@@ -82,9 +83,11 @@ def _open_zip(path: Path, handle: IO[bytes], size: int, stack: ExitStack) -> Con
         name for name in names if name == "data.pkl" or (name.count("/") == 1 and name.endswith("/data.pkl"))
     ]
     if len(pickles) == 1:
+        if archive.packed:
+            _check_total(path, archive.unpacked_bytes, size, packed=True)
         return open_archived(path, handle, archive, pickles[0])
     if ARCHIVED_WEIGHTS in names:
-        return open_keras_archive(path, handle, archive, stack)
+        return open_keras_archive(path, archive, stack)
     if any(name.endswith(".npy") for name in names):
         return open_npz(path, archive)
     inside = ", ".join(map(shown, names[:4])) or "nothing"
@@ -97,9 +100,12 @@ def _check_claims(path: Path, contents: Contents, size: int) -> None:
     strange = next((key for key in contents.entries if not key.isprintable()), None)
     if strange is not None:
         raise refuse(path, f"a key that cannot be printed ({shown(strange)})", "name its tensors as their layers")
-    total = sum(entry.size_bytes for entry in contents.entries.values())
+    _check_total(path, sum(entry.size_bytes for entry in contents.entries.values()), size, packed=contents.packed)
+
+
+def _check_total(path: Path, total: int, size: int, *, packed: bool) -> None:
     # Keys may share values; what is packed may be all zeros.
-    most = size * _PACKED_RATIO + _PACKED_SLACK_BYTES if contents.packed else size * _SHARED_RATIO + SLACK_BYTES
+    most = size * _PACKED_RATIO + _PACKED_SLACK_BYTES if packed else size * _SHARED_RATIO + SLACK_BYTES
     if total > min(LIMIT_BYTES, most):
         found = f"tensors that claim {total} bytes in a file of {size}"
         raise refuse(path, found, "download it again from a source that you trust")

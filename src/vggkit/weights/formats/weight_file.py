@@ -1,4 +1,7 @@
-"""A file of weights once it is open: what it says it holds, and one tensor at a time."""
+"""An open file of weights: shapes and types by key, and one tensor at a time.
+
+Nothing here imports torch before values are read as tensors.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -6,31 +9,36 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import IO, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from vggkit.errors import BadCheckpoint, UnknownName, VggkitError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LIMIT_BYTES: Final = 16 * 2**30
 """More than any VGG with its optimizer's state; a file or a claim above it is refused."""
 DEFLATE_RATIO: Final = 1100
-"""Deflate shrinks at most 1032 times: whatever claims more is lying."""
+"""Deflate shrinks at most 1032 times; a larger claim is false."""
 SLACK_BYTES: Final = 2**20
 """Claims this small are harmless, whatever their ratio."""
 PREFIXES: Final = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.", "vgg.")
 """What wrappers put before every key: DataParallel, torch.compile, Lightning and people's own modules."""
-_FLOATS: Final = "float64 float32 float16 bfloat16 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz"
-_WHOLES: Final = "int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool"
-DTYPES: Final = frozenset((*_FLOATS.split(), *_WHOLES.split()))
-"""torch's names of the types that are read."""
+DTYPES: Final[Mapping[str, int]] = {
+    **{"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2},
+    **{"float8_e4m3fn": 1, "float8_e4m3fnuz": 1, "float8_e5m2": 1, "float8_e5m2fnuz": 1},
+    **{"int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint64": 8, "uint32": 4, "uint16": 2, "uint8": 1, "bool": 1},
+}
+"""torch's names of the types that are read, and the bytes that one value takes."""
 _CHUNK: Final = 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """What a file says of a tensor before its values are read."""
+    """Shape and type of a tensor, known before its values are read."""
 
     shape: tuple[int, ...]
     """Its sizes, as the file lays it out: Keras' kernels are HWIO, torch's OIHW."""
@@ -40,16 +48,17 @@ class TensorEntry:
     @property
     def size_bytes(self) -> int:
         """Memory that its values take."""
-        return math.prod(self.shape) * item_bytes(self.dtype)
+        return math.prod(self.shape) * DTYPES[self.dtype]
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a container's reader hands over; `open_weights` checks it and makes the WeightFile."""
+    """The result of a format's reader; `open_weights` checks it and makes the WeightFile."""
 
     container: str
     entries: dict[str, TensorEntry]
-    read: Callable[[str], Tensor]
+    read: Callable[[str], "Tensor | NDArray[Any]"]
+    """The values by key: a tensor, or an array; for bfloat16 the array's type may be any of two bytes."""
     metadata: dict[str, str] = field(default_factory=dict)
     stripped: tuple[str, ...] = ()
     packed: bool = False
@@ -57,7 +66,7 @@ class Contents:
     dotted: bool = True
     """Whether keys are modules' paths with dots, and may carry prefixes."""
     modules: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """Every module by its path, those without tensors too, and what is stated of it; empty: not told."""
+    """Every module by its path, those without tensors too, with its metadata; empty where the file lists none."""
 
 
 class WeightFile:
@@ -71,13 +80,13 @@ class WeightFile:
     entries: Mapping[str, TensorEntry]
     """Shape and dtype by key, in the file's order; Keras 3's by number, convolutions before dense layers."""
     metadata: Mapping[str, str]
-    """What the file says beside its tensors: safetensors' `__metadata__`, Keras' version and layer names,
+    """What the file states beside its tensors: safetensors' `__metadata__`, Keras' version and layer names,
     what a VGG's own state dict states."""
     modules: tuple[str, ...]
     """Paths of all modules, those without tensors too, in the order in which the network has them, as torch
-    keeps them with a state dict; empty where the file does not tell."""
+    keeps them with a state dict; empty where the file does not list them."""
     stripped: tuple[str, ...]
-    """Wrappers and prefixes that were taken off, outermost first, such as `('state_dict', 'module.')`."""
+    """Wrappers and prefixes that were removed, outermost first, such as `('state_dict', 'module.')`."""
 
     def __init__(self, path: Path, contents: Contents, close: Callable[[], object]) -> None:
         prefixes = _shared_prefixes(list(contents.entries)) if contents.dotted else ()
@@ -90,32 +99,57 @@ class WeightFile:
         self.metadata = MappingProxyType({**stated, **contents.metadata})
         self.modules = tuple(name[start:] for name in contents.modules if name.startswith(root) and name != root)
         self.stripped = (*contents.stripped, *prefixes)
-        self._prefix = "".join(prefixes)
+        self._prefix = root
         self._read = contents.read
         self._close = close
 
-    def read(self, key: str) -> Tensor:
-        """That tensor alone, contiguous on the CPU, as a copy: the file may change or go afterwards.
+    def read(self, key: str) -> "Tensor":
+        """That tensor alone, contiguous on the CPU, as a copy: the file may change or be deleted afterwards.
 
         Raises UnknownName for a key that `entries` lacks, BadCheckpoint for values that cannot be
-        read, and for NaN and infinity, saying how many.
+        read, and for NaN and infinity, with their number.
         """
-        if key not in self.entries:
-            raise UnknownName.of(f"tensor of {self.path.name}", key, self.entries)
-        entry = self.entries[key]
-        with reading(self.path, f"values of {shown(key)}"):
-            value = self._read(self._prefix + key)
-        assert (tuple(value.shape), value.dtype) == (entry.shape, getattr(torch, entry.dtype))
-        bad = _count_not_finite(value)
-        if bad:
-            raise BadCheckpoint(
-                f"{self.path}: {shown(key)} holds {bad} of {value.numel()} values that are NaN or infinite; "
-                "expected finite weights; take a checkpoint from before training diverged, or copy the file again"
-            )
+        import torch
+
+        value, entry = self._read_values(key), self.entries[key]
+        if isinstance(value, np.ndarray):
+            value = torch.from_numpy(value)
+            dtype: torch.dtype = getattr(torch, entry.dtype)
+            value = value if value.dtype == dtype else value.view(dtype)
+        assert (tuple(value.shape), str(value.dtype)) == (entry.shape, f"torch.{entry.dtype}")
+        self._demand_finite(key, _count_not_finite(value))
         return value
 
+    def read_array(self, key: str) -> NDArray[np.float32]:
+        """That tensor as float32, without torch where the format and the type allow it; raises as `read` does."""
+        value, entry = self._read_values(key), self.entries[key]
+        if not isinstance(value, np.ndarray):
+            array: NDArray[np.float32] = value.float().numpy()
+        elif entry.dtype == "bfloat16":
+            array = (value.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        elif value.dtype.kind == "V" or entry.dtype.startswith("float8"):
+            array = self.read(key).float().numpy()
+        else:
+            array = value.astype(np.float32)
+        self._demand_finite(key, int((~np.isfinite(array)).sum()))
+        return array
+
+    def _read_values(self, key: str) -> "Tensor | NDArray[Any]":
+        if key not in self.entries:
+            raise UnknownName.of(f"tensor of {self.path.name}", key, self.entries)
+        with reading(self.path, f"values of {shown(key)}"):
+            return self._read(self._prefix + key)
+
+    def _demand_finite(self, key: str, bad: int) -> None:
+        if bad:
+            values = f"{bad} of {math.prod(self.entries[key].shape)} values"
+            raise BadCheckpoint(
+                f"{self.path}: {shown(key)} holds {values} that are NaN or infinite; expected finite weights; "
+                "use a checkpoint from before training diverged, or copy the file again"
+            )
+
     def close(self) -> None:
-        """Let go of the file; tensors that were read stay."""
+        """Close the file; tensors that were read remain valid."""
         self._close()
 
     def __enter__(self) -> Self:
@@ -137,12 +171,12 @@ def refuse(path: Path, found: str, advice: str) -> BadCheckpoint:
 
 @contextmanager
 def reading(path: Path, what: str) -> Iterator[None]:
-    """Turn whatever a library says of a broken file into one BadCheckpoint."""
+    """Turn whatever a library raises for a broken file into one BadCheckpoint."""
     try:
         yield
     except (VggkitError, AssertionError):
         raise
-    except Exception as problem:  # broken files show themselves in many ways
+    except Exception as problem:  # libraries raise many types for broken files
         lines = str(problem).splitlines()
         reason = "".join(letter if letter.isprintable() else "?" for letter in lines[0][:200]) if lines else ""
         reason = reason or type(problem).__name__
@@ -155,33 +189,10 @@ def shown(name: str) -> str:
     return quoted if len(quoted) <= 100 else f"{quoted[:96]}...'"
 
 
-def item_bytes(dtype: str) -> int:
-    """Bytes of one value."""
-    found: torch.dtype = getattr(torch, dtype)
-    return found.itemsize
-
-
-def read_bytes(stream: IO[bytes], count: int) -> Tensor:
-    """The next `count` bytes as a uint8 tensor; raises EOFError where there are fewer."""
-    raw = torch.empty(count, dtype=torch.uint8)
-    view = memoryview(raw.numpy())  # type: ignore[arg-type]
-    done = 0
-    while done < count:
-        # By pieces, as zipfile would hold the whole a second time.
-        got = stream.readinto(view[done : done + _CHUNK])  # type: ignore[attr-defined]
-        if not got:
-            raise EOFError(f"{count - done} of {count} bytes are missing")
-        done += got
-    return raw
-
-
-def decode(raw: Tensor, dtype: str, *, swap: bool) -> Tensor:
-    """A flat tensor of `dtype` from its bytes; `swap`: they are in the other byte order."""
-    if swap:
-        raw = raw.view(-1, item_bytes(dtype)).flip(1).reshape(-1)
-    if dtype == "bool":
-        return raw.ne(0)  # other bytes than 0 and 1 are no values of torch's bool
-    return raw.view(getattr(torch, dtype))
+def to_native(array: NDArray[Any]) -> NDArray[Any]:
+    """The array contiguous, in this machine's byte order."""
+    native = array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+    return np.ascontiguousarray(native).reshape(array.shape)  # a scalar would become a row of one
 
 
 def _shared_prefixes(keys: list[str]) -> tuple[str, ...]:
@@ -196,13 +207,15 @@ def _shared_prefixes(keys: list[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _count_not_finite(value: Tensor) -> int:
+def _count_not_finite(value: "Tensor") -> int:
+    import torch
+
     if not value.is_floating_point() or not value.numel():
         return 0
     count = 0
     for piece in value.reshape(-1).split(_CHUNK):
         numbers = piece if piece.dtype.itemsize > 1 else piece.float()  # torch compares no 8-bit floats
-        # One pass tells whether all are finite, ten times as fast as asking for each.
+        # One pass shows whether all are finite, ten times as fast as asking for each.
         if not torch.isfinite(torch.stack(torch.aminmax(numbers))).all():
             count += int((~torch.isfinite(numbers)).sum())
     return count
