@@ -83,7 +83,9 @@ def train(
         )
         if preset is not None:
             ProgressLine(quiet=quiet).log(f"preset {preset}: {find_preset(preset).about}")
-        dataset = open_inputs(asked, out=out, quiet=quiet)  # what is wrong is refused before torch is imported
+        dataset = open_inputs(
+            asked, data=data, out=out, quiet=quiet
+        )  # what is wrong is refused before torch is imported
         _prepare_process(device)
         from vggkit.workflows.training_run import start_run
 

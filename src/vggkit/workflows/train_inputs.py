@@ -14,12 +14,13 @@ from vggkit.workflows.run_folder import demand_new_folder
 
 
 def open_inputs(
-    config: RunConfig, *, out: str | Path | None, quiet: bool, check_network: bool = True
+    config: RunConfig, *, data: str, out: str | Path | None, quiet: bool, check_network: bool = True
 ) -> ImageDataset:
     """The dataset of a configuration, after all else that can be refused early.
 
     Args:
         config: The options of the training.
+        data: The place of the dataset, as it was given; empty: that of the configuration.
         out: The run's folder; None: the next free `runs/<model>-<n>`.
         quiet: No progress on standard error.
         check_network: Whether the network is the one that the configuration names.
@@ -31,8 +32,8 @@ def open_inputs(
     if check_network:
         _check_network(config.network)
     with ProgressLine(quiet=quiet) as line:
-        line.show(f"opening {config.data}", 0, None)
-        return open_dataset(config.data, columns=config.columns)
+        line.show(f"opening {data or config.data}", 0, None)
+        return open_dataset(data or config.data, columns=config.columns)
 
 
 def _check_network(choice: NetworkChoice) -> None:
