@@ -38,7 +38,6 @@ from .evaluation.predictions import Predictions as Predictions
 from .images.dataset import ImageDataset as ImageDataset
 from .images.dataset import ImageSample as ImageSample
 from .images.dataset import Storage as Storage
-from .images.label_texts import LabelRemark as LabelRemark
 from .images.omissions import Omission as Omission
 from .images.preprocessing import Preprocessing as Preprocessing
 from .images.sources.open_dataset import open_dataset as open_dataset

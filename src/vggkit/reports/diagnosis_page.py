@@ -44,7 +44,6 @@ TITLES: Final[dict[Kind, str]] = {
     "leakage": "Leakage: the same images in several splits",
     "contradiction": "Same images, different classes",
     "combined-label": "Labels that look like several",
-    "label-spaces": "Labels that differ in spaces",
     "skipped": "Passed over",
     "duplicate": "Duplicates",
     "near-duplicate": "Near duplicates",
@@ -55,7 +54,6 @@ TITLES: Final[dict[Kind, str]] = {
     "small": "Images smaller than the network input",
     "wrong-extension": "Wrong file name endings",
     "animated": "Animations",
-    "label-spellings": "Labels written in several ways",
 }
 
 

@@ -79,7 +79,7 @@ def check(
         rules.find_wrong_endings(sightings),
         rules.find_animated(sightings),
         rules.find_skipped(opened),
-        *rules.find_remarks(opened),
+        rules.find_combined_labels(opened.labels),
         *rules.find_copies(sightings, pairs),
     ]
     if classifier is not None:
@@ -98,7 +98,6 @@ def check(
         findings=tuple(sorted(filter(None, found), key=rules.weigh_finding)),
         seconds=time.perf_counter() - started,
         skipped=opened.skipped,
-        remarks=opened.remarks,
     )
 
 
@@ -148,7 +147,7 @@ def vet(
     """
     for omission in images.skipped:
         log(f"skipped: {omission.describe()}")
-    for finding in rules.find_remarks(images):
+    if (finding := rules.find_combined_labels(images.labels)) is not None:
         more = f" (and {len(finding.cases) - 1:,} more)" if len(finding.cases) > 1 else ""
         log(f"warning: {finding.cases[0].detail}{more}; {finding.advice}")
     sightings = list(survey(images, on_progress=_about("reading images", on_progress)))

@@ -53,14 +53,14 @@ def _find_runs(place: Path) -> list[Path]:
 
 
 def _read_run(folder: Path, config: RunConfig, *, name: str) -> ComparedRun:
-    best, history, settled = folder / "best.safetensors", read_history(folder / "metrics.csv"), config.settled
+    best, history, settled = folder / "best.safetensors", read_history(folder / "metrics.csv"), config.resolved
     about: Mapping[str, Any] = config.found.get("data") or {}
     network: Mapping[str, Any] = config.found.get("configuration") or {}
     provenance: Mapping[str, Any] = {}
     if best.is_file():
         card = read_card(best)
         provenance, network = card.provenance, card.configuration.to_dict()
-    is_finished = read_run_state(folder).state == "finished"
+    is_finished = read_run_state(folder).state == "finished" and "metrics" in provenance
     figures = dict(provenance["metrics"]) if is_finished else _figures_so_far(history, about)
     split = figures.get("split") or figures.get("part", "val")
     interval = figures.get("top1_interval")
@@ -127,7 +127,7 @@ def _find_idle_seconds(folder: Path) -> float:
 def _find_differing(configs: Sequence[RunConfig]) -> dict[str, tuple[Any, ...]]:
     """Fields of the data, the network and the recipe that are not the same in all runs, with their values."""
     known = [
-        {"data": config.data, **asdict(config.columns), **asdict(config.network), **config.settled.to_dict()}
+        {"data": config.data, **asdict(config.columns), **asdict(config.network), **config.resolved.to_dict()}
         for config in configs
     ]
     values = {name: tuple(each[name] for each in known) for name in known[0]}

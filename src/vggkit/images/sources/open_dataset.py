@@ -46,7 +46,7 @@ def open_dataset(place: str | Path, *, columns: Columns = Columns()) -> ImageDat
             - `-`: a table on standard input.
         columns: What a table's columns are called, where their names are not the usual ones.
 
-    What lies there and is no image of it is counted in `skipped`, and what is odd about labels in `remarks`.
+    What lies there and is no image of it is counted in `skipped`.
 
     Raises BadData where no labelled images are found or a table gives several labels to an image, UnknownName
     for a name that is none of these, BadDownload, BadOutput and MissingExtra.

@@ -1,14 +1,28 @@
-"""Images inside a page, and how their paths are shown."""
+"""Thumbnails inside a page, and the names under them."""
 
 import base64
+import io
 import os
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+from PIL import Image
 
 from vggkit.errors import VggkitError
 from vggkit.images.dataset import ImageSample
-from vggkit.images.thumbnails import MEDIA_TYPE, SIDE_PIXELS, encode_thumbnail, is_tiny
+from vggkit.images.decoding import Pixels
+
+SIDE_PIXELS: Final = 240
+"""Long side at most: sharp at 160 on a screen of one and a half dots a pixel, in 6 kB for a photograph."""
+
+TINY_PIXELS: Final = 64
+"""Images whose long side has no more are pixel art or digits: kept to the pixel, and shown enlarged unblurred."""
+
+MEDIA_TYPE: Final = "image/webp"
+"""What `encode_thumbnail` writes."""
+
+QUALITY: Final = 65
 
 
 class Thumb(NamedTuple):
@@ -61,3 +75,18 @@ def find_folder(data: str, paths: Iterable[str]) -> str:
     shared = os.path.commonprefix(names)  # noqa: RUF071 (cut to whole folders below; commonpath refuses mixtures)
     folder = shared[: max(shared.rfind("/"), shared.rfind(os.sep)) + 1]
     return folder if folder.strip("/\\") else ""
+
+
+def encode_thumbnail(pixels: Pixels, *, side_pixels: int = SIDE_PIXELS) -> bytes:
+    """A WebP file of RGB pixels (H, W, 3), the long side reduced to `side_pixels`; never enlarged."""
+    image = Image.fromarray(pixels)
+    tiny = is_tiny(pixels)
+    image.thumbnail((side_pixels, side_pixels), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    file = io.BytesIO()
+    image.save(file, "WEBP", quality=QUALITY, lossless=tiny)
+    return file.getvalue()
+
+
+def is_tiny(pixels: Pixels) -> bool:
+    """Whether single pixels are what such an image consists of."""
+    return bool(max(pixels.shape[:2]) <= TINY_PIXELS)

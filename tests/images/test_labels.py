@@ -12,6 +12,7 @@ from test_skipped import pack
 
 from conftest import draw_class, fill_folder
 from vggkit.data_checks.clean_table import write_clean_table
+from vggkit.data_checks.rules import find_combined_labels
 from vggkit.errors import BadData
 from vggkit.images.dataset import ImageDataset, ImageSample
 from vggkit.images.sources.open_dataset import list_images, open_dataset
@@ -161,13 +162,6 @@ def test_names_that_macos_writes_are_the_same_class(tmp_path):
     found = open_dataset(tmp_path)
     assert found.labels == (COMPOSED, "b")
     assert found.count("val") == {COMPOSED: 2, "b": 2}
-    (remark,) = found.remarks
-    assert (remark.kind, remark.label, set(remark.parts)) == ("spellings", COMPOSED, {COMPOSED, DECOMPOSED})
-    assert "Cafe\\u0301" in remark.describe()
-    assert check(found).find("label-spellings").severity == "note"
-    said: list[str] = []
-    vet(found, despite_findings=False, log=said.append)
-    assert any("Cafe\\u0301" in line for line in said)
 
 
 def test_a_table_finds_files_that_macos_named(tmp_path):
@@ -217,7 +211,6 @@ def test_labels_that_look_like_several_are_said(labels, tmp_path):
     table = write_table(tmp_path, labels * 2)
     found = open_dataset(table)
     assert set(found.labels) == set(labels)
-    assert [remark.kind for remark in found.remarks] == ["combined"] * (len(labels) - 1)
     finding = check(found).find("combined-label")
     assert finding.severity == "warning"
     assert len(finding.cases) == len(labels) - 1
@@ -229,17 +222,17 @@ def test_labels_that_look_like_several_are_said(labels, tmp_path):
 def test_ordinary_names_stay_ordinary(tmp_path):
     for label in ("tench, Tinca tinca", "salt & pepper", "salt", "pepper", "red fox", "red", "fox", "n/a", "a(b)"):
         table = write_table(tmp_path / "tables" / str(len(label)), [label, "other"])
-        assert open_dataset(table).remarks == ()
-    fill_folder(tmp_path / "folders", ("cat", "dog", "cat;dog", "[cat, dog]"), 2)
-    assert open_dataset(tmp_path / "folders").remarks == ()
+        assert find_combined_labels(open_dataset(table).labels) is None
+    fill_folder(tmp_path / "folders", ("cat", "dog", "cat, dog"), 2)
+    assert open_dataset(tmp_path / "folders").labels == ("cat", "cat, dog", "dog")
 
 
 def test_labels_that_differ_in_spaces_alone_are_said(tmp_path):
     fill_folder(tmp_path / "p", ("cat", "cat ", "polar bear", "Cat"), 2)
     found = open_dataset(tmp_path / "p")
-    assert [(remark.kind, remark.parts) for remark in found.remarks] == [("spaces", ("cat", "cat "))]
-    assert check(found).find("label-spaces").severity == "warning"
-    assert check(found).to_dict()["remarks"][0]["parts"] == ["cat", "cat "]
+    assert len(found.labels) == 4
+    (case,) = check(found).find("similar-names").cases
+    assert "'Cat' and 'cat' and 'cat ' differ only in case or spaces" in case.detail
 
 
 def test_lists_of_labels_in_parquet_and_beside_images_in_archives(tmp_path):
@@ -252,10 +245,10 @@ def test_lists_of_labels_in_parquet_and_beside_images_in_archives(tmp_path):
     with pytest.raises(BadData, match="more than one class"):
         open_dataset(tmp_path / "t.parquet")
     parquet.write_table(pa.table({"image": [image(0)] * 2, "label": ["cat|dog", "cat"]}), tmp_path / "u.parquet")
-    assert open_dataset(tmp_path / "u.parquet").remarks[0].parts == ("cat", "dog")
+    assert find_combined_labels(open_dataset(tmp_path / "u.parquet").labels) is not None
     members = {"0.png": image(0), "0.json": json.dumps({"label": "cat|dog"}).encode()}
     (tmp_path / "x.tar").write_bytes(pack({**members, "1.png": image(1), "1.cls": b"cat"}))
-    assert [remark.label for remark in open_dataset(tmp_path / "x.tar").remarks] == ["cat|dog"]
+    assert find_combined_labels(open_dataset(tmp_path / "x.tar").labels) is not None
 
 
 def test_entries_of_one_image_count_once_and_never_part(tmp_path):
