@@ -119,7 +119,7 @@ def test_numbers_of_other_records(classifier: vk.Classifier, tmp_path: Path) -> 
         labels=["a", "b"],
         preprocessing=fed,
         temperature=np.float32(2),
-        ranges={"images": (np.float32(-1), 1)},
+        activation_ranges={"images": (np.float32(-1), 1)},
     )
     made.calibrate(threshold=np.float64(0.5), about={})
     made.save(tmp_path / "x.safetensors")

@@ -17,9 +17,9 @@ from vggkit.images.dataset import ImageDataset
 from vggkit.images.given import ImageSources
 from vggkit.inference.embed import Embeddings, embed
 from vggkit.inference.predict import Prediction, predict
+from vggkit.weights.hub import push
 from vggkit.weights.locate import locate_model
 from vggkit.weights.model import Model
-from vggkit.weights.sharing import push
 from vggkit.workflows.bench import bench
 
 
@@ -35,7 +35,7 @@ class Classifier(Model):
         preprocessing: How an image becomes the network's input.
         temperature: What logits are divided by before they become probabilities.
         threshold: Probability in [0, 1) below which the prediction is "unknown"; 0: never.
-        ranges: The least and the largest value that each layer reads, for int8.
+        activation_ranges: The least and the largest value that each layer reads, for int8.
         provenance: Data, recipe, metrics, licence of the weights, versions; any JSON values.
 
     Raises BadConfiguration where these do not fit together.

@@ -108,7 +108,7 @@ TORCH_FREE = [
     "vggkit.weights.dialects",
     "vggkit.weights.identify",
     "vggkit.weights.pretrained",
-    "vggkit.weights.sharing",
+    "vggkit.weights.hub",
     "vggkit.models.listing.listing",
     "vggkit.models.summary",
     "vggkit.training.recipe",

@@ -556,9 +556,11 @@ def test_probabilities_as_vectors_are_those_of_the_answers(model, photos, tmp_pa
 def test_other_ranges_are_another_model(model, photos, tmp_path):
     pytest.importorskip("openvino")
     classifier = Classifier.load(model)
-    ranges = measure_ranges(classifier.network, prepare_batches(classifier, list(gather_images(photos / "train"))))
+    activation_ranges = measure_ranges(
+        classifier.network, prepare_batches(classifier, list(gather_images(photos / "train")))
+    )
     for factor in (1.0, 2.0):
-        scaled = {name: (factor * low, factor * high) for name, (low, high) in ranges.items()}
+        scaled = {name: (factor * low, factor * high) for name, (low, high) in activation_ranges.items()}
         classifier.keep_ranges(scaled, about={})
         if factor == 1:
             predict_into(classifier, photos / "val", tmp_path / "a.csv", precision="int8")

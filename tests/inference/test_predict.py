@@ -1,5 +1,7 @@
 import csv
 import json
+import shutil
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -400,3 +402,25 @@ def test_int8_is_measured_with_ranges_and_says_how_to_find_them(classifier, phot
     assert f"computed by OpenVINO in {kind}; figures in float32 may differ" in found.notes
     assert found.loss == pytest.approx(evaluate(classifier, photos).loss, abs=0.05)
     assert evaluate(classifier, photos).notes == evaluate(classifier, photos, engine="pytorch").notes
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_links_that_lead_nowhere_are_named_in_python_too(classifier, photos, tmp_path):
+    shutil.copytree(photos / "val" / "red", tmp_path / "red")
+    (tmp_path / "red" / "gone").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "red" / "notes.docx").write_text("x")
+    with pytest.warns(UserWarning, match=r"skipped: .*gone"):
+        predict(classifier, tmp_path / "red")
+    found = embed(classifier, tmp_path / "red")
+    assert [each.reason for each in found.skipped] == ["broken-link", "not-an-image"]
+
+
+@pytest.mark.parametrize("verb", ["predict", "embed"])
+def test_a_place_without_images_is_refused_before_an_engine_is_built(classifier, verb, tmp_path, monkeypatch):
+    import importlib
+
+    module = importlib.import_module(f"vggkit.inference.{verb}")
+    monkeypatch.setattr(module, "choose_engine", None)
+    for place in (tmp_path, str(tmp_path / "nowhere"), []):
+        with pytest.raises((BadData, BadInput)):
+            getattr(module, verb)(classifier, place)

@@ -481,10 +481,15 @@ def test_what_held_of_other_weights_leaves_with_their_widths() -> None:
     classifier.calibrate(temperature=2.0, threshold=0.5, about={})
     classifier.keep_ranges({"images": (-1, 1)}, about={})
     each_dropout(0.1)(classifier.network)
-    assert (classifier.card.temperature, classifier.card.ranges) == (2.0, {"images": (-1.0, 1.0)})
+    assert (classifier.card.temperature, classifier.card.activation_ranges) == (2.0, {"images": (-1.0, 1.0)})
     FOLLOWED["one hidden layer"](classifier.network)
     card = classifier.card
-    assert (card.temperature, card.threshold, card.ranges, card.configuration.hidden) == (1.0, 0.0, {}, (7,))
+    assert (card.temperature, card.threshold, card.activation_ranges, card.configuration.hidden) == (
+        1.0,
+        0.0,
+        {},
+        (7,),
+    )
 
 
 def test_wrapped_networks_are_refused_at_the_door() -> None:

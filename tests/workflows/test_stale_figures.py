@@ -28,7 +28,7 @@ def test_training_from_a_measured_classifier(photos, tiny, tmp_path, trainable):
         quiet=True,
     )
     for classifier in (run.classifier, vk.load(run.directory)):
-        assert classifier.ranges == {}
+        assert classifier.activation_ranges == {}
         assert classifier.temperature != 7
         assert classifier.threshold == 0
         told = str(classifier.provenance)

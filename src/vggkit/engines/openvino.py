@@ -69,7 +69,7 @@ class OpenVINOEngine(NamedEngine):
             what follows the last product, such as statistics of a map, is computed in float32 all the same.
             int8 is as fast again, and rounds coarsely: weights to 8 bits where the processor sums products of
             bytes without saturation, elsewhere to 7. Each of several outputs is then a pass of its own.
-        ranges: Of `measure_ranges`, for int8.
+        activation_ranges: What `measure_ranges` found, for int8.
 
     Raises UnknownName, BadConfiguration, MissingExtra without OpenVINO, and BadCheckpoint.
     """
@@ -80,12 +80,12 @@ class OpenVINOEngine(NamedEngine):
         *,
         output: Output | Sequence[Output] = "logits",
         precision: Precision = "fp32",
-        ranges: Ranges | None = None,
+        activation_ranges: Ranges | None = None,
     ) -> None:
-        check_precision(precision, ranges)
+        check_precision(precision, activation_ranges)
         if precision == "int8":
-            _check_ranges(find_weights(weights).configuration, ranges or {})
-        self._ranges: Ranges = ranges or {}
+            _check_ranges(find_weights(weights).configuration, activation_ranges or {})
+        self._ranges: Ranges = activation_ranges or {}
         self._source = find_weights(weights)
         self._configuration = self._source.configuration
         self._plan = plan_outputs(self._configuration, output)
@@ -108,7 +108,10 @@ class OpenVINOEngine(NamedEngine):
         # Where what a product gives is read twice, OpenVINO's rounding loses what follows of it.
         several = self._plan.computed if precision == "int8" and len(self._plan.computed) > 1 else ()
         self._alone = {
-            name: OpenVINOEngine(self._source, output=name, precision=precision, ranges=ranges) for name in several
+            name: OpenVINOEngine(
+                self._source, output=name, precision=precision, activation_ranges=activation_ranges
+            )
+            for name in several
         }
         self._models: dict[tuple[Sides, Haste, bool], _Compiled] = {}
         self._few = False
@@ -199,8 +202,8 @@ class _Compiled:
 class _Operations:
     """Nodes of OpenVINO."""
 
-    def __init__(self, openvino: ModuleType, ranges: Ranges, asked: Sequence[Output]) -> None:
-        self._openvino, self._ops, self._ranges = openvino, openvino.opset13, ranges
+    def __init__(self, openvino: ModuleType, activation_ranges: Ranges, asked: Sequence[Output]) -> None:
+        self._openvino, self._ops, self._ranges = openvino, openvino.opset13, activation_ranges
         self._asked = asked
         self._rounded: set[Output] = set()
         self._sums: list[Node] = []
@@ -306,13 +309,14 @@ class _Operations:
         return self._openvino.op.Constant(np.ascontiguousarray(value), shared_memory=True)
 
 
-def _check_ranges(configuration: Configuration, ranges: Ranges) -> None:
+def _check_ranges(configuration: Configuration, activation_ranges: Ranges) -> None:
     """Raise BadConfiguration where ranges are of another network."""
     names = list_reads(configuration)
-    if missing := [name for name in names if name not in ranges]:
+    if missing := [name for name in names if name not in activation_ranges]:
         raise BadConfiguration(
-            f"the ranges are not of this network: {', '.join(missing[:4])} {'is' if len(missing) == 1 else 'are'} "
-            "missing. Measure them anew: vggkit bench MODEL IMAGES --keep-ranges"
+            f"the activation ranges are not of this network: {', '.join(missing[:4])} "
+            f"{'is' if len(missing) == 1 else 'are'} missing. Measure them again: vggkit bench MODEL IMAGES "
+            "--keep-ranges"
         )
 
 

@@ -154,7 +154,7 @@ def prepare_engines(
 
     Raises BadConfiguration where the network does not support the protocol, and the errors of `choose_engine`.
     """
-    ranges = classifier.ranges if precision == "int8" else None
+    activation_ranges = classifier.activation_ranges if precision == "int8" else None
     engines = {}
     for way in dict.fromkeys(look.way for look in protocol.looks):
         # Whole images have many sizes, for each of which OpenVINO would compile a model. Only it has int8.
@@ -163,7 +163,7 @@ def prepare_engines(
             _adapt_network(classifier, way),
             device,
             precision=precision,
-            ranges=ranges,
+            activation_ranges=activation_ranges,
             engine="pytorch" if steady else engine,
         )
     return engines

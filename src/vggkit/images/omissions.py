@@ -76,7 +76,7 @@ def warn_of_omissions(omissions: Iterable[Omission]) -> None:
     """Warn a Python caller of what somebody may have meant to be an image, such as links that lead nowhere."""
     for omission in omissions:
         if omission.is_grave:
-            warnings.warn(f"passed over: {omission.describe()}", stacklevel=3)
+            warnings.warn(f"skipped: {omission.describe()}", stacklevel=3)
 
 
 class Reading:

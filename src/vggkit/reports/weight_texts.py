@@ -1,4 +1,4 @@
-"""What a file of weights holds, in words."""
+"""The text that `vggkit identify` prints."""
 
 from typing import TYPE_CHECKING
 
@@ -8,11 +8,11 @@ if TYPE_CHECKING:
     from vggkit.weights.identify import Identification
 
 
-_UNKNOWN = "unknown, say --input-convention; loading takes ImageNet's unless preprocessing= says otherwise"
+_UNKNOWN = "unknown, say --input-convention; loading assumes ImageNet's unless preprocessing= is given"
 
 
 def describe_identification(found: "Identification") -> str:
-    """The verdict, then what it rests on, a line each."""
+    """The verdict, then the facts that it is based on, a line each."""
     lines = [str(found)]
     if found.configuration is not None:
         c = found.configuration
@@ -27,7 +27,7 @@ def describe_identification(found: "Identification") -> str:
         "channels": found.in_channels,
         "input": found.input_convention or (_UNKNOWN if found.is_vgg else None),
         "evidence": found.evidence,
-        "taken off": ", ".join(found.stripped) or None,
+        "removed": ", ".join(found.stripped) or None,
         "missing": _list(found.missing),
         "misshapen": _list(found.misshapen),
         "unexpected": _list(found.unexpected),

@@ -8,11 +8,10 @@ from torch import Tensor
 from vggkit.errors import BadCheckpoint
 from vggkit.models.configuration import Configuration
 from vggkit.models.vgg import VGG
-from vggkit.weights.dialects import Place
+from vggkit.weights.dialects import Place, from_layout
 from vggkit.weights.formats.weight_file import WeightFile
 from vggkit.weights.identify import Examination
 from vggkit.weights.layer_matches import Source
-from vggkit.weights.tensor_layouts import from_layout
 
 
 class CanonicalWeights(Mapping[str, Tensor]):

@@ -1,17 +1,20 @@
 """Dialects of a checkpoint: one network's weights under the keys, and in the layouts, of another way of writing it.
 
 The canonical keys are our own state dict's, which are torchvision's; every map starts from them.
-No torch here; the tensors themselves are turned by `layouts`.
+No torch here but the tensors that `to_layout` and `from_layout` are given.
 
 Shape letters: O and I channels (or numbers) out and in, H and W pixels of a window, C channels of
 the map that the head reads, G its side.
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from vggkit.errors import BadConfiguration, UnknownName
 from vggkit.models.configuration import Configuration, FullyConnected, Layer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Dialect = Literal["torchvision", "timm", "keras", "caffe", "blocks", "explicit"]
 """torchvision: `features.3.weight`, `classifier.0.weight`; the canonical keys themselves.
@@ -179,3 +182,43 @@ def _name_connected(fc: FullyConnected, count: int, canonical: str, dialect: Dia
             return "predictions" if last else f"fc{count}"
         case "timm":
             return "head.fc" if last else f"pre_logits.fc{count}"
+
+
+def to_layout(value: "Tensor", place: Place) -> "Tensor":
+    """A canonical tensor, (O, I, H, W) or (O, I) or (O), as it lies at that place; any strides."""
+    match place.layout:
+        case "same":
+            return value
+        case "hwio":
+            return value.permute(2, 3, 1, 0)
+        case "io":
+            return value.t()
+        case "oihw":
+            return _window(value, place)
+        case "fc_hwio":
+            return _window(value, place).permute(2, 3, 1, 0)
+        case "hwc_io":
+            return _window(value, place).permute(2, 3, 1, 0).reshape(-1, value.shape[0])
+
+
+def from_layout(value: "Tensor", place: Place) -> "Tensor":
+    """A tensor as it lies at that place, canonical: (O, I, H, W), (O, I) or (O); any strides."""
+    match place.layout:
+        case "same":
+            return value
+        case "hwio":
+            return value.permute(3, 2, 0, 1)
+        case "io":
+            return value.t()
+        case "oihw":
+            return value.flatten(1)
+        case "fc_hwio":
+            return value.permute(3, 2, 0, 1).flatten(1)
+        case "hwc_io":
+            out, side = value.shape[1], place.grid
+            return value.reshape(side, side, -1, out).permute(3, 2, 0, 1).flatten(1)
+
+
+def _window(matrix: "Tensor", place: Place) -> "Tensor":
+    """The matrix (O, C*G*G), CHW, as a window (O, C, G, G)."""
+    return matrix.reshape(matrix.shape[0], -1, place.grid, place.grid)

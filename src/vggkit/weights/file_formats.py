@@ -1,4 +1,4 @@
-"""What a file is, told by its first bytes and never by its name. No torch here."""
+"""The format of a file, from its first bytes and never from its name. No torch here."""
 
 from typing import Final, Literal
 

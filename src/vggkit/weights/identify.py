@@ -12,16 +12,14 @@ from typing import Any
 from vggkit.errors import BadConfiguration
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import Configuration, Head
-from vggkit.weights.card import Card
+from vggkit.weights.card import Card, parse_card
 from vggkit.weights.dialects import Dialect, map_keys
-from vggkit.weights.evidence import Evidence, find_evidence, read_card_of, read_statements
 from vggkit.weights.formats.detect import open_weights
 from vggkit.weights.formats.weight_file import WeightFile
-from vggkit.weights.input_conventions import describe_convention
+from vggkit.weights.input_conventions import Evidence, describe_convention, find_evidence, read_statements
 from vggkit.weights.layer_matches import Sheet, Source, lay_out
-from vggkit.weights.layer_matching import Recognition
+from vggkit.weights.layer_matching import Recognition, choose_sheet, list_networks
 from vggkit.weights.locate import locate_model
-from vggkit.weights.readings import choose_sheet, list_networks
 from vggkit.weights.verdicts import describe_shapes, name_other_network, say_verdict, write_load_line
 
 
@@ -73,7 +71,7 @@ class Identification:
     container: str
     """The file's format: `safetensors`, `pytorch`, `npz`, `keras-h5`, `keras-3`, `keras-archive`."""
     stripped: tuple[str, ...] = ()
-    """Wrappers and prefixes that were taken off, such as `state_dict` and `module.`."""
+    """Wrappers and prefixes that were removed, such as `state_dict` and `module.`."""
     complete: bool = False
     """Every tensor of the network is there, in its shape."""
     missing: tuple[str, ...] = ()
@@ -178,11 +176,11 @@ def examine(file: WeightFile, *, reading: int = 0) -> Examination:
 
     Args:
         file: The open file.
-        reading: Which of the networks that it may hold is taken, where there are several; see `Identification`.
+        reading: Which of the networks that it may contain is meant, where there are several; see `Identification`.
 
     Raises BadCheckpoint, and BadConfiguration for a reading that there is not.
     """
-    card, sheets = read_card_of(file), lay_out(file.entries, file.modules)
+    card, sheets = parse_card(file.metadata, file.path), lay_out(file.entries, file.modules)
     statements = read_statements(file)
     said = find_evidence(file, sheets[0] if sheets else None, card, statements)
     other = name_other_network(file.entries)

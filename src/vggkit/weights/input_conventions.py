@@ -11,8 +11,12 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vggkit.errors import UnknownName
+from vggkit.errors import BadCheckpoint, UnknownName, VggkitError
 from vggkit.images.preprocessing import ChannelOrder, Preprocessing
+from vggkit.models.statements import Statements
+from vggkit.weights.card import Card
+from vggkit.weights.formats.weight_file import WeightFile
+from vggkit.weights.layer_matches import Sheet
 
 InputConvention = Literal["imagenet", "caffe", "caffe-rgb", "caffe-unit"]
 """imagenet: RGB in [0, 1], ImageNet's mean and std; torchvision's and timm's own weights.
@@ -195,3 +199,49 @@ def _named(preprocessing: Preprocessing) -> Preprocessing:
         if near and (p.channel_order, p.full_value) == (known.channel_order, known.full_value):
             return replace(p, mean=known.mean, std=known.std)
     return p
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is known of the input, and from where."""
+
+    preprocessing: Preprocessing | None = None
+    evidence: str | None = None
+    network: str | None = None
+    labels: tuple[str, ...] | None = None
+
+
+def find_evidence(file: WeightFile, sheet: Sheet | None, card: Card | None, statements: Statements) -> Evidence:
+    """A card's word before other metadata's, and that before the fingerprint's."""
+    matched = _match_first(file, sheet) if sheet is not None else None
+    network = matched[0] if matched else None
+    if card is not None:
+        return Evidence(card.preprocessing, "card", network, card.labels)
+    if statements.preprocessing is not None:
+        return Evidence(statements.preprocessing, "metadata", network, statements.labels)
+    if matched is not None:
+        return Evidence(matched[1], "fingerprint", network, statements.labels)
+    return Evidence(labels=statements.labels)
+
+
+def read_statements(file: WeightFile) -> Statements:
+    """The network, preprocessing and labels that a file states."""
+    try:
+        return Statements.read(file.metadata)
+    except (ValueError, TypeError, RecursionError, VggkitError) as problem:
+        raise BadCheckpoint(
+            f"{file.path}: what it says of its network, input or labels cannot be read ({problem})"
+        ) from problem
+
+
+def _match_first(file: WeightFile, sheet: Sheet) -> tuple[str, Preprocessing] | None:
+    """The network and convention of conv1_1 by its fingerprint."""
+    first = sheet.trunk[min(sheet.trunk)]
+    window = sheet.window(first)
+    if (window.out, window.into, window.kernel) != (64, 3, 3) or "bias" not in first.keys:
+        return None
+    if first.shapes["bias"] != (64,):
+        return None
+    filters = file.read_array(first.keys["weight"])
+    filters = filters.transpose(3, 2, 0, 1) if sheet.channels_last else filters
+    return match_fingerprint(filters, file.read_array(first.keys["bias"]))

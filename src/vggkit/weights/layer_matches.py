@@ -62,7 +62,7 @@ class Sheet:
     said: str = ""
     """How the head is read, where it may have been another; empty where there is one reading."""
     joined: str = ""
-    """Which of its matrices are taken as one layer, in words; empty where none are."""
+    """Which of its matrices are read as one layer, in words; empty where none are."""
     layers: int | None = None
     """Modules in `features`, where the file lists them."""
     orphans: Mapping[Position | HeadPlace, Module]
@@ -89,7 +89,7 @@ class Sheet:
         return self.window(self.trunk[max(self.trunk)]).out
 
     def locate(self, configuration: Configuration) -> dict[str, Source]:
-        """For each canonical key of that network whose place is taken in the file, its source; of any shape."""
+        """For each canonical key of that network whose place is occupied in the file, its source; of any shape."""
         found: dict[str, Source] = {}
         convolutions = places_of(configuration, self.scheme)
         for layer in configuration.trunk:
@@ -262,7 +262,7 @@ def _out_of(module: Module, last: bool) -> int:
 
 
 def _count_layers(trunk: Mapping[Position, Module], listed: Sequence[str]) -> int | None:
-    """How many modules stand beside the first convolution in its Sequential; None where that is not told."""
+    """How many modules stand beside the first convolution in its Sequential; None where the file lists none."""
     start = trunk[min(trunk)].name.rpartition(".")[0] + "."
     places = [name.removeprefix(start) for name in listed if name.startswith(start)]
     numbers = [int(place) for place in places if place.isdigit()]

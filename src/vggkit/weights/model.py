@@ -25,12 +25,11 @@ from vggkit.weights.formats.weight_file import WeightFile
 from vggkit.weights.identify import Examination, examine
 from vggkit.weights.last_layer import LastLayer, match_last_layer, order_rows
 from vggkit.weights.locate import locate_model
-from vggkit.weights.model_file import Taken, read_weights, take_weights, write_weights
+from vggkit.weights.model_file import LoadedWeights, read_weights, select_weights, write_weights
 from vggkit.weights.origin import WeightsOrigin
 from vggkit.weights.pretrained import fetch
 from vggkit.weights.published import name_imagenet_classes
 from vggkit.weights.published_models import find_published_for
-from vggkit.weights.sharing import push
 
 
 class Model:
@@ -44,7 +43,7 @@ class Model:
         preprocessing: How an image becomes the network's input.
         temperature: What logits are divided by before they become probabilities.
         threshold: Probability below which the answer is "unknown"; 0: never.
-        ranges: Both ends of what each convolution and matrix reads, for int8; see `engines.ranges`.
+        activation_ranges: Both ends of what each convolution and matrix reads, for int8; see `measure_ranges`.
         origin: Where the weights come from; None: they are random. A training chooses by it what learns, and its
             learning rate.
         provenance: For people: data, recipe, metrics, licence of the weights, versions; any JSON values.
@@ -60,7 +59,7 @@ class Model:
         preprocessing: Preprocessing,
         temperature: float = 1.0,
         threshold: float = 0.0,
-        ranges: Mapping[str, tuple[float, float]] | None = None,
+        activation_ranges: Mapping[str, tuple[float, float]] | None = None,
         origin: WeightsOrigin | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
@@ -71,7 +70,7 @@ class Model:
             labels=read_labels(labels),
             temperature=temperature,
             threshold=threshold,
-            ranges=ranges or {},
+            activation_ranges=activation_ranges or {},
             origin=WeightsOrigin() if origin is None else origin,
             provenance={} if provenance is None else provenance,
         )
@@ -139,9 +138,9 @@ class Model:
         return self._card.threshold
 
     @property
-    def ranges(self) -> Mapping[str, tuple[float, float]]:
+    def activation_ranges(self) -> Mapping[str, tuple[float, float]]:
         """Both ends of what each convolution and matrix reads, for int8; empty where they were not measured."""
-        return self._card.ranges
+        return self._card.activation_ranges
 
     @property
     def origin(self) -> WeightsOrigin:
@@ -214,11 +213,11 @@ class Model:
                 last = match_last_layer(
                     labels, known, configuration=configuration, holds=_find_networks(examination)
                 )
-                taken = _take_from(file, examination, configuration, last, allow_partial=allow_partial)
-            found = taken.tensors
-            provenance["weights"] = _report(examination, taken, last, configuration)
+                loaded = _load_from(file, examination, configuration, last, allow_partial=allow_partial)
+            found = loaded.tensors
+            provenance["weights"] = _report(examination, loaded, last, configuration)
             name = examination.identification.path.name
-            origin = WeightsOrigin(kind="loaded", source=name, random_keys=tuple(taken.random))
+            origin = WeightsOrigin(kind="loaded", source=name, random_keys=tuple(loaded.random))
         if fetched is not None:
             provenance["weights"] |= fetched.to_dict()
         preprocessing = preprocessing or fallback
@@ -249,7 +248,7 @@ class Model:
             preprocessing=card.preprocessing,
             temperature=card.temperature,
             threshold=card.threshold,
-            ranges=card.ranges,
+            activation_ranges=card.activation_ranges,
             origin=card.origin,
             provenance=card.provenance,
         )
@@ -274,17 +273,21 @@ class Model:
             provenance={**self.provenance, "calibration": dict(about)},
         )
 
-    def keep_ranges(self, ranges: Mapping[str, tuple[float, float]], *, about: Mapping[str, Any]) -> None:
+    def keep_ranges(
+        self, activation_ranges: Mapping[str, tuple[float, float]], *, about: Mapping[str, Any]
+    ) -> None:
         """Say between which values the network's layers lie, which int8 needs; `save` keeps it.
 
         Args:
-            ranges: Of `engines.ranges.measure_ranges`.
+            activation_ranges: What `measure_ranges` found.
             about: What they were measured on, for `provenance["ranges"]`.
 
         Raises BadConfiguration for what cannot be ranges.
         """
         _demand_mapping("about", about)
-        self.card = replace(self.card, ranges=ranges, provenance={**self.provenance, "ranges": dict(about)})
+        self.card = replace(
+            self.card, activation_ranges=activation_ranges, provenance={**self.provenance, "ranges": dict(about)}
+        )
 
     def save(self, path: str | Path, *, provenance: Mapping[str, Any] | None = None) -> None:
         """Write everything to one `.safetensors` file, whole or not at all.
@@ -304,26 +307,6 @@ class Model:
         metadata = card.to_metadata()
         write_weights(path, self.network.state_dict(), metadata)
         self.card = card
-
-    def push_to_hub(
-        self,
-        repository: str,
-        *,
-        private: bool = False,
-        token: str | None = None,
-        message: str = "A Classifier from vggkit",
-    ) -> str:
-        """Publish on the Hugging Face hub, with a model card; `load("hf://owner/name")` brings it back.
-
-        Args:
-            repository: owner/name; made where there is none.
-            private: Whether a new repository is its owner's alone.
-            token: None: the one that `hf auth login` keeps, or HF_TOKEN.
-            message: The commit's first line.
-
-        Returns its web address. Raises BadOutput and MissingExtra.
-        """
-        return push(self, repository, private=private, token=token, message=message)
 
     def __repr__(self) -> str:
         configuration = self._card.configuration
@@ -363,24 +346,24 @@ def _find_networks(examination: Examination) -> list[Configuration]:
     return [found.configuration, *(reading.configuration for reading in found.readings)]
 
 
-def _take_from(
+def _load_from(
     file: WeightFile,
     examination: Examination,
     configuration: Configuration,
     last: LastLayer,
     *,
     allow_partial: bool,
-) -> Taken:
+) -> LoadedWeights:
     found = examination.identification
     nameless = examination.sheet is None or examination.sheet.scheme == "order"
     if allow_partial and not found.is_vgg and nameless:
-        raise BadCheckpoint(f"{file.path}: is {found.verdict}; no part of it can be taken for a VGG")
+        raise BadCheckpoint(f"{file.path}: is {found.verdict}; no part of it is recognised as a VGG")
     weights = CanonicalWeights(file, examination, configuration)
     # A head on a trunk that ends elsewhere reads other numbers, even where there are as many.
     pooled = configuration.head == "pool" and bool(found.readings)
     channels = configuration.in_channels
     ends = [replace(reading.configuration, in_channels=channels).trunk for reading in found.readings]
-    taken = take_weights(
+    loaded = select_weights(
         configuration,
         weights,
         source=str(file.path),
@@ -390,26 +373,26 @@ def _take_from(
         head_fits=not pooled or configuration.trunk in ends,
     )
     if last.rows is None:
-        return taken
-    return replace(taken, tensors=order_rows(taken.tensors, configuration, last.rows))
+        return loaded
+    return replace(loaded, tensors=order_rows(loaded.tensors, configuration, last.rows))
 
 
 def _report(
-    examination: Examination, taken: Taken, last: LastLayer, configuration: Configuration
+    examination: Examination, loaded: LoadedWeights, last: LastLayer, configuration: Configuration
 ) -> dict[str, Any]:
     """What became of every key, for provenance."""
     found, sheet = examination.identification, examination.lay_out_for(configuration)
-    kept = taken.renewed is None and last.rows is not None
+    kept = loaded.reinitialised is None and last.rows is not None
     reading = {"reading": sheet.said} if sheet is not None and sheet.said else {}
     return reading | {
         "file": found.path.name,
         "dialect": found.dialect,
         "input_convention": found.input_convention,
-        "taken": len(taken.tensors),
-        "random": list(taken.random),
-        "renewed": taken.renewed,
+        "taken": len(loaded.tensors),
+        "random": list(loaded.random),
+        "renewed": loaded.reinitialised,
         "classes": last.said if kept else None,
-        "used": list(taken.tensors),
-        "missing": list(taken.missing),
-        "ignored": list(taken.ignored),
+        "used": list(loaded.tensors),
+        "missing": list(loaded.missing),
+        "ignored": list(loaded.ignored),
     }

@@ -1,4 +1,4 @@
-"""What is said of a file of weights: a sentence for people, and the line of Python that loads it. No torch."""
+"""The verdict on a file of weights, as a sentence, and the line of Python that loads it. No torch here."""
 
 import json
 import re
@@ -83,14 +83,14 @@ def say_verdict(
     if configuration.until:
         parts.append(f"cut at {configuration.until}")
     if sheet.layers is not None and configuration.head != "pool" and sheet.layers < len(configuration.trunk):
-        parts.append(f"without {configuration.trunk[-1].name} in its features, which is taken to follow them")
+        parts.append(f"without {configuration.trunk[-1].name} in its features, which is assumed to follow them")
     if recognition.alike:
         parts.append(f"which {', '.join(recognition.alike)} begin with too")
     parts.append(_say_head(recognition, head))
     if sheet.joined:
-        parts.append(f"{sheet.joined}, taken as one layer")
+        parts.append(f"{sheet.joined}, read as one layer")
     if recognition.said:
-        parts.append(f"read as {recognition.said}, which its tensors do not say")
+        parts.append(f"read as {recognition.said}, which its tensors do not determine")
     if configuration.in_channels != 3:
         parts.append(_count(configuration.in_channels, "input channel"))
     if missing:

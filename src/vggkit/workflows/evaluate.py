@@ -17,9 +17,8 @@ from vggkit.files import demand_writable, name_apart
 from vggkit.images.dataset import ImageDataset
 from vggkit.reports.evaluation_page import Story, suggest_steps, write_report
 from vggkit.weights.card import Card, read_card, read_entry
+from vggkit.weights.hub import is_address
 from vggkit.weights.locate import locate_model, locate_own_model
-from vggkit.weights.published_models import is_model_name
-from vggkit.weights.sharing import is_address
 from vggkit.workflows.compare import read_history
 from vggkit.workflows.run_config import FILE_NAME
 
@@ -143,16 +142,6 @@ def measure(
     return Measurement(tuple(evaluations), comparisons, cards[0], messages)
 
 
-def demand_models(models: Sequence[str | Path]) -> None:
-    """Refuse, before any work and without torch, files that are no Classifiers; nothing is downloaded.
-
-    Raises BadCheckpoint.
-    """
-    for place in models:
-        if not (is_address(place) or is_model_name(place)):
-            read_card(locate_model(place))
-
-
 def name_results(path: Path, models: Sequence[str | Path]) -> list[Path]:
     """The paths of the predictions tables: `path`, and before it for several Classifiers one beside it for each."""
     return [*(name_apart(path, _name(models)) if len(models) > 1 else ()), path]
@@ -224,7 +213,7 @@ def _demand_ranges(models: Sequence[str | Path]) -> None:
     for place in models:
         if not is_address(place):
             try:
-                check_precision("int8", read_card(locate_model(place)).ranges)
+                check_precision("int8", read_card(locate_model(place)).activation_ranges)
             except BadConfiguration as problem:
                 raise BadConfiguration(f"{place}: {problem}") from problem
 

@@ -1,4 +1,4 @@
-"""What a training was asked and what it found, as a YAML file that people read, edit and run again.
+"""The options of a training and what it found, as a YAML file that people read, edit and run again.
 
 Each field's comment in the file is the text under the field in the code, which is the command line's help too.
 """
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 FILE_NAME: Final = "config.yaml"
 LINE_WIDTH: Final = 100
 OPENING: Final = """\
-What a training was asked, and what it found. To do it again: vggkit train --config THIS_FILE
-To go on with it where it stopped: vggkit train --resume THIS_FOLDER
-What is null or auto was left open: what the run chose is under found, and --config chooses anew."""
+The options of a training, and what it found. To repeat it: vggkit train --config THIS_FILE
+To continue it where it stopped: vggkit train --resume THIS_FOLDER
+What is null or auto was left open: the run's choice is under found, and --config chooses again."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkChoice:
-    """Which network is to learn, and from what it starts. Raises BadConfiguration."""
+    """The network that is trained, and the weights that it starts from. Raises BadConfiguration."""
 
     model: str = "vgg11"
     """A name that `vggkit models` lists."""
@@ -47,27 +47,32 @@ class NetworkChoice:
     """Output channels of each convolution in place of the model's: commas between the convolutions of a block,
     slashes between blocks, such as 64,64/128,128/256,256."""
     weights: str | None = None
-    """Start from imagenet, the published weights, or from a file of a VGG's weights, such as .pth."""
+    """Weights to start from: imagenet (the published ones), or a file of a VGG's weights, such as .pth. Default:
+    random."""
     head: Head | None = None
-    """fc (the paper's), dense or pool. Without it: the model's, and pool below 128 pixels."""
+    """fc (the paper's fully connected layers), dense (the same as convolutions) or pool (global average pooling and
+    one linear layer). Default: the model's, and pool for images below 128 pixels."""
     until: str | None = None
-    """Cut after this layer: relu3_4 and a pool head on it, or fc6 and fc7, which keep the head up to there."""
+    """Cut the network after this layer, such as relu3_4 (which gets the pool head), fc6 or fc7."""
     image_size: int | None = None
-    """Pixels at which images are fed. Without it: 224, or smaller images' own size."""
+    """Height and width of the network's input in pixels. Default: 224, or for random weights and smaller images
+    their own size."""
     fit_mode: FitMode | None = None
-    """crop (the middle), pad (the whole image on the mean colour) or stretch; of predictions too."""
+    """How images become square, in training and in prediction: crop (the centre), pad (with the mean colour) or
+    stretch. Default: that of the weights, else crop."""
     reduced_decoding: bool = False
-    """Decode large JPEGs at a smaller scale: faster, and slightly other pixels."""
+    """Decode large JPEGs at a smaller scale, which is faster and changes pixels slightly."""
     in_channels: int = 3
-    """3, or 1 for grey."""
+    """Number of input channels: 3, or 1 for greyscale."""
     dropout: float | None = None
-    """Chance in [0, 1)."""
+    """Dropout probability in [0, 1). Default: the model's."""
     initialization: Scheme = "kaiming"
-    """How random weights are drawn."""
+    """Scheme by which random weights are initialised."""
     input_convention: str | None = None
-    """What the weights are fed, where unknown: imagenet, caffe, caffe-rgb or caffe-unit."""
+    """Input normalisation that the weights expect, where their file does not tell: imagenet, caffe, caffe-rgb or
+    caffe-unit."""
     allow_partial: bool = False
-    """Take what fits of the weights; the rest stays random, and every key is reported."""
+    """Load the weights that fit and leave the others random; every key is reported."""
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -95,10 +100,10 @@ class NetworkChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything that `vggkit train` was asked, and what it found. Raises BadConfiguration.
+    """Every option of a training, and what it found. Raises BadConfiguration.
 
-    What was asked and what was chosen are kept apart: choices follow from what was asked, from the data and from
-    the machine, and would not suit what is asked otherwise.
+    Options and choices are kept apart: choices follow from the options, from the data and from the machine, and
+    would not suit other options.
     """
 
     data: str = "digits"
@@ -106,17 +111,17 @@ class RunConfig:
     columns: Columns = field(default_factory=Columns)
     """What a table's columns are called, where their names are not the usual ones."""
     despite_findings: bool = False
-    """Train even where figures would lie, such as a class missing from validation."""
+    """Train even where the figures would be misleading, such as with a class missing from validation."""
     loggers: tuple[str, ...] = ()
-    """Who hears of each epoch beside metrics.csv: tensorboard, wandb, mlflow."""
+    """What receives the figures of each epoch beside metrics.csv: tensorboard, wandb, mlflow."""
     find_learning_rate: bool = False
-    """Look for a learning rate first, by some steps at ever higher rates."""
+    """Search for a learning rate first, in a short run at ever higher rates."""
     from_python: bool = False
     """It was begun from Python, with a Classifier of its own: --config begins with other weights than it did."""
     network: NetworkChoice = field(default_factory=NetworkChoice)
-    """Which network learns."""
+    """The network that is trained."""
     recipe: Recipe = field(default_factory=Recipe)
-    """How it learns, as it was asked."""
+    """How it is trained."""
     found: Mapping[str, Any] = field(default_factory=dict)
     """What the run found, and under chosen what it chose where the recipe leaves it open. --resume needs it; for
     --config it may be left out."""

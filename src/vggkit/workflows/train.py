@@ -123,56 +123,66 @@ def train(
             trained in place. Default: vgg11.
         blocks: Output channels of each convolution in place of the model's: commas between the convolutions of a
             block, slashes between blocks, such as 64,64/128,128/256,256.
-        weights: Start from imagenet, the published weights, or from a file of a VGG's weights, such as .pth.
-        head: fc (the paper's), dense or pool. Without it: the model's, and pool below 128 pixels.
-        until: Cut after this layer: relu3_4 and a pool head on it, or fc6 and fc7, which keep the head up to there.
-        image_size: Pixels at which images are fed. Without it: 224, or smaller images' own size.
-        fit_mode: crop (the middle), pad (the whole image on the mean colour) or stretch; of predictions too.
-        reduced_decoding: Decode large JPEGs at a smaller scale: faster, and slightly other pixels.
-        in_channels: 3, or 1 for grey.
-        dropout: Chance in [0, 1).
-        initialization: How random weights are drawn.
-        input_convention: What the weights are fed, where unknown: imagenet, caffe, caffe-rgb or caffe-unit.
-        allow_partial: Take what fits of the weights; the rest stays random, and every key is reported.
-        trainable: What learns. head: the last layer alone, on features computed once. top: the fully connected
-            layers and the last block. all. gradual: the head first, then block after block from the top. auto: head
-            for few images from given weights, else all.
-        epochs: How often each training image is seen; head alone needs no epochs.
-        batch_size: Images a step; by default what the memory holds and the machine does fast, 32 at most at 224
-            pixels.
-        optimizer: sgd (Nesterov), adamw, or muon: convolutions by Muon, the rest by AdamW.
-        learning_rate: Highest learning rate; by default it follows batch norm, the optimizer, the batch and given
-            weights.
-        layer_decay: Each layer below the head learns at this share in (0, 1] of the rate of the one above it.
-        momentum: Of sgd and muon, in [0, 1).
-        weight_decay: Penalty on kernels and matrices, never on biases and norms; by default 5e-4 (added to the
+        weights: Weights to start from: imagenet (the published ones), or a file of a VGG's weights, such as .pth.
+            Default: random.
+        head: fc (the paper's fully connected layers), dense (the same as convolutions) or pool (global average
+            pooling and one linear layer). Default: the model's, and pool for images below 128 pixels.
+        until: Cut the network after this layer, such as relu3_4 (which gets the pool head), fc6 or fc7.
+        image_size: Height and width of the network's input in pixels. Default: 224, or for random weights and
+            smaller images their own size.
+        fit_mode: How images become square, in training and in prediction: crop (the centre), pad (with the mean
+            colour) or stretch. Default: that of the weights, else crop.
+        reduced_decoding: Decode large JPEGs at a smaller scale, which is faster and changes pixels slightly.
+        in_channels: Number of input channels: 3, or 1 for greyscale.
+        dropout: Dropout probability in [0, 1). Default: the model's.
+        initialization: Scheme by which random weights are initialised.
+        input_convention: Input normalisation that the weights expect, where their file does not tell: imagenet,
+            caffe, caffe-rgb or caffe-unit.
+        allow_partial: Load the weights that fit and leave the others random; every key is reported.
+        trainable: Which layers are trained. head: the last layer alone, on features that are computed once. top:
+            the fully connected layers and the last block of convolutions. all: all layers. gradual: the fully
+            connected layers first, then one more block after another. auto: head for few images and loaded weights,
+            else all.
+        epochs: Number of passes over the training images; trainable=head needs none.
+        batch_size: Images in a batch. Default: as many as fit in memory and the machine computes fast, at most 32
+            at 224 pixels.
+        optimizer: sgd (with Nesterov momentum), adamw, or muon (Muon for convolutions and AdamW for the rest).
+        learning_rate: Peak learning rate. Default: chosen by the optimizer, the batch size, batch norm and the
+            origin of the weights.
+        layer_decay: Factor in (0, 1] by which the learning rate decreases from each layer to the one below it.
+        momentum: Momentum of sgd and muon, in [0, 1).
+        weight_decay: Weight decay of kernels and matrices; biases and norms have none. Default: 5e-4 (added to the
             gradient) for sgd, 0.05 (decoupled) for the others.
-        schedule: After the warm-up: cosine down to zero, step (see step_epochs), one-cycle (up for 30 % of the
-            time, then down), or constant.
-        step_epochs: For schedule=step: epochs between divisions by 10; by default a third of all.
-        warmup_epochs: Epochs in which the learning rate rises from near zero, half of all at most; without it a
-            plain VGG may diverge.
-        clip_norm: Longest gradient of a step, all weights together; 0: as it comes.
-        accumulate: Batches whose gradients are added up for one step.
-        precision: fp32. bf16: the network computes in bfloat16 and learns in float32. amp: autocast. auto: bf16
-            where the processor or GPU has it.
-        freeze_norm: Batch norm stays as given: its scales and its running statistics too.
-        ema_decay: Keep the exponential moving average of the weights, with this share in (0, 1) of the old ones a
-            step.
-        patience: Stop after so many epochs without a better validation loss.
-        label_smoothing: Share in [0, 1) of the target spread over all classes.
-        augmentation: photo: random crops. shift: moved a little. auto: photo from 64 pixels on, shift below.
-        mirror: random: half the views. alternating: each image one way and the other in turn. auto: random for
-            photos, and none for what is shifted, which may be letters.
-        rand_augment: Magnitude, 0 to 30, of RandAugment's two random operations a view; 9 is usual.
-        random_erasing: Chance in [0, 1] that a random rectangle of a view is erased.
-        mixup: Alpha of mixup: images of a batch blended with each other; 0.2 is usual, 0 is none.
-        cutmix: Alpha of CutMix: rectangles pasted from each other; 1 is usual, 0 is none. With mixup: either one.
-        balance: weights: rare classes count more. sampling: they are seen more often.
-        views: For trainable=head: ways each image is seen; the first as when predicting, the others augmented.
-        validation_share: Share in (0, 1) of each class held out, where the data has no validation split.
-        fold: Such as 2/5: train on all but the second of five folds and validate on it; its own splits are joined.
-        seed: Every random draw depends on it, the epoch, the step and the image, and on nothing else.
+        schedule: Learning rate after the warm-up: cosine (decays to zero), step (divided by 10 every step_epochs),
+            one-cycle (rises for 30 % of the steps, then decays to zero), or constant.
+        step_epochs: For schedule=step: number of epochs between divisions by 10. Default: a third of all epochs.
+        warmup_epochs: Number of epochs in which the learning rate rises from near zero, at most half of all.
+            Without a warm-up a VGG without batch norm may diverge.
+        clip_norm: Maximum norm of the gradient of all weights together, to which a longer one is scaled; 0: no
+            limit.
+        accumulate: Number of batches whose gradients are accumulated for one optimizer step.
+        precision: fp32. bf16: compute in bfloat16, with master weights in float32. amp: torch's autocast. auto:
+            bf16 where the processor or GPU supports it, else fp32.
+        freeze_norm: Keep batch norm as it is: its weights, biases and running statistics.
+        ema_decay: Evaluate and save an exponential moving average of the weights, with this decay in (0, 1).
+        patience: Stop early, after this number of epochs without a lower validation loss.
+        label_smoothing: Probability in [0, 1) of the target that is distributed evenly over all classes.
+        augmentation: photo: random resized crops. shift: random translations by a few pixels. auto: photo for
+            images of 64 pixels or more, else shift.
+        mirror: Horizontal flips. random: with probability 0.5. alternating: in every second epoch (Jordan 2024).
+            auto: random with augmentation=photo, else none, as small images may be letters or digits.
+        rand_augment: Magnitude, 0 to 30, of RandAugment with two operations; 9 is usual.
+        random_erasing: Probability in [0, 1] that a random rectangle of an image is erased.
+        mixup: Alpha of mixup, which blends images of a batch; 0.2 is usual, 0 is none.
+        cutmix: Alpha of CutMix, which pastes rectangles between images of a batch; 1 is usual, 0 is none. With
+            mixup too, each batch gets one of the two at random.
+        balance: For uneven classes. weights: weigh the loss by inverse class frequency. sampling: draw rare classes
+            more often.
+        views: For trainable=head: number of views of each image, the first as in prediction, the others augmented.
+        validation_share: Fraction in (0, 1) of each class that is held out where the data has no validation split.
+        fold: Cross-validation, such as 2/5: validate on the second of five folds and train on the others. The
+            data's own train and val splits are joined.
+        seed: Seed of every random draw.
         find_learning_rate: Search for a learning rate first, in a short run at ever higher rates.
         path_column: The table's column with the images' files, or with the images themselves.
         label_column: The table's column with the classes.

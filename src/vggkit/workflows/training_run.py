@@ -107,7 +107,7 @@ def start_run(
         reasons += filter(None, [by_hand.describe(classifier.network), bring_to_float32(classifier.network)])
         for reason in reasons:
             line.log(reason)
-        if dropped := [name for name in ("threshold", "ranges") if getattr(classifier, name)]:
+        if dropped := [name for name in ("threshold", "activation_ranges") if getattr(classifier, name)]:
             line.log(f"the {' and the '.join(dropped)} of the Classifier belonged to its earlier weights: dropped")
         # Figures of another training are not this one's.
         lasting = {name: value for name, value in classifier.provenance.items() if name not in RESULTS}

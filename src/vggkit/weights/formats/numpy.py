@@ -105,15 +105,21 @@ class _Refused(str):
     """A name in a pickle that is not one of an array's."""
 
 
-class _ArrayUnpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
+_MAKERS: Final = {
+    "_reconstruct": np.zeros(0).__reduce__()[0],
+    "scalar": np.float64(0).__reduce__()[0],
+    "_frombuffer": np.zeros(0).__reduce_ex__(5)[0],
+}
+"""The functions that NumPy's own pickles name, in `numpy.core` or `numpy._core`."""
+
+
+class _ArrayUnpickler(pickle._Unpickler):
     """Makes arrays and plain values. In Python and not in C, whose memo a few bytes can make gigabytes long."""
 
     def find_class(self, module: str, name: str) -> Any:
         """The few names that arrays are made with; raises UnpicklingError for any other."""
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name in ("_reconstruct", "scalar"):
-            return getattr(np._core.multiarray, name)
-        if module in ("numpy.core.numeric", "numpy._core.numeric") and name == "_frombuffer":
-            return np._core.numeric._frombuffer  # type: ignore[attr-defined]
+        if module.startswith(("numpy.core.", "numpy._core.")) and name in _MAKERS:
+            return _MAKERS[name]
         if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
             return getattr(np, name)
         if (module, name) == ("_codecs", "encode"):  # bytes in a protocol that has none

@@ -125,7 +125,7 @@ def _load(path: Path, handle: IO[bytes], *, mapped: bool) -> Any:
     with reading(path, "PyTorch file"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about pickles of other protocols
         try:
-            with torch.serialization.safe_globals(list(_ALLOWED)):  # type: ignore[arg-type]
+            with torch.serialization.safe_globals(list(_ALLOWED)):
                 source = path if mapped else handle
                 return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
         except pickle.UnpicklingError as problem:
@@ -138,7 +138,7 @@ def _explain(path: Path, problem: str) -> Exception:
 
     names = re.findall(r"GLOBAL ([\w.]+) (?:was not|whose)", problem)
     # Files from before 1.6 are not listed, nor pickles of other protocols.
-    with torch.serialization.safe_globals(list(_ALLOWED)), suppress(Exception):  # type: ignore[arg-type]
+    with torch.serialization.safe_globals(list(_ALLOWED)), suppress(Exception):
         names += sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     module = next((name for name in names if name.startswith(_MODULES)), None)
     if module is not None:
