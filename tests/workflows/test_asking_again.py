@@ -122,7 +122,7 @@ def test_a_run_of_a_run_of_a_run_still_knows_what_was_asked(base, tmp_path):
         config = read_again(tmp_path, {}) if (tmp_path / "config.yaml").exists() else asked
         config.record(resolve(config, {}), {}).write(tmp_path / "config.yaml")
     assert RunConfig.read(tmp_path).recipe == asked.recipe
-    assert RunConfig.read(tmp_path).settled == resolve(asked, {})
+    assert RunConfig.read(tmp_path).resolved == resolve(asked, {})
 
 
 def test_a_file_that_is_edited_is_chosen_for_anew(tmp_path):
@@ -148,7 +148,7 @@ def test_runs_of_earlier_versions_are_understood(base, tmp_path):
     settled = resolve(asked, {})
     write_old(tmp_path, asked, settled)
     found = RunConfig.read(tmp_path)
-    assert (found.recipe, found.settled) == (asked.recipe, settled)
+    assert (found.recipe, found.resolved) == (asked.recipe, settled)
     assert found.found["labels"] == ["a"]
     changes = {"views": 4} if asked.network.weights else {"optimizer": "muon"}
     assert resolve(read_again(tmp_path, changes), changes) == resolve(asked, changes)
@@ -158,18 +158,18 @@ def test_runs_that_tell_nothing_of_choices_were_asked_all_that_they_say(tmp_path
     recipe = Recipe(learning_rate=0.3, augmentation="none")
     RunConfig(recipe=recipe).write(tmp_path / "config.yaml")
     found = RunConfig.read(tmp_path)
-    assert found.recipe == found.settled == recipe
+    assert found.recipe == found.resolved == recipe
     for nonsense in ("[nonsense, 3]", "{nonsense: 1}", "3"):
         (tmp_path / "config.yaml").write_text(f"recipe: {{learning_rate: 0.3}}\nfound: {{chosen: {nonsense}}}\n")
         found = RunConfig.read(tmp_path)
-        assert found.recipe.learning_rate == found.settled.learning_rate == 0.3
+        assert found.recipe.learning_rate == found.resolved.learning_rate == 0.3
 
 
 def test_a_rate_that_was_looked_for_is_looked_for_again_unless_one_is_given(tmp_path):
     asked = RunConfig(find_learning_rate=True)
     settled = replace(resolve(asked, {}), learning_rate=0.123)
     asked.record(settled, {}).write(tmp_path / "config.yaml")
-    assert RunConfig.read(tmp_path).settled.learning_rate == 0.123
+    assert RunConfig.read(tmp_path).resolved.learning_rate == 0.123
     again = find_defaults(["--config", str(tmp_path), "--epochs", "3"])
     assert (again["find_learning_rate"], again["recipe"].learning_rate) == (True, None)
     again = find_defaults(["--config", str(tmp_path), "--learning_rate=0.1"])
@@ -195,7 +195,7 @@ def test_what_is_edited_into_a_file_is_not_hidden_by_what_was_chosen(tmp_path):
     path = tmp_path / "config.yaml"
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace("learning_rate: null", "learning_rate: 0.77"), encoding="utf-8")
-    assert RunConfig.read(path).settled == replace(resolve(asked, {}), learning_rate=0.77)
+    assert RunConfig.read(path).resolved == replace(resolve(asked, {}), learning_rate=0.77)
 
 
 def test_views_of_a_run_that_had_none_differ_from_each_other(tmp_path, monkeypatch):

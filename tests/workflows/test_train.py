@@ -70,7 +70,7 @@ def test_the_folder_of_a_run(run, photos):
     chosen = {"trainable": "all", "augmentation": "shift", "mirror": "none", "weight_decay": 5e-4}
     assert Recipe.from_dict(config["recipe"]) == RECIPE
     assert config["found"]["chosen"] == chosen
-    assert RunConfig.read(run.directory).settled == replace(RECIPE, **chosen)
+    assert RunConfig.read(run.directory).resolved == replace(RECIPE, **chosen)
     kept = load(run.directory)
     assert kept.card == run.classifier.card
     assert kept.provenance["metrics"]["n"] == 15

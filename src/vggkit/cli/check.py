@@ -43,11 +43,13 @@ def check(
     """
     from vggkit.images.sources.open_dataset import open_dataset
     from vggkit.weights.card import read_card
+    from vggkit.weights.hub import is_address
     from vggkit.weights.locate import locate_model
+    from vggkit.weights.published_models import is_model_name
     from vggkit.workflows.check import check as look
     from vggkit.workflows.check import guard_outputs
 
-    if model is not None:  # before torch is imported, which takes seconds
+    if model is not None and not is_address(model) and not is_model_name(model):
         read_card(locate_model(model))
     for path in (fix, html):
         if path is not None:
@@ -58,7 +60,7 @@ def check(
         guard_outputs(images, table=fix, page=html)
         classifier = None
         if model is not None:
-            from vggkit.classifier import load
+            from vggkit.classifier import load  # imports torch, which the refusals above do not need
 
             classifier = load(model)
         found = look(images, classifier, image_size=image_size, device=device, on_progress=line.show)

@@ -73,27 +73,21 @@ def evaluate(
     """
     from vggkit.evaluation.predictions import check_ending
     from vggkit.images.sources.open_dataset import open_dataset
-    from vggkit.weights.card import read_card
-    from vggkit.weights.locate import locate_model
+    from vggkit.workflows.evaluate import demand_models, measure, name_results, report_on, write_results
 
     models, data = _split_arguments(model_data)
-    outputs = []
-    for place in models:  # before torch and scikit-learn are imported, which takes seconds
-        read_card(locate_model(place))
     if results is not None:
-        from vggkit.workflows.evaluate import name_results
-
         check_ending(results)
-        outputs += name_results(results, models)
     if report is not None and report.suffix.lower() not in (".html", ".htm"):
         raise BadOutput(f"{report}: must end in .html or .htm")
-    outputs += [report] if report is not None else []
+    outputs = [*(name_results(results, models) if results is not None else ()), *([report] if report else ())]
     drawings = (report.parent if report is not None else Path()) / "plots"
     for path in outputs:
         demand_writable(path)
     if plots is not None:
         for path in name_plots(drawings, plots):
             demand_drawable(path)
+    demand_models(models)
     with ProgressLine(quiet=quiet) as line:
         line.show(f"opening {data}", 0, None)
         images = open_dataset(data, columns=columns)
@@ -101,8 +95,6 @@ def evaluate(
             line.log(f"skipped: {omission.describe()}")
         for path in outputs:
             demand_apart(path, images.list_sources())
-        from vggkit.workflows.evaluate import measure, report_on, write_results
-
         found = measure(
             models,
             images,

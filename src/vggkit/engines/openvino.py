@@ -60,7 +60,7 @@ class OpenVINOEngine(NamedEngine):
     A single image has all processors; of several, requests of a few each run side by side. A model is
     compiled when images of its size come, which takes a tenth of a second: less than a compiled one would
     take to be read (docs/decisions/engines.md). Of an image whose values overflow on the way everything given is
-    NaN: OpenVINO's ReLU makes zeros of NaN, and what follows would look like an answer.
+    NaN: OpenVINO's ReLU makes zeros of NaN, and what follows would look like a prediction.
 
     Args:
         weights: A VGG, or a ModelFile, which needs no torch.
@@ -138,7 +138,7 @@ class OpenVINOEngine(NamedEngine):
         watched = can_overflow(self._bound, batch)
         key = size, self._choose_haste(size, len(batch), watched), watched
         model = self._models.pop(key, None) or self._compile(*key)
-        self._models[key] = model  # the last one used stands last
+        self._models[key] = model  # in the order of their last use
         while len(self._models) > KEPT:
             del self._models[next(iter(self._models))]
         return model
@@ -202,9 +202,9 @@ class _Compiled:
 class _Operations:
     """Nodes of OpenVINO."""
 
-    def __init__(self, openvino: ModuleType, activation_ranges: Ranges, asked: Sequence[Output]) -> None:
+    def __init__(self, openvino: ModuleType, activation_ranges: Ranges, outputs: Sequence[Output]) -> None:
         self._openvino, self._ops, self._ranges = openvino, openvino.opset13, activation_ranges
-        self._asked = asked
+        self._outputs = outputs
         self._rounded: set[Output] = set()
         self._sums: list[Node] = []
 
@@ -238,7 +238,7 @@ class _Operations:
     def pool(self, maps: Node, pooling: Pooling, gives: str) -> Node:
         if pooling == "max":
             # The largest of rounded values is the largest, rounded; and bytes are a quarter to write and to read.
-            if gives in self._ranges and gives not in self._asked:
+            if gives in self._ranges and gives not in self._outputs:
                 maps = self._round(maps, gives)
                 self._rounded.add(gives)
             return self._ops.max_pool(maps, [2, 2], [1, 1], [0, 0], [0, 0], [2, 2]).output(0)
@@ -347,7 +347,7 @@ def _import_openvino() -> ModuleType:
     converter = "openvino.tools.ovc"
     new = "openvino" not in sys.modules and converter not in sys.modules
     if new:
-        sys.modules[converter] = None  # type: ignore[assignment]  # OpenVINO goes on without it
+        sys.modules[converter] = None  # type: ignore[assignment]  # OpenVINO works without it
     try:
         openvino = importlib.import_module("openvino")
     except ImportError as problem:

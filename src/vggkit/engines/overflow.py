@@ -1,4 +1,4 @@
-"""Values that float32 cannot hold: where a network may have them, and what is said of an image that meets them.
+"""Values that float32 cannot hold: where a network may have them, and the message for an image that meets them.
 
 No torch here. Shape letters: N images, C channels.
 """
@@ -54,7 +54,7 @@ def can_overflow(bound: float, batch: NDArray[np.float32]) -> bool:
 
 
 def describe_overflow(values: NDArray[np.float32]) -> str | None:
-    """Why what a network gave for an image is no answer; None where all of it is finite."""
+    """The problem of an image whose outputs are not all finite; None where they are."""
     wrong = int(np.count_nonzero(~np.isfinite(values)))
     if not wrong:
         return None

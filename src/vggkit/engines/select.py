@@ -98,12 +98,12 @@ def resolve_choice(
         chosen = "bf16"
     name = _resolve_engine(place, chosen) if engine == "auto" else engine
     if name == "openvino" and chosen == "bf16" and not computes_bf16(place):
-        chosen = "fp32"  # what OpenVINO computes in where it is told bf16
+        chosen = "fp32"  # OpenVINO computes in float32 there
     return place, name, chosen
 
 
 def _resolve_device(device: "torch.device | str", engine: str) -> "torch.device | str":
-    """The device; its name alone where torch need not be asked."""
+    """The device; its name alone where torch is not needed."""
     kind = _find_kind(device)
     if engine in ("openvino", "onnx"):
         if kind not in ("auto", "cpu"):

@@ -30,7 +30,7 @@ class Engine(Protocol):
     """Anything that turns preprocessed images into a row each."""
 
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Rows (N, K) or (N, F) of images (N, C, H, W), or maps, as it was asked for."""
+        """Rows (N, K) or (N, F) of images (N, C, H, W), or maps, as requested."""
 
 
 class NamedEngine(Engine, Protocol):

@@ -85,7 +85,7 @@ def check_values(network: nn.Module) -> None:
         # A sum is finite only where all of it is, and found much sooner; a large one may overflow by itself.
         if not (value.sum(dtype=torch.float32).isfinite() or value.isfinite().all()):
             raise BadInput(
-                f"{key} holds values that are not finite (NaN or infinity), and so would every answer; "
+                f"{key} holds values that are not finite (NaN or infinity), and so would every prediction; "
                 "take an earlier checkpoint, or train again at a lower learning rate"
             )
     if normed and torch.float64 in kinds:  # beside 16 bits batch norms may well be in float32
@@ -122,7 +122,7 @@ def _read_head(classifier: list[nn.Module], built: Configuration) -> dict[str, A
     for module in classifier[::3]:
         factors = [_find_width(each) for each in (module if type(module) is nn.Sequential else [module])]
         if not 1 <= len(factors) <= 2 or not factors[0] or not factors[-1]:
-            return {}  # what stands there is named when it is compared
+            return {}  # the modules there are named when they are compared
         widths.append(factors[-1])
         ranks.append(factors[0] if len(factors) == 2 else None)
     found: dict[str, Any] = {"hidden": tuple(widths[:-1]), "num_classes": widths[-1], "ranks": tuple(ranks)}
@@ -183,14 +183,14 @@ def _compare_own(place: str, found: nn.Module, expected: nn.Module) -> None:
         _refuse(f"{place} has its {replaced[0]} replaced", f"restore it: del {_spell(place)}.{replaced[0]}")
     hooks = [kind for kind in _HOOKS if getattr(found, f"_{kind}s")]
     if hooks:
-        said = hooks[0].replace("_", " ")
-        _refuse(f"{place} has a {said}, which may change what it gives", "remove it first: handle.remove()")
+        kind = hooks[0].replace("_", " ")
+        _refuse(f"{place} has a {kind}, which may change what it gives", "remove it first: handle.remove()")
     for kind in ("modules", "parameters", "buffers"):
         mine, theirs = (_list_names(module, kind) for module in (found, expected))
         for name in (*theirs, *mine):
             if (name in mine) != (name in theirs):
-                said = "has none of" if name in theirs else "has one more of"
-                _refuse(f"{place} {said} its {kind}: {name}")
+                difference = "has none of" if name in theirs else "has one more of"
+                _refuse(f"{place} {difference} its {kind}: {name}")
         if mine != theirs:
             _refuse(f"{place} has its {kind} in another order: {', '.join(mine)}")
     if found._non_persistent_buffers_set:
@@ -278,8 +278,8 @@ def _spell(place: str) -> str:
 
 def _describe(found: nn.Module | None) -> str:
     """A module in a few words; repr where it is short."""
-    said = repr(found)
-    return said if "\n" not in said and len(said) < 120 else type(found).__name__
+    text = repr(found)
+    return text if "\n" not in text and len(text) < 120 else type(found).__name__
 
 
 def _pair(value: object) -> object:

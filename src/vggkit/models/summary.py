@@ -1,4 +1,4 @@
-"""The table a teacher would draw of a VGG: what each layer gives, costs and sees.
+"""A table of a VGG's layers: shapes, parameters, multiply-adds, memory and receptive fields.
 
 Arithmetic on a `Configuration`; nothing is built and torch is not imported.
 
@@ -25,7 +25,7 @@ class LayerSummary:
 
     name: str
     """`conv3_2`, `pool3`, `fc6` as the literature says; `fc6.0` and `fc6.1` are the two factors of
-    a low-rank layer; `input`, `avgpool`, `mean` and `mean+std` are what stands between trunk and logits."""
+    a low-rank layer; `input`, `avgpool`, `mean` and `mean+std` lie between trunk and logits."""
     kind: LayerKind
     """What it computes: `adaptive pool` brings the map to the head's grid, `statistics` are the pool
     head's, and `mean` averages the dense head's scores."""
@@ -42,9 +42,9 @@ class LayerSummary:
     """Side of the square of the image that one output value depends on, padding included; None:
     the whole image."""
     parameter_share: float
-    """Its part of all parameters, in [0, 1]."""
+    """Its share of all parameters, in [0, 1]."""
     multiply_add_share: float
-    """Its part of all multiply-adds, in [0, 1]."""
+    """Its share of all multiply-adds, in [0, 1]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -64,7 +64,7 @@ class View:
 
     @classmethod
     def of(cls, recipe: Recipe, preprocessing: Preprocessing) -> Self:
-        """The view that a settled recipe asks for, its steps in this order.
+        """The view that a resolved recipe asks for, its steps in this order.
 
         - augmentation=`photo`: a random part (a third to all of the image), resized to the network's
           input (Szegedy 2015). `shift`: the fitted image moved by up to an eighth each way over black.
@@ -75,8 +75,8 @@ class View:
 
         Raises MissingExtra for rand_augment without torchvision.
         """
-        assert recipe.augmentation != "auto", "the recipe is settled"
-        assert recipe.mirror != "auto", "the recipe is settled"
+        assert recipe.augmentation != "auto", "the recipe is resolved"
+        assert recipe.mirror != "auto", "the recipe is resolved"
         if recipe.rand_augment is not None and importlib.util.find_spec("torchvision") is None:
             raise MissingExtra.of("torchvision", "RandAugment", "train")
         return cls(

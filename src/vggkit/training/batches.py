@@ -78,8 +78,8 @@ class TrainingBatches:
         preprocessing: Preprocessing,
         device: torch.device,
     ) -> Self:
-        """The batches that a settled recipe asks for."""
-        assert recipe.batch_size is not None, "the recipe is settled"
+        """The batches that a resolved recipe asks for."""
+        assert recipe.batch_size is not None, "the recipe is resolved"
         return cls(
             images,
             labels=labels,

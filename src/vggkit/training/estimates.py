@@ -43,7 +43,7 @@ GPU_SHARE: Final = 0.9
 
 
 def estimate_memory(configuration: Configuration, recipe: Recipe, *, crop_pixels: int, batch_size: int) -> int:
-    """Bytes that a training by steps holds at its largest, libraries included, of a settled recipe.
+    """Bytes that a training by steps holds at its largest, libraries included, of a resolved recipe.
 
     Within a quarter of what processes on Linux held that trained VGG11, with and without batch norm, in
     each precision; a GPU holds less beside the network.
@@ -92,7 +92,7 @@ def _measure_maps(configuration: Configuration, learnt: set[str], pixels: int, s
 def choose_batch_size(
     configuration: Configuration, recipe: Recipe, *, crop_pixels: int, images: int, device: torch.device
 ) -> tuple[int, str]:
-    """Images a step, and why, for a recipe that is settled but for it and the learning rate.
+    """Images a step, and why, for a recipe that is resolved but for it and the learning rate.
 
     On a CPU and on MPS a rule: the power of two from which learning the parameters takes about a ninth
     of a step, so that more images a step are hardly faster, within half of the memory there is. Of
@@ -237,7 +237,7 @@ def estimate_seconds(
     Raises BadImage for an image that is gone.
     """
     size, epochs = train_state.recipe.batch_size, train_state.recipe.epochs
-    assert size is not None, "the recipe is settled"
+    assert size is not None, "the recipe is resolved"
     steps = math.ceil(len(train) / size)
     if steps * epochs < 10 * TRIED:  # trial steps are to be little of all
         return None

@@ -165,7 +165,7 @@ def extract_features(
     Args:
         classifier: Its network below the last layer, its preprocessing and its labels count.
         images: N of them, each of a class the Classifier knows.
-        recipe: Settled; how augmented views are drawn.
+        recipe: Resolved; how augmented views are drawn.
         device: Where to compute.
         precision: auto: bf16 where that is fast.
         views: V; the first is as when predicting, the others are augmented.

@@ -74,7 +74,7 @@ def find_learning_rate(
         network: What is to be trained.
         batches: (images (N, C, H, W), targets) as for `TrainState.compute`; gone through again from the
             start where they end early.
-        recipe: Settled, but for its learning rate.
+        recipe: Resolved, but for its learning rate.
         device: Where to learn.
         lowest: The first rate.
         highest: The last one.
@@ -133,15 +133,15 @@ def _repeat(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, 
 
 def _suggest(rates: list[float], losses: list[float], smoothed: list[float]) -> tuple[float | None, str]:
     """A rate and a sentence on it; the first steps, whose average is of few losses, count for nothing."""
-    settled = round(1 / (1 - KEPT))
-    if len(smoothed) < 2 * settled:
+    warm = round(1 / (1 - KEPT))
+    if len(smoothed) < 2 * warm:
         return (
             None,
             "the loss grows beyond all bounds from the lowest rates on: look at the images and the weights",
         )
     # At the lowest rates nothing is learnt: what differs there is the batches.
-    start, noise = statistics.mean(losses[:settled]), statistics.stdev(losses[:settled])
-    low = min(range(settled, len(smoothed)), key=smoothed.__getitem__)
+    start, noise = statistics.mean(losses[:warm]), statistics.stdev(losses[:warm])
+    low = min(range(warm, len(smoothed)), key=smoothed.__getitem__)
     fall = start - smoothed[low]
     if fall < max(LEAST_FALL * start, noise):
         return None, (
@@ -149,7 +149,7 @@ def _suggest(rates: list[float], losses: list[float], smoothed: list[float]) -> 
             "A network that is stuck may need batch norm (its name with _bn) or given weights"
         )
     # Over five steps, for the slope of one is mostly noise.
-    places = range(settled, low + 1)
+    places = range(warm, low + 1)
     steepest = max(places, key=lambda place: smoothed[max(0, place - 2)] - smoothed[min(low, place + 2)])
     most = rates[low] * BELOW_LOWEST
     suggested = float(f"{min(rates[steepest], most):.2g}")

@@ -27,7 +27,7 @@ def build_optimizers(
     *,
     decays: Mapping[str, float] | None = None,
 ) -> list[torch.optim.Optimizer]:
-    """One optimizer, or for muon two, of a settled recipe; `set_rate` sets their learning rates.
+    """One optimizer, or for muon two, of a resolved recipe; `set_rate` sets their learning rates.
 
     Args:
         parameters: What is stepped, by key; float32, each with its gradient's place in `.grad`.
@@ -38,7 +38,7 @@ def build_optimizers(
     Muon (Jordan et al., 2024) steps the convolutions, whose kernels are rows of a matrix, and AdamW
     the rest; Muon's steps are scaled to the size of AdamW's, so that one rate suits both.
     """
-    assert recipe.weight_decay is not None, "the recipe is settled"
+    assert recipe.weight_decay is not None, "the recipe is resolved"
     decays = decays or {}
     kernels = [key for key, value in parameters.items() if key.startswith("features.") and value.dim() > 1]
     others = [key for key in parameters if key not in set(kernels)]
@@ -100,9 +100,9 @@ def _group(
 
 
 def learning_rate_at(step: int, *, recipe: Recipe, steps_per_epoch: int) -> float:
-    """The rate of a step, counted from 0, of a settled recipe: a straight line up, then its schedule."""
+    """The rate of a step, counted from 0, of a resolved recipe: a straight line up, then its schedule."""
     highest = recipe.learning_rate
-    assert highest is not None, "the recipe is settled"
+    assert highest is not None, "the recipe is resolved"
     steps = recipe.epochs * steps_per_epoch
     rise = min(recipe.warmup_epochs, recipe.epochs / 2) * steps_per_epoch
     if recipe.schedule == "one-cycle":

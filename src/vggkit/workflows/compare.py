@@ -53,7 +53,7 @@ def _find_runs(place: Path) -> list[Path]:
 
 
 def _read_run(folder: Path, config: RunConfig, *, name: str) -> ComparedRun:
-    best, history, settled = folder / "best.safetensors", read_history(folder / "metrics.csv"), config.settled
+    best, history, settled = folder / "best.safetensors", read_history(folder / "metrics.csv"), config.resolved
     about: Mapping[str, Any] = config.found.get("data") or {}
     network: Mapping[str, Any] = config.found.get("configuration") or {}
     provenance: Mapping[str, Any] = {}
@@ -127,7 +127,7 @@ def _find_idle_seconds(folder: Path) -> float:
 def _find_differing(configs: Sequence[RunConfig]) -> dict[str, tuple[Any, ...]]:
     """Fields of the data, the network and the recipe that are not the same in all runs, with their values."""
     known = [
-        {"data": config.data, **asdict(config.columns), **asdict(config.network), **config.settled.to_dict()}
+        {"data": config.data, **asdict(config.columns), **asdict(config.network), **config.resolved.to_dict()}
         for config in configs
     ]
     values = {name: tuple(each[name] for each in known) for name in known[0]}

@@ -19,6 +19,7 @@ from vggkit.reports.evaluation_page import Story, suggest_steps, write_report
 from vggkit.weights.card import Card, read_card, read_entry
 from vggkit.weights.hub import is_address
 from vggkit.weights.locate import locate_model, locate_own_model
+from vggkit.weights.published_models import is_model_name
 from vggkit.workflows.compare import read_history
 from vggkit.workflows.run_config import FILE_NAME
 
@@ -140,6 +141,16 @@ def measure(
     if len(evaluations) > 1:
         evaluations.append(fuse(evaluations, wanted_precision=wanted_precision))
     return Measurement(tuple(evaluations), comparisons, cards[0], messages)
+
+
+def demand_models(models: Sequence[str | Path]) -> None:
+    """Refuse, before any work and without torch, files that are no Classifiers; nothing is downloaded.
+
+    Raises BadCheckpoint.
+    """
+    for place in models:
+        if not (is_address(place) or is_model_name(place)):
+            read_card(locate_model(place))
 
 
 def name_results(path: Path, models: Sequence[str | Path]) -> list[Path]:

@@ -70,7 +70,7 @@ def fit_and_record(
     resumed: bool = False,
 ) -> TrainingRun:
     """Fit, evaluate and write what came of it; whoever stops it gets the command that continues."""
-    recipe, last = config.settled, directory / "last.ckpt"
+    recipe, last = config.resolved, directory / "last.ckpt"
     # What the states of a run belong to; one that is not the same to the last bit is another run's.
     identity = {
         "recipe": recipe.to_dict(),

@@ -83,7 +83,7 @@ class NetworkChoice:
 
     @classmethod
     def of(cls, classifier: "Model") -> Self:
-        """What can be told from a Classifier that is there already."""
+        """The choice that an existing Classifier amounts to."""
         network, fed = classifier.configuration, classifier.preprocessing
         return cls(
             model=network.model,
@@ -140,7 +140,7 @@ class RunConfig:
                 raise BadConfiguration(f"loggers: {UnknownName.of('logger', name, LOGGERS)}")
 
     @property
-    def settled(self) -> Recipe:
+    def resolved(self) -> Recipe:
         """The recipe with what the run chose where it was left open."""
         chosen, usual = self.found.get("chosen"), Recipe().to_dict()
         if not isinstance(chosen, Mapping):
@@ -149,14 +149,14 @@ class RunConfig:
         left_open = {name for name, value in usual.items() if getattr(self.recipe, name) == value}
         return replace(self.recipe, **{name: value for name, value in chosen.items() if name in left_open})
 
-    def record(self, settled: Recipe, found: Mapping[str, Any]) -> Self:
-        """The configuration of a run that learns by the settled recipe, and found so much."""
-        chosen = {name: value for name, value in settled.to_dict().items() if value != getattr(self.recipe, name)}
+    def record(self, resolved: Recipe, found: Mapping[str, Any]) -> Self:
+        """The configuration of a run that is trained by the resolved recipe, and found so much."""
+        chosen = {name: value for name, value in resolved.to_dict().items() if value != getattr(self.recipe, name)}
         return replace(self, found={**found, "chosen": chosen})
 
     @classmethod
     def of(cls, classifier: "Model", data: str) -> Self:
-        """What can be told of a training that was begun from Python."""
+        """The configuration of a training that began from Python with a Classifier."""
         return cls(data=locate(data), network=NetworkChoice.of(classifier), from_python=True)
 
     def write(self, path: str | Path) -> None:
@@ -223,7 +223,7 @@ class RunConfig:
         return cls(**given)._split_choices()
 
     def _split_choices(self) -> Self:
-        """Earlier versions wrote the settled recipe, and only the names of what was chosen in it."""
+        """Earlier versions wrote the resolved recipe, and only the names of what was chosen in it."""
         names = self.found.get("chosen")
         if not isinstance(names, list):
             return self

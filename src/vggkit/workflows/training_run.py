@@ -61,7 +61,7 @@ def start_run(
     """Begin a training and see it to its end; see `vggkit.train`.
 
     Args:
-        config: What was asked for.
+        config: The options.
         dataset: The images.
         model: A Model whose network is trained in place, or a Configuration in place of the one that `config`
             names.
@@ -221,7 +221,7 @@ def resume_run(
                 "new or others. Restore them, or begin a new run: vggkit train --config "
                 f"{directory / 'config.yaml'}"
             )
-        divided, _ = _divide(opened, classifier, config.settled, stack=stack, line=line)
+        divided, _ = _divide(opened, classifier, config.resolved, stack=stack, line=line)
         divided, contents = vet(
             divided, despite_findings=config.despite_findings, log=line.log, on_progress=line.show
         )
