@@ -11,7 +11,7 @@ from vggkit.images.preprocessing import suit_preprocessing
 from vggkit.models.configuration import Configuration
 
 HEAVY = ("torch", "torchvision", "sklearn", "scipy", "matplotlib", "openvino", "onnxruntime", "pyarrow")
-NOT_YET = ("train", "identify", "convert", "embed good.safetensors missing")
+NOT_YET = ("identify", "convert", "embed good.safetensors missing")
 CODE = """
 import sys
 from vggkit.cli.main import main

@@ -118,7 +118,7 @@ def test_whatever_is_written_comes_back(config, tmp_path):
 def test_each_field_stands_under_its_own_text(tmp_path):
     FULL.write(tmp_path / "config.yaml")
     text = (tmp_path / "config.yaml").read_text(encoding="utf-8")
-    assert text.startswith("# What a training was asked")
+    assert text.startswith("# The options of a training")
     assert "vggkit train --config" in text
     assert "vggkit train --resume" in text
     assert max(map(len, text.splitlines())) <= 102
