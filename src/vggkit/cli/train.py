@@ -72,8 +72,9 @@ def train(
 
         run = resume_run(resume, data or None, device=device, quiet=quiet, save_seconds=save_seconds, plots=plots)
     else:
+        is_name = Path(data).name == data and not Path(data).exists()  # perhaps a misspelt one
         asked = RunConfig(
-            data=locate(data),
+            data=data if is_name else locate(data),
             columns=columns,
             despite_findings=despite_findings,
             loggers=loggers,
