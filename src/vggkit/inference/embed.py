@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggkit.arguments import demand_count
+from vggkit.engines.graph_builder import describe_overflow
 from vggkit.engines.info import WantedEngine
 from vggkit.engines.model_weights import ModelFile
 from vggkit.engines.outputs import WantedPrecision, list_outputs, plan_outputs
-from vggkit.engines.overflow import describe_overflow
 from vggkit.engines.select import choose_engine
 from vggkit.engines.stream import Engine, stream_results
 from vggkit.errors import UnknownName
