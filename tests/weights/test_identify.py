@@ -382,7 +382,7 @@ def test_files_of_other_programs_are_identified_without_torch(tmp_path, name):
 
 @pytest.mark.parametrize("dialect", ["torchvision", "timm", "keras", "caffe", "blocks", "explicit"])
 def test_files_that_are_known_at_once_are_read_alike_layer_by_layer(dialect, monkeypatch):
-    """A network of the table in a dialect, with each tensor in its shape, is known before its modules are placed."""
+    """A network of the table, each tensor in its shape, is known before its modules are placed."""
     for model in list_models():
         for changes in ({}, {"num_classes": 7, "in_channels": 1}):
             configuration = configure(model, **changes)
