@@ -120,7 +120,7 @@ def train(
         resume: A run's folder: continue it where it stopped, to the very weights it would have had. Only data,
             device, save_seconds and quiet go with it.
         model: A name that `vggkit models` lists, a Configuration, or a Classifier or Model, whose network is then
-            trained in place. Default: vgg11.
+            trained in place. Default: the model that weights names, else vgg11.
         blocks: Output channels of each convolution in place of the model's: commas between the convolutions of a
             block, slashes between blocks, such as 64,64/128,128/256,256.
         weights: Weights to start from: imagenet (the published ones), or a file of a VGG's weights, such as .pth.
@@ -273,6 +273,8 @@ def _gather(options: Mapping[str, Any]) -> RunConfig:
         network["weights"] = locate(str(network["weights"]))
     if data is not None:
         base = replace(base, data=locate(data.name if isinstance(data, ImageDataset) else str(data)))
+    # A configuration and a Classifier name their model; without them the weights may name it.
+    begun = base.network if "config" in options or isinstance(model, Model) else NetworkChoice()
     searched = options.get("find_learning_rate", base.find_learning_rate and "learning_rate" not in options)
     return replace(
         base,
@@ -281,7 +283,7 @@ def _gather(options: Mapping[str, Any]) -> RunConfig:
         loggers=tuple(options.get("loggers", base.loggers)),
         find_learning_rate=searched,
         from_python=isinstance(model, Model | Configuration) or isinstance(data, ImageDataset),
-        network=replace(base.network, **network),
+        network=replace(begun, **network),
         recipe=replace(recipe, **given[Recipe]),
         found={},
     )
