@@ -59,7 +59,11 @@ def find_engine(
     Raises what `choose_engine` does.
     """
     kept: KeptEngines = vars(model).setdefault("_kept_engines", KeptEngines())
-    return kept.find(model, card or model.card, device, output, precision, engine)
+    return kept.find(
+        repr((str(device), output, precision, engine)),
+        describe_state(model, card or model.card),
+        lambda: choose_engine(model, device, output=output, precision=precision, engine=engine),
+    )
 
 
 class KeptEngines:
@@ -72,26 +76,16 @@ class KeptEngines:
         self._process, self._lock = os.getpid(), Lock()
         self._engines: dict[str, tuple[State, NamedEngine]] = {}
 
-    def find(
-        self,
-        model: "Model",
-        card: "Card",
-        device: "torch.device | str",
-        output: Output | Sequence[Output],
-        precision: WantedPrecision,
-        engine: WantedEngine,
-    ) -> NamedEngine:
-        """The engine for this, kept or new; see `find_engine`."""
+    def find(self, asked: str, state: State, build: Callable[[], NamedEngine]) -> NamedEngine:
+        """The engine for what is asked in this state, kept or new; threads wait for one that builds."""
         if self._process != os.getpid():  # forked: the lock may be held by a thread that is not here
             _OF_PARENTS.append(self._engines)
             self._begin()
-        asked = repr((str(device), output, precision, engine))
         with self._lock:
-            state = describe_state(model, card)
             known, found = self._engines.pop(asked, (None, None))
             if found is None or known != state:
                 found = None  # its memory is free before there is another one
-                found = choose_engine(model, device, output=output, precision=precision, engine=engine)
+                found = build()
             self._engines[asked] = state, found
             while len(self._engines) > KEPT:
                 del self._engines[next(iter(self._engines))]
