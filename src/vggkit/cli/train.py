@@ -72,8 +72,9 @@ def train(
 
         run = resume_run(resume, data or None, device=device, quiet=quiet, save_seconds=save_seconds, plots=plots)
     else:
+        is_name = Path(data).name == data and not Path(data).exists()  # perhaps a misspelt one
         asked = RunConfig(
-            data=locate(data),
+            data=data if is_name else locate(data),
             columns=columns,
             despite_findings=despite_findings,
             loggers=loggers,
@@ -83,7 +84,9 @@ def train(
         )
         if preset is not None:
             ProgressLine(quiet=quiet).log(f"preset {preset}: {find_preset(preset).about}")
-        dataset = open_inputs(asked, out=out, quiet=quiet)  # what is wrong is refused before torch is imported
+        dataset = open_inputs(
+            asked, data=data, out=out, quiet=quiet
+        )  # what is wrong is refused before torch is imported
         _prepare_process(device)
         from vggkit.workflows.training_run import start_run
 

@@ -76,7 +76,7 @@ def divide_in_folds(images: ImageDataset, folds: int, *, seed: int = 0) -> tuple
         raise BadData(f"{images.name}: has only the split {', '.join(images.splits)}; there is nothing to fold")
     units = _tie(whole)
     having = Counter(label for members in units.values() for label in _count(members))
-    kind = "groups" if any(image.group is not None for image in whole) else "pictures"
+    kind = "groups" if any(image.group is not None for image in whole) else "images"
     for label in sorted(having):
         if having[label] < folds:
             raise BadData(f"{images.name}: class {label!r} has {having[label]} {kind}, too few for {folds} folds")

@@ -52,7 +52,7 @@ class Callbacks:
 
     on_step: Callable[[str, int, int | None], None] = lambda what, done, total: None
     """Called with what is being done, how much of it, and of how much."""
-    on_epoch: Callable[[Sequence[Epoch], VGG], None] = lambda history, network: None
+    on_epoch: Callable[[tuple[Epoch, ...], VGG], None] = lambda history, network: None
     """Called after each epoch with all epochs so far and the network, as it is to be saved; before the state of
     the epoch is kept."""
     is_enough: Callable[[Epoch], object] = lambda epoch: False

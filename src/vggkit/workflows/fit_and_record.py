@@ -146,7 +146,7 @@ def fit_and_record(
             raise type(problem)(f"{problem}; {again}") from problem
         best = Model.load(directory / BEST)
         classifier.network.load_state_dict(best.network.state_dict())
-        classifier.card = best.card
+        classifier.card = best.card.of_other_weights()
         evaluation = _evaluate(classifier, dataset, recipe, result, device=device, line=line)
         classifier.save(
             directory / BEST,

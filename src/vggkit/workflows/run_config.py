@@ -154,11 +154,6 @@ class RunConfig:
         chosen = {name: value for name, value in resolved.to_dict().items() if value != getattr(self.recipe, name)}
         return replace(self, found={**found, "chosen": chosen})
 
-    @classmethod
-    def of(cls, classifier: "Model", data: str) -> Self:
-        """The configuration of a training that began from Python with a Classifier."""
-        return cls(data=locate(data), network=NetworkChoice.of(classifier), from_python=True)
-
     def write(self, path: str | Path) -> None:
         """Write it as YAML with a comment on each field; raises BadOutput."""
         write_text(path, "\n".join(self._lines()) + "\n")

@@ -242,7 +242,7 @@ def train(
     built = model if isinstance(model, Model | Configuration) else None
     dataset = data
     if not isinstance(dataset, ImageDataset):
-        dataset = open_inputs(asked, out=out, quiet=quiet, check_network=built is None)
+        dataset = open_inputs(asked, data=str(data or ""), out=out, quiet=quiet, check_network=built is None)
     return start_run(
         asked,
         dataset,
