@@ -22,8 +22,8 @@ SURFACE = Path(__file__).parents[1] / "cli" / "surface.json"
 PARAMETERS = inspect.signature(vk.train).parameters
 OF_THE_SHELL_ALONE = {"help", "json"}
 """What a call from Python has no use for: it gives a TrainingRun."""
-OF_PYTHON_ALONE = {"data", "recipe"}
-"""The shell's positional argument, and a whole Recipe, whose fields are options of their own."""
+OF_PYTHON_ALONE = {"data", "recipe", "on_epoch"}
+"""The shell's positional argument; a whole Recipe, whose fields are options of their own; and a function."""
 
 
 class Enough(Exception):
@@ -60,7 +60,18 @@ def test_yaml_has_the_same_options(tmp_path):
     values = yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8"))
     names = {name for name in values if name not in ("network", "recipe", "columns", "found")}
     names |= {name for section in ("network", "recipe", "columns") for name in values[section]}
-    of_this_call = {"out", "config", "preset", "resume", "plots", "save_seconds", "device", "quiet", "recipe"}
+    of_this_call = {
+        "out",
+        "config",
+        "preset",
+        "resume",
+        "plots",
+        "save_seconds",
+        "device",
+        "quiet",
+        "recipe",
+        "on_epoch",
+    }
     # Written where it was asked for.
     assert names | {"find_learning_rate"} == set(PARAMETERS) - of_this_call
 
