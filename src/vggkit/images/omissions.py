@@ -7,6 +7,7 @@ from typing import Any, Final, Literal, get_args
 
 Reason = Literal[
     "beside-classes",
+    "unlabelled",
     "broken-link",
     "link-loop",
     "seen-again",
@@ -14,6 +15,7 @@ Reason = Literal[
     "unreadable",
     "hidden",
     "not-a-file",
+    "without-images",
     "not-an-image",
 ]
 """Why a file was skipped, probable mistakes first."""
@@ -22,6 +24,7 @@ MOST_EXAMPLES: Final = 3
 
 _SAID: Final[dict[Reason, tuple[str, str]]] = {
     "beside-classes": ("image is", "images are"),
+    "unlabelled": ("image is", "images are"),
     "broken-link": ("link is broken", "links are broken"),
     "link-loop": ("link leads back", "links lead back"),
     "seen-again": ("file or folder is", "files or folders are"),
@@ -29,10 +32,13 @@ _SAID: Final[dict[Reason, tuple[str, str]]] = {
     "unreadable": ("file cannot be read", "files cannot be read"),
     "hidden": ("hidden file or folder", "hidden files or folders"),
     "not-a-file": ("pipe, socket or device", "pipes, sockets or devices"),
+    "without-images": ("folder holds", "folders hold"),
     "not-an-image": ("file is not an image", "files are not images"),
 }
 _MORE: Final[dict[Reason, str]] = {
     "beside-classes": " beside the class folders, in none of them",
+    "unlabelled": " in a split without class folders",
+    "without-images": " no images",
     "link-loop": " to a folder that it lies in",
     "seen-again": " reached a second time through a link",
     "listed-twice": " an image with the same label",
@@ -58,7 +64,7 @@ class Omission:
     @property
     def is_grave(self) -> bool:
         """Whether intended images may be missing."""
-        return self.reason not in ("hidden", "not-a-file", "not-an-image")
+        return self.reason not in ("unlabelled", "hidden", "not-a-file", "without-images", "not-an-image")
 
     def describe(self) -> str:
         """The omission in one phrase."""

@@ -15,7 +15,8 @@ from vggkit.images.file_kinds import SUFFIXES
 from vggkit.images.given import ImageSources, lack_images, take_sources
 from vggkit.images.omissions import Reading
 from vggkit.images.sources import hub_sets, parquet, public_sets, tables, tar_shards
-from vggkit.images.sources.folders import is_image, iterate_files, read_folder, walk
+from vggkit.images.sources.folders import is_image, iterate_files, walk
+from vggkit.images.sources.layouts import read_folder
 from vggkit.images.sources.locations import Place, Whole, expand, is_address, is_pattern
 from vggkit.images.sources.tables import Columns
 
