@@ -85,6 +85,22 @@ def warn_of_omissions(omissions: Iterable[Omission]) -> None:
             warnings.warn(f"skipped: {omission.describe()}", stacklevel=3)
 
 
+@dataclass(frozen=True, slots=True)
+class UnlabelledTable:
+    """A table in which no column says the classes."""
+
+    name: str
+    """The table."""
+    columns: tuple[str, ...]
+    """Its columns whose meaning is not known."""
+
+    def describe(self) -> str:
+        """What is missing, and what to do."""
+        listed = ", ".join(map(repr, self.columns[:8])) + (" …" if len(self.columns) > 8 else "")
+        where = f"one of its others ({listed}) is it, with --label-column" if listed else "it, with --label-column"
+        return f"{self.name}: has no label for its images; add a column called label, or name {where}"
+
+
 class Reading:
     """Counts skipped files while a place is read."""
 
@@ -93,6 +109,8 @@ class Reading:
         """Whether a name is of a file that the caller itself writes there, which is not counted."""
         self._counts: dict[Reason, int] = {}
         self._examples: dict[Reason, list[str]] = {}
+        self.unlabelled_table: UnlabelledTable | None = None
+        """The table that was read and says no classes; where labels are not needed, that is no fault."""
         self.written_labels: set[str] = set()
         """Labels that were read from a table or a file beside an image, not from the name of a folder."""
 
@@ -105,6 +123,7 @@ class Reading:
         """Add the counts of another Reading."""
         for reason, count in other._counts.items():
             self._count(reason, count, other._examples[reason])
+        self.unlabelled_table = self.unlabelled_table or other.unlabelled_table
         self.written_labels |= other.written_labels
 
     def list_omissions(self) -> tuple[Omission, ...]:

@@ -1,4 +1,4 @@
-"""The files and folders of a folder: links are followed, to files and to folders, and what is skipped is counted."""
+"""The files and folders below a folder: links are followed, and what is skipped is counted."""
 
 import errno
 import os

@@ -45,7 +45,7 @@ class Contents:
 
 
 def read_folder(folder: Path, reading: Reading) -> Iterator[tuple[str | None, ImageSample]]:
-    """(Split, image) of a folder that holds a subfolder for each class, or splits that do, or classes that hold splits.
+    """(Split, image) of a folder that holds a subfolder for each class, or splits that do, or classes with splits.
 
     Splits are known by the spellings that `tell_split` knows. Images of a split without class folders, such as a
     test set whose labels are secret, are left out where another split has classes, and counted.
@@ -145,15 +145,15 @@ def _read_splits_in_classes(folder: Path, inside: Mapping[Path, Contents]) -> li
         example = next(sub for contents in inside.values() for sub in contents.folders if tell_split(sub.name))
         raise BadData(
             f"{folder}: the class {example.parent.name} holds {example.name}, which names a split, but "
-            f"{shorten_names(odd, most=3)} {'is' if len(odd) == 1 else 'are'} not divided into splits alone. Divide "
-            f"every class into the same splits, or none; a folder that is no split needs another name than "
+            f"{shorten_names(odd, most=3)} {'is' if len(odd) == 1 else 'are'} not divided into splits alone. "
+            f"Divide every class into the same splits, or none; a folder that is no split needs another name than "
             f"{example.name}"
         )
     return branches
 
 
 def _find_hinted_splits(inside: Mapping[Path, Contents]) -> dict[Path, str]:
-    """Folders whose names only hint at splits, such as `seg_train` and `seg_test`, and which hold the same classes."""
+    """Folders whose names only hint at splits, such as `seg_train` and `seg_test`, with the same classes."""
     hinted = {child: split for child in inside if (split := hint_at_split(child.name))}
     if "train" not in hinted.values() or any(inside[child].folders and child not in hinted for child in inside):
         return {}
@@ -176,8 +176,9 @@ def _refuse_same_subfolders(folder: Path, inside: Mapping[Path, Contents]) -> No
         inner = shorten_names(shared, most=3)
         raise BadData(
             f"{folder}: {outer} hold the same subfolders ({inner}), so which of the two are the classes? If "
-            f"{inner} are, and {outer} are splits, rename these to train, val and test; if {outer} are the classes, "
-            "move their images out of the subfolders, or list the images in a table with the columns path and label"
+            f"{inner} are, and {outer} are splits, rename these to train, val and test; if {outer} are the "
+            "classes, move their images out of the subfolders, or list the images in a table with the columns path "
+            "and label"
         )
 
 
