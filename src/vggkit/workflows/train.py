@@ -90,6 +90,8 @@ def train(
     label_column: str | None = None,
     split_column: str | None = None,
     group_column: str | None = None,
+    root: str | None = None,
+    suffix: str | None = None,
     despite_findings: bool | None = None,
     loggers: Sequence[LoggerName] | None = None,
     plots: PlotEnding | None = None,
@@ -191,6 +193,8 @@ def train(
         split_column: The table's column with the split: train, val or test.
         group_column: The table's column whose equal values stay in one split: a patient, a place, a burst; None:
             `group`.
+        root: Folder that the table's paths are relative to; None: the table's own.
+        suffix: Ending that the table's paths lack, such as .jpg; None: files are looked for with any.
         despite_findings: Train even where the figures would be misleading, such as with a class missing from
             validation.
         loggers: What receives the figures of each epoch beside metrics.csv: tensorboard, wandb, mlflow.
@@ -289,6 +293,9 @@ def _gather(options: Mapping[str, Any]) -> RunConfig:
         )
     if "weights" in network:
         network["weights"] = locate(str(network["weights"]))
+    columns = given[Columns]
+    if "root" in columns:
+        columns["root"] = locate(str(columns["root"])) if Path(str(columns["root"])).is_dir() else columns["root"]
     if data is not None:
         base = replace(base, data=locate(data.name if isinstance(data, ImageDataset) else str(data)))
     # A configuration and a Classifier name their model; without them the weights may name it.
@@ -296,7 +303,7 @@ def _gather(options: Mapping[str, Any]) -> RunConfig:
     searched = options.get("find_learning_rate", base.find_learning_rate and "learning_rate" not in options)
     return replace(
         base,
-        columns=replace(base.columns, **given[Columns]),
+        columns=replace(base.columns, **columns),
         despite_findings=options.get("despite_findings", base.despite_findings),
         loggers=tuple(options.get("loggers", base.loggers)),
         find_learning_rate=searched,
