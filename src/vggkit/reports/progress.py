@@ -25,7 +25,7 @@ from rich.progress import (
 from rich.text import Text
 
 from vggkit.escaping import escape_controls
-from vggkit.reports.terminal import open_terminal
+from vggkit.reports.terminal import open_terminal, print_line
 
 SECONDS_BETWEEN_LINES: Final = 10.0
 """How often a file or a pipe hears of the progress."""
@@ -164,6 +164,13 @@ class ProgressLine:
 
     def _print(self, message: str) -> None:
         self._progress.print(message) if self._progress.live.is_started else self.console.print(message)
+
+    def report(self, message: str) -> None:
+        """Print a line that is no progress, such as an error: above the bar, and where progress is not wanted too."""
+        if self._progress.live.is_started:
+            self._progress.print(message)
+        else:
+            print_line(message, to_stderr=True)
 
     def show(self, what: str, done: int, total: int | None) -> None:
         """Set the bar: what is being done, how much of it, and of how much where that is known."""
