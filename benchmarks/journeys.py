@@ -33,7 +33,7 @@ root = str(Path(vggkit.__file__).parent)
 seen = {}
 def follow(frame, event, argument):
     code = frame.f_code
-    if event != "call" or code.co_filename in seen or not code.co_filename.startswith(root):
+    if event != "call" or seen is None or code.co_filename in seen or not code.co_filename.startswith(root):
         return
     while frame is not None:  # what runs while a module is imported does not count
         if frame.f_code.co_filename.startswith(root) and not frame.f_code.co_flags & inspect.CO_NEWLOCALS:

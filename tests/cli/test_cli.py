@@ -146,7 +146,7 @@ def test_what_train_was_asked_is_told_whole(asked, photos, tmp_path, monkeypatch
         *("--loggers", "tensorboard", "wandb", "--despite-findings", "--find-learning-rate", "--save-seconds", 7),
         *("--out", "r", "--device", "cpu", "--quiet"),
     )
-    assert images.name == str(photos)
+    assert images.name == photos.name
     written = RunConfig(
         data=str(photos),
         despite_findings=True,

@@ -186,7 +186,7 @@ def test_the_image(tmp_path, suggested, suffix):
     else:
         drawn = path.read_text(encoding="utf-8")
         assert ("suggested: 0.03" in drawn) == (suggested is not None)
-        assert ("none to suggest" in drawn) == (suggested is None)
+        assert ("no suggestion" in drawn) == (suggested is None)
 
 
 def test_a_search_that_saw_nothing_has_an_image_too(tmp_path):

@@ -176,7 +176,7 @@ def test_modules_in_evaluation_mode_stay_so_where_the_network_is_not(tiny, data,
     assert "features.1.weight" in moved, "its scales learn"
     told = capsys.readouterr().err
     assert "features.1" in told
-    assert "the threshold of the Classifier held of its weights as they were: dropped" in told
+    assert "the threshold of the Classifier belonged to its earlier weights: dropped" in told
     assert not norm.training
     assert classifier.network.training
 

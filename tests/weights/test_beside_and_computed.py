@@ -57,7 +57,7 @@ def check(path, network: nn.Module, configuration=SLIM) -> None:
     assert found.is_vgg, found.verdict
     assert (found.complete, found.unexpected, found.model) == (True, (), "custom")
     assert found.configuration == configuration
-    loaded = Classifier.create(configuration, labels=LABELS, weights=path)
+    loaded = Classifier.create(configuration, labels=found.labels or LABELS, weights=path)
     assert loaded.provenance["weights"]["random"] == []
     torch.testing.assert_close(compute(loaded.network), compute(network), atol=1e-5, rtol=1e-4)
     written = convert(path, path.with_name("converted.pth"), to="torchvision").target
@@ -223,5 +223,95 @@ class TestHeadWithoutValues:
             Classifier.create(SLIM, labels=LABELS, weights=tmp_path / "x.pth")
 
     def test_the_refusal_says_the_way_out(self, path):
-        with pytest.raises(BadCheckpoint, match="NaN.*head='pool'"):
+        with pytest.raises(BadCheckpoint, match=r"NaN.*head='pool'"):
             Classifier.create(SLIM, labels=["x", "y"], weights=path)
+
+
+class TestInMemory:
+    @pytest.mark.parametrize("wrap", [dict, OrderedDict, lambda state: {"model": state, "epoch": 3}])
+    def test_a_state_dict_is_taken_and_copied(self, wrap):
+        network = build()
+        loaded = Classifier.create(SLIM, labels=LABELS, weights=wrap(network.state_dict()))
+        assert torch.equal(compute(loaded.network), compute(network))
+        assert loaded.origin.source == "state dict in memory"
+        with torch.no_grad():
+            network.features[0].weight.zero_()
+        assert loaded.network.features[0].weight.abs().sum() > 0
+
+    def test_another_networks_is_refused(self):
+        with pytest.raises(BadCheckpoint, match="state dict in memory"):
+            Classifier.create(SLIM, labels=LABELS, weights=build(replace(SLIM, grid=2)).state_dict())
+        with pytest.raises(BadCheckpoint, match="no tensors"):
+            Classifier.create(SLIM, labels=LABELS, weights={"a": 1})
+
+
+class Unit(nn.Module):
+    """A convolution with its norm and ReLU, under MMCV's names."""
+
+    def __init__(self, into: int, out: int, *, norm: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(into, out, 3, padding=1)
+        if norm:
+            self.bn = nn.BatchNorm2d(out)
+        self.activate = nn.ReLU()
+
+    def forward(self, maps: Tensor) -> Tensor:
+        maps = self.conv(maps)
+        return self.activate(self.bn(maps) if hasattr(self, "bn") else maps)
+
+
+@pytest.mark.parametrize("configuration", [SLIM, NORMED])
+@pytest.mark.parametrize("stated", [True, False], ids=["modules listed", "keys alone"])
+def test_mmpretrains_vgg(configuration, stated, tmp_path):
+    torch.manual_seed(0)
+    units, channels = [], 3
+    for block in configuration.blocks:
+        for width in block:
+            units.append(Unit(channels, width, norm=configuration.batch_norm))
+            channels = width
+        units.append(nn.MaxPool2d(2, 2))
+    head = [
+        nn.Linear(10, 16),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.Linear(16, 14),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.Linear(14, 3),
+    ]
+    backbone = nn.Module()
+    backbone.features, backbone.classifier = nn.Sequential(*units), nn.Sequential(*head)
+    whole = nn.Module()
+    whole.backbone = backbone
+    state = whole.state_dict()
+    meta = {"dataset_meta": {"classes": ("ant", "bee", "cow")}}
+    torch.save({"meta": meta, "state_dict": state if stated else dict(state)}, tmp_path / "x.pth")
+    theirs = nn.Sequential(backbone.features, nn.Flatten(), backbone.classifier)
+    check(tmp_path / "x.pth", theirs, configuration)
+    found = identify(tmp_path / "x.pth")
+    assert (found.dialect, found.labels) == ("mmpretrain", ("ant", "bee", "cow"))
+
+
+@pytest.mark.parametrize(("width", "side", "grey"), [(10, 13, 3), (10, 7, 1), (32, 16, 3)])
+def test_tinyvgg_is_named(width, side, grey, tmp_path):
+    def block(into: int) -> nn.Sequential:
+        layers = [nn.Conv2d(into, width, 3), nn.ReLU(), nn.Conv2d(width, width, 3), nn.ReLU(), nn.MaxPool2d(2)]
+        return nn.Sequential(*layers)
+
+    network = nn.Module()
+    network.block_1, network.block_2 = block(grey), block(width)
+    network.classifier = nn.Sequential(nn.Flatten(), nn.Linear(width * side**2, 3))
+    torch.save(network.state_dict(), tmp_path / "x.pth")
+    found = identify(tmp_path / "x.pth")
+    assert not found.is_vgg
+    assert f"TinyVGG, as CNN Explainer has it and courses teach it: four 3×3 convolutions of width {width}" in str(
+        found
+    )
+    assert f"images of {4 * side + 12} pixels where the convolutions are unpadded" in str(found)
+
+
+@pytest.mark.parametrize("text", ['{"format": "layers-model", "modelTopology": {}}', '{"weightsManifest": []}'])
+def test_tensorflow_js(text, tmp_path):
+    (tmp_path / "model.json").write_text(text)
+    with pytest.raises(BadCheckpoint, match=r"TensorFlow\.js' model\.json.*tensorflowjs_converter"):
+        identify(tmp_path / "model.json")

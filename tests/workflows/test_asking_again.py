@@ -48,7 +48,14 @@ RECIPE_CHANGES = [
     for value in (typing.get_args(kind) if field.name not in NUMBERS else [NUMBERS[field.name]])
 ]
 NETWORK_CHANGES = [
-    *(("model", "vgg16_bn"), ("weights", "/w.pth"), ("head", "pool"), ("until", "relu2_1"), ("image_size", 64)),
+    *(
+        ("model", "vgg16_bn"),
+        ("blocks", "8/8,8"),
+        ("weights", "/w.pth"),
+        ("head", "pool"),
+        ("until", "relu2_1"),
+        ("image_size", 64),
+    ),
     *(("fit_mode", "pad"), ("reduced_decoding", True), ("in_channels", 1), ("dropout", 0.1)),
     *(("initialization", "glorot"), ("input_convention", "caffe"), ("allow_partial", True)),
 ]

@@ -194,7 +194,7 @@ def test_int8_without_ranges_names_the_classifier_before_any_work(runs, others, 
     code, out, told = call("evaluate", *models, others, "--precision", "int8", "--device", "cpu", capsys=capsys)
     told = " ".join(told.split())
     assert code == 2
-    assert f"{runs / 'good'}: int8 must be told" in told
+    assert f"{runs / 'good'}: int8 needs the activation ranges" in told
     assert "--keep-ranges" in told
     assert "evaluating" not in told
     assert out == ""

@@ -8,10 +8,9 @@ from torch import Tensor
 from vggkit.errors import BadCheckpoint
 from vggkit.models.configuration import Configuration
 from vggkit.models.vgg import VGG
-from vggkit.weights.dialects import Place, from_layout
+from vggkit.weights.dialects import Place, Source, from_layout
 from vggkit.weights.formats.weight_file import WeightFile
 from vggkit.weights.identify import Examination
-from vggkit.weights.layer_matches import Source
 from vggkit.weights.zero_biases import list_zero_biases
 
 
@@ -30,10 +29,12 @@ class CanonicalWeights(Mapping[str, Tensor]):
         self, file: WeightFile, examination: Examination, configuration: Configuration | None = None
     ) -> None:
         self._file = file
+        self.sources = dict(examination.sources)
+        """Where each canonical tensor lies; for a network that was asked for of any shape."""
+        if configuration is not None:
+            sheet = examination.lay_out_for(configuration)
+            self.sources = dict(sheet.locate(configuration)) if sheet else {}
         wanted = configuration or examination.identification.configuration
-        sheet = examination.lay_out_for(configuration) if configuration else examination.sheet
-        self.sources = dict(sheet.locate(wanted)) if sheet and wanted else {}
-        """Where each canonical tensor lies; of any shape."""
         zeros = list_zero_biases(wanted, self.sources) if wanted else ()
         self.zeros = {key: self.sources[f"{key.removesuffix('bias')}weight"] for key in zeros}
         """The biases that the file's convolutions do not have, each with the weight beside it."""

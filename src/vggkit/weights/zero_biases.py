@@ -1,4 +1,4 @@
-"""Biases that a file leaves out because its convolutions have none (`bias=False`): zeros in a network that has them.
+"""Biases that a file leaves out as its convolutions have none (`bias=False`): zeros in a network that has them.
 
 That is how convolutions in front of batch normalisation are often written. No torch here.
 """

@@ -6,6 +6,7 @@ from vggkit.images.dataset import ImageDataset
 from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.models.configuration import configure
 from vggkit.reports.progress import ProgressLine
+from vggkit.weights.formats.detect import open_weights
 from vggkit.weights.input_conventions import find_convention
 from vggkit.weights.locate import locate_model
 from vggkit.weights.published_models import find_published_for
@@ -14,12 +15,13 @@ from vggkit.workflows.run_folder import demand_new_folder
 
 
 def open_inputs(
-    config: RunConfig, *, out: str | Path | None, quiet: bool, check_network: bool = True
+    config: RunConfig, *, data: str, out: str | Path | None, quiet: bool, check_network: bool = True
 ) -> ImageDataset:
     """The dataset of a configuration, after all else that can be refused early.
 
     Args:
         config: The options of the training.
+        data: The place of the dataset, as it was given; empty: that of the configuration.
         out: The run's folder; None: the next free `runs/<model>-<n>`.
         quiet: No progress on standard error.
         check_network: Whether the network is the one that the configuration names.
@@ -31,12 +33,13 @@ def open_inputs(
     if check_network:
         _check_network(config.network)
     with ProgressLine(quiet=quiet) as line:
-        line.show(f"opening {config.data}", 0, None)
-        return open_dataset(config.data, columns=config.columns)
+        line.show(f"opening {data or config.data}", 0, None)
+        return open_dataset(data or config.data, columns=config.columns)
 
 
 def _check_network(choice: NetworkChoice) -> None:
     configure(choice.model, blocks=choice.blocks, head=choice.head, dropout=choice.dropout, until=choice.until)
     find_convention(choice.input_convention)
     if choice.weights is not None and find_published_for(choice.weights, choice.model) is None:
-        locate_model(choice.weights)
+        with open_weights(locate_model(choice.weights)):  # its header; only PyTorch's files import torch
+            pass
