@@ -177,7 +177,8 @@ class Model:
                 a file of a VGG's weights in any dialect that `identify` knows; a run's folder;
                 `hf://owner/name`; or a state dict in memory, such as `network.state_dict()`. The last layer is
                 reinitialised where its classes differ by number or by name, and the head where another one is
-                requested; the same classes in another order keep their rows. `provenance["weights"]` reports what became of every key.
+                requested; the same classes in another order keep their rows. `provenance["weights"]` reports what
+                became of every key.
             preprocessing: None: that of `weights`, where their input convention is known; else
                 ImageNet's at 224 pixels, grey for one channel.
             in_channels: 3, or 1 for grey images; first filters of `weights` are adapted.
