@@ -207,8 +207,8 @@ class Model:
         found: Mapping[str, Tensor] = {}
         fetched = fetch(published.model) if published is not None else None
         if weights is not None:
-            held = isinstance(weights, Mapping)
-            with open_weights(fetched.path if fetched else weights if held else locate_model(weights)) as file:
+            held = weights if isinstance(weights, Mapping) else locate_model(fetched.path if fetched else weights)
+            with open_weights(held) as file:
                 examination = examine(file)
                 preprocessing = preprocessing or _adapt_preprocessing(examination, configuration.in_channels)
                 known = name_imagenet_classes(labels) if fetched is not None else _list_classes(examination)

@@ -57,7 +57,8 @@ def _normalize(direction: "Tensor", length: "Tensor") -> "Tensor":
 
     summed = [at for at in range(direction.dim()) if length.dim() == 0 or length.shape[at] == 1]
     norm = torch.linalg.vector_norm(direction, dim=summed, keepdim=length.dim() > 0)
-    return direction * (length / norm)
+    normalized: Tensor = direction * (length / norm)
+    return normalized
 
 
 _PAIRS: Final = {
