@@ -32,7 +32,8 @@ class Failures:
         if self.failed > SHOWN:
             others, images = self.failed - SHOWN, self.failed + self.done
             self._line.report(
-                f"vggkit: error: and {others:,} more; {self.failed:,} of {images:,} images failed. {self._all_are_in}"
+                f"vggkit: error: and {others:,} more; {self.failed:,} of {images:,} images failed. "
+                f"{self._all_are_in}"
             )
 
     def count(self, problem: str | None) -> None:

@@ -54,7 +54,7 @@ def predict(
         images: Image files, folders (every image below them), lists of paths (.txt), tables (.csv), archives, or -
             for standard input.
         out: Write the predictions to this file: .parquet, .csv, .jsonl (a JSON object per line) or .json (one
-            array), with the columns path, answer, label_1, probability_1 …, problem.
+            array), with the columns path, prediction, label_1, probability_1 …, problem.
         top: Number of classes to name.
         columns: Names of a table's columns.
         batch_size: Number of images that pass through the network together.
@@ -277,7 +277,7 @@ def _tell_result(result: "BulkResult", *, json: bool, precision: WantedPrecision
     if result.unreadable:
         print_line(
             f"vggkit: error: {result.unreadable:,} of {result.images:,} images failed; column problem of "
-            f"{_name_table(result.path)} says why",
+            f"{_name_table(Path(result.path))} says why",
             to_stderr=True,
         )
     return choose_exit_code(done=result.images - result.unreadable, failed=result.unreadable)

@@ -166,7 +166,7 @@ class ProgressLine:
         self._progress.print(message) if self._progress.live.is_started else self.console.print(message)
 
     def report(self, message: str) -> None:
-        """Print a line that is no progress, such as an error: above the bar, and where progress is not wanted too."""
+        """Print a line that is no progress, such as an error: above the bar, and with `quiet` too."""
         if self._progress.live.is_started:
             self._progress.print(message)
         else:
