@@ -85,7 +85,7 @@ def test_every_verb_has_its_command_and_help_explains_each(capsys):
         (["train", "--config", "x.yaml"], "x.yaml: cannot be read"),
         (["train", "--config=x.yaml"], "x.yaml: cannot be read"),
         (["train", "--resume", "r"], "is not a run's folder"),
-        (["train", "--resume", "r", "--epochs", "3"], "--epochs does not go with --resume"),
+        (["train", "--resume", "r", "--seed", "3"], "--seed does not go with --resume"),
         (["train", "--resume=r", "--batch_size=3"], "--batch-size does not go with --resume"),
         (["train", "--out", "q", "--resume", "r"], "--out does not go with --resume"),
         (["compare"], "RUN RUN"),
@@ -218,7 +218,8 @@ def test_resume_takes_the_run_s_folder_and_where_its_images_are_now(asked, tmp_p
     RunConfig().write(tmp_path / "runs" / "a" / "config.yaml")
     arguments, options = asked("train", "--resume", "runs/a", "--device", "cpu", "--quiet", "--save-seconds=9")
     assert arguments == (Path("runs/a"), None)
-    assert options == {"device": "cpu", "quiet": True, "save_seconds": 9.0, "plots": None}
+    assert options == {"epochs": 10, "device": "cpu", "quiet": True, "save_seconds": 9.0, "plots": None}
+    assert asked("train", "--resume", "runs/a", "--epochs=30")[1]["epochs"] == 30
     assert asked("train", "moved", "--resume=runs/a")[0] == (Path("runs/a"), "moved")
 
 

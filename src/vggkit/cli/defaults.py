@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any, Final
 
 from vggkit.errors import BadConfiguration, BadInput
 from vggkit.reports.terminal import print_line
 from vggkit.training.presets import find_preset
-from vggkit.workflows.run_config import RunConfig
+from vggkit.training.recipe import Recipe
+from vggkit.workflows.run_config import FILE_NAME, RunConfig
 
 BESIDE_RESUME: Final = frozenset(
-    {"--resume", "--device", "--save-seconds", "--plots", "--json", "--quiet", "--help"}
+    {"--resume", "--epochs", "--device", "--save-seconds", "--plots", "--json", "--quiet", "--help"}
 )
 """What may be said of a run that goes on; all else it has in its folder."""
 
@@ -34,6 +36,8 @@ def find_defaults(options: Sequence[str]) -> dict[str, Any]:
         )
     if resume is not None:
         _refuse_others(options)
+        if _find(options, "--epochs") is None and (Path(resume) / FILE_NAME).is_file():
+            return {"recipe": replace(Recipe(), epochs=RunConfig.read(resume).recipe.epochs)}
         return {}
     if config is not None and preset is not None:
         raise BadConfiguration(

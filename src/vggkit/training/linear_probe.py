@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from vggkit.images.dataset import ImageSample
 from vggkit.training.batches import weigh_classes
 from vggkit.training.by_hand import SetByHand
-from vggkit.training.checkpoint import Epoch
+from vggkit.training.checkpoint import Epoch, measure_macro_f1
 from vggkit.training.estimates import spell_duration
 from vggkit.training.feature_cache import Features, extract_features
 from vggkit.training.logistic_regression import HeadSolution, solve_head
@@ -136,6 +136,7 @@ def fit_probe(
             val_loss=F.cross_entropy(logits, targets).item(),
             val_top1=(logits.argmax(1) == targets).double().mean().item(),
             seconds=time.monotonic() - started,
+            val_macro_f1=measure_macro_f1(logits.argmax(1), targets, classes=len(classifier.labels)),
         ),
     )
 

@@ -29,12 +29,12 @@ from vggkit.models.vgg import VGG
 from vggkit.training.augmentation import Mixing
 from vggkit.training.batches import TrainingBatches, weigh_classes
 from vggkit.training.by_hand import NOTHING, SetByHand
-from vggkit.training.checkpoint import Checkpoints, Epoch, Progress
+from vggkit.training.checkpoint import Checkpoints, Epoch, Progress, measure_macro_f1
 from vggkit.training.estimates import describe, estimate_memory, estimate_seconds
 from vggkit.training.guards import Guards, watch_activity
 from vggkit.training.linear_probe import LinearProbe, fit_probe, needs_probe
 from vggkit.training.optimizers import learning_rate_at
-from vggkit.training.recipe import Recipe
+from vggkit.training.recipe import Monitor, Recipe, rank_epoch
 from vggkit.training.train_state import TrainState
 from vggkit.weights.model import Model
 
@@ -72,14 +72,19 @@ class FitResult:
     history: tuple[Epoch, ...]
     """Every epoch; a linear probe alone is one epoch."""
     best_epoch: int
-    """The number of the best one: highest validation accuracy, then lowest validation loss, then the first."""
+    """The number of the best one, by the recipe's `monitor`."""
     probe: LinearProbe | None = None
     """Where the last layer alone was trained, with the logits of each split."""
 
 
-def find_best(history: Sequence[Epoch]) -> Epoch:
-    """The epoch of the highest validation accuracy, of these of the lowest loss, and of these the first."""
-    return max(history, key=lambda epoch: (epoch.val_top1, -epoch.val_loss))
+def find_best(history: Sequence[Epoch], monitor: Monitor) -> Epoch:
+    """The epoch of the best monitored figure, of these of the lowest validation loss, and of these the first."""
+    return max(
+        history,
+        key=lambda epoch: rank_epoch(
+            monitor, val_top1=epoch.val_top1, val_loss=epoch.val_loss, val_macro_f1=epoch.val_macro_f1
+        ),
+    )
 
 
 class Trainer:
@@ -155,7 +160,7 @@ class Trainer:
             self._fit_by_steps()
         finally:
             self.callbacks.signals.patient = False
-        return FitResult(self.progress.history, find_best(self.progress.history).epoch)
+        return FitResult(self.progress.history, find_best(self.progress.history, self.recipe.monitor).epoch)
 
     def _fit_last_layer(self) -> FitResult:
         """The last layer alone, on features of every image that are computed once."""
@@ -219,7 +224,8 @@ class Trainer:
 
     def _fit_by_steps(self) -> None:
         """Epoch by epoch, from where `progress` is."""
-        if replace(self.progress, history=()) == Progress():
+        history, begins = self.progress.history, self.progress.batches == 0
+        if begins and (not history or history[-1].epoch < self.recipe.epochs):  # what a diverging one goes back to
             self._keep()
         for epochs in range(1, len(self.progress.history) + 1):
             self.guards.look(self.progress.history[:epochs], {})  # logged before the training was stopped
@@ -346,6 +352,7 @@ class Trainer:
             val_loss=val_loss,
             val_top1=(scores.argmax(1) == right).double().mean().item(),
             seconds=time.monotonic() - self._clock,
+            val_macro_f1=measure_macro_f1(scores.argmax(1), right, classes=len(labels)),
         )
 
     def _rate_at(self, step: int) -> float:

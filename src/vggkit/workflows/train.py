@@ -19,6 +19,7 @@ from vggkit.training.recipe import (
     Augmentation,
     Balance,
     Mirror,
+    Monitor,
     Optimizer,
     Precision,
     Recipe,
@@ -31,7 +32,9 @@ from vggkit.workflows.run_config import NetworkChoice, RunConfig, locate
 from vggkit.workflows.train_inputs import open_inputs
 from vggkit.workflows.training_run import resume_run, start_run
 
-BESIDE_RESUME: Final = frozenset({"data", "resume", "device", "save_seconds", "plots", "quiet", "on_epoch"})
+BESIDE_RESUME: Final = frozenset(
+    {"data", "resume", "epochs", "device", "save_seconds", "plots", "quiet", "on_epoch"}
+)
 """Options that may be given with `resume`; a run has all others in its folder."""
 
 
@@ -73,6 +76,7 @@ def train(
     freeze_norm: bool | None = None,
     ema_decay: float | None = None,
     patience: int | None = None,
+    monitor: Monitor | None = None,
     label_smoothing: float | None = None,
     augmentation: Augmentation | None = None,
     mirror: Mirror | None = None,
@@ -122,7 +126,8 @@ def train(
             beside it win.
         recipe: A Recipe to begin with, in place of a preset; options given beside it win.
         resume: A run's folder: continue it where it stopped, to the very weights it would have had. Only data,
-            device, save_seconds and quiet go with it.
+            epochs, device, save_seconds, plots and quiet go with it; with more epochs than it had, the schedule of
+            the learning rate is stretched to them.
         model: A name that `vggkit models` lists, a Configuration, or a Classifier or Model, whose network is then
             trained in place. Default: the model that weights names, else vgg11.
         blocks: Output channels of each convolution in place of the model's: commas between the convolutions of a
@@ -170,6 +175,8 @@ def train(
         freeze_norm: Keep batch norm as it is: its weights, biases and running statistics.
         ema_decay: Evaluate and save an exponential moving average of the weights, with this decay in (0, 1).
         patience: Stop early, after this number of epochs without a lower validation loss.
+        monitor: Which figure of the validation images chooses the best epoch, whose weights are kept: top1 (then
+            the loss), loss, or macro-f1 (then the loss), in which rare classes count as much as frequent ones.
         label_smoothing: Probability in [0, 1) of the target that is distributed evenly over all classes.
         augmentation: photo: random resized crops. shift: random translations by a few pixels. auto: photo for
             images of 64 pixels or more, else shift.
@@ -236,6 +243,7 @@ def train(
         return resume_run(
             resume,
             data,
+            epochs=epochs,
             device=device,
             quiet=quiet,
             save_seconds=save_seconds,
