@@ -82,7 +82,7 @@ def take_one(source: ImageSource, *, name: str) -> ImageSample:
     if holds_pixels(source):
         name = os.fsdecode(getattr(source, "filename", "") or name)
         try:
-            return ImageSample(name, pixels=read_pixels(source, name=name))
+            return ImageSample(name, pixels=read_pixels(source, name=name, keep_fourth=True))
         except BadImage as problem:  # the file that a PIL image is read from only now
             return ImageSample(name, storage=Unreadable(str(problem).removeprefix(f"{name}: ")))
     if _is_file(source):

@@ -8,13 +8,14 @@ import inspect
 import os
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, get_args, get_origin, get_type_hints
 
 import yaml
 
+from vggkit.arguments import is_number
 from vggkit.errors import BadConfiguration, UnknownName, VggkitError
 from vggkit.files import write_text
 from vggkit.images.preprocessing import FitMode
@@ -64,7 +65,11 @@ class NetworkChoice:
     reduced_decoding: bool = False
     """Decode large JPEGs at a smaller scale, which is faster and changes pixels slightly."""
     in_channels: int = 3
-    """Number of input channels: 3, or 1 for greyscale."""
+    """Number of input channels: 3, 1 for greyscale, or 4 for images that have so many."""
+    mean: tuple[float, ...] = ()
+    """Subtracted from each channel's values in [0, 1], a number for each. Default: the weights', or ImageNet's."""
+    std: tuple[float, ...] = ()
+    """Each channel is divided by it, a number for each. Default: the weights', or ImageNet's."""
     dropout: float | None = None
     """Dropout probability in [0, 1). Default: the model's."""
     initialization: Scheme = "kaiming"
@@ -77,6 +82,11 @@ class NetworkChoice:
 
     def __post_init__(self) -> None:
         _check_types(self)
+        for name in ("mean", "std"):
+            given = getattr(self, name)
+            if not isinstance(given, Sequence) or not all(map(is_number, given)):
+                raise BadConfiguration(f"{name} must be numbers, one for each channel; got {given!r}")
+            object.__setattr__(self, name, tuple(given))
         for name in ("image_size", "in_channels"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -182,6 +192,7 @@ class RunConfig:
             yield f"{name}:"
             about = read_field_texts(type(section))
             for key, value in asdict(section).items():
+                value = list(value) if isinstance(value, tuple) else value  # noqa: PLW2901
                 yield from _lay_out(key, value, about.get(key, ""), indent="  ")
         yield ""
         yield from _lay_out("found", dict(self.found), texts.get("found", ""))

@@ -55,6 +55,8 @@ def train(
     fit_mode: FitMode | None = None,
     reduced_decoding: bool | None = None,
     in_channels: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     dropout: float | None = None,
     initialization: Scheme | None = None,
     input_convention: str | None = None,
@@ -142,7 +144,9 @@ def train(
         fit_mode: How images become square, in training and in prediction: crop (the centre), pad (with the mean
             colour) or stretch. Default: that of the weights, else crop.
         reduced_decoding: Decode large JPEGs at a smaller scale, which is faster and changes pixels slightly.
-        in_channels: Number of input channels: 3, or 1 for greyscale.
+        in_channels: Number of input channels: 3, 1 for greyscale, or 4 for images that have so many.
+        mean: Subtracted from each channel's values in [0, 1], a number for each; None: the weights', or ImageNet's.
+        std: Each channel is divided by it, a number for each; None: as for mean.
         dropout: Dropout probability in [0, 1). Default: the model's.
         initialization: Scheme by which random weights are initialised.
         input_convention: Input normalisation that the weights expect, where their file does not tell: imagenet,

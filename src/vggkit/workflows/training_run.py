@@ -101,7 +101,11 @@ def start_run(
             line.warn(sentence)
 
         divided, contents = vet(
-            divided, despite_findings=config.despite_findings, log=log_finding, on_progress=line.show
+            divided,
+            despite_findings=config.despite_findings,
+            channels=classifier.preprocessing.decoded_channels,
+            log=log_finding,
+            on_progress=line.show,
         )
         counts = {name: len(split) for name, split in divided.splits.items()}
         listed = ", ".join(f"{count} {name}" for name, count in counts.items())
@@ -248,7 +252,11 @@ def resume_run(
             )
         divided, _ = _divide(opened, classifier, config.resolved, stack=stack, line=line)
         divided, contents = vet(
-            divided, despite_findings=config.despite_findings, log=line.warn, on_progress=line.show
+            divided,
+            despite_findings=config.despite_findings,
+            channels=classifier.preprocessing.decoded_channels,
+            log=line.warn,
+            on_progress=line.show,
         )
         return fit_and_record(
             classifier,
@@ -349,6 +357,8 @@ def _build(
             fit_mode=choice.fit_mode,
             reduced_decoding=choice.reduced_decoding,
             in_channels=choice.in_channels,
+            mean=choice.mean,
+            std=choice.std,
             head=choice.head,
             dropout=choice.dropout,
             until=choice.until,
