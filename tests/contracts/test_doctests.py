@@ -12,6 +12,8 @@ MODULES = [
     "images.class_names",
     "images.dataset",
     "images.omissions",
+    "models.summary",
+    "notebook",
 ]
 """Modules whose docstrings have examples that take no time."""
 

@@ -157,7 +157,15 @@ def test_images_come_in_any_way(classifier, photos, tmp_path):
     alike = {
         "image 0": [pixels, path.read_bytes(), tensor, [pixels], iter([pixels]), pixels[None], tensor[None]],
         "mine": [ImageSample("mine", pixels=image), [ImageSample("mine", pixels=tensor)]],
-        str(path): [str(path), [path], image, Image.open(path), (each for each in [image])],
+        str(path): [
+            str(path),
+            [path],
+            np.array([str(path)]),
+            np.array([path]),
+            image,
+            Image.open(path),
+            (each for each in [image]),
+        ],
     }
     for name, several in alike.items():
         for each in several:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from vggkit.classifier import Classifier
 from vggkit.errors import BadConfiguration, BadOutput
+from vggkit.field_texts import read_field_texts
 from vggkit.images.preprocessing import FitMode, Preprocessing
 from vggkit.images.sources.tables import Columns
 from vggkit.models.configuration import Head, Scheme
@@ -18,7 +19,7 @@ from vggkit.reports.loggers import LOGGERS
 from vggkit.training import recipe as recipes
 from vggkit.training.presets import PRESETS
 from vggkit.training.recipe import Recipe
-from vggkit.workflows.run_config import NetworkChoice, RunConfig, locate, read_field_texts
+from vggkit.workflows.run_config import NetworkChoice, RunConfig, locate
 
 FULL = RunConfig(
     data="/photos",

@@ -61,6 +61,10 @@ class Embeddings:
     skipped: tuple[Omission, ...] = ()
     """Files among the images that are no images, counted by reason."""
 
+    def __repr__(self) -> str:
+        count, width = self.vectors.shape
+        return f"Embeddings({self.layer} of {count:,} images, {width:,} numbers each)"
+
 
 def find_width(configuration: Configuration, layer: str) -> int:
     """F, the numbers of a vector; raises UnknownName.

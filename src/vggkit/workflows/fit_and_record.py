@@ -22,6 +22,7 @@ from vggkit.images.class_names import shorten_names
 from vggkit.images.dataset import ImageDataset, identify_images
 from vggkit.interruption import hear_signals
 from vggkit.models.vgg import VGG
+from vggkit.notebook import write_html
 from vggkit.reports.evaluation_page import suggest_steps
 from vggkit.reports.loggers import open_loggers
 from vggkit.reports.plots import PlotEnding
@@ -55,6 +56,23 @@ class TrainingRun:
     """The number of the best epoch, by the recipe's `monitor`."""
     evaluation: Evaluation
     """Of the best epoch's weights, on the test split where the data has one, else on the validation split."""
+
+    def __repr__(self) -> str:
+        best = f"epoch {self.best_epoch} of {self.history[-1].epoch} is the best"
+        return f"TrainingRun({str(self.directory)!r}, {best}, {self.evaluation!r})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                f"{epoch.epoch}{' (best)' if epoch.epoch == self.best_epoch else ''}",
+                *(f"{value:.4f}" for value in (epoch.train_loss, epoch.val_loss, epoch.val_top1)),
+                f"{epoch.seconds:.1f} s",
+            )
+            for epoch in self.history
+        ]
+        header = ("epoch", "train loss", "val loss", "val top-1", "time")
+        history = write_html(f"{self.directory}: {self.classifier!r}", rows, header=header)
+        return history + self.evaluation._repr_html_()
 
 
 def fit_and_record(

@@ -3,8 +3,6 @@
 Each field's comment in the file is the text under the field in the code, which is the command line's help too.
 """
 
-import ast
-import inspect
 import os
 import re
 import textwrap
@@ -17,6 +15,7 @@ import yaml
 
 from vggkit.arguments import is_number
 from vggkit.errors import BadConfiguration, UnknownName, VggkitError
+from vggkit.field_texts import read_field_texts
 from vggkit.files import write_text
 from vggkit.images.preprocessing import FitMode
 from vggkit.images.sources.locations import is_address
@@ -260,22 +259,6 @@ def locate(place: str) -> str:
     if place in ("imagenet", *NAMES, *list_models()) and not Path(place).exists():
         return place
     return os.path.abspath(place)  # noqa: PTH100 (a link may be exchanged on purpose; it is not followed)
-
-
-def read_field_texts(kind: type) -> Mapping[str, str]:
-    """The text under each field of a dataclass, on one line; empty where Python keeps no source."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
-    except (OSError, TypeError, SyntaxError):
-        return {}
-    definition = tree.body[0]
-    assert isinstance(definition, ast.ClassDef)
-    texts = {}
-    for above, below in zip(definition.body, definition.body[1:], strict=False):
-        if isinstance(above, ast.AnnAssign) and isinstance(above.target, ast.Name) and isinstance(below, ast.Expr):
-            text = ast.literal_eval(below.value)
-            texts[above.target.id] = " ".join(str(text).split())
-    return texts
 
 
 class _Loader(yaml.SafeLoader):
