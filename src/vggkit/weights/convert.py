@@ -154,6 +154,9 @@ def convert(
                 dtype = _torch_type(file, examination, key)
                 turn = turn_first if key == "features.0.weight" else None
                 pieces.append(Piece(place.key, shape, dtype, partial(_read_turned, weights, key, place, turn)))
+            elif key in weights.zeros:
+                dtype = _torch_type(file, examination, f"{key.removesuffix('bias')}weight")
+                pieces.append(Piece(place.key, shape, dtype, partial(_read_turned, weights, key, place, None)))
             elif key.endswith("num_batches_tracked"):  # readers of today ask for what old files lack
                 pieces.append(Piece(place.key, shape, torch.int64, lambda: torch.zeros((), dtype=torch.int64)))
         metadata, notes = _write_metadata(examination, turned, to, suffix, scales)
