@@ -72,8 +72,8 @@ from .training.recipe import Recipe as Recipe
 from .weights.card import Card as Card
 from .weights.convert import Conversion as Conversion
 from .weights.convert import convert as convert
-from .weights.identify import Identification as Identification
-from .weights.identify import Reading as Reading
+from .weights.identification import Identification as Identification
+from .weights.identification import Reading as Reading
 from .weights.identify import identify as identify
 from .weights.model import Model as Model
 from .weights.origin import WeightsOrigin as WeightsOrigin

@@ -83,9 +83,13 @@ class Classifier(Model):
             device: `auto`, `cpu`, `cuda` or `mps`.
             precision: `fp32`, `bf16`, `int8` (on a CPU, with measured activation ranges), or `auto`: bf16 where
                 the device supports it natively.
-            engine: `pytorch`, `openvino`, `onnx`, or `auto`: PyTorch on CUDA, on MPS and for a few images, else
-                the fastest one that is installed.
+            engine: `pytorch`, `openvino`, `onnx`, or `auto`: PyTorch on CUDA and on MPS, else the fastest one that
+                is installed.
             on_progress: Called with the number of images done and, where it is known, the number of all.
+
+        The first call compiles the network, which takes a fraction of a second; later calls with the same device,
+        precision and engine use what was compiled, which is kept with this Classifier while the weights stay as
+        they are. Threads may call this at the same time.
 
         An image that cannot be read becomes a Prediction whose `problem` says why. Raises BadInput, BadData,
         BadConfiguration and MissingExtra.

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +12,8 @@ import torch
 
 from vggkit.classifier import Classifier
 from vggkit.cli import main as cli
+from vggkit.cli.spelling import list_options, spell_options
+from vggkit.cli.train import train
 from vggkit.hardware import computes_bf16
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.training.presets import PRESETS
@@ -54,6 +57,8 @@ def test_every_verb_has_its_command_and_help_explains_each(capsys):
     assert code == 0
     assert all(f"  {verb} " in out for verb in verbs)
     assert call(capsys=capsys)[1] == out
+    assert "Exit codes" in out
+    assert call("help", "train", capsys=capsys) == call("train", "--help", capsys=capsys)
     assert call("--version", capsys=capsys)[1].startswith("vggkit ")
 
 
@@ -66,12 +71,16 @@ def test_every_verb_has_its_command_and_help_explains_each(capsys):
         (["summary", "vgg11", "--input", "16"], "32"),
         (["summary", "vgg11", "--input", "big"], "--input"),
         (["summary", "vgg11", "--until", "relu3_3"], "relu3_2"),
-        (["code", "vgg11", "--num-classes", "0"], "num_classes"),
+        (["code", "vgg11", "--num-classes", "0"], "--num-classes"),
         (["train", "no-such-set"], "digits"),
+        (["train"], "vggkit train FOLDER"),
+        (["help", "trian"], "Did you mean 'train'?"),
+        (["train", "digits", "--batch-size", "0"], "--batch-size must be"),
+        (["train", "digits", "--epochs", "0"], "--epochs must be"),
         (["train", "digits", "--model", "resnet18"], "vgg11"),
         (["train", "digits", "--device", "tpu"], "tpu"),
         (["train", "digits", "--preset", "modren"], "Did you mean 'modern'"),
-        (["train", "digits", "--preset=paper", "--trainable", "head"], "trainable=head"),
+        (["train", "digits", "--preset=paper", "--trainable", "head"], "--trainable head"),
         (["train", "--preset", "paper", "--config", "x.yaml"], "--config and --preset"),
         (["train", "--config", "x.yaml"], "x.yaml: cannot be read"),
         (["train", "--config=x.yaml"], "x.yaml: cannot be read"),
@@ -229,7 +238,9 @@ def test_the_help_of_an_option_is_the_text_under_its_field(capsys, monkeypatch):
     for kind in (Recipe, NetworkChoice):
         for name, text in read_field_texts(kind).items():
             assert f"--{name.replace('_', '-')}" in shown
-            assert text in shown, name
+            assert spell_options(text, list_options(train)) in shown, name
+    assert ">>>" not in out
+    assert "Raises" not in out
 
 
 def test_compare_as_table_json_and_image(tmp_path, capsys):
@@ -285,7 +296,7 @@ def test_predict_as_json_is_an_object_an_image(model, photos, tmp_path, capsys):
     broken.write_text("x")
     code, out, err = call("predict", model, photos / "val", broken, "--json", "--top", 2, capsys=capsys)
     rows = [json.loads(line) for line in out.splitlines()]
-    assert code == 0
+    assert code == 1
     assert len(rows) == 16
     assert all(set(row) == {"path", "labels", "probabilities"} and len(row["labels"]) == 2 for row in rows[:-1])
     assert "broken.jpg" in rows[-1]["problem"]
@@ -294,13 +305,40 @@ def test_predict_as_json_is_an_object_an_image(model, photos, tmp_path, capsys):
     assert (code, out) == (2, "")
 
 
+@pytest.mark.parametrize("quiet", [(), ("--quiet",)], ids=["with progress", "quiet"])
+def test_of_many_broken_images_three_are_named_and_the_others_counted(quiet, model, photos, tmp_path, capsys):
+    folder = tmp_path / "mixed"
+    shutil.copytree(photos / "val", folder)
+    for number in range(7):
+        (folder / f"broken{number}.jpg").write_text("x")
+    code, out, err = call("predict", model, folder, *quiet, capsys=capsys)
+    assert (code, len(out.splitlines())) == (1, 15)
+    errors = [line for line in err.splitlines() if line.startswith("vggkit: error: ")]
+    assert len(errors) == 4
+    assert all(f"broken{number}.jpg" in errors[number] for number in range(3))
+    assert "and 4 more; 7 of 22 images failed" in errors[3]
+    if quiet:
+        assert err.splitlines() == errors
+    for number in range(7):
+        shutil.copy(folder / f"broken{number}.jpg", folder / "red")
+    code, _, err = call("evaluate", model, folder, *quiet, "--json", capsys=capsys)
+    assert code == 1
+    assert "and 4 more; 7 of 22 images failed" in err
+
+
+def test_train_without_images_trains_on_digits_and_says_so(asked, capsys):
+    (config, images), _ = asked("train", "--epochs", 1, "--quiet")
+    assert (config.data, images.name) == ("digits", "digits")
+    assert "no images were given: training on digits" in capsys.readouterr().err
+
+
 def test_predict_to_a_file_says_what_is_in_it(model, photos, tmp_path, capsys):
     broken = tmp_path / "broken.jpg"
     broken.write_text("x")
     out = tmp_path / "r.csv"
     code, said, err = call("predict", model, photos / "val", broken, "--out", out, "--top", 1, capsys=capsys)
-    assert (code, err) == (0, "")
-    assert said.startswith(f"{out}: 16 images, 1 of them without an answer: their rows say why; computed by ")
+    assert (code, err) == (1, f"vggkit: error: 1 of 16 images failed; column problem of {out} says why\n")
+    assert said.startswith(f"{out}: 16 images; computed by ")
     lines = out.read_text().splitlines()
     assert lines[0] == "path,prediction,label_1,probability_1,problem"
     assert len(lines) == 17

@@ -19,7 +19,7 @@ from vggkit.workflows.train_inputs import open_inputs
 
 
 def train(
-    data: str = "digits",
+    data: str = "",
     /,
     *,
     out: Path | None = None,
@@ -45,6 +45,7 @@ def train(
 
     Args:
         data: A folder, a table, tar shards, Parquet, hf://datasets/owner/name, or a name such as digits or cifar10.
+            Without it, but with options: digits.
         out: The run's folder, new or empty. Without it: the next free runs/<model>-<n>.
         config: A run's folder or its config.yaml: begin with all of its options; options given beside it win.
         preset: quick, small-images, modern, paper or torchvision: begin with a recipe of that name; options given
@@ -72,6 +73,13 @@ def train(
 
         run = resume_run(resume, data or None, device=device, quiet=quiet, save_seconds=save_seconds, plots=plots)
     else:
+        if not data:
+            data = "digits"
+            print_line(
+                "no images were given: training on digits, 1,797 handwritten ones that come with scikit-learn. "
+                "For yours: vggkit train FOLDER",
+                to_stderr=True,
+            )
         is_name = Path(data).name == data and not Path(data).exists()  # perhaps a misspelt one
         asked = RunConfig(
             data=data if is_name else locate(data),

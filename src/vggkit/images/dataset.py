@@ -230,6 +230,8 @@ class ImageDataset:
             bare = [image for image in held if image.label is None]
             if len(bare) == len(held) and len(splits) > 1:
                 del splits[split]  # as the test splits of public sets, whose labels are kept secret
+            elif bare and reading.unlabelled_table is not None:
+                raise BadData(reading.unlabelled_table.describe())
             elif bare:
                 raise BadData(f"{bare[0].path}: has no label, and labelled images are needed")
         if not splits:

@@ -7,6 +7,7 @@ from typing import Any, Final, Literal, get_args
 
 Reason = Literal[
     "beside-classes",
+    "unlabelled",
     "broken-link",
     "link-loop",
     "seen-again",
@@ -14,6 +15,7 @@ Reason = Literal[
     "unreadable",
     "hidden",
     "not-a-file",
+    "without-images",
     "not-an-image",
 ]
 """Why a file was skipped, probable mistakes first."""
@@ -22,6 +24,7 @@ MOST_EXAMPLES: Final = 3
 
 _SAID: Final[dict[Reason, tuple[str, str]]] = {
     "beside-classes": ("image is", "images are"),
+    "unlabelled": ("image is", "images are"),
     "broken-link": ("link is broken", "links are broken"),
     "link-loop": ("link leads back", "links lead back"),
     "seen-again": ("file or folder is", "files or folders are"),
@@ -29,10 +32,13 @@ _SAID: Final[dict[Reason, tuple[str, str]]] = {
     "unreadable": ("file cannot be read", "files cannot be read"),
     "hidden": ("hidden file or folder", "hidden files or folders"),
     "not-a-file": ("pipe, socket or device", "pipes, sockets or devices"),
+    "without-images": ("folder holds", "folders hold"),
     "not-an-image": ("file is not an image", "files are not images"),
 }
 _MORE: Final[dict[Reason, str]] = {
     "beside-classes": " beside the class folders, in none of them",
+    "unlabelled": " in a split without class folders",
+    "without-images": " no images",
     "link-loop": " to a folder that it lies in",
     "seen-again": " reached a second time through a link",
     "listed-twice": " an image with the same label",
@@ -58,7 +64,7 @@ class Omission:
     @property
     def is_grave(self) -> bool:
         """Whether intended images may be missing."""
-        return self.reason not in ("hidden", "not-a-file", "not-an-image")
+        return self.reason not in ("unlabelled", "hidden", "not-a-file", "without-images", "not-an-image")
 
     def describe(self) -> str:
         """The omission in one phrase."""
@@ -79,6 +85,22 @@ def warn_of_omissions(omissions: Iterable[Omission]) -> None:
             warnings.warn(f"skipped: {omission.describe()}", stacklevel=3)
 
 
+@dataclass(frozen=True, slots=True)
+class UnlabelledTable:
+    """A table in which no column says the classes."""
+
+    name: str
+    """The table."""
+    columns: tuple[str, ...]
+    """Its columns whose meaning is not known."""
+
+    def describe(self) -> str:
+        """What is missing, and what to do."""
+        listed = ", ".join(map(repr, self.columns[:8])) + (" …" if len(self.columns) > 8 else "")
+        where = f"one of its others ({listed}) is it, with --label-column" if listed else "it, with --label-column"
+        return f"{self.name}: has no label for its images; add a column called label, or name {where}"
+
+
 class Reading:
     """Counts skipped files while a place is read."""
 
@@ -87,6 +109,8 @@ class Reading:
         """Whether a name is of a file that the caller itself writes there, which is not counted."""
         self._counts: dict[Reason, int] = {}
         self._examples: dict[Reason, list[str]] = {}
+        self.unlabelled_table: UnlabelledTable | None = None
+        """The table that was read and says no classes; where labels are not needed, that is no fault."""
         self.written_labels: set[str] = set()
         """Labels that were read from a table or a file beside an image, not from the name of a folder."""
 
@@ -99,6 +123,7 @@ class Reading:
         """Add the counts of another Reading."""
         for reason, count in other._counts.items():
             self._count(reason, count, other._examples[reason])
+        self.unlabelled_table = self.unlabelled_table or other.unlabelled_table
         self.written_labels |= other.written_labels
 
     def list_omissions(self) -> tuple[Omission, ...]:

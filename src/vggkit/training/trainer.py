@@ -55,8 +55,12 @@ class Callbacks:
     on_epoch: Callable[[tuple[Epoch, ...], VGG], None] = lambda history, network: None
     """Called after each epoch with all epochs so far and the network, as it is to be saved; before the state of
     the epoch is kept."""
+    is_enough: Callable[[Epoch], object] = lambda epoch: False
+    """Called after each epoch, when its state is kept; a true value ends the training with it."""
     log: Callable[[str], None] = lambda sentence: None
     """Called with sentences for people."""
+    warn: Callable[[str], None] = lambda sentence: None
+    """Called with sentences on what may spoil the training."""
     signals: Signals = field(default_factory=Signals)
     """Between two steps a training that is asked to stop keeps its state, and raises Stopped."""
 
@@ -135,6 +139,9 @@ class Trainer:
             probe = self._probe(("train", "val"), epoch=0)
             self.progress = replace(progress, history=(probe.epoch,))
             self.callbacks.on_epoch(self.progress.history, self.classifier.network)
+            if self._is_enough():
+                self.checkpoints.close()
+                return FitResult(self.progress.history, probe.epoch.epoch)
             feature_scale = probe.feature_scale
         elif state is not None:
             feature_scale = float(state.get("feature_scale", torch.tensor(1.0)))
@@ -156,6 +163,7 @@ class Trainer:
         self.callbacks.log(describe(None, memory_bytes=self._estimate_memory()))
         probe = self._probe([split for split in self.splits if split in ("train", "val", "test")], epoch=1)
         self.callbacks.on_epoch((probe.epoch,), self.classifier.network)
+        self.callbacks.is_enough(probe.epoch)  # it is the last one, whatever is answered
         self.checkpoints.close()
         return FitResult((probe.epoch,), 1, probe)
 
@@ -234,8 +242,18 @@ class Trainer:
             )
             self._keep()
             for sentence in self.guards.look(history, dead):
-                self.callbacks.log(sentence)
+                self.callbacks.warn(sentence)
+            if self._is_enough():
+                break
         self.checkpoints.close()
+
+    def _is_enough(self) -> bool:
+        """Whether the caller ends the training with the epoch that is over."""
+        epoch = self.progress.history[-1]
+        enough = bool(self.callbacks.is_enough(epoch))
+        if enough and epoch.epoch < self.recipe.epochs:
+            self.callbacks.log(f"stopped after epoch {epoch.epoch}, as on_epoch asked for it")
+        return enough
 
     def _is_over(self) -> bool:
         history, patience = self.progress.history, self.recipe.patience
@@ -375,7 +393,7 @@ class Trainer:
         self.train_state.restore(state)
         self.progress = replace(before, rate_scale=lower, returns=self.progress.returns + 1)
         self._keep()
-        self.callbacks.log(
+        self.callbacks.warn(
             f"the loss became {problem.loss} in {place}: back to the start of the epoch, and on at {LOWER:g} times "
             f"the learning rate of {rate:.2g} (return {self.progress.returns} of {MOST_RETURNS} at most)"
         )

@@ -8,10 +8,9 @@ from torch import Tensor
 from vggkit.errors import BadCheckpoint
 from vggkit.models.configuration import Configuration
 from vggkit.models.vgg import VGG
-from vggkit.weights.dialects import Place, from_layout
+from vggkit.weights.dialects import Place, Source, from_layout
 from vggkit.weights.formats.weight_file import WeightFile
 from vggkit.weights.identify import Examination
-from vggkit.weights.layer_matches import Source
 
 
 class CanonicalWeights(Mapping[str, Tensor]):
@@ -29,10 +28,11 @@ class CanonicalWeights(Mapping[str, Tensor]):
         self, file: WeightFile, examination: Examination, configuration: Configuration | None = None
     ) -> None:
         self._file = file
-        wanted = configuration or examination.identification.configuration
-        sheet = examination.lay_out_for(configuration) if configuration else examination.sheet
-        self.sources = dict(sheet.locate(wanted)) if sheet and wanted else {}
-        """Where each canonical tensor lies; of any shape."""
+        self.sources = dict(examination.sources)
+        """Where each canonical tensor lies; for a network that was asked for of any shape."""
+        if configuration is not None:
+            sheet = examination.lay_out_for(configuration)
+            self.sources = dict(sheet.locate(configuration)) if sheet else {}
         used = {key for source in self.sources.values() for key in source.keys}
         self._others = tuple(key for key in file.entries if key not in used and key not in self.sources)
 

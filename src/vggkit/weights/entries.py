@@ -6,7 +6,9 @@ No torch here. Shape letters: O and I channels (or numbers) out and in, K side o
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
+
+from vggkit.weights.dialects import Shaped
 
 ModuleKind = Literal["conv", "linear", "norm", "orphan"]
 
@@ -31,14 +33,6 @@ _PARAMETERS: Final[Mapping[str, str]] = {
     "b": "bias",
 }
 _KEY: Final = re.compile(rf"(?P<module>.+?)[./_](?P<parameter>{'|'.join(_PARAMETERS)})(?::0)?")
-
-
-class Shaped(Protocol):
-    """An entry of a file: what is known of a tensor without reading it."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape as it lies in the file."""
 
 
 @dataclass(slots=True)

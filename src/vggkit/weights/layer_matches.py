@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from math import isqrt
 
 from vggkit.models.configuration import Configuration, Layer
-from vggkit.weights.dialects import Layout, Place
+from vggkit.weights.dialects import Layout, Place, Shaped, Source
 from vggkit.weights.entries import (
     HeadPlace,
     Module,
     Position,
     Scheme,
-    Shaped,
     Window,
     gather_modules,
     in_natural_order,
@@ -23,26 +22,6 @@ from vggkit.weights.entries import (
     place_by_name,
 )
 from vggkit.weights.head_reading import HeadLayer, HeadReading, read_heads
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where one canonical tensor comes from."""
-
-    place: Place
-    """Its key in the file and how it lies there."""
-    shape: tuple[int, ...]
-    """Its canonical shape, whatever network is expected."""
-    product: tuple[tuple[Place, Place | None], ...] = ()
-    """Kernels and biases of the matrices, in order, that one layer was made of; empty: it lies there as it is."""
-    is_bias: bool = False
-    """Of such a layer: whether this is its bias."""
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """Every key in the file that it is made of."""
-        parts = [place.key for pair in self.product for place in pair if place is not None]
-        return (self.place.key, *(key for key in parts if key != self.place.key))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +66,13 @@ class Sheet:
     def trunk_channels(self) -> int:
         """Channels that leave the last convolution there is."""
         return self.window(self.trunk[max(self.trunk)]).out
+
+    @property
+    def first(self) -> tuple[Place, str] | None:
+        """Where the first convolution has its filters, and the key of its bias; None where it has no bias."""
+        keys = self.trunk[min(self.trunk)].keys
+        filters = Place(keys["weight"], "hwio" if self.channels_last else "same")
+        return (filters, keys["bias"]) if "bias" in keys else None
 
     def locate(self, configuration: Configuration) -> dict[str, Source]:
         """For each canonical key of that network whose place is occupied in the file, its source; of any shape."""

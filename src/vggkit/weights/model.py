@@ -355,8 +355,7 @@ def _load_from(
     allow_partial: bool,
 ) -> LoadedWeights:
     found = examination.identification
-    nameless = examination.sheet is None or examination.sheet.scheme == "order"
-    if allow_partial and not found.is_vgg and nameless:
+    if allow_partial and not found.is_vgg and examination.is_nameless:
         raise BadCheckpoint(f"{file.path}: is {found.verdict}; no part of it is recognised as a VGG")
     weights = CanonicalWeights(file, examination, configuration)
     # A head on a trunk that ends elsewhere reads other numbers, even where there are as many.

@@ -1,7 +1,7 @@
 """Fit, evaluate and write the run's folder: what a new training and a resumed one share."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -35,6 +35,8 @@ from vggkit.weights.model import Model
 from vggkit.workflows.run_config import RunConfig
 from vggkit.workflows.run_folder import fill_folder, list_metrics, track_run
 
+OnEpoch = Callable[[Epoch], object]
+"""Called with each epoch when it is over; a true value ends the training."""
 BEST: Final = "best.safetensors"
 """The Classifier of the best epoch, in the run's folder."""
 
@@ -67,6 +69,7 @@ def fit_and_record(
     save_seconds: float,
     plots: PlotEnding | None,
     line: ProgressLine,
+    on_epoch: OnEpoch | None = None,
     resumed: bool = False,
 ) -> TrainingRun:
     """Fit, evaluate and write what came of it; whoever stops it gets the command that continues."""
@@ -125,7 +128,14 @@ def fit_and_record(
             checkpoints=checkpoints,
             by_hand=by_hand,
             save_seconds=save_seconds,
-            callbacks=Callbacks(on_step=show, on_epoch=record, log=line.log, signals=signals),
+            callbacks=Callbacks(
+                on_step=show,
+                on_epoch=record,
+                is_enough=on_epoch or (lambda epoch: False),
+                log=line.log,
+                warn=line.warn,
+                signals=signals,
+            ),
         )
         try:
             result = trainer.fit(state, progress=progress)

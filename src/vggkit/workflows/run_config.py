@@ -25,6 +25,7 @@ from vggkit.models.configuration import Head, Scheme, list_models
 from vggkit.reports.loggers import LOGGERS
 from vggkit.training.recipe import Recipe
 from vggkit.weights.card import read_entry
+from vggkit.weights.published_models import is_model_name
 
 if TYPE_CHECKING:
     from vggkit.weights.model import Model
@@ -41,8 +42,8 @@ What is null or auto was left open: the run's choice is under found, and --confi
 class NetworkChoice:
     """The network that is trained, and the weights that it starts from. Raises BadConfiguration."""
 
-    model: str = "vgg11"
-    """A name that `vggkit models` lists."""
+    model: str = "auto"
+    """A name that `vggkit models` lists. auto: the one that weights names, else vgg11."""
     blocks: str | None = None
     """Output channels of each convolution in place of the model's: commas between the convolutions of a block,
     slashes between blocks, such as 64,64/128,128/256,256."""
@@ -80,6 +81,13 @@ class NetworkChoice:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise BadConfiguration(f"{name} must be 1 or more; got {value}")
+
+    def resolve(self) -> Self:
+        """The choice with a model's name in place of auto."""
+        if self.model != "auto":
+            return self
+        named = self.weights is not None and is_model_name(self.weights)
+        return replace(self, model=str(self.weights) if named else "vgg11")
 
     @classmethod
     def of(cls, classifier: "Model") -> Self:
@@ -134,6 +142,7 @@ class RunConfig:
         if not isinstance(self.found, Mapping):
             raise BadConfiguration(f"found must hold fields and their values; got {self.found!r}")
         object.__setattr__(self, "loggers", tuple(self.loggers))
+        object.__setattr__(self, "network", self.network.resolve())
         object.__setattr__(self, "found", dict(self.found))
         for name in self.loggers:
             if not isinstance(name, str) or name not in LOGGERS:

@@ -21,8 +21,7 @@ from vggkit import __version__
 from vggkit.arguments import demand_path, is_number
 from vggkit.errors import BadCheckpoint, BadOutput, VggkitError
 from vggkit.evaluation.evaluation import Evaluation
-from vggkit.file_locks import take_turn
-from vggkit.files import demand_writable, write_text
+from vggkit.files import demand_writable, take_turn, write_text
 from vggkit.images.dataset import ImageSample
 from vggkit.reports.evaluation_page import Story, write_report
 from vggkit.reports.plots import PlotEnding

@@ -1,6 +1,6 @@
 """Training from Python: `vggkit.train`, whose options are those of `vggkit train` by the same names."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Final, get_args
@@ -13,6 +13,7 @@ from vggkit.images.sources.tables import Columns
 from vggkit.models.configuration import Configuration, Head, Scheme
 from vggkit.reports.loggers import LoggerName
 from vggkit.reports.plots import PlotEnding
+from vggkit.training.checkpoint import Epoch
 from vggkit.training.presets import find_preset
 from vggkit.training.recipe import (
     Augmentation,
@@ -30,7 +31,7 @@ from vggkit.workflows.run_config import NetworkChoice, RunConfig, locate
 from vggkit.workflows.train_inputs import open_inputs
 from vggkit.workflows.training_run import resume_run, start_run
 
-BESIDE_RESUME: Final = frozenset({"data", "resume", "device", "save_seconds", "plots", "quiet"})
+BESIDE_RESUME: Final = frozenset({"data", "resume", "device", "save_seconds", "plots", "quiet", "on_epoch"})
 """Options that may be given with `resume`; a run has all others in its folder."""
 
 
@@ -89,12 +90,15 @@ def train(
     label_column: str | None = None,
     split_column: str | None = None,
     group_column: str | None = None,
+    root: str | None = None,
+    suffix: str | None = None,
     despite_findings: bool | None = None,
     loggers: Sequence[LoggerName] | None = None,
     plots: PlotEnding | None = None,
     save_seconds: float = 300.0,
     device: str = "auto",
     quiet: bool = False,
+    on_epoch: Callable[[Epoch], object] | None = None,
 ) -> TrainingRun:
     """Train a Classifier on labelled images, keep its best epoch, and evaluate it.
 
@@ -120,7 +124,7 @@ def train(
         resume: A run's folder: continue it where it stopped, to the very weights it would have had. Only data,
             device, save_seconds and quiet go with it.
         model: A name that `vggkit models` lists, a Configuration, or a Classifier or Model, whose network is then
-            trained in place. Default: vgg11.
+            trained in place. Default: the model that weights names, else vgg11.
         blocks: Output channels of each convolution in place of the model's: commas between the convolutions of a
             block, slashes between blocks, such as 64,64/128,128/256,256.
         weights: Weights to start from: imagenet (the published ones), or a file of a VGG's weights, such as .pth.
@@ -189,13 +193,19 @@ def train(
         split_column: The table's column with the split: train, val or test.
         group_column: The table's column whose equal values stay in one split: a patient, a place, a burst; None:
             `group`.
+        root: Folder that the table's paths are relative to; None: the table's own.
+        suffix: Ending that the table's paths lack, such as .jpg; None: files are looked for with any.
         despite_findings: Train even where the figures would be misleading, such as with a class missing from
             validation.
         loggers: What receives the figures of each epoch beside metrics.csv: tensorboard, wandb, mlflow.
         plots: Also write the figures of the report to pdf, svg or png files, in the folder plots.
         save_seconds: How often the state within an epoch is kept for resume, in seconds.
         device: auto, cpu, cuda or mps.
-        quiet: No progress on standard error.
+        quiet: No progress on standard error; warnings stay. What is said goes to the logger `vggkit` of Python's
+            logging in any case.
+        on_epoch: Called with each Epoch when it is over and its state is kept; a true value ends the training with
+            it, and what follows is as ever: the best epoch is evaluated and the report is written. A run that ended
+            so can be gone on with by `resume`. Epoch 0 is the linear probe that a fine-tuning may begin with.
 
     Raises:
         BadConfiguration: For options that cannot be, or contradict each other; the message names the option.
@@ -207,6 +217,7 @@ def train(
 
     >>> run = train("photos/", model="vgg11_bn", epochs=3)  # doctest: +SKIP
     >>> run.classifier.predict("photo.jpg")  # doctest: +SKIP
+    >>> run = train("photos/", on_epoch=lambda epoch: epoch.val_top1 > 0.95)  # doctest: +SKIP
     """
     options = {name: value for name, value in locals().items() if value is not None}
     if isinstance(data, Model):
@@ -217,10 +228,20 @@ def train(
         raise BadConfiguration(f"loggers must be a list of names; write loggers=[{loggers!r}]")
     if plots is not None and plots not in get_args(PlotEnding):
         raise BadConfiguration(f"plots must be one of {', '.join(get_args(PlotEnding))}; got {plots!r}")
+    if on_epoch is not None and not callable(on_epoch):
+        raise BadConfiguration(f"on_epoch must be a function of an Epoch, such as print; got {on_epoch!r:.100}")
     save_seconds = demand_seconds("save_seconds", save_seconds)
     if resume is not None:
         _refuse_others(options)
-        return resume_run(resume, data, device=device, quiet=quiet, save_seconds=save_seconds, plots=plots)
+        return resume_run(
+            resume,
+            data,
+            device=device,
+            quiet=quiet,
+            save_seconds=save_seconds,
+            plots=plots,
+            on_epoch=on_epoch,
+        )
     asked = _gather(options)
     built = model if isinstance(model, Model | Configuration) else None
     dataset = data
@@ -235,6 +256,7 @@ def train(
         quiet=quiet,
         save_seconds=save_seconds,
         plots=plots,
+        on_epoch=on_epoch,
     )
 
 
@@ -271,17 +293,22 @@ def _gather(options: Mapping[str, Any]) -> RunConfig:
         )
     if "weights" in network:
         network["weights"] = locate(str(network["weights"]))
+    columns = given[Columns]
+    if "root" in columns:
+        columns["root"] = locate(str(columns["root"])) if Path(str(columns["root"])).is_dir() else columns["root"]
     if data is not None:
         base = replace(base, data=locate(data.name if isinstance(data, ImageDataset) else str(data)))
+    # A configuration and a Classifier name their model; without them the weights may name it.
+    begun = base.network if "config" in options or isinstance(model, Model) else NetworkChoice()
     searched = options.get("find_learning_rate", base.find_learning_rate and "learning_rate" not in options)
     return replace(
         base,
-        columns=replace(base.columns, **given[Columns]),
+        columns=replace(base.columns, **columns),
         despite_findings=options.get("despite_findings", base.despite_findings),
         loggers=tuple(options.get("loggers", base.loggers)),
         find_learning_rate=searched,
         from_python=isinstance(model, Model | Configuration) or isinstance(data, ImageDataset),
-        network=replace(base.network, **network),
+        network=replace(begun, **network),
         recipe=replace(recipe, **given[Recipe]),
         found={},
     )

@@ -39,7 +39,7 @@ from vggkit.weights.pretrained import fetch
 from vggkit.weights.published_models import find_published_for
 from vggkit.workflows.build_classifier import build_classifier, describe_start
 from vggkit.workflows.check import vet
-from vggkit.workflows.fit_and_record import TrainingRun, fit_and_record
+from vggkit.workflows.fit_and_record import OnEpoch, TrainingRun, fit_and_record
 from vggkit.workflows.run_config import NetworkChoice, RunConfig
 from vggkit.workflows.run_folder import hold_folder, new_folder
 
@@ -57,6 +57,7 @@ def start_run(
     quiet: bool = False,
     save_seconds: float = 300.0,
     plots: PlotEnding | None = None,
+    on_epoch: OnEpoch | None = None,
 ) -> TrainingRun:
     """Begin a training and see it to its end; see `vggkit.train`.
 
@@ -70,6 +71,7 @@ def start_run(
         quiet: No progress on standard error.
         save_seconds: How often the middle of an epoch is kept, in seconds.
         plots: Also write the figures as such files.
+        on_epoch: Called with each epoch when it is over; a true value ends the training.
     """
     if config.find_learning_rate and config.recipe.learning_rate is not None:
         raise BadConfiguration(
@@ -94,7 +96,7 @@ def start_run(
 
         def log_finding(sentence: str) -> None:
             findings.append(sentence)
-            line.log(sentence)
+            line.warn(sentence)
 
         divided, contents = vet(
             divided, despite_findings=config.despite_findings, log=log_finding, on_progress=line.show
@@ -149,6 +151,7 @@ def start_run(
             save_seconds=save_seconds,
             plots=plots,
             line=line,
+            on_epoch=on_epoch,
         )
 
 
@@ -160,6 +163,7 @@ def resume_run(
     quiet: bool = False,
     save_seconds: float = 300.0,
     plots: PlotEnding | None = None,
+    on_epoch: OnEpoch | None = None,
 ) -> TrainingRun:
     """Continue a run that was stopped or killed, to the very weights it would have had.
 
@@ -172,6 +176,7 @@ def resume_run(
         quiet: No progress on standard error.
         save_seconds: How often the middle of an epoch is kept, in seconds.
         plots: Also write the figures as such files.
+        on_epoch: Called with each epoch when it is over; a true value ends the training.
 
     Raises BadCheckpoint where there is no state to continue from or the recipe was changed, BadData where the
     images are not the same any more, and what `start_run` raises.
@@ -223,7 +228,7 @@ def resume_run(
             )
         divided, _ = _divide(opened, classifier, config.resolved, stack=stack, line=line)
         divided, contents = vet(
-            divided, despite_findings=config.despite_findings, log=line.log, on_progress=line.show
+            divided, despite_findings=config.despite_findings, log=line.warn, on_progress=line.show
         )
         return fit_and_record(
             classifier,
@@ -236,6 +241,7 @@ def resume_run(
             save_seconds=save_seconds,
             plots=plots,
             line=line,
+            on_epoch=on_epoch,
             resumed=True,
         )
 

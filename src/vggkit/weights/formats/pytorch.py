@@ -16,8 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 from vggkit.models.statements import LABELS_KEY
 from vggkit.models.statements import PREFIX as STATEMENTS
-from vggkit.weights.formats.archives import Archive
-from vggkit.weights.formats.weight_file import DTYPES, Contents, TensorEntry, reading, refuse, shown
+from vggkit.weights.formats.weight_file import DTYPES, Archive, Contents, TensorEntry, reading, refuse, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
