@@ -46,8 +46,8 @@ class Epoch:
     seconds: float
     """Its duration, validation included."""
     val_macro_f1: float | None = None
-    """Mean F1 in [0, 1] of the classes that the validation images have, each class alike; None in epochs of versions
-    that did not measure it."""
+    """Mean F1 in [0, 1] of the classes that the validation images have, each class alike; None in epochs of
+    versions that did not measure it."""
 
 
 def measure_macro_f1(predicted: Tensor, targets: Tensor, *, classes: int) -> float:
