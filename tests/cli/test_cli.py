@@ -358,11 +358,13 @@ def test_embed_then_search(model, photos, tmp_path, capsys):
     assert code == 0
     assert said.startswith(f"{index}: 15 images; computed by ")
     asked = photos / "val" / "red" / "101.png"
-    code, said, _ = call("search", index, asked, "--top", 2, "--json", capsys=capsys)
+    code, said, _ = call("search", index, os.path.relpath(asked), "--top", 2, "--json", capsys=capsys)
     assert code == 0
     found = json.loads(said)
-    assert found["path"] == str(asked)
-    assert found["similar"][0]["path"] == str(asked)
+    assert found["path"] == os.path.relpath(asked)
+    code, said, _ = call("search", index, asked, "--top", 1, "--keep-query", "--json", capsys=capsys)
+    assert json.loads(said)["similar"][0]["path"] == str(asked)
+    assert str(asked) not in [each["path"] for each in found["similar"]]
     assert len(found["similar"]) == 2
     assert str(asked) in call("search", index, asked, capsys=capsys)[1]
     (tmp_path / "x.png").write_text("x")

@@ -42,6 +42,10 @@ class LinearProbe:
         """Logits (N, K) of a split's rows."""
         return self.solution.compute_logits(self.features[split].rows)
 
+    def to_provenance(self) -> dict[str, float | int]:
+        """What the Classifier's file says of how its last layer was solved."""
+        return {"l2_penalty": self.solution.strength, "tried": len(self.solution.tried)}
+
     @property
     def feature_scale(self) -> float:
         """Root mean square of what the last layer reads of the training images."""

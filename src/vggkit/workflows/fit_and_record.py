@@ -181,6 +181,7 @@ def fit_and_record(
                 "metrics": list_metrics(evaluation, evaluation.split, result.best_epoch),
                 "seconds": round(earlier + time.monotonic() - started, 1),
                 "peak_memory_bytes": find_peak_memory(),
+                **({} if result.probe is None else {"linear_probe": result.probe.to_provenance()}),
             },
         )
         line.show("writing the report", 0, None)

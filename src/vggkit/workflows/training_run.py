@@ -43,7 +43,9 @@ from vggkit.workflows.fit_and_record import OnEpoch, TrainingRun, fit_and_record
 from vggkit.workflows.run_config import NetworkChoice, RunConfig
 from vggkit.workflows.run_folder import hold_folder, new_folder, read_run_state
 
-RESULTS: Final = frozenset({"metrics", "seconds", "peak_memory_bytes", "epoch", "calibration", "ranges"})
+RESULTS: Final = frozenset(
+    {"metrics", "seconds", "peak_memory_bytes", "epoch", "calibration", "ranges", "linear_probe"}
+)
 """What a Classifier's provenance says of how a training went."""
 
 
