@@ -98,7 +98,7 @@ class VGG(nn.Module):
         """The trunk, and then these layers of the head."""
         # Traced graphs carry no checks of ours: a guard on H and W would fix or bound their sizes.
         if not (torch.compiler.is_compiling() or isinstance(images, fx.Proxy)):
-            self._check(images)
+            check_images(images, channels=self._built.in_channels, smallest=self._built.minimum_side)
         return self.read(self.features(images), layers)
 
     def read(self, maps: Tensor, layers: nn.Sequential) -> Tensor:
@@ -110,24 +110,6 @@ class VGG(nn.Module):
                 return self._read_densely(maps, layers)
             case "pool":
                 return self._read_statistics(maps, layers)
-
-    def _check(self, images: Tensor) -> None:
-        channels, smallest = self._built.in_channels, self._built.minimum_side
-        if not isinstance(images, Tensor):
-            raise BadInput(f"a batch of images is a torch tensor, got {type(images).__name__}")
-        shape = tuple(images.shape)
-        if images.dim() != 4 or shape[1] != channels:
-            raise BadInput(
-                f"a batch of images is (N, {channels}, H, W), got {shape}; "
-                "add the batch with [None], or build the network with in_channels="
-            )
-        if min(shape[2:]) < smallest:
-            raise BadInput(
-                f"images must be at least {smallest} pixels high and wide, got {shape[2]}×{shape[3]}: each pool "
-                "halves the map; enlarge the images, or cut the trunk earlier with until="
-            )
-        if not images.is_floating_point():
-            raise BadInput(f"images must be floating point and normalised, got {images.dtype}; see Preprocessing")
 
     def _read_flat(self, maps: Tensor, layers: nn.Sequential) -> Tensor:
         """The paper's head; the map is pooled to grid×grid first, as torchvision does."""
@@ -168,6 +150,25 @@ class VGG(nn.Module):
             statistics = torch.cat([statistics, (variance + STD_EPSILON).sqrt()], dim=1)
         statistics = F.dropout(statistics.to(maps.dtype), self._built.dropout, self.training)
         return cast(Tensor, layers(statistics))
+
+
+def check_images(images: Tensor, *, channels: int, smallest: int) -> None:
+    """Raise BadInput unless these are images (N, channels, H, W), floating point, of at least `smallest` pixels."""
+    if not isinstance(images, Tensor):
+        raise BadInput(f"a batch of images is a torch tensor, got {type(images).__name__}")
+    shape = tuple(images.shape)
+    if images.dim() != 4 or shape[1] != channels:
+        raise BadInput(
+            f"a batch of images is (N, {channels}, H, W), got {shape}; "
+            "add the batch with [None], or build the network with in_channels="
+        )
+    if min(shape[2:]) < smallest:
+        raise BadInput(
+            f"images must be at least {smallest} pixels high and wide, got {shape[2]}×{shape[3]}: each pool "
+            "halves the map; enlarge the images, or cut the trunk earlier with until="
+        )
+    if not images.is_floating_point():
+        raise BadInput(f"images must be floating point and normalised, got {images.dtype}; see Preprocessing")
 
 
 def slide(layer: nn.Linear | nn.Sequential, maps: Tensor, grid: int) -> Tensor:
