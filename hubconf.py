@@ -17,7 +17,7 @@ try:
 finally:
     _sys.path.remove(_SOURCE)  # what is imported later is found beside the package itself
 
-dependencies = ["torch", "numpy", "PIL", "safetensors"]
+dependencies = ["lazy_loader", "torch", "numpy", "PIL", "safetensors"]
 
 
 def _entry(model: str) -> _Callable[..., _vggkit.VGG]:

@@ -43,7 +43,7 @@ from vggkit.engines.select import choose_engine
 from vggkit.engines.model_weights import ModelFile
 from vggkit.images.dataset import ImageSample
 model = ModelFile(sys.argv[1] + "/model.safetensors")
-engine, _ = choose_engine(model, "cpu", engine="{engine}", precision="{precision}")
+engine = choose_engine(model, "cpu", engine="{engine}", precision="{precision}")
 image = model.card.preprocessing(ImageSample(sys.argv[1] + "/image.png").decode())
 print(int(engine.run(image[None]).argmax()))
 """

@@ -85,13 +85,13 @@ def test_every_verb_has_its_command_and_help_explains_each(capsys):
         (["compare", "r", "q"], "r: is neither"),
         (["evaluate", "none.safetensors", "digits"], "none.safetensors"),
         (["predict", "none.safetensors", "x.jpg"], "none.safetensors"),
-        (["predict", "none.safetensors"], "picture"),
+        (["predict", "none.safetensors"], "image"),
         (["predict", "none.safetensors", "x.jpg", "--out", "r.csv"], "none.safetensors"),
         (["predict", "none.safetensors", "x.jpg", "--out", "r.xlsx"], "r.xlsx: the name of such a file ends in"),
         (["predict", "none.safetensors", "x.jpg", "--overwrite"], "--overwrite is for --out"),
-        (["embed", "none.safetensors", "--out", "v.npy"], "picture"),
+        (["embed", "none.safetensors", "--out", "v.npy"], "image"),
         (["embed", "none.safetensors", "x.jpg", "--out", "v.csv"], ".parquet or .npy"),
-        (["search", "none.npy"], "picture"),
+        (["search", "none.npy"], "image"),
         (["search", "none.npy", "x.jpg"], "vggkit embed"),
         (["search", "none.npy", "x.jpg", "--sheet", "s.gif"], ".png"),
     ],
@@ -164,7 +164,7 @@ def test_what_train_was_asked_is_told_whole(asked, photos, tmp_path, monkeypatch
         "despite_findings": True,
         "quiet": True,
         "loggers": ("tensorboard", "wandb"),
-        "find_rate": True,
+        "find_learning_rate": True,
         "save_seconds": 7.0,
         "plots": None,
         "asked": written,
@@ -175,7 +175,7 @@ def test_what_train_was_asked_is_told_whole(asked, photos, tmp_path, monkeypatch
     for config in ("run", "run/config.yaml"):
         _, again = asked("train", "--config", config, "--quiet")
         assert again["asked"] == written
-        assert (again["loggers"], again["despite_findings"], again["find_rate"]) == (
+        assert (again["loggers"], again["despite_findings"], again["find_learning_rate"]) == (
             written.loggers,
             True,
             True,
@@ -428,10 +428,10 @@ def test_asking_a_file_on_a_processor_imports_no_torch(model, photos, tmp_path):
 
     told = ask("predict", model, image, "--device", "cpu")
     assert told.stdout.startswith(f"{image}: ")
-    kind = "bfloat16, which" if computes_bf16("cpu") else "float32, for"
+    kind = "bfloat16, which" if computes_bf16("cpu") else "float32, because"
     assert f"computed by OpenVINO in {kind}" in told.stderr
     told = ask("predict", model, image, "--device", "cpu", environment={"ONEDNN_MAX_CPU_ISA": "AVX2"})
-    assert "computed by OpenVINO in float32, for this processor has no fast bfloat16" in told.stderr
+    assert "computed by OpenVINO in float32, because this processor has no fast bfloat16" in told.stderr
     ask("predict", model, photos / "val", "--device", "cpu", "--out", tmp_path / "answers.csv")
     ask("embed", model, photos / "val", "--device", "cpu", "--out", tmp_path / "vectors.npy")
     assert "100.png" in ask("search", tmp_path / "vectors.npy", image, "--device", "cpu").stdout

@@ -8,10 +8,11 @@ import torch
 from conftest import WITHOUT_FEATURES
 from vggkit.classifier import Classifier
 from vggkit.engines import select as choosing
+from vggkit.engines.info import EngineInfo, explain_choice
 from vggkit.engines.model_weights import ModelFile
 from vggkit.engines.outputs import list_reads
 from vggkit.engines.pytorch import PyTorchEngine
-from vggkit.engines.select import choose_engine, settle_choice
+from vggkit.engines.select import choose_engine, resolve_choice
 from vggkit.errors import BadConfiguration, BadInput, MissingExtra, UnknownName
 from vggkit.hardware import computes_bf16, has_accelerator, multiplies_bytes
 from vggkit.models.vgg import VGG
@@ -29,44 +30,52 @@ def install(monkeypatch, *packages: str) -> None:
     monkeypatch.setattr(choosing.importlib.util, "find_spec", lambda name: name if name in packages else None)
 
 
+def explain(engine, *, precision="auto", engine_requested="auto"):
+    return explain_choice(engine.info, precision=precision, engine=engine_requested)
+
+
 class TestOnProcessors:
     def test_openvino_computes_where_it_is_installed(self, network):
         pytest.importorskip("openvino")
-        engine, said = choose_engine(network, CPU, precision="fp32")
+        engine = choose_engine(network, CPU, precision="fp32")
         assert type(engine).__name__ == "OpenVINOEngine"
-        assert said == "OpenVINO in float32"
+        assert explain(engine, precision="fp32") == "OpenVINO in float32"
+        version = sys.modules["openvino"].__version__
+        assert engine.info == EngineInfo(name="openvino", precision="fp32", device="cpu", version=version)
 
     def test_then_onnx_runtime(self, network, monkeypatch):
         pytest.importorskip("onnxruntime")
         install(monkeypatch, "onnx", "onnxruntime")
-        engine, said = choose_engine(network, CPU, precision="fp32")
+        engine = choose_engine(network, CPU, precision="fp32")
         assert type(engine).__name__ == "ONNXEngine"
-        assert said == "ONNX Runtime in float32"
+        assert explain(engine, precision="fp32") == "ONNX Runtime in float32"
+        assert engine.info.version == sys.modules["onnxruntime"].__version__
 
     @pytest.mark.parametrize("packages", [(), ("onnx",), ("onnxruntime",)])
     def test_then_pytorch(self, network, monkeypatch, packages):
         install(monkeypatch, *packages)
-        engine, said = choose_engine(network, CPU, precision="fp32")
+        engine = choose_engine(network, CPU, precision="fp32")
         assert isinstance(engine, PyTorchEngine)
-        assert said == 'PyTorch in float32; pip install "vggkit[fast]" makes it faster'
+        assert explain(engine, precision="fp32") == 'PyTorch in float32; pip install "vggkit[fast]" makes it faster'
 
     def test_pytorch_where_onnx_runtime_has_no_bfloat16(self, network, monkeypatch):
         install(monkeypatch, "onnx", "onnxruntime")
-        engine, _ = choose_engine(network, CPU, precision="bf16")
+        engine = choose_engine(network, CPU, precision="bf16")
         assert isinstance(engine, PyTorchEngine)
 
     @pytest.mark.parametrize("name", ["pytorch", "openvino", "onnx"])
     @pytest.mark.parametrize("device", ["cpu", CPU])
     def test_the_one_that_was_named(self, network, name, device):
         pytest.importorskip({"pytorch": "torch", "onnx": "onnxruntime"}.get(name, name))
-        engine, said = choose_engine(network, device, engine=name, output=["features", "pool5"])
+        engine = choose_engine(network, device, engine=name, output=["features", "pool5"])
         assert type(engine).__module__ == f"vggkit.engines.{name}"
         assert engine.outputs == ("features", "pool5")
-        assert "pip install" not in said
+        assert "pip install" not in explain(engine, engine_requested=name)
+        assert (engine.info.name, engine.info.device) == (name, "cpu")
 
     def test_pytorch_reads_a_file(self, tiny, tmp_path):
         Classifier.create(tiny, labels=["a", "b", "c"]).save(tmp_path / "model.safetensors")
-        engine, _ = choose_engine(ModelFile(tmp_path / "model.safetensors"), "cpu", engine="pytorch")
+        engine = choose_engine(ModelFile(tmp_path / "model.safetensors"), "cpu", engine="pytorch")
         assert isinstance(engine, PyTorchEngine)
 
 
@@ -75,29 +84,31 @@ class TestPrecision:
     def test_bfloat16_is_taken_where_it_is_fast(self, network, able, name):
         pytest.importorskip("openvino")
         said = "PyTorch" if name == "pytorch" else "OpenVINO"
-        reason = "bfloat16, which this processor multiplies by itself"
+        reason = "bfloat16, which this processor multiplies natively"
         if not able:
-            reason = "float32, for this processor has no fast bfloat16"
-        assert choose_engine(network, CPU, engine=name)[1] == f"{said} in {reason}"
-        assert settle_choice(CPU, engine=name)[1:] == (said.lower(), "bf16" if able else "fp32")
+            reason = "float32, because this processor has no fast bfloat16"
+        engine = choose_engine(network, CPU, engine=name)
+        assert explain(engine, engine_requested="openvino") == f"{said} in {reason}"
+        assert resolve_choice(CPU, engine=name)[1:] == (said.lower(), "bf16" if able else "fp32")
 
     @pytest.mark.parametrize("name", ["auto", "openvino"])
     def test_where_openvino_has_no_bfloat16_what_it_computes_in_is_said(self, network, able, name):
         pytest.importorskip("openvino")
-        said = choose_engine(network, CPU, precision="bf16", engine=name)[1]
-        assert settle_choice(CPU, precision="bf16", engine=name)[1:] == ("openvino", "bf16" if able else "fp32")
-        assert said == (
-            "OpenVINO in bfloat16" if able else "OpenVINO in float32, for this processor has no fast bfloat16"
+        engine = choose_engine(network, CPU, precision="bf16", engine=name)
+        assert resolve_choice(CPU, precision="bf16", engine=name)[1:] == ("openvino", "bf16" if able else "fp32")
+        assert engine.info.precision == ("bf16" if able else "fp32")
+        assert explain(engine, precision="bf16") == (
+            "OpenVINO in bfloat16" if able else "OpenVINO in float32, because this processor has no fast bfloat16"
         )
 
     def test_pytorch_computes_bfloat16_on_any_processor(self, network, able):
-        engine, said = choose_engine(network, CPU, precision="bf16", engine="pytorch")
-        assert (engine.dtype, said) == (torch.bfloat16, "PyTorch in bfloat16")
+        engine = choose_engine(network, CPU, precision="bf16", engine="pytorch")
+        assert (engine.dtype, engine.info.precision) == (torch.bfloat16, "bf16")
+        assert explain(engine, precision="bf16", engine_requested="pytorch") == "PyTorch in bfloat16"
 
     def test_onnx_runtime_computes_in_float32(self, network, able):
         pytest.importorskip("onnxruntime")
-        _, said = choose_engine(network, CPU, engine="onnx")
-        assert said.partition(",")[0] == "ONNX Runtime in float32"
+        assert choose_engine(network, CPU, engine="onnx").info.describe() == "ONNX Runtime in float32"
         with pytest.raises(BadConfiguration, match="precision fp32"):
             choose_engine(network, CPU, precision="bf16", engine="onnx")
 
@@ -140,12 +151,12 @@ class TestDevices:
     def test_auto_is_the_processor_where_there_is_no_other(self, network, monkeypatch):
         monkeypatch.setattr(choosing, "has_accelerator", lambda: False)
         pytest.importorskip("openvino")
-        assert choose_engine(network, precision="fp32")[1] == "OpenVINO in float32"
+        assert choose_engine(network, precision="fp32").info.describe() == "OpenVINO in float32"
 
     def test_torch_has_the_last_word_on_an_accelerator(self, network, monkeypatch):
         monkeypatch.setattr(choosing, "has_accelerator", lambda: True)
         monkeypatch.setattr(choosing, "choose_device", lambda name: torch.device("meta"))
-        assert choose_engine(network, precision="fp32")[1] == "PyTorch in float32"
+        assert choose_engine(network, precision="fp32").info.describe() == "PyTorch in float32"
 
     def test_what_torch_has_is_never_denied(self):
         assert has_accelerator() or not (torch.cuda.is_available() or torch.backends.mps.is_available())
@@ -188,15 +199,16 @@ class TestBytes:
     def test_openvino_computes_them_on_any_processor(self, network, able):
         pytest.importorskip("openvino")
         ranges = dict.fromkeys(list_reads(network.configuration), (-3.0, 3.0))
-        _, said = choose_engine(network, CPU, precision="int8", ranges=ranges)
-        assert said == (
+        engine = choose_engine(network, CPU, precision="int8", ranges=ranges)
+        assert engine.info.weight_bits == (8 if able else 7)
+        assert explain(engine, precision="int8") == (
             "OpenVINO in int8"
             if able
-            else "OpenVINO in int8 with weights of 7 bits, for this processor is not known to have VNNI or AMX"
+            else "OpenVINO in int8 with 7-bit weights, because this processor is not known to have VNNI or AMX"
         )
 
     def test_it_is_never_chosen_by_itself(self, able):
-        assert settle_choice(CPU)[2] != "int8"
+        assert resolve_choice(CPU)[2] != "int8"
 
     def test_ranges_of_another_network_are_refused(self, network, able):
         pytest.importorskip("openvino")

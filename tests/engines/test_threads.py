@@ -97,11 +97,11 @@ def test_embedding_and_evaluating_in_threads_is_one_by_one(classifier, images, e
 def test_threads_share_an_engine(engine):
     network, batch = build(NORMED).train(), np.concatenate([draw(NORMED, 40, 40)] * 4)
     before = take_stock(network)
-    shared, _ = choose_engine(network, "cpu", output=["logits", "relu2_1"], precision="fp32", engine=engine)
+    shared = choose_engine(network, "cpu", output=["logits", "relu2_1"], precision="fp32", engine=engine)
     # Other numbers and sizes of images at the same time, so that models are compiled and dropped meanwhile.
     asked = [batch[: 1 + number % 9, :, : 32 + 2 * (number % 5)] for number in range(40)]
     serial = [shared.compute(each) for each in asked]
-    fresh, _ = choose_engine(network, "cpu", output=["logits", "relu2_1"], precision="fp32", engine=engine)
+    fresh = choose_engine(network, "cpu", output=["logits", "relu2_1"], precision="fp32", engine=engine)
     with ThreadPoolExecutor(4) as pool:
         for one, other in zip(pool.map(fresh.compute, asked), serial, strict=True):
             assert all(np.array_equal(one[name], other[name]) for name in other)
@@ -172,7 +172,7 @@ def test_a_network_that_moved_is_where_it_was_moved_to():
 def test_threads_share_a_gpu():
     network, batch = build(NORMED).train(), draw(NORMED, 32, 32)
     before = take_stock(network)
-    engine, _ = choose_engine(network, "cuda", precision="fp32")
+    engine = choose_engine(network, "cuda", precision="fp32")
     expected = [engine.run(batch[number : number + 1]) for number in [0, 0, *range(5)]][2:]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(engine.run, [batch[number : number + 1] for number in range(5)] * 8))

@@ -359,20 +359,20 @@ def test_torchvision_knows_what_it_is_told(name):
     public = PUBLIC_SETS[name]
     kind = getattr(datasets, public.home)
     signature = inspect.signature(kind.__init__)
-    for told in public.parts.values():
+    for told in public.splits.values():
         bound = signature.bind(None, "root", **public.options, **told, download=True)
         assert "kwargs" not in bound.arguments
-    assert set(public.parts) in ({"train", "val", "test"}, {"train", "test"}, {"train", "val"}, {"all"})
+    assert set(public.splits) in ({"train", "val", "test"}, {"train", "test"}, {"train", "val"}, {"all"})
 
 
 @pytest.mark.parametrize("name", PUBLIC_SETS)
 def test_torchvision_has_the_parts(name, tmp_path):
     """Without files it says that they are missing, and not that the split is none of its own."""
     public = PUBLIC_SETS[name]
-    for told in public.parts.values():
+    for told in public.splits.values():
         with pytest.raises((RuntimeError, FileNotFoundError), match=r"[Nn]ot found|No such file"):
             getattr(datasets, public.home)(tmp_path, **public.options, **told, download=False)
-    if public.parts.keys() != {"all"} and "split" in told:
+    if public.splits.keys() != {"all"} and "split" in told:
         with pytest.raises(ValueError, match="Unknown value 'half'"):
             getattr(datasets, public.home)(tmp_path, **{**public.options, "split": "half"})
 
@@ -388,8 +388,8 @@ def test_downloaded_once_and_as_torchvision_has_it(name, host, monkeypatch, tmp_
     found = open_dataset(name)
     assert host.requests
     public, folder = PUBLIC_SETS[name], folder_of(tmp_path, name)
-    assert set(found.splits) == set(public.parts)
-    for part, told in public.parts.items():
+    assert set(found.splits) == set(public.splits)
+    for part, told in public.splits.items():
         theirs = getattr(datasets, public.home)(folder, **public.options, **told)
         ours = found.split(part)
         assert len(ours) == len(theirs) > 0
@@ -417,7 +417,7 @@ def test_pixels_are_torchvisions_own(name, host, monkeypatch):
     theirs = public_sets._read
     monkeypatch.setattr(public_sets, "_read", lambda held: theirs(opened.append(held) or held))
     found = open_dataset(name)
-    for held, part in zip(opened, PUBLIC_SETS[name].parts, strict=True):
+    for held, part in zip(opened, PUBLIC_SETS[name].splits, strict=True):
         assert all(np.shares_memory(image.pixels, np.asarray(held.data)) for image in found.split(part))
 
 
@@ -534,7 +534,7 @@ def test_ended_while_it_unpacks(name, host, monkeypatch, tmp_path):
     monkeypatch.setattr(datasets.utils, "_decompress", gunzip)
     found = open_dataset(name)
     assert not {path for path in first if "gone" not in path} & host.paths()  # what was whole is kept
-    for part, told in PUBLIC_SETS[name].parts.items():
+    for part, told in PUBLIC_SETS[name].splits.items():
         kind = getattr(datasets, PUBLIC_SETS[name].home)
         assert len(found.split(part)) == len(kind(folder_of(tmp_path, name), **told))
     assert all(image.decode().size for part in found.splits.values() for image in part)

@@ -19,6 +19,7 @@ from PIL import Image
 from conftest import draw_class
 from vggkit.classifier import Classifier
 from vggkit.engines.activation_ranges import measure_ranges
+from vggkit.engines.info import EngineInfo
 from vggkit.engines.model_weights import ModelFile
 from vggkit.errors import BadConfiguration, BadData, BadInput, BadOutput, UnknownName, VggkitError
 from vggkit.images.dataset import ImageSample
@@ -187,7 +188,7 @@ def test_killed_and_started_again_the_file_is_the_same(ending, parts, model, man
     assert count_parts(out) >= parts
     told = json.loads(processes.run(*command(model, many, out, "--json")).out)
     assert told["found_done"] >= 3 * parts
-    assert (told["pictures"], told["unreadable"]) == (401, 1)
+    assert (told["images"], told["unreadable"]) == (401, 1)
     demand_whole(out, whole)
 
 
@@ -519,7 +520,7 @@ def test_int8_by_the_ranges_of_the_file(model, photos, tmp_path):
     classifier.save(path)
     result = predict_into(path, photos / "val", tmp_path / "a.csv", precision="int8")
     assert result.images == 15
-    assert result.engine.startswith("OpenVINO in int8")
+    assert result.engine.precision == "int8"
     embed_into(path, photos / "val", tmp_path / "v.npy", precision="int8")
     found = np.load(tmp_path / "v.npy")
     assert not np.array_equal(found, exact)
@@ -564,3 +565,60 @@ def test_other_ranges_are_another_model(model, photos, tmp_path):
     with pytest.raises(BadOutput, match="other results"):
         predict_into(classifier, photos / "val", tmp_path / "a.csv", precision="int8")
     assert predict_into(classifier, photos / "val", tmp_path / "exact.csv", precision="fp32").found_done == 15
+
+
+class Reworded:
+    """As if a sentence about an engine were worded otherwise."""
+
+    def __call__(self, *_, **__) -> str:
+        return "reworded"
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_job_continues_under_the_same_engine_however_it_is_described(
+    finished, model, photos, tmp_path, monkeypatch
+):
+    out = tmp_path / "r.csv"
+    if finished:
+        predict_into(model, photos / "val", out, batch_size=3)
+    else:
+        stop_early(model, photos / "val", out, monkeypatch)
+    monkeypatch.setattr(EngineInfo, "describe", Reworded())
+    found = predict_into(model, photos / "val", out, batch_size=3)
+    assert found.found_done == (15 if finished else 6)
+    assert isinstance(found.engine, EngineInfo)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_job_does_not_continue_under_another_engine(finished, model, photos, tmp_path, monkeypatch):
+    out = tmp_path / "r.csv"
+    if finished:
+        predict_into(model, photos / "val", out, batch_size=3, engine="pytorch", precision="fp32")
+    else:
+        stop_early(model, photos / "val", out, monkeypatch, engine="pytorch", precision="fp32")
+    with pytest.raises(BadOutput, match=r"precision: fp32 then, bf16 now.*--overwrite"):
+        predict_into(model, photos / "val", out, batch_size=3, engine="pytorch", precision="bf16")
+    monkeypatch.setattr(
+        "vggkit.engines.pytorch.EngineInfo", lambda **values: EngineInfo(**values | {"version": "0.0"})
+    )
+    with pytest.raises(BadOutput, match=r"version: .* then, 0\.0 now.*--overwrite"):
+        predict_into(model, photos / "val", out, batch_size=3, engine="pytorch", precision="fp32")
+
+
+def test_a_job_of_version_0_1_continues_under_the_engine_that_its_sentence_names(
+    model, photos, tmp_path, monkeypatch
+):
+    """Those files held a sentence about the engine in place of a record."""
+    out = tmp_path / "r.csv"
+    stop_early(model, photos / "val", out, monkeypatch, engine="pytorch", precision="fp32")
+    manifest = tmp_path / "r.csv.parts" / "made_with.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"engine": "PyTorch in float32"}))
+    with pytest.raises(BadOutput, match=r"engine: PyTorch in float32 then, PyTorch in bfloat16 now.*--overwrite"):
+        predict_into(model, photos / "val", out, batch_size=3, engine="pytorch", precision="bf16")
+    found = predict_into(model, photos / "val", out, batch_size=3, engine="pytorch", precision="fp32")
+    assert found.found_done == 6
+    written = json.loads(out.with_name("r.csv.about.json").read_text())["engine"]
+    assert written == {
+        **{"name": "pytorch", "precision": "fp32", "device": "cpu", "version": str(torch.__version__)},
+        "weight_bits": None,
+    }

@@ -118,7 +118,7 @@ def test_unreadable_images_are_counted_out_and_named(classifier, tmp_path):
     assert found.n == 6
     assert len(found.unreadable) == 1
     assert "broken.jpg" in found.unreadable[0]
-    with pytest.raises(BadData, match="part test"):
+    with pytest.raises(BadData, match="split test"):
         evaluate(classifier, tmp_path, split="test")
 
 
@@ -373,7 +373,7 @@ def test_what_is_not_computed_in_float32_is_noted(classifier, photos, engine):
     if engine == "openvino":
         said = "computed by OpenVINO in bfloat16"
         if not computes_bf16("cpu"):
-            said = "computed by OpenVINO in float32, for this processor has no fast bfloat16"
+            said = "computed by OpenVINO in float32, because this processor has no fast bfloat16"
     assert [note.partition(";")[0] for note in found.notes if note not in exact.notes] == [said]
     assert said in json.dumps(found.to_dict())
     assert found.loss == pytest.approx(exact.loss, abs=0.02)
@@ -396,7 +396,7 @@ def test_int8_is_measured_with_ranges_and_says_how_to_find_them(classifier, phot
     fed = np.stack([classifier.preprocessing(p.decode()) for p in open_dataset(photos).split("val")])
     classifier.keep_ranges(measure_ranges(classifier.network, [fed]), about={})
     found = evaluate(classifier, photos, precision="int8", device="cpu")
-    kind = "int8" if multiplies_bytes() else "int8 with weights of 7 bits"
+    kind = "int8" if multiplies_bytes() else "int8 with 7-bit weights"
     assert f"computed by OpenVINO in {kind}; figures in float32 may differ" in found.notes
     assert found.loss == pytest.approx(evaluate(classifier, photos).loss, abs=0.05)
     assert evaluate(classifier, photos).notes == evaluate(classifier, photos, engine="pytorch").notes

@@ -18,6 +18,7 @@ from vggkit.models.configuration import (
     find_configuration,
     layer_names,
     list_models,
+    parse_blocks,
 )
 from vggkit.models.vgg import VGG
 
@@ -299,3 +300,30 @@ class TestShapes:
 
     def test_dense_and_fc_have_the_same_shapes(self) -> None:
         assert replace(TINY, head="dense").state_shapes() == TINY.state_shapes()
+
+
+def test_blocks_are_read_from_text() -> None:
+    assert parse_blocks("64,64/128,128/256,256") == ((64, 64), (128, 128), (256, 256))
+    assert parse_blocks(" 8 / 16, 16 ") == ((8,), (16, 16))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "64,", "64//128", "/64", "0/64", "-64", "64.0", "64;128", "a/b", "٦٤", "9999999"]
+)
+def test_other_text_is_refused_with_the_rule_and_an_example(text: str) -> None:
+    with pytest.raises(
+        BadConfiguration, match=r"commas .* slashes .*, such as 64,64/128,128/256,256; got"
+    ) as problem:
+        parse_blocks(text)
+    assert repr(text) in str(problem.value)
+
+
+def test_blocks_take_the_place_of_a_models() -> None:
+    made = configure("vgg16_bn", blocks="8,8/16", num_classes=5)
+    assert made.blocks == ((8, 8), (16,))
+    assert made.batch_norm
+    assert made.model == "custom"
+    assert configure("vgg16_c", blocks=((8,),)).kernels is None
+    assert configure("vgg11", blocks=MODELS["vgg13"].blocks) == MODELS["vgg13"]
+    with pytest.raises(BadConfiguration, match="blocks must be"):
+        configure("vgg11", blocks=((0,),))

@@ -345,7 +345,7 @@ def test_what_none_can_say_is_refused_by_name_everywhere(edit: Edit, message: st
         lambda: classifier.save(tmp_path / "x.safetensors"),
         lambda: classifier.configuration,
         lambda: Classifier(classifier.network, labels=["a", "b", "c"], preprocessing=SMALL),
-        lambda: classifier.push("me/mine"),
+        lambda: classifier.push_to_hub("me/mine"),
         lambda: predict(classifier, image(tmp_path)),
         *(lambda engine=engine: choose_engine(classifier.network, engine=engine) for engine in engines),
         lambda: choose_engine(classifier.network, engine="pytorch", precision="bf16"),
@@ -420,7 +420,7 @@ def test_engines_compute_a_changed_network(engine: str, name: str) -> None:
     classifier = create()
     FOLLOWED[name](classifier.network)
     images = images_for(classifier.network)
-    found, _ = choose_engine(classifier.network, "cpu", engine=engine, precision="fp32", output=["logits", "pool1"])
+    found = choose_engine(classifier.network, "cpu", engine=engine, precision="fp32", output=["logits", "pool1"])
     logits, maps = found.compute(images.numpy()).values()
     expected = compute(classifier.network, images)
     torch.testing.assert_close(

@@ -209,5 +209,5 @@ def test_threads_are_at_least_one(monkeypatch):
 def test_real_images_in_a_table(shared):
     found = open_dataset(str(shared / "cifar10" / "train-00000-of-00004.parquet"))
     images = found.split("train", "all")[:40]
-    options = {"pictures": images, "labels": found.labels, "kind": "shift", "batch_size": 16}
+    options = {"images": images, "labels": found.labels, "kind": "shift", "batch_size": 16}
     assert_same(collect(threads=1, **options), collect(threads=4, **options))

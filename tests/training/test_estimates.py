@@ -118,7 +118,7 @@ def test_the_cheaper_an_image_beside_a_step_the_larger_the_batch(roomy):
 
 
 @pytest.mark.parametrize(
-    ("pictures", "size"), [(1, 1), (2, 2), (5, 5), (8, 8), (9, 8), (100, 8), (200, 16), (700, 64), (10_000, 128)]
+    ("images", "size"), [(1, 1), (2, 2), (5, 5), (8, 8), (9, 8), (100, 8), (200, 16), (700, 64), (10_000, 128)]
 )
 def test_an_epoch_keeps_about_ten_steps_and_few_images_are_taken_together(roomy, images, size):
     found, reason = choose(images=images)
@@ -273,7 +273,7 @@ def test_trial_steps_leave_everything_bit_for_bit(tiny, changes, started):
     assert all(torch.equal(value, moved[key]) for key, value in learner.state().items())
 
 
-@pytest.mark.parametrize(("pictures", "epochs"), [(8, 19), (72, 2)])
+@pytest.mark.parametrize(("images", "epochs"), [(8, 19), (72, 2)])
 def test_no_trial_where_it_would_be_a_large_part_of_the_training(tiny, monkeypatch, images, epochs):
     learner = Learner(VGG(tiny), replace(RECIPE, epochs=epochs), device=CPU)
     monkeypatch.setattr(Learner, "compute", None)

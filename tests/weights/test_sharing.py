@@ -56,7 +56,7 @@ def classifier(tiny):
 
 def test_there_and_back_bit_for_bit(hub, classifier, tmp_path):
     classifier.save(tmp_path / "own.safetensors", provenance=PROVENANCE)
-    address = classifier.push("me/bees", message="the first")
+    address = classifier.push_to_hub("me/bees", message="the first")
     assert address == f"{hub.address}/me/bees"
     files = hub.repositories["me/bees"]
     assert set(files) == {"model.safetensors", "README.md"}
@@ -72,10 +72,10 @@ def test_there_and_back_bit_for_bit(hub, classifier, tmp_path):
 
 
 def test_again_onto_what_is_there(hub, classifier):
-    classifier.push("me/bees")
+    classifier.push_to_hub("me/bees")
     with torch.no_grad():
         next(classifier.network.parameters()).add_(1)
-    classifier.push("me/bees")
+    classifier.push_to_hub("me/bees")
     assert len(hub.commits) == 2
     key = next(iter(classifier.network.state_dict()))
     assert torch.equal(vk.load("hf://me/bees").network.state_dict()[key], classifier.network.state_dict()[key])
@@ -84,9 +84,9 @@ def test_again_onto_what_is_there(hub, classifier):
 def test_a_token_is_given_on_and_its_lack_explained(hub, classifier):
     hub.tokens = {"secret"}
     with pytest.raises(BadOutput, match=r"401.*hf auth login"):
-        classifier.push("me/bees")
+        classifier.push_to_hub("me/bees")
     assert "me/bees" not in hub.repositories
-    classifier.push("me/bees", token="secret")
+    classifier.push_to_hub("me/bees", token="secret")
     assert "me/bees" in hub.repositories
 
 
@@ -99,14 +99,14 @@ def test_a_private_repository_is_asked_for(hub, classifier, monkeypatch):
         write(request, path, body)
 
     monkeypatch.setattr(hub, "write", note)
-    classifier.push("me/bees", private=True)
+    classifier.push_to_hub("me/bees", private=True)
     assert b'"private"' in dict(asked)["/api/repos/create"]
 
 
 @pytest.mark.parametrize("name", ["bees", "me/bees/more", "", "me/", "hf://me/bees", "me/be es"])
 def test_names_that_are_none(hub, classifier, name):
     with pytest.raises(BadOutput, match="owner/name"):
-        classifier.push(name)
+        classifier.push_to_hub(name)
     assert hub.requests == []
 
 
@@ -127,7 +127,7 @@ def test_addresses_are_told_from_places():
 def test_through_the_command_line(hub, classifier, photos, capsys):
     from vggkit.cli import main as cli
 
-    classifier.push("me/bees")
+    classifier.push_to_hub("me/bees")
     with pytest.raises(SystemExit) as ended:
         cli.main(["predict", "hf://me/bees", str(photos / "val"), "--json", "--top", "1", "--quiet"])
     assert ended.value.code == 0
@@ -137,7 +137,7 @@ def test_through_the_command_line(hub, classifier, photos, capsys):
 def test_what_is_not_there_is_said(hub, classifier):
     with pytest.raises(BadDownload, match=r"hf://me/bees: no such repository, or a private one.*hf auth login"):
         vk.load("hf://me/bees")
-    classifier.push("me/bees")
+    classifier.push_to_hub("me/bees")
     with pytest.raises(BadDownload, match="no such revision"):
         vk.load("hf://me/bees@v9")
     hub.repositories["me/other"] = {"pytorch_model.bin": b"x"}
@@ -159,7 +159,7 @@ def test_weights_that_are_not_ours_are_said_to_be(hub):
 def test_a_hub_that_refuses(hub, classifier, code):
     hub.answers["/api/repos/create"] = [status(code)]
     with pytest.raises(BadOutput, match=f"the hub answered {code}"):
-        classifier.push("me/bees")
+        classifier.push_to_hub("me/bees")
     hub.answers["/me/bees/resolve/main/model.safetensors"] = [status(code)]
     with pytest.raises(BadDownload, match=f"the hub answered {code}"):
         vk.load("hf://me/bees")
@@ -171,11 +171,11 @@ def test_no_network(classifier, monkeypatch):
     with pytest.raises(BadDownload, match="whether there is a network"):
         vk.load("hf://me/bees")
     with pytest.raises(BadOutput, match="whether there is a network"):
-        classifier.push("me/bees")
+        classifier.push_to_hub("me/bees")
 
 
 def test_what_was_brought_once_serves_without_a_network(hub, classifier, monkeypatch):
-    classifier.push("me/bees")
+    classifier.push_to_hub("me/bees")
     vk.load("hf://me/bees")
     hub.requests.clear()
     monkeypatch.setenv("VGGKIT_OFFLINE", "1")
@@ -197,7 +197,7 @@ def test_a_host_that_is_no_hub(hub):
 
 def test_without_the_extra(classifier, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    for call in (lambda: vk.load("hf://me/bees"), lambda: classifier.push("me/bees")):
+    for call in (lambda: vk.load("hf://me/bees"), lambda: classifier.push_to_hub("me/bees")):
         with pytest.raises(MissingExtra, match=r'pip install "vggkit\[weights\]"'):
             call()
 
@@ -230,7 +230,7 @@ def test_the_model_card_says_everything():
     assert result["dataset"] == {"name": "photos: of bees", "type": "other", "split": "test"}
     assert result["metrics"][0]["value"] == 0.8667
     for part in (
-        "86.67 % (test part, n = 15, 95 % interval 62.12 % to 96.26 %)",
+        "86.67 % (test split, n = 15, 95 % interval 62.12 % to 96.26 %)",
         'vk.load("hf://me/bees")',
         "from torchvision.models import vgg11",
         "vgg11(num_classes=30)",
@@ -338,7 +338,7 @@ def test_what_is_not_known_is_not_claimed(tiny):
     mine = write_model_card(card_of(replace(tiny, num_classes=2), licence="MIT"))
     assert yaml.safe_load(mine.split("---")[1])["license"] == "mit"
     chosen = {"metrics": {"part": "val", "top1": 0.5, "n": 4}}
-    assert "better side of the truth" in write_model_card(card_of(replace(tiny, num_classes=2), **chosen))
+    assert "this estimate is optimistic" in write_model_card(card_of(replace(tiny, num_classes=2), **chosen))
 
 
 def test_the_cards_torchvision_line_is_true(hub):

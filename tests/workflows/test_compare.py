@@ -37,11 +37,11 @@ def write_run(
     end: float = 0.95,
     images: str = "0123456789abcdef",
     finished: bool = True,
-    part: str = "val",
+    split: str = "val",
 ) -> Path:
     """What a training leaves: its configuration, its curve, its best Classifier."""
     folder.mkdir(parents=True)
-    about = {"pictures": {"train": 600, "val": 153}, "held_out": {part: images, "val": images}}
+    about = {"pictures": {"train": 600, "val": 153}, "held_out": {split: images, "val": images}}
     RunConfig(data="/photos", network=network, recipe=recipe, found={"data": about}).write(folder / "config.yaml")
     count = recipe.epochs if epochs is None else epochs
     rows = [
@@ -64,7 +64,7 @@ def write_run(
     if best is not None:
         top1 = best["val_top1"]
         metrics = {
-            "part": part,
+            "part": split,
             "top1": top1,
             "top1_interval": list(proportion_interval(round(153 * top1), 153)),
             "loss": best["val_loss"],

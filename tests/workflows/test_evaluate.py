@@ -173,7 +173,7 @@ def test_the_command_measures_what_bfloat16_costs_and_says_so(runs, others, engi
     options = ("--precision", "bf16", "--engine", engine, "--device", "cpu", "--quiet")
     page = tmp_path / "report.html"
     # OpenVINO computes in float32 where the processor has no bfloat16, and this is said too.
-    kind = "in bfloat16" if engine == "pytorch" or computes_bf16("cpu") else "in float32, for this processor"
+    kind = "in bfloat16" if engine == "pytorch" or computes_bf16("cpu") else "in float32, because this processor"
     code, out, _ = call("evaluate", runs / "good", others, *options, "--report", page, capsys=capsys)
     assert code == 0
     assert kind in " ".join(out.split())

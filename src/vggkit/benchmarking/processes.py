@@ -18,9 +18,10 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from vggkit.engines.info import EngineName
 from vggkit.engines.model_weights import ModelFile
 from vggkit.engines.outputs import Precision
-from vggkit.engines.select import EngineName, choose_engine
+from vggkit.engines.select import choose_engine
 from vggkit.engines.stream import Engine
 from vggkit.errors import BadConfiguration, VggkitError
 from vggkit.hardware import find_peak_memory
@@ -169,7 +170,7 @@ def _serve(questions: io.TextIOBase, predictions: io.TextIOBase) -> None:
 
     choice = EngineChoice(**json.loads(questions.readline()))
     try:
-        engine, _ = choose_engine(
+        engine = choose_engine(
             ModelFile(choice.model),
             choice.device,
             precision=choice.precision,

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from vggkit.benchmarking.processes import EngineChoice, EngineProcess
 from vggkit.benchmarking.timings import Agreement, EngineTimings, Rounds, Spread
+from vggkit.engines.info import EngineName
 from vggkit.engines.outputs import Precision, Ranges
 from vggkit.engines.overflow import describe_overflow
-from vggkit.engines.select import EngineName, settle_choice
+from vggkit.engines.select import resolve_choice
 from vggkit.errors import VggkitError
 from vggkit.evaluation.evaluation import proportion_interval
 from vggkit.hardware import choose_device, computes_bf16, find_available_memory, has_accelerator
@@ -172,7 +173,7 @@ def _is_short(process: EngineProcess) -> bool:
 
 def describe(contenders: Sequence[Contender], device: str) -> tuple[EngineTimings, ...]:
     """The records, fastest first."""
-    place, *taken = settle_choice(device)
+    place, *taken = resolve_choice(device)
     auto = (*taken, str(place))
     found = []
     for each in contenders:

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any, Self
 
+from vggkit.engines.info import EngineName
 from vggkit.engines.outputs import Precision
-from vggkit.engines.select import EngineName
 
 
 @dataclass(frozen=True, slots=True)

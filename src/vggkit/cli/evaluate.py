@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Literal
 
 from vggkit.cli.printing import print_json
+from vggkit.engines.info import WantedEngine
 from vggkit.engines.outputs import WantedPrecision
-from vggkit.engines.select import WantedEngine
 from vggkit.errors import BadInput, BadOutput
 from vggkit.evaluation.evaluation import ProtocolName
 from vggkit.files import demand_apart, demand_writable

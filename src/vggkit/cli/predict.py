@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vggkit.cli.printing import describe_evaluation, print_json, print_json_line
+from vggkit.engines.info import WantedEngine
 from vggkit.engines.outputs import WantedPrecision
-from vggkit.engines.select import WantedEngine
 from vggkit.errors import BadInput
 from vggkit.files import demand_apart
 from vggkit.hardware import choose_device, keep_freed_memory
@@ -65,6 +65,7 @@ def predict(
         quiet: No progress on standard error.
     """
     from vggkit.arguments import demand_count
+    from vggkit.engines.info import explain_choice
     from vggkit.engines.model_weights import ModelFile
     from vggkit.images.sources.open_dataset import count_images, gather_images
     from vggkit.inference.predict import iterate_predictions, prepare_engine
@@ -89,7 +90,7 @@ def predict(
                 overwrite=overwrite,
                 on_progress=line.show,
             )
-        return _tell_result(result, json=json)
+        return _tell_result(result, json=json, precision=precision, engine=engine)
     if overwrite:
         raise BadInput("--overwrite is for --out: without a file nothing is kept")
     demand_count("top", top)
@@ -97,10 +98,10 @@ def predict(
     file = ModelFile(model)
     # With the number of all, the time left is known.
     total = count_images(images, columns=columns)
-    computing, said_of = prepare_engine(file, device=device, precision=precision, engine=engine, count=total)
+    computing = prepare_engine(file, device=device, precision=precision, engine=engine, count=total)
     answered = False
     with ProgressLine(quiet=quiet, rate=RATE) as line:
-        line.log(f"computed by {said_of}")
+        line.log(f"computed by {explain_choice(computing.info, precision=precision, engine=engine)}")
         reading = Reading()
         found = gather_images(images, columns=columns, reading=reading)
         predictions = iterate_predictions(computing, file.card, found, top=top, batch_size=batch_size)
@@ -182,7 +183,7 @@ def embed(
             overwrite=overwrite,
             on_progress=line.show,
         )
-    return _tell_result(result, json=json)
+    return _tell_result(result, json=json, precision=precision, engine=engine)
 
 
 def search(
@@ -247,14 +248,17 @@ def search(
     return 0 if readable else 2
 
 
-def _tell_result(result: "BulkResult", *, json: bool) -> int:
-    """What came of bulk work; 2 where there is no answer."""
+def _tell_result(result: "BulkResult", *, json: bool, precision: WantedPrecision, engine: WantedEngine) -> int:
+    """Print what bulk work wrote; 2 where no image has a result."""
+    from vggkit.engines.info import explain_choice
+
     if json:
         print_json(result.to_dict())
     else:
         left = f", {result.unreadable:,} of them without an answer: their rows say why" if result.unreadable else ""
+        computed_by = explain_choice(result.engine, precision=precision, engine=engine)
         before = f" ({result.found_done:,} were there already)" if result.found_done else ""
-        print_line(f"{result.path}: {result.images:,} images{left}{before}; computed by {result.engine}")
+        print_line(f"{result.path}: {result.images:,} images{left}{before}; computed by {computed_by}")
         for omission in result.passed_over:
             print_line(f"passed over: {omission.describe()}", to_stderr=True)
     return 0 if result.images > result.unreadable else 2

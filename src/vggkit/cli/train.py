@@ -189,6 +189,7 @@ def train(
 def _prepare(data: str, asked: RunConfig, *, preset: str | None, quiet: bool) -> "tuple[ImageDataset, Model]":
     """The images, and a Classifier that suits them."""
     from vggkit.images.sources.open_dataset import open_dataset
+    from vggkit.weights.published_models import find_published_for
     from vggkit.workflows.build_classifier import suit_classifier
 
     with ProgressLine(quiet=quiet) as line:
@@ -197,9 +198,10 @@ def _prepare(data: str, asked: RunConfig, *, preset: str | None, quiet: bool) ->
         line.show(f"opening {data}", 0, None)
         images = open_dataset(data, columns=asked.columns)
     choice = asked.network
-    if choice.weights == "imagenet":
-        configuration = configure(choice.model, head=choice.head, dropout=choice.dropout, until=choice.until)
-        _fetch_weights(configuration.model, quiet=quiet)
+    published = find_published_for(choice.weights, choice.model)
+    if published is not None:
+        configure(choice.model, head=choice.head, dropout=choice.dropout, until=choice.until)
+        _fetch_weights(published.model, quiet=quiet)
     classifier = suit_classifier(
         images,
         choice.model,

@@ -52,7 +52,7 @@ def extract_features(
 
     Raises BadData where an image has gone since, and BadInput where the network's values overflow.
     """
-    engine, _ = choose_engine(classifier.network, device, output="statistics", precision="fp32")
+    engine = choose_engine(classifier.network, device, output="statistics", precision="fp32")
     images = [sighting.image for sighting in sightings]
     rows, lost = [], []
     predictions = stream_answers(engine, classifier.preprocessing, images, batch_size=batch_size)

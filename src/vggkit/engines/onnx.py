@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggkit.engines.graph_builder import Drawing, Sides, Values
+from vggkit.engines.info import EngineInfo
 from vggkit.engines.model_weights import Weights, find_weights
 from vggkit.engines.outputs import Output, check_batch, plan_outputs
 from vggkit.engines.stream import NamedEngine
@@ -54,6 +55,7 @@ class ONNXEngine(NamedEngine):
             reading = pool.submit(self._source.read, self._plan.keys)
             self._onnx, self._runtime = _import_onnx()
             reading.result()
+        self.info = EngineInfo(name="onnx", precision="fp32", device="cpu", version=self._runtime.__version__)
         self._sessions: dict[Sides, Any] = {}
         self._choosing = Lock()
 

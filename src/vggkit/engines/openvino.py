@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggkit.engines.graph_builder import Drawing, Sides, Values
+from vggkit.engines.info import EngineInfo
 from vggkit.engines.model_weights import Weights, find_weights
 from vggkit.engines.outputs import (
     Output,
@@ -96,6 +97,14 @@ class OpenVINOEngine(NamedEngine):
             reading.result()
         # Between products of bytes bfloat16 is a twentieth faster.
         self._kind = "bf16" if precision != "fp32" and computes_bf16("cpu") else "f32"
+        bits = 8 if multiplies_bytes() else 7
+        self.info = EngineInfo(
+            name="openvino",
+            precision="int8" if precision == "int8" else "bf16" if self._kind == "bf16" else "fp32",
+            device="cpu",
+            version=self._openvino.__version__,
+            weight_bits=bits if precision == "int8" else None,
+        )
         # Where what a product gives is read twice, OpenVINO's rounding loses what follows of it.
         several = self._plan.drawn if precision == "int8" and len(self._plan.drawn) > 1 else ()
         self._alone = {

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vggkit.engines.cuda_graphs import Replays
+from vggkit.engines.info import EngineInfo
 from vggkit.engines.outputs import Output, Plan, check_batch, find_relu, plan_outputs
 from vggkit.engines.stream import NamedEngine
 from vggkit.models.configuration import Configuration
@@ -55,6 +56,9 @@ class PyTorchEngine(NamedEngine):
         self.outputs = self._plan.names
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.device = device
+        self.info = EngineInfo(
+            name="pytorch", precision=precision, device=str(device), version=str(torch.__version__)
+        )
         self._network = _replicate(network, device, self.dtype)
         self._replays = Replays(partial(_look, self._network, self._configuration, plan=self._plan), device)
         # What a recorded pass gives is overwritten by the next one.

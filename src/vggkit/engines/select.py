@@ -1,24 +1,21 @@
-"""Which engine computes: the fastest that is installed, for the device; torch is imported only to compute."""
+"""Selects the engine: the fastest that is installed for the device; torch is imported only to compute."""
 
 import importlib.util
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, Literal, get_args
+from typing import TYPE_CHECKING, Final, get_args
 
+from vggkit.engines.info import EngineName, WantedEngine
 from vggkit.engines.model_weights import Weights, find_weights
 from vggkit.engines.outputs import Output, Precision, Ranges, WantedPrecision, check_precision
 from vggkit.engines.stream import NamedEngine
 from vggkit.errors import BadConfiguration, UnknownName
-from vggkit.hardware import choose_device, computes_bf16, has_accelerator, multiplies_bytes
+from vggkit.hardware import choose_device, computes_bf16, has_accelerator
 
 if TYPE_CHECKING:
     import torch
 
     from vggkit.models.vgg import VGG
 
-EngineName = Literal["pytorch", "openvino", "onnx"]
-WantedEngine = Literal["auto", "pytorch", "openvino", "onnx"]
-"""auto: the fastest that is installed, for the device."""
-_KINDS: Final[dict[Precision, str]] = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
 _NEEDED: Final[dict[EngineName, tuple[str, ...]]] = {
     "pytorch": ("torch",),
     "openvino": ("openvino",),
@@ -34,16 +31,16 @@ def choose_engine(
     precision: WantedPrecision = "auto",
     ranges: Ranges | None = None,
     engine: WantedEngine = "auto",
-) -> tuple[NamedEngine, str]:
-    """An engine for the network as it is now, and what was chosen and why, for people.
+) -> NamedEngine:
+    """An engine for the network as it is now; its `info` records which one it is.
 
     Args:
         network: A VGG, whose weights must stay as they are while an engine is used and which PyTorch in fp32
             moves to the device; or a ModelFile, for which torch is imported only where PyTorch computes.
         device: A torch device or its name: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
-        output: What is given of each image, or several names: `engines.outputs`.
-        precision: auto: bf16 where the device multiplies it by itself. bf16: OpenVINO computes in float32 on a
-            processor that does not multiply it, and this is said. int8 is OpenVINO's on the processor.
+        output: What is computed of each image, or several names: `engines.outputs`.
+        precision: auto: bf16 where the device multiplies it natively. bf16: OpenVINO computes in float32 on a
+            processor without it, and its `info` says fp32. int8 is computed by OpenVINO on the processor only.
         ranges: What `measure_ranges` found, for int8.
         engine: auto: PyTorch on CUDA and MPS; on a CPU OpenVINO, then ONNX Runtime, then PyTorch, the first
             that is installed and computes in that precision.
@@ -51,7 +48,7 @@ def choose_engine(
     Raises UnknownName, BadConfiguration for an engine that does not compute so, MissingExtra, BadInput and
     BadCheckpoint.
     """
-    place, name, chosen = settle_choice(device, precision=precision, engine=engine)
+    place, name, chosen = resolve_choice(device, precision=precision, engine=engine)
     if name == "onnx" and chosen != "fp32":
         raise BadConfiguration("ONNX Runtime computes in float32 on processors; take precision fp32, or OpenVINO")
     if name == "pytorch" and chosen == "int8":
@@ -60,58 +57,49 @@ def choose_engine(
         )
     check_precision(chosen, ranges)
     weights = find_weights(network)
-    said = {"pytorch": "PyTorch", "openvino": "OpenVINO", "onnx": "ONNX Runtime"}[name]
-    said += f" in {_KINDS[chosen]}"
-    if chosen == "int8" and not multiplies_bytes():
-        said += " with weights of 7 bits, for this processor is not known to have VNNI or AMX"
-    elif precision != chosen:
-        said += _say_why(place, chosen)
     match name:
         case "openvino":
             from vggkit.engines.openvino import OpenVINOEngine
 
-            return OpenVINOEngine(weights, output=output, precision=chosen, ranges=ranges), said
+            return OpenVINOEngine(weights, output=output, precision=chosen, ranges=ranges)
         case "onnx":
             from vggkit.engines.onnx import ONNXEngine
 
-            return ONNXEngine(weights, output=output), said
+            return ONNXEngine(weights, output=output)
         case "pytorch":
             from vggkit.engines.pytorch import PyTorchEngine
 
-            settled = choose_device(place) if isinstance(place, str) else place
-            built = PyTorchEngine(
+            return PyTorchEngine(
                 weights.load_network(),
-                settled,
+                choose_device(place) if isinstance(place, str) else place,
                 output=output,
                 precision="bf16" if chosen == "bf16" else "fp32",
                 temperature=weights.temperature,
             )
-            missing = engine == "auto" and _find_kind(place) == "cpu"
-            return built, said + ('; pip install "vggkit[fast]" makes it faster' if missing else "")
 
 
-def settle_choice(
+def resolve_choice(
     device: "torch.device | str" = "auto",
     *,
     precision: WantedPrecision = "auto",
     engine: WantedEngine = "auto",
 ) -> tuple["torch.device | str", EngineName, Precision]:
-    """Device, engine and precision of what is asked for; raises UnknownName, BadInput and BadConfiguration."""
+    """Device, engine and precision of what is requested; raises UnknownName, BadInput and BadConfiguration."""
     if engine not in get_args(WantedEngine):
         raise UnknownName.of("engine", engine, get_args(WantedEngine))
-    place = _settle_device(device, engine)
+    place = _resolve_device(device, engine)
     chosen: Precision = "fp32"
     if precision != "auto":
         chosen = precision
     elif engine != "onnx" and computes_bf16(place):
         chosen = "bf16"
-    name = _settle_engine(place, chosen) if engine == "auto" else engine
+    name = _resolve_engine(place, chosen) if engine == "auto" else engine
     if name == "openvino" and chosen == "bf16" and not computes_bf16(place):
         chosen = "fp32"  # what OpenVINO computes in where it is told bf16
     return place, name, chosen
 
 
-def _settle_device(device: "torch.device | str", engine: str) -> "torch.device | str":
+def _resolve_device(device: "torch.device | str", engine: str) -> "torch.device | str":
     """The device; its name alone where torch need not be asked."""
     kind = _find_kind(device)
     if engine in ("openvino", "onnx"):
@@ -126,7 +114,7 @@ def _settle_device(device: "torch.device | str", engine: str) -> "torch.device |
     return choose_device(device) if isinstance(device, str) and kind != "cpu" else device
 
 
-def _settle_engine(place: "torch.device | str", precision: Precision) -> EngineName:
+def _resolve_engine(place: "torch.device | str", precision: Precision) -> EngineName:
     """The fastest for the device that is installed."""
     if precision == "int8" and _find_kind(place) == "cpu":
         return "openvino"  # no other does
@@ -138,10 +126,3 @@ def _settle_engine(place: "torch.device | str", precision: Precision) -> EngineN
 def _find_kind(device: "torch.device | str") -> str:
     """`auto`, `cpu`, `cuda`, `mps`."""
     return device.partition(":")[0] if isinstance(device, str) else device.type
-
-
-def _say_why(place: "torch.device | str", chosen: Precision) -> str:
-    name = "processor" if _find_kind(place) == "cpu" else "GPU"
-    if chosen == "bf16":
-        return f", which this {name} multiplies by itself"
-    return "" if computes_bf16(place) else f", for this {name} has no fast bfloat16"

@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from vggkit.engines.info import EngineInfo
 from vggkit.engines.overflow import describe_overflow
 from vggkit.errors import BadImage
 from vggkit.hardware import count_threads
@@ -35,6 +36,8 @@ class Engine(Protocol):
 class NamedEngine(Engine, Protocol):
     """An engine that may give several things of an image in one pass: `engines.outputs` names them."""
 
+    info: EngineInfo
+    """Library, version, precision and device."""
     outputs: tuple[str, ...]
     """The names of what is given."""
 

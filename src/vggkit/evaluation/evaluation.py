@@ -154,7 +154,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """A value for JSON: everything but the answers."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "answers"}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "predictions"}
         for name in ("classes", "unreadable", "notes", "labels"):
             values[name] = list(values[name])
         return values | {

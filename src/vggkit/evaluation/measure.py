@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggkit.arguments import demand_count, demand_share
+from vggkit.engines.info import EngineInfo, WantedEngine, explain_choice
 from vggkit.engines.outputs import WantedPrecision
-from vggkit.engines.select import WantedEngine
 from vggkit.errors import BadData
 from vggkit.evaluation.evaluation import Evaluation, ProtocolName
 from vggkit.evaluation.metrics import score
@@ -89,7 +89,7 @@ def evaluate(
     split, images, notes = _choose(classifier, opened, split)
     known = _match(classifier, opened, images, notes)
     engines = prepare_engines(classifier, plan, device=device, precision=precision, engine=engine)
-    notes += _note_precision(engines, precision)
+    notes += _note_precision([each.info for each in engines.values()], precision=precision, engine=engine)
     predictions, unreadable = ask(
         classifier, known, plan, engines=engines, batch_size=batch_size, on_progress=on_progress
     )
@@ -156,13 +156,15 @@ def ask(
     return predictions, tuple(unreadable)
 
 
-def _note_precision(engines: Engines, precision: WantedPrecision) -> list[str]:
-    """What computed, where it rounds more than float32 does, or not as it was asked to."""
-    said = dict.fromkeys(said.partition(",")[0].partition(";")[0] for _, said in engines.values())
-    coarse = [each for each in said if not each.endswith(" in float32")]
+def _note_precision(used: Sequence[EngineInfo], *, precision: WantedPrecision, engine: WantedEngine) -> list[str]:
+    """Which engines computed, where they round more than float32 does or do not compute in what was requested."""
+    coarse = dict.fromkeys(info.describe() for info in used if info.precision != "fp32")
     notes = [f"computed by {' and '.join(coarse)}; figures in float32 may differ"] if coarse else []
     if precision == "bf16":
-        notes += dict.fromkeys(f"computed by {said}" for _, said in engines.values() if " in float32" in said)
+        exact = [info for info in used if info.precision == "fp32"]
+        notes += dict.fromkeys(
+            f"computed by {explain_choice(info, precision=precision, engine=engine)}" for info in exact
+        )
     return notes
 
 
@@ -198,25 +200,25 @@ def _choose(
     notes: list[str] = []
     fold = trained_on.get("fold")
     if same and ("val" not in opened.splits or fold) and split in (None, "val", "train"):
-        splits = hold_out(
+        divided = hold_out(
             opened, validation_share=trained_on["validation_share"], seed=trained_on["seed"], fold=fold
         )
-        split = split or ("test" if "test" in splits.splits else "val")
-        if split is None and split == "val":
-            notes.append(f"of {opened.name} only the split {split} counts: the Classifier was trained on the rest")
+        chosen = split or ("test" if "test" in divided.splits else "val")
+        if split is None and chosen == "val":
+            notes.append(f"of {opened.name} only the split {chosen} counts: the Classifier was trained on the rest")
     else:
-        splits = opened
-        split = split or next((name for name in ("test", "val", "all") if name in opened.splits), "")
-        if not split:
+        divided = opened
+        chosen = split or next((name for name in ("test", "val", "all") if name in opened.splits), "")
+        if not chosen:
             raise BadData(
                 f"{opened.name}: has only the split train; say --split train to measure on it all the same"
             )
-    images = splits.split(split)
+    images = divided.split(chosen)
     held_out, digest = read_entry(trained_on, "held_out"), identify_images(images)
-    learnt = digest not in held_out.values() if held_out else split in ("train", "all")
+    learnt = digest not in held_out.values() if held_out else chosen in ("train", "all")
     if same and learnt:
         # The same images by another way may be divided otherwise than when they were learnt from.
-        if split is None and split not in ("train", "all"):
+        if split is None and chosen not in ("train", "all"):
             raise BadData(
                 f"{opened.name}: the Classifier was trained on these very images, divided otherwise: by other "
                 "splits or groups, or by a version of vggkit that dealt such groups in another way. Give them as "
@@ -226,9 +228,9 @@ def _choose(
         notes = [LEARNT]
     elif digest == trained_on.get("learnt"):  # the training split, given by itself
         notes = [LEARNT]
-    elif not same and split == "all" and _is_place(opened.name, trained_on.get("name")):
+    elif not same and chosen == "all" and _is_place(opened.name, trained_on.get("name")):
         notes.append(CHANGED)
-    return split, images, notes
+    return chosen, images, notes
 
 
 def _is_place(name: str, other: object) -> bool:

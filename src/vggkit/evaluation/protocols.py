@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from vggkit.arguments import demand_counts
+from vggkit.engines.info import WantedEngine
 from vggkit.engines.outputs import WantedPrecision
-from vggkit.engines.select import WantedEngine, choose_engine
-from vggkit.engines.stream import Engine, stream_rows
+from vggkit.engines.select import choose_engine
+from vggkit.engines.stream import Engine, NamedEngine, stream_rows
 from vggkit.errors import BadConfiguration, BadImage, BadInput, UnknownName
 from vggkit.evaluation.evaluation import ProtocolName
 from vggkit.evaluation.predictions import average, log_softmax
@@ -37,8 +38,8 @@ MOST_PIXELS: Final = 2**21
 
 Said = tuple[ImageSample, NDArray[np.float64] | None, str | None]
 """An image, the logarithms (K,) of its probabilities, or why it cannot be read."""
-Engines = Mapping[Way, tuple[Engine, str]]
-"""What computes each way, and what was chosen and why, for people."""
+Engines = Mapping[Way, NamedEngine]
+"""What computes each way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +180,7 @@ def look_at(
     Of each look the logits become probabilities, at the Classifier's temperature, and these are averaged.
     The engines are `prepare_engines`'.
     """
-    sliced = {way: _Sliced(engine, batch_size) for way, (engine, _) in engines.items()}
+    sliced = {way: _Sliced(engine, batch_size) for way, engine in engines.items()}
     found = [
         _answer(classifier, images, look, sliced[look.way], mirror=protocol.mirror, batch_size=batch_size)
         for look in protocol.looks

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from vggkit.engines.info import EngineInfo
 from vggkit.errors import BadOutput, Stopped, VggkitError
 from vggkit.files import move_file
 from vggkit.images.dataset import ImageSample
@@ -47,8 +48,8 @@ class BulkResult:
     """Those of images that could not be read, or whose values overflow in the network."""
     found_done: int
     """Those that an earlier call had left."""
-    engine: str
-    """What computed, and why."""
+    engine: EngineInfo
+    """What computed."""
     passed_over: tuple[Omission, ...] = ()
     """What lies among the images and is none of them, counted by reason."""
 
@@ -68,7 +69,7 @@ class Job:
     """What the file is made with; the same must hold when it goes on."""
     model: str
     """Where the Classifier is, for those who look for it later."""
-    engine: str
+    engine: EngineInfo
     answer: Callable[[Iterator[ImageSample]], Iterator[Row]]
     """A row for each image, in order."""
     images: Iterable[str | Path | ImageSample]
@@ -81,7 +82,7 @@ class Job:
 
 def run(job: Job) -> BulkResult:
     """Do it, or what is left of it; raises BadOutput and what finding images raises."""
-    parts = Parts(job.out, job.about)
+    parts = Parts(job.out, job.about, job.engine)
 
     def find_command() -> str:
         again = "the same line, without --overwrite," if job.overwrite else "the same line"
@@ -186,7 +187,7 @@ def _join(job: Job, parts: Parts, found_done: int, reading: Reading) -> BulkResu
         unreadable += sum(problem is not None for problem in part.read_lists()["problem"])
     about = {
         "format_version": FORMAT_VERSION,
-        **job.about,
+        **parts.made_with,
         "classifier": job.model,
         "pictures": total,
         "unreadable": unreadable,
@@ -231,7 +232,8 @@ def _look_at_finished(job: Job, made_with: Mapping[str, Any]) -> BulkResult:
             f"{job.out}: is there already, and is no file that this wrote; name another with --out, or say "
             "--overwrite to replace it"
         )
-    demand_same({name: about.get(name) for name in made_with}, made_with, f"{job.out}: holds other results")
+    then = {name: about.get(name) for name in made_with}
+    demand_same(then, made_with, f"{job.out}: holds other results", engine=job.engine)
     chain, count, reading = Chain(), 0, Reading()
     for image in gather_images(job.images, columns=job.columns, reading=reading):
         chain.add(image)

@@ -9,12 +9,13 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from vggkit.engines.info import EngineInfo, is_same_engine
 from vggkit.errors import BadData, BadOutput
 from vggkit.file_locks import take_turn
 from vggkit.files import whole_file, write_text
@@ -62,10 +63,12 @@ class Parts:
     Args:
         out: The file that they will become.
         made_with: What they are made with; any JSON values.
+        engine: What computes them; a part of what they are made with.
     """
 
-    def __init__(self, out: Path, made_with: Mapping[str, Any]) -> None:
-        self.out, self.made_with = out, json.loads(json.dumps(made_with))
+    def __init__(self, out: Path, made_with: Mapping[str, Any], engine: EngineInfo) -> None:
+        self.out, self.engine = out, engine
+        self.made_with: dict[str, Any] = json.loads(json.dumps({**made_with, "engine": asdict(engine)}))
         self.folder = out.with_name(f"{out.name}.parts")
 
     def are_there(self) -> bool:
@@ -82,7 +85,7 @@ class Parts:
             then = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
         except (OSError, ValueError) as problem:
             raise BadOutput(f"{self.folder}: cannot be read ({problem}); remove it") from problem
-        demand_same(then, self.made_with, f"{self.folder}: holds parts of other results")
+        demand_same(then, self.made_with, f"{self.folder}: holds parts of other results", engine=self.engine)
 
     def list(self) -> list[Part]:
         """Those that are there, in order, up to the first gap."""
@@ -134,8 +137,13 @@ class Parts:
             yield
 
 
-def demand_same(then: Mapping[str, Any], now: Mapping[str, Any], what: str) -> None:
+def demand_same(then: Mapping[str, Any], now: Mapping[str, Any], what: str, *, engine: EngineInfo) -> None:
     """Raise BadOutput where results were made with something else; `what` begins the sentence."""
+    recorded = then.get("engine")
+    if is_same_engine(recorded, engine):
+        then = {**then, "engine": now["engine"]}
+    elif isinstance(recorded, str):
+        now = {**now, "engine": engine.describe()}
     differing = list_differences(then, now)
     if differing:
         more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""

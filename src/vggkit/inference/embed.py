@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggkit.arguments import demand_count
+from vggkit.engines.info import WantedEngine
 from vggkit.engines.model_weights import ModelFile, NetworkWeights, Weights
 from vggkit.engines.outputs import WantedPrecision, find_relu, list_outputs, plan_outputs
 from vggkit.engines.overflow import describe_overflow
-from vggkit.engines.select import WantedEngine, choose_engine
-from vggkit.engines.stream import Engine, stream_answers
+from vggkit.engines.select import choose_engine
+from vggkit.engines.stream import Engine, NamedEngine, stream_answers
 from vggkit.errors import UnknownName
 from vggkit.images.given import ImageSources, count_sources, lack_images, list_sources
 from vggkit.images.sources.open_dataset import gather_images
@@ -106,7 +107,7 @@ def embed(
     width = find_width(demand_classifier(classifier, "embed").configuration, layer)
     given = list_sources(images)
     total = count_sources(given)
-    computing, _ = prepare_engine(classifier, layer=layer, device=device, precision=precision, engine=engine)
+    computing = prepare_engine(classifier, layer=layer, device=device, precision=precision, engine=engine)
     found = []
     for each in iterate_embeddings(computing, classifier.card, given, batch_size=batch_size):
         found.append(each)
@@ -130,8 +131,8 @@ def prepare_engine(
     device: str = "auto",
     precision: WantedPrecision = "auto",
     engine: WantedEngine = "auto",
-) -> tuple[Engine, str]:
-    """What computes the vectors, and what was chosen and why, for people; raises what `choose_engine` does."""
+) -> NamedEngine:
+    """What computes the vectors; raises what `choose_engine` does."""
     weights: Weights
     if isinstance(model, ModelFile):
         weights = model

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from vggkit.arguments import demand_count
+from vggkit.engines.info import WantedEngine
 from vggkit.engines.model_weights import ModelFile
 from vggkit.engines.outputs import WantedPrecision, softmax
-from vggkit.engines.select import WantedEngine, choose_engine
-from vggkit.engines.stream import Answer, Engine, stream_answers
+from vggkit.engines.select import choose_engine
+from vggkit.engines.stream import Answer, Engine, NamedEngine, stream_answers
 from vggkit.hardware import choose_device
 from vggkit.images.file_kinds import tell_by_name
 from vggkit.images.given import ImageSources, count_sources, lack_images, list_sources
@@ -98,7 +99,7 @@ def predict(
     given = list_sources(images)
     total = count_sources(given)
     count = total if total is not None or not isinstance(given, Sequence) else _count_files(given)
-    computing, _ = prepare_engine(classifier, device=device, precision=precision, engine=engine, count=count)
+    computing = prepare_engine(classifier, device=device, precision=precision, engine=engine, count=count)
     found = []
     for each in iterate_predictions(computing, classifier.card, given, top=top, batch_size=batch_size):
         found.append(each)
@@ -116,8 +117,8 @@ def prepare_engine(
     precision: WantedPrecision = "auto",
     engine: WantedEngine = "auto",
     count: int | None = None,
-) -> tuple[Engine, str]:
-    """What computes the logits, and what was chosen and why, for people; raises what `choose_engine` does.
+) -> NamedEngine:
+    """What computes the logits; raises what `choose_engine` does.
 
     Args:
         model: The Classifier to ask, or its file, of which no more is read than is needed; without torch, where
@@ -133,7 +134,7 @@ def prepare_engine(
     if count is not None and count <= FEW and precision == "fp32" and engine == "auto":
         from vggkit.engines.pytorch import PyTorchEngine
 
-        return PyTorchEngine(model.network, choose_device(device)), "PyTorch in float32, for they are few"
+        return PyTorchEngine(model.network, choose_device(device))
     return choose_engine(model.network, device, precision=precision, ranges=ranges, engine=engine)
 
 

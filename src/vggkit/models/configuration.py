@@ -207,6 +207,7 @@ class Configuration:
 def configure(
     model: str | Configuration = "vgg11",
     *,
+    blocks: tuple[tuple[int, ...], ...] | str | None = None,
     num_classes: int | None = None,
     in_channels: int | None = None,
     head: Head | None = None,
@@ -217,6 +218,9 @@ def configure(
 
     Args:
         model: A name of `list_models()`, or a Configuration to change.
+        blocks: Output channels of each convolution, block by block, in place of the model's: a tuple for each
+            block, or text as `parse_blocks` reads it. All kernels are 3×3; batch normalisation, local response
+            normalisation and head stay the model's.
         num_classes: Classes.
         in_channels: Channels of the images.
         head: `fc`, `dense` or `pool`. Changing to `pool` drops the hidden layers and the dropout.
@@ -226,10 +230,17 @@ def configure(
             `fc7` (after their ReLU) keep the paper's head up to there, with a new last layer on it.
 
     Raises UnknownName and BadConfiguration.
+
+    >>> configure("vgg11", num_classes=10).parameters
+    128807306
+    >>> configure("vgg11_bn", blocks="64,64/128,128/256,256", num_classes=10).model
+    'custom'
     """
     start = find_configuration(model) if isinstance(model, str) else model
     if not isinstance(start, Configuration):
         raise BadConfiguration(f"a model is a name or a Configuration, got {type(model).__name__}")
+    if blocks is not None:
+        start = replace(start, blocks=parse_blocks(blocks) if isinstance(blocks, str) else blocks, kernels=None)
     changes: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels, "dropout": dropout}
     changes = {name: value for name, value in changes.items() if value is not None}
     depth = _fc_depth(until, start)
@@ -254,6 +265,26 @@ def configure(
                 f"are of other widths; start from a model's name, such as {start.model!r}"
             )
     return replace(start, **changes)
+
+
+def parse_blocks(text: str) -> tuple[tuple[int, ...], ...]:
+    """The widths of a network's convolutions from text: commas between convolutions, slashes between blocks.
+
+    Args:
+        text: Output channels, such as `64,64/128,128/256,256` for three blocks of two convolutions each.
+
+    Raises BadConfiguration where the text is anything else.
+
+    >>> parse_blocks("64/128/256,256")
+    ((64,), (128,), (256, 256))
+    """
+    if not re.fullmatch(r"\s*[1-9]\d{0,5}(\s*[,/]\s*[1-9]\d{0,5})*\s*", text, flags=re.ASCII):
+        raise BadConfiguration(
+            "blocks are the output channels of each convolution, whole numbers from 1 to 999999, with commas "
+            "between the convolutions of a block and slashes between blocks, such as 64,64/128,128/256,256; "
+            f"got {text!r}"
+        )
+    return tuple(tuple(int(width) for width in block.split(",")) for block in text.split("/"))
 
 
 def _fc_depth(until: str | None, configuration: Configuration) -> int | None:

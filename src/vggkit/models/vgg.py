@@ -5,14 +5,14 @@ Shape letters: N images, C channels, H and W pixels, K classes.
 
 import json
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from vggkit.errors import BadConfiguration, BadInput
-from vggkit.models.configuration import STD_EPSILON, Configuration, Head, Scheme, configure
+from vggkit.models.configuration import STD_EPSILON, Configuration, Head, Scheme, configure, find_configuration
 from vggkit.models.initialization import initialize
 from vggkit.models.layers import build_head, build_trunk
 from vggkit.models.statements import CONFIGURATION_KEY
@@ -60,6 +60,53 @@ class VGG(nn.Module):
         self.features = build_trunk(self._built)
         self.classifier = build_head(self._built)
         initialize(self, initialization)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str,
+        *,
+        num_classes: int | None = None,
+        in_channels: int | None = None,
+        head: Head | None = None,
+        dropout: float | None = None,
+        until: str | None = None,
+    ) -> Self:
+        """The network with published ImageNet weights, as a plain module in training mode.
+
+        The weights are downloaded where they are not on this machine; see `vggkit.fetch`. Images are fed as
+        `vggkit.Preprocessing()` prepares them: RGB in [0, 1], ImageNet's mean and standard deviation.
+        `vggkit.load(model)` gives the same network with its preprocessing and its 1,000 labels.
+
+        Args:
+            model: A name of `list_models()` with published weights.
+            num_classes: With another number than 1000 the last layer is initialised at random.
+            in_channels: With another number than 3 the first filters are adapted; see `adapt_filters`.
+            head: With `pool` the head is initialised at random.
+            dropout: Chance in [0, 1).
+            until: Cut the trunk after this layer, such as `relu3_4`, with a pool head initialised at random.
+
+        Raises UnknownName, BadConfiguration, and BadDownload where no host gives the weights.
+        """
+        # The one import upwards of this package; see docs/decisions/rooms.md.
+        from vggkit.weights.published_models import read_published
+
+        configuration = configure(
+            find_configuration(model),
+            num_classes=num_classes,
+            in_channels=in_channels,
+            head=head,
+            dropout=dropout,
+            until=until,
+        )
+        weights = read_published(model, configuration)
+        if weights.keys() < configuration.state_shapes().keys():
+            network = cls(configuration)
+        else:
+            with torch.device("meta"):
+                network = cls(configuration)
+        network.load_state_dict(weights, strict=False, assign=True)
+        return network.requires_grad_(True)
 
     @property
     def configuration(self) -> Configuration:

@@ -50,7 +50,7 @@ def _draw_counts(diagnosis: Diagnosis) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("class", no_wrap=True, overflow="ellipsis", max_width=32)
     for split in splits:
-        table.add_column("pictures" if split == "all" else split, justify="right")
+        table.add_column("images" if split == "all" else split, justify="right")
     table.add_column(width=BAR_CELLS, no_wrap=True, style="blue")
     if len(labels) > CLASSES_SHOWN:
         ordered = sorted(labels, key=lambda label: -totals[label])

@@ -88,7 +88,7 @@ def write_report(
                 "evaluations": evaluations,
                 "comparisons": [(each, gallery.show_changes(each)) for each in comparisons],
                 "place": split_place(shown.data),
-                "part": shown.split,
+                "split": shown.split,
                 "hits": int(shown.predictions.right.sum()),
                 "headlines": _list_headlines(shown),
                 "curves": draw_curves(story.history, story.best_epoch),

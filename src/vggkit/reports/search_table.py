@@ -23,7 +23,7 @@ MOST_DRAWN: Final = 12
 def draw_neighbours(found: Sequence[Found]) -> Table:
     """A row a neighbour, nearest first, under the image that was asked about."""
     table = Table(box=SIMPLE, pad_edge=False, show_edge=False)
-    table.add_column("picture", overflow="fold")
+    table.add_column("image", overflow="fold")
     table.add_column("", justify="right", no_wrap=True)
     table.add_column("similarity", justify="right", no_wrap=True)
     table.add_column("near to it", overflow="fold")

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vggkit.engines.info import explain_choice
 from vggkit.engines.overflow import describe_overflow
 from vggkit.engines.select import choose_engine
 from vggkit.engines.stream import Engine, stream_rows
@@ -136,9 +137,9 @@ class _LateEngine:
 
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         if self._engine is None:
-            self._engine, self.said = choose_engine(
-                self._network, self._device, output="features", precision=self._precision
-            )
+            engine = choose_engine(self._network, self._device, output="features", precision=self._precision)
+            self._engine = engine
+            self.said = explain_choice(engine.info, precision=self._precision, engine="auto")
         return self._engine.run(batch)
 
 

@@ -34,6 +34,7 @@ from vggkit.weights.input_conventions import (
     same_convention,
     turn_convention,
 )
+from vggkit.weights.locate import locate_model
 from vggkit.weights.tensor_layouts import to_layout
 from vggkit.weights.writers import Piece, suffix_of, write_pieces
 
@@ -114,7 +115,8 @@ def convert(
     would be wrong at the borders. Where it is unknown the values stay as they are.
 
     Args:
-        source: Any file that `open_weights` reads.
+        source: A file of weights in any dialect, a run's folder, a model's name for its published weights, or
+            `hf://owner/name`.
         target: The file to write; its suffix says the format: `.safetensors` or `.pth`, for Keras `.h5`,
             `.weights.h5` or `.npz`, for Caffe `.npz`.
         to: The dialect.
@@ -132,7 +134,7 @@ def convert(
     whole, BadConfiguration where the dialect has no keys for the network or the convention contradicts
     the file, UnknownName, and BadOutput where the target cannot be written or gives other logits.
     """
-    source, target = demand_path(source), demand_path(target)
+    source, target = locate_model(source), demand_path(target)
     stated = find_convention(input_convention)
     with open_weights(source) as file:
         examination = examine(file, reading=reading)

@@ -20,6 +20,7 @@ from vggkit.weights.formats.weight_file import WeightFile
 from vggkit.weights.input_conventions import describe_convention
 from vggkit.weights.layer_matches import Sheet, Source, lay_out
 from vggkit.weights.layer_matching import Recognition
+from vggkit.weights.locate import locate_model
 from vggkit.weights.readings import choose_sheet, list_networks
 from vggkit.weights.verdicts import describe_shapes, name_other_network, say_verdict, write_load_line
 
@@ -162,10 +163,13 @@ class Examination:
 def identify(path: str | Path) -> Identification:
     """What a file of weights really is: by its shapes, never by its name, and without loading it whole.
 
+    Args:
+        path: A file, a run's folder, a model's name for its published weights, or `hf://owner/name`.
+
     Raises BadCheckpoint for a file that is broken or unsafe, or holds no tensors. A network that is no VGG
     is no error: its `is_vgg` is False and its `verdict` says what was found.
     """
-    with open_weights(path) as file:
+    with open_weights(locate_model(path)) as file:
         return examine(file).identification
 
 

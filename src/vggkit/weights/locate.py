@@ -1,21 +1,61 @@
-"""Where a Classifier's file is: named itself, the best one of a run's folder, or on the hub. No torch here."""
+"""Where a model's file is, whatever a MODEL is given as: a file, a run's folder, a model's name, or `hf://owner/name`.
 
+No torch here, but where the published weights of a name are read for the first time.
+"""
+
+import difflib
 from pathlib import Path
 
 from vggkit.arguments import demand_path
-from vggkit.errors import BadCheckpoint
+from vggkit.errors import BadCheckpoint, BadInput
+from vggkit.models.configuration import list_models
+from vggkit.weights.published_models import find_published_file, is_model_name
 from vggkit.weights.sharing import is_address, pull
 
 
-def locate_model(path: str | Path) -> Path:
-    """The file that `path` means: a file, a run's folder, or `hf://owner/name`, which is brought here.
+def locate_model(place: str | Path) -> Path:
+    """The file that `place` means.
 
-    Raises BadCheckpoint for a run without a best epoch; from the hub, BadDownload and MissingExtra too.
+    Args:
+        place: A file; a run's folder, which means its best epoch; a name of `list_models()`, which means the
+            published ImageNet Classifier, downloaded where it is not there yet; or `hf://owner/name`, which is
+            downloaded too. An existing file or folder with a model's name comes before the model.
+
+    Raises BadCheckpoint where there is no such file, or a run has no best epoch yet, UnknownName for a model
+    without published weights, and BadDownload, BadOutput and MissingExtra where something is downloaded.
     """
-    path = path if isinstance(path, str) else demand_path(path)
-    if is_address(path):
-        path = pull(path)
-    best = Path(path) / "best.safetensors"
-    if (Path(path) / "config.yaml").is_file() and not best.is_file():
+    place = place if isinstance(place, str) else demand_path(place)
+    if is_address(place):
+        return pull(place)
+    if is_model_name(place):
+        return find_published_file(str(place))
+    path = Path(place)
+    best = path / "best.safetensors"
+    if (path / "config.yaml").is_file() and not best.is_file():
         raise BadCheckpoint(f"{path}: is a run's folder without best.safetensors; its first epoch did not end")
-    return best if best.is_file() else Path(path)
+    if not path.exists():
+        raise BadCheckpoint(f"{path}: no such file{_suggest_name(str(place))}")
+    return best if best.is_file() else path
+
+
+def locate_own_model(place: str | Path) -> Path:
+    """The file that `place` means, where results are to be stored in it.
+
+    Raises BadInput for a model's name and for an address, whose files other work uses too, and what
+    `locate_model` raises.
+    """
+    if is_address(place) or is_model_name(place):
+        what = "an address of the hub" if is_address(place) else "the name of a published model"
+        raise BadInput(
+            f"{place}: is {what}, and the results are stored in the model's file; make a copy of your own first: "
+            f"vggkit convert {place} my-model.safetensors --to torchvision"
+        )
+    return locate_model(place)
+
+
+def _suggest_name(place: str) -> str:
+    """The nearest name of a model, where `place` may be a mistyped one."""
+    if not place.lower().startswith("vgg") or "." in place or "/" in place:
+        return ""
+    near = difflib.get_close_matches(place.lower(), list_models(), n=1, cutoff=0.5)
+    return f", nor a model of that name; did you mean {near[0]}?" if near else ""

@@ -27,7 +27,8 @@ from vggkit.weights.last_layer import LastLayer, match_last_layer, order_rows
 from vggkit.weights.locate import locate_model
 from vggkit.weights.model_file import Taken, read_weights, take_weights, write_weights
 from vggkit.weights.pretrained import fetch
-from vggkit.weights.published import find_published, name_imagenet_classes
+from vggkit.weights.published import name_imagenet_classes
+from vggkit.weights.published_models import find_published_for
 from vggkit.weights.sharing import push
 
 
@@ -163,11 +164,11 @@ class Model:
         Args:
             model: A name of `list_models()`, or a Configuration.
             labels: Class names in the order of the logits, or a mapping of them to their numbers.
-            weights: `imagenet`, the published ones (see `fetch`), or a file of a VGG's weights in any
-                dialect that `identify` knows, or a run's folder. The last layer is renewed where its
-                classes are others by number or by name, the head where another one is asked for; the
-                same classes in another order keep their rows. `provenance["weights"]` says what became
-                of every key.
+            weights: `imagenet`, the model's published weights; the name of a model with published weights;
+                a file of a VGG's weights in any dialect that `identify` knows; a run's folder; or
+                `hf://owner/name`. The last layer is reinitialised where its classes differ by number or by
+                name, and the head where another one is requested; the same classes in another order keep
+                their rows. `provenance["weights"]` reports what became of every key.
             preprocessing: None: that of `weights`, where their input convention is known; else
                 ImageNet's at 224 pixels, grey for one channel.
             in_channels: 3, or 1 for grey images; first filters of `weights` are adapted.
@@ -179,13 +180,13 @@ class Model:
                 unexpected ones are left.
             seed: The random values depend on it alone; None: on torch's generator as it stands.
 
-        Raises UnknownName, BadConfiguration, BadCheckpoint and, for `imagenet`, BadDownload.
+        Raises UnknownName, BadConfiguration, BadCheckpoint and, for published weights, BadDownload.
         """
         labels = read_labels(labels)
         configuration = configure(
             model, num_classes=len(labels), in_channels=in_channels, head=head, dropout=dropout, until=until
         )
-        published = find_published(configuration.model) if str(weights) == "imagenet" else None
+        published = find_published_for(weights, configuration.model)
         if published is not None and published.preprocessing.channels == configuration.in_channels:
             preprocessing = preprocessing or published.preprocessing
         # Fitting together is checked before anything is fetched, and a network of half a gigabyte built.
@@ -290,7 +291,7 @@ class Model:
         write_weights(path, self.network.state_dict(), metadata)
         self.card = card
 
-    def push(
+    def push_to_hub(
         self,
         repository: str,
         *,

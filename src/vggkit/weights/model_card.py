@@ -70,7 +70,7 @@ def _front_matter(card: Card, name: str) -> list[str]:
             "    dataset:",
             f"      name: {_quote(_data_name(card.provenance))}",
             "      type: other",
-            f"      split: {_quote(str(metrics.get('part', 'test')))}",
+            f"      split: {_quote(_find_split(metrics))}",
             "    metrics:",
             "    - type: accuracy",
             f"      name: {_quote('top-1, ' + _interval(metrics))}",
@@ -170,13 +170,13 @@ def _describe_preprocessing(card: Card) -> str:
 def _describe_metrics(provenance: Mapping[str, Any]) -> str:
     metrics = _metrics(provenance)
     if not metrics:
-        return "It was not measured: its file tells no accuracy."
+        return "It was not measured: its file states no accuracy."
     said = f"Top-1 accuracy {_percent(metrics['top1'])} ({escape_markdown(_interval(metrics))})"
     if isinstance(metrics.get("top5"), int | float) and metrics["top5"] < 1:
         said += f", top-5 {_percent(metrics['top5'])}"
     said += f", on {escape_markdown(_data_name(provenance))}."
-    if metrics.get("part") == "val":
-        said += " The epoch was chosen on the same images, so that this is the better side of the truth."
+    if _find_split(metrics) == "val":
+        said += " The epoch was chosen on the same images, so this estimate is optimistic."
     return said
 
 
@@ -194,8 +194,8 @@ def _describe_data(provenance: Mapping[str, Any]) -> str:
         start = weights.get("published") or weights.get("file") or "another file"
         said.append(f"It started from the weights of {escape_markdown(str(start))}.")
     if recipe:
-        told = (f"{name} {value}" for name, value in recipe.items() if isinstance(value, str | int | float))
-        said.append(f"Recipe: {escape_markdown(', '.join(told))}.")
+        settings = (f"{name} {value}" for name, value in recipe.items() if isinstance(value, str | int | float))
+        said.append(f"Recipe: {escape_markdown(', '.join(settings))}.")
     return " ".join(said)
 
 
@@ -219,8 +219,13 @@ def _metrics(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
     return metrics if isinstance(metrics.get("top1"), int | float) else {}
 
 
+def _find_split(metrics: Mapping[str, Any]) -> str:
+    """The split that was measured; version 0.1 wrote it as `part`."""
+    return str(metrics.get("split", metrics.get("part", "test")))
+
+
 def _interval(metrics: Mapping[str, Any]) -> str:
-    said = f"{metrics.get('part', 'test')} split, n = {metrics.get('n', 'unknown')}"
+    said = f"{_find_split(metrics)} split, n = {metrics.get('n', 'unknown')}"
     interval = metrics.get("top1_interval")
     if isinstance(interval, list | tuple) and len(interval) == 2:
         said += f", 95 % interval {_percent(interval[0])} to {_percent(interval[1])}"
@@ -229,7 +234,7 @@ def _interval(metrics: Mapping[str, Any]) -> str:
 
 def _data_name(provenance: Mapping[str, Any]) -> str:
     """The data's name without the folders of the machine where it lay."""
-    name = str(_mapping(provenance, "data").get("name") or "images of its maker")
+    name = str(_mapping(provenance, "data").get("name") or "images of its author")
     return name.replace("\\", "/").rstrip("/").rpartition("/")[2] or name
 
 

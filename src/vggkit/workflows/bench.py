@@ -26,7 +26,7 @@ from vggkit.benchmarking.timings import Bench
 from vggkit.engines.activation_ranges import measure_ranges
 from vggkit.engines.model_weights import ModelFile
 from vggkit.engines.outputs import Ranges
-from vggkit.engines.select import settle_choice
+from vggkit.engines.select import resolve_choice
 from vggkit.errors import BadData, BadImage, BadInput, VggkitError
 from vggkit.files import demand_writable
 from vggkit.hardware import name_processor
@@ -38,8 +38,7 @@ from vggkit.inference.bulk import OnProgress
 from vggkit.inference.fingerprint import name_place
 from vggkit.interruption import hear_signals
 from vggkit.weights.card import demand_classifier
-from vggkit.weights.locate import locate_model
-from vggkit.weights.sharing import is_address
+from vggkit.weights.locate import locate_model, locate_own_model
 
 if TYPE_CHECKING:
     from vggkit.weights.model import Model
@@ -88,7 +87,7 @@ def bench(
     """
     log = on_progress or (lambda what, done, total: None)
     sizes, rounds, seconds = _check(batch_sizes, rounds, seconds)
-    settle_choice(device)  # one that is not there is told before any work
+    resolve_choice(device)  # one that is not there is told before any work
     given = [] if isinstance(images, tuple | list) and not images else list(take_sources(images))
     if keep_ranges:
         _check_keeping(classifier, given)
@@ -139,8 +138,8 @@ def _check_keeping(classifier: "Model | str | Path", given: Sequence[object]) ->
     """Raise BadInput where ranges could not be kept in the end."""
     if not given:
         raise BadInput("ranges are measured on images; name some of those that the Classifier is for")
-    if isinstance(classifier, str | Path) and is_address(classifier):
-        raise BadInput(f"{classifier}: is an address, and ranges are kept in a file; save it first")
+    if isinstance(classifier, str | Path):
+        locate_own_model(classifier)
 
 
 def _open(classifier: "Model | str | Path", folder: Path) -> ModelFile:

@@ -6,8 +6,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from vggkit.engines.info import WantedEngine
 from vggkit.engines.outputs import WantedPrecision, check_precision
-from vggkit.engines.select import WantedEngine
 from vggkit.errors import BadConfiguration, BadInput
 from vggkit.evaluation.calibration import fit_temperature
 from vggkit.evaluation.comparison import PairedComparison, compare_predictions, fuse
@@ -18,7 +18,7 @@ from vggkit.files import demand_writable, name_apart
 from vggkit.images.dataset import ImageDataset
 from vggkit.reports.evaluation_page import Story, suggest_steps, write_report
 from vggkit.weights.card import Card, read_card, read_entry
-from vggkit.weights.locate import locate_model
+from vggkit.weights.locate import locate_model, locate_own_model
 from vggkit.weights.model import Model
 from vggkit.weights.sharing import is_address
 from vggkit.workflows.compare import read_history
@@ -95,7 +95,7 @@ def measure(
             "calibrate is for one Classifier, looked at as predict does: with --protocol single and no --mirror"
         )
     if calibrate:
-        _demand_kept(models[0])
+        demand_writable(locate_own_model(models[0]))
     names = _name(models)
     _demand_same_classes(models, names)
     if precision == "int8":
@@ -212,13 +212,6 @@ def _demand_ranges(models: Sequence[str | Path]) -> None:
                 check_precision("int8", read_card(locate_model(place)).ranges)
             except BadConfiguration as problem:
                 raise BadConfiguration(f"{place}: {problem}") from problem
-
-
-def _demand_kept(place: str | Path) -> None:
-    """Before any work: what is fitted is kept in the Classifier's file."""
-    if is_address(place):
-        raise BadInput(f"{place}: is an address, and what is fitted is kept in a file; save it first")
-    demand_writable(locate_model(place))
 
 
 def _calibrate(

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from vggkit.arguments import demand_count, demand_path, demand_seconds
+from vggkit.engines.info import WantedEngine
 from vggkit.engines.model_weights import ModelFile
 from vggkit.engines.outputs import Precision, WantedPrecision
-from vggkit.engines.select import WantedEngine, settle_choice
 from vggkit.errors import BadOutput
 from vggkit.files import demand_apart, demand_writable
 from vggkit.images.dataset import ImageSample
@@ -78,8 +78,7 @@ def predict_into(
     _demand_place(out, ENDINGS, given)
     top, batch_size = demand_count("top", top), demand_count("batch_size", batch_size)
     model, place = _open(classifier)
-    computing, said = prediction.prepare_engine(model, device=device, precision=precision, engine=engine)
-    _, _, settled = settle_choice(device, precision=precision, engine=engine)
+    computing = prediction.prepare_engine(model, device=device, precision=precision, engine=engine)
     top = min(top, len(model.card.labels))
     kinds: dict[str, Kind] = {"path": "path", "answer": "text"}
     for rank in range(1, top + 1):
@@ -101,10 +100,10 @@ def predict_into(
                 "results": "predictions",
                 "top": top,
                 "answers": describe_answers(model),
-                **_describe(model, said, given, columns, precision=settled),
+                **_describe(model, given, columns, precision=computing.info.precision),
             },
             model=place,
-            engine=said,
+            engine=computing.info,
             answer=answer,
             images=given,
             columns=columns,
@@ -157,10 +156,8 @@ def embed_into(
     batch_size = demand_count("batch_size", batch_size)
     model, place = _open(classifier)
     width = embedding.find_width(model.card.configuration, layer)
-    computing, said = embedding.prepare_engine(
-        model, layer=layer, device=device, precision=precision, engine=engine
-    )
-    _, _, settled = settle_choice(device, precision=precision, engine=engine)
+    computing = embedding.prepare_engine(model, layer=layer, device=device, precision=precision, engine=engine)
+    computed_in = computing.info.precision
     missing = np.full(width, np.nan, np.float32)
 
     def answer(found: Iterator[ImageSample]) -> Iterator[Row]:
@@ -174,11 +171,11 @@ def embed_into(
             about={
                 "results": "vectors",
                 "layer": layer,
-                "precision": settled,
-                **_describe(model, said, given, columns, precision=settled, layer=layer),
+                "precision": computed_in,
+                **_describe(model, given, columns, precision=computed_in, layer=layer),
             },
             model=place,
-            engine=said,
+            engine=computing.info,
             answer=answer,
             images=given,
             columns=columns,
@@ -200,7 +197,6 @@ def _open(classifier: "Model | str | Path") -> "tuple[Model | ModelFile, str]":
 
 def _describe(
     model: "Model | ModelFile",
-    engine: str,
     images: Sequence[str | Path | ImageSample],
     columns: Columns,
     *,
@@ -210,7 +206,6 @@ def _describe(
     """What must be the same when work goes on."""
     return {
         "model": describe_network(model, precision=precision, layer=layer),
-        "engine": engine.partition(",")[0].partition(";")[0],
         "places": [str(place) for place in images if isinstance(place, str | Path)],
         "columns": {name: value for name, value in asdict(columns).items() if value is not None},
     }

@@ -21,7 +21,7 @@ from vggkit.images.preprocessing import FitMode
 from vggkit.images.sources.locations import is_address
 from vggkit.images.sources.public_sets import NAMES
 from vggkit.images.sources.tables import Columns
-from vggkit.models.configuration import Head, Scheme
+from vggkit.models.configuration import Head, Scheme, list_models
 from vggkit.reports.loggers import LOGGERS
 from vggkit.training.recipe import Recipe
 
@@ -221,7 +221,7 @@ def locate(place: str) -> str:
     """A place that means the same from every folder: a local path whole, a name or an address as it is."""
     if not place or place == "-" or is_address(place) or place.startswith("hf:"):
         return place
-    if place in ("imagenet", *NAMES) and not Path(place).exists():
+    if place in ("imagenet", *NAMES, *list_models()) and not Path(place).exists():
         return place
     return os.path.abspath(place)  # noqa: PTH100 (a link may be exchanged on purpose; it is not followed)
 

@@ -13,6 +13,7 @@ from vggkit.inference.embed import embed
 from vggkit.inference.fingerprint import describe_network, list_differences
 from vggkit.inference.search import Found, VectorIndex
 from vggkit.weights.card import demand_classifier
+from vggkit.weights.published_models import is_model_name
 from vggkit.weights.sharing import is_address
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def _find_classifier(index: VectorIndex, given: "Model | str | Path | None") -> 
     if given is None:
         if not index.classifier:
             raise BadInput(f"{index.path}: was made with a Classifier in memory; give it, or name its file")
-        if not is_address(index.classifier) and not Path(index.classifier).exists():
+        elsewhere = is_address(index.classifier) or is_model_name(index.classifier)
+        if not elsewhere and not Path(index.classifier).exists():
             raise BadData(
                 f"{index.path}: was made with {index.classifier}, which is no longer there; say where it is "
                 "with --model"
