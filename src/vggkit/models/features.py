@@ -47,14 +47,18 @@ class Features(nn.Module):
         held = network if isinstance(network, VGG) else getattr(network, "network", None)
         if not isinstance(held, VGG):
             raise BadInput(f"features are taken from a VGG or a Classifier, got {type(network).__name__}")
-        self.network = held
-        self.frozen = frozen
-        self._configuration = held.configuration
-        self.names = _demand_names(names, self._configuration)
-        order = [layer.name for layer in self._configuration.trunk]
+        self._prepare(held, held.configuration, names, frozen=frozen)
+
+    def _prepare(
+        self, network: VGG, configuration: Configuration, names: str | Sequence[str], *, frozen: bool
+    ) -> None:
+        self.network, self.frozen = network, frozen
+        self._configuration = configuration
+        self.names = _demand_names(names, configuration)
+        order = [layer.name for layer in configuration.trunk]
         self._beyond = frozenset(self.names).difference(order)
         deepest = len(order) if self._beyond else 1 + max(order.index(name) for name in self.names)
-        self._trunk = self._configuration.trunk[:deepest]
+        self._trunk = configuration.trunk[:deepest]
         self.training = False
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -74,7 +78,7 @@ class Features(nn.Module):
         found: dict[str, Tensor] = {}
         values, is_kept = images, True  # the caller's images are never overwritten
         for layer in self._trunk:
-            values = self._apply(self.network.features[layer.index], values, in_place=not is_kept)
+            values = self._apply_layer(self.network.features[layer.index], values, in_place=not is_kept)
             is_kept = layer.name in self.names
             if is_kept:
                 found[layer.name] = values
@@ -132,7 +136,7 @@ class Features(nn.Module):
                 values = F.linear(values, weight, bias)
         return values
 
-    def _apply(self, module: nn.Module, values: Tensor, *, in_place: bool) -> Tensor:
+    def _apply_layer(self, module: nn.Module, values: Tensor, *, in_place: bool) -> Tensor:
         """One layer of the trunk."""
         match module:
             case nn.Conv2d():
