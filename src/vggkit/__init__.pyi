@@ -11,6 +11,7 @@ from .data_checks.findings import Diagnosis as Diagnosis
 from .data_checks.findings import Finding as Finding
 from .data_checks.findings import Member as Member
 from .data_checks.findings import Sides as Sides
+from .engines.info import EngineInfo as EngineInfo
 from .engines.model_weights import ModelFile as ModelFile
 from .errors import BadCheckpoint as BadCheckpoint
 from .errors import BadConfiguration as BadConfiguration

@@ -1,30 +1,325 @@
-"""The object that people hold: a model with the verbs as methods."""
+"""The object that people hold: a model with the verbs as methods, a line each.
 
+Shape letters: N images, H height, W width.
+"""
+
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
+from vggkit.benchmarking.timings import Bench
+from vggkit.engines.outputs import WantedPrecision
+from vggkit.engines.select import WantedEngine
+from vggkit.evaluation.comparison import PairedComparison, compare_predictions
+from vggkit.evaluation.evaluation import Evaluation, ProtocolName
+from vggkit.evaluation.measure import evaluate
+from vggkit.images.dataset import ImageDataset
+from vggkit.images.given import ImageSources
+from vggkit.inference.embed import Embeddings, embed
+from vggkit.inference.predict import Prediction, predict
 from vggkit.weights.locate import locate_model
 from vggkit.weights.model import Model
+from vggkit.weights.sharing import push
+from vggkit.workflows.bench import bench
 
 
 class Classifier(Model):
     """A VGG that knows how to feed itself and what its predictions mean, with what can be done with it.
 
-    One `.safetensors` file holds network, preprocessing, labels and provenance; see `Model` for the arguments.
+    One `.safetensors` file holds network, preprocessing, labels and provenance. `Classifier.create` makes one to
+    train, `vggkit.load` or `Classifier.from_pretrained` opens one.
+
+    Args:
+        network: The VGG; its number of classes is the number of labels.
+        labels: Class names in the order of the logits, or a mapping of names to numbers or of numbers to names.
+        preprocessing: How an image becomes the network's input.
+        temperature: What logits are divided by before they become probabilities.
+        threshold: Probability in [0, 1) below which the prediction is "unknown"; 0: never.
+        ranges: The least and the largest value that each layer reads, for int8.
+        provenance: Data, recipe, metrics, licence of the weights, versions; any JSON values.
+
+    Raises BadConfiguration where these do not fit together.
     """
 
     @classmethod
     def of(cls, model: Model) -> Self:
-        """The same model, sharing its network, with the verbs."""
+        """The same model with the verbs; it shares the network, so that training one trains the other."""
         made = cls(model.network, labels=model.labels, preprocessing=model.preprocessing)
         made.card = model.card
         return made
 
+    @classmethod
+    def from_pretrained(cls, model: str | Path) -> Self:
+        """A Classifier that somebody has trained, ready to predict.
 
-def load(path: str | Path) -> Classifier:
-    """The Classifier in a file, or the best one of a run's folder: network, weights, preprocessing,
-    labels and provenance. `hf://owner/name` brings one from the Hugging Face hub, `@` a revision.
+        Args:
+            model: A model's name such as `vgg16`, for the published ImageNet weights with their 1,000 labels; the
+                file of a Classifier; a run's folder, for its best epoch; or `hf://owner/name`, a repository of
+                the Hugging Face hub, with `@revision` for one of its revisions.
 
-    Raises BadCheckpoint; from the hub, BadDownload and MissingExtra too.
+        Raises BadCheckpoint; and for what has to be downloaded BadDownload and MissingExtra.
+        """
+        return cls.load(locate_model(model))
+
+    def predict(
+        self,
+        images: ImageSources,
+        *,
+        top: int = 5,
+        batch_size: int = 32,
+        device: str = "auto",
+        precision: WantedPrecision = "fp32",
+        engine: WantedEngine = "auto",
+        on_progress: Callable[[int, int | None], None] | None = None,
+    ) -> list[Prediction]:
+        """The most probable classes of each image, in the order of the images.
+
+        Args:
+            images: One image or several: a path, which may be a folder, a table of paths or an archive; the bytes
+                of an image file; an open file; a PIL image; uint8 pixels as an array (H, W, 3) or a tensor
+                (3, H, W); a list of any of these; an array (N, H, W, 3) or a tensor (N, 3, H, W).
+            top: Number of classes to name, at most as many as there are.
+            batch_size: Number of images that pass through the network together.
+            device: `auto`, `cpu`, `cuda` or `mps`.
+            precision: `fp32`, `bf16`, `int8` (on a CPU, with measured activation ranges), or `auto`: bf16 where
+                the device supports it natively.
+            engine: `pytorch`, `openvino`, `onnx`, or `auto`: PyTorch on CUDA, on MPS and for a few images, else
+                the fastest one that is installed.
+            on_progress: Called with the number of images done and, where it is known, the number of all.
+
+        An image that cannot be read becomes a Prediction whose `problem` says why. Raises BadInput, BadData,
+        BadConfiguration and MissingExtra.
+
+        >>> from vggkit import Classifier
+        >>> import numpy as np
+        >>> classifier = Classifier.create("vgg11", labels=["cat", "dog"], until="pool1", seed=0)
+        >>> [prediction] = classifier.predict(np.zeros((64, 64, 3), np.uint8))
+        >>> sorted(prediction.labels)
+        ['cat', 'dog']
+        """
+        return predict(
+            self,
+            images,
+            top=top,
+            batch_size=batch_size,
+            device=device,
+            precision=precision,
+            engine=engine,
+            on_progress=on_progress,
+        )
+
+    def embed(
+        self,
+        images: ImageSources,
+        *,
+        layer: str = "features",
+        batch_size: int = 32,
+        device: str = "auto",
+        precision: WantedPrecision = "fp32",
+        engine: WantedEngine = "auto",
+        on_progress: Callable[[int, int | None], None] | None = None,
+    ) -> Embeddings:
+        """Each image as a vector, in the order of the images.
+
+        Args:
+            images: One image or several: a path, which may be a folder, a table of paths or an archive; the bytes
+                of an image file; an open file; a PIL image; uint8 pixels as an array (H, W, 3) or a tensor
+                (3, H, W); a list of any of these; an array (N, H, W, 3) or a tensor (N, 3, H, W).
+            layer: What the vectors are: `features`, the input of the last fully connected layer; `statistics`,
+                mean and standard deviation of each channel of the trunk's last map; `logits`; `probabilities`;
+                or a layer's name, such as `relu7` or `pool5`, whose maps are averaged over their area.
+            batch_size: Number of images that pass through the network together.
+            device: `auto`, `cpu`, `cuda` or `mps`.
+            precision: `fp32`, `bf16`, `int8` (on a CPU, with measured activation ranges), or `auto`: bf16 where
+                the device supports it natively.
+            engine: `pytorch`, `openvino`, `onnx`, or `auto`: PyTorch on CUDA and MPS, else the fastest one that
+                is installed.
+            on_progress: Called with the number of images done and, where it is known, the number of all.
+
+        An image that cannot be read has a row of NaN, and its `problem` says why. Raises UnknownName for a layer
+        that the network does not have, BadInput, BadData, BadConfiguration and MissingExtra.
+        """
+        return embed(
+            self,
+            images,
+            layer=layer,
+            batch_size=batch_size,
+            device=device,
+            precision=precision,
+            engine=engine,
+            on_progress=on_progress,
+        )
+
+    def evaluate(
+        self,
+        data: str | Path | ImageDataset,
+        *,
+        split: str | None = None,
+        protocol: ProtocolName = "single",
+        scales: Sequence[int] = (),
+        train_scales: Sequence[int] = (),
+        mirror: bool | None = None,
+        wanted_precision: float | None = None,
+        batch_size: int = 32,
+        device: str = "auto",
+        precision: WantedPrecision = "fp32",
+        engine: WantedEngine = "auto",
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Evaluation:
+        """Metrics on labelled images, each with its 95 % confidence interval.
+
+        Args:
+            data: Labelled images: a folder with a subfolder for each class, a table, tar shards, the name of a
+                public data set, or what `open_dataset` gave. Classes are matched by name.
+            split: `train`, `val`, `test` or `all`. None: the test split, else the validation split, else all that
+                the Classifier was not trained on.
+            protocol: `single`: one view of each image, as `predict` uses. The paper's: `dense`, the network slid
+                over the whole image; `multi-scale`, the same at three sizes; `multi-crop`, 25 crops at each of
+                them; `dense+crops`, both averaged (Simonyan and Zisserman, sections 3.2 and 4).
+            scales: Short sides in pixels for these protocols, in place of the paper's.
+            train_scales: Short side in pixels that the network was trained at, or both ends of its range; the
+                paper's test scales follow from it.
+            mirror: Whether to average over each image and its mirror image. None: in all protocols but `single`.
+            wanted_precision: Find the probability threshold above which predictions have this precision, such
+                as 0.95.
+            batch_size: Number of images that pass through the network together.
+            device: `auto`, `cpu`, `cuda` or `mps`.
+            precision: `fp32`, `bf16`, `int8` or `auto`; what is not fp32 is noted beside the metrics.
+            engine: `pytorch`, `openvino`, `onnx` or `auto`.
+            on_progress: Called with the number of images done and the number of all.
+
+        Raises BadData where no class of the data is known to the Classifier, BadInput, BadConfiguration, and
+        MissingExtra without scikit-learn.
+        """
+        return evaluate(
+            self,
+            data,
+            split=split,
+            protocol=protocol,
+            scales=scales,
+            train_scales=train_scales,
+            mirror=mirror,
+            wanted_precision=wanted_precision,
+            batch_size=batch_size,
+            device=device,
+            precision=precision,
+            engine=engine,
+            on_progress=on_progress,
+        )
+
+    def compare(
+        self,
+        other: Model | str | Path,
+        data: str | Path | ImageDataset,
+        *,
+        names: tuple[str, str] = ("this", "other"),
+        split: str | None = None,
+        protocol: ProtocolName = "single",
+        batch_size: int = 32,
+        device: str = "auto",
+        precision: WantedPrecision = "fp32",
+        engine: WantedEngine = "auto",
+    ) -> PairedComparison:
+        """Compare with another Classifier on the same labelled images.
+
+        The result holds both accuracies, their difference with its 95 % confidence interval, McNemar's test, and
+        the images whose predictions differ.
+
+        Args:
+            other: A Classifier with the same classes, or its place, as `from_pretrained` takes it.
+            data: Labelled images, as `evaluate` takes them.
+            names: What the two are called in the result.
+            split: `train`, `val`, `test` or `all`. None: the test split, else the validation split, else all that
+                the Classifier was not trained on.
+            protocol: How each image is looked at, as in `evaluate`.
+            batch_size: Number of images that pass through the network together.
+            device: `auto`, `cpu`, `cuda` or `mps`.
+            precision: `fp32`, `bf16`, `int8` or `auto`.
+            engine: `pytorch`, `openvino`, `onnx` or `auto`.
+
+        Raises BadInput where the classes or the images differ, and what `evaluate` does.
+        """
+        second = other if isinstance(other, Model) else Model.load(locate_model(other))
+        one, two = (
+            Classifier.of(model).evaluate(
+                data,
+                split=split,
+                protocol=protocol,
+                batch_size=batch_size,
+                device=device,
+                precision=precision,
+                engine=engine,
+            )
+            for model in (self, second)
+        )
+        return compare_predictions(one.predictions, two.predictions, names=names)
+
+    def bench(
+        self,
+        images: ImageSources = (),
+        *,
+        batch_sizes: Sequence[int] = (1, 8, 32),
+        rounds: int = 5,
+        seconds: float = 1.0,
+        device: str = "auto",
+        keep_ranges: bool = False,
+        on_progress: Callable[[str, int, int | None], None] | None = None,
+    ) -> Bench:
+        """The speed of every engine and precision that runs on this machine, each in a process of its own.
+
+        Args:
+            images: Images to compare the engines' predictions on, as `predict` takes them; up to 256 are used.
+                Without any, noise is used, and only the speed is meaningful.
+            batch_sizes: Numbers of images that pass through the network together; 1 is always among them.
+            rounds: Number of turns that each engine has; a figure is the median of its turns.
+            seconds: Length of a turn, for each batch size.
+            device: `auto`: all there are; or `cpu`, `cuda`, `mps`.
+            keep_ranges: Keep the activation ranges that int8 needs, measured on other images, in this Classifier.
+            on_progress: Called with what is being done, how much of it, and of how much.
+
+        Raises BadInput, BadData where no image can be read, and MissingExtra where ranges are to be measured
+        without OpenVINO.
+        """
+        return bench(
+            self,
+            images,
+            batch_sizes=batch_sizes,
+            rounds=rounds,
+            seconds=seconds,
+            device=device,
+            keep_ranges=keep_ranges,
+            on_progress=on_progress,
+        )
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        message: str = "A Classifier from vggkit",
+    ) -> str:
+        """Publish on the Hugging Face hub, with a model card; `vggkit.load("hf://owner/name")` brings it back.
+
+        Args:
+            repository: The repository, `owner/name`; it is created where it does not exist.
+            private: Whether a new repository is visible to its owner only.
+            token: An access token of the hub. None: the one that `hf auth login` stored, or HF_TOKEN.
+            message: The first line of the commit's message.
+
+        Returns its web address. Raises BadOutput where the hub refuses, and MissingExtra without huggingface_hub.
+        """
+        return push(self, repository, private=private, token=token, message=message)
+
+
+def load(model: str | Path) -> Classifier:
+    """A Classifier that somebody has trained: network, weights, preprocessing, labels and provenance.
+
+    Args:
+        model: A model's name such as `vgg16`, for the published ImageNet weights with their 1,000 labels; the file
+            of a Classifier; a run's folder, for its best epoch; or `hf://owner/name`, a repository of the Hugging
+            Face hub, with `@revision` for one of its revisions.
+
+    Raises BadCheckpoint; and for what has to be downloaded BadDownload and MissingExtra.
     """
-    return Classifier.load(locate_model(path))
+    return Classifier.from_pretrained(model)

@@ -87,7 +87,7 @@ def test_evaluation_equals_scikit_learn_on_the_predictions(classifier, photos):
     assert np.array_equal(found.confusion, metrics.confusion_matrix(truth, answer, labels=list(LABELS)))
     assert found.top5 == 1
     assert (found.data, found.split) == (str(photos), "val")
-    assert found.source.endswith(", part val")
+    assert found.source.endswith(", split val")
     json.dumps(found.to_dict())
 
 

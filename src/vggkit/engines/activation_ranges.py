@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 
 from vggkit.engines.model_weights import Weights
 from vggkit.engines.openvino import OpenVINOEngine
-from vggkit.engines.outputs import IMAGES, Output, list_reads
+from vggkit.engines.outputs import Output, list_reads
 from vggkit.errors import BadInput
+from vggkit.models.graph import IMAGES
 
 if TYPE_CHECKING:
     from vggkit.models.vgg import VGG

@@ -1,6 +1,6 @@
-"""A network as a graph of operations, drawn from its configuration and weights; follows `VGG.forward`.
+"""Builds a network as a graph of operations from its configuration and weights.
 
-What the operations are made of is the engine's: OpenVINO's nodes, or ONNX's. No torch here.
+The operations are the engine's: OpenVINO's nodes, or ONNX's. No torch here.
 Shape letters: N images, C channels, H and W pixels, F features.
 """
 
@@ -10,15 +10,9 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vggkit.engines.outputs import IMAGES, Output, Plan, find_relu
-from vggkit.models.configuration import (
-    BATCH_NORM_EPSILON,
-    STD_EPSILON,
-    Configuration,
-    FullyConnected,
-    Layer,
-    Pooling,
-)
+from vggkit.engines.outputs import Output, Plan, select_steps
+from vggkit.models.configuration import BATCH_NORM_EPSILON, STD_EPSILON, Configuration, Pooling
+from vggkit.models.graph import Graph, Step
 
 Node = TypeVar("Node")
 Values = NDArray[np.float32]
@@ -62,14 +56,14 @@ class Operations(Protocol[Node]):
         """Rows: mean and standard deviation of each channel, epsilon added to the variance."""
 
 
-class Drawing(Generic[Node]):
-    """Draws what a plan needs, for images of one size.
+class GraphBuilder(Generic[Node]):
+    """Builds what a plan needs, for images of one size.
 
     Args:
         configuration: The network.
-        plan: What is asked for.
+        plan: What is computed.
         weights: Values under the plan's keys.
-        operations: What to draw with.
+        operations: What the graph is made of.
         watch_trunk: Whether the trunk's values are watched as the head's are.
     """
 
@@ -84,115 +78,87 @@ class Drawing(Generic[Node]):
     ) -> None:
         self._configuration, self._plan, self._watch_trunk = configuration, plan, watch_trunk
         self._weights, self._ops = weights, operations
-        self._found: dict[Output, Node] = {}
 
-    def draw(self, images: Node, sides: Sides) -> dict[Output, Node]:
+    def build(self, images: Node, sides: Sides) -> dict[Output, Node]:
         """The plan's outputs of images (N, C, H, W) of that height and width, in its order."""
-        names = self._plan.drawn
+        graph = Graph(self._configuration, input_pixels=sides)
+        steps = select_steps(graph, self._plan.computed)
+        found: dict[Output, Node] = {}
+        values = images
         with np.errstate(over="ignore", invalid="ignore"):  # it shows in the outputs
-            maps, sides = self._draw_trunk(images, sides)
-            if "statistics" in names:
-                self._found["statistics"] = self._ops.summarize(maps, 0.0)
-            if self._plan.fully_connected or "features" in names:
-                self._draw_head(maps, sides)
-        return {name: self._found[name] for name in names}
+            for before, step, after in zip((None, *steps), steps, (*steps[1:], None), strict=False):
+                values = self._add(step, values, before, after)
+                found[step.name] = values
+            found["logits"] = values
+            if "features" in self._plan.computed:
+                found["features"] = self._read_features(graph, found)
+            if "statistics" in self._plan.computed:
+                found["statistics"] = self._ops.summarize(found[graph.trunk[-1].name], 0.0)
+        return {name: found[name] for name in self._plan.computed}
 
-    def _draw_trunk(self, maps: Node, sides: Sides) -> tuple[Node, Sides]:
-        trunk = self._plan.trunk
-        for before, layer, after in zip((None, *trunk), trunk, (*trunk[1:], None), strict=False):
-            maps = self._draw_layer(maps, layer, before, after)
-            if layer.kind == "pool":
-                sides = sides[0] // 2, sides[1] // 2
-            self._found[layer.name] = maps
-        return maps, sides
-
-    def _draw_layer(self, maps: Node, layer: Layer, before: Layer | None, after: Layer | None) -> Node:
-        match layer.kind:
+    def _add(self, step: Step, values: Node, before: Step | None, after: Step | None) -> Node:
+        ops = self._ops
+        match step.kind:
             case "conv":
-                weight, bias = (self._weights[f"features.{layer.index}.{name}"] for name in ("weight", "bias"))
-                if self._is_folded(layer, after):
+                weight, bias = (self._weights[key] for key in step.weights)
+                if self._is_folded(step, after):
                     assert after is not None
                     factor, shift = read_norm(self._weights, after)
                     weight = (weight * factor[:, None, None, None]).astype(np.float32)
                     bias = (bias * factor + shift).astype(np.float32)
-                return self._ops.convolve(maps, weight, bias, layer.kernel // 2, before.name if before else IMAGES)
+                return ops.convolve(values, weight, bias, step.kernel // 2, step.reads)
             case "bn":
                 assert before is not None
-                if self._is_folded(before, layer):
-                    return maps
-                factor, shift = read_norm(self._weights, layer)
-                return self._ops.scale(maps, factor.astype(np.float32), shift.astype(np.float32))
+                if self._is_folded(before, step):
+                    return values
+                factor, shift = read_norm(self._weights, step)
+                return ops.scale(values, factor.astype(np.float32), shift.astype(np.float32))
             case "relu":
-                return self._ops.rectify(maps, self._watch_trunk)
+                return ops.rectify(values, self._watch_trunk or str(step.module).startswith("classifier"))
             case "lrn":
-                return self._ops.normalize_responses(maps, self._watch_trunk)
+                return ops.normalize_responses(values, self._watch_trunk)
             case "pool":
-                return self._ops.pool(maps, self._configuration.pooling, layer.name)
+                return ops.pool(values, self._configuration.pooling, step.name)
+            case "adaptive_pool":
+                return ops.fit(values, _sides(step.input_shape), _sides(step.output_shape))
+            case "flatten":
+                return ops.flatten(values)
+            case "statistics" if self._configuration.statistics == "mean+std":
+                return ops.summarize(values, STD_EPSILON)
+            case "statistics" | "mean":
+                return ops.average(values)
+            case "fc":
+                matrix, *biases = (self._weights[key] for key in step.weights)
+                offset = biases[0] if biases else None  # the first of two factors has none
+                if len(step.output_shape) == 1:
+                    return ops.connect(values, matrix, offset, step.reads)
+                window = matrix.reshape(len(matrix), -1, step.kernel, step.kernel)
+                return ops.convolve(values, window, offset, 0, step.reads)
 
-    def _is_folded(self, conv: Layer, after: Layer | None) -> bool:
-        """Whether the batch norm behind a convolution is multiplied into it: unless its own maps are asked for."""
-        return after is not None and after.kind == "bn" and conv.name not in self._plan.drawn
+    def _is_folded(self, conv: Step, after: Step | None) -> bool:
+        """Whether the batch norm behind a convolution is multiplied into it: unless its own maps are requested."""
+        return after is not None and after.kind == "bn" and conv.name not in self._plan.computed
 
-    def _draw_head(self, maps: Node, sides: Sides) -> None:
-        configuration, names = self._configuration, self._plan.drawn
-        last = configuration.fully_connected[-1]
-        slides, grid = configuration.head == "dense", configuration.grid
-        values, places = self._enter_head(maps, sides)
-        reads = None if configuration.head == "pool" else configuration.trunk[-1].name
-        for count in range(len(self._plan.fully_connected) + 1):
-            # What the last layer reads of a map that it slides over, and what it gives, are averaged.
-            features = count == len(configuration.fully_connected) - 1 and "features" in names
-            if features and slides and not count:
-                self._found["features"] = self._ops.flatten(self._ops.average_windows(values, places))
-            elif features:
-                self._found["features"] = self._ops.average(values) if slides else values
-            if count == len(self._plan.fully_connected):
-                return
-            fc = self._plan.fully_connected[count]
-            values = self._connect(values, fc, side=(1 if count else grid) if slides else None, reads=reads)
-            self._found[fc.name] = values
-            if fc == last:
-                self._found["logits"] = self._ops.average(values) if slides else values
-                return
-            values = self._ops.rectify(values, True)
-            reads = find_relu(fc)
-            self._found[reads] = values
-
-    def _enter_head(self, maps: Node, sides: Sides) -> tuple[Node, Sides]:
-        """What the head's first layer reads; where it slides, a map, and the places of its window."""
-        configuration, ops, grid = self._configuration, self._ops, self._configuration.grid
-        if configuration.head == "pool":
-            if configuration.statistics == "mean+std":
-                return ops.summarize(maps, STD_EPSILON), (1, 1)
-            return ops.average(maps), (1, 1)
-        slides = configuration.head == "dense"
-        wanted = (max(sides[0], grid), max(sides[1], grid)) if slides else (grid, grid)
-        if wanted != sides:
-            maps = ops.fit(maps, sides, wanted)
-        return (maps if slides else ops.flatten(maps)), (wanted[0] - grid + 1, wanted[1] - grid + 1)
-
-    def _connect(self, values: Node, fc: FullyConnected, *, side: int | None, reads: str | None) -> Node:
-        """A layer, or its two factors, on rows, or as a convolution with a window of that side."""
-        key = f"classifier.{fc.index}"
-        factors = [(f"{key}.weight", f"{key}.bias")]
-        if fc.rank is not None:
-            factors = [(f"{key}.0.weight", ""), (f"{key}.1.weight", f"{key}.1.bias")]
-        for weight_key, bias_key in factors:
-            weight, bias = self._weights[weight_key], self._weights[bias_key] if bias_key else None
-            if side is None:
-                values = self._ops.connect(values, weight, bias, reads)
-            else:
-                values = self._ops.convolve(values, weight.reshape(len(weight), -1, side, side), bias, 0, reads)
-                side = 1  # only the first one reads a window
-            reads = None  # what is between two factors has no name
-        return values
+    def _read_features(self, graph: Graph, found: Mapping[Output, Node]) -> Node:
+        """What the last layer reads, as rows; the average of it where that layer slides over a map."""
+        last = select_steps(graph, ["features"])[-1]
+        values = found[last.name]
+        if self._configuration.head != "dense":
+            return values
+        if self._configuration.hidden:
+            return self._ops.average(values)
+        height, width = _sides(last.output_shape)
+        grid = self._configuration.grid
+        return self._ops.flatten(self._ops.average_windows(values, (height - grid + 1, width - grid + 1)))
 
 
-def read_norm(weights: Mapping[str, Values], layer: Layer) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _sides(shape: tuple[int, ...]) -> Sides:
+    _, height, width = shape
+    return height, width
+
+
+def read_norm(weights: Mapping[str, Values], step: Step) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Factor and shift (C) of each channel, which a batch norm is."""
-    scale, shift, mean, variance = (
-        weights[f"features.{layer.index}.{name}"].astype(np.float64)
-        for name in ("weight", "bias", "running_mean", "running_var")
-    )
+    scale, shift, mean, variance = (weights[key].astype(np.float64) for key in step.weights)
     factor = scale / np.sqrt(variance + BATCH_NORM_EPSILON)
     return factor, shift - mean * factor

@@ -1,4 +1,4 @@
-"""A network as ONNX Runtime runs it on processors: the graph is drawn from the configuration and the weights.
+"""A network as ONNX Runtime runs it on processors: the graph is built from the configuration and the weights.
 
 No torch here. Shape letters: N images, C channels, H and W pixels, F features.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vggkit.engines.graph_builder import Drawing, Sides, Values
+from vggkit.engines.graph_builder import GraphBuilder, Sides, Values
 from vggkit.engines.info import EngineInfo
 from vggkit.engines.model_weights import Weights, find_weights
 from vggkit.engines.outputs import Output, check_batch, plan_outputs
@@ -70,7 +70,7 @@ class ONNXEngine(NamedEngine):
             for first in range(0, len(batch), TOGETHER)
         ]
         outputs = (np.concatenate(each) for each in zip(*parts, strict=True))
-        return self._plan.give(dict(zip(self._plan.drawn, outputs, strict=True)), self._source.temperature)
+        return self._plan.finish(dict(zip(self._plan.computed, outputs, strict=True)), self._source.temperature)
 
     def _find_session(self, size: Sides) -> Any:
         session = self._sessions.pop(size, None) or self._open_session(size)
@@ -81,8 +81,8 @@ class ONNXEngine(NamedEngine):
 
     def _open_session(self, size: Sides) -> Any:
         operations = _Operations(self._onnx)
-        drawing = Drawing(self._configuration, self._plan, self._source.read(self._plan.keys), operations)
-        found = drawing.draw("images", size)
+        builder = GraphBuilder(self._configuration, self._plan, self._source.read(self._plan.keys), operations)
+        found = builder.build("images", size)
         model = operations.build(found, ["N", self._configuration.in_channels, *size])
         options = self._runtime.SessionOptions()
         options.intra_op_num_threads = count_threads()
@@ -109,7 +109,7 @@ class _Operations:
         return {name: value for name, value in self._constants.items() if value.nbytes >= _LEAST_BYTES}
 
     def build(self, outputs: Mapping[Output, str], shape: Sequence[int | str]) -> Any:
-        """The model of all that was drawn, for images of that shape."""
+        """The model of all that was added, for images of that shape."""
         helper, kind = self._onnx.helper, self._onnx.TensorProto.FLOAT
         for name, value in outputs.items():
             self._nodes.append(helper.make_node("Identity", [value], [f"output {name}"]))

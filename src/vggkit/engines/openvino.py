@@ -1,4 +1,4 @@
-"""A network as OpenVINO runs it on processors: the graph is drawn from the configuration and the weights.
+"""A network as OpenVINO runs it on processors: the graph is built from the configuration and the weights.
 
 No torch here. Shape letters: N images, C channels, H and W pixels, F features.
 """
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vggkit.engines.graph_builder import Drawing, Sides, Values
+from vggkit.engines.graph_builder import GraphBuilder, Sides, Values
 from vggkit.engines.info import EngineInfo
 from vggkit.engines.model_weights import Weights, find_weights
 from vggkit.engines.outputs import (
@@ -106,7 +106,7 @@ class OpenVINOEngine(NamedEngine):
             weight_bits=bits if precision == "int8" else None,
         )
         # Where what a product gives is read twice, OpenVINO's rounding loses what follows of it.
-        several = self._plan.drawn if precision == "int8" and len(self._plan.drawn) > 1 else ()
+        several = self._plan.computed if precision == "int8" and len(self._plan.computed) > 1 else ()
         self._alone = {
             name: OpenVINOEngine(self._source, output=name, precision=precision, ranges=ranges) for name in several
         }
@@ -120,12 +120,12 @@ class OpenVINOEngine(NamedEngine):
         check_batch(self._configuration, batch)
         if self._alone:
             alone = {name: each.run(batch) for name, each in self._alone.items()}
-            return self._plan.give(alone, self._source.temperature)
+            return self._plan.finish(alone, self._source.temperature)
         batch = np.ascontiguousarray(batch, dtype=np.float32)
         with self._choosing:
             model = self._choose_model(batch)
         found = model.run(batch)
-        return self._plan.give(dict(zip(self._plan.drawn, found, strict=True)), self._source.temperature)
+        return self._plan.finish(dict(zip(self._plan.computed, found, strict=True)), self._source.temperature)
 
     def _choose_model(self, batch: NDArray[np.float32]) -> "_Compiled":
         size = batch.shape[2], batch.shape[3]
@@ -152,14 +152,14 @@ class OpenVINOEngine(NamedEngine):
         openvino = self._openvino
         shape = openvino.PartialShape([-1, self._configuration.in_channels, *size])
         images = openvino.opset13.parameter(shape, openvino.Type.f32)
-        operations = _Operations(openvino, self._ranges, self._plan.drawn)
+        operations = _Operations(openvino, self._ranges, self._plan.computed)
         weights = self._source.read(self._plan.keys)
-        drawing = Drawing[Node](self._configuration, self._plan, weights, operations, watch_trunk=watched)
-        nodes = [*drawing.draw(images, size).values(), *operations.list_sums()]
+        builder = GraphBuilder[Node](self._configuration, self._plan, weights, operations, watch_trunk=watched)
+        nodes = [*builder.build(images, size).values(), *operations.list_sums()]
         results = [openvino.opset13.result(node) for node in nodes]
         options = {"PERFORMANCE_HINT": haste, "INFERENCE_PRECISION_HINT": self._kind}
         model = openvino.Core().compile_model(openvino.Model(results, [images]), "CPU", options)
-        return _Compiled(model, len(self._plan.drawn))
+        return _Compiled(model, len(self._plan.computed))
 
 
 class _Compiled:

@@ -1,16 +1,15 @@
-"""What can be asked of a network by name, and how much of it must be computed for that. No torch here."""
+"""The outputs of a network by name, and how much of it must be computed for them. No torch here."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vggkit.errors import BadConfiguration, BadInput, UnknownName
-from vggkit.models.configuration import Configuration, FullyConnected, Layer
-from vggkit.weights.card import INPUT_RANGE
+from vggkit.models.configuration import Configuration
+from vggkit.models.graph import Graph, Step
 
 Rows = NDArray[np.float32]
 Output = str
@@ -25,81 +24,62 @@ Ranges = Mapping[Output, tuple[float, float]]
 """The least and the largest value of what a convolution or a matrix reads, by its name."""
 ROWS: Final = ("logits", "probabilities", "features", "statistics")
 """What every network has, a row for each image."""
-IMAGES: Final = INPUT_RANGE
-"""The name of what the first convolution reads."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is computed for the outputs that were asked for, and no more."""
+    """What is computed for the outputs that were requested, and no more."""
 
     names: tuple[Output, ...]
-    """What is given, in this order."""
-    drawn: tuple[Output, ...]
-    """What is computed for it in the network, in this order."""
-    trunk: tuple[Layer, ...]
-    """The layers of the trunk that are computed."""
-    fully_connected: tuple[FullyConnected, ...]
-    """The layers of the head that are computed."""
+    """What is returned, in this order."""
+    computed: tuple[Output, ...]
+    """What the network computes for it, in this order."""
     keys: tuple[str, ...]
-    """State-dict keys of their weights."""
+    """State-dict keys of the weights that this needs."""
 
-    def give(self, found: Mapping[Output, Rows], temperature: float) -> dict[Output, Rows]:
-        """What was asked for, of what was computed."""
-        asked = dict(found)
+    def finish(self, computed: Mapping[Output, Rows], temperature: float) -> dict[Output, Rows]:
+        """What was requested, from what was computed."""
+        found = dict(computed)
         if "probabilities" in self.names:
-            asked["probabilities"] = softmax(found["logits"], temperature).astype(np.float32)
-        return {name: asked[name] for name in self.names}
+            found["probabilities"] = softmax(computed["logits"], temperature).astype(np.float32)
+        return {name: found[name] for name in self.names}
 
 
 def list_outputs(configuration: Configuration) -> list[Output]:
-    """Every name that can be asked for: rows first, then the layers in order.
+    """Every name that can be requested: rows first, then the layers in order.
 
     `fc6` is a layer's own result and `relu6` what follows of it. Layers of the trunk give maps
     (N, C, H, W); those of the head rows (N, F), and maps where the head slides (`dense`).
     """
-    return [*ROWS, *(layer.name for layer in configuration.trunk), *_name_head(configuration)]
+    return [*ROWS, *Graph(configuration).names]
 
 
 def plan_outputs(configuration: Configuration, output: Output | Sequence[Output]) -> Plan:
     """The plan for one output or several; raises UnknownName with the nearest name, and BadInput for none."""
     names = (output,) if isinstance(output, str) else tuple(dict.fromkeys(output))
-    known = list_outputs(configuration)
+    graph = Graph(configuration)
+    known = [*ROWS, *graph.names]
     if not names:
-        raise BadInput(f"an engine must be asked for an output: one or several of {', '.join(known)}")
+        raise BadInput(f"an engine computes one output or several of {', '.join(known)}; none was requested")
     for name in names:
         if name not in known:
             raise UnknownName.of("layer or output of this network", name, known)
-    drawn = tuple(dict.fromkeys("logits" if name == "probabilities" else name for name in names))
-    order = [layer.name for layer in configuration.trunk]
-    whole = any(name not in order for name in drawn)
-    deepest = len(order) if whole else 1 + max(order.index(name) for name in drawn)
-    trunk, layers = configuration.trunk[:deepest], configuration.fully_connected
-    head = layers[: max(_count_layers(name, layers) for name in drawn)]
-    parts = {f"features.{layer.index}" for layer in trunk} | {f"classifier.{fc.index}" for fc in head}
-    keys = tuple(
-        key
-        for key in configuration.state_shapes()
-        if ".".join(key.split(".")[:2]) in parts and not key.endswith("num_batches_tracked")
-    )
-    return Plan(names, drawn, trunk, head, keys)
+    computed = tuple(dict.fromkeys("logits" if name == "probabilities" else name for name in names))
+    keys = tuple(key for step in select_steps(graph, computed) for key in step.weights)
+    return Plan(names, computed, keys)
 
 
-def _name_head(configuration: Configuration) -> list[Output]:
-    *hidden, last = configuration.fully_connected
-    return [*(name for fc in hidden for name in (fc.name, find_relu(fc))), last.name]
-
-
-def find_relu(fc: FullyConnected) -> Output:
-    """The name of the ReLU behind a layer of the head: relu6 of fc6."""
-    return fc.name.replace("fc", "relu")
-
-
-def _count_layers(name: Output, layers: tuple[FullyConnected, ...]) -> int:
-    """How many layers of the head a name needs."""
-    if name in ("logits", "features"):
-        return len(layers) - (name == "features")
-    return next((count for count, fc in enumerate(layers, start=1) if name in (fc.name, find_relu(fc))), 0)
+def select_steps(graph: Graph, computed: Sequence[Output]) -> tuple[Step, ...]:
+    """The steps that these outputs need: from the first one to the deepest."""
+    last = graph.configuration.fully_connected[-1]
+    modules = (f"classifier.{last.index}", f"classifier.{last.index}.0")
+    ends = {step.name: number for number, step in enumerate(graph.steps, start=1)}
+    ends |= {
+        "logits": len(graph.steps),
+        "features": next(number for number, step in enumerate(graph.steps) if step.module in modules),
+        "statistics": len(graph.trunk),
+    }
+    return graph.steps[: max(ends[name] for name in computed)]
 
 
 def list_reads(configuration: Configuration) -> list[Output]:
@@ -107,14 +87,9 @@ def list_reads(configuration: Configuration) -> list[Output]:
 
     Statistics of a pool head are none of them: its matrix is small, and what it reads is wide.
     """
-    trunk = configuration.trunk
-    names = [
-        IMAGES,
-        *(before.name for before, layer in pairwise(trunk) if layer.kind == "conv"),
-    ]
-    if configuration.head != "pool":
-        names += [trunk[-1].name, *(find_relu(fc) for fc in configuration.fully_connected[:-1])]
-    return names
+    graph = Graph(configuration)
+    steps = graph.trunk if configuration.head == "pool" else graph.steps
+    return [step.reads for step in steps if step.kind in ("conv", "fc") and step.reads is not None]
 
 
 def softmax(logits: Rows, temperature: float = 1.0) -> NDArray[np.float64]:

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggkit.engines.graph_builder import Values, read_norm
-from vggkit.engines.outputs import Plan
+from vggkit.engines.outputs import Plan, select_steps
 from vggkit.models.configuration import Configuration
+from vggkit.models.graph import Graph
 
 LIMIT: Final = 1e36
 """Below it nothing overflows in float32 or bfloat16, in whatever order and by whatever algorithm it is summed."""
@@ -27,14 +28,15 @@ def bound_trunk(configuration: Configuration, plan: Plan, weights: Mapping[str, 
     bounds: NDArray[np.float32] = np.ones(configuration.in_channels, np.float32)
     most = np.float32(1)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        for layer in plan.trunk:
-            match layer.kind:
+        graph = Graph(configuration)
+        for step in select_steps(graph, plan.computed)[: len(graph.trunk)]:
+            match step.kind:
                 case "conv":
-                    weight, bias = (weights[f"features.{layer.index}.{name}"] for name in ("weight", "bias"))
+                    weight, bias = (weights[key] for key in step.weights)
                     rows = np.abs(weight).reshape(len(weight), -1)
                     bounds = rows @ np.repeat(bounds, rows.shape[1] // len(bounds)) + np.abs(bias)
                 case "bn":
-                    factor, shift = read_norm(weights, layer)
+                    factor, shift = read_norm(weights, step)
                     bounds = (bounds * np.abs(factor) + np.abs(shift)).astype(np.float32)
                 case "lrn":  # squares what it reads
                     most = np.maximum(most, bounds.max() ** 2)

@@ -4,10 +4,7 @@ Shape letters: N images, C channels, H and W pixels, K classes, F features.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from copy import copy
-from functools import partial
-from threading import Lock
 from typing import Literal, cast
 
 import numpy as np
@@ -16,11 +13,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vggkit.engines.cuda_graphs import Replays
 from vggkit.engines.info import EngineInfo
-from vggkit.engines.outputs import Output, Plan, check_batch, find_relu, plan_outputs
+from vggkit.engines.outputs import Output, Plan, check_batch, plan_outputs, select_steps
 from vggkit.engines.stream import NamedEngine
 from vggkit.models.configuration import Configuration
+from vggkit.models.graph import Graph, Step
 from vggkit.models.vgg import VGG, slide
 
 
@@ -60,58 +57,60 @@ class PyTorchEngine(NamedEngine):
             name="pytorch", precision=precision, device=str(device), version=str(torch.__version__)
         )
         self._network = _replicate(network, device, self.dtype)
-        self._replays = Replays(partial(_look, self._network, self._configuration, plan=self._plan), device)
-        # What a recorded pass gives is overwritten by the next one.
-        self._turn: AbstractContextManager[object] = nullcontext() if device.type == "cpu" else Lock()
 
     def compute(self, batch: NDArray[np.float32]) -> dict[Output, NDArray[np.float32]]:
         """Every output by its name, of one pass."""
         check_batch(self._configuration, batch)
-        with torch.inference_mode(), self._turn:
+        with torch.inference_mode():
             images = torch.from_numpy(batch).to(self.device, self.dtype, memory_format=torch.channels_last)
-            found = self._replays(images)
+            found = _compute(self._network, self._configuration, images, self._plan)
             rows = {name: values.float().cpu().numpy() for name, values in found.items()}
-        return self._plan.give(rows, self._temperature)
+        return self._plan.finish(rows, self._temperature)
 
 
-def _look(network: VGG, configuration: Configuration, images: Tensor, plan: Plan) -> dict[Output, Tensor]:
-    """The plan's outputs; follows `VGG.forward`."""
-    match plan.drawn:
+def _compute(network: VGG, configuration: Configuration, images: Tensor, plan: Plan) -> dict[Output, Tensor]:
+    """The plan's outputs of images (N, C, H, W)."""
+    match plan.computed:
         case ("logits",):
             return {"logits": network(images)}
         case ("features",):
             return {"features": network.describe(images)}
+    height, width = images.shape[2:]
+    graph = Graph(configuration, input_pixels=(height, width))
     found: dict[Output, Tensor] = {}
-    maps, before = images, ""
-    for layer, module in zip(plan.trunk, network.features, strict=False):
-        # A map that is kept must not be overwritten by its ReLU.
-        maps = F.relu(maps, inplace=before not in plan.drawn) if layer.kind == "relu" else module(maps)
-        before, found[layer.name] = layer.name, maps
-    if "statistics" in plan.drawn:
-        found["statistics"] = summarize(maps)
-    if plan.fully_connected or "features" in plan.drawn:
-        found |= _look_at_head(network, configuration, maps, plan)
-    return {name: found[name] for name in plan.drawn}
+    values = images
+    for step in select_steps(graph, plan.computed):
+        values = _compute_step(step, values, network, keep=step.reads in plan.computed)
+        found[step.name] = values
+    found["logits"] = values
+    if "features" in plan.computed:
+        features = found[select_steps(graph, ["features"])[-1].name]
+        if configuration.head == "dense":
+            features = features.mean((2, 3)) if configuration.hidden else network.read(features, nn.Sequential())
+        found["features"] = features
+    if "statistics" in plan.computed:
+        found["statistics"] = summarize(found[graph.trunk[-1].name])
+    return {name: found[name] for name in plan.computed}
 
 
-def _look_at_head(network: VGG, configuration: Configuration, maps: Tensor, plan: Plan) -> dict[Output, Tensor]:
-    """What the plan's layers of the head give, and the rows that are theirs."""
-    found: dict[Output, Tensor] = {}
-    last = configuration.fully_connected[-1]
-    slides, side = configuration.head == "dense", configuration.grid
-    row = values = network.read(maps, nn.Sequential())
-    if slides:
-        values = F.adaptive_avg_pool2d(maps, (max(maps.shape[2], side), max(maps.shape[3], side)))
-    for fc in plan.fully_connected:
-        module = cast(nn.Linear | nn.Sequential, network.classifier[fc.index])
-        found["features"] = row
-        values, side = (slide(module, values, side), 1) if slides else (module(values), side)
-        found[fc.name] = values
-        if fc != last:
-            values = found[find_relu(fc)] = F.relu(values)
-        row = values.mean((2, 3)) if slides else values
-    found["logits" if last in plan.fully_connected else "features"] = row
-    return found
+def _compute_step(step: Step, values: Tensor, network: VGG, *, keep: bool) -> Tensor:
+    """What a step gives; `keep`: what it reads must not be overwritten."""
+    match step.kind:
+        case "relu":
+            return F.relu(values, inplace=not keep)
+        case "adaptive_pool":
+            _, height, width = step.output_shape
+            return F.adaptive_avg_pool2d(values, (height, width))
+        case "flatten":
+            return values.flatten(1)
+        case "statistics":
+            return network.read(values, nn.Sequential())
+        case "mean":
+            return values.mean((2, 3))
+    module = network.get_submodule(str(step.module))
+    if step.kind == "fc" and len(step.output_shape) > 1:
+        return slide(cast(nn.Linear, module), values, step.kernel)
+    return cast(Tensor, module(values))
 
 
 def summarize(maps: Tensor) -> Tensor:
@@ -137,8 +136,8 @@ def _replicate(network: VGG, device: torch.device, dtype: torch.dtype) -> VGG:
         if id(module) not in modules:
             # Statistics of batch norms stay in float32, whatever products are computed in.
             kind = dtype if isinstance(module, nn.Conv2d | nn.Linear) else torch.float32
-            twin = modules[id(module)] = copy(module)
-            twin.__dict__ |= {
+            own = modules[id(module)] = copy(module)
+            own.__dict__ |= {
                 "training": False,
                 "_parameters": {
                     name: value if value is None else nn.Parameter(place(value, kind), requires_grad=False)

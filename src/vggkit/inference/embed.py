@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vggkit.arguments import demand_count
 from vggkit.engines.info import WantedEngine
 from vggkit.engines.model_weights import ModelFile, NetworkWeights, Weights
-from vggkit.engines.outputs import WantedPrecision, find_relu, list_outputs, plan_outputs
+from vggkit.engines.outputs import WantedPrecision, list_outputs, plan_outputs
 from vggkit.engines.overflow import describe_overflow
 from vggkit.engines.select import choose_engine
 from vggkit.engines.stream import Engine, NamedEngine, stream_answers
@@ -21,6 +21,7 @@ from vggkit.errors import UnknownName
 from vggkit.images.given import ImageSources, count_sources, lack_images, list_sources
 from vggkit.images.sources.open_dataset import gather_images
 from vggkit.models.configuration import Configuration
+from vggkit.models.graph import Graph
 from vggkit.weights.card import Card, demand_classifier
 
 if TYPE_CHECKING:
@@ -71,10 +72,7 @@ def find_width(configuration: Configuration, layer: str) -> int:
     *_, last = configuration.fully_connected
     widths = {FEATURES: last.in_features, STATISTICS: 2 * configuration.trunk_channels}
     widths |= {"logits": last.out_features, "probabilities": last.out_features}
-    widths |= {each.name: each.out_channels for each in configuration.trunk}
-    for fc in configuration.fully_connected:
-        widths |= {fc.name: fc.out_features, find_relu(fc): fc.out_features}
-    return widths[layer]
+    return widths[layer] if layer in widths else Graph(configuration).find(layer).output_shape[0]
 
 
 def embed(

@@ -58,6 +58,11 @@ class FullyConnected:
     rank: int | None
     """Width of the narrow middle where the layer is two factors; None: one full matrix."""
 
+    @property
+    def relu(self) -> str:
+        """Name of the ReLU that follows it, if it is not the last: `relu6` of `fc6`."""
+        return self.name.replace("fc", "relu")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
@@ -325,7 +330,7 @@ def layer_names(configuration: Configuration) -> list[str]:
     """Names that `until=` takes for this network: the whole trunk's layers, then the hidden ones of an FC head."""
     names = [layer.name for layer in _walk_blocks(configuration)]
     if configuration.head != "pool":
-        names += [f"{kind}{6 + j}" for j in range(len(configuration.hidden)) for kind in ("fc", "relu")]
+        names += [name for fc in configuration.fully_connected[:-1] for name in (fc.name, fc.relu)]
     return names
 
 

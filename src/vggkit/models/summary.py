@@ -6,13 +6,13 @@ Shape letters: C channels, H and W pixels, K classes; no N, everything is for on
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, cast
 
 from vggkit.arguments import plain_number
 from vggkit.errors import BadInput
 from vggkit.models.configuration import Configuration, demand_configuration
+from vggkit.models.graph import Graph
 
 LayerKind = Literal["input", "conv", "bn", "lrn", "pool", "adaptive pool", "statistics", "fc", "mean"]
 
@@ -83,18 +83,6 @@ class Summary:
         return cast(dict[str, Any], _listed(asdict(self)))
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """A row before the totals are known; a map or a vector is `shape`."""
-
-    name: str
-    kind: LayerKind
-    shape: tuple[int, ...]
-    field: int | None
-    parameters: int = 0
-    multiply_adds: int = 0
-
-
 def summarize(configuration: Configuration, *, input: tuple[int, int] = (224, 224)) -> Summary:  # noqa: A002
     """Shapes, parameters, multiply-adds, memory and receptive fields, layer by layer.
 
@@ -105,25 +93,40 @@ def summarize(configuration: Configuration, *, input: tuple[int, int] = (224, 22
     Raises BadInput where the image is smaller than the network's `minimum_side`, or not two
     whole numbers.
     """
-    sides = _check(configuration, input)
-    rows = list(_walk_trunk(configuration, sides))
-    rows += _walk_head(configuration, rows[-1])
-    parameters = sum(row.parameters for row in rows)
-    multiply_adds = sum(row.multiply_adds for row in rows)
-    layers = tuple(
-        LayerSummary(
-            name=row.name,
-            kind=row.kind,
-            output_shape=row.shape,
-            parameters=row.parameters,
-            multiply_adds=row.multiply_adds,
-            activation_bytes=FLOAT32_BYTES * math.prod(row.shape),
-            receptive_field_pixels=row.field,
-            parameter_share=row.parameters / parameters,
-            multiply_add_share=row.multiply_adds / multiply_adds,
-        )
-        for row in rows
+    configuration, sides = demand_configuration(configuration, "summarize"), _check(input)
+    graph = Graph(configuration, input_pixels=sides)
+    steps = [step for step in graph.steps if step.kind not in ("relu", "flatten")]
+    parameters, multiply_adds = (
+        sum(step.parameters for step in steps),
+        sum(step.multiply_adds for step in steps),
     )
+    image = (configuration.in_channels, *sides)
+    first = LayerSummary(
+        name="input",
+        kind="input",
+        output_shape=image,
+        parameters=0,
+        multiply_adds=0,
+        activation_bytes=FLOAT32_BYTES * math.prod(image),
+        receptive_field_pixels=1,
+        parameter_share=0.0,
+        multiply_add_share=0.0,
+    )
+    rows = [
+        LayerSummary(
+            name=f"{step.name}.1" if step.factor == 1 else step.name,
+            kind="adaptive pool" if step.kind == "adaptive_pool" else cast(LayerKind, step.kind),
+            output_shape=step.output_shape,
+            parameters=step.parameters,
+            multiply_adds=step.multiply_adds,
+            activation_bytes=FLOAT32_BYTES * math.prod(step.output_shape),
+            receptive_field_pixels=step.receptive_field,
+            parameter_share=step.parameters / parameters,
+            multiply_add_share=step.multiply_adds / multiply_adds,
+        )
+        for step in steps
+    ]
+    layers = (first, *rows)
     return Summary(
         model=configuration.model,
         description=_describe(configuration),
@@ -139,86 +142,12 @@ def summarize(configuration: Configuration, *, input: tuple[int, int] = (224, 22
     )
 
 
-def _check(configuration: object, sides: object) -> tuple[int, int]:
-    """Height and width; raises BadInput for what is no size of an image for the network."""
-    configuration = demand_configuration(configuration, "summarize")
+def _check(sides: object) -> tuple[int, int]:
+    """Height and width; raises BadInput where they are not two whole numbers."""
     found = tuple(map(plain_number, sides)) if isinstance(sides, tuple | list) else ()
     if len(found) != 2 or not all(type(side) is int for side in found):
         raise BadInput(f"input must be height and width in whole pixels, such as (224, 224); got {sides!r}")
-    height, width = found
-    smallest = configuration.minimum_side
-    if min(height, width) < smallest:
-        raise BadInput(
-            f"images must be at least {smallest} pixels high and wide, got {height}×{width}: each pool halves "
-            "the map; enlarge the images, or cut the trunk earlier with until="
-        )
-    return height, width
-
-
-def _walk_trunk(configuration: Configuration, sides: tuple[int, int]) -> Iterator[_Row]:
-    """The image and the layers of `features`."""
-    height, width = sides
-    # `step`: how many pixels of the image lie between two neighbours on the map.
-    field, step = 1, 1
-    yield _Row("input", "input", (configuration.in_channels, height, width), field)
-    for layer in configuration.trunk:
-        if layer.kind == "relu":
-            continue
-        field += (layer.kernel - 1) * step
-        if layer.kind == "pool":
-            height, width, step = height // 2, width // 2, step * 2
-        shape = (layer.out_channels, height, width)
-        match layer.kind:
-            case "conv":
-                weights = layer.in_channels * layer.out_channels * layer.kernel**2
-                yield _Row(layer.name, "conv", shape, field, weights + layer.out_channels, weights * height * width)
-            case "bn":
-                yield _Row(layer.name, "bn", shape, field, 2 * layer.out_channels)
-            case _:
-                yield _Row(layer.name, layer.kind, shape, field)
-
-
-def _walk_head(configuration: Configuration, last: _Row) -> Iterator[_Row]:
-    """The layers behind the trunk, whose last row is `last`."""
-    channels, height, width = last.shape
-    grid = configuration.grid
-    match configuration.head:
-        case "pool":
-            yield _Row(configuration.statistics, "statistics", (configuration.head_features,), None)
-            yield from _walk_fully_connected(configuration, positions=(), field=None)
-        case "fc":
-            if (height, width) != (grid, grid):
-                yield _Row("avgpool", "adaptive pool", (channels, grid, grid), None)
-            yield from _walk_fully_connected(configuration, positions=(), field=None)
-        case "dense":
-            field: int | None = None
-            if min(height, width) < grid:
-                height, width = max(height, grid), max(width, grid)
-                yield _Row("avgpool", "adaptive pool", (channels, height, width), None)
-            else:
-                step = 1 << sum(layer.kind == "pool" for layer in configuration.trunk)
-                field = cast(int, last.field) + (grid - 1) * step
-            positions = (height - grid + 1, width - grid + 1)
-            yield from _walk_fully_connected(configuration, positions=positions, field=field)
-            yield _Row("mean", "mean", (configuration.num_classes,), None)
-
-
-def _walk_fully_connected(
-    configuration: Configuration, *, positions: tuple[int, ...], field: int | None
-) -> Iterator[_Row]:
-    """The layers of `classifier` at each of rows × columns `positions`; () where there is one and no map."""
-    times = math.prod(positions)
-    for fc in configuration.fully_connected:
-        if fc.rank is None:
-            factors = [(fc.name, fc.in_features, fc.out_features, fc.out_features)]
-        else:
-            factors = [
-                (f"{fc.name}.0", fc.in_features, fc.rank, 0),
-                (f"{fc.name}.1", fc.rank, fc.out_features, fc.out_features),
-            ]
-        for name, reads, gives, biases in factors:
-            weights = reads * gives
-            yield _Row(name, "fc", (gives, *positions), field, weights + biases, weights * times)
+    return found
 
 
 def _describe(configuration: Configuration) -> str:

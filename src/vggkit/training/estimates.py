@@ -5,7 +5,7 @@ Shape letters: N images, C channels, H and W pixels, K classes.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -15,7 +15,8 @@ from vggkit.errors import BadInput
 from vggkit.hardware import count_threads, derive_seed, find_available_memory
 from vggkit.images.dataset import ImageSample
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.models.configuration import Configuration, Layer
+from vggkit.models.configuration import Configuration
+from vggkit.models.graph import Graph
 from vggkit.models.vgg import VGG
 from vggkit.training.layer_groups import list_learnt
 from vggkit.training.learner import Learner
@@ -76,24 +77,16 @@ def _measure_maps(configuration: Configuration, learnt: set[str], pixels: int, s
     copies = {"conv": int(configuration.batch_norm), "bn": 0, "relu": 1, "lrn": 5, "pool": 1}
     kept = configuration.head_features + 2 * sum(configuration.hidden)
     largest, indices, learns = 0, 0, False
-    for layer, side in _walk(configuration, pixels):
-        values = layer.out_channels * side**2
-        learns = learns or f"features.{layer.index}.weight" in learnt
+    for step in Graph(configuration, input_pixels=(pixels, pixels)).trunk:
+        values = math.prod(step.output_shape)
+        learns = learns or not learnt.isdisjoint(step.weights)
         largest = max(largest, values)
         if learns:
-            kept += copies[layer.kind] * values
-            indices += 8 * values if layer.kind == "pool" and configuration.pooling == "max" else 0
+            kept += copies[step.kind] * values
+            indices += 8 * values if step.kind == "pool" and configuration.pooling == "max" else 0
     images = 4 * 4 * configuration.in_channels * pixels**2  # in float32, some batches ahead
     # Where nothing is kept, a map is made from another.
     return images + max((size * kept + indices) * (1 + PASSING), 4 * size * largest)
-
-
-def _walk(configuration: Configuration, pixels: int) -> Iterator[tuple[Layer, int]]:
-    """Each layer of the trunk with the side of the map that it gives."""
-    side = pixels
-    for layer in configuration.trunk:
-        side = side // 2 if layer.kind == "pool" else side
-        yield layer, side
 
 
 def choose_batch_size(
@@ -138,10 +131,7 @@ def _find_flat(configuration: Configuration, recipe: Recipe, pixels: int) -> int
     """The power of two from which throughput hardly grows."""
     shapes = configuration.state_shapes()
     learnt = sum(math.prod(shapes[key]) for key in list_learnt(configuration, recipe))
-    multiply_adds = sum(math.prod(shape) for key, shape in shapes.items() if key.startswith("classifier."))
-    for layer, side in _walk(configuration, pixels):
-        if layer.kind == "conv":
-            multiply_adds += side**2 * math.prod(shapes[f"features.{layer.index}.weight"])
+    multiply_adds = sum(step.multiply_adds for step in Graph(configuration, input_pixels=(pixels, pixels)).steps)
     nearest = round(math.log2(8 * STEP_COST * learnt / multiply_adds))
     return max(LEAST, min(MOST, 1 << max(0, nearest)))
 
