@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from vggkit.models.features import widen
+
 NORM_EPSILON: Final = 1e-10
 """Added to the norm of the channels of a place, as LPIPS does."""
 SIMILARITY_EPSILON: Final = 1e-6
@@ -30,8 +32,7 @@ def gram(values: Tensor) -> Tensor:
 
     The maps are divided before they are multiplied: sums of products of undivided ones overflow in float16.
     """
-    rows = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-    rows = rows.flatten(2)
+    rows = widen(values).flatten(2)
     rows = rows / (rows.shape[1] * rows.shape[2]) ** 0.5
     return rows @ rows.transpose(1, 2)
 
@@ -57,21 +58,20 @@ def weigh_normalized(values: Tensor, unit: Tensor, weights: Tensor) -> Tensor:
 
 
 class _NormalizedDistance(torch.autograd.Function):
-    """Works on blocks of places, in the memory order of `channels_last`, in float32."""
+    """Works on blocks of places, in whatever memory order the maps have."""
 
     @staticmethod
     def forward(values: Tensor, unit: Tensor, weights: Tensor) -> Tensor:
-        rows, units = _as_rows(values), _as_rows(unit)
-        found = values.new_empty(len(rows), dtype=torch.float32)
-        for number in range(len(rows)):
-            of_unit = units[number if len(units) > 1 else 0]
-            total = torch.zeros((), dtype=torch.float64, device=values.device)
-            for first, stop in _blocks(rows[number]):
-                ours = rows[number, first:stop].float()
-                lengths = torch.linalg.vector_norm(ours, dim=1, keepdim=True).add_(NORM_EPSILON)
-                difference = (ours / lengths).sub_(of_unit[first:stop])
-                total += (difference.square_() @ weights).sum(dtype=torch.float64)
-            found[number] = total / rows.shape[1]
+        found = unit.new_empty(len(values))
+        for number, columns in enumerate(values.flatten(2)):
+            of_unit = unit[number if len(unit) > 1 else 0].flatten(1)
+            sums = []
+            for first, stop in _blocks(columns):
+                ours = widen(columns[:, first:stop])
+                lengths = torch.linalg.vector_norm(ours, dim=0).add_(NORM_EPSILON)
+                difference = (ours / lengths).sub_(of_unit[:, first:stop])
+                sums.append((weights @ difference.square_()).sum())
+            found[number] = torch.stack(sums).sum() / columns.shape[1]
         return found
 
     @staticmethod
@@ -82,34 +82,26 @@ class _NormalizedDistance(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         values, unit, weights = ctx.saved_tensors
-        rows, units = _as_rows(values), _as_rows(unit)
-        found = torch.empty_like(rows)
-        for number in range(len(rows)):
-            of_unit, scale = units[number if len(units) > 1 else 0], gradient[number] * 2 / rows.shape[1]
-            scaled = weights * scale
-            for first, stop in _blocks(rows[number]):
-                ours = rows[number, first:stop].float()
-                norms = torch.linalg.vector_norm(ours, dim=1, keepdim=True)
+        found = torch.empty_like(values)
+        for number, columns in enumerate(values.flatten(2)):
+            of_unit, result = unit[number if len(unit) > 1 else 0].flatten(1), found[number].flatten(1)
+            scaled = (weights * (gradient[number] * 2 / columns.shape[1]))[:, None]
+            for first, stop in _blocks(columns):
+                ours = widen(columns[:, first:stop])
+                norms = torch.linalg.vector_norm(ours, dim=0)
                 lengths = norms + NORM_EPSILON
                 normed = ours / lengths
-                pull = (normed - of_unit[first:stop]).mul_(scaled)
+                pull = (normed - of_unit[:, first:stop]).mul_(scaled)
                 # Of x / (|x| + e): what lies along x changes its length alone.
-                along = (pull * normed).sum(1, keepdim=True).div_(norms.clamp_min(1e-30).mul_(lengths))
-                found[number, first:stop] = pull.div_(lengths).addcmul_(ours, along, value=-1)
-        shape = values.shape
-        maps = found.view(shape[0], shape[2], shape[3], shape[1]).permute(0, 3, 1, 2)
-        return maps, None, None
+                along = (pull * normed).sum(0).div_(norms.clamp_min_(1e-30).mul_(lengths))
+                result[:, first:stop] = pull.div_(lengths).addcmul_(ours, along, value=-1)
+        return found, None, None
 
 
-def _as_rows(maps: Tensor) -> Tensor:
-    """(N, M, C) of maps (N, C, H, W); a view where they are `channels_last`."""
-    return maps.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
-
-
-def _blocks(rows: Tensor) -> list[tuple[int, int]]:
-    """Ranges of the rows (M, C) of about BLOCK_VALUES values."""
-    step = max(1, BLOCK_VALUES // rows.shape[1])
-    return [(first, min(first + step, len(rows))) for first in range(0, len(rows), step)]
+def _blocks(columns: Tensor) -> list[tuple[int, int]]:
+    """Ranges of the columns (C, M) of about BLOCK_VALUES values."""
+    step = max(1, BLOCK_VALUES // columns.shape[0])
+    return [(first, min(first + step, columns.shape[1])) for first in range(0, columns.shape[1], step)]
 
 
 def compare_structure(values: Tensor, reference: Tensor, *, alpha: Tensor, beta: Tensor) -> Tensor:
@@ -121,7 +113,7 @@ def compare_structure(values: Tensor, reference: Tensor, *, alpha: Tensor, beta:
         alpha: (C,) weights of the similarity of means (texture).
         beta: (C,) weights of the similarity of covariances (structure).
     """
-    ours, theirs = values.float(), reference.float()
+    ours, theirs = widen(values), widen(reference)
     mean, other = ours.mean((2, 3)), theirs.mean((2, 3))
     texture = (2 * mean * other + SIMILARITY_EPSILON) / (mean.square() + other.square() + SIMILARITY_EPSILON)
     centred, against = ours - mean[:, :, None, None], theirs - other[:, :, None, None]

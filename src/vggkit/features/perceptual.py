@@ -25,7 +25,7 @@ from vggkit.features.distances import (
 from vggkit.features.loss_config import LossConfig, demand_range, find_preset
 from vggkit.images.preprocessing import Preprocessing, suit_preprocessing
 from vggkit.models.configuration import Configuration, configure
-from vggkit.models.features import Features
+from vggkit.models.features import Features, widen
 from vggkit.models.vgg import VGG
 from vggkit.weights.identify import identify
 from vggkit.weights.locate import locate_model
@@ -219,7 +219,7 @@ class PerceptualLoss(nn.Module):
         for name in self._content_weights():
             values = found[name]
             if self.config.metric == "lpips":
-                values = normalize_channels(values.float())
+                values = normalize_channels(widen(values))
             content[name] = values
         style = {name: gram(found[name] * self.config.feature_scale) for name in self.config.style}
         return Reference(content, style)
@@ -231,12 +231,12 @@ class PerceptualLoss(nn.Module):
     def _compute(self, images: Tensor) -> dict[str, Tensor]:
         """The layers' values; `image` is the image itself, in [0, 1]."""
         low, high = self.input_range
-        scaled = (images.float() - self._shift) * self._scale
+        scaled = (widen(images) - self._shift) * self._scale
         scaled = scaled.flip(1) if self._flipped else scaled
         scaled = scaled.contiguous(memory_format=torch.channels_last).to(self.trunk.dtype)
         found = self.trunk(scaled)
         if self.config.metric == "dists":
-            found["image"] = (images.float() - low) / (high - low)
+            found["image"] = (widen(images) - low) / (high - low)
         return found
 
     def _compare(self, name: str, values: Tensor, reference: Tensor) -> Tensor:
@@ -250,7 +250,7 @@ class PerceptualLoss(nn.Module):
             case "lpips":
                 weights = self.calibration.linear(name)
                 if reference.requires_grad or torch.compiler.is_compiling():
-                    difference = normalize_channels(values.float()) - reference
+                    difference = normalize_channels(widen(values)) - reference
                     return (difference.square() * weights[:, None, None]).sum(1).mean((1, 2))
                 return weigh_normalized(values, reference, weights)
             case "dists":
@@ -259,8 +259,8 @@ class PerceptualLoss(nn.Module):
             case "features":
                 scale = config.feature_scale
                 return compare(
-                    values.float() * scale,
-                    reference.float() * scale,
+                    widen(values) * scale,
+                    widen(reference) * scale,
                     distance=config.content_distance,
                     reduction=config.content_reduction,
                 )

@@ -4,18 +4,23 @@ Shape letters: N images, C channels, H and W pixels, F features.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from vggkit.errors import BadInput, UnknownName
-from vggkit.models.configuration import STD_EPSILON, Configuration, FullyConnected
+from vggkit.models.configuration import STD_EPSILON, Configuration
+from vggkit.models.graph import Graph
 from vggkit.models.vgg import VGG, check_images
 
 if TYPE_CHECKING:
     from vggkit.weights.model import Model
+
+
+ROWS: Final = ("statistics", "features", "logits")
+"""What every network has, a row for each image."""
 
 
 class Features(nn.Module):
@@ -101,8 +106,8 @@ class Features(nn.Module):
             if is_kept:
                 found[fc.name] = values
             values = F.relu(values, inplace=not is_kept)
-            if name_relu(fc) in wanted:
-                found[name_relu(fc)] = values
+            if fc.relu in wanted:
+                found[fc.relu] = values
             if self.training:
                 values = cast(Tensor, self.network.classifier[fc.index + 2](values.clone()))
         if "features" in wanted:
@@ -163,15 +168,10 @@ class Features(nn.Module):
 
 
 def list_features(configuration: Configuration) -> list[str]:
-    """Every name that `Features` takes for this network, in the order of computation."""
-    *hidden, last = configuration.fully_connected
-    head = [name for fc in hidden for name in (fc.name, name_relu(fc))]
-    return [*(layer.name for layer in configuration.trunk), "statistics", *head, "features", last.name, "logits"]
-
-
-def name_relu(fc: FullyConnected) -> str:
-    """The name of the ReLU behind a layer of the head: relu6 of fc6."""
-    return fc.name.replace("fc", "relu")
+    """Every name that `Features` takes for this network: its layers in order, then `statistics`, `features` and
+    `logits`.
+    """
+    return [*Graph(configuration).names, *ROWS]
 
 
 def _demand_names(names: str | Sequence[str], configuration: Configuration) -> tuple[str, ...]:
@@ -192,9 +192,14 @@ def _average(values: Tensor) -> Tensor:
 
 def _describe_channels(maps: Tensor, *, with_deviation: bool) -> Tensor:
     """Each channel's mean, and its standard deviation where asked for, over the map; summed in float32 at least."""
-    wide = maps.float() if maps.dtype in (torch.float16, torch.bfloat16) else maps
+    wide = widen(maps)
     statistics = wide.mean((2, 3))
     if with_deviation:
         variance = wide.var((2, 3), correction=0)
         statistics = torch.cat([statistics, (variance + STD_EPSILON).sqrt()], dim=1)
     return statistics.to(maps.dtype)
+
+
+def widen(values: Tensor) -> Tensor:
+    """In float32 at least: sums of many values lose too much in 16 bits, or overflow."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
