@@ -68,7 +68,7 @@ def measure(place: str, workers: int) -> dict[str, float]:
     """Images a second, and resident memory at a quarter of the way and at the end, in this process."""
     import numpy as np
 
-    from vggkit.engines.stream import stream_answers
+    from vggkit.engines.stream import stream_results
     from vggkit.images.preprocessing import Preprocessing
     from vggkit.images.sources.open_dataset import iterate_images
 
@@ -88,7 +88,7 @@ def measure(place: str, workers: int) -> dict[str, float]:
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     started = time.perf_counter()
-    for answer in stream_answers(Nothing(), Preprocessing(), iterate_images([place]), decoders=workers):
+    for answer in stream_results(Nothing(), Preprocessing(), iterate_images([place]), decoders=workers):
         assert answer.output is not None, answer.problem
         done += 1
     seconds = time.perf_counter() - started

@@ -30,7 +30,7 @@ from .evaluation.comparison import compare_predictions as compare_predictions
 from .evaluation.comparison import fuse as fuse
 from .evaluation.evaluation import Bin as Bin
 from .evaluation.evaluation import Calibration as Calibration
-from .evaluation.evaluation import ClassFigures as ClassFigures
+from .evaluation.evaluation import ClassMetrics as ClassMetrics
 from .evaluation.evaluation import Evaluation as Evaluation
 from .evaluation.evaluation import Rejection as Rejection
 from .evaluation.measure import evaluate as evaluate
@@ -51,8 +51,8 @@ from .inference.embed import Embeddings as Embeddings
 from .inference.embed import embed as embed
 from .inference.predict import Prediction as Prediction
 from .inference.predict import predict as predict
-from .inference.search import Found as Found
-from .inference.search import Neighbour as Neighbour
+from .inference.search import SearchResult as SearchResult
+from .inference.search import SimilarImage as SimilarImage
 from .models.configuration import Configuration as Configuration
 from .models.configuration import FullyConnected as FullyConnected
 from .models.configuration import Layer as Layer
@@ -81,6 +81,7 @@ from .weights.identify import Identification as Identification
 from .weights.identify import Reading as Reading
 from .weights.identify import identify as identify
 from .weights.model import Model as Model
+from .weights.origin import WeightsOrigin as WeightsOrigin
 from .weights.pretrained import FetchedWeights as FetchedWeights
 from .weights.pretrained import fetch as fetch
 from .weights.published import PublishedWeights as PublishedWeights

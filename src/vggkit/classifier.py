@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Self
 
 from vggkit.benchmarking.timings import Bench
+from vggkit.engines.info import WantedEngine
 from vggkit.engines.outputs import WantedPrecision
-from vggkit.engines.select import WantedEngine
 from vggkit.evaluation.comparison import PairedComparison, compare_predictions
 from vggkit.evaluation.evaluation import Evaluation, ProtocolName
 from vggkit.evaluation.measure import evaluate

@@ -35,7 +35,8 @@ FLOORS = {
     "cli": 11,
 }
 OWNERS = {
-    "tyro": {"cli/main.py"},
+    "tyro": {"cli/options.py"},
+    "docstring_parser": {"cli/options.py"},
     "lazy_loader": {"__init__.py"},
     "torchvision": {"images/sources/public_sets.py", "training/augmentation.py"},
     "simplejpeg": {"images/decoding.py"},
@@ -85,7 +86,14 @@ OWNERS = {
 TORCH_FREE = [
     "vggkit",
     "vggkit.cli.main",
-    "vggkit.cli.commands",
+    "vggkit.cli.bench",
+    "vggkit.cli.check",
+    "vggkit.cli.compare",
+    "vggkit.cli.evaluate",
+    "vggkit.cli.models",
+    "vggkit.cli.options",
+    "vggkit.cli.predict",
+    "vggkit.cli.train",
     "vggkit.engines.select",
     "vggkit.engines.onnx",
     "vggkit.engines.openvino",
@@ -127,6 +135,7 @@ TORCH_FREE = [
     "vggkit.reports.loggers",
     "vggkit.workflows.compare",
     "vggkit.workflows.run_config",
+    "vggkit.workflows.run_folder",
     "vggkit.workflows.check",
 ]
 

@@ -19,7 +19,7 @@ from vggkit.data_checks.label_errors import (
 from vggkit.data_checks.survey import Sighting
 from vggkit.engines.pytorch import PyTorchEngine
 from vggkit.images.dataset import ImageSample
-from vggkit.images.near_duplicates import Alike
+from vggkit.images.near_duplicates import NearDuplicate
 from vggkit.models.configuration import Configuration
 from vggkit.workflows.check import check
 
@@ -97,7 +97,7 @@ def test_units_join_copies_near_copies_and_groups():
     images = [ImageSample(str(number), "a", group="g" if number in (3, 4) else None) for number in range(7)]
     digests = [b"1", b"2", b"1", b"3", b"4", b"5", b""]
     sightings = [Sighting("all", p, digest=d) for p, d in zip(images, digests, strict=True)]
-    numbers = number_units(sightings, [Alike(1, 5, 0.9)])
+    numbers = number_units(sightings, [NearDuplicate(1, 5, 0.9)])
     assert numbers[0] == numbers[2]
     assert numbers[1] == numbers[5]
     assert numbers[3] == numbers[4]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vggkit.engines.stream import stream_answers, stream_rows
+from vggkit.engines.stream import stream_results, stream_rows
 from vggkit.images.dataset import ImageSample
 from vggkit.images.preprocessing import Preprocessing
 
@@ -29,7 +29,7 @@ def grey(level: int) -> ImageSample:
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 50])
 def test_every_image_is_answered_in_order(batch_size):
     engine = Brightness()
-    predictions = list(stream_answers(engine, SMALL, [grey(level) for level in range(20)], batch_size=batch_size))
+    predictions = list(stream_results(engine, SMALL, [grey(level) for level in range(20)], batch_size=batch_size))
     assert [answer.image.path for answer in predictions] == [f"memory/{level}" for level in range(20)]
     for level, answer in enumerate(predictions):
         assert np.allclose(answer.output, level / 255, atol=1e-6)
@@ -42,11 +42,11 @@ def test_bad_images_get_their_reason_and_the_others_go_on(tmp_path):
     Image.new("RGB", (9, 9), "white").save(good)
     bad.write_text("no image")
     predictions = list(
-        stream_answers(Brightness(), SMALL, [ImageSample(str(p)) for p in (bad, good, bad)], batch_size=1)
+        stream_results(Brightness(), SMALL, [ImageSample(str(p)) for p in (bad, good, bad)], batch_size=1)
     )
     assert [answer.output is None for answer in predictions] == [True, False, True]
     assert "bad.png" in predictions[0].problem
-    assert list(stream_answers(Brightness(), SMALL, [], batch_size=4)) == []
+    assert list(stream_results(Brightness(), SMALL, [], batch_size=4)) == []
 
 
 def test_memory_is_bounded_and_threads_end_when_the_reader_stops():
@@ -59,7 +59,7 @@ def test_memory_is_bounded_and_threads_end_when_the_reader_stops():
             decoded.append(1)
             return np.zeros((9, 9, 3), np.uint8)
 
-    predictions = stream_answers(Brightness(), SMALL, [Counted()] * 1000, batch_size=5)
+    predictions = stream_results(Brightness(), SMALL, [Counted()] * 1000, batch_size=5)
     next(predictions)
     assert len(decoded) <= 15
     predictions.close()

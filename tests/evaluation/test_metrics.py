@@ -1,4 +1,4 @@
-"""Figures of answers against independent implementations, and what makes probabilities true."""
+"""Metrics against independent implementations, and calibration."""
 
 import csv
 import json
@@ -12,11 +12,10 @@ from scipy import stats
 from sklearn import metrics
 
 from vggkit.errors import BadData, BadInput, BadOutput
-from vggkit.evaluation.calibration import find_ece, find_threshold, fit_temperature, withhold
+from vggkit.evaluation.calibration import find_ece, find_threshold, fit_temperature, reject_below
 from vggkit.evaluation.comparison import compare_predictions, fuse, mcnemar_p_value
 from vggkit.evaluation.evaluation import proportion_interval
-from vggkit.evaluation.intervals import find_intervals
-from vggkit.evaluation.metrics import score
+from vggkit.evaluation.metrics import find_intervals, score
 from vggkit.evaluation.predictions import Predictions, average, log_softmax
 
 
@@ -39,7 +38,7 @@ def test_figures_are_scikit_learns_on_the_table_that_was_written(tmp_path, class
     found.predictions.save(tmp_path / "results.csv")
     with open(tmp_path / "results.csv", encoding="utf-8", newline="") as lines:
         rows = list(csv.DictReader(lines))
-    truth, said = [row["label"] for row in rows], [row["answer"] for row in rows]
+    truth, said = [row["label"] for row in rows], [row["prediction"] for row in rows]
     chances = np.array([[float(row[f"p_{label}"]) for label in found.labels] for row in rows])
     numbers = [found.labels.index(label) for label in truth]
     assert found.n == len(rows)
@@ -83,10 +82,10 @@ def test_the_table_is_the_same_as_parquet_and_holds_any_name(tmp_path):
         assert read.labels == tuple(labels)
         assert read.paths == predictions.paths
         assert np.array_equal(read.targets, predictions.targets)
-        assert np.array_equal(read.given, predictions.given)
+        assert np.array_equal(read.predicted, predictions.predicted)
         np.testing.assert_allclose(read.log_probabilities, predictions.log_probabilities, rtol=1e-14)
     table = pq.read_table(tmp_path / "results.parquet").to_pandas()
-    assert table["correct"].mean() == predictions.right.mean()
+    assert table["correct"].mean() == predictions.correct.mean()
     for name in ("results.txt", "results"):
         with pytest.raises(BadOutput, match=r"\.csv or \.parquet"):
             predictions.save(tmp_path / name)
@@ -115,7 +114,7 @@ def test_ranks_are_those_of_a_stable_sort(classes, n, seed):
     logits, targets = rng.integers(-1, 2, (n, classes)).astype(float), rng.integers(0, classes, n)
     predictions = Predictions.of(logits, targets, labels=list(map(str, range(classes))))
     order = np.argsort(-logits, axis=1, kind="stable")
-    assert (predictions.given == order[:, 0]).all()
+    assert (predictions.predicted == order[:, 0]).all()
     assert (order[np.arange(n), predictions.ranks - 1] == targets).all()
     np.testing.assert_allclose(predictions.probabilities.sum(1), 1)
 
@@ -135,7 +134,7 @@ def test_bootstrap_intervals_are_those_of_resampled_tables():
         rows = rng.integers(0, 150, 150)
         targets, given_, chances = (
             predictions.targets[rows],
-            predictions.given[rows],
+            predictions.predicted[rows],
             predictions.probabilities[rows],
         )
         binary = np.eye(3)[targets]
@@ -155,7 +154,7 @@ def test_bootstrap_intervals_are_those_of_resampled_tables():
 
 
 def test_resampled_areas_are_scikit_learns_with_ties():
-    from vggkit.evaluation.intervals import _resample_areas, _resample_classes
+    from vggkit.evaluation.metrics import _resample_areas, _resample_classes
 
     rng = np.random.default_rng(1)
     predictions = Predictions.of(
@@ -169,13 +168,13 @@ def test_resampled_areas_are_scikit_learns_with_ties():
         assert areas["roc_auc"][row] == pytest.approx(metrics.roc_auc_score(binary, chances))
         assert areas["average_precision"][row] == pytest.approx(metrics.average_precision_score(binary, chances))
         assert f1[row] == pytest.approx(
-            metrics.f1_score(predictions.targets[rows], predictions.given[rows], average=None)
+            metrics.f1_score(predictions.targets[rows], predictions.predicted[rows], average=None)
         )
 
 
 def test_a_share_of_all_or_none_gets_an_interval_all_the_same():
     predictions = invent(n=30, skill=50)
-    assert predictions.right.all()
+    assert predictions.correct.all()
     assert find_intervals(predictions)[0]["top1"] == proportion_interval(30, 30)
     assert find_intervals(invent(n=30, classes=9, skill=-50))[0]["top5"] == proportion_interval(0, 30)
 
@@ -193,7 +192,7 @@ def test_a_class_without_images_counts_in_no_mean():
     assert found.classes[3].support == 0
     assert found.classes[3].f1_interval is found.classes[3].roc_auc is found.classes[3].average_precision is None
     assert found.macro_f1 == pytest.approx(
-        metrics.f1_score(fewer.targets, fewer.given, average="macro", labels=[0, 1, 2])
+        metrics.f1_score(fewer.targets, fewer.predicted, average="macro", labels=[0, 1, 2])
     )
     low, high = found.intervals["macro_f1"]
     assert low < found.macro_f1 < high
@@ -244,7 +243,9 @@ def test_a_temperature_that_helps_nobody_is_not_taken():
 def test_the_threshold_is_the_lowest_that_gives_the_precision(seed, wanted, skill):
     predictions = invent(n=60, classes=3, seed=seed, skill=skill)
     found = find_threshold(predictions, wanted)
-    cuts = [withhold(predictions, cut, wanted_precision=None) for cut in [0.0, *np.unique(predictions.confidences)]]
+    cuts = [
+        reject_below(predictions, cut, wanted_precision=None) for cut in [0.0, *np.unique(predictions.confidences)]
+    ]
     good = [cut for cut in cuts if cut.precision is not None and cut.precision >= wanted]
     if found is None:
         assert not good
@@ -253,7 +254,7 @@ def test_the_threshold_is_the_lowest_that_gives_the_precision(seed, wanted, skil
         assert found.coverage == max(cut.coverage for cut in good)
         kept = predictions.confidences >= found.threshold
         assert found.n == kept.sum()
-        assert found.precision == predictions.right[kept].mean()
+        assert found.precision == predictions.correct[kept].mean()
 
 
 @pytest.mark.parametrize("wanted", [0, -1, 1.5, float("nan")])
@@ -285,23 +286,26 @@ def measured(predictions, name):
 def test_two_are_compared_image_by_image():
     first, second = invent(seed=1, skill=1.0), invent(seed=1, skill=2.0)
     found = compare_predictions(first, second, names=("A", "B"))
-    gain = second.right.astype(int) - first.right
-    assert found.difference == pytest.approx(second.right.mean() - first.right.mean())
+    gain = second.correct.astype(int) - first.correct
+    assert found.difference == pytest.approx(second.correct.mean() - first.correct.mean())
     assert (found.only_first, found.only_second) == ((gain < 0).sum(), (gain > 0).sum())
-    assert found.both_right + found.both_wrong + found.only_first + found.only_second == found.n == 300
+    assert found.both_correct + found.both_wrong + found.only_first + found.only_second == found.n == 300
     rng = np.random.default_rng(5)
     means = [gain[rng.integers(0, 300, 300)].mean() for _ in range(4000)]
     np.testing.assert_allclose(found.interval, np.percentile(means, [2.5, 97.5]), atol=0.01)
     assert found.p_value < 0.001
-    assert "more than chance" in found.describe()
+    assert "significant" in found.describe()
     assert len(found.changes) == found.only_first + found.only_second
     change = found.changes[0]
     place = first.paths.index(change.path)
     assert change.label == first.labels[first.targets[place]]
-    assert (change.first, change.second) == (first.labels[first.given[place]], first.labels[second.given[place]])
+    assert (change.first, change.second) == (
+        first.labels[first.predicted[place]],
+        first.labels[second.predicted[place]],
+    )
     same = compare_predictions(first, first, names=("A", "A"))
     assert (same.difference, same.p_value, same.changes) == (0, 1, ())
-    assert "may be chance" in same.describe()
+    assert "not significant" in same.describe()
     json.dumps(found.to_dict())
 
 
@@ -335,7 +339,7 @@ def test_fusing_averages_probabilities():
 
 def test_what_has_nothing_in_common_is_not_compared():
     one = measured(invent(classes=3), "A")
-    with pytest.raises(BadData, match=r"A and B do not name the same classes \(class 3\)"):
+    with pytest.raises(BadData, match=r"A and B have different classes \(class 3\)"):
         compare_predictions(one.predictions, invent(classes=4), names=("A", "B"))
     elsewhere = invent(classes=3)
     moved = Predictions(
@@ -356,7 +360,7 @@ def test_an_image_that_is_listed_twice_counts_twice():
         log_probabilities=np.vstack([once.log_probabilities, once.log_probabilities[:1]]),
         labels=once.labels,
     )
-    assert fuse([measured(twice, "A"), measured(twice, "B")]).top1 == twice.right.mean()
+    assert fuse([measured(twice, "A"), measured(twice, "B")]).top1 == twice.correct.mean()
     with pytest.raises(BadData, match="listed twice"):
         compare_predictions(twice, once)
 

@@ -10,7 +10,7 @@ from conftest import draw_class
 from vggkit.classifier import Classifier
 from vggkit.errors import BadConfiguration, BadInput, UnknownName
 from vggkit.evaluation.measure import evaluate
-from vggkit.evaluation.protocols import Look, look_at, plan_protocol, prepare_engines, see
+from vggkit.evaluation.protocols import Look, evaluate_views, plan_protocol, prepare_engines, prepare_view
 from vggkit.images.dataset import ImageSample
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import configure
@@ -34,7 +34,7 @@ def image(height=64, width=64, seed=0):
 
 def ask(classifier, images, name, **options):
     plan = plan_protocol(name, classifier.preprocessing, **options)
-    found = list(look_at(classifier, images, plan, prepare_engines(classifier, plan, device=CPU)))
+    found = list(evaluate_views(classifier, images, plan, prepare_engines(classifier, plan, device=CPU)))
     assert [each[0] for each in found] == list(images)
     return [None if logs is None else np.exp(logs) for _, logs, _ in found]
 
@@ -56,7 +56,7 @@ def test_scales_are_the_papers():
     assert not plan_protocol("single", fed).mirror
     assert plan_protocol("dense", fed).mirror
     assert str(plan_protocol("multi-crop", fed)) == (
-        "multi-crop: 25 crops of 224 pixels, short side 224, 256, 288, mirrored too"
+        "multi-crop: 25 crops of 224 pixels, short side 224, 256, 288, and mirrored"
     )
     assert str(plan_protocol("dense+crops", fed, mirror=False, scales=(256,))) == (
         "dense+crops: the whole image, short side 256 and 25 crops of 224 pixels, short side 256"
@@ -69,7 +69,7 @@ def test_what_cannot_be_looked_at_is_told():
         plan_protocol("multiscale", fed)
     with pytest.raises(BadInput, match="takes no scales"):
         plan_protocol("single", fed, scales=(256,))
-    with pytest.raises(BadInput, match="200 is smaller"):
+    with pytest.raises(BadInput, match="200 pixels is smaller"):
         plan_protocol("dense", fed, scales=(200,))
     with pytest.raises(BadInput, match="two ends"):
         plan_protocol("dense", fed, train_scales=(256, 384, 512))
@@ -102,7 +102,7 @@ def test_dense_is_a_sliding_window_over_a_larger_image(papers):
     asked = image(96, 160, seed=5)
     (found,) = ask(papers, [asked], "dense", scales=(96,), mirror=False)
     network = papers.network.eval()
-    inputs = torch.from_numpy(see(asked, papers.preprocessing, Look("whole", 96))[0][None])
+    inputs = torch.from_numpy(prepare_view(asked, papers.preprocessing, Look("whole", 96))[0][None])
     assert inputs.shape == (1, 3, 96, 160)
     with torch.no_grad():
         maps = network.features(inputs)
@@ -133,7 +133,7 @@ def test_mirror_images_and_scales_are_averaged_as_probabilities(papers):
 
 def test_crops_are_a_grid_from_edge_to_edge(papers):
     asked = image(96, 128, seed=2)
-    crops = see(asked, papers.preprocessing, Look("grid", 96))
+    crops = prepare_view(asked, papers.preprocessing, Look("grid", 96))
     assert len(crops) == 25
     assert {crop.shape for crop in crops} == {(3, 64, 64)}
     whole = papers.preprocessing.normalize(asked.pixels)
@@ -167,10 +167,10 @@ def test_a_pool_head_looks_at_the_whole_image(tiny):
 
 def test_a_thread_of_an_image_takes_no_gigabytes(papers):
     long = ImageSample("memory", "red", np.zeros((4, 40_000, 3), np.uint8))
-    (inputs,) = see(long, papers.preprocessing, Look("whole", 64))
+    (inputs,) = prepare_view(long, papers.preprocessing, Look("whole", 64))
     assert inputs.shape[1] == 64
     assert inputs.shape[2] <= 2**21 / 64
-    assert len(see(long, papers.preprocessing, Look("grid", 64))) == 25
+    assert len(prepare_view(long, papers.preprocessing, Look("grid", 64))) == 25
 
 
 def test_each_protocol_measures_and_names_itself(papers, tmp_path):
@@ -216,7 +216,9 @@ def test_every_engine_looks_alike(papers, name, protocol):
     one, other = (
         [
             logs
-            for _, logs, _ in look_at(papers, asked, plan, prepare_engines(papers, plan, device=CPU, engine=engine))
+            for _, logs, _ in evaluate_views(
+                papers, asked, plan, prepare_engines(papers, plan, device=CPU, engine=engine)
+            )
         ]
         for engine in ("pytorch", name)
     )
@@ -230,11 +232,11 @@ def test_a_sliding_head_reads_what_the_papers_does_in_int8_too(papers):
     sliding = replace(papers.configuration, head="dense")
     assert list_reads(sliding) == list_reads(papers.configuration)
     asked = [image(64, 64 + 8 * seed, seed=seed) for seed in range(4)]
-    fed = np.stack([see(each, FED, Look("middle", 64))[0] for each in asked])
+    fed = np.stack([prepare_view(each, FED, Look("middle", 64))[0] for each in asked])
     papers.keep_ranges(measure_ranges(papers.network, [fed]), about={})
     exact = ask(papers, asked, "dense")
     plan = plan_protocol("dense", FED)
     engines = prepare_engines(papers, plan, device=CPU, precision="int8")
     assert engines["whole"].info.precision == "int8"
-    for (_, logs, _), expected in zip(look_at(papers, asked, plan, engines), exact, strict=True):
+    for (_, logs, _), expected in zip(evaluate_views(papers, asked, plan, engines), exact, strict=True):
         np.testing.assert_allclose(np.exp(logs), expected, atol=0.03)

@@ -8,7 +8,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from test_passed_over import pack
+from test_skipped import pack
 
 from conftest import draw_class, fill_folder
 from vggkit.data_checks.clean_table import write_clean_table
@@ -268,8 +268,8 @@ def test_entries_of_one_image_count_once_and_never_part(tmp_path):
     table.write_text(table.read_text() + "\n".join(more))
     found = open_dataset(table)
     assert found.count("all") == {"cat": 11, "dog": 10}
-    assert [(each.reason, each.count) for each in found.passed_over] == [("listed-twice", 3)]
-    assert "3 entries repeat an image" in found.passed_over[0].describe()
+    assert [(each.reason, each.count) for each in found.skipped] == [("listed-twice", 3)]
+    assert "3 entries repeat an image" in found.skipped[0].describe()
     for seed in range(8):
         divided = divide(found, validation_share=0.2, seed=seed)
         sides = [{os.path.realpath(p.path) for p in divided.split(name)} for name in ("train", "val")]
@@ -293,7 +293,7 @@ def test_images_in_memory_are_told_apart_by_their_pixels():
     ]
     found = ImageDataset.of("made", [(None, row) for row in rows])
     assert found.count("all") == {"x": 2, "y": 1}
-    assert found.passed_over[0].count == 1
+    assert found.skipped[0].count == 1
 
 
 @pytest.mark.parametrize("reverse", [False, True])

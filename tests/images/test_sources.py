@@ -323,7 +323,7 @@ def test_names_that_are_not_text(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
-def test_what_cannot_be_read_in_a_folder_is_not_passed_over(tmp_path):
+def test_what_cannot_be_read_in_a_folder_is_not_skipped(tmp_path):
     fill_folder(tmp_path, ("a", "b"), 2)
     (tmp_path / "a" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     gone = next(p for p in open_dataset(tmp_path).split("all") if "gone" in p.path)
@@ -514,7 +514,7 @@ def test_digits_are_real_fixed_and_disjoint():
     assert min(digits.count("test").values()) >= 35
 
 
-def test_files_that_are_no_images_are_passed_over(tmp_path):
+def test_files_that_are_no_images_are_skipped(tmp_path):
     fill_folder(tmp_path, ("a", "b"), 2)
     (tmp_path / "a" / "notes.txt").write_text("x")
     (tmp_path / "a" / ".hidden.png").write_bytes(b"x")

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import tarfile
 import time
@@ -65,7 +66,7 @@ def rows_of(predictions):
     """What a results file holds of them."""
     rows = []
     for each in predictions:
-        row = {"path": each.path, "answer": each.answer}
+        row = {"path": each.path, "prediction": each.label}
         for rank in range(3):
             there = rank < len(each.labels)
             row[f"label_{rank + 1}"] = each.labels[rank] if there else None
@@ -81,9 +82,9 @@ def test_a_file_holds_what_predict_says(model, many, tmp_path):
     result = predict_into(classifier, many, tmp_path / "r.jsonl", batch_size=16, save_seconds=0)
     assert read_jsonl(tmp_path / "r.jsonl") == expected
     assert (result.images, result.unreadable, result.found_done) == (401, 1, 0)
-    assert expected[77]["answer"] is None
+    assert expected[77]["prediction"] is None
     assert "broken.jpg" in expected[77]["problem"]
-    assert {"unknown", "red"} & {row["answer"] for row in expected}
+    assert {"unknown", "red"} & {row["prediction"] for row in expected}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.jsonl", "r.jsonl.about.json"]
 
 
@@ -252,8 +253,8 @@ def test_a_finished_file_is_left_as_it_is(model, many, tmp_path, monkeypatch):
         make(model, many, out)
         before = (out.read_bytes(), out.stat().st_mtime_ns)
         with monkeypatch.context() as patch:
-            patch.setattr(bulk.prediction, "iterate_predictions", None)
-            patch.setattr(bulk.embedding, "iterate_embeddings", None)
+            patch.setattr(bulk, "iterate_predictions", None)
+            patch.setattr(bulk, "iterate_embeddings", None)
             assert make(model, many, out).found_done == 401
         assert (out.read_bytes(), out.stat().st_mtime_ns) == before
 
@@ -265,7 +266,7 @@ def stop_early(model, images, out, monkeypatch, **options):
         pass
 
     def show(what, done, total):
-        if what == "answering" and done >= 7:
+        if what == "computing" and done >= 7:
             raise Enough
 
     with pytest.raises(Enough):
@@ -622,3 +623,68 @@ def test_a_job_of_version_0_1_continues_under_the_engine_that_its_sentence_names
         **{"name": "pytorch", "precision": "fp32", "device": "cpu", "version": str(torch.__version__)},
         "weight_bits": None,
     }
+
+
+def as_version_0_1_wrote_it(about: dict, engine: str) -> dict:
+    """What it stated of a file: a sentence in place of the engine's record, and other names."""
+    about = about | {"engine": engine}
+    if "images" in about:
+        about |= {"format_version": 1, "pictures": about.pop("images")}
+    return about
+
+
+def test_files_of_version_0_1_are_recognised(model, photos, tmp_path):
+    out = tmp_path / "r.csv"
+    predict_into(model, photos / "val", out, engine="pytorch", precision="fp32")
+    beside = out.with_name("r.csv.about.json")
+    about = json.loads(beside.read_text())
+    beside.write_text(json.dumps(as_version_0_1_wrote_it(about, "PyTorch in float32")))
+    before = out.read_bytes()
+    assert predict_into(model, photos / "val", out, engine="pytorch", precision="fp32").found_done == 15
+    assert out.read_bytes() == before
+    with pytest.raises(BadOutput, match="engine: PyTorch in float32 then, PyTorch in bfloat16 now"):
+        predict_into(model, photos / "val", out, engine="pytorch", precision="bf16")
+
+
+def test_chunks_of_version_0_1_are_continued(model, photos, tmp_path, monkeypatch):
+    """They held the column `prediction` under the name `answer`."""
+    whole, out = tmp_path / "whole.csv", tmp_path / "r.csv"
+    predict_into(model, photos / "val", whole, batch_size=3)
+    stop_early(model, photos / "val", out, monkeypatch)
+    for chunk in (tmp_path / "r.csv.parts").glob("*.part"):
+        with np.load(chunk) as held:
+            lists = json.loads(held["lists"].tobytes())
+        lists = {"answer" if name == "prediction" else name: column for name, column in lists.items()}
+        with chunk.open("wb") as file:
+            np.savez(file, lists=np.frombuffer(json.dumps(lists).encode(), np.uint8))
+    assert predict_into(model, photos / "val", out, batch_size=3).found_done == 6
+    assert out.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("ending", ["csv", "npy"])
+def test_a_job_that_writes_among_its_images_does_not_list_its_own_files(
+    model, photos, tmp_path, ending, monkeypatch
+):
+    folder = tmp_path / "photos"
+    shutil.copytree(photos / "val", folder)
+    (folder / "notes.docx").write_text("x")
+    out = folder / f"r.{ending}"
+    make = embed_into if ending == "npy" else predict_into
+    if ending == "csv":
+        stop_early(model, folder, out, monkeypatch)
+    for _ in range(2):  # computed, and found finished
+        found = make(model, folder, out, batch_size=3)
+        assert [(each.reason, each.count) for each in found.skipped] == [("not-an-image", 1)]
+    relative = Path(os.path.relpath(folder))
+    found = make(model, relative, out, overwrite=True)
+    assert found.skipped[0].examples == (str(relative / "notes.docx"),)
+
+
+@pytest.mark.parametrize("verb", [predict_into, embed_into])
+def test_a_place_without_images_is_refused_before_an_engine_is_built(verb, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(bulk, "choose_engine", None)
+    (tmp_path / "empty").mkdir()
+    for place in ("nowhere", tmp_path / "empty"):
+        with pytest.raises(VggkitError, match=Path(place).name):
+            verb(model, place, tmp_path / "v.parquet")
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]

@@ -230,18 +230,18 @@ def test_values_that_overflow_are_said(classifier, photos, tmp_path, engine, pre
     for count in (1, 15):
         paths = sorted((photos / "val").rglob("*.png"))[:count]
         for each in predict(classifier, paths, **options):
-            assert (each.labels, each.probabilities, each.answer, each.unknown) == ((), (), None, False)
+            assert (each.labels, each.probabilities, each.label, each.unknown) == ((), (), None, False)
             assert each.problem.startswith(f"{each.path}: the network's values overflow or are not numbers: 3 of 3")
     for layer in ("features", "probabilities", "relu3_1"):
         found = embed(classifier, photos / "val", layer=layer, **options)
         assert np.isnan(found.vectors).all()
         assert all("overflow" in problem for problem in found.problems)
-    with pytest.raises(BadInput, match=r"^15 of 15 images have no probabilities.*overflow"):
+    with pytest.raises(BadInput, match=r"^15 of 15 images have no finite probabilities.*overflow"):
         evaluate(classifier, photos, **options)
     result = predict_into(classifier, photos / "val", tmp_path / "found.csv", **options)
     assert (result.images, result.unreadable) == (15, 15)
     rows = read_rows(tmp_path / "found.csv")
-    assert all("overflow" in row["problem"] and not row["label_1"] and not row["answer"] for row in rows)
+    assert all("overflow" in row["problem"] and not row["label_1"] and not row["prediction"] for row in rows)
     embed_into(classifier, photos / "val", tmp_path / "found.parquet", **options)
 
 
@@ -263,7 +263,7 @@ def test_one_image_that_overflows_is_one_of_many(tiny):
         found = predict(picky, images, engine=engine)
         assert [number for number, each in enumerate(found) if each.problem] == [5]
     held = ImageDataset.of("held", ((None, ImageSample(f"{n}", "red", image)) for n, image in enumerate(images)))
-    with pytest.raises(BadInput, match=r"^1 of 10 images have no probabilities.*the first: 5\. "):
+    with pytest.raises(BadInput, match=r"^1 of 10 images have no finite probabilities; the first is 5\. "):
         evaluate(picky, held)
 
 
@@ -284,7 +284,7 @@ def test_a_check_and_a_head_say_that_values_overflow(classifier, photos, tmp_pat
 
 def test_answers_are_numbers():
     logits = np.array([[1.0, 2.0], [np.inf, 0.0], [0.0, np.nan]])
-    with pytest.raises(BadInput, match=r"^2 of 3 images have no probabilities.*the first: 1\."):
+    with pytest.raises(BadInput, match=r"^2 of 3 images have no finite probabilities; the first is 1\."):
         Predictions.of(logits, np.array([0, 1, 0]), labels=("a", "b"))
 
 
@@ -299,7 +299,7 @@ def test_a_temperature_and_a_threshold_speak_in_predictions(classifier, photos, 
         softened = np.sqrt(before.probabilities)
         np.testing.assert_allclose(after.probabilities, softened / softened.sum(), rtol=1e-6)
         assert after.unknown == (after.probabilities[0] < 0.5)
-        assert after.answer == ("unknown" if after.unknown else after.labels[0])
+        assert after.label == ("unknown" if after.unknown else after.labels[0])
         assert ("unknown" in after.to_dict()) == after.unknown
     found = evaluate(kept, photos)
     assert found.calibration.temperature == 2.0

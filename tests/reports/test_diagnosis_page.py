@@ -55,10 +55,10 @@ EVERY_KIND = (
     ),
     finding("missing-class", Case((), "bee: none in val"), severity="error"),
     finding("leakage", Case((member(1), member(1, "val")), "same file", 1.0), severity="error"),
-    finding("contradiction", Case((member(2), member(2, label="bee")), "same pixels", 0.99996), severity="error"),
+    finding("contradiction", Case((member(2), member(2, label="bee")), "99 % similar", 0.99996), severity="error"),
     finding("duplicate", Case(tuple(member(3 + i) for i in range(11)), "same file", 1.0)),
-    finding("near-duplicate", *(Case((member(i), member(i + 1)), "", 0.984) for i in range(63))),
-    finding("mislabelled", Case((member(4),), "bee 97 %", suggestion="bee")),
+    finding("near-duplicate", *(Case((member(i), member(i + 1)), "98 % similar", 0.984) for i in range(63))),
+    finding("mislabelled", Case((member(4),), "labelled ant (2 %), looks like bee (97 %)", suggestion="bee")),
     finding("outlier", Case((member(5),), "far from all others"), severity="note"),
     finding("few", Case((), "bee: 7 images")),
     finding("imbalance", Case((), "ant 1,200, bee 7")),
@@ -194,32 +194,30 @@ class TestFindings:
             assert each.advice in sick.text
 
     def test_verdict_counts_by_severity(self, sick, tmp_path):
-        assert "4 errors, 6 warnings and 4 notes: figures measured on these images would lie." in sick.text
+        assert "4 errors, 6 warnings and 4 notes: metrics measured on these images would be invalid." in sick.text
         calm = Page(write(HEALTHY, tmp_path)).text
-        assert "Nothing found" in calm
+        assert "No findings" in calm
         assert "vggkit train photos" in calm
         assert "--fix" not in calm
         noted = Page(write(replace(SICK, findings=EVERY_KIND[-1:]), tmp_path)).text
-        assert "1 note: nothing that would spoil a result." in noted
+        assert "1 note: nothing that affects results." in noted
 
     def test_cases_say_what_tells_them_apart(self, sick):
-        assert "98.4 % alike" in sick.text
-        assert "> 99.9 % alike" in sick.text
+        assert "98 % similar" in sick.text
         assert "same file" in sick.text
-        assert "100 % alike" not in sick.text
-        assert "labelled ant, looks like bee" in sick.text
+        assert "labelled ant (2 %), looks like bee (97 %)" in sick.text
         assert "val/bee/gone.jpg val · bee is truncated" in sick.text
         assert "bee: 7 images" in sick.text
 
     def test_what_is_left_out_is_said(self, sick, tmp_path):
-        assert "3 more cases are not shown here; vggkit check photos --json has all 63." in sick.text
+        assert "3 more cases are not shown; vggkit check photos --json lists all 63." in sick.text
         assert "and 3 more images" in sick.text
         only = write(replace(SICK, findings=(SICK.findings[4], SICK.findings[5])), tmp_path)
         assert only.count("<img") == MOST_MEMBERS + 2 * MOST_CASES
 
     def test_an_image_that_is_gone_has_a_placeholder(self, tmp_path):
         html = write(replace(SICK, findings=EVERY_KIND[-1:]), tmp_path)
-        assert "cannot be read any more" in html
+        assert "image no longer readable" in html
         assert "<img" not in html
 
     def test_findings_without_cases(self, tmp_path):
@@ -227,7 +225,7 @@ class TestFindings:
 
 
 class TestFacts:
-    def test_counts_of_each_class_in_each_part(self, sick):
+    def test_counts_of_each_class_in_each_split(self, sick):
         assert "class train val ant 1,200 30 bee 7 0 all 2 classes 1,207 30" in sick.text
         assert "1,237 of 1,238" in sick.text
         assert "largest 2,592 × 1,944" in sick.text
@@ -235,12 +233,12 @@ class TestFacts:
 
     def test_many_classes_are_folded_and_drawn(self, tmp_path):
         page = Page(write(LARGE, tmp_path))
-        assert "990 classes between" in page.text
+        assert "990 more classes" in page.text
         assert "All 1,000 classes" in page.text
         assert "largest 9,000 median 17 smallest 9" in page.text
         assert len(page.all("path")) >= len(LARGE.counts)
 
-    def test_undivided_images_name_no_part(self, tmp_path):
+    def test_undivided_images_name_no_split(self, tmp_path):
         alone = replace(
             SICK, counts={"all": {"ant": 1}}, findings=(finding("outlier", Case((member(1, "all"),), "")),)
         )

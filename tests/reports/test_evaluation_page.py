@@ -1,4 +1,4 @@
-"""The report: every number on it comes from the table of answers, and a real browser shows it."""
+"""The report: every number on it comes from the predictions table, and a real browser shows it."""
 
 import csv
 import re
@@ -45,7 +45,7 @@ STORY = Story(
     history=HISTORY,
     best_epoch=6,
     provenance={
-        "data": {"name": "photos", "pictures": {"train": 960, "val": 240}},
+        "data": {"name": "photos", "images": {"train": 960, "val": 240}},
         "findings": ["warning: 3 images are in several splits"],
         "recipe": {"epochs": 6, "learning_rate": 0.01, "ema_decay": None},
         "machine": {"device": "cpu: Abacus", "system": "Linux", "torch": "2.15", "python": "3.11"},
@@ -93,52 +93,52 @@ def test_every_number_can_be_computed_again_from_the_table(tmp_path):
     with open(tmp_path / "results.csv", encoding="utf-8", newline="") as lines:
         rows = list(csv.DictReader(lines))
     labels = [name.removeprefix("p_") for name in rows[0] if name.startswith("p_")]
-    truth, said = [row["label"] for row in rows], [row["answer"] for row in rows]
+    truth, predicted = [row["label"] for row in rows], [row["prediction"] for row in rows]
     chances = np.array([[float(row[f"p_{label}"]) for label in labels] for row in rows])
-    right = np.array(truth) == np.array(said)
+    correct = np.array(truth) == np.array(predicted)
 
     def percent(share):
         return f"{100 * share:.1f} %"
 
-    assert f"{right.sum()} of 240 images are told right" in text
-    assert percent(right.mean()) in text
+    assert f"{correct.sum()} of 240 images classified correctly" in text
+    assert percent(correct.mean()) in text
     binary = np.eye(6)[[labels.index(label) for label in truth]]
     for name, value in (
-        ("F1, mean of the classes", metrics.f1_score(truth, said, average="macro")),
-        ("Balanced accuracy", metrics.balanced_accuracy_score(truth, said)),
-        ("ROC-AUC", metrics.roc_auc_score(binary, chances)),
+        ("Macro F1", metrics.f1_score(truth, predicted, average="macro")),
+        ("Balanced accuracy", metrics.balanced_accuracy_score(truth, predicted)),
+        ("ROC AUC", metrics.roc_auc_score(binary, chances)),
         ("Average precision", metrics.average_precision_score(binary, chances)),
         ("Top-5 accuracy", np.mean([int(row["rank"]) <= 5 for row in rows])),
     ):
         assert f"{name} {percent(value)}" in text
-    assert f"Loss {metrics.log_loss(truth, chances, labels=labels):.4f}" in text
-    report = metrics.classification_report(truth, said, output_dict=True)
+    assert f"Cross-entropy loss {metrics.log_loss(truth, chances, labels=labels):.4f}" in text
+    report = metrics.classification_report(truth, predicted, output_dict=True)
     for label in labels:
         figures = (report[label][name] for name in ("precision", "recall", "f1-score"))
         assert f"{label} 40 {' '.join(f'{100 * figure:.1f}' for figure in figures)}" in text
-    counts = metrics.confusion_matrix(truth, said, labels=labels)
+    counts = metrics.confusion_matrix(truth, predicted, labels=labels)
     for label, row in zip(labels, counts, strict=True):
         assert f"{label} {' '.join(str(n or '·') for n in row)}" in text
-    threshold = float(re.search(r"At a threshold of ([\d.]+) %", text)[1]) / 100
-    given = chances.max(1) >= threshold - 5e-4
-    assert f"{percent(given.mean())} of the images get an answer" in text
-    surest = max((row for row in rows if row["correct"] == "0"), key=lambda row: float(row["probability"]))
-    assert f"{surest['answer']} {percent(float(surest['probability']))} is {surest['label']}" in text
+    threshold = float(re.search(r"At a confidence threshold of ([\d.]+) %", text)[1]) / 100
+    accepted = chances.max(1) >= threshold - 5e-4
+    assert f"the coverage is {percent(accepted.mean())}" in text
+    first = max((row for row in rows if row["correct"] == "0"), key=lambda row: float(row["probability"]))
+    assert f"predicted {first['prediction']} {percent(float(first['probability']))} true {first['label']}" in text
 
 
-def test_it_tells_how_it_came_about(tmp_path):
+def test_training_details_are_shown(tmp_path):
     text = write([invent(notes=("no images of zebra",), unreadable=("x.jpg: is empty",))], tmp_path)
     for said in (
-        "no images of zebra",
-        "1 image left out",
+        "No images of zebra",
+        "1 unreadable image excluded",
         "x.jpg: is empty",
-        "Kept: 74.0 % after epoch 6",
+        "Best: 74.0 % after epoch 6",
         "960 train , 240 val",
         "3 images are in several splits",
         "cpu: Abacus",
         "67 min",
         "1.50 GB",
-        "weights of vgg11.pth",
+        "Initial weights vgg11.pth",
         "learning rate 0.01",
         "ema decay –",
         "vggkit predict run IMAGE…",
@@ -149,7 +149,7 @@ def test_it_tells_how_it_came_about(tmp_path):
 
 def test_what_is_not_known_is_left_out(tmp_path):
     text = write([invent()], tmp_path, Story(provenance={}))
-    for section in ("Learning", "How it was made", "Recipe", "Next"):
+    for section in ("Training curves", "Training details", "Hyperparameters", "Next steps"):
         assert section not in text
     assert list_facts({"weights": None}) == []
 
@@ -160,7 +160,7 @@ def test_several_models_stand_beside_each_other(tmp_path):
     text = write([one, two, fused], tmp_path, Story(provenance={}), comparisons=[pair])
     assert "A + B on photos" in text
     assert pair.describe() in text
-    assert f"{len(pair.changes)} images that only one of them has right" in text
+    assert f"{len(pair.changes)} images classified correctly by only one of the two" in text
     assert text.count("single: one view") >= 3
 
 
@@ -168,7 +168,7 @@ def test_many_classes_fold_and_the_worst_come_first(tmp_path):
     found = invent(classes=60, n=600, skill=2)
     text = write([found], tmp_path)
     assert "All 60 classes" in text
-    assert "class ↓" not in text
+    assert "true ↓" not in text
     worst = min((each for each in found.classes if each.support), key=lambda each: each.f1)
     assert text.index(worst.label + " ") < text.index("All 60 classes")
     pairs = list_pairs(found)
@@ -178,20 +178,20 @@ def test_many_classes_fold_and_the_worst_come_first(tmp_path):
     assert [pair.n for pair in pairs] == sorted((pair.n for pair in pairs), reverse=True)
 
 
-def test_perfect_answers_have_no_mistakes(tmp_path):
+def test_perfect_predictions_have_no_errors(tmp_path):
     text = write([invent(skill=60)], tmp_path)
-    assert "There are none." in text
-    assert "No image was taken for another class." in text
+    assert "There are no errors." in text
+    assert "All images were classified correctly." in text
 
 
 def test_an_image_that_is_gone_leaves_a_placeholder(tmp_path):
     found = invent()
     path = tmp_path / "report.html"
     write_report([found], path, images=[], story=STORY)
-    assert "cannot be read any more" in read(path)
+    assert "image no longer readable" in read(path)
 
 
-def test_pillars_are_as_high_as_answers_are_right():
+def test_bars_show_the_accuracy():
     found = invent()
     chart = draw_reliability(found)
     filled = [each for each in found.calibration.bins if each.n]
@@ -243,7 +243,7 @@ def test_the_terminal_shows_the_same_at_80_columns():
     text = out.getvalue()
     assert f"{100 * one.top1:.1f} %" in text
     assert "single: one view" in text
-    assert "the answer is unknown" in text
+    assert "are rejected as unknown" in " ".join(text.split())
     assert "! no images of zebra" in text
 
 

@@ -6,7 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
-from vggkit.cli import commands
+from vggkit.cli import models as cli
 from vggkit.models.configuration import configure, list_models
 from vggkit.models.summary import summarize
 from vggkit.reports.model_table import LICENCE_WIDTH, draw_models
@@ -44,7 +44,7 @@ def test_networks_without_published_weights_promise_none():
 
 
 def test_json_has_the_weights_with_their_source(capsys):
-    commands.models(json=True)
+    cli.models(json=True)
     found = json.loads(capsys.readouterr().out)
     assert set(found) == set(list_models())
     assert found["vgg11_lrn"]["weights"] == {}

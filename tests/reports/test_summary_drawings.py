@@ -145,7 +145,7 @@ class TestImageSample:
 
     @pytest.mark.parametrize("name", ["it.bmp", "it", "png"])
     def test_another_suffix(self, name: str, tmp_path: Path) -> None:
-        with pytest.raises(BadOutput, match=r"ends in \.png, \.pdf, \.svg"):
+        with pytest.raises(BadOutput, match=r"must end in \.png, \.pdf, \.svg"):
             plot_summary(VGG11, tmp_path / name)
         assert list(tmp_path.iterdir()) == []
 
@@ -159,6 +159,6 @@ class TestImageSample:
 
     def test_matplotlib_is_named_where_it_is_absent(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "matplotlib", None)
-        with pytest.raises(MissingExtra, match=r'drawing images needs matplotlib: pip install "vggkit\[train\]"'):
+        with pytest.raises(MissingExtra, match=r'plotting needs matplotlib: pip install "vggkit\[train\]"'):
             plot_summary(VGG11, tmp_path / "it.png")
         assert list(tmp_path.iterdir()) == []

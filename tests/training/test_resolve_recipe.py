@@ -9,6 +9,7 @@ from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import configure
 from vggkit.training.recipe import STEPWISE, Recipe
 from vggkit.training.resolve_recipe import FEW, RATES, Situation, settle
+from vggkit.weights.origin import WeightsOrigin
 
 
 def situate(tiny, **changes):
@@ -16,8 +17,7 @@ def situate(tiny, **changes):
         Situation(
             configuration=tiny,
             preprocessing=Preprocessing(),
-            start="random",
-            random_keys=(),
+            origin=WeightsOrigin(),
             images=500,
             bf16=True,
         ),
@@ -54,7 +54,7 @@ def test_the_rate_follows_the_variant_the_weights_the_optimizer_and_the_batch(ti
     plain, normed = situate(replace(tiny, batch_norm=False)), situate(tiny)
     assert settled(Recipe(), plain).learning_rate == pytest.approx(RATES["sgd"][0])
     assert settled(Recipe(), normed).learning_rate == pytest.approx(RATES["sgd"][1])
-    given_weights = replace(normed, start="weights")
+    given_weights = replace(normed, origin=WeightsOrigin(kind="loaded"))
     assert settled(Recipe(trainable="all"), given_weights).learning_rate == pytest.approx(RATES["sgd"][1] / 10)
     assert settled(Recipe(optimizer="muon"), normed).learning_rate == pytest.approx(RATES["muon"][1])
     assert settled(Recipe(batch_size=128), normed).learning_rate == pytest.approx(2 * RATES["sgd"][1])
@@ -62,31 +62,45 @@ def test_the_rate_follows_the_variant_the_weights_the_optimizer_and_the_batch(ti
 
 
 def test_what_learns_follows_the_weights_and_the_images(tiny):
-    few = situate(tiny, start="weights", random_keys=("classifier.0.weight", "classifier.0.bias"))
+    few = situate(
+        tiny, origin=WeightsOrigin(kind="loaded", random_keys=("classifier.0.weight", "classifier.0.bias"))
+    )
     many = replace(few, images=FEW + 1)
     assert settled(Recipe(), few).trainable == "head"
     assert settled(Recipe(), few).learning_rate is None
     assert settled(Recipe(), many).trainable == "all"
     assert settled(Recipe(views=4), many).trainable == "head"
-    assert settled(Recipe(), replace(few, start="trained")).trainable == "all"
-    assert settled(Recipe(), replace(few, random_keys=("features.0.weight",))).trainable == "all"
+    assert settled(Recipe(), replace(few, origin=WeightsOrigin(kind="trained"))).trainable == "all"
+    assert (
+        settled(
+            Recipe(), replace(few, origin=WeightsOrigin(kind="loaded", random_keys=("features.0.weight",)))
+        ).trainable
+        == "all"
+    )
     for name in STEPWISE:
         value = {"optimizer": "adamw", "accumulate": 2, "patience": 3, "layer_decay": 0.5, "freeze_norm": True}.get(
             name, 0.1
         )
         assert settled(Recipe(**{name: value}), few).trainable == "all", name
-    deep = situate(configure("vgg11", num_classes=3), start="weights", random_keys=("classifier.3.weight",))
+    deep = situate(
+        configure("vgg11", num_classes=3), origin=WeightsOrigin(kind="loaded", random_keys=("classifier.3.weight",))
+    )
     assert settled(Recipe(), deep).trainable == "top"
 
 
 def test_what_is_frozen_must_be_given(tiny):
     with pytest.raises(BadConfiguration, match="trainable=head"):
         settled(Recipe(trainable="head"), situate(tiny))
-    deep = situate(configure("vgg11", num_classes=3), start="weights", random_keys=("classifier.0.weight",))
+    deep = situate(
+        configure("vgg11", num_classes=3), origin=WeightsOrigin(kind="loaded", random_keys=("classifier.0.weight",))
+    )
     with pytest.raises(BadConfiguration, match=r"classifier\.0 random.*trainable=top"):
         settled(Recipe(trainable="head"), deep)
     with pytest.raises(BadConfiguration, match=r"features\.3 random.*trainable=all"):
-        settled(Recipe(trainable="top"), replace(deep, random_keys=("features.3.weight",)))
+        settled(
+            Recipe(trainable="top"),
+            replace(deep, origin=WeightsOrigin(kind="loaded", random_keys=("features.3.weight",))),
+        )
 
 
 def test_one_image_a_step_is_refused_where_batch_norm_would_see_one_value(tiny):

@@ -16,6 +16,7 @@ from vggkit.models.configuration import configure
 from vggkit.training.presets import PRESETS
 from vggkit.training.recipe import Recipe
 from vggkit.training.resolve_recipe import Situation, settle
+from vggkit.weights.origin import WeightsOrigin
 from vggkit.workflows import solved_heads
 from vggkit.workflows.compare import compare
 from vggkit.workflows.run_config import NetworkChoice, RunConfig
@@ -67,8 +68,11 @@ def resolve(config, changes, *, bf16=True, images=300):
         situation = Situation(
             configuration=configuration,
             preprocessing=suit_preprocessing(network.image_size or 224),
-            start="weights" if network.weights else "random",
-            random_keys=(f"classifier.{last}.weight", f"classifier.{last}.bias") if network.weights else (),
+            origin=WeightsOrigin(
+                kind="loaded", random_keys=(f"classifier.{last}.weight", f"classifier.{last}.bias")
+            )
+            if network.weights
+            else WeightsOrigin(),
             images=images if network.image_size != 224 else 5000,
             bf16=bf16,
         )

@@ -41,7 +41,7 @@ def write_run(
 ) -> Path:
     """What a training leaves: its configuration, its curve, its best Classifier."""
     folder.mkdir(parents=True)
-    about = {"pictures": {"train": 600, "val": 153}, "held_out": {split: images, "val": images}}
+    about = {"images": {"train": 600, "val": 153}, "held_out": {split: images, "val": images}}
     RunConfig(data="/photos", network=network, recipe=recipe, found={"data": about}).write(folder / "config.yaml")
     count = recipe.epochs if epochs is None else epochs
     rows = [
@@ -64,7 +64,7 @@ def write_run(
     if best is not None:
         top1 = best["val_top1"]
         metrics = {
-            "part": split,
+            "split": split,
             "top1": top1,
             "top1_interval": list(proportion_interval(round(153 * top1), 153)),
             "loss": best["val_loss"],
@@ -189,7 +189,7 @@ def test_runs_of_one_name_are_told_apart(tiny, tmp_path):
     folders = [write_run(tmp_path / place / "same", tiny, recipe=Recipe(epochs=2)) for place in ("a", "b")]
     assert [run.name for run in compare(folders).runs] == [str(folder) for folder in folders]
     assert compare(folders).differing == {}
-    assert "nothing differs" in show(compare(folders), 200)
+    assert "the configurations are the same" in show(compare(folders), 200)
 
 
 def test_what_is_no_run_is_refused(runs, tmp_path):
@@ -204,7 +204,7 @@ def test_what_is_no_run_is_refused(runs, tmp_path):
     (tmp_path / "metrics.csv").write_text("epoch,loss\n1,\n")
     with pytest.raises(BadCheckpoint, match=r"metrics\.csv"):
         compare([tmp_path])
-    with pytest.raises(BadOutput, match="ends in"):
+    with pytest.raises(BadOutput, match="must end in"):
         plot_comparison(compare(runs), tmp_path / "x.txt")
 
 
@@ -226,8 +226,8 @@ def test_durations(seconds, said):
     assert describe_seconds(seconds) == said
 
 
-def test_runs_with_their_answers_are_compared_image_by_image(tiny, tmp_path):
-    """Most images are told alike, so that the difference is certain although the intervals overlap."""
+def test_runs_with_predictions_tables_are_compared_image_by_image(tiny, tmp_path):
+    """Most predictions are the same, so that the difference is certain although the intervals overlap."""
     recipe = Recipe(epochs=3, batch_size=32, learning_rate=0.01, trainable="all")
     folders = [write_run(tmp_path / name, tiny, recipe=recipe, end=end) for name, end in (("a", 0.90), ("b", 0.95))]
     for folder, wrong in zip(folders, (30, 18), strict=True):
@@ -236,8 +236,8 @@ def test_runs_with_their_answers_are_compared_image_by_image(tiny, tmp_path):
         paths = [f"photos/{number}.jpg" for number in range(153)]
         Predictions.of(logits, np.zeros(153, int), labels=LABELS, paths=paths).save(folder / "results.csv")
     (note,) = compare(folders).notes
-    assert "b against a: +7.8 points" in note
+    assert "b compared with a: +7.8 percentage points" in note
     assert "McNemar p < 0.001" in note
-    assert "more than chance" in note
+    assert note.endswith(": significant")
     (folders[0] / "results.csv").write_text("no table")
     assert "McNemar" not in "".join(compare(folders).notes)

@@ -65,7 +65,7 @@ def test_a_training_leaves_its_answers_its_report_and_its_images(runs):
     assert again.top1 == kept.provenance["metrics"]["top1"]
     assert list(again.top1_interval) == kept.provenance["metrics"]["top1_interval"]
     page = (runs / "good" / "report.html").read_text(encoding="utf-8")
-    assert f"{round(again.top1 * 15)} of 15 images are told right" in page
+    assert f"{round(again.top1 * 15)} of 15 images classified correctly" in page
     assert kept.provenance["calibration"]["n"] == 15
 
 
@@ -101,7 +101,7 @@ def test_calibrating_keeps_what_predict_speaks_by(runs, others, tmp_path, capsys
     assert kept.provenance["calibration"]["n"] == 36
     after = measure([tmp_path / "c.safetensors"], open_dataset(others)).evaluations[0]
     assert after.rejection.precision >= wanted
-    noted = any("fitted on these very images" in note for note in after.notes)
+    noted = any("fitted on these images" in note for note in after.notes)
     assert noted == (kept.temperature != 1)
     predictions = predict(kept, others)
     assert sum(not each.unknown for each in predictions) == after.rejection.n
@@ -143,7 +143,7 @@ def test_the_command_writes_table_report_and_plots(runs, others, tmp_path, monke
     code, out, _ = call(*both, "--protocol", "multi-scale", capsys=capsys)
     assert code == 0
     told = " ".join(out.split())
-    assert told.count("multi-scale: the whole image, short side 32, 36, mirrored too") == 3
+    assert told.count("multi-scale: the whole image, short side 32, 36, and mirrored") == 3
     assert "McNemar" in out
     assert "good + poor" in (tmp_path / "both.html").read_text(encoding="utf-8")
 
@@ -194,7 +194,7 @@ def test_int8_without_ranges_names_the_classifier_before_any_work(runs, others, 
     assert code == 2
     assert f"{runs / 'good'}: int8 must be told" in told
     assert "--keep-ranges" in told
-    assert "measuring" not in told
+    assert "evaluating" not in told
     assert out == ""
 
 
@@ -207,4 +207,4 @@ def test_the_images_stand_last(runs, capsys):
 def test_training_images_are_known_wherever_they_are_given(runs, photos):
     for place in (photos / "train", photos / "val"):
         found = measure([runs / "good"], open_dataset(place)).evaluations[0]
-        assert any("trained on these very images" in note for note in found.notes) == (place.name == "train")
+        assert any("trained on these images" in note for note in found.notes) == (place.name == "train")

@@ -27,7 +27,7 @@ FULL = RunConfig(
     loggers=("csv", "wandb"),
     network=NetworkChoice(model="vgg19", head="pool", until="relu3_4", weights="/w.pth", dropout=0.5),
     recipe=Recipe(epochs=3, learning_rate=1e-5, fold="2/5", freeze_norm=True),
-    found={"labels": ["ant", "bee"], "data": {"pictures": {"train": 3}, "held_out": {"val": "12345678e1234567"}}},
+    found={"labels": ["ant", "bee"], "data": {"images": {"train": 3}, "held_out": {"val": "12345678e1234567"}}},
 )
 
 

@@ -13,7 +13,7 @@ from vggkit.inference import search as searching
 from vggkit.inference.embed import embed
 from vggkit.inference.search import VectorIndex
 from vggkit.reports.plots import demand_drawable
-from vggkit.reports.search_table import draw_neighbours, plot_neighbours
+from vggkit.reports.search_table import draw_search, plot_search
 from vggkit.table_files import name_about
 from vggkit.workflows.predict import embed_into, predict_into
 from vggkit.workflows.search import search
@@ -61,10 +61,10 @@ def test_the_nearest_are_found_whatever_the_chunks(ending, chunk, model, mixed, 
     scores, numbers = oracle.search(queries.astype(np.float32), 5)
     assert [each.path for each in found] == list(asked.paths)
     for each, near, row in zip(found, numbers, scores, strict=True):
-        assert [n.similarity for n in each.neighbours] == pytest.approx(row.tolist(), abs=1e-5)
+        assert [n.similarity for n in each.similar] == pytest.approx(row.tolist(), abs=1e-5)
         # Which of two equally near ones comes first is the oracle's own affair.
         exact = {held.paths[there[number]]: score for number, score in zip(near, row, strict=True)}
-        for neighbour in each.neighbours:
+        for neighbour in each.similar:
             assert neighbour.path in exact or neighbour.similarity == pytest.approx(row[-1], abs=1e-5)
 
 
@@ -76,8 +76,8 @@ def test_an_image_is_nearest_to_itself_and_equal_ones_come_in_their_order(model,
         shutil.copy(source, folder / name)
     embed_into(model, folder, tmp_path / "v.parquet")
     (found,) = search(tmp_path / "v.parquet", folder / "c.png", top=100)
-    assert [each.path[-5:] for each in found.neighbours] == ["a.png", "c.png", "d.png", "b.png"]
-    assert found.neighbours[0].similarity == pytest.approx(1, abs=1e-6)
+    assert [each.path[-5:] for each in found.similar] == ["a.png", "c.png", "d.png", "b.png"]
+    assert found.similar[0].similarity == pytest.approx(1, abs=1e-6)
 
 
 def test_zeros_and_a_single_number_are_taken(tmp_path):
@@ -141,14 +141,14 @@ def test_they_are_shown_as_a_table_and_as_a_sheet(model, photos, tmp_path, real_
     embed_into(model, photos / "val", tmp_path / "v.parquet")
     found = search(tmp_path / "v.parquet", photos / "val" / "red", top=3)
     out = io.StringIO()
-    Console(file=out, width=300).print(draw_neighbours(found))
+    Console(file=out, width=300).print(draw_search(found))
     for each in found:
         assert each.path in out.getvalue()
-        for near in each.neighbours:
+        for near in each.similar:
             assert f"{near.similarity:.4f}" in out.getvalue()
     from PIL import Image
 
-    plot_neighbours(found, tmp_path / "s.png")
+    plot_search(found, tmp_path / "s.png")
     with Image.open(tmp_path / "s.png") as sheet:
         assert sheet.width > 4 * 200
         assert sheet.height > 5 * 200

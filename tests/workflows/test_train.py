@@ -48,7 +48,7 @@ def test_it_learns_and_what_it_reports_is_true(run, photos):
 def test_the_folder_of_a_run(run, photos):
     names = {entry.name for entry in run.directory.iterdir()}
     assert names == {
-        *("config.yaml", "metrics.csv", "best.safetensors", "last.ckpt"),
+        *("config.yaml", "run.json", "metrics.csv", "best.safetensors", "last.ckpt"),
         *("report.html", "results.csv"),
         *("learning_curve.png", "confusion_matrix.png", "reliability.png", "classes.png"),
     }
@@ -67,7 +67,7 @@ def test_the_folder_of_a_run(run, photos):
     kept = load(run.directory)
     assert kept.card == run.classifier.card
     assert kept.provenance["metrics"]["n"] == 15
-    assert kept.provenance["data"]["pictures"] == {"train": 48, "val": 15}
+    assert kept.provenance["data"]["images"] == {"train": 48, "val": 15}
     assert evaluate(kept, photos).top1 == run.evaluation.top1
 
 
@@ -94,7 +94,7 @@ def test_a_folder_without_parts_is_divided_and_the_held_out_share_is_found_again
     assert any("trained on the rest" in note for note in found.notes)
     everything = evaluate(run.classifier, tmp_path / "photos", split="all")
     assert everything.n == 30
-    assert any("trained on these very images" in note for note in everything.notes)
+    assert any("trained on these images" in note for note in everything.notes)
 
 
 def test_the_same_images_divided_otherwise_are_not_taken_for_held_out(tiny, tmp_path):
@@ -115,7 +115,7 @@ def test_the_same_images_divided_otherwise_are_not_taken_for_held_out(tiny, tmp_
         with pytest.raises(BadData, match="divided otherwise"):
             evaluate(run.classifier, tmp_path / "photos")
         everything = evaluate(run.classifier, tmp_path / "photos", split="all")
-        assert any("trained on these very images" in note for note in everything.notes)
+        assert any("trained on these images" in note for note in everything.notes)
 
 
 def test_a_class_that_the_data_lacks_altogether_is_refused(tiny, tmp_path):
@@ -149,7 +149,7 @@ def test_unreadable_images_are_left_out_and_told(tiny, tmp_path, capsys):
     (tmp_path / "photos" / "red" / "broken.jpg").write_text("x")
     run = train(create(tiny), tmp_path / "photos", replace(RECIPE, epochs=1), out=tmp_path / "r")
     told = capsys.readouterr().err
-    assert "left out:" in told
+    assert "excluded:" in told
     assert "broken.jpg" in told
     assert "val top-1" in told
     assert run.evaluation.n == 3

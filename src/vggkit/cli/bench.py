@@ -1,4 +1,4 @@
-"""Make it fast and take it elsewhere."""
+"""The verb bench."""
 
 from pathlib import Path
 from typing import Final
@@ -28,26 +28,27 @@ def bench(
     json: bool = False,
     quiet: bool = False,
 ) -> int:
-    """Measure how fast each engine and precision is on this machine with a Classifier, and how true.
+    """Measure the speed of inference: every engine and precision that runs on this machine.
 
-    Each is a process of its own; they have turns, so that what slows the machine down meanwhile meets all. About
-    two minutes for VGG11 on two processors.
+    Each engine runs in a process of its own, and the engines take turns, so that other load on the machine affects
+    all of them alike. With images, predictions are compared with those of PyTorch in fp32. About two minutes for
+    VGG11 on two cores.
 
     Args:
-        model: A Classifier's file, or a run's folder.
-        images: Files, folders (every image below), lists (.txt), tables or archives: up to 256 of their
-            images are shown to every engine, and its answers compared with those of PyTorch in fp32. Without
-            any, images are made up, and only the speed says something.
-        batch_sizes: How many images pass together; 1 is always among them.
-        rounds: Turns of each engine.
-        seconds: Of a turn, for each number of images.
-        columns: What a table's columns are called.
-        device: auto: all there are; cpu, cuda or mps.
-        keep_ranges: Keep in the Classifier's file what int8 must know, between which values the network's layers
-            lie, measured on up to 128 other images.
-        plot: Also draw it, to this .png, .pdf or .svg.
-        json: One JSON object in place of the table.
-        quiet: No progress on standard error.
+        model: A model's name such as vgg16 (the published ImageNet weights), a classifier's file, a run's folder,
+            or hf://owner/name.
+        images: Image files, folders, lists of paths, tables or archives; up to 256 of their images are used.
+            Without any, noise is used, and only the speed is meaningful.
+        batch_sizes: Numbers of images that pass through the network together; 1 is always among them.
+        rounds: Number of turns of each engine; the table shows the median.
+        seconds: Length of a turn, for each batch size.
+        columns: Names of a table's columns.
+        device: auto (all there are), cpu, cuda or mps.
+        keep_ranges: Measure the activation ranges that int8 needs, on up to 128 other images, and keep them in the
+            classifier's file.
+        plot: Also draw the results in this file (.png, .pdf or .svg).
+        json: Print a JSON object in place of the table.
+        quiet: Show no progress.
     """
     from vggkit.reports.bench_table import draw_bench, plot_bench, suggest
     from vggkit.reports.plots import demand_drawable

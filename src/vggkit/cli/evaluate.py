@@ -1,4 +1,4 @@
-"""Measure what was learnt."""
+"""The verb evaluate."""
 
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,7 @@ from vggkit.reports.terminal import open_terminal, print_line
 
 
 def evaluate(
-    model: tuple[str, ...],
+    model_data: tuple[str, ...],
     /,
     *,
     split: str | None = None,
@@ -37,42 +37,45 @@ def evaluate(
     json: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Measure a Classifier on labelled images: vggkit evaluate MODEL DATA.
+    """Measure classifiers on labelled images, with 95 % confidence intervals.
 
-    Several are measured on the same images, compared pair by pair, and fused: vggkit evaluate A B DATA.
-    Each figure has its 95 % interval and is printed with the protocol that it was measured by.
+    `vggkit evaluate MODEL DATA` measures one classifier. `vggkit evaluate MODEL MODEL DATA` measures several on the
+    same images, compares them pair by pair (McNemar's test), and averages them as an ensemble.
 
     Args:
-        model: Classifiers' files or runs' folders, and last the data, as for train (digits where it is left out).
-        split: train, val, test or all. Without it: test, else val, else everything that was not trained on.
-        protocol: single: one view, as predict looks. The paper's: dense: the head slid over the whole image;
-            multi-scale: at three sizes; multi-crop: 25 crops at each; dense+crops: both.
-        scales: Short sides in pixels to look at, in place of the paper's.
-        train_scales: Short side that was trained at, or both ends of its range; the paper's scales follow from it.
-        mirror: Look at each image's mirror image too, and average. auto: in all protocols but single.
-        wanted_precision: Find the probability from which on answers are right that often, such as 0.95.
-        calibrate: Keep in the Classifier's file the temperature that makes its probabilities true on these
-            images, and with --wanted-precision the threshold below which predict answers "unknown".
-        results: Also write the answers, a row an image, to this .csv or .parquet; of several Classifiers also each
-            one by itself, beside it.
+        model_data: One or more models (a model's name such as vgg16, a classifier's file, a run's folder, or
+            hf://owner/name), then the data, as `vggkit train` takes it; without data: digits.
+        split: train, val, test or all. Without it: test, else val, else all images that were not trained on.
+        protocol: How each image is looked at. single: one view, as predict does. The paper's protocols: dense, the
+            network slid over the whole image; multi-scale, the same at three sizes; multi-crop, 25 crops at each
+            size; dense+crops, the average of both.
+        scales: Short sides in pixels for these protocols, in place of the paper's.
+        train_scales: Short side in pixels that the network was trained at, or both ends of its range; the paper's
+            test scales follow from it.
+        mirror: Average over each image and its mirror image. auto: in all protocols but single.
+        wanted_precision: Find the probability threshold above which predictions have this precision, such as 0.95.
+        calibrate: Fit the temperature on these images and keep it in the classifier's file, with --wanted-precision
+            also the threshold below which predict reports "unknown".
+        results: Also write the predictions, a row for each image, to this file (.csv or .parquet); of several
+            classifiers those of each one, in files beside it.
         report: Also write the report, one .html file that needs no network.
-        plots: Also draw the report's images, as pdf, svg or png files in the folder plots, beside the report.
-        columns: What a table's columns are called.
-        batch_size: Images that pass through the network together.
+        plots: Also write the report's figures as files of this format, in the folder plots beside the report.
+        columns: Names of a table's columns.
+        batch_size: Number of images that pass through the network together.
         device: auto, cpu, cuda or mps.
-        precision: What is computed in: fp32, or bf16 or int8 to see what they cost, which is noted. auto: bf16
-            where the device multiplies it by itself. int8 is for processors, and needs the ranges that bench keeps
-            in the Classifier's file.
-        engine: What computes; auto: PyTorch on CUDA and MPS and for whole images, else OpenVINO, ONNX Runtime or
-            PyTorch, the first that is installed.
-        json: One JSON object in place of the text.
-        quiet: No progress on standard error.
+        precision: Precision of the computation. bf16 and int8 are noted beside the metrics. auto: bf16 where the
+            device supports it natively. int8: on a CPU, for a classifier whose file holds activation ranges (vggkit
+            bench --keep-ranges).
+        engine: Library that computes. auto: PyTorch on CUDA, on MPS and for whole images; else OpenVINO, ONNX
+            Runtime or PyTorch, the first of them that is installed.
+        json: Print a JSON object in place of the text.
+        quiet: Show no progress.
     """
     from vggkit.evaluation.predictions import check_ending
     from vggkit.images.sources.open_dataset import open_dataset
     from vggkit.workflows.evaluate import measure, name_results, report_on, write_results
 
-    models, data = _tell_apart(model)
+    models, data = _split_arguments(model_data)
     if results is not None:
         check_ending(results)
     if report is not None and report.suffix.lower() not in (".html", ".htm"):
@@ -87,8 +90,8 @@ def evaluate(
     with ProgressLine(quiet=quiet) as line:
         line.show(f"opening {data}", 0, None)
         images = open_dataset(data, columns=columns)
-        for omission in images.passed_over:
-            line.log(f"passed over: {omission.describe()}")
+        for omission in images.skipped:
+            line.log(f"skipped: {omission.describe()}")
         for path in outputs:
             demand_apart(path, images.list_sources())
         found = measure(
@@ -109,7 +112,7 @@ def evaluate(
         )
         shown = found.evaluations[-1]
         for problem in shown.unreadable:
-            line.log(f"left out: {problem}")
+            line.log(f"excluded: {problem}")
     if json:
         print_json(found.to_dict())
     else:
@@ -118,7 +121,7 @@ def evaluate(
         several = len(found.evaluations) > 1
         drawn = draw_several(found.evaluations, found.comparisons) if several else draw_evaluation(shown)
         open_terminal().print(drawn)
-    for sentence in found.said:
+    for sentence in found.messages:
         print_line(sentence, to_stderr=True)
     # The figures are on the terminal, whatever becomes of the files.
     if results is not None:
@@ -135,7 +138,7 @@ def evaluate(
         print_line(f"drawn: {', '.join(map(str, write_plots(shown, drawings, plots)))}", to_stderr=True)
 
 
-def _tell_apart(places: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
+def _split_arguments(places: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
     """The Classifiers, and the data, which stands last."""
     if not places:
         raise BadInput("evaluate needs a Classifier and images: vggkit evaluate MODEL DATA")

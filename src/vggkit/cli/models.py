@@ -1,4 +1,4 @@
-"""Know what you have: networks and files of weights."""
+"""The verbs about networks and weights files: models, summary, code, identify, convert."""
 
 import re
 from pathlib import Path
@@ -17,10 +17,12 @@ from vggkit.weights.input_conventions import find_convention
 
 
 def models(*, json: bool = False) -> None:
-    """The networks of the paper and their batch-norm variants: what they cost, and what published weights reach.
+    """List the networks of the paper and their variants with batch normalisation.
+
+    For each: parameters, multiply-adds, the size of its weights, and the ImageNet accuracy of the published ones.
 
     Args:
-        json: One JSON object in place of the table.
+        json: Print a JSON object in place of the table.
     """
     from vggkit.weights.published import list_published
 
@@ -40,27 +42,31 @@ def summary(
     /,
     *,
     input: str = "224",  # noqa: A002
-    classes: int = 1000,
-    channels: int = 3,
+    blocks: str | None = None,
+    num_classes: int = 1000,
+    in_channels: int = 3,
     head: Head | None = None,
     until: str | None = None,
     json: bool = False,
     plot: Path | None = None,
 ) -> None:
-    """A network layer by layer: output shape, parameters, multiply-adds, memory, receptive field.
+    """Describe a network layer by layer: output shape, parameters, multiply-adds, memory, receptive field.
 
     Args:
         model: A name that `vggkit models` lists.
-        input: Pixels of the image: 224, or height and width as 256x320.
-        classes: Number of classes.
-        channels: Channels of the image.
-        head: fc (the paper's), dense (the same as convolutions) or pool.
-        until: Cut after this layer: relu3_4 and a pool head on it, or fc6 and fc7, which keep the head up to there.
-        json: One JSON object in place of the table.
-        plot: Also draw it, to this .png, .pdf or .svg.
+        input: Height and width of the image in pixels: one number such as 224, or two such as 256x320.
+        blocks: Output channels of each convolution in place of the model's, with commas between the convolutions of
+            a block and slashes between blocks, such as 64,64/128,128/256,256.
+        num_classes: Number of classes.
+        in_channels: Channels of the image.
+        head: fc: the paper's fully connected layers; dense: the same layers as convolutions over an image of any
+            size; pool: global average pooling and one linear layer. Without it: the model's.
+        until: Cut the network after this layer, such as relu3_4 (which gets the pool head), fc6 or fc7.
+        json: Print a JSON object in place of the table.
+        plot: Also draw the network as a figure in this file (.png, .pdf or .svg).
     """
     found = summarize(
-        configure(model, num_classes=classes, in_channels=channels, head=head, until=until),
+        configure(model, blocks=blocks, num_classes=num_classes, in_channels=in_channels, head=head, until=until),
         input=_read_size(input),
     )
     if plot is not None:
@@ -80,37 +86,50 @@ def code(
     /,
     *,
     style: Style = "sequential",
-    classes: int = 1000,
-    channels: int = 3,
+    blocks: str | None = None,
+    num_classes: int = 1000,
+    in_channels: int = 3,
     head: Head | None = None,
     until: str | None = None,
     dropout: float | None = None,
 ) -> None:
-    """A network as a standalone, commented listing that needs torch and nothing else.
+    """Print a network as standalone, commented PyTorch code that imports nothing but torch.
 
     Args:
         model: A name that `vggkit models` lists.
-        style: One Sequential, conv blocks, or explicit layers, with the same logits. The last two take no --head
-            and no --until.
-        classes: Number of classes.
-        channels: Channels of the images.
-        head: fc (the paper's), dense (the same as convolutions) or pool.
-        until: Cut after this layer: relu3_4 and a pool head on it, or fc6 and fc7, which keep the head up to there.
-        dropout: Chance in [0, 1).
+        style: sequential: one nn.Sequential, with torchvision's keys; blocks: a module for each block; explicit:
+            every layer by its name. The three compute the same; blocks and explicit have no --head and no --until.
+        blocks: Output channels of each convolution in place of the model's, with commas between the convolutions of
+            a block and slashes between blocks, such as 64,64/128,128/256,256.
+        num_classes: Number of classes.
+        in_channels: Channels of the images.
+        head: fc: the paper's fully connected layers; dense: the same layers as convolutions over an image of any
+            size; pool: global average pooling and one linear layer. Without it: the model's.
+        until: Cut the network after this layer, such as relu3_4 (which gets the pool head), fc6 or fc7.
+        dropout: Probability in [0, 1) of dropout. Without it: the model's, 0.5 in the paper.
     """
     configuration = configure(
-        model, num_classes=classes, in_channels=channels, head=head, until=until, dropout=dropout
+        model,
+        blocks=blocks,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        head=head,
+        until=until,
+        dropout=dropout,
     )
     for line in write_listing(configuration, style).splitlines():
         print_line(line)
 
 
 def identify(files: tuple[Path, ...], /, *, json: bool = False) -> int:
-    """What files of weights really hold, by their shapes and not by their names.
+    """Report what weights files contain: the network, its head and classes, the library whose layout they have.
+
+    The tensors' names and shapes are read, never the files' names, and no code in a file is run. Exits with 2 where
+    a file cannot be read.
 
     Args:
-        files: .pth, .safetensors, .npz, .h5, .keras and others.
-        json: A JSON object a file and line.
+        files: Weights files: .pth, .pt, .ckpt, .safetensors, .npz, .npy, .h5, .keras.
+        json: Print a JSON object for each file, on a line of its own.
     """
     from vggkit.weights.identify import identify as look
 
@@ -144,17 +163,19 @@ def convert(
     reading: int = 0,
     json: bool = False,
 ) -> None:
-    """Write weights in another dialect, checked to give the same logits.
+    """Convert weights to the layout of another library, and check that both give the same logits.
 
     Args:
-        source: Any file that identify reads.
+        source: A weights file of any kind that `vggkit identify` knows.
         target: The file to write: .safetensors or .pth; for Keras .h5, .weights.h5 or .npz; for Caffe .npz.
-        to: The dialect.
-        input_convention: What the source is fed, where it does not tell: imagenet, caffe, caffe-rgb, caffe-unit.
-        keep_input: Leave the first filters and the input convention as they are.
-        allow_partial: Convert what is there of a file without a head.
-        reading: Which network the source is taken for, of those that identify lists where it may be several.
-        json: One JSON object in place of the text.
+        to: The layout to write.
+        input_convention: How the source's input is normalised, where the file does not say: imagenet (RGB in
+            [0, 1], ImageNet's mean and standard deviation), caffe (BGR in [0, 255], mean subtracted), caffe-rgb or
+            caffe-unit.
+        keep_input: Keep the source's input convention instead of folding it into the first convolution.
+        allow_partial: Convert a file without the classification head.
+        reading: Number of the network to convert, where identify lists several that the file may contain.
+        json: Print a JSON object in place of the text.
     """
     from vggkit.weights.convert import convert as turn
 

@@ -1,4 +1,4 @@
-"""Ask, and see it all."""
+"""The verbs predict, embed, search and demo."""
 
 import sys
 from pathlib import Path
@@ -40,35 +40,39 @@ def predict(
     json: bool = False,
     quiet: bool = False,
 ) -> int:
-    """Say what images show, the most probable classes first.
+    """Classify images: the most probable classes of each, with their probabilities.
 
-    With --out any number of images become rows of a file; an image that cannot be read is a row with its
-    reason. Killed or stopped, the same line goes on where it was, and the file is as if nothing had been.
+    With --out any number of images become rows of a file, in constant memory. An interrupted command continues
+    where it stopped when it is repeated, and an image that cannot be read becomes a row with the reason.
 
     Args:
-        model: A Classifier's file, or a run's folder.
-        images: Files, folders (every image below), lists (.txt), tables, archives, or - for standard input.
-        out: Write the answers to this .parquet, .csv, .jsonl (an object a line) or .json (one array): path, answer,
-            label_1, probability_1 …, problem.
-        top: How many classes to name.
-        columns: What a table's columns are called.
-        batch_size: Images that pass through the network together.
+        model: A model's name such as vgg16 (the published ImageNet weights), a classifier's file, a run's folder,
+            or hf://owner/name.
+        images: Image files, folders (every image below them), lists of paths (.txt), tables (.csv), archives, or -
+            for standard input.
+        out: Write the predictions to this file: .parquet, .csv, .jsonl (a JSON object per line) or .json (one
+            array), with the columns path, answer, label_1, probability_1 …, problem.
+        top: Number of classes to name.
+        columns: Names of a table's columns.
+        batch_size: Number of images that pass through the network together.
         device: auto, cpu, cuda or mps.
-        precision: What is computed in; auto: bf16 where the device multiplies it by itself. int8 is for processors,
-            and needs the ranges that bench keeps in the Classifier's file.
-        engine: What computes; auto: PyTorch on CUDA and MPS, on processors OpenVINO, ONNX Runtime or PyTorch, the
-            first that is installed.
-        save_seconds: With --out, seconds between two times that what is done is kept, in the folder OUT.parts.
-        overwrite: With --out, begin anew whatever an earlier line left there.
-        json: A JSON object an image and line: path, labels, probabilities; unknown where the best is not sure
-            enough, problem where it cannot be read. With --out one object: how many there were.
-        quiet: No progress on standard error.
+        precision: Precision of the computation. auto: bf16 where the device supports it natively, else fp32. int8:
+            on a CPU, for a classifier whose file holds activation ranges (vggkit bench --keep-ranges).
+        engine: Library that computes. auto: PyTorch on CUDA and MPS; on a CPU OpenVINO, ONNX Runtime or PyTorch,
+            the first of them that is installed.
+        save_seconds: Seconds between two saves of what is done, with --out, in the folder OUT.parts.
+        overwrite: Start again from the first image, with --out.
+        json: Print a JSON object for each image on a line of its own: path, labels, probabilities; unknown where
+            the best probability is below the classifier's threshold, problem where the image cannot be read. With
+            --out: one object, the number of images.
+        quiet: Show no progress.
     """
     from vggkit.arguments import demand_count
     from vggkit.engines.info import explain_choice
     from vggkit.engines.model_weights import ModelFile
+    from vggkit.engines.select import choose_engine
     from vggkit.images.sources.open_dataset import count_images, gather_images
-    from vggkit.inference.predict import iterate_predictions, prepare_engine
+    from vggkit.inference.predict import iterate_predictions
 
     if not images:
         raise BadInput("predict needs an image: vggkit predict MODEL IMAGE…")
@@ -98,14 +102,14 @@ def predict(
     file = ModelFile(model)
     # With the number of all, the time left is known.
     total = count_images(images, columns=columns)
-    computing = prepare_engine(file, device=device, precision=precision, engine=engine, count=total)
+    computing = choose_engine(file, device, precision=precision, engine=engine)
     answered = False
     with ProgressLine(quiet=quiet, rate=RATE) as line:
         line.log(f"computed by {explain_choice(computing.info, precision=precision, engine=engine)}")
         reading = Reading()
         found = gather_images(images, columns=columns, reading=reading)
         predictions = iterate_predictions(computing, file.card, found, top=top, batch_size=batch_size)
-        for done, answer in enumerate(predictions, start=1):
+        for done, (_, answer) in enumerate(predictions, start=1):
             answered = answered or not answer.problem
             if json:
                 print_json_line(answer.to_dict())
@@ -119,7 +123,7 @@ def predict(
                 line.log(f"vggkit: error: {answer.problem}")
             line.show("predicting", done, total)
         for omission in reading.list_omissions():
-            line.log(f"passed over: {omission.describe()}")
+            line.log(f"skipped: {omission.describe()}")
     return 0 if answered else 2
 
 
@@ -140,29 +144,32 @@ def embed(
     json: bool = False,
     quiet: bool = False,
 ) -> int:
-    """Write what the network computes of images before it answers: a vector each, to search, group or learn from.
+    """Compute feature vectors of images, to search, cluster or train on.
 
-    Any number of images; one that cannot be read is a row with its reason. Killed or stopped, the same line goes
-    on where it was, and the file is as if nothing had been.
+    Any number of images are processed in constant memory. An interrupted command continues where it stopped when it
+    is repeated, and an image that cannot be read becomes a row with the reason.
 
     Args:
-        model: A Classifier's file, or a run's folder.
-        images: Files, folders (every image below), lists (.txt), tables, archives, or - for standard input.
-        out: A .parquet (path, vector, problem), or an .npy beside which OUT.csv names its rows.
-        layer: features: what the last fully connected layer reads (relu7 of the paper's head); statistics: mean and
-            standard deviation of each channel of the trunk's last map; logits; probabilities; or a layer's name,
-            such as pool5 or relu6, of whose maps each channel's mean is taken.
-        columns: What a table's columns are called.
-        batch_size: Images that pass through the network together.
+        model: A model's name such as vgg16 (the published ImageNet weights), a classifier's file, a run's folder,
+            or hf://owner/name.
+        images: Image files, folders (every image below them), lists of paths (.txt), tables (.csv), archives, or -
+            for standard input.
+        out: Write the vectors to this file: .parquet (columns path, vector, problem), or .npy, beside which OUT.csv
+            names its rows.
+        layer: What the vectors are. features: the input of the last fully connected layer (relu7 of the paper's
+            head); statistics: mean and standard deviation of each channel of the last feature map; logits;
+            probabilities; or a layer such as pool5 or relu6, whose maps are averaged over their area.
+        columns: Names of a table's columns.
+        batch_size: Number of images that pass through the network together.
         device: auto, cpu, cuda or mps.
-        precision: What is computed in; auto: bf16 where the device multiplies it by itself. int8 is for processors,
-            and needs the ranges that bench keeps in the Classifier's file.
-        engine: What computes; auto: PyTorch on CUDA and MPS, on processors OpenVINO, ONNX Runtime or PyTorch, the
-            first that is installed.
-        save_seconds: Seconds between two times that what is done is kept, in the folder OUT.parts.
-        overwrite: Begin anew whatever an earlier line left there.
-        json: One JSON object in place of the text.
-        quiet: No progress on standard error.
+        precision: Precision of the computation. auto: bf16 where the device supports it natively, else fp32. int8:
+            on a CPU, for a classifier whose file holds activation ranges (vggkit bench --keep-ranges).
+        engine: Library that computes. auto: PyTorch on CUDA and MPS; on a CPU OpenVINO, ONNX Runtime or PyTorch,
+            the first of them that is installed.
+        save_seconds: Seconds between two saves of what is done, in the folder OUT.parts.
+        overwrite: Start again from the first image.
+        json: Print a JSON object in place of the text.
+        quiet: Show no progress.
     """
     from vggkit.workflows.predict import embed_into
 
@@ -199,21 +206,23 @@ def search(
     json: bool = False,
     quiet: bool = False,
 ) -> int:
-    """Find the images that look most like others, in a file that `vggkit embed` wrote.
+    """Find the images that are most similar to others, by cosine similarity of their feature vectors.
 
     Args:
-        index: The file of vectors; it knows the Classifier that it was made with.
-        images: Files, folders (every image below), lists (.txt), tables, archives, or - for standard input.
-        model: Where that Classifier is, if no longer where it was.
-        top: How many to find for each.
-        sheet: Also draw them, as a .png, .pdf or .svg.
-        batch_size: Images that pass through the network together.
+        index: A file of vectors that `vggkit embed` wrote.
+        images: Image files, folders (every image below them), lists of paths (.txt), tables (.csv), archives, or -
+            for standard input.
+        model: Where the classifier is that the index was made with, if it has moved.
+        top: Number of images to find for each.
+        sheet: Also draw the images in this file (.png, .pdf or .svg).
+        batch_size: Number of images that pass through the network together.
         device: auto, cpu, cuda or mps.
-        json: A JSON object an image and line: path, neighbours with path and similarity, in place of the table.
-        quiet: No progress on standard error.
+        json: Print a JSON object for each image on a line of its own: path, and similar with path and
+            similarity.
+        quiet: Show no progress.
     """
     from vggkit.reports.plots import demand_drawable
-    from vggkit.reports.search_table import draw_neighbours, plot_neighbours
+    from vggkit.reports.search_table import draw_search, plot_search
     from vggkit.workflows.search import search as find
 
     if not images:
@@ -241,9 +250,9 @@ def search(
     elif readable:
         # A file or a pipe takes paths whole.
         width = None if sys.stdout is not None and sys.stdout.isatty() else MOST_CHARACTERS
-        open_terminal(width=width).print(draw_neighbours(readable))
+        open_terminal(width=width).print(draw_search(readable))
     if sheet is not None and readable:
-        plot_neighbours(readable, sheet)
+        plot_search(readable, sheet)
         print_line(f"drawn: {sheet}", to_stderr=True)
     return 0 if readable else 2
 
@@ -259,19 +268,21 @@ def _tell_result(result: "BulkResult", *, json: bool, precision: WantedPrecision
         computed_by = explain_choice(result.engine, precision=precision, engine=engine)
         before = f" ({result.found_done:,} were there already)" if result.found_done else ""
         print_line(f"{result.path}: {result.images:,} images{left}{before}; computed by {computed_by}")
-        for omission in result.passed_over:
-            print_line(f"passed over: {omission.describe()}", to_stderr=True)
+        for omission in result.skipped:
+            print_line(f"skipped: {omission.describe()}", to_stderr=True)
     return 0 if result.images > result.unreadable else 2
 
 
 def demo(*, out: Path = Path("runs/demo"), device: str = "auto", seed: int = 0, quiet: bool = False) -> None:
-    """Train a VGG11 with batch norm on real handwritten digits, measure it on others, and ask it about some.
+    """Train a VGG11 with batch normalisation on real handwritten digits, evaluate it, and classify some digits.
+
+    The data, 1,797 images of 8×8 pixels, come with scikit-learn; nothing is downloaded.
 
     Args:
-        out: Folder for what it makes; one that an earlier demo made is replaced.
+        out: Folder of the results; those of an earlier demo are replaced.
         device: auto, cpu, cuda or mps.
-        seed: Every random draw depends on it.
-        quiet: No progress on standard error.
+        seed: Seed of every random number.
+        quiet: Show no progress.
     """
     from vggkit.workflows.demo import demonstrate
 

@@ -1,19 +1,17 @@
-"""Learn from your images."""
+"""The verb train."""
 
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vggkit.cli.printing import describe_evaluation, print_json
-from vggkit.errors import BadInput
-from vggkit.files import demand_writable
 from vggkit.hardware import choose_device, keep_freed_memory
 from vggkit.images.sources.tables import Columns
 from vggkit.models.configuration import configure
 from vggkit.reports.loggers import LoggerName
 from vggkit.reports.plots import PlotEnding
-from vggkit.reports.progress import ProgressLine, only_our_errors
-from vggkit.reports.terminal import open_terminal, print_line
+from vggkit.reports.progress import ProgressLine
+from vggkit.reports.terminal import print_line
 from vggkit.training.presets import find_preset
 from vggkit.training.recipe import Recipe
 from vggkit.workflows.run_config import NetworkChoice, RunConfig, locate
@@ -21,75 +19,6 @@ from vggkit.workflows.run_config import NetworkChoice, RunConfig, locate
 if TYPE_CHECKING:
     from vggkit.images.dataset import ImageDataset
     from vggkit.weights.model import Model
-
-
-def check(
-    data: str,
-    /,
-    *,
-    model: Path | None = None,
-    html: Path | None = None,
-    fix: Path | None = None,
-    image_size: int | None = None,
-    columns: Columns = Columns(),  # noqa: B008 (frozen)
-    device: str = "auto",
-    json: bool = False,
-    quiet: bool = False,
-) -> int:
-    """Look at a collection of images before an hour is spent on it: what it holds, and what is wrong.
-
-    Unreadable files, copies (across splits: leakage; across classes: contradictions), missing, small and
-    uneven classes; with --model also labels that are likely wrong and images unlike all others.
-    Exits with 1 where figures would lie, with 0 else.
-
-    Args:
-        data: A folder, a table, tar shards, Parquet, hf://datasets/owner/name, or a name such as cifar10.
-        model: A Classifier's file, or a run's folder, that knows such images.
-        html: Also write a page with the images, one file that needs no network.
-        fix: Also write a cleaned table of path, label and split; images are left as they are.
-        image_size: Pixels that the network is to see. Without it: the Classifier's, or 224.
-        columns: What a table's columns are called.
-        device: auto, cpu, cuda or mps; for --model.
-        json: One JSON object in place of the table.
-        quiet: No progress on standard error.
-    """
-    from vggkit.images.sources.open_dataset import open_dataset
-    from vggkit.workflows.check import check as look
-    from vggkit.workflows.check import guard_outputs
-
-    classifier = None
-    if model is not None:
-        from vggkit.classifier import load
-
-        classifier = load(model)
-    for path in (fix, html):
-        if path is not None:
-            demand_writable(path)
-    with only_our_errors(), ProgressLine(quiet=quiet) as line:
-        line.show(f"opening {data}", 0, None)
-        images = open_dataset(data, columns=columns)
-        guard_outputs(images, table=fix, page=html)
-        found = look(images, classifier, image_size=image_size, device=device, on_progress=line.show)
-        if html is not None:
-            from vggkit.reports.diagnosis_page import write_diagnosis_page
-
-            line.show("drawing the page", 0, None)
-            write_diagnosis_page(found, html)
-    if json:
-        print_json(found.to_dict())
-    else:
-        from vggkit.reports.diagnosis_table import draw_diagnosis
-
-        open_terminal().print(draw_diagnosis(found))
-    if html is not None:
-        print_line(f"page: {html}", to_stderr=True)
-    if fix is not None:
-        from vggkit.data_checks.clean_table import write_clean_table
-
-        left_out = write_clean_table(images, found, fix)
-        said = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items()) or "none"
-        print_line(f"table: {fix}; left out: {said}", to_stderr=True)
-    return 1 if any(finding.severity == "error" for finding in found.findings) else 0
 
 
 def train(
@@ -175,7 +104,7 @@ def train(
                 "best_epoch": run.best_epoch,
                 **{name: getattr(run.evaluation, name) for name in ("top1", "top1_interval", "top5", "loss", "n")},
                 "data": run.evaluation.data,
-                "part": run.evaluation.split,
+                "split": run.evaluation.split,
             }
         )
         return
@@ -219,42 +148,6 @@ def _prepare(data: str, asked: RunConfig, *, preset: str | None, quiet: bool) ->
         seed=asked.recipe.seed,
     )
     return images, classifier
-
-
-def compare(
-    runs: tuple[Path, ...],
-    /,
-    *,
-    plot: Path | None = None,
-    json: bool = False,
-) -> None:
-    """Trainings side by side: what differs between them, and what came of it.
-
-    Runs that still go on, or were stopped, are shown as far as they are.
-
-    Args:
-        runs: The runs' folders, or a folder that holds several.
-        plot: Also draw their curves over each other, to this .png, .pdf or .svg.
-        json: One JSON object in place of the table.
-    """
-    from vggkit.workflows.compare import compare as put_side_by_side
-
-    if not runs:
-        raise BadInput("compare needs the folders of runs: vggkit compare RUN RUN…")
-    found = put_side_by_side(runs)
-    if plot is not None:
-        from vggkit.reports.comparison import plot_comparison
-
-        plot_comparison(found, plot)
-    if json:
-        print_json(found.to_dict())
-        return
-    from vggkit.reports.comparison import draw_comparison
-
-    console = open_terminal()
-    console.print(draw_comparison(found, width=console.width))
-    if plot is not None:
-        print_line(f"drawn: {plot}")
 
 
 def _fetch_weights(model: str, *, quiet: bool) -> None:

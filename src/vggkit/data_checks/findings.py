@@ -1,4 +1,4 @@
-"""What is wrong with a collection of images: the records that the doctor gives."""
+"""The records of a dataset check: the diagnosis, its findings and their cases."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -16,7 +16,7 @@ Kind = Literal[
     "contradiction",
     "combined-label",
     "label-spaces",
-    "passed-over",
+    "skipped",
     "duplicate",
     "near-duplicate",
     "mislabelled",
@@ -28,28 +28,28 @@ Kind = Literal[
     "animated",
     "label-spellings",
 ]
-"""What can be found, the gravest first."""
+"""The kinds of findings, the most severe first."""
 
 Severity = Literal["error", "warning", "note"]
-"""`error`: figures would lie. `warning`: they would be worse than they need be. `note`: good to know."""
+"""`error`: metrics would be invalid. `warning`: results may be worse than necessary. `note`: for information."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """An image that a finding is about."""
+    """An image of a case."""
 
     path: str
-    """As in its `ImageSample`."""
+    """The path of the image."""
     split: str
-    """`train`, `val` …; `all` where the collection is not divided."""
+    """`train`, `val` or `test`; `all` where the dataset is not divided."""
     label: str
     """Its class."""
     image: ImageSample = field(repr=False, compare=False)
-    """Itself."""
+    """The image."""
 
     def to_dict(self) -> dict[str, str]:
         """A value for JSON."""
-        return {"path": self.path, "part": self.split, "label": self.label}
+        return {"path": self.path, "split": self.split, "label": self.label}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,35 +57,35 @@ class Case:
     """One instance of a finding: an image, or images that belong together."""
 
     members: tuple[Member, ...]
-    """The images; none where a class is meant."""
+    """The images; none where the case is about a class."""
     detail: str
-    """What is said of them: the reason, the likeness, the class that is likelier."""
-    likeness: float | None = None
-    """Of near duplicates, in [0, 1]; 1 where the files are the same, byte for byte."""
+    """The reason, the similarity, or the more likely class, in words."""
+    similarity: float | None = None
+    """Similarity of near duplicates in [0, 1]; 1 where the files are byte for byte the same."""
     suggestion: str | None = None
-    """The likelier class of an image that may have a wrong one."""
+    """The more likely class of an image whose label may be wrong."""
 
     def to_dict(self) -> dict[str, Any]:
-        """A value for JSON; `likeness` and `suggestion` only where they say something."""
+        """A value for JSON; `similarity` and `suggestion` only where they are known."""
         values: dict[str, Any] = {"detail": self.detail, "members": [member.to_dict() for member in self.members]}
-        optional = {"likeness": self.likeness, "suggestion": self.suggestion}
+        optional = {"similarity": self.similarity, "suggestion": self.suggestion}
         return values | {name: value for name, value in optional.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is wrong, and every place where it is."""
+    """One kind of problem with all of its cases."""
 
     kind: Kind
-    """What."""
+    """The kind of problem."""
     severity: Severity
-    """How grave."""
+    """How severe it is."""
     summary: str
-    """How often and what it is, in a sentence."""
+    """The problem and how often it occurs, in a phrase."""
     advice: str
-    """What follows from it, and what to do."""
+    """The consequence, and what to do."""
     cases: tuple[Case, ...]
-    """Where; the gravest first."""
+    """The cases, the most severe first."""
 
     def to_dict(self) -> dict[str, Any]:
         """A value for JSON."""
@@ -112,37 +112,37 @@ class Sides:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What a collection holds, and what is wrong with it."""
+    """The result of a dataset check: its size, the properties of its images, and the findings."""
 
     data: str
     """Where the images come from."""
     counts: Mapping[str, Mapping[str, int]]
     """Readable images of each class in each split."""
     n: int
-    """All images, unreadable ones too."""
+    """Number of images, including unreadable ones."""
     sides: Sides | None
-    """Sizes of the readable ones; None where there are none."""
+    """Sizes of the readable images; None where there are none."""
     formats: Mapping[str, int]
-    """Images by file format, the commonest first."""
+    """Number of images by file format, most frequent first."""
     modes: Mapping[str, int]
-    """Images by colour mode as Pillow names it, the commonest first."""
+    """Number of images by Pillow's colour mode, most frequent first."""
     turned: int
-    """Images that are stored turned or mirrored, and set right by EXIF's orientation."""
+    """Number of images that are rotated or mirrored by their EXIF orientation."""
     image_size: int
-    """Side of the square that the network is to see."""
+    """Side in pixels of the network's input."""
     model: str | None
-    """The Classifier that labels were checked with, None where without."""
+    """The Classifier that labels were checked with; None without one."""
     findings: tuple[Finding, ...]
-    """What is wrong, the gravest first."""
+    """The findings, the most severe first."""
     seconds: float
-    """How long it took."""
-    passed_over: tuple[Omission, ...] = ()
-    """What lies among the images and is none of them, counted by reason."""
+    """Duration of the check."""
+    skipped: tuple[Omission, ...] = ()
+    """Files that were found and not used as images, counted by reason."""
     remarks: tuple[LabelRemark, ...] = ()
     """Labels that look like several in one, like each other, or are written in several ways."""
 
     def find(self, kind: Kind) -> Finding | None:
-        """The finding of that kind."""
+        """The finding of that kind; None where there is none."""
         return next((finding for finding in self.findings if finding.kind == kind), None)
 
     def to_dict(self) -> dict[str, Any]:
@@ -159,6 +159,6 @@ class Diagnosis:
             "model": self.model,
             "findings": [finding.to_dict() for finding in self.findings],
             "seconds": round(self.seconds, 2),
-            "passed_over": [omission.to_dict() for omission in self.passed_over],
+            "skipped": [omission.to_dict() for omission in self.skipped],
             "remarks": [remark.to_dict() for remark in self.remarks],
         }

@@ -1,4 +1,4 @@
-"""Labels and images held against what a Classifier's trunk sees in them.
+"""Label errors and outliers, found from the features of a Classifier's trunk.
 
 Shape letters: N images, C channels, K classes, F features.
 """
@@ -15,9 +15,9 @@ from vggkit.data_checks.findings import Case, Finding
 from vggkit.data_checks.rules import member
 from vggkit.data_checks.survey import Sighting
 from vggkit.engines.select import choose_engine
-from vggkit.engines.stream import stream_answers
+from vggkit.engines.stream import stream_results
 from vggkit.errors import BadData, BadInput, MissingExtra
-from vggkit.images.near_duplicates import Alike
+from vggkit.images.near_duplicates import NearDuplicate
 from vggkit.weights.model import Model
 
 FOLDS: Final = 10
@@ -55,7 +55,7 @@ def extract_features(
     engine = choose_engine(classifier.network, device, output="statistics", precision="fp32")
     images = [sighting.image for sighting in sightings]
     rows, lost = [], []
-    predictions = stream_answers(engine, classifier.preprocessing, images, batch_size=batch_size)
+    predictions = stream_results(engine, classifier.preprocessing, images, batch_size=batch_size)
     for done, answer in enumerate(predictions, start=1):
         if answer.overflows:
             lost.append(answer.problem)
@@ -73,7 +73,7 @@ def extract_features(
     return np.stack(rows)
 
 
-def number_units(sightings: Sequence[Sighting], alike: Sequence[Alike]) -> NDArray[np.int_]:
+def number_units(sightings: Sequence[Sighting], pairs: Sequence[NearDuplicate]) -> NDArray[np.int_]:
     """Equal numbers (N,) for sightings that must stay together: copies, near copies, and those of one group.
 
     Raises MissingExtra without SciPy, which comes with scikit-learn.
@@ -84,7 +84,7 @@ def number_units(sightings: Sequence[Sighting], alike: Sequence[Alike]) -> NDArr
     except ImportError as problem:
         raise MissingExtra.of("scikit-learn", "checking labels", "check") from problem
     together: dict[object, int] = {}
-    ties = [(pair.first, pair.second) for pair in alike]
+    ties = [(pair.first, pair.second) for pair in pairs]
     for number, sighting in enumerate(sightings):
         marks = (sighting.digest or None, sighting.image.group)
         ties += [(together.setdefault(mark, number), number) for mark in marks if mark is not None]
@@ -241,8 +241,8 @@ def find_mislabelled(
     for place in accused[np.argsort(-judgement.wrong[accused], kind="stable")]:
         chances = judgement.probabilities[place]
         seen, own = int(chances.argmax()), labels[place]
-        said = f"labelled {names[own]} ({chances[own]:.0%}), looks like {names[seen]} ({chances[seen]:.0%})"
-        cases.append(Case((member(sightings[chosen[place]]),), said, suggestion=names[seen]))
+        detail = f"labelled {names[own]} ({chances[own]:.0%}), looks like {names[seen]} ({chances[seen]:.0%})"
+        cases.append(Case((member(sightings[chosen[place]]),), detail, suggestion=names[seen]))
     if not cases:
         return None
     right = float((judgement.probabilities.argmax(1) == labels).mean())
@@ -251,7 +251,7 @@ def find_mislabelled(
         "warning",
         f"{len(cases):,} {'label is' if len(cases) == 1 else 'labels are'} likely wrong",
         f"Held-out predictions from this Classifier's features agree with {100 * right:.1f} % of all labels, "
-        "and most clearly not with these. Look at them; --fix leaves them in, and notes the likelier class.",
+        "and disagree most clearly with these. Review them; --fix keeps them and notes the more likely class.",
         tuple(cases),
     )
 
@@ -273,7 +273,7 @@ def find_outliers(sightings: Sequence[Sighting], features: NDArray[np.float32]) 
     logs = np.log(np.maximum(distances, 1e-9) / middle)
     spread = max(1.4826 * float(np.median(np.abs(logs))), 0.02)
     cases = [
-        Case((member(sightings[place]),), f"{np.exp(logs[place]):.1f} times as far from others as most")
+        Case((member(sightings[place]),), f"{np.exp(logs[place]):.1f} times the median distance to other images")
         for place in np.argsort(-logs, kind="stable")
         if logs[place] > FAR * spread
     ]
@@ -282,8 +282,8 @@ def find_outliers(sightings: Sequence[Sighting], features: NDArray[np.float32]) 
     return Finding(
         "outlier",
         "note",
-        f"{len(cases):,} {'image is' if len(cases) == 1 else 'images are'} unlike all others",
-        "They may not belong here, or be the only ones of their kind. Look at them.",
+        f"{len(cases):,} {'image is an outlier' if len(cases) == 1 else 'images are outliers'}",
+        "They may not belong to the dataset, or be the only ones of their kind. Review them.",
         tuple(cases),
     )
 

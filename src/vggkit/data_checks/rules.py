@@ -1,4 +1,4 @@
-"""What sightings tell: each rule gives its finding, or None where all is well. No images are opened here."""
+"""The rules of a dataset check: each returns its finding or None. No images are opened here."""
 
 import math
 from collections import Counter, defaultdict
@@ -10,18 +10,18 @@ from vggkit.data_checks.findings import Case, Finding, Kind, Member, Severity
 from vggkit.data_checks.survey import ENDINGS, Sighting
 from vggkit.images.class_names import fold, show_name
 from vggkit.images.dataset import ImageDataset
-from vggkit.images.near_duplicates import Alike, group
+from vggkit.images.near_duplicates import NearDuplicate, group
 
 FEW_TO_LEARN_FROM: Final = 20
-"""Images of a class below which a network learns little of it."""
+"""Training images of a class below which a network learns little of it."""
 FEW_TO_MEASURE: Final = 10
 """Images of a class below which its accuracy is known to no better than about ±30 points."""
 IMBALANCE: Final = 3.0
-"""How many times the smallest class the largest may be before it is mentioned."""
+"""Ratio of the largest to the smallest class above which it is reported."""
 
 
 def weigh_finding(finding: Finding) -> tuple[int, int]:
-    """What findings are sorted by: the gravest first."""
+    """Sort key of findings: the most severe first."""
     return get_args(Severity).index(finding.severity), get_args(Kind).index(finding.kind)
 
 
@@ -33,22 +33,22 @@ def find_unreadable(sightings: Sequence[Sighting]) -> Finding | None:
         "warning",
         cases,
         f"{_count(cases, 'image')} cannot be read",
-        "Training and evaluation leave them out; replace them, or leave them out of the table.",
+        "Training and evaluation exclude them. Replace them, or remove them from the table.",
     )
 
 
-def find_passed_over(images: ImageDataset) -> Finding | None:
-    """What lies among the images and is none of them, by reason."""
-    grave = any(omission.is_grave for omission in images.passed_over)
-    count = sum(omission.count for omission in images.passed_over)
+def find_skipped(images: ImageDataset) -> Finding | None:
+    """Files that were found and not used as images, by reason."""
+    grave = any(omission.is_grave for omission in images.skipped)
+    count = sum(omission.count for omission in images.skipped)
     return _finding(
-        "passed-over",
+        "skipped",
         "warning" if grave else "note",
-        [Case((), omission.describe()) for omission in images.passed_over],
-        f"{count:,} {'file, folder or entry was' if count == 1 else 'files, folders or entries were'} passed over",
-        "They take no part. Move what should into a class's folder, and repair links that lead nowhere."
+        [Case((), omission.describe()) for omission in images.skipped],
+        f"{count:,} {'file, folder or entry was' if count == 1 else 'files, folders or entries were'} skipped",
+        "They are ignored. Move images that should be used into the folder of a class, and repair broken links."
         if grave
-        else "They take no part.",
+        else "They are ignored.",
     )
 
 
@@ -99,26 +99,26 @@ def find_missing_classes(images: ImageDataset, sightings: Sequence[Sighting]) ->
         "error",
         cases,
         f"{_count(cases, 'class', 'classes')} missing from a split",
-        "What is measured on that split says nothing of the class. Add images of it, or remove it everywhere.",
+        "Metrics of that split do not cover the class. Add images of it, or remove the class from all splits.",
     )
 
 
 def find_similar_names(labels: Sequence[str]) -> Finding | None:
-    """Classes that are told apart by case, spaces or Unicode form alone, as one class becomes two by a slip."""
-    alike: dict[str, list[str]] = defaultdict(list)
+    """Classes whose names differ only in case, spaces or Unicode form, which are probably one class."""
+    by_name: dict[str, list[str]] = defaultdict(list)
     for label in labels:
-        alike[fold(label)].append(label)
+        by_name[fold(label)].append(label)
     cases = [
-        Case((), f"{' and '.join(map(show_name, names))} differ in case or spaces only")
-        for names in alike.values()
+        Case((), f"{' and '.join(map(show_name, names))} differ only in case or spaces")
+        for names in by_name.values()
         if len(names) > 1
     ]
     return _finding(
         "similar-names",
         "warning",
         cases,
-        f"{_count(cases, 'class', 'classes')} under several names that look the same",
-        "They are learnt and measured as different classes. Give each class one name.",
+        f"{_count(cases, 'class', 'classes')} with several similar names",
+        "They are treated as different classes. Give each class one name.",
     )
 
 
@@ -130,18 +130,18 @@ def find_few(counts: Mapping[str, Mapping[str, int]]) -> Finding | None:
         purpose = "learn from" if split in ("train", "all") else "measure on"
         for label, count in sorted(classes.items(), key=lambda item: item[1]):
             if 0 < count < least:
-                cases.append(Case((), f"{split}: {count} of {label}, and fewer than {least} are few to {purpose}"))
+                cases.append(Case((), f"{split}: {count} of {label}; fewer than {least} are few to {purpose}"))
     return _finding(
         "few",
         "warning",
         cases,
         f"{_count(cases, 'class', 'classes')} with few images",
-        "Add images; or train the head alone on a network with given weights, and read the intervals.",
+        "Add images, or train only the head of a pretrained network, and mind the confidence intervals.",
     )
 
 
 def find_imbalance(counts: Mapping[str, Mapping[str, int]]) -> Finding | None:
-    """Splits to learn from whose largest class is several times the smallest."""
+    """Training splits whose largest class is several times the smallest."""
     cases = []
     for split in ("train", "all"):
         filled = {label: count for label, count in counts.get(split, {}).items() if count}
@@ -149,19 +149,19 @@ def find_imbalance(counts: Mapping[str, Mapping[str, int]]) -> Finding | None:
             most, least = max(filled, key=filled.__getitem__), min(filled, key=filled.__getitem__)
             ratio = filled[most] / filled[least]
             if ratio > IMBALANCE:
-                said = f"{split}: {filled[most]} of {most}, {filled[least]} of {least}, {ratio:.1f} times as many"
-                cases.append(Case((), said))
+                detail = f"{split}: {filled[most]} of {most}, {filled[least]} of {least}, {ratio:.1f} times as many"
+                cases.append(Case((), detail))
     return _finding(
         "imbalance",
         "warning",
         cases,
-        "the classes are uneven",
-        "Accuracy favours the large classes: look at each class's recall, weight the classes, or even them out.",
+        "the classes are imbalanced",
+        "Accuracy favours the large classes. Look at the recall of each class, weight the classes, or add images.",
     )
 
 
 def find_small(sightings: Sequence[Sighting], image_pixels: int) -> Finding | None:
-    """Images with fewer pixels than the network sees, the smallest first."""
+    """Images that are smaller than the network input, the smallest first."""
     small = [s for s in sightings if s.head is not None and min(s.head.width, s.head.height) < image_pixels]
     small.sort(key=lambda s: min(s.head.width, s.head.height) if s.head else 0)
     cases = [Case((member(s),), f"{s.head.width}×{s.head.height} pixels") for s in small if s.head]
@@ -170,17 +170,21 @@ def find_small(sightings: Sequence[Sighting], image_pixels: int) -> Finding | No
         "small",
         "note" if every else "warning",
         cases,
-        f"{'all' if every else f'{len(cases):,}'} images are smaller than the {image_pixels} pixels "
-        "that the network sees",
-        "They are enlarged, and hold less than the network could use. "
-        + ("Train with --image-size at their own size." if every else "Find larger ones, or train smaller."),
+        f"{'all' if every else f'{len(cases):,}'} images are smaller than the network input "
+        f"of {image_pixels} pixels",
+        "They are enlarged and contain less detail than the network can use. "
+        + (
+            "Train with a smaller --image-size."
+            if every
+            else "Find larger images, or train with a smaller --image-size."
+        ),
     )
 
 
 def find_wrong_endings(sightings: Sequence[Sighting]) -> Finding | None:
-    """Files of another format than their name says."""
+    """Files whose format is not that of their name."""
     cases = [
-        Case((member(s),), f"is {s.head.format}, whose files end in {ENDINGS[s.head.format][0]}")
+        Case((member(s),), f"is {s.head.format}, whose ending is {ENDINGS[s.head.format][0]}")
         for s in sightings
         if s.head is not None and s.wrong_ending
     ]
@@ -188,8 +192,8 @@ def find_wrong_endings(sightings: Sequence[Sighting]) -> Finding | None:
         "wrong-extension",
         "note",
         cases,
-        f"{_count(cases, 'file')} of another format than the name says",
-        "vggkit reads them by what is inside; other programs may not.",
+        f"{_count(cases, 'file')} whose format differs from the file name ending",
+        "vggkit reads them by their content; other programs may not.",
     )
 
 
@@ -201,28 +205,28 @@ def find_animated(sightings: Sequence[Sighting]) -> Finding | None:
         "note",
         cases,
         f"{_count(cases, 'image')} with several frames",
-        "The first frame counts, and the others are not seen.",
+        "Only the first frame is used.",
     )
 
 
-def find_copies(sightings: Sequence[Sighting], alike: Sequence[Alike]) -> list[Finding]:
+def find_copies(sightings: Sequence[Sighting], pairs: Sequence[NearDuplicate]) -> list[Finding]:
     """Leakage between splits, contradictions between classes, duplicates and near duplicates inside a split.
 
     Args:
         sightings: What was seen.
-        alike: Near duplicates by number in `sightings`; of exact copies the first stands for all.
+        pairs: Near duplicates by index in `sightings`; exact copies are represented by the first.
     """
     exact = group_exact(sightings)
     near, copied = [], set[int]()
-    for firsts, likeness in _gather(sightings, alike):
+    for firsts, similarity in _gather(sightings, pairs):
         numbers = sorted(number for first in firsts for number in exact[sightings[first].digest])
-        near.append(Case(_members(sightings, numbers), f"{math.floor(100 * likeness)} % alike", likeness))
+        near.append(Case(_members(sightings, numbers), f"{math.floor(100 * similarity)} % similar", similarity))
         copied.update(numbers)
-    near.sort(key=lambda case: -(case.likeness or 0))
+    near.sort(key=lambda case: -(case.similarity or 0))
     repeated = [numbers for numbers in exact.values() if len(numbers) > 1]
     same = [Case(_members(sightings, numbers), "the same file", 1.0) for numbers in repeated]
     every = [*(case for case, numbers in zip(same, repeated, strict=True) if numbers[0] not in copied), *near]
-    groups = find_parted_groups(sightings)
+    groups = find_divided_groups(sightings)
     leaked = [case for case in (*every, *groups) if len({m.split for m in case.members}) > 1]
     contradicting = [case for case in every if len({m.label for m in case.members}) > 1]
     repeating = [case for case in same if max(Counter(m.split for m in case.members).values()) > 1]
@@ -234,60 +238,60 @@ def find_copies(sightings: Sequence[Sighting], alike: Sequence[Alike]) -> list[F
             "error",
             leaked,
             f"{_count(leaked, 'image or group', 'images or groups')} in more than one split",
-            "The network is measured on images that it learnt by heart: the figures are too good. "
-            "Keep each in one split; --fix takes them out of train.",
+            "The network is evaluated on images that it was trained on, so the metrics are too optimistic. "
+            "Keep each in one split; --fix removes them from train.",
         ),
         _finding(
             "contradiction",
             "warning",
             contradicting,
             f"{_count(contradicting, 'image')} in more than one class",
-            "One label at most is right. Decide which; --fix leaves all copies out.",
+            "At most one label is correct. Decide which; --fix removes all copies.",
         ),
         _finding(
             "duplicate",
             "warning",
             within,
             f"{_count(within, 'image')} more than once in a split, byte for byte",
-            "Copies count as if they were evidence. Keep one of each; --fix does.",
+            "Copies are counted as if they were independent. Keep one of each; --fix does.",
         ),
         _finding(
             "near-duplicate",
             "note",
             near_within,
             f"{_count(near_within, 'image')} more than once in a split, nearly the same",
-            "Sized, re-encoded, cut or mirrored copies, or shots of one burst. Keep one of each where they are "
-            "copies; keep a burst in one split with a group column.",
+            "Resized, re-encoded, cropped or mirrored copies, or shots of one burst. Keep one of each copy; keep "
+            "a burst in one split by a group column.",
         ),
     )
     return [finding for finding in found if finding is not None]
 
 
-def _gather(sightings: Sequence[Sighting], alike: Sequence[Alike]) -> list[tuple[list[int], float]]:
-    """Near duplicates in groups with their least likeness; and pairs across splits or classes that no group has."""
-    likeness = {frozenset(pair[:2]): pair.likeness for pair in alike}
-    groups = group(alike)
+def _gather(sightings: Sequence[Sighting], pairs: Sequence[NearDuplicate]) -> list[tuple[list[int], float]]:
+    """Groups of near duplicates with their lowest similarity, and further pairs across splits or classes."""
+    similarity = {frozenset(pair[:2]): pair.similarity for pair in pairs}
+    groups = group(pairs)
     gathered = [
-        (numbers, min(likeness.get(frozenset(pair), 1.0) for pair in combinations(numbers, 2)))
+        (numbers, min(similarity.get(frozenset(pair), 1.0) for pair in combinations(numbers, 2)))
         for numbers in groups
     ]
     place = {number: index for index, numbers in enumerate(groups) for number in numbers}
-    for pair in alike:
+    for pair in pairs:
         one, two = sightings[pair.first], sightings[pair.second]
         apart = place.get(pair.first, -1) != place.get(pair.second, -2)
         if apart and (one.split, one.label) != (two.split, two.label):
-            gathered.append(([pair.first, pair.second], pair.likeness))
+            gathered.append(([pair.first, pair.second], pair.similarity))
     return gathered
 
 
-def find_parted_groups(sightings: Sequence[Sighting]) -> list[Case]:
-    """Groups whose images lie in more than one split."""
+def find_divided_groups(sightings: Sequence[Sighting]) -> list[Case]:
+    """Groups whose images are in more than one split."""
     groups: dict[str, list[Sighting]] = defaultdict(list)
     for sighting in sightings:
         if sighting.image.group is not None:
             groups[sighting.image.group].append(sighting)
     return [
-        Case(tuple(map(member, group)), f"the group {name} lies in {', '.join(sorted({s.split for s in group}))}")
+        Case(tuple(map(member, group)), f"the group {name} is in {', '.join(sorted({s.split for s in group}))}")
         for name, group in groups.items()
         if len({s.split for s in group}) > 1
     ]

@@ -1,4 +1,4 @@
-"""Every image looked at once: read, decoded, measured, described.
+"""The survey of a dataset: each image is read, decoded and described once.
 
 Shape letters: D values of a description.
 """
@@ -20,10 +20,10 @@ from vggkit.hardware import count_threads
 from vggkit.images.dataset import ImageDataset, ImageSample
 from vggkit.images.decoding import decode
 from vggkit.images.image_header import Head, read_head
-from vggkit.images.near_duplicates import describe_likeness
+from vggkit.images.near_duplicates import compute_descriptor
 
 LEAST_SIDE: Final = 128
-"""Pixels of the short side that are enough to describe an image; every byte of it is decoded all the same."""
+"""Pixels of the short side that suffice to describe an image; its whole file is decoded all the same."""
 
 ENDINGS: Final = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -36,23 +36,23 @@ ENDINGS: Final = {
     "PPM": (".ppm", ".pgm", ".pbm"),
     "HEIC": (".heic", ".heif"),
 }
-"""What files of a format end in, the usual ending first."""
+"""File name endings by format, the usual one first."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sighting:
-    """What was seen of an image."""
+    """What the survey found about an image."""
 
     split: str
-    """`train`, `val` …"""
+    """`train`, `val`, `test` or `all`."""
     image: ImageSample
-    """Itself."""
+    """The image."""
     head: Head | None = None
     """Its format, size and mode; None where it cannot be read."""
     digest: bytes = b""
-    """Of its file's bytes, or of its pixels where it has no file."""
+    """Digest of the file's bytes, or of the pixels of an image in memory."""
     description: NDArray[Any] | None = field(default=None, repr=False)
-    """(D,) of `describe_likeness`; None where it cannot be read."""
+    """(D,) descriptor for the search of near duplicates; None where the image cannot be read."""
     problem: str | None = None
     """Why it cannot be read."""
 
@@ -63,18 +63,18 @@ class Sighting:
 
     @property
     def wrong_ending(self) -> bool:
-        """Whether its file is of another format than its name says."""
+        """Whether the format of its file differs from the file name ending."""
         ending = PurePath(self.image.path).suffix.lower()
-        said = next((kind for kind, endings in ENDINGS.items() if ending in endings), None)
-        is_really = self.head.format if self.head is not None else None
-        return said is not None and is_really in ENDINGS and said != is_really
+        named = next((kind for kind, endings in ENDINGS.items() if ending in endings), None)
+        actual = self.head.format if self.head is not None else None
+        return named is not None and actual in ENDINGS and named != actual
 
 
 def survey(images: ImageDataset, *, on_progress: Callable[[int, int], None] | None = None) -> Iterator[Sighting]:
     """A Sighting of each image, split by split in order; several are decoded at once.
 
     Args:
-        images: What to look at.
+        images: The dataset.
         on_progress: Called with the number of images done and of all.
     """
     every = [(name, image) for name, split in images.splits.items() for image in split]
@@ -93,17 +93,17 @@ def survey(images: ImageDataset, *, on_progress: Callable[[int, int], None] | No
 
 
 def look(split: str, image: ImageSample) -> Sighting:
-    """The Sighting of one image; one that cannot be read has its `problem`."""
+    """The Sighting of one image; that of an unreadable image has a `problem`."""
     try:
         if image.pixels is not None:
             height, width = image.pixels.shape[:2]
             head = Head("in memory", width, height, "RGB", 1, animated=False)
             digest = _digest(repr(image.pixels.shape).encode() + np.ascontiguousarray(image.pixels).tobytes())
-            return Sighting(split, image, head, digest, describe_likeness(image.pixels))
+            return Sighting(split, image, head, digest, compute_descriptor(image.pixels))
         data = image.read()
         pixels = decode(data, name=image.path, least_side=LEAST_SIDE)
         head = read_head(data, name=image.path)
-        return Sighting(split, image, head, _digest(data), describe_likeness(pixels))
+        return Sighting(split, image, head, _digest(data), compute_descriptor(pixels))
     except BadImage as problem:
         return Sighting(split, image, problem=str(problem))
 

@@ -1,14 +1,16 @@
-"""Where an engine takes its weights from: a network in memory, or a Classifier's file without torch."""
+"""The weights that an engine is built from: of a network in memory, or of a model file, without torch."""
 
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vggkit.engines.outputs import Ranges
 from vggkit.errors import BadCheckpoint
 from vggkit.models.configuration import Configuration
 from vggkit.weights.card import Card, read_card
@@ -16,6 +18,7 @@ from vggkit.weights.locate import locate_model
 
 if TYPE_CHECKING:
     from vggkit.models.vgg import VGG
+    from vggkit.weights.model import Model
 
 Values = NDArray[np.float32]
 READERS: Final = 2
@@ -29,11 +32,15 @@ class NetworkWeights:
     Args:
         network: The VGG.
         temperature: What its logits are divided by before they become probabilities.
+        activation_ranges: What int8 needs; see `measure_ranges`.
     """
 
-    def __init__(self, network: "VGG", *, temperature: float = 1.0) -> None:
+    def __init__(
+        self, network: "VGG", *, temperature: float = 1.0, activation_ranges: Ranges = MappingProxyType({})
+    ) -> None:
         self._network = network
         self.temperature = temperature
+        self.activation_ranges = activation_ranges
 
     @property
     def configuration(self) -> Configuration:
@@ -87,6 +94,11 @@ class ModelFile:
     def temperature(self) -> float:
         """What logits are divided by before they become probabilities."""
         return self.card.temperature
+
+    @property
+    def activation_ranges(self) -> Ranges:
+        """What int8 needs; empty where it was not measured."""
+        return self.card.ranges
 
     def read(self, keys: Sequence[str]) -> dict[str, Values]:
         """The values of these keys in float32, where they are that in the file itself.
@@ -153,6 +165,12 @@ def _identify(path: Path) -> tuple[int, ...]:
 Weights = NetworkWeights | ModelFile
 
 
-def find_weights(given: "Weights | VGG") -> Weights:
-    """The weights of a network, or what is weights already."""
-    return given if isinstance(given, NetworkWeights | ModelFile) else NetworkWeights(given)
+def find_weights(given: "Weights | VGG | Model") -> Weights:
+    """The weights of a network or of a model in memory, or what is weights already."""
+    if isinstance(given, NetworkWeights | ModelFile):
+        return given
+    network = getattr(given, "network", None)
+    if network is None:
+        return NetworkWeights(cast("VGG", given))
+    card = cast("Model", given).card
+    return NetworkWeights(network, temperature=card.temperature, activation_ranges=card.ranges)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from vggkit.models.vgg import VGG
+    from vggkit.weights.model import Model
 
 _NEEDED: Final[dict[EngineName, tuple[str, ...]]] = {
     "pytorch": ("torch",),
@@ -24,7 +25,7 @@ _NEEDED: Final[dict[EngineName, tuple[str, ...]]] = {
 
 
 def choose_engine(
-    network: "VGG | Weights",
+    model: "VGG | Model | Weights",
     device: "torch.device | str" = "auto",
     *,
     output: Output | Sequence[Output] = "logits",
@@ -32,16 +33,16 @@ def choose_engine(
     ranges: Ranges | None = None,
     engine: WantedEngine = "auto",
 ) -> NamedEngine:
-    """An engine for the network as it is now; its `info` records which one it is.
+    """An engine for a network as it is now; its `info` records which one it is.
 
     Args:
-        network: A VGG, whose weights must stay as they are while an engine is used and which PyTorch in fp32
-            moves to the device; or a ModelFile, for which torch is imported only where PyTorch computes.
+        model: A VGG or a Model, whose weights must stay as they are while the engine is used; or a ModelFile, for
+            which torch is imported only where PyTorch computes.
         device: A torch device or its name: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         output: What is computed of each image, or several names: `engines.outputs`.
         precision: auto: bf16 where the device multiplies it natively. bf16: OpenVINO computes in float32 on a
             processor without it, and its `info` says fp32. int8 is computed by OpenVINO on the processor only.
-        ranges: What `measure_ranges` found, for int8.
+        ranges: For int8, what `measure_ranges` found; None: what the model keeps.
         engine: auto: PyTorch on CUDA and MPS; on a CPU OpenVINO, then ONNX Runtime, then PyTorch, the first
             that is installed and computes in that precision.
 
@@ -55,8 +56,10 @@ def choose_engine(
         raise BadConfiguration(
             "int8 is computed by OpenVINO on processors; take engine openvino and device cpu, or bf16"
         )
+    weights = find_weights(model)
+    if chosen == "int8" and ranges is None:
+        ranges = weights.activation_ranges
     check_precision(chosen, ranges)
-    weights = find_weights(network)
     match name:
         case "openvino":
             from vggkit.engines.openvino import OpenVINOEngine

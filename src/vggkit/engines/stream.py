@@ -1,4 +1,4 @@
-"""Images in, rows out, in order: decoding goes on in threads while the engine computes.
+"""Images in, rows out, in order: threads decode while the engine computes.
 
 Shape letters: N images, C channels, H and W pixels, K classes, F features.
 """
@@ -51,11 +51,11 @@ class NamedEngine(Engine, Protocol):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Answer:
-    """What the engine gives for one image, or why that is nothing."""
+class StreamResult:
+    """What the engine computes for one image, or why there is nothing."""
 
     image: ImageSample
-    """The image that was asked about."""
+    """The image."""
     output: Rows | None
     """The engine's row for it, such as logits (K,), all finite; None where there is a problem."""
     problem: str | None = None
@@ -64,19 +64,18 @@ class Answer:
     """Whether the image was read, and what the engine gave is not finite."""
 
 
-def stream_answers(
+def stream_results(
     engine: Engine,
     preprocessing: Preprocessing,
     images: Iterable[ImageSample],
     *,
     batch_size: int = 32,
     decoders: int | None = None,
-) -> Iterator[Answer]:
-    """An answer for each image, in order; never more than three batches of images are in memory.
+) -> Iterator[StreamResult]:
+    """A result for each image, in order; never more than three batches of images are in memory.
 
-    An image that cannot be read gets its reason in place of an output, one whose values overflow likewise, and
-    the others go on. Decoding
-    takes `decoders` threads; None: as many as there are processors.
+    An image that cannot be read, or whose values overflow, gets the reason in place of an output. `decoders`
+    threads decode; None: as many as there are processors.
     """
 
     def prepare(image: ImageSample) -> tuple[list[NDArray[np.float32]], str | None]:
@@ -88,9 +87,9 @@ def stream_answers(
     for image, problem, rows in stream_rows(engine, images, prepare, batch_size=batch_size, decoders=decoders):
         overflow = None if problem else describe_overflow(rows[0])
         if overflow is not None:
-            yield Answer(image, None, f"{image.path}: {overflow}", overflows=True)
+            yield StreamResult(image, None, f"{image.path}: {overflow}", overflows=True)
         else:
-            yield Answer(image, None if problem else rows[0], problem)
+            yield StreamResult(image, None if problem else rows[0], problem)
 
 
 def stream_rows(

@@ -1,4 +1,4 @@
-"""Probabilities that can be taken at their word: how far they are from it, and what mends them.
+"""Calibration of probabilities: expected calibration error, temperature scaling, rejection below a threshold.
 
 Shape letters: N images, K classes.
 """
@@ -11,29 +11,41 @@ from numpy.typing import NDArray
 
 from vggkit.arguments import demand_share
 from vggkit.evaluation.evaluation import Bin, Calibration, Rejection, proportion_interval
-from vggkit.evaluation.intervals import BINS, number_bins
 from vggkit.evaluation.predictions import Predictions
 
+BINS: Final = 15
+"""Bins of the reliability diagram, as in Guo et al. (2017)."""
 COLDEST: Final = 0.05
+"""The lowest temperature that is tried."""
 HOTTEST: Final = 20.0
+"""The highest temperature that is tried."""
 FEWEST: Final = 30
-"""Images from which on a temperature is fitted."""
+"""Images below which no temperature is fitted."""
 FOLDS: Final = 5
 HALVINGS: Final = 40
+
+
+def number_bins(confidences: NDArray[np.float64]) -> NDArray[np.int64]:
+    """(N,) index of the bin of each confidence (N,); a bin excludes its lower bound and includes its upper."""
+    return np.clip(np.ceil(confidences * BINS).astype(np.int64) - 1, 0, BINS - 1)
 
 
 def describe_calibration(
     predictions: Predictions, *, temperature: float = 1.0, averaged: bool = False
 ) -> Calibration:
-    """The reliability diagram and its error, of answers whose logits were divided by a temperature.
+    """The calibration error and the reliability diagram of predictions.
 
-    Where they are means over several looks the temperature cannot be undone.
+    Args:
+        predictions: The predictions, after temperature scaling.
+        temperature: The temperature that their logits were divided by.
+        averaged: Whether they are averages over several views of each image, so that the temperature cannot be
+            undone and the error without it remains unknown.
     """
     numbers = number_bins(predictions.confidences)
     counts = np.bincount(numbers, minlength=BINS)
-    sure, right = (
+    confidences, correct = (
         np.bincount(numbers, weights=values, minlength=BINS)
-        for values in (predictions.confidences, predictions.right.astype(float))
+        for values in (predictions.confidences, predictions.correct.astype(float))
     )
     before = predictions if temperature == 1 else predictions.sharpen(1 / temperature)
     return Calibration(
@@ -44,8 +56,8 @@ def describe_calibration(
                 low=number / BINS,
                 high=(number + 1) / BINS,
                 n=int(count),
-                confidence=float(sure[number] / count) if count else (number + 0.5) / BINS,
-                accuracy=float(right[number] / count) if count else None,
+                confidence=float(confidences[number] / count) if count else (number + 0.5) / BINS,
+                accuracy=float(correct[number] / count) if count else None,
             )
             for number, count in enumerate(counts)
         ),
@@ -57,62 +69,62 @@ def describe_calibration(
 def find_ece(predictions: Predictions) -> float:
     """Expected calibration error in [0, 1] with bins of equal width (Guo et al., 2017, equation 3)."""
     gaps = np.bincount(
-        number_bins(predictions.confidences), weights=predictions.right - predictions.confidences, minlength=BINS
+        number_bins(predictions.confidences), weights=predictions.correct - predictions.confidences, minlength=BINS
     )
     return float(np.abs(gaps).sum() / len(predictions))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TemperatureFit:
-    """A temperature, and what it is worth on images that it was not fitted on."""
+    """A fitted temperature, and its cross-validated effect."""
 
     temperature: float
-    """What logits are to be divided by; 1 where nothing is gained."""
+    """What logits are to be divided by; 1 where no other temperature is better."""
     loss_before: float
     """Mean cross-entropy in nats at a temperature of 1."""
     loss_after: float
-    """The same after it, each fifth of the images at the temperature of the others."""
+    """Mean cross-entropy in nats with temperature scaling, cross-validated: each fifth of the images is scaled by
+    the temperature fitted to the others."""
     ece_before: float
-    """Expected calibration error at a temperature of 1."""
+    """Expected calibration error in [0, 1] at a temperature of 1."""
     ece_after: float
-    """The same after it, likewise."""
+    """Expected calibration error in [0, 1] with temperature scaling, cross-validated."""
     n: int
-    """Images that it was fitted on."""
+    """Number of images that the temperature was fitted to."""
 
     def describe(self) -> str:
-        """In a sentence, for people."""
+        """The result in one sentence."""
         if self.n < FEWEST:
-            return f"temperature 1: {self.n} images are too few to fit one, which takes {FEWEST}"
+            return f"temperature 1: {self.n} images are too few to fit a temperature, which takes {FEWEST}"
         if self.temperature == 1:
-            return f"temperature 1: on {self.n} images no other made the probabilities truer"
+            return f"temperature 1: on {self.n} images no other temperature improved the cross-validated loss"
         return (
-            f"temperature {self.temperature:.3g}: on images it was not fitted on, calibration error "
-            f"{100 * self.ece_before:.1f} to {100 * self.ece_after:.1f} %, loss {self.loss_before:.4f} to "
-            f"{self.loss_after:.4f} (n = {self.n})"
+            f"temperature {self.temperature:.3g}: cross-validated calibration error {100 * self.ece_before:.1f} to "
+            f"{100 * self.ece_after:.1f} %, loss {self.loss_before:.4f} to {self.loss_after:.4f} (n = {self.n})"
         )
 
 
 def fit_temperature(predictions: Predictions, *, seed: int = 0) -> TemperatureFit:
-    """The temperature of the least loss (Guo et al., 2017, section 4.2), with Platt's targets, see `_fit`.
+    """Temperature scaling (Guo et al., 2017, section 4.2): the temperature with the lowest cross-entropy.
 
-    Only what helps is taken: it is 1 where the loss of held-out fifths does not fall by more than a standard
-    error, for fewer than `FEWEST` images, and where the least loss lies beyond `COLDEST` or `HOTTEST`. No
-    answer changes, only how sure it is.
+    The result is 1 unless the cross-validated loss falls by more than one standard error; also for fewer than 30
+    images, and where the minimum lies outside of 0.05 to 20. The predicted classes do not change.
 
     Args:
-        predictions: At a temperature of 1, of images that were not learnt from.
-        seed: The fifths depend on it.
+        predictions: Predictions at a temperature of 1, of images that were not trained on.
+        seed: Determines the division into five folds.
     """
     folds = np.random.default_rng(seed).permutation(len(predictions)) % FOLDS
-    held = predictions.log_probabilities.copy()
+    held_out = predictions.log_probabilities.copy()
     for fold in range(FOLDS):
         out = folds == fold
         if out.any() and not out.all():
-            held[out] = _keep(predictions, out).sharpen(_fit(_keep(predictions, ~out))).log_probabilities
-    crossed = replace(predictions, log_probabilities=held)
+            fitted = _minimize(_keep(predictions, ~out))
+            held_out[out] = _keep(predictions, out).sharpen(fitted).log_probabilities
+    crossed = replace(predictions, log_probabilities=held_out)
     before, after = float(predictions.losses.mean()), float(crossed.losses.mean())
     gains = predictions.losses - crossed.losses
-    found = _fit(predictions)
+    found = _minimize(predictions)
     helps = gains.mean() > gains.std() / np.sqrt(len(gains)) and COLDEST * 1.01 < found < HOTTEST / 1.01
     helps = bool(helps) and len(predictions) >= FEWEST
     return TemperatureFit(
@@ -134,69 +146,73 @@ def _keep(predictions: Predictions, chosen: NDArray[np.bool_]) -> Predictions:
     )
 
 
-def _fit(predictions: Predictions) -> float:
-    """Where the loss's slope is zero; in 1 / temperature the loss is convex, so halving finds it.
+def _minimize(predictions: Predictions) -> float:
+    """The temperature at which the slope of the loss is zero, by bisection: the loss is convex in 1 / temperature.
 
-    Right classes count a little less than certain, as in Platt (1999, section 2.2): or else images that
-    are all told right would call for boundless certainty.
+    The targets are smoothed as by Platt (1999, section 2.2), for otherwise images that are all classified
+    correctly would call for an infinite inverse temperature.
     """
     low, high = np.log(COLDEST), np.log(HOTTEST)
     logs, rows = predictions.log_probabilities, np.arange(len(predictions))
-    doubt = 1 / (len(predictions) + 2)
-    aimed = (1 - doubt) * logs[rows, predictions.targets] + doubt * logs.mean(axis=1)
+    smoothing = 1 / (len(predictions) + 2)
+    target = (1 - smoothing) * logs[rows, predictions.targets] + smoothing * logs.mean(axis=1)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        chances = predictions.sharpen(float(np.exp(middle))).probabilities
-        # Slope in 1 / temperature: what is expected of the logits, less what they are to come to.
-        slope = ((chances * logs).sum(axis=1) - aimed).mean()
+        probabilities = predictions.sharpen(float(np.exp(middle))).probabilities
+        # Slope in 1 / temperature: the expectation of the logits less their value at the target.
+        slope = ((probabilities * logs).sum(axis=1) - target).mean()
         low, high = (low, middle) if slope < 0 else (middle, high)
     return float(np.exp((low + high) / 2))
 
 
 def find_threshold(predictions: Predictions, wanted_precision: float) -> Rejection | None:
-    """The lowest probability from which on answers are right as often as wanted; None where there is none.
+    """The lowest confidence threshold at which the accepted predictions have a wanted precision.
 
-    Raises BadInput for a precision that is not above 0 and at most 1.
+    Args:
+        predictions: The predictions to choose the threshold by.
+        wanted_precision: Share of the accepted predictions that are to be correct, above 0 and at most 1.
+
+    Returns None where no threshold gives that precision. Raises BadInput for a precision outside of its range.
     """
     wanted_precision = demand_share("wanted_precision", wanted_precision)
-    cuts = list_cuts(predictions)
+    cuts = list_thresholds(predictions)
     good = np.flatnonzero(cuts.precision >= wanted_precision)
     if not len(good):
         return None
     lowest = int(good[-1])
-    threshold = 0.0 if cuts.given[lowest] == len(predictions) else float(cuts.thresholds[lowest])
-    return withhold(predictions, threshold, wanted_precision=wanted_precision)
+    threshold = 0.0 if cuts.accepted[lowest] == len(predictions) else float(cuts.thresholds[lowest])
+    return reject_below(predictions, threshold, wanted_precision=wanted_precision)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Cuts:
-    """Every way of withholding the least sure answers, the surest alone first."""
+class Thresholds:
+    """Every distinct confidence threshold, from the highest down, with what it accepts."""
 
     thresholds: NDArray[np.float64]
-    """Probability of the least sure answer that is given, falling."""
-    given: NDArray[np.int64]
-    """How many are."""
+    """(T,) the thresholds, falling."""
+    accepted: NDArray[np.int64]
+    """(T,) number of predictions at or above each threshold."""
     precision: NDArray[np.float64]
-    """Share of them that are right."""
+    """(T,) share of these that are correct."""
 
-    def keep(self, places: NDArray[np.int64]) -> "Cuts":
-        """Some of them."""
-        return Cuts(self.thresholds[places], self.given[places], self.precision[places])
+    def keep(self, places: NDArray[np.int64]) -> "Thresholds":
+        """The thresholds at these indices."""
+        return Thresholds(self.thresholds[places], self.accepted[places], self.precision[places])
 
 
-def list_cuts(predictions: Predictions) -> Cuts:
-    """Answers of equal probability are withheld together or not at all."""
+def list_thresholds(predictions: Predictions) -> Thresholds:
+    """Every distinct confidence threshold; predictions of equal confidence are accepted or rejected together."""
     order = np.argsort(-predictions.confidences, kind="stable")
-    sure = predictions.confidences[order]
-    ends = np.append(np.flatnonzero(np.diff(sure)), len(order) - 1)
-    hits = predictions.right[order].cumsum()[ends]
-    return Cuts(sure[ends], ends + 1, hits / (ends + 1))
+    confidences = predictions.confidences[order]
+    ends = np.append(np.flatnonzero(np.diff(confidences)), len(order) - 1)
+    hits = predictions.correct[order].cumsum()[ends]
+    return Thresholds(confidences[ends], ends + 1, hits / (ends + 1))
 
 
-def withhold(predictions: Predictions, threshold: float, *, wanted_precision: float | None) -> Rejection:
-    """What is left when answers below a probability are withheld."""
-    given = predictions.confidences >= threshold
-    n, hits = int(given.sum()), int(predictions.right[given].sum())
+def reject_below(predictions: Predictions, threshold: float, *, wanted_precision: float | None) -> Rejection:
+    """Coverage and precision when predictions below a confidence threshold are rejected."""
+    accepted = predictions.confidences >= threshold
+    n, hits = int(accepted.sum()), int(predictions.correct[accepted].sum())
     return Rejection(
         threshold=threshold,
         wanted_precision=wanted_precision,

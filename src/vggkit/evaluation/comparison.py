@@ -1,4 +1,4 @@
-"""Two Classifiers on the same images, and several as one.
+"""Paired comparison of Classifiers on the same images, and ensembles of Classifiers.
 
 Shape letters: N images, K classes.
 """
@@ -21,54 +21,53 @@ RESAMPLES: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """An image that one of two Classifiers has right and the other has not."""
+    """An image that only one of two Classifiers predicts correctly."""
 
     path: str
-    """The image."""
+    """Path of the image."""
     label: str
-    """What it shows."""
+    """The true class."""
     first: str
-    """What the first said."""
+    """The class predicted by the first Classifier."""
     second: str
-    """What the second said."""
+    """The class predicted by the second Classifier."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedComparison:
-    """Whether the second of two Classifiers is better than the first, or only luckier."""
+    """Accuracy of two Classifiers on the same images, with a test of the difference."""
 
     first: str
-    """What the first is called."""
+    """Name of the first Classifier."""
     second: str
-    """What the second is called."""
+    """Name of the second Classifier."""
     difference: float
-    """Top-1 of the second less that of the first, in [-1, 1]."""
+    """Top-1 accuracy of the second minus that of the first, in [-1, 1]."""
     interval: Interval
-    """95 % bootstrap interval of it; both are measured on the same resampled images."""
+    """95 % bootstrap confidence interval of `difference`, with the same resampled images for both."""
     p_value: float
-    """McNemar's exact test: chance of a split at least as uneven between images that only one of them has right,
-    were both equally good."""
-    both_right: int
-    """Images."""
+    """Two-sided p-value of McNemar's exact test (McNemar, 1947) of equal accuracy."""
+    both_correct: int
+    """Number of images that both predict correctly."""
     only_first: int
-    """Images that the first alone has right."""
+    """Number of images that only the first predicts correctly."""
     only_second: int
-    """Images that the second alone has right."""
+    """Number of images that only the second predicts correctly."""
     both_wrong: int
-    """Images."""
+    """Number of images that both predict wrongly."""
     n: int
-    """All of them."""
+    """Number of images."""
     changes: tuple[Change, ...]
-    """Those that only one of them has right."""
+    """The images that only one of them predicts correctly."""
 
     def describe(self) -> str:
-        """In a sentence, for people."""
+        """The result in one sentence."""
         low, high = self.interval
-        verdict = "the difference may be chance" if low <= 0 <= high or self.p_value >= 0.05 else "more than chance"
+        verdict = "not significant" if low <= 0 <= high or self.p_value >= 0.05 else "significant"
         return (
-            f"{self.second} against {self.first}: {100 * self.difference:+.1f} points (95 % interval "
-            f"{100 * low:+.1f} to {100 * high:+.1f}), right alone {self.only_second} to {self.only_first}, "
-            f"McNemar p {_say_p(self.p_value)}, n = {self.n}: {verdict}"
+            f"{self.second} compared with {self.first}: {100 * self.difference:+.1f} percentage points of accuracy "
+            f"(95 % CI {100 * low:+.1f} to {100 * high:+.1f}), correct only in one: {self.only_second} against "
+            f"{self.only_first}, McNemar p {_format_p(self.p_value)}, n = {self.n}: {verdict}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -79,26 +78,26 @@ class PairedComparison:
 def compare_predictions(
     first: Predictions, second: Predictions, *, names: tuple[str, str] = ("the first", "the second"), seed: int = 0
 ) -> PairedComparison:
-    """Two Classifiers on the images that both were asked about.
+    """Compare the accuracy of two Classifiers on the images that both predictions tables have.
 
     Args:
-        first: `Evaluation.answers`, or `Predictions.read` of a table.
-        second: The same of another Classifier; its classes may stand in another order.
-        names: What the Classifiers are called.
-        seed: The interval's resamples depend on it.
+        first: The predictions of the first, such as `Evaluation.predictions` or `Predictions.read(path)`.
+        second: The predictions of the second; its classes may be in another order.
+        names: The names of the two Classifiers.
+        seed: Determines the bootstrap resamples.
 
-    Raises BadData where there are no such images, or the classes have other names.
+    Raises BadData where the tables have no common images or different classes, BadInput for other arguments.
     """
     for predictions in (first, second):
         if not isinstance(predictions, Predictions):
             got = type(predictions).__name__
-            raise BadInput(f"compare_predictions takes two Answers, such as Evaluation.answers; got {got}")
+            raise BadInput(f"compare_predictions takes two Predictions, such as Evaluation.predictions; got {got}")
     seed = demand_count("seed", seed, least=0)
     one, two = _align([first, second], names)
-    gain = two.right.astype(np.int64) - one.right.astype(np.int64)
+    gain = two.correct.astype(np.int64) - one.correct.astype(np.int64)
     n = len(gain)
     generator = np.random.default_rng(seed)
-    # How often each kind of image is drawn says all of a resample.
+    # A resample is fully described by how many images of each kind it has.
     only_second, only_first = int((gain > 0).sum()), int((gain < 0).sum())
     kinds = generator.multinomial(
         n, [only_second / n, only_first / n, 1 - (only_second + only_first) / n], RESAMPLES
@@ -110,17 +109,17 @@ def compare_predictions(
         difference=float(gain.mean()),
         interval=(float(low), float(high)),
         p_value=mcnemar_p_value(only_first, only_second),
-        both_right=int((one.right & two.right).sum()),
+        both_correct=int((one.correct & two.correct).sum()),
         only_first=only_first,
         only_second=only_second,
-        both_wrong=int((~one.right & ~two.right).sum()),
+        both_wrong=int((~one.correct & ~two.correct).sum()),
         n=n,
         changes=tuple(
             Change(
                 path=one.paths[place],
                 label=one.labels[one.targets[place]],
-                first=one.labels[one.given[place]],
-                second=one.labels[two.given[place]],
+                first=one.labels[one.predicted[place]],
+                second=one.labels[two.predicted[place]],
             )
             for place in np.flatnonzero(gain)
         ),
@@ -128,7 +127,13 @@ def compare_predictions(
 
 
 def mcnemar_p_value(only_first: int, only_second: int) -> float:
-    """Two-sided p-value of McNemar's exact test for images that only one of two has right."""
+    """Two-sided p-value of McNemar's exact test; the arguments are images that only one of two predicts correctly.
+
+    The same as `scipy.stats.binomtest(only_first, only_first + only_second).pvalue`.
+
+    >>> round(mcnemar_p_value(2, 10), 4)
+    0.0386
+    """
     n, least = only_first + only_second, min(only_first, only_second)
     ways = tail = 1
     for k in range(least):
@@ -138,17 +143,17 @@ def mcnemar_p_value(only_first: int, only_second: int) -> float:
 
 
 def fuse(evaluations: Sequence[Evaluation], *, wanted_precision: float | None = None) -> Evaluation:
-    """Several Classifiers as one: their probabilities averaged image by image (paper, section 4.5).
+    """Evaluate the ensemble of several Classifiers, by averaged probabilities (paper, section 4.5).
 
     Args:
-        evaluations: Two or more, of the same images and classes.
-        wanted_precision: As in `evaluate`.
+        evaluations: Two or more evaluations on the same images and classes.
+        wanted_precision: Search for the confidence threshold that gives this precision, above 0 and at most 1.
 
-    Raises BadData where they are of other images or classes, BadInput where they are no Evaluations.
+    Raises BadData where the images or classes differ, BadInput where the arguments are no evaluations.
     """
     found = list(evaluations) if isinstance(evaluations, Iterable) else []
     if not found or not all(isinstance(each, Evaluation) for each in found):
-        raise BadInput("fuse takes a list of what evaluate gave: two Evaluations or more")
+        raise BadInput("fuse takes a list of two Evaluations or more, as evaluate returns them")
     names = [each.model for each in evaluations]
     aligned = _align([each.predictions for each in evaluations], names)
     protocols = list(dict.fromkeys(each.protocol for each in evaluations))
@@ -162,7 +167,7 @@ def fuse(evaluations: Sequence[Evaluation], *, wanted_precision: float | None = 
         data=evaluations[0].data,
         split=evaluations[0].split,
         model=" + ".join(names),
-        protocol=f"probabilities averaged, of {'; '.join(protocols)}",
+        protocol=f"ensemble, averaged probabilities; {'; '.join(protocols)}",
         wanted_precision=wanted_precision,
         unreadable=tuple(dict.fromkeys(problem for each in evaluations for problem in each.unreadable)),
         images=evaluations[0].images,
@@ -172,20 +177,20 @@ def fuse(evaluations: Sequence[Evaluation], *, wanted_precision: float | None = 
 
 
 def _align(several: Sequence[Predictions], names: Sequence[str]) -> list[Predictions]:
-    """The same images and classes of each, in the first one's order."""
+    """The common images of all, in the order of images and classes of the first."""
     first = several[0]
     for predictions, name in zip(several, names, strict=True):
         if set(predictions.labels) != set(first.labels):
             other = sorted(set(predictions.labels) ^ set(first.labels))
             raise BadData(
-                f"{names[0]} and {name} do not name the same classes ({', '.join(other[:5])}), "
-                "and their answers cannot be held against each other"
+                f"{names[0]} and {name} have different classes ({', '.join(other[:5])}), and "
+                "their predictions cannot be compared"
             )
     if all(predictions.paths == first.paths for predictions in several):
         return [_keep(predictions, np.arange(len(first)), first) for predictions in several]
     for predictions, name in zip(several, names, strict=True):
         if len(set(predictions.paths)) < len(predictions):
-            raise BadData(f"{name}: an image is listed twice, and cannot be found in another's answers by its name")
+            raise BadData(f"{name}: an image is listed twice, and cannot be matched by its path")
     shared = set(first.paths).intersection(*(predictions.paths for predictions in several))
     if not shared:
         raise BadData(f"{' and '.join(names)} were not measured on the same images")
@@ -198,7 +203,7 @@ def _align(several: Sequence[Predictions], names: Sequence[str]) -> list[Predict
 
 
 def _keep(predictions: Predictions, rows: NDArray[np.int64], like: Predictions) -> Predictions:
-    """Some rows, with the classes in another's order."""
+    """These rows, with the classes in the order of another table."""
     columns = _order(predictions.labels, like.labels)
     return Predictions(
         paths=tuple(predictions.paths[row] for row in rows),
@@ -209,10 +214,10 @@ def _keep(predictions: Predictions, rows: NDArray[np.int64], like: Predictions) 
 
 
 def _order(labels: Sequence[str], wanted: Sequence[str]) -> NDArray[np.int64]:
-    """(K,) where each of the wanted labels is."""
+    """(K,) index of each wanted label."""
     numbers = {label: number for number, label in enumerate(labels)}
     return np.asarray([numbers[label] for label in wanted], np.int64)
 
 
-def _say_p(value: float) -> str:
+def _format_p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"= {value:.3f}"

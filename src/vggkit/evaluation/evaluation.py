@@ -1,4 +1,4 @@
-"""What an evaluation comes to: the records that reports are drawn from."""
+"""The records of an evaluation: metrics, per-class metrics, calibration and rejection."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -11,140 +11,140 @@ FigureName = Literal[
 ]
 ProtocolName = Literal["single", "dense", "multi-scale", "multi-crop", "dense+crops"]
 Interval = tuple[float, float]
-"""Lower and upper end."""
+"""Lower and upper bound."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClassFigures:
-    """How well one class is told from the others."""
+class ClassMetrics:
+    """The metrics of one class against all others."""
 
     label: str
-    """Its name."""
+    """The class name."""
     support: int
-    """Images of it."""
-    given: int
-    """Images that were taken for it, rightly or not."""
+    """Number of images of the class."""
+    predicted: int
+    """Number of images predicted as the class, correctly or not."""
     precision: float
-    """Share in [0, 1] of `given` that are of it; 0 where none was."""
+    """Share in [0, 1] of the images predicted as the class that belong to it; 0 where none was."""
     recall: float
-    """Share of `support` that were taken for it; 0 where there is none."""
+    """Share in [0, 1] of the images of the class that are predicted as it; 0 where there are none."""
     f1: float
-    """Harmonic mean of both."""
+    """Harmonic mean of precision and recall."""
     f1_interval: Interval | None
-    """95 % bootstrap interval; None without images of it."""
+    """95 % bootstrap interval of `f1`; None without images of the class."""
     roc_auc: float | None
-    """Chance that its probability is higher on an image of it than on another; None where either lacks."""
+    """Area under the ROC curve of the class against all others; None where either has no images."""
     average_precision: float | None
-    """Precision averaged over the recalls that its probability can be cut at; None without images of it."""
+    """Average precision of the class against all others; None without images of the class."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bin:
-    """Answers of about the same probability."""
+    """Predictions of similar confidence: one bin of the reliability diagram."""
 
     low: float
-    """Probabilities above this,"""
+    """Lower bound of the confidence, exclusive."""
     high: float
-    """and up to this."""
+    """Upper bound of the confidence, inclusive."""
     n: int
-    """Predictions."""
+    """Number of predictions."""
     confidence: float
-    """Their mean probability; the middle of the bin where it is empty."""
+    """Mean confidence; the middle of the bin where it is empty."""
     accuracy: float | None
-    """Share of them that are right; None where there are none."""
+    """Share of the predictions that are correct; None where the bin is empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """Whether answers of a probability are right that often (Guo et al., 2017)."""
+    """How well confidence matches accuracy (Guo et al., 2017, "On calibration of modern neural networks")."""
 
     ece: float
-    """Expected calibration error in [0, 1]: the mean of |accuracy - confidence| over the answers' bins."""
+    """Expected calibration error in [0, 1]: the mean of |accuracy - confidence| over the bins, weighted by size."""
     mean_confidence: float
-    """Mean probability of the answers; above the accuracy they are too sure."""
+    """Mean confidence; a model is overconfident where it exceeds the accuracy."""
     bins: tuple[Bin, ...]
     """The reliability diagram: bins of equal width over [0, 1]."""
     temperature: float
-    """What logits are divided by; 1 leaves them."""
+    """What logits are divided by; 1 leaves them unchanged."""
     ece_before: float | None
-    """`ece` at a temperature of 1; None where several looks at an image were averaged."""
+    """`ece` at a temperature of 1; None where several views of an image were averaged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejection:
-    """Answering "unknown" below a probability."""
+    """Rejection of predictions below a confidence threshold, as "unknown"."""
 
     threshold: float
-    """Answers of a lower probability are withheld."""
+    """Predictions of lower confidence are rejected."""
     wanted_precision: float | None
-    """The share of right answers that it was chosen for; None where it was only given."""
+    """The precision that the threshold was chosen for; None where it was given."""
     n: int
-    """Answers that are not withheld."""
+    """Number of accepted predictions."""
     coverage: float
-    """Their share in [0, 1] of all."""
+    """Share in [0, 1] of the predictions that are accepted."""
     precision: float | None
-    """Share of them that are right; None where all are withheld."""
+    """Share in [0, 1] of the accepted predictions that are correct; None where all are rejected."""
     precision_interval: Interval | None
-    """Wilson's 95 % interval of `precision`."""
+    """Wilson's 95 % confidence interval of `precision`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """What was measured, on what, and how."""
+    """The result of an evaluation: what was measured, on which images, and how."""
 
     top1: float
-    """Share in [0, 1] of images whose best class is the right one."""
+    """Top-1 accuracy in [0, 1]: share of images whose most probable class is the true one."""
     top5: float
-    """Share of images whose right class is among the best five; 1 where there are five classes or fewer."""
+    """Top-5 accuracy in [0, 1]: share of images whose true class is among the five most probable."""
     loss: float
     """Mean cross-entropy in nats."""
     macro_precision: float
-    """Mean of the precision of the classes that there are images of."""
+    """Unweighted mean of the precision of the classes that have images."""
     macro_recall: float
-    """Mean of their recall, also called balanced accuracy."""
+    """Unweighted mean of the recall of these classes, also called balanced accuracy."""
     macro_f1: float
-    """Mean of their F1."""
+    """Unweighted mean of the F1 of these classes."""
     roc_auc: float | None
-    """Mean of each class's area under its ROC curve against all others; None where only one class has images."""
+    """Area under the ROC curve, one-vs-rest, mean of the classes; None where only one class has images."""
     average_precision: float | None
-    """Mean of each class's average precision."""
+    """Average precision, one-vs-rest, mean of the classes; None where only one class has images."""
     ece: float
-    """Expected calibration error; see `calibration`."""
+    """Expected calibration error in [0, 1], the same as `calibration.ece`."""
     intervals: Mapping[FigureName, Interval]
-    """95 % interval of each figure above: percentiles over bootstrap resamples of the images; for a share of 0 or
-    1, of which a resample tells nothing, Wilson's. Other figures that all resamples agree on have none."""
+    """95 % confidence interval of each metric above: bootstrap percentiles, or Wilson's interval for a
+    share of 0 or 1, which does not vary between resamples. Other metrics that do not vary have none."""
     n: int
-    """Images that count: readable, and of a class the Classifier knows."""
+    """Number of evaluated images: readable, and of a class that the Classifier knows."""
     labels: tuple[str, ...]
     """Class names, in the order of the confusion matrix."""
-    classes: tuple[ClassFigures, ...]
-    """Figures of each class, in that order."""
+    classes: tuple[ClassMetrics, ...]
+    """Metrics of each class, in that order."""
     confusion: tuple[tuple[int, ...], ...]
-    """Images by right class (row) and given class (column)."""
+    """Number of images by true class (row) and predicted class (column)."""
     calibration: Calibration
-    """Whether probabilities can be taken at their word."""
+    """How well the predicted probabilities match the accuracy."""
     rejection: Rejection | None
-    """What answering "unknown" would come to, where a threshold is known or was looked for."""
+    """Coverage and precision with rejection, where a threshold is set or was searched for; else None."""
     data: str
-    """Where the images come from."""
+    """Name or place of the dataset."""
     split: str
-    """Which part of it: `train`, `val`, `test` or `all`."""
+    """The evaluated split: `train`, `val`, `test` or `all`."""
     model: str
-    """What was measured."""
+    """Name of the evaluated Classifier."""
     protocol: str
-    """How each image was looked at."""
+    """Which views of each image were evaluated, in words."""
     images: str = ""
-    """What tells these images from others; see `identify_images`."""
+    """Digest of the evaluated images: their classes, file names and sizes."""
     unreadable: tuple[str, ...] = ()
-    """Images left out because they cannot be read, each with its reason."""
+    """Unreadable images, which were excluded, each with its reason."""
     notes: tuple[str, ...] = ()
-    """What the reader of the numbers must know."""
+    """Remarks that matter for the interpretation of the metrics."""
     predictions: Predictions = field(repr=False, compare=False)
-    """The table that every figure can be computed from again; `answers.save` writes it."""
+    """The predictions table, from which every metric can be computed again; `predictions.save` writes it."""
 
     @property
     def source(self) -> str:
-        """Where the images come from and which part of it, for people."""
+        """The dataset and the split, as one phrase."""
         return f"{self.data}, split {self.split}" if self.split else self.data
 
     @property
@@ -153,7 +153,7 @@ class Evaluation:
         return self.intervals["top1"]
 
     def to_dict(self) -> dict[str, Any]:
-        """A value for JSON: everything but the answers."""
+        """A value for JSON: every field except the predictions table."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "predictions"}
         for name in ("classes", "unreadable", "notes", "labels"):
             values[name] = list(values[name])
@@ -168,8 +168,19 @@ class Evaluation:
 
 
 def proportion_interval(hits: int, n: int) -> Interval:
-    """Wilson's 95 % interval for a share of `hits` in `n`."""
-    z = 1.959963984540054  # the normal distribution's 97.5 % quantile; scipy.stats takes 4 s to import
+    """Wilson's 95 % confidence interval of a proportion (Wilson, 1927).
+
+    The same as `scipy.stats.binomtest(hits, n).proportion_ci(method="wilson")`, without importing scipy.stats.
+
+    Args:
+        hits: Number of successes, 0 to `n`.
+        n: Number of trials, 1 or more.
+
+    >>> low, high = proportion_interval(90, 100)
+    >>> f"{low:.3f} to {high:.3f}"
+    '0.826 to 0.945'
+    """
+    z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
     share, weight = hits / n, z * z / n
     centre = (share + weight / 2) / (1 + weight)
     half = z / (1 + weight) * ((share * (1 - share) + weight / 4) / n) ** 0.5

@@ -1,4 +1,4 @@
-"""How good a Classifier is, on labelled images it was not trained on."""
+"""Evaluation of a Classifier on labelled images that it was not trained on."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from vggkit.errors import BadData
 from vggkit.evaluation.evaluation import Evaluation, ProtocolName
 from vggkit.evaluation.metrics import score
 from vggkit.evaluation.predictions import Predictions
-from vggkit.evaluation.protocols import Engines, Protocol, look_at, plan_protocol, prepare_engines
+from vggkit.evaluation.protocols import Engines, Protocol, evaluate_views, plan_protocol, prepare_engines
 from vggkit.images.class_names import hint_at_lookalikes, shorten_names
 from vggkit.images.dataset import ImageDataset, ImageSample, identify_images
 from vggkit.images.sources.open_dataset import open_dataset
@@ -23,12 +23,16 @@ from vggkit.images.splits import hold_out
 from vggkit.weights.card import demand_classifier, read_entry
 from vggkit.weights.model import Model
 
-LEARNT: Final = "the Classifier was trained on these very images: the figures say nothing about new ones"
-CHANGED: Final = (
-    "the Classifier was trained on a part of this place, which holds other images by now: those that it learnt "
-    "from cannot be told from the rest, and count"
+TRAINED_ON_THESE: Final = (
+    "the Classifier was trained on these images: the results do not show how it performs on new ones"
 )
-CALIBRATED_HERE: Final = "the temperature was fitted on these very images; new ones may be less well calibrated"
+DATA_CHANGED: Final = (
+    "the Classifier was trained on a split of this dataset, which has changed since: its training images cannot be "
+    "identified and are included in the results"
+)
+CALIBRATED_HERE: Final = (
+    "the temperature was fitted on these images; the calibration on new images may be worse than shown"
+)
 
 
 def evaluate(
@@ -48,34 +52,36 @@ def evaluate(
     engine: WantedEngine = "auto",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Compare a Classifier's answers with the labels of images.
+    """Evaluate a Classifier on labelled images.
 
     Args:
-        classifier: The Classifier to measure; classes are matched by name.
-        data: What `open_dataset` takes, or labelled images already opened.
+        classifier: The Classifier to evaluate; classes are matched by name.
+        data: A folder, table, archive or name that `open_dataset` takes, or an ImageDataset.
         split: `train`, `val`, `test` or `all`. None: the test split, else the validation split, else
-            everything; of a place the Classifier was trained on without splits, the share that
-            was held out then.
-        protocol: `single`: one view, as in prediction; `dense`, `multi-scale`, `multi-crop`,
-            `dense+crops`: the paper's tests, see `plan_protocol`.
-        scales: Short sides in pixels that these look at; none: as in the paper, from `train_scales`.
-        train_scales: Short side that the network was trained at, or both ends of a range; none: as the
-            preprocessing resizes.
-        mirror: Average over each image and its mirror image; None: in all protocols but `single`.
-        wanted_precision: Look for the probability from which on answers are right that often.
-        name: What the Classifier is called; None: after its model.
-        batch_size: Images that pass through the network together.
+            all images; of a dataset without splits that the Classifier was trained on, the images
+            that were held out from training.
+        protocol: `single`: one view of each image, as in prediction. The paper's (section 3.2): `dense`: the
+            network applied to the whole image; `multi-scale`: the same at three sizes; `multi-crop`: 25 crops at
+            each of three sizes; `dense+crops`: both, averaged.
+        scales: Short sides in pixels of the evaluated sizes; by default the paper's, from `train_scales`.
+        train_scales: Short side in pixels that the network was trained at, or both ends of its range; by
+            default that of the preprocessing.
+        mirror: Whether to average over each image and its mirror image; None: in all protocols but `single`.
+        wanted_precision: Search for the confidence threshold above which this share of the predictions is
+            correct, above 0 and at most 1.
+        name: Name of the Classifier in the result; None: the name of its model.
+        batch_size: Number of images in a batch.
         device: `auto`, `cpu`, `cuda`, `mps`.
-        precision: What is computed in; what is not fp32 is noted, for figures are those of that precision. auto:
-            bf16 where the device multiplies it by itself. int8 is for processors, and needs the Classifier's
-            `ranges`.
-        engine: What computes; auto: PyTorch on CUDA and MPS and for whole images, else OpenVINO, ONNX Runtime
-            or PyTorch, the first that is installed and computes in that precision.
-        on_progress: Called with the number of images done and of all.
+        precision: Number format of the computation; other formats than fp32 are noted in the result. `auto`:
+            bf16 where the device supports it natively. `int8`: on processors only; needs the Classifier's
+            activation ranges.
+        engine: `pytorch`, `openvino` or `onnx`; `auto`: PyTorch on CUDA and MPS and for whole images, else the
+            first of OpenVINO, ONNX Runtime and PyTorch that is installed and supports the precision.
+        on_progress: Called with the number of evaluated images and of all images.
 
-    Raises BadData where no class of the images is known to the Classifier, BadInput, also where the network's
-    values overflow, BadConfiguration for
-    an engine that does not compute so, and MissingExtra without scikit-learn.
+    Raises BadData where the Classifier knows none of the classes, BadInput for wrong arguments and where the
+    network's values overflow, BadConfiguration where the engine does not support the precision or the network not
+    the protocol, and MissingExtra without scikit-learn.
     """
     batch_size = demand_count("batch_size", batch_size)
     demand_classifier(classifier, "evaluate")
@@ -86,23 +92,23 @@ def evaluate(
     )
     opened = data if isinstance(data, ImageDataset) else open_dataset(data)
     opened = opened.spelled_as(classifier.labels)
-    split, images, notes = _choose(classifier, opened, split)
+    chosen, images, notes = _choose_images(classifier, opened, split)
     known = _match(classifier, opened, images, notes)
     engines = prepare_engines(classifier, plan, device=device, precision=precision, engine=engine)
     notes += _note_precision([each.info for each in engines.values()], precision=precision, engine=engine)
-    predictions, unreadable = ask(
+    predictions, unreadable = predict_labelled(
         classifier, known, plan, engines=engines, batch_size=batch_size, on_progress=on_progress
     )
     if not len(predictions):
         raise BadData(f"{opened.name}: none of its {len(known)} images can be read; the first: {unreadable[0]}")
     digest = identify_images(images)
     calibration = read_entry(classifier.provenance, "calibration")
-    if classifier.temperature != 1 and calibration.get("pictures") == digest:
+    if classifier.temperature != 1 and digest in (calibration.get("images"), calibration.get("pictures")):
         notes.append(CALIBRATED_HERE)
     return score(
         predictions,
         data=opened.name,
-        split=split,
+        split=chosen,
         model=name or classifier.configuration.model,
         protocol=str(plan),
         temperature=classifier.temperature,
@@ -115,7 +121,7 @@ def evaluate(
     )
 
 
-def ask(
+def predict_labelled(
     classifier: Model,
     images: Sequence[ImageSample],
     protocol: Protocol,
@@ -124,20 +130,20 @@ def ask(
     batch_size: int = 32,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Predictions, tuple[str, ...]]:
-    """The answers to labelled images of classes the Classifier knows, and why others cannot be read.
+    """The predictions for labelled images, and the reasons why others cannot be read.
 
     Args:
-        classifier: The Classifier to ask.
-        images: Labelled ones.
-        protocol: How each is looked at.
-        engines: What `prepare_engines` gave for the protocol.
-        batch_size: Images that pass through the network together.
-        on_progress: Called with the number of images done and of all.
+        classifier: The Classifier.
+        images: Labelled images, of classes that the Classifier knows.
+        protocol: The evaluated views of each image.
+        engines: The engines of `prepare_engines` for the protocol.
+        batch_size: Number of images in a batch.
+        on_progress: Called with the number of evaluated images and of all images.
     """
     numbers = {label: number for number, label in enumerate(classifier.labels)}
     rows: list[NDArray[np.float64]] = []
     paths, targets, unreadable = [], [], []
-    looked = look_at(classifier, images, protocol, engines, batch_size=batch_size)
+    looked = evaluate_views(classifier, images, protocol, engines, batch_size=batch_size)
     for done, (image, logs, problem) in enumerate(looked, start=1):
         if logs is None:
             unreadable.append(str(problem))
@@ -171,67 +177,69 @@ def _note_precision(used: Sequence[EngineInfo], *, precision: WantedPrecision, e
 def _match(
     classifier: Model, opened: ImageDataset, images: Sequence[ImageSample], notes: list[str]
 ) -> list[ImageSample]:
-    """The images of classes that the Classifier knows by name; what does not match is noted, on both sides."""
+    """The images of classes that the Classifier knows by name; unmatched classes on both sides are noted."""
     unknown = sorted({str(p.label) for p in images} - set(classifier.labels))
     hint = hint_at_lookalikes(unknown, classifier.labels)
     if len(unknown) == len({p.label for p in images}):
         raise BadData(
-            f"{opened.name}: none of its classes ({', '.join(unknown[:5])}) is known to this Classifier "
+            f"{opened.name}: none of its classes ({', '.join(unknown[:5])}) is known to the Classifier "
             f"({', '.join(classifier.labels[:5])}){hint}"
         )
     known = [image for image in images if image.label in set(classifier.labels)]
     if unknown:
         notes.append(
-            f"{len(images) - len(known)} images of classes unknown to the Classifier were left out: "
+            f"{len(images) - len(known)} images of classes that the Classifier does not know were excluded: "
             + shorten_names(unknown, most=12)
             + hint
         )
     if absent := sorted(set(classifier.labels) - {str(p.label) for p in known}):
-        notes.append(f"no images of {shorten_names(absent, most=12)}: nothing is measured of them")
+        notes.append(f"no images of {shorten_names(absent, most=12)}: these classes are not evaluated")
     return known
 
 
-def _choose(
-    classifier: Model, opened: ImageDataset, split: str | None
+def _choose_images(
+    classifier: Model, dataset: ImageDataset, split: str | None
 ) -> tuple[str, tuple[ImageSample, ...], list[str]]:
-    """The split to measure on, its images, and what to say about the choice."""
+    """The split to measure on, its images, and notes about the choice; `split` is the requested one or None."""
     trained_on = read_entry(classifier.provenance, "data")
-    same = trained_on.get("fingerprint") == opened.fingerprint()
+    same = trained_on.get("fingerprint") == dataset.fingerprint()
     notes: list[str] = []
     fold = trained_on.get("fold")
-    if same and ("val" not in opened.splits or fold) and split in (None, "val", "train"):
+    if same and ("val" not in dataset.splits or fold) and split in (None, "val", "train"):
         divided = hold_out(
-            opened, validation_share=trained_on["validation_share"], seed=trained_on["seed"], fold=fold
+            dataset, validation_share=trained_on["validation_share"], seed=trained_on["seed"], fold=fold
         )
         chosen = split or ("test" if "test" in divided.splits else "val")
         if split is None and chosen == "val":
-            notes.append(f"of {opened.name} only the split {chosen} counts: the Classifier was trained on the rest")
+            notes.append(
+                f"measured on the validation split of {dataset.name} only: the Classifier was trained on the rest"
+            )
     else:
-        divided = opened
-        chosen = split or next((name for name in ("test", "val", "all") if name in opened.splits), "")
+        divided = dataset
+        chosen = split or next((name for name in ("test", "val", "all") if name in dataset.splits), "")
         if not chosen:
             raise BadData(
-                f"{opened.name}: has only the split train; say --split train to measure on it all the same"
+                f"{dataset.name}: has only the split train; pass --split train to measure on it all the same"
             )
     images = divided.split(chosen)
     held_out, digest = read_entry(trained_on, "held_out"), identify_images(images)
     learnt = digest not in held_out.values() if held_out else chosen in ("train", "all")
     if same and learnt:
-        # The same images by another way may be divided otherwise than when they were learnt from.
+        # The same images, given in another way, may be divided otherwise than for training.
         if split is None and chosen not in ("train", "all"):
             raise BadData(
-                f"{opened.name}: the Classifier was trained on these very images, divided otherwise: by other "
-                "splits or groups, or by a version of vggkit that dealt such groups in another way. Give them as "
-                f"they were given to train ({trained_on.get('name')}, with the same columns), or say --split to "
-                "measure all the same"
+                f"{dataset.name}: the Classifier was trained on these images, divided in another way: by other "
+                "splits or groups, or by a version of vggkit that assigned groups to splits differently. Give the "
+                f"data as it was given for training ({trained_on.get('name')}, with the same columns), or pass "
+                "--split to measure all the same"
             )
-        notes = [LEARNT]
+        notes = [TRAINED_ON_THESE]
     elif digest == trained_on.get("learnt"):  # the training split, given by itself
-        notes = [LEARNT]
-    elif not same and chosen == "all" and _is_place(opened.name, trained_on.get("name")):
-        notes.append(CHANGED)
+        notes = [TRAINED_ON_THESE]
+    elif not same and chosen == "all" and _is_same_place(dataset.name, trained_on.get("name")):
+        notes.append(DATA_CHANGED)
     return chosen, images, notes
 
 
-def _is_place(name: str, other: object) -> bool:
+def _is_same_place(name: str, other: object) -> bool:
     return isinstance(other, str) and os.path.realpath(name) == os.path.realpath(other)

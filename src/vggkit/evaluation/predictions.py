@@ -1,4 +1,4 @@
-"""What a Classifier said of labelled images, one by one: every figure is made of this table.
+"""The predictions table: class probabilities of labelled images, from which every metric is computed.
 
 Shape letters: N images, K classes.
 """
@@ -16,26 +16,30 @@ from vggkit.errors import BadData, BadInput, BadOutput, VggkitError
 from vggkit.table_files import Column, Kind, read_table, stream_columns
 
 PREFIX: Final = "p_"
-"""What stands before a class's name in the column of its probabilities."""
+"""Prefix of the columns that hold the probability of each class: `p_` and the class name."""
 ENDINGS: Final = (".csv", ".parquet")
-"""Of tables of answers."""
+"""File name endings of predictions tables."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Predictions:
-    """Probabilities that a Classifier gave to each class, for images whose class is known.
+    """Predicted class probabilities of images whose true class is known.
 
-    Raises BadInput where some are NaN.
+    Raises BadInput where some of the probabilities are NaN.
+
+    >>> predictions = Predictions.of(np.array([[2.0, 0.0], [0.0, 1.0]]), np.array([0, 0]), labels=["cat", "dog"])
+    >>> predictions.predicted.tolist(), predictions.correct.tolist()
+    ([0, 1], [True, False])
     """
 
     paths: tuple[str, ...]
-    """N images."""
+    """The paths, or other names, of the N images."""
     targets: NDArray[np.int64]
-    """(N,) the number of each image's class, 0 to K - 1."""
+    """(N,) the index of each image's true class, 0 to K - 1."""
     log_probabilities: NDArray[np.float64] = field(repr=False)
-    """(N, K) natural logarithms of the probabilities; -inf nowhere."""
+    """(N, K) natural logarithms of the predicted probabilities; all finite."""
     labels: tuple[str, ...]
-    """K class names."""
+    """The K class names, in the order of the columns of `log_probabilities`."""
 
     @classmethod
     def of(
@@ -47,7 +51,17 @@ class Predictions:
         paths: Sequence[str] | None = None,
         temperature: float = 1.0,
     ) -> Self:
-        """The answers that logits (N, K) are, divided by the temperature; targets (N,)."""
+        """The predictions of logits: their softmax, after division by a temperature.
+
+        Args:
+            logits: (N, K).
+            targets: (N,) the index of each image's true class, 0 to K - 1.
+            labels: The K class names.
+            paths: The names of the N images; None numbers them.
+            temperature: What the logits are divided by, above 0.
+
+        Raises BadInput where logits are not finite.
+        """
         return cls(
             paths=tuple(paths) if paths is not None else tuple(map(str, range(len(targets)))),
             targets=np.asarray(targets, np.int64),
@@ -59,10 +73,9 @@ class Predictions:
         lost = np.flatnonzero(np.isnan(self.log_probabilities).any(axis=1))
         if len(lost):
             raise BadInput(
-                f"{len(lost):,} of {len(self):,} images have no probabilities, and no figures can be made without "
-                f"them; the first: {self.paths[lost[0]]}. The Classifier's values overflow or are not numbers: its "
-                "weights are broken or far too large. Take an earlier checkpoint, or train it again at a lower "
-                "learning rate"
+                f"{len(lost):,} of {len(self):,} images have no finite probabilities; the first is "
+                f"{self.paths[lost[0]]}. The network's values overflow or are NaN: its weights are damaged "
+                "or far too large. Use an earlier checkpoint, or train again with a lower learning rate"
             )
 
     def __len__(self) -> int:
@@ -70,18 +83,18 @@ class Predictions:
 
     @cached_property
     def probabilities(self) -> NDArray[np.float64]:
-        """(N, K) in [0, 1]; each row sums to 1."""
+        """(N, K) predicted probabilities in [0, 1]; each row sums to 1."""
         return np.exp(self.log_probabilities)
 
     @cached_property
-    def given(self) -> NDArray[np.int64]:
-        """(N,) the most probable class; of equal ones the first, as in prediction."""
+    def predicted(self) -> NDArray[np.int64]:
+        """(N,) index of the most probable class; the first of equally probable ones."""
         best: NDArray[np.int64] = self.log_probabilities.argmax(axis=1)
         return best
 
     @cached_property
     def ranks(self) -> NDArray[np.int64]:
-        """(N,) place of the right class, 1 for the most probable; of equal ones the first stands before."""
+        """(N,) rank of the true class, 1 for the most probable; the first of equally probable classes is first."""
         own = self.log_probabilities[np.arange(len(self)), self.targets][:, None]
         before = np.arange(len(self.labels)) < self.targets[:, None]
         ahead = (self.log_probabilities > own) | ((self.log_probabilities == own) & before)
@@ -89,15 +102,15 @@ class Predictions:
         return ranks
 
     @cached_property
-    def right(self) -> NDArray[np.bool_]:
-        """(N,) whether the most probable class is the right one."""
-        right: NDArray[np.bool_] = self.given == self.targets
-        return right
+    def correct(self) -> NDArray[np.bool_]:
+        """(N,) whether the most probable class is the true one."""
+        correct: NDArray[np.bool_] = self.predicted == self.targets
+        return correct
 
     @cached_property
     def confidences(self) -> NDArray[np.float64]:
-        """(N,) probability of the most probable class."""
-        return self.probabilities[np.arange(len(self)), self.given]
+        """(N,) probability of the predicted class, in [1 / K, 1]."""
+        return self.probabilities[np.arange(len(self)), self.predicted]
 
     @cached_property
     def losses(self) -> NDArray[np.float64]:
@@ -105,7 +118,7 @@ class Predictions:
         return -self.log_probabilities[np.arange(len(self)), self.targets]
 
     def sharpen(self, temperature: float) -> "Predictions":
-        """The same, with logits divided by a temperature: below 1 surer, above 1 less sure."""
+        """The same predictions with their logits divided by a temperature: below 1 more confident, above 1 less."""
         return Predictions(
             paths=self.paths,
             targets=self.targets,
@@ -114,18 +127,21 @@ class Predictions:
         )
 
     def save(self, path: str | Path) -> None:
-        """A row an image, as .csv or .parquet: `path`, `label`, `answer`, its `probability`, `correct` (1 or 0),
-        `rank` of the right class, `loss`, and `p_…`, the probability of each class.
+        """Write the table with one row for each image, as .csv or .parquet.
 
-        Raises BadOutput, and MissingExtra for Parquet without pyarrow.
+        Its columns are `path`, `label` (the true class), `prediction` (the most probable class) and its
+        `probability`, `correct` (1 or 0), `rank` (of the true class, 1 for the most probable), `loss` (in nats),
+        and for each class `p_` followed by its name: its probability.
+
+        Raises BadOutput where the file cannot be written, and MissingExtra for Parquet without pyarrow.
         """
         named = np.asarray(self.labels, object)
         cells: dict[str, tuple[Kind, Column]] = {
             "path": ("path", self.paths),
             "label": ("text", named[self.targets].tolist()),
-            "answer": ("text", named[self.given].tolist()),
+            "prediction": ("text", named[self.predicted].tolist()),
             "probability": ("number", self.confidences.tolist()),
-            "correct": ("count", self.right.astype(int).tolist()),
+            "correct": ("count", self.correct.astype(int).tolist()),
             "rank": ("count", self.ranks.tolist()),
             "loss": ("number", self.losses.tolist()),
         }
@@ -137,7 +153,7 @@ class Predictions:
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """What `save` wrote; raises BadData."""
+        """The table that `save` wrote, by this version or an earlier one; raises BadData for another file."""
         check_ending(path, BadData)
         columns = read_table(path)
         labels = [name.removeprefix(PREFIX) for name in columns if name.startswith(PREFIX)]
@@ -146,23 +162,21 @@ class Predictions:
             targets = np.asarray([numbers[label] for label in columns["label"]], np.int64)
             chances = np.asarray([columns[PREFIX + label] for label in labels], np.float64).T
             logs = np.log(np.maximum(chances, np.nextafter(0, 1)))
-            # Of a class that got less than a float can hold the loss still tells.
+            # The loss is still known where the probability of the true class underflows to 0.
             logs[np.arange(len(targets)), targets] = -np.asarray(columns["loss"], np.float64)
             return cls(paths=tuple(columns["path"]), targets=targets, log_probabilities=logs, labels=tuple(labels))
         except (KeyError, ValueError, TypeError, IndexError) as problem:
-            raise BadData(f"{path}: is not a table of results that vggkit wrote ({problem})") from problem
+            raise BadData(f"{path}: is not a predictions table written by vggkit ({problem})") from problem
 
 
 def check_ending(path: str | Path, error: type[VggkitError] = BadOutput) -> None:
-    """Raise the error where a table of answers cannot have that name."""
+    """Raise the error where a file name does not end in .csv or .parquet."""
     if Path(path).suffix.lower() not in ENDINGS:
-        raise error(f"{path}: a table of answers has a name that ends in {' or '.join(ENDINGS)}")
+        raise error(f"{path}: the name of a predictions table must end in {' or '.join(ENDINGS)}")
 
 
 def log_softmax(logits: NDArray[np.floating[Any]], temperature: float = 1.0) -> NDArray[np.float64]:
-    """Logarithms of the probabilities (…, K) of logits (…, K) divided by a temperature; NaN where one of the K is
-    not finite.
-    """
+    """Logarithms (…, K) of the softmax of logits (…, K) divided by a temperature; NaN where one is not finite."""
     finite = np.isfinite(logits).all(axis=-1, keepdims=True)
     wide = np.where(finite, logits, np.nan).astype(np.float64) / temperature
     wide -= wide.max(axis=-1, keepdims=True)
@@ -171,7 +185,7 @@ def log_softmax(logits: NDArray[np.floating[Any]], temperature: float = 1.0) -> 
 
 
 def average(logs: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Logarithm (…, K) of the mean of probabilities that are given by their logarithms (…, K)."""
+    """Logarithms (…, K) of the mean of probabilities that are given as logarithms (…, K)."""
     stacked = np.stack(logs)
     peak = stacked.max(axis=0)
     mean: NDArray[np.float64] = peak + np.log(np.exp(stacked - peak).mean(axis=0))

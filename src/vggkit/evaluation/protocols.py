@@ -1,4 +1,4 @@
-"""How each image is looked at: once in its middle, or as the paper tested (Simonyan and Zisserman, section 3.2).
+"""Evaluation protocols: which views of each image are averaged (Simonyan and Zisserman, 2015, section 3.2).
 
 Shape letters: N inputs, C channels, H and W pixels, K classes.
 """
@@ -28,56 +28,56 @@ from vggkit.models.vgg import VGG
 from vggkit.weights.model import Model
 
 Way = Literal["middle", "whole", "grid"]
-"""The preprocessing's own input; the whole image, with the head slid over it; a grid of crops."""
+"""The centre view of the preprocessing; the whole image, evaluated densely; a grid of crops."""
 GRID: Final = 5
-"""Crops along each side, 25 a scale (section 4.3)."""
+"""Crops along each side: 25 for each scale (section 4.3)."""
 STEP: Final = 1 / 8
-"""How far the outer scales lie from a fixed training scale: 32 from 256 (section 4.2)."""
+"""Relative distance of the outer scales from a fixed training scale: 32 from 256 (section 4.2)."""
 MOST_PIXELS: Final = 2**21
-"""Of a whole image: a thread of an image would take all memory, and its ends are left out."""
+"""Most pixels of a whole image; of a very elongated one the ends are cut off."""
 
-Said = tuple[ImageSample, NDArray[np.float64] | None, str | None]
-"""An image, the logarithms (K,) of its probabilities, or why it cannot be read."""
+ImageResult = tuple[ImageSample, NDArray[np.float64] | None, str | None]
+"""An image with the logarithms (K,) of its probabilities, or with the reason why it cannot be read."""
 Engines = Mapping[Way, NamedEngine]
 """What computes each way."""
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One way of looking at an image."""
+    """One kind of view of an image."""
 
     way: Way
-    """How."""
+    """The kind of view."""
     scale: int
-    """Pixels of the resized image's short side, Q in the paper."""
+    """Short side of the resized image in pixels, Q in the paper."""
 
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """Looks at an image whose probabilities are averaged."""
+    """The views of an image whose probabilities are averaged."""
 
     name: ProtocolName
-    """What it is asked for by."""
+    """Name of the protocol."""
     looks: tuple[Look, ...]
-    """As many of each way."""
+    """The views."""
     mirror: bool
-    """Whether the mirror image is looked at each time too."""
+    """Whether the mirror image of each view is averaged too."""
     crop_pixels: int
-    """Side of a crop."""
+    """Side of a crop in pixels."""
 
     def __str__(self) -> str:
-        """For people, so that no figure stands without it."""
-        told = []
+        """The protocol in words, such as `single: one view of 224 pixels`."""
+        views = []
         for way, looks in groupby(self.looks, key=lambda look: look.way):
             scales = ", ".join(str(look.scale) for look in looks)
-            told.append(
+            views.append(
                 {
                     "middle": f"one view of {self.crop_pixels} pixels",
                     "whole": f"the whole image, short side {scales}",
                     "grid": f"{GRID * GRID} crops of {self.crop_pixels} pixels, short side {scales}",
                 }[way]
             )
-        return f"{self.name}: {' and '.join(told)}{', mirrored too' if self.mirror else ''}"
+        return f"{self.name}: {' and '.join(views)}{', and mirrored' if self.mirror else ''}"
 
 
 def plan_protocol(
@@ -88,27 +88,30 @@ def plan_protocol(
     train_scales: Sequence[int] = (),
     mirror: bool | None = None,
 ) -> Protocol:
-    """The looks of a protocol.
+    """The views of a protocol.
 
-    `single` is the preprocessing's own view. `dense` slides the head over the uncropped image at the
-    training scale S, or in the middle of two; `multi-scale` does at S and an eighth to either side, or at
-    both ends and the middle; `multi-crop` takes 25 crops at these three; `dense+crops` is both.
+    `single` is the view of the preprocessing. `dense` applies the network to the uncropped image at the
+    training scale S, or at the middle of a range; `multi-scale` does so at S and an eighth below and above, or
+    at the ends and the middle of a range; `multi-crop` takes 25 crops at each of these; `dense+crops` is both.
 
     Args:
-        name: Of the protocol.
-        preprocessing: What the Classifier is fed; says S where nothing else does.
-        scales: Short sides in pixels, in place of those that follow from S.
-        train_scales: S, or its ends where it varied, as (256, 512).
-        mirror: Whether mirror images count too; None: in all but `single`, as in the paper.
+        name: Name of the protocol.
+        preprocessing: The preprocessing of the Classifier; gives S where `train_scales` does not.
+        scales: Short sides in pixels, in place of those derived from S.
+        train_scales: S in pixels, or both ends of its range, such as (256, 512).
+        mirror: Whether mirror images are averaged too; None: in all but `single`, as in the paper.
 
-    Raises UnknownName, and BadInput for scales that cannot be.
+    Raises UnknownName for another name, and BadInput for invalid scales.
     """
     if name not in get_args(ProtocolName):
         raise UnknownName.of("protocol", name, get_args(ProtocolName))
     crop = preprocessing.crop_pixels
     if name == "single":
         if scales or train_scales:
-            raise BadInput("single looks as the preprocessing says and takes no scales; dense or multi-scale do")
+            raise BadInput(
+                "the protocol single uses the scale of the preprocessing and takes no scales; use dense or "
+                "multi-scale"
+            )
         own = preprocessing.resize_pixels if preprocessing.fit_mode == "crop" else crop
         return Protocol(name, (Look("middle", own),), bool(mirror), crop)
     scales, train_scales = demand_counts("scales", scales), demand_counts("train_scales", train_scales)
@@ -119,7 +122,7 @@ def plan_protocol(
         )
     for scale in scales:
         if scale < crop:
-            raise BadInput(f"a scale of {scale} is smaller than what the network sees, {crop} pixels")
+            raise BadInput(f"a scale of {scale} pixels is smaller than the network input of {crop} pixels")
     found = tuple(scales) or _find_scales(name, preprocessing, train_scales)
     ways: dict[str, tuple[Way, ...]] = {"multi-crop": ("grid",), "dense+crops": ("whole", "grid")}
     looks = tuple(Look(way, scale) for way in ways.get(name, ("whole",)) for scale in found)
@@ -127,7 +130,7 @@ def plan_protocol(
 
 
 def _find_scales(name: str, preprocessing: Preprocessing, train_scales: Sequence[int]) -> tuple[int, ...]:
-    """Q from S, as in the paper's tables 3, 4 and 5; never below what the network sees."""
+    """Q from S, as in the paper's tables 3, 4 and 5; never below the network input."""
     crop = preprocessing.crop_pixels
     own = preprocessing.resize_pixels if preprocessing.fit_mode == "crop" else crop
     low, *high = sorted(set(train_scales)) or [own]
@@ -147,18 +150,17 @@ def prepare_engines(
     precision: WantedPrecision = "fp32",
     engine: WantedEngine = "auto",
 ) -> Engines:
-    """What computes each way of a protocol; device, precision and engine as for `evaluate`.
+    """The engine of each kind of view of a protocol; device, precision and engine as for `evaluate`.
 
-    Raises BadConfiguration where the network cannot be looked at so, and what `choose_engine` does.
+    Raises BadConfiguration where the network does not support the protocol, and the errors of `choose_engine`.
     """
     ranges = classifier.ranges if precision == "int8" else None
     engines = {}
     for way in dict.fromkeys(look.way for look in protocol.looks):
-        # Whole images have many sizes: OpenVINO, no sooner then, would compile a model for each, and keep
-        # several with their own weights. int8 is its alone.
+        # Whole images have many sizes, for each of which OpenVINO would compile a model. Only it has int8.
         steady = engine == "auto" and way == "whole" and precision != "int8"
         engines[way] = choose_engine(
-            _suit(classifier, way),
+            _adapt_network(classifier, way),
             device,
             precision=precision,
             ranges=ranges,
@@ -167,31 +169,31 @@ def prepare_engines(
     return engines
 
 
-def look_at(
+def evaluate_views(
     classifier: Model,
     images: Sequence[ImageSample],
     protocol: Protocol,
     engines: Engines,
     *,
     batch_size: int = 32,
-) -> Iterator[Said]:
-    """Each image in order, with the logarithms (K,) of its probabilities, or why it cannot be read.
+) -> Iterator[ImageResult]:
+    """Each image in order with the logarithms (K,) of its probabilities, or the reason why it cannot be read.
 
-    Of each look the logits become probabilities, at the Classifier's temperature, and these are averaged.
-    The engines are `prepare_engines`'.
+    The logits of each view become probabilities, at the Classifier's temperature, which are averaged. The
+    engines are those of `prepare_engines`.
     """
     sliced = {way: _Sliced(engine, batch_size) for way, engine in engines.items()}
     found = [
-        _answer(classifier, images, look, sliced[look.way], mirror=protocol.mirror, batch_size=batch_size)
+        _evaluate_view(classifier, images, look, sliced[look.way], mirror=protocol.mirror, batch_size=batch_size)
         for look in protocol.looks
     ]
     for each in zip(*found, strict=True):
         several = [logs for _, logs, _ in each if logs is not None]
-        problem = next((said for _, _, said in each if said is not None), None)
+        problem = next((reason for _, _, reason in each if reason is not None), None)
         yield each[0][0], None if problem else average(several), problem
 
 
-def _answer(
+def _evaluate_view(
     classifier: Model,
     images: Sequence[ImageSample],
     look: Look,
@@ -199,13 +201,13 @@ def _answer(
     *,
     mirror: bool,
     batch_size: int,
-) -> Iterator[Said]:
-    """One look at each image."""
+) -> Iterator[ImageResult]:
+    """One kind of view of each image."""
     preprocessing = classifier.preprocessing
 
     def prepare(image: ImageSample) -> tuple[list[NDArray[np.float32]], str | None]:
         try:
-            inputs = see(image, preprocessing, look)
+            inputs = prepare_view(image, preprocessing, look)
         except BadImage as problem:
             return [], str(problem)
         return [*inputs, *(each[..., ::-1] for each in inputs if mirror)], None
@@ -217,8 +219,8 @@ def _answer(
         yield image, logs, problem
 
 
-def see(image: ImageSample, preprocessing: Preprocessing, look: Look) -> list[NDArray[np.float32]]:
-    """The inputs (C, H, W) of one look at an image; raises BadImage."""
+def prepare_view(image: ImageSample, preprocessing: Preprocessing, look: Look) -> list[NDArray[np.float32]]:
+    """The inputs (C, H, W) of one kind of view of an image; raises BadImage."""
     if look.way == "middle":
         return [preprocessing.see(image)]
     fed = replace(preprocessing, fit_mode="crop", resize_pixels=look.scale)
@@ -234,8 +236,8 @@ def list_crops(pixels: Pixels, side: int) -> list[Pixels]:
     return [pixels[top : top + side, left : left + side] for top in tops for left in lefts]
 
 
-def _suit(classifier: Model, way: Way) -> VGG:
-    """The network that looks so; for whole images the paper's head slides."""
+def _adapt_network(classifier: Model, way: Way) -> VGG:
+    """The network for a kind of view; for whole images with its fully connected layers as convolutions."""
     network, configuration = classifier.network, classifier.configuration
     if way != "whole" or configuration.head != "fc":
         return network
@@ -250,14 +252,14 @@ def _check_grid(configuration: Configuration, crop_pixels: int) -> None:
     side = crop_pixels // configuration.minimum_side
     if side != configuration.grid:
         raise BadConfiguration(
-            f"at {crop_pixels} pixels this network's last map is {side}×{side} and its head reads "
-            f"{configuration.grid}×{configuration.grid}, pooled to that: it cannot slide. Take multi-crop, or a "
-            "network with head pool"
+            f"at {crop_pixels} pixels the last feature map of this network is {side}×{side}, and its head takes "
+            f"{configuration.grid}×{configuration.grid}: it cannot be applied densely. Use the protocol "
+            "multi-crop, or a network with a pool head"
         )
 
 
 class _Sliced:
-    """An engine that takes no more than so many inputs at once."""
+    """An engine that is given at most so many inputs at once."""
 
     def __init__(self, engine: Engine, most: int) -> None:
         self._engine, self._most = engine, most

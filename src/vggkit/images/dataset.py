@@ -172,7 +172,7 @@ class ImageDataset:
     """Class names, sorted; all splits together."""
     splits: Mapping[str, tuple[ImageSample, ...]]
     """`train`, `val`, `test`, those that there are; one split `all` where the place is not divided."""
-    passed_over: tuple[Omission, ...] = ()
+    skipped: tuple[Omission, ...] = ()
     """What lies there and is none of its images, counted by reason."""
     remarks: tuple[LabelRemark, ...] = ()
     """Labels that look like several in one, or are written in several ways."""

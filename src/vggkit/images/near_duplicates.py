@@ -2,7 +2,7 @@
 
 An image is kept as its thumbnail. Coarse waves of all thumbnails are compared by matrix products, in the eight
 positions that mirrors and quarter turns give; what may be alike is laid over each other to a part of a pixel,
-and its fine detail correlated. Measured in docs/decisions/likeness.md.
+and its fine detail correlated. Measured in docs/decisions/near-duplicates.md.
 
 Shape letters: N images, D values of a descriptor, M pairs, S pixels of a thumbnail's side, K waves along a side,
 H and W pixels.
@@ -26,7 +26,7 @@ LEAST_SIDE: Final = 29
 """Images with a smaller side, as digits of 28, have too little detail to tell a copy from a thing of its kind."""
 DESCRIPTOR_SIZE: Final = SIDE * SIDE
 """Values of a descriptor, each of one byte."""
-LEAST_LIKENESS: Final = 0.6
+LEAST_SIMILARITY: Final = 0.6
 """From here on two images are taken for copies."""
 MOST_PARTNERS: Final = 32
 """Partners among later images that one image is compared with closely: the most alike ones."""
@@ -40,18 +40,18 @@ _WAVES: Final = 8
 _ROWS, _COLUMNS, _PAIRS = 32, 2048, 256  # block sizes that stay in the processor's caches
 
 
-class Alike(NamedTuple):
+class NearDuplicate(NamedTuple):
     """Two images that are copies, by their rows among the descriptors."""
 
     first: int
     """The lower row."""
     second: int
     """The higher row."""
-    likeness: float
-    """In [LEAST_LIKENESS, 1]; 1 where the descriptors are equal, and only there."""
+    similarity: float
+    """In [LEAST_SIMILARITY, 1]; 1 where the descriptors are equal, and only there."""
 
 
-def describe_likeness(pixels: Pixels) -> Pixels:
+def compute_descriptor(pixels: Pixels) -> Pixels:
     """The descriptor (D,), uint8, of RGB pixels (H, W, 3), uint8: a grey thumbnail, whatever the sides' ratio.
 
     Images with a side under LEAST_SIDE get zeros, which are like nothing: look for their equals by digest.
@@ -65,14 +65,16 @@ def describe_likeness(pixels: Pixels) -> Pixels:
     return np.asarray(image.resize((SIDE, SIDE), resampling)).reshape(-1)
 
 
-def find_alike(descriptors: Pixels, *, on_progress: Callable[[int, int], None] | None = None) -> list[Alike]:
+def find_near_duplicates(
+    descriptors: Pixels, *, on_progress: Callable[[int, int], None] | None = None
+) -> list[NearDuplicate]:
     """Every two images of which one is a copy of the other, in order of their rows.
 
     Rows of equal descriptors are paired with the first of them alone, and only that one is compared with others:
     `group` brings them together again. Plain images are paired with none.
 
     Args:
-        descriptors: (N, D), uint8, of `describe_likeness`.
+        descriptors: (N, D), uint8, of `compute_descriptor`.
         on_progress: Called with how many distinct descriptors are done, and how many there are.
     """
     assert descriptors.shape[1:] == (DESCRIPTOR_SIZE,)
@@ -84,29 +86,29 @@ def find_alike(descriptors: Pixels, *, on_progress: Callable[[int, int], None] |
     for start in range(0, len(waves), _COLUMNS):
         waves[start : start + _COLUMNS] = _measure_waves(_unfold(descriptors[start : start + _COLUMNS]))
     lively, repeated = waves.any((1, 2)), firsts != np.arange(len(firsts))
-    alike = [Alike(int(firsts[row]), int(row), 1.0) for row in np.flatnonzero(lively & repeated)]
+    alike = [NearDuplicate(int(firsts[row]), int(row), 1.0) for row in np.flatnonzero(lively & repeated)]
     distinct = np.flatnonzero(lively & ~repeated)
     for done, proposed in _propose(waves[distinct]):
         first, second, position = distinct[proposed[0]], distinct[proposed[1]], proposed[2]
-        likeness = _verify(descriptors, first, second, position)
+        similarity = _verify(descriptors, first, second, position)
         best: dict[tuple[int, int], float] = {}  # a symmetric image may be alike in several positions
-        for row in np.flatnonzero(likeness >= LEAST_LIKENESS):
+        for row in np.flatnonzero(similarity >= LEAST_SIMILARITY):
             pair = int(first[row]), int(second[row])
-            best[pair] = max(best.get(pair, 0.0), float(likeness[row]))
-        alike += [Alike(*pair, value) for pair, value in best.items()]
+            best[pair] = max(best.get(pair, 0.0), float(similarity[row]))
+        alike += [NearDuplicate(*pair, value) for pair, value in best.items()]
         if on_progress is not None:
             on_progress(done, len(distinct))
     return sorted(alike)
 
 
-def group(pairs: Iterable[Alike]) -> list[list[int]]:
+def group(pairs: Iterable[NearDuplicate]) -> list[list[int]]:
     """The pairs' rows in groups of two or more, each row in one: all are copies of one image of their group.
 
-    Likeness is not passed on from copy to copy, else a film would become one image; equality is. A row whose
+    Similarity is not passed on from copy to copy, else a film would become one image; equality is. A row whose
     partners all went to other groups is in none.
     """
     pairs = sorted(pairs)
-    first_of = {pair.second: pair.first for pair in pairs if pair.likeness == 1}
+    first_of = {pair.second: pair.first for pair in pairs if pair.similarity == 1}
     copies: dict[int, set[int]] = {}
     partners: dict[int, set[int]] = {}
     for i, j, _ in pairs:
@@ -163,30 +165,30 @@ def _keep_best(found: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _verify(descriptors: Pixels, first: Indices, second: Indices, position: Indices) -> Floats:
-    """Likeness (M,) of pairs of rows, the first ones turned to their position."""
-    likeness = np.empty(len(first), np.float32)
+    """Similarity (M,) of pairs of rows, the first ones turned to their position."""
+    similarity = np.empty(len(first), np.float32)
     for start in range(0, len(first), _PAIRS):
         some = slice(start, start + _PAIRS)
         target, turned = _unfold(descriptors[first[some]]), position[some]
         for each in range(8):
             target[turned == each] = _turn(target[turned == each], each)
-        likeness[some] = _compare(_unfold(descriptors[second[some]]), target)
-    return likeness
+        similarity[some] = _compare(_unfold(descriptors[second[some]]), target)
+    return similarity
 
 
 def _compare(moving: Floats, target: Floats) -> Floats:
-    """Likeness (M,) of thumbnails (M, S, S), coarse first; most pairs end there."""
-    likeness = np.zeros(len(moving), np.float32)
+    """Similarity (M,) of thumbnails (M, S, S), coarse first; most pairs end there."""
+    similarity = np.zeros(len(moving), np.float32)
     motion, fit = _align(moving, target, np.zeros((len(moving), 4), np.float32), scale=2.0)
     promising = np.flatnonzero(fit > _LEAST_FIT)
     moving, target = moving[promising], target[promising]
     motion, _ = _align(moving, target, motion[promising], scale=1.2)
-    likeness[promising] = _correlate(*_warp(_sharpen(moving), motion), _sharpen(target))
-    return likeness
+    similarity[promising] = _correlate(*_warp(_sharpen(moving), motion), _sharpen(target))
+    return similarity
 
 
 def _correlate(moved: Floats, inside: Floats, target: Floats) -> Floats:
-    """Likeness (M,) of detail (M, S, S) laid over each other: its correlation, less what chance may have given.
+    """Similarity (M,) of detail (M, S, S) laid over each other: its correlation, less what chance may have given.
 
     Detail that is spread over many waves and over the whole image makes many independent samples, by which a
     correlation is known well. A bird in a clear sky, a horizon or a figure makes few, and must fit more exactly.
@@ -199,8 +201,8 @@ def _correlate(moved: Floats, inside: Floats, target: Floats) -> Floats:
     even = _effective(places[0], places[1]) / inside.sum((1, 2))
     samples = np.maximum(1, waves * np.minimum(1, even))
     lowered = np.arctanh(np.clip(correlation, -0.9999, 0.9999)) - _DEVIATIONS / np.sqrt(samples)
-    likeness: Floats = np.clip(np.tanh(lowered), 0, 1 - 1e-6)
-    return likeness
+    similarity: Floats = np.clip(np.tanh(lowered), 0, 1 - 1e-6)
+    return similarity
 
 
 def _align(moving: Floats, target: Floats, motion: Floats, *, scale: float) -> tuple[Floats, Floats]:

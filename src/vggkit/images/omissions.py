@@ -1,5 +1,7 @@
 """What lies in a collection and is none of its images: why, how often, and the first names."""
 
+import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, get_args
 
@@ -14,7 +16,7 @@ Reason = Literal[
     "not-a-file",
     "not-an-image",
 ]
-"""Why something was passed over, the likeliest mistakes first."""
+"""Why something was skipped, the likeliest mistakes first."""
 
 MOST_EXAMPLES: Final = 3
 
@@ -40,7 +42,7 @@ _MORE: Final[dict[Reason, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Omission:
-    """What was passed over for one reason."""
+    """What was skipped for one reason."""
 
     reason: Reason
     """Why."""
@@ -66,18 +68,28 @@ class Omission:
         return {**asdict(self), "examples": list(self.examples)}
 
 
+def warn_of_omissions(omissions: Iterable[Omission]) -> None:
+    """Warn a Python caller of what somebody may have meant to be an image, such as links that lead nowhere."""
+    for omission in omissions:
+        if omission.is_grave:
+            warnings.warn(f"passed over: {omission.describe()}", stacklevel=3)
+
+
 class Reading:
     """What is met while a place is read, beside its images; in memory are counts and a few names."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_own: Callable[[object], bool] = lambda name: False) -> None:
+        self.is_own = is_own
+        """Whether a name is of a file that the caller itself writes there, which is not counted."""
         self._counts: dict[Reason, int] = {}
         self._examples: dict[Reason, list[str]] = {}
         self.written_labels: set[str] = set()
         """Labels that somebody wrote into a table or beside an image, other than names of folders."""
 
     def omit(self, reason: Reason, name: object) -> None:
-        """Count what is passed over."""
-        self._count(reason, 1, [str(name)])
+        """Count what is skipped."""
+        if not self.is_own(name):
+            self._count(reason, 1, [str(name)])
 
     def take(self, other: "Reading") -> None:
         """Count what another has met, too."""

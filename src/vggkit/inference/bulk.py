@@ -1,10 +1,9 @@
-"""Every image gets its row, whatever happens meanwhile: asked, kept in parts, joined to one file.
+"""Every image gets its row, whatever happens meanwhile: rows are computed, kept in chunks, and joined to one file.
 
-Nothing of an image stays in memory, and a process that ends too early is gone on with by the same call.
+No image stays in memory, and a job whose process ends early is continued by the same call.
 """
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -18,10 +17,10 @@ from vggkit.errors import BadOutput, Stopped, VggkitError
 from vggkit.files import move_file
 from vggkit.images.dataset import ImageSample
 from vggkit.images.omissions import Omission, Reading
-from vggkit.images.sources.open_dataset import count_images, gather_images
+from vggkit.images.sources.open_dataset import gather_images
 from vggkit.images.sources.tables import Columns
-from vggkit.inference.chunks import Parts, demand_same
-from vggkit.inference.fingerprint import Chain
+from vggkit.inference.chunks import Chunk, Chunks
+from vggkit.inference.fingerprint import FORMAT_VERSION, ImageDigest, demand_same
 from vggkit.interruption import Signals, hear_signals
 from vggkit.table_files import Column, Kind, name_about, name_rows, read_about, stream_columns, stream_matrix
 
@@ -29,29 +28,28 @@ MOST_ROWS: Final = 2048
 """Rows that wait in memory at most before they are written."""
 VECTOR: Final = "vector"
 """The column of vectors."""
-FORMAT_VERSION: Final = 1
 
 Row = tuple[Any, ...]
 OnProgress = Callable[[str, int, int | None], None]
-"""Hears what is being done, how many images of it are, and of how many where that is known."""
+"""Called with what is being done, how many images of it are done, and of how many where that is known."""
 
 
 @dataclass(frozen=True, slots=True)
 class BulkResult:
-    """What came of bulk work."""
+    """What a bulk job wrote."""
 
     path: str
     """The file."""
     images: int
     """Its rows."""
     unreadable: int
-    """Those of images that could not be read, or whose values overflow in the network."""
+    """Rows of images that cannot be read, or whose values overflow in the network."""
     found_done: int
-    """Those that an earlier call had left."""
+    """Rows that an earlier call had computed."""
     engine: EngineInfo
-    """What computed."""
-    passed_over: tuple[Omission, ...] = ()
-    """What lies among the images and is none of them, counted by reason."""
+    """What computes."""
+    skipped: tuple[Omission, ...] = ()
+    """Files among the images that are no images, counted by reason."""
 
     def to_dict(self) -> dict[str, Any]:
         """A value for JSON."""
@@ -60,84 +58,78 @@ class BulkResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What is asked of bulk work."""
+    """What a bulk job is to do."""
 
     out: Path
+    """The file."""
     kinds: Mapping[str, Kind]
-    """Columns of the file; the last is `problem`."""
+    """Its columns; the last is `problem`."""
     about: Mapping[str, Any]
-    """What the file is made with; the same must hold when it goes on."""
+    """What it is made with, but for the engine; the same must hold when it is continued."""
     model: str
     """Where the Classifier is, for those who look for it later."""
     engine: EngineInfo
-    answer: Callable[[Iterator[ImageSample]], Iterator[Row]]
-    """A row for each image, in order."""
+    """What computes."""
+    compute: Callable[[Iterator[ImageSample]], Iterator[tuple[ImageSample, Row]]]
+    """Gives each image with its row, in order."""
     images: Iterable[str | Path | ImageSample]
     columns: Columns
+    total: int | None
+    """How many images there are, where that is known."""
     batch_size: int
     save_seconds: float
     overwrite: bool
     on_progress: OnProgress
 
 
-def run(job: Job) -> BulkResult:
-    """Do it, or what is left of it; raises BadOutput and what finding images raises."""
-    parts = Parts(job.out, job.about, job.engine)
+def run_job(job: Job) -> BulkResult:
+    """Compute all rows, or those that are missing, and write the file; raises BadOutput and what images raise."""
+    chunks = Chunks(job.out, {**job.about, "engine": asdict(job.engine)})
 
     def find_command() -> str:
         again = "the same line, without --overwrite," if job.overwrite else "the same line"
-        return f"{again} ({parts.count():,} images are done and kept)"
+        return f"{again} ({chunks.count():,} images are done and kept)"
 
-    with parts.hold(), hear_signals(find_command) as signals:
+    with chunks.hold(), hear_signals(find_command) as signals:
         if job.overwrite:
-            parts.discard()
-        elif not parts.are_there() and job.out.exists():
-            return _look_at_finished(job, parts.made_with)
-        parts.open()
-        reading = Reading()
-        found_done = _fill(job, parts, signals, reading)
-        return _join(job, parts, found_done, reading)
+            chunks.discard()
+        elif not chunks.exist() and job.out.exists():
+            return _check_finished(job, chunks)
+        chunks.open()
+        reading = Reading(is_own=chunks.owns)
+        found_done = _write_chunks(job, chunks, signals, reading)
+        return _join_chunks(job, chunks, found_done, reading)
 
 
-def _fill(job: Job, parts: Parts, signals: Signals, reading: Reading) -> int:
-    """Answer every image that no part holds yet; says how many were there."""
-    job.on_progress("listing", 0, None)
-    total = count_images(job.images, columns=job.columns)
-    chain = Chain()
+def _write_chunks(job: Job, chunks: Chunks, signals: Signals, reading: Reading) -> int:
+    """Compute the row of every image that no chunk holds; gives how many they held before."""
+    total = job.total
+    digest = ImageDigest()
     images = gather_images(job.images, columns=job.columns, reading=reading)
-    found_done = done = _pass_over(parts, images, chain)
-    job.on_progress("answering", done, total)
-    asked: deque[ImageSample] = deque()
-
-    def ask() -> Iterator[ImageSample]:
-        for image in images:
-            asked.append(image)
-            yield image
-
+    found_done = written = _skip_done(chunks, images, digest)
+    job.on_progress("computing", written, total)
     rows: list[Row] = []
     saved = time.monotonic()
 
     def save() -> None:
-        nonlocal saved, done
+        nonlocal saved, written
         if rows:
-            parts.add(done, _turn(rows, job.kinds), chain.digest())
-            done += len(rows)
+            chunks.add(written, _transpose(rows, job.kinds), digest.hex())
+            written += len(rows)
             rows.clear()
         saved = time.monotonic()
 
     signals.patient = True
     try:
-        for row in job.answer(ask()):
+        for image, row in job.compute(images):
             rows.append(row)
-            chain.add(asked.popleft())
-            job.on_progress("answering", done + len(rows), total)
-            # Parts end where batches do: whoever goes on makes the same batches, and so the same bits.
-            if (done + len(rows) - found_done) % job.batch_size:
+            digest.add(image)
+            job.on_progress("computing", written + len(rows), total)
+            # Chunks end where batches do: a later call makes the same batches, and so the same bits.
+            if (written + len(rows) - found_done) % job.batch_size:
                 continue
-            if number := signals.find_stop():
-                save()
-                signals.patient = False
-                raise Stopped(number)
+            if signals.find_stop():
+                break
             if len(rows) >= MOST_ROWS or time.monotonic() - saved >= job.save_seconds:
                 save()
     except VggkitError as problem:  # between two batches, such as an archive that ends too early
@@ -151,52 +143,55 @@ def _fill(job: Job, parts: Parts, signals: Signals, reading: Reading) -> int:
     return found_done
 
 
-def _pass_over(parts: Parts, images: Iterator[ImageSample], chain: Chain) -> int:
-    """Leave out the images that parts hold; raises BadOutput where they are others by now."""
+def _skip_done(chunks: Chunks, images: Iterator[ImageSample], digest: ImageDigest) -> int:
+    """Pass over the images that chunks hold; raises BadOutput where they are others by now."""
     done = 0
-    for part in parts.list():
-        for image in islice(images, part.stop - part.first):
-            chain.add(image)
+    for chunk in chunks.list():
+        for image in islice(images, chunk.stop - chunk.first):
+            digest.add(image)
             done += 1
-        if done < part.stop or chain.digest() != part.digest:
+        if done < chunk.stop or digest.hex() != chunk.digest:
             raise BadOutput(
-                f"{parts.folder}: holds results of other images: among the first {part.stop:,} some came, went "
+                f"{chunks.folder}: holds results of other images: among the first {chunk.stop:,} some came, went "
                 "or changed. Name another file with --out, or say --overwrite to begin anew"
             )
     return done
 
 
-def _turn(rows: Sequence[Row], kinds: Mapping[str, Kind]) -> dict[str, Column]:
+def _transpose(rows: Sequence[Row], kinds: Mapping[str, Kind]) -> dict[str, Column]:
     """Rows as columns."""
-    turned = dict(zip(kinds, zip(*rows, strict=True), strict=True))
-    return {name: np.stack(turned[name]) if isinstance(kind, int) else turned[name] for name, kind in kinds.items()}
+    columns = zip(kinds.items(), zip(*rows, strict=True), strict=True)
+    return {name: np.stack(cells) if isinstance(kind, int) else cells for (name, kind), cells in columns}
 
 
-def _join(job: Job, parts: Parts, found_done: int, reading: Reading) -> BulkResult:
-    """Make the one file of the parts, and let them go."""
-    listed = parts.list()
+def _join_chunks(job: Job, chunks: Chunks, found_done: int, reading: Reading) -> BulkResult:
+    """Make one file of the chunks, and remove them."""
+    listed = chunks.list()
     total = listed[-1].stop if listed else 0
-    unreadable = 0
-
-    def read() -> Iterator[dict[str, Column]]:
-        for part in listed:
-            job.on_progress("writing", part.first, total)
-            yield part.read()
-
-    for part in listed:
-        unreadable += sum(problem is not None for problem in part.read_lists()["problem"])
+    unreadable = sum(problem is not None for chunk in listed for problem in chunk.read(arrays=False)["problem"])
     about = {
         "format_version": FORMAT_VERSION,
-        **parts.made_with,
+        **chunks.made_with,
         "classifier": job.model,
-        "pictures": total,
+        "images": total,
         "unreadable": unreadable,
         "digest": listed[-1].digest if listed else "",
     }
-    # Made among the parts: what a kill leaves there goes with them.
-    made = parts.folder / job.out.name
+
+    def read(listed: Sequence[Chunk] = listed) -> Iterator[dict[str, Column]]:
+        for chunk in listed:
+            job.on_progress("writing", chunk.first, total)
+            yield chunk.read()
+
+    # Made among the chunks: what a killed process leaves there is removed with them.
+    made = chunks.folder / job.out.name
     if job.out.suffix.lower() == ".npy":
-        _join_matrix(made, job.kinds, read, about)
+        with stream_columns(name_rows(made), {"path": "path", "problem": "text"}) as append:
+            for columns in read():
+                append(columns)
+        with stream_matrix(made, (total, job.kinds[VECTOR]), about=about) as append_rows:
+            for columns in read():
+                append_rows(np.asarray(columns[VECTOR], np.float32))
     else:
         with stream_columns(made, job.kinds, about=about) as append:
             for columns in read():
@@ -204,43 +199,33 @@ def _join(job: Job, parts: Parts, found_done: int, reading: Reading) -> BulkResu
     for name in (lambda path: path, name_rows, name_about):
         if name(made).is_file():
             move_file(name(made), name(job.out))
-    parts.discard()
+    chunks.discard()
     return BulkResult(str(job.out), total, unreadable, found_done, job.engine, reading.list_omissions())
 
 
-def _join_matrix(
-    made: Path,
-    kinds: Mapping[str, Kind],
-    read: Callable[[], Iterator[dict[str, Column]]],
-    about: Mapping[str, Any],
-) -> None:
-    width = kinds[VECTOR]
-    assert isinstance(width, int)
-    with stream_columns(name_rows(made), {"path": "path", "problem": "text"}) as append:
-        for columns in read():
-            append(columns)
-    with stream_matrix(made, (about["pictures"], width), about=about) as append_rows:
-        for columns in read():
-            append_rows(np.asarray(columns[VECTOR], np.float32))
-
-
-def _look_at_finished(job: Job, made_with: Mapping[str, Any]) -> BulkResult:
-    """What a file that is there holds, where it is of the same images and options; raises BadOutput."""
+def _check_finished(job: Job, chunks: Chunks) -> BulkResult:
+    """The result of a file that is there already, of the same images and options; raises BadOutput."""
     about = read_about(job.out)
     if about is None or "digest" not in about:
         raise BadOutput(
-            f"{job.out}: is there already, and is no file that this wrote; name another with --out, or say "
+            f"{job.out}: is there already, and was not written by vggkit; name another file with --out, or say "
             "--overwrite to replace it"
         )
-    then = {name: about.get(name) for name in made_with}
-    demand_same(then, made_with, f"{job.out}: holds other results", engine=job.engine)
-    chain, count, reading = Chain(), 0, Reading()
+    then = {name: about.get(name) for name in chunks.made_with}
+    demand_same(then, chunks.made_with, f"{job.out}: holds other results")
+    digest, count, reading = ImageDigest(), 0, Reading(is_own=chunks.owns)
     for image in gather_images(job.images, columns=job.columns, reading=reading):
-        chain.add(image)
+        digest.add(image)
         count += 1
-    if (count, chain.digest()) != (about["pictures"], about["digest"]):
+    before = count_rows(about)
+    if (count, digest.hex()) != (before, about["digest"]):
         raise BadOutput(
-            f"{job.out}: holds results of other images: {about['pictures']:,} then, {count:,} now; some "
-            "came, went or changed. Name another file with --out, or say --overwrite to begin anew"
+            f"{job.out}: holds results of other images: {before:,} then, {count:,} now; some came, went or "
+            "changed. Name another file with --out, or say --overwrite to begin anew"
         )
     return BulkResult(str(job.out), count, about["unreadable"], count, job.engine, reading.list_omissions())
+
+
+def count_rows(about: Mapping[str, Any]) -> int:
+    """The number of images that a file of results states; raises KeyError where it states none."""
+    return int(about["pictures"] if about.get("format_version") == 1 else about["images"])

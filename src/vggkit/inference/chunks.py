@@ -1,83 +1,80 @@
-"""Long work in parts: each is written whole in a folder beside the file that they will become.
+"""Rows of a long job in chunks: each is written whole, in a folder beside the file that they will become.
 
-A process that is killed leaves whole parts, and the next one goes on behind them. The folder says what the
-parts are made with, and goes when the file is there.
+A process that is killed leaves whole chunks, and the next one continues behind them. The folder states what the
+chunks were made with, and is removed when the file is there.
 """
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from vggkit.engines.info import EngineInfo, is_same_engine
 from vggkit.errors import BadData, BadOutput
 from vggkit.file_locks import take_turn
 from vggkit.files import whole_file, write_text
-from vggkit.inference.fingerprint import list_differences
-from vggkit.table_files import Column
+from vggkit.inference.fingerprint import demand_same
+from vggkit.table_files import Column, name_about, name_rows
 
 MANIFEST: Final = "made_with.json"
 NAME: Final = re.compile(r"(\d{12})-(\d{12})-([0-9a-f]{16})\.part")
 LISTS: Final = "lists"
-"""The entry of a part's columns that are no arrays, as JSON."""
+"""The entry of a chunk's columns that are no arrays, as JSON."""
+RENAMED: Final = {"answer": "prediction"}
+"""Columns by the names that version 0.1 gave them, and today's names."""
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Chunk:
     """Some rows on the disk."""
 
     path: Path
+    """Its file."""
     first: int
     """Number of its first row, counted from 0."""
     stop: int
     """Number of the row behind its last."""
     digest: str
-    """Of all images up to its end, see `origins.Chain`."""
+    """Of all images up to its end, see `fingerprint.ImageDigest`."""
 
-    def read(self) -> dict[str, Column]:
-        """Its columns; raises BadData where the file is broken."""
-        return self._read(arrays=True)
-
-    def read_lists(self) -> dict[str, Column]:
-        """As `read`, without the columns that are arrays."""
-        return self._read(arrays=False)
-
-    def _read(self, *, arrays: bool) -> dict[str, Column]:
+    def read(self, *, arrays: bool = True) -> dict[str, Column]:
+        """Its columns, or those that are no arrays; raises BadData where the file is broken."""
         try:
             with np.load(self.path, allow_pickle=False) as held:
                 lists: dict[str, Column] = json.loads(held[LISTS].tobytes())
-                return lists | {name: held[name] for name in held.files if arrays and name != LISTS}
+                found = lists | {name: held[name] for name in held.files if arrays and name != LISTS}
         except (OSError, ValueError, KeyError, EOFError) as problem:
-            raise BadData(f"{self.path}: is broken ({problem}); remove it, and it is made anew") from problem
+            raise BadData(f"{self.path}: is broken ({problem}); remove it, and it is computed again") from problem
+        return {RENAMED.get(name, name): column for name, column in found.items()}
 
 
-class Parts:
-    """The parts of one file.
+class Chunks:
+    """The chunks of one file.
 
     Args:
         out: The file that they will become.
         made_with: What they are made with; any JSON values.
-        engine: What computes them; a part of what they are made with.
     """
 
-    def __init__(self, out: Path, made_with: Mapping[str, Any], engine: EngineInfo) -> None:
-        self.out, self.engine = out, engine
-        self.made_with: dict[str, Any] = json.loads(json.dumps({**made_with, "engine": asdict(engine)}))
+    def __init__(self, out: Path, made_with: Mapping[str, Any]) -> None:
+        self.out = out
+        self.made_with: dict[str, Any] = json.loads(json.dumps(made_with))
         self.folder = out.with_name(f"{out.name}.parts")
+        self._lock = out.with_name(f".{out.name}.lock")
 
-    def are_there(self) -> bool:
-        """Whether earlier work left some, or has just begun."""
+    def exist(self) -> bool:
+        """Whether an earlier call left some, or has just begun."""
         return (self.folder / MANIFEST).is_file()
 
     def open(self) -> None:
-        """Begin, or go on where earlier work with the same stopped; raises BadOutput where it was another."""
-        if not self.are_there():
+        """Begin, or continue what an equal job left; raises BadOutput where it was another."""
+        if not self.exist():
             self.discard()  # what was half removed
             write_text(self.folder / MANIFEST, json.dumps(self.made_with, indent=1))
             return
@@ -85,20 +82,20 @@ class Parts:
             then = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
         except (OSError, ValueError) as problem:
             raise BadOutput(f"{self.folder}: cannot be read ({problem}); remove it") from problem
-        demand_same(then, self.made_with, f"{self.folder}: holds parts of other results", engine=self.engine)
+        demand_same(then, self.made_with, f"{self.folder}: holds chunks of other results")
 
-    def list(self) -> list[Part]:
+    def list(self) -> list[Chunk]:
         """Those that are there, in order, up to the first gap."""
-        found: list[Part] = []
+        found: list[Chunk] = []
         for path in sorted(self.folder.iterdir()):
             named = NAME.fullmatch(path.name)
             if named and int(named[1]) == (found[-1].stop if found else 0):
-                found.append(Part(path, int(named[1]), int(named[2]), named[3]))
+                found.append(Chunk(path, int(named[1]), int(named[2]), named[3]))
         return found
 
     def count(self) -> int:
         """Rows that are there."""
-        listed = self.list() if self.are_there() else []
+        listed = self.list() if self.exist() else []
         return listed[-1].stop if listed else 0
 
     def add(self, first: int, columns: Mapping[str, Column], digest: str) -> None:
@@ -114,9 +111,15 @@ class Parts:
             np.savez(out, allow_pickle=False, **held)
 
     def discard(self) -> None:
-        """Remove them; what says that they are there goes first."""
+        """Remove them; the manifest, which says that they are there, goes first."""
         (self.folder / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def owns(self, name: object) -> bool:
+        """Whether a file or folder is one that this job writes, and no image that somebody forgot."""
+        place = Path(os.path.realpath(str(name)))
+        own = [self.out, name_rows(self.out), name_about(self.out), self._lock, self.folder]
+        return any(place == each or each in place.parents for each in map(Path, map(os.path.realpath, own)))
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -125,29 +128,5 @@ class Parts:
         def refuse() -> None:
             raise BadOutput(f"{self.out}: another process is writing it; let it end, or name another file")
 
-        with ExitStack() as stack:
-            try:
-                self.out.parent.mkdir(parents=True, exist_ok=True)
-                lock = self.out.with_name(f".{self.out.name}.lock")
-                stack.enter_context(take_turn(lock, 60, meanwhile=refuse))
-            except BadOutput:
-                raise
-            except OSError as problem:
-                raise BadOutput(f"{self.out}: cannot be written ({problem.strerror or problem})") from problem
+        with take_turn(self._lock, 60, meanwhile=refuse):
             yield
-
-
-def demand_same(then: Mapping[str, Any], now: Mapping[str, Any], what: str, *, engine: EngineInfo) -> None:
-    """Raise BadOutput where results were made with something else; `what` begins the sentence."""
-    recorded = then.get("engine")
-    if is_same_engine(recorded, engine):
-        then = {**then, "engine": now["engine"]}
-    elif isinstance(recorded, str):
-        now = {**now, "engine": engine.describe()}
-    differing = list_differences(then, now)
-    if differing:
-        more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
-        raise BadOutput(
-            f"{what} ({'; '.join(differing[:4])}{more}). Name another file with --out, or say --overwrite to "
-            "begin anew"
-        )

@@ -1,9 +1,9 @@
-"""What a Classifier's network computes of images before it answers, as vectors.
+"""Images as vectors: what a Classifier's network computes of them before the last layer, or in another.
 
 Shape letters: N images, F numbers of a vector.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 
 from vggkit.arguments import demand_count
 from vggkit.engines.info import WantedEngine
-from vggkit.engines.model_weights import ModelFile, NetworkWeights, Weights
+from vggkit.engines.model_weights import ModelFile
 from vggkit.engines.outputs import WantedPrecision, list_outputs, plan_outputs
 from vggkit.engines.overflow import describe_overflow
 from vggkit.engines.select import choose_engine
-from vggkit.engines.stream import Engine, NamedEngine, stream_answers
+from vggkit.engines.stream import Engine, stream_results
 from vggkit.errors import UnknownName
-from vggkit.images.given import ImageSources, count_sources, lack_images, list_sources
-from vggkit.images.sources.open_dataset import gather_images
+from vggkit.images.dataset import ImageSample
+from vggkit.images.given import ImageSources, count_sources, list_sources
+from vggkit.images.omissions import Omission, Reading
+from vggkit.images.sources.open_dataset import begin
 from vggkit.models.configuration import Configuration
 from vggkit.models.graph import Graph
 from vggkit.weights.card import Card, demand_classifier
@@ -54,11 +56,13 @@ class Embeddings:
     problems: tuple[str | None, ...]
     """Why an image cannot be read, or that the network's values for it overflow; None where there is a vector."""
     layer: str
-    """What the vectors are."""
+    """What the vectors are: `features`, `statistics`, `logits`, `probabilities`, or a layer's name."""
+    skipped: tuple[Omission, ...] = ()
+    """Files among the images that are no images, counted by reason."""
 
 
 def find_width(configuration: Configuration, layer: str) -> int:
-    """F of what people call a layer; raises UnknownName.
+    """F, the numbers of a vector; raises UnknownName.
 
     Args:
         configuration: Of the network.
@@ -95,72 +99,50 @@ def embed(
         layer: What the vectors are, see `find_width`.
         batch_size: Images that pass through the network together.
         device: `auto`, `cpu`, `cuda`, `mps`.
-        precision: What is computed in; auto: bf16 where the device multiplies it by itself. int8 is for
-            processors, and needs the Classifier's `ranges`.
+        precision: What is computed in; auto: bf16 where the device multiplies it natively. int8 is for
+            processors, and needs the Classifier's activation ranges.
         engine: What computes, see `predict`.
         on_progress: Called with the number of images done, and of all where ImageSamples are given.
 
     Raises UnknownName, BadInput, BadData and BadConfiguration.
     """
     width = find_width(demand_classifier(classifier, "embed").configuration, layer)
+    batch_size = demand_count("batch_size", batch_size)
     given = list_sources(images)
     total = count_sources(given)
-    computing = prepare_engine(classifier, layer=layer, device=device, precision=precision, engine=engine)
+    reading = Reading()
+    samples = begin(given, reading)  # a place without images is refused before an engine is built
+    computing = choose_engine(classifier, device, output=layer, precision=precision, engine=engine)
     found = []
-    for each in iterate_embeddings(computing, classifier.card, given, batch_size=batch_size):
+    for _, each in iterate_embeddings(computing, classifier.card, samples, batch_size=batch_size):
         found.append(each)
         if on_progress:
             on_progress(len(found), total)
-    if not found:
-        raise lack_images(images)
     missing = np.full(width, np.nan, np.float32)
     return Embeddings(
         tuple(each.path for each in found),
         np.stack([missing if each.vector is None else each.vector for each in found]),
         tuple(each.problem for each in found),
         layer,
+        reading.list_omissions(),
     )
-
-
-def prepare_engine(
-    model: "Model | ModelFile",
-    *,
-    layer: str = FEATURES,
-    device: str = "auto",
-    precision: WantedPrecision = "auto",
-    engine: WantedEngine = "auto",
-) -> NamedEngine:
-    """What computes the vectors; raises what `choose_engine` does."""
-    weights: Weights
-    if isinstance(model, ModelFile):
-        weights = model
-    else:
-        weights = NetworkWeights(model.network, temperature=model.card.temperature)
-    ranges = model.card.ranges if precision == "int8" else None
-    return choose_engine(weights, device, output=layer, precision=precision, ranges=ranges, engine=engine)
 
 
 def iterate_embeddings(
     engine: Engine,
     card: Card,
-    images: ImageSources,
+    images: Iterable[ImageSample],
     *,
     batch_size: int = 32,
-) -> Iterator[Embedding]:
-    """As `embed`, each vector as soon as it is there, from what `prepare_engine` gave and the Classifier's card."""
+) -> Iterator[tuple[ImageSample, Embedding]]:
+    """Each image with its vector as soon as it is computed, from an engine for one output and the model's card."""
     batch_size = demand_count("batch_size", batch_size)
-    found = gather_images(images)
-    for answer in stream_answers(engine, card.preprocessing, found, batch_size=batch_size):
-        if answer.output is None:
-            yield Embedding(answer.image.path, None, answer.problem)
-            continue
-        vector = _pool(answer.output)
-        overflow = describe_overflow(vector)
-        yield Embedding(
-            answer.image.path,
-            None if overflow else vector,
-            f"{answer.image.path}: {overflow}" if overflow else None,
-        )
+    for result in stream_results(engine, card.preprocessing, images, batch_size=batch_size):
+        vector = None if result.output is None else _pool(result.output)
+        problem = result.problem
+        if vector is not None and (overflow := describe_overflow(vector)):
+            vector, problem = None, f"{result.image.path}: {overflow}"
+        yield result.image, Embedding(result.image.path, vector, problem)
 
 
 def _pool(row: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""What results were made with, so that others do not come among them: the model, the options, the images."""
+"""What results were made with, so that no others are mixed with them: model, engine, options, images."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from vggkit.engines.info import EngineInfo, is_same_engine
 from vggkit.engines.model_weights import ModelFile, find_weights
-from vggkit.errors import VggkitError
+from vggkit.errors import BadOutput, VggkitError
 from vggkit.hardware import count_threads
 from vggkit.images.dataset import ImageSample
 
 if TYPE_CHECKING:
     from vggkit.weights.model import Model
 
+FORMAT_VERSION: Final = 2
+"""Of what a file of results states; 1 counted its rows as `pictures`, and held a sentence as its engine."""
 PIECE_BYTES: Final = 1 << 24
 """Of weights, that a thread digests at once."""
 
@@ -24,23 +27,16 @@ PIECE_BYTES: Final = 1 << 24
 def describe_network(
     classifier: "Model | ModelFile", *, precision: str = "fp32", layer: str = ""
 ) -> dict[str, Any]:
-    """What its vectors depend on, those of a layer in a precision, for JSON, the weights as a digest."""
+    """What the vectors of a layer depend on in a precision, for JSON; the weights as a digest."""
     card = classifier.card.to_dict()
-    softened = {"temperature": card["temperature"]} if layer == "probabilities" else {}
-    rounded = {"ranges": card["ranges"]} if precision == "int8" else {}
-    return (
-        softened
-        | rounded
-        | {
-            "weights": digest_weights(classifier),
-            "configuration": card["configuration"],
-            "preprocessing": card["preprocessing"],
-        }
-    )
+    names = ["configuration", "preprocessing"]
+    names += ["temperature"] if layer == "probabilities" else []
+    names += ["ranges"] if precision == "int8" else []
+    return {"weights": digest_weights(classifier)} | {name: card[name] for name in names}
 
 
-def describe_answers(classifier: "Model | ModelFile") -> dict[str, Any]:
-    """What makes answers of its logits, for JSON."""
+def describe_labels(classifier: "Model | ModelFile") -> dict[str, Any]:
+    """What makes predictions of its logits, for JSON."""
     card = classifier.card.to_dict()
     return {name: card[name] for name in ("labels", "temperature", "threshold")}
 
@@ -87,8 +83,30 @@ def _shorten(value: object) -> str:
     return f"{text[:57]}…" if len(text) > 58 else text
 
 
-class Chain:
-    """A digest of images in their order: of names, and of sizes where these are had without reading."""
+def demand_same(then: Mapping[str, Any], now: Mapping[str, Any], what: str) -> None:
+    """Raise BadOutput where results were made with something else.
+
+    Args:
+        then: What a file states; of version 0.1 too.
+        now: What is requested, with the record of the engine.
+        what: Begins the sentence.
+    """
+    info, recorded = EngineInfo(**now["engine"]), then.get("engine")
+    if is_same_engine(recorded, info):
+        then = {**then, "engine": now["engine"]}
+    elif isinstance(recorded, str):
+        now = {**now, "engine": info.describe()}
+    differing = list_differences(then, now)
+    if differing:
+        more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
+        raise BadOutput(
+            f"{what} ({'; '.join(differing[:4])}{more}). Name another file with --out, or say --overwrite to "
+            "begin anew"
+        )
+
+
+class ImageDigest:
+    """A digest of images in their order: of names, and of sizes where these are known without reading."""
 
     def __init__(self) -> None:
         self._found = hashlib.sha256()
@@ -104,7 +122,7 @@ class Chain:
         # Names need not be text.
         self._found.update(f"{image.path}\0{weight}\n".encode(errors="surrogateescape"))
 
-    def digest(self) -> str:
+    def hex(self) -> str:
         """16 hexadecimal digits of all up to here."""
         return self._found.hexdigest()[:16]
 

@@ -1,10 +1,10 @@
-"""Ask a Classifier what images show.
+"""The classes of images, by a Classifier.
 
 Shape letters: N images, K classes.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,30 +13,30 @@ import numpy as np
 
 from vggkit.arguments import demand_count
 from vggkit.engines.info import WantedEngine
-from vggkit.engines.model_weights import ModelFile
 from vggkit.engines.outputs import WantedPrecision, softmax
 from vggkit.engines.select import choose_engine
-from vggkit.engines.stream import Answer, Engine, NamedEngine, stream_answers
-from vggkit.hardware import choose_device
+from vggkit.engines.stream import Engine, StreamResult, stream_results
+from vggkit.images.dataset import ImageSample
 from vggkit.images.file_kinds import tell_by_name
-from vggkit.images.given import ImageSources, count_sources, lack_images, list_sources
-from vggkit.images.sources.open_dataset import gather_images
+from vggkit.images.given import ImageSources, count_sources, list_sources
+from vggkit.images.omissions import Reading, warn_of_omissions
+from vggkit.images.sources.open_dataset import begin
 from vggkit.weights.card import Card, demand_classifier
 
 if TYPE_CHECKING:
     from vggkit.weights.model import Model
 
 FEW: Final = 8
-"""Images that PyTorch answers before another engine has compiled the network."""
+"""Images that PyTorch computes before another engine has compiled the network."""
 ROUNDING: Final = 1e-5
 """Share by which engines' probabilities may differ: a threshold is often one that another engine computed."""
 UNKNOWN: Final = "unknown"
-"""The answer where no class is sure enough."""
+"""The label where the most probable class is below the Classifier's threshold."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a Classifier says of one image."""
+    """The most probable classes of one image."""
 
     path: str
     """The image's file, or its name."""
@@ -45,13 +45,13 @@ class Prediction:
     probabilities: tuple[float, ...]
     """Their probabilities in [0, 1]; over all classes they sum to 1."""
     unknown: bool = False
-    """Whether the best one is not sure enough, by the Classifier's threshold."""
+    """Whether the highest probability is below the Classifier's threshold."""
     problem: str | None = None
     """Why the image cannot be read, or that the network's values for it overflow."""
 
     @property
-    def answer(self) -> str | None:
-        """The most probable class, `unknown` where it is not sure enough, None where there is no image."""
+    def label(self) -> str | None:
+        """The most probable class; `unknown` where its probability is below the threshold; None for no image."""
         return UNKNOWN if self.unknown else self.labels[0] if self.labels else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def predict(
     """The most probable classes of each image, in the order of the images.
 
     Args:
-        classifier: The Classifier to ask.
+        classifier: The Classifier.
         images: An image or several: a path, also of a folder (every image below it), a table, archives … as
             `iterate_images` takes them; the bytes of a file, an open file, a PIL image of any mode, pixels uint8
             as an array (H, W, 3) or a tensor (3, H, W), or an ImageSample; or an iterable of
@@ -84,73 +84,52 @@ def predict(
         top: How many classes to name; fewer where the Classifier has fewer.
         batch_size: Images that pass through the network together.
         device: `auto`, `cpu`, `cuda`, `mps`.
-        precision: What is computed in; auto: bf16 where the device multiplies it by itself. int8 is for
-            processors, and needs the Classifier's `ranges`.
+        precision: What is computed in; auto: bf16 where the device multiplies it natively. int8 is for
+            processors, and needs the Classifier's activation ranges.
         engine: What computes; auto: PyTorch on CUDA and MPS, on processors OpenVINO, ONNX Runtime or PyTorch,
             the first that is installed and computes in that precision.
         on_progress: Called with the number of images done, and of all where ImageSamples are given.
 
     An image that cannot be read, or whose values overflow in the network, becomes a Prediction with its
-    `problem`. Raises BadInput, also for pixels that could mean several things, with the line that converts them;
-    and BadData.
+    `problem`. Files of a folder that look like forgotten images, such as broken links, are named in a warning.
+    Raises BadInput, also for pixels that could mean several things, with the line that converts them; and BadData
+    for a place without images.
     """
     top, batch_size = demand_count("top", top), demand_count("batch_size", batch_size)
     demand_classifier(classifier, "predict")
     given = list_sources(images)
     total = count_sources(given)
     count = total if total is not None or not isinstance(given, Sequence) else _count_files(given)
-    computing = prepare_engine(classifier, device=device, precision=precision, engine=engine, count=count)
+    reading = Reading()
+    samples = begin(given, reading)  # a place without images is refused before an engine is built
+    few = count is not None and count <= FEW and precision == "fp32" and engine == "auto"
+    computing = choose_engine(
+        classifier,
+        device,
+        precision=precision,
+        engine="pytorch" if few else engine,  # other engines compile the network first
+    )
     found = []
-    for each in iterate_predictions(computing, classifier.card, given, top=top, batch_size=batch_size):
+    for _, each in iterate_predictions(computing, classifier.card, samples, top=top, batch_size=batch_size):
         found.append(each)
         if on_progress:
             on_progress(len(found), total)
-    if not found:
-        raise lack_images(images)
+    warn_of_omissions(reading.list_omissions())
     return found
-
-
-def prepare_engine(
-    model: "Model | ModelFile",
-    *,
-    device: str = "auto",
-    precision: WantedPrecision = "auto",
-    engine: WantedEngine = "auto",
-    count: int | None = None,
-) -> NamedEngine:
-    """What computes the logits; raises what `choose_engine` does.
-
-    Args:
-        model: The Classifier to ask, or its file, of which no more is read than is needed; without torch, where
-            another engine computes.
-        device: As in `predict`.
-        precision: As in `predict`.
-        engine: As in `predict`.
-        count: How many images it is for; None: many, or unknown.
-    """
-    ranges = model.card.ranges if precision == "int8" else None
-    if isinstance(model, ModelFile):
-        return choose_engine(model, device, precision=precision, ranges=ranges, engine=engine)
-    if count is not None and count <= FEW and precision == "fp32" and engine == "auto":
-        from vggkit.engines.pytorch import PyTorchEngine
-
-        return PyTorchEngine(model.network, choose_device(device))
-    return choose_engine(model.network, device, precision=precision, ranges=ranges, engine=engine)
 
 
 def iterate_predictions(
     engine: Engine,
     card: Card,
-    images: ImageSources,
+    images: Iterable[ImageSample],
     *,
     top: int = 5,
     batch_size: int = 32,
-) -> Iterator[Prediction]:
-    """As `predict`, each Prediction as soon as it is there, from an engine and a Classifier's card."""
+) -> Iterator[tuple[ImageSample, Prediction]]:
+    """Each image with its prediction as soon as it is computed, from an engine for logits and the model's card."""
     top, batch_size = demand_count("top", top), demand_count("batch_size", batch_size)
-    found = gather_images(images)
-    for answer in stream_answers(engine, card.preprocessing, found, batch_size=batch_size):
-        yield _describe(answer, card, top)
+    for result in stream_results(engine, card.preprocessing, images, batch_size=batch_size):
+        yield result.image, _describe(result, card, top)
 
 
 def _count_files(given: Sequence[object]) -> int | None:
@@ -159,13 +138,13 @@ def _count_files(given: Sequence[object]) -> int | None:
     return len(given) if all(tell_by_name(path.name) != "other" and path.is_file() for path in paths) else None
 
 
-def _describe(answer: Answer, card: Card, top: int) -> Prediction:
-    if answer.output is None:
-        return Prediction(answer.image.path, (), (), problem=answer.problem)
-    probabilities = softmax(answer.output, card.temperature)
+def _describe(result: StreamResult, card: Card, top: int) -> Prediction:
+    if result.output is None:
+        return Prediction(result.image.path, (), (), problem=result.problem)
+    probabilities = softmax(result.output, card.temperature)
     best = np.argsort(-probabilities, kind="stable")[:top]
     return Prediction(
-        answer.image.path,
+        result.image.path,
         tuple(card.labels[index] for index in best),
         tuple(float(probabilities[index]) for index in best),
         unknown=bool(probabilities[best[0]] < (1 - ROUNDING) * card.threshold),

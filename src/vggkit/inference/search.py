@@ -1,8 +1,8 @@
-"""The nearest of many vectors: a file of vectors is its own index, read through once for all that is asked.
+"""The most similar of many vectors: a file of vectors is its own index, read through once for all queries.
 
-Nearness is the cosine, the inner product of vectors of length 1, computed exactly by FAISS.
+Similarity is the cosine, the inner product of vectors of length 1, computed exactly by FAISS.
 
-Shape letters: N vectors of the file, Q asked ones, F numbers of each.
+Shape letters: N vectors of the file, Q queries, F numbers of each.
 """
 
 from collections.abc import Mapping
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from vggkit.arguments import demand_count, demand_path
 from vggkit.errors import BadData, BadInput, MissingExtra
+from vggkit.inference.bulk import count_rows
 from vggkit.table_files import read_about, read_vectors
 
 CHUNK_BYTES: Final = 32_000_000
@@ -23,30 +24,30 @@ CHUNK_BYTES: Final = 32_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Neighbour:
-    """An image of the index that is near to another."""
+class SimilarImage:
+    """An image of the index, and how similar it is to the query."""
 
     path: str
     """Its file."""
     similarity: float
-    """Cosine of the angle between the two vectors, in [-1, 1]; 1 for the same image."""
+    """Cosine similarity of the two vectors, in [-1, 1]; 1 for the same image."""
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What is near to an image."""
+class SearchResult:
+    """The images of an index that are most similar to one image, the query."""
 
     path: str
-    """The image that was asked about."""
-    neighbours: tuple[Neighbour, ...]
-    """Images of the index, nearest first; none where it cannot be read."""
+    """The query."""
+    similar: tuple[SimilarImage, ...]
+    """Images of the index, most similar first; none where the query cannot be read."""
     problem: str | None = None
-    """Why it cannot be read."""
+    """Why the query cannot be read, or that the network's values for it overflow."""
 
     def to_dict(self) -> dict[str, Any]:
         """A value for JSON; `problem` only where there is one."""
-        near = [{"path": each.path, "similarity": each.similarity} for each in self.neighbours]
-        return {"path": self.path, "neighbours": near} | ({"problem": self.problem} if self.problem else {})
+        similar = [{"path": each.path, "similarity": each.similarity} for each in self.similar]
+        return {"path": self.path, "similar": similar} | ({"problem": self.problem} if self.problem else {})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,14 +83,14 @@ class VectorIndex:
                 classifier=str(about["classifier"]),
                 layer=str(about["layer"]),
                 precision=str(about["precision"]),
-                images=int(about["pictures"]),
+                images=count_rows(about),
             )
         except (KeyError, TypeError, ValueError) as problem:
             raise BadData(
                 f"{path}: holds no vectors that vggkit embed wrote, or what it wrote beside them is gone"
             ) from problem
 
-    def search(self, vectors: NDArray[np.float32], *, top: int = 10) -> tuple[tuple[Neighbour, ...], ...]:
+    def search(self, vectors: NDArray[np.float32], *, top: int = 10) -> tuple[tuple[SimilarImage, ...], ...]:
         """The nearest images to each of the vectors (Q, F), nearest first, of equally near ones the first.
 
         Args:
@@ -101,19 +102,19 @@ class VectorIndex:
         """
         top = demand_count("top", top)
         faiss = _import_faiss()
-        asked = _normalize(vectors)
-        scores = np.empty((len(asked), 0), np.float32)
-        numbers = np.empty((len(asked), 0), np.int64)
+        queries = _normalize(vectors)
+        scores = np.empty((len(queries), 0), np.float32)
+        numbers = np.empty((len(queries), 0), np.int64)
         first = 0
         paths: dict[int, str] = {}
-        rows = max(1, CHUNK_BYTES // (4 * asked.shape[1]))
+        rows = max(1, CHUNK_BYTES // (4 * queries.shape[1]))
         for names, held in read_vectors(self.path, name="path", vector="vector", rows=rows):
-            if held.shape[1] != asked.shape[1]:
-                raise BadInput(f"{self.path}: has vectors of {held.shape[1]} numbers, got {asked.shape[1]}")
+            if held.shape[1] != queries.shape[1]:
+                raise BadInput(f"{self.path}: has vectors of {held.shape[1]} numbers, got {queries.shape[1]}")
             readable = np.flatnonzero(~np.isnan(held).any(axis=1))
             if len(readable):
                 near, place = faiss.knn(
-                    asked, _normalize(held[readable]), min(top, len(readable)), faiss.METRIC_INNER_PRODUCT
+                    queries, _normalize(held[readable]), min(top, len(readable)), faiss.METRIC_INNER_PRODUCT
                 )
                 scores = np.concatenate([scores, near], axis=1)
                 numbers = np.concatenate([numbers, first + readable[place]], axis=1)
@@ -126,7 +127,7 @@ class VectorIndex:
             first += len(held)
         return tuple(
             tuple(
-                Neighbour(paths[number], float(np.clip(score, -1, 1)))
+                SimilarImage(paths[number], float(np.clip(score, -1, 1)))
                 for number, score in zip(places.tolist(), nearness.tolist(), strict=True)
             )
             for places, nearness in zip(numbers, scores, strict=True)

@@ -1,4 +1,4 @@
-"""Trainings side by side, as a record, a table and curves over each other."""
+"""The comparison of several training runs, as a record, a table and a plot of their curves."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,19 +16,19 @@ from vggkit.reports.terminal import write_line
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's, the palest left out.
+# Okabe and Ito's colours, without the palest.
 COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", INK)
 STROKES: Final = ("-", "--", ":")
-"""After so many colours the next stroke."""
+"""The line style changes after each round of colours."""
 WIDE_COLUMNS: Final = 104
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparedRun:
-    """One training, as far as its folder tells."""
+    """One training run, as read from its folder."""
 
     name: str
-    """Its folder's name; the whole path where two have the same."""
+    """The name of its folder; the whole path where two folders have the same name."""
     directory: str
     """Its folder."""
     model: str
@@ -36,47 +36,47 @@ class ComparedRun:
     head: str
     """fc, dense or pool."""
     trainable: str
-    """What learnt: head, top, all or gradual."""
+    """Which layers were trained: head, top, all or gradual."""
     is_finished: bool
-    """Whether it came to its end; figures of one that did not are its best epoch's until now."""
+    """Whether it is finished; the metrics of an unfinished run are those of its best epoch so far."""
     idle_seconds: float
-    """Since anything was last written to its folder."""
+    """Seconds since a file in its folder was last written."""
     epochs: int
-    """How many it is to have; 1 where the head was solved at once."""
+    """Planned number of epochs; 1 for a linear probe."""
     history: tuple[Mapping[str, float], ...]
     """The rows of `metrics.csv`."""
     best_epoch: int | None
-    """The epoch that is kept; None before the first one ended."""
+    """The epoch whose weights are kept; None before the first epoch ended."""
     split: str
-    """What the figures were measured on: `val` or `test`."""
+    """The split that the metrics were measured on: `val` or `test`."""
     data: str
     """Where the images came from."""
     images: str | None
-    """Digest of the images that the figures were measured on."""
+    """Digest of the images that the metrics were measured on."""
     n: int | None
-    """How many they are."""
+    """Number of these images."""
     top1: float | None
-    """Share in [0, 1] of them whose best class is right."""
+    """Top-1 accuracy in [0, 1]."""
     top1_interval: tuple[float, float] | None
-    """95 % interval of it, as the run has it; Wilson's of one that is not finished."""
+    """95 % confidence interval of `top1`; Wilson's for an unfinished run."""
     loss: float | None
-    """Mean cross-entropy on them, in nats."""
+    """Mean cross-entropy in nats."""
     seconds: float
-    """How long it took, or took until now."""
+    """Duration of the training so far."""
     peak_memory_bytes: int | None
-    """Memory at its largest, where it was noted."""
+    """Peak memory, where it was recorded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Trainings side by side; `vggkit compare` prints it."""
+    """Several training runs, what differs in their configuration, and remarks; `vggkit compare` prints it."""
 
     runs: tuple[ComparedRun, ...]
-    """In the order in which they were asked for."""
+    """The runs, in the order in which they were given."""
     differing: Mapping[str, tuple[Any, ...]]
-    """Each field of what was asked that is not the same for all, with its value in each run."""
+    """The configuration fields that are not the same in all runs, with the value of each run."""
     notes: tuple[str, ...]
-    """What keeps the figures from being compared, or from telling much."""
+    """Remarks on the comparability of the metrics and the significance of differences."""
 
     def to_dict(self) -> dict[str, Any]:
         """A value for JSON."""
@@ -88,31 +88,31 @@ class Comparison:
 
 
 def draw_comparison(comparison: Comparison, *, width: int = 80) -> RenderableType:
-    """What `rich.print` shows of a Comparison: a row a run, what differs, and what to mind.
+    """A Comparison for `rich.print`: a row for each run, the differing fields, and remarks.
 
     Args:
         comparison: From `compare`.
-        width: Characters of a line; 80 are enough, and from 104 on heads and finer intervals are shown.
+        width: Characters of a line; from 104 on heads and finer intervals are shown.
     """
-    splits: list[RenderableType] = [_draw_runs(comparison.runs, wide=width >= WIDE_COLUMNS)]
+    sections: list[RenderableType] = [_draw_runs(comparison.runs, wide=width >= WIDE_COLUMNS)]
     unfinished = [run for run in comparison.runs if not run.is_finished]
     if unfinished:
-        splits += [write_line(), *(write_line(_describe_standing(run), style="yellow") for run in unfinished)]
+        sections += [write_line(), *(write_line(_describe_unfinished(run), style="yellow") for run in unfinished)]
     if comparison.differing:
-        splits += [write_line(), _draw_differing(comparison)]
+        sections += [write_line(), _draw_differing(comparison)]
     elif len(comparison.runs) > 1:
-        splits += [write_line(), write_line("nothing differs in what they were asked", style="dim")]
+        sections += [write_line(), write_line("the configurations are the same", style="dim")]
     for note in comparison.notes:
-        splits += [write_line(), write_line(("! ", "yellow"), note)]
-    return Group(*splits)
+        sections += [write_line(), write_line(("! ", "yellow"), note)]
+    return Group(*sections)
 
 
 def _draw_runs(runs: Sequence[ComparedRun], *, wide: bool) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2 if wide else 1, 0, 0), header_style="bold")
     table.add_column("run", overflow="ellipsis", no_wrap=True, max_width=36 if wide else 20)
     table.add_column("network", no_wrap=True)
-    table.add_column("learns", no_wrap=True)
-    for name in ("top-1 (95 %)", "n", "loss", "epoch", "time"):
+    table.add_column("trains", no_wrap=True)
+    for name in ("top-1 (95 % CI)", "n", "loss", "epoch", "time"):
         table.add_column(name, justify="right", no_wrap=True)
     with_memory = any(run.peak_memory_bytes for run in runs)
     if with_memory:
@@ -143,13 +143,13 @@ def _accuracy(run: ComparedRun, *, decimals: int) -> Text:
     return write_line(accuracy, (f" ({low}–{high})", "dim"))
 
 
-def _describe_standing(run: ComparedRun) -> str:
+def _describe_unfinished(run: ComparedRun) -> str:
     epochs = f"{run.history[-1]['epoch'] if run.history else 0:.0f} of {run.epochs} epochs"
     return f"unfinished: {run.name}, {epochs}, last written {describe_seconds(run.idle_seconds)} ago"
 
 
 def _draw_differing(comparison: Comparison) -> Table:
-    """Each field, its values, and the runs that have each; the most usual value last."""
+    """Each differing field with its values and the runs that have each; the most frequent value last."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold", max_width=32)
@@ -167,7 +167,7 @@ def _draw_differing(comparison: Comparison) -> Table:
 
 
 def describe_value(value: object) -> str:
-    """As people write it."""
+    """A configuration value in words."""
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -176,9 +176,13 @@ def describe_value(value: object) -> str:
 
 
 def plot_comparison(comparison: Comparison, path: str | Path) -> None:
-    """Losses above, validation accuracy below; by epoch on the left, by time on the right.
+    """Plot the losses and the validation accuracy of several runs, by epoch and by time.
 
-    Raises BadOutput and MissingExtra, see `draw_to`.
+    Args:
+        comparison: The runs.
+        path: A .png, .pdf or .svg file.
+
+    Raises BadOutput where the file cannot be written, MissingExtra without matplotlib.
     """
     runs = [run for run in comparison.runs if run.history]
     longest = max((run.history[-1]["epoch"] for run in runs), default=1)
@@ -218,25 +222,27 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> None:
                         color=colour,
                     )
             named[drawn] = label
-        grid[0][0].set_title("loss (cross-entropy, nats)")
-        grid[1][0].set_title("validation accuracy, top-1 (%)")
+        grid[0][0].set_title("Cross-entropy loss")
+        grid[0][0].set_ylabel("loss (nats)")
+        grid[1][0].set_title("Validation accuracy")
+        grid[1][0].set_ylabel("top-1 accuracy (%)")
         grid[1][0].set_xlabel("epoch")
-        grid[1][1].set_xlabel(unit)
+        grid[1][1].set_xlabel(f"time ({unit})")
         first = min((run.history[0]["epoch"] for run in runs), default=1)
         grid[1][0].set_xlim(first - 0.5, longest + 0.5)
         grid[1][1].set_xlim(left=0)
         grid[1][0].xaxis.get_major_locator().set_params(integer=True)
         grid[0][0].set_ylim(bottom=0)
-        _say(grid[0][1], "strong: validation, pale: training")
-        _say(grid[1][1], "dot: the epoch that is kept")
+        _set_remark(grid[0][1], "strong: validation, pale: training")
+        _set_remark(grid[1][1], "dot: best epoch")
         for axes in grid.flat:
             axes.grid(axis="y", color="#eeeeee")
         if runs:
-            # Stated, for matplotlib leaves out names that begin with an underscore.
+            # Given explicitly: matplotlib leaves out names that begin with an underscore.
             figure.legend(list(named), list(named.values()), loc="outside lower left", ncols=3, frameon=False)
 
 
-def _say(axes: "Axes", text: str) -> None:
+def _set_remark(axes: "Axes", text: str) -> None:
     axes.set_title(text, loc="right", fontsize=8, fontweight="normal", color=PALE_INK)
 
 

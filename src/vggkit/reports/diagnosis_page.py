@@ -1,4 +1,4 @@
-"""The page of a Diagnosis: the verdict, counts, facts, and every finding with its images, in one file."""
+"""The page of a Diagnosis: summary, class sizes, image properties, and every finding, in one HTML file."""
 
 import itertools
 import shlex
@@ -17,54 +17,60 @@ from vggkit.reports.pages.rendering import render_page, say_count
 from vggkit.reports.pages.thumbs import Thumb, find_folder, make_thumb, split_name, split_place
 
 MOST_CASES: Final = 60
-"""Cases of a finding that are drawn; JSON has them all."""
+"""Cases of a finding on the page; the JSON output has all of them."""
 
 CASES_AT_ONCE: Final = 12
-"""Cases that are seen before unfolding the rest."""
+"""Cases that are shown before the rest is unfolded."""
 
 MOST_MEMBERS: Final = 8
-"""Images of a case that are drawn."""
+"""Images of a case on the page."""
 
 CLASSES_AT_ONCE: Final = 24
-"""Longer lists show their two ends, and unfold."""
+"""Of more classes the largest and the smallest are shown, and all on request."""
 
 CLASSES_AT_EACH_END: Final = 5
 
 SEVERITIES: Final[dict[Severity, str]] = {
-    "error": "figures measured on these images would lie",
-    "warning": "results would be worse than they need be",
-    "note": "nothing that would spoil a result",
+    "error": "metrics measured on these images would be invalid",
+    "warning": "results may be worse than necessary",
+    "note": "nothing that affects results",
 }
-"""What the gravest finding means for whoever trains on the images."""
+"""What the most severe finding means for a training."""
 
 TITLES: Final[dict[Kind, str]] = {
     "unreadable": "Files that cannot be read",
     "missing-class": "Classes missing from a split",
     "similar-names": "Classes whose names look the same",
-    "leakage": "Same images in several splits",
+    "leakage": "Leakage: the same images in several splits",
     "contradiction": "Same images, different classes",
     "combined-label": "Labels that look like several",
     "label-spaces": "Labels that differ in spaces",
-    "passed-over": "Passed over",
+    "skipped": "Passed over",
     "duplicate": "Duplicates",
     "near-duplicate": "Near duplicates",
     "mislabelled": "Labels that may be wrong",
-    "outlier": "Images unlike the others",
+    "outlier": "Outliers",
     "few": "Classes with few images",
     "imbalance": "Classes of unequal size",
-    "small": "Smaller than the network sees",
-    "wrong-extension": "Wrong file endings",
+    "small": "Images smaller than the network input",
+    "wrong-extension": "Wrong file name endings",
     "animated": "Animations",
     "label-spellings": "Labels written in several ways",
 }
 
 
 def write_diagnosis_page(diagnosis: Diagnosis, path: str | Path) -> None:
-    """Write the diagnosis as a page that is one file: no network, no scripts, the images inside.
+    """Write the diagnosis as one HTML file with its images inside; it contains no scripts and loads nothing.
 
-    Images are decoded anew, and one that cannot be any more gets a placeholder. Raises BadOutput.
+    Images are decoded again; one that is no longer readable gets a placeholder.
+
+    Args:
+        diagnosis: What `check` found.
+        path: The .html file to write.
+
+    Raises BadOutput where the file cannot be written.
     """
-    album = Album.of(diagnosis)
+    gallery = Gallery.of(diagnosis)
     values = {
         "diagnosis": diagnosis,
         "version": __version__,
@@ -73,8 +79,8 @@ def write_diagnosis_page(diagnosis: Diagnosis, path: str | Path) -> None:
         "table": ClassTable.of(diagnosis.counts),
         "scale": draw_to_scale(diagnosis.sides, diagnosis.image_size) if diagnosis.sides else None,
         "titles": TITLES,
-        "sections": [show_finding(finding, album) for finding in diagnosis.findings],
-        "folder": album.folder,
+        "sections": [show_finding(finding, gallery) for finding in diagnosis.findings],
+        "folder": gallery.folder,
         "place": split_place(diagnosis.data),
         "quoted": shlex.quote(diagnosis.data),
     }
@@ -83,27 +89,27 @@ def write_diagnosis_page(diagnosis: Diagnosis, path: str | Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What it comes to, in a sentence."""
+    """The summary of all findings."""
 
     severity: Severity | None
-    """The gravest; None where nothing was found."""
+    """The most severe; None where nothing was found."""
     sentence: str
 
 
 def judge(findings: Iterable[Finding]) -> Verdict:
-    """`2 errors and 1 note: figures measured on these images would lie.`"""
+    """For example `2 errors and 1 note: metrics measured on these images would be invalid.`"""
     found = [finding.severity for finding in findings]
     counts = {severity: found.count(severity) for severity in SEVERITIES if severity in found}
     if not counts:
-        return Verdict(None, "Nothing found: these images are ready to be trained on.")
+        return Verdict(None, "No findings: these images are ready for training.")
     *others, last = (say_count(count, severity) for severity, count in counts.items())
-    said = f"{', '.join(others)} and {last}" if others else last
-    gravest = next(iter(counts))
-    return Verdict(gravest, f"{said}: {SEVERITIES[gravest]}.")
+    listed = f"{', '.join(others)} and {last}" if others else last
+    worst = next(iter(counts))
+    return Verdict(worst, f"{listed}: {SEVERITIES[worst]}.")
 
 
 class Profile(NamedTuple):
-    """Sizes of a split's classes, the largest first, as an area."""
+    """Sizes of the classes of a split in decreasing order, as an SVG path."""
 
     split: str
     outline: str
@@ -115,18 +121,18 @@ class Profile(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ClassTable:
-    """Images of each class in each split."""
+    """Number of images of each class in each split."""
 
     splits: tuple[str, ...]
     labels: tuple[str, ...]
-    """In order, or the largest first where there are many."""
+    """Sorted by name, or by decreasing size where there are many."""
     rows: Mapping[str, tuple[int, ...]]
     """Counts of each class, in the order of `splits`."""
     totals: tuple[int, ...]
     largest: tuple[int, ...]
-    """Of each split: what the longest bar stands for."""
+    """The largest class of each split, the scale of its bars."""
     profiles: tuple[Profile, ...]
-    """Of each split, where classes are many."""
+    """One for each split, where there are many classes; else none."""
 
     @classmethod
     def of(cls, counts: Mapping[str, Mapping[str, int]]) -> "ClassTable":
@@ -156,14 +162,14 @@ class ClassTable:
 def _draw_profile(split: str, counts: tuple[int, ...]) -> Profile:
     sizes = sorted(counts, reverse=True)
     highest = max(sizes[0], 1)
-    # A step a class would make the path long where neighbours are equal, which they mostly are.
+    # Classes of equal size share a step, which keeps the path short.
     runs = [(size, len(list(run))) for size, run in itertools.groupby(sizes)]
     steps = "".join(f"V{100 - 100 * size / highest:.4g}h{width}" for size, width in runs)
     return Profile(split, f"M0 100{steps}V100Z", sizes[0], median_low(sizes), sizes[-1])
 
 
 class Rectangle(NamedTuple):
-    """A size, on a scale on which the longest side that is drawn is 100."""
+    """A rectangle, scaled so that the longest side of all is 100."""
 
     left: float
     top: float
@@ -172,7 +178,7 @@ class Rectangle(NamedTuple):
 
 
 def draw_to_scale(sides: Sides, image_pixels: int) -> dict[str, Rectangle]:
-    """The median image and what the network sees, one upon the other's middle, in a square of 100."""
+    """The median image and the network's input as centred rectangles in a square of 100."""
     sizes = {"median": sides.median, "seen": (image_pixels, image_pixels)}
     widest, highest = (max(side) for side in zip(*sizes.values(), strict=True))
     unit = 100 / max(widest, highest)
@@ -193,11 +199,11 @@ class Frame:
     source: str | None
     """The thumbnail as a `data:` address, None where the image cannot be decoded."""
     tiny: bool
-    """To be enlarged without blur."""
+    """Whether it is enlarged without smoothing."""
 
     @property
     def pieces(self) -> list[str]:
-        """The name, cut where a line may end: behind folders and words, and before the ending."""
+        """The name, cut where a line may break: after folders and words, and before the ending."""
         return split_name(self.name)
 
 
@@ -207,9 +213,7 @@ class CaseView:
 
     case: Case
     detail: str
-    """What is said of it, without the path that is shown anyway."""
-    likeness: float | None
-    """None where the detail says it: that files are the same, or how much they are alike."""
+    """The detail of the case, without the path, which is shown separately."""
     frames: tuple[Frame, ...]
     """At most `MOST_MEMBERS`."""
     splits_differ: bool
@@ -217,7 +221,7 @@ class CaseView:
 
     @property
     def undrawn(self) -> int:
-        """Members that have no place."""
+        """Number of members that are not shown."""
         return len(self.case.members) - len(self.frames)
 
 
@@ -227,33 +231,33 @@ class Section:
 
     finding: Finding
     drawn: bool
-    """Cases have thumbnails; else each is a line."""
+    """Whether cases are shown with thumbnails; else each is a line."""
     cases: tuple[CaseView, ...]
-    """Those that are seen at once."""
+    """Cases that are shown at once."""
     folded: tuple[CaseView, ...]
 
     @property
     def undrawn(self) -> int:
-        """Cases that are only in the JSON."""
+        """Number of cases that only the JSON output has."""
         return len(self.finding.cases) - len(self.cases) - len(self.folded)
 
 
 @dataclass(slots=True)
-class Album:
-    """Thumbnails, each made once, under short names."""
+class Gallery:
+    """Thumbnails, each made once, with names relative to a folder."""
 
     folder: str
-    """Where all images lie, with its separator; shown names begin behind it."""
+    """The folder that all images are in, with its separator; shown names are relative to it."""
     _made: dict[str, Thumb] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, diagnosis: Diagnosis) -> "Album":
-        """An album of the images that findings are about."""
+    def of(cls, diagnosis: Diagnosis) -> "Gallery":
+        """A gallery of the images of all findings."""
         cases = (case for finding in diagnosis.findings for case in finding.cases)
         return cls(find_folder(diagnosis.data, [member.path for case in cases for member in case.members]))
 
     def show(self, member: Member, *, drawn: bool) -> Frame:
-        """A member with its short name, and its thumbnail if it is to be drawn."""
+        """A member with its short name, and with its thumbnail if `drawn`."""
         thumb = self._find_thumb(member.image) if drawn else Thumb(None, False)
         return Frame(member, member.path.removeprefix(self.folder), *thumb)
 
@@ -263,21 +267,19 @@ class Album:
         return self._made[image.path]
 
 
-def show_finding(finding: Finding, album: Album) -> Section:
-    """A finding with those of its cases and images that have a place on the page."""
+def show_finding(finding: Finding, gallery: Gallery) -> Section:
+    """A finding with the cases and images that are shown on the page."""
     drawn = finding.kind != "unreadable" and any(case.members for case in finding.cases)
-    views = tuple(_show_case(case, album, drawn=drawn) for case in finding.cases[:MOST_CASES])
+    views = tuple(_show_case(case, gallery, drawn=drawn) for case in finding.cases[:MOST_CASES])
     return Section(finding, drawn, views[:CASES_AT_ONCE], views[CASES_AT_ONCE:])
 
 
-def _show_case(case: Case, album: Album, *, drawn: bool) -> CaseView:
+def _show_case(case: Case, gallery: Gallery, *, drawn: bool) -> CaseView:
     detail = case.detail.removeprefix(f"{case.members[0].path}: ") if case.members else case.detail
-    said = "alike" in detail or (case.likeness == 1 and detail)
     return CaseView(
         case=case,
         detail=detail,
-        likeness=None if said else case.likeness,
-        frames=tuple(album.show(member, drawn=drawn) for member in case.members[:MOST_MEMBERS]),
+        frames=tuple(gallery.show(member, drawn=drawn) for member in case.members[:MOST_MEMBERS]),
         splits_differ=len({member.split for member in case.members}) > 1,
         labels_differ=len({member.label for member in case.members}) > 1,
     )

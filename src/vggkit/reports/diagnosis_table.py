@@ -1,4 +1,4 @@
-"""A Diagnosis for the terminal: what the collection holds, and what is wrong with it."""
+"""A Diagnosis for the terminal: class sizes, image properties, and the findings."""
 
 from typing import Final
 
@@ -21,9 +21,9 @@ BAR_CELLS: Final = 16
 
 
 def draw_diagnosis(diagnosis: Diagnosis) -> RenderableType:
-    """What `rich.print` shows of a Diagnosis: counts, facts, then each finding with its first cases."""
+    """A Diagnosis for `rich.print`: class sizes, image properties, then each finding with its first cases."""
     return Group(
-        write_line((diagnosis.data, "bold"), f": {diagnosis.n:,} images, {_said(diagnosis)}"),
+        write_line((diagnosis.data, "bold"), f": {diagnosis.n:,} images, {_describe_size(diagnosis)}"),
         write_line(),
         _draw_counts(diagnosis),
         write_line(),
@@ -34,14 +34,14 @@ def draw_diagnosis(diagnosis: Diagnosis) -> RenderableType:
     )
 
 
-def _said(diagnosis: Diagnosis) -> str:
+def _describe_size(diagnosis: Diagnosis) -> str:
     splits = ", ".join(f"{sum(classes.values()):,} {split}" for split, classes in diagnosis.counts.items())
     classes = len(next(iter(diagnosis.counts.values()), {}))
     return f"{classes:,} classes ({splits})" if "all" not in diagnosis.counts else f"{classes:,} classes"
 
 
 def _draw_counts(diagnosis: Diagnosis) -> Table:
-    """Readable images of each class in each split; of many classes the largest and the smallest."""
+    """Readable images of each class in each split; of many classes only the largest and the smallest."""
     splits = list(diagnosis.counts)
     totals = {
         label: sum(diagnosis.counts[split][label] for split in splits) for label in diagnosis.counts[splits[0]]
@@ -80,31 +80,31 @@ def _draw_facts(diagnosis: Diagnosis) -> Table:
     table.add_row("formats", ", ".join(f"{count:,} {name}" for name, count in diagnosis.formats.items()))
     table.add_row("modes", ", ".join(f"{count:,} {name}" for name, count in diagnosis.modes.items()))
     if diagnosis.turned:
-        table.add_row("orientation", f"{diagnosis.turned:,} are stored turned, and set right by EXIF")
-    table.add_row("network sees", f"{diagnosis.image_size}×{diagnosis.image_size} pixels")
+        table.add_row("orientation", f"{diagnosis.turned:,} are rotated as their EXIF orientation says")
+    table.add_row("network input", f"{diagnosis.image_size}×{diagnosis.image_size} pixels")
     if diagnosis.model:
-        table.add_row("labels against", write_line(diagnosis.model))
+        table.add_row("labels checked by", write_line(diagnosis.model))
     return table
 
 
 def _draw_finding(finding: Finding, data: str) -> RenderableType:
     mark, style = MARKS[finding.severity]
-    said = [write_line((finding.summary, "bold"))]
-    # Of what was passed over there is one case for each reason.
-    shown = len(finding.cases) if finding.kind == "passed-over" else CASES_SHOWN
-    said += [write_line(_describe(case, data)) for case in finding.cases[:shown]]
+    lines = [write_line((finding.summary, "bold"))]
+    # Of omitted files there is one case for each reason, and all are shown.
+    shown = len(finding.cases) if finding.kind == "skipped" else CASES_SHOWN
+    lines += [write_line(_describe(case, data)) for case in finding.cases[:shown]]
     if len(finding.cases) > shown:
-        said.append(write_line((f"… and {len(finding.cases) - shown:,} more", "dim")))
-    said.append(write_line((finding.advice, "dim")))
+        lines.append(write_line((f"… and {len(finding.cases) - shown:,} more", "dim")))
+    lines.append(write_line((finding.advice, "dim")))
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True, style=style, min_width=max(len(text) for text, _ in MARKS.values()))
     grid.add_column(overflow="fold")
-    grid.add_row(mark, stack_lines(*said, ""))
+    grid.add_row(mark, stack_lines(*lines, ""))
     return grid
 
 
 def _describe(case: Case, data: str) -> str:
-    """The first images and what is said of them, without the folder that all of them lie in."""
+    """The first images of a case and its detail, with paths relative to the dataset."""
     shown = [member.path.removeprefix(f"{data}/") for member in case.members[:3]]
     more = f" and {len(case.members) - 3} more" if len(case.members) > 3 else ""
     detail = case.detail
@@ -115,13 +115,13 @@ def _describe(case: Case, data: str) -> str:
 
 def _draw_verdict(diagnosis: Diagnosis) -> Text:
     if not diagnosis.findings:
-        return write_line(f"nothing is wrong that could be found, in {diagnosis.seconds:.1f} s", style="bold green")
+        return write_line(f"no findings, in {diagnosis.seconds:.1f} s", style="bold green")
     counts = dict.fromkeys(MARKS, 0)
     for finding in diagnosis.findings:
         counts[finding.severity] += 1
-    said = ", ".join(f"{n} {name}{'s' * (n > 1)}" for name, n in counts.items() if n)
-    lies = "; figures on it would lie until the errors are gone" if counts["error"] else ""
-    return write_line(f"{said} in {diagnosis.seconds:.1f} s{lies}", style="bold")
+    listed = ", ".join(f"{n} {name}{'s' * (n > 1)}" for name, n in counts.items() if n)
+    invalid = "; metrics would be invalid until the errors are corrected" if counts["error"] else ""
+    return write_line(f"{listed} in {diagnosis.seconds:.1f} s{invalid}", style="bold")
 
 
 def _bar(share: float) -> str:

@@ -1,4 +1,4 @@
-"""The report: how good a Classifier is, where it errs, and how it came about, as a page that is one file."""
+"""The evaluation report: metrics, errors, calibration and training details, in one HTML file."""
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,49 +11,49 @@ import numpy as np
 
 from vggkit import __version__
 from vggkit.evaluation.comparison import PairedComparison
-from vggkit.evaluation.evaluation import ClassFigures, Evaluation
+from vggkit.evaluation.evaluation import ClassMetrics, Evaluation
 from vggkit.files import write_text
 from vggkit.images.dataset import ImageSample
-from vggkit.reports.evaluation_charts import draw_curves, draw_reliability, draw_withholding
+from vggkit.reports.evaluation_charts import draw_coverage, draw_curves, draw_reliability
 from vggkit.reports.pages.rendering import render_page
 from vggkit.reports.pages.thumbs import Thumb, find_folder, make_thumb, split_name, split_place
 from vggkit.reports.tables import describe_seconds
 from vggkit.weights.card import read_entry
 
 MATRIX_CLASSES: Final = 24
-"""Up to which the confusion matrix is drawn; beyond, its largest entries are listed."""
+"""The confusion matrix is drawn for up to so many classes; for more, only its largest entries are listed."""
 CLASSES_AT_ONCE: Final = 24
-"""Longer lists show the worst classes, and unfold."""
+"""For more classes the worst are shown, and the others on request."""
 WORST: Final = 12
 PAIRS: Final = 12
-"""Confusions that are listed."""
-MISTAKES_AT_ONCE: Final = 12
-MOST_MISTAKES: Final = 36
+"""Number of confusions that are listed."""
+ERRORS_AT_ONCE: Final = 12
+MOST_ERRORS: Final = 36
 MOST_CHANGES: Final = 24
-"""Images that only one of two Classifiers has right, that are drawn."""
+"""Images shown for each pair of models, classified correctly by only one of the two."""
 HEADLINES: Final = (
-    ("top5", "Top-5 accuracy", "the right class is among the best five"),
-    ("macro_f1", "F1, mean of the classes", "weighs small classes as much as large ones"),
-    ("macro_recall", "Balanced accuracy", "mean recall of the classes"),
-    ("roc_auc", "ROC-AUC", "mean of each class against all others; 50 % is guessing"),
-    ("average_precision", "Average precision", "mean of each class against all others"),
-    ("ece", "Calibration error (ECE)", "how far probabilities are from how often answers are right"),
-    ("loss", "Loss", "mean cross-entropy in nats"),
+    ("top5", "Top-5 accuracy", "the true class is among the five most probable"),
+    ("macro_f1", "Macro F1", "unweighted mean of the F1 of all classes"),
+    ("macro_recall", "Balanced accuracy", "unweighted mean of the recall of all classes"),
+    ("roc_auc", "ROC AUC", "one-vs-rest, mean of the classes; 50 % is chance level"),
+    ("average_precision", "Average precision", "one-vs-rest, mean of the classes"),
+    ("ece", "Expected calibration error", "mean difference between confidence and accuracy"),
+    ("loss", "Cross-entropy loss", "mean, in nats"),
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Story:
-    """How the Classifier came about; any of it may be unknown."""
+    """What is known of how the Classifier was trained; each field may be empty."""
 
     history: Sequence[Mapping[str, float]] = ()
-    """Rows of `metrics.csv`: epoch, train_loss, val_loss, val_top1 …"""
+    """Rows of `metrics.csv`, with the keys epoch, train_loss, val_loss and val_top1."""
     best_epoch: int | None = None
-    """The one that was kept."""
+    """The epoch whose weights were kept."""
     provenance: Mapping[str, Any]
-    """The Classifier's."""
+    """The Classifier's provenance."""
     steps: Sequence[tuple[str, str]] = ()
-    """What may come next, and the command for it."""
+    """Suggested next steps: a description and a command each."""
 
 
 def write_report(
@@ -64,16 +64,16 @@ def write_report(
     story: Story,
     comparisons: Sequence[PairedComparison] = (),
 ) -> None:
-    """Write the report: no network, no scripts, the images inside.
+    """Write the report as one HTML file with its images inside; it contains no scripts and loads nothing.
 
     Args:
-        evaluations: The last one is shown in full, all of them in the table where there are several.
-        path: An .html file.
-        images: What was measured on, for those that are shown; mistakes are decoded anew.
-        story: How the Classifier came about.
-        comparisons: Pairs among the evaluations.
+        evaluations: One or more; the last is shown in full, and several are also compared in a table.
+        path: The .html file to write.
+        images: The evaluated images; those that are shown are decoded again.
+        story: What is known of the training.
+        comparisons: Pairwise comparisons of the evaluations.
 
-    Raises BadOutput.
+    Raises BadOutput where the file cannot be written.
     """
     shown = evaluations[-1]
     gallery = _Gallery(shown, images)
@@ -89,23 +89,23 @@ def write_report(
                 "comparisons": [(each, gallery.show_changes(each)) for each in comparisons],
                 "place": split_place(shown.data),
                 "split": shown.split,
-                "hits": int(shown.predictions.right.sum()),
+                "hits": int(shown.predictions.correct.sum()),
                 "headlines": _list_headlines(shown),
                 "curves": draw_curves(story.history, story.best_epoch),
                 "matrix": Matrix.of(shown) if len(shown.labels) <= MATRIX_CLASSES else None,
                 "pairs": list_pairs(shown),
                 "classes": _sort_classes(shown),
                 "worst": WORST if len(shown.labels) > CLASSES_AT_ONCE else len(shown.labels),
-                "mistakes": gallery.show_mistakes(),
-                "mistakes_at_once": MISTAKES_AT_ONCE,
-                "wrong": int((~shown.predictions.right).sum()),
+                "errors": gallery.show_errors(),
+                "errors_at_once": ERRORS_AT_ONCE,
+                "wrong": int((~shown.predictions.correct).sum()),
                 "folder": gallery.folder,
                 "reliability": draw_reliability(shown),
-                "withholding": draw_withholding(shown),
+                "coverage": draw_coverage(shown),
                 "facts": list_facts(story.provenance),
                 "recipe": read_entry(story.provenance, "recipe"),
                 "findings": story.provenance.get("findings"),
-                "counts": read_entry(story.provenance, "data", "pictures"),
+                "counts": read_image_counts(story.provenance),
                 "steps": story.steps,
             },
         ),
@@ -113,7 +113,7 @@ def write_report(
 
 
 class Headline(NamedTuple):
-    """A figure with its interval."""
+    """A metric with its confidence interval."""
 
     name: str
     note: str
@@ -134,25 +134,25 @@ def _list_headlines(evaluation: Evaluation) -> list[Headline]:
     return found
 
 
-def _sort_classes(evaluation: Evaluation) -> list[ClassFigures]:
-    """In order while they are few, else the worst first; those without images last."""
+def _sort_classes(evaluation: Evaluation) -> list[ClassMetrics]:
+    """Few classes in their order; many by increasing F1, those without images last."""
     if len(evaluation.labels) <= CLASSES_AT_ONCE:
         return list(evaluation.classes)
     return sorted(evaluation.classes, key=lambda each: (not each.support, each.f1))
 
 
 class Pair(NamedTuple):
-    """Images of one class that were taken for another."""
+    """Images of one class that were predicted as another."""
 
     label: str
-    given: str
+    predicted: str
     n: int
     share: float
     """Of the images of the class."""
 
 
 def list_pairs(evaluation: Evaluation) -> list[Pair]:
-    """The most frequent confusions."""
+    """The most frequent confusions, at most `PAIRS`."""
     counts = np.asarray(evaluation.confusion)
     wrong = counts - np.diag(np.diag(counts))
     order = np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]
@@ -165,24 +165,24 @@ def list_pairs(evaluation: Evaluation) -> list[Pair]:
 
 
 class Cell(NamedTuple):
-    """A field of the confusion matrix."""
+    """A cell of the confusion matrix."""
 
     n: int
     strength: int
-    """Percent of the row."""
-    right: bool
+    """Share of the row in percent."""
+    correct: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """The confusion matrix, a row and a column for each class."""
+    """The confusion matrix: a row for each true class and a column for each predicted one."""
 
     labels: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
 
     @classmethod
     def of(cls, evaluation: Evaluation) -> "Matrix":
-        """That of an evaluation."""
+        """The matrix of an evaluation."""
         rows = []
         for number, counts in enumerate(evaluation.confusion):
             total = sum(counts) or 1
@@ -192,37 +192,37 @@ class Matrix:
 
 
 class Exhibit(NamedTuple):
-    """An image on the page with what was said of it."""
+    """An image on the page with its true and its predicted class."""
 
     path: str
     pieces: list[str]
     thumb: Thumb
     label: str
-    given: str
-    chance: float | None
-    """Probability of what was given."""
-    own: float | None
-    """Probability of the right class."""
+    predicted: str
+    probability: float | None
+    """Probability of the predicted class; None where it is not shown."""
+    label_probability: float | None
+    """Probability of the true class; None where it is not shown."""
 
 
 class _Gallery:
     """The images that are shown."""
 
     def __init__(self, evaluation: Evaluation, images: Iterable[ImageSample]) -> None:
-        self._answers = evaluation.predictions
+        self._predictions = evaluation.predictions
         self._images = {image.path: image for image in images}
-        self.folder = find_folder(evaluation.data, self._answers.paths)
+        self.folder = find_folder(evaluation.data, self._predictions.paths)
 
-    def show_mistakes(self) -> list[Exhibit]:
-        """Wrong answers, the surest first."""
-        predictions = self._answers
-        wrong = np.flatnonzero(~predictions.right)
-        order = wrong[np.argsort(-predictions.confidences[wrong], kind="stable")][:MOST_MISTAKES]
+    def show_errors(self) -> list[Exhibit]:
+        """Wrong predictions, those of the highest probability first."""
+        predictions = self._predictions
+        wrong = np.flatnonzero(~predictions.correct)
+        order = wrong[np.argsort(-predictions.confidences[wrong], kind="stable")][:MOST_ERRORS]
         return [
             self._show(
                 predictions.paths[place],
                 predictions.labels[predictions.targets[place]],
-                predictions.labels[predictions.given[place]],
+                predictions.labels[predictions.predicted[place]],
                 float(predictions.confidences[place]),
                 float(np.exp(-predictions.losses[place])),
             )
@@ -230,61 +230,81 @@ class _Gallery:
         ]
 
     def show_changes(self, comparison: PairedComparison) -> list[Exhibit]:
-        """Images that only one of two has right."""
+        """Images that only one of two models classifies correctly."""
         return [
             self._show(each.path, each.label, f"{each.first} → {each.second}", None, None)
             for each in comparison.changes[:MOST_CHANGES]
         ]
 
-    def _show(self, path: str, label: str, given: str, chance: float | None, own: float | None) -> Exhibit:
+    def _show(
+        self, path: str, label: str, predicted: str, probability: float | None, label_probability: float | None
+    ) -> Exhibit:
         image = self._images.get(path)
         thumb = Thumb(None, False) if image is None else make_thumb(image)
-        return Exhibit(path, split_name(path.removeprefix(self.folder)), thumb, label, given, chance, own)
+        pieces = split_name(path.removeprefix(self.folder))
+        return Exhibit(path, pieces, thumb, label, predicted, probability, label_probability)
 
 
 def list_facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What is known of how the Classifier came about."""
+    """What is known of the training, as pairs of a name and a value."""
     machine = read_entry(provenance, "machine")
     weights = provenance.get("weights")
     seconds, memory = provenance.get("seconds"), provenance.get("peak_memory_bytes")
     found = {
-        "Trained on": str(read_entry(provenance, "data").get("name", "")),
-        "Began with": f"weights of {weights.get('file') or weights.get('source', 'a file')}"
+        "Training data": str(read_entry(provenance, "data").get("name", "")),
+        "Initial weights": str(weights.get("file") or weights.get("source", "a file"))
         if isinstance(weights, Mapping)
-        else "random weights"
+        else "random"
         if provenance.get("recipe")
         else "",
-        "Begun": str(provenance.get("started", "")).replace("T", " ").replace("+00:00", " UTC"),
+        "Started": str(provenance.get("started", "")).replace("T", " ").replace("+00:00", " UTC"),
         "Duration": describe_seconds(float(seconds)) if seconds else "",
-        "Memory at most": f"{memory / 1e9:.2f} GB" if memory else "",
+        "Peak memory": f"{memory / 1e9:.2f} GB" if memory else "",
         "Hardware": str(machine.get("device", "")),
-        "System": ", ".join(
+        "Software": ", ".join(
             f"{name} {machine[key]}" if name else str(machine[key])
             for name, key in (("", "system"), ("torch", "torch"), ("Python", "python"))
             if key in machine
         ),
-        "Licence of the weights": str(weights.get("licence", "")) if isinstance(weights, Mapping) else "",
+        "Licence of the initial weights": str(weights.get("licence", "")) if isinstance(weights, Mapping) else "",
     }
     return [(name, value) for name, value in found.items() if value]
 
 
+def read_image_counts(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The number of images of each split that was trained with; earlier versions called it `pictures`."""
+    return read_entry(provenance, "data", "images") or read_entry(provenance, "data", "pictures")
+
+
 def suggest_steps(model: str | Path, data: str, *, is_head_alone: bool = False) -> list[tuple[str, str]]:
-    """What may come after a training, perhaps of the head alone, or a measurement."""
+    """Suggested next steps after a training or an evaluation: a description and a command each.
+
+    Args:
+        model: The Classifier's file or its run's folder.
+        data: The dataset, as it was given on the command line.
+        is_head_alone: Whether only the head was trained.
+    """
     quoted, place = shlex.quote(str(model)), shlex.quote(data)
-    return [
-        ("Ask it what an image shows", f"vggkit predict {quoted} IMAGE…"),
+    last = (
         (
-            "Have it say “unknown” where it is not sure enough, so that about 95 % of what is left is right",
+            "Fine-tune all layers with this configuration",
+            f"vggkit train --config {quoted} --trainable all",
+        )
+        if is_head_alone
+        else (
+            "Evaluate with many crops of each image, as in the paper",
+            f"vggkit evaluate {quoted} {place} --protocol multi-crop",
+        )
+    )
+    return [
+        ("Classify an image", f"vggkit predict {quoted} IMAGE…"),
+        (
+            "Reject predictions of low confidence, so that about 95 % of the accepted ones are correct",
             f"vggkit evaluate {quoted} {place} --wanted-precision 0.95 --calibrate",
         ),
         (
-            "Look for labels that may be wrong, with its help",
+            "Find labels that may be wrong, using this model",
             f"vggkit check {place} --model {quoted} --html findings.html",
         ),
-        (
-            "Look at each image several times, as the paper did",
-            f"vggkit evaluate {quoted} {place} --protocol multi-crop",
-        )
-        if not is_head_alone
-        else ("Learn all layers, beginning with this recipe", f"vggkit train --config {quoted} --trainable all"),
+        last,
     ]

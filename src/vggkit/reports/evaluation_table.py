@@ -1,4 +1,4 @@
-"""An Evaluation for the terminal: the headline with its protocol, class by class, and what to mind."""
+"""An Evaluation as tables for the terminal: metrics with their intervals, metrics per class, remarks."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vggkit.evaluation.comparison import PairedComparison
-from vggkit.evaluation.evaluation import ClassFigures, Evaluation, FigureName
+from vggkit.evaluation.evaluation import ClassMetrics, Evaluation, FigureName
 from vggkit.reports.terminal import stack_lines, write_line
 
 CLASSES_SHOWN: Final = 24
@@ -17,17 +17,17 @@ CHANGES_SHOWN: Final = 5
 FIGURES: Final[tuple[tuple[FigureName, str], ...]] = (
     ("top1", "top-1"),
     ("top5", "top-5"),
-    ("macro_f1", "F1, mean of classes"),
+    ("macro_f1", "macro F1"),
     ("macro_recall", "balanced accuracy"),
-    ("roc_auc", "ROC-AUC"),
+    ("roc_auc", "ROC AUC"),
     ("average_precision", "average precision"),
-    ("ece", "calibration error"),
-    ("loss", "loss (nats)"),
+    ("ece", "calibration error (ECE)"),
+    ("loss", "cross-entropy (nats)"),
 )
 
 
 def draw_evaluation(evaluation: Evaluation) -> RenderableType:
-    """What `rich.print` shows of an Evaluation, right at 80 columns."""
+    """An Evaluation for `rich.print`, readable from 80 columns on."""
     head = stack_lines(
         write_line((evaluation.model, "bold"), f" on {evaluation.source}, n = {evaluation.n:,}"),
         write_line((evaluation.protocol, "dim")),
@@ -41,14 +41,14 @@ def draw_evaluation(evaluation: Evaluation) -> RenderableType:
     ]
     if evaluation.rejection is not None:
         parts += [write_line(), _describe_rejection(evaluation)]
-    for note in (*_say_left_out(evaluation), *evaluation.notes):
+    for note in (*_describe_excluded(evaluation), *evaluation.notes):
         parts += [write_line(("! ", "yellow"), note)]
     return Group(*parts)
 
 
-def _say_left_out(evaluation: Evaluation) -> list[str]:
+def _describe_excluded(evaluation: Evaluation) -> list[str]:
     count = len(evaluation.unreadable)
-    return [f"left out, for they cannot be read: {count:,} of the images"] if count else []
+    return [f"{count:,} unreadable {'image' if count == 1 else 'images'} excluded"] if count else []
 
 
 def _draw_figures(evaluation: Evaluation) -> Table:
@@ -69,25 +69,25 @@ def _draw_figures(evaluation: Evaluation) -> Table:
             table.add_row(title, f"{value:.4f}", f"{low:.4f} to {high:.4f}")
         else:
             ends = f"{100 * low:.1f} to {100 * high:.1f}"
-            more = " (95 % intervals)" if name == "top1" else ""
+            more = " (95 % CI)" if name == "top1" else ""
             table.add_row(title, f"{100 * value:.1f} %", ends + more)
     temperature = evaluation.calibration.temperature
     before = evaluation.calibration.ece_before
     if temperature != 1:
-        said = "" if before is None else f"calibration error {100 * before:.1f} % without it"
-        table.add_row("temperature", f"{temperature:.3g}", said)
+        without = "" if before is None else f"calibration error without it {100 * before:.1f} %"
+        table.add_row("temperature", f"{temperature:.3g}", without)
     return table
 
 
 def _draw_classes(evaluation: Evaluation) -> Table:
-    """Class by class; of many the worst."""
-    classes: Sequence[ClassFigures] = evaluation.classes
+    """The metrics of each class; of many classes those with the lowest F1."""
+    classes: Sequence[ClassMetrics] = evaluation.classes
     many = len(classes) > CLASSES_SHOWN
     if many:
         classes = sorted((each for each in classes if each.support), key=lambda each: each.f1)[:WORST]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column(f"worst of {len(evaluation.classes):,}" if many else "class", no_wrap=True, max_width=28)
-    for name in ("n", "precision", "recall", "F1", "AUC", "AP"):
+    table.add_column(f"lowest F1 of {len(evaluation.classes):,}" if many else "class", no_wrap=True, max_width=28)
+    for name in ("support", "precision", "recall", "F1", "AUC", "AP"):
         table.add_column(name, justify="right")
     for each in classes:
         if not each.support:
@@ -106,22 +106,22 @@ def _describe_rejection(evaluation: Evaluation) -> Text:
     assert found is not None
     if found.precision is None or found.precision_interval is None:
         return write_line(
-            f"below a probability of {found.threshold:.4g} the answer is unknown: for all images here"
+            f"below a confidence of {found.threshold:.4g} predictions are rejected as unknown: here all of them"
         )
     low, high = (100 * end for end in found.precision_interval)
     wanted = "" if found.wanted_precision is None else f" (wanted: {100 * found.wanted_precision:g})"
     return write_line(
-        f"below a probability of {found.threshold:.4g} the answer is unknown: {100 * found.coverage:.1f} % of the "
-        f"images get one, and {100 * found.precision:.1f} % of these are right{wanted}, 95 % interval {low:.1f} "
-        f"to {high:.1f}"
+        f"below a confidence of {found.threshold:.4g} predictions are rejected as unknown: "
+        f"{100 * found.coverage:.1f} % of the images are accepted, and {100 * found.precision:.1f} % of these are "
+        f"classified correctly{wanted}, 95 % CI {low:.1f} to {high:.1f}"
     )
 
 
 def draw_several(evaluations: Sequence[Evaluation], comparisons: Sequence[PairedComparison]) -> RenderableType:
-    """Classifiers beside each other and as one, each with its protocol; then whether they differ."""
+    """Several Classifiers and their ensemble, each with its protocol, and the pairwise comparisons."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("model", overflow="fold", max_width=34)
-    for name in ("top-1 (95 %)", "top-5", "F1", "loss"):
+    for name in ("top-1 (95 % CI)", "top-5", "macro F1", "loss"):
         table.add_column(name, justify="right", no_wrap=True)
     for each in evaluations:
         low, high = each.top1_interval
@@ -147,10 +147,13 @@ def draw_several(evaluations: Sequence[Evaluation], comparisons: Sequence[Paired
         parts += [write_line(), write_line(pair.describe())]
         for change in pair.changes[:CHANGES_SHOWN]:
             path = change.path.removeprefix(folder)
-            said = f"  {path}: is {change.label}, {change.first} → {change.second}"
-            parts.append(write_line(said, style="dim", overflow="fold"))
+            line = f"  {path}: true {change.label}, predicted {change.first} → {change.second}"
+            parts.append(write_line(line, style="dim", overflow="fold"))
         if len(pair.changes) > CHANGES_SHOWN:
             parts.append(write_line(f"  … and {len(pair.changes) - CHANGES_SHOWN:,} more", style="dim"))
-    for note in (*_say_left_out(evaluations[-1]), *dict.fromkeys(n for each in evaluations for n in each.notes)):
+    for note in (
+        *_describe_excluded(evaluations[-1]),
+        *dict.fromkeys(n for each in evaluations for n in each.notes),
+    ):
         parts += [write_line(("! ", "yellow"), note)]
     return Group(*parts)

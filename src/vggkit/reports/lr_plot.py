@@ -1,4 +1,4 @@
-"""An image of a search for a learning rate."""
+"""The plot of a learning rate range test."""
 
 from bisect import bisect_left
 from pathlib import Path
@@ -11,22 +11,28 @@ if TYPE_CHECKING:
 
 
 def plot_rate_search(search: "RateSearch", path: str | Path, *, title: str) -> None:
-    """Loss over learning rate, each step's pale and the smoothed; the suggestion is marked, or said to be missing.
+    """Plot the loss by learning rate, per step and smoothed, with the suggested learning rate marked.
 
-    Raises BadOutput and MissingExtra, see `draw_to`.
+    Args:
+        search: The result of the range test.
+        path: A .png, .pdf or .svg file.
+        title: The title of the figure.
+
+    Raises BadOutput where the file cannot be written, MissingExtra without matplotlib.
     """
     rates, smoothed, suggested = search.rates, search.smoothed, search.suggested
     with draw_to(path, width_inches=7.0, height_inches=3.8) as figure:
         figure.suptitle(write_name(title, longest=60), x=0.012, ha="left", fontsize=12, fontweight="bold")
         axes = figure.subplots()
-        axes.set_title("loss (cross-entropy, nats), a step at each learning rate")
+        axes.set_title("Learning rate range test")
+        axes.set_ylabel("cross-entropy loss (nats)")
         axes.set_xlabel("learning rate")
         axes.set_xscale("log")
         axes.grid(axis="y", color="#eeeeee")
-        axes.plot(rates, search.losses, color=BLUE, alpha=0.3, linewidth=1, label="of the step")
+        axes.plot(rates, search.losses, color=BLUE, alpha=0.3, linewidth=1, label="per step")
         axes.plot(rates, smoothed, color=BLUE, linewidth=2, label="smoothed")
         if smoothed:
-            # What came before the loss blows up is to be seen.
+            # The axis shows the losses before they diverge.
             low = min(smoothed)
             before = search.losses[: smoothed.index(low) + 1]
             room = 0.08 * (max(before) - min(before)) or 0.1
@@ -34,7 +40,7 @@ def plot_rate_search(search: "RateSearch", path: str | Path, *, title: str) -> N
             axes.set_xlim(rates[0], rates[-1])
             axes.legend(frameon=False, loc="lower left")
         if suggested is None:
-            axes.set_title("none to suggest", loc="right", color=PALE_INK, fontweight="normal")
+            axes.set_title("no suggestion", loc="right", color=PALE_INK, fontweight="normal")
             return
         height = smoothed[bisect_left(rates, suggested)]
         axes.axvline(suggested, color=ORANGE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)

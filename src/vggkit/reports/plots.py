@@ -1,6 +1,6 @@
-"""Images of the records, drawn with matplotlib's objects on a canvas without a screen.
+"""Plots of the records by matplotlib, without a display.
 
-Colours are Okabe and Ito's, which people of every colour vision tell apart.
+The colours are those of Okabe and Ito, which remain distinct for people with colour vision deficiency.
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PlotEnding = Literal["png", "pdf", "svg"]
-"""Kinds of files that images are drawn to."""
+"""File formats of plots."""
 
 BLUE: Final = "#0072b2"
 ORANGE: Final = "#d55e00"
@@ -30,14 +30,14 @@ PALE_INK: Final = "#767676"
 BAND: Final = "#f3f3f3"
 
 FONT: Final = "DejaVu Sans"
-"""Which matplotlib brings along."""
+"""The font that comes with matplotlib."""
 OTHER_FONTS: Final = (
     *("Noto Sans CJK JP", "Noto Sans CJK SC", "Source Han Sans", "WenQuanYi Micro Hei", "Hiragino Sans"),
     *("PingFang SC", "Apple SD Gothic Neo", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Arial Unicode MS"),
 )
-"""With letters that it lacks, where one of them is installed."""
+"""Fonts with letters that it lacks, used where they are installed."""
 LONGEST_NAME: Final = 40
-"""Characters of a name in an image."""
+"""Characters of a name in a plot."""
 STYLE: Final[Any] = {
     "font.size": 9,
     "text.color": INK,
@@ -66,36 +66,36 @@ FORMATS: Final[dict[str, dict[str, Any]]] = {
 
 
 def demand_drawable(path: Path) -> None:
-    """Raise BadOutput or MissingExtra where an image cannot be drawn to, before work is spent on it."""
+    """Raise BadOutput or MissingExtra where a plot cannot be written to a path, before work is spent on it."""
     if path.suffix.lower() not in FORMATS:
-        raise BadOutput(f"{path}: an image's name ends in {', '.join(FORMATS)}")
+        raise BadOutput(f"{path}: the name of a plot must end in {', '.join(FORMATS)}")
     if importlib.util.find_spec("matplotlib") is None:
-        raise MissingExtra.of("matplotlib", "drawing images", "train")
+        raise MissingExtra.of("matplotlib", "plotting", "train")
     demand_writable(path)
 
 
 def name_plots(folder: Path, ending: PlotEnding) -> list[Path]:
-    """The files of an evaluation's images: the reliability diagram, the classes and the confusion matrix."""
+    """The paths of the plots of an evaluation: reliability diagram, F1 of the classes, confusion matrix."""
     return [folder / f"{name}.{ending}" for name in ("reliability", "classes", "confusion_matrix")]
 
 
 @contextmanager
 def draw_to(path: str | Path, *, width_inches: float, height_inches: float) -> "Iterator[Figure]":
-    """An empty figure in the house's style; when the body ends it becomes `path`, whole or not at all.
+    """An empty matplotlib figure, which is written to `path` as a whole when the body ends without an error.
 
     Raises BadOutput where the suffix is not .png, .pdf or .svg or the place cannot be written to,
     MissingExtra where matplotlib is absent.
     """
     saving = FORMATS.get(Path(path).suffix.lower())
     if saving is None:
-        raise BadOutput(f"{path}: an image's name ends in {', '.join(FORMATS)}")
+        raise BadOutput(f"{path}: the name of a plot must end in {', '.join(FORMATS)}")
     try:
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError as absent:
-        raise MissingExtra.of("matplotlib", "drawing images", "train") from absent
+        raise MissingExtra.of("matplotlib", "plotting", "train") from absent
     with matplotlib.rc_context({**STYLE, "font.family": list(_list_fonts())}), whole_file(path) as beside:
         margins = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08, wspace=0.02)
         figure = Figure(figsize=(width_inches, height_inches), layout=margins)
@@ -105,9 +105,7 @@ def draw_to(path: str | Path, *, width_inches: float, height_inches: float) -> "
 
 
 def write_name(name: str, *, longest: int = LONGEST_NAME) -> str:
-    r"""A name as an image shows it: on one line, its middle left out where it is long, and letters that no font
-    here has as their numbers, such as `\u732b`.
-    """
+    r"""A name for a plot: on one line, shortened in the middle, letters that no installed font has as `\u732b`."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
     shown = escape_controls(name)
@@ -157,7 +155,7 @@ def plot_summary(summary: Summary, path: str | Path) -> None:
         left.set_ylim(len(names) - 0.5, -0.5)
         if any(layer.kind == "bn" for layer in summary.layers):
             figure.supxlabel(
-                "batch norm is counted with its convolution", fontsize=8, color=PALE_INK, x=0.012, ha="left"
+                "batch norm is included in its convolution", fontsize=8, color=PALE_INK, x=0.012, ha="left"
             )
         for axes in (left, right):
             _band_blocks(axes, blocks)

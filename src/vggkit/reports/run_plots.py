@@ -1,4 +1,4 @@
-"""Static images of a training and an evaluation, for papers: PNG, PDF or SVG by the ending."""
+"""Plots of a training and an evaluation as PNG, PDF or SVG files, by the file name ending."""
 
 import math
 from collections.abc import Sequence
@@ -17,13 +17,19 @@ if TYPE_CHECKING:
     from vggkit.training.linear_probe import HeadSolution
 
 LONGEST_TITLE: Final = 80
-"""Characters of an image's title."""
+"""Characters of a plot's title."""
 
 
 def plot_history(history: "Sequence[Epoch]", path: str | Path, *, best_epoch: int, title: str) -> None:
-    """Losses on the left, validation accuracy on the right, by epoch; the kept epoch is marked.
+    """Plot the losses and the validation accuracy by epoch.
 
-    Raises BadOutput and MissingExtra, see `draw_to`.
+    Args:
+        history: The epochs.
+        path: A .png, .pdf or .svg file.
+        best_epoch: The epoch whose weights were kept; it is marked.
+        title: The title of the figure.
+
+    Raises BadOutput where the file cannot be written, MissingExtra without matplotlib.
     """
     epochs = [record.epoch for record in history]
     with draw_to(path, width_inches=9.0, height_inches=3.6) as figure:
@@ -38,17 +44,18 @@ def plot_history(history: "Sequence[Epoch]", path: str | Path, *, best_epoch: in
         ):
             hollow = "none" if name == "training" else "full"
             left.plot(epochs, values, color=colour, marker=marker, markersize=5, fillstyle=hollow, label=name)
-        left.set_title("loss (cross-entropy, nats)")
+        left.set_title("Cross-entropy loss")
+        left.set_ylabel("loss (nats)")
         left.set_ylim(0, 1.08 * max(max(record.train_loss, record.val_loss) for record in history) or 1)
         left.legend(frameon=False, loc="upper right")
         accuracy = [100 * record.val_top1 for record in history]
         right.plot(epochs, accuracy, color=ORANGE, marker=marker, markersize=4)
-        right.set_title("validation accuracy, top-1 (%)")
+        right.set_title("Validation accuracy")
+        right.set_ylabel("top-1 accuracy (%)")
         best = accuracy[epochs.index(best_epoch)]
         right.plot([best_epoch], [best], marker="o", markersize=9, fillstyle="none", color=INK)
         when = f"after epoch {best_epoch}" if best_epoch else "before the first step"
-        said = f"{best:.1f} % {when}, kept"
-        right.text(0.98, 0.05, said, transform=right.transAxes, ha="right")
+        right.text(0.98, 0.05, f"best: {best:.1f} % {when}", transform=right.transAxes, ha="right")
         for axes in (left, right):
             axes.set_xlabel("epoch")
             axes.set_xticks([*([0] if epochs[0] == 0 else []), *_whole_ticks(epochs[-1])])
@@ -57,33 +64,39 @@ def plot_history(history: "Sequence[Epoch]", path: str | Path, *, best_epoch: in
 
 
 def plot_strengths(solution: "HeadSolution", path: str | Path, *, title: str) -> None:
-    """Held-out loss and accuracy of a head over the strength of its penalty; the chosen one is marked.
+    """Plot the cross-validated loss and accuracy of a linear probe by the strength of its L2 penalty.
 
-    Raises BadOutput and MissingExtra, see `draw_to`.
+    Args:
+        solution: The solved head; its chosen strength is marked.
+        path: A .png, .pdf or .svg file.
+        title: The title of the figure.
+
+    Raises BadOutput where the file cannot be written, MissingExtra without matplotlib.
     """
     strengths = [trial.strength for trial in solution.tried]
     chosen = next((trial for trial in solution.tried if trial.strength == solution.strength), None)
     with draw_to(path, width_inches=9.0, height_inches=3.6) as figure:
         figure.suptitle(
-            f"{write_name(title, longest=LONGEST_TITLE)}: the head",
+            f"{write_name(title, longest=LONGEST_TITLE)}: linear probe",
             x=0.012,
             ha="left",
             fontsize=12,
             fontweight="bold",
         )
         panels = (
-            ("loss of held-out images (cross-entropy, nats)", "loss", 1.0),
-            ("accuracy of held-out images, top-1 (%)", "top1", 100.0),
+            ("Cross-validated loss", "cross-entropy (nats)", "loss", 1.0),
+            ("Cross-validated accuracy", "top-1 accuracy (%)", "top1", 100.0),
         )
-        for axes, (name, field, unit) in zip(figure.subplots(1, 2), panels, strict=True):
+        for axes, (name, label, field, unit) in zip(figure.subplots(1, 2), panels, strict=True):
             values = [unit * getattr(trial, field) for trial in solution.tried]
             errors = [unit * getattr(trial, f"{field}_error") for trial in solution.tried]
             axes.set_title(name)
-            axes.set_xlabel("strength of the penalty, cross-validated on the training images")
+            axes.set_xlabel("strength of the L2 penalty")
+            axes.set_ylabel(label)
             axes.grid(axis="y", color="#eeeeee")
             if chosen is None:
                 axes.set_axis_off()
-                axes.text(0.5, 0.5, "too few images to choose by", transform=axes.transAxes, ha="center")
+                axes.text(0.5, 0.5, "too few images for cross-validation", transform=axes.transAxes, ha="center")
                 continue
             axes.set_xscale("log")
             low = [value - error for value, error in zip(values, errors, strict=True)]
@@ -96,9 +109,15 @@ def plot_strengths(solution: "HeadSolution", path: str | Path, *, title: str) ->
 
 
 def plot_confusion(evaluation: Evaluation, path: str | Path) -> None:
-    """Right classes as rows, given classes as columns, shaded by the share of the row.
+    """Plot the confusion matrix, each row shaded by its shares.
 
-    Numbers are written in up to 20 classes, names in up to 60. Raises BadOutput and MissingExtra.
+    Counts are written for up to 20 classes, class names for up to 60.
+
+    Args:
+        evaluation: The evaluation.
+        path: A .png, .pdf or .svg file.
+
+    Raises BadOutput where the file cannot be written, MissingExtra without matplotlib.
     """
     counts = np.asarray(evaluation.confusion)
     classes = len(counts)
@@ -108,7 +127,7 @@ def plot_confusion(evaluation: Evaluation, path: str | Path) -> None:
     low, high = evaluation.top1_interval
     with draw_to(path, width_inches=side + 0.6, height_inches=side + 0.3) as figure:
         figure.suptitle(
-            f"{100 * evaluation.top1:.1f} % right ({100 * low:.1f} to {100 * high:.1f}), n = {evaluation.n}",
+            f"Top-1 accuracy {100 * evaluation.top1:.1f} % (95 % CI {100 * low:.1f} to {100 * high:.1f})",
             x=0.012,
             ha="left",
             fontsize=12,
@@ -116,9 +135,11 @@ def plot_confusion(evaluation: Evaluation, path: str | Path) -> None:
         )
         axes = figure.subplots()
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        axes.set_title(write_name(evaluation.source), fontsize=8, fontweight="normal", color=PALE_INK)
-        axes.set_xlabel("answer")
-        axes.set_ylabel("truth")
+        axes.set_title(
+            f"{write_name(evaluation.source)}, n = {evaluation.n}", fontsize=8, fontweight="normal", color=PALE_INK
+        )
+        axes.set_xlabel("predicted class")
+        axes.set_ylabel("true class")
         axes.tick_params(length=0)
         if classes <= 60:
             small = 9 if classes <= 25 else 6
@@ -137,9 +158,13 @@ def plot_confusion(evaluation: Evaluation, path: str | Path) -> None:
 
 
 def plot_reliability(evaluation: Evaluation, path: str | Path) -> None:
-    """How often answers of a probability are right, with Wilson's intervals, and how many there are of each.
+    """Plot the reliability diagram: accuracy by confidence with Wilson's 95 % intervals, and the size of the bins.
 
-    Raises BadOutput and MissingExtra, see `draw_to`.
+    Args:
+        evaluation: The evaluation.
+        path: A .png, .pdf or .svg file.
+
+    Raises BadOutput where the file cannot be written, MissingExtra without matplotlib.
     """
     found = evaluation.calibration
     bins = [each for each in found.bins if each.accuracy is not None]
@@ -151,27 +176,34 @@ def plot_reliability(evaluation: Evaluation, path: str | Path) -> None:
     places, width = [50 * (each.low + each.high) for each in bins], 92 / len(found.bins)
     with draw_to(path, width_inches=4.4, height_inches=5.0) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-        upper.set_title(f"calibration error {100 * found.ece:.1f} %{_say_interval(evaluation, 'ece')}")
+        upper.set_title(
+            f"Expected calibration error {100 * found.ece:.1f} %{_describe_interval(evaluation, 'ece')}"
+        )
         upper.bar(places, shares, width=width, color=BLUE, alpha=0.75, yerr=errors, ecolor=INK)
-        upper.plot([0, 100], [0, 100], color=INK, linewidth=1, linestyle=":")
-        upper.set_ylabel("right answers (%)")
+        upper.plot([0, 100], [0, 100], color=INK, linewidth=1, linestyle=":", label="perfect calibration")
+        upper.legend(frameon=False, loc="upper left")
+        upper.set_ylabel("accuracy (%)")
         upper.set_ylim(0, 100)
         lower.bar(places, [each.n for each in bins], width=width, color=ORANGE)
-        lower.set_ylabel("answers")
-        lower.set_xlabel("probability of the answer (%)")
+        lower.set_ylabel("predictions")
+        lower.set_xlabel("confidence (%)")
         lower.set_xlim(0, 100)
 
 
 def plot_classes(evaluation: Evaluation, path: str | Path) -> None:
-    """F1 of each class with its interval, the highest first; the lowest 60 where there are more.
+    """Plot the F1 of each class with its 95 % interval, highest first; of more than 60 classes the lowest 60.
 
-    Raises BadOutput and MissingExtra, see `draw_to`.
+    Args:
+        evaluation: The evaluation.
+        path: A .png, .pdf or .svg file.
+
+    Raises BadOutput where the file cannot be written, MissingExtra without matplotlib.
     """
     known = sorted((each for each in evaluation.classes if each.support), key=lambda each: -each.f1)[-60:]
     with draw_to(path, width_inches=6.0, height_inches=1.2 + 0.24 * len(known)) as figure:
         axes = figure.subplots()
-        interval = _say_interval(evaluation, "macro_f1")
-        title = f"F1 of each class; mean {100 * evaluation.macro_f1:.1f} %{interval}"
+        interval = _describe_interval(evaluation, "macro_f1")
+        title = f"F1 of each class; macro F1 {100 * evaluation.macro_f1:.1f} %{interval}"
         figure.suptitle(title, x=0.012, ha="left", fontsize=10, fontweight="bold")
         for place, each in enumerate(known):
             ends = [100 * end for end in each.f1_interval or (each.f1, each.f1)]
@@ -180,20 +212,25 @@ def plot_classes(evaluation: Evaluation, path: str | Path) -> None:
         axes.set_yticks(range(len(known)), [f"{write_name(each.label)} ({each.support})" for each in known])
         axes.set_ylim(len(known) - 0.5, -0.5)
         axes.set_xlim(left=max(0.0, axes.get_xlim()[0]), right=101)
-        axes.set_xlabel("F1 (%), with 95 % bootstrap interval; images in brackets")
+        axes.set_xlabel("F1 (%) with 95 % bootstrap CI; number of images in parentheses")
         axes.grid(axis="x", color="#eeeeee")
 
 
-def _say_interval(evaluation: Evaluation, name: FigureName) -> str:
+def _describe_interval(evaluation: Evaluation, name: FigureName) -> str:
     interval = evaluation.intervals.get(name)
     ends = "" if interval is None else f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
     return f"{ends}, n = {evaluation.n}"
 
 
 def write_plots(evaluation: Evaluation, folder: Path, ending: PlotEnding) -> list[Path]:
-    """The reliability diagram, the classes and the confusion matrix, as files of that ending in a folder.
+    """Write the reliability diagram, the F1 of the classes and the confusion matrix to a folder.
 
-    Raises BadOutput and MissingExtra.
+    Args:
+        evaluation: The evaluation.
+        folder: Where the files are written.
+        ending: The file format: png, pdf or svg.
+
+    Returns the files' paths. Raises BadOutput where one cannot be written, MissingExtra without matplotlib.
     """
     paths = name_plots(folder, ending)
     for path, draw in zip(paths, (plot_reliability, plot_classes, plot_confusion), strict=True):
@@ -202,9 +239,14 @@ def write_plots(evaluation: Evaluation, folder: Path, ending: PlotEnding) -> lis
 
 
 def plot_answers(images: Sequence[ImageSample], predictions: Sequence[Prediction], path: str | Path) -> None:
-    """A sheet of images, each with its best class and probability; wrong ones are marked in orange.
+    """Plot a grid of images with the predicted class and its probability; errors are orange, with the true class.
 
-    Raises BadImage, BadOutput and MissingExtra.
+    Args:
+        images: The images, with their labels where known.
+        predictions: A prediction for each image.
+        path: A .png, .pdf or .svg file.
+
+    Raises BadImage, BadOutput, and MissingExtra without matplotlib.
     """
     columns = 5 if len(images) % 5 == 0 else min(6, len(images))
     rows = math.ceil(len(images) / columns)
@@ -214,12 +256,12 @@ def plot_answers(images: Sequence[ImageSample], predictions: Sequence[Prediction
             axes.axis("off")
         for axes, image, prediction in zip(grid.flat, images, predictions, strict=False):
             axes.imshow(image.decode(), interpolation="bicubic")
-            label, chance = prediction.labels[0], 100 * prediction.probabilities[0]
+            label, probability = prediction.labels[0], 100 * prediction.probabilities[0]
             wrong = image.label is not None and image.label != label
-            said = f"{write_name(label)}  {chance:.1f} %"
+            title = f"{write_name(label)}  {probability:.1f} %"
             if wrong and image.label is not None:
-                said += f"\nis {write_name(image.label)}"
-            axes.set_title(said, loc="center", color=ORANGE if wrong else INK, fontweight="normal")
+                title += f"\ntrue: {write_name(image.label)}"
+            axes.set_title(title, loc="center", color=ORANGE if wrong else INK, fontweight="normal")
 
 
 def _whole_ticks(last: int) -> list[int]:

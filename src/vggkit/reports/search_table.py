@@ -1,4 +1,4 @@
-"""What is near to images, as a table and as a sheet of them."""
+"""Search results as a table, and as a sheet of the images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from rich.table import Table
 
 from vggkit.errors import VggkitError
 from vggkit.images.sources.open_dataset import find_images
-from vggkit.inference.search import Found
+from vggkit.inference.search import SearchResult
 from vggkit.reports.plots import PALE_INK, draw_to, write_name
 from vggkit.reports.terminal import write_line
 
@@ -17,38 +17,39 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_DRAWN: Final = 12
-"""Rows of a sheet, and neighbours of each."""
+"""Rows of the grid, and similar images of each."""
 
 
-def draw_neighbours(found: Sequence[Found]) -> Table:
-    """A row a neighbour, nearest first, under the image that was asked about."""
+def draw_search(found: Sequence[SearchResult]) -> Table:
+    """A row for each similar image, most similar first, under its query."""
     table = Table(box=SIMPLE, pad_edge=False, show_edge=False)
-    table.add_column("image", overflow="fold")
-    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("query", overflow="fold")
+    table.add_column("rank", justify="right", no_wrap=True)
     table.add_column("similarity", justify="right", no_wrap=True)
-    table.add_column("near to it", overflow="fold")
+    table.add_column("similar image", overflow="fold")
     for each in found:
-        for rank, near in enumerate(each.neighbours, start=1):
-            last = rank == len(each.neighbours)
-            asked, found_near = write_line(each.path if rank == 1 else ""), write_line(near.path)
-            table.add_row(asked, str(rank), f"{near.similarity:.4f}", found_near, end_section=last)
+        for rank, near in enumerate(each.similar, start=1):
+            last = rank == len(each.similar)
+            query, similar = write_line(each.path if rank == 1 else ""), write_line(near.path)
+            table.add_row(query, str(rank), f"{near.similarity:.4f}", similar, end_section=last)
     return table
 
 
-def plot_neighbours(found: Sequence[Found], path: str | Path) -> None:
-    """A sheet: each image, and to its right those near to it with their similarity; the first 12 of each.
+def plot_search(found: Sequence[SearchResult], path: str | Path) -> None:
+    """A sheet: each query, and to its right the images most similar to it; at most 12 of each.
 
-    An image that is no longer there is an empty place with its name. Raises BadOutput and MissingExtra.
+    The place of an image that cannot be read shows its name. Raises BadOutput where the file cannot be written,
+    MissingExtra without matplotlib.
     """
     rows = found[:MOST_DRAWN]
-    columns = 1 + min(MOST_DRAWN, max(len(each.neighbours) for each in rows))
+    columns = 1 + min(MOST_DRAWN, max(len(each.similar) for each in rows))
     with draw_to(path, width_inches=1.4 * columns, height_inches=1.6 * len(rows) + 0.2) as figure:
         grid = figure.subplots(len(rows), columns, squeeze=False)
         for axes in grid.flat:
             axes.axis("off")
         for line, each in zip(grid, rows, strict=True):
-            _show(line[0], each.path, "asked")
-            for axes, near in zip(line[1:], each.neighbours, strict=False):
+            _show(line[0], each.path, "query")
+            for axes, near in zip(line[1:], each.similar, strict=False):
                 _show(axes, near.path, f"{near.similarity:.3f}")
 
 

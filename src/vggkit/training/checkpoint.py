@@ -122,6 +122,8 @@ class Checkpoints:
         if not path.is_file():
             raise BadCheckpoint(f"{path}: is not there; this run was stopped before its first step, begin it again")
         state, metadata = read_state(path)
+        if "pictures" in metadata:  # the name of earlier versions
+            metadata = {**metadata, "images": metadata["pictures"]}
         for name, now in self._identity.items():
             before = json.loads(metadata.get(name, "{}"))
             changed = [key for key in now if before.get(key) != json.loads(json.dumps(now[key]))]

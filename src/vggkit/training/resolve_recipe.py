@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from vggkit.errors import BadConfiguration
 from vggkit.images.class_names import shorten_names
@@ -10,8 +10,7 @@ from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import Configuration
 from vggkit.training.layer_groups import list_learnt
 from vggkit.training.recipe import STEPWISE, Recipe
-
-Start = Literal["random", "weights", "trained"]
+from vggkit.weights.origin import WeightsOrigin
 
 FEW: Final = 2_000
 """Images up to which the head alone learns from given weights: more would be learnt by heart."""
@@ -29,10 +28,8 @@ class Situation:
     """The network."""
     preprocessing: Preprocessing
     """What it is fed."""
-    start: Start
-    """Its weights: random, given and of another task, or already trained by vggkit."""
-    random_keys: tuple[str, ...]
-    """Tensors that are random although weights were given."""
+    origin: WeightsOrigin
+    """Where its weights come from, and which of them are random."""
     images: int
     """How many there are to learn from."""
     bf16: bool
@@ -130,11 +127,11 @@ def _choose_unfrozen(recipe: Recipe, situation: Situation) -> tuple[str, str]:
     """What learns where nothing is frozen."""
     if recipe.views > 1:
         return "head", "views of an image are made for it"
-    if situation.start == "random":
+    if situation.origin.kind == "random":
         return "all", "the weights are random"
-    if situation.start == "trained":
+    if situation.origin.kind == "trained":
         return "all", "the weights are a trained Classifier's"
-    if any(key.startswith("features.") for key in situation.random_keys):
+    if any(key.startswith("features.") for key in situation.origin.random_keys):
         return "all", "a part of the trunk is random"
     stepwise = [name for name, usual in STEPWISE.items() if getattr(recipe, name) != usual]
     if stepwise:
@@ -152,14 +149,14 @@ def _choose_unfrozen(recipe: Recipe, situation: Situation) -> tuple[str, str]:
 def _find_random_frozen(situation: Situation) -> list[str]:
     """Random tensors below the last layer."""
     last = f"classifier.{situation.configuration.fully_connected[-1].index}."
-    return [key for key in situation.random_keys if not key.startswith(last)]
+    return [key for key in situation.origin.random_keys if not key.startswith(last)]
 
 
 def _check_frozen(recipe: Recipe, situation: Situation) -> None:
     """What is frozen must be worth something."""
     if recipe.trainable not in ("head", "top"):
         return
-    if situation.start == "random":
+    if situation.origin.kind == "random":
         raise BadConfiguration(
             f"trainable={recipe.trainable} learns on top of given weights, and these are random; "
             "give --weights, or take trainable=all"
@@ -191,7 +188,7 @@ def _check_batch_norm(recipe: Recipe, situation: Situation) -> None:
 
 def _choose_rate(recipe: Recipe, situation: Situation) -> tuple[float, str]:
     assert recipe.batch_size is not None, "it was chosen before"
-    normed, given = situation.configuration.batch_norm, situation.start != "random"
+    normed, given = situation.configuration.batch_norm, situation.origin.kind != "random"
     rate = RATES[recipe.optimizer][normed] * (FROM_WEIGHTS if given else 1.0)
     rate = float(f"{rate * (recipe.batch_size * recipe.accumulate / 32) ** 0.5:.2g}")
     norm = "with" if normed else "without"

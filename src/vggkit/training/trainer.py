@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vggkit.engines.pytorch import PyTorchEngine
-from vggkit.engines.stream import stream_answers
+from vggkit.engines.stream import stream_results
 from vggkit.errors import BadImage, BadInput, Stopped
 from vggkit.hardware import derive_seed
 from vggkit.images.dataset import ImageSample
@@ -198,7 +198,7 @@ class Training:
         )
         numbers = {label: number for number, label in enumerate(labels)}
         logits, targets = [], []
-        predictions = stream_answers(
+        predictions = stream_results(
             engine, self.classifier.preprocessing, self.val, batch_size=self.recipe.batch_size or 32
         )
         for done, answer in enumerate(predictions, start=1):

@@ -20,9 +20,11 @@ from vggkit.errors import BadCheckpoint, BadConfiguration, BadInput, VggkitError
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import Configuration
 from vggkit.weights.file_formats import HEAD_BYTES, LFS_POINTER, describe_format, tell_format
+from vggkit.weights.origin import WeightsOrigin
 
-FORMAT_VERSION: Final = 4
-"""2: `fit_mode` and `reduced_decoding` of the preprocessing. 3: `temperature` and `threshold`. 4: `ranges`."""
+FORMAT_VERSION: Final = 5
+"""2: `fit_mode` and `reduced_decoding` of the preprocessing. 3: `temperature` and `threshold`. 4: `ranges`.
+5: `origin`, and `images` and `split` for what provenance called `pictures` and `part`."""
 METADATA_KEY: Final = "vggkit"
 INPUT_RANGE: Final = "images"
 """The name among `ranges` of what the first convolution reads, all of its channels together."""
@@ -47,13 +49,16 @@ class Card:
     """Probability in [0, 1] below which the answer is "unknown"; 0: never."""
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Both ends of what each convolution and matrix reads, for int8, by its name; none: not measured."""
+    origin: WeightsOrigin = field(default_factory=WeightsOrigin)
+    """Where the weights come from; the learning rate of a training and what it trains depend on it."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    """Where it comes from: data, recipe, metrics, licence of the weights, versions; any JSON values."""
+    """Where it comes from, for people: data, recipe, metrics, licence of the weights, versions; any JSON values."""
 
     def __post_init__(self) -> None:
         for name, kind, hint in (
             ("configuration", Configuration, "see Configuration.from_dict"),
             ("preprocessing", Preprocessing, "see Preprocessing.from_dict"),
+            ("origin", WeightsOrigin, "such as WeightsOrigin(kind='trained')"),
             ("provenance", Mapping, "such as {'data': 'bees'}"),
         ):
             if not isinstance(getattr(self, name), kind):
@@ -97,6 +102,7 @@ class Card:
             "temperature": self.temperature,
             "threshold": self.threshold,
             "ranges": {name: list(ends) for name, ends in self.ranges.items()},
+            "origin": self.origin.to_dict(),
             "provenance": dict(self.provenance),
         }
 
@@ -113,6 +119,10 @@ class Card:
         labels, provenance = values.get("labels"), values.get("provenance", {})
         if not isinstance(labels, list) or not isinstance(provenance, dict):
             raise BadConfiguration("the card's labels must be a list and its provenance a mapping")
+        if version < 5:
+            origin, provenance = WeightsOrigin.from_provenance(provenance), _rename_entries(provenance)
+        else:
+            origin = WeightsOrigin.from_dict(values.get("origin", {}))
         return cls(
             configuration=Configuration.from_dict(values.get("configuration", {})),
             preprocessing=Preprocessing.from_dict(values.get("preprocessing", {})),
@@ -120,6 +130,7 @@ class Card:
             temperature=values.get("temperature", 1.0),
             threshold=values.get("threshold", 0.0),
             ranges=values.get("ranges", {}),
+            origin=origin,
             provenance=provenance,
         )
 
@@ -219,6 +230,18 @@ def read_entry(values: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
     for name in names:
         found = found.get(name) if isinstance(found, Mapping) else None
     return found if isinstance(found, Mapping) else {}
+
+
+def _rename_entries(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Provenance of a file of format 1 to 4 with the names of today."""
+    renamed = {"data": {"pictures": "images"}, "metrics": {"part": "split"}}
+    renamed["calibration"] = renamed["data"] | renamed["metrics"]
+    return {
+        name: {renamed[name].get(key, key): entry for key, entry in value.items()}
+        if name in renamed and isinstance(value, Mapping)
+        else value
+        for name, value in provenance.items()
+    }
 
 
 def _check_ranges(ranges: object) -> dict[str, tuple[float, float]]:

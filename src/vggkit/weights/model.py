@@ -26,6 +26,7 @@ from vggkit.weights.identify import Examination, examine
 from vggkit.weights.last_layer import LastLayer, match_last_layer, order_rows
 from vggkit.weights.locate import locate_model
 from vggkit.weights.model_file import Taken, read_weights, take_weights, write_weights
+from vggkit.weights.origin import WeightsOrigin
 from vggkit.weights.pretrained import fetch
 from vggkit.weights.published import name_imagenet_classes
 from vggkit.weights.published_models import find_published_for
@@ -44,7 +45,9 @@ class Model:
         temperature: What logits are divided by before they become probabilities.
         threshold: Probability below which the answer is "unknown"; 0: never.
         ranges: Both ends of what each convolution and matrix reads, for int8; see `engines.ranges`.
-        provenance: Data, recipe, metrics, licence of the weights, versions; any JSON values.
+        origin: Where the weights come from; None: they are random. A training chooses by it what learns, and its
+            learning rate.
+        provenance: For people: data, recipe, metrics, licence of the weights, versions; any JSON values.
 
     Raises BadConfiguration where these do not fit together.
     """
@@ -58,6 +61,7 @@ class Model:
         temperature: float = 1.0,
         threshold: float = 0.0,
         ranges: Mapping[str, tuple[float, float]] | None = None,
+        origin: WeightsOrigin | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         self.network = network
@@ -68,6 +72,7 @@ class Model:
             temperature=temperature,
             threshold=threshold,
             ranges=ranges or {},
+            origin=WeightsOrigin() if origin is None else origin,
             provenance={} if provenance is None else provenance,
         )
 
@@ -139,8 +144,13 @@ class Model:
         return self._card.ranges
 
     @property
+    def origin(self) -> WeightsOrigin:
+        """Where the weights come from: random, loaded from a file, or trained by vggkit."""
+        return self._card.origin
+
+    @property
     def provenance(self) -> Mapping[str, Any]:
-        """Where it comes from."""
+        """Data, recipe, metrics, licence of the weights and versions, by name."""
         return self._card.provenance
 
     @classmethod
@@ -193,6 +203,7 @@ class Model:
         fallback = preprocessing or suit_preprocessing(in_channels=configuration.in_channels)
         Card(configuration=configuration, preprocessing=fallback, labels=labels)
         provenance: dict[str, Any] = {}
+        origin = WeightsOrigin()
         found: Mapping[str, Tensor] = {}
         fetched = fetch(published.model) if published is not None else None
         if weights is not None:
@@ -206,6 +217,8 @@ class Model:
                 taken = _take_from(file, examination, configuration, last, allow_partial=allow_partial)
             found = taken.tensors
             provenance["weights"] = _report(examination, taken, last, configuration)
+            name = examination.identification.path.name
+            origin = WeightsOrigin(kind="loaded", source=name, random_keys=tuple(taken.random))
         if fetched is not None:
             provenance["weights"] |= fetched.to_dict()
         preprocessing = preprocessing or fallback
@@ -214,7 +227,7 @@ class Model:
                 torch.manual_seed(derive_seed(demand_count("seed", seed, least=0), "weights"))
             network = VGG(configuration, initialization=initialization)
         network.load_state_dict(found, strict=False)
-        return cls(network, labels=labels, preprocessing=preprocessing, provenance=provenance)
+        return cls(network, labels=labels, preprocessing=preprocessing, origin=origin, provenance=provenance)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -237,6 +250,7 @@ class Model:
             temperature=card.temperature,
             threshold=card.threshold,
             ranges=card.ranges,
+            origin=card.origin,
             provenance=card.provenance,
         )
 

@@ -183,7 +183,7 @@ def _describe_metrics(provenance: Mapping[str, Any]) -> str:
 def _describe_data(provenance: Mapping[str, Any]) -> str:
     data, recipe = _mapping(provenance, "data"), _mapping(provenance, "recipe")
     said = [f"Images: {escape_markdown(_data_name(provenance))}."]
-    images = _mapping(data, "pictures")
+    images = _mapping(data, "images") or _mapping(data, "pictures")
     if images:
         counts = ", ".join(f"{split} {count}" for split, count in images.items())
         said.append(f"Splits: {escape_markdown(counts)}.")

@@ -83,7 +83,13 @@ def suit_classifier(
     )
     if fed == given:
         return classifier
-    return Model(classifier.network, labels=classifier.labels, preprocessing=fed, provenance=classifier.provenance)
+    return Model(
+        classifier.network,
+        labels=classifier.labels,
+        preprocessing=fed,
+        origin=classifier.origin,
+        provenance=classifier.provenance,
+    )
 
 
 def _resize(convention: Preprocessing | None, image_size: int, in_channels: int) -> Preprocessing:

@@ -1,4 +1,4 @@
-"""The data doctor: a collection looked at before an hour is spent on it."""
+"""Check a dataset before training: unreadable files, leakage, duplicates, class sizes, label errors."""
 
 import hashlib
 import time
@@ -17,7 +17,7 @@ from vggkit.errors import BadData, BadOutput
 from vggkit.files import demand_apart, demand_writable
 from vggkit.images.class_names import shorten_names
 from vggkit.images.dataset import ImageDataset
-from vggkit.images.near_duplicates import Alike, find_alike
+from vggkit.images.near_duplicates import NearDuplicate, find_near_duplicates
 from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.images.sources.tables import Columns
 from vggkit.weights.card import demand_classifier
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from vggkit.weights.model import Model
 
 MOST_COMPARED: Final = 20_000
-"""Images up to which a training looks for near duplicates; beyond it would take minutes."""
+"""Number of images above which a training does not search for near duplicates, which would take minutes."""
 
 OnProgress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it, and of how much."""
+"""Called with the name of a step, how much of it is done, and how much it is in all."""
 
 
 def check(
@@ -41,22 +41,23 @@ def check(
     device: str = "auto",
     on_progress: OnProgress | None = None,
 ) -> Diagnosis:
-    """What a collection of labelled images holds, and what is wrong with it.
+    """Check a dataset of labelled images.
 
-    Unreadable files, copies (inside a split, across splits, across classes), classes that are
-    missing, small or uneven, images smaller than the network sees, files that are not what their
-    names say. With a Classifier also labels that are likely wrong and images unlike all others.
+    Finds unreadable files, exact and near duplicates within a split, across splits and across classes, classes that
+    are missing, small or imbalanced, images smaller than the network input, and files whose format differs from
+    their name. With a Classifier also labels that are probably wrong, and outliers.
 
     Args:
-        data: What `open_dataset` takes, or labelled images already opened.
-        classifier: A network that knows such images: trained on them, or with given weights. Its
-            own labels do not matter.
-        columns: What a table's columns are called.
-        image_size: Side of the square that the network is to see; None: the Classifier's, or 224.
+        data: A folder, table, archive or name that `open_dataset` takes, or an ImageDataset.
+        classifier: A Classifier whose features are used to find label errors and outliers: trained on such
+            images or on ImageNet. Its labels do not matter.
+        columns: The names of a table's columns.
+        image_size: Side in pixels of the network input; None: that of the Classifier, or 224.
         device: Where the Classifier runs: `auto`, `cpu`, `cuda`, `mps`.
-        on_progress: Hears what is being done.
+        on_progress: Called with the name of a step, how much of it is done, and how much it is in all.
 
-    Raises BadData, BadInput, and with a Classifier MissingExtra.
+    Raises BadData for a dataset that cannot be opened, BadInput for wrong arguments, and with a Classifier
+    MissingExtra where scikit-learn or cleanlab is not installed.
     """
     if image_size is not None:
         image_size = demand_count("image_size", image_size)
@@ -65,9 +66,9 @@ def check(
     started = time.perf_counter()
     opened = data if isinstance(data, ImageDataset) else open_dataset(data, columns=columns)
     seen_pixels = image_size or (classifier.preprocessing.crop_pixels if classifier else 224)
-    sightings = list(survey(opened, on_progress=_about("looking at the images", on_progress)))
+    sightings = list(survey(opened, on_progress=_about("reading images", on_progress)))
     counts = count_readable(opened, sightings)
-    alike = find_near_copies(sightings, on_progress=on_progress)
+    pairs = find_near_copies(sightings, on_progress=on_progress)
     found = [
         rules.find_unreadable(sightings),
         rules.find_missing_classes(opened, sightings),
@@ -77,12 +78,12 @@ def check(
         rules.find_small(sightings, seen_pixels),
         rules.find_wrong_endings(sightings),
         rules.find_animated(sightings),
-        rules.find_passed_over(opened),
+        rules.find_skipped(opened),
         *rules.find_remarks(opened),
-        *rules.find_copies(sightings, alike),
+        *rules.find_copies(sightings, pairs),
     ]
     if classifier is not None:
-        found += _hold_against(classifier, sightings, alike, device=device, on_progress=on_progress)
+        found += _check_labels(classifier, sightings, pairs, device=device, on_progress=on_progress)
     heads = [sighting.head for sighting in sightings if sighting.head is not None]
     return Diagnosis(
         data=opened.name,
@@ -96,21 +97,20 @@ def check(
         model=str(classifier) if classifier else None,
         findings=tuple(sorted(filter(None, found), key=rules.weigh_finding)),
         seconds=time.perf_counter() - started,
-        passed_over=opened.passed_over,
+        skipped=opened.skipped,
         remarks=opened.remarks,
     )
 
 
 def guard_outputs(images: ImageDataset, *, table: Path | None = None, page: Path | None = None) -> None:
-    """See that what is to be written can be, before anything is looked at, and takes nothing's place.
+    """Refuse output files that cannot be written, before any work is done.
 
     Args:
-        images: What is going to be checked.
-        table: Where the cleaned table is to be, None where none is wanted.
-        page: The same of the page.
+        images: The dataset that is going to be checked.
+        table: The path of the cleaned table; None for none.
+        page: The path of the HTML page; None for none.
 
-    Raises BadOutput where a place cannot be written to, is an image or what images come from, or has
-    the wrong ending.
+    Raises BadOutput where a path cannot be written, is one of the images or their source, or has the wrong ending.
     """
     every = [image for split in images.splits.values() for image in split]
     for path, endings in ((table, (".csv",)), (page, (".html", ".htm"))):
@@ -121,7 +121,9 @@ def guard_outputs(images: ImageDataset, *, table: Path | None = None, page: Path
         demand_apart(path, images.list_sources())
         demand_writable(path)
     if table is not None and any(image.pixels is not None for image in every):
-        raise BadOutput(f"{images.name}: its images have no files, and a table lists files; --fix needs them")
+        raise BadOutput(
+            f"{images.name}: its images are in memory, and a table lists files; --fix needs image files"
+        )
 
 
 def vet(
@@ -131,46 +133,45 @@ def vet(
     log: Callable[[str], None],
     on_progress: OnProgress | None = None,
 ) -> tuple[ImageDataset, dict[str, str]]:
-    """The images that can be trained on and measured with; what was found is said, the cheap part of `check`.
+    """The readable images of a dataset, after the part of `check` that a training needs.
 
-    Beside them, what tells the images of each split, their contents, labels and order, from any others.
+    Unreadable images are excluded. Near duplicates are searched for in up to 20,000 images, exact ones always.
 
     Args:
-        images: In the splits `train` and `val`, perhaps more.
-        despite_findings: Go on where figures would lie.
-        log: Hears a sentence for each finding that matters to a training.
-        on_progress: Hears what is being done.
+        images: A dataset with the splits `train` and `val`, perhaps more.
+        despite_findings: Continue where a class is missing from a split.
+        log: Called with a sentence for each finding that matters for a training.
+        on_progress: Called with the name of a step, how much of it is done, and how much it is in all.
 
-    Unreadable images are left out. Above MOST_COMPARED images only exact copies are found.
-
+    Returns the dataset of the readable images, and for each split a digest of their contents, labels and order.
     Raises BadData where a class is missing from a split, and in any case where a split has no readable image.
     """
-    for omission in images.passed_over:
-        log(f"passed over: {omission.describe()}")
+    for omission in images.skipped:
+        log(f"skipped: {omission.describe()}")
     for finding in rules.find_remarks(images):
         more = f" (and {len(finding.cases) - 1:,} more)" if len(finding.cases) > 1 else ""
         log(f"warning: {finding.cases[0].detail}{more}; {finding.advice}")
-    sightings = list(survey(images, on_progress=_about("looking at the images", on_progress)))
+    sightings = list(survey(images, on_progress=_about("reading images", on_progress)))
     for sighting in sightings:
         if sighting.problem is not None:
-            log(f"left out: {sighting.problem}")
+            log(f"excluded: {sighting.problem}")
     _demand_readable(images, sightings)
     missing, similar = rules.find_missing_classes(images, sightings), rules.find_similar_names(images.labels)
     names = "; ".join(case.detail for case in similar.cases[:5]) if similar is not None else ""
     if missing is not None:
-        said = "; ".join(case.detail for case in missing.cases[:5]) + (f"; {names}" if names else "")
+        problem = "; ".join(case.detail for case in missing.cases[:5]) + (f"; {names}" if names else "")
         if not despite_findings:
             raise BadData(
-                f"{images.name}: {said}; what is measured would say nothing of that. Add images, or remove the "
-                "class everywhere, or go on with --despite-findings"
+                f"{images.name}: {problem}; metrics of the split would not cover the class. Add images, remove the "
+                "class from all splits, or continue with --despite-findings"
             )
-        log(f"warning: {said}; going on all the same")
+        log(f"warning: {problem}; continuing because of --despite-findings")
     elif names:
-        log(f"warning: {names}, and are learnt as different classes")
+        log(f"warning: {names}, and are treated as different classes")
     if single := [
         label for label, count in count_readable(images, sightings).get("train", {}).items() if count == 1
     ]:
-        log(f"warning: one image alone to learn {shorten_names(single)} from")
+        log(f"warning: only one training image of {shorten_names(single)}")
     pairs = find_near_copies(sightings, on_progress=on_progress) if len(sightings) <= MOST_COMPARED else []
     for finding in rules.find_copies(sightings, pairs):
         if finding.kind in ("leakage", "contradiction"):
@@ -187,26 +188,26 @@ def vet(
 
 
 def _demand_readable(images: ImageDataset, sightings: Iterable[Sighting]) -> None:
-    """Raise BadData for a split of which no image can be read: nothing can be learnt from it or measured on it."""
+    """Raise BadData for a split without any readable image."""
     problems: dict[str, str | None] = {}
     for sighting in sightings:
         problems.setdefault(sighting.split, sighting.problem)
     readable = {sighting.split for sighting in sightings if sighting.problem is None}
     for name, split in images.splits.items():
         if name not in readable:
-            said = (
+            reason = (
                 f"none of its {len(split):,} images can be read (the first: {problems[name]})"
                 if split
                 else "it is empty"
             )
             raise BadData(
-                f"{images.name}: the split {name} cannot be used: {said}. Replace its images, or leave the split "
-                "out; --despite-findings does not help here"
+                f"{images.name}: the split {name} cannot be used: {reason}. Replace its images or remove "
+                "the split; --despite-findings does not apply here"
             )
 
 
 def count_readable(images: ImageDataset, sightings: Iterable[Sighting]) -> dict[str, dict[str, int]]:
-    """Readable images of each class in each split."""
+    """Number of readable images of each class in each split."""
     counts = {split: dict.fromkeys(images.labels, 0) for split in images.splits}
     for sighting in sightings:
         if sighting.problem is None:
@@ -214,34 +215,36 @@ def count_readable(images: ImageDataset, sightings: Iterable[Sighting]) -> dict[
     return counts
 
 
-def find_near_copies(sightings: Sequence[Sighting], *, on_progress: OnProgress | None = None) -> list[Alike]:
-    """Near duplicates by number among the sightings; of exact copies the first stands for all."""
+def find_near_copies(
+    sightings: Sequence[Sighting], *, on_progress: OnProgress | None = None
+) -> list[NearDuplicate]:
+    """Near duplicates by their indices among the sightings; exact copies are represented by the first."""
     numbers = sorted(copies[0] for copies in rules.group_exact(sightings).values())
     if not numbers:
         return []
     descriptions = np.stack([sightings[number].description for number in numbers])  # type: ignore[misc]
-    found = find_alike(descriptions, on_progress=_about("comparing images", on_progress))
-    return [Alike(numbers[pair.first], numbers[pair.second], pair.likeness) for pair in found]
+    found = find_near_duplicates(descriptions, on_progress=_about("comparing images", on_progress))
+    return [NearDuplicate(numbers[pair.first], numbers[pair.second], pair.similarity) for pair in found]
 
 
-def _hold_against(
+def _check_labels(
     classifier: "Model",
     sightings: Sequence[Sighting],
-    alike: Sequence[Alike],
+    pairs: Sequence[NearDuplicate],
     *,
     device: str,
     on_progress: OnProgress | None,
 ) -> list[Finding | None]:
-    # Heavy packages, which the rest does without.
+    # Imports SciPy and cleanlab, which a check without a Classifier does not need.
     from vggkit.data_checks.label_errors import extract_features, find_mislabelled, find_outliers, number_units
 
     readable = [number for number, sighting in enumerate(sightings) if sighting.problem is None]
     chosen = [sightings[number] for number in readable]
     if not chosen:
         return []
-    units = number_units(sightings, alike)[readable]
+    units = number_units(sightings, pairs)[readable]
     features = extract_features(
-        classifier, chosen, device=device, on_progress=_about("asking the network", on_progress)
+        classifier, chosen, device=device, on_progress=_about("computing features", on_progress)
     )
     return [find_mislabelled(chosen, features, units), find_outliers(chosen, features)]
 

@@ -1,4 +1,4 @@
-"""The folders of trainings, read and put side by side; no torch here while all of them are finished."""
+"""Compare training runs by what their folders contain; torch is not imported."""
 
 import csv
 import re
@@ -17,16 +17,17 @@ from vggkit.evaluation.predictions import ENDINGS, Predictions
 from vggkit.reports.comparison import ComparedRun, Comparison
 from vggkit.weights.card import read_card
 from vggkit.workflows.run_config import FILE_NAME, RunConfig
+from vggkit.workflows.run_folder import read_run_state
 
 
 def compare(runs: Sequence[str | Path]) -> Comparison:
-    """Trainings side by side: what differs in what they were asked, and what came of it.
+    """Compare training runs: their configurations, their metrics, and whether differences are significant.
 
     Args:
-        runs: The runs' folders; a folder that is no run stands for the runs in it.
+        runs: The folders of runs; a folder that is no run stands for the runs in it.
 
-    Runs that still go on or were stopped are shown as far as they are. Raises BadCheckpoint for a place that
-    is no run, BadInput for what is no list of them, BadConfiguration for a run whose config.yaml cannot be read.
+    Unfinished runs are shown with the best epoch so far. Raises BadCheckpoint for a folder that contains no run,
+    BadInput for an argument that is no list of paths, BadConfiguration where a config.yaml cannot be read.
     """
     if isinstance(runs, str | PathLike) or not runs:
         raise BadInput("compare takes a list of runs' folders, such as ['runs/vgg11-1', 'runs/vgg11-2']")
@@ -45,7 +46,9 @@ def _find_runs(place: Path) -> list[Path]:
         return [place]
     found = [path.parent for path in place.glob(f"*/{FILE_NAME}")] if place.is_dir() else []
     if not found:
-        raise BadCheckpoint(f"{place}: is neither a run's folder, which has a {FILE_NAME}, nor a folder of such")
+        raise BadCheckpoint(
+            f"{place}: is neither the folder of a run, which has a {FILE_NAME}, nor a folder of runs"
+        )
     return sorted(found, key=lambda path: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", path.name)])
 
 
@@ -57,10 +60,9 @@ def _read_run(folder: Path, config: RunConfig, *, name: str) -> ComparedRun:
     if best.is_file():
         card = read_card(best)
         provenance, network = card.provenance, card.configuration.to_dict()
-    # The last thing that a run writes; a Classifier that learns on has the metrics of its earlier training.
-    is_finished = "metrics" in provenance and (folder / "confusion_matrix.png").is_file()
+    is_finished = read_run_state(folder).state == "finished"
     figures = dict(provenance["metrics"]) if is_finished else _figures_so_far(history, about)
-    split = figures.get("part", "val")
+    split = figures.get("split") or figures.get("part", "val")
     interval = figures.get("top1_interval")
     spent = sum(row["seconds"] for row in history)
     return ComparedRun(
@@ -87,7 +89,7 @@ def _read_run(folder: Path, config: RunConfig, *, name: str) -> ComparedRun:
 
 
 def read_history(path: Path) -> tuple[Mapping[str, float], ...]:
-    """The rows of `metrics.csv`; none before the first epoch ended."""
+    """The rows of `metrics.csv`; none where there is no such file yet. Raises BadCheckpoint for another file."""
     if not path.is_file():
         return ()
     try:
@@ -96,18 +98,19 @@ def read_history(path: Path) -> tuple[Mapping[str, float], ...]:
         for row in rows:
             _ = row["epoch"], row["train_loss"], row["val_loss"], row["val_top1"], row["seconds"]
     except (ValueError, TypeError, KeyError) as problem:
-        raise BadCheckpoint(f"{path}: is not what a training writes ({problem})") from problem
+        raise BadCheckpoint(f"{path}: is not the metrics of a training ({problem})") from problem
     return tuple(rows)
 
 
 def _figures_so_far(history: Sequence[Mapping[str, float]], about: Mapping[str, Any]) -> dict[str, Any]:
-    """The best epoch's, on the validation images."""
+    """The validation metrics of the best epoch so far."""
     if not history:
         return {}
     best = max(history, key=lambda row: (row["val_top1"], -row["val_loss"]))
-    n, top1 = (about.get("pictures") or {}).get("val"), best["val_top1"]
+    counts: Mapping[str, Any] = about.get("images") or about.get("pictures") or {}
+    n, top1 = counts.get("val"), best["val_top1"]
     return {
-        "part": "val",
+        "split": "val",
         "epoch": int(best["epoch"]),
         "n": n,
         "top1": top1,
@@ -122,7 +125,7 @@ def _find_idle_seconds(folder: Path) -> float:
 
 
 def _find_differing(configs: Sequence[RunConfig]) -> dict[str, tuple[Any, ...]]:
-    """Fields of the data, the network and the recipe whose values are not all the same."""
+    """Fields of the data, the network and the recipe that are not the same in all runs, with their values."""
     known = [
         {"data": config.data, **asdict(config.columns), **asdict(config.network), **config.settled.to_dict()}
         for config in configs
@@ -132,20 +135,20 @@ def _find_differing(configs: Sequence[RunConfig]) -> dict[str, tuple[Any, ...]]:
 
 
 def _find_notes(runs: Sequence[ComparedRun]) -> Iterator[str]:
-    """What keeps figures from being compared."""
+    """Remarks on comparability and significance."""
     measured = [run for run in runs if run.top1 is not None]
     groups: dict[tuple[str, str | None], list[ComparedRun]] = {}
     for run in measured:
         groups.setdefault((run.split, run.images), []).append(run)
     if len(groups) > 1:
-        said = "; ".join(
+        listed = "; ".join(
             f"{', '.join(run.name for run in group)} on {split} of {group[0].data}"
             for (split, _), group in groups.items()
         )
-        yield f"measured on different images, so their figures cannot be compared: {said}"
+        yield f"the metrics are of different images and cannot be compared: {listed}"
         return
     if any(run.images is None for run in measured) and len(measured) > 1:
-        yield "it is not known whether all were measured on the same images"
+        yield "it is not known whether the metrics are of the same images"
         return
     ranked = sorted(measured, key=lambda run: -(run.top1 or 0.0))
     if len(ranked) > 1 and ranked[0].top1_interval and ranked[1].top1_interval:
@@ -155,13 +158,13 @@ def _find_notes(runs: Sequence[ComparedRun]) -> Iterator[str]:
             yield paired.describe()
         elif first.top1 != second.top1 and second.top1_interval[1] > first.top1_interval[0]:  # type: ignore[index]
             yield (
-                f"{first.name} is ahead of {second.name} by {100 * (first.top1 - second.top1):.1f} points, which "  # type: ignore[operator]
-                f"{first.n:,} images may show by chance: their intervals overlap"
+                f"{first.name} is {100 * (first.top1 - second.top1):.1f} percentage points above {second.name}, "  # type: ignore[operator]
+                f"which may be by chance for {first.n:,} images: the confidence intervals overlap"
             )
 
 
 def _pair(first: ComparedRun, second: ComparedRun) -> PairedComparison | None:
-    """Both on the same images, where their tables of answers are there."""
+    """The paired comparison of two finished runs, where both have their predictions tables; else None."""
     if not (first.is_finished and second.is_finished):
         return None
     tables = [find_results(Path(run.directory)) for run in (first, second)]
@@ -175,5 +178,5 @@ def _pair(first: ComparedRun, second: ComparedRun) -> PairedComparison | None:
 
 
 def find_results(folder: Path) -> Path | None:
-    """The table of a run's answers."""
+    """The predictions table of a run; None where there is none."""
     return next((path for ending in ENDINGS if (path := folder / f"results{ending}").is_file()), None)

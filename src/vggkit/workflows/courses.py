@@ -1,7 +1,7 @@
 """A course: a training that is ready to begin or to go on, and what both ways of learning share."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -100,7 +100,7 @@ def measure(course: Course, find: Callable[[str], Predictions], *, chosen_from: 
     course.line.log(fit.describe())
     classifier.calibrate(
         temperature=fit.temperature,
-        about={**asdict(fit), "part": "val", "pictures": identify_images(course.dataset.split("val"))},
+        about={**asdict(fit), "split": "val", "images": identify_images(course.dataset.split("val"))},
     )
     notes = []
     counts = {name: course.dataset.count(name) for name in ("train", split)}
@@ -137,6 +137,7 @@ def keep(course: Course, network: VGG, *, epoch: int) -> Model:
         network,
         labels=classifier.labels,
         preprocessing=classifier.preprocessing,
+        origin=replace(classifier.origin, kind="trained", random_keys=()),
         provenance={**classifier.provenance, **course.provenance, "epoch": epoch},
     )
     kept.save(course.directory / BEST)

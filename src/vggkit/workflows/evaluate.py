@@ -1,4 +1,4 @@
-"""One Classifier or several on the same images: measured, fused, compared, and told how sure to be."""
+"""Evaluate one Classifier or several on the same images: compare them, combine them, calibrate one."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -25,24 +25,24 @@ from vggkit.workflows.compare import read_history
 from vggkit.workflows.run_config import FILE_NAME
 
 OnProgress = Callable[[str, int, int], None]
-"""Hears what is being done, how much of it is, and of how much."""
+"""Called with the name of a step, how much of it is done, and how much it is in all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What came of it."""
+    """The result of evaluating one Classifier or several."""
 
     evaluations: tuple[Evaluation, ...]
-    """Of each Classifier, and last, where there are several, of all as one."""
+    """One for each Classifier, and for several a last one for their ensemble."""
     comparisons: tuple[PairedComparison, ...]
-    """Each Classifier against each one before it."""
+    """Every pair of Classifiers."""
     card: Card
-    """The first Classifier's."""
-    said: tuple[str, ...] = ()
-    """What was done to the Classifier, for people."""
+    """The card of the first Classifier."""
+    messages: tuple[str, ...] = ()
+    """What was stored in the Classifier's file, in sentences."""
 
     def to_dict(self) -> dict[str, Any]:
-        """A value for JSON: the evaluation's own where there is one alone."""
+        """A value for JSON: for a single Classifier that of its evaluation."""
         if len(self.evaluations) == 1:
             return self.evaluations[0].to_dict()
         return {
@@ -68,31 +68,30 @@ def measure(
     engine: WantedEngine = "auto",
     on_progress: OnProgress | None = None,
 ) -> Measurement:
-    """Measure Classifiers on the same images; several are also fused, and compared pair by pair.
+    """Evaluate Classifiers on the same images; several are also compared pairwise and combined to an ensemble.
 
     Args:
         models: Classifiers' files or runs' folders, one or more.
         data: Labelled images.
-        split: As in `evaluate`; likewise `protocol`, `scales`, `train_scales`, `mirror`, `wanted_precision`,
-            `batch_size`, `device`, `precision` and `engine`.
-        protocol: See `split`.
-        scales: See `split`.
-        train_scales: See `split`.
-        mirror: See `split`.
-        wanted_precision: See `split`.
-        calibrate: Fit the temperature on these images, and with `wanted_precision` the threshold below which
-            the answer is "unknown", and keep both in the Classifier's file.
-        batch_size: See `split`.
-        device: See `split`.
-        precision: See `split`.
-        engine: See `split`.
-        on_progress: Hears how far it is.
+        split: `train`, `val`, `test` or `all`; None: test, else val, else all images that were not trained on.
+        protocol: `single`, `dense`, `multi-scale`, `multi-crop` or `dense+crops`.
+        scales: Short sides in pixels of the evaluated sizes; by default the paper's.
+        train_scales: Short side in pixels that the network was trained at, or both ends of its range.
+        mirror: Whether to average over mirror images too; None: in all protocols but `single`.
+        wanted_precision: Search for the confidence threshold that gives this precision, above 0 and at most 1.
+        calibrate: Fit a temperature to these images, with `wanted_precision` also a confidence threshold, and
+            store both in the Classifier's file.
+        batch_size: Number of images in a batch.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        precision: `fp32`, `bf16`, `int8` or `auto`.
+        engine: `auto`, `pytorch`, `openvino` or `onnx`.
+        on_progress: Called with what is being done, the number of evaluated images and of all images.
 
-    Raises what `evaluate` and `load` do, and BadInput where nothing can be calibrated.
+    Raises the errors of `evaluate` and of loading, and BadInput where calibration is not possible.
     """
     if calibrate and (len(models) > 1 or protocol != "single" or mirror):
         raise BadInput(
-            "calibrate is for one Classifier, looked at as predict does: with --protocol single and no --mirror"
+            "calibration takes one Classifier and the views of predict: --protocol single without --mirror"
         )
     if calibrate:
         demand_writable(locate_own_model(models[0]))
@@ -101,13 +100,13 @@ def measure(
     if precision == "int8":
         _demand_ranges(models)
     evaluations, cards = [], []
-    said: tuple[str, ...] = ()
+    messages: tuple[str, ...] = ()
     for place, name in zip(models, names, strict=True):
         classifier = Model.load(locate_model(place))
 
         def show(done: int, total: int, name: str = name) -> None:
             if on_progress is not None:
-                on_progress(f"measuring {name}", done, total)
+                on_progress(f"evaluating {name}", done, total)
 
         found = evaluate(
             classifier,
@@ -126,7 +125,7 @@ def measure(
             on_progress=show,
         )
         if calibrate:
-            found, said = _calibrate(classifier, place, found, wanted_precision)
+            found, messages = _calibrate(classifier, place, found, wanted_precision)
         evaluations.append(found)
         cards.append(classifier.card)
     comparisons = tuple(
@@ -135,16 +134,16 @@ def measure(
     )
     if len(evaluations) > 1:
         evaluations.append(fuse(evaluations, wanted_precision=wanted_precision))
-    return Measurement(tuple(evaluations), comparisons, cards[0], said)
+    return Measurement(tuple(evaluations), comparisons, cards[0], messages)
 
 
 def name_results(path: Path, models: Sequence[str | Path]) -> list[Path]:
-    """Where the tables of a measurement go: `path` alone, or before it one of each Classifier, beside it."""
+    """The paths of the predictions tables: `path`, and before it for several Classifiers one beside it for each."""
     return [*(name_apart(path, _name(models)) if len(models) > 1 else ()), path]
 
 
 def write_results(found: Measurement, path: Path, *, models: Sequence[str | Path]) -> list[Path]:
-    """The answers as a table; of several Classifiers each one's beside it, for what they are compared by.
+    """Write the predictions table; for several Classifiers that of the ensemble, and beside it that of each.
 
     Raises BadOutput, and MissingExtra for Parquet without pyarrow.
     """
@@ -155,13 +154,13 @@ def write_results(found: Measurement, path: Path, *, models: Sequence[str | Path
 
 
 def report_on(found: Measurement, data: ImageDataset, path: str | Path, *, models: Sequence[str | Path]) -> None:
-    """Write the report of a measurement; raises BadOutput.
+    """Write the evaluation report; raises BadOutput.
 
     Args:
-        found: What was measured.
-        data: On what.
-        path: An .html file.
-        models: The Classifiers' files or runs' folders; the learning curve of a run's is shown.
+        found: The result of the evaluation.
+        data: The dataset.
+        path: The .html file to write.
+        models: The Classifiers' files or runs' folders; the training curves of a single run are shown.
     """
     alone = len(models) == 1
     folder = Path(models[0]) if Path(models[0]).is_dir() else Path(models[0]).parent
@@ -183,7 +182,7 @@ def report_on(found: Measurement, data: ImageDataset, path: str | Path, *, model
 
 
 def _name(models: Sequence[str | Path]) -> list[str]:
-    """What each is called: its run's folder or its file; the whole path where two would be the same."""
+    """The name of each: of its run's folder or its file; the whole path where two names would be the same."""
     short = []
     for place in map(Path, models):
         best = place.name == "best.safetensors" and place.resolve().parent.name
@@ -192,20 +191,20 @@ def _name(models: Sequence[str | Path]) -> list[str]:
 
 
 def _demand_same_classes(models: Sequence[str | Path], names: Sequence[str]) -> None:
-    """Before any work: Classifiers of different classes cannot be held against each other."""
+    """Refuse, before any work, Classifiers of different classes."""
     if len(models) < 2 or any(is_address(place) for place in models):
         return
     classes = [set(read_card(locate_model(place)).labels) for place in models]
     for name, known in zip(names, classes, strict=True):
         if other := sorted(known ^ classes[0]):
             raise BadInput(
-                f"{names[0]} and {name} do not name the same classes ({', '.join(other[:5])}), and their answers "
-                "cannot be held against each other; measure each alone"
+                f"{names[0]} and {name} have different classes ({', '.join(other[:5])}), and cannot be compared; "
+                "evaluate each alone"
             )
 
 
 def _demand_ranges(models: Sequence[str | Path]) -> None:
-    """Before any work: int8 needs the ranges of each Classifier."""
+    """Refuse int8, before any work, where a Classifier has no activation ranges."""
     for place in models:
         if not is_address(place):
             try:
@@ -220,12 +219,12 @@ def _calibrate(
     found: Evaluation,
     wanted_precision: float | None,
 ) -> tuple[Evaluation, tuple[str, ...]]:
-    """Temperature and threshold fitted, kept in the file, and the figures that come of it."""
+    """Fit temperature and threshold, store them in the file, and evaluate with them."""
     target = locate_model(place)
     raw = found.predictions.sharpen(1 / classifier.temperature)
     before = read_entry(classifier.provenance, "calibration").get("wanted_precision")
     if wanted_precision is None and classifier.threshold > 0 and isinstance(before, float):
-        wanted_precision = before  # a threshold is one of probabilities, which are others now
+        wanted_precision = before  # the stored threshold is for other probabilities
     fit = fit_temperature(raw)
     renewed = score(
         raw.sharpen(fit.temperature),
@@ -242,19 +241,20 @@ def _calibrate(
     if wanted_precision is not None and renewed.rejection is None:
         raise BadInput(
             f"no threshold gives a precision of {wanted_precision:g} on these {found.n} images, for even the "
-            "surest answers are wrong too often; want less, or train it better. Nothing was changed"
+            "most confident predictions are wrong too often; use a lower precision, or train further. Nothing was "
+            "changed"
         )
     about = {
         **asdict(fit),
         "data": found.data,
-        "part": found.split,
-        "pictures": found.images,
+        "split": found.split,
+        "images": found.images,
         "wanted_precision": wanted_precision,
     }
     threshold = 0.0 if renewed.rejection is None else renewed.rejection.threshold
     classifier.calibrate(temperature=fit.temperature, threshold=threshold, about=about)
     classifier.save(target)
-    said = [fit.describe()]
+    messages = [fit.describe()]
     if wanted_precision is not None:
-        said.append(f"threshold {threshold:.4g}: less sure answers are “unknown” from now on")
-    return renewed, (*said, f"kept in {target}")
+        messages.append(f"threshold {threshold:.4g}: predictions of lower confidence are “unknown” from now on")
+    return renewed, (*messages, f"stored in {target}")

@@ -18,7 +18,8 @@ from vggkit.reports.progress import ProgressLine
 from vggkit.training.by_hand import SetByHand
 from vggkit.training.estimates import choose_batch_size
 from vggkit.training.recipe import Recipe
-from vggkit.training.resolve_recipe import Situation, Start, settle
+from vggkit.training.resolve_recipe import Situation, settle
+from vggkit.weights.card import read_entry
 from vggkit.weights.model import Model
 
 
@@ -52,14 +53,11 @@ def resolve_recipe(
     recipe: Recipe, classifier: Model, dataset: ImageDataset, device: torch.device, *, by_hand: SetByHand
 ) -> tuple[Recipe, list[str]]:
     """The recipe with every choice made, and a sentence on each; see `settle`."""
-    weights = classifier.provenance.get("weights")
-    start: Start = "trained" if "metrics" in classifier.provenance else "random" if weights is None else "weights"
     images, side = len(dataset.split("train")), classifier.preprocessing.crop_pixels
     situation = Situation(
         configuration=classifier.configuration,
         preprocessing=classifier.preprocessing,
-        start=start,
-        random_keys=tuple(weights["random"]) if start == "weights" and isinstance(weights, dict) else (),
+        origin=classifier.origin,
         images=images,
         bf16=computes_bf16(device),
         frozen=frozenset(by_hand.frozen),
@@ -71,32 +69,31 @@ def resolve_recipe(
     return settle(recipe, situation, choose_batch_size=choose)
 
 
-def begins_solved(classifier: Model, by_hand: SetByHand) -> bool:
-    """Whether all but the last layer is given, and that free, and no training of ours went before."""
-    weights, last = classifier.provenance.get("weights"), classifier.configuration.fully_connected[-1]
-    if "metrics" in classifier.provenance or not isinstance(weights, dict) or last.rank is not None:
+def begins_with_probe(classifier: Model, by_hand: SetByHand) -> bool:
+    """Whether fine-tuning begins with a linear probe (LP-FT): the last layer alone is random, and free to learn."""
+    last, origin = classifier.configuration.fully_connected[-1], classifier.origin
+    if origin.kind != "loaded" or last.rank is not None:
         return False
-    random = weights["random"]
     place = f"classifier.{last.index}."
     if any(key.startswith(place) for key in by_hand.frozen):
         return False
-    return bool(random) and all(key.startswith(place) for key in random)
+    return bool(origin.random_keys) and all(key.startswith(place) for key in origin.random_keys)
 
 
 def describe_start(classifier: Model) -> str:
-    """What is about to be trained, where it may differ from what was asked for by default."""
+    """The network that is about to be trained, and where its weights come from."""
     configuration, pixels = classifier.configuration, classifier.preprocessing.crop_pixels
     cut = f" until {configuration.until}" if configuration.until else ""
     text = f"{configuration.model}{cut}, head {configuration.head}, images fed at {pixels} pixels"
-    start = classifier.provenance.get("weights")
-    if "metrics" in classifier.provenance:  # what it began with once is not where it begins now
-        text += "; the weights are a trained Classifier's"
-    elif isinstance(start, dict) and "taken" in start and "random" in start:
-        taken, random = start["taken"], start["random"]
-        count = taken if isinstance(taken, int) else len(taken)
-        text += f"; {count} tensors taken from the weights, {len(random)} random"
-        if said := start.get("renewed"):
-            text += f"; new is {said}"
-        elif said := start.get("classes"):
-            text += f"; {said}"
+    origin, report = classifier.origin, read_entry(classifier.provenance, "weights")
+    if origin.kind == "trained":
+        return f"{text}; the weights are a trained Classifier's"
+    if origin.kind == "loaded":
+        random = len(origin.random_keys)
+        loaded = len(classifier.network.state_dict()) - random
+        text += f"; {loaded} tensors loaded from {origin.source or 'a file'}, {random} random"
+        if reason := report.get("renewed"):
+            text += f"; new is {reason}"
+        elif reason := report.get("classes"):
+            text += f"; {reason}"
     return text

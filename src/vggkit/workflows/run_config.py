@@ -24,6 +24,7 @@ from vggkit.images.sources.tables import Columns
 from vggkit.models.configuration import Head, Scheme, list_models
 from vggkit.reports.loggers import LOGGERS
 from vggkit.training.recipe import Recipe
+from vggkit.weights.card import read_entry
 
 if TYPE_CHECKING:
     from vggkit.weights.model import Model
@@ -76,10 +77,9 @@ class NetworkChoice:
     def of(cls, classifier: "Model") -> Self:
         """What can be told from a Classifier that is there already."""
         network, fed = classifier.configuration, classifier.preprocessing
-        started = classifier.provenance.get("weights")
         return cls(
             model=network.model,
-            weights=str(started.get("file")) if isinstance(started, Mapping) and "file" in started else None,
+            weights=classifier.origin.source,
             head=network.head,
             until=network.until,
             image_size=fed.crop_pixels,
@@ -206,6 +206,10 @@ class RunConfig:
             given["recipe"] = Recipe.from_dict({} if given["recipe"] is None else given["recipe"])
         if given.get("found", ()) is None:
             del given["found"]
+        about = read_entry(given, "found", "data")
+        if "pictures" in about:  # the name of earlier versions
+            images = {"images" if name == "pictures" else name: value for name, value in about.items()}
+            given["found"] = {**given["found"], "data": images}
         return cls(**given)._split_choices()
 
     def _split_choices(self) -> Self:

@@ -1,32 +1,169 @@
-"""The folder of a run: made, and filled with what came of it.
+"""The folder of a run: made, filled with what came of it, and its state, `run.json`. No torch here.
 
-It holds `config.yaml`, `metrics.csv`, `best.safetensors`, `last.ckpt`, `report.html`, the answers to
-the images that it was measured on in `results.csv` (or `.parquet`), `confusion_matrix.png`,
+It holds `config.yaml`, `run.json`, `metrics.csv`, `best.safetensors`, `last.ckpt`, `report.html`, the predictions
+on the images that it was measured on in `results.csv` (or `.parquet`), `confusion_matrix.png`,
 `reliability.png`, `classes.png`, and `learning_curve.png` or `regularisation.png`.
 """
 
-from collections.abc import Iterator
+import datetime
+import json
+import platform
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, get_args
 
-from vggkit.arguments import demand_path
-from vggkit.errors import BadOutput
+from vggkit import __version__
+from vggkit.arguments import demand_path, is_number
+from vggkit.errors import BadCheckpoint, BadOutput, VggkitError
 from vggkit.evaluation.evaluation import Evaluation
 from vggkit.file_locks import take_turn
-from vggkit.files import demand_writable
+from vggkit.files import demand_writable, write_text
 from vggkit.reports.evaluation_page import Story, suggest_steps, write_report
 from vggkit.reports.plots import PlotEnding
 from vggkit.reports.run_plots import plot_history, write_plots
-from vggkit.weights.model import Model
-from vggkit.workflows.courses import Course, Outcome
+from vggkit.weights.card import read_card
 
+if TYPE_CHECKING:
+    from vggkit.weights.model import Model
+    from vggkit.workflows.courses import Course, Outcome
+
+RUN_FILE: Final = "run.json"
+SCHEMA_VERSION: Final = 1
+"""Of `run.json`."""
+RunStatus = Literal["running", "stopped", "finished", "failed"]
 LOCK: Final = ".lock"
 """Held by the process that trains in the folder."""
 LARGE_TABLE: Final = 1_000_000
 """Probabilities beyond which the table of answers is Parquet, where that can be written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    """The state of a run, as in its `run.json`."""
+
+    state: RunStatus
+    """`running`: training, or killed without time to write more, see `updated`. `stopped`: by Ctrl-C or SIGTERM; it
+    can be resumed. `failed`: by an error. `finished`: with its evaluation and its report."""
+    epoch: int = 0
+    """Epochs that are complete."""
+    epochs: int | None = None
+    """Epochs of the whole training; None where it is unknown."""
+    best_epoch: int | None = None
+    """The best epoch so far; None before the first one is complete."""
+    started: str | None = None
+    """When the run began, ISO 8601 in UTC; None where it is unknown."""
+    updated: str | None = None
+    """When this was written, likewise."""
+    seconds: float = 0.0
+    """Time that was spent on training, in seconds, over all times that it was resumed."""
+    problem: str | None = None
+    """The error's message of a run that failed."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Of Python, torch and vggkit that wrote this."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """A value for JSON."""
+        return {"schema_version": SCHEMA_VERSION, **asdict(self), "versions": dict(self.versions)}
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Self:
+        """The state that `to_dict` gave; raises ValueError for anything else."""
+        if not isinstance(values, Mapping) or not isinstance(values.get("schema_version"), int):
+            raise ValueError("it states no schema_version")  # noqa: TRY004 (a file holds anything)
+        if values["schema_version"] > SCHEMA_VERSION:
+            raise ValueError(f"it has schema_version {values['schema_version']}; update vggkit")
+        if values.get("state") not in get_args(RunStatus) or not is_number(values.get("seconds", 0.0)):
+            raise ValueError(f"its state is {values.get('state')!r}, not one of {', '.join(get_args(RunStatus))}")
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+
+def read_run_state(folder: str | Path) -> RunState:
+    """The state of the run in a folder.
+
+    Runs of versions that wrote no `run.json` are finished where their best Classifier has metrics and their
+    confusion matrix is drawn, and stopped else.
+
+    Raises BadCheckpoint where `run.json` cannot be read, or the folder holds no run.
+    """
+    folder = demand_path(folder)
+    path = folder / RUN_FILE
+    if path.is_file():
+        try:
+            return RunState.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as problem:
+            raise BadCheckpoint(f"{path}: is not the state of a run ({problem})") from problem
+    if not (folder / "config.yaml").is_file():
+        raise BadCheckpoint(f"{folder}: is not a run's folder, it has no config.yaml")
+    best = folder / "best.safetensors"
+    provenance = read_card(best).provenance if best.is_file() else {}
+    metrics = provenance.get("metrics")
+    finished = isinstance(metrics, Mapping) and (folder / "confusion_matrix.png").is_file()
+    rows = folder / "metrics.csv"
+    epoch = max(0, len(rows.read_text(encoding="utf-8").splitlines()) - 1) if rows.is_file() else 0
+    return RunState(
+        state="finished" if finished else "stopped",
+        epoch=epoch,
+        best_epoch=metrics.get("epoch") if finished and isinstance(metrics, Mapping) else provenance.get("epoch"),
+        started=provenance.get("started"),
+        seconds=float(provenance.get("seconds", 0.0)),
+    )
+
+
+class RunTracker:
+    """Keeps `run.json` up to date while a training runs, each time written whole or not at all.
+
+    Args:
+        directory: The run's folder; a state that is there already is continued.
+        epochs: Of the whole training.
+    """
+
+    def __init__(self, directory: Path, *, epochs: int) -> None:
+        self._path, self._clock = directory / RUN_FILE, time.monotonic()
+        before = read_run_state(directory)
+        self._spent = before.seconds
+        versions = {"python": platform.python_version(), "torch": version("torch"), "vggkit": __version__}
+        self._state = replace(
+            before, epochs=epochs, started=before.started or _now(), versions=versions, problem=None
+        )
+        self.write("running")
+
+    def advance(self, *, epoch: int, best_epoch: int) -> None:
+        """An epoch is complete."""
+        self._state = replace(self._state, epoch=epoch, best_epoch=best_epoch)
+        self.write("running")
+
+    def write(self, state: RunStatus, *, problem: str | None = None) -> None:
+        """Write the state of this moment; raises BadOutput."""
+        seconds = round(self._spent + time.monotonic() - self._clock, 1)
+        self._state = replace(self._state, state=state, problem=problem, seconds=seconds, updated=_now())
+        write_text(self._path, json.dumps(self._state.to_dict(), indent=2) + "\n")
+
+
+@contextmanager
+def track_run(directory: Path, *, epochs: int) -> Iterator[RunTracker]:
+    """Keep `run.json` while the body trains: in the end the run is finished, stopped or failed."""
+    tracker = RunTracker(directory, epochs=epochs)
+    try:
+        yield tracker
+    except BaseException as problem:
+        with suppress(BadOutput):  # the disk may be full, and the problem itself is what matters
+            if isinstance(problem, KeyboardInterrupt):
+                tracker.write("stopped")
+            else:
+                text = str(problem) if isinstance(problem, VggkitError) else repr(problem)
+                tracker.write("failed", problem=text)
+        raise
+    tracker.write("finished")
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def demand_new_folder(out: str | Path | None) -> None:
@@ -41,7 +178,7 @@ def demand_new_folder(out: str | Path | None) -> None:
 
 
 @contextmanager
-def new_folder(out: str | Path | None, classifier: Model) -> Iterator[Path]:
+def new_folder(out: str | Path | None, classifier: "Model") -> Iterator[Path]:
     """A new or empty folder that no other process has; None: the next free `runs/<model>-<n>`.
 
     Where something fails and nothing was written to it, it goes again. Raises BadOutput.
@@ -77,7 +214,7 @@ def hold_folder(directory: Path) -> Iterator[None]:
         yield
 
 
-def _make_next(classifier: Model) -> Path:
+def _make_next(classifier: "Model") -> Path:
     """The first of `runs/<model>-1`, `-2` and so on that this process is the one to make."""
     for count in range(1, 100_000):
         directory = Path("runs") / f"{classifier.configuration.model}-{count}"
@@ -96,7 +233,7 @@ def _is_empty(directory: Path) -> bool:
     return all(entry.name == LOCK for entry in directory.iterdir())
 
 
-def fill_folder(course: Course, outcome: Outcome) -> None:
+def fill_folder(course: "Course", outcome: "Outcome") -> None:
     """The table of the answers, the page, and the images."""
     evaluation, directory = outcome.evaluation, course.directory
     large = evaluation.n * len(evaluation.labels) > LARGE_TABLE and find_spec("pyarrow") is not None
@@ -112,12 +249,12 @@ def fill_folder(course: Course, outcome: Outcome) -> None:
             steps=suggest_steps(directory, course.dataset.name, is_head_alone=course.recipe.trainable == "head"),
         ),
     )
-    write_plots(evaluation, directory, "png")  # the last of them says that the run is finished
+    write_plots(evaluation, directory, "png")
     if course.plots is not None:
         _draw_again(course, outcome, course.plots)
 
 
-def _draw_again(course: Course, outcome: Outcome, ending: PlotEnding) -> None:
+def _draw_again(course: "Course", outcome: "Outcome", ending: PlotEnding) -> None:
     """The run's images as a paper takes them."""
     folder = course.directory / "plots"
     write_plots(outcome.evaluation, folder, ending)
@@ -129,7 +266,7 @@ def _draw_again(course: Course, outcome: Outcome, ending: PlotEnding) -> None:
 def list_metrics(evaluation: Evaluation, split: str, epoch: int) -> dict[str, Any]:
     """The headline figures, for the Classifier's own file."""
     return {
-        "part": split,
+        "split": split,
         "top1": evaluation.top1,
         "top1_interval": list(evaluation.top1_interval),
         "top5": evaluation.top5,

@@ -1,4 +1,4 @@
-"""Search a file of vectors for the images that look like others."""
+"""Search a file of vectors for the images that are most similar to others."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +9,10 @@ from vggkit.engines.model_weights import ModelFile
 from vggkit.engines.outputs import WantedPrecision
 from vggkit.errors import BadData, BadInput
 from vggkit.images.given import ImageSources
+from vggkit.images.omissions import warn_of_omissions
 from vggkit.inference.embed import embed
 from vggkit.inference.fingerprint import describe_network, list_differences
-from vggkit.inference.search import Found, VectorIndex
+from vggkit.inference.search import SearchResult, VectorIndex
 from vggkit.weights.card import demand_classifier
 from vggkit.weights.published_models import is_model_name
 from vggkit.weights.sharing import is_address
@@ -29,20 +30,20 @@ def search(
     batch_size: int = 32,
     device: str = "auto",
     on_progress: Callable[[int, int | None], None] | None = None,
-) -> list[Found]:
-    """The images of an index that are nearest to each of these, by what a network computes of them.
+) -> list[SearchResult]:
+    """The images of an index that are most similar to each of these, by the vectors of a network.
 
     Args:
         index: A file that `embed_into` (`vggkit embed`) wrote.
-        images: What `predict` takes.
-        classifier: The one that the index was made with, or its place; None: where it was then.
-        top: How many.
+        images: The queries: what `predict` takes.
+        classifier: The one that the index was made with, or its file; None: the file that it was in then.
+        top: How many similar images of each.
         batch_size: Images that pass through the network together.
         device: `auto`, `cpu`, `cuda`, `mps`.
         on_progress: Called with the number of images embedded, and of all where ImageSamples are given.
 
     Raises BadData for a file that is no index, BadInput for a Classifier that it was not made with, and
-    MissingExtra without FAISS.
+    MissingExtra without FAISS. Files of a folder that look like forgotten images are named in a warning.
     """
     opened = VectorIndex.open(index)
     top, batch_size = demand_count("top", top), demand_count("batch_size", batch_size)
@@ -56,10 +57,11 @@ def search(
         precision=cast(WantedPrecision, opened.precision),
         on_progress=on_progress,
     )
+    warn_of_omissions(found.skipped)
     readable = [number for number, problem in enumerate(found.problems) if problem is None]
     near = dict(zip(readable, opened.search(found.vectors[readable], top=top), strict=True))
     return [
-        Found(path, near.get(number, ()), problem)
+        SearchResult(path, near.get(number, ()), problem)
         for number, (path, problem) in enumerate(zip(found.paths, found.problems, strict=True))
     ]
 

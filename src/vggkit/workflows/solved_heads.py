@@ -135,7 +135,7 @@ def _describe_solution(
         learning_rate=0.0,
         train_loss=loss.item(),
         val_loss=float(predictions["val"].losses.mean()),
-        val_top1=float(predictions["val"].right.mean()),
+        val_top1=float(predictions["val"].correct.mean()),
         seconds=time.monotonic() - since,
     )
 

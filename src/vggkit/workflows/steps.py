@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from vggkit.errors import BadImage, BadOutput
-from vggkit.evaluation.measure import ask
+from vggkit.evaluation.measure import predict_labelled
 from vggkit.evaluation.predictions import Predictions
 from vggkit.evaluation.protocols import plan_protocol, prepare_engines
 from vggkit.interruption import Signals
@@ -27,11 +27,17 @@ from vggkit.workflows.courses import (
     list_weights,
     measure,
 )
+from vggkit.workflows.run_folder import RunTracker
 from vggkit.workflows.solved_heads import begin_solved
 
 
 def learn_by_steps(
-    course: Course, progress: Progress, state: Mapping[str, torch.Tensor] | None, *, signals: Signals
+    course: Course,
+    progress: Progress,
+    state: Mapping[str, torch.Tensor] | None,
+    *,
+    signals: Signals,
+    run: RunTracker,
 ) -> Outcome:
     """Epoch by epoch, from where `progress` and `state` say; the best epoch is kept in `best.safetensors`."""
     classifier, recipe, line = course.classifier, course.recipe, course.line
@@ -81,6 +87,7 @@ def learn_by_steps(
             if is_best:
                 keep(course, learner.kept, epoch=epoch.epoch)
             course.loggers.log(history)
+            run.advance(epoch=epoch.epoch, best_epoch=find_best(history).epoch)
             line.log(describe_epoch(epoch, recipe.epochs) + ("  kept" if is_best else ""))
     except (BadImage, BadOutput) as problem:
         if not (course.directory / "last.ckpt").is_file():
@@ -97,7 +104,7 @@ def learn_by_steps(
     engines = prepare_engines(classifier, protocol, device=course.device)
 
     def find(split: str) -> Predictions:
-        predictions, unreadable = ask(
+        predictions, unreadable = predict_labelled(
             classifier,
             course.dataset.split(split),
             protocol,

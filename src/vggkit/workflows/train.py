@@ -28,10 +28,10 @@ from vggkit.weights.card import demand_classifier, read_card
 from vggkit.weights.model import Model
 from vggkit.workflows.check import vet
 from vggkit.workflows.courses import BEST, Course
-from vggkit.workflows.preparation import begins_solved, describe_start, divide_images, resolve_recipe
+from vggkit.workflows.preparation import begins_with_probe, describe_start, divide_images, resolve_recipe
 from vggkit.workflows.rate_search import search_rate
 from vggkit.workflows.run_config import RunConfig
-from vggkit.workflows.run_folder import fill_folder, hold_folder, list_metrics, new_folder
+from vggkit.workflows.run_folder import fill_folder, hold_folder, list_metrics, new_folder, track_run
 from vggkit.workflows.solved_heads import learn_at_once
 from vggkit.workflows.steps import learn_by_steps
 
@@ -130,7 +130,7 @@ def train(
         reasons += filter(None, [by_hand.describe(classifier.network), bring_to_float32(classifier.network)])
         for reason in reasons:
             line.log(reason)
-        solve_first = begins_solved(classifier, by_hand)
+        solve_first = begins_with_probe(classifier, by_hand)
         if dropped := [name for name in ("threshold", "ranges") if getattr(classifier, name)]:
             line.log(f"the {' and the '.join(dropped)} of the Classifier held of its weights as they were: dropped")
         # Figures of another training are not this one's.
@@ -150,7 +150,7 @@ def train(
             "data": {
                 "name": opened.name,
                 "fingerprint": opened.fingerprint(),
-                "pictures": {name: len(split) for name, split in dataset.splits.items()},
+                "images": {name: len(split) for name, split in dataset.splits.items()},
                 "validation_share": recipe.validation_share,
                 "seed": recipe.seed,
                 "fold": recipe.fold,
@@ -228,7 +228,7 @@ def resume(
     if not (
         {"machine", "started"} <= config.found.keys()
         and isinstance(before, Mapping)
-        and {"fingerprint", "pictures"} <= before.keys()
+        and {"fingerprint", "images"} <= before.keys()
     ):
         raise BadCheckpoint(
             f"{directory / 'config.yaml'}: its section found is not whole, by which --resume knows the run; "
@@ -237,7 +237,13 @@ def resume(
     card, recipe, chosen = read_card(directory / "last.ckpt"), config.settled, choose_device(device)
     with torch.device("meta"):
         network = VGG(card.configuration)
-    classifier = Model(network, labels=card.labels, preprocessing=card.preprocessing, provenance=card.provenance)
+    classifier = Model(
+        network,
+        labels=card.labels,
+        preprocessing=card.preprocessing,
+        origin=card.origin,
+        provenance=card.provenance,
+    )
     by_hand = SetByHand.from_dict(config.found.get("by_hand", {}))
     opened = data if isinstance(data, ImageDataset) else open_dataset(data or config.data, columns=config.columns)
     opened = opened.spelled_as(classifier.labels)
@@ -268,7 +274,7 @@ def resume(
             line=line,
             stack=stack,
             by_hand=by_hand,
-            solve_first=begins_solved(classifier, by_hand),
+            solve_first=begins_with_probe(classifier, by_hand),
         )
         state, progress = course.checkpoints.read_last()
         start = {key.removeprefix("network/"): value for key, value in state.items() if key.startswith("network/")}
@@ -294,7 +300,7 @@ def _identify(config: RunConfig, contents: Mapping[str, str]) -> dict[str, dict[
         "recipe": config.settled.to_dict(),
         "network": asdict(config.network),
         "by_hand": dict(config.found.get("by_hand", {})),
-        "pictures": dict(contents),
+        "images": dict(contents),
     }
 
 
@@ -346,11 +352,15 @@ def _follow(course: Course, progress: Progress, state: Mapping[str, torch.Tensor
     started, classifier = time.monotonic(), course.classifier
     earlier = sum(epoch.seconds for epoch in progress.history) + progress.seconds
     kept = course.directory / "last.ckpt"
-    with hear_signals(lambda: f"vggkit train --resume {course.directory}" if kept.is_file() else "") as signals:
+    with (
+        hear_signals(lambda: f"vggkit train --resume {course.directory}" if kept.is_file() else "") as signals,
+        track_run(course.directory, epochs=1 if course.recipe.trainable == "head" else course.recipe.epochs) as run,
+    ):
         if course.recipe.trainable == "head":
             outcome = learn_at_once(course)
         else:
-            outcome = learn_by_steps(course, progress, state, signals=signals)
+            outcome = learn_by_steps(course, progress, state, signals=signals, run=run)
+        run.advance(epoch=outcome.history[-1].epoch, best_epoch=outcome.best_epoch)
         classifier.save(
             course.directory / BEST,
             provenance={

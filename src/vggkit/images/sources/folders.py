@@ -1,6 +1,6 @@
 """A folder with a subfolder of images for each class, or with splits that hold them.
 
-Links are followed, to files and to folders, and what is passed over is counted.
+Links are followed, to files and to folders, and what is skipped is counted.
 """
 
 import errno
@@ -63,7 +63,7 @@ def walk(folder: Path, reading: Reading, *, wanted: tuple[str, ...] = ()) -> Ite
     """Every file below a folder and in linked folders, each folder once; raises BadData where one cannot be read.
 
     In memory are the names of one folder and of those it lies in, and a number for each folder that was entered.
-    Hidden files and folders are passed over. Linked folders come last: a folder that also lies here itself goes by
+    Hidden files and folders are skipped. Linked folders come last: a folder that also lies here itself goes by
     its own name. A link that leads nowhere is a file where its name says image, or ends in one of `wanted`: reading
     it tells what is wrong.
     """

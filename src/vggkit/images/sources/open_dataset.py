@@ -5,13 +5,14 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
 from vggkit.errors import BadData, UnknownName
 from vggkit.images.dataset import HeldBytes, ImageDataset, ImageSample
 from vggkit.images.file_kinds import SUFFIXES
-from vggkit.images.given import ImageSources, take_sources
+from vggkit.images.given import ImageSources, lack_images, take_sources
 from vggkit.images.omissions import Reading
 from vggkit.images.sources import hub_sets, parquet, public_sets, tables, tar_shards
 from vggkit.images.sources.folders import is_image, iterate_files, read_folder, walk
@@ -45,7 +46,7 @@ def open_dataset(place: str | Path, *, columns: Columns = Columns()) -> ImageDat
             - `-`: a table on standard input.
         columns: What a table's columns are called, where their names are not the usual ones.
 
-    What lies there and is no image of it is counted in `passed_over`, and what is odd about labels in `remarks`.
+    What lies there and is no image of it is counted in `skipped`, and what is odd about labels in `remarks`.
 
     Raises BadData where no labelled images are found or a table gives several labels to an image, UnknownName
     for a name that is none of these, BadDownload, BadOutput and MissingExtra.
@@ -69,13 +70,13 @@ def iterate_images(
             image below them), lists of files (`.txt`, a path a line), and `-`: an image, a
             table or a list of files on standard input.
         columns: As for `open_dataset`.
-        reading: Hears what is passed over.
+        reading: Hears what is skipped.
 
     A file that does not exist is an image too: decoding it says so. Raises BadData for a place
     without images.
     """
     for place in map(str, places):
-        met, empty = Reading(), True
+        met, empty = Reading(is_own=reading.is_own) if reading is not None else Reading(), True
         for image in _iterate(place, columns, met):
             empty = False
             yield image
@@ -104,6 +105,15 @@ def gather_images(
             yield image
         else:
             yield from iterate_images([image], columns=columns, reading=reading)
+
+
+def begin(images: ImageSources, reading: Reading) -> Iterator[ImageSample]:
+    """As `gather_images`, with the first image found already: raises BadInput and BadData where there is none."""
+    found = gather_images(images, reading=reading)
+    first = next(found, None)
+    if first is None:
+        raise lack_images(images)
+    return chain([first], found)
 
 
 def find_images(paths: Iterable[str]) -> Iterator[ImageSample]:
@@ -220,7 +230,7 @@ def _container(path: str) -> str | None:
 def _containers(folder: Path, reading: Reading) -> list[Place]:
     """The archives or Parquet files below a folder that holds no images as files; else none."""
     endings = (*tar_shards.ENDINGS, *parquet.ENDINGS)
-    found, met = [], Reading()
+    found, met = [], Reading(is_own=reading.is_own)
     for file in walk(folder, met, wanted=endings):
         if file.name.lower().endswith(endings):
             found.append(file)

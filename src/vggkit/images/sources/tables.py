@@ -176,7 +176,7 @@ def _is_there(path: str) -> bool:
 
 
 def read_lines(lines: Iterable[str]) -> Iterator[str]:
-    """The paths of a list, a line each, with the spaces that are in it; empty lines are passed over."""
+    """The paths of a list, a line each, with the spaces that are in it; empty lines are skipped."""
     for line in lines:
         if line.strip():
             yield line.rstrip("\r\n")

@@ -47,7 +47,7 @@ NAMES: Final = ("classes.txt", "classnames.txt", "labels.txt")
 def read_shards(
     shards: Sequence[Place], reading: Reading | None = None
 ) -> Iterator[tuple[str | None, ImageSample]]:
-    """(Split, image) of every archive; the images themselves are passed over, and read when they are needed.
+    """(Split, image) of every archive; the images themselves are skipped, and read when they are needed.
 
     An archive that is compressed, or at an address that gives no ranges, is copied once to a
     temporary file that goes with its images. An image that is a link to another file of its archive

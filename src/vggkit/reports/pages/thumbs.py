@@ -12,31 +12,31 @@ from vggkit.images.thumbnails import MEDIA_TYPE, SIDE_PIXELS, encode_thumbnail, 
 
 
 class Thumb(NamedTuple):
-    """An image made small enough for a page."""
+    """A thumbnail of an image."""
 
     source: str | None
-    """A `data:` address; None where the image cannot be decoded any more."""
+    """A `data:` address; None where the image is no longer readable."""
     tiny: bool
-    """To be enlarged without blur."""
+    """Whether it is enlarged without smoothing."""
 
 
 def make_thumb(image: ImageSample) -> Thumb:
-    """The image, decoded anew."""
+    """The thumbnail of an image, which is decoded again."""
     try:
         pixels = image.decode(least_side=SIDE_PIXELS)
-    except VggkitError:  # it was there when it was looked at
+    except VggkitError:  # the file may have changed since
         return Thumb(None, False)
     encoded = base64.b64encode(encode_thumbnail(pixels)).decode("ascii")
     return Thumb(f"data:{MEDIA_TYPE};base64,{encoded}", is_tiny(pixels))
 
 
 def split_name(name: str) -> list[str]:
-    """A name, cut where a line may end: behind folders and words, and before the ending."""
+    """A name, cut where a line may break: after folders and words, and before the ending."""
     return re.split(r"(?<=[/_-])(?=.)|(?<=.)(?=\.\w+$)", name)
 
 
 class Place(NamedTuple):
-    """What the data is called, and what stands before that."""
+    """The name of a dataset and the folder before it."""
 
     folder: str
     name: str
@@ -49,7 +49,7 @@ def split_place(data: str) -> Place:
 
 
 def find_folder(data: str, paths: Iterable[str]) -> str:
-    """What nobody needs to read at each path: the place of the data, or the folder that all share.
+    """The beginning that all paths share: the place of the dataset, or their common folder.
 
     It ends with its separator, as in `photos/`, `photos.tar#`; it is empty where there is none.
     """

@@ -109,7 +109,7 @@ def unnamed(tmp_path):
 def test_files_whose_endings_tell_nothing_are_known_by_what_is_inside(unnamed):
     found = open_dataset(unnamed)
     assert found.count("all") == {"a": len(UNNAMED), "b": len(UNNAMED)}
-    assert omitted(found.passed_over) == {"not-an-image": (5, ["README", "empty", "notes.txt"])}
+    assert omitted(found.skipped) == {"not-an-image": (5, ["README", "empty", "notes.txt"])}
     assert all(image.decode().shape == (40, 48, 3) for image in found.split("all"))
     reading = Reading()
     assert len(list(iterate_images([unnamed], reading=reading))) == 2 * len(UNNAMED)
@@ -152,7 +152,7 @@ def test_known_junk_is_no_class_and_no_image(junk, tmp_path):
     found = open_dataset(tmp_path)
     assert found.labels == ("a", "b")
     assert found.count("all") == {"a": 6, "b": 2}
-    assert found.passed_over == ()
+    assert found.skipped == ()
     assert len(list_images([tmp_path])) == 8
 
 
@@ -171,17 +171,17 @@ def test_what_is_hidden_or_beside_the_classes_is_counted_and_named(tmp_path):
     (tmp_path / "classes.csv").write_text("a\nb\n")
     found = open_dataset(tmp_path)
     assert found.count("all") == {"a": 2, "b": 2}
-    assert omitted(found.passed_over) == {
+    assert omitted(found.skipped) == {
         "beside-classes": (5, ["loose0", "loose1", "loose2"]),
         "hidden": (2, [".old", ".hidden.png"]),
         "not-an-image": (1, ["classes.csv"]),
     }
-    finding = check(found).find("passed-over")
+    finding = check(found).find("skipped")
     assert finding.severity == "warning"
     assert len(finding.cases) == 3
     assert "loose2, …" in finding.cases[0].detail
-    assert check(found).to_dict()["passed_over"][2]["reason"] == "not-an-image"
-    assert json.loads(json.dumps(found.passed_over[0].to_dict()))["count"] == 5
+    assert check(found).to_dict()["skipped"][2]["reason"] == "not-an-image"
+    assert json.loads(json.dumps(found.skipped[0].to_dict()))["count"] == 5
 
 
 def test_images_beside_the_classes_of_a_part_are_counted(tmp_path):
@@ -189,7 +189,7 @@ def test_images_beside_the_classes_of_a_part_are_counted(tmp_path):
         fill_folder(tmp_path / part, ("a", "b"), 2)
     (tmp_path / "top.png").write_bytes(encode("PNG"))
     (tmp_path / "val" / "x.png").write_bytes(encode("PNG"))
-    assert omitted(open_dataset(tmp_path).passed_over) == {"beside-classes": (2, ["top.png", "x.png"])}
+    assert omitted(open_dataset(tmp_path).skipped) == {"beside-classes": (2, ["top.png", "x.png"])}
 
 
 def test_a_class_of_other_files_alone_is_refused_with_their_names(tmp_path):
@@ -219,7 +219,7 @@ def test_linked_files_and_folders_are_followed(tmp_path, store):
     (data / "c").symlink_to(store / "b", target_is_directory=True)
     found = open_dataset(data)
     assert found.count("all") == {"a": 5, "b": 4, "c": 3}
-    assert found.passed_over == ()
+    assert found.skipped == ()
     assert len(list_images([data])) == 12
     assert all(image.decode().shape == (40, 48, 3) for image in found.split("all"))
 
@@ -236,7 +236,7 @@ def test_links_that_lead_back_are_noticed(tmp_path, store):
     (data / "b" / "away").symlink_to(store / "a")
     found = open_dataset(data)
     assert found.count("all") == {"a": 2, "b": 5}
-    assert omitted(found.passed_over) == {
+    assert omitted(found.skipped) == {
         "link-loop": (5, ["all", "round", "self"]),
         "seen-again": (1, ["home"]),
     }
@@ -260,7 +260,7 @@ def test_a_folder_that_is_reached_twice_counts_once_and_by_its_own_name(tmp_path
         (data / "b" / name).symlink_to(store / "b")
     found = open_dataset(data)
     assert found.count("all") == {"a": 4, "b": 5}
-    assert omitted(found.passed_over) == {"seen-again": (2, ["again", "second"])}
+    assert omitted(found.skipped) == {"seen-again": (2, ["again", "second"])}
     assert not any("again" in image.path for image in found.split("all"))
     reading = Reading()
     assert len(list(gather_images(data, reading=reading))) == 9
@@ -275,8 +275,8 @@ def test_links_that_lead_nowhere_are_named(tmp_path, store):
     (data / "lost").symlink_to(store / "lost")
     found = open_dataset(data)
     assert found.count("all") == {"a": 3, "b": 2}
-    assert omitted(found.passed_over) == {"broken-link": (2, ["lost", "gone"])}
-    assert f"gone -> {store / 'gone'}" in found.passed_over[0].describe()
+    assert omitted(found.skipped) == {"broken-link": (2, ["lost", "gone"])}
+    assert f"gone -> {store / 'gone'}" in found.skipped[0].describe()
     case = check(found).find("unreadable").cases[0]
     assert "gone.png" in case.detail
     assert "no such file" in case.detail
@@ -289,7 +289,7 @@ def test_a_file_of_two_names_counts_once_in_a_class(tmp_path, store):
     os.link(data / "b" / "000.png", data / "b" / "hard.png")
     found = open_dataset(data)
     assert found.count("all") == {"a": 2, "b": 2}
-    assert omitted(found.passed_over) == {"listed-twice": (2, ["soft.png", "hard.png"])}
+    assert omitted(found.skipped) == {"listed-twice": (2, ["soft.png", "hard.png"])}
 
 
 @links
@@ -317,7 +317,7 @@ def test_linked_archives_are_read_and_those_of_two_names_once(tmp_path):
     (tmp_path / "data" / "val.tar").unlink()
     found = open_dataset(tmp_path / "data")
     assert {name: len(part) for name, part in found.splits.items()} == {"train": 8}
-    assert [each.reason for each in found.passed_over] == ["seen-again"]
+    assert [each.reason for each in found.skipped] == ["seen-again"]
 
 
 def pack(members: dict[str, bytes | str]) -> bytes:
@@ -362,21 +362,21 @@ def test_archives_are_read_by_the_same_rules(ending, tmp_path):
     }
     found = open_dataset(place)
     assert found.count("all") == {"a": 2, "b": 1}
-    assert omitted(found.passed_over) == {"listed-twice": (1, ["again"]), **expected}
+    assert omitted(found.skipped) == {"listed-twice": (1, ["again"]), **expected}
     assert all(image.decode().shape == (40, 48, 3) for image in found.split("all"))
     reading = Reading()
     assert [p.decode().shape for p in iterate_images([place], reading=reading)] == [(40, 48, 3)] * 4
     assert omitted(reading.list_omissions()) == expected
 
 
-def test_a_training_says_what_was_passed_over(tmp_path):
+def test_a_training_says_what_was_skipped(tmp_path):
     for part in ("train", "val"):
         fill_folder(tmp_path / part, ("across", "down"), 2, start=len(part))
     for number in range(4):
         (tmp_path / "train" / "down" / f"{number}.txt").write_text("x")
     said: list[str] = []
     vet(open_dataset(tmp_path), despite_findings=False, log=said.append)
-    (line,) = [line for line in said if line.startswith("passed over")]
+    (line,) = [line for line in said if line.startswith("skipped")]
     assert "4 files are not images" in line
     assert "2.txt, …" in line
     assert "3.txt" not in line
@@ -399,9 +399,9 @@ def test_the_commands_say_it(tmp_path, tiny):
     Classifier.create(tiny, labels=["across", "down", "red"], preprocessing=fed, seed=0).save(model)
     found = run("predict", model, tmp_path / "data", "--json", "--device", "cpu")
     assert len(found.stdout.splitlines()) == 7
-    assert f"passed over: 1 file is not an image: {tmp_path / 'data' / 'red' / 'x.txt'}" in found.stderr
+    assert f"skipped: 1 file is not an image: {tmp_path / 'data' / 'red' / 'x.txt'}" in found.stderr
     out = tmp_path / "o.csv"
     found = run("predict", model, tmp_path / "data", "--out", out, "--json", "--device", "cpu")
-    assert [each["reason"] for each in json.loads(found.stdout)["passed_over"]] == ["not-an-image"]
+    assert [each["reason"] for each in json.loads(found.stdout)["skipped"]] == ["not-an-image"]
     found = run("check", tmp_path / "data", "--quiet")
     assert "1 file is not an image: red/x.txt" in found.stdout

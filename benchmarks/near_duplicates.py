@@ -1,9 +1,10 @@
 """How well and how fast copies are found, on the real images of ../shared/data.
 
-Recall: originals beside their changed copies; a copy counts as found when `find_alike` pairs it with its original.
+Recall: originals beside their changed copies; a copy counts as found when `find_near_duplicates` pairs it with its
+original.
 False pairs: what is flagged in sets as they are, to be looked at. imagehash's perceptual hash stands beside it,
 mirrored and turned images left to it as they are.
-Writes likeness.md beside itself.
+Writes similarity.md beside itself.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 from vggkit.errors import BadImage
 from vggkit.hardware import describe_machine
 from vggkit.images.decoding import decode
-from vggkit.images.near_duplicates import describe_likeness, find_alike, group
+from vggkit.images.near_duplicates import compute_descriptor, find_near_duplicates, group
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 Change = Callable[[Image.Image], Image.Image]
@@ -140,7 +141,7 @@ def read_set(name: str) -> list[Image.Image]:
 
 
 def describe(images: list[Image.Image]) -> np.ndarray:
-    return np.stack([describe_likeness(np.asarray(image)) for image in images])
+    return np.stack([compute_descriptor(np.asarray(image)) for image in images])
 
 
 def hash_bits(images: list[Image.Image]) -> np.ndarray:
@@ -148,11 +149,10 @@ def hash_bits(images: list[Image.Image]) -> np.ndarray:
 
 
 def measure_recall(originals: list[Image.Image], change: Change) -> tuple[float, float]:
-    """Share found by find_alike, and by the perceptual hash within 8 of 64 bits."""
+    """Share found by find_near_duplicates, and by the perceptual hash within 8 of 64 bits."""
     copies = [change(image) for image in originals]
-    pairs = {
-        (pair.first, pair.second) for pair in find_alike(np.concatenate([describe(originals), describe(copies)]))
-    }
+    both = np.concatenate([describe(originals), describe(copies)])
+    pairs = {(pair.first, pair.second) for pair in find_near_duplicates(both)}
     count = len(originals)
     found = sum((row, row + count) in pairs for row in range(count)) / count
     return found, float(((hash_bits(originals) ^ hash_bits(copies)).sum(1) <= 8).mean())
@@ -165,7 +165,7 @@ def count_hash_pairs(images: list[Image.Image]) -> int:
 
 def search(descriptors: np.ndarray) -> tuple[int, int, float]:
     started = time.perf_counter()
-    pairs = find_alike(descriptors)
+    pairs = find_near_duplicates(descriptors)
     return len(pairs), len(group(pairs)), time.perf_counter() - started
 
 
@@ -191,7 +191,7 @@ def main() -> None:
     for name, images in sets.items():
         pixels = [np.asarray(image) for image in images]
         started = time.perf_counter()
-        described[name] = np.stack([describe_likeness(each) for each in pixels])
+        described[name] = np.stack([compute_descriptor(each) for each in pixels])
         cost = (time.perf_counter() - started) / len(pixels) * 1000
         hashes = str(count_hash_pairs(images)) if len(images) <= 10_000 else "-"
         pairs, groups, seconds = search(described[name])
@@ -203,7 +203,7 @@ def main() -> None:
     for label, some in (("10,000", cifar[:10_000]), ("50,000", cifar), ("50,000 twice, halves exchanged", doubled)):
         pairs, _, seconds = search(some)
         tracemalloc.start()  # in a run of its own, for it slows the search
-        find_alike(some)
+        find_near_duplicates(some)
         scale.append(f"| {label} | {seconds:.1f} | {pairs} | {tracemalloc.get_traced_memory()[1] / 2**20:.0f} |")
         tracemalloc.stop()
         print(scale[-1], flush=True)
@@ -218,7 +218,7 @@ def main() -> None:
             "",
             *recall,
             "",
-            "Pairs in the sets as they are; which of them are real duplicates: docs/decisions/likeness.md.",
+            "Pairs in the sets as they are; which of them are real duplicates: docs/decisions/near-duplicates.md.",
             "",
             *rows,
             "",

@@ -1,0 +1,108 @@
+"""How the function of a verb becomes a command: tyro reads options and help from its signature and docstring.
+
+Parameters before `/` are positional, the others are options. Each field of a frozen dataclass is an option, too,
+and its help is the text under the field.
+"""
+
+import dataclasses
+import inspect
+import shutil
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Final, get_origin, get_type_hints
+
+import tyro
+from docstring_parser import parse as parse_docstring
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
+
+from vggkit.workflows.run_config import read_field_texts
+
+MOST_COLUMNS: Final = 100
+"""Width of help in characters where the terminal is wider: longer lines are hard to read."""
+
+
+def call_with_options(
+    command: Callable[..., Any], options: Sequence[str], *, verb: str, defaults: Mapping[str, Any]
+) -> Any:
+    """Call the function of a verb with the options that were typed, and return what it returns.
+
+    Args:
+        command: The function.
+        options: What was typed after the verb.
+        verb: The verb's name, for the help.
+        defaults: Parameters whose defaults are others than the function's.
+
+    Exits with 0 after `--help`, and with 2 for options that the verb does not have.
+    """
+    markers = [tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone, tyro.conf.PositionalMetavarFromFieldName]
+    if not defaults:  # a flag that a file set can be given again, and taken back
+        markers.append(tyro.conf.FlagCreatePairsOff)
+    return tyro.cli(
+        _describe(command, defaults),
+        prog=f"vggkit {verb}",
+        description=_wrap(str(parse_docstring(command.__doc__ or "").description)),
+        args=options,
+        registry=_read_frozen_values(),
+        config=markers,
+    )
+
+
+def _describe(command: Callable[..., Any], defaults: Mapping[str, Any]) -> Callable[..., Any]:
+    """The command with these defaults, and with its docstring's help in its annotations, where tyro reads it."""
+    signature, kinds = inspect.signature(command), get_type_hints(command)
+    texts = {each.arg_name: each.description for each in parse_docstring(command.__doc__ or "").params}
+    parameters = []
+    for name, parameter in signature.parameters.items():
+        default = defaults.get(name, parameter.default)
+        kind = kinds[name]
+        if not dataclasses.is_dataclass(default):
+            repeated = parameter.kind is parameter.POSITIONAL_ONLY and get_origin(kind) is tuple
+            metavar = f"{name.upper().replace('_', ' ')} ..." if repeated else None
+            kind = _annotate(kind, texts.get(name), metavar=metavar)
+        parameters.append(parameter.replace(default=default, annotation=kind))
+
+    def _call(*given: Any, **options: Any) -> Any:
+        return command(*given, **options)
+
+    _call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    _call.__annotations__ = {each.name: each.annotation for each in parameters}
+    return _call
+
+
+def _read_frozen_values() -> ConstructorRegistry:
+    """Each field of a frozen value is an option, and its help the text under the field."""
+    registry = ConstructorRegistry()
+
+    @registry.struct_rule
+    def read(info: StructTypeInfo) -> StructConstructorSpec | None:
+        if not dataclasses.is_dataclass(info.type) or not isinstance(info.default, info.type):
+            return None
+        texts, kinds = read_field_texts(info.type), get_type_hints(info.type)
+        fields = [
+            StructFieldSpec(
+                field.name, _annotate(kinds[field.name], texts.get(field.name)), getattr(info.default, field.name)
+            )
+            for field in dataclasses.fields(info.type)
+        ]
+        return StructConstructorSpec(info.type, tuple(fields))
+
+    return registry
+
+
+def _annotate(kind: Any, text: str | None, *, metavar: str | None = None) -> Any:
+    """The type with its help on one line, which tyro breaks, and the default where that says something."""
+
+    def show(default: str) -> str:
+        return "" if default in ("None", "False", "") else f"(default: {default})"
+
+    help_text = " ".join((text or "").split())
+    return Annotated[kind, tyro.conf.arg(metavar=metavar, help=help_text, help_behavior_hint=show)]
+
+
+def _wrap(text: str) -> str:
+    """Paragraphs broken to the terminal's width, and indented: tyro joins lines that start with a letter."""
+    width = min(shutil.get_terminal_size().columns, MOST_COLUMNS)
+    paragraphs = (" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+    return "\n\n".join(
+        textwrap.fill(each, width, initial_indent="  ", subsequent_indent="  ") for each in paragraphs
+    )
