@@ -202,9 +202,7 @@ def test_cut_networks_and_classifiers(tiny, images):
         Features(network, "pool4")
     classifier = vk.Classifier.create(tiny, labels=["a", "b", "c"])
     with torch.no_grad():
-        assert torch.equal(
-            Features(classifier, "logits")(images)["logits"], classifier.network.eval()(images)
-        )
+        assert torch.equal(Features(classifier, "logits")(images)["logits"], classifier.network.eval()(images))
 
 
 def test_what_is_asked_wrongly(small, images):

@@ -11,7 +11,7 @@ from vggkit.models.configuration import list_models
 
 Metric = Literal["features", "lpips", "dists"]
 InputScaling = Literal["trunk", "lpips", "none"]
-TrunkPooling = Literal["max", "avg", "l2"]
+TrunkPooling = Literal["max", "average", "l2"]
 Distance = Literal["l1", "l2"]
 Reduction = Literal["mean", "sum"]
 
@@ -44,7 +44,7 @@ class LossConfig:
     feature_scale: float = 1.0
     """What values are multiplied by before they are compared."""
     pooling: TrunkPooling = "max"
-    """What ends a block: max, avg, or l2, the weighted root mean square of DISTS."""
+    """What ends a block: max, average, or l2, the weighted root mean square of DISTS."""
     scaling: InputScaling = "trunk"
     """How images enter the trunk. trunk: by the trunk's own mean, standard deviation and channel order. lpips: by
     the shift and scale of LPIPS. none: in [-1, 1] as they are."""
@@ -114,7 +114,7 @@ PRESETS: Final[Mapping[str, LossConfig]] = {
         content={"relu4_2": 0.5},
         style=dict.fromkeys(_FIRST, 1 / 4 / 5),
         content_reduction="sum",
-        pooling="avg",
+        pooling="average",
         source="Gatys, Ecker and Bethge 2016, CVPR, equations 1, 3 and 4; arXiv 1508.06576",
     ),
     "srgan": LossConfig(

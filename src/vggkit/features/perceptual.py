@@ -336,7 +336,7 @@ class _LossTrunk(Features):
             hidden=(),
             ranks=None,
             num_classes=1,
-            pooling="avg" if config.pooling == "avg" else "max",
+            pooling="average" if config.pooling == "average" else "max",
         )
         with torch.device("meta"):
             copy = VGG(cut)
@@ -405,9 +405,7 @@ def _demand_layers(configuration: Configuration, config: LossConfig, name: str) 
     held = [layer.name for layer in configuration.trunk]
     absent = [layer for layer in config.layers if layer not in held]
     if configuration.model != config.model:
-        raise BadConfiguration(
-            f"{name} compares layers of {config.model}, and the trunk is a {configuration.model}"
-        )
+        raise BadConfiguration(f"{name} compares layers of {config.model}; the trunk is a {configuration.model}")
     if absent:
         raise BadConfiguration(f"{name} compares {', '.join(absent)}, and the trunk ends with {held[-1]}")
 
