@@ -296,7 +296,7 @@ def loss():
 class TestRange:
     @pytest.mark.parametrize(
         ("declared", "low", "high"),
-        [((0, 1), 0, 255), ((0, 1), -1, 1), ((-1, 1), 0, 255), ((0, 1), -0.2, 1), ((0, 255), -1, 1)],
+        [((0, 1), 0, 255), ((0, 1), -1, 1), ((-1, 1), 0, 255), ((0, 1), -0.2, 1)],
     )
     def test_outside_is_an_error(self, loss, declared, low, high):
         images = torch.linspace(low, high, 3 * 32 * 32).view(1, 3, 32, 32)
@@ -308,7 +308,9 @@ class TestRange:
             made(good, images)
         loss(input_range=declared, check_range=False)(images, good)
 
-    @pytest.mark.parametrize(("declared", "low", "high"), [((0, 255), 0, 1), ((-1, 1), 0, 1), ((0, 1), 0, 1 / 255)])
+    @pytest.mark.parametrize(
+        ("declared", "low", "high"), [((0, 255), 0, 1), ((0, 255), -1, 1), ((-1, 1), 0, 1), ((0, 1), 0, 1 / 255)]
+    )
     def test_suspicious_is_a_warning_once(self, loss, declared, low, high):
         images = torch.linspace(low, high, 3 * 32 * 32).view(1, 3, 32, 32)
         made = loss(input_range=declared)
