@@ -86,7 +86,7 @@ def main() -> None:
         seed=options.seed,
     )
     with tempfile.TemporaryDirectory() as folder:
-        run = vk.train(classifier, images, recipe, out=Path(folder) / "run", despite_findings=True)
+        run = vk.train(images, model=classifier, recipe=recipe, out=Path(folder) / "run", despite_findings=True)
         learning = sum(epoch.seconds for epoch in run.history)
     wall, processor = time.perf_counter() - started, time.process_time() - used
     test = images.split("test")

@@ -89,14 +89,17 @@ def build_runners(folder: Path) -> dict[str, tuple[Run, float]]:
         except Absent as lack:
             print(f"skipped: {name}: {lack}", flush=True)
     model = ModelFile(folder / "model.safetensors")
-    ranges = measure_ranges(model, [draw(8)])
+    activation_ranges = measure_ranges(model, [draw(8)])
     cpu = torch.device("cpu")
     runners |= {
         "vggkit, PyTorch fp32": (PyTorchEngine(model.load_network(), cpu).run, FP32),
         "vggkit, ONNX Runtime fp32": (ONNXEngine(model).run, FP32),
         "vggkit, OpenVINO fp32": (OpenVINOEngine(model).run, FP32),
         "vggkit, OpenVINO bf16": (OpenVINOEngine(model, precision="bf16").run, BF16),
-        "vggkit, OpenVINO int8": (OpenVINOEngine(model, precision="int8", ranges=ranges).run, INT8),
+        "vggkit, OpenVINO int8": (
+            OpenVINOEngine(model, precision="int8", activation_ranges=activation_ranges).run,
+            INT8,
+        ),
     }
     gc.collect()
     return runners

@@ -1,6 +1,6 @@
 """How well and how fast copies are found, on the real images of ../shared/data.
 
-Recall: originals beside their changed copies; a copy counts as found when `find_near_duplicates` pairs it with its
+Recall: originals beside their changed copies; a copy is found when `find_near_duplicates` pairs it with its
 original.
 False pairs: what is flagged in sets as they are, to be looked at. imagehash's perceptual hash stands beside it,
 mirrored and turned images left to it as they are.
@@ -151,8 +151,10 @@ def hash_bits(images: list[Image.Image]) -> np.ndarray:
 def measure_recall(originals: list[Image.Image], change: Change) -> tuple[float, float]:
     """Share found by find_near_duplicates, and by the perceptual hash within 8 of 64 bits."""
     copies = [change(image) for image in originals]
-    both = np.concatenate([describe(originals), describe(copies)])
-    pairs = {(pair.first, pair.second) for pair in find_near_duplicates(both)}
+    pairs = {
+        (pair.first, pair.second)
+        for pair in find_near_duplicates(np.concatenate([describe(originals), describe(copies)]))
+    }
     count = len(originals)
     found = sum((row, row + count) in pairs for row in range(count)) / count
     return found, float(((hash_bits(originals) ^ hash_bits(copies)).sum(1) <= 8).mean())

@@ -53,7 +53,7 @@ def learn_head(images: ImageDataset, folder: Path) -> Classifier:
         "vgg19", labels=images.labels, weights=WEIGHTS, until="relu3_4", head="pool", seed=0
     )
     recipe = vk.Recipe(trainable="head")
-    return vk.train(classifier, images, recipe, out=folder / "run", despite_findings=True).classifier
+    return vk.train(images, model=classifier, recipe=recipe, out=folder / "run", despite_findings=True).classifier
 
 
 def learn_all(images: ImageDataset, folder: Path, epochs: int) -> Classifier:
@@ -68,7 +68,7 @@ def learn_all(images: ImageDataset, folder: Path, epochs: int) -> Classifier:
     recipe = vk.Recipe(
         epochs=epochs, optimizer="muon", learning_rate=0.004, batch_size=512, schedule="one-cycle", clip_norm=0.0
     )
-    return vk.train(classifier, images, recipe, out=folder / "run", despite_findings=True).classifier
+    return vk.train(images, model=classifier, recipe=recipe, out=folder / "run", despite_findings=True).classifier
 
 
 def compare(classifier: Classifier, images: ImageDataset) -> list[str]:

@@ -77,16 +77,16 @@ def _vggkit_step(way, head, images, classes):
 
     import vggkit as vk
     from vggkit.hardware import keep_freed_memory
-    from vggkit.training.learner import Learner
+    from vggkit.training.train_state import TrainState
 
     keep_freed_memory()
     recipe = vk.Recipe(precision=way, trainable="all", learning_rate=0.01, weight_decay=5e-4)
-    learner = Learner(vk.VGG("vgg11", head=head), recipe, device=torch.device("cpu"))
-    learner.start_epoch(1)
+    train_state = TrainState(vk.VGG("vgg11", head=head), recipe, device=torch.device("cpu"))
+    train_state.start_epoch(1)
 
     def step(number):
-        learner.compute(images, classes, draw=number).item()
-        learner.step(0.01, number=number)
+        train_state.compute(images, classes, draw=number).item()
+        train_state.step(0.01, number=number)
 
     return step
 

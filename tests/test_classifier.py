@@ -11,7 +11,7 @@ from PIL import Image
 import vggkit as vk
 from vggkit.images.preprocessing import suit_preprocessing
 from vggkit.models.configuration import Configuration
-from vggkit.weights.sharing import push
+from vggkit.weights.hub import push
 
 
 @pytest.fixture(scope="module")

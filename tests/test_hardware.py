@@ -10,7 +10,9 @@ from vggkit.errors import BadData
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.training.recipe import Recipe
 from vggkit.workflows import demo as demonstration
-from vggkit.workflows import train as runs
+from vggkit.workflows import training_run as runs
+from vggkit.workflows.run_config import RunConfig
+from vggkit.workflows.train import train
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's mallopt is Linux's")
 
@@ -28,10 +30,9 @@ def test_a_training_from_python_leaves_its_caller_s_memory_alone(asked, tiny, ph
     classifier = Classifier.create(
         tiny, labels=("across", "down", "red"), preprocessing=Preprocessing(resize_pixels=32, crop_pixels=32)
     )
-    run = runs.train(
-        classifier, photos, Recipe(epochs=1, learning_rate=0.1), out=tmp_path / "run", device="cpu", quiet=True
-    )
-    runs.resume(run.directory, device="cpu", quiet=True)
+    recipe = Recipe(epochs=1, learning_rate=0.1)
+    run = train(photos, model=classifier, recipe=recipe, out=tmp_path / "run", device="cpu", quiet=True)
+    train(resume=run.directory, device="cpu", quiet=True)
     assert asked == []
 
 
@@ -43,7 +44,9 @@ def test_the_commands_that_train_keep_freed_memory(arguments, asked, tmp_path, m
         raise BadData("enough")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runs, "train", stop)
+    RunConfig().write(tmp_path / "r" / "config.yaml")
+    monkeypatch.setattr(runs, "start_run", stop)
+    monkeypatch.setattr(runs, "resume_run", stop)
     monkeypatch.setattr(demonstration, "demonstrate", stop)
     with pytest.raises(SystemExit):
         cli.main([*arguments, "--quiet"])

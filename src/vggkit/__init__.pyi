@@ -41,7 +41,6 @@ from .features.perceptual import Reference as Reference
 from .images.dataset import ImageDataset as ImageDataset
 from .images.dataset import ImageSample as ImageSample
 from .images.dataset import Storage as Storage
-from .images.label_texts import LabelRemark as LabelRemark
 from .images.omissions import Omission as Omission
 from .images.preprocessing import Preprocessing as Preprocessing
 from .images.sources.open_dataset import open_dataset as open_dataset
@@ -77,8 +76,8 @@ from .training.recipe import Recipe as Recipe
 from .weights.card import Card as Card
 from .weights.convert import Conversion as Conversion
 from .weights.convert import convert as convert
-from .weights.identify import Identification as Identification
-from .weights.identify import Reading as Reading
+from .weights.identification import Identification as Identification
+from .weights.identification import Reading as Reading
 from .weights.identify import identify as identify
 from .weights.model import Model as Model
 from .weights.origin import WeightsOrigin as WeightsOrigin
@@ -88,12 +87,12 @@ from .weights.published import PublishedWeights as PublishedWeights
 from .workflows.bench import bench as bench
 from .workflows.check import check as check
 from .workflows.compare import compare as compare
+from .workflows.fit_and_record import TrainingRun as TrainingRun
 from .workflows.predict import embed_into as embed_into
 from .workflows.predict import predict_into as predict_into
 from .workflows.run_config import NetworkChoice as NetworkChoice
 from .workflows.run_config import RunConfig as RunConfig
 from .workflows.search import search as search
-from .workflows.train import TrainingRun as TrainingRun
 from .workflows.train import train as train
 
 __version__: str

@@ -170,7 +170,7 @@ def test_results_go_where_they_are_sent(name, stdout, call, place, tiny, tmp_pat
         small = replace(tiny, num_classes=10)
         monkeypatch.setattr(
             demonstration,
-            "suit_classifier",
+            "build_classifier",
             lambda digits, *_, **__: Classifier.create(
                 small, labels=digits.labels, preprocessing=Preprocessing(resize_pixels=32, crop_pixels=32)
             ),

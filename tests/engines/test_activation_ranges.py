@@ -86,10 +86,10 @@ def test_int8_is_near(kind, without_vnni, set_flags):
     if without_vnni:  # otherwise as this machine's processor does it
         set_flags(WITHOUT_FEATURES)
     network = build(KINDS[kind])
-    ranges = measure_ranges(network, [draw(seed) for seed in range(3)])
+    activation_ranges = measure_ranges(network, [draw(seed) for seed in range(3)])
     images = draw(9)
     expected = PyTorchEngine(network, torch.device("cpu")).run(images)
-    found = OpenVINOEngine(network, precision="int8", ranges=ranges).run(images)
+    found = OpenVINOEngine(network, precision="int8", activation_ranges=activation_ranges).run(images)
     error = np.sqrt(np.mean((found - expected) ** 2)) / expected.std()
     # Rounded it is, to 255 steps what is read and to 254 or 126 what multiplies it, a few roundings added up.
     assert 1e-4 < error < 0.1
@@ -114,8 +114,8 @@ def test_sums_of_bytes_do_not_saturate_without_vnni(head, tmp_path):
         "import numpy as np\n"
         "from vggkit.engines.openvino import OpenVINOEngine\n"
         "from vggkit.engines.model_weights import ModelFile\n"
-        f"ranges = {measure_ranges(network, [images])}\n"
-        "engine = OpenVINOEngine(ModelFile('m.safetensors'), precision='int8', ranges=ranges)\n"
+        f"found = {measure_ranges(network, [images])}\n"
+        "engine = OpenVINOEngine(ModelFile('m.safetensors'), precision='int8', activation_ranges=found)\n"
         "np.save('found.npy', engine.run(np.load('images.npy')))\n"
     )
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
@@ -134,8 +134,8 @@ def test_without_vnni_weights_have_seven_bits(able, monkeypatch):
         return round_weights(weight, most)
 
     monkeypatch.setattr(openvino, "_round_weights", note)
-    ranges = dict.fromkeys(list_reads(SMALL), (-1.0, 9.0))
-    openvino.OpenVINOEngine(build(SMALL), precision="int8", ranges=ranges).run(draw(9))
+    activation_ranges = dict.fromkeys(list_reads(SMALL), (-1.0, 9.0))
+    openvino.OpenVINOEngine(build(SMALL), precision="int8", activation_ranges=activation_ranges).run(draw(9))
     assert set(largest) == {127 if able else 63}
     assert 2 * 255 * 63 < 2**15 <= 2 * 255 * 127
 
@@ -162,10 +162,12 @@ def test_what_is_asked_for_is_not_rounded_where_it_is_read():
     from vggkit.engines.openvino import OpenVINOEngine
 
     network, images = build(SMALL), draw(9)
-    ranges = measure_ranges(network, [draw(0)])
-    engine = OpenVINOEngine(network, precision="int8", ranges=ranges, output=["pool3", "logits"])
+    activation_ranges = measure_ranges(network, [draw(0)])
+    engine = OpenVINOEngine(
+        network, precision="int8", activation_ranges=activation_ranges, output=["pool3", "logits"]
+    )
     found = engine.compute(images)
-    alone = OpenVINOEngine(network, precision="int8", ranges=ranges).run(images)
+    alone = OpenVINOEngine(network, precision="int8", activation_ranges=activation_ranges).run(images)
     assert len(np.unique(found["pool3"])) > 256
     assert np.abs(found["logits"] - alone).max() < 0.1 * alone.std()
 
@@ -176,8 +178,10 @@ def test_every_output_among_all_is_what_it_is_alone(kind):
 
     network, images = build(KINDS[kind]), draw(9)
     names = list_outputs(network.configuration)
-    ranges = measure_ranges(network, [draw(seed) for seed in range(3)])
-    found = OpenVINOEngine(network, precision="int8", ranges=ranges, output=names).compute(images)
+    activation_ranges = measure_ranges(network, [draw(seed) for seed in range(3)])
+    found = OpenVINOEngine(network, precision="int8", activation_ranges=activation_ranges, output=names).compute(
+        images
+    )
     exact = PyTorchEngine(network, torch.device("cpu"), output=names).compute(images)
     assert list(found) == names
     for name in names:

@@ -9,9 +9,9 @@ from test_engines import KINDS, build, build_onnx, build_openvino, build_pytorch
 from torch import nn
 
 from vggkit.engines.activation_ranges import measure_ranges
+from vggkit.engines.graph_builder import LIMIT, bound_trunk, can_overflow
 from vggkit.engines.model_weights import NetworkWeights
 from vggkit.engines.outputs import plan_outputs
-from vggkit.engines.overflow import LIMIT, bound_trunk, can_overflow
 from vggkit.errors import BadInput
 from vggkit.models.configuration import configure
 from vggkit.models.vgg import VGG
@@ -94,7 +94,7 @@ def test_ordinary_networks_are_below_the_limit(name):
 
 def test_int8_says_that_it_cannot():
     network, images = build(KINDS["plain"]), draw(KINDS["plain"], 32, 32)
-    ranges = measure_ranges(network, [images])
+    activation_ranges = measure_ranges(network, [images])
     for factor in (float("nan"), 1e38):
         broken = build(KINDS["plain"])
         with torch.no_grad():
@@ -102,4 +102,4 @@ def test_int8_says_that_it_cannot():
         with pytest.raises(BadInput, match="of 5 of 5 images the network's values overflow"):
             measure_ranges(broken, [images])
         with pytest.raises(BadInput, match="reads pool1 has weights"):
-            build_openvino(broken, precision="int8", ranges=ranges).run(images)
+            build_openvino(broken, precision="int8", activation_ranges=activation_ranges).run(images)

@@ -198,8 +198,8 @@ class TestBytes:
 
     def test_openvino_computes_them_on_any_processor(self, network, able):
         pytest.importorskip("openvino")
-        ranges = dict.fromkeys(list_reads(network.configuration), (-3.0, 3.0))
-        engine = choose_engine(network, CPU, precision="int8", ranges=ranges)
+        activation_ranges = dict.fromkeys(list_reads(network.configuration), (-3.0, 3.0))
+        engine = choose_engine(network, CPU, precision="int8", activation_ranges=activation_ranges)
         assert engine.info.weight_bits == (8 if able else 7)
         assert explain(engine, precision="int8") == (
             "OpenVINO in int8"
@@ -213,19 +213,19 @@ class TestBytes:
     def test_ranges_of_another_network_are_refused(self, network, able):
         pytest.importorskip("openvino")
         with pytest.raises(BadConfiguration, match="not of this network: pool1"):
-            choose_engine(network, CPU, precision="int8", ranges=self.RANGES)
+            choose_engine(network, CPU, precision="int8", activation_ranges=self.RANGES)
 
     @pytest.mark.parametrize("name", ["pytorch", "onnx"])
     def test_no_other_does(self, network, able, name):
         with pytest.raises(BadConfiguration, match="take"):
-            choose_engine(network, CPU, precision="int8", ranges=self.RANGES, engine=name)
+            choose_engine(network, CPU, precision="int8", activation_ranges=self.RANGES, engine=name)
 
     @pytest.mark.parametrize(
         ("wrong", "said"),
         [
             ({"precision": "int8"}, "--keep-ranges"),
-            ({"precision": "int8", "ranges": {}}, "measure_ranges"),
-            ({"precision": "fp32", "ranges": RANGES}, "with fp32"),
+            ({"precision": "int8", "activation_ranges": {}}, "measure_ranges"),
+            ({"precision": "fp32", "activation_ranges": RANGES}, "with fp32"),
         ],
     )
     @pytest.mark.parametrize("name", ["auto", "openvino"])

@@ -111,8 +111,12 @@ def test_threads_share_an_engine(engine):
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_threads_share_an_engine_that_rounds(precision):
     network, batch = build(NORMED), draw(NORMED, 32, 32)
-    ranges = measure_ranges(network, [batch]) if precision == "int8" else None
-    made = [build_openvino(network, precision=precision, ranges=ranges, output=["logits", "relu2_1"])]
+    activation_ranges = measure_ranges(network, [batch]) if precision == "int8" else None
+    made = [
+        build_openvino(
+            network, precision=precision, activation_ranges=activation_ranges, output=["logits", "relu2_1"]
+        )
+    ]
     made += [build_pytorch(network, precision=precision)] if precision == "bf16" else []
     for shared in made:
         expected = shared.run(batch[:2])

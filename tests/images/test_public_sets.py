@@ -398,8 +398,8 @@ def test_downloaded_once_and_as_torchvision_has_it(name, host, monkeypatch, tmp_
             pixels = sample.decode()
             assert np.array_equal(pixels, np.asarray(image.convert("RGB")))
             assert Preprocessing(crop_pixels=32)(pixels).shape == (3, 32, 32)
-            assert image.short_side() == min(image.size)
-            assert np.array_equal(pickle.loads(pickle.dumps(image)).decode(), pixels)
+            assert sample.short_side() == min(image.size)
+            assert np.array_equal(pickle.loads(pickle.dumps(sample)).decode(), pixels)
     if name in LABELS:
         assert found.labels == LABELS[name]
     assert not list(folder.parent.glob("*.unfinished"))

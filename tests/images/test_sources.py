@@ -463,10 +463,11 @@ def test_broken_archives_and_tables_are_refused_with_their_name(tmp_path):
     [
         ("", "no column of images"),
         ("name,label\na.png,x", "'name', 'label'"),
-        ("path,label\na.png,x", "none of its images exists"),
+        ("path,label\nb.png,x", "none of its images exists.*--root"),
+        ("path,label\nC:\\Users\\me\\b.png,x", r"first is C:\\Users\\me\\b\.png;"),
         ("path,label\n,x", "line 2: has no path"),
         ("path,label\nfiles/a.png,", "line 2: has no label"),
-        ("path\nfiles/a.png", "no label"),
+        ("path\nfiles/a.png", "no label.*--label-column"),
         ('path,label\n"files/a.png,x', "not a table that can be read"),
         ("path,label,split\nfiles/a.png,x,train\nfiles/a.png,x,", "some to no split"),
         ("path,label\n", "holds no images"),

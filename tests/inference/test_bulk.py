@@ -398,7 +398,7 @@ def test_an_archive_that_ends_too_early_keeps_what_came_before(model, tmp_path):
     packed = gzip.compress(plain.getvalue())
     (tmp_path / "t.tar.gz").write_bytes(packed[: int(0.4 * len(packed))])
     out = tmp_path / "r.csv"
-    with pytest.raises(BadData, match="not a whole tar"):
+    with pytest.raises(BadData, match="cannot be read as a tar archive"):
         predict_into(model, tmp_path / "t.tar.gz", out, batch_size=2, save_seconds=1000)
     assert count_parts(out) == 1
     (tmp_path / "t.tar.gz").write_bytes(packed)
@@ -556,9 +556,11 @@ def test_probabilities_as_vectors_are_those_of_the_answers(model, photos, tmp_pa
 def test_other_ranges_are_another_model(model, photos, tmp_path):
     pytest.importorskip("openvino")
     classifier = Classifier.load(model)
-    ranges = measure_ranges(classifier.network, prepare_batches(classifier, list(gather_images(photos / "train"))))
+    activation_ranges = measure_ranges(
+        classifier.network, prepare_batches(classifier, list(gather_images(photos / "train")))
+    )
     for factor in (1.0, 2.0):
-        scaled = {name: (factor * low, factor * high) for name, (low, high) in ranges.items()}
+        scaled = {name: (factor * low, factor * high) for name, (low, high) in activation_ranges.items()}
         classifier.keep_ranges(scaled, about={})
         if factor == 1:
             predict_into(classifier, photos / "val", tmp_path / "a.csv", precision="int8")

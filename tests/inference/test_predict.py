@@ -1,5 +1,7 @@
 import csv
 import json
+import shutil
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -155,7 +157,15 @@ def test_images_come_in_any_way(classifier, photos, tmp_path):
     alike = {
         "image 0": [pixels, path.read_bytes(), tensor, [pixels], iter([pixels]), pixels[None], tensor[None]],
         "mine": [ImageSample("mine", pixels=image), [ImageSample("mine", pixels=tensor)]],
-        str(path): [str(path), [path], image, Image.open(path), (each for each in [image])],
+        str(path): [
+            str(path),
+            [path],
+            np.array([str(path)]),
+            np.array([path]),
+            image,
+            Image.open(path),
+            (each for each in [image]),
+        ],
     }
     for name, several in alike.items():
         for each in several:
@@ -333,25 +343,6 @@ def test_files_of_earlier_formats_are_as_sure_as_ever(classifier):
             Card.from_dict(values | {name: wrong, "format_version": 3})
 
 
-def test_a_few_images_do_not_wait_for_an_engine_to_be_compiled(classifier, photos, monkeypatch):
-    from vggkit.inference import predict as prediction
-
-    chosen = []
-    choose = prediction.choose_engine
-    monkeypatch.setattr(prediction, "choose_engine", lambda *a, **o: chosen.append(1) or choose(*a, **o))
-    paths = sorted((photos / "val").rglob("*.png"))
-    few = predict(classifier, paths[: prediction.FEW])
-    assert chosen == []
-    for place in (paths[: prediction.FEW + 1], photos / "val", str(photos / "val" / "*" / "*.png")):
-        many = predict(classifier, place)
-        assert chosen.pop() == 1
-        for one, other in zip(few, many, strict=False):
-            assert one.path == other.path
-            assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
-    predict(classifier, paths[:1], precision="auto")
-    assert chosen == [1]
-
-
 @pytest.mark.parametrize("engine", ["auto", "openvino", "onnx"])
 def test_every_engine_measures_the_same(classifier, photos, engine):
     pytest.importorskip({"auto": "torch", "onnx": "onnxruntime"}.get(engine, engine))
@@ -400,3 +391,25 @@ def test_int8_is_measured_with_ranges_and_says_how_to_find_them(classifier, phot
     assert f"computed by OpenVINO in {kind}; figures in float32 may differ" in found.notes
     assert found.loss == pytest.approx(evaluate(classifier, photos).loss, abs=0.05)
     assert evaluate(classifier, photos).notes == evaluate(classifier, photos, engine="pytorch").notes
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_links_that_lead_nowhere_are_named_in_python_too(classifier, photos, tmp_path):
+    shutil.copytree(photos / "val" / "red", tmp_path / "red")
+    (tmp_path / "red" / "gone").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "red" / "notes.docx").write_text("x")
+    with pytest.warns(UserWarning, match=r"skipped: .*gone"):
+        predict(classifier, tmp_path / "red")
+    found = embed(classifier, tmp_path / "red")
+    assert [each.reason for each in found.skipped] == ["broken-link", "not-an-image"]
+
+
+@pytest.mark.parametrize("verb", ["predict", "embed"])
+def test_a_place_without_images_is_refused_before_an_engine_is_built(classifier, verb, tmp_path, monkeypatch):
+    import importlib
+
+    module = importlib.import_module(f"vggkit.inference.{verb}")
+    monkeypatch.setattr(module, "find_engine", None)
+    for place in (tmp_path, str(tmp_path / "nowhere"), []):
+        with pytest.raises((BadData, BadInput)):
+            getattr(module, verb)(classifier, place)

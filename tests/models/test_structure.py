@@ -25,8 +25,8 @@ from vggkit.images.preprocessing import Preprocessing
 from vggkit.inference.predict import predict
 from vggkit.models.configuration import Configuration, configure
 from vggkit.models.vgg import VGG
-from vggkit.training.learner import Learner
 from vggkit.training.recipe import Recipe
+from vggkit.training.train_state import TrainState
 from vggkit.workflows.train import train
 
 SMALL = Preprocessing(resize_pixels=32, crop_pixels=32)
@@ -481,10 +481,15 @@ def test_what_held_of_other_weights_leaves_with_their_widths() -> None:
     classifier.calibrate(temperature=2.0, threshold=0.5, about={})
     classifier.keep_ranges({"images": (-1, 1)}, about={})
     each_dropout(0.1)(classifier.network)
-    assert (classifier.card.temperature, classifier.card.ranges) == (2.0, {"images": (-1.0, 1.0)})
+    assert (classifier.card.temperature, classifier.card.activation_ranges) == (2.0, {"images": (-1.0, 1.0)})
     FOLLOWED["one hidden layer"](classifier.network)
     card = classifier.card
-    assert (card.temperature, card.threshold, card.ranges, card.configuration.hidden) == (1.0, 0.0, {}, (7,))
+    assert (card.temperature, card.threshold, card.activation_ranges, card.configuration.hidden) == (
+        1.0,
+        0.0,
+        {},
+        (7,),
+    )
 
 
 def test_wrapped_networks_are_refused_at_the_door() -> None:
@@ -521,7 +526,7 @@ def test_training_refuses_what_it_could_not_save(photos: Path, tmp_path: Path) -
     classifier = Classifier(create().network, labels=["across", "down", "red"], preprocessing=SMALL)
     classifier.network.features[2] = nn.LeakyReLU()
     with pytest.raises(BadConfiguration, match=r"features\.2 is LeakyReLU"):
-        train(classifier, photos, Recipe(epochs=1), out=tmp_path / "run", quiet=True)
+        train(photos, model=classifier, recipe=Recipe(epochs=1), out=tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
 
 
@@ -530,7 +535,7 @@ def test_a_changed_network_learns() -> None:
     FOLLOWED["one hidden layer"](network)
     before = copy.deepcopy(network.state_dict())
     recipe = Recipe(trainable="all", batch_size=3, learning_rate=0.1, precision="fp32", weight_decay=0.0)
-    learner = Learner(network, recipe, device=torch.device("cpu"))
+    learner = TrainState(network, recipe, device=torch.device("cpu"))
     learner.start_epoch(1)
     learner.compute(images_for(network), torch.tensor([0, 1, 2]), draw=0)
     assert learner.step(0.1, number=0)

@@ -18,7 +18,6 @@ from PIL import Image
 
 from vggkit.data_checks.findings import Case, Diagnosis, Finding, Kind, Member, Severity, Sides
 from vggkit.images.dataset import ImageSample
-from vggkit.images.thumbnails import SIDE_PIXELS, encode_thumbnail
 from vggkit.reports.diagnosis_page import (
     MOST_CASES,
     MOST_MEMBERS,
@@ -27,7 +26,7 @@ from vggkit.reports.diagnosis_page import (
     find_folder,
     write_diagnosis_page,
 )
-from vggkit.reports.pages.rendering import percent, render_page, say_count
+from vggkit.reports.pages.rendering import SIDE_PIXELS, encode_thumbnail, percent, render_page, say_count
 
 HOSTILE = "<script>alert('x')</script>\"&amp;"
 VOID = {"meta", "link", "img", "br", "hr", "wbr"}

@@ -15,9 +15,9 @@ from vggkit.evaluation.comparison import compare_predictions, fuse
 from vggkit.evaluation.metrics import score
 from vggkit.evaluation.predictions import Predictions
 from vggkit.images.dataset import ImageSample
+from vggkit.reports.evaluation_charts import Scale, find_step
 from vggkit.reports.evaluation_page import Story, draw_reliability, list_facts, list_pairs, write_report
 from vggkit.reports.evaluation_table import draw_evaluation, draw_several
-from vggkit.reports.pages.charts import Scale, find_step
 from vggkit.reports.run_plots import write_plots
 
 

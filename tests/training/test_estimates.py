@@ -22,8 +22,8 @@ from vggkit.training.estimates import (
     estimate_seconds,
     search_batch_size,
 )
-from vggkit.training.learner import Learner
 from vggkit.training.recipe import Recipe
+from vggkit.training.train_state import TrainState
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 RECIPE = Recipe(trainable="all", precision="fp32", learning_rate=0.05, weight_decay=5e-4, epochs=20, batch_size=8)
@@ -34,7 +34,7 @@ STEPS = """
 import sys
 import torch
 from vggkit.models.vgg import VGG
-from vggkit.training.learner import Learner
+from vggkit.training.train_state import TrainState
 from vggkit.training.recipe import Recipe
 
 def find_peak():  # what getrusage tells may be the peak of the process that started this one
@@ -44,11 +44,11 @@ def find_peak():  # what getrusage tells may be the peak of the process that sta
 model, until, precision, batch = sys.argv[1], sys.argv[2] or None, sys.argv[3], int(sys.argv[4])
 before = find_peak()
 recipe = Recipe(trainable="all", precision=precision, learning_rate=0.01, weight_decay=5e-4)
-learner = Learner(VGG(model, num_classes=10, head="pool", until=until), recipe, device=torch.device("cpu"))
-learner.start_epoch(1)
+train_state = TrainState(VGG(model, num_classes=10, head="pool", until=until), recipe, device=torch.device("cpu"))
+train_state.start_epoch(1)
 for number in range(2):
-    learner.compute(torch.randn(batch, 3, 64, 64), torch.randint(10, (batch,)), draw=number)
-    learner.step(0.01, number=number)
+    train_state.compute(torch.randn(batch, 3, 64, 64), torch.randint(10, (batch,)), draw=number)
+    train_state.step(0.01, number=number)
 print(before, find_peak())
 """
 
@@ -197,7 +197,7 @@ def test_other_errors_of_torch_are_not_taken_for_it():
 
 def test_on_cuda_real_steps_are_tried(tiny, monkeypatch):
     """On the processor in place of a GPU; what is drawn elsewhere stays as it is."""
-    compute, sizes = Learner.compute, []
+    compute, sizes = TrainState.compute, []
 
     def narrow(self, images, targets, **options):
         sizes.append(len(images))
@@ -210,7 +210,7 @@ def test_on_cuda_real_steps_are_tried(tiny, monkeypatch):
         sizing, "_Trial", lambda configuration, recipe, pixels, _: trial(configuration, recipe, pixels, CPU)
     )
     monkeypatch.setattr(sizing, "GROWTH", 0.0)  # how fast the processor is plays no part in it
-    monkeypatch.setattr(Learner, "compute", narrow)
+    monkeypatch.setattr(TrainState, "compute", narrow)
     state = torch.random.get_rng_state()
     assert choose(tiny, images=1000, device=CUDA)[0] == 16
     assert choose(tiny, images=3, device=CUDA)[0] == 3
@@ -235,57 +235,57 @@ IMAGES = [ImageSample(f"m/{number}", "red", draw_class("red", number)) for numbe
 def test_trial_steps_leave_everything_bit_for_bit(tiny, changes, started):
     torch.manual_seed(0)
     configuration = replace(tiny, dropout=0.3, hidden=(8,))
-    learner = Learner(VGG(configuration), replace(RECIPE, **changes), device=CPU)
+    train_state = TrainState(VGG(configuration), replace(RECIPE, **changes), device=CPU)
     images, targets = torch.randn(6, 3, 32, 32), torch.arange(6) % 3
 
     def step(number):
-        loss = learner.compute(images, targets, draw=number)
-        learner.step(0.01, number=number)
+        loss = train_state.compute(images, targets, draw=number)
+        train_state.step(0.01, number=number)
         return loss
 
-    learner.network.eval()
+    train_state.network.eval()
     if started:
-        learner.start_epoch(1)
+        train_state.start_epoch(1)
         step(0)
-    before = copy.deepcopy(learner.state())
-    modes = [module.training for module in learner.worker.modules()]
-    learning = [value.requires_grad for value in learner.worker.parameters()]
-    twin = [value.clone() for value in learner.worker.parameters()]
+    before = copy.deepcopy(train_state.state())
+    modes = [module.training for module in train_state.compute_copy.modules()]
+    learning = [value.requires_grad for value in train_state.compute_copy.parameters()]
+    twin = [value.clone() for value in train_state.compute_copy.parameters()]
     state = torch.random.get_rng_state()
-    found = estimate_seconds(learner, IMAGES, IMAGES[:9], preprocessing=SMALL)
+    found = estimate_seconds(train_state, IMAGES, IMAGES[:9], preprocessing=SMALL)
 
     assert found is not None
     assert 0 < found.epoch_seconds == pytest.approx(found.seconds / 20)
-    after = learner.state()
+    after = train_state.state()
     assert before.keys() == after.keys()
     assert all(torch.equal(value, after[key]) for key, value in before.items())
-    assert all(map(torch.equal, twin, learner.worker.parameters()))
-    assert [module.training for module in learner.worker.modules()] == modes
-    assert [value.requires_grad for value in learner.worker.parameters()] == learning
-    assert all(value.grad is None for value in learner.worker.parameters())
+    assert all(map(torch.equal, twin, train_state.compute_copy.parameters()))
+    assert [module.training for module in train_state.compute_copy.modules()] == modes
+    assert [value.requires_grad for value in train_state.compute_copy.parameters()] == learning
+    assert all(value.grad is None for value in train_state.compute_copy.parameters())
     assert torch.equal(torch.random.get_rng_state(), state)
 
-    learner.start_epoch(1)
+    train_state.start_epoch(1)
     now = step(1)
-    moved = copy.deepcopy(learner.state())
-    learner.restore(before)
+    moved = copy.deepcopy(train_state.state())
+    train_state.restore(before)
     assert torch.equal(step(1), now)
-    assert all(torch.equal(value, moved[key]) for key, value in learner.state().items())
+    assert all(torch.equal(value, moved[key]) for key, value in train_state.state().items())
 
 
 @pytest.mark.parametrize(("images", "epochs"), [(8, 19), (72, 2)])
 def test_no_trial_where_it_would_be_a_large_part_of_the_training(tiny, monkeypatch, images, epochs):
-    learner = Learner(VGG(tiny), replace(RECIPE, epochs=epochs), device=CPU)
-    monkeypatch.setattr(Learner, "compute", None)
-    assert estimate_seconds(learner, IMAGES[:images], IMAGES[:9], preprocessing=SMALL) is None
+    train_state = TrainState(VGG(tiny), replace(RECIPE, epochs=epochs), device=CPU)
+    monkeypatch.setattr(TrainState, "compute", None)
+    assert estimate_seconds(train_state, IMAGES[:images], IMAGES[:9], preprocessing=SMALL) is None
 
 
 def test_seconds_follow_from_steps_and_images(tiny, monkeypatch):
-    monkeypatch.setattr(sizing, "_time_step", lambda learner, size, pixels, times: 2.0)
+    monkeypatch.setattr(sizing, "_time_step", lambda train_state, size, pixels, times: 2.0)
     monkeypatch.setattr(sizing, "_time_image", lambda images, preprocessing: 0.1)
     monkeypatch.setattr(sizing, "count_threads", lambda: 2)
-    learner = Learner(VGG(tiny), RECIPE, device=CPU)
-    found = estimate_seconds(learner, IMAGES, IMAGES[:12], preprocessing=SMALL)
+    train_state = TrainState(VGG(tiny), RECIPE, device=CPU)
+    found = estimate_seconds(train_state, IMAGES, IMAGES[:12], preprocessing=SMALL)
     # 11 steps, 12 images measured at a third of 2/8 s each, 93 images decoded by two threads.
     assert found is not None
     assert found.epoch_seconds == pytest.approx(11 * 2 + 12 * 2 / 8 / 3 + 93 * 0.1 / 2)

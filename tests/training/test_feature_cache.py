@@ -17,13 +17,12 @@ from vggkit.errors import BadImage
 from vggkit.images.dataset import ImageSample
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.images.sources.open_dataset import open_dataset
+from vggkit.training import feature_cache as feature_store
 from vggkit.training import feature_cache as features
-from vggkit.training import feature_store
-from vggkit.training.feature_cache import extract_features
-from vggkit.training.feature_store import FeatureStore, remove_oldest
-from vggkit.training.linear_probe import solve_head
+from vggkit.training.feature_cache import FeatureStore, extract_features, remove_oldest
+from vggkit.training.logistic_regression import solve_head
 from vggkit.training.recipe import Recipe
-from vggkit.workflows.build_classifier import suit_classifier
+from vggkit.workflows.build_classifier import build_classifier
 
 CPU = torch.device("cpu")
 PLAIN = Recipe(trainable="head", augmentation="none", mirror="none")
@@ -241,7 +240,7 @@ def test_an_unreadable_image_is_named(classifier, tmp_path):
 def test_a_head_on_real_photos(shared):
     images = open_dataset(shared / "hymenoptera")
     weights = shared / "weights" / "vgg19_oxford_features_to_relu3_4_caffeBGR.pth"
-    classifier = suit_classifier(images, "vgg19", weights=weights, until="relu3_4", head="pool")
+    classifier = build_classifier(images, "vgg19", weights=weights, until="relu3_4", head="pool")
     train = extract(classifier, images.split("train"), precision="auto")
     val = extract(classifier, images.split("val"))
     solution = solve_head(train.rows, train.targets, classes=2, groups=train.groups)

@@ -8,8 +8,8 @@ from torch import nn
 from vggkit.models.vgg import VGG
 from vggkit.training.checkpoint import Epoch
 from vggkit.training.guards import Guards, watch_activity
-from vggkit.training.learner import Learner
 from vggkit.training.recipe import Recipe
+from vggkit.training.train_state import TrainState
 
 
 def history(*losses, top1=0.1):
@@ -61,7 +61,7 @@ def test_a_network_that_knows_only_how_frequent_classes_are_is_stuck_too():
 def test_overfitting_is_a_trend_of_three_epochs():
     worse = [(1.0, 1.0), (0.8, 1.1), (0.6, 1.2), (0.4, 1.3)]
     (sentence,) = guards().look(history(*worse, top1=0.7), {})
-    assert "by heart" in sentence
+    assert "memorises" in sentence
     for bent in (worse[:3], [*worse[:2], (0.6, 1.05), worse[3]], [*worse[:2], (0.9, 1.2), worse[3]]):
         assert guards().look(history(*bent, top1=0.7), {}) == []
 
@@ -111,15 +111,15 @@ def test_a_plain_network_whose_relus_are_dead_is_seen_to_be_stuck_and_dead(tiny)
             if isinstance(module, nn.Conv2d):
                 module.bias.fill_(-1e3)
     recipe = Recipe(trainable="all", precision="fp32", learning_rate=0.01, weight_decay=0.0)
-    learner = Learner(network, recipe, device=torch.device("cpu"))
+    train_state = TrainState(network, recipe, device=torch.device("cpu"))
     images, classes = torch.rand(12, 3, 32, 32), torch.arange(12) % 3
     dead: dict[str, float] = {}
     losses = []
-    learner.start_epoch(1)
+    train_state.start_epoch(1)
     for number in range(20):
-        with watch_activity(learner.worker, dead):
-            losses.append(learner.compute(images, classes, draw=number).item())
-        learner.step(0.01, number=number)
+        with watch_activity(train_state.compute_copy, dead):
+            losses.append(train_state.compute(images, classes, draw=number).item())
+        train_state.step(0.01, number=number)
     said = guards(classes=3, validation=12).look(history((losses[0], 1.1), (losses[-1], 1.1), top1=1 / 3), dead)
     assert any("does not learn" in sentence for sentence in said)
     assert any("100% of the channels" in sentence for sentence in said)

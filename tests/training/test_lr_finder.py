@@ -11,9 +11,9 @@ from torch import nn
 from conftest import draw_class
 from vggkit.models.vgg import VGG
 from vggkit.reports.lr_plot import plot_rate_search
-from vggkit.training.learner import Learner
 from vggkit.training.lr_finder import RateSearch, find_learning_rate
 from vggkit.training.recipe import Recipe
+from vggkit.training.train_state import TrainState
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(trainable="all", precision="fp32", weight_decay=5e-4, epochs=4)
@@ -52,12 +52,12 @@ def test_the_rate_it_suggests_learns_and_the_network_stays_as_it_is(tiny, batche
 
     assert found.suggested is not None
     assert f"{min(found.smoothed[10:]):.3f}" in found.why
-    learner = Learner(network, replace(RECIPE, learning_rate=found.suggested), device=CPU)
-    learner.start_epoch(1)
+    train_state = TrainState(network, replace(RECIPE, learning_rate=found.suggested), device=CPU)
+    train_state.start_epoch(1)
     losses = []
     for number in range(40):
-        losses.append(learner.compute(*batches[number % 4], draw=number).item())
-        assert learner.step(found.suggested, number=number)
+        losses.append(train_state.compute(*batches[number % 4], draw=number).item())
+        assert train_state.step(found.suggested, number=number)
     assert sum(losses[-4:]) < 0.6 * sum(losses[:4])
 
 
@@ -110,7 +110,7 @@ def test_weights_that_are_no_numbers_get_no_suggestion(tiny, batches):
 
 
 class _Scripted:
-    """A learner whose losses are told beforehand."""
+    """A train_state whose losses are told beforehand."""
 
     def __init__(self, losses):
         self.losses = losses
@@ -141,7 +141,7 @@ def test_the_suggestion_is_where_it_falls_steepest_or_a_tenth_of_the_lowest(
 ):
     """The logarithm of the rate rises by 7 in 100 steps; a smoothed loss lags behind by about ten."""
     losses = [_fall(n, at=50, over=4) + (0.8 * (n - grows_at) if n > grows_at else 0) for n in range(100)]
-    monkeypatch.setattr("vggkit.training.lr_finder.Learner", _Scripted(losses))
+    monkeypatch.setattr("vggkit.training.lr_finder.TrainState", _Scripted(losses))
     found = search(build(tiny), batches, steps=100)
     assert found.suggested is not None
     lowest = found.rates[min(range(100), key=lambda n: found.smoothed[n] if n < len(found.smoothed) else 9)]
@@ -155,7 +155,7 @@ def test_the_suggestion_is_where_it_falls_steepest_or_a_tenth_of_the_lowest(
 
 
 def test_batches_that_are_added_up_count_as_one(tiny, batches, monkeypatch):
-    monkeypatch.setattr("vggkit.training.lr_finder.Learner", _Scripted([float(n) for n in range(80)]))
+    monkeypatch.setattr("vggkit.training.lr_finder.TrainState", _Scripted([float(n) for n in range(80)]))
     found = search(build(tiny), batches, replace(RECIPE, accumulate=2), steps=2)
     assert found.losses == (0.5, 2.5)
 
@@ -186,7 +186,7 @@ def test_the_image(tmp_path, suggested, suffix):
     else:
         drawn = path.read_text(encoding="utf-8")
         assert ("suggested: 0.03" in drawn) == (suggested is not None)
-        assert ("none to suggest" in drawn) == (suggested is None)
+        assert ("no suggestion" in drawn) == (suggested is None)
 
 
 def test_a_search_that_saw_nothing_has_an_image_too(tmp_path):

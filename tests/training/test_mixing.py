@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from vggkit.training.mixing import Mixing
+from vggkit.training.augmentation import Mixing
 from vggkit.training.recipe import Recipe
 
 IMAGES = torch.rand(5, 3, 12, 20, generator=torch.Generator().manual_seed(0))

@@ -5,22 +5,22 @@ from torch import nn
 
 from vggkit.models.configuration import configure
 from vggkit.models.vgg import VGG
-from vggkit.training.layer_groups import list_learning, list_strata
-from vggkit.training.parameter_groups import open_layers, scale_rates
+from vggkit.training.optimizers import open_layers, scale_rates
+from vggkit.training.parameter_groups import list_groups, list_learning
 from vggkit.training.recipe import Recipe
 
 
 def names(configuration, epoch=1, **recipe):
-    return [stratum.name for stratum in list_learning(Recipe(**recipe), configuration, epoch)]
+    return [group.name for group in list_learning(Recipe(**recipe), configuration, epoch)]
 
 
 def test_strata_are_the_layers_with_weights_from_the_head_down():
-    strata = list_strata(configure("vgg16_bn"))
-    assert [stratum.name for stratum in strata[:4]] == ["fc8", "fc7", "fc6", "conv5_3"]
-    assert strata[-1].name == "conv1_1"
-    assert strata[-1].depth == 13
-    assert [stratum.depth for stratum in strata[:4]] == [0, 0, 0, 1]
-    found = {place for stratum in strata for place in stratum.modules}
+    groups = list_groups(configure("vgg16_bn"))
+    assert [group.name for group in groups[:4]] == ["fc8", "fc7", "fc6", "conv5_3"]
+    assert groups[-1].name == "conv1_1"
+    assert groups[-1].depth == 13
+    assert [group.depth for group in groups[:4]] == [0, 0, 0, 1]
+    found = {place for group in groups for place in group.modules}
     network = VGG(
         replace(configure("vgg16_bn"), blocks=((4,) * 2, (4,) * 2, (4,) * 3, (4,) * 3, (4,) * 3), hidden=(8, 8))
     )
@@ -43,8 +43,8 @@ def test_what_learns():
 def test_gradual_opens_a_block_after_the_other_and_all_by_half(epochs, blocks):
     vgg11 = configure("vgg11")
     for epoch, opened in enumerate(blocks, start=1):
-        strata = list_learning(Recipe(trainable="gradual", epochs=epochs), vgg11, epoch)
-        assert {stratum.block for stratum in strata} == {0, *range(5, 5 - opened, -1)}
+        groups = list_learning(Recipe(trainable="gradual", epochs=epochs), vgg11, epoch)
+        assert {group.block for group in groups} == {0, *range(5, 5 - opened, -1)}
 
 
 @pytest.mark.parametrize("freeze_norm", [False, True])

@@ -1,9 +1,9 @@
 import pytest
 
 from vggkit.errors import UnknownName
+from vggkit.training.optimizers import learning_rate_at
 from vggkit.training.presets import PRESETS, find_preset
 from vggkit.training.recipe import Recipe
-from vggkit.training.schedules import learning_rate_at
 
 
 def test_names():

@@ -8,7 +8,7 @@ from vggkit.errors import BadConfiguration
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import configure
 from vggkit.training.recipe import STEPWISE, Recipe
-from vggkit.training.resolve_recipe import FEW, RATES, Situation, settle
+from vggkit.training.resolve_recipe import FEW, RATES, Situation, resolve_recipe
 from vggkit.weights.origin import WeightsOrigin
 
 
@@ -30,11 +30,11 @@ def choose(recipe):
 
 
 def settled(recipe, situation):
-    return settle(recipe, situation, choose_batch_size=choose)[0]
+    return resolve_recipe(recipe, situation, choose_batch_size=choose)[0]
 
 
 def test_nothing_is_left_open_and_settling_again_changes_nothing(tiny):
-    recipe, reasons = settle(Recipe(), situate(tiny), choose_batch_size=choose)
+    recipe, reasons = resolve_recipe(Recipe(), situate(tiny), choose_batch_size=choose)
     assert "auto" not in recipe.to_dict().values()
     for name in ("batch_size", "learning_rate", "weight_decay"):
         assert getattr(recipe, name) is not None
@@ -47,7 +47,7 @@ def test_nothing_is_left_open_and_settling_again_changes_nothing(tiny):
         "learning rate 0.03",
     ):
         assert name in said
-    assert settle(recipe, situate(tiny), choose_batch_size=choose) == (recipe, [])
+    assert resolve_recipe(recipe, situate(tiny), choose_batch_size=choose) == (recipe, [])
 
 
 def test_the_rate_follows_the_variant_the_weights_the_optimizer_and_the_batch(tiny):

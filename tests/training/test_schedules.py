@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import pytest
 
+from vggkit.training.optimizers import learning_rate_at
 from vggkit.training.recipe import Recipe
-from vggkit.training.schedules import learning_rate_at
 
 RECIPE = Recipe(epochs=10, learning_rate=0.4, warmup_epochs=2, weight_decay=0.0)
 

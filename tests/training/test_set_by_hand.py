@@ -14,7 +14,8 @@ from vggkit.evaluation.measure import evaluate
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.training import trainer as loop
 from vggkit.training.recipe import Recipe
-from vggkit.workflows.train import resume, train
+from vggkit.workflows.train import train
+from vggkit.workflows.training_run import resume_run as resume
 
 LABELS = ("across", "down", "red")
 FED = Preprocessing(resize_pixels=32, crop_pixels=32)
@@ -69,7 +70,7 @@ def test_what_is_frozen_by_hand_stays_bit_for_bit_and_it_is_said(freeze, changes
     before = copy_of(classifier.network)
     flags = {key: value.requires_grad for key, value in classifier.network.named_parameters()}
     frozen = {key for key, learns in flags.items() if not learns}
-    run = train(classifier, data, replace(STEPS, **changes), out=tmp_path / "run", device="cpu")
+    run = train(data, model=classifier, recipe=replace(STEPS, **changes), out=tmp_path / "run", device="cpu")
     moved = changed(run.classifier.network, before)
     assert not moved & frozen
     assert {key for key in flags if key.endswith("weight")} - frozen <= moved
@@ -92,8 +93,8 @@ def test_a_run_with_frozen_layers_resumes_to_the_same_bits(tiny, data, tmp_path,
                 module.p = 0.7
         return classifier
 
-    whole = train(begin(), data, STEPS, out=tmp_path / "1", device="cpu", quiet=True)
-    pause = loop.Training._pause
+    whole = train(data, model=begin(), recipe=STEPS, out=tmp_path / "1", device="cpu", quiet=True)
+    pause = loop.Trainer._pause
 
     def stop(self):
         pause(self)
@@ -101,13 +102,13 @@ def test_a_run_with_frozen_layers_resumes_to_the_same_bits(tiny, data, tmp_path,
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Training, "_pause", stop)
+        patch.setattr(loop.Trainer, "_pause", stop)
         with pytest.raises(KeyboardInterrupt):
-            train(begin(), data, STEPS, out=tmp_path / "2", device="cpu", quiet=True, save_seconds=0)
+            train(data, model=begin(), recipe=STEPS, out=tmp_path / "2", device="cpu", quiet=True, save_seconds=0)
     resumed = resume(tmp_path / "2", device="cpu", quiet=True)
     assert not changed(resumed.classifier.network, copy_of(whole.classifier.network))
     by_default = start(replace(tiny, dropout=0.3, hidden=(8,)), head="pool")
-    other = train(by_default, data, STEPS, out=tmp_path / "3", device="cpu", quiet=True)
+    other = train(data, model=by_default, recipe=STEPS, out=tmp_path / "3", device="cpu", quiet=True)
     assert changed(resumed.classifier.network, copy_of(other.classifier.network)), "it made a difference"
 
 
@@ -118,9 +119,9 @@ def test_an_explicit_trainable_that_contradicts_is_refused(trainable, tiny, data
     flags = classifier.network.classifier.requires_grad_(False)
     with pytest.raises(BadConfiguration, match=rf"trainable={trainable} .*classifier\.0\.weight.*frozen by hand"):
         train(
-            classifier,
             data,
-            replace(HEAD if trainable == "head" else STEPS, trainable=trainable),
+            model=classifier,
+            recipe=replace(HEAD if trainable == "head" else STEPS, trainable=trainable),
             out=tmp_path / "run",
             quiet=True,
         )
@@ -134,7 +135,7 @@ def test_what_would_not_learn_anyway_may_be_frozen(tiny, data, tmp_path):
         classifier = start(tiny, tmp_path / "w.safetensors")
         classifier.network.features[0].requires_grad_(False)
         before = copy_of(classifier.network)
-        run = train(classifier, data, recipe, out=tmp_path / str(number), device="cpu", quiet=True)
+        run = train(data, model=classifier, recipe=recipe, out=tmp_path / str(number), device="cpu", quiet=True)
         assert "features.0.weight" not in changed(run.classifier.network, before)
 
 
@@ -144,20 +145,22 @@ def test_a_last_layer_that_is_frozen_is_not_solved(tiny, data, tmp_path, capsys)
     classifier = start(tiny, tmp_path / "w.safetensors")
     freeze_head(classifier.network)
     before = copy_of(classifier.network)
-    run = train(classifier, data, Recipe(epochs=1, precision="fp32"), out=tmp_path / "run", device="cpu")
+    run = train(
+        data, model=classifier, recipe=Recipe(epochs=1, precision="fp32"), out=tmp_path / "run", device="cpu"
+    )
     moved = changed(run.classifier.network, before)
     assert moved
     assert not any(key.startswith("classifier.") for key in moved)
     assert "trainable all: the last layer is frozen by hand" in capsys.readouterr().err
     with pytest.raises(BadConfiguration, match=r"views.*frozen by hand"):
-        train(classifier, data, Recipe(views=3), out=tmp_path / "2", device="cpu", quiet=True)
+        train(data, model=classifier, recipe=Recipe(views=3), out=tmp_path / "2", device="cpu", quiet=True)
 
 
 def test_nothing_left_to_learn_is_refused(tiny, data, tmp_path):
     classifier = start(tiny)
     classifier.network.requires_grad_(False)
     with pytest.raises(BadConfiguration, match=r"requires_grad_\(True\)"):
-        train(classifier, data, STEPS, out=tmp_path / "run", quiet=True)
+        train(data, model=classifier, recipe=STEPS, out=tmp_path / "run", quiet=True)
 
 
 def test_modules_in_evaluation_mode_stay_so_where_the_network_is_not(tiny, data, tmp_path, capsys):
@@ -166,14 +169,14 @@ def test_modules_in_evaluation_mode_stay_so_where_the_network_is_not(tiny, data,
     classifier.network.train()
     norm = classifier.network.features[1].eval()
     before = copy_of(classifier.network)
-    run = train(classifier, data, replace(STEPS, epochs=1), out=tmp_path / "run", device="cpu")
+    run = train(data, model=classifier, recipe=replace(STEPS, epochs=1), out=tmp_path / "run", device="cpu")
     moved = changed(run.classifier.network, before)
     assert "features.1.running_mean" not in moved
     assert "features.5.running_mean" in moved
     assert "features.1.weight" in moved, "its scales learn"
     told = capsys.readouterr().err
     assert "features.1" in told
-    assert "the threshold of the Classifier held of its weights as they were: dropped" in told
+    assert "the threshold of the Classifier belonged to its earlier weights: dropped" in told
     assert not norm.training
     assert classifier.network.training
 
@@ -186,11 +189,11 @@ def test_flags_and_modes_are_left_as_they_were_found(training, ends, tiny, data,
     classifier.network.train(training)
     recipe = replace(STEPS, epochs=1, trainable="top")
     if ends:
-        train(classifier, data, recipe, out=tmp_path / "run", device="cpu", quiet=True)
+        train(data, model=classifier, recipe=recipe, out=tmp_path / "run", device="cpu", quiet=True)
     else:
-        monkeypatch.setattr(loop.Training, "_measure", lambda self: 1 / 0)
+        monkeypatch.setattr(loop.Trainer, "_measure", lambda self: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            train(classifier, data, recipe, out=tmp_path / "run", device="cpu", quiet=True)
+            train(data, model=classifier, recipe=recipe, out=tmp_path / "run", device="cpu", quiet=True)
     assert all(value.requires_grad for value in classifier.network.parameters())
     assert all(module.training == training for module in classifier.network.modules())
 
@@ -218,7 +221,7 @@ def test_a_network_of_another_precision_learns_in_float32_and_it_is_said(
     rounded = {key: value.float() for key, value in copy_of(classifier.network).items()}
     recipe = replace(STEPS, epochs=1) if trainable == "all" else HEAD
     recipe = replace(recipe, trainable=trainable)
-    run = train(classifier, data, recipe, out=tmp_path / "1", device="cpu")
+    run = train(data, model=classifier, recipe=recipe, out=tmp_path / "1", device="cpu")
     assert f"weights in {', '.join(kinds)} are converted to float32" in capsys.readouterr().err
     kept = load(tmp_path / "1")
     for network in (run.classifier.network, kept.network):
@@ -227,7 +230,7 @@ def test_a_network_of_another_precision_learns_in_float32_and_it_is_said(
     # As one whose weights were given back in float32 by hand.
     peer = start(tiny, tmp_path / "w.safetensors")
     peer.network.load_state_dict(rounded)
-    expected = train(peer, data, recipe, out=tmp_path / "2", device="cpu", quiet=True)
+    expected = train(data, model=peer, recipe=recipe, out=tmp_path / "2", device="cpu", quiet=True)
     assert not changed(run.classifier.network, copy_of(expected.classifier.network))
 
 
@@ -251,7 +254,7 @@ def test_a_network_that_its_file_would_not_hold_is_refused_before_it_learns(said
     classifier = start(tiny)
     EDITS[said](classifier.network)
     with pytest.raises(BadConfiguration, match=re.escape(said)):
-        train(classifier, data, STEPS, out=tmp_path / "run", device="cpu", quiet=True)
+        train(data, model=classifier, recipe=STEPS, out=tmp_path / "run", device="cpu", quiet=True)
     assert not (tmp_path / "run").exists()
 
 
@@ -260,4 +263,4 @@ def test_working_in_place_or_not_is_no_other_network(tiny, data, tmp_path):
     for module in classifier.network.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = False  # as backward hooks need it
-    train(classifier, data, replace(STEPS, epochs=1), out=tmp_path / "run", device="cpu", quiet=True)
+    train(data, model=classifier, recipe=replace(STEPS, epochs=1), out=tmp_path / "run", device="cpu", quiet=True)

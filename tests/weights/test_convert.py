@@ -219,16 +219,16 @@ def keep_measured(network, preprocessing, path):
     pytest.importorskip("openvino")
     pixels = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), np.uint8)
     classifier = Classifier(network, labels=list("abcde"), preprocessing=preprocessing, temperature=1.5)
-    ranges = measure_ranges(network, [np.stack([preprocessing.normalize(each) for each in pixels])])
-    classifier.keep_ranges(ranges, about={"pictures": 16})
+    activation_ranges = measure_ranges(network, [np.stack([preprocessing.normalize(each) for each in pixels])])
+    classifier.keep_ranges(activation_ranges, about={"pictures": 16})
     classifier.save(path, provenance={"metrics": {"top1": 0.5}})
     return pixels
 
 
 def answer(path, pixels, precision):
     classifier = vk.load(path)
-    ranges = classifier.ranges if precision == "int8" else None
-    engine = OpenVINOEngine(classifier.network, precision=precision, ranges=ranges)
+    activation_ranges = classifier.activation_ranges if precision == "int8" else None
+    engine = OpenVINOEngine(classifier.network, precision=precision, activation_ranges=activation_ranges)
     return engine.compute(np.stack([classifier.preprocessing.normalize(each) for each in pixels]))["logits"]
 
 
@@ -244,10 +244,10 @@ def test_ranges_are_turned_with_the_input(tmp_path, convention):
     pixels = keep_measured(network, fed, tmp_path / "a.safetensors")
     done = convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", to="torchvision")
     before, after = vk.load(tmp_path / "a.safetensors"), vk.load(done.target)
-    low, high = after.ranges["images"]
+    low, high = after.activation_ranges["images"]
     scale = 255 if fed.full_value == 255 else 1
-    assert (low * scale, high * scale) == pytest.approx(before.ranges["images"])
-    assert {**after.ranges, "images": 0} == {**before.ranges, "images": 0}
+    assert (low * scale, high * scale) == pytest.approx(before.activation_ranges["images"])
+    assert {**after.activation_ranges, "images": 0} == {**before.activation_ranges, "images": 0}
     assert (after.temperature, after.provenance["metrics"]) == (1.5, {"top1": 0.5})
     assert done.notes == (() if scale == 1 else done.notes[:1])
     assert ("ranges for int8" in str(done)) is (scale == 255)
@@ -256,7 +256,7 @@ def test_ranges_are_turned_with_the_input(tmp_path, convention):
     whole = answer(done.target, pixels, "fp32")
     np.testing.assert_allclose(expected, whole, atol=0.1 * np.abs(whole).max())
     kept = convert(tmp_path / "a.safetensors", tmp_path / "c.safetensors", to="torchvision", keep_input=True)
-    assert vk.load(kept.target).ranges == before.ranges
+    assert vk.load(kept.target).activation_ranges == before.activation_ranges
 
 
 def test_ranges_that_cannot_be_turned_are_left_behind_and_said(tmp_path):
@@ -272,9 +272,9 @@ def test_ranges_that_cannot_be_turned_are_left_behind_and_said(tmp_path):
     keep_measured(VGG(replace(SLIM, hidden=(), head="pool", grid=7)), fed, tmp_path / "a.safetensors")
     done = convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", to="torchvision")
     after = vk.load(done.target)
-    assert after.ranges == {}
+    assert after.activation_ranges == {}
     assert "ranges" not in after.provenance
-    assert "left behind" in str(done)
+    assert "dropped" in str(done)
     assert "--keep-ranges" in str(done)
 
 
@@ -282,10 +282,10 @@ def test_what_a_classifier_leaves_behind_is_said(tmp_path):
     fed = replace(CONVENTIONS["imagenet"], resize_pixels=32, crop_pixels=32)
     keep_measured(VGG(replace(SLIM, batch_norm=False)), fed, tmp_path / "a.safetensors")
     done = convert(tmp_path / "a.safetensors", tmp_path / "b.pth", to="timm")
-    assert "left behind: temperature, ranges for int8, provenance" in str(done)
+    assert "dropped: temperature, ranges for int8, provenance" in str(done)
     assert json.dumps(done.to_dict())
     done = convert(tmp_path / "a.safetensors", tmp_path / "b.npz", to="caffe")
-    assert "left behind: labels, temperature, ranges for int8, provenance" in str(done)
+    assert "dropped: labels, temperature, ranges for int8, provenance" in str(done)
     # A .pth keeps labels and input where torch keeps what belongs to a state dict.
     with open_weights(tmp_path / "b.pth") as file:
         found = examine(file)

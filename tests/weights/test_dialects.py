@@ -9,9 +9,8 @@ import torch
 from vggkit.errors import BadConfiguration, UnknownName
 from vggkit.models.configuration import configure, list_models
 from vggkit.models.vgg import VGG
-from vggkit.weights.dialects import map_keys, rename_keys
+from vggkit.weights.dialects import from_layout, map_keys, rename_keys, to_layout
 from vggkit.weights.input_conventions import CONVENTIONS
-from vggkit.weights.tensor_layouts import from_layout, to_layout
 
 
 def test_torchvision_is_canonical():

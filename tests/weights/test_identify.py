@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +21,7 @@ from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import Configuration, configure, list_models
 from vggkit.models.vgg import VGG
 from vggkit.weights.card import METADATA_KEY, Card
+from vggkit.weights.convert import convert
 from vggkit.weights.dialects import map_keys, rename_keys
 from vggkit.weights.identify import examine, identify
 from vggkit.weights.input_conventions import CONVENTIONS
@@ -37,6 +40,9 @@ class Outline:
 
     def read(self, key):
         return torch.zeros(self.entries[key].shape)
+
+    def read_array(self, key):
+        return np.zeros(self.entries[key].shape, np.float32)
 
 
 def outline(configuration, dialect="torchvision", **options):
@@ -349,3 +355,50 @@ def test_numbers_in_the_file_do_not_matter_and_zero_sized_ones_do_no_harm():
         Configuration.from_dict(look(outline(configure("vgg11"))).to_dict()["settings"]), Configuration
     )
     assert np.isfinite(len(str(found)))
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x.npz", "x.h5", "x.weights.h5"])
+def test_files_of_other_programs_are_identified_without_torch(tmp_path, name):
+    """A trunk of VGG16's first filters, whose values are compared with the published ones."""
+    configuration = configure("vgg16", num_classes=3, until="relu2_2")
+    state = {key: torch.zeros(shape) for key, shape in configuration.state_shapes().items()}
+    safetensors.torch.save_file(state, tmp_path / "source.safetensors")
+    if name != "x.safetensors":
+        dialect = "keras" if "h5" in name else "caffe"
+        trunk = {key: value for key, value in state.items() if key.startswith("features")}
+        safetensors.torch.save_file(trunk, tmp_path / "source.safetensors")
+        convert(tmp_path / "source.safetensors", tmp_path / name, to=dialect, allow_partial=True)
+    else:
+        (tmp_path / "source.safetensors").rename(tmp_path / name)
+    code = (
+        "import sys\nfrom vggkit.weights.identify import identify\nfound = identify(sys.argv[1])\n"
+        "print(found.is_vgg, found.configuration.blocks[0], 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / name)], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split() == ["True", "(64,", "64)", "False"]
+
+
+@pytest.mark.parametrize("dialect", ["torchvision", "timm", "keras", "caffe", "blocks", "explicit"])
+def test_files_that_are_known_at_once_are_read_alike_layer_by_layer(dialect, monkeypatch):
+    """A network of the table, each tensor in its shape, is known before its modules are placed."""
+    for model in list_models():
+        for changes in ({}, {"num_classes": 7, "in_channels": 1}):
+            configuration = configure(model, **changes)
+            if configuration.batch_norm and dialect in ("keras", "caffe"):
+                continue
+            file = outline(configuration, dialect, container="npz" if dialect == "caffe" else "pytorch")
+            with monkeypatch.context() as patch:
+                patch.setattr("vggkit.weights.identify.lay_out", None)
+                at_once = examine(file)
+            with monkeypatch.context() as patch:
+                patch.setattr("vggkit.weights.identify.locate_keys", lambda *_: None)
+                by_layers = examine(file)
+            assert at_once.identification == by_layers.identification
+            places = [
+                {key: (s.place.key, s.place.layout, s.shape) for key, s in each.sources.items()}
+                for each in (at_once, by_layers)
+            ]
+            assert places[0] == places[1]
+            assert at_once.lay_out_for(configuration) == by_layers.lay_out_for(configuration)

@@ -233,13 +233,13 @@ def test_real_partial_weights_become_a_classifier(shared):
 
 def test_ranges_are_kept_and_leave_with_the_weights(classifier, tmp_path):
     path = tmp_path / "x.safetensors"
-    assert classifier.ranges == {}
+    assert classifier.activation_ranges == {}
     classifier.keep_ranges({"images": (-2, 2.5), "pool1": [0, 7]}, about={"pictures": 128})
     classifier.save(path)
     again = load(path)
-    assert again.ranges == {"images": (-2.0, 2.5), "pool1": (0.0, 7.0)}
+    assert again.activation_ranges == {"images": (-2.0, 2.5), "pool1": (0.0, 7.0)}
     assert again.provenance["ranges"] == {"pictures": 128}
-    assert again.card.of_other_weights().ranges == {}
+    assert again.card.of_other_weights().activation_ranges == {}
     for wrong in (
         3,
         "ab",
@@ -253,4 +253,4 @@ def test_ranges_are_kept_and_leave_with_the_weights(classifier, tmp_path):
         with pytest.raises(BadConfiguration, match="ranges must be pairs"):
             classifier.keep_ranges(wrong, about={})
     old = {name: value for name, value in classifier.card.to_dict().items() if name != "ranges"}
-    assert Card.from_dict(old | {"format_version": 3}).ranges == {}
+    assert Card.from_dict(old | {"format_version": 3}).activation_ranges == {}

@@ -23,11 +23,10 @@ from vggkit.models import configuration as configurations
 from vggkit.models.configuration import Configuration
 from vggkit.weights import published
 from vggkit.weights.card import read_card
-from vggkit.weights.dialects import map_keys
+from vggkit.weights.dialects import map_keys, to_layout
 from vggkit.weights.locate import locate_model
 from vggkit.weights.published import find_published, imagenet_labels
 from vggkit.weights.published_models import is_model_name
-from vggkit.weights.tensor_layouts import to_layout
 
 SMALL = Configuration(blocks=((4,), (6,), (6, 6), (8, 8), (8, 8)), hidden=(10, 10), num_classes=1000)
 
@@ -88,6 +87,7 @@ def test_a_name_loads_the_imagenet_classifier(network, host):
     images = torch.rand(2, 3, 224, 224)
     with torch.inference_mode():
         assert torch.equal(classifier.network.eval()(images), network(images))
+    assert classifier.origin.kind == "loaded"
     about = classifier.provenance["weights"]
     assert about["licence"] == "BSD-3-Clause"
     assert about["source"].startswith(host.address)
@@ -245,7 +245,7 @@ def test_a_name_gives_a_training_its_weights(network, host):
     state = network.state_dict()
     for key, value in made.network.state_dict().items():
         assert torch.equal(value, state[key]) is not key.startswith("classifier.6."), key
-    with pytest.raises(BadCheckpoint, match="does not hold the weights of vgg13"):
+    with pytest.raises(BadCheckpoint, match="does not contain the weights of vgg13"):
         vk.Classifier.create("vgg13", labels=["a", "b"], weights="vgg11")
     with pytest.raises(UnknownName, match="published"):
         vk.Classifier.create("vgg11", labels=["a", "b"], weights="vgg11_lrn")
@@ -257,7 +257,7 @@ def test_weights_of_another_network_are_refused(monkeypatch, tmp_path):
     (tmp_path / "home").mkdir()
     state = {f"features.{n}.weight": torch.zeros(4, 4, 3, 3) for n in range(3)}
     safetensors.torch.save_file(state, tmp_path / "home" / "vgg11.safetensors")
-    with pytest.raises(BadCheckpoint, match="does not hold the weights of vgg11"):
+    with pytest.raises(BadCheckpoint, match="does not contain the weights of vgg11"):
         vk.load("vgg11")
     assert not list((tmp_path / "home" / "classifiers").glob("*"))
 

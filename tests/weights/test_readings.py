@@ -13,8 +13,8 @@ from vggkit.classifier import Classifier
 from vggkit.errors import BadCheckpoint, BadConfiguration
 from vggkit.models.configuration import Configuration, configure
 from vggkit.models.vgg import VGG
-from vggkit.reports.weight_texts import describe_identification
 from vggkit.weights.convert import convert
+from vggkit.weights.identification import describe_identification
 from vggkit.weights.identify import identify
 
 CHANNELS = (6, "M", 8, "M", 8, 8, "M", 12, 12, "M", 12, 10, "M")
@@ -126,7 +126,7 @@ def test_no_activation_between_adjacent_indices(tmp_path, head, how):
     assert found.complete
     assert found.unexpected == ()
     assert len(found.readings) == 1
-    assert "without an activation between them, taken as one layer" in found.verdict
+    assert "without an activation between them, read as one layer" in found.verdict
     assert same(run(found.load_line).network, net)
     done = convert(path, tmp_path / "y.safetensors", to="torchvision")
     assert same(run(identify(done.target).load_line).network, net)
@@ -153,7 +153,7 @@ def test_room_for_one_module_has_two_readings(tmp_path, head, relu, how):
     assert [reading.said.split(" between ")[0] for reading in found.readings] == ["a ReLU", "no activation"]
     right = 0 if relu else 1
     assert found.configuration == found.readings[0].configuration
-    assert f"read as {found.readings[0].said}, which its tensors do not say" in found.verdict
+    assert f"read as {found.readings[0].said}, which its tensors do not determine" in found.verdict
     assert "readings[0]" in found.load_line
     if found.readings[0].load_line.count("allow_partial"):
         return  # a layer without a bias, which no Configuration has

@@ -20,8 +20,8 @@ from vggkit.escaping import escape_controls
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import configure
 from vggkit.weights.card import Card
+from vggkit.weights.hub import is_address, pull
 from vggkit.weights.model_card import is_torchvisions, write_model_card
-from vggkit.weights.sharing import is_address, pull
 
 # huggingface_hub's own call of its HTTP library, for uploads without Xet.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -203,7 +203,7 @@ def test_without_the_extra(classifier, monkeypatch):
 
 
 def test_nothing_of_the_hub_is_imported_before_it_is_asked():
-    code = "import sys\nimport vggkit.weights.sharing\n"
+    code = "import sys\nimport vggkit.weights.hub\n"
     code += "print(sorted({'torch', 'huggingface_hub'} & sys.modules.keys()))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert found.stdout.strip() == "[]"

@@ -91,7 +91,7 @@ def test_another_network_is_refused_with_what_it_is(shared, tmp_path):
         with pytest.raises(BadCheckpoint, match="AdaIN"):
             Classifier.create("vgg19", labels=["a"], weights=adain, **options)
     torch.save(VGG(SLIM).state_dict(), tmp_path / "vgg13.pth")
-    with pytest.raises(BadCheckpoint, match="it holds a custom VGG, not VGG13: 8 convolutions"):
+    with pytest.raises(BadCheckpoint, match="it contains a custom VGG, not VGG13: 8 convolutions"):
         Classifier.create("vgg13", labels=["a"], weights=tmp_path / "vgg13.pth")
 
 

@@ -13,11 +13,11 @@ from vggkit.cli.defaults import find_defaults
 from vggkit.errors import BadConfiguration
 from vggkit.images.preprocessing import suit_preprocessing
 from vggkit.models.configuration import configure
+from vggkit.training import linear_probe
 from vggkit.training.presets import PRESETS
 from vggkit.training.recipe import Recipe
-from vggkit.training.resolve_recipe import Situation, settle
+from vggkit.training.resolve_recipe import Situation, resolve_recipe
 from vggkit.weights.origin import WeightsOrigin
-from vggkit.workflows import solved_heads
 from vggkit.workflows.compare import compare
 from vggkit.workflows.run_config import NetworkChoice, RunConfig
 
@@ -48,8 +48,15 @@ RECIPE_CHANGES = [
     for value in (typing.get_args(kind) if field.name not in NUMBERS else [NUMBERS[field.name]])
 ]
 NETWORK_CHANGES = [
-    *(("model", "vgg16_bn"), ("weights", "/w.pth"), ("head", "pool"), ("until", "relu2_1"), ("image_size", 64)),
-    *(("fit_mode", "pad"), ("reduced_decoding", True), ("channels", 1), ("dropout", 0.1)),
+    *(
+        ("model", "vgg16_bn"),
+        ("blocks", "8/8,8"),
+        ("weights", "/w.pth"),
+        ("head", "pool"),
+        ("until", "relu2_1"),
+        ("image_size", 64),
+    ),
+    *(("fit_mode", "pad"), ("reduced_decoding", True), ("in_channels", 1), ("dropout", 0.1)),
     *(("initialization", "glorot"), ("input_convention", "caffe"), ("allow_partial", True)),
 ]
 
@@ -80,7 +87,7 @@ def resolve(config, changes, *, bf16=True, images=300):
         def choose(known):
             return (8 if known.trainable == "all" else 32), "it is the rule here"
 
-        return settle(config.recipe, situation, choose_batch_size=choose)[0]
+        return resolve_recipe(config.recipe, situation, choose_batch_size=choose)[0]
     except BadConfiguration as refused:
         return str(refused)
 
@@ -122,7 +129,7 @@ def test_a_run_of_a_run_of_a_run_still_knows_what_was_asked(base, tmp_path):
         config = read_again(tmp_path, {}) if (tmp_path / "config.yaml").exists() else asked
         config.record(resolve(config, {}), {}).write(tmp_path / "config.yaml")
     assert RunConfig.read(tmp_path).recipe == asked.recipe
-    assert RunConfig.read(tmp_path).settled == resolve(asked, {})
+    assert RunConfig.read(tmp_path).resolved == resolve(asked, {})
 
 
 def test_a_file_that_is_edited_is_chosen_for_anew(tmp_path):
@@ -148,7 +155,7 @@ def test_runs_of_earlier_versions_are_understood(base, tmp_path):
     settled = resolve(asked, {})
     write_old(tmp_path, asked, settled)
     found = RunConfig.read(tmp_path)
-    assert (found.recipe, found.settled) == (asked.recipe, settled)
+    assert (found.recipe, found.resolved) == (asked.recipe, settled)
     assert found.found["labels"] == ["a"]
     changes = {"views": 4} if asked.network.weights else {"optimizer": "muon"}
     assert resolve(read_again(tmp_path, changes), changes) == resolve(asked, changes)
@@ -158,18 +165,18 @@ def test_runs_that_tell_nothing_of_choices_were_asked_all_that_they_say(tmp_path
     recipe = Recipe(learning_rate=0.3, augmentation="none")
     RunConfig(recipe=recipe).write(tmp_path / "config.yaml")
     found = RunConfig.read(tmp_path)
-    assert found.recipe == found.settled == recipe
+    assert found.recipe == found.resolved == recipe
     for nonsense in ("[nonsense, 3]", "{nonsense: 1}", "3"):
         (tmp_path / "config.yaml").write_text(f"recipe: {{learning_rate: 0.3}}\nfound: {{chosen: {nonsense}}}\n")
         found = RunConfig.read(tmp_path)
-        assert found.recipe.learning_rate == found.settled.learning_rate == 0.3
+        assert found.recipe.learning_rate == found.resolved.learning_rate == 0.3
 
 
 def test_a_rate_that_was_looked_for_is_looked_for_again_unless_one_is_given(tmp_path):
     asked = RunConfig(find_learning_rate=True)
     settled = replace(resolve(asked, {}), learning_rate=0.123)
     asked.record(settled, {}).write(tmp_path / "config.yaml")
-    assert RunConfig.read(tmp_path).settled.learning_rate == 0.123
+    assert RunConfig.read(tmp_path).resolved.learning_rate == 0.123
     again = find_defaults(["--config", str(tmp_path), "--epochs", "3"])
     assert (again["find_learning_rate"], again["recipe"].learning_rate) == (True, None)
     again = find_defaults(["--config", str(tmp_path), "--learning_rate=0.1"])
@@ -195,7 +202,7 @@ def test_what_is_edited_into_a_file_is_not_hidden_by_what_was_chosen(tmp_path):
     path = tmp_path / "config.yaml"
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace("learning_rate: null", "learning_rate: 0.77"), encoding="utf-8")
-    assert RunConfig.read(path).settled == replace(resolve(asked, {}), learning_rate=0.77)
+    assert RunConfig.read(path).resolved == replace(resolve(asked, {}), learning_rate=0.77)
 
 
 def test_views_of_a_run_that_had_none_differ_from_each_other(tmp_path, monkeypatch):
@@ -204,14 +211,14 @@ def test_views_of_a_run_that_had_none_differ_from_each_other(tmp_path, monkeypat
     fill_folder(tmp_path / "photos", ("across", "down"), 5)
     Classifier.create("vgg11", labels=("a", "b"), until="pool1", seed=0).save(tmp_path / "w.safetensors")
     told = []
-    extract = solved_heads.extract_features
+    extract = linear_probe.extract_features
 
     def listen(*arguments, **options):
         found = extract(*arguments, **options)
         told.append((options["views"], found.rows))
         return found
 
-    monkeypatch.setattr(solved_heads, "extract_features", listen)
+    monkeypatch.setattr(linear_probe, "extract_features", listen)
     again = ["--config", tmp_path / "1", "--views", 3]
     network = ["--weights", tmp_path / "w.safetensors", "--until", "pool1", "--image-size", 32]
     for number, options in enumerate(([tmp_path / "photos", *network], again)):

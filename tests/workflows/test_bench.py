@@ -51,7 +51,7 @@ def choice(model, tmp_path):
         engine="openvino",
         precision="fp32",
         device="cpu",
-        ranges={},
+        activation_ranges={},
         images=str(tmp_path / "images.npy"),
     )
 
@@ -61,10 +61,10 @@ def keep(monkeypatch):
     """Lets these alone run, as `engine precision`: each has a process, which imports what it needs."""
 
     def keep(*names):
-        listed = benches.list_contenders
+        listed = benches.list_runs
         monkeypatch.setattr(
             benches,
-            "list_contenders",
+            "list_runs",
             lambda *arguments, **options: [
                 each for each in listed(*arguments, **options) if f"{each.engine} {each.precision}" in names
             ],
@@ -102,7 +102,7 @@ def test_every_engine_that_runs_here_is_measured(found):
 
 
 def test_who_runs_hangs_on_the_processor(able):
-    found = {(each.engine, each.precision): each.problem for each in contenders.list_contenders("cpu")}
+    found = {(each.engine, each.precision): each.problem for each in contenders.list_runs("cpu")}
     slow = None if able else "this processor has no fast bfloat16"
     assert found == {
         ("pytorch", "fp32"): None,
@@ -160,8 +160,8 @@ def test_ranges_are_kept_where_they_are_wanted(model, photos, tmp_path, keep):
     assert path.read_bytes() == before
     bench(path, photos / "train", keep_ranges=True, **QUICK)
     card = read_card(path)
-    assert set(card.ranges) == set(list_reads(card.configuration))
-    assert card.provenance["ranges"] == {"data": str(photos / "train"), "pictures": 16}
+    assert set(card.activation_ranges) == set(list_reads(card.configuration))
+    assert card.provenance["ranges"] == {"data": str(photos / "train"), "images": 16}
     for one, other in zip(
         Classifier.load(path).network.state_dict().values(),
         Classifier.load(model).network.state_dict().values(),
@@ -170,7 +170,7 @@ def test_ranges_are_kept_where_they_are_wanted(model, photos, tmp_path, keep):
         assert one.equal(other)
     classifier = Classifier.load(model)
     bench(classifier, photos / "train", keep_ranges=True, **QUICK)
-    assert classifier.ranges == card.ranges
+    assert classifier.activation_ranges == card.activation_ranges
 
 
 @pytest.mark.skipif(os.geteuid() == 0 if hasattr(os, "geteuid") else True, reason="root writes anywhere")
@@ -204,14 +204,14 @@ def test_a_process_that_dies_is_a_reason_and_another_takes_its_place(choice, tmp
     with EngineProcess(choice) as process:
         assert process.start() > 0
         assert process.start() == 0  # it runs already
-        assert process.answer(tmp_path / "logits.npy").shape == (3, 3)
+        assert process.compute(tmp_path / "logits.npy").shape == (3, 3)
         assert len(process.time(1, 0.0)) == 5
         assert len(process.time(2, 0.0)) == 1
         if sys.platform != "win32":
             process._process.send_signal(signal.SIGKILL)
             with pytest.raises(BadConfiguration, match="signal 9, perhaps for want of memory"):
                 process.time(1, 0.0)
-        process.rest()
+        process.end()
         assert process.find_memory()[0] > 3e7
         running = process._process
     assert running.poll() == 0  # it ended by itself, as nobody asked any more

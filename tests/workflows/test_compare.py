@@ -241,3 +241,17 @@ def test_runs_with_predictions_tables_are_compared_image_by_image(tiny, tmp_path
     assert note.endswith(": significant")
     (folders[0] / "results.csv").write_text("no table")
     assert "McNemar" not in "".join(compare(folders).notes)
+
+
+def test_a_run_is_finished_by_its_state_and_not_by_its_plots(tiny, tmp_path):
+    old = write_run(tmp_path / "old", tiny, recipe=Recipe(epochs=3))
+    assert compare([old]).runs[0].is_finished, "runs of versions without run.json are told by their plots"
+    for state, plotted in (("finished", False), ("running", True), ("stopped", True), ("failed", True)):
+        folder = write_run(tmp_path / state, tiny, recipe=Recipe(epochs=3))
+        if not plotted:
+            (folder / "confusion_matrix.png").unlink()
+        (folder / "run.json").write_text(json.dumps({"schema_version": 1, "state": state}))
+        assert compare([folder]).runs[0].is_finished == (state == "finished")
+    (tmp_path / "failed" / "run.json").write_text("{")
+    with pytest.raises(BadCheckpoint, match=r"run\.json"):
+        compare([tmp_path / "failed"])

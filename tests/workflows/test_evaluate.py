@@ -1,6 +1,8 @@
 """One Classifier or several on the same images: measured, fused, compared, calibrated."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -31,7 +33,7 @@ def runs(tiny, photos, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     torch.manual_seed(0)
     good = Classifier.create(tiny, labels=LABELS, preprocessing=FED)
-    train(good, photos, RECIPE, out=folder / "good", device="cpu", quiet=True, plots="pdf")
+    train(photos, model=good, recipe=RECIPE, out=folder / "good", device="cpu", quiet=True, plots="pdf")
     torch.manual_seed(1)
     poor = Classifier.create(tiny, labels=LABELS[::-1], preprocessing=FED)
     poor.save(folder / "poor.safetensors")
@@ -192,7 +194,7 @@ def test_int8_without_ranges_names_the_classifier_before_any_work(runs, others, 
     code, out, told = call("evaluate", *models, others, "--precision", "int8", "--device", "cpu", capsys=capsys)
     told = " ".join(told.split())
     assert code == 2
-    assert f"{runs / 'good'}: int8 must be told" in told
+    assert f"{runs / 'good'}: int8 needs the activation ranges" in told
     assert "--keep-ranges" in told
     assert "evaluating" not in told
     assert out == ""
@@ -208,3 +210,32 @@ def test_training_images_are_known_wherever_they_are_given(runs, photos):
     for place in (photos / "train", photos / "val"):
         found = measure([runs / "good"], open_dataset(place)).evaluations[0]
         assert any("trained on these images" in note for note in found.notes) == (place.name == "train")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("evaluate", "missing.safetensors", "digits"), "missing.safetensors: no such file"),
+        (("evaluate", "broken.safetensors", "digits"), "broken.safetensors"),
+        (("evaluate", "poor.safetensors", "missing-folder"), "missing-folder"),
+        (("check", "missing-folder"), "missing-folder"),
+        (("check", "good", "--model", "missing.safetensors"), "missing.safetensors"),
+        (("compare", "missing-run"), "missing-run"),
+    ],
+)
+def test_a_bad_model_or_place_is_refused_before_heavy_packages_are_imported(runs, arguments, reason):
+    (runs / "broken.safetensors").write_bytes(b"no model")
+    script = """
+import sys
+from vggkit.cli.main import main
+try:
+    main(sys.argv[1:])
+finally:
+    print([name for name in ("torch", "sklearn", "scipy", "matplotlib", "openvino") if name in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], cwd=runs, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2, done.stderr
+    assert reason in done.stderr
+    assert done.stdout == "[]\n"

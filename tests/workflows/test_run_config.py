@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from vggkit.classifier import Classifier
 from vggkit.errors import BadConfiguration, BadOutput
+from vggkit.field_texts import read_field_texts
 from vggkit.images.preprocessing import FitMode, Preprocessing
 from vggkit.images.sources.tables import Columns
 from vggkit.models.configuration import Head, Scheme
@@ -18,7 +19,7 @@ from vggkit.reports.loggers import LOGGERS
 from vggkit.training import recipe as recipes
 from vggkit.training.presets import PRESETS
 from vggkit.training.recipe import Recipe
-from vggkit.workflows.run_config import NetworkChoice, RunConfig, locate, read_field_texts
+from vggkit.workflows.run_config import NetworkChoice, RunConfig, locate
 
 FULL = RunConfig(
     data="/photos",
@@ -118,7 +119,7 @@ def test_whatever_is_written_comes_back(config, tmp_path):
 def test_each_field_stands_under_its_own_text(tmp_path):
     FULL.write(tmp_path / "config.yaml")
     text = (tmp_path / "config.yaml").read_text(encoding="utf-8")
-    assert text.startswith("# What a training was asked")
+    assert text.startswith("# The options of a training")
     assert "vggkit train --config" in text
     assert "vggkit train --resume" in text
     assert max(map(len, text.splitlines())) <= 102
@@ -238,7 +239,7 @@ def test_what_is_told_of_a_training_from_python(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fed = Preprocessing(resize_pixels=64, crop_pixels=64, fit_mode="pad")
     classifier = Classifier.create(tiny, labels=("a", "b", "c"), preprocessing=fed, until="relu3_2")
-    config = RunConfig.of(classifier, "photos")
+    config = RunConfig(data=locate("photos"), network=NetworkChoice.of(classifier), from_python=True)
     assert config.data == str(tmp_path / "photos")
     choice = config.network
     assert (choice.head, choice.until, choice.image_size, choice.fit_mode) == ("pool", "relu3_2", 64, "pad")

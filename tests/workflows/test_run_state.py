@@ -14,7 +14,8 @@ from vggkit.training.recipe import Recipe
 from vggkit.weights.card import Card
 from vggkit.weights.origin import WeightsOrigin
 from vggkit.workflows.run_folder import RunState, read_run_state
-from vggkit.workflows.train import resume, train
+from vggkit.workflows.train import train
+from vggkit.workflows.training_run import resume_run as resume
 
 LABELS = ("across", "down", "red")
 FED = Preprocessing(resize_pixels=32, crop_pixels=32)
@@ -35,7 +36,7 @@ def test_free_provenance_changes_no_learning_rate(tiny, photos, tmp_path):
     rates = []
     for name, provenance in (("plain", {}), ("noted", {"metrics": {"top1": 0.9}, "weights": {"random": []}})):
         classifier = Classifier(start(tiny).network, labels=LABELS, preprocessing=FED, provenance=provenance)
-        run = train(classifier, photos, RECIPE, out=tmp_path / name, device="cpu", quiet=True)
+        run = train(photos, model=classifier, recipe=RECIPE, out=tmp_path / name, device="cpu", quiet=True)
         rates.append(run.classifier.provenance["recipe"]["learning_rate"])
     assert rates[0] == rates[1] == 0.021
 
@@ -50,7 +51,7 @@ def test_where_weights_come_from_is_written_and_read_back(tiny, photos, tmp_path
     assert loaded.origin.kind == "loaded"
     assert loaded.origin.source == "random.safetensors"
     assert sorted(loaded.origin.random_keys) == sorted(keys)
-    run = train(classifier, photos, RECIPE, out=tmp_path / "run", device="cpu", quiet=True)
+    run = train(photos, model=classifier, recipe=RECIPE, out=tmp_path / "run", device="cpu", quiet=True)
     assert run.classifier.origin == load(tmp_path / "run").origin == WeightsOrigin(kind="trained")
     assert classifier.origin.kind == "trained"
 
@@ -87,7 +88,7 @@ def test_an_origin_that_cannot_be_is_refused(tiny, wrong):
 
 
 def test_a_finished_run_says_so(tiny, photos, tmp_path):
-    run = train(start(tiny), photos, RECIPE, out=tmp_path / "run", device="cpu", quiet=True)
+    run = train(photos, model=start(tiny), recipe=RECIPE, out=tmp_path / "run", device="cpu", quiet=True)
     found = read_run_state(tmp_path / "run")
     assert (found.state, found.epoch, found.epochs) == ("finished", 2, 2)
     assert found.best_epoch == run.best_epoch
@@ -104,7 +105,7 @@ def test_a_finished_run_says_so(tiny, photos, tmp_path):
 def test_a_stopped_run_says_so_and_how_far_it_is(tiny, photos, tmp_path, monkeypatch):
     from vggkit.training import trainer
 
-    measure, ends = trainer.Training._measure, iter([False, True])
+    measure, ends = trainer.Trainer._measure, iter([False, True])
 
     def end(self):
         if next(ends):
@@ -112,9 +113,9 @@ def test_a_stopped_run_says_so_and_how_far_it_is(tiny, photos, tmp_path, monkeyp
         return measure(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Training, "_measure", end)
+        patch.setattr(trainer.Trainer, "_measure", end)
         with pytest.raises(KeyboardInterrupt):
-            train(start(tiny), photos, RECIPE, out=tmp_path / "run", device="cpu", quiet=True)
+            train(photos, model=start(tiny), recipe=RECIPE, out=tmp_path / "run", device="cpu", quiet=True)
     before = read_run_state(tmp_path / "run")
     assert (before.state, before.epoch, before.best_epoch) == ("stopped", 1, 1)
     resume(tmp_path / "run", device="cpu", quiet=True)
@@ -125,13 +126,13 @@ def test_a_stopped_run_says_so_and_how_far_it_is(tiny, photos, tmp_path, monkeyp
 def test_a_failed_run_says_why(tiny, photos, tmp_path):
     recipe = replace(RECIPE, learning_rate=1e30, clip_norm=1e30)
     with pytest.raises(BadInput) as raised:
-        train(start(tiny), photos, recipe, out=tmp_path / "run", device="cpu", quiet=True)
+        train(photos, model=start(tiny), recipe=recipe, out=tmp_path / "run", device="cpu", quiet=True)
     found = read_run_state(tmp_path / "run")
     assert (found.state, found.problem) == ("failed", str(raised.value))
 
 
 def test_runs_without_a_state_of_their_own_are_understood(tiny, photos, tmp_path):
-    train(start(tiny), photos, RECIPE, out=tmp_path / "run", device="cpu", quiet=True)
+    train(photos, model=start(tiny), recipe=RECIPE, out=tmp_path / "run", device="cpu", quiet=True)
     (tmp_path / "run" / "run.json").unlink()
     found = read_run_state(tmp_path / "run")
     assert (found.state, found.epoch) == ("finished", 2)
@@ -155,7 +156,7 @@ def test_a_run_of_an_earlier_version_goes_on(tiny, photos, tmp_path):
 
     from vggkit.weights.model_file import read_state
 
-    train(start(tiny), photos, RECIPE, out=tmp_path / "run", device="cpu", quiet=True)
+    train(photos, model=start(tiny), recipe=RECIPE, out=tmp_path / "run", device="cpu", quiet=True)
     state, metadata = read_state(tmp_path / "run" / "last.ckpt")
     card = json.loads(metadata["vggkit"])
     origin = card.pop("origin")

@@ -15,7 +15,8 @@ from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import configure
 from vggkit.training.recipe import Recipe
 from vggkit.workflows.run_folder import LOCK, demand_new_folder, hold_folder, new_folder
-from vggkit.workflows.train import resume, train
+from vggkit.workflows.train import train
+from vggkit.workflows.training_run import resume_run as resume
 
 LABELS = ("across", "down", "red")
 NETWORK = ("--model", "vgg11_bn", "--until", "pool1", "--image-size", "32")
@@ -78,14 +79,21 @@ def test_a_held_folder_is_refused_and_stays_as_it_is(tiny, data, tmp_path):
     classifier = create(tiny)
     with new_folder(tmp_path / "run", classifier) as directory:
         with pytest.raises(BadOutput, match="another training is at work there"):
-            train(classifier, data, Recipe(epochs=1), out=directory, device="cpu", quiet=True)
+            train(data, model=classifier, recipe=Recipe(epochs=1), out=directory, device="cpu", quiet=True)
         assert directory.is_dir()
         assert [path.name for path in directory.iterdir()] == [LOCK]
     assert list(directory.iterdir()) == []
 
 
 def test_a_run_is_not_gone_on_with_while_it_goes_on(tiny, data, tmp_path):
-    run = train(create(tiny), data, Recipe(epochs=1, batch_size=4), out=tmp_path / "run", device="cpu", quiet=True)
+    run = train(
+        data,
+        model=create(tiny),
+        recipe=Recipe(epochs=1, batch_size=4),
+        out=tmp_path / "run",
+        device="cpu",
+        quiet=True,
+    )
     before = {path.name: path.read_bytes() for path in run.directory.iterdir()}
     with hold_folder(run.directory), pytest.raises(BadOutput, match="another training is at work there"):
         resume(run.directory, device="cpu", quiet=True)

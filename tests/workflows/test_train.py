@@ -15,7 +15,7 @@ from vggkit.images.preprocessing import Preprocessing
 from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.inference.predict import predict
 from vggkit.training.recipe import Recipe
-from vggkit.workflows.build_classifier import suit_classifier
+from vggkit.workflows.build_classifier import build_classifier
 from vggkit.workflows.run_config import RunConfig
 from vggkit.workflows.train import train
 
@@ -30,7 +30,14 @@ def create(tiny, seed=0):
 
 @pytest.fixture(scope="module")
 def run(tiny, photos, tmp_path_factory):
-    return train(create(tiny), photos, RECIPE, out=tmp_path_factory.mktemp("run") / "it", device="cpu", quiet=True)
+    return train(
+        photos,
+        model=create(tiny),
+        recipe=RECIPE,
+        out=tmp_path_factory.mktemp("run") / "it",
+        device="cpu",
+        quiet=True,
+    )
 
 
 def test_it_learns_and_what_it_reports_is_true(run, photos):
@@ -63,7 +70,7 @@ def test_the_folder_of_a_run(run, photos):
     chosen = {"trainable": "all", "augmentation": "shift", "mirror": "none", "weight_decay": 5e-4}
     assert Recipe.from_dict(config["recipe"]) == RECIPE
     assert config["found"]["chosen"] == chosen
-    assert RunConfig.read(run.directory).settled == replace(RECIPE, **chosen)
+    assert RunConfig.read(run.directory).resolved == replace(RECIPE, **chosen)
     kept = load(run.directory)
     assert kept.card == run.classifier.card
     assert kept.provenance["metrics"]["n"] == 15
@@ -75,8 +82,10 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(run, tiny, ph
     torch.manual_seed(99)  # the state of torch's generator must not matter after the network is built
     again = create(tiny)
     torch.rand(5)
-    same = train(again, photos, RECIPE, out=tmp_path / "same", device="cpu", quiet=True)
-    other = train(create(tiny), photos, replace(RECIPE, seed=1), out=tmp_path / "other", device="cpu", quiet=True)
+    same = train(photos, model=again, recipe=RECIPE, out=tmp_path / "same", device="cpu", quiet=True)
+    other = train(
+        photos, model=create(tiny), recipe=replace(RECIPE, seed=1), out=tmp_path / "other", device="cpu", quiet=True
+    )
     for key, value in run.classifier.network.state_dict().items():
         assert torch.equal(same.classifier.network.state_dict()[key], value), key
     assert any(
@@ -87,7 +96,9 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(run, tiny, ph
 
 def test_a_folder_without_parts_is_divided_and_the_held_out_share_is_found_again(tiny, tmp_path):
     fill_folder(tmp_path / "photos", LABELS, 10)
-    run = train(create(tiny), tmp_path / "photos", replace(RECIPE, epochs=1), out=tmp_path / "r", quiet=True)
+    run = train(
+        tmp_path / "photos", model=create(tiny), recipe=replace(RECIPE, epochs=1), out=tmp_path / "r", quiet=True
+    )
     assert run.evaluation.n == 6
     found = evaluate(run.classifier, tmp_path / "photos")
     assert (found.n, found.top1) == (6, run.evaluation.top1)
@@ -108,11 +119,15 @@ def test_the_same_images_divided_otherwise_are_not_taken_for_held_out(tiny, tmp_
         rows = [f"{f.relative_to(tmp_path)},{f.parent.name},{value(i)}" for i, f in enumerate(files)]
         (tmp_path / name).write_text("\n".join([f"path,label,{column}", *rows]))
         run = train(
-            create(tiny), tmp_path / name, replace(RECIPE, epochs=1), out=tmp_path / f"r-{name}", quiet=True
+            tmp_path / name,
+            model=create(tiny),
+            recipe=replace(RECIPE, epochs=1),
+            out=tmp_path / f"r-{name}",
+            quiet=True,
         )
         again = evaluate(run.classifier, tmp_path / name)
         assert (again.n, again.top1) == (run.evaluation.n, run.evaluation.top1)
-        with pytest.raises(BadData, match="divided otherwise"):
+        with pytest.raises(BadData, match="divided in another way"):
             evaluate(run.classifier, tmp_path / "photos")
         everything = evaluate(run.classifier, tmp_path / "photos", split="all")
         assert any("trained on these images" in note for note in everything.notes)
@@ -121,7 +136,7 @@ def test_the_same_images_divided_otherwise_are_not_taken_for_held_out(tiny, tmp_
 def test_a_class_that_the_data_lacks_altogether_is_refused(tiny, tmp_path):
     fill_folder(tmp_path / "photos", LABELS[:2], 6)
     with pytest.raises(BadData, match=r"train has no readable image of red; val has no readable image of red"):
-        train(create(tiny), tmp_path / "photos", RECIPE, out=tmp_path / "r", quiet=True)
+        train(tmp_path / "photos", model=create(tiny), recipe=RECIPE, out=tmp_path / "r", quiet=True)
     assert not (tmp_path / "r").exists()
 
 
@@ -129,7 +144,14 @@ def test_what_is_not_measured_or_not_learnt_despite_findings_is_noted(tiny, tmp_
     fill_folder(tmp_path / "photos" / "train", LABELS[:2], 4)
     fill_folder(tmp_path / "photos" / "val", LABELS[1:], 2, start=50)
     recipe = replace(RECIPE, epochs=1, balance="weights")
-    run = train(create(tiny), tmp_path / "photos", recipe, out=tmp_path / "r", quiet=True, despite_findings=True)
+    run = train(
+        tmp_path / "photos",
+        model=create(tiny),
+        recipe=recipe,
+        out=tmp_path / "r",
+        quiet=True,
+        despite_findings=True,
+    )
     assert any("no images of across: nothing is measured" in note for note in run.evaluation.notes)
     assert any("no images of red were learnt from" in note for note in run.evaluation.notes)
 
@@ -138,7 +160,7 @@ def test_a_fold_is_found_again(tiny, tmp_path):
     fill_folder(tmp_path / "photos" / "train", LABELS, 6)
     fill_folder(tmp_path / "photos" / "val", LABELS, 4, start=50)
     recipe = replace(RECIPE, epochs=1, fold="2/5")
-    run = train(create(tiny), tmp_path / "photos", recipe, out=tmp_path / "r", quiet=True)
+    run = train(tmp_path / "photos", model=create(tiny), recipe=recipe, out=tmp_path / "r", quiet=True)
     assert run.evaluation.n == 6
     again = evaluate(run.classifier, tmp_path / "photos")
     assert (again.n, again.top1) == (6, run.evaluation.top1)
@@ -147,7 +169,7 @@ def test_a_fold_is_found_again(tiny, tmp_path):
 def test_unreadable_images_are_left_out_and_told(tiny, tmp_path, capsys):
     fill_folder(tmp_path / "photos", LABELS, 6)
     (tmp_path / "photos" / "red" / "broken.jpg").write_text("x")
-    run = train(create(tiny), tmp_path / "photos", replace(RECIPE, epochs=1), out=tmp_path / "r")
+    run = train(tmp_path / "photos", model=create(tiny), recipe=replace(RECIPE, epochs=1), out=tmp_path / "r")
     told = capsys.readouterr().err
     assert "excluded:" in told
     assert "broken.jpg" in told
@@ -159,37 +181,37 @@ def test_classes_that_make_results_lie_are_refused(tiny, tmp_path):
     fill_folder(tmp_path / "a" / "train", LABELS, 3)
     fill_folder(tmp_path / "a" / "val", LABELS[:2], 2)
     with pytest.raises(BadData, match=r"val has no readable image of red"):
-        train(create(tiny), tmp_path / "a", RECIPE, out=tmp_path / "r1", quiet=True)
+        train(tmp_path / "a", model=create(tiny), recipe=RECIPE, out=tmp_path / "r1", quiet=True)
     fill_folder(tmp_path / "b", (*LABELS, "zebra"), 3)
     with pytest.raises(BadData, match="zebra"):
-        train(create(tiny), tmp_path / "b", RECIPE, out=tmp_path / "r2", quiet=True)
+        train(tmp_path / "b", model=create(tiny), recipe=RECIPE, out=tmp_path / "r2", quiet=True)
 
 
 def test_a_folder_that_is_taken_is_refused(tiny, photos, tmp_path):
     (tmp_path / "thesis.txt").write_text("x")
     with pytest.raises(BadOutput, match="--out"):
-        train(create(tiny), photos, RECIPE, out=tmp_path, quiet=True)
+        train(photos, model=create(tiny), recipe=RECIPE, out=tmp_path, quiet=True)
     with pytest.raises(BadOutput):
-        train(create(tiny), photos, RECIPE, out=tmp_path / "thesis.txt", quiet=True)
+        train(photos, model=create(tiny), recipe=RECIPE, out=tmp_path / "thesis.txt", quiet=True)
 
 
 def test_a_diverging_loss_is_explained_and_the_last_good_weights_stay(tiny, photos, tmp_path):
     recipe = replace(RECIPE, learning_rate=1e30, clip_norm=1e30)
     with pytest.raises(BadInput, match="learning-rate"):
-        train(create(tiny), photos, recipe, out=tmp_path / "r", quiet=True)
+        train(photos, model=create(tiny), recipe=recipe, out=tmp_path / "r", quiet=True)
 
 
 def test_what_suits_the_images(photos):
     images = open_dataset(photos)
-    small = suit_classifier(images, "vgg11")
+    small = build_classifier(images, "vgg11")
     assert small.preprocessing.crop_pixels == 32
     assert small.configuration.head == "pool"
-    digits = suit_classifier(open_dataset("digits"), "vgg11", in_channels=1)
+    digits = build_classifier(open_dataset("digits"), "vgg11", in_channels=1)
     assert digits.preprocessing.channel_order == "L"
-    large = suit_classifier(images, "vgg11", image_size=224, until="pool1")
+    large = build_classifier(images, "vgg11", image_size=224, until="pool1")
     assert (large.preprocessing.resize_pixels, large.preprocessing.crop_pixels) == (256, 224)
     with pytest.raises(BadConfiguration, match="32"):
-        suit_classifier(images, "vgg11", image_size=16)
+        build_classifier(images, "vgg11", image_size=16)
 
 
 def test_augmented_training_on_real_photos(shared, tiny, tmp_path):
@@ -197,7 +219,7 @@ def test_augmented_training_on_real_photos(shared, tiny, tmp_path):
     classifier = Classifier.create(
         tiny, labels=["ants", "bees"], preprocessing=Preprocessing(resize_pixels=72, crop_pixels=64)
     )
-    run = train(classifier, shared / "hymenoptera", Recipe(epochs=1), out=tmp_path / "r", quiet=True)
+    run = train(shared / "hymenoptera", model=classifier, recipe=Recipe(epochs=1), out=tmp_path / "r", quiet=True)
     assert run.evaluation.n == 153
     images = open_dataset(shared / "hymenoptera").split("val")
     predictions = predict(load(tmp_path / "r"), images, top=1)
@@ -227,42 +249,45 @@ def test_the_same_command_gives_the_same_bytes_in_another_process(photos, tmp_pa
 def test_a_loss_that_diverges_only_in_validation_is_explained_too(tiny, photos, tmp_path):
     recipe = replace(RECIPE, epochs=1, batch_size=100, learning_rate=1e30, warmup_epochs=0)
     with pytest.raises(BadInput, match="validation after epoch 1"):
-        train(create(tiny), photos, recipe, out=tmp_path / "r", quiet=True)
+        train(photos, model=create(tiny), recipe=recipe, out=tmp_path / "r", quiet=True)
 
 
 def test_what_cannot_be_learned_is_refused_before_training(tiny, photos, tmp_path):
     pixels = Preprocessing(resize_pixels=16, crop_pixels=16)
     deep = Classifier.create(tiny, labels=LABELS, until="relu5_1", preprocessing=pixels)
     with pytest.raises(BadConfiguration, match="batch_size"):
-        train(deep, photos, replace(RECIPE, batch_size=1), out=tmp_path / "r", quiet=True)
+        train(photos, model=deep, recipe=replace(RECIPE, batch_size=1), out=tmp_path / "r", quiet=True)
     fill_folder(tmp_path / "one", ("red",), 4)
-    lonely = suit_classifier(open_dataset(tmp_path / "one"), tiny)
+    lonely = build_classifier(open_dataset(tmp_path / "one"), tiny)
     with pytest.raises(BadData, match="one class"):
-        train(lonely, tmp_path / "one", RECIPE, out=tmp_path / "q", quiet=True)
+        train(tmp_path / "one", model=lonely, recipe=RECIPE, out=tmp_path / "q", quiet=True)
 
 
 def test_another_folder_with_the_same_names_is_another_folder(tiny, tmp_path):
     fill_folder(tmp_path / "a", LABELS, 10)
     fill_folder(tmp_path / "b", LABELS, 10)
     Image.new("RGB", (50, 41)).save(tmp_path / "b" / "red" / "000.png")
-    run = train(create(tiny), tmp_path / "a", replace(RECIPE, epochs=1), out=tmp_path / "r", quiet=True)
+    run = train(
+        tmp_path / "a", model=create(tiny), recipe=replace(RECIPE, epochs=1), out=tmp_path / "r", quiet=True
+    )
     found = evaluate(run.classifier, tmp_path / "b")
     assert found.n == 30
     assert found.notes == ()
 
 
 def test_an_interruption_keeps_the_best_and_says_how_to_go_on(tiny, photos, tmp_path, monkeypatch):
-    from vggkit.training.trainer import Training
+    from vggkit.training.trainer import Trainer
 
-    give = Training.epochs
+    measure, calls = Trainer._measure, itertools.count()
 
     def cut_short(self):
-        yield from itertools.islice(give(self), 1)
-        raise KeyboardInterrupt
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        return measure(self)
 
-    monkeypatch.setattr(Training, "epochs", cut_short)
+    monkeypatch.setattr(Trainer, "_measure", cut_short)
     with pytest.raises(KeyboardInterrupt, match="vggkit train --resume"):
-        train(create(tiny), photos, RECIPE, out=tmp_path / "r", quiet=True)
+        train(photos, model=create(tiny), recipe=RECIPE, out=tmp_path / "r", quiet=True)
     assert load(tmp_path / "r").provenance["epoch"] == 1
 
 
@@ -277,14 +302,21 @@ def test_a_part_without_a_readable_image_is_refused_whatever_is_said(part, tiny,
         fill_folder(tmp_path / "photos" / name, LABELS, 2)
     for file in (tmp_path / "photos" / part).rglob("*.png"):
         file.write_text("x")
-    with pytest.raises(BadData, match=rf"split {part} cannot be used: none of its 6 images.*does not help"):
-        train(create(tiny), tmp_path / "photos", RECIPE, out=tmp_path / "r", quiet=True, despite_findings=True)
+    with pytest.raises(BadData, match=rf"split {part} cannot be used: none of its 6 images.*does not apply here"):
+        train(
+            tmp_path / "photos",
+            model=create(tiny),
+            recipe=RECIPE,
+            out=tmp_path / "r",
+            quiet=True,
+            despite_findings=True,
+        )
     opened = open_dataset(tmp_path / "photos")
     with pytest.raises(BadData, match=rf"split {part} cannot be used: it is empty"):
         train(
-            create(tiny),
             opened.keep({**opened.splits, part: ()}),
-            RECIPE,
+            model=create(tiny),
+            recipe=RECIPE,
             out=tmp_path / "r",
             quiet=True,
             despite_findings=True,
@@ -300,9 +332,9 @@ def test_a_class_that_cannot_be_read_is_done_without_where_that_is_asked_for(bal
         file.write_text("x")
     recipe = replace(RECIPE, epochs=1, balance=balance)
     run = train(
-        create(tiny),
         tmp_path / "photos",
-        recipe,
+        model=create(tiny),
+        recipe=recipe,
         out=tmp_path / "r",
         quiet=True,
         despite_findings=True,
@@ -324,10 +356,10 @@ def grouped(tmp_path):
 def test_another_rule_of_division_is_never_taken_for_the_old_one(grouped, tiny, tmp_path, monkeypatch):
     """As when an earlier version dealt the groups in another way: a run neither goes on nor is measured with it."""
     from vggkit.images import splits
-    from vggkit.workflows.train import resume
+    from vggkit.workflows.training_run import resume_run as resume
 
     recipe = replace(RECIPE, epochs=1, fold="1/3")
-    run = train(create(tiny), grouped, recipe, out=tmp_path / "r", quiet=True, device="cpu")
+    run = train(grouped, model=create(tiny), recipe=recipe, out=tmp_path / "r", quiet=True, device="cpu")
     assert evaluate(run.classifier, grouped, device="cpu").n == run.evaluation.n
     dealt = splits.deal
     monkeypatch.setattr(
@@ -335,17 +367,19 @@ def test_another_rule_of_division_is_never_taken_for_the_old_one(grouped, tiny, 
     )
     with pytest.raises(BadCheckpoint, match="other images"):
         resume(tmp_path / "r", quiet=True, device="cpu")
-    with pytest.raises(BadData, match="divided otherwise"):
+    with pytest.raises(BadData, match="divided in another way"):
         evaluate(run.classifier, grouped, device="cpu")
 
 
 def test_a_place_that_has_changed_since_the_training_is_measured_with_a_word(tiny, tmp_path):
     fill_folder(tmp_path / "photos", LABELS, 5)
-    run = train(create(tiny), tmp_path / "photos", replace(RECIPE, epochs=1), out=tmp_path / "r", quiet=True)
+    run = train(
+        tmp_path / "photos", model=create(tiny), recipe=replace(RECIPE, epochs=1), out=tmp_path / "r", quiet=True
+    )
     fill_folder(tmp_path / "photos", LABELS, 1, start=50)
     found = evaluate(run.classifier, tmp_path / "photos")
     assert found.n == 18
-    assert any("holds other images by now" in note for note in found.notes)
+    assert any("has changed since" in note for note in found.notes)
 
 
 def test_the_order_of_a_tables_rows_changes_no_division(grouped, tiny, tmp_path):
@@ -354,6 +388,8 @@ def test_the_order_of_a_tables_rows_changes_no_division(grouped, tiny, tmp_path)
         header, *rows = grouped.read_text().splitlines()
         table = tmp_path / f"{name}.csv"
         table.write_text("\n".join([header, *(rows if name == "one" else rows[::-1])]))
-        runs.append(train(create(tiny), table, replace(RECIPE, epochs=1), out=tmp_path / name, quiet=True))
+        runs.append(
+            train(table, model=create(tiny), recipe=replace(RECIPE, epochs=1), out=tmp_path / name, quiet=True)
+        )
     held = [run.classifier.provenance["data"]["held_out"] for run in runs]
     assert held[0] == held[1]

@@ -13,9 +13,10 @@ from vggkit.errors import BadConfiguration, BadData, BadInput
 from vggkit.evaluation.measure import evaluate
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.images.sources.open_dataset import open_dataset
-from vggkit.training import learner as learners
+from vggkit.training import train_state as learners
 from vggkit.training.recipe import Recipe
-from vggkit.workflows.train import resume, train
+from vggkit.workflows.train import train
+from vggkit.workflows.training_run import resume_run as resume
 
 LABELS = ("across", "down", "red")
 FED = Preprocessing(resize_pixels=32, crop_pixels=32)
@@ -35,7 +36,7 @@ def trained(tiny, photos, tmp_path_factory):
     out = tmp_path_factory.mktemp("trained") / "run"
     torch.manual_seed(0)
     fresh = Classifier.create(tiny, labels=LABELS, preprocessing=FED)
-    train(fresh, photos, replace(STEPS, epochs=3), out=out, device="cpu", quiet=True)
+    train(photos, model=fresh, recipe=replace(STEPS, epochs=3), out=out, device="cpu", quiet=True)
     return out / "best.safetensors"
 
 
@@ -52,7 +53,7 @@ def test_the_head_is_solved_on_what_is_frozen_and_measured_as_evaluate_does(
 ):
     classifier = start(tiny, trained)
     before = {key: value.clone() for key, value in classifier.network.state_dict().items()}
-    run = train(classifier, photos, HEAD, out=tmp_path / "run", device="cpu", quiet=True)
+    run = train(photos, model=classifier, recipe=HEAD, out=tmp_path / "run", device="cpu", quiet=True)
     changed = {key for key, value in weights_of(run).items() if not torch.equal(value, before[key])}
     assert changed == {"classifier.0.weight", "classifier.0.bias"}
     assert run.evaluation.top1 > 0.6
@@ -66,9 +67,9 @@ def test_the_head_is_solved_on_what_is_frozen_and_measured_as_evaluate_does(
 
 
 def test_a_second_run_computes_nothing_and_other_weights_all(tiny, trained, photos, tmp_path, capsys):
-    first = train(start(tiny, trained), photos, HEAD, out=tmp_path / "1", device="cpu")
+    first = train(photos, model=start(tiny, trained), recipe=HEAD, out=tmp_path / "1", device="cpu")
     assert "kept from before" not in capsys.readouterr().err
-    second = train(start(tiny, trained), photos, HEAD, out=tmp_path / "2", device="cpu")
+    second = train(photos, model=start(tiny, trained), recipe=HEAD, out=tmp_path / "2", device="cpu")
     told = capsys.readouterr().err
     assert "48 of 48 features were kept from before" in told
     assert "computed by" not in told
@@ -76,39 +77,39 @@ def test_a_second_run_computes_nothing_and_other_weights_all(tiny, trained, phot
     other = start(tiny, trained)
     with torch.no_grad():
         other.network.features[0].bias += 0.01
-    train(other, photos, HEAD, out=tmp_path / "3", device="cpu")
+    train(photos, model=other, recipe=HEAD, out=tmp_path / "3", device="cpu")
     assert "kept from before" not in capsys.readouterr().err
 
 
 def test_a_head_that_was_stopped_goes_on_to_the_same_bits(tiny, trained, photos, tmp_path, monkeypatch):
-    from vggkit.workflows import solved_heads
+    from vggkit.training import linear_probe
 
-    whole = train(start(tiny, trained), photos, HEAD, out=tmp_path / "1", device="cpu", quiet=True)
+    whole = train(photos, model=start(tiny, trained), recipe=HEAD, out=tmp_path / "1", device="cpu", quiet=True)
     monkeypatch.setenv("VGGKIT_HOME", str(tmp_path / "other"))
 
     def end(*arguments, **options):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(solved_heads, "solve_head", end)
+        patch.setattr(linear_probe, "solve_head", end)
         with pytest.raises(KeyboardInterrupt):
-            train(start(tiny, trained), photos, HEAD, out=tmp_path / "2", device="cpu", quiet=True)
+            train(photos, model=start(tiny, trained), recipe=HEAD, out=tmp_path / "2", device="cpu", quiet=True)
     resumed = resume(tmp_path / "2", device="cpu", quiet=True)
     assert all(torch.equal(weights_of(resumed)[key], value) for key, value in weights_of(whole).items())
 
 
 def test_views_of_each_image_are_seen_by_the_head(tiny, trained, photos, tmp_path, capsys):
     recipe = replace(HEAD, views=3, mirror="alternating")
-    train(start(tiny, trained), photos, recipe, out=tmp_path / "1", device="cpu")
+    train(photos, model=start(tiny, trained), recipe=recipe, out=tmp_path / "1", device="cpu")
     assert "144 features computed" in capsys.readouterr().err
-    train(start(tiny, trained), photos, replace(recipe, views=4), out=tmp_path / "2", device="cpu")
+    train(photos, model=start(tiny, trained), recipe=replace(recipe, views=4), out=tmp_path / "2", device="cpu")
     assert "48 features computed" in capsys.readouterr().err
 
 
 def test_what_was_learnt_can_be_taken_for_other_classes(tiny, trained, tmp_path, capsys):
     fill_folder(tmp_path / "photos", LABELS[:2], 10)
     classifier = start(replace(tiny, num_classes=2), trained, labels=LABELS[:2])
-    run = train(classifier, tmp_path / "photos", Recipe(), out=tmp_path / "run", device="cpu")
+    run = train(tmp_path / "photos", model=classifier, recipe=Recipe(), out=tmp_path / "run", device="cpu")
     assert "trainable head: 16 images from given weights" in capsys.readouterr().err
     assert run.evaluation.top1 == 1
     assert run.evaluation.n == 4
@@ -120,7 +121,7 @@ def test_weights_of_as_many_other_classes_begin_with_a_new_head_and_it_is_said(t
         (tmp_path / "photos").mkdir(exist_ok=True)
         (tmp_path / theirs).rename(tmp_path / "photos" / ours)
     classifier = start(tiny, trained, labels=("x", "y", "z"))
-    run = train(classifier, tmp_path / "photos", Recipe(), out=tmp_path / "run", device="cpu")
+    run = train(tmp_path / "photos", model=classifier, recipe=Recipe(), out=tmp_path / "run", device="cpu")
     told = capsys.readouterr().err
     assert "the last layer: the weights are of other classes (across, down, red) than x, y, z" in told
     assert "trainable head" in told
@@ -134,7 +135,7 @@ def test_labels_in_another_order_start_as_right_as_the_weights_were(tiny, traine
     assert found.top1 == expected.top1 > 0.6
     # A Classifier's order is its own, whatever the order of the folders.
     slow = replace(STEPS, trainable="all", epochs=1, learning_rate=1e-9)
-    run = train(turned, photos, slow, out=tmp_path / "run", device="cpu")
+    run = train(photos, model=turned, recipe=slow, out=tmp_path / "run", device="cpu")
     assert "put into the order of these labels" in capsys.readouterr().err
     assert run.history[0].val_top1 == expected.top1
     assert run.classifier.labels == ("red", "down", "across")
@@ -145,7 +146,9 @@ def test_labels_that_differ_in_case_only_are_named_where_they_do_not_match(tiny,
     fill_folder(tmp_path / "photos", LABELS, 6)
     (tmp_path / "photos" / "red").rename(tmp_path / "photos" / "Red")
     with pytest.raises(BadData, match=r"case or spaces only \('Red' for 'red'\)"):
-        train(load(trained), tmp_path / "photos", STEPS, out=tmp_path / "run", device="cpu", quiet=True)
+        train(
+            tmp_path / "photos", model=load(trained), recipe=STEPS, out=tmp_path / "run", device="cpu", quiet=True
+        )
     notes = evaluate(load(trained), tmp_path / "photos").notes
     assert any("'Red' for 'red'" in note for note in notes)
     for label in LABELS[:2]:
@@ -156,18 +159,20 @@ def test_labels_that_differ_in_case_only_are_named_where_they_do_not_match(tiny,
 
 def diverge_at(monkeypatch, *numbers):
     """Let the loss of the batches of these numbers be none, counted over everything that is computed."""
-    compute, count = learners.Learner.compute, iter(range(10**6))
+    compute, count = learners.TrainState.compute, iter(range(10**6))
 
     def computed(self, images, targets, **options):
         loss = compute(self, images, targets, **options)
         return loss * float("nan") if next(count) in numbers else loss
 
-    monkeypatch.setattr(learners.Learner, "compute", computed)
+    monkeypatch.setattr(learners.TrainState, "compute", computed)
 
 
 def test_after_nan_it_goes_back_and_on_at_a_lower_rate(tiny, photos, tmp_path, monkeypatch, capsys):
     diverge_at(monkeypatch, 8)
-    run = train(start(tiny), photos, replace(STEPS, schedule="constant"), out=tmp_path / "run", device="cpu")
+    run = train(
+        photos, model=start(tiny), recipe=replace(STEPS, schedule="constant"), out=tmp_path / "run", device="cpu"
+    )
     told = capsys.readouterr().err
     assert "the loss became nan in epoch 2, after 2 of 6 batches: back to the start of the epoch" in told
     assert [epoch.learning_rate for epoch in run.history] == pytest.approx([0.05, 0.015], rel=0.2)
@@ -180,8 +185,8 @@ def test_a_run_that_went_back_resumes_at_its_lower_rate(tiny, photos, tmp_path, 
     recipe = replace(STEPS, epochs=3, schedule="constant")
     with monkeypatch.context() as patch:
         diverge_at(patch, 8)
-        whole = train(start(tiny), photos, recipe, out=tmp_path / "1", device="cpu", quiet=True)
-    pause = loop.Training._pause
+        whole = train(photos, model=start(tiny), recipe=recipe, out=tmp_path / "1", device="cpu", quiet=True)
+    pause = loop.Trainer._pause
 
     def stop(self):
         pause(self)
@@ -190,9 +195,17 @@ def test_a_run_that_went_back_resumes_at_its_lower_rate(tiny, photos, tmp_path, 
 
     with monkeypatch.context() as patch:
         diverge_at(patch, 8)
-        patch.setattr(loop.Training, "_pause", stop)
+        patch.setattr(loop.Trainer, "_pause", stop)
         with pytest.raises(KeyboardInterrupt):
-            train(start(tiny), photos, recipe, out=tmp_path / "2", device="cpu", quiet=True, save_seconds=0)
+            train(
+                photos,
+                model=start(tiny),
+                recipe=recipe,
+                out=tmp_path / "2",
+                device="cpu",
+                quiet=True,
+                save_seconds=0,
+            )
     resumed = resume(tmp_path / "2", device="cpu", quiet=True)
     assert [e.learning_rate for e in resumed.history] == [e.learning_rate for e in whole.history]
     assert all(torch.equal(weights_of(resumed)[key], value) for key, value in weights_of(whole).items())
@@ -201,7 +214,7 @@ def test_a_run_that_went_back_resumes_at_its_lower_rate(tiny, photos, tmp_path, 
 def test_three_returns_are_enough(tiny, photos, tmp_path, monkeypatch, capsys):
     diverge_at(monkeypatch, *range(7, 1000))
     with pytest.raises(BadInput, match=r"epoch 2.*3 lower ones did not help.*--learning-rate"):
-        train(start(tiny), photos, STEPS, out=tmp_path / "run", device="cpu")
+        train(photos, model=start(tiny), recipe=STEPS, out=tmp_path / "run", device="cpu")
     told = capsys.readouterr().err
     assert told.count("back to the start of the epoch") == 3
     assert load(tmp_path / "run").provenance["epoch"] == 1
@@ -209,15 +222,22 @@ def test_three_returns_are_enough(tiny, photos, tmp_path, monkeypatch, capsys):
 
 def test_patience_ends_a_training_early(tiny, photos, tmp_path, capsys):
     recipe = replace(STEPS, epochs=50, patience=1, learning_rate=0.5, schedule="constant")
-    run = train(start(tiny), photos, recipe, out=tmp_path / "run", device="cpu")
+    run = train(photos, model=start(tiny), recipe=recipe, out=tmp_path / "run", device="cpu")
     assert len(run.history) < 50
     assert "stopped early" in capsys.readouterr().err
     assert run.history[-1].val_loss >= min(epoch.val_loss for epoch in run.history)
 
 
 def test_the_average_is_what_is_measured_and_kept(tiny, photos, tmp_path):
-    run = train(start(tiny), photos, replace(STEPS, ema_decay=0.9), out=tmp_path / "run", device="cpu", quiet=True)
-    plain = train(start(tiny), photos, STEPS, out=tmp_path / "plain", device="cpu", quiet=True)
+    run = train(
+        photos,
+        model=start(tiny),
+        recipe=replace(STEPS, ema_decay=0.9),
+        out=tmp_path / "run",
+        device="cpu",
+        quiet=True,
+    )
+    plain = train(photos, model=start(tiny), recipe=STEPS, out=tmp_path / "plain", device="cpu", quiet=True)
     assert not torch.equal(weights_of(run)["features.0.weight"], weights_of(plain)["features.0.weight"])
     best = run.history[run.best_epoch - 1]
     plain = run.evaluation.predictions.sharpen(1 / run.classifier.temperature)
@@ -227,16 +247,18 @@ def test_the_average_is_what_is_measured_and_kept(tiny, photos, tmp_path):
 def test_a_rate_is_looked_for_and_learnt_with(tiny, photos, tmp_path, capsys):
     recipe = replace(STEPS, learning_rate=None)
     with pytest.raises(BadConfiguration, match=r"learning_rate=0\.05"):
-        train(start(tiny), photos, STEPS, out=tmp_path / "run", device="cpu", find_learning_rate=True)
-    run = train(start(tiny), photos, recipe, out=tmp_path / "run", device="cpu", find_learning_rate=True)
+        train(photos, model=start(tiny), recipe=STEPS, out=tmp_path / "run", device="cpu", find_learning_rate=True)
+    run = train(
+        photos, model=start(tiny), recipe=recipe, out=tmp_path / "run", device="cpu", find_learning_rate=True
+    )
     assert "learning_rate_search.png" in capsys.readouterr().err
     assert (tmp_path / "run" / "learning_rate_search.png").is_file()
     assert run.classifier.provenance["recipe"]["learning_rate"] > 0
     with pytest.raises(BadConfiguration, match="find-learning-rate"):
         train(
-            start(tiny, tmp_path / "run" / "best.safetensors"),
             photos,
-            HEAD,
+            model=start(tiny, tmp_path / "run" / "best.safetensors"),
+            recipe=HEAD,
             out=tmp_path / "2",
             find_learning_rate=True,
         )
@@ -246,7 +268,7 @@ def test_a_rate_is_looked_for_and_learnt_with(tiny, photos, tmp_path, capsys):
 @pytest.mark.parametrize("changes", [{"balance": "weights"}, {"balance": "sampling"}, {"trainable": "gradual"}])
 def test_other_ways_learn_too(changes, tiny, photos, tmp_path):
     recipe = replace(STEPS, epochs=4, **changes)
-    run = train(start(tiny), photos, recipe, out=tmp_path / "run", device="cpu", quiet=True)
+    run = train(photos, model=start(tiny), recipe=recipe, out=tmp_path / "run", device="cpu", quiet=True)
     assert run.history[-1].train_loss < run.history[0].train_loss
 
 
@@ -267,9 +289,9 @@ def test_a_step_is_the_same_whatever_batches_it_is_made_of(tiny, uneven, tmp_pat
     recipe = replace(STEPS, epochs=1, warmup_epochs=0.0, augmentation="none", mirror="none", **changes)
     runs = [
         train(
-            start(network),
             uneven,
-            replace(recipe, batch_size=size, accumulate=together),
+            model=start(network),
+            recipe=replace(recipe, batch_size=size, accumulate=together),
             out=tmp_path / str(size),
             device="cpu",
             quiet=True,
@@ -298,16 +320,18 @@ def test_the_loss_of_an_epoch_is_torchs_of_all_its_images(tiny, uneven, tmp_path
         torch.stack(logits).double(), torch.tensor(targets), weight=weights, label_smoothing=0.1
     ).item()
     classifier.network.train()
-    run = train(classifier, uneven, recipe, out=tmp_path / "run", device="cpu", quiet=True)
+    run = train(uneven, model=classifier, recipe=recipe, out=tmp_path / "run", device="cpu", quiet=True)
     assert run.history[0].train_loss == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_solved_head_tells_the_same_loss_as_steps_do(tiny, trained, uneven, tmp_path):
     recipe = Recipe(trainable="head", precision="fp32", balance="weights", label_smoothing=0.1)
-    run = train(start(tiny, trained), uneven, recipe, out=tmp_path / "head", device="cpu", quiet=True)
+    run = train(uneven, model=start(tiny, trained), recipe=recipe, out=tmp_path / "head", device="cpu", quiet=True)
     steps = replace(STEPS, epochs=1, augmentation="none", mirror="none", learning_rate=1e-12, batch_size=26)
     steps = replace(steps, balance="weights", label_smoothing=0.1, freeze_norm=True)
-    again = train(load(tmp_path / "head"), uneven, steps, out=tmp_path / "steps", device="cpu", quiet=True)
+    again = train(
+        uneven, model=load(tmp_path / "head"), recipe=steps, out=tmp_path / "steps", device="cpu", quiet=True
+    )
     assert again.history[0].train_loss == pytest.approx(run.history[0].train_loss, rel=1e-3)
     assert again.history[0].val_loss == pytest.approx(run.history[0].val_loss, rel=1e-3)
 
@@ -315,12 +339,12 @@ def test_a_solved_head_tells_the_same_loss_as_steps_do(tiny, trained, uneven, tm
 def test_seconds_between_states_are_no_less_than_none(tiny, photos, tmp_path):
     for seconds in (-1.0, float("nan")):
         with pytest.raises(BadInput, match="seconds"):
-            train(start(tiny), photos, STEPS, out=tmp_path / "run", save_seconds=seconds)
+            train(photos, model=start(tiny), recipe=STEPS, out=tmp_path / "run", save_seconds=seconds)
 
 
 def test_steps_from_given_weights_begin_with_the_head_solved(tiny, trained, tmp_path, monkeypatch, capsys):
+    from vggkit.training import linear_probe
     from vggkit.training import trainer as loop
-    from vggkit.workflows import solved_heads
 
     fill_folder(tmp_path / "photos", LABELS[:2], 12)
     recipe = replace(STEPS, trainable="all", epochs=2, batch_size=4, learning_rate=1e-6)
@@ -328,10 +352,10 @@ def test_steps_from_given_weights_begin_with_the_head_solved(tiny, trained, tmp_
     def begin():
         return start(replace(tiny, num_classes=2), trained, labels=LABELS[:2])
 
-    whole = train(begin(), tmp_path / "photos", recipe, out=tmp_path / "1", device="cpu")
-    assert "the head begins solved" in capsys.readouterr().err
+    whole = train(tmp_path / "photos", model=begin(), recipe=recipe, out=tmp_path / "1", device="cpu")
+    assert "a linear probe first" in capsys.readouterr().err
     assert whole.evaluation.top1 == 1, "at such a rate the steps alone learn nothing"
-    pause = loop.Training._pause
+    pause = loop.Trainer._pause
 
     def stop(self):
         pause(self)
@@ -339,9 +363,9 @@ def test_steps_from_given_weights_begin_with_the_head_solved(tiny, trained, tmp_
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Training, "_pause", stop)
+        patch.setattr(loop.Trainer, "_pause", stop)
         with pytest.raises(KeyboardInterrupt):
-            train(begin(), tmp_path / "photos", recipe, out=tmp_path / "2", device="cpu", quiet=True)
+            train(tmp_path / "photos", model=begin(), recipe=recipe, out=tmp_path / "2", device="cpu", quiet=True)
     resumed = resume(tmp_path / "2", device="cpu", quiet=True)
     assert all(torch.equal(weights_of(resumed)[key], value) for key, value in weights_of(whole).items())
 
@@ -349,16 +373,16 @@ def test_steps_from_given_weights_begin_with_the_head_solved(tiny, trained, tmp_
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(solved_heads, "solve_head", end)
+        patch.setattr(linear_probe, "solve_head", end)
         with pytest.raises(KeyboardInterrupt):
-            train(begin(), tmp_path / "photos", recipe, out=tmp_path / "4", device="cpu", quiet=True)
+            train(tmp_path / "photos", model=begin(), recipe=recipe, out=tmp_path / "4", device="cpu", quiet=True)
     resumed = resume(tmp_path / "4", device="cpu", quiet=True)
     assert all(torch.equal(weights_of(resumed)[key], value) for key, value in weights_of(whole).items())
     assert [epoch.epoch for epoch in resumed.history] == [0, 1, 2]
     assert whole.history[0].val_top1 == 1
     again = load(tmp_path / "1")
-    train(again, tmp_path / "photos", recipe, out=tmp_path / "3", device="cpu")
-    assert "begins solved" not in capsys.readouterr().err, "a trained head is not thrown away"
+    train(tmp_path / "photos", model=again, recipe=recipe, out=tmp_path / "3", device="cpu")
+    assert "a linear probe first" not in capsys.readouterr().err, "a trained head is not thrown away"
 
 
 def test_what_a_run_says_of_its_test_part_is_what_evaluate_says(tiny, tmp_path):
@@ -367,7 +391,12 @@ def test_what_a_run_says_of_its_test_part_is_what_evaluate_says(tiny, tmp_path):
     fill_folder(tmp_path / "photos" / "val", LABELS, 14, start=100)
     fill_folder(tmp_path / "photos" / "test", LABELS, 12, start=200)
     run = train(
-        start(tiny), tmp_path / "photos", replace(STEPS, epochs=4), out=tmp_path / "run", device="cpu", quiet=True
+        tmp_path / "photos",
+        model=start(tiny),
+        recipe=replace(STEPS, epochs=4),
+        out=tmp_path / "run",
+        device="cpu",
+        quiet=True,
     )
     kept = load(tmp_path / "run")
     assert kept.temperature != 1

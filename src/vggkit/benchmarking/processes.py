@@ -1,6 +1,6 @@
-"""An engine in a process of its own, asked over a pipe: its memory is its own, and its start can be timed.
+"""An engine in a process of its own, driven over a pipe: its memory is its own, and its start can be timed.
 
-`serve` is the other end; a line of JSON is a question, a line the answer.
+`serve` is the other end; a line of JSON is a request, a line the reply.
 """
 
 import io
@@ -27,15 +27,15 @@ from vggkit.errors import BadConfiguration, VggkitError
 from vggkit.hardware import find_peak_memory
 
 TOGETHER: Final = 8
-"""Images that are answered at once."""
+"""Images that are computed at once."""
 FEWEST_PASSES: Final = 5
 """Of single images in a turn; of several at once one is enough."""
 START: Final = "import sys; sys.path.append(sys.argv[1]); from vggkit.benchmarking.processes import serve; serve()"
 """What the other end runs, given the folder that this package lies in."""
-ANSWER: Final = '{"answer"'
-"""How an answer begins."""
+REPLY: Final = '{"reply"'
+"""How a reply begins."""
 PATIENCE_SECONDS: Final = 10.0
-"""How long a process that is no longer asked may take to end."""
+"""How long a process that is no longer needed may take to end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,14 +47,14 @@ class EngineChoice:
     engine: EngineName
     precision: Precision
     device: str
-    ranges: Mapping[str, tuple[float, float]]
+    activation_ranges: Mapping[str, tuple[float, float]]
     """For int8; else none."""
     images: str
     """An .npy of preprocessed images (N, C, H, W)."""
 
 
 class EngineProcess:
-    """The asking end; a context, at whose end the process ends.
+    """The driving end; a context, at whose end the process ends.
 
     Args:
         choice: What to compute with.
@@ -71,10 +71,10 @@ class EngineProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.rest()
+        self.end()
 
     def start(self) -> float:
-        """Seconds from the process' start to its first answer; 0 where it runs already."""
+        """Seconds from the process' start to its first result; 0 where it runs already."""
         if self._process is not None:
             return 0.0
         started = time.perf_counter()
@@ -89,30 +89,30 @@ class EngineProcess:
             text=True,
             encoding="utf-8",
         )
-        self._ask(asdict(self.choice))
+        self._request(asdict(self.choice))
         return time.perf_counter() - started
 
-    def answer(self, into: Path) -> NDArray[np.float32]:
+    def compute(self, into: Path) -> NDArray[np.float32]:
         """Logits (N, K) of all images, by way of a file."""
         self.start()
-        self._ask({"answer": str(into)})
+        self._request({"compute": str(into)})
         found: NDArray[np.float32] = np.load(into)
         return found
 
     def time(self, batch_size: int, seconds: float) -> list[float]:
-        """Seconds of each pass of so many images, over about as long as is said."""
+        """Seconds of each pass of a batch of that size, for about so many seconds."""
         self.start()
-        found: list[float] = self._ask({"time": batch_size, "seconds": seconds})
+        found: list[float] = self._request({"time": batch_size, "seconds": seconds})
         return found
 
     def find_memory(self) -> tuple[int | None, int | None]:
         """Bytes that the process held at most, and those of a GPU."""
         self.start()
-        own, device = self._ask({"memory": True})
+        own, device = self._request({"memory": True})
         return own, device
 
-    def rest(self) -> None:
-        """End the process; the next question starts another."""
+    def end(self) -> None:
+        """End the process; the next request starts another one."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -126,16 +126,16 @@ class EngineProcess:
             process.stdout.close()  # type: ignore[union-attr]
             self._complaints.close()
 
-    def _ask(self, question: Mapping[str, Any]) -> Any:
+    def _request(self, request: Mapping[str, Any]) -> Any:
         process = self._process
         assert process is not None
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            process.stdin.write(json.dumps(question) + "\n")
+            process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
             # What an interpreter prints before it comes to us is none.
-            line = next((line for line in process.stdout if line.startswith(ANSWER)), "")
+            line = next((line for line in process.stdout if line.startswith(REPLY)), "")
         except OSError:
             line = ""
         if not line:
@@ -143,38 +143,38 @@ class EngineProcess:
         found = json.loads(line)
         if found["problem"] is not None:
             raise BadConfiguration(found["problem"])
-        return found["answer"]
+        return found["reply"]
 
     def _describe_end(self, process: "subprocess.Popen[str]") -> str:
         code = process.wait()
         self._complaints.seek(0)
-        said = self._complaints.read().strip().splitlines()
+        printed = self._complaints.read().strip().splitlines()
         how = f"was ended by signal {-code}, perhaps for want of memory" if code < 0 else f"ended with {code}"
-        return f"its process {how}" + (f": {said[-1][:300]}" if said else "")
+        return f"its process {how}" + (f": {printed[-1][:300]}" if printed else "")
 
 
 def serve() -> None:
-    """Answer what comes on standard input."""
-    # What libraries print must not come among the answers.
+    """Serve the requests on standard input."""
+    # What libraries print must not come among the replies.
     ours = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     _serve(sys.stdin, ours)  # type: ignore[arg-type]
 
 
-def _serve(questions: io.TextIOBase, predictions: io.TextIOBase) -> None:
-    """Answer until nobody asks any more."""
+def _serve(requests: io.TextIOBase, replies: io.TextIOBase) -> None:
+    """Serve until the requests end."""
 
-    def reply(answer: object, problem: str | None = None) -> None:
-        predictions.write(json.dumps({"answer": answer, "problem": problem}) + "\n")
-        predictions.flush()
+    def reply(value: object, problem: str | None = None) -> None:
+        replies.write(json.dumps({"reply": value, "problem": problem}) + "\n")
+        replies.flush()
 
-    choice = EngineChoice(**json.loads(questions.readline()))
+    choice = EngineChoice(**json.loads(requests.readline()))
     try:
         engine = choose_engine(
             ModelFile(choice.model),
             choice.device,
             precision=choice.precision,
-            ranges=choice.ranges if choice.precision == "int8" else None,
+            activation_ranges=choice.activation_ranges if choice.precision == "int8" else None,
             engine=choice.engine,
         )
         engine.run(_read(choice.images, 0, 1))
@@ -182,13 +182,13 @@ def _serve(questions: io.TextIOBase, predictions: io.TextIOBase) -> None:
         reply(None, str(problem))
         return
     reply(None)
-    for line in questions:
-        asked = json.loads(line)
-        if "answer" in asked:
-            np.save(asked["answer"], _answer(engine, choice.images))
+    for line in requests:
+        request = json.loads(line)
+        if "compute" in request:
+            np.save(request["compute"], _compute(engine, choice.images))
             reply(None)
-        elif "time" in asked:
-            reply(_time(engine, choice.images, asked["time"], asked["seconds"]))
+        elif "time" in request:
+            reply(_time(engine, choice.images, request["time"], request["seconds"]))
         else:
             reply((find_peak_memory(), _find_device_memory(choice.device)))
 
@@ -199,7 +199,7 @@ def _read(place: str, first: int, count: int) -> NDArray[np.float32]:
     return np.array(images[first : first + count])
 
 
-def _answer(engine: Engine, place: str) -> NDArray[np.float32]:
+def _compute(engine: Engine, place: str) -> NDArray[np.float32]:
     count = len(np.load(place, mmap_mode="r"))
     return np.concatenate([engine.run(_read(place, first, TOGETHER)) for first in range(0, count, TOGETHER)])
 

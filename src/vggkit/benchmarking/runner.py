@@ -1,4 +1,4 @@
-"""Who runs in a bench: every engine in every precision, each in a process of its own, turn by turn.
+"""Runs a bench: every engine in every precision, each in a process of its own, in turns.
 
 Shape letters: N images, K classes.
 """
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from vggkit.benchmarking.processes import EngineChoice, EngineProcess
 from vggkit.benchmarking.timings import Agreement, EngineTimings, Rounds, Spread
+from vggkit.engines.graph_builder import describe_overflow
 from vggkit.engines.info import EngineName
 from vggkit.engines.outputs import Precision, Ranges
-from vggkit.engines.overflow import describe_overflow
 from vggkit.engines.select import resolve_choice
 from vggkit.errors import VggkitError
 from vggkit.evaluation.evaluation import proportion_interval
@@ -32,8 +32,8 @@ Values = NDArray[np.float32]
 
 
 @dataclass(slots=True)
-class Contender:
-    """An engine in a precision on a device, and what has come of it."""
+class EngineRun:
+    """An engine in a precision on a device, and what was measured of it."""
 
     engine: EngineName
     precision: Precision
@@ -46,29 +46,29 @@ class Contender:
     memory: tuple[int | None, int | None] = (None, None)
     """Bytes of the process, and of a GPU."""
     too_many: set[int] = field(default_factory=set)
-    """Numbers of images that it cannot take together."""
+    """Batch sizes that it has no memory for."""
     logits: Values | None = None
-    """(N, K) of the images that all are shown."""
+    """(N, K) of the images that all compute."""
 
 
-def list_contenders(device: str, *, problem: str | None = None) -> list[Contender]:
-    """Whoever may run; the first is what others are compared with.
+def list_runs(device: str, *, problem: str | None = None) -> list[EngineRun]:
+    """All engines and precisions; the first is the reference that others are compared with.
 
     Args:
         device: `auto`: all devices there are; or one of them.
-        problem: Why there are no ranges for int8.
+        problem: Why there are no activation ranges for int8.
     """
     found = []
     for place in list_devices(device):
         name = "processor" if place == "cpu" else "GPU"
         slow = None if computes_bf16(place) else f"this {name} has no fast bfloat16"
-        found += [Contender("pytorch", "fp32", place), Contender("pytorch", "bf16", place, slow)]
+        found += [EngineRun("pytorch", "fp32", place), EngineRun("pytorch", "bf16", place, slow)]
         if place == "cpu":
             found += [
-                Contender("onnx", "fp32", place),
-                Contender("openvino", "fp32", place),
-                Contender("openvino", "bf16", place, slow),
-                Contender("openvino", "int8", place, problem),
+                EngineRun("onnx", "fp32", place),
+                EngineRun("openvino", "fp32", place),
+                EngineRun("openvino", "bf16", place, slow),
+                EngineRun("openvino", "int8", place, problem),
             ]
     return found
 
@@ -83,25 +83,25 @@ def list_devices(device: str) -> list[str]:
 
 @contextmanager
 def start_processes(
-    contenders: Sequence[Contender], *, model: Path, images: Path, ranges: Ranges
+    runs: Sequence[EngineRun], *, model: Path, images: Path, activation_ranges: Ranges
 ) -> Iterator[None]:
-    """While it lasts, those that may run can be asked.
+    """Processes for those that can run, while the context lasts.
 
     Args:
-        contenders: All.
+        runs: All.
         model: A Classifier's file.
-        images: An .npy that they are shown, (N, C, H, W).
-        ranges: For int8.
+        images: An .npy that they read, (N, C, H, W).
+        activation_ranges: For int8.
     """
     with ExitStack() as running:
-        for each in contenders:
+        for each in runs:
             if each.problem is None:
                 choice = EngineChoice(
                     model=str(model),
                     engine=each.engine,
                     precision=each.precision,
                     device=each.device,
-                    ranges=ranges if each.precision == "int8" else {},
+                    activation_ranges=activation_ranges if each.precision == "int8" else {},
                     images=str(images),
                 )
                 each.process = running.enter_context(EngineProcess(choice))
@@ -109,7 +109,7 @@ def start_processes(
 
 
 def run_rounds(
-    contenders: Sequence[Contender],
+    runs: Sequence[EngineRun],
     sizes: Sequence[int],
     *,
     rounds: int,
@@ -117,15 +117,15 @@ def run_rounds(
     folder: Path,
     on_progress: OnProgress,
 ) -> None:
-    """Each answers the images; then each has a turn in each round, in an order of the round's own.
+    """Each computes the images; then each has a turn in each round, in an order drawn for the round.
 
-    Who fails has a problem from then on. Where memory is short a process ends with its turn, and another
-    takes the next one.
+    A run that fails has a problem from then on. Where memory is short a process ends with its turn, and another
+    one takes the next turn.
     """
-    total = (1 + rounds) * sum(each.process is not None for each in contenders)
+    total = (1 + rounds) * sum(each.process is not None for each in runs)
     done = 0
     for number in range(1 + rounds):
-        order = list(contenders)
+        order = list(runs)
         if number:
             np.random.default_rng(number).shuffle(order)
         for each in order:
@@ -134,11 +134,11 @@ def run_rounds(
             done += 1
             if each.problem is not None:
                 continue
-            on_progress(f"round {number} of {rounds}" if number else "first answers", done - 1, total)
+            on_progress(f"round {number} of {rounds}" if number else "first results", done - 1, total)
             try:
                 if not number:
                     each.start_seconds = each.process.start()
-                    each.logits = each.process.answer(folder / "logits.npy")
+                    each.logits = each.process.compute(folder / "logits.npy")
                     each.problem = describe_overflow(each.logits)
                 for size in sizes if number else ():
                     _time(each, each.process, size, seconds)
@@ -147,21 +147,21 @@ def run_rounds(
             except VggkitError as problem:
                 each.problem = str(problem)
             if each.problem is not None or _is_short(each.process):
-                each.process.rest()
+                each.process.end()
 
 
-def _time(contender: Contender, process: EngineProcess, size: int, seconds: float) -> None:
-    """A turn with so many images; where they are too many for it, it goes on without them."""
-    if size in contender.too_many:
+def _time(run: EngineRun, process: EngineProcess, size: int, seconds: float) -> None:
+    """A turn with batches of that size; a size that it has no memory for is left out from then on."""
+    if size in run.too_many:
         return
     try:
-        contender.rounds.add(size, process.time(size, seconds))
+        run.rounds.add(size, process.time(size, seconds))
     except VggkitError:
-        process.rest()
+        process.end()
         if size == 1:
             raise
-        contender.too_many.add(size)
-        contender.rounds.passes.pop(size, None)
+        run.too_many.add(size)
+        run.rounds.passes.pop(size, None)
 
 
 def _is_short(process: EngineProcess) -> bool:
@@ -171,52 +171,52 @@ def _is_short(process: EngineProcess) -> bool:
     return available is not None and available < need
 
 
-def describe(contenders: Sequence[Contender], device: str) -> tuple[EngineTimings, ...]:
+def describe(runs: Sequence[EngineRun], device: str) -> tuple[EngineTimings, ...]:
     """The records, fastest first."""
     place, *taken = resolve_choice(device)
     auto = (*taken, str(place))
     found = []
-    for each in contenders:
+    for each in runs:
         own = each.engine, each.precision, each.device
-        found.append(_describe_one(each, contenders[0], is_auto=own == auto))
+        found.append(_describe_one(each, runs[0], is_auto=own == auto))
     return tuple(sorted(found, key=lambda timings: -timings.speed))
 
 
-def _describe_one(contender: Contender, exact: Contender, *, is_auto: bool) -> EngineTimings:
+def _describe_one(run: EngineRun, reference: EngineRun, *, is_auto: bool) -> EngineTimings:
     about = EngineTimings(
-        engine=contender.engine,
-        precision=contender.precision,
-        device=contender.device,
+        engine=run.engine,
+        precision=run.precision,
+        device=run.device,
         is_auto=is_auto,
-        is_reference=contender is exact,
-        problem=contender.problem,
+        is_reference=run is reference,
+        problem=run.problem,
     )
-    if contender.problem is not None:
+    if run.problem is not None:
         return about
-    speeds, best = contender.rounds.find_speeds(), contender.rounds.find_best()
+    speeds, best = run.rounds.find_speeds(), run.rounds.find_best()
     times: Spread | None = None
-    if exact.problem is None:
-        peer = exact.rounds.find_speeds()[exact.rounds.find_best()]
+    if reference.problem is None:
+        peer = reference.rounds.find_speeds()[reference.rounds.find_best()]
         times = Spread.of([own / other for own, other in zip(speeds[best], peer, strict=True)])
     return replace(
         about,
-        latency_p50_seconds=Spread.of(contender.rounds.find_latencies(0.5)),
-        latency_p95_seconds=Spread.of(contender.rounds.find_latencies(0.95)),
+        latency_p50_seconds=Spread.of(run.rounds.find_latencies(0.5)),
+        latency_p95_seconds=Spread.of(run.rounds.find_latencies(0.95)),
         images_per_second={size: Spread.of(found) for size, found in speeds.items()},
         best_batch_size=best,
         times_reference=times,
-        start_seconds=contender.start_seconds,
-        peak_memory_bytes=contender.memory[0],
-        device_memory_bytes=contender.memory[1],
-        agreement=_compare(contender, exact),
+        start_seconds=run.start_seconds,
+        peak_memory_bytes=run.memory[0],
+        device_memory_bytes=run.memory[1],
+        agreement=_compare(run, reference),
     )
 
 
-def _compare(contender: Contender, exact: Contender) -> Agreement | None:
+def _compare(run: EngineRun, reference: EngineRun) -> Agreement | None:
     """None where there is nothing else to compare with."""
-    if contender is exact or contender.logits is None or exact.logits is None:
+    if run is reference or run.logits is None or reference.logits is None:
         return None
-    own, other = contender.logits.astype(np.float64), exact.logits.astype(np.float64)
+    own, other = run.logits.astype(np.float64), reference.logits.astype(np.float64)
     same = int((own.argmax(axis=1) == other.argmax(axis=1)).sum())
     error = float(np.sqrt(np.mean((own - other) ** 2)) / max(other.std(), 1e-12))
     return Agreement(len(own), same, proportion_interval(same, len(own)), error)

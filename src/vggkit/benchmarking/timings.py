@@ -1,4 +1,4 @@
-"""How fast engines are, and how true: the records of a bench, and what its rounds come to.
+"""How fast and how accurate engines are: the records of a bench, and the figures of its rounds.
 
 Every engine has a turn in each round, so that what slows the machine down meanwhile meets all of them; ratios
 are of one round.
@@ -33,7 +33,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How near an engine's answers are to those of PyTorch in float32, on the same images."""
+    """How near an engine's predictions are to those of PyTorch in float32, on the same images."""
 
     images: int
     """N."""
@@ -72,7 +72,7 @@ class EngineTimings:
     times_reference: Spread | None = None
     """Images a second at the best number over those of PyTorch in float32 at its best."""
     start_seconds: float | None = None
-    """From the start of a process to its first answer, once."""
+    """From the start of a process to its first result, once."""
     peak_memory_bytes: int | None = None
     """What its process held at most, the mapped file of the weights and the images that pass together too."""
     device_memory_bytes: int | None = None
@@ -139,7 +139,7 @@ class Rounds:
         return max(speeds, key=lambda size: median(speeds[size]))
 
     def find_latencies(self, share: float) -> list[float]:
-        """Seconds within which that share of the single images of each round were answered."""
+        """Seconds within which that share of the single images of each round were computed."""
         return [_find_quantile(seconds, share) for seconds in self.passes.get(1, ())]
 
 

@@ -59,7 +59,7 @@ def bench(
     if plot is not None:
         demand_apart(plot, images)
         demand_drawable(plot)
-    ranges_kept = keep_ranges or bool(read_card(locate_model(model)).ranges)
+    ranges_kept = keep_ranges or bool(read_card(locate_model(model)).activation_ranges)
     with ProgressLine(quiet=quiet) as line:
         found = measure(
             model,

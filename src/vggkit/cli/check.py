@@ -44,12 +44,10 @@ def check(
     from vggkit.images.sources.open_dataset import open_dataset
     from vggkit.workflows.check import check as look
     from vggkit.workflows.check import guard_outputs
+    from vggkit.workflows.evaluate import demand_models
 
-    classifier = None
-    if model is not None:
-        from vggkit.classifier import load
-
-        classifier = load(model)
+    if model is not None:  # refused before torch is imported, and before anything is downloaded
+        demand_models([model])
     for path in (fix, html):
         if path is not None:
             demand_writable(path)
@@ -57,6 +55,11 @@ def check(
         line.show(f"opening {data}", 0, None)
         images = open_dataset(data, columns=columns)
         guard_outputs(images, table=fix, page=html)
+        classifier = None
+        if model is not None:
+            from vggkit.classifier import load  # imports torch, which the refusals above do not need
+
+            classifier = load(model)
         found = look(images, classifier, image_size=image_size, device=device, on_progress=line.show)
         if html is not None:
             from vggkit.reports.diagnosis_page import write_diagnosis_page

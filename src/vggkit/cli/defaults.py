@@ -2,14 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any, Final
 
-from vggkit.errors import BadConfiguration
+from vggkit.errors import BadConfiguration, BadInput
 from vggkit.reports.terminal import print_line
 from vggkit.training.presets import find_preset
-from vggkit.workflows.run_config import RunConfig
+from vggkit.training.recipe import Recipe
+from vggkit.workflows.run_config import FILE_NAME, RunConfig
 
-BESIDE_RESUME: Final = frozenset({"--resume", "--device", "--save-seconds", "--json", "--quiet", "--help"})
+BESIDE_RESUME: Final = frozenset(
+    {"--resume", "--epochs", "--device", "--save-seconds", "--plots", "--json", "--quiet", "--help"}
+)
 """What may be said of a run that goes on; all else it has in its folder."""
 
 
@@ -25,9 +29,16 @@ def find_defaults(options: Sequence[str]) -> dict[str, Any]:
     UnknownName for a preset that there is none of.
     """
     resume, config, preset = (_find(options, name) for name in ("--resume", "--config", "--preset"))
+    if not options:
+        raise BadInput(
+            "train needs images: vggkit train FOLDER, or vggkit train digits to try it; "
+            "vggkit train --help lists the options"
+        )
     if resume is not None:
         _refuse_others(options)
-        return {"data": ""}  # the run's own, where no other place is named
+        if _find(options, "--epochs") is None and (Path(resume) / FILE_NAME).is_file():
+            return {"recipe": replace(Recipe(), epochs=RunConfig.read(resume).recipe.epochs)}
+        return {}
     if config is not None and preset is not None:
         raise BadConfiguration(
             "--config and --preset both say how to learn; name one of them, and change it by options"

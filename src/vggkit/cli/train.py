@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from vggkit.arguments import demand_seconds
 from vggkit.cli.printing import describe_evaluation, print_json
+from vggkit.errors import BadCheckpoint
 from vggkit.hardware import choose_device, keep_freed_memory
 from vggkit.images.sources.tables import Columns
-from vggkit.models.configuration import configure
 from vggkit.reports.loggers import LoggerName
 from vggkit.reports.plots import PlotEnding
 from vggkit.reports.progress import ProgressLine
@@ -15,14 +15,11 @@ from vggkit.reports.terminal import print_line
 from vggkit.training.presets import find_preset
 from vggkit.training.recipe import Recipe
 from vggkit.workflows.run_config import NetworkChoice, RunConfig, locate
-
-if TYPE_CHECKING:
-    from vggkit.images.dataset import ImageDataset
-    from vggkit.weights.model import Model
+from vggkit.workflows.train_inputs import open_inputs
 
 
 def train(
-    data: str = "digits",
+    data: str = "",
     /,
     *,
     out: Path | None = None,
@@ -48,32 +45,53 @@ def train(
 
     Args:
         data: A folder, a table, tar shards, Parquet, hf://datasets/owner/name, or a name such as digits or cifar10.
+            Without it, but with options: digits.
         out: The run's folder, new or empty. Without it: the next free runs/<model>-<n>.
-        config: A run's folder or its config.yaml: begin with all that it says; options given beside it win.
-        preset: quick, small-images, modern, paper or torchvision: begin with a recipe; options beside it win.
-        resume: A run's folder: go on where it was stopped, to the very weights it would have had.
-        network: Which network learns.
-        recipe: How to learn.
-        find_learning_rate: Look for a learning rate first, by some steps at ever higher rates.
+        config: A run's folder or its config.yaml: begin with all of its options; options given beside it win.
+        preset: quick, small-images, modern, paper or torchvision: begin with a recipe of that name; options given
+            beside it win.
+        resume: A run's folder: continue it where it stopped, to the very weights it would have had. With DATA: the
+            images are there now. With --epochs: go on to so many, with the learning rate's schedule stretched to
+            them.
+        network: Which network is trained.
+        recipe: How it is trained.
+        find_learning_rate: Search for a learning rate first, in a short run at ever higher rates.
         columns: What a table's columns are called.
-        despite_findings: Train even where figures would lie, such as a class missing from validation.
-        loggers: Who hears of each epoch: csv (always), tensorboard, wandb, mlflow.
-        plots: Also draw the images of the report, to pdf, svg or png files in the folder plots.
-        save_seconds: How often the middle of an epoch is kept for --resume.
+        despite_findings: Train even where the figures would be misleading, such as with a class missing from
+            validation.
+        loggers: What receives the figures of each epoch: csv (always), tensorboard, wandb, mlflow.
+        plots: Also write the figures of the report to pdf, svg or png files, in the folder plots.
+        save_seconds: How often the state within an epoch is kept for --resume, in seconds.
         device: auto, cpu, cuda or mps.
-        json: One JSON object with the result on standard output.
+        json: Print the result as a JSON object on standard output.
         quiet: No progress on standard error.
     """
-    from vggkit.workflows import train as runs
-    from vggkit.workflows.run_folder import demand_new_folder
-
-    if choose_device(device).type == "cpu":
-        keep_freed_memory()  # of this process, which is ours alone
+    save_seconds = demand_seconds("save_seconds", save_seconds)
     if resume is not None:
-        run = runs.resume(resume, data or None, device=device, quiet=quiet, save_seconds=save_seconds, plots=plots)
+        if not (resume / "config.yaml").is_file():
+            raise BadCheckpoint(f"{resume}: is not a run's folder, it has no config.yaml")
+        _prepare_process(device)
+        from vggkit.workflows.training_run import resume_run
+
+        run = resume_run(
+            *(resume, data or None),
+            epochs=recipe.epochs,
+            device=device,
+            quiet=quiet,
+            save_seconds=save_seconds,
+            plots=plots,
+        )
     else:
+        if not data:
+            data = "digits"
+            print_line(
+                "no images were given: training on digits, 1,797 handwritten ones that come with scikit-learn. "
+                "For yours: vggkit train FOLDER",
+                to_stderr=True,
+            )
+        is_name = Path(data).name == data and not Path(data).exists()  # perhaps a misspelt one
         asked = RunConfig(
-            data=locate(data),
+            data=data if is_name else locate(data),
             columns=columns,
             despite_findings=despite_findings,
             loggers=loggers,
@@ -81,22 +99,15 @@ def train(
             network=replace(network, weights=locate(network.weights) if network.weights else None),
             recipe=recipe,
         )
-        demand_new_folder(out)
-        images, classifier = _prepare(data, asked, preset=preset, quiet=quiet)
-        run = runs.train(
-            classifier,
-            images,
-            recipe,
-            out=out,
-            device=device,
-            despite_findings=despite_findings,
-            quiet=quiet,
-            loggers=loggers,
-            find_learning_rate=find_learning_rate,
-            save_seconds=save_seconds,
-            plots=plots,
-            asked=asked,
-        )
+        if preset is not None:
+            ProgressLine(quiet=quiet).log(f"preset {preset}: {find_preset(preset).about}")
+        dataset = open_inputs(
+            asked, data=data, out=out, quiet=quiet
+        )  # what is wrong is refused before torch is imported
+        _prepare_process(device)
+        from vggkit.workflows.training_run import start_run
+
+        run = start_run(asked, dataset, out=out, device=device, quiet=quiet, save_seconds=save_seconds, plots=plots)
     if json:
         print_json(
             {
@@ -115,44 +126,6 @@ def train(
     print_line(f"next: vggkit predict {run.directory}/best.safetensors IMAGE…")
 
 
-def _prepare(data: str, asked: RunConfig, *, preset: str | None, quiet: bool) -> "tuple[ImageDataset, Model]":
-    """The images, and a Classifier that suits them."""
-    from vggkit.images.sources.open_dataset import open_dataset
-    from vggkit.weights.published_models import find_published_for
-    from vggkit.workflows.build_classifier import suit_classifier
-
-    with ProgressLine(quiet=quiet) as line:
-        if preset is not None:
-            line.log(f"preset {preset}: {find_preset(preset).about}")
-        line.show(f"opening {data}", 0, None)
-        images = open_dataset(data, columns=asked.columns)
-    choice = asked.network
-    published = find_published_for(choice.weights, choice.model)
-    if published is not None:
-        configure(choice.model, head=choice.head, dropout=choice.dropout, until=choice.until)
-        _fetch_weights(published.model, quiet=quiet)
-    classifier = suit_classifier(
-        images,
-        choice.model,
-        weights=choice.weights,
-        image_size=choice.image_size,
-        fit_mode=choice.fit_mode,
-        reduced_decoding=choice.reduced_decoding,
-        in_channels=choice.channels,
-        head=choice.head,
-        dropout=choice.dropout,
-        until=choice.until,
-        initialization=choice.initialization,
-        input_convention=choice.input_convention,
-        allow_partial=choice.allow_partial,
-        seed=asked.recipe.seed,
-    )
-    return images, classifier
-
-
-def _fetch_weights(model: str, *, quiet: bool) -> None:
-    """Half a gigabyte before anything else, where it can be seen to come."""
-    from vggkit.weights.pretrained import fetch
-
-    found = fetch(model, progress=not quiet)
-    ProgressLine(quiet=quiet).log(f"weights: {found.source} ({found.published.licence}; {found.published.terms})")
+def _prepare_process(device: str) -> None:
+    if choose_device(device).type == "cpu":
+        keep_freed_memory()  # of this process, which is ours alone

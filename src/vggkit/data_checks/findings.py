@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from vggkit.images.dataset import ImageSample
-from vggkit.images.label_texts import LabelRemark
 from vggkit.images.omissions import Omission
 
 Kind = Literal[
@@ -15,7 +14,6 @@ Kind = Literal[
     "leakage",
     "contradiction",
     "combined-label",
-    "label-spaces",
     "skipped",
     "duplicate",
     "near-duplicate",
@@ -26,7 +24,6 @@ Kind = Literal[
     "small",
     "wrong-extension",
     "animated",
-    "label-spellings",
 ]
 """The kinds of findings, the most severe first."""
 
@@ -138,8 +135,6 @@ class Diagnosis:
     """Duration of the check."""
     skipped: tuple[Omission, ...] = ()
     """Files that were found and not used as images, counted by reason."""
-    remarks: tuple[LabelRemark, ...] = ()
-    """Labels that look like several in one, like each other, or are written in several ways."""
 
     def find(self, kind: Kind) -> Finding | None:
         """The finding of that kind; None where there is none."""
@@ -160,5 +155,4 @@ class Diagnosis:
             "findings": [finding.to_dict() for finding in self.findings],
             "seconds": round(self.seconds, 2),
             "skipped": [omission.to_dict() for omission in self.skipped],
-            "remarks": [remark.to_dict() for remark in self.remarks],
         }

@@ -8,7 +8,7 @@ from typing import Final, get_args
 
 from vggkit.data_checks.findings import Case, Finding, Kind, Member, Severity
 from vggkit.data_checks.survey import ENDINGS, Sighting
-from vggkit.images.class_names import fold, show_name
+from vggkit.images.class_names import fold, show_name, split_label
 from vggkit.images.dataset import ImageDataset
 from vggkit.images.near_duplicates import NearDuplicate, group
 
@@ -52,37 +52,21 @@ def find_skipped(images: ImageDataset) -> Finding | None:
     )
 
 
-def find_remarks(images: ImageDataset) -> list[Finding]:
-    """Labels that look like several in one, and those that are written in several ways."""
-
-    def cases(kind: str) -> list[Case]:
-        return [Case((), remark.describe()) for remark in images.remarks if remark.kind == kind]
-
-    found = (
-        _finding(
-            "combined-label",
-            "warning",
-            combined := cases("combined"),
-            f"{_count(combined, 'class', 'classes')} whose name looks like several labels",
-            "A Classifier gives one label to an image, and learns a combination as a class of its own. Where "
-            "several labels are meant, leave one in each row.",
-        ),
-        _finding(
-            "label-spaces",
-            "warning",
-            spaces := cases("spaces"),
-            f"{_count(spaces, 'name')} of more than one class, but for spaces",
-            "Where one class is meant, give it one name.",
-        ),
-        _finding(
-            "label-spellings",
-            "note",
-            written := cases("spellings"),
-            f"{_count(written, 'class', 'classes')} written in several forms of Unicode",
-            "They count as one class. macOS writes names of folders in another form than most programs do.",
-        ),
+def find_combined_labels(labels: Sequence[str]) -> Finding | None:
+    """Classes whose names look like several labels, such as `cat|dog`."""
+    found = {label: parts for label in labels if len(parts := split_label(label)) > 1}
+    cases = [
+        Case((), f"{label!r} looks like {len(parts)} labels ({', '.join(map(repr, parts))}), and is one class")
+        for label, parts in found.items()
+    ]
+    return _finding(
+        "combined-label",
+        "warning",
+        cases,
+        f"{_count(cases, 'class', 'classes')} whose name looks like several labels",
+        "A Classifier predicts one label for an image and treats a combination as a class of its own. Where "
+        "several labels are meant, keep one in each row.",
     )
-    return [finding for finding in found if finding is not None]
 
 
 def find_missing_classes(images: ImageDataset, sightings: Sequence[Sighting]) -> Finding | None:

@@ -1,4 +1,4 @@
-"""Which values the products of a network read, as images show: rounding them to 8 bits needs both ends."""
+"""Measures the ranges of the activations that convolutions and matrices read: int8 rounds within them."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
@@ -22,10 +22,10 @@ WITHIN: Final = 0.99
 def measure_ranges(
     weights: "Weights | VGG", batches: Iterable[NDArray[np.float32]]
 ) -> dict[Output, tuple[float, float]]:
-    """Both ends of what each convolution and matrix reads, by its name, for an engine in int8.
+    """The range of what each convolution and matrix reads, by its name, for an engine in int8.
 
-    Of a hundred images 99 lie within: one strange image does not widen a range for all, and classes that
-    reach farther than others are not cut.
+    The values of 99 of a hundred images lie within: one unusual image does not widen a range for all, and no
+    class is cut.
 
     Args:
         weights: A VGG, or a ModelFile.

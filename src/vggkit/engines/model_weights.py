@@ -98,7 +98,7 @@ class ModelFile:
     @property
     def activation_ranges(self) -> Ranges:
         """What int8 needs; empty where it was not measured."""
-        return self.card.ranges
+        return self.card.activation_ranges
 
     def read(self, keys: Sequence[str]) -> dict[str, Values]:
         """The values of these keys in float32, where they are that in the file itself.
@@ -173,4 +173,4 @@ def find_weights(given: "Weights | VGG | Model") -> Weights:
     if network is None:
         return NetworkWeights(cast("VGG", given))
     card = cast("Model", given).card
-    return NetworkWeights(network, temperature=card.temperature, activation_ranges=card.ranges)
+    return NetworkWeights(network, temperature=card.temperature, activation_ranges=card.activation_ranges)

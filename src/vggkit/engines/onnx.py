@@ -32,7 +32,7 @@ KEPT: Final = 4
 OPSET: Final = 18
 IR_VERSION: Final = 9
 _PLACE: Final = "weights"
-"""Where ONNX is told that the weights are; they are handed over in memory."""
+"""The place of the weights that the ONNX model names; they are handed over in memory."""
 _LEAST_BYTES: Final = 1024
 
 
@@ -74,7 +74,7 @@ class ONNXEngine(NamedEngine):
 
     def _find_session(self, size: Sides) -> Any:
         session = self._sessions.pop(size, None) or self._open_session(size)
-        self._sessions[size] = session  # the last one used stands last
+        self._sessions[size] = session  # in the order of their last use
         while len(self._sessions) > KEPT:
             del self._sessions[next(iter(self._sessions))]
         return session

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vggkit.engines.graph_builder import GraphBuilder, Sides, Values
+from vggkit.engines.graph_builder import LIMIT, GraphBuilder, Sides, Values, bound_trunk, can_overflow
 from vggkit.engines.info import EngineInfo
 from vggkit.engines.model_weights import Weights, find_weights
 from vggkit.engines.outputs import (
@@ -27,7 +27,6 @@ from vggkit.engines.outputs import (
     list_reads,
     plan_outputs,
 )
-from vggkit.engines.overflow import LIMIT, bound_trunk, can_overflow
 from vggkit.engines.stream import NamedEngine
 from vggkit.errors import BadConfiguration, BadInput, MissingExtra
 from vggkit.hardware import computes_bf16, count_threads, multiplies_bytes
@@ -60,7 +59,7 @@ class OpenVINOEngine(NamedEngine):
     A single image has all processors; of several, requests of a few each run side by side. A model is
     compiled when images of its size come, which takes a tenth of a second: less than a compiled one would
     take to be read (docs/decisions/engines.md). Of an image whose values overflow on the way everything given is
-    NaN: OpenVINO's ReLU makes zeros of NaN, and what follows would look like an answer.
+    NaN: OpenVINO's ReLU makes zeros of NaN, and what follows would look like a prediction.
 
     Args:
         weights: A VGG, or a ModelFile, which needs no torch.
@@ -69,7 +68,7 @@ class OpenVINOEngine(NamedEngine):
             what follows the last product, such as statistics of a map, is computed in float32 all the same.
             int8 is as fast again, and rounds coarsely: weights to 8 bits where the processor sums products of
             bytes without saturation, elsewhere to 7. Each of several outputs is then a pass of its own.
-        ranges: Of `measure_ranges`, for int8.
+        activation_ranges: What `measure_ranges` found, for int8.
 
     Raises UnknownName, BadConfiguration, MissingExtra without OpenVINO, and BadCheckpoint.
     """
@@ -80,12 +79,12 @@ class OpenVINOEngine(NamedEngine):
         *,
         output: Output | Sequence[Output] = "logits",
         precision: Precision = "fp32",
-        ranges: Ranges | None = None,
+        activation_ranges: Ranges | None = None,
     ) -> None:
-        check_precision(precision, ranges)
+        check_precision(precision, activation_ranges)
         if precision == "int8":
-            _check_ranges(find_weights(weights).configuration, ranges or {})
-        self._ranges: Ranges = ranges or {}
+            _check_ranges(find_weights(weights).configuration, activation_ranges or {})
+        self._ranges: Ranges = activation_ranges or {}
         self._source = find_weights(weights)
         self._configuration = self._source.configuration
         self._plan = plan_outputs(self._configuration, output)
@@ -108,7 +107,10 @@ class OpenVINOEngine(NamedEngine):
         # Where what a product gives is read twice, OpenVINO's rounding loses what follows of it.
         several = self._plan.computed if precision == "int8" and len(self._plan.computed) > 1 else ()
         self._alone = {
-            name: OpenVINOEngine(self._source, output=name, precision=precision, ranges=ranges) for name in several
+            name: OpenVINOEngine(
+                self._source, output=name, precision=precision, activation_ranges=activation_ranges
+            )
+            for name in several
         }
         self._models: dict[tuple[Sides, Haste, bool], _Compiled] = {}
         self._few = False
@@ -135,7 +137,7 @@ class OpenVINOEngine(NamedEngine):
         watched = can_overflow(self._bound, batch)
         key = size, self._choose_haste(size, len(batch), watched), watched
         model = self._models.pop(key, None) or self._compile(*key)
-        self._models[key] = model  # the last one used stands last
+        self._models[key] = model  # in the order of their last use
         while len(self._models) > KEPT:
             del self._models[next(iter(self._models))]
         return model
@@ -199,9 +201,9 @@ class _Compiled:
 class _Operations:
     """Nodes of OpenVINO."""
 
-    def __init__(self, openvino: ModuleType, ranges: Ranges, asked: Sequence[Output]) -> None:
-        self._openvino, self._ops, self._ranges = openvino, openvino.opset13, ranges
-        self._asked = asked
+    def __init__(self, openvino: ModuleType, activation_ranges: Ranges, outputs: Sequence[Output]) -> None:
+        self._openvino, self._ops, self._ranges = openvino, openvino.opset13, activation_ranges
+        self._outputs = outputs
         self._rounded: set[Output] = set()
         self._sums: list[Node] = []
 
@@ -235,7 +237,7 @@ class _Operations:
     def pool(self, maps: Node, pooling: Pooling, gives: str) -> Node:
         if pooling == "max":
             # The largest of rounded values is the largest, rounded; and bytes are a quarter to write and to read.
-            if gives in self._ranges and gives not in self._asked:
+            if gives in self._ranges and gives not in self._outputs:
                 maps = self._round(maps, gives)
                 self._rounded.add(gives)
             return self._ops.max_pool(maps, [2, 2], [1, 1], [0, 0], [0, 0], [2, 2]).output(0)
@@ -306,13 +308,14 @@ class _Operations:
         return self._openvino.op.Constant(np.ascontiguousarray(value), shared_memory=True)
 
 
-def _check_ranges(configuration: Configuration, ranges: Ranges) -> None:
+def _check_ranges(configuration: Configuration, activation_ranges: Ranges) -> None:
     """Raise BadConfiguration where ranges are of another network."""
     names = list_reads(configuration)
-    if missing := [name for name in names if name not in ranges]:
+    if missing := [name for name in names if name not in activation_ranges]:
         raise BadConfiguration(
-            f"the ranges are not of this network: {', '.join(missing[:4])} {'is' if len(missing) == 1 else 'are'} "
-            "missing. Measure them anew: vggkit bench MODEL IMAGES --keep-ranges"
+            f"the activation ranges are not of this network: {', '.join(missing[:4])} "
+            f"{'is' if len(missing) == 1 else 'are'} missing. Measure them again: vggkit bench MODEL IMAGES "
+            "--keep-ranges"
         )
 
 
@@ -343,7 +346,7 @@ def _import_openvino() -> ModuleType:
     converter = "openvino.tools.ovc"
     new = "openvino" not in sys.modules and converter not in sys.modules
     if new:
-        sys.modules[converter] = None  # type: ignore[assignment]  # OpenVINO goes on without it
+        sys.modules[converter] = None  # type: ignore[assignment]  # OpenVINO works without it
     try:
         openvino = importlib.import_module("openvino")
     except ImportError as problem:

@@ -111,15 +111,15 @@ def check_batch(configuration: Configuration, batch: NDArray[np.float32]) -> Non
         )
 
 
-def check_precision(precision: Precision, ranges: Ranges | None) -> None:
+def check_precision(precision: Precision, activation_ranges: Ranges | None) -> None:
     """Raise UnknownName for a precision that is none, BadConfiguration for int8 without ranges or the reverse."""
     if precision not in get_args(Precision):
         raise UnknownName.of("precision", precision, get_args(Precision))
-    if precision == "int8" and not ranges:
+    if precision == "int8" and not activation_ranges:
         raise BadConfiguration(
-            "int8 must be told between which values the network's layers lie, and this Classifier does not say. "
-            "vggkit bench MODEL IMAGES --keep-ranges finds that on a few hundred images and keeps it in the "
-            "file (in Python: engines.ranges.measure_ranges, then Classifier.keep_ranges)"
+            "int8 needs the activation ranges of the network's layers, and this Classifier has none. "
+            "vggkit bench MODEL IMAGES --keep-ranges measures them on a few hundred images and keeps them in the "
+            "file (in Python: engines.activation_ranges.measure_ranges, then Classifier.keep_ranges)"
         )
-    if precision != "int8" and ranges:
-        raise BadConfiguration(f"ranges are for precision int8; got them with {precision}")
+    if precision != "int8" and activation_ranges:
+        raise BadConfiguration(f"activation ranges are for precision int8; got them with {precision}")

@@ -30,7 +30,7 @@ def choose_engine(
     *,
     output: Output | Sequence[Output] = "logits",
     precision: WantedPrecision = "auto",
-    ranges: Ranges | None = None,
+    activation_ranges: Ranges | None = None,
     engine: WantedEngine = "auto",
 ) -> NamedEngine:
     """An engine for a network as it is now; its `info` records which one it is.
@@ -42,7 +42,7 @@ def choose_engine(
         output: What is computed of each image, or several names: `engines.outputs`.
         precision: auto: bf16 where the device multiplies it natively. bf16: OpenVINO computes in float32 on a
             processor without it, and its `info` says fp32. int8 is computed by OpenVINO on the processor only.
-        ranges: For int8, what `measure_ranges` found; None: what the model keeps.
+        activation_ranges: For int8, what `measure_ranges` found; None: what the model keeps.
         engine: auto: PyTorch on CUDA and MPS; on a CPU OpenVINO, then ONNX Runtime, then PyTorch, the first
             that is installed and computes in that precision.
 
@@ -57,14 +57,14 @@ def choose_engine(
             "int8 is computed by OpenVINO on processors; take engine openvino and device cpu, or bf16"
         )
     weights = find_weights(model)
-    if chosen == "int8" and ranges is None:
-        ranges = weights.activation_ranges
-    check_precision(chosen, ranges)
+    if chosen == "int8" and activation_ranges is None:
+        activation_ranges = weights.activation_ranges
+    check_precision(chosen, activation_ranges)
     match name:
         case "openvino":
             from vggkit.engines.openvino import OpenVINOEngine
 
-            return OpenVINOEngine(weights, output=output, precision=chosen, ranges=ranges)
+            return OpenVINOEngine(weights, output=output, precision=chosen, activation_ranges=activation_ranges)
         case "onnx":
             from vggkit.engines.onnx import ONNXEngine
 
@@ -98,12 +98,12 @@ def resolve_choice(
         chosen = "bf16"
     name = _resolve_engine(place, chosen) if engine == "auto" else engine
     if name == "openvino" and chosen == "bf16" and not computes_bf16(place):
-        chosen = "fp32"  # what OpenVINO computes in where it is told bf16
+        chosen = "fp32"  # OpenVINO computes in float32 there
     return place, name, chosen
 
 
 def _resolve_device(device: "torch.device | str", engine: str) -> "torch.device | str":
-    """The device; its name alone where torch need not be asked."""
+    """The device; its name alone where torch is not needed."""
     kind = _find_kind(device)
     if engine in ("openvino", "onnx"):
         if kind not in ("auto", "cpu"):

@@ -14,8 +14,8 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from vggkit.engines.graph_builder import describe_overflow
 from vggkit.engines.info import EngineInfo
-from vggkit.engines.overflow import describe_overflow
 from vggkit.errors import BadImage
 from vggkit.hardware import count_threads
 from vggkit.images.dataset import ImageSample
@@ -30,7 +30,7 @@ class Engine(Protocol):
     """Anything that turns preprocessed images into a row each."""
 
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Rows (N, K) or (N, F) of images (N, C, H, W), or maps, as it was asked for."""
+        """Rows (N, K) or (N, F) of images (N, C, H, W), or maps, as requested."""
 
 
 class NamedEngine(Engine, Protocol):

@@ -154,7 +154,7 @@ def prepare_engines(
 
     Raises BadConfiguration where the network does not support the protocol, and the errors of `choose_engine`.
     """
-    ranges = classifier.ranges if precision == "int8" else None
+    activation_ranges = classifier.activation_ranges if precision == "int8" else None
     engines = {}
     for way in dict.fromkeys(look.way for look in protocol.looks):
         # Whole images have many sizes, for each of which OpenVINO would compile a model. Only it has int8.
@@ -163,7 +163,7 @@ def prepare_engines(
             _adapt_network(classifier, way),
             device,
             precision=precision,
-            ranges=ranges,
+            activation_ranges=activation_ranges,
             engine="pytorch" if steady else engine,
         )
     return engines
@@ -224,7 +224,8 @@ def prepare_view(image: ImageSample, preprocessing: Preprocessing, look: Look) -
     if look.way == "middle":
         return [preprocessing.see(image)]
     fed = replace(preprocessing, fit_mode="crop", resize_pixels=look.scale)
-    whole = fed.resize(image.decode(least_side=fed.least_side), most_pixels=MOST_PIXELS)
+    decoded = image.decode(least_side=fed.least_side, channels=fed.decoded_channels)
+    whole = fed.resize(decoded, most_pixels=MOST_PIXELS)
     parts = [whole] if look.way == "whole" else list_crops(whole, preprocessing.crop_pixels)
     return [fed.normalize(part) for part in parts]
 

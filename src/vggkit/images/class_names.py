@@ -1,7 +1,16 @@
 """Names of classes held against each other: classes are the same where their names are, whatever their order."""
 
+import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Final
+
+from vggkit.errors import BadData
+
+SEPARATORS: Final = re.compile(r"[|;]")
+"""Characters that separate several labels of one image, and are rare in names."""
+SEPARATORS_OF_KNOWN: Final = re.compile(r"[|;,]")
+"""The same, where each of the separated labels is a class of its own."""
 
 
 def find_rows(wanted: Sequence[str], known: Sequence[str]) -> tuple[int, ...] | None:
@@ -52,3 +61,45 @@ def fold(name: str) -> str:
 def show_name(name: str) -> str:
     """In quotes, with escapes where other characters would look the same."""
     return repr(name) if unicodedata.is_normalized("NFC", name) else ascii(name)
+
+
+def compose(label: str) -> str:
+    r"""A label in Unicode's composed form (NFC): macOS writes the names of folders in the decomposed form.
+
+    >>> compose("Cafe\u0301") == "Caf\u00e9"
+    True
+    """
+    return label if label.isascii() else unicodedata.normalize("NFC", label)
+
+
+def demand_single_labels(name: str, written: Collection[str]) -> None:
+    """Raise BadData where a label of a table consists of other labels, such as `cat|dog` beside `cat` and `dog`.
+
+    Args:
+        name: The dataset, for the message.
+        written: The labels of its table.
+    """
+    known = set(map(compose, written))
+    combined = {label: split_label(label, SEPARATORS_OF_KNOWN) for label in sorted(known)}
+    combined = {label: parts for label, parts in combined.items() if len(parts) > 1 and known.issuperset(parts)}
+    if combined:
+        first = next(iter(combined))
+        raise BadData(
+            f"{name}: {len(combined):,} of its labels are several in one, the first {first!r}: "
+            f"{' and '.join(map(repr, combined[first]))} are labels of their own. A Classifier predicts one label "
+            "for an image; keep one in each row, or remove these rows"
+        )
+
+
+def split_label(label: str, separators: re.Pattern[str] = SEPARATORS) -> tuple[str, ...]:
+    """The distinct labels in a label such as `cat|dog` or `['cat', 'dog']`; a single one for an ordinary label.
+
+    >>> split_label("cat|dog"), split_label("['cat', 'dog']"), split_label("tench, Tinca tinca")
+    (('cat', 'dog'), ('cat', 'dog'), ('tench, Tinca tinca',))
+    """
+    listed = re.fullmatch(r"\[(.*)\]|\((.*)\)|\{(.*)\}", label.strip(), re.DOTALL)
+    inside = next(filter(None, listed.groups()), "") if listed else ""
+    if "," in inside:
+        label, separators = inside, SEPARATORS_OF_KNOWN
+    pieces = (piece.strip().strip("'\"") for piece in separators.split(label))
+    return tuple(dict.fromkeys(piece for piece in pieces if piece))

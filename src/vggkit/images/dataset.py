@@ -1,4 +1,4 @@
-"""Images that can be had, one by one and in collections; whatever they are stored in.
+"""Images and datasets of labelled images, independent of how they are stored.
 
 Shape letters: H and W pixels.
 """
@@ -13,51 +13,57 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from vggkit.errors import BadData, BadImage, BadInput
+from vggkit.images.class_names import compose, demand_single_labels
 from vggkit.images.decoding import Pixels, decode, read_file
 from vggkit.images.image_header import read_head
-from vggkit.images.label_texts import LabelRemark, remark_combined, remark_spaces, remark_spellings, spell
 from vggkit.images.omissions import Omission, Reading
-from vggkit.images.pixels import read_pixels
+from vggkit.images.pixels import match_channels, read_pixels
+from vggkit.notebook import write_html
 
 
 class Storage(Protocol):
-    """Something that holds the bytes of many images: an archive, a table, an address.
+    """Holds the bytes of many images: an archive, a table, an address.
 
-    It can be sent to other processes; reading is safe from several threads.
+    A storage can be pickled for other processes; reading is thread-safe.
     """
 
     @property
     def quick(self) -> bool:
-        """Whether images can be read in any order at the same cost."""
+        """Whether reading images in any order costs the same."""
 
     def read(self, key: Any) -> bytes:
-        """An image's file, whole; raises BadImage, without the image's name, where it cannot be had."""
+        """The bytes of an image's file; raises BadImage, without the image's name, where it cannot be read."""
 
     def weigh(self, key: Any) -> str:
-        """What tells an image from another of its name, without reading it."""
+        """What distinguishes an image from another of the same name, such as its size, without reading it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageSample:
-    """An image that can be had: a file, a part of a storage, or pixels in memory."""
+    """An image with its label: a file, a member of a storage, or pixels in memory.
+
+    >>> sample = ImageSample("red.png", "red", pixels=np.full((4, 6, 3), (255, 0, 0), np.uint8))
+    >>> sample.decode().shape, sample.short_side()
+    ((4, 6, 3), 4)
+    """
 
     path: str
-    """Its file; in a storage `photos.tar#ants/1.jpg` or `train.parquet#12`; else a name such as `digits/0012`."""
+    """Path of the file; in a storage such as `photos.tar#ants/1.jpg` or `train.parquet#12`; else a name."""
     label: str | None = None
-    """Its class, where known."""
+    """The class; None where it is unknown."""
     pixels: Pixels | None = field(default=None, repr=False)
-    """RGB (H, W, 3), uint8, for images that are in memory; made of a PIL image, and of arrays and tensors as
-    `read_pixels` takes them, which raises BadInput for others, and here for arrays (H, W) too."""
+    """RGB (H, W, 3), or four channels (H, W, 4), uint8, for images that are in memory; made of a PIL image, and of
+    arrays and tensors as `read_pixels` takes them, which raises BadInput for others; so do arrays (H, W) here."""
     storage: Storage | None = field(default=None, repr=False)
-    """What holds its bytes, where it is no file of its own."""
+    """What holds the bytes; None for a file of its own and for pixels in memory."""
     key: Any = field(default=None, repr=False)
-    """Where the storage has it."""
+    """The key of the image in the storage."""
     group: str | None = None
-    """What it shares with others that must not be parted from it: a patient, a place, a burst."""
+    """Images of one group, such as a patient, a place or a burst, are kept in one split; None for no group."""
 
     def __post_init__(self) -> None:
         if self.pixels is not None:
-            pixels = read_pixels(self.pixels, name=self.path)
+            pixels = read_pixels(self.pixels, name=self.path, keep_fourth=True)
             if getattr(self.pixels, "ndim", 3) == 2:  # a grey image, or one channel of another
                 raise BadInput(
                     f"{self.path}: an ImageSample's pixels are RGB, (H, W, 3), and these are {self.pixels.shape}; "
@@ -66,7 +72,7 @@ class ImageSample:
             object.__setattr__(self, "pixels", pixels)
 
     def read(self) -> bytes:
-        """The bytes of its file; raises BadImage, and for images in memory there are none."""
+        """The bytes of the file, for images that are not in memory; raises BadImage where it cannot be read."""
         assert self.pixels is None, "images in memory have no bytes"
         if self.storage is None:
             return read_file(self.path)
@@ -75,18 +81,22 @@ class ImageSample:
         except BadImage as problem:
             raise BadImage(f"{self.path}: {problem}") from problem
 
-    def decode(self, *, least_side: int | None = None) -> Pixels:
-        """RGB pixels (H, W, 3), uint8; raises BadImage.
+    def decode(self, *, least_side: int | None = None, channels: int = 3) -> Pixels:
+        """RGB pixels (H, W, 3), uint8; EXIF orientation is applied and transparency composited over white.
 
         Args:
-            least_side: As for `decoding.decode`; pixels in memory come as they are.
+            least_side: A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size while its shorter side keeps this many
+                pixels, which is faster; None: at full size. Images in memory keep their size.
+            channels: 3; or 4 for (H, W, 4), whose fourth channel is no transparency.
+
+        Raises BadImage where it cannot be decoded.
         """
         if self.pixels is not None:
-            return self.pixels
-        return decode(self.read(), name=self.path, least_side=least_side)
+            return match_channels(self.pixels, channels, name=self.path)
+        return decode(self.read(), name=self.path, least_side=least_side, channels=channels)
 
     def weigh(self) -> str:
-        """What tells this image from another of its name, cheaply: bytes of the file, or a digest of pixels."""
+        """What distinguishes this image from another of the same name: the file size, or a digest of the pixels."""
         if self.pixels is not None:
             return hashlib.sha256(self.pixels.tobytes()).hexdigest()
         if self.storage is not None:
@@ -97,7 +107,7 @@ class ImageSample:
             return "missing"
 
     def identity(self) -> Hashable:
-        """What is equal for entries of one and the same image: links are followed, other names of a file too."""
+        """A value that is equal for entries of the same image; links and other names of a file are followed."""
         if self.pixels is not None:
             return self.path, id(self.pixels)
         if self.storage is not None:
@@ -112,11 +122,11 @@ class ImageSample:
         return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
     def repeats(self, other: "ImageSample") -> bool:
-        """Whether it says of the same image what another does."""
+        """Whether another entry is of the same image, with the same label and group."""
         return (self.label, self.group, self.identity()) == (other.label, other.group, other.identity())
 
     def short_side(self) -> int | None:
-        """Pixels of the shorter side, read from the file's head; None where it cannot be read."""
+        """Pixels of the shorter side, from the header of the file; None where it cannot be read."""
         if self.pixels is not None:
             return int(min(self.pixels.shape[:2]))
         try:
@@ -128,7 +138,7 @@ class ImageSample:
 
 @dataclass(frozen=True, slots=True)
 class HeldBytes:
-    """A storage of one image that is in memory, as it came through a pipe."""
+    """A storage of one image whose file is in memory."""
 
     data: bytes = field(repr=False)
     """Its file."""
@@ -164,46 +174,48 @@ class Unreadable:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageDataset:
-    """Labelled images in named splits."""
+    """Labelled images in named splits.
+
+    >>> white = np.full((2, 2, 3), 255, np.uint8)
+    >>> samples = [("train", ImageSample("a", "cat", white)), ("val", ImageSample("b", "dog", white))]
+    >>> dataset = ImageDataset.of("pets", samples)
+    >>> dataset.labels, list(dataset.splits), dataset.count("train")
+    (('cat', 'dog'), ['train', 'val'], {'cat': 1, 'dog': 0})
+    """
 
     name: str
-    """Where they come from, as it was asked for."""
+    """The place or name that the dataset was opened by."""
     labels: tuple[str, ...]
-    """Class names, sorted; all splits together."""
+    """The class names of all splits, sorted."""
     splits: Mapping[str, tuple[ImageSample, ...]]
-    """`train`, `val`, `test`, those that there are; one split `all` where the place is not divided."""
+    """The images of `train`, `val` and `test`, where they exist; `all` for an undivided dataset."""
     skipped: tuple[Omission, ...] = ()
-    """What lies there and is none of its images, counted by reason."""
-    remarks: tuple[LabelRemark, ...] = ()
-    """Labels that look like several in one, or are written in several ways."""
+    """Files that were found and not used as images, counted by reason."""
 
     @classmethod
     def of(
         cls, name: str, images: Iterable[tuple[str | None, ImageSample]], *, reading: Reading | None = None
     ) -> Self:
-        """The set of (split, image); an image whose split is None belongs to `all`.
+        """The dataset of pairs (split, image); an image whose split is None belongs to `all`.
 
-        Labels are composed (Unicode's NFC). Of several entries of one image with the same label, group and split
-        one is kept. A split without any label is left out where another has them.
+        Labels are brought to Unicode's composed form (NFC). Repeated entries of an image with the same label, group
+        and split are counted once. A split without labels is dropped where another split has them.
 
         Args:
-            name: Where they come from.
-            images: The images with their splits.
-            reading: What was met beside them.
+            name: The place or name of the dataset.
+            images: Pairs of a split's name, or None, and an image.
+            reading: The files that were skipped, and the labels that were read from tables.
 
-        Raises BadData where there are no images, one has no label, only some have a split, or a label that was
-        written into a table consists of others.
+        Raises BadData where there are no images, an image has no label, only some images have a split, or a label
+        of a table consists of other labels.
         """
         reading = reading or Reading()
-        given = set[str]()
         splits: dict[str, list[ImageSample]] = {}
         places: dict[int, tuple[list[ImageSample], int]] = {}
         for split, image in images:
             held = splits.setdefault(split or "all", [])
-            if image.label is not None:
-                given.add(image.label)
-                if (label := spell(image.label)) != image.label:
-                    image = replace(image, label=label)  # noqa: PLW2901
+            if image.label is not None and (label := compose(image.label)) != image.label:
+                image = replace(image, label=label)  # noqa: PLW2901
             # By a number alone, for there may be millions.
             entry = hash((split, image.label, image.group, image.identity()))
             among, place = places.setdefault(entry, (held, len(held)))
@@ -220,8 +232,10 @@ class ImageDataset:
             bare = [image for image in held if image.label is None]
             if len(bare) == len(held) and len(splits) > 1:
                 del splits[split]  # as the test splits of public sets, whose labels are kept secret
+            elif bare and reading.unlabelled_table is not None:
+                raise BadData(reading.unlabelled_table.describe())
             elif bare:
-                raise BadData(f"{bare[0].path}: has no label, and labelled images are asked for")
+                raise BadData(f"{bare[0].path}: has no label, and labelled images are needed")
         if not splits:
             raise BadData(f"{name}: holds no images")
         if "all" in splits and len(splits) > 1:
@@ -230,35 +244,41 @@ class ImageDataset:
                 f"{name}: some of it belongs to {others}, and some to no split (the first: "
                 f"{splits['all'][0].path}); give every image a split, or none"
             )
-        remarks = [
-            *remark_combined(name, reading.written_labels),
-            *remark_spaces(given),
-            *remark_spellings(given),
-        ]
+        demand_single_labels(name, reading.written_labels)
         labels = sort_labels(p.label for split in splits.values() for p in split)
-        return cls(name, labels, _in_order(splits), reading.list_omissions(), tuple(remarks))
+        return cls(name, labels, _in_order(splits), reading.list_omissions())
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{name}: {len(split):,}" for name, split in self.splits.items())
+        return f"ImageDataset({self.name!r}, {len(self.labels):,} classes, {counts})"
+
+    def _repr_html_(self) -> str:
+        counts = {name: self.count(name) for name in self.splits}
+        rows = [(label, *(f"{count[label]:,}" for count in counts.values())) for label in self.labels]
+        header = ("class", *(f"{name} ({len(split):,})" for name, split in self.splits.items()))
+        return write_html(f"{self.name}: {len(self.labels):,} classes", rows, header=header)
 
     def split(self, *names: str) -> tuple[ImageSample, ...]:
-        """Images of the first of these splits that there is; raises BadData."""
+        """The images of the first of these splits that exists; raises BadData where none does."""
         for name in names:
             if name in self.splits:
                 return self.splits[name]
         raise BadData(f"{self.name}: has no split {' or '.join(map(str, names))}, but {', '.join(self.splits)}")
 
     def count(self, name: str) -> dict[str, int]:
-        """Number of images of each class in a split, classes without any included."""
+        """The number of images of each class in a split, including classes without images."""
         counts = dict.fromkeys(self.labels, 0)
         for image in self.splits[name]:
             counts[str(image.label)] += 1
         return counts
 
     def keep(self, splits: Mapping[str, Sequence[ImageSample]]) -> Self:
-        """The same set with other images in its splits."""
+        """The same dataset with other images in its splits."""
         return replace(self, splits={name: tuple(split) for name, split in splits.items()})
 
     def spelled_as(self, labels: Iterable[str]) -> Self:
-        """The same set with its labels in the spelling of others, where these differ in Unicode's forms alone."""
-        ways = {spell(label): label for label in labels}
+        """The same dataset with its labels spelled as given labels that differ from them only in Unicode form."""
+        ways = {compose(label): label for label in labels}
         new = {label: ways[label] for label in self.labels if ways.get(label, label) != label}
         if not new:
             return self
@@ -269,28 +289,32 @@ class ImageDataset:
         return replace(self, labels=sort_labels(new.get(label, label) for label in self.labels), splits=splits)
 
     def list_sources(self) -> Iterator[str]:
-        """Where its images are read from: the place itself, their files, and the archives that hold them."""
+        """The places that the images are read from: the dataset, its files, and the archives that hold them."""
         yield self.name
         for image in (image for split in self.splits.values() for image in split):
             yield image.path if image.storage is None else image.path.partition("#")[0]
 
     def fingerprint(self) -> str:
-        """What tells this collection from another: a digest of classes, file names and file sizes.
+        """A digest of the classes, file names and file sizes of all images, 16 hexadecimal digits.
 
-        It is the same wherever the folder lies, and changes when an image comes, goes or is another.
+        It does not depend on where the dataset is stored, and changes when an image is added, removed or replaced.
         """
         return identify_images(image for split in self.splits.values() for image in split)
 
 
 def identify_images(images: Iterable[ImageSample]) -> str:
-    """What tells these images, in whatever order and place, from others: 16 hexadecimal digits."""
+    """A digest of the classes, file names and file sizes of images in any order: 16 hexadecimal digits."""
     names = sorted(f"{image.label}/{Path(image.path).name}/{image.weigh()}" for image in images)
     # Names need not be text: a file's may be any bytes.
     return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def sort_labels(labels: Iterable[str | None]) -> tuple[str, ...]:
-    """Each class once, by name; where all are whole numbers, by value."""
+    """The distinct class names, sorted; by value where all are whole numbers.
+
+    >>> sort_labels(["10", "9", "10"]), sort_labels(["b", "a", "10"])
+    (('9', '10'), ('10', 'a', 'b'))
+    """
     names = {str(label) for label in labels}
     if all(name.isascii() and name.isdigit() for name in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
@@ -298,7 +322,7 @@ def sort_labels(labels: Iterable[str | None]) -> tuple[str, ...]:
 
 
 def typical_side(images: Sequence[ImageSample], *, most: int = 100) -> int:
-    """Median short side in pixels of up to `most` of the images, evenly taken; 224 where none can be read."""
+    """Median short side in pixels of up to `most` evenly spaced images; 224 where none can be read."""
     step = max(1, len(images) // most)
     sides = [side for image in images[::step] if (side := image.short_side())]
     return int(np.median(sides)) if sides else 224

@@ -1,4 +1,4 @@
-"""What lies in a collection and is none of its images: why, how often, and the first names."""
+"""Files of a dataset that are skipped: the reason, the number, and the first names."""
 
 import warnings
 from collections.abc import Callable, Iterable
@@ -7,6 +7,7 @@ from typing import Any, Final, Literal, get_args
 
 Reason = Literal[
     "beside-classes",
+    "unlabelled",
     "broken-link",
     "link-loop",
     "seen-again",
@@ -14,25 +15,30 @@ Reason = Literal[
     "unreadable",
     "hidden",
     "not-a-file",
+    "without-images",
     "not-an-image",
 ]
-"""Why something was skipped, the likeliest mistakes first."""
+"""Why a file was skipped, probable mistakes first."""
 
 MOST_EXAMPLES: Final = 3
 
 _SAID: Final[dict[Reason, tuple[str, str]]] = {
-    "beside-classes": ("image lies", "images lie"),
-    "broken-link": ("link leads nowhere", "links lead nowhere"),
+    "beside-classes": ("image is", "images are"),
+    "unlabelled": ("image is", "images are"),
+    "broken-link": ("link is broken", "links are broken"),
     "link-loop": ("link leads back", "links lead back"),
     "seen-again": ("file or folder is", "files or folders are"),
     "listed-twice": ("entry repeats", "entries repeat"),
     "unreadable": ("file cannot be read", "files cannot be read"),
     "hidden": ("hidden file or folder", "hidden files or folders"),
     "not-a-file": ("pipe, socket or device", "pipes, sockets or devices"),
+    "without-images": ("folder holds", "folders hold"),
     "not-an-image": ("file is not an image", "files are not images"),
 }
 _MORE: Final[dict[Reason, str]] = {
     "beside-classes": " beside the class folders, in none of them",
+    "unlabelled": " in a split without class folders",
+    "without-images": " no images",
     "link-loop": " to a folder that it lies in",
     "seen-again": " reached a second time through a link",
     "listed-twice": " an image with the same label",
@@ -42,22 +48,26 @@ _MORE: Final[dict[Reason, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Omission:
-    """What was skipped for one reason."""
+    """The files that were skipped for one reason.
+
+    >>> Omission("not-an-image", 2, ("a/notes", "a/x.txt")).describe()
+    '2 files are not images: a/notes, a/x.txt'
+    """
 
     reason: Reason
-    """Why."""
+    """The reason."""
     count: int
-    """How many files, folders or entries."""
+    """Number of files, folders or entries."""
     examples: tuple[str, ...]
-    """The first of them, at most three."""
+    """The first names, at most three."""
 
     @property
     def is_grave(self) -> bool:
-        """Whether images may be missing that somebody meant to be there."""
-        return self.reason not in ("hidden", "not-a-file", "not-an-image")
+        """Whether intended images may be missing."""
+        return self.reason not in ("unlabelled", "hidden", "not-a-file", "without-images", "not-an-image")
 
     def describe(self) -> str:
-        """A sentence for people: `2 files are not images: a/notes, a/x.txt`."""
+        """The omission in one phrase."""
         one, many = _SAID[self.reason]
         more = ", …" if self.count > len(self.examples) else ""
         said = f"{self.count:,} {one if self.count == 1 else many}{_MORE.get(self.reason, '')}"
@@ -72,33 +82,52 @@ def warn_of_omissions(omissions: Iterable[Omission]) -> None:
     """Warn a Python caller of what somebody may have meant to be an image, such as links that lead nowhere."""
     for omission in omissions:
         if omission.is_grave:
-            warnings.warn(f"passed over: {omission.describe()}", stacklevel=3)
+            warnings.warn(f"skipped: {omission.describe()}", stacklevel=3)
+
+
+@dataclass(frozen=True, slots=True)
+class UnlabelledTable:
+    """A table in which no column says the classes."""
+
+    name: str
+    """The table."""
+    columns: tuple[str, ...]
+    """Its columns whose meaning is not known."""
+
+    def describe(self) -> str:
+        """What is missing, and what to do."""
+        listed = ", ".join(map(repr, self.columns[:8])) + (" …" if len(self.columns) > 8 else "")
+        where = f"one of its others ({listed}) is it, with --label-column" if listed else "it, with --label-column"
+        return f"{self.name}: has no label for its images; add a column called label, or name {where}"
 
 
 class Reading:
-    """What is met while a place is read, beside its images; in memory are counts and a few names."""
+    """Counts skipped files while a place is read."""
 
     def __init__(self, *, is_own: Callable[[object], bool] = lambda name: False) -> None:
         self.is_own = is_own
         """Whether a name is of a file that the caller itself writes there, which is not counted."""
         self._counts: dict[Reason, int] = {}
         self._examples: dict[Reason, list[str]] = {}
+        self.unlabelled_table: UnlabelledTable | None = None
+        """The table that was read and says no classes; where labels are not needed, that is no fault."""
         self.written_labels: set[str] = set()
-        """Labels that somebody wrote into a table or beside an image, other than names of folders."""
+        """Labels that were read from a table or a file beside an image, not from the name of a folder."""
 
     def omit(self, reason: Reason, name: object) -> None:
-        """Count what is skipped."""
+        """Count a skipped file."""
         if not self.is_own(name):
             self._count(reason, 1, [str(name)])
 
     def take(self, other: "Reading") -> None:
-        """Count what another has met, too."""
+        """Add the counts of another Reading."""
         for reason, count in other._counts.items():
             self._count(reason, count, other._examples[reason])
+        self.unlabelled_table = self.unlabelled_table or other.unlabelled_table
         self.written_labels |= other.written_labels
 
     def list_omissions(self) -> tuple[Omission, ...]:
-        """A record for each reason, the likeliest mistakes first."""
+        """A record for each reason, probable mistakes first."""
         return tuple(
             Omission(reason, self._counts[reason], tuple(self._examples[reason]))
             for reason in get_args(Reason)

@@ -185,11 +185,12 @@ def _join_chunks(job: Job, chunks: Chunks, found_done: int, reading: Reading) ->
 
     # Made among the chunks: what a killed process leaves there is removed with them.
     made = chunks.folder / job.out.name
-    if job.out.suffix.lower() == ".npy":
+    width = job.kinds.get(VECTOR)
+    if isinstance(width, int) and job.out.suffix.lower() == ".npy":
         with stream_columns(name_rows(made), {"path": "path", "problem": "text"}) as append:
             for columns in read():
                 append(columns)
-        with stream_matrix(made, (total, job.kinds[VECTOR]), about=about) as append_rows:
+        with stream_matrix(made, (total, width), about=about) as append_rows:
             for columns in read():
                 append_rows(np.asarray(columns[VECTOR], np.float32))
     else:

@@ -17,8 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from vggkit.errors import BadData, BadOutput
-from vggkit.file_locks import take_turn
-from vggkit.files import whole_file, write_text
+from vggkit.files import take_turn, whole_file, write_text
 from vggkit.inference.fingerprint import demand_same
 from vggkit.table_files import Column, name_about, name_rows
 
@@ -48,10 +47,11 @@ class Chunk:
         try:
             with np.load(self.path, allow_pickle=False) as held:
                 lists: dict[str, Column] = json.loads(held[LISTS].tobytes())
-                found = lists | {name: held[name] for name in held.files if arrays and name != LISTS}
+                names = [str(name) for name in held.files if arrays and name != LISTS]
+                found = lists | {name: held[name] for name in names}
         except (OSError, ValueError, KeyError, EOFError) as problem:
             raise BadData(f"{self.path}: is broken ({problem}); remove it, and it is computed again") from problem
-        return {RENAMED.get(name, name): column for name, column in found.items()}
+        return {str(RENAMED.get(name, name)): column for name, column in found.items()}
 
 
 class Chunks:

@@ -34,7 +34,7 @@ class Layer:
     kind: Kind
     """What it computes."""
     index: int
-    """Where it stands in `features`: its keys are `features.<index>.*`."""
+    """Its place in `features`: its keys are `features.<index>.*`."""
     in_channels: int
     """Channels of the map it reads."""
     out_channels: int
@@ -50,7 +50,7 @@ class FullyConnected:
     name: str
     """`fc6`, `fc7`, `fc8`: counted on from the five blocks, as the literature does."""
     index: int
-    """Where it stands in `classifier`: its keys are `classifier.<index>.*`."""
+    """Its place in `classifier`: its keys are `classifier.<index>.*`."""
     in_features: int
     """Numbers read for one image."""
     out_features: int
@@ -306,12 +306,18 @@ def _fc_depth(until: str | None, configuration: Configuration) -> int | None:
 
 
 def demand_configuration(given: object, verb: str) -> Configuration:
-    """The Configuration that a verb is asked with; raises BadConfiguration, with the line that finds it."""
-    if isinstance(given, Configuration):
-        return given
-    name = f"vggkit.configure({given!r})" if isinstance(given, str) else "vggkit.configure('vgg11')"
-    hint = "its .configuration" if hasattr(type(given), "configuration") else name
-    raise BadConfiguration(f"{verb} takes a Configuration, got {type(given).__name__}; give {hint}")
+    """The Configuration that was given to a verb: as such, by its name, or as that of a VGG or a Classifier.
+
+    Raises UnknownName with the nearest name, and BadConfiguration for what is none of these.
+    """
+    if isinstance(given, str):
+        return find_configuration(given)
+    found = getattr(given, "configuration", given)
+    if isinstance(found, Configuration):
+        return found
+    raise BadConfiguration(
+        f"{verb} takes a Configuration, a name such as 'vgg11' or a network, got {type(given).__name__}"
+    )
 
 
 def find_configuration(name: str) -> Configuration:
@@ -368,7 +374,7 @@ def _freeze_sequences(configuration: Configuration) -> None:
 
 
 def _normalize(configuration: Configuration) -> None:
-    """What can be said in two ways gets one value: all kernels 3, no ranks, the whole trunk, an order of LRNs."""
+    """What can be written in two ways gets one value: kernels all 3, no ranks, the whole trunk, sorted LRNs."""
     if configuration.kernels is not None and all(side == 3 for block in configuration.kernels for side in block):
         object.__setattr__(configuration, "kernels", None)
     if configuration.ranks is not None and all(rank is None for rank in configuration.ranks):

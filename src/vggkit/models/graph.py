@@ -89,7 +89,7 @@ class Graph:
         """All of them, in order."""
         named = [step for step in self.steps if step.kind not in _BETWEEN and step.factor != 0]
         self.names: tuple[str, ...] = tuple(step.name for step in named)
-        """Names of the layers whose output can be asked for: those of the literature, in order."""
+        """Names of the layers whose output can be requested: those of the literature, in order."""
 
     def find(self, name: str) -> Step:
         """The step whose output has that name; raises UnknownName with the nearest name."""

@@ -35,7 +35,7 @@ def initialize(network: nn.Module, scheme: Scheme = "kaiming") -> None:
     if scheme not in get_args(Scheme):
         raise UnknownName.of("initialisation", scheme, get_args(Scheme))
     for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear) and not module.weight.is_meta:  # there is nothing to draw into
+        if isinstance(module, nn.Conv2d | nn.Linear) and not module.weight.is_meta:
             _draw(module, scheme)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
@@ -62,9 +62,9 @@ class WarmStart:
     """What `warm_start` did, by layer name."""
 
     copied: tuple[str, ...]
-    """Layers taken over from the smaller network."""
+    """Layers copied from the smaller network."""
     skipped: tuple[str, ...]
-    """Layers the paper takes over that do not fit here: of another shape, or not there."""
+    """Layers that the paper copies and that do not fit here: of another shape, or absent."""
 
 
 def warm_start(network: nn.Module, smaller: nn.Module) -> WarmStart:

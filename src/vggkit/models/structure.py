@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from vggkit.errors import BadConfiguration, BadInput
 from vggkit.models.configuration import Configuration, Layer
-from vggkit.models.layers import build_fully_connected, build_layer
+from vggkit.models.layers import build_fully_connected, build_layer, build_pool
 
 _FREE: Final = frozenset(
     (
@@ -46,8 +46,8 @@ def read_configuration(network: nn.Module, built: Configuration, *, base: type[n
     if changed:
         _refuse(f"the class {type(network).__name__} has a {changed[0]} of its own", "use vggkit.VGG itself")
     parts = nn.Module()
-    parts.add_module("features", None)
-    parts.add_module("classifier", None)
+    for name in ("features", "avgpool", "classifier"):
+        parts.add_module(name, None)
     _compare_own("the network", network, parts)
     features, classifier = _find_layers(network, "features"), _find_layers(network, "classifier")
     if len(features) != len(built.trunk):
@@ -56,7 +56,11 @@ def read_configuration(network: nn.Module, built: Configuration, *, base: type[n
     if len(classifier) % 3 != 1:
         _refuse_head(classifier, built)
     trunk = _read_trunk(features, built)
-    configuration = replace(built, **trunk, **_read_head(classifier, built))
+    pool = network._modules["avgpool"]
+    configuration = replace(built, **trunk, **_read_pool(pool, built), **_read_head(classifier, built))
+    # torch's own computes the same as ours for the paper's head.
+    torchs = built.head == "fc" and type(pool) is nn.AdaptiveAvgPool2d
+    _compare("avgpool", pool, nn.AdaptiveAvgPool2d(pool.output_size) if torchs else build_pool(configuration))
     _compare_layers(features, classifier, configuration)
     for key, shape in configuration.state_shapes().items():
         value = _find_tensor(network, key)
@@ -85,7 +89,7 @@ def check_values(network: nn.Module) -> None:
         # A sum is finite only where all of it is, and found much sooner; a large one may overflow by itself.
         if not (value.sum(dtype=torch.float32).isfinite() or value.isfinite().all()):
             raise BadInput(
-                f"{key} holds values that are not finite (NaN or infinity), and so would every answer; "
+                f"{key} holds values that are not finite (NaN or infinity), and so would every prediction; "
                 "take an earlier checkpoint, or train again at a lower learning rate"
             )
     if normed and torch.float64 in kinds:  # beside 16 bits batch norms may well be in float32
@@ -116,13 +120,22 @@ def _read_trunk(features: list[nn.Module], built: Configuration) -> dict[str, An
     return {"blocks": blocks, "pooling": pooling.get(frozenset(pools), built.pooling)}
 
 
+def _read_pool(pool: nn.Module | None, built: Configuration) -> dict[str, Any]:
+    """The map that the paper's head reads; nothing where it is as built, or to be refused."""
+    side = pool.output_size if isinstance(pool, nn.AdaptiveAvgPool2d) and built.head == "fc" else built.grid
+    sides = _pair(side)
+    if not isinstance(sides, tuple) or len(sides) != 2 or sides[0] != sides[1] or not isinstance(sides[0], int):
+        _refuse(f"avgpool gives maps of {side!r}, and a VGG's are square")
+    return {"grid": sides[0]}
+
+
 def _read_head(classifier: list[nn.Module], built: Configuration) -> dict[str, Any]:
     """Widths, ranks and dropout of a head whose layers lie as they should; nothing where they do not."""
     widths, ranks = list[int](), list[int | None]()
     for module in classifier[::3]:
         factors = [_find_width(each) for each in (module if type(module) is nn.Sequential else [module])]
         if not 1 <= len(factors) <= 2 or not factors[0] or not factors[-1]:
-            return {}  # what stands there is named when it is compared
+            return {}  # the modules there are named when they are compared
         widths.append(factors[-1])
         ranks.append(factors[0] if len(factors) == 2 else None)
     found: dict[str, Any] = {"hidden": tuple(widths[:-1]), "num_classes": widths[-1], "ranks": tuple(ranks)}
@@ -183,14 +196,14 @@ def _compare_own(place: str, found: nn.Module, expected: nn.Module) -> None:
         _refuse(f"{place} has its {replaced[0]} replaced", f"restore it: del {_spell(place)}.{replaced[0]}")
     hooks = [kind for kind in _HOOKS if getattr(found, f"_{kind}s")]
     if hooks:
-        said = hooks[0].replace("_", " ")
-        _refuse(f"{place} has a {said}, which may change what it gives", "remove it first: handle.remove()")
+        kind = hooks[0].replace("_", " ")
+        _refuse(f"{place} has a {kind}, which may change what it gives", "remove it first: handle.remove()")
     for kind in ("modules", "parameters", "buffers"):
         mine, theirs = (_list_names(module, kind) for module in (found, expected))
         for name in (*theirs, *mine):
             if (name in mine) != (name in theirs):
-                said = "has none of" if name in theirs else "has one more of"
-                _refuse(f"{place} {said} its {kind}: {name}")
+                difference = "has none of" if name in theirs else "has one more of"
+                _refuse(f"{place} {difference} its {kind}: {name}")
         if mine != theirs:
             _refuse(f"{place} has its {kind} in another order: {', '.join(mine)}")
     if found._non_persistent_buffers_set:
@@ -278,8 +291,8 @@ def _spell(place: str) -> str:
 
 def _describe(found: nn.Module | None) -> str:
     """A module in a few words; repr where it is short."""
-    said = repr(found)
-    return said if "\n" not in said and len(said) < 120 else type(found).__name__
+    text = repr(found)
+    return text if "\n" not in text and len(text) < 120 else type(found).__name__
 
 
 def _pair(value: object) -> object:

@@ -13,8 +13,15 @@ from vggkit import __version__
 from vggkit.data_checks.findings import Case, Diagnosis, Finding, Kind, Member, Severity, Sides
 from vggkit.files import write_text
 from vggkit.images.dataset import ImageSample, sort_labels
-from vggkit.reports.pages.rendering import render_page, say_count
-from vggkit.reports.pages.thumbs import Thumb, find_folder, make_thumb, split_name, split_place
+from vggkit.reports.pages.rendering import (
+    Thumb,
+    find_folder,
+    make_thumb,
+    render_page,
+    say_count,
+    split_name,
+    split_place,
+)
 
 MOST_CASES: Final = 60
 """Cases of a finding on the page; the JSON output has all of them."""
@@ -44,7 +51,6 @@ TITLES: Final[dict[Kind, str]] = {
     "leakage": "Leakage: the same images in several splits",
     "contradiction": "Same images, different classes",
     "combined-label": "Labels that look like several",
-    "label-spaces": "Labels that differ in spaces",
     "skipped": "Passed over",
     "duplicate": "Duplicates",
     "near-duplicate": "Near duplicates",
@@ -55,7 +61,6 @@ TITLES: Final[dict[Kind, str]] = {
     "small": "Images smaller than the network input",
     "wrong-extension": "Wrong file name endings",
     "animated": "Animations",
-    "label-spellings": "Labels written in several ways",
 }
 
 

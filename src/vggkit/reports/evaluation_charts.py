@@ -1,16 +1,129 @@
-"""The charts of the evaluation report: training curves, the reliability diagram, accuracy by coverage."""
+"""The charts of the evaluation report: training curves, the reliability diagram, accuracy by coverage.
 
+This module computes coordinates; the template `pages/charts.html` draws them as SVG in the colours of the page.
+"""
+
+import math
 from collections.abc import Mapping, Sequence
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from vggkit.evaluation.calibration import list_thresholds
 from vggkit.evaluation.evaluation import Evaluation, proportion_interval
-from vggkit.reports.pages.charts import BOTTOM, Bar, Chart, across, draw_line, up
 
+WIDTH: Final = 400
+HEIGHT: Final = 250
+LEFT: Final = 44
+RIGHT: Final = 388
+TOP: Final = 14
+BOTTOM: Final = 212
 MOST_POINTS: Final = 200
 """Points of a curve; longer ones are thinned out."""
+
+
+class Tick(NamedTuple):
+    """A value beside an axis."""
+
+    place: float
+    """Coordinate on the page."""
+    text: str
+
+
+class Line(NamedTuple):
+    """A curve."""
+
+    kind: str
+    """CSS class: `train`, `val` or `ideal`."""
+    path: str
+    """An SVG path."""
+    dots: tuple[tuple[float, float], ...] = ()
+    """Coordinates of the points that are marked."""
+    name: str = ""
+    """Name in the legend; empty for none."""
+
+
+class Bar(NamedTuple):
+    """A vertical bar with an error bar."""
+
+    left: float
+    width: float
+    top: float
+    height: float
+    whisker: tuple[float, float] | None
+    title: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chart:
+    """One chart, `WIDTH` by `HEIGHT`."""
+
+    title: str
+    across: str
+    """Title of the horizontal axis."""
+    across_ticks: tuple[Tick, ...]
+    up_ticks: tuple[Tick, ...]
+    lines: tuple[Line, ...] = ()
+    bars: tuple[Bar, ...] = ()
+    mark: tuple[float, float] | None = None
+    """Coordinates of a highlighted point."""
+    mark_text: str = ""
+    """Description of the highlighted point."""
+    note: str = ""
+    """Text below the chart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """A linear axis: values from low to high at coordinates from start to end."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        """Coordinate of a value."""
+        span = self.high - self.low or 1.0
+        return round(self.start + (value - self.low) / span * (self.end - self.start), 2)
+
+    def ticks(self, *, percent: bool = False, most: int = 6, whole: bool = False) -> tuple[Tick, ...]:
+        """Ticks at round values."""
+        step = find_step(self.high - self.low, most)
+        step = max(1.0, round(step)) if whole else step
+        first = math.ceil(self.low / step - 1e-9)
+        values = [number * step for number in range(first, math.floor(self.high / step + 1e-9) + 1)]
+        digits = max(0, -math.floor(math.log10(step * (100 if percent else 1)) + 1e-9))
+        return tuple(
+            Tick(self(value), f"{100 * value:.{digits}f}" if percent else f"{value:.{digits}f}") for value in values
+        )
+
+
+def find_step(span: float, most: int) -> float:
+    """The smallest of 1, 2, 5, 10 … that divides a span into at most so many steps."""
+    raw = (span or 1.0) / most
+    power = 10.0 ** math.floor(math.log10(raw))
+    return next(power * step for step in (1, 2, 5, 10) if power * step >= raw * (1 - 1e-9))
+
+
+def across(low: float, high: float) -> Scale:
+    """The horizontal axis."""
+    return Scale(low, high, LEFT, RIGHT)
+
+
+def up(low: float, high: float) -> Scale:
+    """The vertical axis."""
+    return Scale(low, high, BOTTOM, TOP)
+
+
+def draw_line(
+    kind: str, points: Sequence[tuple[float, float]], x: Scale, y: Scale, *, name: str = "", dots: bool = False
+) -> Line:
+    """A curve through points, each marked by a dot if `dots`."""
+    placed = tuple((x(across), y(up)) for across, up in points)
+    path = "M" + "L".join(f"{across} {up}" for across, up in placed)
+    return Line(kind, path, placed if dots else (), name)
 
 
 def draw_curves(history: Sequence[Mapping[str, float]], best_epoch: int | None) -> list[Chart]:

@@ -15,8 +15,7 @@ from vggkit.evaluation.evaluation import ClassMetrics, Evaluation
 from vggkit.files import write_text
 from vggkit.images.dataset import ImageSample
 from vggkit.reports.evaluation_charts import draw_coverage, draw_curves, draw_reliability
-from vggkit.reports.pages.rendering import render_page
-from vggkit.reports.pages.thumbs import Thumb, find_folder, make_thumb, split_name, split_place
+from vggkit.reports.pages.rendering import Thumb, find_folder, make_thumb, render_page, split_name, split_place
 from vggkit.reports.tables import describe_seconds
 from vggkit.weights.card import read_entry
 

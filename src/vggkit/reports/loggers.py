@@ -124,7 +124,8 @@ class _Csv:
     def log(self, history: "Sequence[Epoch]") -> None:
         text = io.StringIO()
         rows = [asdict(epoch) for epoch in history]
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        measured = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+        writer = csv.DictWriter(text, measured, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         write_text(self._path, text.getvalue())
@@ -259,7 +260,7 @@ _GROUPS: Final = {
 
 
 def _values(epoch: "Epoch") -> dict[str, float]:
-    return {name: float(value) for name, value in asdict(epoch).items() if name != "epoch"}
+    return {name: float(value) for name, value in asdict(epoch).items() if name != "epoch" and value is not None}
 
 
 def _is_installed(name: str) -> bool:

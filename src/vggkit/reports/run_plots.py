@@ -14,7 +14,7 @@ from vggkit.reports.plots import BLUE, INK, ORANGE, PALE_INK, PlotEnding, draw_t
 
 if TYPE_CHECKING:
     from vggkit.training.checkpoint import Epoch
-    from vggkit.training.linear_probe import HeadSolution
+    from vggkit.training.logistic_regression import HeadSolution
 
 LONGEST_TITLE: Final = 80
 """Characters of a plot's title."""

@@ -4,10 +4,11 @@ Every table, message and line of text goes through here: control characters appe
 taken for rich's markup or its names of emoji.
 """
 
+import io
 import sys
 from typing import IO
 
-from rich.console import Console, HighlighterType, JustifyMethod, OverflowMethod
+from rich.console import Console, HighlighterType, JustifyMethod, OverflowMethod, RenderableType
 from rich.style import Style
 from rich.text import Text
 
@@ -45,6 +46,19 @@ def open_terminal(
         quiet: Show nothing.
     """
     return Terminal(file=file, width=width, soft_wrap=soft_wrap, quiet=quiet, highlight=False)
+
+
+def write_plainly(drawn: RenderableType, *, width: int = 80) -> str:
+    """What a console of ASCII shows, as text without trailing spaces, for `str` of a record."""
+    out = _Ascii()
+    open_terminal(file=out, width=width).print(drawn)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+class _Ascii(io.StringIO):
+    """A stream that rich draws in ASCII for."""
+
+    encoding = "ascii"
 
 
 def write_line(*parts: str | tuple[str, str], style: str = "", overflow: OverflowMethod | None = None) -> Text:

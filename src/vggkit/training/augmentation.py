@@ -1,9 +1,11 @@
-"""Random views of a training image: which part of it, which way round, in which colours.
+"""Random views of a training image (crop, mirror, colours), and images of a batch mixed with each other.
 
 Every draw is made here with NumPy from the view's own seed, as torchvision's classes make them from
 torch's generator; only RandAugment's operations are torchvision's, so that without it nothing else is.
 
-Shape letters: H and W pixels.
+mixup: Zhang et al. 2018, arXiv:1710.09412. CutMix: Yun et al. 2019, arXiv:1905.04899.
+
+Shape letters: N images, C channels, H and W pixels, K classes.
 """
 
 import importlib.util
@@ -12,9 +14,12 @@ from dataclasses import dataclass
 from typing import Final, Literal, Self
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor
 
-from vggkit.errors import MissingExtra
+from vggkit.errors import BadConfiguration, MissingExtra
 from vggkit.images.decoding import Pixels
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.images.resizing import resize
@@ -59,7 +64,7 @@ class View:
 
     @classmethod
     def of(cls, recipe: Recipe, preprocessing: Preprocessing) -> Self:
-        """The view that a settled recipe asks for, its steps in this order.
+        """The view that a resolved recipe asks for, its steps in this order.
 
         - augmentation=`photo`: a random part (a third to all of the image), resized to the network's
           input (Szegedy 2015). `shift`: the fitted image moved by up to an eighth each way over black.
@@ -68,12 +73,14 @@ class View:
         - rand_augment: two random operations of RandAugment's fourteen (Cubuk 2020).
         - random_erasing: a rectangle painted over in the mean colour (Zhong 2020).
 
-        Raises MissingExtra for rand_augment without torchvision.
+        Raises MissingExtra for rand_augment without torchvision, BadConfiguration for it with four channels.
         """
-        assert recipe.augmentation != "auto", "the recipe is settled"
-        assert recipe.mirror != "auto", "the recipe is settled"
+        assert recipe.augmentation != "auto", "the recipe is resolved"
+        assert recipe.mirror != "auto", "the recipe is resolved"
         if recipe.rand_augment is not None and importlib.util.find_spec("torchvision") is None:
             raise MissingExtra.of("torchvision", "RandAugment", "train")
+        if recipe.rand_augment is not None and preprocessing.decoded_channels == 4:
+            raise BadConfiguration("rand_augment changes the colours of three channels, and these images have 4")
         return cls(
             preprocessing, recipe.augmentation, recipe.mirror, recipe.rand_augment, float(recipe.random_erasing)
         )
@@ -232,8 +239,66 @@ def _shift(pixels: Pixels, down: int, right: int) -> Pixels:
     return moved
 
 
-def _erase(pixels: Pixels, box: Box, colour: tuple[int, int, int]) -> Pixels:
+def _erase(pixels: Pixels, box: Box, colour: tuple[int, ...]) -> Pixels:
     top, left, height, width = box
     erased = pixels.copy()
     erased[top : top + height, left : left + width] = colour
     return erased
+
+
+@dataclass(frozen=True, slots=True)
+class Mixing:
+    """What mixes a batch; with both alphas above 0 each batch gets one of the two, at even odds."""
+
+    mixup: float
+    """Alpha of mixup's Beta(alpha, alpha); 0: none."""
+    cutmix: float
+    """Alpha of CutMix's; 0: none."""
+    classes: int
+    """K."""
+
+    @classmethod
+    def of(cls, recipe: Recipe, classes: int) -> Self | None:
+        """What the recipe asks for; None where it asks for neither."""
+        if not (recipe.mixup or recipe.cutmix):
+            return None
+        return cls(float(recipe.mixup), float(recipe.cutmix), classes)
+
+    def __call__(self, images: Tensor, targets: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
+        """Each image with the one before it in the batch, which is shuffled already.
+
+        Args:
+            images: (N, C, H, W), floating point; left as it is.
+            targets: (N,), int64.
+            seed: The share and the place of what is mixed in depend on it alone.
+
+        Returns images like those given, and the share of each class in them: (N, K), float32.
+        """
+        draws = np.random.default_rng(seed)
+        cuts = bool(self.cutmix) and (not self.mixup or draws.random() < 0.5)
+        alpha = self.cutmix if cuts else self.mixup
+        kept = float(draws.beta(alpha, alpha))
+        others = images.roll(1, 0)
+        if cuts:
+            top, bottom, left, right = _draw_cut(draws, kept, images.shape[-2], images.shape[-1])
+            mixed = images.clone()
+            mixed[..., top:bottom, left:right] = others[..., top:bottom, left:right]
+            # What is cut off at the edge is not mixed in.
+            kept = 1 - (bottom - top) * (right - left) / (images.shape[-2] * images.shape[-1])
+        else:
+            mixed = torch.lerp(others, images, kept)
+        shares = F.one_hot(targets, self.classes).float()
+        return mixed, torch.lerp(shares.roll(1, 0), shares, kept)
+
+
+def _draw_cut(draws: np.random.Generator, kept: float, height: int, width: int) -> tuple[int, int, int, int]:
+    """First and last row and column of a rectangle of the image's shape, its middle anywhere in the image."""
+    half = 0.5 * math.sqrt(1 - kept)
+    down, across = draws.integers((height, width)).tolist()
+    reach_down, reach_across = int(half * height), int(half * width)
+    return (
+        max(0, down - reach_down),
+        min(height, down + reach_down),
+        max(0, across - reach_across),
+        min(width, across + reach_across),
+    )

@@ -80,15 +80,15 @@ class SetByHand:
     def describe(self, network: VGG) -> str | None:
         """A sentence on it; None where nothing was set."""
         parameters = [key for key, _ in network.named_parameters()]
-        said = []
+        parts = []
         if self.frozen:
-            said.append(f"{len(self.frozen)} of {len(parameters)} parameters frozen ({_shorten(self.frozen)})")
+            parts.append(f"{len(self.frozen)} of {len(parameters)} parameters frozen ({_shorten(self.frozen)})")
         if self.resting:
-            said.append(f"modules in evaluation mode ({_shorten(self.resting)})")
+            parts.append(f"modules in evaluation mode ({_shorten(self.resting)})")
         for what, values in (("dropout", self.dropout), ("batch norm's momentum", self.momentum)):
             if values:
-                said.append(f"{what} of {_shorten(tuple(values))}")
-        return f"set by hand and kept: {'; '.join(said)}" if said else None
+                parts.append(f"{what} of {_shorten(tuple(values))}")
+        return f"set by hand and kept: {'; '.join(parts)}" if parts else None
 
 
 NOTHING: Final = SetByHand()

@@ -18,9 +18,9 @@ from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import Configuration
 from vggkit.models.graph import Graph
 from vggkit.models.vgg import VGG
-from vggkit.training.layer_groups import list_learnt
-from vggkit.training.learner import Learner
+from vggkit.training.parameter_groups import list_learnt
 from vggkit.training.recipe import Recipe
+from vggkit.training.train_state import TrainState
 
 LIBRARIES: Final = 560_000_000
 """Bytes that a process holds when the libraries are there and nothing else is."""
@@ -43,7 +43,7 @@ GPU_SHARE: Final = 0.9
 
 
 def estimate_memory(configuration: Configuration, recipe: Recipe, *, crop_pixels: int, batch_size: int) -> int:
-    """Bytes that a training by steps holds at its largest, libraries included, of a settled recipe.
+    """Bytes that a training by steps holds at its largest, libraries included, of a resolved recipe.
 
     Within a quarter of what processes on Linux held that trained VGG11, with and without batch norm, in
     each precision; a GPU holds less beside the network.
@@ -92,7 +92,7 @@ def _measure_maps(configuration: Configuration, learnt: set[str], pixels: int, s
 def choose_batch_size(
     configuration: Configuration, recipe: Recipe, *, crop_pixels: int, images: int, device: torch.device
 ) -> tuple[int, str]:
-    """Images a step, and why, for a recipe that is settled but for it and the learning rate.
+    """Images a step, and why, for a recipe that is resolved but for it and the learning rate.
 
     On a CPU and on MPS a rule: the power of two from which learning the parameters takes about a ninth
     of a step, so that more images a step are hardly faster, within half of the memory there is. Of
@@ -146,13 +146,13 @@ class _Trial:
     def __init__(self, configuration: Configuration, recipe: Recipe, pixels: int, device: torch.device) -> None:
         with torch.random.fork_rng(devices=[]):  # other draws stay as they are
             network = VGG(configuration)
-        self.learner, self.pixels = Learner(network, replace(recipe, accumulate=1), device=device), pixels
-        self.learner.start_epoch(recipe.epochs)
+        self.train_state, self.pixels = TrainState(network, replace(recipe, accumulate=1), device=device), pixels
+        self.train_state.start_epoch(recipe.epochs)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
 
     def __call__(self, size: int) -> float:
-        seconds, device = _time_step(self.learner, size, self.pixels, times=4), self.learner.device
+        seconds, device = _time_step(self.train_state, size, self.pixels, times=4), self.train_state.device
         if device.type == "cuda":
             held = torch.cuda.max_memory_reserved(device)
             if held > GPU_SHARE * torch.cuda.get_device_properties(device).total_memory:
@@ -217,34 +217,38 @@ class Estimate:
 
 
 def estimate_seconds(
-    learner: Learner, train: Sequence[ImageSample], val: Sequence[ImageSample], *, preprocessing: Preprocessing
+    train_state: TrainState,
+    train: Sequence[ImageSample],
+    val: Sequence[ImageSample],
+    *,
+    preprocessing: Preprocessing,
 ) -> Estimate | None:
     """How long a training from here will be, by two trial steps and some images decoded.
 
-    The learner stays as it is, bit for bit: network, statistics of batch norm, optimizer, random
+    The train_state stays as it is, bit for bit: network, statistics of batch norm, optimizer, random
     generators. None where there are fewer than ten steps for one that is tried.
 
     Args:
-        learner: About to begin.
+        train_state: About to begin.
         train: Images to learn from.
         val: Images to measure each epoch on.
         preprocessing: What the network is fed.
 
     Raises BadImage for an image that is gone.
     """
-    size, epochs = learner.recipe.batch_size, learner.recipe.epochs
-    assert size is not None, "the recipe is settled"
+    size, epochs = train_state.recipe.batch_size, train_state.recipe.epochs
+    assert size is not None, "the recipe is resolved"
     steps = math.ceil(len(train) / size)
     if steps * epochs < 10 * TRIED:  # trial steps are to be little of all
         return None
-    before = {key: value.clone() for key, value in learner.state().items()}
-    modes = {module: module.training for module in learner.worker.modules()}
-    learning = {value: value.requires_grad for value in learner.worker.parameters()}
-    learner.start_epoch(1)
+    before = {key: value.clone() for key, value in train_state.state().items()}
+    modes = {module: module.training for module in train_state.compute_copy.modules()}
+    learning = {value: value.requires_grad for value in train_state.compute_copy.parameters()}
+    train_state.start_epoch(1)
     try:
-        step = _time_step(learner, size, preprocessing.crop_pixels, times=TRIED)
+        step = _time_step(train_state, size, preprocessing.crop_pixels, times=TRIED)
     finally:
-        learner.restore(before)
+        train_state.restore(before)
         for module, training in modes.items():
             module.training = training
         for value, learns in learning.items():
@@ -253,21 +257,21 @@ def estimate_seconds(
     # Measuring is the forward third of learning. A processor that decodes does not compute meanwhile.
     computing = steps * step + len(val) * step / size / 3
     decoding = (len(train) + len(val)) * image / count_threads()
-    epoch = computing + decoding if learner.device.type == "cpu" else max(computing, decoding)
+    epoch = computing + decoding if train_state.device.type == "cpu" else max(computing, decoding)
     return Estimate(epoch, epochs * epoch)
 
 
-def _time_step(learner: Learner, size: int, pixels: int, *, times: int) -> float:
+def _time_step(train_state: TrainState, size: int, pixels: int, *, times: int) -> float:
     """Seconds of a step of random images, the least of some after one that warms up."""
-    configuration, device = learner.network.configuration, learner.device
+    configuration, device = train_state.network.configuration, train_state.device
     draw = torch.Generator().manual_seed(derive_seed("trial", size))
     images = torch.randn(size, configuration.in_channels, pixels, pixels, generator=draw)
     targets = torch.randint(configuration.num_classes, (size,), generator=draw)
     seconds = []
     for _ in range(times):
         started = time.perf_counter()
-        learner.compute(images, targets, draw=0)
-        learner.step(0.0, number=0)
+        train_state.compute(images, targets, draw=0)
+        train_state.step(0.0, number=0)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - started)

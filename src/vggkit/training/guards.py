@@ -14,7 +14,7 @@ from vggkit.training.checkpoint import Epoch
 RISING_EPOCHS: Final = 3
 """Epochs in a row that make a trend."""
 MOST_DEAD: Final = 0.5
-"""Share of a layer's channels that may be dead before it is said."""
+"""Share of a layer's channels that may be dead before it is reported."""
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def watch_activity(network: VGG, dead: dict[str, float]) -> Iterator[None]:
 
 
 class Guards:
-    """Looks at each epoch, and says each thing once.
+    """Looks at each epoch, and reports each finding once.
 
     Args:
         learnt: (K,) images of each class that are learnt from, as often as they are seen.
@@ -60,10 +60,10 @@ class Guards:
         share, count = max(measured) / sum(measured), sum(measured)
         self._guessing = share + 3 * math.sqrt(share * (1 - share) / count) if share < 1 else 1.0
         self._batch_norm = batch_norm
-        self._said: set[str] = set()
+        self._reported: set[str] = set()
 
     def look(self, history: Sequence[Epoch], dead: Mapping[str, float]) -> list[str]:
-        """Sentences on what the last epoch of the history shows that was not said before."""
+        """Sentences on what the last epoch of the history shows that was not reported before."""
         history = [epoch for epoch in history if epoch.epoch]  # a start was not learnt with augmentation
         if not history:
             return []
@@ -72,8 +72,8 @@ class Guards:
             "dead": self._find_dead(dead),
             "overfitting": _find_overfitting(history),
         }
-        new = {kind: sentence for kind, sentence in found.items() if sentence and kind not in self._said}
-        self._said |= new.keys()
+        new = {kind: sentence for kind, sentence in found.items() if sentence and kind not in self._reported}
+        self._reported |= new.keys()
         return list(new.values())
 
     def _find_stuck(self, history: Sequence[Epoch]) -> str | None:
@@ -110,6 +110,6 @@ def _find_overfitting(history: Sequence[Epoch]) -> str | None:
         return None
     return (
         f"the validation loss has risen for {RISING_EPOCHS} epochs while the training loss fell: the network "
-        "learns these images by heart. The best epoch is kept; --patience 3 would stop here, and stronger "
+        "memorises these images. The best epoch is kept; --patience 3 would stop here, and stronger "
         "augmentation, label smoothing or fewer layers to learn (--trainable) help"
     )

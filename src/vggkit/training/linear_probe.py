@@ -1,338 +1,161 @@
-"""The best last layer on given features, found at once: multinomial logistic regression.
+"""A linear probe: the last layer alone, solved on the features of every image, which are computed once.
 
-Shape letters: N rows, F features, R rotated features (R <= N, F), K classes, M problems solved together.
+Fine-tuning from loaded weights begins with it where the last layer is random, which would else distort the
+features before it knows anything (LP-FT: Kumar et al. 2022, "Fine-tuning can distort pretrained features",
+arXiv:2202.10054).
+
+Shape letters: N images, K classes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
-from vggkit.errors import BadData, MissingExtra
-from vggkit.hardware import derive_seed
-
-STRENGTHS: Final = tuple(float(f"{value:.2g}") for value in np.geomspace(10, 1e-5, 13))
-"""Penalties that are tried, half a power of ten apart, the strong first."""
-FOLDS: Final = 5
-MANY: Final = 200_000_000
-"""Rows times features times classes beyond which one fold is measured and not all, for time."""
-SMALL: Final = 2_000_000_000
-"""Products of a step, at most, up to which one thread computes it, in less than a tenth of a second."""
-WIDE: Final = 20_000_000
-"""Numbers in a matrix from which float32 has to do."""
-REMEMBERED: Final = 10
-"""Steps from which L-BFGS knows how the loss curves."""
-STEPS: Final = 500
-"""Of L-BFGS, at most."""
-WORSE: Final = 3
-"""Strengths in a row without a better loss after which no weaker ones are tried."""
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """A strength, and what held-out images say of it."""
-
-    strength: float
-    """Of the penalty."""
-    loss: float
-    """Mean cross-entropy in nats, without label smoothing, by classifiers that did not see the image; with class
-    weights each image counts as its class does."""
-    loss_error: float
-    """Standard error of `loss`, images of a group counted once."""
-    top1: float
-    """Share in [0, 1] of rows whose best class is the right one."""
-    top1_error: float
-    """Standard error of `top1`."""
+from vggkit.images.dataset import ImageSample
+from vggkit.training.batches import weigh_classes
+from vggkit.training.by_hand import SetByHand
+from vggkit.training.checkpoint import Epoch, measure_macro_f1
+from vggkit.training.estimates import spell_duration
+from vggkit.training.feature_cache import Features, extract_features
+from vggkit.training.logistic_regression import HeadSolution, solve_head
+from vggkit.training.recipe import Recipe
+from vggkit.weights.model import Model
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class HeadSolution:
-    """The last layer, and how it was chosen."""
+class LinearProbe:
+    """The last layer that was solved, and what it makes of each split."""
 
-    weight: NDArray[np.float32]
-    """(K, F)."""
-    bias: NDArray[np.float32]
-    """(K,)."""
-    strength: float
-    """Of the penalty, on standardised features: mean loss + strength / 2 times the squared weights' sum."""
-    tried: tuple[Trial, ...]
-    """Every strength tried, the strong first; none where no image could be held out."""
-    iterations: int
-    """Steps of L-BFGS to the solution itself."""
+    solution: HeadSolution
+    """The layer, and how its penalty was chosen."""
+    features: Mapping[str, Features]
+    """What the last layer reads, by split; several rows an image in `train`, where it is seen in several views."""
+    epoch: Epoch
+    """Its losses and its validation accuracy, as those of an epoch."""
 
-    def describe(self) -> list[str]:
-        """What was chosen, for people."""
-        if not self.tried:
-            return [f"penalty {self.strength:g}: too few images to hold some out and choose by them"]
-        chosen = next(trial for trial in self.tried if trial.strength == self.strength)
-        return [
-            f"penalty {self.strength:g} of {len(self.tried)} tried: held-out loss {chosen.loss:.4f} ± "
-            f"{chosen.loss_error:.4f}, top-1 {chosen.top1:.4f} ± {chosen.top1_error:.4f}"
-        ]
+    def compute_logits(self, split: str) -> NDArray[np.float32]:
+        """Logits (N, K) of a split's rows."""
+        return self.solution.compute_logits(self.features[split].rows)
+
+    @property
+    def feature_scale(self) -> float:
+        """Root mean square of what the last layer reads of the training images."""
+        return float(np.sqrt(np.mean(np.square(self.features["train"].rows, dtype=np.float64))))
 
 
-def solve_head(
-    features: NDArray[np.float32],
-    targets: NDArray[np.int64],
+def needs_probe(classifier: Model, by_hand: SetByHand) -> bool:
+    """Whether fine-tuning begins with a linear probe: the last layer alone is random, and free to learn."""
+    last, origin = classifier.configuration.fully_connected[-1], classifier.origin
+    if origin.kind != "loaded" or last.rank is not None:
+        return False
+    place = f"classifier.{last.index}."
+    if any(key.startswith(place) for key in by_hand.frozen):
+        return False
+    return bool(origin.random_keys) and all(key.startswith(place) for key in origin.random_keys)
+
+
+def fit_probe(
+    classifier: Model,
+    splits: Mapping[str, Sequence[ImageSample]],
+    recipe: Recipe,
     *,
-    classes: int,
-    groups: NDArray[np.int64],
-    class_weights: Tensor | None = None,
-    label_smoothing: float = 0.0,
-    seed: int = 0,
-    on_progress: Callable[[int, int], None] | None = None,
-    strengths: Sequence[float] | None = None,
-) -> HeadSolution:
-    """The linear layer of the least cross-entropy with a penalty, chosen by cross-validation.
-
-    The loss is torch's `cross_entropy` with these weights and this smoothing; the penalty is on the weights
-    of standardised features, and not on the bias. Its strength is that of the least mean loss of held-out
-    images: the stronger one within a standard error of it, which is often taken, gave 1 to 5 points less
-    top-1 on five of seven samples of real photos, and 0.4 more on one. Each fold holds whole groups, and
-    each class as evenly as that allows. Where a class is absent from a fold's training part, its held-out
-    rows do not count.
-
-    Features are rotated onto their principal axes first, which are no more than the rows: the penalty stays
-    what it is, and without correlations L-BFGS ends after a few dozen steps. All folds are solved
-    together, for reading the rows costs more than computing with them.
+    device: torch.device,
+    epoch: int,
+    on_progress: Callable[[str, int, int], None],
+    log: Callable[[str], None],
+) -> LinearProbe:
+    """Solve the last layer of a Classifier, in place.
 
     Args:
-        features: (N, F), finite.
-        targets: (N,) numbers of classes, 0 to K - 1.
-        classes: K; those without a row are never given much of a chance.
-        groups: (N,) equal numbers for rows that must stay together.
-        class_weights: (K,) how much each class counts; None: alike.
-        label_smoothing: Share in [0, 1) of the target spread over all classes.
-        seed: The folds depend on it alone.
-        on_progress: Called with the number of strengths tried and of all.
-        strengths: Penalties to try, each above 0; one alone is taken as it is.
+        classifier: Its last layer is replaced; it must be a full matrix.
+        splits: `train`, whose images the layer is solved on, `val`, and perhaps `test`.
+        recipe: Resolved.
+        device: Where features are computed.
+        epoch: The number under which its losses are reported.
+        on_progress: Called with what is being done, how much of it, and of how much.
+        log: Called with sentences for people.
 
-    Raises BadData for features that are not finite.
+    Raises what `extract_features` and `solve_head` raise.
     """
-    if not np.isfinite(features).all():
-        raise BadData(
-            "features are not finite: numbers grow too large in this network; check its weights and what it is fed"
+    started = time.monotonic()
+    features = {
+        split: extract_features(
+            classifier,
+            images,
+            recipe=recipe,
+            device=device,
+            # What figures are measured on is computed as `evaluate` does.
+            precision="auto" if split == "train" else "fp32",
+            views=recipe.views if split == "train" else 1,
+            on_progress=_Pace(split, on_progress, log).show,
+            log=log,
         )
-    with _suit_threads(features.size * classes * FOLDS):
-        space = _Space.of(features)
-        goals, counts = _spread(targets, classes, class_weights, label_smoothing)
-        order = sorted(set(STRENGTHS if strengths is None else strengths), reverse=True)
-        tried: tuple[Trial, ...] = ()
-        folds = divide(targets, groups, seed=seed)
-        if len(order) > 1 and folds.max() > 0:
-            # The choice needs few digits.
-            measured = 1 if space.rows.numel() * classes > MANY else int(folds.max()) + 1
-            held = torch.from_numpy(folds)[:, None] == torch.arange(measured)
-            problem = _Problem(*(part.float() for part in (space.rows, goals, _share(counts, ~held), space.scales)))
-            tried = _cross_validate(
-                problem, targets, counts=counts.numpy(), groups=groups, strengths=order, on_progress=on_progress
-            )
-        strength = min(tried, key=lambda trial: trial.loss).strength if tried else order[len(order) // 2]
-        kind = space.rows.dtype
-        everything = _share(counts, torch.ones(len(counts), 1, dtype=torch.bool))
-        problem = _Problem(*(part.to(kind) for part in (space.rows, goals, everything, space.scales)))
-        solved, iterations = problem.solve(strength, problem.start(), flat=0.0)
-        weight, bias = space.unfold(solved[0])
-    return HeadSolution(weight, bias, strength, tried, iterations)
+        for split, images in splits.items()
+    }
+    weights = weigh_classes(splits["train"], classifier.labels) if recipe.balance == "weights" else None
+    solution = solve_head(
+        features["train"].rows,
+        features["train"].targets,
+        classes=len(classifier.labels),
+        groups=features["train"].groups,
+        class_weights=weights,
+        label_smoothing=recipe.label_smoothing,
+        seed=recipe.seed,
+        on_progress=lambda done, total: on_progress("solving the last layer", done, total),
+    )
+    for sentence in solution.describe():
+        log(sentence)
+    last = classifier.network.classifier[-1]
+    assert isinstance(last, torch.nn.Linear), "a last layer of two factors is not solved"
+    with torch.no_grad():
+        last.weight.copy_(torch.from_numpy(solution.weight))
+        last.bias.copy_(torch.from_numpy(solution.bias))
+
+    def measure(split: str) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = torch.from_numpy(solution.compute_logits(features[split].rows))
+        return logits.double(), torch.from_numpy(features[split].targets)
+
+    logits, targets = measure("val")
+    return LinearProbe(
+        solution,
+        features,
+        Epoch(
+            epoch=epoch,
+            learning_rate=0.0,
+            # The loss that was minimised, but for the penalty.
+            train_loss=F.cross_entropy(
+                *measure("train"),
+                weight=None if weights is None else weights.double(),
+                label_smoothing=recipe.label_smoothing,
+            ).item(),
+            val_loss=F.cross_entropy(logits, targets).item(),
+            val_top1=(logits.argmax(1) == targets).double().mean().item(),
+            seconds=time.monotonic() - started,
+            val_macro_f1=measure_macro_f1(logits.argmax(1), targets, classes=len(classifier.labels)),
+        ),
+    )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Space:
-    """Features in which the problem is easy: standardised, and rotated onto their principal axes."""
+class _Pace:
+    """Shows how many features there are, and logs after the first ones how long all of them will take."""
 
-    rows: Tensor
-    """(N, R)."""
-    scales: Tensor
-    """(R,) variance along each."""
-    axes: NDArray[np.float64]
-    """(F, R), orthonormal."""
-    mean: NDArray[np.float64]
-    """(F,)."""
-    deviation: NDArray[np.float64]
-    """(F,), infinite for features that are constant."""
+    def __init__(self, split: str, show: Callable[[str, int, int], None], log: Callable[[str], None]) -> None:
+        self._split, self._show, self._log = split, show, log
+        self._started, self._first = time.monotonic(), 0
 
-    @classmethod
-    def of(cls, features: NDArray[np.float32]) -> "_Space":
-        count, width = features.shape
-        kind = np.float64 if count * width <= WIDE else np.float32
-        mean = features.mean(0, dtype=np.float64)
-        deviation = features.std(0, dtype=np.float64)
-        highest = np.abs(features).max(0).astype(np.float64)
-        deviation[deviation <= 1e-6 * np.maximum(highest, 1e-12)] = np.inf
-        scaled = torch.from_numpy(((features - mean.astype(kind)) / deviation.astype(kind)).astype(kind))
-        # The smaller of the two Gram matrices has the same axes.
-        gram = (scaled @ scaled.T if count < width else scaled.T @ scaled).double()
-        values, vectors = torch.linalg.eigh(gram)
-        kept = values > max(count, width) ** 0.5 * torch.finfo(scaled.dtype).eps * values.max().clamp(min=1e-30)
-        values, vectors = values[kept], vectors[:, kept]
-        axes = scaled.T.double() @ (vectors / values.sqrt()) if count < width else vectors
-        return cls(scaled @ axes.to(scaled), values / count, axes.numpy(), mean, deviation)
-
-    def unfold(self, solved: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Weight (K, F) and bias (K,) on the features as they came, of what was solved, (R + 1, K)."""
-        wide = solved.double().numpy()
-        weight = (self.axes @ wide[:-1]).T / self.deviation
-        bias = wide[-1] - weight @ self.mean
-        return weight.astype(np.float32), bias.astype(np.float32)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Problem:
-    """Cross-entropy of rows towards shares of classes, to be made small, M times for different rows."""
-
-    rows: Tensor
-    """(N, R)."""
-    goals: Tensor
-    """(N, K) what is asked of each class."""
-    shares: Tensor
-    """(N, M) how much each row counts in the sum; nothing, where it is held out."""
-    scales: Tensor
-    """(R,) variance of each feature."""
-
-    def start(self) -> Tensor:
-        """Zeros (M, R + 1, K): a weight for each feature, and the bias."""
-        shape = self.shares.shape[1], self.rows.shape[1] + 1, self.goals.shape[1]
-        return torch.zeros(shape, dtype=self.rows.dtype)
-
-    def score(self, solved: Tensor) -> Tensor:
-        """Logits (N, M, K)."""
-        many, _, classes = solved.shape
-        flat = solved.transpose(0, 1).reshape(-1, many * classes)
-        return torch.addmm(flat[-1], self.rows, flat[:-1]).view(-1, many, classes)
-
-    def solve(self, strength: float, start: Tensor, *, flat: float) -> tuple[Tensor, int]:
-        """Weights and biases (M, R + 1, K) of the least loss, and the steps that took; `start` may be near.
-
-        `flat` is the share of the loss that a step must gain for another one; 0: as far as the numbers tell.
-        Raises MissingExtra without SciPy.
-        """
-        try:
-            from scipy import optimize
-        except ImportError as absent:
-            raise MissingExtra.of("SciPy", "solving the last layer", "train") from absent
-        # Along each axis the loss curves at most as half its variance, and the penalty; in units of that the
-        # problem is round.
-        curves = 0.5 * torch.cat([self.scales, self.scales.new_ones(1)]) + strength
-        units = curves.rsqrt()[:, None]
-        goals, shares = self.goals[:, None], self.shares
-        totals = goals.sum(2, keepdim=True)
-
-        def measure(place: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-            solved = torch.from_numpy(place).view(start.shape).to(start) * units
-            logs = self.score(solved).log_softmax(2)
-            loss = -(shares * (goals * logs).sum(2)).sum() + strength / 2 * solved[:, :-1].square().sum()
-            slopes = (totals * logs.exp_() - goals) * shares[:, :, None]
-            many, _, classes = solved.shape
-            pulled = (self.rows.T @ slopes.flatten(1)).view(-1, many, classes).transpose(0, 1)
-            gradient = torch.cat([pulled + strength * solved[:, :-1], slopes.sum(0)[:, None]], 1)
-            return float(loss), (gradient * units).double().flatten().numpy()
-
-        found = optimize.minimize(
-            measure,
-            (start / units).double().flatten().numpy(),
-            method="L-BFGS-B",
-            jac=True,
-            options={
-                "maxcor": REMEMBERED,
-                "maxiter": STEPS,
-                "ftol": max(flat, torch.finfo(start.dtype).eps),
-                "gtol": 1e-9,
-            },
-        )
-        return torch.from_numpy(found.x).view(start.shape).to(start) * units, int(found.nit)
-
-
-def _spread(
-    targets: NDArray[np.int64], classes: int, class_weights: Tensor | None, label_smoothing: float
-) -> tuple[Tensor, Tensor]:
-    """What torch's `cross_entropy` asks of each row's classes (N, K), and what it divides by (N,)."""
-    right = torch.nn.functional.one_hot(torch.from_numpy(targets), classes).double()
-    weights = torch.ones(classes, dtype=torch.float64) if class_weights is None else class_weights.double().cpu()
-    goals = ((1 - label_smoothing) * right + label_smoothing / classes) * weights
-    return goals, right @ weights
-
-
-@contextmanager
-def _suit_threads(products: int) -> Iterator[None]:
-    """One thread for small work: where others use the processors too, threads that wait for each other after
-    every few microseconds were measured to take twenty times as long.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1 if products <= SMALL else threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _share(counts: Tensor, learnt: Tensor) -> Tensor:
-    """What each row's loss counts in the mean (N, M) of those that are learnt from (N, M)."""
-    return learnt / (learnt * counts[:, None]).sum(0)
-
-
-def divide(targets: NDArray[np.int64], groups: NDArray[np.int64], *, seed: int) -> NDArray[np.int64]:
-    """The fold (N,) of each row: groups stay whole, and each class is spread as evenly as that allows.
-
-    There are five, or as many as there are groups.
-    """
-    _, members = np.unique(groups, return_inverse=True)
-    votes = np.zeros((members.max() + 1, targets.max() + 1), np.int64)
-    np.add.at(votes, (members, targets), 1)
-    order = np.random.default_rng(derive_seed(seed, "folds")).permutation(len(votes))
-    order = order[np.argsort(votes.argmax(1)[order], kind="stable")]
-    folds = np.empty(len(votes), np.int64)
-    folds[order] = np.arange(len(votes)) % FOLDS
-    found: NDArray[np.int64] = folds[members]
-    return found
-
-
-def _cross_validate(
-    problem: _Problem,
-    targets: NDArray[np.int64],
-    *,
-    counts: NDArray[np.float64],
-    groups: NDArray[np.int64],
-    strengths: Sequence[float],
-    on_progress: Callable[[int, int], None] | None,
-) -> tuple[Trial, ...]:
-    """Each strength measured on held-out rows, from the strong to the weak, each starting at the one before."""
-    held, own = problem.shares == 0, torch.from_numpy(targets)
-    right = torch.nn.functional.one_hot(own, problem.goals.shape[1]).float()
-    known = right @ ((~held).float().T @ right).T > 0  # (N, M): others of its class are learnt from
-    measured = (held & known).numpy()
-    counted = measured.any(1)
-    if not counted.any():
-        return ()
-    solved, tried = problem.start(), list[Trial]()
-    for done, strength in enumerate(strengths, start=1):
-        solved, _ = problem.solve(strength, solved, flat=1e-4)
-        logs = problem.score(solved).double().log_softmax(2)
-        losses = -logs.take_along_dim(own[:, None, None], 2)[:, :, 0].numpy()
-        hits = (logs.argmax(2) == own[:, None]).double().numpy()
-        loss, top1 = (
-            _average((each * measured).sum(1)[counted], weights[counted], groups[counted])
-            for each, weights in ((losses, counts), (hits, np.ones(len(hits))))
-        )
-        tried.append(Trial(strength, *loss, *top1))
-        if on_progress:
-            on_progress(done, len(strengths))
-        best = min(range(len(tried)), key=lambda place: tried[place].loss)
-        if len(tried) - 1 - best >= WORSE:
-            break
-    return tuple(tried)
-
-
-def _average(
-    values: NDArray[np.float64], counts: NDArray[np.float64], groups: NDArray[np.int64]
-) -> tuple[float, float]:
-    """Mean of values that count so much each, and its standard error as whole groups are drawn."""
-    _, members = np.unique(groups, return_inverse=True)
-    mean, total = float(np.average(values, weights=counts)), counts.sum()
-    strayed = np.bincount(members, counts * (values - mean))
-    units = len(strayed)
-    return mean, float(np.sqrt((strayed**2).sum() * units / max(1, units - 1)) / total)
+    def show(self, done: int, total: int) -> None:
+        """`done` images of `total` are over."""
+        if not self._first:  # with these came the engine
+            self._started, self._first = time.monotonic(), done
+        elapsed = time.monotonic() - self._started
+        if elapsed > 1 and self._first > 0:
+            about = elapsed / (done - self._first) * (total - done)
+            if about > 2:
+                self._log(f"features of {self._split}: about {spell_duration(about)} left")
+            self._first = -1
+        self._show(f"features of {self._split}", done, total)

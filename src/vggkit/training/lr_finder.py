@@ -7,17 +7,23 @@ growth, smoothing and stop of Gugger's "How do you find a good learning rate", 2
 import copy
 import math
 import statistics
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
 from torch import Tensor
 
+from vggkit.errors import BadConfiguration
+from vggkit.hardware import derive_seed
+from vggkit.images.dataset import ImageSample
 from vggkit.models.vgg import VGG
+from vggkit.training.augmentation import Mixing
+from vggkit.training.batches import TrainingBatches, weigh_classes
 from vggkit.training.by_hand import NOTHING, SetByHand
-from vggkit.training.learner import Learner
 from vggkit.training.recipe import Recipe
+from vggkit.training.train_state import TrainState
+from vggkit.weights.model import Model
 
 KEPT: Final = 0.9
 """Share of the losses before in the smoothed loss; about the last ten count."""
@@ -66,27 +72,27 @@ def find_learning_rate(
 
     Args:
         network: What is to be trained.
-        batches: (images (N, C, H, W), targets) as for `Learner.compute`; gone through again from the
+        batches: (images (N, C, H, W), targets) as for `TrainState.compute`; gone through again from the
             start where they end early.
-        recipe: Settled, but for its learning rate.
+        recipe: Resolved, but for its learning rate.
         device: Where to learn.
         lowest: The first rate.
         highest: The last one.
         steps: How many, each at a rate the same factor higher.
-        class_weights: (K,), as for `Learner`.
-        by_hand: As for `Learner`.
+        class_weights: (K,), as for `TrainState`.
+        by_hand: As for `TrainState`.
         on_step: Called with the steps that are done, and all of them; a loss that grows ends them early.
     """
     assert 0 < lowest < highest, "the rates rise"
     assert steps > 1, "one step has no slope"
-    learner = Learner(
+    train_state = TrainState(
         copy.deepcopy(network),
         replace(recipe, ema_decay=None),
         device=device,
         class_weights=class_weights,
         by_hand=by_hand,
     )
-    learner.start_epoch(recipe.epochs)
+    train_state.start_epoch(recipe.epochs)
     coming = _repeat(batches)
     rates: list[float] = []
     losses: list[float] = []
@@ -97,8 +103,8 @@ def find_learning_rate(
         loss = weight = 0.0
         for place in range(recipe.accumulate):
             images, targets = next(coming)
-            counts = learner.weigh(targets)
-            loss += learner.compute(images, targets, draw=number * recipe.accumulate + place).item() * counts
+            counts = train_state.weigh(targets)
+            loss += train_state.compute(images, targets, draw=number * recipe.accumulate + place).item() * counts
             weight += counts
         loss /= weight
         if not math.isfinite(loss):
@@ -109,7 +115,7 @@ def find_learning_rate(
         smoothed.append(average / (1 - KEPT ** (number + 1)))  # the average starts at 0, which is no loss
         if on_step:
             on_step(number + 1, steps)
-        if smoothed[-1] > BLOW_UP * min(smoothed) or not learner.step(rate, number=number):
+        if smoothed[-1] > BLOW_UP * min(smoothed) or not train_state.step(rate, number=number):
             break
     suggested, why = _suggest(rates, losses, smoothed)
     return RateSearch(tuple(rates), tuple(losses), tuple(smoothed), suggested, why)
@@ -127,15 +133,15 @@ def _repeat(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, 
 
 def _suggest(rates: list[float], losses: list[float], smoothed: list[float]) -> tuple[float | None, str]:
     """A rate and a sentence on it; the first steps, whose average is of few losses, count for nothing."""
-    settled = round(1 / (1 - KEPT))
-    if len(smoothed) < 2 * settled:
+    warm = round(1 / (1 - KEPT))
+    if len(smoothed) < 2 * warm:
         return (
             None,
             "the loss grows beyond all bounds from the lowest rates on: look at the images and the weights",
         )
     # At the lowest rates nothing is learnt: what differs there is the batches.
-    start, noise = statistics.mean(losses[:settled]), statistics.stdev(losses[:settled])
-    low = min(range(settled, len(smoothed)), key=smoothed.__getitem__)
+    start, noise = statistics.mean(losses[:warm]), statistics.stdev(losses[:warm])
+    low = min(range(warm, len(smoothed)), key=smoothed.__getitem__)
     fall = start - smoothed[low]
     if fall < max(LEAST_FALL * start, noise):
         return None, (
@@ -143,7 +149,7 @@ def _suggest(rates: list[float], losses: list[float], smoothed: list[float]) -> 
             "A network that is stuck may need batch norm (its name with _bn) or given weights"
         )
     # Over five steps, for the slope of one is mostly noise.
-    places = range(settled, low + 1)
+    places = range(warm, low + 1)
     steepest = max(places, key=lambda place: smoothed[max(0, place - 2)] - smoothed[min(low, place + 2)])
     most = rates[low] * BELOW_LOWEST
     suggested = float(f"{min(rates[steepest], most):.2g}")
@@ -151,3 +157,59 @@ def _suggest(rates: list[float], losses: list[float], smoothed: list[float]) -> 
     if rates[steepest] > most:
         return suggested, f"{found}, beyond which it grows: a tenth of that"
     return suggested, f"{found}, and steepest here"
+
+
+def search_learning_rate(
+    classifier: Model,
+    images: Sequence[ImageSample],
+    recipe: Recipe,
+    *,
+    device: torch.device,
+    by_hand: SetByHand = NOTHING,
+    on_step: Callable[[int, int], None] | None = None,
+) -> RateSearch:
+    """Look for a learning rate on the batches of a training's first epoch, as the training will see them.
+
+    Args:
+        classifier: About to be trained; it stays as it is.
+        images: To learn from.
+        recipe: Resolved, but for its learning rate.
+        device: Where to train.
+        by_hand: What the caller set on the network.
+        on_step: Called with the steps that are done, and all of them.
+
+    Raises BadConfiguration for `trainable=head`, which has no learning rate.
+    """
+    if recipe.trainable == "head":
+        raise BadConfiguration(
+            "trainable=head solves the last layer directly and has no learning rate to search for; "
+            "leave out --find-learning-rate, or set --trainable top or all"
+        )
+    batches = TrainingBatches.of(
+        recipe, images, labels=classifier.labels, preprocessing=classifier.preprocessing, device=device
+    )
+    return find_learning_rate(
+        classifier.network,
+        _MixedBatches(batches, Mixing.of(recipe, len(classifier.labels)), recipe.seed),
+        recipe,
+        device=device,
+        class_weights=weigh_classes(images, classifier.labels) if recipe.balance == "weights" else None,
+        by_hand=by_hand,
+        on_step=on_step,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _MixedBatches:
+    """The first epoch's batches, with mixup and CutMix, as often as they are asked for."""
+
+    batches: TrainingBatches
+    mixing: Mixing | None
+    seed: int
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for number, (images, classes) in enumerate(self.batches.of_epoch(1)):
+            if self.mixing is None:
+                yield images, classes
+            else:
+                yield self.mixing(images, classes, seed=derive_seed(self.seed, "mix", number))

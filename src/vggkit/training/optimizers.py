@@ -1,14 +1,23 @@
-"""The optimizers: what is stepped, in which groups, and by what.
+"""What is optimised, by what and how fast: parameter groups, optimizers, learning rate schedules.
 
-Whatever the network computes in, learning is in float32. Kernels and matrices decay, biases and norms do not.
+Whatever precision the network computes in, its weights are updated in float32. Kernels and matrices decay, biases
+and norms do not.
 """
 
+import math
 from collections.abc import Mapping
+from typing import Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from vggkit.models.vgg import VGG
+from vggkit.training.by_hand import NOTHING, SetByHand
+from vggkit.training.parameter_groups import list_groups, list_learning
 from vggkit.training.recipe import Recipe
+
+ONE_CYCLE_RISE: Final = 0.3
+"""Share of the steps in which a one-cycle rate rises (Smith and Topin, 2018)."""
 
 
 def build_optimizers(
@@ -18,7 +27,7 @@ def build_optimizers(
     *,
     decays: Mapping[str, float] | None = None,
 ) -> list[torch.optim.Optimizer]:
-    """One optimizer, or for muon two, of a settled recipe; `set_rate` sets their learning rates.
+    """One optimizer, or for muon two, of a resolved recipe; `set_rate` sets their learning rates.
 
     Args:
         parameters: What is stepped, by key; float32, each with its gradient's place in `.grad`.
@@ -29,7 +38,7 @@ def build_optimizers(
     Muon (Jordan et al., 2024) steps the convolutions, whose kernels are rows of a matrix, and AdamW
     the rest; Muon's steps are scaled to the size of AdamW's, so that one rate suits both.
     """
-    assert recipe.weight_decay is not None, "the recipe is settled"
+    assert recipe.weight_decay is not None, "the recipe is resolved"
     decays = decays or {}
     kernels = [key for key, value in parameters.items() if key.startswith("features.") and value.dim() > 1]
     others = [key for key in parameters if key not in set(kernels)]
@@ -88,3 +97,69 @@ def _group(
         decay = weight_decay * decays.get(key, 1.0) if value.dim() > 1 else 0.0
         groups.setdefault((scales[key], decay), []).append(value)
     return [{"params": values, "weight_decay": decay, "scale": scale} for (scale, decay), values in groups.items()]
+
+
+def learning_rate_at(step: int, *, recipe: Recipe, steps_per_epoch: int) -> float:
+    """The rate of a step, counted from 0, of a resolved recipe: a straight line up, then its schedule."""
+    highest = recipe.learning_rate
+    assert highest is not None, "the recipe is resolved"
+    steps = recipe.epochs * steps_per_epoch
+    rise = min(recipe.warmup_epochs, recipe.epochs / 2) * steps_per_epoch
+    if recipe.schedule == "one-cycle":
+        rise = ONE_CYCLE_RISE * steps
+    if step < rise:
+        return highest * (step + 1) / (rise + 1)
+    match recipe.schedule:
+        case "cosine" | "one-cycle":
+            progress = (step - rise) / max(1.0, steps - rise)
+            return highest * (1 + math.cos(math.pi * progress)) / 2
+        case "step":
+            epochs = recipe.step_epochs or max(1, math.ceil(recipe.epochs / 3))
+            return highest * 0.1 ** int(step / steps_per_epoch / epochs)
+        case "constant":
+            return highest
+
+
+def open_layers(network: VGG, recipe: Recipe, epoch: int, *, by_hand: SetByHand = NOTHING) -> None:
+    """Put the network in the state in which it learns in that epoch.
+
+    What does not learn needs no gradients, and its batch norm keeps its running statistics: in eval
+    mode, for a frozen layer whose statistics drift is not frozen. What was frozen by hand stays so.
+    """
+    network.train()
+    network.requires_grad_(False)
+    for group in list_learning(recipe, network.configuration, epoch):
+        for place in group.modules:
+            module = network.get_submodule(place)
+            module.requires_grad_(not (recipe.freeze_norm and isinstance(module, nn.BatchNorm2d)))
+    for key in by_hand.frozen:
+        network.get_parameter(key).requires_grad_(False)
+    for name in by_hand.resting:
+        network.get_submodule(name).training = False
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
+            module.eval()
+
+
+def scale_rates(network: VGG, recipe: Recipe, *, feature_scale: float = 1.0) -> Mapping[str, float]:
+    """The share of the learning rate that each parameter, by its key, learns at.
+
+    Args:
+        network: Names the parameters.
+        recipe: Says how much less each deeper layer learns.
+        feature_scale: Root mean square of what the last layer reads, 1 or more; its weights learn that much slower.
+    """
+    scales = {}
+    for group in list_groups(network.configuration):
+        for place in group.modules:
+            for name, _ in network.get_submodule(place).named_parameters():
+                scales[f"{place}.{name}"] = recipe.layer_decay**group.depth
+    scales[name_last_weight(network)] /= feature_scale
+    return scales
+
+
+def name_last_weight(network: VGG) -> str:
+    """The key of the last layer's weights; of two factors the second's."""
+    return [key for key, _ in network.classifier.named_parameters(prefix="classifier") if key.endswith("weight")][
+        -1
+    ]

@@ -1,55 +1,72 @@
-"""What of a network learns, when, and how fast: the layers from the head down."""
+"""A network's layers as they learn, from the head down: which of them in which epoch. No torch here."""
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 
-from torch import nn
-
-from vggkit.models.vgg import VGG
-from vggkit.training.by_hand import NOTHING, SetByHand
-from vggkit.training.layer_groups import list_learning, list_strata
+from vggkit.models.configuration import Configuration
 from vggkit.training.recipe import Recipe
 
 
-def open_layers(network: VGG, recipe: Recipe, epoch: int, *, by_hand: SetByHand = NOTHING) -> None:
-    """Put the network in the state in which it learns in that epoch.
+@dataclass(frozen=True, slots=True)
+class ParameterGroup:
+    """A layer that has weights, with its batch norm."""
 
-    What does not learn needs no gradients, and its batch norm keeps its running statistics: in eval
-    mode, for a frozen layer whose statistics drift is not frozen. What was frozen by hand stays so.
+    name: str
+    """`conv3_2`, with its batch norm, or `fc6`."""
+    block: int
+    """Its block, counted from 1; 0: the head."""
+    depth: int
+    """How many convolutions from the head it lies, the uppermost 1; 0: the head."""
+    modules: tuple[str, ...]
+    """Its places in the network, such as `features.8`."""
+
+
+def list_groups(configuration: Configuration) -> tuple[ParameterGroup, ...]:
+    """The layers that have weights, from the last one down to the first."""
+    found: list[tuple[str, int, list[str]]] = []
+    for layer in configuration.trunk:
+        if layer.kind == "conv":
+            found.append((layer.name, int(layer.name.removeprefix("conv").split("_")[0]), []))
+        if layer.kind in ("conv", "bn"):
+            found[-1][2].append(f"features.{layer.index}")
+    head = [ParameterGroup(fc.name, 0, 0, (f"classifier.{fc.index}",)) for fc in configuration.fully_connected]
+    trunk = [
+        ParameterGroup(name, block, depth, tuple(modules))
+        for depth, (name, block, modules) in enumerate(reversed(found), start=1)
+    ]
+    return (*reversed(head), *trunk)
+
+
+def list_learning(recipe: Recipe, configuration: Configuration, epoch: int) -> tuple[ParameterGroup, ...]:
+    """The layers that learn in an epoch, counted from 1, of a resolved recipe.
+
+    - `head`: the last fully connected layer.
+    - `top`: the fully connected layers, and the last block of convolutions that there is.
+    - `gradual`: the fully connected layers, and with each epoch more blocks from the top, all of them
+      after half of the epochs (Howard and Ruder, 2018, section 3.3).
     """
-    network.train()
-    network.requires_grad_(False)
-    for stratum in list_learning(recipe, network.configuration, epoch):
-        for place in stratum.modules:
-            module = network.get_submodule(place)
-            module.requires_grad_(not (recipe.freeze_norm and isinstance(module, nn.BatchNorm2d)))
-    for key in by_hand.frozen:
-        network.get_parameter(key).requires_grad_(False)
-    for name in by_hand.resting:
-        network.get_submodule(name).training = False
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
-            module.eval()
+    groups = list_groups(configuration)
+    blocks = sorted({group.block for group in groups if group.block}, reverse=True)
+    match recipe.trainable:
+        case "head":
+            return groups[:1]
+        case "top":
+            return tuple(group for group in groups if group.block in (0, blocks[0]))
+        case "gradual":
+            opened = min(len(blocks), (epoch - 1) * len(blocks) // max(1, recipe.epochs // 2))
+            return tuple(group for group in groups if group.block in (0, *blocks[:opened]))
+        case _:
+            return groups
 
 
-def scale_rates(network: VGG, recipe: Recipe, *, feature_scale: float = 1.0) -> Mapping[str, float]:
-    """The share of the learning rate that each parameter, by its key, learns at.
-
-    Args:
-        network: Names the parameters.
-        recipe: Says how much less each deeper layer learns.
-        feature_scale: Root mean square of what the last layer reads, 1 or more; its weights learn that much slower.
-    """
-    scales = {}
-    for stratum in list_strata(network.configuration):
-        for place in stratum.modules:
-            for name, _ in network.get_submodule(place).named_parameters():
-                scales[f"{place}.{name}"] = recipe.layer_decay**stratum.depth
-    scales[name_last_weight(network)] /= feature_scale
-    return scales
-
-
-def name_last_weight(network: VGG) -> str:
-    """The key of the last layer's weights; of two factors the second's."""
-    return [key for key, _ in network.classifier.named_parameters(prefix="classifier") if key.endswith("weight")][
-        -1
+def list_learnt(configuration: Configuration, recipe: Recipe) -> list[str]:
+    """Keys of the parameters that learn at some time by a resolved recipe, in the network's order."""
+    groups = list_learning(recipe, configuration, recipe.epochs)
+    places = tuple(f"{place}." for group in groups for place in group.modules)
+    norms = {f"features.{layer.index}" for layer in configuration.trunk if layer.kind == "bn"}
+    return [
+        key
+        for key in configuration.state_shapes()
+        if key.startswith(places)
+        and key.endswith((".weight", ".bias"))
+        and not (recipe.freeze_norm and key.rpartition(".")[0] in norms)
     ]

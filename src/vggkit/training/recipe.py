@@ -1,4 +1,4 @@
-"""How to learn: the `Recipe`, one frozen value. What it leaves open is chosen in `settling`. No torch here."""
+"""The options of a training: the `Recipe`. `resolve_recipe` chooses what it leaves open. No torch here."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -15,81 +15,95 @@ Precision = Literal["auto", "fp32", "bf16", "amp"]
 Augmentation = Literal["auto", "none", "shift", "photo"]
 Mirror = Literal["auto", "none", "random", "alternating"]
 Balance = Literal["none", "weights", "sampling"]
+Monitor = Literal["top1", "loss", "macro-f1"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a Classifier learns.
+    """How a Classifier is trained.
 
-    A field that is None or auto is chosen when the network, the data and the machine are known, and the
-    choice is said. Raises BadConfiguration for values that cannot be, or contradict each other.
+    A field that is None or auto is chosen by the network, the data and the machine when a training begins, and the
+    choice is logged with its reason. Raises BadConfiguration for values out of range, and for values that
+    contradict each other.
+
+    >>> Recipe(epochs=3, optimizer="adamw").schedule
+    'cosine'
     """
 
     trainable: Trainable = "auto"
-    """What learns. head: the last layer alone, on features computed once. top: the fully connected layers and the
-    last block. all. gradual: the head first, then block after block from the top. auto: head for few images
-    from given weights, else all."""
+    """Which layers are trained. head: the last layer alone, on features that are computed once. top: the fully
+    connected layers and the last block of convolutions. all: all layers. gradual: the fully connected layers first,
+    then one more block after another. auto: head for few images and loaded weights, else all."""
     epochs: int = 10
-    """How often each training image is seen; head alone needs no epochs."""
+    """Number of passes over the training images; trainable=head needs none."""
     batch_size: int | None = None
-    """Images a step; by default what the memory holds and the machine does fast, 32 at most at 224 pixels."""
+    """Images in a batch. Default: as many as fit in memory and the machine computes fast, at most 32 at 224
+    pixels."""
     optimizer: Optimizer = "sgd"
-    """sgd (Nesterov), adamw, or muon: convolutions by Muon, the rest by AdamW."""
+    """sgd (with Nesterov momentum), adamw, or muon (Muon for convolutions and AdamW for the rest)."""
     learning_rate: float | None = None
-    """Highest learning rate; by default it follows batch norm, the optimizer, the batch and given weights."""
+    """Peak learning rate. Default: chosen by the optimizer, the batch size, batch norm and the origin of the
+    weights."""
     layer_decay: float = 1.0
-    """Each layer below the head learns at this share in (0, 1] of the rate of the one above it."""
+    """Factor in (0, 1] by which the learning rate decreases from each layer to the one below it."""
     momentum: float = 0.9
-    """Of sgd and muon, in [0, 1)."""
+    """Momentum of sgd and muon, in [0, 1)."""
     weight_decay: float | None = None
-    """Penalty on kernels and matrices, never on biases and norms; by default 5e-4 (added to the gradient) for
+    """Weight decay of kernels and matrices; biases and norms have none. Default: 5e-4 (added to the gradient) for
     sgd, 0.05 (decoupled) for the others."""
     schedule: Schedule = "cosine"
-    """After the warm-up: cosine down to zero, step (see step_epochs), one-cycle (up for 30 % of the time, then
-    down), or constant."""
+    """Learning rate after the warm-up: cosine (decays to zero), step (divided by 10 every step_epochs), one-cycle
+    (rises for 30 % of the steps, then decays to zero), or constant."""
     step_epochs: int | None = None
-    """For schedule=step: epochs between divisions by 10; by default a third of all."""
+    """For schedule=step: number of epochs between divisions by 10. Default: a third of all epochs."""
     warmup_epochs: float = 1.0
-    """Epochs in which the learning rate rises from near zero, half of all at most; without it a plain VGG may
-    diverge."""
+    """Number of epochs in which the learning rate rises from near zero, at most half of all. Without a warm-up a
+    VGG without batch norm may diverge."""
     clip_norm: float = 1.0
-    """Longest gradient of a step, all weights together; 0: as it comes."""
+    """Maximum norm of the gradient of all weights together, to which a longer one is scaled; 0: no limit."""
     accumulate: int = 1
-    """Batches whose gradients are added up for one step."""
+    """Number of batches whose gradients are accumulated for one optimizer step."""
     precision: Precision = "auto"
-    """fp32. bf16: the network computes in bfloat16 and learns in float32. amp: autocast. auto: bf16 where the
-    processor or GPU has it."""
+    """fp32. bf16: compute in bfloat16, with master weights in float32. amp: torch's autocast. auto: bf16 where the
+    processor or GPU supports it, else fp32."""
     freeze_norm: bool = False
-    """Batch norm stays as given: its scales and its running statistics too."""
+    """Keep batch norm as it is: its weights, biases and running statistics."""
     ema_decay: float | None = None
-    """Keep the exponential moving average of the weights, with this share in (0, 1) of the old ones a step."""
+    """Evaluate and save an exponential moving average of the weights, with this decay in (0, 1)."""
     patience: int | None = None
-    """Stop after so many epochs without a better validation loss."""
+    """Stop early, after this number of epochs without a lower validation loss."""
+    monitor: Monitor = "top1"
+    """Which figure of the validation images chooses the best epoch, whose weights are kept: top1 (then the loss),
+    loss, or macro-f1 (then the loss), in which rare classes count as much as frequent ones."""
     label_smoothing: float = 0.0
-    """Share in [0, 1) of the target spread over all classes."""
+    """Probability in [0, 1) of the target that is distributed evenly over all classes."""
     augmentation: Augmentation = "auto"
-    """photo: random crops. shift: moved a little. auto: photo from 64 pixels on, shift below."""
+    """photo: random resized crops. shift: random translations by a few pixels. auto: photo for images of 64 pixels
+    or more, else shift."""
     mirror: Mirror = "auto"
-    """random: half the views. alternating: each image one way and the other in turn. auto: random for photos, and
-    none for what is shifted, which may be letters."""
+    """Horizontal flips. random: with probability 0.5. alternating: in every second epoch (Jordan 2024). auto:
+    random with augmentation=photo, else none, as small images may be letters or digits."""
     rand_augment: int | None = None
-    """Magnitude, 0 to 30, of RandAugment's two random operations a view; 9 is usual."""
+    """Magnitude, 0 to 30, of RandAugment with two operations; 9 is usual."""
     random_erasing: float = 0.0
-    """Chance in [0, 1] that a random rectangle of a view is erased."""
+    """Probability in [0, 1] that a random rectangle of an image is erased."""
     mixup: float = 0.0
-    """Alpha of mixup: images of a batch blended with each other; 0.2 is usual, 0 is none."""
+    """Alpha of mixup, which blends images of a batch; 0.2 is usual, 0 is none."""
     cutmix: float = 0.0
-    """Alpha of CutMix: rectangles pasted from each other; 1 is usual, 0 is none. With mixup: either one."""
+    """Alpha of CutMix, which pastes rectangles between images of a batch; 1 is usual, 0 is none. With mixup too,
+    each batch gets one of the two at random."""
     balance: Balance = "none"
-    """weights: rare classes count more. sampling: they are seen more often."""
+    """For uneven classes. weights: weigh the loss by inverse class frequency. sampling: draw rare classes more
+    often."""
     views: int = 1
-    """For trainable=head: ways each image is seen; the first as when predicting, the others augmented."""
+    """For trainable=head: number of views of each image, the first as in prediction, the others augmented."""
     validation_share: float = 0.2
-    """Share in (0, 1) of each class held out, where the data has no validation split."""
+    """Fraction in (0, 1) of each class that is held out where the data has no validation split."""
     fold: str | None = None
-    """Such as 2/5: train on all but the second of five folds and validate on it; its own splits are joined."""
+    """Cross-validation, such as 2/5: validate on the second of five folds and train on the others. The data's own
+    train and val splits are joined."""
     seed: int = 0
-    """Every random draw depends on it, the epoch, the step and the image, and on nothing else."""
+    """Seed of every random draw."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -170,6 +184,14 @@ class Recipe:
             if name not in known:
                 raise BadConfiguration(str(UnknownName.of("field of a recipe", name, known)))
         return cls(**values)
+
+
+def rank_epoch(
+    monitor: Monitor, *, val_top1: float, val_loss: float, val_macro_f1: float | None
+) -> tuple[float, float]:
+    """What is higher for a better epoch, by the monitored figure and then by the loss."""
+    figures = {"top1": val_top1, "loss": -val_loss, "macro-f1": val_macro_f1 or 0.0}
+    return figures[monitor], -val_loss
 
 
 def _is_whole(value: object) -> bool:

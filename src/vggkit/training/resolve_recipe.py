@@ -1,4 +1,4 @@
-"""What a recipe leaves open is chosen here, and each choice is said. No torch here."""
+"""Choices that a recipe leaves open, each with its reason. No torch here."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ from vggkit.errors import BadConfiguration
 from vggkit.images.class_names import shorten_names
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import Configuration
-from vggkit.training.layer_groups import list_learnt
+from vggkit.training.parameter_groups import list_learnt
 from vggkit.training.recipe import STEPWISE, Recipe
 from vggkit.weights.origin import WeightsOrigin
 
@@ -22,7 +22,7 @@ FROM_WEIGHTS: Final = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
-    """What is known when a training begins."""
+    """What choices depend on: network, data and machine."""
 
     configuration: Configuration
     """The network."""
@@ -38,15 +38,16 @@ class Situation:
     """Keys of the parameters that were frozen by hand."""
 
 
-def settle(
+def resolve_recipe(
     recipe: Recipe, situation: Situation, *, choose_batch_size: Callable[[Recipe], tuple[int, str]]
 ) -> tuple[Recipe, list[str]]:
-    """The recipe with every choice made, and a sentence on each choice that was made here.
+    """The recipe with every choice made, and a sentence on each choice.
 
     Args:
-        recipe: What was asked for.
-        situation: What there is.
-        choose_batch_size: For a recipe that is settled but for it and the learning rate; with its reason.
+        recipe: As it was given.
+        situation: Network, data and machine.
+        choose_batch_size: Gives the batch size, with its reason, for a recipe that is complete but for it and the
+            learning rate.
 
     Raises BadConfiguration for what cannot be learnt.
     """

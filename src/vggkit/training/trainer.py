@@ -1,7 +1,7 @@
-"""The training loop: forward, backward, step, and after each epoch a look at the validation images.
+"""The training loop: forward, backward, step, and after each epoch the validation images.
 
-Every draw depends on (seed, epoch, image, step) alone and every state can be written down, so a
-training that was killed goes on to the very weights it would have had.
+Every random draw depends on (seed, epoch, image, step) alone and every state can be saved, so a training that was
+killed continues to the very weights it would have had.
 
 Shape letters: N images, K classes.
 """
@@ -9,9 +9,9 @@ Shape letters: N images, K classes.
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -24,74 +24,181 @@ from vggkit.engines.stream import stream_results
 from vggkit.errors import BadImage, BadInput, Stopped
 from vggkit.hardware import derive_seed
 from vggkit.images.dataset import ImageSample
-from vggkit.training.batches import TrainingBatches
-from vggkit.training.checkpoint import Checkpoints, Epoch, Progress
+from vggkit.interruption import Signals
+from vggkit.models.vgg import VGG
+from vggkit.training.augmentation import Mixing
+from vggkit.training.batches import TrainingBatches, weigh_classes
+from vggkit.training.by_hand import NOTHING, SetByHand
+from vggkit.training.checkpoint import Checkpoints, Epoch, Progress, measure_macro_f1
+from vggkit.training.estimates import describe, estimate_memory, estimate_seconds
 from vggkit.training.guards import Guards, watch_activity
-from vggkit.training.learner import Learner
-from vggkit.training.mixing import Mixing
-from vggkit.training.recipe import Recipe
-from vggkit.training.schedules import learning_rate_at
+from vggkit.training.linear_probe import LinearProbe, fit_probe, needs_probe
+from vggkit.training.optimizers import learning_rate_at
+from vggkit.training.recipe import Monitor, Recipe, rank_epoch
+from vggkit.training.train_state import TrainState
 from vggkit.weights.model import Model
 
 MOST_RETURNS: Final = 3
-"""How often a training that diverges goes back before it gives up."""
+"""How often a training that diverges returns to the start of the epoch before it gives up."""
 LOWER: Final = 0.3
 """What the learning rate is multiplied by each time."""
+
+State = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Callbacks:
-    """Who hears of a training, and who may stop it."""
+    """What is called while a training runs, and how it is stopped."""
 
-    on_step: Callable[[str, int, int], None] = lambda what, done, total: None
-    """Called with what is done (`train`, `validate`), how much of it, and of how much."""
+    on_step: Callable[[str, int, int | None], None] = lambda what, done, total: None
+    """Called with what is being done, how much of it, and of how much."""
+    on_epoch: Callable[[tuple[Epoch, ...], VGG], None] = lambda history, network: None
+    """Called after each epoch with all epochs so far and the network, as it is to be saved; before the state of
+    the epoch is kept."""
+    is_enough: Callable[[Epoch], object] = lambda epoch: False
+    """Called after each epoch, when its state is kept; a true value ends the training with it."""
     log: Callable[[str], None] = lambda sentence: None
-    """Hears what was noticed."""
-    find_stop: Callable[[], int] = lambda: 0
-    """Asked after every step: the signal that asks to stop, or 0."""
+    """Called with sentences for people."""
+    warn: Callable[[str], None] = lambda sentence: None
+    """Called with sentences on what may spoil the training."""
+    signals: Signals = field(default_factory=Signals)
+    """Between two steps a training that is asked to stop keeps its state, and raises Stopped."""
 
 
-class Training:
-    """A training that is going on: call `epochs` and take what it gives.
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    """What a training gave."""
+
+    history: tuple[Epoch, ...]
+    """Every epoch; a linear probe alone is one epoch."""
+    best_epoch: int
+    """The number of the best one, by the recipe's `monitor`."""
+    probe: LinearProbe | None = None
+    """Where the last layer alone was trained, with the logits of each split."""
+
+
+def find_best(history: Sequence[Epoch], monitor: Monitor) -> Epoch:
+    """The epoch of the best monitored figure, of these of the lowest validation loss, and of these the first."""
+    return max(
+        history,
+        key=lambda epoch: rank_epoch(
+            monitor, val_top1=epoch.val_top1, val_loss=epoch.val_loss, val_macro_f1=epoch.val_macro_f1
+        ),
+    )
+
+
+class Trainer:
+    """Trains a Classifier's network, in place: call `fit`.
 
     Args:
         classifier: Says what the network is fed, and names the classes.
-        train: Images to learn from.
-        val: Images to measure each epoch on.
-        recipe: A settled recipe.
-        learner: The network, standing where `progress` says.
-        progress: Where the training stands; `Progress()` for a new one, with an epoch 0 in its history where the
-            start was measured.
-        checkpoints: Where its states are kept.
+        splits: Readable images of `train`, to learn from, `val`, to evaluate each epoch on, and perhaps `test`.
+        recipe: A resolved recipe.
+        device: Where to train.
+        checkpoints: Where states are kept.
+        by_hand: What the caller set on the network, which training keeps.
         save_seconds: How often a state of the middle of an epoch is kept.
-        callbacks: Who hears of it.
+        callbacks: What is called meanwhile.
     """
 
     def __init__(
         self,
         classifier: Model,
-        train: Sequence[ImageSample],
-        val: Sequence[ImageSample],
+        splits: Mapping[str, Sequence[ImageSample]],
         recipe: Recipe,
         *,
-        learner: Learner,
-        progress: Progress,
+        device: torch.device,
         checkpoints: Checkpoints,
+        by_hand: SetByHand = NOTHING,
         save_seconds: float = 300.0,
         callbacks: Callbacks = Callbacks(),
     ) -> None:
-        self.classifier, self.val, self.recipe = classifier, val, recipe
-        self.learner, self.progress, self.checkpoints = learner, progress, checkpoints
+        self.classifier, self.splits, self.recipe = classifier, splits, recipe
+        self.device, self.checkpoints, self.by_hand = device, checkpoints, by_hand
         self.save_seconds, self.callbacks = save_seconds, callbacks
-        self.batches = TrainingBatches.of(
+        self.val = splits["val"]
+        self.progress = Progress()
+
+    def fit(self, state: State | None = None, *, progress: Progress = Progress()) -> FitResult:  # noqa: B008 (frozen)
+        """Train to the end.
+
+        Args:
+            state: Every tensor of a training to continue, as `Checkpoints` keeps them; None: a new one.
+            progress: How far that was.
+
+        Raises Stopped when asked to stop, BadInput when the loss diverges again and again, BadImage for an
+        image that is gone, BadOutput for a disk that is full; the last state that was kept stays whole.
+        """
+        self.progress = progress
+        if self.recipe.trainable == "head":
+            return self._fit_last_layer()
+        feature_scale = 1.0
+        if progress == Progress() and needs_probe(self.classifier, self.by_hand):
+            if state is None:  # what it begins with, for whoever stops it before the first step
+                self._keep_start()
+            state = None
+            self.callbacks.log(
+                "a linear probe first, as the last layer is random: it is solved on the loaded weights' features, "
+                "and then all layers are fine-tuned"
+            )
+            probe = self._probe(("train", "val"), epoch=0)
+            self.progress = replace(progress, history=(probe.epoch,))
+            self.callbacks.on_epoch(self.progress.history, self.classifier.network)
+            if self._is_enough():
+                self.checkpoints.close()
+                return FitResult(self.progress.history, probe.epoch.epoch)
+            feature_scale = probe.feature_scale
+        elif state is not None:
+            feature_scale = float(state.get("feature_scale", torch.tensor(1.0)))
+        self._prepare(feature_scale)
+        if state is not None:
+            self.train_state.restore(state)
+        else:
+            self._log_estimate()
+        self.callbacks.signals.patient = True
+        try:
+            self._fit_by_steps()
+        finally:
+            self.callbacks.signals.patient = False
+        return FitResult(self.progress.history, find_best(self.progress.history, self.recipe.monitor).epoch)
+
+    def _fit_last_layer(self) -> FitResult:
+        """The last layer alone, on features of every image that are computed once."""
+        self._keep_start()  # all that it begins with; what is computed is kept with the features
+        self.callbacks.log(describe(None, memory_bytes=self._estimate_memory()))
+        probe = self._probe([split for split in self.splits if split in ("train", "val", "test")], epoch=1)
+        self.callbacks.on_epoch((probe.epoch,), self.classifier.network)
+        self.callbacks.is_enough(probe.epoch)  # it is the last one, whatever is answered
+        self.checkpoints.close()
+        return FitResult((probe.epoch,), 1, probe)
+
+    def _probe(self, splits: Sequence[str], *, epoch: int) -> LinearProbe:
+        return fit_probe(
+            self.classifier,
+            {split: self.splits[split] for split in splits},
+            self.recipe,
+            device=self.device,
+            epoch=epoch,
+            on_progress=self.callbacks.on_step,
+            log=self.callbacks.log,
+        )
+
+    def _prepare(self, feature_scale: float) -> None:
+        """What steps are made with."""
+        classifier, recipe, train = self.classifier, self.recipe, self.splits["train"]
+        self.train_state = TrainState(
+            classifier.network,
             recipe,
-            train,
-            labels=classifier.labels,
-            preprocessing=classifier.preprocessing,
-            device=learner.device,
+            device=self.device,
+            class_weights=weigh_classes(train, classifier.labels) if recipe.balance == "weights" else None,
+            feature_scale=feature_scale,
+            by_hand=self.by_hand,
+        )
+        self.batches = TrainingBatches.of(
+            recipe, train, labels=classifier.labels, preprocessing=classifier.preprocessing, device=self.device
         )
         self.mixing = Mixing.of(recipe, len(classifier.labels))
-        counts = [Counter(str(image.label) for image in part) for part in (train, val)]
+        counts = [Counter(str(image.label) for image in split) for split in (train, self.val)]
         learnt, measured = ([count[label] for label in classifier.labels] for count in counts)
         self.guards = Guards(
             learnt=learnt if recipe.balance == "none" else [1] * len(learnt),
@@ -99,16 +206,29 @@ class Training:
             batch_norm=classifier.configuration.batch_norm,
         )
 
-    def epochs(self) -> Iterator[Epoch]:
-        """Learn, giving each epoch as it ends; its state is kept when the caller comes back for the next.
+    def _estimate_memory(self) -> int:
+        assert self.recipe.batch_size is not None, "the recipe is resolved"
+        return estimate_memory(
+            self.classifier.configuration,
+            self.recipe,
+            crop_pixels=self.classifier.preprocessing.crop_pixels,
+            batch_size=self.recipe.batch_size,
+        )
 
-        Raises Stopped when asked to stop, BadInput when the loss diverges again and again, BadImage for an
-        image that is gone, BadOutput for a disk that is full; the last state that was kept stays whole.
-        """
-        if replace(self.progress, history=()) == Progress():
+    def _log_estimate(self) -> None:
+        """How long it will take and how much memory, by some trial steps."""
+        self.callbacks.on_step("estimating the duration", 0, None)
+        fed = self.classifier.preprocessing
+        estimate = estimate_seconds(self.train_state, self.splits["train"], self.val, preprocessing=fed)
+        self.callbacks.log(describe(estimate, memory_bytes=self._estimate_memory()))
+
+    def _fit_by_steps(self) -> None:
+        """Epoch by epoch, from where `progress` is."""
+        history, begins = self.progress.history, self.progress.batches == 0
+        if begins and (not history or history[-1].epoch < self.recipe.epochs):  # what a diverging one goes back to
             self._keep()
         for epochs in range(1, len(self.progress.history) + 1):
-            self.guards.look(self.progress.history[:epochs], {})  # said before the training was stopped
+            self.guards.look(self.progress.history[:epochs], {})  # logged before the training was stopped
         while not self._is_over():
             try:
                 dead = self._learn()
@@ -116,19 +236,30 @@ class Training:
             except _Diverged as problem:
                 self._go_back(problem)
                 continue
-            yield epoch
+            history = (*self.progress.history, epoch)
+            self.callbacks.on_epoch(history, self.train_state.evaluated)
             self.progress = replace(
                 Progress(),
                 epoch=epoch.epoch + 1,
                 steps=self.progress.steps,
                 rate_scale=self.progress.rate_scale,
                 returns=self.progress.returns,
-                history=(*self.progress.history, epoch),
+                history=history,
             )
             self._keep()
-            for sentence in self.guards.look(self.progress.history, dead):
-                self.callbacks.log(sentence)
+            for sentence in self.guards.look(history, dead):
+                self.callbacks.warn(sentence)
+            if self._is_enough():
+                break
         self.checkpoints.close()
+
+    def _is_enough(self) -> bool:
+        """Whether the caller ends the training with the epoch that is over."""
+        epoch = self.progress.history[-1]
+        enough = bool(self.callbacks.is_enough(epoch))
+        if enough and epoch.epoch < self.recipe.epochs:
+            self.callbacks.log(f"stopped after epoch {epoch.epoch}, as on_epoch asked for it")
+        return enough
 
     def _is_over(self) -> bool:
         history, patience = self.progress.history, self.recipe.patience
@@ -151,10 +282,10 @@ class Training:
         dead: dict[str, float] = {}
         self._clock = self._kept = time.monotonic()
         self._clock -= self.progress.seconds
-        self.learner.start_epoch(self.progress.epoch)
+        self.train_state.start_epoch(self.progress.epoch)
         for images, classes in self.batches.of_epoch(self.progress.epoch, start=self.progress.batches):
             is_last = self.progress.batches + 1 == len(self.batches)
-            with watch_activity(self.learner.worker, dead) if is_last else nullcontext():
+            with watch_activity(self.train_state.compute_copy, dead) if is_last else nullcontext():
                 self._learn_batch(images, classes)
             self.callbacks.on_step("train", self.progress.batches, len(self.batches))
             self._pause()
@@ -170,10 +301,10 @@ class Training:
         if self.mixing is not None:
             images, targets = self.mixing(images, classes, seed=derive_seed(recipe.seed, "mix", draw))
 
-        loss, weight = self.learner.compute(images, targets, draw=draw).item(), self.learner.weigh(targets)
+        loss, weight = self.train_state.compute(images, targets, draw=draw).item(), self.train_state.weigh(targets)
         steps = progress.steps
         if place + 1 == together:
-            finite = self.learner.step(self._rate_at(steps), number=steps)
+            finite = self.train_state.step(self._rate_at(steps), number=steps)
             steps += 1
         else:
             finite = True
@@ -192,8 +323,8 @@ class Training:
         """The epoch's figures, with those of the validation images in the precision that is trained in."""
         progress, labels = self.progress, self.classifier.labels
         engine = PyTorchEngine(
-            self.learner.kept,
-            self.learner.device,
+            self.train_state.evaluated,
+            self.device,
             precision="bf16" if self.recipe.precision == "bf16" else "fp32",
         )
         numbers = {label: number for number, label in enumerate(labels)}
@@ -221,6 +352,7 @@ class Training:
             val_loss=val_loss,
             val_top1=(scores.argmax(1) == right).double().mean().item(),
             seconds=time.monotonic() - self._clock,
+            val_macro_f1=measure_macro_f1(scores.argmax(1), right, classes=len(labels)),
         )
 
     def _rate_at(self, step: int) -> float:
@@ -231,7 +363,7 @@ class Training:
 
     def _pause(self) -> None:
         """Keep the state where it is time to, and stop where that is asked; between steps only."""
-        stop = self.callbacks.find_stop()
+        stop = self.callbacks.signals.find_stop()
         if self.progress.batches % self.recipe.accumulate and self.progress.batches < len(self.batches):
             return
         now = time.monotonic()
@@ -242,8 +374,13 @@ class Training:
         if stop:
             raise Stopped(stop)
 
+    def _keep_start(self) -> None:
+        """The network alone, before anything is trained."""
+        weights = self.classifier.network.state_dict()
+        self.checkpoints.keep({f"network/{key}": value for key, value in weights.items()}, Progress())
+
     def _keep(self) -> None:
-        self.checkpoints.keep(self.learner.state(), self.progress)
+        self.checkpoints.keep(self.train_state.state(), self.progress)
 
     def _go_back(self, problem: "_Diverged") -> None:
         """To the start of the epoch, and on at a lower rate."""
@@ -260,10 +397,10 @@ class Training:
                 "with batch norm, and look at the images with `vggkit check`"
             ) from problem
         state, before = self.checkpoints.read_epoch()
-        self.learner.restore(state)
+        self.train_state.restore(state)
         self.progress = replace(before, rate_scale=lower, returns=self.progress.returns + 1)
         self._keep()
-        self.callbacks.log(
+        self.callbacks.warn(
             f"the loss became {problem.loss} in {place}: back to the start of the epoch, and on at {LOWER:g} times "
             f"the learning rate of {rate:.2g} (return {self.progress.returns} of {MOST_RETURNS} at most)"
         )

@@ -1,4 +1,4 @@
-"""What a Classifier's file says about itself; read from its header alone, without torch.
+"""A Classifier's card: all of its file but the weights, read from the header alone, without torch.
 
 The file is safetensors: plain torchvision keys where the network is torchvision's, and under
 `__metadata__` the entry `vggkit`, JSON of `Card.to_dict`. `format_version` grows with the format;
@@ -19,7 +19,7 @@ from vggkit.arguments import demand_path, is_number, plain_number
 from vggkit.errors import BadCheckpoint, BadConfiguration, BadInput, VggkitError
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import Configuration
-from vggkit.weights.file_formats import HEAD_BYTES, LFS_POINTER, describe_format, tell_format
+from vggkit.weights.formats.detect import HEAD_BYTES, LFS_POINTER, describe_format, tell_format
 from vggkit.weights.origin import WeightsOrigin
 
 FORMAT_VERSION: Final = 5
@@ -27,7 +27,7 @@ FORMAT_VERSION: Final = 5
 5: `origin`, and `images` and `split` for what provenance called `pictures` and `part`."""
 METADATA_KEY: Final = "vggkit"
 INPUT_RANGE: Final = "images"
-"""The name among `ranges` of what the first convolution reads, all of its channels together."""
+"""The name among `activation_ranges` of what the first convolution reads, all of its channels together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +44,10 @@ class Card:
     labels: tuple[str, ...]
     """Class names, in the order of the logits."""
     temperature: float = 1.0
-    """What logits are divided by before they become probabilities, so that these can be taken at their word."""
+    """What logits are divided by before they become probabilities, so that these are calibrated."""
     threshold: float = 0.0
     """Probability in [0, 1] below which the answer is "unknown"; 0: never."""
-    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    activation_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Both ends of what each convolution and matrix reads, for int8, by its name; none: not measured."""
     origin: WeightsOrigin = field(default_factory=WeightsOrigin)
     """Where the weights come from; the learning rate of a training and what it trains depend on it."""
@@ -66,7 +66,7 @@ class Card:
                 raise BadConfiguration(f"{name} must be a {kind.__name__}, {hint}; got {got}")
         object.__setattr__(self, "labels", tuple(self.labels))
         object.__setattr__(self, "provenance", dict(self.provenance))
-        object.__setattr__(self, "ranges", _check_ranges(self.ranges))
+        object.__setattr__(self, "activation_ranges", _check_ranges(self.activation_ranges))
         if not all(isinstance(label, str) and label for label in self.labels):
             raise BadConfiguration(f"labels must be names that are not empty; got {_shortened(self.labels)}")
         if len(set(self.labels)) != len(self.labels):
@@ -101,7 +101,7 @@ class Card:
             "labels": list(self.labels),
             "temperature": self.temperature,
             "threshold": self.threshold,
-            "ranges": {name: list(ends) for name, ends in self.ranges.items()},
+            "ranges": {name: list(ends) for name, ends in self.activation_ranges.items()},
             "origin": self.origin.to_dict(),
             "provenance": dict(self.provenance),
         }
@@ -129,14 +129,14 @@ class Card:
             labels=tuple(labels),
             temperature=values.get("temperature", 1.0),
             threshold=values.get("threshold", 0.0),
-            ranges=values.get("ranges", {}),
+            activation_ranges=values.get("ranges", {}),
             origin=origin,
             provenance=provenance,
         )
 
     def of_other_weights(self) -> Self:
-        """Without what holds of these weights alone: temperature, threshold and ranges."""
-        return replace(self, temperature=1.0, threshold=0.0, ranges={})
+        """Without what was fitted to these weights alone: temperature, threshold and ranges."""
+        return replace(self, temperature=1.0, threshold=0.0, activation_ranges={})
 
     def to_metadata(self) -> dict[str, str]:
         """The safetensors header's `__metadata__`; raises BadConfiguration where provenance is no JSON."""
@@ -175,7 +175,7 @@ def read_card(path: str | Path) -> Card:
     card = find_card(path)
     if card is None:
         raise BadCheckpoint(
-            f"{path}: holds weights alone, without labels and preprocessing; "
+            f"{path}: contains weights alone, without labels and preprocessing; "
             "start from it with Classifier.create(weights=), or with train --weights on the command line"
         )
     return card
@@ -192,6 +192,11 @@ def find_card(path: str | Path) -> Card | None:
             metadata = opened.metadata() or {}
     except (SafetensorError, OSError, MemoryError, UnicodeError) as problem:
         raise BadCheckpoint(f"{path}: is not a whole safetensors file ({problem})") from problem
+    return parse_card(metadata, path)
+
+
+def parse_card(metadata: Mapping[str, str], path: Path) -> Card | None:
+    """The card in a file's metadata, None where there is none; raises BadCheckpoint, naming the path."""
     if METADATA_KEY not in metadata:
         return None
     try:
@@ -214,7 +219,7 @@ def _check_format(path: Path) -> None:
         return
     if known is not None:
         advice = (
-            "vggkit identify says what it holds; start from it with Classifier.create(weights=), "
+            "vggkit identify reports what it contains; start from it with Classifier.create(weights=), "
             "or with train --weights on the command line"
         )
     elif head.startswith(LFS_POINTER):
@@ -244,10 +249,12 @@ def _rename_entries(provenance: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_ranges(ranges: object) -> dict[str, tuple[float, float]]:
+def _check_ranges(activation_ranges: object) -> dict[str, tuple[float, float]]:
     """Ranges as pairs of numbers; raises BadConfiguration for what cannot be ranges."""
     checked: dict[str, tuple[float, float]] = {}
-    for name, ends in ranges.items() if isinstance(ranges, Mapping) else [("", ranges)]:
+    for name, ends in (
+        activation_ranges.items() if isinstance(activation_ranges, Mapping) else [("", activation_ranges)]
+    ):
         pair = tuple(map(plain_number, ends)) if isinstance(ends, list | tuple) else ()
         finite = all(map(is_number, pair))
         if len(pair) != 2 or not finite or not pair[0] <= 0 <= pair[1]:

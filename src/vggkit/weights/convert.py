@@ -23,10 +23,11 @@ from vggkit.models.configuration import Configuration
 from vggkit.models.statements import write_statements
 from vggkit.weights.canonical import CanonicalWeights, build_network
 from vggkit.weights.card import INPUT_RANGE, Card
-from vggkit.weights.dialects import Dialect, Place, map_keys
+from vggkit.weights.dialects import Dialect, Place, map_keys, to_layout
 from vggkit.weights.formats.detect import open_weights
 from vggkit.weights.formats.weight_file import WeightFile
-from vggkit.weights.identify import Examination, Identification, examine
+from vggkit.weights.identification import Identification
+from vggkit.weights.identify import Examination, examine
 from vggkit.weights.input_conventions import (
     InputConvention,
     describe_convention,
@@ -35,7 +36,6 @@ from vggkit.weights.input_conventions import (
     turn_convention,
 )
 from vggkit.weights.locate import locate_model
-from vggkit.weights.tensor_layouts import to_layout
 from vggkit.weights.writers import Piece, suffix_of, write_pieces
 
 TOLERANCE: Final[Mapping[str, float]] = {"float32": 1e-4, "float64": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
@@ -154,6 +154,9 @@ def convert(
                 dtype = _torch_type(file, examination, key)
                 turn = turn_first if key == "features.0.weight" else None
                 pieces.append(Piece(place.key, shape, dtype, partial(_read_turned, weights, key, place, turn)))
+            elif key in weights.zeros:
+                dtype = _torch_type(file, examination, f"{key.removesuffix('bias')}weight")
+                pieces.append(Piece(place.key, shape, dtype, partial(_read_turned, weights, key, place, None)))
             elif key.endswith("num_batches_tracked"):  # readers of today ask for what old files lack
                 pieces.append(Piece(place.key, shape, torch.int64, lambda: torch.zeros((), dtype=torch.int64)))
         metadata, notes = _write_metadata(examination, turned, to, suffix, scales)
@@ -251,7 +254,7 @@ def _write_metadata(
     if card is not None and to == "torchvision" and suffix == ".safetensors" and preprocessing is not None:
         provenance = {**card.provenance, "converted": {"file": found.path.name, "dialect": found.dialect}}
         kept = replace(card, preprocessing=preprocessing, provenance=provenance)
-        if not scales or INPUT_RANGE not in card.ranges:
+        if not scales or INPUT_RANGE not in card.activation_ranges:
             return kept.to_metadata(), []
         turned, note = _turn_ranges(kept, scales)
         return turned.to_metadata(), [note]
@@ -264,17 +267,17 @@ def _write_metadata(
                 ("labels", not labelled),
                 ("temperature", card.temperature != 1),
                 ("threshold", card.threshold != 0),
-                ("ranges for int8", bool(card.ranges)),
+                ("ranges for int8", bool(card.activation_ranges)),
                 ("provenance", bool(card.provenance)),
             )
             if is_there
         ]
         notes.append(
-            "no Classifier any more, as dialect torchvision in a .safetensors file is"
-            + (f"; left behind: {', '.join(lost)}" if lost else "")
+            "the target is no Classifier, which only dialect torchvision in a .safetensors file can be"
+            + (f"; dropped: {', '.join(lost)}" if lost else "")
         )
     elif examination.labels is not None and not labelled:
-        notes.append(f"left behind, as a {suffix} file has no room for them: labels")
+        notes.append(f"dropped, as a {suffix} file cannot store them: labels")
     if suffix == ".npz":
         return {}, notes
     metadata = {"format": "pt"} if suffix == ".safetensors" else {}
@@ -290,15 +293,15 @@ def _turn_ranges(card: Card, scales: tuple[float, ...]) -> tuple[Card, str]:
     was kept, which only one factor turns exactly.
     """
     if max(scales) - min(scales) <= 1e-9 * max(scales):
-        low, high = card.ranges[INPUT_RANGE]
+        low, high = card.activation_ranges[INPUT_RANGE]
         factor = 1 / scales[0]
-        ranges = {**card.ranges, INPUT_RANGE: (low * factor, high * factor)}
+        activation_ranges = {**card.activation_ranges, INPUT_RANGE: (low * factor, high * factor)}
         return replace(
-            card, ranges=ranges
+            card, activation_ranges=activation_ranges
         ), f"ranges for int8: those of the input turned with it, times {factor:.6g}"
     provenance = {name: value for name, value in card.provenance.items() if name != "ranges"}
-    return replace(card, ranges={}, provenance=provenance), (
-        "ranges for int8: left behind, as the channels of the input are scaled differently; "
+    return replace(card, activation_ranges={}, provenance=provenance), (
+        "ranges for int8: dropped, as the channels of the input are scaled differently; "
         "vggkit bench MODEL IMAGES --keep-ranges measures them anew"
     )
 

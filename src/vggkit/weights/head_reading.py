@@ -2,7 +2,7 @@
 
 Indices in a Sequential say how much room there is between two matrices. None: no activation stands
 there, and both are one layer. Room for one: a ReLU or a dropout, which no tensor tells apart. More: the
-paper's ReLU and dropout. Names that are no indices say nothing, and a forward of its own is taken to have
+paper's ReLU and dropout. Names that are no indices say nothing, and a custom forward is assumed to have
 the paper's ReLU.
 """
 
@@ -43,7 +43,7 @@ class HeadReading:
     said: str = ""
     """What tells it from the other readings; empty where there is no other."""
     joined: str = ""
-    """Which matrices are taken as one layer, in words; empty where none are."""
+    """Which matrices are read as one layer, in words; empty where none are."""
 
 
 def read_heads(

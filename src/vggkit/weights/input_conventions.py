@@ -11,8 +11,12 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vggkit.errors import UnknownName
+from vggkit.errors import BadCheckpoint, UnknownName, VggkitError
 from vggkit.images.preprocessing import ChannelOrder, Preprocessing
+from vggkit.models.statements import Statements
+from vggkit.weights.card import Card
+from vggkit.weights.dialects import Place
+from vggkit.weights.formats.weight_file import WeightFile
 
 InputConvention = Literal["imagenet", "caffe", "caffe-rgb", "caffe-unit"]
 """imagenet: RGB in [0, 1], ImageNet's mean and std; torchvision's and timm's own weights.
@@ -195,3 +199,54 @@ def _named(preprocessing: Preprocessing) -> Preprocessing:
         if near and (p.channel_order, p.full_value) == (known.channel_order, known.full_value):
             return replace(p, mean=known.mean, std=known.std)
     return p
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is known of the input, and from where."""
+
+    preprocessing: Preprocessing | None = None
+    evidence: str | None = None
+    network: str | None = None
+    labels: tuple[str, ...] | None = None
+
+
+def find_evidence(
+    file: WeightFile, first: tuple[Place, str] | None, card: Card | None, statements: Statements
+) -> Evidence:
+    """A card's word before other metadata's, and that before the fingerprint's.
+
+    Args:
+        file: The open file.
+        first: Where its conv1_1 has its filters, and the key of its bias; None where it has none.
+        card: The card of a Classifier's file.
+        statements: What the file states beside.
+    """
+    matched = _match_first(file, *first) if first is not None else None
+    network = matched[0] if matched else None
+    if card is not None:
+        return Evidence(card.preprocessing, "card", network, card.labels)
+    if statements.preprocessing is not None:
+        return Evidence(statements.preprocessing, "metadata", network, statements.labels)
+    if matched is not None:
+        return Evidence(matched[1], "fingerprint", network, statements.labels)
+    return Evidence(labels=statements.labels)
+
+
+def read_statements(file: WeightFile) -> Statements:
+    """The network, preprocessing and labels that a file states."""
+    try:
+        return Statements.read(file.metadata)
+    except (ValueError, TypeError, RecursionError, VggkitError) as problem:
+        raise BadCheckpoint(
+            f"{file.path}: what it says of its network, input or labels cannot be read ({problem})"
+        ) from problem
+
+
+def _match_first(file: WeightFile, filters: Place, bias: str) -> tuple[str, Preprocessing] | None:
+    """The network and convention of conv1_1 by its fingerprint."""
+    if file.entries[filters.key].shape != filters.shape_of((64, 3, 3, 3)) or file.entries[bias].shape != (64,):
+        return None
+    values = file.read_array(filters.key)
+    values = values.transpose(3, 2, 0, 1) if filters.layout == "hwio" else values
+    return match_fingerprint(values, file.read_array(bias))

@@ -18,7 +18,7 @@ class LastLayer:
     """What of the weights' last layer serves these labels."""
 
     rows: tuple[int, ...] | None
-    """(K,) the row of each label; None: the weights are of other classes, and the layer is renewed."""
+    """(K,) the row of each label; None: the weights are of other classes, and the layer is reinitialised."""
     said: str
     """Why, in words."""
 
@@ -41,7 +41,8 @@ def match_last_layer(
     if holds and _place_last(configuration) not in map(_place_last, holds):
         return LastLayer(rows=None, said="the weights' layer at this place is not their last one")
     if known is None:
-        said = f"the weights name no classes; their last layer is taken for {shorten_names(labels)}, in this order"
+        assumed = f"their last layer is assumed to be for {shorten_names(labels)}, in this order"
+        said = f"the weights name no classes; {assumed}"
         return LastLayer(rows=tuple(range(len(labels))), said=said)
     rows = find_rows(labels, known)
     if rows is None:
@@ -51,7 +52,7 @@ def match_last_layer(
     if list(rows) != sorted(rows):
         said = "the last layer is kept, its rows put into the order of these labels"
     if alike := find_lookalikes(known, labels):
-        said += f"; names that differ in case or spaces only are taken for the same ({describe_lookalikes(alike)})"
+        said += f"; names that differ in case or spaces only are treated as equal ({describe_lookalikes(alike)})"
     return LastLayer(rows=rows, said=said)
 
 

@@ -25,12 +25,11 @@ from vggkit.weights.formats.weight_file import WeightFile
 from vggkit.weights.identify import Examination, examine
 from vggkit.weights.last_layer import LastLayer, match_last_layer, order_rows
 from vggkit.weights.locate import locate_model
-from vggkit.weights.model_file import Taken, read_weights, take_weights, write_weights
+from vggkit.weights.model_file import LoadedWeights, read_weights, select_weights, write_weights
 from vggkit.weights.origin import WeightsOrigin
 from vggkit.weights.pretrained import fetch
 from vggkit.weights.published import name_imagenet_classes
 from vggkit.weights.published_models import find_published_for
-from vggkit.weights.sharing import push
 
 
 class Model:
@@ -44,7 +43,7 @@ class Model:
         preprocessing: How an image becomes the network's input.
         temperature: What logits are divided by before they become probabilities.
         threshold: Probability below which the answer is "unknown"; 0: never.
-        ranges: Both ends of what each convolution and matrix reads, for int8; see `engines.ranges`.
+        activation_ranges: Both ends of what each convolution and matrix reads, for int8; see `measure_ranges`.
         origin: Where the weights come from; None: they are random. A training chooses by it what learns, and its
             learning rate.
         provenance: For people: data, recipe, metrics, licence of the weights, versions; any JSON values.
@@ -60,7 +59,7 @@ class Model:
         preprocessing: Preprocessing,
         temperature: float = 1.0,
         threshold: float = 0.0,
-        ranges: Mapping[str, tuple[float, float]] | None = None,
+        activation_ranges: Mapping[str, tuple[float, float]] | None = None,
         origin: WeightsOrigin | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
@@ -71,7 +70,7 @@ class Model:
             labels=read_labels(labels),
             temperature=temperature,
             threshold=threshold,
-            ranges=ranges or {},
+            activation_ranges=activation_ranges or {},
             origin=WeightsOrigin() if origin is None else origin,
             provenance={} if provenance is None else provenance,
         )
@@ -139,9 +138,9 @@ class Model:
         return self._card.threshold
 
     @property
-    def ranges(self) -> Mapping[str, tuple[float, float]]:
+    def activation_ranges(self) -> Mapping[str, tuple[float, float]]:
         """Both ends of what each convolution and matrix reads, for int8; empty where they were not measured."""
-        return self._card.ranges
+        return self._card.activation_ranges
 
     @property
     def origin(self) -> WeightsOrigin:
@@ -159,7 +158,7 @@ class Model:
         model: str | Configuration = "vgg11",
         *,
         labels: Iterable[str] | Mapping[str, int] | Mapping[int, str],
-        weights: str | Path | None = None,
+        weights: str | Path | Mapping[str, Tensor] | None = None,
         preprocessing: Preprocessing | None = None,
         in_channels: int | None = None,
         head: Head | None = None,
@@ -175,13 +174,13 @@ class Model:
             model: A name of `list_models()`, or a Configuration.
             labels: Class names in the order of the logits, or a mapping of them to their numbers.
             weights: `imagenet`, the model's published weights; the name of a model with published weights;
-                a file of a VGG's weights in any dialect that `identify` knows; a run's folder; or
-                `hf://owner/name`. The last layer is reinitialised where its classes differ by number or by
-                name, and the head where another one is requested; the same classes in another order keep
-                their rows. `provenance["weights"]` reports what became of every key.
+                a file of a VGG's weights in any dialect that `identify` knows; a run's folder;
+                `hf://owner/name`; or a state dict in memory, such as `network.state_dict()`. The last layer is
+                reinitialised where its classes differ by number or by name, and the head where another one is
+                requested; the same classes in another order keep their rows. `provenance["weights"]` reports what became of every key.
             preprocessing: None: that of `weights`, where their input convention is known; else
                 ImageNet's at 224 pixels, grey for one channel.
-            in_channels: 3, or 1 for grey images; first filters of `weights` are adapted.
+            in_channels: 3, 1 for grey images, or 4; first filters of `weights` are adapted.
             head: `fc`, `dense` or `pool`.
             dropout: Chance in [0, 1).
             until: Last layer of the trunk, such as `relu3_4`.
@@ -196,7 +195,7 @@ class Model:
         configuration = configure(
             model, num_classes=len(labels), in_channels=in_channels, head=head, dropout=dropout, until=until
         )
-        published = find_published_for(weights, configuration.model)
+        published = None if isinstance(weights, Mapping) else find_published_for(weights, configuration.model)
         if published is not None and published.preprocessing.channels == configuration.in_channels:
             preprocessing = preprocessing or published.preprocessing
         # Fitting together is checked before anything is fetched, and a network of half a gigabyte built.
@@ -207,18 +206,19 @@ class Model:
         found: Mapping[str, Tensor] = {}
         fetched = fetch(published.model) if published is not None else None
         if weights is not None:
-            with open_weights(fetched.path if fetched is not None else locate_model(weights)) as file:
+            held = isinstance(weights, Mapping)
+            with open_weights(fetched.path if fetched else weights if held else locate_model(weights)) as file:
                 examination = examine(file)
                 preprocessing = preprocessing or _adapt_preprocessing(examination, configuration.in_channels)
                 known = name_imagenet_classes(labels) if fetched is not None else _list_classes(examination)
                 last = match_last_layer(
                     labels, known, configuration=configuration, holds=_find_networks(examination)
                 )
-                taken = _take_from(file, examination, configuration, last, allow_partial=allow_partial)
-            found = taken.tensors
-            provenance["weights"] = _report(examination, taken, last, configuration)
+                loaded = _load_from(file, examination, configuration, last, allow_partial=allow_partial)
+            found = loaded.tensors
+            provenance["weights"] = _report(examination, loaded, last, configuration)
             name = examination.identification.path.name
-            origin = WeightsOrigin(kind="loaded", source=name, random_keys=tuple(taken.random))
+            origin = WeightsOrigin(kind="loaded", source=name, random_keys=tuple(loaded.random))
         if fetched is not None:
             provenance["weights"] |= fetched.to_dict()
         preprocessing = preprocessing or fallback
@@ -249,7 +249,7 @@ class Model:
             preprocessing=card.preprocessing,
             temperature=card.temperature,
             threshold=card.threshold,
-            ranges=card.ranges,
+            activation_ranges=card.activation_ranges,
             origin=card.origin,
             provenance=card.provenance,
         )
@@ -274,17 +274,21 @@ class Model:
             provenance={**self.provenance, "calibration": dict(about)},
         )
 
-    def keep_ranges(self, ranges: Mapping[str, tuple[float, float]], *, about: Mapping[str, Any]) -> None:
+    def keep_ranges(
+        self, activation_ranges: Mapping[str, tuple[float, float]], *, about: Mapping[str, Any]
+    ) -> None:
         """Say between which values the network's layers lie, which int8 needs; `save` keeps it.
 
         Args:
-            ranges: Of `engines.ranges.measure_ranges`.
+            activation_ranges: What `measure_ranges` found.
             about: What they were measured on, for `provenance["ranges"]`.
 
         Raises BadConfiguration for what cannot be ranges.
         """
         _demand_mapping("about", about)
-        self.card = replace(self.card, ranges=ranges, provenance={**self.provenance, "ranges": dict(about)})
+        self.card = replace(
+            self.card, activation_ranges=activation_ranges, provenance={**self.provenance, "ranges": dict(about)}
+        )
 
     def save(self, path: str | Path, *, provenance: Mapping[str, Any] | None = None) -> None:
         """Write everything to one `.safetensors` file, whole or not at all.
@@ -305,26 +309,6 @@ class Model:
         write_weights(path, self.network.state_dict(), metadata)
         self.card = card
 
-    def push_to_hub(
-        self,
-        repository: str,
-        *,
-        private: bool = False,
-        token: str | None = None,
-        message: str = "A Classifier from vggkit",
-    ) -> str:
-        """Publish on the Hugging Face hub, with a model card; `load("hf://owner/name")` brings it back.
-
-        Args:
-            repository: owner/name; made where there is none.
-            private: Whether a new repository is its owner's alone.
-            token: None: the one that `hf auth login` keeps, or HF_TOKEN.
-            message: The commit's first line.
-
-        Returns its web address. Raises BadOutput and MissingExtra.
-        """
-        return push(self, repository, private=private, token=token, message=message)
-
     def __repr__(self) -> str:
         configuration = self._card.configuration
         return (
@@ -343,10 +327,14 @@ def _adapt_preprocessing(examination: Examination, in_channels: int) -> Preproce
     stated = examination.identification.preprocessing
     if stated is None or stated.channels == in_channels:
         return stated
-    if (stated.channels, in_channels) != (3, 1):
+    if stated.channels != 3 or in_channels not in (1, 4):
         return None
-    # Filters summed over the channels see grey images on the mean of their scales.
+    # Filters summed over the channels see grey images on the mean of their scales, and so they do a fourth channel.
     mean, std = sum(stated.mean) / 3, sum(stated.std) / 3
+    if in_channels == 4:
+        if stated.channel_order != "RGB":
+            return None
+        return replace(stated, channel_order="RGBX", mean=(*stated.mean, mean), std=(*stated.std, std))
     return replace(stated, channel_order="L", mean=(mean,), std=(std,))
 
 
@@ -363,24 +351,23 @@ def _find_networks(examination: Examination) -> list[Configuration]:
     return [found.configuration, *(reading.configuration for reading in found.readings)]
 
 
-def _take_from(
+def _load_from(
     file: WeightFile,
     examination: Examination,
     configuration: Configuration,
     last: LastLayer,
     *,
     allow_partial: bool,
-) -> Taken:
+) -> LoadedWeights:
     found = examination.identification
-    nameless = examination.sheet is None or examination.sheet.scheme == "order"
-    if allow_partial and not found.is_vgg and nameless:
-        raise BadCheckpoint(f"{file.path}: is {found.verdict}; no part of it can be taken for a VGG")
+    if allow_partial and not found.is_vgg and examination.is_nameless:
+        raise BadCheckpoint(f"{file.path}: is {found.verdict}; no part of it is recognised as a VGG")
     weights = CanonicalWeights(file, examination, configuration)
     # A head on a trunk that ends elsewhere reads other numbers, even where there are as many.
     pooled = configuration.head == "pool" and bool(found.readings)
     channels = configuration.in_channels
     ends = [replace(reading.configuration, in_channels=channels).trunk for reading in found.readings]
-    taken = take_weights(
+    loaded = select_weights(
         configuration,
         weights,
         source=str(file.path),
@@ -390,26 +377,26 @@ def _take_from(
         head_fits=not pooled or configuration.trunk in ends,
     )
     if last.rows is None:
-        return taken
-    return replace(taken, tensors=order_rows(taken.tensors, configuration, last.rows))
+        return loaded
+    return replace(loaded, tensors=order_rows(loaded.tensors, configuration, last.rows))
 
 
 def _report(
-    examination: Examination, taken: Taken, last: LastLayer, configuration: Configuration
+    examination: Examination, loaded: LoadedWeights, last: LastLayer, configuration: Configuration
 ) -> dict[str, Any]:
     """What became of every key, for provenance."""
     found, sheet = examination.identification, examination.lay_out_for(configuration)
-    kept = taken.renewed is None and last.rows is not None
+    kept = loaded.reinitialised is None and last.rows is not None
     reading = {"reading": sheet.said} if sheet is not None and sheet.said else {}
     return reading | {
         "file": found.path.name,
         "dialect": found.dialect,
         "input_convention": found.input_convention,
-        "taken": len(taken.tensors),
-        "random": list(taken.random),
-        "renewed": taken.renewed,
+        "taken": len(loaded.tensors),
+        "random": list(loaded.random),
+        "renewed": loaded.reinitialised,
         "classes": last.said if kept else None,
-        "used": list(taken.tensors),
-        "missing": list(taken.missing),
-        "ignored": list(taken.ignored),
+        "used": list(loaded.tensors),
+        "missing": list(loaded.missing),
+        "ignored": list(loaded.ignored),
     }

@@ -16,6 +16,7 @@ from vggkit.errors import BadCheckpoint, BadOutput
 from vggkit.files import whole_file
 from vggkit.models.configuration import Configuration
 from vggkit.models.initialization import adapt_filters
+from vggkit.weights.canonical import CanonicalWeights
 from vggkit.weights.formats.detect import open_weights
 
 
@@ -55,91 +56,92 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Taken:
+class LoadedWeights:
     """What a network starts from, and what became of every key."""
 
     tensors: Mapping[str, Tensor]
-    """The tensors that were taken, by canonical key."""
+    """The tensors that were loaded, by canonical key."""
     random: tuple[str, ...]
-    """Canonical keys that keep their random values, asked for or not found."""
+    """Canonical keys that keep random values, as requested or because they were not found."""
     missing: tuple[str, ...]
-    """Those of them that the source should have held; only ever some where a part was allowed."""
+    """Those of them that the source should have held; only with `allow_partial`."""
     ignored: tuple[str, ...]
     """The source's keys that were not used."""
-    renewed: str | None
-    """What was put in place of the source's head, in words; None where it was kept."""
+    reinitialised: str | None
+    """What was reinitialised of the source's head, in words; None where it was kept."""
 
 
-def take_weights(
+def select_weights(
     configuration: Configuration,
-    weights: Mapping[str, Tensor],
+    weights: CanonicalWeights,
     *,
     source: str,
     other_classes: str | None = None,
     allow_partial: bool = False,
     holds: str | None = None,
     head_fits: bool = True,
-) -> Taken:
-    """Those of `weights` (canonical keys) that this network starts from, and what could not be taken.
+) -> LoadedWeights:
+    """Those of `weights` (canonical keys) that this network starts from, and what could not be loaded.
 
-    Strict but for what was asked for: other classes renew the last layer, a pool head or a cut
-    renews the head and leaves what lies behind unused, and first filters for three channels are
+    Strict but for what was requested: other classes reinitialise the last layer, a pool head or a cut
+    reinitialises the head and leaves what lies behind unused, and first filters for three channels are
     adapted to `in_channels`.
 
     Args:
         configuration: The network.
-        weights: Tensors by canonical key; read one at a time, where the mapping is lazy.
+        weights: Tensors by canonical key; only those that are taken are read.
         source: What they come from, for messages.
-        other_classes: Why the last layer is renewed even where it fits, in words; None: it is not.
+        other_classes: Why the last layer is reinitialised even where it fits, in words; None: it is not.
         allow_partial: Let missing and misshapen keys keep their random values, and ignore
             unexpected ones; some convolution must fit.
         holds: What the source is identified as, for messages.
-        head_fits: Whether its head reads what this network's head reads; one that does not is renewed,
+        head_fits: Whether its head reads what this network's head reads; one that does not is reinitialised,
             whatever its shape.
 
     Raises BadCheckpoint, naming missing, unexpected and misshapen keys.
     """
     expected = configuration.state_shapes()
     last = f"classifier.{configuration.fully_connected[-1].index}."
-    renewed = "classifier." if configuration.head == "pool" else last
-    taken: dict[str, Tensor] = {}
+    reinitialised = "classifier." if configuration.head == "pool" else last
+    loaded: dict[str, Tensor] = {}
     fresh, missing, misshapen = [], [], []
     classes, fitted = None, False
     for key, shape in expected.items():
-        value = weights.get(key)
-        if value is not None and key == "features.0.weight" and value.dim() == 4 and value.shape[1] == 3:
-            value = adapt_filters(value, configuration.in_channels)
-        fits = value is not None and tuple(value.shape) == shape
-        fits = fits and (head_fits or not key.startswith("classifier."))
-        if value is not None and fits and not (other_classes and key.startswith(last)):
-            taken[key] = value
-        elif key.startswith(renewed):
+        found = weights.find_shape(key)
+        adapted: Tensor | None = None
+        if key == "features.0.weight" and found is not None and len(found) == 4 and found[1] == 3:
+            adapted = adapt_filters(weights[key], configuration.in_channels)
+            found = tuple(adapted.shape)
+        fits = found == shape and (head_fits or not key.startswith("classifier."))
+        if fits and not (other_classes and key.startswith(last)):
+            loaded[key] = adapted if adapted is not None else _read_taken(weights, key)
+        elif key.startswith(reinitialised):
             fresh.append(key)
             fitted = fitted or (fits and key.startswith(last))
-            if head_fits and value is not None and key == f"{last}weight" and tuple(value.shape[1:]) == shape[1:]:
-                classes = value.shape[0]
-        elif value is None:
+            if head_fits and found is not None and key == f"{last}weight" and found[1:] == shape[1:]:
+                classes = found[0]
+        elif found is None:
             if not key.endswith("num_batches_tracked"):  # files older than PyTorch 0.4.1 have none
                 missing.append(key)
         else:
-            misshapen.append(f"{key} {tuple(value.shape)} in place of {shape}")
-    if fresh and any(key in taken for key in _same_layer(fresh)):
-        taken = {key: value for key, value in taken.items() if key not in _same_layer(fresh)}
-    ignored = [key for key in weights if key not in taken]
+            misshapen.append(f"{key} {found} in place of {shape}")
+    if fresh and any(key in loaded for key in _same_layer(fresh)):
+        loaded = {key: value for key, value in loaded.items() if key not in _same_layer(fresh)}
+    ignored = [key for key in weights if key not in loaded]
     # A cut leaves what lies behind it, together with the head there. With its own head nothing is left.
     behind = configuration.head == "pool" and bool(fresh)
     unexpected = [] if behind else [key for key in ignored if key not in expected]
     strange = missing or misshapen or unexpected
-    if strange and not (allow_partial and any(value.dim() == 4 for value in taken.values())):
+    if strange and not (allow_partial and any(value.dim() == 4 for value in loaded.values())):
         found = {"missing": missing, "misshapen": misshapen, "unexpected": unexpected}
         listed = "; ".join(f"{what}: {_shortened(keys)}" for what, keys in found.items() if keys)
         raise BadCheckpoint(
-            f"{source}: does not hold the weights of {configuration.model}"
+            f"{source}: does not contain the weights of {configuration.model}"
             f"{f' until {configuration.until}' if configuration.until else ''} ({listed})"
-            f"{f'; it holds {holds}' if holds else ''}"
-            f"{'' if allow_partial else '; cut with until= or take what fits with allow_partial=True'}"
+            f"{f'; it contains {holds}' if holds else ''}"
+            f"{'' if allow_partial else '; cut with until= or load what fits with allow_partial=True'}"
         )
-    random = tuple(key for key in expected if key not in taken and not key.endswith("num_batches_tracked"))
+    random = tuple(key for key in expected if key not in loaded and not key.endswith("num_batches_tracked"))
     said = None
     if fresh:
         said = f"the head, new with {configuration.num_classes} classes"
@@ -147,17 +149,28 @@ def take_weights(
             said = f"the last layer: {classes} classes in the file, {configuration.num_classes} here"
         if fitted:
             said = f"the last layer: {other_classes}"
-    return Taken(
-        tensors=taken,
+    return LoadedWeights(
+        tensors=loaded,
         random=random,
         missing=(*missing, *(line.split(" ")[0] for line in misshapen)),
         ignored=tuple(ignored),
-        renewed=said,
+        reinitialised=said,
     )
 
 
+def _read_taken(weights: CanonicalWeights, key: str) -> Tensor:
+    """One tensor; raises BadCheckpoint for values that are not finite, with the way past a head without values."""
+    try:
+        return weights[key]
+    except BadCheckpoint as problem:
+        if not key.startswith("classifier."):
+            raise
+        hint = "of a file whose classifier has no values (torchvision's IMAGENET1K_FEATURES) take head='pool'"
+        raise BadCheckpoint(f"{problem}; {hint}") from problem
+
+
 def _same_layer(keys: Sequence[str]) -> set[str]:
-    """A layer is renewed whole: its bias with its matrix."""
+    """A layer is reinitialised whole: its bias with its matrix."""
     layers = {key.rsplit(".", 1)[0] for key in keys}
     return {f"{layer}.{name}" for layer in layers for name in ("weight", "bias")}
 

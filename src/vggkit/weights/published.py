@@ -65,7 +65,7 @@ class PublishedWeights:
 
     @property
     def offline_file(self) -> str:
-        """Another name under which a file put into `VGGKIT_HOME` by hand is taken."""
+        """Another name under which a file put into `VGGKIT_HOME` by hand is found."""
         return f"{self.model}.safetensors" if self.tag == "imagenet" else f"{self.model}-{self.tag}.safetensors"
 
     def to_dict(self) -> dict[str, Any]:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vggkit.errors import BadCheckpoint
-from vggkit.file_locks import take_turn
-from vggkit.files import whole_file
+from vggkit.files import take_turn, whole_file
 from vggkit.models.configuration import Configuration, find_configuration, list_models
 from vggkit.paths import find_home
 from vggkit.weights.card import Card
 from vggkit.weights.dialects import Place, map_keys
+from vggkit.weights.origin import WeightsOrigin
 from vggkit.weights.pretrained import FetchedWeights, fetch
 from vggkit.weights.published import PublishedWeights, find_published, imagenet_labels
 
@@ -98,8 +98,8 @@ def read_published(model: str, configuration: Configuration, *, progress: bool =
     Raises what `fetch` raises, and BadCheckpoint where the downloaded file is not of that model.
     """
     from vggkit.models.initialization import adapt_filters
+    from vggkit.weights.dialects import from_layout
     from vggkit.weights.formats.detect import open_weights
-    from vggkit.weights.tensor_layouts import from_layout
 
     fetched = fetch(model, progress=progress)
     whole = find_configuration(model)
@@ -130,8 +130,8 @@ def _find_places(fetched: FetchedWeights, file: "WeightFile") -> dict[str, Place
             wrong.append(places[key].key)
     if wrong:
         raise BadCheckpoint(
-            f"{fetched.path}: does not hold the weights of {configuration.model}; {len(wrong)} tensors are missing "
-            f"or of another shape, such as {wrong[0]}; delete the file and run again"
+            f"{fetched.path}: does not contain the weights of {configuration.model}; {len(wrong)} tensors are "
+            f"missing or of another shape, such as {wrong[0]}; delete the file and run again"
         )
     return found
 
@@ -140,8 +140,8 @@ def _write_classifier(fetched: FetchedWeights, path: Path) -> None:
     """Write the Classifier's file tensor by tensor, whole or not at all."""
     import torch
 
+    from vggkit.weights.dialects import from_layout
     from vggkit.weights.formats.detect import open_weights
-    from vggkit.weights.tensor_layouts import from_layout
     from vggkit.weights.writers import Piece, write_pieces
 
     record = fetched.published
@@ -149,6 +149,7 @@ def _write_classifier(fetched: FetchedWeights, path: Path) -> None:
         configuration=find_configuration(record.model),
         preprocessing=record.preprocessing,
         labels=imagenet_labels(),
+        origin=WeightsOrigin(kind="loaded", source=fetched.path.name),
         provenance={"weights": {"file": fetched.path.name, "dialect": fetched.dialect, **fetched.to_dict()}},
     )
     with open_weights(fetched.path) as file, whole_file(path) as beside:

@@ -1,4 +1,4 @@
-"""How fast each engine and precision is on this machine, with the user's own Classifier, and how true.
+"""How fast and how accurate each engine and precision is on this machine, with the user's own Classifier.
 
 Shape letters: N images, C channels, H and W pixels.
 """
@@ -17,8 +17,8 @@ from vggkit.arguments import demand_count, demand_counts, demand_seconds
 from vggkit.benchmarking.runner import (
     Values,
     describe,
-    list_contenders,
     list_devices,
+    list_runs,
     run_rounds,
     start_processes,
 )
@@ -43,14 +43,14 @@ from vggkit.weights.locate import locate_model, locate_own_model
 if TYPE_CHECKING:
     from vggkit.weights.model import Model
 
-MOST_ASKED: Final = 256
-"""Images whose answers are compared."""
+MOST_COMPARED: Final = 256
+"""Images whose predictions are compared."""
 MOST_MEASURED: Final = 128
-"""Images that ranges are measured on."""
+"""Images that activation ranges are measured on."""
 MADE_UP: Final = 32
-"""Images that are made up where none are given."""
+"""Images of random numbers where none are given."""
 TOGETHER: Final = 8
-"""Images that ranges are measured on at once."""
+"""Images that pass together then."""
 PACKAGES: Final = ("vggkit", "torch", "openvino", "onnxruntime")
 
 
@@ -69,25 +69,25 @@ def bench(
     """Time every engine and precision that runs here, each in a process of its own, in turn.
 
     Args:
-        classifier: The Classifier, or its place.
-        images: What `predict` takes: up to 256 of them are shown to every engine and its answers compared,
-            and others, up to 128, show int8 its ranges. None: images are made up, and only the speed says
-            something.
+        classifier: The Classifier, or its file.
+        images: What `predict` takes: every engine computes up to 256 of them, and their predictions are compared;
+            activation ranges for int8 are measured on up to 128 others. None: on random numbers only the speed is
+            meaningful.
         columns: What a table's columns are called.
         batch_sizes: How many images pass together; 1 is always among them.
         rounds: Turns of each engine; every figure is their median, beside the least and the most.
         seconds: Of a turn, for each number of images.
         device: `auto`: all there are; `cpu`, `cuda`, `mps`.
-        keep_ranges: Keep the ranges that int8 needs, measured anew on these images: in the file, or in the
-            Classifier that was given.
-        on_progress: Hears what is being done, and how much of it.
+        keep_ranges: Measure the activation ranges that int8 needs on these images, and keep them in the file, or in
+            the Classifier in memory.
+        on_progress: Called with what is being done, how much of it is done, and of how much.
 
     Raises BadInput, BadData where no image can be read, BadCheckpoint, BadOutput where ranges cannot be
     kept, and MissingExtra where they are to be measured without OpenVINO.
     """
     log = on_progress or (lambda what, done, total: None)
     sizes, rounds, seconds = _check(batch_sizes, rounds, seconds)
-    resolve_choice(device)  # one that is not there is told before any work
+    resolve_choice(device)  # one that is not there is refused before any work
     given = [] if isinstance(images, tuple | list) and not images else list(take_sources(images))
     if keep_ranges:
         _check_keeping(classifier, given)
@@ -96,32 +96,34 @@ def bench(
         model = _open(classifier, folder)
         if keep_ranges and isinstance(classifier, str | Path):
             demand_writable(model.path)
-        asked, measured, unreadable = _choose(model, given, columns, log) if given else _make_up(model)
-        np.save(folder / "images.npy", np.stack(asked))
-        ranges, problem = model.card.ranges, None
-        if keep_ranges or not ranges:
-            log("measuring ranges", 0, None)
+        compared, measured, unreadable = _choose(model, given, columns, log) if given else _make_up(model)
+        np.save(folder / "images.npy", np.stack(compared))
+        activation_ranges, problem = model.card.activation_ranges, None
+        if keep_ranges or not activation_ranges:
+            log("measuring activation ranges", 0, None)
             try:
-                ranges = measure_ranges(model, _batch(measured))
+                activation_ranges = measure_ranges(model, _batch(measured))
             except VggkitError as missing:
                 problem = str(missing)
                 if keep_ranges:
                     raise
         if keep_ranges:
-            _keep(classifier, ranges, about={"data": _name(given), "pictures": len(measured)})
-        contenders = list_contenders(device, problem=problem)
-        with start_processes(contenders, model=model.path, images=folder / "images.npy", ranges=ranges):
-            run_rounds(contenders, sizes, rounds=rounds, seconds=seconds, folder=folder, on_progress=log)
+            _keep(classifier, activation_ranges, about={"data": _name(given), "images": len(measured)})
+        runs = list_runs(device, problem=problem)
+        with start_processes(
+            runs, model=model.path, images=folder / "images.npy", activation_ranges=activation_ranges
+        ):
+            run_rounds(runs, sizes, rounds=rounds, seconds=seconds, folder=folder, on_progress=log)
         return Bench(
             model=name_place(classifier) if isinstance(classifier, str | Path) else "a Classifier in memory",
             network=model.configuration.model,
             input_pixels=model.card.preprocessing.crop_pixels,
-            images=f"{len(asked)} of {_name(given)}" if given else None,
+            images=f"{len(compared)} of {_name(given)}" if given else None,
             unreadable=unreadable,
             rounds=rounds,
             machine=_describe_machine(device),
             versions=dict(_list_versions()),
-            engines=describe(contenders, device),
+            engines=describe(runs, device),
         )
 
 
@@ -154,10 +156,10 @@ def _open(classifier: "Model | str | Path", folder: Path) -> ModelFile:
 def _choose(
     model: ModelFile, given: Sequence[str | Path | ImageSample], columns: Columns, log: OnProgress
 ) -> tuple[list[Values], list[Values], int]:
-    """Images (C, H, W) whose answers are compared, others to measure ranges on (of one, the same), and how many
+    """Images (C, H, W) whose predictions are compared, others to measure ranges on (of one, the same), and how many
     cannot be read.
     """
-    preprocessing, most = model.card.preprocessing, MOST_ASKED + MOST_MEASURED
+    preprocessing, most = model.card.preprocessing, MOST_COMPARED + MOST_MEASURED
     log("listing", 0, None)
     total = count_images(given, columns=columns)
     images = gather_images(given, columns=columns)
@@ -190,15 +192,15 @@ def _batch(images: Sequence[Values]) -> Iterator[Values]:
         yield np.stack(images[first : first + TOGETHER])
 
 
-def _keep(classifier: "Model | str | Path", ranges: Ranges, *, about: dict[str, object]) -> None:
+def _keep(classifier: "Model | str | Path", activation_ranges: Ranges, *, about: dict[str, object]) -> None:
     if not isinstance(classifier, str | Path):
-        classifier.keep_ranges(ranges, about=about)
+        classifier.keep_ranges(activation_ranges, about=about)
         return
     from vggkit.weights.model import Model
 
     target = locate_model(classifier)
     kept = Model.load(target)
-    kept.keep_ranges(ranges, about=about)
+    kept.keep_ranges(activation_ranges, about=about)
     kept.save(target)
 
 

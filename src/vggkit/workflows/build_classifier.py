@@ -1,24 +1,29 @@
-"""A Classifier that suits the images it is to learn: their classes, their size, the weights' own input."""
+"""A Classifier for a dataset: its classes, the size of its images, the input that given weights expect."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from vggkit.images.dataset import ImageDataset, typical_side
 from vggkit.images.preprocessing import FitMode, Preprocessing, suit_preprocessing
-from vggkit.models.configuration import Configuration, Head, Scheme
+from vggkit.models.configuration import Configuration, Head, Scheme, configure
+from vggkit.weights.card import read_entry
 from vggkit.weights.input_conventions import find_convention
 from vggkit.weights.model import Model
 
 
-def suit_classifier(
+def build_classifier(
     images: ImageDataset,
     model: str | Configuration = "vgg11",
     *,
+    blocks: str | None = None,
     weights: str | Path | None = None,
     image_size: int | None = None,
     fit_mode: FitMode | None = None,
     reduced_decoding: bool = False,
     in_channels: int | None = None,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
     head: Head | None = None,
     dropout: float | None = None,
     until: str | None = None,
@@ -27,17 +32,20 @@ def suit_classifier(
     allow_partial: bool = False,
     seed: int = 0,
 ) -> Model:
-    """A Classifier for these images' classes and size, ready to train.
+    """A Classifier for a dataset's classes and image size, ready to train.
 
     Args:
         images: Their labels become the classes.
         model: A name of `list_models()`, or a Configuration.
+        blocks: Output channels of each convolution in place of the model's, such as `64,64/128,128/256,256`.
         weights: A file to start from; see `Classifier.create`.
         image_size: Side at which images are fed; None: 224, or with random weights and smaller
             images their own size, rounded to 32.
         fit_mode: `crop`, `pad` or `stretch`; None: the weights' own, or crop.
         reduced_decoding: Large JPEGs are decoded at a smaller scale; see `Preprocessing`.
-        in_channels: 3, or 1 for grey.
+        in_channels: 3, 1 for grey, or 4.
+        mean: What is subtracted from each channel; none: what the weights expect, or ImageNet's.
+        std: What each channel is divided by; none: as for `mean`.
         head: None: the model's, or below 128 pixels the pool head (the map is 1×1 to 3×3 there, and
             the paper's head would read up to 49 copies of it).
         dropout: Chance in [0, 1).
@@ -49,6 +57,8 @@ def suit_classifier(
 
     Raises what `Classifier.create` raises.
     """
+    if blocks is not None:
+        model = configure(model, blocks=blocks)
     stated = find_convention(input_convention)
     if weights is None:
         if image_size is None:
@@ -80,6 +90,8 @@ def suit_classifier(
         fed,
         fit_mode=fit_mode or given.fit_mode,
         reduced_decoding=reduced_decoding or given.reduced_decoding,
+        mean=tuple(mean) or fed.mean,
+        std=tuple(std) or fed.std,
     )
     if fed == given:
         return classifier
@@ -90,6 +102,25 @@ def suit_classifier(
         origin=classifier.origin,
         provenance=classifier.provenance,
     )
+
+
+def describe_start(classifier: Model) -> str:
+    """The network that is about to be trained, and where its weights come from."""
+    configuration, pixels = classifier.configuration, classifier.preprocessing.crop_pixels
+    cut = f" until {configuration.until}" if configuration.until else ""
+    text = f"{configuration.model}{cut}, head {configuration.head}, images fed at {pixels} pixels"
+    origin, report = classifier.origin, read_entry(classifier.provenance, "weights")
+    if origin.kind == "trained":
+        return f"{text}; the weights are a trained Classifier's"
+    if origin.kind == "loaded":
+        random = len(origin.random_keys)
+        loaded = len(classifier.network.state_dict()) - random
+        text += f"; {loaded} tensors loaded from {origin.source or 'a file'}, {random} random"
+        if reason := report.get("renewed"):
+            text += f"; new is {reason}"
+        elif reason := report.get("classes"):
+            text += f"; {reason}"
+    return text
 
 
 def _resize(convention: Preprocessing | None, image_size: int, in_channels: int) -> Preprocessing:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vggkit.engines.info import WantedEngine
 from vggkit.engines.outputs import WantedPrecision, check_precision
@@ -12,17 +12,20 @@ from vggkit.errors import BadConfiguration, BadInput
 from vggkit.evaluation.calibration import fit_temperature
 from vggkit.evaluation.comparison import PairedComparison, compare_predictions, fuse
 from vggkit.evaluation.evaluation import Evaluation, ProtocolName
-from vggkit.evaluation.measure import CALIBRATED_HERE, evaluate
 from vggkit.evaluation.metrics import score
 from vggkit.files import demand_writable, name_apart
 from vggkit.images.dataset import ImageDataset
 from vggkit.reports.evaluation_page import Story, suggest_steps, write_report
 from vggkit.weights.card import Card, read_card, read_entry
+from vggkit.weights.hub import is_address
 from vggkit.weights.locate import locate_model, locate_own_model
-from vggkit.weights.model import Model
-from vggkit.weights.sharing import is_address
+from vggkit.weights.published import find_published
+from vggkit.weights.published_models import is_model_name
 from vggkit.workflows.compare import read_history
 from vggkit.workflows.run_config import FILE_NAME
+
+if TYPE_CHECKING:
+    from vggkit.weights.model import Model
 
 OnProgress = Callable[[str, int, int], None]
 """Called with the name of a step, how much of it is done, and how much it is in all."""
@@ -99,6 +102,10 @@ def measure(
     _demand_same_classes(models, names)
     if precision == "int8":
         _demand_ranges(models)
+    # These import torch, which a refusal above does not need.
+    from vggkit.evaluation.measure import evaluate
+    from vggkit.weights.model import Model
+
     evaluations, cards = [], []
     messages: tuple[str, ...] = ()
     for place, name in zip(models, names, strict=True):
@@ -135,6 +142,18 @@ def measure(
     if len(evaluations) > 1:
         evaluations.append(fuse(evaluations, wanted_precision=wanted_precision))
     return Measurement(tuple(evaluations), comparisons, cards[0], messages)
+
+
+def demand_models(models: Sequence[str | Path]) -> None:
+    """Refuse, before any work and without torch, files that are no Classifiers; nothing is downloaded.
+
+    Raises BadCheckpoint, and UnknownName for a model without published weights.
+    """
+    for place in models:
+        if is_model_name(place):
+            find_published(str(place))
+        elif not is_address(place):
+            read_card(locate_model(place))
 
 
 def name_results(path: Path, models: Sequence[str | Path]) -> list[Path]:
@@ -208,18 +227,20 @@ def _demand_ranges(models: Sequence[str | Path]) -> None:
     for place in models:
         if not is_address(place):
             try:
-                check_precision("int8", read_card(locate_model(place)).ranges)
+                check_precision("int8", read_card(locate_model(place)).activation_ranges)
             except BadConfiguration as problem:
                 raise BadConfiguration(f"{place}: {problem}") from problem
 
 
 def _calibrate(
-    classifier: Model,
+    classifier: "Model",
     place: str | Path,
     found: Evaluation,
     wanted_precision: float | None,
 ) -> tuple[Evaluation, tuple[str, ...]]:
     """Fit temperature and threshold, store them in the file, and evaluate with them."""
+    from vggkit.evaluation.measure import CALIBRATED_HERE
+
     target = locate_model(place)
     raw = found.predictions.sharpen(1 / classifier.temperature)
     before = read_entry(classifier.provenance, "calibration").get("wanted_precision")

@@ -1,21 +1,21 @@
-"""What a training was asked and what it found, as a YAML file that people read, edit and run again.
+"""The options of a training and what it found, as a YAML file that people read, edit and run again.
 
 Each field's comment in the file is the text under the field in the code, which is the command line's help too.
 """
 
-import ast
-import inspect
 import os
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, get_args, get_origin, get_type_hints
 
 import yaml
 
+from vggkit.arguments import is_number
 from vggkit.errors import BadConfiguration, UnknownName, VggkitError
+from vggkit.field_texts import read_field_texts
 from vggkit.files import write_text
 from vggkit.images.preprocessing import FitMode
 from vggkit.images.sources.locations import is_address
@@ -25,6 +25,7 @@ from vggkit.models.configuration import Head, Scheme, list_models
 from vggkit.reports.loggers import LOGGERS
 from vggkit.training.recipe import Recipe
 from vggkit.weights.card import read_entry
+from vggkit.weights.published_models import is_model_name
 
 if TYPE_CHECKING:
     from vggkit.weights.model import Model
@@ -32,50 +33,74 @@ if TYPE_CHECKING:
 FILE_NAME: Final = "config.yaml"
 LINE_WIDTH: Final = 100
 OPENING: Final = """\
-What a training was asked, and what it found. To do it again: vggkit train --config THIS_FILE
-To go on with it where it stopped: vggkit train --resume THIS_FOLDER
-What is null or auto was left open: what the run chose is under found, and --config chooses anew."""
+The options of a training, and what it found. To repeat it: vggkit train --config THIS_FILE
+To continue it where it stopped: vggkit train --resume THIS_FOLDER
+What is null or auto was left open: the run's choice is under found, and --config chooses again."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkChoice:
-    """Which network is to learn, and from what it starts. Raises BadConfiguration."""
+    """The network that is trained, and the weights that it starts from. Raises BadConfiguration."""
 
-    model: str = "vgg11"
-    """A name that `vggkit models` lists."""
+    model: str = "auto"
+    """A name that `vggkit models` lists. auto: the one that weights names, else vgg11."""
+    blocks: str | None = None
+    """Output channels of each convolution in place of the model's: commas between the convolutions of a block,
+    slashes between blocks, such as 64,64/128,128/256,256."""
     weights: str | None = None
-    """Start from imagenet, the published weights, or from a file of a VGG's weights, such as .pth."""
+    """Weights to start from: imagenet (the published ones), or a file of a VGG's weights, such as .pth. Default:
+    random."""
     head: Head | None = None
-    """fc (the paper's), dense or pool. Without it: the model's, and pool below 128 pixels."""
+    """fc (the paper's fully connected layers), dense (the same as convolutions) or pool (global average pooling and
+    one linear layer). Default: the model's, and pool for images below 128 pixels."""
     until: str | None = None
-    """Cut after this layer: relu3_4 and a pool head on it, or fc6 and fc7, which keep the head up to there."""
+    """Cut the network after this layer, such as relu3_4 (which gets the pool head), fc6 or fc7."""
     image_size: int | None = None
-    """Pixels at which images are fed. Without it: 224, or smaller images' own size."""
+    """Height and width of the network's input in pixels. Default: 224, or for random weights and smaller images
+    their own size."""
     fit_mode: FitMode | None = None
-    """crop (the middle), pad (the whole image on the mean colour) or stretch; of predictions too."""
+    """How images become square, in training and in prediction: crop (the centre), pad (with the mean colour) or
+    stretch. Default: that of the weights, else crop."""
     reduced_decoding: bool = False
-    """Decode large JPEGs at a smaller scale: faster, and slightly other pixels."""
-    channels: int = 3
-    """3, or 1 for grey."""
+    """Decode large JPEGs at a smaller scale, which is faster and changes pixels slightly."""
+    in_channels: int = 3
+    """Number of input channels: 3, 1 for greyscale, or 4 for images that have so many."""
+    mean: tuple[float, ...] = ()
+    """Subtracted from each channel's values in [0, 1], a number for each. Default: the weights', or ImageNet's."""
+    std: tuple[float, ...] = ()
+    """Each channel is divided by it, a number for each. Default: the weights', or ImageNet's."""
     dropout: float | None = None
-    """Chance in [0, 1)."""
+    """Dropout probability in [0, 1). Default: the model's."""
     initialization: Scheme = "kaiming"
-    """How random weights are drawn."""
+    """Scheme by which random weights are initialised."""
     input_convention: str | None = None
-    """What the weights are fed, where unknown: imagenet, caffe, caffe-rgb or caffe-unit."""
+    """Input normalisation that the weights expect, where their file does not tell: imagenet, caffe, caffe-rgb or
+    caffe-unit."""
     allow_partial: bool = False
-    """Take what fits of the weights; the rest stays random, and every key is reported."""
+    """Load the weights that fit and leave the others random; every key is reported."""
 
     def __post_init__(self) -> None:
         _check_types(self)
-        for name in ("image_size", "channels"):
+        for name in ("mean", "std"):
+            given = getattr(self, name)
+            if not isinstance(given, Sequence) or not all(map(is_number, given)):
+                raise BadConfiguration(f"{name} must be numbers, one for each channel; got {given!r}")
+            object.__setattr__(self, name, tuple(given))
+        for name in ("image_size", "in_channels"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise BadConfiguration(f"{name} must be 1 or more; got {value}")
 
+    def resolve(self) -> Self:
+        """The choice with a model's name in place of auto."""
+        if self.model != "auto":
+            return self
+        named = self.weights is not None and is_model_name(self.weights)
+        return replace(self, model=str(self.weights) if named else "vgg11")
+
     @classmethod
     def of(cls, classifier: "Model") -> Self:
-        """What can be told from a Classifier that is there already."""
+        """The choice that an existing Classifier amounts to."""
         network, fed = classifier.configuration, classifier.preprocessing
         return cls(
             model=network.model,
@@ -85,17 +110,17 @@ class NetworkChoice:
             image_size=fed.crop_pixels,
             fit_mode=fed.fit_mode,
             reduced_decoding=fed.reduced_decoding,
-            channels=network.in_channels,
+            in_channels=network.in_channels,
             dropout=network.dropout,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything that `vggkit train` was asked, and what it found. Raises BadConfiguration.
+    """Every option of a training, and what it found. Raises BadConfiguration.
 
-    What was asked and what was chosen are kept apart: choices follow from what was asked, from the data and from
-    the machine, and would not suit what is asked otherwise.
+    Options and choices are kept apart: choices follow from the options, from the data and from the machine, and
+    would not suit other options.
     """
 
     data: str = "digits"
@@ -103,17 +128,17 @@ class RunConfig:
     columns: Columns = field(default_factory=Columns)
     """What a table's columns are called, where their names are not the usual ones."""
     despite_findings: bool = False
-    """Train even where figures would lie, such as a class missing from validation."""
+    """Train even where the figures would be misleading, such as with a class missing from validation."""
     loggers: tuple[str, ...] = ()
-    """Who hears of each epoch beside metrics.csv: tensorboard, wandb, mlflow."""
+    """What receives the figures of each epoch beside metrics.csv: tensorboard, wandb, mlflow."""
     find_learning_rate: bool = False
-    """Look for a learning rate first, by some steps at ever higher rates."""
+    """Search for a learning rate first, in a short run at ever higher rates."""
     from_python: bool = False
     """It was begun from Python, with a Classifier of its own: --config begins with other weights than it did."""
     network: NetworkChoice = field(default_factory=NetworkChoice)
-    """Which network learns."""
+    """The network that is trained."""
     recipe: Recipe = field(default_factory=Recipe)
-    """How it learns, as it was asked."""
+    """How it is trained."""
     found: Mapping[str, Any] = field(default_factory=dict)
     """What the run found, and under chosen what it chose where the recipe leaves it open. --resume needs it; for
     --config it may be left out."""
@@ -126,13 +151,14 @@ class RunConfig:
         if not isinstance(self.found, Mapping):
             raise BadConfiguration(f"found must hold fields and their values; got {self.found!r}")
         object.__setattr__(self, "loggers", tuple(self.loggers))
+        object.__setattr__(self, "network", self.network.resolve())
         object.__setattr__(self, "found", dict(self.found))
         for name in self.loggers:
             if not isinstance(name, str) or name not in LOGGERS:
                 raise BadConfiguration(f"loggers: {UnknownName.of('logger', name, LOGGERS)}")
 
     @property
-    def settled(self) -> Recipe:
+    def resolved(self) -> Recipe:
         """The recipe with what the run chose where it was left open."""
         chosen, usual = self.found.get("chosen"), Recipe().to_dict()
         if not isinstance(chosen, Mapping):
@@ -141,15 +167,10 @@ class RunConfig:
         left_open = {name for name, value in usual.items() if getattr(self.recipe, name) == value}
         return replace(self.recipe, **{name: value for name, value in chosen.items() if name in left_open})
 
-    def record(self, settled: Recipe, found: Mapping[str, Any]) -> Self:
-        """The configuration of a run that learns by the settled recipe, and found so much."""
-        chosen = {name: value for name, value in settled.to_dict().items() if value != getattr(self.recipe, name)}
+    def record(self, resolved: Recipe, found: Mapping[str, Any]) -> Self:
+        """The configuration of a run that is trained by the resolved recipe, and found so much."""
+        chosen = {name: value for name, value in resolved.to_dict().items() if value != getattr(self.recipe, name)}
         return replace(self, found={**found, "chosen": chosen})
-
-    @classmethod
-    def of(cls, classifier: "Model", data: str) -> Self:
-        """What can be told of a training that was begun from Python."""
-        return cls(data=locate(data), network=NetworkChoice.of(classifier), from_python=True)
 
     def write(self, path: str | Path) -> None:
         """Write it as YAML with a comment on each field; raises BadOutput."""
@@ -170,6 +191,7 @@ class RunConfig:
             yield f"{name}:"
             about = read_field_texts(type(section))
             for key, value in asdict(section).items():
+                value = list(value) if isinstance(value, tuple) else value  # noqa: PLW2901
                 yield from _lay_out(key, value, about.get(key, ""), indent="  ")
         yield ""
         yield from _lay_out("found", dict(self.found), texts.get("found", ""))
@@ -200,6 +222,8 @@ class RunConfig:
         given = dict(values)
         for name, kind in (("columns", Columns), ("network", NetworkChoice)):
             if name in given:
+                if name == "network":
+                    given[name] = rename_options(given[name])
                 _check_keys(kind, given[name], name)
                 given[name] = kind(**(given[name] or {}))
         if "recipe" in given:
@@ -213,12 +237,19 @@ class RunConfig:
         return cls(**given)._split_choices()
 
     def _split_choices(self) -> Self:
-        """Earlier versions wrote the settled recipe, and only the names of what was chosen in it."""
+        """Earlier versions wrote the resolved recipe, and only the names of what was chosen in it."""
         names = self.found.get("chosen")
         if not isinstance(names, list):
             return self
         usual = {name: value for name, value in Recipe().to_dict().items() if name in names}
         return replace(self, recipe=replace(self.recipe, **usual)).record(self.recipe, self.found)
+
+
+def rename_options(network: Any) -> Any:
+    """The options of a network, as earlier versions wrote them, by the names of today."""
+    if not isinstance(network, Mapping) or "channels" not in network:
+        return network
+    return {"in_channels" if name == "channels" else name: value for name, value in network.items()}
 
 
 def locate(place: str) -> str:
@@ -228,22 +259,6 @@ def locate(place: str) -> str:
     if place in ("imagenet", *NAMES, *list_models()) and not Path(place).exists():
         return place
     return os.path.abspath(place)  # noqa: PTH100 (a link may be exchanged on purpose; it is not followed)
-
-
-def read_field_texts(kind: type) -> Mapping[str, str]:
-    """The text under each field of a dataclass, on one line; empty where Python keeps no source."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
-    except (OSError, TypeError, SyntaxError):
-        return {}
-    definition = tree.body[0]
-    assert isinstance(definition, ast.ClassDef)
-    texts = {}
-    for above, below in zip(definition.body, definition.body[1:], strict=False):
-        if isinstance(above, ast.AnnAssign) and isinstance(above.target, ast.Name) and isinstance(below, ast.Expr):
-            text = ast.literal_eval(below.value)
-            texts[above.target.id] = " ".join(str(text).split())
-    return texts
 
 
 class _Loader(yaml.SafeLoader):

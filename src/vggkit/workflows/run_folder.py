@@ -9,7 +9,7 @@ import datetime
 import json
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
@@ -21,16 +21,16 @@ from vggkit import __version__
 from vggkit.arguments import demand_path, is_number
 from vggkit.errors import BadCheckpoint, BadOutput, VggkitError
 from vggkit.evaluation.evaluation import Evaluation
-from vggkit.file_locks import take_turn
-from vggkit.files import demand_writable, write_text
-from vggkit.reports.evaluation_page import Story, suggest_steps, write_report
+from vggkit.files import demand_writable, take_turn, write_text
+from vggkit.images.dataset import ImageSample
+from vggkit.reports.evaluation_page import Story, write_report
 from vggkit.reports.plots import PlotEnding
 from vggkit.reports.run_plots import plot_history, write_plots
 from vggkit.weights.card import read_card
 
 if TYPE_CHECKING:
+    from vggkit.training.checkpoint import Epoch
     from vggkit.weights.model import Model
-    from vggkit.workflows.courses import Course, Outcome
 
 RUN_FILE: Final = "run.json"
 SCHEMA_VERSION: Final = 1
@@ -39,7 +39,7 @@ RunStatus = Literal["running", "stopped", "finished", "failed"]
 LOCK: Final = ".lock"
 """Held by the process that trains in the folder."""
 LARGE_TABLE: Final = 1_000_000
-"""Probabilities beyond which the table of answers is Parquet, where that can be written."""
+"""Probabilities beyond which the predictions table is Parquet, where that can be written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,16 +178,24 @@ def demand_new_folder(out: str | Path | None) -> None:
 
 
 @contextmanager
-def new_folder(out: str | Path | None, classifier: "Model") -> Iterator[Path]:
+def new_folder(out: str | Path | None, classifier: "Model", *, begun: bool = False) -> Iterator[Path]:
     """A new or empty folder that no other process has; None: the next free `runs/<model>-<n>`.
 
     Where something fails and nothing was written to it, it goes again. Raises BadOutput.
+
+    Args:
+        out: The folder.
+        classifier: That is trained.
+        begun: Whether it may be that of a run without a state.
     """
-    demand_new_folder(out)
+    if not begun:
+        demand_new_folder(out)
     directory = _make_next(classifier) if out is None else demand_path(out)
     try:
         with hold_folder(directory):
-            if not _is_empty(directory):  # another process was faster
+            if not (
+                _is_empty(directory) or (begun and not (directory / "last.ckpt").exists())
+            ):  # another process was faster
                 raise BadOutput(f"{directory}: is there already; a run takes a new folder, name another with --out")
             yield directory
     except BaseException:
@@ -233,38 +241,48 @@ def _is_empty(directory: Path) -> bool:
     return all(entry.name == LOCK for entry in directory.iterdir())
 
 
-def fill_folder(course: "Course", outcome: "Outcome") -> None:
-    """The table of the answers, the page, and the images."""
-    evaluation, directory = outcome.evaluation, course.directory
+def fill_folder(
+    directory: Path,
+    evaluation: Evaluation,
+    *,
+    images: Sequence[ImageSample],
+    history: "Sequence[Epoch]",
+    best_epoch: int,
+    provenance: Mapping[str, Any],
+    steps: Sequence[tuple[str, str]],
+    plots: PlotEnding | None,
+) -> None:
+    """Write the predictions table, the report and the figures of a training into its run's folder.
+
+    Args:
+        directory: The run's folder.
+        evaluation: Of the best epoch's weights.
+        images: That it was evaluated on.
+        history: Every epoch.
+        best_epoch: The number of the best one.
+        provenance: The trained Classifier's.
+        steps: What may come next, and the command for it.
+        plots: The ending of further files of each figure, in the folder `plots`; None: none.
+    """
     large = evaluation.n * len(evaluation.labels) > LARGE_TABLE and find_spec("pyarrow") is not None
     evaluation.predictions.save(directory / f"results.{'parquet' if large else 'csv'}")
-    write_report(
-        [evaluation],
-        directory / "report.html",
-        images=course.dataset.split(course.measured),
-        story=Story(
-            history=[asdict(epoch) for epoch in outcome.history],
-            best_epoch=outcome.best_epoch,
-            provenance=course.classifier.provenance,
-            steps=suggest_steps(directory, course.dataset.name, is_head_alone=course.recipe.trainable == "head"),
-        ),
+    story = Story(
+        history=[asdict(epoch) for epoch in history], best_epoch=best_epoch, provenance=provenance, steps=steps
     )
+    write_report([evaluation], directory / "report.html", images=images, story=story)
     write_plots(evaluation, directory, "png")
-    if course.plots is not None:
-        _draw_again(course, outcome, course.plots)
-
-
-def _draw_again(course: "Course", outcome: "Outcome", ending: PlotEnding) -> None:
-    """The run's images as a paper takes them."""
-    folder = course.directory / "plots"
-    write_plots(outcome.evaluation, folder, ending)
-    if len(outcome.history) > 1:
-        curve = folder / f"learning_curve.{ending}"
-        plot_history(outcome.history, curve, best_epoch=outcome.best_epoch, title=course.title)
+    title = f"{evaluation.model} on {evaluation.data}"
+    if len(history) > 1 or history[0].learning_rate > 0:
+        plot_history(history, directory / "learning_curve.png", best_epoch=best_epoch, title=title)
+    if plots is not None:
+        write_plots(evaluation, directory / "plots", plots)
+        if len(history) > 1:
+            curve = directory / "plots" / f"learning_curve.{plots}"
+            plot_history(history, curve, best_epoch=best_epoch, title=title)
 
 
 def list_metrics(evaluation: Evaluation, split: str, epoch: int) -> dict[str, Any]:
-    """The headline figures, for the Classifier's own file."""
+    """The main metrics, for the Classifier's own file."""
     return {
         "split": split,
         "top1": evaluation.top1,

@@ -14,8 +14,8 @@ from vggkit.inference.embed import embed
 from vggkit.inference.fingerprint import describe_network, list_differences
 from vggkit.inference.search import SearchResult, VectorIndex
 from vggkit.weights.card import demand_classifier
+from vggkit.weights.hub import is_address
 from vggkit.weights.published_models import is_model_name
-from vggkit.weights.sharing import is_address
 
 if TYPE_CHECKING:
     from vggkit.weights.model import Model

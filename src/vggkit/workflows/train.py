@@ -1,382 +1,336 @@
-"""A training run from images to a measured Classifier: check, settle, learn, evaluate, draw."""
+"""Training from Python: `vggkit.train`, whose options are those of `vggkit train` by the same names."""
 
-import datetime
-import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Final, get_args
 
-import torch
-
 from vggkit.arguments import demand_seconds
-from vggkit.errors import BadCheckpoint, BadConfiguration, BadData
-from vggkit.evaluation.evaluation import Evaluation
-from vggkit.hardware import choose_device, describe_machine, find_peak_memory
+from vggkit.errors import BadConfiguration, BadInput
 from vggkit.images.dataset import ImageDataset
-from vggkit.images.sources.open_dataset import open_dataset
-from vggkit.interruption import hear_signals
-from vggkit.models.vgg import VGG
-from vggkit.reports.loggers import open_loggers
+from vggkit.images.preprocessing import FitMode
+from vggkit.images.sources.tables import Columns
+from vggkit.models.configuration import Configuration, Head, Scheme
+from vggkit.reports.loggers import LoggerName
 from vggkit.reports.plots import PlotEnding
-from vggkit.reports.progress import ProgressLine
-from vggkit.training.by_hand import SetByHand, bring_to_float32, demand_learnable, left_as_found
-from vggkit.training.checkpoint import Checkpoints, Epoch, Progress
-from vggkit.training.recipe import Recipe
-from vggkit.weights.card import demand_classifier, read_card
+from vggkit.training.checkpoint import Epoch
+from vggkit.training.presets import find_preset
+from vggkit.training.recipe import (
+    Augmentation,
+    Balance,
+    Mirror,
+    Monitor,
+    Optimizer,
+    Precision,
+    Recipe,
+    Schedule,
+    Trainable,
+)
 from vggkit.weights.model import Model
-from vggkit.workflows.check import vet
-from vggkit.workflows.courses import BEST, Course
-from vggkit.workflows.preparation import begins_with_probe, describe_start, divide_images, resolve_recipe
-from vggkit.workflows.rate_search import search_rate
-from vggkit.workflows.run_config import RunConfig
-from vggkit.workflows.run_folder import fill_folder, hold_folder, list_metrics, new_folder, track_run
-from vggkit.workflows.solved_heads import learn_at_once
-from vggkit.workflows.steps import learn_by_steps
+from vggkit.workflows.fit_and_record import TrainingRun
+from vggkit.workflows.run_config import NetworkChoice, RunConfig, locate
+from vggkit.workflows.train_inputs import open_inputs
+from vggkit.workflows.training_run import resume_run, start_run
 
-RESULTS: Final = frozenset({"metrics", "seconds", "peak_memory_bytes", "epoch", "calibration", "ranges"})
-"""What a Classifier's provenance says of how a training went."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingRun:
-    """What a training gave."""
-
-    classifier: Model
-    """The best epoch's, as in `best.safetensors`."""
-    directory: Path
-    """The run's folder."""
-    history: tuple[Epoch, ...]
-    """Every epoch; one alone where the head was solved at once."""
-    best_epoch: int
-    """The epoch that was kept: highest validation accuracy, then lowest validation loss."""
-    evaluation: Evaluation
-    """The kept weights on the test split, where the data has one, else on the validation split."""
+BESIDE_RESUME: Final = frozenset(
+    {"data", "resume", "epochs", "device", "save_seconds", "plots", "quiet", "on_epoch"}
+)
+"""Options that may be given with `resume`; a run has all others in its folder."""
 
 
 def train(
-    classifier: Model,
-    data: str | Path | ImageDataset,
-    recipe: Recipe | None = None,
-    *,
-    out: str | Path | None = None,
-    device: str = "auto",
-    despite_findings: bool = False,
-    quiet: bool = False,
-    loggers: Sequence[str] = (),
-    find_learning_rate: bool = False,
-    save_seconds: float = 300.0,
-    plots: PlotEnding | None = None,
-    asked: RunConfig | None = None,
-) -> TrainingRun:
-    """Train a Classifier on labelled images and keep its best epoch.
-
-    Args:
-        classifier: From `Classifier.create` or `load`; its network learns in place, in float32, to which weights
-            of another precision are converted. What was set on it by hand is kept: parameters that need no
-            gradients stay frozen, and modules in evaluation mode in a network in training mode stay in it. In the
-            end each parameter and each module is in the state it was found in.
-        data: What `open_dataset` takes. Without a validation split, a share of each class is held out.
-        recipe: How to learn; None: `Recipe()`.
-        out: The run's folder, new or empty; None: the next free `runs/<model>-<n>`.
-        device: `auto`, `cpu`, `cuda`, `mps`.
-        despite_findings: Train even where `check` finds what makes figures lie, such as a class
-            that is missing from validation.
-        quiet: No progress on standard error.
-        loggers: Who hears of each epoch beside `metrics.csv`: `tensorboard`, `wandb`, `mlflow`.
-        find_learning_rate: Look for a learning rate first, with an image of the search.
-        save_seconds: How often the middle of an epoch is kept for `resume`.
-        plots: Also draw the images of the report as such files, `pdf`, `svg` or `png`, in the folder `plots`.
-        asked: What the command line was asked, for `config.yaml`; None: what can be told from here.
-
-    Images are looked at first: unreadable ones are left out, leakage is warned of. SIGTERM and Ctrl-C
-    are heard between two steps: the state is kept and `KeyboardInterrupt` raised; `resume` goes on.
-
-    Raises BadData where classes are missing or unknown, BadConfiguration, BadOutput, BadInput when the loss
-    diverges.
-    """
-    demand_classifier(classifier, "train")
-    _check_asked(recipe, loggers, plots)
-    stated = recipe = recipe or Recipe()
-    save_seconds = demand_seconds("save_seconds", save_seconds)
-    if find_learning_rate and recipe.learning_rate is not None:
-        raise BadConfiguration(
-            f"learning_rate={recipe.learning_rate:g} is stated, and --find-learning-rate looks for one; leave "
-            "either, in a file by deleting its line"
-        )
-    opened = data if isinstance(data, ImageDataset) else open_dataset(data)
-    opened = opened.spelled_as(classifier.labels)
-    chosen = choose_device(device)
-    demand_learnable(classifier.network)
-    by_hand = SetByHand.of(classifier.network)
-    with ExitStack() as stack:
-        stack.enter_context(left_as_found(classifier.network))
-        stack.enter_context(hear_signals())
-        line = stack.enter_context(ProgressLine(quiet=quiet))
-        directory = stack.enter_context(new_folder(out, classifier))
-        dataset, digests = divide_images(opened, classifier, recipe, stack=stack, line=line)
-        findings: list[str] = []
-
-        def find(sentence: str) -> None:
-            findings.append(sentence)
-            line.log(sentence)
-
-        dataset, contents = vet(dataset, despite_findings=despite_findings, log=find, on_progress=line.show)
-        counts = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
-        line.log(f"{classifier.configuration.model} on {opened.name}: {counts}, {len(dataset.labels)} classes")
-        line.log(describe_start(classifier))
-        recipe, reasons = resolve_recipe(recipe, classifier, dataset, chosen, by_hand=by_hand)
-        reasons += filter(None, [by_hand.describe(classifier.network), bring_to_float32(classifier.network)])
-        for reason in reasons:
-            line.log(reason)
-        solve_first = begins_with_probe(classifier, by_hand)
-        if dropped := [name for name in ("threshold", "ranges") if getattr(classifier, name)]:
-            line.log(f"the {' and the '.join(dropped)} of the Classifier held of its weights as they were: dropped")
-        # Figures of another training are not this one's.
-        lasting = {name: value for name, value in classifier.provenance.items() if name not in RESULTS}
-        classifier.card = replace(classifier.card.of_other_weights(), provenance=lasting)
-        if find_learning_rate:
-            recipe = search_rate(
-                classifier,
-                dataset.split("train"),
-                recipe,
-                device=chosen,
-                by_hand=by_hand,
-                image=directory / "learning_rate_search.png",
-                line=line,
-            )
-        about: dict[str, Any] = {
-            "data": {
-                "name": opened.name,
-                "fingerprint": opened.fingerprint(),
-                "images": {name: len(split) for name, split in dataset.splits.items()},
-                "validation_share": recipe.validation_share,
-                "seed": recipe.seed,
-                "fold": recipe.fold,
-                "learnt": digests["train"],
-                "held_out": {name: digest for name, digest in digests.items() if name != "train"},
-            },
-            "findings": findings,
-            "machine": describe_machine(chosen),
-            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        }
-        asked = replace(
-            asked or RunConfig.of(classifier, opened.name),
-            recipe=stated,
-            find_learning_rate=find_learning_rate,
-            despite_findings=despite_findings,
-            loggers=tuple(loggers),
-        )
-        kept = by_hand.to_dict()
-        config = asked.record(
-            recipe, {**about, **({"by_hand": kept} if kept else {}), **_describe_network(classifier)}
-        )
-        config.write(directory / "config.yaml")
-        course = _plan(
-            classifier,
-            dataset,
-            config,
-            contents,
-            directory=directory,
-            device=chosen,
-            save_seconds=save_seconds,
-            plots=plots,
-            line=line,
-            stack=stack,
-            by_hand=by_hand,
-            solve_first=solve_first,
-        )
-        return _follow(course, Progress(), None)
-
-
-def resume(
-    directory: str | Path,
     data: str | Path | ImageDataset | None = None,
     *,
+    out: str | Path | None = None,
+    config: str | Path | None = None,
+    preset: str | None = None,
+    recipe: Recipe | None = None,
+    resume: str | Path | None = None,
+    model: str | Configuration | Model | None = None,
+    blocks: str | None = None,
+    weights: str | Path | None = None,
+    head: Head | None = None,
+    until: str | None = None,
+    image_size: int | None = None,
+    fit_mode: FitMode | None = None,
+    reduced_decoding: bool | None = None,
+    in_channels: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    dropout: float | None = None,
+    initialization: Scheme | None = None,
+    input_convention: str | None = None,
+    allow_partial: bool | None = None,
+    trainable: Trainable | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    optimizer: Optimizer | None = None,
+    learning_rate: float | None = None,
+    layer_decay: float | None = None,
+    momentum: float | None = None,
+    weight_decay: float | None = None,
+    schedule: Schedule | None = None,
+    step_epochs: int | None = None,
+    warmup_epochs: float | None = None,
+    clip_norm: float | None = None,
+    accumulate: int | None = None,
+    precision: Precision | None = None,
+    freeze_norm: bool | None = None,
+    ema_decay: float | None = None,
+    patience: int | None = None,
+    monitor: Monitor | None = None,
+    label_smoothing: float | None = None,
+    augmentation: Augmentation | None = None,
+    mirror: Mirror | None = None,
+    rand_augment: int | None = None,
+    random_erasing: float | None = None,
+    mixup: float | None = None,
+    cutmix: float | None = None,
+    balance: Balance | None = None,
+    views: int | None = None,
+    validation_share: float | None = None,
+    fold: str | None = None,
+    seed: int | None = None,
+    find_learning_rate: bool | None = None,
+    path_column: str | None = None,
+    label_column: str | None = None,
+    split_column: str | None = None,
+    group_column: str | None = None,
+    root: str | None = None,
+    suffix: str | None = None,
+    despite_findings: bool | None = None,
+    loggers: Sequence[LoggerName] | None = None,
+    plots: PlotEnding | None = None,
+    save_seconds: float = 300.0,
     device: str = "auto",
     quiet: bool = False,
-    save_seconds: float = 300.0,
-    plots: PlotEnding | None = None,
+    on_epoch: Callable[[Epoch], object] | None = None,
 ) -> TrainingRun:
-    """Go on with a run that was stopped or killed, to the very weights it would have had.
+    """Train a Classifier on labelled images, keep its best epoch, and evaluate it.
 
-    On one machine's CPU these are equal bit for bit.
+    The folder holds a subfolder for each class, or train/ and val/ (valid/, validation/, test/) that do; without
+    splits, a share of each class is held out. Every option is that of `vggkit train`, by the same name; None leaves
+    an option to `config`, `preset` or `recipe`, where one of these is given, else to its default. What the options
+    leave open (`auto`, or None) is chosen by the network, the data and the machine.
+
+    A Classifier that is given as `model` is trained in place, in float32. What was set on its network by hand is
+    kept: parameters that need no gradients stay frozen, and modules in evaluation mode in a network in training
+    mode stay in it.
+
+    Ctrl-C and SIGTERM end a training between two steps: its state is kept, and `resume` continues it.
 
     Args:
-        directory: The run's folder.
-        data: The same images; None: where the run had them.
-        device: `auto`, `cpu`, `cuda`, `mps`.
-        quiet: No progress on standard error.
-        save_seconds: How often the middle of an epoch is kept.
-        plots: As in `train`.
+        data: A folder, a table, tar shards, Parquet, hf://datasets/owner/name, a name such as digits or cifar10, or
+            an opened ImageDataset. Without it: that of config or resume, else digits.
+        out: The run's folder, new or empty. Without it: the next free runs/<model>-<n>.
+        config: A run's folder or its config.yaml: begin with all of its options; options given beside it win.
+        preset: quick, small-images, modern, paper or torchvision: begin with a recipe of that name; options given
+            beside it win.
+        recipe: A Recipe to begin with, in place of a preset; options given beside it win.
+        resume: A run's folder: continue it where it stopped, to the very weights it would have had. Only data,
+            epochs, device, save_seconds, plots and quiet go with it; with more epochs than it had, the schedule of
+            the learning rate is stretched to them.
+        model: A name that `vggkit models` lists, a Configuration, or a Classifier or Model, whose network is then
+            trained in place. Default: the model that weights names, else vgg11.
+        blocks: Output channels of each convolution in place of the model's: commas between the convolutions of a
+            block, slashes between blocks, such as 64,64/128,128/256,256.
+        weights: Weights to start from: imagenet (the published ones), or a file of a VGG's weights, such as .pth.
+            Default: random.
+        head: fc (the paper's fully connected layers), dense (the same as convolutions) or pool (global average
+            pooling and one linear layer). Default: the model's, and pool for images below 128 pixels.
+        until: Cut the network after this layer, such as relu3_4 (which gets the pool head), fc6 or fc7.
+        image_size: Height and width of the network's input in pixels. Default: 224, or for random weights and
+            smaller images their own size.
+        fit_mode: How images become square, in training and in prediction: crop (the centre), pad (with the mean
+            colour) or stretch. Default: that of the weights, else crop.
+        reduced_decoding: Decode large JPEGs at a smaller scale, which is faster and changes pixels slightly.
+        in_channels: Number of input channels: 3, 1 for greyscale, or 4 for images that have so many.
+        mean: Subtracted from each channel's values in [0, 1], a number for each; None: the weights', or ImageNet's.
+        std: Each channel is divided by it, a number for each; None: as for mean.
+        dropout: Dropout probability in [0, 1). Default: the model's.
+        initialization: Scheme by which random weights are initialised.
+        input_convention: Input normalisation that the weights expect, where their file does not tell: imagenet,
+            caffe, caffe-rgb or caffe-unit.
+        allow_partial: Load the weights that fit and leave the others random; every key is reported.
+        trainable: Which layers are trained. head: the last layer alone, on features that are computed once. top:
+            the fully connected layers and the last block of convolutions. all: all layers. gradual: the fully
+            connected layers first, then one more block after another. auto: head for few images and loaded weights,
+            else all.
+        epochs: Number of passes over the training images; trainable=head needs none.
+        batch_size: Images in a batch. Default: as many as fit in memory and the machine computes fast, at most 32
+            at 224 pixels.
+        optimizer: sgd (with Nesterov momentum), adamw, or muon (Muon for convolutions and AdamW for the rest).
+        learning_rate: Peak learning rate. Default: chosen by the optimizer, the batch size, batch norm and the
+            origin of the weights.
+        layer_decay: Factor in (0, 1] by which the learning rate decreases from each layer to the one below it.
+        momentum: Momentum of sgd and muon, in [0, 1).
+        weight_decay: Weight decay of kernels and matrices; biases and norms have none. Default: 5e-4 (added to the
+            gradient) for sgd, 0.05 (decoupled) for the others.
+        schedule: Learning rate after the warm-up: cosine (decays to zero), step (divided by 10 every step_epochs),
+            one-cycle (rises for 30 % of the steps, then decays to zero), or constant.
+        step_epochs: For schedule=step: number of epochs between divisions by 10. Default: a third of all epochs.
+        warmup_epochs: Number of epochs in which the learning rate rises from near zero, at most half of all.
+            Without a warm-up a VGG without batch norm may diverge.
+        clip_norm: Maximum norm of the gradient of all weights together, to which a longer one is scaled; 0: no
+            limit.
+        accumulate: Number of batches whose gradients are accumulated for one optimizer step.
+        precision: fp32. bf16: compute in bfloat16, with master weights in float32. amp: torch's autocast. auto:
+            bf16 where the processor or GPU supports it, else fp32.
+        freeze_norm: Keep batch norm as it is: its weights, biases and running statistics.
+        ema_decay: Evaluate and save an exponential moving average of the weights, with this decay in (0, 1).
+        patience: Stop early, after this number of epochs without a lower validation loss.
+        monitor: Which figure of the validation images chooses the best epoch, whose weights are kept: top1 (then
+            the loss), loss, or macro-f1 (then the loss), in which rare classes count as much as frequent ones.
+        label_smoothing: Probability in [0, 1) of the target that is distributed evenly over all classes.
+        augmentation: photo: random resized crops. shift: random translations by a few pixels. auto: photo for
+            images of 64 pixels or more, else shift.
+        mirror: Horizontal flips. random: with probability 0.5. alternating: in every second epoch (Jordan 2024).
+            auto: random with augmentation=photo, else none, as small images may be letters or digits.
+        rand_augment: Magnitude, 0 to 30, of RandAugment with two operations; 9 is usual.
+        random_erasing: Probability in [0, 1] that a random rectangle of an image is erased.
+        mixup: Alpha of mixup, which blends images of a batch; 0.2 is usual, 0 is none.
+        cutmix: Alpha of CutMix, which pastes rectangles between images of a batch; 1 is usual, 0 is none. With
+            mixup too, each batch gets one of the two at random.
+        balance: For uneven classes. weights: weigh the loss by inverse class frequency. sampling: draw rare classes
+            more often.
+        views: For trainable=head: number of views of each image, the first as in prediction, the others augmented.
+        validation_share: Fraction in (0, 1) of each class that is held out where the data has no validation split.
+        fold: Cross-validation, such as 2/5: validate on the second of five folds and train on the others. The
+            data's own train and val splits are joined.
+        seed: Seed of every random draw.
+        find_learning_rate: Search for a learning rate first, in a short run at ever higher rates.
+        path_column: The table's column with the images' files, or with the images themselves.
+        label_column: The table's column with the classes.
+        split_column: The table's column with the split: train, val or test.
+        group_column: The table's column whose equal values stay in one split: a patient, a place, a burst; None:
+            `group`.
+        root: Folder that the table's paths are relative to; None: the table's own.
+        suffix: Ending that the table's paths lack, such as .jpg; None: files are looked for with any.
+        despite_findings: Train even where the figures would be misleading, such as with a class missing from
+            validation.
+        loggers: What receives the figures of each epoch beside metrics.csv: tensorboard, wandb, mlflow.
+        plots: Also write the figures of the report to pdf, svg or png files, in the folder plots.
+        save_seconds: How often the state within an epoch is kept for resume, in seconds.
+        device: auto, cpu, cuda or mps.
+        quiet: No progress on standard error; warnings stay. What is said goes to the logger `vggkit` of Python's
+            logging in any case.
+        on_epoch: Called with each Epoch when it is over and its state is kept; a true value ends the training with
+            it, and what follows is as ever: the best epoch is evaluated and the report is written. A run that ended
+            so can be gone on with by `resume`. Epoch 0 is the linear probe that a fine-tuning may begin with.
 
-    Raises BadCheckpoint where there is nothing to go on from or the recipe was changed, BadData where the
-    images are not the same any more, and what `train` raises.
+    Raises:
+        BadConfiguration: For options that cannot be, or contradict each other; the message names the option.
+        UnknownName: For a model or preset that does not exist; the message suggests the nearest name.
+        BadData: Where the data cannot be read, or a class is missing from a split.
+        BadCheckpoint: For a file of weights that does not fit, or a run that cannot be resumed.
+        BadOutput: For a run's folder that is not empty or cannot be written.
+        BadInput: When the loss diverges, and lower learning rates do not help.
+
+    >>> run = train("photos/", model="vgg11_bn", epochs=3)  # doctest: +SKIP
+    >>> run.classifier.predict("photo.jpg")  # doctest: +SKIP
+    >>> run = train("photos/", on_epoch=lambda epoch: epoch.val_top1 > 0.95)  # doctest: +SKIP
     """
-    directory = Path(directory)
-    save_seconds = demand_seconds("save_seconds", save_seconds)
-    if not (directory / "config.yaml").is_file():
-        raise BadCheckpoint(f"{directory}: is not a run's folder, it has no config.yaml")
-    if not (directory / "last.ckpt").is_file():
-        raise BadCheckpoint(
-            f"{directory}: has no last.ckpt; it was stopped before its first step. Begin it again: "
-            f"vggkit train --config {directory / 'config.yaml'}"
-        )
-    config = RunConfig.read(directory / "config.yaml")
-    before = config.found.get("data")
-    if not (
-        {"machine", "started"} <= config.found.keys()
-        and isinstance(before, Mapping)
-        and {"fingerprint", "images"} <= before.keys()
-    ):
-        raise BadCheckpoint(
-            f"{directory / 'config.yaml'}: its section found is not whole, by which --resume knows the run; "
-            "put it back, or begin a new run with --config"
-        )
-    card, recipe, chosen = read_card(directory / "last.ckpt"), config.settled, choose_device(device)
-    with torch.device("meta"):
-        network = VGG(card.configuration)
-    classifier = Model(
-        network,
-        labels=card.labels,
-        preprocessing=card.preprocessing,
-        origin=card.origin,
-        provenance=card.provenance,
-    )
-    by_hand = SetByHand.from_dict(config.found.get("by_hand", {}))
-    opened = data if isinstance(data, ImageDataset) else open_dataset(data or config.data, columns=config.columns)
-    opened = opened.spelled_as(classifier.labels)
-    with ExitStack() as stack:
-        stack.enter_context(hear_signals())
-        line = stack.enter_context(ProgressLine(quiet=quiet))
-        stack.enter_context(hold_folder(directory))
-        if opened.fingerprint() != before["fingerprint"]:
-            now = sum(len(split) for split in opened.splits.values())
-            raise BadData(
-                f"{opened.name}: is not what this run was begun with: {sum(before['pictures'].values())} readable "
-                f"images then, {now} files now, and some are gone, new or others. Put them back as they were, or "
-                f"begin a new run: vggkit train --config {directory / 'config.yaml'}"
-            )
-        dataset, _ = divide_images(opened, classifier, recipe, stack=stack, line=line)
-        dataset, contents = vet(
-            dataset, despite_findings=config.despite_findings, log=line.log, on_progress=line.show
-        )
-        course = _plan(
-            classifier,
-            dataset,
-            config,
-            contents,
-            directory=directory,
-            device=chosen,
-            save_seconds=save_seconds,
-            plots=plots,
-            line=line,
-            stack=stack,
-            by_hand=by_hand,
-            solve_first=begins_with_probe(classifier, by_hand),
-        )
-        state, progress = course.checkpoints.read_last()
-        start = {key.removeprefix("network/"): value for key, value in state.items() if key.startswith("network/")}
-        network.load_state_dict(start, assign=True)
-        by_hand.restore(network.requires_grad_(True))
-        line.log(f"going on with {directory}: epoch {progress.epoch}, after {progress.batches} of its batches")
-        return _follow(course, progress, state)
-
-
-def _check_asked(recipe: object, loggers: object, plots: object) -> None:
-    """Raise BadConfiguration for what would be noticed late, or misread."""
+    options = {name: value for name, value in locals().items() if value is not None}
+    if isinstance(data, Model):
+        raise BadInput("train takes the data first, and a Classifier as model: train(data, model=classifier)")
     if recipe is not None and not isinstance(recipe, Recipe):
-        raise BadConfiguration(f"a recipe is a vggkit.Recipe, such as Recipe(epochs=3); got {recipe!r:.100}")
+        raise BadConfiguration(f"recipe must be a vggkit.Recipe, such as Recipe(epochs=3); got {recipe!r:.100}")
     if isinstance(loggers, str):
         raise BadConfiguration(f"loggers must be a list of names; write loggers=[{loggers!r}]")
     if plots is not None and plots not in get_args(PlotEnding):
         raise BadConfiguration(f"plots must be one of {', '.join(get_args(PlotEnding))}; got {plots!r}")
-
-
-def _identify(config: RunConfig, contents: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """What a run's states belong to; one that is not the same to the last bit is another run."""
-    return {
-        "recipe": config.settled.to_dict(),
-        "network": asdict(config.network),
-        "by_hand": dict(config.found.get("by_hand", {})),
-        "images": dict(contents),
-    }
-
-
-def _plan(
-    classifier: Model,
-    dataset: ImageDataset,
-    config: RunConfig,
-    contents: Mapping[str, str],
-    *,
-    directory: Path,
-    device: torch.device,
-    save_seconds: float,
-    plots: PlotEnding | None,
-    line: ProgressLine,
-    stack: ExitStack,
-    by_hand: SetByHand,
-    solve_first: bool,
-) -> Course:
-    """The course of a run, new or old: what it is stands in its configuration."""
-    recipe = config.settled
-    return Course(
-        classifier=classifier,
-        dataset=dataset,
-        recipe=recipe,
-        directory=directory,
+    if on_epoch is not None and not callable(on_epoch):
+        raise BadConfiguration(f"on_epoch must be a function of an Epoch, such as print; got {on_epoch!r:.100}")
+    save_seconds = demand_seconds("save_seconds", save_seconds)
+    if resume is not None:
+        _refuse_others(options)
+        return resume_run(
+            resume,
+            data,
+            epochs=epochs,
+            device=device,
+            quiet=quiet,
+            save_seconds=save_seconds,
+            plots=plots,
+            on_epoch=on_epoch,
+        )
+    asked = _gather(options)
+    built = model if isinstance(model, Model | Configuration) else None
+    dataset = data
+    if not isinstance(dataset, ImageDataset):
+        dataset = open_inputs(asked, data=str(data or ""), out=out, quiet=quiet, check_network=built is None)
+    return start_run(
+        asked,
+        dataset,
+        model=built,
+        out=out,
         device=device,
-        checkpoints=Checkpoints(directory, card=classifier.card, identity=_identify(config, contents)),
-        provenance={
-            **{
-                name: config.found[name]
-                for name in ("data", "findings", "machine", "started")
-                if name in config.found
-            },
-            "recipe": recipe.to_dict(),
-        },
-        line=line,
-        loggers=stack.enter_context(
-            open_loggers(config.loggers, directory, config=recipe.to_dict(), title=directory.name, log=line.log)
-        ),
+        quiet=quiet,
         save_seconds=save_seconds,
         plots=plots,
-        by_hand=by_hand,
-        solve_first=solve_first,
+        on_epoch=on_epoch,
     )
 
 
-def _follow(course: Course, progress: Progress, state: Mapping[str, torch.Tensor] | None) -> TrainingRun:
-    """Learn, and write down what came of it; whoever stops it is told how to go on."""
-    started, classifier = time.monotonic(), course.classifier
-    earlier = sum(epoch.seconds for epoch in progress.history) + progress.seconds
-    kept = course.directory / "last.ckpt"
-    with (
-        hear_signals(lambda: f"vggkit train --resume {course.directory}" if kept.is_file() else "") as signals,
-        track_run(course.directory, epochs=1 if course.recipe.trainable == "head" else course.recipe.epochs) as run,
-    ):
-        if course.recipe.trainable == "head":
-            outcome = learn_at_once(course)
-        else:
-            outcome = learn_by_steps(course, progress, state, signals=signals, run=run)
-        run.advance(epoch=outcome.history[-1].epoch, best_epoch=outcome.best_epoch)
-        classifier.save(
-            course.directory / BEST,
-            provenance={
-                "metrics": list_metrics(outcome.evaluation, course.measured, outcome.best_epoch),
-                "seconds": round(earlier + time.monotonic() - started, 1),
-                "peak_memory_bytes": find_peak_memory(),
-            },
+def _gather(options: Mapping[str, Any]) -> RunConfig:
+    """The configuration of a run from options by name, which win over `config`, `preset` and `recipe`."""
+    bases = [name for name in ("config", "preset", "recipe") if name in options]
+    if len(bases) > 1:
+        raise BadConfiguration(
+            f"{' and '.join(bases)} both say how to train; give one of them, and change it by options"
         )
-        course.line.show("writing the report", 0, None)
-        fill_folder(course, outcome)
-    return TrainingRun(classifier, course.directory, outcome.history, outcome.best_epoch, outcome.evaluation)
-
-
-def _describe_network(classifier: Model) -> dict[str, Any]:
-    return {
-        "configuration": classifier.configuration.to_dict(),
-        "preprocessing": classifier.preprocessing.to_dict(),
-        "labels": list(classifier.labels),
+    base = RunConfig.read(options["config"]) if "config" in options else RunConfig()
+    recipe: Recipe = options.get("recipe") or base.recipe
+    if "preset" in options:
+        recipe = find_preset(options["preset"]).recipe
+    if "find_learning_rate" in options and "learning_rate" not in options and "config" in options:
+        recipe = replace(recipe, learning_rate=None)  # of a rate that is given and one that is searched, the newer
+    given = {
+        kind: {field.name: options[field.name] for field in fields(kind) if field.name in options}
+        for kind in (NetworkChoice, Recipe, Columns)
     }
+    network, model, data = given[NetworkChoice], options.get("model"), options.get("data")
+    if isinstance(model, Model):
+        if others := sorted(network.keys() - {"model"}):
+            raise BadConfiguration(
+                f"{others[0]} is an option of a new network, and model={model!r} is trained as it is; leave it out"
+            )
+        base = replace(base, network=NetworkChoice.of(model))
+        network = {}
+    elif isinstance(model, Configuration):
+        network["model"] = model.model
+    elif model is not None and not isinstance(model, str):
+        raise BadConfiguration(
+            f"model must be a name of vggkit.list_models(), a Configuration or a Classifier; got {model!r:.100}"
+        )
+    if "weights" in network:
+        network["weights"] = locate(str(network["weights"]))
+    columns = given[Columns]
+    if "root" in columns:
+        columns["root"] = locate(str(columns["root"])) if Path(str(columns["root"])).is_dir() else columns["root"]
+    if data is not None:
+        base = replace(base, data=locate(data.name if isinstance(data, ImageDataset) else str(data)))
+    # A configuration and a Classifier name their model; without them the weights may name it.
+    begun = base.network if "config" in options or isinstance(model, Model) else NetworkChoice()
+    searched = options.get("find_learning_rate", base.find_learning_rate and "learning_rate" not in options)
+    return replace(
+        base,
+        columns=replace(base.columns, **columns),
+        despite_findings=options.get("despite_findings", base.despite_findings),
+        loggers=tuple(options.get("loggers", base.loggers)),
+        find_learning_rate=searched,
+        from_python=isinstance(model, Model | Configuration) or isinstance(data, ImageDataset),
+        network=replace(begun, **network),
+        recipe=replace(recipe, **given[Recipe]),
+        found={},
+    )
+
+
+def _refuse_others(options: Mapping[str, Any]) -> None:
+    usual = {"find_learning_rate": False}
+    others = [name for name in options if name not in BESIDE_RESUME and options[name] != usual.get(name)]
+    if others:
+        raise BadConfiguration(
+            f"{others[0]} does not go with resume: a run continues as it began. For a new run like it: "
+            "train(config=RUN), with the options that are to differ"
+        )

@@ -1,62 +1,17 @@
-"""A folder with a subfolder of images for each class, or with splits that hold them.
-
-Links are followed, to files and to folders, and what is skipped is counted.
-"""
+"""The files and folders below a folder: links are followed, and what is skipped is counted."""
 
 import errno
 import os
 from collections import deque
 from collections.abc import Hashable, Iterator
-from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
 from vggkit.errors import BadData
-from vggkit.images.dataset import ImageSample
 from vggkit.images.file_kinds import FIRST_BYTES, is_image_start, is_junk, tell_by_name
 from vggkit.images.omissions import Reading
-from vggkit.images.splits import SPLITS
 
 Kind = Literal["folder", "linked folder", "file", "broken", "loop", "other"]
-
-
-def read_folder(folder: Path, reading: Reading) -> Iterator[tuple[str | None, ImageSample]]:
-    """(Split, image) of a folder that holds a subfolder for each class, or `train`, `val` … that do.
-
-    Raises BadData where classes are missing or empty, or splits stand beside classes.
-    """
-    inside = _folders(folder, reading)
-    if inside and all(child.name.lower() in SPLITS for child in inside):
-        for child, first in combinations(inside, 2):
-            if (split := SPLITS[child.name.lower()]) == SPLITS[first.name.lower()]:
-                raise BadData(
-                    f"{folder}: holds the split {split} twice, as {child.name} and as {first.name}; keep one"
-                )
-        splits = [(SPLITS[child.name.lower()], child, _folders(child, reading)) for child in inside]
-    else:
-        _refuse_mixture(folder, inside)
-        splits = [("all", folder, inside)]
-    filled, empty = set(), {}
-    for split, place, classes in splits:
-        _demand_classes(place, classes)
-        for child in classes:
-            met = Reading()
-            held = False
-            for file in iterate_files(child, met):
-                held = True
-                yield None if split == "all" else split, ImageSample(str(file), child.name)
-            reading.take(met)
-            if held:
-                filled.add(child.name)
-            else:
-                empty[child.name] = child, met
-    # A class that is missing from one split alone is for those who use the splits to judge.
-    for name, (child, met) in empty.items():
-        if name not in filled:
-            said = "; ".join(omission.describe() for omission in met.list_omissions())
-            raise BadData(
-                f"{child}: holds no images; remove the folder or fill it" + (f" ({said})" if said else "")
-            )
 
 
 def walk(folder: Path, reading: Reading, *, wanted: tuple[str, ...] = ()) -> Iterator[Path]:
@@ -177,26 +132,7 @@ def _number(folder: Path) -> Hashable:
     return (found.st_dev, found.st_ino) if found.st_ino else os.path.realpath(folder)
 
 
-def _refuse_mixture(folder: Path, inside: list[Path]) -> None:
-    mixed = [child.name for child in inside if child.name.lower() in ("train", "val", "valid", "validation")]
-    if mixed:
-        others = [child.name for child in inside if child.name.lower() not in SPLITS]
-        raise BadData(
-            f"{folder}: holds {', '.join(mixed)} beside {', '.join(others[:3])}; "
-            "are these splits or classes? Keep only splits, or only classes, at this level"
-        )
-
-
-def _demand_classes(folder: Path, classes: list[Path]) -> None:
-    if not classes:
-        loose = sum(1 for _ in iterate_files(folder, Reading()))
-        raise BadData(
-            f"{folder}: has no subfolders, and each class needs one with its images"
-            + (f" ({loose} images lie loose here)" if loose else "")
-        )
-
-
-def _folders(folder: Path, reading: Reading) -> list[Path]:
+def list_subfolders(folder: Path, reading: Reading) -> list[Path]:
     """The folders in a folder, linked ones too; files beside them are in no class, and counted."""
     inside = []
     for path, kind in _list(folder, reading):

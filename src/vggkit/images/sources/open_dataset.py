@@ -15,7 +15,8 @@ from vggkit.images.file_kinds import SUFFIXES
 from vggkit.images.given import ImageSources, lack_images, take_sources
 from vggkit.images.omissions import Reading
 from vggkit.images.sources import hub_sets, parquet, public_sets, tables, tar_shards
-from vggkit.images.sources.folders import is_image, iterate_files, read_folder, walk
+from vggkit.images.sources.folders import is_image, iterate_files, walk
+from vggkit.images.sources.layouts import read_folder
 from vggkit.images.sources.locations import Place, Whole, expand, is_address, is_pattern
 from vggkit.images.sources.tables import Columns
 
@@ -46,7 +47,7 @@ def open_dataset(place: str | Path, *, columns: Columns = Columns()) -> ImageDat
             - `-`: a table on standard input.
         columns: What a table's columns are called, where their names are not the usual ones.
 
-    What lies there and is no image of it is counted in `skipped`, and what is odd about labels in `remarks`.
+    What lies there and is no image of it is counted in `skipped`.
 
     Raises BadData where no labelled images are found or a table gives several labels to an image, UnknownName
     for a name that is none of these, BadDownload, BadOutput and MissingExtra.
@@ -258,17 +259,14 @@ def _read_standard_input(columns: Columns, reading: Reading) -> Labelled:
     header = [cell.strip(' "').lower() for cell in text.lstrip().partition("\n")[0].replace(";", ",").split(",")]
     if any(name in tables.USUAL["path"] or name == columns.path_column for name in header):
         rows = tables.read_rows(io.StringIO(text, newline=""), "standard input", columns, reading)
-        return tables.locate_rows(rows, Path(), "standard input")
-    return (
-        (None, ImageSample(tables.locate(line, Path())))
-        for line in tables.read_lines(io.StringIO(text, newline=""))
-    )
+        return tables.locate_rows(rows, Path(), "standard input", columns)
+    lines = io.StringIO(text, newline="")
+    return ((None, image) for image in tables.locate_lines(lines, Path(), "standard input"))
 
 
 def _read_list(path: Path) -> Iterator[ImageSample]:
     with tables.open_text(path) as text:
-        for line in tables.read_lines(text):
-            yield ImageSample(tables.locate(line, path.parent))
+        yield from tables.locate_lines(text, path.parent, str(path))
 
 
 def _without_split(labelled: Labelled) -> Iterator[ImageSample]:

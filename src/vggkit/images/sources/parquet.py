@@ -40,9 +40,8 @@ def read_parquet(
     for file in files:
         rows = ParquetImages(file, columns)
         if rows.column is None:
-            yield from locate_rows(
-                read_records(rows.records(), str(file), rows.found, reading), Path(str(file)).parent, str(file)
-            )
+            said = read_records(rows.records(), str(file), rows.found, reading)
+            yield from locate_rows(said, Path(str(file)).parent, str(file), columns)
         else:
             yield from rows.images(reading)
 

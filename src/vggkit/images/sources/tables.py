@@ -6,26 +6,29 @@ The columns are found by the names that people use, or are stated.
 import codecs
 import csv
 import math
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any, Final, TextIO
 
 from vggkit.errors import BadData, UnknownName
 from vggkit.escaping import restore_cell
 from vggkit.images.dataset import ImageSample
-from vggkit.images.omissions import Reading
-from vggkit.images.sources.locations import is_address
-from vggkit.images.splits import SPLITS
+from vggkit.images.omissions import Reading, UnlabelledTable
+from vggkit.images.sources.table_columns import lay_out
+from vggkit.images.sources.table_paths import choose_way, find_base
+from vggkit.images.splits import tell_split
 
 ENDINGS: Final = (".csv", ".tsv")
+LOOKED_AT: Final = 1000
+"""Rows by which it is decided what the columns are and where the files lie."""
 USUAL: Final[Mapping[str, tuple[str, ...]]] = {
     "path": (
         *("path", "file", "filename", "file_name", "filepath", "file_path"),
         *("image", "image_path", "img", "img_path", "picture"),
+        *("image_name", "image_id", "img_name", "img_id", "id_code", "id"),
     ),
     "label": ("label", "class", "category", "target", "class_name", "label_name", "species", "y"),
     "split": ("split", "subset", "part", "partition", "set"),
@@ -46,6 +49,10 @@ class Columns:
     """The table's column with the split: train, val or test."""
     group_column: str | None = None
     """The table's column whose equal values stay in one split: a patient, a place, a burst; None: `group`."""
+    root: str | None = None
+    """Folder that the table's paths are relative to. Default: the table's own."""
+    suffix: str | None = None
+    """Ending that the table's paths lack, such as .jpg. Default: files are looked for with any."""
 
     def find(self, names: Sequence[str], *, table: str) -> dict[str, str]:
         """The name of each column that there is, by `path`, `label`, `split` and `group`.
@@ -80,36 +87,46 @@ def read_csv(table: Path, columns: Columns, reading: Reading) -> Iterator[tuple[
 
     Comma, semicolon or tab between the cells; UTF-8, UTF-16 with its mark, or Windows-1252. Spaces around a cell
     are no part of it, unless it is quoted. An apostrophe before what a spreadsheet would take for a formula is
-    removed, as `escaping.defuse_cell` puts it there.
+    removed, as `escaping.defuse_cell` puts it there. A first line that is an image's is no header.
 
     Raises BadData where there is no column of paths, or a row has no path.
     """
     with open_text(table) as text:
-        yield from locate_rows(read_rows(text, str(table), columns, reading), table.parent, str(table))
+        rows = read_rows(text, str(table), columns, reading)
+        yield from locate_rows(rows, table.parent, str(table), columns)
 
 
 def read_rows(text: TextIO, name: str, columns: Columns, reading: Reading) -> Iterator[Row]:
     """The rows of a CSV table's text, its first line the names of the columns; raises BadData."""
+    cells = _read_cells(text, name)
+    first, names = next(cells, (0, []))
+    head = list(islice(cells, LOOKED_AT))
+    found = columns.find(names, table=name)
+    layout = lay_out(names, found, [row for _, row in head], table=name)
+    if "label" not in layout.roles and not layout.one_hot:
+        others = [each for at, each in enumerate(names) if at not in layout.roles.values()]
+        reading.unlabelled_table = UnlabelledTable(name, tuple(others) if layout.has_header else ())
+    for line, row in chain([] if layout.has_header else [(first, names)], head, cells):
+        said = layout.read(row, f"{name}, line {line}")
+        yield _check_row(
+            {role: _restore(cell, role) for role, cell in said.items()}, f"{name}, line {line}", reading
+        )
+
+
+def _read_cells(text: TextIO, name: str) -> Iterator[tuple[int, list[str]]]:
+    """(Line number, cells) of each row that is not empty; raises BadData."""
     header = next((line for line in text if line.strip()), "")
     text.seek(0)
     delimiter = max(",;\t", key=header.count)
     lines: list[str] = []
     try:
         # Before a quote, too, a space is no part of the cell.
-        rows = csv.DictReader(_keep(text, lines), delimiter=delimiter, skipinitialspace=True, strict=True)
-        names = [column for column in rows.fieldnames or () if column is not None]
-        found = columns.find(names, table=name)
-        if "path" not in found:
-            raise BadData(
-                f"{name}: has no column of images' paths, but {', '.join(map(repr, names)) or 'nothing'}; "
-                "call it path, or name it with --path-column"
-            )
-        lines.clear()
-        for values in rows:
+        rows = csv.reader(_keep(text, lines), delimiter=delimiter, skipinitialspace=True, strict=True)
+        for row in rows:
             written = "".join(lines)
             lines.clear()
-            cells = {role: _restore(_trim(values[column], written), role) for role, column in found.items()}
-            yield _check_row(cells, f"{name}, line {rows.line_num}", reading)
+            if row:
+                yield rows.line_num, [_trim(cell, written) for cell in row]
     except csv.Error as problem:
         raise BadData(f"{name}: is not a table that can be read ({problem})") from problem
 
@@ -133,46 +150,33 @@ def _keep(text: Iterable[str], lines: list[str]) -> Iterator[str]:
         yield line
 
 
-def _trim(cell: str | None, written: str) -> str | None:
+def _trim(cell: str, written: str) -> str:
     """A cell without the spaces behind it, where in its row as it is written no quote stands behind them."""
-    if cell is None or cell == cell.rstrip() or '{}"'.format(cell.replace('"', '""')) in written:
+    if cell == cell.rstrip() or '{}"'.format(cell.replace('"', '""')) in written:
         return cell
     return cell.rstrip()
 
 
-def locate_rows(rows: Iterator[Row], folder: Path, name: str) -> Iterator[tuple[str | None, ImageSample]]:
+def locate_rows(
+    rows: Iterator[Row],
+    folder: Path,
+    name: str,
+    columns: Columns = Columns(),
+) -> Iterator[tuple[str | None, ImageSample]]:
     """(Split, image) of each row; raises BadData where of the first thousand files none exists."""
-    head = list(islice(rows, 1000))
-    if head and not any(_is_there(locate(row.path, folder)) for row in head):
-        raise BadData(
-            f"{name}: none of its images exists, the first is {locate(head[0].path, folder)}; "
-            "paths are read from the folder that the table lies in"
-        )
+    head = list(islice(rows, LOOKED_AT))
+    base = find_base(folder, columns.root, name=name)
+    find = choose_way([row.path for row in head], base, name=name, suffix=columns.suffix)
     for row in chain(head, rows):
-        yield row.split, ImageSample(locate(row.path, folder), row.label, group=row.group)
+        yield row.split, ImageSample(find(row.path), row.label, group=row.group)
 
 
-def locate(written: str, folder: Path) -> str:
-    """The file that a table or list means, relative to a folder; or an address.
-
-    Where there is none of just this name, one with Windows' backslashes, without outer spaces, or in the other form
-    of Unicode is taken: macOS writes names decomposed.
-    """
-    if is_address(written):
-        return written
-    path = folder / written
-    if path.exists():
-        return str(path)
-    for other in (written.strip(), *(unicodedata.normalize(form, written) for form in ("NFC", "NFD"))):
-        for name in (other, "/".join(PureWindowsPath(other).parts) if "\\" in other else other):
-            if name != written and (folder / name).exists():
-                return str(folder / name)
-    return str(folder / Path(*PureWindowsPath(written).parts)) if "\\" in written else str(path)
-
-
-def _is_there(path: str) -> bool:
-    # What stands behind a mark is inside an archive.
-    return is_address(path) or any(Path(place).exists() for place in (path, path.partition("#")[0]))
+def locate_lines(lines: Iterable[str], folder: Path, name: str) -> Iterator[ImageSample]:
+    """The images of a list of files; one that does not exist is an image too, and decoding says so."""
+    paths = read_lines(lines)
+    head = list(islice(paths, LOOKED_AT))
+    find = choose_way(head, folder, name=name, needed=False)
+    return (ImageSample(find(path)) for path in chain(head, paths))
 
 
 def read_lines(lines: Iterable[str]) -> Iterator[str]:
@@ -185,7 +189,9 @@ def read_lines(lines: Iterable[str]) -> Iterator[str]:
 def name_split(value: object) -> str | None:
     """The split that a cell names; a name that is not usual stays as it is."""
     text = "" if value is None else str(value).strip()
-    return SPLITS.get(text.lower(), text) or None
+    # A number tells splits apart, such as test1 and test2.
+    known = None if any(map(str.isdigit, text)) else tell_split(text)
+    return known or text or None
 
 
 def name_label(value: object, place: str) -> str | None:

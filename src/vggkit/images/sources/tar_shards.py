@@ -1,6 +1,8 @@
 """Tar archives of images, as WebDataset writes them: `0001.jpg` beside `0001.cls` or `0001.json`.
 
-An archive of plain folders is taken too: an image's class is then the folder that it lies in.
+An archive of plain folders is read too: an image's class is then the folder that it is in. The module tarfile reads
+the headers; `_Header` makes an error of what it would take for the end of an archive. Refused are archives without
+an end mark, with bytes after it, with links and with sparse files: none of their images is lost without a word.
 """
 
 import bz2
@@ -8,23 +10,22 @@ import gzip
 import io
 import json
 import lzma
+import sys
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, BinaryIO, Final, Protocol, cast
+from typing import IO, Any, BinaryIO, Final, Self, cast
 
-from vggkit.errors import BadData, BadImage, VggkitError
-from vggkit.images.dataset import HeldBytes, ImageSample
+from vggkit.errors import BadData, VggkitError
+from vggkit.images.dataset import HeldBytes, ImageSample, Storage
 from vggkit.images.file_kinds import FIRST_BYTES, is_image_start, is_junk, tell_by_name
 from vggkit.images.omissions import Reading
 from vggkit.images.sources.locations import Place, Ranges, copy_whole
 from vggkit.images.sources.tables import USUAL, name_split, read_lines, read_text
-from vggkit.images.sources.tar_files import Archive, Held, Links, Lost, demand_size, is_file, is_link, locate
 from vggkit.images.splits import SPLITS, find_split
 
 UNPACKERS: Final[Mapping[bytes, Callable[[Any], Any]]] = {
@@ -35,76 +36,166 @@ UNPACKERS: Final[Mapping[bytes, Callable[[Any], Any]]] = {
 """By the first bytes of what they unpack."""
 ENDINGS: Final = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 SIDES: Final = ("cls", "json", "txt")
-"""Endings of what stands beside an image and may tell its class, the likeliest first."""
+"""Endings of the files beside an image that may hold its class, in order of preference."""
 MOST_SIDE_BYTES: Final = 1_000_000
-"""What stands beside an image and is larger tells no class."""
+"""A larger file beside an image holds no class."""
 LONGEST_LABEL: Final = 100
-"""A line of text that is longer is a caption and no class."""
+"""A longer line of text is a caption and no class."""
 NAMES: Final = ("classes.txt", "classnames.txt", "labels.txt")
-"""Lists of classes, a line each, that lie beside shards whose classes are numbers."""
+"""Lists of classes, one on each line, beside shards whose classes are numbers."""
+CHUNK_BYTES: Final = 1 << 20
+
+Labelled = Iterator[tuple[str | None, ImageSample]]
+"""(Split, image) of each."""
+Hold = Callable[[tarfile.TarInfo, "_Begun | None"], tuple[Storage, Any]]
+"""Gives the storage of a member's bytes and its key there; `_Begun` is the member if its reading has begun."""
+
+_HEADERS: Final = cast(Any, tarfile)  # the kinds of HeaderError are missing from its type stubs
 
 
-def read_shards(
-    shards: Sequence[Place], reading: Reading | None = None
-) -> Iterator[tuple[str | None, ImageSample]]:
-    """(Split, image) of every archive; the images themselves are skipped, and read when they are needed.
+def read_shards(shards: Sequence[Place], reading: Reading | None = None) -> Labelled:
+    """(Split, image) of every archive; only headers are read, and images when they are needed.
 
-    An archive that is compressed, or at an address that gives no ranges, is copied once to a
-    temporary file that goes with its images. An image that is a link to another file of its archive
-    has that file's bytes. Raises BadData where an archive is broken, cut short too, BadDownload and
-    MissingExtra for addresses.
+    An archive that is compressed, or at an address that does not serve ranges, is copied once to a temporary file
+    that is deleted with its images. Raises BadData where an archive is damaged or truncated, or holds links or
+    sparse files; BadDownload and MissingExtra for addresses.
     """
     reading = reading or Reading()
     for shard in shards:
-        with _whole(shard):
+        with _explained(shard):
             storage = _in_any_order(shard)
-            links = Links(partial(_given, storage))
-            with storage.place.open() as file, Archive.read(file) as archive:
-                yield from _find_images(archive, shard, links, partial(_locate, storage, links), reading)
+            with storage.place.open() as file, _Archive.read(file) as archive:
+
+                def locate(
+                    member: tarfile.TarInfo, begun: "_Begun | None", storage: Ranges = storage
+                ) -> tuple[Storage, Any]:
+                    return storage, (member.offset_data, member.size)
+
+                yield from _find_images(archive, shard, locate, reading)
 
 
-def stream_shards(
-    shards: Sequence[Place], reading: Reading | None = None
-) -> Iterator[tuple[str | None, ImageSample]]:
-    """As `read_shards`, but each archive passes by once, front to back, and each image brings its bytes.
-
-    Those that a link points at have gone by: an archive with links is then opened as `read_shards`
-    does, beside the stream, for the linked images alone; memory stays as it is.
-    """
+def stream_shards(shards: Sequence[Place], reading: Reading | None = None) -> Labelled:
+    """As `read_shards`, but each archive is read once from front to back, and each image holds its bytes."""
     reading = reading or Reading()
     for shard in shards:
         with (
-            _whole(shard),
+            _explained(shard),
             shard.open() as packed,
             _unpack(packed) as file,
-            Archive.read(file, once=True) as archive,
+            _Archive.read(_Passing(file)) as archive,
         ):
-            links = Links(partial(_in_any_order, shard))
-            yield from _find_images(archive, shard, links, partial(_bring, archive, links), reading)
+
+            def bring(
+                member: tarfile.TarInfo, begun: "_Begun | None", archive: _Archive = archive
+            ) -> tuple[Storage, Any]:
+                return HeldBytes((begun or _begin(archive, member)).read()), None
+
+            yield from _find_images(archive, shard, bring, reading)
+
+
+class _Archive(tarfile.TarFile):
+    """A tar archive whose damage is an error: tarfile alone takes a damaged or missing header for its end."""
+
+    @classmethod
+    def read(cls, file: "BinaryIO | _Passing") -> Self:
+        """The archive in a file that is not compressed."""
+        return cast(Self, cast(Any, cls).open(fileobj=file, mode="r:", tarinfo=_Header))
+
+    def walk(self) -> Iterator[tarfile.TarInfo]:
+        """Its members in their order; none of them is kept in memory. Raises tarfile.ReadError."""
+        for member in self:
+            cast(Any, self).members = []  # tarfile would keep every header
+            if member.issparse():
+                raise tarfile.ReadError(f"{member.name} is a sparse file; pack the archive again without --sparse")
+            yield member
+        file = cast(IO[bytes], self.fileobj)  # behind the end mark, whose header was read last
+        while chunk := file.read(CHUNK_BYTES):
+            if chunk.strip(b"\0"):
+                raise tarfile.ReadError(
+                    "bytes follow its end mark. Of archives that were joined by cat only the first would be read: "
+                    "give them as several files, or unpack them with tar --ignore-zeros and pack them again"
+                )
+
+
+class _Passing:
+    """A file that is read once from front to back; `seek` goes forward and ends with the file."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._place = 0
+
+    def tell(self) -> int:
+        return self._place
+
+    def read(self, size_bytes: int) -> bytes:
+        pieces = []
+        while size_bytes > 0 and (piece := self._file.read(min(size_bytes, CHUNK_BYTES))):
+            pieces.append(piece)
+            size_bytes -= len(piece)
+            self._place += len(piece)
+        return b"".join(pieces)
+
+    def seek(self, place: int) -> None:
+        if place < self._place:
+            raise tarfile.StreamError("a member overlaps the next one")
+        while self._place < place and self.read(min(place - self._place, CHUNK_BYTES)):
+            pass
+
+
+class _Header(tarfile.TarInfo):
+    """A header of an `_Archive`."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        """The next header; raises EOFHeaderError at the end mark and tarfile.ReadError for all else."""
+        assert isinstance(archive, _Archive)
+        start = archive.offset
+        try:
+            header = super().fromtarfile(archive)
+        except _HEADERS.EOFHeaderError:  # the end mark
+            raise
+        except (_HEADERS.EmptyHeaderError, _HEADERS.TruncatedHeaderError):
+            raise tarfile.ReadError(
+                f"it ends at byte {start:,} without the zeros that mark an archive's end, as a truncated copy "
+                "does; copy it again, or append 1,024 zero bytes if it is known to be complete"
+                if start
+                else "it ends before its first header does"
+            ) from None
+        except (
+            tarfile.HeaderError,
+            ValueError,
+            LookupError,
+            ArithmeticError,
+            MemoryError,
+            RecursionError,
+        ) as problem:
+            raise _damaged(start) from problem
+        # A negative length would lead back to this header for ever.
+        if header.size < 0 or not start < archive.offset < sys.maxsize:
+            raise _damaged(start)
+        return header
+
+
+def _damaged(start: int) -> tarfile.ReadError:
+    return tarfile.ReadError(f"there is no valid header at byte {start:,}; copy or pack it again")
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A file of an archive that matters: an image, or what stands beside one."""
+    """A member that matters: an image, or a file beside one."""
 
     path: PurePosixPath
     stem: str
-    """What the files of one sample share: folder and name up to its first point."""
-    held: Held | None
-    """Where an image's bytes are."""
+    """What the files of one sample have in common: folder, and name up to its first point."""
+    held: tuple[Storage, Any] | None
+    """Where the bytes of an image are; None for a file beside one."""
     text: str
-    """What stands beside one says."""
-
-
-class _Hold(Protocol):
-    """Where the bytes of an archive's file will be had; `begun` is the file where it was begun to be read."""
-
-    def __call__(self, member: tarfile.TarInfo, begun: "_Begun | None" = None) -> Held: ...
+    """The text of a file beside an image."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Begun:
-    """A file of an archive whose first bytes have been read."""
+    """A member whose first bytes have been read."""
 
     start: bytes
     rest: IO[bytes]
@@ -113,102 +204,68 @@ class _Begun:
         return self.start + self.rest.read()
 
 
-def _locate(storage: Ranges, links: Links, member: tarfile.TarInfo, begun: _Begun | None = None) -> Held:
-    return links.hold(member) if is_link(member) else locate(storage, member)
-
-
-def _bring(archive: Archive, links: Links, member: tarfile.TarInfo, begun: _Begun | None = None) -> Held:
-    try:
-        if is_link(member):
-            storage, key = links.hold(member)
-            return HeldBytes(storage.read(key)), None
-        if member.issparse():
-            demand_size(member.size)
-    except BadImage as problem:
-        return Lost(str(problem)), None
-    return HeldBytes(_begin(archive, member).read() if begun is None else begun.read()), None
-
-
-def _find_images(
-    archive: Archive, shard: Place, links: Links, hold: _Hold, reading: Reading
-) -> Iterator[tuple[str | None, ImageSample]]:
+def _find_images(archive: _Archive, shard: Place, hold: Hold, reading: Reading) -> Labelled:
     names = _class_names(shard)
     of_shard = find_split(str(shard))
-    for _, entries in groupby(_entries(archive, shard, links, hold, reading), key=lambda entry: entry.stem):
+    for _, entries in groupby(_entries(archive, shard, hold, reading), key=lambda entry: entry.stem):
         sample = list(entries)
-        said = _read_sides({entry.path.suffix[1:].lower(): entry.text for entry in sample if entry.held is None})
+        beside = _read_sides({entry.path.suffix[1:].lower(): entry.text for entry in sample if entry.held is None})
         for entry in sample:
             if entry.held is not None:
                 folders = [name for name in entry.path.parts[:-1] if name.lower() not in SPLITS]
-                label = said.get("label") or (folders[-1] if folders else None)
+                label = beside.get("label") or (folders[-1] if folders else None)
                 if label is not None and label.isdecimal() and int(label) < len(names):
                     label = names[int(label)]
-                elif "label" in said:
-                    reading.written_labels.add(said["label"])
+                elif "label" in beside:
+                    reading.written_labels.add(beside["label"])
                 inside = find_split(str(entry.path.parent))
                 storage, key = entry.held
                 yield (
-                    name_split(said.get("split")) or inside or of_shard,
+                    name_split(beside.get("split")) or inside or of_shard,
                     ImageSample(f"{shard}#{entry.path}", label, storage=storage, key=key),
                 )
 
 
-def _entries(archive: Archive, shard: Place, links: Links, hold: _Hold, reading: Reading) -> Iterator[_Entry]:
+def _entries(archive: _Archive, shard: Place, hold: Hold, reading: Reading) -> Iterator[_Entry]:
     for member in archive.walk():
         path = PurePosixPath(member.name)
-        splits = [split for split in path.parts if split not in ("..", "/")]
-        if not (is_file(member) or is_link(member)) or any(map(is_junk, splits)):
+        pieces = [piece for piece in path.parts if piece not in ("..", "/")]
+        is_link = member.islnk() or member.issym()
+        # Members of types unknown to tarfile have bytes of their own, by POSIX.
+        is_file = member.isreg() or member.type not in tarfile.SUPPORTED_TYPES
+        if not (is_file or is_link) or any(map(is_junk, pieces)):
             continue
-        name = f"{shard}#{path}"
-        if any(split.startswith(".") for split in splits):
+        name, kind = f"{shard}#{path}", tell_by_name(path.name)
+        if any(piece.startswith(".") for piece in pieces):
             reading.omit("hidden", name)
             continue
+        is_side = path.suffix.lower()[1:] in SIDES
+        if is_link and (is_side or kind != "other"):
+            raise tarfile.ReadError(
+                f"{member.name} is a link to {member.linkname}, and links in archives are not followed; pack it "
+                "again with tar --dereference --hard-dereference"
+            )
         stem = str(path.parent / path.name.partition(".")[0])
-        kind = tell_by_name(path.name)
-        if path.suffix.lower()[1:] in SIDES:
-            yield _Entry(path, stem, None, _read_side(archive, links, member))
+        if is_side:
+            data = _begin(archive, member).read() if member.size <= MOST_SIDE_BYTES else b""
+            yield _Entry(path, stem, None, data.decode("utf-8", errors="replace"))
         elif kind == "image":
-            yield _Entry(path, stem, hold(member), "")
-        elif is_link(member) and isinstance(hold(member)[0], Lost):
-            reading.omit("broken-link", f"{name} -> {member.linkname}, no file of the archive")
-        elif kind == "unknown" and (found := _find_image(archive, member, hold)) is not None:
-            yield _Entry(path, stem, found, "")
+            yield _Entry(path, stem, hold(member, None), "")
+        elif kind == "unknown" and is_image_start((begun := _begin(archive, member, FIRST_BYTES)).start):
+            yield _Entry(path, stem, hold(member, begun), "")
         else:
             reading.omit("not-an-image", name)
 
 
-def _find_image(archive: Archive, member: tarfile.TarInfo, hold: _Hold) -> Held | None:
-    """Where a file's bytes are, if by its first ones it is an image; whatever else it is may be large."""
-    if is_link(member):
-        storage, key = held = hold(member)
-        try:
-            return held if is_image_start(storage.read(key)) else None
-        except BadImage:
-            return None
-    begun = _begin(archive, member, FIRST_BYTES)
-    return hold(member, begun) if is_image_start(begun.start) else None
-
-
-def _begin(archive: Archive, member: tarfile.TarInfo, size_bytes: int = 0) -> _Begun:
+def _begin(archive: _Archive, member: tarfile.TarInfo, size_bytes: int = 0) -> _Begun:
     file = archive.extractfile(member)
     assert file is not None, "a file has bytes"
     return _Begun(file.read(size_bytes), file)
 
 
-def _read_side(archive: Archive, links: Links, member: tarfile.TarInfo) -> str:
-    """What stands beside an image says, nothing where it is too large or a link that leads nowhere."""
-    if not is_link(member):
-        data = _begin(archive, member).read() if member.size <= MOST_SIDE_BYTES else b""
-    else:
-        storage, key = links.hold(member)
-        weight = storage.weigh(key)
-        data = storage.read(key) if weight.isdecimal() and int(weight) <= MOST_SIDE_BYTES else b""
-    return data.decode("utf-8", errors="replace")
-
-
 def _read_sides(texts: dict[str, str]) -> dict[str, str]:
-    """Label and split, as far as the files beside an image tell."""
-    said: dict[str, str] = {}
+    """The label and the split of an image, where the files beside it hold them."""
+    found: dict[str, str] = {}
     for side in SIDES:
         text = texts.get(side, "").strip()
         if side == "json" and text:
@@ -221,10 +278,10 @@ def _read_sides(texts: dict[str, str]) -> dict[str, str]:
                 for role, usual in (("label", (*USUAL["label"], "cls")), ("split", USUAL["split"])):
                     value = next((lower[name] for name in usual if isinstance(lower.get(name), str | int)), None)
                     if value is not None:
-                        said.setdefault(role, str(value))
+                        found.setdefault(role, str(value))
         elif text and "\n" not in text and len(text) <= LONGEST_LABEL:
-            said.setdefault("label", text)
-    return said
+            found.setdefault("label", text)
+    return found
 
 
 def _class_names(shard: Place) -> list[str]:
@@ -237,7 +294,7 @@ def _class_names(shard: Place) -> list[str]:
 
 
 def _in_any_order(shard: Place) -> Ranges:
-    """An archive, or a plain copy of one that cannot be read in any order."""
+    """The archive, or an unpacked copy of one that cannot be read in any order."""
     with shard.open() as packed:
         unpack = _unpacker(packed.read(8))
     return Ranges(shard) if unpack is None and shard.gives_ranges() else copy_whole(shard, unpack=unpack)
@@ -246,7 +303,7 @@ def _in_any_order(shard: Place) -> Ranges:
 @contextmanager
 def _unpack(packed: BinaryIO) -> Iterator[BinaryIO]:
     """An archive's bytes as they pass by, unpacked where it is compressed."""
-    # tarfile's own unpacking ends with the first of several splits, and does not miss what was cut off
+    # The unpacking of tarfile stops after the first of several compressed streams, and accepts truncated ones.
     with io.BufferedReader(cast(Any, packed), 1 << 20) as file:
         unpack = _unpacker(file.peek(8))
         with file if unpack is None else unpack(file) as plain:
@@ -257,16 +314,14 @@ def _unpacker(head: bytes) -> Callable[[Any], Any] | None:
     return next((unpack for magic, unpack in UNPACKERS.items() if head.startswith(magic)), None)
 
 
-def _given(storage: Ranges) -> Ranges:
-    return storage
-
-
 @contextmanager
-def _whole(shard: Place) -> Iterator[None]:
-    """What a broken archive means to people."""
+def _explained(shard: Place) -> Iterator[None]:
+    """Errors of tarfile and of the unpackers as BadData with the archive's name."""
     try:
         yield
     except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as problem:
         if isinstance(problem, VggkitError):
             raise
-        raise BadData(f"{shard}: is not a whole tar archive ({problem or type(problem).__name__})") from problem
+        raise BadData(
+            f"{shard}: cannot be read as a tar archive ({problem or type(problem).__name__})"
+        ) from problem

@@ -4,26 +4,42 @@ Keys are `<layer>/kernel` and `<layer>/bias`. The layers' names are those of the
 and in archives; `.weights.h5` counts instead (`conv2d`, `conv2d_1` ... by class, in the model's order).
 """
 
-import io
 import json
 import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
-from vggkit.weights.formats.archives import Archive
-from vggkit.weights.formats.hdf5_files import Dataset, Hdf5File
-from vggkit.weights.formats.weight_file import Contents, reading, refuse
+import numpy as np
+from numpy.typing import NDArray
+
+from vggkit.errors import MissingExtra
+from vggkit.models.statements import PREFIX
+from vggkit.weights.formats.weight_file import (
+    DEFLATE_RATIO,
+    DTYPES,
+    SLACK_BYTES,
+    Archive,
+    Contents,
+    TensorEntry,
+    reading,
+    refuse,
+    shown,
+    to_native,
+)
 
 ARCHIVED_WEIGHTS: Final = "model.weights.h5"
 """The member of a `.keras` archive that holds its weights."""
 _JSON_BYTES: Final = 4 * 2**20
 _UNPACKED_BYTES: Final = 4 * 2**30
 _LIMIT_PARTS: Final = 64
+_LIMIT_DEPTH: Final = 24
+_TEXT_BYTES: Final = 2**16
 _NORMALIZATION: Final = ("gamma", "beta", "moving_mean", "moving_variance")
 _LEAVES: Final = {"W": "kernel", "b": "bias", "param_0": "kernel", "param_1": "bias"}
 """How Keras 1 and 0 called them."""
@@ -31,34 +47,50 @@ _ORDER: Final = ("kernel", "bias", *_NORMALIZATION)
 _ROOMS: Final = ("layers", "_layer_checkpoint_dependencies", "vars")
 """Groups of Keras 3 that name no layer."""
 
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A dataset whose values lie in the file itself."""
+
+    path: tuple[str, ...]
+    """The groups above it and its own name."""
+    entry: TensorEntry
+    opened: Any
+
+    def read(self) -> NDArray[Any]:
+        """Its values."""
+        value = np.empty(self.opened.shape, self.opened.dtype)
+        if value.size:
+            self.opened.read_direct(value)
+        return to_native(value) if value.dtype.kind != "V" else value.view(np.uint16)
+
+
 Named = tuple[tuple[str, ...], str, Dataset]
 """A layer by the models around it and its own name, what the tensor is in it, and the tensor."""
 
 
-def open_hdf5(path: Path, handle: IO[bytes], size_bytes: int, stack: ExitStack) -> Contents:
+def open_hdf5(path: Path, handle: IO[bytes], stack: ExitStack) -> Contents:
     """The contents of a `.h5` or `.weights.h5` file; raises BadCheckpoint and MissingExtra."""
-    return _open(path, Hdf5File(path, handle, size_bytes, stack))
+    return _open(path, handle, stack)
 
 
-def open_keras_archive(path: Path, handle: IO[bytes], archive: Archive, stack: ExitStack) -> Contents:
-    """The contents of a `.keras` archive, in the order and under the names of its configuration."""
+def open_keras_archive(path: Path, archive: Archive, stack: ExitStack) -> Contents:
+    """The contents of a `.keras` archive, in the order and under the names of its configuration.
+
+    Its weights are copied to a temporary file, which goes with the WeightFile: HDF5 cannot be read inside a zip.
+    """
     size = archive.members[ARCHIVED_WEIGHTS].file_size
+    if size > _UNPACKED_BYTES:
+        raise refuse(path, f"packed weights of {size} bytes", "no VGG's are that large")
+    source = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115, closed with the WeightFile
     with reading(path, "Keras archive"):
-        start = archive.find_start(ARCHIVED_WEIGHTS)
         config, about = (_read_json(archive, name) for name in ("config.json", "metadata.json"))
         names = _name_layers(config, ())
-    source: IO[bytes]
-    if start is not None:
-        source = io.BufferedReader(_Window(handle, start, size))
-    elif size > _UNPACKED_BYTES:
-        raise refuse(path, f"packed weights of {size} bytes", "no VGG's are that large")
-    else:
-        source = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115, closed with the file
-        with reading(path, "Keras archive"), archive.open(ARCHIVED_WEIGHTS) as packed:
+        with archive.open(ARCHIVED_WEIGHTS) as packed:
             shutil.copyfileobj(packed, source, 2**20)
-    contents = _open(path, Hdf5File(path, source, size, stack), names)
-    told = {"class_name": config.get("class_name"), "keras_version": about.get("keras_version")}
-    metadata = {key: value[:200] for key, value in told.items() if isinstance(value, str)}
+    contents = _open(path, source, stack, names)
+    stated = {"class_name": config.get("class_name"), "keras_version": about.get("keras_version")}
+    metadata = {key: value[:200] for key, value in stated.items() if isinstance(value, str)}
     return Contents(
         "keras-archive",
         contents.entries,
@@ -69,24 +101,79 @@ def open_keras_archive(path: Path, handle: IO[bytes], archive: Archive, stack: E
     )
 
 
-def _open(path: Path, file: Hdf5File, names: dict[tuple[str, ...], str] | None = None) -> Contents:
-    base = next((base for base in ((), ("model_weights",)) if _is_legacy(file, base)), None)
-    metadata: dict[str, str] = {}
-    if base is not None:
-        container, found = "keras-h5", _list_legacy(file, base)
-        texts = file.read_texts(base)
-        metadata |= {name: texts[name][0] for name in ("keras_version", "backend") if texts.get(name)}
-    else:
-        container, found = "keras-3", _list_numbered(file, names or {})
-        metadata |= _read_layer_names(file)
-    metadata |= file.read_statements()
+def _open(
+    path: Path, stream: IO[bytes], stack: ExitStack, names: dict[tuple[str, ...], str] | None = None
+) -> Contents:
+    try:
+        import h5py  # type: ignore[import-untyped]
+    except ImportError as problem:
+        raise MissingExtra.of("h5py", "reading Keras files", "weights") from problem
+    with reading(path, "HDF5 file"):
+        file = stack.enter_context(h5py.File(stream, "r"))
+        datasets = list(_walk(path, file, (), size_bytes=stream.seek(0, 2)))
+        base = next((base for base in ((), ("model_weights",)) if _is_legacy(file, base)), None)
+        metadata = {name: text for name, (text, *_) in _read_texts(file).items() if name.startswith(PREFIX)}
+        if base is not None:
+            container, found = "keras-h5", _list_legacy(file, datasets, base)
+            texts = _read_texts(_find(file, base))
+            metadata |= {name: texts[name][0] for name in ("keras_version", "backend") if texts.get(name)}
+        else:
+            container, found = "keras-3", _list_numbered(datasets, names or {})
+            metadata |= _read_layer_names(file, datasets)
     if not found:
         raise refuse(path, "an HDF5 file without Keras' layers", "save it with Keras' model.save_weights")
-    datasets = _key(found)
-    entries = {key: dataset.entry for key, dataset in datasets.items()}
-    return Contents(
-        container, entries, lambda key: datasets[key].read(), metadata, packed=file.packed, dotted=False
-    )
+    keyed = _key(found)
+    entries = {key: dataset.entry for key, dataset in keyed.items()}
+    packed = any(dataset.opened.chunks is not None for dataset in datasets)
+    return Contents(container, entries, lambda key: keyed[key].read(), metadata, packed=packed, dotted=False)
+
+
+def _walk(path: Path, group: Any, above: tuple[str, ...], *, size_bytes: int) -> Iterator[Dataset]:
+    """Every dataset below a group; raises BadCheckpoint for values and links that lead out of the file."""
+    from h5py import Dataset as Values
+    from h5py import Group, HardLink, h5d
+
+    advice = "save it again with h5py or Keras, all in one file"
+    if len(above) > _LIMIT_DEPTH:
+        raise refuse(path, f"{shown('/'.join(above[-2:]))} as a group within itself", advice)
+    for name in group:
+        if not isinstance(group.get(name, getlink=True), HardLink):
+            raise refuse(path, f"{shown(name)} as a link to somewhere else, which is not followed", advice)
+        found = group[name]
+        if isinstance(found, Group):
+            yield from _walk(path, found, (*above, name), size_bytes=size_bytes)
+        elif isinstance(found, Values) and found.shape is not None:
+            layout = found.id.get_create_plist()
+            if layout.get_layout() == h5d.VIRTUAL or layout.get_external_count():
+                found = f"{shown(name)} as a dataset whose values lie in other files, which are not opened"
+                raise refuse(path, found, advice)
+            # Keras keeps bfloat16 as two bytes of no type.
+            dtype = "bfloat16" if found.dtype == np.dtype("V2") else found.dtype.newbyteorder("=").name
+            if dtype not in DTYPES:
+                raise refuse(path, f"{shown(name)} as a dataset of type {str(found.dtype)[:60]}", advice)
+            entry = TensorEntry(tuple(int(size) for size in found.shape), dtype)
+            # HDF5 reads zeros where values were never written, as when a program was killed.
+            held = found.id.get_storage_size()
+            most = held if found.chunks is None else held * DEFLATE_RATIO + SLACK_BYTES
+            if entry.size_bytes > most or (entry.size_bytes and not held) or held > size_bytes:
+                claim = f"a dataset that claims {entry.size_bytes} bytes where the file holds {held}"
+                raise refuse(path, f"{shown(name)} as {claim}", "copy it again, or save it again where it was made")
+            yield Dataset((*above, name), entry, found)
+
+
+def _find(file: Any, group: tuple[str, ...]) -> Any:
+    return file["/".join(group)] if group else file
+
+
+def _read_texts(group: Any) -> dict[str, list[str]]:
+    """The texts, or lists of them, among a group's attributes; others are left out."""
+    found = {}
+    for name, value in group.attrs.items():
+        values = np.asarray(value).reshape(-1).tolist() if np.size(value) else []
+        texts = [text.decode("utf-8", "replace") if isinstance(text, bytes) else text for text in values]
+        if texts and all(isinstance(text, str) for text in texts):
+            found[name] = [text[:_TEXT_BYTES] for text in texts]
+    return found
 
 
 def _key(found: Sequence[Named]) -> dict[str, Dataset]:
@@ -102,19 +189,20 @@ def _key(found: Sequence[Named]) -> dict[str, Dataset]:
     return keyed
 
 
-def _is_legacy(file: Hdf5File, base: tuple[str, ...]) -> bool:
-    return any(file.has_attribute(base, name) for name in ("layer_names", "layer_names0"))
+def _is_legacy(file: Any, base: tuple[str, ...]) -> bool:
+    there = not base or base[0] in file
+    return there and any(name in _find(file, base).attrs for name in ("layer_names", "layer_names0"))
 
 
-def _list_legacy(file: Hdf5File, base: tuple[str, ...]) -> list[Named]:
+def _list_legacy(file: Any, datasets: Sequence[Dataset], base: tuple[str, ...]) -> list[Named]:
     """The tensors of a legacy file in the order of its layers."""
-    texts = file.read_texts(base)
+    texts = _read_texts(_find(file, base))
     # Keras cuts a long list into numbered attributes.
     parts = [f"layer_names{number}" for number in range(_LIMIT_PARTS)]
     names = [name for part in ("layer_names", *parts) for name in texts.get(part, ())]
     order = {tuple(name.split("/")): number for number, name in enumerate(names)}
     layers: dict[tuple[str, ...], list[Dataset]] = {}
-    for dataset in file.datasets:
+    for dataset in datasets:
         path = dataset.path[len(base) :]
         if dataset.path[: len(base)] == base and len(path) > 1:
             # A layer's name may itself hold slashes.
@@ -142,10 +230,10 @@ def _clean(leaf: str, layer: str) -> str:
     return _LEAVES.get(leaf) or _LEAVES.get(short) or (short if short in _ORDER else leaf)
 
 
-def _list_numbered(file: Hdf5File, names: dict[tuple[str, ...], str]) -> list[Named]:
+def _list_numbered(datasets: Sequence[Dataset], names: dict[tuple[str, ...], str]) -> list[Named]:
     """The tensors of a Keras 3 file: in the order of `names`, else by number."""
     layers: dict[tuple[str, ...], dict[str, Dataset]] = {}
-    for dataset in file.datasets:
+    for dataset in datasets:
         if _is_variable(dataset.path):
             stored = tuple(part for part in dataset.path[:-1] if part not in _ROOMS)
             if stored and stored[-1] != "seed_generator":
@@ -175,13 +263,13 @@ def _name_variables(layer: str, tensors: dict[str, Dataset]) -> dict[str, str]:
     return {"0": "kernel", "1": "bias"} if first is not None and len(first.entry.shape) > 1 else {}
 
 
-def _read_layer_names(file: Hdf5File) -> dict[str, str]:
+def _read_layer_names(file: Any, datasets: Sequence[Dataset]) -> dict[str, str]:
     """What the model calls its counted layers, where the file says so."""
-    groups = dict.fromkeys(dataset.path[:-1] for dataset in file.datasets if _is_variable(dataset.path))
+    groups = dict.fromkeys(dataset.path[:-1] for dataset in datasets if _is_variable(dataset.path))
     found = {}
     for group in list(groups)[: _LIMIT_PARTS * 4]:
         stored = "/".join(part for part in group if part not in _ROOMS)
-        names = file.read_texts(group).get("name")
+        names = _read_texts(_find(file, group)).get("name")
         if stored and names:
             found[f"layer:{stored}"] = names[0]
     return found
@@ -231,30 +319,3 @@ def _by_number(path: tuple[str, ...]) -> list[tuple[int, list[tuple[int, int, st
 
 def _rank_leaf(leaf: str) -> tuple[int, str]:
     return _ORDER.index(leaf) if leaf in _ORDER else len(_ORDER), leaf
-
-
-class _Window(io.RawIOBase):
-    """A part of an open file as a file of its own."""
-
-    def __init__(self, handle: IO[bytes], start: int, size: int) -> None:
-        self._handle, self._start, self._size, self._at = handle, start, size, 0
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: Any, /) -> int:
-        view = memoryview(buffer).cast("B")[: max(0, self._size - self._at)]
-        self._handle.seek(self._start + self._at)
-        count: int = self._handle.readinto(view)  # type: ignore[attr-defined]
-        self._at += count
-        return count

@@ -1,156 +1,195 @@
-"""torch's own files, `.pth`, `.pt`, `.bin` and `.ckpt`: zip archives, and the older stream of pickles."""
+"""torch's own files, `.pth`, `.pt`, `.bin` and `.ckpt`, through `torch.load(weights_only=True)`.
 
-import io
+torch's restricted unpickler makes tensors and plain values and calls nothing else. What training scripts commonly
+keep beside the weights (an `argparse.Namespace`, NumPy values, dict subclasses) is allowed by name too, and each
+such name stands for an empty placeholder: none of that code is imported or run.
+"""
+
 import json
-import math
-import sys
+import pickle
+import re
+import warnings
+from collections import OrderedDict
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, Final
-
-from torch import Tensor
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from vggkit.models.statements import LABELS_KEY
 from vggkit.models.statements import PREFIX as STATEMENTS
-from vggkit.weights.formats.archives import Archive
-from vggkit.weights.formats.pickles import LIMIT_PICKLE_BYTES, interpret
-from vggkit.weights.formats.stand_ins import CodeInPickle, Odd, Stateful, Strided
-from vggkit.weights.formats.weight_file import (
-    DTYPES,
-    Contents,
-    TensorEntry,
-    decode,
-    item_bytes,
-    read_bytes,
-    reading,
-    refuse,
-    shown,
-)
+from vggkit.weights.formats.weight_file import DTYPES, Archive, Contents, TensorEntry, reading, refuse, shown
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WRAPPERS: Final = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params", "ema")
 """Entries under which training scripts keep the weights, the likeliest first."""
-LABEL_ENTRIES: Final = ("class_to_idx", "idx_to_class", "classes", "class_names", "labels")
+LABEL_ENTRIES: Final = ("class_to_idx", "idx_to_class", "classes", "CLASSES", "class_names", "labels")
 """Entries under which they keep the names of classes, torchvision's own name for it first."""
-_MAGIC: Final = 0x1950A86A20F9469CFC6C
+_LEGACY_START: Final = pickle.dumps(0x1950A86A20F9469CFC6C, 2)[2:]
+"""How torch's files from before 1.6 begin, behind the pickle's protocol."""
 _LIMIT_WRAPPERS: Final = 3
-_LIMIT_STORAGES: Final = 100_000
+_LIMIT_PICKLE_BYTES: Final = 64 * 2**20
+"""A state dict's pickle takes some kilobytes; values lie outside it."""
 _SAVE_AGAIN: Final = "save model.state_dict() where it was made"
+IN_MEMORY: Final = Path("state dict in memory")
+"""What stands for the path of weights that are no file."""
+_MODULES: Final = ("torch.nn.modules.", "torch.nn.parallel.")
 
 
-class _Values:
-    """Where the values of a torch file lie, and how to read them."""
+class _Placeholder:
+    """An object beside the weights, of which nothing is kept."""
 
-    def __init__(self, handle: IO[bytes], *, swap: bool, archive: Archive | None = None, root: str = "") -> None:
-        self._handle = handle
-        self._swap = swap
-        self._archive = archive
-        self._root = root
-        self.places: dict[str, tuple[int | None, int]] = {}
-        """Where each storage starts in the file, None where it is packed, and its size in bytes."""
+    def __new__(cls, *arguments: Any) -> Any:
+        return object.__new__(cls)
 
-    def locate(self, key: str) -> tuple[int | None, int]:
-        """Start and size of a storage; raises LookupError and ValueError."""
-        if key not in self.places and self._archive is not None:
-            name = f"{self._root}data/{key}"
-            self.places[key] = self._archive.find_start(name), self._archive.members[name].file_size
-        return self.places[key]
+    def __setstate__(self, state: Any) -> None:
+        pass
 
-    def read(self, tensor: Strided) -> Tensor:
-        """The tensor's values in order."""
-        width = item_bytes(tensor.dtype)
-        first, count = tensor.first * width, tensor.extent * width
-        start, _ = self.locate(tensor.storage.key)
-        if start is not None:
-            self._handle.seek(start + first)
-            raw = read_bytes(self._handle, count)
-        else:
-            assert self._archive is not None
-            with self._archive.open(f"{self._root}data/{tensor.storage.key}") as stream:
-                stream.seek(first)
-                raw = read_bytes(stream, count)
-        flat = decode(raw, tensor.dtype, swap=self._swap)
-        if not count:
-            return flat.reshape(tensor.shape)
-        return flat.as_strided(tensor.shape, tensor.stride).contiguous()
+
+class _PlainDict:
+    """A dict subclass beside the weights becomes an OrderedDict."""
+
+    def __new__(cls, *arguments: Any) -> Any:
+        return OrderedDict()  # torch fills this one, and no subclass
+
+
+class _PlainList:
+    """A list or a queue beside the weights becomes a plain list."""
+
+    def __new__(cls, *arguments: Any) -> Any:
+        return []
+
+
+_ALLOWED: Final[tuple[tuple[type, str], ...]] = (
+    *(
+        (_PlainDict, name)
+        for name in (
+            "addict.addict.Dict",
+            "collections.defaultdict",
+            "easydict.EasyDict",
+            "lightning.fabric.utilities.data.AttributeDict",
+            "lightning.pytorch.utilities.parsing.AttributeDict",
+            "lightning_fabric.utilities.data.AttributeDict",
+            "mmengine.config.config.ConfigDict",
+            "pytorch_lightning.utilities.parsing.AttributeDict",
+            "yacs.config.CfgNode",
+        )
+    ),
+    (_PlainList, "collections.deque"),
+    *(
+        (_Placeholder, f"builtins.{name}")
+        for name in ["bool", "bytes", "dict", "float", "frozenset", "int", "list", "range", "slice", "str", "tuple"]
+    ),
+    *((_Placeholder, f"pathlib.{kind}Path") for kind in ("", "Posix", "Windows", "PurePosix", "PureWindows")),
+    *(
+        (_Placeholder, f"numpy.{room}.{name}")
+        for room in ("core", "_core")
+        for name in ("multiarray.scalar", "multiarray._reconstruct", "numeric._frombuffer")
+    ),
+    *((_Placeholder, f"numpy.{name}") for name in ("dtype", "ndarray")),
+    *((_Placeholder, f"datetime.{name}") for name in ("datetime", "date", "timedelta")),
+    (_Placeholder, "argparse.Namespace"),
+    (_Placeholder, "types.SimpleNamespace"),
+)
+"""What training scripts commonly keep beside the weights, by name, and what stands for it."""
 
 
 def open_archived(path: Path, handle: IO[bytes], archive: Archive, pickle_name: str) -> Contents:
-    """The contents of torch's zip format, whose pickle is the member `pickle_name`; raises BadCheckpoint."""
+    """The contents of torch's zip format, whose pickle is the member `pickle_name`; raises BadCheckpoint.
+
+    Values are mapped into memory while the file is open. An archive that was compressed afterwards is read whole.
+    """
     root = pickle_name.removesuffix("data.pkl")
     if f"{root}constants.pkl" in archive.members:
         raise refuse(path, "a TorchScript program, which holds code", _SAVE_AGAIN)
-    content = _interpret(path, io.BytesIO(archive.read(pickle_name, LIMIT_PICKLE_BYTES)))
-    order = archive.read(f"{root}byteorder", 16) if f"{root}byteorder" in archive.members else b"little"
-    swap = order.decode("ascii", "replace") != sys.byteorder
-    values = _Values(handle, swap=swap, archive=archive, root=root)
-    return _gather(path, content, values, packed=archive.packed)
+    if archive.members[pickle_name].file_size > _LIMIT_PICKLE_BYTES:
+        raise refuse(path, f"a pickle of {archive.members[pickle_name].file_size} bytes", "no VGG's is that large")
+    sizes = {info.file_size for name, info in archive.members.items() if name.startswith(f"{root}data/")}
+    # torch cannot map what is compressed, and reads a path that ends with .safetensors as another format.
+    mapped = not archive.packed and path.suffix != ".safetensors"
+    return _gather(path, _load(path, handle, mapped=mapped), sizes, packed=archive.packed)
 
 
-def open_legacy(path: Path, handle: IO[bytes], size_bytes: int) -> Contents:
-    """The contents of torch's format from before 1.6: pickles one behind the other, then the values.
-
-    Raises BadCheckpoint.
-    """
-    handle.seek(0)
-    if _interpret(path, handle) != _MAGIC:
+def open_legacy(path: Path, handle: IO[bytes]) -> Contents:
+    """The contents of torch's format from before 1.6, read whole; raises BadCheckpoint."""
+    handle.seek(2)
+    if handle.read(len(_LEGACY_START)) != _LEGACY_START:
         raise refuse(path, "a pickle that torch did not write", "save it as .npz or .safetensors where it was made")
-    _interpret(path, handle)  # the protocol
-    system = _interpret(path, handle)
-    storages: dict[str, str] = {}
-    content = _interpret(path, handle, storages)
-    keys = _interpret(path, handle)
-    little = system.get("little_endian", True) if isinstance(system, dict) else True
-    values = _Values(handle, swap=bool(little) != (sys.byteorder == "little"))
-    with reading(path, "PyTorch file"):
-        if not isinstance(keys, list) or len(keys) > _LIMIT_STORAGES:
-            raise ValueError("its list of storages is none")
-        start = handle.tell()
-        for key in map(str, keys):
-            handle.seek(start)
-            start += 8
-            # Only the number of values stands before them; the pickle tells their type.
-            size = int.from_bytes(handle.read(8), "little", signed=True) * item_bytes(storages[key])
-            if size < 0 or start + size > size_bytes:
-                left = max(0, size_bytes - start)
-                raise EOFError(f"storage {shown(key)} should take {size} bytes, and {left} are left")
-            values.places[key] = (start, size)
-            start += size
-    return _gather(path, content, values, packed=False)
+    return _gather(path, _load(path, handle, mapped=False), None, packed=False)
 
 
-def _interpret(path: Path, stream: IO[bytes], storages: dict[str, str] | None = None) -> Any:
-    with reading(path, "PyTorch file"):
+def open_state(state: Mapping[str, Any]) -> Contents:
+    """The contents of a state dict, or a checkpoint around one, that is in memory; raises BadCheckpoint."""
+    return _gather(IN_MEMORY, state if isinstance(state, dict) else dict(state), None, packed=False)
+
+
+def _load(path: Path, handle: IO[bytes], *, mapped: bool) -> Any:
+    """What torch makes of the file; raises BadCheckpoint."""
+    import torch
+
+    handle.seek(0)
+    with reading(path, "PyTorch file"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about pickles of other protocols
         try:
-            return interpret(stream, storages)
-        except CodeInPickle as problem:
-            name = shown(problem.names[0])
-            if problem.is_module:
-                found = f"a whole pickled module ({name}), which needs its own code to load"
-                raise refuse(path, found, f"nothing of it was run; {_SAVE_AGAIN}") from None
-            found = f"a pickle that would run code from the file when loaded ({name})"
-            raise refuse(path, found, f"nothing of it was run; get it as .safetensors, or {_SAVE_AGAIN}") from None
+            with torch.serialization.safe_globals(list(_ALLOWED)):
+                source = path if mapped else handle
+                return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
+        except pickle.UnpicklingError as problem:
+            raise _explain(path, str(problem)) from None
 
 
-def _gather(path: Path, content: Any, values: _Values, *, packed: bool) -> Contents:
-    """The tensors by key, out of whatever training scripts put around them; each checked against the file."""
+def _explain(path: Path, problem: str) -> Exception:
+    """The error for a pickle that torch did not load, with the names that it does not allow."""
+    import torch
+
+    names = re.findall(r"GLOBAL ([\w.]+) (?:was not|whose)", problem)
+    # Files from before 1.6 are not listed, nor pickles of other protocols.
+    with torch.serialization.safe_globals(list(_ALLOWED)), suppress(Exception):
+        names += sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    module = next((name for name in names if name.startswith(_MODULES)), None)
+    if module is not None:
+        found = f"a whole pickled module ({shown(module)}), which needs its own code to load"
+        return refuse(path, found, f"nothing of it was run; {_SAVE_AGAIN}")
+    if names:
+        listed = ", ".join(shown(name) for name in list(dict.fromkeys(names))[:3])
+        found = f"a pickle that would run code from the file when loaded ({listed})"
+        return refuse(path, found, f"nothing of it was run; get it as .safetensors, or {_SAVE_AGAIN}")
+    reason = re.search(r"WeightsUnpickler error: (.+)", problem)
+    cause = "".join(c if c.isprintable() else "?" for c in (reason[1] if reason else problem)[:100])
+    found = f"a pickle that torch does not load without running code ({cause})"
+    return refuse(path, found, f"nothing of it was run; {_SAVE_AGAIN}")
+
+
+def _gather(path: Path, content: Any, sizes: set[int] | None, *, packed: bool) -> Contents:
+    """The tensors by key, out of whatever training scripts put around them.
+
+    Args:
+        path: The file.
+        content: What torch loaded.
+        sizes: Bytes of each storage in the archive; None where torch compared them with the file itself.
+        packed: Whether the archive is compressed.
+    """
+    import torch
+
     inside, stripped = _unwrap(content)
-    tensors = {str(key): value for key, value in inside.items() if isinstance(value, Strided | Odd)}
+    tensors = {str(key): value for key, value in inside.items() if isinstance(value, torch.Tensor)}
     if not tensors:
         raise refuse(path, f"no tensors by key, but {_describe(content)}", _SAVE_AGAIN)
     entries = {}
-    strided: dict[str, Strided] = {}
     for key, value in tensors.items():
-        kind = value.kind if isinstance(value, Odd) else _name_odd(value)
-        if isinstance(value, Odd) or kind:
+        kind = _name_odd(value)
+        if kind:
             raise refuse(path, f"{shown(key)} as a {kind} tensor", "save it as a plain dense one where it was made")
-        with reading(path, f"PyTorch file at {shown(key)}"):
-            if (value.first + value.extent) * item_bytes(value.dtype) > values.locate(value.storage.key)[1]:
-                raise ValueError("it reaches beyond its storage")
-        strided[key] = value
-        entries[key] = TensorEntry(value.shape, value.dtype)
+        if sizes is not None and value.untyped_storage().nbytes() not in sizes:
+            found = f"broken or truncated PyTorch file at {shown(key)} (its values are not where it says)"
+            raise refuse(path, found, "download or copy it again")
+        entries[key] = TensorEntry(tuple(value.shape), str(value.dtype).removeprefix("torch."))
     return Contents(
         "pytorch",
         entries,
-        lambda key: values.read(strided[key]),
+        # A copy: mapped values change with the file.
+        lambda key: tensors[key].detach().to("cpu", copy=True, memory_format=torch.contiguous_format),
         stripped=stripped,
         packed=packed,
         modules=_list_modules(inside),
@@ -158,11 +197,32 @@ def _gather(path: Path, content: Any, values: _Values, *, packed: bool) -> Conte
     )
 
 
+def _name_odd(tensor: "Tensor") -> str:
+    """What keeps a tensor from being read, if anything."""
+    import torch
+
+    if tensor.is_quantized:
+        return "quantized"
+    if tensor.is_nested or tensor.layout != torch.strided:
+        return "nested" if tensor.is_nested else "sparse"
+    if tensor.is_meta:
+        return "valueless (meta)"
+    if str(tensor.dtype).removeprefix("torch.") not in DTYPES:
+        return "complex" if tensor.is_complex() else "quantized"
+    # One number expanded to terabytes is a few bytes in the file.
+    extent = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return "expanded (overlapping)" if tensor.numel() > extent else ""
+
+
 def _find_labels(content: dict[Any, Any], stripped: tuple[str, ...]) -> dict[str, str]:
-    """The class names that a training script kept beside the weights, as we state them, where it did."""
+    """The class names that a training script kept beside the weights, as our own files state them."""
     levels = [content]
     for name in stripped:
         levels.append(levels[-1].get(name, {}))
+    # MMPretrain keeps them in meta.
+    meta = content.get("meta")
+    if isinstance(meta, dict):
+        levels += [meta, *(found for found in [meta.get("dataset_meta")] if isinstance(found, dict))]
     for level in levels:
         for entry in LABEL_ENTRIES:
             labels = _order_labels(level.get(entry))
@@ -186,9 +246,8 @@ def _order_labels(names: Any) -> list[str]:
 
 
 def _list_modules(state: dict[Any, Any]) -> dict[str, dict[str, str]]:
-    """Every module that torch's `state_dict()` listed beside its tensors, and what we stated of it."""
-    kept = state.state if isinstance(state, Stateful) else None
-    listed = kept.get("_metadata") if isinstance(kept, dict) else None
+    """Every module that torch's `state_dict()` listed beside its tensors, with our own metadata of it."""
+    listed = getattr(state, "_metadata", None)
     if not isinstance(listed, dict):
         return {}
     return {
@@ -202,29 +261,22 @@ def _list_modules(state: dict[Any, Any]) -> dict[str, dict[str, str]]:
     }
 
 
-def _name_odd(tensor: Strided) -> str:
-    """What keeps a strided tensor from being read, if anything."""
-    if tensor.dtype not in DTYPES:
-        return "complex" if "complex" in tensor.dtype else "quantized"
-    # One number expanded to terabytes is a few bytes in the file.
-    return "expanded (overlapping)" if math.prod(tensor.shape) > tensor.extent else ""
-
-
 def _unwrap(content: Any, depth: int = _LIMIT_WRAPPERS) -> tuple[dict[Any, Any], tuple[str, ...]]:
-    """The mapping that holds tensors, empty where there is none, and the wrappers that were taken off."""
+    """The mapping that holds tensors, empty where there is none, and the wrappers that were removed."""
+    import torch
+
     if not isinstance(content, dict):
         return {}, ()
     for name in WRAPPERS if depth else ():
         inside, stripped = _unwrap(content.get(name), depth - 1)
         if inside:
             return inside, (name, *stripped)
-    return (content if any(isinstance(value, Strided | Odd) for value in content.values()) else {}), ()
+    return (content if any(isinstance(value, torch.Tensor) for value in content.values()) else {}), ()
 
 
 def _describe(content: Any) -> str:
     if isinstance(content, dict):
         names = ", ".join(shown(str(key)) for key in list(content)[:6])
         return f"a dict with the entries {names}" if names else "an empty dict"
-    if isinstance(content, Strided | Odd):
-        return "one tensor without a name"
-    return f"a {type(content).__name__.lower()}"
+    kind = type(content).__name__.strip("_").lower()
+    return "one tensor without a name" if kind == "tensor" else f"a {kind}"

@@ -2,12 +2,15 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
+from numpy.typing import NDArray
 from safetensors import safe_open
-from torch import Tensor
 
 from vggkit.weights.formats.weight_file import Contents, TensorEntry, reading, refuse, shown
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _HEADER_BYTES: Final = 16 * 2**20
 _DTYPES: Final = {
@@ -40,7 +43,7 @@ def open_safetensors(path: Path, handle: IO[bytes], size_bytes: int, stack: Exit
         raise refuse(path, found, "it breaks off or is broken; download or copy it again")
     entries = {}
     with reading(path, "safetensors file"):
-        opened = stack.enter_context(safe_open(path, framework="pt"))
+        opened = stack.enter_context(safe_open(path, framework="numpy"))
         metadata = dict(opened.metadata() or {})
         for key in opened.offset_keys():
             part = opened.get_slice(key)
@@ -48,10 +51,16 @@ def open_safetensors(path: Path, handle: IO[bytes], size_bytes: int, stack: Exit
             if kind not in _DTYPES:
                 raise refuse(path, f"{shown(key)} of type {kind}", "save it as F32 where it was made")
             entries[key] = TensorEntry(tuple(part.get_shape()), _DTYPES[kind])
+    as_tensors: list[Any] = []
 
-    def read(key: str) -> Tensor:
-        # The library's own tensor is the file itself, mapped: whoever rewrites it would change the weights.
-        value: Tensor = opened.get_tensor(key)
+    def read(key: str) -> "Tensor | NDArray[Any]":
+        if entries[key].dtype in ("float64", "float32", "float16"):
+            array: NDArray[Any] = opened.get_tensor(key)
+            return array
+        if not as_tensors:  # NumPy lacks the other types; torch is imported here
+            as_tensors.append(stack.enter_context(safe_open(path, framework="pt")))
+        # The library's own tensor is the mapped file, and changes with it.
+        value: Tensor = as_tensors[0].get_tensor(key)
         return value.clone()
 
     return Contents("safetensors", entries, read, metadata)

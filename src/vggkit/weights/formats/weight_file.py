@@ -1,36 +1,54 @@
-"""A file of weights once it is open: what it says it holds, and one tensor at a time."""
+"""An open file of weights: shapes and types by key, and one tensor at a time.
+
+Nothing here imports torch before values are read as tensors.
+"""
 
 import math
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import IO, Final, Self
+from typing import IO, TYPE_CHECKING, Any, Final, Self
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from vggkit.errors import BadCheckpoint, UnknownName, VggkitError
+from vggkit.weights.formats.reparametrized import find_computed, list_settled
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LIMIT_BYTES: Final = 16 * 2**30
 """More than any VGG with its optimizer's state; a file or a claim above it is refused."""
 DEFLATE_RATIO: Final = 1100
-"""Deflate shrinks at most 1032 times: whatever claims more is lying."""
+"""Deflate shrinks at most 1032 times; a larger claim is false."""
 SLACK_BYTES: Final = 2**20
 """Claims this small are harmless, whatever their ratio."""
 PREFIXES: Final = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.", "vgg.")
 """What wrappers put before every key: DataParallel, torch.compile, Lightning and people's own modules."""
-_FLOATS: Final = "float64 float32 float16 bfloat16 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz"
-_WHOLES: Final = "int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool"
-DTYPES: Final = frozenset((*_FLOATS.split(), *_WHOLES.split()))
-"""torch's names of the types that are read."""
+BESIDE: Final = frozenset(
+    (
+        *("criterion", "criterions", "loss", "loss_fn", "loss_func", "loss_function", "losses"),
+        *("optimizer", "optimizers", "scheduler", "lr_scheduler", "scaler", "n_averaged", "epoch", "global_step"),
+        *("metric", "metrics", "train_metrics", "val_metrics", "test_metrics", "train_acc", "val_acc", "test_acc"),
+    )
+)
+"""Names at the start of keys that are none of a network's tensors: what trains and measures it, kept beside it."""
+DTYPES: Final[Mapping[str, int]] = {
+    **{"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2},
+    **{"float8_e4m3fn": 1, "float8_e4m3fnuz": 1, "float8_e5m2": 1, "float8_e5m2fnuz": 1},
+    **{"int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint64": 8, "uint32": 4, "uint16": 2, "uint8": 1, "bool": 1},
+}
+"""torch's names of the types that are read, and the bytes that one value takes."""
 _CHUNK: Final = 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """What a file says of a tensor before its values are read."""
+    """Shape and type of a tensor, known before its values are read."""
 
     shape: tuple[int, ...]
     """Its sizes, as the file lays it out: Keras' kernels are HWIO, torch's OIHW."""
@@ -40,16 +58,17 @@ class TensorEntry:
     @property
     def size_bytes(self) -> int:
         """Memory that its values take."""
-        return math.prod(self.shape) * item_bytes(self.dtype)
+        return math.prod(self.shape) * DTYPES[self.dtype]
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a container's reader hands over; `open_weights` checks it and makes the WeightFile."""
+    """The result of a format's reader; `open_weights` checks it and makes the WeightFile."""
 
     container: str
     entries: dict[str, TensorEntry]
-    read: Callable[[str], Tensor]
+    read: Callable[[str], "Tensor | NDArray[Any]"]
+    """The values by key: a tensor, or an array; for bfloat16 the array's type may be any of two bytes."""
     metadata: dict[str, str] = field(default_factory=dict)
     stripped: tuple[str, ...] = ()
     packed: bool = False
@@ -57,7 +76,7 @@ class Contents:
     dotted: bool = True
     """Whether keys are modules' paths with dots, and may carry prefixes."""
     modules: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """Every module by its path, those without tensors too, and what is stated of it; empty: not told."""
+    """Every module by its path, those without tensors too, with its metadata; empty where the file lists none."""
 
 
 class WeightFile:
@@ -71,51 +90,101 @@ class WeightFile:
     entries: Mapping[str, TensorEntry]
     """Shape and dtype by key, in the file's order; Keras 3's by number, convolutions before dense layers."""
     metadata: Mapping[str, str]
-    """What the file says beside its tensors: safetensors' `__metadata__`, Keras' version and layer names,
+    """What the file states beside its tensors: safetensors' `__metadata__`, Keras' version and layer names,
     what a VGG's own state dict states."""
     modules: tuple[str, ...]
     """Paths of all modules, those without tensors too, in the order in which the network has them, as torch
-    keeps them with a state dict; empty where the file does not tell."""
+    keeps them with a state dict; empty where the file does not list them."""
     stripped: tuple[str, ...]
-    """Wrappers and prefixes that were taken off, outermost first, such as `('state_dict', 'module.')`."""
+    """Wrappers and prefixes that were removed, outermost first, such as `('state_dict', 'module.')`, and names of
+    what is no tensor of the network, such as `n_averaged` and `criterion`."""
 
     def __init__(self, path: Path, contents: Contents, close: Callable[[], object]) -> None:
-        prefixes = _shared_prefixes(list(contents.entries)) if contents.dotted else ()
+        entries, beside = _leave_beside(contents) if contents.dotted else (contents.entries, ())
+        computed = find_computed(entries.keys()) if contents.dotted else {}
+        settled = list_settled(entries, computed)
+        prefixes = _shared_prefixes(list(settled)) if contents.dotted else ()
         start = sum(map(len, prefixes))
         self.path = path
         self.container = contents.container
-        self.entries = MappingProxyType({key[start:]: entry for key, entry in contents.entries.items()})
+        self.entries = MappingProxyType({key[start:]: entries[held] for key, held in settled.items()})
         root = "".join(prefixes)
         stated = contents.modules.get(root.removesuffix("."), {})
         self.metadata = MappingProxyType({**stated, **contents.metadata})
-        self.modules = tuple(name[start:] for name in contents.modules if name.startswith(root) and name != root)
-        self.stripped = (*contents.stripped, *prefixes)
-        self._prefix = "".join(prefixes)
+        self.modules = tuple(
+            name[start:]
+            for name in contents.modules
+            if name.startswith(root) and name != root and "parametrizations" not in name.split(".")
+        )
+        self.stripped = (*contents.stripped, *beside, *prefixes)
+        self._prefix, self._computed, self._kept = root, computed, contents.entries
         self._read = contents.read
         self._close = close
 
-    def read(self, key: str) -> Tensor:
-        """That tensor alone, contiguous on the CPU, as a copy: the file may change or go afterwards.
+    def read(self, key: str) -> "Tensor":
+        """That tensor alone, contiguous on the CPU, as a copy: the file may change or be deleted afterwards.
 
         Raises UnknownName for a key that `entries` lacks, BadCheckpoint for values that cannot be
-        read, and for NaN and infinity, saying how many.
+        read, and for NaN and infinity, with their number.
         """
-        if key not in self.entries:
-            raise UnknownName.of(f"tensor of {self.path.name}", key, self.entries)
-        entry = self.entries[key]
-        with reading(self.path, f"values of {shown(key)}"):
-            value = self._read(self._prefix + key)
-        assert (tuple(value.shape), value.dtype) == (entry.shape, getattr(torch, entry.dtype))
-        bad = _count_not_finite(value)
-        if bad:
-            raise BadCheckpoint(
-                f"{self.path}: {shown(key)} holds {bad} of {value.numel()} values that are NaN or infinite; "
-                "expected finite weights; take a checkpoint from before training diverged, or copy the file again"
-            )
+        self._demand_key(key)
+        entry, made = self.entries[key], self._computed.get(self._prefix + key)
+        if made is None:
+            value = self._read_tensor(self._prefix + key)
+        else:
+            value = made.compute(self._read_tensor(made.values), self._read_tensor(made.other)).contiguous()
+        assert (tuple(value.shape), str(value.dtype)) == (entry.shape, f"torch.{entry.dtype}")
+        self._demand_finite(key, _count_not_finite(value))
         return value
 
+    def read_array(self, key: str) -> NDArray[np.float32]:
+        """That tensor as float32, without torch where the format and the type allow it; raises as `read` does."""
+        self._demand_key(key)
+        if self._prefix + key in self._computed:
+            made: NDArray[np.float32] = self.read(key).float().numpy()
+            return made
+        value, entry = self._read_values(self._prefix + key), self.entries[key]
+        if not isinstance(value, np.ndarray):
+            array: NDArray[np.float32] = value.float().numpy()
+        elif entry.dtype == "bfloat16":
+            array = (value.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        elif value.dtype.kind == "V" or entry.dtype.startswith("float8"):
+            array = self.read(key).float().numpy()
+        else:
+            array = value.astype(np.float32)
+        self._demand_finite(key, int((~np.isfinite(array)).sum()))
+        return array
+
+    def _demand_key(self, key: str) -> None:
+        if key not in self.entries:
+            raise UnknownName.of(f"tensor of {self.path.name}", key, self.entries)
+
+    def _read_values(self, held: str) -> "Tensor | NDArray[Any]":
+        """The values under the file's own key."""
+        with reading(self.path, f"values of {shown(held)}"):
+            return self._read(held)
+
+    def _read_tensor(self, held: str) -> "Tensor":
+        """The same as a tensor of its type."""
+        import torch
+
+        value = self._read_values(held)
+        if not isinstance(value, np.ndarray):
+            return value
+        dtype: torch.dtype = getattr(torch, self._kept[held].dtype)
+        found = torch.from_numpy(value)
+        return found if found.dtype == dtype else found.view(dtype)
+
+    def _demand_finite(self, key: str, bad: int) -> None:
+        if bad:
+            values = f"{bad} of {math.prod(self.entries[key].shape)} values"
+            raise BadCheckpoint(
+                f"{self.path}: {shown(key)} holds {values} that are NaN or infinite; expected finite weights; "
+                "use a checkpoint from before training diverged, or copy the file again"
+            )
+
     def close(self) -> None:
-        """Let go of the file; tensors that were read stay."""
+        """Close the file; tensors that were read remain valid."""
         self._close()
 
     def __enter__(self) -> Self:
@@ -137,12 +206,12 @@ def refuse(path: Path, found: str, advice: str) -> BadCheckpoint:
 
 @contextmanager
 def reading(path: Path, what: str) -> Iterator[None]:
-    """Turn whatever a library says of a broken file into one BadCheckpoint."""
+    """Turn whatever a library raises for a broken file into one BadCheckpoint."""
     try:
         yield
     except (VggkitError, AssertionError):
         raise
-    except Exception as problem:  # broken files show themselves in many ways
+    except Exception as problem:  # libraries raise many types for broken files
         lines = str(problem).splitlines()
         reason = "".join(letter if letter.isprintable() else "?" for letter in lines[0][:200]) if lines else ""
         reason = reason or type(problem).__name__
@@ -155,33 +224,82 @@ def shown(name: str) -> str:
     return quoted if len(quoted) <= 100 else f"{quoted[:96]}...'"
 
 
-def item_bytes(dtype: str) -> int:
-    """Bytes of one value."""
-    found: torch.dtype = getattr(torch, dtype)
-    return found.itemsize
+class Archive:
+    """An open zip archive: its members are unencrypted, named once each, and of believable sizes."""
+
+    def __init__(self, path: Path, handle: IO[bytes], size_bytes: int) -> None:
+        """Raises BadCheckpoint."""
+        self._path = path
+        self._size_bytes = size_bytes
+        with reading(path, "zip archive"):
+            try:
+                self._zip = zipfile.ZipFile(handle)
+            except zipfile.BadZipFile as problem:
+                found = f"a truncated zip archive ({problem}: its directory is at its end)"
+                raise refuse(path, found, "download or copy it again") from problem
+            files = [info for info in self._zip.infolist() if not info.is_dir()]
+        self.members: Mapping[str, zipfile.ZipInfo] = {info.filename: info for info in files}
+        """Every file in it by name, in the order of its directory."""
+        if len(self.members) < len(files):
+            raise refuse(path, "a zip archive with two members of one name", "write it again; readers would differ")
+        for info in files:
+            self._check(info)
+        self.unpacked_bytes = sum(info.file_size for info in files)
+        """What all of its members take together."""
+        if self.unpacked_bytes > LIMIT_BYTES:
+            found = f"a zip archive that claims to unpack to {self.unpacked_bytes} bytes"
+            raise refuse(path, found, "no VGG is that large")
+
+    def _check(self, info: zipfile.ZipInfo) -> None:
+        name = shown(info.filename)
+        if info.flag_bits & 1:
+            raise refuse(self._path, f"an encrypted zip archive ({name})", "unpack it first")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise refuse(
+                self._path, f"a zip compression that is not read ({name})", "write it again with deflate or stored"
+            )
+        stored = info.compress_type == zipfile.ZIP_STORED
+        most = info.compress_size if stored else info.compress_size * DEFLATE_RATIO + SLACK_BYTES
+        if info.file_size > most or info.header_offset + info.compress_size > self._size_bytes:
+            raise refuse(
+                self._path,
+                f"a zip archive that claims {info.file_size} bytes for {name}, packed in {info.compress_size}",
+                "download it again from a source that you trust",
+            )
+
+    @property
+    def packed(self) -> bool:
+        """Whether any of it is compressed."""
+        return any(info.compress_type != zipfile.ZIP_STORED for info in self.members.values())
+
+    def open(self, name: str) -> IO[bytes]:
+        """A member to read in order; its checksum is compared at its end."""
+        return self._zip.open(self.members[name])
+
+    def read(self, name: str, limit: int) -> bytes:
+        """A small member whole; raises BadCheckpoint where it is larger than `limit` bytes."""
+        size = self.members[name].file_size
+        if size > limit:
+            raise refuse(self._path, f"{shown(name)} of {size} bytes in it", "no VGG's is that large")
+        with reading(self._path, f"member {shown(name)}"), self.open(name) as stream:
+            return stream.read(size)
+
+    def close(self) -> None:
+        """Close the archive, not its file."""
+        self._zip.close()
 
 
-def read_bytes(stream: IO[bytes], count: int) -> Tensor:
-    """The next `count` bytes as a uint8 tensor; raises EOFError where there are fewer."""
-    raw = torch.empty(count, dtype=torch.uint8)
-    view = memoryview(raw.numpy())  # type: ignore[arg-type]
-    done = 0
-    while done < count:
-        # By pieces, as zipfile would hold the whole a second time.
-        got = stream.readinto(view[done : done + _CHUNK])  # type: ignore[attr-defined]
-        if not got:
-            raise EOFError(f"{count - done} of {count} bytes are missing")
-        done += got
-    return raw
+def to_native(array: NDArray[Any]) -> NDArray[Any]:
+    """The array contiguous, in this machine's byte order."""
+    native = array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+    return np.ascontiguousarray(native).reshape(array.shape)  # a scalar would become a row of one
 
 
-def decode(raw: Tensor, dtype: str, *, swap: bool) -> Tensor:
-    """A flat tensor of `dtype` from its bytes; `swap`: they are in the other byte order."""
-    if swap:
-        raw = raw.view(-1, item_bytes(dtype)).flip(1).reshape(-1)
-    if dtype == "bool":
-        return raw.ne(0)  # other bytes than 0 and 1 are no values of torch's bool
-    return raw.view(getattr(torch, dtype))
+def _leave_beside(contents: Contents) -> tuple[Mapping[str, TensorEntry], tuple[str, ...]]:
+    """The entries without those of losses, optimizers and counters, and the names of these."""
+    beside = list(dict.fromkeys(key.split(".")[0] for key in contents.entries if key.split(".")[0] in BESIDE))
+    entries = {key: entry for key, entry in contents.entries.items() if key.split(".")[0] not in beside}
+    return (entries, tuple(beside)) if entries else (contents.entries, ())
 
 
 def _shared_prefixes(keys: list[str]) -> tuple[str, ...]:
@@ -196,13 +314,15 @@ def _shared_prefixes(keys: list[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _count_not_finite(value: Tensor) -> int:
+def _count_not_finite(value: "Tensor") -> int:
+    import torch
+
     if not value.is_floating_point() or not value.numel():
         return 0
     count = 0
     for piece in value.reshape(-1).split(_CHUNK):
         numbers = piece if piece.dtype.itemsize > 1 else piece.float()  # torch compares no 8-bit floats
-        # One pass tells whether all are finite, ten times as fast as asking for each.
+        # One pass shows whether all are finite, ten times as fast as asking for each.
         if not torch.isfinite(torch.stack(torch.aminmax(numbers))).all():
             count += int((~torch.isfinite(numbers)).sum())
     return count

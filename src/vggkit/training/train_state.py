@@ -1,0 +1,266 @@
+"""The state of a training: float32 master weights, their copy that computes, and the optimizers.
+
+Shape letters: N images, C channels, H and W pixels, K classes.
+"""
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vggkit.hardware import computes_bf16, derive_seed
+from vggkit.models.vgg import VGG
+from vggkit.training.by_hand import NOTHING, SetByHand
+from vggkit.training.optimizers import build_optimizers, name_last_weight, open_layers, scale_rates, set_rate
+from vggkit.training.parameter_groups import list_learnt
+from vggkit.training.recipe import Recipe
+
+PLANES: Final = torch.channels_last
+"""How maps lie in memory; the fast convolutions of processors and GPUs read them so."""
+
+
+class TrainState:
+    """A network, its optimizers, and all that the next step depends on.
+
+    With precision bf16 a copy of the network computes, in bfloat16 but for its batch norms, which are the
+    network's own. Its gradients update the network's float32 master weights, which are then rounded into the copy
+    again. Small updates are not lost in this way, and nothing is cast while computing, as autocast does
+    (Micikevicius et al. 2018, arXiv:1710.03740, section 3.1).
+
+    Args:
+        network: Learns in place, in float32.
+        recipe: A resolved recipe.
+        device: Where to learn; the network moves there.
+        class_weights: (K,), how much each class counts; None: alike.
+        feature_scale: Root mean square of what the last layer reads, where it is known and above 1. That layer
+            learns as if it read numbers of about 1, as a fresh network's does: else its gradients, which grow
+            with what it reads, would leave the others nothing when they are clipped, and its steps break it.
+        by_hand: What the caller set on the network, which training keeps.
+    """
+
+    def __init__(
+        self,
+        network: VGG,
+        recipe: Recipe,
+        *,
+        device: torch.device,
+        class_weights: Tensor | None = None,
+        feature_scale: float = 1.0,
+        by_hand: SetByHand = NOTHING,
+    ) -> None:
+        self.network: VGG = network.to(device, memory_format=PLANES)  # type: ignore[call-overload]
+        self.recipe, self.device, self.by_hand = recipe, device, by_hand
+        self.compute_copy = _copy_in_bfloat16(self.network) if recipe.precision == "bf16" else self.network
+        self.average = copy.deepcopy(self.network).requires_grad_(False) if recipe.ema_decay else None
+        self._class_weights = None if class_weights is None else class_weights.to(device)
+        self._counts = None if class_weights is None else class_weights.double().cpu()
+        self._autocast = _choose_autocast(device) if recipe.precision == "amp" else None
+        self._scaler = torch.amp.GradScaler(device.type, enabled=self._autocast is torch.float16)
+
+        learning = [key for key in list_learnt(network.configuration, recipe) if key not in by_hand.frozen]
+        whole, working = dict(self.network.named_parameters()), dict(self.compute_copy.named_parameters())
+        self._working = [working[key] for key in learning]
+        self._whole = [whole[key].detach() for key in learning]
+        # Muon steps matrices: a kernel a row, its numbers as they lie in memory.
+        shape = _as_matrix if recipe.optimizer == "muon" else lambda value: value
+        self._stepped = {key: shape(value) for key, value in zip(learning, self._whole, strict=True)}
+        self._gradients = [torch.zeros_like(value) for value in self._whole]
+        for value, gradient in zip(self._stepped.values(), self._gradients, strict=True):
+            value.grad = shape(gradient)
+        self._fresh = True
+        self._weight = self._unit = 1.0
+        self.feature_scale = max(1.0, feature_scale)
+        scales = scale_rates(self.network, recipe, feature_scale=self.feature_scale)
+        last = name_last_weight(network)
+        self._last = learning.index(last) if last in learning else None
+        # Its rate is divided by the scale, and what it decays by is to stay as it was.
+        self.optimizers = build_optimizers(self._stepped, scales, recipe, decays={last: self.feature_scale})
+
+    @property
+    def evaluated(self) -> VGG:
+        """The network that is evaluated and saved: the moving average, where there is one."""
+        return self.network if self.average is None else self.average
+
+    def start_epoch(self, epoch: int) -> None:
+        """Open the layers that learn in it, counted from 1."""
+        open_layers(self.compute_copy, self.recipe, epoch, by_hand=self.by_hand)
+
+    def weigh(self, targets: Tensor) -> float:
+        """What a batch counts in a mean over several: its images, or with class weights the sum of theirs.
+
+        As in torch's `cross_entropy`, shares of classes (N, K) count alike.
+        """
+        if self._counts is None or targets.dim() == 2:
+            return float(len(targets))
+        return float(self._counts[targets.cpu()].sum())
+
+    def compute(self, images: Tensor, targets: Tensor, *, draw: int) -> Tensor:
+        """Loss of a batch, whose gradients join those of the batches since the last step.
+
+        A step takes the gradient of the mean over all of its batches' images, as if they were one batch.
+
+        Args:
+            images: (N, C, H, W), float32.
+            targets: (N,) classes, or (N, K) shares of each.
+            draw: A number that dropout draws by, of no other batch.
+
+        Returns the batch's mean cross-entropy in nats, a scalar on the device.
+        """
+        weight = self.weigh(targets)
+        if self._fresh:  # gradients are added up in units of the first batch's, and divided in the step
+            self._weight, self._unit = 0.0, weight
+        self._weight += weight
+        kind = torch.bfloat16 if self.recipe.precision == "bf16" else torch.float32
+        images = images.to(self.device, kind, memory_format=PLANES, non_blocking=True)
+        targets = targets.to(self.device, non_blocking=True)
+        # Dropout draws from torch's generator; the state around is left as it was.
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(derive_seed(self.recipe.seed, "dropout", draw))
+            with torch.autocast(self.device.type, self._autocast, enabled=self._autocast is not None):
+                logits = self.compute_copy(images)
+        loss = F.cross_entropy(
+            logits.float(), targets, weight=self._class_weights, label_smoothing=self.recipe.label_smoothing
+        )
+        self._scaler.scale(loss * (weight / self._unit)).backward()
+        self._collect()
+        return loss.detach()
+
+    @torch.no_grad()
+    def _collect(self) -> None:
+        """Gradients of a batch go from where they were computed to where they are added up."""
+        there = [
+            (gradient, working.grad)
+            for gradient, working in zip(self._gradients, self._working, strict=True)
+            if working.grad is not None
+        ]
+        ours, given = [ours for ours, _ in there], [given for _, given in there]
+        if self._fresh:
+            torch._foreach_copy_(ours, given)
+        else:
+            torch._foreach_add_(ours, given)
+        self._fresh = False
+        for working in self._working:
+            working.grad = None
+
+    @torch.no_grad()
+    def step(self, rate: float, *, number: int) -> bool:
+        """Move the weights at a learning rate; says whether the gradient was finite.
+
+        One that is not moves nothing; with float16, whose loss is scaled, that is no sign of divergence.
+        `number` counts the steps from 0.
+        """
+        learning = [working.requires_grad for working in self._working]
+        present = [gradient for gradient, learns in zip(self._gradients, learning, strict=True) if learns]
+        for optimizer in self.optimizers:
+            self._scaler.unscale_(optimizer)
+        if self._last is not None and self.feature_scale > 1:
+            self._gradients[self._last].div_(self.feature_scale)
+        share = self._unit / self._weight
+        length = float(nn.utils.get_total_norm(present)) * share
+        if self.recipe.clip_norm and length > self.recipe.clip_norm:
+            share *= self.recipe.clip_norm / length
+        if share != 1:
+            torch._foreach_mul_(present, share)
+        if math.isfinite(length):
+            set_rate(self.optimizers, rate)
+            with self._frozen_left_out(learning):
+                for optimizer in self.optimizers:
+                    optimizer.step()
+            if self.compute_copy is not self.network:
+                torch._foreach_copy_(self._working, self._whole)
+            if self.average is not None:
+                self._move_average(number)
+        self._scaler.update()
+        self._fresh = True
+        return math.isfinite(length) or self._scaler.is_enabled()
+
+    @contextmanager
+    def _frozen_left_out(self, learning: list[bool]) -> Iterator[None]:
+        """What does not learn in this epoch has no gradient for the optimizers, and so does not decay either."""
+        frozen = [value for value, learns in zip(self._stepped.values(), learning, strict=True) if not learns]
+        gradients = [value.grad for value in frozen]
+        for value in frozen:
+            value.grad = None
+        try:
+            yield
+        finally:
+            for value, gradient in zip(frozen, gradients, strict=True):
+                value.grad = gradient
+
+    def _move_average(self, number: int) -> None:
+        """Nearer to the weights; in the first steps faster, lest the random start weigh for long."""
+        assert self.average is not None
+        assert self.recipe.ema_decay is not None
+        decay = min(self.recipe.ema_decay, (1 + number) / (10 + number))
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
+        for mine, theirs in zip(self.average.buffers(), self.network.buffers(), strict=True):
+            mine.copy_(theirs)
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor that the next step depends on, by a key of its own; they change as it learns."""
+        found = {f"network/{key}": value for key, value in self.network.state_dict().items()}
+        if self.average is not None:
+            found |= {f"average/{key}": value for key, value in self.average.state_dict().items()}
+        for key, value in self._stepped.items():
+            for optimizer in self.optimizers:
+                for name, kept in optimizer.state.get(value, {}).items():
+                    if isinstance(kept, Tensor):
+                        found[f"optimizer/{key}/{name}"] = kept
+        found["feature_scale"] = torch.tensor(self.feature_scale, dtype=torch.float64)
+        return found | {
+            f"scaler/{name}": torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else torch.int64)
+            for name, value in self._scaler.state_dict().items()
+        }
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Stand where `state` was taken, of a TrainState of the same network and recipe."""
+        for name, network in (("network", self.network), ("average", self.average)):
+            if network is not None:
+                network.load_state_dict({k: state[f"{name}/{k}"] for k in network.state_dict()})
+        owners = {
+            id(value): optimizer
+            for optimizer in self.optimizers
+            for group in optimizer.param_groups
+            for value in group["params"]
+        }
+        for key, value in self._stepped.items():
+            kept = owners[id(value)].state[value]
+            kept.clear()
+            start = f"optimizer/{key}/"
+            for name, given in ((k.removeprefix(start), v) for k, v in state.items() if k.startswith(start)):
+                # As the weights lie in memory: fused steps go through both in one pass.
+                like = value if given.shape == value.shape else given.to(self.device)
+                kept[name] = torch.empty_like(like, dtype=given.dtype).copy_(given)
+        scaler = {k.removeprefix("scaler/"): v.item() for k, v in state.items() if k.startswith("scaler/")}
+        if scaler:
+            self._scaler.load_state_dict(scaler)
+        if self.compute_copy is not self.network:
+            for working, whole in zip(self.compute_copy.parameters(), self.network.parameters(), strict=True):
+                working.copy_(whole)
+        self._fresh = True
+
+
+def _copy_in_bfloat16(network: VGG) -> VGG:
+    """The network in bfloat16; its batch norms are the given network's own, in float32."""
+    norms = {id(module): module for module in network.modules() if isinstance(module, nn.BatchNorm2d)}
+    copied = copy.deepcopy(network, norms)  # what deepcopy is told to have copied stays shared
+    for module in copied.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.to(torch.bfloat16)
+    return copied
+
+
+def _as_matrix(value: Tensor) -> Tensor:
+    """A view (O, C·H·W) of kernels (O, C, H, W) that lie in channels_last; anything else as it is."""
+    return value.permute(0, 2, 3, 1).view(len(value), -1) if value.dim() == 4 else value
+
+
+def _choose_autocast(device: torch.device) -> torch.dtype:
+    """bfloat16, and float16 on the GPUs that are older than it."""
+    return torch.float16 if device.type == "cuda" and not computes_bf16(device) else torch.bfloat16

@@ -1,0 +1,298 @@
+"""Fit, evaluate and write the run's folder: what a new training and a resumed one share."""
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from vggkit.classifier import Classifier
+from vggkit.errors import BadImage, BadOutput
+from vggkit.evaluation.calibration import fit_temperature
+from vggkit.evaluation.evaluation import Evaluation
+from vggkit.evaluation.measure import CALIBRATED_HERE, predict_labelled
+from vggkit.evaluation.metrics import score
+from vggkit.evaluation.predictions import Predictions
+from vggkit.evaluation.protocols import plan_protocol, prepare_engines
+from vggkit.hardware import find_peak_memory
+from vggkit.images.class_names import shorten_names
+from vggkit.images.dataset import ImageDataset, identify_images
+from vggkit.interruption import hear_signals
+from vggkit.models.vgg import VGG
+from vggkit.notebook import write_html
+from vggkit.reports.evaluation_page import suggest_steps
+from vggkit.reports.loggers import open_loggers
+from vggkit.reports.plots import PlotEnding
+from vggkit.reports.progress import ProgressLine
+from vggkit.reports.run_plots import plot_strengths
+from vggkit.training.by_hand import SetByHand
+from vggkit.training.checkpoint import Checkpoints, Epoch, Progress
+from vggkit.training.recipe import Monitor, Recipe
+from vggkit.training.trainer import Callbacks, FitResult, State, Trainer, find_best
+from vggkit.weights.model import Model
+from vggkit.workflows.run_config import NetworkChoice, RunConfig
+from vggkit.workflows.run_folder import fill_folder, list_metrics, track_run
+
+OnEpoch = Callable[[Epoch], object]
+"""Called with each epoch when it is over; a true value ends the training."""
+BEST: Final = "best.safetensors"
+"""The Classifier of the best epoch, in the run's folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRun:
+    """What a training gave."""
+
+    classifier: Classifier
+    """With the best epoch's weights, as in `best.safetensors`."""
+    directory: Path
+    """The run's folder."""
+    history: tuple[Epoch, ...]
+    """Every epoch; one alone where the last layer was solved directly."""
+    best_epoch: int
+    """The number of the best epoch, by the recipe's `monitor`."""
+    evaluation: Evaluation
+    """Of the best epoch's weights, on the test split where the data has one, else on the validation split."""
+
+    def __repr__(self) -> str:
+        best = f"epoch {self.best_epoch} of {self.history[-1].epoch} is the best"
+        return f"TrainingRun({str(self.directory)!r}, {best}, {self.evaluation!r})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                f"{epoch.epoch}{' (best)' if epoch.epoch == self.best_epoch else ''}",
+                *(f"{value:.4f}" for value in (epoch.train_loss, epoch.val_loss, epoch.val_top1)),
+                f"{epoch.seconds:.1f} s",
+            )
+            for epoch in self.history
+        ]
+        header = ("epoch", "train loss", "val loss", "val top-1", "time")
+        history = write_html(f"{self.directory}: {self.classifier!r}", rows, header=header)
+        return history + self.evaluation._repr_html_()
+
+
+def fit_and_record(
+    classifier: Model,
+    dataset: ImageDataset,
+    config: RunConfig,
+    contents: Mapping[str, str],
+    *,
+    directory: Path,
+    device: torch.device,
+    by_hand: SetByHand,
+    save_seconds: float,
+    plots: PlotEnding | None,
+    line: ProgressLine,
+    on_epoch: OnEpoch | None = None,
+    resumed: bool = False,
+) -> TrainingRun:
+    """Fit, evaluate and write what came of it; whoever stops it gets the command that continues."""
+    recipe, last = config.resolved, directory / "last.ckpt"
+    # What the states of a run belong to; one that is not the same to the last bit is another run's.
+    identity = {
+        "recipe": recipe.to_dict(),
+        "network": asdict(config.network),
+        "by_hand": dict(config.found.get("by_hand", {})),
+        "images": dict(contents),
+    }
+    checkpoints = Checkpoints(
+        directory,
+        card=classifier.card,
+        identity=identity,
+        usual={"recipe": Recipe().to_dict(), "network": asdict(NetworkChoice())},
+        changeable={"recipe": {"epochs"}},
+    )
+    state, progress = _restore(classifier, checkpoints, by_hand) if resumed else (None, Progress())
+    if resumed:
+        line.log(f"resuming {directory} in epoch {progress.epoch}, after {progress.batches} of its batches")
+    noted = {
+        name: config.found[name] for name in ("data", "findings", "machine", "started") if name in config.found
+    }
+    provenance = {**classifier.provenance, **noted, "recipe": recipe.to_dict()}
+    started = time.monotonic()
+    earlier = sum(epoch.seconds for epoch in progress.history) + progress.seconds
+    epochs = 1 if recipe.trainable == "head" else recipe.epochs
+    with ExitStack() as stack:
+        signals = stack.enter_context(
+            hear_signals(lambda: f"vggkit train --resume {directory}" if last.is_file() else "")
+        )
+        tracker = stack.enter_context(track_run(directory, epochs=epochs))
+        loggers = stack.enter_context(
+            open_loggers(config.loggers, directory, config=recipe.to_dict(), title=directory.name, log=line.log)
+        )
+
+        def record(history: tuple[Epoch, ...], network: VGG) -> None:
+            epoch, best = history[-1], find_best(history, recipe.monitor)
+            if epoch == best:
+                Model(
+                    network,
+                    labels=classifier.labels,
+                    preprocessing=classifier.preprocessing,
+                    origin=replace(classifier.origin, kind="trained", random_keys=()),
+                    provenance={**provenance, "epoch": epoch.epoch},
+                ).save(directory / BEST)
+            loggers.log(history)
+            tracker.advance(epoch=epoch.epoch, best_epoch=best.epoch)
+            line.log(
+                _describe_epoch(epoch, epochs, monitor=recipe.monitor)
+                + ("  best" if epoch == best and epochs > 1 else "")
+            )
+
+        def show(what: str, done: int, total: int | None) -> None:
+            if what in ("train", "validate"):
+                what = f"epoch {trainer.progress.epoch} of {epochs}, {what}"
+            line.show(what, done, total)
+
+        trainer = Trainer(
+            classifier,
+            dataset.splits,
+            recipe,
+            device=device,
+            checkpoints=checkpoints,
+            by_hand=by_hand,
+            save_seconds=save_seconds,
+            callbacks=Callbacks(
+                on_step=show,
+                on_epoch=record,
+                is_enough=on_epoch or (lambda epoch: False),
+                log=line.log,
+                warn=line.warn,
+                signals=signals,
+            ),
+        )
+        try:
+            result = trainer.fit(state, progress=progress)
+        except (BadImage, BadOutput) as problem:
+            if recipe.trainable == "head" or not last.is_file():
+                raise
+            again = f"the last state is kept; resume with: vggkit train --resume {directory}"
+            raise type(problem)(f"{problem}; {again}") from problem
+        best = Model.load(directory / BEST)
+        classifier.network.load_state_dict(best.network.state_dict())
+        classifier.card = best.card.of_other_weights()
+        evaluation = _evaluate(classifier, dataset, recipe, result, device=device, line=line)
+        classifier.save(
+            directory / BEST,
+            provenance={
+                "metrics": list_metrics(evaluation, evaluation.split, result.best_epoch),
+                "seconds": round(earlier + time.monotonic() - started, 1),
+                "peak_memory_bytes": find_peak_memory(),
+            },
+        )
+        line.show("writing the report", 0, None)
+        if result.probe is not None:
+            title = f"{classifier.configuration.model} on {dataset.name}"
+            plot_strengths(result.probe.solution, directory / "regularisation.png", title=title)
+        fill_folder(
+            directory,
+            evaluation,
+            images=dataset.split(evaluation.split),
+            history=result.history,
+            best_epoch=result.best_epoch,
+            provenance=classifier.provenance,
+            steps=suggest_steps(directory, dataset.name, is_head_alone=result.probe is not None),
+            plots=plots,
+        )
+    held = classifier if isinstance(classifier, Classifier) else Classifier.of(classifier)
+    return TrainingRun(held, directory, result.history, result.best_epoch, evaluation)
+
+
+def _restore(classifier: Model, checkpoints: Checkpoints, by_hand: SetByHand) -> tuple[State, Progress]:
+    """The last state of a run, with its weights in the network; raises BadCheckpoint."""
+    state, progress = checkpoints.read_last()
+    start = {key.removeprefix("network/"): value for key, value in state.items() if key.startswith("network/")}
+    classifier.network.load_state_dict(start, assign=True)
+    by_hand.restore(classifier.network.requires_grad_(True))
+    return state, progress
+
+
+def _evaluate(
+    classifier: Model,
+    dataset: ImageDataset,
+    recipe: Recipe,
+    result: FitResult,
+    *,
+    device: torch.device,
+    line: ProgressLine,
+) -> Evaluation:
+    """Evaluate the best weights on the test split, or else on the validation split, on which the temperature of the
+    probabilities is fitted first.
+    """
+    split = "test" if "test" in dataset.splits else "val"
+    protocol = plan_protocol("single", classifier.preprocessing)
+    if result.probe is None:
+        engines = prepare_engines(classifier, protocol, device=device)
+
+    def predict(split: str) -> Predictions:
+        images = dataset.split(split)
+        if result.probe is not None:
+            return Predictions.of(
+                result.probe.compute_logits(split),
+                result.probe.features[split].targets,
+                labels=classifier.labels,
+                paths=[image.path for image in images],
+            )
+        predictions, unreadable = predict_labelled(
+            classifier,
+            images,
+            protocol,
+            engines=engines,
+            batch_size=recipe.batch_size or 32,
+            on_progress=lambda done, total: line.show(f"evaluating on {split}", done, total),
+        )
+        if unreadable:
+            raise BadImage(f"{unreadable[0]}; it could be read when the training began")
+        return predictions
+
+    # Every split is predicted at a temperature of 1, before the Classifier gets its own.
+    val = predict("val")
+    headline = val if split == "val" else predict(split)
+    fit = fit_temperature(val, seed=recipe.seed)
+    line.log(fit.describe())
+    classifier.calibrate(
+        temperature=fit.temperature,
+        about={**asdict(fit), "split": "val", "images": identify_images(dataset.split("val"))},
+    )
+    return score(
+        headline.sharpen(fit.temperature),
+        data=dataset.name,
+        split=split,
+        model=classifier.configuration.model,
+        protocol=str(protocol),
+        temperature=fit.temperature,
+        images=identify_images(dataset.split(split)),
+        notes=_list_notes(dataset, split, epochs=len(result.history), calibrated=fit.temperature != 1),
+    )
+
+
+def _list_notes(dataset: ImageDataset, split: str, *, epochs: int, calibrated: bool) -> tuple[str, ...]:
+    """What a reader of the figures should know."""
+    notes = []
+    train, evaluated = dataset.count("train"), dataset.count(split)
+    if absent := [label for label, count in evaluated.items() if not count]:
+        notes.append(f"no images of {shorten_names(absent, most=12)}: nothing is measured of them")
+    if unlearnt := [label for label, count in train.items() if not count and evaluated[label]]:
+        notes.append(
+            f"no images of {shorten_names(unlearnt, most=12)} were learnt from, and theirs are measured on"
+        )
+    if split == "val":
+        if epochs > 1:
+            notes.append(
+                f"the best of {epochs} epochs was chosen on these same images, so these figures are slightly "
+                "optimistic; images in a split test would give an unbiased estimate"
+            )
+        if calibrated:
+            notes.append(CALIBRATED_HERE)
+    return tuple(notes)
+
+
+def _describe_epoch(epoch: Epoch, epochs: int, *, monitor: Monitor) -> str:
+    macro_f1 = f"val macro F1 {epoch.val_macro_f1:.4f}  " if monitor == "macro-f1" else ""
+    return (
+        f"epoch {epoch.epoch:>{len(str(epochs))}}  train loss {epoch.train_loss:.4f}  "
+        f"val loss {epoch.val_loss:.4f}  val top-1 {epoch.val_top1:.4f}  {macro_f1}{epoch.seconds:5.1f} s"
+    )

@@ -1,0 +1,45 @@
+"""What a training is given, checked before anything heavy is imported: folder, model, weights, data. No torch."""
+
+from pathlib import Path
+
+from vggkit.images.dataset import ImageDataset
+from vggkit.images.sources.open_dataset import open_dataset
+from vggkit.models.configuration import configure
+from vggkit.reports.progress import ProgressLine
+from vggkit.weights.formats.detect import open_weights
+from vggkit.weights.input_conventions import find_convention
+from vggkit.weights.locate import locate_model
+from vggkit.weights.published_models import find_published_for
+from vggkit.workflows.run_config import NetworkChoice, RunConfig
+from vggkit.workflows.run_folder import demand_new_folder
+
+
+def open_inputs(
+    config: RunConfig, *, data: str, out: str | Path | None, quiet: bool, check_network: bool = True
+) -> ImageDataset:
+    """The dataset of a configuration, after all else that can be refused early.
+
+    Args:
+        config: The options of the training.
+        data: The place of the dataset, as it was given; empty: that of the configuration.
+        out: The run's folder; None: the next free `runs/<model>-<n>`.
+        quiet: No progress on standard error.
+        check_network: Whether the network is the one that the configuration names.
+
+    Raises BadOutput for the folder, UnknownName and BadConfiguration for the network, BadCheckpoint for the file of
+    weights, and BadData for the dataset.
+    """
+    demand_new_folder(out)
+    if check_network:
+        _check_network(config.network)
+    with ProgressLine(quiet=quiet) as line:
+        line.show(f"opening {data or config.data}", 0, None)
+        return open_dataset(data or config.data, columns=config.columns)
+
+
+def _check_network(choice: NetworkChoice) -> None:
+    configure(choice.model, blocks=choice.blocks, head=choice.head, dropout=choice.dropout, until=choice.until)
+    find_convention(choice.input_convention)
+    if choice.weights is not None and find_published_for(choice.weights, choice.model) is None:
+        with open_weights(locate_model(choice.weights)):  # its header; only PyTorch's files import torch
+            pass

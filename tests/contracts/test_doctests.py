@@ -1,0 +1,26 @@
+"""The examples in docstrings are run."""
+
+import doctest
+import importlib
+
+import pytest
+
+MODULES = [
+    "evaluation.comparison",
+    "evaluation.evaluation",
+    "evaluation.predictions",
+    "images.class_names",
+    "images.dataset",
+    "images.omissions",
+    "models.summary",
+    "notebook",
+]
+"""Modules whose docstrings have examples that take no time."""
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings(name):
+    module = importlib.import_module(f"vggkit.{name}")
+    found = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    assert found.attempted > 0, f"vggkit.{name} has no examples; take it from the list"
+    assert found.failed == 0
