@@ -233,7 +233,8 @@ class PerceptualLoss(nn.Module):
         low, high = self.input_range
         scaled = (widen(images) - self._shift) * self._scale
         scaled = scaled.flip(1) if self._flipped else scaled
-        scaled = scaled.contiguous(memory_format=torch.channels_last).to(self.trunk.dtype)
+        dtype = self.trunk.dtype
+        scaled = scaled.to(dtype).contiguous(memory_format=_find_memory_format(dtype))
         found = self.trunk(scaled)
         if self.config.metric == "dists":
             found["image"] = (widen(images) - low) / (high - low)
@@ -345,7 +346,7 @@ class _LossTrunk(Features):
         copy.features.load_state_dict(shared, assign=True)
         copy.classifier = nn.Sequential()  # never read
         copy.requires_grad_(False)
-        copy.to(dtype=dtype, memory_format=torch.channels_last).eval()
+        copy.to(dtype=dtype, memory_format=_find_memory_format(dtype)).eval()
         self._prepare(copy, cut, config.layers, frozen=True)
         self._pools_roots = config.pooling == "l2"
 
@@ -357,6 +358,14 @@ class _LossTrunk(Features):
         if self._pools_roots and isinstance(module, nn.MaxPool2d):
             return _pool_roots(values)
         return super()._apply_layer(module, values, in_place=in_place)
+
+
+def _find_memory_format(dtype: torch.dtype) -> torch.memory_format:
+    """In full precision that of the published implementations.
+
+    Another one rounds differently, and where two values of a pool are nearly equal the gradient takes another way.
+    """
+    return torch.channels_last if dtype == torch.bfloat16 else torch.contiguous_format
 
 
 def _pool_roots(values: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class Features(nn.Module):
     Raises UnknownName with the nearest name, and BadInput for no names.
 
     >>> import torch, vggkit as vk
-    >>> features = vk.Features(vk.VGG("vgg11"), ["relu1_1", "pool5"])
+    >>> features = vk.Features(vk.VGG("vgg11", until="pool5"), ["relu1_1", "pool5"])
     >>> {name: tuple(value.shape) for name, value in features(torch.zeros(1, 3, 64, 64)).items()}
     {'relu1_1': (1, 64, 64, 64), 'pool5': (1, 512, 2, 2)}
     """
