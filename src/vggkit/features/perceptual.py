@@ -83,7 +83,7 @@ class PerceptualLoss(nn.Module):
 
     >>> import torch, vggkit as vk
     >>> loss = vk.PerceptualLoss("srgan-vgg22", trunk=vk.VGG("vgg19", until="relu2_2"))
-    >>> images = torch.zeros(2, 3, 32, 32)
+    >>> images = torch.rand(2, 3, 32, 32) * 2 - 1  # in [-1, 1], as the loss expects
     >>> loss(images, images)
     tensor(0.)
     """
