@@ -9,9 +9,11 @@ MODULES = [
     "evaluation.comparison",
     "evaluation.evaluation",
     "evaluation.predictions",
+    "features.perceptual",
     "images.class_names",
     "images.dataset",
     "images.omissions",
+    "models.features",
     "models.summary",
     "notebook",
 ]

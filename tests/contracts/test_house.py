@@ -28,6 +28,7 @@ FLOORS = {
     "training": 5,
     "evaluation": 5,
     "data_checks": 5,
+    "features": 5,
     "inference": 6,
     "benchmarking": 7,
     "reports": 8,
