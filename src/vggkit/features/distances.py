@@ -34,12 +34,14 @@ def gram(values: Tensor) -> Tensor:
     """
     rows = widen(values).flatten(2)
     rows = rows / (rows.shape[1] * rows.shape[2]) ** 0.5
-    return rows @ rows.transpose(1, 2)
+    matrices: Tensor = rows @ rows.transpose(1, 2)
+    return matrices
 
 
 def normalize_channels(values: Tensor) -> Tensor:
     """Maps (N, C, H, W) whose channels have length 1 at each place; places of zeros stay zeros."""
-    return values / (torch.linalg.vector_norm(values, dim=1, keepdim=True) + NORM_EPSILON)
+    lengths: Tensor = torch.linalg.vector_norm(values, dim=1, keepdim=True)
+    return values / (lengths + NORM_EPSILON)
 
 
 def weigh_normalized(values: Tensor, unit: Tensor, weights: Tensor) -> Tensor:

@@ -231,11 +231,11 @@ class PerceptualLoss(nn.Module):
     def _compute(self, images: Tensor) -> dict[str, Tensor]:
         """The layers' values; `image` is the image itself, in [0, 1]."""
         low, high = self.input_range
-        scaled = (widen(images) - self._shift) * self._scale
+        scaled = (widen(images) - self.get_buffer("_shift")) * self.get_buffer("_scale")
         scaled = scaled.flip(1) if self._flipped else scaled
         dtype = self.trunk.dtype
         scaled = scaled.to(dtype).contiguous(memory_format=_find_memory_format(dtype))
-        found = self.trunk(scaled)
+        found: dict[str, Tensor] = self.trunk(scaled)
         if self.config.metric == "dists":
             found["image"] = (widen(images) - low) / (high - low)
         return found
@@ -346,7 +346,7 @@ class _LossTrunk(Features):
         copy.features.load_state_dict(shared, assign=True)
         copy.classifier = nn.Sequential()  # never read
         copy.requires_grad_(False)
-        copy.to(dtype=dtype, memory_format=_find_memory_format(dtype)).eval()
+        copy.to(dtype).to(memory_format=_find_memory_format(dtype)).eval()
         self._prepare(copy, cut, config.layers, frozen=True)
         self._pools_roots = config.pooling == "l2"
 

@@ -3,7 +3,7 @@
 Shape letters: N images, C channels, H and W pixels, F features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final, cast
 
 import torch
@@ -132,8 +132,9 @@ class Features(nn.Module):
 
     def _connect(self, module: nn.Module, values: Tensor, grid: int) -> Tensor:
         """A fully connected layer on rows, or slid over maps."""
-        for linear in module if isinstance(module, nn.Sequential) else [module]:
-            weight, bias = self._constant(linear.weight), self._constant(linear.bias)
+        for linear in cast(Iterable[nn.Linear], module if isinstance(module, nn.Sequential) else [module]):
+            weight = self._constant(linear.weight)
+            bias = None if linear.bias is None else self._constant(linear.bias)
             if values.dim() == 4:
                 values = F.conv2d(values, weight.view(weight.shape[0], -1, grid, grid), bias)
                 grid = 1
@@ -145,9 +146,9 @@ class Features(nn.Module):
         """One layer of the trunk."""
         match module:
             case nn.Conv2d():
-                return F.conv2d(
-                    values, self._constant(module.weight), self._constant(module.bias), padding=module.padding
-                )
+                bias = None if module.bias is None else self._constant(module.bias)
+                padding = cast(tuple[int, int], module.padding)
+                return F.conv2d(values, self._constant(module.weight), bias, padding=padding)
             case nn.ReLU():
                 return F.relu(values, inplace=in_place)
             case nn.BatchNorm2d() if not self.training:
@@ -163,8 +164,8 @@ class Features(nn.Module):
             case _:
                 return cast(Tensor, module(values))
 
-    def _constant(self, parameter: Tensor | None) -> Tensor | None:
-        return parameter.detach() if self.frozen and parameter is not None else parameter
+    def _constant(self, parameter: Tensor) -> Tensor:
+        return parameter.detach() if self.frozen else parameter
 
 
 def list_features(configuration: Configuration) -> list[str]:

@@ -177,7 +177,8 @@ class Model:
                 a file of a VGG's weights in any dialect that `identify` knows; a run's folder;
                 `hf://owner/name`; or a state dict in memory, such as `network.state_dict()`. The last layer is
                 reinitialised where its classes differ by number or by name, and the head where another one is
-                requested; the same classes in another order keep their rows. `provenance["weights"]` reports what became of every key.
+                requested; the same classes in another order keep their rows. `provenance["weights"]` reports
+                what became of every key.
             preprocessing: None: that of `weights`, where their input convention is known; else
                 ImageNet's at 224 pixels, grey for one channel.
             in_channels: 3, 1 for grey images, or 4; first filters of `weights` are adapted.
@@ -206,8 +207,8 @@ class Model:
         found: Mapping[str, Tensor] = {}
         fetched = fetch(published.model) if published is not None else None
         if weights is not None:
-            held = isinstance(weights, Mapping)
-            with open_weights(fetched.path if fetched else weights if held else locate_model(weights)) as file:
+            held = weights if isinstance(weights, Mapping) else locate_model(weights)
+            with open_weights(fetched.path if fetched else held) as file:
                 examination = examine(file)
                 preprocessing = preprocessing or _adapt_preprocessing(examination, configuration.in_channels)
                 known = name_imagenet_classes(labels) if fetched is not None else _list_classes(examination)

@@ -133,8 +133,8 @@ def select_weights(
     unexpected = [] if behind else [key for key in ignored if key not in expected]
     strange = missing or misshapen or unexpected
     if strange and not (allow_partial and any(value.dim() == 4 for value in loaded.values())):
-        found = {"missing": missing, "misshapen": misshapen, "unexpected": unexpected}
-        listed = "; ".join(f"{what}: {_shortened(keys)}" for what, keys in found.items() if keys)
+        wrong = {"missing": missing, "misshapen": misshapen, "unexpected": unexpected}
+        listed = "; ".join(f"{what}: {_shortened(keys)}" for what, keys in wrong.items() if keys)
         raise BadCheckpoint(
             f"{source}: does not contain the weights of {configuration.model}"
             f"{f' until {configuration.until}' if configuration.until else ''} ({listed})"
