@@ -196,6 +196,8 @@ class ProgressLine:
             return
         self._written = now
         said = f"{what}: {done}" + (f" of {total}" if total is not None else "")
+        if total is None and not done:
+            said = what  # nothing that is counted
         _, before, since = self._begun
         if self._rate and done > before and now > since:
             pace = (done - before) / (now - since)
