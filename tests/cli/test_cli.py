@@ -229,7 +229,7 @@ def test_help_shows_what_a_configuration_makes_the_default(tmp_path, capsys):
     assert code == 0
     assert "(default: 77)" in out
     assert "/my/photos" in out
-    assert "begun from Python" in err
+    assert "started from Python" in err
 
 
 def test_the_help_of_an_option_is_the_text_under_its_field(capsys, monkeypatch):

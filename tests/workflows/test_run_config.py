@@ -246,7 +246,7 @@ def test_what_is_told_of_a_training_from_python(tiny, tmp_path, monkeypatch):
     assert choice.weights is None
     replace(config, found={"labels": ["a"]}).write(tmp_path / "config.yaml")
     assert RunConfig.read(tmp_path).from_python
-    assert "begun from Python" in (tmp_path / "config.yaml").read_text()
+    assert "started from Python" in (tmp_path / "config.yaml").read_text()
 
 
 def test_it_is_the_same_in_another_process_and_needs_no_torch(tmp_path):

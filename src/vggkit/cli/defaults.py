@@ -47,7 +47,7 @@ def find_defaults(options: Sequence[str]) -> dict[str, Any]:
         found = _prefer(options, RunConfig.read(config))
         if found.from_python:
             print_line(
-                f"note: {config} was begun from Python with weights of its own; this run is not", to_stderr=True
+                f"note: {config} was started from Python with weights of its own; this run is not", to_stderr=True
             )
         return {field.name: getattr(found, field.name) for field in fields(found) if field.name != "found"}
     if preset is not None:
@@ -81,7 +81,7 @@ def _refuse_others(options: Sequence[str]) -> None:
         name = _spell(option.partition("=")[0])
         if name.startswith("--") and name not in BESIDE_RESUME:
             raise BadConfiguration(
-                f"{name} does not go with --resume: a run goes on as it was begun. "
+                f"{name} does not go with --resume: a run continues with the options that it started with. "
                 "For a new run like it: vggkit train --config RUN, with whatever is to differ"
             )
 

@@ -219,7 +219,7 @@ def _list_names(module: nn.Module, kind: str) -> list[str]:
 
 
 def _refuse_rewritten(place: str, found: nn.Module | None) -> None:
-    """Refuse a module whose weights are computed anew each time, with the line that settles them."""
+    """Refuse a module whose weights are computed anew each time, with the line that resolves them."""
     if found is None:
         return
     names = [*found._parameters, *found._buffers]

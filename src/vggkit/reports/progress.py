@@ -28,7 +28,7 @@ from vggkit.escaping import escape_controls
 from vggkit.reports.terminal import open_terminal, print_line
 
 SECONDS_BETWEEN_LINES: Final = 10.0
-"""How often a file or a pipe hears of the progress."""
+"""How often progress is written to a file or a pipe."""
 SECONDS_BETWEEN_UPDATES: Final = 0.25
 """How often a notebook does."""
 LOGGER: Final = logging.getLogger("vggkit")

@@ -105,7 +105,7 @@ class Checkpoints:
 
     Args:
         directory: The run's folder.
-        card: What the network is, for whoever reads the file.
+        card: What the network is, for readers of the file.
         identity: What the run is, by name: its recipe, its images; a state of another is not taken.
         usual: Values of fields of the identity that a state does not name, as the version that wrote it had no such
             fields.
@@ -163,7 +163,8 @@ class Checkpoints:
             if changed:
                 raise BadCheckpoint(
                     f"{path}: was written with other {name} than the run has now ({', '.join(changed)} changed), "
-                    "and a run goes on only as it was begun. Undo the change, or begin a new run with --config"
+                    "and a run continues only with what it started with. Undo the change, or begin a new run with "
+                    "--config"
                 )
         return state, Progress.from_json(metadata.get("progress", "null"))
 

@@ -139,7 +139,7 @@ class Trainer:
             return self._fit_last_layer()
         feature_scale = 1.0
         if progress == Progress() and needs_probe(self.classifier, self.by_hand):
-            if state is None:  # what it begins with, for whoever stops it before the first step
+            if state is None:  # what it begins with, in case it is stopped before the first step
                 self._keep_start()
             state = None
             self.callbacks.log(

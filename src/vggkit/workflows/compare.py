@@ -54,7 +54,7 @@ def _find_runs(place: Path) -> list[Path]:
 
 
 def _read_run(folder: Path, config: RunConfig, *, name: str) -> ComparedRun:
-    best, history, settled = folder / "best.safetensors", read_history(folder / "metrics.csv"), config.resolved
+    best, history, resolved = folder / "best.safetensors", read_history(folder / "metrics.csv"), config.resolved
     about: Mapping[str, Any] = config.found.get("data") or {}
     network: Mapping[str, Any] = config.found.get("configuration") or {}
     provenance: Mapping[str, Any] = {}
@@ -62,7 +62,7 @@ def _read_run(folder: Path, config: RunConfig, *, name: str) -> ComparedRun:
         card = read_card(best)
         provenance, network = card.provenance, card.configuration.to_dict()
     is_finished = read_run_state(folder).state == "finished" and "metrics" in provenance
-    figures = dict(provenance["metrics"]) if is_finished else _figures_so_far(history, about, settled.monitor)
+    figures = dict(provenance["metrics"]) if is_finished else _figures_so_far(history, about, resolved.monitor)
     split = figures.get("split") or figures.get("part", "val")
     interval = figures.get("top1_interval")
     spent = sum(row["seconds"] for row in history)
@@ -71,10 +71,10 @@ def _read_run(folder: Path, config: RunConfig, *, name: str) -> ComparedRun:
         directory=str(folder),
         model=config.network.model,
         head=str(network.get("head") or config.network.head or "–"),
-        trainable=settled.trainable,
+        trainable=resolved.trainable,
         is_finished=is_finished,
         idle_seconds=_find_idle_seconds(folder),
-        epochs=1 if settled.trainable == "head" else settled.epochs,
+        epochs=1 if resolved.trainable == "head" else resolved.epochs,
         history=history,
         best_epoch=figures.get("epoch"),
         split=split,

@@ -90,7 +90,7 @@ def fit_and_record(
     on_epoch: OnEpoch | None = None,
     resumed: bool = False,
 ) -> TrainingRun:
-    """Fit, evaluate and write what came of it; whoever stops it gets the command that continues."""
+    """Fit, evaluate and write what came of it; stopped, it prints the command that continues."""
     recipe, last = config.resolved, directory / "last.ckpt"
     # What the states of a run belong to; one that is not the same to the last bit is another run's.
     identity = {

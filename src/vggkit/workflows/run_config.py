@@ -134,7 +134,7 @@ class RunConfig:
     find_learning_rate: bool = False
     """Search for a learning rate first, in a short run at ever higher rates."""
     from_python: bool = False
-    """It was begun from Python, with a Classifier of its own: --config begins with other weights than it did."""
+    """It was started from Python, with a Classifier of its own: --config begins with other weights than it did."""
     network: NetworkChoice = field(default_factory=NetworkChoice)
     """The network that is trained."""
     recipe: Recipe = field(default_factory=Recipe)
@@ -163,7 +163,7 @@ class RunConfig:
         chosen, usual = self.found.get("chosen"), Recipe().to_dict()
         if not isinstance(chosen, Mapping):
             return self.recipe
-        # What is stated now was not left open, whoever edited the file.
+        # What is stated now was not left open, even if the file was edited.
         left_open = {name for name, value in usual.items() if getattr(self.recipe, name) == value}
         return replace(self.recipe, **{name: value for name, value in chosen.items() if name in left_open})
 

@@ -250,7 +250,7 @@ def resume_run(
             config.write(directory / "config.yaml")
             line.log(
                 f"on to {epochs} epochs in all: the {config.resolved.schedule} schedule of the learning rate is "
-                "stretched to them, so that it goes on where a training of so many epochs would be"
+                "stretched to them, as in a training of so many epochs"
             )
         divided, _ = _divide(opened, classifier, config.resolved, stack=stack, line=line)
         divided, contents = vet(
