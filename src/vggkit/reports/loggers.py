@@ -255,6 +255,7 @@ _GROUPS: Final = {
     "train_loss": "loss/train",
     "val_loss": "loss/val",
     "val_top1": "accuracy/val_top1",
+    "val_macro_f1": "accuracy/val_macro_f1",
 }
 """What TensorBoard shows in one card."""
 

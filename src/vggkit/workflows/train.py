@@ -145,8 +145,9 @@ def train(
             colour) or stretch. Default: that of the weights, else crop.
         reduced_decoding: Decode large JPEGs at a smaller scale, which is faster and changes pixels slightly.
         in_channels: Number of input channels: 3, 1 for greyscale, or 4 for images that have so many.
-        mean: Subtracted from each channel's values in [0, 1], a number for each; None: the weights', or ImageNet's.
-        std: Each channel is divided by it, a number for each; None: as for mean.
+        mean: Subtracted from each channel's values in [0, 1], a number for each. Default: the weights', or
+            ImageNet's.
+        std: Each channel is divided by it, a number for each. Default: the weights', or ImageNet's.
         dropout: Dropout probability in [0, 1). Default: the model's.
         initialization: Scheme by which random weights are initialised.
         input_convention: Input normalisation that the weights expect, where their file does not tell: imagenet,
@@ -204,8 +205,8 @@ def train(
         split_column: The table's column with the split: train, val or test.
         group_column: The table's column whose equal values stay in one split: a patient, a place, a burst; None:
             `group`.
-        root: Folder that the table's paths are relative to; None: the table's own.
-        suffix: Ending that the table's paths lack, such as .jpg; None: files are looked for with any.
+        root: Folder that the table's paths are relative to. Default: the table's own.
+        suffix: Ending that the table's paths lack, such as .jpg. Default: files are looked for with any.
         despite_findings: Train even where the figures would be misleading, such as with a class missing from
             validation.
         loggers: What receives the figures of each epoch beside metrics.csv: tensorboard, wandb, mlflow.
