@@ -5,7 +5,9 @@ taken for rich's markup or its names of emoji.
 """
 
 import io
+import shutil
 import sys
+import textwrap
 from typing import IO
 
 from rich.console import Console, HighlighterType, JustifyMethod, OverflowMethod, RenderableType
@@ -80,5 +82,27 @@ def stack_lines(*lines: str | Text, style: str = "") -> Text:
 
 
 def print_line(text: str, *, to_stderr: bool = False, flush: bool = False) -> None:
-    """One line on standard output, or on standard error; what stands in it is shown and not obeyed."""
-    print(escape_controls(text), file=sys.stderr if to_stderr else sys.stdout, flush=flush)
+    """One line on standard output, or on standard error; what stands in it is shown and not obeyed.
+
+    A terminal gets it broken between words, and no word is broken: a path or a command can be copied from it.
+    """
+    stream = sys.stderr if to_stderr else sys.stdout
+    shown = escape_controls(text)
+    print(break_between_words(shown) if is_terminal(stream) else shown, file=stream, flush=flush)
+
+
+def break_between_words(text: str) -> str:
+    """Lines as wide as the terminal; a word that is longer stays whole, and the terminal breaks it."""
+    width = shutil.get_terminal_size().columns
+    if len(text) <= width:
+        return text
+    lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False, drop_whitespace=True)
+    return "\n".join(lines)
+
+
+def is_terminal(stream: object) -> bool:
+    """Whether a stream is a terminal; one that is closed, or is none at all, is not."""
+    try:
+        return isinstance(stream, io.TextIOBase) and stream.isatty()
+    except ValueError:
+        return False
