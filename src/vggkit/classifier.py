@@ -17,6 +17,7 @@ from vggkit.images.dataset import ImageDataset
 from vggkit.images.given import ImageSources
 from vggkit.inference.embed import Embeddings, embed
 from vggkit.inference.predict import Prediction, predict
+from vggkit.notebook import write_html
 from vggkit.weights.hub import push
 from vggkit.weights.locate import locate_model
 from vggkit.weights.model import Model
@@ -60,6 +61,23 @@ class Classifier(Model):
         Raises BadCheckpoint; and for what has to be downloaded BadDownload and MissingExtra.
         """
         return cls.load(locate_model(model))
+
+    def _repr_html_(self) -> str:
+        card = self._card  # of a network that was changed by hand, what is known
+        side, most = card.preprocessing.crop_pixels, 12
+        more = f" … ({len(card.labels):,} in all)" if len(card.labels) > most else ""
+        rows = [
+            ("network", f"{card.configuration.model}, head {card.configuration.head}"),
+            ("parameters", f"{sum(value.numel() for value in self.network.parameters()):,}"),
+            ("input", f"{card.configuration.in_channels} × {side} × {side}"),
+            ("classes", ", ".join(card.labels[:most]) + more),
+            ("weights", f"{card.origin.kind}{f', {card.origin.source}' if card.origin.source else ''}"),
+        ]
+        if card.temperature != 1:
+            rows.append(("temperature", f"{card.temperature:.3g}"))
+        if card.threshold:
+            rows.append(("unknown below", f"{card.threshold:.3g}"))
+        return write_html("Classifier", rows)
 
     def predict(
         self,

@@ -9,9 +9,13 @@ MODULES = [
     "evaluation.comparison",
     "evaluation.evaluation",
     "evaluation.predictions",
+    "features.perceptual",
     "images.class_names",
     "images.dataset",
     "images.omissions",
+    "models.features",
+    "models.summary",
+    "notebook",
 ]
 """Modules whose docstrings have examples that take no time."""
 

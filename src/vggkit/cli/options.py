@@ -16,7 +16,7 @@ from docstring_parser import parse as parse_docstring
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from vggkit.cli.spelling import list_options, spell_options
-from vggkit.workflows.run_config import read_field_texts
+from vggkit.field_texts import read_field_texts
 
 MOST_COLUMNS: Final = 100
 """Width of help in characters where the terminal is wider: longer lines are hard to read."""
@@ -57,10 +57,9 @@ def _describe(command: Callable[..., Any], defaults: Mapping[str, Any]) -> Calla
     for name, parameter in signature.parameters.items():
         default = defaults.get(name, parameter.default)
         kind = kinds[name]
-        if not dataclasses.is_dataclass(default):
-            repeated = parameter.kind is parameter.POSITIONAL_ONLY and get_origin(kind) is tuple
-            metavar = f"{name.upper().replace('_', ' ')} ..." if repeated else None
-            kind = _annotate(kind, texts.get(name), options=options, metavar=metavar)
+        repeated = parameter.kind is parameter.POSITIONAL_ONLY and get_origin(kind) is tuple
+        metavar = f"{name.upper().replace('_', ' ')} ..." if repeated else None
+        kind = _annotate(kind, texts.get(name), options=options, metavar=metavar)
         parameters.append(parameter.replace(default=default, annotation=kind))
 
     def _call(*given: Any, **options: Any) -> Any:
@@ -97,7 +96,7 @@ def _annotate(kind: Any, text: str | None, *, options: Sequence[str], metavar: s
     """The type with its help on one line, which tyro breaks, and the default where that says something."""
 
     def show(default: str) -> str:
-        return "" if default in ("None", "False", "") else f"(default: {default})"
+        return "" if default in ("None", "False", "", "''") else f"(default: {default})"
 
     help_text = spell_options(" ".join((text or "").split()), options)
     return Annotated[kind, tyro.conf.arg(metavar=metavar, help=help_text, help_behavior_hint=show)]

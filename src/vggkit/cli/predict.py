@@ -54,7 +54,7 @@ def predict(
         images: Image files, folders (every image below them), lists of paths (.txt), tables (.csv), archives, or -
             for standard input.
         out: Write the predictions to this file: .parquet, .csv, .jsonl (a JSON object per line) or .json (one
-            array), with the columns path, answer, label_1, probability_1 …, problem.
+            array), with the columns path, prediction, label_1, probability_1 …, problem.
         top: Number of classes to name.
         columns: Names of a table's columns.
         batch_size: Number of images that pass through the network together.
@@ -203,6 +203,7 @@ def search(
     *,
     model: str | None = None,
     top: int = 10,
+    keep_query: bool = False,
     sheet: Path | None = None,
     batch_size: int = 32,
     device: str = "auto",
@@ -219,6 +220,7 @@ def search(
             for standard input.
         model: Where the classifier is that the index was made with, if it has moved.
         top: Number of images to find for each.
+        keep_query: Also list the image itself, where it is in the index; its copies in other files always are.
         sheet: Also draw the images in this file (.png, .pdf or .svg).
         batch_size: Number of images that pass through the network together.
         device: auto, cpu, cuda or mps.
@@ -241,6 +243,7 @@ def search(
             images,
             classifier=model,
             top=top,
+            keep_query=keep_query,
             batch_size=batch_size,
             device=device,
             on_progress=lambda done, total: line.show("embedding", done, total),
@@ -277,7 +280,7 @@ def _tell_result(result: "BulkResult", *, json: bool, precision: WantedPrecision
     if result.unreadable:
         print_line(
             f"vggkit: error: {result.unreadable:,} of {result.images:,} images failed; column problem of "
-            f"{_name_table(result.path)} says why",
+            f"{_name_table(Path(result.path))} says why",
             to_stderr=True,
         )
     return choose_exit_code(done=result.images - result.unreadable, failed=result.unreadable)

@@ -70,11 +70,14 @@ class Sighting:
         return named is not None and actual in ENDINGS and named != actual
 
 
-def survey(images: ImageDataset, *, on_progress: Callable[[int, int], None] | None = None) -> Iterator[Sighting]:
+def survey(
+    images: ImageDataset, *, channels: int = 3, on_progress: Callable[[int, int], None] | None = None
+) -> Iterator[Sighting]:
     """A Sighting of each image, split by split in order; several are decoded at once.
 
     Args:
         images: The dataset.
+        channels: 3, or 4 for a network that takes so many: images without a fourth are then unreadable.
         on_progress: Called with the number of images done and of all.
     """
     every = [(name, image) for name, split in images.splits.items() for image in split]
@@ -83,7 +86,10 @@ def survey(images: ImageDataset, *, on_progress: Callable[[int, int], None] | No
         waiting, ahead = iter(every), deque[Future[Sighting]]()
         try:
             for done in range(1, len(every) + 1):
-                ahead.extend(pool.submit(look, *item) for item in islice(waiting, 16 * threads - len(ahead)))
+                ahead.extend(
+                    pool.submit(look, *item, channels=channels)
+                    for item in islice(waiting, 16 * threads - len(ahead))
+                )
                 yield ahead.popleft().result()
                 if on_progress:
                     on_progress(done, len(every))
@@ -92,18 +98,19 @@ def survey(images: ImageDataset, *, on_progress: Callable[[int, int], None] | No
                 future.cancel()
 
 
-def look(split: str, image: ImageSample) -> Sighting:
+def look(split: str, image: ImageSample, *, channels: int = 3) -> Sighting:
     """The Sighting of one image; that of an unreadable image has a `problem`."""
     try:
         if image.pixels is not None:
-            height, width = image.pixels.shape[:2]
-            head = Head("in memory", width, height, "RGB", 1, animated=False)
+            pixels = image.decode(channels=channels)
+            height, width, held = image.pixels.shape
+            head = Head("in memory", width, height, "RGB" if held == 3 else "RGBA", 1, animated=False)
             digest = _digest(repr(image.pixels.shape).encode() + np.ascontiguousarray(image.pixels).tobytes())
-            return Sighting(split, image, head, digest, compute_descriptor(image.pixels))
+            return Sighting(split, image, head, digest, compute_descriptor(pixels[..., :3]))
         data = image.read()
-        pixels = decode(data, name=image.path, least_side=LEAST_SIDE)
+        pixels = decode(data, name=image.path, least_side=LEAST_SIDE, channels=channels)
         head = read_head(data, name=image.path)
-        return Sighting(split, image, head, _digest(data), compute_descriptor(pixels))
+        return Sighting(split, image, head, _digest(data), compute_descriptor(pixels[..., :3]))
     except BadImage as problem:
         return Sighting(split, image, problem=str(problem))
 

@@ -26,7 +26,8 @@ from vggkit.weights.card import INPUT_RANGE, Card
 from vggkit.weights.dialects import Dialect, Place, map_keys, to_layout
 from vggkit.weights.formats.detect import open_weights
 from vggkit.weights.formats.weight_file import WeightFile
-from vggkit.weights.identify import Examination, Identification, examine
+from vggkit.weights.identification import Identification
+from vggkit.weights.identify import Examination, examine
 from vggkit.weights.input_conventions import (
     InputConvention,
     describe_convention,

@@ -341,7 +341,7 @@ def write_load_line(
     quoted = json.dumps(str(path), ensure_ascii=False)
     if is_classifier:
         return None if missing or others else f"clf = vk.load({quoted})"
-    if configuration.in_channels not in (1, 3):
+    if configuration.in_channels not in (1, 3, 4):
         return None
     classes = recognition.num_classes
     labels = f"[str(k) for k in range({classes})]" if classes else '["ant", "bee"]'

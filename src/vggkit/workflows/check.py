@@ -66,7 +66,8 @@ def check(
     started = time.perf_counter()
     opened = data if isinstance(data, ImageDataset) else open_dataset(data, columns=columns)
     seen_pixels = image_size or (classifier.preprocessing.crop_pixels if classifier else 224)
-    sightings = list(survey(opened, on_progress=_about("reading images", on_progress)))
+    channels = classifier.preprocessing.decoded_channels if classifier is not None else 3
+    sightings = list(survey(opened, channels=channels, on_progress=_about("reading images", on_progress)))
     counts = count_readable(opened, sightings)
     pairs = find_near_copies(sightings, on_progress=on_progress)
     found = [
@@ -129,6 +130,7 @@ def vet(
     images: ImageDataset,
     *,
     despite_findings: bool,
+    channels: int = 3,
     log: Callable[[str], None],
     on_progress: OnProgress | None = None,
 ) -> tuple[ImageDataset, dict[str, str]]:
@@ -139,6 +141,7 @@ def vet(
     Args:
         images: A dataset with the splits `train` and `val`, perhaps more.
         despite_findings: Continue where a class is missing from a split.
+        channels: As for `survey`.
         log: Called with a sentence for each finding that matters for a training.
         on_progress: Called with the name of a step, how much of it is done, and how much it is in all.
 
@@ -150,7 +153,7 @@ def vet(
     if (finding := rules.find_combined_labels(images.labels)) is not None:
         more = f" (and {len(finding.cases) - 1:,} more)" if len(finding.cases) > 1 else ""
         log(f"warning: {finding.cases[0].detail}{more}; {finding.advice}")
-    sightings = list(survey(images, on_progress=_about("reading images", on_progress)))
+    sightings = list(survey(images, channels=channels, on_progress=_about("reading images", on_progress)))
     for sighting in sightings:
         if sighting.problem is not None:
             log(f"excluded: {sighting.problem}")

@@ -56,9 +56,8 @@ def _normalize(direction: "Tensor", length: "Tensor") -> "Tensor":
     import torch
 
     summed = [at for at in range(direction.dim()) if length.dim() == 0 or length.shape[at] == 1]
-    norm = torch.linalg.vector_norm(direction, dim=summed, keepdim=length.dim() > 0)
-    normalized: Tensor = direction * (length / norm)
-    return normalized
+    norm: Tensor = torch.linalg.vector_norm(direction, dim=summed, keepdim=length.dim() > 0)
+    return direction * (length / norm)
 
 
 _PAIRS: Final = {
