@@ -12,6 +12,8 @@ MODULES = [
     "images.class_names",
     "images.dataset",
     "images.omissions",
+    "images.sources.open_dataset",
+    "images.splits",
 ]
 """Modules whose docstrings have examples that take no time."""
 
