@@ -220,7 +220,6 @@ def test_verbs_say_what_they_take(classifier: vk.Classifier, image: Path, tmp_pa
         "predict": lambda given: vk.predict(given, image),
         "embed": lambda given: vk.embed(given, image),
         "evaluate": lambda given: vk.evaluate(given, tmp_path),
-        "train": lambda given: vk.train(tmp_path, model=given),
         "check": lambda given: vk.check(tmp_path, given),
     }
     for verb, ask in verbs.items():
@@ -232,17 +231,21 @@ def test_verbs_say_what_they_take(classifier: vk.Classifier, image: Path, tmp_pa
         ):
             with pytest.raises(BadInput, match=f"{verb} takes a Classifier.*{said}"):
                 ask(given)
+    for given in (image, classifier.network, 3):
+        with pytest.raises(BadConfiguration, match=r"model must be .*vggkit\.list_models\(\)"):
+            vk.train(tmp_path, model=given)
     for verb, ask in {
         "summarize": vk.summarize,
         "write_listing": lambda given: vk.write_listing(given, "blocks"),
     }.items():
-        for given, said in (
-            ("vgg16", r"vggkit\.configure\('vgg16'\)"),
-            (classifier, r"\.configuration"),
-            (None, "NoneType"),
-        ):
+        for given, said in ((vk.VGG, "type"), (None, "NoneType")):
             with pytest.raises(BadConfiguration, match=f"{verb} takes a Configuration.*{said}"):
                 ask(given)
+        with pytest.raises(UnknownName, match="vgg16"):
+            ask("vgg61")
+        assert ask("vgg16") == ask(vk.configure("vgg16"))
+    for given in (classifier, classifier.network):
+        assert vk.summarize(given) == vk.summarize(classifier.configuration)
     for layer in (3, None, ["pool1"], b"pool1", "Pool1"):
         with pytest.raises(UnknownName, match="pool1"):
             vk.embed(classifier, image, layer=layer)
@@ -251,7 +254,7 @@ def test_verbs_say_what_they_take(classifier: vk.Classifier, image: Path, tmp_pa
         (lambda: vk.fuse(3), "two Evaluations"),
         (lambda: vk.compare([]), "list of runs"),
         (lambda: vk.compare("runs"), "list of runs"),
-        (lambda: vk.compare_predictions(1, 2), "two Answers"),
+        (lambda: vk.compare_predictions(1, 2), "two Predictions"),
         (lambda: vk.initialize("vgg11"), "a network"),
         (lambda: vk.adapt_filters(np.zeros((4, 3, 3, 3)), 1), "a tensor"),
         (lambda: vk.adapt_filters(torch.zeros(3), 1), "a tensor"),

@@ -171,9 +171,9 @@ def test_parquet_without_pyarrow_names_the_line_that_installs_it(tmp_path, monke
 
 def test_reading_vectors_keeps_nothing_of_what_was_read(tmp_path, monkeypatch):
     pa = pytest.importorskip("pyarrow")
-    from vggkit import column_streams
+    from vggkit import table_files
 
-    monkeypatch.setattr(column_streams, "GROUP_BYTES", 100_000)
+    monkeypatch.setattr(table_files, "GROUP_BYTES", 100_000)
     rng = np.random.default_rng(0)
     with stream_columns(tmp_path / "v.parquet", {"path": "text", "vector": 100}, about={}) as append:
         for _ in range(40):

@@ -18,6 +18,7 @@ from vggkit.images.given import ImageSources
 from vggkit.images.labelled import LabelledImages
 from vggkit.inference.embed import Embeddings, embed
 from vggkit.inference.predict import Prediction, predict
+from vggkit.notebook import write_html
 from vggkit.weights.hub import push
 from vggkit.weights.locate import locate_model
 from vggkit.weights.model import Model
@@ -62,6 +63,23 @@ class Classifier(Model):
         """
         return cls.load(locate_model(model))
 
+    def _repr_html_(self) -> str:
+        card = self._card  # of a network that was changed by hand, what is known
+        side, most = card.preprocessing.crop_pixels, 12
+        more = f" … ({len(card.labels):,} in all)" if len(card.labels) > most else ""
+        rows = [
+            ("network", f"{card.configuration.model}, head {card.configuration.head}"),
+            ("parameters", f"{sum(value.numel() for value in self.network.parameters()):,}"),
+            ("input", f"{card.configuration.in_channels} × {side} × {side}"),
+            ("classes", ", ".join(card.labels[:most]) + more),
+            ("weights", f"{card.origin.kind}{f', {card.origin.source}' if card.origin.source else ''}"),
+        ]
+        if card.temperature != 1:
+            rows.append(("temperature", f"{card.temperature:.3g}"))
+        if card.threshold:
+            rows.append(("unknown below", f"{card.threshold:.3g}"))
+        return write_html("Classifier", rows)
+
     def predict(
         self,
         images: ImageSources,
@@ -84,9 +102,13 @@ class Classifier(Model):
             device: `auto`, `cpu`, `cuda` or `mps`.
             precision: `fp32`, `bf16`, `int8` (on a CPU, with measured activation ranges), or `auto`: bf16 where
                 the device supports it natively.
-            engine: `pytorch`, `openvino`, `onnx`, or `auto`: PyTorch on CUDA, on MPS and for a few images, else
-                the fastest one that is installed.
+            engine: `pytorch`, `openvino`, `onnx`, or `auto`: PyTorch on CUDA and on MPS, else the fastest one that
+                is installed.
             on_progress: Called with the number of images done and, where it is known, the number of all.
+
+        The first call compiles the network, which takes a fraction of a second; later calls with the same device,
+        precision and engine use what was compiled, which is kept with this Classifier while the weights stay as
+        they are. Threads may call this at the same time.
 
         An image that cannot be read becomes a Prediction whose `problem` says why. Raises BadInput, BadData,
         BadConfiguration and MissingExtra.

@@ -1,10 +1,10 @@
-"""Files appear whole or not at all: written beside their place, flushed to the disk, then renamed."""
+"""Files appear whole or not at all, and one process at a time writes what several share."""
 
 import os
 import re
 import secrets
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain, count
 from pathlib import Path
@@ -12,6 +12,44 @@ from typing import Final
 
 from vggkit.arguments import demand_path
 from vggkit.errors import BadOutput
+
+
+@contextmanager
+def take_turn(lock: Path, longest_seconds: float, *, meanwhile: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock file while the body runs; wait for it where another process holds it.
+
+    Args:
+        lock: The lock's file; its folders are made, and it goes with its holder.
+        longest_seconds: Wait no longer than this.
+        meanwhile: Called once where there is something to wait for; it may raise, and nothing is waited for.
+
+    Raises BadOutput where the other one does not end, or where the place cannot be written to.
+    """
+    from filelock import FileLock, Timeout
+
+    held = FileLock(lock)
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            held.acquire(blocking=False)
+        except Timeout:
+            meanwhile()
+            held.acquire(timeout=longest_seconds)
+    except Timeout as problem:
+        said = f"another process has held it for {longest_seconds:g} s; end that one first"
+        raise BadOutput(f"{lock}: {said}") from problem
+    except BadOutput:
+        raise
+    except OSError as problem:
+        raise BadOutput(f"{lock}: cannot be written ({problem.strerror or problem})") from problem
+    try:
+        yield
+    finally:
+        # While it is held: filelock sees that a process which opened the file before has locked one without a name.
+        with suppress(OSError):
+            lock.unlink()
+        held.release()
+
 
 LONGEST_NAME: Final = 60
 """Characters that a name gives to a file's."""

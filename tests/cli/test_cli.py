@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +12,8 @@ import torch
 
 from vggkit.classifier import Classifier
 from vggkit.cli import main as cli
+from vggkit.cli.spelling import list_options, spell_options
+from vggkit.cli.train import train
 from vggkit.hardware import computes_bf16
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.training.presets import PRESETS
@@ -54,6 +57,8 @@ def test_every_verb_has_its_command_and_help_explains_each(capsys):
     assert code == 0
     assert all(f"  {verb} " in out for verb in verbs)
     assert call(capsys=capsys)[1] == out
+    assert "Exit codes" in out
+    assert call("help", "train", capsys=capsys) == call("train", "--help", capsys=capsys)
     assert call("--version", capsys=capsys)[1].startswith("vggkit ")
 
 
@@ -66,17 +71,21 @@ def test_every_verb_has_its_command_and_help_explains_each(capsys):
         (["summary", "vgg11", "--input", "16"], "32"),
         (["summary", "vgg11", "--input", "big"], "--input"),
         (["summary", "vgg11", "--until", "relu3_3"], "relu3_2"),
-        (["code", "vgg11", "--num-classes", "0"], "num_classes"),
+        (["code", "vgg11", "--num-classes", "0"], "--num-classes"),
         (["train", "no-such-set"], "digits"),
+        (["train"], "vggkit train FOLDER"),
+        (["help", "trian"], "Did you mean 'train'?"),
+        (["train", "digits", "--batch-size", "0"], "--batch-size must be"),
+        (["train", "digits", "--epochs", "0"], "--epochs must be"),
         (["train", "digits", "--model", "resnet18"], "vgg11"),
         (["train", "digits", "--device", "tpu"], "tpu"),
         (["train", "digits", "--preset", "modren"], "Did you mean 'modern'"),
-        (["train", "digits", "--preset=paper", "--trainable", "head"], "trainable=head"),
+        (["train", "digits", "--preset=paper", "--trainable", "head"], "--trainable head"),
         (["train", "--preset", "paper", "--config", "x.yaml"], "--config and --preset"),
         (["train", "--config", "x.yaml"], "x.yaml: cannot be read"),
         (["train", "--config=x.yaml"], "x.yaml: cannot be read"),
         (["train", "--resume", "r"], "is not a run's folder"),
-        (["train", "--resume", "r", "--epochs", "3"], "--epochs does not go with --resume"),
+        (["train", "--resume", "r", "--seed", "3"], "--seed does not go with --resume"),
         (["train", "--resume=r", "--batch_size=3"], "--batch-size does not go with --resume"),
         (["train", "--out", "q", "--resume", "r"], "--out does not go with --resume"),
         (["compare"], "RUN RUN"),
@@ -209,7 +218,8 @@ def test_resume_takes_the_run_s_folder_and_where_its_images_are_now(asked, tmp_p
     RunConfig().write(tmp_path / "runs" / "a" / "config.yaml")
     arguments, options = asked("train", "--resume", "runs/a", "--device", "cpu", "--quiet", "--save-seconds=9")
     assert arguments == (Path("runs/a"), None)
-    assert options == {"device": "cpu", "quiet": True, "save_seconds": 9.0, "plots": None}
+    assert options == {"epochs": 10, "device": "cpu", "quiet": True, "save_seconds": 9.0, "plots": None}
+    assert asked("train", "--resume", "runs/a", "--epochs=30")[1]["epochs"] == 30
     assert asked("train", "moved", "--resume=runs/a")[0] == (Path("runs/a"), "moved")
 
 
@@ -219,7 +229,7 @@ def test_help_shows_what_a_configuration_makes_the_default(tmp_path, capsys):
     assert code == 0
     assert "(default: 77)" in out
     assert "/my/photos" in out
-    assert "begun from Python" in err
+    assert "started from Python" in err
 
 
 def test_the_help_of_an_option_is_the_text_under_its_field(capsys, monkeypatch):
@@ -229,7 +239,9 @@ def test_the_help_of_an_option_is_the_text_under_its_field(capsys, monkeypatch):
     for kind in (Recipe, NetworkChoice):
         for name, text in read_field_texts(kind).items():
             assert f"--{name.replace('_', '-')}" in shown
-            assert text in shown, name
+            assert spell_options(text, list_options(train)) in shown, name
+    assert ">>>" not in out
+    assert "Raises" not in out
 
 
 def test_compare_as_table_json_and_image(tmp_path, capsys):
@@ -285,7 +297,7 @@ def test_predict_as_json_is_an_object_an_image(model, photos, tmp_path, capsys):
     broken.write_text("x")
     code, out, err = call("predict", model, photos / "val", broken, "--json", "--top", 2, capsys=capsys)
     rows = [json.loads(line) for line in out.splitlines()]
-    assert code == 0
+    assert code == 1
     assert len(rows) == 16
     assert all(set(row) == {"path", "labels", "probabilities"} and len(row["labels"]) == 2 for row in rows[:-1])
     assert "broken.jpg" in rows[-1]["problem"]
@@ -294,13 +306,40 @@ def test_predict_as_json_is_an_object_an_image(model, photos, tmp_path, capsys):
     assert (code, out) == (2, "")
 
 
+@pytest.mark.parametrize("quiet", [(), ("--quiet",)], ids=["with progress", "quiet"])
+def test_of_many_broken_images_three_are_named_and_the_others_counted(quiet, model, photos, tmp_path, capsys):
+    folder = tmp_path / "mixed"
+    shutil.copytree(photos / "val", folder)
+    for number in range(7):
+        (folder / f"broken{number}.jpg").write_text("x")
+    code, out, err = call("predict", model, folder, *quiet, capsys=capsys)
+    assert (code, len(out.splitlines())) == (1, 15)
+    errors = [line for line in err.splitlines() if line.startswith("vggkit: error: ")]
+    assert len(errors) == 4
+    assert all(f"broken{number}.jpg" in errors[number] for number in range(3))
+    assert "and 4 more; 7 of 22 images failed" in errors[3]
+    if quiet:
+        assert err.splitlines() == errors
+    for number in range(7):
+        shutil.copy(folder / f"broken{number}.jpg", folder / "red")
+    code, _, err = call("evaluate", model, folder, *quiet, "--json", capsys=capsys)
+    assert code == 1
+    assert "and 4 more; 7 of 22 images failed" in err
+
+
+def test_train_without_images_trains_on_digits_and_says_so(asked, capsys):
+    (config, images), _ = asked("train", "--epochs", 1, "--quiet")
+    assert (config.data, images.name) == ("digits", "digits")
+    assert "no images were given: training on digits" in capsys.readouterr().err
+
+
 def test_predict_to_a_file_says_what_is_in_it(model, photos, tmp_path, capsys):
     broken = tmp_path / "broken.jpg"
     broken.write_text("x")
     out = tmp_path / "r.csv"
     code, said, err = call("predict", model, photos / "val", broken, "--out", out, "--top", 1, capsys=capsys)
-    assert (code, err) == (0, "")
-    assert said.startswith(f"{out}: 16 images, 1 of them without an answer: their rows say why; computed by ")
+    assert (code, err) == (1, f"vggkit: error: 1 of 16 images failed; column problem of {out} says why\n")
+    assert said.startswith(f"{out}: 16 images; computed by ")
     lines = out.read_text().splitlines()
     assert lines[0] == "path,prediction,label_1,probability_1,problem"
     assert len(lines) == 17
@@ -319,11 +358,13 @@ def test_embed_then_search(model, photos, tmp_path, capsys):
     assert code == 0
     assert said.startswith(f"{index}: 15 images; computed by ")
     asked = photos / "val" / "red" / "101.png"
-    code, said, _ = call("search", index, asked, "--top", 2, "--json", capsys=capsys)
+    code, said, _ = call("search", index, os.path.relpath(asked), "--top", 2, "--json", capsys=capsys)
     assert code == 0
     found = json.loads(said)
-    assert found["path"] == str(asked)
-    assert found["similar"][0]["path"] == str(asked)
+    assert found["path"] == os.path.relpath(asked)
+    code, said, _ = call("search", index, asked, "--top", 1, "--keep-query", "--json", capsys=capsys)
+    assert json.loads(said)["similar"][0]["path"] == str(asked)
+    assert str(asked) not in [each["path"] for each in found["similar"]]
     assert len(found["similar"]) == 2
     assert str(asked) in call("search", index, asked, capsys=capsys)[1]
     (tmp_path / "x.png").write_text("x")

@@ -9,9 +9,9 @@ from test_engines import KINDS, build, build_onnx, build_openvino, build_pytorch
 from torch import nn
 
 from vggkit.engines.activation_ranges import measure_ranges
+from vggkit.engines.graph_builder import LIMIT, bound_trunk, can_overflow
 from vggkit.engines.model_weights import NetworkWeights
 from vggkit.engines.outputs import plan_outputs
-from vggkit.engines.overflow import LIMIT, bound_trunk, can_overflow
 from vggkit.errors import BadInput
 from vggkit.models.configuration import configure
 from vggkit.models.vgg import VGG

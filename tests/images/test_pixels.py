@@ -242,7 +242,6 @@ def test_what_has_no_pixels_is_refused(given):
         PIXELS * 300.0,
         np.where(PIXELS > 3, PIXELS, np.nan),
         PIXELS.astype(object),
-        np.array(["a.png", "b.png"]),
         np.zeros((5,), np.uint8),
         np.zeros((30, 44, 2), np.uint8),
         np.zeros((30, 44, 5), np.uint8),

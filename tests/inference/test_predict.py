@@ -157,7 +157,15 @@ def test_images_come_in_any_way(classifier, photos, tmp_path):
     alike = {
         "image 0": [pixels, path.read_bytes(), tensor, [pixels], iter([pixels]), pixels[None], tensor[None]],
         "mine": [ImageSample("mine", pixels=image), [ImageSample("mine", pixels=tensor)]],
-        str(path): [str(path), [path], image, Image.open(path), (each for each in [image])],
+        str(path): [
+            str(path),
+            [path],
+            np.array([str(path)]),
+            np.array([path]),
+            image,
+            Image.open(path),
+            (each for each in [image]),
+        ],
     }
     for name, several in alike.items():
         for each in several:
@@ -202,7 +210,7 @@ def test_a_network_of_grey_images_takes_them(tiny):
     plane = draw_class("red", 1)[..., 0]
     found = predict(grey, [plane, plane[..., None], np.repeat(plane[..., None], 3, 2), Image.fromarray(plane)])
     assert len({each.probabilities for each in found}) == 1
-    for channels in (2, 4):
+    for channels in (2, 5):
         with pytest.raises(BadConfiguration, match=f"in_channels={channels}"):
             Classifier.create(tiny, labels=LABELS, in_channels=channels)
         network = VGG(tiny, in_channels=channels)
@@ -335,25 +343,6 @@ def test_files_of_earlier_formats_are_as_sure_as_ever(classifier):
             Card.from_dict(values | {name: wrong, "format_version": 3})
 
 
-def test_a_few_images_do_not_wait_for_an_engine_to_be_compiled(classifier, photos, monkeypatch):
-    from vggkit.inference import predict as prediction
-
-    chosen = []
-    choose = prediction.choose_engine
-    monkeypatch.setattr(prediction, "choose_engine", lambda *a, **o: chosen.append(o["engine"]) or choose(*a, **o))
-    paths = sorted((photos / "val").rglob("*.png"))
-    few = predict(classifier, paths[: prediction.FEW])
-    assert chosen == ["pytorch"]
-    for place in (paths[: prediction.FEW + 1], photos / "val", str(photos / "val" / "*" / "*.png")):
-        many = predict(classifier, place)
-        assert chosen.pop() == "auto"
-        for one, other in zip(few, many, strict=False):
-            assert one.path == other.path
-            assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
-    predict(classifier, paths[:1], precision="auto")
-    assert chosen == ["pytorch", "auto"]
-
-
 @pytest.mark.parametrize("engine", ["auto", "openvino", "onnx"])
 def test_every_engine_measures_the_same(classifier, photos, engine):
     pytest.importorskip({"auto": "torch", "onnx": "onnxruntime"}.get(engine, engine))
@@ -420,7 +409,7 @@ def test_a_place_without_images_is_refused_before_an_engine_is_built(classifier,
     import importlib
 
     module = importlib.import_module(f"vggkit.inference.{verb}")
-    monkeypatch.setattr(module, "choose_engine", None)
+    monkeypatch.setattr(module, "find_engine", None)
     for place in (tmp_path, str(tmp_path / "nowhere"), []):
         with pytest.raises((BadData, BadInput)):
             getattr(module, verb)(classifier, place)

@@ -458,9 +458,3 @@ class TestTorchsMachinery:
         finally:
             torch.use_deterministic_algorithms(False)
         assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
-
-
-def test_fx_and_jit_tracing_see_the_plain_network(tiny):
-    network = VGG(replace(tiny, head="fc", hidden=(16,))).eval()
-    images = torch.randn(2, 3, 224, 224)
-    assert torch.equal(torch.fx.symbolic_trace(network)(images), network(images))

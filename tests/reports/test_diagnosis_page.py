@@ -26,8 +26,7 @@ from vggkit.reports.diagnosis_page import (
     find_folder,
     write_diagnosis_page,
 )
-from vggkit.reports.pages.rendering import percent, render_page, say_count
-from vggkit.reports.pages.thumbs import SIDE_PIXELS, encode_thumbnail
+from vggkit.reports.pages.rendering import SIDE_PIXELS, encode_thumbnail, percent, render_page, say_count
 
 HOSTILE = "<script>alert('x')</script>\"&amp;"
 VOID = {"meta", "link", "img", "br", "hr", "wbr"}

@@ -16,7 +16,7 @@ import torch.hub
 
 from local_hosts import Host, redirect, running, status, whole
 from vggkit.errors import BadDownload, BadOutput
-from vggkit.file_locks import take_turn
+from vggkit.files import take_turn
 from vggkit.weights import downloads
 from vggkit.weights.downloads import check_digest, download
 

@@ -14,8 +14,7 @@ import vggkit as vk
 from vggkit.classifier import Classifier
 from vggkit.errors import BadCheckpoint
 from vggkit.weights.card import read_card
-from vggkit.weights.file_formats import tell_format
-from vggkit.weights.formats.detect import open_weights
+from vggkit.weights.formats.detect import open_weights, tell_format
 
 MIBIBYTE = 2**20
 

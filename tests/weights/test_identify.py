@@ -378,3 +378,27 @@ def test_files_of_other_programs_are_identified_without_torch(tmp_path, name):
         [sys.executable, "-c", code, str(tmp_path / name)], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.split() == ["True", "(64,", "64)", "False"]
+
+
+@pytest.mark.parametrize("dialect", ["torchvision", "timm", "keras", "caffe", "blocks", "explicit"])
+def test_files_that_are_known_at_once_are_read_alike_layer_by_layer(dialect, monkeypatch):
+    """A network of the table, each tensor in its shape, is known before its modules are placed."""
+    for model in list_models():
+        for changes in ({}, {"num_classes": 7, "in_channels": 1}):
+            configuration = configure(model, **changes)
+            if configuration.batch_norm and dialect in ("keras", "caffe"):
+                continue
+            file = outline(configuration, dialect, container="npz" if dialect == "caffe" else "pytorch")
+            with monkeypatch.context() as patch:
+                patch.setattr("vggkit.weights.identify.lay_out", None)
+                at_once = examine(file)
+            with monkeypatch.context() as patch:
+                patch.setattr("vggkit.weights.identify.locate_keys", lambda *_: None)
+                by_layers = examine(file)
+            assert at_once.identification == by_layers.identification
+            places = [
+                {key: (s.place.key, s.place.layout, s.shape) for key, s in each.sources.items()}
+                for each in (at_once, by_layers)
+            ]
+            assert places[0] == places[1]
+            assert at_once.lay_out_for(configuration) == by_layers.lay_out_for(configuration)

@@ -390,7 +390,7 @@ def test_the_command_line_starts_from_them(host, place, photos, monkeypatch, cap
     assert "ImageNet" in said
     made = load(place / "run")
     assert made.provenance["weights"]["sha256"].startswith(digits)
-    assert host.activation_ranges() == [None]
+    assert host.ranges() == [None]
 
 
 def test_create_knows_names_before_it_asks_a_host(host):

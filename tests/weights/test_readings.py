@@ -13,8 +13,8 @@ from vggkit.classifier import Classifier
 from vggkit.errors import BadCheckpoint, BadConfiguration
 from vggkit.models.configuration import Configuration, configure
 from vggkit.models.vgg import VGG
-from vggkit.reports.weight_texts import describe_identification
 from vggkit.weights.convert import convert
+from vggkit.weights.identification import describe_identification
 from vggkit.weights.identify import identify
 
 CHANNELS = (6, "M", 8, "M", 8, 8, "M", 12, 12, "M", 12, 10, "M")

@@ -10,19 +10,21 @@ import yaml
 
 import vggkit as vk
 from vggkit.classifier import Classifier
+from vggkit.cli.main import main
 from vggkit.errors import BadConfiguration, BadInput, UnknownName
+from vggkit.field_texts import read_field_texts
 from vggkit.images.sources.tables import Columns
 from vggkit.training.presets import PRESETS
 from vggkit.training.recipe import Recipe
 from vggkit.workflows import train as module
-from vggkit.workflows.run_config import NetworkChoice, RunConfig, read_field_texts
+from vggkit.workflows.run_config import NetworkChoice, RunConfig
 
 SURFACE = Path(__file__).parents[1] / "cli" / "surface.json"
 PARAMETERS = inspect.signature(vk.train).parameters
 OF_THE_SHELL_ALONE = {"help", "json"}
 """What a call from Python has no use for: it gives a TrainingRun."""
-OF_PYTHON_ALONE = {"data", "recipe"}
-"""The shell's positional argument, and a whole Recipe, whose fields are options of their own."""
+OF_PYTHON_ALONE = {"data", "recipe", "on_epoch"}
+"""The shell's positional argument; a whole Recipe, whose fields are options of their own; and a function."""
 
 
 class Enough(Exception):
@@ -59,7 +61,18 @@ def test_yaml_has_the_same_options(tmp_path):
     values = yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8"))
     names = {name for name in values if name not in ("network", "recipe", "columns", "found")}
     names |= {name for section in ("network", "recipe", "columns") for name in values[section]}
-    of_this_call = {"out", "config", "preset", "resume", "plots", "save_seconds", "device", "quiet", "recipe"}
+    of_this_call = {
+        "out",
+        "config",
+        "preset",
+        "resume",
+        "plots",
+        "save_seconds",
+        "device",
+        "quiet",
+        "recipe",
+        "on_epoch",
+    }
     # Written where it was asked for.
     assert names | {"find_learning_rate"} == set(PARAMETERS) - of_this_call
 
@@ -87,6 +100,42 @@ def test_options_by_name_are_those_of_the_shell(started, photos, tmp_path):
     )
     assert dataset.labels == ("across", "down", "red")
     assert (options["out"], options["model"], options["quiet"]) == ("r", None, True)
+
+
+@pytest.mark.parametrize("written", ["python", "shell", "yaml"])
+def test_weights_that_are_a_models_name_name_the_model_too(started, photos, tmp_path, monkeypatch, written):
+    monkeypatch.chdir(tmp_path)
+
+    def begin(**options):
+        if written == "python":
+            return started(photos, **options)[0].network
+        if written == "yaml":
+            text = yaml.safe_dump({"data": str(photos), "network": options})
+            (tmp_path / "asked.yaml").write_text(text)
+            return started(config=tmp_path / "asked.yaml")[0].network
+        return from_shell(monkeypatch, photos, options)
+
+    assert begin(weights="vgg16").model == "vgg16"
+    assert begin(weights="vgg16", model="vgg13").model == "vgg13"
+    assert begin(weights="imagenet").model == begin(until="pool1").model == "vgg11"
+    Classifier.create("vgg11", labels=["a", "b"], until="pool1").save(tmp_path / "own.safetensors")
+    (tmp_path / "own.safetensors").rename(tmp_path / "vgg16")  # a file comes before the name
+    assert begin(weights="vgg16").model == "vgg11"
+
+
+def from_shell(monkeypatch, photos, options):
+    """The network that `vggkit train` with these options begins with."""
+    found = []
+
+    def take(config, **_):
+        found.append(config.network)
+        raise BadInput("enough")
+
+    monkeypatch.setattr("vggkit.cli.train.open_inputs", take)
+    words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
+    with pytest.raises(SystemExit):
+        main(["train", str(photos), *words, "--quiet"])
+    return found[0]
 
 
 def test_what_is_named_wins_over_what_it_begins_with(started, photos, tmp_path):

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from vggkit.benchmarking.processes import EngineChoice, EngineProcess
 from vggkit.benchmarking.timings import Agreement, EngineTimings, Rounds, Spread
+from vggkit.engines.graph_builder import describe_overflow
 from vggkit.engines.info import EngineName
 from vggkit.engines.outputs import Precision, Ranges
-from vggkit.engines.overflow import describe_overflow
 from vggkit.engines.select import resolve_choice
 from vggkit.errors import VggkitError
 from vggkit.evaluation.evaluation import proportion_interval

@@ -43,15 +43,12 @@ def check(
         quiet: Show no progress.
     """
     from vggkit.images.sources.open_dataset import open_dataset
-    from vggkit.weights.card import read_card
-    from vggkit.weights.hub import is_address
-    from vggkit.weights.locate import locate_model
-    from vggkit.weights.published_models import is_model_name
     from vggkit.workflows.check import check as look
     from vggkit.workflows.check import guard_outputs
+    from vggkit.workflows.evaluate import demand_models
 
-    if model is not None and not is_address(model) and not is_model_name(model):
-        read_card(locate_model(model))
+    if model is not None:  # refused before torch is imported, and before anything is downloaded
+        demand_models([model])
     for path in (fix, html):
         if path is not None:
             demand_writable(path)

@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any, Final
 
-from vggkit.errors import BadConfiguration
+from vggkit.errors import BadConfiguration, BadInput
 from vggkit.reports.terminal import print_line
 from vggkit.training.presets import find_preset
-from vggkit.workflows.run_config import RunConfig
+from vggkit.training.recipe import Recipe
+from vggkit.workflows.run_config import FILE_NAME, RunConfig
 
 BESIDE_RESUME: Final = frozenset(
-    {"--resume", "--device", "--save-seconds", "--plots", "--json", "--quiet", "--help"}
+    {"--resume", "--epochs", "--device", "--save-seconds", "--plots", "--json", "--quiet", "--help"}
 )
 """What may be said of a run that goes on; all else it has in its folder."""
 
@@ -27,9 +29,16 @@ def find_defaults(options: Sequence[str]) -> dict[str, Any]:
     UnknownName for a preset that there is none of.
     """
     resume, config, preset = (_find(options, name) for name in ("--resume", "--config", "--preset"))
+    if not options:
+        raise BadInput(
+            "train needs images: vggkit train FOLDER, or vggkit train digits to try it; "
+            "vggkit train --help lists the options"
+        )
     if resume is not None:
         _refuse_others(options)
-        return {"data": ""}  # the run's own, where no other place is named
+        if _find(options, "--epochs") is None and (Path(resume) / FILE_NAME).is_file():
+            return {"recipe": replace(Recipe(), epochs=RunConfig.read(resume).recipe.epochs)}
+        return {}
     if config is not None and preset is not None:
         raise BadConfiguration(
             "--config and --preset both say how to learn; name one of them, and change it by options"
@@ -38,7 +47,7 @@ def find_defaults(options: Sequence[str]) -> dict[str, Any]:
         found = _prefer(options, RunConfig.read(config))
         if found.from_python:
             print_line(
-                f"note: {config} was begun from Python with weights of its own; this run is not", to_stderr=True
+                f"note: {config} was started from Python with weights of its own; this run is not", to_stderr=True
             )
         return {field.name: getattr(found, field.name) for field in fields(found) if field.name != "found"}
     if preset is not None:
@@ -72,7 +81,7 @@ def _refuse_others(options: Sequence[str]) -> None:
         name = _spell(option.partition("=")[0])
         if name.startswith("--") and name not in BESIDE_RESUME:
             raise BadConfiguration(
-                f"{name} does not go with --resume: a run goes on as it was begun. "
+                f"{name} does not go with --resume: a run continues with the options that it started with. "
                 "For a new run like it: vggkit train --config RUN, with whatever is to differ"
             )
 

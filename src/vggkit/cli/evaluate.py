@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from vggkit.cli.failures import Failures
 from vggkit.cli.printing import print_json
 from vggkit.engines.info import WantedEngine
 from vggkit.engines.outputs import WantedPrecision
@@ -36,11 +37,13 @@ def evaluate(
     engine: WantedEngine = "auto",
     json: bool = False,
     quiet: bool = False,
-) -> None:
+) -> int:
     """Measure classifiers on labelled images, with 95 % confidence intervals.
 
     `vggkit evaluate MODEL DATA` measures one classifier. `vggkit evaluate MODEL MODEL DATA` measures several on the
     same images, compares them pair by pair (McNemar's test), and averages them as an ensemble.
+
+    Exit code: 0, 1 where some of the images could not be read, 2 where nothing was measured.
 
     Args:
         model_data: One or more models (a model's name such as vgg16, a classifier's file, a run's folder, or
@@ -112,8 +115,10 @@ def evaluate(
             on_progress=line.show,
         )
         shown = found.evaluations[-1]
-        for problem in shown.unreadable:
-            line.log(f"excluded: {problem}")
+        with Failures(line, all_are_in="The figures are without them; --json lists all.") as failures:
+            for problem in shown.unreadable:
+                failures.count(problem)
+            failures.done = shown.n
     if json:
         print_json(found.to_dict())
     else:
@@ -137,6 +142,7 @@ def evaluate(
         from vggkit.reports.run_plots import write_plots
 
         print_line(f"drawn: {', '.join(map(str, write_plots(shown, drawings, plots)))}", to_stderr=True)
+    return failures.exit_code
 
 
 def _split_arguments(places: tuple[str, ...]) -> tuple[tuple[str, ...], str]:

@@ -10,17 +10,17 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
 from vggkit._version import __version__
-from vggkit.cli.commands import VERBS
+from vggkit.cli.commands import VERBS, Verb
 from vggkit.errors import VggkitError, describe_problem
 from vggkit.escaping import escape_controls
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command; exits with 0, with 2 for a user's error, with 128 and the signal's number when stopped."""
+    """Run the command; its exit codes are those that `vggkit --help` lists."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         sys.exit(_run(given))
     except VggkitError as problem:
-        _fail(describe_problem(problem))
+        _fail(_spell(describe_problem(problem), given[0]))
     except KeyboardInterrupt as stop:
         print(f"\nvggkit: {escape_controls(str(stop)) or 'interrupted'}", file=sys.stderr)
         sys.exit(128 + getattr(stop, "signal_number", signal.SIGINT))
@@ -40,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _run(given: list[str]) -> int:
+    if given[:1] == ["help"] and len(given) > 1:  # help train: train --help
+        given = [given[1], "--help"]
     if not given or given[0] in ("-h", "--help", "help"):
         print(_help())
         return 0
@@ -47,7 +49,7 @@ def _run(given: list[str]) -> int:
         print(f"vggkit {__version__}")
         return 0
     verb, options = given[0], given[1:]
-    known = {name: each for verbs in VERBS.values() for name, each in verbs.items()}
+    known = _list_verbs()
     if verb not in known:
         if verb.startswith("-"):
             _fail(f"the verb comes first, then its options, as in `vggkit train photos --epochs 3`; got {verb!r}")
@@ -63,7 +65,7 @@ def _run(given: list[str]) -> int:
     from vggkit.cli.options import call_with_options
 
     logging.getLogger("PIL").addHandler(logging.NullHandler())  # its complaints about files; errors name them
-    command = getattr(importlib.import_module(f"vggkit.cli.{known[verb].module}"), verb)
+    command = _find_command(verb)
     defaults = {}
     if verb == "train":
         from vggkit.cli.defaults import find_defaults
@@ -86,10 +88,31 @@ def _help() -> str:
         "",
         "`vggkit VERB --help` describes a verb's arguments and options,",
         "`vggkit --version` prints the version.",
+        "",
+        "Exit codes: 0; 1 where some images failed, or check found a problem; 2 where",
+        "nothing was done; 128 and the signal's number when stopped (Ctrl-C: 130).",
     ]
     return "\n".join(lines)
 
 
+def _list_verbs() -> Mapping[str, Verb]:
+    return {name: each for verbs in VERBS.values() for name, each in verbs.items()}
+
+
+def _find_command(verb: str) -> Callable[..., Any]:
+    command: Callable[..., Any] = getattr(importlib.import_module(f"vggkit.cli.{_list_verbs()[verb].module}"), verb)
+    return command
+
+
+def _spell(message: str, verb: str) -> str:
+    """A verb's error with its options as they are typed."""
+    from vggkit.cli.spelling import list_options, spell_options
+
+    return spell_options(message, list_options(_find_command(verb)))
+
+
 def _fail(message: str) -> NoReturn:
-    print(f"vggkit: error: {escape_controls(message)}", file=sys.stderr)
+    from vggkit.reports.terminal import print_line
+
+    print_line(f"vggkit: error: {message}", to_stderr=True)
     sys.exit(2)

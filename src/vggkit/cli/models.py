@@ -11,8 +11,8 @@ from vggkit.models.summary import summarize
 from vggkit.reports.model_table import draw_models
 from vggkit.reports.tables import draw_summary
 from vggkit.reports.terminal import open_terminal, print_line
-from vggkit.reports.weight_texts import describe_identification
 from vggkit.weights.dialects import Dialect
+from vggkit.weights.identification import describe_identification
 from vggkit.weights.input_conventions import find_convention
 
 

@@ -15,7 +15,8 @@ import tyro
 from docstring_parser import parse as parse_docstring
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-from vggkit.workflows.run_config import read_field_texts
+from vggkit.cli.spelling import list_options, spell_options
+from vggkit.field_texts import read_field_texts
 
 MOST_COLUMNS: Final = 100
 """Width of help in characters where the terminal is wider: longer lines are hard to read."""
@@ -42,7 +43,7 @@ def call_with_options(
         prog=f"vggkit {verb}",
         description=_wrap(str(parse_docstring(command.__doc__ or "").description)),
         args=options,
-        registry=_read_frozen_values(),
+        registry=_read_frozen_values(list_options(command)),
         config=markers,
     )
 
@@ -51,14 +52,14 @@ def _describe(command: Callable[..., Any], defaults: Mapping[str, Any]) -> Calla
     """The command with these defaults, and with its docstring's help in its annotations, where tyro reads it."""
     signature, kinds = inspect.signature(command), get_type_hints(command)
     texts = {each.arg_name: each.description for each in parse_docstring(command.__doc__ or "").params}
+    options = list_options(command)
     parameters = []
     for name, parameter in signature.parameters.items():
         default = defaults.get(name, parameter.default)
         kind = kinds[name]
-        if not dataclasses.is_dataclass(default):
-            repeated = parameter.kind is parameter.POSITIONAL_ONLY and get_origin(kind) is tuple
-            metavar = f"{name.upper().replace('_', ' ')} ..." if repeated else None
-            kind = _annotate(kind, texts.get(name), metavar=metavar)
+        repeated = parameter.kind is parameter.POSITIONAL_ONLY and get_origin(kind) is tuple
+        metavar = f"{name.upper().replace('_', ' ')} ..." if repeated else None
+        kind = _annotate(kind, texts.get(name), options=options, metavar=metavar)
         parameters.append(parameter.replace(default=default, annotation=kind))
 
     def _call(*given: Any, **options: Any) -> Any:
@@ -69,7 +70,7 @@ def _describe(command: Callable[..., Any], defaults: Mapping[str, Any]) -> Calla
     return _call
 
 
-def _read_frozen_values() -> ConstructorRegistry:
+def _read_frozen_values(options: Sequence[str]) -> ConstructorRegistry:
     """Each field of a frozen value is an option, and its help the text under the field."""
     registry = ConstructorRegistry()
 
@@ -80,7 +81,9 @@ def _read_frozen_values() -> ConstructorRegistry:
         texts, kinds = read_field_texts(info.type), get_type_hints(info.type)
         fields = [
             StructFieldSpec(
-                field.name, _annotate(kinds[field.name], texts.get(field.name)), getattr(info.default, field.name)
+                field.name,
+                _annotate(kinds[field.name], texts.get(field.name), options=options),
+                getattr(info.default, field.name),
             )
             for field in dataclasses.fields(info.type)
         ]
@@ -89,13 +92,13 @@ def _read_frozen_values() -> ConstructorRegistry:
     return registry
 
 
-def _annotate(kind: Any, text: str | None, *, metavar: str | None = None) -> Any:
+def _annotate(kind: Any, text: str | None, *, options: Sequence[str], metavar: str | None = None) -> Any:
     """The type with its help on one line, which tyro breaks, and the default where that says something."""
 
     def show(default: str) -> str:
-        return "" if default in ("None", "False", "") else f"(default: {default})"
+        return "" if default in ("None", "False", "", "''") else f"(default: {default})"
 
-    help_text = " ".join((text or "").split())
+    help_text = spell_options(" ".join((text or "").split()), options)
     return Annotated[kind, tyro.conf.arg(metavar=metavar, help=help_text, help_behavior_hint=show)]
 
 

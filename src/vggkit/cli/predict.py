@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from vggkit.cli.failures import Failures, choose_exit_code
 from vggkit.cli.printing import describe_evaluation, print_json, print_json_line
 from vggkit.engines.info import WantedEngine
 from vggkit.engines.outputs import WantedPrecision
@@ -45,13 +46,15 @@ def predict(
     With --out any number of images become rows of a file, in constant memory. An interrupted command continues
     where it stopped when it is repeated, and an image that cannot be read becomes a row with the reason.
 
+    Exit code: 0, 1 where some of the images failed, 2 where all of them did or the command was refused.
+
     Args:
         model: A model's name such as vgg16 (the published ImageNet weights), a classifier's file, a run's folder,
             or hf://owner/name.
         images: Image files, folders (every image below them), lists of paths (.txt), tables (.csv), archives, or -
             for standard input.
         out: Write the predictions to this file: .parquet, .csv, .jsonl (a JSON object per line) or .json (one
-            array), with the columns path, answer, label_1, probability_1 …, problem.
+            array), with the columns path, prediction, label_1, probability_1 …, problem.
         top: Number of classes to name.
         columns: Names of a table's columns.
         batch_size: Number of images that pass through the network together.
@@ -103,14 +106,14 @@ def predict(
     # With the number of all, the time left is known.
     total = count_images(images, columns=columns)
     computing = choose_engine(file, device, precision=precision, engine=engine)
-    answered = False
-    with ProgressLine(quiet=quiet, rate=RATE) as line:
+    kept = "With --json each has its reason." if not json else "The line of each holds its reason."
+    with ProgressLine(quiet=quiet, rate=RATE) as line, Failures(line, all_are_in=kept) as failures:
         line.log(f"computed by {explain_choice(computing.info, precision=precision, engine=engine)}")
         reading = Reading()
         found = gather_images(images, columns=columns, reading=reading)
         predictions = iterate_predictions(computing, file.card, found, top=top, batch_size=batch_size)
         for done, (_, answer) in enumerate(predictions, start=1):
-            answered = answered or not answer.problem
+            failures.count(answer.problem)
             if json:
                 print_json_line(answer.to_dict())
             elif not answer.problem:
@@ -119,12 +122,10 @@ def predict(
                     for label, chance in zip(answer.labels, answer.probabilities, strict=True)
                 )
                 print_line(f"{answer.path}: {f'unknown ({said})' if answer.unknown else said}")
-            if answer.problem:
-                line.log(f"vggkit: error: {answer.problem}")
             line.show("predicting", done, total)
         for omission in reading.list_omissions():
             line.log(f"skipped: {omission.describe()}")
-    return 0 if answered else 2
+    return failures.exit_code
 
 
 def embed(
@@ -148,6 +149,8 @@ def embed(
 
     Any number of images are processed in constant memory. An interrupted command continues where it stopped when it
     is repeated, and an image that cannot be read becomes a row with the reason.
+
+    Exit code: 0, 1 where some of the images failed, 2 where all of them did or the command was refused.
 
     Args:
         model: A model's name such as vgg16 (the published ImageNet weights), a classifier's file, a run's folder,
@@ -200,6 +203,7 @@ def search(
     *,
     model: str | None = None,
     top: int = 10,
+    keep_query: bool = False,
     sheet: Path | None = None,
     batch_size: int = 32,
     device: str = "auto",
@@ -208,12 +212,15 @@ def search(
 ) -> int:
     """Find the images that are most similar to others, by cosine similarity of their feature vectors.
 
+    Exit code: 0, 1 where some of the images failed, 2 where all of them did or the command was refused.
+
     Args:
         index: A file of vectors that `vggkit embed` wrote.
         images: Image files, folders (every image below them), lists of paths (.txt), tables (.csv), archives, or -
             for standard input.
         model: Where the classifier is that the index was made with, if it has moved.
         top: Number of images to find for each.
+        keep_query: Also list the image itself, where it is in the index; its copies in other files always are.
         sheet: Also draw the images in this file (.png, .pdf or .svg).
         batch_size: Number of images that pass through the network together.
         device: auto, cpu, cuda or mps.
@@ -236,13 +243,14 @@ def search(
             images,
             classifier=model,
             top=top,
+            keep_query=keep_query,
             batch_size=batch_size,
             device=device,
             on_progress=lambda done, total: line.show("embedding", done, total),
         )
-        for each in found:
-            if each.problem:
-                line.log(f"vggkit: error: {each.problem}")
+        with Failures(line, all_are_in="With --json each has its reason.") as failures:
+            for each in found:
+                failures.count(each.problem)
     readable = [each for each in found if not each.problem]
     if json:
         for each in found:
@@ -254,23 +262,35 @@ def search(
     if sheet is not None and readable:
         plot_search(readable, sheet)
         print_line(f"drawn: {sheet}", to_stderr=True)
-    return 0 if readable else 2
+    return failures.exit_code
 
 
 def _tell_result(result: "BulkResult", *, json: bool, precision: WantedPrecision, engine: WantedEngine) -> int:
-    """Print what bulk work wrote; 2 where no image has a result."""
+    """Print what bulk work wrote, and on standard error how many images have no result; gives the exit code."""
     from vggkit.engines.info import explain_choice
 
     if json:
         print_json(result.to_dict())
     else:
-        left = f", {result.unreadable:,} of them without an answer: their rows say why" if result.unreadable else ""
         computed_by = explain_choice(result.engine, precision=precision, engine=engine)
         before = f" ({result.found_done:,} were there already)" if result.found_done else ""
-        print_line(f"{result.path}: {result.images:,} images{left}{before}; computed by {computed_by}")
+        print_line(f"{result.path}: {result.images:,} images{before}; computed by {computed_by}")
         for omission in result.skipped:
             print_line(f"skipped: {omission.describe()}", to_stderr=True)
-    return 0 if result.images > result.unreadable else 2
+    if result.unreadable:
+        print_line(
+            f"vggkit: error: {result.unreadable:,} of {result.images:,} images failed; column problem of "
+            f"{_name_table(Path(result.path))} says why",
+            to_stderr=True,
+        )
+    return choose_exit_code(done=result.images - result.unreadable, failed=result.unreadable)
+
+
+def _name_table(path: Path) -> Path:
+    """The file with a row for each image."""
+    from vggkit.table_files import name_rows
+
+    return name_rows(path) if path.suffix == ".npy" else path
 
 
 def demo(*, out: Path = Path("runs/demo"), device: str = "auto", seed: int = 0, quiet: bool = False) -> None:

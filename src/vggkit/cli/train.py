@@ -19,7 +19,7 @@ from vggkit.workflows.train_inputs import open_inputs
 
 
 def train(
-    data: str = "digits",
+    data: str = "",
     /,
     *,
     out: Path | None = None,
@@ -45,11 +45,14 @@ def train(
 
     Args:
         data: A folder, a table, tar shards, Parquet, hf://datasets/owner/name, or a name such as digits or cifar10.
+            Without it, but with options: digits.
         out: The run's folder, new or empty. Without it: the next free runs/<model>-<n>.
         config: A run's folder or its config.yaml: begin with all of its options; options given beside it win.
         preset: quick, small-images, modern, paper or torchvision: begin with a recipe of that name; options given
             beside it win.
-        resume: A run's folder: continue it where it stopped, to the very weights it would have had.
+        resume: A run's folder: continue it where it stopped, to the very weights it would have had. With DATA: the
+            images are there now. With --epochs: go on to so many, with the learning rate's schedule stretched to
+            them.
         network: Which network is trained.
         recipe: How it is trained.
         find_learning_rate: Search for a learning rate first, in a short run at ever higher rates.
@@ -70,10 +73,25 @@ def train(
         _prepare_process(device)
         from vggkit.workflows.training_run import resume_run
 
-        run = resume_run(resume, data or None, device=device, quiet=quiet, save_seconds=save_seconds, plots=plots)
+        run = resume_run(
+            *(resume, data or None),
+            epochs=recipe.epochs,
+            device=device,
+            quiet=quiet,
+            save_seconds=save_seconds,
+            plots=plots,
+        )
     else:
+        if not data:
+            data = "digits"
+            print_line(
+                "no images were given: training on digits, 1,797 handwritten ones that come with scikit-learn. "
+                "For yours: vggkit train FOLDER",
+                to_stderr=True,
+            )
+        is_name = Path(data).name == data and not Path(data).exists()  # perhaps a misspelt one
         asked = RunConfig(
-            data=locate(data),
+            data=data if is_name else locate(data),
             columns=columns,
             despite_findings=despite_findings,
             loggers=loggers,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vggkit.engines.graph_builder import GraphBuilder, Sides, Values
+from vggkit.engines.graph_builder import LIMIT, GraphBuilder, Sides, Values, bound_trunk, can_overflow
 from vggkit.engines.info import EngineInfo
 from vggkit.engines.model_weights import Weights, find_weights
 from vggkit.engines.outputs import (
@@ -27,7 +27,6 @@ from vggkit.engines.outputs import (
     list_reads,
     plan_outputs,
 )
-from vggkit.engines.overflow import LIMIT, bound_trunk, can_overflow
 from vggkit.engines.stream import NamedEngine
 from vggkit.errors import BadConfiguration, BadInput, MissingExtra
 from vggkit.hardware import computes_bf16, count_threads, multiplies_bytes

@@ -14,8 +14,8 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from vggkit.engines.graph_builder import describe_overflow
 from vggkit.engines.info import EngineInfo
-from vggkit.engines.overflow import describe_overflow
 from vggkit.errors import BadImage
 from vggkit.hardware import count_threads
 from vggkit.images.dataset import ImageSample

@@ -18,6 +18,7 @@ from vggkit.images.decoding import Pixels, decode, read_file
 from vggkit.images.image_header import read_head
 from vggkit.images.omissions import Omission, Reading
 from vggkit.images.pixels import match_channels, read_pixels
+from vggkit.notebook import write_html
 
 
 class Storage(Protocol):
@@ -246,6 +247,16 @@ class ImageDataset:
         demand_single_labels(name, reading.written_labels)
         labels = sort_labels(p.label for split in splits.values() for p in split)
         return cls(name, labels, _in_order(splits), reading.list_omissions())
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{name}: {len(split):,}" for name, split in self.splits.items())
+        return f"ImageDataset({self.name!r}, {len(self.labels):,} classes, {counts})"
+
+    def _repr_html_(self) -> str:
+        counts = {name: self.count(name) for name in self.splits}
+        rows = [(label, *(f"{count[label]:,}" for count in counts.values())) for label in self.labels]
+        header = ("class", *(f"{name} ({len(split):,})" for name, split in self.splits.items()))
+        return write_html(f"{self.name}: {len(self.labels):,} classes", rows, header=header)
 
     def split(self, *names: str) -> tuple[ImageSample, ...]:
         """The images of the first of these splits that exists; raises BadData where none does."""

@@ -26,6 +26,8 @@ IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 GREY_MEAN: Final = 0.449
 GREY_STD: Final = 0.226
 
+CROP_PIXELS: Final = 224
+"""Height and width of what the paper's networks see."""
 MOST_RESIZED: Final = 2**24
 """Pixels of a resized image that only a thread of an image would exceed."""
 
@@ -45,7 +47,7 @@ class Preprocessing:
     on the mean colour), stretch (the whole image, its sides' ratio lost)."""
     resize_pixels: int = 256
     """Short side after resizing, for fit_mode=crop alone; the sides keep their ratio."""
-    crop_pixels: int = 224
+    crop_pixels: int = CROP_PIXELS
     """Height and width of what the network sees; for fit_mode=crop black where the resized image ends before."""
     interpolation: Interpolation = "bilinear"
     """Resampling filter, antialiased when shrinking."""

@@ -17,8 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from vggkit.errors import BadData, BadOutput
-from vggkit.file_locks import take_turn
-from vggkit.files import whole_file, write_text
+from vggkit.files import take_turn, whole_file, write_text
 from vggkit.inference.fingerprint import demand_same
 from vggkit.table_files import Column, name_about, name_rows
 

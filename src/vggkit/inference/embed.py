@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggkit.arguments import demand_count
+from vggkit.engines.graph_builder import describe_overflow
 from vggkit.engines.info import WantedEngine
+from vggkit.engines.kept import find_engine
 from vggkit.engines.model_weights import ModelFile
 from vggkit.engines.outputs import WantedPrecision, list_outputs, plan_outputs
-from vggkit.engines.overflow import describe_overflow
 from vggkit.engines.select import choose_engine
 from vggkit.engines.stream import Engine, stream_results
 from vggkit.errors import UnknownName
@@ -59,6 +60,10 @@ class Embeddings:
     """What the vectors are: `features`, `statistics`, `logits`, `probabilities`, or a layer's name."""
     skipped: tuple[Omission, ...] = ()
     """Files among the images that are no images, counted by reason."""
+
+    def __repr__(self) -> str:
+        count, width = self.vectors.shape
+        return f"Embeddings({self.layer} of {count:,} images, {width:,} numbers each)"
 
 
 def find_width(configuration: Configuration, layer: str) -> int:
@@ -112,7 +117,13 @@ def embed(
     total = count_sources(given)
     reading = Reading()
     samples = begin(given, reading)  # a place without images is refused before an engine is built
-    computing = choose_engine(classifier, device, output=layer, precision=precision, engine=engine)
+    computing = (
+        choose_engine(classifier, device, output=layer, precision=precision, engine=engine)
+        if isinstance(classifier, ModelFile)
+        else find_engine(
+            classifier, device, output=layer, precision=precision, engine=engine
+        )  # keeps what it compiles
+    )
     found = []
     for _, each in iterate_embeddings(computing, classifier.card, samples, batch_size=batch_size):
         found.append(each)

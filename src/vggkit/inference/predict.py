@@ -3,21 +3,18 @@
 Shape letters: N images, K classes.
 """
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from vggkit.arguments import demand_count
 from vggkit.engines.info import WantedEngine
+from vggkit.engines.kept import find_engine
 from vggkit.engines.outputs import WantedPrecision, softmax
-from vggkit.engines.select import choose_engine
 from vggkit.engines.stream import Engine, StreamResult, stream_results
 from vggkit.images.dataset import ImageSample
-from vggkit.images.file_kinds import tell_by_name
 from vggkit.images.given import ImageSources, count_sources, list_sources
 from vggkit.images.omissions import Reading, warn_of_omissions
 from vggkit.images.sources.open_dataset import begin
@@ -26,8 +23,6 @@ from vggkit.weights.card import Card, demand_classifier
 if TYPE_CHECKING:
     from vggkit.weights.model import Model
 
-FEW: Final = 8
-"""Images that PyTorch computes before another engine has compiled the network."""
 ROUNDING: Final = 1e-5
 """Share by which engines' probabilities may differ: a threshold is often one that another engine computed."""
 UNKNOWN: Final = "unknown"
@@ -90,27 +85,23 @@ def predict(
             the first that is installed and computes in that precision.
         on_progress: Called with the number of images done, and of all where ImageSamples are given.
 
+    What computes is compiled by the first call, kept with the Classifier, and used by every later one with the same
+    options while the weights stay as they are; threads may share it.
+
     An image that cannot be read, or whose values overflow in the network, becomes a Prediction with its
     `problem`. Files of a folder that look like forgotten images, such as broken links, are named in a warning.
     Raises BadInput, also for pixels that could mean several things, with the line that converts them; and BadData
     for a place without images.
     """
     top, batch_size = demand_count("top", top), demand_count("batch_size", batch_size)
-    demand_classifier(classifier, "predict")
+    card = demand_classifier(classifier, "predict")
     given = list_sources(images)
     total = count_sources(given)
-    count = total if total is not None or not isinstance(given, Sequence) else _count_files(given)
     reading = Reading()
     samples = begin(given, reading)  # a place without images is refused before an engine is built
-    few = count is not None and count <= FEW and precision == "fp32" and engine == "auto"
-    computing = choose_engine(
-        classifier,
-        device,
-        precision=precision,
-        engine="pytorch" if few else engine,  # other engines compile the network first
-    )
+    computing = find_engine(classifier, device, precision=precision, engine=engine, card=card)
     found = []
-    for _, each in iterate_predictions(computing, classifier.card, samples, top=top, batch_size=batch_size):
+    for _, each in iterate_predictions(computing, card, samples, top=top, batch_size=batch_size):
         found.append(each)
         if on_progress:
             on_progress(len(found), total)
@@ -130,12 +121,6 @@ def iterate_predictions(
     top, batch_size = demand_count("top", top), demand_count("batch_size", batch_size)
     for result in stream_results(engine, card.preprocessing, images, batch_size=batch_size):
         yield result.image, _describe(result, card, top)
-
-
-def _count_files(given: Sequence[object]) -> int | None:
-    """How many images; None where a path may stand for several."""
-    paths = [Path(each) for each in given if isinstance(each, str | os.PathLike)]
-    return len(given) if all(tell_by_name(path.name) != "other" and path.is_file() for path in paths) else None
 
 
 def _describe(result: StreamResult, card: Card, top: int) -> Prediction:

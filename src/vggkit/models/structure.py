@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from vggkit.errors import BadConfiguration, BadInput
 from vggkit.models.configuration import Configuration, Layer
-from vggkit.models.layers import build_fully_connected, build_layer
+from vggkit.models.layers import build_fully_connected, build_layer, build_pool
 
 _FREE: Final = frozenset(
     (
@@ -46,8 +46,8 @@ def read_configuration(network: nn.Module, built: Configuration, *, base: type[n
     if changed:
         _refuse(f"the class {type(network).__name__} has a {changed[0]} of its own", "use vggkit.VGG itself")
     parts = nn.Module()
-    parts.add_module("features", None)
-    parts.add_module("classifier", None)
+    for name in ("features", "avgpool", "classifier"):
+        parts.add_module(name, None)
     _compare_own("the network", network, parts)
     features, classifier = _find_layers(network, "features"), _find_layers(network, "classifier")
     if len(features) != len(built.trunk):
@@ -56,7 +56,13 @@ def read_configuration(network: nn.Module, built: Configuration, *, base: type[n
     if len(classifier) % 3 != 1:
         _refuse_head(classifier, built)
     trunk = _read_trunk(features, built)
-    configuration = replace(built, **trunk, **_read_head(classifier, built))
+    pool = network._modules["avgpool"]
+    configuration = replace(built, **trunk, **_read_pool(pool, built), **_read_head(classifier, built))
+    # torch's own computes the same as ours for the paper's head.
+    expected: nn.Module = build_pool(configuration)
+    if built.head == "fc" and isinstance(pool, nn.AdaptiveAvgPool2d) and type(pool) is nn.AdaptiveAvgPool2d:
+        expected = nn.AdaptiveAvgPool2d(pool.output_size)
+    _compare("avgpool", pool, expected)
     _compare_layers(features, classifier, configuration)
     for key, shape in configuration.state_shapes().items():
         value = _find_tensor(network, key)
@@ -114,6 +120,15 @@ def _read_trunk(features: list[nn.Module], built: Configuration) -> dict[str, An
     pools = {type(module) for layer, module in pairs if layer.kind == "pool"}
     pooling = {frozenset({nn.MaxPool2d}): "max", frozenset({nn.AvgPool2d}): "average"}
     return {"blocks": blocks, "pooling": pooling.get(frozenset(pools), built.pooling)}
+
+
+def _read_pool(pool: nn.Module | None, built: Configuration) -> dict[str, Any]:
+    """The map that the paper's head reads; nothing where it is as built, or to be refused."""
+    side = pool.output_size if isinstance(pool, nn.AdaptiveAvgPool2d) and built.head == "fc" else built.grid
+    sides = _pair(side)
+    if not isinstance(sides, tuple) or len(sides) != 2 or sides[0] != sides[1] or not isinstance(sides[0], int):
+        _refuse(f"avgpool gives maps of {side!r}, and a VGG's are square")
+    return {"grid": sides[0]}
 
 
 def _read_head(classifier: list[nn.Module], built: Configuration) -> dict[str, Any]:
@@ -204,7 +219,7 @@ def _list_names(module: nn.Module, kind: str) -> list[str]:
 
 
 def _refuse_rewritten(place: str, found: nn.Module | None) -> None:
-    """Refuse a module whose weights are computed anew each time, with the line that settles them."""
+    """Refuse a module whose weights are computed anew each time, with the line that resolves them."""
     if found is None:
         return
     names = [*found._parameters, *found._buffers]

@@ -5,16 +5,16 @@ Shape letters: N images, C channels, H and W pixels, K classes.
 
 import json
 from contextlib import suppress
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from vggkit.errors import BadConfiguration, BadInput
-from vggkit.models.configuration import STD_EPSILON, Configuration, Head, Scheme, configure, find_configuration
+from vggkit.models.configuration import Configuration, Head, Scheme, configure, find_configuration
 from vggkit.models.initialization import initialize
-from vggkit.models.layers import build_head, build_trunk
+from vggkit.models.layers import build_head, build_pool, build_trunk
 from vggkit.models.statements import CONFIGURATION_KEY
 from vggkit.models.structure import read_configuration
 
@@ -22,8 +22,9 @@ from vggkit.models.structure import read_configuration
 class VGG(nn.Module):
     """Simonyan and Zisserman's network, or any other value of `Configuration`.
 
-    `features` is the trunk and `classifier` the head, with torchvision's keys and, from the same
-    weights (or the same seed), torchvision's logits bit for bit.
+    `features` is the trunk, `avgpool` what makes a row of numbers of its last map, without weights, and
+    `classifier` the head, with torchvision's keys and, from the same weights (or the same seed), torchvision's
+    logits bit for bit. `torch.fx`, torchvision's `create_feature_extractor` and `torch.jit.script` take every head.
 
     Args:
         configuration: A name of `list_models()`, or a Configuration.
@@ -33,9 +34,13 @@ class VGG(nn.Module):
         dropout: Chance in [0, 1).
         until: Cut the trunk after this layer, such as `relu3_4`, and put a pool head on it.
         initialization: `kaiming`, `glorot`, `paper` or `dirac`; see `initialize`.
+        inplace: Whether each ReLU overwrites what it reads, which saves memory; see `set_inplace`.
 
     Raises UnknownName and BadConfiguration.
     """
+
+    # torch.jit.script compiles a module's properties too, unless they are named here.
+    __jit_unused_properties__: ClassVar = ["configuration"]
 
     def __init__(
         self,
@@ -47,6 +52,7 @@ class VGG(nn.Module):
         dropout: float | None = None,
         until: str | None = None,
         initialization: Scheme = "kaiming",
+        inplace: bool = True,
     ) -> None:
         super().__init__()
         self._built = configure(
@@ -58,7 +64,11 @@ class VGG(nn.Module):
             until=until,
         )
         self.features = build_trunk(self._built)
+        self.avgpool = build_pool(self._built)
         self.classifier = build_head(self._built)
+        # Numbers beside the Configuration, which torch.jit.script cannot hold.
+        self._grid, self._slides = self._built.grid, self._built.head == "dense"
+        self.set_inplace(inplace)
         initialize(self, initialization)
 
     @classmethod
@@ -71,6 +81,7 @@ class VGG(nn.Module):
         head: Head | None = None,
         dropout: float | None = None,
         until: str | None = None,
+        inplace: bool = True,
     ) -> Self:
         """The network with published ImageNet weights, as a plain module in training mode.
 
@@ -85,6 +96,7 @@ class VGG(nn.Module):
             head: With `pool` the head is initialised at random.
             dropout: Chance in [0, 1).
             until: Cut the trunk after this layer, such as `relu3_4`, with a pool head initialised at random.
+            inplace: Whether each ReLU overwrites what it reads; see `set_inplace`.
 
         Raises UnknownName, BadConfiguration, and BadDownload where no host gives the weights.
         """
@@ -101,10 +113,10 @@ class VGG(nn.Module):
         )
         weights = read_published(model, configuration)
         if weights.keys() < configuration.state_shapes().keys():
-            network = cls(configuration)
+            network = cls(configuration, inplace=inplace)
         else:
             with torch.device("meta"):
-                network = cls(configuration)
+                network = cls(configuration, inplace=inplace)
         network.load_state_dict(weights, strict=False, assign=True)
         return network.requires_grad_(True)
 
@@ -128,9 +140,35 @@ class VGG(nn.Module):
             with suppress(BadConfiguration):
                 metadata[prefix[:-1]][CONFIGURATION_KEY] = json.dumps(self.configuration.to_dict())
 
+    def set_inplace(self, inplace: bool) -> Self:
+        """Let each ReLU overwrite what it reads, or not; the network itself, so that calls can be chained.
+
+        Numbers and files are the same either way. In place is torchvision's choice and takes less memory. Code that
+        keeps a convolution's output, such as a forward hook on it, finds it after the ReLU then; and torch refuses
+        to overwrite what a full backward hook looks at: `forward` ends in-place work where it meets such a hook, a
+        call of `features` alone does not.
+
+        >>> network = VGG("vgg11", num_classes=2, head="pool").set_inplace(False)
+        >>> network.features[1]
+        ReLU()
+        """
+        for module in self.modules():
+            if isinstance(module, nn.ReLU):
+                module.inplace = inplace
+        return self
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, K) of `images` (N, C, H, W), floating point, H and W at least `minimum_side`."""
-        return self._read(images, self.classifier)
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]  # noqa: SIM102 - the compiler leaves out what stands below this line alone
+            if not isinstance(images, fx.Proxy):
+                return self._read(images, self.classifier)
+        # For graphs: the same layers, each called as a module, and no branch on a size.
+        maps = self.avgpool(self.features(images))
+        rows = torch.flatten(maps, 1)
+        if self._slides:
+            rows = F.unfold(maps, self._grid).transpose(1, 2)  # (N, places, C * grid²)
+        logits: Tensor = self.classifier(rows)
+        return logits.mean(1) if self._slides else logits
 
     def describe(self, images: Tensor) -> Tensor:
         """What the last fully connected layer reads of `images`, (N, F): `classifier[-1]` of it gives the logits.
@@ -145,52 +183,20 @@ class VGG(nn.Module):
         """The trunk, and then these layers of the head."""
         # Traced graphs carry no checks of ours: a guard on H and W would fix or bound their sizes.
         if not (torch.compiler.is_compiling() or isinstance(images, fx.Proxy)):
-            self._check(images)
+            check_images(images, channels=self._built.in_channels, smallest=self._built.minimum_side)
+            if any(module._backward_hooks or module._backward_pre_hooks for module in self.modules()):
+                self.set_inplace(False)
         return self.read(self.features(images), layers)
 
     def read(self, maps: Tensor, layers: nn.Sequential) -> Tensor:
         """What these first layers of the head, all or none of them, read of the trunk's last map: rows (N, F)."""
-        match self._built.head:
-            case "fc":
-                return self._read_flat(maps, layers)
-            case "dense":
-                return self._read_densely(maps, layers)
-            case "pool":
-                return self._read_statistics(maps, layers)
+        maps = self.avgpool(maps)
+        return self._slide(maps, layers) if self._slides else cast(Tensor, layers(torch.flatten(maps, 1)))
 
-    def _check(self, images: Tensor) -> None:
-        channels, smallest = self._built.in_channels, self._built.minimum_side
-        if not isinstance(images, Tensor):
-            raise BadInput(f"a batch of images is a torch tensor, got {type(images).__name__}")
-        shape = tuple(images.shape)
-        if images.dim() != 4 or shape[1] != channels:
-            raise BadInput(
-                f"a batch of images is (N, {channels}, H, W), got {shape}; "
-                "add the batch with [None], or build the network with in_channels="
-            )
-        if min(shape[2:]) < smallest:
-            raise BadInput(
-                f"images must be at least {smallest} pixels high and wide, got {shape[2]}×{shape[3]}: each pool "
-                "halves the map; enlarge the images, or cut the trunk earlier with until="
-            )
-        if not images.is_floating_point():
-            raise BadInput(f"images must be floating point and normalised, got {images.dtype}; see Preprocessing")
-
-    def _read_flat(self, maps: Tensor, layers: nn.Sequential) -> Tensor:
-        """The paper's head; the map is pooled to grid×grid first, as torchvision does."""
-        grid = self._built.grid
-        # On a grid×grid map pooling is the identity, and its backward is not deterministic on CUDA.
-        if isinstance(maps, fx.Proxy) or tuple(maps.shape[-2:]) != (grid, grid):
-            maps = F.adaptive_avg_pool2d(maps, grid)
-        return cast(Tensor, layers(torch.flatten(maps, 1)))
-
-    def _read_densely(self, maps: Tensor, layers: nn.Sequential) -> Tensor:
-        """The same head slid over the map, and the class scores averaged (paper, section 3.2)."""
-        grid = self._built.grid
+    def _slide(self, maps: Tensor, layers: nn.Sequential) -> Tensor:
+        """The paper's head slid over the map, and the class scores averaged (paper, section 3.2)."""
+        grid = self._grid
         height, width = maps.shape[-2:]
-        if height < grid or width < grid:
-            maps = F.adaptive_avg_pool2d(maps, (max(height, grid), max(width, grid)))
-            height, width = maps.shape[-2:]
         rows, columns = height - grid + 1, width - grid + 1
         if not len(layers):  # the window itself, averaged over its places
             return F.avg_pool2d(maps, (rows, columns), stride=1).flatten(1)
@@ -206,15 +212,24 @@ class VGG(nn.Module):
                 maps = layer(maps)
         return _mean_inside(maps, rows, columns) if spare else maps.mean((2, 3))
 
-    def _read_statistics(self, maps: Tensor, layers: nn.Sequential) -> Tensor:
-        """Each channel's mean, or mean and standard deviation, over the map; summed in float32 at least."""
-        wide = maps.float() if maps.dtype in (torch.float16, torch.bfloat16) else maps
-        statistics = wide.mean((2, 3))
-        if self._built.statistics == "mean+std":
-            variance = wide.var((2, 3), correction=0)
-            statistics = torch.cat([statistics, (variance + STD_EPSILON).sqrt()], dim=1)
-        statistics = F.dropout(statistics.to(maps.dtype), self._built.dropout, self.training)
-        return cast(Tensor, layers(statistics))
+
+def check_images(images: Tensor, *, channels: int, smallest: int) -> None:
+    """Raise BadInput unless these are images (N, channels, H, W), floating point, of at least `smallest` pixels."""
+    if not isinstance(images, Tensor):
+        raise BadInput(f"a batch of images is a torch tensor, got {type(images).__name__}")
+    shape = tuple(images.shape)
+    if images.dim() != 4 or shape[1] != channels:
+        raise BadInput(
+            f"a batch of images is (N, {channels}, H, W), got {shape}; "
+            "add the batch with [None], or build the network with in_channels="
+        )
+    if min(shape[2:]) < smallest:
+        raise BadInput(
+            f"images must be at least {smallest} pixels high and wide, got {shape[2]}×{shape[3]}: each pool "
+            "halves the map; enlarge the images, or cut the trunk earlier with until="
+        )
+    if not images.is_floating_point():
+        raise BadInput(f"images must be floating point and normalised, got {images.dtype}; see Preprocessing")
 
 
 def slide(layer: nn.Linear | nn.Sequential, maps: Tensor, grid: int) -> Tensor:

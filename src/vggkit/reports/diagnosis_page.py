@@ -14,8 +14,15 @@ from vggkit.data_checks.findings import Case, Diagnosis, Finding, Kind, Member, 
 from vggkit.files import write_text
 from vggkit.images.dataset import ImageSample, sort_labels
 from vggkit.images.preprocessing import suit_preprocessing
-from vggkit.reports.pages.rendering import render_page, say_count
-from vggkit.reports.pages.thumbs import Thumb, find_folder, make_thumb, split_name, split_place
+from vggkit.reports.pages.rendering import (
+    Thumb,
+    find_folder,
+    make_thumb,
+    render_page,
+    say_count,
+    split_name,
+    split_place,
+)
 
 MOST_CASES: Final = 60
 """Cases of a finding on the page; the JSON output has all of them."""

@@ -1,12 +1,15 @@
-"""Progress of long work on standard error: a live bar in a terminal, a line now and then in a file."""
+"""Progress and messages of long work on standard error: a live bar in a terminal, one line that changes in a
+notebook, a line now and then in a file. Messages go to the logger `vggkit` too.
+"""
 
-import io
+import importlib
+import logging
 import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from rich.progress import (
     BarColumn,
@@ -21,10 +24,15 @@ from rich.progress import (
 from rich.text import Text
 
 from vggkit.escaping import escape_controls
-from vggkit.reports.terminal import open_terminal
+from vggkit.reports.terminal import break_between_words, is_terminal, open_terminal
 
 SECONDS_BETWEEN_LINES: Final = 10.0
-"""How often a file or a pipe hears of the progress."""
+"""How often progress is written to a file or a pipe."""
+SECONDS_BETWEEN_UPDATES: Final = 0.25
+"""How often a notebook does."""
+LOGGER: Final = logging.getLogger("vggkit")
+"""Carries every message, quiet or not. It is silent where nobody listens: what is said is on the terminal."""
+LOGGER.addHandler(logging.NullHandler())
 
 
 @contextmanager
@@ -51,14 +59,6 @@ def only_our_errors() -> Iterator[None]:
             os.dup2(kept, 2)
 
 
-def _is_terminal(stream: object) -> bool:
-    """Whether a stream is a terminal; one that is closed, or is none at all, is not."""
-    try:
-        return isinstance(stream, io.TextIOBase) and stream.isatty()
-    except ValueError:
-        return False
-
-
 class _Rate(ProgressColumn):
     """How many a second."""
 
@@ -70,18 +70,47 @@ class _Rate(ProgressColumn):
         return Text(f"{task.speed:.3g} {self.unit}" if task.speed else "")
 
 
+def is_heard_there(level: int) -> bool:
+    """Whether somebody's handler writes the logger's messages of this level to the terminal already."""
+    terminals = [sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__]
+    logger: logging.Logger | None = LOGGER if LOGGER.isEnabledFor(level) else None
+    while logger is not None:
+        for handler in logger.handlers:
+            stream = getattr(getattr(handler, "console", handler), "file", None) or getattr(handler, "stream", None)
+            if handler.level <= level and any(stream is each for each in terminals if each is not None):
+                return True
+        logger = logger.parent if logger.propagate else None
+    return False
+
+
+def find_notebook() -> Any:
+    """IPython's module of displays where this process is a notebook's; else None. Nothing is imported for it."""
+    shell = sys.modules.get("IPython")
+    try:
+        running = shell.get_ipython() if shell is not None else None
+    except AttributeError:
+        return None
+    # A notebook has a kernel; IPython's shell is a terminal.
+    return importlib.import_module("IPython.display") if hasattr(running, "kernel") else None
+
+
 class ProgressLine:
-    """One bar whose work changes; messages stand above it. Silent where it was asked to be.
+    """One bar whose work changes; messages stand above it.
+
+    Every message goes to the logger `vggkit`, too. Where a handler of it writes to this terminal already, the
+    message is not printed a second time.
 
     Args:
-        quiet: Show nothing.
+        quiet: Show no progress and no messages but warnings; the logger hears all of them.
         rate: What is done a second, such as `images/s`; empty: no rate is shown.
     """
 
     def __init__(self, *, quiet: bool = False, rate: str = "") -> None:
-        self.console = open_terminal(file=sys.stderr, quiet=quiet, soft_wrap=True)
+        self.quiet = quiet
+        self.console = open_terminal(file=sys.stderr, soft_wrap=True)
+        self._notebook, self._display = find_notebook(), None
         # FORCE_COLOR and its like make rich take a file for a terminal; no bar belongs there.
-        self._is_live = self.console.is_terminal and _is_terminal(sys.stderr)
+        self._is_live = self.console.is_terminal and is_terminal(sys.stderr)
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
@@ -95,7 +124,7 @@ class ProgressLine:
             disable=quiet or not self._is_live,
             # What is printed meanwhile goes above the bar, but only where it would tear it: results that are
             # written to a file or a pipe stay there.
-            redirect_stdout=_is_terminal(sys.stdout),
+            redirect_stdout=is_terminal(sys.stdout),
             redirect_stderr=True,
         )
         self._rate = rate
@@ -109,13 +138,30 @@ class ProgressLine:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+        if self._display is not None:
+            self._display.update({"text/plain": ""}, raw=True)
 
     def log(self, message: str) -> None:
         """Print a line above the bar."""
-        self._progress.print(message) if self._progress.live.is_started else self.console.print(message)
+        if not self.quiet and not is_heard_there(logging.INFO):
+            self._print(message)
+        LOGGER.info("%s", escape_controls(message))
+
+    def warn(self, message: str) -> None:
+        """Print a line above the bar, quiet or not: an error, or something that may spoil the result."""
+        if not is_heard_there(logging.WARNING):
+            self._print(message)
+        LOGGER.warning("%s", escape_controls(message))
+
+    def _print(self, message: str) -> None:
+        shown = escape_controls(message)
+        for line in break_between_words(shown).split("\n") if self._is_live else [shown]:
+            self._progress.print(line) if self._progress.live.is_started else self.console.print(line)
 
     def show(self, what: str, done: int, total: int | None) -> None:
         """Set the bar: what is being done, how much of it, and of how much where that is known."""
+        if self.quiet:
+            return
         what = escape_controls(what)
         if not self._is_live:
             self._write(what, done, total)
@@ -129,13 +175,23 @@ class ProgressLine:
         now = time.monotonic()
         if self._begun[0] != what or done < self._begun[1]:
             self._begun = (what, done, now)
-        if now - self._written <= SECONDS_BETWEEN_LINES:
+        # The end of a work is shown too: a notebook's line stands there until the next work begins.
+        is_over = self._notebook is not None and done == total
+        between = SECONDS_BETWEEN_LINES if self._notebook is None else SECONDS_BETWEEN_UPDATES
+        if now - self._written <= between and not is_over:
             return
         self._written = now
         said = f"{what}: {done}" + (f" of {total}" if total is not None else "")
+        if total is None and not done:
+            said = what  # nothing that is counted
         _, before, since = self._begun
         if self._rate and done > before and now > since:
             pace = (done - before) / (now - since)
             left = f", {(total - done) / pace:.0f} s left" if total is not None else ""
             said = f"{said}, {pace:.3g} {self._rate}{left}"
-        self.log(said)
+        if self._notebook is None:
+            self._print(said)
+        elif self._display is None:
+            self._display = self._notebook.display({"text/plain": said}, raw=True, display_id=True)
+        else:
+            self._display.update({"text/plain": said}, raw=True)

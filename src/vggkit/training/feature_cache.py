@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vggkit.engines.graph_builder import describe_overflow
 from vggkit.engines.info import explain_choice
-from vggkit.engines.overflow import describe_overflow
 from vggkit.engines.select import choose_engine
 from vggkit.engines.stream import Engine, stream_rows
 from vggkit.errors import BadImage, BadInput, BadOutput

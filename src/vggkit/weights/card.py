@@ -19,7 +19,7 @@ from vggkit.arguments import demand_path, is_number, plain_number
 from vggkit.errors import BadCheckpoint, BadConfiguration, BadInput, VggkitError
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import Configuration
-from vggkit.weights.file_formats import HEAD_BYTES, LFS_POINTER, describe_format, tell_format
+from vggkit.weights.formats.detect import HEAD_BYTES, LFS_POINTER, describe_format, tell_format
 from vggkit.weights.origin import WeightsOrigin
 
 FORMAT_VERSION: Final = 5

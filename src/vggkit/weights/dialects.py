@@ -7,8 +7,9 @@ Shape letters: O and I channels (or numbers) out and in, H and W pixels of a win
 the map that the head reads, G its side.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from vggkit.errors import BadConfiguration, UnknownName
 from vggkit.models.configuration import Configuration, FullyConnected, Layer
@@ -29,6 +30,14 @@ Layout = Literal["same", "hwio", "io", "hwc_io", "oihw", "fc_hwio"]
 same: as it is. hwio: a kernel as (H, W, I, O). io: a matrix as (I, O). hwc_io: the head's first
 matrix as (I, O), I counted in HWC order of the map, not CHW. oihw: a matrix as the convolution
 (O, C, G, G), with the same numbers in the same order. fc_hwio: that convolution as (G, G, C, O)."""
+
+
+class Shaped(Protocol):
+    """An entry of a file: what is known of a tensor without reading it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape as it lies in the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +68,26 @@ class Place:
                 return kernel if self.layout == "oihw" else (self.grid, self.grid, channels, out)
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where one canonical tensor comes from."""
+
+    place: Place
+    """Its key in the file and how it lies there."""
+    shape: tuple[int, ...]
+    """Its canonical shape, whatever network is expected."""
+    product: tuple[tuple[Place, Place | None], ...] = ()
+    """Kernels and biases of the matrices, in order, that one layer was made of; empty: it lies there as it is."""
+    is_bias: bool = False
+    """Of such a layer: whether this is its bias."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Every key in the file that it is made of."""
+        parts = [place.key for pair in self.product for place in pair if place is not None]
+        return (self.place.key, *(key for key in parts if key != self.place.key))
+
+
 def map_keys(configuration: Configuration, dialect: Dialect, *, trunk_only: bool = False) -> dict[str, Place]:
     """For every canonical key of the state dict, in its order, the place of the same tensor in that dialect.
 
@@ -86,6 +115,32 @@ def map_keys(configuration: Configuration, dialect: Dialect, *, trunk_only: bool
         layout = _lay(len(shape), dialect, grid=grid, last=module == last)
         places[key] = Place(f"{modules[module]}{_name_parameter(rest, dialect)}", layout, grid)
     return places
+
+
+def locate_keys(
+    entries: Mapping[str, Shaped], configuration: Configuration, dialect: Dialect
+) -> dict[str, Source] | None:
+    """For each canonical key of that network its source in a file that is written in that dialect, exactly.
+
+    None where the file lacks a tensor, or has another one, or one of another shape, and where the dialect has no
+    keys for the network. Files older than PyTorch 0.4.1 do not count the batches of batch norm, and need not.
+
+    Args:
+        entries: The file's tensors.
+        configuration: The network.
+        dialect: The way of writing it.
+    """
+    try:
+        places = map_keys(configuration, dialect)
+    except BadConfiguration:
+        return None
+    shapes = configuration.state_shapes()
+    found = {key: Source(place, shapes[key]) for key, place in places.items() if place.key in entries}
+    lacking = any(not key.endswith("num_batches_tracked") for key in places.keys() - found)
+    if lacking or len(found) != len(entries):
+        return None
+    same = all(source.place.shape_of(source.shape) == entries[source.place.key].shape for source in found.values())
+    return found if same else None
 
 
 def rename_keys(configuration: Configuration, dialect: Dialect) -> dict[str, str]:

@@ -1,139 +1,37 @@
-"""What a file of weights really is, by its shapes and not by its name.
+"""What a file of weights really is, by its shapes and not by its name. No torch here.
 
-Shape letters: O and I channels (or numbers) out and in, K side of a window.
+Most files are a network of the paper's table, or one that they state, written in a dialect: then every key and
+shape is one of that network's there, and nothing is left to decide. The others are read layer by layer:
+`layer_matches` puts their modules in the places of a VGG by name or by order, and `layer_matching` lists the
+networks that these shapes may be of.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 from vggkit.errors import BadConfiguration
-from vggkit.images.preprocessing import Preprocessing
-from vggkit.models.configuration import Configuration, Head
-from vggkit.weights.card import Card, parse_card
-from vggkit.weights.dialects import Dialect, map_keys
+from vggkit.models.configuration import MODELS, Configuration
+from vggkit.weights.card import METADATA_KEY, Card, parse_card
+from vggkit.weights.dialects import Dialect, Place, Source, locate_keys, map_keys
 from vggkit.weights.formats.detect import open_weights
 from vggkit.weights.formats.weight_file import WeightFile
-from vggkit.weights.input_conventions import Evidence, describe_convention, find_evidence, read_statements
-from vggkit.weights.layer_matches import Sheet, Source, lay_out
+from vggkit.weights.identification import (
+    Identification,
+    Reading,
+    describe_shapes,
+    name_other_network,
+    say_verdict,
+    write_load_line,
+)
+from vggkit.weights.input_conventions import Evidence, find_evidence, read_statements
+from vggkit.weights.layer_matches import Sheet, lay_out
 from vggkit.weights.layer_matching import Recognition, choose_sheet, list_networks
 from vggkit.weights.locate import locate_model
-from vggkit.weights.verdicts import describe_shapes, name_other_network, say_verdict, write_load_line
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """One of the networks that a file's tensors may be of."""
-
-    configuration: Configuration
-    """The network."""
-    said: str
-    """What tells it from the other readings, such as `cut at pool2`; empty where there is no other."""
-    load_line: str | None
-    """The line of Python that loads the file so, with `import vggkit as vk`; None where nothing would."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """A value for JSON."""
-        return {"settings": self.configuration.to_dict(), "said": self.said, "load_line": self.load_line}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Identification:
-    """What a file of weights is."""
-
-    path: Path
-    """The file."""
-    is_vgg: bool
-    """Whether its shapes are those of a VGG, whole or in part."""
-    verdict: str
-    """One sentence for people."""
-    dialect: Dialect | str | None = None
-    """How its keys are written; `ordered` where no name says which layer is which and their order does."""
-    configuration: Configuration | None = None
-    """The network; `.model` is its row of the paper's table, or `custom`. Where the file has no head,
-    or no last layer, it has the paper's."""
-    batch_norm: bool = False
-    """Batch normalisation behind each convolution."""
-    num_classes: int | None = None
-    """Length of the logits; None where the file has no last layer."""
-    labels: tuple[str, ...] | None = None
-    """Names of the classes in the order of the logits, where the file keeps them."""
-    in_channels: int | None = None
-    """Channels of the images."""
-    head: Head | None = None
-    """fc or pool; None where the file has none. The dense head holds the same weights as fc."""
-    until: str | None = None
-    """The last layer of a cut trunk; None: the trunk is whole."""
-    dtype: str | None = None
-    """torch's name of the weights' type, `mixed` for several."""
-    container: str
-    """The file's format: `safetensors`, `pytorch`, `npz`, `keras-h5`, `keras-3`, `keras-archive`."""
-    stripped: tuple[str, ...] = ()
-    """Wrappers and prefixes that were removed, such as `state_dict` and `module.`."""
-    complete: bool = False
-    """Every tensor of the network is there, in its shape."""
-    missing: tuple[str, ...] = ()
-    """Keys that the network needs and the file lacks, as its dialect names them."""
-    misshapen: tuple[str, ...] = ()
-    """Keys of another shape than the network's, with both shapes."""
-    unexpected: tuple[str, ...] = ()
-    """Keys of the file that are none of the network's."""
-    preprocessing: Preprocessing | None = None
-    """What the network is to be fed, with its input convention; None: unknown."""
-    evidence: str | None = None
-    """Where `preprocessing` is known from: `card`, `metadata` or `fingerprint`."""
-    load_line: str | None = None
-    """The line of Python that loads it, with `import vggkit as vk`; None where nothing would."""
-    readings: tuple[Reading, ...] = ()
-    """Every network that its tensors may be of, as activations, pools and cuts have none; this one is the first,
-    unless another was asked for. None where it is no VGG."""
-    reading: int = 0
-    """Which of them this is."""
-
-    @property
-    def input_convention(self) -> str | None:
-        """Channel order, range, mean and std in a few words; None: unknown, say `--input-convention`."""
-        return describe_convention(self.preprocessing) if self.preprocessing else None
-
-    @property
-    def model(self) -> str | None:
-        """The paper's network by its name here, `custom` for another VGG, None for no VGG."""
-        return self.configuration.model if self.configuration else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """A value for JSON; `configuration` is the model's name, `settings` all of its Configuration."""
-        return {
-            "path": str(self.path),
-            "is_vgg": self.is_vgg,
-            "verdict": self.verdict,
-            "dialect": self.dialect,
-            "configuration": self.model,
-            "settings": self.configuration.to_dict() if self.configuration else None,
-            "batch_norm": self.batch_norm,
-            "num_classes": self.num_classes,
-            "labels": list(self.labels) if self.labels else None,
-            "in_channels": self.in_channels,
-            "head": self.head,
-            "until": self.until,
-            "dtype": self.dtype,
-            "container": self.container,
-            "stripped": list(self.stripped),
-            "complete": self.complete,
-            "missing": list(self.missing),
-            "misshapen": list(self.misshapen),
-            "unexpected": list(self.unexpected),
-            "input_convention": self.input_convention,
-            "preprocessing": self.preprocessing.to_dict() if self.preprocessing else None,
-            "evidence": self.evidence,
-            "load_line": self.load_line,
-            "readings": [reading.to_dict() for reading in self.readings],
-            "reading": self.reading,
-        }
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.verdict}"
+from vggkit.weights.zero_biases import list_zero_biases
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,20 +40,30 @@ class Examination:
 
     identification: Identification
     """What the file is."""
-    sheet: Sheet | None
-    """Its modules in their places; None where it has no convolutions."""
+    file: WeightFile
+    """The file, of which keys and shapes are used."""
     card: Card | None = None
     """The card of a Classifier's file."""
     sources: Mapping[str, Source] = field(default_factory=dict)
     """For each canonical key of the network that the file holds, its source."""
-    sheets: tuple[Sheet, ...] = ()
-    """Its modules in their places, for every reading of its head."""
     labels: tuple[str, ...] | None = None
     """Class names, from a card or from what converting kept of one."""
+    chosen: Sheet | None = None
+    """The file's modules in their places, as this reading has them; None where its keys say all of them."""
+
+    @cached_property
+    def sheets(self) -> list[Sheet]:
+        """The file's modules in their places, for every reading of its head; none without convolutions."""
+        return lay_out(self.file.entries, self.file.modules)
+
+    @property
+    def is_nameless(self) -> bool:
+        """Whether no name in the file says which layer is which."""
+        return not self.sheets or self.sheets[0].scheme == "order"
 
     def lay_out_for(self, configuration: Configuration) -> Sheet | None:
-        """Its modules in the places that this network has for most of them."""
-        return choose_sheet([self.sheet, *self.sheets] if self.sheet else [], configuration)
+        """The file's modules in the places that this network has for most of them."""
+        return choose_sheet([self.chosen, *self.sheets] if self.chosen else self.sheets, configuration)
 
 
 def identify(path: str | Path) -> Identification:
@@ -180,39 +88,101 @@ def examine(file: WeightFile, *, reading: int = 0) -> Examination:
 
     Raises BadCheckpoint, and BadConfiguration for a reading that there is not.
     """
-    card, sheets = parse_card(file.metadata, file.path), lay_out(file.entries, file.modules)
+    card = parse_card(file.metadata, file.path) if METADATA_KEY in file.metadata else None
     statements = read_statements(file)
-    said = find_evidence(file, sheets[0] if sheets else None, card, statements)
-    other = name_other_network(file.entries)
-    found = [] if other is not None and card is None else list_networks(sheets, card, statements, said.network)
-    if not found:
-        sheet = sheets[0] if sheets else None
-        identification = Identification(
-            path=file.path,
-            is_vgg=False,
-            verdict=other or f"not a VGG: {describe_shapes(file.entries, sheet)}",
-            dtype=_name_dtype(file),
-            container=file.container,
-            stripped=tuple(file.stripped),
-            unexpected=tuple(file.entries),
-        )
-        return Examination(identification=identification, sheet=sheet)
-    if not 0 <= reading < len(found):
+    known = _find_known(file, card.configuration if card is not None else statements.configuration)
+    if known is not None:
+        first = known.sources["features.0.weight"].place, known.sources["features.0.bias"].place.key
+        said = find_evidence(file, first, card, statements)
+        matches = [known]
+    else:
+        sheets = lay_out(file.entries, file.modules)
+        said = find_evidence(file, sheets[0].first if sheets else None, card, statements)
+        other = name_other_network(file.entries)
+        if other is not None and card is None:
+            sheets = []
+        matches = [
+            _Match(found, sheet.locate(found.configuration), _name_dialect(file, sheet), sheet)
+            for sheet, found in list_networks(sheets, card, statements, said.network)
+        ]
+        if not matches:
+            verdict = other or f"not a VGG: {describe_shapes(file.entries, sheets[0] if sheets else None)}"
+            return Examination(identification=_describe_other(file, verdict), file=file)
+    if not 0 <= reading < len(matches):
         raise BadConfiguration(
-            f"{file.path}: reading={reading} is none of its readings, which are 0 to {len(found) - 1}; "
+            f"{file.path}: reading={reading} is none of its readings, which are 0 to {len(matches) - 1}; "
             "vggkit identify lists them"
         )
     examinations = [
-        _compare(file, sheet, recognition, said, reading=number if len(found) > 1 else None, card=card)
-        for number, (sheet, recognition) in enumerate(found)
+        _compare(file, match, said, reading=number if len(matches) > 1 else None, card=card)
+        for number, match in enumerate(matches)
     ]
     readings = tuple(
-        Reading(recognition.configuration, recognition.said, each.identification.load_line)
-        for (_, recognition), each in zip(found, examinations, strict=True)
+        Reading(match.recognition.configuration, match.recognition.said, each.identification.load_line)
+        for match, each in zip(matches, examinations, strict=True)
     )
     chosen = examinations[reading]
-    identification = replace(chosen.identification, readings=readings, reading=reading)
-    return replace(chosen, identification=identification, sheets=tuple(sheets))
+    return replace(chosen, identification=replace(chosen.identification, readings=readings, reading=reading))
+
+
+@dataclass(frozen=True, slots=True)
+class _Match:
+    """A network that the file's shapes may be of, and where each of its tensors lies there, of any shape."""
+
+    recognition: Recognition
+    sources: Mapping[str, Source]
+    dialect: Dialect | str
+    sheet: Sheet | None = None
+    """The file's modules in their places, where they were needed for it."""
+
+
+def _find_known(file: WeightFile, stated: Configuration | None) -> _Match | None:
+    """The network that the file states, or a row of the table, that its keys and shapes are in a dialect."""
+    for dialect in get_args(Dialect):
+        for configuration in [stated] if stated is not None else _list_rows(file, dialect):
+            sources = locate_keys(file.entries, configuration, dialect)
+            if sources is not None:
+                return _Match(Recognition(configuration, configuration.num_classes), sources, dialect)
+    return None
+
+
+def _list_rows(file: WeightFile, dialect: Dialect) -> Iterator[Configuration]:
+    """The rows of the table with as many classes and channels as the file has where that dialect keeps them."""
+    for row in MODELS.values():
+        try:
+            places = map_keys(row, dialect)
+        except BadConfiguration:
+            continue
+        filters, bias = places["features.0.weight"], places["classifier.6.bias"]
+        first, last = (file.entries.get(place.key) for place in (filters, bias))
+        if first is None or last is None or len(first.shape) != 4 or len(last.shape) != 1:
+            continue
+        channels, classes = first.shape[2 if filters.layout == "hwio" else 1], last.shape[0]
+        if channels and classes and _is_listed(file, row, filters, bias):
+            yield replace(row, in_channels=channels, num_classes=classes)
+
+
+def _is_listed(file: WeightFile, row: Configuration, filters: Place, bias: Place) -> bool:
+    """Whether the modules without tensors are there too, where torch lists them: another network has fewer."""
+    modules: list[str] = []
+    if filters.key == "features.0.weight":
+        modules += [f"features.{layer.index}" for layer in row.trunk]
+    if bias.key == "classifier.6.bias":
+        modules += [f"classifier.{index}" for index in range(7)]
+    return not file.modules or set(modules) <= set(file.modules)
+
+
+def _describe_other(file: WeightFile, verdict: str) -> Identification:
+    """A file of another network."""
+    return Identification(
+        path=file.path,
+        is_vgg=False,
+        verdict=verdict,
+        dtype=_name_dtype(file),
+        container=file.container,
+        stripped=tuple(file.stripped),
+        unexpected=tuple(file.entries),
+    )
 
 
 def _name_dtype(file: WeightFile) -> str | None:
@@ -222,21 +192,17 @@ def _name_dtype(file: WeightFile) -> str | None:
 
 
 def _compare(
-    file: WeightFile,
-    sheet: Sheet,
-    recognition: Recognition,
-    said: Evidence,
-    *,
-    card: Card | None,
-    reading: int | None,
+    file: WeightFile, match: _Match, said: Evidence, *, card: Card | None, reading: int | None
 ) -> Examination:
     """What the recognised network needs against what the file holds."""
+    recognition, sheet, dialect = match.recognition, match.sheet, match.dialect
     configuration = recognition.configuration
     expected = configuration.state_shapes()
-    located = {key: source for key, source in sheet.locate(configuration).items() if key in expected}
+    located = {key: source for key, source in match.sources.items() if key in expected}
     sources = {key: source for key, source in located.items() if source.shape == expected[key]}
     # Files older than PyTorch 0.4.1 do not count batches.
-    lacking = [key for key in expected if key not in located and not key.endswith("num_batches_tracked")]
+    known = {*located, *list_zero_biases(configuration, located)}
+    lacking = [key for key in expected if key not in known and not key.endswith("num_batches_tracked")]
     used = {key for source in located.values() for key in source.keys}
     unexpected = tuple(key for key in file.entries if key not in used)
     misshapen = tuple(
@@ -244,7 +210,6 @@ def _compare(
         for key, source in located.items()
         if key not in sources
     )
-    dialect = _name_dialect(file, sheet)
     labels = said.labels if len(said.labels or ()) == recognition.num_classes else None
     head = configuration.head if any(key.startswith("classifier.") for key in sources) else None
     missing = _name_missing(lacking, configuration, dialect)
@@ -287,7 +252,9 @@ def _compare(
             labelled=labels is not None,
         ),
     )
-    return Examination(identification=identification, sheet=sheet, card=card, sources=sources, labels=labels)
+    return Examination(
+        identification=identification, file=file, card=card, sources=sources, labels=labels, chosen=sheet
+    )
 
 
 def _name_dialect(file: WeightFile, sheet: Sheet) -> Dialect | str:
@@ -308,6 +275,8 @@ def _name_dialect(file: WeightFile, sheet: Sheet) -> Dialect | str:
             first = sheet.trunk[min(sheet.trunk)]
             plain = first.keys["weight"].endswith(f"{first.name}.weight") and not sheet.channels_last
             return "explicit" if plain and file.container != "npz" else "caffe"
+        case "units" if heads(r"(.*\.)?classifier\.\d+"):
+            return "mmpretrain"
         case "keras":
             return "keras"
         case "order" if file.container.startswith("keras") or sheet.channels_last:
@@ -317,7 +286,7 @@ def _name_dialect(file: WeightFile, sheet: Sheet) -> Dialect | str:
 
 def _name_missing(missing: list[str], configuration: Configuration, dialect: str) -> tuple[str, ...]:
     """Canonical keys as the file's dialect would name them, where it can."""
-    if dialect == "ordered":
+    if dialect == "ordered" or not missing:
         return tuple(missing)
     try:
         places = map_keys(configuration, dialect)  # type: ignore[arg-type]

@@ -15,8 +15,8 @@ from vggkit.errors import BadCheckpoint, UnknownName, VggkitError
 from vggkit.images.preprocessing import ChannelOrder, Preprocessing
 from vggkit.models.statements import Statements
 from vggkit.weights.card import Card
+from vggkit.weights.dialects import Place
 from vggkit.weights.formats.weight_file import WeightFile
-from vggkit.weights.layer_matches import Sheet
 
 InputConvention = Literal["imagenet", "caffe", "caffe-rgb", "caffe-unit"]
 """imagenet: RGB in [0, 1], ImageNet's mean and std; torchvision's and timm's own weights.
@@ -211,9 +211,18 @@ class Evidence:
     labels: tuple[str, ...] | None = None
 
 
-def find_evidence(file: WeightFile, sheet: Sheet | None, card: Card | None, statements: Statements) -> Evidence:
-    """A card's word before other metadata's, and that before the fingerprint's."""
-    matched = _match_first(file, sheet) if sheet is not None else None
+def find_evidence(
+    file: WeightFile, first: tuple[Place, str] | None, card: Card | None, statements: Statements
+) -> Evidence:
+    """A card's word before other metadata's, and that before the fingerprint's.
+
+    Args:
+        file: The open file.
+        first: Where its conv1_1 has its filters, and the key of its bias; None where it has none.
+        card: The card of a Classifier's file.
+        statements: What the file states beside.
+    """
+    matched = _match_first(file, *first) if first is not None else None
     network = matched[0] if matched else None
     if card is not None:
         return Evidence(card.preprocessing, "card", network, card.labels)
@@ -234,14 +243,10 @@ def read_statements(file: WeightFile) -> Statements:
         ) from problem
 
 
-def _match_first(file: WeightFile, sheet: Sheet) -> tuple[str, Preprocessing] | None:
+def _match_first(file: WeightFile, filters: Place, bias: str) -> tuple[str, Preprocessing] | None:
     """The network and convention of conv1_1 by its fingerprint."""
-    first = sheet.trunk[min(sheet.trunk)]
-    window = sheet.window(first)
-    if (window.out, window.into, window.kernel) != (64, 3, 3) or "bias" not in first.keys:
+    if file.entries[filters.key].shape != filters.shape_of((64, 3, 3, 3)) or file.entries[bias].shape != (64,):
         return None
-    if first.shapes["bias"] != (64,):
-        return None
-    filters = file.read_array(first.keys["weight"])
-    filters = filters.transpose(3, 2, 0, 1) if sheet.channels_last else filters
-    return match_fingerprint(filters, file.read_array(first.keys["bias"]))
+    values = file.read_array(filters.key)
+    values = values.transpose(3, 2, 0, 1) if filters.layout == "hwio" else values
+    return match_fingerprint(values, file.read_array(bias))

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from math import isqrt
 
 from vggkit.models.configuration import Configuration, Layer
-from vggkit.weights.dialects import Layout, Place
+from vggkit.weights.dialects import Layout, Place, Shaped, Source
 from vggkit.weights.entries import (
     HeadPlace,
     Module,
     Position,
     Scheme,
-    Shaped,
     Window,
     gather_modules,
     in_natural_order,
@@ -23,26 +22,6 @@ from vggkit.weights.entries import (
     place_by_name,
 )
 from vggkit.weights.head_reading import HeadLayer, HeadReading, read_heads
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where one canonical tensor comes from."""
-
-    place: Place
-    """Its key in the file and how it lies there."""
-    shape: tuple[int, ...]
-    """Its canonical shape, whatever network is expected."""
-    product: tuple[tuple[Place, Place | None], ...] = ()
-    """Kernels and biases of the matrices, in order, that one layer was made of; empty: it lies there as it is."""
-    is_bias: bool = False
-    """Of such a layer: whether this is its bias."""
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """Every key in the file that it is made of."""
-        parts = [place.key for pair in self.product for place in pair if place is not None]
-        return (self.place.key, *(key for key in parts if key != self.place.key))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +66,13 @@ class Sheet:
     def trunk_channels(self) -> int:
         """Channels that leave the last convolution there is."""
         return self.window(self.trunk[max(self.trunk)]).out
+
+    @property
+    def first(self) -> tuple[Place, str] | None:
+        """Where the first convolution has its filters, and the key of its bias; None where it has no bias."""
+        keys = self.trunk[min(self.trunk)].keys
+        filters = Place(keys["weight"], "hwio" if self.channels_last else "same")
+        return (filters, keys["bias"]) if "bias" in keys else None
 
     def locate(self, configuration: Configuration) -> dict[str, Source]:
         """For each canonical key of that network whose place is occupied in the file, its source; of any shape."""
@@ -176,6 +162,9 @@ def places_of(configuration: Configuration, scheme: Scheme) -> dict[str, Positio
         return {layer.name: (layer.index,) for layer in convolutions}
     if scheme == "order":
         return {layer.name: (number,) for number, layer in enumerate(convolutions)}
+    if scheme == "units":
+        units = [layer for layer in configuration.trunk if layer.kind in ("conv", "pool")]
+        return {layer.name: (number,) for number, layer in enumerate(units) if layer.kind == "conv"}
     return {layer.name: _block_and_position(layer) for layer in convolutions}
 
 
@@ -206,7 +195,7 @@ def _lay_by_names(
     modules: Sequence[Module], keys: tuple[str, ...], last: bool, listed: Sequence[str]
 ) -> list[Sheet]:
     """By what names say of the places; none where they leave a convolution of the trunk out."""
-    schemes: tuple[Scheme, ...] = ("index", "blocks", "names", "keras")
+    schemes: tuple[Scheme, ...] = ("index", "blocks", "units", "names", "keras")
     for scheme in schemes:
         trunk, norms, rest = {}, {}, []
         orphans: dict[Position | HeadPlace, Module] = {}

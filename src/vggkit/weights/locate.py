@@ -25,17 +25,17 @@ def locate_model(place: str | Path) -> Path:
     without published weights, and BadDownload, BadOutput and MissingExtra where something is downloaded.
     """
     place = place if isinstance(place, str) else demand_path(place)
+    path = Path(place)
+    if path.exists():
+        best = path / "best.safetensors"
+        if (path / "config.yaml").is_file() and not best.is_file():
+            raise BadCheckpoint(f"{path}: is a run's folder without best.safetensors; its first epoch did not end")
+        return best if best.is_file() else path
     if is_address(place):
         return pull(place)
     if is_model_name(place):
         return find_published_file(str(place))
-    path = Path(place)
-    best = path / "best.safetensors"
-    if (path / "config.yaml").is_file() and not best.is_file():
-        raise BadCheckpoint(f"{path}: is a run's folder without best.safetensors; its first epoch did not end")
-    if not path.exists():
-        raise BadCheckpoint(f"{path}: no such file{_suggest_name(str(place))}")
-    return best if best.is_file() else path
+    raise BadCheckpoint(f"{path}: no such file{_suggest_name(str(place))}")
 
 
 def locate_own_model(place: str | Path) -> Path:

@@ -158,7 +158,7 @@ class Model:
         model: str | Configuration = "vgg11",
         *,
         labels: Iterable[str] | Mapping[str, int] | Mapping[int, str],
-        weights: str | Path | None = None,
+        weights: str | Path | Mapping[str, Tensor] | None = None,
         preprocessing: Preprocessing | None = None,
         in_channels: int | None = None,
         head: Head | None = None,
@@ -174,10 +174,11 @@ class Model:
             model: A name of `list_models()`, or a Configuration.
             labels: Class names in the order of the logits, or a mapping of them to their numbers.
             weights: `imagenet`, the model's published weights; the name of a model with published weights;
-                a file of a VGG's weights in any dialect that `identify` knows; a run's folder; or
-                `hf://owner/name`. The last layer is reinitialised where its classes differ by number or by
-                name, and the head where another one is requested; the same classes in another order keep
-                their rows. `provenance["weights"]` reports what became of every key.
+                a file of a VGG's weights in any dialect that `identify` knows; a run's folder;
+                `hf://owner/name`; or a state dict in memory, such as `network.state_dict()`. The last layer is
+                reinitialised where its classes differ by number or by name, and the head where another one is
+                requested; the same classes in another order keep their rows. `provenance["weights"]` reports
+                what became of every key.
             preprocessing: None: that of `weights`, where their input convention is known; else
                 ImageNet's at 224 pixels, grey for one channel.
             in_channels: 3, 1 for grey images, or 4; first filters of `weights` are adapted.
@@ -195,7 +196,7 @@ class Model:
         configuration = configure(
             model, num_classes=len(labels), in_channels=in_channels, head=head, dropout=dropout, until=until
         )
-        published = find_published_for(weights, configuration.model)
+        published = None if isinstance(weights, Mapping) else find_published_for(weights, configuration.model)
         if published is not None and published.preprocessing.channels == configuration.in_channels:
             preprocessing = preprocessing or published.preprocessing
         # Fitting together is checked before anything is fetched, and a network of half a gigabyte built.
@@ -206,7 +207,8 @@ class Model:
         found: Mapping[str, Tensor] = {}
         fetched = fetch(published.model) if published is not None else None
         if weights is not None:
-            with open_weights(fetched.path if fetched is not None else locate_model(weights)) as file:
+            held = weights if isinstance(weights, Mapping) else locate_model(weights)
+            with open_weights(fetched.path if fetched else held) as file:
                 examination = examine(file)
                 preprocessing = preprocessing or _adapt_preprocessing(examination, configuration.in_channels)
                 known = name_imagenet_classes(labels) if fetched is not None else _list_classes(examination)
@@ -359,8 +361,7 @@ def _load_from(
     allow_partial: bool,
 ) -> LoadedWeights:
     found = examination.identification
-    nameless = examination.sheet is None or examination.sheet.scheme == "order"
-    if allow_partial and not found.is_vgg and nameless:
+    if allow_partial and not found.is_vgg and examination.is_nameless:
         raise BadCheckpoint(f"{file.path}: is {found.verdict}; no part of it is recognised as a VGG")
     weights = CanonicalWeights(file, examination, configuration)
     # A head on a trunk that ends elsewhere reads other numbers, even where there are as many.

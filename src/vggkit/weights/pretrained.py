@@ -16,8 +16,7 @@ from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 from vggkit.errors import BadCheckpoint, BadDownload, MissingExtra
-from vggkit.file_locks import take_turn
-from vggkit.files import move_file
+from vggkit.files import move_file, take_turn
 from vggkit.paths import find_home, is_offline
 from vggkit.weights.downloads import check_digest, download, hash_file
 from vggkit.weights.hub import bring_file, look_at_file

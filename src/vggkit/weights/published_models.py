@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vggkit.errors import BadCheckpoint
-from vggkit.file_locks import take_turn
-from vggkit.files import whole_file
+from vggkit.files import take_turn, whole_file
 from vggkit.models.configuration import Configuration, find_configuration, list_models
 from vggkit.paths import find_home
 from vggkit.weights.card import Card

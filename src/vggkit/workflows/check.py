@@ -124,10 +124,8 @@ def choose_samples(sightings: Iterable[Sighting]) -> dict[str, tuple[Member, ...
             readable.setdefault(sighting.label, []).append(sighting)
     return {
         label: tuple(
-            rules.member(found[len(found) * number // SAMPLES]) for number in range(min(SAMPLES, len(found)))
+            rules.member(found[round(place)]) for place in np.linspace(0, len(found) - 1, min(SAMPLES, len(found)))
         )
-        if len(found) >= SAMPLES
-        else tuple(map(rules.member, found))
         for label, found in readable.items()
     }
 

@@ -19,6 +19,7 @@ from vggkit.reports.evaluation_page import Story, suggest_steps, write_report
 from vggkit.weights.card import Card, read_card, read_entry
 from vggkit.weights.hub import is_address
 from vggkit.weights.locate import locate_model, locate_own_model
+from vggkit.weights.published import find_published
 from vggkit.weights.published_models import is_model_name
 from vggkit.workflows.compare import read_history
 from vggkit.workflows.run_config import FILE_NAME
@@ -146,10 +147,12 @@ def measure(
 def demand_models(models: Sequence[str | Path]) -> None:
     """Refuse, before any work and without torch, files that are no Classifiers; nothing is downloaded.
 
-    Raises BadCheckpoint.
+    Raises BadCheckpoint, and UnknownName for a model without published weights.
     """
     for place in models:
-        if not (is_address(place) or is_model_name(place)):
+        if is_model_name(place):
+            find_published(str(place))
+        elif not is_address(place):
             read_card(locate_model(place))
 
 

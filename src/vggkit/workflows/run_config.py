@@ -3,8 +3,6 @@
 Each field's comment in the file is the text under the field in the code, which is the command line's help too.
 """
 
-import ast
-import inspect
 import os
 import re
 import textwrap
@@ -17,6 +15,7 @@ import yaml
 
 from vggkit.arguments import is_number
 from vggkit.errors import BadConfiguration, UnknownName, VggkitError
+from vggkit.field_texts import read_field_texts
 from vggkit.files import write_text
 from vggkit.images.preprocessing import FitMode
 from vggkit.images.sources.locations import is_address
@@ -26,6 +25,7 @@ from vggkit.models.configuration import Head, Scheme, list_models
 from vggkit.reports.loggers import LOGGERS
 from vggkit.training.recipe import Recipe
 from vggkit.weights.card import read_entry
+from vggkit.weights.published_models import is_model_name
 
 if TYPE_CHECKING:
     from vggkit.weights.model import Model
@@ -42,8 +42,8 @@ What is null or auto was left open: the run's choice is under found, and --confi
 class NetworkChoice:
     """The network that is trained, and the weights that it starts from. Raises BadConfiguration."""
 
-    model: str = "vgg11"
-    """A name that `vggkit models` lists."""
+    model: str = "auto"
+    """A name that `vggkit models` lists. auto: the one that weights names, else vgg11."""
     blocks: str | None = None
     """Output channels of each convolution in place of the model's: commas between the convolutions of a block,
     slashes between blocks, such as 64,64/128,128/256,256."""
@@ -91,6 +91,13 @@ class NetworkChoice:
             if value is not None and value < 1:
                 raise BadConfiguration(f"{name} must be 1 or more; got {value}")
 
+    def resolve(self) -> Self:
+        """The choice with a model's name in place of auto."""
+        if self.model != "auto":
+            return self
+        named = self.weights is not None and is_model_name(self.weights)
+        return replace(self, model=str(self.weights) if named else "vgg11")
+
     @classmethod
     def of(cls, classifier: "Model") -> Self:
         """The choice that an existing Classifier amounts to."""
@@ -127,7 +134,7 @@ class RunConfig:
     find_learning_rate: bool = False
     """Search for a learning rate first, in a short run at ever higher rates."""
     from_python: bool = False
-    """It was begun from Python, with a Classifier of its own: --config begins with other weights than it did."""
+    """It was started from Python, with a Classifier of its own: --config begins with other weights than it did."""
     network: NetworkChoice = field(default_factory=NetworkChoice)
     """The network that is trained."""
     recipe: Recipe = field(default_factory=Recipe)
@@ -144,6 +151,7 @@ class RunConfig:
         if not isinstance(self.found, Mapping):
             raise BadConfiguration(f"found must hold fields and their values; got {self.found!r}")
         object.__setattr__(self, "loggers", tuple(self.loggers))
+        object.__setattr__(self, "network", self.network.resolve())
         object.__setattr__(self, "found", dict(self.found))
         for name in self.loggers:
             if not isinstance(name, str) or name not in LOGGERS:
@@ -155,7 +163,7 @@ class RunConfig:
         chosen, usual = self.found.get("chosen"), Recipe().to_dict()
         if not isinstance(chosen, Mapping):
             return self.recipe
-        # What is stated now was not left open, whoever edited the file.
+        # What is stated now was not left open, even if the file was edited.
         left_open = {name for name, value in usual.items() if getattr(self.recipe, name) == value}
         return replace(self.recipe, **{name: value for name, value in chosen.items() if name in left_open})
 
@@ -251,22 +259,6 @@ def locate(place: str) -> str:
     if place in ("imagenet", *NAMES, *list_models()) and not Path(place).exists():
         return place
     return os.path.abspath(place)  # noqa: PTH100 (a link may be exchanged on purpose; it is not followed)
-
-
-def read_field_texts(kind: type) -> Mapping[str, str]:
-    """The text under each field of a dataclass, on one line; empty where Python keeps no source."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
-    except (OSError, TypeError, SyntaxError):
-        return {}
-    definition = tree.body[0]
-    assert isinstance(definition, ast.ClassDef)
-    texts = {}
-    for above, below in zip(definition.body, definition.body[1:], strict=False):
-        if isinstance(above, ast.AnnAssign) and isinstance(above.target, ast.Name) and isinstance(below, ast.Expr):
-            text = ast.literal_eval(below.value)
-            texts[above.target.id] = " ".join(str(text).split())
-    return texts
 
 
 class _Loader(yaml.SafeLoader):

@@ -1,6 +1,6 @@
 """Training from Python: `vggkit.train`, whose options are those of `vggkit train` by the same names."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Final, get_args
@@ -15,11 +15,13 @@ from vggkit.images.sources.tables import Columns
 from vggkit.models.configuration import Configuration, Head, Scheme
 from vggkit.reports.loggers import LoggerName
 from vggkit.reports.plots import PlotEnding
+from vggkit.training.checkpoint import Epoch
 from vggkit.training.presets import find_preset
 from vggkit.training.recipe import (
     Augmentation,
     Balance,
     Mirror,
+    Monitor,
     Optimizer,
     Precision,
     Recipe,
@@ -32,7 +34,9 @@ from vggkit.workflows.run_config import NetworkChoice, RunConfig, locate
 from vggkit.workflows.train_inputs import open_inputs
 from vggkit.workflows.training_run import resume_run, start_run
 
-BESIDE_RESUME: Final = frozenset({"data", "resume", "device", "save_seconds", "plots", "quiet"})
+BESIDE_RESUME: Final = frozenset(
+    {"data", "resume", "epochs", "device", "save_seconds", "plots", "quiet", "on_epoch"}
+)
 """Options that may be given with `resume`; a run has all others in its folder."""
 
 
@@ -76,6 +80,7 @@ def train(
     freeze_norm: bool | None = None,
     ema_decay: float | None = None,
     patience: int | None = None,
+    monitor: Monitor | None = None,
     label_smoothing: float | None = None,
     augmentation: Augmentation | None = None,
     mirror: Mirror | None = None,
@@ -101,6 +106,7 @@ def train(
     save_seconds: float = 300.0,
     device: str = "auto",
     quiet: bool = False,
+    on_epoch: Callable[[Epoch], object] | None = None,
 ) -> TrainingRun:
     """Train a Classifier on labelled images, keep its best epoch, and evaluate it.
 
@@ -125,9 +131,10 @@ def train(
             beside it win.
         recipe: A Recipe to begin with, in place of a preset; options given beside it win.
         resume: A run's folder: continue it where it stopped, to the very weights it would have had. Only data,
-            device, save_seconds and quiet go with it.
+            epochs, device, save_seconds, plots and quiet go with it; with more epochs than it had, the schedule of
+            the learning rate is stretched to them.
         model: A name that `vggkit models` lists, a Configuration, or a Classifier or Model, whose network is then
-            trained in place. Default: vgg11.
+            trained in place. Default: the model that weights names, else vgg11.
         blocks: Output channels of each convolution in place of the model's: commas between the convolutions of a
             block, slashes between blocks, such as 64,64/128,128/256,256.
         weights: Weights to start from: imagenet (the published ones), or a file of a VGG's weights, such as .pth.
@@ -141,8 +148,9 @@ def train(
             colour) or stretch. Default: that of the weights, else crop.
         reduced_decoding: Decode large JPEGs at a smaller scale, which is faster and changes pixels slightly.
         in_channels: Number of input channels: 3, 1 for greyscale, or 4 for images that have so many.
-        mean: Subtracted from each channel's values in [0, 1], a number for each; None: the weights', or ImageNet's.
-        std: Each channel is divided by it, a number for each; None: as for mean.
+        mean: Subtracted from each channel's values in [0, 1], a number for each. Default: the weights', or
+            ImageNet's.
+        std: Each channel is divided by it, a number for each. Default: the weights', or ImageNet's.
         dropout: Dropout probability in [0, 1). Default: the model's.
         initialization: Scheme by which random weights are initialised.
         input_convention: Input normalisation that the weights expect, where their file does not tell: imagenet,
@@ -175,6 +183,8 @@ def train(
         freeze_norm: Keep batch norm as it is: its weights, biases and running statistics.
         ema_decay: Evaluate and save an exponential moving average of the weights, with this decay in (0, 1).
         patience: Stop early, after this number of epochs without a lower validation loss.
+        monitor: Which figure of the validation images chooses the best epoch, whose weights are kept: top1 (then
+            the loss), loss, or macro-f1 (then the loss), in which rare classes count as much as frequent ones.
         label_smoothing: Probability in [0, 1) of the target that is distributed evenly over all classes.
         augmentation: photo: random resized crops. shift: random translations by a few pixels. auto: photo for
             images of 64 pixels or more, else shift.
@@ -198,15 +208,19 @@ def train(
         split_column: The table's column with the split: train, val or test.
         group_column: The table's column whose equal values stay in one split: a patient, a place, a burst; None:
             `group`.
-        root: Folder that the table's paths are relative to; None: the table's own.
-        suffix: Ending that the table's paths lack, such as .jpg; None: files are looked for with any.
+        root: Folder that the table's paths are relative to. Default: the table's own.
+        suffix: Ending that the table's paths lack, such as .jpg. Default: files are looked for with any.
         despite_findings: Train even where the figures would be misleading, such as with a class missing from
             validation.
         loggers: What receives the figures of each epoch beside metrics.csv: tensorboard, wandb, mlflow.
         plots: Also write the figures of the report to pdf, svg or png files, in the folder plots.
         save_seconds: How often the state within an epoch is kept for resume, in seconds.
         device: auto, cpu, cuda or mps.
-        quiet: No progress on standard error.
+        quiet: No progress on standard error; warnings stay. What is said goes to the logger `vggkit` of Python's
+            logging in any case.
+        on_epoch: Called with each Epoch when it is over and its state is kept; a true value ends the training with
+            it, and what follows is as ever: the best epoch is evaluated and the report is written. A run that ended
+            so can be gone on with by `resume`. Epoch 0 is the linear probe that a fine-tuning may begin with.
 
     Raises:
         BadConfiguration: For options that cannot be, or contradict each other; the message names the option.
@@ -218,6 +232,7 @@ def train(
 
     >>> run = train("photos/", model="vgg11_bn", epochs=3)  # doctest: +SKIP
     >>> run.classifier.predict("photo.jpg")  # doctest: +SKIP
+    >>> run = train("photos/", on_epoch=lambda epoch: epoch.val_top1 > 0.95)  # doctest: +SKIP
     """
     options = {name: value for name, value in locals().items() if value is not None}
     if isinstance(data, Model):
@@ -230,10 +245,21 @@ def train(
         raise BadConfiguration(f"loggers must be a list of names; write loggers=[{loggers!r}]")
     if plots is not None and plots not in get_args(PlotEnding):
         raise BadConfiguration(f"plots must be one of {', '.join(get_args(PlotEnding))}; got {plots!r}")
+    if on_epoch is not None and not callable(on_epoch):
+        raise BadConfiguration(f"on_epoch must be a function of an Epoch, such as print; got {on_epoch!r:.100}")
     save_seconds = demand_seconds("save_seconds", save_seconds)
     if resume is not None:
         _refuse_others(options)
-        return resume_run(resume, data, device=device, quiet=quiet, save_seconds=save_seconds, plots=plots)
+        return resume_run(
+            resume,
+            data,
+            epochs=epochs,
+            device=device,
+            quiet=quiet,
+            save_seconds=save_seconds,
+            plots=plots,
+            on_epoch=on_epoch,
+        )
     asked = _gather(options)
     built = model if isinstance(model, Model | Configuration) else None
     dataset = data
@@ -248,6 +274,7 @@ def train(
         quiet=quiet,
         save_seconds=save_seconds,
         plots=plots,
+        on_epoch=on_epoch,
     )
 
 
@@ -289,6 +316,8 @@ def _gather(options: Mapping[str, Any]) -> RunConfig:
         columns["root"] = locate(str(columns["root"])) if Path(str(columns["root"])).is_dir() else columns["root"]
     if data is not None:
         base = replace(base, data=locate(data.name if isinstance(data, ImageDataset) else str(data)))
+    # A configuration and a Classifier name their model; without them the weights may name it.
+    begun = base.network if "config" in options or isinstance(model, Model) else NetworkChoice()
     searched = options.get("find_learning_rate", base.find_learning_rate and "learning_rate" not in options)
     return replace(
         base,
@@ -297,7 +326,7 @@ def _gather(options: Mapping[str, Any]) -> RunConfig:
         loggers=tuple(options.get("loggers", base.loggers)),
         find_learning_rate=searched,
         from_python=isinstance(model, Model | Configuration) or isinstance(data, ImageDataset),
-        network=replace(base.network, **network),
+        network=replace(begun, **network),
         recipe=replace(recipe, **given[Recipe]),
         found={},
     )

@@ -6,6 +6,7 @@ from vggkit.images.dataset import ImageDataset
 from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.models.configuration import configure
 from vggkit.reports.progress import ProgressLine
+from vggkit.weights.formats.detect import open_weights
 from vggkit.weights.input_conventions import find_convention
 from vggkit.weights.locate import locate_model
 from vggkit.weights.published_models import find_published_for
@@ -40,4 +41,5 @@ def _check_network(choice: NetworkChoice) -> None:
     configure(choice.model, blocks=choice.blocks, head=choice.head, dropout=choice.dropout, until=choice.until)
     find_convention(choice.input_convention)
     if choice.weights is not None and find_published_for(choice.weights, choice.model) is None:
-        locate_model(choice.weights)
+        with open_weights(locate_model(choice.weights)):  # its header; only PyTorch's files import torch
+            pass

@@ -1,15 +1,107 @@
-"""Pages that are one file: a template of this folder and its values become HTML that loads nothing.
+"""Pages that are one file: a template of this folder, its values and thumbnails become HTML that loads nothing.
 
 Every value is text to the template, never markup. `layout.html` forbids the browser scripts and addresses, so that
 a page could not reach out even if something slipped through.
 """
 
-from collections.abc import Mapping
+import base64
+import io
+import os
+import re
+from collections.abc import Iterable, Mapping
 from functools import cache
+from typing import Final, NamedTuple
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
 
+from vggkit.errors import VggkitError
 from vggkit.escaping import is_unseen
+from vggkit.images.dataset import ImageSample
+from vggkit.images.decoding import Pixels
+from vggkit.images.preprocessing import Preprocessing
+
+SIDE_PIXELS: Final = 240
+"""Long side at most: sharp at 160 on a screen of one and a half dots a pixel, in 6 kB for a photograph."""
+
+TINY_PIXELS: Final = 64
+"""Images whose long side has no more are pixel art or digits: kept to the pixel, and shown enlarged unblurred."""
+
+MEDIA_TYPE: Final = "image/webp"
+"""What `encode_thumbnail` writes."""
+
+QUALITY: Final = 65
+
+
+class Thumb(NamedTuple):
+    """A thumbnail of an image."""
+
+    source: str | None
+    """A `data:` address; None where the image is no longer readable."""
+    tiny: bool
+    """Whether it is enlarged without smoothing."""
+
+
+def make_thumb(image: ImageSample, *, fed: Preprocessing | None = None) -> Thumb:
+    """The thumbnail of an image, decoded again; with `fed` of the part and at the size that a network sees."""
+    try:
+        if fed is None:
+            pixels = image.decode(least_side=SIDE_PIXELS)
+        else:
+            pixels = np.ascontiguousarray(fed.fit(image.decode(least_side=fed.resize_pixels)))
+    except VggkitError:  # the file may have changed since
+        return Thumb(None, False)
+    encoded = base64.b64encode(encode_thumbnail(pixels)).decode("ascii")
+    return Thumb(f"data:{MEDIA_TYPE};base64,{encoded}", is_tiny(pixels))
+
+
+def split_name(name: str) -> list[str]:
+    """A name, cut where a line may break: after folders and words, and before the ending."""
+    return re.split(r"(?<=[/_-])(?=.)|(?<=.)(?=\.\w+$)", name)
+
+
+class Place(NamedTuple):
+    """The name of a dataset and the folder before it."""
+
+    folder: str
+    name: str
+
+
+def split_place(data: str) -> Place:
+    """`/photos/` and `bees` of `/photos/bees`."""
+    name = data.rstrip("/").rpartition("/")[2] or data
+    return Place(data[: data.rfind(name)], data[data.rfind(name) :])
+
+
+def find_folder(data: str, paths: Iterable[str]) -> str:
+    """The beginning that all paths share: the place of the dataset, or their common folder.
+
+    It ends with its separator, as in `photos/`, `photos.tar#`; it is empty where there is none.
+    """
+    names = list(paths)
+    place = data.rstrip("/\\")
+    for separator in ("/", "\\", "#"):
+        if place and any(name.startswith(place + separator) for name in names):
+            return place + separator
+    shared = os.path.commonprefix(names)  # noqa: RUF071 (cut to whole folders below; commonpath refuses mixtures)
+    folder = shared[: max(shared.rfind("/"), shared.rfind(os.sep)) + 1]
+    return folder if folder.strip("/\\") else ""
+
+
+def encode_thumbnail(pixels: Pixels, *, side_pixels: int = SIDE_PIXELS) -> bytes:
+    """A WebP file of RGB pixels (H, W, 3), the long side reduced to `side_pixels`; never enlarged."""
+    image = Image.fromarray(pixels)
+    tiny = is_tiny(pixels)
+    image.thumbnail((side_pixels, side_pixels), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    file = io.BytesIO()
+    image.save(file, "WEBP", quality=QUALITY, lossless=tiny)
+    return file.getvalue()
+
+
+def is_tiny(pixels: Pixels) -> bool:
+    """Whether single pixels are what such an image consists of."""
+    return bool(max(pixels.shape[:2]) <= TINY_PIXELS)
 
 
 def render_page(template: str, values: Mapping[str, object]) -> str:

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from vggkit.errors import MissingExtra
 from vggkit.models.statements import PREFIX
-from vggkit.weights.formats.archives import Archive
 from vggkit.weights.formats.weight_file import (
     DEFLATE_RATIO,
     DTYPES,
     SLACK_BYTES,
+    Archive,
     Contents,
     TensorEntry,
     reading,

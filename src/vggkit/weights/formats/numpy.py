@@ -14,9 +14,9 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from vggkit.weights.formats.archives import Archive
 from vggkit.weights.formats.weight_file import (
     DTYPES,
+    Archive,
     Contents,
     TensorEntry,
     reading,

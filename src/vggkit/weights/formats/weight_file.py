@@ -4,17 +4,19 @@ Nothing here imports torch before values are read as tensors.
 """
 
 import math
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import IO, TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vggkit.errors import BadCheckpoint, UnknownName, VggkitError
+from vggkit.weights.formats.reparametrized import find_computed, list_settled
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +29,14 @@ SLACK_BYTES: Final = 2**20
 """Claims this small are harmless, whatever their ratio."""
 PREFIXES: Final = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.", "vgg.")
 """What wrappers put before every key: DataParallel, torch.compile, Lightning and people's own modules."""
+BESIDE: Final = frozenset(
+    (
+        *("criterion", "criterions", "loss", "loss_fn", "loss_func", "loss_function", "losses"),
+        *("optimizer", "optimizers", "scheduler", "lr_scheduler", "scaler", "n_averaged", "epoch", "global_step"),
+        *("metric", "metrics", "train_metrics", "val_metrics", "test_metrics", "train_acc", "val_acc", "test_acc"),
+    )
+)
+"""Names at the start of keys that are none of a network's tensors: what trains and measures it, kept beside it."""
 DTYPES: Final[Mapping[str, int]] = {
     **{"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2},
     **{"float8_e4m3fn": 1, "float8_e4m3fnuz": 1, "float8_e5m2": 1, "float8_e5m2fnuz": 1},
@@ -86,20 +96,28 @@ class WeightFile:
     """Paths of all modules, those without tensors too, in the order in which the network has them, as torch
     keeps them with a state dict; empty where the file does not list them."""
     stripped: tuple[str, ...]
-    """Wrappers and prefixes that were removed, outermost first, such as `('state_dict', 'module.')`."""
+    """Wrappers and prefixes that were removed, outermost first, such as `('state_dict', 'module.')`, and names of
+    what is no tensor of the network, such as `n_averaged` and `criterion`."""
 
     def __init__(self, path: Path, contents: Contents, close: Callable[[], object]) -> None:
-        prefixes = _shared_prefixes(list(contents.entries)) if contents.dotted else ()
+        entries, beside = _leave_beside(contents) if contents.dotted else (contents.entries, ())
+        computed = find_computed(entries.keys()) if contents.dotted else {}
+        settled = list_settled(entries, computed)
+        prefixes = _shared_prefixes(list(settled)) if contents.dotted else ()
         start = sum(map(len, prefixes))
         self.path = path
         self.container = contents.container
-        self.entries = MappingProxyType({key[start:]: entry for key, entry in contents.entries.items()})
+        self.entries = MappingProxyType({key[start:]: entries[held] for key, held in settled.items()})
         root = "".join(prefixes)
         stated = contents.modules.get(root.removesuffix("."), {})
         self.metadata = MappingProxyType({**stated, **contents.metadata})
-        self.modules = tuple(name[start:] for name in contents.modules if name.startswith(root) and name != root)
-        self.stripped = (*contents.stripped, *prefixes)
-        self._prefix = root
+        self.modules = tuple(
+            name[start:]
+            for name in contents.modules
+            if name.startswith(root) and name != root and "parametrizations" not in name.split(".")
+        )
+        self.stripped = (*contents.stripped, *beside, *prefixes)
+        self._prefix, self._computed, self._kept = root, computed, contents.entries
         self._read = contents.read
         self._close = close
 
@@ -109,20 +127,23 @@ class WeightFile:
         Raises UnknownName for a key that `entries` lacks, BadCheckpoint for values that cannot be
         read, and for NaN and infinity, with their number.
         """
-        import torch
-
-        value, entry = self._read_values(key), self.entries[key]
-        if isinstance(value, np.ndarray):
-            value = torch.from_numpy(value)
-            dtype: torch.dtype = getattr(torch, entry.dtype)
-            value = value if value.dtype == dtype else value.view(dtype)
+        self._demand_key(key)
+        entry, made = self.entries[key], self._computed.get(self._prefix + key)
+        if made is None:
+            value = self._read_tensor(self._prefix + key)
+        else:
+            value = made.compute(self._read_tensor(made.values), self._read_tensor(made.other)).contiguous()
         assert (tuple(value.shape), str(value.dtype)) == (entry.shape, f"torch.{entry.dtype}")
         self._demand_finite(key, _count_not_finite(value))
         return value
 
     def read_array(self, key: str) -> NDArray[np.float32]:
         """That tensor as float32, without torch where the format and the type allow it; raises as `read` does."""
-        value, entry = self._read_values(key), self.entries[key]
+        self._demand_key(key)
+        if self._prefix + key in self._computed:
+            made: NDArray[np.float32] = self.read(key).float().numpy()
+            return made
+        value, entry = self._read_values(self._prefix + key), self.entries[key]
         if not isinstance(value, np.ndarray):
             array: NDArray[np.float32] = value.float().numpy()
         elif entry.dtype == "bfloat16":
@@ -134,11 +155,25 @@ class WeightFile:
         self._demand_finite(key, int((~np.isfinite(array)).sum()))
         return array
 
-    def _read_values(self, key: str) -> "Tensor | NDArray[Any]":
+    def _demand_key(self, key: str) -> None:
         if key not in self.entries:
             raise UnknownName.of(f"tensor of {self.path.name}", key, self.entries)
-        with reading(self.path, f"values of {shown(key)}"):
-            return self._read(self._prefix + key)
+
+    def _read_values(self, held: str) -> "Tensor | NDArray[Any]":
+        """The values under the file's own key."""
+        with reading(self.path, f"values of {shown(held)}"):
+            return self._read(held)
+
+    def _read_tensor(self, held: str) -> "Tensor":
+        """The same as a tensor of its type."""
+        import torch
+
+        value = self._read_values(held)
+        if not isinstance(value, np.ndarray):
+            return value
+        dtype: torch.dtype = getattr(torch, self._kept[held].dtype)
+        found = torch.from_numpy(value)
+        return found if found.dtype == dtype else found.view(dtype)
 
     def _demand_finite(self, key: str, bad: int) -> None:
         if bad:
@@ -189,10 +224,82 @@ def shown(name: str) -> str:
     return quoted if len(quoted) <= 100 else f"{quoted[:96]}...'"
 
 
+class Archive:
+    """An open zip archive: its members are unencrypted, named once each, and of believable sizes."""
+
+    def __init__(self, path: Path, handle: IO[bytes], size_bytes: int) -> None:
+        """Raises BadCheckpoint."""
+        self._path = path
+        self._size_bytes = size_bytes
+        with reading(path, "zip archive"):
+            try:
+                self._zip = zipfile.ZipFile(handle)
+            except zipfile.BadZipFile as problem:
+                found = f"a truncated zip archive ({problem}: its directory is at its end)"
+                raise refuse(path, found, "download or copy it again") from problem
+            files = [info for info in self._zip.infolist() if not info.is_dir()]
+        self.members: Mapping[str, zipfile.ZipInfo] = {info.filename: info for info in files}
+        """Every file in it by name, in the order of its directory."""
+        if len(self.members) < len(files):
+            raise refuse(path, "a zip archive with two members of one name", "write it again; readers would differ")
+        for info in files:
+            self._check(info)
+        self.unpacked_bytes = sum(info.file_size for info in files)
+        """What all of its members take together."""
+        if self.unpacked_bytes > LIMIT_BYTES:
+            found = f"a zip archive that claims to unpack to {self.unpacked_bytes} bytes"
+            raise refuse(path, found, "no VGG is that large")
+
+    def _check(self, info: zipfile.ZipInfo) -> None:
+        name = shown(info.filename)
+        if info.flag_bits & 1:
+            raise refuse(self._path, f"an encrypted zip archive ({name})", "unpack it first")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise refuse(
+                self._path, f"a zip compression that is not read ({name})", "write it again with deflate or stored"
+            )
+        stored = info.compress_type == zipfile.ZIP_STORED
+        most = info.compress_size if stored else info.compress_size * DEFLATE_RATIO + SLACK_BYTES
+        if info.file_size > most or info.header_offset + info.compress_size > self._size_bytes:
+            raise refuse(
+                self._path,
+                f"a zip archive that claims {info.file_size} bytes for {name}, packed in {info.compress_size}",
+                "download it again from a source that you trust",
+            )
+
+    @property
+    def packed(self) -> bool:
+        """Whether any of it is compressed."""
+        return any(info.compress_type != zipfile.ZIP_STORED for info in self.members.values())
+
+    def open(self, name: str) -> IO[bytes]:
+        """A member to read in order; its checksum is compared at its end."""
+        return self._zip.open(self.members[name])
+
+    def read(self, name: str, limit: int) -> bytes:
+        """A small member whole; raises BadCheckpoint where it is larger than `limit` bytes."""
+        size = self.members[name].file_size
+        if size > limit:
+            raise refuse(self._path, f"{shown(name)} of {size} bytes in it", "no VGG's is that large")
+        with reading(self._path, f"member {shown(name)}"), self.open(name) as stream:
+            return stream.read(size)
+
+    def close(self) -> None:
+        """Close the archive, not its file."""
+        self._zip.close()
+
+
 def to_native(array: NDArray[Any]) -> NDArray[Any]:
     """The array contiguous, in this machine's byte order."""
     native = array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
     return np.ascontiguousarray(native).reshape(array.shape)  # a scalar would become a row of one
+
+
+def _leave_beside(contents: Contents) -> tuple[Mapping[str, TensorEntry], tuple[str, ...]]:
+    """The entries without those of losses, optimizers and counters, and the names of these."""
+    beside = list(dict.fromkeys(key.split(".")[0] for key in contents.entries if key.split(".")[0] in BESIDE))
+    entries = {key: entry for key, entry in contents.entries.items() if key.split(".")[0] not in beside}
+    return (entries, tuple(beside)) if entries else (contents.entries, ())
 
 
 def _shared_prefixes(keys: list[str]) -> tuple[str, ...]:

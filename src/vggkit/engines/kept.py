@@ -1,0 +1,124 @@
+"""Engines that stay compiled, kept with the Model whose network they compute; renewed when its weights change.
+
+An engine is kept in the Model itself, so it goes when the Model goes. It is not part of what is pickled or
+copied: another process compiles its own.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Final
+
+from vggkit.engines.info import WantedEngine
+from vggkit.engines.outputs import Output, WantedPrecision
+from vggkit.engines.select import choose_engine
+from vggkit.engines.stream import NamedEngine
+
+if TYPE_CHECKING:
+    import torch
+
+    from vggkit.weights.card import Card
+    from vggkit.weights.model import Model
+
+KEPT: Final = 2
+"""Engines that a Model keeps, the last ones used: each may hold a copy of the weights."""
+SAMPLED: Final = 64
+"""Values of each tensor, at least, that tell changes which PyTorch does not count: through `.data`, or NumPy."""
+
+_OF_PARENTS: Final = list[object]()
+"""Engines that a forked process has from its parent. Their threads are not there, and ending them would wait for
+these: they are neither used nor freed."""
+
+State = tuple[object, ...]
+
+
+def find_engine(
+    model: "Model",
+    device: "torch.device | str" = "auto",
+    *,
+    output: Output | Sequence[Output] = "logits",
+    precision: WantedPrecision = "auto",
+    engine: WantedEngine = "auto",
+    card: "Card | None" = None,
+) -> NamedEngine:
+    """The engine that `choose_engine` gives, compiled once and kept while the weights stay as they are.
+
+    Threads may call this at the same time: one compiles, the others wait for it, and all share the engine. Weights
+    may be replaced, trained or loaded at any time between two calls. What PyTorch does not count, which are changes
+    through `.data` or a NumPy view, is noticed by a sample of each tensor's values, which a change of a few values
+    may miss.
+
+    Args:
+        model: The Model, whose network computes.
+        device: A torch device or its name.
+        output: What is computed of each image, or several names.
+        precision: What is computed in; see `choose_engine`.
+        engine: What computes; see `choose_engine`.
+        card: The model's card, where it has just been read, which takes longer than all else here.
+
+    Raises what `choose_engine` does.
+    """
+    kept: KeptEngines = vars(model).setdefault("_kept_engines", KeptEngines())
+    return kept.find(
+        repr((str(device), output, precision, engine)),
+        describe_state(model, card or model.card),
+        lambda: choose_engine(model, device, output=output, precision=precision, engine=engine),
+    )
+
+
+class KeptEngines:
+    """The engines of one Model, by what was asked for, each with the state of the weights that it computes with."""
+
+    def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process, self._lock = os.getpid(), Lock()
+        self._engines: dict[str, tuple[State, NamedEngine]] = {}
+
+    def find(self, asked: str, state: State, build: Callable[[], NamedEngine]) -> NamedEngine:
+        """The engine for what is asked in this state, kept or new; threads wait for one that builds."""
+        if self._process != os.getpid():  # forked: the lock may be held by a thread that is not here
+            _OF_PARENTS.append(self._engines)
+            self._begin()
+        with self._lock:
+            known, found = self._engines.pop(asked, (None, None))
+            if found is None or known != state:
+                found = None  # its memory is free before there is another one
+                found = build()
+            self._engines[asked] = state, found
+            while len(self._engines) > KEPT:
+                del self._engines[next(iter(self._engines))]
+            return found
+
+    def __reduce__(self) -> tuple[type["KeptEngines"], tuple[()]]:
+        """A copy, and what is pickled, begins without engines."""
+        return KeptEngines, ()
+
+    def __del__(self, find_process: Callable[[], int] = os.getpid, of_parents: list[object] = _OF_PARENTS) -> None:
+        """Free the engines, but those of a parent process; when Python ends, modules may be empty already."""
+        if self._process != find_process():
+            of_parents.append(self._engines)
+
+
+def describe_state(model: "Model", card: "Card") -> State:
+    """What an engine is built from, as a value that differs where the engine would: configuration, weights,
+    temperature and activation ranges.
+    """
+    import torch
+
+    tensors = [*model.network.parameters(), *model.network.buffers()]
+    counted = tuple(
+        (id(value), value.data_ptr(), 0 if value.is_inference() else value._version, value.dtype, value.device)
+        for value in tensors
+    )
+    by_device: dict[torch.device, list[torch.Tensor]] = {}
+    with torch.inference_mode():
+        for value in tensors:
+            if value.numel() and not value.is_meta:
+                flat = value.detach().reshape(-1)
+                sample = flat[:: max(1, len(flat) // SAMPLED)].double()
+                by_device.setdefault(value.device, []).append(sample)
+        samples = tuple(torch.cat(each).cpu().numpy().tobytes() for each in by_device.values())
+    ranges: tuple[Any, ...] = tuple(sorted(card.activation_ranges.items()))
+    return card.configuration, card.temperature, ranges, counted, samples
