@@ -15,6 +15,7 @@ from vggkit.evaluation.evaluation import Evaluation, ProtocolName
 from vggkit.evaluation.measure import evaluate
 from vggkit.images.dataset import ImageDataset
 from vggkit.images.given import ImageSources
+from vggkit.images.labelled import LabelledImages
 from vggkit.inference.embed import Embeddings, embed
 from vggkit.inference.predict import Prediction, predict
 from vggkit.notebook import write_html
@@ -174,7 +175,7 @@ class Classifier(Model):
 
     def evaluate(
         self,
-        data: str | Path | ImageDataset,
+        data: LabelledImages,
         *,
         split: str | None = None,
         protocol: ProtocolName = "single",
@@ -192,7 +193,7 @@ class Classifier(Model):
 
         Args:
             data: Labelled images: a folder with a subfolder for each class, a table, tar shards, the name of a
-                public data set, or what `open_dataset` gave. Classes are matched by name.
+                public data set, images from Python, or what `open_dataset` gave. Classes are matched by name.
             split: `train`, `val`, `test` or `all`. None: the test split, else the validation split, else all that
                 the Classifier was not trained on.
             protocol: `single`: one view of each image, as `predict` uses. The paper's: `dense`, the network slid

@@ -13,6 +13,8 @@ MODULES = [
     "images.class_names",
     "images.dataset",
     "images.omissions",
+    "images.sources.open_dataset",
+    "images.splits",
     "models.features",
     "models.summary",
     "notebook",

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from vggkit.errors import BadImage
 from vggkit.hardware import count_threads
 from vggkit.images.dataset import ImageDataset, ImageSample
-from vggkit.images.decoding import decode
+from vggkit.images.decoding import Pixels, decode
 from vggkit.images.image_header import Head, read_head
 from vggkit.images.near_duplicates import compute_descriptor
 
@@ -53,8 +53,20 @@ class Sighting:
     """Digest of the file's bytes, or of the pixels of an image in memory."""
     description: NDArray[Any] | None = field(default=None, repr=False)
     """(D,) descriptor for the search of near duplicates; None where the image cannot be read."""
+    plain_share: float = 0.0
+    """Share of its pixels that have its most frequent colour exactly, in [0, 1]."""
+    palette_share: float = 0.0
+    """The same of its 32 most frequent colours."""
     problem: str | None = None
     """Why it cannot be read."""
+
+    @property
+    def looks_drawn(self) -> bool:
+        """Whether it is nearly all of one colour and has few others, as text or a drawing on a plain ground.
+
+        Photos of something on white have hundreds of colours beside the white.
+        """
+        return self.plain_share >= 0.6 and self.palette_share >= 0.97
 
     @property
     def label(self) -> str:
@@ -106,13 +118,24 @@ def look(split: str, image: ImageSample, *, channels: int = 3) -> Sighting:
             height, width, held = image.pixels.shape
             head = Head("in memory", width, height, "RGB" if held == 3 else "RGBA", 1, animated=False)
             digest = _digest(repr(image.pixels.shape).encode() + np.ascontiguousarray(image.pixels).tobytes())
-            return Sighting(split, image, head, digest, compute_descriptor(pixels[..., :3]))
+            return Sighting(split, image, head, digest, *_describe(pixels))
         data = image.read()
         pixels = decode(data, name=image.path, least_side=LEAST_SIDE, channels=channels)
         head = read_head(data, name=image.path)
-        return Sighting(split, image, head, _digest(data), compute_descriptor(pixels[..., :3]))
+        return Sighting(split, image, head, _digest(data), *_describe(pixels))
     except BadImage as problem:
         return Sighting(split, image, problem=str(problem))
+
+
+def _describe(pixels: Pixels) -> tuple[Pixels, float, float]:
+    """The descriptor, and the shares of the most frequent colour and of the 32 most frequent ones."""
+    colours = pixels[..., :3].reshape(-1, 3)
+    colours = colours[:: max(1, len(colours) // 16_384)].astype(np.uint32)
+    # Compression changes the last bits of a plain ground.
+    packed = (colours >> 2) @ np.array([1 << 12, 1 << 6, 1], np.uint32)
+    _, counts = np.unique(packed, return_counts=True)
+    shares = np.sort(counts)[::-1] / counts.sum()
+    return compute_descriptor(pixels[..., :3]), float(shares[0]), float(shares[:32].sum())
 
 
 def _digest(data: bytes) -> bytes:

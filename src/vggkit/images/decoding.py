@@ -250,7 +250,11 @@ def _demand_room(kind: str, size: tuple[int, int], file_bytes: int, *, scale: in
     # At whatever scale a progressive JPEG is decoded, its coefficients are all held.
     decoded = pixels if kind == "progressive JPEG" else pixels / scale**2
     if 2 * file_bytes + (cost.pixel_bytes + extra) * decoded > MOST_BYTES:  # some decoders copy the file
-        raise BadImage(f"{claim}, whose decoding would take more than 1 GB")
+        smaller = 2 * file_bytes + (cost.pixel_bytes + extra) * pixels / 64 <= MOST_BYTES
+        way = ""
+        if kind == "JPEG" and scale == 1 and smaller:
+            way = "; --reduced-decoding (reduced_decoding=True) reads a JPEG at a smaller scale"
+        raise BadImage(f"{claim}, whose decoding would take more than 1 GB{way}")
 
 
 def _choose_scale(short_side: int, least_side: int | None) -> int:

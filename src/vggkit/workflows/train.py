@@ -8,7 +8,9 @@ from typing import Any, Final, get_args
 from vggkit.arguments import demand_seconds
 from vggkit.errors import BadConfiguration, BadInput
 from vggkit.images.dataset import ImageDataset
+from vggkit.images.labelled import LabelledImages
 from vggkit.images.preprocessing import FitMode
+from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.images.sources.tables import Columns
 from vggkit.models.configuration import Configuration, Head, Scheme
 from vggkit.reports.loggers import LoggerName
@@ -39,7 +41,7 @@ BESIDE_RESUME: Final = frozenset(
 
 
 def train(
-    data: str | Path | ImageDataset | None = None,
+    data: LabelledImages | None = None,
     *,
     out: str | Path | None = None,
     config: str | Path | None = None,
@@ -120,8 +122,9 @@ def train(
     Ctrl-C and SIGTERM end a training between two steps: its state is kept, and `resume` continues it.
 
     Args:
-        data: A folder, a table, tar shards, Parquet, hf://datasets/owner/name, a name such as digits or cifar10, or
-            an opened ImageDataset. Without it: that of config or resume, else digits.
+        data: A folder, a table, tar shards, Parquet, hf://datasets/owner/name, a name such as digits or cifar10, an
+            opened ImageDataset, or images from Python, such as a list of (image, label) or a torchvision Dataset
+            (see `open_dataset`). Without it: that of config or resume, else digits.
         out: The run's folder, new or empty. Without it: the next free runs/<model>-<n>.
         config: A run's folder or its config.yaml: begin with all of its options; options given beside it win.
         preset: quick, small-images, modern, paper or torchvision: begin with a recipe of that name; options given
@@ -234,6 +237,8 @@ def train(
     options = {name: value for name, value in locals().items() if value is not None}
     if isinstance(data, Model):
         raise BadInput("train takes the data first, and a Classifier as model: train(data, model=classifier)")
+    if data is not None and not isinstance(data, str | Path):
+        data = options["data"] = open_dataset(data)
     if recipe is not None and not isinstance(recipe, Recipe):
         raise BadConfiguration(f"recipe must be a vggkit.Recipe, such as Recipe(epochs=3); got {recipe!r:.100}")
     if isinstance(loggers, str):
