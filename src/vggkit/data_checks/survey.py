@@ -25,6 +25,9 @@ from vggkit.images.near_duplicates import compute_descriptor
 LEAST_SIDE: Final = 128
 """Pixels of the short side that suffice to describe an image; its whole file is decoded all the same."""
 
+LEAST_SHOWN: Final = 64
+"""Pixels of the short side from which on an image may show text; smaller ones have few colours in any case."""
+
 ENDINGS: Final = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "PNG": (".png",),
@@ -128,7 +131,9 @@ def look(split: str, image: ImageSample, *, channels: int = 3) -> Sighting:
 
 
 def _describe(pixels: Pixels) -> tuple[Pixels, float, float]:
-    """The descriptor, and the shares of the most frequent colour and of the 32 most frequent ones."""
+    """The descriptor, and the shares of the most frequent colour and of the 32 most frequent ones (small images: 0)."""
+    if min(pixels.shape[:2]) < LEAST_SHOWN:
+        return compute_descriptor(pixels[..., :3]), 0.0, 0.0
     colours = pixels[..., :3].reshape(-1, 3)
     colours = colours[:: max(1, len(colours) // 16_384)].astype(np.uint32)
     # Compression changes the last bits of a plain ground.

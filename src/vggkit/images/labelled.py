@@ -116,5 +116,5 @@ def _name_label(label: Any, names: Sequence[str], name: str) -> str:
     if isinstance(label, str) and label:
         return label
     if isinstance(label, int | np.integer) and not isinstance(label, bool):
-        return names[label] if 0 <= label < len(names) else str(label)
+        return names[int(label)] if 0 <= label < len(names) else str(label)
     raise BadInput(f"{name}: a label is a name or a whole number; got {label!r:.60}")
