@@ -131,7 +131,7 @@ def look(split: str, image: ImageSample, *, channels: int = 3) -> Sighting:
 
 
 def _describe(pixels: Pixels) -> tuple[Pixels, float, float]:
-    """The descriptor, and the shares of the most frequent colour and of the 32 most frequent ones (small images: 0)."""
+    """The descriptor, and the shares of the most frequent colour and of the 32 most frequent ones."""
     if min(pixels.shape[:2]) < LEAST_SHOWN:
         return compute_descriptor(pixels[..., :3]), 0.0, 0.0
     colours = pixels[..., :3].reshape(-1, 3)
