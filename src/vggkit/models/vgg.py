@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 from vggkit.errors import BadConfiguration, BadInput
 from vggkit.models.configuration import Configuration, Head, Scheme, configure, find_configuration
@@ -159,7 +160,7 @@ class VGG(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, K) of `images` (N, C, H, W), floating point, H and W at least `minimum_side`."""
-        if not torch.jit.is_scripting():  # type: ignore[attr-defined]  # noqa: SIM102 - the compiler leaves out what stands below this line alone
+        if not is_scripting():  # noqa: SIM102 - the compiler leaves out what stands below this line alone
             if not isinstance(images, fx.Proxy):
                 return self._read(images, self.classifier)
         # For graphs: the same layers, each called as a module, and no branch on a size.
