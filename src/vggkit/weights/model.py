@@ -207,8 +207,12 @@ class Model:
         found: Mapping[str, Tensor] = {}
         fetched = fetch(published.model) if published is not None else None
         if weights is not None:
-            held = weights if isinstance(weights, Mapping) else locate_model(weights)
-            with open_weights(fetched.path if fetched else held) as file:
+            place: Path | Mapping[str, Tensor]
+            if fetched is not None:
+                place = fetched.path
+            else:
+                place = weights if isinstance(weights, Mapping) else locate_model(weights)
+            with open_weights(place) as file:
                 examination = examine(file)
                 preprocessing = preprocessing or _adapt_preprocessing(examination, configuration.in_channels)
                 known = name_imagenet_classes(labels) if fetched is not None else _list_classes(examination)
