@@ -137,6 +137,8 @@ def _load(path: Path, handle: IO[bytes], *, mapped: bool) -> Any:
                 return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
         except pickle.UnpicklingError as problem:
             raise _explain(path, str(problem)) from None
+        except AssertionError as problem:  # torch's, for a file from before 1.6 whose keys and values differ
+            raise ValueError(str(problem)) from problem
 
 
 def _explain(path: Path, problem: str) -> Exception:
