@@ -82,11 +82,15 @@ class Processes:
         return self.start_python(code, *arguments, cwd=cwd, environment=environment)
 
     def run(
-        self, *arguments: object, cwd: Path | str = ".", environment: Mapping[str, str] | None = None
+        self,
+        *arguments: object,
+        cwd: Path | str = ".",
+        environment: Mapping[str, str] | None = None,
+        code: int = 0,
     ) -> Running:
-        """`vggkit` with these arguments, when it has ended well."""
+        """`vggkit` with these arguments, when it has ended with this exit code."""
         running = self.start(*arguments, cwd=cwd, environment=environment)
-        assert running.wait() == 0, running.err
+        assert running.wait() == code, running.err
         return running
 
     def start_python(

@@ -238,13 +238,14 @@ def test_verbs_say_what_they_take(classifier: vk.Classifier, image: Path, tmp_pa
         "summarize": vk.summarize,
         "write_listing": lambda given: vk.write_listing(given, "blocks"),
     }.items():
-        for given, said in (
-            ("vgg16", r"vggkit\.configure\('vgg16'\)"),
-            (classifier, r"\.configuration"),
-            (None, "NoneType"),
-        ):
+        for given, said in ((vk.VGG, "type"), (None, "NoneType")):
             with pytest.raises(BadConfiguration, match=f"{verb} takes a Configuration.*{said}"):
                 ask(given)
+        with pytest.raises(UnknownName, match="vgg16"):
+            ask("vgg61")
+        assert ask("vgg16") == ask(vk.configure("vgg16"))
+    for given in (classifier, classifier.network):
+        assert vk.summarize(given) == vk.summarize(classifier.configuration)
     for layer in (3, None, ["pool1"], b"pool1", "Pool1"):
         with pytest.raises(UnknownName, match="pool1"):
             vk.embed(classifier, image, layer=layer)

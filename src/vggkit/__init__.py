@@ -8,4 +8,14 @@ import lazy_loader
 
 from vggkit._version import __version__ as __version__
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> object:
+    """A public name; `help` of a record shows the texts under its fields, too."""
+    value = _load(name)
+    if isinstance(value, type) and hasattr(value, "__dataclass_fields__"):
+        from vggkit.field_texts import document_fields
+
+        document_fields(value)
+    return value

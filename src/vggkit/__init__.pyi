@@ -35,6 +35,9 @@ from .evaluation.evaluation import Evaluation as Evaluation
 from .evaluation.evaluation import Rejection as Rejection
 from .evaluation.measure import evaluate as evaluate
 from .evaluation.predictions import Predictions as Predictions
+from .features.loss_config import LossConfig as LossConfig
+from .features.perceptual import PerceptualLoss as PerceptualLoss
+from .features.perceptual import Reference as Reference
 from .images.dataset import ImageDataset as ImageDataset
 from .images.dataset import ImageSample as ImageSample
 from .images.dataset import Storage as Storage
@@ -55,6 +58,7 @@ from .models.configuration import Layer as Layer
 from .models.configuration import configure as configure
 from .models.configuration import list_models as list_models
 from .models.configuration import parse_blocks as parse_blocks
+from .models.features import Features as Features
 from .models.initialization import WarmStart as WarmStart
 from .models.initialization import adapt_filters as adapt_filters
 from .models.initialization import initialize as initialize

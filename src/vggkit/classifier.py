@@ -15,8 +15,10 @@ from vggkit.evaluation.evaluation import Evaluation, ProtocolName
 from vggkit.evaluation.measure import evaluate
 from vggkit.images.dataset import ImageDataset
 from vggkit.images.given import ImageSources
+from vggkit.images.labelled import LabelledImages
 from vggkit.inference.embed import Embeddings, embed
 from vggkit.inference.predict import Prediction, predict
+from vggkit.notebook import write_html
 from vggkit.weights.hub import push
 from vggkit.weights.locate import locate_model
 from vggkit.weights.model import Model
@@ -60,6 +62,23 @@ class Classifier(Model):
         Raises BadCheckpoint; and for what has to be downloaded BadDownload and MissingExtra.
         """
         return cls.load(locate_model(model))
+
+    def _repr_html_(self) -> str:
+        card = self._card  # of a network that was changed by hand, what is known
+        side, most = card.preprocessing.crop_pixels, 12
+        more = f" … ({len(card.labels):,} in all)" if len(card.labels) > most else ""
+        rows = [
+            ("network", f"{card.configuration.model}, head {card.configuration.head}"),
+            ("parameters", f"{sum(value.numel() for value in self.network.parameters()):,}"),
+            ("input", f"{card.configuration.in_channels} × {side} × {side}"),
+            ("classes", ", ".join(card.labels[:most]) + more),
+            ("weights", f"{card.origin.kind}{f', {card.origin.source}' if card.origin.source else ''}"),
+        ]
+        if card.temperature != 1:
+            rows.append(("temperature", f"{card.temperature:.3g}"))
+        if card.threshold:
+            rows.append(("unknown below", f"{card.threshold:.3g}"))
+        return write_html("Classifier", rows)
 
     def predict(
         self,
@@ -156,7 +175,7 @@ class Classifier(Model):
 
     def evaluate(
         self,
-        data: str | Path | ImageDataset,
+        data: LabelledImages,
         *,
         split: str | None = None,
         protocol: ProtocolName = "single",
@@ -174,7 +193,7 @@ class Classifier(Model):
 
         Args:
             data: Labelled images: a folder with a subfolder for each class, a table, tar shards, the name of a
-                public data set, or what `open_dataset` gave. Classes are matched by name.
+                public data set, images from Python, or what `open_dataset` gave. Classes are matched by name.
             split: `train`, `val`, `test` or `all`. None: the test split, else the validation split, else all that
                 the Classifier was not trained on.
             protocol: `single`: one view of each image, as `predict` uses. The paper's: `dense`, the network slid

@@ -13,7 +13,7 @@
 
 Each message is for people: the rule, what was received, what to do. The command line prints it
 on one line and exits with 2; nothing here is ever raised for a bug of ours (`assert` is).
-`Stopped` stands beside the tree: whoever stops long work has made no mistake.
+`Stopped` stands beside the tree: stopping long work is no mistake.
 """
 
 import difflib
@@ -28,7 +28,7 @@ class VggkitError(Exception):
 def describe_problem(problem: BaseException) -> str:
     """What an error says, with the lines of a library's message that it repeats put into one.
 
-    Line ends of names stay, for whoever shows the message to escape.
+    Line ends of names stay, the code that shows the message escapes them.
     """
     said, cause = str(problem).strip(), problem.__cause__
     while cause is not None:

@@ -1,4 +1,4 @@
-"""Names and texts of others, written so that whoever reads them shows them and never obeys them.
+"""Names and texts of others, written so that a reader shows them and never obeys them.
 
 A file, a class or the metadata of a weights file may be called anything: a terminal would obey an escape
 sequence in it, a spreadsheet compute a formula, Markdown follow a link.

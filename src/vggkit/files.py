@@ -45,7 +45,7 @@ def take_turn(lock: Path, longest_seconds: float, *, meanwhile: Callable[[], Non
     try:
         yield
     finally:
-        # While it is held: filelock sees that whoever opened the file before has locked one without a name.
+        # While it is held: filelock sees that a process which opened the file before has locked one without a name.
         with suppress(OSError):
             lock.unlink()
         held.release()

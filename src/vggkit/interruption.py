@@ -13,7 +13,7 @@ ASKING: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 class Signals:
-    """What was heard. Whoever can stop at a good moment sets `patient` meanwhile, and asks `find_stop`."""
+    """What was heard. Code that can stop at a good moment sets `patient` meanwhile, and asks `find_stop`."""
 
     def __init__(self) -> None:
         self.patient = False
@@ -32,7 +32,7 @@ class Signals:
 
 @contextmanager
 def hear_signals(find_command: Callable[[], str] = lambda: "") -> Iterator[Signals]:
-    """While it lasts, hear who asks to stop, and clean up on the way out whoever asked.
+    """While it lasts, hear requests to stop, and clean up on the way out.
 
     What ends it carries the command that goes on, as it is found then. Only a process's main thread hears
     signals; in another nobody asks.

@@ -85,7 +85,7 @@ def test_every_verb_has_its_command_and_help_explains_each(capsys):
         (["train", "--config", "x.yaml"], "x.yaml: cannot be read"),
         (["train", "--config=x.yaml"], "x.yaml: cannot be read"),
         (["train", "--resume", "r"], "is not a run's folder"),
-        (["train", "--resume", "r", "--epochs", "3"], "--epochs does not go with --resume"),
+        (["train", "--resume", "r", "--seed", "3"], "--seed does not go with --resume"),
         (["train", "--resume=r", "--batch_size=3"], "--batch-size does not go with --resume"),
         (["train", "--out", "q", "--resume", "r"], "--out does not go with --resume"),
         (["compare"], "RUN RUN"),
@@ -218,7 +218,8 @@ def test_resume_takes_the_run_s_folder_and_where_its_images_are_now(asked, tmp_p
     RunConfig().write(tmp_path / "runs" / "a" / "config.yaml")
     arguments, options = asked("train", "--resume", "runs/a", "--device", "cpu", "--quiet", "--save-seconds=9")
     assert arguments == (Path("runs/a"), None)
-    assert options == {"device": "cpu", "quiet": True, "save_seconds": 9.0, "plots": None}
+    assert options == {"epochs": 10, "device": "cpu", "quiet": True, "save_seconds": 9.0, "plots": None}
+    assert asked("train", "--resume", "runs/a", "--epochs=30")[1]["epochs"] == 30
     assert asked("train", "moved", "--resume=runs/a")[0] == (Path("runs/a"), "moved")
 
 
@@ -228,7 +229,7 @@ def test_help_shows_what_a_configuration_makes_the_default(tmp_path, capsys):
     assert code == 0
     assert "(default: 77)" in out
     assert "/my/photos" in out
-    assert "begun from Python" in err
+    assert "started from Python" in err
 
 
 def test_the_help_of_an_option_is_the_text_under_its_field(capsys, monkeypatch):
@@ -357,11 +358,13 @@ def test_embed_then_search(model, photos, tmp_path, capsys):
     assert code == 0
     assert said.startswith(f"{index}: 15 images; computed by ")
     asked = photos / "val" / "red" / "101.png"
-    code, said, _ = call("search", index, asked, "--top", 2, "--json", capsys=capsys)
+    code, said, _ = call("search", index, os.path.relpath(asked), "--top", 2, "--json", capsys=capsys)
     assert code == 0
     found = json.loads(said)
-    assert found["path"] == str(asked)
-    assert found["similar"][0]["path"] == str(asked)
+    assert found["path"] == os.path.relpath(asked)
+    code, said, _ = call("search", index, asked, "--top", 1, "--keep-query", "--json", capsys=capsys)
+    assert json.loads(said)["similar"][0]["path"] == str(asked)
+    assert str(asked) not in [each["path"] for each in found["similar"]]
     assert len(found["similar"]) == 2
     assert str(asked) in call("search", index, asked, capsys=capsys)[1]
     (tmp_path / "x.png").write_text("x")

@@ -81,8 +81,8 @@ def test_predictions_and_vectors_are_harmless(place, tmp_path, monkeypatch):
     (place / FORMULA / "val" / "=broken.png").write_bytes(b"\x89PNG")
     shutil.copyfile(place / FORMULA / "val" / FORMULA / "101.png", "-1+2.png")
     try:
-        call("predict", place / "m.safetensors", ".", "=broken.png", "--out", tmp_path / "p.csv", "--quiet")
-        call("embed", place / "m.safetensors", ".", "--out", tmp_path / "v.npy", "--quiet")
+        call("predict", place / "m.safetensors", ".", "=broken.png", "--out", tmp_path / "p.csv", code=1)
+        call("embed", place / "m.safetensors", ".", "--out", tmp_path / "v.npy", "--quiet", code=1)
         rows = demand_harmless(tmp_path / "p.csv")
         assert all(Path(row["path"]).is_file() for row in rows)
         assert any(row["problem"].startswith("'=broken.png") for row in rows)

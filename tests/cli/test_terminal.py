@@ -121,7 +121,7 @@ def place(tiny, tmp_path_factory) -> Path:
     ):
         with pytest.raises(SystemExit) as ended, contextlib.redirect_stdout(io.StringIO()):
             cli.main([str(argument) for argument in arguments])
-        assert ended.value.code == 0
+        assert ended.value.code in (0, 1)  # 1: an image cannot be read
     return folder
 
 
@@ -202,6 +202,17 @@ def test_results_go_where_they_are_sent(name, stdout, call, place, tiny, tmp_pat
         assert sum(": " in line and line.endswith(" %") for line in out.splitlines()) == 18
 
 
+def test_long_lines_break_between_words_and_commands_stay_whole(call, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, _, written = call("train", "no-such-folder/" + 9 * "deep-", "--model", "vgg11", stdout="file")
+    assert code == 2
+    screen = [line for line in draw_screen(written) if line]
+    assert len(screen) > 1
+    assert all(len(line) <= 80 for line in screen)
+    words = " ".join(screen).split()
+    assert any("no-such-folder/" + 9 * "deep-" in word for word in words)
+
+
 HOSTILE = "e\x1b[2J\x9b1m\u202e\r\n[bold]:smile:z"
 SHOWN = r"e\x1b[2J\x9b1m\u202e\r\n[bold]:smile:z"
 
@@ -229,7 +240,7 @@ def hostile(tiny, tmp_path_factory) -> Path:
     ):
         with pytest.raises(SystemExit) as ended, contextlib.redirect_stdout(io.StringIO()):
             cli.main([str(argument) for argument in arguments])
-        assert ended.value.code == 0
+        assert ended.value.code in (0, 1)  # one image is broken
     return folder
 
 

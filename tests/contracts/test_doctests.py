@@ -9,9 +9,15 @@ MODULES = [
     "evaluation.comparison",
     "evaluation.evaluation",
     "evaluation.predictions",
+    "features.perceptual",
     "images.class_names",
     "images.dataset",
     "images.omissions",
+    "images.sources.open_dataset",
+    "images.splits",
+    "models.features",
+    "models.summary",
+    "notebook",
 ]
 """Modules whose docstrings have examples that take no time."""
 

@@ -55,7 +55,7 @@ def test_memory_is_bounded_and_threads_end_when_the_reader_stops():
     class Counted:
         path, label, pixels = "x", None, None
 
-        def decode(self, *, least_side):
+        def decode(self, **options):
             decoded.append(1)
             return np.zeros((9, 9, 3), np.uint8)
 

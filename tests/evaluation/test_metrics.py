@@ -238,6 +238,21 @@ def test_a_temperature_that_helps_nobody_is_not_taken():
     assert one.temperature == 1
 
 
+def test_a_temperature_that_raises_the_calibration_error_is_not_taken():
+    """Most predictions are true to their probabilities, and a few are boundlessly sure and often wrong."""
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=(400, 3)) * 2
+    targets = np.array([rng.choice(3, p=row) for row in np.exp(log_softmax(true))])
+    true[:12] = 0
+    true[:12, 0], targets[:12] = 40, 1
+    fit = fit_temperature(Predictions.of(true, targets, labels=list("abc")))
+    assert fit.loss_after < fit.loss_before
+    assert fit.ece_after > fit.ece_before
+    assert fit.temperature == 1
+    assert fit.refused is not None
+    assert f"{fit.refused:.3g} would lower" in fit.describe()
+
+
 @settings(max_examples=40)
 @given(st.integers(0, 10_000), st.floats(0.3, 1.0), st.floats(0.5, 4))
 def test_the_threshold_is_the_lowest_that_gives_the_precision(seed, wanted, skill):

@@ -399,3 +399,18 @@ def test_scikit_learn_can_hand_on_the_filters_of_warnings():
     features, classes = np.random.default_rng(0).normal(size=(20, 2)), np.arange(20) % 2
     found = model_selection.cross_val_predict(LogisticRegression(), features, classes, cv=2)
     assert found.shape == (20,)
+
+
+def test_reduced_decoding_is_named_where_it_would_help(monkeypatch):
+    from vggkit.images import decoding
+
+    monkeypatch.setattr(decoding, "MOST_BYTES", 200_000)
+    stream = io.BytesIO()
+    Image.new("RGB", (640, 640)).save(stream, "JPEG")
+    with pytest.raises(BadImage, match="more than 1 GB; --reduced-decoding"):
+        decode(stream.getvalue(), name="huge.jpg")
+    assert decode(stream.getvalue(), name="huge.jpg", least_side=64).shape == (80, 80, 3)
+    stream = io.BytesIO()
+    Image.new("RGB", (640, 640)).save(stream, "PNG")
+    with pytest.raises(BadImage, match=r"more than 1 GB$"):
+        decode(stream.getvalue(), name="huge.png")

@@ -162,8 +162,8 @@ def test_bad_values_name_their_field(field, value):
 def test_unknown_fields_are_refused_with_the_nearest():
     with pytest.raises(BadConfiguration, match="crop_pixels"):
         Preprocessing.from_dict({"crop_pixel": 3})
-    with pytest.raises(BadConfiguration, match="in_channels=4"):
-        suit_preprocessing(in_channels=4)
+    with pytest.raises(BadConfiguration, match="in_channels=5"):
+        suit_preprocessing(in_channels=5)
     assert dataclasses.is_dataclass(suit_preprocessing(300))
 
 

@@ -157,7 +157,15 @@ def test_images_come_in_any_way(classifier, photos, tmp_path):
     alike = {
         "image 0": [pixels, path.read_bytes(), tensor, [pixels], iter([pixels]), pixels[None], tensor[None]],
         "mine": [ImageSample("mine", pixels=image), [ImageSample("mine", pixels=tensor)]],
-        str(path): [str(path), [path], image, Image.open(path), (each for each in [image])],
+        str(path): [
+            str(path),
+            [path],
+            np.array([str(path)]),
+            np.array([path]),
+            image,
+            Image.open(path),
+            (each for each in [image]),
+        ],
     }
     for name, several in alike.items():
         for each in several:
@@ -202,7 +210,7 @@ def test_a_network_of_grey_images_takes_them(tiny):
     plane = draw_class("red", 1)[..., 0]
     found = predict(grey, [plane, plane[..., None], np.repeat(plane[..., None], 3, 2), Image.fromarray(plane)])
     assert len({each.probabilities for each in found}) == 1
-    for channels in (2, 4):
+    for channels in (2, 5):
         with pytest.raises(BadConfiguration, match=f"in_channels={channels}"):
             Classifier.create(tiny, labels=LABELS, in_channels=channels)
         network = VGG(tiny, in_channels=channels)

@@ -16,9 +16,17 @@ from vggkit.evaluation.metrics import score
 from vggkit.evaluation.predictions import Predictions
 from vggkit.images.dataset import ImageSample
 from vggkit.reports.evaluation_charts import Scale, find_step
-from vggkit.reports.evaluation_page import Story, draw_reliability, list_facts, list_pairs, write_report
+from vggkit.reports.evaluation_page import (
+    Story,
+    draw_reliability,
+    list_facts,
+    list_pairs,
+    list_recipe,
+    write_report,
+)
 from vggkit.reports.evaluation_table import draw_evaluation, draw_several
 from vggkit.reports.run_plots import write_plots
+from vggkit.training.recipe import Recipe
 
 
 def invent(classes=6, n=240, *, seed=0, skill=1.5, model="vgg11", **options):
@@ -145,6 +153,25 @@ def test_training_details_are_shown(tmp_path):
         "single: one view",
     ):
         assert said in text, said
+
+
+def test_a_linear_probe_lists_what_it_used(tmp_path):
+    recipe = Recipe(trainable="head").to_dict()
+    known = {"recipe": recipe, "linear_probe": {"l2_penalty": 0.01, "tried": 9}}
+    listed = dict(list_recipe(known))
+    assert listed["L2 penalty"] == 0.01
+    assert not {"epochs", "optimizer", "schedule", "momentum", "augmentation"} & listed.keys()
+    assert "augmentation" in dict(list_recipe({"recipe": {**recipe, "views": 3}}))
+    assert dict(list_recipe({"recipe": Recipe().to_dict()}))["optimizer"] == "sgd"
+
+
+def test_of_many_errors_it_says_how_many_are_shown(tmp_path):
+    evaluation = invent(skill=0.3)
+    wrong = int((~evaluation.predictions.correct).sum())
+    assert wrong > 36
+    write_report([evaluation], tmp_path / "r.html", images=(), story=STORY)
+    said = " ".join("".join(Text((tmp_path / "r.html").read_text(encoding="utf-8")).pieces).split())
+    assert f"{wrong} predictions are wrong. Shown are 36 of them" in said
 
 
 def test_what_is_not_known_is_left_out(tmp_path):

@@ -16,7 +16,8 @@ from vggkit.training.checkpoint import Epoch
 from vggkit.training.recipe import Recipe
 
 HISTORY = tuple(
-    Epoch(epoch, 0.1 / epoch, 1 / epoch, 1.5 / epoch, 1 - 0.5 / epoch, 3.25 + epoch) for epoch in range(1, 5)
+    Epoch(epoch, 0.1 / epoch, 1 / epoch, 1.5 / epoch, 1 - 0.5 / epoch, 3.25 + epoch, 0.9 - 0.5 / epoch)
+    for epoch in range(1, 5)
 )
 CONFIG = Recipe(learning_rate=0.1).to_dict()
 
@@ -67,7 +68,9 @@ def test_tensorboard_hears_each_epoch_once_though_a_run_was_killed_after_telling
     # Its state was kept after the second epoch: the third is learnt, and told, again.
     follow(["tensorboard"], tmp_path, in_turn(4, start=3))
     found = read_events(tmp_path / "tensorboard")
-    assert set(found) == {"loss/train", "loss/val", "accuracy/val_top1", "learning_rate", "seconds"}
+    assert set(found) == {
+        *("loss/train", "loss/val", "accuracy/val_top1", "accuracy/val_macro_f1", "learning_rate", "seconds")
+    }
     assert found["loss/val"] == [(e.epoch, pytest.approx(e.val_loss)) for e in HISTORY]
 
 

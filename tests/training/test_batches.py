@@ -63,9 +63,9 @@ def decoded(monkeypatch):
     """Paths of the images that are decoded, as it happens."""
     paths, decode = [], ImageSample.decode
 
-    def note(image, *, least_side=None):
+    def note(image, **options):
         paths.append(image.path)
-        return decode(image, least_side=least_side)
+        return decode(image, **options)
 
     monkeypatch.setattr(ImageSample, "decode", note)
     return paths

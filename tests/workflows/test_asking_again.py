@@ -58,6 +58,7 @@ NETWORK_CHANGES = [
     ),
     *(("fit_mode", "pad"), ("reduced_decoding", True), ("in_channels", 1), ("dropout", 0.1)),
     *(("initialization", "glorot"), ("input_convention", "caffe"), ("allow_partial", True)),
+    *(("mean", (0.1, 0.2, 0.3)), ("std", (0.4, 0.5, 0.6))),
 ]
 
 

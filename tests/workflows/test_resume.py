@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +18,10 @@ from PIL import Image
 from conftest import draw_class, fill_folder
 from processes import Processes, Running
 from vggkit.classifier import load
-from vggkit.errors import BadCheckpoint, BadData, BadImage, BadOutput, VggkitError
+from vggkit.errors import BadCheckpoint, BadConfiguration, BadData, BadImage, BadOutput, VggkitError
 from vggkit.weights.model_file import read_state
+from vggkit.workflows.run_config import RunConfig
+from vggkit.workflows.train import train
 from vggkit.workflows.training_run import resume_run as resume
 
 LABELS = ("across", "down", "red")
@@ -211,7 +214,6 @@ def test_an_image_that_goes_in_the_middle_is_named_and_the_state_stays(data, tmp
     from vggkit.images.preprocessing import Preprocessing
     from vggkit.training import trainer as loop
     from vggkit.training.recipe import Recipe
-    from vggkit.workflows.train import train
 
     folder = tmp_path / "data"
     fill_folder(folder / "train", LABELS, 12)
@@ -248,6 +250,38 @@ def test_a_full_disk_leaves_the_last_state_whole(data, tmp_path, monkeypatch, pr
     assert (out / "last.ckpt").read_bytes() == before
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
     resume(out, device="cpu", quiet=True)
+
+
+def test_a_run_that_was_killed_before_its_first_state_begins_again(data, tmp_path, capsys):
+    out = tmp_path / "run"
+    options = {"until": "pool1", "image_size": 32, "epochs": 1, "batch_size": 18, "device": "cpu"}
+    run = train(data, out=out, **options)
+    expected = run.classifier.network.state_dict()
+    for name in ("last.ckpt", "best.safetensors", "metrics.csv"):
+        (out / name).unlink()
+    again = resume(out, device="cpu")
+    assert "begins again" in capsys.readouterr().err
+    assert all(torch.equal(value, expected[key]) for key, value in again.classifier.network.state_dict().items())
+
+
+def test_a_run_goes_on_for_more_epochs_where_its_images_are_now(data, tmp_path, capsys):
+    folder, out = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(data, folder)
+    options = {"until": "pool1", "image_size": 32, "batch_size": 18, "device": "cpu"}
+    train(folder, out=out, epochs=2, monitor="macro-f1", **options)
+    folder.rename(tmp_path / "moved")
+    with pytest.raises(BadData, match=rf"vggkit train PLACE --resume {out}"):
+        resume(out, device="cpu", epochs=4)
+    with pytest.raises(BadConfiguration, match="more than the 2"):
+        resume(out, tmp_path / "moved", device="cpu", epochs=1)
+    capsys.readouterr()
+    run = resume(out, tmp_path / "moved", device="cpu", epochs=4)
+    assert [epoch.epoch for epoch in run.history] == [1, 2, 3, 4]
+    assert "cosine schedule of the learning rate is stretched" in capsys.readouterr().err
+    assert run.history[3].learning_rate < run.history[1].learning_rate == run.history[2].learning_rate
+    assert RunConfig.read(out).resolved.epochs == 4
+    assert max(epoch.val_macro_f1 for epoch in run.history) == run.history[run.best_epoch - 1].val_macro_f1
+    assert run.evaluation.macro_f1 == pytest.approx(run.history[run.best_epoch - 1].val_macro_f1)
 
 
 def test_what_is_no_run_is_refused(tmp_path):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from vggkit.classifier import Classifier
 from vggkit.errors import BadConfiguration, BadOutput
+from vggkit.field_texts import read_field_texts
 from vggkit.images.preprocessing import FitMode, Preprocessing
 from vggkit.images.sources.tables import Columns
 from vggkit.models.configuration import Head, Scheme
@@ -18,7 +19,7 @@ from vggkit.reports.loggers import LOGGERS
 from vggkit.training import recipe as recipes
 from vggkit.training.presets import PRESETS
 from vggkit.training.recipe import Recipe
-from vggkit.workflows.run_config import NetworkChoice, RunConfig, locate, read_field_texts
+from vggkit.workflows.run_config import NetworkChoice, RunConfig, locate
 
 FULL = RunConfig(
     data="/photos",
@@ -245,7 +246,7 @@ def test_what_is_told_of_a_training_from_python(tiny, tmp_path, monkeypatch):
     assert choice.weights is None
     replace(config, found={"labels": ["a"]}).write(tmp_path / "config.yaml")
     assert RunConfig.read(tmp_path).from_python
-    assert "begun from Python" in (tmp_path / "config.yaml").read_text()
+    assert "started from Python" in (tmp_path / "config.yaml").read_text()
 
 
 def test_it_is_the_same_in_another_process_and_needs_no_torch(tmp_path):

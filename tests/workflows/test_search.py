@@ -75,9 +75,14 @@ def test_an_image_is_nearest_to_itself_and_equal_ones_come_in_their_order(model,
     for name, source in (("a.png", first), ("b.png", second), ("c.png", first), ("d.png", first)):
         shutil.copy(source, folder / name)
     embed_into(model, folder, tmp_path / "v.parquet")
-    (found,) = search(tmp_path / "v.parquet", folder / "c.png", top=100)
+    (found,) = search(tmp_path / "v.parquet", folder / "c.png", top=100, keep_query=True)
     assert [each.path[-5:] for each in found.similar] == ["a.png", "c.png", "d.png", "b.png"]
     assert found.similar[0].similarity == pytest.approx(1, abs=1e-6)
+    (others,) = search(tmp_path / "v.parquet", folder / "c.png", top=2)
+    assert [each.path[-5:] for each in others.similar] == ["a.png", "d.png"]
+    (tmp_path / "link.png").symlink_to(folder / "c.png")
+    (others,) = search(tmp_path / "v.parquet", tmp_path / "link.png")
+    assert [each.path[-5:] for each in others.similar] == ["a.png", "d.png", "b.png"]
 
 
 def test_zeros_and_a_single_number_are_taken(tmp_path):

@@ -12,11 +12,12 @@ import vggkit as vk
 from vggkit.classifier import Classifier
 from vggkit.cli.main import main
 from vggkit.errors import BadConfiguration, BadInput, UnknownName
+from vggkit.field_texts import read_field_texts
 from vggkit.images.sources.tables import Columns
 from vggkit.training.presets import PRESETS
 from vggkit.training.recipe import Recipe
 from vggkit.workflows import train as module
-from vggkit.workflows.run_config import NetworkChoice, RunConfig, read_field_texts
+from vggkit.workflows.run_config import NetworkChoice, RunConfig
 
 SURFACE = Path(__file__).parents[1] / "cli" / "surface.json"
 PARAMETERS = inspect.signature(vk.train).parameters

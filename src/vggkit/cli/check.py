@@ -1,5 +1,6 @@
 """The verb check."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from vggkit.cli.printing import print_json
@@ -60,7 +61,11 @@ def check(
             from vggkit.classifier import load  # imports torch, which the refusals above do not need
 
             classifier = load(model)
-        found = look(images, classifier, image_size=image_size, device=device, on_progress=line.show)
+        found = look(
+            images, classifier, columns=columns, image_size=image_size, device=device, on_progress=line.show
+        )
+        if model is not None:
+            found = replace(found, asked={**found.asked, "model": model})
         if html is not None:
             from vggkit.reports.diagnosis_page import write_diagnosis_page
 

@@ -31,7 +31,7 @@ class Failures:
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         if self.failed > SHOWN:
             others, images = self.failed - SHOWN, self.failed + self.done
-            self._line.report(
+            self._line.warn(
                 f"vggkit: error: and {others:,} more; {self.failed:,} of {images:,} images failed. "
                 f"{self._all_are_in}"
             )
@@ -43,7 +43,7 @@ class Failures:
             return
         self.failed += 1
         if self.failed <= SHOWN:
-            self._line.report(f"vggkit: error: {problem}")
+            self._line.warn(f"vggkit: error: {problem}")
 
     @property
     def exit_code(self) -> int:

@@ -112,5 +112,7 @@ def _spell(message: str, verb: str) -> str:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"vggkit: error: {escape_controls(message)}", file=sys.stderr)
+    from vggkit.reports.terminal import print_line
+
+    print_line(f"vggkit: error: {message}", to_stderr=True)
     sys.exit(2)

@@ -16,7 +16,7 @@ from docstring_parser import parse as parse_docstring
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from vggkit.cli.spelling import list_options, spell_options
-from vggkit.workflows.run_config import read_field_texts
+from vggkit.field_texts import read_field_texts
 
 MOST_COLUMNS: Final = 100
 """Width of help in characters where the terminal is wider: longer lines are hard to read."""

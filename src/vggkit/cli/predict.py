@@ -203,6 +203,7 @@ def search(
     *,
     model: str | None = None,
     top: int = 10,
+    keep_query: bool = False,
     sheet: Path | None = None,
     batch_size: int = 32,
     device: str = "auto",
@@ -219,6 +220,7 @@ def search(
             for standard input.
         model: Where the classifier is that the index was made with, if it has moved.
         top: Number of images to find for each.
+        keep_query: Also list the image itself, where it is in the index; its copies in other files always are.
         sheet: Also draw the images in this file (.png, .pdf or .svg).
         batch_size: Number of images that pass through the network together.
         device: auto, cpu, cuda or mps.
@@ -241,6 +243,7 @@ def search(
             images,
             classifier=model,
             top=top,
+            keep_query=keep_query,
             batch_size=batch_size,
             device=device,
             on_progress=lambda done, total: line.show("embedding", done, total),

@@ -50,7 +50,9 @@ def train(
         config: A run's folder or its config.yaml: begin with all of its options; options given beside it win.
         preset: quick, small-images, modern, paper or torchvision: begin with a recipe of that name; options given
             beside it win.
-        resume: A run's folder: continue it where it stopped, to the very weights it would have had.
+        resume: A run's folder: continue it where it stopped, to the very weights it would have had. With DATA: the
+            images are there now. With --epochs: go on to so many, with the learning rate's schedule stretched to
+            them.
         network: Which network is trained.
         recipe: How it is trained.
         find_learning_rate: Search for a learning rate first, in a short run at ever higher rates.
@@ -71,7 +73,14 @@ def train(
         _prepare_process(device)
         from vggkit.workflows.training_run import resume_run
 
-        run = resume_run(resume, data or None, device=device, quiet=quiet, save_seconds=save_seconds, plots=plots)
+        run = resume_run(
+            *(resume, data or None),
+            epochs=recipe.epochs,
+            device=device,
+            quiet=quiet,
+            save_seconds=save_seconds,
+            plots=plots,
+        )
     else:
         if not data:
             data = "digits"

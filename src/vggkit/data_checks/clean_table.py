@@ -20,10 +20,11 @@ def choose_removals(diagnosis: Diagnosis) -> dict[int, str]:
 
     - unreadable ones;
     - every copy of one that is in more than one class;
-    - of one that is in more than one split, the copies outside the split that is measured on;
+    - of one that is in more than one split, the copies outside test, else outside val;
     - of exact copies inside a split, all but the first.
 
-    Near duplicates inside a split stay, and so do likely wrong labels: people decide on those.
+    Near duplicates inside a split stay, and so do likely wrong labels: people decide on those. Where the dataset is
+    not divided yet, near duplicates get a group (`tie_copies`), which keeps them in one split.
     """
     removed: dict[int, str] = {}
 
@@ -53,6 +54,31 @@ def choose_removals(diagnosis: Diagnosis) -> dict[int, str]:
     return removed
 
 
+def tie_copies(images: ImageDataset, diagnosis: Diagnosis) -> dict[int, str]:
+    """The group of each image, by its `id`, that has one of its own or is nearly the same as another one.
+
+    Groups whose images are nearly the same become one.
+    """
+    every = [image for split in images.splits.values() for image in split]
+    names = {image.group for image in every if image.group is not None}
+    joined: dict[str, str] = {}
+
+    def find(name: str) -> str:
+        while name in joined:
+            name = joined[name]
+        return name
+
+    groups = {id(image): image.group for image in every if image.group is not None}
+    finding = diagnosis.find("near-duplicate")
+    for number, case in enumerate(finding.cases if finding else (), start=1):
+        new = next(name for name in (f"copies {number}", f"near copies {number}") if name not in names)
+        tied = sorted({find(groups[id(m.image)]) for m in case.members if id(m.image) in groups}) or [new]
+        joined.update(dict.fromkeys(tied[1:], tied[0]))
+        for member in case.members:
+            groups.setdefault(id(member.image), tied[0])
+    return {image: find(name) for image, name in groups.items()}
+
+
 def write_clean_table(images: ImageDataset, diagnosis: Diagnosis, table: str | Path) -> dict[str, int]:
     """Write a table of the images that stay: path, label, split and group where there are such, and a note.
 
@@ -75,7 +101,8 @@ def write_clean_table(images: ImageDataset, diagnosis: Diagnosis, table: str | P
         for case in (mislabelled.cases if mislabelled else ())
     }
     divided = "all" not in images.splits
-    grouped = any(image.group is not None for split in images.splits.values() for image in split)
+    groups = tie_copies(images, diagnosis)
+    grouped = bool(groups)
     kinds: dict[str, Kind] = {"path": "path", "label": "text"}
     kinds |= {name: "text" for name, is_there in (("split", divided), ("group", grouped)) if is_there}
     kinds["note"] = "text"
@@ -87,7 +114,7 @@ def write_clean_table(images: ImageDataset, diagnosis: Diagnosis, table: str | P
                     "path": [_name(image, table) for image in kept],
                     "label": [image.label for image in kept],
                     "split": [name] * len(kept),
-                    "group": [image.group or "" for image in kept],
+                    "group": [groups.get(id(image), "") for image in kept],
                     "note": [notes.get(id(image), "") for image in kept],
                 }
             )

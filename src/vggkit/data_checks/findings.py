@@ -9,14 +9,17 @@ from vggkit.images.omissions import Omission
 
 Kind = Literal[
     "unreadable",
+    "one-class",
     "missing-class",
     "similar-names",
     "leakage",
     "contradiction",
+    "placeholder",
     "combined-label",
     "skipped",
     "duplicate",
     "near-duplicate",
+    "nested",
     "mislabelled",
     "outlier",
     "few",
@@ -135,6 +138,10 @@ class Diagnosis:
     """Duration of the check."""
     skipped: tuple[Omission, ...] = ()
     """Files that were found and not used as images, counted by reason."""
+    asked: Mapping[str, str] = field(default_factory=dict)
+    """The options of the check by name that a command must repeat to see the same, such as `label_column`."""
+    samples: Mapping[str, tuple[Member, ...]] = field(default_factory=dict, repr=False)
+    """A few readable images of each class."""
 
     def find(self, kind: Kind) -> Finding | None:
         """The finding of that kind; None where there is none."""
@@ -151,6 +158,7 @@ class Diagnosis:
             "modes": dict(self.modes),
             "turned": self.turned,
             "image_size": self.image_size,
+            "asked": dict(self.asked),
             "model": self.model,
             "findings": [finding.to_dict() for finding in self.findings],
             "seconds": round(self.seconds, 2),

@@ -4,11 +4,12 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
+from pathlib import PurePath
 from typing import Final, get_args
 
 from vggkit.data_checks.findings import Case, Finding, Kind, Member, Severity
 from vggkit.data_checks.survey import ENDINGS, Sighting
-from vggkit.images.class_names import fold, show_name, split_label
+from vggkit.images.class_names import fold, shorten_names, show_name, split_label
 from vggkit.images.dataset import ImageDataset
 from vggkit.images.near_duplicates import NearDuplicate, group
 
@@ -16,6 +17,10 @@ FEW_TO_LEARN_FROM: Final = 20
 """Training images of a class below which a network learns little of it."""
 FEW_TO_MEASURE: Final = 10
 """Images of a class below which its accuracy is known to no better than about ±30 points."""
+MANY_EQUAL: Final = 3
+"""Equal files from which on an image may be a placeholder though it has the colours of a photo."""
+LEAST_PLAIN_OF_EQUAL: Final = 0.4
+"""Share of one colour that such an image has at least."""
 IMBALANCE: Final = 3.0
 """Ratio of the largest to the smallest class above which it is reported."""
 
@@ -66,6 +71,75 @@ def find_combined_labels(labels: Sequence[str]) -> Finding | None:
         f"{_count(cases, 'class', 'classes')} whose name looks like several labels",
         "A Classifier predicts one label for an image and treats a combination as a class of its own. Where "
         "several labels are meant, keep one in each row.",
+    )
+
+
+def find_one_class(labels: Sequence[str]) -> Finding | None:
+    """A dataset of a single class, which no network can learn to tell from another."""
+    cases = [Case((), f"every image is of {labels[0]}")] if len(labels) == 1 else []
+    return _finding(
+        "one-class",
+        "error",
+        cases,
+        "there is only one class",
+        "A classifier needs two or more. Give the folder that holds a subfolder for each class.",
+    )
+
+
+def find_nested(images: ImageDataset) -> Finding | None:
+    """Classes whose images lie in several subfolders of the class's own folder."""
+    inside: dict[str, set[str]] = defaultdict(set)
+    for image in (image for split in images.splits.values() for image in split if image.storage is None):
+        parts = PurePath(image.path).parts
+        if image.pixels is None and (label := str(image.label)) in parts[:-2]:
+            at = len(parts) - 1 - parts[::-1].index(label)
+            inside[label].add(parts[at + 1])
+    cases = [
+        Case((), f"{label} holds {shorten_names(sorted(names), most=4)}")
+        for label, names in sorted(inside.items())
+        if len(names) > 1
+    ]
+    return _finding(
+        "nested",
+        "note",
+        cases,
+        f"{_count(cases, 'class', 'classes')} with several subfolders",
+        "Images in a subfolder are of the class whose folder it lies in. If the subfolders are the classes, put "
+        "them beside each other.",
+    )
+
+
+def find_placeholders(sightings: Sequence[Sighting]) -> Finding | None:
+    """Drawings on a plain ground among photos, such as the `image not found` that web sites send.
+
+    Equal files are one case. In a dataset of drawings none is reported.
+    """
+    groups = [[sightings[number] for number in numbers] for numbers in group_exact(sightings).values()]
+    drawn = [each for each in groups if each[0].looks_drawn]
+    if 2 * len(drawn) > len(groups):
+        return None
+    plain = drawn + [
+        each
+        for each in groups
+        if not each[0].looks_drawn and len(each) >= MANY_EQUAL and each[0].plain_share >= LEAST_PLAIN_OF_EQUAL
+    ]
+    plain.sort(key=len, reverse=True)
+    cases = [
+        Case(
+            tuple(map(member, each)),
+            f"{math.floor(100 * each[0].plain_share)} % of it is one colour"
+            + (f", and {len(each):,} files are the same" if len(each) > 1 else ""),
+        )
+        for each in plain
+    ]
+    count = sum(map(len, plain))
+    return _finding(
+        "placeholder",
+        "warning",
+        cases,
+        f"{count:,} {'image is' if count == 1 else 'images are'} probably no photo but a placeholder",
+        "Nearly all of it is one plain colour, unlike the other images: a site's `image not found`, or an empty "
+        "picture. Look at them, and remove those that show nothing of their class.",
     )
 
 
@@ -204,9 +278,12 @@ def find_copies(sightings: Sequence[Sighting], pairs: Sequence[NearDuplicate]) -
     near, copied = [], set[int]()
     for firsts, similarity in _gather(sightings, pairs):
         numbers = sorted(number for first in firsts for number in exact[sightings[first].digest])
-        near.append(Case(_members(sightings, numbers), f"{math.floor(100 * similarity)} % similar", similarity))
+        near.append(
+            Case(_members(sightings, numbers), _describe_likeness(firsts, exact, sightings, similarity), similarity)
+        )
         copied.update(numbers)
-    near.sort(key=lambda case: -(case.similarity or 0))
+    # What holds equal files first: they are certain.
+    near.sort(key=lambda case: ("same file" not in case.detail, -(case.similarity or 0)))
     repeated = [numbers for numbers in exact.values() if len(numbers) > 1]
     same = [Case(_members(sightings, numbers), "the same file", 1.0) for numbers in repeated]
     every = [*(case for case, numbers in zip(same, repeated, strict=True) if numbers[0] not in copied), *near]
@@ -223,7 +300,7 @@ def find_copies(sightings: Sequence[Sighting], pairs: Sequence[NearDuplicate]) -
             leaked,
             f"{_count(leaked, 'image or group', 'images or groups')} in more than one split",
             "The network is evaluated on images that it was trained on, so the metrics are too optimistic. "
-            "Keep each in one split; --fix removes them from train.",
+            "Keep each in one split; --fix keeps the copies in test, else those in val, and removes the others.",
         ),
         _finding(
             "contradiction",
@@ -244,11 +321,23 @@ def find_copies(sightings: Sequence[Sighting], pairs: Sequence[NearDuplicate]) -
             "note",
             near_within,
             f"{_count(near_within, 'image')} more than once in a split, nearly the same",
-            "Resized, re-encoded, cropped or mirrored copies, or shots of one burst. Keep one of each copy; keep "
-            "a burst in one split by a group column.",
+            "Resized, re-encoded, cropped or mirrored copies, or shots of one burst. Keep one of each copy, and a "
+            "burst in one split: --fix writes a group column, by which a training keeps them together.",
         ),
     )
     return [finding for finding in found if finding is not None]
+
+
+def _describe_likeness(
+    firsts: Sequence[int], exact: Mapping[bytes, Sequence[int]], sightings: Sequence[Sighting], similarity: float
+) -> str:
+    """How alike a group is; equal files in it are said apart, and not by the likeness of the others."""
+    alike = f"{math.floor(100 * similarity)} % similar"
+    copies = [len(exact[sightings[first].digest]) for first in firsts]
+    if max(copies) == 1:
+        return alike
+    same = " and ".join(str(count) for count in copies if count > 1)
+    return f"{same} of {sum(copies)} are the same file, the others {alike}"
 
 
 def _gather(sightings: Sequence[Sighting], pairs: Sequence[NearDuplicate]) -> list[tuple[list[int], float]]:

@@ -18,12 +18,15 @@ from numpy.typing import NDArray
 from vggkit.errors import BadImage
 from vggkit.hardware import count_threads
 from vggkit.images.dataset import ImageDataset, ImageSample
-from vggkit.images.decoding import decode
+from vggkit.images.decoding import Pixels, decode
 from vggkit.images.image_header import Head, read_head
 from vggkit.images.near_duplicates import compute_descriptor
 
 LEAST_SIDE: Final = 128
 """Pixels of the short side that suffice to describe an image; its whole file is decoded all the same."""
+
+LEAST_SHOWN: Final = 64
+"""Pixels of the short side from which on an image may show text; smaller ones have few colours in any case."""
 
 ENDINGS: Final = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -53,8 +56,20 @@ class Sighting:
     """Digest of the file's bytes, or of the pixels of an image in memory."""
     description: NDArray[Any] | None = field(default=None, repr=False)
     """(D,) descriptor for the search of near duplicates; None where the image cannot be read."""
+    plain_share: float = 0.0
+    """Share of its pixels that have its most frequent colour exactly, in [0, 1]."""
+    palette_share: float = 0.0
+    """The same of its 32 most frequent colours."""
     problem: str | None = None
     """Why it cannot be read."""
+
+    @property
+    def looks_drawn(self) -> bool:
+        """Whether it is nearly all of one colour and has few others, as text or a drawing on a plain ground.
+
+        Photos of something on white have hundreds of colours beside the white.
+        """
+        return self.plain_share >= 0.6 and self.palette_share >= 0.97
 
     @property
     def label(self) -> str:
@@ -70,11 +85,14 @@ class Sighting:
         return named is not None and actual in ENDINGS and named != actual
 
 
-def survey(images: ImageDataset, *, on_progress: Callable[[int, int], None] | None = None) -> Iterator[Sighting]:
+def survey(
+    images: ImageDataset, *, channels: int = 3, on_progress: Callable[[int, int], None] | None = None
+) -> Iterator[Sighting]:
     """A Sighting of each image, split by split in order; several are decoded at once.
 
     Args:
         images: The dataset.
+        channels: 3, or 4 for a network that takes so many: images without a fourth are then unreadable.
         on_progress: Called with the number of images done and of all.
     """
     every = [(name, image) for name, split in images.splits.items() for image in split]
@@ -83,7 +101,10 @@ def survey(images: ImageDataset, *, on_progress: Callable[[int, int], None] | No
         waiting, ahead = iter(every), deque[Future[Sighting]]()
         try:
             for done in range(1, len(every) + 1):
-                ahead.extend(pool.submit(look, *item) for item in islice(waiting, 16 * threads - len(ahead)))
+                ahead.extend(
+                    pool.submit(look, *item, channels=channels)
+                    for item in islice(waiting, 16 * threads - len(ahead))
+                )
                 yield ahead.popleft().result()
                 if on_progress:
                     on_progress(done, len(every))
@@ -92,20 +113,34 @@ def survey(images: ImageDataset, *, on_progress: Callable[[int, int], None] | No
                 future.cancel()
 
 
-def look(split: str, image: ImageSample) -> Sighting:
+def look(split: str, image: ImageSample, *, channels: int = 3) -> Sighting:
     """The Sighting of one image; that of an unreadable image has a `problem`."""
     try:
         if image.pixels is not None:
-            height, width = image.pixels.shape[:2]
-            head = Head("in memory", width, height, "RGB", 1, animated=False)
+            pixels = image.decode(channels=channels)
+            height, width, held = image.pixels.shape
+            head = Head("in memory", width, height, "RGB" if held == 3 else "RGBA", 1, animated=False)
             digest = _digest(repr(image.pixels.shape).encode() + np.ascontiguousarray(image.pixels).tobytes())
-            return Sighting(split, image, head, digest, compute_descriptor(image.pixels))
+            return Sighting(split, image, head, digest, *_describe(pixels))
         data = image.read()
-        pixels = decode(data, name=image.path, least_side=LEAST_SIDE)
+        pixels = decode(data, name=image.path, least_side=LEAST_SIDE, channels=channels)
         head = read_head(data, name=image.path)
-        return Sighting(split, image, head, _digest(data), compute_descriptor(pixels))
+        return Sighting(split, image, head, _digest(data), *_describe(pixels))
     except BadImage as problem:
         return Sighting(split, image, problem=str(problem))
+
+
+def _describe(pixels: Pixels) -> tuple[Pixels, float, float]:
+    """The descriptor, and the shares of the most frequent colour and of the 32 most frequent ones."""
+    if min(pixels.shape[:2]) < LEAST_SHOWN:
+        return compute_descriptor(pixels[..., :3]), 0.0, 0.0
+    colours = pixels[..., :3].reshape(-1, 3)
+    colours = colours[:: max(1, len(colours) // 16_384)].astype(np.uint32)
+    # Compression changes the last bits of a plain ground.
+    packed = (colours >> 2) @ np.array([1 << 12, 1 << 6, 1], np.uint32)
+    _, counts = np.unique(packed, return_counts=True)
+    shares = np.sort(counts)[::-1] / counts.sum()
+    return compute_descriptor(pixels[..., :3]), float(shares[0]), float(shares[:32].sum())
 
 
 def _digest(data: bytes) -> bytes:

@@ -54,7 +54,7 @@ def find_engine(
         output: What is computed of each image, or several names.
         precision: What is computed in; see `choose_engine`.
         engine: What computes; see `choose_engine`.
-        card: The model's card, for whoever has just read it, which takes longer than all else here.
+        card: The model's card, where it has just been read, which takes longer than all else here.
 
     Raises what `choose_engine` does.
     """

@@ -91,11 +91,20 @@ class TemperatureFit:
     """Expected calibration error in [0, 1] with temperature scaling, cross-validated."""
     n: int
     """Number of images that the temperature was fitted to."""
+    refused: float | None = None
+    """The temperature of the lowest loss, where it was not taken as the calibration error would rise; then
+    `loss_after` and `ece_after` are what it would give."""
 
     def describe(self) -> str:
         """The result in one sentence."""
         if self.n < FEWEST:
             return f"temperature 1: {self.n} images are too few to fit a temperature, which takes {FEWEST}"
+        if self.refused is not None:
+            return (
+                f"temperature 1: on {self.n} images {self.refused:.3g} would lower the cross-validated loss "
+                f"({self.loss_before:.4f} to {self.loss_after:.4f}) and raise the calibration error "
+                f"({100 * self.ece_before:.1f} to {100 * self.ece_after:.1f} %)"
+            )
         if self.temperature == 1:
             return f"temperature 1: on {self.n} images no other temperature improved the cross-validated loss"
         return (
@@ -107,8 +116,9 @@ class TemperatureFit:
 def fit_temperature(predictions: Predictions, *, seed: int = 0) -> TemperatureFit:
     """Temperature scaling (Guo et al., 2017, section 4.2): the temperature with the lowest cross-entropy.
 
-    The result is 1 unless the cross-validated loss falls by more than one standard error; also for fewer than 30
-    images, and where the minimum lies outside of 0.05 to 20. The predicted classes do not change.
+    The result is 1 unless the cross-validated loss falls by more than one standard error and the cross-validated
+    calibration error does not rise; also for fewer than 30 images, and where the minimum lies outside of 0.05 to
+    20. The predicted classes do not change.
 
     Args:
         predictions: Predictions at a temperature of 1, of images that were not trained on.
@@ -127,13 +137,16 @@ def fit_temperature(predictions: Predictions, *, seed: int = 0) -> TemperatureFi
     found = _minimize(predictions)
     helps = gains.mean() > gains.std() / np.sqrt(len(gains)) and COLDEST * 1.01 < found < HOTTEST / 1.01
     helps = bool(helps) and len(predictions) >= FEWEST
+    temperature, ece_before, ece_after = float(f"{found:.4g}"), find_ece(predictions), find_ece(crossed)
+    taken = helps and ece_after <= ece_before
     return TemperatureFit(
-        temperature=float(f"{found:.4g}") if helps else 1.0,
+        temperature=temperature if taken else 1.0,
         loss_before=before,
         loss_after=after if helps else before,
-        ece_before=find_ece(predictions),
-        ece_after=find_ece(crossed if helps else predictions),
+        ece_before=ece_before,
+        ece_after=ece_after if helps else ece_before,
         n=len(predictions),
+        refused=temperature if helps and not taken else None,
     )
 
 

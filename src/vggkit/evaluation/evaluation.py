@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from vggkit.evaluation.predictions import Predictions
+from vggkit.notebook import write_html
 
 FigureName = Literal[
     "top1", "top5", "loss", "macro_precision", "macro_recall", "macro_f1", "roc_auc", "average_precision", "ece"
@@ -151,6 +152,22 @@ class Evaluation:
     def top1_interval(self) -> Interval:
         """95 % interval of `top1`."""
         return self.intervals["top1"]
+
+    def __repr__(self) -> str:
+        low, high = self.top1_interval
+        measured = f"top-1 {self.top1:.4f} ({low:.4f} to {high:.4f}), loss {self.loss:.4f}"
+        return f"Evaluation({self.model} on {self.source}, {self.n:,} images, {measured})"
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for name in get_args(FigureName):
+            value, ends = getattr(self, name), self.intervals.get(name)
+            if value is not None:
+                rows.append((name, f"{value:.4f}", f"{ends[0]:.4f} to {ends[1]:.4f}" if ends else ""))
+        rows += [("note", note, "") for note in self.notes]
+        return write_html(
+            f"{self.model} on {self.source}: {self.n:,} images", rows, header=("metric", "", "95 % interval")
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """A value for JSON: every field except the predictions table."""

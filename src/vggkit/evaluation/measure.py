@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -18,6 +17,7 @@ from vggkit.evaluation.predictions import Predictions
 from vggkit.evaluation.protocols import Engines, Protocol, evaluate_views, plan_protocol, prepare_engines
 from vggkit.images.class_names import hint_at_lookalikes, shorten_names
 from vggkit.images.dataset import ImageDataset, ImageSample, identify_images
+from vggkit.images.labelled import LabelledImages
 from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.images.splits import hold_out
 from vggkit.weights.card import demand_classifier, read_entry
@@ -37,7 +37,7 @@ CALIBRATED_HERE: Final = (
 
 def evaluate(
     classifier: Model,
-    data: str | Path | ImageDataset,
+    data: LabelledImages,
     *,
     split: str | None = None,
     protocol: ProtocolName = "single",
@@ -56,7 +56,7 @@ def evaluate(
 
     Args:
         classifier: The Classifier to evaluate; classes are matched by name.
-        data: A folder, table, archive or name that `open_dataset` takes, or an ImageDataset.
+        data: A folder, table, archive or name or images from Python, as `open_dataset` takes them.
         split: `train`, `val`, `test` or `all`. None: the test split, else the validation split, else
             all images; of a dataset without splits that the Classifier was trained on, the images
             that were held out from training.
@@ -90,7 +90,7 @@ def evaluate(
     plan = plan_protocol(
         protocol, classifier.preprocessing, scales=scales, train_scales=train_scales, mirror=mirror
     )
-    opened = data if isinstance(data, ImageDataset) else open_dataset(data)
+    opened = open_dataset(data)
     opened = opened.spelled_as(classifier.labels)
     chosen, images, notes = _choose_images(classifier, opened, split)
     known = _match(classifier, opened, images, notes)

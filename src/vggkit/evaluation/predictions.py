@@ -41,6 +41,9 @@ class Predictions:
     labels: tuple[str, ...]
     """The K class names, in the order of the columns of `log_probabilities`."""
 
+    def __repr__(self) -> str:
+        return f"Predictions({len(self.targets):,} images, {len(self.labels):,} classes)"
+
     @classmethod
     def of(
         cls,

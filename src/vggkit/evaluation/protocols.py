@@ -224,7 +224,8 @@ def prepare_view(image: ImageSample, preprocessing: Preprocessing, look: Look) -
     if look.way == "middle":
         return [preprocessing.see(image)]
     fed = replace(preprocessing, fit_mode="crop", resize_pixels=look.scale)
-    whole = fed.resize(image.decode(least_side=fed.least_side), most_pixels=MOST_PIXELS)
+    decoded = image.decode(least_side=fed.least_side, channels=fed.decoded_channels)
+    whole = fed.resize(decoded, most_pixels=MOST_PIXELS)
     parts = [whole] if look.way == "whole" else list_crops(whole, preprocessing.crop_pixels)
     return [fed.normalize(part) for part in parts]
 

@@ -17,7 +17,8 @@ from vggkit.images.class_names import compose, demand_single_labels
 from vggkit.images.decoding import Pixels, decode, read_file
 from vggkit.images.image_header import read_head
 from vggkit.images.omissions import Omission, Reading
-from vggkit.images.pixels import read_pixels
+from vggkit.images.pixels import match_channels, read_pixels
+from vggkit.notebook import write_html
 
 
 class Storage(Protocol):
@@ -51,8 +52,8 @@ class ImageSample:
     label: str | None = None
     """The class; None where it is unknown."""
     pixels: Pixels | None = field(default=None, repr=False)
-    """RGB (H, W, 3), uint8, for images that are in memory; made of a PIL image, and of arrays and tensors as
-    `read_pixels` takes them, which raises BadInput for others, and here for arrays (H, W) too."""
+    """RGB (H, W, 3), or four channels (H, W, 4), uint8, for images that are in memory; made of a PIL image, and of
+    arrays and tensors as `read_pixels` takes them, which raises BadInput for others; so do arrays (H, W) here."""
     storage: Storage | None = field(default=None, repr=False)
     """What holds the bytes; None for a file of its own and for pixels in memory."""
     key: Any = field(default=None, repr=False)
@@ -62,7 +63,7 @@ class ImageSample:
 
     def __post_init__(self) -> None:
         if self.pixels is not None:
-            pixels = read_pixels(self.pixels, name=self.path)
+            pixels = read_pixels(self.pixels, name=self.path, keep_fourth=True)
             if getattr(self.pixels, "ndim", 3) == 2:  # a grey image, or one channel of another
                 raise BadInput(
                     f"{self.path}: an ImageSample's pixels are RGB, (H, W, 3), and these are {self.pixels.shape}; "
@@ -80,18 +81,19 @@ class ImageSample:
         except BadImage as problem:
             raise BadImage(f"{self.path}: {problem}") from problem
 
-    def decode(self, *, least_side: int | None = None) -> Pixels:
+    def decode(self, *, least_side: int | None = None, channels: int = 3) -> Pixels:
         """RGB pixels (H, W, 3), uint8; EXIF orientation is applied and transparency composited over white.
 
         Args:
             least_side: A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size while its shorter side keeps this many
                 pixels, which is faster; None: at full size. Images in memory keep their size.
+            channels: 3; or 4 for (H, W, 4), whose fourth channel is no transparency.
 
         Raises BadImage where it cannot be decoded.
         """
         if self.pixels is not None:
-            return self.pixels
-        return decode(self.read(), name=self.path, least_side=least_side)
+            return match_channels(self.pixels, channels, name=self.path)
+        return decode(self.read(), name=self.path, least_side=least_side, channels=channels)
 
     def weigh(self) -> str:
         """What distinguishes this image from another of the same name: the file size, or a digest of the pixels."""
@@ -245,6 +247,16 @@ class ImageDataset:
         demand_single_labels(name, reading.written_labels)
         labels = sort_labels(p.label for split in splits.values() for p in split)
         return cls(name, labels, _in_order(splits), reading.list_omissions())
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{name}: {len(split):,}" for name, split in self.splits.items())
+        return f"ImageDataset({self.name!r}, {len(self.labels):,} classes, {counts})"
+
+    def _repr_html_(self) -> str:
+        counts = {name: self.count(name) for name in self.splits}
+        rows = [(label, *(f"{count[label]:,}" for count in counts.values())) for label in self.labels]
+        header = ("class", *(f"{name} ({len(split):,})" for name, split in self.splits.items()))
+        return write_html(f"{self.name}: {len(self.labels):,} classes", rows, header=header)
 
     def split(self, *names: str) -> tuple[ImageSample, ...]:
         """The images of the first of these splits that exists; raises BadData where none does."""

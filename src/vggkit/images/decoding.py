@@ -56,6 +56,9 @@ COSTS: Final = {
     "JPEG2000": Cost(25.0, most_file_bytes=35_000_000),
     "slow": Cost(most_pixels=4_000_000, most_file_bytes=24_000_000),
 }
+FOUR_CHANNELS: Final = frozenset({"RGBA", "RGBX", "RGBa", "CMYK"})
+"""Pillow's modes of four channels; files of more are not read."""
+
 SLOW_DECODERS: Final = frozenset({"ppm", "ppm_plain", "bmp_rle"})
 """Those that Pillow has in Python."""
 
@@ -69,7 +72,9 @@ SIGNATURE_JPEG: Final = b"\xff\xd8\xff"
 HEIC_BRANDS: Final = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 
 
-def decode(source: str | Path | bytes, *, name: str | None = None, least_side: int | None = None) -> Pixels:
+def decode(
+    source: str | Path | bytes, *, name: str | None = None, least_side: int | None = None, channels: int = 3
+) -> Pixels:
     """RGB pixels (H, W, 3), uint8, of an image file or of a file's bytes, as a person sees it.
 
     EXIF orientation is applied, transparency laid over white, 16-bit values scaled to 8 bits,
@@ -80,15 +85,19 @@ def decode(source: str | Path | bytes, *, name: str | None = None, least_side: i
         name: What errors call it; None: the file's path.
         least_side: A JPEG is decoded at the smallest of 1/8, 1/4, 1/2 and 1 of its size whose shorter
             side still has this many pixels: faster, and slightly other pixels. None: at its full size.
+        channels: 3; or 4 for (H, W, 4), the values as the file holds them, its fourth channel no transparency.
 
     Raises BadImage for whatever is not a readable image: missing, empty, truncated, of no
-    image format, or so large that it would not be decoded within 5 s and 1 GB.
+    image format, so large that it would not be decoded within 5 s and 1 GB, or without the
+    fourth channel that is asked for.
     """
     name = name or ("<bytes>" if isinstance(source, bytes) else str(source))
     data = source if isinstance(source, bytes) else read_file(source, name=name)
     if not data:
         raise BadImage(f"{name}: is empty (0 bytes)")
     with _explained(name), without_warnings():
+        if channels == 4:
+            return _decode_other(data, to_four_channels)
         if data.startswith(SIGNATURE_JPEG):
             return _decode_jpeg(data, least_side)
         if is_heic(data):
@@ -96,14 +105,14 @@ def decode(source: str | Path | bytes, *, name: str | None = None, least_side: i
         return _decode_other(data)
 
 
-def see(image: Image.Image, *, name: str) -> Pixels:
+def see(image: Image.Image, *, name: str, keep_fourth: bool = False) -> Pixels:
     """RGB pixels (H, W, 3), uint8, of Pillow's image, whose file may be read only now, as `decode` has a file's.
 
-    Raises BadImage, which calls it by the name.
+    With `keep_fourth` an RGBA image keeps all of its channels, (H, W, 4). Raises BadImage, which calls it so.
     """
     with _explained(name), without_warnings():
         image.load()
-        return _turn_upright(image)
+        return _turn_upright(image, to_four_channels if keep_fourth and image.mode == "RGBA" else to_rgb)
 
 
 @contextmanager
@@ -133,6 +142,16 @@ def to_rgb(image: Image.Image) -> Pixels:
         result[top : top + part.height] = convert(part)
         top += part.height
     return result
+
+
+def to_four_channels(image: Image.Image) -> Pixels:
+    """All four channels of an image that has so many, (H, W, 4), as they are stored; raises BadImage for others."""
+    if image.mode in ("P", "PA") and "transparency" in image.info:
+        image = image.convert("RGBA")
+    if image.mode not in FOUR_CHANNELS:
+        count = len(image.getbands())
+        raise BadImage(f"has {count} channel{'s' * (count > 1)} ({image.mode}), and the network takes 4")
+    return np.array(image)
 
 
 def _cut(image: Image.Image) -> Iterator[Image.Image]:
@@ -204,7 +223,7 @@ def _decode_heic(data: bytes) -> Pixels:
     return to_rgb(image.to_pillow())  # libheif has turned it already
 
 
-def _decode_other(data: bytes) -> Pixels:
+def _decode_other(data: bytes, convert: Callable[[Image.Image], Pixels] = to_rgb) -> Pixels:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         slow = any(tile[0] in SLOW_DECODERS for tile in getattr(image, "tile", ()))
         kind = "slow" if slow else str(image.format)
@@ -212,11 +231,11 @@ def _decode_other(data: bytes) -> Pixels:
         image.load()
         if _find_turn(image):
             _demand_room(kind, image.size, len(data), extra=TURNED_BYTES)
-        return _turn_upright(image)
+        return _turn_upright(image, convert)
 
 
-def _turn_upright(image: Image.Image) -> Pixels:
-    turn, pixels = _find_turn(image), to_rgb(image)
+def _turn_upright(image: Image.Image, convert: Callable[[Image.Image], Pixels]) -> Pixels:
+    turn, pixels = _find_turn(image), convert(image)
     return pixels if turn is None else np.ascontiguousarray(turn(pixels))
 
 
@@ -231,7 +250,11 @@ def _demand_room(kind: str, size: tuple[int, int], file_bytes: int, *, scale: in
     # At whatever scale a progressive JPEG is decoded, its coefficients are all held.
     decoded = pixels if kind == "progressive JPEG" else pixels / scale**2
     if 2 * file_bytes + (cost.pixel_bytes + extra) * decoded > MOST_BYTES:  # some decoders copy the file
-        raise BadImage(f"{claim}, whose decoding would take more than 1 GB")
+        smaller = 2 * file_bytes + (cost.pixel_bytes + extra) * pixels / 64 <= MOST_BYTES
+        way = ""
+        if kind == "JPEG" and scale == 1 and smaller:
+            way = "; --reduced-decoding (reduced_decoding=True) reads a JPEG at a smaller scale"
+        raise BadImage(f"{claim}, whose decoding would take more than 1 GB{way}")
 
 
 def _choose_scale(short_side: int, least_side: int | None) -> int:

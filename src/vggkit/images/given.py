@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Union, cast
 
+import numpy as np
 from numpy.typing import NDArray
 
 from vggkit.errors import BadImage, BadInput
@@ -29,6 +30,8 @@ _RULE = (
 
 def list_sources(given: ImageSources) -> Iterable[ImageSource]:
     """One by one, as they were given; a list where one alone was. Raises BadInput for what has no images."""
+    if isinstance(given, np.ndarray) and given.dtype.kind in "UO" and given.ndim == 1:
+        return list_sources(given.tolist())  # of paths, or of images of several sizes
     if holds_pixels(given):
         return list_batch(given) if getattr(given, "ndim", 0) == 4 else [given]
     if isinstance(given, str | os.PathLike | bytes | bytearray | memoryview | ImageSample) or _is_file(given):
@@ -82,7 +85,7 @@ def take_one(source: ImageSource, *, name: str) -> ImageSample:
     if holds_pixels(source):
         name = os.fsdecode(getattr(source, "filename", "") or name)
         try:
-            return ImageSample(name, pixels=read_pixels(source, name=name))
+            return ImageSample(name, pixels=read_pixels(source, name=name, keep_fourth=True))
         except BadImage as problem:  # the file that a PIL image is read from only now
             return ImageSample(name, storage=Unreadable(str(problem).removeprefix(f"{name}: ")))
     if _is_file(source):

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vggkit.errors import BadInput
+from vggkit.errors import BadImage, BadInput
 from vggkit.images.decoding import Pixels, see, to_rgb
 
 CHANNELS: Final = (1, 3, 4)
@@ -22,7 +22,7 @@ RULE: Final = (
 )
 
 
-def read_pixels(given: object, *, name: str) -> Pixels:
+def read_pixels(given: object, *, name: str, keep_fourth: bool = False) -> Pixels:
     """RGB pixels (H, W, 3), uint8, of one image in memory, by the rules for files.
 
     Grey is three equal channels, transparency is laid over white, 16 bits are scaled to 8, and a PIL image is
@@ -32,6 +32,7 @@ def read_pixels(given: object, *, name: str) -> Pixels:
         given: An array (H, W, 3), (H, W), (H, W, 1) or (H, W, 4), uint8 or uint16; a tensor of such, channels
             first; or a PIL image of any mode.
         name: What errors call it.
+        keep_fourth: Four channels of an array, and RGBA of a PIL image, stay as they are, (H, W, 4).
 
     Raises BadInput for what could mean several things, such as floats, with the line that converts it; BadImage
     for a PIL image whose file is broken.
@@ -39,13 +40,13 @@ def read_pixels(given: object, *, name: str) -> Pixels:
     if isinstance(given, Image.Image):
         if not (given.width and given.height):
             raise BadInput(f"{name}: is a PIL image of {given.width}×{given.height} pixels, which is none")
-        return see(given, name=name)
+        return see(given, name=name, keep_fourth=keep_fourth)
     if is_tensor(given):
-        return _to_rgb(_read_tensor(given, name))
+        return _to_rgb(_read_tensor(given, name), keep_fourth=keep_fourth)
     if isinstance(given, np.ndarray):
         _check_values(given, name, "array")
         _check_shape(given.shape, name, "array")
-        return _to_rgb(given)
+        return _to_rgb(given, keep_fourth=keep_fourth)
     raise BadInput(f"{name}: {RULE}; got {describe_type(given)}")
 
 
@@ -158,8 +159,20 @@ def _check_shape(shape: Sequence[int], name: str, kind: str, *, whole: Sequence[
     raise BadInput(f"{about}, and {kind}s are {axes}. Its channels seem to be {where}: say pixels{moved}")
 
 
-def _to_rgb(array: NDArray[Any]) -> Pixels:
-    """RGB of (H, W) or (H, W, C), uint8 or uint16, as Pillow reads such files."""
+def match_channels(pixels: Pixels, channels: int, *, name: str) -> Pixels:
+    """Pixels (H, W, 3) or (H, W, 4) with so many channels: a fourth is transparency where 3 are wanted.
+
+    Raises BadImage where a fourth is wanted and there is none.
+    """
+    if pixels.shape[2] == channels:
+        return pixels
+    if channels == 4:
+        raise BadImage(f"{name}: has 3 channels, and the network takes 4")
+    return to_rgb(Image.fromarray(np.ascontiguousarray(pixels)))
+
+
+def _to_rgb(array: NDArray[Any], *, keep_fourth: bool) -> Pixels:
+    """RGB of (H, W) or (H, W, C), uint8 or uint16, as Pillow reads such files; four channels may stay."""
     grey = array.ndim == 2 or array.shape[2] == 1
     if grey and array.dtype != np.uint8:
         plane = np.ascontiguousarray(array.reshape(array.shape[:2]), np.uint16)
@@ -168,4 +181,4 @@ def _to_rgb(array: NDArray[Any]) -> Pixels:
         array = (array >> 8).astype(np.uint8)  # of colours Pillow takes the upper byte
     if grey:
         return np.broadcast_to(array.reshape(*array.shape[:2], 1), (*array.shape[:2], 3))
-    return array if array.shape[2] == 3 else to_rgb(Image.fromarray(np.ascontiguousarray(array)))
+    return array if array.shape[2] == 3 or keep_fourth else match_channels(array, 3, name="pixels")

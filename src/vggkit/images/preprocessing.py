@@ -18,11 +18,13 @@ from vggkit.images.decoding import Pixels
 from vggkit.images.given import ImageSource, take_one
 from vggkit.images.resizing import Interpolation, resize, resize_part
 
-ChannelOrder = Literal["RGB", "BGR", "L"]
+ChannelOrder = Literal["RGB", "BGR", "L", "RGBX"]
 FitMode = Literal["crop", "pad", "stretch"]
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
+GREY_MEAN: Final = 0.449
+GREY_STD: Final = 0.226
 
 CROP_PIXELS: Final = 224
 """Height and width of what the paper's networks see."""
@@ -50,7 +52,8 @@ class Preprocessing:
     interpolation: Interpolation = "bilinear"
     """Resampling filter, antialiased when shrinking."""
     channel_order: ChannelOrder = "RGB"
-    """Order of the channels; L is one channel, grey (ITU-R 601)."""
+    """Order of the channels; L is one channel, grey (ITU-R 601), and RGBX is four as files and arrays hold them: a
+    fourth beside the colours, such as infrared, depth or alpha."""
     full_value: float = 1.0
     """What a channel at its brightest (255) counts before mean and std: 1, or 255 as Caffe had it."""
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -96,6 +99,11 @@ class Preprocessing:
         return len(self.channel_order)
 
     @property
+    def decoded_channels(self) -> int:
+        """Channels that an image is decoded to: 4 where the network takes a fourth, else 3."""
+        return 4 if self.channel_order == "RGBX" else 3
+
+    @property
     def least_side(self) -> int | None:
         """Pixels of the shorter side that `decode` must leave so that nothing is enlarged; None: all of them."""
         if not self.reduced_decoding:
@@ -111,10 +119,10 @@ class Preprocessing:
 
     def see(self, image: ImageSample) -> NDArray[np.float32]:
         """The same for an ImageSample; raises BadImage."""
-        return self.normalize(self.fit(image.decode(least_side=self.least_side)))
+        return self.normalize(self.fit(image.decode(least_side=self.least_side, channels=self.decoded_channels)))
 
     def fit(self, pixels: Pixels) -> Pixels:
-        """RGB pixels (crop, crop, 3) as `fit_mode` says, for RGB pixels (H, W, 3) of any size."""
+        """RGB pixels (crop, crop, 3) as `fit_mode` says, for RGB pixels (H, W, 3) of any size; four stay four."""
         crop = self.crop_pixels
         match self.fit_mode:
             case "crop":
@@ -145,7 +153,7 @@ class Preprocessing:
             size = self._resized_size(pixels)
         columns, rows = (_middle(side, self.crop_pixels) for side in size)
         part = resize_part(pixels, size, self.interpolation, columns, rows)
-        return _lay_on((0, 0, 0), self.crop_pixels, part)
+        return _lay_on((0,) * pixels.shape[2], self.crop_pixels, part)
 
     def _resized_size(self, pixels: Pixels) -> tuple[int, int]:
         height, width = pixels.shape[:2]
@@ -154,9 +162,11 @@ class Preprocessing:
         long = max(1, int(self.resize_pixels * long / short))
         return (self.resize_pixels, long) if width <= height else (long, self.resize_pixels)
 
-    def mean_colour(self) -> tuple[int, int, int]:
-        """RGB of what is nearest to zero once normalised, as the network's own padding is."""
+    def mean_colour(self) -> tuple[int, ...]:
+        """RGB, or all four channels, nearest to zero once normalised, as the network's own padding is."""
         levels = [min(255, max(0, round(255 * mean / self.full_value))) for mean in self.mean]
+        if self.channel_order == "RGBX":
+            return tuple(levels)
         by_channel = dict(zip(self.channel_order, levels, strict=True))
         red, green, blue = (by_channel.get(channel, levels[0]) for channel in "RGB")
         return red, green, blue
@@ -166,7 +176,7 @@ class Preprocessing:
         if self.channel_order == "L":
             planes = np.asarray(Image.fromarray(pixels).convert("L"))[None]
         else:
-            planes = (pixels if self.channel_order == "RGB" else pixels[..., ::-1]).transpose(2, 0, 1)
+            planes = (pixels[..., ::-1] if self.channel_order == "BGR" else pixels).transpose(2, 0, 1)
         out = np.empty(planes.shape, np.float32)
         out[...] = planes
         # torchvision's operations in torchvision's order: the same bits.
@@ -203,14 +213,18 @@ def suit_preprocessing(crop_pixels: int = 224, *, in_channels: int = 3) -> Prepr
 
     Raises BadConfiguration for channels that no image has.
     """
-    if in_channels not in (1, 3):
+    if in_channels not in (1, 3, 4):
         raise BadConfiguration(
-            f"images have 3 channels, or 1 as grey, got in_channels={in_channels}; "
+            f"images have 3 channels, 1 as grey, or 4, got in_channels={in_channels}; "
             "such a network is a VGG, but not a Classifier of images"
         )
-    grey: dict[str, Any] = {"channel_order": "L", "mean": (0.449,), "std": (0.226,)} if in_channels == 1 else {}
+    order: dict[str, Any] = {}
+    if in_channels == 1:
+        order = {"channel_order": "L", "mean": (GREY_MEAN,), "std": (GREY_STD,)}
+    elif in_channels == 4:
+        order = {"channel_order": "RGBX", "mean": (*IMAGENET_MEAN, GREY_MEAN), "std": (*IMAGENET_STD, GREY_STD)}
     resize_pixels = round(crop_pixels * 256 / 224) if crop_pixels >= 224 else crop_pixels
-    return Preprocessing(resize_pixels=resize_pixels, crop_pixels=crop_pixels, **grey)
+    return Preprocessing(resize_pixels=resize_pixels, crop_pixels=crop_pixels, **order)
 
 
 def _middle(side: int, crop: int) -> tuple[int, int]:
@@ -219,12 +233,12 @@ def _middle(side: int, crop: int) -> tuple[int, int]:
     return (first, first + crop) if side >= crop else (0, side)
 
 
-def _lay_on(colour: tuple[int, int, int], side: int, pixels: Pixels) -> Pixels:
+def _lay_on(colour: tuple[int, ...], side: int, pixels: Pixels) -> Pixels:
     """A square of one colour with the image in its middle."""
     height, width = pixels.shape[:2]
     if height == width == side:
         return pixels
-    square = np.empty((side, side, 3), np.uint8)
+    square = np.empty((side, side, len(colour)), np.uint8)
     square[...] = colour
     # An odd pixel goes to the right and to the bottom, as torchvision has it.
     left, top = (side - width) // 2, (side - height) // 2

@@ -30,7 +30,11 @@ def resize(pixels: Pixels, size: tuple[int, int], interpolation: Interpolation) 
 def resize_part(
     pixels: Pixels, size: tuple[int, int], interpolation: Interpolation, columns: Span, rows: Span
 ) -> Pixels:
-    """These columns and rows of RGB pixels (H, W, 3) resized to (width, height)."""
+    """These columns and rows of RGB pixels (H, W, 3), or of (H, W, 4), resized to (width, height)."""
+    if pixels.shape[2] == 4:  # by itself: Pillow would take it for the transparency of the others
+        colours = resize_part(pixels[..., :3], size, interpolation, columns, rows)
+        fourth = resize_part(pixels[..., [3, 3, 3]], size, interpolation, columns, rows)
+        return np.dstack([colours, fourth[..., :1]])
     height, width = pixels.shape[:2]
     shrinks = size[0] <= width and size[1] <= height
     quick = _find_quick() if interpolation == "bilinear" and shrinks else None

@@ -61,6 +61,10 @@ class Embeddings:
     skipped: tuple[Omission, ...] = ()
     """Files among the images that are no images, counted by reason."""
 
+    def __repr__(self) -> str:
+        count, width = self.vectors.shape
+        return f"Embeddings({self.layer} of {count:,} images, {width:,} numbers each)"
+
 
 def find_width(configuration: Configuration, layer: str) -> int:
     """F, the numbers of a vector; raises UnknownName.
@@ -113,9 +117,13 @@ def embed(
     total = count_sources(given)
     reading = Reading()
     samples = begin(given, reading)  # a place without images is refused before an engine is built
-    # A Model keeps what was compiled for it.
-    find = choose_engine if isinstance(classifier, ModelFile) else find_engine
-    computing = find(classifier, device, output=layer, precision=precision, engine=engine)
+    computing = (
+        choose_engine(classifier, device, output=layer, precision=precision, engine=engine)
+        if isinstance(classifier, ModelFile)
+        else find_engine(
+            classifier, device, output=layer, precision=precision, engine=engine
+        )  # keeps what it compiles
+    )
     found = []
     for _, each in iterate_embeddings(computing, classifier.card, samples, batch_size=batch_size):
         found.append(each)

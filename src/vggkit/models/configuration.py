@@ -306,12 +306,18 @@ def _fc_depth(until: str | None, configuration: Configuration) -> int | None:
 
 
 def demand_configuration(given: object, verb: str) -> Configuration:
-    """The Configuration that was given to a verb; raises BadConfiguration, with the line that finds it."""
-    if isinstance(given, Configuration):
-        return given
-    name = f"vggkit.configure({given!r})" if isinstance(given, str) else "vggkit.configure('vgg11')"
-    hint = "its .configuration" if hasattr(type(given), "configuration") else name
-    raise BadConfiguration(f"{verb} takes a Configuration, got {type(given).__name__}; give {hint}")
+    """The Configuration that was given to a verb: as such, by its name, or as that of a VGG or a Classifier.
+
+    Raises UnknownName with the nearest name, and BadConfiguration for what is none of these.
+    """
+    if isinstance(given, str):
+        return find_configuration(given)
+    found = getattr(given, "configuration", given)
+    if isinstance(found, Configuration):
+        return found
+    raise BadConfiguration(
+        f"{verb} takes a Configuration, a name such as 'vgg11' or a network, got {type(given).__name__}"
+    )
 
 
 def find_configuration(name: str) -> Configuration:

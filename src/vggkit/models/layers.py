@@ -27,10 +27,11 @@ class GridPool(nn.AdaptiveAvgPool2d):
 
     def __init__(self, grid: int, *, only_smaller: bool = False) -> None:
         super().__init__((grid, grid))
+        self.grid = grid
         self.only_smaller = only_smaller
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        return pool_to_grid(input, self.output_size[0], self.only_smaller)
+        return pool_to_grid(input, self.grid, self.only_smaller)
 
 
 class ChannelStatistics(nn.Module):

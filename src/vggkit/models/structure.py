@@ -59,8 +59,10 @@ def read_configuration(network: nn.Module, built: Configuration, *, base: type[n
     pool = network._modules["avgpool"]
     configuration = replace(built, **trunk, **_read_pool(pool, built), **_read_head(classifier, built))
     # torch's own computes the same as ours for the paper's head.
-    torchs = built.head == "fc" and type(pool) is nn.AdaptiveAvgPool2d
-    _compare("avgpool", pool, nn.AdaptiveAvgPool2d(pool.output_size) if torchs else build_pool(configuration))
+    expected: nn.Module = build_pool(configuration)
+    if built.head == "fc" and isinstance(pool, nn.AdaptiveAvgPool2d) and type(pool) is nn.AdaptiveAvgPool2d:
+        expected = nn.AdaptiveAvgPool2d(pool.output_size)
+    _compare("avgpool", pool, expected)
     _compare_layers(features, classifier, configuration)
     for key, shape in configuration.state_shapes().items():
         value = _find_tensor(network, key)
@@ -217,7 +219,7 @@ def _list_names(module: nn.Module, kind: str) -> list[str]:
 
 
 def _refuse_rewritten(place: str, found: nn.Module | None) -> None:
-    """Refuse a module whose weights are computed anew each time, with the line that settles them."""
+    """Refuse a module whose weights are computed anew each time, with the line that resolves them."""
     if found is None:
         return
     names = [*found._parameters, *found._buffers]

@@ -7,12 +7,16 @@ Shape letters: C channels, H and W pixels, K classes; no N, everything is for on
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from vggkit.arguments import plain_number
 from vggkit.errors import BadInput
 from vggkit.models.configuration import Configuration, demand_configuration
 from vggkit.models.graph import Graph
+from vggkit.notebook import write_html
+
+if TYPE_CHECKING:
+    from vggkit.models.vgg import VGG
 
 LayerKind = Literal["input", "conv", "bn", "lrn", "pool", "adaptive pool", "statistics", "fc", "mean"]
 
@@ -82,16 +86,71 @@ class Summary:
         """A value for JSON: every field by its name, tuples as lists."""
         return cast(dict[str, Any], _listed(asdict(self)))
 
+    def __repr__(self) -> str:
+        height, width = self.input_pixels
+        return f"Summary({self.description}, {height}×{width} pixels, {self.totals.parameters:,} parameters)"
 
-def summarize(configuration: Configuration, *, input: tuple[int, int] = (224, 224)) -> Summary:  # noqa: A002
-    """Shapes, parameters, multiply-adds, memory and receptive fields, layer by layer.
+    def __str__(self) -> str:
+        """The table, 80 characters wide, in ASCII, as any file takes it."""
+        from vggkit.reports.tables import draw_summary
+        from vggkit.reports.terminal import write_plainly
+
+        return write_plainly(draw_summary(self))
+
+    def __rich__(self) -> object:
+        """The table that `rich.print` and the shell show."""
+        from vggkit.reports.tables import draw_summary
+
+        return draw_summary(self)
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                layer.name,
+                " × ".join(map(str, layer.output_shape)),
+                f"{layer.parameters:,}",
+                f"{layer.multiply_adds:,}",
+                f"{layer.activation_bytes:,}",
+                "all" if layer.receptive_field_pixels is None else layer.receptive_field_pixels,
+            )
+            for layer in self.layers
+        ]
+        totals = self.totals
+        rows.append(
+            (
+                "total",
+                "",
+                f"{totals.parameters:,}",
+                f"{totals.multiply_adds:,}",
+                f"{totals.activation_bytes:,}",
+                "",
+            )
+        )
+        header = ("layer", "output", "parameters", "multiply-adds", "memory (bytes)", "receptive field (pixels)")
+        height, width = self.input_pixels
+        return write_html(f"{self.description}, {height} × {width} pixels", rows, header=header, most=None)
+
+
+def summarize(
+    configuration: "Configuration | VGG | str",
+    *,
+    input: tuple[int, int] = (224, 224),  # noqa: A002
+) -> Summary:
+    """Shapes, parameters, multiply-adds, memory and receptive fields, layer by layer; printed, it is a table.
 
     Args:
-        configuration: Any VGG; nothing is built.
+        configuration: A name that `list_models` gives, a Configuration, or what has one, such as a VGG or a
+            Classifier. Nothing is built.
         input: Height and width of the image in pixels.
 
-    Raises BadInput where the image is smaller than the network's `minimum_side`, or not two
-    whole numbers.
+    Raises UnknownName for a name that no model has, and BadInput where the image is smaller than the network's
+    `minimum_side`, or not two whole numbers.
+
+    >>> summarize("vgg11")
+    Summary(vgg11, 1,000 classes, 224×224 pixels, 132,863,336 parameters)
+    >>> print(summarize("vgg11", input=(64, 64)))  # doctest: +ELLIPSIS
+    vgg11, 1,000 classes, 64x64 pixels
+    ...
     """
     configuration, sides = demand_configuration(configuration, "summarize"), _check(input)
     graph = Graph(configuration, input_pixels=sides)

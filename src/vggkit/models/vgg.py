@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 from vggkit.errors import BadConfiguration, BadInput
 from vggkit.models.configuration import Configuration, Head, Scheme, configure, find_configuration
@@ -159,7 +160,7 @@ class VGG(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, K) of `images` (N, C, H, W), floating point, H and W at least `minimum_side`."""
-        if not torch.jit.is_scripting():  # noqa: SIM102 - the compiler leaves out what stands below this line alone
+        if not is_scripting():  # noqa: SIM102 - the compiler leaves out what stands below this line alone
             if not isinstance(images, fx.Proxy):
                 return self._read(images, self.classifier)
         # For graphs: the same layers, each called as a module, and no branch on a size.
@@ -183,7 +184,7 @@ class VGG(nn.Module):
         """The trunk, and then these layers of the head."""
         # Traced graphs carry no checks of ours: a guard on H and W would fix or bound their sizes.
         if not (torch.compiler.is_compiling() or isinstance(images, fx.Proxy)):
-            self._check(images)
+            check_images(images, channels=self._built.in_channels, smallest=self._built.minimum_side)
             if any(module._backward_hooks or module._backward_pre_hooks for module in self.modules()):
                 self.set_inplace(False)
         return self.read(self.features(images), layers)
@@ -192,24 +193,6 @@ class VGG(nn.Module):
         """What these first layers of the head, all or none of them, read of the trunk's last map: rows (N, F)."""
         maps = self.avgpool(maps)
         return self._slide(maps, layers) if self._slides else cast(Tensor, layers(torch.flatten(maps, 1)))
-
-    def _check(self, images: Tensor) -> None:
-        channels, smallest = self._built.in_channels, self._built.minimum_side
-        if not isinstance(images, Tensor):
-            raise BadInput(f"a batch of images is a torch tensor, got {type(images).__name__}")
-        shape = tuple(images.shape)
-        if images.dim() != 4 or shape[1] != channels:
-            raise BadInput(
-                f"a batch of images is (N, {channels}, H, W), got {shape}; "
-                "add the batch with [None], or build the network with in_channels="
-            )
-        if min(shape[2:]) < smallest:
-            raise BadInput(
-                f"images must be at least {smallest} pixels high and wide, got {shape[2]}×{shape[3]}: each pool "
-                "halves the map; enlarge the images, or cut the trunk earlier with until="
-            )
-        if not images.is_floating_point():
-            raise BadInput(f"images must be floating point and normalised, got {images.dtype}; see Preprocessing")
 
     def _slide(self, maps: Tensor, layers: nn.Sequential) -> Tensor:
         """The paper's head slid over the map, and the class scores averaged (paper, section 3.2)."""
@@ -229,6 +212,25 @@ class VGG(nn.Module):
             else:
                 maps = layer(maps)
         return _mean_inside(maps, rows, columns) if spare else maps.mean((2, 3))
+
+
+def check_images(images: Tensor, *, channels: int, smallest: int) -> None:
+    """Raise BadInput unless these are images (N, channels, H, W), floating point, of at least `smallest` pixels."""
+    if not isinstance(images, Tensor):
+        raise BadInput(f"a batch of images is a torch tensor, got {type(images).__name__}")
+    shape = tuple(images.shape)
+    if images.dim() != 4 or shape[1] != channels:
+        raise BadInput(
+            f"a batch of images is (N, {channels}, H, W), got {shape}; "
+            "add the batch with [None], or build the network with in_channels="
+        )
+    if min(shape[2:]) < smallest:
+        raise BadInput(
+            f"images must be at least {smallest} pixels high and wide, got {shape[2]}×{shape[3]}: each pool "
+            "halves the map; enlarge the images, or cut the trunk earlier with until="
+        )
+    if not images.is_floating_point():
+        raise BadInput(f"images must be floating point and normalised, got {images.dtype}; see Preprocessing")
 
 
 def slide(layer: nn.Linear | nn.Sequential, maps: Tensor, grid: int) -> Tensor:

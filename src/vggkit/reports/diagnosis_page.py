@@ -13,6 +13,7 @@ from vggkit import __version__
 from vggkit.data_checks.findings import Case, Diagnosis, Finding, Kind, Member, Severity, Sides
 from vggkit.files import write_text
 from vggkit.images.dataset import ImageSample, sort_labels
+from vggkit.images.preprocessing import suit_preprocessing
 from vggkit.reports.pages.rendering import (
     Thumb,
     find_folder,
@@ -46,6 +47,9 @@ SEVERITIES: Final[dict[Severity, str]] = {
 
 TITLES: Final[dict[Kind, str]] = {
     "unreadable": "Files that cannot be read",
+    "one-class": "Only one class",
+    "placeholder": "Placeholders among photos",
+    "nested": "Classes with subfolders",
     "missing-class": "Classes missing from a split",
     "similar-names": "Classes whose names look the same",
     "leakage": "Leakage: the same images in several splits",
@@ -87,9 +91,36 @@ def write_diagnosis_page(diagnosis: Diagnosis, path: str | Path) -> None:
         "sections": [show_finding(finding, gallery) for finding in diagnosis.findings],
         "folder": gallery.folder,
         "place": split_place(diagnosis.data),
-        "quoted": shlex.quote(diagnosis.data),
+        "samples": show_samples(diagnosis),
+        "check_command": write_command("check", diagnosis.data, diagnosis.asked),
+        "train_command": write_command("train", diagnosis.data, _without(diagnosis.asked, "model")),
+        "clean_command": write_command("train", "clean.csv", _only(diagnosis.asked, "image_size")),
     }
     write_text(path, render_page("diagnosis.html", values))
+
+
+def write_command(verb: str, data: str, options: Mapping[str, str]) -> str:
+    """A line for the shell, with the options that a check was given."""
+    stated = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
+    return shlex.join(["vggkit", verb, data, *stated])
+
+
+def _without(options: Mapping[str, str], name: str) -> dict[str, str]:
+    return {key: value for key, value in options.items() if key != name}
+
+
+def _only(options: Mapping[str, str], name: str) -> dict[str, str]:
+    return {key: value for key, value in options.items() if key == name}
+
+
+def show_samples(diagnosis: Diagnosis) -> dict[str, tuple[str, ...]]:
+    """A few images of each class as the network sees them, as `data:` addresses; of many classes the first."""
+    fed = suit_preprocessing(diagnosis.image_size)
+    shown = {}
+    for label in sort_labels(diagnosis.samples)[:CLASSES_AT_ONCE]:
+        thumbs = (make_thumb(member.image, fed=fed).source for member in diagnosis.samples[label])
+        shown[label] = tuple(filter(None, thumbs))
+    return shown
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,10 @@ PAIRS: Final = 12
 """Number of confusions that are listed."""
 ERRORS_AT_ONCE: Final = 12
 MOST_ERRORS: Final = 36
+OF_A_PROBE: Final = ("views", "balance", "label_smoothing", "precision", "validation_share", "fold", "seed")
+"""Fields of a recipe that a linear probe uses."""
+OF_VIEWS: Final = ("augmentation", "mirror", "rand_augment", "random_erasing")
+"""Those that it uses where it sees several views of each image."""
 MOST_CHANGES: Final = 24
 """Images shown for each pair of models, classified correctly by only one of the two."""
 HEADLINES: Final = (
@@ -102,7 +106,7 @@ def write_report(
                 "reliability": draw_reliability(shown),
                 "coverage": draw_coverage(shown),
                 "facts": list_facts(story.provenance),
-                "recipe": read_entry(story.provenance, "recipe"),
+                "recipe": list_recipe(story.provenance),
                 "findings": story.provenance.get("findings"),
                 "counts": read_image_counts(story.provenance),
                 "steps": story.steps,
@@ -268,6 +272,24 @@ def list_facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
         "Licence of the initial weights": str(weights.get("licence", "")) if isinstance(weights, Mapping) else "",
     }
     return [(name, value) for name, value in found.items() if value]
+
+
+def list_recipe(provenance: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """What the training was asked, as pairs of a name and a value; of a linear probe what it uses."""
+    recipe, probe = read_entry(provenance, "recipe"), read_entry(provenance, "linear_probe")
+    if recipe.get("trainable") != "head":
+        return [(name.replace("_", " "), value) for name, value in recipe.items()]
+    used = [name for name in OF_A_PROBE if name in recipe]
+    if recipe.get("views", 1) > 1:
+        used += [name for name in OF_VIEWS if name in recipe]
+    penalty = [("L2 penalty", probe["l2_penalty"])] if "l2_penalty" in probe else []
+    tried = [("L2 penalties tried", probe["tried"])] if probe.get("tried") else []
+    return [
+        ("trainable", "head: a linear probe, solved at once"),
+        *penalty,
+        *tried,
+        *[(name.replace("_", " "), recipe[name]) for name in used],
+    ]
 
 
 def read_image_counts(provenance: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,6 +1,6 @@
-"""Who hears of each epoch: `metrics.csv` always, and what people follow trainings with where they ask for it.
+"""Loggers of each epoch: `metrics.csv` always, and TensorBoard, wandb or MLflow where requested.
 
-Each logger is told the whole history, so that a run that goes on where it stopped tells nothing twice.
+Each logger receives the whole history, so that a resumed run logs nothing twice.
 One that fails is named once and left out; the training goes on.
 """
 
@@ -31,7 +31,7 @@ SECONDS_TO_ANSWER: Final = 20.0
 
 
 class Logger(Protocol):
-    """Somebody who hears of each epoch."""
+    """A logger of epochs."""
 
     def log(self, history: "Sequence[Epoch]") -> None:
         """Hear of every epoch until now, the newest last."""
@@ -94,9 +94,9 @@ def open_loggers(
     Args:
         names: Of `LOGGERS`.
         directory: The run's folder; where nothing else is said in the environment, all of them write there.
-        config: What the run was asked, for whoever compares runs.
+        config: What the run was asked, for comparisons of runs.
         title: What the run is called.
-        log: Hears of a logger that cannot be opened or fails; None: standard error does.
+        log: Called for a logger that cannot be opened or fails; None: prints to standard error.
 
     Raises UnknownName, and MissingExtra for a package that is not installed.
     """
@@ -124,7 +124,8 @@ class _Csv:
     def log(self, history: "Sequence[Epoch]") -> None:
         text = io.StringIO()
         rows = [asdict(epoch) for epoch in history]
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        measured = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+        writer = csv.DictWriter(text, measured, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         write_text(self._path, text.getvalue())
@@ -166,7 +167,7 @@ class _Wandb:
         with _environment(WANDB_ERROR_REPORTING="false", WANDB_SILENT="true"):
             import wandb
 
-            # Without a mode of its own, wandb would ask whoever is not logged in.
+            # Without a mode of its own, wandb would ask a user who is not logged in.
             known = "WANDB_MODE" in os.environ or wandb.login(prompt=False, verify=False)
             self._run: Any = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", PROJECT),
@@ -254,12 +255,13 @@ _GROUPS: Final = {
     "train_loss": "loss/train",
     "val_loss": "loss/val",
     "val_top1": "accuracy/val_top1",
+    "val_macro_f1": "accuracy/val_macro_f1",
 }
 """What TensorBoard shows in one card."""
 
 
 def _values(epoch: "Epoch") -> dict[str, float]:
-    return {name: float(value) for name, value in asdict(epoch).items() if name != "epoch"}
+    return {name: float(value) for name, value in asdict(epoch).items() if name != "epoch" and value is not None}
 
 
 def _is_installed(name: str) -> bool:

@@ -3,7 +3,6 @@ notebook, a line now and then in a file. Messages go to the logger `vggkit` too.
 """
 
 import importlib
-import io
 import logging
 import os
 import sys
@@ -25,10 +24,10 @@ from rich.progress import (
 from rich.text import Text
 
 from vggkit.escaping import escape_controls
-from vggkit.reports.terminal import open_terminal, print_line
+from vggkit.reports.terminal import break_between_words, is_terminal, open_terminal
 
 SECONDS_BETWEEN_LINES: Final = 10.0
-"""How often a file or a pipe hears of the progress."""
+"""How often progress is written to a file or a pipe."""
 SECONDS_BETWEEN_UPDATES: Final = 0.25
 """How often a notebook does."""
 LOGGER: Final = logging.getLogger("vggkit")
@@ -58,14 +57,6 @@ def only_our_errors() -> Iterator[None]:
             sys.stderr = before
             ours.flush()
             os.dup2(kept, 2)
-
-
-def _is_terminal(stream: object) -> bool:
-    """Whether a stream is a terminal; one that is closed, or is none at all, is not."""
-    try:
-        return isinstance(stream, io.TextIOBase) and stream.isatty()
-    except ValueError:
-        return False
 
 
 class _Rate(ProgressColumn):
@@ -119,7 +110,7 @@ class ProgressLine:
         self.console = open_terminal(file=sys.stderr, soft_wrap=True)
         self._notebook, self._display = find_notebook(), None
         # FORCE_COLOR and its like make rich take a file for a terminal; no bar belongs there.
-        self._is_live = self.console.is_terminal and _is_terminal(sys.stderr)
+        self._is_live = self.console.is_terminal and is_terminal(sys.stderr)
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
@@ -133,7 +124,7 @@ class ProgressLine:
             disable=quiet or not self._is_live,
             # What is printed meanwhile goes above the bar, but only where it would tear it: results that are
             # written to a file or a pipe stay there.
-            redirect_stdout=_is_terminal(sys.stdout),
+            redirect_stdout=is_terminal(sys.stdout),
             redirect_stderr=True,
         )
         self._rate = rate
@@ -157,20 +148,15 @@ class ProgressLine:
         LOGGER.info("%s", escape_controls(message))
 
     def warn(self, message: str) -> None:
-        """Print a line above the bar, quiet or not: on something that may spoil the result."""
+        """Print a line above the bar, quiet or not: an error, or something that may spoil the result."""
         if not is_heard_there(logging.WARNING):
             self._print(message)
         LOGGER.warning("%s", escape_controls(message))
 
     def _print(self, message: str) -> None:
-        self._progress.print(message) if self._progress.live.is_started else self.console.print(message)
-
-    def report(self, message: str) -> None:
-        """Print a line that is no progress, such as an error: above the bar, and with `quiet` too."""
-        if self._progress.live.is_started:
-            self._progress.print(message)
-        else:
-            print_line(message, to_stderr=True)
+        shown = escape_controls(message)
+        for line in break_between_words(shown).split("\n") if self._is_live else [shown]:
+            self._progress.print(line) if self._progress.live.is_started else self.console.print(line)
 
     def show(self, what: str, done: int, total: int | None) -> None:
         """Set the bar: what is being done, how much of it, and of how much where that is known."""
@@ -196,6 +182,8 @@ class ProgressLine:
             return
         self._written = now
         said = f"{what}: {done}" + (f" of {total}" if total is not None else "")
+        if total is None and not done:
+            said = what  # nothing that is counted
         _, before, since = self._begun
         if self._rate and done > before and now > since:
             pace = (done - before) / (now - since)

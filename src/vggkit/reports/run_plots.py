@@ -67,7 +67,7 @@ def plot_strengths(solution: "HeadSolution", path: str | Path, *, title: str) ->
     """Plot the cross-validated loss and accuracy of a linear probe by the strength of its L2 penalty.
 
     Args:
-        solution: The solved head; its chosen strength is marked.
+        solution: The linear probe; its chosen strength is marked.
         path: A .png, .pdf or .svg file.
         title: The title of the figure.
 

@@ -4,10 +4,13 @@ Every table, message and line of text goes through here: control characters appe
 taken for rich's markup or its names of emoji.
 """
 
+import io
+import shutil
 import sys
+import textwrap
 from typing import IO
 
-from rich.console import Console, HighlighterType, JustifyMethod, OverflowMethod
+from rich.console import Console, HighlighterType, JustifyMethod, OverflowMethod, RenderableType
 from rich.style import Style
 from rich.text import Text
 
@@ -47,6 +50,19 @@ def open_terminal(
     return Terminal(file=file, width=width, soft_wrap=soft_wrap, quiet=quiet, highlight=False)
 
 
+def write_plainly(drawn: RenderableType, *, width: int = 80) -> str:
+    """What a console of ASCII shows, as text without trailing spaces, for `str` of a record."""
+    out = _Ascii()
+    open_terminal(file=out, width=width).print(drawn)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+class _Ascii(io.StringIO):
+    """A stream that rich draws in ASCII for."""
+
+    encoding = "ascii"
+
+
 def write_line(*parts: str | tuple[str, str], style: str = "", overflow: OverflowMethod | None = None) -> Text:
     """A line of text; a part of it may come with a style of its own."""
     pairs = [(part, "") if isinstance(part, str) else part for part in parts]
@@ -66,5 +82,27 @@ def stack_lines(*lines: str | Text, style: str = "") -> Text:
 
 
 def print_line(text: str, *, to_stderr: bool = False, flush: bool = False) -> None:
-    """One line on standard output, or on standard error; what stands in it is shown and not obeyed."""
-    print(escape_controls(text), file=sys.stderr if to_stderr else sys.stdout, flush=flush)
+    """One line on standard output, or on standard error; what stands in it is shown and not obeyed.
+
+    A terminal gets it broken between words, and no word is broken: a path or a command can be copied from it.
+    """
+    stream = sys.stderr if to_stderr else sys.stdout
+    shown = escape_controls(text)
+    print(break_between_words(shown) if is_terminal(stream) else shown, file=stream, flush=flush)
+
+
+def break_between_words(text: str) -> str:
+    """Lines as wide as the terminal; a word that is longer stays whole, and the terminal breaks it."""
+    width = shutil.get_terminal_size().columns
+    if len(text) <= width:
+        return text
+    lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False, drop_whitespace=True)
+    return "\n".join(lines)
+
+
+def is_terminal(stream: object) -> bool:
+    """Whether a stream is a terminal; one that is closed, or is none at all, is not."""
+    try:
+        return isinstance(stream, io.TextIOBase) and stream.isatty()
+    except ValueError:
+        return False

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from vggkit.errors import MissingExtra
+from vggkit.errors import BadConfiguration, MissingExtra
 from vggkit.images.decoding import Pixels
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.images.resizing import resize
@@ -73,12 +73,14 @@ class View:
         - rand_augment: two random operations of RandAugment's fourteen (Cubuk 2020).
         - random_erasing: a rectangle painted over in the mean colour (Zhong 2020).
 
-        Raises MissingExtra for rand_augment without torchvision.
+        Raises MissingExtra for rand_augment without torchvision, BadConfiguration for it with four channels.
         """
         assert recipe.augmentation != "auto", "the recipe is resolved"
         assert recipe.mirror != "auto", "the recipe is resolved"
         if recipe.rand_augment is not None and importlib.util.find_spec("torchvision") is None:
             raise MissingExtra.of("torchvision", "RandAugment", "train")
+        if recipe.rand_augment is not None and preprocessing.decoded_channels == 4:
+            raise BadConfiguration("rand_augment changes the colours of three channels, and these images have 4")
         return cls(
             preprocessing, recipe.augmentation, recipe.mirror, recipe.rand_augment, float(recipe.random_erasing)
         )
@@ -237,7 +239,7 @@ def _shift(pixels: Pixels, down: int, right: int) -> Pixels:
     return moved
 
 
-def _erase(pixels: Pixels, box: Box, colour: tuple[int, int, int]) -> Pixels:
+def _erase(pixels: Pixels, box: Box, colour: tuple[int, ...]) -> Pixels:
     top, left, height, width = box
     erased = pixels.copy()
     erased[top : top + height, left : left + width] = colour

@@ -151,7 +151,7 @@ class TrainingBatches:
     def _fill(self, rows: NDArray[np.float32], epoch: int, order: NDArray[np.int64], places: Sequence[int]) -> None:
         """The views at these places of the epoch, ready for the network, into `rows` (N, C, H, W)."""
         crop = self._preprocessing.crop_pixels
-        seen = np.empty((len(places), crop, crop, 3), np.uint8)
+        seen = np.empty((len(places), crop, crop, self._preprocessing.decoded_channels), np.uint8)
         for row, place in enumerate(places):
             index = int(order[place])
             seen[row] = self._view.vary(
@@ -161,7 +161,7 @@ class TrainingBatches:
                 mirrored=self._choose_side(epoch, index),
             )
         # One above the other they are one tall image: many small ones are scaled at once.
-        tall = self._preprocessing.normalize(seen.reshape(-1, crop, 3))
+        tall = self._preprocessing.normalize(seen.reshape(-1, crop, seen.shape[-1]))
         rows[...] = tall.reshape(-1, len(places), crop, crop).swapaxes(0, 1)
 
     def _prepare(self, index: int) -> Pixels:
@@ -172,7 +172,7 @@ class TrainingBatches:
         image = self._images[index]
         # A view may be a small part, enlarged; where all is decoded, nothing is lost.
         least = None if self._preprocessing.least_side is None else 2 * self._preprocessing.crop_pixels
-        pixels = self._view.prepare(image.decode(least_side=least))
+        pixels = self._view.prepare(image.decode(least_side=least, channels=self._preprocessing.decoded_channels))
         if pixels is not image.pixels:
             self._held.hold(index, pixels)
         return pixels

@@ -37,7 +37,7 @@ class SetByHand:
         usual = network.configuration.dropout
         return cls(
             frozen=tuple(key for key, value in network.named_parameters() if not value.requires_grad),
-            # All in evaluation mode is what whoever predicts leaves, and says nothing of learning.
+            # All in evaluation mode is what a prediction leaves, and says nothing of learning.
             resting=tuple(name for name, module in modules.items() if network.training and not module.training),
             dropout={name: module.p for name, module in drops.items() if module.p != usual},
             momentum={name: norm.momentum for name, norm in norms.items() if norm.momentum != USUAL_MOMENTUM},

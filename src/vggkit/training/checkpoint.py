@@ -9,12 +9,13 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from torch import Tensor
 
 from vggkit.errors import BadCheckpoint, BadOutput
@@ -44,6 +45,17 @@ class Epoch:
     """Share in [0, 1] of validation images whose best class is right, after it."""
     seconds: float
     """Its duration, validation included."""
+    val_macro_f1: float | None = None
+    """Mean F1 in [0, 1] of the classes that the validation images have, each class alike; None in epochs of
+    versions that did not measure it."""
+
+
+def measure_macro_f1(predicted: Tensor, targets: Tensor, *, classes: int) -> float:
+    """Mean F1 in [0, 1] of the classes that there are images of; predicted and targets are (N,) class numbers."""
+    hits = torch.bincount(targets[predicted == targets], minlength=classes)
+    told, there = torch.bincount(predicted, minlength=classes), torch.bincount(targets, minlength=classes)
+    f1 = 2 * hits.double() / (told + there).clamp(min=1)
+    return float(f1[there > 0].mean())
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +105,25 @@ class Checkpoints:
 
     Args:
         directory: The run's folder.
-        card: What the network is, for whoever reads the file.
+        card: What the network is, for readers of the file.
         identity: What the run is, by name: its recipe, its images; a state of another is not taken.
+        usual: Values of fields of the identity that a state does not name, as the version that wrote it had no such
+            fields.
+        changeable: Fields of the identity, by its names, that may be others than the state's.
     """
 
-    def __init__(self, directory: Path, *, card: Card, identity: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        card: Card,
+        identity: Mapping[str, Mapping[str, Any]],
+        usual: Mapping[str, Mapping[str, Any]] | None = None,
+        changeable: Mapping[str, Collection[str]] | None = None,
+    ) -> None:
         self._last, self._epoch = directory / "last.ckpt", directory / "epoch.ckpt"
         self._card, self._identity = card, identity
+        self._usual, self._changeable = usual or {}, changeable or {}
 
     def keep(self, state: Mapping[str, Tensor], progress: Progress) -> None:
         """Write where the training stands; raises BadOutput, and then the states before are still there."""
@@ -130,11 +154,17 @@ class Checkpoints:
         for name, now in self._identity.items():
             before = json.loads(metadata.get(name) or metadata.get(_EARLIER.get(name, ""), "{}"))
             before = {_RENAMED.get(key, key): value for key, value in before.items()}
-            changed = [key for key in now if before.get(key) != json.loads(json.dumps(now[key]))]
+            before = {**json.loads(json.dumps(self._usual.get(name, {}))), **before}
+            changed = [
+                key
+                for key in now
+                if key not in self._changeable.get(name, ()) and before.get(key) != json.loads(json.dumps(now[key]))
+            ]
             if changed:
                 raise BadCheckpoint(
                     f"{path}: was written with other {name} than the run has now ({', '.join(changed)} changed), "
-                    "and a run goes on only as it was begun. Undo the change, or begin a new run with --config"
+                    "and a run continues only with what it started with. Undo the change, or begin a new run with "
+                    "--config"
                 )
         return state, Progress.from_json(metadata.get("progress", "null"))
 

@@ -4,6 +4,7 @@ Shape letters: N images, C channels, H and W pixels, K classes.
 """
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +35,7 @@ STEP_COST: Final = 275
 """What it costs to learn a parameter, whatever the batch, in multiply-adds of an image's forward and backward."""
 LEAST_STEPS: Final = 10
 """Steps that an epoch has at least where there are images enough; with fewer, hardly anything is learnt in it."""
-TRIED: Final = 2
+TRIED: Final = 4
 """Trial steps by which a training's time is estimated."""
 GROWTH: Final = 1.05
 """What twice the batch must bring in throughput on a GPU to be worth it."""
@@ -114,7 +115,7 @@ def choose_batch_size(
         return min(wanted, max(1, images)), "more at once compute no faster"
     size, reason = wanted, "more a step are hardly faster here"
     if size > fair:
-        size, reason = fair, f"about {LEAST_STEPS} steps an epoch from {images:,} images"
+        size, reason = fair, f"{math.ceil(images / fair)} steps an epoch from {images:,} images"
     available = find_available_memory()
     while (
         available is not None
@@ -178,7 +179,7 @@ def search_batch_size(time_step: Callable[[int], float], *, largest: int) -> tup
             return best, "more a step are hardly faster here"
         best, fastest, size = size, size / seconds, 2 * size
     if size > largest:
-        return best, f"about {LEAST_STEPS} steps an epoch"
+        return best, "more a step would leave an epoch too few steps"
     if best:
         return best, "as many as the GPU's memory holds"
     for size in (LEAST // 2, LEAST // 4, 1):
@@ -222,8 +223,9 @@ def estimate_seconds(
     val: Sequence[ImageSample],
     *,
     preprocessing: Preprocessing,
+    keep_seconds: float = 0.0,
 ) -> Estimate | None:
-    """How long a training from here will be, by two trial steps and some images decoded.
+    """How long a training from here will be, by some trial steps and some images decoded.
 
     The train_state stays as it is, bit for bit: network, statistics of batch norm, optimizer, random
     generators. None where there are fewer than ten steps for one that is tried.
@@ -233,6 +235,7 @@ def estimate_seconds(
         train: Images to learn from.
         val: Images to measure each epoch on.
         preprocessing: What the network is fed.
+        keep_seconds: What it takes to write a state; an epoch writes one, and the weights of the best epoch.
 
     Raises BadImage for an image that is gone.
     """
@@ -258,11 +261,12 @@ def estimate_seconds(
     computing = steps * step + len(val) * step / size / 3
     decoding = (len(train) + len(val)) * image / count_threads()
     epoch = computing + decoding if train_state.device.type == "cpu" else max(computing, decoding)
+    epoch += 1.5 * keep_seconds
     return Estimate(epoch, epochs * epoch)
 
 
 def _time_step(train_state: TrainState, size: int, pixels: int, *, times: int) -> float:
-    """Seconds of a step of random images, the least of some after one that warms up."""
+    """Seconds of a step of random images, the median of some after one that warms up."""
     configuration, device = train_state.network.configuration, train_state.device
     draw = torch.Generator().manual_seed(derive_seed("trial", size))
     images = torch.randn(size, configuration.in_channels, pixels, pixels, generator=draw)
@@ -275,7 +279,7 @@ def _time_step(train_state: TrainState, size: int, pixels: int, *, times: int) -
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - started)
-    return min(seconds[1:])
+    return statistics.median(seconds[1:])
 
 
 def _time_image(images: Sequence[ImageSample], preprocessing: Preprocessing) -> float:
@@ -288,12 +292,12 @@ def _time_image(images: Sequence[ImageSample], preprocessing: Preprocessing) -> 
 
 
 def describe(estimate: Estimate | None, *, memory_bytes: int) -> str:
-    """Such as `about 12 s an epoch, 2 min in all, 3.1 GB of memory`."""
+    """Such as `about 12 s an epoch, 2 min of training in all, 3.1 GB of memory`."""
     memory = f"{memory_bytes / 1e9:.1f} GB of memory"
     if estimate is None:
         return f"about {memory}"
     epoch, whole = spell_duration(estimate.epoch_seconds), spell_duration(estimate.seconds)
-    return f"about {epoch} an epoch, {whole} in all, {memory}"
+    return f"about {epoch} an epoch, {whole} of training in all, {memory}"
 
 
 def spell_duration(seconds: float) -> str:

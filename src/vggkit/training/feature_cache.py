@@ -274,8 +274,11 @@ class _Source:
             missing = [view for view, store in enumerate(stores) if store.find(content, view) is None]
             if not missing:
                 return [], (content, missing)
-            least = self.preprocessing.least_side
-            pixels = image.decode() if data is None else decode(data, name=image.path, least_side=least)
+            least, channels = self.preprocessing.least_side, self.preprocessing.decoded_channels
+            if data is None:
+                pixels = image.decode(channels=channels)
+            else:
+                pixels = decode(data, name=image.path, least_side=least, channels=channels)
         except BadImage as problem:
             raise BadImage(f"{problem}; it could be read when the training began") from problem
         return [self._see(pixels, content, view) for view in missing], (content, missing)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from vggkit.images.dataset import ImageSample
 from vggkit.training.batches import weigh_classes
 from vggkit.training.by_hand import SetByHand
-from vggkit.training.checkpoint import Epoch
+from vggkit.training.checkpoint import Epoch, measure_macro_f1
 from vggkit.training.estimates import spell_duration
 from vggkit.training.feature_cache import Features, extract_features
 from vggkit.training.logistic_regression import HeadSolution, solve_head
@@ -41,6 +41,10 @@ class LinearProbe:
     def compute_logits(self, split: str) -> NDArray[np.float32]:
         """Logits (N, K) of a split's rows."""
         return self.solution.compute_logits(self.features[split].rows)
+
+    def to_provenance(self) -> dict[str, float | int]:
+        """What the Classifier's file says of how its last layer was solved."""
+        return {"l2_penalty": self.solution.strength, "tried": len(self.solution.tried)}
 
     @property
     def feature_scale(self) -> float:
@@ -136,6 +140,7 @@ def fit_probe(
             val_loss=F.cross_entropy(logits, targets).item(),
             val_top1=(logits.argmax(1) == targets).double().mean().item(),
             seconds=time.monotonic() - started,
+            val_macro_f1=measure_macro_f1(logits.argmax(1), targets, classes=len(classifier.labels)),
         ),
     )
 

@@ -15,6 +15,7 @@ Precision = Literal["auto", "fp32", "bf16", "amp"]
 Augmentation = Literal["auto", "none", "shift", "photo"]
 Mirror = Literal["auto", "none", "random", "alternating"]
 Balance = Literal["none", "weights", "sampling"]
+Monitor = Literal["top1", "loss", "macro-f1"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,9 @@ class Recipe:
     """Evaluate and save an exponential moving average of the weights, with this decay in (0, 1)."""
     patience: int | None = None
     """Stop early, after this number of epochs without a lower validation loss."""
+    monitor: Monitor = "top1"
+    """Which figure of the validation images chooses the best epoch, whose weights are kept: top1 (then the loss),
+    loss, or macro-f1 (then the loss), in which rare classes count as much as frequent ones."""
     label_smoothing: float = 0.0
     """Probability in [0, 1) of the target that is distributed evenly over all classes."""
     augmentation: Augmentation = "auto"
@@ -180,6 +184,14 @@ class Recipe:
             if name not in known:
                 raise BadConfiguration(str(UnknownName.of("field of a recipe", name, known)))
         return cls(**values)
+
+
+def rank_epoch(
+    monitor: Monitor, *, val_top1: float, val_loss: float, val_macro_f1: float | None
+) -> tuple[float, float]:
+    """What is higher for a better epoch, by the monitored figure and then by the loss."""
+    figures = {"top1": val_top1, "loss": -val_loss, "macro-f1": val_macro_f1 or 0.0}
+    return figures[monitor], -val_loss
 
 
 def _is_whole(value: object) -> bool:

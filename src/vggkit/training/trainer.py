@@ -29,17 +29,21 @@ from vggkit.models.vgg import VGG
 from vggkit.training.augmentation import Mixing
 from vggkit.training.batches import TrainingBatches, weigh_classes
 from vggkit.training.by_hand import NOTHING, SetByHand
-from vggkit.training.checkpoint import Checkpoints, Epoch, Progress
-from vggkit.training.estimates import describe, estimate_memory, estimate_seconds
+from vggkit.training.checkpoint import Checkpoints, Epoch, Progress, measure_macro_f1
+from vggkit.training.estimates import Estimate, describe, estimate_memory, estimate_seconds, spell_duration
 from vggkit.training.guards import Guards, watch_activity
 from vggkit.training.linear_probe import LinearProbe, fit_probe, needs_probe
 from vggkit.training.optimizers import learning_rate_at
-from vggkit.training.recipe import Recipe
+from vggkit.training.recipe import Monitor, Recipe, rank_epoch
 from vggkit.training.train_state import TrainState
 from vggkit.weights.model import Model
 
 MOST_RETURNS: Final = 3
 """How often a training that diverges returns to the start of the epoch before it gives up."""
+TOLERATED: Final = 1.3
+"""By what an epoch may differ from the estimate before what is left is estimated anew."""
+MENTIONED_SECONDS: Final = 5.0
+"""Time left below which that is not worth a line."""
 LOWER: Final = 0.3
 """What the learning rate is multiplied by each time."""
 
@@ -72,14 +76,19 @@ class FitResult:
     history: tuple[Epoch, ...]
     """Every epoch; a linear probe alone is one epoch."""
     best_epoch: int
-    """The number of the best one: highest validation accuracy, then lowest validation loss, then the first."""
+    """The number of the best one, by the recipe's `monitor`."""
     probe: LinearProbe | None = None
     """Where the last layer alone was trained, with the logits of each split."""
 
 
-def find_best(history: Sequence[Epoch]) -> Epoch:
-    """The epoch of the highest validation accuracy, of these of the lowest loss, and of these the first."""
-    return max(history, key=lambda epoch: (epoch.val_top1, -epoch.val_loss))
+def find_best(history: Sequence[Epoch], monitor: Monitor) -> Epoch:
+    """The epoch of the best monitored figure, of these of the lowest validation loss, and of these the first."""
+    return max(
+        history,
+        key=lambda epoch: rank_epoch(
+            monitor, val_top1=epoch.val_top1, val_loss=epoch.val_loss, val_macro_f1=epoch.val_macro_f1
+        ),
+    )
 
 
 class Trainer:
@@ -113,6 +122,7 @@ class Trainer:
         self.save_seconds, self.callbacks = save_seconds, callbacks
         self.val = splits["val"]
         self.progress = Progress()
+        self._estimate: Estimate | None = None
 
     def fit(self, state: State | None = None, *, progress: Progress = Progress()) -> FitResult:  # noqa: B008 (frozen)
         """Train to the end.
@@ -129,7 +139,7 @@ class Trainer:
             return self._fit_last_layer()
         feature_scale = 1.0
         if progress == Progress() and needs_probe(self.classifier, self.by_hand):
-            if state is None:  # what it begins with, for whoever stops it before the first step
+            if state is None:  # what it begins with, in case it is stopped before the first step
                 self._keep_start()
             state = None
             self.callbacks.log(
@@ -148,14 +158,15 @@ class Trainer:
         self._prepare(feature_scale)
         if state is not None:
             self.train_state.restore(state)
-        else:
-            self._log_estimate()
+        keep_seconds = self._keep_beginning()
+        if state is None:
+            self._log_estimate(keep_seconds)
         self.callbacks.signals.patient = True
         try:
             self._fit_by_steps()
         finally:
             self.callbacks.signals.patient = False
-        return FitResult(self.progress.history, find_best(self.progress.history).epoch)
+        return FitResult(self.progress.history, find_best(self.progress.history, self.recipe.monitor).epoch)
 
     def _fit_last_layer(self) -> FitResult:
         """The last layer alone, on features of every image that are computed once."""
@@ -210,17 +221,35 @@ class Trainer:
             batch_size=self.recipe.batch_size,
         )
 
-    def _log_estimate(self) -> None:
+    def _keep_beginning(self) -> float:
+        """The state before an epoch, to which one that diverges goes back; gives the seconds that writing took."""
+        started, history = time.monotonic(), self.progress.history
+        if self.progress.batches == 0 and (not history or history[-1].epoch < self.recipe.epochs):
+            self._keep()
+        return time.monotonic() - started
+
+    def _log_estimate(self, keep_seconds: float) -> None:
         """How long it will take and how much memory, by some trial steps."""
         self.callbacks.on_step("estimating the duration", 0, None)
         fed = self.classifier.preprocessing
-        estimate = estimate_seconds(self.train_state, self.splits["train"], self.val, preprocessing=fed)
+        estimate = self._estimate = estimate_seconds(
+            self.train_state, self.splits["train"], self.val, preprocessing=fed, keep_seconds=keep_seconds
+        )
         self.callbacks.log(describe(estimate, memory_bytes=self._estimate_memory()))
+
+    def _correct_estimate(self, epoch: Epoch) -> None:
+        """After the first epoch, how long the others will take, where that was estimated wrongly."""
+        estimate, self._estimate = self._estimate, None
+        left = (self.recipe.epochs - epoch.epoch) * epoch.seconds
+        if estimate is None or left < MENTIONED_SECONDS:
+            return
+        if not 1 / TOLERATED < epoch.seconds / estimate.epoch_seconds < TOLERATED:
+            self.callbacks.log(
+                f"by this epoch's {spell_duration(epoch.seconds)}: about {spell_duration(left)} left"
+            )
 
     def _fit_by_steps(self) -> None:
         """Epoch by epoch, from where `progress` is."""
-        if replace(self.progress, history=()) == Progress():
-            self._keep()
         for epochs in range(1, len(self.progress.history) + 1):
             self.guards.look(self.progress.history[:epochs], {})  # logged before the training was stopped
         while not self._is_over():
@@ -232,6 +261,7 @@ class Trainer:
                 continue
             history = (*self.progress.history, epoch)
             self.callbacks.on_epoch(history, self.train_state.evaluated)
+            self._correct_estimate(epoch)
             self.progress = replace(
                 Progress(),
                 epoch=epoch.epoch + 1,
@@ -346,6 +376,7 @@ class Trainer:
             val_loss=val_loss,
             val_top1=(scores.argmax(1) == right).double().mean().item(),
             seconds=time.monotonic() - self._clock,
+            val_macro_f1=measure_macro_f1(scores.argmax(1), right, classes=len(labels)),
         )
 
     def _rate_at(self, step: int) -> float:

@@ -11,6 +11,7 @@ from vggkit.models.vgg import VGG
 from vggkit.weights.dialects import Place, Source, from_layout
 from vggkit.weights.formats.weight_file import WeightFile
 from vggkit.weights.identify import Examination
+from vggkit.weights.zero_biases import list_zero_biases
 
 
 class CanonicalWeights(Mapping[str, Tensor]):
@@ -33,6 +34,10 @@ class CanonicalWeights(Mapping[str, Tensor]):
         if configuration is not None:
             sheet = examination.lay_out_for(configuration)
             self.sources = dict(sheet.locate(configuration)) if sheet else {}
+        wanted = configuration or examination.identification.configuration
+        zeros = list_zero_biases(wanted, self.sources) if wanted else ()
+        self.zeros = {key: self.sources[f"{key.removesuffix('bias')}weight"] for key in zeros}
+        """The biases that the file's convolutions do not have, each with the weight beside it."""
         used = {key for source in self.sources.values() for key in source.keys}
         self._others = tuple(key for key in file.entries if key not in used and key not in self.sources)
 
@@ -40,9 +45,20 @@ class CanonicalWeights(Mapping[str, Tensor]):
         if key in self.sources:
             source = self.sources[key]
             return self._multiply(source) if source.product else self._read(source.place)
+        if key in self.zeros:
+            dtype: torch.dtype = getattr(torch, self._file.entries[self.zeros[key].place.key].dtype)
+            return torch.zeros(self.zeros[key].shape[0], dtype=dtype)
         if key in self._others:
             return self._file.read(key)
         raise KeyError(key)
+
+    def find_shape(self, key: str) -> tuple[int, ...] | None:
+        """The shape under that key without reading the values; None where there is none."""
+        if key in self.sources:
+            return self.sources[key].shape
+        if key in self.zeros:
+            return self.zeros[key].shape[:1]
+        return self._file.entries[key].shape if key in self._others else None
 
     def _read(self, place: Place) -> Tensor:
         return from_layout(self._file.read(place.key), place)
@@ -67,14 +83,15 @@ class CanonicalWeights(Mapping[str, Tensor]):
         return carried.to(dtype)
 
     def __contains__(self, key: object) -> bool:
-        return key in self.sources or key in self._others
+        return key in self.sources or key in self.zeros or key in self._others
 
     def __iter__(self) -> Iterator[str]:
         yield from self.sources
+        yield from self.zeros
         yield from self._others
 
     def __len__(self) -> int:
-        return len(self.sources) + len(self._others)
+        return len(self.sources) + len(self.zeros) + len(self._others)
 
 
 def build_network(file: WeightFile, examination: Examination) -> VGG:
@@ -86,7 +103,8 @@ def build_network(file: WeightFile, examination: Examination) -> VGG:
     configuration = found.configuration
     if configuration is None:
         raise BadCheckpoint(f"{file.path}: is {found.verdict}")
-    sources = examination.sources
+    weights = CanonicalWeights(file, examination)
+    sources = (*examination.sources, *weights.zeros)
     lacking = [
         key
         for key in configuration.state_shapes()
@@ -97,7 +115,6 @@ def build_network(file: WeightFile, examination: Examination) -> VGG:
     if lacking:
         shown = ", ".join(lacking[:4]) + (f" and {len(lacking) - 4} more" if len(lacking) > 4 else "")
         raise BadCheckpoint(f"{file.path}: {found.verdict}; its network cannot be built without {shown}")
-    weights = CanonicalWeights(file, examination)
     with torch.device("meta"):
         network = VGG(configuration)
     for key in sources:

@@ -26,7 +26,8 @@ from vggkit.weights.card import INPUT_RANGE, Card
 from vggkit.weights.dialects import Dialect, Place, map_keys, to_layout
 from vggkit.weights.formats.detect import open_weights
 from vggkit.weights.formats.weight_file import WeightFile
-from vggkit.weights.identify import Examination, Identification, examine
+from vggkit.weights.identification import Identification
+from vggkit.weights.identify import Examination, examine
 from vggkit.weights.input_conventions import (
     InputConvention,
     describe_convention,
@@ -153,6 +154,9 @@ def convert(
                 dtype = _torch_type(file, examination, key)
                 turn = turn_first if key == "features.0.weight" else None
                 pieces.append(Piece(place.key, shape, dtype, partial(_read_turned, weights, key, place, turn)))
+            elif key in weights.zeros:
+                dtype = _torch_type(file, examination, f"{key.removesuffix('bias')}weight")
+                pieces.append(Piece(place.key, shape, dtype, partial(_read_turned, weights, key, place, None)))
             elif key.endswith("num_batches_tracked"):  # readers of today ask for what old files lack
                 pieces.append(Piece(place.key, shape, torch.int64, lambda: torch.zeros((), dtype=torch.int64)))
         metadata, notes = _write_metadata(examination, turned, to, suffix, scales)

@@ -109,13 +109,15 @@ def measure(module: Module, *, channels_last: bool) -> Window | None:
 Position = tuple[int, ...]
 """Where a module stands: (index,) in `features`, or (block, position), or (count,) in order."""
 
-Scheme = Literal["index", "blocks", "names", "keras", "order"]
-"""How names say the place. index: `features.7`. blocks: `features.4.conv2`. names: `conv3_2`.
+Scheme = Literal["index", "blocks", "units", "names", "keras", "order"]
+"""How names say the place. index: `features.7`. blocks: `features.4.conv2`. units: `features.4.conv`, a
+convolution with its norm and ReLU, and each pool counted as one, as MMPretrain has them. names: `conv3_2`.
 keras: `block3_conv2`. order: they do not; the first convolution is the first."""
 
 _TRUNKS: Final[Mapping[Scheme, re.Pattern[str]]] = {
     "index": re.compile(r"(?:.*\.)?features\.(?P<at>\d+)"),
     "blocks": re.compile(r"(?:.*\.)?features\.(?P<even>\d+)\.(?P<kind>conv|bn)(?P<position>\d+)"),
+    "units": re.compile(r"(?:.*\.)?features\.(?P<at>\d+)\.(?P<kind>conv|bn)"),
     "names": re.compile(r"(?:.*[./])?(?P<kind>conv|bn)(?P<block>\d+)_(?P<position>\d+)"),
     "keras": re.compile(r"(?:.*[./])?block(?P<block>\d+)_(?P<kind>conv|bn)(?P<position>\d+)"),
 }
@@ -128,7 +130,7 @@ def place_by_name(name: str, scheme: Scheme) -> Position | None:
         return None
     said = found.groupdict()
     match scheme:
-        case "index":
+        case "index" | "units":
             return (int(said["at"]),)
         case "blocks":
             even = int(said["even"])

@@ -114,7 +114,7 @@ def look_at_file(repository: str, name: str, *, revision: str | None = None) -> 
     """What the hub says about the file `name` of `owner/name`; raises BadDownload and MissingExtra."""
     hub = _import_hub()
     with _explained(f"hf://{repository}", BadDownload):
-        # One question without retries: whoever asks has another host, or a person who waits.
+        # One question without retries: another host or a user is waiting.
         found = hub.get_hf_file_metadata(
             hub.hf_hub_url(repository, name, revision=revision, endpoint=_endpoint()), endpoint=_endpoint()
         )

@@ -2,8 +2,9 @@
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from math import isqrt
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,7 +12,7 @@ from vggkit.escaping import escape_controls
 from vggkit.images.preprocessing import CROP_PIXELS, Preprocessing
 from vggkit.models.configuration import PAPER_LETTERS, Configuration, Head, configure
 from vggkit.weights.dialects import Dialect, Shaped
-from vggkit.weights.entries import Module, gather_modules
+from vggkit.weights.entries import Module, gather_modules, place_by_name
 from vggkit.weights.input_conventions import describe_convention
 from vggkit.weights.layer_matches import Sheet
 from vggkit.weights.layer_matching import Recognition
@@ -181,7 +182,28 @@ def name_other_network(entries: Mapping[str, Shaped]) -> str | None:
             "AdaIN's normalised VGG, which is another network than VGG19: a 1×1 convolution takes the image in, "
             "the filters are rescaled, and the maps are padded by reflection"
         )
-    return None
+    return _name_tiny(modules)
+
+
+def _name_tiny(modules: Sequence[Module]) -> str | None:
+    """CNN Explainer's TinyVGG, which courses teach: two blocks of two convolutions of one width, and one matrix."""
+    kernels = [module.shapes["weight"] for module in modules if module.kind == "conv"]
+    matrices = [module.shapes["weight"] for module in modules if module.kind == "linear"]
+    width = kernels[0][0] if kernels else 0
+    same = [(width, into, 3, 3) for into in (kernels[0][1], *(width,) * 3)] if kernels else []
+    named = any(place_by_name(module.name, "index") for module in modules)
+    if not kernels or kernels != same or len(matrices) != 1 or len(modules) != 5 or named:
+        return None
+    classes, reads = matrices[0]
+    side = isqrt(reads // width)
+    if not side or side * side * width != reads:
+        return None
+    return (
+        f"TinyVGG, as CNN Explainer has it and courses teach it: four 3×3 convolutions of width {width} and one "
+        f"matrix on {side}×{side} maps, for {classes} classes. Its maps come of images of {4 * side + 12} pixels "
+        f"where the convolutions are unpadded, as published, which is another network than any VGG, and of "
+        f"{4 * side} where they are padded; its keys do not say which"
+    )
 
 
 def describe_shapes(entries: Mapping[str, Shaped], sheet: Sheet | None) -> str:
@@ -319,7 +341,7 @@ def write_load_line(
     quoted = json.dumps(str(path), ensure_ascii=False)
     if is_classifier:
         return None if missing or others else f"clf = vk.load({quoted})"
-    if configuration.in_channels not in (1, 3):
+    if configuration.in_channels not in (1, 3, 4):
         return None
     classes = recognition.num_classes
     labels = f"[str(k) for k in range({classes})]" if classes else '["ant", "bee"]'

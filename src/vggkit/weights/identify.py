@@ -31,6 +31,7 @@ from vggkit.weights.input_conventions import Evidence, find_evidence, read_state
 from vggkit.weights.layer_matches import Sheet, lay_out
 from vggkit.weights.layer_matching import Recognition, choose_sheet, list_networks
 from vggkit.weights.locate import locate_model
+from vggkit.weights.zero_biases import list_zero_biases
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +201,8 @@ def _compare(
     located = {key: source for key, source in match.sources.items() if key in expected}
     sources = {key: source for key, source in located.items() if source.shape == expected[key]}
     # Files older than PyTorch 0.4.1 do not count batches.
-    lacking = [key for key in expected if key not in located and not key.endswith("num_batches_tracked")]
+    known = {*located, *list_zero_biases(configuration, located)}
+    lacking = [key for key in expected if key not in known and not key.endswith("num_batches_tracked")]
     used = {key for source in located.values() for key in source.keys}
     unexpected = tuple(key for key in file.entries if key not in used)
     misshapen = tuple(
@@ -273,6 +275,8 @@ def _name_dialect(file: WeightFile, sheet: Sheet) -> Dialect | str:
             first = sheet.trunk[min(sheet.trunk)]
             plain = first.keys["weight"].endswith(f"{first.name}.weight") and not sheet.channels_last
             return "explicit" if plain and file.container != "npz" else "caffe"
+        case "units" if heads(r"(.*\.)?classifier\.\d+"):
+            return "mmpretrain"
         case "keras":
             return "keras"
         case "order" if file.container.startswith("keras") or sheet.channels_last:

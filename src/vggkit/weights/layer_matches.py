@@ -162,6 +162,9 @@ def places_of(configuration: Configuration, scheme: Scheme) -> dict[str, Positio
         return {layer.name: (layer.index,) for layer in convolutions}
     if scheme == "order":
         return {layer.name: (number,) for number, layer in enumerate(convolutions)}
+    if scheme == "units":
+        units = [layer for layer in configuration.trunk if layer.kind in ("conv", "pool")]
+        return {layer.name: (number,) for number, layer in enumerate(units) if layer.kind == "conv"}
     return {layer.name: _block_and_position(layer) for layer in convolutions}
 
 
@@ -192,7 +195,7 @@ def _lay_by_names(
     modules: Sequence[Module], keys: tuple[str, ...], last: bool, listed: Sequence[str]
 ) -> list[Sheet]:
     """By what names say of the places; none where they leave a convolution of the trunk out."""
-    schemes: tuple[Scheme, ...] = ("index", "blocks", "names", "keras")
+    schemes: tuple[Scheme, ...] = ("index", "blocks", "units", "names", "keras")
     for scheme in schemes:
         trunk, norms, rest = {}, {}, []
         orphans: dict[Position | HeadPlace, Module] = {}

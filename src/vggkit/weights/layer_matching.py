@@ -256,8 +256,8 @@ def _depths(sheet: Sheet, sizes: Sequence[Window]) -> list[int] | None:
     """Convolutions of each block."""
     places = sorted(sheet.trunk)
     match sheet.scheme:
-        case "index":
-            step = 3 if sheet.norms else 2
+        case "index" | "units":
+            step = 1 if sheet.scheme == "units" else 3 if sheet.norms else 2
             depths = [1]
             for before, after in pairwise(place[0] for place in places):
                 if after - before == step:

@@ -158,7 +158,7 @@ class Model:
         model: str | Configuration = "vgg11",
         *,
         labels: Iterable[str] | Mapping[str, int] | Mapping[int, str],
-        weights: str | Path | None = None,
+        weights: str | Path | Mapping[str, Tensor] | None = None,
         preprocessing: Preprocessing | None = None,
         in_channels: int | None = None,
         head: Head | None = None,
@@ -174,13 +174,14 @@ class Model:
             model: A name of `list_models()`, or a Configuration.
             labels: Class names in the order of the logits, or a mapping of them to their numbers.
             weights: `imagenet`, the model's published weights; the name of a model with published weights;
-                a file of a VGG's weights in any dialect that `identify` knows; a run's folder; or
-                `hf://owner/name`. The last layer is reinitialised where its classes differ by number or by
-                name, and the head where another one is requested; the same classes in another order keep
-                their rows. `provenance["weights"]` reports what became of every key.
+                a file of a VGG's weights in any dialect that `identify` knows; a run's folder;
+                `hf://owner/name`; or a state dict in memory, such as `network.state_dict()`. The last layer is
+                reinitialised where its classes differ by number or by name, and the head where another one is
+                requested; the same classes in another order keep their rows. `provenance["weights"]` reports
+                what became of every key.
             preprocessing: None: that of `weights`, where their input convention is known; else
                 ImageNet's at 224 pixels, grey for one channel.
-            in_channels: 3, or 1 for grey images; first filters of `weights` are adapted.
+            in_channels: 3, 1 for grey images, or 4; first filters of `weights` are adapted.
             head: `fc`, `dense` or `pool`.
             dropout: Chance in [0, 1).
             until: Last layer of the trunk, such as `relu3_4`.
@@ -195,7 +196,7 @@ class Model:
         configuration = configure(
             model, num_classes=len(labels), in_channels=in_channels, head=head, dropout=dropout, until=until
         )
-        published = find_published_for(weights, configuration.model)
+        published = None if isinstance(weights, Mapping) else find_published_for(weights, configuration.model)
         if published is not None and published.preprocessing.channels == configuration.in_channels:
             preprocessing = preprocessing or published.preprocessing
         # Fitting together is checked before anything is fetched, and a network of half a gigabyte built.
@@ -206,7 +207,12 @@ class Model:
         found: Mapping[str, Tensor] = {}
         fetched = fetch(published.model) if published is not None else None
         if weights is not None:
-            with open_weights(fetched.path if fetched is not None else locate_model(weights)) as file:
+            place: Path | Mapping[str, Tensor]
+            if fetched is not None:
+                place = fetched.path
+            else:
+                place = weights if isinstance(weights, Mapping) else locate_model(weights)
+            with open_weights(place) as file:
                 examination = examine(file)
                 preprocessing = preprocessing or _adapt_preprocessing(examination, configuration.in_channels)
                 known = name_imagenet_classes(labels) if fetched is not None else _list_classes(examination)
@@ -326,10 +332,14 @@ def _adapt_preprocessing(examination: Examination, in_channels: int) -> Preproce
     stated = examination.identification.preprocessing
     if stated is None or stated.channels == in_channels:
         return stated
-    if (stated.channels, in_channels) != (3, 1):
+    if stated.channels != 3 or in_channels not in (1, 4):
         return None
-    # Filters summed over the channels see grey images on the mean of their scales.
+    # Filters summed over the channels see grey images on the mean of their scales, and so they do a fourth channel.
     mean, std = sum(stated.mean) / 3, sum(stated.std) / 3
+    if in_channels == 4:
+        if stated.channel_order != "RGB":
+            return None
+        return replace(stated, channel_order="RGBX", mean=(*stated.mean, mean), std=(*stated.std, std))
     return replace(stated, channel_order="L", mean=(mean,), std=(std,))
 
 

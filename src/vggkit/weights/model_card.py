@@ -203,7 +203,7 @@ def _describe_licence(provenance: Mapping[str, Any]) -> str:
     weights = _mapping(provenance, "weights")
     said = [f"It is under {escape_markdown(_licence(provenance))}."]
     if _licence(provenance) == "unknown":
-        said = ["None was stated by whoever published it; ask before using it."]
+        said = ["None was stated by its publisher; ask before using it."]
     if weights.get("licence"):
         terms = f"{weights['licence']}: {weights.get('terms', 'no more is known')}"
         said.append(f"It started from weights under {escape_markdown(terms)}.")

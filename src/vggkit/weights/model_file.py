@@ -16,6 +16,7 @@ from vggkit.errors import BadCheckpoint, BadOutput
 from vggkit.files import whole_file
 from vggkit.models.configuration import Configuration
 from vggkit.models.initialization import adapt_filters
+from vggkit.weights.canonical import CanonicalWeights
 from vggkit.weights.formats.detect import open_weights
 
 
@@ -72,7 +73,7 @@ class LoadedWeights:
 
 def select_weights(
     configuration: Configuration,
-    weights: Mapping[str, Tensor],
+    weights: CanonicalWeights,
     *,
     source: str,
     other_classes: str | None = None,
@@ -88,7 +89,7 @@ def select_weights(
 
     Args:
         configuration: The network.
-        weights: Tensors by canonical key; read one at a time, where the mapping is lazy.
+        weights: Tensors by canonical key; only those that are taken are read.
         source: What they come from, for messages.
         other_classes: Why the last layer is reinitialised even where it fits, in words; None: it is not.
         allow_partial: Let missing and misshapen keys keep their random values, and ignore
@@ -106,23 +107,24 @@ def select_weights(
     fresh, missing, misshapen = [], [], []
     classes, fitted = None, False
     for key, shape in expected.items():
-        value = weights.get(key)
-        if value is not None and key == "features.0.weight" and value.dim() == 4 and value.shape[1] == 3:
-            value = adapt_filters(value, configuration.in_channels)
-        fits = value is not None and tuple(value.shape) == shape
-        fits = fits and (head_fits or not key.startswith("classifier."))
-        if value is not None and fits and not (other_classes and key.startswith(last)):
-            loaded[key] = value
+        found = weights.find_shape(key)
+        adapted: Tensor | None = None
+        if key == "features.0.weight" and found is not None and len(found) == 4 and found[1] == 3:
+            adapted = adapt_filters(weights[key], configuration.in_channels)
+            found = tuple(adapted.shape)
+        fits = found == shape and (head_fits or not key.startswith("classifier."))
+        if fits and not (other_classes and key.startswith(last)):
+            loaded[key] = adapted if adapted is not None else _read_taken(weights, key)
         elif key.startswith(reinitialised):
             fresh.append(key)
             fitted = fitted or (fits and key.startswith(last))
-            if head_fits and value is not None and key == f"{last}weight" and tuple(value.shape[1:]) == shape[1:]:
-                classes = value.shape[0]
-        elif value is None:
+            if head_fits and found is not None and key == f"{last}weight" and found[1:] == shape[1:]:
+                classes = found[0]
+        elif found is None:
             if not key.endswith("num_batches_tracked"):  # files older than PyTorch 0.4.1 have none
                 missing.append(key)
         else:
-            misshapen.append(f"{key} {tuple(value.shape)} in place of {shape}")
+            misshapen.append(f"{key} {found} in place of {shape}")
     if fresh and any(key in loaded for key in _same_layer(fresh)):
         loaded = {key: value for key, value in loaded.items() if key not in _same_layer(fresh)}
     ignored = [key for key in weights if key not in loaded]
@@ -131,8 +133,8 @@ def select_weights(
     unexpected = [] if behind else [key for key in ignored if key not in expected]
     strange = missing or misshapen or unexpected
     if strange and not (allow_partial and any(value.dim() == 4 for value in loaded.values())):
-        found = {"missing": missing, "misshapen": misshapen, "unexpected": unexpected}
-        listed = "; ".join(f"{what}: {_shortened(keys)}" for what, keys in found.items() if keys)
+        wrong = {"missing": missing, "misshapen": misshapen, "unexpected": unexpected}
+        listed = "; ".join(f"{what}: {_shortened(keys)}" for what, keys in wrong.items() if keys)
         raise BadCheckpoint(
             f"{source}: does not contain the weights of {configuration.model}"
             f"{f' until {configuration.until}' if configuration.until else ''} ({listed})"
@@ -154,6 +156,17 @@ def select_weights(
         ignored=tuple(ignored),
         reinitialised=said,
     )
+
+
+def _read_taken(weights: CanonicalWeights, key: str) -> Tensor:
+    """One tensor; raises BadCheckpoint for values that are not finite, with the way past a head without values."""
+    try:
+        return weights[key]
+    except BadCheckpoint as problem:
+        if not key.startswith("classifier."):
+            raise
+        hint = "of a file whose classifier has no values (torchvision's IMAGENET1K_FEATURES) take head='pool'"
+        raise BadCheckpoint(f"{problem}; {hint}") from problem
 
 
 def _same_layer(keys: Sequence[str]) -> set[str]:

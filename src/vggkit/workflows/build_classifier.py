@@ -1,5 +1,6 @@
 """A Classifier for a dataset: its classes, the size of its images, the input that given weights expect."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,8 @@ def build_classifier(
     fit_mode: FitMode | None = None,
     reduced_decoding: bool = False,
     in_channels: int | None = None,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
     head: Head | None = None,
     dropout: float | None = None,
     until: str | None = None,
@@ -40,7 +43,9 @@ def build_classifier(
             images their own size, rounded to 32.
         fit_mode: `crop`, `pad` or `stretch`; None: the weights' own, or crop.
         reduced_decoding: Large JPEGs are decoded at a smaller scale; see `Preprocessing`.
-        in_channels: 3, or 1 for grey.
+        in_channels: 3, 1 for grey, or 4.
+        mean: What is subtracted from each channel; none: what the weights expect, or ImageNet's.
+        std: What each channel is divided by; none: as for `mean`.
         head: None: the model's, or below 128 pixels the pool head (the map is 1×1 to 3×3 there, and
             the paper's head would read up to 49 copies of it).
         dropout: Chance in [0, 1).
@@ -85,6 +90,8 @@ def build_classifier(
         fed,
         fit_mode=fit_mode or given.fit_mode,
         reduced_decoding=reduced_decoding or given.reduced_decoding,
+        mean=tuple(mean) or fed.mean,
+        std=tuple(std) or fed.std,
     )
     if fed == given:
         return classifier

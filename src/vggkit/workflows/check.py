@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -11,12 +12,13 @@ import numpy as np
 
 from vggkit.arguments import demand_count
 from vggkit.data_checks import rules
-from vggkit.data_checks.findings import Diagnosis, Finding, Sides
+from vggkit.data_checks.findings import Diagnosis, Finding, Member, Sides
 from vggkit.data_checks.survey import Sighting, survey
 from vggkit.errors import BadData, BadOutput
 from vggkit.files import demand_apart, demand_writable
 from vggkit.images.class_names import shorten_names
 from vggkit.images.dataset import ImageDataset
+from vggkit.images.labelled import LabelledImages
 from vggkit.images.near_duplicates import NearDuplicate, find_near_duplicates
 from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.images.sources.tables import Columns
@@ -24,6 +26,12 @@ from vggkit.weights.card import demand_classifier
 
 if TYPE_CHECKING:
     from vggkit.weights.model import Model
+
+MOST_NAMED: Final = 3
+"""Unreadable images that a training names; the rest is counted."""
+
+SAMPLES: Final = 4
+"""Images of each class that a page shows."""
 
 MOST_COMPARED: Final = 20_000
 """Number of images above which a training does not search for near duplicates, which would take minutes."""
@@ -33,7 +41,7 @@ OnProgress = Callable[[str, int, int], None]
 
 
 def check(
-    data: str | Path | ImageDataset,
+    data: LabelledImages,
     classifier: "Model | None" = None,
     *,
     columns: Columns = Columns(),  # noqa: B008 (frozen)
@@ -48,7 +56,7 @@ def check(
     their name. With a Classifier also labels that are probably wrong, and outliers.
 
     Args:
-        data: A folder, table, archive or name that `open_dataset` takes, or an ImageDataset.
+        data: A folder, table, archive or name or images from Python, as `open_dataset` takes them.
         classifier: A Classifier whose features are used to find label errors and outliers: trained on such
             images or on ImageNet. Its labels do not matter.
         columns: The names of a table's columns.
@@ -64,14 +72,18 @@ def check(
     if classifier is not None:
         demand_classifier(classifier, "check")
     started = time.perf_counter()
-    opened = data if isinstance(data, ImageDataset) else open_dataset(data, columns=columns)
+    opened = open_dataset(data, columns=columns)
     seen_pixels = image_size or (classifier.preprocessing.crop_pixels if classifier else 224)
-    sightings = list(survey(opened, on_progress=_about("reading images", on_progress)))
+    channels = classifier.preprocessing.decoded_channels if classifier is not None else 3
+    sightings = list(survey(opened, channels=channels, on_progress=_about("reading images", on_progress)))
     counts = count_readable(opened, sightings)
     pairs = find_near_copies(sightings, on_progress=on_progress)
     found = [
         rules.find_unreadable(sightings),
+        rules.find_one_class(opened.labels),
         rules.find_missing_classes(opened, sightings),
+        rules.find_placeholders(sightings),
+        rules.find_nested(opened),
         rules.find_similar_names(opened.labels),
         rules.find_few(counts),
         rules.find_imbalance(counts),
@@ -84,6 +96,7 @@ def check(
     ]
     if classifier is not None:
         found += _check_labels(classifier, sightings, pairs, device=device, on_progress=on_progress)
+    asked = {**asdict(columns), "image_size": image_size}
     heads = [sighting.head for sighting in sightings if sighting.head is not None]
     return Diagnosis(
         data=opened.name,
@@ -98,7 +111,23 @@ def check(
         findings=tuple(sorted(filter(None, found), key=rules.weigh_finding)),
         seconds=time.perf_counter() - started,
         skipped=opened.skipped,
+        asked={name: str(value) for name, value in asked.items() if value is not None},
+        samples=choose_samples(sightings),
     )
+
+
+def choose_samples(sightings: Iterable[Sighting]) -> dict[str, tuple[Member, ...]]:
+    """A few readable images of each class, evenly spaced."""
+    readable: dict[str, list[Sighting]] = {}
+    for sighting in sightings:
+        if sighting.problem is None:
+            readable.setdefault(sighting.label, []).append(sighting)
+    return {
+        label: tuple(
+            rules.member(found[round(place)]) for place in np.linspace(0, len(found) - 1, min(SAMPLES, len(found)))
+        )
+        for label, found in readable.items()
+    }
 
 
 def guard_outputs(images: ImageDataset, *, table: Path | None = None, page: Path | None = None) -> None:
@@ -129,6 +158,7 @@ def vet(
     images: ImageDataset,
     *,
     despite_findings: bool,
+    channels: int = 3,
     log: Callable[[str], None],
     on_progress: OnProgress | None = None,
 ) -> tuple[ImageDataset, dict[str, str]]:
@@ -139,6 +169,7 @@ def vet(
     Args:
         images: A dataset with the splits `train` and `val`, perhaps more.
         despite_findings: Continue where a class is missing from a split.
+        channels: As for `survey`.
         log: Called with a sentence for each finding that matters for a training.
         on_progress: Called with the name of a step, how much of it is done, and how much it is in all.
 
@@ -150,10 +181,12 @@ def vet(
     if (finding := rules.find_combined_labels(images.labels)) is not None:
         more = f" (and {len(finding.cases) - 1:,} more)" if len(finding.cases) > 1 else ""
         log(f"warning: {finding.cases[0].detail}{more}; {finding.advice}")
-    sightings = list(survey(images, on_progress=_about("reading images", on_progress)))
-    for sighting in sightings:
-        if sighting.problem is not None:
-            log(f"excluded: {sighting.problem}")
+    sightings = list(survey(images, channels=channels, on_progress=_about("reading images", on_progress)))
+    unreadable = [sighting.problem for sighting in sightings if sighting.problem is not None]
+    for problem in unreadable[:MOST_NAMED]:
+        log(f"excluded: {problem}")
+    if len(unreadable) > MOST_NAMED:
+        log(f"excluded: {len(unreadable) - MOST_NAMED:,} more images that cannot be read")
     _demand_readable(images, sightings)
     missing, similar = rules.find_missing_classes(images, sightings), rules.find_similar_names(images.labels)
     names = "; ".join(case.detail for case in similar.cases[:5]) if similar is not None else ""
@@ -175,7 +208,10 @@ def vet(
     for finding in rules.find_copies(sightings, pairs):
         if finding.kind in ("leakage", "contradiction"):
             first = " = ".join(f"{member.path} ({member.label})" for member in finding.cases[0].members[:2])
-            log(f"warning: {finding.summary}, the first {first}; `vggkit check` lists them and --fix removes them")
+            log(
+                f"warning: {finding.summary}, the first {first}; `vggkit check DATA --fix clean.csv` writes a "
+                "table by which no copies are in two splits or two classes"
+            )
     readable = [sighting for sighting in sightings if sighting.problem is None]
     contents = {name: hashlib.sha256() for name in images.splits}
     for sighting in readable:

@@ -15,6 +15,7 @@ from vggkit.evaluation.comparison import PairedComparison, compare_predictions
 from vggkit.evaluation.evaluation import proportion_interval
 from vggkit.evaluation.predictions import ENDINGS, Predictions
 from vggkit.reports.comparison import ComparedRun, Comparison
+from vggkit.training.recipe import Monitor, rank_epoch
 from vggkit.weights.card import read_card
 from vggkit.workflows.run_config import FILE_NAME, RunConfig
 from vggkit.workflows.run_folder import read_run_state
@@ -53,7 +54,7 @@ def _find_runs(place: Path) -> list[Path]:
 
 
 def _read_run(folder: Path, config: RunConfig, *, name: str) -> ComparedRun:
-    best, history, settled = folder / "best.safetensors", read_history(folder / "metrics.csv"), config.resolved
+    best, history, resolved = folder / "best.safetensors", read_history(folder / "metrics.csv"), config.resolved
     about: Mapping[str, Any] = config.found.get("data") or {}
     network: Mapping[str, Any] = config.found.get("configuration") or {}
     provenance: Mapping[str, Any] = {}
@@ -61,7 +62,7 @@ def _read_run(folder: Path, config: RunConfig, *, name: str) -> ComparedRun:
         card = read_card(best)
         provenance, network = card.provenance, card.configuration.to_dict()
     is_finished = read_run_state(folder).state == "finished" and "metrics" in provenance
-    figures = dict(provenance["metrics"]) if is_finished else _figures_so_far(history, about)
+    figures = dict(provenance["metrics"]) if is_finished else _figures_so_far(history, about, resolved.monitor)
     split = figures.get("split") or figures.get("part", "val")
     interval = figures.get("top1_interval")
     spent = sum(row["seconds"] for row in history)
@@ -70,10 +71,10 @@ def _read_run(folder: Path, config: RunConfig, *, name: str) -> ComparedRun:
         directory=str(folder),
         model=config.network.model,
         head=str(network.get("head") or config.network.head or "–"),
-        trainable=settled.trainable,
+        trainable=resolved.trainable,
         is_finished=is_finished,
         idle_seconds=_find_idle_seconds(folder),
-        epochs=1 if settled.trainable == "head" else settled.epochs,
+        epochs=1 if resolved.trainable == "head" else resolved.epochs,
         history=history,
         best_epoch=figures.get("epoch"),
         split=split,
@@ -94,7 +95,7 @@ def read_history(path: Path) -> tuple[Mapping[str, float], ...]:
         return ()
     try:
         with open(path, encoding="utf-8", newline="") as lines:
-            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(lines)]
+            rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(lines)]
         for row in rows:
             _ = row["epoch"], row["train_loss"], row["val_loss"], row["val_top1"], row["seconds"]
     except (ValueError, TypeError, KeyError) as problem:
@@ -102,11 +103,21 @@ def read_history(path: Path) -> tuple[Mapping[str, float], ...]:
     return tuple(rows)
 
 
-def _figures_so_far(history: Sequence[Mapping[str, float]], about: Mapping[str, Any]) -> dict[str, Any]:
+def _figures_so_far(
+    history: Sequence[Mapping[str, float]], about: Mapping[str, Any], monitor: Monitor
+) -> dict[str, Any]:
     """The validation metrics of the best epoch so far."""
     if not history:
         return {}
-    best = max(history, key=lambda row: (row["val_top1"], -row["val_loss"]))
+    best = max(
+        history,
+        key=lambda row: rank_epoch(
+            monitor,
+            val_top1=row["val_top1"],
+            val_loss=row["val_loss"],
+            val_macro_f1=row.get("val_macro_f1"),
+        ),
+    )
     counts: Mapping[str, Any] = about.get("images") or about.get("pictures") or {}
     n, top1 = counts.get("val"), best["val_top1"]
     return {

@@ -22,6 +22,7 @@ from vggkit.images.class_names import shorten_names
 from vggkit.images.dataset import ImageDataset, identify_images
 from vggkit.interruption import hear_signals
 from vggkit.models.vgg import VGG
+from vggkit.notebook import write_html
 from vggkit.reports.evaluation_page import suggest_steps
 from vggkit.reports.loggers import open_loggers
 from vggkit.reports.plots import PlotEnding
@@ -29,10 +30,10 @@ from vggkit.reports.progress import ProgressLine
 from vggkit.reports.run_plots import plot_strengths
 from vggkit.training.by_hand import SetByHand
 from vggkit.training.checkpoint import Checkpoints, Epoch, Progress
-from vggkit.training.recipe import Recipe
+from vggkit.training.recipe import Monitor, Recipe
 from vggkit.training.trainer import Callbacks, FitResult, State, Trainer, find_best
 from vggkit.weights.model import Model
-from vggkit.workflows.run_config import RunConfig
+from vggkit.workflows.run_config import NetworkChoice, RunConfig
 from vggkit.workflows.run_folder import fill_folder, list_metrics, track_run
 
 OnEpoch = Callable[[Epoch], object]
@@ -52,9 +53,26 @@ class TrainingRun:
     history: tuple[Epoch, ...]
     """Every epoch; one alone where the last layer was solved directly."""
     best_epoch: int
-    """The number of the best epoch: highest validation accuracy, then lowest validation loss."""
+    """The number of the best epoch, by the recipe's `monitor`."""
     evaluation: Evaluation
     """Of the best epoch's weights, on the test split where the data has one, else on the validation split."""
+
+    def __repr__(self) -> str:
+        best = f"epoch {self.best_epoch} of {self.history[-1].epoch} is the best"
+        return f"TrainingRun({str(self.directory)!r}, {best}, {self.evaluation!r})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                f"{epoch.epoch}{' (best)' if epoch.epoch == self.best_epoch else ''}",
+                *(f"{value:.4f}" for value in (epoch.train_loss, epoch.val_loss, epoch.val_top1)),
+                f"{epoch.seconds:.1f} s",
+            )
+            for epoch in self.history
+        ]
+        header = ("epoch", "train loss", "val loss", "val top-1", "time")
+        history = write_html(f"{self.directory}: {self.classifier!r}", rows, header=header)
+        return history + self.evaluation._repr_html_()
 
 
 def fit_and_record(
@@ -72,7 +90,7 @@ def fit_and_record(
     on_epoch: OnEpoch | None = None,
     resumed: bool = False,
 ) -> TrainingRun:
-    """Fit, evaluate and write what came of it; whoever stops it gets the command that continues."""
+    """Fit, evaluate and write what came of it; stopped, it prints the command that continues."""
     recipe, last = config.resolved, directory / "last.ckpt"
     # What the states of a run belong to; one that is not the same to the last bit is another run's.
     identity = {
@@ -81,7 +99,13 @@ def fit_and_record(
         "by_hand": dict(config.found.get("by_hand", {})),
         "images": dict(contents),
     }
-    checkpoints = Checkpoints(directory, card=classifier.card, identity=identity)
+    checkpoints = Checkpoints(
+        directory,
+        card=classifier.card,
+        identity=identity,
+        usual={"recipe": Recipe().to_dict(), "network": asdict(NetworkChoice())},
+        changeable={"recipe": {"epochs"}},
+    )
     state, progress = _restore(classifier, checkpoints, by_hand) if resumed else (None, Progress())
     if resumed:
         line.log(f"resuming {directory} in epoch {progress.epoch}, after {progress.batches} of its batches")
@@ -102,7 +126,7 @@ def fit_and_record(
         )
 
         def record(history: tuple[Epoch, ...], network: VGG) -> None:
-            epoch, best = history[-1], find_best(history)
+            epoch, best = history[-1], find_best(history, recipe.monitor)
             if epoch == best:
                 Model(
                     network,
@@ -113,7 +137,10 @@ def fit_and_record(
                 ).save(directory / BEST)
             loggers.log(history)
             tracker.advance(epoch=epoch.epoch, best_epoch=best.epoch)
-            line.log(_describe_epoch(epoch, epochs) + ("  best" if epoch == best and epochs > 1 else ""))
+            line.log(
+                _describe_epoch(epoch, epochs, monitor=recipe.monitor)
+                + ("  best" if epoch == best and epochs > 1 else "")
+            )
 
         def show(what: str, done: int, total: int | None) -> None:
             if what in ("train", "validate"):
@@ -154,6 +181,7 @@ def fit_and_record(
                 "metrics": list_metrics(evaluation, evaluation.split, result.best_epoch),
                 "seconds": round(earlier + time.monotonic() - started, 1),
                 "peak_memory_bytes": find_peak_memory(),
+                **({} if result.probe is None else {"linear_probe": result.probe.to_provenance()}),
             },
         )
         line.show("writing the report", 0, None)
@@ -263,8 +291,9 @@ def _list_notes(dataset: ImageDataset, split: str, *, epochs: int, calibrated: b
     return tuple(notes)
 
 
-def _describe_epoch(epoch: Epoch, epochs: int) -> str:
+def _describe_epoch(epoch: Epoch, epochs: int, *, monitor: Monitor) -> str:
+    macro_f1 = f"val macro F1 {epoch.val_macro_f1:.4f}  " if monitor == "macro-f1" else ""
     return (
         f"epoch {epoch.epoch:>{len(str(epochs))}}  train loss {epoch.train_loss:.4f}  "
-        f"val loss {epoch.val_loss:.4f}  val top-1 {epoch.val_top1:.4f}  {epoch.seconds:5.1f} s"
+        f"val loss {epoch.val_loss:.4f}  val top-1 {epoch.val_top1:.4f}  {macro_f1}{epoch.seconds:5.1f} s"
     )

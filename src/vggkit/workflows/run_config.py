@@ -3,19 +3,19 @@
 Each field's comment in the file is the text under the field in the code, which is the command line's help too.
 """
 
-import ast
-import inspect
 import os
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, get_args, get_origin, get_type_hints
 
 import yaml
 
+from vggkit.arguments import is_number
 from vggkit.errors import BadConfiguration, UnknownName, VggkitError
+from vggkit.field_texts import read_field_texts
 from vggkit.files import write_text
 from vggkit.images.preprocessing import FitMode
 from vggkit.images.sources.locations import is_address
@@ -64,7 +64,11 @@ class NetworkChoice:
     reduced_decoding: bool = False
     """Decode large JPEGs at a smaller scale, which is faster and changes pixels slightly."""
     in_channels: int = 3
-    """Number of input channels: 3, or 1 for greyscale."""
+    """Number of input channels: 3, 1 for greyscale, or 4 for images that have so many."""
+    mean: tuple[float, ...] = ()
+    """Subtracted from each channel's values in [0, 1], a number for each. Default: the weights', or ImageNet's."""
+    std: tuple[float, ...] = ()
+    """Each channel is divided by it, a number for each. Default: the weights', or ImageNet's."""
     dropout: float | None = None
     """Dropout probability in [0, 1). Default: the model's."""
     initialization: Scheme = "kaiming"
@@ -77,6 +81,11 @@ class NetworkChoice:
 
     def __post_init__(self) -> None:
         _check_types(self)
+        for name in ("mean", "std"):
+            given = getattr(self, name)
+            if not isinstance(given, Sequence) or not all(map(is_number, given)):
+                raise BadConfiguration(f"{name} must be numbers, one for each channel; got {given!r}")
+            object.__setattr__(self, name, tuple(given))
         for name in ("image_size", "in_channels"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -125,7 +134,7 @@ class RunConfig:
     find_learning_rate: bool = False
     """Search for a learning rate first, in a short run at ever higher rates."""
     from_python: bool = False
-    """It was begun from Python, with a Classifier of its own: --config begins with other weights than it did."""
+    """It was started from Python, with a Classifier of its own: --config begins with other weights than it did."""
     network: NetworkChoice = field(default_factory=NetworkChoice)
     """The network that is trained."""
     recipe: Recipe = field(default_factory=Recipe)
@@ -154,7 +163,7 @@ class RunConfig:
         chosen, usual = self.found.get("chosen"), Recipe().to_dict()
         if not isinstance(chosen, Mapping):
             return self.recipe
-        # What is stated now was not left open, whoever edited the file.
+        # What is stated now was not left open, even if the file was edited.
         left_open = {name for name, value in usual.items() if getattr(self.recipe, name) == value}
         return replace(self.recipe, **{name: value for name, value in chosen.items() if name in left_open})
 
@@ -182,6 +191,7 @@ class RunConfig:
             yield f"{name}:"
             about = read_field_texts(type(section))
             for key, value in asdict(section).items():
+                value = list(value) if isinstance(value, tuple) else value  # noqa: PLW2901
                 yield from _lay_out(key, value, about.get(key, ""), indent="  ")
         yield ""
         yield from _lay_out("found", dict(self.found), texts.get("found", ""))
@@ -249,22 +259,6 @@ def locate(place: str) -> str:
     if place in ("imagenet", *NAMES, *list_models()) and not Path(place).exists():
         return place
     return os.path.abspath(place)  # noqa: PTH100 (a link may be exchanged on purpose; it is not followed)
-
-
-def read_field_texts(kind: type) -> Mapping[str, str]:
-    """The text under each field of a dataclass, on one line; empty where Python keeps no source."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
-    except (OSError, TypeError, SyntaxError):
-        return {}
-    definition = tree.body[0]
-    assert isinstance(definition, ast.ClassDef)
-    texts = {}
-    for above, below in zip(definition.body, definition.body[1:], strict=False):
-        if isinstance(above, ast.AnnAssign) and isinstance(above.target, ast.Name) and isinstance(below, ast.Expr):
-            text = ast.literal_eval(below.value)
-            texts[above.target.id] = " ".join(str(text).split())
-    return texts
 
 
 class _Loader(yaml.SafeLoader):

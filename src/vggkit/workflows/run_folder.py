@@ -178,16 +178,24 @@ def demand_new_folder(out: str | Path | None) -> None:
 
 
 @contextmanager
-def new_folder(out: str | Path | None, classifier: "Model") -> Iterator[Path]:
+def new_folder(out: str | Path | None, classifier: "Model", *, begun: bool = False) -> Iterator[Path]:
     """A new or empty folder that no other process has; None: the next free `runs/<model>-<n>`.
 
     Where something fails and nothing was written to it, it goes again. Raises BadOutput.
+
+    Args:
+        out: The folder.
+        classifier: That is trained.
+        begun: Whether it may be that of a run without a state.
     """
-    demand_new_folder(out)
+    if not begun:
+        demand_new_folder(out)
     directory = _make_next(classifier) if out is None else demand_path(out)
     try:
         with hold_folder(directory):
-            if not _is_empty(directory):  # another process was faster
+            if not (
+                _is_empty(directory) or (begun and not (directory / "last.ckpt").exists())
+            ):  # another process was faster
                 raise BadOutput(f"{directory}: is there already; a run takes a new folder, name another with --out")
             yield directory
     except BaseException:

@@ -1,5 +1,6 @@
 """Search a file of vectors for the images that are most similar to others."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -12,7 +13,7 @@ from vggkit.images.given import ImageSources
 from vggkit.images.omissions import warn_of_omissions
 from vggkit.inference.embed import embed
 from vggkit.inference.fingerprint import describe_network, list_differences
-from vggkit.inference.search import SearchResult, VectorIndex
+from vggkit.inference.search import SearchResult, SimilarImage, VectorIndex
 from vggkit.weights.card import demand_classifier
 from vggkit.weights.hub import is_address
 from vggkit.weights.published_models import is_model_name
@@ -27,6 +28,7 @@ def search(
     *,
     classifier: "Model | str | Path | None" = None,
     top: int = 10,
+    keep_query: bool = False,
     batch_size: int = 32,
     device: str = "auto",
     on_progress: Callable[[int, int | None], None] | None = None,
@@ -38,6 +40,8 @@ def search(
         images: The queries: what `predict` takes.
         classifier: The one that the index was made with, or its file; None: the file that it was in then.
         top: How many similar images of each.
+        keep_query: Whether an image that is in the index itself is among the images that are similar to it; its
+            copies in other files always are.
         batch_size: Images that pass through the network together.
         device: `auto`, `cpu`, `cuda`, `mps`.
         on_progress: Called with the number of images embedded, and of all where ImageSamples are given.
@@ -59,11 +63,22 @@ def search(
     )
     warn_of_omissions(found.skipped)
     readable = [number for number, problem in enumerate(found.problems) if problem is None]
-    near = dict(zip(readable, opened.search(found.vectors[readable], top=top), strict=True))
+    nearest = opened.search(found.vectors[readable], top=top if keep_query else top + 1)
+    near = dict(zip(readable, nearest, strict=True))
     return [
-        SearchResult(path, near.get(number, ()), problem)
+        SearchResult(path, _leave_out(path, near.get(number, ()), top=top, keep_query=keep_query), problem)
         for number, (path, problem) in enumerate(zip(found.paths, found.problems, strict=True))
     ]
+
+
+def _leave_out(
+    query: str, similar: tuple[SimilarImage, ...], *, top: int, keep_query: bool
+) -> tuple[SimilarImage, ...]:
+    """Without the query's own file, by whatever path the index knows it."""
+    if keep_query:
+        return similar
+    own = os.path.realpath(query)
+    return tuple(each for each in similar if os.path.realpath(each.path) != own)[:top]
 
 
 def _find_classifier(index: VectorIndex, given: "Model | str | Path | None") -> "Model | ModelFile":

@@ -8,7 +8,9 @@ from typing import Any, Final, get_args
 from vggkit.arguments import demand_seconds
 from vggkit.errors import BadConfiguration, BadInput
 from vggkit.images.dataset import ImageDataset
+from vggkit.images.labelled import LabelledImages
 from vggkit.images.preprocessing import FitMode
+from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.images.sources.tables import Columns
 from vggkit.models.configuration import Configuration, Head, Scheme
 from vggkit.reports.loggers import LoggerName
@@ -19,6 +21,7 @@ from vggkit.training.recipe import (
     Augmentation,
     Balance,
     Mirror,
+    Monitor,
     Optimizer,
     Precision,
     Recipe,
@@ -31,12 +34,14 @@ from vggkit.workflows.run_config import NetworkChoice, RunConfig, locate
 from vggkit.workflows.train_inputs import open_inputs
 from vggkit.workflows.training_run import resume_run, start_run
 
-BESIDE_RESUME: Final = frozenset({"data", "resume", "device", "save_seconds", "plots", "quiet", "on_epoch"})
+BESIDE_RESUME: Final = frozenset(
+    {"data", "resume", "epochs", "device", "save_seconds", "plots", "quiet", "on_epoch"}
+)
 """Options that may be given with `resume`; a run has all others in its folder."""
 
 
 def train(
-    data: str | Path | ImageDataset | None = None,
+    data: LabelledImages | None = None,
     *,
     out: str | Path | None = None,
     config: str | Path | None = None,
@@ -52,6 +57,8 @@ def train(
     fit_mode: FitMode | None = None,
     reduced_decoding: bool | None = None,
     in_channels: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     dropout: float | None = None,
     initialization: Scheme | None = None,
     input_convention: str | None = None,
@@ -73,6 +80,7 @@ def train(
     freeze_norm: bool | None = None,
     ema_decay: float | None = None,
     patience: int | None = None,
+    monitor: Monitor | None = None,
     label_smoothing: float | None = None,
     augmentation: Augmentation | None = None,
     mirror: Mirror | None = None,
@@ -114,15 +122,17 @@ def train(
     Ctrl-C and SIGTERM end a training between two steps: its state is kept, and `resume` continues it.
 
     Args:
-        data: A folder, a table, tar shards, Parquet, hf://datasets/owner/name, a name such as digits or cifar10, or
-            an opened ImageDataset. Without it: that of config or resume, else digits.
+        data: A folder, a table, tar shards, Parquet, hf://datasets/owner/name, a name such as digits or cifar10, an
+            opened ImageDataset, or images from Python, such as a list of (image, label) or a torchvision Dataset
+            (see `open_dataset`). Without it: that of config or resume, else digits.
         out: The run's folder, new or empty. Without it: the next free runs/<model>-<n>.
         config: A run's folder or its config.yaml: begin with all of its options; options given beside it win.
         preset: quick, small-images, modern, paper or torchvision: begin with a recipe of that name; options given
             beside it win.
         recipe: A Recipe to begin with, in place of a preset; options given beside it win.
         resume: A run's folder: continue it where it stopped, to the very weights it would have had. Only data,
-            device, save_seconds and quiet go with it.
+            epochs, device, save_seconds, plots and quiet go with it; with more epochs than it had, the schedule of
+            the learning rate is stretched to them.
         model: A name that `vggkit models` lists, a Configuration, or a Classifier or Model, whose network is then
             trained in place. Default: the model that weights names, else vgg11.
         blocks: Output channels of each convolution in place of the model's: commas between the convolutions of a
@@ -137,7 +147,10 @@ def train(
         fit_mode: How images become square, in training and in prediction: crop (the centre), pad (with the mean
             colour) or stretch. Default: that of the weights, else crop.
         reduced_decoding: Decode large JPEGs at a smaller scale, which is faster and changes pixels slightly.
-        in_channels: Number of input channels: 3, or 1 for greyscale.
+        in_channels: Number of input channels: 3, 1 for greyscale, or 4 for images that have so many.
+        mean: Subtracted from each channel's values in [0, 1], a number for each. Default: the weights', or
+            ImageNet's.
+        std: Each channel is divided by it, a number for each. Default: the weights', or ImageNet's.
         dropout: Dropout probability in [0, 1). Default: the model's.
         initialization: Scheme by which random weights are initialised.
         input_convention: Input normalisation that the weights expect, where their file does not tell: imagenet,
@@ -170,6 +183,8 @@ def train(
         freeze_norm: Keep batch norm as it is: its weights, biases and running statistics.
         ema_decay: Evaluate and save an exponential moving average of the weights, with this decay in (0, 1).
         patience: Stop early, after this number of epochs without a lower validation loss.
+        monitor: Which figure of the validation images chooses the best epoch, whose weights are kept: top1 (then
+            the loss), loss, or macro-f1 (then the loss), in which rare classes count as much as frequent ones.
         label_smoothing: Probability in [0, 1) of the target that is distributed evenly over all classes.
         augmentation: photo: random resized crops. shift: random translations by a few pixels. auto: photo for
             images of 64 pixels or more, else shift.
@@ -193,8 +208,8 @@ def train(
         split_column: The table's column with the split: train, val or test.
         group_column: The table's column whose equal values stay in one split: a patient, a place, a burst; None:
             `group`.
-        root: Folder that the table's paths are relative to; None: the table's own.
-        suffix: Ending that the table's paths lack, such as .jpg; None: files are looked for with any.
+        root: Folder that the table's paths are relative to. Default: the table's own.
+        suffix: Ending that the table's paths lack, such as .jpg. Default: files are looked for with any.
         despite_findings: Train even where the figures would be misleading, such as with a class missing from
             validation.
         loggers: What receives the figures of each epoch beside metrics.csv: tensorboard, wandb, mlflow.
@@ -222,6 +237,8 @@ def train(
     options = {name: value for name, value in locals().items() if value is not None}
     if isinstance(data, Model):
         raise BadInput("train takes the data first, and a Classifier as model: train(data, model=classifier)")
+    if data is not None and not isinstance(data, str | Path):
+        data = options["data"] = open_dataset(data)
     if recipe is not None and not isinstance(recipe, Recipe):
         raise BadConfiguration(f"recipe must be a vggkit.Recipe, such as Recipe(epochs=3); got {recipe!r:.100}")
     if isinstance(loggers, str):
@@ -236,6 +253,7 @@ def train(
         return resume_run(
             resume,
             data,
+            epochs=epochs,
             device=device,
             quiet=quiet,
             save_seconds=save_seconds,

@@ -41,9 +41,11 @@ from vggkit.workflows.build_classifier import build_classifier, describe_start
 from vggkit.workflows.check import vet
 from vggkit.workflows.fit_and_record import OnEpoch, TrainingRun, fit_and_record
 from vggkit.workflows.run_config import NetworkChoice, RunConfig
-from vggkit.workflows.run_folder import hold_folder, new_folder
+from vggkit.workflows.run_folder import hold_folder, new_folder, read_run_state
 
-RESULTS: Final = frozenset({"metrics", "seconds", "peak_memory_bytes", "epoch", "calibration", "ranges"})
+RESULTS: Final = frozenset(
+    {"metrics", "seconds", "peak_memory_bytes", "epoch", "calibration", "ranges", "linear_probe"}
+)
 """What a Classifier's provenance says of how a training went."""
 
 
@@ -58,6 +60,7 @@ def start_run(
     save_seconds: float = 300.0,
     plots: PlotEnding | None = None,
     on_epoch: OnEpoch | None = None,
+    begun: bool = False,
 ) -> TrainingRun:
     """Begin a training and see it to its end; see `vggkit.train`.
 
@@ -72,6 +75,7 @@ def start_run(
         save_seconds: How often the middle of an epoch is kept, in seconds.
         plots: Also write the figures as such files.
         on_epoch: Called with each epoch when it is over; a true value ends the training.
+        begun: Whether `out` may be the folder of a run that was killed before it had a state.
     """
     if config.find_learning_rate and config.recipe.learning_rate is not None:
         raise BadConfiguration(
@@ -90,7 +94,7 @@ def start_run(
         stack.enter_context(left_as_found(classifier.network))
         stack.enter_context(hear_signals())
         line = stack.enter_context(ProgressLine(quiet=quiet))
-        directory = stack.enter_context(new_folder(out, classifier))
+        directory = stack.enter_context(new_folder(out, classifier, begun=begun))
         divided, digests = _divide(dataset, classifier, config.recipe, stack=stack, line=line)
         findings: list[str] = []
 
@@ -99,7 +103,11 @@ def start_run(
             line.warn(sentence)
 
         divided, contents = vet(
-            divided, despite_findings=config.despite_findings, log=log_finding, on_progress=line.show
+            divided,
+            despite_findings=config.despite_findings,
+            channels=classifier.preprocessing.decoded_channels,
+            log=log_finding,
+            on_progress=line.show,
         )
         counts = {name: len(split) for name, split in divided.splits.items()}
         listed = ", ".join(f"{count} {name}" for name, count in counts.items())
@@ -159,6 +167,7 @@ def resume_run(
     directory: str | Path,
     data: str | Path | ImageDataset | None = None,
     *,
+    epochs: int | None = None,
     device: str = "auto",
     quiet: bool = False,
     save_seconds: float = 300.0,
@@ -167,11 +176,13 @@ def resume_run(
 ) -> TrainingRun:
     """Continue a run that was stopped or killed, to the very weights it would have had.
 
-    On one machine's CPU these are equal bit for bit.
+    On one machine's CPU these are equal bit for bit. A run that was killed before its first state begins again.
 
     Args:
         directory: The run's folder.
         data: The same images; None: where the run had them.
+        epochs: Go on to so many epochs in all, where the run ends at others. The schedule of the learning rate is
+            stretched to them: the steps to come have the rates that they have in a training of so many epochs.
         device: `auto`, `cpu`, `cuda` or `mps`.
         quiet: No progress on standard error.
         save_seconds: How often the middle of an epoch is kept, in seconds.
@@ -184,12 +195,19 @@ def resume_run(
     directory = Path(directory)
     if not (directory / "config.yaml").is_file():
         raise BadCheckpoint(f"{directory}: is not a run's folder, it has no config.yaml")
-    if not (directory / "last.ckpt").is_file():
-        raise BadCheckpoint(
-            f"{directory}: has no last.ckpt; it was stopped before its first step. Begin it again: "
-            f"vggkit train --config {directory / 'config.yaml'}"
-        )
     config = RunConfig.read(directory / "config.yaml")
+    if not (directory / "last.ckpt").is_file():
+        return _begin_again(
+            directory,
+            data,
+            config,
+            epochs,
+            device=device,
+            quiet=quiet,
+            save_seconds=save_seconds,
+            plots=plots,
+            on_epoch=on_epoch,
+        )
     before = config.found.get("data")
     if not (
         {"machine", "started"} <= config.found.keys()
@@ -212,8 +230,10 @@ def resume_run(
         provenance=card.provenance,
     )
     by_hand = SetByHand.from_dict(config.found.get("by_hand", {}))
-    opened = data if isinstance(data, ImageDataset) else open_dataset(data or config.data, columns=config.columns)
-    opened = opened.spelled_as(classifier.labels)
+    opened = _open_again(directory, data, config).spelled_as(classifier.labels)
+    stretched = epochs is not None and epochs != config.resolved.epochs
+    if stretched and epochs is not None:
+        config = _change_epochs(directory, config, epochs)
     with ExitStack() as stack:
         stack.enter_context(hear_signals())
         line = stack.enter_context(ProgressLine(quiet=quiet))
@@ -223,12 +243,22 @@ def resume_run(
             raise BadData(
                 f"{opened.name}: differs from the images that this run began with: "
                 f"{sum(before['images'].values())} readable images then, {now} files now, and some are missing, "
-                "new or others. Restore them, or begin a new run: vggkit train --config "
-                f"{directory / 'config.yaml'}"
+                "new or others. Restore them, say where they are (vggkit train PLACE --resume "
+                f"{directory}), or begin a new run: vggkit train --config {directory / 'config.yaml'}"
+            )
+        if stretched:
+            config.write(directory / "config.yaml")
+            line.log(
+                f"on to {epochs} epochs in all: the {config.resolved.schedule} schedule of the learning rate is "
+                "stretched to them, as in a training of so many epochs"
             )
         divided, _ = _divide(opened, classifier, config.resolved, stack=stack, line=line)
         divided, contents = vet(
-            divided, despite_findings=config.despite_findings, log=line.warn, on_progress=line.show
+            divided,
+            despite_findings=config.despite_findings,
+            channels=classifier.preprocessing.decoded_channels,
+            log=line.warn,
+            on_progress=line.show,
         )
         return fit_and_record(
             classifier,
@@ -244,6 +274,68 @@ def resume_run(
             on_epoch=on_epoch,
             resumed=True,
         )
+
+
+def _open_again(directory: Path, data: str | Path | ImageDataset | None, config: RunConfig) -> ImageDataset:
+    """The images of a run, where they are now; raises BadData with the line that says where."""
+    if isinstance(data, ImageDataset):
+        return data
+    try:
+        return open_dataset(data or config.data, columns=config.columns)
+    except BadData as problem:
+        if data:
+            raise
+        raise BadData(
+            f"{problem}; the run had its images there. Where they are elsewhere now, say where: "
+            f"vggkit train PLACE --resume {directory}"
+        ) from problem
+
+
+def _change_epochs(directory: Path, config: RunConfig, epochs: int) -> RunConfig:
+    """The configuration of a run that is to have other epochs in all; raises BadConfiguration."""
+    if config.resolved.trainable == "head":
+        raise BadConfiguration(f"epochs={epochs} is not for {directory}: its last layer was solved at once")
+    done = read_run_state(directory).epoch
+    if epochs <= done:
+        raise BadConfiguration(f"epochs must be more than the {done} that {directory} has already; got {epochs}")
+    return replace(config, recipe=replace(config.recipe, epochs=epochs))
+
+
+def _begin_again(
+    directory: Path,
+    data: str | Path | ImageDataset | None,
+    config: RunConfig,
+    epochs: int | None,
+    *,
+    device: str,
+    quiet: bool,
+    save_seconds: float,
+    plots: PlotEnding | None,
+    on_epoch: OnEpoch | None,
+) -> TrainingRun:
+    """A run that was killed before it had a state, from its beginning and in its folder."""
+    if not config.found or config.from_python:
+        why = (
+            "it began in Python with weights or images of its own: begin it there again"
+            if config.from_python
+            else f"it never began: vggkit train --config {directory / 'config.yaml'}"
+        )
+        raise BadCheckpoint(f"{directory}: has no last.ckpt to go on from, and {why}")
+    ProgressLine(quiet=quiet).log(f"{directory} was stopped before its first state: it begins again")
+    dataset = _open_again(directory, data, config)
+    if epochs is not None:
+        config = replace(config, recipe=replace(config.recipe, epochs=epochs))
+    return start_run(
+        replace(config, found={}),
+        dataset,
+        out=directory,
+        device=device,
+        quiet=quiet,
+        save_seconds=save_seconds,
+        plots=plots,
+        begun=True,
+        on_epoch=on_epoch,
+    )
 
 
 def _build(
@@ -267,6 +359,8 @@ def _build(
             fit_mode=choice.fit_mode,
             reduced_decoding=choice.reduced_decoding,
             in_channels=choice.in_channels,
+            mean=choice.mean,
+            std=choice.std,
             head=choice.head,
             dropout=choice.dropout,
             until=choice.until,

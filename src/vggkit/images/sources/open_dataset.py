@@ -13,6 +13,7 @@ from vggkit.errors import BadData, UnknownName
 from vggkit.images.dataset import HeldBytes, ImageDataset, ImageSample
 from vggkit.images.file_kinds import SUFFIXES
 from vggkit.images.given import ImageSources, lack_images, take_sources
+from vggkit.images.labelled import LabelledImages, name_given, take_labelled
 from vggkit.images.omissions import Reading
 from vggkit.images.sources import hub_sets, parquet, public_sets, tables, tar_shards
 from vggkit.images.sources.folders import is_image, iterate_files, walk
@@ -27,8 +28,12 @@ Labelled = Iterator[tuple[str | None, ImageSample]]
 """(Split, image) of each."""
 
 
-def open_dataset(place: str | Path, *, columns: Columns = Columns()) -> ImageDataset:  # noqa: B008 (frozen)
-    """The labelled images of a place, to be had in any order.
+def open_dataset(
+    place: LabelledImages,
+    *,
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
+) -> ImageDataset:
+    """The labelled images of a place, or those that a program holds, to be had in any order.
 
     Args:
         place: One of these:
@@ -44,15 +49,27 @@ def open_dataset(place: str | Path, *, columns: Columns = Columns()) -> ImageDat
             - a data set of the Hugging Face hub: `hf://datasets/owner/name`;
             - a name: `digits`, scikit-learn's 1,797 real handwritten digits, or one of torchvision's
               data sets (`cifar10`, `flowers102`, `food101`, `imagenette` …), downloaded once;
-            - `-`: a table on standard input.
+            - `-`: a table on standard input;
+            - from Python, pairs of an image and its label, a torch or torchvision Dataset of such pairs, arrays
+              `(images, labels)`, or a mapping of these by split; see `labelled.take_labelled`.
         columns: What a table's columns are called, where their names are not the usual ones.
 
     What lies there and is no image of it is counted in `skipped`.
 
     Raises BadData where no labelled images are found or a table gives several labels to an image, UnknownName
-    for a name that is none of these, BadDownload, BadOutput and MissingExtra.
+    for a name that is none of these, BadInput for images or labels in memory that leave open what they mean,
+    BadDownload, BadOutput and MissingExtra.
+
+    >>> import numpy as np
+    >>> black, white = np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 255, np.uint8)
+    >>> open_dataset([(black, "night"), (white, "day")]).labels
+    ('day', 'night')
     """
+    if isinstance(place, ImageDataset):
+        return place
     reading = Reading()
+    if not isinstance(place, str | Path):
+        return ImageDataset.of(name_given(place), take_labelled(place), reading=reading)
     return ImageDataset.of(str(place), _read(str(place), columns, reading), reading=reading)
 
 

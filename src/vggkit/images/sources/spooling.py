@@ -32,7 +32,7 @@ def spool(
                 try:
                     data = image.read()
                 except BadImage:
-                    continue  # whoever decodes it is told why
+                    continue  # decoding it reports why
                 copied[id(image)] = replace(image, storage=storage, key=(file.tell(), len(data)))
                 file.write(data)
                 if on_progress:

@@ -39,7 +39,7 @@ class VGG11(nn.Module):
 
         # The first layer reads a 7x7 map of 512 channels: 25,088 numbers.
         # 93% of all parameters are from here on.
-        # Dropout works in training only, against learning images by heart.
+        # Dropout works in training only, against overfitting.
         self.fc1 = nn.Linear(512 * 7 * 7, 4096)
         self.fc2 = nn.Linear(4096, 4096)
         self.fc3 = nn.Linear(4096, num_classes)

@@ -48,7 +48,7 @@ class VGG11(nn.Module):
         )
         # The first layer reads a 7x7 map of 512 channels: 25,088 numbers.
         # 93% of all parameters are from here on.
-        # Dropout works in training only, against learning images by heart.
+        # Dropout works in training only, against overfitting.
         self.classifier = nn.Sequential(
             nn.Linear(512 * 7 * 7, 4096),
             nn.ReLU(inplace=True),

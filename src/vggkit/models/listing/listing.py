@@ -2,7 +2,7 @@
 
 from dataclasses import fields
 from textwrap import fill
-from typing import Final, Literal, get_args
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from vggkit.errors import BadConfiguration, UnknownName
 from vggkit.models.configuration import PAPER_LETTERS, Configuration, configure, demand_configuration
@@ -10,6 +10,9 @@ from vggkit.models.listing.blocks import write_blocks
 from vggkit.models.listing.explicit import write_explicit
 from vggkit.models.listing.parts import image_side, name_class
 from vggkit.models.listing.sequential import write_sequential
+
+if TYPE_CHECKING:
+    from vggkit.models.vgg import VGG
 
 Style = Literal["sequential", "blocks", "explicit"]
 """sequential: the trunk is one nn.Sequential. blocks: a function builds each block. explicit: a name
@@ -37,7 +40,7 @@ if __name__ == "__main__":
 """
 
 
-def write_listing(configuration: Configuration, style: Style) -> str:
+def write_listing(configuration: "Configuration | VGG | str", style: Style) -> str:
     """Python source of a module that builds this network with torch and nothing else.
 
     Its class is named after the model (`VGG16BN`; `VGG` for a trunk of no model). It takes
@@ -49,7 +52,11 @@ def write_listing(configuration: Configuration, style: Style) -> str:
     `sequential` writes every configuration. `blocks` and `explicit` write the networks of the
     paper's table and their batch-norm variants, with any `num_classes`, `in_channels` and `dropout`.
 
-    Raises UnknownName for another style, and BadConfiguration where the style does not write
+    Args:
+        configuration: A name that `list_models` gives, a Configuration, or what has one, such as a VGG.
+        style: `sequential`, `blocks` or `explicit`.
+
+    Raises UnknownName for another name or style, and BadConfiguration where the style does not write
     this configuration.
     """
     configuration = demand_configuration(configuration, "write_listing")

@@ -190,7 +190,7 @@ def remark_on_head(configuration: Configuration) -> str:
     if configuration.ranks:
         remarks.append("Two thin matrices in a row stand for a large one of low rank.")
     if configuration.hidden and configuration.dropout:
-        remarks.append("Dropout works in training only, against learning images by heart.")
+        remarks.append("Dropout works in training only, against overfitting.")
     return "\n".join(map(comment, remarks))
 
 

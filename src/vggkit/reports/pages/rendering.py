@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Final, NamedTuple
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
@@ -19,6 +20,7 @@ from vggkit.errors import VggkitError
 from vggkit.escaping import is_unseen
 from vggkit.images.dataset import ImageSample
 from vggkit.images.decoding import Pixels
+from vggkit.images.preprocessing import Preprocessing
 
 SIDE_PIXELS: Final = 240
 """Long side at most: sharp at 160 on a screen of one and a half dots a pixel, in 6 kB for a photograph."""
@@ -41,10 +43,13 @@ class Thumb(NamedTuple):
     """Whether it is enlarged without smoothing."""
 
 
-def make_thumb(image: ImageSample) -> Thumb:
-    """The thumbnail of an image, which is decoded again."""
+def make_thumb(image: ImageSample, *, fed: Preprocessing | None = None) -> Thumb:
+    """The thumbnail of an image, decoded again; with `fed` of the part and at the size that a network sees."""
     try:
-        pixels = image.decode(least_side=SIDE_PIXELS)
+        if fed is None:
+            pixels = image.decode(least_side=SIDE_PIXELS)
+        else:
+            pixels = np.ascontiguousarray(fed.fit(image.decode(least_side=fed.resize_pixels)))
     except VggkitError:  # the file may have changed since
         return Thumb(None, False)
     encoded = base64.b64encode(encode_thumbnail(pixels)).decode("ascii")

@@ -1,14 +1,15 @@
 """Opens a file of weights with the reader of its format, which its first bytes decide and never its name."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Final, Literal
+from typing import IO, Any, Final, Literal
 
 from vggkit.arguments import demand_path
 from vggkit.errors import BadCheckpoint
 from vggkit.weights.formats.keras import ARCHIVED_WEIGHTS, open_hdf5, open_keras_archive
 from vggkit.weights.formats.numpy import open_npy, open_npz
-from vggkit.weights.formats.pytorch import open_archived, open_legacy
+from vggkit.weights.formats.pytorch import IN_MEMORY, open_archived, open_legacy, open_state
 from vggkit.weights.formats.safetensors import open_safetensors
 from vggkit.weights.formats.weight_file import (
     LIMIT_BYTES,
@@ -56,25 +57,28 @@ _OTHERS: Final = {
     b"%PDF": "a PDF",
     b"MATLAB": "a MATLAB file",
 }
+_TENSORFLOW_JS: Final = "TensorFlow.js' model.json, whose weights lie in the .bin files that it names"
 _SHARED_RATIO: Final = 4
 _PACKED_RATIO: Final = 100
 _PACKED_SLACK_BYTES: Final = 2**30
 _TRUSTED: Final = "give it a .safetensors, .pth, .npz, .h5 or .keras file"
 
 
-def open_weights(path: str | Path) -> WeightFile:
+def open_weights(path: str | Path | Mapping[str, Any]) -> WeightFile:
     """Open a file of weights, whatever its name: its content decides what it is.
 
     Read are safetensors, both formats of `torch.save` (a state dict, or a checkpoint around one),
     NumPy's `.npz` and `.npy` (a dict of arrays), and Keras' legacy `.h5`, `.weights.h5` and
     `.keras`. Opening reads headers alone, but for `.npy` and PyTorch's files from before 1.6, which are
     loaded whole, and `.keras`, whose weights are copied to a temporary file; values are read one tensor at
-    a time. No code of the file is run. Only PyTorch's files import torch.
+    a time. No code of the file is run. Only PyTorch's files import torch. A state dict in memory is opened too.
 
     Raises BadCheckpoint in one line, saying what was expected, what was found and what to do, for
     everything else: broken and unsafe files, claims that the file's size belies, folders, text.
     Raises MissingExtra for Keras files without h5py.
     """
+    if isinstance(path, Mapping):
+        return WeightFile(IN_MEMORY, open_state(path), lambda: None)
     path = demand_path(path)
     if not path.is_file():
         found = "a folder" if path.is_dir() else "something else" if path.exists() else ""
@@ -113,8 +117,10 @@ def _open_contents(path: Path, handle: IO[bytes], size: int, stack: ExitStack) -
         case "pickle":
             return open_legacy(path, handle)
         case None:
-            unpack = "unpack it first, or " if is_packed(head) else ""
-            raise refuse(path, describe_format(head), f"{unpack}{_TRUSTED}")
+            found, first = describe_format(head), "unpack it first, or " if is_packed(head) else ""
+            if found == _TENSORFLOW_JS:
+                first = "turn it into Keras' with `tensorflowjs_converter --output_format keras`, or "
+            raise refuse(path, found, f"{first}{_TRUSTED}")
 
 
 def _open_zip(path: Path, handle: IO[bytes], size: int, stack: ExitStack) -> Contents:
@@ -191,6 +197,8 @@ def describe_format(head: bytes) -> str:
     start = text[:15].lower()
     if start.startswith(("<!doctype", "<html", "<?xml", "<head", "<body")):
         return "a web page, as a download link that needs a login gives"
+    if text.startswith("{") and any(f'"{name}"' in text for name in ("modelTopology", "weightsManifest")):
+        return _TENSORFLOW_JS
     if "\ufffd" not in text and "\0" not in text:
         return f"text, beginning {text[:40]!a}"
     return f"bytes of no known kind, beginning {head[:8].hex(' ')}"

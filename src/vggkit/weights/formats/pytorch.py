@@ -10,6 +10,7 @@ import pickle
 import re
 import warnings
 from collections import OrderedDict
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 WRAPPERS: Final = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params", "ema")
 """Entries under which training scripts keep the weights, the likeliest first."""
-LABEL_ENTRIES: Final = ("class_to_idx", "idx_to_class", "classes", "class_names", "labels")
+LABEL_ENTRIES: Final = ("class_to_idx", "idx_to_class", "classes", "CLASSES", "class_names", "labels")
 """Entries under which they keep the names of classes, torchvision's own name for it first."""
 _LEGACY_START: Final = pickle.dumps(0x1950A86A20F9469CFC6C, 2)[2:]
 """How torch's files from before 1.6 begin, behind the pickle's protocol."""
@@ -31,6 +32,8 @@ _LIMIT_WRAPPERS: Final = 3
 _LIMIT_PICKLE_BYTES: Final = 64 * 2**20
 """A state dict's pickle takes some kilobytes; values lie outside it."""
 _SAVE_AGAIN: Final = "save model.state_dict() where it was made"
+IN_MEMORY: Final = Path("state dict in memory")
+"""What stands for the path of weights that are no file."""
 _MODULES: Final = ("torch.nn.modules.", "torch.nn.parallel.")
 
 
@@ -116,6 +119,11 @@ def open_legacy(path: Path, handle: IO[bytes]) -> Contents:
     return _gather(path, _load(path, handle, mapped=False), None, packed=False)
 
 
+def open_state(state: Mapping[str, Any]) -> Contents:
+    """The contents of a state dict, or a checkpoint around one, that is in memory; raises BadCheckpoint."""
+    return _gather(IN_MEMORY, state if isinstance(state, dict) else dict(state), None, packed=False)
+
+
 def _load(path: Path, handle: IO[bytes], *, mapped: bool) -> Any:
     """What torch makes of the file; raises BadCheckpoint."""
     import torch
@@ -181,7 +189,7 @@ def _gather(path: Path, content: Any, sizes: set[int] | None, *, packed: bool) -
         "pytorch",
         entries,
         # A copy: mapped values change with the file.
-        lambda key: tensors[key].detach().clone(memory_format=torch.contiguous_format),
+        lambda key: tensors[key].detach().to("cpu", copy=True, memory_format=torch.contiguous_format),
         stripped=stripped,
         packed=packed,
         modules=_list_modules(inside),
@@ -197,8 +205,8 @@ def _name_odd(tensor: "Tensor") -> str:
         return "quantized"
     if tensor.is_nested or tensor.layout != torch.strided:
         return "nested" if tensor.is_nested else "sparse"
-    if tensor.device.type != "cpu":
-        return "valueless (meta)" if tensor.is_meta else "device-bound"
+    if tensor.is_meta:
+        return "valueless (meta)"
     if str(tensor.dtype).removeprefix("torch.") not in DTYPES:
         return "complex" if tensor.is_complex() else "quantized"
     # One number expanded to terabytes is a few bytes in the file.
@@ -211,6 +219,10 @@ def _find_labels(content: dict[Any, Any], stripped: tuple[str, ...]) -> dict[str
     levels = [content]
     for name in stripped:
         levels.append(levels[-1].get(name, {}))
+    # MMPretrain keeps them in meta.
+    meta = content.get("meta")
+    if isinstance(meta, dict):
+        levels += [meta, *(found for found in [meta.get("dataset_meta")] if isinstance(found, dict))]
     for level in levels:
         for entry in LABEL_ENTRIES:
             labels = _order_labels(level.get(entry))

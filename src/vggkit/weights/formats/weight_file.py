@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggkit.errors import BadCheckpoint, UnknownName, VggkitError
+from vggkit.weights.formats.reparametrized import find_computed, list_settled
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +29,14 @@ SLACK_BYTES: Final = 2**20
 """Claims this small are harmless, whatever their ratio."""
 PREFIXES: Final = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.", "vgg.")
 """What wrappers put before every key: DataParallel, torch.compile, Lightning and people's own modules."""
+BESIDE: Final = frozenset(
+    (
+        *("criterion", "criterions", "loss", "loss_fn", "loss_func", "loss_function", "losses"),
+        *("optimizer", "optimizers", "scheduler", "lr_scheduler", "scaler", "n_averaged", "epoch", "global_step"),
+        *("metric", "metrics", "train_metrics", "val_metrics", "test_metrics", "train_acc", "val_acc", "test_acc"),
+    )
+)
+"""Names at the start of keys that are none of a network's tensors: what trains and measures it, kept beside it."""
 DTYPES: Final[Mapping[str, int]] = {
     **{"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2},
     **{"float8_e4m3fn": 1, "float8_e4m3fnuz": 1, "float8_e5m2": 1, "float8_e5m2fnuz": 1},
@@ -87,20 +96,28 @@ class WeightFile:
     """Paths of all modules, those without tensors too, in the order in which the network has them, as torch
     keeps them with a state dict; empty where the file does not list them."""
     stripped: tuple[str, ...]
-    """Wrappers and prefixes that were removed, outermost first, such as `('state_dict', 'module.')`."""
+    """Wrappers and prefixes that were removed, outermost first, such as `('state_dict', 'module.')`, and names of
+    what is no tensor of the network, such as `n_averaged` and `criterion`."""
 
     def __init__(self, path: Path, contents: Contents, close: Callable[[], object]) -> None:
-        prefixes = _shared_prefixes(list(contents.entries)) if contents.dotted else ()
+        entries, beside = _leave_beside(contents) if contents.dotted else (contents.entries, ())
+        computed = find_computed(entries.keys()) if contents.dotted else {}
+        settled = list_settled(entries, computed)
+        prefixes = _shared_prefixes(list(settled)) if contents.dotted else ()
         start = sum(map(len, prefixes))
         self.path = path
         self.container = contents.container
-        self.entries = MappingProxyType({key[start:]: entry for key, entry in contents.entries.items()})
+        self.entries = MappingProxyType({key[start:]: entries[held] for key, held in settled.items()})
         root = "".join(prefixes)
         stated = contents.modules.get(root.removesuffix("."), {})
         self.metadata = MappingProxyType({**stated, **contents.metadata})
-        self.modules = tuple(name[start:] for name in contents.modules if name.startswith(root) and name != root)
-        self.stripped = (*contents.stripped, *prefixes)
-        self._prefix = root
+        self.modules = tuple(
+            name[start:]
+            for name in contents.modules
+            if name.startswith(root) and name != root and "parametrizations" not in name.split(".")
+        )
+        self.stripped = (*contents.stripped, *beside, *prefixes)
+        self._prefix, self._computed, self._kept = root, computed, contents.entries
         self._read = contents.read
         self._close = close
 
@@ -110,20 +127,23 @@ class WeightFile:
         Raises UnknownName for a key that `entries` lacks, BadCheckpoint for values that cannot be
         read, and for NaN and infinity, with their number.
         """
-        import torch
-
-        value, entry = self._read_values(key), self.entries[key]
-        if isinstance(value, np.ndarray):
-            value = torch.from_numpy(value)
-            dtype: torch.dtype = getattr(torch, entry.dtype)
-            value = value if value.dtype == dtype else value.view(dtype)
+        self._demand_key(key)
+        entry, made = self.entries[key], self._computed.get(self._prefix + key)
+        if made is None:
+            value = self._read_tensor(self._prefix + key)
+        else:
+            value = made.compute(self._read_tensor(made.values), self._read_tensor(made.other)).contiguous()
         assert (tuple(value.shape), str(value.dtype)) == (entry.shape, f"torch.{entry.dtype}")
         self._demand_finite(key, _count_not_finite(value))
         return value
 
     def read_array(self, key: str) -> NDArray[np.float32]:
         """That tensor as float32, without torch where the format and the type allow it; raises as `read` does."""
-        value, entry = self._read_values(key), self.entries[key]
+        self._demand_key(key)
+        if self._prefix + key in self._computed:
+            made: NDArray[np.float32] = self.read(key).float().numpy()
+            return made
+        value, entry = self._read_values(self._prefix + key), self.entries[key]
         if not isinstance(value, np.ndarray):
             array: NDArray[np.float32] = value.float().numpy()
         elif entry.dtype == "bfloat16":
@@ -135,11 +155,25 @@ class WeightFile:
         self._demand_finite(key, int((~np.isfinite(array)).sum()))
         return array
 
-    def _read_values(self, key: str) -> "Tensor | NDArray[Any]":
+    def _demand_key(self, key: str) -> None:
         if key not in self.entries:
             raise UnknownName.of(f"tensor of {self.path.name}", key, self.entries)
-        with reading(self.path, f"values of {shown(key)}"):
-            return self._read(self._prefix + key)
+
+    def _read_values(self, held: str) -> "Tensor | NDArray[Any]":
+        """The values under the file's own key."""
+        with reading(self.path, f"values of {shown(held)}"):
+            return self._read(held)
+
+    def _read_tensor(self, held: str) -> "Tensor":
+        """The same as a tensor of its type."""
+        import torch
+
+        value = self._read_values(held)
+        if not isinstance(value, np.ndarray):
+            return value
+        dtype: torch.dtype = getattr(torch, self._kept[held].dtype)
+        found = torch.from_numpy(value)
+        return found if found.dtype == dtype else found.view(dtype)
 
     def _demand_finite(self, key: str, bad: int) -> None:
         if bad:
@@ -259,6 +293,13 @@ def to_native(array: NDArray[Any]) -> NDArray[Any]:
     """The array contiguous, in this machine's byte order."""
     native = array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
     return np.ascontiguousarray(native).reshape(array.shape)  # a scalar would become a row of one
+
+
+def _leave_beside(contents: Contents) -> tuple[Mapping[str, TensorEntry], tuple[str, ...]]:
+    """The entries without those of losses, optimizers and counters, and the names of these."""
+    beside = list(dict.fromkeys(key.split(".")[0] for key in contents.entries if key.split(".")[0] in BESIDE))
+    entries = {key: entry for key, entry in contents.entries.items() if key.split(".")[0] not in beside}
+    return (entries, tuple(beside)) if entries else (contents.entries, ())
 
 
 def _shared_prefixes(keys: list[str]) -> tuple[str, ...]:
