@@ -10,6 +10,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
 from vggkit.engines.info import WantedEngine
+from vggkit.engines.model_weights import ModelFile
 from vggkit.engines.outputs import Output, WantedPrecision
 from vggkit.engines.select import choose_engine
 from vggkit.engines.stream import NamedEngine
@@ -33,7 +34,7 @@ State = tuple[object, ...]
 
 
 def find_engine(
-    model: "Model",
+    model: "Model | ModelFile",
     device: "torch.device | str" = "auto",
     *,
     output: Output | Sequence[Output] = "logits",
@@ -49,7 +50,7 @@ def find_engine(
     may miss.
 
     Args:
-        model: The Model, whose network computes.
+        model: The Model, whose network computes; or a ModelFile, whose engine is compiled and not kept.
         device: A torch device or its name.
         output: What is computed of each image, or several names.
         precision: What is computed in; see `choose_engine`.
@@ -58,6 +59,8 @@ def find_engine(
 
     Raises what `choose_engine` does.
     """
+    if isinstance(model, ModelFile):
+        return choose_engine(model, device, output=output, precision=precision, engine=engine)
     kept: KeptEngines = vars(model).setdefault("_kept_engines", KeptEngines())
     return kept.find(
         repr((str(device), output, precision, engine)),

@@ -198,14 +198,16 @@ def _check_heaps(path: Path, stream: IO[bytes], datasets: Sequence[Dataset]) -> 
 
 def _read_texts(group: Any, *, heaped: bool = False) -> dict[str, list[str]]:
     """The texts, or lists of them, among a group's attributes; those of variable length only where `heaped`."""
+    from h5py import check_string_dtype
+
     found = {}
     for name in group.attrs:
-        if group.attrs.get_id(name).dtype.kind in ("SO" if heaped else "S"):
+        text_type = check_string_dtype(group.attrs.get_id(name).dtype)
+        if text_type is not None and (heaped or text_type.length is not None):
             values = np.asarray(group.attrs[name]).reshape(-1).tolist()
             texts = [text.decode("utf-8", "replace") if isinstance(text, bytes) else text for text in values]
-            if texts and all(isinstance(text, str) for text in texts):
-                found[name] = [text[:_TEXT_BYTES] for text in texts]
-    return found
+            found[name] = [text[:_TEXT_BYTES] for text in texts]
+    return {name: texts for name, texts in found.items() if texts}
 
 
 def _key(found: Sequence[Named]) -> dict[str, Dataset]:
@@ -232,6 +234,8 @@ def _list_legacy(group: Any, datasets: Sequence[Dataset], base: tuple[str, ...])
     # Keras cuts a long list into numbered attributes.
     parts = [f"layer_names{number}" for number in range(_LIMIT_PARTS)]
     names = [name for part in ("layer_names", *parts) for name in texts.get(part, ())]
+    if not names:
+        raise ValueError("its layer_names are no list of texts")
     order = {tuple(name.split("/")): number for number, name in enumerate(names)}
     layers: dict[tuple[str, ...], list[Dataset]] = {}
     for dataset in datasets:
