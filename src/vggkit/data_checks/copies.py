@@ -34,7 +34,7 @@ class Copies:
             return number
 
         exact = [(group[0], other) for group in rules.group_exact(self.sightings).values() for other in group[1:]]
-        for one, other, *_ in (*exact, *self.pairs):
+        for one, other in (*exact, *((pair.first, pair.second) for pair in self.pairs)):
             low, high = sorted((find(one), find(other)))
             firsts[high] = low
         groups: dict[int, list[int]] = {}

@@ -62,8 +62,9 @@ def prepare_images(
 
     Raises BadData where the dataset cannot be divided, or a split lacks a class.
     """
-    share = {"validation_share": recipe.validation_share, "seed": recipe.seed, "fold": recipe.fold}
-    hold_out(opened, **share, ties=ties or ())  # what cannot be divided is refused before it is read
+    share, seed, fold = recipe.validation_share, recipe.seed, recipe.fold
+    # Before anything is read: what cannot be divided is refused at once.
+    divided = hold_out(opened, validation_share=share, seed=seed, fold=fold, ties=ties or ())
     _demand_classes(opened, classifier)
     folder = Path(stack.enter_context(TemporaryDirectory(prefix="vggkit-")))
     spooled = spool(opened, folder / "images", on_progress=partial(line.show, "copying images"))
@@ -76,11 +77,9 @@ def prepare_images(
     copies = find_copies(spooled, most=MOST_COMPARED, channels=channels, on_progress=line.show)
     if ties is None:
         found = [[identify_image(originals[number]) for number in tie] for tie in copies.list_ties()]
-        divided, ties = hold_out_tied(opened, **share, ties=found)
-        if not is_divided(opened, recipe.fold) and found:
+        divided, ties = hold_out_tied(opened, validation_share=share, seed=seed, fold=fold, ties=found)
+        if found and not is_divided(opened, fold):
             line.log(_describe_ties(found, ties))
-    else:
-        divided = hold_out(opened, **share, ties=ties)
     digests = {name: identify_images(split) for name, split in divided.splits.items()}
     placed = divided.keep({name: [quick[id(p)] for p in split] for name, split in divided.splits.items()})
     findings: list[str] = []
