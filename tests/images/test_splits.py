@@ -11,7 +11,8 @@ from conftest import fill_folder
 from vggkit.errors import BadData, BadInput
 from vggkit.images.dataset import ImageDataset, ImageSample
 from vggkit.images.sources.open_dataset import open_dataset
-from vggkit.images.splits import divide, divide_in_folds, find_split, hold_out, read_fold
+from vggkit.images.split_names import find_split
+from vggkit.images.splits import divide, divide_in_folds, hold_out, read_fold
 
 
 def collect(classes: dict[str, int], *, groups: int | None = None, part: str | None = None) -> ImageDataset:
