@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vggkit.models.features import widen
+from vggkit.models.layers import widen
 
 NORM_EPSILON: Final = 1e-10
 """Added to the norm of the channels of a place, as LPIPS does."""

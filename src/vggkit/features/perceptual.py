@@ -3,17 +3,15 @@
 Shape letters: N images, C channels, H and W pixels.
 """
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Literal, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vggkit.errors import BadConfiguration, BadInput, UnknownName
+from vggkit.errors import BadInput, UnknownName
 from vggkit.features.calibration import Calibrated, read_calibration
 from vggkit.features.distances import (
     compare,
@@ -23,19 +21,12 @@ from vggkit.features.distances import (
     weigh_normalized,
 )
 from vggkit.features.loss_config import LossConfig, demand_range, find_preset
-from vggkit.images.preprocessing import Preprocessing, suit_preprocessing
-from vggkit.models.configuration import Configuration, configure
-from vggkit.models.features import Features, widen
+from vggkit.features.loss_trunk import LossTrunk, open_trunk
+from vggkit.features.range_check import RangeCheck
+from vggkit.models.layers import widen
 from vggkit.models.vgg import VGG
-from vggkit.weights.identify import identify
-from vggkit.weights.locate import locate_model
 from vggkit.weights.model import Model
-from vggkit.weights.published_models import is_model_name
 
-LPIPS_SHIFT: Final = (-0.030, -0.088, -0.188)
-LPIPS_SCALE: Final = (0.458, 0.448, 0.450)
-RANGE_TOLERANCE: Final = 0.01
-"""Share of the declared range that values may lie outside of it, as resizing makes them."""
 CONTENT, STYLE = "content", "style"
 
 
@@ -108,18 +99,13 @@ class PerceptualLoss(nn.Module):
             raise UnknownName.of("reduction", reduction, ("mean", "none"))
         if precision not in ("fp32", "bf16"):
             raise UnknownName.of("precision", precision, ("fp32", "bf16"))
-        self.reduction, self.style_weight, self.check_range = reduction, float(style_weight), check_range
-        network, preprocessing = _open_trunk(trunk, self.config, self.name)
+        self.reduction, self.style_weight = reduction, float(style_weight)
+        network, preprocessing = open_trunk(trunk, self.config, self.name)
         dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-        self.trunk = _LossTrunk(network, self.config, dtype)
-        shift, scale = _find_scaling(self.config, preprocessing, self.input_range)
-        self._flipped = self.config.scaling == "trunk" and preprocessing.channel_order == "BGR"
-        self.register_buffer("_shift", shift, persistent=False)
-        self.register_buffer("_scale", scale, persistent=False)
+        self.trunk = LossTrunk(network, preprocessing, self.config, input_range=self.input_range, dtype=dtype)
         widths = {layer.name: layer.out_channels for layer in network.configuration.trunk}
-        held = read_calibration(calibration, self.config, widths)
-        self.calibration = Calibrated(held)
-        self._is_warned = False
+        self.calibration = Calibrated(read_calibration(calibration, self.config, widths))
+        self._check = RangeCheck(self.input_range, checks_values=check_range)
 
     def forward(
         self,
@@ -230,13 +216,9 @@ class PerceptualLoss(nn.Module):
 
     def _compute(self, images: Tensor) -> dict[str, Tensor]:
         """The layers' values; `image` is the image itself, in [0, 1]."""
-        low, high = self.input_range
-        scaled = (widen(images) - self.get_buffer("_shift")) * self.get_buffer("_scale")
-        scaled = scaled.flip(1) if self._flipped else scaled
-        dtype = self.trunk.dtype
-        scaled = scaled.to(dtype).contiguous(memory_format=_find_memory_format(dtype))
-        found: dict[str, Tensor] = self.trunk(scaled)
+        found: dict[str, Tensor] = self.trunk(images)
         if self.config.metric == "dists":
+            low, high = self.input_range
             found["image"] = (widen(images) - low) / (high - low)
         return found
 
@@ -265,160 +247,3 @@ class PerceptualLoss(nn.Module):
                     distance=config.content_distance,
                     reduction=config.content_reduction,
                 )
-
-    def _check(self, images: Tensor, what: str) -> Tensor:
-        if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
-            found = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-            raise BadInput(f"{what} must be a floating point tensor (N, C, H, W); got {found}")
-        if images.is_inference():
-            raise BadInput(
-                f"{what} were made under torch.inference_mode(), where no gradient is recorded; use torch.no_grad()"
-            )
-        if self.check_range and not torch.compiler.is_compiling() and images.numel():
-            self._check_values(images.detach(), what)
-        return images
-
-    def _check_values(self, images: Tensor, what: str) -> None:
-        low, high = self.input_range
-        least, largest = (float(value) for value in torch.aminmax(images))
-        declared = f"input_range=({low:g}, {high:g})"
-        if not (least > -float("inf") and largest < float("inf")):  # NaN fails both
-            raise BadInput(f"{what} hold values that are not finite")
-        slack = RANGE_TOLERANCE * (high - low)
-        if least < low - slack or largest > high + slack:
-            raise BadInput(
-                f"{what} lie in [{least:.4g}, {largest:.4g}], outside of {declared}; scale or clamp them, or "
-                "declare the range that they have"
-            )
-        if self._is_warned:
-            return
-        doubt = ""
-        if largest - least <= RANGE_TOLERANCE * (high - low):
-            doubt = f"all values lie in [{least:.4g}, {largest:.4g}], a hundredth of the range"
-        elif low < 0 <= least:
-            doubt = "no value is below 0"
-        if doubt:
-            self._is_warned = True
-            warnings.warn(f"{what} may be of another range than {declared}: {doubt}", UserWarning, stacklevel=4)
-
-
-def _find_scaling(
-    config: LossConfig, preprocessing: Preprocessing, input_range: tuple[float, float]
-) -> tuple[Tensor, Tensor]:
-    """Shift and scale (1, 3, 1, 1): what the trunk reads is (images - shift) * scale, in RGB order."""
-    low, high = input_range
-    match config.scaling:
-        case "none":  # the range becomes [-1, 1]
-            shift, scale = [(low + high) / 2] * 3, [2 / (high - low)] * 3
-        case "lpips":
-            shift = [low + (each + 1) / 2 * (high - low) for each in LPIPS_SHIFT]
-            scale = [2 / (high - low) / each for each in LPIPS_SCALE]
-        case "trunk":
-            full = preprocessing.full_value
-            mean, std = preprocessing.mean, preprocessing.std
-            if preprocessing.channel_order == "BGR":
-                mean, std = mean[::-1], std[::-1]
-            shift = [low + each / full * (high - low) for each in mean]
-            scale = [full / (high - low) / each for each in std]
-    return torch.tensor(shift)[None, :, None, None], torch.tensor(scale)[None, :, None, None]
-
-
-class _LossTrunk(Features):
-    """The layers that are compared and those below, with the given network's tensors as constants."""
-
-    def __init__(self, network: VGG, config: LossConfig, dtype: torch.dtype) -> None:
-        nn.Module.__init__(self)
-        whole = network.configuration
-        cut = replace(
-            whole,
-            until=_deepest(config, whole),
-            head="pool",
-            statistics="mean",
-            hidden=(),
-            ranks=None,
-            num_classes=1,
-            pooling="average" if config.pooling == "average" else "max",
-        )
-        with torch.device("meta"):
-            copy = VGG(cut)
-        values = network.features.state_dict()
-        shared = {key: values[key].detach() for key in copy.features.state_dict()}
-        copy.features.load_state_dict(shared, assign=True)
-        copy.classifier = nn.Sequential()  # never read
-        copy.requires_grad_(False)
-        copy.to(dtype).to(memory_format=_find_memory_format(dtype)).eval()
-        self._prepare(copy, cut, config.layers, frozen=True)
-        self._pools_roots = config.pooling == "l2"
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.network.features.parameters()).dtype
-
-    def _apply_layer(self, module: nn.Module, values: Tensor, *, in_place: bool) -> Tensor:
-        if self._pools_roots and isinstance(module, nn.MaxPool2d):
-            return _pool_roots(values)
-        return super()._apply_layer(module, values, in_place=in_place)
-
-
-def _find_memory_format(dtype: torch.dtype) -> torch.memory_format:
-    """In full precision that of the published implementations.
-
-    Another one rounds differently, and where two values of a pool are nearly equal the gradient takes another way.
-    """
-    return torch.channels_last if dtype == torch.bfloat16 else torch.contiguous_format
-
-
-def _pool_roots(values: Tensor) -> Tensor:
-    """The root of the mean of squares, weighted by a Hann window of 3×3, at every other place."""
-    window = torch.tensor([0.25, 0.5, 0.25], dtype=values.dtype, device=values.device)
-    kernel = (window[:, None] * window).expand(values.shape[1], 1, 3, 3)
-    squares = F.conv2d(values.square(), kernel, stride=2, padding=1, groups=values.shape[1])
-    return (squares + 1e-12).sqrt()
-
-
-def _open_trunk(given: VGG | Model | str | Path, config: LossConfig, name: str) -> tuple[VGG, Preprocessing]:
-    """The network and what its images must be normalised to."""
-    if isinstance(given, VGG):
-        preprocessing = suit_preprocessing(in_channels=given.configuration.in_channels)
-        model: VGG = given
-    elif isinstance(given, Model):
-        model, preprocessing = given.network, given.preprocessing
-    elif isinstance(given, str | Path):
-        opened = load_trunk(given, config, name)
-        model, preprocessing = opened.network, opened.preprocessing
-    else:
-        raise BadInput(f"trunk= is a VGG, a Classifier, a file or a model's name, got {type(given).__name__}")
-    _demand_layers(model.configuration, config, name)
-    if model.configuration.in_channels != 3:
-        raise BadConfiguration(f"{name} compares colour images, and the trunk reads one channel")
-    return model, preprocessing
-
-
-def load_trunk(place: str | Path, config: LossConfig, name: str) -> Model:
-    """The trunk of published weights, of a Classifier's file or of a file of weights, up to the deepest layer.
-
-    Raises BadConfiguration where the file's network is another one, or ends before a layer that is compared, and
-    BadCheckpoint.
-    """
-    if not is_model_name(place):
-        found = identify(locate_model(place))
-        if found.configuration is not None:
-            _demand_layers(found.configuration, config, name)
-    whole = configure(config.model, head="pool")
-    return Model.create(
-        config.model, labels=["unused"], weights=place, until=_deepest(config, whole), head="pool", seed=0
-    )
-
-
-def _demand_layers(configuration: Configuration, config: LossConfig, name: str) -> None:
-    held = [layer.name for layer in configuration.trunk]
-    absent = [layer for layer in config.layers if layer not in held]
-    if configuration.model != config.model:
-        raise BadConfiguration(f"{name} compares layers of {config.model}; the trunk is a {configuration.model}")
-    if absent:
-        raise BadConfiguration(f"{name} compares {', '.join(absent)}, and the trunk ends with {held[-1]}")
-
-
-def _deepest(config: LossConfig, configuration: Configuration) -> str:
-    order = [layer.name for layer in configuration.trunk]
-    return max(config.layers, key=order.index)
