@@ -35,9 +35,11 @@ from .evaluation.evaluation import Evaluation as Evaluation
 from .evaluation.evaluation import Rejection as Rejection
 from .evaluation.measure import evaluate as evaluate
 from .evaluation.predictions import Predictions as Predictions
+from .features.image_pairs import Distances as Distances
+from .features.image_pairs import ImageDistance as ImageDistance
 from .features.loss_config import LossConfig as LossConfig
 from .features.perceptual import PerceptualLoss as PerceptualLoss
-from .features.perceptual import Reference as Reference
+from .features.reference import Reference as Reference
 from .images.dataset import ImageDataset as ImageDataset
 from .images.dataset import ImageSample as ImageSample
 from .images.dataset import Storage as Storage
@@ -87,6 +89,7 @@ from .weights.published import PublishedWeights as PublishedWeights
 from .workflows.bench import bench as bench
 from .workflows.check import check as check
 from .workflows.compare import compare as compare
+from .workflows.distance import distance as distance
 from .workflows.fit_and_record import TrainingRun as TrainingRun
 from .workflows.predict import embed_into as embed_into
 from .workflows.predict import predict_into as predict_into

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vggkit.errors import BadConfiguration, BadInput
 from vggkit.features.loss_config import LossConfig
+from vggkit.features.winograd import convolve, is_worth_it, transform_filters
 from vggkit.images.preprocessing import Preprocessing, suit_preprocessing
 from vggkit.models.configuration import Configuration, configure
 from vggkit.models.features import Features
@@ -36,6 +37,7 @@ class LossTrunk(Features):
         config: The loss.
         input_range: The range of the images that `forward` takes.
         dtype: What the layers compute in.
+        with_winograd: Compute convolutions of many channels by Winograd's algorithm.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class LossTrunk(Features):
         *,
         input_range: tuple[float, float],
         dtype: torch.dtype,
+        with_winograd: bool = False,
     ) -> None:
         nn.Module.__init__(self)
         whole = network.configuration
@@ -66,13 +69,23 @@ class LossTrunk(Features):
         copy.features.load_state_dict(shared, assign=True)
         copy.classifier = nn.Sequential()  # never read
         copy.requires_grad_(False)
-        copy.to(dtype).to(memory_format=_find_memory_format(dtype)).eval()
+        exact = dtype != torch.bfloat16 and not with_winograd
+        # Another memory format rounds differently than the published implementations, and where two values of a
+        # pool are nearly equal the gradient takes another way.
+        self._memory_format = torch.contiguous_format if exact else torch.channels_last
+        copy.to(dtype).to(memory_format=self._memory_format).eval()
         self._prepare(copy, cut, config.layers, frozen=True)
         self._pools_roots = config.pooling == "l2"
         self._is_flipped = config.scaling == "trunk" and preprocessing.channel_order == "BGR"
         shift, scale = _find_scaling(config, preprocessing, input_range)
         self.register_buffer("_shift", shift, persistent=False)
         self.register_buffer("_scale", scale, persistent=False)
+        self._filters: dict[nn.Module, str] = {}
+        for layer in self._trunk if with_winograd else ():
+            module = copy.features[layer.index]
+            if isinstance(module, nn.Conv2d) and is_worth_it(module):
+                self._filters[module] = f"_filters_{layer.index}"
+                self.register_buffer(self._filters[module], transform_filters(module.weight), persistent=False)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """`{name: value}` of images (N, 3, H, W), RGB in the declared range."""
@@ -80,11 +93,16 @@ class LossTrunk(Features):
         scaled = (widen(images) - self.get_buffer("_shift")) / self.get_buffer("_scale")
         scaled = scaled.flip(1) if self._is_flipped else scaled
         dtype = next(self.network.features.parameters()).dtype
-        return super().forward(scaled.to(dtype).contiguous(memory_format=_find_memory_format(dtype)))
+        return super().forward(scaled.to(dtype).contiguous(memory_format=self._memory_format))
 
     def _apply_layer(self, module: nn.Module, values: Tensor, *, in_place: bool) -> Tensor:
-        if self._pools_roots and isinstance(module, nn.MaxPool2d):
-            return _pool_roots(values)
+        match module:
+            case nn.MaxPool2d() if self._pools_roots:
+                return _pool_roots(values)
+            case nn.MaxPool2d() if not torch.is_grad_enabled():
+                return _pool_largest(values)
+            case nn.Conv2d() if module in self._filters and not torch.compiler.is_compiling():
+                return convolve(values, self.get_buffer(self._filters[module]), module.bias)
         return super()._apply_layer(module, values, in_place=in_place)
 
 
@@ -109,12 +127,12 @@ def _find_scaling(
     return torch.tensor(shift)[None, :, None, None], torch.tensor(scale)[None, :, None, None]
 
 
-def _find_memory_format(dtype: torch.dtype) -> torch.memory_format:
-    """In full precision that of the published implementations.
-
-    Another one rounds differently, and where two values of a pool are nearly equal the gradient takes another way.
-    """
-    return torch.channels_last if dtype == torch.bfloat16 else torch.contiguous_format
+def _pool_largest(values: Tensor) -> Tensor:
+    """What max-pool gives, without the places that its gradient would need."""
+    height, width = (side // 2 * 2 for side in values.shape[2:])
+    upper, lower = (values[..., row:height:2, :width] for row in (0, 1))
+    rows = torch.maximum(upper, lower)
+    return torch.maximum(rows[..., ::2], rows[..., 1::2])
 
 
 def _pool_roots(values: Tensor) -> Tensor:
