@@ -215,7 +215,7 @@ def test_asked_to_stop_it_keeps_what_is_done_and_says_how_to_go_on(number, model
     signal_after(process, out, 2, number)
     assert process.wait() == 128 + number
     told = process.err
-    assert "go on with: the same line, without --overwrite" in told
+    assert "continue with: the same line, without --overwrite" in told
     assert "Traceback" not in told
     done = int(told.partition("(")[2].split()[0])
     assert done >= 6

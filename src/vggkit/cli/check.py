@@ -65,7 +65,7 @@ def check(
             images, classifier, columns=columns, image_size=image_size, device=device, on_progress=line.show
         )
         if model is not None:
-            found = replace(found, asked={**found.asked, "model": model})
+            found = replace(found, options={**found.options, "model": model})
         if html is not None:
             from vggkit.reports.diagnosis_page import write_diagnosis_page
 
@@ -83,6 +83,6 @@ def check(
         from vggkit.data_checks.clean_table import write_clean_table
 
         left_out = write_clean_table(images, found, fix)
-        said = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items()) or "none"
-        print_line(f"table: {fix}; left out: {said}", to_stderr=True)
+        listed = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items()) or "none"
+        print_line(f"table: {fix}; left out: {listed}", to_stderr=True)
     return 1 if any(finding.severity == "error" for finding in found.findings) else 0

@@ -169,7 +169,7 @@ def convert(
         source: A weights file of any kind that `vggkit identify` knows.
         target: The file to write: .safetensors or .pth; for Keras .h5, .weights.h5 or .npz; for Caffe .npz.
         to: The layout to write.
-        input_convention: How the source's input is normalised, where the file does not say: imagenet (RGB in
+        input_convention: How the source's input is normalised, where the file does not state it: imagenet (RGB in
             [0, 1], ImageNet's mean and standard deviation), caffe (BGR in [0, 255], mean subtracted), caffe-rgb or
             caffe-unit.
         keep_input: Keep the source's input convention instead of folding it into the first convolution.

@@ -1,7 +1,7 @@
-"""A collection divided into splits: by names that people use, by share, by folds.
+"""A dataset divided into splits: by usual names, by share, by folds.
 
-An image's place depends on the seed, its class and its name alone (of grouped images, its group's
-name): it is the same on every machine and in every order. So whatever is counted is counted in the order
+The split of an image depends on the seed, its class and its name alone (for grouped images, its group's
+name): it is the same on every machine and in every order. Therefore everything is counted in the order
 of names, and never in that of rows.
 """
 
@@ -89,14 +89,14 @@ SPLITS: Final[Mapping[str, str]] = {
     "test": "test",
     "testing": "test",
 }
-"""Names that are parts of a collection and not classes, and what each is called here."""
+"""Names of splits, which are not classes, and the name of each here."""
 
 _FILLERS: Final = "set|sets|image|images|img|imgs|data|dataset|split|folder|photos|pictures"
 _SPELLING: Final = re.compile(rf"(?:(?:{_FILLERS})[^a-z]+)?({'|'.join(SPLITS)})(?:[^a-z]*(?:{_FILLERS}))?[^a-z]*")
 
 
 def tell_split(name: str) -> str | None:
-    """The split that a folder's name says as people spell it, or None.
+    """The split that a folder's name means in one of its common spellings, or None.
 
     >>> [tell_split(name) for name in ("Train", "training_set", "images-val", "val2", "TestSet", "trainers")]
     ['train', 'train', 'val', 'val', 'test', None]
@@ -106,15 +106,15 @@ def tell_split(name: str) -> str | None:
 
 
 def hint_at_split(name: str) -> str | None:
-    """The split that one of the words of a name says, such as `seg_train`; None where there is none, or several."""
-    said = {SPLITS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLITS}
-    return said.pop() if len(said) == 1 else None
+    """The split that one word of a name means, as in `seg_train`; None where there is none, or several."""
+    found = {SPLITS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLITS}
+    return found.pop() if len(found) == 1 else None
 
 
 def find_split(path: str) -> str | None:
-    """The split that a file's name tells, or else its folder's: `data/train-00001.tar`, `val/00001.tar`.
+    """The split by a file's name, or else by its folder's: `data/train-00001.tar`, `val/00001.tar`.
 
-    Folders above are not asked: people keep data in folders called test.
+    Folders above do not count: people keep data in folders called test.
     """
     place = Path(path)
     words = [SPLITS[word] for word in re.split(r"[^a-z]+", place.name.lower()) if word in SPLITS]
@@ -194,10 +194,10 @@ def read_fold(text: str) -> tuple[int, int]:
 
 
 def _split(images: ImageDataset, whole: Sequence[ImageSample], held_out: Collection[ImageSample]) -> ImageDataset:
-    kept = {name: split for name, split in images.splits.items() if name not in ("all", "train", "val")}
+    others = {name: split for name, split in images.splits.items() if name not in ("all", "train", "val")}
     train = [image for image in whole if image not in held_out]
     val = [image for image in whole if image in held_out]
-    return images.keep({"train": train, "val": val, **kept})
+    return images.keep({"train": train, "val": val, **others})
 
 
 def _choose_images(name: str, whole: Sequence[ImageSample], share: float, seed: int) -> set[ImageSample]:
@@ -208,7 +208,7 @@ def _choose_images(name: str, whole: Sequence[ImageSample], share: float, seed: 
     for label, members in sorted(classes.items()):
         if len(members) < 2:
             raise BadData(
-                f"{name}: class {label!r} has one image; it takes two, one to learn from and one to check on"
+                f"{name}: class {label!r} has one image; it needs two, one for training and one for validation"
             )
         count = min(len(members) - 1, max(1, round(share * len(members))))
         ranked = sorted(members, key=lambda image: _rank(seed, str(image.label), image.path))
@@ -258,8 +258,8 @@ def _repair(name: str, units: Units, chosen: Collection[str], label: str) -> set
     if sides is None:
         raise BadData(
             f"{name}: the images of class {label!r} cannot be divided between training and validation "
-            "without parting a group, or another class is missing from one of them; it takes two groups of each "
-            "class, one to learn from and one to check on"
+            "without dividing a group, or another class is missing from one of them; each class needs two groups, "
+            "one for training and one for validation"
         )
     return {unit for unit, side in sides.items() if side}
 
@@ -267,7 +267,7 @@ def _repair(name: str, units: Units, chosen: Collection[str], label: str) -> set
 def _tie(whole: Sequence[ImageSample]) -> dict[str, list[ImageSample]]:
     """Images that stay together, by the first name of what ties them: a group, or being one and the same image.
 
-    One that nothing ties stands for itself.
+    An image without such ties is a unit of its own.
     """
     firsts: dict[str, str] = {}
     entries: dict[Hashable, str] = {}

@@ -1,4 +1,4 @@
-"""One file of weights into another dialect: tensor by tensor, checked before it is kept.
+"""Conversion of a file of weights to another dialect: tensor by tensor, and checked before it is saved.
 
 Shape letters: N images, C channels, H and W pixels, K classes.
 """
@@ -39,16 +39,16 @@ from vggkit.weights.locate import locate_model
 from vggkit.weights.writers import Piece, suffix_of, write_pieces
 
 TOLERANCE: Final[Mapping[str, float]] = {"float32": 1e-4, "float64": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
-"""Largest difference of the logits that is let through, relative to the largest logit, by the weights'
-type: scaling conv1_1 rounds it anew."""
+"""Largest difference of the logits that is accepted, relative to the largest logit, by the weights'
+type: scaling conv1_1 rounds its values again."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """What was converted, and how nearly both files give the same logits."""
+    """The result of a conversion, with the difference between the logits of both files."""
 
     source: Identification
-    """What the file was."""
+    """The identification of the source."""
     target: Path
     """The file that was written."""
     dialect: Dialect
@@ -58,37 +58,37 @@ class Conversion:
     dropped: tuple[str, ...]
     """Keys of the source that no network reads, and that were left out."""
     source_preprocessing: Preprocessing | None
-    """What the source is fed; None: unknown."""
+    """The preprocessing of the source; None: unknown."""
     preprocessing: Preprocessing | None
-    """What the target is to be fed; None: unknown, and then as the source."""
+    """The preprocessing of the target; None: unknown, as that of the source."""
     turned_input: bool
     """conv1_1 was flipped or scaled, so that the target takes another input convention."""
     notes: tuple[str, ...]
-    """What is not as it was, in sentences: how an ambiguous source was read, and what of a Classifier's file
-    was turned with its input or left behind."""
+    """Changes, in sentences: how an ambiguous source was read, and which parts of a Classifier's file were
+    converted with its input or dropped."""
     compared: str
     """What was compared: `logits`, or `maps of relu3_4` where there is no head."""
     image_pixels: int
-    """Side of the random image that both were given."""
+    """Side of the random image that both networks were compared on."""
     difference: float
     """Largest absolute difference."""
     largest: float
-    """Largest absolute value, to read the difference by."""
+    """Largest absolute value, for comparison with the difference."""
     tolerance: float
-    """Difference up to which the file is kept."""
+    """Largest difference with which the file is saved."""
 
     def to_dict(self) -> dict[str, Any]:
         """A value for JSON."""
         values = dict(vars(self))
         for name in ("source_preprocessing", "preprocessing"):
             values[name] = values[name].to_dict() if values[name] else None
-        said = {"source": self.source.to_dict(), "target": str(self.target)}
-        said |= {"dropped": list(self.dropped), "notes": list(self.notes)}
+        plain = {"source": self.source.to_dict(), "target": str(self.target)}
+        plain |= {"dropped": list(self.dropped), "notes": list(self.notes)}
         convention = describe_convention(self.preprocessing) if self.preprocessing else None
-        return values | said | {"input_convention": convention}
+        return values | plain | {"input_convention": convention}
 
     def __str__(self) -> str:
-        fed = describe_convention(self.preprocessing) if self.preprocessing else "unknown, say --input-convention"
+        fed = describe_convention(self.preprocessing) if self.preprocessing else "unknown, state --input-convention"
         text = (
             f"{self.target}: {self.source.model} in dialect {self.dialect}, {self.tensors} tensors; "
             f"{self.compared} differ by {self.difference:.1e} at most, of {self.largest:.3g} "
@@ -120,15 +120,15 @@ def convert(
         target: The file to write; its suffix says the format: `.safetensors` or `.pth`, for Keras `.h5`,
             `.weights.h5` or `.npz`, for Caffe `.npz`.
         to: The dialect.
-        input_convention: What the source is fed, where the file does not tell: `imagenet`, `caffe`,
+        input_convention: The preprocessing of the source, where the file does not state it: `imagenet`, `caffe`,
             `caffe-rgb`, `caffe-unit`, or a Preprocessing.
         keep_input: Leave conv1_1 and the input convention as they are.
-        allow_partial: Convert what is there of a file without a head, and leave out unexpected keys.
+        allow_partial: Convert a file without a head too, and leave out unexpected keys.
         reading: Which network the source is read as, of those that `identify` lists where its tensors may be
             of several.
 
-    What keys and shapes do not say of the network (a cut at a pool, pools that average) is written beside the
-    tensors, where the format has room for it; where it has none, such a network is refused.
+    Properties of the network that keys and shapes do not determine (a cut at a pool, average pooling) are written
+    as metadata, where the format has room for it; where it has none, such a network is refused.
 
     Nothing is left behind when it fails. Raises BadCheckpoint for a source that is broken, no VGG or not
     whole, BadConfiguration where the dialect has no keys for the network or the convention contradicts
@@ -144,7 +144,7 @@ def convert(
         suffix = suffix_of(target, to)
         if target.exists() and target.samefile(source):
             raise BadOutput(f"{target}: is the source itself; name another file")
-        fed = _settle_convention(found, stated)
+        fed = _resolve_convention(found, stated)
         turned, turn_first, scales = _turn_input(fed, to, keep=keep_input)
         weights = CanonicalWeights(file, examination)
         pieces = []
@@ -172,7 +172,7 @@ def convert(
             source_preprocessing=fed,
             preprocessing=turned,
             turned_input=turn_first is not None,
-            notes=(*_say_reading(found), *notes),
+            notes=(*_describe_reading(found), *notes),
             **compared,
         )
 
@@ -185,7 +185,7 @@ def _read_turned(
 
 
 def _check_source(examination: Examination, *, allow_partial: bool) -> Configuration:
-    """The source's network; raises BadCheckpoint for what cannot or was not asked to be converted."""
+    """The source's network; raises BadCheckpoint where it cannot be converted, or only with `allow_partial`."""
     found = examination.identification
     if found.configuration is None:
         raise BadCheckpoint(f"{found.path}: is {found.verdict}")
@@ -193,13 +193,13 @@ def _check_source(examination: Examination, *, allow_partial: bool) -> Configura
         listed = [*found.missing, *found.misshapen, *found.unexpected]
         shown = ", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "")
         raise BadCheckpoint(
-            f"{found.path}: {found.verdict} ({shown}); convert what is there of it with allow_partial"
+            f"{found.path}: {found.verdict} ({shown}); convert the tensors that are there with allow_partial"
         )
     return found.configuration
 
 
-def _settle_convention(found: Identification, stated: Preprocessing | None) -> Preprocessing | None:
-    """What the source is fed, from the file or as stated; raises BadConfiguration where these differ."""
+def _resolve_convention(found: Identification, stated: Preprocessing | None) -> Preprocessing | None:
+    """The preprocessing of the source, from the file or as stated; raises BadConfiguration where these differ."""
     if stated is None:
         return found.preprocessing
     if found.preprocessing is not None and not same_convention(stated, found.preprocessing):
@@ -218,7 +218,7 @@ def _settle_convention(found: Identification, stated: Preprocessing | None) -> P
 def _turn_input(
     fed: Preprocessing | None, to: Dialect, *, keep: bool
 ) -> tuple[Preprocessing | None, Callable[[Tensor], Tensor] | None, tuple[float, ...]]:
-    """What the target is fed, what makes conv1_1 fit it, None where nothing changes, and its factors by channel."""
+    """The target's preprocessing, the function that adapts conv1_1 to it (None: unchanged), and its factors."""
     if fed is None or keep:
         return fed, None, ()
     turned, factors = turn_convention(fed, caffe=to in ("keras", "caffe"))
@@ -245,18 +245,19 @@ def _write_metadata(
     suffix: str,
     scales: tuple[float, ...],
 ) -> tuple[dict[str, str], list[str]]:
-    """A Classifier stays one where its keys stay canonical; otherwise what it says is kept under other names.
+    """The target's metadata, and notes on what changed in a Classifier's file.
 
-    With it come sentences on what of a Classifier is not as it was.
+    A Classifier stays one where its keys stay canonical; otherwise its network, preprocessing and labels are
+    written under the keys of `statements`.
     """
     found, card = examination.identification, examination.card
     assert found.configuration is not None
     if card is not None and to == "torchvision" and suffix == ".safetensors" and preprocessing is not None:
         provenance = {**card.provenance, "converted": {"file": found.path.name, "dialect": found.dialect}}
-        kept = replace(card, preprocessing=preprocessing, provenance=provenance)
+        converted = replace(card, preprocessing=preprocessing, provenance=provenance)
         if not scales or INPUT_RANGE not in card.activation_ranges:
-            return kept.to_metadata(), []
-        turned, note = _turn_ranges(kept, scales)
+            return converted.to_metadata(), []
+        turned, note = _turn_ranges(converted, scales)
         return turned.to_metadata(), [note]
     notes = []
     labelled = suffix not in (".npz", ".h5", ".weights.h5")
@@ -287,10 +288,10 @@ def _write_metadata(
 
 
 def _turn_ranges(card: Card, scales: tuple[float, ...]) -> tuple[Card, str]:
-    """The card with what conv1_1 reads on its new scale; without ranges where its channels are scaled apart.
+    """The card with conv1_1's input range on its new scale; without ranges where channels are scaled differently.
 
-    A filter times a factor sees the same numbers where its input is divided by it. Of all channels one range
-    was kept, which only one factor turns exactly.
+    A filter times a factor gives the same output where its input is divided by the factor. The range is that of all
+    channels together, so only a common factor converts it exactly.
     """
     if max(scales) - min(scales) <= 1e-9 * max(scales):
         low, high = card.activation_ranges[INPUT_RANGE]
@@ -306,18 +307,20 @@ def _turn_ranges(card: Card, scales: tuple[float, ...]) -> tuple[Card, str]:
     )
 
 
-def _say_reading(found: Identification) -> list[str]:
+def _describe_reading(found: Identification) -> list[str]:
     """How a source that can be read in several ways was read."""
     if len(found.readings) < 2:
         return []
     taken = found.readings[found.reading]
-    others = [f"reading={n} {each.said}" for n, each in enumerate(found.readings) if n != found.reading]
-    return [f"the source was read as {taken.said} (reading={found.reading}); it may be {' or '.join(others)}"]
+    others = [f"reading={n} {each.description}" for n, each in enumerate(found.readings) if n != found.reading]
+    return [
+        f"the source was read as {taken.description} (reading={found.reading}); it may be {' or '.join(others)}"
+    ]
 
 
 @contextmanager
 def _checked_file(target: Path) -> Iterator[Path]:
-    """A path with the target's own name, in a folder of its own beside it; what is there at the end is kept."""
+    """A path with the target's name in a temporary folder beside it; the file is moved to the target at the end."""
     with whole_file(target) as beside, TemporaryDirectory(prefix=".vggkit-", dir=target.parent) as folder:
         written = Path(folder) / target.name
         yield written
@@ -339,7 +342,7 @@ def _compare(
     """
     found, configuration = examination.identification, examination.identification.configuration
     assert configuration is not None
-    side = _suit_side(configuration)
+    side = _choose_side(configuration)
     pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
     expected = _run(file, examination, _feed(pixels, fed, configuration))
     with open_weights(written) as again:
@@ -347,10 +350,10 @@ def _compare(
         theirs = found_again.identification.configuration
         differing = _list_differences(configuration, theirs, trunk_only=found.head is None)
         if theirs is None or differing:
-            said = found_again.identification.verdict
+            verdict = found_again.identification.verdict
             raise BadConfiguration(
-                f"{written.name}: was not kept, as {_describe_format(to, written)} has no room for this network's "
-                f"{', '.join(differing) or 'shape'}, and it would be read back as {said}; "
+                f"{written.name}: was not saved, as {_describe_format(to, written)} has no room for this network's "
+                f"{', '.join(differing) or 'shape'}, and it would be read back as {verdict}; "
                 "write .safetensors in dialect torchvision, blocks or explicit"
             )
         given = _run(again, found_again, _feed(pixels, turned, configuration))
@@ -360,7 +363,7 @@ def _compare(
     compared = "logits" if found.head is not None else f"maps of {configuration.trunk[-1].name}"
     if not difference <= tolerance:  # NaN too
         raise BadOutput(
-            f"{written.name}: was not kept, as its {compared} differ from the source's by {difference:.1e}, "
+            f"{written.name}: was not saved, as its {compared} differ from the source's by {difference:.1e}, "
             f"more than {tolerance:.1e}; the weights may be too large or too small for {found.dtype}"
         )
     return {
@@ -377,7 +380,7 @@ def _describe_format(to: Dialect, written: Path) -> str:
 
 
 def _list_differences(one: Configuration, other: Configuration | None, *, trunk_only: bool) -> list[str]:
-    """The fields in which two networks of the same tensors compute something else; dropout and sliding aside."""
+    """The fields by which two networks of the same tensors differ in their results; dropout and sliding aside."""
     if other is None:
         return []
     names = [] if one.trunk == other.trunk else ["blocks", "kernels", "lrn_after", "until"]
@@ -390,14 +393,14 @@ def _list_differences(one: Configuration, other: Configuration | None, *, trunk_
     return [f"{name}={getattr(one, name)!r}" for name in names if getattr(one, name) != getattr(other, name)]
 
 
-def _suit_side(configuration: Configuration) -> int:
-    """A side at which an fc head's map needs no pooling, and a cut has more than one place."""
+def _choose_side(configuration: Configuration) -> int:
+    """An image side at which an fc head's map needs no pooling, and a cut trunk's map is larger than 1×1."""
     grid = 2 if configuration.head == "pool" else configuration.grid
     return max(32, configuration.minimum_side * grid)
 
 
 def _feed(pixels: Any, preprocessing: Preprocessing | None, configuration: Configuration) -> Tensor:
-    """The image (H, W, 3) as a batch (1, C, H, W); where what is fed is unknown, numbers between -2 and 2."""
+    """The image (H, W, 3) as a batch (1, C, H, W); with an unknown preprocessing, numbers between -2 and 2."""
     if preprocessing is not None:
         return torch.from_numpy(preprocessing.normalize(pixels))[None]
     shape = (1, configuration.in_channels, *pixels.shape[:2])
