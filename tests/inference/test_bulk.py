@@ -331,7 +331,7 @@ def test_other_images_at_the_same_place_are_noticed(finished, model, tmp_path, m
 
 def test_a_file_of_somebody_else_is_not_replaced(model, photos, tmp_path):
     (tmp_path / "r.csv").write_text("mine")
-    with pytest.raises(BadOutput, match="is there already"):
+    with pytest.raises(BadOutput, match="exists already"):
         predict_into(model, photos / "val", tmp_path / "r.csv")
     assert (tmp_path / "r.csv").read_text() == "mine"
 

@@ -113,7 +113,7 @@ def test_what_a_kill_left_before_the_first_file_is_an_empty_folder(tiny, tmp_pat
     with new_folder(tmp_path / "run", create(tiny)):
         pass
     (tmp_path / "run" / "thesis.txt").touch()
-    with pytest.raises(BadOutput, match="is there already"):
+    with pytest.raises(BadOutput, match="exists already"):
         demand_new_folder(tmp_path / "run")
     with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "new" / "run", create(tiny)):
         raise ZeroDivisionError

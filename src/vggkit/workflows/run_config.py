@@ -45,8 +45,8 @@ class NetworkChoice:
     model: str = "auto"
     """A name that `vggkit models` lists. auto: the one that weights names, else vgg11."""
     blocks: str | None = None
-    """Output channels of each convolution in place of the model's: commas between the convolutions of a block,
-    slashes between blocks, such as 64,64/128,128/256,256."""
+    """Widths such as 64,64/128,128/256,256 in place of the model's: output channels of each convolution, with
+    commas between the convolutions of a block and slashes between blocks."""
     weights: str | None = None
     """Weights to start from: imagenet (the published ones), or a file of a VGG's weights, such as .pth. Default:
     random."""

@@ -135,8 +135,8 @@ def train(
             the learning rate schedule is stretched to them.
         model: A name that `vggkit models` lists, a Configuration, or a Classifier or Model, whose network is then
             trained in place. Default: the model that weights names, else vgg11.
-        blocks: Output channels of each convolution in place of the model's: commas between the convolutions of a
-            block, slashes between blocks, such as 64,64/128,128/256,256.
+        blocks: Widths such as 64,64/128,128/256,256 in place of the model's: output channels of each convolution,
+            with commas between the convolutions of a block and slashes between blocks.
         weights: Weights to start from: imagenet (the published ones), or a file of a VGG's weights, such as .pth.
             Default: random.
         head: fc (the paper's fully connected layers), dense (the same as convolutions) or pool (global average
