@@ -106,6 +106,6 @@ def _wrap(text: str) -> str:
     """Paragraphs broken to the terminal's width, and indented: tyro joins lines that start with a letter."""
     width = min(shutil.get_terminal_size().columns, MOST_COLUMNS)
     paragraphs = (" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
-    return "\n".join(  # tyro adds an empty line
+    return "\n\n".join(
         textwrap.fill(each, width, initial_indent="  ", subsequent_indent="  ") for each in paragraphs
     )
