@@ -158,7 +158,7 @@ class Diagnosis:
             "modes": dict(self.modes),
             "turned": self.turned,
             "image_size": self.image_size,
-            "options": dict(self.asked),
+            "options": dict(self.options),
             "model": self.model,
             "findings": [finding.to_dict() for finding in self.findings],
             "seconds": round(self.seconds, 2),

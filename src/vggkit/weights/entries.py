@@ -128,15 +128,15 @@ def place_by_name(name: str, scheme: Scheme) -> Position | None:
     found = _TRUNKS[scheme].fullmatch(name) if scheme in _TRUNKS else None
     if found is None:
         return None
-    found = found.groupdict()
+    groups = found.groupdict()
     match scheme:
         case "index" | "units":
-            return (int(found["at"]),)
+            return (int(groups["at"]),)
         case "blocks":
-            even = int(found["even"])
-            return (even // 2 + 1, int(found["position"])) if even % 2 == 0 else None
+            even = int(groups["even"])
+            return (even // 2 + 1, int(groups["position"])) if even % 2 == 0 else None
         case _:
-            return (int(found["block"]), int(found["position"]))
+            return (int(groups["block"]), int(groups["position"]))
 
 
 _HEADS: Final = (
@@ -161,11 +161,11 @@ def place_heads(names: Sequence[str]) -> dict[str, HeadPlace] | None:
     found = {}
     counted: list[int] = []
     for name in names:
-        found = next((match for pattern in _HEADS if (match := pattern.fullmatch(name))), None)
+        match = next((each for pattern in _HEADS if (each := pattern.fullmatch(name))), None)
         # `classifier` is a head by itself: an fc beside it is none of its layers.
-        if found is None or (found.re is _HEADS[0]) is not (_HEADS[0].fullmatch(names[0]) is not None):
+        if match is None or (match.re is _HEADS[0]) is not (_HEADS[0].fullmatch(names[0]) is not None):
             return None
-        groups = found.groupdict()
+        groups = match.groupdict()
         if groups.get("count"):
             counted.append(int(groups["count"]))
         found[name] = groups

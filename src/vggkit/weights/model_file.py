@@ -142,19 +142,19 @@ def select_weights(
             f"{'' if allow_partial else '; cut with until= or load what fits with allow_partial=True'}"
         )
     random = tuple(key for key in expected if key not in loaded and not key.endswith("num_batches_tracked"))
-    reinitialised = None
+    description = None
     if fresh:
-        reinitialised = f"the head, new with {configuration.num_classes} classes"
+        description = f"the head, new with {configuration.num_classes} classes"
         if classes is not None:
-            reinitialised = f"the last layer: {classes} classes in the file, {configuration.num_classes} here"
+            description = f"the last layer: {classes} classes in the file, {configuration.num_classes} here"
         if fitted:
-            reinitialised = f"the last layer: {other_classes}"
+            description = f"the last layer: {other_classes}"
     return LoadedWeights(
         tensors=loaded,
         random=random,
         missing=(*missing, *(line.split(" ")[0] for line in misshapen)),
         ignored=tuple(ignored),
-        reinitialised=reinitialised,
+        reinitialised=description,
     )
 
 
