@@ -19,7 +19,8 @@ from vggkit.models.configuration import Configuration, Head, Scheme, configure
 from vggkit.models.structure import check_values
 from vggkit.models.vgg import VGG
 from vggkit.weights.canonical import CanonicalWeights
-from vggkit.weights.card import Card, read_card, read_labels
+from vggkit.weights.card import Card, read_labels
+from vggkit.weights.classifier_file import read_card
 from vggkit.weights.formats.detect import open_weights
 from vggkit.weights.formats.weight_file import WeightFile
 from vggkit.weights.identify import Examination, examine
