@@ -38,6 +38,7 @@ from .evaluation.predictions import Predictions as Predictions
 from .features.loss_config import LossConfig as LossConfig
 from .features.perceptual import PerceptualLoss as PerceptualLoss
 from .features.perceptual import Reference as Reference
+from .features.style_transfer import StyleStep as StyleStep
 from .images.dataset import ImageDataset as ImageDataset
 from .images.dataset import ImageSample as ImageSample
 from .images.dataset import Storage as Storage
@@ -93,6 +94,8 @@ from .workflows.predict import predict_into as predict_into
 from .workflows.run_config import NetworkChoice as NetworkChoice
 from .workflows.run_config import RunConfig as RunConfig
 from .workflows.search import search as search
+from .workflows.style import StyleTransfer as StyleTransfer
+from .workflows.style import style as style
 from .workflows.train import train as train
 
 __version__: str

@@ -18,6 +18,7 @@ MODULES = [
     "models.features",
     "models.summary",
     "notebook",
+    "workflows.style",
 ]
 """Modules whose docstrings have examples that take no time."""
 

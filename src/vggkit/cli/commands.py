@@ -33,6 +33,9 @@ VERBS: Final[Mapping[str, Mapping[str, Verb]]] = {
         "search": Verb("predict", "find similar images"),
         "bench": Verb("bench", "measure the speed of inference on this machine"),
     },
+    "Looking inside": {
+        "style": Verb("style", "give an image the style of another"),
+    },
     "First steps": {
         "demo": Verb("predict", "train, evaluate and predict on handwritten digits"),
     },
