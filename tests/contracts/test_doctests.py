@@ -16,8 +16,10 @@ MODULES = [
     "images.sources.open_dataset",
     "images.splits",
     "models.features",
+    "models.receptive_field",
     "models.summary",
     "notebook",
+    "workflows.filters",
     "workflows.style",
 ]
 """Modules whose docstrings have examples that take no time."""

@@ -96,6 +96,7 @@ TORCH_FREE = [
     "vggkit.cli.check",
     "vggkit.cli.compare",
     "vggkit.cli.evaluate",
+    "vggkit.cli.filters",
     "vggkit.cli.models",
     "vggkit.cli.options",
     "vggkit.cli.predict",

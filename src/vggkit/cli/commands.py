@@ -34,6 +34,7 @@ VERBS: Final[Mapping[str, Mapping[str, Verb]]] = {
         "bench": Verb("bench", "measure the speed of inference on this machine"),
     },
     "Looking inside": {
+        "filters": Verb("filters", "show what each channel of a layer responds to"),
         "style": Verb("style", "give an image the style of another"),
     },
     "First steps": {

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vggkit.errors import BadConfiguration, BadInput
 from vggkit.features.distances import gram
+from vggkit.features.normalization import normalize_images
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import Configuration
 from vggkit.models.features import Features, widen
@@ -73,23 +74,17 @@ class StyleLoss:
         self.layers, self.device = layers, device
         self._dtype = torch.float32 if precision == "fp32" else torch.bfloat16
         averaging = average_pools(network, until=_find_deepest(network.configuration, layers))
-        averaging.to(device, self._dtype, memory_format=torch.channels_last)
+        averaging.to(device, self._dtype).to(memory_format=torch.channels_last)
         self._features = Features(averaging, (*layers.style, layers.content), frozen=True)
-        self._flipped = preprocessing.channel_order == "BGR"
-        scale = preprocessing.full_value
-        self._mean, self._std = (
-            torch.tensor(values, device=device)[:, None, None] for values in (preprocessing.mean, preprocessing.std)
-        )
-        self._scale = scale
+        self._preprocessing = preprocessing
         self.targets: Mapping[str, Tensor] = {}
         self.content: Tensor | None = None
 
     def look(self, images: Tensor) -> dict[str, Tensor]:
         """The layers' values of images (1, 3, H, W) in [0, 1]."""
-        images = images.flip(1) if self._flipped else images
         # The trunk pads with zeros, which would leave a frame in the result.
         images = F.pad(images, (MARGIN,) * 4, mode="reflect")
-        images = (images * self._scale - self._mean) / self._std
+        images = normalize_images(images, self._preprocessing)
         found: dict[str, Tensor] = self._features(
             images.to(self._dtype).contiguous(memory_format=torch.channels_last)
         )

@@ -98,7 +98,7 @@ def minimize(
         nonlocal found
         stepper.zero_grad()
         loss = LOSS_SCALE * evaluate(values)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         found = float(loss.detach())
         return loss
 

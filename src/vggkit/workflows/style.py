@@ -6,7 +6,7 @@ Shape letters: H and W pixels.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, cast, get_args
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from vggkit.images.resizing import resize
 from vggkit.images.writing import write_image
 from vggkit.models.vgg import VGG
 from vggkit.weights.model import Model
-from vggkit.weights.open_network import open_network
+from vggkit.weights.open_model import open_model
 
 KeepColours = Literal["none", "luminance", "matching"]
 StartImage = Literal["content", "noise"]
@@ -163,7 +163,8 @@ def style(
         )
     where = choose_device(device)
     chosen = ("bf16" if computes_bf16(where) else "fp32") if precision == "auto" else precision
-    network, preprocessing = open_network(trunk)
+    opened = open_model(trunk)
+    network, preprocessing = opened.network, opened.preprocessing
     if network.configuration.in_channels != 3:
         count = network.configuration.in_channels
         raise BadConfiguration(
@@ -180,7 +181,7 @@ def style(
         paintings = [match_luminance(each, photo) for each in paintings]
     # All images are grey then, and the colours come back at the end.
     base = match_luminance(photo, photo) if keep_colours == "luminance" else photo
-    loss = StyleLoss(network, preprocessing, layers, precision=cast(Literal["fp32", "bf16"], chosen), device=where)
+    loss = StyleLoss(network, preprocessing, layers, precision=chosen, device=where)
     history: list[StyleStep] = []
 
     def note(step: StyleStep, images: torch.Tensor) -> None:
