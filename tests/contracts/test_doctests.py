@@ -14,7 +14,7 @@ MODULES = [
     "images.dataset",
     "images.omissions",
     "images.sources.open_dataset",
-    "images.splits",
+    "images.split_names",
     "models.features",
     "models.receptive_field",
     "models.summary",

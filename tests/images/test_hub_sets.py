@@ -472,6 +472,7 @@ def test_without_the_extra(hub, monkeypatch):
     assert hub.requests == []
 
 
+@pytest.mark.slow
 def test_as_people_run_it(hub, tmp_path):
     """Through the environment, in a process of its own: nothing on standard error, nothing outside HF_HOME."""
     offer_bees(hub)

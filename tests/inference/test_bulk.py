@@ -179,7 +179,7 @@ def demand_whole(out: Path, whole: dict[str, bytes]) -> None:
         assert ours[name] == data, name
 
 
-@pytest.mark.parametrize(("ending", "parts"), [("csv", 1), ("npy", 60)])
+@pytest.mark.parametrize(("ending", "parts"), [("csv", 1), pytest.param("npy", 60, marks=pytest.mark.slow)])
 def test_killed_and_started_again_the_file_is_the_same(ending, parts, model, many, whole, tmp_path, processes):
     out = tmp_path / f"r.{ending}"
     process = processes.start(*command(model, many, out))
@@ -452,7 +452,12 @@ def lay_out(file: Path, kind: str, count: int, folder: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("make", "kind"),
-    [(predict_into, "folders"), (predict_into, "csv"), (predict_into, "tar"), (embed_into, "txt")],
+    [
+        (predict_into, "csv"),
+        pytest.param(predict_into, "folders", marks=pytest.mark.slow),
+        pytest.param(predict_into, "tar", marks=pytest.mark.slow),
+        pytest.param(embed_into, "txt", marks=pytest.mark.slow),
+    ],
 )
 def test_memory_does_not_grow_with_the_images(make, kind, model, photos, tmp_path):
     classifier = Classifier.load(model)

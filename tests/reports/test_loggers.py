@@ -140,6 +140,7 @@ def test_wandb_is_written_for_later_and_never_asks(tmp_path):
     assert number in written[-1].name
 
 
+@pytest.mark.slow
 def test_wandb_with_a_key_and_no_host_ends_no_training(tmp_path):
     pytest.importorskip("wandb")
     with socket.create_server(("127.0.0.1", 0)) as server:

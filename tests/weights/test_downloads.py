@@ -152,6 +152,7 @@ def start(host, path, **options):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="limits of a process are POSIX")
+@pytest.mark.slow
 def test_a_disk_that_fills_up(host, tmp_path):
     host.answers["/f.pth"] = [whole(CONTENT)]
 

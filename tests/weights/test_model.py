@@ -47,6 +47,7 @@ def test_round_trip_bit_for_bit(classifier, tmp_path):
     assert load(path.parent).labels == LABELS
 
 
+@pytest.mark.slow
 def test_keys_are_plain_torchvisions_and_other_tools_can_read_them(tmp_path):
     torchvision = pytest.importorskip("torchvision")
     classifier = Classifier.create("vgg11", labels=[str(i) for i in range(7)])

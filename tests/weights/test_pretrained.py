@@ -188,6 +188,7 @@ print(fetch("vgg11").sha256)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_bring_it_once(host, place):
     host.answers[f"/models/{FILE}"] = [whole(CONTENT, drip_seconds=0.05)]
     command = [sys.executable, "-c", CODE, DIGEST[:8], f"https://download.pytorch.org/models/{FILE}"]

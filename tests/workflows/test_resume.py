@@ -89,7 +89,9 @@ def kill_after(process: Running, directory: Path, steps: int, number: int) -> No
     process.wait()
 
 
-@pytest.mark.parametrize("steps", [2, 9, 13])
+@pytest.mark.parametrize(
+    "steps", [pytest.param(2, marks=pytest.mark.slow), 9, pytest.param(13, marks=pytest.mark.slow)]
+)
 def test_a_killed_run_goes_on_to_the_same_bits(steps, data, whole, tmp_path, processes):
     process = processes.start(*command(data, tmp_path / "run"))
     kill_after(process, tmp_path / "run", steps, signal.SIGKILL)

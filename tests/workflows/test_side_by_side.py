@@ -120,6 +120,7 @@ def test_what_a_kill_left_before_the_first_file_is_an_empty_folder(tiny, tmp_pat
     assert not (tmp_path / "new" / "run").exists()
 
 
+@pytest.mark.slow
 def test_two_trainings_share_one_cache_of_features(data, tmp_path):
     fed = Preprocessing(resize_pixels=32, crop_pixels=32)
     cut = configure("vgg11_bn", until="pool1", num_classes=len(LABELS))

@@ -1,5 +1,6 @@
 """The records of a dataset check: the diagnosis, its findings and their cases."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -164,3 +165,9 @@ class Diagnosis:
             "seconds": round(self.seconds, 2),
             "skipped": [omission.to_dict() for omission in self.skipped],
         }
+
+
+def write_command(verb: str, data: str, options: Mapping[str, str]) -> str:
+    """A line for the shell, with the options that a check was given."""
+    stated = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
+    return shlex.join(["vggkit", verb, data, *stated])

@@ -321,8 +321,9 @@ def find_copies(sightings: Sequence[Sighting], pairs: Sequence[NearDuplicate]) -
             "note",
             near_within,
             f"{_count(near_within, 'image')} more than once in a split, nearly the same",
-            "Resized, re-encoded, cropped or mirrored copies, or shots of one burst. Keep one of each copy, and a "
-            "burst in one split: --fix writes a group column, by which a training keeps them together.",
+            "Resized, re-encoded, cropped or mirrored copies, or shots of one burst, which count as if they were "
+            "independent. `vggkit train` keeps them in one split where it divides the images itself; --fix writes "
+            "their groups as a column.",
         ),
     )
     return [finding for finding in found if finding is not None]

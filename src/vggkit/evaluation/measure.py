@@ -207,7 +207,11 @@ def _choose_images(
     fold = trained_on.get("fold")
     if same and ("val" not in dataset.splits or fold) and split in (None, "val", "train"):
         divided = hold_out(
-            dataset, validation_share=trained_on["validation_share"], seed=trained_on["seed"], fold=fold
+            dataset,
+            validation_share=trained_on["validation_share"],
+            seed=trained_on["seed"],
+            fold=fold,
+            ties=trained_on.get("ties", ()),
         )
         chosen = split or ("test" if "test" in divided.splits else "val")
         if split is None and chosen == "val":

@@ -304,9 +304,21 @@ class ImageDataset:
 
 def identify_images(images: Iterable[ImageSample]) -> str:
     """A digest of the classes, file names and file sizes of images in any order: 16 hexadecimal digits."""
-    names = sorted(f"{image.label}/{Path(image.path).name}/{image.weigh()}" for image in images)
+    return _digest("\n".join(sorted(map(_describe, images))))[:16]
+
+
+def identify_image(image: ImageSample) -> str:
+    """A digest of the class, file name and file size of one image: 12 hexadecimal digits."""
+    return _digest(_describe(image))[:12]
+
+
+def _describe(image: ImageSample) -> str:
+    return f"{image.label}/{Path(image.path).name}/{image.weigh()}"
+
+
+def _digest(text: str) -> str:
     # Names need not be text: a file's may be any bytes.
-    return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:16]
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 def sort_labels(labels: Iterable[str | None]) -> tuple[str, ...]:

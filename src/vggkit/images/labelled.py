@@ -10,7 +10,7 @@ from vggkit.errors import BadInput
 from vggkit.images.dataset import ImageDataset, ImageSample
 from vggkit.images.given import take_one
 from vggkit.images.pixels import describe_type, holds_pixels
-from vggkit.images.splits import tell_split
+from vggkit.images.split_names import tell_split
 
 RULE: Final = (
     "labelled images are a place (a folder, a table …), pairs of an image and its label, a torch Dataset of such "

@@ -8,6 +8,7 @@ Shape letters: N images, C channels, H and W pixels, K classes.
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,6 +28,8 @@ from vggkit.training.recipe import Recipe
 
 AHEAD: Final = 2
 """Batches that are prepared while one is learnt from."""
+TIMED: Final = 8
+"""Images by which the time to prepare one is measured."""
 MEMORY_SHARE: Final = 1 / 8
 """Of the memory that is free: what decoded images may take."""
 
@@ -93,9 +96,11 @@ class TrainingBatches:
 
     def __len__(self) -> int:
         """Batches an epoch."""
-        full, rest = divmod(len(self._images), self._batch_size)
-        # Batch norm cannot learn from one image whose map is 1×1.
-        return max(1, full + (rest > 1 or (rest == 1 and self._batch_size == 1)))
+        return count_batches(len(self._images), self._batch_size)
+
+    def count_images(self) -> int:
+        """Images an epoch."""
+        return len(self._images)
 
     def size_of(self, number: int) -> int:
         """Images of an epoch's batch, counted from 0."""
@@ -121,6 +126,18 @@ class TrainingBatches:
                 for _, _, parts in ahead:
                     for part in parts:
                         part.cancel()
+
+    def time_images(self) -> tuple[float, float]:
+        """Seconds of one thread to prepare an image in the first epoch, and in later ones, by some images."""
+        chosen = [place * len(self._images) // TIMED for place in range(TIMED)]
+        started = time.perf_counter()
+        prepared = [self._prepare(index) for index in chosen]
+        decoded = time.perf_counter()
+        for index, pixels in zip(chosen, prepared, strict=True):
+            self._preprocessing.normalize(self._view.vary(pixels, seed=index))
+        varied = time.perf_counter()
+        stays = all(self._held.find(index) is not None for index in chosen)
+        return (varied - started) / TIMED, (varied - (decoded if stays else started)) / TIMED
 
     def _draw_order(self, epoch: int) -> NDArray[np.int64]:
         """Indices of the images as they come in that epoch."""
@@ -182,6 +199,13 @@ class TrainingBatches:
         if self._view.mirror != "alternating":
             return None
         return (derive_seed(self._seed, "side", index) + epoch) % 2 == 1
+
+
+def count_batches(images: int, batch_size: int) -> int:
+    """Batches an epoch of so many images; a last single image joins the batch before."""
+    full, rest = divmod(images, batch_size)
+    # Batch norm cannot learn from one image whose map is 1×1.
+    return max(1, full + (rest > 1 or (rest == 1 and batch_size == 1)))
 
 
 class _Held:

@@ -20,7 +20,7 @@ from vggkit.images.dataset import ImageSample
 from vggkit.training.batches import weigh_classes
 from vggkit.training.by_hand import SetByHand
 from vggkit.training.checkpoint import Epoch, measure_macro_f1
-from vggkit.training.estimates import spell_duration
+from vggkit.training.durations import spell_duration
 from vggkit.training.feature_cache import Features, extract_features
 from vggkit.training.logistic_regression import HeadSolution, solve_head
 from vggkit.training.recipe import Recipe

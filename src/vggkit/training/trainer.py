@@ -30,7 +30,8 @@ from vggkit.training.augmentation import Mixing
 from vggkit.training.batches import TrainingBatches, weigh_classes
 from vggkit.training.by_hand import NOTHING, SetByHand
 from vggkit.training.checkpoint import Checkpoints, Epoch, Progress, measure_macro_f1
-from vggkit.training.estimates import Estimate, describe, estimate_memory, estimate_seconds, spell_duration
+from vggkit.training.durations import Estimate, describe, estimate_seconds, spell_duration
+from vggkit.training.estimates import estimate_memory
 from vggkit.training.guards import Guards, watch_activity
 from vggkit.training.linear_probe import LinearProbe, fit_probe, needs_probe
 from vggkit.training.optimizers import learning_rate_at
@@ -233,17 +234,18 @@ class Trainer:
         self.callbacks.on_step("estimating the duration", 0, None)
         fed = self.classifier.preprocessing
         estimate = self._estimate = estimate_seconds(
-            self.train_state, self.splits["train"], self.val, preprocessing=fed, keep_seconds=keep_seconds
+            self.train_state, self.batches, self.val, preprocessing=fed, keep_seconds=keep_seconds
         )
         self.callbacks.log(describe(estimate, memory_bytes=self._estimate_memory()))
 
     def _correct_estimate(self, epoch: Epoch) -> None:
         """After the first epoch, how long the others will take, where that was estimated wrongly."""
         estimate, self._estimate = self._estimate, None
-        left = (self.recipe.epochs - epoch.epoch) * epoch.seconds
-        if estimate is None or left < MENTIONED_SECONDS:
+        if estimate is None:
             return
-        if not 1 / TOLERATED < epoch.seconds / estimate.epoch_seconds < TOLERATED:
+        ratio = epoch.seconds / estimate.first_seconds
+        left = (self.recipe.epochs - epoch.epoch) * estimate.later_seconds * ratio
+        if left >= MENTIONED_SECONDS and not 1 / TOLERATED < ratio < TOLERATED:
             self.callbacks.log(
                 f"by this epoch's {spell_duration(epoch.seconds)}: about {spell_duration(left)} left"
             )

@@ -12,14 +12,15 @@ import numpy as np
 
 from vggkit.arguments import demand_count
 from vggkit.data_checks import rules
-from vggkit.data_checks.findings import Diagnosis, Finding, Member, Sides
-from vggkit.data_checks.survey import Sighting, survey
+from vggkit.data_checks.copies import Copies, OnProgress, find_copies
+from vggkit.data_checks.findings import Diagnosis, Finding, Member, Sides, write_command
+from vggkit.data_checks.survey import Sighting
 from vggkit.errors import BadData, BadOutput
 from vggkit.files import demand_apart, demand_writable
 from vggkit.images.class_names import shorten_names
 from vggkit.images.dataset import ImageDataset
 from vggkit.images.labelled import LabelledImages
-from vggkit.images.near_duplicates import NearDuplicate, find_near_duplicates
+from vggkit.images.near_duplicates import NearDuplicate
 from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.images.sources.tables import Columns
 from vggkit.weights.card import demand_classifier
@@ -35,9 +36,6 @@ SAMPLES: Final = 4
 
 MOST_COMPARED: Final = 20_000
 """Number of images above which a training does not search for near duplicates, which would take minutes."""
-
-OnProgress = Callable[[str, int, int], None]
-"""Called with the name of a step, how much of it is done, and how much it is in all."""
 
 
 def check(
@@ -75,9 +73,9 @@ def check(
     opened = open_dataset(data, columns=columns)
     seen_pixels = image_size or (classifier.preprocessing.crop_pixels if classifier else 224)
     channels = classifier.preprocessing.decoded_channels if classifier is not None else 3
-    sightings = list(survey(opened, channels=channels, on_progress=_about("reading images", on_progress)))
+    copies = find_copies(opened, channels=channels, on_progress=on_progress)
+    sightings, pairs = copies.sightings, copies.pairs
     counts = count_readable(opened, sightings)
-    pairs = find_near_copies(sightings, on_progress=on_progress)
     found = [
         rules.find_unreadable(sightings),
         rules.find_one_class(opened.labels),
@@ -96,7 +94,7 @@ def check(
     ]
     if classifier is not None:
         found += _check_labels(classifier, sightings, pairs, device=device, on_progress=on_progress)
-    asked = {**asdict(columns), "image_size": image_size}
+    asked = list_stated(columns) | ({} if image_size is None else {"image_size": str(image_size)})
     heads = [sighting.head for sighting in sightings if sighting.head is not None]
     return Diagnosis(
         data=opened.name,
@@ -111,7 +109,7 @@ def check(
         findings=tuple(sorted(filter(None, found), key=rules.weigh_finding)),
         seconds=time.perf_counter() - started,
         skipped=opened.skipped,
-        asked={name: str(value) for name, value in asked.items() if value is not None},
+        asked=asked,
         samples=choose_samples(sightings),
     )
 
@@ -159,6 +157,8 @@ def vet(
     *,
     despite_findings: bool,
     channels: int = 3,
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
+    copies: Copies | None = None,
     log: Callable[[str], None],
     on_progress: OnProgress | None = None,
 ) -> tuple[ImageDataset, dict[str, str]]:
@@ -170,6 +170,8 @@ def vet(
         images: A dataset with the splits `train` and `val`, perhaps more.
         despite_findings: Continue where a class is missing from a split.
         channels: As for `survey`.
+        columns: As for `check`; the command that a message recommends repeats them.
+        copies: What `find_copies` found of these images, in these splits; None: it is called.
         log: Called with a sentence for each finding that matters for a training.
         on_progress: Called with the name of a step, how much of it is done, and how much it is in all.
 
@@ -181,7 +183,8 @@ def vet(
     if (finding := rules.find_combined_labels(images.labels)) is not None:
         more = f" (and {len(finding.cases) - 1:,} more)" if len(finding.cases) > 1 else ""
         log(f"warning: {finding.cases[0].detail}{more}; {finding.advice}")
-    sightings = list(survey(images, channels=channels, on_progress=_about("reading images", on_progress)))
+    copies = copies or find_copies(images, most=MOST_COMPARED, channels=channels, on_progress=on_progress)
+    sightings = copies.sightings
     unreadable = [sighting.problem for sighting in sightings if sighting.problem is not None]
     for problem in unreadable[:MOST_NAMED]:
         log(f"excluded: {problem}")
@@ -204,22 +207,26 @@ def vet(
         label for label, count in count_readable(images, sightings).get("train", {}).items() if count == 1
     ]:
         log(f"warning: only one training image of {shorten_names(single)}")
-    pairs = find_near_copies(sightings, on_progress=on_progress) if len(sightings) <= MOST_COMPARED else []
-    for finding in rules.find_copies(sightings, pairs):
+    for finding in rules.find_copies(sightings, copies.pairs):
         if finding.kind in ("leakage", "contradiction"):
             first = " = ".join(f"{member.path} ({member.label})" for member in finding.cases[0].members[:2])
-            log(
-                f"warning: {finding.summary}, the first {first}; `vggkit check DATA --fix clean.csv` writes a "
-                "table by which no copies are in two splits or two classes"
-            )
-    readable = [sighting for sighting in sightings if sighting.problem is None]
+            advice = finding.advice
+            if all(image.pixels is None for split in images.splits.values() for image in split):
+                fix = write_command("check", images.name, {**list_stated(columns), "fix": "clean.csv"})
+                advice = f"`{fix}` writes a table by which no copies are in two splits or two classes"
+            log(f"warning: {finding.summary}, the first {first}; {advice}")
+    digests = {id(s.image): s.digest + s.label.encode(errors="surrogateescape") for s in sightings if not s.problem}
+    readable = {name: [p for p in split if id(p) in digests] for name, split in images.splits.items()}
     contents = {name: hashlib.sha256() for name in images.splits}
-    for sighting in readable:
-        contents[sighting.split].update(sighting.digest + sighting.label.encode(errors="surrogateescape") + b"\n")
-    return (
-        images.keep({name: [s.image for s in readable if s.split == name] for name in images.splits}),
-        {name: content.hexdigest()[:32] for name, content in contents.items()},
-    )
+    for name, split in readable.items():
+        for image in split:
+            contents[name].update(digests[id(image)] + b"\n")
+    return images.keep(readable), {name: content.hexdigest()[:32] for name, content in contents.items()}
+
+
+def list_stated(columns: Columns) -> dict[str, str]:
+    """What is stated of a table's columns, by the option's name."""
+    return {name: str(value) for name, value in asdict(columns).items() if value is not None}
 
 
 def _demand_readable(images: ImageDataset, sightings: Iterable[Sighting]) -> None:
@@ -248,18 +255,6 @@ def count_readable(images: ImageDataset, sightings: Iterable[Sighting]) -> dict[
         if sighting.problem is None:
             counts[sighting.split][sighting.label] += 1
     return counts
-
-
-def find_near_copies(
-    sightings: Sequence[Sighting], *, on_progress: OnProgress | None = None
-) -> list[NearDuplicate]:
-    """Near duplicates by their indices among the sightings; exact copies are represented by the first."""
-    numbers = sorted(copies[0] for copies in rules.group_exact(sightings).values())
-    if not numbers:
-        return []
-    descriptions = np.stack([sightings[number].description for number in numbers])  # type: ignore[misc]
-    found = find_near_duplicates(descriptions, on_progress=_about("comparing images", on_progress))
-    return [NearDuplicate(numbers[pair.first], numbers[pair.second], pair.similarity) for pair in found]
 
 
 def _check_labels(

@@ -7,9 +7,7 @@ import datetime
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Final
 
 import torch
@@ -17,11 +15,8 @@ import torch
 from vggkit.classifier import Classifier
 from vggkit.errors import BadCheckpoint, BadConfiguration, BadData
 from vggkit.hardware import choose_device, computes_bf16, describe_machine
-from vggkit.images.class_names import hint_at_lookalikes, shorten_names
-from vggkit.images.dataset import ImageDataset, identify_images
+from vggkit.images.dataset import ImageDataset
 from vggkit.images.sources.open_dataset import open_dataset
-from vggkit.images.sources.spooling import spool
-from vggkit.images.splits import hold_out
 from vggkit.interruption import hear_signals
 from vggkit.models.configuration import Configuration, configure
 from vggkit.models.vgg import VGG
@@ -38,8 +33,8 @@ from vggkit.weights.model import Model
 from vggkit.weights.pretrained import fetch
 from vggkit.weights.published_models import find_published_for
 from vggkit.workflows.build_classifier import build_classifier, describe_start
-from vggkit.workflows.check import vet
 from vggkit.workflows.fit_and_record import OnEpoch, TrainingRun, fit_and_record
+from vggkit.workflows.prepare_images import prepare_images
 from vggkit.workflows.run_config import NetworkChoice, RunConfig
 from vggkit.workflows.run_folder import hold_folder, new_folder, read_run_state
 
@@ -95,20 +90,8 @@ def start_run(
         stack.enter_context(hear_signals())
         line = stack.enter_context(ProgressLine(quiet=quiet))
         directory = stack.enter_context(new_folder(out, classifier, begun=begun))
-        divided, digests = _divide(dataset, classifier, config.recipe, stack=stack, line=line)
-        findings: list[str] = []
-
-        def log_finding(sentence: str) -> None:
-            findings.append(sentence)
-            line.warn(sentence)
-
-        divided, contents = vet(
-            divided,
-            despite_findings=config.despite_findings,
-            channels=classifier.preprocessing.decoded_channels,
-            log=log_finding,
-            on_progress=line.show,
-        )
+        images = prepare_images(dataset, classifier, config.recipe, config=config, stack=stack, line=line)
+        divided = images.dataset
         counts = {name: len(split) for name, split in divided.splits.items()}
         listed = ", ".join(f"{count} {name}" for name, count in counts.items())
         line.log(f"{classifier.configuration.model} on {dataset.name}: {listed}, {len(divided.labels)} classes")
@@ -135,10 +118,11 @@ def start_run(
                     "validation_share": recipe.validation_share,
                     "seed": recipe.seed,
                     "fold": recipe.fold,
-                    "learnt": digests["train"],
-                    "held_out": {name: digest for name, digest in digests.items() if name != "train"},
+                    "ties": [list(tie) for tie in images.ties],
+                    "learnt": images.digests["train"],
+                    "held_out": {name: digest for name, digest in images.digests.items() if name != "train"},
                 },
-                "findings": findings,
+                "findings": list(images.findings),
                 "machine": describe_machine(chosen),
                 "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 **({"by_hand": kept} if kept else {}),
@@ -152,7 +136,7 @@ def start_run(
             classifier,
             divided,
             config,
-            contents,
+            images.contents,
             directory=directory,
             device=chosen,
             by_hand=by_hand,
@@ -252,19 +236,20 @@ def resume_run(
                 f"on to {epochs} epochs in all: the {config.resolved.schedule} schedule of the learning rate is "
                 "stretched to them, as in a training of so many epochs"
             )
-        divided, _ = _divide(opened, classifier, config.resolved, stack=stack, line=line)
-        divided, contents = vet(
-            divided,
-            despite_findings=config.despite_findings,
-            channels=classifier.preprocessing.decoded_channels,
-            log=line.warn,
-            on_progress=line.show,
+        images = prepare_images(
+            opened,
+            classifier,
+            config.resolved,
+            config=config,
+            ties=before.get("ties", ()),  # runs of versions that tied nothing go on as they were divided
+            stack=stack,
+            line=line,
         )
         return fit_and_record(
             classifier,
-            divided,
+            images.dataset,
             config,
-            contents,
+            images.contents,
             directory=directory,
             device=chosen,
             by_hand=by_hand,
@@ -370,27 +355,6 @@ def _build(
             seed=seed,
         )
     )
-
-
-def _divide(
-    opened: ImageDataset, classifier: Model, recipe: Recipe, *, stack: ExitStack, line: ProgressLine
-) -> tuple[ImageDataset, dict[str, str]]:
-    """The images in their splits, where they can be read in any order, and a digest of each split."""
-    dataset = hold_out(opened, validation_share=recipe.validation_share, seed=recipe.seed, fold=recipe.fold)
-    digests = {name: identify_images(split) for name, split in dataset.splits.items()}
-    folder = Path(stack.enter_context(TemporaryDirectory(prefix="vggkit-")))
-    dataset = spool(dataset, folder / "images", on_progress=partial(line.show, "copying images"))
-    if len(classifier.labels) < 2:
-        raise BadData(f"{dataset.name}: has one class, and a classifier needs two or more")
-    unknown = sorted(set(dataset.labels) - set(classifier.labels))
-    if unknown:
-        hint = hint_at_lookalikes(unknown, classifier.labels)
-        raise BadData(
-            f"{dataset.name}: holds classes the Classifier does not name ({shorten_names(unknown)}); "
-            f"it names {shorten_names(classifier.labels)}{hint}"
-        )
-    # A class that the Classifier names and the data lacks altogether is missing too.
-    return replace(dataset, name=opened.name, labels=classifier.labels), digests
 
 
 def _resolve(

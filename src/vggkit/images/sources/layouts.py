@@ -14,7 +14,7 @@ from vggkit.images.class_names import shorten_names
 from vggkit.images.dataset import ImageSample
 from vggkit.images.omissions import Reading
 from vggkit.images.sources.folders import iterate_files, list_subfolders
-from vggkit.images.splits import hint_at_split, tell_split
+from vggkit.images.split_names import hint_at_split, tell_split
 
 WRAPPERS: Final = frozenset({"images", "image", "imgs", "data", "dataset", "photos", "pictures", "classes"})
 """Names of a folder that only holds the others, where it is alone in its folder."""

@@ -15,7 +15,7 @@ from vggkit.images.decoding import read_file
 from vggkit.images.omissions import Reading
 from vggkit.images.sources.locations import Place, copy_whole
 from vggkit.images.sources.tables import Columns, locate_rows, name_group, name_label, name_split, read_records
-from vggkit.images.splits import find_split
+from vggkit.images.split_names import find_split
 
 if TYPE_CHECKING:
     import pyarrow as pa

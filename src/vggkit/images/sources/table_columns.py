@@ -7,7 +7,7 @@ from typing import Final
 from vggkit.errors import BadData
 from vggkit.images.class_names import shorten_names
 from vggkit.images.file_kinds import tell_by_name
-from vggkit.images.splits import tell_split
+from vggkit.images.split_names import tell_split
 
 ONES: Final = frozenset({"1", "1.0", "1.", "true"})
 ZEROS: Final = frozenset({"0", "0.0", "0.", "false"})

@@ -19,7 +19,7 @@ from vggkit.images.dataset import ImageSample
 from vggkit.images.omissions import Reading, UnlabelledTable
 from vggkit.images.sources.table_columns import lay_out
 from vggkit.images.sources.table_paths import choose_way, find_base
-from vggkit.images.splits import tell_split
+from vggkit.images.split_names import tell_split
 
 ENDINGS: Final = (".csv", ".tsv")
 LOOKED_AT: Final = 1000

@@ -26,7 +26,7 @@ from vggkit.images.file_kinds import FIRST_BYTES, is_image_start, is_junk, tell_
 from vggkit.images.omissions import Reading
 from vggkit.images.sources.locations import Place, Ranges, copy_whole
 from vggkit.images.sources.tables import USUAL, name_split, read_lines, read_text
-from vggkit.images.splits import SPLITS, find_split
+from vggkit.images.split_names import SPLITS, find_split
 
 UNPACKERS: Final[Mapping[bytes, Callable[[Any], Any]]] = {
     b"\x1f\x8b": gzip.open,
