@@ -5,10 +5,9 @@ Shape letters: C channels, H and W pixels. Batches hold one image.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vggkit.errors import BadConfiguration, BadInput
@@ -18,9 +17,6 @@ from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import Configuration
 from vggkit.models.features import Features, widen
 from vggkit.models.vgg import VGG
-
-MARGIN: Final = 8
-"""Pixels by which images are continued as in a mirror."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +49,6 @@ class StyleLoss:
     content is mean((F - P)²) / mean(P²) at the content layer. style is the mean over the style layers of
     ‖G - A‖² / ‖A‖², where A is the weighted mean of the style images' Gram matrices. Gatys's terms (CVPR 2016,
     equations 1 and 4) are these times constants of the images; divided by them, one strength suits every trunk.
-    Images are continued by 8 pixels as in a mirror.
 
     Args:
         network: A trunk; pooling is averaged, as in the paper.
@@ -82,8 +77,6 @@ class StyleLoss:
 
     def look(self, images: Tensor) -> dict[str, Tensor]:
         """The layers' values of images (1, 3, H, W) in [0, 1]."""
-        # The trunk pads with zeros, which would leave a frame in the result.
-        images = F.pad(images, (MARGIN,) * 4, mode="reflect")
         images = normalize_images(images, self._preprocessing)
         found: dict[str, Tensor] = self._features(
             images.to(self._dtype).contiguous(memory_format=torch.channels_last)

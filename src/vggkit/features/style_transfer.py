@@ -26,6 +26,8 @@ FIRST_CHANGE: Final = 0.005
 """Mean change of a value by the first step of L-BFGS, which knows no curvature yet."""
 MOST_CHANGE: Final = 0.05
 """Mean change of a value by any step, at most."""
+MARGIN: Final = 12
+"""Pixels around the image that are optimised and cut off: zeros beyond the edge leave a frame in them."""
 WORSE: Final = 2.0
 """A loss so many times the best one has left the region where L-BFGS's estimate holds."""
 LOSS_SCALE: Final = 1e4
@@ -170,10 +172,10 @@ def transfer(
     images, number = content, 0
     for size, count in zip(sizes, share_steps(steps, len(sizes)), strict=True):
         scale = max(size) / max(sizes[-1])
-        reference = resize_tensor(content, size)
+        reference = _extend(resize_tensor(content, size))
         loss.refer(reference, [_shrink(each, scale) for each in styles], weights)
         if number:
-            images = resize_tensor(images, size)
+            images = _extend(resize_tensor(images, size))
         elif noise_seed is not None:
             generator = torch.Generator().manual_seed(noise_seed)
             images = torch.rand(reference.shape, generator=generator).to(reference.device)
@@ -183,8 +185,8 @@ def transfer(
         for values in minimize(energy, images, steps=count, optimizer=optimizer):
             number += 1
             images = values.best
-            on_step(StyleStep(number, *size, values.loss, *energy.terms), values.images)
-        images = images.clamp(0, 1)
+            on_step(StyleStep(number, *size, values.loss, *energy.terms), _crop(values.images))
+        images = _crop(images).clamp(0, 1)
     return images
 
 
@@ -216,6 +218,15 @@ def measure_variation(images: Tensor) -> Tensor:
     """Mean squared difference of neighbours, down and across."""
     down, across = images[..., 1:, :] - images[..., :-1, :], images[..., 1:] - images[..., :-1]
     return down.square().mean() + across.square().mean()
+
+
+def _extend(images: Tensor) -> Tensor:
+    """Continued on all sides as in a mirror: what is added is optimised, too, and cut off in the end."""
+    return F.pad(images, (MARGIN,) * 4, mode="reflect")
+
+
+def _crop(images: Tensor) -> Tensor:
+    return images[..., MARGIN:-MARGIN, MARGIN:-MARGIN]
 
 
 def _shrink(images: Tensor, scale: float) -> Tensor:
