@@ -172,10 +172,10 @@ def transfer(
     images, number = content, 0
     for size, count in zip(sizes, share_steps(steps, len(sizes)), strict=True):
         scale = max(size) / max(sizes[-1])
-        reference = _extend(resize_tensor(content, size))
+        reference = extend(resize_tensor(content, size))
         loss.refer(reference, [_shrink(each, scale) for each in styles], weights)
         if number:
-            images = _extend(resize_tensor(images, size))
+            images = extend(resize_tensor(images, size))
         elif noise_seed is not None:
             generator = torch.Generator().manual_seed(noise_seed)
             images = torch.rand(reference.shape, generator=generator).to(reference.device)
@@ -185,8 +185,8 @@ def transfer(
         for values in minimize(energy, images, steps=count, optimizer=optimizer):
             number += 1
             images = values.best
-            on_step(StyleStep(number, *size, values.loss, *energy.terms), _crop(values.images))
-        images = _crop(images).clamp(0, 1)
+            on_step(StyleStep(number, *size, values.loss, *energy.terms), crop_margin(values.images))
+        images = crop_margin(images).clamp(0, 1)
     return images
 
 
@@ -220,12 +220,13 @@ def measure_variation(images: Tensor) -> Tensor:
     return down.square().mean() + across.square().mean()
 
 
-def _extend(images: Tensor) -> Tensor:
+def extend(images: Tensor) -> Tensor:
     """Continued on all sides as in a mirror: what is added is optimised, too, and cut off in the end."""
     return F.pad(images, (MARGIN,) * 4, mode="reflect")
 
 
-def _crop(images: Tensor) -> Tensor:
+def crop_margin(images: Tensor) -> Tensor:
+    """What `extend` continued."""
     return images[..., MARGIN:-MARGIN, MARGIN:-MARGIN]
 
 
