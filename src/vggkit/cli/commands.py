@@ -33,6 +33,10 @@ VERBS: Final[Mapping[str, Mapping[str, Verb]]] = {
         "search": Verb("predict", "find similar images"),
         "bench": Verb("bench", "measure the speed of inference on this machine"),
     },
+    "Looking inside": {
+        "filters": Verb("filters", "show what each channel of a layer responds to"),
+        "style": Verb("style", "give an image the style of another"),
+    },
     "First steps": {
         "demo": Verb("predict", "train, evaluate and predict on handwritten digits"),
     },
