@@ -136,6 +136,6 @@ def test_the_verb(folders, trunk, tmp_path, capsys):
     code, _, err = call(first / "2.png", second / "2.jpg", "--metric", "content", "--trunk", trunk, capsys=capsys)
     assert code == 2
     assert "Traceback" not in err
-    code, _, err = call(first, second, "--out", tmp_path / "t.txt", capsys=capsys)
+    code, _, err = call(first, second, "--metric", "content", "--out", tmp_path / "t.txt", capsys=capsys)
     assert code == 2
     assert ".csv" in err

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 ROWS: Final = ("statistics", "features", "logits")
-"""What every network has, a row for each image."""
+"""Names that every network has besides its layers, with a row of values for each image."""
 
 
 class Features(nn.Module):
@@ -118,7 +118,7 @@ class Features(nn.Module):
             found |= {last.name: values, "logits": _average(values)}
 
     def _enter_head(self, maps: Tensor) -> Tensor:
-        """What the first fully connected layer reads."""
+        """The values that the first fully connected layer reads."""
         configuration, grid = self._configuration, self._configuration.grid
         if configuration.head == "pool":
             rows = summarize_channels(maps, configuration.statistics == "mean+std")
