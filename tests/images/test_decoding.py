@@ -360,6 +360,7 @@ def test_real_orientations_look_the_same(shared, route):
             assert np.abs(other.astype(int) - first).mean() < 6
 
 
+@pytest.mark.slow
 def test_where_other_decoders_agree_this_one_agrees(shared):
     """Pillow and torchvision, two libraries: where they are within one level of each other."""
     torch = pytest.importorskip("torch")

@@ -227,7 +227,8 @@ def overflow(classifier: Classifier, value: float) -> Classifier:
     return classifier
 
 
-ENGINES = [("pytorch", "fp32"), ("pytorch", "bf16"), ("openvino", "fp32"), ("openvino", "bf16"), ("onnx", "fp32")]
+ENGINES = [("pytorch", "fp32"), ("pytorch", "bf16"), ("openvino", "bf16"), ("onnx", "fp32")]
+ENGINES += [pytest.param("openvino", "fp32", marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize(("engine", "precision"), ENGINES)

@@ -62,7 +62,7 @@ def test_every_layer_is_torchvisions(name, images):
         assert torch.equal(found[layer], expected[layer]), layer
 
 
-@pytest.mark.parametrize("name", ["vgg11", "vgg16_bn"])
+@pytest.mark.parametrize("name", ["vgg11", pytest.param("vgg16_bn", marks=pytest.mark.slow)])
 def test_timms_features_only(name, images):
     timm = pytest.importorskip("timm")
     theirs = timm.create_model(name, features_only=True, pretrained=False).eval()

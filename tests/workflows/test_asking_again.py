@@ -105,7 +105,15 @@ def test_every_option_is_swept():
     assert {name for name, _ in NETWORK_CHANGES} == {field.name for field in fields(NetworkChoice)}
 
 
-@pytest.mark.parametrize("base", list(BASES))
+@pytest.mark.parametrize(
+    "base",
+    [
+        base
+        if base in ("nothing", "few photos from weights", "preset modern")
+        else pytest.param(base, marks=pytest.mark.slow)
+        for base in BASES
+    ],
+)
 def test_a_changed_option_gives_what_a_fresh_run_would_choose(base, tmp_path):
     asked = BASES[base]
     settled = resolve(asked, {})
@@ -206,6 +214,7 @@ def test_what_is_edited_into_a_file_is_not_hidden_by_what_was_chosen(tmp_path):
     assert RunConfig.read(path).resolved == replace(resolve(asked, {}), learning_rate=0.77)
 
 
+@pytest.mark.slow
 def test_views_of_a_run_that_had_none_differ_from_each_other(tmp_path, monkeypatch):
     """The head of a run that saw each image once, and then by --config --views 3."""
     monkeypatch.setenv("VGGKIT_HOME", str(tmp_path / "home"))

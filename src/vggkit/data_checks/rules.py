@@ -76,7 +76,7 @@ def find_combined_labels(labels: Sequence[str]) -> Finding | None:
 
 
 def find_one_class(labels: Sequence[str]) -> Finding | None:
-    """A dataset of a single class, which no network can learn to tell from another."""
+    """A dataset of a single class, from which no classifier can learn."""
     cases = [Case((), f"every image is of {labels[0]}")] if len(labels) == 1 else []
     return _finding(
         "one-class",
@@ -113,7 +113,7 @@ def find_nested(images: ImageDataset) -> Finding | None:
 
 
 def find_placeholders(sightings: Sequence[Sighting]) -> Finding | None:
-    """Drawings on a plain ground among photos, such as the `image not found` that web sites send.
+    """Drawings on a plain background among photos, such as the `image not found` that web sites send.
 
     Equal files are one case. In a dataset of drawings none is reported.
     """
@@ -142,7 +142,7 @@ def find_placeholders(sightings: Sequence[Sighting]) -> Finding | None:
         cases,
         f"{count:,} {'image is' if count == 1 else 'images are'} probably no photo but a placeholder",
         "Nearly all of it is one plain colour, unlike the other images: a site's `image not found`, or an empty "
-        "picture. Look at them, and remove those that show nothing of their class.",
+        "image. Look at them, and remove those that show nothing of their class.",
     )
 
 
@@ -275,7 +275,7 @@ def find_copies(sightings: Sequence[Sighting], pairs: Sequence[NearDuplicate]) -
     """Leakage between splits, contradictions between classes, duplicates and near duplicates inside a split.
 
     Args:
-        sightings: What was seen.
+        sightings: The images, as the survey described them.
         pairs: Near duplicates by index in `sightings`; exact copies are represented by the first.
     """
     exact = group_exact(sightings)
@@ -336,7 +336,7 @@ def find_copies(sightings: Sequence[Sighting], pairs: Sequence[NearDuplicate]) -
 def _describe_likeness(
     firsts: Sequence[int], exact: Mapping[bytes, Sequence[int]], sightings: Sequence[Sighting], similarity: float
 ) -> str:
-    """How alike a group is; equal files in it are said apart, and not by the likeness of the others."""
+    """The similarity of a group in words; equal files in it are counted separately."""
     alike = f"{math.floor(100 * similarity)} % similar"
     copies = [len(exact[sightings[first].digest]) for first in firsts]
     if max(copies) == 1:

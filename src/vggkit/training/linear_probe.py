@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vggkit.images.dataset import ImageSample
 from vggkit.training.batches import weigh_classes
-from vggkit.training.by_hand import SetByHand
+from vggkit.training.caller_settings import CallerSettings
 from vggkit.training.checkpoint import Epoch, measure_macro_f1
 from vggkit.training.durations import spell_duration
 from vggkit.training.feature_cache import Features, extract_features
@@ -35,7 +35,7 @@ class LinearProbe:
     solution: HeadSolution
     """The layer, and how its penalty was chosen."""
     features: Mapping[str, Features]
-    """What the last layer reads, by split; several rows an image in `train`, where it is seen in several views."""
+    """The features, by split; several rows an image in `train`, where it is seen in several views."""
     epoch: Epoch
     """Its losses and its validation accuracy, as those of an epoch."""
 
@@ -44,7 +44,7 @@ class LinearProbe:
         return self.solution.compute_logits(self.features[split].rows)
 
     def to_provenance(self) -> dict[str, float | int]:
-        """What the Classifier's file says of how its last layer was solved."""
+        """The entry on the solution in the provenance of the Classifier's file."""
         return {"l2_penalty": self.solution.strength, "tried": len(self.solution.tried)}
 
     @property
@@ -53,13 +53,13 @@ class LinearProbe:
         return float(np.sqrt(np.mean(np.square(self.features["train"].rows, dtype=np.float64))))
 
 
-def needs_probe(classifier: Model, by_hand: SetByHand) -> bool:
+def needs_probe(classifier: Model, caller_settings: CallerSettings) -> bool:
     """Whether fine-tuning begins with a linear probe: the last layer alone is random, and free to learn."""
     last, origin = classifier.configuration.fully_connected[-1], classifier.origin
     if origin.kind != "loaded" or last.rank is not None:
         return False
     place = f"classifier.{last.index}."
-    if any(key.startswith(place) for key in by_hand.frozen):
+    if any(key.startswith(place) for key in caller_settings.frozen):
         return False
     return bool(origin.random_keys) and all(key.startswith(place) for key in origin.random_keys)
 
@@ -82,8 +82,8 @@ def fit_probe(
         recipe: Resolved.
         device: Where features are computed.
         epoch: The number under which its losses are reported.
-        on_progress: Called with what is being done, how much of it, and of how much.
-        log: Called with sentences for people.
+        on_progress: Called with the current task, how much of it is done, and of how much.
+        log: Called with messages, as sentences.
 
     Raises what `extract_features` and `solve_head` raise.
     """
