@@ -73,6 +73,6 @@ def check(
         from vggkit.data_checks.clean_table import write_clean_table
 
         left_out = write_clean_table(images, found, fix)
-        said = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items()) or "none"
-        print_line(f"table: {fix}; left out: {said}", to_stderr=True)
+        listed = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items()) or "none"
+        print_line(f"table: {fix}; left out: {listed}", to_stderr=True)
     return 1 if any(finding.severity == "error" for finding in found.findings) else 0

@@ -48,7 +48,7 @@ class NetworkWeights:
 
     Args:
         network: The VGG.
-        temperature: What its logits are divided by before they become probabilities.
+        temperature: Logits are divided by it before the softmax.
         activation_ranges: What int8 needs; see `measure_ranges`.
     """
 

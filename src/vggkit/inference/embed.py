@@ -1,4 +1,4 @@
-"""Images as vectors: what a Classifier's network computes of them before the last layer, or in another.
+"""Embeddings of images: the values of a Classifier's network before the last layer, or of another layer.
 
 Shape letters: N images, F numbers of a vector.
 """
@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggkit.arguments import demand_count
+from vggkit.engines.cached import find_engine
 from vggkit.engines.graph_builder import describe_overflow
 from vggkit.engines.info import WantedEngine
-from vggkit.engines.kept import find_engine
 from vggkit.engines.model_weights import ModelFile, open_model
 from vggkit.engines.outputs import WantedPrecision, list_outputs, plan_outputs
 from vggkit.engines.stream import Engine, stream_results
@@ -57,7 +57,7 @@ class Embeddings:
     problems: tuple[str | None, ...]
     """Why an image cannot be read, or that the network's values for it overflow; None where there is a vector."""
     layer: str
-    """What the vectors are: `features`, `statistics`, `logits`, `probabilities`, or a layer's name."""
+    """The layer: `features`, `statistics`, `logits`, `probabilities`, or a layer's name."""
     skipped: tuple[Omission, ...] = ()
     """Files among the images that are no images, counted by reason."""
 
@@ -99,14 +99,14 @@ def embed(
 
     Args:
         model: A Classifier; or its place: a file, a run's folder, a published model's name such as `vgg16`, or
-            `hf://owner/name`. Of a place torch is imported only where PyTorch computes.
-        images: What `predict` takes.
-        layer: What the vectors are, see `find_width`.
+            `hf://owner/name`. For a place torch is imported only where PyTorch computes.
+        images: Images, as `predict` takes them.
+        layer: The layer, see `find_width`.
         batch_size: Images that pass through the network together.
         device: `auto`, `cpu`, `cuda`, `mps`.
-        precision: What is computed in; auto: bf16 where the device multiplies it natively. int8 is for
-            processors, and needs the Classifier's activation ranges.
-        engine: What computes, see `predict`.
+        precision: The precision of the computation; auto: bf16 where the device multiplies it natively. int8 is
+            for processors, and needs the Classifier's activation ranges.
+        engine: The engine, see `predict`.
         on_progress: Called with the number of images done, and of all where ImageSamples are given.
 
     Raises UnknownName, BadInput, BadData and BadConfiguration.

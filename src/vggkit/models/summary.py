@@ -67,7 +67,7 @@ class Totals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """What `summarize` gives."""
+    """The result of `summarize`: one row for each layer, and their sums."""
 
     model: str
     """Name of the table's row with this trunk (`vgg11_bn`), or `custom`."""
@@ -139,7 +139,7 @@ def summarize(
     """Shapes, parameters, multiply-adds, memory and receptive fields, layer by layer; printed, it is a table.
 
     Args:
-        model: A name that `list_models` gives, a Configuration, or what has one, such as a VGG or a
+        model: A name of `list_models`, a Configuration, or an object that has one, such as a VGG or a
             Classifier. Nothing is built.
         input: Height and width of the image in pixels.
 

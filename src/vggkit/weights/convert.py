@@ -1,4 +1,4 @@
-"""One file of weights into another dialect: tensor by tensor, checked before it is kept.
+"""Conversion of a file of weights to another dialect: tensor by tensor, and checked before it is saved.
 
 torch is imported when the first tensor is to be read, after all that can be refused without it.
 """
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """What was converted, and how nearly both files give the same logits."""
+    """The result of a conversion, with the difference between the logits of both files."""
 
     source: Identification
-    """What the file was."""
+    """The identification of the source."""
     target: Path
     """The file that was written."""
     dialect: Dialect
@@ -53,37 +53,37 @@ class Conversion:
     dropped: tuple[str, ...]
     """Keys of the source that no network reads, and that were left out."""
     source_preprocessing: Preprocessing | None
-    """What the source is fed; None: unknown."""
+    """The preprocessing of the source; None: unknown."""
     preprocessing: Preprocessing | None
-    """What the target is to be fed; None: unknown, and then as the source."""
+    """The preprocessing of the target; None: unknown, as that of the source."""
     turned_input: bool
     """conv1_1 was flipped or scaled, so that the target takes another input convention."""
     notes: tuple[str, ...]
-    """What is not as it was, in sentences: how an ambiguous source was read, and what of a Classifier's file
-    was turned with its input or left behind."""
+    """Changes, in sentences: how an ambiguous source was read, and which parts of a Classifier's file were
+    converted with its input or dropped."""
     compared: str
     """What was compared: `logits`, or `maps of relu3_4` where there is no head."""
     image_pixels: int
-    """Side of the random image that both were given."""
+    """Side of the random image that both networks were compared on."""
     difference: float
     """Largest absolute difference."""
     largest: float
-    """Largest absolute value, to read the difference by."""
+    """Largest absolute value, for comparison with the difference."""
     tolerance: float
-    """Difference up to which the file is kept."""
+    """Largest difference with which the file is saved."""
 
     def to_dict(self) -> dict[str, Any]:
         """A value for JSON."""
         values = dict(vars(self))
         for name in ("source_preprocessing", "preprocessing"):
             values[name] = values[name].to_dict() if values[name] else None
-        said = {"source": self.source.to_dict(), "target": str(self.target)}
-        said |= {"dropped": list(self.dropped), "notes": list(self.notes)}
+        plain = {"source": self.source.to_dict(), "target": str(self.target)}
+        plain |= {"dropped": list(self.dropped), "notes": list(self.notes)}
         convention = describe_convention(self.preprocessing) if self.preprocessing else None
-        return values | said | {"input_convention": convention}
+        return values | plain | {"input_convention": convention}
 
     def __str__(self) -> str:
-        fed = describe_convention(self.preprocessing) if self.preprocessing else "unknown, say --input-convention"
+        fed = describe_convention(self.preprocessing) if self.preprocessing else "unknown, state --input-convention"
         text = (
             f"{self.target}: {self.source.model} in dialect {self.dialect}, {self.tensors} tensors; "
             f"{self.compared} differ by {self.difference:.1e} at most, of {self.largest:.3g} "
@@ -115,15 +115,15 @@ def convert(
         target: The file to write; its suffix says the format: `.safetensors` or `.pth`, for Keras `.h5`,
             `.weights.h5` or `.npz`, for Caffe `.npz`.
         to: The dialect.
-        input_convention: What the source is fed, where the file does not tell: `imagenet`, `caffe`,
+        input_convention: The preprocessing of the source, where the file does not state it: `imagenet`, `caffe`,
             `caffe-rgb`, `caffe-unit`, or a Preprocessing.
         keep_input: Leave conv1_1 and the input convention as they are.
-        allow_partial: Convert what is there of a file without a head, and leave out unexpected keys.
+        allow_partial: Convert a file without a head too, and leave out unexpected keys.
         reading: Which network the source is read as, of those that `identify` lists where its tensors may be
             of several.
 
-    What keys and shapes do not say of the network (a cut at a pool, pools that average) is written beside the
-    tensors, where the format has room for it; where it has none, such a network is refused.
+    Properties of the network that keys and shapes do not determine (a cut at a pool, average pooling) are written
+    as metadata, where the format has room for it; where it has none, such a network is refused.
 
     Nothing is left behind when it fails. Raises BadCheckpoint for a source that is broken, no VGG or not
     whole, BadConfiguration where the dialect has no keys for the network or the convention contradicts
@@ -138,7 +138,7 @@ def convert(
         places = map_keys(configuration, to, trunk_only=found.head is None)
         if target.exists() and target.samefile(source):
             raise BadOutput(f"{target}: is the source itself; name another file")
-        fed = _settle_convention(found, stated)
+        fed = _resolve_convention(found, stated)
         turned, turn_first, scales = _turn_input(fed, to, keep=keep_input)
         # What is refused above needs no torch.
         from vggkit.weights.canonical import CanonicalWeights
@@ -158,7 +158,7 @@ def convert(
             source_preprocessing=fed,
             preprocessing=turned,
             turned_input=turn_first is not None,
-            notes=(*_say_reading(found), *notes),
+            notes=(*_describe_reading(found), *notes),
             **compared,
         )
 
@@ -200,7 +200,7 @@ def _make_zero() -> "Tensor":
 
 
 def _check_source(examination: Examination, *, allow_partial: bool) -> Configuration:
-    """The source's network; raises BadCheckpoint for what cannot or was not asked to be converted."""
+    """The source's network; raises BadCheckpoint where it cannot be converted, or only with `allow_partial`."""
     found = examination.identification
     if found.configuration is None:
         raise BadCheckpoint(f"{found.path}: is {found.verdict}")
@@ -208,13 +208,13 @@ def _check_source(examination: Examination, *, allow_partial: bool) -> Configura
         listed = [*found.missing, *found.misshapen, *found.unexpected]
         shown = ", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "")
         raise BadCheckpoint(
-            f"{found.path}: {found.verdict} ({shown}); convert what is there of it with allow_partial"
+            f"{found.path}: {found.verdict} ({shown}); convert the tensors that are there with allow_partial"
         )
     return found.configuration
 
 
-def _settle_convention(found: Identification, stated: Preprocessing | None) -> Preprocessing | None:
-    """What the source is fed, from the file or as stated; raises BadConfiguration where these differ."""
+def _resolve_convention(found: Identification, stated: Preprocessing | None) -> Preprocessing | None:
+    """The preprocessing of the source, from the file or as stated; raises BadConfiguration where these differ."""
     if stated is None:
         return found.preprocessing
     if found.preprocessing is not None and not same_convention(stated, found.preprocessing):
@@ -233,7 +233,7 @@ def _settle_convention(found: Identification, stated: Preprocessing | None) -> P
 def _turn_input(
     fed: Preprocessing | None, to: Dialect, *, keep: bool
 ) -> "tuple[Preprocessing | None, Callable[[Tensor], Tensor] | None, tuple[float, ...]]":
-    """What the target is fed, what makes conv1_1 fit it, None where nothing changes, and its factors by channel."""
+    """The target's preprocessing, the function that adapts conv1_1 to it (None: unchanged), and its factors."""
     if fed is None or keep:
         return fed, None, ()
     turned, factors = turn_convention(fed, caffe=to in ("keras", "caffe"))
@@ -257,18 +257,19 @@ def _write_metadata(
     suffix: str,
     scales: tuple[float, ...],
 ) -> tuple[dict[str, str], list[str]]:
-    """A Classifier stays one where its keys stay canonical; otherwise what it says is kept under other names.
+    """The target's metadata, and notes on what changed in a Classifier's file.
 
-    With it come sentences on what of a Classifier is not as it was.
+    A Classifier stays one where its keys stay canonical; otherwise its network, preprocessing and labels are
+    written under the keys of `statements`.
     """
     found, card = examination.identification, examination.card
     assert found.configuration is not None
     if card is not None and to == "torchvision" and suffix == ".safetensors" and preprocessing is not None:
         provenance = {**card.provenance, "converted": {"file": found.path.name, "dialect": found.dialect}}
-        kept = replace(card, preprocessing=preprocessing, provenance=provenance)
+        converted = replace(card, preprocessing=preprocessing, provenance=provenance)
         if not scales or INPUT_RANGE not in card.activation_ranges:
-            return kept.to_metadata(), []
-        turned, note = _turn_ranges(kept, scales)
+            return converted.to_metadata(), []
+        turned, note = _turn_ranges(converted, scales)
         return turned.to_metadata(), [note]
     notes = []
     labelled = suffix not in (".npz", ".h5", ".weights.h5")
@@ -299,10 +300,10 @@ def _write_metadata(
 
 
 def _turn_ranges(card: Card, scales: tuple[float, ...]) -> tuple[Card, str]:
-    """The card with what conv1_1 reads on its new scale; without ranges where its channels are scaled apart.
+    """The card with conv1_1's input range on its new scale; without ranges where channels are scaled differently.
 
-    A filter times a factor sees the same numbers where its input is divided by it. Of all channels one range
-    was kept, which only one factor turns exactly.
+    A filter times a factor gives the same output where its input is divided by the factor. The range is that of all
+    channels together, so only a common factor converts it exactly.
     """
     if max(scales) - min(scales) <= 1e-9 * max(scales):
         low, high = card.activation_ranges[INPUT_RANGE]
@@ -318,18 +319,20 @@ def _turn_ranges(card: Card, scales: tuple[float, ...]) -> tuple[Card, str]:
     )
 
 
-def _say_reading(found: Identification) -> list[str]:
+def _describe_reading(found: Identification) -> list[str]:
     """How a source that can be read in several ways was read."""
     if len(found.readings) < 2:
         return []
     taken = found.readings[found.reading]
-    others = [f"reading={n} {each.said}" for n, each in enumerate(found.readings) if n != found.reading]
-    return [f"the source was read as {taken.said} (reading={found.reading}); it may be {' or '.join(others)}"]
+    others = [f"reading={n} {each.description}" for n, each in enumerate(found.readings) if n != found.reading]
+    return [
+        f"the source was read as {taken.description} (reading={found.reading}); it may be {' or '.join(others)}"
+    ]
 
 
 @contextmanager
 def _checked_file(target: Path) -> Iterator[Path]:
-    """A path with the target's own name, in a folder of its own beside it; what is there at the end is kept."""
+    """A path with the target's name in a temporary folder beside it; the file is moved to the target at the end."""
     with whole_file(target) as beside, TemporaryDirectory(prefix=".vggkit-", dir=target.parent) as folder:
         written = Path(folder) / target.name
         yield written

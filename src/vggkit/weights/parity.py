@@ -22,8 +22,8 @@ from vggkit.weights.identify import Examination, examine
 from vggkit.weights.writers import suffix_of
 
 TOLERANCE: Final[Mapping[str, float]] = {"float32": 1e-4, "float64": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
-"""Largest difference of the logits that is let through, relative to the largest logit, by the weights'
-type: scaling conv1_1 rounds it anew."""
+"""Largest difference of the logits that is accepted, relative to the largest logit, by the weights'
+type: scaling conv1_1 rounds its values again."""
 
 
 def compare_outputs(
@@ -50,7 +50,7 @@ def compare_outputs(
     """
     found, configuration = examination.identification, examination.identification.configuration
     assert configuration is not None
-    side = _suit_side(configuration)
+    side = _choose_side(configuration)
     pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
     expected = _run(file, examination, _feed(pixels, fed, configuration))
     with open_weights(written) as again:
@@ -58,10 +58,10 @@ def compare_outputs(
         theirs = found_again.identification.configuration
         differing = _list_differences(configuration, theirs, trunk_only=found.head is None)
         if theirs is None or differing:
-            said = found_again.identification.verdict
+            verdict = found_again.identification.verdict
             raise BadConfiguration(
-                f"{written.name}: was not kept, as {_describe_format(to, written)} has no room for this network's "
-                f"{', '.join(differing) or 'shape'}, and it would be read back as {said}; "
+                f"{written.name}: was not saved, as {_describe_format(to, written)} has no room for this network's "
+                f"{', '.join(differing) or 'shape'}, and it would be read back as {verdict}; "
                 "write .safetensors in dialect torchvision, blocks or explicit"
             )
         given = _run(again, found_again, _feed(pixels, turned, configuration))
@@ -71,7 +71,7 @@ def compare_outputs(
     compared = "logits" if found.head is not None else f"maps of {configuration.trunk[-1].name}"
     if not difference <= tolerance:  # NaN too
         raise BadOutput(
-            f"{written.name}: was not kept, as its {compared} differ from the source's by {difference:.1e}, "
+            f"{written.name}: was not saved, as its {compared} differ from the source's by {difference:.1e}, "
             f"more than {tolerance:.1e}; the weights may be too large or too small for {found.dtype}"
         )
     return {
@@ -88,7 +88,7 @@ def _describe_format(to: Dialect, written: Path) -> str:
 
 
 def _list_differences(one: Configuration, other: Configuration | None, *, trunk_only: bool) -> list[str]:
-    """The fields in which two networks of the same tensors compute something else; dropout and sliding aside."""
+    """The fields by which two networks of the same tensors differ in their results; dropout and sliding aside."""
     if other is None:
         return []
     names = [] if one.trunk == other.trunk else ["blocks", "kernels", "lrn_after", "until"]
@@ -101,14 +101,14 @@ def _list_differences(one: Configuration, other: Configuration | None, *, trunk_
     return [f"{name}={getattr(one, name)!r}" for name in names if getattr(one, name) != getattr(other, name)]
 
 
-def _suit_side(configuration: Configuration) -> int:
-    """A side at which an fc head's map needs no pooling, and a cut has more than one place."""
+def _choose_side(configuration: Configuration) -> int:
+    """An image side at which an fc head's map needs no pooling, and a cut trunk's map is larger than 1×1."""
     grid = 2 if configuration.head == "pool" else configuration.grid
     return max(32, configuration.minimum_side * grid)
 
 
 def _feed(pixels: Any, preprocessing: Preprocessing | None, configuration: Configuration) -> Tensor:
-    """The image (H, W, 3) as a batch (1, C, H, W); where what is fed is unknown, numbers between -2 and 2."""
+    """The image (H, W, 3) as a batch (1, C, H, W); with an unknown preprocessing, numbers between -2 and 2."""
     if preprocessing is not None:
         return torch.from_numpy(preprocessing.normalize(pixels))[None]
     shape = (1, configuration.in_channels, *pixels.shape[:2])

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vggkit.weights.formats.weight_file import WeightFile
 
 FOLDER: Final = "classifiers"
-"""Where in `VGGKIT_HOME` the files of Classifiers are kept."""
+"""Where in `VGGKIT_HOME` the files of Classifiers are stored."""
 LONGEST_SECONDS: Final = 1800.0
 """Longest wait for another process that writes the same file."""
 
@@ -118,7 +118,7 @@ def read_published(model: str, configuration: Configuration, *, progress: bool =
 
 
 def _find_places(fetched: FetchedWeights, file: "WeightFile") -> dict[str, Place]:
-    """Where the download keeps each canonical tensor; raises BadCheckpoint for weights of another network."""
+    """Where the download stores each canonical tensor; raises BadCheckpoint for weights of another network."""
     configuration = find_configuration(fetched.published.model)
     found, wrong = {}, []
     places = map_keys(configuration, fetched.dialect)

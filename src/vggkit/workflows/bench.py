@@ -1,4 +1,4 @@
-"""How fast and how accurate each engine and precision is on this machine, with the user's own Classifier.
+"""The speed and accuracy of each engine and precision on this machine, for a user's Classifier.
 
 Shape letters: N images, C channels, H and W pixels.
 """
@@ -37,7 +37,7 @@ from vggkit.images.sources.open_dataset import count_images, gather_images
 from vggkit.images.sources.tables import Columns
 from vggkit.inference.bulk import OnProgress
 from vggkit.inference.fingerprint import name_place
-from vggkit.interruption import hear_signals
+from vggkit.interruption import handle_signals
 from vggkit.weights.card import demand_classifier
 from vggkit.weights.locate import locate_model, locate_own_model
 
@@ -72,20 +72,20 @@ def bench(
     Args:
         model: A Classifier; or its place: a file, a run's folder, a published model's name such as `vgg16`, or
             `hf://owner/name`.
-        images: What `predict` takes: every engine computes up to 256 of them, and their predictions are compared;
+        images: Images, as `predict` takes them: every engine computes up to 256, and predictions are compared;
             activation ranges for int8 are measured on up to 128 others. None: on random numbers only the speed is
             meaningful.
-        columns: What a table's columns are called.
-        batch_sizes: How many images pass together; 1 is always among them.
+        columns: Names of a table's columns.
+        batch_sizes: Numbers of images that pass through the network together; 1 is always among them.
         rounds: Turns of each engine; every figure is their median, beside the least and the most.
         seconds: Of a turn, for each number of images.
         device: `auto`: all there are; `cpu`, `cuda`, `mps`.
-        keep_ranges: Measure the activation ranges that int8 needs on these images, and keep them in the file, or in
-            the Classifier in memory.
-        on_progress: Called with what is being done, how much of it is done, and of how much.
+        keep_ranges: Measure the activation ranges that int8 needs on these images, and store them in the file, or
+            in the Classifier in memory.
+        on_progress: Called with the current task, how much of it is done, and of how much.
 
     Raises BadInput, BadData where no image can be read, BadCheckpoint, BadOutput where ranges cannot be
-    kept, and MissingExtra where they are to be measured without OpenVINO.
+    stored, and MissingExtra where they are to be measured without OpenVINO.
     """
     log = on_progress or (lambda what, done, total: None)
     sizes, rounds, seconds = _check(batch_sizes, rounds, seconds)
@@ -93,7 +93,7 @@ def bench(
     given = [] if isinstance(images, tuple | list) and not images else list(take_sources(images))
     if keep_ranges:
         _check_keeping(model, given)
-    with tempfile.TemporaryDirectory(prefix="vggkit-bench-") as name, hear_signals():
+    with tempfile.TemporaryDirectory(prefix="vggkit-bench-") as name, handle_signals():
         folder = Path(name)
         opened = _open(model, folder)
         if keep_ranges and isinstance(model, str | os.PathLike):
@@ -139,7 +139,7 @@ def _check(batch_sizes: Sequence[int], rounds: int, seconds: float) -> tuple[tup
 
 
 def _check_keeping(model: "Model | str | Path", given: Sequence[object]) -> None:
-    """Raise BadInput where ranges could not be kept in the end."""
+    """Raise BadInput where ranges could not be stored at the end."""
     if not given:
         raise BadInput("ranges are measured on images; name some of those that the Classifier is for")
     if isinstance(model, str | os.PathLike):
@@ -201,13 +201,13 @@ def _keep(model: "Model | str | Path", activation_ranges: Ranges, *, about: dict
     from vggkit.weights.model import Model
 
     target = locate_model(model)
-    kept = Model.load(target)
-    kept.keep_ranges(activation_ranges, about=about)
-    kept.save(target)
+    stored = Model.load(target)
+    stored.keep_ranges(activation_ranges, about=about)
+    stored.save(target)
 
 
 def _name(given: Sequence[object]) -> str:
-    """What images are called."""
+    """The name of the images in the result."""
     places = [str(place) for place in given if isinstance(place, str | Path)]
     return ", ".join(places[:3]) + (" …" if len(places) > 3 else "") if places else "images in memory"
 

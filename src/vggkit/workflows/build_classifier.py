@@ -1,4 +1,4 @@
-"""A Classifier for a dataset: its classes, the size of its images, the input that given weights expect."""
+"""Construction of a Classifier for a dataset, by its classes, its image size, and the input of loaded weights."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -46,14 +46,14 @@ def build_classifier(
         fit_mode: `crop`, `pad` or `stretch`; None: the weights' own, or crop.
         reduced_decoding: Large JPEGs are decoded at a smaller scale; see `Preprocessing`.
         in_channels: 3, 1 for grey, or 4.
-        mean: What is subtracted from each channel; none: what the weights expect, or ImageNet's.
-        std: What each channel is divided by; none: as for `mean`.
+        mean: Subtracted from each channel; empty: the weights' own, or ImageNet's.
+        std: Each channel is divided by it; empty: as for `mean`.
         head: None: the model's, or below 128 pixels the pool head (the map is 1×1 to 3×3 there, and
             the paper's head would read up to 49 copies of it).
         dropout: Chance in [0, 1).
         until: Last layer of the trunk.
         initialization: Scheme of the random values.
-        input_convention: What `weights` are fed, where the file does not tell; a name of `CONVENTIONS`.
+        input_convention: The input convention of `weights`, if the file does not state it; a name of `CONVENTIONS`.
         allow_partial: Take what fits of `weights`.
         seed: The random values depend on it alone.
 

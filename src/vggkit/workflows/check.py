@@ -101,23 +101,23 @@ def check(
     ]
     if classifier is not None:
         found += _check_labels(classifier, sightings, pairs, device=device, on_progress=on_progress)
-    asked = list_stated(columns) | ({} if image_size is None else {"image_size": str(image_size)})
-    asked |= {} if place is None else {"model": str(place)}
-    heads = [sighting.head for sighting in sightings if sighting.head is not None]
+    options = list_stated(columns) | ({} if image_size is None else {"image_size": str(image_size)})
+    options |= {} if place is None else {"model": str(place)}
+    headers = [sighting.head for sighting in sightings if sighting.head is not None]
     return Diagnosis(
         data=opened.name,
         counts=counts,
         n=len(sightings),
-        sides=_measure([(head.width, head.height) for head in heads]),
-        formats=dict(Counter(head.format for head in heads).most_common()),
-        modes=dict(Counter(head.mode for head in heads).most_common()),
-        turned=sum(head.orientation > 1 for head in heads),
+        sides=_measure([(head.width, head.height) for head in headers]),
+        formats=dict(Counter(head.format for head in headers).most_common()),
+        modes=dict(Counter(head.mode for head in headers).most_common()),
+        turned=sum(head.orientation > 1 for head in headers),
         image_size=seen_pixels,
         model=str(classifier) if classifier else None,
         findings=tuple(sorted(filter(None, found), key=rules.weigh_finding)),
         seconds=time.perf_counter() - started,
         skipped=opened.skipped,
-        asked=asked,
+        options=options,
         samples=choose_samples(sightings),
     )
 

@@ -1,4 +1,4 @@
-"""Compare training runs by what their folders contain; torch is not imported."""
+"""Comparison of training runs by their folders; torch is not imported."""
 
 import csv
 import re
@@ -25,10 +25,10 @@ def compare(runs: Sequence[str | Path]) -> Comparison:
     """Compare training runs: their configurations, their metrics, and whether differences are significant.
 
     Args:
-        runs: The folders of runs; a folder that is no run stands for the runs in it.
+        runs: The folders of runs, or folders that contain runs.
 
     Unfinished runs are shown with the best epoch so far. Raises BadCheckpoint for a folder that contains no run,
-    BadInput for an argument that is no list of paths, BadConfiguration where a config.yaml cannot be read.
+    BadInput for anything but a list of paths, BadConfiguration where a config.yaml cannot be read.
     """
     if isinstance(runs, str | PathLike) or not runs:
         raise BadInput("compare takes a list of runs' folders, such as ['runs/vgg11-1', 'runs/vgg11-2']")

@@ -43,7 +43,7 @@ class Measurement:
     card: Card
     """The card of the first Classifier."""
     messages: tuple[str, ...] = ()
-    """What was stored in the Classifier's file, in sentences."""
+    """Changes to the Classifier's file, in sentences."""
 
     def to_dict(self) -> dict[str, Any]:
         """A value for JSON: for a single Classifier that of its evaluation."""
@@ -89,7 +89,7 @@ def measure(
         device: `auto`, `cpu`, `cuda` or `mps`.
         precision: `fp32`, `bf16`, `int8` or `auto`.
         engine: `auto`, `pytorch`, `openvino` or `onnx`.
-        on_progress: Called with what is being done, the number of evaluated images and of all images.
+        on_progress: Called with the current task, the number of evaluated images and of all images.
 
     Raises the errors of `evaluate` and of loading, and BadInput where calibration is not possible.
     """

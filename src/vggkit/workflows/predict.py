@@ -50,7 +50,7 @@ def predict_into(
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
 ) -> BulkResult:
-    """Write the most probable classes of each image to a file, any number of images in the same memory.
+    """Write the most probable classes of each image to a file, for any number of images in constant memory.
 
     A row has `path`, `prediction` (the most probable class, or `unknown` by the Classifier's threshold), `label_1`,
     `probability_1` and so on for `top` classes, best first, and `problem`: why the image cannot be read,
@@ -59,19 +59,19 @@ def predict_into(
     Args:
         model: A Classifier; or its place: a file, a run's folder, a published model's name such as `vgg16`, or
             `hf://owner/name`.
-        images: What `predict` takes.
+        images: Images, as `predict` takes them.
         out: .parquet, .csv, .jsonl (a JSON object a line) or .json (one array of them).
         top: How many classes to name; fewer where the Classifier has fewer.
-        columns: What a table's columns are called.
+        columns: Names of a table's columns.
         batch_size: Images that pass through the network together.
         device: `auto`, `cpu`, `cuda`, `mps`.
-        precision: What is computed in; auto: bf16 where the device multiplies it natively. int8 is for
-            processors, and needs the Classifier's activation ranges.
-        engine: What computes, see `predict`.
+        precision: The precision of the computation; auto: bf16 where the device multiplies it natively. int8 is
+            for processors, and needs the Classifier's activation ranges.
+        engine: The engine, see `predict`.
         save_seconds: How often rows are written to the folder `out`.parts; the same call continues there after
             the process has ended in whatever way, and the file is the same as without the interruption.
-        overwrite: Begin anew, whatever an earlier call left.
-        on_progress: Called with what is being done, how many images of it are done, and of how many.
+        overwrite: Start again, and discard the rows of an earlier call.
+        on_progress: Called with the current task, the number of images that are done, and of all.
 
     Raises BadOutput where the file cannot be written, or is of another model, of other options or images;
     BadData, BadInput and MissingExtra.
@@ -138,28 +138,28 @@ def embed_into(
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
 ) -> BulkResult:
-    """Write the vector of each image to a file, any number of images in the same memory; `search` reads it.
+    """Write the vector of each image to a file, for any number of images in constant memory; `search` reads it.
 
     Args:
         model: A Classifier; or its place: a file, a run's folder, a published model's name such as `vgg16`, or
             `hf://owner/name`.
-        images: What `predict` takes.
+        images: Images, as `predict` takes them.
         out: .parquet, with the columns `path`, `vector` (F float32) and `problem`; or .npy, a matrix (N, F) of
             float32 where a row of NaN is an image that cannot be read, beside a table of `path` and
             `problem`, `out`.csv.
         layer: `features`, what the last fully connected layer reads; `statistics`, mean and standard deviation of
             each channel of the trunk's last map; `logits`; `probabilities`; or a layer's name, such as relu7 or
             pool5, of whose maps each channel's mean is taken.
-        columns: What a table's columns are called.
+        columns: Names of a table's columns.
         batch_size: Images that pass through the network together.
         device: `auto`, `cpu`, `cuda`, `mps`.
-        precision: What is computed in; auto: bf16 where the device multiplies it natively. int8 is for
-            processors, and needs the Classifier's activation ranges.
-        engine: What computes, see `predict`.
+        precision: The precision of the computation; auto: bf16 where the device multiplies it natively. int8 is
+            for processors, and needs the Classifier's activation ranges.
+        engine: The engine, see `predict`.
         save_seconds: How often rows are written to the folder `out`.parts; the same call continues there after
             the process has ended in whatever way.
-        overwrite: Begin anew, whatever an earlier call left.
-        on_progress: Called with what is being done, how many images of it are done, and of how many.
+        overwrite: Start again, and discard the rows of an earlier call.
+        on_progress: Called with the current task, the number of images that are done, and of all.
 
     Raises UnknownName for a layer that the network lacks, BadOutput where the file cannot be written, or is of
     another model, of other options or images; BadData, BadInput and MissingExtra.
@@ -219,12 +219,12 @@ def _check(
 
 
 def _open(model: "Model | str | Path") -> "tuple[Model | ModelFile, str]":
-    """The model, and where it is; of a file nothing is read yet but its header."""
+    """The model, and its place; of a file only the header is read."""
     return open_model(model, "bulk work"), name_place(model) if isinstance(model, str | os.PathLike) else ""
 
 
 def _describe_images(given: Sequence[str | Path | ImageSample], columns: Columns) -> dict[str, Any]:
-    """Where the images come from: the same when the job is continued."""
+    """The source of the images, which must be the same when the job is continued."""
     return {
         "places": [str(place) for place in given if isinstance(place, str | Path)],
         "columns": {name: value for name, value in asdict(columns).items() if value is not None},

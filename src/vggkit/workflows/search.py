@@ -32,14 +32,14 @@ def search(
     device: str = "auto",
     on_progress: Callable[[int, int | None], None] | None = None,
 ) -> list[SearchResult]:
-    """The images of an index that are most similar to each of these, by the vectors of a network.
+    """The images of an index that are most similar to each of the given images, by the vectors of a network.
 
     Args:
         index: A file that `embed_into` (`vggkit embed`) wrote.
-        images: The queries: what `predict` takes.
+        images: The queries, as `predict` takes them.
         model: The Classifier that the index was made with, or its place, as `predict` takes it; None: the place
             where it was then.
-        top: How many similar images of each.
+        top: Number of similar images for each.
         keep_query: Whether an image that is in the index itself is among the images that are similar to it; its
             copies in other files always are.
         batch_size: Images that pass through the network together.
@@ -89,7 +89,7 @@ def _find_model(index: VectorIndex, given: "Model | str | Path | None") -> "Mode
         elsewhere = is_address(index.classifier) or is_model_name(index.classifier)
         if not elsewhere and not Path(index.classifier).exists():
             raise BadData(
-                f"{index.path}: was made with {index.classifier}, which is no longer there; say where it is "
+                f"{index.path}: was made with {index.classifier}, which is no longer there; state where it is "
                 "with --model"
             )
         given = index.classifier
@@ -98,6 +98,6 @@ def _find_model(index: VectorIndex, given: "Model | str | Path | None") -> "Mode
     if differing:
         raise BadInput(
             f"{index.path}: was made with another Classifier ({'; '.join(differing[:3])}). Name that one with "
-            "--model, or make the index anew with vggkit embed"
+            "--model, or make the index again with vggkit embed"
         )
     return model
