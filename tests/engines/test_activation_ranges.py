@@ -143,7 +143,7 @@ def test_without_vnni_weights_have_seven_bits(able, monkeypatch):
 @pytest.mark.parametrize("largest", [127, 63])
 @pytest.mark.parametrize("shape", [(5, 3, 3, 3), (300, 1100), (1, 4), (7, 2, 1, 1)])
 def test_weights_are_rounded_to_the_nearest_step_of_their_channel(shape, largest):
-    from vggkit.engines.openvino import _round_weights
+    from vggkit.engines.openvino_graph import _round_weights
 
     weight = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     weight[-1] *= 1e-3

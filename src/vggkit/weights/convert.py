@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,8 +20,9 @@ from vggkit.files import whole_file
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import Configuration
 from vggkit.models.statements import write_statements
-from vggkit.weights.canonical import CanonicalWeights, build_network
+from vggkit.weights.canonical import CanonicalWeights
 from vggkit.weights.card import INPUT_RANGE, Card
+from vggkit.weights.conversion_check import compare_networks
 from vggkit.weights.dialects import Dialect, Place, map_keys, to_layout
 from vggkit.weights.formats.detect import open_weights
 from vggkit.weights.formats.weight_file import WeightFile
@@ -37,10 +37,6 @@ from vggkit.weights.input_conventions import (
 )
 from vggkit.weights.locate import locate_model
 from vggkit.weights.writers import Piece, suffix_of, write_pieces
-
-TOLERANCE: Final[Mapping[str, float]] = {"float32": 1e-4, "float64": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
-"""Largest difference of the logits that is accepted, relative to the largest logit, by the weights'
-type: scaling conv1_1 rounds its values again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +158,7 @@ def convert(
         metadata, notes = _write_metadata(examination, turned, to, suffix, scales)
         with _checked_file(target) as beside:
             write_pieces(beside, suffix, pieces, metadata)
-            compared = _compare(file, examination, beside, fed=fed, turned=turned, to=to)
+            compared = compare_networks(file, examination, beside, fed=fed, turned=turned, to=to)
         return Conversion(
             source=found,
             target=target,
@@ -325,90 +321,3 @@ def _checked_file(target: Path) -> Iterator[Path]:
         written = Path(folder) / target.name
         yield written
         written.replace(beside)
-
-
-def _compare(
-    file: WeightFile,
-    examination: Examination,
-    written: Path,
-    *,
-    fed: Preprocessing | None,
-    turned: Preprocessing | None,
-    to: Dialect,
-) -> dict[str, Any]:
-    """Both networks on one random image; raises BadOutput where they differ. One is held at a time.
-
-    Raises BadConfiguration where the written file would be read back as another network.
-    """
-    found, configuration = examination.identification, examination.identification.configuration
-    assert configuration is not None
-    side = _choose_side(configuration)
-    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
-    expected = _run(file, examination, _feed(pixels, fed, configuration))
-    with open_weights(written) as again:
-        found_again = examine(again)
-        theirs = found_again.identification.configuration
-        differing = _list_differences(configuration, theirs, trunk_only=found.head is None)
-        if theirs is None or differing:
-            verdict = found_again.identification.verdict
-            raise BadConfiguration(
-                f"{written.name}: was not saved, as {_describe_format(to, written)} has no room for this network's "
-                f"{', '.join(differing) or 'shape'}, and it would be read back as {verdict}; "
-                "write .safetensors in dialect torchvision, blocks or explicit"
-            )
-        given = _run(again, found_again, _feed(pixels, turned, configuration))
-    largest = float(expected.abs().max())
-    tolerance = TOLERANCE.get(found.dtype or "", max(TOLERANCE.values())) * largest
-    difference = float((expected - given).abs().max())
-    compared = "logits" if found.head is not None else f"maps of {configuration.trunk[-1].name}"
-    if not difference <= tolerance:  # NaN too
-        raise BadOutput(
-            f"{written.name}: was not saved, as its {compared} differ from the source's by {difference:.1e}, "
-            f"more than {tolerance:.1e}; the weights may be too large or too small for {found.dtype}"
-        )
-    return {
-        "compared": compared,
-        "image_pixels": side,
-        "difference": difference,
-        "largest": largest,
-        "tolerance": tolerance,
-    }
-
-
-def _describe_format(to: Dialect, written: Path) -> str:
-    return f"a {suffix_of(written, to)} file in dialect {to}"
-
-
-def _list_differences(one: Configuration, other: Configuration | None, *, trunk_only: bool) -> list[str]:
-    """The fields by which two networks of the same tensors differ in their results; dropout and sliding aside."""
-    if other is None:
-        return []
-    names = [] if one.trunk == other.trunk else ["blocks", "kernels", "lrn_after", "until"]
-    names += ["pooling"] if any(layer.kind == "pool" for layer in one.trunk) else []
-    if not trunk_only:
-        names += ["hidden", "ranks", "num_classes"]
-        names += ["statistics"] if one.head == "pool" else ["grid"]
-        if (one.head == "pool") is not (other.head == "pool"):
-            names.append("head")
-    return [f"{name}={getattr(one, name)!r}" for name in names if getattr(one, name) != getattr(other, name)]
-
-
-def _choose_side(configuration: Configuration) -> int:
-    """An image side at which an fc head's map needs no pooling, and a cut trunk's map is larger than 1×1."""
-    grid = 2 if configuration.head == "pool" else configuration.grid
-    return max(32, configuration.minimum_side * grid)
-
-
-def _feed(pixels: Any, preprocessing: Preprocessing | None, configuration: Configuration) -> Tensor:
-    """The image (H, W, 3) as a batch (1, C, H, W); with an unknown preprocessing, numbers between -2 and 2."""
-    if preprocessing is not None:
-        return torch.from_numpy(preprocessing.normalize(pixels))[None]
-    shape = (1, configuration.in_channels, *pixels.shape[:2])
-    return torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 4 - 2
-
-
-def _run(file: WeightFile, examination: Examination, images: Tensor) -> Tensor:
-    network = build_network(file, examination)
-    with torch.inference_mode():
-        output: Tensor = network(images) if examination.identification.head else network.features(images)
-    return output
