@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vggkit.classifier import Classifier
-from vggkit.images.preprocessing import suit_preprocessing
+from vggkit.images.preprocessing import choose_preprocessing
 from vggkit.models.configuration import Configuration
 
 HEAVY = ("torch", "torchvision", "sklearn", "scipy", "matplotlib", "openvino", "onnxruntime", "pyarrow")
@@ -25,7 +25,7 @@ except SystemExit as ended:
 @pytest.fixture(scope="module")
 def places(tiny: Configuration, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("refusals")
-    labels, seen = ["across", "down", "red"], suit_preprocessing(32)
+    labels, seen = ["across", "down", "red"], choose_preprocessing(32)
     Classifier.create(tiny, labels=labels, preprocessing=seen).save(folder / "good.safetensors")
     (folder / "broken.safetensors").write_bytes(b"no weights")
     names = ("good.safetensors", "broken.safetensors", "missing.safetensors", "missing")

@@ -19,7 +19,8 @@ from vggkit.engines.outputs import list_outputs, list_reads
 from vggkit.engines.pytorch import PyTorchEngine
 from vggkit.errors import BadInput
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.models.configuration import Configuration, configure
+from vggkit.models.configuration import Configuration
+from vggkit.models.configure import configure
 from vggkit.models.vgg import VGG
 
 pytest.importorskip("openvino")

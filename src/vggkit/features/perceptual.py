@@ -23,8 +23,9 @@ from vggkit.features.distances import (
     weigh_normalized,
 )
 from vggkit.features.loss_config import LossConfig, demand_range, find_preset
-from vggkit.images.preprocessing import Preprocessing, suit_preprocessing
-from vggkit.models.configuration import Configuration, configure
+from vggkit.images.preprocessing import Preprocessing, choose_preprocessing
+from vggkit.models.configuration import Configuration
+from vggkit.models.configure import configure
 from vggkit.models.features import Features, widen
 from vggkit.models.vgg import VGG
 from vggkit.weights.identify import identify
@@ -379,7 +380,7 @@ def _pool_roots(values: Tensor) -> Tensor:
 def _open_trunk(given: VGG | Model | str | Path, config: LossConfig, name: str) -> tuple[VGG, Preprocessing]:
     """The network and what its images must be normalised to."""
     if isinstance(given, VGG):
-        preprocessing = suit_preprocessing(in_channels=given.configuration.in_channels)
+        preprocessing = choose_preprocessing(in_channels=given.configuration.in_channels)
         model: VGG = given
     elif isinstance(given, Model):
         model, preprocessing = given.network, given.preprocessing

@@ -14,8 +14,9 @@ from torch import Tensor
 from vggkit.arguments import demand_count
 from vggkit.errors import BadCheckpoint, BadConfiguration
 from vggkit.hardware import derive_seed
-from vggkit.images.preprocessing import Preprocessing, suit_preprocessing
-from vggkit.models.configuration import Configuration, Head, Scheme, configure
+from vggkit.images.preprocessing import Preprocessing, choose_preprocessing
+from vggkit.models.configuration import Configuration, Head, Scheme
+from vggkit.models.configure import configure
 from vggkit.models.structure import check_values
 from vggkit.models.vgg import VGG
 from vggkit.weights.card import Card, read_card, read_labels
@@ -206,7 +207,7 @@ class Model:
         if published is not None and published.preprocessing.channels == configuration.in_channels:
             preprocessing = preprocessing or published.preprocessing
         # Fitting together is checked before anything is fetched, and a network of half a gigabyte built.
-        fallback = preprocessing or suit_preprocessing(in_channels=configuration.in_channels)
+        fallback = preprocessing or choose_preprocessing(in_channels=configuration.in_channels)
         Card(configuration=configuration, preprocessing=fallback, labels=labels)
         provenance: dict[str, Any] = {}
         origin = WeightsOrigin()

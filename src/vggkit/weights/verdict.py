@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from vggkit.images.preprocessing import CROP_PIXELS
-from vggkit.models.configuration import PAPER_LETTERS, Configuration, configure
+from vggkit.models.configuration import PAPER_LETTERS, Configuration
+from vggkit.models.configure import configure
 from vggkit.weights.dialects import Shaped
 from vggkit.weights.entries import Module, gather_modules, place_by_name
 from vggkit.weights.layer_matches import Sheet
