@@ -82,7 +82,7 @@ def test_groups_are_never_parted_and_shares_come_near(counts, groups, share, see
 def test_a_class_in_one_group_cannot_be_divided():
     images = [(None, ImageSample(f"{i}", "a", group="g")) for i in range(4)]
     images += [(None, ImageSample(f"b{i}", "b", group=f"h{i}")) for i in range(4)]
-    with pytest.raises(BadData, match="without parting a group"):
+    with pytest.raises(BadData, match="without dividing a group"):
         divide(ImageDataset.of("made", images), validation_share=0.2, seed=0)
 
 
@@ -252,7 +252,7 @@ def test_grouped_divisions_hold_every_class_where_any_division_does():
                 assert 0 not in one.count("val").values()
                 assert 0 not in one.count("train").values()
             else:
-                with pytest.raises(BadData, match="without parting a group"):
+                with pytest.raises(BadData, match="without dividing a group"):
                     divide(images, validation_share=0.2, seed=0)
     assert 200 < possible < 900
 

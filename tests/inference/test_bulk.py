@@ -215,7 +215,7 @@ def test_asked_to_stop_it_keeps_what_is_done_and_says_how_to_go_on(number, model
     signal_after(process, out, 2, number)
     assert process.wait() == 128 + number
     told = process.err
-    assert "go on with: the same line, without --overwrite" in told
+    assert "continue with: the same line, without --overwrite" in told
     assert "Traceback" not in told
     done = int(told.partition("(")[2].split()[0])
     assert done >= 6
@@ -331,7 +331,7 @@ def test_other_images_at_the_same_place_are_noticed(finished, model, tmp_path, m
 
 def test_a_file_of_somebody_else_is_not_replaced(model, photos, tmp_path):
     (tmp_path / "r.csv").write_text("mine")
-    with pytest.raises(BadOutput, match="is there already"):
+    with pytest.raises(BadOutput, match="exists already"):
         predict_into(model, photos / "val", tmp_path / "r.csv")
     assert (tmp_path / "r.csv").read_text() == "mine"
 

@@ -17,7 +17,7 @@ from vggkit.engines.outputs import list_reads
 from vggkit.errors import BadConfiguration, BadData, BadInput, BadOutput
 from vggkit.hardware import computes_bf16
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.weights.card import read_card
+from vggkit.weights.classifier_file import read_card
 from vggkit.workflows import bench as benches
 from vggkit.workflows.bench import bench
 

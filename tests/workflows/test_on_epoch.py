@@ -38,7 +38,7 @@ def test_each_epoch_is_told_and_a_true_value_ends_the_training(start, caplog):
     assert [epoch.epoch for epoch in told] == [1, 2]
     assert (run.directory / "report.html").is_file()
     assert json.loads((run.directory / "run.json").read_text())["state"] == "finished"
-    assert "stopped after epoch 2, as on_epoch asked for it" in caplog.messages
+    assert "stopped after epoch 2, as on_epoch requested" in caplog.messages
     assert any(message.startswith("epoch 1  train loss") for message in caplog.messages)
 
     # What was ended so goes on as if it had not been.

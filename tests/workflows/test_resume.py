@@ -262,7 +262,7 @@ def test_a_run_that_was_killed_before_its_first_state_begins_again(data, tmp_pat
     for name in ("last.ckpt", "best.safetensors", "metrics.csv"):
         (out / name).unlink()
     again = resume(out, device="cpu")
-    assert "begins again" in capsys.readouterr().err
+    assert "starts again" in capsys.readouterr().err
     assert all(torch.equal(value, expected[key]) for key, value in again.classifier.network.state_dict().items())
 
 

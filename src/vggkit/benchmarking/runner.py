@@ -33,7 +33,7 @@ Values = NDArray[np.float32]
 
 @dataclass(slots=True)
 class EngineRun:
-    """An engine in a precision on a device, and what was measured of it."""
+    """An engine in a precision on a device, and its measurements."""
 
     engine: EngineName
     precision: Precision

@@ -1,4 +1,4 @@
-"""The verbs of the command line: the module of each, and what it does, for `vggkit --help`. Imports nothing."""
+"""The verbs of the command line: the module of each, and its summary for `vggkit --help`. Imports nothing."""
 
 from collections.abc import Mapping
 from typing import Final, NamedTuple
@@ -10,7 +10,7 @@ class Verb(NamedTuple):
     module: str
     """The module of `vggkit.cli` with the function of the verb's name."""
     summary: str
-    """What it does, in a line."""
+    """A summary in one line."""
 
 
 VERBS: Final[Mapping[str, Mapping[str, Verb]]] = {

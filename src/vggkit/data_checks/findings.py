@@ -139,7 +139,7 @@ class Diagnosis:
     """Duration of the check."""
     skipped: tuple[Omission, ...] = ()
     """Files that were found and not used as images, counted by reason."""
-    asked: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
     """The options of the check by name that a command must repeat to see the same, such as `label_column`."""
     samples: Mapping[str, tuple[Member, ...]] = field(default_factory=dict, repr=False)
     """A few readable images of each class."""
@@ -159,7 +159,7 @@ class Diagnosis:
             "modes": dict(self.modes),
             "turned": self.turned,
             "image_size": self.image_size,
-            "asked": dict(self.asked),
+            "options": dict(self.options),
             "model": self.model,
             "findings": [finding.to_dict() for finding in self.findings],
             "seconds": round(self.seconds, 2),

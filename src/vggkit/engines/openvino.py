@@ -1,4 +1,4 @@
-"""A network as OpenVINO runs it on processors: the graph is built from the configuration and the weights.
+"""Computation by OpenVINO on processors: the graph is built from the configuration and the weights.
 
 No torch here. Shape letters: N images, C channels, H and W pixels, F features.
 """
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 TOGETHER: Final = 8
 """Images that one request takes at most: more gain nothing, and their maps leave the caches."""
-KEPT: Final = 8
-"""Compiled models that are kept, the last ones used: each size of images has its own."""
+MOST_CACHED: Final = 8
+"""Largest number of compiled models, the last ones used: each size of images has its own."""
 PROCESSORS_A_STREAM: Final = 4
 """With fewer images than one for so many processors, all processors work on one image after another."""
 LARGEST: Final = 127
@@ -54,16 +54,16 @@ Haste = Literal["LATENCY", "THROUGHPUT"]
 
 
 class OpenVINOEngine(NamedEngine):
-    """Runs a VGG on the processor with the weights as they are now; a network stays as it is. Threads may share it.
+    """Runs a VGG on the processor, with a copy of its current weights. Threads may share it.
 
     A single image has all processors; of several, requests of a few each run side by side. A model is
     compiled when images of its size come, which takes a tenth of a second: less than a compiled one would
-    take to be read (docs/decisions/engines.md). Of an image whose values overflow on the way everything given is
-    NaN: OpenVINO's ReLU makes zeros of NaN, and what follows would look like a prediction.
+    take to be read (docs/decisions/engines.md). For an image whose values overflow
+    in some layer all outputs are NaN: OpenVINO's ReLU turns NaN into 0, and the result would look valid.
 
     Args:
         weights: A VGG, or a ModelFile, which needs no torch.
-        output: What is given of each image, or several names.
+        output: The output for each image, or several names.
         precision: bf16 is several times as fast where the processor multiplies bfloat16, and float32 elsewhere;
             what follows the last product, such as statistics of a map, is computed in float32 all the same.
             int8 is as fast again, and rounds coarsely: weights to 8 bits where the processor sums products of
@@ -138,7 +138,7 @@ class OpenVINOEngine(NamedEngine):
         key = size, self._choose_haste(size, len(batch), watched), watched
         model = self._models.pop(key, None) or self._compile(*key)
         self._models[key] = model  # in the order of their last use
-        while len(self._models) > KEPT:
+        while len(self._models) > MOST_CACHED:
             del self._models[next(iter(self._models))]
         return model
 
@@ -231,7 +231,7 @@ class _Operations:
     def normalize_responses(self, maps: Node, watched: bool) -> Node:
         if watched:
             self._watch(self._ops.multiply(maps, maps))
-        # As in `networks.vgg`: alpha is divided by the window here too.
+        # As in `models.layers`: alpha is divided by the window here too.
         return self._ops.lrn(maps, np.array([1]), alpha=5 * 1e-4, beta=0.75, bias=2.0, size=5)
 
     def pool(self, maps: Node, pooling: Pooling, gives: str) -> Node:
@@ -339,9 +339,9 @@ def _round_weights(weight: Values, largest: int) -> tuple[NDArray[np.int8], Valu
 
 
 def _import_openvino() -> ModuleType:
-    """OpenVINO without its model converter, which takes a third of the time and reports to its makers.
+    """OpenVINO without its model converter, which takes a third of the time and sends telemetry.
 
-    Who asks this process for `openvino.convert_model` still gets it, and imports it then.
+    `openvino.convert_model` remains available in this process, and is imported at its first use.
     """
     converter = "openvino.tools.ovc"
     new = "openvino" not in sys.modules and converter not in sys.modules

@@ -52,8 +52,8 @@ def weigh_normalized(values: Tensor, unit: Tensor, weights: Tensor) -> Tensor:
         unit: `normalize_channels` of the reference's maps, of the same shape, or of one image for all.
         weights: (C,).
 
-    One kernel in place of the ten that its formula takes, and in the backward pass nothing is kept but `values` and
-    `unit`. The gradient at a place of zeros is 0; the formula's own is not defined there.
+    One kernel in place of the ten that its formula takes, and only `values` and `unit` are saved for the backward
+    pass. The gradient at a place of zeros is 0; the formula's own is not defined there.
     """
     result: Tensor = _NormalizedDistance.apply(values, unit, weights)
     return result

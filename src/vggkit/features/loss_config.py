@@ -1,4 +1,4 @@
-"""What a perceptual loss compares, and the published ones. No torch here."""
+"""The settings of a perceptual loss, and those of the published losses. No torch here."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -42,9 +42,9 @@ class LossConfig:
     style_reduction: Reduction = "sum"
     """mean or sum over the entries of a Gram matrix."""
     feature_scale: float = 1.0
-    """What values are multiplied by before they are compared."""
+    """Factor of the values before they are compared."""
     pooling: TrunkPooling = "max"
-    """What ends a block: max, average, or l2, the weighted root mean square of DISTS."""
+    """The pooling: max, average, or l2, the weighted root mean square of DISTS."""
     scaling: InputScaling = "trunk"
     """How images enter the trunk. trunk: by the trunk's own mean, standard deviation and channel order. lpips: by
     the shift and scale of LPIPS. none: in [-1, 1] as they are."""

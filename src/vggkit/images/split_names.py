@@ -33,14 +33,14 @@ def tell_split(name: str) -> str | None:
 
 def hint_at_split(name: str) -> str | None:
     """The split that one of the words of a name says, such as `seg_train`; None where there is none, or several."""
-    said = {SPLITS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLITS}
-    return said.pop() if len(said) == 1 else None
+    found = {SPLITS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLITS}
+    return found.pop() if len(found) == 1 else None
 
 
 def find_split(path: str) -> str | None:
     """The split that a file's name tells, or else its folder's: `data/train-00001.tar`, `val/00001.tar`.
 
-    Folders above are not asked: people keep data in folders called test.
+    Folders above do not count: people keep data in folders called test.
     """
     place = Path(path)
     words = [SPLITS[word] for word in re.split(r"[^a-z]+", place.name.lower()) if word in SPLITS]

@@ -1,7 +1,7 @@
-"""A collection divided into splits: by share, or by folds.
+"""A dataset divided into splits: by share, or by folds.
 
-An image's place depends on the seed, its class and its name alone (of grouped images, its group's
-name): it is the same on every machine and in every order. So whatever is counted is counted in the order
+The split of an image depends on the seed, its class and its name alone (for grouped images, its group's
+name): it is the same on every machine and in every order. Therefore everything is counted in the order
 of names, and never in that of rows.
 """
 
@@ -186,10 +186,10 @@ def read_fold(text: str) -> tuple[int, int]:
 
 
 def _split(images: ImageDataset, whole: Sequence[ImageSample], held_out: Collection[ImageSample]) -> ImageDataset:
-    kept = {name: split for name, split in images.splits.items() if name not in ("all", "train", "val")}
+    others = {name: split for name, split in images.splits.items() if name not in ("all", "train", "val")}
     train = [image for image in whole if image not in held_out]
     val = [image for image in whole if image in held_out]
-    return images.keep({"train": train, "val": val, **kept})
+    return images.keep({"train": train, "val": val, **others})
 
 
 def _list_undivided(images: ImageDataset) -> tuple[ImageSample, ...]:
@@ -205,7 +205,7 @@ def _choose_images(name: str, whole: Sequence[ImageSample], share: float, seed: 
     for label, members in sorted(classes.items()):
         if len(members) < 2:
             raise BadData(
-                f"{name}: class {label!r} has one image; it takes two, one to learn from and one to check on"
+                f"{name}: class {label!r} has one image; it needs two, one for training and one for validation"
             )
         count = min(len(members) - 1, max(1, round(share * len(members))))
         ranked = sorted(members, key=lambda image: _rank(seed, str(image.label), image.path))
@@ -255,15 +255,15 @@ def _repair(name: str, units: Units, chosen: Collection[str], label: str) -> set
     if sides is None:
         raise BadData(
             f"{name}: the images of class {label!r} cannot be divided between training and validation "
-            "without parting a group, or another class is missing from one of them; it takes two groups of each "
-            "class, one to learn from and one to check on"
+            "without dividing a group, or another class is missing from one of them; each class needs two groups, "
+            "one for training and one for validation"
         )
     return {unit for unit, side in sides.items() if side}
 
 
 def _tie(whole: Sequence[ImageSample], ties: Ties) -> dict[str, list[ImageSample]]:
     """Images that stay together, by the first name of what ties them: a group, being one and the same image, or
-    one of `ties`. One that nothing ties stands for itself.
+    one of `ties`. An image without such ties is a unit of its own.
     """
     firsts: dict[str, str] = {}
     entries: dict[Hashable, str] = {}

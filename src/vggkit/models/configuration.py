@@ -27,7 +27,7 @@ BATCH_NORM_EPSILON: Final = 1e-5
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One layer of the trunk, under the name people say aloud."""
+    """One layer of the trunk, under the name that the literature uses."""
 
     name: str
     """`conv3_2`, `bn3_2`, `relu3_2`, `lrn3_2`, `pool3`: block and position, from 1."""
@@ -48,7 +48,7 @@ class FullyConnected:
     """One fully connected layer of the head; ReLU and dropout follow each but the last."""
 
     name: str
-    """`fc6`, `fc7`, `fc8`: counted on from the five blocks, as the literature does."""
+    """`fc6`, `fc7`, `fc8`: numbered after the five blocks, as in the literature."""
     index: int
     """Its place in `classifier`: its keys are `classifier.<index>.*`."""
     in_features: int
@@ -98,7 +98,7 @@ class Configuration:
     grid: int = 7
     """Side of the map that the fc and dense heads read."""
     statistics: Statistics = "mean"
-    """What the pool head takes of each channel: its mean, or mean and standard deviation."""
+    """What the pool head reads of each channel: its mean, or mean and standard deviation."""
     hidden: tuple[int, ...] = (4096, 4096)
     """Widths of the fully connected layers before the last one."""
     ranks: tuple[int | None, ...] | None = None
@@ -219,7 +219,7 @@ def configure(
     dropout: float | None = None,
     until: str | None = None,
 ) -> Configuration:
-    """A model's configuration with the given changes; None leaves a thing as the model has it.
+    """A model's configuration with the given changes; None keeps the model's value.
 
     Args:
         model: A name of `list_models()`, or a Configuration to change.
@@ -231,7 +231,7 @@ def configure(
         head: `fc`, `dense` or `pool`. Changing to `pool` drops the hidden layers and the dropout.
         dropout: Chance in [0, 1).
         until: Last layer of the trunk. A cut trunk gets the pool head; where the cut falls before
-            the last pool its maps are large, and mean and standard deviation are taken. `fc6` and
+            the last pool its maps are large, and the head reads mean and standard deviation. `fc6` and
             `fc7` (after their ReLU) keep the paper's head up to there, with a new last layer on it.
 
     Raises UnknownName and BadConfiguration.
@@ -293,7 +293,7 @@ def parse_blocks(text: str) -> tuple[tuple[int, ...], ...]:
 
 
 def _fc_depth(until: str | None, configuration: Configuration) -> int | None:
-    """How many hidden layers stand up to `until`, where it names one of the head."""
+    """The number of hidden layers up to and with `until`; None where it names no layer of the head."""
     if not isinstance(until, str) or configuration.head == "pool":
         return None
     found = re.fullmatch(r"(?:fc|relu)(\d+)", until)
@@ -306,7 +306,7 @@ def _fc_depth(until: str | None, configuration: Configuration) -> int | None:
 
 
 def demand_configuration(given: object, verb: str) -> Configuration:
-    """The Configuration that was given to a verb: as such, by its name, or as that of a VGG or a Classifier.
+    """The Configuration of what was given to a function: a Configuration, a name, a VGG or a Classifier.
 
     Raises UnknownName with the nearest name, and BadConfiguration for what is none of these.
     """
@@ -374,7 +374,9 @@ def _freeze_sequences(configuration: Configuration) -> None:
 
 
 def _normalize(configuration: Configuration) -> None:
-    """What can be written in two ways gets one value: kernels all 3, no ranks, the whole trunk, sorted LRNs."""
+    """Give equal networks equal fields: kernels that are all 3 become None, as do ranks that are all None and an
+    `until` that is the last layer; `lrn_after` is sorted.
+    """
     if configuration.kernels is not None and all(side == 3 for block in configuration.kernels for side in block):
         object.__setattr__(configuration, "kernels", None)
     if configuration.ranks is not None and all(rank is None for rank in configuration.ranks):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 ROWS: Final = ("statistics", "features", "logits")
-"""What every network has, a row for each image."""
+"""Names that every network has besides its layers, with a row of values for each image."""
 
 
 class Features(nn.Module):
@@ -117,7 +117,7 @@ class Features(nn.Module):
             found |= {last.name: values, "logits": _average(values)}
 
     def _enter_head(self, maps: Tensor) -> Tensor:
-        """What the first fully connected layer reads."""
+        """The values that the first fully connected layer reads."""
         configuration, grid = self._configuration, self._configuration.grid
         if configuration.head == "pool":
             rows = _describe_channels(maps, with_deviation=configuration.statistics == "mean+std")
@@ -192,7 +192,7 @@ def _average(values: Tensor) -> Tensor:
 
 
 def _describe_channels(maps: Tensor, *, with_deviation: bool) -> Tensor:
-    """Each channel's mean, and its standard deviation where asked for, over the map; summed in float32 at least."""
+    """Each channel's mean, and its standard deviation if requested, over the map; summed in float32 at least."""
     wide = widen(maps)
     statistics = wide.mean((2, 3))
     if with_deviation:

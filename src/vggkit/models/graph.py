@@ -16,11 +16,11 @@ StepKind = Literal["conv", "bn", "relu", "lrn", "pool", "adaptive_pool", "flatte
 Shape = tuple[int, ...]
 """(C, H, W) of a map, (F,) of a vector."""
 IMAGES: Final = "images"
-"""What the first step reads."""
+"""Name of the input of the first step."""
 USUAL_PIXELS: Final = 224
 """Side of the images that the paper trains on."""
 _BETWEEN: Final = ("adaptive_pool", "flatten", "statistics", "mean")
-"""Steps that the literature has no name for."""
+"""Kinds of steps that have no name in the literature."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -110,7 +110,7 @@ def build_layer(layer: Layer, configuration: Configuration) -> nn.Module:
 
 
 def build_pool(configuration: Configuration) -> nn.Module:
-    """What stands between trunk and fully connected layers; it has no weights."""
+    """The pooling between trunk and fully connected layers; it has no weights."""
     match configuration.head:
         case "fc":
             return GridPool(configuration.grid)

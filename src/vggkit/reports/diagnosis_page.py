@@ -73,7 +73,7 @@ def write_diagnosis_page(diagnosis: Diagnosis, path: str | Path) -> None:
     Images are decoded again; one that is no longer readable gets a placeholder.
 
     Args:
-        diagnosis: What `check` found.
+        diagnosis: The result of `check`.
         path: The .html file to write.
 
     Raises BadOutput where the file cannot be written.
@@ -91,9 +91,9 @@ def write_diagnosis_page(diagnosis: Diagnosis, path: str | Path) -> None:
         "folder": gallery.folder,
         "place": split_place(diagnosis.data),
         "samples": show_samples(diagnosis),
-        "check_command": write_command("check", diagnosis.data, diagnosis.asked),
-        "train_command": write_command("train", diagnosis.data, _without(diagnosis.asked, "model")),
-        "clean_command": write_command("train", "clean.csv", _only(diagnosis.asked, "image_size")),
+        "check_command": write_command("check", diagnosis.data, diagnosis.options),
+        "train_command": write_command("train", diagnosis.data, _without(diagnosis.options, "model")),
+        "clean_command": write_command("train", "clean.csv", _only(diagnosis.options, "image_size")),
     }
     write_text(path, render_page("diagnosis.html", values))
 

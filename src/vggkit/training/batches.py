@@ -2,7 +2,7 @@
 
 Threads prepare the next batches while the network computes. Decoding and resizing leave Python's lock
 to others, so threads do on a GPU too, without the memory and the start of processes, and all of them
-share the images that are kept decoded.
+share the cache of decoded images.
 
 Shape letters: N images, C channels, H and W pixels, K classes.
 """
@@ -38,9 +38,9 @@ class TrainingBatches:
     """Batches (images (N, C, H, W), float32; classes (N,), int64) of each epoch.
 
     Args:
-        images: To learn from; each has a label.
+        images: The training images; each has a label.
         labels: Class names, in the order of their numbers.
-        preprocessing: What the network is fed.
+        preprocessing: The preparation of images for the network.
         view: How each image is seen.
         batch_size: Images a batch; a last single image joins the batch before.
         seed: Order and views depend on it and the epoch alone, whatever the threads.
@@ -81,7 +81,7 @@ class TrainingBatches:
         preprocessing: Preprocessing,
         device: torch.device,
     ) -> Self:
-        """The batches that a resolved recipe asks for."""
+        """The batches of a resolved recipe."""
         assert recipe.batch_size is not None, "the recipe is resolved"
         return cls(
             images,
@@ -209,7 +209,7 @@ def count_batches(images: int, batch_size: int) -> int:
 
 
 class _Held:
-    """Images that are kept decoded, as long as all of them will fit a share of the memory; else none is."""
+    """A cache of decoded images, used only if all of them fit in a share of the free memory."""
 
     def __init__(self, count: int) -> None:
         self._count = count

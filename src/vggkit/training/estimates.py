@@ -24,7 +24,7 @@ from vggkit.training.train_state import TrainState
 LIBRARIES: Final = 560_000_000
 """Bytes that a process holds when the libraries are there and nothing else is."""
 PASSING: Final = 0.9
-"""Gradients of maps, the kernels' own copies and gaps between blocks, as a share of the maps kept for backward."""
+"""Gradients of maps, the kernels' own copies and gaps between blocks, as a share of maps stored for backward."""
 LEAST: Final = 8
 """Images a step that are chosen at least, where nothing forbids it."""
 MOST: Final = 256
@@ -72,18 +72,18 @@ def _measure_maps(configuration: Configuration, learnt: set[str], pixels: int, s
     """Bytes an image of the maps that are held at once, numbers being `size` bytes."""
     # A ReLU works in place, and a convolution without batch norm then keeps nothing of its own.
     copies = {"conv": int(configuration.batch_norm), "bn": 0, "relu": 1, "lrn": 5, "pool": 1}
-    kept = configuration.head_features + 2 * sum(configuration.hidden)
+    stored = configuration.head_features + 2 * sum(configuration.hidden)
     largest, indices, learns = 0, 0, False
     for step in Graph(configuration, input_pixels=(pixels, pixels)).trunk:
         values = math.prod(step.output_shape)
         learns = learns or not learnt.isdisjoint(step.weights)
         largest = max(largest, values)
         if learns:
-            kept += copies[step.kind] * values
+            stored += copies[step.kind] * values
             indices += 8 * values if step.kind == "pool" and configuration.pooling == "max" else 0
     images = 4 * 4 * configuration.in_channels * pixels**2  # in float32, some batches ahead
-    # Where nothing is kept, a map is made from another.
-    return images + max((size * kept + indices) * (1 + PASSING), 4 * size * largest)
+    # Where nothing is stored, a map is computed from another.
+    return images + max((size * stored + indices) * (1 + PASSING), 4 * size * largest)
 
 
 def choose_batch_size(

@@ -73,7 +73,7 @@ class Recipe:
     patience: int | None = None
     """Stop early, after this number of epochs without a lower validation loss."""
     monitor: Monitor = "top1"
-    """Which figure of the validation images chooses the best epoch, whose weights are kept: top1 (then the loss),
+    """Metric of the validation images by which the best epoch is chosen and saved: top1 (then the loss),
     loss, or macro-f1 (then the loss), in which rare classes count as much as frequent ones."""
     label_smoothing: float = 0.0
     """Probability in [0, 1) of the target that is distributed evenly over all classes."""
@@ -125,7 +125,7 @@ class Recipe:
         self._check_together()
 
     def _check_together(self) -> None:
-        """What each value allows by itself may contradict another's."""
+        """Raise BadConfiguration for values that contradict each other."""
 
         def refuse(holds: bool, contradiction: str) -> None:
             if holds:
@@ -166,8 +166,8 @@ class Recipe:
                 value = getattr(self, name)
                 refuse(
                     value != usual,
-                    f"{name}={value} belongs to learning by steps, and trainable=head is solved at once; "
-                    f"leave {name}, or take trainable=top or all",
+                    f"{name}={value} has no effect with trainable=head, whose last layer is solved directly; "
+                    f"leave {name} out, or take trainable=top or all",
                 )
 
     def to_dict(self) -> dict[str, Any]:
@@ -189,7 +189,7 @@ class Recipe:
 def rank_epoch(
     monitor: Monitor, *, val_top1: float, val_loss: float, val_macro_f1: float | None
 ) -> tuple[float, float]:
-    """What is higher for a better epoch, by the monitored figure and then by the loss."""
+    """A value that is higher for a better epoch, by the monitored figure and then by the loss."""
     figures = {"top1": val_top1, "loss": -val_loss, "macro-f1": val_macro_f1 or 0.0}
     return figures[monitor], -val_loss
 

@@ -1,4 +1,4 @@
-"""What is known of a file of weights: the record, and the sentence and lines that people read. No torch here."""
+"""The record of what a file of weights contains, and its description in text. No torch here."""
 
 import json
 import re
@@ -24,19 +24,23 @@ class Reading:
 
     configuration: Configuration
     """The network."""
-    said: str
-    """What tells it from the other readings, such as `cut at pool2`; empty where there is no other."""
+    description: str
+    """How it differs from the other readings, such as `cut at pool2`; empty where there is no other."""
     load_line: str | None
-    """The line of Python that loads the file so, with `import vggkit as vk`; None where nothing would."""
+    """Python code that loads the file so, with `import vggkit as vk`; None where none would."""
 
     def to_dict(self) -> dict[str, Any]:
         """A value for JSON."""
-        return {"settings": self.configuration.to_dict(), "said": self.said, "load_line": self.load_line}
+        return {
+            "settings": self.configuration.to_dict(),
+            "description": self.description,
+            "load_line": self.load_line,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identification:
-    """What a file of weights is."""
+    """The contents of a file of weights, as `identify` found them."""
 
     path: Path
     """The file."""
@@ -76,20 +80,20 @@ class Identification:
     unexpected: tuple[str, ...] = ()
     """Keys of the file that are none of the network's."""
     preprocessing: Preprocessing | None = None
-    """What the network is to be fed, with its input convention; None: unknown."""
+    """The preprocessing of its images, with the input convention; None: unknown."""
     evidence: str | None = None
-    """Where `preprocessing` is known from: `card`, `metadata` or `fingerprint`."""
+    """The source of `preprocessing`: `card`, `metadata` or `fingerprint`."""
     load_line: str | None = None
-    """The line of Python that loads it, with `import vggkit as vk`; None where nothing would."""
+    """Python code that loads it, with `import vggkit as vk`; None where none would."""
     readings: tuple[Reading, ...] = ()
-    """Every network that its tensors may be of, as activations, pools and cuts have none; this one is the first,
-    unless another was asked for. None where it is no VGG."""
+    """Every network that its tensors may belong to, since activations, pools and cuts have none; this is the first,
+    unless another was requested. None where it is not a VGG."""
     reading: int = 0
-    """Which of them this is."""
+    """The index of this one among the readings."""
 
     @property
     def input_convention(self) -> str | None:
-        """Channel order, range, mean and std in a few words; None: unknown, say `--input-convention`."""
+        """Channel order, range, mean and std in a few words; None: unknown; state `--input-convention`."""
         return describe_convention(self.preprocessing) if self.preprocessing else None
 
     @property
@@ -131,11 +135,11 @@ class Identification:
         return f"{self.path}: {self.verdict}"
 
 
-_UNKNOWN = "unknown, say --input-convention; loading assumes ImageNet's unless preprocessing= is given"
+_UNKNOWN = "unknown, state --input-convention; loading assumes ImageNet's unless preprocessing= is given"
 
 
 def describe_identification(found: Identification) -> str:
-    """The verdict, then the facts that it is based on, a line each."""
+    """The verdict, and a line for each of the facts behind it."""
     lines = [str(found)]
     if found.configuration is not None:
         c = found.configuration
@@ -154,13 +158,16 @@ def describe_identification(found: Identification) -> str:
         "missing": _list(found.missing),
         "misshapen": _list(found.misshapen),
         "unexpected": _list(found.unexpected),
-        "read as": found.readings[found.reading].said if len(found.readings) > 1 else None,
+        "read as": found.readings[found.reading].description if len(found.readings) > 1 else None,
         "load": found.load_line,
     }
     lines += [f"  {name:<14} {value}" for name, value in facts.items() if value is not None]
     for number, reading in enumerate(found.readings if len(found.readings) > 1 else ()):
         if number != found.reading:
-            lines += [f"  {f'or, reading {number}':<14} {reading.said}", f"  {'load':<14} {reading.load_line}"]
+            lines += [
+                f"  {f'or, reading {number}':<14} {reading.description}",
+                f"  {'load':<14} {reading.load_line}",
+            ]
     return "\n".join(map(escape_controls, lines))
 
 
@@ -174,7 +181,7 @@ def _list(keys: tuple[str, ...]) -> str | None:
 
 
 def name_other_network(entries: Mapping[str, Shaped]) -> str | None:
-    """A known relative of VGG that is another network."""
+    """The name of a known network that is similar to a VGG; None for any other."""
     modules, _ = gather_modules(entries)
     kernels = [module.shapes["weight"] for module in modules if module.kind == "conv"]
     if kernels[:2] == [(3, 3, 1, 1), (64, 3, 3, 3)]:
@@ -207,7 +214,7 @@ def _name_tiny(modules: Sequence[Module]) -> str | None:
 
 
 def describe_shapes(entries: Mapping[str, Shaped], sheet: Sheet | None) -> str:
-    """Why the shapes are no VGG's."""
+    """Why the shapes are not a VGG's."""
     modules, _ = gather_modules(entries)
     kernels = [module for module in modules if module.kind == "conv"]
     matrices = sum(module.kind == "linear" for module in modules)
@@ -232,7 +239,7 @@ def _side(module: Module, *, last: bool) -> int:
 _ORPHAN: Final = re.compile(r".*bias(es)?")
 
 
-def say_verdict(
+def write_verdict(
     recognition: Recognition,
     sheet: Sheet | None,
     *,
@@ -247,7 +254,7 @@ def say_verdict(
     Args:
         recognition: The network.
         sheet: The file's modules in their places; None where its keys say all of them.
-        path: The file; where its name claims another VGG, that is said, and nothing else follows from it.
+        path: The file; where its name claims another VGG, the sentence adds that; it changes nothing else.
         head: fc, dense or pool; None where the file has none.
         missing: Keys that the file lacks.
         misshapen: Keys of another shape.
@@ -257,7 +264,7 @@ def say_verdict(
     places = [layer.name.removeprefix("conv") for layer in configuration.trunk if layer.kind == "conv"]
     blocks = [place.split("_")[0] for place in places]
     depths = [str(blocks.count(block)) for block in dict.fromkeys(blocks)]
-    name = f"{_say_model(configuration)}{_say_contrast(configuration, path)}"
+    name = f"{_describe_model(configuration)}{_describe_contrast(configuration, path)}"
     parts = [f"{name}: {_count(len(places), 'convolution')} ({'+'.join(depths)})"]
     if configuration.batch_norm:
         parts.append("batch norm")
@@ -268,11 +275,11 @@ def say_verdict(
         parts.append(f"without {configuration.trunk[-1].name} in its features, which is assumed to follow them")
     if recognition.alike:
         parts.append(f"which {', '.join(recognition.alike)} begin with too")
-    parts.append(_say_head(recognition, head))
+    parts.append(_describe_head(recognition, head))
     if sheet and sheet.joined:
         parts.append(f"{sheet.joined}, read as one layer")
-    if recognition.said:
-        parts.append(f"read as {recognition.said}, which its tensors do not determine")
+    if recognition.description:
+        parts.append(f"read as {recognition.description}, which its tensors do not determine")
     if configuration.in_channels != 3:
         parts.append(_count(configuration.in_channels, "input channel"))
     if missing:
@@ -286,7 +293,7 @@ def say_verdict(
     return ", ".join(parts)
 
 
-def _say_head(recognition: Recognition, head: str | None) -> str:
+def _describe_head(recognition: Recognition, head: str | None) -> str:
     configuration = recognition.configuration
     if head is None:
         return "no head"
@@ -297,7 +304,7 @@ def _say_head(recognition: Recognition, head: str | None) -> str:
     return f"{head} head{reads}{low}, {_count(recognition.num_classes, 'class', 'classes')}"
 
 
-def _say_model(configuration: Configuration) -> str:
+def _describe_model(configuration: Configuration) -> str:
     """`VGG16 (configuration D)`, `VGG16-BN (configuration D with batch norm)`, `a custom VGG`."""
     model = configuration.model
     if model == "custom":
@@ -308,7 +315,7 @@ def _say_model(configuration: Configuration) -> str:
     return f"{name} (configuration {letter}{with_norm})"
 
 
-def _say_contrast(configuration: Configuration, path: Path) -> str:
+def _describe_contrast(configuration: Configuration, path: Path) -> str:
     """`, not VGG11` where the file's name claims it; the name decides nothing else."""
     claimed = re.search(r"vgg[-_ ]?(11|13|16|19)(?!\d)", path.name.lower())
     if claimed is None or configuration.model.startswith(f"vgg{claimed[1]}"):
@@ -326,7 +333,7 @@ def write_load_line(
     reading: int | None = None,
     labelled: bool = False,
 ) -> str | None:
-    """The line that makes a Classifier of the file, with `import vggkit as vk`; None where none would.
+    """The Python code that loads the file as a Classifier, with `import vggkit as vk`; None where none would.
 
     Args:
         recognition: The network.

@@ -1,4 +1,4 @@
-"""A Classifier: a VGG that knows how to feed itself and what its answers mean.
+"""The Model: a VGG with its preprocessing, labels and provenance, in one file.
 
 Shape letters: N images, C channels, K classes.
 """
@@ -19,7 +19,8 @@ from vggkit.models.configuration import Configuration, Head, Scheme, configure
 from vggkit.models.structure import check_values
 from vggkit.models.vgg import VGG
 from vggkit.weights.canonical import CanonicalWeights
-from vggkit.weights.card import Card, read_card, read_labels
+from vggkit.weights.card import Card, read_labels
+from vggkit.weights.classifier_file import read_card
 from vggkit.weights.formats.detect import open_weights
 from vggkit.weights.formats.weight_file import WeightFile
 from vggkit.weights.identify import Examination, examine
@@ -41,9 +42,10 @@ class Model:
         network: The VGG; its number of classes is the number of labels.
         labels: Class names in the order of the logits, or a mapping of them to their numbers; see `read_labels`.
         preprocessing: How an image becomes the network's input.
-        temperature: What logits are divided by before they become probabilities.
-        threshold: Probability below which the answer is "unknown"; 0: never.
-        activation_ranges: Both ends of what each convolution and matrix reads, for int8; see `measure_ranges`.
+        temperature: Logits are divided by it before the softmax.
+        threshold: Probability below which the prediction is "unknown"; 0: never.
+        activation_ranges: Smallest and largest input of each convolution and matrix, for int8, as
+            `measure_ranges` gives them.
         origin: Where the weights come from; None: they are random. A training chooses by it what learns, and its
             learning rate.
         provenance: For people: data, recipe, metrics, licence of the weights, versions; any JSON values.
@@ -92,7 +94,7 @@ class Model:
 
     @property
     def card(self) -> Card:
-        """All that its file says but the weights, of the network as it is now: layers changed by hand are followed.
+        """Everything that its file states except the weights, of the network as it is now, changed layers included.
 
         Raises BadConfiguration, naming the module, where no Configuration says what the network computes, or the
         labels are not as many as its classes.
@@ -114,7 +116,7 @@ class Model:
 
     @property
     def configuration(self) -> Configuration:
-        """What the network is now; raises what `card` does."""
+        """The configuration of the network as it is now; raises what `card` does."""
         return self.card.configuration
 
     @property
@@ -129,17 +131,17 @@ class Model:
 
     @property
     def temperature(self) -> float:
-        """What logits are divided by before they become probabilities."""
+        """Logits are divided by it before the softmax."""
         return self._card.temperature
 
     @property
     def threshold(self) -> float:
-        """Probability below which the answer is "unknown"; 0: never."""
+        """Probability below which the prediction is "unknown"; 0: never."""
         return self._card.threshold
 
     @property
     def activation_ranges(self) -> Mapping[str, tuple[float, float]]:
-        """Both ends of what each convolution and matrix reads, for int8; empty where they were not measured."""
+        """Smallest and largest input of each convolution and matrix, for int8; empty if they were not measured."""
         return self._card.activation_ranges
 
     @property
@@ -188,7 +190,7 @@ class Model:
             initialization: Scheme of the random values; see `initialize`.
             allow_partial: Take what fits of `weights`: missing tensors keep random values,
                 unexpected ones are left.
-            seed: The random values depend on it alone; None: on torch's generator as it stands.
+            seed: The random values depend on it alone; None: on the current state of torch's generator.
 
         Raises UnknownName, BadConfiguration, BadCheckpoint and, for published weights, BadDownload.
         """
@@ -262,14 +264,14 @@ class Model:
     def calibrate(
         self, *, temperature: float | None = None, threshold: float | None = None, about: Mapping[str, Any]
     ) -> None:
-        """Say how sure answers are; `save` keeps it.
+        """Set the temperature and the threshold of predictions; `save` stores them.
 
         Args:
-            temperature: What logits are to be divided by; None: as it is.
-            threshold: Probability below which the answer is "unknown"; None: as it is.
+            temperature: Logits are divided by it before the softmax; None: unchanged.
+            threshold: Probability below which the prediction is "unknown"; None: unchanged.
             about: What it was found on, for `provenance["calibration"]`.
 
-        Raises BadConfiguration for values that cannot be.
+        Raises BadConfiguration for impossible values.
         """
         _demand_mapping("about", about)
         self.card = replace(
@@ -282,7 +284,7 @@ class Model:
     def keep_ranges(
         self, activation_ranges: Mapping[str, tuple[float, float]], *, about: Mapping[str, Any]
     ) -> None:
-        """Say between which values the network's layers lie, which int8 needs; `save` keeps it.
+        """Set the ranges of the layers' inputs, which int8 needs; `save` stores them.
 
         Args:
             activation_ranges: What `measure_ranges` found.
@@ -302,8 +304,8 @@ class Model:
             path: The file; its folders are made.
             provenance: Entries to set in what is already known, in the file and here.
 
-        A network whose layers were changed by hand is written as what it is now. Raises BadConfiguration where no
-        Configuration says that, as `card` does, BadInput for values that are not finite, and BadOutput.
+        A network whose layers were changed is written as it is now. Raises BadConfiguration where no
+        Configuration describes it, as `card` does, BadInput for values that are not finite, and BadOutput.
         """
         card = self.card
         check_values(self.network)
@@ -376,7 +378,7 @@ def _load_from(
         configuration,
         weights,
         source=str(file.path),
-        other_classes=last.said if last.rows is None else None,
+        other_classes=last.reason if last.rows is None else None,
         allow_partial=allow_partial,
         holds=found.verdict,
         head_fits=not pooled or configuration.trunk in ends,
@@ -391,8 +393,8 @@ def _report(
 ) -> dict[str, Any]:
     """What became of every key, for provenance."""
     found, sheet = examination.identification, examination.lay_out_for(configuration)
-    kept = loaded.reinitialised is None and last.rows is not None
-    reading = {"reading": sheet.said} if sheet is not None and sheet.said else {}
+    keeps_head = loaded.reinitialised is None and last.rows is not None
+    reading = {"reading": sheet.description} if sheet is not None and sheet.description else {}
     return reading | {
         "file": found.path.name,
         "dialect": found.dialect,
@@ -400,7 +402,7 @@ def _report(
         "taken": len(loaded.tensors),
         "random": list(loaded.random),
         "renewed": loaded.reinitialised,
-        "classes": last.said if kept else None,
+        "classes": last.reason if keeps_head else None,
         "used": list(loaded.tensors),
         "missing": list(loaded.missing),
         "ignored": list(loaded.ignored),

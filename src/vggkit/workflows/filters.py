@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from vggkit.arguments import demand_count
-from vggkit.engines.kept import find_engine
+from vggkit.engines.cached import find_engine
 from vggkit.engines.outputs import WantedPrecision
 from vggkit.errors import BadConfiguration, BadData, BadInput, UnknownName
 from vggkit.features.filters import cut_patch, draw_first_filters, find_strongest, maximize

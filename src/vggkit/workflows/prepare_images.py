@@ -116,7 +116,10 @@ def _count_groups(count: int) -> str:
 def _demand_classes(dataset: ImageDataset, classifier: Model) -> None:
     """Raise BadData for a single class, and for classes that the Classifier does not name."""
     if len(classifier.labels) < 2:
-        raise BadData(f"{dataset.name}: has one class, and a classifier needs two or more")
+        raise BadData(
+            f"{dataset.name}: has one class, and a classifier needs two or more; "
+            "give the folder that holds a subfolder for each class"
+        )
     unknown = sorted(set(dataset.labels) - set(classifier.labels))
     if unknown:
         hint = hint_at_lookalikes(unknown, classifier.labels)

@@ -1,4 +1,4 @@
-"""The options of a training and what it found, as a YAML file that people read, edit and run again.
+"""The options of a training and its choices, as a YAML file that people can read, edit and run again.
 
 Each field's comment in the file is the text under the field in the code, which is the command line's help too.
 """
@@ -45,8 +45,8 @@ class NetworkChoice:
     model: str = "auto"
     """A name that `vggkit models` lists. auto: the one that weights names, else vgg11."""
     blocks: str | None = None
-    """Output channels of each convolution in place of the model's: commas between the convolutions of a block,
-    slashes between blocks, such as 64,64/128,128/256,256."""
+    """Widths such as 64,64/128,128/256,256 in place of the model's: output channels of each convolution, with
+    commas between the convolutions of a block and slashes between blocks."""
     weights: str | None = None
     """Weights to start from: imagenet (the published ones), or a file of a VGG's weights, such as .pth. Default:
     random."""
@@ -74,7 +74,7 @@ class NetworkChoice:
     initialization: Scheme = "kaiming"
     """Scheme by which random weights are initialised."""
     input_convention: str | None = None
-    """Input normalisation that the weights expect, where their file does not tell: imagenet, caffe, caffe-rgb or
+    """Input normalisation that the weights expect, if their file does not state it: imagenet, caffe, caffe-rgb or
     caffe-unit."""
     allow_partial: bool = False
     """Load the weights that fit and leave the others random; every key is reported."""
@@ -100,7 +100,7 @@ class NetworkChoice:
 
     @classmethod
     def of(cls, classifier: "Model") -> Self:
-        """The choice that an existing Classifier amounts to."""
+        """The choice that describes an existing Classifier."""
         network, fed = classifier.configuration, classifier.preprocessing
         return cls(
             model=network.model,
@@ -119,28 +119,28 @@ class NetworkChoice:
 class RunConfig:
     """Every option of a training, and what it found. Raises BadConfiguration.
 
-    Options and choices are kept apart: choices follow from the options, from the data and from the machine, and
-    would not suit other options.
+    Options and choices are separate: choices follow from the options, the data and the machine, and may be wrong
+    for other options.
     """
 
     data: str = "digits"
     """A folder, a table, tar shards, Parquet, hf://datasets/owner/name, or a name such as digits or cifar10."""
     columns: Columns = field(default_factory=Columns)
-    """What a table's columns are called, where their names are not the usual ones."""
+    """Names of a table's columns, where they are not the usual ones."""
     despite_findings: bool = False
     """Train even where the figures would be misleading, such as with a class missing from validation."""
     loggers: tuple[str, ...] = ()
-    """What receives the figures of each epoch beside metrics.csv: tensorboard, wandb, mlflow."""
+    """Loggers of the metrics of each epoch besides metrics.csv: tensorboard, wandb, mlflow."""
     find_learning_rate: bool = False
     """Search for a learning rate first, in a short run at ever higher rates."""
     from_python: bool = False
-    """It was started from Python, with a Classifier of its own: --config begins with other weights than it did."""
+    """The run was started from Python with its own Classifier: --config starts from other weights."""
     network: NetworkChoice = field(default_factory=NetworkChoice)
     """The network that is trained."""
     recipe: Recipe = field(default_factory=Recipe)
     """How it is trained."""
     found: Mapping[str, Any] = field(default_factory=dict)
-    """What the run found, and under chosen what it chose where the recipe leaves it open. --resume needs it; for
+    """Facts of the run, and under chosen its choices where the recipe leaves them open. --resume needs it; for
     --config it may be left out."""
 
     def __post_init__(self) -> None:
@@ -163,7 +163,7 @@ class RunConfig:
         chosen, usual = self.found.get("chosen"), Recipe().to_dict()
         if not isinstance(chosen, Mapping):
             return self.recipe
-        # What is stated now was not left open, even if the file was edited.
+        # An option that is stated now is no choice, even if the file was edited.
         left_open = {name for name, value in usual.items() if getattr(self.recipe, name) == value}
         return replace(self.recipe, **{name: value for name, value in chosen.items() if name in left_open})
 
@@ -198,7 +198,7 @@ class RunConfig:
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """The configuration in a file, or in a run's folder; what it leaves out is as by default.
+        """The configuration in a file, or in a run's folder; options that it leaves out have their defaults.
 
         Raises BadConfiguration, with the file and the field.
         """
@@ -253,7 +253,7 @@ def rename_options(network: Any) -> Any:
 
 
 def locate(place: str) -> str:
-    """A place that means the same from every folder: a local path whole, a name or an address as it is."""
+    """A place that is valid in every folder: a local path made absolute, a name or an address unchanged."""
     if not place or place == "-" or is_address(place) or place.startswith("hf:"):
         return place
     if place in ("imagenet", *NAMES, *list_models()) and not Path(place).exists():
@@ -262,7 +262,7 @@ def locate(place: str) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: 5e-4 is a number, and a key that stands twice is a mistake."""
+    """YAML in which 5e-4 is a number and a repeated key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -273,7 +273,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what the loader above reads as the same."""
+    """Writes values that the loader above reads as the same."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -333,7 +333,7 @@ def _check_keys(kind: type, values: Any, place: str) -> None:
 
 
 def _check_types(record: Any) -> None:
-    """What a field may hold, by its annotation; files hold anything. Collections are looked at elsewhere."""
+    """Check the type of each field by its annotation. Collections are checked elsewhere."""
     for name, annotation in get_type_hints(type(record)).items():
         if get_origin(annotation) in (tuple, Mapping):
             continue

@@ -1,4 +1,4 @@
-"""What a training is given, checked before anything heavy is imported: folder, model, weights, data. No torch."""
+"""Checks of a training's inputs before torch is imported: output folder, model, weights and data."""
 
 from pathlib import Path
 

@@ -1,8 +1,8 @@
 """torch's own files, `.pth`, `.pt`, `.bin` and `.ckpt`, through `torch.load(weights_only=True)`.
 
 torch's restricted unpickler makes tensors and plain values and calls nothing else. What training scripts commonly
-keep beside the weights (an `argparse.Namespace`, NumPy values, dict subclasses) is allowed by name too, and each
-such name stands for an empty placeholder: none of that code is imported or run.
+save beside the weights (an `argparse.Namespace`, NumPy values, dict subclasses) is allowed by name too, and is
+replaced by an empty placeholder: none of that code is imported or run.
 """
 
 import json
@@ -33,12 +33,12 @@ _LIMIT_PICKLE_BYTES: Final = 64 * 2**20
 """A state dict's pickle takes some kilobytes; values lie outside it."""
 _SAVE_AGAIN: Final = "save model.state_dict() where it was made"
 IN_MEMORY: Final = Path("state dict in memory")
-"""What stands for the path of weights that are no file."""
+"""The path of weights that are no file, for messages."""
 _MODULES: Final = ("torch.nn.modules.", "torch.nn.parallel.")
 
 
 class _Placeholder:
-    """An object beside the weights, of which nothing is kept."""
+    """An object beside the weights, whose contents are dropped."""
 
     def __new__(cls, *arguments: Any) -> Any:
         return object.__new__(cls)
@@ -92,7 +92,7 @@ _ALLOWED: Final[tuple[tuple[type, str], ...]] = (
     (_Placeholder, "argparse.Namespace"),
     (_Placeholder, "types.SimpleNamespace"),
 )
-"""What training scripts commonly keep beside the weights, by name, and what stands for it."""
+"""The types that training scripts commonly save beside the weights, by name, and the replacement of each."""
 
 
 def open_archived(path: Path, handle: IO[bytes], archive: Archive, pickle_name: str) -> Contents:
@@ -217,7 +217,7 @@ def _name_odd(tensor: "Tensor") -> str:
 
 
 def _find_labels(content: dict[Any, Any], stripped: tuple[str, ...]) -> dict[str, str]:
-    """The class names that a training script kept beside the weights, as our own files state them."""
+    """The class names that a training script saved beside the weights, in the form of our own files."""
     levels = [content]
     for name in stripped:
         levels.append(levels[-1].get(name, {}))
