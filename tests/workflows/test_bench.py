@@ -114,9 +114,11 @@ def test_who_runs_hangs_on_the_processor(able):
     }
 
 
-def test_auto_is_marked(found):
+def test_what_predict_takes_is_marked(found):
     (auto,) = [each for each in found.engines if each.is_auto]
     assert (auto.engine, auto.precision) == ("openvino", "bf16" if computes_bf16("cpu") else "fp32")
+    (default,) = [each for each in found.engines if each.is_python_default]
+    assert (default.engine, default.precision) == ("openvino", "fp32")
 
 
 @pytest.mark.slow
