@@ -64,7 +64,7 @@ OWNERS = {
     "onnx": {"engines/onnx.py"},
     "onnxruntime": {"engines/onnx.py"},
     "wandb": {"reports/loggers.py"},
-    "yaml": {"workflows/run_config.py"},
+    "yaml": {"workflows/yaml_text.py"},
     "sklearn": {"images/sources/public_sets.py", "data_checks/label_errors.py", "evaluation/metrics.py"},
     "safetensors": {
         "weights/card.py",
@@ -105,6 +105,7 @@ TORCH_FREE = [
     "vggkit.engines.select",
     "vggkit.engines.onnx",
     "vggkit.engines.openvino",
+    "vggkit.engines.openvino_graph",
     "vggkit.engines.stream",
     "vggkit.engines.model_weights",
     "vggkit.weights.card",

@@ -16,7 +16,7 @@ import torch
 
 import vggkit as vk
 from vggkit.cli.commands import VERBS
-from vggkit.images.preprocessing import suit_preprocessing
+from vggkit.images.preprocessing import choose_preprocessing
 from vggkit.models.configuration import Configuration
 from vggkit.weights.model import Model
 
@@ -103,7 +103,7 @@ def test_a_classifier_is_a_model_and_may_be_named_by_its_place(name: str, called
 
 def test_a_classifier_and_its_places_give_the_same(tiny: Configuration, photos: Path, tmp_path: Path) -> None:
     classifier = vk.Classifier.create(
-        tiny, labels=["across", "down", "red"], preprocessing=suit_preprocessing(32), seed=1
+        tiny, labels=["across", "down", "red"], preprocessing=choose_preprocessing(32), seed=1
     )
     file = tmp_path / "m.safetensors"
     classifier.save(file)

@@ -16,7 +16,7 @@ import vggkit as vk
 from vggkit.errors import BadCheckpoint, BadConfiguration, BadInput, UnknownName
 from vggkit.features.distances import gram
 from vggkit.features.loss_config import PRESETS
-from vggkit.models.configuration import configure
+from vggkit.models.configure import configure
 from vggkit.models.vgg import VGG
 
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]

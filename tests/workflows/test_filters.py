@@ -11,7 +11,7 @@ import vggkit as vk
 from vggkit.cli import main as cli
 from vggkit.errors import BadConfiguration, BadData, BadInput, BadOutput, UnknownName
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.models.configuration import configure
+from vggkit.models.configure import configure
 from vggkit.models.graph import Graph
 from vggkit.models.receptive_field import find_receptive_field
 

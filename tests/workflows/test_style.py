@@ -15,7 +15,7 @@ from vggkit.features.style_loss import StyleLayers, StyleLoss, choose_style_laye
 from vggkit.features.style_transfer import plan_sizes, share_steps
 from vggkit.images.colours import TO_YIQ, combine_luminance, match_colours, match_luminance
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.models.configuration import configure
+from vggkit.models.configure import configure
 
 CAFFE = Preprocessing(channel_order="BGR", full_value=255, mean=(103.939, 116.779, 123.68), std=(1, 1, 1))
 

@@ -18,7 +18,8 @@ from vggkit.features.normalization import normalize_images
 from vggkit.images.dataset import ImageSample
 from vggkit.images.decoding import Pixels
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.models.features import Features, widen
+from vggkit.models.features import Features
+from vggkit.models.layers import widen
 from vggkit.models.receptive_field import ReceptiveField
 from vggkit.models.vgg import VGG
 

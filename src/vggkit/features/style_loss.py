@@ -15,7 +15,8 @@ from vggkit.features.distances import gram
 from vggkit.features.normalization import normalize_images
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import Configuration
-from vggkit.models.features import Features, widen
+from vggkit.models.features import Features
+from vggkit.models.layers import widen
 from vggkit.models.vgg import VGG
 
 

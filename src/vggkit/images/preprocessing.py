@@ -205,7 +205,7 @@ class Preprocessing:
         return cls(**values)
 
 
-def suit_preprocessing(crop_pixels: int = 224, *, in_channels: int = 3) -> Preprocessing:
+def choose_preprocessing(crop_pixels: int = 224, *, in_channels: int = 3) -> Preprocessing:
     """The preprocessing for a network whose input has this side.
 
     From 224 pixels on a border of an eighth is cut away, as for ImageNet (256 to 224); smaller

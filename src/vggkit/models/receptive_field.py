@@ -31,7 +31,7 @@ def find_receptive_field(configuration: Configuration, layer: str) -> ReceptiveF
 
     Raises UnknownName, and BadConfiguration for a layer of the head, which sees the whole image.
 
-    >>> from vggkit.models.configuration import configure
+    >>> from vggkit.models.configure import configure
     >>> find_receptive_field(configure("vgg16"), "relu3_3")
     ReceptiveField(first=-18, stride=4, side=40)
     """
