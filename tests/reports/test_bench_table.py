@@ -85,7 +85,7 @@ def test_without_the_reference_nothing_is_exact(bench):
 
 def test_made_up_images_say_nothing_about_classes(bench):
     made_up = replace(bench, images=None)
-    assert "made up" in show(made_up)
+    assert "on random images" in show(made_up)
     assert "0.004" in show(made_up)
     assert "YOUR_IMAGES" in suggest(made_up, ranges_kept=False)[0]
 
