@@ -35,9 +35,12 @@ from .evaluation.evaluation import Evaluation as Evaluation
 from .evaluation.evaluation import Rejection as Rejection
 from .evaluation.measure import evaluate as evaluate
 from .evaluation.predictions import Predictions as Predictions
+from .features.image_pairs import Distances as Distances
+from .features.image_pairs import ImageDistance as ImageDistance
 from .features.loss_config import LossConfig as LossConfig
 from .features.perceptual import PerceptualLoss as PerceptualLoss
-from .features.perceptual import Reference as Reference
+from .features.reference import Reference as Reference
+from .features.style_transfer import StyleStep as StyleStep
 from .images.dataset import ImageDataset as ImageDataset
 from .images.dataset import ImageSample as ImageSample
 from .images.dataset import Storage as Storage
@@ -87,12 +90,18 @@ from .weights.published import PublishedWeights as PublishedWeights
 from .workflows.bench import bench as bench
 from .workflows.check import check as check
 from .workflows.compare import compare as compare
+from .workflows.distance import distance as distance
+from .workflows.filters import Filters as Filters
+from .workflows.filters import Patch as Patch
+from .workflows.filters import filters as filters
 from .workflows.fit_and_record import TrainingRun as TrainingRun
 from .workflows.predict import embed_into as embed_into
 from .workflows.predict import predict_into as predict_into
 from .workflows.run_config import NetworkChoice as NetworkChoice
 from .workflows.run_config import RunConfig as RunConfig
 from .workflows.search import search as search
+from .workflows.style import StyleTransfer as StyleTransfer
+from .workflows.style import style as style
 from .workflows.train import train as train
 
 __version__: str

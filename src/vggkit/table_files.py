@@ -55,8 +55,7 @@ def stream_columns(
     Raises BadOutput, and MissingExtra for Parquet without pyarrow.
     """
     path = Path(path)
-    if path.suffix.lower() not in ENDINGS:
-        raise BadOutput(f"{path}: the name of a table ends in {', '.join(ENDINGS)}")
+    demand_table(path)
     writers: dict[str, Callable[[Path, Mapping[str, Kind]], AbstractContextManager[Append]]] = {
         ".csv": _stream_csv,
         ".jsonl": _stream_lines,
@@ -88,6 +87,14 @@ def stream_matrix(
 
         yield append
     write_about(Path(path), about)
+
+
+def demand_table(path: Path) -> None:
+    """Raise BadOutput for a name that is no table's, and MissingExtra where its kind cannot be written."""
+    if path.suffix.lower() not in ENDINGS:
+        raise BadOutput(f"{path}: the name of a table ends in {', '.join(ENDINGS)}")
+    if path.suffix.lower() == ".parquet":
+        check_parquet()
 
 
 def check_parquet() -> None:

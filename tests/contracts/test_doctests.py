@@ -16,8 +16,11 @@ MODULES = [
     "images.sources.open_dataset",
     "images.split_names",
     "models.features",
+    "models.receptive_field",
     "models.summary",
     "notebook",
+    "workflows.filters",
+    "workflows.style",
 ]
 """Modules whose docstrings have examples that take no time."""
 

@@ -66,7 +66,7 @@ def test_each_channel_has_its_own_mean_and_std_and_is_resized_by_itself(fit_mode
 
 def test_the_usual_preprocessing_of_four_channels():
     assert choose_preprocessing(in_channels=4).mean == (0.485, 0.456, 0.406, 0.449)
-    with pytest.raises(BadConfiguration, match="4 numbers for channel_order='RGBX'"):
+    with pytest.raises(BadConfiguration, match=r"4 numbers, one for each channel \(RGBX\)"):
         Preprocessing(channel_order="RGBX")
     with pytest.raises(BadConfiguration, match="in_channels=5"):
         choose_preprocessing(in_channels=5)

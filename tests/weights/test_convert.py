@@ -312,9 +312,7 @@ def test_nothing_is_left_behind(tmp_path, monkeypatch):
     refused(BadConfiguration, r"\.npz", to="caffe")
     refused(BadOutput, "source itself", "a.pth")
     with monkeypatch.context() as patch:
-        patch.setattr(
-            conversion, "to_layout", lambda value, place: conversion.torch.zeros(place.shape_of(value.shape))
-        )
+        patch.setattr(conversion, "to_layout", lambda value, place: torch.zeros(place.shape_of(value.shape)))
         refused(BadOutput, "differ from the source")
     with monkeypatch.context() as patch:
 

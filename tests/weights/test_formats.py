@@ -642,7 +642,6 @@ def test_keras_archives_and_full_models(keras_files):
         same(read_all(folder / name), values)
         with open_weights(folder / name) as file:
             assert (file.container, file.stripped) == (container, ())
-            assert file.metadata["keras_version"].startswith("3.")
 
 
 def test_keras_weights_are_ordered_by_number(keras_files):
@@ -652,11 +651,8 @@ def test_keras_weights_are_ordered_by_number(keras_files):
         kernels = [key for key in file.entries if key.endswith("/kernel")]
         counted = ["conv2d", *(f"conv2d_{number}" for number in range(1, CONVOLUTIONS)), "dense", "dense_1"]
         assert kernels == [f"{name}/kernel" for name in counted]
-        assert file.metadata["layer:conv2d_10"] == f"c_{chr(ord('z') - 10)}"
-        for key in file.entries:
-            stored, leaf = key.split("/")
-            own = file.metadata[f"layer:{stored}"]
-            assert torch.equal(file.read(key), values[f"{own}/{leaf}"])
+        for number, name in enumerate(counted[:CONVOLUTIONS]):
+            assert torch.equal(file.read(f"{name}/kernel"), values[f"c_{chr(ord('z') - number)}/kernel"])
     # Files of Keras 2.13 call the room otherwise, and name nothing.
     with h5py.File(folder / "x.weights.h5") as old, h5py.File(folder / "y.weights.h5", "w") as new:
         old.copy("layers", new, "_layer_checkpoint_dependencies", without_attrs=True)
@@ -720,7 +716,7 @@ def test_legacy_files(tmp_path, spell, base, how):
         assert np.array_equal(found[f"{name}/kernel"].numpy(), kernel)
         assert np.array_equal(found[f"{name}/bias"].numpy(), bias)
     with open_weights(tmp_path / "x.h5") as file:
-        assert (file.container, file.metadata["keras_version"]) == ("keras-h5", "2.0")
+        assert file.container == "keras-h5"
 
 
 def test_hdf5_that_points_elsewhere(tmp_path):
@@ -756,7 +752,7 @@ def test_hdf5_that_points_elsewhere(tmp_path):
     refused(write(external), "'1'", "other files")
     refused(write(link), "'1'", "not followed")
     refused(write(soft), "'1'", "not followed")
-    refused(write(cycle), "within itself")
+    refused(write(cycle), "layers/conv2d/vars/1", "elsewhere too")
     refused(
         write(
             lambda _, group: group.create_dataset(
@@ -766,6 +762,19 @@ def test_hdf5_that_points_elsewhere(tmp_path):
         "type object",
     )
     refused(secret, "without Keras' layers")
+
+
+@pytest.mark.parametrize("damage", [b"\0" * 16, b"\1\0\1\0\0\0\0\0" + b"\xff" * 8])
+def test_a_broken_heap_of_texts_is_refused_at_once(tmp_path, damage):
+    """HDF5's library would look in it for ever."""
+    layers = [("a", np.ones((3, 3, 1, 2), "f4"), np.zeros(2, "f4"))]
+    write_legacy(tmp_path / "x.h5", layers, listed=["a"])
+    assert list(read_all(tmp_path / "x.h5")) == ["a/kernel", "a/bias"]
+    data = bytearray((tmp_path / "x.h5").read_bytes())
+    place = data.index(b"GCOL") + 16
+    data[place : place + 16] = damage
+    (tmp_path / "x.h5").write_bytes(data)
+    refused(tmp_path / "x.h5", "broken or truncated HDF5 file", "download")
 
 
 def test_keras_files_need_h5py(tmp_path, monkeypatch):
@@ -823,7 +832,7 @@ PATCHES = st.one_of(
 
 @pytest.mark.parametrize(
     "name",
-    [name for name in WHOLE if not name.endswith(("h5", "keras"))] + ["a.npy"],  # HDF5's library may hang on them
+    [*WHOLE, "a.npy", "numbered.h5"],
 )
 @settings(
     max_examples=60,

@@ -17,7 +17,7 @@ from vggkit.engines.outputs import list_reads
 from vggkit.errors import BadConfiguration, BadData, BadInput, BadOutput
 from vggkit.hardware import computes_bf16
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.weights.card import read_card
+from vggkit.weights.classifier_file import read_card
 from vggkit.workflows import bench as benches
 from vggkit.workflows.bench import bench
 
@@ -114,9 +114,11 @@ def test_who_runs_hangs_on_the_processor(able):
     }
 
 
-def test_auto_is_marked(found):
+def test_what_predict_takes_is_marked(found):
     (auto,) = [each for each in found.engines if each.is_auto]
     assert (auto.engine, auto.precision) == ("openvino", "bf16" if computes_bf16("cpu") else "fp32")
+    (default,) = [each for each in found.engines if each.is_python_default]
+    assert (default.engine, default.precision) == ("openvino", "fp32")
 
 
 @pytest.mark.slow

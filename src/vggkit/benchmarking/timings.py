@@ -56,7 +56,9 @@ class EngineTimings:
     device: str
     """Where: `cpu`, `cuda`, `mps`."""
     is_auto: bool = False
-    """Whether `engine="auto"` takes it here."""
+    """Whether `vggkit predict` takes it here, whose engine and precision are auto."""
+    is_python_default: bool = False
+    """Whether `Classifier.predict` takes it here, whose engine is auto and whose precision is fp32."""
     is_reference: bool = False
     """Whether it is the reference that others are compared with, PyTorch in float32."""
     problem: str | None = None

@@ -52,7 +52,7 @@ def bench(
     """
     from vggkit.reports.bench_table import draw_bench, plot_bench, suggest
     from vggkit.reports.plots import demand_drawable
-    from vggkit.weights.card import read_card
+    from vggkit.weights.classifier_file import read_card
     from vggkit.weights.locate import locate_model
     from vggkit.workflows.bench import bench as measure
 

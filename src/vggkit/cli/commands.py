@@ -31,7 +31,12 @@ VERBS: Final[Mapping[str, Mapping[str, Verb]]] = {
         "predict": Verb("predict", "classify images"),
         "embed": Verb("predict", "compute feature vectors of images"),
         "search": Verb("predict", "find similar images"),
+        "distance": Verb("distance", "compare images perceptually: LPIPS, DISTS"),
         "bench": Verb("bench", "measure the speed of inference on this machine"),
+    },
+    "Looking inside": {
+        "filters": Verb("filters", "show what each channel of a layer responds to"),
+        "style": Verb("style", "give an image the style of another"),
     },
     "First steps": {
         "demo": Verb("predict", "train, evaluate and predict on handwritten digits"),

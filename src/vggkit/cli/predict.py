@@ -241,7 +241,7 @@ def search(
         found = find(
             index,
             images,
-            classifier=model,
+            model=model,
             top=top,
             keep_query=keep_query,
             batch_size=batch_size,

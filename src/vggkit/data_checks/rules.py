@@ -12,6 +12,7 @@ from vggkit.data_checks.survey import ENDINGS, Sighting
 from vggkit.images.class_names import fold, shorten_names, show_name, split_label
 from vggkit.images.dataset import ImageDataset
 from vggkit.images.near_duplicates import NearDuplicate, group
+from vggkit.images.split_names import tell_split
 
 FEW_TO_LEARN_FROM: Final = 20
 """Training images of a class below which a network learns little of it."""
@@ -90,10 +91,12 @@ def find_nested(images: ImageDataset) -> Finding | None:
     """Classes whose images lie in several subfolders of the class's own folder."""
     inside: dict[str, set[str]] = defaultdict(set)
     for image in (image for split in images.splits.values() for image in split if image.storage is None):
-        parts = PurePath(image.path).parts
-        if image.pixels is None and (label := str(image.label)) in parts[:-2]:
-            at = len(parts) - 1 - parts[::-1].index(label)
-            inside[label].add(parts[at + 1])
+        folders = PurePath(image.path).parent.parts
+        if image.pixels is None and (label := str(image.label)) in folders:
+            below = folders[len(folders) - folders[::-1].index(label) :]
+            # Where splits lie inside the classes, these subfolders are no classes.
+            if below and (tell_split(below[0]) is None or "all" in images.splits):
+                inside[label].add(below[0])
     cases = [
         Case((), f"{label} holds {shorten_names(sorted(names), most=4)}")
         for label, names in sorted(inside.items())
@@ -182,18 +185,19 @@ def find_similar_names(labels: Sequence[str]) -> Finding | None:
 
 def find_few(counts: Mapping[str, Mapping[str, int]]) -> Finding | None:
     """Classes with too few images to learn from, or to be measured on."""
-    cases = []
+    cases, small = [], set()
     for split, classes in counts.items():
         least = FEW_TO_LEARN_FROM if split in ("train", "all") else FEW_TO_MEASURE
         purpose = "learn from" if split in ("train", "all") else "measure on"
         for label, count in sorted(classes.items(), key=lambda item: item[1]):
             if 0 < count < least:
+                small.add(label)
                 cases.append(Case((), f"{split}: {count} of {label}; fewer than {least} are few to {purpose}"))
     return _finding(
         "few",
         "warning",
         cases,
-        f"{_count(cases, 'class', 'classes')} with few images",
+        f"{len(small):,} {'class' if len(small) == 1 else 'classes'} with few images",
         "Add images, or train only the head of a pretrained network, and mind the confidence intervals.",
     )
 

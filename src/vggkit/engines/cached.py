@@ -10,6 +10,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
 from vggkit.engines.info import WantedEngine
+from vggkit.engines.model_weights import ModelFile
 from vggkit.engines.outputs import Output, WantedPrecision
 from vggkit.engines.select import choose_engine
 from vggkit.engines.stream import NamedEngine
@@ -34,7 +35,7 @@ State = tuple[object, ...]
 
 
 def find_engine(
-    model: "Model",
+    model: "Model | ModelFile",
     device: "torch.device | str" = "auto",
     *,
     output: Output | Sequence[Output] = "logits",
@@ -50,7 +51,7 @@ def find_engine(
     values.
 
     Args:
-        model: The Model, whose network computes.
+        model: The Model, whose network computes; or a ModelFile, whose engine is compiled and not cached.
         device: A torch device or its name.
         output: The output that is computed for each image, or several names.
         precision: The precision of the computation; see `choose_engine`.
@@ -59,6 +60,8 @@ def find_engine(
 
     Raises what `choose_engine` does.
     """
+    if isinstance(model, ModelFile):
+        return choose_engine(model, device, output=output, precision=precision, engine=engine)
     cache: EngineCache = vars(model).setdefault("_cached_engines", EngineCache())
     return cache.find(
         repr((str(device), output, precision, engine)),

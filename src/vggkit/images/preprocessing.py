@@ -90,7 +90,7 @@ class Preprocessing:
         for name in ("mean", "std"):
             values = getattr(self, name)
             each = isinstance(values, tuple) and len(values) == count and all(map(is_number, values))
-            demand(each, name, f"{count} number{'s' * (count > 1)} for channel_order={self.channel_order!r}")
+            demand(each, name, f"{count} number{'s' * (count > 1)}, one for each channel ({self.channel_order})")
         demand(all(value > 0 for value in self.std), "std", "above 0")
 
     @property

@@ -181,7 +181,7 @@ def read_fold(text: str) -> tuple[int, int]:
     """Number and count of a fold that is written as `2/5`; raises BadInput."""
     found = re.fullmatch(r"([0-9]{1,4})/([0-9]{1,4})", str(text))
     if found is None or not 1 <= int(found[1]) <= int(found[2]) or int(found[2]) < 2:
-        raise BadInput(f"fold is written as 2/5, the second of five; got {text!r}")
+        raise BadInput(f"fold must be written as 2/5, the second of five; got {text!r}")
     return int(found[1]), int(found[2])
 
 

@@ -5,6 +5,7 @@ Shape letters: N images, K classes.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -12,13 +13,14 @@ import numpy as np
 from vggkit.arguments import demand_count
 from vggkit.engines.cached import find_engine
 from vggkit.engines.info import WantedEngine
+from vggkit.engines.model_weights import ModelFile, open_model
 from vggkit.engines.outputs import WantedPrecision, softmax
 from vggkit.engines.stream import Engine, StreamResult, stream_results
 from vggkit.images.dataset import ImageSample
 from vggkit.images.given import ImageSources, count_sources, list_sources
 from vggkit.images.omissions import Reading, warn_of_omissions
 from vggkit.images.sources.open_dataset import begin
-from vggkit.weights.card import Card, demand_classifier
+from vggkit.weights.card import Card
 
 if TYPE_CHECKING:
     from vggkit.weights.model import Model
@@ -57,7 +59,7 @@ class Prediction:
 
 
 def predict(
-    classifier: "Model",
+    model: "Model | ModelFile | str | Path",
     images: ImageSources,
     *,
     top: int = 5,
@@ -70,7 +72,8 @@ def predict(
     """The most probable classes of each image, in the order of the images.
 
     Args:
-        classifier: The Classifier.
+        model: A Classifier; or its place: a file, a run's folder, a published model's name such as `vgg16`, or
+            `hf://owner/name`. Of a place torch is imported only where PyTorch computes.
         images: An image or several: a path, also of a folder (every image below it), a table, archives … as
             `iterate_images` takes them; the bytes of a file, an open file, a PIL image of any mode, pixels uint8
             as an array (H, W, 3) or a tensor (3, H, W), or an ImageSample; or an iterable of
@@ -94,12 +97,13 @@ def predict(
     without images.
     """
     top, batch_size = demand_count("top", top), demand_count("batch_size", batch_size)
-    card = demand_classifier(classifier, "predict")
+    opened = open_model(model, "predict")
+    card = opened.card
     given = list_sources(images)
     total = count_sources(given)
     reading = Reading()
     samples = begin(given, reading)  # a place without images is refused before an engine is built
-    computing = find_engine(classifier, device, precision=precision, engine=engine, card=card)
+    computing = find_engine(opened, device, precision=precision, engine=engine, card=card)
     found = []
     for _, each in iterate_predictions(computing, card, samples, top=top, batch_size=batch_size):
         found.append(each)

@@ -133,14 +133,14 @@ class Summary:
 
 
 def summarize(
-    configuration: "Configuration | VGG | str",
+    model: "Configuration | VGG | str",
     *,
     input: tuple[int, int] = (224, 224),  # noqa: A002
 ) -> Summary:
     """Shapes, parameters, multiply-adds, memory and receptive fields, layer by layer; printed, it is a table.
 
     Args:
-        configuration: A name of `list_models`, a Configuration, or an object that has one, such as a VGG or a
+        model: A name of `list_models`, a Configuration, or an object that has one, such as a VGG or a
             Classifier. Nothing is built.
         input: Height and width of the image in pixels.
 
@@ -153,7 +153,7 @@ def summarize(
     vgg11, 1,000 classes, 64x64 pixels
     ...
     """
-    configuration, sides = demand_configuration(configuration, "summarize"), _check(input)
+    configuration, sides = demand_configuration(model, "summarize"), _check(input)
     graph = Graph(configuration, input_pixels=sides)
     steps = [step for step in graph.steps if step.kind not in ("relu", "flatten")]
     parameters, multiply_adds = (

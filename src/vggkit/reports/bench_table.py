@@ -76,7 +76,7 @@ def _draw_rows(bench: Bench, *, plain: bool) -> Table:
         speeds, best = each.images_per_second, each.best_batch_size
         assert speeds is not None and best is not None, "it runs"  # noqa: PT018
         cells: list[str | Text] = [
-            write_line(_name(each, bench) + (" *" if each.is_auto else ""), style="bold" if each.is_auto else ""),
+            write_line(_name(each, bench) + _mark(each), style="bold" if each.is_auto else ""),
             _milliseconds(each.latency_p50_seconds),
             _milliseconds(each.latency_p95_seconds),
             f"{_digits(speeds[best].median)} ({_range(speeds[best])})",
@@ -109,6 +109,11 @@ def _name(timings: EngineTimings, bench: Bench) -> str:
     return f"{NAMES[timings.engine]} {timings.precision}{device}"
 
 
+def _mark(timings: EngineTimings) -> str:
+    marks = "*" * timings.is_auto + "+" * timings.is_python_default
+    return f" {marks}" if marks else ""
+
+
 def _are_several(bench: Bench) -> bool:
     return len({each.device for each in bench.engines}) > 1
 
@@ -137,7 +142,8 @@ def _times(ratio: float) -> str:
 
 def _explain(bench: Bench) -> list[str]:
     lines = [
-        f"* the choice of auto. Medians of {bench.rounds} rounds, with the range.",
+        "* the choice of `vggkit predict` (precision auto); + that of `predict` in Python (fp32).",
+        f"Medians of {bench.rounds} rounds, with the range.",
         "p50, p95: median and 95th percentile of the time for one image.",
         "times fp32: speed-up over PyTorch in fp32 at its best batch size.",
     ]
@@ -178,7 +184,7 @@ def plot_bench(bench: Bench, path: str | Path) -> None:
     Raises BadOutput and MissingExtra, see `plots.draw_to`.
     """
     running = [each for each in bench.engines if each.problem is None]
-    names = [_name(each, bench) + (" *" if each.is_auto else "") for each in running]
+    names = [_name(each, bench) + _mark(each) for each in running]
     with draw_to(path, width_inches=9.0, height_inches=1.7 + 0.32 * len(running)) as figure:
         left, right = figure.subplots(1, 2, sharey=True)
         title = f"{bench.network} at {bench.input_pixels} pixels on {bench.machine}"
@@ -190,7 +196,8 @@ def plot_bench(bench: Bench, path: str | Path) -> None:
         left.set_yticks(range(len(names)), names)
         left.set_ylim(max(len(names), 1) - 0.5, -0.5)
         figure.supxlabel(
-            f"medians of {bench.rounds} rounds; lines: range, and p50 to p95. * the choice of auto",
+            f"medians of {bench.rounds} rounds; lines: range, and p50 to p95. "
+            "* the choice of `vggkit predict`, + that of `predict` in Python",
             fontsize=8,
             color=PALE_INK,
             x=0.012,

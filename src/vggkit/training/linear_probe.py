@@ -10,6 +10,7 @@ Shape letters: N images, K classes.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -87,6 +88,8 @@ def fit_probe(
     Raises what `extract_features` and `solve_head` raise.
     """
     started = time.monotonic()
+    views = {split: recipe.views if split == "train" else 1 for split in splits}
+    pace = _Pace({split: len(images) * views[split] for split, images in splits.items()}, on_progress, log)
     features = {
         split: extract_features(
             classifier,
@@ -95,8 +98,8 @@ def fit_probe(
             device=device,
             # What figures are measured on is computed as `evaluate` does.
             precision="auto" if split == "train" else "fp32",
-            views=recipe.views if split == "train" else 1,
-            on_progress=_Pace(split, on_progress, log).show,
+            views=views[split],
+            on_progress=partial(pace.show, split),
             log=log,
         )
         for split, images in splits.items()
@@ -146,20 +149,31 @@ def fit_probe(
 
 
 class _Pace:
-    """Shows how many features there are, and logs after the first ones how long all of them will take."""
+    """Shows how many features there are, and logs after the first ones how long those of all splits will take.
 
-    def __init__(self, split: str, show: Callable[[str, int, int], None], log: Callable[[str], None]) -> None:
-        self._split, self._show, self._log = split, show, log
-        self._started, self._first = time.monotonic(), 0
+    Args:
+        counts: Features of each split, in order.
+        show: Called with what is being done, how much of it, and of how much.
+        log: Called with a sentence for people.
+    """
 
-    def show(self, done: int, total: int) -> None:
-        """`done` images of `total` are over."""
+    def __init__(
+        self, counts: Mapping[str, int], show: Callable[[str, int, int], None], log: Callable[[str], None]
+    ) -> None:
+        self._counts, self._show, self._log = counts, show, log
+        self._started, self._first, self._is_logged = 0.0, 0.0, False
+
+    def show(self, split: str, done: int, total: int) -> None:
+        """`done` of the `total` images of a split are over."""
+        names = list(self._counts)
+        before = sum(self._counts[name] for name in names[: names.index(split)])
+        over, every = before + self._counts[split] * done / total, sum(self._counts.values())
         if not self._first:  # with these came the engine
-            self._started, self._first = time.monotonic(), done
+            self._started, self._first = time.monotonic(), over
         elapsed = time.monotonic() - self._started
-        if elapsed > 1 and self._first > 0:
-            about = elapsed / (done - self._first) * (total - done)
+        if elapsed > 1 and over > self._first and not self._is_logged:
+            about = elapsed / (over - self._first) * (every - over)
             if about > 2:
-                self._log(f"features of {self._split}: about {spell_duration(about)} left")
-            self._first = -1
-        self._show(f"features of {self._split}", done, total)
+                self._log(f"features of {every:,} views of images: about {spell_duration(about)} left")
+            self._is_logged = True
+        self._show(f"features of {split}, images", done, total)

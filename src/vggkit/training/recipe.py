@@ -133,16 +133,16 @@ class Recipe:
 
         refuse(
             self.step_epochs is not None and self.schedule != "step",
-            f"step_epochs={self.step_epochs} belongs to schedule=step, and schedule is {self.schedule}",
+            f"step_epochs={self.step_epochs} belongs to schedule=step, not to schedule={self.schedule}",
         )
         refuse(
             self.views > 1 and self.trainable not in ("auto", "head"),
-            f"views={self.views} belongs to trainable=head, and trainable is {self.trainable}; "
+            f"views={self.views} belongs to trainable=head, not to trainable={self.trainable}; "
             "elsewhere each epoch has views of its own",
         )
         refuse(
             self.trainable == "gradual" and self.epochs < 2,
-            f"trainable=gradual unfreezes epoch by epoch, and epochs is {self.epochs}; give it 2 or more",
+            f"trainable=gradual unfreezes epoch by epoch, so epochs={self.epochs} is too few; give 2 or more",
         )
         refuse(
             self.balance == "weights" and bool(self.mixup or self.cutmix),
@@ -150,7 +150,7 @@ class Recipe:
         )
         refuse(
             self.optimizer == "adamw" and self.momentum != 0.9,
-            f"momentum={self.momentum} belongs to sgd and muon, and optimizer is adamw",
+            f"momentum={self.momentum} belongs to optimizer=sgd and optimizer=muon, not to optimizer=adamw",
         )
         refuse(
             self.schedule == "one-cycle" and self.warmup_epochs != 1.0,

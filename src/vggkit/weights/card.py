@@ -19,7 +19,7 @@ from vggkit.arguments import demand_path, is_number, plain_number
 from vggkit.errors import BadCheckpoint, BadConfiguration, BadInput, VggkitError
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import Configuration
-from vggkit.weights.formats.detect import HEAD_BYTES, LFS_POINTER, describe_format, tell_format
+from vggkit.weights.formats.detect import HEAD_BYTES, LFS_POINTER, Format, describe_format, tell_format
 from vggkit.weights.origin import WeightsOrigin
 
 FORMAT_VERSION: Final = 5
@@ -161,32 +161,20 @@ def demand_classifier(given: object, verb: str) -> Card:
     if isinstance(card, Card):
         return card
     hint = ""
-    if isinstance(given, str | os.PathLike):
-        hint = f"; load it first: vggkit.load({os.fspath(given)!r})"
-    elif isinstance(getattr(given, "configuration", None), Configuration):
+    if isinstance(getattr(given, "configuration", None), Configuration):
         hint = (
             "; make one of a network: vggkit.Classifier(network, labels=[…], preprocessing=vggkit.Preprocessing())"
         )
-    raise BadInput(f"{verb} takes a Classifier, got {type(given).__name__}{hint}")
-
-
-def read_card(path: str | Path) -> Card:
-    """The card of a Classifier's file; raises BadCheckpoint where it is not one."""
-    card = find_card(path)
-    if card is None:
-        raise BadCheckpoint(
-            f"{path}: contains weights alone, without labels and preprocessing; "
-            "start from it with Classifier.create(weights=), or with train --weights on the command line"
-        )
-    return card
+    raise BadInput(f"{verb} takes a Classifier or its place, got {type(given).__name__}{hint}")
 
 
 def find_card(path: str | Path) -> Card | None:
-    """The card in a safetensors file, None where the file is safetensors without one; raises BadCheckpoint."""
+    """The card in a file, None for a file of weights without one; raises BadCheckpoint for any other file."""
     path = demand_path(path)
     if not path.is_file():
         raise BadCheckpoint(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
-    _check_format(path)
+    if _find_format(path) != "safetensors":
+        return None
     try:
         with safe_open(path, framework="numpy") as opened:
             metadata = opened.metadata() or {}
@@ -207,25 +195,19 @@ def parse_card(metadata: Mapping[str, str], path: Path) -> Card | None:
         raise BadCheckpoint(f"{path}: {problem}") from problem
 
 
-def _check_format(path: Path) -> None:
-    """Raise BadCheckpoint for a file of another format than a Classifier's, naming the format."""
+def _find_format(path: Path) -> Format:
+    """The format of a file of weights; raises BadCheckpoint, naming it, for any other file."""
     try:
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
     except OSError as problem:
         raise BadCheckpoint(f"{path}: cannot be read ({problem.strerror or problem})") from problem
     known = tell_format(head)
-    if known == "safetensors":
-        return
     if known is not None:
-        advice = (
-            "vggkit identify reports what it contains; start from it with Classifier.create(weights=), "
-            "or with train --weights on the command line"
-        )
-    elif head.startswith(LFS_POINTER):
+        return known
+    advice = "name a Classifier's .safetensors file, or a run's folder"
+    if head.startswith(LFS_POINTER):
         advice = "run `git lfs pull` where it was cloned"
-    else:
-        advice = "name a Classifier's .safetensors file, or a run's folder"
     raise BadCheckpoint(f"{path}: is {describe_format(head)}, not a Classifier's safetensors file; {advice}")
 
 

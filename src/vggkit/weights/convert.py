@@ -1,6 +1,6 @@
 """Conversion of a file of weights to another dialect: tensor by tensor, and checked before it is saved.
 
-Shape letters: N images, C channels, H and W pixels, K classes.
+torch is imported when the first tensor is to be read, after all that can be refused without it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -9,10 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from vggkit.arguments import demand_path
 from vggkit.errors import BadCheckpoint, BadConfiguration, BadOutput
@@ -20,12 +17,9 @@ from vggkit.files import whole_file
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import Configuration
 from vggkit.models.statements import write_statements
-from vggkit.weights.canonical import CanonicalWeights
 from vggkit.weights.card import INPUT_RANGE, Card
-from vggkit.weights.conversion_check import compare_networks
 from vggkit.weights.dialects import Dialect, Place, map_keys, to_layout
 from vggkit.weights.formats.detect import open_weights
-from vggkit.weights.formats.weight_file import WeightFile
 from vggkit.weights.identification import Identification
 from vggkit.weights.identify import Examination, examine
 from vggkit.weights.input_conventions import (
@@ -37,6 +31,11 @@ from vggkit.weights.input_conventions import (
 )
 from vggkit.weights.locate import locate_model
 from vggkit.weights.writers import Piece, suffix_of, write_pieces
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vggkit.weights.canonical import CanonicalWeights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,34 +130,25 @@ def convert(
     the file, UnknownName, and BadOutput where the target cannot be written or gives other logits.
     """
     source, target = locate_model(source), demand_path(target)
-    stated = find_convention(input_convention)
+    stated, suffix = find_convention(input_convention), suffix_of(target, to)
     with open_weights(source) as file:
         examination = examine(file, reading=reading)
         found = examination.identification
         configuration = _check_source(examination, allow_partial=allow_partial)
         places = map_keys(configuration, to, trunk_only=found.head is None)
-        suffix = suffix_of(target, to)
         if target.exists() and target.samefile(source):
             raise BadOutput(f"{target}: is the source itself; name another file")
         fed = _resolve_convention(found, stated)
         turned, turn_first, scales = _turn_input(fed, to, keep=keep_input)
-        weights = CanonicalWeights(file, examination)
-        pieces = []
-        for key, place in places.items():
-            shape = place.shape_of(configuration.state_shapes()[key])
-            if key in examination.sources:
-                dtype = _torch_type(file, examination, key)
-                turn = turn_first if key == "features.0.weight" else None
-                pieces.append(Piece(place.key, shape, dtype, partial(_read_turned, weights, key, place, turn)))
-            elif key in weights.zeros:
-                dtype = _torch_type(file, examination, f"{key.removesuffix('bias')}weight")
-                pieces.append(Piece(place.key, shape, dtype, partial(_read_turned, weights, key, place, None)))
-            elif key.endswith("num_batches_tracked"):  # readers of today ask for what old files lack
-                pieces.append(Piece(place.key, shape, torch.int64, lambda: torch.zeros((), dtype=torch.int64)))
+        # What is refused above needs no torch.
+        from vggkit.weights.canonical import CanonicalWeights
+        from vggkit.weights.parity import compare_outputs
+
+        pieces = _list_pieces(CanonicalWeights(file, examination), examination, places, turn_first)
         metadata, notes = _write_metadata(examination, turned, to, suffix, scales)
         with _checked_file(target) as beside:
             write_pieces(beside, suffix, pieces, metadata)
-            compared = compare_networks(file, examination, beside, fed=fed, turned=turned, to=to)
+            compared = compare_outputs(file, examination, beside, fed=fed, turned=turned, to=to)
         return Conversion(
             source=found,
             target=target,
@@ -173,11 +163,40 @@ def convert(
         )
 
 
+def _list_pieces(
+    weights: "CanonicalWeights",
+    examination: Examination,
+    places: Mapping[str, Place],
+    turn_first: "Callable[[Tensor], Tensor] | None",
+) -> list[Piece]:
+    """The tensors of the target, each read when it is written."""
+    configuration = examination.identification.configuration
+    assert configuration is not None
+    shapes = configuration.state_shapes()
+    pieces = []
+    for key, place in places.items():
+        source = examination.sources.get(key) or weights.zeros.get(key)
+        if source is not None:
+            turn = turn_first if key == "features.0.weight" else None
+            dtype = examination.file.entries[source.place.key].dtype
+            read = partial(_read_turned, weights, key, place, turn)
+            pieces.append(Piece(place.key, place.shape_of(shapes[key]), dtype, read))
+        elif key.endswith("num_batches_tracked"):  # readers of today ask for what old files lack
+            pieces.append(Piece(place.key, (), "int64", _make_zero))
+    return pieces
+
+
 def _read_turned(
-    weights: Mapping[str, Tensor], key: str, place: Place, turn: Callable[[Tensor], Tensor] | None
-) -> Tensor:
+    weights: "CanonicalWeights", key: str, place: Place, turn: "Callable[[Tensor], Tensor] | None"
+) -> "Tensor":
     value = weights[key]
     return to_layout(turn(value) if turn else value, place)
+
+
+def _make_zero() -> "Tensor":
+    import torch
+
+    return torch.zeros((), dtype=torch.int64)
 
 
 def _check_source(examination: Examination, *, allow_partial: bool) -> Configuration:
@@ -213,7 +232,7 @@ def _resolve_convention(found: Identification, stated: Preprocessing | None) -> 
 
 def _turn_input(
     fed: Preprocessing | None, to: Dialect, *, keep: bool
-) -> tuple[Preprocessing | None, Callable[[Tensor], Tensor] | None, tuple[float, ...]]:
+) -> "tuple[Preprocessing | None, Callable[[Tensor], Tensor] | None, tuple[float, ...]]":
     """The target's preprocessing, the function that adapts conv1_1 to it (None: unchanged), and its factors."""
     if fed is None or keep:
         return fed, None, ()
@@ -221,17 +240,14 @@ def _turn_input(
     flip = turned.channel_order != fed.channel_order
     if not flip and all(factor == 1 for factor in factors):
         return turned, None, ()
-    scale = torch.tensor(factors, dtype=torch.float64)[None, :, None, None]
 
-    def turn(filters: Tensor) -> Tensor:
+    def turn(filters: "Tensor") -> "Tensor":
+        import torch
+
+        scale = torch.tensor(factors, dtype=torch.float64)[None, :, None, None]
         return ((filters.flip(1) if flip else filters).double() * scale).to(filters.dtype)
 
     return turned, turn, factors
-
-
-def _torch_type(file: WeightFile, examination: Examination, key: str) -> torch.dtype:
-    found: torch.dtype = getattr(torch, file.entries[examination.sources[key].place.key].dtype)
-    return found
 
 
 def _write_metadata(

@@ -19,7 +19,8 @@ from vggkit.models.configuration import Configuration, Head, Scheme
 from vggkit.models.configure import configure
 from vggkit.models.structure import check_values
 from vggkit.models.vgg import VGG
-from vggkit.weights.card import Card, read_card, read_labels
+from vggkit.weights.card import Card, read_labels
+from vggkit.weights.classifier_file import read_card
 from vggkit.weights.formats.detect import open_weights
 from vggkit.weights.identify import examine
 from vggkit.weights.last_layer import match_last_layer

@@ -159,9 +159,9 @@ def _write_classifier(fetched: FetchedWeights, path: Path) -> None:
             return from_layout(file.read(places[key].key), places[key]) if key in places else torch.zeros(())
 
         pieces = [
-            Piece(key, shape, getattr(torch, file.entries[places[key].key].dtype), partial(read, key))
+            Piece(key, shape, file.entries[places[key].key].dtype, partial(read, key))
             if key in places
-            else Piece(key, shape, torch.int64, partial(read, key))
+            else Piece(key, shape, "int64", partial(read, key))
             for key, shape in card.configuration.state_shapes().items()
         ]
         write_pieces(beside, ".safetensors", pieces, card.to_metadata())

@@ -5,6 +5,7 @@ Shape letters: N images, C channels, H and W pixels.
 
 import importlib.metadata
 import math
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -55,7 +56,7 @@ PACKAGES: Final = ("vggkit", "torch", "openvino", "onnxruntime")
 
 
 def bench(
-    classifier: "Model | str | Path",
+    model: "Model | str | Path",
     images: ImageSources = (),
     *,
     columns: Columns = Columns(),  # noqa: B008 (frozen)
@@ -69,7 +70,8 @@ def bench(
     """Time every engine and precision that runs here, each in a process of its own, in turn.
 
     Args:
-        classifier: The Classifier, or its file.
+        model: A Classifier; or its place: a file, a run's folder, a published model's name such as `vgg16`, or
+            `hf://owner/name`.
         images: Images, as `predict` takes them: every engine computes up to 256, and predictions are compared;
             activation ranges for int8 are measured on up to 128 others. None: on random numbers only the speed is
             meaningful.
@@ -90,34 +92,34 @@ def bench(
     resolve_choice(device)  # one that is not there is refused before any work
     given = [] if isinstance(images, tuple | list) and not images else list(take_sources(images))
     if keep_ranges:
-        _check_keeping(classifier, given)
+        _check_keeping(model, given)
     with tempfile.TemporaryDirectory(prefix="vggkit-bench-") as name, handle_signals():
         folder = Path(name)
-        model = _open(classifier, folder)
-        if keep_ranges and isinstance(classifier, str | Path):
-            demand_writable(model.path)
-        compared, measured, unreadable = _choose(model, given, columns, log) if given else _make_up(model)
+        opened = _open(model, folder)
+        if keep_ranges and isinstance(model, str | os.PathLike):
+            demand_writable(opened.path)
+        compared, measured, unreadable = _choose(opened, given, columns, log) if given else _make_up(opened)
         np.save(folder / "images.npy", np.stack(compared))
-        activation_ranges, problem = model.card.activation_ranges, None
+        activation_ranges, problem = opened.card.activation_ranges, None
         if keep_ranges or not activation_ranges:
             log("measuring activation ranges", 0, None)
             try:
-                activation_ranges = measure_ranges(model, _batch(measured))
+                activation_ranges = measure_ranges(opened, _batch(measured))
             except VggkitError as missing:
                 problem = str(missing)
                 if keep_ranges:
                     raise
         if keep_ranges:
-            _keep(classifier, activation_ranges, about={"data": _name(given), "images": len(measured)})
+            _keep(model, activation_ranges, about={"data": _name(given), "images": len(measured)})
         runs = list_runs(device, problem=problem)
         with start_processes(
-            runs, model=model.path, images=folder / "images.npy", activation_ranges=activation_ranges
+            runs, model=opened.path, images=folder / "images.npy", activation_ranges=activation_ranges
         ):
             run_rounds(runs, sizes, rounds=rounds, seconds=seconds, folder=folder, on_progress=log)
         return Bench(
-            model=name_place(classifier) if isinstance(classifier, str | Path) else "a Classifier in memory",
-            network=model.configuration.model,
-            input_pixels=model.card.preprocessing.crop_pixels,
+            model=name_place(model) if isinstance(model, str | os.PathLike) else "a Classifier in memory",
+            network=opened.configuration.model,
+            input_pixels=opened.card.preprocessing.crop_pixels,
             images=f"{len(compared)} of {_name(given)}" if given else None,
             unreadable=unreadable,
             rounds=rounds,
@@ -136,20 +138,20 @@ def _check(batch_sizes: Sequence[int], rounds: int, seconds: float) -> tuple[tup
     return tuple(sorted({1, *demand_counts("batch_sizes", batch_sizes)})), rounds, seconds
 
 
-def _check_keeping(classifier: "Model | str | Path", given: Sequence[object]) -> None:
+def _check_keeping(model: "Model | str | Path", given: Sequence[object]) -> None:
     """Raise BadInput where ranges could not be stored at the end."""
     if not given:
         raise BadInput("ranges are measured on images; name some of those that the Classifier is for")
-    if isinstance(classifier, str | Path):
-        locate_own_model(classifier)
+    if isinstance(model, str | os.PathLike):
+        locate_own_model(model)
 
 
-def _open(classifier: "Model | str | Path", folder: Path) -> ModelFile:
+def _open(model: "Model | str | Path", folder: Path) -> ModelFile:
     """The file that the processes read."""
-    if isinstance(classifier, str | Path):
-        return ModelFile(classifier)
-    demand_classifier(classifier, "bench")
-    classifier.save(folder / "model.safetensors")
+    if isinstance(model, str | os.PathLike):
+        return ModelFile(model)
+    demand_classifier(model, "bench")
+    model.save(folder / "model.safetensors")
     return ModelFile(folder / "model.safetensors")
 
 
@@ -192,13 +194,13 @@ def _batch(images: Sequence[Values]) -> Iterator[Values]:
         yield np.stack(images[first : first + TOGETHER])
 
 
-def _keep(classifier: "Model | str | Path", activation_ranges: Ranges, *, about: dict[str, object]) -> None:
-    if not isinstance(classifier, str | Path):
-        classifier.keep_ranges(activation_ranges, about=about)
+def _keep(model: "Model | str | Path", activation_ranges: Ranges, *, about: dict[str, object]) -> None:
+    if not isinstance(model, str | os.PathLike):
+        model.keep_ranges(activation_ranges, about=about)
         return
     from vggkit.weights.model import Model
 
-    target = locate_model(classifier)
+    target = locate_model(model)
     stored = Model.load(target)
     stored.keep_ranges(activation_ranges, about=about)
     stored.save(target)

@@ -1,8 +1,10 @@
 """Construction of a Classifier for a dataset, by its classes, its image size, and the input of loaded weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+from torch import Tensor
 
 from vggkit.images.dataset import ImageDataset, typical_side
 from vggkit.images.preprocessing import FitMode, Preprocessing, choose_preprocessing
@@ -18,7 +20,7 @@ def build_classifier(
     model: str | Configuration = "vgg11",
     *,
     blocks: str | None = None,
-    weights: str | Path | None = None,
+    weights: str | Path | Mapping[str, Tensor] | None = None,
     image_size: int | None = None,
     fit_mode: FitMode | None = None,
     reduced_decoding: bool = False,
@@ -39,7 +41,7 @@ def build_classifier(
         images: Their labels become the classes.
         model: A name of `list_models()`, or a Configuration.
         blocks: Output channels of each convolution in place of the model's, such as `64,64/128,128/256,256`.
-        weights: A file to start from; see `Classifier.create`.
+        weights: A file or a state dict to start from; see `Classifier.create`.
         image_size: Side at which images are fed; None: 224, or with random weights and smaller
             images their own size, rounded to 32.
         fit_mode: `crop`, `pad` or `stretch`; None: the weights' own, or crop.

@@ -1,12 +1,13 @@
 """Check a dataset before training: unreadable files, leakage, duplicates, class sizes, label errors."""
 
 import hashlib
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import numpy as np
 
@@ -24,6 +25,8 @@ from vggkit.images.near_duplicates import NearDuplicate
 from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.images.sources.tables import Columns
 from vggkit.weights.card import demand_classifier
+from vggkit.weights.locate import locate_model
+from vggkit.workflows.evaluate import demand_models
 
 if TYPE_CHECKING:
     from vggkit.weights.model import Model
@@ -40,7 +43,7 @@ MOST_COMPARED: Final = 20_000
 
 def check(
     data: LabelledImages,
-    classifier: "Model | None" = None,
+    model: "Model | str | Path | None" = None,
     *,
     columns: Columns = Columns(),  # noqa: B008 (frozen)
     image_size: int | None = None,
@@ -55,8 +58,8 @@ def check(
 
     Args:
         data: A folder, table, archive or name or images from Python, as `open_dataset` takes them.
-        classifier: A Classifier whose features are used to find label errors and outliers: trained on such
-            images or on ImageNet. Its labels do not matter.
+        model: A Classifier whose features are used to find label errors and outliers, or its place, as `predict`
+            takes it: trained on such images or on ImageNet. Its labels do not matter.
         columns: The names of a table's columns.
         image_size: Side in pixels of the network input; None: that of the Classifier, or 224.
         device: Where the Classifier runs: `auto`, `cpu`, `cuda`, `mps`.
@@ -67,10 +70,14 @@ def check(
     """
     if image_size is not None:
         image_size = demand_count("image_size", image_size)
-    if classifier is not None:
-        demand_classifier(classifier, "check")
+    place = model if isinstance(model, str | os.PathLike) else None
+    if place is not None:
+        demand_models([place])
+    elif model is not None:
+        demand_classifier(model, "check")
     started = time.perf_counter()
     opened = open_dataset(data, columns=columns)
+    classifier = _load(place) if place is not None else cast("Model | None", model)
     seen_pixels = image_size or (classifier.preprocessing.crop_pixels if classifier else 224)
     channels = classifier.preprocessing.decoded_channels if classifier is not None else 3
     copies = find_copies(opened, channels=channels, on_progress=on_progress)
@@ -95,6 +102,7 @@ def check(
     if classifier is not None:
         found += _check_labels(classifier, sightings, pairs, device=device, on_progress=on_progress)
     options = list_stated(columns) | ({} if image_size is None else {"image_size": str(image_size)})
+    options |= {} if place is None else {"model": str(place)}
     headers = [sighting.head for sighting in sightings if sighting.head is not None]
     return Diagnosis(
         data=opened.name,
@@ -255,6 +263,13 @@ def count_readable(images: ImageDataset, sightings: Iterable[Sighting]) -> dict[
         if sighting.problem is None:
             counts[sighting.split][sighting.label] += 1
     return counts
+
+
+def _load(place: str | Path) -> "Model":
+    # Imports torch, which what is refused before does not need.
+    from vggkit.weights.model import Model
+
+    return Model.load(locate_model(place))
 
 
 def _check_labels(

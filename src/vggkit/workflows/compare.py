@@ -16,7 +16,7 @@ from vggkit.evaluation.evaluation import proportion_interval
 from vggkit.evaluation.predictions import ENDINGS, Predictions
 from vggkit.reports.comparison import ComparedRun, Comparison
 from vggkit.training.recipe import Monitor, rank_epoch
-from vggkit.weights.card import read_card
+from vggkit.weights.classifier_file import read_card
 from vggkit.workflows.run_config import FILE_NAME, RunConfig
 from vggkit.workflows.run_folder import read_run_state
 

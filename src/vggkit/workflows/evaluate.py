@@ -16,7 +16,8 @@ from vggkit.evaluation.metrics import score
 from vggkit.files import demand_writable, name_apart
 from vggkit.images.dataset import ImageDataset
 from vggkit.reports.evaluation_page import Story, suggest_steps, write_report
-from vggkit.weights.card import Card, read_card, read_entry
+from vggkit.weights.card import Card, read_entry
+from vggkit.weights.classifier_file import read_card
 from vggkit.weights.hub import is_address
 from vggkit.weights.locate import locate_model, locate_own_model
 from vggkit.weights.published import find_published

@@ -142,9 +142,11 @@ def fit_and_record(
                 + ("  best" if epoch == best and epochs > 1 else "")
             )
 
+        units = {"train": "training batches", "validate": "validation images"}
+
         def show(what: str, done: int, total: int | None) -> None:
-            if what in ("train", "validate"):
-                what = f"epoch {trainer.progress.epoch} of {epochs}, {what}"
+            if what in units:
+                what = f"epoch {trainer.progress.epoch} of {epochs}, {units[what]}"
             line.show(what, done, total)
 
         trainer = Trainer(

@@ -3,6 +3,7 @@
 Shape letters: N images, F numbers of a vector.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from vggkit.arguments import demand_count, demand_path, demand_seconds
 from vggkit.engines.info import WantedEngine
-from vggkit.engines.model_weights import ModelFile
+from vggkit.engines.model_weights import ModelFile, open_model
 from vggkit.engines.outputs import WantedPrecision
 from vggkit.engines.select import choose_engine
 from vggkit.errors import BadOutput
@@ -26,7 +27,6 @@ from vggkit.inference.embed import FEATURES, find_width, iterate_embeddings
 from vggkit.inference.fingerprint import describe_labels, describe_network, name_place
 from vggkit.inference.predict import iterate_predictions
 from vggkit.table_files import ENDINGS, Kind, check_parquet
-from vggkit.weights.card import demand_classifier
 
 if TYPE_CHECKING:
     from vggkit.weights.model import Model
@@ -36,7 +36,7 @@ VECTOR_ENDINGS: Final = (".parquet", ".npy")
 
 
 def predict_into(
-    classifier: "Model | str | Path",
+    model: "Model | str | Path",
     images: ImageSources,
     out: str | Path,
     *,
@@ -57,7 +57,8 @@ def predict_into(
     or that the network's values for it overflow, its other cells then empty.
 
     Args:
-        classifier: The Classifier, or its file.
+        model: A Classifier; or its place: a file, a run's folder, a published model's name such as `vgg16`, or
+            `hf://owner/name`.
         images: Images, as `predict` takes them.
         out: .parquet, .csv, .jsonl (a JSON object a line) or .json (one array of them).
         top: How many classes to name; fewer where the Classifier has fewer.
@@ -79,18 +80,18 @@ def predict_into(
     on_progress = on_progress or _ignore
     top, batch_size = demand_count("top", top), demand_count("batch_size", batch_size)
     save_seconds = demand_seconds("save_seconds", save_seconds)
-    model, place = _open(classifier)
+    opened, place = _open(model)
     on_progress("listing", 0, None)
     total = count_images(given, columns=columns)  # a place without images is refused before an engine is built
-    computing = choose_engine(model, device, precision=precision, engine=engine)
-    top = min(top, len(model.card.labels))
+    computing = choose_engine(opened, device, precision=precision, engine=engine)
+    top = min(top, len(opened.card.labels))
     kinds: dict[str, Kind] = {"path": "path", "prediction": "text"}
     for rank in range(1, top + 1):
         kinds |= {f"label_{rank}": "text", f"probability_{rank}": "number"}
     kinds["problem"] = "text"
 
     def compute(found: Iterator[ImageSample]) -> Iterator[tuple[ImageSample, Row]]:
-        predictions = iterate_predictions(computing, model.card, found, top=top, batch_size=batch_size)
+        predictions = iterate_predictions(computing, opened.card, found, top=top, batch_size=batch_size)
         for image, each in predictions:
             pairs = zip(each.labels, each.probabilities, strict=True)
             cells: list[str | float | None] = [cell for pair in pairs for cell in pair]
@@ -104,8 +105,8 @@ def predict_into(
             about={
                 "results": "predictions",
                 "top": top,
-                "answers": describe_labels(model),
-                "model": describe_network(model, precision=computing.info.precision),
+                "answers": describe_labels(opened),
+                "model": describe_network(opened, precision=computing.info.precision),
                 **_describe_images(given, columns),
             },
             model=place,
@@ -123,7 +124,7 @@ def predict_into(
 
 
 def embed_into(
-    classifier: "Model | str | Path",
+    model: "Model | str | Path",
     images: ImageSources,
     out: str | Path,
     *,
@@ -140,7 +141,8 @@ def embed_into(
     """Write the vector of each image to a file, for any number of images in constant memory; `search` reads it.
 
     Args:
-        classifier: The Classifier, or its file.
+        model: A Classifier; or its place: a file, a run's folder, a published model's name such as `vgg16`, or
+            `hf://owner/name`.
         images: Images, as `predict` takes them.
         out: .parquet, with the columns `path`, `vector` (F float32) and `problem`; or .npy, a matrix (N, F) of
             float32 where a row of NaN is an image that cannot be read, beside a table of `path` and
@@ -166,15 +168,15 @@ def embed_into(
     on_progress = on_progress or _ignore
     batch_size = demand_count("batch_size", batch_size)
     save_seconds = demand_seconds("save_seconds", save_seconds)
-    model, place = _open(classifier)
-    width = find_width(model.card.configuration, layer)
+    opened, place = _open(model)
+    width = find_width(opened.card.configuration, layer)
     on_progress("listing", 0, None)
     total = count_images(given, columns=columns)  # a place without images is refused before an engine is built
-    computing = choose_engine(model, device, output=layer, precision=precision, engine=engine)
+    computing = choose_engine(opened, device, output=layer, precision=precision, engine=engine)
     missing = np.full(width, np.nan, np.float32)
 
     def compute(found: Iterator[ImageSample]) -> Iterator[tuple[ImageSample, Row]]:
-        for image, each in iterate_embeddings(computing, model.card, found, batch_size=batch_size):
+        for image, each in iterate_embeddings(computing, opened.card, found, batch_size=batch_size):
             yield image, (each.path, missing if each.vector is None else each.vector, each.problem)
 
     return run_job(
@@ -185,7 +187,7 @@ def embed_into(
                 "results": "vectors",
                 "layer": layer,
                 "precision": computing.info.precision,
-                "model": describe_network(model, precision=computing.info.precision, layer=layer),
+                "model": describe_network(opened, precision=computing.info.precision, layer=layer),
                 **_describe_images(given, columns),
             },
             model=place,
@@ -216,12 +218,9 @@ def _check(
     return out, given
 
 
-def _open(classifier: "Model | str | Path") -> "tuple[Model | ModelFile, str]":
+def _open(model: "Model | str | Path") -> "tuple[Model | ModelFile, str]":
     """The model, and its place; of a file only the header is read."""
-    if isinstance(classifier, str | Path):
-        return ModelFile(classifier), name_place(classifier)
-    demand_classifier(classifier, "bulk work")
-    return classifier, ""
+    return open_model(model, "bulk work"), name_place(model) if isinstance(model, str | os.PathLike) else ""
 
 
 def _describe_images(given: Sequence[str | Path | ImageSample], columns: Columns) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from vggkit.images.dataset import ImageSample
 from vggkit.reports.evaluation_page import Story, write_report
 from vggkit.reports.plots import PlotEnding
 from vggkit.reports.run_plots import plot_history, write_plots
-from vggkit.weights.card import read_card
+from vggkit.weights.classifier_file import read_card
 
 if TYPE_CHECKING:
     from vggkit.training.checkpoint import Epoch

@@ -5,7 +5,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Final, get_args
 
-from vggkit.arguments import demand_seconds
+from torch import Tensor
+
+from vggkit.arguments import demand_path, demand_seconds
 from vggkit.errors import BadConfiguration, BadInput
 from vggkit.images.dataset import ImageDataset
 from vggkit.images.labelled import LabelledImages
@@ -50,7 +52,7 @@ def train(
     resume: str | Path | None = None,
     model: str | Configuration | Model | None = None,
     blocks: str | None = None,
-    weights: str | Path | None = None,
+    weights: str | Path | Mapping[str, Tensor] | None = None,
     head: Head | None = None,
     until: str | None = None,
     image_size: int | None = None,
@@ -138,7 +140,8 @@ def train(
         blocks: Widths such as 64,64/128,128/256,256 in place of the model's: output channels of each convolution,
             with commas between the convolutions of a block and slashes between blocks.
         weights: Weights to start from: imagenet (the published ones), or a file of a VGG's weights, such as .pth.
-            Default: random.
+            Default: random. From Python also a state dict in memory, such as `network.state_dict()`, which is read
+            as its file would be.
         head: fc (the paper's fully connected layers), dense (the same as convolutions) or pool (global average
             pooling and one linear layer). Default: the model's, and pool for images below 128 pixels.
         until: Cut the network after this layer, such as relu3_4 (which gets the pool head), fc6 or fc7.
@@ -260,6 +263,7 @@ def train(
             plots=plots,
             on_epoch=on_epoch,
         )
+    state = weights if isinstance(weights, Mapping) else None
     chosen = _gather(options)
     built = model if isinstance(model, Model | Configuration) else None
     dataset = data
@@ -269,6 +273,7 @@ def train(
         chosen,
         dataset,
         model=built,
+        state=state,
         out=out,
         device=device,
         quiet=quiet,
@@ -309,8 +314,10 @@ def _gather(options: Mapping[str, Any]) -> RunConfig:
         raise BadConfiguration(
             f"model must be a name of vggkit.list_models(), a Configuration or a Classifier; got {model!r:.100}"
         )
+    held = isinstance(network.get("weights"), Mapping)  # in memory, which no file can say
     if "weights" in network:
-        network["weights"] = locate(str(network["weights"]))
+        demand_path("" if held else network["weights"])
+        network["weights"] = None if held else locate(str(network["weights"]))
     columns = given[Columns]
     if "root" in columns:
         columns["root"] = locate(str(columns["root"])) if Path(str(columns["root"])).is_dir() else columns["root"]
@@ -325,7 +332,7 @@ def _gather(options: Mapping[str, Any]) -> RunConfig:
         despite_findings=options.get("despite_findings", base.despite_findings),
         loggers=tuple(options.get("loggers", base.loggers)),
         find_learning_rate=searched,
-        from_python=isinstance(model, Model | Configuration) or isinstance(data, ImageDataset),
+        from_python=isinstance(model, Model | Configuration) or isinstance(data, ImageDataset) or held,
         network=replace(initial, **network),
         recipe=replace(recipe, **given[Recipe]),
         found={},

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import torch
+from torch import Tensor
 
 from vggkit.classifier import Classifier
 from vggkit.errors import BadCheckpoint, BadConfiguration, BadData
@@ -29,7 +30,7 @@ from vggkit.training.estimates import choose_batch_size
 from vggkit.training.lr_finder import search_learning_rate
 from vggkit.training.recipe import Recipe
 from vggkit.training.resolve_recipe import Situation, resolve_recipe
-from vggkit.weights.card import read_card
+from vggkit.weights.classifier_file import read_card
 from vggkit.weights.model import Model
 from vggkit.weights.pretrained import fetch
 from vggkit.weights.published_models import find_published_for
@@ -50,6 +51,7 @@ def start_run(
     dataset: ImageDataset,
     *,
     model: Model | Configuration | None = None,
+    state: Mapping[str, Tensor] | None = None,
     out: str | Path | None = None,
     device: str = "auto",
     quiet: bool = False,
@@ -65,6 +67,7 @@ def start_run(
         dataset: The images.
         model: A Model whose network is trained in place, or a Configuration in place of the one that `config`
             names.
+        state: A state dict in memory to start from, in place of the file that `config` names.
         out: The run's folder, new or empty; None: the next free `runs/<model>-<n>`.
         device: `auto`, `cpu`, `cuda` or `mps`.
         quiet: No progress on standard error.
@@ -82,7 +85,7 @@ def start_run(
     if isinstance(model, Model):
         classifier = model
     else:
-        classifier = _build(dataset, config.network, seed=config.recipe.seed, model=model, quiet=quiet)
+        classifier = _build(dataset, config.network, seed=config.recipe.seed, model=model, state=state, quiet=quiet)
     dataset = dataset.spelled_as(classifier.labels)
     demand_learnable(classifier.network)
     caller_settings = CallerSettings.of(classifier.network)
@@ -330,7 +333,13 @@ def _begin_again(
 
 
 def _build(
-    dataset: ImageDataset, choice: NetworkChoice, *, seed: int, model: Configuration | None, quiet: bool
+    dataset: ImageDataset,
+    choice: NetworkChoice,
+    *,
+    seed: int,
+    model: Configuration | None,
+    state: Mapping[str, Tensor] | None,
+    quiet: bool,
 ) -> Classifier:
     """The Classifier of a configuration; published weights are downloaded first, with progress."""
     published = find_published_for(choice.weights, choice.model)
@@ -345,7 +354,7 @@ def _build(
             dataset,
             choice.model if model is None else model,
             blocks=choice.blocks,
-            weights=choice.weights,
+            weights=choice.weights if state is None else state,
             image_size=choice.image_size,
             fit_mode=choice.fit_mode,
             reduced_decoding=choice.reduced_decoding,

@@ -41,7 +41,7 @@ if __name__ == "__main__":
 """
 
 
-def write_listing(configuration: "Configuration | VGG | str", style: Style) -> str:
+def write_listing(model: "Configuration | VGG | str", style: Style) -> str:
     """Python source of a module that builds this network with torch and nothing else.
 
     Its class is named after the model (`VGG16BN`; `VGG` for a trunk that no model has). It takes
@@ -54,13 +54,13 @@ def write_listing(configuration: "Configuration | VGG | str", style: Style) -> s
     paper's table and their batch-norm variants, with any `num_classes`, `in_channels` and `dropout`.
 
     Args:
-        configuration: A name of `list_models`, a Configuration, or an object that has one, such as a VGG.
+        model: A name of `list_models`, a Configuration, or an object that has one, such as a VGG.
         style: `sequential`, `blocks` or `explicit`.
 
     Raises UnknownName for another name or style, and BadConfiguration where the style does not write
     this configuration.
     """
-    configuration = demand_configuration(configuration, "write_listing")
+    configuration = demand_configuration(model, "write_listing")
     if style not in get_args(Style):
         raise UnknownName.of("style", style, get_args(Style))
     if style == "sequential":

@@ -26,7 +26,7 @@ TOLERANCE: Final[Mapping[str, float]] = {"float32": 1e-4, "float64": 1e-4, "floa
 type: scaling conv1_1 rounds its values again."""
 
 
-def compare_networks(
+def compare_outputs(
     file: WeightFile,
     examination: Examination,
     written: Path,
@@ -35,9 +35,18 @@ def compare_networks(
     turned: Preprocessing | None,
     to: Dialect,
 ) -> dict[str, Any]:
-    """Both networks on one random image; raises BadOutput where they differ. One is held at a time.
+    """What both networks give for one random image, and how much that differs; one of them is held at a time.
 
-    Raises BadConfiguration where the written file would be read back as another network.
+    Args:
+        file: The source, open.
+        examination: What the source was found to be.
+        written: The converted file.
+        fed: What the source is fed; None: unknown.
+        turned: What the converted file is to be fed.
+        to: Its dialect.
+
+    Raises BadOutput where they differ by more than the tolerance, and BadConfiguration where the written file would
+    be read back as another network.
     """
     found, configuration = examination.identification, examination.identification.configuration
     assert configuration is not None
