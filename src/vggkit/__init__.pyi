@@ -35,6 +35,9 @@ from .evaluation.evaluation import Evaluation as Evaluation
 from .evaluation.evaluation import Rejection as Rejection
 from .evaluation.measure import evaluate as evaluate
 from .evaluation.predictions import Predictions as Predictions
+from .explanations.explain import explain as explain
+from .explanations.explanation import Explanation as Explanation
+from .explanations.explanation import Explanations as Explanations
 from .features.loss_config import LossConfig as LossConfig
 from .features.perceptual import PerceptualLoss as PerceptualLoss
 from .features.perceptual import Reference as Reference
@@ -87,6 +90,8 @@ from .weights.published import PublishedWeights as PublishedWeights
 from .workflows.bench import bench as bench
 from .workflows.check import check as check
 from .workflows.compare import compare as compare
+from .workflows.explain import ExplainResult as ExplainResult
+from .workflows.explain import explain_into as explain_into
 from .workflows.fit_and_record import TrainingRun as TrainingRun
 from .workflows.predict import embed_into as embed_into
 from .workflows.predict import predict_into as predict_into

@@ -31,6 +31,7 @@ VERBS: Final[Mapping[str, Mapping[str, Verb]]] = {
         "predict": Verb("predict", "classify images"),
         "embed": Verb("predict", "compute feature vectors of images"),
         "search": Verb("predict", "find similar images"),
+        "explain": Verb("explain", "show which places of images speak for a class"),
         "bench": Verb("bench", "measure the speed of inference on this machine"),
     },
     "First steps": {

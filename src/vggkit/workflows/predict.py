@@ -24,9 +24,9 @@ from vggkit.images.sources.tables import Columns
 from vggkit.inference.bulk import VECTOR, BulkResult, Job, OnProgress, Row, run_job
 from vggkit.inference.embed import FEATURES, find_width, iterate_embeddings
 from vggkit.inference.fingerprint import describe_labels, describe_network, name_place
-from vggkit.inference.predict import iterate_predictions
 from vggkit.table_files import ENDINGS, Kind, check_parquet
 from vggkit.weights.card import demand_classifier
+from vggkit.workflows.predict_and_explain import open_predictor
 
 if TYPE_CHECKING:
     from vggkit.weights.model import Model
@@ -46,6 +46,7 @@ def predict_into(
     device: str = "auto",
     precision: WantedPrecision = "auto",
     engine: WantedEngine = "auto",
+    explain: str | Path | None = None,
     save_seconds: float = 5.0,
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
@@ -67,6 +68,8 @@ def predict_into(
         precision: What is computed in; auto: bf16 where the device multiplies it natively. int8 is for
             processors, and needs the Classifier's activation ranges.
         engine: What computes, see `predict`.
+        explain: Also write to this folder, a new one, which places of each image speak for its most probable class:
+            Grad-CAM in closed form from the same pass, as an overlay for each image; see `explain_into`.
         save_seconds: How often rows are written to the folder `out`.parts; the same call continues there after
             the process has ended in whatever way, and the file is the same as without the interruption.
         overwrite: Begin anew, whatever an earlier call left.
@@ -82,7 +85,7 @@ def predict_into(
     model, place = _open(classifier)
     on_progress("listing", 0, None)
     total = count_images(given, columns=columns)  # a place without images is refused before an engine is built
-    computing = choose_engine(model, device, precision=precision, engine=engine)
+    predicting = open_predictor(model, given, explain=explain, device=device, precision=precision, engine=engine)
     top = min(top, len(model.card.labels))
     kinds: dict[str, Kind] = {"path": "path", "prediction": "text"}
     for rank in range(1, top + 1):
@@ -90,14 +93,13 @@ def predict_into(
     kinds["problem"] = "text"
 
     def compute(found: Iterator[ImageSample]) -> Iterator[tuple[ImageSample, Row]]:
-        predictions = iterate_predictions(computing, model.card, found, top=top, batch_size=batch_size)
-        for image, each in predictions:
+        for image, each in predicting.iterate(found, top=top, batch_size=batch_size):
             pairs = zip(each.labels, each.probabilities, strict=True)
             cells: list[str | float | None] = [cell for pair in pairs for cell in pair]
             cells += [None] * (2 * top - len(cells))
             yield image, (each.path, each.label, *cells, each.problem)
 
-    return run_job(
+    result = run_job(
         Job(
             out=out,
             kinds=kinds,
@@ -105,11 +107,12 @@ def predict_into(
                 "results": "predictions",
                 "top": top,
                 "answers": describe_labels(model),
-                "model": describe_network(model, precision=computing.info.precision),
+                "model": describe_network(model, precision=predicting.info.precision),
                 **_describe_images(given, columns),
+                **predicting.about,
             },
             model=place,
-            engine=computing.info,
+            engine=predicting.info,
             compute=compute,
             images=given,
             columns=columns,
@@ -120,6 +123,8 @@ def predict_into(
             on_progress=on_progress,
         )
     )
+    predicting.finish()
+    return result
 
 
 def embed_into(
