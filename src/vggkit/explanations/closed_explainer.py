@@ -3,6 +3,9 @@
 Shape letters: N images, K classes, C channels of the map, H and W its places.
 """
 
+from copy import copy
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -50,6 +53,12 @@ class ClosedExplainer(Explainer):
         assert plan.is_closed
         self._engine, self.plan, self._gradient = engine, plan, gradient
         self.info = engine.info
+
+    def of_class(self, number: int) -> "ClosedExplainer":
+        """The same for this class, whichever is the most probable one."""
+        made = copy(self)
+        made.plan = replace(self.plan, label=number)
+        return made
 
     def explain(self, batch: Values, directions: Values | None = None) -> tuple[Values, Values]:
         """Logits (N, K), and maps (N, H, W)."""

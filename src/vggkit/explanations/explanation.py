@@ -60,7 +60,9 @@ class Explanation:
         """The class with its probability, such as `bee 93.1 %`, or `bee, not ant`."""
         if self.problem is not None:
             return "not explained"
-        return f"{self.label}, not {self.contrast}" if self.contrast else f"{self.label} {self.probability:.1%}"
+        if self.contrast is not None:
+            return f"{self.label}, not {self.contrast}"
+        return f"{self.label} {100 * (self.probability or 0):.1f} %"
 
     @property
     def source(self) -> str:

@@ -3,6 +3,7 @@
 Shape letters: H and W places of a map.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -89,10 +90,11 @@ class ExplanationFolder:
         below = path.replace("\\", "/")
         if self._root and below.startswith(f"{self._root}/"):
             below = below[len(self._root) + 1 :]
-        pieces = [re.sub(r'[\x00-\x1f:*?"<>|]', "_", piece) for piece in re.split(r"[/#]+", below)]
-        pieces = [piece for piece in pieces if piece not in ("", ".", "..")] or ["image"]
-        name = "/".join(pieces)
-        name = f"_{name}" if name in OWN_NAMES else name
+        below = re.sub(r"[/#]+", "/", below)
+        pieces = [re.sub(r'[\x00-\x1f:*?"<>|]', "_", piece) for piece in below.split("/")]
+        name = "/".join(piece for piece in pieces if piece not in ("", ".", ".."))
+        if name != below or "." not in pieces[-1] or name in OWN_NAMES:  # another path may end in the same name
+            name = f"{name or 'image'}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
         return name if name.endswith(OVERLAY) else name + OVERLAY
 
     def name_map(self, path: str) -> str:

@@ -27,9 +27,9 @@ IMAGE_ENDINGS: Final = (".png", ".jpg", ".jpeg", ".webp")
 BAND_PIXELS: Final = 26
 """Height of the caption's band."""
 GAP_PIXELS: Final = 6
-OPACITY: Final = 0.8
+OPACITY: Final = 0.85
 """Of the hottest place."""
-UNSEEN_LIGHT: Final = 0.55
+UNSEEN_LIGHT: Final = 0.4
 """Light of what the network was not fed: what lies outside of the crop."""
 INK: Final = (34, 34, 34)
 PALE_INK: Final = (118, 118, 118)
@@ -43,12 +43,12 @@ _INFERNO: Final = (
 
 
 @cache
-def list_colours() -> NDArray[np.float32]:
-    """(256, 3) RGB in [0, 255] of heat from 0 to 1."""
+def list_colours() -> Pixels:
+    """(256, 3) RGB of heat from 0 to 1."""
     stops = np.array([list(bytes.fromhex(each)) for each in _INFERNO.split()], np.float32)
     places = np.linspace(0, len(stops) - 1, 256)
     columns = [np.interp(places, np.arange(len(stops)), stops[:, channel]) for channel in range(3)]
-    return np.stack(columns, axis=1).astype(np.float32)
+    return np.stack(columns, axis=1).round().astype(np.uint8)
 
 
 def show_pixels(pixels: Pixels, long_side: int = SHOWN_PIXELS) -> Pixels:
@@ -113,12 +113,11 @@ def draw_heat(pixels: Pixels, explanation: "Explanation") -> Pixels:
     box = left * across, top * down, right * across, bottom * down
     heat, inside = lay_map(explanation.map, box, (height, width))
     levels = (heat * 255).astype(np.uint8)
-    mask = (OPACITY * 255 * np.sqrt(np.arange(256, dtype=np.float32) / 255)).astype(np.uint8)[levels]
-    grey = Image.fromarray(pixels).convert("L").convert("RGB")
-    coloured = Image.fromarray(list_colours().astype(np.uint8)[levels])
-    drawn = Image.composite(coloured, grey, Image.fromarray(mask))
+    mask = Image.fromarray((OPACITY * np.arange(256)).astype(np.uint8)[levels])
+    grey = Image.fromarray(pixels).convert("L")
+    drawn = Image.composite(Image.fromarray(list_colours()[levels]), grey.convert("RGB"), mask)
     if inside != (0, 0, width, height):
-        dark = Image.fromarray(pixels).point(lambda level: int(level * UNSEEN_LIGHT))
+        dark = grey.point(lambda level: int(level * UNSEEN_LIGHT)).convert("RGB")
         dark.paste(drawn.crop(inside), inside[:2])
         drawn = dark
     return np.asarray(drawn)
