@@ -80,6 +80,7 @@ OWNERS = {
     },
     "PIL": {
         "explanations/contact_sheet.py",
+        "explanations/measures.py",
         "explanations/overlay.py",
         "images/decoding.py",
         "images/image_header.py",

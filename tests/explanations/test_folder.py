@@ -92,7 +92,7 @@ def test_the_shell(model, photos, tmp_path, capsys):
     said = capsys.readouterr()
     assert "4 images, grad-cam at relu5_2; computed by" in said.out
     assert "2.png" in said.err
-    assert set(read_table(out / "explanations.csv")["label"]) == {"red", None}
+    assert set(read_table(out / "explanations.csv")["label"]) == {"red", ""}
     assert call("explain", model, photos, "--out", out, "--contrast", "red", "down", "--json") == 1
     assert json.loads(capsys.readouterr().out)["images"] == 4
     for options, words in (

@@ -53,8 +53,9 @@ def explain(
         contrast: Two classes, A and B: explain why A and not B.
         layer: Layer whose map is explained by grad-cam or layer-cam. Without it: the last convolution's map, which
             the last pool reads, such as relu5_3.
-        check: Also measure whether the explanations are right, on at most 64 of the images: deletion and insertion
-            of what they find important, the grid pointing game, and what is left of them with random weights.
+        check: Also measure whether the explanations are right, on the first 32 images, and write it to check.json:
+            deletion and insertion of what they find important, against a random order; the grid pointing game; and
+            their likeness to the explanations of a network with random weights.
         columns: Names of a table's columns.
         batch_size: Number of images that pass through the network together.
         device: auto, cpu, cuda or mps.
@@ -91,12 +92,22 @@ def explain(
             failures.failed, failures.done = result.unreadable, result.images - result.unreadable
         for omission in result.skipped:
             line.log(f"skipped: {omission.describe()}")
+        checked = None
+        if check:
+            from vggkit.workflows.explain import check_into
+
+            checked = check_into(
+                model, images, out, method=method, layer=layer, batch_size=batch_size, device=device,
+                on_progress=line.show,
+            )  # fmt: skip
     if json:
-        print_json(result.to_dict())
+        print_json(result.to_dict() | ({} if checked is None else {"check": checked.to_dict()}))
     else:
         at = f" at {result.layer}" if result.layer else ""
         how = f"{result.method}{at}; computed by {result.engine.describe()}"
         print_line(f"{out}: {result.images:,} image{'s' * (result.images != 1)}, {how}")
         if result.sheet is not None:
             print_line(f"look at: {result.sheet}")
+        for sentence in [] if checked is None else checked.describe():
+            print_line(sentence)
     return failures.exit_code

@@ -14,7 +14,7 @@ from vggkit.arguments import demand_count
 from vggkit.engines.graph_builder import describe_overflow
 from vggkit.engines.info import WantedEngine
 from vggkit.engines.kept import find_engine
-from vggkit.engines.model_weights import ModelFile, find_weights
+from vggkit.engines.model_weights import ModelFile, NetworkWeights, Weights, find_weights
 from vggkit.engines.outputs import WantedPrecision, softmax
 from vggkit.engines.select import choose_engine
 from vggkit.engines.stream import stream_rows
@@ -90,7 +90,7 @@ def explain(
 
 
 def build_explainer(
-    classifier: "Model | ModelFile",
+    classifier: "Model | Weights",
     plan: ExplanationPlan,
     *,
     device: str = "auto",
@@ -115,7 +115,7 @@ def build_explainer(
         return GradientExplainer(weights.load_network(), plan, choose_device(device))
     gradient = HeadGradient(weights)
     output = ("logits", str(plan.layer), *gradient.needs)
-    if isinstance(classifier, ModelFile):
+    if isinstance(classifier, ModelFile | NetworkWeights):
         computing = choose_engine(classifier, device, output=output, precision=precision, engine=engine)
     else:
         computing = find_engine(classifier, device, output=output, precision=precision, engine=engine)

@@ -69,6 +69,17 @@ class Explanation:
         """Method and layer, such as `grad-cam at relu5_3`."""
         return f"{self.method} at {self.layer}" if self.layer else self.method
 
+    def find_peak(self) -> tuple[float, float] | None:
+        """Where the map is largest, in pixels of the image from its left and its top; None where nothing speaks for
+        the class. It is the middle of a place of the map, which may cover many pixels.
+        """
+        if self.map is None or self.map.max() <= 0:
+            return None
+        row, column = np.unravel_index(self.map.argmax(), self.map.shape)
+        left, top, right, bottom = self.box
+        across, down = (column + 0.5) / self.map.shape[1], (row + 0.5) / self.map.shape[0]
+        return float(left + across * (right - left)), float(top + down * (bottom - top))
+
     def save(self, path: str | Path) -> None:
         """Write the explanation, whole or not at all.
 

@@ -29,7 +29,7 @@ from vggkit.images.dataset import ImageSample
 ABOUT: Final = "explanations.json"
 """States what the folder's maps are; a folder with it may be written into again."""
 SHEET: Final = "contact_sheet.jpg"
-OWN_NAMES: Final = frozenset({ABOUT, SHEET, "explanations.csv"})
+OWN_NAMES: Final = frozenset({ABOUT, SHEET, "explanations.csv", "check.json"})
 OVERLAY: Final = ".jpg"
 
 

@@ -1,5 +1,6 @@
 """Explanations of any number of images, written to a folder."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,9 +10,11 @@ from vggkit.arguments import demand_count, demand_path
 from vggkit.engines.info import EngineInfo, WantedEngine
 from vggkit.engines.model_weights import ModelFile
 from vggkit.engines.outputs import WantedPrecision
+from vggkit.explanations.check import ExplanationCheck, check_explanations
 from vggkit.explanations.explain import build_explainer, iterate_explanations
 from vggkit.explanations.folder import ExplanationFolder
 from vggkit.explanations.plan import ExplanationPlan, Method
+from vggkit.files import write_text
 from vggkit.images.given import ImageSources, take_sources
 from vggkit.images.omissions import Omission, Reading
 from vggkit.images.sources.open_dataset import count_images, gather_images
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
 TABLE: Final = "explanations.csv"
 """In the folder: a row for each image."""
+CHECK: Final = "check.json"
+"""In the folder: whether the explanations are right."""
 KINDS: Final[dict[str, Kind]] = {
     "path": "path",
     "label": "text",
@@ -151,6 +156,34 @@ def explain_into(
         skipped=reading.list_omissions(),
         problems=tuple(shown),
     )
+
+
+def check_into(
+    classifier: str | Path,
+    images: ImageSources,
+    out: str | Path,
+    *,
+    method: Method = "grad-cam",
+    layer: str | None = None,
+    batch_size: int = 32,
+    device: str = "auto",
+    on_progress: OnProgress | None = None,
+) -> ExplanationCheck:
+    """Write whether the explanations of some images are right to `check.json` in their folder.
+
+    Arguments and errors are those of `check_explanations`, and BadOutput.
+    """
+    found = check_explanations(
+        ModelFile(classifier),
+        images,
+        method=method,
+        layer=layer,
+        batch_size=batch_size,
+        device=device,
+        on_progress=on_progress,
+    )
+    write_text(demand_path(out) / CHECK, json.dumps(found.to_dict(), indent=1) + "\n")
+    return found
 
 
 def _ignore(what: str, done: int, total: int | None) -> None:
