@@ -16,7 +16,7 @@ import torch
 
 import vggkit as vk
 from vggkit.cli.commands import VERBS
-from vggkit.images.preprocessing import suit_preprocessing
+from vggkit.images.preprocessing import choose_preprocessing
 from vggkit.models.configuration import Configuration
 from vggkit.weights.model import Model
 
@@ -34,8 +34,8 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {
     "search": (vk.search,),
     "bench": (vk.bench,),
     "distance": (vk.distance,),
-    "filters": (vk.filters,),
     "style": (vk.style,),
+    "filters": (vk.filters,),
 }
 """The calls from Python for each verb."""
 WITHOUT = {"models", "demo"}
@@ -50,13 +50,12 @@ OF_PYTHON_ALONE = {
     "search": {"on_progress"},
     "bench": {"on_progress"},
     "distance": {"on_progress"},
+    "style": {"image_every", "on_progress", "on_image", "on_log"},
     "filters": {"on_progress"},
-    "style": {"image_every", "on_image", "on_log", "on_progress"},
 }
 """Parameters without an option: functions that are called, and what the shell has in another form."""
 PLACES = {"model", "other", "trunk"}
-"""What a parameter is called that takes a Classifier: `other` is the second one of a comparison, and `trunk` any VGG
-whose head is not used."""
+"""Parameters that take a Classifier: `other` is the second of a comparison, `trunk` the VGG of a loss."""
 
 
 def list_names(called: Callable[..., Any]) -> set[str]:
@@ -110,7 +109,7 @@ def test_a_classifier_is_a_model_and_may_be_named_by_its_place(name: str, called
 
 def test_a_classifier_and_its_places_give_the_same(tiny: Configuration, photos: Path, tmp_path: Path) -> None:
     classifier = vk.Classifier.create(
-        tiny, labels=["across", "down", "red"], preprocessing=suit_preprocessing(32), seed=1
+        tiny, labels=["across", "down", "red"], preprocessing=choose_preprocessing(32), seed=1
     )
     file = tmp_path / "m.safetensors"
     classifier.save(file)

@@ -13,7 +13,7 @@ import torch
 
 import vggkit as vk
 from vggkit.classifier import Classifier
-from vggkit.images.preprocessing import suit_preprocessing
+from vggkit.images.preprocessing import choose_preprocessing
 from vggkit.models.configuration import Configuration
 from vggkit.models.vgg import VGG
 
@@ -43,7 +43,7 @@ def refuse(arguments: list[str], folder: Path) -> "subprocess.CompletedProcess[s
 @pytest.fixture(scope="module")
 def places(tiny: Configuration, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("refusals")
-    labels, seen = ["across", "down", "red"], suit_preprocessing(32)
+    labels, seen = ["across", "down", "red"], choose_preprocessing(32)
     Classifier.create(tiny, labels=labels, preprocessing=seen).save(folder / "good.safetensors")
     (folder / "broken.safetensors").write_bytes(b"no weights")
     names = ("good.safetensors", "broken.safetensors", "missing.safetensors", "missing")

@@ -30,7 +30,7 @@ from vggkit.inference import bulk as bulk_running
 from vggkit.inference.embed import embed, find_width
 from vggkit.inference.fingerprint import digest_weights
 from vggkit.inference.predict import predict
-from vggkit.models.configuration import configure
+from vggkit.models.configure import configure
 from vggkit.workflows import predict as bulk
 from vggkit.workflows.predict import embed_into, predict_into
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import vggkit as vk
 from vggkit.errors import BadInput, UnknownName
-from vggkit.models.configuration import configure
+from vggkit.models.configure import configure
 from vggkit.models.features import Features, list_features
 from vggkit.models.vgg import VGG
 

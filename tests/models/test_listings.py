@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from vggkit.errors import BadConfiguration, UnknownName
 from vggkit.models import lessons
-from vggkit.models.configuration import Configuration, configure, layer_names, list_models
+from vggkit.models.configuration import Configuration, layer_names, list_models
+from vggkit.models.configure import configure
 from vggkit.models.listing.listing import write_listing
 from vggkit.models.vgg import VGG
 from vggkit.weights.dialects import rename_keys
@@ -321,7 +322,7 @@ def test_runs_as_a_script(tmp_path):
 def test_needs_no_torch_to_be_written():
     code = (
         "import sys; from vggkit.models.listing.listing import write_listing; "
-        "from vggkit.models.configuration import configure; import vggkit.weights.dialects; "
+        "from vggkit.models.configure import configure; import vggkit.weights.dialects; "
         "write_listing(configure('vgg16'), 'explicit'); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

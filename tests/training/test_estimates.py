@@ -10,7 +10,7 @@ from conftest import draw_class
 from vggkit.errors import BadInput
 from vggkit.images.dataset import ImageSample
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.models.configuration import configure
+from vggkit.models.configure import configure
 from vggkit.training import estimates as sizing
 from vggkit.training.batches import TrainingBatches
 from vggkit.training.estimates import (

@@ -19,7 +19,7 @@ from vggkit.engines.activation_ranges import measure_ranges
 from vggkit.engines.openvino import OpenVINOEngine
 from vggkit.errors import BadCheckpoint, BadConfiguration, BadOutput, UnknownName
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.models.configuration import configure
+from vggkit.models.configure import configure
 from vggkit.models.vgg import VGG
 from vggkit.weights import convert as conversion
 from vggkit.weights.canonical import CanonicalWeights, build_network

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from vggkit.errors import BadConfiguration, UnknownName
-from vggkit.models.configuration import configure, list_models
+from vggkit.models.configuration import list_models
+from vggkit.models.configure import configure
 from vggkit.models.vgg import VGG
 from vggkit.weights.dialects import from_layout, map_keys, rename_keys, to_layout
 from vggkit.weights.input_conventions import CONVENTIONS

@@ -18,7 +18,8 @@ import vggkit as vk
 from vggkit.classifier import Classifier
 from vggkit.errors import BadCheckpoint
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.models.configuration import Configuration, configure, list_models
+from vggkit.models.configuration import Configuration, list_models
+from vggkit.models.configure import configure
 from vggkit.models.vgg import VGG
 from vggkit.weights.card import METADATA_KEY, Card
 from vggkit.weights.convert import convert

@@ -12,7 +12,7 @@ import torch
 from vggkit.classifier import Classifier, load
 from vggkit.errors import BadCheckpoint, BadConfiguration, BadOutput, UnknownName
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.models.configuration import configure
+from vggkit.models.configure import configure
 from vggkit.models.vgg import VGG
 from vggkit.weights.card import METADATA_KEY, Card
 from vggkit.weights.classifier_file import read_card

@@ -11,7 +11,8 @@ from torch import nn
 import vggkit as vk
 from vggkit.classifier import Classifier
 from vggkit.errors import BadCheckpoint, BadConfiguration
-from vggkit.models.configuration import Configuration, configure
+from vggkit.models.configuration import Configuration
+from vggkit.models.configure import configure
 from vggkit.models.vgg import VGG
 from vggkit.weights.convert import convert
 from vggkit.weights.identification import describe_identification

@@ -18,7 +18,7 @@ from vggkit.classifier import Classifier
 from vggkit.errors import BadCheckpoint, BadDownload, BadOutput, MissingExtra
 from vggkit.escaping import escape_controls
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.models.configuration import configure
+from vggkit.models.configure import configure
 from vggkit.weights.card import Card
 from vggkit.weights.hub import is_address, pull
 from vggkit.weights.model_card import is_torchvisions, write_model_card

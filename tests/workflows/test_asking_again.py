@@ -11,8 +11,8 @@ from vggkit.classifier import Classifier, load
 from vggkit.cli import main as cli
 from vggkit.cli.defaults import find_defaults
 from vggkit.errors import BadConfiguration
-from vggkit.images.preprocessing import suit_preprocessing
-from vggkit.models.configuration import configure
+from vggkit.images.preprocessing import choose_preprocessing
+from vggkit.models.configure import configure
 from vggkit.training import linear_probe
 from vggkit.training.presets import PRESETS
 from vggkit.training.recipe import Recipe
@@ -75,7 +75,7 @@ def resolve(config, changes, *, bf16=True, images=300):
         last = configuration.fully_connected[-1].index
         situation = Situation(
             configuration=configuration,
-            preprocessing=suit_preprocessing(network.image_size or 224),
+            preprocessing=choose_preprocessing(network.image_size or 224),
             origin=WeightsOrigin(
                 kind="loaded", random_keys=(f"classifier.{last}.weight", f"classifier.{last}.bias")
             )

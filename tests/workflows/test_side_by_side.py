@@ -12,7 +12,7 @@ from conftest import fill_folder
 from vggkit.classifier import Classifier, load
 from vggkit.errors import BadOutput
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.models.configuration import configure
+from vggkit.models.configure import configure
 from vggkit.training.recipe import Recipe
 from vggkit.workflows.run_folder import LOCK, demand_new_folder, hold_folder, new_folder
 from vggkit.workflows.train import train

@@ -15,7 +15,7 @@ from vggkit.features.style_loss import StyleLayers, StyleLoss, choose_style_laye
 from vggkit.features.style_transfer import plan_sizes, share_steps
 from vggkit.images.colours import TO_YIQ, combine_luminance, match_colours, match_luminance
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.models.configuration import configure
+from vggkit.models.configure import configure
 
 CAFFE = Preprocessing(channel_order="BGR", full_value=255, mean=(103.939, 116.779, 123.68), std=(1, 1, 1))
 
@@ -231,7 +231,7 @@ def test_the_command(trunk, photo, painting, tmp_path, capsys):
     for name, pixels in (("photo", photo), ("one", painting), ("two", painting[:, ::-1])):
         Image.fromarray(np.ascontiguousarray(pixels)).save(tmp_path / f"{name}.png")
     paths = [str(tmp_path / f"{name}.png") for name in ("photo", "one", "two")]
-    options = ["--trunk", str(tmp_path / "trunk.safetensors"), "--size", "64", "--steps", "4", "--save-every", "2"]
+    options = ["--trunk", str(tmp_path / "trunk.safetensors"), "--size", "64", "--steps", "4", "--image-every", "2"]
     out = tmp_path / "new" / "image.png"
     with pytest.raises(SystemExit) as ended:
         cli.main(["style", *paths, "--out", str(out), *options, "--style-weights", "3", "1"])

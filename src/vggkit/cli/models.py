@@ -5,7 +5,8 @@ from pathlib import Path
 
 from vggkit.cli.printing import print_json, print_json_line
 from vggkit.errors import BadCheckpoint, BadConfiguration, BadInput, describe_problem
-from vggkit.models.configuration import Head, configure, list_models
+from vggkit.models.configuration import Head, list_models
+from vggkit.models.configure import configure
 from vggkit.models.listing.listing import Style, write_listing
 from vggkit.models.summary import summarize
 from vggkit.reports.model_table import draw_models

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from vggkit.errors import BadConfiguration, BadInput
 from vggkit.features.loss_config import LossConfig
 from vggkit.features.winograd import convolve, is_worth_it, transform_filters
-from vggkit.images.preprocessing import Preprocessing, suit_preprocessing
-from vggkit.models.configuration import Configuration, configure
+from vggkit.images.preprocessing import Preprocessing, choose_preprocessing
+from vggkit.models.configuration import Configuration
+from vggkit.models.configure import configure
 from vggkit.models.features import Features
 from vggkit.models.layers import widen
 from vggkit.models.vgg import VGG
@@ -149,7 +150,7 @@ def open_trunk(given: VGG | Model | str | Path, config: LossConfig, name: str) -
     Raises BadConfiguration where it does not fit the loss, BadInput for what is no network, and BadCheckpoint.
     """
     if isinstance(given, VGG):
-        preprocessing = suit_preprocessing(in_channels=given.configuration.in_channels)
+        preprocessing = choose_preprocessing(in_channels=given.configuration.in_channels)
         model: VGG = given
     elif isinstance(given, Model):
         model, preprocessing = given.network, given.preprocessing

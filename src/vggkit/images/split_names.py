@@ -1,4 +1,4 @@
-"""The names of a collection's splits, as people spell them in folders, files and tables."""
+"""The names of splits, in their common spellings in folders, files and tables."""
 
 import re
 from collections.abc import Mapping
@@ -15,14 +15,14 @@ SPLITS: Final[Mapping[str, str]] = {
     "test": "test",
     "testing": "test",
 }
-"""Names that are parts of a collection and not classes, and what each is called here."""
+"""Names of splits, which are not classes, and the name of each here."""
 
 _FILLERS: Final = "set|sets|image|images|img|imgs|data|dataset|split|folder|photos|pictures"
 _SPELLING: Final = re.compile(rf"(?:(?:{_FILLERS})[^a-z]+)?({'|'.join(SPLITS)})(?:[^a-z]*(?:{_FILLERS}))?[^a-z]*")
 
 
 def tell_split(name: str) -> str | None:
-    """The split that a folder's name says as people spell it, or None.
+    """The split that a folder's name means in one of its common spellings, or None.
 
     >>> [tell_split(name) for name in ("Train", "training_set", "images-val", "val2", "TestSet", "trainers")]
     ['train', 'train', 'val', 'val', 'test', None]
@@ -32,13 +32,13 @@ def tell_split(name: str) -> str | None:
 
 
 def hint_at_split(name: str) -> str | None:
-    """The split that one of the words of a name says, such as `seg_train`; None where there is none, or several."""
+    """The split that one word of a name means, as in `seg_train`; None where there is none, or several."""
     found = {SPLITS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLITS}
     return found.pop() if len(found) == 1 else None
 
 
 def find_split(path: str) -> str | None:
-    """The split that a file's name tells, or else its folder's: `data/train-00001.tar`, `val/00001.tar`.
+    """The split by a file's name, or else by its folder's: `data/train-00001.tar`, `val/00001.tar`.
 
     Folders above do not count: people keep data in folders called test.
     """

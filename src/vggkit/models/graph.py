@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from vggkit.errors import BadInput, UnknownName
-from vggkit.models.configuration import Configuration, FullyConnected, Layer
+from vggkit.models.configuration import Configuration
+from vggkit.models.layer_records import FullyConnected, Layer
 
 StepKind = Literal["conv", "bn", "relu", "lrn", "pool", "adaptive_pool", "flatten", "statistics", "fc", "mean"]
 Shape = tuple[int, ...]
@@ -65,7 +66,7 @@ class Graph:
 
     Raises BadInput for images smaller than the network's `minimum_side`.
 
-    >>> from vggkit.models.configuration import configure
+    >>> from vggkit.models.configure import configure
     >>> graph = Graph(configure("vgg16"))
     >>> step = graph.find("relu3_3")
     >>> step.module, step.output_shape

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from vggkit.models.configuration import STD_EPSILON, Configuration, FullyConnected, Layer
+from vggkit.models.configuration import STD_EPSILON, Configuration
+from vggkit.models.layer_records import FullyConnected, Layer
 
 
 class ResponseNorm(nn.LocalResponseNorm):

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from vggkit.errors import BadConfiguration, BadInput
-from vggkit.models.configuration import Configuration, Layer
+from vggkit.models.configuration import Configuration
+from vggkit.models.layer_records import Layer
 from vggkit.models.layers import build_fully_connected, build_layer, build_pool
 
 _FREE: Final = frozenset(

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from vggkit.arguments import plain_number
 from vggkit.errors import BadInput
-from vggkit.models.configuration import Configuration, demand_configuration
+from vggkit.models.configuration import Configuration
+from vggkit.models.configure import demand_configuration
 from vggkit.models.graph import Graph
 from vggkit.notebook import write_html
 

@@ -13,7 +13,8 @@ from torch import Tensor, fx, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 from vggkit.errors import BadConfiguration, BadInput
-from vggkit.models.configuration import Configuration, Head, Scheme, configure, find_configuration
+from vggkit.models.configuration import Configuration, Head, Scheme, find_configuration
+from vggkit.models.configure import configure
 from vggkit.models.initialization import initialize
 from vggkit.models.layers import build_head, build_pool, build_trunk
 from vggkit.models.statements import CONFIGURATION_KEY

@@ -12,7 +12,7 @@ from vggkit import __version__
 from vggkit.data_checks.findings import Case, Diagnosis, Finding, Kind, Member, Severity, Sides, write_command
 from vggkit.files import write_text
 from vggkit.images.dataset import ImageSample, sort_labels
-from vggkit.images.preprocessing import suit_preprocessing
+from vggkit.images.preprocessing import choose_preprocessing
 from vggkit.reports.pages.rendering import (
     Thumb,
     find_folder,
@@ -108,7 +108,7 @@ def _only(options: Mapping[str, str], name: str) -> dict[str, str]:
 
 def show_samples(diagnosis: Diagnosis) -> dict[str, tuple[str, ...]]:
     """A few images of each class as the network sees them, as `data:` addresses; of many classes the first."""
-    fed = suit_preprocessing(diagnosis.image_size)
+    fed = choose_preprocessing(diagnosis.image_size)
     shown = {}
     for label in sort_labels(diagnosis.samples)[:CLASSES_AT_ONCE]:
         thumbs = (make_thumb(member.image, fed=fed).source for member in diagnosis.samples[label])

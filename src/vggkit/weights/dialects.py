@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from vggkit.errors import BadConfiguration, UnknownName
-from vggkit.models.configuration import Configuration, FullyConnected, Layer
+from vggkit.models.configuration import Configuration
+from vggkit.models.layer_records import FullyConnected, Layer
 
 if TYPE_CHECKING:
     from torch import Tensor

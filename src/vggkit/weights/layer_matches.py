@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt
 
-from vggkit.models.configuration import Configuration, Layer
+from vggkit.models.configuration import Configuration
+from vggkit.models.layer_records import Layer
 from vggkit.weights.dialects import Layout, Place, Shaped, Source
 from vggkit.weights.entries import (
     HeadPlace,

@@ -9,7 +9,8 @@ from itertools import pairwise
 from math import isqrt
 
 from vggkit.errors import BadConfiguration
-from vggkit.models.configuration import MODELS, Configuration, Layer, Statistics
+from vggkit.models.configuration import MODELS, Configuration, Statistics
+from vggkit.models.layer_records import Layer
 from vggkit.models.statements import Statements
 from vggkit.weights.card import Card
 from vggkit.weights.entries import HeadPlace, Position, Window

@@ -14,23 +14,29 @@ from torch import Tensor
 from vggkit.arguments import demand_count
 from vggkit.errors import BadCheckpoint, BadConfiguration
 from vggkit.hardware import derive_seed
-from vggkit.images.preprocessing import Preprocessing, suit_preprocessing
-from vggkit.models.configuration import Configuration, Head, Scheme, configure
+from vggkit.images.preprocessing import Preprocessing, choose_preprocessing
+from vggkit.models.configuration import Configuration, Head, Scheme
+from vggkit.models.configure import configure
 from vggkit.models.structure import check_values
 from vggkit.models.vgg import VGG
-from vggkit.weights.canonical import CanonicalWeights
 from vggkit.weights.card import Card, read_labels
 from vggkit.weights.classifier_file import read_card
 from vggkit.weights.formats.detect import open_weights
-from vggkit.weights.formats.weight_file import WeightFile
-from vggkit.weights.identify import Examination, examine
-from vggkit.weights.last_layer import LastLayer, match_last_layer, order_rows
+from vggkit.weights.identify import examine
+from vggkit.weights.last_layer import match_last_layer
 from vggkit.weights.locate import locate_model
-from vggkit.weights.model_file import LoadedWeights, read_weights, select_weights, write_weights
+from vggkit.weights.model_file import read_weights, write_weights
 from vggkit.weights.origin import WeightsOrigin
 from vggkit.weights.pretrained import fetch
 from vggkit.weights.published import name_imagenet_classes
 from vggkit.weights.published_models import find_published_for
+from vggkit.weights.starting_weights import (
+    adapt_preprocessing,
+    describe_use,
+    find_networks,
+    list_classes,
+    load_starting_weights,
+)
 
 
 class Model:
@@ -202,7 +208,7 @@ class Model:
         if published is not None and published.preprocessing.channels == configuration.in_channels:
             preprocessing = preprocessing or published.preprocessing
         # Fitting together is checked before anything is fetched, and a network of half a gigabyte built.
-        fallback = preprocessing or suit_preprocessing(in_channels=configuration.in_channels)
+        fallback = preprocessing or choose_preprocessing(in_channels=configuration.in_channels)
         Card(configuration=configuration, preprocessing=fallback, labels=labels)
         provenance: dict[str, Any] = {}
         origin = WeightsOrigin()
@@ -216,14 +222,14 @@ class Model:
                 place = weights if isinstance(weights, Mapping) else locate_model(weights)
             with open_weights(place) as file:
                 examination = examine(file)
-                preprocessing = preprocessing or _adapt_preprocessing(examination, configuration.in_channels)
-                known = name_imagenet_classes(labels) if fetched is not None else _list_classes(examination)
+                preprocessing = preprocessing or adapt_preprocessing(examination, configuration.in_channels)
+                known = name_imagenet_classes(labels) if fetched is not None else list_classes(examination)
                 last = match_last_layer(
-                    labels, known, configuration=configuration, holds=_find_networks(examination)
+                    labels, known, configuration=configuration, holds=find_networks(examination)
                 )
-                loaded = _load_from(file, examination, configuration, last, allow_partial=allow_partial)
+                loaded = load_starting_weights(file, examination, configuration, last, allow_partial=allow_partial)
             found = loaded.tensors
-            provenance["weights"] = _report(examination, loaded, last, configuration)
+            provenance["weights"] = describe_use(examination, loaded, last, configuration)
             name = examination.identification.path.name
             origin = WeightsOrigin(kind="loaded", source=name, random_keys=tuple(loaded.random))
         if fetched is not None:
@@ -327,83 +333,3 @@ class Model:
 def _demand_mapping(name: str, value: object) -> None:
     if not isinstance(value, Mapping):
         raise BadConfiguration(f"{name} must be a mapping, such as {{'data': 'bees'}}; got {value!r:.100}")
-
-
-def _adapt_preprocessing(examination: Examination, in_channels: int) -> Preprocessing | None:
-    """What the file's weights are fed, for so many channels; None where it is unknown."""
-    stated = examination.identification.preprocessing
-    if stated is None or stated.channels == in_channels:
-        return stated
-    if stated.channels != 3 or in_channels not in (1, 4):
-        return None
-    # Filters summed over the channels see grey images on the mean of their scales, and so they do a fourth channel.
-    mean, std = sum(stated.mean) / 3, sum(stated.std) / 3
-    if in_channels == 4:
-        if stated.channel_order != "RGB":
-            return None
-        return replace(stated, channel_order="RGBX", mean=(*stated.mean, mean), std=(*stated.std, std))
-    return replace(stated, channel_order="L", mean=(mean,), std=(std,))
-
-
-def _list_classes(examination: Examination) -> tuple[str, ...] | None:
-    """The classes that a file names, in the order of its logits; None where it names none."""
-    return examination.card.labels if examination.card is not None else examination.labels
-
-
-def _find_networks(examination: Examination) -> list[Configuration]:
-    """The networks that a file may be read as, each with its last layer; none where that is not known."""
-    found = examination.identification
-    if found.head is None or found.num_classes is None or found.configuration is None:
-        return []
-    return [found.configuration, *(reading.configuration for reading in found.readings)]
-
-
-def _load_from(
-    file: WeightFile,
-    examination: Examination,
-    configuration: Configuration,
-    last: LastLayer,
-    *,
-    allow_partial: bool,
-) -> LoadedWeights:
-    found = examination.identification
-    if allow_partial and not found.is_vgg and examination.is_nameless:
-        raise BadCheckpoint(f"{file.path}: is {found.verdict}; no part of it is recognised as a VGG")
-    weights = CanonicalWeights(file, examination, configuration)
-    # A head on a trunk that ends elsewhere reads other numbers, even where there are as many.
-    pooled = configuration.head == "pool" and bool(found.readings)
-    channels = configuration.in_channels
-    ends = [replace(reading.configuration, in_channels=channels).trunk for reading in found.readings]
-    loaded = select_weights(
-        configuration,
-        weights,
-        source=str(file.path),
-        other_classes=last.reason if last.rows is None else None,
-        allow_partial=allow_partial,
-        holds=found.verdict,
-        head_fits=not pooled or configuration.trunk in ends,
-    )
-    if last.rows is None:
-        return loaded
-    return replace(loaded, tensors=order_rows(loaded.tensors, configuration, last.rows))
-
-
-def _report(
-    examination: Examination, loaded: LoadedWeights, last: LastLayer, configuration: Configuration
-) -> dict[str, Any]:
-    """What became of every key, for provenance."""
-    found, sheet = examination.identification, examination.lay_out_for(configuration)
-    keeps_head = loaded.reinitialised is None and last.rows is not None
-    reading = {"reading": sheet.description} if sheet is not None and sheet.description else {}
-    return reading | {
-        "file": found.path.name,
-        "dialect": found.dialect,
-        "input_convention": found.input_convention,
-        "taken": len(loaded.tensors),
-        "random": list(loaded.random),
-        "renewed": loaded.reinitialised,
-        "classes": last.reason if keeps_head else None,
-        "used": list(loaded.tensors),
-        "missing": list(loaded.missing),
-        "ignored": list(loaded.ignored),
-    }

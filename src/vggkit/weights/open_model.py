@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from vggkit.errors import BadCheckpoint, BadConfiguration, BadInput
-from vggkit.images.preprocessing import suit_preprocessing
-from vggkit.models.configuration import configure
+from vggkit.images.preprocessing import choose_preprocessing
+from vggkit.models.configure import configure
 from vggkit.models.vgg import VGG
 from vggkit.weights.formats.detect import open_weights
 from vggkit.weights.identify import examine
@@ -25,7 +25,7 @@ def open_model(given: VGG | Model | str | Path) -> Model:
     if isinstance(given, Model):
         return given
     if isinstance(given, VGG):
-        preprocessing = suit_preprocessing(in_channels=given.configuration.in_channels)
+        preprocessing = choose_preprocessing(in_channels=given.configuration.in_channels)
         labels = [f"class {number}" for number in range(given.configuration.num_classes)]
         return Model(given, labels=labels, preprocessing=preprocessing)
     if not isinstance(given, str | Path):

@@ -7,8 +7,9 @@ from pathlib import Path
 from torch import Tensor
 
 from vggkit.images.dataset import ImageDataset, typical_side
-from vggkit.images.preprocessing import FitMode, Preprocessing, suit_preprocessing
-from vggkit.models.configuration import Configuration, Head, Scheme, configure
+from vggkit.images.preprocessing import FitMode, Preprocessing, choose_preprocessing
+from vggkit.models.configuration import Configuration, Head, Scheme
+from vggkit.models.configure import configure
 from vggkit.weights.card import read_entry
 from vggkit.weights.input_conventions import find_convention
 from vggkit.weights.model import Model
@@ -127,7 +128,7 @@ def describe_start(classifier: Model) -> str:
 
 def _resize(convention: Preprocessing | None, image_size: int, in_channels: int) -> Preprocessing:
     """An input convention at a size; None: ImageNet's, or grey."""
-    sized = suit_preprocessing(image_size, in_channels=in_channels)
+    sized = choose_preprocessing(image_size, in_channels=in_channels)
     if convention is None:
         return sized
     return replace(convention, resize_pixels=sized.resize_pixels, crop_pixels=sized.crop_pixels)

@@ -4,14 +4,10 @@ Each field's comment in the file is the text under the field in the code, which 
 """
 
 import os
-import re
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, get_args, get_origin, get_type_hints
-
-import yaml
 
 from vggkit.arguments import is_number
 from vggkit.errors import BadConfiguration, UnknownName, VggkitError
@@ -26,12 +22,12 @@ from vggkit.reports.loggers import LOGGERS
 from vggkit.training.recipe import Recipe
 from vggkit.weights.card import read_entry
 from vggkit.weights.published_models import is_model_name
+from vggkit.workflows.yaml_text import parse_yaml, write_comment, write_entry
 
 if TYPE_CHECKING:
     from vggkit.weights.model import Model
 
 FILE_NAME: Final = "config.yaml"
-LINE_WIDTH: Final = 100
 OPENING: Final = """\
 The options of a training, and what it found. To repeat it: vggkit train --config THIS_FILE
 To continue it where it stopped: vggkit train --resume THIS_FOLDER
@@ -183,18 +179,18 @@ class RunConfig:
         rare = [name for name in ("find_learning_rate", "from_python") if getattr(self, name)]
         for name in ("data", "despite_findings", "loggers", *rare):
             value = getattr(self, name)
-            yield from _lay_out(name, list(value) if name == "loggers" else value, texts.get(name, ""))
+            yield from write_entry(name, list(value) if name == "loggers" else value, texts.get(name, ""))
         for name in ("columns", "network", "recipe"):
             section = getattr(self, name)
             yield ""
-            yield from _comment(texts.get(name, ""))
+            yield from write_comment(texts.get(name, ""))
             yield f"{name}:"
             about = read_field_texts(type(section))
             for key, value in asdict(section).items():
                 value = list(value) if isinstance(value, tuple) else value  # noqa: PLW2901
-                yield from _lay_out(key, value, about.get(key, ""), indent="  ")
+                yield from write_entry(key, value, about.get(key, ""), indent="  ")
         yield ""
-        yield from _lay_out("found", dict(self.found), texts.get("found", ""))
+        yield from write_entry("found", dict(self.found), texts.get("found", ""))
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
@@ -205,12 +201,12 @@ class RunConfig:
         path = Path(path)
         path = path / FILE_NAME if path.is_dir() else path
         try:
-            values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+            values = parse_yaml(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeError) as problem:
             reason = getattr(problem, "strerror", None) or problem
             raise BadConfiguration(f"{path}: cannot be read ({reason})") from problem
-        except (yaml.YAMLError, ValueError, RecursionError) as problem:
-            raise BadConfiguration(f"{path}: is not YAML ({_describe(problem)})") from problem
+        except ValueError as problem:
+            raise BadConfiguration(f"{path}: is not YAML ({problem})") from problem
         try:
             return cls._from_dict({} if values is None else values)
         except VggkitError as problem:
@@ -259,62 +255,6 @@ def locate(place: str) -> str:
     if place in ("imagenet", *NAMES, *list_models()) and not Path(place).exists():
         return place
     return os.path.abspath(place)  # noqa: PTH100 (a link may be exchanged on purpose; it is not followed)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which 5e-4 is a number and a repeated key is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for number, (key, _) in enumerate(node.value):
-            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in keys[:number]:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
-        return super().construct_mapping(node, deep=deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes values that the loader above reads as the same."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-    def write_text(self, text: str) -> yaml.ScalarNode:
-        """Line ends of other alphabets are escaped; PyYAML writes them as they are and reads them as spaces."""
-        style = '"' if any(mark in text for mark in "\x85\u2028\u2029\ufeff") else None
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _Dumper.write_text)
-
-# YAML 1.1 takes 5e-4 for text.
-_NUMBER: Final = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
-for _kind in (_Loader, _Dumper):
-    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
-
-
-def _describe(problem: Exception) -> str:
-    mark = getattr(problem, "problem_mark", None)
-    text = str(getattr(problem, "problem", None) or problem)
-    return f"line {mark.line + 1}: {text}" if mark is not None else text
-
-
-def _lay_out(name: str, value: Any, text: str, *, indent: str = "") -> Iterator[str]:
-    """A comment and the entry under it."""
-    yield from _comment(text, indent=indent)
-    dumped = yaml.dump(
-        {name: value},
-        Dumper=_Dumper,
-        allow_unicode=True,
-        sort_keys=False,
-        default_flow_style=None if value and isinstance(value, (dict, list)) else False,
-        width=LINE_WIDTH,
-    )
-    yield from (indent + line if line else line for line in dumped.rstrip("\n").split("\n"))
-
-
-def _comment(text: str, *, indent: str = "") -> Iterator[str]:
-    for line in textwrap.wrap(text, LINE_WIDTH - len(indent)):
-        yield f"{indent}# {line}"
 
 
 def _check_keys(kind: type, values: Any, place: str) -> None:

@@ -19,7 +19,8 @@ from vggkit.hardware import choose_device, computes_bf16, describe_machine
 from vggkit.images.dataset import ImageDataset
 from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.interruption import handle_signals
-from vggkit.models.configuration import Configuration, configure
+from vggkit.models.configuration import Configuration
+from vggkit.models.configure import configure
 from vggkit.models.vgg import VGG
 from vggkit.reports.lr_plot import plot_rate_search
 from vggkit.reports.plots import PlotEnding

@@ -5,7 +5,8 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from vggkit.errors import BadConfiguration, UnknownName
-from vggkit.models.configuration import PAPER_LETTERS, Configuration, configure, demand_configuration
+from vggkit.models.configuration import PAPER_LETTERS, Configuration
+from vggkit.models.configure import configure, demand_configuration
 from vggkit.models.listing.blocks import write_blocks
 from vggkit.models.listing.explicit import write_explicit
 from vggkit.models.listing.parts import image_side, name_class

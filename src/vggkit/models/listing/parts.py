@@ -11,7 +11,8 @@ from string import ascii_lowercase
 from textwrap import fill, indent
 from typing import Final
 
-from vggkit.models.configuration import Configuration, FullyConnected, Layer
+from vggkit.models.configuration import Configuration
+from vggkit.models.layer_records import FullyConnected, Layer
 
 LRN: Final = "size=5, alpha=5 * 1e-4, beta=0.75, k=2.0"
 """Krizhevsky's constants; torch divides alpha by the window, as he does not."""
