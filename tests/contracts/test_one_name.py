@@ -50,7 +50,7 @@ OF_PYTHON_ALONE = {
     "search": {"on_progress"},
     "bench": {"on_progress"},
     "distance": {"on_progress"},
-    "style": {"image_every", "on_progress", "on_image", "on_log"},
+    "style": {"on_progress", "on_image", "on_log"},
     "filters": {"on_progress"},
 }
 """Parameters without an option: functions that are called, and what the shell has in another form."""
