@@ -196,14 +196,16 @@ def _check_heaps(path: Path, stream: IO[bytes], datasets: Sequence[Dataset]) -> 
             start = max(start, offset + size)
 
 
-def _read_texts(group: Any, *, heaped: bool = False) -> dict[str, list[str]]:
-    """The texts, or lists of them, among a group's attributes; those of variable length only where `heaped`."""
+def _read_texts(group: Any, *, heaped: str | None = None) -> dict[str, list[str]]:
+    """The texts, or lists of them, among a group's attributes; of variable length those whose name begins so."""
     from h5py import check_string_dtype
 
     found = {}
     for name in group.attrs:
         text_type = check_string_dtype(group.attrs.get_id(name).dtype)
-        if text_type is not None and (heaped or text_type.length is not None):
+        if text_type is None:
+            continue
+        if text_type.length is not None or (heaped and name.startswith(heaped)):
             values = np.asarray(group.attrs[name]).reshape(-1).tolist()
             texts = [text.decode("utf-8", "replace") if isinstance(text, bytes) else text for text in values]
             found[name] = [text[:_TEXT_BYTES] for text in texts]
@@ -230,7 +232,7 @@ def _is_legacy(file: Any, base: tuple[str, ...]) -> bool:
 
 def _list_legacy(group: Any, datasets: Sequence[Dataset], base: tuple[str, ...]) -> list[Named]:
     """The tensors of a legacy file in the order of its layers."""
-    texts = _read_texts(group, heaped=True)
+    texts = _read_texts(group, heaped="layer_names")
     # Keras cuts a long list into numbered attributes.
     parts = [f"layer_names{number}" for number in range(_LIMIT_PARTS)]
     names = [name for part in ("layer_names", *parts) for name in texts.get(part, ())]
