@@ -24,7 +24,7 @@ from vggkit.engines.pytorch import PyTorchEngine
 from vggkit.evaluation.evaluation import proportion_interval
 from vggkit.hardware import describe_machine
 from vggkit.images.dataset import ImageDataset, ImageSample
-from vggkit.images.preprocessing import suit_preprocessing
+from vggkit.images.preprocessing import choose_preprocessing
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"
 RECIPE = vk.Recipe(
@@ -76,7 +76,7 @@ def main() -> None:
     recipe = replace(RECIPE, epochs=options.epochs, seed=options.seed)
     started, used = time.perf_counter(), time.process_time()
     images = divide(vk.open_dataset(str(DATA)))
-    fed = suit_preprocessing(32)
+    fed = choose_preprocessing(32)
     classifier = Classifier.create(
         "vgg11_bn",
         labels=images.labels,

@@ -51,7 +51,7 @@ COMPILED = """
 import sys, numpy
 from vggkit.engines.openvino import _import_openvino
 from vggkit.images.dataset import ImageSample
-from vggkit.weights.card import read_card
+from vggkit.weights.classifier_file import read_card
 openvino = _import_openvino()
 card = read_card(sys.argv[1] + "/model.safetensors")
 blob = openvino.Tensor(numpy.memmap(sys.argv[1] + "/bf16.blob", numpy.uint8, "r"))

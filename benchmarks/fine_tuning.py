@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from vggkit.weights.card import read_card
+from vggkit.weights.classifier_file import read_card
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 WEIGHTS = SHARED / "weights" / "vgg19_oxford_features_to_relu3_4_caffeBGR.pth"

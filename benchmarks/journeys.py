@@ -1,7 +1,10 @@
 """How many of vggkit's files a command enters: four commands, run for real on a few generated images.
 
-A file counts where one of its functions is called; what an import alone runs does not. `--source` names another
-version's `src` folder, to count that one. Prints a table, and with `--list` the files of each command in order.
+A file counts where one of its functions is called; what an import alone runs does not. A file's distance is the
+smallest number of files on the stack when one of its functions is called: 1 for the command line, 2 for what it
+calls in another file, and so on; it begins again in each thread. `--source` names another version's `src` folder to
+count that one. Prints a table, and with `--list` the files of each command in the order in which it enters them,
+each after its distance.
 """
 
 import argparse
@@ -33,20 +36,26 @@ root = str(Path(vggkit.__file__).parent)
 seen = {}
 def follow(frame, event, argument):
     code = frame.f_code
-    if event != "call" or seen is None or code.co_filename in seen or not code.co_filename.startswith(root):
+    if event != "call" or seen is None or not code.co_filename.startswith(root):
         return
-    while frame is not None:  # what runs while a module is imported does not count
-        if frame.f_code.co_filename.startswith(root) and not frame.f_code.co_flags & inspect.CO_NEWLOCALS:
-            return
+    distance, last = 0, None
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name.startswith(root):
+            if not frame.f_code.co_flags & inspect.CO_NEWLOCALS:  # a module is being imported
+                return
+            distance += name != last
+            last = name
         frame = frame.f_back
-    seen[code.co_filename] = code.co_filename[len(root) + 1:]
+    entered = code.co_filename[len(root) + 1:]
+    seen[entered] = min(distance, seen.get(entered, distance))
 threading.setprofile(follow)
 sys.setprofile(follow)
 try:
     main(sys.argv[2:])
 except SystemExit as ended:
     sys.setprofile(None)
-    Path(sys.argv[1]).write_text("\\n".join(seen.values()))
+    Path(sys.argv[1]).write_text("\\n".join(f"{distance} {name}" for name, distance in seen.items()))
     sys.exit(ended.code)
 """
 SAVE = """
@@ -66,8 +75,8 @@ def fill_folder(folder: Path) -> None:
                 Image.fromarray(pixels).save(folder / split / label / f"{number}.png")
 
 
-def count(source: Path) -> dict[str, list[str]]:
-    """The files that each command enters, in the order in which it does."""
+def count(source: Path) -> dict[str, dict[str, int]]:
+    """The files that each command enters, in the order in which it does, and the distance of each."""
     environment = {**os.environ, "PYTHONPATH": str(source)}
     found = {}
     with tempfile.TemporaryDirectory() as name:
@@ -85,7 +94,8 @@ def count(source: Path) -> dict[str, list[str]]:
                 *(["--quiet"] if "run" in line else []),
             ]
             subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
-            found[journey] = (folder / "seen.txt").read_text().split("\n")
+            lines = (folder / "seen.txt").read_text().split("\n")
+            found[journey] = {name: int(distance) for distance, name in (line.split(" ") for line in lines)}
     return found
 
 
@@ -95,11 +105,12 @@ def main() -> None:
     parser.add_argument("--list", action="store_true")
     options = parser.parse_args()
     found = count(options.source.resolve())
-    print("| command | files |\n|---|---|")
+    print("| command | distance up to 3 | up to 4 | up to 5 | all files |\n|---|---|---|---|---|")
     for journey, files in found.items():
-        print(f"| `{journey}` | {len(files)} |")
+        near = (sum(distance <= limit for distance in files.values()) for limit in (3, 4, 5))
+        print("|", " | ".join([f"`{journey}`", *map(str, near), str(len(files))]), "|")
     for journey, files in found.items() if options.list else ():
-        print(f"\n{journey}:", *files, sep="\n  ")
+        print(f"\n{journey}:", *(f"{distance} {name}" for name, distance in files.items()), sep="\n  ")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from vggkit.engines.activation_ranges import measure_ranges
 from vggkit.evaluation.evaluation import proportion_interval
 from vggkit.hardware import computes_bf16, describe_machine
 from vggkit.images.dataset import ImageDataset, ImageSample
-from vggkit.images.preprocessing import suit_preprocessing
+from vggkit.images.preprocessing import choose_preprocessing
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 WEIGHTS = SHARED / "weights" / "vgg19_oxford_features_to_relu3_4_caffeBGR.pth"
@@ -61,7 +61,7 @@ def learn_all(images: ImageDataset, folder: Path, epochs: int) -> Classifier:
         "vgg11_bn",
         labels=images.labels,
         head="pool",
-        preprocessing=suit_preprocessing(32),
+        preprocessing=choose_preprocessing(32),
         initialization="dirac",
         seed=0,
     )

@@ -11,7 +11,8 @@ from PIL import Image
 
 from processes import Processes
 from vggkit import hardware
-from vggkit.models.configuration import Configuration, configure
+from vggkit.models.configuration import Configuration
+from vggkit.models.configure import configure
 
 # Two test processes side by side beat one with two threads; processes started by tests inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

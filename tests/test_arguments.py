@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 import vggkit as vk
-from vggkit.errors import BadConfiguration, BadInput, UnknownName, VggkitError
+from vggkit.errors import BadCheckpoint, BadConfiguration, BadInput, UnknownName, VggkitError
 from vggkit.evaluation.protocols import plan_protocol
 
 SMALL = vk.Preprocessing(resize_pixels=32, crop_pixels=32)
@@ -224,13 +224,15 @@ def test_verbs_say_what_they_take(classifier: vk.Classifier, image: Path, tmp_pa
     }
     for verb, ask in verbs.items():
         for given, said in (
-            (image, r"load it first: vggkit\.load\("),
-            ("vgg16", r"load it first: vggkit\.load\('vgg16'\)"),
             (classifier.network, r"vggkit\.Classifier\(network, labels="),
             (3, "got int"),
         ):
             with pytest.raises(BadInput, match=f"{verb} takes a Classifier.*{said}"):
                 ask(given)
+        with pytest.raises(BadCheckpoint, match="is an image, not a Classifier's"):
+            ask(image)
+        with pytest.raises(BadCheckpoint, match="did you mean vgg19"):
+            ask("vgg61")
     for given in (image, classifier.network, 3):
         with pytest.raises(BadConfiguration, match=r"model must be .*vggkit\.list_models\(\)"):
             vk.train(tmp_path, model=given)

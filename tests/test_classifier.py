@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import vggkit as vk
-from vggkit.images.preprocessing import suit_preprocessing
+from vggkit.images.preprocessing import choose_preprocessing
 from vggkit.models.configuration import Configuration
 from vggkit.weights.hub import push
 
@@ -17,7 +17,7 @@ from vggkit.weights.hub import push
 @pytest.fixture(scope="module")
 def classifier(tiny: Configuration) -> vk.Classifier:
     return vk.Classifier.create(
-        tiny, labels=["across", "down", "red"], preprocessing=suit_preprocessing(32), seed=1
+        tiny, labels=["across", "down", "red"], preprocessing=choose_preprocessing(32), seed=1
     )
 
 

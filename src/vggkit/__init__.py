@@ -9,10 +9,22 @@ import lazy_loader
 from vggkit._version import __version__ as __version__
 
 _load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_RENAMED = {
+    "open_pictures": "open_dataset",
+    "Picture": "ImageSample",
+    "PictureSet": "ImageDataset",
+    "Answers": "Predictions",
+    "compare_answers": "compare_predictions",
+    "Found": "SearchResult",
+    "Neighbour": "SimilarImage",
+}
+"""Public names of 0.1 and what they are now."""
 
 
 def __getattr__(name: str) -> object:
     """A public name; `help` of a record shows the texts under its fields, too."""
+    if name in _RENAMED:
+        raise AttributeError(f"vggkit.{name} of version 0.1 is vggkit.{_RENAMED[name]} now")
     value = _load(name)
     if isinstance(value, type) and hasattr(value, "__dataclass_fields__"):
         from vggkit.field_texts import document_fields

@@ -41,9 +41,12 @@ from .explanations.check import check_explanations as check_explanations
 from .explanations.explain import explain as explain
 from .explanations.explanation import Explanation as Explanation
 from .explanations.explanation import Explanations as Explanations
+from .features.image_pairs import Distances as Distances
+from .features.image_pairs import ImageDistance as ImageDistance
 from .features.loss_config import LossConfig as LossConfig
 from .features.perceptual import PerceptualLoss as PerceptualLoss
-from .features.perceptual import Reference as Reference
+from .features.reference import Reference as Reference
+from .features.style_transfer import StyleStep as StyleStep
 from .images.dataset import ImageDataset as ImageDataset
 from .images.dataset import ImageSample as ImageSample
 from .images.dataset import Storage as Storage
@@ -59,16 +62,16 @@ from .inference.predict import predict as predict
 from .inference.search import SearchResult as SearchResult
 from .inference.search import SimilarImage as SimilarImage
 from .models.configuration import Configuration as Configuration
-from .models.configuration import FullyConnected as FullyConnected
-from .models.configuration import Layer as Layer
-from .models.configuration import configure as configure
 from .models.configuration import list_models as list_models
-from .models.configuration import parse_blocks as parse_blocks
+from .models.configure import configure as configure
+from .models.configure import parse_blocks as parse_blocks
 from .models.features import Features as Features
 from .models.initialization import WarmStart as WarmStart
 from .models.initialization import adapt_filters as adapt_filters
 from .models.initialization import initialize as initialize
 from .models.initialization import warm_start as warm_start
+from .models.layer_records import FullyConnected as FullyConnected
+from .models.layer_records import Layer as Layer
 from .models.listing.listing import write_listing as write_listing
 from .models.summary import LayerSummary as LayerSummary
 from .models.summary import Summary as Summary
@@ -93,14 +96,20 @@ from .weights.published import PublishedWeights as PublishedWeights
 from .workflows.bench import bench as bench
 from .workflows.check import check as check
 from .workflows.compare import compare as compare
+from .workflows.distance import distance as distance
 from .workflows.explain import ExplainResult as ExplainResult
 from .workflows.explain import explain_into as explain_into
+from .workflows.filters import Filters as Filters
+from .workflows.filters import Patch as Patch
+from .workflows.filters import filters as filters
 from .workflows.fit_and_record import TrainingRun as TrainingRun
 from .workflows.predict import embed_into as embed_into
 from .workflows.predict import predict_into as predict_into
 from .workflows.run_config import NetworkChoice as NetworkChoice
 from .workflows.run_config import RunConfig as RunConfig
 from .workflows.search import search as search
+from .workflows.style import StyleTransfer as StyleTransfer
+from .workflows.style import style as style
 from .workflows.train import train as train
 
 __version__: str

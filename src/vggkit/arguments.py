@@ -1,4 +1,4 @@
-"""What people give as numbers and paths: Python's, NumPy's and torch's numbers are one, and a float is no count."""
+"""Checks of numbers and paths in arguments: NumPy's and torch's numbers are accepted, and a float is no count."""
 
 import operator
 import os
@@ -13,7 +13,7 @@ from vggkit.errors import BadInput
 def plain_number(value: object) -> Any:
     """A whole number, a real one or a truth value of NumPy or torch as Python's own; anything else as it is.
 
-    A float stays one, 3.0 too: where a whole number is asked for, it is a mistake to be told.
+    A float stays a float, even 3.0: where a whole number is required, it is an error.
     """
     if value is None or isinstance(value, bool | int | str):
         return int(value) if isinstance(value, int) and not isinstance(value, bool) else value
@@ -65,7 +65,7 @@ def demand_seconds(name: str, value: object) -> float:
 
 
 def demand_path(value: object) -> Path:
-    """The path `value`, of text or of an object that stands for one; raises BadInput for anything else."""
+    """The path `value`, of text or of a path object; raises BadInput for anything else."""
     if isinstance(value, bytes):
         raise BadInput(f"a path is text or a pathlib.Path, got bytes: {value!r:.80}; write os.fsdecode(path)")
     try:

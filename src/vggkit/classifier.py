@@ -1,4 +1,4 @@
-"""The object that people hold: a model with the verbs as methods, a line each.
+"""The Classifier: a Model with predict, evaluate and the other verbs as methods.
 
 Shape letters: N images, H height, W width.
 """
@@ -29,7 +29,7 @@ from vggkit.workflows.bench import bench
 
 
 class Classifier(Model):
-    """A VGG that knows how to feed itself and what its predictions mean, with what can be done with it.
+    """A VGG with its preprocessing and class names, and the methods to predict, evaluate, embed and compare.
 
     One `.safetensors` file holds network, preprocessing, labels and provenance. `Classifier.create` makes one to
     train, `vggkit.load` or `Classifier.from_pretrained` opens one.
@@ -38,9 +38,9 @@ class Classifier(Model):
         network: The VGG; its number of classes is the number of labels.
         labels: Class names in the order of the logits, or a mapping of names to numbers or of numbers to names.
         preprocessing: How an image becomes the network's input.
-        temperature: What logits are divided by before they become probabilities.
+        temperature: Logits are divided by it before the softmax.
         threshold: Probability in [0, 1) below which the prediction is "unknown"; 0: never.
-        activation_ranges: The least and the largest value that each layer reads, for int8.
+        activation_ranges: Smallest and largest input of each layer, for int8.
         provenance: Data, recipe, metrics, licence of the weights, versions; any JSON values.
 
     Raises BadConfiguration where these do not fit together.
@@ -67,7 +67,7 @@ class Classifier(Model):
         return cls.load(locate_model(model))
 
     def _repr_html_(self) -> str:
-        card = self._card  # of a network that was changed by hand, what is known
+        card = self._card  # the last valid one, where the network was changed since
         side, most = card.preprocessing.crop_pixels, 12
         more = f" … ({len(card.labels):,} in all)" if len(card.labels) > most else ""
         rows = [
@@ -110,8 +110,8 @@ class Classifier(Model):
             on_progress: Called with the number of images done and, where it is known, the number of all.
 
         The first call compiles the network, which takes a fraction of a second; later calls with the same device,
-        precision and engine use what was compiled, which is kept with this Classifier while the weights stay as
-        they are. Threads may call this at the same time.
+        precision and engine use the compiled network again, which is cached in this Classifier as long as the
+        weights do not change. Threads may call this at the same time.
 
         An image that cannot be read becomes a Prediction whose `problem` says why. Raises BadInput, BadData,
         BadConfiguration and MissingExtra.
@@ -151,7 +151,7 @@ class Classifier(Model):
             images: One image or several: a path, which may be a folder, a table of paths or an archive; the bytes
                 of an image file; an open file; a PIL image; uint8 pixels as an array (H, W, 3) or a tensor
                 (3, H, W); a list of any of these; an array (N, H, W, 3) or a tensor (N, 3, H, W).
-            layer: What the vectors are: `features`, the input of the last fully connected layer; `statistics`,
+            layer: The layer: `features`, the input of the last fully connected layer; `statistics`,
                 mean and standard deviation of each channel of the trunk's last map; `logits`; `probabilities`;
                 or a layer's name, such as `relu7` or `pool5`, whose maps are averaged over their area.
             batch_size: Number of images that pass through the network together.
@@ -263,7 +263,7 @@ class Classifier(Model):
                 as 0.95.
             batch_size: Number of images that pass through the network together.
             device: `auto`, `cpu`, `cuda` or `mps`.
-            precision: `fp32`, `bf16`, `int8` or `auto`; what is not fp32 is noted beside the metrics.
+            precision: `fp32`, `bf16`, `int8` or `auto`; other precisions than fp32 are noted beside the metrics.
             engine: `pytorch`, `openvino`, `onnx` or `auto`.
             on_progress: Called with the number of images done and the number of all.
 
@@ -307,10 +307,10 @@ class Classifier(Model):
         Args:
             other: A Classifier with the same classes, or its place, as `from_pretrained` takes it.
             data: Labelled images, as `evaluate` takes them.
-            names: What the two are called in the result.
+            names: Names of the two in the result.
             split: `train`, `val`, `test` or `all`. None: the test split, else the validation split, else all that
                 the Classifier was not trained on.
-            protocol: How each image is looked at, as in `evaluate`.
+            protocol: The evaluated views of each image, as in `evaluate`.
             batch_size: Number of images that pass through the network together.
             device: `auto`, `cpu`, `cuda` or `mps`.
             precision: `fp32`, `bf16`, `int8` or `auto`.
@@ -353,8 +353,8 @@ class Classifier(Model):
             rounds: Number of turns that each engine has; a figure is the median of its turns.
             seconds: Length of a turn, for each batch size.
             device: `auto`: all there are; or `cpu`, `cuda`, `mps`.
-            keep_ranges: Keep the activation ranges that int8 needs, measured on other images, in this Classifier.
-            on_progress: Called with what is being done, how much of it, and of how much.
+            keep_ranges: Store the activation ranges that int8 needs, measured on other images, in this Classifier.
+            on_progress: Called with the current task, how much of it is done, and of how much.
 
         Raises BadInput, BadData where no image can be read, and MissingExtra where ranges are to be measured
         without OpenVINO.
@@ -378,7 +378,7 @@ class Classifier(Model):
         token: str | None = None,
         message: str = "A Classifier from vggkit",
     ) -> str:
-        """Publish on the Hugging Face hub, with a model card; `vggkit.load("hf://owner/name")` brings it back.
+        """Publish on the Hugging Face hub, with a model card; `vggkit.load("hf://owner/name")` loads it from there.
 
         Args:
             repository: The repository, `owner/name`; it is created where it does not exist.

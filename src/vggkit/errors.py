@@ -1,19 +1,19 @@
 """Every error a user can cause.
 
     VggkitError
-    ├── UnknownName          a model, layer, head, verb or source nobody knows; the nearest one is named
+    ├── UnknownName          an unknown model, layer, head, verb or source; the nearest name is suggested
     ├── BadConfiguration     a network or a recipe that cannot exist, or options that contradict
     ├── BadInput             a tensor or a value that the network or function cannot take
     ├── BadImage             a file that is not a readable image
-    ├── BadData              a place without the images or classes that were asked for
+    ├── BadData              a place without the requested images or classes
     ├── BadCheckpoint        a weights file that is broken, unsafe or of another network
-    ├── BadDownload          a host that does not give the file that was asked of it, or no network
+    ├── BadDownload          a host that does not give the requested file, or no network
     ├── BadOutput            a place that cannot be written to
     └── MissingExtra         an optional package that is not installed
 
 Each message is for people: the rule, what was received, what to do. The command line prints it
 on one line and exits with 2; nothing here is ever raised for a bug of ours (`assert` is).
-`Stopped` stands beside the tree: stopping long work is no mistake.
+`Stopped` is not part of the tree: stopping long work is no error.
 """
 
 import difflib
@@ -26,16 +26,16 @@ class VggkitError(Exception):
 
 
 def describe_problem(problem: BaseException) -> str:
-    """What an error says, with the lines of a library's message that it repeats put into one.
+    """The message of an error on one line, including that of a library's error that it repeats.
 
     Line ends of names stay, the code that shows the message escapes them.
     """
-    said, cause = str(problem).strip(), problem.__cause__
+    message, cause = str(problem).strip(), problem.__cause__
     while cause is not None:
         if not isinstance(cause, VggkitError) and "\n" in str(cause):
-            said = said.replace(str(cause), " ".join(str(cause).split()))
+            message = message.replace(str(cause), " ".join(str(cause).split()))
         cause = cause.__cause__
-    return said
+    return message
 
 
 class UnknownName(VggkitError, ValueError):
@@ -63,7 +63,7 @@ class BadImage(VggkitError, ValueError):
 
 
 class BadData(VggkitError, ValueError):
-    """A place without the images or classes that were asked for."""
+    """A place without the requested images or classes."""
 
 
 class BadCheckpoint(VggkitError, ValueError):
@@ -71,7 +71,7 @@ class BadCheckpoint(VggkitError, ValueError):
 
 
 class BadDownload(VggkitError, OSError):
-    """A host that does not give the file that was asked of it, or no network to ask through."""
+    """A host that does not give the requested file, or no network."""
 
 
 class BadOutput(VggkitError, OSError):
@@ -88,8 +88,8 @@ class MissingExtra(VggkitError, ImportError):
 
 
 class Stopped(KeyboardInterrupt):
-    """Work was asked to stop, and what is done is kept; `command` goes on with it."""
+    """Work was requested to stop, and finished work is saved; `command` continues it."""
 
     def __init__(self, signal_number: int, command: str = "") -> None:
-        super().__init__(f"stopped; go on with: {command}" if command else "stopped")
+        super().__init__(f"stopped; continue with: {command}" if command else "stopped")
         self.signal_number, self.command = signal_number, command

@@ -1,7 +1,7 @@
-"""Names and texts of others, written so that a reader shows them and never obeys them.
+"""Escaping of names and texts from files, so that terminals and other programs show them and never execute them.
 
-A file, a class or the metadata of a weights file may be called anything: a terminal would obey an escape
-sequence in it, a spreadsheet compute a formula, Markdown follow a link.
+The name of a file or a class, or metadata of a weights file, may hold anything: a terminal would execute an escape
+sequence in it, a spreadsheet a formula, and Markdown would make a link.
 """
 
 import re
@@ -57,7 +57,7 @@ def defuse_cell(text: str, *, mark: str = "'") -> str:
     """A cell of CSV that no spreadsheet takes for a formula; numbers stay as they are.
 
     Args:
-        text: What the cell says.
+        text: The content of the cell.
         mark: What comes before one that begins as a formula does: `'` for text, `./` for a file's path, which
             names the same file. What already begins so gets one more, so that `restore_cell` is exact.
     """
@@ -65,7 +65,7 @@ def defuse_cell(text: str, *, mark: str = "'") -> str:
 
 
 def restore_cell(text: str, *, mark: str = "'") -> str:
-    """What `defuse_cell` was given."""
+    """The text that `defuse_cell` was given."""
     bare = text.removeprefix(mark)
     return bare if bare != text and _is_formula(bare, mark) else text
 

@@ -23,7 +23,7 @@ def read_field_texts(kind: type) -> Mapping[str, str]:
 
 
 class FieldDocs:
-    """The docstring of a dataclass with the texts under its fields, read from the source when somebody looks."""
+    """The docstring of a dataclass with the texts under its fields, read from the source when it is accessed."""
 
     def __init__(self, text: str) -> None:
         self._text = text

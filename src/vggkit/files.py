@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, and one process at a time writes what several share."""
+"""Files are written atomically, and shared files by one process at a time."""
 
 import os
 import re
@@ -36,8 +36,8 @@ def take_turn(lock: Path, longest_seconds: float, *, meanwhile: Callable[[], Non
             meanwhile()
             held.acquire(timeout=longest_seconds)
     except Timeout as problem:
-        said = f"another process has held it for {longest_seconds:g} s; end that one first"
-        raise BadOutput(f"{lock}: {said}") from problem
+        reason = f"another process has held it for {longest_seconds:g} s; end that one first"
+        raise BadOutput(f"{lock}: {reason}") from problem
     except BadOutput:
         raise
     except OSError as problem:
@@ -121,7 +121,7 @@ def demand_apart(path: str | Path, sources: Iterable[str | Path]) -> None:
     """Raise BadOutput where a file that is to be written is one of those that are read, by whatever name."""
     real = Path(os.path.realpath(path))  # also where a folder on the way is still to be made
     if real.exists() and any(_is_same(real, source) for source in sources):
-        raise BadOutput(f"{path}: is what is to be looked at, and would be overwritten; name another file")
+        raise BadOutput(f"{path}: is one of the inputs, and would be overwritten; name another file")
 
 
 def _is_same(path: Path, source: str | Path) -> bool:

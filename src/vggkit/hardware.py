@@ -1,4 +1,4 @@
-"""What the work runs on: device, precision, threads, memory, seeds. Chosen here and nowhere else."""
+"""Device, precision, threads, memory and seeds: all choices that depend on the machine are made here."""
 
 import ctypes
 import hashlib

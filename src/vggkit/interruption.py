@@ -1,4 +1,4 @@
-"""Ctrl-C and the system's wish to end the process: long work stops where its state is whole, to be gone on with."""
+"""Interruption by Ctrl-C or SIGTERM: long work stops when its state is complete, and can be continued."""
 
 import signal
 import threading
@@ -9,38 +9,38 @@ from typing import Final
 
 from vggkit.errors import Stopped
 
-ASKING: Final = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 class Signals:
-    """What was heard. Code that can stop at a good moment sets `patient` meanwhile, and asks `find_stop`."""
+    """Received signals. Code that can stop at a suitable moment sets `patient`, and calls `find_stop` there."""
 
     def __init__(self) -> None:
         self.patient = False
-        self._heard = 0
+        self._received = 0
 
     def find_stop(self) -> int:
-        """The signal that asks to stop, or 0."""
-        return self._heard
+        """The signal that requests to stop, or 0."""
+        return self._received
 
-    def hear(self, number: int, _: FrameType | None) -> None:
-        """Take note of a signal; a second one, or one to somebody who is not patient, ends at once."""
-        if self._heard or not self.patient:
+    def receive(self, number: int, _: FrameType | None) -> None:
+        """Record a signal; a second one, or one while `patient` is not set, stops at once."""
+        if self._received or not self.patient:
             raise Stopped(number)
-        self._heard = number
+        self._received = number
 
 
 @contextmanager
-def hear_signals(find_command: Callable[[], str] = lambda: "") -> Iterator[Signals]:
-    """While it lasts, hear requests to stop, and clean up on the way out.
+def handle_signals(find_command: Callable[[], str] = lambda: "") -> Iterator[Signals]:
+    """Handle requests to stop while the body runs, and restore the handlers afterwards.
 
-    What ends it carries the command that goes on, as it is found then. Only a process's main thread hears
-    signals; in another nobody asks.
+    The error carries the command that continues the work, as `find_command` gives it then. Only the main thread of
+    a process receives signals; in others nothing is done.
     """
     signals = Signals()
     before = {}
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, signals.hear) for number in ASKING}
+        before = {number: signal.signal(number, signals.receive) for number in STOP_SIGNALS}
     try:
         yield signals
     except KeyboardInterrupt as stop:

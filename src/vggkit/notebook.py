@@ -1,4 +1,4 @@
-"""What a notebook shows of an object: a small table of HTML, in which names and texts of others are only shown."""
+"""HTML tables of objects for notebooks, with all names and texts escaped."""
 
 from collections.abc import Iterable, Sequence
 from html import escape

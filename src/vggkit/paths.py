@@ -1,4 +1,4 @@
-"""Where fetched things are kept, and whether the network may be asked: what the `VGGKIT_` variables say."""
+"""The folder of downloads, and whether the network may be used: the `VGGKIT_` environment variables."""
 
 import os
 import sys
@@ -19,5 +19,5 @@ def find_home() -> Path:
 
 
 def is_offline() -> bool:
-    """Whether `VGGKIT_OFFLINE` forbids to ask the network for anything."""
+    """Whether `VGGKIT_OFFLINE` forbids the use of the network."""
     return os.environ.get("VGGKIT_OFFLINE", "").lower() in ("1", "true", "yes", "on")

@@ -1,6 +1,6 @@
-"""Tables of any length as files: rows come some at a time, and the file appears whole or not at all.
+"""Tables of any length as files: rows are written in blocks, and the file appears only when it is complete.
 
-Each file knows what it was made with: Parquet in its metadata, another in a small one beside it.
+Each file has a record of how it was made: in Parquet's metadata, or in a small file beside others.
 
 Shape letters: N rows, F numbers of a vector.
 """
@@ -36,7 +36,7 @@ Kind = Literal["path", "text", "number", "count"] | int
 """What a column holds: a file's path, other text, a number or a whole one, each may be None; or a vector of so many
 float32, where NaN is none."""
 MARKS: Final[Mapping[Kind, str]] = {"path": "./", "text": "'"}
-"""What stands in CSV before a cell that a spreadsheet would take for a formula; `./` names the same file."""
+"""Prefix in CSV of a path that a spreadsheet would read as a formula; `./` names the same file."""
 Append = Callable[[Mapping[str, Column]], None]
 """Takes the next rows, as columns of equal length."""
 
@@ -50,13 +50,12 @@ def stream_columns(
     Args:
         path: .parquet, .csv, .jsonl (a JSON object a line) or .json (one array of these objects).
         kinds: The columns, in order.
-        about: What it is made with, for `read_about`; any JSON values; None: nothing is kept.
+        about: A record of how it was made, for `read_about`; any JSON values; None: no record.
 
     Raises BadOutput, and MissingExtra for Parquet without pyarrow.
     """
     path = Path(path)
-    if path.suffix.lower() not in ENDINGS:
-        raise BadOutput(f"{path}: the name of a table ends in {', '.join(ENDINGS)}")
+    demand_table(path)
     writers: dict[str, Callable[[Path, Mapping[str, Kind]], AbstractContextManager[Append]]] = {
         ".csv": _stream_csv,
         ".jsonl": _stream_lines,
@@ -90,6 +89,14 @@ def stream_matrix(
     write_about(Path(path), about)
 
 
+def demand_table(path: Path) -> None:
+    """Raise BadOutput for a name that is no table's, and MissingExtra where its kind cannot be written."""
+    if path.suffix.lower() not in ENDINGS:
+        raise BadOutput(f"{path}: the name of a table ends in {', '.join(ENDINGS)}")
+    if path.suffix.lower() == ".parquet":
+        check_parquet()
+
+
 def check_parquet() -> None:
     """Raise MissingExtra where Parquet cannot be written, before work is spent on its rows."""
     try:
@@ -99,7 +106,7 @@ def check_parquet() -> None:
 
 
 def name_about(path: str | Path) -> Path:
-    """Where what a file was made with stands, unless it is Parquet."""
+    """The file with the record of how a table was made, unless it is Parquet."""
     return Path(f"{path}.about.json")
 
 
@@ -109,22 +116,22 @@ def name_rows(path: str | Path) -> Path:
 
 
 def write_about(path: Path, about: Mapping[str, Any]) -> None:
-    """Keep what a file was made with in one beside it; raises BadOutput."""
+    """Write the record of how a file was made into one beside it; raises BadOutput."""
     write_text(name_about(path), json.dumps(about, ensure_ascii=True, indent=1) + "\n")
 
 
 def read_about(path: str | Path) -> dict[str, Any] | None:
-    """What a file was made with, None where that is unknown; raises MissingExtra for Parquet without pyarrow."""
+    """The record of how a file was made, None if there is none; raises MissingExtra for Parquet without pyarrow."""
     path = Path(path)
     try:
         if path.suffix.lower() == ".parquet":
             check_parquet()
             import pyarrow.parquet as pq
 
-            said = (pq.read_schema(path).metadata or {}).get(METADATA_KEY, b"")
+            text = (pq.read_schema(path).metadata or {}).get(METADATA_KEY, b"")
         else:
-            said = name_about(path).read_bytes() if path.is_file() else b""
-        about = json.loads(said)
+            text = name_about(path).read_bytes() if path.is_file() else b""
+        about = json.loads(text)
     except (OSError, ValueError, RecursionError):  # pyarrow's errors are such too
         return None
     return about if isinstance(about, dict) else None
@@ -196,7 +203,7 @@ def _restore(cell: str, column: str) -> str:
 
 def _read_arrow(column: Any) -> NDArray[np.float32]:
     width = column.type.list_size
-    # Under a list that is not there stands anything; dropping such lists would copy all others.
+    # A missing list still has values in the buffer; dropping such lists would copy all others.
     values = column.values.slice(column.offset * width, len(column) * width)
     found = np.array(values.to_numpy(zero_copy_only=False), np.float32).reshape(-1, width)
     found[~column.is_valid().to_numpy(zero_copy_only=False)] = np.nan

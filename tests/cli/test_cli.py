@@ -402,7 +402,7 @@ def test_train_through_a_real_process_then_predict(photos, tmp_path, processes, 
     assert found["top1"] == pytest.approx(right / 15)
     again = processes.start("train", photos, "--out", "r", cwd=tmp_path)
     assert again.wait() == 2
-    assert "is there already" in again.err
+    assert "exists already" in again.err
 
 
 def test_identify_and_convert(model, tmp_path, capsys):

@@ -50,9 +50,28 @@ def measure(classifier: vk.Classifier) -> float:
     assert_type(evaluation.predictions, vk.Predictions)
     assert_type(classifier.compare("runs/other", data), vk.PairedComparison)
     assert_type(classifier.bench(["cat.jpg"], rounds=3).engines, tuple[vk.EngineTimings, ...])
-    assert_type(vk.check(data, classifier).findings, tuple[vk.Finding, ...])
+    for model in (classifier, "vgg16", Path("runs/bees")):
+        assert_type(vk.predict(model=model, images="cat.jpg"), list[vk.Prediction])
+        assert_type(vk.embed(model=model, images="photos").layer, str)
+        assert_type(vk.evaluate(model=model, data=data).n, int)
+        assert_type(vk.check(data, model=model).findings, tuple[vk.Finding, ...])
+        assert_type(vk.bench(model=model, rounds=3), vk.Bench)
+        assert_type(vk.predict_into(model=model, images="photos", out="p.csv").images, int)
+        assert_type(vk.embed_into(model=model, images="photos", out="v.npy"), vk.BulkResult)
+        assert_type(vk.search("v.npy", "cat.jpg", model=model), list[vk.SearchResult])
     assert_type(classifier.push_to_hub("owner/name", private=True), str)
     return evaluation.top1
+
+
+def look_inside(photo: Image.Image) -> NDArray[np.uint8]:
+    found = vk.filters("vgg16", layer="relu3_1", data="photos", channels="0-15")
+    assert_type(found, vk.Filters)
+    assert_type(found.patches[0][0], vk.Patch)
+    result = vk.style(photo, ["waves.jpg", "night.jpg"], style_weights=(2, 1), keep_colours="luminance")
+    assert_type(result, vk.StyleTransfer)
+    assert_type(result.steps[-1], vk.StyleStep)
+    assert_type(result.save("image.png"), Path)
+    return result.pixels
 
 
 def learn() -> vk.Classifier:

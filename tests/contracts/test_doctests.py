@@ -14,10 +14,13 @@ MODULES = [
     "images.dataset",
     "images.omissions",
     "images.sources.open_dataset",
-    "images.splits",
+    "images.split_names",
     "models.features",
+    "models.receptive_field",
     "models.summary",
     "notebook",
+    "workflows.filters",
+    "workflows.style",
 ]
 """Modules whose docstrings have examples that take no time."""
 

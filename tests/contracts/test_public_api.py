@@ -54,6 +54,15 @@ def test_the_stub_and_the_package_agree() -> None:
         _ = vggkit.vgg12
 
 
+def test_a_name_of_version_0_1_says_what_it_is_now() -> None:
+    with pytest.raises(AttributeError, match=r"vggkit\.open_dataset now"):
+        _ = vggkit.open_pictures  # type: ignore[attr-defined]
+    assert not hasattr(vggkit, "Picture")
+    new = {name: str(vggkit.__dict__["_RENAMED"][name]) for name in vggkit.__dict__["_RENAMED"]}
+    assert set(new.values()) <= set(vggkit.__all__)
+    assert not new.keys() & set(vggkit.__all__)
+
+
 def test_every_public_name_has_a_docstring() -> None:
     assert [name for name, value in list_public().items() if not value.__doc__] == []
 

@@ -1,17 +1,23 @@
 """A wrong model or a wrong place of data is refused before anything heavy is imported."""
 
+import contextlib
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.torch
+import torch
 
+import vggkit as vk
 from vggkit.classifier import Classifier
-from vggkit.images.preprocessing import suit_preprocessing
+from vggkit.images.preprocessing import choose_preprocessing
 from vggkit.models.configuration import Configuration
+from vggkit.models.vgg import VGG
 
 HEAVY = ("torch", "torchvision", "sklearn", "scipy", "matplotlib", "openvino", "onnxruntime", "pyarrow")
-NOT_YET = ("convert",)
 CODE = """
 import sys
 from vggkit.cli.main import main
@@ -22,10 +28,22 @@ except SystemExit as ended:
 """
 
 
+def refuse(arguments: list[str], folder: Path) -> "subprocess.CompletedProcess[str]":
+    """Run the command line in a process of its own; it prints the exit code and the heavy packages it imported."""
+    return subprocess.run(
+        [sys.executable, "-c", CODE.format(heavy=HEAVY), *arguments],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={"PATH": "", "VGGKIT_OFFLINE": "1", "HOME": str(folder), "PYTHONPATH": ":".join(sys.path)},
+        timeout=120,
+    )
+
+
 @pytest.fixture(scope="module")
 def places(tiny: Configuration, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("refusals")
-    labels, seen = ["across", "down", "red"], suit_preprocessing(32)
+    labels, seen = ["across", "down", "red"], choose_preprocessing(32)
     Classifier.create(tiny, labels=labels, preprocessing=seen).save(folder / "good.safetensors")
     (folder / "broken.safetensors").write_bytes(b"no weights")
     names = ("good.safetensors", "broken.safetensors", "missing.safetensors", "missing")
@@ -61,23 +79,47 @@ def places(tiny: Configuration, tmp_path_factory: pytest.TempPathFactory) -> dic
         "identify missing",
         "identify broken.safetensors",
         "convert missing out.pth --to timm",
+        "convert broken.safetensors out.pth --to timm",
+        "convert good.safetensors out.txt --to timm",
+        "convert good.safetensors out.npz --to caffe --reading 3",
+        "convert good.safetensors out.npz --to caffe --input-convention imagenet1",
         "summary vgg12",
         "code vgg12",
     ],
 )
-def test_nothing_heavy_is_imported_before_a_refusal(
-    line: str, places: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    if line.startswith(NOT_YET):
-        request.applymarker(pytest.mark.xfail(reason="imports torch or scikit-learn first"))
+def test_nothing_heavy_is_imported_before_a_refusal(line: str, places: dict[str, str], tmp_path: Path) -> None:
     arguments = [places.get(word, word) for word in line.split()]
-    found = subprocess.run(
-        [sys.executable, "-c", CODE.format(heavy=HEAVY), *arguments],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={"PATH": "", "VGGKIT_OFFLINE": "1", "HOME": str(tmp_path), "PYTHONPATH": ":".join(sys.path)},
-        timeout=120,
-    )
+    found = refuse(arguments, tmp_path)
     assert found.stdout == "2\n", found.stderr
     assert found.stderr.startswith("vggkit: error: "), found.stderr
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "other.safetensors", "weights.npz", "weights.pth"])
+def test_weights_where_a_classifier_is_wanted_are_named_with_what_makes_one_of_them(
+    name: str, tiny: Configuration, tmp_path: Path
+) -> None:
+    state = VGG(tiny).state_dict()
+    arrays = {key: value.numpy() for key, value in state.items()}
+    match name:
+        case "weights.safetensors":
+            safetensors.torch.save_file(state, tmp_path / name)
+        case "other.safetensors":
+            safetensors.torch.save_file({"fc.weight": torch.zeros(3, 3)}, tmp_path / name)
+        case "weights.npz":
+            np.savez(tmp_path / name, **arrays)
+        case "weights.pth":
+            torch.save({"state_dict": state}, tmp_path / name)
+    found = refuse(["predict", name, "photo.jpg"], tmp_path)
+    assert found.stdout in ("2\n", "2 torch\n" if name.endswith(".pth") else "2\n"), found.stderr
+    assert found.stderr.startswith(f"vggkit: error: {name}: "), found.stderr
+    assert len(found.stderr.splitlines()) == 1
+    if name.startswith("other"):
+        assert "not a VGG" in found.stderr
+        return
+    assert "8 convolutions" in found.stderr
+    line = re.search(r"`(vk\.Classifier\.create\(.*\))`", found.stderr)
+    assert line is not None, found.stderr
+    with contextlib.chdir(tmp_path):
+        eval(line[1], {"vk": vk})
+        [made] = tmp_path.glob("*-classifier.safetensors")
+    assert len(vk.load(made).labels) == 3

@@ -19,7 +19,8 @@ from vggkit.engines.outputs import list_outputs, list_reads
 from vggkit.engines.pytorch import PyTorchEngine
 from vggkit.errors import BadInput
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.models.configuration import Configuration, configure
+from vggkit.models.configuration import Configuration
+from vggkit.models.configure import configure
 from vggkit.models.vgg import VGG
 
 pytest.importorskip("openvino")
@@ -143,7 +144,7 @@ def test_without_vnni_weights_have_seven_bits(able, monkeypatch):
 @pytest.mark.parametrize("largest", [127, 63])
 @pytest.mark.parametrize("shape", [(5, 3, 3, 3), (300, 1100), (1, 4), (7, 2, 1, 1)])
 def test_weights_are_rounded_to_the_nearest_step_of_their_channel(shape, largest):
-    from vggkit.engines.openvino import _round_weights
+    from vggkit.engines.openvino_graph import _round_weights
 
     weight = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     weight[-1] *= 1e-3

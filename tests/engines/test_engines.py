@@ -17,7 +17,8 @@ from torch import nn
 from vggkit.engines.outputs import ROWS, list_outputs
 from vggkit.engines.pytorch import PyTorchEngine
 from vggkit.errors import BadInput, UnknownName
-from vggkit.models.configuration import Configuration, configure
+from vggkit.models.configuration import Configuration
+from vggkit.models.configure import configure
 from vggkit.models.vgg import VGG
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ from vggkit.engines.graph_builder import LIMIT, bound_trunk, can_overflow
 from vggkit.engines.model_weights import NetworkWeights
 from vggkit.engines.outputs import plan_outputs
 from vggkit.errors import BadInput
-from vggkit.models.configuration import configure
+from vggkit.models.configure import configure
 from vggkit.models.vgg import VGG
 
 MAKES = {

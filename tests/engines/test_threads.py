@@ -150,6 +150,11 @@ def test_float32_is_computed_whatever_the_network_holds(make, held):
     assert take_stock(network) == before
 
 
+@pytest.mark.parametrize(
+    "engine",
+    ["openvino", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pytorch", "onnx"))],
+    indirect=True,
+)
 def test_asking_again_and_again_leaves_nothing(classifier, images, engine):
     def ask() -> tuple[int, int, int]:
         predict(classifier, images, engine=engine)

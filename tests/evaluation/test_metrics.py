@@ -124,6 +124,7 @@ def test_a_mean_of_probabilities_is_one_of_probabilities():
     np.testing.assert_allclose(np.exp(average(logs)), np.mean(np.exp(logs), axis=0))
 
 
+@pytest.mark.slow
 def test_bootstrap_intervals_are_those_of_resampled_tables():
     """By resampling rows and asking scikit-learn, slowly, for each figure."""
     predictions = invent(n=150, classes=3, seed=4)
@@ -201,6 +202,7 @@ def test_a_class_without_images_counts_in_no_mean():
     assert "roc_auc" not in score(only, data="x").intervals
 
 
+@pytest.mark.slow
 def test_thousands_of_classes_take_seconds():
     found = score(invent(n=500, classes=1000, skill=3), data="x")
     assert len(found.classes) == 1000

@@ -13,7 +13,7 @@ from vggkit.evaluation.measure import evaluate
 from vggkit.evaluation.protocols import Look, evaluate_views, plan_protocol, prepare_engines, prepare_view
 from vggkit.images.dataset import ImageSample
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.models.configuration import configure
+from vggkit.models.configure import configure
 
 LABELS = ("across", "down", "red")
 CPU = torch.device("cpu")

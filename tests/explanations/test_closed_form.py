@@ -15,7 +15,8 @@ from torch import nn
 from vggkit.engines.model_weights import NetworkWeights
 from vggkit.engines.pytorch import PyTorchEngine
 from vggkit.explanations.closed_form import HeadGradient, grad_cam, list_closed_layers
-from vggkit.models.configuration import Configuration, configure
+from vggkit.models.configuration import Configuration
+from vggkit.models.configure import configure
 from vggkit.models.features import Features
 from vggkit.models.vgg import VGG
 

@@ -10,7 +10,7 @@ import vggkit as vk
 from vggkit.errors import BadConfiguration, BadImage
 from vggkit.images.dataset import ImageSample
 from vggkit.images.decoding import decode
-from vggkit.images.preprocessing import Preprocessing, suit_preprocessing
+from vggkit.images.preprocessing import Preprocessing, choose_preprocessing
 from vggkit.workflows.run_config import NetworkChoice, RunConfig
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 48, 4), np.uint8)
@@ -65,11 +65,11 @@ def test_each_channel_has_its_own_mean_and_std_and_is_resized_by_itself(fit_mode
 
 
 def test_the_usual_preprocessing_of_four_channels():
-    assert suit_preprocessing(in_channels=4).mean == (0.485, 0.456, 0.406, 0.449)
-    with pytest.raises(BadConfiguration, match="4 numbers for channel_order='RGBX'"):
+    assert choose_preprocessing(in_channels=4).mean == (0.485, 0.456, 0.406, 0.449)
+    with pytest.raises(BadConfiguration, match=r"4 numbers, one for each channel \(RGBX\)"):
         Preprocessing(channel_order="RGBX")
     with pytest.raises(BadConfiguration, match="in_channels=5"):
-        suit_preprocessing(in_channels=5)
+        choose_preprocessing(in_channels=5)
 
 
 def test_a_classifier_of_four_channels_from_folder_to_answer(tmp_path):

@@ -375,7 +375,7 @@ def test_broken_images_and_empty_rows(hub):
 
 def test_a_file_that_is_broken(hub):
     hub.offer("me/broken", {"data/train-00000-of-00001.parquet": b"PAR1 no PAR1"})
-    with pytest.raises(BadDownload, match=r"me/broken: cannot be had \(") as raised:
+    with pytest.raises(BadDownload, match=r"me/broken: cannot be downloaded \(") as raised:
         open_dataset("hf://datasets/me/broken")
     assert "\n" not in str(raised.value)
     hub.offer("me/broken", {"data/train-00000-of-00001.parquet": write_part(1)})
@@ -472,6 +472,7 @@ def test_without_the_extra(hub, monkeypatch):
     assert hub.requests == []
 
 
+@pytest.mark.slow
 def test_as_people_run_it(hub, tmp_path):
     """Through the environment, in a process of its own: nothing on standard error, nothing outside HF_HOME."""
     offer_bees(hub)

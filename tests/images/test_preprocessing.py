@@ -9,7 +9,7 @@ from PIL import Image
 from vggkit.errors import BadConfiguration
 from vggkit.images import resizing as resampling
 from vggkit.images.decoding import decode
-from vggkit.images.preprocessing import Preprocessing, suit_preprocessing
+from vggkit.images.preprocessing import Preprocessing, choose_preprocessing
 
 SIZES = [(500, 375), (375, 500), (224, 224), (256, 256), (333, 100), (31, 33), (700, 20)]
 
@@ -112,7 +112,7 @@ def test_features_convention_of_torchvision():
 
 
 def test_grey_is_one_channel_and_keeps_grey_values():
-    grey = suit_preprocessing(32, in_channels=1)
+    grey = choose_preprocessing(32, in_channels=1)
     level = np.random.default_rng(1).integers(0, 256, (32, 32), dtype=np.uint8)
     found = grey(np.repeat(level[..., None], 3, axis=2))
     assert found.shape == (1, 32, 32)
@@ -163,8 +163,8 @@ def test_unknown_fields_are_refused_with_the_nearest():
     with pytest.raises(BadConfiguration, match="crop_pixels"):
         Preprocessing.from_dict({"crop_pixel": 3})
     with pytest.raises(BadConfiguration, match="in_channels=5"):
-        suit_preprocessing(in_channels=5)
-    assert dataclasses.is_dataclass(suit_preprocessing(300))
+        choose_preprocessing(in_channels=5)
+    assert dataclasses.is_dataclass(choose_preprocessing(300))
 
 
 def test_a_thread_of_an_image_costs_no_gigabytes():

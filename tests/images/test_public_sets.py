@@ -444,7 +444,9 @@ def test_a_file_that_is_gone(name, host, monkeypatch, tmp_path):
     MAKERS[name](host, monkeypatch)
     *_, last = host.answers
     kept = host.answers.pop(last)
-    with pytest.raises(BadDownload, match=rf"{name} cannot be had \(.*404.*with a network, try again") as raised:
+    with pytest.raises(
+        BadDownload, match=rf"{name} cannot be downloaded \(.*404.*with a network, try again"
+    ) as raised:
         open_dataset(name)
     assert is_one_line(raised.value)
     assert not folder_of(tmp_path, name).exists()
@@ -473,7 +475,9 @@ def test_another_file_than_the_published_one(name, harm, host, monkeypatch, tmp_
     published = dict(host.answers)
     for path in published:
         host.answers[path] = [status(200, **harm) if "body" in harm else whole(bytes(400), **harm)]
-    with pytest.raises(BadDownload, match=rf"{name} cannot be had \(.*\); with a network, try again") as raised:
+    with pytest.raises(
+        BadDownload, match=rf"{name} cannot be downloaded \(.*\); with a network, try again"
+    ) as raised:
         open_dataset(name)
     assert is_one_line(raised.value)
     assert not folder_of(tmp_path, name).exists()
@@ -489,7 +493,7 @@ def test_a_host_that_falls_silent(silent_after, host, monkeypatch):
     published, host.answers = host.answers, {path: [whole(bytes(400), stall_after=200)] for path in host.answers}
     if not silent_after:
         host.answers = {path: [lambda _: host.closing.wait(5)] for path in published}
-    with pytest.raises(BadDownload, match=r"dtd cannot be had \(.*timed out"):
+    with pytest.raises(BadDownload, match=r"dtd cannot be downloaded \(.*timed out"):
         open_dataset("dtd")
     host.answers = published
     assert open_dataset("dtd").labels == ("banded", "woven")
@@ -545,7 +549,7 @@ def test_a_folder_that_was_harmed_later(host, monkeypatch, tmp_path):
     open_dataset("cifar10")
     next(folder_of(tmp_path, "cifar10").rglob("data_batch_1")).write_bytes(b"x")
     host.requests.clear()
-    with pytest.raises(BadDownload, match=r"cifar10 cannot be had \(.*\); delete .*data.cifar10, and it is"):
+    with pytest.raises(BadDownload, match=r"cifar10 cannot be downloaded \(.*\); delete .*data.cifar10, and it is"):
         open_dataset("cifar10")
     assert host.requests == []
 

@@ -385,6 +385,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_the_commands_say_it(tmp_path, tiny):
     from vggkit.classifier import Classifier
     from vggkit.images.preprocessing import Preprocessing

@@ -30,7 +30,7 @@ from vggkit.inference import bulk as bulk_running
 from vggkit.inference.embed import embed, find_width
 from vggkit.inference.fingerprint import digest_weights
 from vggkit.inference.predict import predict
-from vggkit.models.configuration import configure
+from vggkit.models.configure import configure
 from vggkit.workflows import predict as bulk
 from vggkit.workflows.predict import embed_into, predict_into
 
@@ -179,7 +179,7 @@ def demand_whole(out: Path, whole: dict[str, bytes]) -> None:
         assert ours[name] == data, name
 
 
-@pytest.mark.parametrize(("ending", "parts"), [("csv", 1), ("npy", 60)])
+@pytest.mark.parametrize(("ending", "parts"), [("csv", 1), pytest.param("npy", 60, marks=pytest.mark.slow)])
 def test_killed_and_started_again_the_file_is_the_same(ending, parts, model, many, whole, tmp_path, processes):
     out = tmp_path / f"r.{ending}"
     process = processes.start(*command(model, many, out))
@@ -215,7 +215,7 @@ def test_asked_to_stop_it_keeps_what_is_done_and_says_how_to_go_on(number, model
     signal_after(process, out, 2, number)
     assert process.wait() == 128 + number
     told = process.err
-    assert "go on with: the same line, without --overwrite" in told
+    assert "continue with: the same line, without --overwrite" in told
     assert "Traceback" not in told
     done = int(told.partition("(")[2].split()[0])
     assert done >= 6
@@ -331,7 +331,7 @@ def test_other_images_at_the_same_place_are_noticed(finished, model, tmp_path, m
 
 def test_a_file_of_somebody_else_is_not_replaced(model, photos, tmp_path):
     (tmp_path / "r.csv").write_text("mine")
-    with pytest.raises(BadOutput, match="is there already"):
+    with pytest.raises(BadOutput, match="exists already"):
         predict_into(model, photos / "val", tmp_path / "r.csv")
     assert (tmp_path / "r.csv").read_text() == "mine"
 
@@ -452,7 +452,12 @@ def lay_out(file: Path, kind: str, count: int, folder: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("make", "kind"),
-    [(predict_into, "folders"), (predict_into, "csv"), (predict_into, "tar"), (embed_into, "txt")],
+    [
+        (predict_into, "csv"),
+        pytest.param(predict_into, "folders", marks=pytest.mark.slow),
+        pytest.param(predict_into, "tar", marks=pytest.mark.slow),
+        pytest.param(embed_into, "txt", marks=pytest.mark.slow),
+    ],
 )
 def test_memory_does_not_grow_with_the_images(make, kind, model, photos, tmp_path):
     classifier = Classifier.load(model)

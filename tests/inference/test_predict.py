@@ -19,7 +19,7 @@ from vggkit.evaluation.measure import evaluate
 from vggkit.evaluation.predictions import Predictions
 from vggkit.hardware import computes_bf16, multiplies_bytes
 from vggkit.images.dataset import ImageDataset, ImageSample
-from vggkit.images.preprocessing import Preprocessing, suit_preprocessing
+from vggkit.images.preprocessing import Preprocessing, choose_preprocessing
 from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.inference.embed import embed
 from vggkit.inference.predict import predict
@@ -205,7 +205,7 @@ def test_pixels_that_could_mean_several_things_are_refused(classifier, give):
 
 def test_a_network_of_grey_images_takes_them(tiny):
     grey = Classifier.create(
-        tiny, labels=LABELS, in_channels=1, preprocessing=suit_preprocessing(32, in_channels=1), seed=0
+        tiny, labels=LABELS, in_channels=1, preprocessing=choose_preprocessing(32, in_channels=1), seed=0
     )
     plane = draw_class("red", 1)[..., 0]
     found = predict(grey, [plane, plane[..., None], np.repeat(plane[..., None], 3, 2), Image.fromarray(plane)])
@@ -227,7 +227,8 @@ def overflow(classifier: Classifier, value: float) -> Classifier:
     return classifier
 
 
-ENGINES = [("pytorch", "fp32"), ("pytorch", "bf16"), ("openvino", "fp32"), ("openvino", "bf16"), ("onnx", "fp32")]
+ENGINES = [("pytorch", "fp32"), ("pytorch", "bf16"), ("openvino", "bf16"), ("onnx", "fp32")]
+ENGINES += [pytest.param("openvino", "fp32", marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize(("engine", "precision"), ENGINES)

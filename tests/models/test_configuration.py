@@ -14,12 +14,11 @@ from vggkit.models.configuration import (
     MODELS,
     PAPER_LETTERS,
     Configuration,
-    configure,
     find_configuration,
     layer_names,
     list_models,
-    parse_blocks,
 )
+from vggkit.models.configure import configure, parse_blocks
 from vggkit.models.vgg import VGG
 
 TINY = Configuration(blocks=((4,), (4, 6)), hidden=(8,), grid=2, num_classes=3)

@@ -33,7 +33,7 @@ def build(configuration: Configuration) -> VGG:
 
 
 CASES = [
-    pytest.param(PAPERS, (224, 224), BATCH, [(1, 224, 224), (5, 224, 224)], id="fc"),
+    pytest.param(PAPERS, (224, 224), BATCH, [(1, 224, 224), (5, 224, 224)], id="fc", marks=pytest.mark.slow),
     pytest.param(
         replace(PAPERS, grid=2),
         (96, 128),
@@ -49,6 +49,7 @@ CASES = [
         ALL,
         [(1, 224, 224), (1, 256, 224), (3, 224, 384), (2, 300, 333)],
         id="dense, low rank",
+        marks=pytest.mark.slow,
     ),
     pytest.param(
         replace(PAPERS, head="dense"),

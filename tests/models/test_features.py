@@ -9,7 +9,7 @@ from torch import nn
 
 import vggkit as vk
 from vggkit.errors import BadInput, UnknownName
-from vggkit.models.configuration import configure
+from vggkit.models.configure import configure
 from vggkit.models.features import Features, list_features
 from vggkit.models.vgg import VGG
 
@@ -62,7 +62,7 @@ def test_every_layer_is_torchvisions(name, images):
         assert torch.equal(found[layer], expected[layer]), layer
 
 
-@pytest.mark.parametrize("name", ["vgg11", "vgg16_bn"])
+@pytest.mark.parametrize("name", ["vgg11", pytest.param("vgg16_bn", marks=pytest.mark.slow)])
 def test_timms_features_only(name, images):
     timm = pytest.importorskip("timm")
     theirs = timm.create_model(name, features_only=True, pretrained=False).eval()

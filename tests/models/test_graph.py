@@ -16,7 +16,8 @@ from torch import nn
 
 from vggkit.errors import BadInput, UnknownName
 from vggkit.models import graph as graph_module
-from vggkit.models.configuration import MODELS, Configuration, configure, layer_names
+from vggkit.models.configuration import MODELS, Configuration, layer_names
+from vggkit.models.configure import configure
 from vggkit.models.graph import IMAGES, Graph
 from vggkit.models.listing.listing import write_listing
 from vggkit.models.vgg import VGG

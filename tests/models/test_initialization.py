@@ -100,6 +100,7 @@ class TestSchemes:
         assert list(ours) == list(theirs)
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
+    @pytest.mark.slow
     def test_the_papers_scheme_taken_literally_starts_at_a_loss_of_millions(self) -> None:
         network = VGG("vgg11", initialization="paper").eval()
         with torch.inference_mode():

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from vggkit.errors import BadConfiguration, UnknownName
 from vggkit.models import lessons
-from vggkit.models.configuration import Configuration, configure, layer_names, list_models
+from vggkit.models.configuration import Configuration, layer_names, list_models
+from vggkit.models.configure import configure
 from vggkit.models.listing.listing import write_listing
 from vggkit.models.vgg import VGG
 from vggkit.weights.dialects import rename_keys
@@ -137,7 +138,10 @@ def test_a_seed_draws_the_same_weights_and_they_give_the_same_logits(name):
     assert check_twins(network, listed, "sequential").std() > 1e-4
 
 
-@pytest.mark.parametrize(("model", "style"), ROWS)
+@pytest.mark.parametrize(
+    ("model", "style"),
+    [row if "11" in row[0] or row[0] == "vgg16_c" else pytest.param(*row, marks=pytest.mark.slow) for row in ROWS],
+)
 def test_the_same_of_the_table(model, style):
     configuration = configure(model, num_classes=5, in_channels=1, dropout=0.25)
     torch.manual_seed(4)
@@ -304,6 +308,7 @@ def test_one_step_of_training(style):
     optimizer.step()
 
 
+@pytest.mark.slow
 def test_runs_as_a_script(tmp_path):
     script = tmp_path / "vgg.py"
     script.write_text(write_listing(configure("vgg19", until="relu3_4"), "sequential"), encoding="utf-8")
@@ -317,7 +322,7 @@ def test_runs_as_a_script(tmp_path):
 def test_needs_no_torch_to_be_written():
     code = (
         "import sys; from vggkit.models.listing.listing import write_listing; "
-        "from vggkit.models.configuration import configure; import vggkit.weights.dialects; "
+        "from vggkit.models.configure import configure; import vggkit.weights.dialects; "
         "write_listing(configure('vgg16'), 'explicit'); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

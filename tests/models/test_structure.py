@@ -23,7 +23,8 @@ from vggkit.engines.select import choose_engine
 from vggkit.errors import BadConfiguration, BadInput, VggkitError
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.inference.predict import predict
-from vggkit.models.configuration import Configuration, configure
+from vggkit.models.configuration import Configuration
+from vggkit.models.configure import configure
 from vggkit.models.vgg import VGG
 from vggkit.training.recipe import Recipe
 from vggkit.training.train_state import TrainState

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vggkit.errors import BadInput
-from vggkit.models.configuration import MODELS, Configuration, configure
+from vggkit.models.configuration import MODELS, Configuration
+from vggkit.models.configure import configure
 from vggkit.models.summary import LayerSummary, summarize
 from vggkit.models.vgg import VGG
 

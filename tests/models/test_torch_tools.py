@@ -14,7 +14,8 @@ from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from vggkit.errors import BadConfiguration
-from vggkit.models.configuration import Configuration, configure
+from vggkit.models.configuration import Configuration
+from vggkit.models.configure import configure
 from vggkit.models.vgg import VGG
 
 # 64 pixels leave a map of the grid's size, 96 a larger one.

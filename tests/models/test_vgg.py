@@ -18,7 +18,8 @@ import torchvision
 from torch import Tensor, nn
 
 from vggkit.errors import BadInput, UnknownName
-from vggkit.models.configuration import MODELS, STD_EPSILON, Configuration, configure
+from vggkit.models.configuration import MODELS, STD_EPSILON, Configuration
+from vggkit.models.configure import configure
 from vggkit.models.vgg import VGG
 
 TORCHVISIONS = ["vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn"]

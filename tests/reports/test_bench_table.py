@@ -41,6 +41,7 @@ def bench() -> Bench:
         engines=(
             time("openvino", "int8", 117.0),
             time("openvino", "bf16", 62.0, is_auto=True),
+            time("openvino", "fp32", 31.0, is_python_default=True),
             time("pytorch", "fp32", 14.0, agreement=None, is_reference=True),
             EngineTimings(engine="onnx", precision="fp32", device="cpu", problem="pip install it"),
         ),
@@ -60,7 +61,10 @@ def test_the_table_fits_a_terminal_and_says_everything(bench):
     assert max(map(len, lines)) <= 80
     row = next(line for line in lines if line.startswith("OpenVINO int8"))
     assert row.split()[2:] == ["8.55", "10.3", "117", "(105-129)", "8", "8.4", "900", "MiB", "101", "95-100%"]
-    assert any(line.startswith("OpenVINO bf16 *") for line in lines)
+    assert any(line.startswith("OpenVINO bf16 * ") for line in lines)
+    assert any(line.startswith("OpenVINO fp32 + ") for line in lines)
+    both = time("openvino", "fp32", 31.0, is_auto=True, is_python_default=True)
+    assert "OpenVINO fp32 *+ " in show(replace(bench, engines=(both,)))
     assert next(line for line in lines if line.startswith("PyTorch fp32")).endswith("exact")
     assert "ONNX Runtime fp32 does not run here: pip install it" in text
     assert "102 of photos/" in text
@@ -85,7 +89,7 @@ def test_without_the_reference_nothing_is_exact(bench):
 
 def test_made_up_images_say_nothing_about_classes(bench):
     made_up = replace(bench, images=None)
-    assert "made up" in show(made_up)
+    assert "random images" in show(made_up)
     assert "0.004" in show(made_up)
     assert "YOUR_IMAGES" in suggest(made_up, ranges_kept=False)[0]
 
@@ -106,7 +110,7 @@ def test_int8_is_suggested_where_it_is_worth_it(bench):
 def test_the_image(bench, tmp_path, ending):
     pytest.importorskip("matplotlib")
     plot_bench(bench, tmp_path / f"b.{ending}")
-    plot_bench(replace(bench, engines=bench.engines[3:]), tmp_path / f"none.{ending}")
+    plot_bench(replace(bench, engines=bench.engines[4:]), tmp_path / f"none.{ending}")
     assert (tmp_path / f"b.{ending}").stat().st_size > (tmp_path / f"none.{ending}").stat().st_size
     with pytest.raises(BadOutput, match=r"\.png"):
         plot_bench(bench, tmp_path / "b.gif")

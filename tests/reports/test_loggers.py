@@ -140,6 +140,7 @@ def test_wandb_is_written_for_later_and_never_asks(tmp_path):
     assert number in written[-1].name
 
 
+@pytest.mark.slow
 def test_wandb_with_a_key_and_no_host_ends_no_training(tmp_path):
     pytest.importorskip("wandb")
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -147,7 +148,7 @@ def test_wandb_with_a_key_and_no_host_ends_no_training(tmp_path):
     quick = ["module.SECONDS_TO_ANSWER = 1.0"]
     said = follow_wandb(tmp_path, lines=quick, WANDB_API_KEY="0" * 40, WANDB_BASE_URL=gone)
     assert len(said) == 2  # once when it begins, once when it goes on
-    assert all(line.startswith("wandb: cannot be opened and hears nothing of this run") for line in said)
+    assert all(line.startswith("wandb: cannot be opened and logs nothing of this run") for line in said)
     assert not list(tmp_path.glob("wandb/offline-run-*"))
 
 
@@ -170,7 +171,7 @@ def test_one_that_fails_is_said_once_and_the_others_go_on(tmp_path, monkeypatch,
     monkeypatch.setattr(module, "LOGGERS", {**module.LOGGERS, "mlflow": Failing})
     said = []
     follow(["mlflow"], tmp_path, in_turn(4), said)
-    assert said == ["mlflow: hears no more of this run (the server went away); the training goes on"]
+    assert said == ["mlflow: logs no more of this run (the server went away); the training continues"]
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 5
 
     def broken(*_):
@@ -179,7 +180,7 @@ def test_one_that_fails_is_said_once_and_the_others_go_on(tmp_path, monkeypatch,
     monkeypatch.setattr(module, "LOGGERS", {**module.LOGGERS, "mlflow": broken})
     open_loggers(["mlflow"], tmp_path, config={}, title="r").close()
     assert capsys.readouterr().err == (
-        "mlflow: cannot be opened and hears nothing of this run (no such experiment)\n"
+        "mlflow: cannot be opened and logs nothing of this run (no such experiment)\n"
     )
 
 

@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from vggkit.cli import models as cli
-from vggkit.models.configuration import configure, list_models
+from vggkit.models.configuration import list_models
+from vggkit.models.configure import configure
 from vggkit.models.summary import summarize
 from vggkit.reports.model_table import LICENCE_WIDTH, draw_models
 from vggkit.weights.published import find_published, list_published

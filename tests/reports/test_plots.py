@@ -13,7 +13,7 @@ from vggkit.images.dataset import ImageSample
 from vggkit.inference.predict import Prediction
 from vggkit.reports.comparison import plot_comparison
 from vggkit.reports.plots import write_name
-from vggkit.reports.run_plots import plot_answers, plot_history, write_plots
+from vggkit.reports.run_plots import plot_history, plot_predictions, write_plots
 from vggkit.training.checkpoint import Epoch
 from vggkit.training.recipe import Recipe
 from vggkit.workflows.compare import compare
@@ -61,7 +61,7 @@ def test_titles_and_sheets_take_every_name(name, tmp_path):
     plot_history(history, tmp_path / "h.png", best_epoch=2, title=f"vgg11 on {name}")
     image = ImageSample(name, name, pixels=np.zeros((8, 8, 3), np.uint8))
     said = Prediction(path=name, labels=("ant", name), probabilities=(0.6, 0.4))
-    plot_answers([image], [said], tmp_path / "a.svg")
+    plot_predictions([image], [said], tmp_path / "a.svg")
     shown = write_name(name)
     assert len(shown) <= 40
     assert shown.isprintable()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import vggkit as vk
-from vggkit.images.preprocessing import suit_preprocessing
+from vggkit.images.preprocessing import choose_preprocessing
 from vggkit.notebook import write_html
 from vggkit.workflows.fit_and_record import TrainingRun
 
@@ -20,7 +20,7 @@ LABELS = ("across", HOSTILE, "red")
 
 @pytest.fixture(scope="module")
 def classifier(tiny):
-    return vk.Classifier.create(tiny, labels=LABELS, preprocessing=suit_preprocessing(32), seed=1)
+    return vk.Classifier.create(tiny, labels=LABELS, preprocessing=choose_preprocessing(32), seed=1)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from PIL import Image
 from rich.console import Console
 
 from vggkit.errors import BadOutput, MissingExtra
-from vggkit.models.configuration import MODELS, Configuration, configure
+from vggkit.models.configuration import MODELS, Configuration
+from vggkit.models.configure import configure
 from vggkit.models.summary import summarize
 from vggkit.reports.plots import draw_to, plot_summary
 from vggkit.reports.tables import binary_unit, decimal_unit, draw_summary

@@ -182,7 +182,7 @@ class TestKept:
         said = []
         found = extract(classifier, open_dataset(photos).split("val"), log=said.append)
         assert np.isfinite(found.rows).all()
-        assert any("not kept" in sentence for sentence in said)
+        assert any("not cached" in sentence for sentence in said)
 
     def test_two_at_once_do_each_other_no_harm(self, home):
         first, second = FeatureStore("key", width=2), FeatureStore("key", width=2)

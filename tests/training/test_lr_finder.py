@@ -115,7 +115,7 @@ class _Scripted:
     def __init__(self, losses):
         self.losses = losses
 
-    def __call__(self, network, recipe, *, device, class_weights, by_hand):
+    def __call__(self, network, recipe, *, device, class_weights, caller_settings):
         return self
 
     def start_epoch(self, epoch):

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 from torch import nn
 
-from vggkit.models.configuration import configure
+from vggkit.models.configure import configure
 from vggkit.models.vgg import VGG
 from vggkit.training.optimizers import open_layers, scale_rates
 from vggkit.training.parameter_groups import list_groups, list_learning

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from vggkit.errors import BadConfiguration
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.models.configuration import configure
+from vggkit.models.configure import configure
 from vggkit.training.recipe import STEPWISE, Recipe
 from vggkit.training.resolve_recipe import FEW, RATES, Situation, resolve_recipe
 from vggkit.weights.origin import WeightsOrigin

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations, prune, weight_norm
 
 from vggkit.classifier import Classifier
 from vggkit.errors import BadCheckpoint
-from vggkit.models.configuration import configure
+from vggkit.models.configure import configure
 from vggkit.models.vgg import VGG
 from vggkit.weights.convert import convert
 from vggkit.weights.identify import identify

@@ -19,7 +19,7 @@ from vggkit.engines.activation_ranges import measure_ranges
 from vggkit.engines.openvino import OpenVINOEngine
 from vggkit.errors import BadCheckpoint, BadConfiguration, BadOutput, UnknownName
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.models.configuration import configure
+from vggkit.models.configure import configure
 from vggkit.models.vgg import VGG
 from vggkit.weights import convert as conversion
 from vggkit.weights.canonical import CanonicalWeights, build_network
@@ -312,9 +312,7 @@ def test_nothing_is_left_behind(tmp_path, monkeypatch):
     refused(BadConfiguration, r"\.npz", to="caffe")
     refused(BadOutput, "source itself", "a.pth")
     with monkeypatch.context() as patch:
-        patch.setattr(
-            conversion, "to_layout", lambda value, place: conversion.torch.zeros(place.shape_of(value.shape))
-        )
+        patch.setattr(conversion, "to_layout", lambda value, place: torch.zeros(place.shape_of(value.shape)))
         refused(BadOutput, "differ from the source")
     with monkeypatch.context() as patch:
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from vggkit.errors import BadConfiguration, UnknownName
-from vggkit.models.configuration import configure, list_models
+from vggkit.models.configuration import list_models
+from vggkit.models.configure import configure
 from vggkit.models.vgg import VGG
 from vggkit.weights.dialects import from_layout, map_keys, rename_keys, to_layout
 from vggkit.weights.input_conventions import CONVENTIONS
@@ -136,7 +137,7 @@ def logits(network, images):
         return network.eval()(images)
 
 
-@pytest.mark.parametrize("model", ["vgg11_bn", "vgg16"])
+@pytest.mark.parametrize("model", ["vgg11_bn", pytest.param("vgg16", marks=pytest.mark.slow)])
 def test_torchvision_and_timm_give_our_logits(model):
     """Torchvision bit for bit, timm within 1e-5 of logits of size 1 at 224 pixels; and timm's weights here."""
     models, timm = pytest.importorskip("torchvision").models, pytest.importorskip("timm")
@@ -160,6 +161,7 @@ def test_torchvision_and_timm_give_our_logits(model):
 
 # Keras hands torch's tensors to NumPy in a way that NumPy 2 warns of.
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.slow
 def test_keras_vgg16_gives_our_logits_with_its_own_preprocessing():
     os.environ["KERAS_BACKEND"] = "torch"
     with warnings.catch_warnings():

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vggkit.errors import BadCheckpoint, MissingExtra, UnknownName
+from vggkit.models.statements import LABELS_KEY
 from vggkit.weights.formats import detect as containers
 from vggkit.weights.formats.detect import open_weights
 from vggkit.weights.formats.weight_file import DTYPES, TensorEntry
@@ -191,9 +193,59 @@ def test_objects_of_packages_that_are_not_installed_are_passed_over(state, tmp_p
     same(read_all(tmp_path / "x.ckpt"), state)
 
 
-def test_other_protocols_of_pickle_are_refused(state, tmp_path):
-    torch.save(state, tmp_path / "x.pth", pickle_protocol=4)
-    refused(tmp_path / "x.pth", "torch does not load", "state_dict()")
+def test_a_checkpoint_of_mmpretrain_is_read(state, tmp_path, monkeypatch):
+    """It has its history of figures beside the weights, whose class pickles its own methods by name."""
+    import types
+
+    room = types.ModuleType("mmengine.logging.history_buffer")
+    source = """
+class HistoryBuffer:
+    def __init__(self):
+        self._log_history, self._count_history = np.arange(3.0), np.ones(3)
+        self._statistics_methods = OrderedDict(min=HistoryBuffer.min)
+    @classmethod
+    def min(cls):
+        return 0
+    def __getstate__(self):
+        return {**self.__dict__, "statistics_methods": self._statistics_methods}
+"""
+    exec(source, {"np": np, "OrderedDict": OrderedDict, "__name__": room.__name__}, vars(room))
+    room.HistoryBuffer.__init__.__globals__["HistoryBuffer"] = room.HistoryBuffer
+    rooms = {name: types.ModuleType(name) for name in ("mmengine", "mmengine.logging")} | {room.__name__: room}
+    for name, module in rooms.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    content = {
+        "meta": {"cfg": "model = dict()", "epoch": 3, "dataset_meta": {"classes": ("ant", "bee"), "palette": None}},
+        "state_dict": {f"backbone.{key}": value for key, value in state.items()},
+        "message_hub": {
+            "log_scalars": OrderedDict({"train/loss": room.HistoryBuffer()}),
+            "runtime_info": OrderedDict(epoch=3, lr=np.float64(0.1)),
+            "resumed_keys": OrderedDict({"train/loss": True}),
+        },
+        "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]},
+    }
+    for how in FORMATS:
+        torch.save(content, tmp_path / "x.pth", **how)
+        for name in rooms:
+            monkeypatch.delitem(sys.modules, name)
+        same(read_all(tmp_path / "x.pth"), state)
+        with open_weights(tmp_path / "x.pth") as file:
+            assert json.loads(file.metadata[LABELS_KEY]) == ["ant", "bee"]
+        for name, module in rooms.items():
+            monkeypatch.setitem(sys.modules, name, module)
+
+
+@pytest.mark.parametrize("how", FORMATS)
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_protocols_of_pickle(state, tmp_path, protocol, how):
+    """Torch's own unpickler reads 2 and 3; of the others the message has the line that saves them again."""
+    path = tmp_path / "x.pth"
+    torch.save({"state_dict": state, "epoch": 3}, path, pickle_protocol=protocol, **how)
+    if protocol > 3:
+        message = refused(path, f"a pickle of protocol {protocol}, of which torch reads 2 and 3 alone")
+        line = re.search(r"write (torch\.save\(.*\))", message)[1].replace("FILE", repr(str(path)))
+        exec(line.replace('"weights.pth"', repr(str(path))))
+    same(read_all(path), state)
 
 
 def test_wrappers_that_hold_no_tensors_are_no_wrappers(state, tmp_path):
@@ -642,7 +694,6 @@ def test_keras_archives_and_full_models(keras_files):
         same(read_all(folder / name), values)
         with open_weights(folder / name) as file:
             assert (file.container, file.stripped) == (container, ())
-            assert file.metadata["keras_version"].startswith("3.")
 
 
 def test_keras_weights_are_ordered_by_number(keras_files):
@@ -652,11 +703,8 @@ def test_keras_weights_are_ordered_by_number(keras_files):
         kernels = [key for key in file.entries if key.endswith("/kernel")]
         counted = ["conv2d", *(f"conv2d_{number}" for number in range(1, CONVOLUTIONS)), "dense", "dense_1"]
         assert kernels == [f"{name}/kernel" for name in counted]
-        assert file.metadata["layer:conv2d_10"] == f"c_{chr(ord('z') - 10)}"
-        for key in file.entries:
-            stored, leaf = key.split("/")
-            own = file.metadata[f"layer:{stored}"]
-            assert torch.equal(file.read(key), values[f"{own}/{leaf}"])
+        for number, name in enumerate(counted[:CONVOLUTIONS]):
+            assert torch.equal(file.read(f"{name}/kernel"), values[f"c_{chr(ord('z') - number)}/kernel"])
     # Files of Keras 2.13 call the room otherwise, and name nothing.
     with h5py.File(folder / "x.weights.h5") as old, h5py.File(folder / "y.weights.h5", "w") as new:
         old.copy("layers", new, "_layer_checkpoint_dependencies", without_attrs=True)
@@ -720,7 +768,7 @@ def test_legacy_files(tmp_path, spell, base, how):
         assert np.array_equal(found[f"{name}/kernel"].numpy(), kernel)
         assert np.array_equal(found[f"{name}/bias"].numpy(), bias)
     with open_weights(tmp_path / "x.h5") as file:
-        assert (file.container, file.metadata["keras_version"]) == ("keras-h5", "2.0")
+        assert file.container == "keras-h5"
 
 
 def test_hdf5_that_points_elsewhere(tmp_path):
@@ -756,7 +804,7 @@ def test_hdf5_that_points_elsewhere(tmp_path):
     refused(write(external), "'1'", "other files")
     refused(write(link), "'1'", "not followed")
     refused(write(soft), "'1'", "not followed")
-    refused(write(cycle), "within itself")
+    refused(write(cycle), "layers/conv2d/vars/1", "elsewhere too")
     refused(
         write(
             lambda _, group: group.create_dataset(
@@ -766,6 +814,19 @@ def test_hdf5_that_points_elsewhere(tmp_path):
         "type object",
     )
     refused(secret, "without Keras' layers")
+
+
+@pytest.mark.parametrize("damage", [b"\0" * 16, b"\1\0\1\0\0\0\0\0" + b"\xff" * 8])
+def test_a_broken_heap_of_texts_is_refused_at_once(tmp_path, damage):
+    """HDF5's library would look in it for ever."""
+    layers = [("a", np.ones((3, 3, 1, 2), "f4"), np.zeros(2, "f4"))]
+    write_legacy(tmp_path / "x.h5", layers, listed=["a"])
+    assert list(read_all(tmp_path / "x.h5")) == ["a/kernel", "a/bias"]
+    data = bytearray((tmp_path / "x.h5").read_bytes())
+    place = data.index(b"GCOL") + 16
+    data[place : place + 16] = damage
+    (tmp_path / "x.h5").write_bytes(data)
+    refused(tmp_path / "x.h5", "broken or truncated HDF5 file", "download")
 
 
 def test_keras_files_need_h5py(tmp_path, monkeypatch):
@@ -823,7 +884,7 @@ PATCHES = st.one_of(
 
 @pytest.mark.parametrize(
     "name",
-    [name for name in WHOLE if not name.endswith(("h5", "keras"))] + ["a.npy"],  # HDF5's library may hang on them
+    [*WHOLE, "a.npy", "numbered.h5"],
 )
 @settings(
     max_examples=60,

@@ -18,7 +18,8 @@ import vggkit as vk
 from vggkit.classifier import Classifier
 from vggkit.errors import BadCheckpoint
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.models.configuration import Configuration, configure, list_models
+from vggkit.models.configuration import Configuration, list_models
+from vggkit.models.configure import configure
 from vggkit.models.vgg import VGG
 from vggkit.weights.card import METADATA_KEY, Card
 from vggkit.weights.convert import convert
@@ -380,7 +381,14 @@ def test_files_of_other_programs_are_identified_without_torch(tmp_path, name):
     assert done.stdout.split() == ["True", "(64,", "64)", "False"]
 
 
-@pytest.mark.parametrize("dialect", ["torchvision", "timm", "keras", "caffe", "blocks", "explicit"])
+@pytest.mark.parametrize(
+    "dialect",
+    [
+        "torchvision",
+        "caffe",
+        *(pytest.param(d, marks=pytest.mark.slow) for d in ("timm", "keras", "blocks", "explicit")),
+    ],
+)
 def test_files_that_are_known_at_once_are_read_alike_layer_by_layer(dialect, monkeypatch):
     """A network of the table, each tensor in its shape, is known before its modules are placed."""
     for model in list_models():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from vggkit.classifier import Classifier
 from vggkit.errors import BadCheckpoint
-from vggkit.models.configuration import configure
+from vggkit.models.configure import configure
 from vggkit.models.vgg import VGG
 from vggkit.weights.convert import convert
 from vggkit.weights.formats.detect import open_weights

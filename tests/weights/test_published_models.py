@@ -22,7 +22,7 @@ from vggkit.errors import BadCheckpoint, BadDownload, BadInput, UnknownName
 from vggkit.models import configuration as configurations
 from vggkit.models.configuration import Configuration
 from vggkit.weights import published
-from vggkit.weights.card import read_card
+from vggkit.weights.classifier_file import read_card
 from vggkit.weights.dialects import map_keys, to_layout
 from vggkit.weights.locate import locate_model
 from vggkit.weights.published import find_published, imagenet_labels

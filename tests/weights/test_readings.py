@@ -11,7 +11,8 @@ from torch import nn
 import vggkit as vk
 from vggkit.classifier import Classifier
 from vggkit.errors import BadCheckpoint, BadConfiguration
-from vggkit.models.configuration import Configuration, configure
+from vggkit.models.configuration import Configuration
+from vggkit.models.configure import configure
 from vggkit.models.vgg import VGG
 from vggkit.weights.convert import convert
 from vggkit.weights.identification import describe_identification
@@ -150,10 +151,10 @@ def test_room_for_one_module_has_two_readings(tmp_path, head, relu, how):
     net = build(Net(head(nn.ReLU() if relu else nn.Dropout())))
     path = write(net, tmp_path / "x.bin", how)
     found = identify(path)
-    assert [reading.said.split(" between ")[0] for reading in found.readings] == ["a ReLU", "no activation"]
+    assert [reading.description.split(" between ")[0] for reading in found.readings] == ["a ReLU", "no activation"]
     right = 0 if relu else 1
     assert found.configuration == found.readings[0].configuration
-    assert f"read as {found.readings[0].said}, which its tensors do not determine" in found.verdict
+    assert f"read as {found.readings[0].description}, which its tensors do not determine" in found.verdict
     assert "readings[0]" in found.load_line
     if found.readings[0].load_line.count("allow_partial"):
         return  # a layer without a bias, which no Configuration has
@@ -162,10 +163,13 @@ def test_room_for_one_module_has_two_readings(tmp_path, head, relu, how):
     assert same(run(identify(done.target).load_line).network, net)
     assert f"reading={right}" in str(done)
     told = describe_identification(found)
-    assert all(reading.said in told and reading.load_line in told for reading in found.readings)
+    assert all(reading.description in told and reading.load_line in told for reading in found.readings)
     with pytest.raises(BadConfiguration, match="reading=2 is none of its readings, which are 0 to 1"):
         convert(path, tmp_path / "z.safetensors", to="torchvision", reading=2)
-    assert json.loads(json.dumps(found.to_dict()))["readings"][right]["said"] == found.readings[right].said
+    assert (
+        json.loads(json.dumps(found.to_dict()))["readings"][right]["description"]
+        == found.readings[right].description
+    )
 
 
 def test_the_reading_is_chosen_by_the_configuration_that_is_asked_for(tmp_path):
@@ -263,7 +267,7 @@ def test_wherever_a_trunk_is_cut(tmp_path, configuration, how):
     assert found.complete
     assert found.until == found.configuration.until
     networks = [run(reading.load_line).network for reading in found.readings]
-    assert any(same(network, net) for network in networks), [reading.said for reading in found.readings]
+    assert any(same(network, net) for network in networks), [reading.description for reading in found.readings]
     assert [network.configuration for network in networks] == [each.configuration for each in found.readings]
     assert same(run(found.load_line).network, networks[0])
     if how == "pth":
@@ -272,9 +276,9 @@ def test_wherever_a_trunk_is_cut(tmp_path, configuration, how):
     elif len(found.readings) == 1:  # a convolution without the batch norm that the others have
         assert found.until == configuration.until == "conv2_1"
     else:
-        assert len({reading.said for reading in found.readings}) == len(found.readings)
+        assert len({reading.description for reading in found.readings}) == len(found.readings)
         taken = configuration.until or f"pool{len(configuration.blocks)}"
-        assert any(taken in reading.said for reading in found.readings)
+        assert any(taken in reading.description for reading in found.readings)
 
 
 @pytest.mark.parametrize("norm", [False, True])

@@ -18,7 +18,7 @@ from vggkit.classifier import Classifier
 from vggkit.errors import BadCheckpoint, BadDownload, BadOutput, MissingExtra
 from vggkit.escaping import escape_controls
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.models.configuration import configure
+from vggkit.models.configure import configure
 from vggkit.weights.card import Card
 from vggkit.weights.hub import is_address, pull
 from vggkit.weights.model_card import is_torchvisions, write_model_card
@@ -158,10 +158,10 @@ def test_weights_that_are_not_ours_are_said_to_be(hub):
 @pytest.mark.parametrize("code", [403, 500, 429])
 def test_a_hub_that_refuses(hub, classifier, code):
     hub.answers["/api/repos/create"] = [status(code)]
-    with pytest.raises(BadOutput, match=f"the hub answered {code}"):
+    with pytest.raises(BadOutput, match=f"the hub responded with {code}"):
         classifier.push_to_hub("me/bees")
     hub.answers["/me/bees/resolve/main/model.safetensors"] = [status(code)]
-    with pytest.raises(BadDownload, match=f"the hub answered {code}"):
+    with pytest.raises(BadDownload, match=f"the hub responded with {code}"):
         vk.load("hf://me/bees")
 
 
@@ -191,7 +191,7 @@ def test_what_was_brought_once_serves_without_a_network(hub, classifier, monkeyp
 
 def test_a_host_that_is_no_hub(hub):
     hub.answers["/me/bees/resolve/main/model.safetensors"] = [status(200)]
-    with pytest.raises(BadDownload, match="does not answer as a Hugging Face hub does"):
+    with pytest.raises(BadDownload, match="does not respond as a Hugging Face hub does"):
         vk.load("hf://me/bees")
 
 
@@ -332,7 +332,7 @@ def test_what_is_not_known_is_not_claimed(tiny):
     assert front["license"] == "unknown"
     assert "model-index" not in front
     assert "not measured" in said
-    assert "None was stated" in said
+    assert "Its publisher stated none" in said
     for odd in ({"metrics": []}, {"metrics": {"top1": "high"}}, {"data": 3, "recipe": "x", "weights": [1]}):
         assert "not measured" in write_model_card(card_of(replace(tiny, num_classes=2), **odd))
     mine = write_model_card(card_of(replace(tiny, num_classes=2), licence="MIT"))

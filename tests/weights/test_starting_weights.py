@@ -8,7 +8,7 @@ import torch
 from vggkit.classifier import Classifier
 from vggkit.errors import BadCheckpoint
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.models.configuration import configure
+from vggkit.models.configure import configure
 from vggkit.models.vgg import VGG
 from vggkit.weights.convert import convert
 from vggkit.weights.input_conventions import CONVENTIONS

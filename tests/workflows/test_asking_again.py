@@ -11,8 +11,8 @@ from vggkit.classifier import Classifier, load
 from vggkit.cli import main as cli
 from vggkit.cli.defaults import find_defaults
 from vggkit.errors import BadConfiguration
-from vggkit.images.preprocessing import suit_preprocessing
-from vggkit.models.configuration import configure
+from vggkit.images.preprocessing import choose_preprocessing
+from vggkit.models.configure import configure
 from vggkit.training import linear_probe
 from vggkit.training.presets import PRESETS
 from vggkit.training.recipe import Recipe
@@ -75,7 +75,7 @@ def resolve(config, changes, *, bf16=True, images=300):
         last = configuration.fully_connected[-1].index
         situation = Situation(
             configuration=configuration,
-            preprocessing=suit_preprocessing(network.image_size or 224),
+            preprocessing=choose_preprocessing(network.image_size or 224),
             origin=WeightsOrigin(
                 kind="loaded", random_keys=(f"classifier.{last}.weight", f"classifier.{last}.bias")
             )
@@ -105,7 +105,15 @@ def test_every_option_is_swept():
     assert {name for name, _ in NETWORK_CHANGES} == {field.name for field in fields(NetworkChoice)}
 
 
-@pytest.mark.parametrize("base", list(BASES))
+@pytest.mark.parametrize(
+    "base",
+    [
+        base
+        if base in ("nothing", "few photos from weights", "preset modern")
+        else pytest.param(base, marks=pytest.mark.slow)
+        for base in BASES
+    ],
+)
 def test_a_changed_option_gives_what_a_fresh_run_would_choose(base, tmp_path):
     asked = BASES[base]
     settled = resolve(asked, {})
@@ -206,6 +214,7 @@ def test_what_is_edited_into_a_file_is_not_hidden_by_what_was_chosen(tmp_path):
     assert RunConfig.read(path).resolved == replace(resolve(asked, {}), learning_rate=0.77)
 
 
+@pytest.mark.slow
 def test_views_of_a_run_that_had_none_differ_from_each_other(tmp_path, monkeypatch):
     """The head of a run that saw each image once, and then by --config --views 3."""
     monkeypatch.setenv("VGGKIT_HOME", str(tmp_path / "home"))

@@ -17,7 +17,7 @@ from vggkit.engines.outputs import list_reads
 from vggkit.errors import BadConfiguration, BadData, BadInput, BadOutput
 from vggkit.hardware import computes_bf16
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.weights.card import read_card
+from vggkit.weights.classifier_file import read_card
 from vggkit.workflows import bench as benches
 from vggkit.workflows.bench import bench
 
@@ -114,11 +114,14 @@ def test_who_runs_hangs_on_the_processor(able):
     }
 
 
-def test_auto_is_marked(found):
+def test_what_predict_takes_is_marked(found):
     (auto,) = [each for each in found.engines if each.is_auto]
     assert (auto.engine, auto.precision) == ("openvino", "bf16" if computes_bf16("cpu") else "fp32")
+    (default,) = [each for each in found.engines if each.is_python_default]
+    assert (default.engine, default.precision) == ("openvino", "fp32")
 
 
+@pytest.mark.slow
 def test_images_are_made_up_where_there_are_none(model, monkeypatch, keep):
     keep("pytorch fp32", "openvino fp32")
     monkeypatch.setattr(contenders, "find_available_memory", lambda: 0)  # each process ends with its turn
@@ -229,6 +232,7 @@ def test_what_an_engine_refuses_is_its_reason(choice, tmp_path):
         process.start()
 
 
+@pytest.mark.slow
 def test_too_many_images_together_cost_their_number_alone(model, monkeypatch, keep):
     keep("pytorch fp32", "openvino fp32")
     ask = EngineProcess.time
@@ -244,6 +248,7 @@ def test_too_many_images_together_cost_their_number_alone(model, monkeypatch, ke
     assert set(find(found, "openvino", "fp32").images_per_second) == {1, 4}
 
 
+@pytest.mark.slow
 def test_from_the_shell_on_a_processor_with_avx2_alone(model, photos, tmp_path, capsys):
     """In a process of its own, for what oneDNN may use is settled once for a process and those that it starts."""
     pytest.importorskip("matplotlib")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import vggkit as vk
-from vggkit.images.preprocessing import suit_preprocessing
+from vggkit.images.preprocessing import choose_preprocessing
 
 LABELS = ["across", "down", "red"]
 RECIPE = vk.Recipe(epochs=3, batch_size=16, learning_rate=0.1, precision="fp32", trainable="all")
@@ -18,7 +18,7 @@ def start(tiny, photos, tmp_path):
     """Begins a training, always the same, in a folder."""
 
     def begin(name: str, **options) -> vk.TrainingRun:
-        model = vk.Classifier.create(tiny, labels=LABELS, preprocessing=suit_preprocessing(32), seed=0)
+        model = vk.Classifier.create(tiny, labels=LABELS, preprocessing=choose_preprocessing(32), seed=0)
         options = {"recipe": RECIPE, "quiet": True, **options}
         return vk.train(photos, model=model, out=tmp_path / name, device="cpu", **options)
 
@@ -38,7 +38,7 @@ def test_each_epoch_is_told_and_a_true_value_ends_the_training(start, caplog):
     assert [epoch.epoch for epoch in told] == [1, 2]
     assert (run.directory / "report.html").is_file()
     assert json.loads((run.directory / "run.json").read_text())["state"] == "finished"
-    assert "stopped after epoch 2, as on_epoch asked for it" in caplog.messages
+    assert "stopped after epoch 2, as on_epoch requested" in caplog.messages
     assert any(message.startswith("epoch 1  train loss") for message in caplog.messages)
 
     # What was ended so goes on as if it had not been.
@@ -66,7 +66,7 @@ def test_what_it_raises_reaches_the_caller_and_the_run_can_be_resumed(start, tmp
 def test_a_linear_probe_is_told_too(tiny, photos, tmp_path):
     """With the last layer alone it is the only epoch; else it is epoch 0, and may be enough."""
     weights = tmp_path / "weights.safetensors"
-    seen = suit_preprocessing(32)
+    seen = choose_preprocessing(32)
     vk.Classifier.create(tiny, labels=["a", "b", "c"], preprocessing=seen, seed=0).save(weights)
     for trainable, number in (("head", 1), ("all", 0)):
         told: list[vk.Epoch] = []

@@ -89,7 +89,9 @@ def kill_after(process: Running, directory: Path, steps: int, number: int) -> No
     process.wait()
 
 
-@pytest.mark.parametrize("steps", [2, 9, 13])
+@pytest.mark.parametrize(
+    "steps", [pytest.param(2, marks=pytest.mark.slow), 9, pytest.param(13, marks=pytest.mark.slow)]
+)
 def test_a_killed_run_goes_on_to_the_same_bits(steps, data, whole, tmp_path, processes):
     process = processes.start(*command(data, tmp_path / "run"))
     kill_after(process, tmp_path / "run", steps, signal.SIGKILL)
@@ -260,7 +262,7 @@ def test_a_run_that_was_killed_before_its_first_state_begins_again(data, tmp_pat
     for name in ("last.ckpt", "best.safetensors", "metrics.csv"):
         (out / name).unlink()
     again = resume(out, device="cpu")
-    assert "begins again" in capsys.readouterr().err
+    assert "starts again" in capsys.readouterr().err
     assert all(torch.equal(value, expected[key]) for key, value in again.classifier.network.state_dict().items())
 
 

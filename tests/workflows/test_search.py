@@ -49,7 +49,7 @@ def test_the_nearest_are_found_whatever_the_chunks(ending, chunk, model, mixed, 
     held, asked = embed(classifier, mixed), embed(classifier, photos / "val")
     width = held.vectors.shape[1]
     monkeypatch.setattr(searching, "CHUNK_BYTES", 4 * width * chunk)
-    found = search(index, photos / "val", classifier=classifier, top=5)
+    found = search(index, photos / "val", model=classifier, top=5)
 
     there = [number for number, problem in enumerate(held.problems) if problem is None]
     assert len(there) == len(held.paths) - 2
@@ -103,17 +103,17 @@ def test_an_index_refuses_what_it_was_not_made_with(model, tiny, photos, tmp_pat
     )
     for given, said in ((other, "weights"), (cropped, "resize_pixels: 32 then, 40 now")):
         with pytest.raises(BadInput, match=f"another Classifier.*{said}"):
-            search(index, photos / "val", classifier=given)
+            search(index, photos / "val", model=given)
     # How sure its answers are does not matter to vectors.
     sure = Classifier(classifier.network, labels=LABELS, preprocessing=classifier.preprocessing, temperature=2.0)
-    expected = search(index, photos / "val", classifier=sure, top=2)
+    expected = search(index, photos / "val", model=sure, top=2)
     assert search(index, photos / "val", top=2) == expected
     mine.unlink()
     with pytest.raises(BadData, match=r"mine\.safetensors, which is no longer there.*--model"):
         search(index, photos / "val")
-    assert search(index, photos / "val", classifier=model, top=2) == expected
+    assert search(index, photos / "val", model=model, top=2) == expected
     with pytest.raises(BadInput, match="top"):
-        search(index, photos / "val", classifier=model, top=0)
+        search(index, photos / "val", model=model, top=0)
 
 
 def test_what_is_no_index_says_so(model, photos, tmp_path):

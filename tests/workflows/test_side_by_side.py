@@ -12,7 +12,7 @@ from conftest import fill_folder
 from vggkit.classifier import Classifier, load
 from vggkit.errors import BadOutput
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.models.configuration import configure
+from vggkit.models.configure import configure
 from vggkit.training.recipe import Recipe
 from vggkit.workflows.run_folder import LOCK, demand_new_folder, hold_folder, new_folder
 from vggkit.workflows.train import train
@@ -78,7 +78,7 @@ def test_of_two_trainings_at_once_one_has_the_folder(data, tmp_path):
 def test_a_held_folder_is_refused_and_stays_as_it_is(tiny, data, tmp_path):
     classifier = create(tiny)
     with new_folder(tmp_path / "run", classifier) as directory:
-        with pytest.raises(BadOutput, match="another training is at work there"):
+        with pytest.raises(BadOutput, match="another training is running there"):
             train(data, model=classifier, recipe=Recipe(epochs=1), out=directory, device="cpu", quiet=True)
         assert directory.is_dir()
         assert [path.name for path in directory.iterdir()] == [LOCK]
@@ -95,7 +95,7 @@ def test_a_run_is_not_gone_on_with_while_it_goes_on(tiny, data, tmp_path):
         quiet=True,
     )
     before = {path.name: path.read_bytes() for path in run.directory.iterdir()}
-    with hold_folder(run.directory), pytest.raises(BadOutput, match="another training is at work there"):
+    with hold_folder(run.directory), pytest.raises(BadOutput, match="another training is running there"):
         resume(run.directory, device="cpu", quiet=True)
     assert {path.name: path.read_bytes() for path in run.directory.iterdir()} == before
 
@@ -113,13 +113,14 @@ def test_what_a_kill_left_before_the_first_file_is_an_empty_folder(tiny, tmp_pat
     with new_folder(tmp_path / "run", create(tiny)):
         pass
     (tmp_path / "run" / "thesis.txt").touch()
-    with pytest.raises(BadOutput, match="is there already"):
+    with pytest.raises(BadOutput, match="exists already"):
         demand_new_folder(tmp_path / "run")
     with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "new" / "run", create(tiny)):
         raise ZeroDivisionError
     assert not (tmp_path / "new" / "run").exists()
 
 
+@pytest.mark.slow
 def test_two_trainings_share_one_cache_of_features(data, tmp_path):
     fed = Preprocessing(resize_pixels=32, crop_pixels=32)
     cut = configure("vgg11_bn", until="pool1", num_classes=len(LABELS))

@@ -227,6 +227,7 @@ def test_augmented_training_on_real_photos(shared, tiny, tmp_path):
     assert run.evaluation.top1 == pytest.approx(right / 153)
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_bytes_in_another_process(photos, tmp_path, monkeypatch):
     import subprocess
     import sys

@@ -6,6 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import vggkit as vk
@@ -213,3 +214,32 @@ def test_a_network_of_ones_own_learns_in_one_line(photos, tmp_path):
     again = vk.train(resume=run.directory, device="cpu", quiet=True)
     assert again.history == run.history
     assert {field.name for field in fields(again)} >= {"classifier", "directory", "history", "evaluation"}
+
+
+def test_a_state_dict_in_memory_is_as_its_file(photos, tmp_path):
+    network = vk.VGG(vk.configure("vgg11_bn", blocks="8/8,8", num_classes=3, head="pool"))
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    options = {"model": "vgg11_bn", "blocks": "8/8,8", "image_size": 32, "epochs": 1, "batch_size": 16}
+    options |= {"head": "pool", "device": "cpu", "quiet": True, "precision": "fp32"}
+    runs = [
+        vk.train(photos, weights=weights, out=tmp_path / name, **options)
+        for name, weights in (
+            ("file", tmp_path / "w.pth"),
+            ("memory", network.state_dict()),
+            ("checkpoint", {"state_dict": {f"module.{k}": v for k, v in network.state_dict().items()}}),
+        )
+    ]
+    for run in runs:
+        assert run.classifier.origin.kind == "trained" or run.classifier.origin.random_keys == ()
+        assert run.history == runs[0].history or run.evaluation.loss == runs[0].evaluation.loss
+        assert run.classifier.provenance["weights"]["missing"] == []
+    config = RunConfig.read(runs[1].directory)
+    assert (config.network.weights, config.from_python) == (None, True)
+    for wrong, error, said in (
+        ({"fc.weight": torch.zeros(3, 3)}, vk.BadCheckpoint, "state dict in memory: .*not a VGG"),
+        ({}, vk.BadCheckpoint, "state dict in memory"),
+        (network, BadInput, "got VGG"),
+    ):
+        with pytest.raises(error, match=said):
+            vk.train(photos, weights=wrong, out=tmp_path / "no", **options)
+    assert not (tmp_path / "no").exists()

@@ -68,17 +68,17 @@ def test_the_head_is_solved_on_what_is_frozen_and_measured_as_evaluate_does(
 
 def test_a_second_run_computes_nothing_and_other_weights_all(tiny, trained, photos, tmp_path, capsys):
     first = train(photos, model=start(tiny, trained), recipe=HEAD, out=tmp_path / "1", device="cpu")
-    assert "kept from before" not in capsys.readouterr().err
+    assert "found in the cache" not in capsys.readouterr().err
     second = train(photos, model=start(tiny, trained), recipe=HEAD, out=tmp_path / "2", device="cpu")
     told = capsys.readouterr().err
-    assert "48 of 48 features were kept from before" in told
+    assert "48 of 48 features were found in the cache" in told
     assert "computed by" not in told
     assert all(torch.equal(weights_of(second)[key], value) for key, value in weights_of(first).items())
     other = start(tiny, trained)
     with torch.no_grad():
         other.network.features[0].bias += 0.01
     train(photos, model=other, recipe=HEAD, out=tmp_path / "3", device="cpu")
-    assert "kept from before" not in capsys.readouterr().err
+    assert "found in the cache" not in capsys.readouterr().err
 
 
 def test_a_head_that_was_stopped_goes_on_to_the_same_bits(tiny, trained, photos, tmp_path, monkeypatch):
@@ -110,7 +110,7 @@ def test_what_was_learnt_can_be_taken_for_other_classes(tiny, trained, tmp_path,
     fill_folder(tmp_path / "photos", LABELS[:2], 10)
     classifier = start(replace(tiny, num_classes=2), trained, labels=LABELS[:2])
     run = train(tmp_path / "photos", model=classifier, recipe=Recipe(), out=tmp_path / "run", device="cpu")
-    assert "trainable head: 16 images from given weights" in capsys.readouterr().err
+    assert "trainable head: 16 images and loaded weights" in capsys.readouterr().err
     assert run.evaluation.top1 == 1
     assert run.evaluation.n == 4
 
@@ -136,7 +136,7 @@ def test_labels_in_another_order_start_as_right_as_the_weights_were(tiny, traine
     # A Classifier's order is its own, whatever the order of the folders.
     slow = replace(STEPS, trainable="all", epochs=1, learning_rate=1e-9)
     run = train(photos, model=turned, recipe=slow, out=tmp_path / "run", device="cpu")
-    assert "put into the order of these labels" in capsys.readouterr().err
+    assert "its rows in the order of these labels" in capsys.readouterr().err
     assert run.history[0].val_top1 == expected.top1
     assert run.classifier.labels == ("red", "down", "across")
     assert evaluate(load(tmp_path / "run"), photos).top1 == expected.top1

@@ -31,7 +31,7 @@ TOGETHER: Final = 8
 FEWEST_PASSES: Final = 5
 """Of single images in a turn; of several at once one is enough."""
 START: Final = "import sys; sys.path.append(sys.argv[1]); from vggkit.benchmarking.processes import serve; serve()"
-"""What the other end runs, given the folder that this package lies in."""
+"""The program of the other process, given the folder of this package."""
 REPLY: Final = '{"reply"'
 """How a reply begins."""
 PATIENCE_SECONDS: Final = 10.0
@@ -40,7 +40,7 @@ PATIENCE_SECONDS: Final = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineChoice:
-    """What a process is to compute with."""
+    """The engine that a process runs, with its model and images."""
 
     model: str
     """A Classifier's file."""
@@ -134,7 +134,7 @@ class EngineProcess:
         try:
             process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
-            # What an interpreter prints before it comes to us is none.
+            # Lines that the interpreter prints before are no replies.
             line = next((line for line in process.stdout if line.startswith(REPLY)), "")
         except OSError:
             line = ""
@@ -209,8 +209,8 @@ def _time(engine: Engine, place: str, batch_size: int, seconds: float) -> list[f
     found: list[float] = []
     batch = np.take(_read(place, 0, batch_size), range(batch_size), axis=0, mode="wrap")
     engine.run(batch)
-    begun = time.perf_counter()
-    while len(found) < (FEWEST_PASSES if batch_size == 1 else 1) or time.perf_counter() - begun < seconds:
+    started = time.perf_counter()
+    while len(found) < (FEWEST_PASSES if batch_size == 1 else 1) or time.perf_counter() - started < seconds:
         before = time.perf_counter()
         engine.run(batch)
         found.append(time.perf_counter() - before)

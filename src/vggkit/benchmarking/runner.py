@@ -33,7 +33,7 @@ Values = NDArray[np.float32]
 
 @dataclass(slots=True)
 class EngineRun:
-    """An engine in a precision on a device, and what was measured of it."""
+    """An engine in a precision on a device, and its measurements."""
 
     engine: EngineName
     precision: Precision
@@ -173,21 +173,22 @@ def _is_short(process: EngineProcess) -> bool:
 
 def describe(runs: Sequence[EngineRun], device: str) -> tuple[EngineTimings, ...]:
     """The records, fastest first."""
-    place, *taken = resolve_choice(device)
-    auto = (*taken, str(place))
+    (place, *auto), (_, *default) = resolve_choice(device), resolve_choice(device, precision="fp32")
     found = []
     for each in runs:
-        own = each.engine, each.precision, each.device
-        found.append(_describe_one(each, runs[0], is_auto=own == auto))
+        own, is_there = [each.engine, each.precision], each.device == str(place)
+        timings = _describe_one(each, runs[0])
+        found.append(
+            replace(timings, is_auto=is_there and own == auto, is_python_default=is_there and own == default)
+        )
     return tuple(sorted(found, key=lambda timings: -timings.speed))
 
 
-def _describe_one(run: EngineRun, reference: EngineRun, *, is_auto: bool) -> EngineTimings:
+def _describe_one(run: EngineRun, reference: EngineRun) -> EngineTimings:
     about = EngineTimings(
         engine=run.engine,
         precision=run.precision,
         device=run.device,
-        is_auto=is_auto,
         is_reference=run is reference,
         problem=run.problem,
     )

@@ -47,38 +47,40 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineTimings:
-    """What was measured of one engine in one precision, or why it does not run."""
+    """The measurements of one engine in one precision, or the reason why it does not run."""
 
     engine: EngineName
-    """What computes."""
+    """The engine."""
     precision: Precision
-    """What it computes in."""
+    """The precision."""
     device: str
     """Where: `cpu`, `cuda`, `mps`."""
     is_auto: bool = False
-    """Whether `engine="auto"` takes it here."""
+    """Whether `vggkit predict` takes it here, whose engine and precision are auto."""
+    is_python_default: bool = False
+    """Whether `Classifier.predict` takes it here, whose engine is auto and whose precision is fp32."""
     is_reference: bool = False
-    """Whether it is what others are compared with, PyTorch in float32."""
+    """Whether it is the reference that others are compared with, PyTorch in float32."""
     problem: str | None = None
     """Why it does not run here; the figures below are then absent."""
     latency_p50_seconds: Spread | None = None
-    """An image by itself: half of the passes were sooner."""
+    """Median seconds of a pass of one image."""
     latency_p95_seconds: Spread | None = None
-    """95 of a hundred passes were sooner."""
+    """95th percentile of the seconds of a pass of one image."""
     images_per_second: Mapping[int, Spread] | None = None
-    """By the number of images that pass together."""
+    """Images a second by batch size."""
     best_batch_size: int | None = None
-    """The number of these with the most images a second."""
+    """The batch size with the most images a second."""
     times_reference: Spread | None = None
     """Images a second at the best number over those of PyTorch in float32 at its best."""
     start_seconds: float | None = None
     """From the start of a process to its first result, once."""
     peak_memory_bytes: int | None = None
-    """What its process held at most, the mapped file of the weights and the images that pass together too."""
+    """Peak memory of its process, including the mapped file of the weights and a batch of images."""
     device_memory_bytes: int | None = None
-    """What it held of a GPU's memory at most."""
+    """Its peak GPU memory."""
     agreement: Agreement | None = None
-    """None where the reference does not run, or is what this is."""
+    """None for the reference, and where the reference does not run."""
 
     @property
     def speed(self) -> float:
@@ -95,13 +97,13 @@ class Bench:
     model: str
     """The Classifier's file, or its name."""
     network: str
-    """What it is, such as vgg11."""
+    """The name of its network, such as vgg11."""
     input_pixels: int
-    """Height and width of what the network sees."""
+    """Height and width of the network's input in pixels."""
     images: str | None
-    """What all engines were shown; None where images were made up, and only the speed says something."""
+    """The images; None where random images were used, so that only speeds are measured."""
     unreadable: int = 0
-    """Images that were to be shown and cannot be read."""
+    """Images that cannot be read."""
     rounds: int
     """Turns that each engine had."""
     machine: str
@@ -118,7 +120,7 @@ class Bench:
 
 @dataclass(slots=True)
 class Rounds:
-    """What the turns of one engine gave."""
+    """The timings of one engine."""
 
     passes: dict[int, list[list[float]]] = field(default_factory=dict)
     """Seconds of each pass of each round, by the number of images that pass together."""

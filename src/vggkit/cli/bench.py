@@ -44,7 +44,7 @@ def bench(
         seconds: Length of a turn, for each batch size.
         columns: Names of a table's columns.
         device: auto (all there are), cpu, cuda or mps.
-        keep_ranges: Measure the activation ranges that int8 needs, on up to 128 other images, and keep them in the
+        keep_ranges: Measure the activation ranges that int8 needs, on up to 128 other images, and store them in the
             classifier's file.
         plot: Also draw the results in this file (.png, .pdf or .svg).
         json: Print a JSON object in place of the table.
@@ -52,7 +52,7 @@ def bench(
     """
     from vggkit.reports.bench_table import draw_bench, plot_bench, suggest
     from vggkit.reports.plots import demand_drawable
-    from vggkit.weights.card import read_card
+    from vggkit.weights.classifier_file import read_card
     from vggkit.weights.locate import locate_model
     from vggkit.workflows.bench import bench as measure
 
@@ -75,12 +75,12 @@ def bench(
     if json:
         print_json(found.to_dict())
     else:
-        # A file or a pipe takes rows whole.
+        # Rows are not broken in a file or a pipe.
         open_terminal(width=None if open_terminal().is_terminal else WIDTH).print(draw_bench(found))
         for sentence in suggest(found, ranges_kept=ranges_kept):
             print_line(sentence)
     if keep_ranges:
-        print_line(f"what int8 must know is kept in {locate_model(model)}", to_stderr=True)
+        print_line(f"activation ranges for int8: stored in {locate_model(model)}", to_stderr=True)
     if plot is not None:
         plot_bench(found, plot)
         print_line(f"drawn: {plot}", to_stderr=True)

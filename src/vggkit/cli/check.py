@@ -1,6 +1,5 @@
 """The verb check."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from vggkit.cli.printing import print_json
@@ -56,16 +55,7 @@ def check(
         line.show(f"opening {data}", 0, None)
         images = open_dataset(data, columns=columns)
         guard_outputs(images, table=fix, page=html)
-        classifier = None
-        if model is not None:
-            from vggkit.classifier import load  # imports torch, which the refusals above do not need
-
-            classifier = load(model)
-        found = look(
-            images, classifier, columns=columns, image_size=image_size, device=device, on_progress=line.show
-        )
-        if model is not None:
-            found = replace(found, asked={**found.asked, "model": model})
+        found = look(images, model, columns=columns, image_size=image_size, device=device, on_progress=line.show)
         if html is not None:
             from vggkit.reports.diagnosis_page import write_diagnosis_page
 
@@ -83,6 +73,6 @@ def check(
         from vggkit.data_checks.clean_table import write_clean_table
 
         left_out = write_clean_table(images, found, fix)
-        said = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items()) or "none"
-        print_line(f"table: {fix}; left out: {said}", to_stderr=True)
+        listed = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items()) or "none"
+        print_line(f"table: {fix}; left out: {listed}", to_stderr=True)
     return 1 if any(finding.severity == "error" for finding in found.findings) else 0

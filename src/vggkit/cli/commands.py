@@ -1,4 +1,4 @@
-"""The verbs of the command line: the module of each, and what it does, for `vggkit --help`. Imports nothing."""
+"""The verbs of the command line: the module of each, and its summary for `vggkit --help`. Imports nothing."""
 
 from collections.abc import Mapping
 from typing import Final, NamedTuple
@@ -10,7 +10,7 @@ class Verb(NamedTuple):
     module: str
     """The module of `vggkit.cli` with the function of the verb's name."""
     summary: str
-    """What it does, in a line."""
+    """A summary in one line."""
 
 
 VERBS: Final[Mapping[str, Mapping[str, Verb]]] = {
@@ -31,8 +31,13 @@ VERBS: Final[Mapping[str, Mapping[str, Verb]]] = {
         "predict": Verb("predict", "classify images"),
         "embed": Verb("predict", "compute feature vectors of images"),
         "search": Verb("predict", "find similar images"),
+        "distance": Verb("distance", "compare images perceptually: LPIPS, DISTS"),
         "explain": Verb("explain", "show which places of images speak for a class"),
         "bench": Verb("bench", "measure the speed of inference on this machine"),
+    },
+    "Looking inside": {
+        "filters": Verb("filters", "show what each channel of a layer responds to"),
+        "style": Verb("style", "give an image the style of another"),
     },
     "First steps": {
         "demo": Verb("predict", "train, evaluate and predict on handwritten digits"),

@@ -14,19 +14,19 @@ from vggkit.workflows.run_config import FILE_NAME, RunConfig
 BESIDE_RESUME: Final = frozenset(
     {"--resume", "--epochs", "--device", "--save-seconds", "--plots", "--json", "--quiet", "--help"}
 )
-"""What may be said of a run that goes on; all else it has in its folder."""
+"""Options that may be given with --resume; a run has all others in its folder."""
 
 
 def find_defaults(options: Sequence[str]) -> dict[str, Any]:
     """Parameters of `train` by name, with the values to begin with.
 
     Args:
-        options: What was typed after the verb.
+        options: The arguments after the verb.
 
-    Of a run's configuration these are what was asked: what it left open is chosen anew.
+    From a run's configuration its options are taken, and not its choices, which are made again.
 
     Raises BadConfiguration for options that contradict each other or a file that is no configuration,
-    UnknownName for a preset that there is none of.
+    UnknownName for an unknown preset.
     """
     resume, config, preset = (_find(options, name) for name in ("--resume", "--config", "--preset"))
     if not options:
@@ -41,7 +41,7 @@ def find_defaults(options: Sequence[str]) -> dict[str, Any]:
         return {}
     if config is not None and preset is not None:
         raise BadConfiguration(
-            "--config and --preset both say how to learn; name one of them, and change it by options"
+            "--config and --preset both give a recipe; name one of them, and change it by options"
         )
     if config is not None:
         found = _prefer(options, RunConfig.read(config))
@@ -56,7 +56,7 @@ def find_defaults(options: Sequence[str]) -> dict[str, Any]:
 
 
 def _prefer(options: Sequence[str], config: RunConfig) -> RunConfig:
-    """A rate that is given and one that is looked for exclude each other: what was typed wins."""
+    """A given learning rate and --find-learning-rate exclude each other: explicit options take precedence."""
     given = {_spell(option.partition("=")[0]) for option in options}
     if "--learning-rate" in given:
         return replace(config, find_learning_rate=False)
@@ -66,7 +66,7 @@ def _prefer(options: Sequence[str], config: RunConfig) -> RunConfig:
 
 
 def _find(options: Sequence[str], name: str) -> str | None:
-    """The value of an option, None where it is not there; the parser will say what is wrong with the rest."""
+    """The value of an option, None where it is absent; the parser reports other errors."""
     for place, option in enumerate(options):
         word, equals, value = option.partition("=")
         if _spell(word) == name:

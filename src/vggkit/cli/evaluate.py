@@ -43,22 +43,22 @@ def evaluate(
     `vggkit evaluate MODEL DATA` measures one classifier. `vggkit evaluate MODEL MODEL DATA` measures several on the
     same images, compares them pair by pair (McNemar's test), and averages them as an ensemble.
 
-    Exit code: 0, 1 where some of the images could not be read, 2 where nothing was measured.
+    Exit code: 0, 1 if some of the images cannot be read, 2 if nothing was measured.
 
     Args:
         model_data: One or more models (a model's name such as vgg16, a classifier's file, a run's folder, or
             hf://owner/name), then the data, as `vggkit train` takes it; without data: digits.
         split: train, val, test or all. Without it: test, else val, else all images that were not trained on.
-        protocol: How each image is looked at. single: one view, as predict does. The paper's protocols: dense, the
-            network slid over the whole image; multi-scale, the same at three sizes; multi-crop, 25 crops at each
-            size; dense+crops, the average of both.
+        protocol: The evaluated views of each image. single: one view, as in predict. The paper's protocols: dense,
+            the network slid over the whole image; multi-scale, the same at three sizes; multi-crop, 25 crops at
+            each size; dense+crops, the average of both.
         scales: Short sides in pixels for these protocols, in place of the paper's.
         train_scales: Short side in pixels that the network was trained at, or both ends of its range; the paper's
             test scales follow from it.
         mirror: Average over each image and its mirror image. auto: in all protocols but single.
         wanted_precision: Find the probability threshold above which predictions have this precision, such as 0.95.
-        calibrate: Fit the temperature on these images and keep it in the classifier's file, with --wanted-precision
-            also the threshold below which predict reports "unknown".
+        calibrate: Fit the temperature on these images and store it in the classifier's file; with
+            --wanted-precision also the threshold below which predict reports "unknown".
         results: Also write the predictions, a row for each image, to this file (.csv or .parquet); of several
             classifiers those of each one, in files beside it.
         report: Also write the report, one .html file that needs no network.
@@ -129,7 +129,7 @@ def evaluate(
         open_terminal().print(drawn)
     for sentence in found.messages:
         print_line(sentence, to_stderr=True)
-    # The figures are on the terminal, whatever becomes of the files.
+    # The figures are printed first, in case a file cannot be written.
     if results is not None:
         for path in write_results(found, results, models=models):
             print_line(f"results: {path}", to_stderr=True)
@@ -146,10 +146,10 @@ def evaluate(
 
 
 def _split_arguments(places: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
-    """The Classifiers, and the data, which stands last."""
+    """The Classifiers, and the data, which comes last."""
     if not places:
         raise BadInput("evaluate needs a Classifier and images: vggkit evaluate MODEL DATA")
     *models, data = places if len(places) > 1 else (*places, "digits")
     if data.endswith(".safetensors") or (Path(data) / "best.safetensors").is_file():
-        raise BadInput(f"the images stand last, and {data} is a Classifier: vggkit evaluate MODEL MODEL DATA")
+        raise BadInput(f"the images come last, and {data} is a Classifier: vggkit evaluate MODEL MODEL DATA")
     return tuple(models), data

@@ -14,11 +14,11 @@ NOTHING_DONE: Final = 2
 
 
 class Failures:
-    """Counts what a command did and what failed, and tells of failures, `--quiet` or not.
+    """Counts the images of a command and the failed ones, and reports failures, `--quiet` or not.
 
     Args:
-        line: Where they are told.
-        all_are_in: Where the reason of each one stands, for the line that counts the others.
+        line: Where they are reported.
+        all_are_in: Where the reason of each one is found, for the line that counts the others.
     """
 
     def __init__(self, line: ProgressLine, *, all_are_in: str) -> None:

@@ -58,7 +58,7 @@ def _run(given: list[str]) -> int:
         _fail(f"{verb!r} is not a verb of vggkit.{hint} `vggkit --help` lists the verbs")
 
     if not sys.warnoptions:
-        warnings.simplefilter("ignore")  # what libraries tell their programmers
+        warnings.simplefilter("ignore")  # those of libraries, which are for programmers
 
     import logging
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from vggkit.cli.printing import print_json, print_json_line
 from vggkit.errors import BadCheckpoint, BadConfiguration, BadInput, describe_problem
-from vggkit.models.configuration import Head, configure, list_models
+from vggkit.models.configuration import Head, list_models
+from vggkit.models.configure import configure
 from vggkit.models.listing.listing import Style, write_listing
 from vggkit.models.summary import summarize
 from vggkit.reports.model_table import draw_models
@@ -55,8 +56,8 @@ def summary(
     Args:
         model: A name that `vggkit models` lists.
         input: Height and width of the image in pixels: one number such as 224, or two such as 256x320.
-        blocks: Output channels of each convolution in place of the model's, with commas between the convolutions of
-            a block and slashes between blocks, such as 64,64/128,128/256,256.
+        blocks: Widths such as 64,64/128,128/256,256 in place of the model's: output channels of each convolution,
+            with commas between the convolutions of a block and slashes between blocks.
         num_classes: Number of classes.
         in_channels: Channels of the image.
         head: fc: the paper's fully connected layers; dense: the same layers as convolutions over an image of any
@@ -99,8 +100,8 @@ def code(
         model: A name that `vggkit models` lists.
         style: sequential: one nn.Sequential, with torchvision's keys; blocks: a module for each block; explicit:
             every layer by its name. The three compute the same; blocks and explicit have no --head and no --until.
-        blocks: Output channels of each convolution in place of the model's, with commas between the convolutions of
-            a block and slashes between blocks, such as 64,64/128,128/256,256.
+        blocks: Widths such as 64,64/128,128/256,256 in place of the model's: output channels of each convolution,
+            with commas between the convolutions of a block and slashes between blocks.
         num_classes: Number of classes.
         in_channels: Channels of the images.
         head: fc: the paper's fully connected layers; dense: the same layers as convolutions over an image of any
@@ -169,7 +170,7 @@ def convert(
         source: A weights file of any kind that `vggkit identify` knows.
         target: The file to write: .safetensors or .pth; for Keras .h5, .weights.h5 or .npz; for Caffe .npz.
         to: The layout to write.
-        input_convention: How the source's input is normalised, where the file does not say: imagenet (RGB in
+        input_convention: How the source's input is normalised, where the file does not state it: imagenet (RGB in
             [0, 1], ImageNet's mean and standard deviation), caffe (BGR in [0, 255], mean subtracted), caffe-rgb or
             caffe-unit.
         keep_input: Keep the source's input convention instead of folding it into the first convolution.

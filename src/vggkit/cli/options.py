@@ -25,11 +25,11 @@ MOST_COLUMNS: Final = 100
 def call_with_options(
     command: Callable[..., Any], options: Sequence[str], *, verb: str, defaults: Mapping[str, Any]
 ) -> Any:
-    """Call the function of a verb with the options that were typed, and return what it returns.
+    """Call the function of a verb with the given options, and return its result.
 
     Args:
         command: The function.
-        options: What was typed after the verb.
+        options: The arguments after the verb.
         verb: The verb's name, for the help.
         defaults: Parameters whose defaults are others than the function's.
 

@@ -47,7 +47,7 @@ def predict(
     With --out any number of images become rows of a file, in constant memory. An interrupted command continues
     where it stopped when it is repeated, and an image that cannot be read becomes a row with the reason.
 
-    Exit code: 0, 1 where some of the images failed, 2 where all of them did or the command was refused.
+    Exit code: 0, 1 if some of the images failed, 2 if all of them did or the command was refused.
 
     Args:
         model: A model's name such as vgg16 (the published ImageNet weights), a classifier's file, a run's folder,
@@ -66,7 +66,7 @@ def predict(
             the first of them that is installed.
         explain: Also write to this folder which places of each image speak for its most probable class, as overlays
             (Grad-CAM, from the same pass).
-        save_seconds: Seconds between two saves of what is done, with --out, in the folder OUT.parts.
+        save_seconds: Seconds between two saves of finished rows, with --out, in the folder OUT.parts.
         overwrite: Start again from the first image, with --out.
         json: Print a JSON object for each image on a line of its own: path, labels, probabilities; unknown where
             the best probability is below the classifier's threshold, problem where the image cannot be read. With
@@ -100,31 +100,31 @@ def predict(
                 overwrite=overwrite,
                 on_progress=line.show,
             )
-        return _tell_result(result, json=json, precision=precision, engine=engine)
+        return _report_result(result, json=json, precision=precision, engine=engine)
     if overwrite:
-        raise BadInput("--overwrite is for --out: without a file nothing is kept")
+        raise BadInput("--overwrite is for --out: without it no file is written")
     demand_count("top", top)
     demand_count("batch_size", batch_size)
     file = ModelFile(model)
     # With the number of all, the time left is known.
     total = count_images(images, columns=columns)
     predictor = open_predictor(file, images, explain=explain, device=device, precision=precision, engine=engine)
-    kept = "With --json each has its reason." if not json else "The line of each holds its reason."
-    with ProgressLine(quiet=quiet, rate=RATE) as line, Failures(line, all_are_in=kept) as failures:
+    reasons = "With --json each has its reason." if not json else "The line of each holds its reason."
+    with ProgressLine(quiet=quiet, rate=RATE) as line, Failures(line, all_are_in=reasons) as failures:
         line.log(f"computed by {explain_choice(predictor.info, precision=precision, engine=engine)}")
         reading = Reading()
         found = gather_images(images, columns=columns, reading=reading)
         predictions = predictor.iterate(found, top=top, batch_size=batch_size)
-        for done, (_, answer) in enumerate(predictions, start=1):
-            failures.count(answer.problem)
+        for done, (_, prediction) in enumerate(predictions, start=1):
+            failures.count(prediction.problem)
             if json:
-                print_json_line(answer.to_dict())
-            elif not answer.problem:
-                said = ", ".join(
+                print_json_line(prediction.to_dict())
+            elif not prediction.problem:
+                listed = ", ".join(
                     f"{label} {100 * chance:.1f} %"
-                    for label, chance in zip(answer.labels, answer.probabilities, strict=True)
+                    for label, chance in zip(prediction.labels, prediction.probabilities, strict=True)
                 )
-                print_line(f"{answer.path}: {f'unknown ({said})' if answer.unknown else said}")
+                print_line(f"{prediction.path}: {f'unknown ({listed})' if prediction.unknown else listed}")
             line.show("predicting", done, total)
         predictor.finish()
         for omission in reading.list_omissions():
@@ -154,7 +154,7 @@ def embed(
     Any number of images are processed in constant memory. An interrupted command continues where it stopped when it
     is repeated, and an image that cannot be read becomes a row with the reason.
 
-    Exit code: 0, 1 where some of the images failed, 2 where all of them did or the command was refused.
+    Exit code: 0, 1 if some of the images failed, 2 if all of them did or the command was refused.
 
     Args:
         model: A model's name such as vgg16 (the published ImageNet weights), a classifier's file, a run's folder,
@@ -163,8 +163,8 @@ def embed(
             for standard input.
         out: Write the vectors to this file: .parquet (columns path, vector, problem), or .npy, beside which OUT.csv
             names its rows.
-        layer: What the vectors are. features: the input of the last fully connected layer (relu7 of the paper's
-            head); statistics: mean and standard deviation of each channel of the last feature map; logits;
+        layer: The layer that is computed. features: the input of the last fully connected layer (relu7 of the
+            paper's head); statistics: mean and standard deviation of each channel of the last feature map; logits;
             probabilities; or a layer such as pool5 or relu6, whose maps are averaged over their area.
         columns: Names of a table's columns.
         batch_size: Number of images that pass through the network together.
@@ -173,7 +173,7 @@ def embed(
             on a CPU, for a classifier whose file holds activation ranges (vggkit bench --keep-ranges).
         engine: Library that computes. auto: PyTorch on CUDA and MPS; on a CPU OpenVINO, ONNX Runtime or PyTorch,
             the first of them that is installed.
-        save_seconds: Seconds between two saves of what is done, in the folder OUT.parts.
+        save_seconds: Seconds between two saves of finished rows, in the folder OUT.parts.
         overwrite: Start again from the first image.
         json: Print a JSON object in place of the text.
         quiet: Show no progress.
@@ -197,7 +197,7 @@ def embed(
             overwrite=overwrite,
             on_progress=line.show,
         )
-    return _tell_result(result, json=json, precision=precision, engine=engine)
+    return _report_result(result, json=json, precision=precision, engine=engine)
 
 
 def search(
@@ -216,13 +216,13 @@ def search(
 ) -> int:
     """Find the images that are most similar to others, by cosine similarity of their feature vectors.
 
-    Exit code: 0, 1 where some of the images failed, 2 where all of them did or the command was refused.
+    Exit code: 0, 1 if some of the images failed, 2 if all of them did or the command was refused.
 
     Args:
         index: A file of vectors that `vggkit embed` wrote.
         images: Image files, folders (every image below them), lists of paths (.txt), tables (.csv), archives, or -
             for standard input.
-        model: Where the classifier is that the index was made with, if it has moved.
+        model: The classifier that the index was made with, if it has moved: its file, a run's folder, or its name.
         top: Number of images to find for each.
         keep_query: Also list the image itself, where it is in the index; its copies in other files always are.
         sheet: Also draw the images in this file (.png, .pdf or .svg).
@@ -245,7 +245,7 @@ def search(
         found = find(
             index,
             images,
-            classifier=model,
+            model=model,
             top=top,
             keep_query=keep_query,
             batch_size=batch_size,
@@ -260,7 +260,7 @@ def search(
         for each in found:
             print_json_line(each.to_dict())
     elif readable:
-        # A file or a pipe takes paths whole.
+        # Paths are not broken in a file or a pipe.
         width = None if sys.stdout is not None and sys.stdout.isatty() else MOST_CHARACTERS
         open_terminal(width=width).print(draw_search(readable))
     if sheet is not None and readable:
@@ -269,8 +269,8 @@ def search(
     return failures.exit_code
 
 
-def _tell_result(result: "BulkResult", *, json: bool, precision: WantedPrecision, engine: WantedEngine) -> int:
-    """Print what bulk work wrote, and on standard error how many images have no result; gives the exit code."""
+def _report_result(result: "BulkResult", *, json: bool, precision: WantedPrecision, engine: WantedEngine) -> int:
+    """Print the result of bulk work, and on standard error how many images failed; returns the exit code."""
     from vggkit.engines.info import explain_choice
 
     if json:
@@ -314,9 +314,10 @@ def demo(*, out: Path = Path("runs/demo"), device: str = "auto", seed: int = 0, 
         keep_freed_memory()
     found = demonstrate(out, device=device, seed=seed, quiet=quiet)
     print_line(describe_evaluation(found.run.evaluation))
-    for image, answer in zip(found.images, found.predictions, strict=True):
-        print_line(f"{answer.path}: {answer.labels[0]} {100 * answer.probabilities[0]:.1f} % (is {image.label})")
-    print_line(f"look at: {found.sheet}")
+    for image, prediction in zip(found.images, found.predictions, strict=True):
+        best_class = f"{prediction.labels[0]} {100 * prediction.probabilities[0]:.1f} %"
+        print_line(f"{prediction.path}: {best_class} (true: {image.label})")
+    print_line(f"results: {found.sheet}")
     for name in ("report.html", "learning_curve.png", "confusion_matrix.png"):
         print_line(f"         {found.run.directory / name}")
     best = found.run.directory / "best.safetensors"

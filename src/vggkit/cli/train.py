@@ -47,24 +47,24 @@ def train(
         data: A folder, a table, tar shards, Parquet, hf://datasets/owner/name, or a name such as digits or cifar10.
             Without it, but with options: digits.
         out: The run's folder, new or empty. Without it: the next free runs/<model>-<n>.
-        config: A run's folder or its config.yaml: begin with all of its options; options given beside it win.
-        preset: quick, small-images, modern, paper or torchvision: begin with a recipe of that name; options given
-            beside it win.
-        resume: A run's folder: continue it where it stopped, to the very weights it would have had. With DATA: the
-            images are there now. With --epochs: go on to so many, with the learning rate's schedule stretched to
-            them.
+        config: A run's folder or its config.yaml: use all of its options; others given take precedence.
+        preset: quick, small-images, modern, paper or torchvision: use the recipe of that name; others given
+            take precedence.
+        resume: A run's folder: continue it where it stopped, with the same result as without the interruption. With
+            DATA: where the images are now. With --epochs: train for so many epochs in all, with the learning rate
+            schedule stretched to them.
         network: Which network is trained.
         recipe: How it is trained.
         find_learning_rate: Search for a learning rate first, in a short run at ever higher rates.
-        columns: What a table's columns are called.
+        columns: Names of a table's columns.
         despite_findings: Train even where the figures would be misleading, such as with a class missing from
             validation.
-        loggers: What receives the figures of each epoch: csv (always), tensorboard, wandb, mlflow.
+        loggers: Loggers of the metrics of each epoch: csv (always), tensorboard, wandb, mlflow.
         plots: Also write the figures of the report to pdf, svg or png files, in the folder plots.
-        save_seconds: How often the state within an epoch is kept for --resume, in seconds.
+        save_seconds: Seconds between two saves of the state within an epoch, for --resume.
         device: auto, cpu, cuda or mps.
         json: Print the result as a JSON object on standard output.
-        quiet: No progress on standard error.
+        quiet: Show no progress.
     """
     save_seconds = demand_seconds("save_seconds", save_seconds)
     if resume is not None:
@@ -90,7 +90,7 @@ def train(
                 to_stderr=True,
             )
         is_name = Path(data).name == data and not Path(data).exists()  # perhaps a misspelt one
-        asked = RunConfig(
+        chosen = RunConfig(
             data=data if is_name else locate(data),
             columns=columns,
             despite_findings=despite_findings,
@@ -102,12 +102,14 @@ def train(
         if preset is not None:
             ProgressLine(quiet=quiet).log(f"preset {preset}: {find_preset(preset).about}")
         dataset = open_inputs(
-            asked, data=data, out=out, quiet=quiet
-        )  # what is wrong is refused before torch is imported
+            chosen, data=data, out=out, quiet=quiet
+        )  # errors in the options are reported before torch is imported
         _prepare_process(device)
         from vggkit.workflows.training_run import start_run
 
-        run = start_run(asked, dataset, out=out, device=device, quiet=quiet, save_seconds=save_seconds, plots=plots)
+        run = start_run(
+            chosen, dataset, out=out, device=device, quiet=quiet, save_seconds=save_seconds, plots=plots
+        )
     if json:
         print_json(
             {

@@ -1,4 +1,4 @@
-"""A cleaned table of a collection: what is wrong is left out, and no image is touched."""
+"""A cleaned table of a dataset: wrong entries are left out, and no image is changed."""
 
 import os
 from collections import Counter
@@ -23,8 +23,8 @@ def choose_removals(diagnosis: Diagnosis) -> dict[int, str]:
     - of one that is in more than one split, the copies outside test, else outside val;
     - of exact copies inside a split, all but the first.
 
-    Near duplicates inside a split stay, and so do likely wrong labels: people decide on those. Where the dataset is
-    not divided yet, near duplicates get a group (`tie_copies`), which keeps them in one split.
+    Near duplicates inside a split stay, and so do likely wrong labels, which need a human decision. Where the
+    dataset is not divided yet, near duplicates get a group (`tie_copies`), which keeps them in one split.
     """
     removed: dict[int, str] = {}
 
@@ -108,14 +108,14 @@ def write_clean_table(images: ImageDataset, diagnosis: Diagnosis, table: str | P
     kinds["note"] = "text"
     with stream_columns(table, kinds) as append:
         for name, split in images.splits.items():
-            kept = [image for image in split if id(image) not in removed]
+            remaining = [image for image in split if id(image) not in removed]
             append(
                 {
-                    "path": [_name(image, table) for image in kept],
-                    "label": [image.label for image in kept],
-                    "split": [name] * len(kept),
-                    "group": [groups.get(id(image), "") for image in kept],
-                    "note": [notes.get(id(image), "") for image in kept],
+                    "path": [_name(image, table) for image in remaining],
+                    "label": [image.label for image in remaining],
+                    "split": [name] * len(remaining),
+                    "group": [groups.get(id(image), "") for image in remaining],
+                    "note": [notes.get(id(image), "") for image in remaining],
                 }
             )
     return dict(Counter(removed.values()))

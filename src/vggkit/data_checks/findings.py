@@ -1,5 +1,6 @@
 """The records of a dataset check: the diagnosis, its findings and their cases."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -138,7 +139,7 @@ class Diagnosis:
     """Duration of the check."""
     skipped: tuple[Omission, ...] = ()
     """Files that were found and not used as images, counted by reason."""
-    asked: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
     """The options of the check by name that a command must repeat to see the same, such as `label_column`."""
     samples: Mapping[str, tuple[Member, ...]] = field(default_factory=dict, repr=False)
     """A few readable images of each class."""
@@ -158,9 +159,15 @@ class Diagnosis:
             "modes": dict(self.modes),
             "turned": self.turned,
             "image_size": self.image_size,
-            "asked": dict(self.asked),
+            "options": dict(self.options),
             "model": self.model,
             "findings": [finding.to_dict() for finding in self.findings],
             "seconds": round(self.seconds, 2),
             "skipped": [omission.to_dict() for omission in self.skipped],
         }
+
+
+def write_command(verb: str, data: str, options: Mapping[str, str]) -> str:
+    """A line for the shell, with the options that a check was given."""
+    stated = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
+    return shlex.join(["vggkit", verb, data, *stated])

@@ -22,20 +22,20 @@ from vggkit.weights.model import Model
 
 FOLDS: Final = 10
 LEAST: Final = 5
-"""Units of a class, copies counted once, below which its labels are not judged."""
+"""Units of a class, copies counted once, below which its labels are not checked."""
 PASSES: Final = 3
 """Times the classifier learns; from the second on a label counts as much as it is likely right."""
 SHRINKAGES: Final = (0.01, 0.03, 0.1, 0.3, 0.7)
 """How far the covariance may be drawn to a multiple of the identity; what explains the labels best is taken."""
 TEMPERATURES: Final = np.geomspace(0.25, 8, 21)
-"""What the classifier's logits may be divided by, so that its probabilities come true."""
+"""Temperatures that are tried to calibrate the classifier's probabilities."""
 SHARES: Final = np.array((0.0005, *np.geomspace(0.001, 0.3, 24)))
 """Shares of wrong labels that are thought possible."""
 NEAR: Final = 0.05
-"""Share of the images that are one's neighbours, so that a few equal strangers are not only each other's."""
+"""Share of the images that count as neighbours, so that a few similar outliers are not only each other's."""
 LEAST_NEIGHBOURS: Final = 10
 DOUBTED: Final = 0.25
-"""Chance that a label is wrong from which a person should look: about every second one flagged is wrong then."""
+"""Probability that a label is wrong above which it is reported: about half of the reported ones are wrong then."""
 FAR: Final = 3.5
 """How many robust standard deviations beyond the median an image's distance to its neighbours must be."""
 
@@ -56,13 +56,13 @@ def extract_features(
     images = [sighting.image for sighting in sightings]
     rows, lost = [], []
     predictions = stream_results(engine, classifier.preprocessing, images, batch_size=batch_size)
-    for done, answer in enumerate(predictions, start=1):
-        if answer.overflows:
-            lost.append(answer.problem)
-        elif answer.output is None:
-            raise BadData(f"{answer.image.path}: was readable, and is not any more ({answer.problem})")
+    for done, result in enumerate(predictions, start=1):
+        if result.overflows:
+            lost.append(result.problem)
+        elif result.output is None:
+            raise BadData(f"{result.image.path}: was readable, and is not any more ({result.problem})")
         else:
-            rows.append(answer.output)
+            rows.append(result.output)
         if on_progress:
             on_progress(done, len(images))
     if lost:
@@ -96,7 +96,7 @@ def number_units(sightings: Sequence[Sighting], pairs: Sequence[NearDuplicate]) 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What held-out predictions say of labels."""
+    """The assessment of labels by held-out predictions."""
 
     loss: float
     """Mean negative log likelihood of the labels as they are given."""
@@ -165,7 +165,7 @@ def weigh(logits: NDArray[np.float64], labels: NDArray[np.int_]) -> Judgement:
     """The Judgement that explains the labels best: some share of them wrong, and then any other class alike.
 
     Temperature and share are those of the greatest likelihood of the labels; by Bayes' rule they give how
-    likely each label is wrong. A classifier that knows little is found to know little, and accuses nobody.
+    likely each label is wrong. A classifier of low accuracy gets a high temperature, and reports no label.
     """
     rows, others = np.arange(len(labels)), max(logits.shape[1] - 1, 1)
     best: tuple[float, float, float] = (np.inf, 1.0, float(SHARES[0]))
@@ -260,7 +260,7 @@ def find_outliers(sightings: Sequence[Sighting], features: NDArray[np.float32]) 
     """Images unlike all others: far from their nearest neighbours among the features.
 
     The distance is the mean one to the share NEAR of all images, or to the nearer half of the image's own
-    class where that is less: a small class of its own kind is no stranger. An image counts whose
+    class where that is less: a small class of its own kind is no outlier. An image counts whose
     logarithm is FAR robust standard deviations (median absolute deviation) above the median.
     """
     if len(sightings) <= 2 * LEAST_NEIGHBOURS or not np.isfinite(features).all():

@@ -12,6 +12,7 @@ from vggkit.data_checks.survey import ENDINGS, Sighting
 from vggkit.images.class_names import fold, shorten_names, show_name, split_label
 from vggkit.images.dataset import ImageDataset
 from vggkit.images.near_duplicates import NearDuplicate, group
+from vggkit.images.split_names import tell_split
 
 FEW_TO_LEARN_FROM: Final = 20
 """Training images of a class below which a network learns little of it."""
@@ -75,7 +76,7 @@ def find_combined_labels(labels: Sequence[str]) -> Finding | None:
 
 
 def find_one_class(labels: Sequence[str]) -> Finding | None:
-    """A dataset of a single class, which no network can learn to tell from another."""
+    """A dataset of a single class, from which no classifier can learn."""
     cases = [Case((), f"every image is of {labels[0]}")] if len(labels) == 1 else []
     return _finding(
         "one-class",
@@ -90,10 +91,12 @@ def find_nested(images: ImageDataset) -> Finding | None:
     """Classes whose images lie in several subfolders of the class's own folder."""
     inside: dict[str, set[str]] = defaultdict(set)
     for image in (image for split in images.splits.values() for image in split if image.storage is None):
-        parts = PurePath(image.path).parts
-        if image.pixels is None and (label := str(image.label)) in parts[:-2]:
-            at = len(parts) - 1 - parts[::-1].index(label)
-            inside[label].add(parts[at + 1])
+        folders = PurePath(image.path).parent.parts
+        if image.pixels is None and (label := str(image.label)) in folders:
+            below = folders[len(folders) - folders[::-1].index(label) :]
+            # Where splits lie inside the classes, these subfolders are no classes.
+            if below and (tell_split(below[0]) is None or "all" in images.splits):
+                inside[label].add(below[0])
     cases = [
         Case((), f"{label} holds {shorten_names(sorted(names), most=4)}")
         for label, names in sorted(inside.items())
@@ -110,7 +113,7 @@ def find_nested(images: ImageDataset) -> Finding | None:
 
 
 def find_placeholders(sightings: Sequence[Sighting]) -> Finding | None:
-    """Drawings on a plain ground among photos, such as the `image not found` that web sites send.
+    """Drawings on a plain background among photos, such as the `image not found` that web sites send.
 
     Equal files are one case. In a dataset of drawings none is reported.
     """
@@ -139,7 +142,7 @@ def find_placeholders(sightings: Sequence[Sighting]) -> Finding | None:
         cases,
         f"{count:,} {'image is' if count == 1 else 'images are'} probably no photo but a placeholder",
         "Nearly all of it is one plain colour, unlike the other images: a site's `image not found`, or an empty "
-        "picture. Look at them, and remove those that show nothing of their class.",
+        "image. Look at them, and remove those that show nothing of their class.",
     )
 
 
@@ -182,18 +185,19 @@ def find_similar_names(labels: Sequence[str]) -> Finding | None:
 
 def find_few(counts: Mapping[str, Mapping[str, int]]) -> Finding | None:
     """Classes with too few images to learn from, or to be measured on."""
-    cases = []
+    cases, small = [], set()
     for split, classes in counts.items():
         least = FEW_TO_LEARN_FROM if split in ("train", "all") else FEW_TO_MEASURE
         purpose = "learn from" if split in ("train", "all") else "measure on"
         for label, count in sorted(classes.items(), key=lambda item: item[1]):
             if 0 < count < least:
+                small.add(label)
                 cases.append(Case((), f"{split}: {count} of {label}; fewer than {least} are few to {purpose}"))
     return _finding(
         "few",
         "warning",
         cases,
-        f"{_count(cases, 'class', 'classes')} with few images",
+        f"{len(small):,} {'class' if len(small) == 1 else 'classes'} with few images",
         "Add images, or train only the head of a pretrained network, and mind the confidence intervals.",
     )
 
@@ -271,7 +275,7 @@ def find_copies(sightings: Sequence[Sighting], pairs: Sequence[NearDuplicate]) -
     """Leakage between splits, contradictions between classes, duplicates and near duplicates inside a split.
 
     Args:
-        sightings: What was seen.
+        sightings: The images, as the survey described them.
         pairs: Near duplicates by index in `sightings`; exact copies are represented by the first.
     """
     exact = group_exact(sightings)
@@ -321,8 +325,9 @@ def find_copies(sightings: Sequence[Sighting], pairs: Sequence[NearDuplicate]) -
             "note",
             near_within,
             f"{_count(near_within, 'image')} more than once in a split, nearly the same",
-            "Resized, re-encoded, cropped or mirrored copies, or shots of one burst. Keep one of each copy, and a "
-            "burst in one split: --fix writes a group column, by which a training keeps them together.",
+            "Resized, re-encoded, cropped or mirrored copies, or shots of one burst, which count as if they were "
+            "independent. `vggkit train` keeps them in one split where it divides the images itself; --fix writes "
+            "their groups as a column.",
         ),
     )
     return [finding for finding in found if finding is not None]
@@ -331,7 +336,7 @@ def find_copies(sightings: Sequence[Sighting], pairs: Sequence[NearDuplicate]) -
 def _describe_likeness(
     firsts: Sequence[int], exact: Mapping[bytes, Sequence[int]], sightings: Sequence[Sighting], similarity: float
 ) -> str:
-    """How alike a group is; equal files in it are said apart, and not by the likeness of the others."""
+    """The similarity of a group in words; equal files in it are counted separately."""
     alike = f"{math.floor(100 * similarity)} % similar"
     copies = [len(exact[sightings[first].digest]) for first in firsts]
     if max(copies) == 1:

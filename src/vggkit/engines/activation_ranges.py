@@ -1,4 +1,4 @@
-"""Measures the ranges of the activations that convolutions and matrices read: int8 rounds within them."""
+"""Measurement of activation ranges: the smallest and largest inputs of convolutions and matrices, for int8."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
@@ -22,10 +22,9 @@ WITHIN: Final = 0.99
 def measure_ranges(
     weights: "Weights | VGG", batches: Iterable[NDArray[np.float32]]
 ) -> dict[Output, tuple[float, float]]:
-    """The range of what each convolution and matrix reads, by its name, for an engine in int8.
+    """The range of the inputs of each convolution and matrix, by its name, for an engine in int8.
 
-    The values of 99 of a hundred images lie within: one unusual image does not widen a range for all, and no
-    class is cut.
+    The values of 99 % of the images lie within it, so that one unusual image does not widen a range for all.
 
     Args:
         weights: A VGG, or a ModelFile.

@@ -20,7 +20,7 @@ Sides = tuple[int, int]
 
 
 class Operations(Protocol[Node]):
-    """What a graph is made of; maps are (N, C, H, W), rows (N, F)."""
+    """The operations of a graph; maps are (N, C, H, W), rows (N, F)."""
 
     def convolve(self, maps: Node, weight: Values, bias: Values | None, padding: int, reads: str | None) -> Node:
         """A convolution by kernels (out, in, h, w) of what has the name `reads`, where it has one."""
@@ -29,13 +29,13 @@ class Operations(Protocol[Node]):
         """Each channel times a factor and plus a shift (C)."""
 
     def rectify(self, values: Node, watched: bool) -> Node:
-        """ReLU, of maps or rows; `watched`: that some are not finite must not get lost in it."""
+        """ReLU, of maps or rows; `watched`: values that are not finite must still be detected after it."""
 
     def normalize_responses(self, maps: Node, watched: bool) -> Node:
-        """The paper's local response normalisation, as `networks.vgg` has it; `watched`: as above, squares too."""
+        """The paper's local response normalisation, as `models.layers` has it; `watched`: as above, squares too."""
 
     def pool(self, maps: Node, pooling: Pooling, gives: str) -> Node:
-        """Of each 2×2 one; what it gives has that name."""
+        """Pooling of 2×2 windows; `gives` is the name of the result."""
 
     def fit(self, maps: Node, sides: Sides, wanted: Sides) -> Node:
         """Maps averaged to other sides, as adaptive pooling does."""
@@ -44,7 +44,7 @@ class Operations(Protocol[Node]):
         """The mean of a window over so many places, down and across."""
 
     def flatten(self, maps: Node) -> Node:
-        """Rows of all that a map has."""
+        """Maps flattened to rows."""
 
     def connect(self, rows: Node, weight: Values, bias: Values | None, reads: str | None) -> Node:
         """A matrix (out, in) and a bias (out); `reads` as above."""
@@ -57,13 +57,13 @@ class Operations(Protocol[Node]):
 
 
 class GraphBuilder(Generic[Node]):
-    """Builds what a plan needs, for images of one size.
+    """Builds the graph of a plan, for images of one size.
 
     Args:
         configuration: The network.
-        plan: What is computed.
+        plan: The steps and outputs.
         weights: Values under the plan's keys.
-        operations: What the graph is made of.
+        operations: The operations of the engine.
         watch_trunk: Whether the trunk's values are watched as the head's are.
     """
 
@@ -85,7 +85,7 @@ class GraphBuilder(Generic[Node]):
         steps = select_steps(graph, self._plan.computed)
         found: dict[Output, Node] = {}
         values = images
-        with np.errstate(over="ignore", invalid="ignore"):  # it shows in the outputs
+        with np.errstate(over="ignore", invalid="ignore"):  # the outputs show it
             for before, step, after in zip((None, *steps), steps, (*steps[1:], None), strict=False):
                 values = self._add(step, values, before, after)
                 found[step.name] = values

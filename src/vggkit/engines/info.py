@@ -1,4 +1,4 @@
-"""What an engine is, as a record, and the sentences that are made from it. No torch here."""
+"""The record of an engine, and the sentences that are made from it. No torch here."""
 
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -15,7 +15,7 @@ _DTYPES: Final[dict[Precision, str]] = {"fp32": "float32", "bf16": "bfloat16", "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:
-    """What an engine computes with: engines with equal records give equal results.
+    """Library, precision and device of an engine: engines with equal records give equal results.
 
     >>> EngineInfo(name="openvino", precision="fp32", device="cpu", version="2026.0").describe()
     'OpenVINO in float32'
@@ -24,7 +24,7 @@ class EngineInfo:
     name: EngineName
     """The library: `pytorch`, `openvino` or `onnx`."""
     precision: Precision
-    """What the products are computed in, whatever was requested: `fp32`, `bf16` or `int8`."""
+    """The precision of the products, which may differ from the requested one: `fp32`, `bf16` or `int8`."""
     device: str
     """Where: `cpu`, `cuda`, `cuda:1`, `mps`."""
     version: str
@@ -39,7 +39,7 @@ class EngineInfo:
 
 
 def explain_choice(info: EngineInfo, *, precision: WantedPrecision, engine: WantedEngine) -> str:
-    """A sentence for people: what computes, and why it is not what was requested or what `auto` took.
+    """A sentence on the engine, and why it is not the requested one or why `auto` chose it.
 
     Args:
         info: The engine's record.

@@ -1,6 +1,7 @@
 """The weights that an engine is built from: of a network in memory, or of a model file, without torch."""
 
 import json
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 from vggkit.engines.outputs import Ranges
 from vggkit.errors import BadCheckpoint
 from vggkit.models.configuration import Configuration
-from vggkit.weights.card import Card, read_card
+from vggkit.weights.card import Card, demand_classifier
+from vggkit.weights.classifier_file import read_card
 from vggkit.weights.locate import locate_model
 
 if TYPE_CHECKING:
@@ -26,12 +28,27 @@ READERS: Final = 2
 _DTYPES: Final = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
+def open_model(model: "Model | ModelFile | str | Path", verb: str) -> "Model | ModelFile":
+    """A model in memory as it is, and the ModelFile of a place: a file, a run's folder, a name, or `hf://owner/name`.
+
+    Args:
+        model: The model or its place.
+        verb: What is to be done with it, for messages.
+
+    Raises BadInput for what is neither, and what ModelFile does.
+    """
+    if isinstance(model, str | os.PathLike):
+        return ModelFile(model)
+    demand_classifier(model, verb)
+    return model
+
+
 class NetworkWeights:
     """The weights of a network in memory, as they are when they are read.
 
     Args:
         network: The VGG.
-        temperature: What its logits are divided by before they become probabilities.
+        temperature: Logits are divided by it before the softmax.
         activation_ranges: What int8 needs; see `measure_ranges`.
     """
 

@@ -1,4 +1,4 @@
-"""A network as ONNX Runtime runs it on processors: the graph is built from the configuration and the weights.
+"""Computation by ONNX Runtime on processors: the graph is built from the configuration and the weights.
 
 No torch here. Shape letters: N images, C channels, H and W pixels, F features.
 """
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 TOGETHER: Final = 8
 """Images that are computed together at most: more gain nothing, and their maps leave the caches."""
-KEPT: Final = 4
-"""Sessions that are kept, the last ones used: each size of images has its own."""
+MOST_CACHED: Final = 4
+"""Largest number of open sessions, the last ones used: each size of images has its own."""
 OPSET: Final = 18
 IR_VERSION: Final = 9
 _PLACE: Final = "weights"
@@ -41,7 +41,7 @@ class ONNXEngine(NamedEngine):
 
     Args:
         weights: A VGG, or a ModelFile, which needs no torch.
-        output: What is given of each image, or several names.
+        output: The output for each image, or several names.
 
     Raises UnknownName, MissingExtra without onnx and onnxruntime, and BadCheckpoint.
     """
@@ -75,7 +75,7 @@ class ONNXEngine(NamedEngine):
     def _find_session(self, size: Sides) -> Any:
         session = self._sessions.pop(size, None) or self._open_session(size)
         self._sessions[size] = session  # in the order of their last use
-        while len(self._sessions) > KEPT:
+        while len(self._sessions) > MOST_CACHED:
             del self._sessions[next(iter(self._sessions))]
         return session
 
@@ -86,10 +86,10 @@ class ONNXEngine(NamedEngine):
         model = operations.build(found, ["N", self._configuration.in_channels, *size])
         options = self._runtime.SessionOptions()
         options.intra_op_num_threads = count_threads()
-        options.log_severity_level = 3  # errors; what is wrong with a model of ours is no one's news
-        kept = operations.initializers
-        values = [self._runtime.OrtValue.ortvalue_from_numpy(value) for value in kept.values()]
-        options.add_external_initializers(list(kept), values)
+        options.log_severity_level = 3  # errors only; warnings about our own model are of no use to users
+        constants = operations.initializers
+        values = [self._runtime.OrtValue.ortvalue_from_numpy(value) for value in constants.values()]
+        options.add_external_initializers(list(constants), values)
         return self._runtime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
@@ -136,7 +136,7 @@ class _Operations:
         return self._add("Relu", [values])
 
     def normalize_responses(self, maps: str, watched: bool) -> str:
-        # As in `networks.vgg`: alpha is divided by the window here too.
+        # As in `models.layers`: alpha is divided by the window here too.
         return self._add("LRN", [maps], alpha=5 * 1e-4, beta=0.75, bias=2.0, size=5)
 
     def pool(self, maps: str, pooling: Pooling, gives: str) -> str:
@@ -201,7 +201,7 @@ def _average_ranges(length: int, wanted: int) -> Values:
 
 
 def _import_onnx() -> tuple[ModuleType, ModuleType]:
-    """The packages; ONNX Runtime reports nothing to its makers."""
+    """The packages; ONNX Runtime sends no telemetry."""
     try:
         import onnx
         import onnxruntime

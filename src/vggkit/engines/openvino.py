@@ -1,4 +1,4 @@
-"""A network as OpenVINO runs it on processors: the graph is built from the configuration and the weights.
+"""Computation by OpenVINO on processors: the graph is built from the configuration and the weights.
 
 No torch here. Shape letters: N images, C channels, H and W pixels, F features.
 """
@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vggkit.engines.graph_builder import LIMIT, GraphBuilder, Sides, Values, bound_trunk, can_overflow
+from vggkit.engines.graph_builder import GraphBuilder, Sides, bound_trunk, can_overflow
 from vggkit.engines.info import EngineInfo
 from vggkit.engines.model_weights import Weights, find_weights
+from vggkit.engines.openvino_graph import Node, OpenVINOOperations
 from vggkit.engines.outputs import (
     Output,
     Precision,
@@ -28,42 +29,34 @@ from vggkit.engines.outputs import (
     plan_outputs,
 )
 from vggkit.engines.stream import NamedEngine
-from vggkit.errors import BadConfiguration, BadInput, MissingExtra
+from vggkit.errors import BadConfiguration, MissingExtra
 from vggkit.hardware import computes_bf16, count_threads, multiplies_bytes
-from vggkit.models.configuration import Configuration, Pooling
+from vggkit.models.configuration import Configuration
 
 if TYPE_CHECKING:
     from vggkit.models.vgg import VGG
 
 TOGETHER: Final = 8
 """Images that one request takes at most: more gain nothing, and their maps leave the caches."""
-KEPT: Final = 8
-"""Compiled models that are kept, the last ones used: each size of images has its own."""
+MOST_CACHED: Final = 8
+"""Largest number of compiled models, the last ones used: each size of images has its own."""
 PROCESSORS_A_STREAM: Final = 4
 """With fewer images than one for so many processors, all processors work on one image after another."""
-LARGEST: Final = 127
-"""Of int8 weights, in steps of their channel."""
-LARGEST_OF_7_BITS: Final = 63
-"""Without VNNI two products of an unsigned byte and a weight are summed in 16 bits, which holds 2 × 255 × 63."""
-_ROUNDED_TOGETHER: Final = 100_000
-"""Weights that are rounded at once: they stay in the caches."""
 
-Node = Any
-"""A node of OpenVINO's graph; its modules are imported where they are used."""
 Haste = Literal["LATENCY", "THROUGHPUT"]
 
 
 class OpenVINOEngine(NamedEngine):
-    """Runs a VGG on the processor with the weights as they are now; a network stays as it is. Threads may share it.
+    """Runs a VGG on the processor, with a copy of its current weights. Threads may share it.
 
     A single image has all processors; of several, requests of a few each run side by side. A model is
     compiled when images of its size come, which takes a tenth of a second: less than a compiled one would
-    take to be read (docs/decisions/engines.md). Of an image whose values overflow on the way everything given is
-    NaN: OpenVINO's ReLU makes zeros of NaN, and what follows would look like a prediction.
+    take to be read (docs/decisions/engines.md). For an image whose values overflow
+    in some layer all outputs are NaN: OpenVINO's ReLU turns NaN into 0, and the result would look valid.
 
     Args:
         weights: A VGG, or a ModelFile, which needs no torch.
-        output: What is given of each image, or several names.
+        output: The output for each image, or several names.
         precision: bf16 is several times as fast where the processor multiplies bfloat16, and float32 elsewhere;
             what follows the last product, such as statistics of a map, is computed in float32 all the same.
             int8 is as fast again, and rounds coarsely: weights to 8 bits where the processor sums products of
@@ -138,7 +131,7 @@ class OpenVINOEngine(NamedEngine):
         key = size, self._choose_haste(size, len(batch), watched), watched
         model = self._models.pop(key, None) or self._compile(*key)
         self._models[key] = model  # in the order of their last use
-        while len(self._models) > KEPT:
+        while len(self._models) > MOST_CACHED:
             del self._models[next(iter(self._models))]
         return model
 
@@ -154,7 +147,7 @@ class OpenVINOEngine(NamedEngine):
         openvino = self._openvino
         shape = openvino.PartialShape([-1, self._configuration.in_channels, *size])
         images = openvino.opset13.parameter(shape, openvino.Type.f32)
-        operations = _Operations(openvino, self._ranges, self._plan.computed)
+        operations = OpenVINOOperations(openvino, self._ranges, self._plan.computed)
         weights = self._source.read(self._plan.keys)
         builder = GraphBuilder[Node](self._configuration, self._plan, weights, operations, watch_trunk=watched)
         nodes = [*builder.build(images, size).values(), *operations.list_sums()]
@@ -198,116 +191,6 @@ class _Compiled:
         return [request.get_output_tensor(place).data.copy() for place in range(len(self._model.outputs))]
 
 
-class _Operations:
-    """Nodes of OpenVINO."""
-
-    def __init__(self, openvino: ModuleType, activation_ranges: Ranges, outputs: Sequence[Output]) -> None:
-        self._openvino, self._ops, self._ranges = openvino, openvino.opset13, activation_ranges
-        self._outputs = outputs
-        self._rounded: set[Output] = set()
-        self._sums: list[Node] = []
-
-    def list_sums(self) -> list[Node]:
-        """One output (N, S) of sums that are finite where all that is watched is; none where nothing is."""
-        return [self._ops.concat(self._sums, 1)] if self._sums else []
-
-    def convolve(self, maps: Node, weight: Values, bias: Values | None, padding: int, reads: str | None) -> Node:
-        pads = [padding, padding]
-        maps, kernels = self._narrow(maps, weight, reads)
-        maps = self._ops.convolution(maps, kernels, [1, 1], pads, pads, [1, 1])
-        return maps if bias is None else self._ops.add(maps, self._keep(bias.reshape(1, -1, 1, 1)))
-
-    def scale(self, maps: Node, factor: Values, shift: Values) -> Node:
-        factor, shift = factor.reshape(1, -1, 1, 1), shift.reshape(1, -1, 1, 1)
-        return self._ops.add(self._ops.multiply(maps, self._keep(factor)), self._keep(shift))
-
-    def rectify(self, values: Node, watched: bool) -> Node:
-        if watched:
-            # ReLU's values, but for NaN, of which ReLU makes zero here.
-            zero = np.float32(0)
-            self._watch(self._ops.select(self._ops.less(values, zero), zero, values))
-        return self._ops.relu(values)
-
-    def normalize_responses(self, maps: Node, watched: bool) -> Node:
-        if watched:
-            self._watch(self._ops.multiply(maps, maps))
-        # As in `networks.vgg`: alpha is divided by the window here too.
-        return self._ops.lrn(maps, np.array([1]), alpha=5 * 1e-4, beta=0.75, bias=2.0, size=5)
-
-    def pool(self, maps: Node, pooling: Pooling, gives: str) -> Node:
-        if pooling == "max":
-            # The largest of rounded values is the largest, rounded; and bytes are a quarter to write and to read.
-            if gives in self._ranges and gives not in self._outputs:
-                maps = self._round(maps, gives)
-                self._rounded.add(gives)
-            return self._ops.max_pool(maps, [2, 2], [1, 1], [0, 0], [0, 0], [2, 2]).output(0)
-        return self._ops.avg_pool(maps, [2, 2], [0, 0], [0, 0], [2, 2], exclude_pad=True)
-
-    def fit(self, maps: Node, sides: Sides, wanted: Sides) -> Node:
-        return self._ops.adaptive_avg_pool(maps, np.array(wanted))
-
-    def average_windows(self, maps: Node, places: Sides) -> Node:
-        return self._ops.avg_pool(maps, [1, 1], [0, 0], [0, 0], list(places), exclude_pad=True)
-
-    def flatten(self, maps: Node) -> Node:
-        return self._ops.reshape(maps, np.array([0, -1]), special_zero=True)
-
-    def connect(self, rows: Node, weight: Values, bias: Values | None, reads: str | None) -> Node:
-        rows, matrix = self._narrow(rows, weight, reads)
-        rows = self._ops.matmul(rows, matrix, False, True)
-        return rows if bias is None else self._ops.add(rows, self._keep(bias[None]))
-
-    def average(self, maps: Node) -> Node:
-        return self._ops.reduce_mean(maps, np.array([2, 3]))
-
-    def summarize(self, maps: Node, epsilon: float) -> Node:
-        ops, sides = self._ops, np.array([2, 3])
-        mean = ops.reduce_mean(maps, sides, keep_dims=True)
-        variance = ops.reduce_mean(ops.squared_difference(maps, mean), sides)
-        deviation = ops.sqrt(ops.add(variance, np.float32(epsilon)))
-        return ops.concat([ops.squeeze(mean, sides), deviation], 1)
-
-    def _watch(self, magnitudes: Node) -> None:
-        # Rounded to bytes nothing overflows, and what a product gives must not be read twice there.
-        if not self._ranges:
-            rows = self._ops.multiply(
-                self.flatten(magnitudes), np.float32(2**-40)
-            )  # the sum itself is to be finite
-            self._sums.append(self._ops.reduce_sum(rows, np.array([1]), keep_dims=True))
-
-    def _narrow(self, values: Node, weight: Values, reads: str | None) -> tuple[Node, Node]:
-        """Both sides of a product, marked to be rounded to bytes where the range of what is read is known.
-
-        One step a channel of what is given, and one for all that is read, with zero on a step.
-        """
-        if reads is None or reads not in self._ranges:
-            return values, self._keep(weight)
-        if reads not in self._rounded:
-            values = self._round(values, reads)
-        largest = LARGEST if multiplies_bytes() else LARGEST_OF_7_BITS
-        rounded, steps = _round_weights(weight, largest)
-        reach = max(map(abs, self._ranges[reads])) * largest * float(steps.max()) * (weight.size // len(weight))
-        if not reach < LIMIT:
-            raise BadInput(
-                f"what reads {reads} has weights that are not numbers, or so large that sums overflow: int8 would "
-                "hide it. Take an earlier checkpoint, or train it again at a lower learning rate"
-            )
-        factors = self._ops.convert(self._keep(rounded), self._openvino.Type.f32)
-        return values, self._ops.multiply(factors, self._keep(steps))
-
-    def _round(self, values: Node, name: str) -> Node:
-        """Values marked to be rounded to 256 steps of the range of that name, with zero on a step."""
-        low, high = self._ranges[name]
-        step = max(high - low, 1e-12) / 255
-        zero = round(-low / step)
-        ends = np.float32(-zero * step), np.float32((255 - zero) * step)
-        return self._ops.fake_quantize(values, *ends, *ends, 256)
-
-    def _keep(self, value: NDArray[Any]) -> Node:
-        """A constant that is the array itself."""
-        return self._openvino.op.Constant(np.ascontiguousarray(value), shared_memory=True)
-
-
 def _check_ranges(configuration: Configuration, activation_ranges: Ranges) -> None:
     """Raise BadConfiguration where ranges are of another network."""
     names = list_reads(configuration)
@@ -319,29 +202,10 @@ def _check_ranges(configuration: Configuration, activation_ranges: Ranges) -> No
         )
 
 
-def _round_weights(weight: Values, largest: int) -> tuple[NDArray[np.int8], Values]:
-    """Bytes from -largest to largest, and the step of each channel of what is given that they are multiples of."""
-    axes = tuple(range(1, weight.ndim))
-    rounded = np.empty(weight.shape, np.int8)
-    steps = np.empty((len(weight), *(1 for _ in axes)), np.float32)
-
-    def fill(rows: slice) -> None:
-        part = weight[rows]
-        most = np.maximum(part.max(axis=axes, keepdims=True), -part.min(axis=axes, keepdims=True))
-        steps[rows] = most.clip(1e-12) / largest
-        if np.isfinite(most).all():  # else the steps tell it
-            rounded[rows] = np.rint(part * (1 / steps[rows]))
-
-    rows_together = max(1, _ROUNDED_TOGETHER * len(weight) // weight.size)
-    with ThreadPoolExecutor(count_threads(), thread_name_prefix="rounding") as pool:
-        list(pool.map(fill, (slice(n, n + rows_together) for n in range(0, len(weight), rows_together))))
-    return rounded, steps
-
-
 def _import_openvino() -> ModuleType:
-    """OpenVINO without its model converter, which takes a third of the time and reports to its makers.
+    """OpenVINO without its model converter, which takes a third of the time and sends telemetry.
 
-    Who asks this process for `openvino.convert_model` still gets it, and imports it then.
+    `openvino.convert_model` remains available in this process, and is imported at its first use.
     """
     converter = "openvino.tools.ovc"
     new = "openvino" not in sys.modules and converter not in sys.modules

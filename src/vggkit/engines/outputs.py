@@ -17,18 +17,18 @@ Output = str
 layer reads; `statistics`, the mean and standard deviation of each channel of the trunk's last map; or a layer's
 name, such as conv3_2, relu3_3, pool5, fc6, relu6, fc7."""
 Precision = Literal["fp32", "bf16", "int8"]
-"""What is computed in; int8 is OpenVINO's alone."""
+"""The precision of the computation; only OpenVINO computes in int8."""
 WantedPrecision = Literal["fp32", "bf16", "int8", "auto"]
 """auto: bf16 where the device multiplies it by itself, else fp32."""
 Ranges = Mapping[Output, tuple[float, float]]
-"""The least and the largest value of what a convolution or a matrix reads, by its name."""
+"""Smallest and largest input of each convolution and matrix, by its name."""
 ROWS: Final = ("logits", "probabilities", "features", "statistics")
-"""What every network has, a row for each image."""
+"""Outputs that every network has, with a row of values for each image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is computed for the outputs that were requested, and no more."""
+    """The computation for the requested outputs."""
 
     names: tuple[Output, ...]
     """What is returned, in this order."""
@@ -112,13 +112,13 @@ def check_batch(configuration: Configuration, batch: NDArray[np.float32]) -> Non
 
 
 def check_precision(precision: Precision, activation_ranges: Ranges | None) -> None:
-    """Raise UnknownName for a precision that is none, BadConfiguration for int8 without ranges or the reverse."""
+    """Raise UnknownName for a an unknown precision, BadConfiguration for int8 without ranges or the reverse."""
     if precision not in get_args(Precision):
         raise UnknownName.of("precision", precision, get_args(Precision))
     if precision == "int8" and not activation_ranges:
         raise BadConfiguration(
             "int8 needs the activation ranges of the network's layers, and this Classifier has none. "
-            "vggkit bench MODEL IMAGES --keep-ranges measures them on a few hundred images and keeps them in the "
+            "vggkit bench MODEL IMAGES --keep-ranges measures them on a few hundred images and stores them in the "
             "file (in Python: engines.activation_ranges.measure_ranges, then Classifier.keep_ranges)"
         )
     if precision != "int8" and activation_ranges:

@@ -1,4 +1,4 @@
-"""A network as PyTorch runs it.
+"""Computation by PyTorch, on processors and GPUs.
 
 Shape letters: N images, C channels, H and W pixels, K classes, F features.
 """
@@ -22,7 +22,7 @@ from vggkit.models.vgg import VGG, slide
 
 
 class PyTorchEngine(NamedEngine):
-    """Runs a VGG on a device, in evaluation mode and without gradients; the network stays where and as it is.
+    """Runs a VGG on a device, in evaluation mode and without gradients; the network itself is not changed.
 
     Modules of the engine's own compute, with the network's tensors where these are of the device and the precision
     already, and with copies of them where not. So threads share an engine or have one each, and meanwhile the
@@ -31,9 +31,9 @@ class PyTorchEngine(NamedEngine):
     Args:
         network: The VGG, in float32 or any other precision; its weights stay as they are while the engine is used.
         device: Where it computes.
-        output: What is given of each image, or several names.
-        precision: What is computed in, whatever the network holds; in bf16 batch norms are in float32.
-        temperature: What logits are divided by before they become probabilities.
+        output: The output for each image, or several names.
+        precision: The precision of the computation, whatever the network's; in bf16 batch norms are in float32.
+        temperature: Logits are divided by it before the softmax.
 
     Raises UnknownName.
     """
@@ -94,7 +94,7 @@ def _compute(network: VGG, configuration: Configuration, images: Tensor, plan: P
 
 
 def _compute_step(step: Step, values: Tensor, network: VGG, *, keep: bool) -> Tensor:
-    """What a step gives; `keep`: what it reads must not be overwritten."""
+    """The output of a step; `keep`: its input must not be overwritten."""
     match step.kind:
         case "relu":
             return F.relu(values, inplace=not keep)

@@ -39,14 +39,14 @@ def choose_engine(
         model: A VGG or a Model, whose weights must stay as they are while the engine is used; or a ModelFile, for
             which torch is imported only where PyTorch computes.
         device: A torch device or its name: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
-        output: What is computed of each image, or several names: `engines.outputs`.
+        output: The output for each image, or several names: `engines.outputs`.
         precision: auto: bf16 where the device multiplies it natively. bf16: OpenVINO computes in float32 on a
             processor without it, and its `info` says fp32. int8 is computed by OpenVINO on the processor only.
-        activation_ranges: For int8, what `measure_ranges` found; None: what the model keeps.
+        activation_ranges: For int8, what `measure_ranges` found; None: those stored in the model.
         engine: auto: PyTorch on CUDA and MPS; on a CPU OpenVINO, then ONNX Runtime, then PyTorch, the first
             that is installed and computes in that precision.
 
-    Raises UnknownName, BadConfiguration for an engine that does not compute so, MissingExtra, BadInput and
+    Raises UnknownName, BadConfiguration for an engine without that precision or device, MissingExtra, BadInput and
     BadCheckpoint.
     """
     place, name, chosen = resolve_choice(device, precision=precision, engine=engine)

@@ -79,7 +79,7 @@ class TemperatureFit:
     """A fitted temperature, and its cross-validated effect."""
 
     temperature: float
-    """What logits are to be divided by; 1 where no other temperature is better."""
+    """The temperature that logits are divided by; 1 where no other one is better."""
     loss_before: float
     """Mean cross-entropy in nats at a temperature of 1."""
     loss_after: float

@@ -66,7 +66,7 @@ class Calibration:
     bins: tuple[Bin, ...]
     """The reliability diagram: bins of equal width over [0, 1]."""
     temperature: float
-    """What logits are divided by; 1 leaves them unchanged."""
+    """The temperature that logits are divided by; 1 leaves them unchanged."""
     ece_before: float | None
     """`ece` at a temperature of 1; None where several views of an image were averaged."""
 

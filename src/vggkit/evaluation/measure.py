@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -21,6 +22,7 @@ from vggkit.images.labelled import LabelledImages
 from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.images.splits import hold_out
 from vggkit.weights.card import demand_classifier, read_entry
+from vggkit.weights.locate import locate_model
 from vggkit.weights.model import Model
 
 TRAINED_ON_THESE: Final = (
@@ -36,7 +38,7 @@ CALIBRATED_HERE: Final = (
 
 
 def evaluate(
-    classifier: Model,
+    model: Model | str | Path,
     data: LabelledImages,
     *,
     split: str | None = None,
@@ -55,7 +57,8 @@ def evaluate(
     """Evaluate a Classifier on labelled images.
 
     Args:
-        classifier: The Classifier to evaluate; classes are matched by name.
+        model: A Classifier; or its place: a file, a run's folder, a published model's name such as `vgg16`, or
+            `hf://owner/name`. Classes are matched by name.
         data: A folder, table, archive or name or images from Python, as `open_dataset` takes them.
         split: `train`, `val`, `test` or `all`. None: the test split, else the validation split, else
             all images; of a dataset without splits that the Classifier was trained on, the images
@@ -84,9 +87,11 @@ def evaluate(
     the protocol, and MissingExtra without scikit-learn.
     """
     batch_size = demand_count("batch_size", batch_size)
-    demand_classifier(classifier, "evaluate")
+    if not isinstance(model, str | os.PathLike):
+        demand_classifier(model, "evaluate")
     if wanted_precision is not None:
         wanted_precision = demand_share("wanted_precision", wanted_precision)
+    classifier = Model.load(locate_model(model)) if isinstance(model, str | os.PathLike) else model
     plan = plan_protocol(
         protocol, classifier.preprocessing, scales=scales, train_scales=train_scales, mirror=mirror
     )
@@ -207,7 +212,11 @@ def _choose_images(
     fold = trained_on.get("fold")
     if same and ("val" not in dataset.splits or fold) and split in (None, "val", "train"):
         divided = hold_out(
-            dataset, validation_share=trained_on["validation_share"], seed=trained_on["seed"], fold=fold
+            dataset,
+            validation_share=trained_on["validation_share"],
+            seed=trained_on["seed"],
+            fold=fold,
+            ties=trained_on.get("ties", ()),
         )
         chosen = split or ("test" if "test" in divided.splits else "val")
         if split is None and chosen == "val":

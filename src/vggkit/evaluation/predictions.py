@@ -61,7 +61,7 @@ class Predictions:
             targets: (N,) the index of each image's true class, 0 to K - 1.
             labels: The K class names.
             paths: The names of the N images; None numbers them.
-            temperature: What the logits are divided by, above 0.
+            temperature: The temperature that the logits are divided by, above 0.
 
         Raises BadInput where logits are not finite.
         """

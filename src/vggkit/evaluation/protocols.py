@@ -39,7 +39,7 @@ MOST_PIXELS: Final = 2**21
 ImageResult = tuple[ImageSample, NDArray[np.float64] | None, str | None]
 """An image with the logarithms (K,) of its probabilities, or with the reason why it cannot be read."""
 Engines = Mapping[Way, NamedEngine]
-"""What computes each way."""
+"""The engine of each kind of view."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggkit.arguments import demand_count
+from vggkit.engines.cached import find_engine
 from vggkit.engines.graph_builder import describe_overflow
 from vggkit.engines.info import WantedEngine
-from vggkit.engines.kept import find_engine
 from vggkit.engines.model_weights import ModelFile, NetworkWeights, Weights, find_weights
 from vggkit.engines.outputs import WantedPrecision, softmax
 from vggkit.engines.select import choose_engine

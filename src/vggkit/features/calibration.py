@@ -8,8 +8,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from vggkit.errors import BadCheckpoint, BadConfiguration
-from vggkit.features.loss_config import LossConfig
+from vggkit.errors import BadCheckpoint
+from vggkit.features.loss_config import LossConfig, demand_calibration
 from vggkit.weights.formats.detect import open_weights
 
 IMAGE = "image"
@@ -46,13 +46,9 @@ def read_calibration(
     Raises BadConfiguration where the loss needs a calibration and none is given, or the reverse, and BadCheckpoint
     for tensors that are missing, unexpected or of another shape.
     """
-    if config.metric == "features":
-        if given is not None:
-            raise BadConfiguration("calibration= is for lpips and dists; this loss has none")
-        return {}
+    demand_calibration(given, config)
     if given is None:
-        files = "weights/v0.1/vgg.pth of the package lpips" if config.metric == "lpips" else "weights.pt of DISTS"
-        raise BadConfiguration(f"{config.metric} needs its trained weights: calibration=, such as {files}")
+        return {}
     tensors = dict(given) if isinstance(given, Mapping) else _read_tensors(given)
     where = "calibration" if isinstance(given, Mapping) else str(given)
     layers = tuple(config.content)

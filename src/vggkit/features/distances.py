@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from vggkit.models.features import widen
+from vggkit.features.first_derivative import forbid_second
+from vggkit.models.layers import widen
 
 NORM_EPSILON: Final = 1e-10
 """Added to the norm of the channels of a place, as LPIPS does."""
@@ -40,8 +40,11 @@ def gram(values: Tensor) -> Tensor:
 
 def normalize_channels(values: Tensor) -> Tensor:
     """Maps (N, C, H, W) whose channels have length 1 at each place; places of zeros stay zeros."""
-    lengths: Tensor = torch.linalg.vector_norm(values, dim=1, keepdim=True)
-    return values / (lengths + NORM_EPSILON)
+    if torch.is_grad_enabled() and values.requires_grad:  # the gradient of the other form is not defined at zeros
+        lengths: Tensor = torch.linalg.vector_norm(values, dim=1, keepdim=True)
+    else:
+        lengths = values.square().sum(1, keepdim=True).sqrt_()
+    return values / lengths.add(NORM_EPSILON)
 
 
 def weigh_normalized(values: Tensor, unit: Tensor, weights: Tensor) -> Tensor:
@@ -52,8 +55,8 @@ def weigh_normalized(values: Tensor, unit: Tensor, weights: Tensor) -> Tensor:
         unit: `normalize_channels` of the reference's maps, of the same shape, or of one image for all.
         weights: (C,).
 
-    One kernel in place of the ten that its formula takes, and in the backward pass nothing is kept but `values` and
-    `unit`. The gradient at a place of zeros is 0; the formula's own is not defined there.
+    One kernel in place of the ten that its formula takes, and only `values` and `unit` are saved for the backward
+    pass. The gradient at a place of zeros is 0; the formula's own is not defined there.
     """
     result: Tensor = _NormalizedDistance.apply(values, unit, weights)
     return result
@@ -70,7 +73,7 @@ class _NormalizedDistance(torch.autograd.Function):
             sums = []
             for first, stop in _blocks(columns):
                 ours = widen(columns[:, first:stop])
-                lengths = torch.linalg.vector_norm(ours, dim=0).add_(NORM_EPSILON)
+                lengths = _find_lengths(ours).add_(NORM_EPSILON)
                 difference = (ours / lengths).sub_(of_unit[:, first:stop])
                 sums.append((weights @ difference.square_()).sum())
             found[number] = torch.stack(sums).sum() / columns.shape[1]
@@ -81,23 +84,28 @@ class _NormalizedDistance(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        values, unit, weights = ctx.saved_tensors
-        found = torch.empty_like(values)
+        kept, unit, weights = ctx.saved_tensors
+        values = kept.detach()
+        gradient, found = gradient.detach(), torch.empty_like(values)
         for number, columns in enumerate(values.flatten(2)):
             of_unit, result = unit[number if len(unit) > 1 else 0].flatten(1), found[number].flatten(1)
             scaled = (weights * (gradient[number] * 2 / columns.shape[1]))[:, None]
             for first, stop in _blocks(columns):
                 ours = widen(columns[:, first:stop])
-                norms = torch.linalg.vector_norm(ours, dim=0)
+                norms = _find_lengths(ours)
                 lengths = norms + NORM_EPSILON
                 normed = ours / lengths
                 pull = (normed - of_unit[:, first:stop]).mul_(scaled)
                 # Of x / (|x| + e): what lies along x changes its length alone.
                 along = (pull * normed).sum(0).div_(norms.clamp_min_(1e-30).mul_(lengths))
                 result[:, first:stop] = pull.div_(lengths).addcmul_(ours, along, value=-1)
-        return found, None, None
+        return forbid_second(found, kept), None, None
+
+
+def _find_lengths(columns: Tensor) -> Tensor:
+    """(M,) lengths of columns (C, M); `vector_norm` takes several times as long where places lie side by side."""
+    return columns.square().sum(0).sqrt_()
 
 
 def _blocks(columns: Tensor) -> list[tuple[int, int]]:

@@ -1,9 +1,9 @@
-"""What a perceptual loss compares, and the published ones. No torch here."""
+"""The settings of a perceptual loss, and those of the published losses. No torch here."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from vggkit.arguments import is_number
 from vggkit.errors import BadConfiguration, UnknownName
@@ -42,9 +42,9 @@ class LossConfig:
     style_reduction: Reduction = "sum"
     """mean or sum over the entries of a Gram matrix."""
     feature_scale: float = 1.0
-    """What values are multiplied by before they are compared."""
+    """Factor of the values before they are compared."""
     pooling: TrunkPooling = "max"
-    """What ends a block: max, average, or l2, the weighted root mean square of DISTS."""
+    """The pooling: max, average, or l2, the weighted root mean square of DISTS."""
     scaling: InputScaling = "trunk"
     """How images enter the trunk. trunk: by the trunk's own mean, standard deviation and channel order. lpips: by
     the shift and scale of LPIPS. none: in [-1, 1] as they are."""
@@ -77,10 +77,20 @@ class LossConfig:
             raise BadConfiguration(f"feature_scale must be a number above 0; got {self.feature_scale!r}")
         object.__setattr__(self, "input_range", demand_range(self.input_range))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles are made anew: a read-only mapping can be neither."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        plain = {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
+        return _make, (plain,)
+
     @property
     def layers(self) -> tuple[str, ...]:
         """Every layer that is compared."""
         return tuple(dict.fromkeys((*self.content, *self.style)))
+
+
+def _make(values: dict[str, Any]) -> LossConfig:
+    return LossConfig(**values)
 
 
 RANGES: Final = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
@@ -170,8 +180,32 @@ PRESETS: Final[Mapping[str, LossConfig]] = {
 """The published losses by name."""
 
 
+METRICS: Final[Mapping[str, LossConfig]] = {
+    "lpips": PRESETS["lpips"],
+    "dists": PRESETS["dists"],
+    "gram": replace(PRESETS["johnson"], content={}),
+    "content": replace(PRESETS["johnson"], style={}),
+}
+"""What images are compared by, all with VGG16: LPIPS, DISTS, and the style and the content term of `johnson`."""
+
+
 def find_preset(name: str) -> LossConfig:
     """The published loss of that name; raises UnknownName."""
     if name not in PRESETS:
         raise UnknownName.of("perceptual loss", name, tuple(PRESETS))
     return PRESETS[name]
+
+
+def demand_calibration(given: object, config: LossConfig) -> None:
+    """Raise BadConfiguration where the loss needs a calibration and none is given, or the reverse."""
+    if config.metric == "features" and given is not None:
+        raise BadConfiguration("calibration= is for lpips and dists; this loss has none")
+    if config.metric != "features" and given is None:
+        files = {
+            "lpips": "weights/v0.1/vgg.pth, which comes with the package lpips",
+            "dists": "weights.pt, which comes with the package dists_pytorch (github.com/dingkeyan93/DISTS)",
+        }
+        raise BadConfiguration(
+            f"{config.metric} needs its trained weights: give calibration= (--calibration), the file "
+            f"{files[config.metric]}"
+        )

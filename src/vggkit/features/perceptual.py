@@ -3,16 +3,14 @@
 Shape letters: N images, C channels, H and W pixels.
 """
 
-import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vggkit.arguments import demand_count
 from vggkit.errors import BadConfiguration, BadInput, UnknownName
 from vggkit.features.calibration import Calibrated, read_calibration
 from vggkit.features.distances import (
@@ -22,39 +20,17 @@ from vggkit.features.distances import (
     normalize_channels,
     weigh_normalized,
 )
-from vggkit.features.loss_config import LossConfig, demand_range, find_preset
-from vggkit.images.preprocessing import Preprocessing, suit_preprocessing
-from vggkit.models.configuration import Configuration, configure
-from vggkit.models.features import Features, widen
+from vggkit.features.image_by_image import compute_in_parts
+from vggkit.features.loss_config import LossConfig, demand_calibration, demand_range, find_preset
+from vggkit.features.loss_trunk import LossTrunk, open_trunk
+from vggkit.features.range_check import RangeCheck
+from vggkit.features.reference import Compared, Pair, Reference, change_pair, is_batch, take_images
+from vggkit.models.layers import widen
 from vggkit.models.vgg import VGG
-from vggkit.weights.identify import identify
-from vggkit.weights.locate import locate_model
 from vggkit.weights.model import Model
-from vggkit.weights.published_models import is_model_name
 
-LPIPS_SHIFT: Final = (-0.030, -0.088, -0.188)
-LPIPS_SCALE: Final = (0.458, 0.448, 0.450)
-RANGE_TOLERANCE: Final = 0.01
-"""Share of the declared range that values may lie outside of it, as resizing makes them."""
-CONTENT, STYLE = "content", "style"
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """What a loss compares images with, computed once by `PerceptualLoss.reference`."""
-
-    content: Mapping[str, Tensor]
-    """Values of each layer, as the loss compares them."""
-    style: Mapping[str, Tensor]
-    """Gram matrices (N, C, C) of each layer."""
-
-    def to(self, device: torch.device | str) -> Self:
-        """The same on another device."""
-        return replace(
-            self,
-            content={name: values.to(device) for name, values in self.content.items()},
-            style={name: values.to(device) for name, values in self.style.items()},
-        )
+PIXELS_AT_ONCE: Final = 256 * 256
+"""Of images that are computed together on a CPU: batches are no faster there, and take more memory."""
 
 
 class PerceptualLoss(nn.Module):
@@ -74,7 +50,15 @@ class PerceptualLoss(nn.Module):
             that their authors publish, or a mapping of its tensors.
         input_range: The range of the images' values, (0, 1), (-1, 1) or (0, 255); None: the loss's own.
         reduction: `mean` over the images, a scalar, or `none`, (N,).
-        precision: `fp32`, or `bf16`: the trunk computes in bfloat16, distances in float32.
+        precision: `fp32`, or `bf16`: the trunk computes in bfloat16, distances in float32. Distances then differ by
+            less than 1 %, but gradients by some 5 to 30 % in direction: near 0, and where two values of a pool are
+            nearly equal, rounding sends a gradient elsewhere.
+        convolution: `direct`, with the results of the published implementations, or `winograd`, on a CPU in fp32:
+            faster, for four times the memory of the weights of 128 channels and more. Distances then differ by
+            about 1e-6, gradients by about 1e-3.
+        images_at_once: How many images' values of all layers are in memory together; None: on a CPU as many as make
+            256×256 pixels, on other devices all. Where they are fewer than the batch, the gradient is computed in
+            the forward pass, and cannot be differentiated again.
         style_weight: What the style terms are multiplied by.
         check_range: Raise BadInput for images outside of `input_range` and warn, once, of images that seem to be of
             another range.
@@ -97,6 +81,8 @@ class PerceptualLoss(nn.Module):
         input_range: tuple[float, float] | None = None,
         reduction: Literal["mean", "none"] = "mean",
         precision: Literal["fp32", "bf16"] = "fp32",
+        convolution: Literal["direct", "winograd"] = "direct",
+        images_at_once: int | None = None,
         style_weight: float = 1.0,
         check_range: bool = True,
     ) -> None:
@@ -108,26 +94,34 @@ class PerceptualLoss(nn.Module):
             raise UnknownName.of("reduction", reduction, ("mean", "none"))
         if precision not in ("fp32", "bf16"):
             raise UnknownName.of("precision", precision, ("fp32", "bf16"))
-        self.reduction, self.style_weight, self.check_range = reduction, float(style_weight), check_range
-        network, preprocessing = _open_trunk(trunk, self.config, self.name)
+        if convolution not in ("direct", "winograd"):
+            raise UnknownName.of("convolution", convolution, ("direct", "winograd"))
+        if convolution == "winograd" and precision != "fp32":
+            raise BadConfiguration("convolution='winograd' is for precision='fp32': bfloat16 is too coarse for it")
+        self.reduction, self.style_weight = reduction, float(style_weight)
+        self.images_at_once = None if images_at_once is None else demand_count("images_at_once", images_at_once)
+        demand_calibration(calibration, self.config)  # before a trunk is downloaded
+        network, preprocessing = open_trunk(trunk, self.config, self.name)
         dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-        self.trunk = _LossTrunk(network, self.config, dtype)
-        shift, scale = _find_scaling(self.config, preprocessing, self.input_range)
-        self._flipped = self.config.scaling == "trunk" and preprocessing.channel_order == "BGR"
-        self.register_buffer("_shift", shift, persistent=False)
-        self.register_buffer("_scale", scale, persistent=False)
+        self.trunk = LossTrunk(
+            network,
+            preprocessing,
+            self.config,
+            input_range=self.input_range,
+            dtype=dtype,
+            with_winograd=convolution == "winograd",
+        )
         widths = {layer.name: layer.out_channels for layer in network.configuration.trunk}
-        held = read_calibration(calibration, self.config, widths)
-        self.calibration = Calibrated(held)
-        self._is_warned = False
+        self.calibration = Calibrated(read_calibration(calibration, self.config, widths))
+        self._check = RangeCheck(self.input_range, checks_values=check_range)
 
     def forward(
         self,
         images: Tensor,
-        target: "Tensor | Reference | None" = None,
+        target: Compared = None,
         *,
-        content: "Tensor | Reference | None" = None,
-        style: "Tensor | Reference | None" = None,
+        content: Compared = None,
+        style: Compared = None,
     ) -> Tensor:
         """The distance: a scalar, or (N,) for `reduction="none"`.
 
@@ -139,82 +133,116 @@ class PerceptualLoss(nn.Module):
 
         Raises BadInput for images of another range, shape or type.
         """
-        terms = self.terms(images, target, content=content, style=style)
-        total = torch.stack(list(terms.values())).sum(0)
-        total = 1 - total if self.config.metric == "dists" else total
+        compared = self._choose(images, target, content, style)
+        at_once = self._count_at_once(images, compared)
+        if at_once >= len(images):
+            total = self._add_up(images, compared)
+        else:
+            # One image for all is computed once.
+            kept = change_pair(compared, lambda each: each if is_batch(each) else self._refer(each))
+
+            def compute(part: Tensor, rows: slice) -> Tensor:
+                return self._add_up(part, change_pair(kept, lambda each: take_images(each, rows)))
+
+            total = compute_in_parts(compute, images, at_once=at_once)
         return total.mean() if self.reduction == "mean" else total
 
     def terms(
         self,
         images: Tensor,
-        target: "Tensor | Reference | None" = None,
+        target: Compared = None,
         *,
-        content: "Tensor | Reference | None" = None,
-        style: "Tensor | Reference | None" = None,
+        content: Compared = None,
+        style: Compared = None,
     ) -> dict[str, Tensor]:
         """What `forward` adds up, (N,) for each layer, by names such as `content relu4_2` and `style relu1_1`.
 
         For `dists` they are similarities, whose sum is subtracted from 1.
         """
-        wanted_content, wanted_style = self._choose(target, content, style)
-        references = [self._refer(images, given) for given in (wanted_content, wanted_style)]
-        found = self._compute(self._check(images, "images"))
-        terms: dict[str, Tensor] = {}
-        if references[0] is not None:
-            for name, weight in self._content_weights().items():
-                terms[f"{CONTENT} {name}"] = weight * self._compare(name, found[name], references[0].content[name])
-        if references[1] is not None:
-            for name, weight in self.config.style.items():
-                matrices, reduction = gram(found[name] * self.config.feature_scale), self.config.style_reduction
-                each = compare(
-                    matrices,
-                    references[1].style[name],
-                    distance=self.config.style_distance,
-                    reduction=reduction,
-                )
-                terms[f"{STYLE} {name}"] = self.style_weight * weight * each
-        return terms
+        return self._find_terms(images, self._choose(images, target, content, style))
 
     def reference(self, target: Tensor) -> Reference:
         """What images are compared with, computed once: pass it in place of the target.
+
+        It holds no graph: gradients do not reach the target.
 
         Args:
             target: (N, C, H, W) or (1, C, H, W), in the declared range.
         """
         with torch.no_grad():
-            return self._make_reference(target)
+            return self._make_reference(self._check(target, "the target"))
 
     def train(self, mode: bool = True) -> Self:
         """The trunk stays in evaluation mode."""
         self.training = mode
         return self
 
-    def _choose(
-        self,
-        target: "Tensor | Reference | None",
-        content: "Tensor | Reference | None",
-        style: "Tensor | Reference | None",
-    ) -> "tuple[Tensor | Reference | None, Tensor | Reference | None]":
-        config = self.config
+    def _choose(self, images: Tensor, target: Compared, content: Compared, style: Compared) -> Pair:
+        """What the layers of `content` and those of `style` are compared with; all that is given is checked."""
+        self._check(images, "images")
+        for each, what in ((target, "the target"), (content, "content"), (style, "style")):
+            if each is not None and not isinstance(each, Reference):
+                self._check(each, what)
         if target is not None and (content is not None or style is not None):
             raise BadInput("give target=, or content= and style=, not both")
-        chosen = (content if target is None else target) if config.content else None
-        for_style = (style if target is None else target) if config.style else None
+        chosen = (content if target is None else target) if self.config.content else None
+        for_style = (style if target is None else target) if self.config.style else None
         if chosen is None and for_style is None:
             raise BadInput(
                 f"{self.name} needs what images are compared with: target="
-                + (", or content= and style=" if config.style else "")
+                + (", or content= and style=" if self.config.style else "")
             )
+        if isinstance(chosen, Tensor) and chosen.shape[1:] != images.shape[1:]:
+            ours, theirs = (f"{each.shape[3]}×{each.shape[2]}" for each in (images, chosen))
+            raise BadInput(
+                f"images and target must have one size: the images have {ours} pixels, the target {theirs}"
+            )
+        counts = {len(each) for each in (chosen, for_style) if isinstance(each, Tensor)} - {1, len(images)}
+        if counts:
+            raise BadInput(f"{len(images)} images are compared with as many or with one, not with {counts.pop()}")
         return chosen, for_style
 
-    def _refer(self, images: Tensor, given: "Tensor | Reference | None") -> Reference | None:
+    def _count_at_once(self, images: Tensor, compared: Pair) -> int:
+        """How many images are computed together."""
+        needs_graph = any(isinstance(each, Tensor) and each.requires_grad for each in compared)
+        if torch.compiler.is_compiling() or (needs_graph and torch.is_grad_enabled()):
+            return len(images)
+        if self.images_at_once is not None:
+            return self.images_at_once
+        return max(1, PIXELS_AT_ONCE // images[0, 0].numel()) if images.device.type == "cpu" else len(images)
+
+    def _add_up(self, images: Tensor, compared: Pair) -> Tensor:
+        """The distance (N,)."""
+        total = torch.stack(list(self._find_terms(images, compared).values())).sum(0)
+        return 1 - total if self.config.metric == "dists" else total
+
+    def _find_terms(self, images: Tensor, compared: Pair) -> dict[str, Tensor]:
+        config = self.config
+        for_content, for_style = change_pair(compared, self._refer)
+        found = self._compute(images)
+        terms: dict[str, Tensor] = {}
+        if isinstance(for_content, Reference):
+            for name, weight in self._content_weights().items():
+                terms[f"content {name}"] = weight * self._compare(name, found[name], for_content.content[name])
+        if isinstance(for_style, Reference):
+            for name, weight in config.style.items():
+                each = compare(
+                    gram(found[name] * config.feature_scale),
+                    for_style.style[name],
+                    distance=config.style_distance,
+                    reduction=config.style_reduction,
+                )
+                terms[f"style {name}"] = self.style_weight * weight * each
+        return terms
+
+    def _refer(self, given: Compared) -> Reference | None:
         if given is None or isinstance(given, Reference):
             return given
         with torch.set_grad_enabled(torch.is_grad_enabled() and given.requires_grad):
             return self._make_reference(given)
 
     def _make_reference(self, target: Tensor) -> Reference:
-        found = self._compute(self._check(target, "the target"))
+        found = self._compute(target)
         content = {}
         for name in self._content_weights():
             values = found[name]
@@ -230,13 +258,9 @@ class PerceptualLoss(nn.Module):
 
     def _compute(self, images: Tensor) -> dict[str, Tensor]:
         """The layers' values; `image` is the image itself, in [0, 1]."""
-        low, high = self.input_range
-        scaled = (widen(images) - self.get_buffer("_shift")) * self.get_buffer("_scale")
-        scaled = scaled.flip(1) if self._flipped else scaled
-        dtype = self.trunk.dtype
-        scaled = scaled.to(dtype).contiguous(memory_format=_find_memory_format(dtype))
-        found: dict[str, Tensor] = self.trunk(scaled)
+        found: dict[str, Tensor] = self.trunk(images)
         if self.config.metric == "dists":
+            low, high = self.input_range
             found["image"] = (widen(images) - low) / (high - low)
         return found
 
@@ -265,160 +289,3 @@ class PerceptualLoss(nn.Module):
                     distance=config.content_distance,
                     reduction=config.content_reduction,
                 )
-
-    def _check(self, images: Tensor, what: str) -> Tensor:
-        if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
-            found = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-            raise BadInput(f"{what} must be a floating point tensor (N, C, H, W); got {found}")
-        if images.is_inference():
-            raise BadInput(
-                f"{what} were made under torch.inference_mode(), where no gradient is recorded; use torch.no_grad()"
-            )
-        if self.check_range and not torch.compiler.is_compiling() and images.numel():
-            self._check_values(images.detach(), what)
-        return images
-
-    def _check_values(self, images: Tensor, what: str) -> None:
-        low, high = self.input_range
-        least, largest = (float(value) for value in torch.aminmax(images))
-        declared = f"input_range=({low:g}, {high:g})"
-        if not (least > -float("inf") and largest < float("inf")):  # NaN fails both
-            raise BadInput(f"{what} hold values that are not finite")
-        slack = RANGE_TOLERANCE * (high - low)
-        if least < low - slack or largest > high + slack:
-            raise BadInput(
-                f"{what} lie in [{least:.4g}, {largest:.4g}], outside of {declared}; scale or clamp them, or "
-                "declare the range that they have"
-            )
-        if self._is_warned:
-            return
-        doubt = ""
-        if largest - least <= RANGE_TOLERANCE * (high - low):
-            doubt = f"all values lie in [{least:.4g}, {largest:.4g}], a hundredth of the range"
-        elif low < 0 <= least:
-            doubt = "no value is below 0"
-        if doubt:
-            self._is_warned = True
-            warnings.warn(f"{what} may be of another range than {declared}: {doubt}", UserWarning, stacklevel=4)
-
-
-def _find_scaling(
-    config: LossConfig, preprocessing: Preprocessing, input_range: tuple[float, float]
-) -> tuple[Tensor, Tensor]:
-    """Shift and scale (1, 3, 1, 1): what the trunk reads is (images - shift) * scale, in RGB order."""
-    low, high = input_range
-    match config.scaling:
-        case "none":  # the range becomes [-1, 1]
-            shift, scale = [(low + high) / 2] * 3, [2 / (high - low)] * 3
-        case "lpips":
-            shift = [low + (each + 1) / 2 * (high - low) for each in LPIPS_SHIFT]
-            scale = [2 / (high - low) / each for each in LPIPS_SCALE]
-        case "trunk":
-            full = preprocessing.full_value
-            mean, std = preprocessing.mean, preprocessing.std
-            if preprocessing.channel_order == "BGR":
-                mean, std = mean[::-1], std[::-1]
-            shift = [low + each / full * (high - low) for each in mean]
-            scale = [full / (high - low) / each for each in std]
-    return torch.tensor(shift)[None, :, None, None], torch.tensor(scale)[None, :, None, None]
-
-
-class _LossTrunk(Features):
-    """The layers that are compared and those below, with the given network's tensors as constants."""
-
-    def __init__(self, network: VGG, config: LossConfig, dtype: torch.dtype) -> None:
-        nn.Module.__init__(self)
-        whole = network.configuration
-        cut = replace(
-            whole,
-            until=_deepest(config, whole),
-            head="pool",
-            statistics="mean",
-            hidden=(),
-            ranks=None,
-            num_classes=1,
-            pooling="average" if config.pooling == "average" else "max",
-        )
-        with torch.device("meta"):
-            copy = VGG(cut)
-        values = network.features.state_dict()
-        shared = {key: values[key].detach() for key in copy.features.state_dict()}
-        copy.features.load_state_dict(shared, assign=True)
-        copy.classifier = nn.Sequential()  # never read
-        copy.requires_grad_(False)
-        copy.to(dtype).to(memory_format=_find_memory_format(dtype)).eval()
-        self._prepare(copy, cut, config.layers, frozen=True)
-        self._pools_roots = config.pooling == "l2"
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.network.features.parameters()).dtype
-
-    def _apply_layer(self, module: nn.Module, values: Tensor, *, in_place: bool) -> Tensor:
-        if self._pools_roots and isinstance(module, nn.MaxPool2d):
-            return _pool_roots(values)
-        return super()._apply_layer(module, values, in_place=in_place)
-
-
-def _find_memory_format(dtype: torch.dtype) -> torch.memory_format:
-    """In full precision that of the published implementations.
-
-    Another one rounds differently, and where two values of a pool are nearly equal the gradient takes another way.
-    """
-    return torch.channels_last if dtype == torch.bfloat16 else torch.contiguous_format
-
-
-def _pool_roots(values: Tensor) -> Tensor:
-    """The root of the mean of squares, weighted by a Hann window of 3×3, at every other place."""
-    window = torch.tensor([0.25, 0.5, 0.25], dtype=values.dtype, device=values.device)
-    kernel = (window[:, None] * window).expand(values.shape[1], 1, 3, 3)
-    squares = F.conv2d(values.square(), kernel, stride=2, padding=1, groups=values.shape[1])
-    return (squares + 1e-12).sqrt()
-
-
-def _open_trunk(given: VGG | Model | str | Path, config: LossConfig, name: str) -> tuple[VGG, Preprocessing]:
-    """The network and what its images must be normalised to."""
-    if isinstance(given, VGG):
-        preprocessing = suit_preprocessing(in_channels=given.configuration.in_channels)
-        model: VGG = given
-    elif isinstance(given, Model):
-        model, preprocessing = given.network, given.preprocessing
-    elif isinstance(given, str | Path):
-        opened = load_trunk(given, config, name)
-        model, preprocessing = opened.network, opened.preprocessing
-    else:
-        raise BadInput(f"trunk= is a VGG, a Classifier, a file or a model's name, got {type(given).__name__}")
-    _demand_layers(model.configuration, config, name)
-    if model.configuration.in_channels != 3:
-        raise BadConfiguration(f"{name} compares colour images, and the trunk reads one channel")
-    return model, preprocessing
-
-
-def load_trunk(place: str | Path, config: LossConfig, name: str) -> Model:
-    """The trunk of published weights, of a Classifier's file or of a file of weights, up to the deepest layer.
-
-    Raises BadConfiguration where the file's network is another one, or ends before a layer that is compared, and
-    BadCheckpoint.
-    """
-    if not is_model_name(place):
-        found = identify(locate_model(place))
-        if found.configuration is not None:
-            _demand_layers(found.configuration, config, name)
-    whole = configure(config.model, head="pool")
-    return Model.create(
-        config.model, labels=["unused"], weights=place, until=_deepest(config, whole), head="pool", seed=0
-    )
-
-
-def _demand_layers(configuration: Configuration, config: LossConfig, name: str) -> None:
-    held = [layer.name for layer in configuration.trunk]
-    absent = [layer for layer in config.layers if layer not in held]
-    if configuration.model != config.model:
-        raise BadConfiguration(f"{name} compares layers of {config.model}; the trunk is a {configuration.model}")
-    if absent:
-        raise BadConfiguration(f"{name} compares {', '.join(absent)}, and the trunk ends with {held[-1]}")
-
-
-def _deepest(config: LossConfig, configuration: Configuration) -> str:
-    order = [layer.name for layer in configuration.trunk]
-    return max(config.layers, key=order.index)

@@ -1,4 +1,4 @@
-"""Names of classes held against each other: classes are the same where their names are, whatever their order."""
+"""Comparison of class names: two lists have the same classes if they have the same names, in any order."""
 
 import re
 import unicodedata
@@ -41,10 +41,12 @@ def describe_lookalikes(lookalikes: Mapping[str, str]) -> str:
 
 
 def hint_at_lookalikes(names: Iterable[str], known: Iterable[str]) -> str:
-    """The end of a sentence on names that are not known, where some only look unlike; else nothing."""
+    """The end of a message on unknown names: those that differ only in case or spaces; or nothing."""
     alike = find_lookalikes(names, known)
     return (
-        f"; names differ in case or spaces only ({describe_lookalikes(alike)}): give each one form" if alike else ""
+        f"; names differ in case or spaces only ({describe_lookalikes(alike)}): spell each one the same way"
+        if alike
+        else ""
     )
 
 
@@ -54,12 +56,12 @@ def shorten_names(names: Sequence[str], *, most: int = 5) -> str:
 
 
 def fold(name: str) -> str:
-    """What names have in common that differ in case, spaces or Unicode form only."""
+    """A form that is equal for names that differ in case, spaces or Unicode form only."""
     return unicodedata.normalize("NFC", " ".join(unicodedata.normalize("NFC", name).casefold().split()))
 
 
 def show_name(name: str) -> str:
-    """In quotes, with escapes where other characters would look the same."""
+    """The name in quotes, with escapes for characters that look like others."""
     return repr(name) if unicodedata.is_normalized("NFC", name) else ascii(name)
 
 

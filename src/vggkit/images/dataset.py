@@ -35,7 +35,7 @@ class Storage(Protocol):
         """The bytes of an image's file; raises BadImage, without the image's name, where it cannot be read."""
 
     def weigh(self, key: Any) -> str:
-        """What distinguishes an image from another of the same name, such as its size, without reading it."""
+        """A text that distinguishes images of the same name, such as the file's size, without reading the image."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,11 +55,11 @@ class ImageSample:
     """RGB (H, W, 3), or four channels (H, W, 4), uint8, for images that are in memory; made of a PIL image, and of
     arrays and tensors as `read_pixels` takes them, which raises BadInput for others; so do arrays (H, W) here."""
     storage: Storage | None = field(default=None, repr=False)
-    """What holds the bytes; None for a file of its own and for pixels in memory."""
+    """The storage that holds the bytes; None for a file of its own and for pixels in memory."""
     key: Any = field(default=None, repr=False)
     """The key of the image in the storage."""
     group: str | None = None
-    """Images of one group, such as a patient, a place or a burst, are kept in one split; None for no group."""
+    """Images of one group, such as a patient, a place or a burst, stay in one split; None for no group."""
 
     def __post_init__(self) -> None:
         if self.pixels is not None:
@@ -67,7 +67,7 @@ class ImageSample:
             if getattr(self.pixels, "ndim", 3) == 2:  # a grey image, or one channel of another
                 raise BadInput(
                     f"{self.path}: an ImageSample's pixels are RGB, (H, W, 3), and these are {self.pixels.shape}; "
-                    "of a grey image say np.stack([pixels] * 3, axis=-1)"
+                    "for a grey image use np.stack([pixels] * 3, axis=-1)"
                 )
             object.__setattr__(self, "pixels", pixels)
 
@@ -87,7 +87,7 @@ class ImageSample:
         Args:
             least_side: A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size while its shorter side keeps this many
                 pixels, which is faster; None: at full size. Images in memory keep their size.
-            channels: 3; or 4 for (H, W, 4), whose fourth channel is no transparency.
+            channels: 3; or 4 for (H, W, 4), whose fourth channel is not treated as transparency.
 
         Raises BadImage where it cannot be decoded.
         """
@@ -96,7 +96,7 @@ class ImageSample:
         return decode(self.read(), name=self.path, least_side=least_side, channels=channels)
 
     def weigh(self) -> str:
-        """What distinguishes this image from another of the same name: the file size, or a digest of the pixels."""
+        """A text that distinguishes images of the same name: the file size, or a digest of the pixels."""
         if self.pixels is not None:
             return hashlib.sha256(self.pixels.tobytes()).hexdigest()
         if self.storage is not None:
@@ -131,7 +131,7 @@ class ImageSample:
             return int(min(self.pixels.shape[:2]))
         try:
             head = read_head(self.path if self.storage is None else self.read(), name=self.path)
-        except BadImage:  # decoding will say what is wrong
+        except BadImage:  # decoding will report what is wrong
             return None
         return min(head.width, head.height)
 
@@ -144,14 +144,14 @@ class HeldBytes:
     """Its file."""
     quick: bool = True
     is_named: bool = True
-    """Whether the image has a name of its own; one without is told from others by all of its bytes."""
+    """Whether the image has a name of its own; one without is distinguished from others by all of its bytes."""
 
     def read(self, key: object) -> bytes:
         """The bytes."""
         return self.data
 
     def weigh(self, key: object) -> str:
-        """How many they are, or a digest of them."""
+        """The number of bytes, or a digest of them."""
         return str(len(self.data)) if self.is_named else hashlib.sha256(self.data).hexdigest()
 
 
@@ -231,17 +231,17 @@ class ImageDataset:
         for split, held in list(splits.items()):
             bare = [image for image in held if image.label is None]
             if len(bare) == len(held) and len(splits) > 1:
-                del splits[split]  # as the test splits of public sets, whose labels are kept secret
+                del splits[split]  # as the test splits of public sets, whose labels are secret
             elif bare and reading.unlabelled_table is not None:
                 raise BadData(reading.unlabelled_table.describe())
             elif bare:
-                raise BadData(f"{bare[0].path}: has no label, and labelled images are needed")
+                raise BadData(f"{bare[0].path}: has no label, and labelled images are required")
         if not splits:
             raise BadData(f"{name}: holds no images")
         if "all" in splits and len(splits) > 1:
             others = ", ".join(sorted(splits.keys() - {"all"}))
             raise BadData(
-                f"{name}: some of it belongs to {others}, and some to no split (the first: "
+                f"{name}: some images belong to {others}, and some to no split (the first: "
                 f"{splits['all'][0].path}); give every image a split, or none"
             )
         demand_single_labels(name, reading.written_labels)
@@ -304,9 +304,21 @@ class ImageDataset:
 
 def identify_images(images: Iterable[ImageSample]) -> str:
     """A digest of the classes, file names and file sizes of images in any order: 16 hexadecimal digits."""
-    names = sorted(f"{image.label}/{Path(image.path).name}/{image.weigh()}" for image in images)
+    return _digest("\n".join(sorted(map(_describe, images))))[:16]
+
+
+def identify_image(image: ImageSample) -> str:
+    """A digest of the class, file name and file size of one image: 12 hexadecimal digits."""
+    return _digest(_describe(image))[:12]
+
+
+def _describe(image: ImageSample) -> str:
+    return f"{image.label}/{Path(image.path).name}/{image.weigh()}"
+
+
+def _digest(text: str) -> str:
     # Names need not be text: a file's may be any bytes.
-    return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:16]
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 def sort_labels(labels: Iterable[str | None]) -> tuple[str, ...]:

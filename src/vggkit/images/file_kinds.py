@@ -1,4 +1,4 @@
-"""What a file is by its name, and by its first bytes where the name tells nothing."""
+"""The kind of a file, by its name, or by its first bytes where the name does not determine it."""
 
 from typing import Final, Literal
 
@@ -12,7 +12,7 @@ def _dotted(endings: str) -> frozenset[str]:
 SUFFIXES: Final = _dotted(
     "jpg jpeg jpe jfif png webp avif bmp dib gif tif tiff ppm pgm pbm heic heif jp2 j2k jpx tga pcx psd"
 )
-"""File endings that are taken for images; what is inside is found out by decoding."""
+"""File endings of images; whether the contents can be read is found out by decoding."""
 
 OTHER_SUFFIXES: Final = _dotted(
     # texts, tables, code
@@ -49,10 +49,11 @@ JUNK: Final = frozenset(
         *(".apdisk", ".documentrevisions-v100", ".cache", ".idea", ".vscode", ".snapshot", ".stfolder", ".sync"),
     }
 )
-"""What file managers, network drives and programs leave behind, in small letters; it is never mentioned."""
+"""Names of files that file managers, network drives and programs leave behind, in small letters; they are skipped
+without a message."""
 
 FIRST_BYTES: Final = 32
-"""Bytes from the start of a file that `is_image_start` asks for."""
+"""Number of bytes from the start of a file that `is_image_start` needs."""
 
 _SIGNATURES: Final = (
     *(SIGNATURE_JPEG, b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
@@ -66,7 +67,7 @@ Kind = Literal["image", "other", "unknown"]
 
 
 def tell_by_name(name: str) -> Kind:
-    """What a file's ending says."""
+    """The kind of a file by its ending."""
     ending = name[name.rfind(".") :].lower() if "." in name else ""
     return "image" if ending in SUFFIXES else "other" if ending in OTHER_SUFFIXES else "unknown"
 
@@ -83,5 +84,5 @@ def is_image_start(start: bytes) -> bool:
 
 
 def is_junk(name: str) -> bool:
-    """Whether a file or folder of that name is left behind by a program, and nobody's image or class."""
+    """Whether a file or folder of that name is left behind by a program, and is neither an image nor a class."""
     return name.lower() in JUNK or name.startswith(("._", ".Trash-", ".fuse_hidden", ".nfs"))

@@ -1,4 +1,4 @@
-"""What callers give for images: places as they are, and all else as ImageSamples."""
+"""Images as callers pass them: paths stay paths, and everything else becomes an ImageSample."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
@@ -20,7 +20,7 @@ ImageSource = Union["ImageSample", str, os.PathLike[str], bytes, IO[bytes], "Ima
 """One image: a path, a file's bytes, an open file, a PIL image of any mode, pixels as an array or a tensor (see
 `pixels.read_pixels`), or an ImageSample. Where several are taken a path may be a folder, a table, an archive …"""
 ImageSources = ImageSource | Iterable[ImageSource]
-"""One, or several: a list, whatever else can be iterated, an array (N, H, W, 3) or a tensor (N, 3, H, W)."""
+"""One image, or several: a list or another iterable, an array (N, H, W, 3) or a tensor (N, 3, H, W)."""
 
 _RULE = (
     "an image is a path, the bytes of a file, an open file, a PIL image, an array uint8 (H, W, 3), a tensor uint8 "
@@ -45,21 +45,21 @@ def list_sources(given: ImageSources) -> Iterable[ImageSource]:
 
 
 def lack_images(given: object) -> BadInput:
-    """What is said where there is no image at all."""
+    """The error for an empty collection of images."""
     return BadInput(f"there are no images: an empty {type(given).__name__} was given")
 
 
 def count_sources(given: Iterable[ImageSource]) -> int | None:
-    """How many images; None where some are paths, which may be places of several, or they can be read only once."""
+    """The number of images; None where some are paths, which may hold several, or can be read only once."""
     if not isinstance(given, Sequence) or any(isinstance(each, str | os.PathLike) for each in given):
         return None
     return len(given)
 
 
 def take_sources(given: ImageSources) -> Iterator[str | Path | ImageSample]:
-    """Paths as they are, which may be places of several images, and all else as ImageSamples, in the order given.
+    """Paths, which may be places of several images, unchanged, and everything else as ImageSamples, in order.
 
-    An image without a name is called after its number: `image 0`. Raises BadInput for what is no image.
+    An image without a name gets its number as its name: `image 0`. Raises BadInput for anything but images.
     """
     for number, source in enumerate(list_sources(given)):
         if isinstance(source, str | os.PathLike):
@@ -69,7 +69,7 @@ def take_sources(given: ImageSources) -> Iterator[str | Path | ImageSample]:
 
 
 def take_one(source: ImageSource, *, name: str) -> ImageSample:
-    """The ImageSample of one image; raises BadInput for what is none.
+    """The ImageSample of one image; raises BadInput for anything else.
 
     Args:
         source: The image.
@@ -98,7 +98,7 @@ def _is_file(given: object) -> bool:
 
 
 def _read_file(file: Any, name: str) -> ImageSample:
-    """What is left to read of an open file."""
+    """The image in the rest of an open file."""
     own = getattr(file, "name", None)
     name = own if isinstance(own, str) and own else name
     try:

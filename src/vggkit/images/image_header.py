@@ -1,4 +1,4 @@
-"""What an image's file says before it is decoded: format, size, mode. Pillow reads the first bytes alone."""
+"""The header of an image file: format, size and mode. Pillow reads only the first bytes, and decodes nothing."""
 
 import io
 from dataclasses import dataclass
@@ -9,12 +9,13 @@ from PIL.ExifTags import Base as ExifTag
 from PIL.JpegImagePlugin import JpegImageFile
 
 from vggkit.errors import BadImage
-from vggkit.images.decoding import FORMATS, SIGNATURE_JPEG, is_heic, open_heic, without_warnings
+from vggkit.images.decoding import FORMATS, SIGNATURE_JPEG, is_heic, open_heic
+from vggkit.images.pillow_warnings import without_warnings
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The head of an image's file."""
+    """The header of an image file."""
 
     format: str
     """As Pillow names it: JPEG, PNG, WEBP …"""
@@ -31,13 +32,13 @@ class Head:
 
 
 def read_head(source: str | Path | bytes, *, name: str | None = None) -> Head:
-    """The head of an image's file, or of a file's bytes.
+    """The header of an image file, or of a file's bytes.
 
     Args:
         source: The file, or its bytes.
         name: What errors call it; None: the file's path.
 
-    Raises BadImage where Pillow does not know the format; what lies behind the head may still be broken.
+    Raises BadImage where Pillow does not know the format; the data after the header may still be broken.
     """
     name = name or ("<bytes>" if isinstance(source, bytes) else str(source))
     try:

@@ -1,4 +1,4 @@
-"""Labelled images as Python programs hold them: pairs of image and label, torch's datasets, arrays with labels."""
+"""Labelled images in memory: pairs of image and label, torch datasets, arrays with labels."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from vggkit.errors import BadInput
 from vggkit.images.dataset import ImageDataset, ImageSample
 from vggkit.images.given import take_one
 from vggkit.images.pixels import describe_type, holds_pixels
-from vggkit.images.splits import tell_split
+from vggkit.images.split_names import tell_split
 
 RULE: Final = (
     "labelled images are a place (a folder, a table …), pairs of an image and its label, a torch Dataset of such "
@@ -38,7 +38,7 @@ def take_labelled(given: object) -> Labelled:
             - a tuple of arrays: images (N, H, W, 3), (N, H, W, 4) or (N, H, W), uint8, and N labels;
             - a mapping of any of these by split, such as `{"train": …, "val": …}`.
 
-    Raises BadInput for what is none of these, and for an image or a label that leaves open what it means.
+    Raises BadInput for anything else, and for an image or a label that is ambiguous.
     """
     if isinstance(given, Mapping):
         for name, part in given.items():
@@ -51,7 +51,7 @@ def take_labelled(given: object) -> Labelled:
 
 
 def name_given(given: object) -> str:
-    """What such images are called where a place has its name."""
+    """The name of such a dataset, in messages and reports."""
     kind = type(given)
     return "images in memory" if kind.__module__ == "builtins" else kind.__name__
 

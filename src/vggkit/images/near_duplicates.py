@@ -1,8 +1,8 @@
-"""Which images are copies of each other, though no byte of their files is the same.
+"""Near-duplicates: images that are copies of each other although their files differ.
 
-An image is kept as its thumbnail. Coarse waves of all thumbnails are compared by matrix products, in the eight
-positions that mirrors and quarter turns give; what may be alike is laid over each other to a part of a pixel,
-and its fine detail correlated. Measured in docs/decisions/near-duplicates.md.
+Each image is reduced to a thumbnail. Low-frequency cosine coefficients of all thumbnails are compared by matrix
+products, in the eight orientations that mirrors and quarter turns give; candidates are registered to a fraction of
+a pixel, and their fine detail is correlated. Measured in docs/decisions/near-duplicates.md.
 
 Shape letters: N images, D values of a descriptor, M pairs, S pixels of a thumbnail's side, K waves along a side,
 H and W pixels.
@@ -23,13 +23,13 @@ Indices = NDArray[np.intp]
 SIDE: Final = 32
 """Pixels of a thumbnail's side."""
 LEAST_SIDE: Final = 29
-"""Images with a smaller side, as digits of 28, have too little detail to tell a copy from a thing of its kind."""
+"""Images with a smaller side, as digits of 28, have too little detail to tell a copy from a similar image."""
 DESCRIPTOR_SIZE: Final = SIDE * SIDE
 """Values of a descriptor, each of one byte."""
 LEAST_SIMILARITY: Final = 0.6
-"""From here on two images are taken for copies."""
+"""Two images of at least this similarity count as copies."""
 MOST_PARTNERS: Final = 32
-"""Partners among later images that one image is compared with closely: the most alike ones."""
+"""The number of later images, the most similar ones, that an image is compared with closely."""
 
 _LEAST_CORRELATION: Final = 0.78  # of the waves; what is below is not looked at closely
 _LEAST_DETAIL: Final = 1.0  # grey levels, root mean square; below it rounding speaks, not the image
@@ -54,7 +54,7 @@ class NearDuplicate(NamedTuple):
 def compute_descriptor(pixels: Pixels) -> Pixels:
     """The descriptor (D,), uint8, of RGB pixels (H, W, 3), uint8: a grey thumbnail, whatever the sides' ratio.
 
-    Images with a side under LEAST_SIDE get zeros, which are like nothing: look for their equals by digest.
+    Images with a side under LEAST_SIDE get zeros, which are similar to nothing: find their copies by digest.
     """
     if min(pixels.shape[:2]) < LEAST_SIDE:
         return np.zeros(DESCRIPTOR_SIZE, np.uint8)

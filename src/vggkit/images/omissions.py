@@ -42,7 +42,7 @@ _MORE: Final[dict[Reason, str]] = {
     "link-loop": " to a folder that it lies in",
     "seen-again": " reached a second time through a link",
     "listed-twice": " an image with the same label",
-    "unreadable": ", and nothing in the name tells an image",
+    "unreadable": ", and its name does not say whether it is an image",
 }
 
 
@@ -70,8 +70,8 @@ class Omission:
         """The omission in one phrase."""
         one, many = _SAID[self.reason]
         more = ", …" if self.count > len(self.examples) else ""
-        said = f"{self.count:,} {one if self.count == 1 else many}{_MORE.get(self.reason, '')}"
-        return f"{said}: {', '.join(self.examples)}{more}"
+        phrase = f"{self.count:,} {one if self.count == 1 else many}{_MORE.get(self.reason, '')}"
+        return f"{phrase}: {', '.join(self.examples)}{more}"
 
     def to_dict(self) -> dict[str, Any]:
         """A value for JSON."""
@@ -79,7 +79,7 @@ class Omission:
 
 
 def warn_of_omissions(omissions: Iterable[Omission]) -> None:
-    """Warn a Python caller of what somebody may have meant to be an image, such as links that lead nowhere."""
+    """Warn a Python caller of skipped files that may be intended images, such as broken links."""
     for omission in omissions:
         if omission.is_grave:
             warnings.warn(f"skipped: {omission.describe()}", stacklevel=3)
@@ -87,7 +87,7 @@ def warn_of_omissions(omissions: Iterable[Omission]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class UnlabelledTable:
-    """A table in which no column says the classes."""
+    """A table without a column of classes."""
 
     name: str
     """The table."""
@@ -95,10 +95,13 @@ class UnlabelledTable:
     """Its columns whose meaning is not known."""
 
     def describe(self) -> str:
-        """What is missing, and what to do."""
+        """A sentence: what is missing, and what to do."""
         listed = ", ".join(map(repr, self.columns[:8])) + (" …" if len(self.columns) > 8 else "")
-        where = f"one of its others ({listed}) is it, with --label-column" if listed else "it, with --label-column"
-        return f"{self.name}: has no label for its images; add a column called label, or name {where}"
+        where = f" (it has {listed})" if listed else ""
+        return (
+            f"{self.name}: has no label for its images; add a column called label, or name the column of labels "
+            f"with --label-column{where}"
+        )
 
 
 class Reading:
@@ -110,7 +113,7 @@ class Reading:
         self._counts: dict[Reason, int] = {}
         self._examples: dict[Reason, list[str]] = {}
         self.unlabelled_table: UnlabelledTable | None = None
-        """The table that was read and says no classes; where labels are not needed, that is no fault."""
+        """A table without labels that was read; an error only where labels are required."""
         self.written_labels: set[str] = set()
         """Labels that were read from a table or a file beside an image, not from the name of a folder."""
 

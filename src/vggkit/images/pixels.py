@@ -1,4 +1,4 @@
-"""Pixels in memory -> RGB pixels as of a file: the one place that knows arrays, tensors and Pillow's images.
+"""RGB pixels of images in memory: arrays, tensors and Pillow's images are read by the rules for files.
 
 Shape letters: N images, C channels, H and W pixels.
 """
@@ -34,8 +34,8 @@ def read_pixels(given: object, *, name: str, keep_fourth: bool = False) -> Pixel
         name: What errors call it.
         keep_fourth: Four channels of an array, and RGBA of a PIL image, stay as they are, (H, W, 4).
 
-    Raises BadInput for what could mean several things, such as floats, with the line that converts it; BadImage
-    for a PIL image whose file is broken.
+    Raises BadInput for ambiguous values, such as floats, with the code that converts them; BadImage for a PIL image
+    whose file is broken.
     """
     if isinstance(given, Image.Image):
         if not (given.width and given.height):
@@ -56,7 +56,7 @@ def holds_pixels(given: object) -> TypeGuard[Any]:
 
 
 def is_tensor(given: object) -> TypeGuard[Any]:
-    """Whether it is one of torch's; who has one has imported torch."""
+    """Whether it is a torch tensor; nothing can be one before torch is imported."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(given, torch.Tensor)
 
@@ -65,20 +65,20 @@ def list_batch(given: Any) -> list[Any]:
     """The images of an array (N, H, W, 3) or of a tensor (N, 3, H, W); raises BadInput for another shape."""
     kind, shape = ("tensor", tuple(given.shape)) if is_tensor(given) else ("array", given.shape)
     if not shape[0]:
-        raise BadInput(f"the images: {kind} {shape} holds none; give one at least")
+        raise BadInput(f"the images: {kind} {shape} holds no image; give at least one")
     _check_values(given, "the images", kind)
     _check_shape(shape[1:], "the images", kind, whole=shape)
     return [given[number] for number in range(shape[0])]
 
 
 def describe_type(given: object) -> str:
-    """What it is, for an error, and what to do with what others call images."""
+    """The type of an object for an error, with what to do where it holds an image."""
     kind = type(given)
     package = kind.__module__.partition(".")[0]
-    said = kind.__name__ if package == "builtins" else f"{package}'s {kind.__name__}"
+    described = kind.__name__ if package == "builtins" else f"{package}'s {kind.__name__}"
     if isinstance(given, dict) and "image" in given:
-        return f'{said}; give its image: example["image"]'
-    return f"{said}; numpy.asarray(it) may make an array of it" if hasattr(given, "__array__") else said
+        return f'{described}; give its image: example["image"]'
+    return f"{described}; numpy.asarray(it) may make an array of it" if hasattr(given, "__array__") else described
 
 
 def _read_tensor(tensor: Any, name: str) -> NDArray[Any]:
@@ -90,7 +90,7 @@ def _read_tensor(tensor: Any, name: str) -> NDArray[Any]:
 
 
 def _check_values(given: Any, name: str, kind: str) -> None:
-    """Raise BadInput where the type of numbers leaves open what is white, or there are none."""
+    """Raise BadInput where the data type does not determine which value is white, or there are no values."""
     found = given.dtype.name if kind == "array" else str(given.dtype).removeprefix("torch.")
     shape = tuple(given.shape)
     if 0 in shape:
@@ -99,7 +99,7 @@ def _check_values(given: Any, name: str, kind: str) -> None:
     if found == "uint8":
         return
     if found == "bool":
-        raise BadInput(f"{name}: {kind} bool {shape}; {RULE}. Say pixels{to_bytes} * 255")
+        raise BadInput(f"{name}: {kind} bool {shape}; {RULE}. Convert it: pixels{to_bytes} * 255")
     if not found.startswith(("float", "bfloat", "int", "uint")):
         listed = ". Of several images give a list: list(images)" if found == "object" else ""
         raise BadInput(f"{name}: {kind} of {found} {shape}; {RULE}{listed}")
@@ -109,12 +109,12 @@ def _check_values(given: Any, name: str, kind: str) -> None:
     if found == "uint16":
         if 0 < high <= 255:
             raise BadInput(
-                f"{about}; uint16 reaches to 65535, and these may be levels of 8 bits: say pixels{to_bytes}. Where "
-                f"it is nearly black of 16 bits, (pixels // 257){to_bytes}"
+                f"{about}; uint16 reaches to 65535, and these may be 8-bit levels: convert them by "
+                f"pixels{to_bytes}. For an image of 16 bits that is nearly black use (pixels // 257){to_bytes}"
             )
         return
     if not (np.isfinite(low) and np.isfinite(high)):
-        raise BadInput(f"{about}; {RULE}: find out where the values that are no numbers come from")
+        raise BadInput(f"{about}; {RULE}: find out where its NaN or infinite values come from")
     if low < 0:
         raise BadInput(
             f"{about}; {RULE}. Negative values may be normalised: undo that, (pixels * std + mean) * 255, and then "
@@ -123,13 +123,13 @@ def _check_values(given: Any, name: str, kind: str) -> None:
     if high > 255:
         raise BadInput(f"{about}; {RULE}. Scale it: (pixels / pixels.max() * 255).round(){to_bytes}")
     if found.startswith(("int", "uint")):
-        raise BadInput(f"{about}; {RULE}. Say pixels{to_bytes}")
+        raise BadInput(f"{about}; {RULE}. Convert it: pixels{to_bytes}")
     scale = "(pixels * 255)" if high <= 1 else "pixels"
-    raise BadInput(f"{about}; {RULE}. Say {scale}.round(){to_bytes}")
+    raise BadInput(f"{about}; {RULE}. Convert it: {scale}.round(){to_bytes}")
 
 
 def _check_shape(shape: Sequence[int], name: str, kind: str, *, whole: Sequence[int] = ()) -> None:
-    """Raise BadInput where a shape leaves open which axis has the channels, or has none."""
+    """Raise BadInput where a shape does not determine which axis has the channels, or no axis can."""
     first, last = kind == "tensor", kind == "array"
     axes = "(H, W, 3)" if last else "(3, H, W)"
     about = f"{name}: {kind} of shape {tuple(whole or shape)}"
@@ -148,15 +148,15 @@ def _check_shape(shape: Sequence[int], name: str, kind: str, *, whole: Sequence[
     if shape[0] == 3 and at_last:
         array = "pixels" if kind == "array" else "pixels.numpy()"
         raise BadInput(
-            f"{about} may have its channels first or last. A PIL image tells: Image.fromarray({array}) for last, "
-            f"Image.fromarray({array}.transpose(1, 2, 0)) for first"
+            f"{about} may have its channels first or last. Give a PIL image: Image.fromarray({array}) if they are "
+            f"last, Image.fromarray({array}.transpose(1, 2, 0)) if they are first"
         )
     if (last and at_last) or (first and at_first):
         return
     if not (at_first or at_last):
         raise BadInput(f"{about}, and {kind}s are {axes}; {RULE}")
     where = "first" if last else "last"
-    raise BadInput(f"{about}, and {kind}s are {axes}. Its channels seem to be {where}: say pixels{moved}")
+    raise BadInput(f"{about}, and {kind}s are {axes}. Its channels seem to be {where}: convert it by pixels{moved}")
 
 
 def match_channels(pixels: Pixels, channels: int, *, name: str) -> Pixels:

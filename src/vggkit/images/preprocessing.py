@@ -1,4 +1,4 @@
-"""What a network is fed: the `Preprocessing` record and its only implementation.
+"""The preparation of images for a network: the `Preprocessing` record and its only implementation.
 
 Shape letters: C channels, H and W pixels.
 """
@@ -27,7 +27,7 @@ GREY_MEAN: Final = 0.449
 GREY_STD: Final = 0.226
 
 CROP_PIXELS: Final = 224
-"""Height and width of what the paper's networks see."""
+"""Height and width of the input of the paper's networks."""
 MOST_RESIZED: Final = 2**24
 """Pixels of a resized image that only a thread of an image would exceed."""
 
@@ -39,16 +39,16 @@ class Preprocessing:
     By default the short side is resized, the middle cropped, each channel taken as (value - mean) / std;
     on PIL images the result is torchvision's `weights.transforms()` to within one of 255 levels.
 
-    Raises BadConfiguration for values that cannot be.
+    Raises BadConfiguration for impossible values.
     """
 
     fit_mode: FitMode = "crop"
-    """How an image becomes square: crop (the short side resized, the middle kept), pad (the whole image,
+    """How an image becomes square: crop (the middle of the resized image), pad (the whole image,
     on the mean colour), stretch (the whole image, its sides' ratio lost)."""
     resize_pixels: int = 256
     """Short side after resizing, for fit_mode=crop alone; the sides keep their ratio."""
     crop_pixels: int = CROP_PIXELS
-    """Height and width of what the network sees; for fit_mode=crop black where the resized image ends before."""
+    """Height and width of the network's input; with fit_mode=crop, black where the resized image is smaller."""
     interpolation: Interpolation = "bilinear"
     """Resampling filter, antialiased when shrinking."""
     channel_order: ChannelOrder = "RGB"
@@ -90,7 +90,7 @@ class Preprocessing:
         for name in ("mean", "std"):
             values = getattr(self, name)
             each = isinstance(values, tuple) and len(values) == count and all(map(is_number, values))
-            demand(each, name, f"{count} number{'s' * (count > 1)} for channel_order={self.channel_order!r}")
+            demand(each, name, f"{count} number{'s' * (count > 1)}, one for each channel ({self.channel_order})")
         demand(all(value > 0 for value in self.std), "std", "above 0")
 
     @property
@@ -113,7 +113,7 @@ class Preprocessing:
     def __call__(self, image: ImageSource) -> NDArray[np.float32]:
         """The network's input (C, crop, crop), float32, for one image, such as its RGB pixels (H, W, 3), uint8.
 
-        Raises BadImage where it cannot be read, and BadInput for what is no image or leaves open what it means.
+        Raises BadImage where it cannot be read, and BadInput for anything but an image and for ambiguous values.
         """
         return self.see(take_one(image, name="the image"))
 
@@ -233,11 +233,11 @@ class Preprocessing:
         return cls(**values)
 
 
-def suit_preprocessing(crop_pixels: int = 224, *, in_channels: int = 3) -> Preprocessing:
-    """The preprocessing for a network that sees images of this side.
+def choose_preprocessing(crop_pixels: int = 224, *, in_channels: int = 3) -> Preprocessing:
+    """The preprocessing for a network whose input has this side.
 
     From 224 pixels on a border of an eighth is cut away, as for ImageNet (256 to 224); smaller
-    images are seen whole across their short side, where every pixel counts.
+    images keep their whole short side.
 
     Raises BadConfiguration for channels that no image has.
     """

@@ -43,14 +43,14 @@ def resize_part(
     elif quick is not None:
         return _resize_quickly(quick, pixels, size, columns, rows)
     else:
-        # Pillow takes the place of a part in 32 bits, and not exactly: the whole, then.
+        # Pillow rounds the position of a part to 32 bits, so the whole image is resized.
         image = Image.fromarray(np.ascontiguousarray(pixels))
         whole = np.asarray(image.resize(size, Image.Resampling[interpolation.upper()]))
     return whole[slice(*rows), slice(*columns)]
 
 
 def _resize_quickly(quick: ModuleType, pixels: Pixels, size: tuple[int, int], columns: Span, rows: Span) -> Pixels:
-    """The part alone, by bilinear shrinking; what it is not made of is not looked at."""
+    """The part alone, by bilinear shrinking; only the pixels that it depends on are read."""
     left, right, across = _see(pixels.shape[1], size[0], columns)
     top, bottom, down = _see(pixels.shape[0], size[1], rows)
     seen = pixels[down, across]
@@ -76,8 +76,8 @@ def _find_quick() -> ModuleType | None:
     return cast(ModuleType, cykooz_resizer)
 
 
-def _see(side: int, resized: int, kept: Span) -> tuple[float, float, slice]:
-    """Of one side: the pixels that the kept ones are made of, and where among them these begin and end."""
+def _see(side: int, resized: int, wanted: Span) -> tuple[float, float, slice]:
+    """Along one side: the source pixels of the wanted part, and where it lies among them."""
     scale = side / resized  # the filter reaches as many pixels to either side
-    first, last = max(0, floor((kept[0] - 1) * scale) - 1), min(side, ceil((kept[1] + 1) * scale) + 1)
-    return kept[0] * scale - first, min(kept[1] * scale, side) - first, slice(first, last)
+    first, last = max(0, floor((wanted[0] - 1) * scale) - 1), min(side, ceil((wanted[1] + 1) * scale) + 1)
+    return wanted[0] * scale - first, min(wanted[1] * scale, side) - first, slice(first, last)

@@ -1,7 +1,7 @@
-"""A collection divided into splits: by names that people use, by share, by folds.
+"""A dataset divided into splits: by share, or by folds.
 
-An image's place depends on the seed, its class and its name alone (of grouped images, its group's
-name): it is the same on every machine and in every order. So whatever is counted is counted in the order
+The split of an image depends on the seed, its class and its name alone (for grouped images, its group's
+name): it is the same on every machine and in every order. Therefore everything is counted in the order
 of names, and never in that of rows.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from vggkit.errors import BadData, BadInput
-from vggkit.images.dataset import ImageDataset, ImageSample
+from vggkit.images.dataset import ImageDataset, ImageSample, identify_image
 
 MOST_MOVES: Final = 20_000
 """Moves of a repair at most. Whether an assignment exists is NP-complete: for two folds it is set splitting."""
@@ -23,6 +23,9 @@ LONGEST_BAR: Final = 10
 
 Units = Mapping[str, Mapping[str, int]]
 """How many images of each class each unit has."""
+Ties = Sequence[Sequence[str]]
+"""Groups of images, by `identify_image`, that stay in one split besides the groups that the data names, such as
+near duplicates. A run records them: with share and seed they decide which images were held out."""
 
 
 def deal(units: Units, folds: int) -> dict[str, int] | None:
@@ -79,61 +82,24 @@ def repair(units: Units, dealt: Mapping[str, int], folds: int) -> dict[str, int]
     return None
 
 
-SPLITS: Final[Mapping[str, str]] = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-}
-"""Names that are parts of a collection and not classes, and what each is called here."""
-
-_FILLERS: Final = "set|sets|image|images|img|imgs|data|dataset|split|folder|photos|pictures"
-_SPELLING: Final = re.compile(rf"(?:(?:{_FILLERS})[^a-z]+)?({'|'.join(SPLITS)})(?:[^a-z]*(?:{_FILLERS}))?[^a-z]*")
+def is_divided(images: ImageDataset, fold: str | None = None) -> bool:
+    """Whether the dataset's own splits are used as they are: it has `train` and `val`, and no fold is requested."""
+    return fold is None and "val" in images.splits and "train" in images.splits
 
 
-def tell_split(name: str) -> str | None:
-    """The split that a folder's name says as people spell it, or None.
-
-    >>> [tell_split(name) for name in ("Train", "training_set", "images-val", "val2", "TestSet", "trainers")]
-    ['train', 'train', 'val', 'val', 'test', None]
-    """
-    found = _SPELLING.fullmatch(name.strip().lower())
-    return SPLITS[found[1]] if found else None
-
-
-def hint_at_split(name: str) -> str | None:
-    """The split that one of the words of a name says, such as `seg_train`; None where there is none, or several."""
-    said = {SPLITS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLITS}
-    return said.pop() if len(said) == 1 else None
-
-
-def find_split(path: str) -> str | None:
-    """The split that a file's name tells, or else its folder's: `data/train-00001.tar`, `val/00001.tar`.
-
-    Folders above are not asked: people keep data in folders called test.
-    """
-    place = Path(path)
-    words = [SPLITS[word] for word in re.split(r"[^a-z]+", place.name.lower()) if word in SPLITS]
-    return words[0] if words else SPLITS.get(place.parent.name.lower())
-
-
-def divide(images: ImageDataset, *, validation_share: float, seed: int) -> ImageDataset:
+def divide(images: ImageDataset, *, validation_share: float, seed: int, ties: Ties = ()) -> ImageDataset:
     """The same images with splits `train` and `val`, where there is no split for validation yet.
 
     Stratified: each class gives its share, at least one image. Images of one group stay
-    together, as do several entries of one image, and the shares come as near as the groups allow.
+    together, as do several entries of one image and tied images, and the shares come as near as the groups allow.
 
     Raises BadData where a class has only one image, no division of the groups that was found leaves each class
     on both sides, or there is nothing to learn from.
     """
-    if "val" in images.splits and "train" in images.splits:
+    if is_divided(images):
         return images
     whole = images.split("train", "all")
-    units = _tie(whole)
+    units = _tie(whole, ties)
     if len(units) < len(whole) or any(image.group is not None for image in whole):
         chosen = _choose_units(images.name, units, validation_share, seed)
         held_out = {image for unit in chosen for image in units[unit]}
@@ -142,22 +108,24 @@ def divide(images: ImageDataset, *, validation_share: float, seed: int) -> Image
     return _split(images, whole, held_out)
 
 
-def divide_in_folds(images: ImageDataset, folds: int, *, seed: int = 0) -> tuple[ImageDataset, ...]:
+def divide_in_folds(
+    images: ImageDataset, folds: int, *, seed: int = 0, ties: Ties = ()
+) -> tuple[ImageDataset, ...]:
     """The same images divided `folds` times into `train` and `val`, each image in `val` once.
 
-    Stratified, and images of one group stay together, as do several entries of one image; each `val` has
-    every class. A split `test` stays apart in every fold; splits `train` and `val` are put together first.
+    Stratified, and images of one group stay together, as do several entries of one image and tied images; each
+    `val` has every class. A split `test` stays apart in every fold; splits `train` and `val` are joined first.
 
     Raises BadInput for fewer than two folds, BadData where a class has fewer images or groups than folds, or no
     way was found to deal the groups so that each fold has every class.
     """
     if folds < 2:
         raise BadInput(f"folds must be 2 or more, got {folds}")
-    whole = tuple(p for name in ("all", "train", "val") if name in images.splits for p in images.splits[name])
+    whole = _list_undivided(images)
     if not whole:
         raise BadData(f"{images.name}: has only the split {', '.join(images.splits)}; there is nothing to fold")
-    units = _tie(whole)
-    having = Counter(label for members in units.values() for label in _count(members))
+    units = _tie(whole, ties)
+    having = _count_units(units)
     kind = "groups" if any(image.group is not None for image in whole) else "images"
     for label in sorted(having):
         if having[label] < folds:
@@ -174,30 +142,59 @@ def divide_in_folds(images: ImageDataset, folds: int, *, seed: int = 0) -> tuple
     return tuple(_split(images, whole, held_out) for held_out in held)
 
 
-def hold_out(images: ImageDataset, *, validation_share: float, seed: int, fold: str | None = None) -> ImageDataset:
+def hold_out(
+    images: ImageDataset, *, validation_share: float, seed: int, fold: str | None = None, ties: Ties = ()
+) -> ImageDataset:
     """Splits `train` and `val`: the fold that is named as `2/5`, or else as `divide` does.
 
     Raises BadData, and BadInput for a fold that is none.
     """
     if fold is None:
-        return divide(images, validation_share=validation_share, seed=seed)
+        return divide(images, validation_share=validation_share, seed=seed, ties=ties)
     number, folds = read_fold(fold)
-    return divide_in_folds(images, folds, seed=seed)[number - 1]
+    return divide_in_folds(images, folds, seed=seed, ties=ties)[number - 1]
+
+
+def hold_out_tied(
+    images: ImageDataset, *, validation_share: float, seed: int, fold: str | None = None, ties: Ties
+) -> tuple[ImageDataset, Ties]:
+    """What `hold_out` gives, and the ties that were kept: those that leave a class on one side alone are not.
+
+    Raises what `hold_out` raises without ties.
+    """
+    divided = hold_out(images, validation_share=validation_share, seed=seed, fold=fold)
+    if is_divided(images, fold) or not ties:
+        return divided, ()
+    least = 2 if fold is None else read_fold(fold)[1]
+    whole = _list_undivided(images)
+    lacking = {label for label, count in _count_units(_tie(whole, ties)).items() if count < least}
+    loose = {identify_image(image) for image in whole if str(image.label) in lacking} if lacking else set()
+    ties = [tie for tie in ties if loose.isdisjoint(tie)]
+    try:
+        tied = hold_out(images, validation_share=validation_share, seed=seed, fold=fold, ties=ties)
+    except BadData:
+        return divided, ()
+    return tied, ties
 
 
 def read_fold(text: str) -> tuple[int, int]:
     """Number and count of a fold that is written as `2/5`; raises BadInput."""
     found = re.fullmatch(r"([0-9]{1,4})/([0-9]{1,4})", str(text))
     if found is None or not 1 <= int(found[1]) <= int(found[2]) or int(found[2]) < 2:
-        raise BadInput(f"fold is written as 2/5, the second of five; got {text!r}")
+        raise BadInput(f"fold must be written as 2/5, the second of five; got {text!r}")
     return int(found[1]), int(found[2])
 
 
 def _split(images: ImageDataset, whole: Sequence[ImageSample], held_out: Collection[ImageSample]) -> ImageDataset:
-    kept = {name: split for name, split in images.splits.items() if name not in ("all", "train", "val")}
+    others = {name: split for name, split in images.splits.items() if name not in ("all", "train", "val")}
     train = [image for image in whole if image not in held_out]
     val = [image for image in whole if image in held_out]
-    return images.keep({"train": train, "val": val, **kept})
+    return images.keep({"train": train, "val": val, **others})
+
+
+def _list_undivided(images: ImageDataset) -> tuple[ImageSample, ...]:
+    """What is divided anew: all images but those of a split `test`."""
+    return tuple(p for name in ("all", "train", "val") if name in images.splits for p in images.splits[name])
 
 
 def _choose_images(name: str, whole: Sequence[ImageSample], share: float, seed: int) -> set[ImageSample]:
@@ -208,7 +205,7 @@ def _choose_images(name: str, whole: Sequence[ImageSample], share: float, seed: 
     for label, members in sorted(classes.items()):
         if len(members) < 2:
             raise BadData(
-                f"{name}: class {label!r} has one image; it takes two, one to learn from and one to check on"
+                f"{name}: class {label!r} has one image; it needs two, one for training and one for validation"
             )
         count = min(len(members) - 1, max(1, round(share * len(members))))
         ranked = sorted(members, key=lambda image: _rank(seed, str(image.label), image.path))
@@ -258,27 +255,36 @@ def _repair(name: str, units: Units, chosen: Collection[str], label: str) -> set
     if sides is None:
         raise BadData(
             f"{name}: the images of class {label!r} cannot be divided between training and validation "
-            "without parting a group, or another class is missing from one of them; it takes two groups of each "
-            "class, one to learn from and one to check on"
+            "without dividing a group, or another class is missing from one of them; each class needs two groups, "
+            "one for training and one for validation"
         )
     return {unit for unit, side in sides.items() if side}
 
 
-def _tie(whole: Sequence[ImageSample]) -> dict[str, list[ImageSample]]:
-    """Images that stay together, by the first name of what ties them: a group, or being one and the same image.
-
-    One that nothing ties stands for itself.
+def _tie(whole: Sequence[ImageSample], ties: Ties) -> dict[str, list[ImageSample]]:
+    """Images that stay together, by the first name of what ties them: a group, being one and the same image, or
+    one of `ties`. An image without such ties is a unit of its own.
     """
     firsts: dict[str, str] = {}
     entries: dict[Hashable, str] = {}
+    tie_of = {mark: number for number, tie in enumerate(ties) for mark in tie}
     names = [f"/{p.label}/{p.path}" if p.group is None else p.group for p in whole]
     for image, name in zip(whole, names, strict=True):
-        one, other = _first(firsts, name), _first(firsts, entries.setdefault(image.identity(), name))
-        firsts[max(one, other)] = min(one, other)
+        tied_by = [image.identity()]
+        if tie_of and (mark := identify_image(image)) in tie_of:
+            tied_by.append(("tie", tie_of[mark]))
+        for entry in tied_by:
+            one, other = _first(firsts, name), _first(firsts, entries.setdefault(entry, name))
+            firsts[max(one, other)] = min(one, other)
     units: dict[str, list[ImageSample]] = defaultdict(list)
     for image, name in zip(whole, names, strict=True):
         units[_first(firsts, name)].append(image)
     return units
+
+
+def _count_units(units: Mapping[str, Sequence[ImageSample]]) -> Counter[str]:
+    """How many units hold images of each class."""
+    return Counter(label for members in units.values() for label in _count(members))
 
 
 def _first(firsts: dict[str, str], name: str) -> str:

@@ -1,6 +1,6 @@
-"""Every image gets its row, whatever happens meanwhile: rows are computed, kept in chunks, and joined to one file.
+"""Bulk jobs: a row for every image is computed, saved in chunks, and at the end written to one file.
 
-No image stays in memory, and a job whose process ends early is continued by the same call.
+Images are not held in memory, and a job whose process ends early is continued by the same call.
 """
 
 import time
@@ -21,7 +21,7 @@ from vggkit.images.sources.open_dataset import gather_images
 from vggkit.images.sources.tables import Columns
 from vggkit.inference.chunks import Chunk, Chunks
 from vggkit.inference.fingerprint import FORMAT_VERSION, ImageDigest, demand_same
-from vggkit.interruption import Signals, hear_signals
+from vggkit.interruption import Signals, handle_signals
 from vggkit.table_files import Column, Kind, name_about, name_rows, read_about, stream_columns, stream_matrix
 
 MOST_ROWS: Final = 2048
@@ -31,12 +31,12 @@ VECTOR: Final = "vector"
 
 Row = tuple[Any, ...]
 OnProgress = Callable[[str, int, int | None], None]
-"""Called with what is being done, how many images of it are done, and of how many where that is known."""
+"""Called with the current task, the number of images that are done, and of all images if that is known."""
 
 
 @dataclass(frozen=True, slots=True)
 class BulkResult:
-    """What a bulk job wrote."""
+    """The result of a bulk job."""
 
     path: str
     """The file."""
@@ -47,7 +47,7 @@ class BulkResult:
     found_done: int
     """Rows that an earlier call had computed."""
     engine: EngineInfo
-    """What computes."""
+    """The engine."""
     skipped: tuple[Omission, ...] = ()
     """Files among the images that are no images, counted by reason."""
 
@@ -58,18 +58,18 @@ class BulkResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What a bulk job is to do."""
+    """The specification of a bulk job."""
 
     out: Path
     """The file."""
     kinds: Mapping[str, Kind]
     """Its columns; the last is `problem`."""
     about: Mapping[str, Any]
-    """What it is made with, but for the engine; the same must hold when it is continued."""
+    """The model, images and options, which must be the same when the job is continued."""
     model: str
-    """Where the Classifier is, for those who look for it later."""
+    """The place of the Classifier, recorded in the file."""
     engine: EngineInfo
-    """What computes."""
+    """The engine."""
     compute: Callable[[Iterator[ImageSample]], Iterator[tuple[ImageSample, Row]]]
     """Gives each image with its row, in order."""
     images: Iterable[str | Path | ImageSample]
@@ -88,9 +88,9 @@ def run_job(job: Job) -> BulkResult:
 
     def find_command() -> str:
         again = "the same line, without --overwrite," if job.overwrite else "the same line"
-        return f"{again} ({chunks.count():,} images are done and kept)"
+        return f"{again} ({chunks.count():,} images are done and saved)"
 
-    with chunks.hold(), hear_signals(find_command) as signals:
+    with chunks.hold(), handle_signals(find_command) as signals:
         if job.overwrite:
             chunks.discard()
         elif not chunks.exist() and job.out.exists():
@@ -209,7 +209,7 @@ def _check_finished(job: Job, chunks: Chunks) -> BulkResult:
     about = read_about(job.out)
     if about is None or "digest" not in about:
         raise BadOutput(
-            f"{job.out}: is there already, and was not written by vggkit; name another file with --out, or say "
+            f"{job.out}: exists already, and was not written by vggkit; name another file with --out, or give "
             "--overwrite to replace it"
         )
     then = {name: about.get(name) for name in chunks.made_with}

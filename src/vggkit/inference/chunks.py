@@ -1,7 +1,7 @@
-"""Rows of a long job in chunks: each is written whole, in a folder beside the file that they will become.
+"""Rows of a long job in chunks: each is written atomically, in a folder beside the final file.
 
-A process that is killed leaves whole chunks, and the next one continues behind them. The folder states what the
-chunks were made with, and is removed when the file is there.
+A process that is killed leaves complete chunks, and the next one continues after them. The folder records how the
+chunks were made, and is removed when the file is complete.
 """
 
 import json
@@ -58,8 +58,8 @@ class Chunks:
     """The chunks of one file.
 
     Args:
-        out: The file that they will become.
-        made_with: What they are made with; any JSON values.
+        out: The final file.
+        made_with: Model, engine, options and images; any JSON values.
     """
 
     def __init__(self, out: Path, made_with: Mapping[str, Any]) -> None:
@@ -69,13 +69,13 @@ class Chunks:
         self._lock = out.with_name(f".{out.name}.lock")
 
     def exist(self) -> bool:
-        """Whether an earlier call left some, or has just begun."""
+        """Whether an earlier call left some, or has just started."""
         return (self.folder / MANIFEST).is_file()
 
     def open(self) -> None:
-        """Begin, or continue what an equal job left; raises BadOutput where it was another."""
+        """Start, or continue an equal job; raises BadOutput where the chunks are of another one."""
         if not self.exist():
-            self.discard()  # what was half removed
+            self.discard()  # after an interrupted removal
             write_text(self.folder / MANIFEST, json.dumps(self.made_with, indent=1))
             return
         try:
@@ -116,7 +116,7 @@ class Chunks:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def owns(self, name: object) -> bool:
-        """Whether a file or folder is one that this job writes, and no image that somebody forgot."""
+        """Whether a file or folder is one that this job writes, and so no image that was skipped."""
         place = Path(os.path.realpath(str(name)))
         own = [self.out, name_rows(self.out), name_about(self.out), self._lock, self.folder]
         return any(place == each or each in place.parents for each in map(Path, map(os.path.realpath, own)))

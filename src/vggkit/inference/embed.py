@@ -1,22 +1,22 @@
-"""Images as vectors: what a Classifier's network computes of them before the last layer, or in another.
+"""Embeddings of images: the values of a Classifier's network before the last layer, or of another layer.
 
 Shape letters: N images, F numbers of a vector.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vggkit.arguments import demand_count
+from vggkit.engines.cached import find_engine
 from vggkit.engines.graph_builder import describe_overflow
 from vggkit.engines.info import WantedEngine
-from vggkit.engines.kept import find_engine
-from vggkit.engines.model_weights import ModelFile
+from vggkit.engines.model_weights import ModelFile, open_model
 from vggkit.engines.outputs import WantedPrecision, list_outputs, plan_outputs
-from vggkit.engines.select import choose_engine
 from vggkit.engines.stream import Engine, stream_results
 from vggkit.errors import UnknownName
 from vggkit.images.dataset import ImageSample
@@ -25,7 +25,7 @@ from vggkit.images.omissions import Omission, Reading
 from vggkit.images.sources.open_dataset import begin
 from vggkit.models.configuration import Configuration
 from vggkit.models.graph import Graph
-from vggkit.weights.card import Card, demand_classifier
+from vggkit.weights.card import Card
 
 if TYPE_CHECKING:
     from vggkit.weights.model import Model
@@ -57,7 +57,7 @@ class Embeddings:
     problems: tuple[str | None, ...]
     """Why an image cannot be read, or that the network's values for it overflow; None where there is a vector."""
     layer: str
-    """What the vectors are: `features`, `statistics`, `logits`, `probabilities`, or a layer's name."""
+    """The layer: `features`, `statistics`, `logits`, `probabilities`, or a layer's name."""
     skipped: tuple[Omission, ...] = ()
     """Files among the images that are no images, counted by reason."""
 
@@ -85,7 +85,7 @@ def find_width(configuration: Configuration, layer: str) -> int:
 
 
 def embed(
-    classifier: "Model | ModelFile",
+    model: "Model | ModelFile | str | Path",
     images: ImageSources,
     *,
     layer: str = FEATURES,
@@ -98,34 +98,29 @@ def embed(
     """The vector of each image, in the order of the images.
 
     Args:
-        classifier: The Classifier whose network computes, or its ModelFile, for which torch is imported only
-            where PyTorch computes.
-        images: What `predict` takes.
-        layer: What the vectors are, see `find_width`.
+        model: A Classifier; or its place: a file, a run's folder, a published model's name such as `vgg16`, or
+            `hf://owner/name`. For a place torch is imported only where PyTorch computes.
+        images: Images, as `predict` takes them.
+        layer: The layer, see `find_width`.
         batch_size: Images that pass through the network together.
         device: `auto`, `cpu`, `cuda`, `mps`.
-        precision: What is computed in; auto: bf16 where the device multiplies it natively. int8 is for
-            processors, and needs the Classifier's activation ranges.
-        engine: What computes, see `predict`.
+        precision: The precision of the computation; auto: bf16 where the device multiplies it natively. int8 is
+            for processors, and needs the Classifier's activation ranges.
+        engine: The engine, see `predict`.
         on_progress: Called with the number of images done, and of all where ImageSamples are given.
 
     Raises UnknownName, BadInput, BadData and BadConfiguration.
     """
-    width = find_width(demand_classifier(classifier, "embed").configuration, layer)
+    opened = open_model(model, "embed")
+    width = find_width(opened.card.configuration, layer)
     batch_size = demand_count("batch_size", batch_size)
     given = list_sources(images)
     total = count_sources(given)
     reading = Reading()
     samples = begin(given, reading)  # a place without images is refused before an engine is built
-    computing = (
-        choose_engine(classifier, device, output=layer, precision=precision, engine=engine)
-        if isinstance(classifier, ModelFile)
-        else find_engine(
-            classifier, device, output=layer, precision=precision, engine=engine
-        )  # keeps what it compiles
-    )
+    computing = find_engine(opened, device, output=layer, precision=precision, engine=engine)
     found = []
-    for _, each in iterate_embeddings(computing, classifier.card, samples, batch_size=batch_size):
+    for _, each in iterate_embeddings(computing, opened.card, samples, batch_size=batch_size):
         found.append(each)
         if on_progress:
             on_progress(len(found), total)

@@ -1,4 +1,4 @@
-"""What results were made with, so that no others are mixed with them: model, engine, options, images."""
+"""Fingerprints of results, by which different ones are not mixed: model, engine, options, images."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vggkit.weights.model import Model
 
 FORMAT_VERSION: Final = 2
-"""Of what a file of results states; 1 counted its rows as `pictures`, and held a sentence as its engine."""
+"""Version of the record in a file of results; 1 counted rows as `pictures`, and had a sentence as its engine."""
 PIECE_BYTES: Final = 1 << 24
 """Of weights, that a thread digests at once."""
 
@@ -27,7 +27,7 @@ PIECE_BYTES: Final = 1 << 24
 def describe_network(
     classifier: "Model | ModelFile", *, precision: str = "fp32", layer: str = ""
 ) -> dict[str, Any]:
-    """What the vectors of a layer depend on in a precision, for JSON; the weights as a digest."""
+    """Everything that the vectors of a layer in a precision depend on, for JSON; the weights as a digest."""
     card = classifier.card.to_dict()
     names = ["configuration", "preprocessing"]
     names += ["temperature"] if layer == "probabilities" else []
@@ -36,7 +36,7 @@ def describe_network(
 
 
 def describe_labels(classifier: "Model | ModelFile") -> dict[str, Any]:
-    """What makes predictions of its logits, for JSON."""
+    """Everything that its predictions depend on besides the logits, for JSON."""
     card = classifier.card.to_dict()
     return {name: card[name] for name in ("labels", "temperature", "threshold")}
 
@@ -62,7 +62,7 @@ def _divide(values: NDArray[np.float32]) -> Iterator[memoryview]:
 
 
 def list_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two such descriptions, for people: `top: 5 then, 3 now`."""
+    """The differences between two such descriptions, in words: `top: 5 then, 3 now`."""
     found = []
     for name in dict.fromkeys([*now, *then]):
         before, after = then.get(name), now.get(name)
@@ -87,9 +87,9 @@ def demand_same(then: Mapping[str, Any], now: Mapping[str, Any], what: str) -> N
     """Raise BadOutput where results were made with something else.
 
     Args:
-        then: What a file states; of version 0.1 too.
-        now: What is requested, with the record of the engine.
-        what: Begins the sentence.
+        then: The record in a file, perhaps of version 0.1.
+        now: The record of the requested results.
+        what: The beginning of the message.
     """
     info, recorded = EngineInfo(**now["engine"]), then.get("engine")
     if is_same_engine(recorded, info):
@@ -100,8 +100,8 @@ def demand_same(then: Mapping[str, Any], now: Mapping[str, Any], what: str) -> N
     if differing:
         more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
         raise BadOutput(
-            f"{what} ({'; '.join(differing[:4])}{more}). Name another file with --out, or say --overwrite to "
-            "begin anew"
+            f"{what} ({'; '.join(differing[:4])}{more}). Name another file with --out, or give --overwrite to "
+            "start again"
         )
 
 

@@ -5,20 +5,22 @@ Shape letters: N images, K classes.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from vggkit.arguments import demand_count
+from vggkit.engines.cached import find_engine
 from vggkit.engines.info import WantedEngine
-from vggkit.engines.kept import find_engine
+from vggkit.engines.model_weights import ModelFile, open_model
 from vggkit.engines.outputs import WantedPrecision, softmax
 from vggkit.engines.stream import Engine, StreamResult, stream_results
 from vggkit.images.dataset import ImageSample
 from vggkit.images.given import ImageSources, count_sources, list_sources
 from vggkit.images.omissions import Reading, warn_of_omissions
 from vggkit.images.sources.open_dataset import begin
-from vggkit.weights.card import Card, demand_classifier
+from vggkit.weights.card import Card
 
 if TYPE_CHECKING:
     from vggkit.weights.model import Model
@@ -57,7 +59,7 @@ class Prediction:
 
 
 def predict(
-    classifier: "Model",
+    model: "Model | ModelFile | str | Path",
     images: ImageSources,
     *,
     top: int = 5,
@@ -70,36 +72,38 @@ def predict(
     """The most probable classes of each image, in the order of the images.
 
     Args:
-        classifier: The Classifier.
+        model: A Classifier; or its place: a file, a run's folder, a published model's name such as `vgg16`, or
+            `hf://owner/name`. Of a place torch is imported only where PyTorch computes.
         images: An image or several: a path, also of a folder (every image below it), a table, archives … as
             `iterate_images` takes them; the bytes of a file, an open file, a PIL image of any mode, pixels uint8
             as an array (H, W, 3) or a tensor (3, H, W), or an ImageSample; or an iterable of
-            these, an array (N, H, W, 3) or a tensor (N, 3, H, W). What has no name is called `image 0`, after its
-            number.
+            these, an array (N, H, W, 3) or a tensor (N, 3, H, W). An image without a name gets its number as its
+            name: `image 0`.
         top: How many classes to name; fewer where the Classifier has fewer.
         batch_size: Images that pass through the network together.
         device: `auto`, `cpu`, `cuda`, `mps`.
-        precision: What is computed in; auto: bf16 where the device multiplies it natively. int8 is for
-            processors, and needs the Classifier's activation ranges.
-        engine: What computes; auto: PyTorch on CUDA and MPS, on processors OpenVINO, ONNX Runtime or PyTorch,
-            the first that is installed and computes in that precision.
+        precision: The precision of the computation; auto: bf16 where the device multiplies it natively. int8 is
+            for processors, and needs the Classifier's activation ranges.
+        engine: The engine; auto: PyTorch on CUDA and MPS, on processors OpenVINO, ONNX Runtime or PyTorch,
+            the first that is installed and supports the precision.
         on_progress: Called with the number of images done, and of all where ImageSamples are given.
 
-    What computes is compiled by the first call, kept with the Classifier, and used by every later one with the same
-    options while the weights stay as they are; threads may share it.
+    The first call compiles an engine, which is cached with the Classifier and used by every later call with the
+    same options, as long as the weights do not change. Threads may share it.
 
     An image that cannot be read, or whose values overflow in the network, becomes a Prediction with its
     `problem`. Files of a folder that look like forgotten images, such as broken links, are named in a warning.
-    Raises BadInput, also for pixels that could mean several things, with the line that converts them; and BadData
-    for a place without images.
+    Raises BadInput, also for ambiguous pixel values, with the code that converts them; and BadData for a place
+    without images.
     """
     top, batch_size = demand_count("top", top), demand_count("batch_size", batch_size)
-    card = demand_classifier(classifier, "predict")
+    opened = open_model(model, "predict")
+    card = opened.card
     given = list_sources(images)
     total = count_sources(given)
     reading = Reading()
     samples = begin(given, reading)  # a place without images is refused before an engine is built
-    computing = find_engine(classifier, device, precision=precision, engine=engine, card=card)
+    computing = find_engine(opened, device, precision=precision, engine=engine, card=card)
     found = []
     for _, each in iterate_predictions(computing, card, samples, top=top, batch_size=batch_size):
         found.append(each)

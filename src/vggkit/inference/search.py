@@ -1,4 +1,4 @@
-"""The most similar of many vectors: a file of vectors is its own index, read through once for all queries.
+"""Search for the most similar images: a file of vectors is the index, and is read once for all queries.
 
 Similarity is the cosine, the inner product of vectors of length 1, computed exactly by FAISS.
 
@@ -52,20 +52,20 @@ class SearchResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VectorIndex:
-    """A file of vectors of images, which knows what they were made with."""
+    """A file of vectors of images, with the record of how they were made."""
 
     path: Path
     """The file, as `embed_into` writes it."""
     model: Mapping[str, Any] = field(repr=False)
-    """What the Classifier was: a digest of its weights, preprocessing and more."""
+    """The Classifier: a digest of its weights, preprocessing and more."""
     classifier: str
-    """Where it was; empty where it was in memory alone."""
+    """The place of the Classifier; empty where it was only in memory."""
     layer: str
-    """What the vectors are."""
+    """The layer of the vectors."""
     precision: str
-    """What they were computed in: `fp32`, `bf16` or `int8`."""
+    """The precision of their computation: `fp32`, `bf16` or `int8`."""
     images: int
-    """N, those that could not be read too."""
+    """N, including images that could not be read."""
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
@@ -122,8 +122,8 @@ class VectorIndex:
                 order = np.lexsort((numbers, -scores), axis=1)[:, :top]
                 scores = np.take_along_axis(scores, order, axis=1)
                 numbers = np.take_along_axis(numbers, order, axis=1)
-                kept = set(numbers.ravel().tolist())
-                paths = {number: paths[number] if number < first else names[number - first] for number in kept}
+                nearest = set(numbers.ravel().tolist())
+                paths = {number: paths[number] if number < first else names[number - first] for number in nearest}
             first += len(held)
         return tuple(
             tuple(

@@ -5,63 +5,23 @@ Recognition", arXiv 1409.1556, table 1. No torch here.
 """
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final, Literal, Self, cast, get_args
 
 from vggkit.arguments import is_number, plain_number
 from vggkit.errors import BadConfiguration, UnknownName
+from vggkit.models.layer_records import FullyConnected, Kind, Layer
 
 Head = Literal["fc", "dense", "pool"]
 Pooling = Literal["max", "average"]
 Statistics = Literal["mean", "mean+std"]
 Scheme = Literal["kaiming", "glorot", "paper", "dirac"]
 """How random weights are drawn; `initialization.initialize` explains each."""
-Kind = Literal["conv", "bn", "relu", "lrn", "pool"]
 STD_EPSILON: Final = 1e-5
 """Added to a variance: a channel that is constant over the map has no deviation to differentiate."""
 BATCH_NORM_EPSILON: Final = 1e-5
 """Added to the variance of a batch norm: PyTorch's, as no file states another."""
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """One layer of the trunk, under the name people say aloud."""
-
-    name: str
-    """`conv3_2`, `bn3_2`, `relu3_2`, `lrn3_2`, `pool3`: block and position, from 1."""
-    kind: Kind
-    """What it computes."""
-    index: int
-    """Its place in `features`: its keys are `features.<index>.*`."""
-    in_channels: int
-    """Channels of the map it reads."""
-    out_channels: int
-    """Channels of the map it gives."""
-    kernel: int
-    """Side of its window in pixels of that map; 1 where it has none."""
-
-
-@dataclass(frozen=True, slots=True)
-class FullyConnected:
-    """One fully connected layer of the head; ReLU and dropout follow each but the last."""
-
-    name: str
-    """`fc6`, `fc7`, `fc8`: counted on from the five blocks, as the literature does."""
-    index: int
-    """Its place in `classifier`: its keys are `classifier.<index>.*`."""
-    in_features: int
-    """Numbers read for one image."""
-    out_features: int
-    """Numbers given for one image."""
-    rank: int | None
-    """Width of the narrow middle where the layer is two factors; None: one full matrix."""
-
-    @property
-    def relu(self) -> str:
-        """Name of the ReLU that follows it, if it is not the last: `relu6` of `fc6`."""
-        return self.name.replace("fc", "relu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +58,7 @@ class Configuration:
     grid: int = 7
     """Side of the map that the fc and dense heads read."""
     statistics: Statistics = "mean"
-    """What the pool head takes of each channel: its mean, or mean and standard deviation."""
+    """What the pool head reads of each channel: its mean, or mean and standard deviation."""
     hidden: tuple[int, ...] = (4096, 4096)
     """Widths of the fully connected layers before the last one."""
     ranks: tuple[int | None, ...] | None = None
@@ -209,117 +169,6 @@ class Configuration:
         return cls(**values)
 
 
-def configure(
-    model: str | Configuration = "vgg11",
-    *,
-    blocks: tuple[tuple[int, ...], ...] | str | None = None,
-    num_classes: int | None = None,
-    in_channels: int | None = None,
-    head: Head | None = None,
-    dropout: float | None = None,
-    until: str | None = None,
-) -> Configuration:
-    """A model's configuration with the given changes; None leaves a thing as the model has it.
-
-    Args:
-        model: A name of `list_models()`, or a Configuration to change.
-        blocks: Output channels of each convolution, block by block, in place of the model's: a tuple for each
-            block, or text as `parse_blocks` reads it. All kernels are 3×3; batch normalisation, local response
-            normalisation and head stay the model's.
-        num_classes: Classes.
-        in_channels: Channels of the images.
-        head: `fc`, `dense` or `pool`. Changing to `pool` drops the hidden layers and the dropout.
-        dropout: Chance in [0, 1).
-        until: Last layer of the trunk. A cut trunk gets the pool head; where the cut falls before
-            the last pool its maps are large, and mean and standard deviation are taken. `fc6` and
-            `fc7` (after their ReLU) keep the paper's head up to there, with a new last layer on it.
-
-    Raises UnknownName and BadConfiguration.
-
-    >>> configure("vgg11", num_classes=10).parameters
-    128807306
-    >>> configure("vgg11_bn", blocks="64,64/128,128/256,256", num_classes=10).model
-    'custom'
-    """
-    start = find_configuration(model) if isinstance(model, str) else model
-    if not isinstance(start, Configuration):
-        raise BadConfiguration(f"a model is a name or a Configuration, got {type(model).__name__}")
-    if blocks is not None:
-        start = replace(start, blocks=parse_blocks(blocks) if isinstance(blocks, str) else blocks, kernels=None)
-    changes: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels, "dropout": dropout}
-    changes = {name: value for name, value in changes.items() if value is not None}
-    depth = _fc_depth(until, start)
-    if depth is not None:
-        if head == "pool":
-            raise BadConfiguration(f"until={until!r} keeps the fully connected layers, and head='pool' has none")
-        changes |= {"hidden": start.hidden[:depth], "ranks": start.ranks and (*start.ranks[:depth], None)}
-    elif until is not None:
-        changes["until"] = until
-        whole = until == _last_pool(start)
-        if head not in (None, "pool") and not whole:
-            raise BadConfiguration(f"a trunk cut at {until!r} takes head='pool', got head={head!r}")
-        head = head or "pool"
-        changes["statistics"] = "mean" if whole else "mean+std"
-    if head is not None and head != start.head:
-        changes["head"] = head
-        if head == "pool":
-            changes = {"hidden": (), "ranks": None, "dropout": 0.0} | changes
-        elif start.head == "pool":
-            raise BadConfiguration(
-                f"head={head!r} cannot be put in place of a pool head, whose fully connected layers "
-                f"are of other widths; start from a model's name, such as {start.model!r}"
-            )
-    return replace(start, **changes)
-
-
-def parse_blocks(text: str) -> tuple[tuple[int, ...], ...]:
-    """The widths of a network's convolutions from text: commas between convolutions, slashes between blocks.
-
-    Args:
-        text: Output channels, such as `64,64/128,128/256,256` for three blocks of two convolutions each.
-
-    Raises BadConfiguration where the text is anything else.
-
-    >>> parse_blocks("64/128/256,256")
-    ((64,), (128,), (256, 256))
-    """
-    if not re.fullmatch(r"\s*[1-9]\d{0,5}(\s*[,/]\s*[1-9]\d{0,5})*\s*", text, flags=re.ASCII):
-        raise BadConfiguration(
-            "blocks are the output channels of each convolution, whole numbers from 1 to 999999, with commas "
-            "between the convolutions of a block and slashes between blocks, such as 64,64/128,128/256,256; "
-            f"got {text!r}"
-        )
-    return tuple(tuple(int(width) for width in block.split(",")) for block in text.split("/"))
-
-
-def _fc_depth(until: str | None, configuration: Configuration) -> int | None:
-    """How many hidden layers stand up to `until`, where it names one of the head."""
-    if not isinstance(until, str) or configuration.head == "pool":
-        return None
-    found = re.fullmatch(r"(?:fc|relu)(\d+)", until)
-    if found is None:
-        return None
-    depth = int(found[1]) - 5
-    if not 1 <= depth <= len(configuration.hidden):
-        raise UnknownName.of("layer to cut after", until, layer_names(configuration))
-    return depth
-
-
-def demand_configuration(given: object, verb: str) -> Configuration:
-    """The Configuration that was given to a verb: as such, by its name, or as that of a VGG or a Classifier.
-
-    Raises UnknownName with the nearest name, and BadConfiguration for what is none of these.
-    """
-    if isinstance(given, str):
-        return find_configuration(given)
-    found = getattr(given, "configuration", given)
-    if isinstance(found, Configuration):
-        return found
-    raise BadConfiguration(
-        f"{verb} takes a Configuration, a name such as 'vgg11' or a network, got {type(given).__name__}"
-    )
-
-
 def find_configuration(name: str) -> Configuration:
     """The table's row of that name; raises UnknownName with the nearest one."""
     if name not in MODELS:
@@ -359,7 +208,8 @@ def _walk_blocks(configuration: Configuration) -> Iterator[Layer]:
         index += 1
 
 
-def _last_pool(configuration: Configuration) -> str:
+def last_pool(configuration: Configuration) -> str:
+    """The name of the last pool of the uncut trunk."""
     return f"pool{len(configuration.blocks)}"
 
 
@@ -374,12 +224,14 @@ def _freeze_sequences(configuration: Configuration) -> None:
 
 
 def _normalize(configuration: Configuration) -> None:
-    """What can be written in two ways gets one value: kernels all 3, no ranks, the whole trunk, sorted LRNs."""
+    """Give equal networks equal fields: kernels that are all 3 become None, as do ranks that are all None and an
+    `until` that is the last layer; `lrn_after` is sorted.
+    """
     if configuration.kernels is not None and all(side == 3 for block in configuration.kernels for side in block):
         object.__setattr__(configuration, "kernels", None)
     if configuration.ranks is not None and all(rank is None for rank in configuration.ranks):
         object.__setattr__(configuration, "ranks", None)
-    if configuration.until == _last_pool(configuration):
+    if configuration.until == last_pool(configuration):
         object.__setattr__(configuration, "until", None)
     object.__setattr__(configuration, "lrn_after", tuple(sorted(set(configuration.lrn_after))))
 
@@ -413,7 +265,7 @@ def _check(configuration: Configuration) -> None:
     if c.until is not None:
         if c.until not in names:
             raise BadConfiguration(f"until: {UnknownName.of('layer to cut after', c.until, layer_names(c))}")
-        whole = c.until == _last_pool(c)
+        whole = c.until == last_pool(c)
         _demand(whole or c.head == "pool", "head", c.head, f"'pool' where the trunk is cut (until={c.until!r})")
 
 

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from vggkit.errors import BadInput, UnknownName
-from vggkit.models.configuration import STD_EPSILON, Configuration
+from vggkit.models.configuration import Configuration
 from vggkit.models.graph import Graph
+from vggkit.models.layers import summarize_channels
 from vggkit.models.vgg import VGG, check_images
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 ROWS: Final = ("statistics", "features", "logits")
-"""What every network has, a row for each image."""
+"""Names that every network has besides its layers, with a row of values for each image."""
 
 
 class Features(nn.Module):
@@ -94,7 +95,7 @@ class Features(nn.Module):
     def _read_head(self, maps: Tensor, found: dict[str, Tensor]) -> None:
         """Add the head's values that are wanted, up to the last of them."""
         if "statistics" in self._beyond:
-            found["statistics"] = _describe_channels(maps, with_deviation=True)
+            found["statistics"] = summarize_channels(maps, True)
         wanted = self._beyond - {"statistics"}
         *hidden, last = self._configuration.fully_connected
         values, grid = self._enter_head(maps) if wanted else maps, self._configuration.grid
@@ -117,10 +118,10 @@ class Features(nn.Module):
             found |= {last.name: values, "logits": _average(values)}
 
     def _enter_head(self, maps: Tensor) -> Tensor:
-        """What the first fully connected layer reads."""
+        """The values that the first fully connected layer reads."""
         configuration, grid = self._configuration, self._configuration.grid
         if configuration.head == "pool":
-            rows = _describe_channels(maps, with_deviation=configuration.statistics == "mean+std")
+            rows = summarize_channels(maps, configuration.statistics == "mean+std")
             return F.dropout(rows, configuration.dropout, self.training)
         height, width = maps.shape[-2:]
         if configuration.head == "fc":
@@ -189,18 +190,3 @@ def _demand_names(names: str | Sequence[str], configuration: Configuration) -> t
 def _average(values: Tensor) -> Tensor:
     """Rows (N, F) as they are; maps (N, F, H, W) as their means."""
     return values.mean((2, 3)) if values.dim() == 4 else values
-
-
-def _describe_channels(maps: Tensor, *, with_deviation: bool) -> Tensor:
-    """Each channel's mean, and its standard deviation where asked for, over the map; summed in float32 at least."""
-    wide = widen(maps)
-    statistics = wide.mean((2, 3))
-    if with_deviation:
-        variance = wide.var((2, 3), correction=0)
-        statistics = torch.cat([statistics, (variance + STD_EPSILON).sqrt()], dim=1)
-    return statistics.to(maps.dtype)
-
-
-def widen(values: Tensor) -> Tensor:
-    """In float32 at least: sums of many values lose too much in 16 bits, or overflow."""
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

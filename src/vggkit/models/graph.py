@@ -10,17 +10,18 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from vggkit.errors import BadInput, UnknownName
-from vggkit.models.configuration import Configuration, FullyConnected, Layer
+from vggkit.models.configuration import Configuration
+from vggkit.models.layer_records import FullyConnected, Layer
 
 StepKind = Literal["conv", "bn", "relu", "lrn", "pool", "adaptive_pool", "flatten", "statistics", "fc", "mean"]
 Shape = tuple[int, ...]
 """(C, H, W) of a map, (F,) of a vector."""
 IMAGES: Final = "images"
-"""What the first step reads."""
+"""Name of the input of the first step."""
 USUAL_PIXELS: Final = 224
 """Side of the images that the paper trains on."""
 _BETWEEN: Final = ("adaptive_pool", "flatten", "statistics", "mean")
-"""Steps that the literature has no name for."""
+"""Kinds of steps that have no name in the literature."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +66,7 @@ class Graph:
 
     Raises BadInput for images smaller than the network's `minimum_side`.
 
-    >>> from vggkit.models.configuration import configure
+    >>> from vggkit.models.configure import configure
     >>> graph = Graph(configure("vgg16"))
     >>> step = graph.find("relu3_3")
     >>> step.module, step.output_shape

@@ -1,4 +1,4 @@
-"""Where weights start: at random by a scheme, from a smaller VGG, or from filters for other channels."""
+"""Initial weights: random values, those of a smaller VGG, or filters adapted to other channels."""
 
 from dataclasses import dataclass
 from typing import get_args
@@ -21,14 +21,14 @@ def initialize(network: nn.Module, scheme: Scheme = "kaiming") -> None:
       submission, to make pre-training unnecessary (section 3.1, footnote).
     - `paper`: N(0, variance 0.01), section 3.1, taken literally: a standard deviation of 0.1 in
       every layer. Activations grow with each layer and a vgg11 of 1000 classes starts at a loss of
-      millions, where ln(1000) = 6.9 is chance; kept for study, not for training. (Read as a
+      millions, where ln(1000) = 6.9 is chance; it is here for study, not for training. (Read as a
       standard deviation of 0.01 the same sentence gives logits of about 2e-5, which hardly
       learn either: the authors started their deeper nets from net A, see `warm_start`.)
 
     - `dirac`: as kaiming, but a convolution hands its maps on, filter by filter, as far as it has any (Zagoruyko
       and Komodakis, 2017, "DiracNets"), from the second one on: a start for short trainings.
 
-    Raises UnknownName for another scheme, BadInput for what is no network.
+    Raises UnknownName for another scheme, BadInput for anything but a network.
     """
     if not isinstance(network, nn.Module):
         raise BadInput(f"initialize takes a network, got {type(network).__name__}")
@@ -123,7 +123,7 @@ def adapt_filters(weight: Tensor, in_channels: int) -> Tensor:
     One channel: the three are summed, so that a grey image gives exactly what its copy in three
     equal channels gave. Otherwise they are repeated in order and scaled by 3 / in_channels, which
     keeps the size of the sums (timm's rule). Returns (O, in_channels, h, w); raises BadInput for
-    what is no filters or no count, and BadConfiguration where the filters do not have three channels.
+    anything but filters and a number of channels, and BadConfiguration for filters of other than three channels.
     """
     in_channels = demand_count("in_channels", in_channels)
     if not isinstance(weight, Tensor) or weight.dim() != 4:

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from vggkit.models.configuration import STD_EPSILON, Configuration, FullyConnected, Layer
+from vggkit.models.configuration import STD_EPSILON, Configuration
+from vggkit.models.layer_records import FullyConnected, Layer
 
 
 class ResponseNorm(nn.LocalResponseNorm):
@@ -68,12 +69,17 @@ def pool_to_grid(maps: Tensor, grid: int, only_smaller: bool) -> Tensor:
 
 def summarize_channels(maps: Tensor, deviation: bool, epsilon: float = STD_EPSILON) -> Tensor:
     """Mean, or mean and standard deviation, of each channel; summed in float32 at least."""
-    wide = maps.float() if maps.dtype in (torch.float16, torch.bfloat16) else maps
+    wide = widen(maps)
     statistics = wide.mean((2, 3))
     if deviation:
         variance = wide.var((2, 3), correction=0)
         statistics = torch.cat([statistics, (variance + epsilon).sqrt()], dim=1)
     return statistics.to(maps.dtype)
+
+
+def widen(values: Tensor) -> Tensor:
+    """In float32 at least: sums of many values lose too much in 16 bits, or overflow."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def normalize_responses(maps: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
@@ -110,7 +116,7 @@ def build_layer(layer: Layer, configuration: Configuration) -> nn.Module:
 
 
 def build_pool(configuration: Configuration) -> nn.Module:
-    """What stands between trunk and fully connected layers; it has no weights."""
+    """The pooling between trunk and fully connected layers; it has no weights."""
     match configuration.head:
         case "fc":
             return GridPool(configuration.grid)

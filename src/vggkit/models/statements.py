@@ -1,4 +1,4 @@
-"""What a file of weights states beside its tensors, where it is no Classifier's: its network, input and labels.
+"""Metadata of weight files that are not Classifier files: the network, its preprocessing and its labels.
 
 A VGG's own `state_dict()` states its configuration in the metadata that torch keeps with it, and
 `convert` writes all three where a format has room for them. No torch here.
@@ -13,29 +13,29 @@ from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import Configuration
 
 CONFIGURATION_KEY: Final = "vggkit.configuration"
-"""Metadata under which weights say what network they are of: JSON of `Configuration.to_dict`."""
+"""Metadata key of the network that the weights belong to: JSON of `Configuration.to_dict`."""
 PREPROCESSING_KEY: Final = "vggkit.preprocessing"
-"""Metadata under which a converted file says what it is fed: JSON of `Preprocessing.to_dict`."""
+"""Metadata key of a converted file's preprocessing: JSON of `Preprocessing.to_dict`."""
 LABELS_KEY: Final = "vggkit.labels"
-"""Metadata under which a converted file keeps a Classifier's labels: a JSON list."""
+"""Metadata key of a converted file's class names: a JSON list."""
 PREFIX: Final = "vggkit."
-"""How all of them begin."""
+"""The common prefix of these keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Statements:
-    """What a file states."""
+    """The record of such metadata."""
 
     configuration: Configuration | None = None
-    """Its network; believed where the tensors fit it."""
+    """The network; used where the tensors fit it."""
     preprocessing: Preprocessing | None = None
-    """What it is fed."""
+    """How images are prepared for it."""
     labels: tuple[str, ...] | None = None
     """Class names."""
 
     @classmethod
     def read(cls, metadata: Mapping[str, str]) -> Self:
-        """What `write` gave; raises ValueError, TypeError and RecursionError for what is broken."""
+        """The record that `write_statements` wrote; raises ValueError, TypeError or RecursionError if damaged."""
 
         def load(key: str) -> object:
             return json.loads(metadata[key]) if key in metadata else None
@@ -56,7 +56,7 @@ def write_statements(
     preprocessing: Preprocessing | None = None,
     labels: Sequence[str] | None = None,
 ) -> dict[str, str]:
-    """Metadata that states these; what is None is left out."""
+    """Metadata with these values; those that are None are left out."""
     metadata = {CONFIGURATION_KEY: json.dumps(configuration.to_dict())}
     if preprocessing is not None:
         metadata[PREPROCESSING_KEY] = json.dumps(preprocessing.to_dict())

@@ -1,7 +1,7 @@
-"""What a network's modules compute, read back as a `Configuration`; what none can say is named and refused.
+"""The `Configuration` of a network, read back from its modules; a module that none describes is refused by name.
 
-A network is a plain `torch.nn.Module` that anyone may change by hand. Files, engines and training follow its
-Configuration, so that this must be what the modules are.
+A network is a plain `torch.nn.Module` whose layers may be replaced or changed at any time. Files, engines and
+training rely on its Configuration, which therefore has to agree with the modules.
 """
 
 from dataclasses import replace
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from vggkit.errors import BadConfiguration, BadInput
-from vggkit.models.configuration import Configuration, Layer
+from vggkit.models.configuration import Configuration
+from vggkit.models.layer_records import Layer
 from vggkit.models.layers import build_fully_connected, build_layer, build_pool
 
 _FREE: Final = frozenset(
@@ -73,7 +74,7 @@ def read_configuration(network: nn.Module, built: Configuration, *, base: type[n
 
 
 def check_values(network: nn.Module) -> None:
-    """Raise BadInput, naming the tensor, where the network's values cannot be kept in a file and used again."""
+    """Raise BadInput, naming the tensor, where the network's values cannot be stored in a file and used again."""
     norms = {name for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
     kinds: dict[torch.dtype, str] = {}
     normed: str | None = None
@@ -219,7 +220,7 @@ def _list_names(module: nn.Module, kind: str) -> list[str]:
 
 
 def _refuse_rewritten(place: str, found: nn.Module | None) -> None:
-    """Refuse a module whose weights are computed anew each time, with the line that resolves them."""
+    """Refuse a module whose weights are recomputed in each pass, as by weight norm, with code that removes it."""
     if found is None:
         return
     names = [*found._parameters, *found._buffers]
@@ -236,11 +237,11 @@ def _refuse_rewritten(place: str, found: nn.Module | None) -> None:
         line = f"torch.nn.utils.remove_spectral_norm({spelled})"
     else:
         return
-    _refuse(f"{place} computes its weights from others", f"settle them first: {line}")
+    _refuse(f"{place} computes its weights from other tensors", f"make them permanent first: {line}")
 
 
 def _refuse_head(classifier: list[nn.Module], built: Configuration) -> NoReturn:
-    """Refuse a head whose layers do not lie as a VGG's do, with the line that builds it so, where there is one."""
+    """Refuse a head whose layers are not in the order of a VGG's, with code that builds it so if there is any."""
     kinds = [type(module).__name__ for module in classifier]
     line = _write_head(classifier, built)
     _refuse(

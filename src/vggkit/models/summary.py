@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from vggkit.arguments import plain_number
 from vggkit.errors import BadInput
-from vggkit.models.configuration import Configuration, demand_configuration
+from vggkit.models.configuration import Configuration
+from vggkit.models.configure import demand_configuration
 from vggkit.models.graph import Graph
 from vggkit.notebook import write_html
 
@@ -67,7 +68,7 @@ class Totals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """What `summarize` gives."""
+    """The result of `summarize`: one row for each layer, and their sums."""
 
     model: str
     """Name of the table's row with this trunk (`vgg11_bn`), or `custom`."""
@@ -132,14 +133,14 @@ class Summary:
 
 
 def summarize(
-    configuration: "Configuration | VGG | str",
+    model: "Configuration | VGG | str",
     *,
     input: tuple[int, int] = (224, 224),  # noqa: A002
 ) -> Summary:
     """Shapes, parameters, multiply-adds, memory and receptive fields, layer by layer; printed, it is a table.
 
     Args:
-        configuration: A name that `list_models` gives, a Configuration, or what has one, such as a VGG or a
+        model: A name of `list_models`, a Configuration, or an object that has one, such as a VGG or a
             Classifier. Nothing is built.
         input: Height and width of the image in pixels.
 
@@ -152,7 +153,7 @@ def summarize(
     vgg11, 1,000 classes, 64x64 pixels
     ...
     """
-    configuration, sides = demand_configuration(configuration, "summarize"), _check(input)
+    configuration, sides = demand_configuration(model, "summarize"), _check(input)
     graph = Graph(configuration, input_pixels=sides)
     steps = [step for step in graph.steps if step.kind not in ("relu", "flatten")]
     parameters, multiply_adds = (

@@ -13,7 +13,8 @@ from torch import Tensor, fx, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 from vggkit.errors import BadConfiguration, BadInput
-from vggkit.models.configuration import Configuration, Head, Scheme, configure, find_configuration
+from vggkit.models.configuration import Configuration, Head, Scheme, find_configuration
+from vggkit.models.configure import configure
 from vggkit.models.initialization import initialize
 from vggkit.models.layers import build_head, build_pool, build_trunk
 from vggkit.models.statements import CONFIGURATION_KEY
@@ -23,7 +24,7 @@ from vggkit.models.structure import read_configuration
 class VGG(nn.Module):
     """Simonyan and Zisserman's network, or any other value of `Configuration`.
 
-    `features` is the trunk, `avgpool` what makes a row of numbers of its last map, without weights, and
+    `features` is the trunk, `avgpool` turns its last map into a row of numbers and has no weights, and
     `classifier` the head, with torchvision's keys and, from the same weights (or the same seed), torchvision's
     logits bit for bit. `torch.fx`, torchvision's `create_feature_extractor` and `torch.jit.script` take every head.
 
@@ -35,7 +36,7 @@ class VGG(nn.Module):
         dropout: Chance in [0, 1).
         until: Cut the trunk after this layer, such as `relu3_4`, and put a pool head on it.
         initialization: `kaiming`, `glorot`, `paper` or `dirac`; see `initialize`.
-        inplace: Whether each ReLU overwrites what it reads, which saves memory; see `set_inplace`.
+        inplace: Whether each ReLU overwrites its input, which saves memory; see `set_inplace`.
 
     Raises UnknownName and BadConfiguration.
     """
@@ -97,7 +98,7 @@ class VGG(nn.Module):
             head: With `pool` the head is initialised at random.
             dropout: Chance in [0, 1).
             until: Cut the trunk after this layer, such as `relu3_4`, with a pool head initialised at random.
-            inplace: Whether each ReLU overwrites what it reads; see `set_inplace`.
+            inplace: Whether each ReLU overwrites its input; see `set_inplace`.
 
         Raises UnknownName, BadConfiguration, and BadDownload where no host gives the weights.
         """
@@ -123,17 +124,17 @@ class VGG(nn.Module):
 
     @property
     def configuration(self) -> Configuration:
-        """What the network is now, read from its modules: widths, pooling and dropout that were changed by hand are
-        followed, such as those of a new last layer.
+        """The configuration of the network as it is now, read from its modules: changed widths, pooling and dropout
+        are found, such as those of a new last layer.
 
         Raises BadConfiguration, naming the module, where no Configuration says what the modules compute.
         """
         return read_configuration(self, self._built, base=VGG)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        """Put the configuration into the metadata that torch keeps with a state dict: shapes do not say all of it.
+        """Put the configuration into the metadata of the state dict, since shapes do not determine all of it.
 
-        A network that no Configuration describes any more states nothing.
+        A network that no Configuration describes any more adds no metadata.
         """
         super()._save_to_state_dict(destination, prefix, keep_vars)
         metadata = getattr(destination, "_metadata", None)
@@ -142,12 +143,12 @@ class VGG(nn.Module):
                 metadata[prefix[:-1]][CONFIGURATION_KEY] = json.dumps(self.configuration.to_dict())
 
     def set_inplace(self, inplace: bool) -> Self:
-        """Let each ReLU overwrite what it reads, or not; the network itself, so that calls can be chained.
+        """Let each ReLU overwrite its input, or not; returns the network itself, so that calls can be chained.
 
         Numbers and files are the same either way. In place is torchvision's choice and takes less memory. Code that
-        keeps a convolution's output, such as a forward hook on it, finds it after the ReLU then; and torch refuses
-        to overwrite what a full backward hook looks at: `forward` ends in-place work where it meets such a hook, a
-        call of `features` alone does not.
+        keeps a convolution's output, such as a forward hook on it, then sees it after the ReLU. Torch refuses to
+        overwrite the input of a full backward hook: `forward` switches in-place ReLUs off where it finds such a
+        hook, a call of `features` alone does not.
 
         >>> network = VGG("vgg11", num_classes=2, head="pool").set_inplace(False)
         >>> network.features[1]
@@ -160,7 +161,7 @@ class VGG(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, K) of `images` (N, C, H, W), floating point, H and W at least `minimum_side`."""
-        if not is_scripting():  # noqa: SIM102 - the compiler leaves out what stands below this line alone
+        if not is_scripting():  # noqa: SIM102 - the compiler leaves out only what is nested directly below
             if not isinstance(images, fx.Proxy):
                 return self._read(images, self.classifier)
         # For graphs: the same layers, each called as a module, and no branch on a size.
@@ -172,7 +173,7 @@ class VGG(nn.Module):
         return logits.mean(1) if self._slides else logits
 
     def describe(self, images: Tensor) -> Tensor:
-        """What the last fully connected layer reads of `images`, (N, F): `classifier[-1]` of it gives the logits.
+        """The input of the last fully connected layer, (N, F): `classifier[-1]` of it gives the logits.
 
         For the paper's head that is fc7 after its ReLU; where the head slides, its average over the map,
         which a last layer that is linear may read in place of the map; for a pool head without hidden
@@ -190,7 +191,7 @@ class VGG(nn.Module):
         return self.read(self.features(images), layers)
 
     def read(self, maps: Tensor, layers: nn.Sequential) -> Tensor:
-        """What these first layers of the head, all or none of them, read of the trunk's last map: rows (N, F)."""
+        """The output (N, F) of these first layers of the head, all or none of them, for the trunk's last map."""
         maps = self.avgpool(maps)
         return self._slide(maps, layers) if self._slides else cast(Tensor, layers(torch.flatten(maps, 1)))
 

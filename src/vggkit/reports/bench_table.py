@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 NAMES: Final = {"pytorch": "PyTorch", "openvino": "OpenVINO", "onnx": "ONNX Runtime"}
 WORTH: Final = 1.15
-"""How many times as fast as what `auto` takes int8 must be to be worth a sentence."""
+"""Least speed-up of int8 over the engine of `auto` for which it is suggested."""
 
 
 class BenchTable:
@@ -44,7 +44,7 @@ class BenchTable:
 
 
 def draw_bench(bench: Bench) -> BenchTable:
-    """What `rich.print` shows of a Bench."""
+    """The table of a Bench for `rich.print`."""
     return BenchTable(bench)
 
 
@@ -76,7 +76,7 @@ def _draw_rows(bench: Bench, *, plain: bool) -> Table:
         speeds, best = each.images_per_second, each.best_batch_size
         assert speeds is not None and best is not None, "it runs"  # noqa: PT018
         cells: list[str | Text] = [
-            write_line(_name(each, bench) + (" *" if each.is_auto else ""), style="bold" if each.is_auto else ""),
+            write_line(_name(each, bench) + _mark(each), style="bold" if each.is_auto else ""),
             _milliseconds(each.latency_p50_seconds),
             _milliseconds(each.latency_p95_seconds),
             f"{_digits(speeds[best].median)} ({_range(speeds[best])})",
@@ -104,9 +104,14 @@ def _agree(timings: EngineTimings, *, true: bool) -> str:
 
 
 def _name(timings: EngineTimings, bench: Bench) -> str:
-    """What a row is called; with the device where there are several."""
+    """The name of a row; with the device where there are several."""
     device = f" {timings.device}" if _are_several(bench) and timings.device != "cpu" else ""
     return f"{NAMES[timings.engine]} {timings.precision}{device}"
+
+
+def _mark(timings: EngineTimings) -> str:
+    marks = "*" * timings.is_auto + "+" * timings.is_python_default
+    return f" {marks}" if marks else ""
 
 
 def _are_several(bench: Bench) -> bool:
@@ -118,14 +123,14 @@ def _milliseconds(spread: Spread | None) -> str:
 
 
 def _digits(value: float) -> str:
-    """Three digits, or as many as stand before the point; thousands as k."""
+    """Three digits, or all digits before the point; thousands as k."""
     if value >= 999.5:
         return f"{_digits(value / 1000)}k"
     return f"{value:.0f}" if value >= 99.5 else f"{value:.1f}" if value >= 9.95 else f"{value:.2f}"
 
 
 def _range(spread: Spread) -> str:
-    """The least and the most, two digits each or as many as stand before the point; thousands as k."""
+    """The least and the largest, two digits each or all digits before the point; thousands as k."""
     scale, unit = (1000, "k") if spread.least >= 999.5 else (1, "")
     ends = (end / scale for end in (spread.least, spread.most))
     return "-".join(f"{end:.0f}" if end >= 9.95 else f"{end:.1f}" for end in ends) + unit
@@ -137,27 +142,28 @@ def _times(ratio: float) -> str:
 
 def _explain(bench: Bench) -> list[str]:
     lines = [
-        f"* what auto takes. Medians of {bench.rounds} rounds in turn, and the least and the most.",
-        "p50, p95: one image by itself; half and 95 % of passes are as fast.",
-        "times fp32: of PyTorch in fp32 at its best batch size.",
+        "* the choice of `vggkit predict` (precision auto); + that of `predict` in Python (fp32).",
+        f"Medians of {bench.rounds} rounds, with the range.",
+        "p50, p95: median and 95th percentile of the time for one image.",
+        "times fp32: speed-up over PyTorch in fp32 at its best batch size.",
     ]
     if bench.images is None:
-        return [*lines, "error: of logits, over their spread, on images that were made up."]
+        return [*lines, "error: of logits, relative to their spread, on random images."]
     if bench.unreadable:
         lines.append(f"{bench.unreadable} images cannot be read and were left out.")
     return [*lines, f"same class: as PyTorch in fp32, with the 95 % interval; {bench.images}."]
 
 
 def suggest(bench: Bench, *, ranges_kept: bool) -> list[str]:
-    """What to do next, a sentence each.
+    """Suggestions of what to do next, one sentence each.
 
     Args:
-        bench: What was measured.
-        ranges_kept: Whether the Classifier's file holds what int8 needs.
+        bench: The measurements.
+        ranges_kept: Whether the Classifier's file holds the activation ranges for int8.
     """
     model = shlex.quote(bench.model)
     if bench.images is None:
-        return [f"next: whether answers stay the same: vggkit bench {model} YOUR_IMAGES/"]
+        return [f"next: compare predictions on images: vggkit bench {model} YOUR_IMAGES/"]
     auto = next((each for each in bench.engines if each.is_auto and each.problem is None), None)
     coarse = next((each for each in bench.engines if each.precision == "int8" and each.problem is None), None)
     if auto is None or coarse is None or coarse.agreement is None or coarse.speed < WORTH * auto.speed:
@@ -165,7 +171,7 @@ def suggest(bench: Bench, *, ranges_kept: bool) -> list[str]:
     found = coarse.agreement
     keep = [] if ranges_kept else [f"      vggkit bench {model} YOUR_IMAGES/ --keep-ranges"]
     return [
-        f"next: int8 is {coarse.speed / auto.speed:.1f} times as fast as what auto takes, and gave the same class "
+        f"next: int8 is {coarse.speed / auto.speed:.1f} times as fast as auto's choice, and gave the same class "
         f"for {found.same_class} of {found.images}:",
         *keep,
         f"      vggkit predict {model} YOUR_IMAGES/ --precision int8",
@@ -178,7 +184,7 @@ def plot_bench(bench: Bench, path: str | Path) -> None:
     Raises BadOutput and MissingExtra, see `plots.draw_to`.
     """
     running = [each for each in bench.engines if each.problem is None]
-    names = [_name(each, bench) + (" *" if each.is_auto else "") for each in running]
+    names = [_name(each, bench) + _mark(each) for each in running]
     with draw_to(path, width_inches=9.0, height_inches=1.7 + 0.32 * len(running)) as figure:
         left, right = figure.subplots(1, 2, sharey=True)
         title = f"{bench.network} at {bench.input_pixels} pixels on {bench.machine}"
@@ -190,7 +196,8 @@ def plot_bench(bench: Bench, path: str | Path) -> None:
         left.set_yticks(range(len(names)), names)
         left.set_ylim(max(len(names), 1) - 0.5, -0.5)
         figure.supxlabel(
-            f"medians of {bench.rounds} rounds; lines: from the least to the most, and to p95. * what auto takes",
+            f"medians of {bench.rounds} rounds; lines: range, and p50 to p95. "
+            "* the choice of `vggkit predict`, + that of `predict` in Python",
             fontsize=8,
             color=PALE_INK,
             x=0.012,

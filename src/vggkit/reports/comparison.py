@@ -46,7 +46,7 @@ class ComparedRun:
     history: tuple[Mapping[str, float], ...]
     """The rows of `metrics.csv`."""
     best_epoch: int | None
-    """The epoch whose weights are kept; None before the first epoch ended."""
+    """The best epoch, whose weights are saved; None before the first epoch ended."""
     split: str
     """The split that the metrics were measured on: `val` or `test`."""
     data: str
@@ -92,7 +92,7 @@ def draw_comparison(comparison: Comparison, *, width: int = 80) -> RenderableTyp
 
     Args:
         comparison: From `compare`.
-        width: Characters of a line; from 104 on heads and finer intervals are shown.
+        width: Characters of a line; from 104 on the kinds of heads and finer intervals are shown.
     """
     sections: list[RenderableType] = [_draw_runs(comparison.runs, wide=width >= WIDE_COLUMNS)]
     unfinished = [run for run in comparison.runs if not run.is_finished]

@@ -1,7 +1,6 @@
 """The page of a Diagnosis: summary, class sizes, image properties, and every finding, in one HTML file."""
 
 import itertools
-import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -10,10 +9,10 @@ from statistics import median_low
 from typing import Final, NamedTuple
 
 from vggkit import __version__
-from vggkit.data_checks.findings import Case, Diagnosis, Finding, Kind, Member, Severity, Sides
+from vggkit.data_checks.findings import Case, Diagnosis, Finding, Kind, Member, Severity, Sides, write_command
 from vggkit.files import write_text
 from vggkit.images.dataset import ImageSample, sort_labels
-from vggkit.images.preprocessing import suit_preprocessing
+from vggkit.images.preprocessing import choose_preprocessing
 from vggkit.reports.pages.rendering import (
     Thumb,
     find_folder,
@@ -74,7 +73,7 @@ def write_diagnosis_page(diagnosis: Diagnosis, path: str | Path) -> None:
     Images are decoded again; one that is no longer readable gets a placeholder.
 
     Args:
-        diagnosis: What `check` found.
+        diagnosis: The result of `check`.
         path: The .html file to write.
 
     Raises BadOutput where the file cannot be written.
@@ -92,17 +91,11 @@ def write_diagnosis_page(diagnosis: Diagnosis, path: str | Path) -> None:
         "folder": gallery.folder,
         "place": split_place(diagnosis.data),
         "samples": show_samples(diagnosis),
-        "check_command": write_command("check", diagnosis.data, diagnosis.asked),
-        "train_command": write_command("train", diagnosis.data, _without(diagnosis.asked, "model")),
-        "clean_command": write_command("train", "clean.csv", _only(diagnosis.asked, "image_size")),
+        "check_command": write_command("check", diagnosis.data, diagnosis.options),
+        "train_command": write_command("train", diagnosis.data, _without(diagnosis.options, "model")),
+        "clean_command": write_command("train", "clean.csv", _only(diagnosis.options, "image_size")),
     }
     write_text(path, render_page("diagnosis.html", values))
-
-
-def write_command(verb: str, data: str, options: Mapping[str, str]) -> str:
-    """A line for the shell, with the options that a check was given."""
-    stated = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
-    return shlex.join(["vggkit", verb, data, *stated])
 
 
 def _without(options: Mapping[str, str], name: str) -> dict[str, str]:
@@ -115,7 +108,7 @@ def _only(options: Mapping[str, str], name: str) -> dict[str, str]:
 
 def show_samples(diagnosis: Diagnosis) -> dict[str, tuple[str, ...]]:
     """A few images of each class as the network sees them, as `data:` addresses; of many classes the first."""
-    fed = suit_preprocessing(diagnosis.image_size)
+    fed = choose_preprocessing(diagnosis.image_size)
     shown = {}
     for label in sort_labels(diagnosis.samples)[:CLASSES_AT_ONCE]:
         thumbs = (make_thumb(member.image, fed=fed).source for member in diagnosis.samples[label])

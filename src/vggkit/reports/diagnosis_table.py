@@ -37,7 +37,8 @@ def draw_diagnosis(diagnosis: Diagnosis) -> RenderableType:
 def _describe_size(diagnosis: Diagnosis) -> str:
     splits = ", ".join(f"{sum(classes.values()):,} {split}" for split, classes in diagnosis.counts.items())
     classes = len(next(iter(diagnosis.counts.values()), {}))
-    return f"{classes:,} classes ({splits})" if "all" not in diagnosis.counts else f"{classes:,} classes"
+    counted = f"{classes:,} class{'es' * (classes != 1)}"
+    return f"{counted} ({splits})" if "all" not in diagnosis.counts else counted
 
 
 def _draw_counts(diagnosis: Diagnosis) -> Table:

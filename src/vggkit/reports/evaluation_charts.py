@@ -131,7 +131,7 @@ def draw_curves(history: Sequence[Mapping[str, float]], best_epoch: int | None) 
 
     Args:
         history: Rows with the keys epoch, train_loss, val_loss and val_top1.
-        best_epoch: The epoch whose weights were kept; it is marked.
+        best_epoch: The best epoch, whose weights were saved; it is marked.
     """
     if len(history) < 2:
         return []

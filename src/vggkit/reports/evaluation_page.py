@@ -57,12 +57,12 @@ HEADLINES: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Story:
-    """What is known of how the Classifier was trained; each field may be empty."""
+    """The known facts of how the Classifier was trained; each field may be empty."""
 
     history: Sequence[Mapping[str, float]] = ()
     """Rows of `metrics.csv`, with the keys epoch, train_loss, val_loss and val_top1."""
     best_epoch: int | None = None
-    """The epoch whose weights were kept."""
+    """The best epoch, whose weights were saved."""
     provenance: Mapping[str, Any]
     """The Classifier's provenance."""
     steps: Sequence[tuple[str, str]] = ()
@@ -84,7 +84,7 @@ def write_report(
         evaluations: One or more; the last is shown in full, and several are also compared in a table.
         path: The .html file to write.
         images: The evaluated images; those that are shown are decoded again.
-        story: What is known of the training.
+        story: The known facts of the training.
         comparisons: Pairwise comparisons of the evaluations.
         explanations: Of wrong predictions, by their images' paths; those of the most confident errors are shown.
 
@@ -266,7 +266,7 @@ class _Gallery:
 
 
 def list_facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What is known of the training, as pairs of a name and a value."""
+    """The known facts of the training, as pairs of a name and a value."""
     machine = read_entry(provenance, "machine")
     weights = provenance.get("weights")
     seconds, memory = provenance.get("seconds"), provenance.get("peak_memory_bytes")
@@ -292,7 +292,7 @@ def list_facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def list_recipe(provenance: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """What the training was asked, as pairs of a name and a value; of a linear probe what it uses."""
+    """The recipe of the training, as pairs of a name and a value; of a linear probe the fields that it uses."""
     recipe, probe = read_entry(provenance, "recipe"), read_entry(provenance, "linear_probe")
     if recipe.get("trainable") != "head":
         return [(name.replace("_", " "), value) for name, value in recipe.items()]

@@ -1,7 +1,7 @@
 """Loggers of each epoch: `metrics.csv` always, and TensorBoard, wandb or MLflow where requested.
 
 Each logger receives the whole history, so that a resumed run logs nothing twice.
-One that fails is named once and left out; the training goes on.
+One that fails is reported once and left out; the training continues.
 """
 
 import csv
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow"]
 PROJECT: Final = "vggkit"
-"""What runs are gathered under at wandb and MLflow, where the environment names no other."""
+"""The project of runs at wandb and MLflow, unless the environment names another."""
 SECONDS_TO_ANSWER: Final = 20.0
 """How long wandb's host may take at the start of a run."""
 
@@ -34,10 +34,10 @@ class Logger(Protocol):
     """A logger of epochs."""
 
     def log(self, history: "Sequence[Epoch]") -> None:
-        """Hear of every epoch until now, the newest last."""
+        """Log every epoch until now, the newest last."""
 
     def close(self, *, ok: bool) -> None:
-        """The training is over: it ended as it should, or it did not."""
+        """Finish, after a training that succeeded or failed."""
 
 
 class Loggers:
@@ -52,7 +52,7 @@ class Loggers:
         self._open, self._warn = dict(named), warn
 
     def log(self, history: "Sequence[Epoch]") -> None:
-        """Tell every epoch until now, the newest last. Raises BadOutput where `metrics.csv` cannot be written."""
+        """Log every epoch until now, the newest last. Raises BadOutput where `metrics.csv` cannot be written."""
         for name, logger in list(self._open.items()):
             with self._left_out_on_failure(name):
                 logger.log(history)
@@ -70,9 +70,9 @@ class Loggers:
             yield
         except VggkitError:
             raise
-        except Exception as problem:  # whatever others' code raises
+        except Exception as problem:  # libraries raise many types
             del self._open[name]
-            self._warn(f"{name}: hears no more of this run ({_shorten(problem)}); the training goes on")
+            self._warn(f"{name}: logs no more of this run ({_shorten(problem)}); the training continues")
 
     def __enter__(self) -> Self:
         return self
@@ -93,14 +93,14 @@ def open_loggers(
 
     Args:
         names: Of `LOGGERS`.
-        directory: The run's folder; where nothing else is said in the environment, all of them write there.
-        config: What the run was asked, for comparisons of runs.
-        title: What the run is called.
+        directory: The run's folder; all loggers write there unless the environment says otherwise.
+        config: The options of the run, for comparisons of runs.
+        title: The name of the run.
         log: Called for a logger that cannot be opened or fails; None: prints to standard error.
 
     Raises UnknownName, and MissingExtra for a package that is not installed.
     """
-    log = log or _tell
+    log = log or _print_warning
     for name in names:
         if name not in LOGGERS:
             raise UnknownName.of("logger", name, LOGGERS)
@@ -110,8 +110,8 @@ def open_loggers(
     for name in dict.fromkeys(("csv", *names)):
         try:
             opened[name] = LOGGERS[name](directory, config, title, log)
-        except Exception as problem:  # whatever others' code raises
-            log(f"{name}: cannot be opened and hears nothing of this run ({_shorten(problem)})")
+        except Exception as problem:  # libraries raise many types
+            log(f"{name}: cannot be opened and logs nothing of this run ({_shorten(problem)})")
     return Loggers(opened, warn=log)
 
 
@@ -146,7 +146,7 @@ class _TensorBoard:
     def log(self, history: "Sequence[Epoch]") -> None:
         newest = history[-1]
         if self._writer is None:
-            # What a run that was killed told of this epoch and later ones does not count.
+            # Entries of a killed run for this epoch and later ones are replaced.
             self._writer = self._make(str(self._folder), purge_step=newest.epoch if len(history) > 1 else None)
             if len(history) == 1:
                 rows = "\n".join(f"| {name} | {value} |" for name, value in self._config.items())
@@ -180,7 +180,7 @@ class _Wandb:
                 settings=wandb.Settings(console="off", init_timeout=SECONDS_TO_ANSWER, disable_git=True),
             )
         _remember(directory, "wandb", self._run.id)
-        # A run that is written here is told whole, for `wandb sync` takes one file for the run.
+        # An offline run is written completely, since `wandb sync` takes one file for a run.
         self._told = self._run.step - 1 if self._run.resumed else -1
         if self._run.settings.mode == "offline":
             why = "WANDB_MODE says so" if "WANDB_MODE" in os.environ else "nobody is logged in"
@@ -233,7 +233,7 @@ class _MLflow:
     @staticmethod
     @contextmanager
     def _quiet() -> Iterator[None]:
-        """No report to its makers, files allowed, and a server that is gone costs seconds and no minutes."""
+        """No telemetry, files allowed, and an unreachable server costs seconds and not minutes."""
         with _environment(
             MLFLOW_DISABLE_TELEMETRY="true",
             MLFLOW_ALLOW_FILE_STORE="true",
@@ -257,7 +257,7 @@ _GROUPS: Final = {
     "val_top1": "accuracy/val_top1",
     "val_macro_f1": "accuracy/val_macro_f1",
 }
-"""What TensorBoard shows in one card."""
+"""The charts of TensorBoard's overview."""
 
 
 def _values(epoch: "Epoch") -> dict[str, float]:
@@ -270,7 +270,7 @@ def _is_installed(name: str) -> bool:
 
 
 def _recall(directory: Path) -> dict[str, str]:
-    """The numbers that this run has with loggers that were told of it before."""
+    """The numbers of this run at loggers that logged it before."""
     try:
         found = json.loads((directory / "loggers.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -299,6 +299,6 @@ def _shorten(problem: Exception) -> str:
     return text if len(text) <= 160 else text[:159] + "…"
 
 
-def _tell(sentence: str) -> None:
+def _print_warning(sentence: str) -> None:
     if sys.stderr is not None:
         sys.stderr.write(escape_controls(sentence) + "\n")

@@ -16,8 +16,8 @@ LICENCE_WIDTH: Final = 94
 
 
 def draw_models(summaries: Sequence[Summary], *, width: int = 80) -> Table:
-    """One row a network: its letter in the paper, its depth, what it costs at 224 pixels, and what its
-    published weights reach.
+    """One row for each network: its letter in the paper, its depth, its costs at 224 pixels, and the accuracy of
+    its published weights.
 
     Args:
         summaries: The networks.
@@ -74,7 +74,7 @@ def _percent(share: float | None) -> str:
 
 
 def _describe_block(configuration: Configuration, block: int) -> str:
-    """How many 3×3 convolutions, and what stands beside them."""
+    """The number of 3×3 convolutions, and other layers beside them."""
     kernels = (
         configuration.kernels[block - 1] if configuration.kernels else (3,) * len(configuration.blocks[block - 1])
     )

@@ -31,13 +31,13 @@ SECONDS_BETWEEN_LINES: Final = 10.0
 SECONDS_BETWEEN_UPDATES: Final = 0.25
 """How often a notebook does."""
 LOGGER: Final = logging.getLogger("vggkit")
-"""Carries every message, quiet or not. It is silent where nobody listens: what is said is on the terminal."""
+"""Receives every message, quiet or not; without handlers it writes nothing, as messages are printed already."""
 LOGGER.addHandler(logging.NullHandler())
 
 
 @contextmanager
 def only_our_errors() -> Iterator[None]:
-    """Keep what C libraries write to standard error away from it: libtiff's complaints would tear the bar."""
+    """Discard what C libraries write to standard error: libtiff's warnings would break the progress bar."""
     try:
         is_ours = sys.stderr.fileno() == 2
     except (AttributeError, OSError, ValueError):  # closed, or somebody's own
@@ -45,9 +45,9 @@ def only_our_errors() -> Iterator[None]:
     if not is_ours:
         yield
         return
-    before, kept = sys.stderr, os.dup(2)
+    before, duplicate = sys.stderr, os.dup(2)
     before.flush()
-    with open(kept, "w", encoding=before.encoding, errors="backslashreplace", buffering=1) as ours:
+    with open(duplicate, "w", encoding=before.encoding, errors="backslashreplace", buffering=1) as ours:
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), 2)
         sys.stderr = ours
@@ -56,7 +56,7 @@ def only_our_errors() -> Iterator[None]:
         finally:
             sys.stderr = before
             ours.flush()
-            os.dup2(kept, 2)
+            os.dup2(duplicate, 2)
 
 
 class _Rate(ProgressColumn):
@@ -95,14 +95,14 @@ def find_notebook() -> Any:
 
 
 class ProgressLine:
-    """One bar whose work changes; messages stand above it.
+    """One progress bar for successive tasks; messages are printed above it.
 
     Every message goes to the logger `vggkit`, too. Where a handler of it writes to this terminal already, the
     message is not printed a second time.
 
     Args:
-        quiet: Show no progress and no messages but warnings; the logger hears all of them.
-        rate: What is done a second, such as `images/s`; empty: no rate is shown.
+        quiet: Show no progress and no messages but warnings; the logger receives all of them.
+        rate: The unit of the rate, such as `images/s`; empty: no rate is shown.
     """
 
     def __init__(self, *, quiet: bool = False, rate: str = "") -> None:
@@ -129,7 +129,7 @@ class ProgressLine:
         )
         self._rate = rate
         self._written = time.monotonic()
-        self._begun = ("", 0, self._written)
+        self._task_start = ("", 0, self._written)
         self._task = self._progress.add_task("", total=None, visible=False)
 
     def __enter__(self) -> Self:
@@ -148,7 +148,7 @@ class ProgressLine:
         LOGGER.info("%s", escape_controls(message))
 
     def warn(self, message: str) -> None:
-        """Print a line above the bar, quiet or not: an error, or something that may spoil the result."""
+        """Print a line above the bar, quiet or not: an error or a warning."""
         if not is_heard_there(logging.WARNING):
             self._print(message)
         LOGGER.warning("%s", escape_controls(message))
@@ -159,7 +159,7 @@ class ProgressLine:
             self._progress.print(line) if self._progress.live.is_started else self.console.print(line)
 
     def show(self, what: str, done: int, total: int | None) -> None:
-        """Set the bar: what is being done, how much of it, and of how much where that is known."""
+        """Set the bar: the current task, how much of it is done, and of how much if that is known."""
         if self.quiet:
             return
         what = escape_controls(what)
@@ -167,31 +167,33 @@ class ProgressLine:
             self._write(what, done, total)
         task = self._progress.tasks[0]
         if task.description != what or done < task.completed:
-            self._progress.reset(self._task, description=what, total=total, visible=True)
+            # A new task: rich keeps the earlier total where the new one is unknown.
+            self._progress.remove_task(self._task)
+            self._task = self._progress.add_task(what, total=total)
         self._progress.update(self._task, completed=done, total=total)
 
     def _write(self, what: str, done: int, total: int | None) -> None:
         """A line now and then, with what is left at the pace since this work began."""
         now = time.monotonic()
-        if self._begun[0] != what or done < self._begun[1]:
-            self._begun = (what, done, now)
-        # The end of a work is shown too: a notebook's line stands there until the next work begins.
+        if self._task_start[0] != what or done < self._task_start[1]:
+            self._task_start = (what, done, now)
+        # The end of a task is shown too, since a notebook shows its line until the next task begins.
         is_over = self._notebook is not None and done == total
         between = SECONDS_BETWEEN_LINES if self._notebook is None else SECONDS_BETWEEN_UPDATES
         if now - self._written <= between and not is_over:
             return
         self._written = now
-        said = f"{what}: {done}" + (f" of {total}" if total is not None else "")
+        message = f"{what}: {done}" + (f" of {total}" if total is not None else "")
         if total is None and not done:
-            said = what  # nothing that is counted
-        _, before, since = self._begun
+            message = what  # nothing that is counted
+        _, before, since = self._task_start
         if self._rate and done > before and now > since:
             pace = (done - before) / (now - since)
             left = f", {(total - done) / pace:.0f} s left" if total is not None else ""
-            said = f"{said}, {pace:.3g} {self._rate}{left}"
+            message = f"{message}, {pace:.3g} {self._rate}{left}"
         if self._notebook is None:
-            self._print(said)
+            self._print(message)
         elif self._display is None:
-            self._display = self._notebook.display({"text/plain": said}, raw=True, display_id=True)
+            self._display = self._notebook.display({"text/plain": message}, raw=True, display_id=True)
         else:
-            self._display.update({"text/plain": said}, raw=True)
+            self._display.update({"text/plain": message}, raw=True)

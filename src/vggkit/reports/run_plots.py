@@ -26,7 +26,7 @@ def plot_history(history: "Sequence[Epoch]", path: str | Path, *, best_epoch: in
     Args:
         history: The epochs.
         path: A .png, .pdf or .svg file.
-        best_epoch: The epoch whose weights were kept; it is marked.
+        best_epoch: The best epoch, whose weights were saved; it is marked.
         title: The title of the figure.
 
     Raises BadOutput where the file cannot be written, MissingExtra without matplotlib.
@@ -238,7 +238,7 @@ def write_plots(evaluation: Evaluation, folder: Path, ending: PlotEnding) -> lis
     return paths
 
 
-def plot_answers(images: Sequence[ImageSample], predictions: Sequence[Prediction], path: str | Path) -> None:
+def plot_predictions(images: Sequence[ImageSample], predictions: Sequence[Prediction], path: str | Path) -> None:
     """Plot a grid of images with the predicted class and its probability; errors are orange, with the true class.
 
     Args:

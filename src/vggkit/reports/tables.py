@@ -29,7 +29,7 @@ class SummaryTable:
     """A `Summary` for `rich.print`: numbers at 80 columns, bars beside the shares from 104 on."""
 
     summary: Summary
-    """What is drawn."""
+    """The Summary."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The title, the table and what its columns mean, as wide as the console allows."""
@@ -42,7 +42,7 @@ class SummaryTable:
 
 
 def draw_summary(summary: Summary) -> SummaryTable:
-    """What `rich.print` shows of a Summary: a row a layer, blocks ruled off, totals at the foot."""
+    """The table of a Summary for `rich.print`: a row for each layer, rules between blocks, totals below."""
     return SummaryTable(summary)
 
 
@@ -162,7 +162,7 @@ def describe_seconds(seconds: float) -> str:
 
 
 def _in_units(count: int, unit: str, scale: int) -> str:
-    """Three digits, or as many as stand before the point."""
+    """Three digits, or all digits before the point."""
     value = count / scale
     digits = 0 if scale == 1 or value >= 99.95 else 1 if value >= 9.995 else 2
     return f"{value:,.{digits}f} {unit}".rstrip()

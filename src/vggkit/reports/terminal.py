@@ -1,7 +1,7 @@
-r"""The one door to the terminal: names and texts of others are shown there, whatever they hold, and never obeyed.
+r"""Output to the terminal: names and texts from files are shown, whatever they hold, and never executed.
 
-Every table, message and line of text goes through here: control characters appear as `\x1b`, and nothing is
-taken for rich's markup or its names of emoji.
+Every table, message and line of text goes through here: control characters appear as `\x1b`, and nothing is read
+as rich's markup or its names of emoji.
 """
 
 import io
@@ -43,15 +43,15 @@ def open_terminal(
 
     Args:
         file: The stream; None: standard output.
-        width: Characters of a line; None: the terminal's, 80 of what is none.
-        soft_wrap: Leave it to the terminal to break long lines.
+        width: Characters of a line; None: the terminal's, or 80 where there is none.
+        soft_wrap: Let the terminal break long lines.
         quiet: Show nothing.
     """
     return Terminal(file=file, width=width, soft_wrap=soft_wrap, quiet=quiet, highlight=False)
 
 
 def write_plainly(drawn: RenderableType, *, width: int = 80) -> str:
-    """What a console of ASCII shows, as text without trailing spaces, for `str` of a record."""
+    """The ASCII output as text without trailing spaces, for `str` of a record."""
     out = _Ascii()
     open_terminal(file=out, width=width).print(drawn)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
@@ -82,7 +82,7 @@ def stack_lines(*lines: str | Text, style: str = "") -> Text:
 
 
 def print_line(text: str, *, to_stderr: bool = False, flush: bool = False) -> None:
-    """One line on standard output, or on standard error; what stands in it is shown and not obeyed.
+    """One line on standard output, or on standard error; control characters in it are escaped.
 
     A terminal gets it broken between words, and no word is broken: a path or a command can be copied from it.
     """

@@ -49,7 +49,7 @@ STRONGEST: Final = 30
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """How an image is seen in training: a function of its pixels and a seed, safe in any thread."""
+    """A random view of an image in training: a function of its pixels and a seed, safe in any thread."""
 
     preprocessing: Preprocessing
     """Gives the network's input size, and the colour of what is erased."""
@@ -64,7 +64,7 @@ class View:
 
     @classmethod
     def of(cls, recipe: Recipe, preprocessing: Preprocessing) -> Self:
-        """The view that a resolved recipe asks for, its steps in this order.
+        """The view that a resolved recipe describes, its steps in this order.
 
         - augmentation=`photo`: a random part (a third to all of the image), resized to the network's
           input (Szegedy 2015). `shift`: the fitted image moved by up to an eighth each way over black.
@@ -259,7 +259,7 @@ class Mixing:
 
     @classmethod
     def of(cls, recipe: Recipe, classes: int) -> Self | None:
-        """What the recipe asks for; None where it asks for neither."""
+        """The mixing of a recipe; None where it has neither."""
         if not (recipe.mixup or recipe.cutmix):
             return None
         return cls(float(recipe.mixup), float(recipe.cutmix), classes)
@@ -277,23 +277,23 @@ class Mixing:
         draws = np.random.default_rng(seed)
         cuts = bool(self.cutmix) and (not self.mixup or draws.random() < 0.5)
         alpha = self.cutmix if cuts else self.mixup
-        kept = float(draws.beta(alpha, alpha))
+        share = float(draws.beta(alpha, alpha))
         others = images.roll(1, 0)
         if cuts:
-            top, bottom, left, right = _draw_cut(draws, kept, images.shape[-2], images.shape[-1])
+            top, bottom, left, right = _draw_cut(draws, share, images.shape[-2], images.shape[-1])
             mixed = images.clone()
             mixed[..., top:bottom, left:right] = others[..., top:bottom, left:right]
             # What is cut off at the edge is not mixed in.
-            kept = 1 - (bottom - top) * (right - left) / (images.shape[-2] * images.shape[-1])
+            share = 1 - (bottom - top) * (right - left) / (images.shape[-2] * images.shape[-1])
         else:
-            mixed = torch.lerp(others, images, kept)
+            mixed = torch.lerp(others, images, share)
         shares = F.one_hot(targets, self.classes).float()
-        return mixed, torch.lerp(shares.roll(1, 0), shares, kept)
+        return mixed, torch.lerp(shares.roll(1, 0), shares, share)
 
 
-def _draw_cut(draws: np.random.Generator, kept: float, height: int, width: int) -> tuple[int, int, int, int]:
+def _draw_cut(draws: np.random.Generator, share: float, height: int, width: int) -> tuple[int, int, int, int]:
     """First and last row and column of a rectangle of the image's shape, its middle anywhere in the image."""
-    half = 0.5 * math.sqrt(1 - kept)
+    half = 0.5 * math.sqrt(1 - share)
     down, across = draws.integers((height, width)).tolist()
     reach_down, reach_across = int(half * height), int(half * width)
     return (

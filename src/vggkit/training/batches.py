@@ -2,12 +2,13 @@
 
 Threads prepare the next batches while the network computes. Decoding and resizing leave Python's lock
 to others, so threads do on a GPU too, without the memory and the start of processes, and all of them
-share the images that are kept decoded.
+share the cache of decoded images.
 
 Shape letters: N images, C channels, H and W pixels, K classes.
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,6 +28,8 @@ from vggkit.training.recipe import Recipe
 
 AHEAD: Final = 2
 """Batches that are prepared while one is learnt from."""
+TIMED: Final = 8
+"""Images by which the time to prepare one is measured."""
 MEMORY_SHARE: Final = 1 / 8
 """Of the memory that is free: what decoded images may take."""
 
@@ -35,9 +38,9 @@ class TrainingBatches:
     """Batches (images (N, C, H, W), float32; classes (N,), int64) of each epoch.
 
     Args:
-        images: To learn from; each has a label.
+        images: The training images; each has a label.
         labels: Class names, in the order of their numbers.
-        preprocessing: What the network is fed.
+        preprocessing: The preparation of images for the network.
         view: How each image is seen.
         batch_size: Images a batch; a last single image joins the batch before.
         seed: Order and views depend on it and the epoch alone, whatever the threads.
@@ -64,7 +67,7 @@ class TrainingBatches:
         self._images, self._preprocessing, self._view = images, preprocessing, view
         self._batch_size, self._seed, self._sampling = batch_size, seed, sampling
         self._pinned = device.type == "cuda"
-        self._threads = threads or _choose_threads(device)
+        self.threads = threads or _choose_threads(device)
         self._classes = _number_classes(images, labels)
         self._held = _Held(len(images))
 
@@ -78,7 +81,7 @@ class TrainingBatches:
         preprocessing: Preprocessing,
         device: torch.device,
     ) -> Self:
-        """The batches that a resolved recipe asks for."""
+        """The batches of a resolved recipe."""
         assert recipe.batch_size is not None, "the recipe is resolved"
         return cls(
             images,
@@ -93,9 +96,11 @@ class TrainingBatches:
 
     def __len__(self) -> int:
         """Batches an epoch."""
-        full, rest = divmod(len(self._images), self._batch_size)
-        # Batch norm cannot learn from one image whose map is 1×1.
-        return max(1, full + (rest > 1 or (rest == 1 and self._batch_size == 1)))
+        return count_batches(len(self._images), self._batch_size)
+
+    def count_images(self) -> int:
+        """Images an epoch."""
+        return len(self._images)
 
     def size_of(self, number: int) -> int:
         """Images of an epoch's batch, counted from 0."""
@@ -109,7 +114,7 @@ class TrainingBatches:
         """
         order = self._draw_order(epoch)
         ahead: deque[tuple[Tensor, Tensor, list[Future[None]]]] = deque()
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="view") as pool:
+        with ThreadPoolExecutor(self.threads, thread_name_prefix="view") as pool:
             try:
                 for step in range(start, len(self)):
                     ahead.append(self._begin(pool, epoch, order, step))
@@ -121,6 +126,18 @@ class TrainingBatches:
                 for _, _, parts in ahead:
                     for part in parts:
                         part.cancel()
+
+    def time_images(self) -> tuple[float, float]:
+        """Seconds of one thread to prepare an image in the first epoch, and in later ones, by some images."""
+        chosen = [place * len(self._images) // TIMED for place in range(TIMED)]
+        started = time.perf_counter()
+        prepared = [self._prepare(index) for index in chosen]
+        decoded = time.perf_counter()
+        for index, pixels in zip(chosen, prepared, strict=True):
+            self._preprocessing.normalize(self._view.vary(pixels, seed=index))
+        varied = time.perf_counter()
+        stays = all(self._held.find(index) is not None for index in chosen)
+        return (varied - started) / TIMED, (varied - (decoded if stays else started)) / TIMED
 
     def _draw_order(self, epoch: int) -> NDArray[np.int64]:
         """Indices of the images as they come in that epoch."""
@@ -143,7 +160,7 @@ class TrainingBatches:
         crop = self._preprocessing.crop_pixels
         images = torch.empty((last - first, self._preprocessing.channels, crop, crop), pin_memory=self._pinned)
         rows, parts = images.numpy(), []
-        for part in np.array_split(np.arange(first, last), min(self._threads, last - first)):
+        for part in np.array_split(np.arange(first, last), min(self.threads, last - first)):
             here = rows[part[0] - first : part[-1] + 1 - first]
             parts.append(pool.submit(self._fill, here, epoch, order, part.tolist()))
         return images, torch.from_numpy(self._classes[order[first:last]]), parts
@@ -184,8 +201,15 @@ class TrainingBatches:
         return (derive_seed(self._seed, "side", index) + epoch) % 2 == 1
 
 
+def count_batches(images: int, batch_size: int) -> int:
+    """Batches an epoch of so many images; a last single image joins the batch before."""
+    full, rest = divmod(images, batch_size)
+    # Batch norm cannot learn from one image whose map is 1×1.
+    return max(1, full + (rest > 1 or (rest == 1 and batch_size == 1)))
+
+
 class _Held:
-    """Images that are kept decoded, as long as all of them will fit a share of the memory; else none is."""
+    """A cache of decoded images, used only if all of them fit in a share of the free memory."""
 
     def __init__(self, count: int) -> None:
         self._count = count

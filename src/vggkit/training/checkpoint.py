@@ -1,8 +1,8 @@
-"""Where a training stands, kept on disk: nothing is lost when the process ends at any moment.
+"""Checkpoints of a training on disk: nothing is lost when the process ends at any moment.
 
-Two files in the run's folder, each written whole or not at all: `last.ckpt`, where a training goes on
-from, and while it goes on `epoch.ckpt`, the end of the last whole epoch, which a training that diverges
-goes back to. A state of the middle of an epoch replaces only the first.
+Two files in the run's folder, each written atomically: `last.ckpt`, from which a training continues, and
+during the training `epoch.ckpt`, the end of the last complete epoch, to which a training that diverges
+returns. A state of the middle of an epoch replaces only the first.
 """
 
 import json
@@ -30,7 +30,7 @@ _RENAMED: Final = {"channels": "in_channels"}
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """What an epoch gave; the columns of `metrics.csv`."""
+    """The results of an epoch; the columns of `metrics.csv`."""
 
     epoch: int
     """Counted from 1; 0 is a start that was worth measuring."""
@@ -53,14 +53,14 @@ class Epoch:
 def measure_macro_f1(predicted: Tensor, targets: Tensor, *, classes: int) -> float:
     """Mean F1 in [0, 1] of the classes that there are images of; predicted and targets are (N,) class numbers."""
     hits = torch.bincount(targets[predicted == targets], minlength=classes)
-    told, there = torch.bincount(predicted, minlength=classes), torch.bincount(targets, minlength=classes)
-    f1 = 2 * hits.double() / (told + there).clamp(min=1)
+    counts, there = torch.bincount(predicted, minlength=classes), torch.bincount(targets, minlength=classes)
+    f1 = 2 * hits.double() / (counts + there).clamp(min=1)
     return float(f1[there > 0].mean())
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a training is; with the seed it says what every later draw will be."""
+    """The progress of a training; together with the seed it determines every later random draw."""
 
     epoch: int = 1
     """The one that is going on, counted from 1."""
@@ -90,7 +90,7 @@ class Progress:
         """The value that `to_json` wrote; raises BadCheckpoint."""
         try:
             values: dict[str, Any] = json.loads(text)
-            if "pictures" in values:  # as it was called before images counted by their classes
+            if "pictures" in values:  # the name before images were weighted by their classes
                 values["weight"] = float(values.pop("pictures"))
             history = tuple(Epoch(**record) for record in values.pop("history"))
             if set(values) | {"history"} != {field.name for field in fields(cls)}:
@@ -126,7 +126,7 @@ class Checkpoints:
         self._usual, self._changeable = usual or {}, changeable or {}
 
     def keep(self, state: Mapping[str, Tensor], progress: Progress) -> None:
-        """Write where the training stands; raises BadOutput, and then the states before are still there."""
+        """Write the state of the training; raises BadOutput, and then the earlier states are still there."""
         between = progress.batches == 0
         target = self._epoch if between else self._last
         identity = {name: json.dumps(value) for name, value in self._identity.items()}
@@ -135,7 +135,7 @@ class Checkpoints:
             _double(self._epoch, self._last)
 
     def read_last(self) -> tuple[dict[str, Tensor], Progress]:
-        """Where the training stood; raises BadCheckpoint."""
+        """The last state of the training; raises BadCheckpoint."""
         return self._read(self._last)
 
     def read_epoch(self) -> tuple[dict[str, Tensor], Progress]:
@@ -149,7 +149,7 @@ class Checkpoints:
 
     def _read(self, path: Path) -> tuple[dict[str, Tensor], Progress]:
         if not path.is_file():
-            raise BadCheckpoint(f"{path}: is not there; this run was stopped before its first step, begin it again")
+            raise BadCheckpoint(f"{path}: is not there; this run was stopped before its first step; start it again")
         state, metadata = read_state(path)
         for name, now in self._identity.items():
             before = json.loads(metadata.get(name) or metadata.get(_EARLIER.get(name, ""), "{}"))
@@ -163,7 +163,7 @@ class Checkpoints:
             if changed:
                 raise BadCheckpoint(
                     f"{path}: was written with other {name} than the run has now ({', '.join(changed)} changed), "
-                    "and a run continues only with what it started with. Undo the change, or begin a new run with "
+                    "and a run continues only with what it started with. Undo the change, or start a new run with "
                     "--config"
                 )
         return state, Progress.from_json(metadata.get("progress", "null"))

@@ -1,24 +1,22 @@
-"""How much memory a training takes, how many images a step, and how long it will be.
+"""How much memory a training takes, and how many images a batch.
 
 Shape letters: N images, C channels, H and W pixels, K classes.
 """
 
 import math
-import statistics
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 import torch
 
 from vggkit.errors import BadInput
-from vggkit.hardware import count_threads, derive_seed, find_available_memory
-from vggkit.images.dataset import ImageSample
-from vggkit.images.preprocessing import Preprocessing
+from vggkit.hardware import find_available_memory
 from vggkit.models.configuration import Configuration
 from vggkit.models.graph import Graph
 from vggkit.models.vgg import VGG
+from vggkit.training.batches import count_batches
+from vggkit.training.durations import time_step
 from vggkit.training.parameter_groups import list_learnt
 from vggkit.training.recipe import Recipe
 from vggkit.training.train_state import TrainState
@@ -26,7 +24,7 @@ from vggkit.training.train_state import TrainState
 LIBRARIES: Final = 560_000_000
 """Bytes that a process holds when the libraries are there and nothing else is."""
 PASSING: Final = 0.9
-"""Gradients of maps, the kernels' own copies and gaps between blocks, as a share of the maps kept for backward."""
+"""Gradients of maps, the kernels' own copies and gaps between blocks, as a share of maps stored for backward."""
 LEAST: Final = 8
 """Images a step that are chosen at least, where nothing forbids it."""
 MOST: Final = 256
@@ -35,8 +33,6 @@ STEP_COST: Final = 275
 """What it costs to learn a parameter, whatever the batch, in multiply-adds of an image's forward and backward."""
 LEAST_STEPS: Final = 10
 """Steps that an epoch has at least where there are images enough; with fewer, hardly anything is learnt in it."""
-TRIED: Final = 4
-"""Trial steps by which a training's time is estimated."""
 GROWTH: Final = 1.05
 """What twice the batch must bring in throughput on a GPU to be worth it."""
 GPU_SHARE: Final = 0.9
@@ -76,18 +72,18 @@ def _measure_maps(configuration: Configuration, learnt: set[str], pixels: int, s
     """Bytes an image of the maps that are held at once, numbers being `size` bytes."""
     # A ReLU works in place, and a convolution without batch norm then keeps nothing of its own.
     copies = {"conv": int(configuration.batch_norm), "bn": 0, "relu": 1, "lrn": 5, "pool": 1}
-    kept = configuration.head_features + 2 * sum(configuration.hidden)
+    stored = configuration.head_features + 2 * sum(configuration.hidden)
     largest, indices, learns = 0, 0, False
     for step in Graph(configuration, input_pixels=(pixels, pixels)).trunk:
         values = math.prod(step.output_shape)
         learns = learns or not learnt.isdisjoint(step.weights)
         largest = max(largest, values)
         if learns:
-            kept += copies[step.kind] * values
+            stored += copies[step.kind] * values
             indices += 8 * values if step.kind == "pool" and configuration.pooling == "max" else 0
     images = 4 * 4 * configuration.in_channels * pixels**2  # in float32, some batches ahead
-    # Where nothing is kept, a map is made from another.
-    return images + max((size * kept + indices) * (1 + PASSING), 4 * size * largest)
+    # Where nothing is stored, a map is computed from another.
+    return images + max((size * stored + indices) * (1 + PASSING), 4 * size * largest)
 
 
 def choose_batch_size(
@@ -115,7 +111,8 @@ def choose_batch_size(
         return min(wanted, max(1, images)), "more at once compute no faster"
     size, reason = wanted, "more a step are hardly faster here"
     if size > fair:
-        size, reason = fair, f"{math.ceil(images / fair)} steps an epoch from {images:,} images"
+        count = count_batches(images, fair)
+        size, reason = fair, f"{count} batch{'es' if count > 1 else ''} an epoch from {images:,} images"
     available = find_available_memory()
     while (
         available is not None
@@ -153,7 +150,7 @@ class _Trial:
             torch.cuda.reset_peak_memory_stats(device)
 
     def __call__(self, size: int) -> float:
-        seconds, device = _time_step(self.train_state, size, self.pixels, times=4), self.train_state.device
+        seconds, device = time_step(self.train_state, size, self.pixels, times=4), self.train_state.device
         if device.type == "cuda":
             held = torch.cuda.max_memory_reserved(device)
             if held > GPU_SHARE * torch.cuda.get_device_properties(device).total_memory:
@@ -205,105 +202,3 @@ def _try(time_step: Callable[[int], float], size: int) -> float | None:
 def _free_memory() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """How long a training will be, about."""
-
-    epoch_seconds: float
-    """Of an epoch, validation included."""
-    seconds: float
-    """Of all epochs."""
-
-
-def estimate_seconds(
-    train_state: TrainState,
-    train: Sequence[ImageSample],
-    val: Sequence[ImageSample],
-    *,
-    preprocessing: Preprocessing,
-    keep_seconds: float = 0.0,
-) -> Estimate | None:
-    """How long a training from here will be, by some trial steps and some images decoded.
-
-    The train_state stays as it is, bit for bit: network, statistics of batch norm, optimizer, random
-    generators. None where there are fewer than ten steps for one that is tried.
-
-    Args:
-        train_state: About to begin.
-        train: Images to learn from.
-        val: Images to measure each epoch on.
-        preprocessing: What the network is fed.
-        keep_seconds: What it takes to write a state; an epoch writes one, and the weights of the best epoch.
-
-    Raises BadImage for an image that is gone.
-    """
-    size, epochs = train_state.recipe.batch_size, train_state.recipe.epochs
-    assert size is not None, "the recipe is resolved"
-    steps = math.ceil(len(train) / size)
-    if steps * epochs < 10 * TRIED:  # trial steps are to be little of all
-        return None
-    before = {key: value.clone() for key, value in train_state.state().items()}
-    modes = {module: module.training for module in train_state.compute_copy.modules()}
-    learning = {value: value.requires_grad for value in train_state.compute_copy.parameters()}
-    train_state.start_epoch(1)
-    try:
-        step = _time_step(train_state, size, preprocessing.crop_pixels, times=TRIED)
-    finally:
-        train_state.restore(before)
-        for module, training in modes.items():
-            module.training = training
-        for value, learns in learning.items():
-            value.requires_grad_(learns)
-    image = _time_image(train, preprocessing)
-    # Measuring is the forward third of learning. A processor that decodes does not compute meanwhile.
-    computing = steps * step + len(val) * step / size / 3
-    decoding = (len(train) + len(val)) * image / count_threads()
-    epoch = computing + decoding if train_state.device.type == "cpu" else max(computing, decoding)
-    epoch += 1.5 * keep_seconds
-    return Estimate(epoch, epochs * epoch)
-
-
-def _time_step(train_state: TrainState, size: int, pixels: int, *, times: int) -> float:
-    """Seconds of a step of random images, the median of some after one that warms up."""
-    configuration, device = train_state.network.configuration, train_state.device
-    draw = torch.Generator().manual_seed(derive_seed("trial", size))
-    images = torch.randn(size, configuration.in_channels, pixels, pixels, generator=draw)
-    targets = torch.randint(configuration.num_classes, (size,), generator=draw)
-    seconds = []
-    for _ in range(times):
-        started = time.perf_counter()
-        train_state.compute(images, targets, draw=0)
-        train_state.step(0.0, number=0)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[1:])
-
-
-def _time_image(images: Sequence[ImageSample], preprocessing: Preprocessing) -> float:
-    """Seconds of one thread for one image, by some of them."""
-    chosen = [images[place * len(images) // 8] for place in range(8)]
-    started = time.perf_counter()
-    for image in chosen:
-        preprocessing.see(image)
-    return (time.perf_counter() - started) / len(chosen)
-
-
-def describe(estimate: Estimate | None, *, memory_bytes: int) -> str:
-    """Such as `about 12 s an epoch, 2 min of training in all, 3.1 GB of memory`."""
-    memory = f"{memory_bytes / 1e9:.1f} GB of memory"
-    if estimate is None:
-        return f"about {memory}"
-    epoch, whole = spell_duration(estimate.epoch_seconds), spell_duration(estimate.seconds)
-    return f"about {epoch} an epoch, {whole} of training in all, {memory}"
-
-
-def spell_duration(seconds: float) -> str:
-    """A duration in the unit in which it has one to three digits."""
-    if seconds < 90:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 36_000 else f"{seconds / 3600:.0f} h"

@@ -1,4 +1,4 @@
-"""The features of images below the last layer, computed once and kept on the disk.
+"""The features of images below the last layer, computed once and cached on disk.
 
 They are found again by what an image holds, whatever it is called. A store is a folder of segments. A segment is
 one .npy file of records, mapped into memory and written whole, so that processes side by side, and a kill in the
@@ -140,9 +140,9 @@ class Features:
     groups: NDArray[np.int64]
     """(N V,) equal numbers for views of one image, of equal files, and of images of one group."""
     found: int
-    """Rows that were kept from before."""
+    """Number of rows that were found in the cache."""
     engine: str | None
-    """What computed the others, and why it; None where all were found."""
+    """The engine that computed the others, with the reason for it; None where all were found."""
 
 
 def extract_features(
@@ -158,7 +158,7 @@ def extract_features(
 ) -> Features:
     """Features of labelled images: each view passes the layers below the last one once in all runs.
 
-    They are kept in the folder of `find_home`, by the network below its last layer, the preprocessing, the
+    They are cached in the folder of `find_home`, by the network below its last layer, the preprocessing, the
     precision and, for augmented views, what draws them. An image is known by its bytes: one added to a
     folder costs only itself, and a renamed one nothing.
 
@@ -170,7 +170,7 @@ def extract_features(
         precision: auto: bf16 where that is fast.
         views: V; the first is as when predicting, the others are augmented.
         on_progress: Called with the number of images done and of all.
-        log: Called with sentences for people.
+        log: Called with messages, as sentences.
 
     Raises BadImage for an image that cannot be read, BadInput where the network's values overflow, and
     MissingExtra where views need torchvision.
@@ -202,7 +202,7 @@ def extract_features(
                 stores[view].keep(content, view, row)
             for view, store in enumerate(stores):
                 row = store.find(content, view)
-                assert row is not None, "it was found or just kept"
+                assert row is not None, "it was found or just stored"
                 rows[place * views + view] = row
             found -= len(missing)
             marks.append(content if image.group is None else image.group)
@@ -212,14 +212,16 @@ def extract_features(
         for store in stores:
             store.flush()
     if problem := next((store.problem for store in stores if store.problem), None):
-        log(f"features are not kept for the next time: {problem}")
+        log(f"features are not cached for later runs: {problem}")
     if found:
-        log(f"{found:,} of {len(rows):,} features were kept from before")
-    if engine.said:
-        log(f"{len(rows) - found:,} features computed by {engine.said}")
+        log(f"{found:,} of {len(rows):,} features were found in the cache")
+    if engine.description:
+        log(f"{len(rows) - found:,} features computed by {engine.description}")
     _, groups = np.unique([str(mark) for mark in marks], return_inverse=True)
     targets = np.array([numbers[str(image.label)] for image in images], np.int64)
-    return Features(rows, np.repeat(targets, views), np.repeat(groups.astype(np.int64), views), found, engine.said)
+    return Features(
+        rows, np.repeat(targets, views), np.repeat(groups.astype(np.int64), views), found, engine.description
+    )
 
 
 class _LateEngine:
@@ -229,13 +231,13 @@ class _LateEngine:
         self._network, self._device = network, device
         self._precision: Literal["fp32", "bf16", "auto"] = precision
         self._engine: Engine | None = None
-        self.said: str | None = None
+        self.description: str | None = None
 
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         if self._engine is None:
             engine = choose_engine(self._network, self._device, output="features", precision=self._precision)
             self._engine = engine
-            self.said = explain_choice(engine.info, precision=self._precision, engine="auto")
+            self.description = explain_choice(engine.info, precision=self._precision, engine="auto")
         return self._engine.run(batch)
 
 

@@ -1,4 +1,4 @@
-"""What goes wrong while training, noticed and explained in a sentence."""
+"""Checks during training that report problems, such as divergence, in a sentence."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,15 +24,15 @@ def watch_activity(network: VGG, dead: dict[str, float]) -> Iterator[None]:
     A ReLU whose input is never positive gives no gradient, and does not come to life by learning.
     """
 
-    def listen(name: str) -> object:
-        def hear(_: nn.Module, __: object, maps: Tensor) -> None:
+    def make_hook(name: str) -> object:
+        def hook(_: nn.Module, __: object, maps: Tensor) -> None:
             alive = maps.detach().amax((0, 2, 3)) > 0
             dead[name] = 1 - alive.float().mean().item()
 
-        return hear
+        return hook
 
     hooks = [
-        network.features[layer.index].register_forward_hook(listen(layer.name))  # type: ignore[arg-type]
+        network.features[layer.index].register_forward_hook(make_hook(layer.name))  # type: ignore[arg-type]
         for layer in network.configuration.trunk
         if layer.kind == "relu"
     ]
@@ -44,7 +44,7 @@ def watch_activity(network: VGG, dead: dict[str, float]) -> Iterator[None]:
 
 
 class Guards:
-    """Looks at each epoch, and reports each finding once.
+    """Examines each epoch, and reports each problem once.
 
     Args:
         learnt: (K,) images of each class that are learnt from, as often as they are seen.
@@ -54,7 +54,7 @@ class Guards:
 
     def __init__(self, *, learnt: Sequence[int], measured: Sequence[int], batch_norm: bool) -> None:
         shares = [count / sum(learnt) for count in learnt if count]
-        # What a network gives that knows nothing, or nothing but how frequent the classes are.
+        # The loss of a network that has learnt nothing, or only the class frequencies.
         self._chances = (math.log(len(learnt)), -sum(share * math.log(share) for share in shares))
         # Three standard deviations above what always giving the commonest class gives.
         share, count = max(measured) / sum(measured), sum(measured)
@@ -85,7 +85,7 @@ class Guards:
         if not self._batch_norm:
             advice += ", more --warmup-epochs, or the same network with batch norm (its name with _bn)"
         return (
-            f"the loss stays at {last.train_loss:.3f}, which is what guessing gives ({near[0]:.3f} by the number "
+            f"the loss stays at {last.train_loss:.3f}, which is the loss of guessing ({near[0]:.3f} by the number "
             f"of classes or their frequencies): the network does not learn. Try {advice}"
         )
 
@@ -110,6 +110,6 @@ def _find_overfitting(history: Sequence[Epoch]) -> str | None:
         return None
     return (
         f"the validation loss has risen for {RISING_EPOCHS} epochs while the training loss fell: the network "
-        "memorises these images. The best epoch is kept; --patience 3 would stop here, and stronger "
+        "memorises these images. The best epoch is saved; --patience 3 would stop here, and stronger "
         "augmentation, label smoothing or fewer layers to learn (--trainable) help"
     )

@@ -10,6 +10,7 @@ Shape letters: N images, K classes.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,9 +19,9 @@ from numpy.typing import NDArray
 
 from vggkit.images.dataset import ImageSample
 from vggkit.training.batches import weigh_classes
-from vggkit.training.by_hand import SetByHand
+from vggkit.training.caller_settings import CallerSettings
 from vggkit.training.checkpoint import Epoch, measure_macro_f1
-from vggkit.training.estimates import spell_duration
+from vggkit.training.durations import spell_duration
 from vggkit.training.feature_cache import Features, extract_features
 from vggkit.training.logistic_regression import HeadSolution, solve_head
 from vggkit.training.recipe import Recipe
@@ -34,7 +35,7 @@ class LinearProbe:
     solution: HeadSolution
     """The layer, and how its penalty was chosen."""
     features: Mapping[str, Features]
-    """What the last layer reads, by split; several rows an image in `train`, where it is seen in several views."""
+    """The features, by split; several rows an image in `train`, where it is seen in several views."""
     epoch: Epoch
     """Its losses and its validation accuracy, as those of an epoch."""
 
@@ -43,7 +44,7 @@ class LinearProbe:
         return self.solution.compute_logits(self.features[split].rows)
 
     def to_provenance(self) -> dict[str, float | int]:
-        """What the Classifier's file says of how its last layer was solved."""
+        """The entry on the solution in the provenance of the Classifier's file."""
         return {"l2_penalty": self.solution.strength, "tried": len(self.solution.tried)}
 
     @property
@@ -52,13 +53,13 @@ class LinearProbe:
         return float(np.sqrt(np.mean(np.square(self.features["train"].rows, dtype=np.float64))))
 
 
-def needs_probe(classifier: Model, by_hand: SetByHand) -> bool:
+def needs_probe(classifier: Model, caller_settings: CallerSettings) -> bool:
     """Whether fine-tuning begins with a linear probe: the last layer alone is random, and free to learn."""
     last, origin = classifier.configuration.fully_connected[-1], classifier.origin
     if origin.kind != "loaded" or last.rank is not None:
         return False
     place = f"classifier.{last.index}."
-    if any(key.startswith(place) for key in by_hand.frozen):
+    if any(key.startswith(place) for key in caller_settings.frozen):
         return False
     return bool(origin.random_keys) and all(key.startswith(place) for key in origin.random_keys)
 
@@ -81,12 +82,14 @@ def fit_probe(
         recipe: Resolved.
         device: Where features are computed.
         epoch: The number under which its losses are reported.
-        on_progress: Called with what is being done, how much of it, and of how much.
-        log: Called with sentences for people.
+        on_progress: Called with the current task, how much of it is done, and of how much.
+        log: Called with messages, as sentences.
 
     Raises what `extract_features` and `solve_head` raise.
     """
     started = time.monotonic()
+    views = {split: recipe.views if split == "train" else 1 for split in splits}
+    pace = _Pace({split: len(images) * views[split] for split, images in splits.items()}, on_progress, log)
     features = {
         split: extract_features(
             classifier,
@@ -95,8 +98,8 @@ def fit_probe(
             device=device,
             # What figures are measured on is computed as `evaluate` does.
             precision="auto" if split == "train" else "fp32",
-            views=recipe.views if split == "train" else 1,
-            on_progress=_Pace(split, on_progress, log).show,
+            views=views[split],
+            on_progress=partial(pace.show, split),
             log=log,
         )
         for split, images in splits.items()
@@ -146,20 +149,31 @@ def fit_probe(
 
 
 class _Pace:
-    """Shows how many features there are, and logs after the first ones how long all of them will take."""
+    """Shows how many features there are, and logs after the first ones how long those of all splits will take.
 
-    def __init__(self, split: str, show: Callable[[str, int, int], None], log: Callable[[str], None]) -> None:
-        self._split, self._show, self._log = split, show, log
-        self._started, self._first = time.monotonic(), 0
+    Args:
+        counts: Features of each split, in order.
+        show: Called with what is being done, how much of it, and of how much.
+        log: Called with a sentence for people.
+    """
 
-    def show(self, done: int, total: int) -> None:
-        """`done` images of `total` are over."""
+    def __init__(
+        self, counts: Mapping[str, int], show: Callable[[str, int, int], None], log: Callable[[str], None]
+    ) -> None:
+        self._counts, self._show, self._log = counts, show, log
+        self._started, self._first, self._is_logged = 0.0, 0.0, False
+
+    def show(self, split: str, done: int, total: int) -> None:
+        """`done` of the `total` images of a split are over."""
+        names = list(self._counts)
+        before = sum(self._counts[name] for name in names[: names.index(split)])
+        over, every = before + self._counts[split] * done / total, sum(self._counts.values())
         if not self._first:  # with these came the engine
-            self._started, self._first = time.monotonic(), done
+            self._started, self._first = time.monotonic(), over
         elapsed = time.monotonic() - self._started
-        if elapsed > 1 and self._first > 0:
-            about = elapsed / (done - self._first) * (total - done)
+        if elapsed > 1 and over > self._first and not self._is_logged:
+            about = elapsed / (over - self._first) * (every - over)
             if about > 2:
-                self._log(f"features of {self._split}: about {spell_duration(about)} left")
-            self._first = -1
-        self._show(f"features of {self._split}", done, total)
+                self._log(f"features of {every:,} views of images: about {spell_duration(about)} left")
+            self._is_logged = True
+        self._show(f"features of {split}, images", done, total)

@@ -71,7 +71,7 @@ class HeadSolution:
         return logits
 
     def describe(self) -> list[str]:
-        """What was chosen, for people."""
+        """The choice, in sentences."""
         if not self.tried:
             return [f"penalty {self.strength:g}: too few images to hold some out and choose by them"]
         chosen = next(trial for trial in self.tried if trial.strength == self.strength)
@@ -121,9 +121,9 @@ def solve_head(
     """
     if not np.isfinite(features).all():
         raise BadData(
-            "features are not finite: numbers grow too large in this network; check its weights and what it is fed"
+            "features are not finite: values grow too large in this network; check its weights and preprocessing"
         )
-    with _suit_threads(features.size * classes * FOLDS):
+    with _limit_threads(features.size * classes * FOLDS):
         space = _Space.of(features)
         goals, counts = _spread(targets, classes, class_weights, label_smoothing)
         order = sorted(set(STRENGTHS if strengths is None else strengths), reverse=True)
@@ -173,8 +173,8 @@ class _Space:
         # The smaller of the two Gram matrices has the same axes.
         gram = (scaled @ scaled.T if count < width else scaled.T @ scaled).double()
         values, vectors = torch.linalg.eigh(gram)
-        kept = values > max(count, width) ** 0.5 * torch.finfo(scaled.dtype).eps * values.max().clamp(min=1e-30)
-        values, vectors = values[kept], vectors[:, kept]
+        large = values > max(count, width) ** 0.5 * torch.finfo(scaled.dtype).eps * values.max().clamp(min=1e-30)
+        values, vectors = values[large], vectors[:, large]
         axes = scaled.T.double() @ (vectors / values.sqrt()) if count < width else vectors
         return cls(scaled @ axes.to(scaled), values / count, axes.numpy(), mean, deviation)
 
@@ -193,7 +193,7 @@ class _Problem:
     rows: Tensor
     """(N, R)."""
     goals: Tensor
-    """(N, K) what is asked of each class."""
+    """(N, K) target share of each class."""
     shares: Tensor
     """(N, M) how much each row counts in the sum; nothing, where it is held out."""
     scales: Tensor
@@ -255,7 +255,7 @@ class _Problem:
 def _spread(
     targets: NDArray[np.int64], classes: int, class_weights: Tensor | None, label_smoothing: float
 ) -> tuple[Tensor, Tensor]:
-    """What torch's `cross_entropy` asks of each row's classes (N, K), and what it divides by (N,)."""
+    """The target shares (N, K) of torch's `cross_entropy` for each row, and its divisors (N,)."""
     right = torch.nn.functional.one_hot(torch.from_numpy(targets), classes).double()
     weights = torch.ones(classes, dtype=torch.float64) if class_weights is None else class_weights.double().cpu()
     goals = ((1 - label_smoothing) * right + label_smoothing / classes) * weights
@@ -263,7 +263,7 @@ def _spread(
 
 
 @contextmanager
-def _suit_threads(products: int) -> Iterator[None]:
+def _limit_threads(products: int) -> Iterator[None]:
     """One thread for small work: where others use the processors too, threads that wait for each other after
     every few microseconds were measured to take twenty times as long.
     """

@@ -1,4 +1,4 @@
-"""A learning rate that suits a network and its images, found by trying all of them in one short run.
+"""The learning rate range test: a suitable learning rate for a network and its images, by one short run.
 
 Source: Smith, "Cyclical learning rates for training neural networks", 2017, section 3.3, with the
 growth, smoothing and stop of Gugger's "How do you find a good learning rate", 2018.
@@ -20,12 +20,12 @@ from vggkit.images.dataset import ImageSample
 from vggkit.models.vgg import VGG
 from vggkit.training.augmentation import Mixing
 from vggkit.training.batches import TrainingBatches, weigh_classes
-from vggkit.training.by_hand import NOTHING, SetByHand
+from vggkit.training.caller_settings import NO_SETTINGS, CallerSettings
 from vggkit.training.recipe import Recipe
 from vggkit.training.train_state import TrainState
 from vggkit.weights.model import Model
 
-KEPT: Final = 0.9
+SMOOTHING: Final = 0.9
 """Share of the losses before in the smoothed loss; about the last ten count."""
 BLOW_UP: Final = 4.0
 """The search is over when the smoothed loss is so many times its lowest."""
@@ -37,7 +37,7 @@ BELOW_LOWEST: Final = 0.1
 
 @dataclass(frozen=True, slots=True)
 class RateSearch:
-    """What a search for a learning rate saw."""
+    """The losses of a search for a learning rate, and its suggestion."""
 
     rates: tuple[float, ...]
     """The rate of each step, rising."""
@@ -61,17 +61,17 @@ def find_learning_rate(
     highest: float = 10.0,
     steps: int = 100,
     class_weights: Tensor | None = None,
-    by_hand: SetByHand = NOTHING,
+    caller_settings: CallerSettings = NO_SETTINGS,
     on_step: Callable[[int, int], None] | None = None,
 ) -> RateSearch:
     """Take one step at each of many learning rates, and suggest the one at which the loss falls steepest.
 
     A copy learns; the given network stays as it is. All the layers that learn at the end of a training
     do. The loss is smoothed, and the slope is taken by the logarithm of the rate. The same arguments
-    give the same answer.
+    give the same result.
 
     Args:
-        network: What is to be trained.
+        network: The network to be trained.
         batches: (images (N, C, H, W), targets) as for `TrainState.compute`; gone through again from the
             start where they end early.
         recipe: Resolved, but for its learning rate.
@@ -80,7 +80,7 @@ def find_learning_rate(
         highest: The last one.
         steps: How many, each at a rate the same factor higher.
         class_weights: (K,), as for `TrainState`.
-        by_hand: As for `TrainState`.
+        caller_settings: As for `TrainState`.
         on_step: Called with the steps that are done, and all of them; a loss that grows ends them early.
     """
     assert 0 < lowest < highest, "the rates rise"
@@ -90,7 +90,7 @@ def find_learning_rate(
         replace(recipe, ema_decay=None),
         device=device,
         class_weights=class_weights,
-        by_hand=by_hand,
+        caller_settings=caller_settings,
     )
     train_state.start_epoch(recipe.epochs)
     coming = _repeat(batches)
@@ -109,10 +109,10 @@ def find_learning_rate(
         loss /= weight
         if not math.isfinite(loss):
             break
-        average = KEPT * average + (1 - KEPT) * loss
+        average = SMOOTHING * average + (1 - SMOOTHING) * loss
         rates.append(rate)
         losses.append(loss)
-        smoothed.append(average / (1 - KEPT ** (number + 1)))  # the average starts at 0, which is no loss
+        smoothed.append(average / (1 - SMOOTHING ** (number + 1)))  # the average starts at 0, which is no loss
         if on_step:
             on_step(number + 1, steps)
         if smoothed[-1] > BLOW_UP * min(smoothed) or not train_state.step(rate, number=number):
@@ -122,7 +122,7 @@ def find_learning_rate(
 
 
 def _repeat(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches, over and over; they are not kept, which would fill the memory."""
+    """The batches, over and over; they are not stored, which would fill the memory."""
     while True:
         count = 0
         for batch in batches:
@@ -133,7 +133,7 @@ def _repeat(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, 
 
 def _suggest(rates: list[float], losses: list[float], smoothed: list[float]) -> tuple[float | None, str]:
     """A rate and a sentence on it; the first steps, whose average is of few losses, count for nothing."""
-    warm = round(1 / (1 - KEPT))
+    warm = round(1 / (1 - SMOOTHING))
     if len(smoothed) < 2 * warm:
         return (
             None,
@@ -165,7 +165,7 @@ def search_learning_rate(
     recipe: Recipe,
     *,
     device: torch.device,
-    by_hand: SetByHand = NOTHING,
+    caller_settings: CallerSettings = NO_SETTINGS,
     on_step: Callable[[int, int], None] | None = None,
 ) -> RateSearch:
     """Look for a learning rate on the batches of a training's first epoch, as the training will see them.
@@ -175,7 +175,7 @@ def search_learning_rate(
         images: To learn from.
         recipe: Resolved, but for its learning rate.
         device: Where to train.
-        by_hand: What the caller set on the network.
+        caller_settings: The settings of the network that training preserves.
         on_step: Called with the steps that are done, and all of them.
 
     Raises BadConfiguration for `trainable=head`, which has no learning rate.
@@ -194,14 +194,14 @@ def search_learning_rate(
         recipe,
         device=device,
         class_weights=weigh_classes(images, classifier.labels) if recipe.balance == "weights" else None,
-        by_hand=by_hand,
+        caller_settings=caller_settings,
         on_step=on_step,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _MixedBatches:
-    """The first epoch's batches, with mixup and CutMix, as often as they are asked for."""
+    """The first epoch's batches, with mixup and CutMix, as often as they are iterated over."""
 
     batches: TrainingBatches
     mixing: Mixing | None

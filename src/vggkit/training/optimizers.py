@@ -1,4 +1,4 @@
-"""What is optimised, by what and how fast: parameter groups, optimizers, learning rate schedules.
+"""Optimizers, their parameter groups, and learning rate schedules.
 
 Whatever precision the network computes in, its weights are updated in float32. Kernels and matrices decay, biases
 and norms do not.
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vggkit.models.vgg import VGG
-from vggkit.training.by_hand import NOTHING, SetByHand
+from vggkit.training.caller_settings import NO_SETTINGS, CallerSettings
 from vggkit.training.parameter_groups import list_groups, list_learning
 from vggkit.training.recipe import Recipe
 
@@ -120,11 +120,11 @@ def learning_rate_at(step: int, *, recipe: Recipe, steps_per_epoch: int) -> floa
             return highest
 
 
-def open_layers(network: VGG, recipe: Recipe, epoch: int, *, by_hand: SetByHand = NOTHING) -> None:
-    """Put the network in the state in which it learns in that epoch.
+def open_layers(network: VGG, recipe: Recipe, epoch: int, *, caller_settings: CallerSettings = NO_SETTINGS) -> None:
+    """Unfreeze the layers that are trained in that epoch, and freeze the others.
 
-    What does not learn needs no gradients, and its batch norm keeps its running statistics: in eval
-    mode, for a frozen layer whose statistics drift is not frozen. What was frozen by hand stays so.
+    Layers that are not trained need no gradients, and their batch norms are in evaluation mode, so that their
+    running statistics do not change either. Parameters that the caller froze stay so.
     """
     network.train()
     network.requires_grad_(False)
@@ -132,9 +132,9 @@ def open_layers(network: VGG, recipe: Recipe, epoch: int, *, by_hand: SetByHand 
         for place in group.modules:
             module = network.get_submodule(place)
             module.requires_grad_(not (recipe.freeze_norm and isinstance(module, nn.BatchNorm2d)))
-    for key in by_hand.frozen:
+    for key in caller_settings.frozen:
         network.get_parameter(key).requires_grad_(False)
-    for name in by_hand.resting:
+    for name in caller_settings.resting:
         network.get_submodule(name).training = False
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:

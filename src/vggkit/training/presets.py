@@ -1,6 +1,6 @@
-"""Recipes that have a name, each with where its figures come from. No torch here.
+"""Named recipes, each with the sources of its values. No torch here.
 
-A preset is where the options of a recipe begin: what is stated beside it wins.
+A preset sets the defaults of a recipe: options that are stated with it take precedence.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ class Preset:
     """A recipe and what it is for."""
 
     recipe: Recipe
-    """How to learn; what it leaves open is chosen as always."""
+    """The recipe; what it leaves open is chosen as for any other."""
     about: str
     """A sentence on what it is for, and on what it differs in from its source."""
 
@@ -27,7 +27,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
             epochs=3,
             schedule="one-cycle",  # Smith and Topin 2018, arXiv 1708.07120: few epochs go furthest with it
         ),
-        "a first answer in minutes: the head alone from given weights, else three epochs",
+        "a first result in minutes: the head alone with loaded weights, else three epochs",
     ),
     "small-images": Preset(
         Recipe(

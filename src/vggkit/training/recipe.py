@@ -73,7 +73,7 @@ class Recipe:
     patience: int | None = None
     """Stop early, after this number of epochs without a lower validation loss."""
     monitor: Monitor = "top1"
-    """Which figure of the validation images chooses the best epoch, whose weights are kept: top1 (then the loss),
+    """Metric of the validation images by which the best epoch is chosen and saved: top1 (then the loss),
     loss, or macro-f1 (then the loss), in which rare classes count as much as frequent ones."""
     label_smoothing: float = 0.0
     """Probability in [0, 1) of the target that is distributed evenly over all classes."""
@@ -125,7 +125,7 @@ class Recipe:
         self._check_together()
 
     def _check_together(self) -> None:
-        """What each value allows by itself may contradict another's."""
+        """Raise BadConfiguration for values that contradict each other."""
 
         def refuse(holds: bool, contradiction: str) -> None:
             if holds:
@@ -133,16 +133,16 @@ class Recipe:
 
         refuse(
             self.step_epochs is not None and self.schedule != "step",
-            f"step_epochs={self.step_epochs} belongs to schedule=step, and schedule is {self.schedule}",
+            f"step_epochs={self.step_epochs} belongs to schedule=step, not to schedule={self.schedule}",
         )
         refuse(
             self.views > 1 and self.trainable not in ("auto", "head"),
-            f"views={self.views} belongs to trainable=head, and trainable is {self.trainable}; "
+            f"views={self.views} belongs to trainable=head, not to trainable={self.trainable}; "
             "elsewhere each epoch has views of its own",
         )
         refuse(
             self.trainable == "gradual" and self.epochs < 2,
-            f"trainable=gradual unfreezes epoch by epoch, and epochs is {self.epochs}; give it 2 or more",
+            f"trainable=gradual unfreezes epoch by epoch, so epochs={self.epochs} is too few; give 2 or more",
         )
         refuse(
             self.balance == "weights" and bool(self.mixup or self.cutmix),
@@ -150,7 +150,7 @@ class Recipe:
         )
         refuse(
             self.optimizer == "adamw" and self.momentum != 0.9,
-            f"momentum={self.momentum} belongs to sgd and muon, and optimizer is adamw",
+            f"momentum={self.momentum} belongs to optimizer=sgd and optimizer=muon, not to optimizer=adamw",
         )
         refuse(
             self.schedule == "one-cycle" and self.warmup_epochs != 1.0,
@@ -166,8 +166,8 @@ class Recipe:
                 value = getattr(self, name)
                 refuse(
                     value != usual,
-                    f"{name}={value} belongs to learning by steps, and trainable=head is solved at once; "
-                    f"leave {name}, or take trainable=top or all",
+                    f"{name}={value} has no effect with trainable=head, whose last layer is solved directly; "
+                    f"leave {name} out, or take trainable=top or all",
                 )
 
     def to_dict(self) -> dict[str, Any]:
@@ -189,7 +189,7 @@ class Recipe:
 def rank_epoch(
     monitor: Monitor, *, val_top1: float, val_loss: float, val_macro_f1: float | None
 ) -> tuple[float, float]:
-    """What is higher for a better epoch, by the monitored figure and then by the loss."""
+    """A value that is higher for a better epoch, by the monitored figure and then by the loss."""
     figures = {"top1": val_top1, "loss": -val_loss, "macro-f1": val_macro_f1 or 0.0}
     return figures[monitor], -val_loss
 

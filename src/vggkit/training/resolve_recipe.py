@@ -17,25 +17,25 @@ FEW: Final = 2_000
 RATES: Final[Mapping[str, tuple[float, float]]] = {"sgd": (0.01, 0.03), "adamw": (3e-4, 1e-3), "muon": (1e-3, 4e-3)}
 """Highest learning rates for a batch of 32 from random weights, without and with batch norm."""
 FROM_WEIGHTS: Final = 0.1
-"""What a rate is multiplied by where the weights are given: they are to be bent, not broken."""
+"""Factor of the learning rate where the weights are loaded, so that they change little."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
-    """What choices depend on: network, data and machine."""
+    """Network, data and machine, on which the choices depend."""
 
     configuration: Configuration
     """The network."""
     preprocessing: Preprocessing
-    """What it is fed."""
+    """Its preprocessing."""
     origin: WeightsOrigin
     """Where its weights come from, and which of them are random."""
     images: int
-    """How many there are to learn from."""
+    """Number of training images."""
     bf16: bool
-    """Whether the machine computes in bfloat16 several times as fast."""
+    """Whether the machine computes several times as fast in bfloat16."""
     frozen: frozenset[str] = frozenset()
-    """Keys of the parameters that were frozen by hand."""
+    """Keys of the parameters that the caller froze (requires_grad=False)."""
 
 
 def resolve_recipe(
@@ -49,7 +49,7 @@ def resolve_recipe(
         choose_batch_size: Gives the batch size, with its reason, for a recipe that is complete but for it and the
             learning rate.
 
-    Raises BadConfiguration for what cannot be learnt.
+    Raises BadConfiguration for a recipe that cannot be carried out.
     """
     reasons: list[str] = []
 
@@ -59,13 +59,13 @@ def resolve_recipe(
         shown = f"{value:g}" if isinstance(value, float) else value
         reasons.append(f"{name.replace('_', ' ')} {shown}: {reason}")
 
-    _check_set_by_hand(recipe, situation)
+    _check_frozen_by_caller(recipe, situation)
     if recipe.trainable == "auto":
         choose("trainable", *_choose_trainable(recipe, situation))
     _check_frozen(recipe, situation)
     if recipe.precision == "auto":
         slow = "this processor or GPU has no fast bfloat16"
-        fast = "computed in bfloat16, which is fast here, and kept in float32"
+        fast = "computed in bfloat16, which is fast here, with master weights in float32"
         choose("precision", *(("bf16", fast) if situation.bf16 else ("fp32", slow)))
     side = situation.preprocessing.crop_pixels
     if recipe.augmentation == "auto":
@@ -90,32 +90,32 @@ def resolve_recipe(
 def _choose_trainable(recipe: Recipe, situation: Situation) -> tuple[str, str]:
     chosen, reason = _choose_unfrozen(recipe, situation)
     if chosen == "head" and _find_frozen(Recipe(trainable="head"), situation):
-        return "all", "the last layer is frozen by hand, and the others learn"
+        return "all", "the last layer is frozen, and the others are trained"
     if chosen == "top" and not _find_open(Recipe(trainable="top", freeze_norm=recipe.freeze_norm), situation):
-        return "all", "the top layers are frozen by hand, and the others learn"
+        return "all", "the top layers are frozen, and the others are trained"
     return chosen, reason
 
 
-def _check_set_by_hand(recipe: Recipe, situation: Situation) -> None:
-    """What is frozen by hand stays so, unless the recipe asks for it."""
+def _check_frozen_by_caller(recipe: Recipe, situation: Situation) -> None:
+    """Parameters that the caller froze stay so; refuse a recipe that would train them."""
     if recipe.trainable != "auto" and (caught := _find_frozen(recipe, situation)):
         raise BadConfiguration(
-            f"trainable={recipe.trainable} asks that {shorten_names(caught, most=3)} learn, frozen by hand "
-            "(requires_grad=False); give it requires_grad_(True), or leave trainable, and it stays frozen"
+            f"trainable={recipe.trainable} would train {shorten_names(caught, most=3)}, which is frozen "
+            "(requires_grad=False); call requires_grad_(True) on it, or leave trainable out to keep it frozen"
         )
     if recipe.views > 1 and _find_frozen(Recipe(trainable="head"), situation):
         raise BadConfiguration(
-            f"views={recipe.views} are for the last layer alone, and that is frozen by hand; leave views, or give "
-            "it requires_grad_(True)"
+            f"views={recipe.views} are for the last layer alone, which is frozen; leave views out, or call "
+            "requires_grad_(True) on it"
         )
     if not _find_open(Recipe(trainable="all", freeze_norm=recipe.freeze_norm), situation):
         raise BadConfiguration(
-            "nothing is left to learn: every parameter is frozen by hand; network.requires_grad_(True) opens them"
+            "nothing can be trained: every parameter is frozen; network.requires_grad_(True) unfreezes them"
         )
 
 
 def _find_frozen(recipe: Recipe, situation: Situation) -> list[str]:
-    """Parameters that the recipe would learn, and that are frozen by hand."""
+    """Parameters that the recipe would train, and that are frozen."""
     return [key for key in list_learnt(situation.configuration, recipe) if key in situation.frozen]
 
 
@@ -125,7 +125,7 @@ def _find_open(recipe: Recipe, situation: Situation) -> list[str]:
 
 
 def _choose_unfrozen(recipe: Recipe, situation: Situation) -> tuple[str, str]:
-    """What learns where nothing is frozen."""
+    """The layers that are trained where nothing is frozen."""
     if recipe.views > 1:
         return "head", "views of an image are made for it"
     if situation.origin.kind == "random":
@@ -136,15 +136,15 @@ def _choose_unfrozen(recipe: Recipe, situation: Situation) -> tuple[str, str]:
         return "all", "a part of the trunk is random"
     stepwise = [name for name, usual in STEPWISE.items() if getattr(recipe, name) != usual]
     if stepwise:
-        return "all", f"{stepwise[0].replace('_', ' ')} was given, which is of learning by steps"
+        return "all", f"{stepwise[0].replace('_', ' ')} was given, which has effect only with training by steps"
     if situation.images > FEW:
-        return "all", f"{situation.images:,} images are enough to bend given weights"
+        return "all", f"{situation.images:,} images are enough to fine-tune loaded weights"
     if _find_random_frozen(situation):
         return (
             "top",
-            f"{situation.images:,} images from given weights, and fully connected layers that are random",
+            f"{situation.images:,} images and loaded weights, and fully connected layers that are random",
         )
-    return "head", f"{situation.images:,} images from given weights; --trainable all learns on by steps"
+    return "head", f"{situation.images:,} images and loaded weights; --trainable all fine-tunes all layers"
 
 
 def _find_random_frozen(situation: Situation) -> list[str]:
@@ -154,17 +154,18 @@ def _find_random_frozen(situation: Situation) -> list[str]:
 
 
 def _check_frozen(recipe: Recipe, situation: Situation) -> None:
-    """What is frozen must be worth something."""
+    """Refuse to freeze layers that are random."""
     if recipe.trainable not in ("head", "top"):
         return
     if situation.origin.kind == "random":
         raise BadConfiguration(
-            f"trainable={recipe.trainable} learns on top of given weights, and these are random; "
+            f"trainable={recipe.trainable} trains on top of loaded weights, and these are random; "
             "give --weights, or take trainable=all"
         )
     if recipe.trainable == "head" and situation.configuration.fully_connected[-1].rank is not None:
         raise BadConfiguration(
-            "trainable=head solves a full last layer, and this network's is two factors; take trainable=top or all"
+            "trainable=head needs a full matrix as the last layer, and this network's is low-rank; "
+            "take trainable=top or all"
         )
     random = _find_random_frozen(situation)
     if recipe.trainable == "top":

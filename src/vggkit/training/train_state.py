@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vggkit.hardware import computes_bf16, derive_seed
 from vggkit.models.vgg import VGG
-from vggkit.training.by_hand import NOTHING, SetByHand
+from vggkit.training.caller_settings import NO_SETTINGS, CallerSettings
 from vggkit.training.optimizers import build_optimizers, name_last_weight, open_layers, scale_rates, set_rate
 from vggkit.training.parameter_groups import list_learnt
 from vggkit.training.recipe import Recipe
@@ -40,7 +40,7 @@ class TrainState:
         feature_scale: Root mean square of what the last layer reads, where it is known and above 1. That layer
             learns as if it read numbers of about 1, as a fresh network's does: else its gradients, which grow
             with what it reads, would leave the others nothing when they are clipped, and its steps break it.
-        by_hand: What the caller set on the network, which training keeps.
+        caller_settings: Settings of the network that training preserves.
     """
 
     def __init__(
@@ -51,10 +51,10 @@ class TrainState:
         device: torch.device,
         class_weights: Tensor | None = None,
         feature_scale: float = 1.0,
-        by_hand: SetByHand = NOTHING,
+        caller_settings: CallerSettings = NO_SETTINGS,
     ) -> None:
         self.network: VGG = network.to(device, memory_format=PLANES)  # type: ignore[call-overload]
-        self.recipe, self.device, self.by_hand = recipe, device, by_hand
+        self.recipe, self.device, self.caller_settings = recipe, device, caller_settings
         self.compute_copy = _copy_in_bfloat16(self.network) if recipe.precision == "bf16" else self.network
         self.average = copy.deepcopy(self.network).requires_grad_(False) if recipe.ema_decay else None
         self._class_weights = None if class_weights is None else class_weights.to(device)
@@ -62,7 +62,7 @@ class TrainState:
         self._autocast = _choose_autocast(device) if recipe.precision == "amp" else None
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._autocast is torch.float16)
 
-        learning = [key for key in list_learnt(network.configuration, recipe) if key not in by_hand.frozen]
+        learning = [key for key in list_learnt(network.configuration, recipe) if key not in caller_settings.frozen]
         whole, working = dict(self.network.named_parameters()), dict(self.compute_copy.named_parameters())
         self._working = [working[key] for key in learning]
         self._whole = [whole[key].detach() for key in learning]
@@ -88,7 +88,7 @@ class TrainState:
 
     def start_epoch(self, epoch: int) -> None:
         """Open the layers that learn in it, counted from 1."""
-        open_layers(self.compute_copy, self.recipe, epoch, by_hand=self.by_hand)
+        open_layers(self.compute_copy, self.recipe, epoch, caller_settings=self.caller_settings)
 
     def weigh(self, targets: Tensor) -> float:
         """What a batch counts in a mean over several: its images, or with class weights the sum of theirs.
@@ -208,9 +208,9 @@ class TrainState:
             found |= {f"average/{key}": value for key, value in self.average.state_dict().items()}
         for key, value in self._stepped.items():
             for optimizer in self.optimizers:
-                for name, kept in optimizer.state.get(value, {}).items():
-                    if isinstance(kept, Tensor):
-                        found[f"optimizer/{key}/{name}"] = kept
+                for name, moment in optimizer.state.get(value, {}).items():
+                    if isinstance(moment, Tensor):
+                        found[f"optimizer/{key}/{name}"] = moment
         found["feature_scale"] = torch.tensor(self.feature_scale, dtype=torch.float64)
         return found | {
             f"scaler/{name}": torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else torch.int64)
@@ -219,7 +219,7 @@ class TrainState:
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Stand where `state` was taken, of a TrainState of the same network and recipe."""
+        """Restore `state`, which a TrainState of the same network and recipe gave."""
         for name, network in (("network", self.network), ("average", self.average)):
             if network is not None:
                 network.load_state_dict({k: state[f"{name}/{k}"] for k in network.state_dict()})
@@ -230,13 +230,13 @@ class TrainState:
             for value in group["params"]
         }
         for key, value in self._stepped.items():
-            kept = owners[id(value)].state[value]
-            kept.clear()
+            moment = owners[id(value)].state[value]
+            moment.clear()
             start = f"optimizer/{key}/"
             for name, given in ((k.removeprefix(start), v) for k, v in state.items() if k.startswith(start)):
                 # As the weights lie in memory: fused steps go through both in one pass.
                 like = value if given.shape == value.shape else given.to(self.device)
-                kept[name] = torch.empty_like(like, dtype=given.dtype).copy_(given)
+                moment[name] = torch.empty_like(like, dtype=given.dtype).copy_(given)
         scaler = {k.removeprefix("scaler/"): v.item() for k, v in state.items() if k.startswith("scaler/")}
         if scaler:
             self._scaler.load_state_dict(scaler)
@@ -249,7 +249,7 @@ class TrainState:
 def _copy_in_bfloat16(network: VGG) -> VGG:
     """The network in bfloat16; its batch norms are the given network's own, in float32."""
     norms = {id(module): module for module in network.modules() if isinstance(module, nn.BatchNorm2d)}
-    copied = copy.deepcopy(network, norms)  # what deepcopy is told to have copied stays shared
+    copied = copy.deepcopy(network, norms)  # modules in deepcopy's memo stay shared
     for module in copied.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.to(torch.bfloat16)

@@ -28,9 +28,10 @@ from vggkit.interruption import Signals
 from vggkit.models.vgg import VGG
 from vggkit.training.augmentation import Mixing
 from vggkit.training.batches import TrainingBatches, weigh_classes
-from vggkit.training.by_hand import NOTHING, SetByHand
+from vggkit.training.caller_settings import NO_SETTINGS, CallerSettings
 from vggkit.training.checkpoint import Checkpoints, Epoch, Progress, measure_macro_f1
-from vggkit.training.estimates import Estimate, describe, estimate_memory, estimate_seconds, spell_duration
+from vggkit.training.durations import Estimate, describe, estimate_seconds, spell_duration
+from vggkit.training.estimates import estimate_memory
 from vggkit.training.guards import Guards, watch_activity
 from vggkit.training.linear_probe import LinearProbe, fit_probe, needs_probe
 from vggkit.training.optimizers import learning_rate_at
@@ -39,7 +40,7 @@ from vggkit.training.train_state import TrainState
 from vggkit.weights.model import Model
 
 MOST_RETURNS: Final = 3
-"""How often a training that diverges returns to the start of the epoch before it gives up."""
+"""How often a training that diverges returns to the start of the epoch before training fails."""
 TOLERATED: Final = 1.3
 """By what an epoch may differ from the estimate before what is left is estimated anew."""
 MENTIONED_SECONDS: Final = 5.0
@@ -52,33 +53,33 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Callbacks:
-    """What is called while a training runs, and how it is stopped."""
+    """The callbacks of a training, and its stop signal."""
 
     on_step: Callable[[str, int, int | None], None] = lambda what, done, total: None
-    """Called with what is being done, how much of it, and of how much."""
+    """Called with the current task, how much of it is done, and of how much."""
     on_epoch: Callable[[tuple[Epoch, ...], VGG], None] = lambda history, network: None
     """Called after each epoch with all epochs so far and the network, as it is to be saved; before the state of
-    the epoch is kept."""
+    the epoch is saved."""
     is_enough: Callable[[Epoch], object] = lambda epoch: False
-    """Called after each epoch, when its state is kept; a true value ends the training with it."""
+    """Called after each epoch, when its state is saved; a true value ends the training."""
     log: Callable[[str], None] = lambda sentence: None
-    """Called with sentences for people."""
+    """Called with messages, as sentences."""
     warn: Callable[[str], None] = lambda sentence: None
-    """Called with sentences on what may spoil the training."""
+    """Called with warnings about the training, as sentences."""
     signals: Signals = field(default_factory=Signals)
-    """Between two steps a training that is asked to stop keeps its state, and raises Stopped."""
+    """A training that is requested to stop saves its state between two steps, and raises Stopped."""
 
 
 @dataclass(frozen=True, slots=True)
 class FitResult:
-    """What a training gave."""
+    """The result of a training."""
 
     history: tuple[Epoch, ...]
     """Every epoch; a linear probe alone is one epoch."""
     best_epoch: int
     """The number of the best one, by the recipe's `monitor`."""
     probe: LinearProbe | None = None
-    """Where the last layer alone was trained, with the logits of each split."""
+    """The linear probe, with the logits of each split, where the last layer alone was trained."""
 
 
 def find_best(history: Sequence[Epoch], monitor: Monitor) -> Epoch:
@@ -95,14 +96,14 @@ class Trainer:
     """Trains a Classifier's network, in place: call `fit`.
 
     Args:
-        classifier: Says what the network is fed, and names the classes.
+        classifier: The network, with its preprocessing and class names.
         splits: Readable images of `train`, to learn from, `val`, to evaluate each epoch on, and perhaps `test`.
         recipe: A resolved recipe.
         device: Where to train.
-        checkpoints: Where states are kept.
-        by_hand: What the caller set on the network, which training keeps.
-        save_seconds: How often a state of the middle of an epoch is kept.
-        callbacks: What is called meanwhile.
+        checkpoints: Where states are saved.
+        caller_settings: Settings of the network that training preserves.
+        save_seconds: How often, in seconds, a state within an epoch is saved.
+        callbacks: Functions that are called during the training.
     """
 
     def __init__(
@@ -113,12 +114,12 @@ class Trainer:
         *,
         device: torch.device,
         checkpoints: Checkpoints,
-        by_hand: SetByHand = NOTHING,
+        caller_settings: CallerSettings = NO_SETTINGS,
         save_seconds: float = 300.0,
         callbacks: Callbacks = Callbacks(),
     ) -> None:
         self.classifier, self.splits, self.recipe = classifier, splits, recipe
-        self.device, self.checkpoints, self.by_hand = device, checkpoints, by_hand
+        self.device, self.checkpoints, self.caller_settings = device, checkpoints, caller_settings
         self.save_seconds, self.callbacks = save_seconds, callbacks
         self.val = splits["val"]
         self.progress = Progress()
@@ -131,14 +132,14 @@ class Trainer:
             state: Every tensor of a training to continue, as `Checkpoints` keeps them; None: a new one.
             progress: How far that was.
 
-        Raises Stopped when asked to stop, BadInput when the loss diverges again and again, BadImage for an
-        image that is gone, BadOutput for a disk that is full; the last state that was kept stays whole.
+        Raises Stopped when requested to stop, BadInput when the loss diverges again and again, BadImage for an
+        image that is gone, BadOutput for a disk that is full; the last saved state stays complete.
         """
         self.progress = progress
         if self.recipe.trainable == "head":
             return self._fit_last_layer()
         feature_scale = 1.0
-        if progress == Progress() and needs_probe(self.classifier, self.by_hand):
+        if progress == Progress() and needs_probe(self.classifier, self.caller_settings):
             if state is None:  # what it begins with, in case it is stopped before the first step
                 self._keep_start()
             state = None
@@ -170,11 +171,11 @@ class Trainer:
 
     def _fit_last_layer(self) -> FitResult:
         """The last layer alone, on features of every image that are computed once."""
-        self._keep_start()  # all that it begins with; what is computed is kept with the features
+        self._keep_start()  # all that it begins with; the features are cached on disk
         self.callbacks.log(describe(None, memory_bytes=self._estimate_memory()))
         probe = self._probe([split for split in self.splits if split in ("train", "val", "test")], epoch=1)
         self.callbacks.on_epoch((probe.epoch,), self.classifier.network)
-        self.callbacks.is_enough(probe.epoch)  # it is the last one, whatever is answered
+        self.callbacks.is_enough(probe.epoch)  # it is the last one, whatever the callback returns
         self.checkpoints.close()
         return FitResult((probe.epoch,), 1, probe)
 
@@ -190,7 +191,7 @@ class Trainer:
         )
 
     def _prepare(self, feature_scale: float) -> None:
-        """What steps are made with."""
+        """Set up everything that steps need: batches, the state, guards."""
         classifier, recipe, train = self.classifier, self.recipe, self.splits["train"]
         self.train_state = TrainState(
             classifier.network,
@@ -198,7 +199,7 @@ class Trainer:
             device=self.device,
             class_weights=weigh_classes(train, classifier.labels) if recipe.balance == "weights" else None,
             feature_scale=feature_scale,
-            by_hand=self.by_hand,
+            caller_settings=self.caller_settings,
         )
         self.batches = TrainingBatches.of(
             recipe, train, labels=classifier.labels, preprocessing=classifier.preprocessing, device=self.device
@@ -233,17 +234,18 @@ class Trainer:
         self.callbacks.on_step("estimating the duration", 0, None)
         fed = self.classifier.preprocessing
         estimate = self._estimate = estimate_seconds(
-            self.train_state, self.splits["train"], self.val, preprocessing=fed, keep_seconds=keep_seconds
+            self.train_state, self.batches, self.val, preprocessing=fed, keep_seconds=keep_seconds
         )
         self.callbacks.log(describe(estimate, memory_bytes=self._estimate_memory()))
 
     def _correct_estimate(self, epoch: Epoch) -> None:
         """After the first epoch, how long the others will take, where that was estimated wrongly."""
         estimate, self._estimate = self._estimate, None
-        left = (self.recipe.epochs - epoch.epoch) * epoch.seconds
-        if estimate is None or left < MENTIONED_SECONDS:
+        if estimate is None:
             return
-        if not 1 / TOLERATED < epoch.seconds / estimate.epoch_seconds < TOLERATED:
+        ratio = epoch.seconds / estimate.first_seconds
+        left = (self.recipe.epochs - epoch.epoch) * estimate.later_seconds * ratio
+        if left >= MENTIONED_SECONDS and not 1 / TOLERATED < ratio < TOLERATED:
             self.callbacks.log(
                 f"by this epoch's {spell_duration(epoch.seconds)}: about {spell_duration(left)} left"
             )
@@ -282,7 +284,7 @@ class Trainer:
         epoch = self.progress.history[-1]
         enough = bool(self.callbacks.is_enough(epoch))
         if enough and epoch.epoch < self.recipe.epochs:
-            self.callbacks.log(f"stopped after epoch {epoch.epoch}, as on_epoch asked for it")
+            self.callbacks.log(f"stopped after epoch {epoch.epoch}, as on_epoch requested")
         return enough
 
     def _is_over(self) -> bool:
@@ -356,13 +358,13 @@ class Trainer:
         predictions = stream_results(
             engine, self.classifier.preprocessing, self.val, batch_size=self.recipe.batch_size or 32
         )
-        for done, answer in enumerate(predictions, start=1):
-            if answer.overflows:
+        for done, prediction in enumerate(predictions, start=1):
+            if prediction.overflows:
                 raise _Diverged(math.nan)
-            if answer.output is None:
-                raise BadImage(f"{answer.problem}; it could be read when the training began")
-            logits.append(answer.output)
-            targets.append(numbers[str(answer.image.label)])
+            if prediction.output is None:
+                raise BadImage(f"{prediction.problem}; it could be read when the training began")
+            logits.append(prediction.output)
+            targets.append(numbers[str(prediction.image.label)])
             self.callbacks.on_step("validate", done, len(self.val))
             self._pause()
         scores, right = torch.from_numpy(np.stack(logits)).double(), torch.tensor(targets)
@@ -386,7 +388,7 @@ class Trainer:
         )
 
     def _pause(self) -> None:
-        """Keep the state where it is time to, and stop where that is asked; between steps only."""
+        """Save the state where it is due, and stop where that is requested; between steps only."""
         stop = self.callbacks.signals.find_stop()
         if self.progress.batches % self.recipe.accumulate and self.progress.batches < len(self.batches):
             return

@@ -1,4 +1,4 @@
-"""A file's tensors under the canonical keys, whatever its dialect; each is read when it is asked for."""
+"""A file's tensors under the canonical keys, whatever its dialect; each is read when it is accessed."""
 
 from collections.abc import Iterator, Mapping
 
@@ -17,7 +17,7 @@ from vggkit.weights.zero_biases import list_zero_biases
 class CanonicalWeights(Mapping[str, Tensor]):
     """The tensors of an open file as a mapping by the canonical keys of a network; nothing is held.
 
-    Keys of the file that are none of this network's stand under their own names.
+    Keys of the file that are not this network's keep their own names.
 
     Args:
         file: The open file.
@@ -30,7 +30,7 @@ class CanonicalWeights(Mapping[str, Tensor]):
     ) -> None:
         self._file = file
         self.sources = dict(examination.sources)
-        """Where each canonical tensor lies; for a network that was asked for of any shape."""
+        """The source of each canonical tensor, whatever its shape."""
         if configuration is not None:
             sheet = examination.lay_out_for(configuration)
             self.sources = dict(sheet.locate(configuration)) if sheet else {}

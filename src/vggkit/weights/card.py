@@ -19,7 +19,7 @@ from vggkit.arguments import demand_path, is_number, plain_number
 from vggkit.errors import BadCheckpoint, BadConfiguration, BadInput, VggkitError
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import Configuration
-from vggkit.weights.formats.detect import HEAD_BYTES, LFS_POINTER, describe_format, tell_format
+from vggkit.weights.formats.detect import HEAD_BYTES, LFS_POINTER, Format, describe_format, tell_format
 from vggkit.weights.origin import WeightsOrigin
 
 FORMAT_VERSION: Final = 5
@@ -27,7 +27,7 @@ FORMAT_VERSION: Final = 5
 5: `origin`, and `images` and `split` for what provenance called `pictures` and `part`."""
 METADATA_KEY: Final = "vggkit"
 INPUT_RANGE: Final = "images"
-"""The name among `activation_ranges` of what the first convolution reads, all of its channels together."""
+"""The name among `activation_ranges` of the input of the first convolution, all of its channels together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +44,15 @@ class Card:
     labels: tuple[str, ...]
     """Class names, in the order of the logits."""
     temperature: float = 1.0
-    """What logits are divided by before they become probabilities, so that these are calibrated."""
+    """Logits are divided by it before the softmax, so that probabilities are calibrated."""
     threshold: float = 0.0
-    """Probability in [0, 1] below which the answer is "unknown"; 0: never."""
+    """Probability in [0, 1] below which the prediction is "unknown"; 0: never."""
     activation_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """Both ends of what each convolution and matrix reads, for int8, by its name; none: not measured."""
+    """Smallest and largest input of each convolution and matrix, for int8, by its name; empty: not measured."""
     origin: WeightsOrigin = field(default_factory=WeightsOrigin)
-    """Where the weights come from; the learning rate of a training and what it trains depend on it."""
+    """Where the weights come from; the learning rate of a training and the layers that it trains depend on it."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    """Where it comes from, for people: data, recipe, metrics, licence of the weights, versions; any JSON values."""
+    """Its origin, for people to read: data, recipe, metrics, licence of the weights, versions; any JSON values."""
 
     def __post_init__(self) -> None:
         for name, kind, hint in (
@@ -152,41 +152,29 @@ class Card:
 
 
 def demand_classifier(given: object, verb: str) -> Card:
-    """The card of the Classifier that a verb is asked with, of its network as it is now.
+    """The card of the Classifier that is passed to a function, of its network as it is now.
 
-    Raises BadInput for anything else, with the line that makes a Classifier of it, and BadConfiguration where the
-    network was changed by hand to what no file can say.
+    Raises BadInput for anything else, with the code that makes a Classifier of it, and BadConfiguration where the
+    network was changed to one that no Configuration describes.
     """
     card = getattr(given, "card", None)
     if isinstance(card, Card):
         return card
     hint = ""
-    if isinstance(given, str | os.PathLike):
-        hint = f"; load it first: vggkit.load({os.fspath(given)!r})"
-    elif isinstance(getattr(given, "configuration", None), Configuration):
+    if isinstance(getattr(given, "configuration", None), Configuration):
         hint = (
             "; make one of a network: vggkit.Classifier(network, labels=[…], preprocessing=vggkit.Preprocessing())"
         )
-    raise BadInput(f"{verb} takes a Classifier, got {type(given).__name__}{hint}")
-
-
-def read_card(path: str | Path) -> Card:
-    """The card of a Classifier's file; raises BadCheckpoint where it is not one."""
-    card = find_card(path)
-    if card is None:
-        raise BadCheckpoint(
-            f"{path}: contains weights alone, without labels and preprocessing; "
-            "start from it with Classifier.create(weights=), or with train --weights on the command line"
-        )
-    return card
+    raise BadInput(f"{verb} takes a Classifier or its place, got {type(given).__name__}{hint}")
 
 
 def find_card(path: str | Path) -> Card | None:
-    """The card in a safetensors file, None where the file is safetensors without one; raises BadCheckpoint."""
+    """The card in a file, None for a file of weights without one; raises BadCheckpoint for any other file."""
     path = demand_path(path)
     if not path.is_file():
         raise BadCheckpoint(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
-    _check_format(path)
+    if _find_format(path) != "safetensors":
+        return None
     try:
         with safe_open(path, framework="numpy") as opened:
             metadata = opened.metadata() or {}
@@ -207,25 +195,19 @@ def parse_card(metadata: Mapping[str, str], path: Path) -> Card | None:
         raise BadCheckpoint(f"{path}: {problem}") from problem
 
 
-def _check_format(path: Path) -> None:
-    """Raise BadCheckpoint, naming it, for a file of another format than a Classifier's."""
+def _find_format(path: Path) -> Format:
+    """The format of a file of weights; raises BadCheckpoint, naming it, for any other file."""
     try:
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
     except OSError as problem:
         raise BadCheckpoint(f"{path}: cannot be read ({problem.strerror or problem})") from problem
     known = tell_format(head)
-    if known == "safetensors":
-        return
     if known is not None:
-        advice = (
-            "vggkit identify reports what it contains; start from it with Classifier.create(weights=), "
-            "or with train --weights on the command line"
-        )
-    elif head.startswith(LFS_POINTER):
+        return known
+    advice = "name a Classifier's .safetensors file, or a run's folder"
+    if head.startswith(LFS_POINTER):
         advice = "run `git lfs pull` where it was cloned"
-    else:
-        advice = "name a Classifier's .safetensors file, or a run's folder"
     raise BadCheckpoint(f"{path}: is {describe_format(head)}, not a Classifier's safetensors file; {advice}")
 
 
@@ -267,13 +249,13 @@ def _check_ranges(activation_ranges: object) -> dict[str, tuple[float, float]]:
 
 
 def read_labels(given: object) -> tuple[str, ...]:
-    """Class names in the order of the logits, from what people have of them.
+    """Class names in the order of the logits, from lists and mappings of them.
 
     Args:
         given: A list, tuple, array or other row of names; or a mapping of names to their numbers or of numbers to
             names, which are 0 to K - 1, in any order.
 
-    Raises BadConfiguration for anything else; what is left open, such as that names differ, `Card` checks.
+    Raises BadConfiguration for anything else; that names differ, and the like, is checked by `Card`.
     """
     if isinstance(given, str | os.PathLike):
         of_file = "names in a file are labels=Path(file).read_text().splitlines()"

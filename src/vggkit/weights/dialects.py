@@ -1,4 +1,4 @@
-"""Dialects of a checkpoint: one network's weights under the keys, and in the layouts, of another way of writing it.
+"""Dialects of a checkpoint: the keys and tensor layouts under which different libraries store the same network.
 
 The canonical keys are our own state dict's, which are torchvision's; every map starts from them.
 No torch here but the tensors that `to_layout` and `from_layout` are given.
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from vggkit.errors import BadConfiguration, UnknownName
-from vggkit.models.configuration import Configuration, FullyConnected, Layer
+from vggkit.models.configuration import Configuration
+from vggkit.models.layer_records import FullyConnected, Layer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,12 +43,12 @@ class Shaped(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where and how a dialect keeps one tensor."""
+    """Where and how a dialect stores one tensor."""
 
     key: str
     """Its key in the file."""
     layout: Layout = "same"
-    """How it lies there."""
+    """Its layout there."""
     grid: int = 1
     """G: side of the map that a matrix reads; 1 for all but the first one of an fc head."""
 
@@ -220,7 +221,7 @@ def _name_trunk_layer(layer: Layer, canonical: str, dialect: Dialect) -> str:
     block, position = layer.name.removeprefix(layer.kind).split("_")
     if dialect == "keras":
         return f"block{block}_{layer.kind}{position}"
-    # `conv3_2` is `features.4.conv2`: each block is followed by its pool, so blocks stand at even positions.
+    # `conv3_2` is `features.4.conv2`: each block is followed by its pool, so blocks have even positions.
     return f"features.{2 * (int(block) - 1)}.{layer.kind}{position}"
 
 
@@ -229,7 +230,7 @@ def _name_connected(fc: FullyConnected, count: int, canonical: str, dialect: Dia
         case "torchvision" | "blocks":
             return canonical
         case "explicit":
-            # Listings written by hand count the fully connected layers from 1.
+            # Hand-written listings count the fully connected layers from 1.
             return f"fc{count}"
         case "caffe":
             return fc.name

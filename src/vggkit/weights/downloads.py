@@ -1,4 +1,4 @@
-"""One file from an address by `torch.hub.download_url_to_file`: its digest checked, there whole or not at all.
+"""Download of one file by `torch.hub.download_url_to_file`: its digest is checked, and it is complete or absent.
 
 torch is imported when something is downloaded, and not before.
 """
@@ -18,17 +18,17 @@ from vggkit.errors import BadDownload, BadOutput
 STALL_SECONDS: Final = 30.0
 """Longest wait for a connection, and for the next byte."""
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
-"""What a disk says, and no network does."""
+"""Error numbers of a disk, which no network raises."""
 
 
 def download(address: str, path: Path, *, digest_prefix: str, progress: bool) -> str:
-    """Bring the file at `address` to `path`; one process at a time.
+    """Download the file at `address` to `path`; one process at a time.
 
     Args:
         address: http or https.
-        path: Where it is to stand; its folder is there.
+        path: The file to write; its folder exists.
         digest_prefix: First hexadecimal digits of its SHA-256, as many as are known.
-        progress: Tell on standard error what comes, in a terminal with torch.hub's bar.
+        progress: Report the download on standard error, in a terminal with torch.hub's bar.
 
     Returns the file's whole SHA-256. Raises BadDownload where the host does not give that file,
     and BadOutput where the place cannot be written to or the disk is full.
@@ -45,24 +45,24 @@ def download(address: str, path: Path, *, digest_prefix: str, progress: bool) ->
         socket.setdefaulttimeout(STALL_SECONDS)  # torch.hub would wait for ever
         bar = progress and sys.stderr.isatty()
         download_url_to_file(address, str(path), hash_prefix=digest_prefix, progress=bar)
-    except urllib.error.HTTPError as answer:
-        with answer:
-            raise BadDownload(f"{address}: {_explain_status(answer.code, str(answer.reason))}") from answer
+    except urllib.error.HTTPError as response:
+        with response:
+            raise BadDownload(f"{address}: {_explain_status(response.code, str(response.reason))}") from response
     except urllib.error.URLError as problem:
         raise BadDownload(f"{address}: cannot be reached ({problem.reason}); is there a network?") from problem
     except RuntimeError as problem:  # the digest
         raise BadDownload(
-            f"{address}: what came is not the published file, whose SHA-256 begins {digest_prefix} ({problem}); "
-            "the connection broke off, or a web page of a proxy or a login came in its place. "
-            "It was thrown away: try again, or from another network"
+            f"{address}: what was received is not the published file, whose SHA-256 begins {digest_prefix} "
+            f"({problem}); the connection broke off, or a proxy or a login sent a web page in its place. "
+            "It was deleted: try again, or from another network"
         ) from problem
     except OSError as problem:
         if problem.errno in FULL or problem.filename is not None:
             raise BadOutput(f"{path}: cannot be written ({problem.strerror or problem})") from problem
         raise BadDownload(f"{address}: the connection broke ({problem})") from problem
     except (HTTPException, ValueError) as problem:  # no HTTP; an address without a host
-        said = " ".join(str(problem).split()) or type(problem).__name__
-        raise BadDownload(f"{address}: gives no file ({said})") from problem
+        message = " ".join(str(problem).split()) or type(problem).__name__
+        raise BadDownload(f"{address}: gives no file ({message})") from problem
     finally:
         socket.setdefaulttimeout(waiting)
         _remove_partials(path)
@@ -87,12 +87,12 @@ def check_digest(path: str | Path, digest_prefix: str) -> str:
 
 
 def _explain_status(code: int, reason: str) -> str:
-    said = f"answered {code} {reason}".strip()
+    status = f"the host responded with {code} {reason}".strip()
     if code in (404, 410):
-        return f"{said}; the file is not there, is the address right?"
+        return f"{status}; the file is not there, is the address right?"
     if code == 429 or code >= 500:
-        return f"{said}; try again later"
-    return f"{said}; the host, or a proxy before it, refuses this machine: try from another network"
+        return f"{status}; try again later"
+    return f"{status}; the host, or a proxy before it, refuses this machine: try from another network"
 
 
 def _remove_partials(path: Path) -> None:

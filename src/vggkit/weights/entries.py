@@ -1,4 +1,4 @@
-"""What the keys and shapes of a weights file say before anything is decided: modules, their kinds, their names.
+"""The modules of a weights file by its keys and shapes: their kinds and the places that their names state.
 
 No torch here. Shape letters: O and I channels (or numbers) out and in, K side of a window.
 """
@@ -12,7 +12,7 @@ from vggkit.weights.dialects import Shaped
 
 ModuleKind = Literal["conv", "linear", "norm", "orphan"]
 
-# A parameter's name at the end of a key, whatever stands between; longer names first.
+# A parameter's name at the end of a key, after any separator; longer names first.
 _PARAMETERS: Final[Mapping[str, str]] = {
     "num_batches_tracked": "num_batches_tracked",
     "running_mean": "running_mean",
@@ -107,10 +107,10 @@ def measure(module: Module, *, channels_last: bool) -> Window | None:
 
 
 Position = tuple[int, ...]
-"""Where a module stands: (index,) in `features`, or (block, position), or (count,) in order."""
+"""The place of a module: (index,) in `features`, or (block, position), or (count,) in order."""
 
 Scheme = Literal["index", "blocks", "units", "names", "keras", "order"]
-"""How names say the place. index: `features.7`. blocks: `features.4.conv2`. units: `features.4.conv`, a
+"""How names state the place. index: `features.7`. blocks: `features.4.conv2`. units: `features.4.conv`, a
 convolution with its norm and ReLU, and each pool counted as one, as MMPretrain has them. names: `conv3_2`.
 keras: `block3_conv2`. order: they do not; the first convolution is the first."""
 
@@ -124,19 +124,19 @@ _TRUNKS: Final[Mapping[Scheme, re.Pattern[str]]] = {
 
 
 def place_by_name(name: str, scheme: Scheme) -> Position | None:
-    """The place that a module's name says under that scheme; None where it says none."""
+    """The place that a module's name states under that scheme; None where it states none."""
     found = _TRUNKS[scheme].fullmatch(name) if scheme in _TRUNKS else None
     if found is None:
         return None
-    said = found.groupdict()
+    groups = found.groupdict()
     match scheme:
         case "index" | "units":
-            return (int(said["at"]),)
+            return (int(groups["at"]),)
         case "blocks":
-            even = int(said["even"])
-            return (even // 2 + 1, int(said["position"])) if even % 2 == 0 else None
+            even = int(groups["even"])
+            return (even // 2 + 1, int(groups["position"])) if even % 2 == 0 else None
         case _:
-            return (int(said["block"]), int(said["position"]))
+            return (int(groups["block"]), int(groups["position"]))
 
 
 _HEADS: Final = (
@@ -148,7 +148,7 @@ _HEADS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class HeadPlace:
-    """Where a fully connected layer stands."""
+    """The place of a fully connected layer."""
 
     position: int
     """From 0."""
@@ -157,15 +157,15 @@ class HeadPlace:
 
 
 def place_heads(names: Sequence[str]) -> dict[str, HeadPlace] | None:
-    """The place of each head module, None where the names do not say it of all of them."""
+    """The place of each head module; None where some name does not state it."""
     found = {}
     counted: list[int] = []
     for name in names:
-        said = next((match for pattern in _HEADS if (match := pattern.fullmatch(name))), None)
+        match = next((each for pattern in _HEADS if (each := pattern.fullmatch(name))), None)
         # `classifier` is a head by itself: an fc beside it is none of its layers.
-        if said is None or (said.re is _HEADS[0]) is not (_HEADS[0].fullmatch(names[0]) is not None):
+        if match is None or (match.re is _HEADS[0]) is not (_HEADS[0].fullmatch(names[0]) is not None):
             return None
-        groups = said.groupdict()
+        groups = match.groupdict()
         if groups.get("count"):
             counted.append(int(groups["count"]))
         found[name] = groups

@@ -1,9 +1,8 @@
-"""The fully connected layers of a file in their order, and what may stand between them. No torch here.
+"""The fully connected layers of a file in order, and the activations that may lie between them. No torch here.
 
-Indices in a Sequential say how much room there is between two matrices. None: no activation stands
-there, and both are one layer. Room for one: a ReLU or a dropout, which no tensor tells apart. More: the
-paper's ReLU and dropout. Names that are no indices say nothing, and a custom forward is assumed to have
-the paper's ReLU.
+Indices in a Sequential show how many modules lie between two matrices. Zero: no activation, and both are one layer.
+One: a ReLU or a dropout, which tensors do not distinguish. More: the paper's ReLU and dropout. Other names show
+nothing, and a custom forward is assumed to have the paper's ReLU.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,12 +35,12 @@ class HeadLayer:
 
 @dataclass(frozen=True, slots=True)
 class HeadReading:
-    """A head as it may have been."""
+    """One possible reading of a head."""
 
     layers: Mapping[HeadPlace, HeadLayer]
     """Its matrices in their places."""
-    said: str = ""
-    """What tells it from the other readings; empty where there is no other."""
+    description: str = ""
+    """How it differs from the other readings; empty where there is no other."""
     joined: str = ""
     """Which matrices are read as one layer, in words; empty where none are."""
 
@@ -55,17 +54,17 @@ def read_heads(
     likeliest one, and are then called unexpected.
 
     Args:
-        connected: The file's matrices, the convolutions that may stand for some, and biases alone.
+        connected: The file's matrices, the convolutions that may be used in their place, and biases alone.
         channels: C that leave the trunk.
         channels_last: Matrices are (I, O).
-        listed: Paths of all of the network's modules, where the file tells them.
+        listed: Paths of all of the network's modules, where the file lists them.
     """
     return list(_Heads(channels, channels_last, tuple(listed)).read(connected))[:_LIMIT_READINGS]
 
 
 @dataclass(frozen=True, slots=True)
 class _Link:
-    """What stands between two matrices: with an activation or without, the likelier first."""
+    """The readings of the gap between two matrices: with an activation or without, the likelier first."""
 
     choices: tuple[bool, ...]
 
@@ -107,7 +106,7 @@ class _Heads:
             yield from self._read_chain(modules, outside=outside, start=start, own=len(chain))
 
     def _place(self, modules: Sequence[Module]) -> dict[HeadPlace, HeadLayer] | None:
-        """By names that say the places, all of one kind."""
+        """By names that state the places, all of one kind."""
         named = place_heads([module.name for module in modules])
         if named is None:
             return None
@@ -180,13 +179,13 @@ class _Heads:
                 for (one, two), link in zip(pairs, links, strict=True)
                 if link == _NOTHING and "bias" in one.keys
             ]
-            said = ", ".join([outside, *open_ones] if outside else open_ones)
-            yield HeadReading(self._group(modules, active, start), said, ", ".join(closed))
+            description = ", ".join([outside, *open_ones] if outside else open_ones)
+            yield HeadReading(self._group(modules, active, start), description, ", ".join(closed))
 
     def _link(self, one: Module, two: Module, room: tuple[int | None, bool], *, crowded: bool) -> _Link:
         places, indexed = room
         if not indexed:
-            # A matrix without a bias is the first factor of a low-rank layer, or stands alone.
+            # A matrix without a bias is the first factor of a low-rank layer, or a layer by itself.
             return _RELU if "bias" in one.keys else _RATHER_NOTHING
         if places == 0:
             # Indices without any room are a list's too, whose forward puts a ReLU between.

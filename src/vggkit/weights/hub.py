@@ -71,7 +71,7 @@ def is_address(path: str | Path) -> bool:
 def pull(address: str | Path) -> Path:
     """The file of the Classifier at `hf://owner/name` or `hf://owner/name@revision`, in the hub's own cache.
 
-    What that cache holds serves where the hub does not answer, and with `VGGKIT_OFFLINE=1`.
+    A file in that cache is used where the hub does not respond, and with `VGGKIT_OFFLINE=1`.
 
     Raises BadCheckpoint where that is not one of ours, BadDownload and MissingExtra.
     """
@@ -85,7 +85,7 @@ def pull(address: str | Path) -> Path:
             f"hf://{repository}: VGGKIT_OFFLINE is set, and the hub's cache on this machine does not hold it; "
             "unset VGGKIT_OFFLINE once, or load the file itself"
         )
-    if not cached:  # one question first, since huggingface_hub asks for half a minute where nobody answers
+    if not cached:  # one request first, since huggingface_hub retries for half a minute where no host responds
         look_at_file(repository, FILE, revision=found[2])
     path = bring_file(repository, FILE, revision=found[2], offline=offline)
     if find_card(path) is None:
@@ -102,7 +102,7 @@ def _spell(address: str | Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """What the hub says about a file."""
+    """A file on the hub, as the hub describes it."""
 
     commit: str
     """The commit that it is of, 40 hexadecimal digits."""
@@ -111,16 +111,16 @@ class HubFile:
 
 
 def look_at_file(repository: str, name: str, *, revision: str | None = None) -> HubFile:
-    """What the hub says about the file `name` of `owner/name`; raises BadDownload and MissingExtra."""
+    """The hub's description of the file `name` of `owner/name`; raises BadDownload and MissingExtra."""
     hub = _import_hub()
     with _explained(f"hf://{repository}", BadDownload):
-        # One question without retries: another host or a user is waiting.
+        # One request without retries: another host or a user is waiting.
         found = hub.get_hf_file_metadata(
             hub.hf_hub_url(repository, name, revision=revision, endpoint=_endpoint()), endpoint=_endpoint()
         )
     if not found.commit_hash or not found.etag:
         raise BadDownload(
-            f"hf://{repository}: {_endpoint() or 'the hub'} does not answer as a Hugging Face hub does"
+            f"hf://{repository}: {_endpoint() or 'the hub'} does not respond as a Hugging Face hub does"
         )
     return HubFile(found.commit_hash, found.etag if len(found.etag) == 64 else None)
 
@@ -140,7 +140,7 @@ def bring_file(
         repository: owner/name.
         name: The file's path in it.
         revision: A branch, tag or commit; None: `main`.
-        folder: Where to put it; None: the hub's own cache, which is used as it is where the hub does not answer.
+        folder: Where to put it; None: the hub's own cache, which is used unchanged where the hub does not respond.
         offline: Look into that cache alone.
         progress: Show huggingface_hub's bar, in a terminal.
 
@@ -198,8 +198,8 @@ def _endpoint() -> str | None:
 
 @contextmanager
 def _explained(address: str, kind: type[VggkitError]) -> Iterator[None]:
-    """Everything that the hub's package raises becomes one sentence for people."""
-    # Its advice about retries would stand between our own lines.
+    """Errors of the hub's package, as one of ours with a one-line message."""
+    # Its messages about retries would appear between our own lines.
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -216,7 +216,7 @@ def _explain(problem: BaseException) -> str:
 
     match problem:
         case errors.GatedRepoError():
-            return f"its owner gives it on request only; ask on its page, then {LOG_IN}"
+            return f"access is on request only; request it on its page, then {LOG_IN}"
         case errors.RevisionNotFoundError():
             return "has no such revision; leave it out, or name a branch, tag or commit"
         case errors.EntryNotFoundError() if not isinstance(problem, errors.LocalEntryNotFoundError):
@@ -228,16 +228,16 @@ def _explain(problem: BaseException) -> str:
         case errors.HfHubHTTPError():
             code = problem.response.status_code
             advice = {401: LOG_IN, 403: f"this account may not; {LOG_IN}", 429: "wait a few minutes"}
-            said = problem.server_message or _first_line(problem)
-            return f"the hub answered {code} ({said}); {advice.get(code, 'try again later')}"
+            message = problem.server_message or _first_line(problem)
+            return f"the hub responded with {code} ({message}); {advice.get(code, 'try again later')}"
         case OSError(errno=errno.ENOSPC):
             return "the disk is full; make room, or name another one in VGGKIT_HOME or HF_HOME"
         case _:  # its HTTP library's own, a protocol that changed
             while problem.__cause__ is not None:
                 problem = problem.__cause__
             host = _endpoint() or "https://huggingface.co"
-            said = f"{host} gave no answer that could be used ({_first_line(problem)})"
-            return f"{said}; see whether there is a network"
+            message = f"{host} gave no response that could be used ({_first_line(problem)})"
+            return f"{message}; see whether there is a network"
 
 
 def _first_line(problem: BaseException) -> str:

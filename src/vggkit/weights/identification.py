@@ -1,21 +1,14 @@
-"""What is known of a file of weights: the record, and the sentence and lines that people read. No torch here."""
+"""The record of what a file of weights contains, and its description in text. No torch here."""
 
-import json
-import re
-from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from math import isqrt
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from vggkit.escaping import escape_controls
-from vggkit.images.preprocessing import CROP_PIXELS, Preprocessing
-from vggkit.models.configuration import PAPER_LETTERS, Configuration, Head, configure
-from vggkit.weights.dialects import Dialect, Shaped
-from vggkit.weights.entries import Module, gather_modules, place_by_name
+from vggkit.images.preprocessing import Preprocessing
+from vggkit.models.configuration import Configuration, Head
+from vggkit.weights.dialects import Dialect
 from vggkit.weights.input_conventions import describe_convention
-from vggkit.weights.layer_matches import Sheet
-from vggkit.weights.layer_matching import Recognition
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,19 +17,23 @@ class Reading:
 
     configuration: Configuration
     """The network."""
-    said: str
-    """What tells it from the other readings, such as `cut at pool2`; empty where there is no other."""
+    description: str
+    """How it differs from the other readings, such as `cut at pool2`; empty where there is no other."""
     load_line: str | None
-    """The line of Python that loads the file so, with `import vggkit as vk`; None where nothing would."""
+    """Python code that loads the file so, with `import vggkit as vk`; None where none would."""
 
     def to_dict(self) -> dict[str, Any]:
         """A value for JSON."""
-        return {"settings": self.configuration.to_dict(), "said": self.said, "load_line": self.load_line}
+        return {
+            "settings": self.configuration.to_dict(),
+            "description": self.description,
+            "load_line": self.load_line,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identification:
-    """What a file of weights is."""
+    """The contents of a file of weights, as `identify` found them."""
 
     path: Path
     """The file."""
@@ -76,20 +73,20 @@ class Identification:
     unexpected: tuple[str, ...] = ()
     """Keys of the file that are none of the network's."""
     preprocessing: Preprocessing | None = None
-    """What the network is to be fed, with its input convention; None: unknown."""
+    """The preprocessing of its images, with the input convention; None: unknown."""
     evidence: str | None = None
-    """Where `preprocessing` is known from: `card`, `metadata` or `fingerprint`."""
+    """The source of `preprocessing`: `card`, `metadata` or `fingerprint`."""
     load_line: str | None = None
-    """The line of Python that loads it, with `import vggkit as vk`; None where nothing would."""
+    """Python code that loads it, with `import vggkit as vk`; None where none would."""
     readings: tuple[Reading, ...] = ()
-    """Every network that its tensors may be of, as activations, pools and cuts have none; this one is the first,
-    unless another was asked for. None where it is no VGG."""
+    """Every network that its tensors may belong to, since activations, pools and cuts have none; this is the first,
+    unless another was requested. None where it is not a VGG."""
     reading: int = 0
-    """Which of them this is."""
+    """The index of this one among the readings."""
 
     @property
     def input_convention(self) -> str | None:
-        """Channel order, range, mean and std in a few words; None: unknown, say `--input-convention`."""
+        """Channel order, range, mean and std in a few words; None: unknown; state `--input-convention`."""
         return describe_convention(self.preprocessing) if self.preprocessing else None
 
     @property
@@ -131,11 +128,11 @@ class Identification:
         return f"{self.path}: {self.verdict}"
 
 
-_UNKNOWN = "unknown, say --input-convention; loading assumes ImageNet's unless preprocessing= is given"
+_UNKNOWN = "unknown, state --input-convention; loading assumes ImageNet's unless preprocessing= is given"
 
 
 def describe_identification(found: Identification) -> str:
-    """The verdict, then the facts that it is based on, a line each."""
+    """The verdict, and a line for each of the facts behind it."""
     lines = [str(found)]
     if found.configuration is not None:
         c = found.configuration
@@ -154,13 +151,16 @@ def describe_identification(found: Identification) -> str:
         "missing": _list(found.missing),
         "misshapen": _list(found.misshapen),
         "unexpected": _list(found.unexpected),
-        "read as": found.readings[found.reading].said if len(found.readings) > 1 else None,
+        "read as": found.readings[found.reading].description if len(found.readings) > 1 else None,
         "load": found.load_line,
     }
     lines += [f"  {name:<14} {value}" for name, value in facts.items() if value is not None]
     for number, reading in enumerate(found.readings if len(found.readings) > 1 else ()):
         if number != found.reading:
-            lines += [f"  {f'or, reading {number}':<14} {reading.said}", f"  {'load':<14} {reading.load_line}"]
+            lines += [
+                f"  {f'or, reading {number}':<14} {reading.description}",
+                f"  {'load':<14} {reading.load_line}",
+            ]
     return "\n".join(map(escape_controls, lines))
 
 
@@ -171,205 +171,3 @@ def _show(name: str) -> str:
 def _list(keys: tuple[str, ...]) -> str | None:
     shown = ", ".join(keys[:6])
     return (shown + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")) or None
-
-
-def name_other_network(entries: Mapping[str, Shaped]) -> str | None:
-    """A known relative of VGG that is another network."""
-    modules, _ = gather_modules(entries)
-    kernels = [module.shapes["weight"] for module in modules if module.kind == "conv"]
-    if kernels[:2] == [(3, 3, 1, 1), (64, 3, 3, 3)]:
-        return (
-            "AdaIN's normalised VGG, which is another network than VGG19: a 1×1 convolution takes the image in, "
-            "the filters are rescaled, and the maps are padded by reflection"
-        )
-    return _name_tiny(modules)
-
-
-def _name_tiny(modules: Sequence[Module]) -> str | None:
-    """CNN Explainer's TinyVGG, which courses teach: two blocks of two convolutions of one width, and one matrix."""
-    kernels = [module.shapes["weight"] for module in modules if module.kind == "conv"]
-    matrices = [module.shapes["weight"] for module in modules if module.kind == "linear"]
-    width = kernels[0][0] if kernels else 0
-    same = [(width, into, 3, 3) for into in (kernels[0][1], *(width,) * 3)] if kernels else []
-    named = any(place_by_name(module.name, "index") for module in modules)
-    if not kernels or kernels != same or len(matrices) != 1 or len(modules) != 5 or named:
-        return None
-    classes, reads = matrices[0]
-    side = isqrt(reads // width)
-    if not side or side * side * width != reads:
-        return None
-    return (
-        f"TinyVGG, as CNN Explainer has it and courses teach it: four 3×3 convolutions of width {width} and one "
-        f"matrix on {side}×{side} maps, for {classes} classes. Its maps come of images of {4 * side + 12} pixels "
-        f"where the convolutions are unpadded, as published, which is another network than any VGG, and of "
-        f"{4 * side} where they are padded; its keys do not say which"
-    )
-
-
-def describe_shapes(entries: Mapping[str, Shaped], sheet: Sheet | None) -> str:
-    """Why the shapes are no VGG's."""
-    modules, _ = gather_modules(entries)
-    kernels = [module for module in modules if module.kind == "conv"]
-    matrices = sum(module.kind == "linear" for module in modules)
-    if not kernels:
-        return f"{len(entries)} tensors without a single convolution ({matrices} matrices)"
-    last = sheet.channels_last if sheet else False
-    sides = sorted({_side(module, last=last) for module in kernels}, reverse=True)
-    first = _side(kernels[0], last=last)
-    counted = f"{len(kernels)} convolution{'s' * (len(kernels) > 1)} of side {', '.join(map(str, sides))}"
-    if first != 3:
-        return f"{counted}, the first {first}×{first} where a VGG's is 3×3, and {matrices} matrices"
-    if sides != [3]:
-        return f"{counted} and {matrices} matrices; a VGG has 3×3 ones, each reading what the one before gives"
-    return f"{counted} and {matrices} matrices, which do not follow on one another as in a VGG of the paper"
-
-
-def _side(module: Module, *, last: bool) -> int:
-    shape = module.shapes["weight"]
-    return shape[0] if last else shape[2]
-
-
-_ORPHAN: Final = re.compile(r".*bias(es)?")
-
-
-def say_verdict(
-    recognition: Recognition,
-    sheet: Sheet | None,
-    *,
-    path: Path,
-    head: str | None,
-    missing: Collection[str],
-    misshapen: Collection[str],
-    unexpected: Collection[str],
-) -> str:
-    """One sentence: `VGG16 (configuration D), not VGG11: 13 convolutions (2+2+3+3+3), fc head, 10 classes`.
-
-    Args:
-        recognition: The network.
-        sheet: The file's modules in their places; None where its keys say all of them.
-        path: The file; where its name claims another VGG, that is said, and nothing else follows from it.
-        head: fc, dense or pool; None where the file has none.
-        missing: Keys that the file lacks.
-        misshapen: Keys of another shape.
-        unexpected: Keys that are none of the network's.
-    """
-    configuration = recognition.configuration
-    places = [layer.name.removeprefix("conv") for layer in configuration.trunk if layer.kind == "conv"]
-    blocks = [place.split("_")[0] for place in places]
-    depths = [str(blocks.count(block)) for block in dict.fromkeys(blocks)]
-    name = f"{_say_model(configuration)}{_say_contrast(configuration, path)}"
-    parts = [f"{name}: {_count(len(places), 'convolution')} ({'+'.join(depths)})"]
-    if configuration.batch_norm:
-        parts.append("batch norm")
-    if configuration.until:
-        parts.append(f"cut at {configuration.until}")
-    listed = sheet.layers if sheet else None
-    if listed is not None and configuration.head != "pool" and listed < len(configuration.trunk):
-        parts.append(f"without {configuration.trunk[-1].name} in its features, which is assumed to follow them")
-    if recognition.alike:
-        parts.append(f"which {', '.join(recognition.alike)} begin with too")
-    parts.append(_say_head(recognition, head))
-    if sheet and sheet.joined:
-        parts.append(f"{sheet.joined}, read as one layer")
-    if recognition.said:
-        parts.append(f"read as {recognition.said}, which its tensors do not determine")
-    if configuration.in_channels != 3:
-        parts.append(_count(configuration.in_channels, "input channel"))
-    if missing:
-        parts.append(f"{_count(len(missing), 'tensor')} missing")
-    if misshapen:
-        parts.append(f"{len(misshapen)} of another shape")
-    if unexpected:
-        orphans = all(map(_ORPHAN.fullmatch, unexpected))
-        bias = ("bias without its kernel", "biases without their kernels")
-        parts.append(_count(len(unexpected), *(bias if orphans else ("unexpected tensor",))))
-    return ", ".join(parts)
-
-
-def _say_head(recognition: Recognition, head: str | None) -> str:
-    configuration = recognition.configuration
-    if head is None:
-        return "no head"
-    if recognition.num_classes is None:
-        return f"{head} head without its last layer"
-    reads = f" on {configuration.statistics.replace('+', ' and ')}" if head == "pool" else ""
-    low = ", low-rank" if configuration.ranks else ""
-    return f"{head} head{reads}{low}, {_count(recognition.num_classes, 'class', 'classes')}"
-
-
-def _say_model(configuration: Configuration) -> str:
-    """`VGG16 (configuration D)`, `VGG16-BN (configuration D with batch norm)`, `a custom VGG`."""
-    model = configuration.model
-    if model == "custom":
-        return "a custom VGG"
-    letter = PAPER_LETTERS[model.removesuffix("_bn")]
-    with_norm = " with batch norm" if model.endswith("_bn") else ""
-    name = model.replace("vgg", "VGG").replace("_bn", "-BN").replace("_lrn", "-LRN").replace("_c", "")
-    return f"{name} (configuration {letter}{with_norm})"
-
-
-def _say_contrast(configuration: Configuration, path: Path) -> str:
-    """`, not VGG11` where the file's name claims it; the name decides nothing else."""
-    claimed = re.search(r"vgg[-_ ]?(11|13|16|19)(?!\d)", path.name.lower())
-    if claimed is None or configuration.model.startswith(f"vgg{claimed[1]}"):
-        return ""
-    return f", not VGG{claimed[1]}"
-
-
-def write_load_line(
-    recognition: Recognition,
-    *,
-    path: Path,
-    is_classifier: bool,
-    missing: Collection[str],
-    others: Collection[str],
-    reading: int | None = None,
-    labelled: bool = False,
-) -> str | None:
-    """The line that makes a Classifier of the file, with `import vggkit as vk`; None where none would.
-
-    Args:
-        recognition: The network.
-        path: The file.
-        is_classifier: It carries a card.
-        missing: Canonical keys that it lacks.
-        others: Its keys that are of another shape, or none of the network's.
-        reading: Which of the file's readings this network is, where there are several; the line says it.
-        labelled: The file keeps the names of the classes.
-    """
-    configuration = recognition.configuration
-    quoted = json.dumps(str(path), ensure_ascii=False)
-    if is_classifier:
-        return None if missing or others else f"clf = vk.load({quoted})"
-    if configuration.in_channels not in (1, 3, 4):
-        return None
-    classes = recognition.num_classes
-    labels = f"[str(k) for k in range({classes})]" if classes else '["ant", "bee"]'
-    labels = f"vk.identify({quoted}).labels" if labelled else labels
-    options = [f"labels={labels}", f"weights={quoted}"]
-    which = f"vk.identify({quoted}).configuration"
-    if reading is not None:
-        which = f"vk.identify({quoted}).readings[{reading}].configuration"
-    if configuration.model != "custom":
-        channels, until = configuration.in_channels, configuration.until
-        plain = configure(
-            configuration.model, num_classes=configuration.num_classes, in_channels=channels, until=until
-        )
-        if (plain == configuration or classes is None) and (reading is None or until is not None):
-            which = f'"{configuration.model}"'
-            options += [f"in_channels={channels}"] if channels != 3 else []
-            options += [f'until="{until}"'] if until else []
-    smallest = configuration.minimum_side
-    if smallest > CROP_PIXELS:
-        options.append(f"preprocessing=vk.Preprocessing(resize_pixels={smallest}, crop_pixels={smallest})")
-    # A pool head is renewed where it is not there, and what lies behind a cut is left.
-    pooled = configuration.head == "pool"
-    lacking = [key for key in missing if not (pooled and key.startswith("classifier."))]
-    renewed = pooled and len(lacking) < len(missing)
-    if lacking or (others and not renewed):
-        options.append("allow_partial=True")
-    return f"clf = vk.Classifier.create({which}, {', '.join(options)})"
-
-
-def _count(number: int, one: str, many: str | None = None) -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"

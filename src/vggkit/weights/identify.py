@@ -1,7 +1,7 @@
-"""What a file of weights really is, by its shapes and not by its name. No torch here.
+"""Identification of a file of weights by its keys and shapes, not by its name. No torch here.
 
-Most files are a network of the paper's table, or one that they state, written in a dialect: then every key and
-shape is one of that network's there, and nothing is left to decide. The others are read layer by layer:
+Most files hold a network of the paper's table, or one that their metadata states, in a known dialect: then all keys
+and shapes agree, and nothing is left to determine. The others are read layer by layer:
 `layer_matches` puts their modules in the places of a VGG by name or by order, and `layer_matching` lists the
 networks that these shapes may be of.
 """
@@ -19,18 +19,12 @@ from vggkit.weights.card import METADATA_KEY, Card, parse_card
 from vggkit.weights.dialects import Dialect, Place, Source, locate_keys, map_keys
 from vggkit.weights.formats.detect import open_weights
 from vggkit.weights.formats.weight_file import WeightFile
-from vggkit.weights.identification import (
-    Identification,
-    Reading,
-    describe_shapes,
-    name_other_network,
-    say_verdict,
-    write_load_line,
-)
+from vggkit.weights.identification import Identification, Reading
 from vggkit.weights.input_conventions import Evidence, find_evidence, read_statements
 from vggkit.weights.layer_matches import Sheet, lay_out
 from vggkit.weights.layer_matching import Recognition, choose_sheet, list_networks
 from vggkit.weights.locate import locate_model
+from vggkit.weights.verdict import describe_shapes, name_other_network, write_load_line, write_verdict
 from vggkit.weights.zero_biases import list_zero_biases
 
 
@@ -39,7 +33,7 @@ class Examination:
     """An identification, and where each tensor lies; what loading and converting start from."""
 
     identification: Identification
-    """What the file is."""
+    """The identification of the file."""
     file: WeightFile
     """The file, of which keys and shapes are used."""
     card: Card | None = None
@@ -47,7 +41,7 @@ class Examination:
     sources: Mapping[str, Source] = field(default_factory=dict)
     """For each canonical key of the network that the file holds, its source."""
     labels: tuple[str, ...] | None = None
-    """Class names, from a card or from what converting kept of one."""
+    """Class names, from a card or from the metadata of a converted file."""
     chosen: Sheet | None = None
     """The file's modules in their places, as this reading has them; None where its keys say all of them."""
 
@@ -67,7 +61,7 @@ class Examination:
 
 
 def identify(path: str | Path) -> Identification:
-    """What a file of weights really is: by its shapes, never by its name, and without loading it whole.
+    """Identify the network in a file of weights by its shapes, never by its name, and without loading it whole.
 
     Args:
         path: A file, a run's folder, a model's name for its published weights, or `hf://owner/name`.
@@ -84,7 +78,7 @@ def examine(file: WeightFile, *, reading: int = 0) -> Examination:
 
     Args:
         file: The open file.
-        reading: Which of the networks that it may contain is meant, where there are several; see `Identification`.
+        reading: Which of the networks that it may contain is wanted, where there are several; see `Identification`.
 
     Raises BadCheckpoint, and BadConfiguration for a reading that there is not.
     """
@@ -93,17 +87,17 @@ def examine(file: WeightFile, *, reading: int = 0) -> Examination:
     known = _find_known(file, card.configuration if card is not None else statements.configuration)
     if known is not None:
         first = known.sources["features.0.weight"].place, known.sources["features.0.bias"].place.key
-        said = find_evidence(file, first, card, statements)
+        evidence = find_evidence(file, first, card, statements)
         matches = [known]
     else:
         sheets = lay_out(file.entries, file.modules)
-        said = find_evidence(file, sheets[0].first if sheets else None, card, statements)
+        evidence = find_evidence(file, sheets[0].first if sheets else None, card, statements)
         other = name_other_network(file.entries)
         if other is not None and card is None:
             sheets = []
         matches = [
             _Match(found, sheet.locate(found.configuration), _name_dialect(file, sheet), sheet)
-            for sheet, found in list_networks(sheets, card, statements, said.network)
+            for sheet, found in list_networks(sheets, card, statements, evidence.network)
         ]
         if not matches:
             verdict = other or f"not a VGG: {describe_shapes(file.entries, sheets[0] if sheets else None)}"
@@ -114,11 +108,11 @@ def examine(file: WeightFile, *, reading: int = 0) -> Examination:
             "vggkit identify lists them"
         )
     examinations = [
-        _compare(file, match, said, reading=number if len(matches) > 1 else None, card=card)
+        _compare(file, match, evidence, reading=number if len(matches) > 1 else None, card=card)
         for number, match in enumerate(matches)
     ]
     readings = tuple(
-        Reading(match.recognition.configuration, match.recognition.said, each.identification.load_line)
+        Reading(match.recognition.configuration, match.recognition.description, each.identification.load_line)
         for match, each in zip(matches, examinations, strict=True)
     )
     chosen = examinations[reading]
@@ -192,7 +186,7 @@ def _name_dtype(file: WeightFile) -> str | None:
 
 
 def _compare(
-    file: WeightFile, match: _Match, said: Evidence, *, card: Card | None, reading: int | None
+    file: WeightFile, match: _Match, evidence: Evidence, *, card: Card | None, reading: int | None
 ) -> Examination:
     """What the recognised network needs against what the file holds."""
     recognition, sheet, dialect = match.recognition, match.sheet, match.dialect
@@ -210,13 +204,13 @@ def _compare(
         for key, source in located.items()
         if key not in sources
     )
-    labels = said.labels if len(said.labels or ()) == recognition.num_classes else None
+    labels = evidence.labels if len(evidence.labels or ()) == recognition.num_classes else None
     head = configuration.head if any(key.startswith("classifier.") for key in sources) else None
     missing = _name_missing(lacking, configuration, dialect)
     identification = Identification(
         path=file.path,
         is_vgg=True,
-        verdict=say_verdict(
+        verdict=write_verdict(
             recognition,
             sheet,
             path=file.path,
@@ -240,8 +234,8 @@ def _compare(
         missing=missing,
         misshapen=misshapen,
         unexpected=unexpected,
-        preprocessing=said.preprocessing,
-        evidence=said.evidence,
+        preprocessing=evidence.preprocessing,
+        evidence=evidence.evidence,
         load_line=write_load_line(
             recognition,
             path=file.path,
@@ -261,21 +255,21 @@ def _name_dialect(file: WeightFile, sheet: Sheet) -> Dialect | str:
     """The dialect of the keys; `ordered` for names that are none of them."""
     names = [module.name for layer in sheet.head.values() for module in layer.modules]
 
-    def heads(pattern: str) -> bool:
+    def matches(pattern: str) -> bool:
         return all(re.fullmatch(pattern, name) for name in names)
 
     match sheet.scheme:
-        case "index" if heads(r"(.*\.)?classifier\.\d+(\.[01])?"):
+        case "index" if matches(r"(.*\.)?classifier\.\d+(\.[01])?"):
             return "torchvision"
-        case "index" if heads(r"(.*\.)?(pre_logits\.fc[12]|head\.fc)"):
+        case "index" if matches(r"(.*\.)?(pre_logits\.fc[12]|head\.fc)"):
             return "timm"
-        case "blocks" if heads(r"(.*\.)?classifier\.\d+(\.[01])?"):
+        case "blocks" if matches(r"(.*\.)?classifier\.\d+(\.[01])?"):
             return "blocks"
-        case "names" if heads(r"(.*[./])?fc\d+(\.[01])?"):
+        case "names" if matches(r"(.*[./])?fc\d+(\.[01])?"):
             first = sheet.trunk[min(sheet.trunk)]
             plain = first.keys["weight"].endswith(f"{first.name}.weight") and not sheet.channels_last
             return "explicit" if plain and file.container != "npz" else "caffe"
-        case "units" if heads(r"(.*\.)?classifier\.\d+"):
+        case "units" if matches(r"(.*\.)?classifier\.\d+"):
             return "mmpretrain"
         case "keras":
             return "keras"

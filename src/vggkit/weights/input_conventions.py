@@ -1,6 +1,6 @@
 """The input convention of a file's weights: channel order, range, mean and std of what conv1_1 was trained on.
 
-Keys and names cannot tell it. It is stated, or known by a fingerprint of conv1_1, or unknown.
+Keys and names do not state it. It is stated, or known by a fingerprint of conv1_1, or unknown.
 No torch here.
 """
 
@@ -36,7 +36,7 @@ CONVENTIONS: Final[Mapping[str, Preprocessing]] = {
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """Figures that tell one published conv1_1 from all others; rounded sums, from which no filter can be had."""
+    """Rounded sums that identify one published conv1_1; no filter can be computed from them."""
 
     network: str
     """The network that it is of."""
@@ -136,7 +136,7 @@ def find_convention(convention: str | Preprocessing | None) -> Preprocessing | N
 
 
 def describe_convention(preprocessing: Preprocessing) -> str:
-    """What a network is fed in a few words: `BGR 0-255, mean (103.939, 116.779, 123.68), std (1, 1, 1)`."""
+    """The input convention in a few words: `BGR 0-255, mean (103.939, 116.779, 123.68), std (1, 1, 1)`."""
 
     def listed(values: Sequence[float]) -> str:
         return f"({', '.join(f'{value:.6g}' for value in values)})"
@@ -146,12 +146,12 @@ def describe_convention(preprocessing: Preprocessing) -> str:
 
 
 def same_convention(one: Preprocessing, other: Preprocessing) -> bool:
-    """Whether both feed a network alike; resizing and cropping aside."""
+    """Whether both give a network the same values; resizing and cropping aside."""
 
-    def said(p: Preprocessing) -> tuple[Any, ...]:
+    def convention(p: Preprocessing) -> tuple[Any, ...]:
         return (p.channel_order, p.full_value, p.mean, p.std)
 
-    return said(one) == said(other)
+    return convention(one) == convention(other)
 
 
 def turn_convention(source: Preprocessing, *, caffe: bool) -> tuple[Preprocessing, tuple[float, ...]]:
@@ -159,7 +159,7 @@ def turn_convention(source: Preprocessing, *, caffe: bool) -> tuple[Preprocessin
 
     Caffe's and Keras's readers take BGR from 0 to 255, the others RGB from 0 to 1; std becomes 1
     where it can. The mean stays what it was, on the new scale: folded into the bias it would be
-    wrong at the borders, where zero padding stands for the mean itself.
+    wrong at the borders, where zero padding represents the mean.
 
     Args:
         source: What the weights are fed now.
@@ -203,7 +203,7 @@ def _named(preprocessing: Preprocessing) -> Preprocessing:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What is known of the input, and from where."""
+    """The known preprocessing and labels of a file, and their source."""
 
     preprocessing: Preprocessing | None = None
     evidence: str | None = None
@@ -214,7 +214,7 @@ class Evidence:
 def find_evidence(
     file: WeightFile, first: tuple[Place, str] | None, card: Card | None, statements: Statements
 ) -> Evidence:
-    """A card's word before other metadata's, and that before the fingerprint's.
+    """The preprocessing, by the card, else by other metadata, else by the fingerprint.
 
     Args:
         file: The open file.

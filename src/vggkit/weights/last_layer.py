@@ -15,12 +15,12 @@ from vggkit.models.configuration import Configuration
 
 @dataclass(frozen=True, kw_only=True)
 class LastLayer:
-    """What of the weights' last layer serves these labels."""
+    """The rows of the weights' last layer that these labels take."""
 
     rows: tuple[int, ...] | None
     """(K,) the row of each label; None: the weights are of other classes, and the layer is reinitialised."""
-    said: str
-    """Why, in words."""
+    reason: str
+    """Why, in a sentence."""
 
 
 def match_last_layer(
@@ -30,30 +30,30 @@ def match_last_layer(
     configuration: Configuration,
     holds: Sequence[Configuration],
 ) -> LastLayer:
-    """Hold the labels of a network against the classes of the weights that it starts from.
+    """Compare the labels of a network with the classes of the weights that it starts from.
 
     Args:
         labels: The network's, in the order of its logits.
-        known: The classes of the weights, in the order of theirs; None where they name none.
+        known: The classes of the weights, in the order of theirs; None where they state none.
         configuration: The network.
         holds: The networks that the weights may be of; empty: unknown.
     """
     if holds and _place_last(configuration) not in map(_place_last, holds):
-        return LastLayer(rows=None, said="the weights' layer at this place is not their last one")
+        return LastLayer(rows=None, reason="the weights' layer at this place is not their last one")
     if known is None:
         assumed = f"their last layer is assumed to be for {shorten_names(labels)}, in this order"
-        said = f"the weights name no classes; {assumed}"
-        return LastLayer(rows=tuple(range(len(labels))), said=said)
+        reason = f"the weights state no classes; {assumed}"
+        return LastLayer(rows=tuple(range(len(labels))), reason=reason)
     rows = find_rows(labels, known)
     if rows is None:
-        said = f"the weights are of other classes ({shorten_names(known)}) than {shorten_names(labels)}"
-        return LastLayer(rows=None, said=said)
-    said = "the last layer is kept, of the same classes"
+        reason = f"the weights are of other classes ({shorten_names(known)}) than {shorten_names(labels)}"
+        return LastLayer(rows=None, reason=reason)
+    reason = "the last layer is loaded, as the classes are the same"
     if list(rows) != sorted(rows):
-        said = "the last layer is kept, its rows put into the order of these labels"
+        reason = "the last layer is loaded, its rows in the order of these labels"
     if alike := find_lookalikes(known, labels):
-        said += f"; names that differ in case or spaces only are treated as equal ({describe_lookalikes(alike)})"
-    return LastLayer(rows=rows, said=said)
+        reason += f"; names that differ in case or spaces only are treated as equal ({describe_lookalikes(alike)})"
+    return LastLayer(rows=rows, reason=reason)
 
 
 def order_rows(

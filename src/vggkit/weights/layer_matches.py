@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt
 
-from vggkit.models.configuration import Configuration, Layer
+from vggkit.models.configuration import Configuration
+from vggkit.models.layer_records import Layer
 from vggkit.weights.dialects import Layout, Place, Shaped, Source
 from vggkit.weights.entries import (
     HeadPlace,
@@ -38,7 +39,7 @@ class Sheet:
     """Batch norms."""
     head: Mapping[HeadPlace, HeadLayer]
     """Fully connected layers, as matrices or as convolutions."""
-    said: str = ""
+    description: str = ""
     """How the head is read, where it may have been another; empty where there is one reading."""
     joined: str = ""
     """Which of its matrices are read as one layer, in words; empty where none are."""
@@ -180,7 +181,7 @@ def lay_out(entries: Mapping[str, Shaped], listed: Sequence[str] = ()) -> list[S
 
     Args:
         entries: The file's tensors.
-        listed: Paths of all of the network's modules, where the file tells them.
+        listed: Paths of all of the network's modules, where the file lists them.
     """
     modules, _ = gather_modules(entries)
     if not any(module.kind == "conv" for module in modules):
@@ -194,7 +195,7 @@ def lay_out(entries: Mapping[str, Shaped], listed: Sequence[str] = ()) -> list[S
 def _lay_by_names(
     modules: Sequence[Module], keys: tuple[str, ...], last: bool, listed: Sequence[str]
 ) -> list[Sheet]:
-    """By what names say of the places; none where they leave a convolution of the trunk out."""
+    """By the places that the names state; none where a convolution of the trunk has no such place."""
     schemes: tuple[Scheme, ...] = ("index", "blocks", "units", "names", "keras")
     for scheme in schemes:
         trunk, norms, rest = {}, {}, []
@@ -208,7 +209,7 @@ def _lay_by_names(
             elif module.kind == "conv":
                 trunk[place] = module
             else:
-                # In a Sequential each batch norm stands behind its convolution.
+                # In a Sequential each batch norm follows its convolution.
                 norms[(place[0] - 1,) if scheme == "index" else place] = module
         if not trunk:
             continue
@@ -235,7 +236,7 @@ def _lay_by_names(
                     orphans=orphans | alone,
                     strays=_count_strays(connected, reading),
                     keys=keys,
-                    said=reading.said,
+                    description=reading.description,
                     joined=reading.joined,
                     layers=_count_layers(trunk, listed) if scheme == "index" else None,
                 )
@@ -251,7 +252,7 @@ def _out_of(module: Module, last: bool) -> int:
 
 
 def _count_layers(trunk: Mapping[Position, Module], listed: Sequence[str]) -> int | None:
-    """How many modules stand beside the first convolution in its Sequential; None where the file lists none."""
+    """The number of modules in the Sequential of the first convolution; None where the file lists none."""
     start = trunk[min(trunk)].name.rpartition(".")[0] + "."
     places = [name.removeprefix(start) for name in listed if name.startswith(start)]
     numbers = [int(place) for place in places if place.isdigit()]
@@ -290,7 +291,7 @@ def _lay_by_order(
             orphans={},
             strays=_count_strays(connected, reading),
             keys=keys,
-            said=reading.said,
+            description=reading.description,
             joined=reading.joined,
         )
         for reading in readings or [HeadReading({})]

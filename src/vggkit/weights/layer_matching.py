@@ -1,4 +1,4 @@
-"""Which VGGs a file's shapes may be, the likeliest first: the trunk's configuration and its head. No torch here.
+"""The VGGs that have the shapes of a file, the likeliest first: trunk and head. No torch here.
 
 Shape letters: C channels that the head reads, G side of the map it reads, K classes.
 """
@@ -9,7 +9,8 @@ from itertools import pairwise
 from math import isqrt
 
 from vggkit.errors import BadConfiguration
-from vggkit.models.configuration import MODELS, Configuration, Layer, Statistics
+from vggkit.models.configuration import MODELS, Configuration, Statistics
+from vggkit.models.layer_records import Layer
 from vggkit.models.statements import Statements
 from vggkit.weights.card import Card
 from vggkit.weights.entries import HeadPlace, Position, Window
@@ -19,16 +20,16 @@ from vggkit.weights.layer_matches import Sheet, places_of
 
 @dataclass(frozen=True, slots=True)
 class Recognition:
-    """The network that a sheet's shapes are."""
+    """A network that has the shapes of a sheet."""
 
     configuration: Configuration
-    """It; with the paper's own head where the file has none."""
+    """The network; with the paper's own head where the file has none."""
     num_classes: int | None
     """Classes; None where the file has no last layer."""
     alike: tuple[str, ...] = ()
     """Other models whose trunk begins with the same layers, where a cut leaves them open."""
-    said: str = ""
-    """What tells it from the file's other readings; empty where there is no other."""
+    description: str = ""
+    """How it differs from the file's other readings; empty where there is no other."""
 
 
 def list_networks(
@@ -47,14 +48,16 @@ def list_networks(
     for sheet in sheets:
         recognitions = recognize(sheet, hint=hint)
         for each in recognitions:
-            said = ", ".join(part for part in (each.said if len(recognitions) > 1 else "", sheet.said) if part)
+            description = ", ".join(
+                part for part in (each.description if len(recognitions) > 1 else "", sheet.description) if part
+            )
             known = any(each.configuration == other.configuration for _, other in found)
             if not known:
-                found.append((sheet, replace(each, said=said)))
+                found.append((sheet, replace(each, description=description)))
     if len(found) == 1:
-        found = [(sheet, replace(each, said="")) for sheet, each in found]
+        found = [(sheet, replace(each, description="")) for sheet, each in found]
     if stated is not None:
-        # Another head was put on a network that said what its trunk is.
+        # Another head was put on a network whose metadata states its trunk.
         found = [
             (sheet, replace(each, configuration=replace(each.configuration, pooling=stated.pooling)))
             for sheet, each in found
@@ -105,17 +108,17 @@ def recognize(sheet: Sheet, *, hint: str | None = None) -> list[Recognition]:
     rows = [replace(row, in_channels=first.into) for row in MODELS.values() if row.batch_norm is bool(sheet.norms)]
     if (whole := next((row for row in rows if _compare(row, sheet, windows) == (0, 0)), None)) is not None:
         return _end([whole], sheet)
-    begun = [row for row in rows if _begins(row, sheet, windows)] if not sheet.strays else []
+    partial = [row for row in rows if _begins(row, sheet, windows)] if not sheet.strays else []
     # Where models begin alike, the one that is cut most often.
-    begun.sort(key=lambda row: (row.model != hint, row.model.removesuffix("_bn") != "vgg16"))
+    partial.sort(key=lambda row: (row.model != hint, row.model.removesuffix("_bn") != "vgg16"))
     custom = _build_custom(sheet, windows, first.into)
     if custom is not None and sheet.head and not _is_pooled(sheet):
         return [_put_head(custom, sheet)]
-    if begun and not sheet.head:
-        alike = () if hint else tuple(row.model for row in begun[1:])
-        return [_put_head(_cut(begun[0], _find_relu(begun[0], sheet), sheet), sheet, alike)]
-    if begun and _is_pooled(sheet):
-        return _end(begun, sheet, open_models=not hint)
+    if partial and not sheet.head:
+        alike = () if hint else tuple(row.model for row in partial[1:])
+        return [_put_head(_cut(partial[0], _find_relu(partial[0], sheet), sheet), sheet, alike)]
+    if partial and _is_pooled(sheet):
+        return _end(partial, sheet, open_models=not hint)
     if custom is not None:
         return _end([custom], sheet)
     near = [(_compare(row, sheet, windows), row) for row in rows]
@@ -156,13 +159,13 @@ def _end(rows: Sequence[Configuration], sheet: Sheet, *, open_models: bool = Fal
         replace(
             recognition,
             alike=tuple(alike[recognition.configuration.trunk][1:]) if open_models else (),
-            said=_say_end(recognition.configuration),
+            description=_describe_end(recognition.configuration),
         )
         for recognition in ordered
     ]
 
 
-def _say_end(configuration: Configuration) -> str:
+def _describe_end(configuration: Configuration) -> str:
     last = configuration.trunk[-1].name
     text = f"cut at {last}" if configuration.until else f"with {last} at its end"
     return f"{text}, after {', '.join(configuration.lrn_after)} normalised" if configuration.lrn_after else text
@@ -262,7 +265,7 @@ def _depths(sheet: Sheet, sizes: Sequence[Window]) -> list[int] | None:
             for before, after in pairwise(place[0] for place in places):
                 if after - before == step:
                     depths[-1] += 1
-                else:  # a pool stands between; anything else is found out when the places are compared
+                else:  # a pool lies between; other causes are found when the places are compared
                     depths.append(1)
             return depths
         case "order":

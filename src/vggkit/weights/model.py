@@ -1,4 +1,4 @@
-"""A Classifier: a VGG that knows how to feed itself and what its answers mean.
+"""The Model: a VGG with its preprocessing, labels and provenance, in one file.
 
 Shape letters: N images, C channels, K classes.
 """
@@ -14,22 +14,29 @@ from torch import Tensor
 from vggkit.arguments import demand_count
 from vggkit.errors import BadCheckpoint, BadConfiguration
 from vggkit.hardware import derive_seed
-from vggkit.images.preprocessing import Preprocessing, suit_preprocessing
-from vggkit.models.configuration import Configuration, Head, Scheme, configure
+from vggkit.images.preprocessing import Preprocessing, choose_preprocessing
+from vggkit.models.configuration import Configuration, Head, Scheme
+from vggkit.models.configure import configure
 from vggkit.models.structure import check_values
 from vggkit.models.vgg import VGG
-from vggkit.weights.canonical import CanonicalWeights
-from vggkit.weights.card import Card, read_card, read_labels
+from vggkit.weights.card import Card, read_labels
+from vggkit.weights.classifier_file import read_card
 from vggkit.weights.formats.detect import open_weights
-from vggkit.weights.formats.weight_file import WeightFile
-from vggkit.weights.identify import Examination, examine
-from vggkit.weights.last_layer import LastLayer, match_last_layer, order_rows
+from vggkit.weights.identify import examine
+from vggkit.weights.last_layer import match_last_layer
 from vggkit.weights.locate import locate_model
-from vggkit.weights.model_file import LoadedWeights, read_weights, select_weights, write_weights
+from vggkit.weights.model_file import read_weights, write_weights
 from vggkit.weights.origin import WeightsOrigin
 from vggkit.weights.pretrained import fetch
 from vggkit.weights.published import name_imagenet_classes
 from vggkit.weights.published_models import find_published_for
+from vggkit.weights.starting_weights import (
+    adapt_preprocessing,
+    describe_use,
+    find_networks,
+    list_classes,
+    load_starting_weights,
+)
 
 
 class Model:
@@ -41,9 +48,10 @@ class Model:
         network: The VGG; its number of classes is the number of labels.
         labels: Class names in the order of the logits, or a mapping of them to their numbers; see `read_labels`.
         preprocessing: How an image becomes the network's input.
-        temperature: What logits are divided by before they become probabilities.
-        threshold: Probability below which the answer is "unknown"; 0: never.
-        activation_ranges: Both ends of what each convolution and matrix reads, for int8; see `measure_ranges`.
+        temperature: Logits are divided by it before the softmax.
+        threshold: Probability below which the prediction is "unknown"; 0: never.
+        activation_ranges: Smallest and largest input of each convolution and matrix, for int8, as
+            `measure_ranges` gives them.
         origin: Where the weights come from; None: they are random. A training chooses by it what learns, and its
             learning rate.
         provenance: For people: data, recipe, metrics, licence of the weights, versions; any JSON values.
@@ -92,7 +100,7 @@ class Model:
 
     @property
     def card(self) -> Card:
-        """All that its file says but the weights, of the network as it is now: layers changed by hand are followed.
+        """Everything that its file states except the weights, of the network as it is now, changed layers included.
 
         Raises BadConfiguration, naming the module, where no Configuration says what the network computes, or the
         labels are not as many as its classes.
@@ -114,7 +122,7 @@ class Model:
 
     @property
     def configuration(self) -> Configuration:
-        """What the network is now; raises what `card` does."""
+        """The configuration of the network as it is now; raises what `card` does."""
         return self.card.configuration
 
     @property
@@ -129,17 +137,17 @@ class Model:
 
     @property
     def temperature(self) -> float:
-        """What logits are divided by before they become probabilities."""
+        """Logits are divided by it before the softmax."""
         return self._card.temperature
 
     @property
     def threshold(self) -> float:
-        """Probability below which the answer is "unknown"; 0: never."""
+        """Probability below which the prediction is "unknown"; 0: never."""
         return self._card.threshold
 
     @property
     def activation_ranges(self) -> Mapping[str, tuple[float, float]]:
-        """Both ends of what each convolution and matrix reads, for int8; empty where they were not measured."""
+        """Smallest and largest input of each convolution and matrix, for int8; empty if they were not measured."""
         return self._card.activation_ranges
 
     @property
@@ -188,7 +196,7 @@ class Model:
             initialization: Scheme of the random values; see `initialize`.
             allow_partial: Take what fits of `weights`: missing tensors keep random values,
                 unexpected ones are left.
-            seed: The random values depend on it alone; None: on torch's generator as it stands.
+            seed: The random values depend on it alone; None: on the current state of torch's generator.
 
         Raises UnknownName, BadConfiguration, BadCheckpoint and, for published weights, BadDownload.
         """
@@ -200,7 +208,7 @@ class Model:
         if published is not None and published.preprocessing.channels == configuration.in_channels:
             preprocessing = preprocessing or published.preprocessing
         # Fitting together is checked before anything is fetched, and a network of half a gigabyte built.
-        fallback = preprocessing or suit_preprocessing(in_channels=configuration.in_channels)
+        fallback = preprocessing or choose_preprocessing(in_channels=configuration.in_channels)
         Card(configuration=configuration, preprocessing=fallback, labels=labels)
         provenance: dict[str, Any] = {}
         origin = WeightsOrigin()
@@ -214,14 +222,14 @@ class Model:
                 place = weights if isinstance(weights, Mapping) else locate_model(weights)
             with open_weights(place) as file:
                 examination = examine(file)
-                preprocessing = preprocessing or _adapt_preprocessing(examination, configuration.in_channels)
-                known = name_imagenet_classes(labels) if fetched is not None else _list_classes(examination)
+                preprocessing = preprocessing or adapt_preprocessing(examination, configuration.in_channels)
+                known = name_imagenet_classes(labels) if fetched is not None else list_classes(examination)
                 last = match_last_layer(
-                    labels, known, configuration=configuration, holds=_find_networks(examination)
+                    labels, known, configuration=configuration, holds=find_networks(examination)
                 )
-                loaded = _load_from(file, examination, configuration, last, allow_partial=allow_partial)
+                loaded = load_starting_weights(file, examination, configuration, last, allow_partial=allow_partial)
             found = loaded.tensors
-            provenance["weights"] = _report(examination, loaded, last, configuration)
+            provenance["weights"] = describe_use(examination, loaded, last, configuration)
             name = examination.identification.path.name
             origin = WeightsOrigin(kind="loaded", source=name, random_keys=tuple(loaded.random))
         if fetched is not None:
@@ -262,14 +270,14 @@ class Model:
     def calibrate(
         self, *, temperature: float | None = None, threshold: float | None = None, about: Mapping[str, Any]
     ) -> None:
-        """Say how sure answers are; `save` keeps it.
+        """Set the temperature and the threshold of predictions; `save` stores them.
 
         Args:
-            temperature: What logits are to be divided by; None: as it is.
-            threshold: Probability below which the answer is "unknown"; None: as it is.
+            temperature: Logits are divided by it before the softmax; None: unchanged.
+            threshold: Probability below which the prediction is "unknown"; None: unchanged.
             about: What it was found on, for `provenance["calibration"]`.
 
-        Raises BadConfiguration for values that cannot be.
+        Raises BadConfiguration for impossible values.
         """
         _demand_mapping("about", about)
         self.card = replace(
@@ -282,7 +290,7 @@ class Model:
     def keep_ranges(
         self, activation_ranges: Mapping[str, tuple[float, float]], *, about: Mapping[str, Any]
     ) -> None:
-        """Say between which values the network's layers lie, which int8 needs; `save` keeps it.
+        """Set the ranges of the layers' inputs, which int8 needs; `save` stores them.
 
         Args:
             activation_ranges: What `measure_ranges` found.
@@ -302,8 +310,8 @@ class Model:
             path: The file; its folders are made.
             provenance: Entries to set in what is already known, in the file and here.
 
-        A network whose layers were changed by hand is written as what it is now. Raises BadConfiguration where no
-        Configuration says that, as `card` does, BadInput for values that are not finite, and BadOutput.
+        A network whose layers were changed is written as it is now. Raises BadConfiguration where no
+        Configuration describes it, as `card` does, BadInput for values that are not finite, and BadOutput.
         """
         card = self.card
         check_values(self.network)
@@ -325,83 +333,3 @@ class Model:
 def _demand_mapping(name: str, value: object) -> None:
     if not isinstance(value, Mapping):
         raise BadConfiguration(f"{name} must be a mapping, such as {{'data': 'bees'}}; got {value!r:.100}")
-
-
-def _adapt_preprocessing(examination: Examination, in_channels: int) -> Preprocessing | None:
-    """What the file's weights are fed, for so many channels; None where it is unknown."""
-    stated = examination.identification.preprocessing
-    if stated is None or stated.channels == in_channels:
-        return stated
-    if stated.channels != 3 or in_channels not in (1, 4):
-        return None
-    # Filters summed over the channels see grey images on the mean of their scales, and so they do a fourth channel.
-    mean, std = sum(stated.mean) / 3, sum(stated.std) / 3
-    if in_channels == 4:
-        if stated.channel_order != "RGB":
-            return None
-        return replace(stated, channel_order="RGBX", mean=(*stated.mean, mean), std=(*stated.std, std))
-    return replace(stated, channel_order="L", mean=(mean,), std=(std,))
-
-
-def _list_classes(examination: Examination) -> tuple[str, ...] | None:
-    """The classes that a file names, in the order of its logits; None where it names none."""
-    return examination.card.labels if examination.card is not None else examination.labels
-
-
-def _find_networks(examination: Examination) -> list[Configuration]:
-    """The networks that a file may be read as, each with its last layer; none where that is not known."""
-    found = examination.identification
-    if found.head is None or found.num_classes is None or found.configuration is None:
-        return []
-    return [found.configuration, *(reading.configuration for reading in found.readings)]
-
-
-def _load_from(
-    file: WeightFile,
-    examination: Examination,
-    configuration: Configuration,
-    last: LastLayer,
-    *,
-    allow_partial: bool,
-) -> LoadedWeights:
-    found = examination.identification
-    if allow_partial and not found.is_vgg and examination.is_nameless:
-        raise BadCheckpoint(f"{file.path}: is {found.verdict}; no part of it is recognised as a VGG")
-    weights = CanonicalWeights(file, examination, configuration)
-    # A head on a trunk that ends elsewhere reads other numbers, even where there are as many.
-    pooled = configuration.head == "pool" and bool(found.readings)
-    channels = configuration.in_channels
-    ends = [replace(reading.configuration, in_channels=channels).trunk for reading in found.readings]
-    loaded = select_weights(
-        configuration,
-        weights,
-        source=str(file.path),
-        other_classes=last.said if last.rows is None else None,
-        allow_partial=allow_partial,
-        holds=found.verdict,
-        head_fits=not pooled or configuration.trunk in ends,
-    )
-    if last.rows is None:
-        return loaded
-    return replace(loaded, tensors=order_rows(loaded.tensors, configuration, last.rows))
-
-
-def _report(
-    examination: Examination, loaded: LoadedWeights, last: LastLayer, configuration: Configuration
-) -> dict[str, Any]:
-    """What became of every key, for provenance."""
-    found, sheet = examination.identification, examination.lay_out_for(configuration)
-    kept = loaded.reinitialised is None and last.rows is not None
-    reading = {"reading": sheet.said} if sheet is not None and sheet.said else {}
-    return reading | {
-        "file": found.path.name,
-        "dialect": found.dialect,
-        "input_convention": found.input_convention,
-        "taken": len(loaded.tensors),
-        "random": list(loaded.random),
-        "renewed": loaded.reinitialised,
-        "classes": last.said if kept else None,
-        "used": list(loaded.tensors),
-        "missing": list(loaded.missing),
-        "ignored": list(loaded.ignored),
-    }

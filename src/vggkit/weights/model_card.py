@@ -1,4 +1,4 @@
-"""A model card: what a Classifier's own card says, as the README.md of a repository on the hub. No torch here."""
+"""A model card for the hub: the README.md of a repository, written from a Classifier's own card. No torch here."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from vggkit.weights.card import Card
 from vggkit.weights.published import PUBLISHED
 
 LICENCES: Final = {"BSD-3-Clause": "bsd-3-clause", "MIT": "mit", "Apache-2.0": "apache-2.0", "CC0-1.0": "cc0-1.0"}
-"""The hub's names of licences; any other is given as it stands."""
+"""The hub's names of licences; any other is written unchanged."""
 SHOWN_LABELS: Final = 20
 
 
@@ -21,7 +21,7 @@ def write_model_card(card: Card, *, repository: str = "owner/name") -> str:
     Args:
         card: What is known about the Classifier; `provenance["licence"]` states its licence, else
             that of the weights it started from holds.
-        repository: Where it is going to stand.
+        repository: The repository that it is for.
     """
     model, name = card.configuration.model, repository.rpartition("/")[2]
     title = "a VGG" if model == "custom" else model
@@ -31,14 +31,14 @@ def write_model_card(card: Card, *, repository: str = "owner/name") -> str:
         "preprocessing and labels in one file, `model.safetensors`.",
         "## Use it",
         *_uses(card, repository),
-        "## What it answers",
+        "## Classes",
         _describe_metrics(card.provenance),
         f"Classes: {_list_labels(card.labels)}.",
-        "## What it is",
+        "## Network",
         _describe_network(card.configuration),
-        "## What it is fed",
+        "## Preprocessing",
         _describe_preprocessing(card),
-        "## What it was trained on",
+        "## Training data",
         _describe_data(card.provenance),
         "## Licence",
         _describe_licence(card.provenance),
@@ -91,19 +91,19 @@ def _uses(card: Card, repository: str) -> list[str]:
         "```python\n"
         "import vggkit as vk\n\n"
         f'clf = vk.load("hf://{repository}")\n'
-        'for answer in vk.predict(clf, "image.jpg", top=3):\n'
-        "    print(answer.labels, answer.probabilities)\n"
+        'for prediction in vk.predict(clf, "image.jpg", top=3):\n'
+        "    print(prediction.labels, prediction.probabilities)\n"
         "```",
     ]
     if not is_torchvisions(c):
         return [
             *here,
             "Elsewhere: its network is not one of torchvision's or timm's, so that they cannot load it. "
-            f"`vggkit code` writes VGGs as standalone listings; this one is {_say_difference(c)}.",
+            f"`vggkit code` writes VGGs as standalone listings; this one is {_describe_difference(c)}.",
         ]
     return [
         *here,
-        "In torchvision, whose keys these are (feed it as said below):",
+        "In torchvision, whose keys these are (prepare images as described below):",
         "```python\n"
         "from huggingface_hub import hf_hub_download\n"
         "from safetensors.torch import load_file\n"
@@ -131,13 +131,13 @@ def is_torchvisions(configuration: Configuration) -> bool:
     return replace(theirs, num_classes=configuration.num_classes, dropout=configuration.dropout) == configuration
 
 
-def _say_difference(c: Configuration) -> str:
-    said = [f"{c.model} with a {c.head} head" if c.model != "custom" else f"of its own shape with a {c.head} head"]
+def _describe_difference(c: Configuration) -> str:
+    parts = [f"{c.model} with a {c.head} head" if c.model != "custom" else f"of its own shape with a {c.head} head"]
     if c.until:
-        said.append(f"cut after {c.until}")
+        parts.append(f"cut after {c.until}")
     if c.in_channels != 3:
-        said.append(f"for {c.in_channels} channel{'s' * (c.in_channels > 1)}")
-    return ", ".join(said)
+        parts.append(f"for {c.in_channels} channel{'s' * (c.in_channels > 1)}")
+    return ", ".join(parts)
 
 
 def _describe_network(c: Configuration) -> str:
@@ -171,43 +171,43 @@ def _describe_metrics(provenance: Mapping[str, Any]) -> str:
     metrics = _metrics(provenance)
     if not metrics:
         return "It was not measured: its file states no accuracy."
-    said = f"Top-1 accuracy {_percent(metrics['top1'])} ({escape_markdown(_interval(metrics))})"
+    sentence = f"Top-1 accuracy {_percent(metrics['top1'])} ({escape_markdown(_interval(metrics))})"
     if isinstance(metrics.get("top5"), int | float) and metrics["top5"] < 1:
-        said += f", top-5 {_percent(metrics['top5'])}"
-    said += f", on {escape_markdown(_data_name(provenance))}."
+        sentence += f", top-5 {_percent(metrics['top5'])}"
+    sentence += f", on {escape_markdown(_data_name(provenance))}."
     if _find_split(metrics) == "val":
-        said += " The epoch was chosen on the same images, so this estimate is optimistic."
-    return said
+        sentence += " The epoch was chosen on the same images, so this estimate is optimistic."
+    return sentence
 
 
 def _describe_data(provenance: Mapping[str, Any]) -> str:
     data, recipe = _mapping(provenance, "data"), _mapping(provenance, "recipe")
-    said = [f"Images: {escape_markdown(_data_name(provenance))}."]
+    sentences = [f"Images: {escape_markdown(_data_name(provenance))}."]
     images = _mapping(data, "images") or _mapping(data, "pictures")
     if images:
         counts = ", ".join(f"{split} {count}" for split, count in images.items())
-        said.append(f"Splits: {escape_markdown(counts)}.")
+        sentences.append(f"Splits: {escape_markdown(counts)}.")
     if data.get("fingerprint"):
-        said.append(f"Fingerprint of their files: {escape_markdown(str(data['fingerprint']))}.")
+        sentences.append(f"Fingerprint of their files: {escape_markdown(str(data['fingerprint']))}.")
     weights = _mapping(provenance, "weights")
     if weights:
         start = weights.get("published") or weights.get("file") or "another file"
-        said.append(f"It started from the weights of {escape_markdown(str(start))}.")
+        sentences.append(f"It started from the weights of {escape_markdown(str(start))}.")
     if recipe:
         settings = (f"{name} {value}" for name, value in recipe.items() if isinstance(value, str | int | float))
-        said.append(f"Recipe: {escape_markdown(', '.join(settings))}.")
-    return " ".join(said)
+        sentences.append(f"Recipe: {escape_markdown(', '.join(settings))}.")
+    return " ".join(sentences)
 
 
 def _describe_licence(provenance: Mapping[str, Any]) -> str:
     weights = _mapping(provenance, "weights")
-    said = [f"It is under {escape_markdown(_licence(provenance))}."]
+    sentences = [f"It is under {escape_markdown(_licence(provenance))}."]
     if _licence(provenance) == "unknown":
-        said = ["None was stated by its publisher; ask before using it."]
+        sentences = ["Its publisher stated none; ask the publisher before using it."]
     if weights.get("licence"):
         terms = f"{weights['licence']}: {weights.get('terms', 'no more is known')}"
-        said.append(f"It started from weights under {escape_markdown(terms)}.")
-    return " ".join(said)
+        sentences.append(f"It started from weights under {escape_markdown(terms)}.")
+    return " ".join(sentences)
 
 
 def _licence(provenance: Mapping[str, Any]) -> str:
@@ -225,11 +225,11 @@ def _find_split(metrics: Mapping[str, Any]) -> str:
 
 
 def _interval(metrics: Mapping[str, Any]) -> str:
-    said = f"{_find_split(metrics)} split, n = {metrics.get('n', 'unknown')}"
+    text = f"{_find_split(metrics)} split, n = {metrics.get('n', 'unknown')}"
     interval = metrics.get("top1_interval")
     if isinstance(interval, list | tuple) and len(interval) == 2:
-        said += f", 95 % interval {_percent(interval[0])} to {_percent(interval[1])}"
-    return said
+        text += f", 95 % interval {_percent(interval[0])} to {_percent(interval[1])}"
+    return text
 
 
 def _data_name(provenance: Mapping[str, Any]) -> str:

@@ -57,7 +57,7 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedWeights:
-    """What a network starts from, and what became of every key."""
+    """The weights that a network starts from, and how each key was used."""
 
     tensors: Mapping[str, Tensor]
     """The tensors that were loaded, by canonical key."""
@@ -68,7 +68,7 @@ class LoadedWeights:
     ignored: tuple[str, ...]
     """The source's keys that were not used."""
     reinitialised: str | None
-    """What was reinitialised of the source's head, in words; None where it was kept."""
+    """What was reinitialised of the source's head, in words; None where it was loaded."""
 
 
 def select_weights(
@@ -84,7 +84,7 @@ def select_weights(
     """Those of `weights` (canonical keys) that this network starts from, and what could not be loaded.
 
     Strict but for what was requested: other classes reinitialise the last layer, a pool head or a cut
-    reinitialises the head and leaves what lies behind unused, and first filters for three channels are
+    reinitialises the head and leaves what follows unused, and first filters for three channels are
     adapted to `in_channels`.
 
     Args:
@@ -128,7 +128,7 @@ def select_weights(
     if fresh and any(key in loaded for key in _same_layer(fresh)):
         loaded = {key: value for key, value in loaded.items() if key not in _same_layer(fresh)}
     ignored = [key for key in weights if key not in loaded]
-    # A cut leaves what lies behind it, together with the head there. With its own head nothing is left.
+    # A cut leaves what follows it, together with the head there. With its own head nothing is left.
     behind = configuration.head == "pool" and bool(fresh)
     unexpected = [] if behind else [key for key in ignored if key not in expected]
     strange = missing or misshapen or unexpected
@@ -142,19 +142,19 @@ def select_weights(
             f"{'' if allow_partial else '; cut with until= or load what fits with allow_partial=True'}"
         )
     random = tuple(key for key in expected if key not in loaded and not key.endswith("num_batches_tracked"))
-    said = None
+    description = None
     if fresh:
-        said = f"the head, new with {configuration.num_classes} classes"
+        description = f"the head, new with {configuration.num_classes} classes"
         if classes is not None:
-            said = f"the last layer: {classes} classes in the file, {configuration.num_classes} here"
+            description = f"the last layer: {classes} classes in the file, {configuration.num_classes} here"
         if fitted:
-            said = f"the last layer: {other_classes}"
+            description = f"the last layer: {other_classes}"
     return LoadedWeights(
         tensors=loaded,
         random=random,
         missing=(*missing, *(line.split(" ")[0] for line in misshapen)),
         ignored=tuple(ignored),
-        reinitialised=said,
+        reinitialised=description,
     )
 
 

@@ -13,7 +13,7 @@ OriginKind = Literal["random", "loaded", "trained"]
 class WeightsOrigin:
     """Where the weights of a model come from.
 
-    Raises BadConfiguration for values that cannot be.
+    Raises BadConfiguration for impossible values.
 
     >>> WeightsOrigin(kind="loaded", source="vgg16-397923af.pth", random_keys=("classifier.6.weight",)).kind
     'loaded'
@@ -51,7 +51,7 @@ class WeightsOrigin:
 
     @classmethod
     def from_provenance(cls, provenance: Mapping[str, Any]) -> Self:
-        """The record for a file of format 1 to 4, which kept this among its free-form provenance."""
+        """The record for a file of format 1 to 4, which stored this in its free-form provenance."""
         loaded = provenance.get("weights")
         if not isinstance(loaded, Mapping):
             loaded = {}

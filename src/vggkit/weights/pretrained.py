@@ -1,8 +1,8 @@
 """Published weights on this machine: found, or brought from their hosts and checked. No torch here.
 
 Torchvision's host first; the same values on the Hugging Face hub, as timm publishes them, when it
-fails. Files are kept in `VGGKIT_HOME` (default: the platform's folder for caches); with
-`VGGKIT_OFFLINE=1` nothing is asked of the network. `VGGKIT_TORCHVISION_HOST` and `HF_ENDPOINT`
+fails. Files are stored in `VGGKIT_HOME` (default: the platform's folder for caches); with
+`VGGKIT_OFFLINE=1` the network is not used. `VGGKIT_TORCHVISION_HOST` and `HF_ENDPOINT`
 name mirrors.
 """
 
@@ -44,7 +44,7 @@ class FetchedWeights:
     """What is known about the weights."""
 
     def to_dict(self) -> dict[str, Any]:
-        """What a Classifier's provenance tells of them."""
+        """The entry in a Classifier's provenance."""
         known = self.published
         return {
             "published": f"{known.model}, {known.tag}",
@@ -68,10 +68,10 @@ def fetch(
     Args:
         model: A name of `list_models()`.
         tag: `imagenet`, or `features` (vgg16's trunk alone).
-        folder: Where to look and to keep; None: `find_home()`.
+        folder: Where to look for and to store files; None: `find_home()`.
         progress: Show on standard error what is fetched, and in a terminal how far it has come.
 
-    Raises UnknownName, BadDownload (naming what each host answered, or offline what to put where),
+    Raises UnknownName, BadDownload (naming the response of each host, or offline which file to put where),
     and BadOutput where the folder cannot be written to.
     """
     record = find_published(model, tag=tag)
@@ -79,22 +79,22 @@ def fetch(
     found = _find_here(record, home)
     if found is not None:
         return found
-    by_hand = f"put {record.file} (from {record.url}) or {record.offline_file} into {home}"
+    offline = f"put {record.file} (from {record.url}) or {record.offline_file} into {home}"
     if is_offline():
         raise BadDownload(
-            f"{record.model}: VGGKIT_OFFLINE is set, and its weights are not in {home}; {by_hand}, "
+            f"{record.model}: VGGKIT_OFFLINE is set, and its weights are not in {home}; {offline}, "
             "or unset VGGKIT_OFFLINE"
         )
 
-    def tell() -> None:
+    def report() -> None:
         if progress:
             sys.stderr.write(f"waiting for another process, which fetches {record.file}\n")
 
-    with take_turn(home / f".{record.file}.lock", LONGEST_SECONDS, meanwhile=tell):
-        return _find_here(record, home) or _bring(record, home, by_hand, progress=progress)
+    with take_turn(home / f".{record.file}.lock", LONGEST_SECONDS, meanwhile=report):
+        return _find_here(record, home) or _bring(record, home, offline, progress=progress)
 
 
-def _bring(record: PublishedWeights, home: Path, by_hand: str, *, progress: bool) -> FetchedWeights:
+def _bring(record: PublishedWeights, home: Path, offline: str, *, progress: bool) -> FetchedWeights:
     """The file from torchvision's host, else from the hub."""
     address, path = _address(record), home / record.file
     try:
@@ -102,13 +102,13 @@ def _bring(record: PublishedWeights, home: Path, by_hand: str, *, progress: bool
         return FetchedWeights(path, "torchvision", address, digest, record)
     except BadDownload as first:
         if record.hub_repository is None:
-            raise BadDownload(f"{first}; {by_hand}") from first
+            raise BadDownload(f"{first}; {offline}") from first
         try:
             return _bring_from_hub(record, record.hub_repository, home, progress=progress)
         except (BadDownload, MissingExtra) as second:
             raise BadDownload(
                 f"{record.model}: neither host gave its weights. First {first}. Then {second}. "
-                f"If there is no network: {by_hand}"
+                f"If there is no network: {offline}"
             ) from second
 
 
@@ -121,8 +121,8 @@ def _bring_from_hub(record: PublishedWeights, repository: str, home: Path, *, pr
     if there.sha256 not in (None, digest):
         shutil.rmtree(folder)
         raise BadDownload(
-            f"hf://{repository}: a file came whose SHA-256 begins {digest[:8]}, and the hub itself says "
-            f"{there.sha256[:8]}; it was thrown away, try again"
+            f"hf://{repository}: a file came whose SHA-256 begins {digest[:8]}, and the hub states "
+            f"{there.sha256[:8]}; it was deleted, try again"
         )
     path = home / record.offline_file
     move_file(brought, path)
@@ -140,10 +140,10 @@ def _find_here(record: PublishedWeights, home: Path) -> FetchedWeights | None:
     if (path := home / record.file).is_file():
         digest = check_digest(path, record.digest_prefix)
         return FetchedWeights(path, "torchvision", f"{path}, which was there", digest, record)
-    by_hand = [home / record.offline_file]
-    if record.hub_repository is not None:  # where version 0.1 kept the hub's files
-        by_hand.append(_hub_folder(record.hub_repository, home) / HUB_FILE)
-    for path in by_hand:
+    candidates = [home / record.offline_file]
+    if record.hub_repository is not None:  # where version 0.1 stored the hub's files
+        candidates.append(_hub_folder(record.hub_repository, home) / HUB_FILE)
+    for path in candidates:
         if path.is_file():
             source = f"{path}, which was there"
             return FetchedWeights(path, _read_dialect(path), source, hash_file(path), record)

@@ -52,7 +52,7 @@ class PublishedWeights:
     licence: str = LICENCE
     """SPDX name of the licence they are published under."""
     terms: str = TERMS
-    """What else is to be known before using them."""
+    """Further terms of use."""
     preprocessing: Preprocessing = Preprocessing()  # noqa: RUF009 (frozen)
     """How images are fed to them."""
     recipe: str = RECIPE
@@ -65,7 +65,7 @@ class PublishedWeights:
 
     @property
     def offline_file(self) -> str:
-        """Another name under which a file put into `VGGKIT_HOME` by hand is found."""
+        """Another name under which a file that was put into `VGGKIT_HOME` is found."""
         return f"{self.model}.safetensors" if self.tag == "imagenet" else f"{self.model}-{self.tag}.safetensors"
 
     def to_dict(self) -> dict[str, Any]:

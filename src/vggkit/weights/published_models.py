@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vggkit.weights.formats.weight_file import WeightFile
 
 FOLDER: Final = "classifiers"
-"""Where in `VGGKIT_HOME` the files of Classifiers are kept."""
+"""Where in `VGGKIT_HOME` the files of Classifiers are stored."""
 LONGEST_SECONDS: Final = 1800.0
 """Longest wait for another process that writes the same file."""
 
@@ -118,7 +118,7 @@ def read_published(model: str, configuration: Configuration, *, progress: bool =
 
 
 def _find_places(fetched: FetchedWeights, file: "WeightFile") -> dict[str, Place]:
-    """Where the download keeps each canonical tensor; raises BadCheckpoint for weights of another network."""
+    """Where the download stores each canonical tensor; raises BadCheckpoint for weights of another network."""
     configuration = find_configuration(fetched.published.model)
     found, wrong = {}, []
     places = map_keys(configuration, fetched.dialect)
@@ -159,9 +159,9 @@ def _write_classifier(fetched: FetchedWeights, path: Path) -> None:
             return from_layout(file.read(places[key].key), places[key]) if key in places else torch.zeros(())
 
         pieces = [
-            Piece(key, shape, getattr(torch, file.entries[places[key].key].dtype), partial(read, key))
+            Piece(key, shape, file.entries[places[key].key].dtype, partial(read, key))
             if key in places
-            else Piece(key, shape, torch.int64, partial(read, key))
+            else Piece(key, shape, "int64", partial(read, key))
             for key, shape in card.configuration.state_shapes().items()
         ]
         write_pieces(beside, ".safetensors", pieces, card.to_metadata())

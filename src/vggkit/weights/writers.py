@@ -1,6 +1,7 @@
 """Weights written tensor by tensor: a file is never in memory whole, but for `.pth`, which torch writes.
 
-Each writer takes a path that is its own to fill; `conversion` puts the finished file in its place.
+Each writer takes a path that is its own to fill; `convert` puts the finished file in its place. torch is imported
+when values are written, and not before.
 """
 
 import json
@@ -9,15 +10,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from vggkit.errors import BadConfiguration, MissingExtra
+from vggkit.errors import BadConfiguration, MissingExtra, UnknownName
 from vggkit.weights.dialects import Dialect
+from vggkit.weights.formats.weight_file import DTYPES
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SUFFIXES: Final[Mapping[str, tuple[str, ...]]] = {
     "torchvision": (".safetensors", ".pth", ".pt"),
@@ -30,16 +33,16 @@ SUFFIXES: Final[Mapping[str, tuple[str, ...]]] = {
 """The files that readers of each dialect take; `.weights.h5` is Keras 3's own, `.h5` the one before."""
 
 _SAFETENSORS_NAMES: Final = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
 }
 
 
@@ -51,20 +54,24 @@ class Piece:
     """Its key in the file."""
     shape: tuple[int, ...]
     """Its shape in the file."""
-    dtype: torch.dtype
-    """Its type."""
-    read: Callable[[], Tensor]
+    dtype: str
+    """torch's name of its type."""
+    read: Callable[[], "Tensor"]
     """Gives its values when they are written; any strides."""
 
-    def values(self) -> Tensor:
+    def values(self) -> "Tensor":
         """Its values, contiguous."""
-        value = self.read().to(self.dtype)
+        import torch
+
+        value = self.read().to(getattr(torch, self.dtype))
         assert tuple(value.shape) == self.shape, (self.key, tuple(value.shape), self.shape)
         return value.contiguous()
 
 
 def suffix_of(path: Path, dialect: Dialect) -> str:
-    """Which of the dialect's files that path is by its name; raises BadConfiguration for none of them."""
+    """Which of the dialect's files that path is by its name; raises BadConfiguration for none, and UnknownName."""
+    if dialect not in SUFFIXES:
+        raise UnknownName.of("dialect", dialect, SUFFIXES)
     found = next((suffix for suffix in SUFFIXES[dialect] if path.name.lower().endswith(suffix)), None)
     if found is None:
         raise BadConfiguration(
@@ -94,11 +101,13 @@ def write_pieces(path: Path, suffix: str, pieces: Sequence[Piece], metadata: Map
 
 def _write_safetensors(path: Path, pieces: Sequence[Piece], metadata: Mapping[str, str]) -> None:
     """8 bytes of length, a header of JSON, the values one behind the other; wide types first, to be aligned."""
-    ordered = sorted(pieces, key=lambda piece: -piece.dtype.itemsize)
+    import torch
+
+    ordered = sorted(pieces, key=lambda piece: -DTYPES[piece.dtype])
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     start = 0
     for piece in ordered:
-        end = start + int(np.prod(piece.shape, dtype=np.int64)) * piece.dtype.itemsize
+        end = start + int(np.prod(piece.shape, dtype=np.int64)) * DTYPES[piece.dtype]
         header[piece.key] = {
             "dtype": _SAFETENSORS_NAMES[piece.dtype],
             "shape": list(piece.shape),
@@ -116,6 +125,8 @@ def _write_safetensors(path: Path, pieces: Sequence[Piece], metadata: Mapping[st
 
 def _write_torch(path: Path, pieces: Sequence[Piece], metadata: Mapping[str, str]) -> None:
     """A state dict; the metadata is where torch keeps the versions of a network's modules."""
+    import torch
+
     state = OrderedDict((piece.key, piece.values()) for piece in pieces)
     state._metadata = OrderedDict({"": {"version": 1, **metadata}})  # type: ignore[attr-defined]
     torch.save(state, path)
@@ -124,7 +135,7 @@ def _write_torch(path: Path, pieces: Sequence[Piece], metadata: Mapping[str, str
 def _to_numpy(piece: Piece) -> NDArray[Any]:
     """Its values for formats without bfloat16, whose numbers float32 holds exactly."""
     value = piece.values()
-    array: NDArray[Any] = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    array: NDArray[Any] = (value.float() if piece.dtype == "bfloat16" else value).numpy()
     return array
 
 

@@ -1,10 +1,11 @@
-"""How fast and how accurate each engine and precision is on this machine, with the user's own Classifier.
+"""The speed and accuracy of each engine and precision on this machine, for a user's Classifier.
 
 Shape letters: N images, C channels, H and W pixels.
 """
 
 import importlib.metadata
 import math
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -36,7 +37,7 @@ from vggkit.images.sources.open_dataset import count_images, gather_images
 from vggkit.images.sources.tables import Columns
 from vggkit.inference.bulk import OnProgress
 from vggkit.inference.fingerprint import name_place
-from vggkit.interruption import hear_signals
+from vggkit.interruption import handle_signals
 from vggkit.weights.card import demand_classifier
 from vggkit.weights.locate import locate_model, locate_own_model
 
@@ -55,7 +56,7 @@ PACKAGES: Final = ("vggkit", "torch", "openvino", "onnxruntime")
 
 
 def bench(
-    classifier: "Model | str | Path",
+    model: "Model | str | Path",
     images: ImageSources = (),
     *,
     columns: Columns = Columns(),  # noqa: B008 (frozen)
@@ -69,55 +70,56 @@ def bench(
     """Time every engine and precision that runs here, each in a process of its own, in turn.
 
     Args:
-        classifier: The Classifier, or its file.
-        images: What `predict` takes: every engine computes up to 256 of them, and their predictions are compared;
+        model: A Classifier; or its place: a file, a run's folder, a published model's name such as `vgg16`, or
+            `hf://owner/name`.
+        images: Images, as `predict` takes them: every engine computes up to 256, and predictions are compared;
             activation ranges for int8 are measured on up to 128 others. None: on random numbers only the speed is
             meaningful.
-        columns: What a table's columns are called.
-        batch_sizes: How many images pass together; 1 is always among them.
+        columns: Names of a table's columns.
+        batch_sizes: Numbers of images that pass through the network together; 1 is always among them.
         rounds: Turns of each engine; every figure is their median, beside the least and the most.
         seconds: Of a turn, for each number of images.
         device: `auto`: all there are; `cpu`, `cuda`, `mps`.
-        keep_ranges: Measure the activation ranges that int8 needs on these images, and keep them in the file, or in
-            the Classifier in memory.
-        on_progress: Called with what is being done, how much of it is done, and of how much.
+        keep_ranges: Measure the activation ranges that int8 needs on these images, and store them in the file, or
+            in the Classifier in memory.
+        on_progress: Called with the current task, how much of it is done, and of how much.
 
     Raises BadInput, BadData where no image can be read, BadCheckpoint, BadOutput where ranges cannot be
-    kept, and MissingExtra where they are to be measured without OpenVINO.
+    stored, and MissingExtra where they are to be measured without OpenVINO.
     """
     log = on_progress or (lambda what, done, total: None)
     sizes, rounds, seconds = _check(batch_sizes, rounds, seconds)
     resolve_choice(device)  # one that is not there is refused before any work
     given = [] if isinstance(images, tuple | list) and not images else list(take_sources(images))
     if keep_ranges:
-        _check_keeping(classifier, given)
-    with tempfile.TemporaryDirectory(prefix="vggkit-bench-") as name, hear_signals():
+        _check_keeping(model, given)
+    with tempfile.TemporaryDirectory(prefix="vggkit-bench-") as name, handle_signals():
         folder = Path(name)
-        model = _open(classifier, folder)
-        if keep_ranges and isinstance(classifier, str | Path):
-            demand_writable(model.path)
-        compared, measured, unreadable = _choose(model, given, columns, log) if given else _make_up(model)
+        opened = _open(model, folder)
+        if keep_ranges and isinstance(model, str | os.PathLike):
+            demand_writable(opened.path)
+        compared, measured, unreadable = _choose(opened, given, columns, log) if given else _make_up(opened)
         np.save(folder / "images.npy", np.stack(compared))
-        activation_ranges, problem = model.card.activation_ranges, None
+        activation_ranges, problem = opened.card.activation_ranges, None
         if keep_ranges or not activation_ranges:
             log("measuring activation ranges", 0, None)
             try:
-                activation_ranges = measure_ranges(model, _batch(measured))
+                activation_ranges = measure_ranges(opened, _batch(measured))
             except VggkitError as missing:
                 problem = str(missing)
                 if keep_ranges:
                     raise
         if keep_ranges:
-            _keep(classifier, activation_ranges, about={"data": _name(given), "images": len(measured)})
+            _keep(model, activation_ranges, about={"data": _name(given), "images": len(measured)})
         runs = list_runs(device, problem=problem)
         with start_processes(
-            runs, model=model.path, images=folder / "images.npy", activation_ranges=activation_ranges
+            runs, model=opened.path, images=folder / "images.npy", activation_ranges=activation_ranges
         ):
             run_rounds(runs, sizes, rounds=rounds, seconds=seconds, folder=folder, on_progress=log)
         return Bench(
-            model=name_place(classifier) if isinstance(classifier, str | Path) else "a Classifier in memory",
-            network=model.configuration.model,
-            input_pixels=model.card.preprocessing.crop_pixels,
+            model=name_place(model) if isinstance(model, str | os.PathLike) else "a Classifier in memory",
+            network=opened.configuration.model,
+            input_pixels=opened.card.preprocessing.crop_pixels,
             images=f"{len(compared)} of {_name(given)}" if given else None,
             unreadable=unreadable,
             rounds=rounds,
@@ -136,20 +138,20 @@ def _check(batch_sizes: Sequence[int], rounds: int, seconds: float) -> tuple[tup
     return tuple(sorted({1, *demand_counts("batch_sizes", batch_sizes)})), rounds, seconds
 
 
-def _check_keeping(classifier: "Model | str | Path", given: Sequence[object]) -> None:
-    """Raise BadInput where ranges could not be kept in the end."""
+def _check_keeping(model: "Model | str | Path", given: Sequence[object]) -> None:
+    """Raise BadInput where ranges could not be stored at the end."""
     if not given:
         raise BadInput("ranges are measured on images; name some of those that the Classifier is for")
-    if isinstance(classifier, str | Path):
-        locate_own_model(classifier)
+    if isinstance(model, str | os.PathLike):
+        locate_own_model(model)
 
 
-def _open(classifier: "Model | str | Path", folder: Path) -> ModelFile:
+def _open(model: "Model | str | Path", folder: Path) -> ModelFile:
     """The file that the processes read."""
-    if isinstance(classifier, str | Path):
-        return ModelFile(classifier)
-    demand_classifier(classifier, "bench")
-    classifier.save(folder / "model.safetensors")
+    if isinstance(model, str | os.PathLike):
+        return ModelFile(model)
+    demand_classifier(model, "bench")
+    model.save(folder / "model.safetensors")
     return ModelFile(folder / "model.safetensors")
 
 
@@ -192,20 +194,20 @@ def _batch(images: Sequence[Values]) -> Iterator[Values]:
         yield np.stack(images[first : first + TOGETHER])
 
 
-def _keep(classifier: "Model | str | Path", activation_ranges: Ranges, *, about: dict[str, object]) -> None:
-    if not isinstance(classifier, str | Path):
-        classifier.keep_ranges(activation_ranges, about=about)
+def _keep(model: "Model | str | Path", activation_ranges: Ranges, *, about: dict[str, object]) -> None:
+    if not isinstance(model, str | os.PathLike):
+        model.keep_ranges(activation_ranges, about=about)
         return
     from vggkit.weights.model import Model
 
-    target = locate_model(classifier)
-    kept = Model.load(target)
-    kept.keep_ranges(activation_ranges, about=about)
-    kept.save(target)
+    target = locate_model(model)
+    stored = Model.load(target)
+    stored.keep_ranges(activation_ranges, about=about)
+    stored.save(target)
 
 
 def _name(given: Sequence[object]) -> str:
-    """What images are called."""
+    """The name of the images in the result."""
     places = [str(place) for place in given if isinstance(place, str | Path)]
     return ", ".join(places[:3]) + (" …" if len(places) > 3 else "") if places else "images in memory"
 

@@ -1,12 +1,15 @@
-"""A Classifier for a dataset: its classes, the size of its images, the input that given weights expect."""
+"""Construction of a Classifier for a dataset, by its classes, its image size, and the input of loaded weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from torch import Tensor
+
 from vggkit.images.dataset import ImageDataset, typical_side
-from vggkit.images.preprocessing import FitMode, Preprocessing, suit_preprocessing
-from vggkit.models.configuration import Configuration, Head, Scheme, configure
+from vggkit.images.preprocessing import FitMode, Preprocessing, choose_preprocessing
+from vggkit.models.configuration import Configuration, Head, Scheme
+from vggkit.models.configure import configure
 from vggkit.weights.card import read_entry
 from vggkit.weights.input_conventions import find_convention
 from vggkit.weights.model import Model
@@ -17,7 +20,7 @@ def build_classifier(
     model: str | Configuration = "vgg11",
     *,
     blocks: str | None = None,
-    weights: str | Path | None = None,
+    weights: str | Path | Mapping[str, Tensor] | None = None,
     image_size: int | None = None,
     fit_mode: FitMode | None = None,
     reduced_decoding: bool = False,
@@ -38,20 +41,20 @@ def build_classifier(
         images: Their labels become the classes.
         model: A name of `list_models()`, or a Configuration.
         blocks: Output channels of each convolution in place of the model's, such as `64,64/128,128/256,256`.
-        weights: A file to start from; see `Classifier.create`.
+        weights: A file or a state dict to start from; see `Classifier.create`.
         image_size: Side at which images are fed; None: 224, or with random weights and smaller
             images their own size, rounded to 32.
         fit_mode: `crop`, `pad` or `stretch`; None: the weights' own, or crop.
         reduced_decoding: Large JPEGs are decoded at a smaller scale; see `Preprocessing`.
         in_channels: 3, 1 for grey, or 4.
-        mean: What is subtracted from each channel; none: what the weights expect, or ImageNet's.
-        std: What each channel is divided by; none: as for `mean`.
+        mean: Subtracted from each channel; empty: the weights' own, or ImageNet's.
+        std: Each channel is divided by it; empty: as for `mean`.
         head: None: the model's, or below 128 pixels the pool head (the map is 1×1 to 3×3 there, and
             the paper's head would read up to 49 copies of it).
         dropout: Chance in [0, 1).
         until: Last layer of the trunk.
         initialization: Scheme of the random values.
-        input_convention: What `weights` are fed, where the file does not tell; a name of `CONVENTIONS`.
+        input_convention: The input convention of `weights`, if the file does not state it; a name of `CONVENTIONS`.
         allow_partial: Take what fits of `weights`.
         seed: The random values depend on it alone.
 
@@ -125,7 +128,7 @@ def describe_start(classifier: Model) -> str:
 
 def _resize(convention: Preprocessing | None, image_size: int, in_channels: int) -> Preprocessing:
     """An input convention at a size; None: ImageNet's, or grey."""
-    sized = suit_preprocessing(image_size, in_channels=in_channels)
+    sized = choose_preprocessing(image_size, in_channels=in_channels)
     if convention is None:
         return sized
     return replace(convention, resize_pixels=sized.resize_pixels, crop_pixels=sized.crop_pixels)

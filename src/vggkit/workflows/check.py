@@ -1,28 +1,32 @@
 """Check a dataset before training: unreadable files, leakage, duplicates, class sizes, label errors."""
 
 import hashlib
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import numpy as np
 
 from vggkit.arguments import demand_count
 from vggkit.data_checks import rules
-from vggkit.data_checks.findings import Diagnosis, Finding, Member, Sides
-from vggkit.data_checks.survey import Sighting, survey
+from vggkit.data_checks.copies import Copies, OnProgress, find_copies
+from vggkit.data_checks.findings import Diagnosis, Finding, Member, Sides, write_command
+from vggkit.data_checks.survey import Sighting
 from vggkit.errors import BadData, BadOutput
 from vggkit.files import demand_apart, demand_writable
 from vggkit.images.class_names import shorten_names
 from vggkit.images.dataset import ImageDataset
 from vggkit.images.labelled import LabelledImages
-from vggkit.images.near_duplicates import NearDuplicate, find_near_duplicates
+from vggkit.images.near_duplicates import NearDuplicate
 from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.images.sources.tables import Columns
 from vggkit.weights.card import demand_classifier
+from vggkit.weights.locate import locate_model
+from vggkit.workflows.evaluate import demand_models
 
 if TYPE_CHECKING:
     from vggkit.weights.model import Model
@@ -36,13 +40,10 @@ SAMPLES: Final = 4
 MOST_COMPARED: Final = 20_000
 """Number of images above which a training does not search for near duplicates, which would take minutes."""
 
-OnProgress = Callable[[str, int, int], None]
-"""Called with the name of a step, how much of it is done, and how much it is in all."""
-
 
 def check(
     data: LabelledImages,
-    classifier: "Model | None" = None,
+    model: "Model | str | Path | None" = None,
     *,
     columns: Columns = Columns(),  # noqa: B008 (frozen)
     image_size: int | None = None,
@@ -57,8 +58,8 @@ def check(
 
     Args:
         data: A folder, table, archive or name or images from Python, as `open_dataset` takes them.
-        classifier: A Classifier whose features are used to find label errors and outliers: trained on such
-            images or on ImageNet. Its labels do not matter.
+        model: A Classifier whose features are used to find label errors and outliers, or its place, as `predict`
+            takes it: trained on such images or on ImageNet. Its labels do not matter.
         columns: The names of a table's columns.
         image_size: Side in pixels of the network input; None: that of the Classifier, or 224.
         device: Where the Classifier runs: `auto`, `cpu`, `cuda`, `mps`.
@@ -69,15 +70,19 @@ def check(
     """
     if image_size is not None:
         image_size = demand_count("image_size", image_size)
-    if classifier is not None:
-        demand_classifier(classifier, "check")
+    place = model if isinstance(model, str | os.PathLike) else None
+    if place is not None:
+        demand_models([place])
+    elif model is not None:
+        demand_classifier(model, "check")
     started = time.perf_counter()
     opened = open_dataset(data, columns=columns)
+    classifier = _load(place) if place is not None else cast("Model | None", model)
     seen_pixels = image_size or (classifier.preprocessing.crop_pixels if classifier else 224)
     channels = classifier.preprocessing.decoded_channels if classifier is not None else 3
-    sightings = list(survey(opened, channels=channels, on_progress=_about("reading images", on_progress)))
+    copies = find_copies(opened, channels=channels, on_progress=on_progress)
+    sightings, pairs = copies.sightings, copies.pairs
     counts = count_readable(opened, sightings)
-    pairs = find_near_copies(sightings, on_progress=on_progress)
     found = [
         rules.find_unreadable(sightings),
         rules.find_one_class(opened.labels),
@@ -96,22 +101,23 @@ def check(
     ]
     if classifier is not None:
         found += _check_labels(classifier, sightings, pairs, device=device, on_progress=on_progress)
-    asked = {**asdict(columns), "image_size": image_size}
-    heads = [sighting.head for sighting in sightings if sighting.head is not None]
+    options = list_stated(columns) | ({} if image_size is None else {"image_size": str(image_size)})
+    options |= {} if place is None else {"model": str(place)}
+    headers = [sighting.head for sighting in sightings if sighting.head is not None]
     return Diagnosis(
         data=opened.name,
         counts=counts,
         n=len(sightings),
-        sides=_measure([(head.width, head.height) for head in heads]),
-        formats=dict(Counter(head.format for head in heads).most_common()),
-        modes=dict(Counter(head.mode for head in heads).most_common()),
-        turned=sum(head.orientation > 1 for head in heads),
+        sides=_measure([(head.width, head.height) for head in headers]),
+        formats=dict(Counter(head.format for head in headers).most_common()),
+        modes=dict(Counter(head.mode for head in headers).most_common()),
+        turned=sum(head.orientation > 1 for head in headers),
         image_size=seen_pixels,
         model=str(classifier) if classifier else None,
         findings=tuple(sorted(filter(None, found), key=rules.weigh_finding)),
         seconds=time.perf_counter() - started,
         skipped=opened.skipped,
-        asked={name: str(value) for name, value in asked.items() if value is not None},
+        options=options,
         samples=choose_samples(sightings),
     )
 
@@ -159,6 +165,8 @@ def vet(
     *,
     despite_findings: bool,
     channels: int = 3,
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
+    copies: Copies | None = None,
     log: Callable[[str], None],
     on_progress: OnProgress | None = None,
 ) -> tuple[ImageDataset, dict[str, str]]:
@@ -170,6 +178,8 @@ def vet(
         images: A dataset with the splits `train` and `val`, perhaps more.
         despite_findings: Continue where a class is missing from a split.
         channels: As for `survey`.
+        columns: As for `check`; the command that a message recommends repeats them.
+        copies: What `find_copies` found of these images, in these splits; None: it is called.
         log: Called with a sentence for each finding that matters for a training.
         on_progress: Called with the name of a step, how much of it is done, and how much it is in all.
 
@@ -181,7 +191,8 @@ def vet(
     if (finding := rules.find_combined_labels(images.labels)) is not None:
         more = f" (and {len(finding.cases) - 1:,} more)" if len(finding.cases) > 1 else ""
         log(f"warning: {finding.cases[0].detail}{more}; {finding.advice}")
-    sightings = list(survey(images, channels=channels, on_progress=_about("reading images", on_progress)))
+    copies = copies or find_copies(images, most=MOST_COMPARED, channels=channels, on_progress=on_progress)
+    sightings = copies.sightings
     unreadable = [sighting.problem for sighting in sightings if sighting.problem is not None]
     for problem in unreadable[:MOST_NAMED]:
         log(f"excluded: {problem}")
@@ -204,22 +215,26 @@ def vet(
         label for label, count in count_readable(images, sightings).get("train", {}).items() if count == 1
     ]:
         log(f"warning: only one training image of {shorten_names(single)}")
-    pairs = find_near_copies(sightings, on_progress=on_progress) if len(sightings) <= MOST_COMPARED else []
-    for finding in rules.find_copies(sightings, pairs):
+    for finding in rules.find_copies(sightings, copies.pairs):
         if finding.kind in ("leakage", "contradiction"):
             first = " = ".join(f"{member.path} ({member.label})" for member in finding.cases[0].members[:2])
-            log(
-                f"warning: {finding.summary}, the first {first}; `vggkit check DATA --fix clean.csv` writes a "
-                "table by which no copies are in two splits or two classes"
-            )
-    readable = [sighting for sighting in sightings if sighting.problem is None]
+            advice = finding.advice
+            if all(image.pixels is None for split in images.splits.values() for image in split):
+                fix = write_command("check", images.name, {**list_stated(columns), "fix": "clean.csv"})
+                advice = f"`{fix}` writes a table by which no copies are in two splits or two classes"
+            log(f"warning: {finding.summary}, the first {first}; {advice}")
+    digests = {id(s.image): s.digest + s.label.encode(errors="surrogateescape") for s in sightings if not s.problem}
+    readable = {name: [p for p in split if id(p) in digests] for name, split in images.splits.items()}
     contents = {name: hashlib.sha256() for name in images.splits}
-    for sighting in readable:
-        contents[sighting.split].update(sighting.digest + sighting.label.encode(errors="surrogateescape") + b"\n")
-    return (
-        images.keep({name: [s.image for s in readable if s.split == name] for name in images.splits}),
-        {name: content.hexdigest()[:32] for name, content in contents.items()},
-    )
+    for name, split in readable.items():
+        for image in split:
+            contents[name].update(digests[id(image)] + b"\n")
+    return images.keep(readable), {name: content.hexdigest()[:32] for name, content in contents.items()}
+
+
+def list_stated(columns: Columns) -> dict[str, str]:
+    """What is stated of a table's columns, by the option's name."""
+    return {name: str(value) for name, value in asdict(columns).items() if value is not None}
 
 
 def _demand_readable(images: ImageDataset, sightings: Iterable[Sighting]) -> None:
@@ -250,16 +265,11 @@ def count_readable(images: ImageDataset, sightings: Iterable[Sighting]) -> dict[
     return counts
 
 
-def find_near_copies(
-    sightings: Sequence[Sighting], *, on_progress: OnProgress | None = None
-) -> list[NearDuplicate]:
-    """Near duplicates by their indices among the sightings; exact copies are represented by the first."""
-    numbers = sorted(copies[0] for copies in rules.group_exact(sightings).values())
-    if not numbers:
-        return []
-    descriptions = np.stack([sightings[number].description for number in numbers])  # type: ignore[misc]
-    found = find_near_duplicates(descriptions, on_progress=_about("comparing images", on_progress))
-    return [NearDuplicate(numbers[pair.first], numbers[pair.second], pair.similarity) for pair in found]
+def _load(place: str | Path) -> "Model":
+    # Imports torch, which what is refused before does not need.
+    from vggkit.weights.model import Model
+
+    return Model.load(locate_model(place))
 
 
 def _check_labels(

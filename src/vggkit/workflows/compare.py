@@ -1,4 +1,4 @@
-"""Compare training runs by what their folders contain; torch is not imported."""
+"""Comparison of training runs by their folders; torch is not imported."""
 
 import csv
 import re
@@ -16,7 +16,7 @@ from vggkit.evaluation.evaluation import proportion_interval
 from vggkit.evaluation.predictions import ENDINGS, Predictions
 from vggkit.reports.comparison import ComparedRun, Comparison
 from vggkit.training.recipe import Monitor, rank_epoch
-from vggkit.weights.card import read_card
+from vggkit.weights.classifier_file import read_card
 from vggkit.workflows.run_config import FILE_NAME, RunConfig
 from vggkit.workflows.run_folder import read_run_state
 
@@ -25,10 +25,10 @@ def compare(runs: Sequence[str | Path]) -> Comparison:
     """Compare training runs: their configurations, their metrics, and whether differences are significant.
 
     Args:
-        runs: The folders of runs; a folder that is no run stands for the runs in it.
+        runs: The folders of runs, or folders that contain runs.
 
     Unfinished runs are shown with the best epoch so far. Raises BadCheckpoint for a folder that contains no run,
-    BadInput for an argument that is no list of paths, BadConfiguration where a config.yaml cannot be read.
+    BadInput for anything but a list of paths, BadConfiguration where a config.yaml cannot be read.
     """
     if isinstance(runs, str | PathLike) or not runs:
         raise BadInput("compare takes a list of runs' folders, such as ['runs/vgg11-1', 'runs/vgg11-2']")

@@ -13,7 +13,7 @@ from vggkit.files import write_text
 from vggkit.images.dataset import ImageSample
 from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.inference.predict import Prediction, predict
-from vggkit.reports.run_plots import plot_answers
+from vggkit.reports.run_plots import plot_predictions
 from vggkit.training.recipe import Recipe
 from vggkit.workflows.fit_and_record import TrainingRun
 from vggkit.workflows.train import train
@@ -22,7 +22,7 @@ RECIPE: Final = Recipe(
     epochs=3,
     batch_size=32,
     learning_rate=0.06,
-    schedule="one-cycle",  # Smith and Topin 2018, arXiv:1708.07120: it goes furthest in few epochs
+    schedule="one-cycle",  # Smith and Topin 2018, arXiv:1708.07120: it reaches the highest accuracy in few epochs
     label_smoothing=0.1,
     ema_decay=0.9,
     augmentation="none",
@@ -36,7 +36,7 @@ RECORD: Final = "demo.json"
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """What the demonstration made."""
+    """The results of the demonstration."""
 
     run: TrainingRun
     """The training, and its evaluation on the digits of the test split."""
@@ -75,7 +75,7 @@ def demonstrate(
         chosen.append(ImageSample(str(path), label))
     predictions = predict(run.classifier, chosen, top=3, device=device)
     sheet = out / "predictions.png"
-    plot_answers(chosen, predictions, sheet)
+    plot_predictions(chosen, predictions, sheet)
     written = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
     write_text(out / RECORD, json.dumps({"schema_version": 1, "files": [*written, RECORD]}, indent=2) + "\n")
     return Demonstration(run, tuple(chosen), tuple(predictions), sheet)

@@ -17,7 +17,8 @@ from vggkit.evaluation.metrics import score
 from vggkit.files import demand_writable, name_apart
 from vggkit.images.dataset import ImageDataset
 from vggkit.reports.evaluation_page import Story, suggest_steps, write_report
-from vggkit.weights.card import Card, read_card, read_entry
+from vggkit.weights.card import Card, read_entry
+from vggkit.weights.classifier_file import read_card
 from vggkit.weights.hub import is_address
 from vggkit.weights.locate import locate_model, locate_own_model
 from vggkit.weights.published import find_published
@@ -44,7 +45,7 @@ class Measurement:
     card: Card
     """The card of the first Classifier."""
     messages: tuple[str, ...] = ()
-    """What was stored in the Classifier's file, in sentences."""
+    """Changes to the Classifier's file, in sentences."""
 
     def to_dict(self) -> dict[str, Any]:
         """A value for JSON: for a single Classifier that of its evaluation."""
@@ -90,7 +91,7 @@ def measure(
         device: `auto`, `cpu`, `cuda` or `mps`.
         precision: `fp32`, `bf16`, `int8` or `auto`.
         engine: `auto`, `pytorch`, `openvino` or `onnx`.
-        on_progress: Called with what is being done, the number of evaluated images and of all images.
+        on_progress: Called with the current task, the number of evaluated images and of all images.
 
     Raises the errors of `evaluate` and of loading, and BadInput where calibration is not possible.
     """

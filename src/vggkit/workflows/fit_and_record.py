@@ -1,4 +1,4 @@
-"""Fit, evaluate and write the run's folder: what a new training and a resumed one share."""
+"""Fit, evaluate and write the run's folder: the part that new and resumed trainings share."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ from vggkit.evaluation.protocols import plan_protocol, prepare_engines
 from vggkit.hardware import find_peak_memory
 from vggkit.images.class_names import shorten_names
 from vggkit.images.dataset import ImageDataset, identify_images
-from vggkit.interruption import hear_signals
+from vggkit.interruption import handle_signals
 from vggkit.models.vgg import VGG
 from vggkit.notebook import write_html
 from vggkit.reports.evaluation_page import suggest_steps
@@ -28,7 +28,7 @@ from vggkit.reports.loggers import open_loggers
 from vggkit.reports.plots import PlotEnding
 from vggkit.reports.progress import ProgressLine
 from vggkit.reports.run_plots import plot_strengths
-from vggkit.training.by_hand import SetByHand
+from vggkit.training.caller_settings import CallerSettings
 from vggkit.training.checkpoint import Checkpoints, Epoch, Progress
 from vggkit.training.recipe import Monitor, Recipe
 from vggkit.training.trainer import Callbacks, FitResult, State, Trainer, find_best
@@ -45,7 +45,7 @@ BEST: Final = "best.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class TrainingRun:
-    """What a training gave."""
+    """The result of a training."""
 
     classifier: Classifier
     """With the best epoch's weights, as in `best.safetensors`."""
@@ -84,14 +84,14 @@ def fit_and_record(
     *,
     directory: Path,
     device: torch.device,
-    by_hand: SetByHand,
+    caller_settings: CallerSettings,
     save_seconds: float,
     plots: PlotEnding | None,
     line: ProgressLine,
     on_epoch: OnEpoch | None = None,
     resumed: bool = False,
 ) -> TrainingRun:
-    """Fit, evaluate and write what came of it; stopped, it prints the command that continues."""
+    """Fit, evaluate and write the results; if stopped, print the command that continues."""
     recipe, last = config.resolved, directory / "last.ckpt"
     # What the states of a run belong to; one that is not the same to the last bit is another run's.
     identity = {
@@ -107,7 +107,7 @@ def fit_and_record(
         usual={"recipe": Recipe().to_dict(), "network": asdict(NetworkChoice())},
         changeable={"recipe": {"epochs"}},
     )
-    state, progress = _restore(classifier, checkpoints, by_hand) if resumed else (None, Progress())
+    state, progress = _restore(classifier, checkpoints, caller_settings) if resumed else (None, Progress())
     if resumed:
         line.log(f"resuming {directory} in epoch {progress.epoch}, after {progress.batches} of its batches")
     noted = {
@@ -119,7 +119,7 @@ def fit_and_record(
     epochs = 1 if recipe.trainable == "head" else recipe.epochs
     with ExitStack() as stack:
         signals = stack.enter_context(
-            hear_signals(lambda: f"vggkit train --resume {directory}" if last.is_file() else "")
+            handle_signals(lambda: f"vggkit train --resume {directory}" if last.is_file() else "")
         )
         tracker = stack.enter_context(track_run(directory, epochs=epochs))
         loggers = stack.enter_context(
@@ -143,9 +143,11 @@ def fit_and_record(
                 + ("  best" if epoch == best and epochs > 1 else "")
             )
 
+        units = {"train": "training batches", "validate": "validation images"}
+
         def show(what: str, done: int, total: int | None) -> None:
-            if what in ("train", "validate"):
-                what = f"epoch {trainer.progress.epoch} of {epochs}, {what}"
+            if what in units:
+                what = f"epoch {trainer.progress.epoch} of {epochs}, {units[what]}"
             line.show(what, done, total)
 
         trainer = Trainer(
@@ -154,7 +156,7 @@ def fit_and_record(
             recipe,
             device=device,
             checkpoints=checkpoints,
-            by_hand=by_hand,
+            caller_settings=caller_settings,
             save_seconds=save_seconds,
             callbacks=Callbacks(
                 on_step=show,
@@ -170,7 +172,7 @@ def fit_and_record(
         except (BadImage, BadOutput) as problem:
             if recipe.trainable == "head" or not last.is_file():
                 raise
-            again = f"the last state is kept; resume with: vggkit train --resume {directory}"
+            again = f"the last state is saved; resume with: vggkit train --resume {directory}"
             raise type(problem)(f"{problem}; {again}") from problem
         best = Model.load(directory / BEST)
         classifier.network.load_state_dict(best.network.state_dict())
@@ -205,12 +207,14 @@ def fit_and_record(
     return TrainingRun(held, directory, result.history, result.best_epoch, evaluation)
 
 
-def _restore(classifier: Model, checkpoints: Checkpoints, by_hand: SetByHand) -> tuple[State, Progress]:
+def _restore(
+    classifier: Model, checkpoints: Checkpoints, caller_settings: CallerSettings
+) -> tuple[State, Progress]:
     """The last state of a run, with its weights in the network; raises BadCheckpoint."""
     state, progress = checkpoints.read_last()
     start = {key.removeprefix("network/"): value for key, value in state.items() if key.startswith("network/")}
     classifier.network.load_state_dict(start, assign=True)
-    by_hand.restore(classifier.network.requires_grad_(True))
+    caller_settings.restore(classifier.network.requires_grad_(True))
     return state, progress
 
 
@@ -274,7 +278,7 @@ def _evaluate(
 
 
 def _list_notes(dataset: ImageDataset, split: str, *, epochs: int, calibrated: bool) -> tuple[str, ...]:
-    """What a reader of the figures should know."""
+    """Notes for the interpretation of the metrics."""
     notes = []
     train, evaluated = dataset.count("train"), dataset.count(split)
     if absent := [label for label, count in evaluated.items() if not count]:

@@ -3,6 +3,7 @@
 Shape letters: N images, F numbers of a vector.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from vggkit.arguments import demand_count, demand_path, demand_seconds
 from vggkit.engines.info import WantedEngine
-from vggkit.engines.model_weights import ModelFile
+from vggkit.engines.model_weights import ModelFile, open_model
 from vggkit.engines.outputs import WantedPrecision
 from vggkit.engines.select import choose_engine
 from vggkit.errors import BadOutput
@@ -25,7 +26,6 @@ from vggkit.inference.bulk import VECTOR, BulkResult, Job, OnProgress, Row, run_
 from vggkit.inference.embed import FEATURES, find_width, iterate_embeddings
 from vggkit.inference.fingerprint import describe_labels, describe_network, name_place
 from vggkit.table_files import ENDINGS, Kind, check_parquet
-from vggkit.weights.card import demand_classifier
 from vggkit.workflows.predict_and_explain import open_predictor
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ VECTOR_ENDINGS: Final = (".parquet", ".npy")
 
 
 def predict_into(
-    classifier: "Model | str | Path",
+    model: "Model | str | Path",
     images: ImageSources,
     out: str | Path,
     *,
@@ -51,29 +51,30 @@ def predict_into(
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
 ) -> BulkResult:
-    """Write the most probable classes of each image to a file, any number of images in the same memory.
+    """Write the most probable classes of each image to a file, for any number of images in constant memory.
 
     A row has `path`, `prediction` (the most probable class, or `unknown` by the Classifier's threshold), `label_1`,
     `probability_1` and so on for `top` classes, best first, and `problem`: why the image cannot be read,
     or that the network's values for it overflow, its other cells then empty.
 
     Args:
-        classifier: The Classifier, or its file.
-        images: What `predict` takes.
+        model: A Classifier; or its place: a file, a run's folder, a published model's name such as `vgg16`, or
+            `hf://owner/name`.
+        images: Images, as `predict` takes them.
         out: .parquet, .csv, .jsonl (a JSON object a line) or .json (one array of them).
         top: How many classes to name; fewer where the Classifier has fewer.
-        columns: What a table's columns are called.
+        columns: Names of a table's columns.
         batch_size: Images that pass through the network together.
         device: `auto`, `cpu`, `cuda`, `mps`.
-        precision: What is computed in; auto: bf16 where the device multiplies it natively. int8 is for
-            processors, and needs the Classifier's activation ranges.
-        engine: What computes, see `predict`.
+        precision: The precision of the computation; auto: bf16 where the device multiplies it natively. int8 is
+            for processors, and needs the Classifier's activation ranges.
+        engine: The engine, see `predict`.
         explain: Also write to this folder, a new one, which places of each image speak for its most probable class:
             Grad-CAM in closed form from the same pass, as an overlay for each image; see `explain_into`.
         save_seconds: How often rows are written to the folder `out`.parts; the same call continues there after
             the process has ended in whatever way, and the file is the same as without the interruption.
-        overwrite: Begin anew, whatever an earlier call left.
-        on_progress: Called with what is being done, how many images of it are done, and of how many.
+        overwrite: Start again, and discard the rows of an earlier call.
+        on_progress: Called with the current task, the number of images that are done, and of all.
 
     Raises BadOutput where the file cannot be written, or is of another model, of other options or images;
     BadData, BadInput and MissingExtra.
@@ -82,11 +83,11 @@ def predict_into(
     on_progress = on_progress or _ignore
     top, batch_size = demand_count("top", top), demand_count("batch_size", batch_size)
     save_seconds = demand_seconds("save_seconds", save_seconds)
-    model, place = _open(classifier)
+    opened, place = _open(model)
     on_progress("listing", 0, None)
     total = count_images(given, columns=columns)  # a place without images is refused before an engine is built
-    predicting = open_predictor(model, given, explain=explain, device=device, precision=precision, engine=engine)
-    top = min(top, len(model.card.labels))
+    predicting = open_predictor(opened, given, explain=explain, device=device, precision=precision, engine=engine)
+    top = min(top, len(opened.card.labels))
     kinds: dict[str, Kind] = {"path": "path", "prediction": "text"}
     for rank in range(1, top + 1):
         kinds |= {f"label_{rank}": "text", f"probability_{rank}": "number"}
@@ -106,8 +107,8 @@ def predict_into(
             about={
                 "results": "predictions",
                 "top": top,
-                "answers": describe_labels(model),
-                "model": describe_network(model, precision=predicting.info.precision),
+                "answers": describe_labels(opened),
+                "model": describe_network(opened, precision=predicting.info.precision),
                 **_describe_images(given, columns),
                 **predicting.about,
             },
@@ -128,7 +129,7 @@ def predict_into(
 
 
 def embed_into(
-    classifier: "Model | str | Path",
+    model: "Model | str | Path",
     images: ImageSources,
     out: str | Path,
     *,
@@ -142,27 +143,28 @@ def embed_into(
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
 ) -> BulkResult:
-    """Write the vector of each image to a file, any number of images in the same memory; `search` reads it.
+    """Write the vector of each image to a file, for any number of images in constant memory; `search` reads it.
 
     Args:
-        classifier: The Classifier, or its file.
-        images: What `predict` takes.
+        model: A Classifier; or its place: a file, a run's folder, a published model's name such as `vgg16`, or
+            `hf://owner/name`.
+        images: Images, as `predict` takes them.
         out: .parquet, with the columns `path`, `vector` (F float32) and `problem`; or .npy, a matrix (N, F) of
             float32 where a row of NaN is an image that cannot be read, beside a table of `path` and
             `problem`, `out`.csv.
         layer: `features`, what the last fully connected layer reads; `statistics`, mean and standard deviation of
             each channel of the trunk's last map; `logits`; `probabilities`; or a layer's name, such as relu7 or
             pool5, of whose maps each channel's mean is taken.
-        columns: What a table's columns are called.
+        columns: Names of a table's columns.
         batch_size: Images that pass through the network together.
         device: `auto`, `cpu`, `cuda`, `mps`.
-        precision: What is computed in; auto: bf16 where the device multiplies it natively. int8 is for
-            processors, and needs the Classifier's activation ranges.
-        engine: What computes, see `predict`.
+        precision: The precision of the computation; auto: bf16 where the device multiplies it natively. int8 is
+            for processors, and needs the Classifier's activation ranges.
+        engine: The engine, see `predict`.
         save_seconds: How often rows are written to the folder `out`.parts; the same call continues there after
             the process has ended in whatever way.
-        overwrite: Begin anew, whatever an earlier call left.
-        on_progress: Called with what is being done, how many images of it are done, and of how many.
+        overwrite: Start again, and discard the rows of an earlier call.
+        on_progress: Called with the current task, the number of images that are done, and of all.
 
     Raises UnknownName for a layer that the network lacks, BadOutput where the file cannot be written, or is of
     another model, of other options or images; BadData, BadInput and MissingExtra.
@@ -171,15 +173,15 @@ def embed_into(
     on_progress = on_progress or _ignore
     batch_size = demand_count("batch_size", batch_size)
     save_seconds = demand_seconds("save_seconds", save_seconds)
-    model, place = _open(classifier)
-    width = find_width(model.card.configuration, layer)
+    opened, place = _open(model)
+    width = find_width(opened.card.configuration, layer)
     on_progress("listing", 0, None)
     total = count_images(given, columns=columns)  # a place without images is refused before an engine is built
-    computing = choose_engine(model, device, output=layer, precision=precision, engine=engine)
+    computing = choose_engine(opened, device, output=layer, precision=precision, engine=engine)
     missing = np.full(width, np.nan, np.float32)
 
     def compute(found: Iterator[ImageSample]) -> Iterator[tuple[ImageSample, Row]]:
-        for image, each in iterate_embeddings(computing, model.card, found, batch_size=batch_size):
+        for image, each in iterate_embeddings(computing, opened.card, found, batch_size=batch_size):
             yield image, (each.path, missing if each.vector is None else each.vector, each.problem)
 
     return run_job(
@@ -190,7 +192,7 @@ def embed_into(
                 "results": "vectors",
                 "layer": layer,
                 "precision": computing.info.precision,
-                "model": describe_network(model, precision=computing.info.precision, layer=layer),
+                "model": describe_network(opened, precision=computing.info.precision, layer=layer),
                 **_describe_images(given, columns),
             },
             model=place,
@@ -221,16 +223,13 @@ def _check(
     return out, given
 
 
-def _open(classifier: "Model | str | Path") -> "tuple[Model | ModelFile, str]":
-    """The model, and where it is; of a file nothing is read yet but its header."""
-    if isinstance(classifier, str | Path):
-        return ModelFile(classifier), name_place(classifier)
-    demand_classifier(classifier, "bulk work")
-    return classifier, ""
+def _open(model: "Model | str | Path") -> "tuple[Model | ModelFile, str]":
+    """The model, and its place; of a file only the header is read."""
+    return open_model(model, "bulk work"), name_place(model) if isinstance(model, str | os.PathLike) else ""
 
 
 def _describe_images(given: Sequence[str | Path | ImageSample], columns: Columns) -> dict[str, Any]:
-    """Where the images come from: the same when the job is continued."""
+    """The source of the images, which must be the same when the job is continued."""
     return {
         "places": [str(place) for place in given if isinstance(place, str | Path)],
         "columns": {name: value for name, value in asdict(columns).items() if value is not None},

@@ -1,17 +1,13 @@
-"""The options of a training and what it found, as a YAML file that people read, edit and run again.
+"""The options of a training and its choices, as a YAML file that people can read, edit and run again.
 
 Each field's comment in the file is the text under the field in the code, which is the command line's help too.
 """
 
 import os
-import re
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, get_args, get_origin, get_type_hints
-
-import yaml
 
 from vggkit.arguments import is_number
 from vggkit.errors import BadConfiguration, UnknownName, VggkitError
@@ -26,12 +22,12 @@ from vggkit.reports.loggers import LOGGERS
 from vggkit.training.recipe import Recipe
 from vggkit.weights.card import read_entry
 from vggkit.weights.published_models import is_model_name
+from vggkit.workflows.yaml_text import parse_yaml, write_comment, write_entry
 
 if TYPE_CHECKING:
     from vggkit.weights.model import Model
 
 FILE_NAME: Final = "config.yaml"
-LINE_WIDTH: Final = 100
 OPENING: Final = """\
 The options of a training, and what it found. To repeat it: vggkit train --config THIS_FILE
 To continue it where it stopped: vggkit train --resume THIS_FOLDER
@@ -45,8 +41,8 @@ class NetworkChoice:
     model: str = "auto"
     """A name that `vggkit models` lists. auto: the one that weights names, else vgg11."""
     blocks: str | None = None
-    """Output channels of each convolution in place of the model's: commas between the convolutions of a block,
-    slashes between blocks, such as 64,64/128,128/256,256."""
+    """Widths such as 64,64/128,128/256,256 in place of the model's: output channels of each convolution, with
+    commas between the convolutions of a block and slashes between blocks."""
     weights: str | None = None
     """Weights to start from: imagenet (the published ones), or a file of a VGG's weights, such as .pth. Default:
     random."""
@@ -74,7 +70,7 @@ class NetworkChoice:
     initialization: Scheme = "kaiming"
     """Scheme by which random weights are initialised."""
     input_convention: str | None = None
-    """Input normalisation that the weights expect, where their file does not tell: imagenet, caffe, caffe-rgb or
+    """Input normalisation that the weights expect, if their file does not state it: imagenet, caffe, caffe-rgb or
     caffe-unit."""
     allow_partial: bool = False
     """Load the weights that fit and leave the others random; every key is reported."""
@@ -100,7 +96,7 @@ class NetworkChoice:
 
     @classmethod
     def of(cls, classifier: "Model") -> Self:
-        """The choice that an existing Classifier amounts to."""
+        """The choice that describes an existing Classifier."""
         network, fed = classifier.configuration, classifier.preprocessing
         return cls(
             model=network.model,
@@ -119,28 +115,28 @@ class NetworkChoice:
 class RunConfig:
     """Every option of a training, and what it found. Raises BadConfiguration.
 
-    Options and choices are kept apart: choices follow from the options, from the data and from the machine, and
-    would not suit other options.
+    Options and choices are separate: choices follow from the options, the data and the machine, and may be wrong
+    for other options.
     """
 
     data: str = "digits"
     """A folder, a table, tar shards, Parquet, hf://datasets/owner/name, or a name such as digits or cifar10."""
     columns: Columns = field(default_factory=Columns)
-    """What a table's columns are called, where their names are not the usual ones."""
+    """Names of a table's columns, where they are not the usual ones."""
     despite_findings: bool = False
     """Train even where the figures would be misleading, such as with a class missing from validation."""
     loggers: tuple[str, ...] = ()
-    """What receives the figures of each epoch beside metrics.csv: tensorboard, wandb, mlflow."""
+    """Loggers of the metrics of each epoch besides metrics.csv: tensorboard, wandb, mlflow."""
     find_learning_rate: bool = False
     """Search for a learning rate first, in a short run at ever higher rates."""
     from_python: bool = False
-    """It was started from Python, with a Classifier of its own: --config begins with other weights than it did."""
+    """The run was started from Python with its own Classifier: --config starts from other weights."""
     network: NetworkChoice = field(default_factory=NetworkChoice)
     """The network that is trained."""
     recipe: Recipe = field(default_factory=Recipe)
     """How it is trained."""
     found: Mapping[str, Any] = field(default_factory=dict)
-    """What the run found, and under chosen what it chose where the recipe leaves it open. --resume needs it; for
+    """Facts of the run, and under chosen its choices where the recipe leaves them open. --resume needs it; for
     --config it may be left out."""
 
     def __post_init__(self) -> None:
@@ -163,7 +159,7 @@ class RunConfig:
         chosen, usual = self.found.get("chosen"), Recipe().to_dict()
         if not isinstance(chosen, Mapping):
             return self.recipe
-        # What is stated now was not left open, even if the file was edited.
+        # An option that is stated now is no choice, even if the file was edited.
         left_open = {name for name, value in usual.items() if getattr(self.recipe, name) == value}
         return replace(self.recipe, **{name: value for name, value in chosen.items() if name in left_open})
 
@@ -183,34 +179,34 @@ class RunConfig:
         rare = [name for name in ("find_learning_rate", "from_python") if getattr(self, name)]
         for name in ("data", "despite_findings", "loggers", *rare):
             value = getattr(self, name)
-            yield from _lay_out(name, list(value) if name == "loggers" else value, texts.get(name, ""))
+            yield from write_entry(name, list(value) if name == "loggers" else value, texts.get(name, ""))
         for name in ("columns", "network", "recipe"):
             section = getattr(self, name)
             yield ""
-            yield from _comment(texts.get(name, ""))
+            yield from write_comment(texts.get(name, ""))
             yield f"{name}:"
             about = read_field_texts(type(section))
             for key, value in asdict(section).items():
                 value = list(value) if isinstance(value, tuple) else value  # noqa: PLW2901
-                yield from _lay_out(key, value, about.get(key, ""), indent="  ")
+                yield from write_entry(key, value, about.get(key, ""), indent="  ")
         yield ""
-        yield from _lay_out("found", dict(self.found), texts.get("found", ""))
+        yield from write_entry("found", dict(self.found), texts.get("found", ""))
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """The configuration in a file, or in a run's folder; what it leaves out is as by default.
+        """The configuration in a file, or in a run's folder; options that it leaves out have their defaults.
 
         Raises BadConfiguration, with the file and the field.
         """
         path = Path(path)
         path = path / FILE_NAME if path.is_dir() else path
         try:
-            values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+            values = parse_yaml(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeError) as problem:
             reason = getattr(problem, "strerror", None) or problem
             raise BadConfiguration(f"{path}: cannot be read ({reason})") from problem
-        except (yaml.YAMLError, ValueError, RecursionError) as problem:
-            raise BadConfiguration(f"{path}: is not YAML ({_describe(problem)})") from problem
+        except ValueError as problem:
+            raise BadConfiguration(f"{path}: is not YAML ({problem})") from problem
         try:
             return cls._from_dict({} if values is None else values)
         except VggkitError as problem:
@@ -253,68 +249,12 @@ def rename_options(network: Any) -> Any:
 
 
 def locate(place: str) -> str:
-    """A place that means the same from every folder: a local path whole, a name or an address as it is."""
+    """A place that is valid in every folder: a local path made absolute, a name or an address unchanged."""
     if not place or place == "-" or is_address(place) or place.startswith("hf:"):
         return place
     if place in ("imagenet", *NAMES, *list_models()) and not Path(place).exists():
         return place
     return os.path.abspath(place)  # noqa: PTH100 (a link may be exchanged on purpose; it is not followed)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: 5e-4 is a number, and a key that stands twice is a mistake."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for number, (key, _) in enumerate(node.value):
-            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in keys[:number]:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
-        return super().construct_mapping(node, deep=deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes what the loader above reads as the same."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-    def write_text(self, text: str) -> yaml.ScalarNode:
-        """Line ends of other alphabets are escaped; PyYAML writes them as they are and reads them as spaces."""
-        style = '"' if any(mark in text for mark in "\x85\u2028\u2029\ufeff") else None
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _Dumper.write_text)
-
-# YAML 1.1 takes 5e-4 for text.
-_NUMBER: Final = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
-for _kind in (_Loader, _Dumper):
-    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
-
-
-def _describe(problem: Exception) -> str:
-    mark = getattr(problem, "problem_mark", None)
-    text = str(getattr(problem, "problem", None) or problem)
-    return f"line {mark.line + 1}: {text}" if mark is not None else text
-
-
-def _lay_out(name: str, value: Any, text: str, *, indent: str = "") -> Iterator[str]:
-    """A comment and the entry under it."""
-    yield from _comment(text, indent=indent)
-    dumped = yaml.dump(
-        {name: value},
-        Dumper=_Dumper,
-        allow_unicode=True,
-        sort_keys=False,
-        default_flow_style=None if value and isinstance(value, (dict, list)) else False,
-        width=LINE_WIDTH,
-    )
-    yield from (indent + line if line else line for line in dumped.rstrip("\n").split("\n"))
-
-
-def _comment(text: str, *, indent: str = "") -> Iterator[str]:
-    for line in textwrap.wrap(text, LINE_WIDTH - len(indent)):
-        yield f"{indent}# {line}"
 
 
 def _check_keys(kind: type, values: Any, place: str) -> None:
@@ -333,7 +273,7 @@ def _check_keys(kind: type, values: Any, place: str) -> None:
 
 
 def _check_types(record: Any) -> None:
-    """What a field may hold, by its annotation; files hold anything. Collections are looked at elsewhere."""
+    """Check the type of each field by its annotation. Collections are checked elsewhere."""
     for name, annotation in get_type_hints(type(record)).items():
         if get_origin(annotation) in (tuple, Mapping):
             continue

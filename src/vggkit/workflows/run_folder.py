@@ -1,4 +1,4 @@
-"""The folder of a run: made, filled with what came of it, and its state, `run.json`. No torch here.
+"""The folder of a run: its creation, its results, and its state, `run.json`. No torch here.
 
 It holds `config.yaml`, `run.json`, `metrics.csv`, `best.safetensors`, `last.ckpt`, `report.html`, the predictions
 on the images that it was measured on in `results.csv` (or `.parquet`), `confusion_matrix.png`,
@@ -27,7 +27,7 @@ from vggkit.images.dataset import ImageSample
 from vggkit.reports.evaluation_page import Story, write_report
 from vggkit.reports.plots import PlotEnding
 from vggkit.reports.run_plots import plot_history, write_plots
-from vggkit.weights.card import read_card
+from vggkit.weights.classifier_file import read_card
 
 if TYPE_CHECKING:
     from vggkit.training.checkpoint import Epoch
@@ -135,7 +135,7 @@ class RunTracker:
         self.write("running")
 
     def advance(self, *, epoch: int, best_epoch: int) -> None:
-        """An epoch is complete."""
+        """Record that an epoch is complete."""
         self._state = replace(self._state, epoch=epoch, best_epoch=best_epoch)
         self.write("running")
 
@@ -174,30 +174,30 @@ def demand_new_folder(out: str | Path | None) -> None:
         return
     out = demand_path(out)
     if out.is_file() or (out.is_dir() and not _is_empty(out)):
-        raise BadOutput(f"{out}: is there already; a run takes a new folder, name another with --out")
+        raise BadOutput(f"{out}: exists already; a run takes a new folder, name another with --out")
     demand_writable(out / "config.yaml")
 
 
 @contextmanager
-def new_folder(out: str | Path | None, classifier: "Model", *, begun: bool = False) -> Iterator[Path]:
+def new_folder(out: str | Path | None, classifier: "Model", *, may_be_unstarted: bool = False) -> Iterator[Path]:
     """A new or empty folder that no other process has; None: the next free `runs/<model>-<n>`.
 
-    Where something fails and nothing was written to it, it goes again. Raises BadOutput.
+    After an error it is removed again if it is empty. Raises BadOutput.
 
     Args:
         out: The folder.
-        classifier: That is trained.
-        begun: Whether it may be that of a run without a state.
+        classifier: The Classifier that is trained.
+        may_be_unstarted: Whether it may be the folder of a run that has no state yet.
     """
-    if not begun:
+    if not may_be_unstarted:
         demand_new_folder(out)
     directory = _make_next(classifier) if out is None else demand_path(out)
     try:
         with hold_folder(directory):
             if not (
-                _is_empty(directory) or (begun and not (directory / "last.ckpt").exists())
+                _is_empty(directory) or (may_be_unstarted and not (directory / "last.ckpt").exists())
             ):  # another process was faster
-                raise BadOutput(f"{directory}: is there already; a run takes a new folder, name another with --out")
+                raise BadOutput(f"{directory}: exists already; a run takes a new folder, name another with --out")
             yield directory
     except BaseException:
         with suppress(OSError):
@@ -210,7 +210,7 @@ def hold_folder(directory: Path) -> Iterator[None]:
     """Be the only process that trains in a folder, which is made where it is not there; raises BadOutput."""
 
     def refuse() -> None:
-        raise BadOutput(f"{directory}: another training is at work there; let it end, or name another with --out")
+        raise BadOutput(f"{directory}: another training is running there; let it end, or name another with --out")
 
     with ExitStack() as stack:
         try:
@@ -238,7 +238,7 @@ def _make_next(classifier: "Model") -> Path:
 
 
 def _is_empty(directory: Path) -> bool:
-    """But for what a training that was killed before it wrote anything left."""
+    """Whether a folder is empty, except for the lock of a training that was killed before it wrote anything."""
     return all(entry.name == LOCK for entry in directory.iterdir())
 
 
@@ -259,11 +259,11 @@ def fill_folder(
     Args:
         directory: The run's folder.
         evaluation: Of the best epoch's weights.
-        images: That it was evaluated on.
+        images: The images that it was evaluated on.
         history: Every epoch.
         best_epoch: The number of the best one.
         provenance: The trained Classifier's.
-        steps: What may come next, and the command for it.
+        steps: Suggested next steps, each with its command.
         plots: The ending of further files of each figure, in the folder `plots`; None: none.
         explanations: Of the most confident errors, by their images' paths.
     """

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from vggkit.arguments import demand_count
-from vggkit.engines.model_weights import ModelFile
+from vggkit.engines.model_weights import ModelFile, open_model
 from vggkit.engines.outputs import WantedPrecision
 from vggkit.errors import BadData, BadInput
 from vggkit.images.given import ImageSources
@@ -14,7 +14,6 @@ from vggkit.images.omissions import warn_of_omissions
 from vggkit.inference.embed import embed
 from vggkit.inference.fingerprint import describe_network, list_differences
 from vggkit.inference.search import SearchResult, SimilarImage, VectorIndex
-from vggkit.weights.card import demand_classifier
 from vggkit.weights.hub import is_address
 from vggkit.weights.published_models import is_model_name
 
@@ -26,20 +25,21 @@ def search(
     index: str | Path,
     images: ImageSources,
     *,
-    classifier: "Model | str | Path | None" = None,
+    model: "Model | str | Path | None" = None,
     top: int = 10,
     keep_query: bool = False,
     batch_size: int = 32,
     device: str = "auto",
     on_progress: Callable[[int, int | None], None] | None = None,
 ) -> list[SearchResult]:
-    """The images of an index that are most similar to each of these, by the vectors of a network.
+    """The images of an index that are most similar to each of the given images, by the vectors of a network.
 
     Args:
         index: A file that `embed_into` (`vggkit embed`) wrote.
-        images: The queries: what `predict` takes.
-        classifier: The one that the index was made with, or its file; None: the file that it was in then.
-        top: How many similar images of each.
+        images: The queries, as `predict` takes them.
+        model: The Classifier that the index was made with, or its place, as `predict` takes it; None: the place
+            where it was then.
+        top: Number of similar images for each.
         keep_query: Whether an image that is in the index itself is among the images that are similar to it; its
             copies in other files always are.
         batch_size: Images that pass through the network together.
@@ -51,7 +51,7 @@ def search(
     """
     opened = VectorIndex.open(index)
     top, batch_size = demand_count("top", top), demand_count("batch_size", batch_size)
-    chosen = _find_classifier(opened, classifier)
+    chosen = _find_model(opened, model)
     found = embed(
         chosen,
         images,
@@ -81,7 +81,7 @@ def _leave_out(
     return tuple(each for each in similar if os.path.realpath(each.path) != own)[:top]
 
 
-def _find_classifier(index: VectorIndex, given: "Model | str | Path | None") -> "Model | ModelFile":
+def _find_model(index: VectorIndex, given: "Model | str | Path | None") -> "Model | ModelFile":
     """The Classifier that the index was made with; raises BadInput and BadData."""
     if given is None:
         if not index.classifier:
@@ -89,18 +89,15 @@ def _find_classifier(index: VectorIndex, given: "Model | str | Path | None") -> 
         elsewhere = is_address(index.classifier) or is_model_name(index.classifier)
         if not elsewhere and not Path(index.classifier).exists():
             raise BadData(
-                f"{index.path}: was made with {index.classifier}, which is no longer there; say where it is "
+                f"{index.path}: was made with {index.classifier}, which is no longer there; state where it is "
                 "with --model"
             )
         given = index.classifier
-    classifier = ModelFile(given) if isinstance(given, str | Path) else given
-    demand_classifier(classifier, "search")
-    differing = list_differences(
-        index.model, describe_network(classifier, precision=index.precision, layer=index.layer)
-    )
+    model = open_model(given, "search")
+    differing = list_differences(index.model, describe_network(model, precision=index.precision, layer=index.layer))
     if differing:
         raise BadInput(
             f"{index.path}: was made with another Classifier ({'; '.join(differing[:3])}). Name that one with "
-            "--model, or make the index anew with vggkit embed"
+            "--model, or make the index again with vggkit embed"
         )
-    return classifier
+    return model

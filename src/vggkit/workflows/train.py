@@ -5,7 +5,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Final, get_args
 
-from vggkit.arguments import demand_seconds
+from torch import Tensor
+
+from vggkit.arguments import demand_path, demand_seconds
 from vggkit.errors import BadConfiguration, BadInput
 from vggkit.images.dataset import ImageDataset
 from vggkit.images.labelled import LabelledImages
@@ -37,7 +39,7 @@ from vggkit.workflows.training_run import resume_run, start_run
 BESIDE_RESUME: Final = frozenset(
     {"data", "resume", "epochs", "device", "save_seconds", "plots", "quiet", "on_epoch"}
 )
-"""Options that may be given with `resume`; a run has all others in its folder."""
+"""Options that may be given with `resume`; all others are those of the run."""
 
 
 def train(
@@ -50,7 +52,7 @@ def train(
     resume: str | Path | None = None,
     model: str | Configuration | Model | None = None,
     blocks: str | None = None,
-    weights: str | Path | None = None,
+    weights: str | Path | Mapping[str, Tensor] | None = None,
     head: Head | None = None,
     until: str | None = None,
     image_size: int | None = None,
@@ -108,37 +110,38 @@ def train(
     quiet: bool = False,
     on_epoch: Callable[[Epoch], object] | None = None,
 ) -> TrainingRun:
-    """Train a Classifier on labelled images, keep its best epoch, and evaluate it.
+    """Train a Classifier on labelled images, save its best epoch, and evaluate it.
 
     The folder holds a subfolder for each class, or train/ and val/ (valid/, validation/, test/) that do; without
     splits, a share of each class is held out. Every option is that of `vggkit train`, by the same name; None leaves
     an option to `config`, `preset` or `recipe`, where one of these is given, else to its default. What the options
     leave open (`auto`, or None) is chosen by the network, the data and the machine.
 
-    A Classifier that is given as `model` is trained in place, in float32. What was set on its network by hand is
-    kept: parameters that need no gradients stay frozen, and modules in evaluation mode in a network in training
-    mode stay in it.
+    A Classifier that is given as `model` is trained in place, in float32. Settings of its network are preserved:
+    parameters that need no gradients stay frozen, and modules in evaluation mode in a network in training mode
+    stay in it.
 
-    Ctrl-C and SIGTERM end a training between two steps: its state is kept, and `resume` continues it.
+    Ctrl-C and SIGTERM end a training between two steps: its state is saved, and `resume` continues it.
 
     Args:
         data: A folder, a table, tar shards, Parquet, hf://datasets/owner/name, a name such as digits or cifar10, an
             opened ImageDataset, or images from Python, such as a list of (image, label) or a torchvision Dataset
             (see `open_dataset`). Without it: that of config or resume, else digits.
         out: The run's folder, new or empty. Without it: the next free runs/<model>-<n>.
-        config: A run's folder or its config.yaml: begin with all of its options; options given beside it win.
-        preset: quick, small-images, modern, paper or torchvision: begin with a recipe of that name; options given
-            beside it win.
-        recipe: A Recipe to begin with, in place of a preset; options given beside it win.
-        resume: A run's folder: continue it where it stopped, to the very weights it would have had. Only data,
-            epochs, device, save_seconds, plots and quiet go with it; with more epochs than it had, the schedule of
-            the learning rate is stretched to them.
+        config: A run's folder or its config.yaml: use all of its options; others given take precedence.
+        preset: quick, small-images, modern, paper or torchvision: use the recipe of that name; others given take
+            precedence.
+        recipe: A Recipe in place of a preset; other options given take precedence.
+        resume: A run's folder: continue it where it stopped, with the same result as without the interruption. Only
+            data, epochs, device, save_seconds, plots and quiet may be given with it; with more epochs than it had,
+            the learning rate schedule is stretched to them.
         model: A name that `vggkit models` lists, a Configuration, or a Classifier or Model, whose network is then
             trained in place. Default: the model that weights names, else vgg11.
-        blocks: Output channels of each convolution in place of the model's: commas between the convolutions of a
-            block, slashes between blocks, such as 64,64/128,128/256,256.
+        blocks: Widths such as 64,64/128,128/256,256 in place of the model's: output channels of each convolution,
+            with commas between the convolutions of a block and slashes between blocks.
         weights: Weights to start from: imagenet (the published ones), or a file of a VGG's weights, such as .pth.
-            Default: random.
+            Default: random. From Python also a state dict in memory, such as `network.state_dict()`, which is read
+            as its file would be.
         head: fc (the paper's fully connected layers), dense (the same as convolutions) or pool (global average
             pooling and one linear layer). Default: the model's, and pool for images below 128 pixels.
         until: Cut the network after this layer, such as relu3_4 (which gets the pool head), fc6 or fc7.
@@ -153,7 +156,7 @@ def train(
         std: Each channel is divided by it, a number for each. Default: the weights', or ImageNet's.
         dropout: Dropout probability in [0, 1). Default: the model's.
         initialization: Scheme by which random weights are initialised.
-        input_convention: Input normalisation that the weights expect, where their file does not tell: imagenet,
+        input_convention: Input normalisation that the weights expect, if their file does not state it: imagenet,
             caffe, caffe-rgb or caffe-unit.
         allow_partial: Load the weights that fit and leave the others random; every key is reported.
         trainable: Which layers are trained. head: the last layer alone, on features that are computed once. top:
@@ -183,8 +186,8 @@ def train(
         freeze_norm: Keep batch norm as it is: its weights, biases and running statistics.
         ema_decay: Evaluate and save an exponential moving average of the weights, with this decay in (0, 1).
         patience: Stop early, after this number of epochs without a lower validation loss.
-        monitor: Which figure of the validation images chooses the best epoch, whose weights are kept: top1 (then
-            the loss), loss, or macro-f1 (then the loss), in which rare classes count as much as frequent ones.
+        monitor: Metric of the validation images by which the best epoch is chosen and saved: top1 (then the loss),
+            loss, or macro-f1 (then the loss), in which rare classes count as much as frequent ones.
         label_smoothing: Probability in [0, 1) of the target that is distributed evenly over all classes.
         augmentation: photo: random resized crops. shift: random translations by a few pixels. auto: photo for
             images of 64 pixels or more, else shift.
@@ -212,18 +215,18 @@ def train(
         suffix: Ending that the table's paths lack, such as .jpg. Default: files are looked for with any.
         despite_findings: Train even where the figures would be misleading, such as with a class missing from
             validation.
-        loggers: What receives the figures of each epoch beside metrics.csv: tensorboard, wandb, mlflow.
+        loggers: Loggers of the metrics of each epoch besides metrics.csv: tensorboard, wandb, mlflow.
         plots: Also write the figures of the report to pdf, svg or png files, in the folder plots.
-        save_seconds: How often the state within an epoch is kept for resume, in seconds.
+        save_seconds: Seconds between two saves of the state within an epoch, for resume.
         device: auto, cpu, cuda or mps.
-        quiet: No progress on standard error; warnings stay. What is said goes to the logger `vggkit` of Python's
-            logging in any case.
-        on_epoch: Called with each Epoch when it is over and its state is kept; a true value ends the training with
-            it, and what follows is as ever: the best epoch is evaluated and the report is written. A run that ended
-            so can be gone on with by `resume`. Epoch 0 is the linear probe that a fine-tuning may begin with.
+        quiet: Show no progress on standard error, but warnings. Messages are sent to the logger `vggkit` of
+            Python's logging in any case.
+        on_epoch: Called with each Epoch when it is over and its state is saved; a true value ends the training
+            after it: the best epoch is evaluated and the report is written, and `resume` can continue the run.
+            Epoch 0 is the linear probe with which fine-tuning may begin.
 
     Raises:
-        BadConfiguration: For options that cannot be, or contradict each other; the message names the option.
+        BadConfiguration: For options that are invalid or contradict each other; the message names the option.
         UnknownName: For a model or preset that does not exist; the message suggests the nearest name.
         BadData: Where the data cannot be read, or a class is missing from a split.
         BadCheckpoint: For a file of weights that does not fit, or a run that cannot be resumed.
@@ -260,15 +263,17 @@ def train(
             plots=plots,
             on_epoch=on_epoch,
         )
-    asked = _gather(options)
+    state = weights if isinstance(weights, Mapping) else None
+    chosen = _gather(options)
     built = model if isinstance(model, Model | Configuration) else None
     dataset = data
     if not isinstance(dataset, ImageDataset):
-        dataset = open_inputs(asked, data=str(data or ""), out=out, quiet=quiet, check_network=built is None)
+        dataset = open_inputs(chosen, data=str(data or ""), out=out, quiet=quiet, check_network=built is None)
     return start_run(
-        asked,
+        chosen,
         dataset,
         model=built,
+        state=state,
         out=out,
         device=device,
         quiet=quiet,
@@ -279,11 +284,11 @@ def train(
 
 
 def _gather(options: Mapping[str, Any]) -> RunConfig:
-    """The configuration of a run from options by name, which win over `config`, `preset` and `recipe`."""
+    """The configuration of a run, from options by name and from `config`, `preset` or `recipe` for the others."""
     bases = [name for name in ("config", "preset", "recipe") if name in options]
     if len(bases) > 1:
         raise BadConfiguration(
-            f"{' and '.join(bases)} both say how to train; give one of them, and change it by options"
+            f"{' and '.join(bases)} both give a recipe; give one of them, and change it by options"
         )
     base = RunConfig.read(options["config"]) if "config" in options else RunConfig()
     recipe: Recipe = options.get("recipe") or base.recipe
@@ -309,15 +314,17 @@ def _gather(options: Mapping[str, Any]) -> RunConfig:
         raise BadConfiguration(
             f"model must be a name of vggkit.list_models(), a Configuration or a Classifier; got {model!r:.100}"
         )
+    held = isinstance(network.get("weights"), Mapping)  # in memory, which no file can say
     if "weights" in network:
-        network["weights"] = locate(str(network["weights"]))
+        demand_path("" if held else network["weights"])
+        network["weights"] = None if held else locate(str(network["weights"]))
     columns = given[Columns]
     if "root" in columns:
         columns["root"] = locate(str(columns["root"])) if Path(str(columns["root"])).is_dir() else columns["root"]
     if data is not None:
         base = replace(base, data=locate(data.name if isinstance(data, ImageDataset) else str(data)))
     # A configuration and a Classifier name their model; without them the weights may name it.
-    begun = base.network if "config" in options or isinstance(model, Model) else NetworkChoice()
+    initial = base.network if "config" in options or isinstance(model, Model) else NetworkChoice()
     searched = options.get("find_learning_rate", base.find_learning_rate and "learning_rate" not in options)
     return replace(
         base,
@@ -325,8 +332,8 @@ def _gather(options: Mapping[str, Any]) -> RunConfig:
         despite_findings=options.get("despite_findings", base.despite_findings),
         loggers=tuple(options.get("loggers", base.loggers)),
         find_learning_rate=searched,
-        from_python=isinstance(model, Model | Configuration) or isinstance(data, ImageDataset),
-        network=replace(begun, **network),
+        from_python=isinstance(model, Model | Configuration) or isinstance(data, ImageDataset) or held,
+        network=replace(initial, **network),
         recipe=replace(recipe, **given[Recipe]),
         found={},
     )
@@ -337,6 +344,6 @@ def _refuse_others(options: Mapping[str, Any]) -> None:
     others = [name for name in options if name not in BESIDE_RESUME and options[name] != usual.get(name)]
     if others:
         raise BadConfiguration(
-            f"{others[0]} does not go with resume: a run continues as it began. For a new run like it: "
-            "train(config=RUN), with the options that are to differ"
+            f"{others[0]} does not go with resume: a run continues with the options that it started with. "
+            "For a new run like it: train(config=RUN), with the options that are to differ"
         )

@@ -1,10 +1,10 @@
-"""What a training is given, checked before anything heavy is imported: folder, model, weights, data. No torch."""
+"""Checks of a training's inputs before torch is imported: output folder, model, weights and data."""
 
 from pathlib import Path
 
 from vggkit.images.dataset import ImageDataset
 from vggkit.images.sources.open_dataset import open_dataset
-from vggkit.models.configuration import configure
+from vggkit.models.configure import configure
 from vggkit.reports.progress import ProgressLine
 from vggkit.weights.formats.detect import open_weights
 from vggkit.weights.input_conventions import find_convention

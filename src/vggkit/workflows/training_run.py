@@ -7,46 +7,43 @@ import datetime
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Final
 
 import torch
+from torch import Tensor
 
 from vggkit.classifier import Classifier
 from vggkit.errors import BadCheckpoint, BadConfiguration, BadData
 from vggkit.hardware import choose_device, computes_bf16, describe_machine
-from vggkit.images.class_names import hint_at_lookalikes, shorten_names
-from vggkit.images.dataset import ImageDataset, identify_images
+from vggkit.images.dataset import ImageDataset
 from vggkit.images.sources.open_dataset import open_dataset
-from vggkit.images.sources.spooling import spool
-from vggkit.images.splits import hold_out
-from vggkit.interruption import hear_signals
-from vggkit.models.configuration import Configuration, configure
+from vggkit.interruption import handle_signals
+from vggkit.models.configuration import Configuration
+from vggkit.models.configure import configure
 from vggkit.models.vgg import VGG
 from vggkit.reports.lr_plot import plot_rate_search
 from vggkit.reports.plots import PlotEnding
 from vggkit.reports.progress import ProgressLine
-from vggkit.training.by_hand import SetByHand, bring_to_float32, demand_learnable, left_as_found
+from vggkit.training.caller_settings import CallerSettings, bring_to_float32, demand_learnable, left_as_found
 from vggkit.training.estimates import choose_batch_size
 from vggkit.training.lr_finder import search_learning_rate
 from vggkit.training.recipe import Recipe
 from vggkit.training.resolve_recipe import Situation, resolve_recipe
-from vggkit.weights.card import read_card
+from vggkit.weights.classifier_file import read_card
 from vggkit.weights.model import Model
 from vggkit.weights.pretrained import fetch
 from vggkit.weights.published_models import find_published_for
 from vggkit.workflows.build_classifier import build_classifier, describe_start
-from vggkit.workflows.check import vet
 from vggkit.workflows.fit_and_record import OnEpoch, TrainingRun, fit_and_record
+from vggkit.workflows.prepare_images import prepare_images
 from vggkit.workflows.run_config import NetworkChoice, RunConfig
 from vggkit.workflows.run_folder import hold_folder, new_folder, read_run_state
 
 RESULTS: Final = frozenset(
     {"metrics", "seconds", "peak_memory_bytes", "epoch", "calibration", "ranges", "linear_probe"}
 )
-"""What a Classifier's provenance says of how a training went."""
+"""Entries of a Classifier's provenance that describe a training."""
 
 
 def start_run(
@@ -54,28 +51,30 @@ def start_run(
     dataset: ImageDataset,
     *,
     model: Model | Configuration | None = None,
+    state: Mapping[str, Tensor] | None = None,
     out: str | Path | None = None,
     device: str = "auto",
     quiet: bool = False,
     save_seconds: float = 300.0,
     plots: PlotEnding | None = None,
     on_epoch: OnEpoch | None = None,
-    begun: bool = False,
+    may_be_unstarted: bool = False,
 ) -> TrainingRun:
-    """Begin a training and see it to its end; see `vggkit.train`.
+    """Train from the start to the end; see `vggkit.train`.
 
     Args:
         config: The options.
         dataset: The images.
         model: A Model whose network is trained in place, or a Configuration in place of the one that `config`
             names.
+        state: A state dict in memory to start from, in place of the file that `config` names.
         out: The run's folder, new or empty; None: the next free `runs/<model>-<n>`.
         device: `auto`, `cpu`, `cuda` or `mps`.
         quiet: No progress on standard error.
-        save_seconds: How often the middle of an epoch is kept, in seconds.
+        save_seconds: Seconds between two saves of the state within an epoch.
         plots: Also write the figures as such files.
         on_epoch: Called with each epoch when it is over; a true value ends the training.
-        begun: Whether `out` may be the folder of a run that was killed before it had a state.
+        may_be_unstarted: Whether `out` may be the folder of a run that was killed before it had a state.
     """
     if config.find_learning_rate and config.recipe.learning_rate is not None:
         raise BadConfiguration(
@@ -86,45 +85,37 @@ def start_run(
     if isinstance(model, Model):
         classifier = model
     else:
-        classifier = _build(dataset, config.network, seed=config.recipe.seed, model=model, quiet=quiet)
+        classifier = _build(dataset, config.network, seed=config.recipe.seed, model=model, state=state, quiet=quiet)
     dataset = dataset.spelled_as(classifier.labels)
     demand_learnable(classifier.network)
-    by_hand = SetByHand.of(classifier.network)
+    caller_settings = CallerSettings.of(classifier.network)
     with ExitStack() as stack:
         stack.enter_context(left_as_found(classifier.network))
-        stack.enter_context(hear_signals())
+        stack.enter_context(handle_signals())
         line = stack.enter_context(ProgressLine(quiet=quiet))
-        directory = stack.enter_context(new_folder(out, classifier, begun=begun))
-        divided, digests = _divide(dataset, classifier, config.recipe, stack=stack, line=line)
-        findings: list[str] = []
-
-        def log_finding(sentence: str) -> None:
-            findings.append(sentence)
-            line.warn(sentence)
-
-        divided, contents = vet(
-            divided,
-            despite_findings=config.despite_findings,
-            channels=classifier.preprocessing.decoded_channels,
-            log=log_finding,
-            on_progress=line.show,
-        )
+        directory = stack.enter_context(new_folder(out, classifier, may_be_unstarted=may_be_unstarted))
+        images = prepare_images(dataset, classifier, config.recipe, config=config, stack=stack, line=line)
+        divided = images.dataset
         counts = {name: len(split) for name, split in divided.splits.items()}
         listed = ", ".join(f"{count} {name}" for name, count in counts.items())
         line.log(f"{classifier.configuration.model} on {dataset.name}: {listed}, {len(divided.labels)} classes")
         line.log(describe_start(classifier))
-        recipe, reasons = _resolve(config.recipe, classifier, len(divided.split("train")), chosen, by_hand)
-        reasons += filter(None, [by_hand.describe(classifier.network), bring_to_float32(classifier.network)])
+        recipe, reasons = _resolve(config.recipe, classifier, len(divided.split("train")), chosen, caller_settings)
+        reasons += filter(
+            None, [caller_settings.describe(classifier.network), bring_to_float32(classifier.network)]
+        )
         for reason in reasons:
             line.log(reason)
         if dropped := [name for name in ("threshold", "activation_ranges") if getattr(classifier, name)]:
             line.log(f"the {' and the '.join(dropped)} of the Classifier belonged to its earlier weights: dropped")
-        # Figures of another training are not this one's.
+        # Metrics of an earlier training do not apply to this one.
         lasting = {name: value for name, value in classifier.provenance.items() if name not in RESULTS}
         classifier.card = replace(classifier.card.of_other_weights(), provenance=lasting)
         if config.find_learning_rate:
-            recipe = _search_rate(classifier, divided, recipe, chosen, by_hand, directory=directory, line=line)
-        kept = by_hand.to_dict()
+            recipe = _search_rate(
+                classifier, divided, recipe, chosen, caller_settings, directory=directory, line=line
+            )
+        recorded = caller_settings.to_dict()
         config = config.record(
             recipe,
             {
@@ -135,13 +126,14 @@ def start_run(
                     "validation_share": recipe.validation_share,
                     "seed": recipe.seed,
                     "fold": recipe.fold,
-                    "learnt": digests["train"],
-                    "held_out": {name: digest for name, digest in digests.items() if name != "train"},
+                    "ties": [list(tie) for tie in images.ties],
+                    "learnt": images.digests["train"],
+                    "held_out": {name: digest for name, digest in images.digests.items() if name != "train"},
                 },
-                "findings": findings,
+                "findings": list(images.findings),
                 "machine": describe_machine(chosen),
                 "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                **({"by_hand": kept} if kept else {}),
+                **({"by_hand": recorded} if recorded else {}),
                 "configuration": classifier.configuration.to_dict(),
                 "preprocessing": classifier.preprocessing.to_dict(),
                 "labels": list(classifier.labels),
@@ -152,10 +144,10 @@ def start_run(
             classifier,
             divided,
             config,
-            contents,
+            images.contents,
             directory=directory,
             device=chosen,
-            by_hand=by_hand,
+            caller_settings=caller_settings,
             save_seconds=save_seconds,
             plots=plots,
             line=line,
@@ -174,9 +166,10 @@ def resume_run(
     plots: PlotEnding | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> TrainingRun:
-    """Continue a run that was stopped or killed, to the very weights it would have had.
+    """Continue a run that was stopped or killed, with the same result as without the interruption.
 
-    On one machine's CPU these are equal bit for bit. A run that was killed before its first state begins again.
+    On the CPU of one machine the weights are equal bit for bit. A run that was killed before its first state starts
+    again.
 
     Args:
         directory: The run's folder.
@@ -185,7 +178,7 @@ def resume_run(
             stretched to them: the steps to come have the rates that they have in a training of so many epochs.
         device: `auto`, `cpu`, `cuda` or `mps`.
         quiet: No progress on standard error.
-        save_seconds: How often the middle of an epoch is kept, in seconds.
+        save_seconds: Seconds between two saves of the state within an epoch.
         plots: Also write the figures as such files.
         on_epoch: Called with each epoch when it is over; a true value ends the training.
 
@@ -216,7 +209,7 @@ def resume_run(
     ):
         raise BadCheckpoint(
             f"{directory / 'config.yaml'}: its section found is not complete, by which a run is recognised; "
-            "restore it, or begin a new run with --config"
+            "restore it, or start a new run with --config"
         )
     chosen = choose_device(device)
     card = read_card(directory / "last.ckpt")
@@ -229,13 +222,13 @@ def resume_run(
         origin=card.origin,
         provenance=card.provenance,
     )
-    by_hand = SetByHand.from_dict(config.found.get("by_hand", {}))
+    caller_settings = CallerSettings.from_dict(config.found.get("by_hand", {}))
     opened = _open_again(directory, data, config).spelled_as(classifier.labels)
     stretched = epochs is not None and epochs != config.resolved.epochs
     if stretched and epochs is not None:
         config = _change_epochs(directory, config, epochs)
     with ExitStack() as stack:
-        stack.enter_context(hear_signals())
+        stack.enter_context(handle_signals())
         line = stack.enter_context(ProgressLine(quiet=quiet))
         stack.enter_context(hold_folder(directory))
         if opened.fingerprint() != before["fingerprint"]:
@@ -243,8 +236,8 @@ def resume_run(
             raise BadData(
                 f"{opened.name}: differs from the images that this run began with: "
                 f"{sum(before['images'].values())} readable images then, {now} files now, and some are missing, "
-                "new or others. Restore them, say where they are (vggkit train PLACE --resume "
-                f"{directory}), or begin a new run: vggkit train --config {directory / 'config.yaml'}"
+                "new or others. Restore them, name their place (vggkit train PLACE --resume "
+                f"{directory}), or start a new run: vggkit train --config {directory / 'config.yaml'}"
             )
         if stretched:
             config.write(directory / "config.yaml")
@@ -252,22 +245,23 @@ def resume_run(
                 f"on to {epochs} epochs in all: the {config.resolved.schedule} schedule of the learning rate is "
                 "stretched to them, as in a training of so many epochs"
             )
-        divided, _ = _divide(opened, classifier, config.resolved, stack=stack, line=line)
-        divided, contents = vet(
-            divided,
-            despite_findings=config.despite_findings,
-            channels=classifier.preprocessing.decoded_channels,
-            log=line.warn,
-            on_progress=line.show,
+        images = prepare_images(
+            opened,
+            classifier,
+            config.resolved,
+            config=config,
+            ties=before.get("ties", ()),  # runs of versions that tied nothing go on as they were divided
+            stack=stack,
+            line=line,
         )
         return fit_and_record(
             classifier,
-            divided,
+            images.dataset,
             config,
-            contents,
+            images.contents,
             directory=directory,
             device=chosen,
-            by_hand=by_hand,
+            caller_settings=caller_settings,
             save_seconds=save_seconds,
             plots=plots,
             line=line,
@@ -277,7 +271,7 @@ def resume_run(
 
 
 def _open_again(directory: Path, data: str | Path | ImageDataset | None, config: RunConfig) -> ImageDataset:
-    """The images of a run, where they are now; raises BadData with the line that says where."""
+    """The images of a run, at their present place; raises BadData with the command that names another."""
     if isinstance(data, ImageDataset):
         return data
     try:
@@ -286,7 +280,7 @@ def _open_again(directory: Path, data: str | Path | ImageDataset | None, config:
         if data:
             raise
         raise BadData(
-            f"{problem}; the run had its images there. Where they are elsewhere now, say where: "
+            f"{problem}; the run had its images there. If they have moved, name their place: "
             f"vggkit train PLACE --resume {directory}"
         ) from problem
 
@@ -294,7 +288,7 @@ def _open_again(directory: Path, data: str | Path | ImageDataset | None, config:
 def _change_epochs(directory: Path, config: RunConfig, epochs: int) -> RunConfig:
     """The configuration of a run that is to have other epochs in all; raises BadConfiguration."""
     if config.resolved.trainable == "head":
-        raise BadConfiguration(f"epochs={epochs} is not for {directory}: its last layer was solved at once")
+        raise BadConfiguration(f"epochs={epochs} is not for {directory}: its last layer was solved directly")
     done = read_run_state(directory).epoch
     if epochs <= done:
         raise BadConfiguration(f"epochs must be more than the {done} that {directory} has already; got {epochs}")
@@ -313,15 +307,15 @@ def _begin_again(
     plots: PlotEnding | None,
     on_epoch: OnEpoch | None,
 ) -> TrainingRun:
-    """A run that was killed before it had a state, from its beginning and in its folder."""
+    """Start a run that was killed before it had a state again, in its folder."""
     if not config.found or config.from_python:
         why = (
-            "it began in Python with weights or images of its own: begin it there again"
+            "it was started from Python with its own weights or images: start it there again"
             if config.from_python
-            else f"it never began: vggkit train --config {directory / 'config.yaml'}"
+            else f"it did not start: vggkit train --config {directory / 'config.yaml'}"
         )
-        raise BadCheckpoint(f"{directory}: has no last.ckpt to go on from, and {why}")
-    ProgressLine(quiet=quiet).log(f"{directory} was stopped before its first state: it begins again")
+        raise BadCheckpoint(f"{directory}: has no last.ckpt to continue from, and {why}")
+    ProgressLine(quiet=quiet).log(f"{directory} was stopped before its first state: it starts again")
     dataset = _open_again(directory, data, config)
     if epochs is not None:
         config = replace(config, recipe=replace(config.recipe, epochs=epochs))
@@ -333,15 +327,21 @@ def _begin_again(
         quiet=quiet,
         save_seconds=save_seconds,
         plots=plots,
-        begun=True,
+        may_be_unstarted=True,
         on_epoch=on_epoch,
     )
 
 
 def _build(
-    dataset: ImageDataset, choice: NetworkChoice, *, seed: int, model: Configuration | None, quiet: bool
+    dataset: ImageDataset,
+    choice: NetworkChoice,
+    *,
+    seed: int,
+    model: Configuration | None,
+    state: Mapping[str, Tensor] | None,
+    quiet: bool,
 ) -> Classifier:
-    """The Classifier that a configuration asks for; published weights are downloaded first, with progress."""
+    """The Classifier of a configuration; published weights are downloaded first, with progress."""
     published = find_published_for(choice.weights, choice.model)
     if published is not None:
         configure(choice.model, head=choice.head, dropout=choice.dropout, until=choice.until)
@@ -354,7 +354,7 @@ def _build(
             dataset,
             choice.model if model is None else model,
             blocks=choice.blocks,
-            weights=choice.weights,
+            weights=choice.weights if state is None else state,
             image_size=choice.image_size,
             fit_mode=choice.fit_mode,
             reduced_decoding=choice.reduced_decoding,
@@ -372,29 +372,8 @@ def _build(
     )
 
 
-def _divide(
-    opened: ImageDataset, classifier: Model, recipe: Recipe, *, stack: ExitStack, line: ProgressLine
-) -> tuple[ImageDataset, dict[str, str]]:
-    """The images in their splits, where they can be read in any order, and a digest of each split."""
-    dataset = hold_out(opened, validation_share=recipe.validation_share, seed=recipe.seed, fold=recipe.fold)
-    digests = {name: identify_images(split) for name, split in dataset.splits.items()}
-    folder = Path(stack.enter_context(TemporaryDirectory(prefix="vggkit-")))
-    dataset = spool(dataset, folder / "images", on_progress=partial(line.show, "copying images"))
-    if len(classifier.labels) < 2:
-        raise BadData(f"{dataset.name}: has one class, and a classifier needs two or more")
-    unknown = sorted(set(dataset.labels) - set(classifier.labels))
-    if unknown:
-        hint = hint_at_lookalikes(unknown, classifier.labels)
-        raise BadData(
-            f"{dataset.name}: holds classes the Classifier does not name ({shorten_names(unknown)}); "
-            f"it names {shorten_names(classifier.labels)}{hint}"
-        )
-    # A class that the Classifier names and the data lacks altogether is missing too.
-    return replace(dataset, name=opened.name, labels=classifier.labels), digests
-
-
 def _resolve(
-    recipe: Recipe, classifier: Model, images: int, device: torch.device, by_hand: SetByHand
+    recipe: Recipe, classifier: Model, images: int, device: torch.device, caller_settings: CallerSettings
 ) -> tuple[Recipe, list[str]]:
     """The recipe with every choice made for this network, data and machine, and a sentence on each."""
     configuration, side = classifier.configuration, classifier.preprocessing.crop_pixels
@@ -404,7 +383,7 @@ def _resolve(
         origin=classifier.origin,
         images=images,
         bf16=computes_bf16(device),
-        frozen=frozenset(by_hand.frozen),
+        frozen=frozenset(caller_settings.frozen),
     )
     return resolve_recipe(
         recipe,
@@ -420,7 +399,7 @@ def _search_rate(
     dataset: ImageDataset,
     recipe: Recipe,
     device: torch.device,
-    by_hand: SetByHand,
+    caller_settings: CallerSettings,
     *,
     directory: Path,
     line: ProgressLine,
@@ -431,7 +410,7 @@ def _search_rate(
         dataset.split("train"),
         recipe,
         device=device,
-        by_hand=by_hand,
+        caller_settings=caller_settings,
         on_step=lambda done, total: line.show("searching for a learning rate", done, total),
     )
     plot = directory / "learning_rate_search.png"

@@ -20,7 +20,7 @@ def walk(folder: Path, reading: Reading, *, wanted: tuple[str, ...] = ()) -> Ite
     In memory are the names of one folder and of those it lies in, and a number for each folder that was entered.
     Hidden files and folders are skipped. Linked folders come last: a folder that also lies here itself goes by
     its own name. A link that leads nowhere is a file where its name says image, or ends in one of `wanted`: reading
-    it tells what is wrong.
+    it reports what is wrong.
     """
     entered = {_number(folder)}
     linked: deque[Path] = deque()
@@ -48,7 +48,7 @@ def iterate_files(folder: Path, reading: Reading) -> Iterator[Path]:
 
 
 def is_image(path: Path, reading: Reading) -> bool:
-    """Whether a file is an image, by its name, or its first bytes where that tells nothing; else it is counted."""
+    """Whether a file is an image, by its name, or by its first bytes where the name does not say; else counted."""
     kind = tell_by_name(path.name)
     if kind == "unknown":
         try:

@@ -29,7 +29,7 @@ ADDRESS: Final = re.compile(
 COMMIT: Final = re.compile("[0-9a-f]{40}")
 
 PATIENCE_SECONDS: Final = 10.0
-"""How long the hub may take for its first answer."""
+"""How long the hub may take to respond at first."""
 
 
 @dataclass(frozen=True)
@@ -82,20 +82,20 @@ def _read_split(
 ) -> Iterator[tuple[str | None, ImageSample]]:
     image = _find_image(split.features, columns, address)
     others = {column: kind for column, kind in split.features.items() if column != image}
-    said = columns.find(list(split.features), table=address) | {"path": image}
+    roles = columns.find(list(split.features), table=address) | {"path": image}
     if columns.label_column is None:
         classes = [column for column, kind in others.items() if type(kind).__name__ == "ClassLabel"]
-        said |= {"label": classes[0]} if classes else {}
-    said = {role: column for role, column in said.items() if column in others}
-    names = getattr(others.get(said.get("label", "")), "names", None)
+        roles |= {"label": classes[0]} if classes else {}
+    roles = {role: column for role, column in roles.items() if column in others}
+    names = getattr(others.get(roles.get("label", "")), "names", None)
     storage = HubStorage(_undecoded(split, image), image)
-    wanted = sorted(set(said.values()))
+    wanted = sorted(set(roles.values()))
     rows = split.select_columns(wanted) if wanted else ({} for _ in range(split.num_rows))
     for row, values in enumerate(rows):
-        cells = {role: values[column] for role, column in said.items()}
+        cells = {role: values[column] for role, column in roles.items()}
         label = cells.get("label")
         if isinstance(label, list | dict):
-            raise BadData(f"{address}: its column {said['label']} holds more than one class an image")
+            raise BadData(f"{address}: its column {roles['label']} holds more than one class an image")
         if names:
             label = names[label] if label is not None and label >= 0 else None
         label = name_label(label, f"{address}, row {row + 1}")
@@ -121,7 +121,7 @@ def _load(
     except ImportError as problem:
         raise MissingExtra.of("datasets", "a data set of the Hugging Face hub", "data") from problem
     unreached = "VGGKIT_OFFLINE is set" if is_offline() else _ask(datasets.config)
-    # A folder here that is called owner/name would be taken for it.
+    # The library would open a local folder that is called owner/name instead.
     place = f"hf://datasets/{repository}" if Path(repository).exists() else repository
     try:
         with _quiet(offline=unreached is not None):
@@ -135,15 +135,15 @@ def _load(
 
 
 def _ask(settings: Any) -> str | None:
-    """Why the hub cannot be reached; None where it answers, whatever. Its library would ask for half a minute."""
+    """Why the hub cannot be reached; None where it responds. Its own library would retry for half a minute."""
     if settings.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set"
     endpoint = settings.HF_ENDPOINT
     try:
         urlopen(Request(endpoint, method="HEAD"), timeout=PATIENCE_SECONDS).close()  # noqa: S310 (http or https)
-    except HTTPError as answer:
-        answer.close()
-        return f"{endpoint} cannot be reached: {answer}" if answer.code >= 500 else None
+    except HTTPError as response:
+        response.close()
+        return f"{endpoint} cannot be reached: {response}" if response.code >= 500 else None
     except (OSError, ValueError) as problem:
         return f"{endpoint} cannot be reached: {getattr(problem, 'reason', None) or problem}"
     return None
@@ -206,25 +206,25 @@ def _turn_to_revision(
 
 
 def _explain(problem: Exception, address: str, unreached: str | None) -> BadData | BadDownload:
-    """What the library's error means to people."""
+    """The error of the library, in words for users."""
     cause = problem
     while type(cause).__name__ == "DatasetGenerationError" and isinstance(cause.__cause__, Exception):
         cause = cause.__cause__
-    said = " ".join(str(cause).split()) or type(cause).__name__
+    message = " ".join(str(cause).split()) or type(cause).__name__
     if unreached is not None:
-        more = f" ({said})" if isinstance(problem, ValueError) else ""  # configurations
+        more = f" ({message})" if isinstance(problem, ValueError) else ""  # configurations
         return BadDownload(
             f"{address}: {unreached}, and its cache on this machine does not hold it{more}; "
             f"{'look whether there is a network' if 'reached' in unreached else 'unset it once'}"
         )
     match type(problem).__name__:
         case "DatasetNotFoundError":
-            return BadDownload(f"{address}: {said} For a private or gated one, `hf auth login` first")
+            return BadDownload(f"{address}: {message} For a private or gated one, `hf auth login` first")
         case "EmptyDatasetError" | "DataFilesNotFoundError":
-            return BadData(f"{address}: holds no data that can be read ({said})")
+            return BadData(f"{address}: holds no data that can be read ({message})")
         case "ValueError":  # configurations
-            return BadData(f"{address}: {said.rstrip('.')}; a configuration is named after a #: {address}#name")
-    return BadDownload(f"{address}: cannot be had ({said})")
+            return BadData(f"{address}: {message.rstrip('.')}; a configuration is named after a #: {address}#name")
+    return BadDownload(f"{address}: cannot be downloaded ({message})")
 
 
 def _find_image(features: Mapping[str, Any], columns: Columns, address: str) -> str:

@@ -1,7 +1,7 @@
-"""What the subfolders of a folder are: classes, splits that hold classes, or classes that hold splits.
+"""The meaning of a folder's subfolders: classes, splits that hold classes, or classes that hold splits.
 
-Where names and structure leave it open, the folder is refused with what to do: a split that is taken for a class
-trains a network that tells the splits apart.
+Where names and structure do not determine it, the folder is refused with what to do: a split that is read as a
+class trains a network to distinguish the splits.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,10 +14,10 @@ from vggkit.images.class_names import shorten_names
 from vggkit.images.dataset import ImageSample
 from vggkit.images.omissions import Reading
 from vggkit.images.sources.folders import iterate_files, list_subfolders
-from vggkit.images.splits import hint_at_split, tell_split
+from vggkit.images.split_names import hint_at_split, tell_split
 
 WRAPPERS: Final = frozenset({"images", "image", "imgs", "data", "dataset", "photos", "pictures", "classes"})
-"""Names of a folder that only holds the others, where it is alone in its folder."""
+"""Names of a folder that is passed through where it is the only one in its folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +63,12 @@ def read_folder(folder: Path, reading: Reading) -> Iterator[tuple[str | None, Im
             filled.add(branch.label)
         else:
             empty[branch.label] = branch.folder, met
-    # A class that is missing from one split alone is for those who use the splits to judge.
+    # A class that is missing from one split alone is checked where the splits are used.
     for name, (child, met) in empty.items():
         if name not in filled:
-            said = "; ".join(omission.describe() for omission in met.list_omissions())
+            omitted = "; ".join(omission.describe() for omission in met.list_omissions())
             raise BadData(
-                f"{child}: holds no images; remove the folder or fill it" + (f" ({said})" if said else "")
+                f"{child}: holds no images; remove the folder or fill it" + (f" ({omitted})" if omitted else "")
             )
 
 

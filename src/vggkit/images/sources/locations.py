@@ -59,7 +59,7 @@ class Place:
             raise BadData(f"{self}: is not a file")
 
     def read(self, start: int, size_bytes: int) -> bytes:
-        """A range of its bytes; raises OSError, whatever keeps it from being had."""
+        """A range of its bytes; raises OSError for every failure."""
         if self.is_local:
             with open(self.address, "rb") as file:
                 file.seek(start)
@@ -73,7 +73,7 @@ class Place:
             raise OSError(str(problem) or type(problem).__name__) from problem
 
     def gives_ranges(self) -> bool:
-        """Whether a part of it can be had without the rest; some hosts send all whatever is asked."""
+        """Whether a range of it can be read without the rest; some hosts send the whole file for any request."""
         if self.is_local:
             return True
         try:
@@ -82,7 +82,7 @@ class Place:
             return False
 
     def size(self) -> int:
-        """Its length in bytes; 0 where an address does not tell."""
+        """Its length in bytes; 0 where the host does not state it."""
         try:
             if self.is_local:
                 self._demand_file()
@@ -110,7 +110,7 @@ class Ranges:
         return self.place.is_local
 
     def read(self, key: tuple[int, int]) -> bytes:
-        """The range (first byte, length); raises BadImage where it cannot be had whole."""
+        """The range (first byte, length); raises BadImage where it cannot be read whole."""
         start, size_bytes = key
         try:
             data = self.place.read(start, size_bytes)
@@ -119,7 +119,7 @@ class Ranges:
         if len(data) < size_bytes:
             raise BadImage(f"its archive ends {size_bytes - len(data)} bytes before the image does")
         if len(data) > size_bytes:
-            raise BadImage("its host sends more than was asked for")
+            raise BadImage("its host sends more than was requested")
         return data
 
     def weigh(self, key: tuple[int, int]) -> str:
@@ -136,7 +136,7 @@ class Whole:
     quick: bool = False
 
     def read(self, key: object) -> bytes:
-        """Its bytes; raises BadImage where it cannot be had."""
+        """Its bytes; raises BadImage where it cannot be read."""
         try:
             with self.place.open() as file:
                 return file.read()
@@ -168,7 +168,7 @@ def is_address(place: str) -> bool:
 
 
 def is_pattern(place: str) -> bool:
-    """Whether a place stands for several: braces `{000..009}`, or `*`, `?`, `[…]`."""
+    """Whether a place is a pattern of several: braces `{000..009}`, or `*`, `?`, `[…]`."""
     return any(mark in place for mark in "{*?[")
 
 
@@ -226,7 +226,7 @@ def _expand_braces(pattern: str) -> list[str]:
 
 
 def _explain(address: str, problem: Exception) -> VggkitError:
-    """What a file system's error means to people; these systems raise whatever their packages do."""
+    """The error of a file system, in words for users; these systems raise errors of many packages."""
     if isinstance(problem, VggkitError):
         return problem
     if isinstance(problem, ImportError):

@@ -1,4 +1,4 @@
-"""From what people type to images: one place to ask, whatever the images are stored in."""
+"""Opening images and datasets, wherever and however they are stored."""
 
 import io
 import os
@@ -33,14 +33,14 @@ def open_dataset(
     *,
     columns: Columns = Columns(),  # noqa: B008 (frozen)
 ) -> ImageDataset:
-    """The labelled images of a place, or those that a program holds, to be had in any order.
+    """The dataset of labelled images at a place or in memory; its images can be read in any order.
 
     Args:
         place: One of these:
 
             - a folder with a subfolder for each class, or with `train`, `val` (`valid`,
               `validation`, `dev`) and `test` that hold them; links are followed, and a file whose name
-              does not tell what it is is known by its first bytes;
+              leaves open whether it is an image is recognised by its first bytes;
             - a table, `.csv` or `.tsv`: path and label, a split where wanted, relative to the table's folder;
             - Parquet: such a table, or images in it as Hugging Face's data sets have them; a
               file, a folder or a pattern of files;
@@ -54,10 +54,10 @@ def open_dataset(
               `(images, labels)`, or a mapping of these by split; see `labelled.take_labelled`.
         columns: What a table's columns are called, where their names are not the usual ones.
 
-    What lies there and is no image of it is counted in `skipped`.
+    Files that are not images of the dataset are counted in `skipped`.
 
     Raises BadData where no labelled images are found or a table gives several labels to an image, UnknownName
-    for a name that is none of these, BadInput for images or labels in memory that leave open what they mean,
+    for a name that is none of these, BadInput for ambiguous images or labels in memory,
     BadDownload, BadOutput and MissingExtra.
 
     >>> import numpy as np
@@ -79,18 +79,18 @@ def iterate_images(
     columns: Columns = Columns(),  # noqa: B008 (frozen)
     reading: Reading | None = None,
 ) -> Iterator[ImageSample]:
-    """Images to ask about, labelled or not, one by one in the order of the places.
+    """Images, labelled or not, one by one in the order of the places.
 
-    Archives at an address and compressed ones pass by once, front to back, each image with its bytes.
+    Archives that are remote or compressed are read once, front to back, each image with its bytes.
 
     Args:
         places: What `open_dataset` takes, and also single images, folders without classes (every
             image below them), lists of files (`.txt`, a path a line), and `-`: an image, a
             table or a list of files on standard input.
         columns: As for `open_dataset`.
-        reading: Hears what is skipped.
+        reading: Counts the files that are skipped.
 
-    A file that does not exist is an image too: decoding it says so. Raises BadData for a place
+    A file that does not exist counts as an image; decoding it reports that. Raises BadData for a place
     without images.
     """
     for place in map(str, places):
@@ -99,8 +99,8 @@ def iterate_images(
             empty = False
             yield image
         if empty:
-            said = "; ".join(omission.describe() for omission in met.list_omissions())
-            raise BadData(f"{place}: holds no images ({said or ', '.join(sorted(SUFFIXES))})")
+            omitted = "; ".join(omission.describe() for omission in met.list_omissions())
+            raise BadData(f"{place}: holds no images ({omitted or ', '.join(sorted(SUFFIXES))})")
         if reading is not None:
             reading.take(met)
 
@@ -145,9 +145,9 @@ def count_images(
     *,
     columns: Columns = Columns(),  # noqa: B008 (frozen)
 ) -> int | None:
-    """How many `gather_images` gives, for who wants to know the time left; none of them is kept in memory.
+    """The number of images that `gather_images` gives, for estimates of the time left; they are not held in memory.
 
-    None where that would fetch or read all of them, or what gives them can be read only once.
+    None where counting would fetch or read all of them, or where they can be read only once.
     """
     places = [str(place) for place in images if isinstance(place, str | Path)]
     if any(is_streamed(place) or is_address(place) or place == STANDARD_INPUT for place in places):
@@ -156,7 +156,7 @@ def count_images(
 
 
 def list_images(places: Iterable[str | Path], *, columns: Columns = Columns()) -> list[ImageSample]:  # noqa: B008
-    """As `iterate_images`, all at once."""
+    """The images of `iterate_images` as a list."""
     return list(iterate_images(places, columns=columns))
 
 

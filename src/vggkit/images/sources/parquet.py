@@ -15,7 +15,7 @@ from vggkit.images.decoding import read_file
 from vggkit.images.omissions import Reading
 from vggkit.images.sources.locations import Place, copy_whole
 from vggkit.images.sources.tables import Columns, locate_rows, name_group, name_label, name_split, read_records
-from vggkit.images.splits import find_split
+from vggkit.images.split_names import find_split
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 ENDINGS: Final = (".parquet", ".pq")
 MOST_HELD_BYTES: Final = 64_000_000
-"""How much of a file is kept in memory; a smaller one is quick in any order."""
+"""How much of a file is held in memory; a smaller file is fast to read in any order."""
 
 
 def read_parquet(
@@ -32,7 +32,7 @@ def read_parquet(
     """(Split, image) of every row of Parquet files.
 
     Images are a column of bytes, or of Hugging Face's (bytes, path), or paths relative to the
-    file's folder. A file's split is its column of splits, else what its name tells
+    file's folder. The split is that of its column of splits, else that of the file's name
     (`train-00000-of-00004.parquet`); classes by number get their names from Hugging Face's metadata.
 
     Raises BadData where a file cannot be read or has no images, MissingExtra without pyarrow.
@@ -40,21 +40,21 @@ def read_parquet(
     for file in files:
         rows = ParquetImages(file, columns)
         if rows.column is None:
-            said = read_records(rows.records(), str(file), rows.found, reading)
-            yield from locate_rows(said, Path(str(file)).parent, str(file), columns)
+            read = read_records(rows.records(), str(file), rows.found, reading)
+            yield from locate_rows(read, Path(str(file)).parent, str(file), columns)
         else:
             yield from rows.images(reading)
 
 
 class ParquetImages:
-    """The images inside one Parquet file; groups of rows are read as they are needed, the last ones kept."""
+    """The images inside one Parquet file; groups of rows are read as they are needed, the last ones cached."""
 
     def __init__(self, file: Place, columns: Columns) -> None:
         self.file = file
         # What is at an address that gives no ranges is copied once.
         self._copy = None if file.gives_ranges() else copy_whole(file)
         self._lock = threading.Lock()
-        self._kept: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
+        self._cached: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
         self.size_bytes = file.size()
         self.quick = self.size_bytes <= MOST_HELD_BYTES
         schema = self._opened.schema_arrow
@@ -89,14 +89,14 @@ class ParquetImages:
             raise BadData(f"{self.file}: is not a Parquet file that can be read ({problem})") from problem
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_opened", "_lock", "_kept")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_opened", "_lock", "_cached")}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__dict__.update(state)
-        self._lock, self._kept = threading.Lock(), OrderedDict()
+        self._lock, self._cached = threading.Lock(), OrderedDict()
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """The values of the columns that say something, row by row, images left out."""
+        """The values of the columns that are used, row by row, images left out."""
         wanted = sorted(set(self.found.values()))
         if not wanted:
             yield from ({} for _ in range(self._starts[-1]))
@@ -112,18 +112,18 @@ class ParquetImages:
         """(Split, image) of each row."""
         of_file = find_split(str(self.file))
         for number, values in enumerate(self.records()):
-            said = {role: values[column] for role, column in self.found.items()}
-            label = name_label(said.get("label"), f"{self.file}, row {number + 1}")
+            cells = {role: values[column] for role, column in self.found.items()}
+            label = name_label(cells.get("label"), f"{self.file}, row {number + 1}")
             if label is not None:
                 reading.written_labels.add(label)
             yield (
-                name_split(said["split"]) if "split" in said else of_file,
+                name_split(cells["split"]) if "split" in cells else of_file,
                 ImageSample(
                     f"{self.file}#{number}",
                     label,
                     storage=self,
                     key=number,
-                    group=name_group(said.get("group")),
+                    group=name_group(cells.get("group")),
                 ),
             )
 
@@ -148,13 +148,15 @@ class ParquetImages:
 
     def _load(self, group: int) -> "pa.ChunkedArray":
         with self._lock:
-            if group not in self._kept:
+            if group not in self._cached:
                 # One group too many is still one group; threads read two neighbouring ones in turn.
-                while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > MOST_HELD_BYTES:
-                    self._kept.popitem(last=False)
-                self._kept[group] = self._opened.read_row_group(group, columns=[self.column]).column(0)
-            self._kept.move_to_end(group)
-            return self._kept[group]
+                while (
+                    len(self._cached) > 1 and sum(held.nbytes for held in self._cached.values()) > MOST_HELD_BYTES
+                ):
+                    self._cached.popitem(last=False)
+                self._cached[group] = self._opened.read_row_group(group, columns=[self.column]).column(0)
+            self._cached.move_to_end(group)
+            return self._cached[group]
 
 
 def _image_column(schema: "pa.Schema", columns: Columns, name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Collections by name: torchvision's public data sets, downloaded where there is a network, and the digits.
+"""Datasets by name: torchvision's public ones, downloaded where there is a network, and scikit-learn's digits.
 
 Shape letters: N images, C channels, H and W pixels.
 """
@@ -25,16 +25,16 @@ from vggkit.paths import find_home, is_offline
 
 @dataclass(frozen=True, slots=True)
 class PublicSet:
-    """Where torchvision has a data set, and how it calls its splits."""
+    """A dataset of torchvision, with its names of the splits."""
 
     home: str
     """The class in torchvision.datasets."""
     splits: Mapping[str, Mapping[str, Any]]
-    """Each split of ours with what torchvision is to be told."""
+    """The arguments of torchvision's class for each of our splits."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """What it is told for every split."""
+    """The arguments for every split."""
     is_checked: bool = True
-    """Whether torchvision compares the digest of a file that is there before it takes it for whole."""
+    """Whether torchvision compares the digest of an existing file before it uses it."""
 
 
 _TRAIN_OR_NOT: Final = {"train": {"train": True}, "test": {"train": False}}
@@ -72,10 +72,10 @@ DISK: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, e
 """Errors that are not the network's."""
 
 PATIENCE_SECONDS: Final = 30.0
-"""How long a host may be silent."""
+"""How long a host may take to respond."""
 
 ARCHIVES: Final = frozenset({".gz", ".tgz", ".zip", ".mat"})
-"""What of an unfinished download may serve the next one: torchvision compares its digest first."""
+"""Endings of files of an unfinished download that the next one may use: torchvision compares their digests."""
 
 NAMES: Final = ("digits", *PUBLIC_SETS)
 """Every collection that has a name."""
@@ -84,13 +84,13 @@ NAMES: Final = ("digits", *PUBLIC_SETS)
 def read_named(name: str) -> Iterator[tuple[str | None, ImageSample]]:
     """(Split, image) of a collection of NAMES.
 
-    Raises BadDownload where it cannot be had, BadOutput where it cannot be kept, and MissingExtra.
+    Raises BadDownload where it cannot be downloaded, BadOutput where it cannot be stored, and MissingExtra.
     """
     return _read_digits() if name == "digits" else _read_public(name)
 
 
 def _read_public(name: str) -> Iterator[tuple[str | None, ImageSample]]:
-    """(Split, image) of one of torchvision's data sets, which is kept below `VGGKIT_HOME`."""
+    """(Split, image) of one of torchvision's data sets, which is stored below `VGGKIT_HOME`."""
     public = PUBLIC_SETS[name]
     try:
         from torchvision import datasets
@@ -100,35 +100,35 @@ def _read_public(name: str) -> Iterator[tuple[str | None, ImageSample]]:
     folder = find_home() / "data" / name
     if not folder.is_dir():
         _bring(name, kind, folder)
-    for split, told in public.splits.items():
+    for split, options in public.splits.items():
         with _explained(name, folder, f"delete {folder}, and it is downloaded anew"):
-            opened = kind(folder, **public.options, **told)
+            opened = kind(folder, **public.options, **options)
         for place, (file, pixels, label) in enumerate(_read(opened)):
             yield split, ImageSample(str(file or f"{name}/{split}/{place:06d}"), label, pixels)
 
 
 def _bring(name: str, kind: Callable[..., Any], folder: Path) -> None:
-    """Download a data set; its folder is there whole or not at all, since torchvision takes halves for wholes."""
+    """Download a data set; its folder appears only when complete, since torchvision accepts incomplete ones."""
     public = PUBLIC_SETS[name]
-    by_hand = f"copy {folder} from a machine that has it"
+    copying = f"copy {folder} from a machine that has it"
     if is_offline():
         raise BadDownload(
-            f"the data set {name} is not in {folder}, and VGGKIT_OFFLINE is set; unset it once, or {by_hand}"
+            f"the data set {name} is not in {folder}, and VGGKIT_OFFLINE is set; unset it once, or {copying}"
         )
     unfinished = folder.with_name(f"{name}.unfinished")
-    with _explained(name, folder, f"with a network, try again; without one, {by_hand}"):
+    with _explained(name, folder, f"with a network, try again; without one, {copying}"):
         unfinished.mkdir(parents=True, exist_ok=True)
         for file in unfinished.rglob("*"):
             if not file.is_dir() and not (public.is_checked and file.suffix in ARCHIVES):
                 file.unlink()
         _remove_empty_folders(unfinished)
-        for told in public.splits.values():
-            kind(unfinished, **public.options, **told, download=True)
+        for options in public.splits.values():
+            kind(unfinished, **public.options, **options, download=True)
         unfinished.rename(folder)
 
 
 def _remove_empty_folders(folder: Path) -> None:
-    """Those below a folder, the deepest first: torchvision asks some data sets only for their folders."""
+    """Remove those below a folder, deepest first: torchvision recognises some data sets by their folders alone."""
     for inner in sorted(folder.rglob("*/"), reverse=True):
         if inner.is_dir() and not any(inner.iterdir()):
             inner.rmdir()
@@ -136,7 +136,7 @@ def _remove_empty_folders(folder: Path) -> None:
 
 @contextmanager
 def _explained(name: str, folder: Path, advice: str) -> Iterator[None]:
-    """What torchvision's errors mean to people; a host that falls silent is given up."""
+    """The errors of torchvision, in words for users; a host that stops responding counts as an error."""
     patience = socket.getdefaulttimeout()
     socket.setdefaulttimeout(PATIENCE_SECONDS)  # torchvision would wait for ever
     try:
@@ -150,18 +150,22 @@ def _explained(name: str, folder: Path, advice: str) -> Iterator[None]:
     except Exception as problem:  # the network's, the disk's, those of tar, zip, pickle and SciPy
         if isinstance(problem, OSError) and problem.errno in DISK:
             raise BadOutput(f"{folder}: cannot be written ({problem.strerror})") from problem
-        raise BadDownload(f"the data set {name} cannot be had ({_say(problem)}); {advice}") from problem
+        raise BadDownload(f"the data set {name} cannot be downloaded ({_describe(problem)}); {advice}") from problem
     finally:
         socket.setdefaulttimeout(patience)
 
 
-def _say(problem: Exception) -> str:
+def _describe(problem: Exception) -> str:
     """One line."""
     if isinstance(problem, URLError) and not isinstance(problem, HTTPError):
         return str(problem.reason)
-    said = " ".join(str(problem).split()) or type(problem).__name__
-    # torchvision's words for a digest that is another.
-    return "what the host gave is broken or another file" if said == "File not found or corrupted." else said
+    message = " ".join(str(problem).split()) or type(problem).__name__
+    # torchvision's message where the digest differs.
+    return (
+        "the downloaded file is damaged or is another file"
+        if message == "File not found or corrupted."
+        else message
+    )
 
 
 def _read(opened: Any) -> Iterator[tuple[Any, Pixels | None, str]]:

@@ -1,4 +1,4 @@
-"""Images from places that are slow in any but their own order, copied once to a file that is not."""
+"""A local copy of images whose storage is slow to read in random order, such as compressed archives."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,10 +12,10 @@ from vggkit.images.sources.locations import Place, Ranges
 def spool(
     images: ImageDataset, path: Path, *, on_progress: Callable[[int, int], None] | None = None
 ) -> ImageDataset:
-    """The same images, quick in any order; none of them is decoded.
+    """The same images, fast to read in any order; none of them is decoded.
 
     Args:
-        images: A set; where all of it is quick already, it comes back as it is, and no file is made.
+        images: The dataset; where all of it is fast already, it is returned unchanged, and no file is written.
         path: The file to copy the others' bytes to; it must last as long as the images are used.
         on_progress: Called with the number of images copied and of all that are to be.
 

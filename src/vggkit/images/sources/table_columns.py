@@ -1,4 +1,4 @@
-"""Which column of a table of text says what, where its names alone do not tell: no header row, one-hot columns."""
+"""The columns of a text table whose names do not determine them: no header row, one-hot columns."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Final
 from vggkit.errors import BadData
 from vggkit.images.class_names import shorten_names
 from vggkit.images.file_kinds import tell_by_name
-from vggkit.images.splits import tell_split
+from vggkit.images.split_names import tell_split
 
 ONES: Final = frozenset({"1", "1.0", "1.", "true"})
 ZEROS: Final = frozenset({"0", "0.0", "0.", "false"})
@@ -15,7 +15,7 @@ ZEROS: Final = frozenset({"0", "0.0", "0.", "false"})
 
 @dataclass(frozen=True, slots=True)
 class ColumnLayout:
-    """Where the cells of a row are that say something."""
+    """The positions of the cells that are used in each row."""
 
     roles: Mapping[str, int]
     """The place of `path`, and of `label`, `split` and `group` where there are such."""
@@ -25,8 +25,8 @@ class ColumnLayout:
     """The class of each column of zeros and ones, exactly one of which is one; none where there is a label."""
 
     def read(self, cells: Sequence[str], place: str) -> dict[str, str | None]:
-        """What a row says by role; raises BadData where one-hot columns name no class, or several."""
-        said = {role: cells[at] if at < len(cells) else None for role, at in self.roles.items()}
+        """The cells of a row by role; raises BadData where one-hot columns name no class, or several."""
+        values = {role: cells[at] if at < len(cells) else None for role, at in self.roles.items()}
         if self.one_hot:
             named = [label for at, label in self.one_hot.items() if at < len(cells) and cells[at].lower() in ONES]
             if len(named) != 1:
@@ -36,8 +36,8 @@ class ColumnLayout:
                     f"which names the class, and {which} {'are' if len(named) > 1 else 'is'}; remove the line, or "
                     "name a column of labels with --label-column"
                 )
-            said["label"] = named[0]
-        return said
+            values["label"] = named[0]
+        return values
 
 
 def lay_out(
@@ -47,7 +47,7 @@ def lay_out(
 
     Args:
         names: The cells of the first line.
-        found: Names of columns by role, as far as the names tell it.
+        found: Names of columns by role, where the names determine it.
         head: The first rows after it.
         table: What errors call the table.
 

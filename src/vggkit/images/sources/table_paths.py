@@ -96,13 +96,13 @@ def locate(written: str, folder: Path) -> str:
 
 
 def is_there(path: str) -> bool:
-    """Whether there is such a file, or an archive that holds it; addresses are not asked."""
-    # What stands behind a mark is inside an archive.
+    """Whether there is such a file, or an archive that holds it; addresses are not checked."""
+    # The part after "#" is inside an archive.
     return is_address(path) or any(Path(place).exists() for place in (path, path.partition("#")[0]))
 
 
 def _split(written: str) -> tuple[str, ...]:
-    """Its folders and its name, without a drive and without what stands for here."""
+    """Its folders and its name, without a drive and without `.`."""
     kind = PureWindowsPath if "\\" in written or PureWindowsPath(written).drive else PurePath
     path = kind(written.strip())
     return tuple(part for part in path.parts if part not in (path.anchor, ".."))

@@ -1,6 +1,6 @@
 """Tables that list images: CSV and the like, and Parquet, a row an image.
 
-The columns are found by the names that people use, or are stated.
+The columns are found by their usual names, or are stated.
 """
 
 import codecs
@@ -19,7 +19,7 @@ from vggkit.images.dataset import ImageSample
 from vggkit.images.omissions import Reading, UnlabelledTable
 from vggkit.images.sources.table_columns import lay_out
 from vggkit.images.sources.table_paths import choose_way, find_base
-from vggkit.images.splits import tell_split
+from vggkit.images.split_names import tell_split
 
 ENDINGS: Final = (".csv", ".tsv")
 LOOKED_AT: Final = 1000
@@ -34,7 +34,7 @@ USUAL: Final[Mapping[str, tuple[str, ...]]] = {
     "split": ("split", "subset", "part", "partition", "set"),
     "group": ("group",),
 }
-"""What people call the columns, the likeliest name first."""
+"""The usual names of the columns, the likeliest first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What a table says of an image."""
+    """The row of an image in a table."""
 
     path: str
     label: str | None
@@ -86,7 +86,7 @@ def read_csv(table: Path, columns: Columns, reading: Reading) -> Iterator[tuple[
     """(Split, image) of each row; paths are relative to the table's folder, Windows' backslashes too.
 
     Comma, semicolon or tab between the cells; UTF-8, UTF-16 with its mark, or Windows-1252. Spaces around a cell
-    are no part of it, unless it is quoted. An apostrophe before what a spreadsheet would take for a formula is
+    are no part of it, unless it is quoted. An apostrophe before what a spreadsheet would read as a formula is
     removed, as `escaping.defuse_cell` puts it there. A first line that is an image's is no header.
 
     Raises BadData where there is no column of paths, or a row has no path.
@@ -107,9 +107,9 @@ def read_rows(text: TextIO, name: str, columns: Columns, reading: Reading) -> It
         others = [each for at, each in enumerate(names) if at not in layout.roles.values()]
         reading.unlabelled_table = UnlabelledTable(name, tuple(others) if layout.has_header else ())
     for line, row in chain([] if layout.has_header else [(first, names)], head, cells):
-        said = layout.read(row, f"{name}, line {line}")
+        found_cells = layout.read(row, f"{name}, line {line}")
         yield _check_row(
-            {role: _restore(cell, role) for role, cell in said.items()}, f"{name}, line {line}", reading
+            {role: _restore(cell, role) for role, cell in found_cells.items()}, f"{name}, line {line}", reading
         )
 
 
@@ -140,8 +140,8 @@ def read_records(
 ) -> Iterator[Row]:
     """The rows of a table that is not text, by its columns' values; raises BadData."""
     for number, values in enumerate(records, start=1):
-        said = {role: values[column] for role, column in found.items()}
-        yield _check_row(said, f"{name}, row {number}", reading)
+        cells = {role: values[column] for role, column in found.items()}
+        yield _check_row(cells, f"{name}, row {number}", reading)
 
 
 def _keep(text: Iterable[str], lines: list[str]) -> Iterator[str]:
@@ -151,7 +151,7 @@ def _keep(text: Iterable[str], lines: list[str]) -> Iterator[str]:
 
 
 def _trim(cell: str, written: str) -> str:
-    """A cell without the spaces behind it, where in its row as it is written no quote stands behind them."""
+    """A cell without trailing spaces, unless in the row as it is written a quote follows them."""
     if cell == cell.rstrip() or '{}"'.format(cell.replace('"', '""')) in written:
         return cell
     return cell.rstrip()
@@ -189,7 +189,7 @@ def read_lines(lines: Iterable[str]) -> Iterator[str]:
 def name_split(value: object) -> str | None:
     """The split that a cell names; a name that is not usual stays as it is."""
     text = "" if value is None else str(value).strip()
-    # A number tells splits apart, such as test1 and test2.
+    # A number distinguishes splits, such as test1 and test2.
     known = None if any(map(str.isdigit, text)) else tell_split(text)
     return known or text or None
 

@@ -1,8 +1,8 @@
 """Tar archives of images, as WebDataset writes them: `0001.jpg` beside `0001.cls` or `0001.json`.
 
 An archive of plain folders is read too: an image's class is then the folder that it is in. The module tarfile reads
-the headers; `_Header` makes an error of what it would take for the end of an archive. Refused are archives without
-an end mark, with bytes after it, with links and with sparse files: none of their images is lost without a word.
+the headers; `_Header` makes an error of damage that it would read as the end of an archive. Archives without an end
+mark, with bytes after it, with links or with sparse files are refused: no image is lost without a message.
 """
 
 import bz2
@@ -26,7 +26,7 @@ from vggkit.images.file_kinds import FIRST_BYTES, is_image_start, is_junk, tell_
 from vggkit.images.omissions import Reading
 from vggkit.images.sources.locations import Place, Ranges, copy_whole
 from vggkit.images.sources.tables import USUAL, name_split, read_lines, read_text
-from vggkit.images.splits import SPLITS, find_split
+from vggkit.images.split_names import SPLITS, find_split
 
 UNPACKERS: Final[Mapping[bytes, Callable[[Any], Any]]] = {
     b"\x1f\x8b": gzip.open,
@@ -47,8 +47,8 @@ CHUNK_BYTES: Final = 1 << 20
 
 Labelled = Iterator[tuple[str | None, ImageSample]]
 """(Split, image) of each."""
-Hold = Callable[[tarfile.TarInfo, "_Begun | None"], tuple[Storage, Any]]
-"""Gives the storage of a member's bytes and its key there; `_Begun` is the member if its reading has begun."""
+Hold = Callable[[tarfile.TarInfo, "_StartedMember | None"], tuple[Storage, Any]]
+"""Gives the storage of a member's bytes and its key there, for a member whose reading may have started."""
 
 _HEADERS: Final = cast(Any, tarfile)  # the kinds of HeaderError are missing from its type stubs
 
@@ -67,7 +67,7 @@ def read_shards(shards: Sequence[Place], reading: Reading | None = None) -> Labe
             with storage.place.open() as file, _Archive.read(file) as archive:
 
                 def locate(
-                    member: tarfile.TarInfo, begun: "_Begun | None", storage: Ranges = storage
+                    member: tarfile.TarInfo, started: "_StartedMember | None", storage: Ranges = storage
                 ) -> tuple[Storage, Any]:
                     return storage, (member.offset_data, member.size)
 
@@ -86,9 +86,9 @@ def stream_shards(shards: Sequence[Place], reading: Reading | None = None) -> La
         ):
 
             def bring(
-                member: tarfile.TarInfo, begun: "_Begun | None", archive: _Archive = archive
+                member: tarfile.TarInfo, started: "_StartedMember | None", archive: _Archive = archive
             ) -> tuple[Storage, Any]:
-                return HeldBytes((begun or _begin(archive, member)).read()), None
+                return HeldBytes((started or _begin(archive, member)).read()), None
 
             yield from _find_images(archive, shard, bring, reading)
 
@@ -102,9 +102,9 @@ class _Archive(tarfile.TarFile):
         return cast(Self, cast(Any, cls).open(fileobj=file, mode="r:", tarinfo=_Header))
 
     def walk(self) -> Iterator[tarfile.TarInfo]:
-        """Its members in their order; none of them is kept in memory. Raises tarfile.ReadError."""
+        """Its members in their order; none of them is held in memory. Raises tarfile.ReadError."""
         for member in self:
-            cast(Any, self).members = []  # tarfile would keep every header
+            cast(Any, self).members = []  # tarfile would hold every header
             if member.issparse():
                 raise tarfile.ReadError(f"{member.name} is a sparse file; pack the archive again without --sparse")
             yield member
@@ -182,7 +182,7 @@ def _damaged(start: int) -> tarfile.ReadError:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A member that matters: an image, or a file beside one."""
+    """A member that is used: an image, or a file beside one."""
 
     path: PurePosixPath
     stem: str
@@ -194,7 +194,7 @@ class _Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class _Begun:
+class _StartedMember:
     """A member whose first bytes have been read."""
 
     start: bytes
@@ -251,16 +251,16 @@ def _entries(archive: _Archive, shard: Place, hold: Hold, reading: Reading) -> I
             yield _Entry(path, stem, None, data.decode("utf-8", errors="replace"))
         elif kind == "image":
             yield _Entry(path, stem, hold(member, None), "")
-        elif kind == "unknown" and is_image_start((begun := _begin(archive, member, FIRST_BYTES)).start):
-            yield _Entry(path, stem, hold(member, begun), "")
+        elif kind == "unknown" and is_image_start((started := _begin(archive, member, FIRST_BYTES)).start):
+            yield _Entry(path, stem, hold(member, started), "")
         else:
             reading.omit("not-an-image", name)
 
 
-def _begin(archive: _Archive, member: tarfile.TarInfo, size_bytes: int = 0) -> _Begun:
+def _begin(archive: _Archive, member: tarfile.TarInfo, size_bytes: int = 0) -> _StartedMember:
     file = archive.extractfile(member)
     assert file is not None, "a file has bytes"
-    return _Begun(file.read(size_bytes), file)
+    return _StartedMember(file.read(size_bytes), file)
 
 
 def _read_sides(texts: dict[str, str]) -> dict[str, str]:

@@ -5,7 +5,8 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from vggkit.errors import BadConfiguration, UnknownName
-from vggkit.models.configuration import PAPER_LETTERS, Configuration, configure, demand_configuration
+from vggkit.models.configuration import PAPER_LETTERS, Configuration
+from vggkit.models.configure import configure, demand_configuration
 from vggkit.models.listing.blocks import write_blocks
 from vggkit.models.listing.explicit import write_explicit
 from vggkit.models.listing.parts import image_side, name_class
@@ -40,10 +41,10 @@ if __name__ == "__main__":
 """
 
 
-def write_listing(configuration: "Configuration | VGG | str", style: Style) -> str:
+def write_listing(model: "Configuration | VGG | str", style: Style) -> str:
     """Python source of a module that builds this network with torch and nothing else.
 
-    Its class is named after the model (`VGG16BN`; `VGG` for a trunk of no model). It takes
+    Its class is named after the model (`VGG16BN`; `VGG` for a trunk that no model has). It takes
     `num_classes`, starts from the Kaiming initialisation (the same seed gives the weights of
     `vggkit.VGG`), and gives the logits of `vggkit.VGG` bit for bit from the same weights, whose
     keys `rename_keys` knows: `sequential` has the canonical ones. Run as a script, it classifies
@@ -53,13 +54,13 @@ def write_listing(configuration: "Configuration | VGG | str", style: Style) -> s
     paper's table and their batch-norm variants, with any `num_classes`, `in_channels` and `dropout`.
 
     Args:
-        configuration: A name that `list_models` gives, a Configuration, or what has one, such as a VGG.
+        model: A name of `list_models`, a Configuration, or an object that has one, such as a VGG.
         style: `sequential`, `blocks` or `explicit`.
 
     Raises UnknownName for another name or style, and BadConfiguration where the style does not write
     this configuration.
     """
-    configuration = demand_configuration(configuration, "write_listing")
+    configuration = demand_configuration(model, "write_listing")
     if style not in get_args(Style):
         raise UnknownName.of("style", style, get_args(Style))
     if style == "sequential":
@@ -101,21 +102,21 @@ def _write_title(configuration: Configuration, style: Style) -> str:
     letter = PAPER_LETTERS.get(configuration.model.removesuffix("_bn"))
     which = f"Configuration {letter} (table 1) of" if letter else "A network after"
     source = 'Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition"'
-    said = [f"{which} {source}, arXiv 1409.1556"]
+    description = [f"{which} {source}, arXiv 1409.1556"]
     if configuration.batch_norm:
-        said.append("with batch normalisation, which the paper does not have")
+        description.append("with batch normalisation, which the paper does not have")
     if configuration.until:
-        said.append(f"cut after {configuration.until}")
+        description.append(f"cut after {configuration.until}")
     if configuration.head == "dense":
-        said.append("with the head slid over the map (section 3.2)")
+        description.append("with the head slid over the map (section 3.2)")
     if configuration.head == "pool":
         what = "mean and standard deviation" if configuration.statistics == "mean+std" else "mean"
-        said.append(f"with a head that reads the {what} of each channel")
+        description.append(f"with a head that reads the {what} of each channel")
     convolutions = sum(layer.kind == "conv" for layer in configuration.trunk)
     connected = len(configuration.fully_connected)
     paragraphs = [
         f'"""{name_class(configuration)} in PyTorch, {written[style]}.',
-        f"{', '.join(said)}.",
+        f"{', '.join(description)}.",
         f"{convolutions + connected} layers with weights: {convolutions} convolutions, {connected} fully "
         f"connected. {configuration.parameters:,} parameters.",
     ]

@@ -1,6 +1,6 @@
-"""What the three ways of writing a VGG share: its blocks, its remarks, and each layer's source. No torch here.
+"""Shared by the three styles of listings: blocks, comments, and each layer's source. No torch here.
 
-All text is without a margin; `write_class` sets it where it stands. `ruff format` leaves it alone
+All text is without indentation, which `write_class` adds. `ruff format` leaves the result unchanged
 at 88 columns and at any wider setting.
 """
 
@@ -11,7 +11,8 @@ from string import ascii_lowercase
 from textwrap import fill, indent
 from typing import Final
 
-from vggkit.models.configuration import Configuration, FullyConnected, Layer
+from vggkit.models.configuration import Configuration
+from vggkit.models.layer_records import FullyConnected, Layer
 
 LRN: Final = "size=5, alpha=5 * 1e-4, beta=0.75, k=2.0"
 """Krizhevsky's constants; torch divides alpha by the window, as he does not."""
@@ -19,7 +20,7 @@ LRN: Final = "size=5, alpha=5 * 1e-4, beta=0.75, k=2.0"
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One block of a trunk, as far as the trunk goes."""
+    """One block of a trunk, which may be cut within it."""
 
     number: int
     """From 1."""
@@ -55,12 +56,12 @@ class Block:
 
 
 def image_side(configuration: Configuration) -> int:
-    """Side in pixels of the image that a listing speaks of: the paper's 224, or what a deeper network needs."""
+    """Side in pixels of the example image of a listing: the paper's 224, or what a deeper network needs."""
     return max(224, configuration.minimum_side)
 
 
 def split_blocks(configuration: Configuration) -> list[Block]:
-    """The blocks of the trunk in order; each is known by the number in its layers' names."""
+    """The blocks of the trunk in order, found by the numbers in their layers' names."""
     side = image_side(configuration)
     by_number = groupby(configuration.trunk, lambda layer: int(layer.name.lstrip(ascii_lowercase).split("_")[0]))
     return [Block(number, tuple(layers), side >> (number - 1)) for number, layers in by_number]
@@ -110,7 +111,7 @@ def write_sequence(name: str, lines: str) -> str:
 
 
 def write_fc_reading(configuration: Configuration, maps: str) -> str:
-    """The map brought to the size that the fully connected layers read."""
+    """Code that pools the map to the size that the fully connected layers read."""
     grid = configuration.grid
     return f"""\
 # The head reads {grid}x{grid} maps: one of another size is averaged to that.
@@ -149,7 +150,7 @@ def name_class(configuration: Configuration) -> str:
 
 
 def remark_on_convolutions(configuration: Configuration) -> str:
-    """What a learner asks about a convolution and what follows it, said once."""
+    """Comments that explain the convolutions and the layers that follow them."""
     sides = sorted({layer.kernel for layer in configuration.trunk if layer.kind == "conv"}, reverse=True)
     kinds = {layer.kind for layer in configuration.trunk}
     windows = [f"padding={side // 2} with a {side}x{side} window" for side in sides if side > 1]
@@ -166,7 +167,7 @@ def remark_on_convolutions(configuration: Configuration) -> str:
 
 
 def remark_on_sizes(configuration: Configuration) -> str:
-    """What a learner asks about the sizes of the maps, said once above the blocks."""
+    """Comments that explain the sizes of the maps, written once above the blocks."""
     side = image_side(configuration)
     kind = " (average, not the paper's max)" if configuration.pooling == "average" else ""
     pools = f"Each pool{kind} halves the map. " if configuration.minimum_side > 1 else ""
@@ -174,7 +175,7 @@ def remark_on_sizes(configuration: Configuration) -> str:
 
 
 def remark_on_head(configuration: Configuration) -> str:
-    """What a learner asks about the head, said once above it."""
+    """Comments that explain the head, written above it."""
     channels, grid, numbers = configuration.trunk_channels, configuration.grid, f"{configuration.head_features:,}"
     if configuration.head == "pool":
         what = "the mean and standard deviation" if configuration.statistics == "mean+std" else "the mean"

@@ -1,6 +1,6 @@
 """The first way of writing a VGG: all layers of the trunk in one Sequential. Its keys are torchvision's.
 
-The one that writes every configuration: cut trunks, other heads, factors of low rank.
+It writes every configuration: cut trunks, other heads, factors of low rank.
 """
 
 from typing import Final

@@ -1,4 +1,4 @@
-"""Pages that are one file: a template of this folder, its values and thumbnails become HTML that loads nothing.
+"""Pages in one file: a template of this folder is filled with values and thumbnails; the HTML loads nothing.
 
 Every value is text to the template, never markup. `layout.html` forbids the browser scripts and addresses, so that
 a page could not reach out even if something slipped through.
@@ -28,10 +28,10 @@ SIDE_PIXELS: Final = 240
 """Long side at most: sharp at 160 on a screen of one and a half dots a pixel, in 6 kB for a photograph."""
 
 TINY_PIXELS: Final = 64
-"""Images whose long side has no more are pixel art or digits: kept to the pixel, and shown enlarged unblurred."""
+"""Images whose long side is at most this are not resized, and are shown enlarged without smoothing."""
 
 MEDIA_TYPE: Final = "image/webp"
-"""What `encode_thumbnail` writes."""
+"""The format that `encode_thumbnail` writes."""
 
 QUALITY: Final = 65
 
@@ -46,7 +46,7 @@ class Thumb(NamedTuple):
 
 
 def make_thumb(image: ImageSample, *, fed: Preprocessing | None = None) -> Thumb:
-    """The thumbnail of an image, decoded again; with `fed` of the part and at the size that a network sees."""
+    """The thumbnail of an image, decoded again; with `fed` of the part and at the size of a network's input."""
     try:
         if fed is None:
             pixels = image.decode(least_side=SIDE_PIXELS)
@@ -114,7 +114,7 @@ def encode_thumbnail(pixels: Pixels, *, side_pixels: int = SIDE_PIXELS) -> bytes
 
 
 def is_tiny(pixels: Pixels) -> bool:
-    """Whether single pixels are what such an image consists of."""
+    """Whether an image is so small that its pixels are shown as squares."""
     return bool(max(pixels.shape[:2]) <= TINY_PIXELS)
 
 
@@ -129,7 +129,7 @@ def thousands(count: int) -> str:
 
 
 def percent(share: float) -> str:
-    """`98.4 %`; what is not the whole is never rounded up to it, nor what there is down to nothing."""
+    """`98.4 %`; a share below 1 is never rounded to 100 %, nor one above 0 to 0 %."""
     if 0.9995 <= share < 1:
         return "> 99.9 %"
     if 0 < share < 0.0005:

@@ -182,7 +182,7 @@ def describe_format(head: bytes) -> str:
     if not head:
         return "an empty file of 0 bytes"
     if head.startswith(LFS_POINTER):
-        return "a Git LFS pointer, which stands for the file"
+        return "a Git LFS pointer in place of the file"
     known = tell_format(head)
     if known is not None:
         return _SAYINGS[known]

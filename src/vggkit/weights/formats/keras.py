@@ -5,6 +5,7 @@ and in archives; `.weights.h5` counts instead (`conv2d`, `conv2d_1` ... by class
 """
 
 import json
+import mmap
 import re
 import shutil
 import tempfile
@@ -38,8 +39,11 @@ ARCHIVED_WEIGHTS: Final = "model.weights.h5"
 _JSON_BYTES: Final = 4 * 2**20
 _UNPACKED_BYTES: Final = 4 * 2**30
 _LIMIT_PARTS: Final = 64
-_LIMIT_DEPTH: Final = 24
 _TEXT_BYTES: Final = 2**16
+_HEAP: Final = re.compile(rb"GCOL\x01\0\0\0(.{8})", re.DOTALL)
+"""How a heap of texts begins in an HDF5 file, with its length."""
+_HEAP_HEADER: Final = 16
+"""Bytes before each object of a heap: its number, its references, its length."""
 _NORMALIZATION: Final = ("gamma", "beta", "moving_mean", "moving_variance")
 _LEAVES: Final = {"W": "kernel", "b": "bias", "param_0": "kernel", "param_1": "bias"}
 """How Keras 1 and 0 called them."""
@@ -110,16 +114,14 @@ def _open(
         raise MissingExtra.of("h5py", "reading Keras files", "weights") from problem
     with reading(path, "HDF5 file"):
         file = stack.enter_context(h5py.File(stream, "r"))
-        datasets = list(_walk(path, file, (), size_bytes=stream.seek(0, 2)))
+        datasets = list(_walk(path, file, (), size_bytes=stream.seek(0, 2), seen=set()))
         base = next((base for base in ((), ("model_weights",)) if _is_legacy(file, base)), None)
         metadata = {name: text for name, (text, *_) in _read_texts(file).items() if name.startswith(PREFIX)}
         if base is not None:
-            container, found = "keras-h5", _list_legacy(file, datasets, base)
-            texts = _read_texts(_find(file, base))
-            metadata |= {name: texts[name][0] for name in ("keras_version", "backend") if texts.get(name)}
+            _check_heaps(path, stream, datasets)
+            container, found = "keras-h5", _list_legacy(_find(file, base), datasets, base)
         else:
             container, found = "keras-3", _list_numbered(datasets, names or {})
-            metadata |= _read_layer_names(file, datasets)
     if not found:
         raise refuse(path, "an HDF5 file without Keras' layers", "save it with Keras' model.save_weights")
     keyed = _key(found)
@@ -128,20 +130,25 @@ def _open(
     return Contents(container, entries, lambda key: keyed[key].read(), metadata, packed=packed, dotted=False)
 
 
-def _walk(path: Path, group: Any, above: tuple[str, ...], *, size_bytes: int) -> Iterator[Dataset]:
-    """Every dataset below a group; raises BadCheckpoint for values and links that lead out of the file."""
+def _walk(path: Path, group: Any, above: tuple[str, ...], *, size_bytes: int, seen: set[int]) -> Iterator[Dataset]:
+    """Every dataset below a group; raises BadCheckpoint for values and links that lead out of the file.
+
+    A group is visited once: links back to one would make the walk endless.
+    """
     from h5py import Dataset as Values
-    from h5py import Group, HardLink, h5d
+    from h5py import Group, HardLink, h5d, h5o
 
     advice = "save it again with h5py or Keras, all in one file"
-    if len(above) > _LIMIT_DEPTH:
-        raise refuse(path, f"{shown('/'.join(above[-2:]))} as a group within itself", advice)
+    place = h5o.get_info(group.id).addr
+    if place in seen:
+        raise refuse(path, f"{shown('/'.join(above))} as a group that stands elsewhere too", advice)
+    seen.add(place)
     for name in group:
         if not isinstance(group.get(name, getlink=True), HardLink):
             raise refuse(path, f"{shown(name)} as a link to somewhere else, which is not followed", advice)
         found = group[name]
         if isinstance(found, Group):
-            yield from _walk(path, found, (*above, name), size_bytes=size_bytes)
+            yield from _walk(path, found, (*above, name), size_bytes=size_bytes, seen=seen)
         elif isinstance(found, Values) and found.shape is not None:
             layout = found.id.get_create_plist()
             if layout.get_layout() == h5d.VIRTUAL or layout.get_external_count():
@@ -165,15 +172,42 @@ def _find(file: Any, group: tuple[str, ...]) -> Any:
     return file["/".join(group)] if group else file
 
 
-def _read_texts(group: Any) -> dict[str, list[str]]:
-    """The texts, or lists of them, among a group's attributes; others are left out."""
+def _check_heaps(path: Path, stream: IO[bytes], datasets: Sequence[Dataset]) -> None:
+    """Raise BadCheckpoint for a broken heap of texts, in which HDF5's library would look for ever.
+
+    Texts of variable length, such as the layers' names, lie in heaps between the datasets. A heap is a row of
+    objects, each with its own length, and one of length 0 is followed by itself (HDF5 File Format 3.0, III.E).
+    """
+    spans = sorted((each.opened.id.get_offset() or 0, each.opened.id.get_storage_size()) for each in datasets)
+    start = 0
+    with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as file:
+        for offset, size in [*((offset, size) for offset, size in spans if offset), (len(file), 0)]:
+            for heap in _HEAP.finditer(file, start, offset):
+                place, end = heap.end(), min(len(file), heap.start() + int.from_bytes(heap[1], "little"))
+                while place + _HEAP_HEADER <= end:
+                    length = int.from_bytes(file[place + 8 : place + _HEAP_HEADER], "little")
+                    # What is free has number 0, and its header is part of its length.
+                    is_free = file[place : place + 2] == b"\0\0"
+                    step = length if is_free else _HEAP_HEADER + length + -length % 8
+                    if step < _HEAP_HEADER or place + step > end:
+                        found = f"broken or truncated HDF5 file (a text of {length} bytes at {place})"
+                        raise refuse(path, found, "download or copy it again")
+                    place += step
+            start = max(start, offset + size)
+
+
+def _read_texts(group: Any, *, heaped: bool = False) -> dict[str, list[str]]:
+    """The texts, or lists of them, among a group's attributes; those of variable length only where `heaped`."""
+    from h5py import check_string_dtype
+
     found = {}
-    for name, value in group.attrs.items():
-        values = np.asarray(value).reshape(-1).tolist() if np.size(value) else []
-        texts = [text.decode("utf-8", "replace") if isinstance(text, bytes) else text for text in values]
-        if texts and all(isinstance(text, str) for text in texts):
+    for name in group.attrs:
+        text_type = check_string_dtype(group.attrs.get_id(name).dtype)
+        if text_type is not None and (heaped or text_type.length is not None):
+            values = np.asarray(group.attrs[name]).reshape(-1).tolist()
+            texts = [text.decode("utf-8", "replace") if isinstance(text, bytes) else text for text in values]
             found[name] = [text[:_TEXT_BYTES] for text in texts]
-    return found
+    return {name: texts for name, texts in found.items() if texts}
 
 
 def _key(found: Sequence[Named]) -> dict[str, Dataset]:
@@ -194,12 +228,14 @@ def _is_legacy(file: Any, base: tuple[str, ...]) -> bool:
     return there and any(name in _find(file, base).attrs for name in ("layer_names", "layer_names0"))
 
 
-def _list_legacy(file: Any, datasets: Sequence[Dataset], base: tuple[str, ...]) -> list[Named]:
+def _list_legacy(group: Any, datasets: Sequence[Dataset], base: tuple[str, ...]) -> list[Named]:
     """The tensors of a legacy file in the order of its layers."""
-    texts = _read_texts(_find(file, base))
+    texts = _read_texts(group, heaped=True)
     # Keras cuts a long list into numbered attributes.
     parts = [f"layer_names{number}" for number in range(_LIMIT_PARTS)]
     names = [name for part in ("layer_names", *parts) for name in texts.get(part, ())]
+    if not names:
+        raise ValueError("its layer_names are no list of texts")
     order = {tuple(name.split("/")): number for number, name in enumerate(names)}
     layers: dict[tuple[str, ...], list[Dataset]] = {}
     for dataset in datasets:
@@ -261,18 +297,6 @@ def _name_variables(layer: str, tensors: dict[str, Dataset]) -> dict[str, str]:
         return dict(zip("0123", _NORMALIZATION, strict=True)) if len(tensors) == 4 else {}
     first = tensors.get("0")
     return {"0": "kernel", "1": "bias"} if first is not None and len(first.entry.shape) > 1 else {}
-
-
-def _read_layer_names(file: Any, datasets: Sequence[Dataset]) -> dict[str, str]:
-    """What the model calls its counted layers, where the file says so."""
-    groups = dict.fromkeys(dataset.path[:-1] for dataset in datasets if _is_variable(dataset.path))
-    found = {}
-    for group in list(groups)[: _LIMIT_PARTS * 4]:
-        stored = "/".join(part for part in group if part not in _ROOMS)
-        names = _read_texts(_find(file, group)).get("name")
-        if stored and names:
-            found[f"layer:{stored}"] = names[0]
-    return found
 
 
 def _read_json(archive: Archive, name: str) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Weights that a file keeps as what they are computed from: pruned by a mask, or normalised (`weight_norm`).
+"""Weights that a file stores as the tensors that they are computed from: pruned by a mask, or by `weight_norm`.
 
 `torch.nn.utils.prune` keeps `weight_orig` and `weight_mask` until `prune.remove`; weight normalisation keeps a
 direction and a length, as `weight_v` and `weight_g`, or in torch's parametrizations as `original1` and `original0`.
-What the network computes with is their product. Shape letters: O and I channels out and in.
+The network's weight is their product. Shape letters: O and I channels out and in.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """One tensor of the network, and the two that the file keeps for it."""
+    """One tensor of the network, and the two that the file stores for it."""
 
     values: str
     """Key of the values, in the shape of the tensor."""
     other: str
     """Key of the mask, or of the lengths."""
     compute: Callable[["Tensor", "Tensor"], "Tensor"]
-    """The tensor of both."""
+    """Computes the tensor from both."""
 
 
 def find_computed(keys: Collection[str]) -> dict[str, Computed]:
@@ -40,7 +40,7 @@ def find_computed(keys: Collection[str]) -> dict[str, Computed]:
     return found
 
 
-def list_settled(keys: Collection[str], computed: Mapping[str, Computed]) -> dict[str, str]:
+def list_resolved(keys: Collection[str], computed: Mapping[str, Computed]) -> dict[str, str]:
     """Keys of the network in the file's order, each with the key of the file that has its shape and type."""
     own = {made.values: key for key, made in computed.items()}
     others = {made.other for made in computed.values()}
@@ -52,7 +52,7 @@ def _mask(values: "Tensor", mask: "Tensor") -> "Tensor":
 
 
 def _normalize(direction: "Tensor", length: "Tensor") -> "Tensor":
-    """The length is (O, 1, …), one for each row, or of as many dimensions with another side kept, or a scalar."""
+    """The length is (O, 1, …), one for each row, or of as many dimensions along another side, or a scalar."""
     import torch
 
     summed = [at for at in range(direction.dim()) if length.dim() == 0 or length.shape[at] == 1]
@@ -65,4 +65,4 @@ _PAIRS: Final = {
     "_v": ("_g", _normalize),
     ".original1": (".original0", _normalize),
 }
-"""How the keys of both end, and what makes the tensor of them."""
+"""The endings of both keys, and the function that computes the tensor."""

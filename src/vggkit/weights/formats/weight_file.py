@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggkit.errors import BadCheckpoint, UnknownName, VggkitError
-from vggkit.weights.formats.reparametrized import find_computed, list_settled
+from vggkit.weights.formats.reparametrized import find_computed, list_resolved
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +36,7 @@ BESIDE: Final = frozenset(
         *("metric", "metrics", "train_metrics", "val_metrics", "test_metrics", "train_acc", "val_acc", "test_acc"),
     )
 )
-"""Names at the start of keys that are none of a network's tensors: what trains and measures it, kept beside it."""
+"""First parts of keys that are not a network's tensors: optimizers, losses and counters saved beside it."""
 DTYPES: Final[Mapping[str, int]] = {
     **{"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2},
     **{"float8_e4m3fn": 1, "float8_e4m3fnuz": 1, "float8_e5m2": 1, "float8_e5m2fnuz": 1},
@@ -90,8 +90,8 @@ class WeightFile:
     entries: Mapping[str, TensorEntry]
     """Shape and dtype by key, in the file's order; Keras 3's by number, convolutions before dense layers."""
     metadata: Mapping[str, str]
-    """What the file states beside its tensors: safetensors' `__metadata__`, Keras' version and layer names,
-    what a VGG's own state dict states."""
+    """The metadata of the file: safetensors' `__metadata__`, Keras' version and layer names, that of a VGG's own
+    state dict."""
     modules: tuple[str, ...]
     """Paths of all modules, those without tensors too, in the order in which the network has them, as torch
     keeps them with a state dict; empty where the file does not list them."""
@@ -102,12 +102,12 @@ class WeightFile:
     def __init__(self, path: Path, contents: Contents, close: Callable[[], object]) -> None:
         entries, beside = _leave_beside(contents) if contents.dotted else (contents.entries, ())
         computed = find_computed(entries.keys()) if contents.dotted else {}
-        settled = list_settled(entries, computed)
-        prefixes = _shared_prefixes(list(settled)) if contents.dotted else ()
+        resolved = list_resolved(entries, computed)
+        prefixes = _shared_prefixes(list(resolved)) if contents.dotted else ()
         start = sum(map(len, prefixes))
         self.path = path
         self.container = contents.container
-        self.entries = MappingProxyType({key[start:]: entries[held] for key, held in settled.items()})
+        self.entries = MappingProxyType({key[start:]: entries[held] for key, held in resolved.items()})
         root = "".join(prefixes)
         stated = contents.modules.get(root.removesuffix("."), {})
         self.metadata = MappingProxyType({**stated, **contents.metadata})

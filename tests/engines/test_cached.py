@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import vggkit as vk
-from vggkit.engines import kept
-from vggkit.images.preprocessing import suit_preprocessing
+from vggkit.engines import cached
+from vggkit.images.preprocessing import choose_preprocessing
 from vggkit.models.configuration import Configuration
 
 LABELS = ["across", "down", "red"]
@@ -25,7 +25,7 @@ PIXELS = np.random.default_rng(0).integers(0, 255, (40, 48, 3), np.uint8)
 
 @pytest.fixture
 def classifier(tiny: Configuration) -> vk.Classifier:
-    made = vk.Classifier.create(tiny, labels=LABELS, preprocessing=suit_preprocessing(32), seed=1)
+    made = vk.Classifier.create(tiny, labels=LABELS, preprocessing=choose_preprocessing(32), seed=1)
     # So that every weight of the trunk matters to the logits: the last layer begins at zero.
     torch.nn.init.normal_(made.network.classifier[-1].weight, generator=torch.Generator().manual_seed(0))
     return made
@@ -35,14 +35,14 @@ def classifier(tiny: Configuration) -> vk.Classifier:
 def built(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Weak references to the engines that are built while a test runs."""
     found: list[object] = []
-    choose = kept.choose_engine
+    choose = cached.choose_engine
 
     def note(*args, **options):
         engine = choose(*args, **options)
         found.append(weakref.ref(engine))
         return engine
 
-    monkeypatch.setattr(kept, "choose_engine", note)
+    monkeypatch.setattr(cached, "choose_engine", note)
     return found
 
 
@@ -139,7 +139,7 @@ def test_engines_go_with_the_classifier(classifier_of, built, engine):
 
 @pytest.fixture
 def classifier_of(tiny: Configuration) -> Callable[[], vk.Classifier]:
-    return lambda: vk.Classifier.create(tiny, labels=LABELS, preprocessing=suit_preprocessing(32), seed=1)
+    return lambda: vk.Classifier.create(tiny, labels=LABELS, preprocessing=choose_preprocessing(32), seed=1)
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))])
@@ -186,9 +186,10 @@ FORKED = """
 import os, sys
 import numpy as np
 import vggkit as vk
-from vggkit.images.preprocessing import suit_preprocessing
+from vggkit.images.preprocessing import choose_preprocessing
 
-clf = vk.Classifier.create("vgg11", labels=["a", "b"], until="pool1", preprocessing=suit_preprocessing(32), seed=1)
+fed = choose_preprocessing(32)
+clf = vk.Classifier.create("vgg11", labels=["a", "b"], until="pool1", preprocessing=fed, seed=1)
 pixels = np.zeros((32, 32, 3), np.uint8)
 first = clf.predict(pixels)
 child = os.fork()

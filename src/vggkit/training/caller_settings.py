@@ -1,4 +1,4 @@
-"""What a caller set on a network before it learns, which no file of it says: learning keeps it."""
+"""Settings of a network that its file does not hold, such as frozen parameters: training preserves them."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,8 +16,8 @@ USUAL_MOMENTUM: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SetByHand:
-    """Where a network is not as it was built."""
+class CallerSettings:
+    """Differences between a network and one that is built from its configuration."""
 
     frozen: tuple[str, ...] = ()
     """Keys of parameters that need no gradients."""
@@ -30,14 +30,14 @@ class SetByHand:
 
     @classmethod
     def of(cls, network: VGG) -> Self:
-        """What differs from the network as its configuration builds it."""
+        """The settings of a network."""
         modules = dict(network.named_modules())
         norms = {name: module for name, module in modules.items() if isinstance(module, nn.BatchNorm2d)}
         drops = {name: module for name, module in modules.items() if isinstance(module, nn.Dropout)}
         usual = network.configuration.dropout
         return cls(
             frozen=tuple(key for key, value in network.named_parameters() if not value.requires_grad),
-            # All in evaluation mode is what a prediction leaves, and says nothing of learning.
+            # A network that is in evaluation mode as a whole is so after any prediction.
             resting=tuple(name for name, module in modules.items() if network.training and not module.training),
             dropout={name: module.p for name, module in drops.items() if module.p != usual},
             momentum={name: norm.momentum for name, norm in norms.items() if norm.momentum != USUAL_MOMENTUM},
@@ -56,7 +56,7 @@ class SetByHand:
                 **given,
             )
         except (TypeError, ValueError) as problem:
-            raise BadConfiguration(f"what was set by hand cannot be read ({problem})") from problem
+            raise BadConfiguration(f"the settings of the network (by_hand) cannot be read ({problem})") from problem
 
     def to_dict(self) -> dict[str, Any]:
         """A value for YAML or JSON; empty where nothing was set."""
@@ -64,7 +64,7 @@ class SetByHand:
         return {name: value for name, value in values.items() if value}
 
     def restore(self, network: VGG) -> None:
-        """Set it on a network that was built anew; raises BadConfiguration where that has no such places."""
+        """Apply the settings to a newly built network; raises BadConfiguration where it lacks these modules."""
         try:
             for key in self.frozen:
                 network.get_parameter(key).requires_grad_(False)
@@ -75,7 +75,9 @@ class SetByHand:
             for name, momentum in self.momentum.items():
                 setattr(network.get_submodule(name), "momentum", momentum)  # noqa: B010
         except AttributeError as problem:
-            raise BadConfiguration(f"what was set by hand is of another network ({problem})") from problem
+            raise BadConfiguration(
+                f"the settings of the network (by_hand) are of another network ({problem})"
+            ) from problem
 
     def describe(self, network: VGG) -> str | None:
         """A sentence on it; None where nothing was set."""
@@ -88,16 +90,16 @@ class SetByHand:
         for what, values in (("dropout", self.dropout), ("batch norm's momentum", self.momentum)):
             if values:
                 parts.append(f"{what} of {_shorten(tuple(values))}")
-        return f"set by hand and kept: {'; '.join(parts)}" if parts else None
+        return f"settings of the network that are preserved: {'; '.join(parts)}" if parts else None
 
 
-NOTHING: Final = SetByHand()
-"""Set on a network that is as it was built."""
+NO_SETTINGS: Final = CallerSettings()
+"""The settings of a network that is unchanged."""
 
 
 @contextmanager
 def left_as_found(network: VGG) -> Iterator[None]:
-    """In the end each parameter needs gradients, and each module is in the mode, as before."""
+    """Restore at the end which parameters need gradients, and the mode of each module."""
     flags = [(value, value.requires_grad) for value in network.parameters()]
     modes = [(module, module.training) for module in network.modules()]
     try:
@@ -110,7 +112,7 @@ def left_as_found(network: VGG) -> Iterator[None]:
 
 
 def demand_learnable(network: VGG) -> None:
-    """Raise BadConfiguration where what a network learns could not be kept in its file, nor gone on with.
+    """Raise BadConfiguration for parameters that could not be saved, or with which training could not continue.
 
     Modules that no Configuration describes are refused where the configuration is read.
     """
@@ -130,13 +132,13 @@ def demand_learnable(network: VGG) -> None:
 
 
 def bring_to_float32(network: VGG) -> str | None:
-    """Convert every weight to float32, in which networks learn; a sentence on it, None where all were."""
+    """Convert every weight to float32, in which networks are trained; a sentence on it, None if nothing changed."""
     kinds = {value.dtype for value in network.state_dict().values() if value.is_floating_point()}
     others = sorted(str(kind).removeprefix("torch.") for kind in kinds - {torch.float32})
     if not others:
         return None
     network.float()
-    return f"weights in {', '.join(others)} are converted to float32, in which they learn and are kept"
+    return f"weights in {', '.join(others)} are converted to float32, in which they are trained and saved"
 
 
 def _shorten(names: tuple[str, ...]) -> str:

@@ -1,7 +1,7 @@
-"""Engines that stay compiled, kept with the Model whose network they compute; renewed when its weights change.
+"""Compiled engines, cached with the Model whose network they compute, and rebuilt when its weights change.
 
-An engine is kept in the Model itself, so it goes when the Model goes. It is not part of what is pickled or
-copied: another process compiles its own.
+An engine is an attribute of the Model, and is freed with it. It is neither pickled nor copied: another process
+compiles its own.
 """
 
 import os
@@ -10,6 +10,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
 from vggkit.engines.info import WantedEngine
+from vggkit.engines.model_weights import ModelFile
 from vggkit.engines.outputs import Output, WantedPrecision
 from vggkit.engines.select import choose_engine
 from vggkit.engines.stream import NamedEngine
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
     from vggkit.weights.card import Card
     from vggkit.weights.model import Model
 
-KEPT: Final = 2
-"""Engines that a Model keeps, the last ones used: each may hold a copy of the weights."""
+MOST_CACHED: Final = 2
+"""Largest number of engines of a Model, the last ones used: each may hold a copy of the weights."""
 SAMPLED: Final = 64
-"""Values of each tensor, at least, that tell changes which PyTorch does not count: through `.data`, or NumPy."""
+"""Least number of values of each tensor by which changes are found that PyTorch does not count: through `.data`
+or NumPy."""
 
 _OF_PARENTS: Final = list[object]()
 """Engines that a forked process has from its parent. Their threads are not there, and ending them would wait for
@@ -33,7 +35,7 @@ State = tuple[object, ...]
 
 
 def find_engine(
-    model: "Model",
+    model: "Model | ModelFile",
     device: "torch.device | str" = "auto",
     *,
     output: Output | Sequence[Output] = "logits",
@@ -41,33 +43,35 @@ def find_engine(
     engine: WantedEngine = "auto",
     card: "Card | None" = None,
 ) -> NamedEngine:
-    """The engine that `choose_engine` gives, compiled once and kept while the weights stay as they are.
+    """The engine that `choose_engine` gives, compiled once and cached while the weights do not change.
 
     Threads may call this at the same time: one compiles, the others wait for it, and all share the engine. Weights
-    may be replaced, trained or loaded at any time between two calls. What PyTorch does not count, which are changes
-    through `.data` or a NumPy view, is noticed by a sample of each tensor's values, which a change of a few values
-    may miss.
+    may be replaced, trained or loaded at any time between two calls. Changes that PyTorch does not count, through
+    `.data` or a NumPy view, are detected by a sample of each tensor's values, which may miss a change of a few
+    values.
 
     Args:
-        model: The Model, whose network computes.
+        model: The Model, whose network computes; or a ModelFile, whose engine is compiled and not cached.
         device: A torch device or its name.
-        output: What is computed of each image, or several names.
-        precision: What is computed in; see `choose_engine`.
-        engine: What computes; see `choose_engine`.
+        output: The output that is computed for each image, or several names.
+        precision: The precision of the computation; see `choose_engine`.
+        engine: The engine; see `choose_engine`.
         card: The model's card, where it has just been read, which takes longer than all else here.
 
     Raises what `choose_engine` does.
     """
-    kept: KeptEngines = vars(model).setdefault("_kept_engines", KeptEngines())
-    return kept.find(
+    if isinstance(model, ModelFile):
+        return choose_engine(model, device, output=output, precision=precision, engine=engine)
+    cache: EngineCache = vars(model).setdefault("_cached_engines", EngineCache())
+    return cache.find(
         repr((str(device), output, precision, engine)),
         describe_state(model, card or model.card),
         lambda: choose_engine(model, device, output=output, precision=precision, engine=engine),
     )
 
 
-class KeptEngines:
-    """The engines of one Model, by what was asked for, each with the state of the weights that it computes with."""
+class EngineCache:
+    """The engines of one Model, by the request, each with the state of the weights that it was built from."""
 
     def __init__(self) -> None:
         self._begin()
@@ -76,24 +80,24 @@ class KeptEngines:
         self._process, self._lock = os.getpid(), Lock()
         self._engines: dict[str, tuple[State, NamedEngine]] = {}
 
-    def find(self, asked: str, state: State, build: Callable[[], NamedEngine]) -> NamedEngine:
-        """The engine for what is asked in this state, kept or new; threads wait for one that builds."""
+    def find(self, request: str, state: State, build: Callable[[], NamedEngine]) -> NamedEngine:
+        """The engine for a request in this state, cached or new; threads wait while one of them builds it."""
         if self._process != os.getpid():  # forked: the lock may be held by a thread that is not here
             _OF_PARENTS.append(self._engines)
             self._begin()
         with self._lock:
-            known, found = self._engines.pop(asked, (None, None))
+            known, found = self._engines.pop(request, (None, None))
             if found is None or known != state:
                 found = None  # its memory is free before there is another one
                 found = build()
-            self._engines[asked] = state, found
-            while len(self._engines) > KEPT:
+            self._engines[request] = state, found
+            while len(self._engines) > MOST_CACHED:
                 del self._engines[next(iter(self._engines))]
             return found
 
-    def __reduce__(self) -> tuple[type["KeptEngines"], tuple[()]]:
+    def __reduce__(self) -> tuple[type["EngineCache"], tuple[()]]:
         """A copy, and what is pickled, begins without engines."""
-        return KeptEngines, ()
+        return EngineCache, ()
 
     def __del__(self, find_process: Callable[[], int] = os.getpid, of_parents: list[object] = _OF_PARENTS) -> None:
         """Free the engines, but those of a parent process; when Python ends, modules may be empty already."""
@@ -102,9 +106,7 @@ class KeptEngines:
 
 
 def describe_state(model: "Model", card: "Card") -> State:
-    """What an engine is built from, as a value that differs where the engine would: configuration, weights,
-    temperature and activation ranges.
-    """
+    """A value that differs wherever the engine would: configuration, weights, temperature and activation ranges."""
     import torch
 
     tensors = [*model.network.parameters(), *model.network.buffers()]

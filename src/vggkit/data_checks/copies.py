@@ -1,0 +1,79 @@
+"""Which images of a dataset are copies of each other: the same file, or nearly the same image."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from vggkit.data_checks import rules
+from vggkit.data_checks.survey import Sighting, survey
+from vggkit.images.dataset import ImageDataset
+from vggkit.images.near_duplicates import NearDuplicate, find_near_duplicates
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with the name of a step, how much of it is done, and how much it is in all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """The survey of a dataset, and the near duplicates in it."""
+
+    sightings: tuple[Sighting, ...]
+    """Of every image, in order."""
+    pairs: tuple[NearDuplicate, ...]
+    """Near duplicates by indices among the sightings, of exact copies the first. Empty where they were
+    not searched for."""
+
+    def list_ties(self) -> list[list[int]]:
+        """Indices of the sightings that are copies of each other, exact or near, or linked by such; two or more."""
+        firsts = list(range(len(self.sightings)))
+
+        def find(number: int) -> int:
+            while firsts[number] != number:
+                firsts[number] = number = firsts[firsts[number]]
+            return number
+
+        exact = [(group[0], other) for group in rules.group_exact(self.sightings).values() for other in group[1:]]
+        for one, other in (*exact, *((pair.first, pair.second) for pair in self.pairs)):
+            low, high = sorted((find(one), find(other)))
+            firsts[high] = low
+        groups: dict[int, list[int]] = {}
+        for number in range(len(firsts)):
+            groups.setdefault(find(number), []).append(number)
+        return [group for group in groups.values() if len(group) > 1]
+
+    def place(self, split_of: Mapping[int, str]) -> "Copies":
+        """The same in other splits, by the `id` of each image."""
+        moved = (replace(each, split=split_of[id(each.image)]) for each in self.sightings)
+        return replace(self, sightings=tuple(moved))
+
+
+def find_copies(
+    images: ImageDataset, *, most: int | None = None, channels: int = 3, on_progress: OnProgress | None = None
+) -> Copies:
+    """Survey a dataset, and search for near duplicates in it.
+
+    Args:
+        images: The dataset.
+        most: Number of images above which near duplicates are not searched for; None: they are always.
+        channels: As for `survey`.
+        on_progress: Called with the name of a step, how much of it is done, and how much it is in all.
+    """
+
+    def about(what: str) -> Callable[[int, int], None] | None:
+        return None if on_progress is None else lambda done, total: on_progress(what, done, total)
+
+    sightings = tuple(survey(images, channels=channels, on_progress=about("reading images")))
+    if most is not None and len(sightings) > most:
+        return Copies(sightings, ())
+    return Copies(sightings, tuple(_compare(sightings, about("comparing images"))))
+
+
+def _compare(sightings: Sequence[Sighting], on_progress: Callable[[int, int], None] | None) -> list[NearDuplicate]:
+    """Near duplicates by their indices among the sightings."""
+    numbers = sorted(copies[0] for copies in rules.group_exact(sightings).values())
+    if not numbers:
+        return []
+    descriptions = np.stack([sightings[number].description for number in numbers])  # type: ignore[misc]
+    found = find_near_duplicates(descriptions, on_progress=on_progress)
+    return [NearDuplicate(numbers[pair.first], numbers[pair.second], pair.similarity) for pair in found]

@@ -1,0 +1,235 @@
+"""Style transfer from coarse to fine: the images' pixels are what is optimised.
+
+Shape letters: H and W pixels. Batches hold one image.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vggkit.features.style_loss import StyleLoss
+
+StyleOptimizer = Literal["lbfgs", "adam"]
+SMALLEST_SIDE: Final = 128
+"""Long side in pixels that the first of the sizes is not below."""
+STYLE_BALANCE: Final = 20.0
+"""Weight of the style term for strength=1: values of the terms are relative, so that it suits every trunk."""
+HISTORY: Final = 20
+"""Earlier steps that L-BFGS estimates curvature from."""
+ADAM_RATE: Final = 0.02
+"""Learning rate of Adam, for values in [0, 1]."""
+FIRST_CHANGE: Final = 0.005
+"""Mean change of a value by the first step of L-BFGS, which knows no curvature yet."""
+MOST_CHANGE: Final = 0.05
+"""Mean change of a value by any step, at most."""
+MARGIN: Final = 12
+"""Pixels around the image that are optimised and cut off: zeros beyond the edge leave a frame in them."""
+WORSE: Final = 2.0
+"""A loss so many times the best one has left the region where L-BFGS's estimate holds."""
+LOSS_SCALE: Final = 1e4
+"""torch's L-BFGS leaves out curvature below 1e-10, whatever the loss's scale."""
+RANGE_PENALTY: Final = 10.0
+"""Weight of the squared distance from [0, 1]."""
+
+
+@dataclass(frozen=True, slots=True)
+class StyleStep:
+    """One evaluation of the loss."""
+
+    number: int
+    """Its number over all sizes, from 1."""
+    height: int
+    """Height of the image in pixels."""
+    width: int
+    """Width of the image in pixels."""
+    loss: float
+    """What was minimised: content, style times its weight, and the penalties."""
+    content_loss: float
+    """Relative squared difference of the content layer's values."""
+    style_loss: float
+    """Mean relative squared difference of the style layers' Gram matrices."""
+
+
+def plan_sizes(size: tuple[int, int]) -> list[tuple[int, int]]:
+    """Heights and widths from coarse to fine: halved as long as the long side is not below 128 pixels."""
+    sizes = [size]
+    while max(sizes[0]) // 2 >= SMALLEST_SIDE and min(sizes[0]) // 2 >= 32:
+        sizes.insert(0, (round(sizes[0][0] / 2), round(sizes[0][1] / 2)))
+    return sizes
+
+
+def resize_tensor(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images (1, 3, H, W) at another size."""
+    if tuple(images.shape[-2:]) == size:
+        return images
+    return F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
+
+
+class Iterate(NamedTuple):
+    """An evaluation, and the best one up to it."""
+
+    images: Tensor
+    """What was evaluated."""
+    loss: float
+    """Its loss."""
+    best: Tensor
+    """The images with the lowest loss so far."""
+
+
+def minimize(
+    evaluate: Callable[[Tensor], Tensor],
+    images: Tensor,
+    *,
+    steps: int,
+    optimizer: StyleOptimizer,
+) -> Iterator[Iterate]:
+    """Each of so many evaluations of a loss and its gradient.
+
+    A loss that is not finite, or far above the best one, sends L-BFGS back to the best images without its memory.
+    """
+    best, best_loss = images.detach(), float("inf")
+    values = torch.empty(images.shape, device=images.device).copy_(best).requires_grad_(True)
+    stepper, rate, first, found = _build_optimizer(values, optimizer), 1.0, FIRST_CHANGE, 0.0
+    is_first = True
+
+    def close() -> Tensor:
+        nonlocal found
+        stepper.zero_grad()
+        loss = LOSS_SCALE * evaluate(values)
+        loss.backward()
+        found = float(loss.detach())
+        return loss
+
+    for _ in range(steps):
+        before = values.detach().clone()
+        if optimizer == "lbfgs":  # torch divides its first step by the sum of the gradient's absolute values
+            stepper.param_groups[0]["lr"] = first * values.numel() if is_first else rate
+        stepper.step(close)  # type: ignore[arg-type]
+        is_first = False
+        if found < best_loss:
+            best, best_loss = before, found
+        if optimizer == "lbfgs":
+            if found < WORSE * best_loss:
+                _shorten(stepper, values, before)
+            else:
+                with torch.no_grad():
+                    values.copy_(best)
+                stepper, rate, first, is_first = _build_optimizer(values, optimizer), rate / 2, first / 4, True
+        yield Iterate(before, found / LOSS_SCALE, best)
+
+
+@torch.no_grad()
+def _shorten(stepper: torch.optim.Optimizer, values: Tensor, before: Tensor) -> None:
+    """Where little curvature was seen yet L-BFGS's step may be far too long; its memory holds the length in `t`."""
+    change = float((values - before).abs().mean())
+    if change > MOST_CHANGE:
+        share = MOST_CHANGE / change
+        values.lerp_(before, 1 - share)
+        stepper.state[values]["t"] *= share
+
+
+def _build_optimizer(values: Tensor, optimizer: StyleOptimizer) -> torch.optim.Optimizer:
+    if optimizer == "adam":
+        return torch.optim.Adam([values], lr=ADAM_RATE)
+    return torch.optim.LBFGS([values], max_iter=1, history_size=HISTORY, tolerance_grad=0, tolerance_change=0)
+
+
+def transfer(
+    loss: StyleLoss,
+    content: Tensor,
+    styles: Sequence[Tensor],
+    weights: Sequence[float],
+    *,
+    strength: float,
+    sizes: Sequence[tuple[int, int]],
+    steps: int,
+    optimizer: StyleOptimizer,
+    smoothness: float,
+    noise_seed: int | None,
+    on_step: Callable[[StyleStep, Tensor], None],
+) -> Tensor:
+    """The image (1, 3, H, W) in [0, 1] of the last of the sizes.
+
+    Args:
+        loss: What is minimised.
+        content: The content image (1, 3, H, W) in [0, 1], of the last size.
+        styles: The style images, each as large as it is to be beside the last size.
+        weights: A weight of each.
+        strength: Weight of the style term.
+        sizes: Heights and widths from coarse to fine.
+        steps: Evaluations over all sizes.
+        optimizer: lbfgs or adam.
+        smoothness: Weight of the total variation.
+        noise_seed: Start from noise of this seed; None: from the content.
+        on_step: Called after each step with what it was and the image before it.
+
+    Raises BadInput where the network gives values that are not finite.
+    """
+    images, number = content, 0
+    for size, count in zip(sizes, share_steps(steps, len(sizes)), strict=True):
+        scale = max(size) / max(sizes[-1])
+        reference = extend(resize_tensor(content, size))
+        loss.refer(reference, [_shrink(each, scale) for each in styles], weights)
+        if number:
+            images = extend(resize_tensor(images, size))
+        elif noise_seed is not None:
+            generator = torch.Generator().manual_seed(noise_seed)
+            images = torch.rand(reference.shape, generator=generator).to(reference.device)
+        else:
+            images = reference
+        energy = _Energy(loss, strength=strength, smoothness=smoothness)
+        for values in minimize(energy, images, steps=count, optimizer=optimizer):
+            number += 1
+            images = values.best
+            on_step(StyleStep(number, *size, values.loss, *energy.terms), crop_margin(values.images))
+        images = crop_margin(images).clamp(0, 1)
+    return images
+
+
+class _Energy:
+    """What is minimised: the terms, their weights and the penalties."""
+
+    def __init__(self, loss: StyleLoss, *, strength: float, smoothness: float) -> None:
+        self._loss, self._weight, self._smoothness = loss, strength * STYLE_BALANCE, smoothness
+        self.terms = (0.0, 0.0)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        content, style = self._loss(images)
+        self.terms = float(content.detach()), float(style.detach())
+        total = content + self._weight * style
+        if self._smoothness:
+            total = total + self._smoothness * measure_variation(images)
+        # Clamped values would have no gradient, and never come back into the range.
+        return total + RANGE_PENALTY * (images - images.detach().clamp(0, 1)).square().mean()
+
+
+def share_steps(steps: int, sizes: int) -> list[int]:
+    """Steps for each size, from coarse to fine: each size has half as many as the one before."""
+    shares = [2.0**-number for number in range(sizes)]
+    ends = [round(steps * sum(shares[: number + 1]) / sum(shares)) for number in range(sizes)]
+    return [end - start for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def measure_variation(images: Tensor) -> Tensor:
+    """Mean squared difference of neighbours, down and across."""
+    down, across = images[..., 1:, :] - images[..., :-1, :], images[..., 1:] - images[..., :-1]
+    return down.square().mean() + across.square().mean()
+
+
+def extend(images: Tensor) -> Tensor:
+    """Continued on all sides as in a mirror: what is added is optimised, too, and cut off in the end."""
+    return F.pad(images, (MARGIN,) * 4, mode="reflect")
+
+
+def crop_margin(images: Tensor) -> Tensor:
+    """What `extend` continued."""
+    return images[..., MARGIN:-MARGIN, MARGIN:-MARGIN]
+
+
+def _shrink(images: Tensor, scale: float) -> Tensor:
+    height, width = (max(32, round(side * scale)) for side in images.shape[-2:])
+    return resize_tensor(images, (height, width))

@@ -1,0 +1,94 @@
+"""The weights of a file that a new network starts from: its classes, its preprocessing, and the use of each key."""
+
+from dataclasses import replace
+from typing import Any
+
+from vggkit.errors import BadCheckpoint
+from vggkit.images.preprocessing import Preprocessing
+from vggkit.models.configuration import Configuration
+from vggkit.weights.canonical import CanonicalWeights
+from vggkit.weights.formats.weight_file import WeightFile
+from vggkit.weights.identify import Examination
+from vggkit.weights.last_layer import LastLayer, order_rows
+from vggkit.weights.model_file import LoadedWeights, select_weights
+
+
+def adapt_preprocessing(examination: Examination, in_channels: int) -> Preprocessing | None:
+    """The preprocessing of a file's weights, for so many channels; None where it is unknown."""
+    stated = examination.identification.preprocessing
+    if stated is None or stated.channels == in_channels:
+        return stated
+    if stated.channels != 3 or in_channels not in (1, 4):
+        return None
+    # Filters summed over the channels see grey images on the mean of their scales, and so they do a fourth channel.
+    mean, std = sum(stated.mean) / 3, sum(stated.std) / 3
+    if in_channels == 4:
+        if stated.channel_order != "RGB":
+            return None
+        return replace(stated, channel_order="RGBX", mean=(*stated.mean, mean), std=(*stated.std, std))
+    return replace(stated, channel_order="L", mean=(mean,), std=(std,))
+
+
+def list_classes(examination: Examination) -> tuple[str, ...] | None:
+    """The classes that a file names, in the order of its logits; None where it names none."""
+    return examination.card.labels if examination.card is not None else examination.labels
+
+
+def find_networks(examination: Examination) -> list[Configuration]:
+    """The networks that a file may be read as, each with its last layer; none where that is not known."""
+    found = examination.identification
+    if found.head is None or found.num_classes is None or found.configuration is None:
+        return []
+    return [found.configuration, *(reading.configuration for reading in found.readings)]
+
+
+def load_starting_weights(
+    file: WeightFile,
+    examination: Examination,
+    configuration: Configuration,
+    last: LastLayer,
+    *,
+    allow_partial: bool,
+) -> LoadedWeights:
+    """The weights of a file that a network starts from, its last layer by class; raises BadCheckpoint."""
+    found = examination.identification
+    if allow_partial and not found.is_vgg and examination.is_nameless:
+        raise BadCheckpoint(f"{file.path}: is {found.verdict}; no part of it is recognised as a VGG")
+    weights = CanonicalWeights(file, examination, configuration)
+    # A head on a trunk that ends elsewhere reads other numbers, even where there are as many.
+    pooled = configuration.head == "pool" and bool(found.readings)
+    channels = configuration.in_channels
+    ends = [replace(reading.configuration, in_channels=channels).trunk for reading in found.readings]
+    loaded = select_weights(
+        configuration,
+        weights,
+        source=str(file.path),
+        other_classes=last.reason if last.rows is None else None,
+        allow_partial=allow_partial,
+        holds=found.verdict,
+        head_fits=not pooled or configuration.trunk in ends,
+    )
+    if last.rows is None:
+        return loaded
+    return replace(loaded, tensors=order_rows(loaded.tensors, configuration, last.rows))
+
+
+def describe_use(
+    examination: Examination, loaded: LoadedWeights, last: LastLayer, configuration: Configuration
+) -> dict[str, Any]:
+    """How each key of the file was used, for provenance."""
+    found, sheet = examination.identification, examination.lay_out_for(configuration)
+    keeps_head = loaded.reinitialised is None and last.rows is not None
+    reading = {"reading": sheet.description} if sheet is not None and sheet.description else {}
+    return reading | {
+        "file": found.path.name,
+        "dialect": found.dialect,
+        "input_convention": found.input_convention,
+        "taken": len(loaded.tensors),
+        "random": list(loaded.random),
+        "renewed": loaded.reinitialised,
+        "classes": last.reason if keeps_head else None,
+        "used": list(loaded.tensors),
+        "missing": list(loaded.missing),
+        "ignored": list(loaded.ignored),
+    }

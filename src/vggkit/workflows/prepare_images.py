@@ -1,0 +1,129 @@
+"""The images of a training: read once, near duplicates tied together, divided into splits, and vetted."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from vggkit.data_checks.copies import find_copies
+from vggkit.errors import BadData
+from vggkit.images.class_names import hint_at_lookalikes, shorten_names
+from vggkit.images.dataset import ImageDataset, identify_image, identify_images
+from vggkit.images.sources.spooling import spool
+from vggkit.images.splits import Ties, hold_out, hold_out_tied, is_divided
+from vggkit.reports.progress import ProgressLine
+from vggkit.training.recipe import Recipe
+from vggkit.weights.model import Model
+from vggkit.workflows.check import MOST_COMPARED, vet
+from vggkit.workflows.run_config import RunConfig
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedImages:
+    """What a training learns from and is measured on, and what its run records of it."""
+
+    dataset: ImageDataset
+    """The readable images in their splits; they can be read in any order."""
+    digests: Mapping[str, str]
+    """Of each split, by `identify_images`."""
+    contents: Mapping[str, str]
+    """Of each split, a digest of the contents, labels and order of its readable images."""
+    ties: Ties
+    """Groups of near duplicates and exact copies that are in one split each."""
+    findings: tuple[str, ...]
+    """Messages on what may spoil the training."""
+
+
+def prepare_images(
+    opened: ImageDataset,
+    classifier: Model,
+    recipe: Recipe,
+    *,
+    config: RunConfig,
+    ties: Ties | None = None,
+    stack: ExitStack,
+    line: ProgressLine,
+) -> PreparedImages:
+    """Divide a dataset that is not divided yet, and exclude what cannot be read.
+
+    Near duplicates and exact copies stay in one split, where vggkit divides; the dataset's own splits are used as
+    they are, and copies across them are reported.
+
+    Args:
+        opened: The dataset as it was opened.
+        classifier: Its labels are the classes.
+        recipe: Says which share or fold is held out.
+        config: The options of the run.
+        ties: Those that the run recorded when it began; None: they are searched for.
+        stack: Keeps the copies of slow images until it is closed.
+        line: For progress and messages.
+
+    Raises BadData where the dataset cannot be divided, or a split lacks a class.
+    """
+    share, seed, fold = recipe.validation_share, recipe.seed, recipe.fold
+    # Before anything is read: what cannot be divided is refused at once.
+    divided = hold_out(opened, validation_share=share, seed=seed, fold=fold, ties=ties or ())
+    _demand_classes(opened, classifier)
+    folder = Path(stack.enter_context(TemporaryDirectory(prefix="vggkit-")))
+    spooled = spool(opened, folder / "images", on_progress=partial(line.show, "copying images"))
+    originals = [image for split in opened.splits.values() for image in split]
+    quick = {
+        id(original): image
+        for original, image in zip(originals, (p for split in spooled.splits.values() for p in split), strict=True)
+    }
+    channels = classifier.preprocessing.decoded_channels
+    copies = find_copies(spooled, most=MOST_COMPARED, channels=channels, on_progress=line.show)
+    if ties is None:
+        found = [[identify_image(originals[number]) for number in tie] for tie in copies.list_ties()]
+        divided, ties = hold_out_tied(opened, validation_share=share, seed=seed, fold=fold, ties=found)
+        if found and not is_divided(opened, fold):
+            line.log(_describe_ties(found, ties))
+    digests = {name: identify_images(split) for name, split in divided.splits.items()}
+    placed = divided.keep({name: [quick[id(p)] for p in split] for name, split in divided.splits.items()})
+    findings: list[str] = []
+
+    def log(message: str) -> None:
+        findings.append(message)
+        line.warn(message)
+
+    readable, contents = vet(
+        # A class that the Classifier names and the data lacks altogether is missing too.
+        replace(placed, name=opened.name, labels=classifier.labels),
+        despite_findings=config.despite_findings,
+        columns=config.columns,
+        copies=copies.place({id(p): name for name, split in placed.splits.items() for p in split}),
+        log=log,
+        on_progress=line.show,
+    )
+    return PreparedImages(readable, digests, contents, ties, tuple(findings))
+
+
+def _describe_ties(found: Ties, used: Ties) -> str:
+    """How many images are in groups, and how many groups are divided all the same."""
+    images, groups = sum(map(len, used)), _count_groups(len(used))
+    sentence = f"near duplicates and copies: {images:,} images in {groups}, each kept in one split"
+    if loose := len(found) - len(used):
+        sentence += f"; {_count_groups(loose)} could not be: a class would be missing from a split"
+    return sentence
+
+
+def _count_groups(count: int) -> str:
+    return f"{count:,} group{'' if count == 1 else 's'}"
+
+
+def _demand_classes(dataset: ImageDataset, classifier: Model) -> None:
+    """Raise BadData for a single class, and for classes that the Classifier does not name."""
+    if len(classifier.labels) < 2:
+        raise BadData(
+            f"{dataset.name}: has one class, and a classifier needs two or more; "
+            "give the folder that holds a subfolder for each class"
+        )
+    unknown = sorted(set(dataset.labels) - set(classifier.labels))
+    if unknown:
+        hint = hint_at_lookalikes(unknown, classifier.labels)
+        raise BadData(
+            f"{dataset.name}: holds classes the Classifier does not name ({shorten_names(unknown)}); "
+            f"it names {shorten_names(classifier.labels)}{hint}"
+        )

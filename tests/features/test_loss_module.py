@@ -1,0 +1,148 @@
+"""Perceptual losses as modules: copies, processes, and batches whose images are computed some at a time."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import vggkit as vk
+from vggkit.errors import BadInput
+from vggkit.models.vgg import VGG
+
+CONFIG = vk.LossConfig(model="vgg16", content={"relu1_2": 1, "conv2_2": 0.5}, style={"relu2_1": 100})
+
+
+@pytest.fixture(scope="module")
+def trunk():
+    torch.manual_seed(0)
+    return VGG("vgg16", until="relu2_2", head="pool", num_classes=1)
+
+
+@pytest.fixture
+def images():
+    torch.manual_seed(1)
+    return torch.rand(5, 3, 20, 24), torch.rand(5, 3, 20, 24)
+
+
+def differentiate(loss, images, *others, **named):
+    given = images.clone().requires_grad_(True)
+    value = loss(given, *others, **named)
+    value.sum().backward()
+    return value.detach(), given.grad
+
+
+def demand_equal(ours, theirs):
+    for found, expected in zip(ours, theirs, strict=True):
+        assert (found - expected).norm() <= 1e-9 * expected.norm()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))])
+def test_a_copy_is_a_loss_of_its_own(copied, trunk, images):
+    loss = vk.PerceptualLoss(CONFIG, trunk=trunk, convolution="winograd")
+    value = loss(*images)
+    other = copied(loss)
+    assert other.config == loss.config
+    assert torch.equal(other(*images), value)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    assert torch.equal(loss(*images), value)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("at_once", [1, 2, 4])
+def test_how_many_images_are_computed_at_once_changes_nothing(at_once, reduction, trunk, images):
+    some, every = (
+        vk.PerceptualLoss(CONFIG, trunk=trunk, images_at_once=each, reduction=reduction).double()
+        for each in (at_once, 5)
+    )
+    given, target = (each.double() for each in images)
+    expected = differentiate(every, given, target)
+    demand_equal(differentiate(some, given, target), expected)
+    demand_equal(differentiate(some, given, some.reference(target)), expected)
+    demand_equal(differentiate(some, given, target[:1]), differentiate(every, given, target[:1]))
+    style = torch.rand(1, 3, 32, 17).double()
+    both = {"content": target, "style": every.reference(style)}
+    demand_equal(differentiate(some, given, **both), differentiate(every, given, **both))
+    with torch.no_grad():
+        assert torch.allclose(some(given, target), expected[0])
+    weights = torch.rand(5).double()
+    if reduction == "none":
+        one, other = (
+            torch.func.grad(lambda each, of=of: weights @ of(each, target))(given) for of in (some, every)
+        )
+        demand_equal([one], [other])
+
+
+def test_what_cannot_be_differentiated_twice_says_so(trunk, images):
+    given = images[0].clone().requires_grad_(True)
+    loss = vk.PerceptualLoss(CONFIG, trunk=trunk, images_at_once=1)
+    (gradient,) = torch.autograd.grad(loss(given, images[1]), given, create_graph=True)
+    with pytest.raises(BadInput, match="can be differentiated once"):
+        gradient.square().sum().backward()
+    loss = vk.PerceptualLoss(CONFIG, trunk=trunk, images_at_once=5)
+    (gradient,) = torch.autograd.grad(loss(given, images[1]), given, create_graph=True)
+    gradient.square().sum().backward()
+    assert given.grad.isfinite().all()
+
+
+def test_the_target_of_all_layers_passes_once(trunk, images, monkeypatch):
+    loss = vk.PerceptualLoss(CONFIG, trunk=trunk, images_at_once=2)
+    passed = []
+    compute = loss._compute
+    monkeypatch.setattr(loss, "_compute", lambda each: passed.append(len(each)) or compute(each))
+    loss(*images)
+    assert passed == [2, 2, 2, 2, 1, 1]
+    passed.clear()
+    loss(images[0], loss.reference(images[1]))
+    assert passed == [5, 2, 2, 1]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_image_is_at_no_distance_from_itself(precision, trunk):
+    """Also where its sides are odd: pools are computed in two ways, with a gradient and without."""
+    images = torch.rand(2, 3, 21, 27, requires_grad=True)
+    loss = vk.PerceptualLoss(CONFIG, trunk=trunk, precision=precision)
+    assert loss(images, images.detach()) == 0
+    assert loss(images, loss.reference(images)) == 0
+
+
+def test_sizes_and_counts_are_compared_first(trunk, images):
+    loss = vk.PerceptualLoss(CONFIG, trunk=trunk)
+    with pytest.raises(BadInput, match=r"the images have 24×20 pixels, the target 20×20"):
+        loss(images[0], images[1][..., :20])
+    with pytest.raises(BadInput, match="5 images are compared with as many or with one, not with 3"):
+        loss(images[0], images[1][:3])
+    with pytest.raises(BadInput, match="floating point"):
+        loss(images[0], style="style.png")
+
+
+class Generator(nn.Module):
+    """A network that learns, and the loss it learns from."""
+
+    def __init__(self, loss):
+        super().__init__()
+        self.layer, self.loss = nn.Conv2d(3, 3, 1), loss
+
+    def forward(self, images, target):
+        return self.loss(self.layer(images).sigmoid(), target)
+
+
+def test_distributed_data_parallel_holds_it(trunk, images, tmp_path):
+    if not distributed.is_available():
+        pytest.skip("torch without torch.distributed")
+    torch.manual_seed(0)
+    plain = Generator(vk.PerceptualLoss(CONFIG, trunk=trunk, images_at_once=2))
+    plain(*images).backward()
+    wrapped = copy.deepcopy(plain)
+    wrapped.zero_grad()
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        DistributedDataParallel(wrapped)(*images).backward()
+    finally:
+        distributed.destroy_process_group()
+    assert torch.allclose(wrapped.layer.weight.grad, plain.layer.weight.grad)
+    assert all(each.grad is None for each in wrapped.loss.parameters())
