@@ -37,6 +37,12 @@ def ask(photo: Image.Image, pixels: NDArray[np.uint8]) -> list[str | None]:
     embeddings = classifier.embed("photos", layer="relu7")
     assert_type(embeddings, vk.Embeddings)
     assert_type(embeddings.vectors, NDArray[np.float32])
+    explanations = classifier.explain("photos", method="layer-cam", layer="relu4_1", contrast=("cat", "dog"))
+    assert_type(explanations, vk.Explanations)
+    assert_type(explanations[0].map, NDArray[np.float32] | None)
+    assert_type(explanations[0].find_peak(), tuple[float, float] | None)
+    assert_type(vk.explain_into(classifier, "photos", "why").engine, vk.EngineInfo)
+    assert_type(vk.check_explanations(classifier, "photos").deletion, vk.CurveComparison)
     return [each.problem for each in classifier.predict("photos")]
 
 

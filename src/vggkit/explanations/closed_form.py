@@ -17,6 +17,7 @@ Shape letters: N images, K classes, C channels of the map, H and W its places, P
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,7 +85,7 @@ def grad_cam(maps: Values, sums: Values, *, relu: bool = True) -> Values:
     """
     count, channels, height, width = maps.shape
     weights = (sums / np.float32(height * width))[:, None]
-    found: Values = weights @ maps.reshape(count, channels, height * width)
+    found: Any = weights @ maps.reshape(count, channels, height * width)
     shown: Values = np.maximum(found, 0) if relu else found
     return shown.reshape(count, height, width)
 

@@ -38,8 +38,8 @@ def measure_areas(
     blurred = np.stack([_blur(channel) for channel in image])
     batch = np.concatenate([np.where(done[:, None], 0, image), np.where(done[:, None], image, blurred)])
     curves = ask(batch.astype(np.float32)).reshape(2, STEPS + 1)
-    deletion, insertion = np.trapezoid(curves, dx=1 / STEPS, axis=1)
-    return float(deletion), float(insertion)
+    areas = (curves[:, 1:] + curves[:, :-1]).mean(axis=1) / 2  # by trapezoids
+    return float(areas[0]), float(areas[1])
 
 
 def build_mosaics(
