@@ -149,7 +149,7 @@ def main() -> None:
             "# LPIPS as a loss",
             "",
             f"VGG16, {options.images} images of {options.side}×{options.side} pixels, forward and backward to the",
-            f"images, {torch.get_num_threads()} threads; the variants in turn, medians of {options.runs}. Times as",
+            f"images, threads: {torch.get_num_threads()}; variants in turn, medians of {options.runs}. Times as",
             "fast: the median of the ratios of each turn (least to most). Memory: the peak of the loss and two",
             "steps in a process of its own, above what was there before. The last columns: how far distance and",
             "gradient are from those of lpips, relative to them, and by how much the gradient's length differs.",

@@ -24,7 +24,7 @@ def trunk():
 @pytest.fixture
 def images():
     torch.manual_seed(1)
-    return torch.rand(5, 3, 20, 24), torch.rand(5, 3, 20, 24)
+    return torch.rand(3, 3, 16, 20), torch.rand(3, 3, 16, 20)
 
 
 def differentiate(loss, images, *others, **named):
@@ -52,12 +52,11 @@ def test_a_copy_is_a_loss_of_its_own(copied, trunk, images):
     assert torch.equal(loss(*images), value)
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("at_once", [1, 2, 4])
+@pytest.mark.parametrize(("at_once", "reduction"), [(1, "mean"), (2, "none")])
 def test_how_many_images_are_computed_at_once_changes_nothing(at_once, reduction, trunk, images):
     some, every = (
         vk.PerceptualLoss(CONFIG, trunk=trunk, images_at_once=each, reduction=reduction).double()
-        for each in (at_once, 5)
+        for each in (at_once, 3)
     )
     given, target = (each.double() for each in images)
     expected = differentiate(every, given, target)
@@ -69,7 +68,7 @@ def test_how_many_images_are_computed_at_once_changes_nothing(at_once, reduction
     demand_equal(differentiate(some, given, **both), differentiate(every, given, **both))
     with torch.no_grad():
         assert torch.allclose(some(given, target), expected[0])
-    weights = torch.rand(5).double()
+    weights = torch.rand(3).double()
     if reduction == "none":
         one, other = (
             torch.func.grad(lambda each, of=of: weights @ of(each, target))(given) for of in (some, every)
@@ -83,7 +82,7 @@ def test_what_cannot_be_differentiated_twice_says_so(trunk, images):
     (gradient,) = torch.autograd.grad(loss(given, images[1]), given, create_graph=True)
     with pytest.raises(BadInput, match="can be differentiated once"):
         gradient.square().sum().backward()
-    loss = vk.PerceptualLoss(CONFIG, trunk=trunk, images_at_once=5)
+    loss = vk.PerceptualLoss(CONFIG, trunk=trunk, images_at_once=3)
     (gradient,) = torch.autograd.grad(loss(given, images[1]), given, create_graph=True)
     gradient.square().sum().backward()
     assert given.grad.isfinite().all()
@@ -95,10 +94,10 @@ def test_the_target_of_all_layers_passes_once(trunk, images, monkeypatch):
     compute = loss._compute
     monkeypatch.setattr(loss, "_compute", lambda each: passed.append(len(each)) or compute(each))
     loss(*images)
-    assert passed == [2, 2, 2, 2, 1, 1]
+    assert passed == [2, 2, 1, 1]
     passed.clear()
     loss(images[0], loss.reference(images[1]))
-    assert passed == [5, 2, 2, 1]
+    assert passed == [3, 2, 1]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -112,10 +111,10 @@ def test_an_image_is_at_no_distance_from_itself(precision, trunk):
 
 def test_sizes_and_counts_are_compared_first(trunk, images):
     loss = vk.PerceptualLoss(CONFIG, trunk=trunk)
-    with pytest.raises(BadInput, match=r"the images have 24×20 pixels, the target 20×20"):
-        loss(images[0], images[1][..., :20])
-    with pytest.raises(BadInput, match="5 images are compared with as many or with one, not with 3"):
-        loss(images[0], images[1][:3])
+    with pytest.raises(BadInput, match=r"the images have 20×16 pixels, the target 12×16"):
+        loss(images[0], images[1][..., :12])
+    with pytest.raises(BadInput, match="3 images are compared with as many or with one, not with 2"):
+        loss(images[0], images[1][:2])
     with pytest.raises(BadInput, match="floating point"):
         loss(images[0], style="style.png")
 
