@@ -159,7 +159,7 @@ SAID = {
     "train as text": "report:",
     "evaluate as a table": "top-1",
     "predict as text": "101.png: ",
-    "demo": "look at: ",
+    "demo": "results: ",
 }
 
 

@@ -51,7 +51,7 @@ def find_engine(
     values.
 
     Args:
-        model: The Model, whose network computes; or a ModelFile, whose engine is compiled and not kept.
+        model: The Model, whose network computes; or a ModelFile, whose engine is compiled and not cached.
         device: A torch device or its name.
         output: The output that is computed for each image, or several names.
         precision: The precision of the computation; see `choose_engine`.

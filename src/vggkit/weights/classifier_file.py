@@ -28,7 +28,7 @@ def read_card(path: str | Path) -> Card:
     """The card of a Classifier's file.
 
     Raises BadCheckpoint for any other file: one of weights alone is identified by its keys and shapes, and the
-    message has the line that makes a Classifier of it.
+    message has the code that makes a Classifier of it.
     """
     card = find_card(path)
     if card is None:
@@ -39,12 +39,12 @@ def read_card(path: str | Path) -> Card:
 def _explain_weights(path: Path) -> BadCheckpoint:
     with open_weights(path) as file:
         found = examine(file).identification
-    said = f"{path}: is {_CONTAINERS[file.container]} of weights, not a Classifier's file: {found.verdict}"
+    problem = f"{path}: is {_CONTAINERS[file.container]} of weights, not a Classifier's file: {found.verdict}"
     if found.load_line is None:
-        return BadCheckpoint(f"{said}; no Classifier can be made of it")
+        return BadCheckpoint(f"{problem}; no Classifier can be made of it")
     made = found.load_line.removeprefix("clf = ")
     target = json.dumps(f"{path.stem}-classifier.safetensors", ensure_ascii=False)
     return BadCheckpoint(
-        f"{said}. Make a Classifier of it in Python, with `import vggkit as vk` and `{made}.save({target})`; or "
+        f"{problem}. Make a Classifier of it in Python, with `import vggkit as vk` and `{made}.save({target})`; or "
         f"begin a training with it: vggkit train DATA --weights {path}"
     )

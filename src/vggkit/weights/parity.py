@@ -1,4 +1,4 @@
-"""Whether a converted file gives what its source gives: both networks on one random image.
+"""The check of a converted file: it is read back as the same network, and gives the same logits.
 
 Shape letters: N images, C channels, H and W pixels.
 """

@@ -31,7 +31,7 @@ class PreparedImages:
     contents: Mapping[str, str]
     """Of each split, a digest of the contents, labels and order of its readable images."""
     ties: Ties
-    """Groups of near duplicates and exact copies that were kept in one split."""
+    """Groups of near duplicates and exact copies that are in one split each."""
     findings: tuple[str, ...]
     """Messages on what may spoil the training."""
 
@@ -48,8 +48,8 @@ def prepare_images(
 ) -> PreparedImages:
     """Divide a dataset that is not divided yet, and exclude what cannot be read.
 
-    Near duplicates and exact copies stay in one split, where vggkit divides; splits of the dataset's own are kept,
-    and copies across them are reported.
+    Near duplicates and exact copies stay in one split, where vggkit divides; the dataset's own splits are used as
+    they are, and copies across them are reported.
 
     Args:
         opened: The dataset as it was opened.
@@ -100,11 +100,11 @@ def prepare_images(
     return PreparedImages(readable, digests, contents, ties, tuple(findings))
 
 
-def _describe_ties(found: Ties, kept: Ties) -> str:
+def _describe_ties(found: Ties, used: Ties) -> str:
     """How many images are in groups, and how many groups are divided all the same."""
-    images, groups = sum(map(len, kept)), _count_groups(len(kept))
+    images, groups = sum(map(len, used)), _count_groups(len(used))
     sentence = f"near duplicates and copies: {images:,} images in {groups}, each kept in one split"
-    if loose := len(found) - len(kept):
+    if loose := len(found) - len(used):
         sentence += f"; {_count_groups(loose)} could not be: a class would be missing from a split"
     return sentence
 

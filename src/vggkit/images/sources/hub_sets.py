@@ -121,7 +121,7 @@ def _load(
     except ImportError as problem:
         raise MissingExtra.of("datasets", "a data set of the Hugging Face hub", "data") from problem
     unreached = "VGGKIT_OFFLINE is set" if is_offline() else _ask(datasets.config)
-    # A folder here that is called owner/name would be taken for it.
+    # The library would open a local folder that is called owner/name instead.
     place = f"hf://datasets/{repository}" if Path(repository).exists() else repository
     try:
         with _quiet(offline=unreached is not None):
