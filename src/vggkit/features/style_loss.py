@@ -5,10 +5,11 @@ Shape letters: C channels, H and W pixels. Batches hold one image.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from vggkit.errors import BadConfiguration, BadInput
 from vggkit.features.distances import gram
@@ -75,14 +76,12 @@ class StyleLoss:
             style=dict.fromkeys(layers.style, 1.0),
             pooling="average",
         )
-        is_full = precision == "fp32"
         self._trunk = LossTrunk(
             network,
             preprocessing,
             config,
             input_range=(0.0, 1.0),
-            dtype=torch.float32 if is_full else torch.bfloat16,
-            with_winograd=is_full and device.type == "cpu",
+            dtype=torch.float32 if precision == "fp32" else torch.bfloat16,
         ).to(device)
         self.targets: Mapping[str, Tensor] = {}
         self.content: Tensor | None = None
@@ -110,5 +109,28 @@ class StyleLoss:
         terms = []
         for name in self.layers.style:
             target = self.targets[name]
-            terms.append((gram(found[name]) - target).square().sum() / target.square().sum().clamp_min(1e-12))
+            terms.append(
+                (_Gram.apply(found[name]) - target).square().sum() / target.square().sum().clamp_min(1e-12)
+            )
         return content, torch.stack(terms).mean()
+
+
+class _Gram(torch.autograd.Function):
+    """`gram` of one image, whose gradient is one product: that of a symmetric matrix needs no second one."""
+
+    @staticmethod
+    def forward(values: Tensor) -> Tensor:
+        return gram(values)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (values,) = ctx.saved_tensors
+        both = (gradient + gradient.transpose(1, 2)) / values[0].numel()
+        rows = values.flatten(2)
+        found: Tensor = both.to(values.dtype) @ rows
+        return found.view_as(values)
