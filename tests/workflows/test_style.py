@@ -48,6 +48,7 @@ def test_the_terms_are_gatys_formulas_made_relative(trunk):
     loss = StyleLoss(trunk, CAFFE, layers, precision="fp32", device=torch.device("cpu"))
     torch.manual_seed(1)
     images, content, first, second = (torch.rand(1, 3, 40, 48) for _ in range(4))
+    images.requires_grad_(True)
 
     def look(images):
         values = images.flip(1) * 255 - torch.tensor(CAFFE.mean)[:, None, None]
@@ -72,7 +73,10 @@ def test_the_terms_are_gatys_formulas_made_relative(trunk):
         terms.append((gram(ours[name]) - target).square().sum() / target.square().sum())
     loss.refer(content, [first, second], [0.25, 0.75])
     found = loss(images)
-    assert torch.allclose(torch.stack(found), torch.stack([expected, torch.stack(terms).mean()]), rtol=1e-4)
+    both = torch.stack(found), torch.stack([expected, torch.stack(terms).mean()])
+    assert torch.allclose(*both, rtol=1e-4)
+    mine, formulas = (torch.autograd.grad(each.sum(), images)[0] for each in both)
+    assert (mine - formulas).norm() < 1e-4 * formulas.norm()
     assert float(loss(content)[0]) == 0
 
 

@@ -4,18 +4,19 @@ Shape letters: C channels, H and W pixels. Batches hold one image.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from vggkit.errors import BadConfiguration, BadInput
 from vggkit.features.distances import gram
-from vggkit.features.normalization import normalize_images
+from vggkit.features.loss_config import LossConfig
+from vggkit.features.loss_trunk import LossTrunk
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.models.configuration import Configuration
-from vggkit.models.features import Features
+from vggkit.models.configuration import Configuration, list_models
 from vggkit.models.layers import widen
 from vggkit.models.vgg import VGG
 
@@ -67,33 +68,34 @@ class StyleLoss:
         precision: Literal["fp32", "bf16"],
         device: torch.device,
     ) -> None:
-        self.layers, self.device = layers, device
-        self._dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-        averaging = average_pools(network, until=_find_deepest(network.configuration, layers))
-        averaging.to(device, self._dtype).to(memory_format=torch.channels_last)
-        self._features = Features(averaging, (*layers.style, layers.content), frozen=True)
-        self._preprocessing = preprocessing
+        self.layers = layers
+        model = network.configuration.model
+        config = LossConfig(
+            model=model if model in list_models() else "vgg19",  # only the layers are read of it
+            content={layers.content: 1.0},
+            style=dict.fromkeys(layers.style, 1.0),
+            pooling="average",
+        )
+        self._trunk = LossTrunk(
+            network,
+            preprocessing,
+            config,
+            input_range=(0.0, 1.0),
+            dtype=torch.float32 if precision == "fp32" else torch.bfloat16,
+        ).to(device)
         self.targets: Mapping[str, Tensor] = {}
         self.content: Tensor | None = None
-
-    def look(self, images: Tensor) -> dict[str, Tensor]:
-        """The layers' values of images (1, 3, H, W) in [0, 1]."""
-        images = normalize_images(images, self._preprocessing)
-        found: dict[str, Tensor] = self._features(
-            images.to(self._dtype).contiguous(memory_format=torch.channels_last)
-        )
-        return found
 
     @torch.no_grad()
     def refer(self, content: Tensor, styles: Sequence[Tensor], weights: Sequence[float]) -> None:
         """Keep what images are compared with; raises BadInput for values that are not finite."""
         total = sum(weights)
-        matrices = [{name: gram(found[name]) for name in self.layers.style} for found in map(self.look, styles)]
+        matrices = [{name: gram(found[name]) for name in self.layers.style} for found in map(self._trunk, styles)]
         self.targets = {
             name: torch.stack([each[name] * (w / total) for each, w in zip(matrices, weights, strict=True)]).sum(0)
             for name in self.layers.style
         }
-        self.content = widen(self.look(content)[self.layers.content])
+        self.content = widen(self._trunk(content)[self.layers.content])
         for name, values in {**self.targets, self.layers.content: self.content}.items():
             if not bool(values.isfinite().all()):
                 raise BadInput(f"the trunk gives values that are not finite at {name}; are its weights whole?")
@@ -101,38 +103,34 @@ class StyleLoss:
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The content and the style term, scalars."""
         assert self.content is not None
-        found = self.look(images)
+        found = self._trunk(images)
         values = widen(found[self.layers.content])
         content = (values - self.content).square().mean() / self.content.square().mean().clamp_min(1e-12)
         terms = []
         for name in self.layers.style:
             target = self.targets[name]
-            terms.append((gram(found[name]) - target).square().sum() / target.square().sum().clamp_min(1e-12))
+            terms.append(
+                (_Gram.apply(found[name]) - target).square().sum() / target.square().sum().clamp_min(1e-12)
+            )
         return content, torch.stack(terms).mean()
 
 
-def average_pools(network: VGG, *, until: str) -> VGG:
-    """The trunk up to a layer with the network's values, shared, and with average pooling in place of max."""
-    whole = network.configuration
-    cut = replace(
-        whole,
-        until=until,
-        head="pool",
-        statistics="mean",
-        hidden=(),
-        ranks=None,
-        num_classes=1,
-        pooling="average",
-    )
-    with torch.device("meta"):
-        copy = VGG(cut)
-    values = network.features.state_dict()
-    shared = {key: values[key].detach() for key in copy.features.state_dict()}
-    copy.features.load_state_dict(shared, assign=True)
-    copy.classifier.to_empty(device="cpu")  # never read
-    return copy.requires_grad_(False).eval()
+class _Gram(torch.autograd.Function):
+    """`gram` of one image, whose gradient is one product: that of a symmetric matrix needs no second one."""
 
+    @staticmethod
+    def forward(values: Tensor) -> Tensor:
+        return gram(values)
 
-def _find_deepest(configuration: Configuration, layers: StyleLayers) -> str:
-    order = [layer.name for layer in configuration.trunk]
-    return max((layers.content, *layers.style), key=order.index)
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (values,) = ctx.saved_tensors
+        both = (gradient + gradient.transpose(1, 2)) / values[0].numel()
+        rows = values.flatten(2)
+        found: Tensor = both.to(values.dtype) @ rows
+        return found.view_as(values)

@@ -90,7 +90,7 @@ def style(
     size: int = 512,
     style_scale: float = 1.0,
     optimizer: StyleOptimizer = "lbfgs",
-    steps: int = 300,
+    steps: int = 250,
     start: StartImage = "content",
     smoothness: float = 1.0,
     seed: int = 0,
