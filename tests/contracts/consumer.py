@@ -63,6 +63,17 @@ def measure(classifier: vk.Classifier) -> float:
     return evaluation.top1
 
 
+def look_inside(photo: Image.Image) -> NDArray[np.uint8]:
+    found = vk.filters("vgg16", layer="relu3_1", data="photos", channels="0-15")
+    assert_type(found, vk.Filters)
+    assert_type(found.patches[0][0], vk.Patch)
+    result = vk.style(photo, ["waves.jpg", "night.jpg"], style_weights=(2, 1), keep_colours="luminance")
+    assert_type(result, vk.StyleTransfer)
+    assert_type(result.steps[-1], vk.StyleStep)
+    assert_type(result.save("image.png"), Path)
+    return result.pixels
+
+
 def learn() -> vk.Classifier:
     created = vk.Classifier.create("vgg11_bn", labels=["ants", "bees"], weights="imagenet")
     assert_type(created, vk.Classifier)

@@ -33,6 +33,9 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {
     "embed": (vk.embed, vk.embed_into),
     "search": (vk.search,),
     "bench": (vk.bench,),
+    "distance": (vk.distance,),
+    "style": (vk.style,),
+    "filters": (vk.filters,),
 }
 """The calls from Python for each verb."""
 WITHOUT = {"models", "demo"}
@@ -46,10 +49,13 @@ OF_PYTHON_ALONE = {
     "embed": {"on_progress"},
     "search": {"on_progress"},
     "bench": {"on_progress"},
+    "distance": {"on_progress"},
+    "style": {"on_progress", "on_image", "on_log"},
+    "filters": {"on_progress"},
 }
 """Parameters without an option: functions that are called, and what the shell has in another form."""
-PLACES = {"model", "other"}
-"""What a parameter is called that takes a Classifier: `other` is the second one of a comparison."""
+PLACES = {"model", "other", "trunk"}
+"""Parameters that take a Classifier: `other` is the second of a comparison, `trunk` the VGG of a loss."""
 
 
 def list_names(called: Callable[..., Any]) -> set[str]:

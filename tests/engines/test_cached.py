@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import vggkit as vk
-from vggkit.engines import kept
+from vggkit.engines import cached
 from vggkit.images.preprocessing import choose_preprocessing
 from vggkit.models.configuration import Configuration
 
@@ -35,14 +35,14 @@ def classifier(tiny: Configuration) -> vk.Classifier:
 def built(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Weak references to the engines that are built while a test runs."""
     found: list[object] = []
-    choose = kept.choose_engine
+    choose = cached.choose_engine
 
     def note(*args, **options):
         engine = choose(*args, **options)
         found.append(weakref.ref(engine))
         return engine
 
-    monkeypatch.setattr(kept, "choose_engine", note)
+    monkeypatch.setattr(cached, "choose_engine", note)
     return found
 
 

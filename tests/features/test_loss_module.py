@@ -101,6 +101,15 @@ def test_the_target_of_all_layers_passes_once(trunk, images, monkeypatch):
     assert passed == [5, 2, 2, 1]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_image_is_at_no_distance_from_itself(precision, trunk):
+    """Also where its sides are odd: pools are computed in two ways, with a gradient and without."""
+    images = torch.rand(2, 3, 21, 27, requires_grad=True)
+    loss = vk.PerceptualLoss(CONFIG, trunk=trunk, precision=precision)
+    assert loss(images, images.detach()) == 0
+    assert loss(images, loss.reference(images)) == 0
+
+
 def test_sizes_and_counts_are_compared_first(trunk, images):
     loss = vk.PerceptualLoss(CONFIG, trunk=trunk)
     with pytest.raises(BadInput, match=r"the images have 24×20 pixels, the target 20×20"):

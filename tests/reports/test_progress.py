@@ -4,6 +4,7 @@ import sys
 import types
 
 import pytest
+from rich.console import Console
 
 from vggkit.reports import progress
 from vggkit.reports.progress import ProgressLine
@@ -45,8 +46,6 @@ def test_without_a_rate_there_is_none(monkeypatch, capsys):
 def test_a_terminal_shows_the_rate(monkeypatch):
     import io
 
-    from rich.console import Console
-
     line = ProgressLine(rate="images/s")
     out = io.StringIO()
     task = line._progress.tasks[0]
@@ -60,6 +59,16 @@ def test_a_terminal_shows_the_rate(monkeypatch):
         line._progress.advance(task.id, 10)
     Console(file=out, width=120).print(line._progress.get_renderable())
     assert "10 images/s" in out.getvalue()
+
+
+def test_a_terminal_forgets_the_count_of_the_task_before():
+    line, out = ProgressLine(), io.StringIO()
+    for what, done, total, shown in (("val", 8, 8, "8/8"), ("report", 0, None, "0/?"), ("train", 2, 16, "2/16")):
+        line.show(what, done, total)
+        Console(file=out, width=120).print(line._progress.get_renderable())
+        last = out.getvalue().splitlines()[-1]
+        assert what in last
+        assert shown in last
 
 
 class Listener(logging.Handler):

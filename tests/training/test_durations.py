@@ -91,6 +91,7 @@ def test_seconds_follow_from_steps_and_images(tiny, monkeypatch):
     monkeypatch.setattr(durations, "_time_forward", lambda train_state, size, pixels: 0.5)
     monkeypatch.setattr(durations, "_time_image", lambda images, preprocessing: 0.1)
     monkeypatch.setattr(durations, "count_threads", lambda: 2)
+    monkeypatch.setattr("vggkit.training.batches.count_threads", lambda: 2)
     monkeypatch.setattr(TrainingBatches, "time_images", lambda self: (0.3, 0.04))
     train_state = TrainState(VGG(tiny), RECIPE, device=CPU)
     found = estimate_seconds(train_state, make_batches(), IMAGES[:12], preprocessing=SMALL)
@@ -101,6 +102,12 @@ def test_seconds_follow_from_steps_and_images(tiny, monkeypatch):
     assert found.first_seconds == pytest.approx(10 * 2 + measured + 81 * 0.3 / 2)
     assert found.later_seconds == pytest.approx(10 * 2 + measured + 81 * 0.04 / 2)
     assert found.seconds == pytest.approx(found.first_seconds + 19 * found.later_seconds)
+    # One of the two prepares the images that are learnt from: where these take longest, the epoch takes as long.
+    monkeypatch.setattr(TrainingBatches, "time_images", lambda self: (1.0, 0.04))
+    large = estimate_seconds(train_state, make_batches(), IMAGES[:12], preprocessing=SMALL)
+    assert large is not None
+    assert large.first_seconds == pytest.approx(81 * 1.0 + measured)
+    assert large.later_seconds == found.later_seconds
     slower = estimate_seconds(train_state, make_batches(), IMAGES[:12], preprocessing=SMALL, keep_seconds=2.0)
     assert slower is not None
     assert slower.later_seconds == pytest.approx(found.later_seconds + 3)

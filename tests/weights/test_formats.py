@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vggkit.errors import BadCheckpoint, MissingExtra, UnknownName
+from vggkit.models.statements import LABELS_KEY
 from vggkit.weights.formats import detect as containers
 from vggkit.weights.formats.detect import open_weights
 from vggkit.weights.formats.weight_file import DTYPES, TensorEntry
@@ -191,9 +193,59 @@ def test_objects_of_packages_that_are_not_installed_are_passed_over(state, tmp_p
     same(read_all(tmp_path / "x.ckpt"), state)
 
 
-def test_other_protocols_of_pickle_are_refused(state, tmp_path):
-    torch.save(state, tmp_path / "x.pth", pickle_protocol=4)
-    refused(tmp_path / "x.pth", "torch does not load", "state_dict()")
+def test_a_checkpoint_of_mmpretrain_is_read(state, tmp_path, monkeypatch):
+    """It has its history of figures beside the weights, whose class pickles its own methods by name."""
+    import types
+
+    room = types.ModuleType("mmengine.logging.history_buffer")
+    source = """
+class HistoryBuffer:
+    def __init__(self):
+        self._log_history, self._count_history = np.arange(3.0), np.ones(3)
+        self._statistics_methods = OrderedDict(min=HistoryBuffer.min)
+    @classmethod
+    def min(cls):
+        return 0
+    def __getstate__(self):
+        return {**self.__dict__, "statistics_methods": self._statistics_methods}
+"""
+    exec(source, {"np": np, "OrderedDict": OrderedDict, "__name__": room.__name__}, vars(room))
+    room.HistoryBuffer.__init__.__globals__["HistoryBuffer"] = room.HistoryBuffer
+    rooms = {name: types.ModuleType(name) for name in ("mmengine", "mmengine.logging")} | {room.__name__: room}
+    for name, module in rooms.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    content = {
+        "meta": {"cfg": "model = dict()", "epoch": 3, "dataset_meta": {"classes": ("ant", "bee"), "palette": None}},
+        "state_dict": {f"backbone.{key}": value for key, value in state.items()},
+        "message_hub": {
+            "log_scalars": OrderedDict({"train/loss": room.HistoryBuffer()}),
+            "runtime_info": OrderedDict(epoch=3, lr=np.float64(0.1)),
+            "resumed_keys": OrderedDict({"train/loss": True}),
+        },
+        "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]},
+    }
+    for how in FORMATS:
+        torch.save(content, tmp_path / "x.pth", **how)
+        for name in rooms:
+            monkeypatch.delitem(sys.modules, name)
+        same(read_all(tmp_path / "x.pth"), state)
+        with open_weights(tmp_path / "x.pth") as file:
+            assert json.loads(file.metadata[LABELS_KEY]) == ["ant", "bee"]
+        for name, module in rooms.items():
+            monkeypatch.setitem(sys.modules, name, module)
+
+
+@pytest.mark.parametrize("how", FORMATS)
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_protocols_of_pickle(state, tmp_path, protocol, how):
+    """Torch's own unpickler reads 2 and 3; of the others the message has the line that saves them again."""
+    path = tmp_path / "x.pth"
+    torch.save({"state_dict": state, "epoch": 3}, path, pickle_protocol=protocol, **how)
+    if protocol > 3:
+        message = refused(path, f"a pickle of protocol {protocol}, of which torch reads 2 and 3 alone")
+        line = re.search(r"write (torch\.save\(.*\))", message)[1].replace("FILE", repr(str(path)))
+        exec(line.replace('"weights.pth"', repr(str(path))))
+    same(read_all(path), state)
 
 
 def test_wrappers_that_hold_no_tensors_are_no_wrappers(state, tmp_path):

@@ -89,16 +89,31 @@ def test_patches_are_where_the_maps_are_largest(model, network, images):
     inputs = torch.from_numpy(np.stack([SEEN(each) for each in images]))
     with torch.no_grad():
         maps = vk.Features(network, "relu2_2")(inputs)["relu2_2"]
+    field = find_receptive_field(network.configuration, "relu2_2")
+    inside = field.list_inside(32, maps.shape[-1])
+    assert field.locate(inside.start, 0)[0] >= 0 > field.locate(inside.start - 1, 0)[0]
+    assert field.locate(inside.stop - 1, 0)[2] <= 32 < field.locate(inside.stop, 0)[2]
+    within = torch.zeros(maps.shape[-2:])
+    within[inside, inside] = 1
+    maps = maps * within  # after a ReLU the largest are above 0
     for number, channel in enumerate(found.channels):
         largest, order = maps[:, channel].amax((1, 2)).sort(descending=True)
         assert np.allclose(found.values[number], largest[:4], rtol=1e-4)
         assert [each.path for each in found.patches[number]] == [f"image {index}" for index in order[:4].tolist()]
         for patch, pixels, index in zip(found.patches[number], found.images[number], order.tolist(), strict=False):
             row, column = divmod(int(maps[index, channel].argmax()), maps.shape[-1])
-            assert patch.box == find_receptive_field(network.configuration, "relu2_2").locate(row, column)
-            fitted = np.pad(SEEN.fit(images[index]), ((32, 32), (32, 32), (0, 0)), constant_values=128)
-            top, left, bottom, right = (side + 32 for side in patch.box)
-            assert np.array_equal(pixels, fitted[top:bottom, left:right])
+            assert patch.box == field.locate(row, column)
+            top, left, bottom, right = patch.box
+            assert np.array_equal(pixels, SEEN.fit(images[index])[top:bottom, left:right])
+
+
+def test_a_field_that_reaches_beyond_the_image_is_grey_there(model, images):
+    found = vk.filters(model, layer="pool3", data=images[:1], channels=[0], top=1)
+    ((patch,),) = found.patches
+    top, left, bottom, right = patch.box
+    assert min(top, left) < 0 or max(bottom, right) > 32
+    fitted = np.pad(SEEN.fit(images[0]), ((64, 64), (64, 64), (0, 0)), constant_values=128)
+    assert np.array_equal(found.images[0, 0], fitted[top + 64 : bottom + 64, left + 64 : right + 64])
 
 
 def test_images_that_cannot_be_read_are_named(model, images, tmp_path):

@@ -231,7 +231,7 @@ def test_the_command(trunk, photo, painting, tmp_path, capsys):
     for name, pixels in (("photo", photo), ("one", painting), ("two", painting[:, ::-1])):
         Image.fromarray(np.ascontiguousarray(pixels)).save(tmp_path / f"{name}.png")
     paths = [str(tmp_path / f"{name}.png") for name in ("photo", "one", "two")]
-    options = ["--trunk", str(tmp_path / "trunk.safetensors"), "--size", "64", "--steps", "4", "--save-every", "2"]
+    options = ["--trunk", str(tmp_path / "trunk.safetensors"), "--size", "64", "--steps", "4", "--image-every", "2"]
     out = tmp_path / "new" / "image.png"
     with pytest.raises(SystemExit) as ended:
         cli.main(["style", *paths, "--out", str(out), *options, "--style-weights", "3", "1"])

@@ -21,7 +21,7 @@ def filters(
     channels: str | None = None,
     top: int = 8,
     steps: int = 128,
-    smoothness: float = 0.3,
+    smoothness: float = 1.0,
     batch_size: int = 8,
     seed: int = 0,
     device: str = "auto",

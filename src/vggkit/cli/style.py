@@ -29,7 +29,7 @@ def style(
     steps: int = 300,
     start: Literal["content", "noise"] = "content",
     smoothness: float = 1.0,
-    save_every: int | None = None,
+    image_every: int | None = None,
     seed: int = 0,
     device: str = "auto",
     precision: Literal["auto", "fp32", "bf16"] = "auto",
@@ -58,7 +58,7 @@ def style(
         steps: Evaluations of the loss over all sizes; most of them are made on small images.
         start: content, or noise.
         smoothness: Weight of the total variation, against noise; 0: none.
-        save_every: Also write the image as it is after every so many steps, beside OUT.
+        image_every: Also write the image as it is after every so many steps, beside OUT.
         seed: Seed of the noise.
         device: auto, cpu, cuda or mps.
         precision: Precision of the network; the image and the losses are in float32. auto: bf16 where the device
@@ -75,7 +75,7 @@ def style(
         raise BadInput("style needs an image and one style at least: vggkit style CONTENT STYLE --out image.png")
     demand_image_path(out)
     demand_apart(out, (content, *styles))
-    every = None if save_every is None else demand_count("save_every", save_every)
+    every = None if image_every is None else demand_count("image_every", image_every)
     if choose_device(device).type == "cpu":
         keep_freed_memory()
     with ProgressLine(quiet=quiet, rate="steps/s") as line:

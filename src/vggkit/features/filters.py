@@ -70,6 +70,7 @@ def find_strongest(
     channels: Sequence[int],
     *,
     top: int,
+    inside: tuple[slice, slice],
     batch_size: int,
     on_image: Callable[[ImageSample, str | None], None],
 ) -> tuple[list[list[Response]], dict[int, ImageSample]]:
@@ -83,6 +84,7 @@ def find_strongest(
         images: The data.
         channels: Numbers of the channels.
         top: How many responses of each.
+        inside: Rows and columns of the maps that are looked at.
         batch_size: Images that pass through the network together.
         on_image: Called with each image, and why it could not be read, if it could not.
     """
@@ -93,13 +95,13 @@ def find_strongest(
         on_image(result.image, result.problem)
         if result.output is None:
             continue
-        maps = result.output[chosen]
+        maps = result.output[(chosen, *inside)]
         flat = maps.reshape(len(chosen), -1)
         places = flat.argmax(1)
         is_kept = False
         for held, values, place in zip(kept, flat, places, strict=True):
             row, column = divmod(int(place), maps.shape[2])
-            response = Response(float(values[place]), number, row, column)
+            response = Response(float(values[place]), number, row + inside[0].start, column + inside[1].start)
             if len(held) < top:
                 heapq.heappush(held, response)
                 is_kept = True

@@ -1,4 +1,4 @@
-"""Gradients that are computed once and have no graph of their own: who differentiates them again is told."""
+"""Gradients that have no graph of their own: differentiating them again is an error, and not zero."""
 
 from typing import Any, NoReturn
 

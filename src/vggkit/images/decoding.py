@@ -5,11 +5,8 @@ Shape letters: H and W pixels.
 
 import io
 import stat
-import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, cast
@@ -21,6 +18,14 @@ from PIL.ExifTags import Base as ExifTag
 from PIL.JpegImagePlugin import JpegImageFile
 
 from vggkit.errors import BadImage, MissingExtra
+from vggkit.images.decoding_limits import (
+    MOST_BYTES,
+    PILLOW_BYTES,
+    SLOW_DECODERS,
+    TURNED_BYTES,
+    demand_room,
+)
+from vggkit.images.pillow_warnings import without_warnings
 
 Pixels = NDArray[np.uint8]
 
@@ -28,42 +33,10 @@ FORMATS: Final = ("PNG", "GIF", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "PPM", "JP
 """What Pillow may open besides JPEG. Left out is what starts programs (EPS), draws (WMF), holds no photographs
 (ICO, FLI) or is decoded in Python, where a small file can take minutes (QOI, MSP)."""
 
-MOST_BYTES: Final = 900_000_000
-"""Memory for an image's file, its decoder and its pixels; with Python, NumPy and Pillow it makes 1 GB."""
-
-PILLOW_BYTES: Final = 7.5
-"""Memory for each pixel at the peak of decoding: four bytes in Pillow, three of the result, and a strip."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What bounds a format, measured on noise, which takes longest (docs/decisions/decoding.md)."""
-
-    pixel_bytes: float = PILLOW_BYTES
-    """Memory for each pixel at the peak of decoding."""
-    most_pixels: int | None = None
-    """What is decoded within 5 s, where memory allows more."""
-    most_file_bytes: int | None = None
-    """The same of the file."""
-
-
-COSTS: Final = {
-    "JPEG": Cost(3.1),
-    "progressive JPEG": Cost(9.1, most_pixels=90_000_000),
-    "WEBP": Cost(16.2, most_file_bytes=70_000_000),
-    "AVIF": Cost(13.0, most_file_bytes=70_000_000),
-    "HEIC": Cost(13.0, most_file_bytes=60_000_000),
-    "JPEG2000": Cost(25.0, most_file_bytes=35_000_000),
-    "slow": Cost(most_pixels=4_000_000, most_file_bytes=24_000_000),
-}
 FOUR_CHANNELS: Final = frozenset({"RGBA", "RGBX", "RGBa", "CMYK"})
 """Pillow's modes of four channels; files of more are not read."""
 
-SLOW_DECODERS: Final = frozenset({"ppm", "ppm_plain", "bmp_rle"})
-"""Those that Pillow has in Python."""
-
-TURNED_BYTES: Final = 3.0
-"""An image that EXIF turns is copied."""
+_UNKNOWN_WHITE: Final = "and what is white is not known; save it with 8 or 16 bits, from 0 to 255 or to 65535"
 
 STRIP_PIXELS: Final = 2**20
 """Pixels that are converted at a time."""
@@ -134,7 +107,7 @@ def _explained(name: str) -> Iterator[None]:
 
 
 def to_rgb(image: Image.Image) -> Pixels:
-    """Pixels of an image of any of Pillow's modes: transparency over white, 16 bits scaled, never clipped."""
+    """Pixels of an image of any of Pillow's modes: transparency over white, 16 bits scaled."""
     convert = _choose_conversion(image)
     result = np.empty((image.height, image.width, 3), np.uint8)
     top = 0
@@ -194,13 +167,13 @@ def _decode_jpeg(data: bytes, least_side: int | None) -> Pixels:
         quick = _find_simplejpeg() if image.mode in ("RGB", "L") else None
         width, height = (-(-side // scale) for side in full)
         turned = TURNED_BYTES if turn else 0
-        _demand_room(kind, full, len(data), scale=scale, extra=turned + (0 if quick else PILLOW_BYTES - 3))
+        demand_room(kind, full, len(data), scale=scale, extra=turned + (0 if quick else PILLOW_BYTES - 3))
         pixels = None
         if quick is not None:
             try:
                 pixels = quick(data, min_height=height, min_width=width) if scale > 1 else quick(data)
             except ValueError:  # Pillow forgives some of what it refuses
-                _demand_room(kind, full, len(data), scale=scale, extra=turned + PILLOW_BYTES - 3)
+                demand_room(kind, full, len(data), scale=scale, extra=turned + PILLOW_BYTES - 3)
         if pixels is None:
             if scale > 1:
                 image.draft(None, (full[0] // scale, full[1] // scale))
@@ -219,7 +192,7 @@ def open_heic(data: bytes) -> Any:
 
 def _decode_heic(data: bytes) -> Pixels:
     image = open_heic(data)
-    _demand_room("HEIC", image.size, len(data))
+    demand_room("HEIC", image.size, len(data))
     return to_rgb(image.to_pillow())  # libheif has turned it already
 
 
@@ -227,34 +200,16 @@ def _decode_other(data: bytes, convert: Callable[[Image.Image], Pixels] = to_rgb
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         slow = any(tile[0] in SLOW_DECODERS for tile in getattr(image, "tile", ()))
         kind = "slow" if slow else str(image.format)
-        _demand_room(kind, image.size, len(data))
+        demand_room(kind, image.size, len(data))
         image.load()
         if _find_turn(image):
-            _demand_room(kind, image.size, len(data), extra=TURNED_BYTES)
+            demand_room(kind, image.size, len(data), extra=TURNED_BYTES)
         return _turn_upright(image, convert)
 
 
 def _turn_upright(image: Image.Image, convert: Callable[[Image.Image], Pixels]) -> Pixels:
     turn, pixels = _find_turn(image), convert(image)
     return pixels if turn is None else np.ascontiguousarray(turn(pixels))
-
-
-def _demand_room(kind: str, size: tuple[int, int], file_bytes: int, *, scale: int = 1, extra: float = 0) -> None:
-    """Refuses an image that would take more than 5 s or 1 GB; a small file can claim far more."""
-    cost = COSTS.get(kind, Cost())
-    pixels = size[0] * size[1]
-    claim = f"claims {size[0]}×{size[1]} pixels in {file_bytes:,} bytes"
-    for found, most in ((pixels, cost.most_pixels), (file_bytes, cost.most_file_bytes)):
-        if most is not None and found > most:
-            raise BadImage(f"{claim}, whose decoding could take more than 5 s")
-    # At whatever scale a progressive JPEG is decoded, its coefficients are all held.
-    decoded = pixels if kind == "progressive JPEG" else pixels / scale**2
-    if 2 * file_bytes + (cost.pixel_bytes + extra) * decoded > MOST_BYTES:  # some decoders copy the file
-        smaller = 2 * file_bytes + (cost.pixel_bytes + extra) * pixels / 64 <= MOST_BYTES
-        way = ""
-        if kind == "JPEG" and scale == 1 and smaller:
-            way = "; --reduced-decoding (reduced_decoding=True) reads a JPEG at a smaller scale"
-        raise BadImage(f"{claim}, whose decoding would take more than 1 GB{way}")
 
 
 def _choose_scale(short_side: int, least_side: int | None) -> int:
@@ -306,49 +261,33 @@ def _choose_conversion(image: Image.Image) -> Callable[[Image.Image], Any]:
         return _choose_scaling(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return np.asarray
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         return _lay_over_white
     return lambda part: part.convert("RGB")
 
 
 def _lay_over_white(part: Image.Image) -> Image.Image:
-    if part.mode == "La":
-        part = part.convert("LA")
     part = part.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", part.size, "white"), part).convert("RGB")
 
 
 def _choose_scaling(image: Image.Image) -> Callable[[Image.Image], Pixels]:
-    """From lowest to highest: 0 to what the file's bits can say, or wider where values lie outside of that.
-
-    Floats are taken for [0, 1] where none is above 1, and else for [0, 255].
-    """
-    bounds = [_find_bounds(np.asarray(part)) for part in _cut(image)]
-    low, high = min(low for low, _ in bounds), max(high for _, high in bounds)
-    usual = (1 if high <= 1 else 255) if image.mode == "F" else _largest_value(image)
-    low, high = min(low, 0), max(high, usual)
+    """From 0 to what the file's bits can say; raises BadImage for values that leave open what is white."""
+    most = _largest_value(image)
     clear = image.info.get("transparency")
+    if image.mode == "F":
+        raise BadImage(f"holds floating-point values, {_UNKNOWN_WHITE}")
 
     def scale(part: Image.Image) -> Pixels:
         values = np.asarray(part)
-        grey = values.astype(np.float32)
-        if values.dtype.kind == "f":
-            np.nan_to_num(grey, copy=False, nan=low, posinf=high, neginf=low)
-        grey -= low
-        grey *= 255 / (high - low)
-        grey += 0.5
+        if values.min() < 0 or values.max() > most:
+            raise BadImage(f"holds values from {values.min()} to {values.max()}, {_UNKNOWN_WHITE}")
+        grey = values.astype(np.float32) * np.float32(255 / most) + np.float32(0.5)
         if isinstance(clear, int):
             grey[values == clear] = 255
-        np.minimum(grey, 255, out=grey)  # what 32 bits round up
         return grey.astype(np.uint8)[..., None]
 
     return scale
-
-
-def _find_bounds(values: NDArray[Any]) -> tuple[float, float]:
-    """Lowest and highest of the finite values; 0 where there are none."""
-    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
-    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
 
 
 def _largest_value(image: Image.Image) -> int:
@@ -357,38 +296,3 @@ def _largest_value(image: Image.Image) -> int:
     bits = (tags.get(258) or (16,))[0]
     signed = (tags.get(339) or (1,))[0] == 2
     return int(2 ** (bits - signed) - 1) if 8 < bits <= 16 else 65535
-
-
-class _WhileDecoding(threading.local):
-    """In a warnings filter the pattern of modules: those of Pillow, and only in threads that decode."""
-
-    active = False
-    pattern = r"PIL\."
-    """What a compiled one has: scikit-learn reads it, to hand filters to its own processes."""
-
-    def match(self, module: str) -> bool:
-        return self.active and module.startswith("PIL.")
-
-
-_HERE: Final = _WhileDecoding()
-_FILTER: Final[Any] = ("ignore", None, Warning, _HERE, 0)
-_FILTERING: Final = threading.Lock()
-
-
-@contextmanager
-def without_warnings() -> Iterator[None]:
-    """Pillow's warnings neither show nor raise here; other threads, and Pillow elsewhere, keep theirs.
-
-    `warnings.catch_warnings` swaps filters for all threads, and two that overlap leave wrong ones behind.
-    """
-    with _FILTERING:
-        filters = cast("list[Any]", warnings.filters)
-        if not filters or filters[0] is not _FILTER:  # whoever sets filters anew must not lose it
-            if _FILTER in filters:
-                filters.remove(_FILTER)
-            filters.insert(0, _FILTER)
-    _HERE.active = True
-    try:
-        yield
-    finally:
-        _HERE.active = False

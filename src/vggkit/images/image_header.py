@@ -9,7 +9,8 @@ from PIL.ExifTags import Base as ExifTag
 from PIL.JpegImagePlugin import JpegImageFile
 
 from vggkit.errors import BadImage
-from vggkit.images.decoding import FORMATS, SIGNATURE_JPEG, is_heic, open_heic, without_warnings
+from vggkit.images.decoding import FORMATS, SIGNATURE_JPEG, is_heic, open_heic
+from vggkit.images.pillow_warnings import without_warnings
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,15 @@ class ReceptiveField:
         top, left = self.first + row * self.stride, self.first + column * self.stride
         return top, left, top + self.side, left + self.side
 
+    def list_inside(self, pixels: int, places: int) -> slice:
+        """The places of a map's side whose squares lie within an image of so many pixels; all where none does."""
+        inside = [
+            place
+            for place in range(places)
+            if self.first + place * self.stride >= 0 and self.first + place * self.stride + self.side <= pixels
+        ]
+        return slice(inside[0], inside[-1] + 1) if inside else slice(0, places)
+
 
 def find_receptive_field(configuration: Configuration, layer: str) -> ReceptiveField:
     """The receptive field of a layer of the trunk, by its kernels and pools.

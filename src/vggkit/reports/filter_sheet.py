@@ -42,7 +42,7 @@ def plot_filters(
         figure.supxlabel(subtitle, x=0.012, ha="left", fontsize=7.5, color=PALE_INK)
         axes = figure.subplots()
         axes.axis("off")
-        axes.set_aspect("equal")
+        axes.set_aspect("equal", anchor="NW")
         step = 1 + GAP_SHARE
         for number, image in enumerate(images.reshape(-1, height, width, 3)):
             row, column = divmod(number, columns)

@@ -167,7 +167,9 @@ class ProgressLine:
             self._write(what, done, total)
         task = self._progress.tasks[0]
         if task.description != what or done < task.completed:
-            self._progress.reset(self._task, description=what, total=total, visible=True)
+            # A new task: rich keeps the earlier total where the new one is unknown.
+            self._progress.remove_task(self._task)
+            self._task = self._progress.add_task(what, total=total)
         self._progress.update(self._task, completed=done, total=total)
 
     def _write(self, what: str, done: int, total: int | None) -> None:

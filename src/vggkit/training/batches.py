@@ -67,7 +67,7 @@ class TrainingBatches:
         self._images, self._preprocessing, self._view = images, preprocessing, view
         self._batch_size, self._seed, self._sampling = batch_size, seed, sampling
         self._pinned = device.type == "cuda"
-        self._threads = threads or _choose_threads(device)
+        self.threads = threads or _choose_threads(device)
         self._classes = _number_classes(images, labels)
         self._held = _Held(len(images))
 
@@ -114,7 +114,7 @@ class TrainingBatches:
         """
         order = self._draw_order(epoch)
         ahead: deque[tuple[Tensor, Tensor, list[Future[None]]]] = deque()
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="view") as pool:
+        with ThreadPoolExecutor(self.threads, thread_name_prefix="view") as pool:
             try:
                 for step in range(start, len(self)):
                     ahead.append(self._begin(pool, epoch, order, step))
@@ -160,7 +160,7 @@ class TrainingBatches:
         crop = self._preprocessing.crop_pixels
         images = torch.empty((last - first, self._preprocessing.channels, crop, crop), pin_memory=self._pinned)
         rows, parts = images.numpy(), []
-        for part in np.array_split(np.arange(first, last), min(self._threads, last - first)):
+        for part in np.array_split(np.arange(first, last), min(self.threads, last - first)):
             here = rows[part[0] - first : part[-1] + 1 - first]
             parts.append(pool.submit(self._fill, here, epoch, order, part.tolist()))
         return images, torch.from_numpy(self._classes[order[first:last]]), parts

@@ -82,14 +82,18 @@ def estimate_seconds(
             module.training = training
         for value, learns in learning.items():
             value.requires_grad_(learns)
-    computing = len(batches) * statistics.mean(steps) + len(val) * forward / size
-    validating = len(val) * _time_image(val, preprocessing)
+    cores, is_processor = count_threads(), train_state.device.type == "cpu"
+
+    def overlap(computing: float, preparing: float, threads: int) -> float:
+        """Images are prepared by threads while others are computed; a processor does both."""
+        return max(computing + preparing / cores if is_processor else computing, preparing / threads)
+
+    validating = overlap(len(val) * forward / size, len(val) * _time_image(val, preprocessing), cores)
 
     def estimate_epoch(image_seconds: float) -> float:
-        preparing = (batches.count_images() * image_seconds + validating) / count_threads()
-        # A processor that decodes does not compute meanwhile.
-        both = computing + preparing if train_state.device.type == "cpu" else max(computing, preparing)
-        return both + 1.5 * keep_seconds
+        preparing = batches.count_images() * image_seconds
+        learning = overlap(len(batches) * statistics.mean(steps), preparing, batches.threads)
+        return learning + validating + 1.5 * keep_seconds
 
     first, later = batches.time_images()
     return Estimate(estimate_epoch(first), estimate_epoch(later), epochs)

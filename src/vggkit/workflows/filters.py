@@ -17,6 +17,7 @@ from vggkit.images.decoding import Pixels
 from vggkit.images.given import ImageSources, list_sources
 from vggkit.images.omissions import Reading
 from vggkit.images.sources.open_dataset import begin
+from vggkit.models.graph import Graph
 from vggkit.models.receptive_field import find_receptive_field
 from vggkit.models.vgg import VGG
 from vggkit.reports.filter_sheet import join_images, plot_filters
@@ -70,7 +71,7 @@ class Filters:
 
     def save(self, path: str | Path) -> Path:
         """Draw the contact sheet as .png, .pdf or .svg, by the ending; raises BadOutput and MissingExtra."""
-        smooth = self.images.shape[2] > 16
+        smooth = self.images.shape[2] > 8
         plot_filters(self.images, self.channels, path, title=self.layer, subtitle=self.describe(), smooth=smooth)
         return Path(path)
 
@@ -117,7 +118,7 @@ def filters(
     channels: str | Sequence[int] | None = None,
     top: int = 8,
     steps: int = 128,
-    smoothness: float = 0.3,
+    smoothness: float = 1.0,
     batch_size: int = 8,
     seed: int = 0,
     device: str = "auto",
@@ -132,9 +133,10 @@ def filters(
             fc8.
         data: Images, of which the patches are found that excite each channel most.
         method: weights: the first convolution's filters. patches: the strongest patches of the data, one of an
-            image. maximize: images made to excite each channel (Olah, Mordvintsev and Schubert 2017, "Feature
-            visualization": frequencies of photographs, jitter, and a total-variation penalty). auto: weights for
-            conv1_1, patches where there is data, else maximize.
+            image, within its edges where the layer sees less than the image. maximize: images made to excite each
+            channel (Olah, Mordvintsev and Schubert 2017, "Feature visualization": frequencies of photographs,
+            jitter, and a total-variation penalty). auto: weights for conv1_1, patches where there is data, else
+            maximize.
         channels: Numbers, or text such as "0-15,30"; None: all for weights, else the first 16.
         top: Patches of each channel.
         steps: Steps of maximisation.
@@ -238,6 +240,11 @@ def _find_patches(
 ) -> Filters:
     receptive = find_receptive_field(opened.configuration, layer)
     engine = find_engine(opened, device, output=layer, precision=precision)
+    # Zeros beyond the edge excite channels, too, and there is nothing to be seen of them.
+    side = opened.preprocessing.crop_pixels
+    inside = receptive.list_inside(
+        side, Graph(opened.configuration, input_pixels=(side, side)).find(layer).output_shape[1]
+    )
     problems: list[str] = []
     done = 0
 
@@ -254,6 +261,7 @@ def _find_patches(
         begin(list_sources(data), Reading()),
         chosen,
         top=top,
+        inside=(inside, inside),
         batch_size=batch_size,
         on_image=note,
     )

@@ -31,7 +31,7 @@ StylePrecision = Literal["auto", "fp32", "bf16"]
 LEAST_SIDE: Final = 32
 """Pixels of the shorter side of an image that has a style, or is given one."""
 MOST_SIDE: Final = 4096
-"""Pixels of the longer side of a result: more does not fit into 16 GB."""
+"""Pixels of the longer side of a result: a square of them takes some 30 GB of memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,9 @@ class StyleTransfer:
     pixels: Pixels = field(repr=False)
     """RGB (H, W, 3), uint8."""
     trunk: str
-    """The network whose layers were compared, such as `vgg19 up to relu3_2`."""
+    """The network whose layers were compared, such as `vgg19`."""
+    trunk_until: str
+    """The last layer of its trunk."""
     content_layer: str
     """The layer compared place by place."""
     style_layers: tuple[str, ...]
@@ -65,6 +67,7 @@ class StyleTransfer:
             "height": self.pixels.shape[0],
             "width": self.pixels.shape[1],
             "trunk": self.trunk,
+            "trunk_until": self.trunk_until,
             "content_layer": self.content_layer,
             "style_layers": list(self.style_layers),
             "strength": self.strength,
@@ -171,10 +174,12 @@ def style(
             f"style transfer compares colour images, and the trunk reads {count} channel{'s' * (count > 1)}"
         )
     layers = choose_style_layers(network.configuration)
-    deepest = network.configuration.trunk[-1].name
-    held = f"{network.configuration.model}, which has layers up to {deepest}"
+    name, deepest = network.configuration.model, network.configuration.trunk[-1].name
     if on_log is not None:
-        on_log(f"style: {', '.join(layers.style)}; content: {layers.content} (of {held}); {chosen}")
+        on_log(
+            f"style: {', '.join(layers.style)}; content: {layers.content}; the trunk, {name}, ends with {deepest}; "
+            f"computed in {chosen}"
+        )
     if keep_colours == "matching":
         paintings = [match_colours(each, photo) for each in paintings]
     elif keep_colours == "luminance":
@@ -211,7 +216,8 @@ def style(
     )
     return StyleTransfer(
         pixels=finish(_to_pixels(found)),
-        trunk=held,
+        trunk=name,
+        trunk_until=deepest,
         content_layer=layers.content,
         style_layers=layers.style,
         strength=strength,

@@ -26,12 +26,15 @@ WRAPPERS: Final = ("state_dict", "model_state_dict", "model", "net", "network", 
 """Entries under which training scripts keep the weights, the likeliest first."""
 LABEL_ENTRIES: Final = ("class_to_idx", "idx_to_class", "classes", "CLASSES", "class_names", "labels")
 """Entries under which they keep the names of classes, torchvision's own name for it first."""
-_LEGACY_START: Final = pickle.dumps(0x1950A86A20F9469CFC6C, 2)[2:]
-"""How torch's files from before 1.6 begin, behind the pickle's protocol."""
+_LEGACY_STARTS: Final = tuple(pickle.dumps(0x1950A86A20F9469CFC6C, protocol) for protocol in range(2, 6))
+"""How torch's files from before 1.6 begin."""
+_READ_PROTOCOLS: Final = (2, 3)
+"""Protocols of pickle that torch's restricted unpickler reads, of 3 all but bytes; `torch.save` writes 2."""
 _LIMIT_WRAPPERS: Final = 3
 _LIMIT_PICKLE_BYTES: Final = 64 * 2**20
 """A state dict's pickle takes some kilobytes; values lie outside it."""
-_SAVE_AGAIN: Final = "save model.state_dict() where it was made"
+_SAVE_AGAIN: Final = 'where it was made, write torch.save(model.state_dict(), "weights.pth")'
+_SAVE_AS_2: Final = 'where you trust it, write torch.save(torch.load(FILE, weights_only=False), "weights.pth")'
 IN_MEMORY: Final = Path("state dict in memory")
 """The path of weights that are no file, for messages."""
 _MODULES: Final = ("torch.nn.modules.", "torch.nn.parallel.")
@@ -45,6 +48,15 @@ class _Placeholder:
 
     def __setstate__(self, state: Any) -> None:
         pass
+
+
+class _PlaceholderMethod:
+    """A method of such an object, which a pickle names by `getattr`; of anything else it is refused."""
+
+    def __new__(cls, *arguments: Any) -> Any:
+        if not arguments or arguments[0] is not _Placeholder:
+            raise pickle.UnpicklingError("GLOBAL builtins.getattr was not used for a placeholder")
+        return object.__new__(_Placeholder)
 
 
 class _PlainDict:
@@ -91,6 +103,16 @@ _ALLOWED: Final[tuple[tuple[type, str], ...]] = (
     *((_Placeholder, f"datetime.{name}") for name in ("datetime", "date", "timedelta")),
     (_Placeholder, "argparse.Namespace"),
     (_Placeholder, "types.SimpleNamespace"),
+    (_Placeholder, "mmengine.logging.history_buffer.HistoryBuffer"),
+    (_PlaceholderMethod, "builtins.getattr"),
+    *(
+        (_Placeholder, f"omegaconf.{name}")
+        for name in (
+            *("dictconfig.DictConfig", "listconfig.ListConfig", "base.ContainerMetadata", "base.Metadata"),
+            *(f"nodes.{kind}Node" for kind in ("Any", "Boolean", "Float", "Integer", "String")),
+        )
+    ),
+    (_Placeholder, "typing.Any"),
 )
 """The types that training scripts commonly save beside the weights, by name, and the replacement of each."""
 
@@ -105,6 +127,8 @@ def open_archived(path: Path, handle: IO[bytes], archive: Archive, pickle_name: 
         raise refuse(path, "a TorchScript program, which holds code", _SAVE_AGAIN)
     if archive.members[pickle_name].file_size > _LIMIT_PICKLE_BYTES:
         raise refuse(path, f"a pickle of {archive.members[pickle_name].file_size} bytes", "no VGG's is that large")
+    with reading(path, "PyTorch file"), archive.open(pickle_name) as stream:
+        _check_protocol(path, stream.read(2))
     sizes = {info.file_size for name, info in archive.members.items() if name.startswith(f"{root}data/")}
     # torch cannot map what is compressed, and reads a path that ends with .safetensors as another format.
     mapped = not archive.packed and path.suffix != ".safetensors"
@@ -113,15 +137,26 @@ def open_archived(path: Path, handle: IO[bytes], archive: Archive, pickle_name: 
 
 def open_legacy(path: Path, handle: IO[bytes]) -> Contents:
     """The contents of torch's format from before 1.6, read whole; raises BadCheckpoint."""
-    handle.seek(2)
-    if handle.read(len(_LEGACY_START)) != _LEGACY_START:
+    handle.seek(0)
+    start = handle.read(max(map(len, _LEGACY_STARTS)))
+    if not start.startswith(_LEGACY_STARTS):
         raise refuse(path, "a pickle that torch did not write", "save it as .npz or .safetensors where it was made")
+    _check_protocol(path, start)
     return _gather(path, _load(path, handle, mapped=False), None, packed=False)
 
 
 def open_state(state: Mapping[str, Any]) -> Contents:
     """The contents of a state dict, or a checkpoint around one, that is in memory; raises BadCheckpoint."""
     return _gather(IN_MEMORY, state if isinstance(state, dict) else dict(state), None, packed=False)
+
+
+def _check_protocol(path: Path, start: bytes) -> None:
+    """Raise BadCheckpoint for a pickle of a protocol that torch's restricted unpickler does not read."""
+    if start[:1] == b"\x80" and start[1] in range(6) and start[1] not in _READ_PROTOCOLS:
+        found = (
+            f"a pickle of protocol {start[1]}, of which torch reads {' and '.join(map(str, _READ_PROTOCOLS))} alone"
+        )
+        raise refuse(path, found, f"nothing of it was run; {_SAVE_AS_2}")
 
 
 def _load(path: Path, handle: IO[bytes], *, mapped: bool) -> Any:
@@ -160,7 +195,7 @@ def _explain(path: Path, problem: str) -> Exception:
     reason = re.search(r"WeightsUnpickler error: (.+)", problem)
     cause = "".join(c if c.isprintable() else "?" for c in (reason[1] if reason else problem)[:100])
     found = f"a pickle that torch does not load without running code ({cause})"
-    return refuse(path, found, f"nothing of it was run; {_SAVE_AGAIN}")
+    return refuse(path, found, f"nothing of it was run; {_SAVE_AS_2}")
 
 
 def _gather(path: Path, content: Any, sizes: set[int] | None, *, packed: bool) -> Contents:

@@ -1,0 +1,42 @@
+"""Pillow's warnings about broken files are kept quiet while an image is decoded, in that thread alone."""
+
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final, cast
+
+
+class _WhileDecoding(threading.local):
+    """In a warnings filter the pattern of modules: those of Pillow, and only in threads that decode."""
+
+    active = False
+    pattern = r"PIL\."
+    """What a compiled one has: scikit-learn reads it, to hand filters to its own processes."""
+
+    def match(self, module: str) -> bool:
+        return self.active and module.startswith("PIL.")
+
+
+_HERE: Final = _WhileDecoding()
+_FILTER: Final[Any] = ("ignore", None, Warning, _HERE, 0)
+_FILTERING: Final = threading.Lock()
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Pillow's warnings neither show nor raise here; other threads, and Pillow elsewhere, keep theirs.
+
+    `warnings.catch_warnings` swaps filters for all threads, and two that overlap leave wrong ones behind.
+    """
+    with _FILTERING:
+        filters = cast("list[Any]", warnings.filters)
+        if not filters or filters[0] is not _FILTER:  # whoever sets filters anew must not lose it
+            if _FILTER in filters:
+                filters.remove(_FILTER)
+            filters.insert(0, _FILTER)
+    _HERE.active = True
+    try:
+        yield
+    finally:
+        _HERE.active = False
