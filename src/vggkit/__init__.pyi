@@ -35,6 +35,12 @@ from .evaluation.evaluation import Evaluation as Evaluation
 from .evaluation.evaluation import Rejection as Rejection
 from .evaluation.measure import evaluate as evaluate
 from .evaluation.predictions import Predictions as Predictions
+from .explanations.check import CurveComparison as CurveComparison
+from .explanations.check import ExplanationCheck as ExplanationCheck
+from .explanations.check import check_explanations as check_explanations
+from .explanations.explain import explain as explain
+from .explanations.explanation import Explanation as Explanation
+from .explanations.explanation import Explanations as Explanations
 from .features.image_pairs import Distances as Distances
 from .features.image_pairs import ImageDistance as ImageDistance
 from .features.loss_config import LossConfig as LossConfig
@@ -91,6 +97,8 @@ from .workflows.bench import bench as bench
 from .workflows.check import check as check
 from .workflows.compare import compare as compare
 from .workflows.distance import distance as distance
+from .workflows.explain import ExplainResult as ExplainResult
+from .workflows.explain import explain_into as explain_into
 from .workflows.filters import Filters as Filters
 from .workflows.filters import Patch as Patch
 from .workflows.filters import filters as filters

@@ -13,6 +13,9 @@ from vggkit.engines.outputs import WantedPrecision
 from vggkit.evaluation.comparison import PairedComparison, compare_predictions
 from vggkit.evaluation.evaluation import Evaluation, ProtocolName
 from vggkit.evaluation.measure import evaluate
+from vggkit.explanations.explain import explain
+from vggkit.explanations.explanation import Explanations
+from vggkit.explanations.plan import Method
 from vggkit.images.dataset import ImageDataset
 from vggkit.images.given import ImageSources
 from vggkit.images.labelled import LabelledImages
@@ -165,6 +168,59 @@ class Classifier(Model):
         return embed(
             self,
             images,
+            layer=layer,
+            batch_size=batch_size,
+            device=device,
+            precision=precision,
+            engine=engine,
+            on_progress=on_progress,
+        )
+
+    def explain(
+        self,
+        images: ImageSources,
+        *,
+        method: Method = "grad-cam",
+        label: str | None = None,
+        contrast: Sequence[str] | None = None,
+        layer: str | None = None,
+        batch_size: int = 32,
+        device: str = "auto",
+        precision: WantedPrecision = "fp32",
+        engine: WantedEngine = "auto",
+        on_progress: Callable[[int, int | None], None] | None = None,
+    ) -> Explanations:
+        """Which places of each image speak for a class, in the order of the images.
+
+        Args:
+            images: One image or several, as `predict` takes them.
+            method: `grad-cam`: the channels of a layer's map, weighed by the gradient of the class's score
+                (Selvaraju et al., 2017). `layer-cam`: the same with a weight for each place, which is finer in
+                early layers (Jiang et al., 2021). `integrated-gradients`, `occlusion` and `saliency` explain the
+                pixels that the network is fed, by captum (extra `explain`).
+            label: The class to explain. None: of each image the most probable one.
+            contrast: Two classes, A and B: what speaks for A and not for B.
+            layer: For grad-cam and layer-cam, a layer with a map. None: what the last pool reads, which is the last
+                convolution's map after its ReLU, such as `relu5_3`.
+            batch_size: Number of images that pass through the network together.
+            device: `auto`, `cpu`, `cuda` or `mps`.
+            precision: `fp32`, `bf16`, `int8` or `auto`, where an engine explains; by gradients it is fp32.
+            engine: `pytorch`, `openvino`, `onnx` or `auto`. Any of them computes grad-cam at the default layer or
+                behind the last pool, in closed form; all else is computed by PyTorch.
+            on_progress: Called with the number of images done and, where it is known, the number of all.
+
+        The network is left as it is: mode, gradients, hooks. `explain("cat.jpg").save("why.png")` writes the
+        image beside the image under its map; of several images it writes a contact sheet.
+
+        An image that cannot be read becomes an Explanation whose `problem` says why. Raises UnknownName with the
+        nearest name, BadInput, BadData, BadConfiguration and MissingExtra.
+        """
+        return explain(
+            self,
+            images,
+            method=method,
+            label=label,
+            contrast=contrast,
             layer=layer,
             batch_size=batch_size,
             device=device,

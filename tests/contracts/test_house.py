@@ -31,6 +31,7 @@ FLOORS = {
     "features": 5,
     "inference": 6,
     "benchmarking": 7,
+    "explanations": 7,
     "reports": 8,
     "workflows": 9,
     "classifier": 10,
@@ -42,6 +43,7 @@ FLOORS = {
     "cli": 15,
 }
 OWNERS = {
+    "captum": {"explanations/gradients.py"},
     "tyro": {"cli/options.py"},
     "docstring_parser": {"cli/options.py"},
     "lazy_loader": {"__init__.py"},
@@ -77,6 +79,9 @@ OWNERS = {
         "weights/writers.py",
     },
     "PIL": {
+        "explanations/contact_sheet.py",
+        "explanations/measures.py",
+        "explanations/overlay.py",
         "images/decoding.py",
         "images/image_header.py",
         "images/near_duplicates.py",
@@ -97,6 +102,7 @@ TORCH_FREE = [
     "vggkit.cli.compare",
     "vggkit.cli.evaluate",
     "vggkit.cli.filters",
+    "vggkit.cli.explain",
     "vggkit.cli.models",
     "vggkit.cli.options",
     "vggkit.cli.predict",
@@ -128,6 +134,9 @@ TORCH_FREE = [
     "vggkit.reports.bench_table",
     "vggkit.workflows.bench",
     "vggkit.workflows.predict",
+    "vggkit.workflows.explain",
+    "vggkit.explanations.explain",
+    "vggkit.explanations.folder",
     "vggkit.benchmarking.processes",
     "vggkit.workflows.search",
     "vggkit.reports.search_table",

@@ -136,7 +136,7 @@ def evaluate(
     if report is not None:
         with ProgressLine(quiet=quiet) as line:
             line.show("writing the report", 0, None)
-            report_on(found, images, report, models=models)
+            report_on(found, images, report, models=models, device=device)
         print_line(f"report: {report}", to_stderr=True)
     if plots is not None:
         from vggkit.reports.run_plots import write_plots

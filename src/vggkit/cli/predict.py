@@ -36,6 +36,7 @@ def predict(
     device: str = "auto",
     precision: WantedPrecision = "auto",
     engine: WantedEngine = "auto",
+    explain: Path | None = None,
     save_seconds: float = 5.0,
     overwrite: bool = False,
     json: bool = False,
@@ -63,6 +64,8 @@ def predict(
             on a CPU, for a classifier whose file holds activation ranges (vggkit bench --keep-ranges).
         engine: Library that computes. auto: PyTorch on CUDA and MPS; on a CPU OpenVINO, ONNX Runtime or PyTorch,
             the first of them that is installed.
+        explain: Also write to this folder which places of each image speak for its most probable class, as overlays
+            (Grad-CAM, from the same pass).
         save_seconds: Seconds between two saves of finished rows, with --out, in the folder OUT.parts.
         overwrite: Start again from the first image, with --out.
         json: Print a JSON object for each image on a line of its own: path, labels, probabilities; unknown where
@@ -73,9 +76,8 @@ def predict(
     from vggkit.arguments import demand_count
     from vggkit.engines.info import explain_choice
     from vggkit.engines.model_weights import ModelFile
-    from vggkit.engines.select import choose_engine
     from vggkit.images.sources.open_dataset import count_images, gather_images
-    from vggkit.inference.predict import iterate_predictions
+    from vggkit.workflows.predict_and_explain import open_predictor
 
     if not images:
         raise BadInput("predict needs an image: vggkit predict MODEL IMAGE…")
@@ -93,6 +95,7 @@ def predict(
                 device=device,
                 precision=precision,
                 engine=engine,
+                explain=explain,
                 save_seconds=save_seconds,
                 overwrite=overwrite,
                 on_progress=line.show,
@@ -105,13 +108,13 @@ def predict(
     file = ModelFile(model)
     # With the number of all, the time left is known.
     total = count_images(images, columns=columns)
-    computing = choose_engine(file, device, precision=precision, engine=engine)
+    predictor = open_predictor(file, images, explain=explain, device=device, precision=precision, engine=engine)
     reasons = "With --json each has its reason." if not json else "The line of each holds its reason."
     with ProgressLine(quiet=quiet, rate=RATE) as line, Failures(line, all_are_in=reasons) as failures:
-        line.log(f"computed by {explain_choice(computing.info, precision=precision, engine=engine)}")
+        line.log(f"computed by {explain_choice(predictor.info, precision=precision, engine=engine)}")
         reading = Reading()
         found = gather_images(images, columns=columns, reading=reading)
-        predictions = iterate_predictions(computing, file.card, found, top=top, batch_size=batch_size)
+        predictions = predictor.iterate(found, top=top, batch_size=batch_size)
         for done, (_, prediction) in enumerate(predictions, start=1):
             failures.count(prediction.problem)
             if json:
@@ -123,6 +126,7 @@ def predict(
                 )
                 print_line(f"{prediction.path}: {f'unknown ({listed})' if prediction.unknown else listed}")
             line.show("predicting", done, total)
+        predictor.finish()
         for omission in reading.list_omissions():
             line.log(f"skipped: {omission.describe()}")
     return failures.exit_code

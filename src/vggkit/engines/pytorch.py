@@ -56,7 +56,7 @@ class PyTorchEngine(NamedEngine):
         self.info = EngineInfo(
             name="pytorch", precision=precision, device=str(device), version=str(torch.__version__)
         )
-        self._network = _replicate(network, device, self.dtype)
+        self._network = replicate_network(network, device, self.dtype)
 
     def compute(self, batch: NDArray[np.float32]) -> dict[Output, NDArray[np.float32]]:
         """Every output by its name, of one pass."""
@@ -119,8 +119,11 @@ def summarize(maps: Tensor) -> Tensor:
     return torch.cat([wide.mean((2, 3)), wide.var((2, 3), correction=0).sqrt()], dim=1)
 
 
-def _replicate(network: VGG, device: torch.device, dtype: torch.dtype) -> VGG:
-    """The network as modules of their own, in evaluation mode; tensors that need no change are the network's."""
+def replicate_network(network: VGG, device: torch.device, dtype: torch.dtype) -> VGG:
+    """The network as modules of their own, in evaluation mode; tensors that need no change are the network's.
+
+    No parameter of it requires a gradient.
+    """
     modules: dict[int, nn.Module] = {}
     tensors: dict[int, Tensor] = {}
 

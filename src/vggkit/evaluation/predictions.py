@@ -120,6 +120,12 @@ class Predictions:
         """(N,) cross-entropy of each image in nats."""
         return -self.log_probabilities[np.arange(len(self)), self.targets]
 
+    def list_confident_errors(self, most: int) -> list[int]:
+        """Places of wrong predictions, at most so many, those of the highest probability first."""
+        wrong = np.flatnonzero(~self.correct)
+        order: list[int] = wrong[np.argsort(-self.confidences[wrong], kind="stable")][:most].tolist()
+        return order
+
     def sharpen(self, temperature: float) -> "Predictions":
         """The same predictions with their logits divided by a temperature: below 1 more confident, above 1 less."""
         return Predictions(

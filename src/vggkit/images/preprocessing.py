@@ -135,6 +135,35 @@ class Preprocessing:
                 size = max(1, round(crop * width / longest)), max(1, round(crop * height / longest))
                 return _lay_on(self.mean_colour(), crop, resize(pixels, size, self.interpolation))
 
+    def locate(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """Where `fit` looks in an image of this size: left, top, right and bottom edge in pixels of the image.
+
+        Edges lie outside of the image where the network sees padding there.
+
+        >>> Preprocessing().locate(512, 1024)
+        (288.0, 32.0, 736.0, 480.0)
+        """
+        crop = self.crop_pixels
+        if self.fit_mode == "stretch":
+            return 0.0, 0.0, float(width), float(height)
+        kept = (height, width)
+        if self.fit_mode == "pad":
+            longest = max(kept)
+            size = max(1, round(crop * width / longest)), max(1, round(crop * height / longest))
+        else:
+            size = self._resized_size(*kept)
+            if size[0] * size[1] > MOST_RESIZED:
+                longest = 64 * min(kept)
+                kept = min(height, longest), min(width, longest)
+                size = self._resized_size(*kept)
+        edges = []
+        for whole, side, resized in zip((width, height), reversed(kept), size, strict=True):
+            first = round((resized - crop) / 2) if resized >= crop else -((crop - resized) // 2)
+            start, scale = max(0, whole - side) // 2, side / resized
+            edges.append((start + first * scale, start + (first + crop) * scale))
+        (left, right), (top, bottom) = edges
+        return left, top, right, bottom
+
     def resize(self, pixels: Pixels, *, most_pixels: int = MOST_RESIZED) -> Pixels:
         """RGB pixels (H, W, 3) whose short side is `resize_pixels`, uncropped but for the ends of an image so long
         that it would have more than `most_pixels`.
@@ -142,21 +171,20 @@ class Preprocessing:
         height, width = pixels.shape[:2]
         longest = max(1, most_pixels // self.resize_pixels**2) * min(height, width)
         pixels = _without_far_ends(pixels, longest)
-        return resize(pixels, self._resized_size(pixels), self.interpolation)
+        return resize(pixels, self._resized_size(*pixels.shape[:2]), self.interpolation)
 
     def _fit_middle(self, pixels: Pixels) -> Pixels:
         """The middle of the resized image."""
-        size = self._resized_size(pixels)
+        size = self._resized_size(*pixels.shape[:2])
         if size[0] * size[1] > MOST_RESIZED:
             # Resized whole it would take gigabytes, to no use.
             pixels = _without_far_ends(pixels, 64 * min(pixels.shape[:2]))
-            size = self._resized_size(pixels)
+            size = self._resized_size(*pixels.shape[:2])
         columns, rows = (_middle(side, self.crop_pixels) for side in size)
         part = resize_part(pixels, size, self.interpolation, columns, rows)
         return _lay_on((0,) * pixels.shape[2], self.crop_pixels, part)
 
-    def _resized_size(self, pixels: Pixels) -> tuple[int, int]:
-        height, width = pixels.shape[:2]
+    def _resized_size(self, height: int, width: int) -> tuple[int, int]:
         short, long = sorted((width, height))
         # torchvision's rounding: the long side is cut to whole pixels.
         long = max(1, int(self.resize_pixels * long / short))

@@ -124,10 +124,11 @@ def iterate_predictions(
     """Each image with its prediction as soon as it is computed, from an engine for logits and the model's card."""
     top, batch_size = demand_count("top", top), demand_count("batch_size", batch_size)
     for result in stream_results(engine, card.preprocessing, images, batch_size=batch_size):
-        yield result.image, _describe(result, card, top)
+        yield result.image, describe_prediction(result, card, top=top)
 
 
-def _describe(result: StreamResult, card: Card, top: int) -> Prediction:
+def describe_prediction(result: StreamResult, card: Card, *, top: int = 5) -> Prediction:
+    """The most probable classes, `top` of them, from what an engine for logits gave for an image."""
     if result.output is None:
         return Prediction(result.image.path, (), (), problem=result.problem)
     probabilities = softmax(result.output, card.temperature)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -12,10 +13,19 @@ import numpy as np
 from vggkit import __version__
 from vggkit.evaluation.comparison import PairedComparison
 from vggkit.evaluation.evaluation import ClassMetrics, Evaluation
+from vggkit.explanations.explanation import Explanation
 from vggkit.files import write_text
 from vggkit.images.dataset import ImageSample
 from vggkit.reports.evaluation_charts import draw_coverage, draw_curves, draw_reliability
-from vggkit.reports.pages.rendering import Thumb, find_folder, make_thumb, render_page, split_name, split_place
+from vggkit.reports.pages.rendering import (
+    Thumb,
+    find_folder,
+    make_heat,
+    make_thumb,
+    render_page,
+    split_name,
+    split_place,
+)
 from vggkit.reports.tables import describe_seconds
 from vggkit.weights.card import read_entry
 
@@ -66,6 +76,7 @@ def write_report(
     images: Iterable[ImageSample],
     story: Story,
     comparisons: Sequence[PairedComparison] = (),
+    explanations: Mapping[str, Explanation] = MappingProxyType({}),
 ) -> None:
     """Write the report as one HTML file with its images inside; it contains no scripts and loads nothing.
 
@@ -75,11 +86,12 @@ def write_report(
         images: The evaluated images; those that are shown are decoded again.
         story: The known facts of the training.
         comparisons: Pairwise comparisons of the evaluations.
+        explanations: Of wrong predictions, by their images' paths; those of the most confident errors are shown.
 
     Raises BadOutput where the file cannot be written.
     """
     shown = evaluations[-1]
-    gallery = _Gallery(shown, images)
+    gallery = _Gallery(shown, images, explanations)
     write_text(
         path,
         render_page(
@@ -101,6 +113,7 @@ def write_report(
                 "worst": WORST if len(shown.labels) > CLASSES_AT_ONCE else len(shown.labels),
                 "errors": gallery.show_errors(),
                 "errors_at_once": ERRORS_AT_ONCE,
+                "explained": next((each.source for each in explanations.values()), None),
                 "wrong": int((~shown.predictions.correct).sum()),
                 "folder": gallery.folder,
                 "reliability": draw_reliability(shown),
@@ -206,21 +219,23 @@ class Exhibit(NamedTuple):
     """Probability of the predicted class; None where it is not shown."""
     label_probability: float | None
     """Probability of the true class; None where it is not shown."""
+    heat: str | None = None
+    """A `data:` address of the image under the map of its explanation; None where it is not explained."""
 
 
 class _Gallery:
     """The images that are shown."""
 
-    def __init__(self, evaluation: Evaluation, images: Iterable[ImageSample]) -> None:
-        self._predictions = evaluation.predictions
+    def __init__(
+        self, evaluation: Evaluation, images: Iterable[ImageSample], explanations: Mapping[str, Explanation]
+    ) -> None:
+        self._predictions, self._explanations = evaluation.predictions, explanations
         self._images = {image.path: image for image in images}
         self.folder = find_folder(evaluation.data, self._predictions.paths)
 
     def show_errors(self) -> list[Exhibit]:
         """Wrong predictions, those of the highest probability first."""
         predictions = self._predictions
-        wrong = np.flatnonzero(~predictions.correct)
-        order = wrong[np.argsort(-predictions.confidences[wrong], kind="stable")][:MOST_ERRORS]
         return [
             self._show(
                 predictions.paths[place],
@@ -229,7 +244,7 @@ class _Gallery:
                 float(predictions.confidences[place]),
                 float(np.exp(-predictions.losses[place])),
             )
-            for place in order
+            for place in predictions.list_confident_errors(MOST_ERRORS)
         ]
 
     def show_changes(self, comparison: PairedComparison) -> list[Exhibit]:
@@ -245,7 +260,9 @@ class _Gallery:
         image = self._images.get(path)
         thumb = Thumb(None, False) if image is None else make_thumb(image)
         pieces = split_name(path.removeprefix(self.folder))
-        return Exhibit(path, pieces, thumb, label, predicted, probability, label_probability)
+        explanation = self._explanations.get(path) if probability is not None and thumb.source else None
+        heat = None if explanation is None else make_heat(explanation)
+        return Exhibit(path, pieces, thumb, label, predicted, probability, label_probability, heat)
 
 
 def list_facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:

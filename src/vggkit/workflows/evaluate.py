@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vggkit.engines.info import WantedEngine
+from vggkit.engines.model_weights import ModelFile
 from vggkit.engines.outputs import WantedPrecision, check_precision
 from vggkit.errors import BadConfiguration, BadInput
 from vggkit.evaluation.calibration import fit_temperature
@@ -23,6 +24,7 @@ from vggkit.weights.locate import locate_model, locate_own_model
 from vggkit.weights.published import find_published
 from vggkit.weights.published_models import is_model_name
 from vggkit.workflows.compare import read_history
+from vggkit.workflows.explain_errors import explain_errors
 from vggkit.workflows.run_config import FILE_NAME
 
 if TYPE_CHECKING:
@@ -173,24 +175,36 @@ def write_results(found: Measurement, path: Path, *, models: Sequence[str | Path
     return paths
 
 
-def report_on(found: Measurement, data: ImageDataset, path: str | Path, *, models: Sequence[str | Path]) -> None:
+def report_on(
+    found: Measurement,
+    data: ImageDataset,
+    path: str | Path,
+    *,
+    models: Sequence[str | Path],
+    device: str = "auto",
+) -> None:
     """Write the evaluation report; raises BadOutput.
 
     Args:
         found: The result of the evaluation.
         data: The dataset.
         path: The .html file to write.
-        models: The Classifiers' files or runs' folders; the training curves of a single run are shown.
+        models: The Classifiers' files or runs' folders; of a single one the training curves are shown, and its
+            most confident errors are explained.
+        device: What explains them.
     """
     alone = len(models) == 1
     folder = Path(models[0]) if Path(models[0]).is_dir() else Path(models[0]).parent
     history = read_history(folder / "metrics.csv") if alone and (folder / FILE_NAME).is_file() else ()
     provenance = found.card.provenance if alone else {}
     best_epoch = read_entry(provenance, "metrics").get("epoch")
+    images = [image for split in data.splits.values() for image in split]
+    predictions = found.evaluations[-1].predictions
     write_report(
         found.evaluations,
         path,
-        images=[image for split in data.splits.values() for image in split],
+        images=images,
+        explanations=explain_errors(ModelFile(models[0]), predictions, images, device=device) if alone else {},
         story=Story(
             history=history,
             best_epoch=best_epoch,

@@ -33,6 +33,7 @@ from vggkit.training.checkpoint import Checkpoints, Epoch, Progress
 from vggkit.training.recipe import Monitor, Recipe
 from vggkit.training.trainer import Callbacks, FitResult, State, Trainer, find_best
 from vggkit.weights.model import Model
+from vggkit.workflows.explain_errors import explain_errors
 from vggkit.workflows.run_config import NetworkChoice, RunConfig
 from vggkit.workflows.run_folder import fill_folder, list_metrics, track_run
 
@@ -190,15 +191,17 @@ def fit_and_record(
         if result.probe is not None:
             title = f"{classifier.configuration.model} on {dataset.name}"
             plot_strengths(result.probe.solution, directory / "regularisation.png", title=title)
+        images = dataset.split(evaluation.split)
         fill_folder(
             directory,
             evaluation,
-            images=dataset.split(evaluation.split),
+            images=images,
             history=result.history,
             best_epoch=result.best_epoch,
             provenance=classifier.provenance,
             steps=suggest_steps(directory, dataset.name, is_head_alone=result.probe is not None),
             plots=plots,
+            explanations=explain_errors(classifier, evaluation.predictions, images, device=str(device)),
         )
     held = classifier if isinstance(classifier, Classifier) else Classifier.of(classifier)
     return TrainingRun(held, directory, result.history, result.best_epoch, evaluation)

@@ -25,8 +25,8 @@ from vggkit.images.sources.tables import Columns
 from vggkit.inference.bulk import VECTOR, BulkResult, Job, OnProgress, Row, run_job
 from vggkit.inference.embed import FEATURES, find_width, iterate_embeddings
 from vggkit.inference.fingerprint import describe_labels, describe_network, name_place
-from vggkit.inference.predict import iterate_predictions
 from vggkit.table_files import ENDINGS, Kind, check_parquet
+from vggkit.workflows.predict_and_explain import open_predictor
 
 if TYPE_CHECKING:
     from vggkit.weights.model import Model
@@ -46,6 +46,7 @@ def predict_into(
     device: str = "auto",
     precision: WantedPrecision = "auto",
     engine: WantedEngine = "auto",
+    explain: str | Path | None = None,
     save_seconds: float = 5.0,
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
@@ -68,6 +69,8 @@ def predict_into(
         precision: The precision of the computation; auto: bf16 where the device multiplies it natively. int8 is
             for processors, and needs the Classifier's activation ranges.
         engine: The engine, see `predict`.
+        explain: Also write to this folder, a new one, which places of each image speak for its most probable class:
+            Grad-CAM in closed form from the same pass, as an overlay for each image; see `explain_into`.
         save_seconds: How often rows are written to the folder `out`.parts; the same call continues there after
             the process has ended in whatever way, and the file is the same as without the interruption.
         overwrite: Start again, and discard the rows of an earlier call.
@@ -83,7 +86,7 @@ def predict_into(
     opened, place = _open(model)
     on_progress("listing", 0, None)
     total = count_images(given, columns=columns)  # a place without images is refused before an engine is built
-    computing = choose_engine(opened, device, precision=precision, engine=engine)
+    predicting = open_predictor(opened, given, explain=explain, device=device, precision=precision, engine=engine)
     top = min(top, len(opened.card.labels))
     kinds: dict[str, Kind] = {"path": "path", "prediction": "text"}
     for rank in range(1, top + 1):
@@ -91,14 +94,13 @@ def predict_into(
     kinds["problem"] = "text"
 
     def compute(found: Iterator[ImageSample]) -> Iterator[tuple[ImageSample, Row]]:
-        predictions = iterate_predictions(computing, opened.card, found, top=top, batch_size=batch_size)
-        for image, each in predictions:
+        for image, each in predicting.iterate(found, top=top, batch_size=batch_size):
             pairs = zip(each.labels, each.probabilities, strict=True)
             cells: list[str | float | None] = [cell for pair in pairs for cell in pair]
             cells += [None] * (2 * top - len(cells))
             yield image, (each.path, each.label, *cells, each.problem)
 
-    return run_job(
+    result = run_job(
         Job(
             out=out,
             kinds=kinds,
@@ -106,11 +108,12 @@ def predict_into(
                 "results": "predictions",
                 "top": top,
                 "answers": describe_labels(opened),
-                "model": describe_network(opened, precision=computing.info.precision),
+                "model": describe_network(opened, precision=predicting.info.precision),
                 **_describe_images(given, columns),
+                **predicting.about,
             },
             model=place,
-            engine=computing.info,
+            engine=predicting.info,
             compute=compute,
             images=given,
             columns=columns,
@@ -121,6 +124,8 @@ def predict_into(
             on_progress=on_progress,
         )
     )
+    predicting.finish()
+    return result
 
 
 def embed_into(

@@ -21,6 +21,7 @@ from vggkit import __version__
 from vggkit.arguments import demand_path, is_number
 from vggkit.errors import BadCheckpoint, BadOutput, VggkitError
 from vggkit.evaluation.evaluation import Evaluation
+from vggkit.explanations.explanation import Explanation
 from vggkit.files import demand_writable, take_turn, write_text
 from vggkit.images.dataset import ImageSample
 from vggkit.reports.evaluation_page import Story, write_report
@@ -251,6 +252,7 @@ def fill_folder(
     provenance: Mapping[str, Any],
     steps: Sequence[tuple[str, str]],
     plots: PlotEnding | None,
+    explanations: Mapping[str, Explanation],
 ) -> None:
     """Write the predictions table, the report and the figures of a training into its run's folder.
 
@@ -263,13 +265,14 @@ def fill_folder(
         provenance: The trained Classifier's.
         steps: Suggested next steps, each with its command.
         plots: The ending of further files of each figure, in the folder `plots`; None: none.
+        explanations: Of the most confident errors, by their images' paths.
     """
     large = evaluation.n * len(evaluation.labels) > LARGE_TABLE and find_spec("pyarrow") is not None
     evaluation.predictions.save(directory / f"results.{'parquet' if large else 'csv'}")
     story = Story(
         history=[asdict(epoch) for epoch in history], best_epoch=best_epoch, provenance=provenance, steps=steps
     )
-    write_report([evaluation], directory / "report.html", images=images, story=story)
+    write_report([evaluation], directory / "report.html", images=images, story=story, explanations=explanations)
     write_plots(evaluation, directory, "png")
     title = f"{evaluation.model} on {evaluation.data}"
     if len(history) > 1 or history[0].learning_rate > 0:

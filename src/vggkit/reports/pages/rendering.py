@@ -18,6 +18,8 @@ from PIL import Image
 
 from vggkit.errors import VggkitError
 from vggkit.escaping import is_unseen
+from vggkit.explanations.explanation import Explanation
+from vggkit.explanations.overlay import draw_heat, show_pixels
 from vggkit.images.dataset import ImageSample
 from vggkit.images.decoding import Pixels
 from vggkit.images.preprocessing import Preprocessing
@@ -54,6 +56,18 @@ def make_thumb(image: ImageSample, *, fed: Preprocessing | None = None) -> Thumb
         return Thumb(None, False)
     encoded = base64.b64encode(encode_thumbnail(pixels)).decode("ascii")
     return Thumb(f"data:{MEDIA_TYPE};base64,{encoded}", is_tiny(pixels))
+
+
+def make_heat(explanation: Explanation) -> str | None:
+    """A `data:` address of an image under the map of its explanation; None where there is no map or no image."""
+    try:
+        pixels = explanation.image.decode(least_side=SIDE_PIXELS)
+    except VggkitError:
+        return None
+    if explanation.map is None:
+        return None
+    drawn = draw_heat(show_pixels(pixels, SIDE_PIXELS), explanation)
+    return f"data:{MEDIA_TYPE};base64,{base64.b64encode(encode_thumbnail(drawn)).decode('ascii')}"
 
 
 def split_name(name: str) -> list[str]:

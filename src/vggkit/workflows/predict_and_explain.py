@@ -1,0 +1,86 @@
+"""Predictions, and overlays that explain them from the same pass."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vggkit.arguments import demand_path
+from vggkit.engines.info import EngineInfo, WantedEngine
+from vggkit.engines.model_weights import ModelFile
+from vggkit.engines.outputs import WantedPrecision
+from vggkit.engines.select import choose_engine
+from vggkit.engines.stream import NamedEngine, StreamResult
+from vggkit.explanations.closed_explainer import Explainer
+from vggkit.explanations.explain import build_explainer, iterate_explanations
+from vggkit.explanations.folder import ExplanationFolder
+from vggkit.explanations.plan import ExplanationPlan
+from vggkit.images.dataset import ImageSample
+from vggkit.inference.predict import Prediction, describe_prediction, iterate_predictions
+from vggkit.weights.card import Card
+
+if TYPE_CHECKING:
+    from vggkit.weights.model import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Predictor:
+    """What predicts, and where it explains into."""
+
+    computing: NamedEngine | Explainer
+    """Gives logits, and maps where there is a folder."""
+    card: Card
+    """The Classifier's."""
+    folder: ExplanationFolder | None
+    """Of the overlays; None: predictions are not explained."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """What computes."""
+        return self.computing.info
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What is explained, and where, for JSON; empty where nothing is."""
+        return {} if self.folder is None else {"explained": str(self.folder.folder)}
+
+    def iterate(
+        self, images: Iterable[ImageSample], *, top: int, batch_size: int
+    ) -> Iterator[tuple[ImageSample, Prediction]]:
+        """Each image with its prediction, once its overlay is written."""
+        if self.folder is None:
+            yield from iterate_predictions(self.computing, self.card, images, top=top, batch_size=batch_size)
+            return
+        assert isinstance(self.computing, Explainer)
+        self.folder.begin()
+        explained = iterate_explanations(self.computing, self.card, images, batch_size=batch_size, keep_pixels=True)
+        for each in self.folder.write_each(explained):
+            result = StreamResult(each.image, each.logits, each.explanation.problem)
+            yield each.image, describe_prediction(result, self.card, top=top)
+
+    def finish(self) -> None:
+        """Write the contact sheet, where there is a folder."""
+        if self.folder is not None:
+            self.folder.write_sheet()
+
+
+def open_predictor(
+    model: "Model | ModelFile",
+    images: Sequence[str | Path | ImageSample],
+    *,
+    explain: str | Path | None,
+    device: str,
+    precision: WantedPrecision,
+    engine: WantedEngine,
+) -> Predictor:
+    """What predicts; with a folder it explains the most probable class of each image, too.
+
+    Raises BadOutput where the folder cannot be written to, and what `choose_engine` does.
+    """
+    if explain is None:
+        computing = choose_engine(model, device, precision=precision, engine=engine)
+        return Predictor(computing, model.card, None)
+    plan = ExplanationPlan.of(model.card)
+    folder = ExplanationFolder(demand_path(explain), plan, images, with_maps=False)
+    explainer = build_explainer(model, plan, device=device, precision=precision, engine=engine)
+    return Predictor(explainer, model.card, folder)
