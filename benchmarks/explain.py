@@ -1,8 +1,8 @@
 """What explaining a folder costs beside predicting it: both write a file of predictions, in turns in one process.
 
 `predict` is `predict_into` to CSV; `predict --explain` adds Grad-CAM in closed form and an overlay of each image;
-`explain` writes overlays, maps, the table and the contact sheet. By gradients is Layer-CAM at the same map, which
-takes PyTorch's forward and backward pass, as other libraries compute Grad-CAM too.
+`explain` writes overlays, maps, the table and the contact sheet. By gradients is Layer-CAM at pool5, which takes
+PyTorch's forward and backward pass, as other libraries compute Grad-CAM too.
 
     python benchmarks/explain.py [MODEL] [IMAGES] [ROUNDS]
 
