@@ -10,7 +10,7 @@ from vggkit.errors import BadData
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.training.recipe import Recipe
 from vggkit.workflows import demo as demonstration
-from vggkit.workflows import training_run as runs
+from vggkit.workflows import resume_run, training_run
 from vggkit.workflows.run_config import RunConfig
 from vggkit.workflows.train import train
 
@@ -45,8 +45,8 @@ def test_the_commands_that_train_keep_freed_memory(arguments, asked, tmp_path, m
 
     monkeypatch.chdir(tmp_path)
     RunConfig().write(tmp_path / "r" / "config.yaml")
-    monkeypatch.setattr(runs, "start_run", stop)
-    monkeypatch.setattr(runs, "resume_run", stop)
+    monkeypatch.setattr(training_run, "start_run", stop)
+    monkeypatch.setattr(resume_run, "resume_run", stop)
     monkeypatch.setattr(demonstration, "demonstrate", stop)
     with pytest.raises(SystemExit):
         cli.main([*arguments, "--quiet"])

@@ -129,7 +129,7 @@ class Asked(Exception):
 @pytest.fixture
 def asked(monkeypatch):
     """What the command asks of the workflow; nothing is trained."""
-    from vggkit.workflows import training_run as runs
+    from vggkit.workflows import resume_run, training_run
 
     calls = []
 
@@ -137,8 +137,8 @@ def asked(monkeypatch):
         calls.append((arguments, options))
         raise Asked
 
-    monkeypatch.setattr(runs, "start_run", take)
-    monkeypatch.setattr(runs, "resume_run", take)
+    monkeypatch.setattr(training_run, "start_run", take)
+    monkeypatch.setattr(resume_run, "resume_run", take)
 
     def ask(*arguments):
         with pytest.raises(Asked):

@@ -38,9 +38,10 @@ FLOORS = {
     # Training gives a Classifier, which has the verbs.
     "workflows.fit_and_record": 11,
     "workflows.training_run": 12,
-    "workflows.train": 13,
-    "workflows.demo": 14,
-    "cli": 15,
+    "workflows.resume_run": 13,
+    "workflows.train": 14,
+    "workflows.demo": 15,
+    "cli": 16,
 }
 OWNERS = {
     "captum": {"explanations/gradients.py"},

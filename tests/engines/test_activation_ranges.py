@@ -126,15 +126,15 @@ def test_sums_of_bytes_do_not_saturate_without_vnni(head, tmp_path):
 
 
 def test_without_vnni_weights_have_seven_bits(able, monkeypatch):
-    from vggkit.engines import openvino
+    from vggkit.engines import openvino, openvino_graph
 
-    largest, round_weights = [], openvino._round_weights
+    largest, round_weights = [], openvino_graph._round_weights
 
     def note(weight, most):
         largest.append(most)
         return round_weights(weight, most)
 
-    monkeypatch.setattr(openvino, "_round_weights", note)
+    monkeypatch.setattr(openvino_graph, "_round_weights", note)
     activation_ranges = dict.fromkeys(list_reads(SMALL), (-1.0, 9.0))
     openvino.OpenVINOEngine(build(SMALL), precision="int8", activation_ranges=activation_ranges).run(draw(9))
     assert set(largest) == {127 if able else 63}

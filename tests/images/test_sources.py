@@ -400,7 +400,7 @@ def test_parquet_keeps_the_last_row_groups_only(tmp_path, monkeypatch):
     assert not storage.quick
     for image in (*images, *reversed(images)):
         assert image.read().startswith(b"\x89PNG")
-        assert len(storage._kept) <= 2
+        assert len(storage._cached) <= 2
 
 
 def test_lists_of_files_and_standard_input(tmp_path, monkeypatch):

@@ -32,6 +32,7 @@ from vggkit.inference.fingerprint import digest_weights
 from vggkit.inference.predict import predict
 from vggkit.models.configure import configure
 from vggkit.workflows import predict as bulk
+from vggkit.workflows import predict_and_explain
 from vggkit.workflows.predict import embed_into, predict_into
 
 LABELS = ("across", "down", "red")
@@ -253,7 +254,7 @@ def test_a_finished_file_is_left_as_it_is(model, many, tmp_path, monkeypatch):
         make(model, many, out)
         before = (out.read_bytes(), out.stat().st_mtime_ns)
         with monkeypatch.context() as patch:
-            patch.setattr(bulk, "iterate_predictions", None)
+            patch.setattr(predict_and_explain, "iterate_predictions", None)
             patch.setattr(bulk, "iterate_embeddings", None)
             assert make(model, many, out).found_done == 401
         assert (out.read_bytes(), out.stat().st_mtime_ns) == before

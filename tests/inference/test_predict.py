@@ -34,7 +34,9 @@ LABELS = ("across", "down", "red")
 
 @pytest.fixture
 def classifier(tiny):
-    return Classifier.create(tiny, labels=LABELS, preprocessing=Preprocessing(resize_pixels=32, crop_pixels=32))
+    return Classifier.create(
+        tiny, labels=LABELS, preprocessing=Preprocessing(resize_pixels=32, crop_pixels=32), seed=0
+    )
 
 
 def test_predictions_are_the_softmax_of_the_networks_logits(classifier, photos):

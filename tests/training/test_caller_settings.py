@@ -14,8 +14,8 @@ from vggkit.evaluation.measure import evaluate
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.training import trainer as loop
 from vggkit.training.recipe import Recipe
+from vggkit.workflows.resume_run import resume_run as resume
 from vggkit.workflows.train import train
-from vggkit.workflows.training_run import resume_run as resume
 
 LABELS = ("across", "down", "red")
 FED = Preprocessing(resize_pixels=32, crop_pixels=32)

@@ -232,7 +232,7 @@ def test_nobody_there_at_all(monkeypatch):
 
 def test_without_huggingface_hub_the_first_hosts_answer_is_told_too(host, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(BadDownload, match=r"answered 404.*pip install \"vggkit\[weights\]\""):
+    with pytest.raises(BadDownload, match=r"responded with 404.*pip install \"vggkit\[weights\]\""):
         fetch("vgg11")
 
 
@@ -293,7 +293,7 @@ def test_a_rotten_file_at_home_is_told_and_left(host, place):
 
 
 def test_the_features_have_no_second_host(host):
-    with pytest.raises(BadDownload, match=r"answered 404.*vgg16_features-amdegroot-88682ab5\.pth"):
+    with pytest.raises(BadDownload, match=r"responded with 404.*vgg16_features-amdegroot-88682ab5\.pth"):
         fetch("vgg16", tag="features")
 
 

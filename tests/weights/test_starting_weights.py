@@ -195,7 +195,7 @@ def test_weights_that_name_no_classes_keep_their_head_and_it_is_said(source):
     found = Classifier.create(SLIM, labels=list("vwxyz"), weights=source)
     told = found.provenance["weights"]
     assert (told["renewed"], told["random"]) == (None, [])
-    assert "name no classes" in told["classes"]
+    assert "state no classes" in told["classes"]
     assert "v, w, x, y, z" in told["classes"]
 
 

@@ -20,9 +20,9 @@ from processes import Processes, Running
 from vggkit.classifier import load
 from vggkit.errors import BadCheckpoint, BadConfiguration, BadData, BadImage, BadOutput, VggkitError
 from vggkit.weights.model_file import read_state
+from vggkit.workflows.resume_run import resume_run as resume
 from vggkit.workflows.run_config import RunConfig
 from vggkit.workflows.train import train
-from vggkit.workflows.training_run import resume_run as resume
 
 LABELS = ("across", "down", "red")
 STEPS = 18

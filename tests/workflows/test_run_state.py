@@ -13,9 +13,9 @@ from vggkit.images.preprocessing import Preprocessing
 from vggkit.training.recipe import Recipe
 from vggkit.weights.card import Card
 from vggkit.weights.origin import WeightsOrigin
+from vggkit.workflows.resume_run import resume_run as resume
 from vggkit.workflows.run_folder import RunState, read_run_state
 from vggkit.workflows.train import train
-from vggkit.workflows.training_run import resume_run as resume
 
 LABELS = ("across", "down", "red")
 FED = Preprocessing(resize_pixels=32, crop_pixels=32)

@@ -14,9 +14,9 @@ from vggkit.errors import BadOutput
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configure import configure
 from vggkit.training.recipe import Recipe
+from vggkit.workflows.resume_run import resume_run as resume
 from vggkit.workflows.run_folder import LOCK, demand_new_folder, hold_folder, new_folder
 from vggkit.workflows.train import train
-from vggkit.workflows.training_run import resume_run as resume
 
 LABELS = ("across", "down", "red")
 NETWORK = ("--model", "vgg11_bn", "--until", "pool1", "--image-size", "32")

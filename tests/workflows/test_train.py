@@ -357,7 +357,7 @@ def grouped(tmp_path):
 def test_another_rule_of_division_is_never_taken_for_the_old_one(grouped, tiny, tmp_path, monkeypatch):
     """As when an earlier version dealt the groups in another way: a run neither goes on nor is measured with it."""
     from vggkit.images import splits
-    from vggkit.workflows.training_run import resume_run as resume
+    from vggkit.workflows.resume_run import resume_run as resume
 
     recipe = replace(RECIPE, epochs=1, fold="1/3")
     run = train(grouped, model=create(tiny), recipe=recipe, out=tmp_path / "r", quiet=True, device="cpu")

@@ -15,8 +15,8 @@ from vggkit.images.preprocessing import Preprocessing
 from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.training import train_state as learners
 from vggkit.training.recipe import Recipe
+from vggkit.workflows.resume_run import resume_run as resume
 from vggkit.workflows.train import train
-from vggkit.workflows.training_run import resume_run as resume
 
 LABELS = ("across", "down", "red")
 FED = Preprocessing(resize_pixels=32, crop_pixels=32)

@@ -71,7 +71,7 @@ def train(
         if not (resume / "config.yaml").is_file():
             raise BadCheckpoint(f"{resume}: is not a run's folder, it has no config.yaml")
         _prepare_process(device)
-        from vggkit.workflows.training_run import resume_run
+        from vggkit.workflows.resume_run import resume_run
 
         run = resume_run(
             *(resume, data or None),

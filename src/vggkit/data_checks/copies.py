@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vggkit.data_checks import rules
-from vggkit.data_checks.survey import Sighting, survey
+from vggkit.data_checks.survey import Sighting, group_exact, survey
 from vggkit.images.dataset import ImageDataset
 from vggkit.images.near_duplicates import NearDuplicate, find_near_duplicates
 
@@ -33,7 +32,7 @@ class Copies:
                 firsts[number] = number = firsts[firsts[number]]
             return number
 
-        exact = [(group[0], other) for group in rules.group_exact(self.sightings).values() for other in group[1:]]
+        exact = [(group[0], other) for group in group_exact(self.sightings).values() for other in group[1:]]
         for one, other in (*exact, *((pair.first, pair.second) for pair in self.pairs)):
             low, high = sorted((find(one), find(other)))
             firsts[high] = low
@@ -71,7 +70,7 @@ def find_copies(
 
 def _compare(sightings: Sequence[Sighting], on_progress: Callable[[int, int], None] | None) -> list[NearDuplicate]:
     """Near duplicates by their indices among the sightings."""
-    numbers = sorted(copies[0] for copies in rules.group_exact(sightings).values())
+    numbers = sorted(copies[0] for copies in group_exact(sightings).values())
     if not numbers:
         return []
     descriptions = np.stack([sightings[number].description for number in numbers])  # type: ignore[misc]

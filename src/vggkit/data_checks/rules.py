@@ -1,17 +1,15 @@
-"""The rules of a dataset check: each returns its finding or None. No images are opened here."""
+"""The rules of a dataset check: each returns its finding or None; those on copies are in `copy_rules`."""
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations
 from pathlib import PurePath
 from typing import Final, get_args
 
 from vggkit.data_checks.findings import Case, Finding, Kind, Member, Severity
-from vggkit.data_checks.survey import ENDINGS, Sighting
+from vggkit.data_checks.survey import ENDINGS, Sighting, group_exact
 from vggkit.images.class_names import fold, shorten_names, show_name, split_label
 from vggkit.images.dataset import ImageDataset
-from vggkit.images.near_duplicates import NearDuplicate, group
 from vggkit.images.split_names import tell_split
 
 FEW_TO_LEARN_FROM: Final = 20
@@ -34,11 +32,11 @@ def weigh_finding(finding: Finding) -> tuple[int, int]:
 def find_unreadable(sightings: Sequence[Sighting]) -> Finding | None:
     """Images that cannot be decoded, each with its reason."""
     cases = [Case((member(s),), str(s.problem)) for s in sightings if s.problem is not None]
-    return _finding(
+    return make_finding(
         "unreadable",
         "warning",
         cases,
-        f"{_count(cases, 'image')} cannot be read",
+        f"{count_cases(cases, 'image')} cannot be read",
         "Training and evaluation exclude them. Replace them, or remove them from the table.",
     )
 
@@ -47,7 +45,7 @@ def find_skipped(images: ImageDataset) -> Finding | None:
     """Files that were found and not used as images, by reason."""
     grave = any(omission.is_grave for omission in images.skipped)
     count = sum(omission.count for omission in images.skipped)
-    return _finding(
+    return make_finding(
         "skipped",
         "warning" if grave else "note",
         [Case((), omission.describe()) for omission in images.skipped],
@@ -65,11 +63,11 @@ def find_combined_labels(labels: Sequence[str]) -> Finding | None:
         Case((), f"{label!r} looks like {len(parts)} labels ({', '.join(map(repr, parts))}), and is one class")
         for label, parts in found.items()
     ]
-    return _finding(
+    return make_finding(
         "combined-label",
         "warning",
         cases,
-        f"{_count(cases, 'class', 'classes')} whose name looks like several labels",
+        f"{count_cases(cases, 'class', 'classes')} whose name looks like several labels",
         "A Classifier predicts one label for an image and treats a combination as a class of its own. Where "
         "several labels are meant, keep one in each row.",
     )
@@ -78,7 +76,7 @@ def find_combined_labels(labels: Sequence[str]) -> Finding | None:
 def find_one_class(labels: Sequence[str]) -> Finding | None:
     """A dataset of a single class, from which no classifier can learn."""
     cases = [Case((), f"every image is of {labels[0]}")] if len(labels) == 1 else []
-    return _finding(
+    return make_finding(
         "one-class",
         "error",
         cases,
@@ -102,11 +100,11 @@ def find_nested(images: ImageDataset) -> Finding | None:
         for label, names in sorted(inside.items())
         if len(names) > 1
     ]
-    return _finding(
+    return make_finding(
         "nested",
         "note",
         cases,
-        f"{_count(cases, 'class', 'classes')} with several subfolders",
+        f"{count_cases(cases, 'class', 'classes')} with several subfolders",
         "Images in a subfolder are of the class whose folder it lies in. If the subfolders are the classes, put "
         "them beside each other.",
     )
@@ -136,7 +134,7 @@ def find_placeholders(sightings: Sequence[Sighting]) -> Finding | None:
         for each in plain
     ]
     count = sum(map(len, plain))
-    return _finding(
+    return make_finding(
         "placeholder",
         "warning",
         cases,
@@ -155,11 +153,11 @@ def find_missing_classes(images: ImageDataset, sightings: Sequence[Sighting]) ->
         for label in images.labels
         if (split, label) not in seen
     ]
-    return _finding(
+    return make_finding(
         "missing-class",
         "error",
         cases,
-        f"{_count(cases, 'class', 'classes')} missing from a split",
+        f"{count_cases(cases, 'class', 'classes')} missing from a split",
         "Metrics of that split do not cover the class. Add images of it, or remove the class from all splits.",
     )
 
@@ -174,11 +172,11 @@ def find_similar_names(labels: Sequence[str]) -> Finding | None:
         for names in by_name.values()
         if len(names) > 1
     ]
-    return _finding(
+    return make_finding(
         "similar-names",
         "warning",
         cases,
-        f"{_count(cases, 'class', 'classes')} with several similar names",
+        f"{count_cases(cases, 'class', 'classes')} with several similar names",
         "They are treated as different classes. Give each class one name.",
     )
 
@@ -193,7 +191,7 @@ def find_few(counts: Mapping[str, Mapping[str, int]]) -> Finding | None:
             if 0 < count < least:
                 small.add(label)
                 cases.append(Case((), f"{split}: {count} of {label}; fewer than {least} are few to {purpose}"))
-    return _finding(
+    return make_finding(
         "few",
         "warning",
         cases,
@@ -213,7 +211,7 @@ def find_imbalance(counts: Mapping[str, Mapping[str, int]]) -> Finding | None:
             if ratio > IMBALANCE:
                 detail = f"{split}: {filled[most]} of {most}, {filled[least]} of {least}, {ratio:.1f} times as many"
                 cases.append(Case((), detail))
-    return _finding(
+    return make_finding(
         "imbalance",
         "warning",
         cases,
@@ -228,7 +226,7 @@ def find_small(sightings: Sequence[Sighting], image_pixels: int) -> Finding | No
     small.sort(key=lambda s: min(s.head.width, s.head.height) if s.head else 0)
     cases = [Case((member(s),), f"{s.head.width}×{s.head.height} pixels") for s in small if s.head]
     every = len(cases) == sum(s.head is not None for s in sightings)
-    return _finding(
+    return make_finding(
         "small",
         "note" if every else "warning",
         cases,
@@ -250,11 +248,11 @@ def find_wrong_endings(sightings: Sequence[Sighting]) -> Finding | None:
         for s in sightings
         if s.head is not None and s.wrong_ending
     ]
-    return _finding(
+    return make_finding(
         "wrong-extension",
         "note",
         cases,
-        f"{_count(cases, 'file')} whose format differs from the file name ending",
+        f"{count_cases(cases, 'file')} whose format differs from the file name ending",
         "vggkit reads them by their content; other programs may not.",
     )
 
@@ -262,126 +260,13 @@ def find_wrong_endings(sightings: Sequence[Sighting]) -> Finding | None:
 def find_animated(sightings: Sequence[Sighting]) -> Finding | None:
     """Files with more than one frame."""
     cases = [Case((member(s),), f"{s.head.format}, animated") for s in sightings if s.head and s.head.animated]
-    return _finding(
+    return make_finding(
         "animated",
         "note",
         cases,
-        f"{_count(cases, 'image')} with several frames",
+        f"{count_cases(cases, 'image')} with several frames",
         "Only the first frame is used.",
     )
-
-
-def find_copies(sightings: Sequence[Sighting], pairs: Sequence[NearDuplicate]) -> list[Finding]:
-    """Leakage between splits, contradictions between classes, duplicates and near duplicates inside a split.
-
-    Args:
-        sightings: The images, as the survey described them.
-        pairs: Near duplicates by index in `sightings`; exact copies are represented by the first.
-    """
-    exact = group_exact(sightings)
-    near, copied = [], set[int]()
-    for firsts, similarity in _gather(sightings, pairs):
-        numbers = sorted(number for first in firsts for number in exact[sightings[first].digest])
-        near.append(
-            Case(_members(sightings, numbers), _describe_likeness(firsts, exact, sightings, similarity), similarity)
-        )
-        copied.update(numbers)
-    # What holds equal files first: they are certain.
-    near.sort(key=lambda case: ("same file" not in case.detail, -(case.similarity or 0)))
-    repeated = [numbers for numbers in exact.values() if len(numbers) > 1]
-    same = [Case(_members(sightings, numbers), "the same file", 1.0) for numbers in repeated]
-    every = [*(case for case, numbers in zip(same, repeated, strict=True) if numbers[0] not in copied), *near]
-    groups = find_divided_groups(sightings)
-    leaked = [case for case in (*every, *groups) if len({m.split for m in case.members}) > 1]
-    contradicting = [case for case in every if len({m.label for m in case.members}) > 1]
-    repeating = [case for case in same if max(Counter(m.split for m in case.members).values()) > 1]
-    within = [case for case in repeating if case not in contradicting]
-    near_within = [case for case in near if case not in leaked and case not in contradicting]
-    found = (
-        _finding(
-            "leakage",
-            "error",
-            leaked,
-            f"{_count(leaked, 'image or group', 'images or groups')} in more than one split",
-            "The network is evaluated on images that it was trained on, so the metrics are too optimistic. "
-            "Keep each in one split; --fix keeps the copies in test, else those in val, and removes the others.",
-        ),
-        _finding(
-            "contradiction",
-            "warning",
-            contradicting,
-            f"{_count(contradicting, 'image')} in more than one class",
-            "At most one label is correct. Decide which; --fix removes all copies.",
-        ),
-        _finding(
-            "duplicate",
-            "warning",
-            within,
-            f"{_count(within, 'image')} more than once in a split, byte for byte",
-            "Copies are counted as if they were independent. Keep one of each; --fix does.",
-        ),
-        _finding(
-            "near-duplicate",
-            "note",
-            near_within,
-            f"{_count(near_within, 'image')} more than once in a split, nearly the same",
-            "Resized, re-encoded, cropped or mirrored copies, or shots of one burst, which count as if they were "
-            "independent. `vggkit train` keeps them in one split where it divides the images itself; --fix writes "
-            "their groups as a column.",
-        ),
-    )
-    return [finding for finding in found if finding is not None]
-
-
-def _describe_likeness(
-    firsts: Sequence[int], exact: Mapping[bytes, Sequence[int]], sightings: Sequence[Sighting], similarity: float
-) -> str:
-    """The similarity of a group in words; equal files in it are counted separately."""
-    alike = f"{math.floor(100 * similarity)} % similar"
-    copies = [len(exact[sightings[first].digest]) for first in firsts]
-    if max(copies) == 1:
-        return alike
-    same = " and ".join(str(count) for count in copies if count > 1)
-    return f"{same} of {sum(copies)} are the same file, the others {alike}"
-
-
-def _gather(sightings: Sequence[Sighting], pairs: Sequence[NearDuplicate]) -> list[tuple[list[int], float]]:
-    """Groups of near duplicates with their lowest similarity, and further pairs across splits or classes."""
-    similarity = {frozenset(pair[:2]): pair.similarity for pair in pairs}
-    groups = group(pairs)
-    gathered = [
-        (numbers, min(similarity.get(frozenset(pair), 1.0) for pair in combinations(numbers, 2)))
-        for numbers in groups
-    ]
-    place = {number: index for index, numbers in enumerate(groups) for number in numbers}
-    for pair in pairs:
-        one, two = sightings[pair.first], sightings[pair.second]
-        apart = place.get(pair.first, -1) != place.get(pair.second, -2)
-        if apart and (one.split, one.label) != (two.split, two.label):
-            gathered.append(([pair.first, pair.second], pair.similarity))
-    return gathered
-
-
-def find_divided_groups(sightings: Sequence[Sighting]) -> list[Case]:
-    """Groups whose images are in more than one split."""
-    groups: dict[str, list[Sighting]] = defaultdict(list)
-    for sighting in sightings:
-        if sighting.image.group is not None:
-            groups[sighting.image.group].append(sighting)
-    return [
-        Case(tuple(map(member, group)), f"the group {name} is in {', '.join(sorted({s.split for s in group}))}")
-        for name, group in groups.items()
-        if len({s.split for s in group}) > 1
-    ]
-
-
-def group_exact(sightings: Sequence[Sighting]) -> dict[bytes, list[int]]:
-    """Numbers of the readable sightings by their digest."""
-    exact: dict[bytes, list[int]] = defaultdict(list)
-    for number, sighting in enumerate(sightings):
-        if sighting.problem is None:
-            exact[sighting.digest].append(number)
-    return exact
 
 
 def member(sighting: Sighting) -> Member:
@@ -389,13 +274,15 @@ def member(sighting: Sighting) -> Member:
     return Member(sighting.image.path, sighting.split, sighting.label, sighting.image)
 
 
-def _members(sightings: Sequence[Sighting], numbers: Iterable[int]) -> tuple[Member, ...]:
+def members(sightings: Sequence[Sighting], numbers: Iterable[int]) -> tuple[Member, ...]:
     return tuple(member(sightings[number]) for number in numbers)
 
 
-def _finding(kind: Kind, severity: Severity, cases: Sequence[Case], summary: str, advice: str) -> Finding | None:
+def make_finding(
+    kind: Kind, severity: Severity, cases: Sequence[Case], summary: str, advice: str
+) -> Finding | None:
     return Finding(kind, severity, summary, advice, tuple(cases)) if cases else None
 
 
-def _count(cases: Sequence[Case], one: str, many: str | None = None) -> str:
+def count_cases(cases: Sequence[Case], one: str, many: str | None = None) -> str:
     return f"{len(cases):,} {one if len(cases) == 1 else many or one + 's'}"

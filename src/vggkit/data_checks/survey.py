@@ -4,8 +4,8 @@ Shape letters: D values of a description.
 """
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -128,6 +128,15 @@ def look(split: str, image: ImageSample, *, channels: int = 3) -> Sighting:
         return Sighting(split, image, head, _digest(data), *_describe(pixels))
     except BadImage as problem:
         return Sighting(split, image, problem=str(problem))
+
+
+def group_exact(sightings: Sequence[Sighting]) -> dict[bytes, list[int]]:
+    """Numbers of the readable sightings by their digest."""
+    exact: dict[bytes, list[int]] = defaultdict(list)
+    for number, sighting in enumerate(sightings):
+        if sighting.problem is None:
+            exact[sighting.digest].append(number)
+    return exact
 
 
 def _describe(pixels: Pixels) -> tuple[Pixels, float, float]:

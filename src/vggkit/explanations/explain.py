@@ -133,7 +133,7 @@ class Explained:
     logits: NDArray[np.float32] | None
     """(K,); None where there is a problem."""
     pixels: Pixels | None
-    """RGB at the size that overlays are drawn at; None where it was not asked for, or there is a problem."""
+    """RGB at the size that overlays are drawn at; None where it was not requested, or there is a problem."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -26,7 +26,7 @@ from vggkit.models.vgg import VGG
 
 Values = NDArray[np.float32]
 TOGETHER: Final = 8
-"""Images whose gradients are computed together at most: what lies between the layers is kept for them."""
+"""Images whose gradients are computed together at most: the values between the layers are stored for them."""
 STEPS: Final = 50
 """Of integrated gradients from the mean colour to the image."""
 WINDOWS: Final = 8

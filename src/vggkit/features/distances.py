@@ -85,8 +85,8 @@ class _NormalizedDistance(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        kept, unit, weights = ctx.saved_tensors
-        values = kept.detach()
+        saved, unit, weights = ctx.saved_tensors
+        values = saved.detach()
         gradient, found = gradient.detach(), torch.empty_like(values)
         for number, columns in enumerate(values.flatten(2)):
             of_unit, result = unit[number if len(unit) > 1 else 0].flatten(1), found[number].flatten(1)
@@ -100,7 +100,7 @@ class _NormalizedDistance(torch.autograd.Function):
                 # Of x / (|x| + e): what lies along x changes its length alone.
                 along = (pull * normed).sum(0).div_(norms.clamp_min_(1e-30).mul_(lengths))
                 result[:, first:stop] = pull.div_(lengths).addcmul_(ours, along, value=-1)
-        return forbid_second(found, kept), None, None
+        return forbid_second(found, saved), None, None
 
 
 def _find_lengths(columns: Tensor) -> Tensor:

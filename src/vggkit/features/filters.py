@@ -88,7 +88,7 @@ def find_strongest(
         batch_size: Images that pass through the network together.
         on_image: Called with each image, and why it could not be read, if it could not.
     """
-    kept: list[list[Response]] = [[] for _ in channels]
+    best: list[list[Response]] = [[] for _ in channels]
     samples: dict[int, ImageSample] = {}
     chosen = list(channels)
     for number, result in enumerate(stream_results(engine, preprocessing, images, batch_size=batch_size)):
@@ -98,22 +98,22 @@ def find_strongest(
         maps = result.output[(chosen, *inside)]
         flat = maps.reshape(len(chosen), -1)
         places = flat.argmax(1)
-        is_kept = False
-        for held, values, place in zip(kept, flat, places, strict=True):
+        is_among_best = False
+        for held, values, place in zip(best, flat, places, strict=True):
             row, column = divmod(int(place), maps.shape[2])
             response = Response(float(values[place]), number, row + inside[0].start, column + inside[1].start)
             if len(held) < top:
                 heapq.heappush(held, response)
-                is_kept = True
+                is_among_best = True
             elif response > held[0]:
                 heapq.heapreplace(held, response)
-                is_kept = True
-        if is_kept:
+                is_among_best = True
+        if is_among_best:
             samples[number] = result.image
             if len(samples) > 2 * top * len(chosen):  # those that were pushed out
-                wanted = {each.number for held in kept for each in held}
+                wanted = {each.number for held in best for each in held}
                 samples = {key: value for key, value in samples.items() if key in wanted}
-    return [sorted(held, reverse=True) for held in kept], samples
+    return [sorted(held, reverse=True) for held in best], samples
 
 
 def cut_patch(pixels: Pixels, field: ReceptiveField, response: Response) -> Pixels:

@@ -1,7 +1,7 @@
 """The gradient of a loss with respect to its images, some images at a time.
 
-What a loss gives of an image does not depend on the other images of the batch. So the values of all layers, which
-its gradient needs, are kept of some images only, until these have their gradients.
+The loss of an image does not depend on the other images of the batch. Therefore the values of all layers, which the
+gradient needs, are stored for a few images at a time, until these have their gradients.
 
 Shape letters: N images, C channels, H and W pixels.
 """
@@ -21,7 +21,7 @@ Distance = Callable[[Tensor, slice], Tensor]
 def compute_in_parts(distance: Distance, images: Tensor, *, at_once: int) -> Tensor:
     """(N,) distances of images (N, C, H, W), of which `at_once` are computed together.
 
-    Where the images require a gradient it is computed at the same time, and kept for the backward pass; it cannot
+    Where the images require a gradient it is computed at the same time, and stored for the backward pass; it cannot
     be differentiated again.
     """
     if torch.is_grad_enabled() and images.requires_grad:

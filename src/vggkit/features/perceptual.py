@@ -139,10 +139,10 @@ class PerceptualLoss(nn.Module):
             total = self._add_up(images, compared)
         else:
             # One image for all is computed once.
-            kept = change_pair(compared, lambda each: each if is_batch(each) else self._refer(each))
+            prepared = change_pair(compared, lambda each: each if is_batch(each) else self._refer(each))
 
             def compute(part: Tensor, rows: slice) -> Tensor:
-                return self._add_up(part, change_pair(kept, lambda each: take_images(each, rows)))
+                return self._add_up(part, change_pair(prepared, lambda each: take_images(each, rows)))
 
             total = compute_in_parts(compute, images, at_once=at_once)
         return total.mean() if self.reduction == "mean" else total

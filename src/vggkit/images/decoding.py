@@ -62,7 +62,7 @@ def decode(
 
     Raises BadImage for whatever is not a readable image: missing, empty, truncated, of no
     image format, so large that it would not be decoded within 5 s and 1 GB, or without the
-    fourth channel that is asked for.
+    fourth channel that is requested.
     """
     name = name or ("<bytes>" if isinstance(source, bytes) else str(source))
     data = source if isinstance(source, bytes) else read_file(source, name=name)

@@ -97,10 +97,10 @@ class UnlabelledTable:
     def describe(self) -> str:
         """A sentence: what is missing, and what to do."""
         listed = ", ".join(map(repr, self.columns[:8])) + (" …" if len(self.columns) > 8 else "")
-        where = f" (it has {listed})" if listed else ""
+        found = f", but the columns {listed}" if listed else ""
         return (
-            f"{self.name}: has no label for its images; add a column called label, or name the column of labels "
-            f"with --label-column{where}"
+            f"{self.name}: has no label for its images{found}; add a column called label, or name the column of "
+            "labels with --label-column"
         )
 
 

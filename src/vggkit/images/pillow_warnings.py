@@ -1,4 +1,4 @@
-"""Pillow's warnings about broken files are kept quiet while an image is decoded, in that thread alone."""
+"""Suppresses Pillow's warnings about broken files while an image is decoded, in that thread alone."""
 
 import threading
 import warnings
@@ -31,7 +31,7 @@ def without_warnings() -> Iterator[None]:
     """
     with _FILTERING:
         filters = cast("list[Any]", warnings.filters)
-        if not filters or filters[0] is not _FILTER:  # whoever sets filters anew must not lose it
+        if not filters or filters[0] is not _FILTER:  # it is needed again after others have set filters
             if _FILTER in filters:
                 filters.remove(_FILTER)
             filters.insert(0, _FILTER)

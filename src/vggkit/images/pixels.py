@@ -109,7 +109,7 @@ def _check_values(given: Any, name: str, kind: str) -> None:
     if found == "uint16":
         if 0 < high <= 255:
             raise BadInput(
-                f"{about}; uint16 reaches to 65535, and these may be 8-bit levels: convert them by "
+                f"{about}; uint16 reaches to 65535, and these may be 8-bit levels: convert them: "
                 f"pixels{to_bytes}. For an image of 16 bits that is nearly black use (pixels // 257){to_bytes}"
             )
         return
@@ -156,7 +156,7 @@ def _check_shape(shape: Sequence[int], name: str, kind: str, *, whole: Sequence[
     if not (at_first or at_last):
         raise BadInput(f"{about}, and {kind}s are {axes}; {RULE}")
     where = "first" if last else "last"
-    raise BadInput(f"{about}, and {kind}s are {axes}. Its channels seem to be {where}: convert it by pixels{moved}")
+    raise BadInput(f"{about}, and {kind}s are {axes}. Its channels seem to be {where}. Convert it: pixels{moved}")
 
 
 def match_channels(pixels: Pixels, channels: int, *, name: str) -> Pixels:

@@ -146,18 +146,18 @@ class Preprocessing:
         crop = self.crop_pixels
         if self.fit_mode == "stretch":
             return 0.0, 0.0, float(width), float(height)
-        kept = (height, width)
+        visible = (height, width)
         if self.fit_mode == "pad":
-            longest = max(kept)
+            longest = max(visible)
             size = max(1, round(crop * width / longest)), max(1, round(crop * height / longest))
         else:
-            size = self._resized_size(*kept)
+            size = self._resized_size(*visible)
             if size[0] * size[1] > MOST_RESIZED:
-                longest = 64 * min(kept)
-                kept = min(height, longest), min(width, longest)
-                size = self._resized_size(*kept)
+                longest = 64 * min(visible)
+                visible = min(height, longest), min(width, longest)
+                size = self._resized_size(*visible)
         edges = []
-        for whole, side, resized in zip((width, height), reversed(kept), size, strict=True):
+        for whole, side, resized in zip((width, height), reversed(visible), size, strict=True):
             first = round((resized - crop) / 2) if resized >= crop else -((crop - resized) // 2)
             start, scale = max(0, whole - side) // 2, side / resized
             edges.append((start + first * scale, start + (first + crop) * scale))

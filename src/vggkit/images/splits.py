@@ -158,7 +158,7 @@ def hold_out(
 def hold_out_tied(
     images: ImageDataset, *, validation_share: float, seed: int, fold: str | None = None, ties: Ties
 ) -> tuple[ImageDataset, Ties]:
-    """What `hold_out` gives, and the ties that were kept: those that leave a class on one side alone are not.
+    """The result of `hold_out`, and the ties that were respected: not those that leave a class on one side alone.
 
     Raises what `hold_out` raises without ties.
     """

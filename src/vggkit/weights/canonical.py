@@ -8,10 +8,9 @@ from torch import Tensor
 from vggkit.errors import BadCheckpoint
 from vggkit.models.configuration import Configuration
 from vggkit.models.vgg import VGG
-from vggkit.weights.dialects import Place, Source, from_layout
+from vggkit.weights.dialects import Place, Source, from_layout, list_zero_biases
 from vggkit.weights.formats.weight_file import WeightFile
 from vggkit.weights.identify import Examination
-from vggkit.weights.zero_biases import list_zero_biases
 
 
 class CanonicalWeights(Mapping[str, Tensor]):

@@ -7,7 +7,7 @@ Shape letters: O and I channels (or numbers) out and in, H and W pixels of a win
 the map that the head reads, G its side.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
@@ -142,6 +142,22 @@ def locate_keys(
         return None
     same = all(source.place.shape_of(source.shape) == entries[source.place.key].shape for source in found.values())
     return found if same else None
+
+
+def list_zero_biases(configuration: Configuration, located: Collection[str]) -> tuple[str, ...]:
+    """Canonical keys of the biases that a file leaves out as its convolutions have none (`bias=False`): zeros here.
+
+    Convolutions in front of batch normalisation are often written so. None where any convolution has a bias, as the
+    others are missing then.
+
+    Args:
+        configuration: The network.
+        located: Canonical keys that the file has a tensor for.
+    """
+    places = [f"features.{layer.index}" for layer in configuration.trunk if layer.kind == "conv"]
+    if any(f"{place}.bias" in located for place in places):
+        return ()
+    return tuple(f"{place}.bias" for place in places if f"{place}.weight" in located)
 
 
 def rename_keys(configuration: Configuration, dialect: Dialect) -> dict[str, str]:

@@ -16,7 +16,7 @@ from typing import get_args
 from vggkit.errors import BadConfiguration
 from vggkit.models.configuration import MODELS, Configuration
 from vggkit.weights.card import METADATA_KEY, Card, parse_card
-from vggkit.weights.dialects import Dialect, Place, Source, locate_keys, map_keys
+from vggkit.weights.dialects import Dialect, Place, Source, list_zero_biases, locate_keys, map_keys
 from vggkit.weights.formats.detect import open_weights
 from vggkit.weights.formats.weight_file import WeightFile
 from vggkit.weights.identification import Identification, Reading
@@ -25,7 +25,6 @@ from vggkit.weights.layer_matches import Sheet, lay_out
 from vggkit.weights.layer_matching import Recognition, choose_sheet, list_networks
 from vggkit.weights.locate import locate_model
 from vggkit.weights.verdict import describe_shapes, name_other_network, write_load_line, write_verdict
-from vggkit.weights.zero_biases import list_zero_biases
 
 
 @dataclass(frozen=True, kw_only=True)

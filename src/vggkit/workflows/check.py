@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, cast
 import numpy as np
 
 from vggkit.arguments import demand_count
-from vggkit.data_checks import rules
+from vggkit.data_checks import copy_rules, rules
 from vggkit.data_checks.copies import Copies, OnProgress, find_copies
 from vggkit.data_checks.findings import Diagnosis, Finding, Member, Sides, write_command
 from vggkit.data_checks.survey import Sighting
@@ -97,7 +97,7 @@ def check(
         rules.find_animated(sightings),
         rules.find_skipped(opened),
         rules.find_combined_labels(opened.labels),
-        *rules.find_copies(sightings, pairs),
+        *copy_rules.find_copies(sightings, pairs),
     ]
     if classifier is not None:
         found += _check_labels(classifier, sightings, pairs, device=device, on_progress=on_progress)
@@ -215,7 +215,7 @@ def vet(
         label for label, count in count_readable(images, sightings).get("train", {}).items() if count == 1
     ]:
         log(f"warning: only one training image of {shorten_names(single)}")
-    for finding in rules.find_copies(sightings, copies.pairs):
+    for finding in copy_rules.find_copies(sightings, copies.pairs):
         if finding.kind in ("leakage", "contradiction"):
             first = " = ".join(f"{member.path} ({member.label})" for member in finding.cases[0].members[:2])
             advice = finding.advice

@@ -32,9 +32,10 @@ from vggkit.training.recipe import (
 )
 from vggkit.weights.model import Model
 from vggkit.workflows.fit_and_record import TrainingRun
+from vggkit.workflows.resume_run import resume_run
 from vggkit.workflows.run_config import NetworkChoice, RunConfig, locate
 from vggkit.workflows.train_inputs import open_inputs
-from vggkit.workflows.training_run import resume_run, start_run
+from vggkit.workflows.training_run import start_run
 
 BESIDE_RESUME: Final = frozenset(
     {"data", "resume", "epochs", "device", "save_seconds", "plots", "quiet", "on_epoch"}

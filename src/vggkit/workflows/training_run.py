@@ -1,6 +1,6 @@
 """A training run: build the classifier, check the data, resolve the recipe, fit, evaluate, write the run's folder.
 
-`start_run` begins one and `resume_run` continues one; both end in `fit_and_record`.
+`start_run` starts one, and `resume_run` in the module of that name continues one; both end in `fit_and_record`.
 """
 
 import datetime
@@ -14,14 +14,12 @@ import torch
 from torch import Tensor
 
 from vggkit.classifier import Classifier
-from vggkit.errors import BadCheckpoint, BadConfiguration, BadData
+from vggkit.errors import BadConfiguration
 from vggkit.hardware import choose_device, computes_bf16, describe_machine
 from vggkit.images.dataset import ImageDataset
-from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.interruption import handle_signals
 from vggkit.models.configuration import Configuration
 from vggkit.models.configure import configure
-from vggkit.models.vgg import VGG
 from vggkit.reports.lr_plot import plot_rate_search
 from vggkit.reports.plots import PlotEnding
 from vggkit.reports.progress import ProgressLine
@@ -30,7 +28,6 @@ from vggkit.training.estimates import choose_batch_size
 from vggkit.training.lr_finder import search_learning_rate
 from vggkit.training.recipe import Recipe
 from vggkit.training.resolve_recipe import Situation, resolve_recipe
-from vggkit.weights.classifier_file import read_card
 from vggkit.weights.model import Model
 from vggkit.weights.pretrained import fetch
 from vggkit.weights.published_models import find_published_for
@@ -38,7 +35,7 @@ from vggkit.workflows.build_classifier import build_classifier, describe_start
 from vggkit.workflows.fit_and_record import OnEpoch, TrainingRun, fit_and_record
 from vggkit.workflows.prepare_images import prepare_images
 from vggkit.workflows.run_config import NetworkChoice, RunConfig
-from vggkit.workflows.run_folder import hold_folder, new_folder, read_run_state
+from vggkit.workflows.run_folder import new_folder
 
 RESULTS: Final = frozenset(
     {"metrics", "seconds", "peak_memory_bytes", "epoch", "calibration", "ranges", "linear_probe"}
@@ -153,183 +150,6 @@ def start_run(
             line=line,
             on_epoch=on_epoch,
         )
-
-
-def resume_run(
-    directory: str | Path,
-    data: str | Path | ImageDataset | None = None,
-    *,
-    epochs: int | None = None,
-    device: str = "auto",
-    quiet: bool = False,
-    save_seconds: float = 300.0,
-    plots: PlotEnding | None = None,
-    on_epoch: OnEpoch | None = None,
-) -> TrainingRun:
-    """Continue a run that was stopped or killed, with the same result as without the interruption.
-
-    On the CPU of one machine the weights are equal bit for bit. A run that was killed before its first state starts
-    again.
-
-    Args:
-        directory: The run's folder.
-        data: The same images; None: where the run had them.
-        epochs: Go on to so many epochs in all, where the run ends at others. The schedule of the learning rate is
-            stretched to them: the steps to come have the rates that they have in a training of so many epochs.
-        device: `auto`, `cpu`, `cuda` or `mps`.
-        quiet: No progress on standard error.
-        save_seconds: Seconds between two saves of the state within an epoch.
-        plots: Also write the figures as such files.
-        on_epoch: Called with each epoch when it is over; a true value ends the training.
-
-    Raises BadCheckpoint where there is no state to continue from or the recipe was changed, BadData where the
-    images are not the same any more, and what `start_run` raises.
-    """
-    directory = Path(directory)
-    if not (directory / "config.yaml").is_file():
-        raise BadCheckpoint(f"{directory}: is not a run's folder, it has no config.yaml")
-    config = RunConfig.read(directory / "config.yaml")
-    if not (directory / "last.ckpt").is_file():
-        return _begin_again(
-            directory,
-            data,
-            config,
-            epochs,
-            device=device,
-            quiet=quiet,
-            save_seconds=save_seconds,
-            plots=plots,
-            on_epoch=on_epoch,
-        )
-    before = config.found.get("data")
-    if not (
-        {"machine", "started"} <= config.found.keys()
-        and isinstance(before, Mapping)
-        and {"fingerprint", "images"} <= before.keys()
-    ):
-        raise BadCheckpoint(
-            f"{directory / 'config.yaml'}: its section found is not complete, by which a run is recognised; "
-            "restore it, or start a new run with --config"
-        )
-    chosen = choose_device(device)
-    card = read_card(directory / "last.ckpt")
-    with torch.device("meta"):
-        network = VGG(card.configuration)
-    classifier = Classifier(
-        network,
-        labels=card.labels,
-        preprocessing=card.preprocessing,
-        origin=card.origin,
-        provenance=card.provenance,
-    )
-    caller_settings = CallerSettings.from_dict(config.found.get("by_hand", {}))
-    opened = _open_again(directory, data, config).spelled_as(classifier.labels)
-    stretched = epochs is not None and epochs != config.resolved.epochs
-    if stretched and epochs is not None:
-        config = _change_epochs(directory, config, epochs)
-    with ExitStack() as stack:
-        stack.enter_context(handle_signals())
-        line = stack.enter_context(ProgressLine(quiet=quiet))
-        stack.enter_context(hold_folder(directory))
-        if opened.fingerprint() != before["fingerprint"]:
-            now = sum(len(split) for split in opened.splits.values())
-            raise BadData(
-                f"{opened.name}: differs from the images that this run began with: "
-                f"{sum(before['images'].values())} readable images then, {now} files now, and some are missing, "
-                "new or others. Restore them, name their place (vggkit train PLACE --resume "
-                f"{directory}), or start a new run: vggkit train --config {directory / 'config.yaml'}"
-            )
-        if stretched:
-            config.write(directory / "config.yaml")
-            line.log(
-                f"on to {epochs} epochs in all: the {config.resolved.schedule} schedule of the learning rate is "
-                "stretched to them, as in a training of so many epochs"
-            )
-        images = prepare_images(
-            opened,
-            classifier,
-            config.resolved,
-            config=config,
-            ties=before.get("ties", ()),  # runs of versions that tied nothing go on as they were divided
-            stack=stack,
-            line=line,
-        )
-        return fit_and_record(
-            classifier,
-            images.dataset,
-            config,
-            images.contents,
-            directory=directory,
-            device=chosen,
-            caller_settings=caller_settings,
-            save_seconds=save_seconds,
-            plots=plots,
-            line=line,
-            on_epoch=on_epoch,
-            resumed=True,
-        )
-
-
-def _open_again(directory: Path, data: str | Path | ImageDataset | None, config: RunConfig) -> ImageDataset:
-    """The images of a run, at their present place; raises BadData with the command that names another."""
-    if isinstance(data, ImageDataset):
-        return data
-    try:
-        return open_dataset(data or config.data, columns=config.columns)
-    except BadData as problem:
-        if data:
-            raise
-        raise BadData(
-            f"{problem}; the run had its images there. If they have moved, name their place: "
-            f"vggkit train PLACE --resume {directory}"
-        ) from problem
-
-
-def _change_epochs(directory: Path, config: RunConfig, epochs: int) -> RunConfig:
-    """The configuration of a run that is to have other epochs in all; raises BadConfiguration."""
-    if config.resolved.trainable == "head":
-        raise BadConfiguration(f"epochs={epochs} is not for {directory}: its last layer was solved directly")
-    done = read_run_state(directory).epoch
-    if epochs <= done:
-        raise BadConfiguration(f"epochs must be more than the {done} that {directory} has already; got {epochs}")
-    return replace(config, recipe=replace(config.recipe, epochs=epochs))
-
-
-def _begin_again(
-    directory: Path,
-    data: str | Path | ImageDataset | None,
-    config: RunConfig,
-    epochs: int | None,
-    *,
-    device: str,
-    quiet: bool,
-    save_seconds: float,
-    plots: PlotEnding | None,
-    on_epoch: OnEpoch | None,
-) -> TrainingRun:
-    """Start a run that was killed before it had a state again, in its folder."""
-    if not config.found or config.from_python:
-        why = (
-            "it was started from Python with its own weights or images: start it there again"
-            if config.from_python
-            else f"it did not start: vggkit train --config {directory / 'config.yaml'}"
-        )
-        raise BadCheckpoint(f"{directory}: has no last.ckpt to continue from, and {why}")
-    ProgressLine(quiet=quiet).log(f"{directory} was stopped before its first state: it starts again")
-    dataset = _open_again(directory, data, config)
-    if epochs is not None:
-        config = replace(config, recipe=replace(config.recipe, epochs=epochs))
-    return start_run(
-        replace(config, found={}),
-        dataset,
-        out=directory,
-        device=device,
-        quiet=quiet,
-        save_seconds=save_seconds,
-        plots=plots,
-        may_be_unstarted=True,
-        on_epoch=on_epoch,
-    )
 
 
 def _build(
