@@ -34,6 +34,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {
     "search": (vk.search,),
     "bench": (vk.bench,),
     "distance": (vk.distance,),
+    "explain": (vk.explain_into, vk.explain, vk.check_explanations),
     "style": (vk.style,),
     "filters": (vk.filters,),
 }
@@ -50,6 +51,7 @@ OF_PYTHON_ALONE = {
     "search": {"on_progress"},
     "bench": {"on_progress"},
     "distance": {"on_progress"},
+    "explain": {"on_progress", "most", "seed"},
     "style": {"on_progress", "on_image", "on_log"},
     "filters": {"on_progress"},
 }

@@ -5,13 +5,14 @@ Shape letters: N images, K classes, C channels, H and W pixels or places.
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vggkit.arguments import demand_count
-from vggkit.engines.model_weights import ModelFile, NetworkWeights
+from vggkit.engines.model_weights import ModelFile, NetworkWeights, open_model
 from vggkit.engines.outputs import softmax
 from vggkit.engines.select import choose_engine
 from vggkit.errors import BadImage, BadInput
@@ -23,7 +24,7 @@ from vggkit.explanations.plan import ExplanationPlan, Method
 from vggkit.images.given import ImageSources, list_sources
 from vggkit.images.omissions import Reading
 from vggkit.images.sources.open_dataset import begin
-from vggkit.weights.card import Card, demand_classifier
+from vggkit.weights.card import Card
 
 if TYPE_CHECKING:
     from vggkit.weights.model import Model
@@ -111,7 +112,7 @@ class ExplanationCheck:
 
 
 def check_explanations(
-    classifier: "Model | ModelFile",
+    model: "Model | ModelFile | str | Path",
     images: ImageSources,
     *,
     method: Method = "grad-cam",
@@ -125,7 +126,8 @@ def check_explanations(
     """Measure whether a method's explanations of a Classifier's predictions are right.
 
     Args:
-        classifier: The Classifier, or its ModelFile.
+        model: A Classifier; or its place: a file, a run's folder, a published model's name such as `vgg16`, or
+            `hf://owner/name`.
         images: What `predict` takes; their labels are not needed. The first ones that can be read are used.
         method: As in `explain`.
         layer: As in `explain`.
@@ -137,13 +139,14 @@ def check_explanations(
 
     Raises BadInput where no image can be read, and what `explain` does.
     """
-    card = demand_classifier(classifier, "check_explanations")
+    opened = open_model(model, "check_explanations")
+    card = opened.card
     plan = ExplanationPlan.of(card, method=method, layer=layer)
     most, batch_size = demand_count("most", most), demand_count("batch_size", batch_size)
     progress = on_progress or _ignore
     fed = _read(card, images, most)
-    explainer = build_explainer(classifier, plan, device=device)
-    judging = choose_engine(classifier, device, precision="fp32")
+    explainer = build_explainer(opened, plan, device=device)
+    judging = choose_engine(opened, device, precision="fp32")
     rng = np.random.default_rng(seed)
     logits, maps = _explain(explainer, fed, None, batch_size)
     predicted, directions = logits.argmax(axis=1), plan.choose_directions(logits)

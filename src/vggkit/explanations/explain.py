@@ -5,6 +5,7 @@ Shape letters: N images, K classes, H and W pixels or places.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +15,7 @@ from vggkit.arguments import demand_count
 from vggkit.engines.cached import find_engine
 from vggkit.engines.graph_builder import describe_overflow
 from vggkit.engines.info import WantedEngine
-from vggkit.engines.model_weights import ModelFile, NetworkWeights, Weights, find_weights
+from vggkit.engines.model_weights import ModelFile, NetworkWeights, Weights, find_weights, open_model
 from vggkit.engines.outputs import WantedPrecision, softmax
 from vggkit.engines.select import choose_engine
 from vggkit.engines.stream import stream_rows
@@ -30,14 +31,14 @@ from vggkit.images.decoding import Pixels
 from vggkit.images.given import ImageSources, count_sources, list_sources
 from vggkit.images.omissions import Reading, warn_of_omissions
 from vggkit.images.sources.open_dataset import begin
-from vggkit.weights.card import Card, demand_classifier
+from vggkit.weights.card import Card
 
 if TYPE_CHECKING:
     from vggkit.weights.model import Model
 
 
 def explain(
-    classifier: "Model",
+    model: "Model | ModelFile | str | Path",
     images: ImageSources,
     *,
     method: Method = "grad-cam",
@@ -53,7 +54,8 @@ def explain(
     """Which places of each image speak for a class, in the order of the images.
 
     Args:
-        classifier: The Classifier, which stays as it is: mode, gradients, hooks.
+        model: A Classifier; or its place: a file, a run's folder, a published model's name such as `vgg16`, or
+            `hf://owner/name`. A Classifier is not changed: mode, gradients, hooks.
         images: What `predict` takes.
         method: `grad-cam`: the channels of a layer's map weighed by the gradient of the class's score (Selvaraju
             et al., 2017). `layer-cam`: the same with a weight for each place, which is finer in early layers (Jiang
@@ -73,13 +75,14 @@ def explain(
     An image that cannot be read, or whose values overflow in the network, becomes an Explanation with its
     `problem`. Raises UnknownName, BadConfiguration, BadInput, BadData, and MissingExtra without captum.
     """
-    card = demand_classifier(classifier, "explain")
+    opened = open_model(model, "explain")
+    card = opened.card
     plan = ExplanationPlan.of(card, method=method, layer=layer, label=label, contrast=contrast)
     batch_size = demand_count("batch_size", batch_size)
     given = list_sources(images)
     total, reading = count_sources(given), Reading()
     samples = begin(given, reading)  # a place without images is refused before an engine is built
-    explainer = build_explainer(classifier, plan, device=device, precision=precision, engine=engine)
+    explainer = build_explainer(opened, plan, device=device, precision=precision, engine=engine)
     found = []
     for each in iterate_explanations(explainer, card, samples, batch_size=batch_size):
         found.append(each.explanation)
@@ -90,7 +93,7 @@ def explain(
 
 
 def build_explainer(
-    classifier: "Model | Weights",
+    model: "Model | Weights",
     plan: ExplanationPlan,
     *,
     device: str = "auto",
@@ -102,7 +105,7 @@ def build_explainer(
     A Model keeps the engine that was compiled for it. Raises what `choose_engine` does, BadConfiguration for
     an engine that computes no gradients where they are needed, BadInput, and MissingExtra without captum.
     """
-    weights = find_weights(classifier)
+    weights = find_weights(model)
     if not plan.is_closed:
         if engine not in ("auto", "pytorch") or precision not in ("auto", "fp32"):
             at = f" at {plan.layer}" if plan.layer else ""
@@ -115,10 +118,10 @@ def build_explainer(
         return GradientExplainer(weights.load_network(), plan, choose_device(device))
     gradient = HeadGradient(weights)
     output = ("logits", str(plan.layer), *gradient.needs)
-    if isinstance(classifier, ModelFile | NetworkWeights):
-        computing = choose_engine(classifier, device, output=output, precision=precision, engine=engine)
+    if isinstance(model, ModelFile | NetworkWeights):
+        computing = choose_engine(model, device, output=output, precision=precision, engine=engine)
     else:
-        computing = find_engine(classifier, device, output=output, precision=precision, engine=engine)
+        computing = find_engine(model, device, output=output, precision=precision, engine=engine)
     return ClosedExplainer(computing, gradient, plan)
 
 

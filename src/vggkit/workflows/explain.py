@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vggkit.arguments import demand_count, demand_path
 from vggkit.engines.info import EngineInfo, WantedEngine
-from vggkit.engines.model_weights import ModelFile
+from vggkit.engines.model_weights import open_model
 from vggkit.engines.outputs import WantedPrecision
 from vggkit.explanations.check import ExplanationCheck, check_explanations
 from vggkit.explanations.explain import build_explainer, iterate_explanations
@@ -21,7 +21,6 @@ from vggkit.images.sources.open_dataset import count_images, gather_images
 from vggkit.images.sources.tables import Columns
 from vggkit.inference.bulk import OnProgress
 from vggkit.table_files import Kind, stream_columns
-from vggkit.weights.card import demand_classifier
 
 if TYPE_CHECKING:
     from vggkit.weights.model import Model
@@ -69,7 +68,7 @@ class ExplainResult:
 
 
 def explain_into(
-    classifier: "Model | str | Path",
+    model: "Model | str | Path",
     images: ImageSources,
     out: str | Path,
     *,
@@ -92,7 +91,8 @@ def explain_into(
     `contact_sheet.jpg`, the first 60 of them.
 
     Args:
-        classifier: The Classifier, or its file.
+        model: A Classifier; or its place: a file, a run's folder, a published model's name such as `vgg16`, or
+            `hf://owner/name`.
         images: What `predict` takes.
         out: A new or empty folder, or one of explanations.
         method: `grad-cam`, `layer-cam`, `integrated-gradients`, `occlusion` or `saliency`.
@@ -111,14 +111,14 @@ def explain_into(
     """
     out, given = demand_path(out), list(take_sources(images))
     batch_size = demand_count("batch_size", batch_size)
-    model = ModelFile(classifier) if isinstance(classifier, str | Path) else classifier
-    card = demand_classifier(model, "explain")
+    opened = open_model(model, "explain")
+    card = opened.card
     plan = ExplanationPlan.of(card, method=method, layer=layer, label=label, contrast=contrast)
     folder = ExplanationFolder(out, plan, given, with_maps=True)
     progress = on_progress or _ignore
     progress("listing", 0, None)
     total = count_images(given, columns=columns)  # a place without images is refused before an engine is built
-    explainer = build_explainer(model, plan, device=device, precision=precision, engine=engine)
+    explainer = build_explainer(opened, plan, device=device, precision=precision, engine=engine)
     reading = Reading()
     found = gather_images(given, columns=columns, reading=reading)
     folder.begin()
@@ -159,7 +159,7 @@ def explain_into(
 
 
 def check_into(
-    classifier: str | Path,
+    model: str | Path,
     images: ImageSources,
     out: str | Path,
     *,
@@ -174,7 +174,7 @@ def check_into(
     Arguments and errors are those of `check_explanations`, and BadOutput.
     """
     found = check_explanations(
-        ModelFile(classifier),
+        model,
         images,
         method=method,
         layer=layer,
