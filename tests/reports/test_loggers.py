@@ -129,6 +129,7 @@ def follow_wandb(directory, *, lines=(), **environment):
     return found.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_wandb_is_written_for_later_and_never_asks(tmp_path):
     pytest.importorskip("wandb")
     said = follow_wandb(tmp_path)

@@ -63,7 +63,14 @@ def freeze_head(network):
 
 
 @pytest.mark.parametrize("freeze", [freeze_features, freeze_one, freeze_head])
-@pytest.mark.parametrize("changes", [{}, {"precision": "bf16", "optimizer": "muon", "ema_decay": 0.9}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        pytest.param({"precision": "bf16", "optimizer": "muon", "ema_decay": 0.9}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_what_is_frozen_by_hand_stays_bit_for_bit_and_it_is_said(freeze, changes, tiny, data, tmp_path, capsys):
     classifier = start(tiny)
     freeze(classifier.network)
@@ -201,9 +208,9 @@ def test_flags_and_modes_are_left_as_they_were_found(training, ends, tiny, data,
 @pytest.mark.parametrize(
     ("kinds", "trainable", "from_file"),
     [
-        (["float16"], "all", True),
+        pytest.param(["float16"], "all", True, marks=pytest.mark.slow),
         (["bfloat16"], "head", False),
-        (["float64"], "all", False),
+        pytest.param(["float64"], "all", False, marks=pytest.mark.slow),
         (["float16", "float64"], "head", False),
     ],
     ids=str,

@@ -58,7 +58,10 @@ def memory(configuration=POOL, *, pixels=64, batch=32, **changes):
 @pytest.mark.parametrize(
     ("model", "until", "precision", "batch"),
     # Without its deeper layers: a processor that does not multiply bfloat16 takes minutes to do as if.
-    [pytest.param("vgg11", None, "fp32", 64, marks=pytest.mark.slow), ("vgg11_bn", "pool2", "bf16", 96)],
+    [
+        pytest.param("vgg11", None, "fp32", 64, marks=pytest.mark.slow),
+        pytest.param("vgg11_bn", "pool2", "bf16", 96, marks=pytest.mark.slow),
+    ],
 )
 def test_memory_is_about_what_a_process_of_its_own_holds(model, until, precision, batch):
     command = [sys.executable, "-c", STEPS, model, until or "", precision, str(batch)]

@@ -370,7 +370,8 @@ print(peak)
 @pytest.mark.parametrize(
     ("to", "suffix"),
     [
-        ("keras", ".weights.h5"),  # the most: fc1 is copied into another order
+        # The most: fc1 is copied into another order.
+        pytest.param("keras", ".weights.h5", marks=pytest.mark.slow),
         pytest.param("timm", ".safetensors", marks=pytest.mark.slow),
         pytest.param("blocks", ".pth", marks=pytest.mark.slow),
     ],

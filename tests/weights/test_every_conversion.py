@@ -116,7 +116,12 @@ def check(network, path, target, to):
 
 @pytest.mark.parametrize(
     "configuration",
-    [pytest.param(each, marks=pytest.mark.slow) if len(each.hidden) == 3 else each for each in networks()],
+    [
+        pytest.param(each, marks=pytest.mark.slow)
+        if len(each.hidden) > 2 or (each.head == "pool" and each.hidden)
+        else each
+        for each in networks()
+    ],
     ids=lambda c: f"{c.model}-{c.until}-{c.head}-{c.hidden}-{c.blocks[:2]}",
 )
 def test_every_dialect_and_format(tmp_path, configuration):

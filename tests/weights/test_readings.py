@@ -103,7 +103,7 @@ def run(line):
     return scope["clf"]
 
 
-WAYS = ["pth", "plain", "safetensors"]
+WAYS = ["pth", *(pytest.param(way, marks=pytest.mark.slow) for way in ("plain", "safetensors"))]
 
 
 @pytest.mark.parametrize("how", WAYS)

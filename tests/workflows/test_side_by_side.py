@@ -46,6 +46,7 @@ def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_of_two_trainings_at_once_one_has_the_folder(data, tmp_path):
     options = (
         "--model",

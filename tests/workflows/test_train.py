@@ -214,6 +214,7 @@ def test_what_suits_the_images(photos):
         build_classifier(images, "vgg11", image_size=16)
 
 
+@pytest.mark.slow
 def test_augmented_training_on_real_photos(shared, tiny, tmp_path):
     pytest.importorskip("torchvision")
     classifier = Classifier.create(

@@ -66,6 +66,7 @@ def test_the_head_is_solved_on_what_is_frozen_and_measured_as_evaluate_does(
         assert min(image.size) > 300
 
 
+@pytest.mark.slow
 def test_a_second_run_computes_nothing_and_other_weights_all(tiny, trained, photos, tmp_path, capsys):
     first = train(photos, model=start(tiny, trained), recipe=HEAD, out=tmp_path / "1", device="cpu")
     assert "found in the cache" not in capsys.readouterr().err
@@ -81,6 +82,7 @@ def test_a_second_run_computes_nothing_and_other_weights_all(tiny, trained, phot
     assert "found in the cache" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_head_that_was_stopped_goes_on_to_the_same_bits(tiny, trained, photos, tmp_path, monkeypatch):
     from vggkit.training import linear_probe
 
@@ -385,6 +387,7 @@ def test_steps_from_given_weights_begin_with_the_head_solved(tiny, trained, tmp_
     assert "a linear probe first" not in capsys.readouterr().err, "a trained head is not thrown away"
 
 
+@pytest.mark.slow
 def test_what_a_run_says_of_its_test_part_is_what_evaluate_says(tiny, tmp_path):
     """Calibrated on one split and measured on another: the temperature is counted once."""
     fill_folder(tmp_path / "photos" / "train", LABELS, 16)
