@@ -18,13 +18,16 @@ _RENAMED = {
     "Found": "SearchResult",
     "Neighbour": "SimilarImage",
 }
-"""Public names of 0.1 and what they are now."""
+"""Public names that changed, and what they are now; the earlier ones still work, with a DeprecationWarning."""
 
 
 def __getattr__(name: str) -> object:
     """A public name; `help` of a record shows the texts under its fields, too."""
     if name in _RENAMED:
-        raise AttributeError(f"vggkit.{name} of version 0.1 is vggkit.{_RENAMED[name]} now")
+        import warnings
+
+        warnings.warn(f"vggkit.{name} is called vggkit.{_RENAMED[name]} now", DeprecationWarning, stacklevel=2)
+        name = _RENAMED[name]
     value = _load(name)
     if isinstance(value, type) and hasattr(value, "__dataclass_fields__"):
         from vggkit.field_texts import document_fields
