@@ -243,3 +243,14 @@ def test_a_state_dict_in_memory_is_as_its_file(photos, tmp_path):
         with pytest.raises(error, match=said):
             vk.train(photos, weights=wrong, out=tmp_path / "no", **options)
     assert not (tmp_path / "no").exists()
+
+
+def test_the_order_of_version_0_1_still_works(tiny, photos, tmp_path):
+    made = [vk.Classifier.create(tiny, labels=["across", "down", "red"], seed=1) for _ in range(2)]
+    recipe = vk.Recipe(epochs=1, batch_size=8)
+    with pytest.warns(DeprecationWarning, match=r"train\(data, model=classifier\)"):
+        earlier = vk.train(made[0], photos, recipe, out=tmp_path / "a", device="cpu", quiet=True)
+    now = vk.train(photos, model=made[1], recipe=recipe, out=tmp_path / "b", device="cpu", quiet=True)
+    assert earlier.history[-1].train_loss == now.history[-1].train_loss
+    with pytest.raises(vk.BadInput, match="takes the data first"):
+        vk.train(made[0])

@@ -8,7 +8,7 @@ from typing import Any, Final, get_args
 from torch import Tensor
 
 from vggkit.arguments import demand_path, demand_seconds
-from vggkit.errors import BadConfiguration, BadInput
+from vggkit.errors import BadConfiguration
 from vggkit.images.dataset import ImageDataset
 from vggkit.images.labelled import LabelledImages
 from vggkit.images.preprocessing import FitMode
@@ -31,6 +31,7 @@ from vggkit.training.recipe import (
     Trainable,
 )
 from vggkit.weights.model import Model
+from vggkit.workflows.earlier_calls import accept_model_first
 from vggkit.workflows.fit_and_record import TrainingRun
 from vggkit.workflows.resume_run import resume_run
 from vggkit.workflows.run_config import NetworkChoice, RunConfig, locate
@@ -43,6 +44,7 @@ BESIDE_RESUME: Final = frozenset(
 """Options that may be given with `resume`; all others are those of the run."""
 
 
+@accept_model_first
 def train(
     data: LabelledImages | None = None,
     *,
@@ -239,8 +241,6 @@ def train(
     >>> run = train("photos/", on_epoch=lambda epoch: epoch.val_top1 > 0.95)  # doctest: +SKIP
     """
     options = {name: value for name, value in locals().items() if value is not None}
-    if isinstance(data, Model):
-        raise BadInput("train takes the data first, and a Classifier as model: train(data, model=classifier)")
     if data is not None and not isinstance(data, str | Path):
         data = options["data"] = open_dataset(data)
     if recipe is not None and not isinstance(recipe, Recipe):
