@@ -45,6 +45,7 @@ def clone(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_plain_clone_is_enough(clone, tmp_path):
     donor = Classifier.create("vgg11_bn", labels=["a", "b", "c"], until="pool2")
     donor.save(tmp_path / "donor.safetensors")

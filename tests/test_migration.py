@@ -42,7 +42,9 @@ def random_weights_at_once(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")  # the peers' own
-@pytest.mark.parametrize("name", list(OFFLINE))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "vggkit")) for name in OFFLINE]
+)
 def test_the_block_runs(name, tmp_path, monkeypatch, capsys, random_weights_at_once):
     monkeypatch.setenv("KERAS_BACKEND", "torch")
     monkeypatch.chdir(tmp_path)

@@ -54,7 +54,7 @@ def places(tiny: Configuration, tmp_path_factory: pytest.TempPathFactory) -> dic
     "line",
     [
         *(
-            line.format(model)
+            pytest.param(line.format(model), marks=[pytest.mark.slow] * (model in ("vgg12", "vgg11_lrn")))
             for model in ("missing.safetensors", "broken.safetensors", "vgg12", "vgg11_lrn")
             for line in (
                 "predict {} photo.jpg",

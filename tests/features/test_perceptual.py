@@ -209,7 +209,10 @@ FORMULAS = {
 }
 
 
-@pytest.mark.parametrize("name", FORMULAS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in ("srgan-vgg22", "real-esrgan"))) for name in FORMULAS],
+)
 def test_the_published_formula(name, vgg16, vgg19, images):
     network = vgg16 if PRESETS[name].model == "vgg16" else vgg19
     ours = vk.PerceptualLoss(name, trunk=network, input_range=(-1, 1), reduction="none").double()

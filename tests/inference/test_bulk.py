@@ -460,6 +460,7 @@ def lay_out(file: Path, kind: str, count: int, folder: Path) -> Path:
         pytest.param(embed_into, "txt", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_images(make, kind, model, photos, tmp_path):
     classifier = Classifier.load(model)
     file = next((photos / "val").rglob("*.png"))

@@ -83,7 +83,13 @@ def paper_head() -> Iterator[STATE]:
 
 
 class TestAgainstTorchvision:
-    @pytest.mark.parametrize("name", TORCHVISIONS)
+    @pytest.mark.parametrize(
+        "name",
+        [
+            pytest.param(n, marks=[pytest.mark.slow] * (n in ("vgg13", "vgg13_bn", "vgg19_bn")))
+            for n in TORCHVISIONS
+        ],
+    )
     def test_logits_are_equal_bit_for_bit(self, name: str, paper_head: STATE) -> None:
         state = draw_state(MODELS[name], like=paper_head)
         ours, theirs = build(MODELS[name], state), build_torchvision(name, state)
@@ -378,6 +384,7 @@ class TestTorchsMachinery:
     @pytest.mark.parametrize(
         "head", [pytest.param("fc", marks=pytest.mark.slow), "dense", pytest.param("pool", marks=pytest.mark.slow)]
     )
+    @pytest.mark.slow
     def test_compiled_by_aot_eager(self, head: str) -> None:
         torch.compiler.reset()
         network = tiny(head=head, statistics="mean+std")

@@ -78,7 +78,9 @@ def check(path, network: nn.Module, configuration=SLIM) -> None:
     ],
     ids=lambda beside: ", ".join(beside),
 )
-@pytest.mark.parametrize("prefix", ["", "module.", "model."])
+@pytest.mark.parametrize(
+    "prefix", [pytest.param("", marks=pytest.mark.slow), "module.", pytest.param("model.", marks=pytest.mark.slow)]
+)
 def test_what_trains_the_network_is_left_beside(beside, prefix, tmp_path):
     network = build()
     state = {f"{prefix}{key}": value for key, value in network.state_dict().items()}

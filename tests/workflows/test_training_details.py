@@ -48,6 +48,7 @@ def weights_of(run):
     return run.classifier.network.state_dict()
 
 
+@pytest.mark.slow
 def test_the_head_is_solved_on_what_is_frozen_and_measured_as_evaluate_does(
     tiny, trained, photos, tmp_path, real_plots
 ):
@@ -181,6 +182,7 @@ def test_after_nan_it_goes_back_and_on_at_a_lower_rate(tiny, photos, tmp_path, m
     assert len(run.history) == 2
 
 
+@pytest.mark.slow
 def test_a_run_that_went_back_resumes_at_its_lower_rate(tiny, photos, tmp_path, monkeypatch):
     from vggkit.training import trainer as loop
 
@@ -268,6 +270,7 @@ def test_a_rate_is_looked_for_and_learnt_with(tiny, photos, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("changes", [{"balance": "weights"}, {"balance": "sampling"}, {"trainable": "gradual"}])
+@pytest.mark.slow
 def test_other_ways_learn_too(changes, tiny, photos, tmp_path):
     recipe = replace(STEPS, epochs=4, **changes)
     run = train(photos, model=start(tiny), recipe=recipe, out=tmp_path / "run", device="cpu", quiet=True)
@@ -326,6 +329,7 @@ def test_the_loss_of_an_epoch_is_torchs_of_all_its_images(tiny, uneven, tmp_path
     assert run.history[0].train_loss == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_solved_head_tells_the_same_loss_as_steps_do(tiny, trained, uneven, tmp_path):
     recipe = Recipe(trainable="head", precision="fp32", balance="weights", label_smoothing=0.1)
     run = train(uneven, model=start(tiny, trained), recipe=recipe, out=tmp_path / "head", device="cpu", quiet=True)
@@ -344,6 +348,7 @@ def test_seconds_between_states_are_no_less_than_none(tiny, photos, tmp_path):
             train(photos, model=start(tiny), recipe=STEPS, out=tmp_path / "run", save_seconds=seconds)
 
 
+@pytest.mark.slow
 def test_steps_from_given_weights_begin_with_the_head_solved(tiny, trained, tmp_path, monkeypatch, capsys):
     from vggkit.training import linear_probe
     from vggkit.training import trainer as loop
