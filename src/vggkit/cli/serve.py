@@ -6,7 +6,7 @@ from vggkit.engines.info import WantedEngine
 from vggkit.engines.outputs import WantedPrecision
 from vggkit.errors import BadInput
 from vggkit.reports.terminal import print_line
-from vggkit.serving.limits import Limits
+from vggkit.serving.limits import ServeLimits
 
 
 def serve(
@@ -22,7 +22,7 @@ def serve(
     device: str = "auto",
     precision: WantedPrecision = "auto",
     engine: WantedEngine = "auto",
-    limits: Limits = Limits(),  # noqa: B008 (frozen)
+    limits: ServeLimits = ServeLimits(),  # noqa: B008 (frozen)
     token_file: Path | None = None,
     allowed_hosts: tuple[str, ...] = (),
     reload_seconds: float = 2.0,
@@ -54,6 +54,7 @@ def serve(
             on a CPU, for a classifier whose file holds activation ranges (vggkit bench --keep-ranges).
         engine: Library that computes. auto: PyTorch on CUDA and MPS; on a CPU OpenVINO, ONNX Runtime or PyTorch,
             the first of them that is installed.
+        limits: What requests may take.
         token_file: File with the token that requests must hold (Authorization: Bearer). Without it: VGGKIT_TOKEN
             of the environment, and without that no token.
         allowed_hosts: Names by which requests may call the service. Without any: every name, and localhost alone

@@ -44,15 +44,15 @@ class Heatmap(BaseModel):
     """Which places of an image speak for a class: Grad-CAM."""
 
     image: str = Field(
-        description="A PNG as a data: address, to be stretched over `box`: transparent where nothing speaks for the "
-        "class, else matplotlib's inferno with an alpha of up to 0.85, scaled to the map's largest value.",
+        description="A PNG as a data: address, to be stretched over `box`: transparent where nothing speaks for "
+        "the class, else matplotlib's inferno with an alpha of up to 0.85, scaled to the map's largest value.",
         pattern="^data:image/png;base64,",
     )
     label: str = Field(description="The class that is explained: the most probable one.")
     layer: str = Field(description="The layer whose map is explained.")
     box: tuple[float, float, float, float] = Field(
-        description="Left, top, right and bottom edge in pixels of the upright image. Edges lie outside of the image "
-        "where the network sees padding there."
+        description="Left, top, right and bottom edge in pixels of the upright image. Edges lie outside of the "
+        "image where the network sees padding there."
     )
 
 

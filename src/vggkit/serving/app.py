@@ -211,4 +211,5 @@ def _describe(app: FastAPI) -> None:
 
 def _list_schemas(model: type[JsonBody]) -> dict[str, Any]:
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    return schema.pop("$defs") | {model.__name__: schema}
+    nested: dict[str, Any] = schema.pop("$defs")
+    return nested | {model.__name__: schema}

@@ -1,7 +1,7 @@
 """The bounded micro-batcher: images of several requests pass through the engine together, in one thread.
 
-An image is admitted, decoded by a thread of a small pool, and put into a queue. The engine's thread takes the oldest
-image and those behind it that the same model computes, and computes them at once. It waits for more, a few
+An image is admitted, decoded by a thread of a small pool, and put into a queue. The engine's thread takes the
+oldest image and those behind it that the same model computes, and computes them at once. It waits for more, a few
 milliseconds at most, only while images are being decoded: a single client never waits for others.
 
 Shape letters: C channels, H and W pixels.
@@ -26,14 +26,14 @@ from vggkit.serving.refusals import Refusal
 STUCK_SECONDS: Final = 120.0
 """Time after which a batch that is still computed counts as stuck."""
 
-Computed = TypeVar("Computed", covariant=True)
+Computed = TypeVar("Computed")
 
 
-class Computes(Protocol[Computed]):
+class Computes(Protocol):
     """What a batch is given to: a loaded model."""
 
     @abstractmethod
-    def compute(self, inputs: NDArray[np.float32], wanted: Sequence[Any]) -> Sequence[Computed]:
+    def compute(self, inputs: NDArray[np.float32], wanted: Sequence[Any]) -> Sequence[object]:
         """A result for each input (N, C, H, W); `wanted` says for each what it consists of."""
 
 
@@ -41,7 +41,7 @@ class Computes(Protocol[Computed]):
 class Job(Generic[Computed]):
     """One image on its way through the batcher; made and read in the event loop."""
 
-    model: Computes[Computed]
+    model: Computes
     """What computes it."""
     prepare: Callable[[], NDArray[np.float32]]
     """Reads and decodes the image, in a thread; its errors become the job's."""

@@ -1,4 +1,4 @@
-"""The images of a request's body: multipart, one image's bytes, or JSON with base64. Nothing is fetched or written."""
+"""The images of a request's body: multipart, one image's bytes, or JSON with base64. Nothing is fetched."""
 
 import asyncio
 import base64
@@ -13,7 +13,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
-from vggkit.serving.limits import Lease, Limits
+from vggkit.serving.limits import Lease, ServeLimits
 from vggkit.serving.refusals import Refusal
 
 FIELD: Final = "files"
@@ -54,7 +54,7 @@ class JsonBody(BaseModel):
     images: list[JsonImage] = Field(min_length=1)
 
 
-async def read_body(receive: Receive, headers: Headers, limits: Limits, lease: Lease) -> bytes:
+async def read_body(receive: Receive, headers: Headers, limits: ServeLimits, lease: Lease) -> bytes:
     """The whole body, within its limits; the lease takes its bytes.
 
     Raises Refusal: 413, 408 where it does not arrive in time, 503 where no memory is left, and ClientGone.
@@ -81,7 +81,7 @@ async def read_body(receive: Receive, headers: Headers, limits: Limits, lease: L
         raise Refusal(
             408,
             "too_slow",
-            f"a request must arrive within {limits.upload_seconds:g} s (--upload-seconds); {lease.taken:,} bytes came",
+            f"a request must arrive within {limits.upload_seconds:g} s (--upload-seconds); {lease.taken:,} did",
             {"Connection": "close"},
         ) from None
     return b"".join(pieces)
@@ -95,11 +95,11 @@ def _too_large(size: int, most: int) -> Refusal:
     return Refusal(
         413,
         "too_large",
-        f"a request has up to {most:,} bytes (--max-request-bytes); got {size:,} or more. Send fewer or smaller images",
+        f"a request has up to {most:,} bytes (--max-request-bytes); got {size:,} or more: send fewer images",
     )
 
 
-def parse_body(body: bytes, content_type: str, limits: Limits) -> list[Upload]:
+def parse_body(body: bytes, content_type: str, limits: ServeLimits) -> list[Upload]:
     """The images of a body; raises Refusal for anything else."""
     kind, options = parse_options_header(content_type)
     kind = kind.strip().lower()
@@ -121,7 +121,7 @@ def parse_body(body: bytes, content_type: str, limits: Limits) -> list[Upload]:
     return uploads
 
 
-def _parse_multipart(body: bytes, boundary: bytes, limits: Limits) -> list[Upload]:
+def _parse_multipart(body: bytes, boundary: bytes, limits: ServeLimits) -> list[Upload]:
     if not boundary:
         raise _malformed("the Content-Type of multipart/form-data states no boundary")
     collector = _Collector(limits)
@@ -151,7 +151,7 @@ def _parse_multipart(body: bytes, boundary: bytes, limits: Limits) -> list[Uploa
 class _Collector:
     """Collects the files of a multipart body."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ServeLimits) -> None:
         self._most = limits.max_images
         self.uploads: list[Upload] = []
         self.is_whole = False
@@ -180,8 +180,8 @@ class _Collector:
             raise Refusal(
                 422,
                 "bad_parameters",
-                f"images are sent in the field {FIELD}, and options in the address, such as /predict?top=3; got the "
-                f"field {field[:100]!r}",
+                f"images are sent in the field {FIELD}, and options in the address, such as /predict?top=3; got "
+                f"the field {field[:100]!r}",
             )
         if len(self.uploads) >= self._most:
             raise _too_many(self._most)
@@ -197,7 +197,7 @@ class _Collector:
         self.is_whole = True
 
 
-def _parse_json(body: bytes, limits: Limits) -> list[Upload]:
+def _parse_json(body: bytes, limits: ServeLimits) -> list[Upload]:
     if body.count(b",") > COMMAS_AN_IMAGE * limits.max_images:
         raise _too_many(limits.max_images)
     try:

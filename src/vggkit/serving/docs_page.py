@@ -1,4 +1,4 @@
-"""The page that describes the service, `/docs`: its OpenAPI as plain HTML, without scripts and outside addresses."""
+"""The page that describes the service, `/docs`: its OpenAPI as plain HTML, without scripts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import json
 import re
+import time
 import uuid
 from collections.abc import Mapping
 from typing import Any, Final
@@ -16,16 +17,16 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vggkit.serving.bodies import ClientGone
-from vggkit.serving.limits import Limits
-from vggkit.serving.logs import Log, now
+from vggkit.serving.limits import ServeLimits
+from vggkit.serving.logs import Log
 from vggkit.serving.metrics import Metrics
 from vggkit.serving.protocol import SURPLUS
 from vggkit.serving.refusals import Refusal
 
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 SECURITY_HEADERS: Final[Mapping[str, str]] = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; "
-    "form-action 'self'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(self), geolocation=(), microphone=()",
@@ -56,7 +57,7 @@ class Guard:
         self,
         app: ASGIApp,
         *,
-        limits: Limits,
+        limits: ServeLimits,
         log: Log,
         metrics: Metrics,
         token: str | None,
@@ -73,7 +74,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, headers = now(), Headers(scope=scope)
+        started, headers = time.perf_counter(), Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {}).update(request_id=request_id, started=started)
@@ -106,7 +107,7 @@ class Guard:
                 )
                 await answer_error(send_guarded, bug, request_id)
         finally:
-            self._record(scope, status or CLIENT_GONE, now() - started, request_id)
+            self._record(scope, status or CLIENT_GONE, time.perf_counter() - started, request_id)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         """Raise Refusal for what is refused before the application sees it."""

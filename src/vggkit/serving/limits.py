@@ -13,8 +13,8 @@ LEAST_BUFFERS: Final = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Limits of the service; a request beyond one of them is refused with a reason.
+class ServeLimits:
+    """ServeLimits of the service; a request beyond one of them is refused with a reason.
 
     Raises BadConfiguration for limits that are not positive, or that contradict each other.
     """

@@ -1,4 +1,4 @@
-"""A model as the service computes with it: its file's card, one engine, and the gradient of its head. No torch here.
+"""A model as the service computes with it: its card, its engine, and the gradient of its head. No torch here.
 
 Shape letters: N images, K classes, C channels, H and W pixels or places.
 """
@@ -69,7 +69,7 @@ class ComputedImage:
     """(H, W), 0 or more, not scaled."""
 
 
-class LoadedModel(Computes[ComputedImage]):
+class LoadedModel(Computes):
     """A model, ready: everything of its file that is needed is in memory, and the file may be replaced.
 
     Args:

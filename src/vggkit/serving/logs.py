@@ -6,7 +6,6 @@ No image, no token and no name of a file is logged.
 import json
 import logging
 import sys
-import time
 import traceback
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -51,6 +50,7 @@ class Log:
 
     def __init__(self, file: Path | None = None) -> None:
         self.lost = 0
+        self._is_closed = False
         self._on_lost: Callable[[], None] = lambda: None
         try:
             stream = sys.stdout if file is None else open(file, "a", encoding="utf-8")  # noqa: SIM115
@@ -86,6 +86,9 @@ class Log:
 
     def close(self) -> None:
         """Write what waits, and leave the loggers as they were."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         self._listener.stop()
         for each, (level, propagate) in zip(self._loggers, self._before, strict=True):
             each.removeHandler(self._handler)
@@ -125,8 +128,3 @@ class _Written(logging.StreamHandler[Any]):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
         """Called for a full disk or a closed pipe."""
         self._on_lost()
-
-
-def now() -> float:
-    """Seconds on the clock that durations are measured by."""
-    return time.perf_counter()

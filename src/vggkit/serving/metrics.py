@@ -77,17 +77,17 @@ class Metrics:
         if not self._together:
             return generate_latest(self.registry)
         registry = CollectorRegistry()
-        MultiProcessCollector(registry)
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return generate_latest(registry)
 
 
 @contextmanager
 def counting_together() -> Iterator[Callable[[int], None]]:
-    """Processes that are started meanwhile count together; call what is given with the number of each that ended."""
+    """Processes that are started meanwhile count together; call what is given with each process that ended."""
     folder = tempfile.mkdtemp(prefix="vggkit-metrics-")
     os.environ[FOLDER] = folder
     try:
-        yield lambda process: mark_process_dead(process, path=folder)
+        yield lambda process: mark_process_dead(process, path=folder)  # type: ignore[no-untyped-call]
     finally:
         del os.environ[FOLDER]
         shutil.rmtree(Path(folder), ignore_errors=True)

@@ -7,7 +7,7 @@ from typing import Final
 
 from vggkit.errors import BadConfiguration, BadInput
 from vggkit.serving.guard import LOCAL_NAMES
-from vggkit.serving.limits import Limits
+from vggkit.serving.limits import ServeLimits
 from vggkit.serving.loaded_model import Computing
 
 TOKEN_VARIABLE: Final = "VGGKIT_TOKEN"  # noqa: S105 (its name)
@@ -26,7 +26,7 @@ class ServeOptions:
     """What models are computed with."""
     max_wait_ms: float = 5.0
     """Milliseconds that an image waits for others which are being decoded."""
-    limits: Limits = field(default_factory=Limits)
+    limits: ServeLimits = field(default_factory=ServeLimits)
     """What requests may take."""
     host: str = "127.0.0.1"
     """The address that it listens at."""

@@ -1,6 +1,6 @@
 """HTTP/1.1 by uvicorn and h11, with limits that uvicorn has none of: connections, slow requests, slow readers.
 
-Limits come from the state of the application, so that the class can be named to worker processes.
+ServeLimits come from the state of the application, so that the class can be named to worker processes.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from typing import Any, Final
 import h11
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
-from vggkit.serving.limits import Limits
+from vggkit.serving.limits import ServeLimits
 from vggkit.serving.refusals import RETRY_SECONDS
 
 LIMITS: Final = "limits"
@@ -35,7 +35,7 @@ class LimitedProtocol(H11Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._limits: Limits = app_state[LIMITS]
+        self._limits: ServeLimits = app_state[LIMITS]
         self._timer: asyncio.TimerHandle | None = None
         self._awaited: object = None
         """What the timer waits for: `headers`, or the request whose body comes."""

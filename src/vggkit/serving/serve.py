@@ -9,7 +9,7 @@ from vggkit.engines.model_weights import ModelFile
 from vggkit.engines.outputs import WantedPrecision
 from vggkit.errors import BadInput, MissingExtra
 from vggkit.inference.embed import find_width
-from vggkit.serving.limits import Limits
+from vggkit.serving.limits import ServeLimits
 from vggkit.serving.loaded_model import Computing
 from vggkit.serving.named_models import name_models
 from vggkit.serving.options import ServeOptions, read_token
@@ -27,7 +27,7 @@ def serve(
     device: str = "auto",
     precision: WantedPrecision = "auto",
     engine: WantedEngine = "auto",
-    limits: Limits = Limits(),  # noqa: B008 (frozen)
+    limits: ServeLimits = ServeLimits(),  # noqa: B008 (frozen)
     token_file: Path | None = None,
     allowed_hosts: Sequence[str] = (),
     reload_seconds: float = 2.0,
@@ -116,7 +116,7 @@ def _listen(options: ServeOptions) -> socket.socket:
     except OSError as problem:
         listening.close()
         raise BadInput(
-            f"cannot listen at {host}:{port} ({problem.strerror or problem}); choose another --port; 0 is a free one"
+            f"cannot listen at {host}:{port} ({problem.strerror or problem}); choose another --port, such as 0"
         ) from problem
     listening.set_inheritable(True)
     return listening

@@ -38,9 +38,8 @@ from vggkit.serving.answers import (
 )
 from vggkit.serving.batcher import Batcher, Job
 from vggkit.serving.bodies import LARGE_BYTES, ClientGone, Upload, parse_body, read_body
-from vggkit.serving.limits import Budget, Limits
+from vggkit.serving.limits import Budget, ServeLimits
 from vggkit.serving.loaded_model import ComputedImage, LoadedModel, Wanted
-from vggkit.serving.logs import now
 from vggkit.serving.metrics import Metrics
 from vggkit.serving.named_models import NamedModels
 from vggkit.serving.refusals import ImageProblem, Refusal
@@ -96,7 +95,7 @@ class Service:
         metrics: Count images.
     """
 
-    def __init__(self, models: NamedModels, batcher: Batcher, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, models: NamedModels, batcher: Batcher, limits: ServeLimits, metrics: Metrics) -> None:
         self.models, self.batcher, self.limits, self.metrics = models, batcher, limits, metrics
         self.is_draining = False
         """Whether the service stops, and computes only what it has."""
@@ -119,7 +118,7 @@ class Service:
             None if each.problem or isinstance(computed, BadImage) else computed.map
             for each, (_, computed) in zip(described, outcomes, strict=True)
         ]
-        encoded = [None] * len(heats)
+        encoded: list[str | None] = [None] * len(heats)
         if options.explain:
             encoded = await self.batcher.run_in_thread(lambda: [None if h is None else _encode(h) for h in heats])
         predictions = [
@@ -243,7 +242,8 @@ def _too_late(seconds: float) -> Refusal:
 
 
 def _measure(request: Request) -> float:
-    return round(now() - request.state.started, 4)
+    started: float = request.state.started
+    return round(time.perf_counter() - started, 4)
 
 
 def _predict(outcome: Outcome, model: LoadedModel, options: PredictOptions) -> Prediction:
