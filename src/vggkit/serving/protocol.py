@@ -20,6 +20,8 @@ SURPLUS: Final = "is_surplus"
 """The key in a request's state that says that its connection is one too many."""
 SURPLUS_TIMES: Final = 2
 """Connections that are open at most, by those that are served: the others get an answer, and are closed."""
+LINGER_SECONDS: Final = 1.0
+"""How long a connection that was refused is read on."""
 GRACE_SECONDS: Final = 5.0
 """What a request or an answer may take longer than its limit before its connection is cut."""
 
@@ -37,6 +39,7 @@ class LimitedProtocol(H11Protocol):
         super().__init__(config, server_state, app_state, _loop)
         self._limits: ServeLimits = app_state[LIMITS]
         self._timer: asyncio.TimerHandle | None = None
+        self._is_refused = False
         self._awaited: object = None
         """What the timer waits for: `headers`, or the request whose body comes."""
 
@@ -58,7 +61,7 @@ class LimitedProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Called by asyncio."""
-        if self.transport.is_closing():
+        if self._is_refused or self.transport.is_closing():
             return
         super().data_received(data)
         self._watch()
@@ -82,7 +85,7 @@ class LimitedProtocol(H11Protocol):
 
     def _watch(self) -> None:
         """Set the timer for what is still to come of the request."""
-        if self.transport.is_closing():
+        if self._is_refused or self.transport.is_closing():
             self._await(None)
             return
         match self.conn.their_state:
@@ -113,7 +116,7 @@ class LimitedProtocol(H11Protocol):
             self.transport.abort()
 
     def _refuse(self, status: int, error: str, message: str) -> None:
-        """Answer without the application, and close the connection."""
+        """Answer without the application, and close the connection when the client has read it."""
         body = json.dumps({"error": error, "message": message, "request_id": ""}).encode()
         lines = [
             f"HTTP/1.1 {status} {STATUS_PHRASES[status].decode()}",
@@ -124,5 +127,10 @@ class LimitedProtocol(H11Protocol):
             "Connection: close",
             *([f"Retry-After: {RETRY_SECONDS}"] if status == 503 else []),
         ]
+        self._await(None)
+        self._is_refused = True
         self.transport.write("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
-        self.transport.close()
+        # Closed with bytes unread, the connection would be reset, and the client never see the answer.
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(LINGER_SECONDS, self.transport.close)
