@@ -152,7 +152,7 @@ def start(tmp_path) -> Iterator[Callable[..., Command]]:
     """Starts `vggkit serve`, and ends what it started."""
     started: list[Command] = []
 
-    def start_one(*arguments: object, environment: dict[str, str] | None = None, code: str | None = None) -> Command:
+    def start_one(*arguments: object, code: str | None = None, **environment: str) -> Command:
         folder = tmp_path / f"process {len(started)}"
         folder.mkdir()
         run = ["-c", code] if code else ["-m", "vggkit"]
@@ -162,7 +162,7 @@ def start(tmp_path) -> Iterator[Callable[..., Command]]:
                 stdout=out,
                 stderr=subprocess.PIPE,
                 text=True,
-                env={**os.environ, **(environment or {})},
+                env=os.environ | environment,
             )
         assert process.stderr is not None
         line = process.stderr.readline()

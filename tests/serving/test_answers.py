@@ -6,10 +6,10 @@ import re
 
 import numpy as np
 import pytest
-from conftest import draw_class
 from PIL import Image
 
 import vggkit as vk
+from conftest import draw_class
 from vggkit.explanations.overlay import scale_map
 
 from .conftest import LABELS, encode

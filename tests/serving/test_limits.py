@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 import vggkit as vk
-from vggkit.serving.loaded_model import LoadedModel
 from vggkit.serving.limits import ServeLimits
+from vggkit.serving.loaded_model import LoadedModel
 
 from .conftest import Running, run_service
 

@@ -111,6 +111,10 @@ class NamedModels:
                 await asyncio.sleep(seconds)
                 await asyncio.get_running_loop().run_in_executor(pool, self.reload_changed)
 
+    def close(self) -> None:
+        """Free the models."""
+        self._current.clear()
+
     def reload_changed(self) -> None:
         """Load each file that was changed, and has not changed since it was last looked at."""
         for name, watched in self._watched.items():

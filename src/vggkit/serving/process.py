@@ -1,6 +1,7 @@
 """One process of the service: it loads the models, serves until it is told to stop, and drains."""
 
 import asyncio
+import gc
 import multiprocessing
 import os
 import signal
@@ -94,6 +95,8 @@ def build_service(options: ServeOptions, log: Log) -> Guard:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.to_thread(batcher.close)
+        models.close()
+        gc.collect()
         log.write("stopped")
         log.close()
 
