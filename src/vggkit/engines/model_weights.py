@@ -28,14 +28,16 @@ READERS: Final = 2
 _DTYPES: Final = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
-def open_model(model: "Model | ModelFile | str | Path", verb: str) -> "Model | ModelFile":
-    """A model in memory as it is, and the ModelFile of a place: a file, a run's folder, a name, or `hf://owner/name`.
+def open_for_engine(model: "Model | ModelFile | str | Path", verb: str) -> "Model | ModelFile":
+    """The model that an engine reads weights from, without importing torch.
+
+    A model in memory is returned as it is; a file, a run's folder, a model's name or `hf://owner/name` gives a ModelFile.
 
     Args:
-        model: The model or its place.
-        verb: What is to be done with it, for messages.
+        model: The model or its location.
+        verb: The operation that needs the model, for error messages.
 
-    Raises BadInput for what is neither, and what ModelFile does.
+    Raises BadInput for any other type, and the errors of ModelFile.
     """
     if isinstance(model, str | os.PathLike):
         return ModelFile(model)

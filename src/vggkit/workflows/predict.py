@@ -13,7 +13,7 @@ import numpy as np
 
 from vggkit.arguments import demand_count, demand_path, demand_seconds
 from vggkit.engines.info import WantedEngine
-from vggkit.engines.model_weights import ModelFile, open_model
+from vggkit.engines.model_weights import ModelFile, open_for_engine
 from vggkit.engines.outputs import WantedPrecision
 from vggkit.engines.select import choose_engine
 from vggkit.errors import BadOutput
@@ -225,7 +225,7 @@ def _check(
 
 def _open(model: "Model | str | Path") -> "tuple[Model | ModelFile, str]":
     """The model, and its place; of a file only the header is read."""
-    return open_model(model, "bulk work"), name_place(model) if isinstance(model, str | os.PathLike) else ""
+    return open_for_engine(model, "bulk work"), name_place(model) if isinstance(model, str | os.PathLike) else ""
 
 
 def _describe_images(given: Sequence[str | Path | ImageSample], columns: Columns) -> dict[str, Any]:
