@@ -31,7 +31,8 @@ _DTYPES: Final = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 def open_for_engine(model: "Model | ModelFile | str | Path", verb: str) -> "Model | ModelFile":
     """The model that an engine reads weights from, without importing torch.
 
-    A model in memory is returned as it is; a file, a run's folder, a model's name or `hf://owner/name` gives a ModelFile.
+    A model in memory is returned as it is; a file, a run's folder, a model's name or `hf://owner/name` gives a
+    ModelFile.
 
     Args:
         model: The model or its location.
