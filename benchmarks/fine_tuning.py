@@ -1,4 +1,4 @@
-"""Fine-tuning all layers and training the head alone, on the same photos from the same weights: accuracy, time, memory.
+"""Fine-tuning all layers or the head alone, on the same photos from the same weights: accuracy, time, memory.
 
 `vggkit train` in a process of its own for each strategy and seed; the photos of hymenoptera divided by
 folder, VGG-19 to relu3_4 with Oxford's weights. Writes fine_tuning.md beside itself.
