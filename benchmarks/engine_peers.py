@@ -2,7 +2,8 @@
 
 Each function converts torchvision's network to a callable of a batch (N, 3, 224, 224) that gives rows (N, 1000), on
 all processors, as the library's documentation advises and without further tuning. ncnn and NNCF are not
-dependencies of vggkit: `pip install ncnn nncf`; torch inductor needs a C++ compiler. A missing library raises Absent.
+dependencies of vggkit: `pip install ncnn nncf`; torch inductor needs a C++ compiler. A missing library raises
+Absent.
 """
 
 import copy

@@ -2,8 +2,8 @@
 
 Throughput in one process, each in turn, the same weights and images; a first round, not measured, compares all
 outputs with torchvision's eager fp32. `engine_peers.py` has the peers. Libraries that are not installed are skipped
-with a message; all of them take `pip install ncnn nncf`, a C++ compiler for torch inductor, and 14 GB of memory. Each
-start is a process of its own, in a random order, with the model's file in the page cache; "compiled, read" is
+with a message; all of them take `pip install ncnn nncf`, a C++ compiler for torch inductor, and 14 GB of memory.
+Each start is a process of its own, in a random order, with the model's file in the page cache; "compiled, read" is
 OpenVINO's own compiled model, exported before. Writes engines.md beside itself.
 """
 
