@@ -74,7 +74,7 @@ def search(
 def _leave_out(
     query: str, similar: tuple[SimilarImage, ...], *, top: int, keep_query: bool
 ) -> tuple[SimilarImage, ...]:
-    """Without the query's own file, by whatever path the index knows it."""
+    """Without the query's own file, under any path in the index."""
     if keep_query:
         return similar
     own = os.path.realpath(query)
