@@ -59,7 +59,7 @@ def read_configuration(network: nn.Module, built: Configuration, *, base: type[n
     trunk = _read_trunk(features, built)
     pool = network._modules["avgpool"]
     configuration = replace(built, **trunk, **_read_pool(pool, built), **_read_head(classifier, built))
-    # torch's own computes the same as ours for the paper's head.
+    # torch's module computes the same as ours for the paper's head.
     expected: nn.Module = build_pool(configuration)
     if built.head == "fc" and isinstance(pool, nn.AdaptiveAvgPool2d) and type(pool) is nn.AdaptiveAvgPool2d:
         expected = nn.AdaptiveAvgPool2d(pool.output_size)
@@ -133,7 +133,7 @@ def _read_pool(pool: nn.Module | None, built: Configuration) -> dict[str, Any]:
 
 
 def _read_head(classifier: list[nn.Module], built: Configuration) -> dict[str, Any]:
-    """Widths, ranks and dropout of a head whose layers lie as they should; nothing where they do not."""
+    """Widths, ranks and dropout of a head whose layers have the expected order; nothing for others."""
     widths, ranks = list[int](), list[int | None]()
     for module in classifier[::3]:
         factors = [_find_width(each) for each in (module if type(module) is nn.Sequential else [module])]

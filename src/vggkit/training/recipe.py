@@ -228,4 +228,4 @@ STEPWISE = {
         *("mixup", "cutmix", "optimizer", "freeze_norm"),
     )
 }
-"""Fields that only learning by steps has, with their defaults."""
+"""Fields that only training by gradient descent uses, with their defaults."""

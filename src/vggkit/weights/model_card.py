@@ -233,7 +233,7 @@ def _interval(metrics: Mapping[str, Any]) -> str:
 
 
 def _data_name(provenance: Mapping[str, Any]) -> str:
-    """The data's name without the folders of the machine where it lay."""
+    """The data's name without the folders of the machine."""
     name = str(_mapping(provenance, "data").get("name") or "images of its author")
     return name.replace("\\", "/").rstrip("/").rpartition("/")[2] or name
 

@@ -29,7 +29,7 @@ def name_other_network(entries: Mapping[str, Shaped]) -> str | None:
 
 
 def _name_tiny(modules: Sequence[Module]) -> str | None:
-    """CNN Explainer's TinyVGG, which courses teach: two blocks of two convolutions of one width, and one matrix."""
+    """CNN Explainer's TinyVGG, common in courses: two blocks of two convolutions of one width, and one matrix."""
     kernels = [module.shapes["weight"] for module in modules if module.kind == "conv"]
     matrices = [module.shapes["weight"] for module in modules if module.kind == "linear"]
     width = kernels[0][0] if kernels else 0
@@ -205,7 +205,7 @@ def write_load_line(
     smallest = configuration.minimum_side
     if smallest > CROP_PIXELS:
         options.append(f"preprocessing=vk.Preprocessing(resize_pixels={smallest}, crop_pixels={smallest})")
-    # A pool head is renewed where it is not there, and what lies behind a cut is left.
+    # A missing pool head is initialised, and layers behind a cut are ignored.
     pooled = configuration.head == "pool"
     lacking = [key for key in missing if not (pooled and key.startswith("classifier."))]
     renewed = pooled and len(lacking) < len(missing)

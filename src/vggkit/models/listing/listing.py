@@ -1,4 +1,4 @@
-"""A VGG as source to hand out: a standalone listing in one of three styles. No torch here."""
+"""A VGG as source code: a standalone listing in one of three styles. No torch here."""
 
 from dataclasses import fields
 from textwrap import fill
