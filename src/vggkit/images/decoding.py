@@ -102,7 +102,7 @@ def _explained(name: str) -> Iterator[None]:
     except Exception as problem:  # decoders raise whatever they meet, struct.error to SyntaxError
         reason = str(problem) or type(problem).__name__
         if reason.startswith("decoder error"):
-            reason = f"its data are broken, or packed in a way not known here; {reason}"
+            reason = f"its data are damaged, or encoded in an unsupported way; {reason}"
         raise BadImage(f"{name}: cannot be decoded ({reason})") from problem
 
 
@@ -153,7 +153,7 @@ def read_file(path: str | Path, *, name: str | None = None) -> bytes:
     except BadImage:
         raise
     except ValueError as problem:  # there is a NUL in it
-        raise BadImage(f"{name!r}: is no name of a file") from problem
+        raise BadImage(f"{name!r}: is not a valid file name") from problem
 
 
 def _decode_jpeg(data: bytes, least_side: int | None) -> Pixels:

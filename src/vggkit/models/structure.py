@@ -26,7 +26,7 @@ _FREE: Final = frozenset(
 """Attributes that change no prediction; widths are those of the tensors."""
 _HOOKS: Final = ("forward_hook", "forward_pre_hook", "state_dict_hook", "state_dict_pre_hook")
 _FLOATS: Final = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-_UNDO: Final = "put back what belongs there, or keep the weights alone: torch.save(network.state_dict(), path)"
+_UNDO: Final = "restore the original module, or save the weights alone: torch.save(network.state_dict(), path)"
 
 
 def read_configuration(network: nn.Module, built: Configuration, *, base: type[nn.Module]) -> Configuration:
@@ -69,7 +69,7 @@ def read_configuration(network: nn.Module, built: Configuration, *, base: type[n
         value = _find_tensor(network, key)
         if tuple(value.shape) != shape:
             hint = "; other channels are in_channels= of the VGG" if key == "features.0.weight" else ""
-            _refuse(f"{key} has the shape {tuple(value.shape)}, and its neighbours ask for {shape}", _UNDO + hint)
+            _refuse(f"{key} has the shape {tuple(value.shape)}, and its neighbours require {shape}", _UNDO + hint)
     return configuration
 
 
@@ -200,7 +200,7 @@ def _compare_own(place: str, found: nn.Module, expected: nn.Module) -> None:
     hooks = [kind for kind in _HOOKS if getattr(found, f"_{kind}s")]
     if hooks:
         kind = hooks[0].replace("_", " ")
-        _refuse(f"{place} has a {kind}, which may change what it gives", "remove it first: handle.remove()")
+        _refuse(f"{place} has a {kind}, which may change its output", "remove it first: handle.remove()")
     for kind in ("modules", "parameters", "buffers"):
         mine, theirs = (_list_names(module, kind) for module in (found, expected))
         for name in (*theirs, *mine):

@@ -108,8 +108,8 @@ def choose_batch_size(
         return min(size, images), reason
     wanted = _find_flat(configuration, recipe, crop_pixels)
     if recipe.trainable == "head":
-        return min(wanted, max(1, images)), "more at once compute no faster"
-    size, reason = wanted, "more a step are hardly faster here"
+        return min(wanted, max(1, images)), "larger batches are not faster"
+    size, reason = wanted, "larger batches are hardly faster here"
     if size > fair:
         count = count_batches(images, fair)
         size, reason = fair, f"{count} batch{'es' if count > 1 else ''} an epoch from {images:,} images"
@@ -173,18 +173,18 @@ def search_batch_size(time_step: Callable[[int], float], *, largest: int) -> tup
         if seconds is None:
             break
         if size / seconds < GROWTH * fastest:
-            return best, "more a step are hardly faster here"
+            return best, "larger batches are hardly faster here"
         best, fastest, size = size, size / seconds, 2 * size
     if size > largest:
-        return best, "more a step would leave an epoch too few steps"
+        return best, "larger batches would leave an epoch too few steps"
     if best:
         return best, "as many as the GPU's memory holds"
     for size in (LEAST // 2, LEAST // 4, 1):
         if _try(time_step, size) is not None:
             return size, "as many as the GPU's memory holds"
     raise BadInput(
-        "not even one image a step fits the GPU's memory: end what else runs there, feed smaller images "
-        "(--image-size), learn fewer layers (--trainable top), or take --device cpu"
+        "not even one image a step fits the GPU's memory: end other programs that use it, use smaller "
+        "images (--image-size), train fewer layers (--trainable top), or use --device cpu"
     )
 
 

@@ -137,7 +137,7 @@ def _suggest(rates: list[float], losses: list[float], smoothed: list[float]) -> 
     if len(smoothed) < 2 * warm:
         return (
             None,
-            "the loss grows beyond all bounds from the lowest rates on: look at the images and the weights",
+            "the loss diverges from the lowest rates on: check the images and the weights",
         )
     # At the lowest rates nothing is learnt: the losses differ only by the batches.
     start, noise = statistics.mean(losses[:warm]), statistics.stdev(losses[:warm])

@@ -62,7 +62,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
             cutmix=1.0,  # both
             ema_decay=0.999,  # ConvNeXt has 0.9999 over far more steps
         ),
-        "thousands of photos from random weights, and hours of time: AdamW, cosine, mixup, CutMix, RandAugment, "
+        "thousands of photos from random weights, in hours: AdamW, cosine, mixup, CutMix, RandAugment, "
         "an average of the weights",
     ),
     "paper": Preset(

@@ -419,16 +419,16 @@ class Trainer:
         if self.progress.returns == MOST_RETURNS:
             raise BadInput(
                 f"the loss became {problem.loss} in {place}, at learning rate {rate:.2g}, and {MOST_RETURNS} lower "
-                f"ones did not help: begin again with --learning-rate {rate * LOWER:.1g}, or with the same network "
-                "with batch norm, and look at the images with `vggkit check`"
+                f"ones did not help: start again with --learning-rate {rate * LOWER:.1g}, or with the same network "
+                "with batch norm, and check the images with `vggkit check`"
             ) from problem
         state, before = self.checkpoints.read_epoch()
         self.train_state.restore(state)
         self.progress = replace(before, rate_scale=lower, returns=self.progress.returns + 1)
         self._keep()
         self.callbacks.warn(
-            f"the loss became {problem.loss} in {place}: back to the start of the epoch, and on at {LOWER:g} times "
-            f"the learning rate of {rate:.2g} (return {self.progress.returns} of {MOST_RETURNS} at most)"
+            f"the loss became {problem.loss} in {place}: back to the start of the epoch, to continue at {LOWER:g} "
+            f"times the learning rate of {rate:.2g} (return {self.progress.returns} of {MOST_RETURNS} at most)"
         )
 
 

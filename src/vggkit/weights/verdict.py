@@ -63,8 +63,8 @@ def describe_shapes(entries: Mapping[str, Shaped], sheet: Sheet | None) -> str:
     if first != 3:
         return f"{counted}, the first {first}×{first} where a VGG's is 3×3, and {matrices} matrices"
     if sides != [3]:
-        return f"{counted} and {matrices} matrices; a VGG has 3×3 ones, each reading what the one before gives"
-    return f"{counted} and {matrices} matrices, which do not follow on one another as in a VGG of the paper"
+        return f"{counted} and {matrices} matrices; a VGG has 3×3 ones, each reading the output of the one before"
+    return f"{counted} and {matrices} matrices, which do not form the sequence of a VGG of the paper"
 
 
 def _side(module: Module, *, last: bool) -> int:
