@@ -1,7 +1,7 @@
 """`torch.hub.load(repository, "vgg11", weights="imagenet")`: the networks of vggkit, from a plain clone.
 
-Nothing needs to be installed but what `dependencies` names. The names are those of
-`vggkit models`; each gives a `torch.nn.Module`, images in, logits out.
+Only the packages in `dependencies` need to be installed. The names are those of
+`vggkit models`; each returns a `torch.nn.Module` that computes logits of images.
 """
 
 import sys as _sys
@@ -15,7 +15,7 @@ try:
     from vggkit.classifier import Classifier as _Classifier
     from vggkit.models.configuration import Head as _Head
 finally:
-    _sys.path.remove(_SOURCE)  # what is imported later is found beside the package itself
+    _sys.path.remove(_SOURCE)  # later imports are found through the package's own path
 
 dependencies = ["lazy_loader", "torch", "numpy", "PIL", "safetensors"]
 
