@@ -23,7 +23,7 @@ $(READY): requirements.lock pyproject.toml
 setup: $(READY)  ## build .venv with all development dependencies, pinned and hashed
 	@echo "ready: . $(BIN)/activate"
 
-demo: $(READY)  ## train, evaluate and predict on handwritten digits, about a minute
+demo: $(READY)  ## train, evaluate and predict on handwritten digits
 	@$(BIN)/vggkit demo $(DEMO)
 
 test: $(READY)  ## the default tests: no network, no GPU, about five minutes on two cores
