@@ -177,8 +177,8 @@ def list_features(configuration: Configuration) -> list[str]:
 
 
 def _demand_names(names: str | Sequence[str], configuration: Configuration) -> tuple[str, ...]:
-    wanted = (names,) if isinstance(names, str) else tuple(dict.fromkeys(names))
     known = list_features(configuration)
+    wanted = (names,) if isinstance(names, str) or not isinstance(names, Iterable) else tuple(dict.fromkeys(names))
     if not wanted:
         raise BadInput(f"name one layer or several, of {', '.join(known)}")
     for name in wanted:

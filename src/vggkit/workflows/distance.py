@@ -4,6 +4,7 @@ Shape letters: N images, H and W pixels.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -12,16 +13,21 @@ import torch
 from torch import Tensor
 
 from vggkit.arguments import demand_count
-from vggkit.errors import BadImage, BadInput, UnknownName
+from vggkit.errors import BadConfiguration, BadImage, BadInput, UnknownName
 from vggkit.features.image_pairs import Distances, ImageDistance, pair_images
-from vggkit.features.loss_config import METRICS
+from vggkit.features.loss_config import METRICS, LossConfig
 from vggkit.features.perceptual import PerceptualLoss
 from vggkit.hardware import choose_device
 from vggkit.images.dataset import ImageSample
 from vggkit.images.decoding import Pixels
 from vggkit.images.given import ImageSources
+from vggkit.models.configuration import Configuration
+from vggkit.models.configure import configure
 from vggkit.models.vgg import VGG
+from vggkit.weights.identify import identify
+from vggkit.weights.locate import locate_model
 from vggkit.weights.model import Model
+from vggkit.weights.published_models import is_model_name
 
 TRUNK: Final = "vgg16"
 """The default: the published ImageNet weights."""
@@ -55,7 +61,8 @@ def distance(
             images; `gram` compares textures and colours wherever they are, `content` what is where (the style and
             the content term of Johnson et al. 2016).
         trunk: A VGG16: its published ImageNet weights, with which the metrics were made, or a network, a Classifier
-            or a file of weights.
+            or a file of weights. For `gram` and `content` also another VGG that has their layers, relu1_2, relu2_2,
+            relu3_3 and relu4_3, and relu3_3; distances by different networks cannot be compared.
         calibration: For lpips and dists their trained weights: a file as their authors publish it.
         batch_size: Pairs that pass through the network together, where they have one size.
         device: `auto`, `cpu`, `cuda`, `mps`.
@@ -71,7 +78,7 @@ def distance(
     batch_size = demand_count("batch_size", batch_size)
     found = pair_images(first, second)
     loss = PerceptualLoss(
-        METRICS[metric],
+        _choose_loss(metric, trunk),
         trunk=trunk,
         calibration=calibration,
         input_range=(0, 1),
@@ -91,6 +98,29 @@ def distance(
             on_progress(done, len(found.pairs))
     in_order = tuple(results[number] for number in range(len(found.pairs)))
     return Distances(metric, in_order, found.only_first, found.only_second)
+
+
+def _choose_loss(metric: str, trunk: VGG | Model | str | Path) -> str | LossConfig:
+    """The loss: of `gram` and `content` the layers in the network that is given."""
+    config = METRICS[metric]
+    if config.metric != "features":
+        return metric
+    if isinstance(trunk, VGG | Model):
+        configuration: Configuration | None = trunk.configuration
+    elif is_model_name(trunk):
+        configuration = configure(str(trunk))
+    else:
+        configuration = identify(locate_model(trunk)).configuration
+    if configuration is None:  # the loss says why
+        return config
+    layers = [layer.name for layer in configuration.trunk]
+    absent = [layer for layer in config.layers if layer not in layers]
+    if absent:
+        raise BadConfiguration(
+            f"{metric} compares {', '.join(config.layers)}, and the trunk, a {configuration.model} that ends with "
+            f"{layers[-1]}, lacks {', '.join(absent)}"
+        )
+    return replace(config, model=configuration.model)
 
 
 def _compare(
@@ -128,8 +158,12 @@ def _compute(
     try:
         with torch.no_grad():
             found = loss(*(_to_tensor([pair[side] for _, pair in batch], device) for side in (0, 1))).tolist()
-    except BadInput as problem:  # smaller than the pools need
-        found = [f"{pairs[number][0].path}: {problem}" for number in numbers]
+    except BadInput:
+        sizes = [f"{pair[0].shape[1]}×{pair[0].shape[0]}" for _, pair in batch]
+        found = [
+            f"{pairs[number][0].path}: has {size} pixels, which is too small: each pool of the network halves it"
+            for number, size in zip(numbers, sizes, strict=True)
+        ]
     yield from zip(numbers, found, strict=True)
 
 
