@@ -206,9 +206,10 @@ class Service:
             await asyncio.wait(waited, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
             gone.cancel()
-            if not results.done():  # what still waits is not computed
-                results.cancel()
-        if not results.done():
+            is_whole = results.done()
+            for job in jobs:  # what still waits is not computed
+                job.future.cancel()
+        if not is_whole:
             if gone.done():
                 raise ClientGone
             raise _too_late(seconds)
