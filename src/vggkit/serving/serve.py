@@ -12,7 +12,7 @@ from vggkit.inference.embed import find_width
 from vggkit.serving.limits import ServeLimits
 from vggkit.serving.loaded_model import Computing
 from vggkit.serving.named_models import name_models
-from vggkit.serving.options import ServeOptions, read_token
+from vggkit.serving.options import BACKLOG, ServeOptions, read_token
 
 
 def serve(
@@ -113,6 +113,7 @@ def _listen(options: ServeOptions) -> socket.socket:
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
+        listening.listen(BACKLOG)  # who connects now waits until the models are loaded
     except OSError as problem:
         listening.close()
         raise BadInput(
