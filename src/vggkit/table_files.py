@@ -33,7 +33,7 @@ METADATA_KEY: Final = b"vggkit"
 
 Column = Sequence[Any] | NDArray[Any]
 Kind = Literal["path", "text", "number", "count"] | int
-"""What a column holds: a file's path, other text, a number or a whole one, each may be None; or a vector of so many
+"""The type of a column: a file's path, other text, a float or an integer, each may be None; or a vector of so many
 float32, where NaN is none."""
 MARKS: Final[Mapping[Kind, str]] = {"path": "./", "text": "'"}
 """Prefix in CSV of a path that a spreadsheet would read as a formula; `./` names the same file."""
@@ -285,7 +285,7 @@ def _stream_array(path: Path, kinds: Mapping[str, Kind]) -> Iterator[Append]:
 
 
 def _open_json(path: Path) -> TextIO:
-    # What is no text in a path becomes an escape of JSON's.
+    # Bytes of a path that are not text become JSON escapes.
     return open(path, "w", encoding="utf-8", errors="backslashreplace", newline="\n")
 
 

@@ -1,4 +1,4 @@
-"""An engine in a process of its own, driven over a pipe: its memory is its own, and its start can be timed.
+"""An engine in a separate process, controlled over a pipe, to measure its memory and its start-up time.
 
 `serve` is the other end; a line of JSON is a request, a line the reply.
 """

@@ -1,4 +1,4 @@
-"""Runs a bench: every engine in every precision, each in a process of its own, in turns.
+"""Runs a bench: every engine in every precision, each in a separate process, in turn.
 
 Shape letters: N images, K classes.
 """
@@ -24,7 +24,7 @@ from vggkit.hardware import choose_device, computes_bf16, find_available_memory,
 from vggkit.inference.bulk import OnProgress
 
 SPARE_BYTES: Final = 500_000_000
-"""What a process takes besides weights, about."""
+"""Approximate memory of a process besides its weights."""
 COPIES: Final = 3
 """Of the weights in a process: the mapped file, and what an engine makes of it, twice while it does."""
 

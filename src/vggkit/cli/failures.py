@@ -18,7 +18,7 @@ class Failures:
 
     Args:
         line: Where they are reported.
-        all_are_in: Where the reason of each one is found, for the line that counts the others.
+        all_are_in: The file that contains the reason of each one, for the message that counts the others.
         of: What is counted.
     """
 
@@ -38,7 +38,7 @@ class Failures:
             )
 
     def count(self, problem: str | None) -> None:
-        """One more image, with what is wrong with it, if anything is."""
+        """One more image, with its problem, if it has one."""
         if problem is None:
             self.done += 1
             return

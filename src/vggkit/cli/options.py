@@ -108,7 +108,7 @@ def _read_frozen_values(options: Sequence[str]) -> ConstructorRegistry:
 
 
 def _annotate(kind: Any, text: str | None, *, options: Sequence[str], metavar: str | None = None) -> Any:
-    """The type with its help on one line, which tyro breaks, and the default where that says something."""
+    """The type with its help on one line, which tyro wraps, and the default if it is informative."""
 
     def show(default: str) -> str:
         return "" if default in ("None", "False", "", "''") else f"(default: {default})"

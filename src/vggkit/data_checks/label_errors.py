@@ -50,7 +50,7 @@ def extract_features(
 ) -> NDArray[np.float32]:
     """(N, F) of readable sightings: mean and standard deviation of each channel of the trunk's last map.
 
-    Raises BadData where an image has gone since, and BadInput where the network's values overflow.
+    Raises BadData where an image was removed since, and BadInput where the network's values overflow.
     """
     engine = choose_engine(classifier.network, device, output="statistics", precision="fp32")
     images = [sighting.image for sighting in sightings]
@@ -162,7 +162,7 @@ def predict_held_out(
 
 
 def weigh(logits: NDArray[np.float64], labels: NDArray[np.int_]) -> Judgement:
-    """The Judgement that explains the labels best: some share of them wrong, and then any other class alike.
+    """The Judgement of maximum likelihood: a proportion of the labels is wrong, all other classes equally probable.
 
     Temperature and share are those of the greatest likelihood of the labels; by Bayes' rule they give how
     likely each label is wrong. A classifier of low accuracy gets a high temperature, and reports no label.
@@ -182,7 +182,7 @@ def weigh(logits: NDArray[np.float64], labels: NDArray[np.int_]) -> Judgement:
 
 
 def judge(features: NDArray[np.float32], labels: NDArray[np.int_], groups: NDArray[np.int_]) -> Judgement:
-    """What a linear classifier on features, which never saw an image or its copies, says of the image's label.
+    """Predictions of a linear classifier on features that was fitted without the image and its copies.
 
     Args:
         features: (N, F).
@@ -207,8 +207,8 @@ def find_mislabelled(
 ) -> Finding | None:
     """Images whose label is likely wrong, by predictions of classifiers that did not see them.
 
-    Confident learning (Northcutt, Jiang and Chuang, 2021) by cleanlab says how many of each class are suspect;
-    of these count those whose label has a chance of DOUBTED or more to be wrong
+    Confident learning (Northcutt, Jiang and Chuang, 2021) by cleanlab gives the number of suspect labels of each
+    class; of these count those whose label has a chance of DOUBTED or more to be wrong
     and that another class is clearly likelier for, the most doubtful first.
 
     Args:
@@ -260,7 +260,7 @@ def find_outliers(sightings: Sequence[Sighting], features: NDArray[np.float32]) 
     """Images unlike all others: far from their nearest neighbours among the features.
 
     The distance is the mean one to the share NEAR of all images, or to the nearer half of the image's own
-    class where that is less: a small class of its own kind is no outlier. An image counts whose
+    class where that is less: a small distinct class is not an outlier. An image counts whose
     logarithm is FAR robust standard deviations (median absolute deviation) above the median.
     """
     if len(sightings) <= 2 * LEAST_NEIGHBOURS or not np.isfinite(features).all():
@@ -289,7 +289,7 @@ def find_outliers(sightings: Sequence[Sighting], features: NDArray[np.float32]) 
 
 
 def measure_distances(rows: NDArray[np.float32], labels: NDArray[np.int_]) -> NDArray[np.float64]:
-    """How far (N,) each of the rows (N, F) is from its neighbours, as `find_outliers` says; N is 2 or more."""
+    """How far (N,) each of the rows (N, F) is from its neighbours, as in `find_outliers`; N is 2 or more."""
     count = len(rows)
     near = min(max(LEAST_NEIGHBOURS, round(NEAR * count)), count - 1)
     classes = [np.flatnonzero(labels == label) for label in range(int(labels.max()) + 1)]

@@ -96,7 +96,7 @@ class EngineCache:
             return found
 
     def __reduce__(self) -> tuple[type["EngineCache"], tuple[()]]:
-        """A copy, and what is pickled, begins without engines."""
+        """Copies and pickles have no engines."""
         return EngineCache, ()
 
     def __del__(self, find_process: Callable[[], int] = os.getpid, of_parents: list[object] = _OF_PARENTS) -> None:

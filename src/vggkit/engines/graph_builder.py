@@ -140,7 +140,7 @@ class GraphBuilder(Generic[Node]):
         return after is not None and after.kind == "bn" and conv.name not in self._plan.computed
 
     def _read_features(self, graph: Graph, found: Mapping[Output, Node]) -> Node:
-        """What the last layer reads, as rows; the average of it where that layer slides over a map."""
+        """The input of the last layer, as rows; its average if that layer slides over a map."""
         last = select_steps(graph, ["features"])[-1]
         values = found[last.name]
         if self._configuration.head != "dense":
@@ -165,11 +165,11 @@ def read_norm(weights: Mapping[str, Values], step: Step) -> tuple[NDArray[np.flo
 
 
 LIMIT: Final = 1e36
-"""Below it nothing overflows in float32 or bfloat16, in whatever order and by whatever algorithm it is summed."""
+"""Below it nothing overflows in float32 or bfloat16, in any order and by any algorithm of summation."""
 
 
 def bound_trunk(configuration: Configuration, plan: Plan, weights: Mapping[str, Values]) -> float:
-    """What no value of a plan's trunk exceeds, for images within [-1, 1]; NaN where weights are no numbers.
+    """An upper bound of all values of a plan's trunk, for images within [-1, 1]; NaN if weights are NaN.
 
     For images within [-a, a], a above 1, it is at most a² times as much. Each channel of each layer is bounded by
     the magnitudes of its weights times the bounds of what they read.

@@ -132,7 +132,7 @@ class _Operations:
         return self._add("Add", [scaled, self._keep(shift.reshape(1, -1, 1, 1))])
 
     def rectify(self, values: str, watched: bool) -> str:
-        # What is not finite passes its ReLU and its pooling, so that nothing need be watched.
+        # Values that are not finite pass its ReLU and its pooling, so no extra output is needed.
         return self._add("Relu", [values])
 
     def normalize_responses(self, maps: str, watched: bool) -> str:

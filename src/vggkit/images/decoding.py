@@ -30,13 +30,13 @@ from vggkit.images.pillow_warnings import without_warnings
 Pixels = NDArray[np.uint8]
 
 FORMATS: Final = ("PNG", "GIF", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "PPM", "JPEG2000", "TGA", "PCX", "SGI", "PSD")
-"""What Pillow may open besides JPEG. Left out is what starts programs (EPS), draws (WMF), holds no photographs
-(ICO, FLI) or is decoded in Python, where a small file can take minutes (QOI, MSP)."""
+"""Formats that Pillow may open besides JPEG. Excluded are those that start programs (EPS), draw (WMF), hold no
+photographs (ICO, FLI) or are decoded in Python, where a small file can take minutes (QOI, MSP)."""
 
 FOUR_CHANNELS: Final = frozenset({"RGBA", "RGBX", "RGBa", "CMYK"})
 """Pillow's modes of four channels; files of more are not read."""
 
-_UNKNOWN_WHITE: Final = "and what is white is not known; save it with 8 or 16 bits, from 0 to 255 or to 65535"
+_UNKNOWN_WHITE: Final = "whose range is unknown; save it with 8 or 16 bits, from 0 to 255 or to 65535"
 
 STRIP_PIXELS: Final = 2**20
 """Pixels that are converted at a time."""
@@ -60,7 +60,7 @@ def decode(
             side still has this many pixels: faster, and slightly other pixels. None: at its full size.
         channels: 3; or 4 for (H, W, 4), the values as the file holds them, its fourth channel no transparency.
 
-    Raises BadImage for whatever is not a readable image: missing, empty, truncated, of no
+    Raises BadImage for anything that is not a readable image: missing, empty, truncated, of no
     image format, so large that it would not be decoded within 5 s and 1 GB, or without the
     fourth channel that is requested.
     """
@@ -90,7 +90,7 @@ def see(image: Image.Image, *, name: str, keep_fourth: bool = False) -> Pixels:
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """What decoders raise, as BadImage with the image's name."""
+    """Converts exceptions of decoders to BadImage with the image's name."""
     try:
         yield
     except BadImage as problem:
@@ -128,7 +128,7 @@ def to_four_channels(image: Image.Image) -> Pixels:
 
 
 def _cut(image: Image.Image) -> Iterator[Image.Image]:
-    """The image in strips from the top: what is made of them at a time stays small."""
+    """The image in strips from the top, so that intermediate results stay small."""
     rows = max(1, STRIP_PIXELS // image.width)
     for top in range(0, image.height, rows):
         yield image.crop((0, top, image.width, min(top + rows, image.height)))
@@ -157,7 +157,7 @@ def read_file(path: str | Path, *, name: str | None = None) -> bytes:
 
 
 def _decode_jpeg(data: bytes, least_side: int | None) -> Pixels:
-    """A JPEG's pixels, through simplejpeg where it gives Pillow's; Pillow has the last word on what is broken."""
+    """A JPEG's pixels, through simplejpeg where it gives the same as Pillow, which decides about broken files."""
     # The class and not Image.open: that would take a file of several images for more than its first.
     with JpegImageFile(io.BytesIO(data)) as image:
         kind = "progressive JPEG" if image.info.get("progressive") else "JPEG"
@@ -245,7 +245,7 @@ TURNS: Final[dict[int, Callable[[Pixels], Pixels]]] = {
     7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
     8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
 }
-"""What makes pixels upright that were stored with each EXIF orientation; 1 is upright."""
+"""The operation that makes pixels upright for each EXIF orientation; 1 is upright."""
 
 
 def _find_turn(image: Image.Image) -> Callable[[Pixels], Pixels] | None:
@@ -256,7 +256,7 @@ def _find_turn(image: Image.Image) -> Callable[[Pixels], Pixels] | None:
 
 
 def _choose_conversion(image: Image.Image) -> Callable[[Image.Image], Any]:
-    """What makes RGB of a part of this image."""
+    """The function that converts a strip of this image to RGB."""
     if image.mode.startswith("I") or image.mode == "F":
         return _choose_scaling(image)
     if image.mode == "RGB" and "transparency" not in image.info:
@@ -272,7 +272,7 @@ def _lay_over_white(part: Image.Image) -> Image.Image:
 
 
 def _choose_scaling(image: Image.Image) -> Callable[[Image.Image], Pixels]:
-    """From 0 to what the file's bits can say; raises BadImage for values that leave open what is white."""
+    """The range from 0 to the largest value of the file's bit depth; raises BadImage where that is unknown."""
     most = _largest_value(image)
     clear = image.info.get("transparency")
     if image.mode == "F":
@@ -291,7 +291,7 @@ def _choose_scaling(image: Image.Image) -> Callable[[Image.Image], Pixels]:
 
 
 def _largest_value(image: Image.Image) -> int:
-    """What whole numbers reach at most: a TIFF says with how many bits it was written."""
+    """The largest value of integers: a TIFF declares its number of bits."""
     tags = getattr(image, "tag_v2", {})
     bits = (tags.get(258) or (16,))[0]
     signed = (tags.get(339) or (1,))[0] == 2

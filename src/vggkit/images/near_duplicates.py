@@ -31,9 +31,9 @@ LEAST_SIMILARITY: Final = 0.6
 MOST_PARTNERS: Final = 32
 """The number of later images, the most similar ones, that an image is compared with closely."""
 
-_LEAST_CORRELATION: Final = 0.78  # of the waves; what is below is not looked at closely
-_LEAST_DETAIL: Final = 1.0  # grey levels, root mean square; below it rounding speaks, not the image
-_LEAST_FIT: Final = 0.8  # of images laid over each other coarsely; what is below is not looked at more closely
+_LEAST_CORRELATION: Final = 0.78  # of the cosine coefficients; pairs below are not compared further
+_LEAST_DETAIL: Final = 1.0  # grey levels, root mean square; below it rounding dominates
+_LEAST_FIT: Final = 0.8  # of coarsely aligned images; pairs below are not compared further
 _DEVIATIONS: Final = 6.0  # by how many of its standard deviations a correlation is lowered
 _FARTHEST: Final = 0.13  # shift and stretch, in halves of the side: crops and borders of up to 6 % of a side
 _WAVES: Final = 8
@@ -52,7 +52,7 @@ class NearDuplicate(NamedTuple):
 
 
 def compute_descriptor(pixels: Pixels) -> Pixels:
-    """The descriptor (D,), uint8, of RGB pixels (H, W, 3), uint8: a grey thumbnail, whatever the sides' ratio.
+    """The descriptor (D,), uint8, of RGB pixels (H, W, 3), uint8: a grey thumbnail, for any aspect ratio.
 
     Images with a side under LEAST_SIDE get zeros, which are similar to nothing: find their copies by digest.
     """

@@ -55,7 +55,7 @@ class Preprocessing:
     """Order of the channels; L is one channel, grey (ITU-R 601), and RGBX is four as files and arrays hold them: a
     fourth beside the colours, such as infrared, depth or alpha."""
     full_value: float = 1.0
-    """What a channel at its brightest (255) counts before mean and std: 1, or 255 as Caffe had it."""
+    """The value of a channel at 255 before mean and std are applied: 1, or 255 as in Caffe."""
     mean: tuple[float, ...] = IMAGENET_MEAN
     """Subtracted from each channel, in the order of `channel_order` and on the scale of `full_value`."""
     std: tuple[float, ...] = IMAGENET_STD
@@ -122,7 +122,7 @@ class Preprocessing:
         return self.normalize(self.fit(image.decode(least_side=self.least_side, channels=self.decoded_channels)))
 
     def fit(self, pixels: Pixels) -> Pixels:
-        """RGB pixels (crop, crop, 3) as `fit_mode` says, for RGB pixels (H, W, 3) of any size; four stay four."""
+        """RGB pixels (crop, crop, 3) by `fit_mode`, for RGB pixels (H, W, 3) of any size; or with four channels."""
         crop = self.crop_pixels
         match self.fit_mode:
             case "crop":
@@ -136,7 +136,7 @@ class Preprocessing:
                 return _lay_on(self.mean_colour(), crop, resize(pixels, size, self.interpolation))
 
     def locate(self, height: int, width: int) -> tuple[float, float, float, float]:
-        """Where `fit` looks in an image of this size: left, top, right and bottom edge in pixels of the image.
+        """The area that `fit` uses of an image of this size: left, top, right and bottom edge in its pixels.
 
         Edges lie outside of the image where the network sees padding there.
 

@@ -153,7 +153,7 @@ def _skip_done(chunks: Chunks, images: Iterator[ImageSample], digest: ImageDiges
         if done < chunk.stop or digest.hex() != chunk.digest:
             raise BadOutput(
                 f"{chunks.folder}: holds results of other images: among the first {chunk.stop:,} some came, went "
-                "or changed. Name another file with --out, or say --overwrite to begin anew"
+                "or changed. Name another file with --out, or use --overwrite to start again"
             )
     return done
 
@@ -222,7 +222,7 @@ def _check_finished(job: Job, chunks: Chunks) -> BulkResult:
     if (count, digest.hex()) != (before, about["digest"]):
         raise BadOutput(
             f"{job.out}: holds results of other images: {before:,} then, {count:,} now; some came, went or "
-            "changed. Name another file with --out, or say --overwrite to begin anew"
+            "changed. Name another file with --out, or use --overwrite to start again"
         )
     return BulkResult(str(job.out), count, about["unreadable"], count, job.engine, reading.list_omissions())
 

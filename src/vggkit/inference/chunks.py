@@ -111,7 +111,7 @@ class Chunks:
             np.savez(out, allow_pickle=False, **held)
 
     def discard(self) -> None:
-        """Remove them; the manifest, which says that they are there, goes first."""
+        """Remove them; the manifest that lists them is removed first."""
         (self.folder / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -12,7 +12,7 @@ from vggkit.models.configuration import Configuration, Scheme
 
 
 def initialize(network: nn.Module, scheme: Scheme = "kaiming") -> None:
-    """Draw every weight anew from torch's generator; biases 0, batch norm the identity.
+    """Initialise every weight again from torch's generator; biases 0, batch norm the identity.
 
     - `kaiming` (default): convolutions from He et al.'s normal distribution, fan out, for ReLU;
       fully connected layers from N(0, 0.01²). It is torchvision's, and with the same seed it
@@ -105,7 +105,7 @@ def warm_start(network: nn.Module, smaller: nn.Module) -> WarmStart:
 
 
 def _layer_keys(network: nn.Module) -> dict[str, str]:
-    """Where each named layer's keys start."""
+    """The prefix of each named layer's keys."""
     configuration = getattr(network, "configuration", None)
     if not isinstance(configuration, Configuration):
         raise BadInput(f"warm start takes two VGGs, got {type(network).__name__}")

@@ -40,7 +40,7 @@ def read_configuration(network: nn.Module, built: Configuration, *, base: type[n
         built: What it was built from.
         base: The class whose functions it runs.
 
-    Raises BadConfiguration, naming the module, where no Configuration says what the modules compute.
+    Raises BadConfiguration, naming the module, where no Configuration describes the modules.
     """
     changed = [name for name, own in vars(base).items() if isinstance(own, FunctionType) and name != "__init__"]
     changed = [name for name in changed if getattr(type(network), name) is not vars(base)[name]]
@@ -89,7 +89,7 @@ def check_values(network: nn.Module) -> None:
             normed = key
         else:
             kinds.setdefault(value.dtype, key)
-        # A sum is finite only where all of it is, and found much sooner; a large one may overflow by itself.
+        # A sum is finite only where all of it is, and computed much faster; a large sum may also overflow.
         if not (value.sum(dtype=torch.float32).isfinite() or value.isfinite().all()):
             raise BadInput(
                 f"{key} holds values that are not finite (NaN or infinity), and so would every prediction; "

@@ -30,7 +30,7 @@ class VGG(nn.Module):
 
     Args:
         configuration: A name of `list_models()`, or a Configuration.
-        num_classes: Classes K; 1000 where the model does not say otherwise.
+        num_classes: Classes K; 1000 unless the model specifies another number.
         in_channels: Channels C of the images.
         head: `fc` (the paper's), `dense` (the same as convolutions) or `pool`; see Configuration.
         dropout: Chance in [0, 1).
@@ -127,7 +127,7 @@ class VGG(nn.Module):
         """The configuration of the network as it is now, read from its modules: changed widths, pooling and dropout
         are found, such as those of a new last layer.
 
-        Raises BadConfiguration, naming the module, where no Configuration says what the modules compute.
+        Raises BadConfiguration, naming the module, where no Configuration describes the modules.
         """
         return read_configuration(self, self._built, base=VGG)
 

@@ -42,7 +42,7 @@ SEVERITIES: Final[dict[Severity, str]] = {
     "warning": "results may be worse than necessary",
     "note": "nothing that affects results",
 }
-"""What the most severe finding means for a training."""
+"""The consequence of the most severe finding for a training."""
 
 TITLES: Final[dict[Kind, str]] = {
     "unreadable": "Files that cannot be read",

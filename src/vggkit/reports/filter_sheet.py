@@ -28,7 +28,7 @@ def plot_filters(
         channels: (N,) numbers of the channels.
         path: The file, .png, .pdf or .svg.
         title: The sheet's.
-        subtitle: What is shown, in a sentence.
+        subtitle: A description of the images, in a sentence.
         smooth: Whether pixels are interpolated; filters of a few pixels are not.
 
     Raises BadOutput and MissingExtra, see `draw_to`.

@@ -35,7 +35,7 @@ PART_RATIO: Final = (3 / 4, 4 / 3)
 ERASED_SCALE: Final = (0.02, 0.33)
 """Share of a view's area that is erased."""
 ERASED_RATIO: Final = (0.3, 3.3)
-"""Height through width of what is erased."""
+"""Aspect ratio, height over width, of the erased rectangle."""
 OPERATIONS: Final = (
     *("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color"),
     *("Contrast", "Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize"),
@@ -52,7 +52,7 @@ class View:
     """A random view of an image in training: a function of its pixels and a seed, safe in any thread."""
 
     preprocessing: Preprocessing
-    """Gives the network's input size, and the colour of what is erased."""
+    """Gives the network's input size, and the colour of the erased rectangle."""
     augmentation: Literal["none", "shift", "photo"]
     """Which part is seen."""
     mirror: Literal["none", "random", "alternating"]
@@ -270,7 +270,7 @@ class Mixing:
         Args:
             images: (N, C, H, W), floating point; left as it is.
             targets: (N,), int64.
-            seed: The share and the place of what is mixed in depend on it alone.
+            seed: The proportion and the place of the mixed-in image depend on it alone.
 
         Returns images like those given, and the share of each class in them: (N, K), float32.
         """
@@ -283,7 +283,7 @@ class Mixing:
             top, bottom, left, right = _draw_cut(draws, share, images.shape[-2], images.shape[-1])
             mixed = images.clone()
             mixed[..., top:bottom, left:right] = others[..., top:bottom, left:right]
-            # What is cut off at the edge is not mixed in.
+            # The area beyond the edge is not mixed in.
             share = 1 - (bottom - top) * (right - left) / (images.shape[-2] * images.shape[-1])
         else:
             mixed = torch.lerp(others, images, share)

@@ -54,12 +54,12 @@ def estimate_seconds(
 
     Args:
         train_state: About to begin.
-        batches: To learn from; images that it keeps decoded are decoded in the first epoch alone.
+        batches: The training batches; images that it caches are decoded in the first epoch only.
         val: Images to measure each epoch on.
         preprocessing: What the network is fed.
         keep_seconds: What it takes to write a state; an epoch writes one, and the weights of the best epoch.
 
-    Raises BadImage for an image that is gone.
+    Raises BadImage for an image that no longer exists.
     """
     recipe, pixels = train_state.recipe, preprocessing.crop_pixels
     size, epochs = recipe.batch_size, recipe.epochs

@@ -30,11 +30,11 @@ LEAST: Final = 8
 MOST: Final = 256
 """And at most on a CPU."""
 STEP_COST: Final = 275
-"""What it costs to learn a parameter, whatever the batch, in multiply-adds of an image's forward and backward."""
+"""Cost of updating a parameter, for any batch size, in multiply-adds of an image's forward and backward pass."""
 LEAST_STEPS: Final = 10
 """Steps that an epoch has at least where there are images enough; with fewer, hardly anything is learnt in it."""
 GROWTH: Final = 1.05
-"""What twice the batch must bring in throughput on a GPU to be worth it."""
+"""The gain in throughput on a GPU at which twice the batch size is worth it."""
 GPU_SHARE: Final = 0.9
 """Of a GPU's memory, at most so much is planned with."""
 
@@ -70,7 +70,7 @@ def estimate_memory(configuration: Configuration, recipe: Recipe, *, crop_pixels
 
 def _measure_maps(configuration: Configuration, learnt: set[str], pixels: int, size: int) -> float:
     """Bytes an image of the maps that are held at once, numbers being `size` bytes."""
-    # A ReLU works in place, and a convolution without batch norm then keeps nothing of its own.
+    # A ReLU works in place, and a convolution without batch norm then stores no output.
     copies = {"conv": int(configuration.batch_norm), "bn": 0, "relu": 1, "lrn": 5, "pool": 1}
     stored = configuration.head_features + 2 * sum(configuration.hidden)
     largest, indices, learns = 0, 0, False
@@ -195,7 +195,7 @@ def _try(time_step: Callable[[int], float], size: int) -> float | None:
         # Some devices have no class for it.
         if not (isinstance(problem, torch.OutOfMemoryError) or "out of memory" in str(problem).lower()):
             raise
-    _free_memory()  # only here: until its error is gone, the step's maps are still held
+    _free_memory()  # only here: the exception holds the step's maps until it is freed
     return None
 
 

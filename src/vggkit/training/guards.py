@@ -47,7 +47,7 @@ class Guards:
     """Examines each epoch, and reports each problem once.
 
     Args:
-        learnt: (K,) images of each class that are learnt from, as often as they are seen.
+        learnt: (K,) training images of each class, counted as often as they are seen.
         measured: (K,) images of each class that the epochs are measured on.
         batch_norm: Whether the network has it.
     """

@@ -153,7 +153,7 @@ class _Pace:
 
     Args:
         counts: Features of each split, in order.
-        show: Called with what is being done, how much of it, and of how much.
+        show: Called with the current task, how much of it is done, and of how much.
         log: Called with a sentence for people.
     """
 

@@ -72,7 +72,7 @@ def find_learning_rate(
 
     Args:
         network: The network to be trained.
-        batches: (images (N, C, H, W), targets) as for `TrainState.compute`; gone through again from the
+        batches: (images (N, C, H, W), targets) as for `TrainState.compute`; repeated from the
             start where they end early.
         recipe: Resolved, but for its learning rate.
         device: Where to learn.
@@ -128,7 +128,7 @@ def _repeat(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, 
         for batch in batches:
             count += 1
             yield batch
-        assert count, "there are batches, and they can be gone through again"
+        assert count, "there are batches, and they can be iterated again"
 
 
 def _suggest(rates: list[float], losses: list[float], smoothed: list[float]) -> tuple[float | None, str]:
@@ -172,7 +172,7 @@ def search_learning_rate(
 
     Args:
         classifier: About to be trained; it stays as it is.
-        images: To learn from.
+        images: The training images.
         recipe: Resolved, but for its learning rate.
         device: Where to train.
         caller_settings: The settings of the network that training preserves.

@@ -1,6 +1,6 @@
 """Optimizers, their parameter groups, and learning rate schedules.
 
-Whatever precision the network computes in, its weights are updated in float32. Kernels and matrices decay, biases
+The weights are updated in float32, in whatever precision the network computes. Kernels and matrices decay, biases
 and norms do not.
 """
 
@@ -30,13 +30,13 @@ def build_optimizers(
     """One optimizer, or for muon two, of a resolved recipe; `set_rate` sets their learning rates.
 
     Args:
-        parameters: What is stepped, by key; float32, each with its gradient's place in `.grad`.
+        parameters: The parameters to update, by key; float32, each with its gradient in `.grad`.
         scales: The share of the learning rate of each key.
-        recipe: Says which.
+        recipe: Gives the optimizer and its settings.
         decays: What the weight decay of a key is multiplied by; of others 1.
 
     Muon (Jordan et al., 2024) steps the convolutions, whose kernels are rows of a matrix, and AdamW
-    the rest; Muon's steps are scaled to the size of AdamW's, so that one rate suits both.
+    the rest; Muon's steps are scaled to the size of AdamW's, so that the same learning rate works for both.
     """
     assert recipe.weight_decay is not None, "the recipe is resolved"
     decays = decays or {}
@@ -146,7 +146,7 @@ def scale_rates(network: VGG, recipe: Recipe, *, feature_scale: float = 1.0) -> 
 
     Args:
         network: Names the parameters.
-        recipe: Says how much less each deeper layer learns.
+        recipe: Gives the decay of the learning rate per layer.
         feature_scale: Root mean square of what the last layer reads, 1 or more; its weights learn that much slower.
     """
     scales = {}

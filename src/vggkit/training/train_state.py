@@ -36,7 +36,7 @@ class TrainState:
         network: Learns in place, in float32.
         recipe: A resolved recipe.
         device: Where to learn; the network moves there.
-        class_weights: (K,), how much each class counts; None: alike.
+        class_weights: (K,), the weight of each class; None: equal weights.
         feature_scale: Root mean square of what the last layer reads, where it is known and above 1. That layer
             learns as if it read numbers of about 1, as a fresh network's does: else its gradients, which grow
             with what it reads, would leave the others nothing when they are clipped, and its steps break it.
@@ -91,7 +91,7 @@ class TrainState:
         open_layers(self.compute_copy, self.recipe, epoch, caller_settings=self.caller_settings)
 
     def weigh(self, targets: Tensor) -> float:
-        """What a batch counts in a mean over several: its images, or with class weights the sum of theirs.
+        """The weight of a batch in a mean over several: its number of images, or the sum of their class weights.
 
         As in torch's `cross_entropy`, shares of classes (N, K) count alike.
         """
@@ -149,7 +149,7 @@ class TrainState:
 
     @torch.no_grad()
     def step(self, rate: float, *, number: int) -> bool:
-        """Move the weights at a learning rate; says whether the gradient was finite.
+        """Update the weights at a learning rate; returns whether the gradient was finite.
 
         One that is not moves nothing; with float16, whose loss is scaled, that is no sign of divergence.
         `number` counts the steps from 0.
@@ -181,7 +181,7 @@ class TrainState:
 
     @contextmanager
     def _frozen_left_out(self, learning: list[bool]) -> Iterator[None]:
-        """What does not learn in this epoch has no gradient for the optimizers, and so does not decay either."""
+        """Parameters that are frozen in this epoch get no gradient, so that optimizers do not decay them either."""
         frozen = [value for value, learns in zip(self._stepped.values(), learning, strict=True) if not learns]
         gradients = [value.grad for value in frozen]
         for value in frozen:
@@ -202,7 +202,7 @@ class TrainState:
             mine.copy_(theirs)
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor that the next step depends on, by a key of its own; they change as it learns."""
+        """Every tensor that the next step depends on, by key; they change during training."""
         found = {f"network/{key}": value for key, value in self.network.state_dict().items()}
         if self.average is not None:
             found |= {f"average/{key}": value for key, value in self.average.state_dict().items()}

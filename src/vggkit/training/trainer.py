@@ -42,11 +42,11 @@ from vggkit.weights.model import Model
 MOST_RETURNS: Final = 3
 """How often a training that diverges returns to the start of the epoch before training fails."""
 TOLERATED: Final = 1.3
-"""By what an epoch may differ from the estimate before what is left is estimated anew."""
+"""Factor by which an epoch may differ from the estimate before the remaining time is estimated again."""
 MENTIONED_SECONDS: Final = 5.0
 """Time left below which that is not worth a line."""
 LOWER: Final = 0.3
-"""What the learning rate is multiplied by each time."""
+"""Factor of the learning rate after each return."""
 
 State = Mapping[str, Tensor]
 
@@ -97,7 +97,7 @@ class Trainer:
 
     Args:
         classifier: The network, with its preprocessing and class names.
-        splits: Readable images of `train`, to learn from, `val`, to evaluate each epoch on, and perhaps `test`.
+        splits: Readable images of `train`, `val`, on which each epoch is evaluated, and optionally `test`.
         recipe: A resolved recipe.
         device: Where to train.
         checkpoints: Where states are saved.
@@ -133,7 +133,7 @@ class Trainer:
             progress: How far that was.
 
         Raises Stopped when requested to stop, BadInput when the loss diverges again and again, BadImage for an
-        image that is gone, BadOutput for a disk that is full; the last saved state stays complete.
+        image that no longer exists, BadOutput for a disk that is full; the last saved state stays complete.
         """
         self.progress = progress
         if self.recipe.trainable == "head":
@@ -304,7 +304,7 @@ class Trainer:
         return True
 
     def _learn(self) -> dict[str, float]:
-        """What is left of the epoch's batches; gives the dead share of each ReLU in the last one."""
+        """The remaining batches of the epoch; returns the proportion of dead units of each ReLU in the last one."""
         dead: dict[str, float] = {}
         self._clock = self._kept = time.monotonic()
         self._clock -= self.progress.seconds

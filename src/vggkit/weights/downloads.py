@@ -96,6 +96,6 @@ def _explain_status(code: int, reason: str) -> str:
 
 
 def _remove_partials(path: Path) -> None:
-    """What torch.hub leaves where it is killed, or where the disk is full."""
+    """Files that torch.hub leaves if it is killed, or if the disk is full."""
     for partial in path.parent.glob(f"{escape(path.name)}.*.partial"):
         partial.unlink(missing_ok=True)

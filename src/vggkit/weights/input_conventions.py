@@ -239,7 +239,7 @@ def read_statements(file: WeightFile) -> Statements:
         return Statements.read(file.metadata)
     except (ValueError, TypeError, RecursionError, VggkitError) as problem:
         raise BadCheckpoint(
-            f"{file.path}: what it says of its network, input or labels cannot be read ({problem})"
+            f"{file.path}: its metadata of network, input or labels cannot be read ({problem})"
         ) from problem
 
 

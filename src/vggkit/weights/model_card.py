@@ -19,7 +19,7 @@ def write_model_card(card: Card, *, repository: str = "owner/name") -> str:
     """The README.md for a Classifier: front matter for the hub, then text for people.
 
     Args:
-        card: What is known about the Classifier; `provenance["licence"]` states its licence, else
+        card: The Classifier's metadata; `provenance["licence"]` states its licence, else
             that of the weights it started from holds.
         repository: The repository that it is for.
     """
@@ -47,7 +47,7 @@ def write_model_card(card: Card, *, repository: str = "owner/name") -> str:
 
 
 def _front_matter(card: Card, name: str) -> list[str]:
-    """What the hub reads, as YAML."""
+    """The metadata that the hub reads, as YAML."""
     licence = _licence(card.provenance)
     lines = [
         "---",
@@ -80,7 +80,7 @@ def _front_matter(card: Card, name: str) -> list[str]:
 
 
 def _quote(text: str) -> str:
-    """A string of JSON, which YAML reads as one whatever it says: `no`, `1.0`, `a: b`."""
+    """A JSON string, which YAML reads as a string in all cases: `no`, `1.0`, `a: b`."""
     return json.dumps(escape_controls(text), ensure_ascii=False)
 
 

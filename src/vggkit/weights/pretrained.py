@@ -41,7 +41,7 @@ class FetchedWeights:
     sha256: str
     """Digest of the whole file, 64 hexadecimal digits."""
     published: PublishedWeights
-    """What is known about the weights."""
+    """Metadata of the weights."""
 
     def to_dict(self) -> dict[str, Any]:
         """The entry in a Classifier's provenance."""
@@ -69,7 +69,7 @@ def fetch(
         model: A name of `list_models()`.
         tag: `imagenet`, or `features` (vgg16's trunk alone).
         folder: Where to look for and to store files; None: `find_home()`.
-        progress: Show on standard error what is fetched, and in a terminal how far it has come.
+        progress: Show the download on standard error, and in a terminal its progress.
 
     Raises UnknownName, BadDownload (naming the response of each host, or offline which file to put where),
     and BadOutput where the folder cannot be written to.
@@ -113,7 +113,7 @@ def _bring(record: PublishedWeights, home: Path, offline: str, *, progress: bool
 
 
 def _bring_from_hub(record: PublishedWeights, repository: str, home: Path, *, progress: bool) -> FetchedWeights:
-    """The hub's file, whose SHA-256 must be what the hub says it is, under the name that one put there has."""
+    """The hub's file, with the SHA-256 that the hub states, under the name that a user's file would have."""
     there = look_at_file(repository, HUB_FILE)
     folder = _hub_folder(repository, home)
     brought = bring_file(repository, HUB_FILE, revision=there.commit, folder=folder, progress=progress)

@@ -56,7 +56,7 @@ class PublishedWeights:
     preprocessing: Preprocessing = Preprocessing()  # noqa: RUF009 (frozen)
     """How images are fed to them."""
     recipe: str = RECIPE
-    """Where their training is described."""
+    """The description of their training."""
 
     @property
     def file(self) -> str:

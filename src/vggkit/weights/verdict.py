@@ -89,7 +89,7 @@ def write_verdict(
 
     Args:
         recognition: The network.
-        sheet: The file's modules in their places; None where its keys say all of them.
+        sheet: The file's modules in their places; None where its keys name all of them.
         path: The file; where its name claims another VGG, the sentence adds that; it changes nothing else.
         head: fc, dense or pool; None where the file has none.
         missing: Keys that the file lacks.
@@ -177,7 +177,7 @@ def write_load_line(
         is_classifier: It carries a card.
         missing: Canonical keys that it lacks.
         others: Its keys that are of another shape, or none of the network's.
-        reading: Which of the file's readings this network is, where there are several; the line says it.
+        reading: Which of the file's readings this network is, where there are several; it is part of the sentence.
         labelled: The file keeps the names of the classes.
     """
     configuration = recognition.configuration

@@ -67,7 +67,7 @@ def bench(
     keep_ranges: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Bench:
-    """Time every engine and precision that runs here, each in a process of its own, in turn.
+    """Time every engine and precision that runs here, each in a separate process, in turn.
 
     Args:
         model: A Classifier; or its place: a file, a run's folder, a published model's name such as `vgg16`, or

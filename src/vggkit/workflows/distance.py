@@ -55,7 +55,7 @@ def distance(
 
     Args:
         first: An image, a list of images, or a folder: every image below it is compared with the one of `second`
-            that has the same name, whatever the endings.
+            that has the same name, regardless of the extension.
         second: As many.
         metric: `lpips` (Zhang et al. 2018) and `dists` (Ding et al. 2020) approximate how different people find two
             images; `gram` compares textures and colours wherever they are, `content` what is where (the style and
@@ -126,7 +126,7 @@ def _choose_loss(metric: str, trunk: VGG | Model | str | Path) -> str | LossConf
 def _compare(
     pairs: Sequence[tuple[ImageSample, ImageSample]], loss: PerceptualLoss, *, batch_size: int, needs_one_size: bool
 ) -> Iterator[tuple[int, float | str]]:
-    """The number of each pair, in any order, with its distance or what is wrong with it."""
+    """The number of each pair, in any order, with its distance or its problem."""
     waiting: dict[tuple[Size, Size], list[Decoded]] = {}
     for number, pair in enumerate(pairs):
         try:

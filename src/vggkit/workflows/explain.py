@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vggkit.arguments import demand_count, demand_path
 from vggkit.engines.info import EngineInfo, WantedEngine
-from vggkit.engines.model_weights import open_model
+from vggkit.engines.model_weights import open_for_engine
 from vggkit.engines.outputs import WantedPrecision
 from vggkit.explanations.check import ExplanationCheck, check_explanations
 from vggkit.explanations.explain import build_explainer, iterate_explanations
@@ -116,7 +116,7 @@ def explain_into(
     """
     out, given = demand_path(out), list(take_sources(images))
     batch_size = demand_count("batch_size", batch_size)
-    opened = open_model(model, "explain")
+    opened = open_for_engine(model, "explain")
     card = opened.card
     plan = ExplanationPlan.of(card, method=method, layer=layer, label=label, contrast=contrast)
     folder = ExplanationFolder(out, plan, given, with_maps=True)

@@ -150,7 +150,7 @@ def filters(
         seed: The images that maximisation starts from and their shifts depend on it.
         device: auto, cpu, cuda, mps.
         precision: Precision of the pass over the data: fp32, bf16, int8, auto.
-        on_progress: Called with what is done, how much of it, and of how much where that is known.
+        on_progress: Called with the current task, how much of it is done, and of how much where that is known.
 
     The model is left as found. Raises UnknownName, BadInput, BadConfiguration, BadData where no image can be read,
     BadCheckpoint and, for published weights, BadDownload.

@@ -285,7 +285,7 @@ def _list_notes(dataset: ImageDataset, split: str, *, epochs: int, calibrated: b
         notes.append(f"no images of {shorten_names(absent, most=12)}: nothing is measured of them")
     if unlearnt := [label for label, count in train.items() if not count and evaluated[label]]:
         notes.append(
-            f"no images of {shorten_names(unlearnt, most=12)} were learnt from, and theirs are measured on"
+            f"no images of {shorten_names(unlearnt, most=12)} are in the training split, but some are evaluated"
         )
     if split == "val":
         if epochs > 1:

@@ -41,7 +41,7 @@ class Predictor:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What is explained, and where, for JSON; empty where nothing is."""
+        """The method, class and folder of the explanations, for JSON; empty if there are none."""
         return {} if self.folder is None else {"explained": str(self.folder.folder)}
 
     def iterate(

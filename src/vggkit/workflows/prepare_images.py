@@ -22,7 +22,7 @@ from vggkit.workflows.run_config import RunConfig
 
 @dataclass(frozen=True, slots=True)
 class PreparedImages:
-    """What a training learns from and is measured on, and what its run records of it."""
+    """The images of a training run and of its validation, and what the run records of them."""
 
     dataset: ImageDataset
     """The readable images in their splits; they can be read in any order."""
@@ -54,7 +54,7 @@ def prepare_images(
     Args:
         opened: The dataset as it was opened.
         classifier: Its labels are the classes.
-        recipe: Says which share or fold is held out.
+        recipe: Gives the held-out proportion or fold.
         config: The options of the run.
         ties: Those that the run recorded when it began; None: they are searched for.
         stack: Keeps the copies of slow images until it is closed.

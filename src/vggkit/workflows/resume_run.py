@@ -44,7 +44,7 @@ def resume_run(
     Args:
         directory: The run's folder.
         data: The same images; None: where the run had them.
-        epochs: Go on to so many epochs in all, where the run ends at others. The schedule of the learning rate is
+        epochs: The new total number of epochs. The schedule of the learning rate is
             stretched to them: the steps to come have the rates that they have in a training of so many epochs.
         device: `auto`, `cpu`, `cuda` or `mps`.
         quiet: No progress on standard error.
@@ -120,7 +120,7 @@ def resume_run(
             classifier,
             config.resolved,
             config=config,
-            ties=before.get("ties", ()),  # runs of versions that tied nothing go on as they were divided
+            ties=before.get("ties", ()),  # runs of versions without ties keep their split
             stack=stack,
             line=line,
         )

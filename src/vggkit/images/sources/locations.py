@@ -69,7 +69,7 @@ class Place:
             return cast(bytes, system.cat_file(path, start=start, end=start + size_bytes))
         except OSError:
             raise
-        except Exception as problem:  # each kind of address has errors of its own
+        except Exception as problem:  # each kind of address has its own errors
             raise OSError(str(problem) or type(problem).__name__) from problem
 
     def gives_ranges(self) -> bool:

@@ -101,7 +101,7 @@ def _read_public(name: str) -> Iterator[tuple[str | None, ImageSample]]:
     if not folder.is_dir():
         _bring(name, kind, folder)
     for split, options in public.splits.items():
-        with _explained(name, folder, f"delete {folder}, and it is downloaded anew"):
+        with _explained(name, folder, f"delete {folder}, and it is downloaded again"):
             opened = kind(folder, **public.options, **options)
         for place, (file, pixels, label) in enumerate(_read(opened)):
             yield split, ImageSample(str(file or f"{name}/{split}/{place:06d}"), label, pixels)

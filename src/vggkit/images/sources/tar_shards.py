@@ -186,9 +186,9 @@ class _Entry:
 
     path: PurePosixPath
     stem: str
-    """What the files of one sample have in common: folder, and name up to its first point."""
+    """The common prefix of the files of one sample: folder, and name up to its first dot."""
     held: tuple[Storage, Any] | None
-    """Where the bytes of an image are; None for a file beside one."""
+    """The location of an image's bytes; None for a file that accompanies one."""
     text: str
     """The text of a file beside an image."""
 

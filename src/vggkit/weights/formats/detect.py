@@ -65,7 +65,7 @@ _TRUSTED: Final = "give it a .safetensors, .pth, .npz, .h5 or .keras file"
 
 
 def open_weights(path: str | Path | Mapping[str, Any]) -> WeightFile:
-    """Open a file of weights, whatever its name: its content decides what it is.
+    """Open a weight file; its content decides its format, and not its name.
 
     Read are safetensors, both formats of `torch.save` (a state dict, or a checkpoint around one),
     NumPy's `.npz` and `.npy` (a dict of arrays), and Keras' legacy `.h5`, `.weights.h5` and
@@ -73,7 +73,7 @@ def open_weights(path: str | Path | Mapping[str, Any]) -> WeightFile:
     loaded whole, and `.keras`, whose weights are copied to a temporary file; values are read one tensor at
     a time. No code of the file is run. Only PyTorch's files import torch. A state dict in memory is opened too.
 
-    Raises BadCheckpoint in one line, saying what was expected, what was found and what to do, for
+    Raises BadCheckpoint in one line, with what was expected, what was found and what to do, for
     everything else: broken and unsafe files, claims that the file's size belies, folders, text.
     Raises MissingExtra for Keras files without h5py.
     """
@@ -178,7 +178,7 @@ def is_packed(head: bytes) -> bool:
 
 
 def describe_format(head: bytes) -> str:
-    """What a file is by its first bytes, in words for any file: `a gzip file`, `a web page …`."""
+    """The kind of any file by its first bytes, in words: `a gzip file`, `a web page …`."""
     if not head:
         return "an empty file of 0 bytes"
     if head.startswith(LFS_POINTER):
