@@ -55,7 +55,7 @@ class Classifier(Model):
 
     @classmethod
     def from_pretrained(cls, model: str | Path) -> Self:
-        """A Classifier that somebody has trained, ready to predict.
+        """A trained Classifier, ready to predict.
 
         Args:
             model: A model's name such as `vgg16`, for the published ImageNet weights with their 1,000 labels; the
@@ -392,7 +392,7 @@ class Classifier(Model):
 
 
 def load(model: str | Path) -> Classifier:
-    """A Classifier that somebody has trained: network, weights, preprocessing, labels and provenance.
+    """A trained Classifier: network, weights, preprocessing, labels and provenance.
 
     Args:
         model: A model's name such as `vgg16`, for the published ImageNet weights with their 1,000 labels; the file

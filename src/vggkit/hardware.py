@@ -35,7 +35,7 @@ def choose_device(name: str = "auto") -> "torch.device":
         "mps": torch.backends.mps.is_available(),
     }
     if not there.get(device.type, False):
-        raise BadInput(f"device {name!r} is not on this machine; --device auto takes what there is")
+        raise BadInput(f"device {name!r} is not on this machine; --device auto uses an available one")
     return device
 
 

@@ -111,7 +111,7 @@ def name_about(path: str | Path) -> Path:
 
 
 def name_rows(path: str | Path) -> Path:
-    """The table of what the rows of an .npy file are."""
+    """The table that describes the rows of an .npy file."""
     return Path(f"{path}.csv")
 
 
@@ -226,7 +226,7 @@ def _stream_csv(path: Path, kinds: Mapping[str, Kind]) -> Iterator[Append]:
 
         def append(columns: Mapping[str, Column]) -> None:
             for row in map(defuse, _list_rows(columns, kinds)):
-                # Readers may take spaces around a cell for no part of it, unless it is quoted.
+                # Readers may strip spaces around a cell, unless it is quoted.
                 exact = all(not isinstance(cell, str) or cell == cell.strip() for cell in row)
                 (plain if exact else quoted).writerow(row)
 

@@ -19,7 +19,7 @@ class Failures:
     Args:
         line: Where they are reported.
         all_are_in: The file that contains the reason of each one, for the message that counts the others.
-        of: What is counted.
+        of: The items that are counted, as a plural.
     """
 
     def __init__(self, line: ProgressLine, *, all_are_in: str, of: str = "images") -> None:

@@ -284,7 +284,7 @@ def _report_result(result: "BulkResult", *, json: bool, precision: WantedPrecisi
     if result.unreadable:
         print_line(
             f"vggkit: error: {result.unreadable:,} of {result.images:,} images failed; column problem of "
-            f"{_name_table(Path(result.path))} says why",
+            f"{_name_table(Path(result.path))} has the reasons",
             to_stderr=True,
         )
     return choose_exit_code(done=result.images - result.unreadable, failed=result.unreadable)

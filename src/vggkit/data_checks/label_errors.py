@@ -24,13 +24,13 @@ FOLDS: Final = 10
 LEAST: Final = 5
 """Units of a class, copies counted once, below which its labels are not checked."""
 PASSES: Final = 3
-"""Times the classifier learns; from the second on a label counts as much as it is likely right."""
+"""Number of fits; from the second on, a label is weighted by the probability that it is correct."""
 SHRINKAGES: Final = (0.01, 0.03, 0.1, 0.3, 0.7)
-"""How far the covariance may be drawn to a multiple of the identity; what explains the labels best is taken."""
+"""Shrinkage of the covariance to a multiple of the identity; the most likely value is used."""
 TEMPERATURES: Final = np.geomspace(0.25, 8, 21)
 """Temperatures that are tried to calibrate the classifier's probabilities."""
 SHARES: Final = np.array((0.0005, *np.geomspace(0.001, 0.3, 24)))
-"""Shares of wrong labels that are thought possible."""
+"""Proportions of wrong labels that are considered."""
 NEAR: Final = 0.05
 """Share of the images that count as neighbours, so that a few similar outliers are not only each other's."""
 LEAST_NEIGHBOURS: Final = 10
@@ -103,7 +103,7 @@ class Judgement:
     share: float
     """Share of labels that are wrong, as estimated."""
     probabilities: NDArray[np.float64]
-    """(N, K) of each image's class, by a classifier that never saw it."""
+    """(N, K) probabilities of each image's class, by a classifier that was fitted without it."""
     wrong: NDArray[np.float64]
     """(N,) how likely each label is wrong."""
 
@@ -128,7 +128,7 @@ def predict_held_out(
     weights: NDArray[np.float64],
     shrinkages: Sequence[float],
 ) -> dict[float, NDArray[np.float64]]:
-    """Logits (N, K) for each shrinkage, of linear discriminant analysis that never saw the image's fold.
+    """Logits (N, K) for each shrinkage, of linear discriminant analysis fitted without the image's fold.
 
     What folds share is summed once, and each fold's split taken away.
 
@@ -205,7 +205,7 @@ def judge(features: NDArray[np.float32], labels: NDArray[np.int_], groups: NDArr
 def find_mislabelled(
     sightings: Sequence[Sighting], features: NDArray[np.float32], groups: NDArray[np.int_]
 ) -> Finding | None:
-    """Images whose label is likely wrong, by predictions of classifiers that did not see them.
+    """Images whose label is likely wrong, by predictions of classifiers that were fitted without them.
 
     Confident learning (Northcutt, Jiang and Chuang, 2021) by cleanlab gives the number of suspect labels of each
     class; of these count those whose label has a chance of DOUBTED or more to be wrong

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Values = NDArray[np.float32]
 READERS: Final = 2
-"""Threads that look through a file."""
+"""Threads that read through a file."""
 _DTYPES: Final = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
@@ -78,7 +78,7 @@ class NetworkWeights:
 
 
 class ModelFile:
-    """A Classifier's file, of which no more is read than is needed, and nothing with torch.
+    """A Classifier's file, from which only the needed parts are read, without torch.
 
     Opening reads the header. The weights of a file are mapped into memory, and an engine copies what it needs
     when it computes first: until then the file must not be written over in place. vggkit never does; it

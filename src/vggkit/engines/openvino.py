@@ -97,7 +97,7 @@ class OpenVINOEngine(NamedEngine):
             version=self._openvino.__version__,
             weight_bits=bits if precision == "int8" else None,
         )
-        # Where what a product gives is read twice, OpenVINO's rounding loses what follows of it.
+        # If the output of a product is read twice, OpenVINO's rounding loses the operation after it.
         several = self._plan.computed if precision == "int8" and len(self._plan.computed) > 1 else ()
         self._alone = {
             name: OpenVINOEngine(

@@ -43,7 +43,7 @@ class OpenVINOOperations:
         self._sums: list[Node] = []
 
     def list_sums(self) -> list[Node]:
-        """One output (N, S) of sums that are finite where all that is watched is; none where nothing is."""
+        """One output (N, S) of sums that are finite if all watched values are; none if no values are watched."""
         return [self._ops.concat(self._sums, 1)] if self._sums else []
 
     def convolve(self, maps: Node, weight: Values, bias: Values | None, padding: int, reads: str | None) -> Node:

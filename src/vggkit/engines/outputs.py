@@ -112,7 +112,7 @@ def check_batch(configuration: Configuration, batch: NDArray[np.float32]) -> Non
 
 
 def check_precision(precision: Precision, activation_ranges: Ranges | None) -> None:
-    """Raise UnknownName for a an unknown precision, BadConfiguration for int8 without ranges or the reverse."""
+    """Raise UnknownName for an unknown precision, BadConfiguration for int8 without ranges or the reverse."""
     if precision not in get_args(Precision):
         raise UnknownName.of("precision", precision, get_args(Precision))
     if precision == "int8" and not activation_ranges:

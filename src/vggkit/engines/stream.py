@@ -27,14 +27,14 @@ Rows = NDArray[np.float32]
 
 
 class Engine(Protocol):
-    """Anything that turns preprocessed images into a row each."""
+    """Any object that computes a row for each preprocessed image."""
 
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Rows (N, K) or (N, F) of images (N, C, H, W), or maps, as requested."""
 
 
 class NamedEngine(Engine, Protocol):
-    """An engine that may give several things of an image in one pass: `engines.outputs` names them."""
+    """An engine that can give several outputs of an image in one pass; `engines.outputs` names them."""
 
     info: EngineInfo
     """Library, version, precision and device."""

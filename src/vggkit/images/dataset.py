@@ -216,7 +216,7 @@ class ImageDataset:
             held = splits.setdefault(split or "all", [])
             if image.label is not None and (label := compose(image.label)) != image.label:
                 image = replace(image, label=label)  # noqa: PLW2901
-            # By a number alone, for there may be millions.
+            # By the inode alone, because there may be millions.
             entry = hash((split, image.label, image.group, image.identity()))
             among, place = places.setdefault(entry, (held, len(held)))
             if among is held and place == len(held):

@@ -102,7 +102,7 @@ def _explained(name: str) -> Iterator[None]:
     except Exception as problem:  # decoders raise whatever they meet, struct.error to SyntaxError
         reason = str(problem) or type(problem).__name__
         if reason.startswith("decoder error"):
-            reason = f"its data are broken, or packed in a way not known here; {reason}"
+            reason = f"its data are damaged, or encoded in an unsupported way; {reason}"
         raise BadImage(f"{name}: cannot be decoded ({reason})") from problem
 
 
@@ -141,7 +141,7 @@ def read_file(path: str | Path, *, name: str | None = None) -> bytes:
         found = path.stat()
         if stat.S_ISDIR(found.st_mode):
             raise BadImage(f"{name}: is a folder, not an image")
-        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
+        if not stat.S_ISREG(found.st_mode):  # reading a pipe would block
             raise BadImage(f"{name}: is not a file")
         if found.st_size > MOST_BYTES:
             raise BadImage(f"{name}: has {found.st_size:,} bytes; images of up to {MOST_BYTES:,} are read")
@@ -153,12 +153,12 @@ def read_file(path: str | Path, *, name: str | None = None) -> bytes:
     except BadImage:
         raise
     except ValueError as problem:  # there is a NUL in it
-        raise BadImage(f"{name!r}: is no name of a file") from problem
+        raise BadImage(f"{name!r}: is not a valid file name") from problem
 
 
 def _decode_jpeg(data: bytes, least_side: int | None) -> Pixels:
     """A JPEG's pixels, through simplejpeg where it gives the same as Pillow, which decides about broken files."""
-    # The class and not Image.open: that would take a file of several images for more than its first.
+    # The class and not Image.open, which would open a file of several images as such.
     with JpegImageFile(io.BytesIO(data)) as image:
         kind = "progressive JPEG" if image.info.get("progressive") else "JPEG"
         full = image.size
@@ -193,7 +193,7 @@ def open_heic(data: bytes) -> Any:
 def _decode_heic(data: bytes) -> Pixels:
     image = open_heic(data)
     demand_room("HEIC", image.size, len(data))
-    return to_rgb(image.to_pillow())  # libheif has turned it already
+    return to_rgb(image.to_pillow())  # libheif has rotated it already
 
 
 def _decode_other(data: bytes, convert: Callable[[Image.Image], Pixels] = to_rgb) -> Pixels:
@@ -219,7 +219,7 @@ def _choose_scale(short_side: int, least_side: int | None) -> int:
 
 @cache
 def _find_simplejpeg() -> Callable[..., Pixels] | None:
-    """Its decoder; some machines are without it, and get the same pixels from Pillow."""
+    """Its decoder; machines without it get the same pixels from Pillow."""
     try:
         import simplejpeg  # type: ignore[import-untyped]
     except ImportError:

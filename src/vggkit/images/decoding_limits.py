@@ -38,11 +38,11 @@ SLOW_DECODERS: Final = frozenset({"ppm", "ppm_plain", "bmp_rle"})
 """Those that Pillow has in Python."""
 
 TURNED_BYTES: Final = 3.0
-"""An image that EXIF turns is copied."""
+"""An image that is rotated by its EXIF is copied."""
 
 
 def demand_room(kind: str, size: tuple[int, int], file_bytes: int, *, scale: int = 1, extra: float = 0) -> None:
-    """Raise BadImage for an image whose decoding would take more than 5 s or 1 GB; a small file can claim far more.
+    """Raise BadImage for an image whose decoding would take more than 5 s or 1 GB, which a small file can declare.
 
     Args:
         kind: A key of COSTS; any other is a format without limits of its own.

@@ -29,7 +29,7 @@ GREY_STD: Final = 0.226
 CROP_PIXELS: Final = 224
 """Height and width of the input of the paper's networks."""
 MOST_RESIZED: Final = 2**24
-"""Pixels of a resized image that only a thread of an image would exceed."""
+"""Pixels of a resized image that only an extremely elongated image would exceed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Preprocessing:
 
     fit_mode: FitMode = "crop"
     """How an image becomes square: crop (the middle of the resized image), pad (the whole image,
-    on the mean colour), stretch (the whole image, its sides' ratio lost)."""
+    on the mean colour), stretch (the whole image, without its aspect ratio)."""
     resize_pixels: int = 256
     """Short side after resizing, for fit_mode=crop alone; the sides keep their ratio."""
     crop_pixels: int = CROP_PIXELS
@@ -177,7 +177,7 @@ class Preprocessing:
         """The middle of the resized image."""
         size = self._resized_size(*pixels.shape[:2])
         if size[0] * size[1] > MOST_RESIZED:
-            # Resized whole it would take gigabytes, to no use.
+            # Resized as a whole it would need gigabytes.
             pixels = _without_far_ends(pixels, 64 * min(pixels.shape[:2]))
             size = self._resized_size(*pixels.shape[:2])
         columns, rows = (_middle(side, self.crop_pixels) for side in size)

@@ -214,7 +214,7 @@ def _choose_images(name: str, whole: Sequence[ImageSample], share: float, seed: 
 
 
 def _choose_units(name: str, members: Mapping[str, Sequence[ImageSample]], share: float, seed: int) -> set[str]:
-    """Groups in a drawn order, each taken where it brings the classes nearer to their shares."""
+    """Groups in a random order, each taken if it brings the classes nearer to their shares."""
     order = sorted(members, key=lambda unit: _rank(seed, "group", unit))
     units = {unit: _count(members[unit]) for unit in order}
     lacking = {
@@ -230,7 +230,7 @@ def _choose_units(name: str, members: Mapping[str, Sequence[ImageSample]], share
             lacking[label] -= count
 
     def gain(unit: str) -> float:
-        # Squares: one class far off weighs more than many a little off.
+        # Squares: one large deviation counts more than many small ones.
         return sum(lacking[label] ** 2 - (lacking[label] - count) ** 2 for label, count in units[unit].items())
 
     def spare(unit: str) -> bool:
@@ -288,7 +288,7 @@ def _count_units(units: Mapping[str, Sequence[ImageSample]]) -> Counter[str]:
 
 
 def _first(firsts: dict[str, str], name: str) -> str:
-    """The first name of those that are tied to a name, with the way there made shorter."""
+    """The first name of those that are tied to a name, with path compression."""
     first = name
     while firsts.setdefault(first, first) != first:
         first = firsts[first]

@@ -26,7 +26,7 @@ NAME: Final = re.compile(r"(\d{12})-(\d{12})-([0-9a-f]{16})\.part")
 LISTS: Final = "lists"
 """The entry of a chunk's columns that are no arrays, as JSON."""
 RENAMED: Final = {"answer": "prediction"}
-"""Columns by the names that version 0.1 gave them, and today's names."""
+"""Columns by the names of version 0.1, with their current names."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vggkit.weights.model import Model
 
 ROUNDING: Final = 1e-5
-"""Share by which engines' probabilities may differ: a threshold is often one that another engine computed."""
+"""Relative difference of probabilities between engines: a threshold is often computed by another engine."""
 UNKNOWN: Final = "unknown"
 """The label where the most probable class is below the Classifier's threshold."""
 

@@ -50,7 +50,7 @@ class Step:
     parameters: int = 0
     """Trained values."""
     multiply_adds: int = 0
-    """Multiplications with an addition in convolutions and matrices, biases not counted."""
+    """Multiply-adds in convolutions and matrices, without biases."""
     receptive_field: int | None = None
     """Side in pixels of the square of the image that a value depends on, padding included; None: all of it."""
     factor: int | None = None

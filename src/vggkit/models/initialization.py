@@ -51,7 +51,7 @@ def _draw(module: nn.Conv2d | nn.Linear, scheme: Scheme) -> None:
             nn.init.normal_(module.weight, std=0.1)
         case "kaiming" | "dirac" if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if scheme == "dirac" and module.in_channels > 4:  # images are no maps to hand on
+            if scheme == "dirac" and module.in_channels > 4:  # images are not feature maps
                 nn.init.dirac_(module.weight[: module.in_channels])
         case _:
             nn.init.normal_(module.weight, std=0.01)

@@ -183,7 +183,7 @@ class VGG(nn.Module):
 
     def _read(self, images: Tensor, layers: nn.Sequential) -> Tensor:
         """The trunk, and then these layers of the head."""
-        # Traced graphs carry no checks of ours: a guard on H and W would fix or bound their sizes.
+        # Traced graphs contain no checks: a guard on H and W would fix or bound their sizes.
         if not (torch.compiler.is_compiling() or isinstance(images, fx.Proxy)):
             check_images(images, channels=self._built.in_channels, smallest=self._built.minimum_side)
             if any(module._backward_hooks or module._backward_pre_hooks for module in self.modules()):

@@ -97,7 +97,7 @@ class View:
 
     def prepare(self, pixels: Pixels) -> Pixels:
         """What of an image is the same in all its views: RGB pixels (crop, crop, 3), or of any size for photos."""
-        # Padded or stretched images are seen so in training too, and parts are taken of that.
+        # In training, too, images are padded or stretched, and crops are taken of the result.
         if self.augmentation == "photo" and self.preprocessing.fit_mode == "crop":
             return pixels
         return self.preprocessing.fit(pixels)
@@ -126,7 +126,7 @@ class View:
 
 
 def draw_part(draws: np.random.Generator, height: int, width: int) -> Box:
-    """Which part of a photo (height, width) is seen, drawn as torchvision's RandomResizedCrop does.
+    """The random crop of a photo (height, width), distributed as in torchvision's RandomResizedCrop.
 
     Where ten parts in turn reach over the edge, as in images that are very long, it is the middle one.
     """
@@ -144,7 +144,7 @@ def draw_part(draws: np.random.Generator, height: int, width: int) -> Box:
 
 
 def draw_erased(draws: np.random.Generator, height: int, width: int) -> Box:
-    """Which part of a view (height, width) is erased, drawn as by torchvision's RandomErasing; it may be empty."""
+    """The erased area of a view (height, width), distributed as in torchvision's RandomErasing; it may be empty."""
     for _ in range(10):
         area = height * width * draws.uniform(*ERASED_SCALE)
         ratio = math.exp(draws.uniform(math.log(ERASED_RATIO[0]), math.log(ERASED_RATIO[1])))
@@ -156,7 +156,7 @@ def draw_erased(draws: np.random.Generator, height: int, width: int) -> Box:
 
 
 def measure_strength(name: str, magnitude: int, height: int, width: int) -> float:
-    """How far an operation of RandAugment goes at a magnitude of 0 to 30, as torchvision's own has it.
+    """The strength of an operation of RandAugment at a magnitude of 0 to 30, as in torchvision.
 
     Shears are slopes, shifts are pixels, rotations degrees, colours a change of the factor 1; Posterize
     keeps so many bits, and Solarize inverts what is above that share of the brightest. 0 where there is
@@ -183,7 +183,7 @@ def measure_strength(name: str, magnitude: int, height: int, width: int) -> floa
 
 
 def apply_operation(image: Image.Image, name: str, strength: float) -> Image.Image:
-    """An RGB image after one of `OPERATIONS`, black where nothing of it comes to lie."""
+    """An RGB image after one of `OPERATIONS`, black in areas outside the image."""
     from torchvision.transforms.v2 import functional as F
 
     changed: Image.Image

@@ -173,7 +173,7 @@ class TrainingBatches:
             index = int(order[place])
             seen[row] = self._view.vary(
                 self._prepare(index),
-                # By its place: an image that is drawn twice is seen in two ways.
+                # By its position: an image that is sampled twice has two views.
                 seed=derive_seed(self._seed, "view", epoch, place),
                 mirrored=self._choose_side(epoch, index),
             )

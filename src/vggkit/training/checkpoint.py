@@ -1,4 +1,4 @@
-"""Checkpoints of a training on disk: nothing is lost when the process ends at any moment.
+"""Checkpoints of a training on disk: the process may end at any moment without loss.
 
 Two files in the run's folder, each written atomically: `last.ckpt`, from which a training continues, and
 during the training `epoch.ckpt`, the end of the last complete epoch, to which a training that diverges
@@ -37,8 +37,8 @@ class Epoch:
     learning_rate: float
     """Rate of its last step."""
     train_loss: float
-    """Mean cross-entropy in nats of the training images as they were seen, while learning: with the label
-    smoothing and the class weights that are learnt with."""
+    """Mean cross-entropy in nats of the training images as augmented, during training: with label smoothing and
+    class weights."""
     val_loss: float
     """Mean cross-entropy of the validation images after it, with equal weights and without smoothing."""
     val_top1: float
@@ -63,7 +63,7 @@ class Progress:
     """The progress of a training; together with the seed it determines every later random draw."""
 
     epoch: int = 1
-    """The one that is going on, counted from 1."""
+    """The current epoch, counted from 1."""
     batches: int = 0
     """Number of batches that were trained on."""
     steps: int = 0
@@ -143,7 +143,7 @@ class Checkpoints:
         return self._read(self._epoch)
 
     def close(self) -> None:
-        """After the last epoch nothing will go back any more."""
+        """Remove the state that is not needed after the last epoch."""
         with suppress(OSError):
             self._epoch.unlink(missing_ok=True)
 

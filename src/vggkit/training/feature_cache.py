@@ -39,13 +39,13 @@ from vggkit.training.recipe import Recipe
 from vggkit.weights.model import Model
 
 FORMAT: Final = 1
-"""Grows when the same images and weights give other features than before."""
+"""Incremented when the same images and weights give different features."""
 SEGMENT_ROWS: Final = 1_000
 """Rows that are written together."""
 SEGMENT_SECONDS: Final = 30.0
 """Longest time that a computed row waits for others before it is written."""
 LIMIT: Final = 10 * 2**30
-"""Bytes of all stores; beyond them those go that were not used for the longest time."""
+"""Largest size of all stores in bytes; beyond it, the least recently used are removed."""
 TOGETHER: Final = 32
 """Views that pass through the network together."""
 
@@ -95,7 +95,7 @@ class FeatureStore:
         self._pending.clear()
 
     def _open(self) -> None:
-        """Map every segment that is whole; another file is none of ours."""
+        """Map every complete segment; other files are ignored."""
         try:
             paths = sorted(self.folder.glob("*.npy"))
         except OSError:

@@ -1,4 +1,4 @@
-"""The best last layer on given features, found at once: multinomial logistic regression.
+"""The optimal last layer on given features: multinomial logistic regression.
 
 Shape letters: N rows, F features, R rotated features (R <= N, F), K classes, M problems solved together.
 """
@@ -17,7 +17,7 @@ from vggkit.errors import BadData, MissingExtra
 from vggkit.hardware import derive_seed
 
 STRENGTHS: Final = tuple(float(f"{value:.2g}") for value in np.geomspace(10, 1e-5, 13))
-"""Penalties that are tried, half a power of ten apart, the strong first."""
+"""Penalties that are tried, half a power of ten apart, the strongest first."""
 FOLDS: Final = 5
 MANY: Final = 200_000_000
 """Rows times features times classes beyond which one fold is measured and not all, for time."""
@@ -130,7 +130,7 @@ def solve_head(
         tried: tuple[Trial, ...] = ()
         folds = divide(targets, groups, seed=seed)
         if len(order) > 1 and folds.max() > 0:
-            # The choice needs few digits.
+            # The selection needs low precision.
             measured = 1 if space.rows.numel() * classes > MANY else int(folds.max()) + 1
             held = torch.from_numpy(folds)[:, None] == torch.arange(measured)
             problem = _Problem(*(part.float() for part in (space.rows, goals, _share(counts, ~held), space.scales)))

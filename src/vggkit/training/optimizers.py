@@ -48,7 +48,7 @@ def build_optimizers(
             sgd = torch.optim.SGD(
                 groups, lr=0.0, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=True
             )
-            if recipe.momentum:  # all have it from the start, for layers may begin to learn later
+            if recipe.momentum:  # all have it from the start, because layers may be unfrozen later
                 for value in parameters.values():
                     sgd.state[value]["momentum_buffer"] = torch.zeros_like(value)
             return [sgd]
@@ -142,7 +142,7 @@ def open_layers(network: VGG, recipe: Recipe, epoch: int, *, caller_settings: Ca
 
 
 def scale_rates(network: VGG, recipe: Recipe, *, feature_scale: float = 1.0) -> Mapping[str, float]:
-    """The share of the learning rate that each parameter, by its key, learns at.
+    """The factor of the learning rate of each parameter, by its key.
 
     Args:
         network: Names the parameters.

@@ -120,7 +120,7 @@ def _find_frozen(recipe: Recipe, situation: Situation) -> list[str]:
 
 
 def _find_open(recipe: Recipe, situation: Situation) -> list[str]:
-    """Those that it would learn, and that are not."""
+    """Parameters that it would train and that are not frozen."""
     return [key for key in list_learnt(situation.configuration, recipe) if key not in situation.frozen]
 
 

@@ -78,7 +78,7 @@ class TrainState:
         scales = scale_rates(self.network, recipe, feature_scale=self.feature_scale)
         last = name_last_weight(network)
         self._last = learning.index(last) if last in learning else None
-        # Its rate is divided by the scale, and what it decays by is to stay as it was.
+        # Its rate is divided by the scale, and its decay must not change.
         self.optimizers = build_optimizers(self._stepped, scales, recipe, decays={last: self.feature_scale})
 
     @property
@@ -87,7 +87,7 @@ class TrainState:
         return self.network if self.average is None else self.average
 
     def start_epoch(self, epoch: int) -> None:
-        """Open the layers that learn in it, counted from 1."""
+        """Unfreeze the layers that are trained in this epoch, counted from 1."""
         open_layers(self.compute_copy, self.recipe, epoch, caller_settings=self.caller_settings)
 
     def weigh(self, targets: Tensor) -> float:
@@ -118,7 +118,7 @@ class TrainState:
         kind = torch.bfloat16 if self.recipe.precision == "bf16" else torch.float32
         images = images.to(self.device, kind, memory_format=PLANES, non_blocking=True)
         targets = targets.to(self.device, non_blocking=True)
-        # Dropout draws from torch's generator; the state around is left as it was.
+        # Dropout uses torch's generator, whose state is restored.
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(derive_seed(self.recipe.seed, "dropout", draw))
             with torch.autocast(self.device.type, self._autocast, enabled=self._autocast is not None):
@@ -132,7 +132,7 @@ class TrainState:
 
     @torch.no_grad()
     def _collect(self) -> None:
-        """Gradients of a batch go from where they were computed to where they are added up."""
+        """Add the gradients of a batch from the compute copy to those of the master weights."""
         there = [
             (gradient, working.grad)
             for gradient, working in zip(self._gradients, self._working, strict=True)

@@ -171,7 +171,7 @@ class Trainer:
 
     def _fit_last_layer(self) -> FitResult:
         """The last layer alone, on features of every image that are computed once."""
-        self._keep_start()  # all that it begins with; the features are cached on disk
+        self._keep_start()  # its whole initial state; the features are cached on disk
         self.callbacks.log(describe(None, memory_bytes=self._estimate_memory()))
         probe = self._probe([split for split in self.splits if split in ("train", "val", "test")], epoch=1)
         self.callbacks.on_epoch((probe.epoch,), self.classifier.network)
@@ -191,7 +191,7 @@ class Trainer:
         )
 
     def _prepare(self, feature_scale: float) -> None:
-        """Set up everything that steps need: batches, the state, guards."""
+        """Set up everything that training steps need: batches, the state, guards."""
         classifier, recipe, train = self.classifier, self.recipe, self.splits["train"]
         self.train_state = TrainState(
             classifier.network,
@@ -346,7 +346,7 @@ class Trainer:
         )
 
     def _measure(self) -> Epoch:
-        """The epoch's figures, with those of the validation images in the precision that is trained in."""
+        """The metrics of the epoch, with those of the validation images in the precision of training."""
         progress, labels = self.progress, self.classifier.labels
         engine = PyTorchEngine(
             self.train_state.evaluated,
@@ -409,7 +409,7 @@ class Trainer:
         self.checkpoints.keep(self.train_state.state(), self.progress)
 
     def _go_back(self, problem: "_Diverged") -> None:
-        """To the start of the epoch, and on at a lower rate."""
+        """Return to the start of the epoch, and continue at a lower rate."""
         lower = self.progress.rate_scale * LOWER
         epoch, done = self.progress.epoch, self.progress.batches
         rate = self._rate_at(max(0, self.progress.steps - (done == len(self.batches))))
@@ -419,21 +419,21 @@ class Trainer:
         if self.progress.returns == MOST_RETURNS:
             raise BadInput(
                 f"the loss became {problem.loss} in {place}, at learning rate {rate:.2g}, and {MOST_RETURNS} lower "
-                f"ones did not help: begin again with --learning-rate {rate * LOWER:.1g}, or with the same network "
-                "with batch norm, and look at the images with `vggkit check`"
+                f"ones did not help: start again with --learning-rate {rate * LOWER:.1g}, or with the same network "
+                "with batch norm, and check the images with `vggkit check`"
             ) from problem
         state, before = self.checkpoints.read_epoch()
         self.train_state.restore(state)
         self.progress = replace(before, rate_scale=lower, returns=self.progress.returns + 1)
         self._keep()
         self.callbacks.warn(
-            f"the loss became {problem.loss} in {place}: back to the start of the epoch, and on at {LOWER:g} times "
-            f"the learning rate of {rate:.2g} (return {self.progress.returns} of {MOST_RETURNS} at most)"
+            f"the loss became {problem.loss} in {place}: back to the start of the epoch, to continue at {LOWER:g} "
+            f"times the learning rate of {rate:.2g} (return {self.progress.returns} of {MOST_RETURNS} at most)"
         )
 
 
 class _Diverged(Exception):
-    """The loss or its gradient is no number any more."""
+    """The loss or its gradient is not finite."""
 
     def __init__(self, loss: float) -> None:
         super().__init__(loss)

@@ -220,7 +220,7 @@ def read_entry(values: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
 
 
 def _rename_entries(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Provenance of a file of format 1 to 4 with the names of today."""
+    """Provenance of a file of format 1 to 4 with the current names."""
     renamed = {"data": {"pictures": "images"}, "metrics": {"part": "split"}}
     renamed["calibration"] = renamed["data"] | renamed["metrics"]
     return {

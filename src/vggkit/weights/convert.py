@@ -311,7 +311,7 @@ def _turn_ranges(card: Card, scales: tuple[float, ...]) -> tuple[Card, str]:
         activation_ranges = {**card.activation_ranges, INPUT_RANGE: (low * factor, high * factor)}
         return replace(
             card, activation_ranges=activation_ranges
-        ), f"ranges for int8: those of the input turned with it, times {factor:.6g}"
+        ), f"ranges for int8: the input's are converted with it, times {factor:.6g}"
     provenance = {name: value for name, value in card.provenance.items() if name != "ranges"}
     return replace(card, activation_ranges={}, provenance=provenance), (
         "ranges for int8: dropped, as the channels of the input are scaled differently; "

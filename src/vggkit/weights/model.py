@@ -85,7 +85,7 @@ class Model:
 
     @property
     def network(self) -> VGG:
-        """The VGG; another one may take its place."""
+        """The VGG; it can be replaced by another one."""
         return self._network
 
     @network.setter

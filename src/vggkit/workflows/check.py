@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from vggkit.weights.model import Model
 
 MOST_NAMED: Final = 3
-"""Unreadable images that a training names; the rest is counted."""
+"""Number of unreadable images that a training names; the others are counted."""
 
 SAMPLES: Final = 4
 """Images of each class that a page shows."""

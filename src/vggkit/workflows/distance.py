@@ -30,7 +30,7 @@ from vggkit.weights.model import Model
 from vggkit.weights.published_models import is_model_name
 
 TRUNK: Final = "vgg16"
-"""Without another one: the published ImageNet weights."""
+"""The default: the published ImageNet weights."""
 BATCHES_WAITING: Final = 4
 """As many pairs as so many batches have are in memory, waiting for others of their size."""
 

@@ -33,7 +33,7 @@ class PreparedImages:
     ties: Ties
     """Groups of near duplicates and exact copies that are in one split each."""
     findings: tuple[str, ...]
-    """Messages on what may spoil the training."""
+    """Messages on problems for the training."""
 
 
 def prepare_images(
@@ -63,7 +63,7 @@ def prepare_images(
     Raises BadData where the dataset cannot be divided, or a split lacks a class.
     """
     share, seed, fold = recipe.validation_share, recipe.seed, recipe.fold
-    # Before anything is read: what cannot be divided is refused at once.
+    # Before anything is read: a dataset that cannot be split is refused immediately.
     divided = hold_out(opened, validation_share=share, seed=seed, fold=fold, ties=ties or ())
     _demand_classes(opened, classifier)
     folder = Path(stack.enter_context(TemporaryDirectory(prefix="vggkit-")))

@@ -112,8 +112,8 @@ def resume_run(
         if stretched:
             config.write(directory / "config.yaml")
             line.log(
-                f"on to {epochs} epochs in all: the {config.resolved.schedule} schedule of the learning rate is "
-                "stretched to them, as in a training of so many epochs"
+                f"continuing to {epochs} epochs in all: the {config.resolved.schedule} schedule of the learning "
+                "rate is stretched to them, as in a training of that length"
             )
         images = prepare_images(
             opened,

@@ -138,7 +138,7 @@ def _remove_empty_folders(folder: Path) -> None:
 def _explained(name: str, folder: Path, advice: str) -> Iterator[None]:
     """The errors of torchvision, in words for users; a host that stops responding counts as an error."""
     patience = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(PATIENCE_SECONDS)  # torchvision would wait for ever
+    socket.setdefaulttimeout(PATIENCE_SECONDS)  # torchvision has no timeout
     try:
         with warnings.catch_warnings():
             # CIFAR's pickles are older than numpy's present rules.

@@ -233,7 +233,7 @@ def read_text(path: Path) -> str:
 
 @contextmanager
 def open_text(path: Path) -> Iterator[TextIO]:
-    """A text file as people's programs write it: UTF-8, UTF-16 with its mark, or Windows-1252; line by line."""
+    """A text file in a common encoding: UTF-8, UTF-16 with its mark, or Windows-1252; line by line."""
     encoding, errors = _find_encoding(path)
     with open(path, encoding=encoding, errors=errors, newline="") as text:
         yield text

@@ -26,7 +26,7 @@ Format = Literal["safetensors", "zip", "hdf5", "npy", "pickle"]
 HEAD_BYTES: Final = 1024
 """First bytes of a file that are looked at."""
 LFS_POINTER: Final = b"version https://git-lfs"
-"""How a file begins that Git LFS put in place of the real one."""
+"""The start of a pointer file that Git LFS puts in place of the real one."""
 _LONGEST_HEADER: Final = 2**40
 """Far above any, and below what the first eight bytes of any other format make of a number."""
 _MAGIC: Final[dict[bytes, Format]] = {
@@ -152,7 +152,7 @@ def _check_claims(path: Path, contents: Contents, size: int) -> None:
 
 
 def _check_total(path: Path, total: int, size: int, *, packed: bool) -> None:
-    # Keys may share values; what is packed may be all zeros.
+    # Keys may share values; compressed data may be all zeros.
     most = size * _PACKED_RATIO + _PACKED_SLACK_BYTES if packed else size * _SHARED_RATIO + SLACK_BYTES
     if total > min(LIMIT_BYTES, most):
         found = f"tensors that claim {total} bytes in a file of {size}"

@@ -173,7 +173,7 @@ def _find(file: Any, group: tuple[str, ...]) -> Any:
 
 
 def _check_heaps(path: Path, stream: IO[bytes], datasets: Sequence[Dataset]) -> None:
-    """Raise BadCheckpoint for a broken heap of texts, in which HDF5's library would look for ever.
+    """Raise BadCheckpoint for a damaged heap of texts, in which the HDF5 library would loop for ever.
 
     Texts of variable length, such as the layers' names, lie in heaps between the datasets. A heap is a row of
     objects, each with its own length, and one of length 0 is followed by itself (HDF5 File Format 3.0, III.E).

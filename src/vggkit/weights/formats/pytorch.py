@@ -51,7 +51,7 @@ class _Placeholder:
 
 
 class _PlaceholderMethod:
-    """A method of such an object, which a pickle names by `getattr`; of anything else it is refused."""
+    """A method of such an object, which a pickle names by `getattr`; any other use is refused."""
 
     def __new__(cls, *arguments: Any) -> Any:
         if not arguments or arguments[0] is not _Placeholder:
