@@ -35,6 +35,9 @@ VERBS: Final[Mapping[str, Mapping[str, Verb]]] = {
         "explain": Verb("explain", "show which places of images speak for a class"),
         "bench": Verb("bench", "measure the speed of inference on this machine"),
     },
+    "Shipping": {
+        "export": Verb("export", "write a classifier for ONNX, torch.export, OpenVINO, Keras"),
+    },
     "Looking inside": {
         "filters": Verb("filters", "show what each channel of a layer responds to"),
         "style": Verb("style", "give an image the style of another"),

@@ -35,7 +35,7 @@ def open_openvino(path: Path) -> tuple[Callable[[NDArray[np.uint8]], NDArray[np.
     openvino = import_openvino()
     # By itself OpenVINO computes in bfloat16 on processors that have it.
     model = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return lambda images: model({INPUT: images})[0], f"OpenVINO {openvino.__version__}"
+    return lambda images: model({INPUT: images})[0], f"OpenVINO {openvino.__version__.partition('-')[0]}"
 
 
 def _build(openvino: ModuleType, weights: Weights, plan: ExportPlan) -> Any:
