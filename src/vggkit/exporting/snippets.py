@@ -4,6 +4,7 @@ from vggkit.exporting.formats import FormatName
 from vggkit.exporting.plan import INPUT, ExportPlan
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.weights.card import Card
+from vggkit.weights.model_card import is_torchvisions
 
 IMAGE = "image.jpg"
 """The image in a snippet."""
@@ -32,7 +33,7 @@ def write_program_snippet(plan: ExportPlan, name: str) -> str:
             [
                 f"model = openvino.Core().read_model({name!r})",
                 'compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})',
-                'about = {key: value.value for key, value in model.get_rt_info()["vggkit"].value.items()}',
+                'about = {key: value.value for key, value in model.get_rt_info()["vggkit"].items()}',
             ],
             f'probabilities = compiled({{"{INPUT}": pixels}})[0][0]',
         ),
@@ -125,7 +126,12 @@ def write_weights_snippet(card: Card, to: FormatName, name: str, fed: Preprocess
 
 
 def _write_keras(card: Card, name: str) -> list[str]:
+    """Lines that give logits of Keras' own VGG16 or VGG19, or of layers that are built here."""
     c = card.configuration
+    if is_torchvisions(c) and c.model in ("vgg16", "vgg19") and not name.lower().endswith(".npz"):
+        options = f"weights={name!r}, classes={c.num_classes}, classifier_activation=None"
+        network = f"network = keras.applications.{c.model.upper()}({options})"
+        return [network, "logits = keras.ops.convert_to_numpy(network(pixels[None]))[0]"]
     kernels = c.kernels or tuple((3,) * len(block) for block in c.blocks)
     blocks = [list(zip(widths, sides, strict=True)) for widths, sides in zip(c.blocks, kernels, strict=True)]
     side = card.preprocessing.crop_pixels
@@ -150,7 +156,7 @@ def _write_keras(card: Card, name: str) -> list[str]:
         ]
     else:
         lines.append(f"network.load_weights({name!r})")
-    return [*lines, "logits = np.array(network(pixels[None]))[0]"]
+    return [*lines, "logits = keras.ops.convert_to_numpy(network(pixels[None]))[0]"]
 
 
 def _read_image(preprocessing: Preprocessing, *, resize: bool) -> list[str]:

@@ -179,7 +179,7 @@ def _demand_programs(chosen: Format, *, resize: bool, precision: StoredPrecision
     for name, is_given in given.items():
         if is_given:
             raise BadConfiguration(
-                f"{name} is for whole programs, .onnx, .pt2 and .xml; {chosen.title} are weights alone"
+                f"{name} must be left out for {chosen.title}, which are no program; name a .onnx, .pt2 or .xml file"
             )
 
 
