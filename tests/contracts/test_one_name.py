@@ -35,6 +35,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {
     "bench": (vk.bench,),
     "distance": (vk.distance,),
     "explain": (vk.explain_into, vk.explain, vk.check_explanations),
+    "export": (vk.export,),
     "style": (vk.style,),
     "filters": (vk.filters,),
 }
@@ -52,6 +53,7 @@ OF_PYTHON_ALONE = {
     "bench": {"on_progress"},
     "distance": {"on_progress"},
     "explain": {"on_progress", "most", "seed"},
+    "export": {"on_progress"},
     "style": {"on_progress", "on_image", "on_log"},
     "filters": {"on_progress"},
 }

@@ -1,5 +1,6 @@
 """Small Classifiers to export."""
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -27,3 +28,12 @@ def build(configuration: Configuration, **options: object) -> Classifier:
     preprocessing = Preprocessing(**{"resize_pixels": 72, "crop_pixels": 64, **options})
     labels = [f"class {number}" for number in range(configuration.num_classes)]
     return Classifier(network, labels=labels, preprocessing=preprocessing, temperature=1.7, threshold=0.25)
+
+
+def draw_photo() -> np.ndarray:
+    """A smooth image with edges, (H, W, 3)."""
+    rng = np.random.default_rng(3)
+    down, across = np.mgrid[:150, :211] / 20
+    pixels = 120 + 90 * np.stack([np.sin(down), np.cos(across), np.sin(down + across)], axis=-1)
+    pixels[30:70, 40:120] = rng.integers(0, 256, 3)
+    return np.clip(pixels + rng.normal(0, 8, pixels.shape), 0, 255).astype(np.uint8)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_classifiers import FC, build
+from small_classifiers import FC, build, draw_photo
 
 import vggkit as vk
 from vggkit.cli import main as cli
@@ -19,6 +19,11 @@ from vggkit.exporting.formats import choose_format
 from vggkit.exporting.programs import Program
 
 POOL = replace(FC, head="pool", hidden=())
+
+
+@pytest.fixture
+def photo():
+    return draw_photo()
 
 
 @pytest.fixture

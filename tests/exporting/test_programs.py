@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_classifiers import FC, build
+from small_classifiers import FC, build, draw_photo
 
 from vggkit.engines.model_weights import find_weights
 from vggkit.exporting.plan import FITTED, ExportPlan
@@ -43,6 +43,11 @@ KINDS = {
     ),
 }
 QUICK = ("onnx", "openvino")
+
+
+@pytest.fixture
+def photo():
+    return draw_photo()
 
 
 def open_format(to):

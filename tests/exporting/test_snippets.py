@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
-from small_classifiers import FC, build
+from small_classifiers import FC, build, draw_photo
 
 from vggkit.classifier import Classifier
 from vggkit.images.preprocessing import Preprocessing
@@ -17,6 +17,11 @@ POOL = replace(FC, head="pool", hidden=())
 keras_warns = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 ROOM: dict[str, object] = {"atol": 0.02}
 """Where the image is resized by Pillow itself, or in the program: a level of 255."""
+
+
+@pytest.fixture
+def photo():
+    return draw_photo()
 
 
 def run(snippet, folder, photo, monkeypatch, *, lines):
