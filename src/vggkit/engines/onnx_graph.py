@@ -23,7 +23,7 @@ _LEAST_BYTES: Final = 1024
 
 
 class ONNXOperations:
-    """Nodes of ONNX, known by the names of what they give.
+    """Nodes of ONNX, known by the names of their outputs.
 
     Args:
         onnx: The package.
@@ -38,7 +38,7 @@ class ONNXOperations:
 
     @property
     def large_constants(self) -> dict[str, NDArray[Any]]:
-        """The constants that a model need only name; what shapes hang on, such as axes, is always in the model."""
+        """The constants that a model need only name; those of shapes, such as axes, are always in the model."""
         return {name: value for name, value in self._constants.items() if value.nbytes >= _LEAST_BYTES}
 
     def add_input(self, name: str, shape: Sequence[int | str], *, kind: str = "FLOAT") -> str:
@@ -54,10 +54,10 @@ class ONNXOperations:
         shapes: Mapping[Output, Sequence[int | str]] = MappingProxyType({}),
         whole: bool = False,
     ) -> Any:
-        """The model of all that was added.
+        """The model of all nodes.
 
         Args:
-            outputs: What gives each output.
+            outputs: The node of each output.
             shapes: Their shapes, where these are to be stated.
             whole: Hold all constants, as a file does; else `large_constants` are only named.
         """
@@ -83,7 +83,7 @@ class ONNXOperations:
         return self._add_node("Add", [scaled, self.keep(shift.reshape(1, -1, 1, 1))])
 
     def rectify(self, values: str, watched: bool) -> str:
-        # What is not finite passes its ReLU and its pooling, so that nothing need be watched.
+        # Values that are not finite pass its ReLU and its pooling, so no extra output is needed.
         return self._add_node("Relu", [values])
 
     def normalize_responses(self, maps: str, watched: bool) -> str:
@@ -125,7 +125,7 @@ class ONNXOperations:
         return self.keep(np.array([2, 3], np.int64))
 
     def _add_node(self, kind: str, given: list[str], **attributes: Any) -> str:
-        """A node of that kind; the name of what it gives."""
+        """The name of a new node's output."""
         name = f"{kind} {len(self._nodes)}"
         self._nodes.append(self.onnx.helper.make_node(kind, given, [name], **attributes))
         return name

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from vggkit.engines.model_weights import ModelFile, find_weights, open_model
+from vggkit.engines.model_weights import ModelFile, find_weights, open_for_engine
 from vggkit.engines.outputs import Output
 from vggkit.errors import BadConfiguration, BadData, BadImage
 from vggkit.exporting.formats import Format, FormatName, choose_format
@@ -89,7 +89,7 @@ def export(
     demand_apart(out, [each for each in [model, *given] if isinstance(each, str | Path)])
     if not chosen.is_program:
         _demand_programs(chosen, resize=resize, precision=precision, data=bool(given))
-    opened = open_model(model, "export")
+    opened = open_for_engine(model, "export")
     demand_form(opened.card, chosen.name)
     with handle_signals():
         if not chosen.is_program:
