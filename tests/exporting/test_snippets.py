@@ -37,7 +37,7 @@ def run(snippet, folder, photo, monkeypatch, *, lines):
     return found
 
 
-def check(classifier, out, folder, photo, monkeypatch, capsys, *, lines=11, **options):
+def check(classifier, out, folder, photo, monkeypatch, capsys, *, lines=12, **options):
     exported = classifier.export(folder / out, **options)
     found = run(exported.snippet, folder, photo, monkeypatch, lines=lines)
     [expected] = classifier.predict(folder / "image.jpg", top=len(classifier.labels), engine="pytorch")
