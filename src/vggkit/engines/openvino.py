@@ -232,7 +232,7 @@ def _open_core(process: int) -> Any:
     A core gives the thread that makes it a stack for signal handlers, and takes it away in whatever thread frees
     it: the next signal of the first thread would then end the process.
     """
-    return _import_openvino().Core()
+    return import_openvino().Core()
 
 
 def _find_converter(name: str) -> Any:
