@@ -22,7 +22,6 @@ from vggkit.features.style_loss import StyleLoss, choose_style_layers
 from vggkit.features.style_transfer import (
     LOSS_SCALE,
     MARGIN,
-    RANGE_PENALTY,
     STYLE_BALANCE,
     crop_margin,
     extend,
@@ -33,6 +32,8 @@ from vggkit.weights.model import Model
 from vggkit.weights.open_model import open_model
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+RANGE_PENALTY = 1000.0
+"""Weight of the squared distance from [0, 1] in plain steps: with less, clipping the result undoes much of it."""
 WEIGHTS = SHARED / "weights" / "vgg19_oxford_features_to_relu3_4_caffeBGR.pth"
 
 
