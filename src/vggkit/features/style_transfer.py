@@ -3,6 +3,7 @@
 Shape letters: H and W pixels. Batches hold one image.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
@@ -23,9 +24,9 @@ HISTORY: Final = 20
 """Earlier steps that L-BFGS estimates curvature from."""
 ADAM_RATE: Final = 0.02
 """Learning rate of Adam, for values in [0, 1]."""
-FIRST_CHANGE: Final = 0.005
+FIRST_CHANGE: Final = 0.01
 """Mean change of a pixel's value by the first step of L-BFGS, which knows no curvature yet."""
-MOST_CHANGE: Final = 0.05
+MOST_CHANGE: Final = 0.1
 """Mean change of a pixel's value by any step, at most."""
 MARGIN: Final = 12
 """Pixels around the image that are optimised and cut off: zeros beyond the edge leave a frame in them."""
@@ -209,10 +210,9 @@ class _Energy:
 
 
 def share_steps(steps: int, sizes: int) -> list[int]:
-    """Steps for each size, from coarse to fine: each size has half as many as the one before."""
-    shares = [2.0**-number for number in range(sizes)]
-    ends = [round(steps * sum(shares[: number + 1]) / sum(shares)) for number in range(sizes)]
-    return [end - start for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    """Steps for each size, from coarse to fine: equally many, a few more of them fine."""
+    ends = [steps * number // sizes for number in range(sizes + 1)]
+    return [end - start for start, end in itertools.pairwise(ends)]
 
 
 def measure_variation(images: Tensor) -> Tensor:
