@@ -42,7 +42,8 @@ class Coordinates:
     def filter(self, values: Tensor) -> Tensor:
         """How far the values move pixels that are not near their bounds."""
         waves = torch.fft.rfft2(values) * self._gains
-        return torch.fft.irfft2(waves, s=values.shape[-2:])
+        moved: Tensor = torch.fft.irfft2(waves, s=values.shape[-2:])
+        return moved
 
 
 def _bend(values: Tensor) -> Tensor:
