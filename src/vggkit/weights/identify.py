@@ -2,7 +2,7 @@
 
 Most files hold a network of the paper's table, or one that their metadata states, in a known dialect: then all keys
 and shapes agree, and nothing is left to determine. The others are read layer by layer:
-`layer_matches` puts their modules in the places of a VGG by name or by order, and `layer_matching` lists the
+`layer_positions` puts their modules in the places of a VGG by name or by order, and `candidate_networks` lists the
 networks that these shapes may be of.
 """
 
@@ -21,10 +21,10 @@ from vggkit.weights.formats.detect import open_weights
 from vggkit.weights.formats.weight_file import WeightFile
 from vggkit.weights.identification import Identification, Reading
 from vggkit.weights.input_conventions import Evidence, find_evidence, read_statements
-from vggkit.weights.layer_matches import Sheet, lay_out
-from vggkit.weights.layer_matching import Recognition, choose_sheet, list_networks
+from vggkit.weights.layer_positions import Sheet, lay_out
+from vggkit.weights.candidate_networks import Recognition, choose_sheet, list_networks
 from vggkit.weights.locate import locate_model
-from vggkit.weights.verdict import describe_shapes, name_other_network, write_load_line, write_verdict
+from vggkit.weights.identify_messages import describe_shapes, name_other_network, write_load_line, write_verdict
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ from vggkit.weights.model_file import read_weights, write_weights
 from vggkit.weights.origin import WeightsOrigin
 from vggkit.weights.pretrained import fetch
 from vggkit.weights.published import name_imagenet_classes
-from vggkit.weights.published_models import find_published_for
+from vggkit.weights.published_classifiers import find_published_for
 from vggkit.weights.starting_weights import (
     adapt_preprocessing,
     describe_use,

@@ -15,7 +15,7 @@ from vggkit.models.statements import Statements
 from vggkit.weights.card import Card
 from vggkit.weights.entries import HeadPlace, Position, Window
 from vggkit.weights.head_reading import PAPER_WIDTH
-from vggkit.weights.layer_matches import Sheet, places_of
+from vggkit.weights.layer_positions import Sheet, places_of
 
 
 @dataclass(frozen=True, slots=True)

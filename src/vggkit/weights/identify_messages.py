@@ -12,8 +12,8 @@ from vggkit.models.configuration import PAPER_LETTERS, Configuration
 from vggkit.models.configure import configure
 from vggkit.weights.dialects import Shaped
 from vggkit.weights.entries import Module, gather_modules, place_by_name
-from vggkit.weights.layer_matches import Sheet
-from vggkit.weights.layer_matching import Recognition
+from vggkit.weights.layer_positions import Sheet
+from vggkit.weights.candidate_networks import Recognition
 
 
 def name_other_network(entries: Mapping[str, Shaped]) -> str | None:
