@@ -164,8 +164,8 @@ TORCH_FREE = [
     "vggkit.benchmarking.processes",
     "vggkit.workflows.search",
     "vggkit.reports.search_table",
-    "vggkit.reports.diagnosis_page",
-    "vggkit.reports.diagnosis_table",
+    "vggkit.reports.check_page",
+    "vggkit.reports.check_table",
     "vggkit.evaluation.comparison",
     "vggkit.evaluation.metrics",
     "vggkit.reports.evaluation_page",
@@ -186,7 +186,7 @@ TORCH_FREE = [
 
 
 UPWARDS = {
-    "models/vgg.py": {"vggkit.weights.published_models"},
+    "models/vgg.py": {"vggkit.weights.published_classifiers"},
     "models/summary.py": {"vggkit.reports.tables", "vggkit.reports.terminal"},
 }
 """Imports that may go up, made when a method is called: `VGG.from_pretrained`, and `str` of a Summary; see

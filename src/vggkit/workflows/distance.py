@@ -27,7 +27,7 @@ from vggkit.models.vgg import VGG
 from vggkit.weights.identify import identify
 from vggkit.weights.locate import locate_model
 from vggkit.weights.model import Model
-from vggkit.weights.published_models import is_model_name
+from vggkit.weights.published_classifiers import is_model_name
 
 TRUNK: Final = "vgg16"
 """The default: the published ImageNet weights."""
