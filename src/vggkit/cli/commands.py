@@ -35,6 +35,9 @@ VERBS: Final[Mapping[str, Mapping[str, Verb]]] = {
         "explain": Verb("explain", "show which places of images speak for a class"),
         "bench": Verb("bench", "measure the speed of inference on this machine"),
     },
+    "Shrinking": {
+        "compress": Verb("compress", "make a classifier smaller and faster"),
+    },
     "Looking inside": {
         "filters": Verb("filters", "show what each channel of a layer responds to"),
         "style": Verb("style", "give an image the style of another"),

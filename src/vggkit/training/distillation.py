@@ -87,7 +87,7 @@ class Teacher:
 
 
 def compare_similarities(maps: Tensor, wanted: Tensor) -> Tensor:
-    """Mean squared difference of the rows of two matrices (N, N) of similarities between images, each of length 1."""
+    """Mean squared distance of the rows, of length 1 each, of two matrices (N, N) of similarities of images."""
     first, second = (_find_similarities(each) for each in (maps, wanted))
     return (first - second).square().sum(1).mean()
 
