@@ -18,6 +18,7 @@ from vggkit.compression.fine_tuning import FineTuning
 from vggkit.compression.images import RoleImages, divide_roles
 from vggkit.compression.low_rank import check_ranks
 from vggkit.compression.measuring import predict_all
+from vggkit.compression.rebuild import build_network, copy_state
 from vggkit.compression.records import CompressionPoint, CompressionRecord, Goals
 from vggkit.compression.search import Candidate, Search, Variant
 from vggkit.compression.steps import Made, Workshop
@@ -263,15 +264,13 @@ def _check_together(goals: Goals, steps: _Steps, *, has_data: bool) -> None:
 
 
 def _open(model: Model | str | Path) -> Model:
+    """A copy of the Classifier, its network on the CPU in float32 and in evaluation mode."""
     if isinstance(model, str | Path):
-        return Model.load(locate_model(model))
-    demand_classifier(model, "compress")
-    held = Model(
-        model.network,
-        labels=model.labels,
-        preprocessing=model.preprocessing,
-    )
-    held.card = model.card
+        model = Model.load(locate_model(model))
+    card = demand_classifier(model, "compress")
+    network = build_network(card.configuration, copy_state(model.network))
+    held = Model(network, labels=card.labels, preprocessing=card.preprocessing)
+    held.card = card
     return held
 
 
