@@ -34,7 +34,7 @@ def test_named_steps_give_a_classifier_whose_file_reloads(trained, photos, tmp_p
     before, after = vk.load(trained), vk.load(out)
     assert after.labels == before.labels
     assert after.configuration.ranks == (6, 6, None)
-    assert after.configuration.grid == 1
+    assert after.configuration.grid == 4
     assert sum(map(sum, after.configuration.blocks)) < sum(map(sum, before.configuration.blocks))
     assert after.card.storage == "int4"
     assert out.stat().st_size == found["chosen"]["size_bytes"] < found["before"]["size_bytes"] / 4

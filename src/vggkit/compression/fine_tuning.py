@@ -137,7 +137,7 @@ def fine_tune(
             on_step=show,
             on_epoch=keep_best,
             warn=log,
-            **({} if signals is None else {"signals": signals}),
+            signals=signals or Signals(),
         ),
     )
     trainer.fit()

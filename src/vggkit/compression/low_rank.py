@@ -156,6 +156,6 @@ def _compute_outputs(network: VGG, batch: Tensor) -> list[Tensor]:
         module = network.classifier[layer.index]
         last = module if isinstance(module, nn.Linear) else module[1]  # type: ignore[index]
         values = module(values)
-        found.append(values - last.bias)  # type: ignore[operator]
+        found.append(values - last.bias)
         values = values.relu()
     return found

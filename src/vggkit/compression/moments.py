@@ -3,13 +3,14 @@
 Shape letters: N samples (places of images), C channels, B columns of a channel (a kernel's places), O outputs.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from vggkit.compression.channels import Prunable
 from vggkit.models.vgg import VGG
@@ -137,7 +138,7 @@ def _sample(
         mine = _run_to(network, layer.reader, batch)
         theirs = mine if network is original else _run_to(original, layer.reader, batch)
         if mine.dim() == 4:
-            side = network.get_submodule(layer.reader).kernel_size[0]  # type: ignore[index]
+            side = math.isqrt(layer.block)
             chosen = torch.randint(mine.shape[-2] * mine.shape[-1], (len(batch), places), generator=draws)
             mine, theirs = (_cut_patches(each, chosen, side) for each in (mine, theirs))
         yield mine, theirs @ weight.T + bias
@@ -164,9 +165,6 @@ def _cut_patches(maps: Tensor, chosen: Tensor, side: int) -> Tensor:
 
 def _read_reader(network: VGG, layer: Prunable) -> tuple[Tensor, Tensor]:
     """The reader's weights as a matrix (O, columns), and its bias; of two factors the first, which has none."""
-    module = network.get_submodule(layer.reader)
-    if isinstance(module, nn.Sequential):
-        module = module[0]
-    weight = module.weight.detach().flatten(1)  # type: ignore[operator, union-attr]
-    bias = module.bias
-    return weight, torch.zeros(len(weight)) if bias is None else bias.detach()  # type: ignore[union-attr]
+    state = network.state_dict()
+    weight = state[layer.columns].flatten(1)
+    return weight, state.get(layer.columns.removesuffix("weight") + "bias", torch.zeros(len(weight)))

@@ -3,6 +3,7 @@
 Shape letters: N images, K classes.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -48,10 +49,10 @@ class Sensitivity:
             found[place] = max(found[place], found[place - 1] * 1.0001)
         upper = next((place for place, share in enumerate(shares) if share >= removed), len(shares) - 1)
         if upper <= 1:
-            return found[1] * (removed / shares[1]) ** 2
+            return float(found[1] * (removed / shares[1]) ** 2)
         low, high = upper - 1, upper
-        slope = torch.tensor(found[high] / found[low]).log() / torch.tensor(shares[high] / shares[low]).log()
-        return found[low] * (removed / shares[low]) ** float(slope)
+        slope = math.log(found[high] / found[low]) / math.log(shares[high] / shares[low])
+        return float(found[low] * (removed / shares[low]) ** slope)
 
 
 def measure_sensitivity(
@@ -144,7 +145,8 @@ def _choose_count(configuration: Configuration, pixels: int, cost: Cost) -> Call
 @torch.no_grad()
 def _predict(network: VGG, batch: Tensor) -> Tensor:
     """Logarithms (N, K) of the probabilities."""
-    return network(batch).double().log_softmax(1)
+    logits: Tensor = network(batch)
+    return logits.double().log_softmax(1)
 
 
 def _diverge(network: VGG, batches: Sequence[Tensor], before: Sequence[Tensor]) -> float:
