@@ -153,7 +153,7 @@ class ModelFile:
         return Model.load(self.path).network
 
     def _read_header(self) -> tuple[int, dict[str, dict[str, Any]], dict[str, CodedEntry]]:
-        """The offset of the values, type, shape and place of each, and which are coded; `read_card` validated it."""
+        """The offset of the values, the type, shape and place of each, and the coded tensors."""
         with open(self.path, "rb") as file:
             size = int.from_bytes(file.read(8), "little")
             entries = json.loads(file.read(size))
