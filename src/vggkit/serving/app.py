@@ -94,36 +94,53 @@ def build_app(service: Service, lifespan: Lifespan, *, title: str) -> FastAPI:
     _add_errors(app)
     posted = describe_errors(400, 401, 403, 404, 408, 413, 415, 422, 431, 503, 504)
     read = describe_errors(401, 403, 422, 431)
-    options: dict[str, Any] = {"response_model_exclude_unset": False}
+    probed = describe_errors(403, 422, 431, 503)
 
-    @app.post("/predict", responses=posted, openapi_extra=describe_body(), tags=["images"], **options)
+    @app.post(
+        "/predict",
+        responses=posted,
+        openapi_extra=describe_body(),
+        tags=["images"],
+        response_description="The classes of each image.",
+    )
     async def predict(request: Request, options: Annotated[PredictOptions, Query()]) -> Predictions:
         """Classify images: the most probable classes of each, and with `explain=true` why."""
         return await service.predict(request, options)
 
-    @app.post("/embed", responses=posted, openapi_extra=describe_body(), tags=["images"], **options)
+    @app.post(
+        "/embed",
+        responses=posted,
+        openapi_extra=describe_body(),
+        tags=["images"],
+        response_description="The vector of each image.",
+    )
     async def embed(request: Request, options: Annotated[EmbedOptions, Query()]) -> Embedded:
         """Compute a feature vector of each image, to search or cluster."""
         return await service.embed(request, options.model)
 
-    @app.get("/model", responses=read | describe_errors(404), tags=["models"])
+    @app.get(
+        "/model",
+        responses=read | describe_errors(404),
+        tags=["models"],
+        response_description="The model.",
+    )
     async def model(options: Annotated[ModelOptions, Query()]) -> ModelDescription:
         """Describe a model: labels, preprocessing, configuration, metrics, licence, version."""
         return service.describe(options.model)
 
-    @app.get("/models", responses=read, tags=["models"])
+    @app.get("/models", responses=read, tags=["models"], response_description="Their names.")
     async def models(_: Annotated[NoOptions, Query()]) -> ModelNames:
         """Name the models."""
         return ModelNames(models=list(service.models.names))
 
-    @app.get("/health", responses=describe_errors(403, 422, 431, 503), tags=["operation"])
+    @app.get("/health", responses=probed, tags=["operation"], response_description="It works.")
     async def health(_: Annotated[NoOptions, Query()]) -> Status:
         """Whether the process works; else it should be started again."""
         if not service.batcher.is_alive:
             raise Refusal(503, "not_ready", "the engine computes no more; start the service again")
         return Status(status="ok")
 
-    @app.get("/ready", responses=describe_errors(403, 422, 431, 503), tags=["operation"])
+    @app.get("/ready", responses=probed, tags=["operation"], response_description="They may.")
     async def ready(_: Annotated[NoOptions, Query()]) -> Status:
         """Whether requests may be sent here."""
         if service.is_draining or not service.batcher.is_alive:
@@ -132,7 +149,8 @@ def build_app(service: Service, lifespan: Lifespan, *, title: str) -> FastAPI:
 
     @app.get(
         "/metrics",
-        responses=read | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+        responses=read
+        | {200: {"description": "The counters.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
         response_class=Response,
         tags=["operation"],
     )
