@@ -244,7 +244,7 @@ def report(ways, rates, seconds, described) -> None:
         rate, peer = median[way], median["torchvision", "/predict", clients]
         alone = f"{rate / median['bare', name]:.2f}" if name != "torchvision" else ""
         title = "torchvision, eager" if name == "torchvision" else f"vggkit serve, {name}"
-        title += ", with heat maps" if "explain" in path else ""
+        title += ", with heatmaps" if "explain" in path else ""
         p50, p95, p99 = (1000 * np.quantile(seconds[way], share) for share in (0.5, 0.95, 0.99))
         times = f"{p50:.0f} | {p95:.0f} | {p99:.0f}"
         print(f"| {clients} | {title} | {rate:.1f} | {alone} | {rate / peer:.2f} | {times} |")

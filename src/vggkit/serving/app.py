@@ -10,10 +10,16 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from vggkit._version import __version__
-from vggkit.serving.answers import (
+from vggkit.serving.bodies import BYTES_TYPE, FIELD, JSON_TYPE, MULTIPART_TYPE, ClientGone, JsonBody
+from vggkit.serving.docs_page import DOCS_PATH, STYLE_PATH, read_style, write_docs
+from vggkit.serving.guard import CLIENT_GONE
+from vggkit.serving.metrics import CONTENT_TYPE
+from vggkit.serving.page_files import PageFile, list_page_files
+from vggkit.serving.refusals import Refusal
+from vggkit.serving.responses import (
     Embedded,
     EmbedOptions,
-    ErrorAnswer,
+    ErrorResponse,
     ModelDescription,
     ModelNames,
     ModelOptions,
@@ -22,12 +28,6 @@ from vggkit.serving.answers import (
     PredictOptions,
     Status,
 )
-from vggkit.serving.bodies import BYTES_TYPE, FIELD, JSON_TYPE, MULTIPART_TYPE, ClientGone, JsonBody
-from vggkit.serving.docs_page import DOCS_PATH, STYLE_PATH, read_style, write_docs
-from vggkit.serving.guard import CLIENT_GONE
-from vggkit.serving.metrics import CONTENT_TYPE
-from vggkit.serving.page_files import PageFile, list_page_files
-from vggkit.serving.refusals import Refusal
 from vggkit.serving.service import Service
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[dict[str, Any]]]
@@ -57,7 +57,7 @@ ERRORS: Final = {
 
 def describe_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """These errors, as OpenAPI's responses."""
-    return {status: {"description": ERRORS[status], "model": ErrorAnswer} for status in statuses}
+    return {status: {"description": ERRORS[status], "model": ErrorResponse} for status in statuses}
 
 
 def describe_body() -> dict[str, Any]:
@@ -77,7 +77,7 @@ def build_app(service: Service, lifespan: Lifespan, *, title: str) -> FastAPI:
     """The application of a service.
 
     Args:
-        service: What answers.
+        service: What responds.
         lifespan: Runs around it.
         title: Of the description.
     """
@@ -170,38 +170,38 @@ def list_open_paths() -> frozenset[str]:
 def _add_errors(app: FastAPI) -> None:
     """Every error in one form."""
 
-    def answer(request: Request, refusal: Refusal) -> JSONResponse:
+    def respond(request: Request, refusal: Refusal) -> JSONResponse:
         values = refusal.to_dict(request.state.request_id)
         return JSONResponse(values, refusal.status, dict(refusal.headers))
 
     async def refuse(request: Request, problem: Exception) -> Response:
         assert isinstance(problem, Refusal)
-        return answer(request, problem)
+        return respond(request, problem)
 
     async def refuse_options(request: Request, problem: Exception) -> Response:
         assert isinstance(problem, RequestValidationError)
         first = problem.errors()[0]
         place = ".".join(str(each) for each in first["loc"][1:])
-        return answer(request, Refusal(422, "bad_parameters", f"{place[:100]}: {first['msg']}"))
+        return respond(request, Refusal(422, "bad_parameters", f"{place[:100]}: {first['msg']}"))
 
     async def refuse_address(request: Request, problem: Exception) -> Response:
         assert isinstance(problem, HTTPException)
         messages = {404: "there is no such address; GET /docs lists them", 405: "this address takes another method"}
         message = messages.get(problem.status_code, str(problem.detail))
         name = NAMES.get(problem.status_code, "bad_request")
-        return answer(request, Refusal(problem.status_code, name, message, problem.headers or {}))
+        return respond(request, Refusal(problem.status_code, name, message, problem.headers or {}))
 
     async def report_bug(request: Request, problem: Exception) -> Response:
         message = "an error of the service; its log has the details under the request_id"
-        return answer(request, Refusal(500, "internal", message))  # the guard logs it
+        return respond(request, Refusal(500, "internal", message))  # the guard logs it
 
-    async def answer_nobody(request: Request, problem: Exception) -> Response:
+    async def respond_to_nobody(request: Request, problem: Exception) -> Response:
         return Response(status_code=CLIENT_GONE)
 
     app.add_exception_handler(Refusal, refuse)
     app.add_exception_handler(RequestValidationError, refuse_options)
     app.add_exception_handler(HTTPException, refuse_address)
-    app.add_exception_handler(ClientGone, answer_nobody)
+    app.add_exception_handler(ClientGone, respond_to_nobody)
     app.add_exception_handler(Exception, report_bug)
 
 

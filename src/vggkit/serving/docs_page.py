@@ -23,7 +23,7 @@ EXAMPLES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A parameter, a field or an answer."""
+    """A parameter, a field or a response."""
 
     names: tuple[str, ...]
     """Its name, or those of several that are alike."""
@@ -42,7 +42,7 @@ class Operation:
     summary: str
     options: list[Row]
     bodies: list[Row]
-    answers: list[Row]
+    responses: list[Row]
     examples: tuple[str, ...]
 
 
@@ -88,13 +88,13 @@ def _read_operation(method: str, path: str, given: Mapping[str, Any]) -> Operati
     ]
     content = given.get("requestBody", {}).get("content", {})
     bodies = _join([Row((kind,), *_describe_content(each)) for kind, each in content.items()])
-    answers = []
-    for status, answer in given["responses"].items():
-        kinds = [(kind, *_name_type(each.get("schema", {}))) for kind, each in answer.get("content", {}).items()]
+    responses = []
+    for status, response in given["responses"].items():
+        kinds = [(kind, *_name_type(each.get("schema", {}))) for kind, each in response.get("content", {}).items()]
         named = next(((name, target) for _, name, target in kinds if target), (kinds[0][0] if kinds else "", None))
-        answers.append(Row((status,), named[0], answer.get("description", ""), named[1]))
+        responses.append(Row((status,), named[0], response.get("description", ""), named[1]))
     return Operation(
-        method.upper(), path, given.get("description", ""), options, bodies, answers, EXAMPLES.get(path, ())
+        method.upper(), path, given.get("description", ""), options, bodies, responses, EXAMPLES.get(path, ())
     )
 
 

@@ -59,7 +59,7 @@ def serve(
             it cannot be, the one from before is kept. 0: never.
         drain_seconds: Seconds that requests have to end when the service is told to stop.
         log_file: Append the log, a JSON object a line, to this file; None: standard output.
-        on_start: Called with the address when the service answers there; of several workers, when they start.
+        on_start: Called with the address when the service responds there; of several workers, when they start.
 
     Raises BadInput, BadConfiguration, BadCheckpoint, BadDownload, UnknownName, and MissingExtra.
     """

@@ -1,4 +1,4 @@
-"""What the service answers is what `predict`, `explain` and `embed` give of the same file."""
+"""What the service returns is what `predict`, `explain` and `embed` give of the same file."""
 
 import base64
 import io
