@@ -1,8 +1,8 @@
-"""Many requests of mixed good and bad images to one `vggkit serve`: each with the right response, none lost, memory flat.
+"""Many requests of mixed good and bad images to one `vggkit serve`: right responses, none lost, memory flat.
 
 Clients send images of several formats and sizes, broken ones, malformed bodies and other types, with and without
-heatmaps, and some hang up. Each response is compared with that of `vk.predict`, or with the status that it must have.
-The memory of the service is read after a third of the requests and at the end.
+heatmaps, and some hang up. Each response is compared with that of `vk.predict`, or with the status that it must
+have. The memory of the service is read after a third of the requests and at the end.
 
     python benchmarks/serve_soak.py [REQUESTS] [CLIENTS]
 
