@@ -1,5 +1,6 @@
 """The function behind `vggkit serve`: it looks at what is to be served, takes the port, and serves."""
 
+import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -111,7 +112,8 @@ def _listen(options: ServeOptions) -> socket.socket:
     host, port = options.host or "0.0.0.0", options.port  # noqa: S104 (as requested)
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if os.name == "posix":  # elsewhere it would let two services listen at one port
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
         listening.listen(BACKLOG)  # who connects now waits until the models are loaded
     except OSError as problem:
