@@ -25,6 +25,7 @@ from vggkit.features.loss_config import LossConfig, demand_calibration, demand_r
 from vggkit.features.loss_trunk import LossTrunk, open_trunk
 from vggkit.features.range_check import RangeCheck
 from vggkit.features.reference import Compared, Pair, Reference, change_pair, is_batch, take_images
+from vggkit.hardware import computes_bf16
 from vggkit.models.layers import widen
 from vggkit.models.vgg import VGG
 from vggkit.weights.model import Model
@@ -96,20 +97,18 @@ class PerceptualLoss(nn.Module):
             raise UnknownName.of("precision", precision, ("fp32", "bf16"))
         if convolution not in ("direct", "winograd"):
             raise UnknownName.of("convolution", convolution, ("direct", "winograd"))
-        if convolution == "winograd" and precision != "fp32":
-            raise BadConfiguration("convolution='winograd' is for precision='fp32': bfloat16 is too coarse for it")
         self.reduction, self.style_weight = reduction, float(style_weight)
         self.images_at_once = None if images_at_once is None else demand_count("images_at_once", images_at_once)
         demand_calibration(calibration, self.config)  # before a trunk is downloaded
         network, preprocessing = open_trunk(trunk, self.config, self.name)
-        dtype = torch.float32 if precision == "fp32" else torch.bfloat16
         self.trunk = LossTrunk(
             network,
             preprocessing,
             self.config,
             input_range=self.input_range,
-            dtype=dtype,
-            with_winograd=convolution == "winograd",
+            dtype=torch.float32,
+            winograd="everything" if "winograd" in (convolution,) or precision == "bf16" else "gradients",
+            rounds_gradients=precision == "bf16" and computes_bf16("cpu"),
         )
         widths = {layer.name: layer.out_channels for layer in network.configuration.trunk}
         self.calibration = Calibrated(read_calibration(calibration, self.config, widths))
