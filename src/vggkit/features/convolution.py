@@ -1,8 +1,8 @@
 """Convolutions 3×3 of constant weights whose gradient is computed by another algorithm than their result.
 
-A gradient passes ReLUs and pools on the way that the results chose, so results must be exact where near 0, or nearly
-equal, they would choose another one. What is left of the gradient is linear: there a rounding of a few thousandths
-stays one.
+A gradient takes the way through ReLUs and pools that the results chose. Rounding results changes signs near 0 and
+the largest of nearly equal values, and so the way. What is left of the gradient is linear in it: there a rounding
+of a few thousandths stays one.
 
 Shape letters: N images, C channels in, K channels out, H and W places.
 """
@@ -93,9 +93,7 @@ def _swap(maps: Tensor) -> Tensor:
     Matrices are transposed by blocks, and tensors of more dimensions are not: this takes a third of the time.
     """
     is_last = maps.is_contiguous(memory_format=torch.channels_last)
-    found = torch.empty_like(
-        maps, memory_format=torch.contiguous_format if is_last else torch.channels_last
-    )
+    found = torch.empty_like(maps, memory_format=torch.contiguous_format if is_last else torch.channels_last)
     for each, result in zip(maps if is_last else maps.contiguous(), found, strict=True):
         if is_last:
             result.flatten(1).copy_(each.permute(1, 2, 0).flatten(0, 1).t())

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from vggkit.errors import BadConfiguration, BadInput
 from vggkit.features.convolution import Kernel, convolve, turn
 from vggkit.features.loss_config import LossConfig
+from vggkit.features.pooling import pool_first_largest, pool_largest
 from vggkit.features.winograd import is_worth_it, transform_filters
+from vggkit.hardware import computes_bf16
 from vggkit.images.preprocessing import Preprocessing, choose_preprocessing
 from vggkit.models.configuration import Configuration
 from vggkit.models.configure import configure
@@ -41,7 +43,7 @@ class LossTrunk(Features):
         dtype: What the layers compute in.
         winograd: Of convolutions of many channels in float32 on a CPU, what Winograd's algorithm computes: nothing,
             the gradients, or everything.
-        rounds_gradients: Compute the gradients of convolutions in bfloat16.
+        rounds_gradients: Compute the gradients of convolutions in bfloat16, where the device does so natively.
     """
 
     def __init__(
@@ -86,6 +88,8 @@ class LossTrunk(Features):
         self.register_buffer("_shift", shift, persistent=False)
         self.register_buffer("_scale", scale, persistent=False)
         self._is_direct = exact
+        self._processor_rounds = rounds_gradients and computes_bf16("cpu")
+        self._has_rounded_ties = winograd == "everything"
         self._kernels: dict[nn.Module, int] = {}
         for layer in self._trunk if winograd != "nothing" or rounds_gradients else ():
             module = copy.features[layer.index]
@@ -111,18 +115,20 @@ class LossTrunk(Features):
             case nn.MaxPool2d() if self._pools_roots:
                 return _pool_roots(values)
             case nn.MaxPool2d() if not torch.is_grad_enabled():
-                return _pool_largest(values)
+                return pool_largest(values)
+            case nn.MaxPool2d() if self._has_rounded_ties and _is_plain(values):
+                return pool_first_largest(values)
             case nn.Conv2d() if module in self._kernels and _is_plain(values):
                 return convolve(values, self._find_kernel(module, values))
         return super()._apply_layer(module, values, in_place=in_place)
 
     def _find_kernel(self, module: nn.Conv2d, values: Tensor) -> Kernel:
-        index = self._kernels[module]
+        index, is_on_cpu = self._kernels[module], values.device.type == "cpu"
         return Kernel(
             module.weight.detach(),
             None if module.bias is None else module.bias.detach(),
-            tiles=getattr(self, f"_tiles_{index}") if values.device.type == "cpu" else None,
-            turned=getattr(self, f"_turned_{index}"),
+            tiles=getattr(self, f"_tiles_{index}") if is_on_cpu else None,
+            turned=getattr(self, f"_turned_{index}") if self._processor_rounds or not is_on_cpu else None,
             is_direct=self._is_direct,
         )
 
@@ -155,14 +161,6 @@ def _find_scaling(
             shift = [low + each / full * (high - low) for each in mean]
             scale = [each / full * (high - low) for each in std]
     return torch.tensor(shift)[None, :, None, None], torch.tensor(scale)[None, :, None, None]
-
-
-def _pool_largest(values: Tensor) -> Tensor:
-    """What max-pool gives, without the places that its gradient would need."""
-    height, width = (side // 2 * 2 for side in values.shape[2:])
-    upper, lower = (values[..., row:height:2, :width] for row in (0, 1))
-    rows = torch.maximum(upper, lower)
-    return torch.maximum(rows[..., ::2], rows[..., 1::2])
 
 
 def _pool_roots(values: Tensor) -> Tensor:

@@ -83,7 +83,8 @@ def _multiply_tiles(maps: Tensor, filters: Tensor, bias: Tensor | None, *, is_tu
     count, channels, height, width = maps.shape
     out_channels = filters.shape[2]
     down, across = -(-height // 4), -(-width // 4)
-    before, after = (each.to(maps) for each in ((_TURNED_INPUT, _TURNED_OUTPUT) if is_turned else (_INPUTS, _OUTPUTS)))
+    matrices = (_TURNED_INPUT, _TURNED_OUTPUT) if is_turned else (_INPUTS, _OUTPUTS)
+    before, after = (each.to(maps) for each in matrices)
     rows = maps.new_zeros(count, 4 * down + 2, 4 * across + 2, channels)
     rows[:, 1 : height + 1, 1 : width + 1].copy_(maps.permute(0, 2, 3, 1))
     of_image, of_row, of_place, _ = rows.stride()
