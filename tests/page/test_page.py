@@ -3,9 +3,7 @@
 import base64
 import csv
 import io
-import shutil
 from collections.abc import Callable, Iterator
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+from page_files import ADDRESS, fulfill_file
 
-TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
-POLICY = (
-    "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'self'; "
-    "frame-ancestors 'none'"
-)
 LIMITS = {"max_request_bytes": 200_000, "max_images": 3, "timeout_seconds": 30.0}
 BOX = (20.0, 5.0, 80.0, 65.0)
 
@@ -49,7 +40,7 @@ class Service:
         self.gone = False
 
     def handle(self, route: Any) -> None:
-        name = route.request.url.split("/", 3)[3].split("?")[0] or "index.html"
+        name = route.request.url.removeprefix(ADDRESS).split("?")[0]
         if self.gone:
             route.abort("connectionrefused")
         elif name in ("model", "predict") and self.token not in route.request.headers.get("authorization", ""):
@@ -60,9 +51,7 @@ class Service:
             if not self.before_predict(route):
                 self.predict(route)
         else:
-            file = resources.files("vggkit").joinpath("page", name)
-            kind = TYPES[Path(name).suffix]
-            route.fulfill(body=file.read_bytes(), content_type=kind, headers={"Content-Security-Policy": POLICY})
+            fulfill_file(route)
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -109,14 +98,6 @@ class Service:
         }
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
 def service() -> Service:
     return Service()
@@ -134,7 +115,7 @@ def open_page(browser: Any, service: Service) -> Iterator[Callable[..., Any]]:
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.route("**/*", service.handle)
-        page.goto("http://localhost:9/")
+        page.goto(ADDRESS)
         return page
 
     yield open_page
@@ -258,13 +239,13 @@ def test_a_busy_service_is_asked_again(open_page, photo, service):
         if not next(refusals, False):
             return False
         overloaded = {"error": "overloaded", "message": "The queue is full."}
-        route.fulfill(status=503, headers={"Retry-After": "1"}, json=overloaded)
+        route.fulfill(status=503, headers={"Retry-After": "3"}, json=overloaded)
         return True
 
     service.before_predict = refuse_once
     page = open_page()
     page.set_input_files("#files", [photo("a.png")])
-    page.wait_for_selector("text=trying again in 1 s")
+    page.wait_for_selector("text=trying again in 3 s")
     page.wait_for_selector(".label:has-text('daisy')")
 
 

@@ -38,7 +38,9 @@ function makeButton(words, act) {
 async function start() {
   complain(null);
   try {
-    model = await backend.describe();
+    model = await backend.describe((share, bytes) => {
+      at("about").textContent = `Loading the model, ${share === null ? megabytes(bytes) : `${Math.floor(100 * share)} %`}…`;
+    });
   } catch (error) {
     at("about").textContent = "";
     if (error.kind === "unauthorized") return askForToken(start);

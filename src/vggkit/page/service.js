@@ -3,18 +3,10 @@
 //   describe()                    {name, architecture, labels, preprocessing, licence, engine, limits}
 //   classify(files, options)      {predictions: [{name, width, height, label, unknown, labels, probabilities,
 //                                 heatmap: {image, label, box: [left, top, right, bottom]} | null, problem}], seconds}
-// A Failure has a sentence for people and a kind.
+// What fails is a Failure.
+import { Failure } from "./failure.js";
 
 export const privacy = "Images are sent to this service only to be classified; it stores none of them.";
-
-export class Failure extends Error {
-  constructor(kind, message, { predictions = null, wait = 0 } = {}) {
-    super(message);
-    this.kind = kind;
-    this.predictions = predictions;
-    this.wait = wait; // seconds
-  }
-}
 
 let token = sessionStorage.getItem("vggkit token") ?? "";
 export function setToken(given) {
