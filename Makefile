@@ -1,4 +1,4 @@
-# One word a job. `make help` lists them; each builds what it needs of .venv by itself.
+# `make help` lists the targets; each builds .venv first if it is missing.
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
@@ -20,16 +20,16 @@ $(READY): requirements.lock pyproject.toml
 
 .PHONY: setup demo test test-slow check bench lock help
 
-setup: $(READY)  ## build .venv with everything a developer needs, pinned and hashed
+setup: $(READY)  ## build .venv with all development dependencies, pinned and hashed
 	@echo "ready: . $(BIN)/activate"
 
-demo: $(READY)  ## the main job: train, evaluate and predict on digits, about three minutes
+demo: $(READY)  ## train, evaluate and predict on handwritten digits
 	@$(BIN)/vggkit demo $(DEMO)
 
-test: $(READY)  ## the default tests: no network, no GPU, some five minutes on two cores
+test: $(READY)  ## the default tests: no network, no GPU, about five minutes on two cores
 	$(BIN)/python -m pytest
 
-test-slow: $(READY)  ## every test, the long ones too
+test-slow: $(READY)  ## every test, including the slow ones
 	$(BIN)/python -m pytest -m "slow or not slow"
 
 check: $(READY)  ## lint, format, types
@@ -37,7 +37,7 @@ check: $(READY)  ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## measure every claim again; each script writes its table beside itself
+bench: $(READY)  ## run all benchmarks; each script writes its table beside itself
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
 
 lock: $(READY)  ## pin the newest versions: one lock for every platform, hashes and no addresses

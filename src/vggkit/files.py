@@ -96,7 +96,7 @@ def move_file(source: Path, target: Path) -> None:
 
 
 def demand_writable(path: str | Path) -> None:
-    """Raise BadOutput where a file cannot be written, before work is spent on what is to be written."""
+    """Raise BadOutput where a file cannot be written, before any work is done."""
     path = demand_path(path)
     made: list[Path] = []
     try:
@@ -111,14 +111,14 @@ def demand_writable(path: str | Path) -> None:
         raise
     except OSError as problem:
         raise BadOutput(f"{path}: cannot be written ({problem.strerror or problem})") from problem
-    finally:  # folders are for those who write
+    finally:  # readers do not create folders
         with suppress(OSError):
             for folder in made:
                 folder.rmdir()
 
 
 def demand_apart(path: str | Path, sources: Iterable[str | Path]) -> None:
-    """Raise BadOutput where a file that is to be written is one of those that are read, by whatever name."""
+    """Raise BadOutput if a file that is to be written is also an input, under any name."""
     real = Path(os.path.realpath(path))  # also where a folder on the way is still to be made
     if real.exists() and any(_is_same(real, source) for source in sources):
         raise BadOutput(f"{path}: is one of the inputs, and would be overwritten; name another file")

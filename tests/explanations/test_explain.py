@@ -51,6 +51,7 @@ def test_the_default_is_grad_cam_of_the_most_probable_class(classifier, images):
         assert each.map.min() >= 0
         assert each.size == (72, 80)
     assert repr(found) == "Explanations(grad-cam at relu5_2 of 3 images)"
+    assert repr(found[:1]) == "Explanations(grad-cam at relu5_2 of 1 image)"
 
 
 @pytest.mark.parametrize("layer", ["relu5_2", "pool5", "relu3_1", "bn4_1"])
@@ -146,6 +147,16 @@ def test_whatever_mode_the_caller_is_in(classifier, images, mode):
     with mode():
         found = classifier.explain(images, layer="relu4_1")
     assert all(np.array_equal(one.map, two.map) for one, two in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("method", ["grad-cam", "layer-cam", "saliency"])
+def test_under_autocast_all_is_float32(classifier, images, method):
+    if method in ON_PIXELS:
+        pytest.importorskip("captum")
+    [expected] = classifier.explain(images[:1], method=method)
+    with torch.autocast("cpu", torch.bfloat16):
+        [found] = classifier.explain(images[:1], method=method)
+    assert np.array_equal(found.map, expected.map)
 
 
 def test_a_network_of_inference_mode(tiny, images):

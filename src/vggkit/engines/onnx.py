@@ -105,11 +105,11 @@ class _Operations:
 
     @property
     def initializers(self) -> dict[str, Values]:
-        """The constants that the model only names; what shapes hang on, such as axes, is in the model itself."""
+        """The constants that the model only names; those of shapes, such as axes, are in the model itself."""
         return {name: value for name, value in self._constants.items() if value.nbytes >= _LEAST_BYTES}
 
     def build(self, outputs: Mapping[Output, str], shape: Sequence[int | str]) -> Any:
-        """The model of all that was added, for images of that shape."""
+        """The model of all nodes, for images of that shape."""
         helper, kind = self._onnx.helper, self._onnx.TensorProto.FLOAT
         for name, value in outputs.items():
             self._nodes.append(helper.make_node("Identity", [value], [f"output {name}"]))
@@ -132,7 +132,7 @@ class _Operations:
         return self._add("Add", [scaled, self._keep(shift.reshape(1, -1, 1, 1))])
 
     def rectify(self, values: str, watched: bool) -> str:
-        # What is not finite passes its ReLU and its pooling, so that nothing need be watched.
+        # Values that are not finite pass its ReLU and its pooling, so no extra output is needed.
         return self._add("Relu", [values])
 
     def normalize_responses(self, maps: str, watched: bool) -> str:

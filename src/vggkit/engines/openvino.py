@@ -60,7 +60,7 @@ class OpenVINOEngine(NamedEngine):
         precision: bf16 is several times as fast where the processor multiplies bfloat16, and float32 elsewhere;
             what follows the last product, such as statistics of a map, is computed in float32 all the same.
             int8 is as fast again, and rounds coarsely: weights to 8 bits where the processor sums products of
-            bytes without saturation, elsewhere to 7. Each of several outputs is then a pass of its own.
+            bytes without saturation, elsewhere to 7. Each of several outputs is then computed in a separate pass.
         activation_ranges: What `measure_ranges` found, for int8.
 
     Raises UnknownName, BadConfiguration, MissingExtra without OpenVINO, and BadCheckpoint.
@@ -97,7 +97,7 @@ class OpenVINOEngine(NamedEngine):
             version=self._openvino.__version__,
             weight_bits=bits if precision == "int8" else None,
         )
-        # Where what a product gives is read twice, OpenVINO's rounding loses what follows of it.
+        # If the output of a product is read twice, OpenVINO's rounding loses the operation after it.
         several = self._plan.computed if precision == "int8" and len(self._plan.computed) > 1 else ()
         self._alone = {
             name: OpenVINOEngine(
@@ -139,7 +139,7 @@ class OpenVINOEngine(NamedEngine):
         """Few images in one request with all processors, or many in several."""
         before, self._few = self._few, count * PROCESSORS_A_STREAM < max(count_threads(), 2 * PROCESSORS_A_STREAM)
         there = [haste for (sides, haste, watches) in self._models if (sides, watches) == (size, watched)]
-        # The rest of many images is not worth a model of its own, with its own copy of the weights.
+        # The last, smaller batch is not worth a separate model with its own copy of the weights.
         rest = there == ["THROUGHPUT"] and not before
         return "LATENCY" if self._few and not rest else "THROUGHPUT"
 

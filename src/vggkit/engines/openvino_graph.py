@@ -43,7 +43,7 @@ class OpenVINOOperations:
         self._sums: list[Node] = []
 
     def list_sums(self) -> list[Node]:
-        """One output (N, S) of sums that are finite where all that is watched is; none where nothing is."""
+        """One output (N, S) of sums that are finite if all watched values are; none if no values are watched."""
         return [self._ops.concat(self._sums, 1)] if self._sums else []
 
     def convolve(self, maps: Node, weight: Values, bias: Values | None, padding: int, reads: str | None) -> Node:
@@ -111,9 +111,9 @@ class OpenVINOOperations:
             self._sums.append(self._ops.reduce_sum(rows, np.array([1]), keep_dims=True))
 
     def _narrow(self, values: Node, weight: Values, reads: str | None) -> tuple[Node, Node]:
-        """Both sides of a product, marked to be rounded to bytes where the range of what is read is known.
+        """Both sides of a product, marked to be rounded to bytes where the range of the input is known.
 
-        One step a channel of what is given, and one for all that is read, with zero on a step.
+        One step for each output channel, and one for the whole input, with zero on a step.
         """
         if reads is None or reads not in self._ranges:
             return values, self._keep(weight)
@@ -144,7 +144,7 @@ class OpenVINOOperations:
 
 
 def _round_weights(weight: Values, largest: int) -> tuple[NDArray[np.int8], Values]:
-    """Bytes from -largest to largest, and the step of each channel of what is given that they are multiples of."""
+    """Bytes from -largest to largest, and the step of each output channel, of which they are multiples."""
     axes = tuple(range(1, weight.ndim))
     rounded = np.empty(weight.shape, np.int8)
     steps = np.empty((len(weight), *(1 for _ in axes)), np.float32)
@@ -153,7 +153,7 @@ def _round_weights(weight: Values, largest: int) -> tuple[NDArray[np.int8], Valu
         part = weight[rows]
         most = np.maximum(part.max(axis=axes, keepdims=True), -part.min(axis=axes, keepdims=True))
         steps[rows] = most.clip(1e-12) / largest
-        if np.isfinite(most).all():  # else the steps tell it
+        if np.isfinite(most).all():  # otherwise the steps are not finite
             rounded[rows] = np.rint(part * (1 / steps[rows]))
 
     rows_together = max(1, _ROUNDED_TOGETHER * len(weight) // weight.size)

@@ -13,7 +13,7 @@ import numpy as np
 from vggkit.arguments import demand_count
 from vggkit.engines.cached import find_engine
 from vggkit.engines.info import WantedEngine
-from vggkit.engines.model_weights import ModelFile, open_model
+from vggkit.engines.model_weights import ModelFile, open_for_engine
 from vggkit.engines.outputs import WantedPrecision, softmax
 from vggkit.engines.stream import Engine, StreamResult, stream_results
 from vggkit.images.dataset import ImageSample
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vggkit.weights.model import Model
 
 ROUNDING: Final = 1e-5
-"""Share by which engines' probabilities may differ: a threshold is often one that another engine computed."""
+"""Relative difference of probabilities between engines: a threshold is often computed by another engine."""
 UNKNOWN: Final = "unknown"
 """The label where the most probable class is below the Classifier's threshold."""
 
@@ -97,7 +97,7 @@ def predict(
     without images.
     """
     top, batch_size = demand_count("top", top), demand_count("batch_size", batch_size)
-    opened = open_model(model, "predict")
+    opened = open_for_engine(model, "predict")
     card = opened.card
     given = list_sources(images)
     total = count_sources(given)
