@@ -80,6 +80,8 @@ from .models.summary import summarize as summarize
 from .models.vgg import VGG as VGG
 from .reports.comparison import ComparedRun as ComparedRun
 from .reports.comparison import Comparison as Comparison
+from .serving.limits import ServeLimits as ServeLimits
+from .serving.serve import serve as serve
 from .training.checkpoint import Epoch as Epoch
 from .training.recipe import Recipe as Recipe
 from .weights.card import Card as Card

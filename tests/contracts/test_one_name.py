@@ -37,6 +37,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {
     "explain": (vk.explain_into, vk.explain, vk.check_explanations),
     "style": (vk.style,),
     "filters": (vk.filters,),
+    "serve": (vk.serve,),
 }
 """The calls from Python for each verb."""
 WITHOUT = {"models", "demo"}
@@ -54,6 +55,7 @@ OF_PYTHON_ALONE = {
     "explain": {"on_progress", "most", "seed"},
     "style": {"on_progress", "on_image", "on_log"},
     "filters": {"on_progress"},
+    "serve": {"on_start"},
 }
 """Parameters without an option: functions that are called, and what the shell has in another form."""
 PLACES = {"model", "other", "trunk"}
