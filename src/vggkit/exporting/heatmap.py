@@ -6,9 +6,9 @@ Shape letters: N images, C channels, H and W places, K classes, F features.
 from collections.abc import Mapping
 
 import numpy as np
+from vggkit.engines.onnx_graph import ONNXOperations
 
 from vggkit.engines.model_weights import Weights
-from vggkit.engines.onnx_graph import ONNXOperations
 from vggkit.engines.outputs import Output
 from vggkit.explanations.closed_form import HeadGradient, list_closed_layers
 from vggkit.models.configuration import Configuration
@@ -42,7 +42,11 @@ def add_heatmap(operations: ONNXOperations, weights: Weights, found: Mapping[Out
     for number, (relu, factors) in enumerate(HeadGradient(weights).layers):
         if relu is not None:
             rows = add("Flatten", [found[relu]], axis=1)
-            is_open = add("Cast", [add("Greater", [rows, keep(np.array(0, np.float32))])], to=operations.onnx.TensorProto.FLOAT)
+            is_open = add(
+                "Cast",
+                [add("Greater", [rows, keep(np.array(0, np.float32))])],
+                to=operations.onnx.TensorProto.FLOAT,
+            )
             values = add("Mul", [values, is_open])
         for place, factor in enumerate(factors):
             matrix = operations.keep_weight(factor)

@@ -25,17 +25,19 @@ NOTICE: Final = f"""ONNX Runtime Web {VERSION} (onnxruntime-web on npm)
 Copyright (c) Microsoft Corporation. MIT License.
 
 Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
-documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
-rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
-persons to whom the Software is furnished to do so, subject to the following conditions:
+documentation files (the "Software"), to deal in the Software without restriction, including without
+limitation the rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the
+Software, and to permit persons to whom the Software is furnished to do so, subject to the following
+conditions:
 
-The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
-Software.
+The above copyright notice and this permission notice shall be included in all copies or substantial portions
+of the Software.
 
-THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
-WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
-COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
-OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED
+TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL
+THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF
+CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER
+DEALINGS IN THE SOFTWARE.
 """
 _SECONDS: Final = 600
 
@@ -53,15 +55,15 @@ def read_web_runtime(on_fetch: Callable[[str], None] | None = None) -> Mapping[s
         with take_turn(path.with_name(f".{ARCHIVE}.lock"), _SECONDS, meanwhile=lambda: None):
             if not path.exists():  # another process may have fetched it meanwhile
                 _fetch(path, on_fetch)
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-        if found != SHA256:
-            raise BadDownload(
-                f"{path}: is not onnxruntime-web {VERSION}: its SHA-256 begins {found[:8]} in place of {SHA256[:8]}; "
-                "remove it, so that it is fetched again"
-            )
-        with tarfile.open(path) as archive:
-            files = {name: archive.extractfile(f"package/dist/{name}") for name in FILES}
-            return {name: file.read() for name, file in files.items() if file is not None}
+    found = hash_file(path)
+    if found != SHA256:
+        raise BadDownload(
+            f"{path}: is not onnxruntime-web {VERSION}: its SHA-256 begins {found[:8]} in place of {SHA256[:8]}; "
+            "remove it, so that it is fetched again"
+        )
+    with tarfile.open(path) as archive:
+        files = {name: archive.extractfile(f"package/dist/{name}") for name in FILES}
+        return {name: file.read() for name, file in files.items() if file is not None}
 
 
 def _fetch(path: Path, on_fetch: Callable[[str], None] | None) -> None:
@@ -70,17 +72,22 @@ def _fetch(path: Path, on_fetch: Callable[[str], None] | None) -> None:
     )
     npm = shutil.which("npm")
     if is_offline():
-        raise BadDownload(f"onnxruntime-web {VERSION} is not here, and VGGKIT_OFFLINE forbids fetching it: {way_out}")
+        raise BadDownload(f"onnxruntime-web {VERSION} is not here, and VGGKIT_OFFLINE is set: {way_out}")
     if npm is None:
-        raise BadDownload(f"onnxruntime-web {VERSION} is fetched by npm, which is not installed: install it, or {way_out}")
+        raise BadDownload(
+            f"onnxruntime-web {VERSION} is fetched by npm, which is not installed: install it, or {way_out}"
+        )
     if on_fetch is not None:
         on_fetch(f"fetching onnxruntime-web {VERSION} (33 MB) to {path}")
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         command = [npm, "pack", "--silent", f"onnxruntime-web@{VERSION}"]
         try:
-            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_SECONDS, check=False)
+            done = subprocess.run(
+                command, cwd=folder, capture_output=True, text=True, timeout=_SECONDS, check=False
+            )
         except subprocess.TimeoutExpired as problem:
-            raise BadDownload(f"npm did not fetch onnxruntime-web within {_SECONDS // 60} minutes: {way_out}") from problem
+            minutes = _SECONDS // 60
+            raise BadDownload(f"npm did not fetch onnxruntime-web in {minutes} minutes: {way_out}") from problem
         fetched = Path(folder) / ARCHIVE
         if done.returncode or not fetched.exists():
             reason = (done.stderr.strip().splitlines() or ["it gave no reason"])[-1]

@@ -9,9 +9,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
+from vggkit.exporting.plan import ExportPlan
+
 from vggkit._version import __version__
 from vggkit.explanations.overlay import list_colours
-from vggkit.exporting.plan import ExportPlan
 from vggkit.exporting.web_runtime import NOTICE
 
 MODEL: Final = "model.onnx"
@@ -30,8 +31,8 @@ PAGE: Final = (
 )
 """What a site has of `vggkit/page`; `service.js` is for a service."""
 POLICY: Final = (
-    "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; img-src 'self' data: blob:; worker-src 'self' blob:; "
-    "object-src 'none'; base-uri 'none'; form-action 'none'"
+    "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; img-src 'self' data: blob:; "
+    "worker-src 'self' blob:; object-src 'none'; base-uri 'none'; form-action 'none'"
 )
 """The page may load only what lies beside it, so an image that is dropped there cannot leave the device."""
 

@@ -212,11 +212,13 @@ function predictAgain() {
   add(files);
 }
 
+function takeChosen(input) {
+  add([...input.files]);
+  input.value = ""; // so that the same file can be chosen again
+}
 for (const name of ["files", "camera"]) {
-  at(name).addEventListener("change", (event) => {
-    add([...event.target.files]);
-    event.target.value = ""; // so that the same file can be chosen again
-  });
+  at(name).addEventListener("change", (event) => takeChosen(event.target));
+  takeChosen(at(name)); // what was chosen before this script ran
 }
 at("strength").addEventListener("input", followOptions);
 at("explain").addEventListener("change", predictAgain);
