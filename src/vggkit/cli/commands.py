@@ -35,7 +35,8 @@ VERBS: Final[Mapping[str, Mapping[str, Verb]]] = {
         "explain": Verb("explain", "show which regions of images support a class"),
         "bench": Verb("bench", "measure the speed of inference on this machine"),
     },
-    "Serving": {
+    "Shipping": {
+        "export": Verb("export", "write a classifier for ONNX, torch.export, OpenVINO, Keras"),
         "serve": Verb("serve", "serve classifiers by HTTP, with a page for people"),
     },
     "Looking inside": {
