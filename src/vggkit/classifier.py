@@ -392,13 +392,15 @@ class Classifier(Model):
 
         Args:
             out: The file; its ending says the format: `.onnx`, `.pt2`, `.xml` (OpenVINO, with a `.bin` beside it),
-                `.pth`, `.pt` or `.safetensors` (torchvision), `.h5`, `.weights.h5` or `.npz` (Keras).
+                `.pth`, `.pt` or `.safetensors` (torchvision), `.h5`, `.weights.h5` or `.npz` (Keras). With `web` a
+                folder.
             to: The format, where several have the ending: `onnx`, `pt2`, `openvino`, `torchvision`, `timm` or
-                `keras`.
+                `keras`; `web`: a folder for any static host, whose page classifies images in the browser.
             data: Images that a program is checked on, as `predict` takes them; up to 16 are used. None: made-up
                 ones.
             resize: Resize and crop in the program, so that it takes images of any size.
-            precision: `fp16` stores the weights in half the bytes; programs compute in float32 either way.
+            precision: `fp16` stores the weights in half the bytes, and `int8` (ONNX and web) in a quarter; programs
+                compute in float32 in any case.
             on_progress: Called with the current task, how much of it is done, and of how much.
 
         The result has the check's figures, and in `snippet` code that runs the file. Raises UnknownName for an

@@ -43,8 +43,8 @@ def export(
         columns: Names of a table's columns.
         resize: Resize and crop in the program, which then takes images of any size; its pixels differ from Pillow's
             by a level of 255 at most. Without it the program takes images in the network's size.
-        precision: Precision of the stored weights; computed in float32 in any case. fp16: half the bytes. int8 (ONNX
-            and web): a quarter.
+        precision: Precision of the stored weights; computed in float32 in any case. fp16: half the bytes. int8: a
+            quarter, for ONNX and web.
         json: Print a JSON object in place of the text.
         quiet: Show no progress.
     """

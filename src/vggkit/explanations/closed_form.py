@@ -45,7 +45,7 @@ class HeadGradient:
         keys = [key for key in configuration.state_shapes() if key.startswith("classifier.")]
         state = weights.read([key for key in keys if key.endswith(".weight")])
         self.layers: list[tuple[str | None, list[Values]]] = []
-        """From the last back: the output whose sign gates the gradient, and the matrices (out, in) that it passes."""
+        """From the last back: the output whose sign gates the gradient, and the matrices (out, in) behind."""
         for fc in reversed(configuration.fully_connected):
             key = f"classifier.{fc.index}"
             factors = [f"{key}.weight"] if fc.rank is None else [f"{key}.1.weight", f"{key}.0.weight"]

@@ -6,9 +6,9 @@ Shape letters: N images, C channels, H and W places, K classes, F features.
 from collections.abc import Mapping
 
 import numpy as np
-from vggkit.engines.onnx_graph import ONNXOperations
 
 from vggkit.engines.model_weights import Weights
+from vggkit.engines.onnx_graph import ONNXOperations
 from vggkit.engines.outputs import Output
 from vggkit.explanations.closed_form import HeadGradient, list_closed_layers
 from vggkit.models.configuration import Configuration

@@ -6,7 +6,7 @@ Shape letters: N images, C channels, H and W pixels, K classes.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Self, get_args
+from typing import Any, Final, Self, get_args
 
 from vggkit._version import __version__
 from vggkit.engines.onnx_graph import StoredWeights
@@ -83,9 +83,12 @@ class ExportPlan:
     def is_dynamic(self) -> bool:
         """Whether images may have any height and width from `least_pixels` on.
 
-        An FC head's matrices fix the size, and so does a dense head's window for images smaller than it.
+        An FC head's matrices fix the size, and so does a dense head's window for images smaller than it. A site's
+        page always gives the Classifier's own.
         """
-        return self.resize or (self.configuration.head != "fc" and self.crop_pixels >= self._least_side)
+        return self.resize or (
+            self.format != "web" and self.configuration.head != "fc" and self.crop_pixels >= self._least_side
+        )
 
     @property
     def _least_side(self) -> int:

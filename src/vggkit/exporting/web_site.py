@@ -9,10 +9,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
-from vggkit.exporting.plan import ExportPlan
-
 from vggkit._version import __version__
 from vggkit.explanations.overlay import list_colours
+from vggkit.exporting.plan import ExportPlan
 from vggkit.exporting.web_runtime import NOTICE
 
 MODEL: Final = "model.onnx"

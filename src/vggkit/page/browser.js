@@ -38,7 +38,10 @@ export async function describe(progress) {
     // More threads need headers (COOP, COEP) that a plain static host does not send.
     ort.env.wasm.numThreads = globalThis.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1;
     try {
-      session = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
+      session = await ort.InferenceSession.create(bytes, {
+        executionProviders: ["wasm"],
+        extra: { session: { disable_quant_qdq: "1" } }, // weights stored in int8 become float32 once, not each time
+      });
     } catch (error) {
       throw new Failure("unusable", `This browser cannot run the model: ${error.message}`);
     }

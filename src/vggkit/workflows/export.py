@@ -18,7 +18,8 @@ from vggkit.exporting.plan import FITTED, ExportPlan, StoredPrecision
 from vggkit.exporting.programs import find_program
 from vggkit.exporting.record import Export
 from vggkit.exporting.snippets import write_program_snippet, write_weights_snippet
-from vggkit.files import demand_apart, demand_writable, whole_files
+from vggkit.exporting.web_site import DESCRIPTION
+from vggkit.files import demand_apart, demand_replaceable, demand_writable, whole_files
 from vggkit.images.dataset import ImageSample
 from vggkit.images.decoding import Pixels
 from vggkit.images.given import ImageSources, take_sources
@@ -88,7 +89,11 @@ def export(
     log = on_progress or (lambda what, done, total: None)
     chosen = choose_format(out, to)
     out = Path(out)
-    if chosen.name != "web":
+    if chosen.name == "web":
+        demand_replaceable(out, ours=DESCRIPTION)
+        if resize:
+            raise BadConfiguration("resize must be off for a site: the page resizes images as Pillow does")
+    else:
         demand_writable(out)
     given = [] if isinstance(data, tuple | list) and not data else list(take_sources(data))
     demand_apart(out, [each for each in [model, *given] if isinstance(each, str | Path)])
