@@ -80,55 +80,55 @@ class ONNXOperations:
 
     def convolve(self, maps: str, weight: Values, bias: Values | None, padding: int, reads: str | None) -> str:
         given = [maps, self.keep_weight(weight)] + ([] if bias is None else [self.keep(bias)])
-        return self.add_node("Conv", given, pads=[padding] * 4)
+        return self._add_node("Conv", given, pads=[padding] * 4)
 
     def scale(self, maps: str, factor: Values, shift: Values) -> str:
-        scaled = self.add_node("Mul", [maps, self.keep(factor.reshape(1, -1, 1, 1))])
-        return self.add_node("Add", [scaled, self.keep(shift.reshape(1, -1, 1, 1))])
+        scaled = self._add_node("Mul", [maps, self.keep(factor.reshape(1, -1, 1, 1))])
+        return self._add_node("Add", [scaled, self.keep(shift.reshape(1, -1, 1, 1))])
 
     def rectify(self, values: str, watched: bool) -> str:
         # Values that are not finite pass its ReLU and its pooling, so no extra output is needed.
-        return self.add_node("Relu", [values])
+        return self._add_node("Relu", [values])
 
     def normalize_responses(self, maps: str, watched: bool) -> str:
         # As in `models.layers`: alpha is divided by the window here too.
-        return self.add_node("LRN", [maps], alpha=5 * 1e-4, beta=0.75, bias=2.0, size=5)
+        return self._add_node("LRN", [maps], alpha=5 * 1e-4, beta=0.75, bias=2.0, size=5)
 
     def pool(self, maps: str, pooling: Pooling, gives: str) -> str:
         kind = "MaxPool" if pooling == "max" else "AveragePool"
-        return self.add_node(kind, [maps], kernel_shape=[2, 2], strides=[2, 2])
+        return self._add_node(kind, [maps], kernel_shape=[2, 2], strides=[2, 2])
 
     def fit(self, maps: str, sides: Sides, wanted: Sides) -> str:
         # ONNX has no adaptive pooling; for known sides it is a product from the left and one from the right.
         down, across = (_average_ranges(*pair) for pair in zip(sides, wanted, strict=True))
-        return self.add_node("MatMul", [self.add_node("MatMul", [self.keep(down), maps]), self.keep(across.T)])
+        return self._add_node("MatMul", [self._add_node("MatMul", [self.keep(down), maps]), self.keep(across.T)])
 
     def average_windows(self, maps: str, places: Sides) -> str:
-        return self.add_node("AveragePool", [maps], kernel_shape=list(places), strides=[1, 1])
+        return self._add_node("AveragePool", [maps], kernel_shape=list(places), strides=[1, 1])
 
     def flatten(self, maps: str) -> str:
-        return self.add_node("Flatten", [maps], axis=1)
+        return self._add_node("Flatten", [maps], axis=1)
 
     def connect(self, rows: str, weight: Values, bias: Values | None, reads: str | None) -> str:
         given = [rows, self.keep_weight(weight)] + ([] if bias is None else [self.keep(bias)])
-        return self.add_node("Gemm", given, transB=1)
+        return self._add_node("Gemm", given, transB=1)
 
     def average(self, maps: str) -> str:
-        return self.add_node("ReduceMean", [maps, self._sides()], keepdims=0)
+        return self._add_node("ReduceMean", [maps, self._sides()], keepdims=0)
 
     def summarize(self, maps: str, epsilon: float) -> str:
-        mean = self.add_node("ReduceMean", [maps, self._sides()], keepdims=1)
-        apart = self.add_node("Sub", [maps, mean])
-        variance = self.add_node("ReduceMean", [self.add_node("Mul", [apart, apart]), self._sides()], keepdims=0)
-        deviation = self.add_node(
-            "Sqrt", [self.add_node("Add", [variance, self.keep(np.array([epsilon], np.float32))])]
+        mean = self._add_node("ReduceMean", [maps, self._sides()], keepdims=1)
+        apart = self._add_node("Sub", [maps, mean])
+        variance = self._add_node("ReduceMean", [self._add_node("Mul", [apart, apart]), self._sides()], keepdims=0)
+        deviation = self._add_node(
+            "Sqrt", [self._add_node("Add", [variance, self.keep(np.array([epsilon], np.float32))])]
         )
-        return self.add_node("Concat", [self.add_node("Flatten", [mean], axis=1), deviation], axis=1)
+        return self._add_node("Concat", [self._add_node("Flatten", [mean], axis=1), deviation], axis=1)
 
     def _sides(self) -> str:
         return self.keep(np.array([2, 3], np.int64))
 
-    def add_node(self, kind: str, given: list[str], **attributes: Any) -> str:
+    def _add_node(self, kind: str, given: list[str], **attributes: Any) -> str:
         """The name of a new node's output."""
         name = f"{kind} {len(self._nodes)}"
         self._nodes.append(self.onnx.helper.make_node(kind, given, [name], **attributes))
@@ -151,12 +151,14 @@ class ONNXOperations:
             case "fp32":
                 return self.keep(weight)
             case "fp16":
-                return self.add_node("Cast", [self.keep(weight.astype(np.float16))], to=self.onnx.TensorProto.FLOAT)
+                return self._add_node(
+                    "Cast", [self.keep(weight.astype(np.float16))], to=self.onnx.TensorProto.FLOAT
+                )
             case "int8":
                 largest = np.abs(weight).reshape(len(weight), -1).max(axis=1)
                 scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
                 levels = np.rint(weight / scale.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.int8)
-                return self.add_node("DequantizeLinear", [self.keep(levels), self.keep(scale)], axis=0)
+                return self._add_node("DequantizeLinear", [self.keep(levels), self.keep(scale)], axis=0)
 
     def _describe(self, name: str, value: NDArray[Any], *, whole: bool) -> Any:
         """A constant with its values, or where it is large without them."""

@@ -4,11 +4,10 @@ Shape letters: N images, C channels, H and W places, K classes, F features.
 """
 
 from collections.abc import Mapping
+from typing import Protocol
 
-import numpy as np
-
+from vggkit.engines.graph_builder import Values
 from vggkit.engines.model_weights import Weights
-from vggkit.engines.onnx_graph import ONNXOperations
 from vggkit.engines.outputs import Output
 from vggkit.explanations.closed_form import HeadGradient, list_closed_layers
 from vggkit.models.configuration import Configuration
@@ -28,29 +27,45 @@ def list_needs(configuration: Configuration) -> list[Output]:
     return ["logits", list_closed_layers(configuration)[0], *hidden]
 
 
-def add_heatmap(operations: ONNXOperations, weights: Weights, found: Mapping[Output, str]) -> str:
+class HeatmapOperations(Protocol):
+    """The operations of a graph; nodes are known by name, maps are (N, C, H, W), rows (N, F)."""
+
+    def choose_largest(self, logits: str) -> str:
+        """The number (N,) of each row's largest value."""
+
+    def take_rows(self, matrix: Values, places: str) -> str:
+        """The rows of a matrix (K, F) at places (N,)."""
+
+    def apply(self, rows: str, matrix: Values) -> str:
+        """Rows times a matrix (F, F)."""
+
+    def gate(self, rows: str, by: str) -> str:
+        """Rows, 0 where another value (N, F) or (N, F, 1, 1) is not above 0."""
+
+    def combine(self, maps: str, rows: str) -> str:
+        """Maps (N, H, W): the channels' sum, weighted by rows (N, C)."""
+
+    def rectify(self, values: str, watched: bool) -> str:
+        """ReLU."""
+
+
+def add_heatmap(operations: HeatmapOperations, weights: Weights, found: Mapping[Output, str]) -> str:
     """Add the nodes; the name of the heatmap.
 
     Args:
-        operations: The model that is built.
+        operations: Of the model that is built.
         weights: The network's.
         found: The outputs of `list_needs`.
     """
-    add, keep = operations.add_node, operations.keep
+    (_, [last, *factors]), *below = HeadGradient(weights).layers
+    # The class's row is what a product with a one for it would give.
+    rows = operations.take_rows(last, operations.choose_largest(found["logits"]))
+    for factor in factors:
+        rows = operations.apply(rows, factor)
+    for relu, matrices in below:
+        assert relu is not None
+        rows = operations.gate(rows, found[relu])
+        for matrix in matrices:
+            rows = operations.apply(rows, matrix)
     maps = found[list_closed_layers(weights.configuration)[0]]
-    values = add("ArgMax", [found["logits"]], axis=1, keepdims=0)
-    for number, (relu, factors) in enumerate(HeadGradient(weights).layers):
-        if relu is not None:
-            rows = add("Flatten", [found[relu]], axis=1)
-            is_open = add(
-                "Cast",
-                [add("Greater", [rows, keep(np.array(0, np.float32))])],
-                to=operations.onnx.TensorProto.FLOAT,
-            )
-            values = add("Mul", [values, is_open])
-        for place, factor in enumerate(factors):
-            matrix = operations.keep_weight(factor)
-            # The class's row is what a product with a one for it would give.
-            values = add("Gather", [matrix, values]) if number == place == 0 else add("MatMul", [values, matrix])
-    weighted = add("Mul", [maps, add("Unsqueeze", [values, keep(np.array([2, 3]))])])
-    return add("Relu", [add("ReduceSum", [weighted, keep(np.array([1]))], keepdims=0)])
+    return operations.rectify(operations.combine(maps, rows), False)

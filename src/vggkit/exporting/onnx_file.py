@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggkit._version import __version__
-from vggkit.engines.graph_builder import GraphBuilder
+from vggkit.engines.graph_builder import GraphBuilder, Values
 from vggkit.engines.model_weights import Weights
 from vggkit.engines.onnx import import_onnx
 from vggkit.engines.onnx_graph import ONNXOperations
@@ -85,38 +85,38 @@ class ONNXImageOperations(ONNXOperations):
     """Nodes of ONNX that prepare images."""
 
     def arrange(self, images: str) -> str:
-        return self.add_node("Transpose", [images], perm=[0, 3, 1, 2])
+        return self._add_node("Transpose", [images], perm=[0, 3, 1, 2])
 
     def measure(self, maps: str) -> tuple[Number, Number]:
-        shape = self.add_node("Shape", [maps])
-        height, width = (self.add_node("Gather", [shape, self._number(axis)], axis=0) for axis in (2, 3))
+        shape = self._add_node("Shape", [maps])
+        height, width = (self._add_node("Gather", [shape, self._number(axis)], axis=0) for axis in (2, 3))
         return height, width
 
     def add(self, number: Number, other: Number | int) -> Number:
-        return self.add_node("Add", [number, self._number(other)])
+        return self._add_node("Add", [number, self._number(other)])
 
     def subtract(self, number: Number | int, other: Number) -> Number:
-        return self.add_node("Sub", [self._number(number), other])
+        return self._add_node("Sub", [self._number(number), other])
 
     def multiply(self, number: Number, factor: Number | int) -> Number:
-        return self.add_node("Mul", [number, self._number(factor)])
+        return self._add_node("Mul", [number, self._number(factor)])
 
     def divide(self, number: Number, by: Number | int) -> Number:
-        return self.add_node("Div", [number, self._number(by)])
+        return self._add_node("Div", [number, self._number(by)])
 
     def smaller(self, number: Number, other: Number | int) -> Number:
-        return self.add_node("Min", [number, self._number(other)])
+        return self._add_node("Min", [number, self._number(other)])
 
     def larger(self, number: Number, other: Number | int) -> Number:
-        return self.add_node("Max", [number, self._number(other)])
+        return self._add_node("Max", [number, self._number(other)])
 
     def resize(self, maps: str, sides: tuple[Number | int, Number | int], interpolation: Interpolation) -> str:
         # ONNX Runtime misrounds `scales`. Its result for bytes is Pillow's within a level where samples outside of
         # the image are left out; by default they repeat the border, which is up to 16 levels off there.
         mode = {"bilinear": "linear", "bicubic": "cubic"}[interpolation]
-        ahead = self.add_node("Slice", [self.add_node("Shape", [maps]), *map(self._number, (0, 2))])
-        sizes = self.add_node("Concat", [ahead, *map(self._number, sides)], axis=0)
-        return self.add_node(
+        ahead = self._add_node("Slice", [self._add_node("Shape", [maps]), *map(self._number, (0, 2))])
+        sizes = self._add_node("Concat", [ahead, *map(self._number, sides)], axis=0)
+        return self._add_node(
             "Resize",
             [maps, "", "", sizes],
             mode=mode,
@@ -127,36 +127,55 @@ class ONNXImageOperations(ONNXOperations):
         )
 
     def widen(self, maps: str) -> str:
-        return self.add_node("Cast", [maps], to=self.onnx.TensorProto.FLOAT)
+        return self._add_node("Cast", [maps], to=self.onnx.TensorProto.FLOAT)
 
     def pad(self, maps: str, before: tuple[Number, Number], after: tuple[Number, Number]) -> str:
-        pads = self.add_node("Concat", [*before, *after], axis=0)
-        return self.add_node("Pad", [maps, pads, "", self.keep(np.array([2, 3]))])
+        pads = self._add_node("Concat", [*before, *after], axis=0)
+        return self._add_node("Pad", [maps, pads, "", self.keep(np.array([2, 3]))])
 
     def cut(self, maps: str, first: tuple[Number, Number], side: int, channels: int) -> str:
-        starts = self.add_node("Concat", [*first], axis=0)
-        ends = self.add_node("Add", [starts, self._number(side)])
-        part = self.add_node("Slice", [maps, starts, ends, self.keep(np.array([2, 3]))])
-        return self.add_node("Reshape", [part, self.keep(np.array([0, channels, side, side]))])
+        starts = self._add_node("Concat", [*first], axis=0)
+        ends = self._add_node("Add", [starts, self._number(side)])
+        part = self._add_node("Slice", [maps, starts, ends, self.keep(np.array([2, 3]))])
+        return self._add_node("Reshape", [part, self.keep(np.array([0, channels, side, side]))])
 
     def reverse(self, maps: str) -> str:
-        return self.add_node("Gather", [maps, self.keep(np.array([2, 1, 0]))], axis=1)
+        return self._add_node("Gather", [maps, self.keep(np.array([2, 1, 0]))], axis=1)
 
     def weigh(self, maps: str, weights: tuple[float, ...], shift: float, divisor: float) -> str:
         kernel = np.array(weights, np.float32).reshape(1, -1, 1, 1)
-        summed = self.add_node("Conv", [maps, self.keep(kernel), self.keep(np.array([shift], np.float32))])
-        return self.add_node("Floor", [self.add_node("Div", [summed, self.keep(np.array(divisor, np.float32))])])
+        summed = self._add_node("Conv", [maps, self.keep(kernel), self.keep(np.array([shift], np.float32))])
+        return self._add_node("Floor", [self._add_node("Div", [summed, self.keep(np.array(divisor, np.float32))])])
 
     def shift(self, maps: str, values: tuple[float, ...]) -> str:
-        return self.add_node("Add", [maps, self.keep(np.array(values, np.float32).reshape(1, -1, 1, 1))])
+        return self._add_node("Add", [maps, self.keep(np.array(values, np.float32).reshape(1, -1, 1, 1))])
 
     def divide_by(self, maps: str, values: tuple[float, ...]) -> str:
-        return self.add_node("Div", [maps, self.keep(np.array(values, np.float32).reshape(1, -1, 1, 1))])
+        return self._add_node("Div", [maps, self.keep(np.array(values, np.float32).reshape(1, -1, 1, 1))])
 
     def soften(self, logits: str, temperature: float) -> str:
         if temperature != 1:
-            logits = self.add_node("Div", [logits, self.keep(np.array(temperature, np.float32))])
-        return self.add_node("Softmax", [logits], axis=1)
+            logits = self._add_node("Div", [logits, self.keep(np.array(temperature, np.float32))])
+        return self._add_node("Softmax", [logits], axis=1)
+
+    def choose_largest(self, logits: str) -> str:
+        return self._add_node("ArgMax", [logits], axis=1, keepdims=0)
+
+    def take_rows(self, matrix: Values, places: str) -> str:
+        return self._add_node("Gather", [self.keep_weight(matrix), places])
+
+    def apply(self, rows: str, matrix: Values) -> str:
+        return self._add_node("MatMul", [rows, self.keep_weight(matrix)])
+
+    def gate(self, rows: str, by: str) -> str:
+        is_open = self._add_node(
+            "Greater", [self._add_node("Flatten", [by], axis=1), self.keep(np.array(0, np.float32))]
+        )
+        return self._add_node("Mul", [rows, self._add_node("Cast", [is_open], to=self.onnx.TensorProto.FLOAT)])
+
+    def combine(self, maps: str, rows: str) -> str:
+        weighted = self._add_node("Mul", [maps, self._add_node("Unsqueeze", [rows, self._sides()])])
+        return self._add_node("ReduceSum", [weighted, self.keep(np.array([1]))], keepdims=0)
 
     def _number(self, number: Number | int) -> Number:
         return self.keep(np.array([number])) if isinstance(number, int) else number
