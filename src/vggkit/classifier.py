@@ -92,6 +92,7 @@ class Classifier(Model):
         device: str = "auto",
         precision: WantedPrecision = "fp32",
         engine: WantedEngine = "auto",
+        reduced_decoding: bool = False,
         on_progress: Callable[[int, int | None], None] | None = None,
     ) -> list[Prediction]:
         """The most probable classes of each image, in the order of the images.
@@ -107,6 +108,8 @@ class Classifier(Model):
                 the device supports it natively.
             engine: `pytorch`, `openvino`, `onnx`, or `auto`: PyTorch on CUDA and on MPS, else the fastest one that
                 is installed.
+            reduced_decoding: Decode large JPEGs at a smaller scale, even where the preprocessing does not: it is
+                faster, reads some that are too large otherwise, and changes pixels slightly.
             on_progress: Called with the number of images done and, where it is known, the number of all.
 
         The first call compiles the network, which takes a fraction of a second; later calls with the same device,
@@ -131,6 +134,7 @@ class Classifier(Model):
             device=device,
             precision=precision,
             engine=engine,
+            reduced_decoding=reduced_decoding,
             on_progress=on_progress,
         )
 
@@ -143,6 +147,7 @@ class Classifier(Model):
         device: str = "auto",
         precision: WantedPrecision = "fp32",
         engine: WantedEngine = "auto",
+        reduced_decoding: bool = False,
         on_progress: Callable[[int, int | None], None] | None = None,
     ) -> Embeddings:
         """Each image as a vector, in the order of the images.
@@ -160,6 +165,8 @@ class Classifier(Model):
                 the device supports it natively.
             engine: `pytorch`, `openvino`, `onnx`, or `auto`: PyTorch on CUDA and MPS, else the fastest one that
                 is installed.
+            reduced_decoding: Decode large JPEGs at a smaller scale, even where the preprocessing does not: it is
+                faster, reads some that are too large otherwise, and changes pixels slightly.
             on_progress: Called with the number of images done and, where it is known, the number of all.
 
         An image that cannot be read has a row of NaN, and its `problem` says why. Raises UnknownName for a layer
@@ -173,6 +180,7 @@ class Classifier(Model):
             device=device,
             precision=precision,
             engine=engine,
+            reduced_decoding=reduced_decoding,
             on_progress=on_progress,
         )
 
@@ -188,6 +196,7 @@ class Classifier(Model):
         device: str = "auto",
         precision: WantedPrecision = "fp32",
         engine: WantedEngine = "auto",
+        reduced_decoding: bool = False,
         on_progress: Callable[[int, int | None], None] | None = None,
     ) -> Explanations:
         """Which places of each image speak for a class, in the order of the images.
@@ -207,6 +216,8 @@ class Classifier(Model):
             precision: `fp32`, `bf16`, `int8` or `auto`, where an engine explains; by gradients it is fp32.
             engine: `pytorch`, `openvino`, `onnx` or `auto`. Any of them computes grad-cam at the default layer or
                 behind the last pool, in closed form; all else is computed by PyTorch.
+            reduced_decoding: Decode large JPEGs at a smaller scale, even where the preprocessing does not: it is
+                faster, reads some that are too large otherwise, and changes pixels slightly.
             on_progress: Called with the number of images done and, where it is known, the number of all.
 
         The network is left as it is: mode, gradients, hooks. `explain("cat.jpg").save("why.png")` writes the
@@ -226,6 +237,7 @@ class Classifier(Model):
             device=device,
             precision=precision,
             engine=engine,
+            reduced_decoding=reduced_decoding,
             on_progress=on_progress,
         )
 
@@ -243,6 +255,7 @@ class Classifier(Model):
         device: str = "auto",
         precision: WantedPrecision = "fp32",
         engine: WantedEngine = "auto",
+        reduced_decoding: bool = False,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Evaluation:
         """Metrics on labelled images, each with its 95 % confidence interval.
@@ -265,6 +278,8 @@ class Classifier(Model):
             device: `auto`, `cpu`, `cuda` or `mps`.
             precision: `fp32`, `bf16`, `int8` or `auto`; other precisions than fp32 are noted beside the metrics.
             engine: `pytorch`, `openvino`, `onnx` or `auto`.
+            reduced_decoding: Decode large JPEGs at a smaller scale, even where the preprocessing does not: it is
+                faster, reads some that are too large otherwise, and changes pixels slightly.
             on_progress: Called with the number of images done and the number of all.
 
         Raises BadData where no class of the data is known to the Classifier, BadInput, BadConfiguration, and
@@ -283,6 +298,7 @@ class Classifier(Model):
             device=device,
             precision=precision,
             engine=engine,
+            reduced_decoding=reduced_decoding,
             on_progress=on_progress,
         )
 

@@ -4,7 +4,7 @@ Shape letters: C channels, H and W pixels.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final, Literal, Self, get_args
 
 import numpy as np
@@ -109,6 +109,10 @@ class Preprocessing:
         if not self.reduced_decoding:
             return None
         return self.resize_pixels if self.fit_mode == "crop" else self.crop_pixels
+
+    def with_reduced_decoding(self, reduced_decoding: bool) -> Self:
+        """The same, but where that is true JPEGs are decoded at a smaller scale, as `reduced_decoding` says."""
+        return replace(self, reduced_decoding=True) if reduced_decoding else self
 
     def __call__(self, image: ImageSource) -> NDArray[np.float32]:
         """The network's input (C, crop, crop), float32, for one image, such as its RGB pixels (H, W, 3), uint8.
