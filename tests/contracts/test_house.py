@@ -45,7 +45,7 @@ FLOORS = {
 }
 OWNERS = {
     "captum": {"explanations/gradients.py"},
-    "tyro": {"cli/options.py"},
+    "tyro": {"cli/options.py", "cli/values.py"},
     "docstring_parser": {"cli/options.py"},
     "lazy_loader": {"__init__.py"},
     "torchvision": {"images/sources/public_sets.py", "training/augmentation.py"},

@@ -75,7 +75,10 @@ class Preprocessing:
     def _check(self) -> None:
         def demand(holds: bool, name: str, rule: str) -> None:
             if not holds:
-                raise BadConfiguration(f"{name} must be {rule}; got {getattr(self, name)!r}")
+                value = getattr(self, name)
+                numbers = isinstance(value, tuple) and all(map(is_number, value))
+                shown = " ".join(f"{number:g}" for number in value) if numbers else repr(value)
+                raise BadConfiguration(f"{name} must be {rule}; got {shown}")
 
         for name in ("resize_pixels", "crop_pixels"):
             value = getattr(self, name)
