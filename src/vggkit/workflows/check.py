@@ -202,6 +202,9 @@ def vet(
     if (finding := rules.find_combined_labels(images.labels)) is not None:
         more = f" (and {len(finding.cases) - 1:,} more)" if len(finding.cases) > 1 else ""
         log(f"warning: {finding.cases[0].detail}{more}; {finding.advice}")
+    if (finding := rules.find_nested(images)) is not None:
+        listed = "; ".join(case.detail for case in finding.cases[:MOST_NAMED])
+        log(f"note: {finding.summary}: {listed}. {finding.advice}")
     copies = copies or find_copies(images, most=MOST_COMPARED, channels=channels, on_progress=on_progress)
     sightings = copies.sightings
     unreadable = [sighting.problem for sighting in sightings if sighting.problem is not None]
