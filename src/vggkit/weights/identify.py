@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from vggkit.errors import BadConfiguration
 from vggkit.models.configuration import MODELS, Configuration
@@ -59,25 +59,38 @@ class Examination:
         return choose_sheet([self.chosen, *self.sheets] if self.chosen else self.sheets, configuration)
 
 
-def identify(path: str | Path) -> Identification:
+def identify(path: str | Path | Mapping[str, Any]) -> Identification:
     """Identify the network in a file of weights by its shapes, never by its name, and without loading it whole.
 
     Args:
-        path: A file, a run's folder, a model's name for its published weights, or `hf://owner/name`.
+        path: A file, a run's folder, a model's name for its published weights, or `hf://owner/name`; or a state
+            dict in memory, such as `network.state_dict()`.
 
     Raises BadCheckpoint for a file that is broken or unsafe, or holds no tensors. A network that is no VGG
     is no error: its `is_vgg` is False and its `verdict` says what was found.
     """
-    with open_weights(locate_model(path)) as file:
-        return examine(file).identification
+    with open_weights(path if isinstance(path, Mapping) else locate_model(path)) as file:
+        found = examine(file)
+        return (examine(file, void=True) if _is_void(file, found) else found).identification
 
 
-def examine(file: WeightFile, *, reading: int = 0) -> Examination:
+def _is_void(file: WeightFile, found: Examination) -> bool:
+    """Whether the head's values are NaN, by its first bias, which is a small tensor."""
+    places = (
+        source.place.key
+        for key, source in found.sources.items()
+        if key.startswith("classifier.") and key.endswith("bias")
+    )
+    return found.card is None and (first := next(places, None)) is not None and not file.is_finite(first)
+
+
+def examine(file: WeightFile, *, reading: int = 0, void: bool = False) -> Examination:
     """Identify an open file, and find its tensors.
 
     Args:
         file: The open file.
         reading: Which of the networks that it may contain is wanted, where there are several; see `Identification`.
+        void: Whether the head's values are NaN; they are not read here.
 
     Raises BadCheckpoint, and BadConfiguration for a reading that there is not.
     """
@@ -107,7 +120,7 @@ def examine(file: WeightFile, *, reading: int = 0) -> Examination:
             "vggkit identify lists them"
         )
     examinations = [
-        _compare(file, match, evidence, reading=number if len(matches) > 1 else None, card=card)
+        _compare(file, match, evidence, reading=number if len(matches) > 1 else None, card=card, void=void)
         for number, match in enumerate(matches)
     ]
     readings = tuple(
@@ -185,7 +198,7 @@ def _name_dtype(file: WeightFile) -> str | None:
 
 
 def _compare(
-    file: WeightFile, match: _Match, evidence: Evidence, *, card: Card | None, reading: int | None
+    file: WeightFile, match: _Match, evidence: Evidence, *, card: Card | None, reading: int | None, void: bool
 ) -> Examination:
     """What the recognised network needs against what the file holds."""
     recognition, sheet, dialect = match.recognition, match.sheet, match.dialect
@@ -217,6 +230,7 @@ def _compare(
             missing=missing,
             misshapen=misshapen,
             unexpected=unexpected,
+            void=void,
         ),
         dialect=dialect,
         configuration=configuration,
@@ -243,6 +257,7 @@ def _compare(
             others=(*misshapen, *unexpected),
             reading=reading,
             labelled=labels is not None,
+            void=void,
         ),
     )
     return Examination(
