@@ -67,11 +67,11 @@ def predict(
             the first of them that is installed.
         reduced_decoding: Decode large JPEGs at a smaller scale, even where the classifier does not: it is faster,
             reads some that are too large otherwise, and changes pixels slightly.
-        explain: Also write to this folder which places of each image speak for its most probable class, as overlays
+        explain: Also write to this folder which regions of each image support its most probable class, as overlays
             (Grad-CAM, from the same pass).
         save_seconds: Seconds between two saves of finished rows, with --out, in the folder OUT.parts.
         overwrite: Start again from the first image, with --out.
-        json: Print a JSON object for each image on a line of its own: path, labels, probabilities; unknown where
+        json: Print one JSON object per line for each image: path, labels, probabilities; unknown where
             the best probability is below the classifier's threshold, problem where the image cannot be read. With
             --out: one object, the number of images.
         quiet: Show no progress.
@@ -246,7 +246,7 @@ def search(
         batch_size: Number of images that pass through the network together.
         device: auto, cpu, cuda or mps.
         reduced_decoding: Decode large JPEGs at a smaller scale; always so where those of the index were.
-        json: Print a JSON object for each image on a line of its own: path, and similar with path and
+        json: Print one JSON object per line for each image: path, and similar with path and
             similarity.
         quiet: Show no progress.
     """
@@ -303,7 +303,7 @@ def _report_result(result: "BulkResult", *, json: bool, precision: WantedPrecisi
     if result.unreadable:
         print_line(
             f"vggkit: error: {result.unreadable:,} of {result.images:,} images failed; column problem of "
-            f"{_name_table(Path(result.path))} says why",
+            f"{_name_table(Path(result.path))} has the reasons",
             to_stderr=True,
         )
     return choose_exit_code(done=result.images - result.unreadable, failed=result.unreadable)

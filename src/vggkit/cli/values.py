@@ -88,7 +88,7 @@ def explain_refusals(verb: str, options: Sequence[str]) -> AbstractContextManage
 
     A version of tyro without the hook draws a box and exits with 2.
     """
-    events = getattr(tyro, "_errors", None)
+    events: Any = getattr(tyro, "_errors", None)
     if not hasattr(events, "on_parse_error"):
         return nullcontext()
     help_line = f"`vggkit {verb} --help` lists its options"
@@ -123,7 +123,8 @@ def explain_refusals(verb: str, options: Sequence[str]) -> AbstractContextManage
                     raise BadInput(f"{name} is not an option of {verb}{near} {help_line}")
                 raise BadInput(f"{verb} does not take the argument {word!r} too; {help_line}")
 
-    return typing.cast("AbstractContextManager[None]", events.on_parse_error(refuse))
+    found: AbstractContextManager[None] = events.on_parse_error(refuse)
+    return found
 
 
 def _name(argument: Any) -> str:

@@ -17,6 +17,7 @@ from vggkit.models.configuration import Configuration
 from vggkit.weights.card import Card, demand_classifier
 from vggkit.weights.classifier_file import read_card
 from vggkit.weights.locate import locate_model
+from vggkit.weights.storage import CodedEntry, read_coded, restore
 
 if TYPE_CHECKING:
     from vggkit.models.vgg import VGG
@@ -24,18 +25,21 @@ if TYPE_CHECKING:
 
 Values = NDArray[np.float32]
 READERS: Final = 2
-"""Threads that look through a file."""
+"""Threads that read through a file."""
 _DTYPES: Final = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
-def open_model(model: "Model | ModelFile | str | Path", verb: str) -> "Model | ModelFile":
-    """A model in memory as it is, and the ModelFile of a place: a file, a run's folder, a name, or `hf://owner/name`.
+def open_for_engine(model: "Model | ModelFile | str | Path", verb: str) -> "Model | ModelFile":
+    """The model that an engine reads weights from, without importing torch.
+
+    A model in memory is returned as it is; a file, a run's folder, a model's name or `hf://owner/name` gives a
+    ModelFile.
 
     Args:
-        model: The model or its place.
-        verb: What is to be done with it, for messages.
+        model: The model or its location.
+        verb: The operation that needs the model, for error messages.
 
-    Raises BadInput for what is neither, and what ModelFile does.
+    Raises BadInput for any other type, and the errors of ModelFile.
     """
     if isinstance(model, str | os.PathLike):
         return ModelFile(model)
@@ -75,7 +79,7 @@ class NetworkWeights:
 
 
 class ModelFile:
-    """A Classifier's file, of which no more is read than is needed, and nothing with torch.
+    """A Classifier's file, from which only the needed parts are read, without torch.
 
     Opening reads the header. The weights of a file are mapped into memory, and an engine copies what it needs
     when it computes first: until then the file must not be written over in place. vggkit never does; it
@@ -92,10 +96,13 @@ class ModelFile:
         self.path = locate_model(path)
         self._identity = _identify(self.path)
         self.card: Card = read_card(self.path)
-        self._start, self._entries = self._read_header()
+        self._start, self._entries, self._coded = self._read_header()
         self._checked: set[str] = set()
         expected = self.configuration.state_shapes()
-        found = {key: tuple(entry["shape"]) for key, entry in self._entries.items()}
+        stored = {key: tuple(entry["shape"]) for key, entry in self._entries.items()}
+        halves = {f"{key}.{ending}" for key in self._coded for ending in ("codes", "scale")}
+        found = {key: shape for key, shape in stored.items() if key not in halves}
+        found |= {key: entry.shape for key, entry in self._coded.items() if f"{key}.codes" in stored}
         if found != expected:
             wrong = sorted(key for key in expected.keys() | found if expected.get(key) != found.get(key))
             raise BadCheckpoint(
@@ -109,12 +116,12 @@ class ModelFile:
 
     @property
     def temperature(self) -> float:
-        """What logits are divided by before they become probabilities."""
+        """The divisor of logits before the softmax."""
         return self.card.temperature
 
     @property
     def activation_ranges(self) -> Ranges:
-        """What int8 needs; empty where it was not measured."""
+        """The activation ranges that int8 needs; empty where they were not measured."""
         return self.card.activation_ranges
 
     def read(self, keys: Sequence[str]) -> dict[str, Values]:
@@ -123,7 +130,7 @@ class ModelFile:
         Raises BadCheckpoint where the file was changed since it was opened, or values are not finite.
         """
         if _identify(self.path) != self._identity:
-            raise BadCheckpoint(f"{self.path}: was changed since it was opened; ask again")
+            raise BadCheckpoint(f"{self.path}: was changed since it was opened; open it again")
         try:
             mapped = np.memmap(self.path, np.uint8, mode="c")  # OpenVINO takes only what could be written to
         except (OSError, ValueError) as problem:
@@ -145,15 +152,20 @@ class ModelFile:
 
         return Model.load(self.path).network
 
-    def _read_header(self) -> tuple[int, dict[str, dict[str, Any]]]:
-        """Where the values begin, and type, shape and place of each; `read_card` found the header whole."""
+    def _read_header(self) -> tuple[int, dict[str, dict[str, Any]], dict[str, CodedEntry]]:
+        """The offset of the values, the type, shape and place of each, and the coded tensors."""
         with open(self.path, "rb") as file:
             size = int.from_bytes(file.read(8), "little")
             entries = json.loads(file.read(size))
-        entries.pop("__metadata__", None)
-        return 8 + size, entries
+        metadata = entries.pop("__metadata__", None) or {}
+        try:
+            return 8 + size, entries, read_coded(metadata)
+        except ValueError as problem:
+            raise BadCheckpoint(f"{self.path}: {problem}; download or copy it again") from problem
 
     def _find_values(self, key: str, mapped: NDArray[np.uint8]) -> Values:
+        if key in self._coded:
+            return self._restore(key, mapped)
         entry = self._entries[key]
         if entry["dtype"] not in _DTYPES:
             raise BadCheckpoint(f"{self.path}: {key} is of type {entry['dtype']}; save it as F32 where it was made")
@@ -163,9 +175,25 @@ class ModelFile:
             raw = (raw.astype(np.uint32) << 16).view(np.float32)
         return np.require(raw, np.float32, ["ALIGNED"])
 
+    def _restore(self, key: str, mapped: NDArray[np.uint8]) -> Values:
+        """The values of a tensor that is stored as codes and scales."""
+
+        def read(name: str) -> NDArray[Any]:
+            if name not in self._entries:
+                raise ValueError(f"{name} is not there")
+            entry = self._entries[name]
+            first, last = (self._start + place for place in entry["data_offsets"])
+            kind = {"U8": "<u1", "F32": "<f4"}.get(entry["dtype"], "<u1")
+            return np.array(mapped[first:last]).view(kind).reshape(entry["shape"])
+
+        try:
+            return restore(key, self._coded[key], read)
+        except ValueError as problem:
+            raise BadCheckpoint(f"{self.path}: {problem}; download or copy it again") from problem
+
 
 def _are_finite(values: Values) -> bool:
-    # A sum is finite only where all of it is, and found much sooner; a large one may overflow by itself.
+    # A sum is finite only where all of it is, and computed much faster; a large sum may also overflow.
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(values.sum()) or np.isfinite(values).all())
 
@@ -183,7 +211,7 @@ Weights = NetworkWeights | ModelFile
 
 
 def find_weights(given: "Weights | VGG | Model") -> Weights:
-    """The weights of a network or of a model in memory, or what is weights already."""
+    """The weights of a network or of a model in memory; weights are returned unchanged."""
     if isinstance(given, NetworkWeights | ModelFile):
         return given
     network = getattr(given, "network", None)

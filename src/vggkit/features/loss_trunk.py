@@ -23,7 +23,7 @@ from vggkit.models.vgg import VGG
 from vggkit.weights.identify import identify
 from vggkit.weights.locate import locate_model
 from vggkit.weights.model import Model
-from vggkit.weights.published_models import is_model_name
+from vggkit.weights.published_classifiers import is_model_name
 
 LPIPS_SHIFT: Final = (-0.030, -0.088, -0.188)
 LPIPS_SCALE: Final = (0.458, 0.448, 0.450)

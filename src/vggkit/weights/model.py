@@ -22,14 +22,14 @@ from vggkit.models.vgg import VGG
 from vggkit.weights.card import Card, read_labels
 from vggkit.weights.classifier_file import read_card
 from vggkit.weights.formats.detect import open_weights
-from vggkit.weights.identify import examine
+from vggkit.weights.identify import identify_file
 from vggkit.weights.last_layer import match_last_layer
 from vggkit.weights.locate import locate_model
 from vggkit.weights.model_file import read_weights, write_weights
 from vggkit.weights.origin import WeightsOrigin
 from vggkit.weights.pretrained import fetch
 from vggkit.weights.published import name_imagenet_classes
-from vggkit.weights.published_models import find_published_for
+from vggkit.weights.published_classifiers import find_published_for
 from vggkit.weights.starting_weights import (
     adapt_preprocessing,
     describe_use,
@@ -86,7 +86,7 @@ class Model:
 
     @property
     def network(self) -> VGG:
-        """The VGG; another one may take its place."""
+        """The VGG; it can be replaced by another one."""
         return self._network
 
     @network.setter
@@ -103,7 +103,7 @@ class Model:
     def card(self) -> Card:
         """Everything that its file states except the weights, of the network as it is now, changed layers included.
 
-        Raises BadConfiguration, naming the module, where no Configuration says what the network computes, or the
+        Raises BadConfiguration, naming the module, where no Configuration describes the network, or the
         labels are not as many as its classes.
         """
         before, now = self._card.configuration, self.network.configuration
@@ -153,7 +153,7 @@ class Model:
 
     @property
     def origin(self) -> WeightsOrigin:
-        """Where the weights come from: random, loaded from a file, or trained by vggkit."""
+        """The origin of the weights: random, loaded from a file, or trained by vggkit."""
         return self._card.origin
 
     @property
@@ -223,16 +223,14 @@ class Model:
             else:
                 place = weights if isinstance(weights, Mapping) else locate_model(weights)
             with open_weights(place) as file:
-                examination = examine(file)
-                preprocessing = preprocessing or adapt_preprocessing(examination, configuration.in_channels)
-                known = name_imagenet_classes(labels) if fetched is not None else list_classes(examination)
-                last = match_last_layer(
-                    labels, known, configuration=configuration, holds=find_networks(examination)
-                )
-                loaded = load_starting_weights(file, examination, configuration, last, allow_partial=allow_partial)
+                identified = identify_file(file)
+                preprocessing = preprocessing or adapt_preprocessing(identified, configuration.in_channels)
+                known = name_imagenet_classes(labels) if fetched is not None else list_classes(identified)
+                last = match_last_layer(labels, known, configuration=configuration, holds=find_networks(identified))
+                loaded = load_starting_weights(file, identified, configuration, last, allow_partial=allow_partial)
             found = loaded.tensors
-            provenance["weights"] = describe_use(examination, loaded, last, configuration)
-            name = examination.identification.path.name
+            provenance["weights"] = describe_use(identified, loaded, last, configuration)
+            name = identified.identification.path.name
             origin = WeightsOrigin(kind="loaded", source=name, random_keys=tuple(loaded.random))
         if fetched is not None:
             provenance["weights"] |= fetched.to_dict()
@@ -257,8 +255,10 @@ class Model:
         with torch.device("meta"):
             network = VGG(card.configuration)
         network.load_state_dict(weights, assign=True)
+        if card.storage != "fp32":  # 16-bit floats; integers were restored when they were read
+            network.float()
         network.requires_grad_(True)
-        return cls(
+        loaded = cls(
             network,
             labels=card.labels,
             preprocessing=card.preprocessing,
@@ -268,6 +268,8 @@ class Model:
             origin=card.origin,
             provenance=card.provenance,
         )
+        loaded.card = card
+        return loaded
 
     def calibrate(
         self, *, temperature: float | None = None, threshold: float | None = None, about: Mapping[str, Any]
@@ -310,7 +312,7 @@ class Model:
 
         Args:
             path: The file; its folders are made.
-            provenance: Entries to set in what is already known, in the file and here.
+            provenance: Entries to set in the provenance, in the file and here.
 
         A network whose layers were changed is written as it is now. Raises BadConfiguration where no
         Configuration describes it, as `card` does, BadInput for values that are not finite, and BadOutput.
@@ -321,7 +323,7 @@ class Model:
             _demand_mapping("provenance", provenance)
             card = replace(card, provenance={**self.provenance, **provenance})
         metadata = card.to_metadata()
-        write_weights(path, self.network.state_dict(), metadata)
+        write_weights(path, self.network.state_dict(), metadata, storage=card.storage)
         self.card = card
 
     def __repr__(self) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from vggkit.arguments import demand_count
-from vggkit.engines.model_weights import ModelFile, open_model
+from vggkit.engines.model_weights import ModelFile, open_for_engine
 from vggkit.engines.outputs import WantedPrecision
 from vggkit.errors import BadData, BadInput
 from vggkit.images.given import ImageSources
@@ -16,7 +16,7 @@ from vggkit.inference.fingerprint import describe_network, list_differences
 from vggkit.inference.search import SearchResult, SimilarImage, VectorIndex
 from vggkit.weights.card import read_entry
 from vggkit.weights.hub import is_address
-from vggkit.weights.published_models import is_model_name
+from vggkit.weights.published_classifiers import is_model_name
 
 if TYPE_CHECKING:
     from vggkit.weights.model import Model
@@ -78,7 +78,7 @@ def search(
 def _leave_out(
     query: str, similar: tuple[SimilarImage, ...], *, top: int, keep_query: bool
 ) -> tuple[SimilarImage, ...]:
-    """Without the query's own file, by whatever path the index knows it."""
+    """Without the query's own file, under any path in the index."""
     if keep_query:
         return similar
     own = os.path.realpath(query)
@@ -102,7 +102,7 @@ def _find_model(index: VectorIndex, given: "Model | str | Path | None") -> "Mode
                 "with --model"
             )
         given = index.classifier
-    model = open_model(given, "search")
+    model = open_for_engine(given, "search")
     now = describe_network(model, precision=index.precision, layer=index.layer, reduced_decoding=_is_reduced(index))
     differing = list_differences(index.model, now)
     if differing:

@@ -31,7 +31,7 @@ CASES_AT_ONCE: Final = 12
 """Cases that are shown before the rest is unfolded."""
 
 MOST_MEMBERS: Final = 8
-"""Images of a case on the page."""
+"""Images of a case that are shown on the page."""
 
 CLASSES_AT_ONCE: Final = 24
 """Of more classes the largest and the smallest are shown, and all on request."""
@@ -46,7 +46,7 @@ SEVERITIES: Final[dict[Severity, str]] = {
     "warning": "results may be worse than necessary",
     "note": "nothing that affects results",
 }
-"""What the most severe finding means for a training."""
+"""The consequence of the most severe finding for a training."""
 
 TITLES: Final[dict[Kind, str]] = {
     "unreadable": "Files that cannot be read",
@@ -71,7 +71,7 @@ TITLES: Final[dict[Kind, str]] = {
 }
 
 
-def write_diagnosis_page(diagnosis: Diagnosis, path: str | Path) -> None:
+def write_check_page(diagnosis: Diagnosis, path: str | Path) -> None:
     """Write the diagnosis as one HTML file with its images inside; it contains no scripts and loads nothing.
 
     Images are decoded again; one that is no longer readable gets a placeholder.
@@ -99,7 +99,7 @@ def write_diagnosis_page(diagnosis: Diagnosis, path: str | Path) -> None:
         "train_command": write_command("train", diagnosis.data, _leave_out(diagnosis.options, "model")),
         "clean_command": write_command("train", "clean.csv", _leave_out(diagnosis.options, "model", *OF_TABLES)),
     }
-    write_text(path, render_page("diagnosis.html", values))
+    write_text(path, render_page("check.html", values))
 
 
 def _leave_out(options: Mapping[str, str | bool], *names: str) -> dict[str, str | bool]:

@@ -20,7 +20,7 @@ CLASSES_SHOWN: Final = 24
 BAR_CELLS: Final = 16
 
 
-def draw_diagnosis(diagnosis: Diagnosis) -> RenderableType:
+def draw_check_table(diagnosis: Diagnosis) -> RenderableType:
     """A Diagnosis for `rich.print`: class sizes, image properties, then each finding with its first cases."""
     return Group(
         write_line((diagnosis.data, "bold"), f": {diagnosis.n:,} images, {_describe_size(diagnosis)}"),
@@ -81,7 +81,7 @@ def _draw_facts(diagnosis: Diagnosis) -> Table:
     table.add_row("formats", ", ".join(f"{count:,} {name}" for name, count in diagnosis.formats.items()))
     table.add_row("modes", ", ".join(f"{count:,} {name}" for name, count in diagnosis.modes.items()))
     if diagnosis.turned:
-        table.add_row("orientation", f"{diagnosis.turned:,} are rotated as their EXIF orientation says")
+        table.add_row("orientation", f"{diagnosis.turned:,} are rotated according to their EXIF orientation")
     table.add_row("network input", f"{diagnosis.image_size}×{diagnosis.image_size} pixels")
     if diagnosis.model:
         table.add_row("labels checked by", write_line(diagnosis.model))
