@@ -62,7 +62,7 @@ OWNERS = {
     "python_multipart": {"serving/bodies.py"},
     "prometheus_client": {"serving/metrics.py"},
     "captum": {"explanations/gradients.py"},
-    "tyro": {"cli/options.py"},
+    "tyro": {"cli/options.py", "cli/values.py"},
     "docstring_parser": {"cli/options.py"},
     "lazy_loader": {"__init__.py"},
     "torchvision": {"images/sources/public_sets.py", "training/augmentation.py"},

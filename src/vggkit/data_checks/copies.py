@@ -48,7 +48,12 @@ class Copies:
 
 
 def find_copies(
-    images: ImageDataset, *, most: int | None = None, channels: int = 3, on_progress: OnProgress | None = None
+    images: ImageDataset,
+    *,
+    most: int | None = None,
+    channels: int = 3,
+    reduced_decoding: bool = False,
+    on_progress: OnProgress | None = None,
 ) -> Copies:
     """Survey a dataset, and search for near duplicates in it.
 
@@ -56,13 +61,15 @@ def find_copies(
         images: The dataset.
         most: Number of images above which near duplicates are not searched for; None: they are always.
         channels: As for `survey`.
+        reduced_decoding: As for `survey`.
         on_progress: Called with the name of a step, how much of it is done, and how much it is in all.
     """
 
     def about(what: str) -> Callable[[int, int], None] | None:
         return None if on_progress is None else lambda done, total: on_progress(what, done, total)
 
-    sightings = tuple(survey(images, channels=channels, on_progress=about("reading images")))
+    reading = about("reading images")
+    sightings = tuple(survey(images, channels=channels, reduced_decoding=reduced_decoding, on_progress=reading))
     if most is not None and len(sightings) > most:
         return Copies(sightings, ())
     return Copies(sightings, tuple(_compare(sightings, about("comparing images"))))

@@ -73,8 +73,14 @@ def prepare_images(
         id(original): image
         for original, image in zip(originals, (p for split in spooled.splits.values() for p in split), strict=True)
     }
-    channels = classifier.preprocessing.decoded_channels
-    copies = find_copies(spooled, most=MOST_COMPARED, channels=channels, on_progress=line.show)
+    fed = classifier.preprocessing
+    copies = find_copies(
+        spooled,
+        most=MOST_COMPARED,
+        channels=fed.decoded_channels,
+        reduced_decoding=fed.reduced_decoding,
+        on_progress=line.show,
+    )
     if ties is None:
         found = [[identify_image(originals[number]) for number in tie] for tie in copies.list_ties()]
         divided, ties = hold_out_tied(opened, validation_share=share, seed=seed, fold=fold, ties=found)
