@@ -1,4 +1,4 @@
-# One word a job. `make help` lists them; each builds what it needs of .venv by itself.
+# `make help` lists the targets; each builds .venv first if it is missing.
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
@@ -18,18 +18,18 @@ $(READY): requirements.lock pyproject.toml
 	fi
 	@touch $@
 
-.PHONY: setup demo test test-slow check bench lock help
+.PHONY: setup demo test test-slow check bench lock lock-serve help
 
-setup: $(READY)  ## build .venv with everything a developer needs, pinned and hashed
+setup: $(READY)  ## build .venv with all development dependencies, pinned and hashed
 	@echo "ready: . $(BIN)/activate"
 
-demo: $(READY)  ## the main job: train, evaluate and predict on digits, about three minutes
+demo: $(READY)  ## train, evaluate and predict on handwritten digits
 	@$(BIN)/vggkit demo $(DEMO)
 
-test: $(READY)  ## the default tests: no network, no GPU, some five minutes on two cores
+test: $(READY)  ## the default tests: no network, no GPU, about five minutes on two cores
 	$(BIN)/python -m pytest
 
-test-slow: $(READY)  ## every test, the long ones too
+test-slow: $(READY)  ## every test, including the slow ones
 	$(BIN)/python -m pytest -m "slow or not slow"
 
 check: $(READY)  ## lint, format, types
@@ -37,12 +37,16 @@ check: $(READY)  ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## measure every claim again; each script writes its table beside itself
+bench: $(READY)  ## run all benchmarks; each script writes its table beside itself
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
 
+LOCK := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11
 lock: $(READY)  ## pin the newest versions: one lock for every platform, hashes and no addresses
-	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 --upgrade \
-	  --all-extras --group dev pyproject.toml -o requirements.lock
+	$(LOCK) --upgrade --all-extras --group dev pyproject.toml -o requirements.lock
+	@$(MAKE) --no-print-directory lock-serve
+
+lock-serve: $(READY)  ## pin what `vggkit serve` needs, without torch, to the versions of requirements.lock
+	$(BIN)/python deploy/list_requirements.py | $(LOCK) --constraints requirements.lock - -o requirements-serve.lock
 
 help:  ## this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

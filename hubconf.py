@@ -1,7 +1,7 @@
 """`torch.hub.load(repository, "vgg11", weights="imagenet")`: the networks of vggkit, from a plain clone.
 
-Nothing needs to be installed but what `dependencies` names. The names are those of
-`vggkit models`; each gives a `torch.nn.Module`, images in, logits out.
+Only the packages in `dependencies` need to be installed. The names are those of
+`vggkit models`; each returns a `torch.nn.Module` that computes logits of images.
 """
 
 import sys as _sys
@@ -15,7 +15,7 @@ try:
     from vggkit.classifier import Classifier as _Classifier
     from vggkit.models.configuration import Head as _Head
 finally:
-    _sys.path.remove(_SOURCE)  # what is imported later is found beside the package itself
+    _sys.path.remove(_SOURCE)  # later imports are found through the package's own path
 
 dependencies = ["lazy_loader", "torch", "numpy", "PIL", "safetensors"]
 
@@ -42,15 +42,15 @@ def _entry(model: str) -> _Callable[..., _vggkit.VGG]:
     build.__doc__ = f"""{model} of Simonyan and Zisserman, as a torch.nn.Module in training mode.
 
     Args:
-        weights: None (random), 'imagenet' (the published ones, brought to VGGKIT_HOME), or a file of
-            a VGG's weights. The last layer is renewed where the number of classes differs.
+        weights: None (random), 'imagenet' (the published ones, downloaded to VGGKIT_HOME), or a file of
+            a VGG's weights. The last layer is initialised again if the number of classes differs.
         num_classes: Length of the logits.
         in_channels: 3, or 1 for grey images; the first filters of `weights` are adapted.
         head: fc (the paper's), dense (the same as convolutions) or pool.
-        dropout: Chance in [0, 1).
+        dropout: Dropout probability in [0, 1).
         until: Cut the trunk after this layer, such as relu3_4, and put a pool head on it.
 
-    Images are RGB in [0, 1], less the mean (0.485, 0.456, 0.406), divided by (0.229, 0.224, 0.225).
+    Images are RGB in [0, 1], minus the mean (0.485, 0.456, 0.406), divided by (0.229, 0.224, 0.225).
     """
     return build
 

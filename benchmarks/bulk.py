@@ -133,12 +133,13 @@ def write_speeds(photos: Path, folder: Path, count: int, rounds: int) -> str:
         )
     return "\n".join(
         [
-            "# Photos to their five best classes",
+            "# Predicting the five most probable classes of a folder of photos",
             "",
-            f"{count:,} JPEG files (`{photos.name}`, repeated) through VGG11 at 224, whole processes: the",
-            "interpreter's start, imports, 531 MB of weights, decoding, computing, a CSV. The script:",
-            f"torchvision's transforms, a DataLoader with 2 workers, eager float32. {rounds} rounds, medians",
-            "(least to most). The weights are random, so that best classes are nearly tied.",
+            f"{count:,} JPEG files (`{photos.name}`, repeated) through VGG11 at 224 pixels. The times are those of",
+            "whole processes: start of the interpreter, imports, 531 MB of weights, decoding, computation, a CSV",
+            "file. The script uses torchvision's transforms, a DataLoader with 2 workers and eager float32.",
+            f"Medians of {rounds} rounds (minimum to maximum). The weights are random, so that the best classes",
+            "are nearly tied.",
             "",
             "| | seconds | photos a second | times the script | same best class |",
             "|---|---|---|---|---|",
@@ -178,12 +179,12 @@ def write_memory(photos: Path, folder: Path, count: int) -> str:
     first = after[0]
     return "\n".join(
         [
-            "# Memory of a long run",
+            "# Memory of a long prediction run",
             "",
             f"`vggkit predict --out` on {count:,} JPEG files (`{photos.name}`, repeated) to Parquet, by VGG11 up",
-            f"to pool2 at 224, so that photos are most of the work: {found[-1][0]:.0f} seconds. Resident memory",
-            f"was looked at each second; from the first minute on it was between {min(after) / first - 1:+.1%} and",
-            f"{max(after) / first - 1:+.1%} of what it was then.",
+            f"to pool2 at 224 pixels, so that decoding is most of the work: {found[-1][0]:.0f} seconds. Resident",
+            "memory was sampled every second; after the first minute it differed from its value then by",
+            f"{min(after) / first - 1:+.1%} to {max(after) / first - 1:+.1%}.",
             "",
             "| seconds | MiB |",
             "|---|---|",

@@ -1,9 +1,9 @@
 """VGG11 with batch norm from scratch on CIFAR-10's training images, as far as half an hour on two cores takes it.
 
 Of the 50,000 images, in the order of the files, a permutation (torch's generator, seed 0) sets 5,000 apart
-that the recipe was chosen on, in short runs, and the next 5,000, which only the figure that is reported has
-looked at. The network learns from the other 45,000 but for 1,000 that each epoch is measured on; the weights
-kept are the best epoch's by those. Writes cifar10.md beside itself.
+for the choice of the recipe, in short runs, and the next 5,000 for the reported accuracy alone. The network trains
+on the other 45,000 except for 1,000 that each epoch is evaluated on; the weights are those of the best epoch by
+these. Writes cifar10.md beside itself.
 """
 
 import argparse
@@ -106,17 +106,17 @@ def main() -> None:
             f"{classifier.configuration.parameters:,} parameters, random weights (dirac);",
             f"{options.epochs} epochs of 44,000 images: {recipe.optimizer}, rate {recipe.learning_rate:g},",
             f"one cycle, {recipe.batch_size} a step, label smoothing {recipe.label_smoothing:g}, shifted",
-            "by up to 4 pixels, mirrored in turn, bfloat16. The 5,000 test images are a part of CIFAR-10's",
-            "training set (its own test set is not here), set apart before anything was tuned, and looked at",
-            "once; see cifar10.py. Wilson's 95 % interval.",
+            "by up to 4 pixels, mirrored in turn, bfloat16. The 5,000 test images are a subset of CIFAR-10's",
+            "training set (its own test set was not available), separated before any tuning and evaluated",
+            "once; see cifar10.py. Intervals are Wilson's, 95 %.",
             "",
             "| measured | top-1 | n |",
             "|---|---|---|",
             *rows,
             "",
-            f"From start to figures {wall / 60:.1f} minutes, learning {learning / 60:.1f} of them;",
+            f"The script took {wall / 60:.1f} minutes, {learning / 60:.1f} of them for training;",
             f"{processor / 60:.1f} minutes of processor time, {processor / 120:.1f} on each of two cores. Accuracy",
-            f"on the 1,000 images by epoch: {curve}.",
+            f"on the 1,000 validation images by epoch: {curve}.",
             "",
             f"{machine['device']}; {machine['system']}; torch {machine['torch']}, "
             f"Python {platform.python_version()}; seed {options.seed}; "

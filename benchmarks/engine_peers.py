@@ -1,8 +1,9 @@
-"""What stands beside vggkit's engines in `engines.py`: torchvision's VGG11, run on a processor by others.
+"""The peers of vggkit's engines in `engines.py`: torchvision's VGG11, run on a CPU by other libraries.
 
-Each function makes of torchvision's network what takes a batch (N, 3, 224, 224) and gives rows (N, 1000), on all
-processors, as its makers advise and no further tuned. ncnn and NNCF are none of vggkit's dependencies:
-`pip install ncnn nncf`; torch inductor needs a C++ compiler. What is not there raises Absent.
+Each function converts torchvision's network to a callable of a batch (N, 3, 224, 224) that gives rows (N, 1000), on
+all processors, as the library's documentation advises and without further tuning. ncnn and NNCF are not
+dependencies of vggkit: `pip install ncnn nncf`; torch inductor needs a C++ compiler. A missing library raises
+Absent.
 """
 
 import copy

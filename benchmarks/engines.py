@@ -1,10 +1,10 @@
-"""Engines beside their peers, VGG11 at 224 on a processor: images a second, and from process start to an answer.
+"""Engines compared with other libraries, VGG11 at 224 pixels on a CPU: throughput and time from process start.
 
 Throughput in one process, each in turn, the same weights and images; a first round, not measured, compares all
-outputs with torchvision's eager fp32. `engine_peers.py` has the peers. What is missing is skipped and said so; all
-of them take `pip install ncnn nncf`, a C++ compiler for torch inductor, and 14 GB of memory. Starts are processes
-of their own, in a random order, the model's file in the system's cache; "compiled, read" is OpenVINO's own compiled
-model, exported before. Writes engines.md beside itself.
+outputs with torchvision's eager fp32. `engine_peers.py` has the peers. Libraries that are not installed are skipped
+with a message; all of them take `pip install ncnn nncf`, a C++ compiler for torch inductor, and 14 GB of memory.
+Each start is a process of its own, in a random order, with the model's file in the page cache; "compiled, read" is
+OpenVINO's own compiled model, exported before. Writes engines.md beside itself.
 """
 
 import argparse
@@ -210,18 +210,19 @@ def main() -> None:
     versions = ", ".join(f"{name} {find_version(name)}" for name in PACKAGES)
     text = "\n".join(
         [
-            "# Engines beside their peers",
+            "# Engines compared with other libraries",
             "",
-            f"VGG11 at {SIDE} pixels, medians of {rounds} rounds in turn, warm. Images a second, and how many",
-            "times torchvision's eager speed (least to most). ncnn takes images of a batch one by one; NNCF",
-            f"has seen {CALIBRATING} random images. All were first compared with torchvision's outputs.",
+            f"VGG11 at {SIDE} pixels, medians of {rounds} rounds in turn, warm. Each cell gives images per second,",
+            "and the ratio to torchvision's eager speed (minimum to maximum). ncnn processes the images of a batch",
+            f"one by one; NNCF was calibrated on {CALIBRATING} random images. All outputs were first compared with",
+            "torchvision's.",
             "",
             f"| | {' | '.join(f'batch {count}' for count in BATCHES)} |",
             f"|---|{'---|' * len(BATCHES)}",
             *speeds,
             "",
-            "Seconds from process start to the first answer, with 531 MB of weights (least to most), and how many",
-            "times sooner than torchvision:",
+            "Seconds from process start to the first prediction, with 531 MB of weights (minimum to maximum), and",
+            "the speed relative to torchvision:",
             "",
             "| | seconds | ratio |",
             "|---|---|---|",

@@ -1,4 +1,4 @@
-"""Learning all layers beside the head alone, on the same photos from the same weights: accuracy, time, memory.
+"""Fine-tuning all layers or the head alone, on the same photos from the same weights: accuracy, time, memory.
 
 `vggkit train` in a process of its own for each strategy and seed; the photos of hymenoptera divided by
 folder, VGG-19 to relu3_4 with Oxford's weights. Writes fine_tuning.md beside itself.
@@ -67,15 +67,15 @@ def main() -> None:
     machine = describe_machine(torch.device("cpu"))
     text = "\n".join(
         [
-            "# All layers, or the head alone",
+            "# Fine-tuning all layers, or the head alone",
             "",
-            "The photos of hymenoptera, 244 to learn from and 153 held out by folder; VGG-19 to relu3_4 with",
-            f"Oxford's ImageNet weights; by steps {options.epochs} epochs, whose best is chosen by the held-out",
-            "photos, which flatters it a little; the head alone is solved at once and chooses nothing by them.",
-            "Whole processes, decoding and measuring included; memory of the process at its largest; Wilson's",
-            "95 % interval.",
+            "The photos of hymenoptera, 244 for training and 153 held out by folder; VGG-19 to relu3_4 with",
+            f"Oxford's ImageNet weights. Fine-tuning takes {options.epochs} epochs, the best of which is selected",
+            "by the held-out photos, which biases its accuracy upwards slightly; the head alone is a linear probe",
+            "and selects nothing by them. Times and peak memory are those of whole processes, including decoding",
+            "and evaluation; intervals are Wilson's, 95 %.",
             "",
-            "| learns | top-1 | n × seeds | seconds | GB |",
+            "| trainable | top-1 | n × seeds | seconds | GB |",
             "|---|---|---|---|---|",
             *rows,
             "",

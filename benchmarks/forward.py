@@ -53,8 +53,8 @@ def main() -> None:
         [
             "# Forward pass beside torchvision",
             "",
-            "Eager, fp32, 224×224, the same weights, logits equal bit for bit; images a second, and how many times",
-            "torchvision's speed, medians of pairs run in turn (least to most).",
+            "Eager, fp32, 224×224, the same weights, logits equal bit for bit; images per second, and the ratio to",
+            "torchvision's speed, medians of pairs run in turn (minimum to maximum).",
             "",
             "| model | batch | torchvision | vggkit | ratio | n |",
             "|---|---|---|---|---|---|",

@@ -146,14 +146,14 @@ def main() -> None:
     machine = describe_machine(torch.device("cpu"))
     text = "\n".join(
         [
-            "# A classifier from photos, on a frozen trunk",
+            "# Training a classifier on a frozen trunk",
             "",
-            "From the command to a measured classifier, whole processes, start included: the photos of hymenoptera",
-            f"(244 to learn from, {peer['n']} held out, by folder), VGG-19 to relu3_4 with Oxford's ImageNet",
-            "weights. The peer is the torchvision script that tutorials have, see frozen_trunk.py; it keeps the",
-            "best of its epochs by the same held-out photos, which flatters it, while vggkit chooses its",
-            "regularisation on the training photos alone. Seconds: median (least to most); accuracy with its",
-            "95 % bootstrap interval.",
+            "Times of whole processes, from the command to an evaluated classifier: the photos of hymenoptera",
+            f"(244 for training, {peer['n']} held out, by folder), VGG-19 to relu3_4 with Oxford's ImageNet",
+            "weights. The comparison is the torchvision script of common tutorials, see frozen_trunk.py. It",
+            "selects its best epoch by the same held-out photos, which biases its accuracy upwards, while vggkit",
+            "selects its regularisation on the training photos alone. Seconds are medians (minimum to maximum);",
+            "accuracy has a 95 % bootstrap interval.",
             "",
             "| | seconds | n | top-1 | times as fast |",
             "|---|---|---|---|---|",

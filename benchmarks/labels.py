@@ -1,6 +1,6 @@
-"""How well wrong labels and foreign images are found, on the real images of ../shared/data.
+"""How well label errors and outliers are found, on the real images of ../shared/data.
 
-Labels: a share is swapped for any other class. Foreign images: one for each hundred, all of one kind, with random
+Labels: a proportion is swapped for any other class. Outliers: one for each hundred, all of one kind, with random
 labels. The features are those of VGG19 to relu3_4 with its published weights. The seeds are not those that the
 constants were chosen with. Writes labels.md beside itself.
 """
@@ -64,7 +64,7 @@ def read_set(name: str, each: int) -> list[ImageSample]:
     return images
 
 
-def draw_strangers(count: int) -> list[ImageSample]:
+def make_outliers(count: int) -> list[ImageSample]:
     rng = np.random.default_rng(0)
     images = []
     for number in range(count):
@@ -135,11 +135,11 @@ def measure_labels(name: str, rows: Rows, share: float) -> str:
     return row + (f" {np.mean(scores):.2f} |" if share else " - |")
 
 
-def measure_strangers(name: str, rows: Rows, strangers: dict[str, np.ndarray]) -> str:
+def measure_outliers(name: str, rows: Rows, foreign: dict[str, np.ndarray]) -> str:
     features, truth = rows
     clean = place(find_outliers(sight(truth), features), len(truth)).sum()
     row = f"| {name} | {len(truth):,} | {clean} |"
-    for kind, many in strangers.items():
+    for kind, many in foreign.items():
         if kind == name:
             row += " - |"
             continue
@@ -171,7 +171,7 @@ def read_features(cache: Path | None) -> dict[str, Rows]:
             return {name[2:]: (kept[name], kept[f"y {name[2:]}"]) for name in kept.files if name.startswith("x ")}
     each = {"hymenoptera": 400, "imagenette": 60, "sign_digits": 30, "cifar10": 100}
     sets = {name: describe(read_set(name, many), 64 if name == "cifar10" else None) for name, many in each.items()}
-    sets["strangers"] = describe(draw_strangers(10), None)
+    sets["outliers"] = describe(make_outliers(10), None)
     if cache:
         np.savez(cache, **{f"{axis} {name}": rows[n] for name, rows in sets.items() for n, axis in enumerate("xy")})
     return sets
@@ -181,37 +181,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache", type=Path, help="an .npz file that keeps the features")
     sets = read_features(parser.parse_args().cache)
-    drawn, kinds = sets.pop("strangers")
+    drawn, kinds = sets.pop("outliers")
     labels = []
     for name, rows in sets.items():
         for share in (0, 0.05, 0.1):
             labels.append(measure_labels(name, rows, share))
             print(labels[-1], flush=True)
-    strangers = {kind: drawn[kinds == kind] for kind in ("text", "noise", "plain")}
-    strangers |= {name: sets[name][0] for name in ("sign_digits", "hymenoptera")}
-    outliers = [measure_strangers(name, rows, strangers) for name, rows in sets.items()]
+    foreign = {kind: drawn[kinds == kind] for kind in ("text", "noise", "plain")}
+    foreign |= {name: sets[name][0] for name in ("sign_digits", "hymenoptera")}
+    outliers = [measure_outliers(name, rows, foreign) for name, rows in sets.items()]
     print(*outliers, sep="\n", flush=True)
     times = [time_steps(10_000, 512, 10), time_steps(10_000, 1024, 10), time_steps(10_000, 1024, 100)]
     print(*times, sep="\n", flush=True)
     machine = describe_machine(torch.device("cpu"))
     text = "\n".join(
         [
-            "# Finding wrong labels and foreign images",
+            "# Finding label errors and outliers",
             "",
-            "Features of VGG19 to relu3_4 at 224 pixels, CIFAR-10 at 64. Shares of labels are swapped at random,",
-            f"{len(SEEDS)} seeds each, one where none is swapped; what is flagged then is the set's own doubtful",
-            "images or mistaken. Beside it the customary way: logistic regression and cleanlab's `both`.",
+            "Features of VGG19 to relu3_4 at 224 pixels, CIFAR-10 at 64. A proportion of the labels is swapped at",
+            f"random, with {len(SEEDS)} seeds each, and one if none is swapped; images that are flagged then are",
+            "either doubtful images of the set itself or false positives. The customary method for comparison is",
+            "logistic regression and cleanlab's `both`.",
             "",
             "| set | images | swapped | flagged | precision | recall | flagged, customary | precision | recall "
             "| average precision |",
             "|" + "---|" * 10,
             *labels,
             "",
-            "Foreign images, one for each hundred, all of a kind, with random labels: how many are flagged, and",
-            "how many of the set's own beside them.",
+            "Outliers: one foreign image for each hundred, all of one kind, with random labels. Each cell gives",
+            "how many of them are flagged, and how many images of the set itself.",
             "",
-            "| set | images | flagged with none | " + " | ".join(strangers) + " |",
-            "|" + "---|" * (3 + len(strangers)),
+            "| set | images | flagged without outliers | " + " | ".join(foreign) + " |",
+            "|" + "---|" * (3 + len(foreign)),
             *outliers,
             "",
             "Seconds without the network, random features:",

@@ -1,10 +1,8 @@
 """How well and how fast copies are found, on the real images of ../shared/data.
 
-Recall: originals beside their changed copies; a copy is found when `find_near_duplicates` pairs it with its
-original.
-False pairs: what is flagged in sets as they are, to be looked at. imagehash's perceptual hash stands beside it,
-mirrored and turned images left to it as they are.
-Writes similarity.md beside itself.
+Recall: originals and their modified copies; a copy is found when `find_near_duplicates` pairs it with its original.
+False positives: pairs that are flagged in unmodified sets, for inspection. imagehash's perceptual hash is the
+comparison, without special treatment of mirrored and rotated images. Writes near_duplicates.md beside itself.
 """
 
 import argparse
@@ -110,9 +108,9 @@ CHANGES: dict[str, Change] = {
     "gamma 0.6": bend(0.6),
     "gamma 1.6": bend(1.6),
     "mirrored": ImageOps.mirror,
-    "turned by 90°": lambda image: image.transpose(Image.Transpose.ROTATE_90),
-    "turned by 180°": lambda image: image.transpose(Image.Transpose.ROTATE_180),
-    "turned by 270°": lambda image: image.transpose(Image.Transpose.ROTATE_270),
+    "rotated by 90°": lambda image: image.transpose(Image.Transpose.ROTATE_90),
+    "rotated by 180°": lambda image: image.transpose(Image.Transpose.ROTATE_180),
+    "rotated by 270°": lambda image: image.transpose(Image.Transpose.ROTATE_270),
     "cropped by 2 % a side": crop(0.02, 0.02, 0.02, 0.02),
     "cropped by 3 % a side": crop(0.03, 0.03, 0.03, 0.03),
     "cropped by 5 % a side": crop(0.05, 0.05, 0.05, 0.05),
@@ -212,19 +210,18 @@ def main() -> None:
     machine = describe_machine(torch.device("cpu"))
     text = "\n".join(
         [
-            "# Finding copies",
+            "# Finding near duplicates",
             "",
-            f"Share of {count} changed copies that are paired with their originals; in brackets imagehash's",
-            "`phash` within 8 of 64 bits, which knows no mirrors and turns. Copies with a side under 29 pixels",
-            "are never paired.",
-            "",
+            f"Recall of {count} modified copies; in brackets that of imagehash's `phash` within 8 of 64 bits,",
+            "which does not cover mirrored and rotated images. Copies with a side under 29 pixels are never",
+            "paired. ",
             *recall,
             "",
-            "Pairs in the sets as they are; which of them are real duplicates: docs/decisions/near-duplicates.md.",
+            "Pairs in the unmodified sets; docs/decisions/near-duplicates.md reports which are real duplicates.",
             "",
             *rows,
             "",
-            "Memory: of the search alone, without the descriptors.",
+            "Memory of the search alone, without the descriptors.",
             "",
             *scale,
             "",

@@ -1,8 +1,8 @@
-"""What bfloat16 and int8 change in the answers of trained networks, on held-out images.
+"""Effect of bfloat16 and int8 on the predictions of trained networks, on held-out images.
 
-VGG-19 to relu3_4 (Oxford's weights) with a head learnt from photos, and VGG11 with batch norm learnt from random
-weights on CIFAR-10; each answers images that it did not learn from in float32, bfloat16 and int8. Ranges for int8
-are measured on images that were learnt from. Writes precision.md beside itself.
+VGG-19 to relu3_4 (Oxford's weights) with a head trained on photos, and VGG11 with batch norm trained from random
+weights on CIFAR-10; each predicts held-out images in float32, bfloat16 and int8. Activation ranges for int8 are
+measured on training images. Writes precision.md beside itself.
 """
 
 import argparse
@@ -115,14 +115,14 @@ def main() -> None:
     machine = describe_machine(torch.device("cpu"))
     text = "\n".join(
         [
-            "# What bfloat16 and int8 change",
+            "# Effect of bfloat16 and int8 on predictions",
             "",
-            "Answers of trained networks on held-out images: of imagenette 100 photos a class were learnt from",
-            "and 1,300 held out, of hymenoptera the folder's own 153, of CIFAR-10's training images 5,000. These",
-            "chose the best epoch in training, and nothing here. Ranges of int8 are of 128 images learnt",
-            "from. Top-1 with its 95 % bootstrap interval, the same class as in float32 with Wilson's.",
-            "",
-            "| network, images | in | top-1 | same class |",
+            "Predictions of trained networks for held-out images: 1,300 of imagenette, with 100 photos per class",
+            "for training, the 153 of hymenoptera's own folder, and 5,000 of CIFAR-10's training images. These",
+            "images selected the best epoch in training, and nothing here. The activation ranges of int8 were",
+            "measured on 128 training images. Top-1 has a 95 % bootstrap interval, agreement with float32's class",
+            "Wilson's. ",
+            "| network, images | precision | top-1 | same class |",
             "|---|---|---|---|",
             *rows,
             "",

@@ -1,8 +1,8 @@
 """Images from a folder, a table, tar shards and Parquet: how many a second, and whether memory stays flat.
 
 The same real photos are stored in each way, many times over, and pass through decoding and
-preprocessing as they do when a Classifier is asked, with 1 and 2 threads that decode; each
-measurement is a process of its own, and the four kinds take turns. Writes sources.md beside itself.
+preprocessing as in a prediction, with 1 and 2 threads that decode; each measurement is a process of its
+own, and the four kinds take turns. Writes sources.md beside itself.
 """
 
 import argparse
@@ -147,11 +147,11 @@ def write(found: dict[tuple[str, int], list[dict[str, float]]], rounds: int) -> 
     n = int(found["folder", 1][0]["n"])
     text = "\n".join(
         [
-            "# Images from anywhere",
+            "# Throughput and memory of image sources",
             "",
-            f"{n:,} real photos (about 500×375), decoded, resized, cut and normalised to 224 pixels; images a",
-            f"second with 1 and with 2 threads, medians of {rounds} processes in turn (least to most). Memory is",
-            "what the process holds with 2 threads, after a quarter of the way and at the end.",
+            f"{n:,} real photos (about 500×375), decoded, resized, cropped and normalised to 224 pixels; images",
+            f"per second with 1 and with 2 threads, medians of {rounds} processes in turn (minimum to maximum).",
+            "Memory is that of the process with 2 threads, after a quarter of the images and at the end.",
             "",
             "| from | 1 thread | 2 threads | MB at a quarter | MB at the end | change |",
             "|---|---|---|---|---|---|",

@@ -79,7 +79,7 @@ def main() -> None:
         [
             "# CPU seconds of each command's start",
             "",
-            f"Medians of {rounds} processes run in turn (least to most), user and system time; one thread.",
+            f"Medians of {rounds} processes run in turn (minimum to maximum), user and system time; one thread.",
             "",
             "| command | line | CPU seconds |",
             "|---|---|---|",

@@ -186,11 +186,11 @@ def main() -> None:
     machine = describe_machine(torch.device("cpu"))
     text = "\n".join(
         [
-            "# A training step beside torchvision's",
+            "# A training step compared with torchvision",
             "",
-            f"VGG11, {SIDE} pixels, batch {BATCH}, 1000 classes, SGD with momentum: images a second, and how",
-            f"many times torchvision's eager fp32 step, medians of {options.runs} processes of {options.steps}",
-            "steps (least to most); memory of the process at its largest, in GB.",
+            f"VGG11, {SIDE} pixels, batch {BATCH}, 1000 classes, SGD with momentum: images per second, and",
+            f"the ratio to torchvision's eager fp32 step, medians of {options.runs} processes of {options.steps}",
+            "steps (minimum to maximum); peak memory of the process in GB.",
             "",
             "| | images/s | times eager fp32 | GB |",
             "|---|---|---|---|",
@@ -198,10 +198,10 @@ def main() -> None:
             "",
             *(
                 [
-                    "The same training in both precisions, on real photos: vgg11_bn at 64 pixels from random",
-                    "weights on imagenette, 2,000 photos to learn from and 300 held out by folder,",
-                    f"{options.epochs} epochs, the best one kept by the held-out photos; top-1 with Wilson's 95 %",
-                    "interval over all seeds.",
+                    "Training runs in both precisions, on real photos: vgg11_bn at 64 pixels from random weights",
+                    "on imagenette, 2,000 photos for training and 300 held out by folder,",
+                    f"{options.epochs} epochs, the best one selected by the held-out photos; top-1 with Wilson's",
+                    "95 % interval over all seeds.",
                     "",
                     "| precision | top-1 | by seed | seconds |",
                     "|---|---|---|---|",

@@ -35,6 +35,18 @@ WITH_FEATURES = frozenset({"avx2", "avx512_bf16", "avx512_vnni"})
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test marked `sweep(n)` each n-th case runs by default; the others are slow."""
+    cases: dict[tuple[Path, str], int] = {}
+    for item in items:
+        if (mark := item.get_closest_marker("sweep")) is not None:
+            name = item.path, getattr(item, "originalname", item.name)
+            cases[name] = cases.get(name, -1) + 1
+            if cases[name] % mark.args[0]:
+                item.add_marker("slow")
+
+
 @pytest.fixture(scope="session")
 def tiny() -> Configuration:
     """VGG11's shape with a few channels: everything real but the size."""

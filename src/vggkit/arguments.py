@@ -1,4 +1,4 @@
-"""Checks of numbers and paths in arguments: NumPy's and torch's numbers are accepted, and a float is no count."""
+"""Checks of numbers and paths in arguments: NumPy's and torch's are accepted, and floats are not integers."""
 
 import operator
 import os
@@ -28,7 +28,7 @@ def plain_number(value: object) -> Any:
 
 
 def demand_count(name: str, value: object, *, least: int = 1) -> int:
-    """The whole number `value`, at least so large; raises BadInput, naming it, for anything else."""
+    """The integer `value`, not below the given minimum; raises BadInput, naming it, for anything else."""
     found = plain_number(value)
     if isinstance(found, bool) or not isinstance(found, int) or found < least:
         raise BadInput(f"{name} must be a whole number of {least} or more, got {value!r}")

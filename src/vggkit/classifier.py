@@ -16,6 +16,9 @@ from vggkit.evaluation.measure import evaluate
 from vggkit.explanations.explain import explain
 from vggkit.explanations.explanation import Explanations
 from vggkit.explanations.plan import Method
+from vggkit.exporting.formats import FormatName
+from vggkit.exporting.plan import StoredPrecision
+from vggkit.exporting.record import Export
 from vggkit.images.dataset import ImageDataset
 from vggkit.images.given import ImageSources
 from vggkit.images.labelled import LabelledImages
@@ -26,6 +29,7 @@ from vggkit.weights.hub import push
 from vggkit.weights.locate import locate_model
 from vggkit.weights.model import Model
 from vggkit.workflows.bench import bench
+from vggkit.workflows.export import export
 
 
 class Classifier(Model):
@@ -55,7 +59,7 @@ class Classifier(Model):
 
     @classmethod
     def from_pretrained(cls, model: str | Path) -> Self:
-        """A Classifier that somebody has trained, ready to predict.
+        """A trained Classifier, ready to predict.
 
         Args:
             model: A model's name such as `vgg16`, for the published ImageNet weights with their 1,000 labels; the
@@ -113,8 +117,8 @@ class Classifier(Model):
         precision and engine use the compiled network again, which is cached in this Classifier as long as the
         weights do not change. Threads may call this at the same time.
 
-        An image that cannot be read becomes a Prediction whose `problem` says why. Raises BadInput, BadData,
-        BadConfiguration and MissingExtra.
+        An image that cannot be read becomes a Prediction whose `problem` gives the reason. Raises BadInput,
+        BadData, BadConfiguration and MissingExtra.
 
         >>> from vggkit import Classifier
         >>> import numpy as np
@@ -162,8 +166,8 @@ class Classifier(Model):
                 is installed.
             on_progress: Called with the number of images done and, where it is known, the number of all.
 
-        An image that cannot be read has a row of NaN, and its `problem` says why. Raises UnknownName for a layer
-        that the network does not have, BadInput, BadData, BadConfiguration and MissingExtra.
+        An image that cannot be read has a row of NaN, and its `problem` gives the reason. Raises UnknownName for a
+        layer that the network does not have, BadInput, BadData, BadConfiguration and MissingExtra.
         """
         return embed(
             self,
@@ -190,7 +194,7 @@ class Classifier(Model):
         engine: WantedEngine = "auto",
         on_progress: Callable[[int, int | None], None] | None = None,
     ) -> Explanations:
-        """Which places of each image speak for a class, in the order of the images.
+        """Which regions of each image support a class, in the order of the images.
 
         Args:
             images: One image or several, as `predict` takes them.
@@ -199,7 +203,7 @@ class Classifier(Model):
                 early layers (Jiang et al., 2021). `integrated-gradients`, `occlusion` and `saliency` explain the
                 pixels that the network is fed, by captum (extra `explain`).
             label: The class to explain. None: of each image the most probable one.
-            contrast: Two classes, A and B: what speaks for A and not for B.
+            contrast: Two classes, A and B: regions that support A and not B.
             layer: For grad-cam and layer-cam, a layer with a map. None: what the last pool reads, which is the last
                 convolution's map after its ReLU, such as `relu5_3`.
             batch_size: Number of images that pass through the network together.
@@ -212,8 +216,8 @@ class Classifier(Model):
         The network is left as it is: mode, gradients, hooks. `explain("cat.jpg").save("why.png")` writes the
         image beside the image under its map; of several images it writes a contact sheet.
 
-        An image that cannot be read becomes an Explanation whose `problem` says why. Raises UnknownName with the
-        nearest name, BadInput, BadData, BadConfiguration and MissingExtra.
+        An image that cannot be read becomes an Explanation whose `problem` gives the reason. Raises UnknownName
+        with the nearest name, BadInput, BadData, BadConfiguration and MissingExtra.
         """
         return explain(
             self,
@@ -344,7 +348,7 @@ class Classifier(Model):
         keep_ranges: bool = False,
         on_progress: Callable[[str, int, int | None], None] | None = None,
     ) -> Bench:
-        """The speed of every engine and precision that runs on this machine, each in a process of its own.
+        """The speed of every engine and precision that runs on this machine, each in a separate process.
 
         Args:
             images: Images to compare the engines' predictions on, as `predict` takes them; up to 256 are used.
@@ -370,6 +374,38 @@ class Classifier(Model):
             on_progress=on_progress,
         )
 
+    def export(
+        self,
+        out: str | Path,
+        *,
+        to: FormatName | None = None,
+        data: ImageSources = (),
+        resize: bool = False,
+        precision: StoredPrecision = "fp32",
+        on_progress: Callable[[str, int, int | None], None] | None = None,
+    ) -> Export:
+        """Write a file that runs without vggkit, and check it before it has its name.
+
+        ONNX, torch.export and OpenVINO files take uint8 RGB images (N, H, W, 3) and give probabilities (N, K), with
+        normalisation, temperature and labels inside.
+
+        Args:
+            out: The file; its ending says the format: `.onnx`, `.pt2`, `.xml` (OpenVINO, with a `.bin` beside it),
+                `.pth`, `.pt` or `.safetensors` (torchvision), `.h5`, `.weights.h5` or `.npz` (Keras).
+            to: The format, where several have the ending: `onnx`, `pt2`, `openvino`, `torchvision`, `timm` or
+                `keras`.
+            data: Images that a program is checked on, as `predict` takes them; up to 16 are used. None: made-up
+                ones.
+            resize: Resize and crop in the program, so that it takes images of any size.
+            precision: `fp16` stores the weights in half the bytes; programs compute in float32 either way.
+            on_progress: Called with the current task, how much of it is done, and of how much.
+
+        The result has the check's figures, and in `snippet` code that runs the file. Raises UnknownName for an
+        unknown ending, BadOutput where the file cannot be written or computes something else, BadConfiguration
+        where the format has no form for the network, MissingExtra, BadData and BadInput.
+        """
+        return export(self, out, to=to, data=data, resize=resize, precision=precision, on_progress=on_progress)
+
     def push_to_hub(
         self,
         repository: str,
@@ -392,7 +428,7 @@ class Classifier(Model):
 
 
 def load(model: str | Path) -> Classifier:
-    """A Classifier that somebody has trained: network, weights, preprocessing, labels and provenance.
+    """A trained Classifier: network, weights, preprocessing, labels and provenance.
 
     Args:
         model: A model's name such as `vgg16`, for the published ImageNet weights with their 1,000 labels; the file

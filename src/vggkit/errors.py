@@ -71,7 +71,7 @@ class BadCheckpoint(VggkitError, ValueError):
 
 
 class BadDownload(VggkitError, OSError):
-    """A host that does not give the requested file, or no network."""
+    """A host does not deliver the requested file, or there is no network."""
 
 
 class BadOutput(VggkitError, OSError):

@@ -21,7 +21,7 @@ _NUMBER: Final = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]
 
 
 def is_unseen(character: str) -> bool:
-    """Whether a character is obeyed, or cannot be seen, where it is shown."""
+    """Whether a character has an effect on a terminal, or is invisible."""
     return (unicodedata.category(character) in UNSEEN and character not in JOINERS) or character in NO_CHARACTERS
 
 
@@ -33,7 +33,7 @@ def escape_controls(text: str) -> str:
 
 
 def escape_json(text: str) -> str:
-    r"""JSON's text with what a terminal would obey as JSON's own escapes (`\u001b`); the value is the same."""
+    r"""JSON text with control characters as JSON escapes (`\u001b`); the value is the same."""
     if text.isprintable():
         return text
     return "".join(

@@ -4,10 +4,11 @@ import os
 import re
 import secrets
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain, count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 from vggkit.arguments import demand_path
@@ -86,6 +87,33 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         raise BadOutput(f"{path}: cannot be written ({problem.strerror or problem})") from problem
 
 
+@contextmanager
+def whole_files(paths: Sequence[Path]) -> Iterator[Path]:
+    """Give a temporary folder beside files of one folder; on leaving, those of these names in it take their places.
+
+    When the body fails nothing is left behind and older files stay as they were. Of several files the last one is
+    what others are found by: an older one goes first, so that it never stands beside files that are not its own.
+    Folders above are made. Raises BadOutput when the place cannot be written to.
+    """
+    last = paths[-1]
+    try:
+        last.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{last.name}.", suffix=".part", dir=last.parent) as folder:
+            yield Path(folder)
+            for path in paths:
+                with open(Path(folder) / path.name, "rb+") as written:
+                    os.fsync(written.fileno())
+            if len(paths) > 1:
+                last.unlink(missing_ok=True)
+            for path in paths:
+                (Path(folder) / path.name).replace(path)
+        _flush_folder(last.parent)
+    except BadOutput:
+        raise
+    except OSError as problem:
+        raise BadOutput(f"{last}: cannot be written ({problem.strerror or problem})") from problem
+
+
 def move_file(source: Path, target: Path) -> None:
     """Let a whole file of the same disk take another's place in one step; raises BadOutput."""
     try:
@@ -96,7 +124,7 @@ def move_file(source: Path, target: Path) -> None:
 
 
 def demand_writable(path: str | Path) -> None:
-    """Raise BadOutput where a file cannot be written, before work is spent on what is to be written."""
+    """Raise BadOutput where a file cannot be written, before any work is done."""
     path = demand_path(path)
     made: list[Path] = []
     try:
@@ -111,14 +139,14 @@ def demand_writable(path: str | Path) -> None:
         raise
     except OSError as problem:
         raise BadOutput(f"{path}: cannot be written ({problem.strerror or problem})") from problem
-    finally:  # folders are for those who write
+    finally:  # readers do not create folders
         with suppress(OSError):
             for folder in made:
                 folder.rmdir()
 
 
 def demand_apart(path: str | Path, sources: Iterable[str | Path]) -> None:
-    """Raise BadOutput where a file that is to be written is one of those that are read, by whatever name."""
+    """Raise BadOutput if a file that is to be written is also an input, under any name."""
     real = Path(os.path.realpath(path))  # also where a folder on the way is still to be made
     if real.exists() and any(_is_same(real, source) for source in sources):
         raise BadOutput(f"{path}: is one of the inputs, and would be overwritten; name another file")

@@ -35,7 +35,7 @@ def choose_device(name: str = "auto") -> "torch.device":
         "mps": torch.backends.mps.is_available(),
     }
     if not there.get(device.type, False):
-        raise BadInput(f"device {name!r} is not on this machine; --device auto takes what there is")
+        raise BadInput(f"device {name!r} is not on this machine; --device auto uses an available one")
     return device
 
 
@@ -43,7 +43,7 @@ def has_accelerator() -> bool:
     """Whether there may be a GPU that torch computes on; False is certain, and torch is not imported to know it."""
     if sys.platform == "darwin":
         return platform.machine() == "arm64"
-    if Path("/dev/kfd").exists():  # AMD's, for which torch says cuda too
+    if Path("/dev/kfd").exists():  # AMD's, which torch also calls cuda
         return True
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
@@ -54,7 +54,7 @@ def has_accelerator() -> bool:
 
 
 def computes_bf16(device: "torch.device | str") -> bool:
-    """Whether the device multiplies bfloat16 by itself, several times as fast as float32.
+    """Whether the device multiplies bfloat16 natively, several times as fast as float32.
 
     Of a processor under Linux this is known without torch.
     """
@@ -85,14 +85,14 @@ _FEATURES_BELOW: Final[dict[str, tuple[str, ...]]] = {
     "AVX512_CORE_BF16": ("avx512_vnni", "avx512_bf16"),
     "AVX512_CORE_FP16": ("avx512_vnni", "avx512_bf16"),
 }
-"""What is left where oneDNN, which computes for PyTorch and OpenVINO, is limited by ONEDNN_MAX_CPU_ISA."""
+"""The remaining features if oneDNN, which computes for PyTorch and OpenVINO, is limited by ONEDNN_MAX_CPU_ISA."""
 
 
 def find_processor_features() -> frozenset[str]:
     """Which of avx_vnni, avx512_vnni, avx512_bf16, amx_int8 and amx_bf16 the engines can use here.
 
-    Every choice that depends on the processor is made from this. Linux tells without torch; elsewhere torch
-    tells whether there is bfloat16, and of bytes nothing is known.
+    Every choice that depends on the processor is made from this. Linux reports them without torch; elsewhere torch
+    reports whether there is bfloat16, and int8 features are unknown.
     """
     found = _list_processor_flags()
     if found is None:
@@ -109,7 +109,7 @@ def find_processor_features() -> frozenset[str]:
 
 
 def _list_processor_flags() -> frozenset[str] | None:
-    """What an x86 processor can, where the system tells it."""
+    """The features of an x86 processor, where the system reports them."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             return frozenset(next(line for line in lines if line.startswith("flags")).partition(":")[2].split())
@@ -121,10 +121,10 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """Let the C library keep large blocks of freed memory for the next step, where it can; says whether it does.
+    """Let the C library keep large blocks of freed memory for the next step; returns whether it does.
 
     glibc gives blocks of more than 32 MB back at once, and the pages of each new one are cleared by the
-    system: a quarter of a training step of VGG11. The process then stays as large as it once was, whatever else
+    system: a quarter of a training step of VGG11. The process then keeps its peak size, whatever else
     it does; so this is for a command, whose process trains and ends, and not for a library.
     """
     if not sys.platform.startswith("linux"):
@@ -149,7 +149,7 @@ def _available_in_system() -> int | None:
         return int(line.split()[1]) * 1024
     except (OSError, StopIteration, ValueError):
         pass
-    try:  # macOS tells only what there is in all
+    try:  # macOS reports only the total
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     except (AttributeError, OSError, ValueError):
         return None
@@ -166,8 +166,8 @@ def _available_in_container() -> int | None:
 
 
 def find_peak_memory() -> int | None:
-    """Bytes of memory that this process held at its largest; None where the system does not tell."""
-    try:  # Linux; what getrusage tells there may be of the process that started this one
+    """Peak memory of this process in bytes; None where the system does not report it."""
+    try:  # Linux; getrusage may report the process that started this one there
         with open("/proc/self/status", encoding="ascii") as lines:
             line = next(line for line in lines if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
@@ -211,7 +211,7 @@ def describe_machine(device: "torch.device") -> dict[str, str]:
 
 
 def name_processor() -> str:
-    """The processor's name, where the system tells it."""
+    """The processor's name, where the system reports it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -33,7 +33,7 @@ METADATA_KEY: Final = b"vggkit"
 
 Column = Sequence[Any] | NDArray[Any]
 Kind = Literal["path", "text", "number", "count"] | int
-"""What a column holds: a file's path, other text, a number or a whole one, each may be None; or a vector of so many
+"""The type of a column: a file's path, other text, a float or an integer, each may be None; or a vector of so many
 float32, where NaN is none."""
 MARKS: Final[Mapping[Kind, str]] = {"path": "./", "text": "'"}
 """Prefix in CSV of a path that a spreadsheet would read as a formula; `./` names the same file."""
@@ -111,7 +111,7 @@ def name_about(path: str | Path) -> Path:
 
 
 def name_rows(path: str | Path) -> Path:
-    """The table of what the rows of an .npy file are."""
+    """The table that describes the rows of an .npy file."""
     return Path(f"{path}.csv")
 
 
@@ -226,7 +226,7 @@ def _stream_csv(path: Path, kinds: Mapping[str, Kind]) -> Iterator[Append]:
 
         def append(columns: Mapping[str, Column]) -> None:
             for row in map(defuse, _list_rows(columns, kinds)):
-                # Readers may take spaces around a cell for no part of it, unless it is quoted.
+                # Readers may strip spaces around a cell, unless it is quoted.
                 exact = all(not isinstance(cell, str) or cell == cell.strip() for cell in row)
                 (plain if exact else quoted).writerow(row)
 
@@ -285,7 +285,7 @@ def _stream_array(path: Path, kinds: Mapping[str, Kind]) -> Iterator[Append]:
 
 
 def _open_json(path: Path) -> TextIO:
-    # What is no text in a path becomes an escape of JSON's.
+    # Bytes of a path that are not text become JSON escapes.
     return open(path, "w", encoding="utf-8", errors="backslashreplace", newline="\n")
 
 

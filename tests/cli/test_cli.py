@@ -338,7 +338,7 @@ def test_predict_to_a_file_says_what_is_in_it(model, photos, tmp_path, capsys):
     broken.write_text("x")
     out = tmp_path / "r.csv"
     code, said, err = call("predict", model, photos / "val", broken, "--out", out, "--top", 1, capsys=capsys)
-    assert (code, err) == (1, f"vggkit: error: 1 of 16 images failed; column problem of {out} says why\n")
+    assert (code, err) == (1, f"vggkit: error: 1 of 16 images failed; column problem of {out} has the reasons\n")
     assert said.startswith(f"{out}: 16 images; computed by ")
     lines = out.read_text().splitlines()
     assert lines[0] == "path,prediction,label_1,probability_1,problem"

@@ -163,6 +163,7 @@ SAID = {
 }
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("stdout", ["file", pytest.param("pipe", marks=pytest.mark.slow), "terminal"])
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in VERBS])
 def test_results_go_where_they_are_sent(name, stdout, call, place, tiny, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """A wrong model or a wrong place of data is refused before anything heavy is imported."""
 
 import contextlib
+import json
 import re
 import subprocess
 import sys
@@ -27,6 +28,26 @@ except SystemExit as ended:
     print(ended.code, *[name for name in {heavy!r} if name in sys.modules])
 """
 
+ONE_BY_ONE = """
+import contextlib, io, json, sys
+from vggkit.cli.main import main
+refusals = []
+for arguments in json.load(sys.stdin):
+    code, told = None, io.StringIO()
+    with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            main(arguments)
+        except SystemExit as ended:
+            code = ended.code
+    refusals.append([code, [name for name in {heavy!r} if name in sys.modules], told.getvalue()])
+print(json.dumps(refusals))
+"""
+
+
+def alone(folder: Path) -> dict[str, str]:
+    """The environment of a process that knows nothing of this machine's network, programs and home."""
+    return {"PATH": "", "VGGKIT_OFFLINE": "1", "HOME": str(folder), "PYTHONPATH": ":".join(sys.path)}
+
 
 def refuse(arguments: list[str], folder: Path) -> "subprocess.CompletedProcess[str]":
     """Run the command line in a process of its own; it prints the exit code and the heavy packages it imported."""
@@ -35,7 +56,7 @@ def refuse(arguments: list[str], folder: Path) -> "subprocess.CompletedProcess[s
         capture_output=True,
         text=True,
         cwd=folder,
-        env={"PATH": "", "VGGKIT_OFFLINE": "1", "HOME": str(folder), "PYTHONPATH": ":".join(sys.path)},
+        env=alone(folder),
         timeout=120,
     )
 
@@ -50,48 +71,59 @@ def places(tiny: Configuration, tmp_path_factory: pytest.TempPathFactory) -> dic
     return {name: str(folder / name) for name in names}
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        *(
-            pytest.param(line.format(model), marks=[pytest.mark.slow] * (model in ("vgg12", "vgg11_lrn")))
-            for model in ("missing.safetensors", "broken.safetensors", "vgg12", "vgg11_lrn")
-            for line in (
-                "predict {} photo.jpg",
-                "predict {} photo.jpg --out out.csv",
-                "embed {} photo.jpg --out out.npy",
-                "evaluate {} digits",
-                "check digits --model {}",
-                "bench {}",
-                "train digits --weights {}",
-            )
-        ),
-        "predict good.safetensors missing",
-        "embed good.safetensors missing --out out.npy",
-        "search missing.safetensors photo.jpg",
-        "evaluate good.safetensors missing",
-        "check missing",
-        "train missing",
-        "train missing --model vgg11_bn",
-        "train digits --model vgg12",
-        "train --resume missing",
-        "compare missing",
-        "identify missing",
-        "identify broken.safetensors",
-        "convert missing out.pth --to timm",
-        "convert broken.safetensors out.pth --to timm",
-        "convert good.safetensors out.txt --to timm",
-        "convert good.safetensors out.npz --to caffe --reading 3",
-        "convert good.safetensors out.npz --to caffe --input-convention imagenet1",
-        "summary vgg12",
-        "code vgg12",
-    ],
-)
-def test_nothing_heavy_is_imported_before_a_refusal(line: str, places: dict[str, str], tmp_path: Path) -> None:
-    arguments = [places.get(word, word) for word in line.split()]
-    found = refuse(arguments, tmp_path)
-    assert found.stdout == "2\n", found.stderr
-    assert found.stderr.startswith("vggkit: error: "), found.stderr
+LINES = [
+    *(
+        line.format(model)
+        for model in ("missing.safetensors", "broken.safetensors", "vgg12", "vgg11_lrn")
+        for line in (
+            "predict {} photo.jpg",
+            "predict {} photo.jpg --out out.csv",
+            "embed {} photo.jpg --out out.npy",
+            "evaluate {} digits",
+            "check digits --model {}",
+            "bench {}",
+            "train digits --weights {}",
+        )
+    ),
+    "predict good.safetensors missing",
+    "embed good.safetensors missing --out out.npy",
+    "search missing.safetensors photo.jpg",
+    "evaluate good.safetensors missing",
+    "check missing",
+    "train missing",
+    "train missing --model vgg11_bn",
+    "train digits --model vgg12",
+    "train --resume missing",
+    "compare missing",
+    "identify missing",
+    "identify broken.safetensors",
+    "convert missing out.pth --to timm",
+    "convert broken.safetensors out.pth --to timm",
+    "convert good.safetensors out.txt --to timm",
+    "convert good.safetensors out.npz --to caffe --reading 3",
+    "convert good.safetensors out.npz --to caffe --input-convention imagenet1",
+    "summary vgg12",
+    "code vgg12",
+]
+
+
+def test_nothing_heavy_is_imported_before_a_refusal(places: dict[str, str], tmp_path: Path) -> None:
+    """One after another in one process: the first that imports something heavy is named."""
+    commands = [[places.get(word, word) for word in line.split()] for line in LINES]
+    found = subprocess.run(
+        [sys.executable, "-c", ONE_BY_ONE.format(heavy=HEAVY)],
+        input=json.dumps(commands),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=alone(tmp_path),
+        timeout=120,
+    )
+    assert found.returncode == 0, found.stderr
+    refusals = json.loads(found.stdout)
+    for line, (code, heavy, told) in zip(LINES, refusals, strict=True):
+        assert (code, heavy) == (2, []), f"{line}: {told}"
+        assert told.startswith("vggkit: error: "), f"{line}: {told}"
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "other.safetensors", "weights.npz", "weights.pth"])

@@ -97,6 +97,7 @@ def measure_error(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(found - expected).max() / expected.std())
 
 
+@pytest.mark.sweep(3)
 @OTHERS
 @pytest.mark.parametrize("kind", KINDS)
 def test_engines_give_what_the_network_gives(kind, make):
@@ -121,6 +122,7 @@ def test_pytorchs_rows_are_the_networks(kind):
         )
 
 
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("output", OUTPUTS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("make", [build_pytorch, build_openvino], ids=["pytorch", "openvino"])
@@ -206,6 +208,7 @@ def hook_modules(network: VGG, images: np.ndarray) -> dict[str, np.ndarray]:
     return found
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("make", [build_pytorch, build_openvino, build_onnx], ids=["pytorch", "openvino", "onnx"])
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "dense" not in kind])
 def test_every_layer_can_be_asked_for(kind, make):
@@ -292,7 +295,7 @@ def test_openvino_reports_nothing_to_its_makers():
     pytest.importorskip("openvino")
     pytest.importorskip("openvino_telemetry")
     code = (
-        "import sys; from vggkit.engines.openvino import _import_openvino; found = _import_openvino();"
+        "import sys; from vggkit.engines.openvino import import_openvino; found = import_openvino();"
         "print([name for name in sys.modules if name.startswith(('openvino_telemetry', 'openvino.tools'))]);"
         "sys.modules['openvino_telemetry'] = None;"
         "import openvino; print(openvino.convert_model.__name__, hasattr(openvino, 'convert_modal'))"

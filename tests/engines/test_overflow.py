@@ -29,6 +29,7 @@ def list_products(network: VGG) -> list[nn.Parameter]:
     return [module.weight for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
 
 
+@pytest.mark.sweep(7)
 @pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
 @pytest.mark.parametrize("factor", [float("nan"), float("inf"), 3e38])
 @pytest.mark.parametrize("place", [0, 3, -2])

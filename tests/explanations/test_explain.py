@@ -51,6 +51,7 @@ def test_the_default_is_grad_cam_of_the_most_probable_class(classifier, images):
         assert each.map.min() >= 0
         assert each.size == (72, 80)
     assert repr(found) == "Explanations(grad-cam at relu5_2 of 3 images)"
+    assert repr(found[:1]) == "Explanations(grad-cam at relu5_2 of 1 image)"
 
 
 @pytest.mark.parametrize("layer", ["relu5_2", "pool5", "relu3_1", "bn4_1"])
@@ -148,6 +149,16 @@ def test_whatever_mode_the_caller_is_in(classifier, images, mode):
     assert all(np.array_equal(one.map, two.map) for one, two in zip(found, expected, strict=True))
 
 
+@pytest.mark.parametrize("method", ["grad-cam", "layer-cam", "saliency"])
+def test_under_autocast_all_is_float32(classifier, images, method):
+    if method in ON_PIXELS:
+        pytest.importorskip("captum")
+    [expected] = classifier.explain(images[:1], method=method)
+    with torch.autocast("cpu", torch.bfloat16):
+        [found] = classifier.explain(images[:1], method=method)
+    assert np.array_equal(found.map, expected.map)
+
+
 def test_a_network_of_inference_mode(tiny, images):
     with torch.inference_mode():
         network = vk.VGG(tiny)
@@ -169,7 +180,7 @@ def test_a_network_of_inference_mode(tiny, images):
         ({"layer": "relu5_3"}, UnknownName, "relu5_2"),
         ({"layer": "fc6"}, BadInput, "has no height and width.* the last one is pool5"),
         ({"method": "saliency", "layer": "relu5_2"}, BadConfiguration, "explains the pixels"),
-        ({"method": "layer-cam", "engine": "openvino"}, BadConfiguration, "takes gradients"),
+        ({"method": "layer-cam", "engine": "openvino"}, BadConfiguration, "leave engine=openvino out"),
         ({"layer": "relu2_1", "precision": "bf16"}, BadConfiguration, "takes gradients"),
     ],
 )

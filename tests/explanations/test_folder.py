@@ -90,7 +90,7 @@ def test_the_shell(model, photos, tmp_path, capsys):
     out = tmp_path / "why"
     assert call("explain", model, photos, "--out", out, "--label", "red") == 1  # one is no image
     said = capsys.readouterr()
-    assert "4 images, grad-cam at relu5_2; computed by" in said.out
+    assert "3 of 4 images, grad-cam at relu5_2; computed by" in said.out
     assert "2.png" in said.err
     assert set(read_table(out / "explanations.csv")["label"]) == {"red", ""}
     assert call("explain", model, photos, "--out", out, "--contrast", "red", "down", "--json") == 1
@@ -100,9 +100,22 @@ def test_the_shell(model, photos, tmp_path, capsys):
         ([photos, "--layer", "fc6"], "pool5"),
         ([photos / "b" / "2.png"], "2.png"),
         ([], "vggkit explain MODEL IMAGE"),
+        ([photos, "--class", "red"], "did you mean --label?"),
+        ([photos, "--class=red"], "did you mean --label?"),
+        ([photos, "--output", "x"], "did you mean --out?"),
     ):
         assert call("explain", model, *options, "--out", tmp_path / "other") == 2
         assert words in capsys.readouterr().err
+
+
+def test_of_one_image_the_shell_says_the_class_and_the_overlay(model, photos, tmp_path, capsys):
+    out = tmp_path / "why"
+    assert call("explain", model, photos / "b" / "1.jpg", "--out", out, "--label", "red") == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{out}: red ")
+    assert "1 image, grad-cam at relu5_2" in first
+    assert second == f"look at: {out / '1.jpg'}"
+    assert (out / "1.jpg").is_file()
 
 
 def test_predictions_are_the_same_when_they_are_explained(model, photos, tmp_path, capsys):
@@ -148,6 +161,16 @@ def test_a_map_lies_on_what_it_is_of():
     assert not heat[:, :50].any()
     assert not heat[:, 150:].any()
     assert not lay_map(np.zeros((4, 4), np.float32), (-20, -20, 80, 80), (60, 60))[0].any()
+
+
+def test_a_map_of_pixels_can_be_seen_beside_an_extreme_one():
+    """Most of a square speaks weakly, one pixel elsewhere a thousand times as much."""
+    values = np.random.default_rng(0).random((224, 224)).astype(np.float32) * 0.01
+    values[100:200, 100:200] += 1
+    values[10, 10] = 1000
+    heat, _ = lay_map(values, (0, 0, 224, 224), (224, 224))
+    assert heat[110:190, 110:190].mean() > 0.5
+    assert heat[:80, 120:].mean() < 0.1
 
 
 def test_a_map_of_zeros_has_no_colour(model, photos):

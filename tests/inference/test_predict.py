@@ -233,6 +233,7 @@ ENGINES = [("pytorch", "fp32"), ("pytorch", "bf16"), ("openvino", "bf16"), ("onn
 ENGINES += [pytest.param("openvino", "fp32", marks=pytest.mark.slow)]
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(("engine", "precision"), ENGINES)
 @pytest.mark.parametrize("value", [float("nan"), 3e38])
 def test_values_that_overflow_are_said(classifier, photos, tmp_path, engine, precision, value):

@@ -210,6 +210,8 @@ def test_what_is_asked_wrongly(small, images):
         Features(small, ["relu3_3"])
     with pytest.raises(BadInput, match="name one layer"):
         Features(small, [])
+    with pytest.raises(UnknownName, match="None is not a layer"):
+        Features(small, None)
     with pytest.raises(BadInput, match="VGG or a Classifier"):
         Features(nn.Linear(2, 2), ["relu1_1"])
     with pytest.raises(BadInput, match="at least 32"):

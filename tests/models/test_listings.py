@@ -356,8 +356,8 @@ def test_another_style_is_refused():
         (replace(configure("vgg16"), grid=3), "grid=3"),
         (replace(configure("vgg16"), pooling="average"), "pooling='average'"),
         (replace(configure("vgg16"), ranks=(9, None, None)), r"ranks=\(9, None, None\)"),
-        (replace(configure("vgg16_c"), batch_norm=True), "a trunk of its own"),
-        (TINY, "a trunk of its own"),
+        (replace(configure("vgg16_c"), batch_norm=True), "custom blocks"),
+        (TINY, "custom blocks"),
     ],
     ids=[
         "cut",

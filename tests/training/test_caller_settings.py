@@ -209,7 +209,7 @@ def test_flags_and_modes_are_left_as_they_were_found(training, ends, tiny, data,
     ("kinds", "trainable", "from_file"),
     [
         pytest.param(["float16"], "all", True, marks=pytest.mark.slow),
-        (["bfloat16"], "head", False),
+        pytest.param(["bfloat16"], "head", False, marks=pytest.mark.slow),
         pytest.param(["float64"], "all", False, marks=pytest.mark.slow),
         (["float16", "float64"], "head", False),
     ],

@@ -113,7 +113,7 @@ def roomy(monkeypatch):
 def test_the_cheaper_an_image_beside_a_step_the_larger_the_batch(roomy):
     assert [choose(pixels=pixels)[0] for pixels in (32, 64, 224)] == [128, 32, 8]
     assert [choose(FC, pixels=pixels)[0] for pixels in (32, 224)] == [256, 32]
-    assert choose()[1] == "more a step are hardly faster here"
+    assert choose()[1] == "larger batches are hardly faster here"
     assert choose() == choose()
 
 
@@ -176,13 +176,13 @@ def test_doubling_ends_below_what_does_not_fit(error):
 
 def test_doubling_ends_where_it_brings_nothing():
     time_step, tried = give(10_000, seconds=lambda size: max(1.0, size / 60))
-    assert search_batch_size(time_step, largest=1024) == (64, "more a step are hardly faster here")
+    assert search_batch_size(time_step, largest=1024) == (64, "larger batches are hardly faster here")
     assert tried[-1] == 128
 
 
 def test_doubling_ends_at_the_most():
     time_step, tried = give(10_000, seconds=lambda size: 1.0)
-    assert search_batch_size(time_step, largest=32) == (32, "more a step would leave an epoch too few steps")
+    assert search_batch_size(time_step, largest=32) == (32, "larger batches would leave an epoch too few steps")
     assert tried == [8, 16, 32]
 
 

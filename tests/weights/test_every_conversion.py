@@ -114,6 +114,7 @@ def check(network, path, target, to):
     return True
 
 
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize(
     "configuration",
     [

@@ -804,7 +804,7 @@ def test_hdf5_that_points_elsewhere(tmp_path):
     refused(write(external), "'1'", "other files")
     refused(write(link), "'1'", "not followed")
     refused(write(soft), "'1'", "not followed")
-    refused(write(cycle), "layers/conv2d/vars/1", "elsewhere too")
+    refused(write(cycle), "layers/conv2d/vars/1", "another path")
     refused(
         write(
             lambda _, group: group.create_dataset(

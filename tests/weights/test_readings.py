@@ -181,6 +181,7 @@ def test_the_reading_is_chosen_by_the_configuration_that_is_asked_for(tmp_path):
     assert created.provenance["weights"]["reading"].startswith("no activation between classifier.6")
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("how", WAYS)
 @pytest.mark.parametrize(
     "name", ["fc_extra", "fc", "fc1", "fc4", "fc7", "fc9", "head", "last_linear", "predictions"]
@@ -258,6 +259,7 @@ def ends():
     yield replace(configure(narrow, head="pool"), statistics="mean+std")
 
 
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("configuration", list(ends()), ids=lambda c: f"{c.model}-{c.until}-{c.statistics}")
 @pytest.mark.parametrize("how", WAYS)
 def test_wherever_a_trunk_is_cut(tmp_path, configuration, how):

@@ -331,10 +331,10 @@ def test_what_is_not_known_is_not_claimed(tiny):
     front = yaml.safe_load(said.split("---")[1])
     assert front["license"] == "unknown"
     assert "model-index" not in front
-    assert "not measured" in said
+    assert "not evaluated" in said
     assert "Its publisher stated none" in said
     for odd in ({"metrics": []}, {"metrics": {"top1": "high"}}, {"data": 3, "recipe": "x", "weights": [1]}):
-        assert "not measured" in write_model_card(card_of(replace(tiny, num_classes=2), **odd))
+        assert "not evaluated" in write_model_card(card_of(replace(tiny, num_classes=2), **odd))
     mine = write_model_card(card_of(replace(tiny, num_classes=2), licence="MIT"))
     assert yaml.safe_load(mine.split("---")[1])["license"] == "mit"
     chosen = {"metrics": {"part": "val", "top1": 0.5, "n": 4}}

@@ -82,7 +82,7 @@ def test_what_images_are_given(folders, trunk, monkeypatch):
     black = np.zeros((64, 64, 3), np.uint8)
     assert vk.distance(black, black, metric="content").mean == 0  # no warning of its range
     small = vk.distance(black[:2], black[:2], metric="content").pairs[0]
-    assert "at least 4 pixels" in small.problem
+    assert "2 pixels, which is too small" in small.problem
     missing = vk.distance("none.png", names[0], metric="content").pairs[0]
     assert missing.distance is None
     assert "none.png" in missing.problem
@@ -111,6 +111,22 @@ def test_what_is_missing_is_named_before_anything_is_fetched(folders):
         vk.distance(*folders, metric="lpisp")
 
 
+def test_other_networks_that_have_the_layers(folders):
+    network = vk.VGG("vgg19", until="relu3_4", head="pool", num_classes=1)
+    loss = vk.PerceptualLoss(
+        vk.LossConfig(model="vgg19", content={"relu3_3": 1.0}), trunk=network, input_range=(0, 1)
+    )
+    pair = vk.distance(folders[0] / "0.png", folders[1] / "0.jpg", metric="content", trunk=network).pairs[0]
+    assert pair.distance == pytest.approx(float(loss(to_tensor(pair.first), to_tensor(pair.second))), rel=1e-4)
+    with pytest.raises(BadConfiguration, match=r"gram compares relu1_2.* ends with relu3_4, lacks relu4_3"):
+        vk.distance(*folders, metric="gram", trunk=network)
+    with pytest.raises(BadConfiguration, match="content compares relu3_3, and the trunk, a vgg11 "):
+        vk.distance(*folders, metric="content", trunk=vk.VGG("vgg11", until="pool3"))
+    calibration = {f"lin{k}.model.1.weight": torch.rand(1, c, 1, 1) for k, c in enumerate((64, 128, 256, 512, 512))}
+    with pytest.raises(BadConfiguration, match="lpips compares layers of vgg16; the trunk is a vgg19"):
+        vk.distance(*folders, trunk=network, calibration=calibration)
+
+
 def test_a_trunk_that_ends_early(folders, trunk):
     calibration = {f"lin{k}.model.1.weight": torch.rand(1, c, 1, 1) for k, c in enumerate((64, 128, 256, 512, 512))}
     with pytest.raises(BadConfiguration, match=r"relu5_3, and the trunk ends with relu4_3"):
@@ -136,6 +152,15 @@ def test_the_verb(folders, trunk, tmp_path, capsys):
     code, _, err = call(first / "2.png", second / "2.jpg", "--metric", "content", "--trunk", trunk, capsys=capsys)
     assert code == 2
     assert "Traceback" not in err
+    for number in range(3):
+        for folder in folders:
+            (tmp_path / folder.name).mkdir(exist_ok=True)
+            (tmp_path / folder.name / f"{number}.png").write_bytes(b"no image")
+    Image.new("RGB", (32, 32)).save(tmp_path / "a" / "3.png")
+    Image.new("RGB", (33, 32)).save(tmp_path / "b" / "3.png")
+    code, _, err = call(tmp_path / "a", tmp_path / "b", "--metric", "content", "--trunk", trunk, capsys=capsys)
+    assert code == 2
+    assert "and 1 more; 4 of 4 pairs failed" in err
     code, _, err = call(first, second, "--metric", "content", "--out", tmp_path / "t.txt", capsys=capsys)
     assert code == 2
     assert ".csv" in err

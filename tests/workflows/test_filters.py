@@ -151,6 +151,34 @@ def test_made_images_excite_their_channel_most(model, network):
     assert all(value.requires_grad and value.grad is None for value in network.parameters())
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_whatever_mode_the_caller_is_in(model, mode):
+    expected = vk.filters(model, layer="conv2_2", channels=[0], steps=2)
+    with mode(), torch.autocast("cpu", torch.bfloat16):
+        found = vk.filters(model, layer="conv2_2", channels=[0], steps=2)
+    assert np.array_equal(found.images, expected.images)
+
+
+def test_a_network_of_inference_mode(network):
+    with torch.inference_mode():
+        made = vk.VGG(network.configuration)
+    assert vk.filters(made).method == "weights"
+    with pytest.raises(BadInput, match="inference_mode"):
+        vk.filters(made, layer="conv2_2", steps=2)
+
+
+def test_a_channel_without_a_value_above_zero_is_excited(network):
+    """Where its ReLU gives nothing for the image at the start there is no gradient behind it."""
+    silent = vk.VGG(network.configuration)
+    with torch.no_grad():
+        for value in silent.parameters():
+            value.zero_()
+        silent.features[0].bias[0] = -0.2
+        silent.features[0].weight[0, 0, 1, 1] = 1
+    assert vk.filters(silent, layer="relu1_1", channels=[0], steps=1).values == ((0.0,),)
+    assert vk.filters(silent, layer="relu1_1", channels=[0], steps=40).values[0][0] > 0
+
+
 def test_a_class_can_be_maximised(model):
     found = vk.filters(model, layer="fc6", channels=[2], steps=3)
     assert found.receptive_field is None
@@ -207,5 +235,15 @@ def test_the_command_draws_a_sheet(model, images, tmp_path, capsys, real_plots):
         assert said in printed.out
         assert out.stat().st_size > 0
         out.unlink()
+    for number in range(5):
+        (tmp_path / "photos" / f"broken{number}.png").write_bytes(b"no image")
+    options = ["--layer", "pool1", "--channels", "0", "--data", str(tmp_path / "photos")]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["filters", str(tmp_path / "m.safetensors"), "--out", str(out), *options])
+    printed = capsys.readouterr()
+    assert ended.value.code == 1
+    assert "patches of 3 images" in printed.out
+    assert printed.err.count("is not an image") == 3
+    assert "and 2 more; 5 of 8 images failed" in printed.err
     with pytest.raises(BadOutput, match="must end in"):
         vk.filters(model).save(tmp_path / "sheet.gif")

@@ -107,7 +107,7 @@ CONFIGS = st.builds(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 @given(config=CONFIGS)
 def test_whatever_is_written_comes_back(config, tmp_path):
     config.write(tmp_path / "config.yaml")

@@ -152,8 +152,8 @@ def test_what_is_not_measured_or_not_learnt_despite_findings_is_noted(tiny, tmp_
         quiet=True,
         despite_findings=True,
     )
-    assert any("no images of across: nothing is measured" in note for note in run.evaluation.notes)
-    assert any("no images of red were learnt from" in note for note in run.evaluation.notes)
+    assert any("no images of across: these classes are not evaluated" in note for note in run.evaluation.notes)
+    assert any("no images of red are in the training split" in note for note in run.evaluation.notes)
 
 
 def test_a_fold_is_found_again(tiny, tmp_path):

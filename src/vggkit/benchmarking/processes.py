@@ -1,4 +1,4 @@
-"""An engine in a process of its own, driven over a pipe: its memory is its own, and its start can be timed.
+"""An engine in a separate process, controlled over a pipe, to measure its memory and its start-up time.
 
 `serve` is the other end; a line of JSON is a request, a line the reply.
 """
@@ -31,7 +31,7 @@ TOGETHER: Final = 8
 FEWEST_PASSES: Final = 5
 """Of single images in a turn; of several at once one is enough."""
 START: Final = "import sys; sys.path.append(sys.argv[1]); from vggkit.benchmarking.processes import serve; serve()"
-"""The program of the other process, given the folder of this package."""
+"""The program of the worker process, given the folder of this package."""
 REPLY: Final = '{"reply"'
 """How a reply begins."""
 PATIENCE_SECONDS: Final = 10.0
@@ -54,7 +54,7 @@ class EngineChoice:
 
 
 class EngineProcess:
-    """The driving end; a context, at whose end the process ends.
+    """The controlling end of the pipe; a context manager that ends the process.
 
     Args:
         choice: What to compute with.
@@ -100,7 +100,7 @@ class EngineProcess:
         return found
 
     def time(self, batch_size: int, seconds: float) -> list[float]:
-        """Seconds of each pass of a batch of that size, for about so many seconds."""
+        """Seconds of each pass of a batch of that size, measured for about the given time."""
         self.start()
         found: list[float] = self._request({"time": batch_size, "seconds": seconds})
         return found
@@ -134,7 +134,7 @@ class EngineProcess:
         try:
             process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
-            # Lines that the interpreter prints before are no replies.
+            # Lines that the interpreter prints before are not replies.
             line = next((line for line in process.stdout if line.startswith(REPLY)), "")
         except OSError:
             line = ""
@@ -155,7 +155,7 @@ class EngineProcess:
 
 def serve() -> None:
     """Serve the requests on standard input."""
-    # What libraries print must not come among the replies.
+    # Output of libraries must not be mixed with the replies.
     ours = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     _serve(sys.stdin, ours)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Runs a bench: every engine in every precision, each in a process of its own, in turns.
+"""Runs a bench: every engine in every precision, each in a separate process, in turn.
 
 Shape letters: N images, K classes.
 """
@@ -24,9 +24,9 @@ from vggkit.hardware import choose_device, computes_bf16, find_available_memory,
 from vggkit.inference.bulk import OnProgress
 
 SPARE_BYTES: Final = 500_000_000
-"""What a process takes besides weights, about."""
+"""Approximate memory of a process besides its weights."""
 COPIES: Final = 3
-"""Of the weights in a process: the mapped file, and what an engine makes of it, twice while it does."""
+"""Copies of the weights in a process: the mapped file, and the engine's own, twice while it compiles."""
 
 Values = NDArray[np.float32]
 
@@ -74,7 +74,7 @@ def list_runs(device: str, *, problem: str | None = None) -> list[EngineRun]:
 
 
 def list_devices(device: str) -> list[str]:
-    """Names of the devices that are meant; raises BadInput for one that is not there."""
+    """Names of the requested devices; raises BadInput for one that does not exist."""
     if device == "cpu" or (device == "auto" and not has_accelerator()):
         return ["cpu"]
     other = str(choose_device(device))
@@ -117,7 +117,7 @@ def run_rounds(
     folder: Path,
     on_progress: OnProgress,
 ) -> None:
-    """Each computes the images; then each has a turn in each round, in an order drawn for the round.
+    """Each computes the images; then each has a turn in each round, in a random order.
 
     A run that fails has a problem from then on. Where memory is short a process ends with its turn, and another
     one takes the next turn.
@@ -165,7 +165,7 @@ def _time(run: EngineRun, process: EngineProcess, size: int, seconds: float) -> 
 
 
 def _is_short(process: EngineProcess) -> bool:
-    """Whether memory may not do for another process."""
+    """Whether memory may be too small for another process."""
     available = find_available_memory()
     need = COPIES * Path(process.choice.model).stat().st_size + SPARE_BYTES
     return available is not None and available < need

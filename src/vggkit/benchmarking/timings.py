@@ -33,7 +33,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How near an engine's predictions are to those of PyTorch in float32, on the same images."""
+    """Agreement of an engine's predictions with those of PyTorch in float32, on the same images."""
 
     images: int
     """N."""
@@ -146,6 +146,6 @@ class Rounds:
 
 
 def _find_quantile(values: Sequence[float], share: float) -> float:
-    """The smallest of the values that so large a share of them does not exceed."""
+    """The quantile of the values: the smallest that the given share of them does not exceed."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]

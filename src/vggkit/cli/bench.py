@@ -10,7 +10,7 @@ from vggkit.reports.progress import ProgressLine
 from vggkit.reports.terminal import open_terminal, print_line
 
 WIDTH: Final = 120
-"""Of what is not for a terminal."""
+"""Columns for output that is not a terminal."""
 
 
 def bench(
@@ -30,8 +30,8 @@ def bench(
 ) -> int:
     """Measure the speed of inference: every engine and precision that runs on this machine.
 
-    Each engine runs in a process of its own, and the engines take turns, so that other load on the machine affects
-    all of them alike. With images, predictions are compared with those of PyTorch in fp32. About two minutes for
+    Each engine runs in a separate process, and the engines take turns, so that other load on the machine affects
+    all of them equally. With images, predictions are compared with those of PyTorch in fp32. About two minutes for
     VGG11 on two cores.
 
     Args:

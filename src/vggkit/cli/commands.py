@@ -32,8 +32,12 @@ VERBS: Final[Mapping[str, Mapping[str, Verb]]] = {
         "embed": Verb("predict", "compute feature vectors of images"),
         "search": Verb("predict", "find similar images"),
         "distance": Verb("distance", "compare images perceptually: LPIPS, DISTS"),
-        "explain": Verb("explain", "show which places of images speak for a class"),
+        "explain": Verb("explain", "show which regions of images support a class"),
         "bench": Verb("bench", "measure the speed of inference on this machine"),
+    },
+    "Shipping": {
+        "export": Verb("export", "write a classifier for ONNX, torch.export, OpenVINO, Keras"),
+        "serve": Verb("serve", "serve classifiers by HTTP, with a page for people"),
     },
     "Looking inside": {
         "filters": Verb("filters", "show what each channel of a layer responds to"),

@@ -1,4 +1,4 @@
-"""What --config, --preset and --resume put in place of the defaults of `train`; explicit options win over them."""
+"""The defaults of `train` that --config, --preset and --resume replace; explicit options override them."""
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -47,7 +47,7 @@ def find_defaults(options: Sequence[str]) -> dict[str, Any]:
         found = _prefer(options, RunConfig.read(config))
         if found.from_python:
             print_line(
-                f"note: {config} was started from Python with weights of its own; this run is not", to_stderr=True
+                f"note: {config} was started from Python with weights in memory; this run is not", to_stderr=True
             )
         return {field.name: getattr(found, field.name) for field in fields(found) if field.name != "found"}
     if preset is not None:
@@ -82,7 +82,7 @@ def _refuse_others(options: Sequence[str]) -> None:
         if name.startswith("--") and name not in BESIDE_RESUME:
             raise BadConfiguration(
                 f"{name} does not go with --resume: a run continues with the options that it started with. "
-                "For a new run like it: vggkit train --config RUN, with whatever is to differ"
+                "For a new run like it: vggkit train --config RUN, with the options to change"
             )
 
 

@@ -33,10 +33,11 @@ def distance(
         first: An image, or a folder: every image below it is compared with the one of the same name in the other
             folder, whatever the endings.
         second: The other image, or the other folder.
-        metric: lpips and dists approximate how different people find two images, and need --calibration. gram
+        metric: lpips and dists approximate how different two images look to people, and need --calibration. gram
             compares textures and colours wherever they are in the image, content what is where.
-        trunk: A VGG16: the published ImageNet weights (vgg16), a file of weights, a classifier's file or a run's
-            folder.
+        trunk: The network: a model's name (the published ImageNet weights), a file of weights, also of a part of a
+            network, a classifier's file or a run's folder. A VGG16 for lpips and dists; for the others any that has
+            their layers: relu3_3 for content, relu1_2, relu2_2, relu3_3 and relu4_3 for gram.
         calibration: For lpips and dists their trained weights, as the authors publish them: weights/v0.1/vgg.pth of
             the package lpips, or weights.pt of DISTS.
         out: Write the distances to this table (.csv, .parquet, .jsonl or .json), with the columns first, second,
@@ -76,7 +77,7 @@ def distance(
             if names:
                 more = ", …" if len(names) > 3 else ""
                 line.log(f"without a partner, in {only} alone: {len(names):,} ({', '.join(names[:3])}{more})")
-        with Failures(line, all_are_in=reasons) as failures:
+        with Failures(line, all_are_in=reasons, of="pairs") as failures:
             for pair in found.pairs:
                 failures.count(pair.problem)
     if out is not None:

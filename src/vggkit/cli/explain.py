@@ -34,8 +34,8 @@ def explain(
 ) -> int:
     """Show which places of images speak for a class: overlays, maps, a table and a contact sheet in a folder.
 
-    Grad-CAM is computed in closed form beside the prediction, by any engine; other methods need PyTorch's
-    gradients, and those on pixels captum.
+    Grad-CAM is computed by any engine, beside the prediction. The other methods are computed by PyTorch;
+    integrated-gradients, occlusion and saliency need captum: pip install "vggkit[explain]".
 
     Exit code: 0, 1 where some of the images failed, 2 where all of them did or the command was refused.
 
@@ -46,16 +46,16 @@ def explain(
             for standard input.
         out: Folder of the results: for each image an overlay (NAME.jpg) and its map (NAME.npy), explanations.csv,
             explanations.json, and for several images contact_sheet.jpg.
-        method: How an explanation is computed. grad-cam: the channels of a layer's map, weighed by the gradient of
-            the class score. layer-cam: the same, weighed place by place. integrated-gradients, occlusion and
-            saliency: of the pixels that the network is fed.
+        method: How an explanation is computed. grad-cam: the channels of a layer, each weighted by the mean
+            gradient of the class score. layer-cam: the same with a weight for each place, which is finer in early
+            layers. integrated-gradients, occlusion and saliency explain the pixels.
         label: The class to explain. Without it: of each image the most probable class.
-        contrast: Two classes, A and B: explain why A and not B.
-        layer: Layer whose map is explained by grad-cam or layer-cam. Without it: the last convolution's map, which
-            the last pool reads, such as relu5_3.
-        check: Also measure whether the explanations are right, on the first 32 images, and write it to check.json:
-            deletion and insertion of what they find important, against a random order; the grid pointing game; and
-            their likeness to the explanations of a network with random weights.
+        contrast: Two classes, A and B: explain what speaks for A and not for B.
+        layer: For --method grad-cam and layer-cam: the layer to explain. Without it: the last convolution before
+            the last pool, such as relu5_3.
+        check: Also measure on the first 32 images whether the explanations are right, and write it to check.json:
+            deletion and insertion against a random order, the grid pointing game, and the correlation with the
+            explanations of a network with random weights.
         columns: Names of a table's columns.
         batch_size: Number of images that pass through the network together.
         device: auto, cpu, cuda or mps.
@@ -105,9 +105,11 @@ def explain(
     else:
         at = f" at {result.layer}" if result.layer else ""
         how = f"{result.method}{at}; computed by {result.engine.describe()}"
-        print_line(f"{out}: {result.images:,} image{'s' * (result.images != 1)}, {how}")
-        if result.sheet is not None:
-            print_line(f"look at: {result.sheet}")
+        title = f"{result.title}; " if result.title else ""
+        some = f"{result.images - result.unreadable:,} of " if result.unreadable else ""
+        print_line(f"{out}: {title}{some}{result.images:,} image{'s' * (result.images != 1)}, {how}")
+        if (look := result.sheet or result.overlay) is not None:
+            print_line(f"look at: {look}")
         for sentence in [] if checked is None else checked.describe():
             print_line(sentence)
     return failures.exit_code

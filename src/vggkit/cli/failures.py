@@ -18,11 +18,12 @@ class Failures:
 
     Args:
         line: Where they are reported.
-        all_are_in: Where the reason of each one is found, for the line that counts the others.
+        all_are_in: The file that contains the reason of each one, for the message that counts the others.
+        of: The items that are counted, as a plural.
     """
 
-    def __init__(self, line: ProgressLine, *, all_are_in: str) -> None:
-        self._line, self._all_are_in = line, all_are_in
+    def __init__(self, line: ProgressLine, *, all_are_in: str, of: str = "images") -> None:
+        self._line, self._all_are_in, self._of = line, all_are_in, of
         self.failed = self.done = 0
 
     def __enter__(self) -> Self:
@@ -30,14 +31,14 @@ class Failures:
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         if self.failed > SHOWN:
-            others, images = self.failed - SHOWN, self.failed + self.done
+            others, count = self.failed - SHOWN, self.failed + self.done
             self._line.warn(
-                f"vggkit: error: and {others:,} more; {self.failed:,} of {images:,} images failed. "
+                f"vggkit: error: and {others:,} more; {self.failed:,} of {count:,} {self._of} failed. "
                 f"{self._all_are_in}"
             )
 
     def count(self, problem: str | None) -> None:
-        """One more image, with what is wrong with it, if anything is."""
+        """One more image, with its problem, if it has one."""
         if problem is None:
             self.done += 1
             return

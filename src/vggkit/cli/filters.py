@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from vggkit.cli.failures import Failures, choose_exit_code
 from vggkit.cli.printing import print_json
 from vggkit.engines.outputs import WantedPrecision
 from vggkit.reports.plots import demand_drawable
@@ -28,31 +29,34 @@ def filters(
     precision: WantedPrecision = "auto",
     json: bool = False,
     quiet: bool = False,
-) -> None:
+) -> int:
     """Show what the channels of a layer respond to, on a contact sheet.
 
-    For conv1_1 the filters themselves; with --data the strongest patches of images; else images made to excite each
-    channel.
+    For conv1_1 the filters themselves; with --data the patches of images that excite each channel most; else images
+    made to excite each channel.
+
+    Exit code: 0, 1 where some of the images of --data failed, 2 where all of them did or the command was refused.
 
     Args:
         model: A model's name such as vgg16 (the published ImageNet weights), a classifier's file, a run's folder,
             hf://owner/name, or a file of weights, also of a part of a network.
         out: The contact sheet to draw (.png, .pdf or .svg).
-        layer: A layer of the trunk, such as conv1_1, relu3_2 or pool5; to maximise also one of the head, such as
-            fc8.
-        data: Images, of which the patches are found that excite each channel most: a folder, a list of paths
+        layer: A layer of the trunk, such as conv1_1, relu3_2 or pool5; for --method maximize also one of the head,
+            such as fc8.
+        data: Images to search for the patches that excite each channel most: an image, a folder, a list of paths
             (.txt), a table (.csv) or an archive.
-        method: weights: the first convolution's filters, for conv1_1. patches: the strongest patches of --data.
-            maximize: images made to excite each channel. auto: weights for conv1_1, patches where there is --data,
-            else maximize.
-        channels: Channels to show, such as 0-15,30; without it all of conv1_1's filters, else the first 16.
-        top: Patches of each channel.
-        steps: Steps of maximisation.
-        smoothness: Weight of the total variation in maximisation.
+        method: weights: the first convolution's filters, for conv1_1. patches: the patches of --data that excite
+            each channel most. maximize: images made to excite each channel. auto: patches with --data; without it
+            weights for conv1_1, and maximize for other layers.
+        channels: Channels to show, such as 0-15,30. Without it: all for --method weights, else the first 16.
+        top: For --method patches: number of patches of each channel.
+        steps: For --method maximize: number of steps.
+        smoothness: For --method maximize: weight of the total variation, against noise.
         batch_size: Number of images that pass through the network together.
-        seed: Seed of the images that maximisation starts from, and of their shifts.
+        seed: For --method maximize: seed of the images at the start, and of their shifts.
         device: auto, cpu, cuda or mps.
-        precision: Precision of the pass over the data. auto: bf16 where the device supports it natively.
+        precision: For --method patches: precision of the computation. auto: bf16 where the device supports it
+            natively.
         json: Print a JSON object in place of the text.
         quiet: Show no progress.
     """
@@ -75,11 +79,15 @@ def filters(
             precision=precision,
             on_progress=line.show,
         )
-        for problem in found.problems:
-            line.warn(f"vggkit: error: {problem}")
+        reasons = "With --json each has its reason."
+        with Failures(line, all_are_in=reasons) as failures:
+            for problem in found.problems:
+                failures.count(problem)
+            failures.done = found.searched
         line.show("drawing", 0, None)
         found.save(out)
     if json:
         print_json({"path": str(out), **found.to_dict()})
     else:
         print_line(f"{out}: {found.describe()}")
+    return choose_exit_code(done=1, failed=failures.failed)

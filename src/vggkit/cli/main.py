@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt as stop:
         print(f"\nvggkit: {escape_controls(str(stop)) or 'interrupted'}", file=sys.stderr)
         sys.exit(128 + getattr(stop, "signal_number", signal.SIGINT))
-    except BrokenPipeError:  # `vggkit … | head` has read enough
+    except BrokenPipeError:  # `vggkit … | head` has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as problem:
@@ -64,7 +64,7 @@ def _run(given: list[str]) -> int:
 
     from vggkit.cli.options import call_with_options
 
-    logging.getLogger("PIL").addHandler(logging.NullHandler())  # its complaints about files; errors name them
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # its warnings about files; errors name them
     command = _find_command(verb)
     defaults = {}
     if verb == "train":

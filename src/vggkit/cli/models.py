@@ -130,7 +130,7 @@ def identify(files: tuple[Path, ...], /, *, json: bool = False) -> int:
 
     Args:
         files: Weights files: .pth, .pt, .ckpt, .safetensors, .npz, .npy, .h5, .keras.
-        json: Print a JSON object for each file, on a line of its own.
+        json: Print a JSON object for each file, one per line.
     """
     from vggkit.weights.identify import identify as look
 

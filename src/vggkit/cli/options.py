@@ -16,8 +16,11 @@ from docstring_parser import parse as parse_docstring
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from vggkit.cli.spelling import list_options, spell_options
+from vggkit.errors import BadInput
 from vggkit.field_texts import read_field_texts
 
+OTHER_WORDS: Final = {"class": "label", "target": "label", "output": "out", "output-dir": "out"}
+"""Words that are typed for options, and the option of each."""
 MOST_COLUMNS: Final = 100
 """Width of help in characters where the terminal is wider: longer lines are hard to read."""
 
@@ -35,6 +38,7 @@ def call_with_options(
 
     Exits with 0 after `--help`, and with 2 for options that the verb does not have.
     """
+    _refuse_other_words(options, list_options(command))
     markers = [tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone, tyro.conf.PositionalMetavarFromFieldName]
     if not defaults:  # a flag that a file set can be given again, and taken back
         markers.append(tyro.conf.FlagCreatePairsOff)
@@ -46,6 +50,17 @@ def call_with_options(
         registry=_read_frozen_values(list_options(command)),
         config=markers,
     )
+
+
+def _refuse_other_words(options: Sequence[str], known: Sequence[str]) -> None:
+    """Raise BadInput with the option's name for another word that is often typed in its place."""
+    for given in options:
+        if given == "--":
+            return
+        word = given.removeprefix("--").partition("=")[0]
+        meant = OTHER_WORDS.get(word)
+        if given.startswith("--") and meant in known and word not in known:
+            raise BadInput(f"there is no option --{word}; did you mean --{meant}?")
 
 
 def _describe(command: Callable[..., Any], defaults: Mapping[str, Any]) -> Callable[..., Any]:
@@ -93,7 +108,7 @@ def _read_frozen_values(options: Sequence[str]) -> ConstructorRegistry:
 
 
 def _annotate(kind: Any, text: str | None, *, options: Sequence[str], metavar: str | None = None) -> Any:
-    """The type with its help on one line, which tyro breaks, and the default where that says something."""
+    """The type with its help on one line, which tyro wraps, and the default if it is informative."""
 
     def show(default: str) -> str:
         return "" if default in ("None", "False", "", "''") else f"(default: {default})"

@@ -64,11 +64,11 @@ def predict(
             on a CPU, for a classifier whose file holds activation ranges (vggkit bench --keep-ranges).
         engine: Library that computes. auto: PyTorch on CUDA and MPS; on a CPU OpenVINO, ONNX Runtime or PyTorch,
             the first of them that is installed.
-        explain: Also write to this folder which places of each image speak for its most probable class, as overlays
+        explain: Also write to this folder which regions of each image support its most probable class, as overlays
             (Grad-CAM, from the same pass).
         save_seconds: Seconds between two saves of finished rows, with --out, in the folder OUT.parts.
         overwrite: Start again from the first image, with --out.
-        json: Print a JSON object for each image on a line of its own: path, labels, probabilities; unknown where
+        json: Print one JSON object per line for each image: path, labels, probabilities; unknown where
             the best probability is below the classifier's threshold, problem where the image cannot be read. With
             --out: one object, the number of images.
         quiet: Show no progress.
@@ -228,7 +228,7 @@ def search(
         sheet: Also draw the images in this file (.png, .pdf or .svg).
         batch_size: Number of images that pass through the network together.
         device: auto, cpu, cuda or mps.
-        json: Print a JSON object for each image on a line of its own: path, and similar with path and
+        json: Print one JSON object per line for each image: path, and similar with path and
             similarity.
         quiet: Show no progress.
     """
@@ -284,7 +284,7 @@ def _report_result(result: "BulkResult", *, json: bool, precision: WantedPrecisi
     if result.unreadable:
         print_line(
             f"vggkit: error: {result.unreadable:,} of {result.images:,} images failed; column problem of "
-            f"{_name_table(Path(result.path))} says why",
+            f"{_name_table(Path(result.path))} has the reasons",
             to_stderr=True,
         )
     return choose_exit_code(done=result.images - result.unreadable, failed=result.unreadable)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 _OF_A_FILE: Final = re.compile(r"\S+\.ya?ml: ")
-"""How a message begins that speaks of a field of a configuration file, which has its Python name there."""
+"""The beginning of a message about a field of a configuration file, where it has its Python name."""
 
 
 def list_options(command: Callable[..., Any]) -> list[str]:

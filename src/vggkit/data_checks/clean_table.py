@@ -55,7 +55,7 @@ def choose_removals(diagnosis: Diagnosis) -> dict[int, str]:
 
 
 def tie_copies(images: ImageDataset, diagnosis: Diagnosis) -> dict[int, str]:
-    """The group of each image, by its `id`, that has one of its own or is nearly the same as another one.
+    """The group of each image, by its `id`, that has one or is a near duplicate of another image.
 
     Groups whose images are nearly the same become one.
     """

@@ -116,7 +116,7 @@ class Diagnosis:
     """The result of a dataset check: its size, the properties of its images, and the findings."""
 
     data: str
-    """Where the images come from."""
+    """The source of the images."""
     counts: Mapping[str, Mapping[str, int]]
     """Readable images of each class in each split."""
     n: int

@@ -24,13 +24,13 @@ FOLDS: Final = 10
 LEAST: Final = 5
 """Units of a class, copies counted once, below which its labels are not checked."""
 PASSES: Final = 3
-"""Times the classifier learns; from the second on a label counts as much as it is likely right."""
+"""Number of fits; from the second on, a label is weighted by the probability that it is correct."""
 SHRINKAGES: Final = (0.01, 0.03, 0.1, 0.3, 0.7)
-"""How far the covariance may be drawn to a multiple of the identity; what explains the labels best is taken."""
+"""Shrinkage of the covariance to a multiple of the identity; the most likely value is used."""
 TEMPERATURES: Final = np.geomspace(0.25, 8, 21)
 """Temperatures that are tried to calibrate the classifier's probabilities."""
 SHARES: Final = np.array((0.0005, *np.geomspace(0.001, 0.3, 24)))
-"""Shares of wrong labels that are thought possible."""
+"""Proportions of wrong labels that are considered."""
 NEAR: Final = 0.05
 """Share of the images that count as neighbours, so that a few similar outliers are not only each other's."""
 LEAST_NEIGHBOURS: Final = 10
@@ -50,7 +50,7 @@ def extract_features(
 ) -> NDArray[np.float32]:
     """(N, F) of readable sightings: mean and standard deviation of each channel of the trunk's last map.
 
-    Raises BadData where an image has gone since, and BadInput where the network's values overflow.
+    Raises BadData where an image was removed since, and BadInput where the network's values overflow.
     """
     engine = choose_engine(classifier.network, device, output="statistics", precision="fp32")
     images = [sighting.image for sighting in sightings]
@@ -103,7 +103,7 @@ class Judgement:
     share: float
     """Share of labels that are wrong, as estimated."""
     probabilities: NDArray[np.float64]
-    """(N, K) of each image's class, by a classifier that never saw it."""
+    """(N, K) probabilities of each image's class, by a classifier that was fitted without it."""
     wrong: NDArray[np.float64]
     """(N,) how likely each label is wrong."""
 
@@ -128,7 +128,7 @@ def predict_held_out(
     weights: NDArray[np.float64],
     shrinkages: Sequence[float],
 ) -> dict[float, NDArray[np.float64]]:
-    """Logits (N, K) for each shrinkage, of linear discriminant analysis that never saw the image's fold.
+    """Logits (N, K) for each shrinkage, of linear discriminant analysis fitted without the image's fold.
 
     What folds share is summed once, and each fold's split taken away.
 
@@ -162,7 +162,7 @@ def predict_held_out(
 
 
 def weigh(logits: NDArray[np.float64], labels: NDArray[np.int_]) -> Judgement:
-    """The Judgement that explains the labels best: some share of them wrong, and then any other class alike.
+    """The Judgement of maximum likelihood: a proportion of the labels is wrong, all other classes equally probable.
 
     Temperature and share are those of the greatest likelihood of the labels; by Bayes' rule they give how
     likely each label is wrong. A classifier of low accuracy gets a high temperature, and reports no label.
@@ -182,7 +182,7 @@ def weigh(logits: NDArray[np.float64], labels: NDArray[np.int_]) -> Judgement:
 
 
 def judge(features: NDArray[np.float32], labels: NDArray[np.int_], groups: NDArray[np.int_]) -> Judgement:
-    """What a linear classifier on features, which never saw an image or its copies, says of the image's label.
+    """Predictions of a linear classifier on features that was fitted without the image and its copies.
 
     Args:
         features: (N, F).
@@ -205,10 +205,10 @@ def judge(features: NDArray[np.float32], labels: NDArray[np.int_], groups: NDArr
 def find_mislabelled(
     sightings: Sequence[Sighting], features: NDArray[np.float32], groups: NDArray[np.int_]
 ) -> Finding | None:
-    """Images whose label is likely wrong, by predictions of classifiers that did not see them.
+    """Images whose label is likely wrong, by predictions of classifiers that were fitted without them.
 
-    Confident learning (Northcutt, Jiang and Chuang, 2021) by cleanlab says how many of each class are suspect;
-    of these count those whose label has a chance of DOUBTED or more to be wrong
+    Confident learning (Northcutt, Jiang and Chuang, 2021) by cleanlab gives the number of suspect labels of each
+    class; of these count those whose label has a chance of DOUBTED or more to be wrong
     and that another class is clearly likelier for, the most doubtful first.
 
     Args:
@@ -260,7 +260,7 @@ def find_outliers(sightings: Sequence[Sighting], features: NDArray[np.float32]) 
     """Images unlike all others: far from their nearest neighbours among the features.
 
     The distance is the mean one to the share NEAR of all images, or to the nearer half of the image's own
-    class where that is less: a small class of its own kind is no outlier. An image counts whose
+    class where that is less: a small distinct class is not an outlier. An image counts whose
     logarithm is FAR robust standard deviations (median absolute deviation) above the median.
     """
     if len(sightings) <= 2 * LEAST_NEIGHBOURS or not np.isfinite(features).all():
@@ -289,7 +289,7 @@ def find_outliers(sightings: Sequence[Sighting], features: NDArray[np.float32]) 
 
 
 def measure_distances(rows: NDArray[np.float32], labels: NDArray[np.int_]) -> NDArray[np.float64]:
-    """How far (N,) each of the rows (N, F) is from its neighbours, as `find_outliers` says; N is 2 or more."""
+    """How far (N,) each of the rows (N, F) is from its neighbours, as in `find_outliers`; N is 2 or more."""
     count = len(rows)
     near = min(max(LEAST_NEIGHBOURS, round(NEAR * count)), count - 1)
     classes = [np.flatnonzero(labels == label) for label in range(int(labels.max()) + 1)]

@@ -13,7 +13,7 @@ from vggkit.images.dataset import ImageDataset
 from vggkit.images.split_names import tell_split
 
 FEW_TO_LEARN_FROM: Final = 20
-"""Training images of a class below which a network learns little of it."""
+"""Number of training images of a class below which a network learns little about it."""
 FEW_TO_MEASURE: Final = 10
 """Images of a class below which its accuracy is known to no better than about ±30 points."""
 MANY_EQUAL: Final = 3
@@ -182,7 +182,7 @@ def find_similar_names(labels: Sequence[str]) -> Finding | None:
 
 
 def find_few(counts: Mapping[str, Mapping[str, int]]) -> Finding | None:
-    """Classes with too few images to learn from, or to be measured on."""
+    """Classes with too few images for training or for evaluation."""
     cases, small = [], set()
     for split, classes in counts.items():
         least = FEW_TO_LEARN_FROM if split in ("train", "all") else FEW_TO_MEASURE

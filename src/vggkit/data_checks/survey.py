@@ -44,7 +44,7 @@ ENDINGS: Final = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sighting:
-    """What the survey found about an image."""
+    """The findings of the survey for an image."""
 
     split: str
     """`train`, `val`, `test` or `all`."""

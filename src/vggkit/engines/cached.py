@@ -28,8 +28,8 @@ SAMPLED: Final = 64
 or NumPy."""
 
 _OF_PARENTS: Final = list[object]()
-"""Engines that a forked process has from its parent. Their threads are not there, and ending them would wait for
-these: they are neither used nor freed."""
+"""Engines that a forked process has from its parent. Their threads do not exist there, and destroying them would
+wait for these: they are neither used nor freed."""
 
 State = tuple[object, ...]
 
@@ -82,13 +82,13 @@ class EngineCache:
 
     def find(self, request: str, state: State, build: Callable[[], NamedEngine]) -> NamedEngine:
         """The engine for a request in this state, cached or new; threads wait while one of them builds it."""
-        if self._process != os.getpid():  # forked: the lock may be held by a thread that is not here
+        if self._process != os.getpid():  # forked: the lock may be held by a thread that does not exist here
             _OF_PARENTS.append(self._engines)
             self._begin()
         with self._lock:
             known, found = self._engines.pop(request, (None, None))
             if found is None or known != state:
-                found = None  # its memory is free before there is another one
+                found = None  # its memory is freed before another one is built
                 found = build()
             self._engines[request] = state, found
             while len(self._engines) > MOST_CACHED:
@@ -96,7 +96,7 @@ class EngineCache:
             return found
 
     def __reduce__(self) -> tuple[type["EngineCache"], tuple[()]]:
-        """A copy, and what is pickled, begins without engines."""
+        """Copies and pickles have no engines."""
         return EngineCache, ()
 
     def __del__(self, find_process: Callable[[], int] = os.getpid, of_parents: list[object] = _OF_PARENTS) -> None:

@@ -136,11 +136,11 @@ class GraphBuilder(Generic[Node]):
                 return ops.convolve(values, window, offset, 0, step.reads)
 
     def _is_folded(self, conv: Step, after: Step | None) -> bool:
-        """Whether the batch norm behind a convolution is multiplied into it: unless its own maps are requested."""
+        """Whether the batch norm after a convolution is folded into it: unless its own maps are requested."""
         return after is not None and after.kind == "bn" and conv.name not in self._plan.computed
 
     def _read_features(self, graph: Graph, found: Mapping[Output, Node]) -> Node:
-        """What the last layer reads, as rows; the average of it where that layer slides over a map."""
+        """The input of the last layer, as rows; its average if that layer slides over a map."""
         last = select_steps(graph, ["features"])[-1]
         values = found[last.name]
         if self._configuration.head != "dense":
@@ -158,23 +158,23 @@ def _sides(shape: tuple[int, ...]) -> Sides:
 
 
 def read_norm(weights: Mapping[str, Values], step: Step) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Factor and shift (C) of each channel, which a batch norm is."""
+    """Factor and shift (C) of each channel, equivalent to a batch norm."""
     scale, shift, mean, variance = (weights[key].astype(np.float64) for key in step.weights)
     factor = scale / np.sqrt(variance + BATCH_NORM_EPSILON)
     return factor, shift - mean * factor
 
 
 LIMIT: Final = 1e36
-"""Below it nothing overflows in float32 or bfloat16, in whatever order and by whatever algorithm it is summed."""
+"""Below it nothing overflows in float32 or bfloat16, in any order and by any algorithm of summation."""
 
 
 def bound_trunk(configuration: Configuration, plan: Plan, weights: Mapping[str, Values]) -> float:
-    """What no value of a plan's trunk exceeds, for images within [-1, 1]; NaN where weights are no numbers.
+    """An upper bound of all values of a plan's trunk, for images within [-1, 1]; NaN if weights are NaN.
 
     For images within [-a, a], a above 1, it is at most a² times as much. Each channel of each layer is bounded by
     the magnitudes of its weights times the bounds of what they read.
     """
-    # In float32, which is quicker: where it does not hold a bound there may well be overflow.
+    # In float32, which is faster: a bound beyond its range means that overflow is possible.
     bounds: NDArray[np.float32] = np.ones(configuration.in_channels, np.float32)
     most = np.float32(1)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
@@ -192,7 +192,7 @@ def bound_trunk(configuration: Configuration, plan: Plan, weights: Mapping[str, 
                     most = np.maximum(most, bounds.max() ** 2)
                 case "relu" | "pool":
                     pass
-            bounds = np.maximum(bounds, 1)  # a batch norm multiplied into kernels may be larger than what they give
+            bounds = np.maximum(bounds, 1)  # a batch norm folded into kernels may be larger than their output
             most = np.maximum(most, bounds.max())
     return float(most)
 

@@ -24,18 +24,21 @@ if TYPE_CHECKING:
 
 Values = NDArray[np.float32]
 READERS: Final = 2
-"""Threads that look through a file."""
+"""Threads that read through a file."""
 _DTYPES: Final = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
-def open_model(model: "Model | ModelFile | str | Path", verb: str) -> "Model | ModelFile":
-    """A model in memory as it is, and the ModelFile of a place: a file, a run's folder, a name, or `hf://owner/name`.
+def open_for_engine(model: "Model | ModelFile | str | Path", verb: str) -> "Model | ModelFile":
+    """The model that an engine reads weights from, without importing torch.
+
+    A model in memory is returned as it is; a file, a run's folder, a model's name or `hf://owner/name` gives a
+    ModelFile.
 
     Args:
-        model: The model or its place.
-        verb: What is to be done with it, for messages.
+        model: The model or its location.
+        verb: The operation that needs the model, for error messages.
 
-    Raises BadInput for what is neither, and what ModelFile does.
+    Raises BadInput for any other type, and the errors of ModelFile.
     """
     if isinstance(model, str | os.PathLike):
         return ModelFile(model)
@@ -75,7 +78,7 @@ class NetworkWeights:
 
 
 class ModelFile:
-    """A Classifier's file, of which no more is read than is needed, and nothing with torch.
+    """A Classifier's file, from which only the needed parts are read, without torch.
 
     Opening reads the header. The weights of a file are mapped into memory, and an engine copies what it needs
     when it computes first: until then the file must not be written over in place. vggkit never does; it
@@ -109,12 +112,12 @@ class ModelFile:
 
     @property
     def temperature(self) -> float:
-        """What logits are divided by before they become probabilities."""
+        """The divisor of logits before the softmax."""
         return self.card.temperature
 
     @property
     def activation_ranges(self) -> Ranges:
-        """What int8 needs; empty where it was not measured."""
+        """The activation ranges that int8 needs; empty where they were not measured."""
         return self.card.activation_ranges
 
     def read(self, keys: Sequence[str]) -> dict[str, Values]:
@@ -123,7 +126,7 @@ class ModelFile:
         Raises BadCheckpoint where the file was changed since it was opened, or values are not finite.
         """
         if _identify(self.path) != self._identity:
-            raise BadCheckpoint(f"{self.path}: was changed since it was opened; ask again")
+            raise BadCheckpoint(f"{self.path}: was changed since it was opened; open it again")
         try:
             mapped = np.memmap(self.path, np.uint8, mode="c")  # OpenVINO takes only what could be written to
         except (OSError, ValueError) as problem:
@@ -146,7 +149,7 @@ class ModelFile:
         return Model.load(self.path).network
 
     def _read_header(self) -> tuple[int, dict[str, dict[str, Any]]]:
-        """Where the values begin, and type, shape and place of each; `read_card` found the header whole."""
+        """The offset of the values, and type, shape and place of each; `read_card` has validated the header."""
         with open(self.path, "rb") as file:
             size = int.from_bytes(file.read(8), "little")
             entries = json.loads(file.read(size))
@@ -165,7 +168,7 @@ class ModelFile:
 
 
 def _are_finite(values: Values) -> bool:
-    # A sum is finite only where all of it is, and found much sooner; a large one may overflow by itself.
+    # A sum is finite only where all of it is, and computed much faster; a large sum may also overflow.
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(values.sum()) or np.isfinite(values).all())
 
@@ -183,7 +186,7 @@ Weights = NetworkWeights | ModelFile
 
 
 def find_weights(given: "Weights | VGG | Model") -> Weights:
-    """The weights of a network or of a model in memory, or what is weights already."""
+    """The weights of a network or of a model in memory; weights are returned unchanged."""
     if isinstance(given, NetworkWeights | ModelFile):
         return given
     network = getattr(given, "network", None)

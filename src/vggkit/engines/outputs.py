@@ -19,7 +19,7 @@ name, such as conv3_2, relu3_3, pool5, fc6, relu6, fc7."""
 Precision = Literal["fp32", "bf16", "int8"]
 """The precision of the computation; only OpenVINO computes in int8."""
 WantedPrecision = Literal["fp32", "bf16", "int8", "auto"]
-"""auto: bf16 where the device multiplies it by itself, else fp32."""
+"""auto: bf16 where the device multiplies it natively, else fp32."""
 Ranges = Mapping[Output, tuple[float, float]]
 """Smallest and largest input of each convolution and matrix, by its name."""
 ROWS: Final = ("logits", "probabilities", "features", "statistics")
@@ -31,14 +31,14 @@ class Plan:
     """The computation for the requested outputs."""
 
     names: tuple[Output, ...]
-    """What is returned, in this order."""
+    """The outputs that are returned, in this order."""
     computed: tuple[Output, ...]
-    """What the network computes for it, in this order."""
+    """The outputs that the network computes for them, in this order."""
     keys: tuple[str, ...]
     """State-dict keys of the weights that this needs."""
 
     def finish(self, computed: Mapping[Output, Rows], temperature: float) -> dict[Output, Rows]:
-        """What was requested, from what was computed."""
+        """The requested outputs, from the computed ones."""
         found = dict(computed)
         if "probabilities" in self.names:
             found["probabilities"] = softmax(computed["logits"], temperature).astype(np.float32)
@@ -112,7 +112,7 @@ def check_batch(configuration: Configuration, batch: NDArray[np.float32]) -> Non
 
 
 def check_precision(precision: Precision, activation_ranges: Ranges | None) -> None:
-    """Raise UnknownName for a an unknown precision, BadConfiguration for int8 without ranges or the reverse."""
+    """Raise UnknownName for an unknown precision, BadConfiguration for int8 without ranges or the reverse."""
     if precision not in get_args(Precision):
         raise UnknownName.of("precision", precision, get_args(Precision))
     if precision == "int8" and not activation_ranges:

@@ -26,13 +26,13 @@ class PyTorchEngine(NamedEngine):
 
     Modules of the engine's own compute, with the network's tensors where these are of the device and the precision
     already, and with copies of them where not. So threads share an engine or have one each, and meanwhile the
-    network may be in whatever mode. On CUDA single images of one size are computed by a recorded pass.
+    network may be in any mode.
 
     Args:
         network: The VGG, in float32 or any other precision; its weights stay as they are while the engine is used.
         device: Where it computes.
         output: The output for each image, or several names.
-        precision: The precision of the computation, whatever the network's; in bf16 batch norms are in float32.
+        precision: The precision of the computation, not of the network; in bf16 batch norms are in float32.
         temperature: Logits are divided by it before the softmax.
 
     Raises UnknownName.
@@ -130,14 +130,14 @@ def replicate_network(network: VGG, device: torch.device, dtype: torch.dtype) ->
     def place(value: Tensor, kind: torch.dtype) -> Tensor:
         if id(value) not in tensors:
             kind = kind if value.is_floating_point() else value.dtype
-            # Processors order kernels anew for each product, GPUs do not.
+            # CPUs reorder kernels for each product, GPUs do not.
             planes = torch.channels_last if value.ndim == 4 and device.type != "cpu" else torch.preserve_format
             tensors[id(value)] = value.detach().to(device, kind, memory_format=planes)
         return tensors[id(value)]
 
     def replicate(module: nn.Module) -> nn.Module:
         if id(module) not in modules:
-            # Statistics of batch norms stay in float32, whatever products are computed in.
+            # Statistics of batch norms stay in float32, whatever the precision of the products.
             kind = dtype if isinstance(module, nn.Conv2d | nn.Linear) else torch.float32
             own = modules[id(module)] = copy(module)
             own.__dict__ |= {

@@ -27,19 +27,19 @@ Rows = NDArray[np.float32]
 
 
 class Engine(Protocol):
-    """Anything that turns preprocessed images into a row each."""
+    """Any object that computes a row for each preprocessed image."""
 
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Rows (N, K) or (N, F) of images (N, C, H, W), or maps, as requested."""
 
 
 class NamedEngine(Engine, Protocol):
-    """An engine that may give several things of an image in one pass: `engines.outputs` names them."""
+    """An engine that can give several outputs of an image in one pass; `engines.outputs` names them."""
 
     info: EngineInfo
     """Library, version, precision and device."""
     outputs: tuple[str, ...]
-    """The names of what is given."""
+    """The names of the inputs."""
 
     @abstractmethod
     def compute(self, batch: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
@@ -52,7 +52,7 @@ class NamedEngine(Engine, Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StreamResult:
-    """What the engine computes for one image, or why there is nothing."""
+    """The outputs of the engine for one image, or why there are none."""
 
     image: ImageSample
     """The image."""
@@ -100,12 +100,12 @@ def stream_rows(
     batch_size: int = 32,
     decoders: int | None = None,
 ) -> Iterator[tuple[Given, Known, Rows]]:
-    """What `prepare` makes of each thing goes through the engine; each thing in order, with its rows.
+    """Prepares items, runs the engine on their inputs, and yields each item in order, with its rows.
 
     Args:
         engine: Computes in the caller's thread.
         given: Things to prepare, such as images.
-        prepare: In threads, a thing's inputs (C, H, W), none or several, and what is known of it besides.
+        prepare: Called in threads; gives an item's inputs (C, H, W), none or several, and its metadata.
             What it raises reaches the caller.
         batch_size: Things that go through the engine together; twice as many are prepared meanwhile.
         decoders: Threads; None: as many as there are processors.

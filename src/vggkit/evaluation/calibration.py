@@ -92,7 +92,7 @@ class TemperatureFit:
     n: int
     """Number of images that the temperature was fitted to."""
     refused: float | None = None
-    """The temperature of the lowest loss, where it was not taken as the calibration error would rise; then
+    """The temperature of the lowest loss, where it was not used because the calibration error would rise; then
     `loss_after` and `ece_after` are what it would give."""
 
     def describe(self) -> str:

@@ -168,7 +168,7 @@ def predict_labelled(
 
 
 def _note_precision(used: Sequence[EngineInfo], *, precision: WantedPrecision, engine: WantedEngine) -> list[str]:
-    """Which engines computed, where they round more than float32 does or do not compute in what was requested."""
+    """The engines, where they are less precise than float32 or differ from the request."""
     coarse = dict.fromkeys(info.describe() for info in used if info.precision != "fp32")
     notes = [f"computed by {' and '.join(coarse)}; figures in float32 may differ"] if coarse else []
     if precision == "bf16":

@@ -171,7 +171,7 @@ def find_intervals(
             for name, values in _resample_areas(predictions, weights).items():
                 drawn.setdefault(name, []).append(values)
     together = {name: np.concatenate(values) for name, values in drawn.items()}
-    # The calibration error of a resample is biased upwards; the mean bias is taken away.
+    # The calibration error of a resample is biased upwards; the mean bias is subtracted.
     together["ece"] = np.maximum(0.0, together["ece"] + find_ece(predictions) - together["ece"].mean())
     found = {name: _percentiles(values) for name, values in together.items() if np.ptp(values) > 0}
     shares: dict[FigureName, int] = {

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggkit.arguments import demand_count
-from vggkit.engines.model_weights import ModelFile, NetworkWeights, open_model
+from vggkit.engines.model_weights import ModelFile, NetworkWeights, open_for_engine
 from vggkit.engines.outputs import softmax
 from vggkit.engines.select import choose_engine
 from vggkit.errors import BadImage, BadInput
@@ -139,7 +139,7 @@ def check_explanations(
 
     Raises BadInput where no image can be read, and what `explain` does.
     """
-    opened = open_model(model, "check_explanations")
+    opened = open_for_engine(model, "check_explanations")
     card = opened.card
     plan = ExplanationPlan.of(card, method=method, layer=layer)
     most, batch_size = demand_count("most", most), demand_count("batch_size", batch_size)

@@ -15,7 +15,7 @@ from vggkit.arguments import demand_count
 from vggkit.engines.cached import find_engine
 from vggkit.engines.graph_builder import describe_overflow
 from vggkit.engines.info import WantedEngine
-from vggkit.engines.model_weights import ModelFile, NetworkWeights, Weights, find_weights, open_model
+from vggkit.engines.model_weights import ModelFile, NetworkWeights, Weights, find_weights, open_for_engine
 from vggkit.engines.outputs import WantedPrecision, softmax
 from vggkit.engines.select import choose_engine
 from vggkit.engines.stream import stream_rows
@@ -75,7 +75,7 @@ def explain(
     An image that cannot be read, or whose values overflow in the network, becomes an Explanation with its
     `problem`. Raises UnknownName, BadConfiguration, BadInput, BadData, and MissingExtra without captum.
     """
-    opened = open_model(model, "explain")
+    opened = open_for_engine(model, "explain")
     card = opened.card
     plan = ExplanationPlan.of(card, method=method, layer=layer, label=label, contrast=contrast)
     batch_size = demand_count("batch_size", batch_size)
@@ -107,11 +107,13 @@ def build_explainer(
     """
     weights = find_weights(model)
     if not plan.is_closed:
-        if engine not in ("auto", "pytorch") or precision not in ("auto", "fp32"):
+        other = [f"engine={engine}"] if engine not in ("auto", "pytorch") else []
+        other += [f"precision={precision}"] if precision not in ("auto", "fp32") else []
+        if other:
             at = f" at {plan.layer}" if plan.layer else ""
             raise BadConfiguration(
                 f"{plan.method}{at} takes gradients or captum, which PyTorch computes in float32: leave "
-                f"engine={engine} and precision={precision} out, or take grad-cam at its default layer"
+                f"{' and '.join(other)} out, or take grad-cam at its default layer"
             )
         from vggkit.explanations.gradients import GradientExplainer
 

@@ -62,7 +62,8 @@ class Explanation:
             return "not explained"
         if self.contrast is not None:
             return f"{self.label}, not {self.contrast}"
-        return f"{self.label} {100 * (self.probability or 0):.1f} %"
+        percent = 100 * (self.probability or 0)
+        return f"{self.label} {percent:.1f} %" if percent >= 0.05 else f"{self.label} < 0.1 %"
 
     @property
     def source(self) -> str:
@@ -84,8 +85,9 @@ class Explanation:
         """Write the explanation, whole or not at all.
 
         Args:
-            path: .png, .jpg or .webp: the image, and beside it the image under the map as heat, scaled so that the
-                map's largest value is the hottest and what is 0 or less has none. .npy: the map, (H, W) float32.
+            path: .png, .jpg or .webp: the image, and beside it the image under the map as heat: the hottest percent
+                of the map's places above 0 has the brightest colour, and what is 0 or less has none. .npy: the map,
+                (H, W) float32, as it is.
 
         Raises BadOutput where it cannot be written, BadInput where there is a problem and so no map, and BadImage
         where the image is no longer readable.
@@ -149,7 +151,7 @@ class Explanations(Sequence[Explanation]):
             return "Explanations()"
         failed = sum(each.problem is not None for each in self.items)
         more = f", {failed:,} failed" if failed else ""
-        return f"Explanations({self.items[0].source} of {len(self):,} images{more})"
+        return f"Explanations({self.items[0].source} of {len(self):,} image{'s' * (len(self) != 1)}{more})"
 
     def save(self, path: str | Path) -> None:
         """Write what `Explanation.save` does of a single image; of several a contact sheet of the first 60.

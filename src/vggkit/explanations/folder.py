@@ -64,7 +64,7 @@ class ExplanationFolder:
             "method": plan.method,
             "layer": plan.layer,
             "map": f"{plan.sides[0]} × {plan.sides[1]} float32, not scaled",
-            "overlay": "scaled by the largest value of its map; what is 0 or less has no colour",
+            "overlay": "scaled by the 99th percentile of the map's values above 0; what is 0 or less has no colour",
         }
         write_text(self.folder / ABOUT, json.dumps(about, ensure_ascii=False, indent=1) + "\n")
 

@@ -65,8 +65,9 @@ class GradientExplainer(Explainer):
         return np.concatenate(logits), np.concatenate(maps)
 
     def _explain(self, batch: Values, directions: Values | None) -> tuple[Values, Values]:
-        # Whatever mode the caller is in, gradients are recorded here.
-        with torch.inference_mode(False), torch.enable_grad():
+        # Whatever mode the caller is in, gradients are recorded here, in float32.
+        exact = torch.autocast(self._device.type, enabled=False)
+        with torch.inference_mode(False), torch.enable_grad(), exact:
             images = torch.from_numpy(np.ascontiguousarray(batch)).to(self._device)
             if self._attribute is None:
                 logits, maps = self._explain_layer(images, directions)

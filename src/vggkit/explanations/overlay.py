@@ -27,6 +27,10 @@ IMAGE_ENDINGS: Final = (".png", ".jpg", ".jpeg", ".webp")
 BAND_PIXELS: Final = 26
 """Height of the caption's band."""
 GAP_PIXELS: Final = 6
+HOTTEST_PERCENT: Final = 99
+"""Percentile of a map's values above 0 that is the hottest: a few extreme pixels would leave all others dark."""
+MOST_PLACES: Final = 56
+"""Places a side that a map is drawn with: those of larger maps are averaged, for single pixels cannot be seen."""
 OPACITY: Final = 0.85
 """Of the hottest place."""
 UNSEEN_LIGHT: Final = 0.4
@@ -64,10 +68,15 @@ def show_pixels(pixels: Pixels, long_side: int = SHOWN_PIXELS) -> Pixels:
 
 
 def scale_map(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Heat in [0, 1] of a map (H, W): its values by the largest, and 0 for what is below 0."""
+    """Heat in [0, 1] of a map (H, W): its values by the 99th percentile of those above 0; 0 for what is below 0."""
+    height, width = (min(side, MOST_PLACES) for side in values.shape)
+    if (height, width) != values.shape:
+        values = np.asarray(Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR))
     positive = np.maximum(values, 0)
-    peak = positive.max()
-    return positive / peak if peak > 0 else positive
+    if not positive.any():
+        return positive
+    scaled: NDArray[np.float32] = positive / np.percentile(positive[positive > 0], HOTTEST_PERCENT)
+    return scaled.clip(0, 1)
 
 
 def lay_map(
@@ -85,7 +94,8 @@ def lay_map(
     right, bottom = max(right, left + 1), max(bottom, top + 1)
     inside = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
     # Of the map only what lies on the image is enlarged: a crop may be far larger than it.
-    across, down = values.shape[1] / (right - left), values.shape[0] / (bottom - top)
+    scaled = scale_map(values)
+    across, down = scaled.shape[1] / (right - left), scaled.shape[0] / (bottom - top)
     part = (
         (inside[0] - left) * across,
         (inside[1] - top) * down,
@@ -93,10 +103,25 @@ def lay_map(
         (inside[3] - top) * down,
     )
     shape = max(1, inside[2] - inside[0]), max(1, inside[3] - inside[1])
-    enlarged = Image.fromarray(scale_map(values)).resize(shape, Image.Resampling.BICUBIC, box=part)
+    enlarged = Image.fromarray(scaled).resize(shape, Image.Resampling.BICUBIC, box=part)
     heat = np.zeros(size, np.float32)
     heat[inside[1] : inside[3], inside[0] : inside[2]] = np.asarray(enlarged).clip(0, 1)
     return heat, inside
+
+
+def encode_heat(values: NDArray[np.float32], side: int) -> bytes:
+    """A PNG of a map alone (H, W), to be laid over an image: colours by heat, and clear where there is none.
+
+    Args:
+        values: The map.
+        side: Height and width of the PNG in pixels; the map is smoothly enlarged to it.
+    """
+    heat, _ = lay_map(values, (0, 0, side, side), (side, side))
+    image = Image.frombytes("P", (side, side), (heat * 255).astype(np.uint8).tobytes())
+    image.putpalette(list_colours().tobytes())
+    file = io.BytesIO()
+    image.save(file, "PNG", transparency=(OPACITY * np.arange(256)).astype(np.uint8).tobytes(), compress_level=1)
+    return file.getvalue()
 
 
 def draw_heat(pixels: Pixels, explanation: "Explanation") -> Pixels:

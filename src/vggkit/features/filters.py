@@ -10,15 +10,17 @@ from typing import Final
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vggkit.engines.pytorch import replicate_network
 from vggkit.engines.stream import Engine, stream_results
 from vggkit.errors import BadConfiguration, BadInput
 from vggkit.features.normalization import normalize_images
 from vggkit.images.dataset import ImageSample
 from vggkit.images.decoding import Pixels
 from vggkit.images.preprocessing import Preprocessing
-from vggkit.models.features import Features
+from vggkit.models.features import Features, list_features
 from vggkit.models.layers import widen
 from vggkit.models.receptive_field import ReceptiveField
 from vggkit.models.vgg import VGG
@@ -26,6 +28,8 @@ from vggkit.models.vgg import VGG
 COLOURS: Final = ((0.26, 0.09, 0.02), (0.27, 0.0, -0.05), (0.27, -0.09, 0.03))
 """Square root of the covariance of colours in photographs: Olah, Mordvintsev and Schubert 2017, "Feature
 visualization", Distill, as in its code."""
+LEAK: Final = 0.1
+"""Slope of a ReLU below 0 while its values are maximised: where all are 0 there would be no gradient."""
 RATE: Final = 0.1
 """Learning rate of Adam."""
 
@@ -165,9 +169,17 @@ def maximize(
 
     The mean of the channel over the map, relative to the root mean square of all channels, is maximised by Adam.
     The image is shifted by up to `jitter` pixels at each step, and its total variation, the mean absolute
-    difference of neighbours, is subtracted with the weight `smoothness`.
+    difference of neighbours, is subtracted with the weight `smoothness`. Gradients must be recorded; the
+    network is not changed. Raises BadInput for weights that were made in inference mode, and for values that are
+    not finite.
     """
-    features = Features(network, layer, frozen=True)
+    if any(value.is_inference() for value in network.parameters()):
+        raise BadInput(
+            "the network was made in torch.inference_mode, where no gradient can be computed; make or load it "
+            "outside"
+        )
+    source = _find_source(network, layer)
+    features = Features(replicate_network(network, device, torch.float32), source, frozen=True)
     generator = torch.Generator().manual_seed(seed)
     spectrum = _Spectrum(len(channels), side, generator).to(device)
     optimizer = torch.optim.Adam(spectrum.parameters(), lr=RATE)
@@ -175,13 +187,15 @@ def maximize(
     chosen = torch.tensor(list(channels), device=device)
 
     def look(images: Tensor) -> Tensor:
-        found: Tensor = widen(features(normalize_images(images, preprocessing))[layer])
+        found: Tensor = widen(features(normalize_images(images, preprocessing))[source])
         return found if found.dim() == 4 else found[:, :, None, None]
 
     for step in range(1, steps + 1):
         images = spectrum()
         down, across = torch.randint(-jitter, jitter + 1, (2,), generator=generator).tolist()
         maps = look(images.roll((down, across), (2, 3)))
+        if source != layer:
+            maps = F.leaky_relu(maps, LEAK)
         size = maps.detach().square().mean((1, 2, 3)).sqrt().clamp_min(1e-12)
         gain = maps[order, chosen].mean((1, 2)) / size
         if not bool(gain.isfinite().all()):
@@ -194,6 +208,13 @@ def maximize(
         on_step(step)
     with torch.no_grad():
         images = spectrum()
-        values = look(images)[order, chosen].mean((1, 2)).tolist()
+        maps = look(images)
+        values = (maps if source == layer else maps.relu())[order, chosen].mean((1, 2)).tolist()
     shown: Pixels = (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     return shown, values
+
+
+def _find_source(network: VGG, layer: str) -> str:
+    """The layer that is looked at: of a ReLU the one that it reads."""
+    names = list_features(network.configuration)
+    return names[names.index(layer) - 1] if layer.startswith("relu") else layer

@@ -1,4 +1,4 @@
-"""The colours of one image in another: what style transfer keeps of its content.
+"""Transfer of colours between images, with which style transfer preserves the colours of its content.
 
 Source: Gatys, Bethge, Hertzmann and Shechtman, "Preserving color in neural artistic style transfer", arXiv
 1606.05897: linear matching of mean and covariance (section 3), and luminance alone (section 4).

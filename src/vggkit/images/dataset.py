@@ -55,7 +55,7 @@ class ImageSample:
     """RGB (H, W, 3), or four channels (H, W, 4), uint8, for images that are in memory; made of a PIL image, and of
     arrays and tensors as `read_pixels` takes them, which raises BadInput for others; so do arrays (H, W) here."""
     storage: Storage | None = field(default=None, repr=False)
-    """The storage that holds the bytes; None for a file of its own and for pixels in memory."""
+    """The storage that holds the bytes; None for an image file and for pixels in memory."""
     key: Any = field(default=None, repr=False)
     """The key of the image in the storage."""
     group: str | None = None
@@ -144,7 +144,7 @@ class HeldBytes:
     """Its file."""
     quick: bool = True
     is_named: bool = True
-    """Whether the image has a name of its own; one without is distinguished from others by all of its bytes."""
+    """Whether the image has its own name; one without is distinguished from others by all of its bytes."""
 
     def read(self, key: object) -> bytes:
         """The bytes."""
@@ -216,13 +216,13 @@ class ImageDataset:
             held = splits.setdefault(split or "all", [])
             if image.label is not None and (label := compose(image.label)) != image.label:
                 image = replace(image, label=label)  # noqa: PLW2901
-            # By a number alone, for there may be millions.
+            # By the inode alone, because there may be millions.
             entry = hash((split, image.label, image.group, image.identity()))
             among, place = places.setdefault(entry, (held, len(held)))
             if among is held and place == len(held):
                 held.append(image)
             elif among is held and image.repeats(among[place]):
-                # Whatever the order of the entries, the same one stays.
+                # The same entry is kept in any order of the entries.
                 stays, goes = sorted((image, among[place]), key=lambda each: each.path)
                 among[place] = stays
                 reading.omit("listed-twice", goes.path)

@@ -30,13 +30,13 @@ from vggkit.images.pillow_warnings import without_warnings
 Pixels = NDArray[np.uint8]
 
 FORMATS: Final = ("PNG", "GIF", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "PPM", "JPEG2000", "TGA", "PCX", "SGI", "PSD")
-"""What Pillow may open besides JPEG. Left out is what starts programs (EPS), draws (WMF), holds no photographs
-(ICO, FLI) or is decoded in Python, where a small file can take minutes (QOI, MSP)."""
+"""Formats that Pillow may open besides JPEG. Excluded are those that start programs (EPS), draw (WMF), hold no
+photographs (ICO, FLI) or are decoded in Python, where a small file can take minutes (QOI, MSP)."""
 
 FOUR_CHANNELS: Final = frozenset({"RGBA", "RGBX", "RGBa", "CMYK"})
 """Pillow's modes of four channels; files of more are not read."""
 
-_UNKNOWN_WHITE: Final = "and what is white is not known; save it with 8 or 16 bits, from 0 to 255 or to 65535"
+_UNKNOWN_WHITE: Final = "whose range is unknown; save it with 8 or 16 bits, from 0 to 255 or to 65535"
 
 STRIP_PIXELS: Final = 2**20
 """Pixels that are converted at a time."""
@@ -60,7 +60,7 @@ def decode(
             side still has this many pixels: faster, and slightly other pixels. None: at its full size.
         channels: 3; or 4 for (H, W, 4), the values as the file holds them, its fourth channel no transparency.
 
-    Raises BadImage for whatever is not a readable image: missing, empty, truncated, of no
+    Raises BadImage for anything that is not a readable image: missing, empty, truncated, of no
     image format, so large that it would not be decoded within 5 s and 1 GB, or without the
     fourth channel that is requested.
     """
@@ -90,7 +90,7 @@ def see(image: Image.Image, *, name: str, keep_fourth: bool = False) -> Pixels:
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """What decoders raise, as BadImage with the image's name."""
+    """Converts exceptions of decoders to BadImage with the image's name."""
     try:
         yield
     except BadImage as problem:
@@ -102,7 +102,7 @@ def _explained(name: str) -> Iterator[None]:
     except Exception as problem:  # decoders raise whatever they meet, struct.error to SyntaxError
         reason = str(problem) or type(problem).__name__
         if reason.startswith("decoder error"):
-            reason = f"its data are broken, or packed in a way not known here; {reason}"
+            reason = f"its data are damaged, or encoded in an unsupported way; {reason}"
         raise BadImage(f"{name}: cannot be decoded ({reason})") from problem
 
 
@@ -128,7 +128,7 @@ def to_four_channels(image: Image.Image) -> Pixels:
 
 
 def _cut(image: Image.Image) -> Iterator[Image.Image]:
-    """The image in strips from the top: what is made of them at a time stays small."""
+    """The image in strips from the top, so that intermediate results stay small."""
     rows = max(1, STRIP_PIXELS // image.width)
     for top in range(0, image.height, rows):
         yield image.crop((0, top, image.width, min(top + rows, image.height)))
@@ -141,7 +141,7 @@ def read_file(path: str | Path, *, name: str | None = None) -> bytes:
         found = path.stat()
         if stat.S_ISDIR(found.st_mode):
             raise BadImage(f"{name}: is a folder, not an image")
-        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
+        if not stat.S_ISREG(found.st_mode):  # reading a pipe would block
             raise BadImage(f"{name}: is not a file")
         if found.st_size > MOST_BYTES:
             raise BadImage(f"{name}: has {found.st_size:,} bytes; images of up to {MOST_BYTES:,} are read")
@@ -153,12 +153,12 @@ def read_file(path: str | Path, *, name: str | None = None) -> bytes:
     except BadImage:
         raise
     except ValueError as problem:  # there is a NUL in it
-        raise BadImage(f"{name!r}: is no name of a file") from problem
+        raise BadImage(f"{name!r}: is not a valid file name") from problem
 
 
 def _decode_jpeg(data: bytes, least_side: int | None) -> Pixels:
-    """A JPEG's pixels, through simplejpeg where it gives Pillow's; Pillow has the last word on what is broken."""
-    # The class and not Image.open: that would take a file of several images for more than its first.
+    """A JPEG's pixels, through simplejpeg where it gives the same as Pillow, which decides about broken files."""
+    # The class and not Image.open, which would open a file of several images as such.
     with JpegImageFile(io.BytesIO(data)) as image:
         kind = "progressive JPEG" if image.info.get("progressive") else "JPEG"
         full = image.size
@@ -193,7 +193,7 @@ def open_heic(data: bytes) -> Any:
 def _decode_heic(data: bytes) -> Pixels:
     image = open_heic(data)
     demand_room("HEIC", image.size, len(data))
-    return to_rgb(image.to_pillow())  # libheif has turned it already
+    return to_rgb(image.to_pillow())  # libheif has rotated it already
 
 
 def _decode_other(data: bytes, convert: Callable[[Image.Image], Pixels] = to_rgb) -> Pixels:
@@ -219,7 +219,7 @@ def _choose_scale(short_side: int, least_side: int | None) -> int:
 
 @cache
 def _find_simplejpeg() -> Callable[..., Pixels] | None:
-    """Its decoder; some machines are without it, and get the same pixels from Pillow."""
+    """Its decoder; machines without it get the same pixels from Pillow."""
     try:
         import simplejpeg  # type: ignore[import-untyped]
     except ImportError:
@@ -245,7 +245,7 @@ TURNS: Final[dict[int, Callable[[Pixels], Pixels]]] = {
     7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
     8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
 }
-"""What makes pixels upright that were stored with each EXIF orientation; 1 is upright."""
+"""The operation that makes pixels upright for each EXIF orientation; 1 is upright."""
 
 
 def _find_turn(image: Image.Image) -> Callable[[Pixels], Pixels] | None:
@@ -256,7 +256,7 @@ def _find_turn(image: Image.Image) -> Callable[[Pixels], Pixels] | None:
 
 
 def _choose_conversion(image: Image.Image) -> Callable[[Image.Image], Any]:
-    """What makes RGB of a part of this image."""
+    """The function that converts a strip of this image to RGB."""
     if image.mode.startswith("I") or image.mode == "F":
         return _choose_scaling(image)
     if image.mode == "RGB" and "transparency" not in image.info:
@@ -272,7 +272,7 @@ def _lay_over_white(part: Image.Image) -> Image.Image:
 
 
 def _choose_scaling(image: Image.Image) -> Callable[[Image.Image], Pixels]:
-    """From 0 to what the file's bits can say; raises BadImage for values that leave open what is white."""
+    """The range from 0 to the largest value of the file's bit depth; raises BadImage where that is unknown."""
     most = _largest_value(image)
     clear = image.info.get("transparency")
     if image.mode == "F":
@@ -291,7 +291,7 @@ def _choose_scaling(image: Image.Image) -> Callable[[Image.Image], Pixels]:
 
 
 def _largest_value(image: Image.Image) -> int:
-    """What whole numbers reach at most: a TIFF says with how many bits it was written."""
+    """The largest value of integers: a TIFF declares its number of bits."""
     tags = getattr(image, "tag_v2", {})
     bits = (tags.get(258) or (16,))[0]
     signed = (tags.get(339) or (1,))[0] == 2

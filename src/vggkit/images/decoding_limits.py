@@ -1,4 +1,4 @@
-"""What an image may claim: decoding takes at most 5 s and 1 GB, the whole process (docs/decisions/decoding.md)."""
+"""Limits on declared image sizes: decoding takes at most 5 s and 1 GB (docs/decisions/decoding.md)."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -14,12 +14,12 @@ PILLOW_BYTES: Final = 7.5
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What bounds a format, measured on noise, which takes longest (docs/decisions/decoding.md)."""
+    """The limits of a format, measured on noise, which takes longest (docs/decisions/decoding.md)."""
 
     pixel_bytes: float = PILLOW_BYTES
     """Memory for each pixel at the peak of decoding."""
     most_pixels: int | None = None
-    """What is decoded within 5 s, where memory allows more."""
+    """Megapixels that are decoded within 5 s, where memory allows more."""
     most_file_bytes: int | None = None
     """The same of the file."""
 
@@ -38,11 +38,11 @@ SLOW_DECODERS: Final = frozenset({"ppm", "ppm_plain", "bmp_rle"})
 """Those that Pillow has in Python."""
 
 TURNED_BYTES: Final = 3.0
-"""An image that EXIF turns is copied."""
+"""An image that is rotated by its EXIF is copied."""
 
 
 def demand_room(kind: str, size: tuple[int, int], file_bytes: int, *, scale: int = 1, extra: float = 0) -> None:
-    """Raise BadImage for an image whose decoding would take more than 5 s or 1 GB; a small file can claim far more.
+    """Raise BadImage for an image whose decoding would take more than 5 s or 1 GB, which a small file can declare.
 
     Args:
         kind: A key of COSTS; any other is a format without limits of its own.

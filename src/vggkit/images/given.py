@@ -73,7 +73,7 @@ def take_one(source: ImageSource, *, name: str) -> ImageSample:
 
     Args:
         source: The image.
-        name: What it is called where it has no name of its own.
+        name: Its name if it has none itself.
     """
     match source:
         case ImageSample():

@@ -65,7 +65,7 @@ def _describe(image: Image.Image) -> Head:
         orientation = int(image.getexif().get(ExifTag.Orientation, 1))
     except Exception:  # metadata that cannot be read leaves an image as it is
         orientation = 1
-    swapped = orientation in (5, 6, 7, 8) and image.format != "TIFF"  # of those Pillow tells the upright size
+    swapped = orientation in (5, 6, 7, 8) and image.format != "TIFF"  # of a TIFF Pillow reports the upright size
     width, height = image.size[::-1] if swapped else image.size
     return Head(
         format=str(image.format),

@@ -31,9 +31,9 @@ LEAST_SIMILARITY: Final = 0.6
 MOST_PARTNERS: Final = 32
 """The number of later images, the most similar ones, that an image is compared with closely."""
 
-_LEAST_CORRELATION: Final = 0.78  # of the waves; what is below is not looked at closely
-_LEAST_DETAIL: Final = 1.0  # grey levels, root mean square; below it rounding speaks, not the image
-_LEAST_FIT: Final = 0.8  # of images laid over each other coarsely; what is below is not looked at more closely
+_LEAST_CORRELATION: Final = 0.78  # of the cosine coefficients; pairs below are not compared further
+_LEAST_DETAIL: Final = 1.0  # grey levels, root mean square; below it rounding dominates
+_LEAST_FIT: Final = 0.8  # of coarsely aligned images; pairs below are not compared further
 _DEVIATIONS: Final = 6.0  # by how many of its standard deviations a correlation is lowered
 _FARTHEST: Final = 0.13  # shift and stretch, in halves of the side: crops and borders of up to 6 % of a side
 _WAVES: Final = 8
@@ -52,7 +52,7 @@ class NearDuplicate(NamedTuple):
 
 
 def compute_descriptor(pixels: Pixels) -> Pixels:
-    """The descriptor (D,), uint8, of RGB pixels (H, W, 3), uint8: a grey thumbnail, whatever the sides' ratio.
+    """The descriptor (D,), uint8, of RGB pixels (H, W, 3), uint8: a grey thumbnail, for any aspect ratio.
 
     Images with a side under LEAST_SIDE get zeros, which are similar to nothing: find their copies by digest.
     """
@@ -188,7 +188,7 @@ def _compare(moving: Floats, target: Floats) -> Floats:
 
 
 def _correlate(moved: Floats, inside: Floats, target: Floats) -> Floats:
-    """Similarity (M,) of detail (M, S, S) laid over each other: its correlation, less what chance may have given.
+    """Similarity (M,) of aligned detail (M, S, S): its correlation, minus what may be due to chance.
 
     Detail that is spread over many waves and over the whole image makes many independent samples, by which a
     correlation is known well. A bird in a clear sky, a horizon or a figure makes few, and must fit more exactly.
@@ -206,7 +206,7 @@ def _correlate(moved: Floats, inside: Floats, target: Floats) -> Floats:
 
 
 def _align(moving: Floats, target: Floats, motion: Floats, *, scale: float) -> tuple[Floats, Floats]:
-    """Stretch and shift (M, 4) down and across that lay `moving` over `target`, in halves of the side, and the fit.
+    """Scale and shift (M, 4) down and across that align `moving` with `target`, in halves of the side, and the fit.
 
     Gauss and Newton's least squares from `motion` on, of images smoothed to `scale` pixels; the gradients are the
     target's, so nothing is inverted twice. The fit (M,) is the correlation before the last step.
@@ -234,7 +234,7 @@ def _align(moving: Floats, target: Floats, motion: Floats, *, scale: float) -> t
 
 
 def _warp(thumbnails: Floats, motion: Floats) -> tuple[Floats, Floats]:
-    """The thumbnails (M, S, S) stretched and shifted, and 1 where they have values then, rim aside."""
+    """The thumbnails (M, S, S) scaled and shifted, and 1 where they then have values, without the border."""
     inside = _INNER
     for stretch, shift in (motion.T[:2], motion.T[2:]):  # down, then across, as the sides change places
         places = (_PLACES * (1 + stretch[:, None]) + shift[:, None] + 1) * (SIDE / 2) - 0.5
@@ -249,7 +249,7 @@ def _warp(thumbnails: Floats, motion: Floats) -> tuple[Floats, Floats]:
 
 
 def _effective(a: Floats, b: Floats, times: Floats | int = 1) -> Floats:
-    """How many values share the weight of both (M, h, w): all where they are even, one where one has all.
+    """The effective number of values of both (M, h, w): all if they are equal, one if one has all the weight.
 
     Each counts `times`.
     """
@@ -305,7 +305,7 @@ def _sharpen(thumbnails: Floats) -> Floats:
 
 
 def _blur(thumbnails: Floats, deviation: float) -> Floats:
-    """Smoothed by a bell of this standard deviation in pixels."""
+    """Smoothed by a Gaussian of this standard deviation in pixels."""
     bell = _BELLS[deviation]
     smooth: Floats = np.matmul(np.matmul(bell, thumbnails), bell.T)
     return smooth

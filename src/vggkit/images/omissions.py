@@ -95,7 +95,7 @@ class UnlabelledTable:
     """Its columns whose meaning is not known."""
 
     def describe(self) -> str:
-        """A sentence: what is missing, and what to do."""
+        """A sentence with what is missing and what to do."""
         listed = ", ".join(map(repr, self.columns[:8])) + (" …" if len(self.columns) > 8 else "")
         found = f", but the columns {listed}" if listed else ""
         return (

@@ -12,7 +12,7 @@ class _WhileDecoding(threading.local):
 
     active = False
     pattern = r"PIL\."
-    """What a compiled one has: scikit-learn reads it, to hand filters to its own processes."""
+    """As in a compiled pattern: scikit-learn reads it to pass filters to its own processes."""
 
     def match(self, module: str) -> bool:
         return self.active and module.startswith("PIL.")

@@ -26,7 +26,7 @@ def read_pixels(given: object, *, name: str, keep_fourth: bool = False) -> Pixel
     """RGB pixels (H, W, 3), uint8, of one image in memory, by the rules for files.
 
     Grey is three equal channels, transparency is laid over white, 16 bits are scaled to 8, and a PIL image is
-    upright as EXIF says.
+    rotated according to its EXIF.
 
     Args:
         given: An array (H, W, 3), (H, W), (H, W, 1) or (H, W, 4), uint8 or uint16; a tensor of such, channels
@@ -136,7 +136,7 @@ def _check_shape(shape: Sequence[int], name: str, kind: str, *, whole: Sequence[
     if len(shape) == 2 and not whole:
         return
     if len(shape) == 4:
-        raise BadInput(f"{about} is several images, where one is taken; give it by itself, or list(pixels)")
+        raise BadInput(f"{about} is several images, where one is expected; pass one of them, or list(pixels)")
     if len(shape) != 3:
         raise BadInput(f"{about}; {RULE}")
     at_first, at_last = shape[0] in CHANNELS, shape[2] in CHANNELS

@@ -29,7 +29,7 @@ GREY_STD: Final = 0.226
 CROP_PIXELS: Final = 224
 """Height and width of the input of the paper's networks."""
 MOST_RESIZED: Final = 2**24
-"""Pixels of a resized image that only a thread of an image would exceed."""
+"""Pixels of a resized image that only an extremely elongated image would exceed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Preprocessing:
 
     fit_mode: FitMode = "crop"
     """How an image becomes square: crop (the middle of the resized image), pad (the whole image,
-    on the mean colour), stretch (the whole image, its sides' ratio lost)."""
+    on the mean colour), stretch (the whole image, without its aspect ratio)."""
     resize_pixels: int = 256
     """Short side after resizing, for fit_mode=crop alone; the sides keep their ratio."""
     crop_pixels: int = CROP_PIXELS
@@ -55,7 +55,7 @@ class Preprocessing:
     """Order of the channels; L is one channel, grey (ITU-R 601), and RGBX is four as files and arrays hold them: a
     fourth beside the colours, such as infrared, depth or alpha."""
     full_value: float = 1.0
-    """What a channel at its brightest (255) counts before mean and std: 1, or 255 as Caffe had it."""
+    """The value of a channel at 255 before mean and std are applied: 1, or 255 as in Caffe."""
     mean: tuple[float, ...] = IMAGENET_MEAN
     """Subtracted from each channel, in the order of `channel_order` and on the scale of `full_value`."""
     std: tuple[float, ...] = IMAGENET_STD
@@ -122,7 +122,7 @@ class Preprocessing:
         return self.normalize(self.fit(image.decode(least_side=self.least_side, channels=self.decoded_channels)))
 
     def fit(self, pixels: Pixels) -> Pixels:
-        """RGB pixels (crop, crop, 3) as `fit_mode` says, for RGB pixels (H, W, 3) of any size; four stay four."""
+        """RGB pixels (crop, crop, 3) by `fit_mode`, for RGB pixels (H, W, 3) of any size; or with four channels."""
         crop = self.crop_pixels
         match self.fit_mode:
             case "crop":
@@ -136,7 +136,7 @@ class Preprocessing:
                 return _lay_on(self.mean_colour(), crop, resize(pixels, size, self.interpolation))
 
     def locate(self, height: int, width: int) -> tuple[float, float, float, float]:
-        """Where `fit` looks in an image of this size: left, top, right and bottom edge in pixels of the image.
+        """The area that `fit` uses of an image of this size: left, top, right and bottom edge in its pixels.
 
         Edges lie outside of the image where the network sees padding there.
 
@@ -177,7 +177,7 @@ class Preprocessing:
         """The middle of the resized image."""
         size = self._resized_size(*pixels.shape[:2])
         if size[0] * size[1] > MOST_RESIZED:
-            # Resized whole it would take gigabytes, to no use.
+            # Resized as a whole it would need gigabytes.
             pixels = _without_far_ends(pixels, 64 * min(pixels.shape[:2]))
             size = self._resized_size(*pixels.shape[:2])
         columns, rows = (_middle(side, self.crop_pixels) for side in size)

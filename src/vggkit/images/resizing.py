@@ -31,7 +31,7 @@ def resize_part(
     pixels: Pixels, size: tuple[int, int], interpolation: Interpolation, columns: Span, rows: Span
 ) -> Pixels:
     """These columns and rows of RGB pixels (H, W, 3), or of (H, W, 4), resized to (width, height)."""
-    if pixels.shape[2] == 4:  # by itself: Pillow would take it for the transparency of the others
+    if pixels.shape[2] == 4:  # separately: Pillow would treat it as the transparency of the others
         colours = resize_part(pixels[..., :3], size, interpolation, columns, rows)
         fourth = resize_part(pixels[..., [3, 3, 3]], size, interpolation, columns, rows)
         return np.dstack([colours, fourth[..., :1]])

@@ -94,7 +94,7 @@ def divide(images: ImageDataset, *, validation_share: float, seed: int, ties: Ti
     together, as do several entries of one image and tied images, and the shares come as near as the groups allow.
 
     Raises BadData where a class has only one image, no division of the groups that was found leaves each class
-    on both sides, or there is nothing to learn from.
+    on both sides, or there are no training images.
     """
     if is_divided(images):
         return images
@@ -117,7 +117,7 @@ def divide_in_folds(
     `val` has every class. A split `test` stays apart in every fold; splits `train` and `val` are joined first.
 
     Raises BadInput for fewer than two folds, BadData where a class has fewer images or groups than folds, or no
-    way was found to deal the groups so that each fold has every class.
+    assignment of the groups was found in which each fold has every class.
     """
     if folds < 2:
         raise BadInput(f"folds must be 2 or more, got {folds}")
@@ -134,8 +134,8 @@ def divide_in_folds(
     dealt = deal({unit: _count(units[unit]) for unit in order}, folds)
     if dealt is None:
         raise BadData(
-            f"{images.name}: no way was found to deal its {len(units)} groups to {folds} folds so that each fold "
-            "has every class; take fewer folds, or divide groups that hold many classes"
+            f"{images.name}: no assignment of its {len(units)} groups to {folds} folds was found in which each "
+            "fold has every class; take fewer folds, or divide groups that hold many classes"
         )
     places = {image: dealt[unit] for unit, members in units.items() for image in members}
     held = [{image for image, place in places.items() if place == fold} for fold in range(folds)]
@@ -193,7 +193,7 @@ def _split(images: ImageDataset, whole: Sequence[ImageSample], held_out: Collect
 
 
 def _list_undivided(images: ImageDataset) -> tuple[ImageSample, ...]:
-    """What is divided anew: all images but those of a split `test`."""
+    """The images to split: all but those of a split `test`."""
     return tuple(p for name in ("all", "train", "val") if name in images.splits for p in images.splits[name])
 
 
@@ -214,7 +214,7 @@ def _choose_images(name: str, whole: Sequence[ImageSample], share: float, seed: 
 
 
 def _choose_units(name: str, members: Mapping[str, Sequence[ImageSample]], share: float, seed: int) -> set[str]:
-    """Groups in a drawn order, each taken where it brings the classes nearer to their shares."""
+    """Groups in a random order, each taken if it brings the classes nearer to their shares."""
     order = sorted(members, key=lambda unit: _rank(seed, "group", unit))
     units = {unit: _count(members[unit]) for unit in order}
     lacking = {
@@ -230,7 +230,7 @@ def _choose_units(name: str, members: Mapping[str, Sequence[ImageSample]], share
             lacking[label] -= count
 
     def gain(unit: str) -> float:
-        # Squares: one class far off weighs more than many a little off.
+        # Squares: one large deviation counts more than many small ones.
         return sum(lacking[label] ** 2 - (lacking[label] - count) ** 2 for label, count in units[unit].items())
 
     def spare(unit: str) -> bool:
@@ -263,7 +263,7 @@ def _repair(name: str, units: Units, chosen: Collection[str], label: str) -> set
 
 def _tie(whole: Sequence[ImageSample], ties: Ties) -> dict[str, list[ImageSample]]:
     """Images that stay together, by the first name of what ties them: a group, being one and the same image, or
-    one of `ties`. An image without such ties is a unit of its own.
+    one of `ties`. An image without such ties is a unit by itself.
     """
     firsts: dict[str, str] = {}
     entries: dict[Hashable, str] = {}
@@ -288,7 +288,7 @@ def _count_units(units: Mapping[str, Sequence[ImageSample]]) -> Counter[str]:
 
 
 def _first(firsts: dict[str, str], name: str) -> str:
-    """The first name of those that are tied to a name, with the way there made shorter."""
+    """The first name of those that are tied to a name, with path compression."""
     first = name
     while firsts.setdefault(first, first) != first:
         first = firsts[first]

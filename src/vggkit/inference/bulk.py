@@ -152,8 +152,8 @@ def _skip_done(chunks: Chunks, images: Iterator[ImageSample], digest: ImageDiges
             done += 1
         if done < chunk.stop or digest.hex() != chunk.digest:
             raise BadOutput(
-                f"{chunks.folder}: holds results of other images: among the first {chunk.stop:,} some came, went "
-                "or changed. Name another file with --out, or say --overwrite to begin anew"
+                f"{chunks.folder}: holds results of other images: among the first {chunk.stop:,} some were added, "
+                "removed or changed. Name another file with --out, or use --overwrite to start again"
             )
     return done
 
@@ -221,8 +221,8 @@ def _check_finished(job: Job, chunks: Chunks) -> BulkResult:
     before = count_rows(about)
     if (count, digest.hex()) != (before, about["digest"]):
         raise BadOutput(
-            f"{job.out}: holds results of other images: {before:,} then, {count:,} now; some came, went or "
-            "changed. Name another file with --out, or say --overwrite to begin anew"
+            f"{job.out}: holds results of other images: {before:,} then, {count:,} now; some were added, removed "
+            "or changed. Name another file with --out, or use --overwrite to start again"
         )
     return BulkResult(str(job.out), count, about["unreadable"], count, job.engine, reading.list_omissions())
 

@@ -26,7 +26,7 @@ NAME: Final = re.compile(r"(\d{12})-(\d{12})-([0-9a-f]{16})\.part")
 LISTS: Final = "lists"
 """The entry of a chunk's columns that are no arrays, as JSON."""
 RENAMED: Final = {"answer": "prediction"}
-"""Columns by the names that version 0.1 gave them, and today's names."""
+"""Columns by the names of version 0.1, with their current names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ class Chunks:
             np.savez(out, allow_pickle=False, **held)
 
     def discard(self) -> None:
-        """Remove them; the manifest, which says that they are there, goes first."""
+        """Remove them; the manifest that lists them is removed first."""
         (self.folder / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 

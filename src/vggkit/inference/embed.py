@@ -15,7 +15,7 @@ from vggkit.arguments import demand_count
 from vggkit.engines.cached import find_engine
 from vggkit.engines.graph_builder import describe_overflow
 from vggkit.engines.info import WantedEngine
-from vggkit.engines.model_weights import ModelFile, open_model
+from vggkit.engines.model_weights import ModelFile, open_for_engine
 from vggkit.engines.outputs import WantedPrecision, list_outputs, plan_outputs
 from vggkit.engines.stream import Engine, stream_results
 from vggkit.errors import UnknownName
@@ -111,7 +111,7 @@ def embed(
 
     Raises UnknownName, BadInput, BadData and BadConfiguration.
     """
-    opened = open_model(model, "embed")
+    opened = open_for_engine(model, "embed")
     width = find_width(opened.card.configuration, layer)
     batch_size = demand_count("batch_size", batch_size)
     given = list_sources(images)

@@ -1,4 +1,4 @@
-"""Fingerprints of results, by which different ones are not mixed: model, engine, options, images."""
+"""Fingerprints of results, so that different results are not mixed: model, engine, options, images."""
 
 import hashlib
 from collections.abc import Iterator, Mapping

@@ -13,7 +13,7 @@ import numpy as np
 from vggkit.arguments import demand_count
 from vggkit.engines.cached import find_engine
 from vggkit.engines.info import WantedEngine
-from vggkit.engines.model_weights import ModelFile, open_model
+from vggkit.engines.model_weights import ModelFile, open_for_engine
 from vggkit.engines.outputs import WantedPrecision, softmax
 from vggkit.engines.stream import Engine, StreamResult, stream_results
 from vggkit.images.dataset import ImageSample
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vggkit.weights.model import Model
 
 ROUNDING: Final = 1e-5
-"""Share by which engines' probabilities may differ: a threshold is often one that another engine computed."""
+"""Relative difference of probabilities between engines: a threshold is often computed by another engine."""
 UNKNOWN: Final = "unknown"
 """The label where the most probable class is below the Classifier's threshold."""
 
@@ -97,7 +97,7 @@ def predict(
     without images.
     """
     top, batch_size = demand_count("top", top), demand_count("batch_size", batch_size)
-    opened = open_model(model, "predict")
+    opened = open_for_engine(model, "predict")
     card = opened.card
     given = list_sources(images)
     total = count_sources(given)
@@ -127,15 +127,21 @@ def iterate_predictions(
         yield result.image, describe_prediction(result, card, top=top)
 
 
-def describe_prediction(result: StreamResult, card: Card, *, top: int = 5) -> Prediction:
-    """The most probable classes, `top` of them, from what an engine for logits gave for an image."""
+def describe_prediction(
+    result: StreamResult, card: Card, *, top: int = 5, threshold: float | None = None
+) -> Prediction:
+    """The most probable classes, `top` of them, from what an engine for logits gave for an image.
+
+    The prediction is unknown below the threshold; None: below the Classifier's own.
+    """
     if result.output is None:
         return Prediction(result.image.path, (), (), problem=result.problem)
+    threshold = card.threshold if threshold is None else threshold
     probabilities = softmax(result.output, card.temperature)
     best = np.argsort(-probabilities, kind="stable")[:top]
     return Prediction(
         result.image.path,
         tuple(card.labels[index] for index in best),
         tuple(float(probabilities[index]) for index in best),
-        unknown=bool(probabilities[best[0]] < (1 - ROUNDING) * card.threshold),
+        unknown=bool(probabilities[best[0]] < (1 - ROUNDING) * threshold),
     )

@@ -1,4 +1,4 @@
-"""What a VGG is, as a value: a `Configuration` says everything, and the paper's six are rows of a table.
+"""A VGG as a value: a `Configuration` describes it completely, and the paper's six are rows of a table.
 
 Source: Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image
 Recognition", arXiv 1409.1556, table 1. No torch here.
@@ -48,7 +48,7 @@ class Configuration:
     lrn_after: tuple[str, ...] = ()
     """ReLUs followed by local response normalisation, such as `relu1_1` (the paper's A-LRN)."""
     pooling: Pooling = "max"
-    """What ends a block: the paper's max, or average, as Gatys et al. prefer for style."""
+    """The pooling at the end of a block: the paper's max, or average, as Gatys et al. prefer for style."""
     until: str | None = None
     """The last layer of the trunk, such as `relu3_4`; None: all of it. A cut trunk takes the pool head."""
     head: Head = "fc"
@@ -58,7 +58,7 @@ class Configuration:
     grid: int = 7
     """Side of the map that the fc and dense heads read."""
     statistics: Statistics = "mean"
-    """What the pool head reads of each channel: its mean, or mean and standard deviation."""
+    """The statistics of each channel that the pool head reads: its mean, or mean and standard deviation."""
     hidden: tuple[int, ...] = (4096, 4096)
     """Widths of the fully connected layers before the last one."""
     ranks: tuple[int | None, ...] | None = None

@@ -31,8 +31,8 @@ class Features(nn.Module):
     `bn3_2`, `relu3_2` and `pool3` are what follows; `fc6`, `relu6`, `fc7`, `relu7` and `fc8` belong to the head.
     ReLUs that work in place do not overwrite a value that is returned.
 
-    The values are those of prediction: batch norm uses its running statistics and dropout is off, whatever mode the
-    network is in, unless `train()` is called on this module. The network is not copied and not changed, and
+    The values are those of prediction: batch norm uses its running statistics and dropout is off, in any mode of
+    the network, unless `train()` is called on this module. The network is not copied and not changed, and
     gradients flow to the images, and to its parameters unless `frozen`.
 
     Args:
@@ -177,8 +177,8 @@ def list_features(configuration: Configuration) -> list[str]:
 
 
 def _demand_names(names: str | Sequence[str], configuration: Configuration) -> tuple[str, ...]:
-    wanted = (names,) if isinstance(names, str) else tuple(dict.fromkeys(names))
     known = list_features(configuration)
+    wanted = (names,) if isinstance(names, str) or not isinstance(names, Iterable) else tuple(dict.fromkeys(names))
     if not wanted:
         raise BadInput(f"name one layer or several, of {', '.join(known)}")
     for name in wanted:

@@ -50,7 +50,7 @@ class Step:
     parameters: int = 0
     """Trained values."""
     multiply_adds: int = 0
-    """Multiplications with an addition in convolutions and matrices, biases not counted."""
+    """Multiply-adds in convolutions and matrices, without biases."""
     receptive_field: int | None = None
     """Side in pixels of the square of the image that a value depends on, padding included; None: all of it."""
     factor: int | None = None
@@ -210,7 +210,7 @@ def _walk_fully_connected(
 
 
 def _list_factors(fc: FullyConnected) -> list[tuple[str, int | None, str, tuple[int, int], bool]]:
-    """Name, factor, module, sizes of what is read and given, and whether there is a bias, of each matrix."""
+    """Name, factor, module, input and output size, and whether there is a bias, of each matrix."""
     module = f"classifier.{fc.index}"
     if fc.rank is None:
         return [(fc.name, None, module, (fc.in_features, fc.out_features), True)]

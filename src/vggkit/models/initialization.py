@@ -12,7 +12,7 @@ from vggkit.models.configuration import Configuration, Scheme
 
 
 def initialize(network: nn.Module, scheme: Scheme = "kaiming") -> None:
-    """Draw every weight anew from torch's generator; biases 0, batch norm the identity.
+    """Initialise every weight again from torch's generator; biases 0, batch norm the identity.
 
     - `kaiming` (default): convolutions from He et al.'s normal distribution, fan out, for ReLU;
       fully connected layers from N(0, 0.01²). It is torchvision's, and with the same seed it
@@ -51,7 +51,7 @@ def _draw(module: nn.Conv2d | nn.Linear, scheme: Scheme) -> None:
             nn.init.normal_(module.weight, std=0.1)
         case "kaiming" | "dirac" if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if scheme == "dirac" and module.in_channels > 4:  # images are no maps to hand on
+            if scheme == "dirac" and module.in_channels > 4:  # images are not feature maps
                 nn.init.dirac_(module.weight[: module.in_channels])
         case _:
             nn.init.normal_(module.weight, std=0.01)
@@ -105,7 +105,7 @@ def warm_start(network: nn.Module, smaller: nn.Module) -> WarmStart:
 
 
 def _layer_keys(network: nn.Module) -> dict[str, str]:
-    """Where each named layer's keys start."""
+    """The prefix of each named layer's keys."""
     configuration = getattr(network, "configuration", None)
     if not isinstance(configuration, Configuration):
         raise BadInput(f"warm start takes two VGGs, got {type(network).__name__}")

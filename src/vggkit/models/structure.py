@@ -26,7 +26,7 @@ _FREE: Final = frozenset(
 """Attributes that change no prediction; widths are those of the tensors."""
 _HOOKS: Final = ("forward_hook", "forward_pre_hook", "state_dict_hook", "state_dict_pre_hook")
 _FLOATS: Final = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-_UNDO: Final = "put back what belongs there, or keep the weights alone: torch.save(network.state_dict(), path)"
+_UNDO: Final = "restore the original module, or save the weights alone: torch.save(network.state_dict(), path)"
 
 
 def read_configuration(network: nn.Module, built: Configuration, *, base: type[nn.Module]) -> Configuration:
@@ -40,7 +40,7 @@ def read_configuration(network: nn.Module, built: Configuration, *, base: type[n
         built: What it was built from.
         base: The class whose functions it runs.
 
-    Raises BadConfiguration, naming the module, where no Configuration says what the modules compute.
+    Raises BadConfiguration, naming the module, where no Configuration describes the modules.
     """
     changed = [name for name, own in vars(base).items() if isinstance(own, FunctionType) and name != "__init__"]
     changed = [name for name in changed if getattr(type(network), name) is not vars(base)[name]]
@@ -59,7 +59,7 @@ def read_configuration(network: nn.Module, built: Configuration, *, base: type[n
     trunk = _read_trunk(features, built)
     pool = network._modules["avgpool"]
     configuration = replace(built, **trunk, **_read_pool(pool, built), **_read_head(classifier, built))
-    # torch's own computes the same as ours for the paper's head.
+    # torch's module computes the same as ours for the paper's head.
     expected: nn.Module = build_pool(configuration)
     if built.head == "fc" and isinstance(pool, nn.AdaptiveAvgPool2d) and type(pool) is nn.AdaptiveAvgPool2d:
         expected = nn.AdaptiveAvgPool2d(pool.output_size)
@@ -69,7 +69,7 @@ def read_configuration(network: nn.Module, built: Configuration, *, base: type[n
         value = _find_tensor(network, key)
         if tuple(value.shape) != shape:
             hint = "; other channels are in_channels= of the VGG" if key == "features.0.weight" else ""
-            _refuse(f"{key} has the shape {tuple(value.shape)}, and its neighbours ask for {shape}", _UNDO + hint)
+            _refuse(f"{key} has the shape {tuple(value.shape)}, and its neighbours require {shape}", _UNDO + hint)
     return configuration
 
 
@@ -89,7 +89,7 @@ def check_values(network: nn.Module) -> None:
             normed = key
         else:
             kinds.setdefault(value.dtype, key)
-        # A sum is finite only where all of it is, and found much sooner; a large one may overflow by itself.
+        # A sum is finite only where all of it is, and computed much faster; a large sum may also overflow.
         if not (value.sum(dtype=torch.float32).isfinite() or value.isfinite().all()):
             raise BadInput(
                 f"{key} holds values that are not finite (NaN or infinity), and so would every prediction; "
@@ -133,7 +133,7 @@ def _read_pool(pool: nn.Module | None, built: Configuration) -> dict[str, Any]:
 
 
 def _read_head(classifier: list[nn.Module], built: Configuration) -> dict[str, Any]:
-    """Widths, ranks and dropout of a head whose layers lie as they should; nothing where they do not."""
+    """Widths, ranks and dropout of a head whose layers have the expected order; nothing for others."""
     widths, ranks = list[int](), list[int | None]()
     for module in classifier[::3]:
         factors = [_find_width(each) for each in (module if type(module) is nn.Sequential else [module])]
@@ -200,7 +200,7 @@ def _compare_own(place: str, found: nn.Module, expected: nn.Module) -> None:
     hooks = [kind for kind in _HOOKS if getattr(found, f"_{kind}s")]
     if hooks:
         kind = hooks[0].replace("_", " ")
-        _refuse(f"{place} has a {kind}, which may change what it gives", "remove it first: handle.remove()")
+        _refuse(f"{place} has a {kind}, which may change its output", "remove it first: handle.remove()")
     for kind in ("modules", "parameters", "buffers"):
         mine, theirs = (_list_names(module, kind) for module in (found, expected))
         for name in (*theirs, *mine):

@@ -29,7 +29,7 @@ class LayerSummary:
     """One row of the table. ReLU works in place and dropout is absent in inference: they have no row."""
 
     name: str
-    """`conv3_2`, `pool3`, `fc6` as the literature says; `fc6.0` and `fc6.1` are the two factors of
+    """`conv3_2`, `pool3`, `fc6` as in the literature; `fc6.0` and `fc6.1` are the two factors of
     a low-rank layer; `input`, `avgpool`, `mean` and `mean+std` lie between trunk and logits."""
     kind: LayerKind
     """What it computes: `adaptive pool` brings the map to the head's grid, `statistics` are the pool
@@ -42,7 +42,7 @@ class LayerSummary:
     """Multiplications with an addition, in convolutions and fully connected layers only, biases not
     counted: torchvision's convention, 1 of them being 2 FLOP."""
     activation_bytes: int
-    """Size of its own output in float32, for one image."""
+    """Size of its output in float32, for one image."""
     receptive_field_pixels: int | None
     """Side of the square of the image that one output value depends on, padding included; None:
     the whole image."""

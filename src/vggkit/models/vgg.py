@@ -30,7 +30,7 @@ class VGG(nn.Module):
 
     Args:
         configuration: A name of `list_models()`, or a Configuration.
-        num_classes: Classes K; 1000 where the model does not say otherwise.
+        num_classes: Classes K; 1000 unless the model specifies another number.
         in_channels: Channels C of the images.
         head: `fc` (the paper's), `dense` (the same as convolutions) or `pool`; see Configuration.
         dropout: Chance in [0, 1).
@@ -127,7 +127,7 @@ class VGG(nn.Module):
         """The configuration of the network as it is now, read from its modules: changed widths, pooling and dropout
         are found, such as those of a new last layer.
 
-        Raises BadConfiguration, naming the module, where no Configuration says what the modules compute.
+        Raises BadConfiguration, naming the module, where no Configuration describes the modules.
         """
         return read_configuration(self, self._built, base=VGG)
 
@@ -183,7 +183,7 @@ class VGG(nn.Module):
 
     def _read(self, images: Tensor, layers: nn.Sequential) -> Tensor:
         """The trunk, and then these layers of the head."""
-        # Traced graphs carry no checks of ours: a guard on H and W would fix or bound their sizes.
+        # Traced graphs contain no checks: a guard on H and W would fix or bound their sizes.
         if not (torch.compiler.is_compiling() or isinstance(images, fx.Proxy)):
             check_images(images, channels=self._built.in_channels, smallest=self._built.minimum_side)
             if any(module._backward_hooks or module._backward_pre_hooks for module in self.modules()):

@@ -50,7 +50,7 @@ class ComparedRun:
     split: str
     """The split that the metrics were measured on: `val` or `test`."""
     data: str
-    """Where the images came from."""
+    """The source of the images."""
     images: str | None
     """Digest of the images that the metrics were measured on."""
     n: int | None

@@ -30,7 +30,7 @@ CASES_AT_ONCE: Final = 12
 """Cases that are shown before the rest is unfolded."""
 
 MOST_MEMBERS: Final = 8
-"""Images of a case on the page."""
+"""Images of a case that are shown on the page."""
 
 CLASSES_AT_ONCE: Final = 24
 """Of more classes the largest and the smallest are shown, and all on request."""
@@ -42,7 +42,7 @@ SEVERITIES: Final[dict[Severity, str]] = {
     "warning": "results may be worse than necessary",
     "note": "nothing that affects results",
 }
-"""What the most severe finding means for a training."""
+"""The consequence of the most severe finding for a training."""
 
 TITLES: Final[dict[Kind, str]] = {
     "unreadable": "Files that cannot be read",

@@ -81,7 +81,7 @@ def _draw_facts(diagnosis: Diagnosis) -> Table:
     table.add_row("formats", ", ".join(f"{count:,} {name}" for name, count in diagnosis.formats.items()))
     table.add_row("modes", ", ".join(f"{count:,} {name}" for name, count in diagnosis.modes.items()))
     if diagnosis.turned:
-        table.add_row("orientation", f"{diagnosis.turned:,} are rotated as their EXIF orientation says")
+        table.add_row("orientation", f"{diagnosis.turned:,} are rotated according to their EXIF orientation")
     table.add_row("network input", f"{diagnosis.image_size}×{diagnosis.image_size} pixels")
     if diagnosis.model:
         table.add_row("labels checked by", write_line(diagnosis.model))

@@ -28,7 +28,7 @@ def plot_filters(
         channels: (N,) numbers of the channels.
         path: The file, .png, .pdf or .svg.
         title: The sheet's.
-        subtitle: What is shown, in a sentence.
+        subtitle: A description of the images, in a sentence.
         smooth: Whether pixels are interpolated; filters of a few pixels are not.
 
     Raises BadOutput and MissingExtra, see `draw_to`.
@@ -59,7 +59,8 @@ def plot_filters(
                     place = {"x": left, "y": top - 0.02, "ha": "left", "va": "bottom"}
                 axes.text(s=str(channels[number // each]), fontsize=7, color=PALE_INK, **place)
         axes.set_xlim(-0.3 if each > 1 else 0, columns * step - GAP_SHARE)
-        axes.set_ylim(rows * (step if each > 1 else step + 0.18), -0.2 if each == 1 else 0)
+        below = rows * step - GAP_SHARE if each > 1 else rows * (step + 0.18) - GAP_SHARE - 0.18
+        axes.set_ylim(below, -0.2 if each == 1 else 0)
 
 
 def join_images(images: Sequence[Sequence[Pixels]], side: int) -> Pixels:

@@ -93,7 +93,7 @@ def open_loggers(
 
     Args:
         names: Of `LOGGERS`.
-        directory: The run's folder; all loggers write there unless the environment says otherwise.
+        directory: The run's folder; all loggers write there unless the environment specifies another folder.
         config: The options of the run, for comparisons of runs.
         title: The name of the run.
         log: Called for a logger that cannot be opened or fails; None: prints to standard error.
@@ -161,13 +161,13 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """Weights & Biases; offline below `wandb/` where WANDB_MODE says so or nobody is logged in."""
+    """Weights & Biases; offline below `wandb/` if WANDB_MODE requests it or nobody is logged in."""
 
     def __init__(self, directory: Path, config: Mapping[str, Any], title: str, log: Callable[[str], None]) -> None:
         with _environment(WANDB_ERROR_REPORTING="false", WANDB_SILENT="true"):
             import wandb
 
-            # Without a mode of its own, wandb would ask a user who is not logged in.
+            # Without an explicit mode, wandb would prompt a user who is not logged in.
             known = "WANDB_MODE" in os.environ or wandb.login(prompt=False, verify=False)
             self._run: Any = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", PROJECT),

@@ -41,7 +41,7 @@ LONGEST_NAME: Final = 40
 STYLE: Final[Any] = {
     "font.size": 9,
     "text.color": INK,
-    "text.parse_math": False,  # a class may be called $x_$
+    "text.parse_math": False,  # the name of a class may be $x_$
     "axes.edgecolor": "#bbbbbb",
     "axes.labelcolor": INK,
     "axes.spines.top": False,
@@ -201,7 +201,7 @@ def _draw_bars(axes: "Axes", counts: list[int], colour: str) -> None:
 
 
 def _band_blocks(axes: "Axes", blocks: list[str]) -> None:
-    """Grey behind every second block, so that the eye keeps its place."""
+    """A grey background for every second block."""
     for number, block in enumerate(dict.fromkeys(blocks)):
         if number % 2:
             first = blocks.index(block)

@@ -122,7 +122,7 @@ class ProgressLine:
             console=self.console,
             transient=True,
             disable=quiet or not self._is_live,
-            # What is printed meanwhile goes above the bar, but only where it would tear it: results that are
+            # Text that is printed meanwhile goes above the bar, but only where it would break it: results that are
             # written to a file or a pipe stay there.
             redirect_stdout=is_terminal(sys.stdout),
             redirect_stderr=True,
@@ -173,7 +173,7 @@ class ProgressLine:
         self._progress.update(self._task, completed=done, total=total)
 
     def _write(self, what: str, done: int, total: int | None) -> None:
-        """A line now and then, with what is left at the pace since this work began."""
+        """A line at intervals, with the remaining time at the average pace so far."""
         now = time.monotonic()
         if self._task_start[0] != what or done < self._task_start[1]:
             self._task_start = (what, done, now)

@@ -109,7 +109,7 @@ def plot_strengths(solution: "HeadSolution", path: str | Path, *, title: str) ->
 
 
 def plot_confusion(evaluation: Evaluation, path: str | Path) -> None:
-    """Plot the confusion matrix, each row shaded by its shares.
+    """Plot the confusion matrix, each row shaded by its proportions.
 
     Counts are written for up to 20 classes, class names for up to 60.
 

@@ -53,7 +53,7 @@ def _title(summary: Summary, *, plain: bool) -> Text:
 
 def _table(summary: Summary, *, wide: bool, plain: bool) -> Table:
     totals = summary.totals
-    # One unit a column, so that the eye compares digits and not letters.
+    # One unit per column, so that digits can be compared.
     adds_unit, adds_scale = _unit(totals.multiply_adds, 1000, ("", "k", "M", "G"))
     memory_unit, memory_scale = _unit(totals.activation_bytes, 1024, ("B", "KiB", "MiB"))
     columns = [

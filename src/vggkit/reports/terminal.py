@@ -1,4 +1,4 @@
-r"""Output to the terminal: names and texts from files are shown, whatever they hold, and never executed.
+r"""Output to the terminal: control characters in names and texts from files are shown and have no effect.
 
 Every table, message and line of text goes through here: control characters appear as `\x1b`, and nothing is read
 as rich's markup or its names of emoji.
@@ -64,7 +64,7 @@ class _Ascii(io.StringIO):
 
 
 def write_line(*parts: str | tuple[str, str], style: str = "", overflow: OverflowMethod | None = None) -> Text:
-    """A line of text; a part of it may come with a style of its own."""
+    """A line of text, parts of which may have their own style."""
     pairs = [(part, "") if isinstance(part, str) else part for part in parts]
     line = Text(style=style, overflow=overflow)
     for part, own in pairs:

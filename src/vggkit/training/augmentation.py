@@ -35,7 +35,7 @@ PART_RATIO: Final = (3 / 4, 4 / 3)
 ERASED_SCALE: Final = (0.02, 0.33)
 """Share of a view's area that is erased."""
 ERASED_RATIO: Final = (0.3, 3.3)
-"""Height through width of what is erased."""
+"""Aspect ratio, height over width, of the erased rectangle."""
 OPERATIONS: Final = (
     *("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color"),
     *("Contrast", "Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize"),
@@ -52,7 +52,7 @@ class View:
     """A random view of an image in training: a function of its pixels and a seed, safe in any thread."""
 
     preprocessing: Preprocessing
-    """Gives the network's input size, and the colour of what is erased."""
+    """Gives the network's input size, and the colour of the erased rectangle."""
     augmentation: Literal["none", "shift", "photo"]
     """Which part is seen."""
     mirror: Literal["none", "random", "alternating"]
@@ -97,7 +97,7 @@ class View:
 
     def prepare(self, pixels: Pixels) -> Pixels:
         """What of an image is the same in all its views: RGB pixels (crop, crop, 3), or of any size for photos."""
-        # Padded or stretched images are seen so in training too, and parts are taken of that.
+        # In training, too, images are padded or stretched, and crops are taken of the result.
         if self.augmentation == "photo" and self.preprocessing.fit_mode == "crop":
             return pixels
         return self.preprocessing.fit(pixels)
@@ -126,7 +126,7 @@ class View:
 
 
 def draw_part(draws: np.random.Generator, height: int, width: int) -> Box:
-    """Which part of a photo (height, width) is seen, drawn as torchvision's RandomResizedCrop does.
+    """The random crop of a photo (height, width), distributed as in torchvision's RandomResizedCrop.
 
     Where ten parts in turn reach over the edge, as in images that are very long, it is the middle one.
     """
@@ -144,7 +144,7 @@ def draw_part(draws: np.random.Generator, height: int, width: int) -> Box:
 
 
 def draw_erased(draws: np.random.Generator, height: int, width: int) -> Box:
-    """Which part of a view (height, width) is erased, drawn as by torchvision's RandomErasing; it may be empty."""
+    """The erased area of a view (height, width), distributed as in torchvision's RandomErasing; it may be empty."""
     for _ in range(10):
         area = height * width * draws.uniform(*ERASED_SCALE)
         ratio = math.exp(draws.uniform(math.log(ERASED_RATIO[0]), math.log(ERASED_RATIO[1])))
@@ -156,7 +156,7 @@ def draw_erased(draws: np.random.Generator, height: int, width: int) -> Box:
 
 
 def measure_strength(name: str, magnitude: int, height: int, width: int) -> float:
-    """How far an operation of RandAugment goes at a magnitude of 0 to 30, as torchvision's own has it.
+    """The strength of an operation of RandAugment at a magnitude of 0 to 30, as in torchvision.
 
     Shears are slopes, shifts are pixels, rotations degrees, colours a change of the factor 1; Posterize
     keeps so many bits, and Solarize inverts what is above that share of the brightest. 0 where there is
@@ -183,7 +183,7 @@ def measure_strength(name: str, magnitude: int, height: int, width: int) -> floa
 
 
 def apply_operation(image: Image.Image, name: str, strength: float) -> Image.Image:
-    """An RGB image after one of `OPERATIONS`, black where nothing of it comes to lie."""
+    """An RGB image after one of `OPERATIONS`, black in areas outside the image."""
     from torchvision.transforms.v2 import functional as F
 
     changed: Image.Image
@@ -270,7 +270,7 @@ class Mixing:
         Args:
             images: (N, C, H, W), floating point; left as it is.
             targets: (N,), int64.
-            seed: The share and the place of what is mixed in depend on it alone.
+            seed: The proportion and the place of the mixed-in image depend on it alone.
 
         Returns images like those given, and the share of each class in them: (N, K), float32.
         """
@@ -283,7 +283,7 @@ class Mixing:
             top, bottom, left, right = _draw_cut(draws, share, images.shape[-2], images.shape[-1])
             mixed = images.clone()
             mixed[..., top:bottom, left:right] = others[..., top:bottom, left:right]
-            # What is cut off at the edge is not mixed in.
+            # The area beyond the edge is not mixed in.
             share = 1 - (bottom - top) * (right - left) / (images.shape[-2] * images.shape[-1])
         else:
             mixed = torch.lerp(others, images, share)

@@ -27,7 +27,7 @@ from vggkit.training.augmentation import View
 from vggkit.training.recipe import Recipe
 
 AHEAD: Final = 2
-"""Batches that are prepared while one is learnt from."""
+"""Number of batches that are prepared in advance."""
 TIMED: Final = 8
 """Images by which the time to prepare one is measured."""
 MEMORY_SHARE: Final = 1 / 8
@@ -43,7 +43,7 @@ class TrainingBatches:
         preprocessing: The preparation of images for the network.
         view: How each image is seen.
         batch_size: Images a batch; a last single image joins the batch before.
-        seed: Order and views depend on it and the epoch alone, whatever the threads.
+        seed: Order and views depend on it and the epoch alone, not on the number of threads.
         device: Where the network learns; for CUDA the images are in pinned memory.
         sampling: Draw with replacement, every class equally often in expectation, in place of every
             image once.
@@ -173,7 +173,7 @@ class TrainingBatches:
             index = int(order[place])
             seen[row] = self._view.vary(
                 self._prepare(index),
-                # By its place: an image that is drawn twice is seen in two ways.
+                # By its position: an image that is sampled twice has two views.
                 seed=derive_seed(self._seed, "view", epoch, place),
                 mirrored=self._choose_side(epoch, index),
             )
@@ -182,7 +182,7 @@ class TrainingBatches:
         rows[...] = tall.reshape(-1, len(places), crop, crop).swapaxes(0, 1)
 
     def _prepare(self, index: int) -> Pixels:
-        """What of an image is the same in every epoch."""
+        """The part of an image's preparation that is the same in every epoch."""
         held = self._held.find(index)
         if held is not None:
             return held
@@ -204,7 +204,7 @@ class TrainingBatches:
 def count_batches(images: int, batch_size: int) -> int:
     """Batches an epoch of so many images; a last single image joins the batch before."""
     full, rest = divmod(images, batch_size)
-    # Batch norm cannot learn from one image whose map is 1×1.
+    # Batch norm cannot train on one image whose map is 1×1.
     return max(1, full + (rest > 1 or (rest == 1 and batch_size == 1)))
 
 
@@ -232,7 +232,7 @@ class _Held:
                 return
             self._pixels[index] = pixels
             self._taken += pixels.nbytes
-            # The first few, which come in random order, tell how large the others will be.
+            # The first few, in random order, give an estimate of the size of the others.
             if self._taken * self._count > self._most * max(min(32, self._count), len(self._pixels)):
                 self._most = 0
                 self._pixels = {}
@@ -245,7 +245,7 @@ def _number_classes(images: Sequence[ImageSample], labels: Sequence[str]) -> NDA
 
 
 def weigh_classes(images: Sequence[ImageSample], labels: Sequence[str]) -> Tensor:
-    """How much each class should count, (K,), float32: inversely to its frequency, 1 on the mean of the images.
+    """The weight of each class, (K,), float32: inverse to its frequency, with a mean of 1 over the images.
 
     A class without images counts 1.
     """

@@ -1,4 +1,4 @@
-"""Checkpoints of a training on disk: nothing is lost when the process ends at any moment.
+"""Checkpoints of a training on disk: the process may end at any moment without loss.
 
 Two files in the run's folder, each written atomically: `last.ckpt`, from which a training continues, and
 during the training `epoch.ckpt`, the end of the last complete epoch, to which a training that diverges
@@ -37,16 +37,16 @@ class Epoch:
     learning_rate: float
     """Rate of its last step."""
     train_loss: float
-    """Mean cross-entropy in nats of the training images as they were seen, while learning: with the label
-    smoothing and the class weights that are learnt with."""
+    """Mean cross-entropy in nats of the training images as augmented, during training: with label smoothing and
+    class weights."""
     val_loss: float
-    """Mean cross-entropy of the validation images, after it; each counts alike, and without smoothing."""
+    """Mean cross-entropy of the validation images after it, with equal weights and without smoothing."""
     val_top1: float
     """Share in [0, 1] of validation images whose best class is right, after it."""
     seconds: float
     """Its duration, validation included."""
     val_macro_f1: float | None = None
-    """Mean F1 in [0, 1] of the classes that the validation images have, each class alike; None in epochs of
+    """Unweighted mean F1 in [0, 1] of the classes that the validation images have; None in epochs of
     versions that did not measure it."""
 
 
@@ -63,19 +63,19 @@ class Progress:
     """The progress of a training; together with the seed it determines every later random draw."""
 
     epoch: int = 1
-    """The one that is going on, counted from 1."""
+    """The current epoch, counted from 1."""
     batches: int = 0
-    """How many of its batches are learnt from."""
+    """Number of batches that were trained on."""
     steps: int = 0
     """Steps of all epochs."""
     loss_sum: float = 0.0
     """Loss of the epoch's images so far, added up, each times what it counts."""
     weight: float = 0.0
-    """What they count: each 1, or with class weights its class's."""
+    """The sum of their weights: 1 for each, or with class weights that of its class."""
     seconds: float = 0.0
-    """How long the epoch has gone on."""
+    """Duration of the epoch so far."""
     rate_scale: float = 1.0
-    """What the recipe's learning rate is multiplied by, since the training went back."""
+    """Factor of the recipe's learning rate, below 1 after the training returned to an earlier state."""
     returns: int = 0
     """How often it went back."""
     history: tuple[Epoch, ...] = ()
@@ -143,7 +143,7 @@ class Checkpoints:
         return self._read(self._epoch)
 
     def close(self) -> None:
-        """After the last epoch nothing will go back any more."""
+        """Remove the state that is not needed after the last epoch."""
         with suppress(OSError):
             self._epoch.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""How long a training will be, by some trial steps and some images decoded.
+"""Estimates of the duration of a training, from some trial steps and some decoded images.
 
 Shape letters: N images, C channels, H and W pixels.
 """
@@ -24,7 +24,7 @@ TRIED: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """How long a training will be, about."""
+    """The estimated duration of a training."""
 
     first_seconds: float
     """Of the first epoch, in which every image is decoded; validation included."""
@@ -54,22 +54,22 @@ def estimate_seconds(
 
     Args:
         train_state: About to begin.
-        batches: To learn from; images that it keeps decoded are decoded in the first epoch alone.
+        batches: The training batches; images that it caches are decoded in the first epoch only.
         val: Images to measure each epoch on.
         preprocessing: What the network is fed.
         keep_seconds: What it takes to write a state; an epoch writes one, and the weights of the best epoch.
 
-    Raises BadImage for an image that is gone.
+    Raises BadImage for an image that no longer exists.
     """
     recipe, pixels = train_state.recipe, preprocessing.crop_pixels
     size, epochs = recipe.batch_size, recipe.epochs
     assert size is not None, "the recipe is resolved"
-    if len(batches) * epochs < 10 * TRIED:  # trial steps are to be little of all
+    if len(batches) * epochs < 10 * TRIED:  # trial steps are a small part of the training
         return None
     before = {key: value.clone() for key, value in train_state.state().items()}
     modes = {module: module.training for module in train_state.compute_copy.modules()}
     learning = {value: value.requires_grad for value in train_state.compute_copy.parameters()}
-    tried = (1, epochs) if recipe.trainable == "gradual" else (1,)  # more layers learn in its last epoch
+    tried = (1, epochs) if recipe.trainable == "gradual" else (1,)  # more layers are trained in its last epoch
     steps = []
     try:
         for epoch in tried:

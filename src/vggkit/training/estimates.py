@@ -22,21 +22,21 @@ from vggkit.training.recipe import Recipe
 from vggkit.training.train_state import TrainState
 
 LIBRARIES: Final = 560_000_000
-"""Bytes that a process holds when the libraries are there and nothing else is."""
+"""Memory in bytes of a process after importing the libraries."""
 PASSING: Final = 0.9
 """Gradients of maps, the kernels' own copies and gaps between blocks, as a share of maps stored for backward."""
 LEAST: Final = 8
-"""Images a step that are chosen at least, where nothing forbids it."""
+"""Smallest batch size that is chosen, where nothing prevents it."""
 MOST: Final = 256
-"""And at most on a CPU."""
+"""Largest batch size that is chosen on a CPU."""
 STEP_COST: Final = 275
-"""What it costs to learn a parameter, whatever the batch, in multiply-adds of an image's forward and backward."""
+"""Cost of updating a parameter, for any batch size, in multiply-adds of an image's forward and backward pass."""
 LEAST_STEPS: Final = 10
-"""Steps that an epoch has at least where there are images enough; with fewer, hardly anything is learnt in it."""
+"""Least number of steps in an epoch, if there are enough images; fewer steps train hardly anything."""
 GROWTH: Final = 1.05
-"""What twice the batch must bring in throughput on a GPU to be worth it."""
+"""The gain in throughput on a GPU at which twice the batch size is worth it."""
 GPU_SHARE: Final = 0.9
-"""Of a GPU's memory, at most so much is planned with."""
+"""The share of a GPU's memory that is planned for."""
 
 
 def estimate_memory(configuration: Configuration, recipe: Recipe, *, crop_pixels: int, batch_size: int) -> int:
@@ -57,7 +57,7 @@ def estimate_memory(configuration: Configuration, recipe: Recipe, *, crop_pixels
     }[recipe.optimizer]
     values = all_values + learnt_values + moments + (all_values if recipe.ema_decay else 0)
     state = 4 * values
-    # A batch's gradients are added to those of the step: both are there.
+    # A batch's gradients are added to those of the step: both are in memory.
     if recipe.precision == "fp32":
         state += 4 * learnt_values
     elif recipe.precision == "amp":
@@ -70,7 +70,7 @@ def estimate_memory(configuration: Configuration, recipe: Recipe, *, crop_pixels
 
 def _measure_maps(configuration: Configuration, learnt: set[str], pixels: int, size: int) -> float:
     """Bytes an image of the maps that are held at once, numbers being `size` bytes."""
-    # A ReLU works in place, and a convolution without batch norm then keeps nothing of its own.
+    # A ReLU works in place, and a convolution without batch norm then stores no output.
     copies = {"conv": int(configuration.batch_norm), "bn": 0, "relu": 1, "lrn": 5, "pool": 1}
     stored = configuration.head_features + 2 * sum(configuration.hidden)
     largest, indices, learns = 0, 0, False
@@ -108,8 +108,8 @@ def choose_batch_size(
         return min(size, images), reason
     wanted = _find_flat(configuration, recipe, crop_pixels)
     if recipe.trainable == "head":
-        return min(wanted, max(1, images)), "more at once compute no faster"
-    size, reason = wanted, "more a step are hardly faster here"
+        return min(wanted, max(1, images)), "larger batches are not faster"
+    size, reason = wanted, "larger batches are hardly faster here"
     if size > fair:
         count = count_batches(images, fair)
         size, reason = fair, f"{count} batch{'es' if count > 1 else ''} an epoch from {images:,} images"
@@ -173,18 +173,18 @@ def search_batch_size(time_step: Callable[[int], float], *, largest: int) -> tup
         if seconds is None:
             break
         if size / seconds < GROWTH * fastest:
-            return best, "more a step are hardly faster here"
+            return best, "larger batches are hardly faster here"
         best, fastest, size = size, size / seconds, 2 * size
     if size > largest:
-        return best, "more a step would leave an epoch too few steps"
+        return best, "larger batches would leave an epoch too few steps"
     if best:
         return best, "as many as the GPU's memory holds"
     for size in (LEAST // 2, LEAST // 4, 1):
         if _try(time_step, size) is not None:
             return size, "as many as the GPU's memory holds"
     raise BadInput(
-        "not even one image a step fits the GPU's memory: end what else runs there, feed smaller images "
-        "(--image-size), learn fewer layers (--trainable top), or take --device cpu"
+        "not even one image a step fits the GPU's memory: end other programs that use it, use smaller "
+        "images (--image-size), train fewer layers (--trainable top), or use --device cpu"
     )
 
 
@@ -195,7 +195,7 @@ def _try(time_step: Callable[[int], float], size: int) -> float | None:
         # Some devices have no class for it.
         if not (isinstance(problem, torch.OutOfMemoryError) or "out of memory" in str(problem).lower()):
             raise
-    _free_memory()  # only here: until its error is gone, the step's maps are still held
+    _free_memory()  # only here: the exception holds the step's maps until it is freed
     return None
 
 

@@ -1,6 +1,6 @@
 """The features of images below the last layer, computed once and cached on disk.
 
-They are found again by what an image holds, whatever it is called. A store is a folder of segments. A segment is
+They are looked up by the content of an image and not by its name. A store is a folder of segments. A segment is
 one .npy file of records, mapped into memory and written whole, so that processes side by side, and a kill in the
 middle, do no harm.
 
@@ -39,13 +39,13 @@ from vggkit.training.recipe import Recipe
 from vggkit.weights.model import Model
 
 FORMAT: Final = 1
-"""Grows when the same images and weights give other features than before."""
+"""Incremented when the same images and weights give different features."""
 SEGMENT_ROWS: Final = 1_000
 """Rows that are written together."""
 SEGMENT_SECONDS: Final = 30.0
 """Longest time that a computed row waits for others before it is written."""
 LIMIT: Final = 10 * 2**30
-"""Bytes of all stores; beyond them those go that were not used for the longest time."""
+"""Largest size of all stores in bytes; beyond it, the least recently used are removed."""
 TOGETHER: Final = 32
 """Views that pass through the network together."""
 
@@ -82,7 +82,7 @@ class FeatureStore:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits. Where that cannot be, `problem` says why, and the rows are in memory alone."""
+        """Write the pending rows. If that fails, `problem` gives the reason, and the rows are in memory only."""
         self._written = time.monotonic()
         if not self._pending or self.problem is not None:
             return
@@ -95,7 +95,7 @@ class FeatureStore:
         self._pending.clear()
 
     def _open(self) -> None:
-        """Map every segment that is whole; another file is none of ours."""
+        """Map every complete segment; other files are ignored."""
         try:
             paths = sorted(self.folder.glob("*.npy"))
         except OSError:
@@ -131,7 +131,7 @@ def remove_oldest(folder: Path, *, spare: Path, limit: int = LIMIT) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Features:
-    """What the last layer reads of images, the V views of an image one after another."""
+    """The input of the last layer for images, the V views of an image one after another."""
 
     rows: NDArray[np.float32]
     """(N V, F)."""
@@ -242,7 +242,7 @@ class _LateEngine:
 
 
 class _Source:
-    """Where features come from: makes the views, and knows what they depend on."""
+    """The source of features: it makes the views, and knows what they depend on."""
 
     def __init__(self, classifier: Model, recipe: Recipe, views: int) -> None:
         self.network, self.preprocessing = classifier.network, classifier.preprocessing
@@ -286,7 +286,7 @@ class _Source:
         return [self._see(pixels, content, view) for view in missing], (content, missing)
 
     def _see(self, pixels: Pixels, content: bytes, view: int) -> NDArray[np.float32]:
-        """The input for a view of an image; what is drawn depends on the seed, its content and the view alone."""
+        """The input for a view of an image; its random numbers depend on seed, content and view alone."""
         if view == 0 or self._view is None:
             return self.preprocessing.normalize(self.preprocessing.fit(pixels))
         seed, name = self.recipe.seed, content.hex()
@@ -297,7 +297,7 @@ class _Source:
 
 
 def _describe_frozen(network: VGG) -> dict[str, Any]:
-    """The configuration, whatever its last layer and its dropout."""
+    """The configuration without its last layer and its dropout."""
     configuration = network.configuration
     ranks = configuration.ranks and (*configuration.ranks[:-1], None)
     return replace(configuration, num_classes=1, dropout=0.0, ranks=ranks).to_dict()

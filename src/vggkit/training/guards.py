@@ -47,14 +47,14 @@ class Guards:
     """Examines each epoch, and reports each problem once.
 
     Args:
-        learnt: (K,) images of each class that are learnt from, as often as they are seen.
+        learnt: (K,) training images of each class, counted as often as they are seen.
         measured: (K,) images of each class that the epochs are measured on.
         batch_norm: Whether the network has it.
     """
 
     def __init__(self, *, learnt: Sequence[int], measured: Sequence[int], batch_norm: bool) -> None:
         shares = [count / sum(learnt) for count in learnt if count]
-        # The loss of a network that has learnt nothing, or only the class frequencies.
+        # The loss of a network that predicts at random, or only the class frequencies.
         self._chances = (math.log(len(learnt)), -sum(share * math.log(share) for share in shares))
         # Three standard deviations above what always giving the commonest class gives.
         share, count = max(measured) / sum(measured), sum(measured)
@@ -64,7 +64,7 @@ class Guards:
 
     def look(self, history: Sequence[Epoch], dead: Mapping[str, float]) -> list[str]:
         """Sentences on what the last epoch of the history shows that was not reported before."""
-        history = [epoch for epoch in history if epoch.epoch]  # a start was not learnt with augmentation
+        history = [epoch for epoch in history if epoch.epoch]  # a given start was not trained with augmentation
         if not history:
             return []
         found = {

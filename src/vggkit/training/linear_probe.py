@@ -1,4 +1,4 @@
-"""A linear probe: the last layer alone, solved on the features of every image, which are computed once.
+"""A linear probe: the last layer alone, fitted to the features of every image, which are computed once.
 
 Fine-tuning from loaded weights begins with it where the last layer is random, which would else distort the
 features before it knows anything (LP-FT: Kumar et al. 2022, "Fine-tuning can distort pretrained features",
@@ -30,7 +30,7 @@ from vggkit.weights.model import Model
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LinearProbe:
-    """The last layer that was solved, and what it makes of each split."""
+    """The fitted last layer, and its logits of each split."""
 
     solution: HeadSolution
     """The layer, and how its penalty was chosen."""
@@ -74,7 +74,7 @@ def fit_probe(
     on_progress: Callable[[str, int, int], None],
     log: Callable[[str], None],
 ) -> LinearProbe:
-    """Solve the last layer of a Classifier, in place.
+    """Fit the last layer of a Classifier, in place.
 
     Args:
         classifier: Its last layer is replaced; it must be a full matrix.
@@ -96,7 +96,7 @@ def fit_probe(
             images,
             recipe=recipe,
             device=device,
-            # What figures are measured on is computed as `evaluate` does.
+            # Evaluated images are computed as by `evaluate`.
             precision="auto" if split == "train" else "fp32",
             views=views[split],
             on_progress=partial(pace.show, split),
@@ -134,7 +134,7 @@ def fit_probe(
         Epoch(
             epoch=epoch,
             learning_rate=0.0,
-            # The loss that was minimised, but for the penalty.
+            # The loss that was minimised, without the penalty.
             train_loss=F.cross_entropy(
                 *measure("train"),
                 weight=None if weights is None else weights.double(),
@@ -153,7 +153,7 @@ class _Pace:
 
     Args:
         counts: Features of each split, in order.
-        show: Called with what is being done, how much of it, and of how much.
+        show: Called with the current task, how much of it is done, and of how much.
         log: Called with a sentence for people.
     """
 

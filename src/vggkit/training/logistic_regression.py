@@ -1,4 +1,4 @@
-"""The best last layer on given features, found at once: multinomial logistic regression.
+"""The optimal last layer on given features: multinomial logistic regression.
 
 Shape letters: N rows, F features, R rotated features (R <= N, F), K classes, M problems solved together.
 """
@@ -17,7 +17,7 @@ from vggkit.errors import BadData, MissingExtra
 from vggkit.hardware import derive_seed
 
 STRENGTHS: Final = tuple(float(f"{value:.2g}") for value in np.geomspace(10, 1e-5, 13))
-"""Penalties that are tried, half a power of ten apart, the strong first."""
+"""Penalties that are tried, half a power of ten apart, the strongest first."""
 FOLDS: Final = 5
 MANY: Final = 200_000_000
 """Rows times features times classes beyond which one fold is measured and not all, for time."""
@@ -35,7 +35,7 @@ WORSE: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A strength, and what held-out images say of it."""
+    """A penalty, and the held-out loss that it gives."""
 
     strength: float
     """Of the penalty."""
@@ -111,7 +111,7 @@ def solve_head(
         targets: (N,) numbers of classes, 0 to K - 1.
         classes: K; those without a row are never given much of a chance.
         groups: (N,) equal numbers for rows that must stay together.
-        class_weights: (K,) how much each class counts; None: alike.
+        class_weights: (K,) the weight of each class; None: equal weights.
         label_smoothing: Share in [0, 1) of the target spread over all classes.
         seed: The folds depend on it alone.
         on_progress: Called with the number of strengths tried and of all.
@@ -130,7 +130,7 @@ def solve_head(
         tried: tuple[Trial, ...] = ()
         folds = divide(targets, groups, seed=seed)
         if len(order) > 1 and folds.max() > 0:
-            # The choice needs few digits.
+            # The selection needs low precision.
             measured = 1 if space.rows.numel() * classes > MANY else int(folds.max()) + 1
             held = torch.from_numpy(folds)[:, None] == torch.arange(measured)
             problem = _Problem(*(part.float() for part in (space.rows, goals, _share(counts, ~held), space.scales)))
@@ -213,7 +213,7 @@ class _Problem:
     def solve(self, strength: float, start: Tensor, *, flat: float) -> tuple[Tensor, int]:
         """Weights and biases (M, R + 1, K) of the least loss, and the steps that took; `start` may be near.
 
-        `flat` is the share of the loss that a step must gain for another one; 0: as far as the numbers tell.
+        `flat` is the share of the loss that a step must gain for another one; 0: up to numerical precision.
         Raises MissingExtra without SciPy.
         """
         try:
@@ -276,7 +276,7 @@ def _limit_threads(products: int) -> Iterator[None]:
 
 
 def _share(counts: Tensor, learnt: Tensor) -> Tensor:
-    """What each row's loss counts in the mean (N, M) of those that are learnt from (N, M)."""
+    """The weight (N, M) of each row's loss in the mean over the training rows (N, M)."""
     return learnt / (learnt * counts[:, None]).sum(0)
 
 
@@ -308,7 +308,7 @@ def _cross_validate(
     """Each strength measured on held-out rows, from the strong to the weak, each starting at the one before."""
     held, own = problem.shares == 0, torch.from_numpy(targets)
     right = torch.nn.functional.one_hot(own, problem.goals.shape[1]).float()
-    known = right @ ((~held).float().T @ right).T > 0  # (N, M): others of its class are learnt from
+    known = right @ ((~held).float().T @ right).T > 0  # (N, M): others of its class are training rows
     measured = (held & known).numpy()
     counted = measured.any(1)
     if not counted.any():

@@ -26,11 +26,11 @@ from vggkit.training.train_state import TrainState
 from vggkit.weights.model import Model
 
 SMOOTHING: Final = 0.9
-"""Share of the losses before in the smoothed loss; about the last ten count."""
+"""Share of the earlier losses in the smoothed loss; about the last ten count."""
 BLOW_UP: Final = 4.0
-"""The search is over when the smoothed loss is so many times its lowest."""
+"""The search ends when the smoothed loss is this multiple of its minimum."""
 LEAST_FALL: Final = 0.02
-"""Least share by which the loss falls where a network learns; that of a stuck plain VGG wanders by half of it."""
+"""Least relative decrease of the loss if a network learns; that of a stuck plain VGG varies by half of it."""
 BELOW_LOWEST: Final = 0.1
 """A suggestion is at most this share of the rate at which the loss is lowest: there it is about to grow."""
 
@@ -72,7 +72,7 @@ def find_learning_rate(
 
     Args:
         network: The network to be trained.
-        batches: (images (N, C, H, W), targets) as for `TrainState.compute`; gone through again from the
+        batches: (images (N, C, H, W), targets) as for `TrainState.compute`; repeated from the
             start where they end early.
         recipe: Resolved, but for its learning rate.
         device: Where to learn.
@@ -112,7 +112,7 @@ def find_learning_rate(
         average = SMOOTHING * average + (1 - SMOOTHING) * loss
         rates.append(rate)
         losses.append(loss)
-        smoothed.append(average / (1 - SMOOTHING ** (number + 1)))  # the average starts at 0, which is no loss
+        smoothed.append(average / (1 - SMOOTHING ** (number + 1)))  # the average starts at 0, which is not a loss
         if on_step:
             on_step(number + 1, steps)
         if smoothed[-1] > BLOW_UP * min(smoothed) or not train_state.step(rate, number=number):
@@ -128,7 +128,7 @@ def _repeat(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, 
         for batch in batches:
             count += 1
             yield batch
-        assert count, "there are batches, and they can be gone through again"
+        assert count, "there are batches, and they can be iterated again"
 
 
 def _suggest(rates: list[float], losses: list[float], smoothed: list[float]) -> tuple[float | None, str]:
@@ -137,9 +137,9 @@ def _suggest(rates: list[float], losses: list[float], smoothed: list[float]) -> 
     if len(smoothed) < 2 * warm:
         return (
             None,
-            "the loss grows beyond all bounds from the lowest rates on: look at the images and the weights",
+            "the loss diverges from the lowest rates on: check the images and the weights",
         )
-    # At the lowest rates nothing is learnt: what differs there is the batches.
+    # At the lowest rates nothing is learnt: the losses differ only by the batches.
     start, noise = statistics.mean(losses[:warm]), statistics.stdev(losses[:warm])
     low = min(range(warm, len(smoothed)), key=smoothed.__getitem__)
     fall = start - smoothed[low]
@@ -148,7 +148,7 @@ def _suggest(rates: list[float], losses: list[float], smoothed: list[float]) -> 
             f"the loss falls at no rate from {rates[0]:.2g} to {rates[-1]:.2g}: it stays near {start:.3f}. "
             "A network that is stuck may need batch norm (its name with _bn) or given weights"
         )
-    # Over five steps, for the slope of one is mostly noise.
+    # Over five steps, because the slope of one is mostly noise.
     places = range(warm, low + 1)
     steepest = max(places, key=lambda place: smoothed[max(0, place - 2)] - smoothed[min(low, place + 2)])
     most = rates[low] * BELOW_LOWEST
@@ -172,7 +172,7 @@ def search_learning_rate(
 
     Args:
         classifier: About to be trained; it stays as it is.
-        images: To learn from.
+        images: The training images.
         recipe: Resolved, but for its learning rate.
         device: Where to train.
         caller_settings: The settings of the network that training preserves.

@@ -1,6 +1,6 @@
 """Optimizers, their parameter groups, and learning rate schedules.
 
-Whatever precision the network computes in, its weights are updated in float32. Kernels and matrices decay, biases
+The weights are updated in float32, in whatever precision the network computes. Kernels and matrices decay, biases
 and norms do not.
 """
 
@@ -30,13 +30,13 @@ def build_optimizers(
     """One optimizer, or for muon two, of a resolved recipe; `set_rate` sets their learning rates.
 
     Args:
-        parameters: What is stepped, by key; float32, each with its gradient's place in `.grad`.
+        parameters: The parameters to update, by key; float32, each with its gradient in `.grad`.
         scales: The share of the learning rate of each key.
-        recipe: Says which.
+        recipe: Gives the optimizer and its settings.
         decays: What the weight decay of a key is multiplied by; of others 1.
 
     Muon (Jordan et al., 2024) steps the convolutions, whose kernels are rows of a matrix, and AdamW
-    the rest; Muon's steps are scaled to the size of AdamW's, so that one rate suits both.
+    the rest; Muon's steps are scaled to the size of AdamW's, so that the same learning rate works for both.
     """
     assert recipe.weight_decay is not None, "the recipe is resolved"
     decays = decays or {}
@@ -48,7 +48,7 @@ def build_optimizers(
             sgd = torch.optim.SGD(
                 groups, lr=0.0, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=True
             )
-            if recipe.momentum:  # all have it from the start, for layers may begin to learn later
+            if recipe.momentum:  # all have it from the start, because layers may be unfrozen later
                 for value in parameters.values():
                     sgd.state[value]["momentum_buffer"] = torch.zeros_like(value)
             return [sgd]
@@ -142,11 +142,11 @@ def open_layers(network: VGG, recipe: Recipe, epoch: int, *, caller_settings: Ca
 
 
 def scale_rates(network: VGG, recipe: Recipe, *, feature_scale: float = 1.0) -> Mapping[str, float]:
-    """The share of the learning rate that each parameter, by its key, learns at.
+    """The factor of the learning rate of each parameter, by its key.
 
     Args:
         network: Names the parameters.
-        recipe: Says how much less each deeper layer learns.
+        recipe: Gives the decay of the learning rate per layer.
         feature_scale: Root mean square of what the last layer reads, 1 or more; its weights learn that much slower.
     """
     scales = {}

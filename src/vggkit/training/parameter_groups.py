@@ -1,4 +1,4 @@
-"""A network's layers as they learn, from the head down: which of them in which epoch. No torch here."""
+"""A network's layers from the head down, and which of them are trained in each epoch. No torch here."""
 
 from dataclasses import dataclass
 
@@ -37,7 +37,7 @@ def list_groups(configuration: Configuration) -> tuple[ParameterGroup, ...]:
 
 
 def list_learning(recipe: Recipe, configuration: Configuration, epoch: int) -> tuple[ParameterGroup, ...]:
-    """The layers that learn in an epoch, counted from 1, of a resolved recipe.
+    """The layers that are trained in an epoch, counted from 1, of a resolved recipe.
 
     - `head`: the last fully connected layer.
     - `top`: the fully connected layers, and the last block of convolutions that there is.
@@ -59,7 +59,7 @@ def list_learning(recipe: Recipe, configuration: Configuration, epoch: int) -> t
 
 
 def list_learnt(configuration: Configuration, recipe: Recipe) -> list[str]:
-    """Keys of the parameters that learn at some time by a resolved recipe, in the network's order."""
+    """Keys of the parameters that are trained in any epoch of a resolved recipe, in the network's order."""
     groups = list_learning(recipe, configuration, recipe.epochs)
     places = tuple(f"{place}." for group in groups for place in group.modules)
     norms = {f"features.{layer.index}" for layer in configuration.trunk if layer.kind == "bn"}

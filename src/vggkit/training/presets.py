@@ -16,7 +16,7 @@ class Preset:
     """A recipe and what it is for."""
 
     recipe: Recipe
-    """The recipe; what it leaves open is chosen as for any other."""
+    """The recipe; its open options are resolved as for any other."""
     about: str
     """A sentence on what it is for, and on what it differs in from its source."""
 
@@ -25,7 +25,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
     "quick": Preset(
         Recipe(
             epochs=3,
-            schedule="one-cycle",  # Smith and Topin 2018, arXiv 1708.07120: few epochs go furthest with it
+            schedule="one-cycle",  # Smith and Topin 2018, arXiv 1708.07120: most effective for few epochs
         ),
         "a first result in minutes: the head alone with loaded weights, else three epochs",
     ),
@@ -62,7 +62,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
             cutmix=1.0,  # both
             ema_decay=0.999,  # ConvNeXt has 0.9999 over far more steps
         ),
-        "thousands of photos from random weights, and hours of time: AdamW, cosine, mixup, CutMix, RandAugment, "
+        "thousands of photos from random weights, in hours: AdamW, cosine, mixup, CutMix, RandAugment, "
         "an average of the weights",
     ),
     "paper": Preset(
@@ -91,7 +91,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
             # References of torchvision, references/classification: 8 GPUs with 32 images each.
             trainable="all",
             epochs=90,
-            batch_size=32,  # what batch norm sees there too
+            batch_size=32,  # the batch size of batch norm there too
             accumulate=8,
             optimizer="sgd",
             momentum=0.9,

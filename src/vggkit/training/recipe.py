@@ -146,7 +146,7 @@ class Recipe:
         )
         refuse(
             self.balance == "weights" and bool(self.mixup or self.cutmix),
-            "balance=weights has no class to go by in images that mixup or cutmix blend; take balance=sampling",
+            "balance=weights cannot weight images that mixup or cutmix blend; use balance=sampling",
         )
         refuse(
             self.optimizer == "adamw" and self.momentum != 0.9,
@@ -154,7 +154,7 @@ class Recipe:
         )
         refuse(
             self.schedule == "one-cycle" and self.warmup_epochs != 1.0,
-            f"warmup_epochs={self.warmup_epochs} does not go with schedule=one-cycle, which rises by itself",
+            f"warmup_epochs={self.warmup_epochs} cannot be combined with schedule=one-cycle, which has its own",
         )
         drawn = [name for name in ("rand_augment", "random_erasing") if getattr(self, name)]
         refuse(
@@ -228,4 +228,4 @@ STEPWISE = {
         *("mixup", "cutmix", "optimizer", "freeze_norm"),
     )
 }
-"""Fields that only learning by steps has, with their defaults."""
+"""Fields that only training by gradient descent uses, with their defaults."""

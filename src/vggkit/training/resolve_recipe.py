@@ -13,7 +13,7 @@ from vggkit.training.recipe import STEPWISE, Recipe
 from vggkit.weights.origin import WeightsOrigin
 
 FEW: Final = 2_000
-"""Images up to which the head alone learns from given weights: more would overfit."""
+"""Number of images up to which only the head is trained from given weights: more layers would overfit."""
 RATES: Final[Mapping[str, tuple[float, float]]] = {"sgd": (0.01, 0.03), "adamw": (3e-4, 1e-3), "muon": (1e-3, 4e-3)}
 """Highest learning rates for a batch of 32 from random weights, without and with batch norm."""
 FROM_WEIGHTS: Final = 0.1
@@ -29,7 +29,7 @@ class Situation:
     preprocessing: Preprocessing
     """Its preprocessing."""
     origin: WeightsOrigin
-    """Where its weights come from, and which of them are random."""
+    """The origin of its weights, and which of them are random."""
     images: int
     """Number of training images."""
     bf16: bool
@@ -120,7 +120,7 @@ def _find_frozen(recipe: Recipe, situation: Situation) -> list[str]:
 
 
 def _find_open(recipe: Recipe, situation: Situation) -> list[str]:
-    """Those that it would learn, and that are not."""
+    """Parameters that it would train and that are not frozen."""
     return [key for key in list_learnt(situation.configuration, recipe) if key not in situation.frozen]
 
 

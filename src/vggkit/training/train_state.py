@@ -36,7 +36,7 @@ class TrainState:
         network: Learns in place, in float32.
         recipe: A resolved recipe.
         device: Where to learn; the network moves there.
-        class_weights: (K,), how much each class counts; None: alike.
+        class_weights: (K,), the weight of each class; None: equal weights.
         feature_scale: Root mean square of what the last layer reads, where it is known and above 1. That layer
             learns as if it read numbers of about 1, as a fresh network's does: else its gradients, which grow
             with what it reads, would leave the others nothing when they are clipped, and its steps break it.
@@ -78,7 +78,7 @@ class TrainState:
         scales = scale_rates(self.network, recipe, feature_scale=self.feature_scale)
         last = name_last_weight(network)
         self._last = learning.index(last) if last in learning else None
-        # Its rate is divided by the scale, and what it decays by is to stay as it was.
+        # Its rate is divided by the scale, and its decay must not change.
         self.optimizers = build_optimizers(self._stepped, scales, recipe, decays={last: self.feature_scale})
 
     @property
@@ -87,11 +87,11 @@ class TrainState:
         return self.network if self.average is None else self.average
 
     def start_epoch(self, epoch: int) -> None:
-        """Open the layers that learn in it, counted from 1."""
+        """Unfreeze the layers that are trained in this epoch, counted from 1."""
         open_layers(self.compute_copy, self.recipe, epoch, caller_settings=self.caller_settings)
 
     def weigh(self, targets: Tensor) -> float:
-        """What a batch counts in a mean over several: its images, or with class weights the sum of theirs.
+        """The weight of a batch in a mean over several: its number of images, or the sum of their class weights.
 
         As in torch's `cross_entropy`, shares of classes (N, K) count alike.
         """
@@ -118,7 +118,7 @@ class TrainState:
         kind = torch.bfloat16 if self.recipe.precision == "bf16" else torch.float32
         images = images.to(self.device, kind, memory_format=PLANES, non_blocking=True)
         targets = targets.to(self.device, non_blocking=True)
-        # Dropout draws from torch's generator; the state around is left as it was.
+        # Dropout uses torch's generator, whose state is restored.
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(derive_seed(self.recipe.seed, "dropout", draw))
             with torch.autocast(self.device.type, self._autocast, enabled=self._autocast is not None):
@@ -132,7 +132,7 @@ class TrainState:
 
     @torch.no_grad()
     def _collect(self) -> None:
-        """Gradients of a batch go from where they were computed to where they are added up."""
+        """Add the gradients of a batch from the compute copy to those of the master weights."""
         there = [
             (gradient, working.grad)
             for gradient, working in zip(self._gradients, self._working, strict=True)
@@ -149,7 +149,7 @@ class TrainState:
 
     @torch.no_grad()
     def step(self, rate: float, *, number: int) -> bool:
-        """Move the weights at a learning rate; says whether the gradient was finite.
+        """Update the weights at a learning rate; returns whether the gradient was finite.
 
         One that is not moves nothing; with float16, whose loss is scaled, that is no sign of divergence.
         `number` counts the steps from 0.
@@ -181,7 +181,7 @@ class TrainState:
 
     @contextmanager
     def _frozen_left_out(self, learning: list[bool]) -> Iterator[None]:
-        """What does not learn in this epoch has no gradient for the optimizers, and so does not decay either."""
+        """Parameters that are frozen in this epoch get no gradient, so that optimizers do not decay them either."""
         frozen = [value for value, learns in zip(self._stepped.values(), learning, strict=True) if not learns]
         gradients = [value.grad for value in frozen]
         for value in frozen:
@@ -202,7 +202,7 @@ class TrainState:
             mine.copy_(theirs)
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor that the next step depends on, by a key of its own; they change as it learns."""
+        """Every tensor that the next step depends on, by key; they change during training."""
         found = {f"network/{key}": value for key, value in self.network.state_dict().items()}
         if self.average is not None:
             found |= {f"average/{key}": value for key, value in self.average.state_dict().items()}

@@ -42,11 +42,11 @@ from vggkit.weights.model import Model
 MOST_RETURNS: Final = 3
 """How often a training that diverges returns to the start of the epoch before training fails."""
 TOLERATED: Final = 1.3
-"""By what an epoch may differ from the estimate before what is left is estimated anew."""
+"""Factor by which an epoch may differ from the estimate before the remaining time is estimated again."""
 MENTIONED_SECONDS: Final = 5.0
 """Time left below which that is not worth a line."""
 LOWER: Final = 0.3
-"""What the learning rate is multiplied by each time."""
+"""Factor of the learning rate after each return."""
 
 State = Mapping[str, Tensor]
 
@@ -97,7 +97,7 @@ class Trainer:
 
     Args:
         classifier: The network, with its preprocessing and class names.
-        splits: Readable images of `train`, to learn from, `val`, to evaluate each epoch on, and perhaps `test`.
+        splits: Readable images of `train`, `val`, on which each epoch is evaluated, and optionally `test`.
         recipe: A resolved recipe.
         device: Where to train.
         checkpoints: Where states are saved.
@@ -133,7 +133,7 @@ class Trainer:
             progress: How far that was.
 
         Raises Stopped when requested to stop, BadInput when the loss diverges again and again, BadImage for an
-        image that is gone, BadOutput for a disk that is full; the last saved state stays complete.
+        image that no longer exists, BadOutput for a disk that is full; the last saved state stays complete.
         """
         self.progress = progress
         if self.recipe.trainable == "head":
@@ -171,7 +171,7 @@ class Trainer:
 
     def _fit_last_layer(self) -> FitResult:
         """The last layer alone, on features of every image that are computed once."""
-        self._keep_start()  # all that it begins with; the features are cached on disk
+        self._keep_start()  # its whole initial state; the features are cached on disk
         self.callbacks.log(describe(None, memory_bytes=self._estimate_memory()))
         probe = self._probe([split for split in self.splits if split in ("train", "val", "test")], epoch=1)
         self.callbacks.on_epoch((probe.epoch,), self.classifier.network)
@@ -191,7 +191,7 @@ class Trainer:
         )
 
     def _prepare(self, feature_scale: float) -> None:
-        """Set up everything that steps need: batches, the state, guards."""
+        """Set up everything that training steps need: batches, the state, guards."""
         classifier, recipe, train = self.classifier, self.recipe, self.splits["train"]
         self.train_state = TrainState(
             classifier.network,
@@ -304,7 +304,7 @@ class Trainer:
         return True
 
     def _learn(self) -> dict[str, float]:
-        """What is left of the epoch's batches; gives the dead share of each ReLU in the last one."""
+        """The remaining batches of the epoch; returns the proportion of dead units of each ReLU in the last one."""
         dead: dict[str, float] = {}
         self._clock = self._kept = time.monotonic()
         self._clock -= self.progress.seconds
@@ -346,7 +346,7 @@ class Trainer:
         )
 
     def _measure(self) -> Epoch:
-        """The epoch's figures, with those of the validation images in the precision that is trained in."""
+        """The metrics of the epoch, with those of the validation images in the precision of training."""
         progress, labels = self.progress, self.classifier.labels
         engine = PyTorchEngine(
             self.train_state.evaluated,
@@ -409,7 +409,7 @@ class Trainer:
         self.checkpoints.keep(self.train_state.state(), self.progress)
 
     def _go_back(self, problem: "_Diverged") -> None:
-        """To the start of the epoch, and on at a lower rate."""
+        """Return to the start of the epoch, and continue at a lower rate."""
         lower = self.progress.rate_scale * LOWER
         epoch, done = self.progress.epoch, self.progress.batches
         rate = self._rate_at(max(0, self.progress.steps - (done == len(self.batches))))
@@ -419,21 +419,21 @@ class Trainer:
         if self.progress.returns == MOST_RETURNS:
             raise BadInput(
                 f"the loss became {problem.loss} in {place}, at learning rate {rate:.2g}, and {MOST_RETURNS} lower "
-                f"ones did not help: begin again with --learning-rate {rate * LOWER:.1g}, or with the same network "
-                "with batch norm, and look at the images with `vggkit check`"
+                f"ones did not help: start again with --learning-rate {rate * LOWER:.1g}, or with the same network "
+                "with batch norm, and check the images with `vggkit check`"
             ) from problem
         state, before = self.checkpoints.read_epoch()
         self.train_state.restore(state)
         self.progress = replace(before, rate_scale=lower, returns=self.progress.returns + 1)
         self._keep()
         self.callbacks.warn(
-            f"the loss became {problem.loss} in {place}: back to the start of the epoch, and on at {LOWER:g} times "
-            f"the learning rate of {rate:.2g} (return {self.progress.returns} of {MOST_RETURNS} at most)"
+            f"the loss became {problem.loss} in {place}: back to the start of the epoch, to continue at {LOWER:g} "
+            f"times the learning rate of {rate:.2g} (return {self.progress.returns} of {MOST_RETURNS} at most)"
         )
 
 
 class _Diverged(Exception):
-    """The loss or its gradient is no number any more."""
+    """The loss or its gradient is not finite."""
 
     def __init__(self, loss: float) -> None:
         super().__init__(loss)

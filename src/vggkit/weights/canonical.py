@@ -1,4 +1,4 @@
-"""A file's tensors under the canonical keys, whatever its dialect; each is read when it is accessed."""
+"""A file's tensors under the canonical keys, for any dialect; each is read when it is accessed."""
 
 from collections.abc import Iterator, Mapping
 
@@ -29,7 +29,7 @@ class CanonicalWeights(Mapping[str, Tensor]):
     ) -> None:
         self._file = file
         self.sources = dict(examination.sources)
-        """The source of each canonical tensor, whatever its shape."""
+        """The source of each canonical tensor, for any shape."""
         if configuration is not None:
             sheet = examination.lay_out_for(configuration)
             self.sources = dict(sheet.locate(configuration)) if sheet else {}

@@ -50,7 +50,7 @@ class Card:
     activation_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Smallest and largest input of each convolution and matrix, for int8, by its name; empty: not measured."""
     origin: WeightsOrigin = field(default_factory=WeightsOrigin)
-    """Where the weights come from; the learning rate of a training and the layers that it trains depend on it."""
+    """The origin of the weights; the learning rate of a training and the layers that it trains depend on it."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Its origin, for people to read: data, recipe, metrics, licence of the weights, versions; any JSON values."""
 
@@ -220,7 +220,7 @@ def read_entry(values: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
 
 
 def _rename_entries(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Provenance of a file of format 1 to 4 with the names of today."""
+    """Provenance of a file of format 1 to 4 with the current names."""
     renamed = {"data": {"pictures": "images"}, "metrics": {"part": "split"}}
     renamed["calibration"] = renamed["data"] | renamed["metrics"]
     return {

@@ -21,7 +21,7 @@ _CONTAINERS: Final = {
     "keras-3": "a Keras HDF5 file",
     "keras-archive": "a Keras archive",
 }
-"""What a WeightFile's containers are called."""
+"""Names of a WeightFile's containers."""
 
 
 def read_card(path: str | Path) -> Card:

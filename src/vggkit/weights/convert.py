@@ -62,7 +62,7 @@ class Conversion:
     """Changes, in sentences: how an ambiguous source was read, and which parts of a Classifier's file were
     converted with its input or dropped."""
     compared: str
-    """What was compared: `logits`, or `maps of relu3_4` where there is no head."""
+    """The outputs that were compared: `logits`, or `maps of relu3_4` where there is no head."""
     image_pixels: int
     """Side of the random image that both networks were compared on."""
     difference: float
@@ -112,7 +112,7 @@ def convert(
     Args:
         source: A file of weights in any dialect, a run's folder, a model's name for its published weights, or
             `hf://owner/name`.
-        target: The file to write; its suffix says the format: `.safetensors` or `.pth`, for Keras `.h5`,
+        target: The file to write; its suffix decides the format: `.safetensors` or `.pth`, for Keras `.h5`,
             `.weights.h5` or `.npz`, for Caffe `.npz`.
         to: The dialect.
         input_convention: The preprocessing of the source, where the file does not state it: `imagenet`, `caffe`,
@@ -140,7 +140,7 @@ def convert(
             raise BadOutput(f"{target}: is the source itself; name another file")
         fed = _resolve_convention(found, stated)
         turned, turn_first, scales = _turn_input(fed, to, keep=keep_input)
-        # What is refused above needs no torch.
+        # The checks above need no torch.
         from vggkit.weights.canonical import CanonicalWeights
         from vggkit.weights.parity import compare_outputs
 
@@ -181,7 +181,7 @@ def _list_pieces(
             dtype = examination.file.entries[source.place.key].dtype
             read = partial(_read_turned, weights, key, place, turn)
             pieces.append(Piece(place.key, place.shape_of(shapes[key]), dtype, read))
-        elif key.endswith("num_batches_tracked"):  # readers of today ask for what old files lack
+        elif key.endswith("num_batches_tracked"):  # current readers require it, and old files lack it
             pieces.append(Piece(place.key, (), "int64", _make_zero))
     return pieces
 
@@ -311,11 +311,11 @@ def _turn_ranges(card: Card, scales: tuple[float, ...]) -> tuple[Card, str]:
         activation_ranges = {**card.activation_ranges, INPUT_RANGE: (low * factor, high * factor)}
         return replace(
             card, activation_ranges=activation_ranges
-        ), f"ranges for int8: those of the input turned with it, times {factor:.6g}"
+        ), f"ranges for int8: the input's are converted with it, times {factor:.6g}"
     provenance = {name: value for name, value in card.provenance.items() if name != "ranges"}
     return replace(card, activation_ranges={}, provenance=provenance), (
         "ranges for int8: dropped, as the channels of the input are scaled differently; "
-        "vggkit bench MODEL IMAGES --keep-ranges measures them anew"
+        "vggkit bench MODEL IMAGES --keep-ranges measures them again"
     )
 
 

@@ -34,7 +34,7 @@ matrix as (I, O), I counted in HWC order of the map, not CHW. oihw: a matrix as 
 
 
 class Shaped(Protocol):
-    """An entry of a file: what is known of a tensor without reading it."""
+    """An entry of a file: the metadata of a tensor, without its values."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -43,7 +43,7 @@ class Shaped(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where and how a dialect stores one tensor."""
+    """The key and layout of one tensor in a dialect."""
 
     key: str
     """Its key in the file."""
@@ -71,12 +71,12 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where one canonical tensor comes from."""
+    """The source of one canonical tensor."""
 
     place: Place
     """Its key in the file and how it lies there."""
     shape: tuple[int, ...]
-    """Its canonical shape, whatever network is expected."""
+    """Its canonical shape, for any network."""
     product: tuple[tuple[Place, Place | None], ...] = ()
     """Kernels and biases of the matrices, in order, that one layer was made of; empty: it lies there as it is."""
     is_bias: bool = False
@@ -165,7 +165,7 @@ def rename_keys(configuration: Configuration, dialect: Dialect) -> dict[str, str
 
     In torchvision, blocks and explicit the tensors themselves are equal, so that renaming is all
     there is to do: `{renamed[key]: value for key, value in network.state_dict().items()}`. In the
-    others some lie otherwise; `map_keys` says how.
+    others some are transposed; `map_keys` gives the mapping.
 
     Raises what `map_keys` raises.
     """

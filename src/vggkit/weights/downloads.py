@@ -42,7 +42,7 @@ def download(address: str, path: Path, *, digest_prefix: str, progress: bool) ->
     waiting = socket.getdefaulttimeout()
     _remove_partials(path)  # of a process that was killed
     try:
-        socket.setdefaulttimeout(STALL_SECONDS)  # torch.hub would wait for ever
+        socket.setdefaulttimeout(STALL_SECONDS)  # torch.hub has no timeout
         bar = progress and sys.stderr.isatty()
         download_url_to_file(address, str(path), hash_prefix=digest_prefix, progress=bar)
     except urllib.error.HTTPError as response:
@@ -96,6 +96,6 @@ def _explain_status(code: int, reason: str) -> str:
 
 
 def _remove_partials(path: Path) -> None:
-    """What torch.hub leaves where it is killed, or where the disk is full."""
+    """Files that torch.hub leaves if it is killed, or if the disk is full."""
     for partial in path.parent.glob(f"{escape(path.name)}.*.partial"):
         partial.unlink(missing_ok=True)

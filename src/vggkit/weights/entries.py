@@ -86,7 +86,7 @@ def is_channels_last(modules: Iterable[Module]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A convolution's or matrix's weight, canonical whatever its layout."""
+    """A convolution's or matrix's weight, in canonical layout."""
 
     out: int
     """O."""

@@ -194,7 +194,7 @@ class _Heads:
         return _EITHER if places is None or places == 1 else _RELU
 
     def _measure_room(self, one: Module, two: Module) -> tuple[int | None, bool]:
-        """How many modules fit between two, None where that is unknown, and whether indices say so."""
+        """How many modules fit between two, None where that is unknown, and whether it follows from indices."""
         first, second = one.name.split("."), two.name.split(".")
         shared = next((at for at, pair in enumerate(zip(first, second, strict=False)) if len(set(pair)) > 1), None)
         if shared is None:

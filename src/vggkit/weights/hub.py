@@ -85,7 +85,7 @@ def pull(address: str | Path) -> Path:
             f"hf://{repository}: VGGKIT_OFFLINE is set, and the hub's cache on this machine does not hold it; "
             "unset VGGKIT_OFFLINE once, or load the file itself"
         )
-    if not cached:  # one request first, since huggingface_hub retries for half a minute where no host responds
+    if not cached:  # one request first, because huggingface_hub retries for half a minute if no host responds
         look_at_file(repository, FILE, revision=found[2])
     path = bring_file(repository, FILE, revision=found[2], offline=offline)
     if find_card(path) is None:
@@ -192,7 +192,7 @@ def _import_hub() -> Any:
 
 
 def _endpoint() -> str | None:
-    """Read when it is needed; huggingface_hub reads it once, when it is imported."""
+    """Read at each call; huggingface_hub reads it once, when it is imported."""
     return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
 
 

@@ -42,7 +42,7 @@ class Identification:
     verdict: str
     """One sentence for people."""
     dialect: Dialect | str | None = None
-    """How its keys are written; `ordered` where no name says which layer is which and their order does."""
+    """How its keys are written; `ordered` where layers are identified by their order and not by names."""
     configuration: Configuration | None = None
     """The network; `.model` is its row of the paper's table, or `custom`. Where the file has no head,
     or no last layer, it has the paper's."""

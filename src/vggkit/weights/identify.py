@@ -42,7 +42,7 @@ class Examination:
     labels: tuple[str, ...] | None = None
     """Class names, from a card or from the metadata of a converted file."""
     chosen: Sheet | None = None
-    """The file's modules in their places, as this reading has them; None where its keys say all of them."""
+    """The file's modules in their places, as this reading has them; None where its keys name all of them."""
 
     @cached_property
     def sheets(self) -> list[Sheet]:
@@ -51,7 +51,7 @@ class Examination:
 
     @property
     def is_nameless(self) -> bool:
-        """Whether no name in the file says which layer is which."""
+        """Whether no names in the file identify its layers."""
         return not self.sheets or self.sheets[0].scheme == "order"
 
     def lay_out_for(self, configuration: Configuration) -> Sheet | None:
@@ -66,7 +66,7 @@ def identify(path: str | Path) -> Identification:
         path: A file, a run's folder, a model's name for its published weights, or `hf://owner/name`.
 
     Raises BadCheckpoint for a file that is broken or unsafe, or holds no tensors. A network that is no VGG
-    is no error: its `is_vgg` is False and its `verdict` says what was found.
+    is no error: its `is_vgg` is False and its `verdict` describes what was found.
     """
     with open_weights(locate_model(path)) as file:
         return examine(file).identification
@@ -187,7 +187,7 @@ def _name_dtype(file: WeightFile) -> str | None:
 def _compare(
     file: WeightFile, match: _Match, evidence: Evidence, *, card: Card | None, reading: int | None
 ) -> Examination:
-    """What the recognised network needs against what the file holds."""
+    """Compares the tensors that the recognised network needs with those that the file holds."""
     recognition, sheet, dialect = match.recognition, match.sheet, match.dialect
     configuration = recognition.configuration
     expected = configuration.state_shapes()

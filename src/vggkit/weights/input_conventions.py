@@ -24,7 +24,7 @@ caffe: BGR, 0 to 255, minus (103.939, 116.779, 123.68); Oxford's files and Keras
 caffe-rgb: the same in RGB. caffe-unit: RGB in [0, 1], minus Caffe's mean / 255."""
 
 CAFFE_MEAN: Final = (123.68, 116.779, 103.939)
-"""Mean of ImageNet's R, G and B on the scale of 255, as Oxford's networks take it away."""
+"""Mean of ImageNet's R, G and B on the scale of 255, which Oxford's networks subtract."""
 
 CONVENTIONS: Final[Mapping[str, Preprocessing]] = {
     "imagenet": Preprocessing(),
@@ -93,14 +93,14 @@ _FINGERPRINTS: Final = (
         (0.73, 0.06, 0.03, 0.83, 0.26, 0.55, -0.01, 0.35, 0.55, 0.06, 0.61, 0.27, 0.65, 0.17, 0.48, 0.38),
     ),
 )
-# Half a hundredth of rounding, and what bfloat16 does to the sum of nine weights.
+# Half a hundredth of rounding, and the rounding of bfloat16 in the sum of nine weights.
 _TOLERANCE: Final = 0.015
 
 
 def match_fingerprint(
     filters: NDArray[np.float32], biases: NDArray[np.float32]
 ) -> tuple[str, Preprocessing] | None:
-    """The network of a published conv1_1 and what its file is to be fed, None where it is none that is known.
+    """The network of a published conv1_1 and the input convention of its file; None for an unknown one.
 
     Args:
         filters: (64, 3, 3, 3), as they lie in the file: O, I, H, W.
@@ -155,7 +155,7 @@ def same_convention(one: Preprocessing, other: Preprocessing) -> bool:
 
 
 def turn_convention(source: Preprocessing, *, caffe: bool) -> tuple[Preprocessing, tuple[float, ...]]:
-    """The convention that a dialect's readers expect, and what turns conv1_1 to it.
+    """The convention that a dialect's readers expect, and the function that converts conv1_1 to it.
 
     Caffe's and Keras's readers take BGR from 0 to 255, the others RGB from 0 to 1; std becomes 1
     where it can. The mean stays what it was, on the new scale: folded into the bias it would be
@@ -188,7 +188,7 @@ def turn_convention(source: Preprocessing, *, caffe: bool) -> tuple[Preprocessin
 
 
 def _named(preprocessing: Preprocessing) -> Preprocessing:
-    """The named convention in its own digits, where scaling there and back left it a hair beside."""
+    """The named convention with its exact values, where scaling there and back has changed the last digits."""
     p = preprocessing
     for known in CONVENTIONS.values():
         near = (
@@ -239,7 +239,7 @@ def read_statements(file: WeightFile) -> Statements:
         return Statements.read(file.metadata)
     except (ValueError, TypeError, RecursionError, VggkitError) as problem:
         raise BadCheckpoint(
-            f"{file.path}: what it says of its network, input or labels cannot be read ({problem})"
+            f"{file.path}: its metadata of network, input or labels cannot be read ({problem})"
         ) from problem
 
 

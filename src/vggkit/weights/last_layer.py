@@ -1,4 +1,4 @@
-"""The last layer of given weights under other labels: its rows are classes, and classes are known by name.
+"""The last layer of given weights under other labels: its rows are classes, which are matched by name.
 
 Shape letters: K classes, F features.
 """

@@ -46,7 +46,7 @@ class Sheet:
     layers: int | None = None
     """Modules in `features`, where the file lists them."""
     orphans: Mapping[Position | HeadPlace, Module]
-    """Biases without their weights, where names say their places."""
+    """Biases without their weights, if names give their places."""
     strays: int
     """Convolutions that have no place."""
     keys: tuple[str, ...]
@@ -279,7 +279,7 @@ def _lay_by_order(
     chain = convolutions[:length]
     norms = [module for module in ordered if module.kind == "norm"]
     connected = [m for m in ordered if m.kind == "linear"] + convolutions[length:]
-    # What is no head of this trunk stays where it is, and is called unexpected.
+    # Matrices that are no head of this trunk keep their place, and are reported as unexpected.
     readings = read_heads(connected, channels=_out_of(chain[-1], last), channels_last=last, listed=listed)
     return [
         Sheet(

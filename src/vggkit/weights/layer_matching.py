@@ -234,7 +234,7 @@ def _cut(row: Configuration, until: str, sheet: Sheet) -> Configuration:
 
 
 def _build_custom(sheet: Sheet, windows: Mapping[Position, Window], in_channels: int) -> Configuration | None:
-    """The trunk as the places say it, of whatever widths; None where they leave a gap or do not chain."""
+    """The trunk that the places describe, of any widths; None where they leave a gap or do not chain."""
     sizes = list(windows.values())
     if any(one.out != two.into for one, two in pairwise(sizes)):
         return None

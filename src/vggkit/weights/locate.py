@@ -1,4 +1,4 @@
-"""Where a model's file is, whatever a MODEL is given as: a file, a run's folder, a model's name, or `hf://owner/name`.
+"""Finds the file of a MODEL, given as a file, a run's folder, a model's name, or `hf://owner/name`.
 
 No torch here, but where the published weights of a name are read for the first time.
 """

@@ -85,7 +85,7 @@ class Model:
 
     @property
     def network(self) -> VGG:
-        """The VGG; another one may take its place."""
+        """The VGG; it can be replaced by another one."""
         return self._network
 
     @network.setter
@@ -102,7 +102,7 @@ class Model:
     def card(self) -> Card:
         """Everything that its file states except the weights, of the network as it is now, changed layers included.
 
-        Raises BadConfiguration, naming the module, where no Configuration says what the network computes, or the
+        Raises BadConfiguration, naming the module, where no Configuration describes the network, or the
         labels are not as many as its classes.
         """
         before, now = self._card.configuration, self.network.configuration
@@ -152,7 +152,7 @@ class Model:
 
     @property
     def origin(self) -> WeightsOrigin:
-        """Where the weights come from: random, loaded from a file, or trained by vggkit."""
+        """The origin of the weights: random, loaded from a file, or trained by vggkit."""
         return self._card.origin
 
     @property
@@ -308,7 +308,7 @@ class Model:
 
         Args:
             path: The file; its folders are made.
-            provenance: Entries to set in what is already known, in the file and here.
+            provenance: Entries to set in the provenance, in the file and here.
 
         A network whose layers were changed is written as it is now. Raises BadConfiguration where no
         Configuration describes it, as `card` does, BadInput for values that are not finite, and BadOutput.

@@ -19,7 +19,7 @@ def write_model_card(card: Card, *, repository: str = "owner/name") -> str:
     """The README.md for a Classifier: front matter for the hub, then text for people.
 
     Args:
-        card: What is known about the Classifier; `provenance["licence"]` states its licence, else
+        card: The Classifier's metadata; `provenance["licence"]` states its licence, else
             that of the weights it started from holds.
         repository: The repository that it is for.
     """
@@ -47,7 +47,7 @@ def write_model_card(card: Card, *, repository: str = "owner/name") -> str:
 
 
 def _front_matter(card: Card, name: str) -> list[str]:
-    """What the hub reads, as YAML."""
+    """The metadata that the hub reads, as YAML."""
     licence = _licence(card.provenance)
     lines = [
         "---",
@@ -80,14 +80,14 @@ def _front_matter(card: Card, name: str) -> list[str]:
 
 
 def _quote(text: str) -> str:
-    """A string of JSON, which YAML reads as one whatever it says: `no`, `1.0`, `a: b`."""
+    """A JSON string, which YAML reads as a string in all cases: `no`, `1.0`, `a: b`."""
     return json.dumps(escape_controls(text), ensure_ascii=False)
 
 
 def _uses(card: Card, repository: str) -> list[str]:
     c = card.configuration
     here = [
-        "Here, with everything it knows:",
+        "With vggkit, including preprocessing and labels:",
         "```python\n"
         "import vggkit as vk\n\n"
         f'clf = vk.load("hf://{repository}")\n'
@@ -98,12 +98,12 @@ def _uses(card: Card, repository: str) -> list[str]:
     if not is_torchvisions(c):
         return [
             *here,
-            "Elsewhere: its network is not one of torchvision's or timm's, so that they cannot load it. "
+            "torchvision and timm cannot load it, because its network is not one of theirs. "
             f"`vggkit code` writes VGGs as standalone listings; this one is {_describe_difference(c)}.",
         ]
     return [
         *here,
-        "In torchvision, whose keys these are (prepare images as described below):",
+        "In torchvision, which uses the same keys (prepare images as described below):",
         "```python\n"
         "from huggingface_hub import hf_hub_download\n"
         "from safetensors.torch import load_file\n"
@@ -132,7 +132,7 @@ def is_torchvisions(configuration: Configuration) -> bool:
 
 
 def _describe_difference(c: Configuration) -> str:
-    parts = [f"{c.model} with a {c.head} head" if c.model != "custom" else f"of its own shape with a {c.head} head"]
+    parts = [f"{c.model} with a {c.head} head" if c.model != "custom" else f"a custom network with a {c.head} head"]
     if c.until:
         parts.append(f"cut after {c.until}")
     if c.in_channels != 3:
@@ -142,7 +142,7 @@ def _describe_difference(c: Configuration) -> str:
 
 def _describe_network(c: Configuration) -> str:
     rows = {
-        "network": "of its own shape" if c.model == "custom" else c.model,
+        "network": "custom" if c.model == "custom" else c.model,
         "convolutions by block": ", ".join(str(len(block)) for block in c.blocks),
         "batch normalisation": "yes" if c.batch_norm else "no",
         "cut after": c.until or "not cut",
@@ -170,7 +170,7 @@ def _describe_preprocessing(card: Card) -> str:
 def _describe_metrics(provenance: Mapping[str, Any]) -> str:
     metrics = _metrics(provenance)
     if not metrics:
-        return "It was not measured: its file states no accuracy."
+        return "It was not evaluated: its file states no accuracy."
     sentence = f"Top-1 accuracy {_percent(metrics['top1'])} ({escape_markdown(_interval(metrics))})"
     if isinstance(metrics.get("top5"), int | float) and metrics["top5"] < 1:
         sentence += f", top-5 {_percent(metrics['top5'])}"
@@ -233,7 +233,7 @@ def _interval(metrics: Mapping[str, Any]) -> str:
 
 
 def _data_name(provenance: Mapping[str, Any]) -> str:
-    """The data's name without the folders of the machine where it lay."""
+    """The data's name without the folders of the machine."""
     name = str(_mapping(provenance, "data").get("name") or "images of its author")
     return name.replace("\\", "/").rstrip("/").rpartition("/")[2] or name
 

@@ -47,7 +47,7 @@ def write_weights(path: str | Path, weights: Mapping[str, Tensor], metadata: Map
 
 
 def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata that `write_weights` wrote, whatever they stand for; raises BadCheckpoint."""
+    """Tensors and metadata that `write_weights` wrote; raises BadCheckpoint."""
     try:
         with safe_open(path, framework="pt") as opened:
             return {key: opened.get_tensor(key) for key in opened.keys()}, dict(opened.metadata() or {})  # noqa: SIM118
@@ -68,7 +68,7 @@ class LoadedWeights:
     ignored: tuple[str, ...]
     """The source's keys that were not used."""
     reinitialised: str | None
-    """What was reinitialised of the source's head, in words; None where it was loaded."""
+    """The part of the source's head that was initialised again, in words; None where it was loaded."""
 
 
 def select_weights(

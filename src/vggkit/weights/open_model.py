@@ -1,4 +1,4 @@
-"""The model of whatever is given, a file of a part of a network too, to look inside."""
+"""Opens a network with its preprocessing for inspection, including files that contain part of a network."""
 
 from pathlib import Path
 

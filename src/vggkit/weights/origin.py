@@ -1,4 +1,4 @@
-"""Where a model's weights come from, as a record: what a training starts from depends on it. No torch here."""
+"""The origin of a model's weights, as a record: the start of a training depends on it. No torch here."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ OriginKind = Literal["random", "loaded", "trained"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsOrigin:
-    """Where the weights of a model come from.
+    """The origin of a model's weights.
 
     Raises BadConfiguration for impossible values.
 

@@ -1,4 +1,4 @@
-"""Published weights on this machine: found, or brought from their hosts and checked. No torch here.
+"""Published weights on this machine: found, or downloaded and checked. No torch here.
 
 Torchvision's host first; the same values on the Hugging Face hub, as timm publishes them, when it
 fails. Files are stored in `VGGKIT_HOME` (default: the platform's folder for caches); with
@@ -25,7 +25,7 @@ from vggkit.weights.published import PublishedWeights, Tag, find_published
 HUB_FILE: Final = "model.safetensors"
 """The weights' name in every repository of the hub."""
 LONGEST_SECONDS: Final = 6 * 3600.0
-"""Longest wait for another process that fetches the same file."""
+"""Longest wait for another process that downloads the same file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,11 @@ class FetchedWeights:
     dialect: Literal["torchvision", "timm"]
     """How its tensors are named."""
     source: str
-    """The address it came from, or that it lay there already."""
+    """The address it came from, or that it was there already."""
     sha256: str
     """Digest of the whole file, 64 hexadecimal digits."""
     published: PublishedWeights
-    """What is known about the weights."""
+    """Metadata of the weights."""
 
     def to_dict(self) -> dict[str, Any]:
         """The entry in a Classifier's provenance."""
@@ -58,7 +58,7 @@ class FetchedWeights:
 def fetch(
     model: str, *, tag: Tag = "imagenet", folder: str | Path | None = None, progress: bool = True
 ) -> FetchedWeights:
-    """Published weights on this machine, brought here unless they are; about half a gigabyte.
+    """Published weights on this machine, downloaded if they are missing; about half a gigabyte.
 
     A file that lies in the folder under torchvision's own name or as `<model>.safetensors`, or in
     torch hub's cache, is used as it is. Else it comes from torchvision's host, and from the Hugging
@@ -69,7 +69,7 @@ def fetch(
         model: A name of `list_models()`.
         tag: `imagenet`, or `features` (vgg16's trunk alone).
         folder: Where to look for and to store files; None: `find_home()`.
-        progress: Show on standard error what is fetched, and in a terminal how far it has come.
+        progress: Show the download on standard error, and in a terminal its progress.
 
     Raises UnknownName, BadDownload (naming the response of each host, or offline which file to put where),
     and BadOutput where the folder cannot be written to.
@@ -113,7 +113,7 @@ def _bring(record: PublishedWeights, home: Path, offline: str, *, progress: bool
 
 
 def _bring_from_hub(record: PublishedWeights, repository: str, home: Path, *, progress: bool) -> FetchedWeights:
-    """The hub's file, whose SHA-256 must be what the hub says it is, under the name that one put there has."""
+    """The hub's file, with the SHA-256 that the hub states, under the name that a user's file would have."""
     there = look_at_file(repository, HUB_FILE)
     folder = _hub_folder(repository, home)
     brought = bring_file(repository, HUB_FILE, revision=there.commit, folder=folder, progress=progress)
@@ -149,7 +149,7 @@ def _find_here(record: PublishedWeights, home: Path) -> FetchedWeights | None:
             return FetchedWeights(path, _read_dialect(path), source, hash_file(path), record)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch"
     path = Path(os.environ.get("TORCH_HOME") or cache).expanduser() / "hub" / "checkpoints" / record.file
-    # A broken file there is another program's; it is left alone.
+    # A damaged file there belongs to another program, and is not removed.
     if path.is_file() and (digest := hash_file(path)).startswith(record.digest_prefix):
         return FetchedWeights(path, "torchvision", f"{path}, which was there", digest, record)
     return None

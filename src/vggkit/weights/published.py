@@ -1,4 +1,4 @@
-"""Published weights as data: whose they are, where they lie, what they reach, how they are fed. No torch here.
+"""Published weights as data: publisher, address, accuracy and preprocessing. No torch here.
 
 Sources: `torchvision.models.VGG16_Weights` and its siblings (addresses, digits of the digest,
 accuracy, sizes, preprocessing; torchvision 0.29), timm's `vgg16.tv_in1k` and its siblings (the hub's
@@ -31,7 +31,7 @@ RECIPE: Final = "https://github.com/pytorch/vision/tree/main/references/classifi
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedWeights:
-    """Weights that somebody trained and put on a public host."""
+    """Weights on a public host."""
 
     model: str
     """The network, a name of `list_models()`."""
@@ -54,9 +54,9 @@ class PublishedWeights:
     terms: str = TERMS
     """Further terms of use."""
     preprocessing: Preprocessing = Preprocessing()  # noqa: RUF009 (frozen)
-    """How images are fed to them."""
+    """The preprocessing of their images."""
     recipe: str = RECIPE
-    """Where their training is described."""
+    """The description of their training."""
 
     @property
     def file(self) -> str:
@@ -128,7 +128,7 @@ PUBLISHED: tuple[PublishedWeights, ...] = _table()
 
 
 def find_published(model: str, *, tag: Tag = "imagenet") -> PublishedWeights:
-    """The record of a model's weights; raises UnknownName where nobody has published such."""
+    """The record of a model's weights; raises UnknownName where none are published."""
     if model != "custom":
         find_configuration(model)
     for record in PUBLISHED:

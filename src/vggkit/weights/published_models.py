@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vggkit.weights.formats.weight_file import WeightFile
 
 FOLDER: Final = "classifiers"
-"""Where in `VGGKIT_HOME` the files of Classifiers are stored."""
+"""The folder in `VGGKIT_HOME` for the files of Classifiers."""
 LONGEST_SECONDS: Final = 1800.0
 """Longest wait for another process that writes the same file."""
 

@@ -29,7 +29,7 @@ def name_other_network(entries: Mapping[str, Shaped]) -> str | None:
 
 
 def _name_tiny(modules: Sequence[Module]) -> str | None:
-    """CNN Explainer's TinyVGG, which courses teach: two blocks of two convolutions of one width, and one matrix."""
+    """CNN Explainer's TinyVGG, common in courses: two blocks of two convolutions of one width, and one matrix."""
     kernels = [module.shapes["weight"] for module in modules if module.kind == "conv"]
     matrices = [module.shapes["weight"] for module in modules if module.kind == "linear"]
     width = kernels[0][0] if kernels else 0
@@ -63,8 +63,8 @@ def describe_shapes(entries: Mapping[str, Shaped], sheet: Sheet | None) -> str:
     if first != 3:
         return f"{counted}, the first {first}×{first} where a VGG's is 3×3, and {matrices} matrices"
     if sides != [3]:
-        return f"{counted} and {matrices} matrices; a VGG has 3×3 ones, each reading what the one before gives"
-    return f"{counted} and {matrices} matrices, which do not follow on one another as in a VGG of the paper"
+        return f"{counted} and {matrices} matrices; a VGG has 3×3 ones, each reading the output of the one before"
+    return f"{counted} and {matrices} matrices, which do not form the sequence of a VGG of the paper"
 
 
 def _side(module: Module, *, last: bool) -> int:
@@ -89,7 +89,7 @@ def write_verdict(
 
     Args:
         recognition: The network.
-        sheet: The file's modules in their places; None where its keys say all of them.
+        sheet: The file's modules in their places; None where its keys name all of them.
         path: The file; where its name claims another VGG, the sentence adds that; it changes nothing else.
         head: fc, dense or pool; None where the file has none.
         missing: Keys that the file lacks.
@@ -177,7 +177,7 @@ def write_load_line(
         is_classifier: It carries a card.
         missing: Canonical keys that it lacks.
         others: Its keys that are of another shape, or none of the network's.
-        reading: Which of the file's readings this network is, where there are several; the line says it.
+        reading: Which of the file's readings this network is, where there are several; it is part of the sentence.
         labelled: The file keeps the names of the classes.
     """
     configuration = recognition.configuration
@@ -205,7 +205,7 @@ def write_load_line(
     smallest = configuration.minimum_side
     if smallest > CROP_PIXELS:
         options.append(f"preprocessing=vk.Preprocessing(resize_pixels={smallest}, crop_pixels={smallest})")
-    # A pool head is renewed where it is not there, and what lies behind a cut is left.
+    # A missing pool head is initialised, and layers behind a cut are ignored.
     pooled = configuration.head == "pool"
     lacking = [key for key in missing if not (pooled and key.startswith("classifier."))]
     renewed = pooled and len(lacking) < len(missing)

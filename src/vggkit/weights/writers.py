@@ -57,7 +57,7 @@ class Piece:
     dtype: str
     """torch's name of its type."""
     read: Callable[[], "Tensor"]
-    """Gives its values when they are written; any strides."""
+    """Returns its values when they are written; any strides."""
 
     def values(self) -> "Tensor":
         """Its values, contiguous."""
@@ -155,7 +155,7 @@ def _open_hdf5(path: Path) -> Any:
 
 
 def _encode(metadata: Mapping[str, str]) -> dict[str, np.bytes_]:
-    """Texts of a fixed length, which stand in the attribute itself."""
+    """Texts of a fixed length, which are stored in the attribute itself."""
     return {name: np.bytes_(text.encode()) for name, text in metadata.items()}
 
 

@@ -67,7 +67,7 @@ def bench(
     keep_ranges: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Bench:
-    """Time every engine and precision that runs here, each in a process of its own, in turn.
+    """Time every engine and precision that runs here, each in a separate process, in turn.
 
     Args:
         model: A Classifier; or its place: a file, a run's folder, a published model's name such as `vgg16`, or
@@ -165,7 +165,7 @@ def _choose(
     log("listing", 0, None)
     total = count_images(given, columns=columns)
     images = gather_images(given, columns=columns)
-    # From everywhere; of what passes by once, the first.
+    # From the whole collection; of a stream, the first.
     every = None if total is None or total <= most else {place * total // most for place in range(most)}
     chosen = (each for place, each in enumerate(images) if every is None or place in every)
     found, first, unreadable = list[Values](), "", 0

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from vggkit.weights.model import Model
 
 MOST_NAMED: Final = 3
-"""Unreadable images that a training names; the rest is counted."""
+"""Number of unreadable images that a training names; the others are counted."""
 
 SAMPLES: Final = 4
 """Images of each class that a page shows."""
@@ -233,7 +233,7 @@ def vet(
 
 
 def list_stated(columns: Columns) -> dict[str, str]:
-    """What is stated of a table's columns, by the option's name."""
+    """The given columns of a table, by the option's name."""
     return {name: str(value) for name, value in asdict(columns).items() if value is not None}
 
 
@@ -266,7 +266,7 @@ def count_readable(images: ImageDataset, sightings: Iterable[Sighting]) -> dict[
 
 
 def _load(place: str | Path) -> "Model":
-    # Imports torch, which what is refused before does not need.
+    # Imports torch, which the checks above do not need.
     from vggkit.weights.model import Model
 
     return Model.load(locate_model(place))

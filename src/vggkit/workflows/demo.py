@@ -31,7 +31,7 @@ RECIPE: Final = Recipe(
 """Chosen by cross-validation on the training and validation digits, see docs/decisions/demo.md."""
 IMAGES: Final = "images"
 RECORD: Final = "demo.json"
-"""Written last, with the names of all files: a folder with it is a finished demonstration's."""
+"""Written last, with the names of all files: a folder that contains it is a finished demonstration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Demonstration:
     run: TrainingRun
     """The training, and its evaluation on the digits of the test split."""
     images: tuple[ImageSample, ...]
-    """One digit of each class, of the test split too."""
+    """One digit of each class, from the test split too."""
     predictions: tuple[Prediction, ...]
     """Their predictions, in the same order."""
     sheet: Path

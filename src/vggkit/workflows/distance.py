@@ -4,6 +4,7 @@ Shape letters: N images, H and W pixels.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -12,19 +13,24 @@ import torch
 from torch import Tensor
 
 from vggkit.arguments import demand_count
-from vggkit.errors import BadImage, BadInput, UnknownName
+from vggkit.errors import BadConfiguration, BadImage, BadInput, UnknownName
 from vggkit.features.image_pairs import Distances, ImageDistance, pair_images
-from vggkit.features.loss_config import METRICS
+from vggkit.features.loss_config import METRICS, LossConfig
 from vggkit.features.perceptual import PerceptualLoss
 from vggkit.hardware import choose_device
 from vggkit.images.dataset import ImageSample
 from vggkit.images.decoding import Pixels
 from vggkit.images.given import ImageSources
+from vggkit.models.configuration import Configuration
+from vggkit.models.configure import configure
 from vggkit.models.vgg import VGG
+from vggkit.weights.identify import identify
+from vggkit.weights.locate import locate_model
 from vggkit.weights.model import Model
+from vggkit.weights.published_models import is_model_name
 
 TRUNK: Final = "vgg16"
-"""Without another one: the published ImageNet weights."""
+"""The default: the published ImageNet weights."""
 BATCHES_WAITING: Final = 4
 """As many pairs as so many batches have are in memory, waiting for others of their size."""
 
@@ -49,13 +55,14 @@ def distance(
 
     Args:
         first: An image, a list of images, or a folder: every image below it is compared with the one of `second`
-            that has the same name, whatever the endings.
+            that has the same name, regardless of the extension.
         second: As many.
         metric: `lpips` (Zhang et al. 2018) and `dists` (Ding et al. 2020) approximate how different people find two
             images; `gram` compares textures and colours wherever they are, `content` what is where (the style and
             the content term of Johnson et al. 2016).
         trunk: A VGG16: its published ImageNet weights, with which the metrics were made, or a network, a Classifier
-            or a file of weights.
+            or a file of weights. For `gram` and `content` also another VGG that has their layers, relu1_2, relu2_2,
+            relu3_3 and relu4_3, and relu3_3; distances by different networks cannot be compared.
         calibration: For lpips and dists their trained weights: a file as their authors publish it.
         batch_size: Pairs that pass through the network together, where they have one size.
         device: `auto`, `cpu`, `cuda`, `mps`.
@@ -71,7 +78,7 @@ def distance(
     batch_size = demand_count("batch_size", batch_size)
     found = pair_images(first, second)
     loss = PerceptualLoss(
-        METRICS[metric],
+        _choose_loss(metric, trunk),
         trunk=trunk,
         calibration=calibration,
         input_range=(0, 1),
@@ -93,10 +100,33 @@ def distance(
     return Distances(metric, in_order, found.only_first, found.only_second)
 
 
+def _choose_loss(metric: str, trunk: VGG | Model | str | Path) -> str | LossConfig:
+    """The loss: of `gram` and `content` the layers in the network that is given."""
+    config = METRICS[metric]
+    if config.metric != "features":
+        return metric
+    if isinstance(trunk, VGG | Model):
+        configuration: Configuration | None = trunk.configuration
+    elif is_model_name(trunk):
+        configuration = configure(str(trunk))
+    else:
+        configuration = identify(locate_model(trunk)).configuration
+    if configuration is None:  # the loss says why
+        return config
+    layers = [layer.name for layer in configuration.trunk]
+    absent = [layer for layer in config.layers if layer not in layers]
+    if absent:
+        raise BadConfiguration(
+            f"{metric} compares {', '.join(config.layers)}, and the trunk, a {configuration.model} that ends with "
+            f"{layers[-1]}, lacks {', '.join(absent)}"
+        )
+    return replace(config, model=configuration.model)
+
+
 def _compare(
     pairs: Sequence[tuple[ImageSample, ImageSample]], loss: PerceptualLoss, *, batch_size: int, needs_one_size: bool
 ) -> Iterator[tuple[int, float | str]]:
-    """The number of each pair, in any order, with its distance or what is wrong with it."""
+    """The number of each pair, in any order, with its distance or its problem."""
     waiting: dict[tuple[Size, Size], list[Decoded]] = {}
     for number, pair in enumerate(pairs):
         try:
@@ -128,8 +158,12 @@ def _compute(
     try:
         with torch.no_grad():
             found = loss(*(_to_tensor([pair[side] for _, pair in batch], device) for side in (0, 1))).tolist()
-    except BadInput as problem:  # smaller than the pools need
-        found = [f"{pairs[number][0].path}: {problem}" for number in numbers]
+    except BadInput:
+        sizes = [f"{pair[0].shape[1]}×{pair[0].shape[0]}" for _, pair in batch]
+        found = [
+            f"{pairs[number][0].path}: has {size} pixels, which is too small: each pool of the network halves it"
+            for number, size in zip(numbers, sizes, strict=True)
+        ]
     yield from zip(numbers, found, strict=True)
 
 

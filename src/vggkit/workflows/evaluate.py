@@ -105,7 +105,7 @@ def measure(
     _demand_same_classes(models, names)
     if precision == "int8":
         _demand_ranges(models)
-    # These import torch, which a refusal above does not need.
+    # These import torch, which the checks above do not need.
     from vggkit.evaluation.measure import evaluate
     from vggkit.weights.model import Model
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vggkit.arguments import demand_count, demand_path
 from vggkit.engines.info import EngineInfo, WantedEngine
-from vggkit.engines.model_weights import open_model
+from vggkit.engines.model_weights import open_for_engine
 from vggkit.engines.outputs import WantedPrecision
 from vggkit.explanations.check import ExplanationCheck, check_explanations
 from vggkit.explanations.explain import build_explainer, iterate_explanations
+from vggkit.explanations.explanation import Explanation
 from vggkit.explanations.folder import ExplanationFolder
 from vggkit.explanations.plan import ExplanationPlan, Method
 from vggkit.files import write_text
@@ -57,6 +58,10 @@ class ExplainResult:
     """What computed."""
     sheet: str | None
     """The contact sheet; None for a single image."""
+    overlay: str | None = None
+    """The overlay of a single image; None for several."""
+    title: str | None = None
+    """Of a single image the class that is explained, with its probability."""
     skipped: tuple[Omission, ...] = ()
     """Files among the images that are no images, counted by reason."""
     problems: tuple[str, ...] = ()
@@ -111,7 +116,7 @@ def explain_into(
     """
     out, given = demand_path(out), list(take_sources(images))
     batch_size = demand_count("batch_size", batch_size)
-    opened = open_model(model, "explain")
+    opened = open_for_engine(model, "explain")
     card = opened.card
     plan = ExplanationPlan.of(card, method=method, layer=layer, label=label, contrast=contrast)
     folder = ExplanationFolder(out, plan, given, with_maps=True)
@@ -124,6 +129,7 @@ def explain_into(
     folder.begin()
     done, problems = 0, 0
     shown: list[str] = []
+    last: Explanation | None = None
     with stream_columns(out / TABLE, KINDS) as append:
         explained = iterate_explanations(explainer, card, found, batch_size=batch_size, keep_pixels=True)
         for each in folder.write_each(explained):
@@ -140,6 +146,7 @@ def explain_into(
                 }
             )
             done += 1
+            last = last if explanation.problem else explanation
             if explanation.problem is not None:
                 problems += 1
                 shown = [*shown, explanation.problem][:10]
@@ -153,6 +160,8 @@ def explain_into(
         layer=plan.layer,
         engine=explainer.info,
         sheet=None if sheet is None else str(sheet),
+        overlay=None if last is None or sheet is not None else str(out / folder.name_overlay(last.path)),
+        title=None if last is None or sheet is not None else last.title,
         skipped=reading.list_omissions(),
         problems=tuple(shown),
     )

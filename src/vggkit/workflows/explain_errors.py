@@ -1,4 +1,4 @@
-"""Why the most confident errors were predicted as they were, for reports."""
+"""Explanations of the most confident errors, for reports."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
+import torch
+
 from vggkit.arguments import demand_count
 from vggkit.engines.cached import find_engine
 from vggkit.engines.outputs import WantedPrecision
@@ -66,8 +68,10 @@ class Filters:
     """For each channel where its patches come from."""
     receptive_field: int | None = None
     """Side of the layer's receptive field in pixels; None for a layer of the head, which sees the whole image."""
+    searched: int = 0
+    """Number of images that were searched for patches; 0 for other methods."""
     problems: tuple[str, ...] = field(default=(), repr=False)
-    """Images that could not be read, and why."""
+    """Why others could not be read."""
 
     def save(self, path: str | Path) -> Path:
         """Draw the contact sheet as .png, .pdf or .svg, by the ending; raises BadOutput and MissingExtra."""
@@ -83,8 +87,8 @@ class Filters:
             case "weights":
                 return f"{len(self.channels)} filters of {self.layer}; grey is 0, each scaled by its largest weight"
             case "patches":
-                count = len({patch.path for several in self.patches for patch in several})
-                return f"patches of {count} images that excite each channel of {self.layer} most{seen}"
+                images = f"{self.searched:,} image{'s' * (self.searched != 1)}"
+                return f"patches of {images} that excite each channel of {self.layer} most{seen}"
             case _:
                 return f"images made to excite each channel of {self.layer}{seen}"
 
@@ -94,6 +98,7 @@ class Filters:
             "layer": self.layer,
             "method": self.method,
             "receptive_field": self.receptive_field,
+            "searched": self.searched,
             "channels": [
                 {
                     "channel": channel,
@@ -145,7 +150,7 @@ def filters(
         seed: The images that maximisation starts from and their shifts depend on it.
         device: auto, cpu, cuda, mps.
         precision: Precision of the pass over the data: fp32, bf16, int8, auto.
-        on_progress: Called with what is done, how much of it, and of how much where that is known.
+        on_progress: Called with the current task, how much of it is done, and of how much where that is known.
 
     The model is left as found. Raises UnknownName, BadInput, BadConfiguration, BadData where no image can be read,
     BadCheckpoint and, for published weights, BadDownload.
@@ -203,11 +208,10 @@ def filters(
     side = opened.preprocessing.crop_pixels
     if field_side is not None:
         side = min(MOST_SIDE, max(LEAST_SIDE, 2 * field_side, configuration.minimum_side))
-    network = opened.network
-    before = next(network.parameters()).device
-    try:
+    # Whatever mode the caller is in, gradients are recorded here, in float32.
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(where.type, enabled=False):
         images, values = maximize(
-            network.to(where),
+            opened.network,
             opened.preprocessing,
             layer,
             chosen,
@@ -219,8 +223,6 @@ def filters(
             device=where,
             on_step=lambda step: show("maximising", step, steps),
         )
-    finally:
-        network.to(before)
     return Filters(
         layer, method, chosen, images[:, None], tuple((each,) for each in values), receptive_field=field_side
     )
@@ -288,6 +290,7 @@ def _find_patches(
             for held in responses
         ),
         receptive_field=receptive.side,
+        searched=done - len(problems),
         problems=tuple(problems),
     )
 

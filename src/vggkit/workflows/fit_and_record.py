@@ -282,10 +282,10 @@ def _list_notes(dataset: ImageDataset, split: str, *, epochs: int, calibrated: b
     notes = []
     train, evaluated = dataset.count("train"), dataset.count(split)
     if absent := [label for label, count in evaluated.items() if not count]:
-        notes.append(f"no images of {shorten_names(absent, most=12)}: nothing is measured of them")
+        notes.append(f"no images of {shorten_names(absent, most=12)}: these classes are not evaluated")
     if unlearnt := [label for label, count in train.items() if not count and evaluated[label]]:
         notes.append(
-            f"no images of {shorten_names(unlearnt, most=12)} were learnt from, and theirs are measured on"
+            f"no images of {shorten_names(unlearnt, most=12)} are in the training split, but some are evaluated"
         )
     if split == "val":
         if epochs > 1:

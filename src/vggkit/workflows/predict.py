@@ -13,7 +13,7 @@ import numpy as np
 
 from vggkit.arguments import demand_count, demand_path, demand_seconds
 from vggkit.engines.info import WantedEngine
-from vggkit.engines.model_weights import ModelFile, open_model
+from vggkit.engines.model_weights import ModelFile, open_for_engine
 from vggkit.engines.outputs import WantedPrecision
 from vggkit.engines.select import choose_engine
 from vggkit.errors import BadOutput
@@ -69,10 +69,10 @@ def predict_into(
         precision: The precision of the computation; auto: bf16 where the device multiplies it natively. int8 is
             for processors, and needs the Classifier's activation ranges.
         engine: The engine, see `predict`.
-        explain: Also write to this folder, a new one, which places of each image speak for its most probable class:
+        explain: Also write to this folder, a new one, which regions of each image support its most probable class:
             Grad-CAM in closed form from the same pass, as an overlay for each image; see `explain_into`.
         save_seconds: How often rows are written to the folder `out`.parts; the same call continues there after
-            the process has ended in whatever way, and the file is the same as without the interruption.
+            the process has ended in any way, and the file is the same as without the interruption.
         overwrite: Start again, and discard the rows of an earlier call.
         on_progress: Called with the current task, the number of images that are done, and of all.
 
@@ -162,7 +162,7 @@ def embed_into(
             for processors, and needs the Classifier's activation ranges.
         engine: The engine, see `predict`.
         save_seconds: How often rows are written to the folder `out`.parts; the same call continues there after
-            the process has ended in whatever way.
+            the process has ended in any way.
         overwrite: Start again, and discard the rows of an earlier call.
         on_progress: Called with the current task, the number of images that are done, and of all.
 
@@ -225,7 +225,7 @@ def _check(
 
 def _open(model: "Model | str | Path") -> "tuple[Model | ModelFile, str]":
     """The model, and its place; of a file only the header is read."""
-    return open_model(model, "bulk work"), name_place(model) if isinstance(model, str | os.PathLike) else ""
+    return open_for_engine(model, "bulk work"), name_place(model) if isinstance(model, str | os.PathLike) else ""
 
 
 def _describe_images(given: Sequence[str | Path | ImageSample], columns: Columns) -> dict[str, Any]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Predictor:
-    """What predicts, and where it explains into."""
+    """The engine of a prediction, and the folder of its explanations."""
 
     computing: NamedEngine | Explainer
     """Gives logits, and maps where there is a folder."""
@@ -41,7 +41,7 @@ class Predictor:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What is explained, and where, for JSON; empty where nothing is."""
+        """The method, class and folder of the explanations, for JSON; empty if there are none."""
         return {} if self.folder is None else {"explained": str(self.folder.folder)}
 
     def iterate(
@@ -73,7 +73,7 @@ def open_predictor(
     precision: WantedPrecision,
     engine: WantedEngine,
 ) -> Predictor:
-    """What predicts; with a folder it explains the most probable class of each image, too.
+    """The predictor; with a folder it also explains the most probable class of each image.
 
     Raises BadOutput where the folder cannot be written to, and what `choose_engine` does.
     """

@@ -22,7 +22,7 @@ from vggkit.workflows.run_config import RunConfig
 
 @dataclass(frozen=True, slots=True)
 class PreparedImages:
-    """What a training learns from and is measured on, and what its run records of it."""
+    """The images of a training run and of its validation, and what the run records of them."""
 
     dataset: ImageDataset
     """The readable images in their splits; they can be read in any order."""
@@ -33,7 +33,7 @@ class PreparedImages:
     ties: Ties
     """Groups of near duplicates and exact copies that are in one split each."""
     findings: tuple[str, ...]
-    """Messages on what may spoil the training."""
+    """Messages on problems for the training."""
 
 
 def prepare_images(
@@ -54,7 +54,7 @@ def prepare_images(
     Args:
         opened: The dataset as it was opened.
         classifier: Its labels are the classes.
-        recipe: Says which share or fold is held out.
+        recipe: Gives the held-out proportion or fold.
         config: The options of the run.
         ties: Those that the run recorded when it began; None: they are searched for.
         stack: Keeps the copies of slow images until it is closed.
@@ -63,7 +63,7 @@ def prepare_images(
     Raises BadData where the dataset cannot be divided, or a split lacks a class.
     """
     share, seed, fold = recipe.validation_share, recipe.seed, recipe.fold
-    # Before anything is read: what cannot be divided is refused at once.
+    # Before anything is read: a dataset that cannot be split is refused immediately.
     divided = hold_out(opened, validation_share=share, seed=seed, fold=fold, ties=ties or ())
     _demand_classes(opened, classifier)
     folder = Path(stack.enter_context(TemporaryDirectory(prefix="vggkit-")))

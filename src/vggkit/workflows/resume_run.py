@@ -44,7 +44,7 @@ def resume_run(
     Args:
         directory: The run's folder.
         data: The same images; None: where the run had them.
-        epochs: Go on to so many epochs in all, where the run ends at others. The schedule of the learning rate is
+        epochs: The new total number of epochs. The schedule of the learning rate is
             stretched to them: the steps to come have the rates that they have in a training of so many epochs.
         device: `auto`, `cpu`, `cuda` or `mps`.
         quiet: No progress on standard error.
@@ -112,15 +112,15 @@ def resume_run(
         if stretched:
             config.write(directory / "config.yaml")
             line.log(
-                f"on to {epochs} epochs in all: the {config.resolved.schedule} schedule of the learning rate is "
-                "stretched to them, as in a training of so many epochs"
+                f"continuing to {epochs} epochs in all: the {config.resolved.schedule} schedule of the learning "
+                "rate is stretched to them, as in a training of that length"
             )
         images = prepare_images(
             opened,
             classifier,
             config.resolved,
             config=config,
-            ties=before.get("ties", ()),  # runs of versions that tied nothing go on as they were divided
+            ties=before.get("ties", ()),  # runs of versions without ties keep their split
             stack=stack,
             line=line,
         )

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 FILE_NAME: Final = "config.yaml"
 OPENING: Final = """\
-The options of a training, and what it found. To repeat it: vggkit train --config THIS_FILE
+The options of a training run, and its choices. To repeat it: vggkit train --config THIS_FILE
 To continue it where it stopped: vggkit train --resume THIS_FOLDER
-What is null or auto was left open: the run's choice is under found, and --config chooses again."""
+Options that are null or auto were left open: the run's choice is under found, and --config chooses again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ class NetworkChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Every option of a training, and what it found. Raises BadConfiguration.
+    """Every option of a training, and its resolved choices. Raises BadConfiguration.
 
     Options and choices are separate: choices follow from the options, the data and the machine, and may be wrong
     for other options.
@@ -242,7 +242,7 @@ class RunConfig:
 
 
 def rename_options(network: Any) -> Any:
-    """The options of a network, as earlier versions wrote them, by the names of today."""
+    """The options of a network, as earlier versions wrote them, by their current names."""
     if not isinstance(network, Mapping) or "channels" not in network:
         return network
     return {"in_channels" if name == "channels" else name: value for name, value in network.items()}

@@ -153,7 +153,7 @@ def track_run(directory: Path, *, epochs: int) -> Iterator[RunTracker]:
     try:
         yield tracker
     except BaseException as problem:
-        with suppress(BadOutput):  # the disk may be full, and the problem itself is what matters
+        with suppress(BadOutput):  # the disk may be full, and the original error is more important
             if isinstance(problem, KeyboardInterrupt):
                 tracker.write("stopped")
             else:
@@ -224,7 +224,7 @@ def hold_folder(directory: Path) -> Iterator[None]:
 
 
 def _make_next(classifier: "Model") -> Path:
-    """The first of `runs/<model>-1`, `-2` and so on that this process is the one to make."""
+    """The first of `runs/<model>-1`, `-2` and so on that this process can create."""
     for count in range(1, 100_000):
         directory = Path("runs") / f"{classifier.configuration.model}-{count}"
         try:

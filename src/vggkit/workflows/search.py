@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from vggkit.arguments import demand_count
-from vggkit.engines.model_weights import ModelFile, open_model
+from vggkit.engines.model_weights import ModelFile, open_for_engine
 from vggkit.engines.outputs import WantedPrecision
 from vggkit.errors import BadData, BadInput
 from vggkit.images.given import ImageSources
@@ -74,7 +74,7 @@ def search(
 def _leave_out(
     query: str, similar: tuple[SimilarImage, ...], *, top: int, keep_query: bool
 ) -> tuple[SimilarImage, ...]:
-    """Without the query's own file, by whatever path the index knows it."""
+    """Without the query's own file, under any path in the index."""
     if keep_query:
         return similar
     own = os.path.realpath(query)
@@ -93,7 +93,7 @@ def _find_model(index: VectorIndex, given: "Model | str | Path | None") -> "Mode
                 "with --model"
             )
         given = index.classifier
-    model = open_model(given, "search")
+    model = open_for_engine(given, "search")
     differing = list_differences(index.model, describe_network(model, precision=index.precision, layer=index.layer))
     if differing:
         raise BadInput(

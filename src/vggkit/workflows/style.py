@@ -266,7 +266,7 @@ def _scale_sides(pixels: Pixels, long_side: float) -> tuple[int, int]:
 
 
 def _scale_style(pixels: Pixels, size: int, style_scale: float) -> tuple[int, int]:
-    """Height and width of a style image: never below what the network reads."""
+    """Height and width of a style image: never below the network's minimum."""
     sides = _scale_sides(pixels, size * style_scale)
     if min(sides) < LEAST_SIDE:
         raise BadInput(

@@ -224,7 +224,7 @@ def _search_rate(
     directory: Path,
     line: ProgressLine,
 ) -> Recipe:
-    """The recipe with the learning rate that a search suggests, where it suggests one; the search is plotted."""
+    """The recipe with the learning rate that a search suggests, if it suggests one; the search is plotted."""
     search = search_learning_rate(
         classifier,
         dataset.split("train"),

@@ -1,4 +1,4 @@
-"""The files and folders below a folder: links are followed, and what is skipped is counted."""
+"""The files and folders below a folder: links are followed, and skipped files are counted."""
 
 import errno
 import os
@@ -43,12 +43,12 @@ def walk(folder: Path, reading: Reading, *, wanted: tuple[str, ...] = ()) -> Ite
 
 
 def iterate_files(folder: Path, reading: Reading) -> Iterator[Path]:
-    """Every image's file below a folder, as `walk` goes; links that lead nowhere too, and decoding says so."""
+    """Every image file below a folder, in the order of `walk`; broken links too, which decoding reports."""
     return (path for path in walk(folder, reading) if is_image(path, reading))
 
 
 def is_image(path: Path, reading: Reading) -> bool:
-    """Whether a file is an image, by its name, or by its first bytes where the name does not say; else counted."""
+    """Whether a file is an image, by its extension, or by its first bytes if that is unknown; else counted."""
     kind = tell_by_name(path.name)
     if kind == "unknown":
         try:
@@ -63,7 +63,7 @@ def is_image(path: Path, reading: Reading) -> bool:
 
 
 def _list(folder: Path, reading: Reading, wanted: tuple[str, ...] = ()) -> list[tuple[Path, Kind]]:
-    """What lies in a folder, sorted; what is hidden, leads back or nowhere, or is no file is counted instead."""
+    """The entries of a folder, sorted; hidden and special files, circular and broken links are only counted."""
     try:
         with os.scandir(folder) as entries:
             names = sorted((entry.name, _tell_kind(entry)) for entry in entries if not is_junk(entry.name))
@@ -115,7 +115,7 @@ def _describe_link(link: Path) -> str:
 
 
 def _enter(folder: Path, entered: set[Hashable], reading: Reading) -> bool:
-    """Whether a folder was not entered before, by whatever name."""
+    """Whether a folder was not entered before, under any name."""
     number = _number(folder)
     if number in entered:
         reading.omit("seen-again", folder)

@@ -151,7 +151,7 @@ def _ask(settings: Any) -> str | None:
 
 @contextmanager
 def _quiet(*, offline: bool) -> Iterator[None]:
-    """No news of the library's but errors, no bars outside a terminal; offline, no question to anybody.
+    """Only errors of the library, no progress bars outside a terminal; offline, no requests.
 
     The library has its own note of being offline, beside huggingface_hub's; both are put back.
     """
@@ -180,7 +180,7 @@ def _quiet(*, offline: bool) -> Iterator[None]:
 def _turn_to_revision(
     cached: "datasets.DatasetBuilder", repository: str, revision: str | None
 ) -> "datasets.DatasetBuilder":
-    """The cache's data set of that revision: by itself the library takes the latest that was brought, of any.
+    """The cache's data set of that revision: on its own the library uses the latest download of any revision.
 
     Raises FileNotFoundError where the cache does not hold it.
     """
@@ -206,7 +206,7 @@ def _turn_to_revision(
 
 
 def _explain(problem: Exception, address: str, unreached: str | None) -> BadData | BadDownload:
-    """The error of the library, in words for users."""
+    """The error of the library, with a message for users."""
     cause = problem
     while type(cause).__name__ == "DatasetGenerationError" and isinstance(cause.__cause__, Exception):
         cause = cause.__cause__

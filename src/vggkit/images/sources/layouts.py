@@ -34,7 +34,7 @@ class Branch:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What lies directly in a folder, once folders that only hold another are passed through."""
+    """The contents of a folder, after descending through folders that only contain another folder."""
 
     place: Path
     """The folder itself, or the one inside it."""

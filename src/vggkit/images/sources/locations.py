@@ -55,7 +55,7 @@ class Place:
             raise _explain(self.address, problem) from problem
 
     def _demand_file(self) -> None:
-        if Path(self.address).exists() and not Path(self.address).is_file():  # a pipe would be waited for
+        if Path(self.address).exists() and not Path(self.address).is_file():  # reading a pipe would block
             raise BadData(f"{self}: is not a file")
 
     def read(self, start: int, size_bytes: int) -> bytes:
@@ -69,7 +69,7 @@ class Place:
             return cast(bytes, system.cat_file(path, start=start, end=start + size_bytes))
         except OSError:
             raise
-        except Exception as problem:  # each kind of address has errors of its own
+        except Exception as problem:  # each kind of address has its own errors
             raise OSError(str(problem) or type(problem).__name__) from problem
 
     def gives_ranges(self) -> bool:
@@ -226,7 +226,7 @@ def _expand_braces(pattern: str) -> list[str]:
 
 
 def _explain(address: str, problem: Exception) -> VggkitError:
-    """The error of a file system, in words for users; these systems raise errors of many packages."""
+    """The error of a file system, with a message for users; these systems raise errors of many packages."""
     if isinstance(problem, VggkitError):
         return problem
     if isinstance(problem, ImportError):

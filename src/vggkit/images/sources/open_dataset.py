@@ -238,7 +238,7 @@ def _find_inside(rows: Labelled, columns: Columns) -> Labelled:
 
 
 def _container(path: str) -> str | None:
-    """What an image's path lies in, where it is no file of its own."""
+    """The archive or table that contains an image, if it is not a file."""
     place, mark, _ = path.partition("#")
     if mark and place.lower().startswith("hf:"):
         return place.rpartition("/")[0]

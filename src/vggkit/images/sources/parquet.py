@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 ENDINGS: Final = (".parquet", ".pq")
 MOST_HELD_BYTES: Final = 64_000_000
-"""How much of a file is held in memory; a smaller file is fast to read in any order."""
+"""Bytes of a file that are cached in memory; a smaller file is fast to read in any order."""
 
 
 def read_parquet(
@@ -51,7 +51,7 @@ class ParquetImages:
 
     def __init__(self, file: Place, columns: Columns) -> None:
         self.file = file
-        # What is at an address that gives no ranges is copied once.
+        # A file on a host without range requests is copied once.
         self._copy = None if file.gives_ranges() else copy_whole(file)
         self._lock = threading.Lock()
         self._cached: OrderedDict[int, pa.ChunkedArray] = OrderedDict()

@@ -101,7 +101,7 @@ def _read_public(name: str) -> Iterator[tuple[str | None, ImageSample]]:
     if not folder.is_dir():
         _bring(name, kind, folder)
     for split, options in public.splits.items():
-        with _explained(name, folder, f"delete {folder}, and it is downloaded anew"):
+        with _explained(name, folder, f"delete {folder}, and it is downloaded again"):
             opened = kind(folder, **public.options, **options)
         for place, (file, pixels, label) in enumerate(_read(opened)):
             yield split, ImageSample(str(file or f"{name}/{split}/{place:06d}"), label, pixels)
@@ -138,7 +138,7 @@ def _remove_empty_folders(folder: Path) -> None:
 def _explained(name: str, folder: Path, advice: str) -> Iterator[None]:
     """The errors of torchvision, in words for users; a host that stops responding counts as an error."""
     patience = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(PATIENCE_SECONDS)  # torchvision would wait for ever
+    socket.setdefaulttimeout(PATIENCE_SECONDS)  # torchvision has no timeout
     try:
         with warnings.catch_warnings():
             # CIFAR's pickles are older than numpy's present rules.

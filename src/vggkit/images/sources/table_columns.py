@@ -20,7 +20,7 @@ class ColumnLayout:
     roles: Mapping[str, int]
     """The place of `path`, and of `label`, `split` and `group` where there are such."""
     has_header: bool = True
-    """Whether the first line holds names and no image."""
+    """Whether the first line contains column names and not an image."""
     one_hot: Mapping[int, str] = field(default_factory=dict)
     """The class of each column of zeros and ones, exactly one of which is one; none where there is a label."""
 

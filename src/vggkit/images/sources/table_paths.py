@@ -1,4 +1,4 @@
-"""Where the files are that a table or a list names: beside it, or where the table was moved or copied to.
+"""Finds the files that a table or a list names: beside it, or where the table was moved or copied to.
 
 A way of finding them is chosen once, by the first rows, and holds for all: a way that changed from row to row could
 pair an image with the label of another one.

@@ -39,7 +39,7 @@ USUAL: Final[Mapping[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Which column of a table says what; None: the usual names (path, label, split, group and their like)."""
+    """The columns of a table; None: the usual names (path, label, split, group and similar)."""
 
     path_column: str | None = None
     """The table's column with the images' files, or with the images themselves."""
@@ -172,7 +172,7 @@ def locate_rows(
 
 
 def locate_lines(lines: Iterable[str], folder: Path, name: str) -> Iterator[ImageSample]:
-    """The images of a list of files; one that does not exist is an image too, and decoding says so."""
+    """The images of a list of files, including files that do not exist, which decoding reports."""
     paths = read_lines(lines)
     head = list(islice(paths, LOOKED_AT))
     find = choose_way(head, folder, name=name, needed=False)
@@ -233,7 +233,7 @@ def read_text(path: Path) -> str:
 
 @contextmanager
 def open_text(path: Path) -> Iterator[TextIO]:
-    """A text file as people's programs write it: UTF-8, UTF-16 with its mark, or Windows-1252; line by line."""
+    """A text file in a common encoding: UTF-8, UTF-16 with its mark, or Windows-1252; line by line."""
     encoding, errors = _find_encoding(path)
     with open(path, encoding=encoding, errors=errors, newline="") as text:
         yield text

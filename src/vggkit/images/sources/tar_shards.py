@@ -94,7 +94,7 @@ def stream_shards(shards: Sequence[Place], reading: Reading | None = None) -> La
 
 
 class _Archive(tarfile.TarFile):
-    """A tar archive whose damage is an error: tarfile alone takes a damaged or missing header for its end."""
+    """A tar archive whose damage is an error: tarfile alone treats a damaged or missing header as its end."""
 
     @classmethod
     def read(cls, file: "BinaryIO | _Passing") -> Self:
@@ -170,7 +170,7 @@ class _Header(tarfile.TarInfo):
             RecursionError,
         ) as problem:
             raise _damaged(start) from problem
-        # A negative length would lead back to this header for ever.
+        # A negative length would read this header again without end.
         if header.size < 0 or not start < archive.offset < sys.maxsize:
             raise _damaged(start)
         return header
@@ -186,9 +186,9 @@ class _Entry:
 
     path: PurePosixPath
     stem: str
-    """What the files of one sample have in common: folder, and name up to its first point."""
+    """The common prefix of the files of one sample: folder, and name up to its first dot."""
     held: tuple[Storage, Any] | None
-    """Where the bytes of an image are; None for a file beside one."""
+    """The location of an image's bytes; None for a file that accompanies one."""
     text: str
     """The text of a file beside an image."""
 

@@ -1,4 +1,4 @@
-"""The third way of writing a VGG: every layer has a name of its own, and `forward` says what happens to the map."""
+"""The third way of writing a VGG: every layer has its own name, and `forward` lists every operation."""
 
 from vggkit.models.configuration import Configuration
 from vggkit.models.listing.parts import (

@@ -1,4 +1,4 @@
-"""A VGG as source to hand out: a standalone listing in one of three styles. No torch here."""
+"""A VGG as source code: a standalone listing in one of three styles. No torch here."""
 
 from dataclasses import fields
 from textwrap import fill
@@ -81,7 +81,7 @@ def _check_is_of_the_table(configuration: Configuration, style: Style) -> None:
     row = configure("vgg11" if configuration.model == "custom" else configuration.model)
     free = ("num_classes", "in_channels", "dropout")
     found = [
-        "a trunk of its own" if field.name == "blocks" else f"{field.name}={getattr(configuration, field.name)!r}"
+        "custom blocks" if field.name == "blocks" else f"{field.name}={getattr(configuration, field.name)!r}"
         for field in fields(configuration)
         if field.name not in free and getattr(configuration, field.name) != getattr(row, field.name)
     ]

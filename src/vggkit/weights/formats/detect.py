@@ -26,7 +26,7 @@ Format = Literal["safetensors", "zip", "hdf5", "npy", "pickle"]
 HEAD_BYTES: Final = 1024
 """First bytes of a file that are looked at."""
 LFS_POINTER: Final = b"version https://git-lfs"
-"""How a file begins that Git LFS put in place of the real one."""
+"""The start of a pointer file that Git LFS puts in place of the real one."""
 _LONGEST_HEADER: Final = 2**40
 """Far above any, and below what the first eight bytes of any other format make of a number."""
 _MAGIC: Final[dict[bytes, Format]] = {
@@ -65,7 +65,7 @@ _TRUSTED: Final = "give it a .safetensors, .pth, .npz, .h5 or .keras file"
 
 
 def open_weights(path: str | Path | Mapping[str, Any]) -> WeightFile:
-    """Open a file of weights, whatever its name: its content decides what it is.
+    """Open a weight file; its content decides its format, and not its name.
 
     Read are safetensors, both formats of `torch.save` (a state dict, or a checkpoint around one),
     NumPy's `.npz` and `.npy` (a dict of arrays), and Keras' legacy `.h5`, `.weights.h5` and
@@ -73,7 +73,7 @@ def open_weights(path: str | Path | Mapping[str, Any]) -> WeightFile:
     loaded whole, and `.keras`, whose weights are copied to a temporary file; values are read one tensor at
     a time. No code of the file is run. Only PyTorch's files import torch. A state dict in memory is opened too.
 
-    Raises BadCheckpoint in one line, saying what was expected, what was found and what to do, for
+    Raises BadCheckpoint in one line, with what was expected, what was found and what to do, for
     everything else: broken and unsafe files, claims that the file's size belies, folders, text.
     Raises MissingExtra for Keras files without h5py.
     """
@@ -152,7 +152,7 @@ def _check_claims(path: Path, contents: Contents, size: int) -> None:
 
 
 def _check_total(path: Path, total: int, size: int, *, packed: bool) -> None:
-    # Keys may share values; what is packed may be all zeros.
+    # Keys may share values; compressed data may be all zeros.
     most = size * _PACKED_RATIO + _PACKED_SLACK_BYTES if packed else size * _SHARED_RATIO + SLACK_BYTES
     if total > min(LIMIT_BYTES, most):
         found = f"tensors that claim {total} bytes in a file of {size}"
@@ -178,7 +178,7 @@ def is_packed(head: bytes) -> bool:
 
 
 def describe_format(head: bytes) -> str:
-    """What a file is by its first bytes, in words for any file: `a gzip file`, `a web page …`."""
+    """The kind of any file by its first bytes, in words: `a gzip file`, `a web page …`."""
     if not head:
         return "an empty file of 0 bytes"
     if head.startswith(LFS_POINTER):

@@ -141,7 +141,7 @@ def _walk(path: Path, group: Any, above: tuple[str, ...], *, size_bytes: int, se
     advice = "save it again with h5py or Keras, all in one file"
     place = h5o.get_info(group.id).addr
     if place in seen:
-        raise refuse(path, f"{shown('/'.join(above))} as a group that stands elsewhere too", advice)
+        raise refuse(path, f"{shown('/'.join(above))} as a group that has another path too", advice)
     seen.add(place)
     for name in group:
         if not isinstance(group.get(name, getlink=True), HardLink):
@@ -173,7 +173,7 @@ def _find(file: Any, group: tuple[str, ...]) -> Any:
 
 
 def _check_heaps(path: Path, stream: IO[bytes], datasets: Sequence[Dataset]) -> None:
-    """Raise BadCheckpoint for a broken heap of texts, in which HDF5's library would look for ever.
+    """Raise BadCheckpoint for a damaged heap of texts, in which the HDF5 library would loop for ever.
 
     Texts of variable length, such as the layers' names, lie in heaps between the datasets. A heap is a row of
     objects, each with its own length, and one of length 0 is followed by itself (HDF5 File Format 3.0, III.E).
@@ -186,7 +186,7 @@ def _check_heaps(path: Path, stream: IO[bytes], datasets: Sequence[Dataset]) -> 
                 place, end = heap.end(), min(len(file), heap.start() + int.from_bytes(heap[1], "little"))
                 while place + _HEAP_HEADER <= end:
                     length = int.from_bytes(file[place + 8 : place + _HEAP_HEADER], "little")
-                    # What is free has number 0, and its header is part of its length.
+                    # A free object has number 0, and its header is part of its length.
                     is_free = file[place : place + 2] == b"\0\0"
                     step = length if is_free else _HEAP_HEADER + length + -length % 8
                     if step < _HEAP_HEADER or place + step > end:
@@ -294,7 +294,7 @@ def _is_variable(path: tuple[str, ...]) -> bool:
 
 
 def _name_variables(layer: str, tensors: dict[str, Dataset]) -> dict[str, str]:
-    """What the numbers of a layer's variables stand for, where that is known."""
+    """The meaning of the numbers of a layer's variables, where that is known."""
     if layer.startswith("batch_normalization"):
         return dict(zip("0123", _NORMALIZATION, strict=True)) if len(tensors) == 4 else {}
     first = tensors.get("0")

@@ -94,7 +94,7 @@ def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     if version not in readers:
         raise ValueError(f"its version {version} is not known")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # headers that Python 2 wrote are read all the same
+        warnings.simplefilter("ignore")  # headers written by Python 2 are accepted
         shape, _, dtype = readers[version](stream)
     if any(type(size) is not int or not 0 <= size < 2**62 for size in shape):
         raise ValueError("its shape has negative or huge sizes")

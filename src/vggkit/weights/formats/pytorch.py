@@ -51,7 +51,7 @@ class _Placeholder:
 
 
 class _PlaceholderMethod:
-    """A method of such an object, which a pickle names by `getattr`; of anything else it is refused."""
+    """A method of such an object, which a pickle names by `getattr`; any other use is refused."""
 
     def __new__(cls, *arguments: Any) -> Any:
         if not arguments or arguments[0] is not _Placeholder:
@@ -130,7 +130,7 @@ def open_archived(path: Path, handle: IO[bytes], archive: Archive, pickle_name: 
     with reading(path, "PyTorch file"), archive.open(pickle_name) as stream:
         _check_protocol(path, stream.read(2))
     sizes = {info.file_size for name, info in archive.members.items() if name.startswith(f"{root}data/")}
-    # torch cannot map what is compressed, and reads a path that ends with .safetensors as another format.
+    # torch cannot map compressed files, and reads a path that ends with .safetensors as another format.
     mapped = not archive.packed and path.suffix != ".safetensors"
     return _gather(path, _load(path, handle, mapped=mapped), sizes, packed=archive.packed)
 
@@ -160,7 +160,7 @@ def _check_protocol(path: Path, start: bytes) -> None:
 
 
 def _load(path: Path, handle: IO[bytes], *, mapped: bool) -> Any:
-    """What torch makes of the file; raises BadCheckpoint."""
+    """The object that torch loads from the file; raises BadCheckpoint."""
     import torch
 
     handle.seek(0)
@@ -199,7 +199,7 @@ def _explain(path: Path, problem: str) -> Exception:
 
 
 def _gather(path: Path, content: Any, sizes: set[int] | None, *, packed: bool) -> Contents:
-    """The tensors by key, out of whatever training scripts put around them.
+    """The tensors by key, without the containers that training scripts put around them.
 
     Args:
         path: The file.
@@ -235,7 +235,7 @@ def _gather(path: Path, content: Any, sizes: set[int] | None, *, packed: bool) -
 
 
 def _name_odd(tensor: "Tensor") -> str:
-    """What keeps a tensor from being read, if anything."""
+    """The reason why a tensor cannot be read, if there is one."""
     import torch
 
     if tensor.is_quantized:

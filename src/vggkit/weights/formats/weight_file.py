@@ -26,9 +26,9 @@ LIMIT_BYTES: Final = 16 * 2**30
 DEFLATE_RATIO: Final = 1100
 """Deflate shrinks at most 1032 times; a larger claim is false."""
 SLACK_BYTES: Final = 2**20
-"""Claims this small are harmless, whatever their ratio."""
+"""Declared sizes this small are harmless at any compression ratio."""
 PREFIXES: Final = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.", "vgg.")
-"""What wrappers put before every key: DataParallel, torch.compile, Lightning and people's own modules."""
+"""Prefixes that wrappers put before every key: DataParallel, torch.compile, Lightning and custom modules."""
 BESIDE: Final = frozenset(
     (
         *("criterion", "criterions", "loss", "loss_fn", "loss_func", "loss_function", "losses"),
@@ -97,7 +97,7 @@ class WeightFile:
     keeps them with a state dict; empty where the file does not list them."""
     stripped: tuple[str, ...]
     """Wrappers and prefixes that were removed, outermost first, such as `('state_dict', 'module.')`, and names of
-    what is no tensor of the network, such as `n_averaged` and `criterion`."""
+    tensors that are not the network's, such as `n_averaged` and `criterion`."""
 
     def __init__(self, path: Path, contents: Contents, close: Callable[[], object]) -> None:
         entries, beside = _leave_beside(contents) if contents.dotted else (contents.entries, ())
@@ -206,7 +206,7 @@ def refuse(path: Path, found: str, advice: str) -> BadCheckpoint:
 
 @contextmanager
 def reading(path: Path, what: str) -> Iterator[None]:
-    """Turn whatever a library raises for a broken file into one BadCheckpoint."""
+    """Convert any exception of a library for a broken file into one BadCheckpoint."""
     try:
         yield
     except (VggkitError, AssertionError):
@@ -225,7 +225,7 @@ def shown(name: str) -> str:
 
 
 class Archive:
-    """An open zip archive: its members are unencrypted, named once each, and of believable sizes."""
+    """An open zip archive: its members are unencrypted, have unique names and plausible sizes."""
 
     def __init__(self, path: Path, handle: IO[bytes], size_bytes: int) -> None:
         """Raises BadCheckpoint."""
@@ -245,7 +245,7 @@ class Archive:
         for info in files:
             self._check(info)
         self.unpacked_bytes = sum(info.file_size for info in files)
-        """What all of its members take together."""
+        """The total size of all of its members."""
         if self.unpacked_bytes > LIMIT_BYTES:
             found = f"a zip archive that claims to unpack to {self.unpacked_bytes} bytes"
             raise refuse(path, found, "no VGG is that large")
@@ -322,7 +322,7 @@ def _count_not_finite(value: "Tensor") -> int:
     count = 0
     for piece in value.reshape(-1).split(_CHUNK):
         numbers = piece if piece.dtype.itemsize > 1 else piece.float()  # torch compares no 8-bit floats
-        # One pass shows whether all are finite, ten times as fast as asking for each.
+        # One pass shows whether all are finite, ten times as fast as testing each.
         if not torch.isfinite(torch.stack(torch.aminmax(numbers))).all():
             count += int((~torch.isfinite(numbers)).sum())
     return count
