@@ -108,7 +108,7 @@ def test_seconds_follow_from_steps_and_images(tiny, monkeypatch):
     assert large is not None
     assert large.first_seconds == pytest.approx(81 * 1.0 + measured)
     assert large.later_seconds == found.later_seconds
-    slower = estimate_seconds(train_state, make_batches(), IMAGES[:12], preprocessing=SMALL, keep_seconds=2.0)
+    slower = estimate_seconds(train_state, make_batches(), IMAGES[:12], preprocessing=SMALL, write_seconds=2.0)
     assert slower is not None
     assert slower.later_seconds == pytest.approx(found.later_seconds + 3)
 

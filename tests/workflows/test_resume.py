@@ -220,13 +220,13 @@ def test_an_image_that_goes_in_the_middle_is_named_and_the_state_stays(data, tmp
     folder = tmp_path / "data"
     fill_folder(folder / "train", LABELS, 12)
     fill_folder(folder / "val", LABELS, 4, start=100)
-    measure = loop.Trainer._measure
+    measure = loop.Trainer._validate
 
     def lose(self):
         (folder / "val" / "red" / "100.png").unlink(missing_ok=True)
         return measure(self)
 
-    monkeypatch.setattr(loop.Trainer, "_measure", lose)
+    monkeypatch.setattr(loop.Trainer, "_validate", lose)
     classifier = Classifier.create(
         "vgg11", labels=LABELS, until="pool2", preprocessing=Preprocessing(resize_pixels=32, crop_pixels=32)
     )

@@ -217,7 +217,7 @@ def test_a_run_that_went_back_resumes_at_its_lower_rate(tiny, photos, tmp_path, 
 
 def test_three_returns_are_enough(tiny, photos, tmp_path, monkeypatch, capsys):
     diverge_at(monkeypatch, *range(7, 1000))
-    with pytest.raises(BadInput, match=r"epoch 2.*3 lower ones did not help.*--learning-rate"):
+    with pytest.raises(BadInput, match=r"epoch 2.*after 3 rollbacks.*--learning-rate"):
         train(photos, model=start(tiny), recipe=STEPS, out=tmp_path / "run", device="cpu")
     told = capsys.readouterr().err
     assert told.count("back to the start of the epoch") == 3

@@ -119,7 +119,7 @@ def _write_chunks(job: Job, chunks: Chunks, signals: Signals, reading: Reading) 
             rows.clear()
         saved = time.monotonic()
 
-    signals.patient = True
+    signals.defers_signals = True
     try:
         for image, row in job.compute(images):
             rows.append(row)
@@ -137,7 +137,7 @@ def _write_chunks(job: Job, chunks: Chunks, signals: Signals, reading: Reading) 
             save()
         raise
     save()
-    signals.patient = False
+    signals.defers_signals = False
     if number := signals.find_stop():
         raise Stopped(number)
     return found_done
