@@ -11,7 +11,7 @@ from vggkit.images.dataset import ImageDataset, ImageSample
 from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.images.splits import divide
 from vggkit.reports.check_page import write_check_page
-from vggkit.workflows.check import check, vet
+from vggkit.workflows.check import check, check_training_data
 
 
 def draw(seed: int, side: int = 64) -> Image.Image:
@@ -105,7 +105,7 @@ def test_a_cleaned_table_keeps_near_copies_in_one_split(photos, tmp_path):
     for seed in range(4):
         said: list[str] = []
         divided = divide(open_dataset(table), validation_share=0.25, seed=seed)
-        vet(divided, despite_findings=False, log=said.append)
+        check_training_data(divided, despite_findings=False, log=said.append)
         assert not any("more than one split" in line for line in said)
 
 
@@ -127,7 +127,7 @@ def test_a_training_names_three_unreadable_images_and_counts_the_others(photos):
     for index in range(9):
         (photos / "ants" / f"broken{index}.jpg").write_text("x")
     said: list[str] = []
-    vet(open_dataset(photos), despite_findings=False, log=said.append)
+    check_training_data(open_dataset(photos), despite_findings=False, log=said.append)
     excluded = [line for line in said if "excluded" in line]
     assert len(excluded) == 4
     assert excluded[-1] == "excluded: 6 more images that cannot be read"

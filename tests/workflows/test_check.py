@@ -17,7 +17,7 @@ from vggkit.errors import BadData, BadInput, BadOutput
 from vggkit.images.dataset import ImageDataset, ImageSample
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.images.sources.open_dataset import open_dataset
-from vggkit.workflows.check import check, guard_outputs, vet
+from vggkit.workflows.check import check, check_training_data, validate_outputs
 
 
 def draw(seed: int, side: int = 96) -> Image.Image:
@@ -127,12 +127,12 @@ def test_classes_whose_names_look_the_same_are_found_and_said(names, shown):
     whole = ImageDataset.of("made", images)
     case = check(whole, image_size=32).find("similar-names").cases[0]
     assert case.detail == f"{shown} differ only in case or spaces"
-    vet(whole, despite_findings=False, log=said.append)
+    check_training_data(whole, despite_findings=False, log=said.append)
     assert any(shown in sentence for sentence in said)
     # One name in training and another in validation.
     crossed = [(part, p) for part, p in images if p.label not in names or part == parts[names.index(p.label)]]
     with pytest.raises(BadData, match=re.escape(shown)):
-        vet(ImageDataset.of("made", crossed), despite_findings=False, log=said.append)
+        check_training_data(ImageDataset.of("made", crossed), despite_findings=False, log=said.append)
     plain = ImageDataset.of("made", [(part, p) for part, p in images if p.label != names[0]])
     assert "similar-names" not in kinds(check(plain, image_size=32))
 
@@ -141,7 +141,7 @@ def test_a_class_of_one_image_is_said_before_it_is_learnt(clean):
     said = []
     fill(clean, "train", "wasps", [9000])
     fill(clean, "val", "wasps", [9001])
-    vet(open_dataset(clean), despite_findings=False, log=said.append)
+    check_training_data(open_dataset(clean), despite_findings=False, log=said.append)
     assert "warning: only one training image of wasps" in said
 
 
@@ -243,10 +243,10 @@ def test_nothing_is_overwritten_that_is_looked_at(clean, tmp_path):
         ({"page": tmp_path / "folder.html"}, "is a folder"),
     ):
         with pytest.raises(BadOutput, match=said):
-            guard_outputs(own, **outputs)
+            validate_outputs(own, **outputs)
     with pytest.raises(BadOutput, match="in memory"):
-        guard_outputs(open_dataset("digits"), table=tmp_path / "x.csv")
-    guard_outputs(own, table=tmp_path / "new" / "x.csv", page=tmp_path / "x.html")
+        validate_outputs(open_dataset("digits"), table=tmp_path / "x.csv")
+    validate_outputs(own, table=tmp_path / "new" / "x.csv", page=tmp_path / "x.html")
     assert (tmp_path / "own.csv").read_bytes() == before
     assert not (tmp_path / "new").exists()
 
@@ -296,7 +296,7 @@ def test_a_training_is_told_and_stopped_only_where_figures_would_lie(clean):
     draw(7700).save(clean / "train" / "ants" / "700.png")
     draw(7700).save(clean / "val" / "ants" / "700.jpg", quality=80)
     images = open_dataset(clean)
-    kept, contents = vet(images, despite_findings=False, log=said.append)
+    kept, contents = check_training_data(images, despite_findings=False, log=said.append)
     assert contents.keys() == kept.splits.keys()
     assert len(kept.split("train")) == 49
     assert sum("excluded" in line for line in said) == 1
@@ -304,9 +304,9 @@ def test_a_training_is_told_and_stopped_only_where_figures_would_lie(clean):
     for path in (clean / "val" / "bees").iterdir():
         path.unlink()
     with pytest.raises(BadData, match="--despite-findings"):
-        vet(open_dataset(clean), despite_findings=False, log=said.append)
+        check_training_data(open_dataset(clean), despite_findings=False, log=said.append)
     said.clear()
-    vet(open_dataset(clean), despite_findings=True, log=said.append)
+    check_training_data(open_dataset(clean), despite_findings=True, log=said.append)
     assert any("continuing because of" in line for line in said)
 
 

@@ -43,7 +43,7 @@ def check(
     """
     from vggkit.images.sources.open_dataset import open_dataset
     from vggkit.workflows.check import check as look
-    from vggkit.workflows.check import guard_outputs
+    from vggkit.workflows.check import validate_outputs
     from vggkit.workflows.evaluate import demand_models
 
     if model is not None:  # refused before torch is imported, and before anything is downloaded
@@ -54,7 +54,7 @@ def check(
     with only_our_errors(), ProgressLine(quiet=quiet) as line:
         line.show(f"opening {data}", 0, None)
         images = open_dataset(data, columns=columns)
-        guard_outputs(images, table=fix, page=html)
+        validate_outputs(images, table=fix, page=html)
         found = look(images, model, columns=columns, image_size=image_size, device=device, on_progress=line.show)
         if html is not None:
             from vggkit.reports.check_page import write_check_page

@@ -16,7 +16,7 @@ from vggkit.images.splits import Ties, hold_out, hold_out_tied, is_divided
 from vggkit.reports.progress import ProgressLine
 from vggkit.training.recipe import Recipe
 from vggkit.weights.model import Model
-from vggkit.workflows.check import MOST_COMPARED, vet
+from vggkit.workflows.check import MOST_COMPARED, check_training_data
 from vggkit.workflows.run_config import RunConfig
 
 
@@ -88,7 +88,7 @@ def prepare_images(
         findings.append(message)
         line.warn(message)
 
-    readable, contents = vet(
+    readable, contents = check_training_data(
         # A class that the Classifier names and the data lacks altogether is missing too.
         replace(placed, name=opened.name, labels=classifier.labels),
         despite_findings=config.despite_findings,
