@@ -51,7 +51,7 @@ def find_parted(directory: Path, data: Path) -> set[str]:
     """The bursts that are in both splits of a run, by its record of how it divided the data."""
     about = RunConfig.read(directory).found["data"]
     options = {name: about.get(name) for name in ("validation_share", "seed", "fold")}
-    divided = hold_out(open_dataset(data), **options, ties=about.get("ties", ()))
+    divided = hold_out(open_dataset(data), **options, copy_groups=about.get("ties", ()))
     sides = [
         {f"{p.label} {Path(p.path).name.split('-')[1]}" for p in divided.split(name) if "burst" in p.path}
         for name in ("train", "val")
@@ -86,7 +86,7 @@ def test_a_run_goes_on_with_the_split_that_it_recorded(tmp_path, capsys):
 def test_a_run_of_an_earlier_version_goes_on_as_it_was_divided(tmp_path, capsys, monkeypatch):
     data = fill(tmp_path / "data", bursts=3)
     with monkeypatch.context() as earlier:
-        earlier.setattr(Copies, "list_ties", lambda self: [])
+        earlier.setattr(Copies, "list_groups", lambda self: [])
         begun = train(data, epochs=1, schedule="constant", out=tmp_path / "run", **TINY)
     path = begun.directory / "config.yaml"
     config = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -363,9 +363,9 @@ def test_another_rule_of_division_is_never_taken_for_the_old_one(grouped, tiny, 
     recipe = replace(RECIPE, epochs=1, fold="1/3")
     run = train(grouped, model=create(tiny), recipe=recipe, out=tmp_path / "r", quiet=True, device="cpu")
     assert evaluate(run.classifier, grouped, device="cpu").n == run.evaluation.n
-    dealt = splits.deal
+    dealt = splits.assign_folds
     monkeypatch.setattr(
-        splits, "deal", lambda units, folds: {u: (f + 1) % folds for u, f in dealt(units, folds).items()}
+        splits, "assign_folds", lambda units, folds: {u: (f + 1) % folds for u, f in dealt(units, folds).items()}
     )
     with pytest.raises(BadCheckpoint, match="other images"):
         resume(tmp_path / "r", quiet=True, device="cpu")

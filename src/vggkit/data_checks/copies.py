@@ -23,7 +23,7 @@ class Copies:
     """Near duplicates by indices among the records, of exact copies the first. Empty where they were
     not searched for."""
 
-    def list_ties(self) -> list[list[int]]:
+    def list_groups(self) -> list[list[int]]:
         """Indices of the records that are copies of each other, exact or near, or linked by such; two or more."""
         firsts = list(range(len(self.records)))
 

@@ -22,7 +22,7 @@ from vggkit.errors import UnknownName
 from vggkit.images.dataset import ImageSample
 from vggkit.images.given import ImageSources, count_sources, list_sources
 from vggkit.images.omissions import Omission, Reading
-from vggkit.images.sources.open_dataset import begin
+from vggkit.images.sources.open_dataset import iterate_samples
 from vggkit.models.configuration import Configuration
 from vggkit.models.graph import Graph
 from vggkit.weights.card import Card
@@ -117,7 +117,7 @@ def embed(
     given = list_sources(images)
     total = count_sources(given)
     reading = Reading()
-    samples = begin(given, reading)  # a place without images is refused before an engine is built
+    samples = iterate_samples(given, reading)  # a place without images is refused before an engine is built
     computing = find_engine(opened, device, output=layer, precision=precision, engine=engine)
     found = []
     for _, each in iterate_embeddings(computing, opened.card, samples, batch_size=batch_size):

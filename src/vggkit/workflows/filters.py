@@ -18,7 +18,7 @@ from vggkit.images.dataset import ImageSample
 from vggkit.images.decoding import Pixels
 from vggkit.images.given import ImageSources, list_sources
 from vggkit.images.omissions import Reading
-from vggkit.images.sources.open_dataset import begin
+from vggkit.images.sources.open_dataset import iterate_samples
 from vggkit.models.graph import Graph
 from vggkit.models.receptive_field import find_receptive_field
 from vggkit.models.vgg import VGG
@@ -260,7 +260,7 @@ def _find_patches(
     responses, samples = find_strongest(
         engine,
         opened.preprocessing,
-        begin(list_sources(data), Reading()),
+        iterate_samples(list_sources(data), Reading()),
         chosen,
         top=top,
         inside=(inside, inside),

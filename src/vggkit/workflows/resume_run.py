@@ -120,7 +120,7 @@ def resume_run(
             classifier,
             config.resolved,
             config=config,
-            ties=before.get("ties", ()),  # runs of versions without ties keep their split
+            copy_groups=before.get("ties", ()),  # runs of versions without ties keep their split
             stack=stack,
             line=line,
         )

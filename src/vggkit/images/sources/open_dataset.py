@@ -125,8 +125,8 @@ def gather_images(
             yield from iterate_images([image], columns=columns, reading=reading)
 
 
-def begin(images: ImageSources, reading: Reading) -> Iterator[ImageSample]:
-    """As `gather_images`, with the first image found already: raises BadInput and BadData where there is none."""
+def iterate_samples(images: ImageSources, reading: Reading) -> Iterator[ImageSample]:
+    """As `gather_images`, but the first image is found at once: raises BadInput and BadData if there is none."""
     found = gather_images(images, reading=reading)
     first = next(found, None)
     if first is None:
