@@ -41,6 +41,8 @@ from .explanations.check import check_explanations as check_explanations
 from .explanations.explain import explain as explain
 from .explanations.explanation import Explanation as Explanation
 from .explanations.explanation import Explanations as Explanations
+from .exporting.parity import Parity as Parity
+from .exporting.record import Export as Export
 from .features.image_pairs import Distances as Distances
 from .features.image_pairs import ImageDistance as ImageDistance
 from .features.loss_config import LossConfig as LossConfig
@@ -80,6 +82,8 @@ from .models.summary import summarize as summarize
 from .models.vgg import VGG as VGG
 from .reports.comparison import ComparedRun as ComparedRun
 from .reports.comparison import Comparison as Comparison
+from .serving.limits import ServeLimits as ServeLimits
+from .serving.serve import serve as serve
 from .training.checkpoint import Epoch as Epoch
 from .training.recipe import Recipe as Recipe
 from .weights.card import Card as Card
@@ -99,6 +103,7 @@ from .workflows.compare import compare as compare
 from .workflows.distance import distance as distance
 from .workflows.explain import ExplainResult as ExplainResult
 from .workflows.explain import explain_into as explain_into
+from .workflows.export import export as export
 from .workflows.filters import Filters as Filters
 from .workflows.filters import Patch as Patch
 from .workflows.filters import filters as filters

@@ -35,8 +35,10 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {
     "bench": (vk.bench,),
     "distance": (vk.distance,),
     "explain": (vk.explain_into, vk.explain, vk.check_explanations),
+    "export": (vk.export,),
     "style": (vk.style,),
     "filters": (vk.filters,),
+    "serve": (vk.serve,),
 }
 """The calls from Python for each verb."""
 WITHOUT = {"models", "demo"}
@@ -52,8 +54,10 @@ OF_PYTHON_ALONE = {
     "bench": {"on_progress"},
     "distance": {"on_progress"},
     "explain": {"on_progress", "most", "seed"},
+    "export": {"on_progress"},
     "style": {"on_progress", "on_image", "on_log"},
     "filters": {"on_progress"},
+    "serve": {"on_start"},
 }
 """Parameters without an option: functions that are called, and what the shell has in another form."""
 PLACES = {"model", "other", "trunk"}

@@ -35,6 +35,10 @@ VERBS: Final[Mapping[str, Mapping[str, Verb]]] = {
         "explain": Verb("explain", "show which regions of images support a class"),
         "bench": Verb("bench", "measure the speed of inference on this machine"),
     },
+    "Shipping": {
+        "export": Verb("export", "write a classifier for ONNX, torch.export, OpenVINO, Keras"),
+        "serve": Verb("serve", "serve classifiers by HTTP, with a page for people"),
+    },
     "Looking inside": {
         "filters": Verb("filters", "show what each channel of a layer responds to"),
         "style": Verb("style", "give an image the style of another"),

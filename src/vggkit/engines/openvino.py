@@ -5,9 +5,11 @@ No torch here. Shape letters: N images, C channels, H and W pixels, F features.
 
 import importlib
 import math
+import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from threading import Lock
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -85,7 +87,7 @@ class OpenVINOEngine(NamedEngine):
         # A file comes from the disk while OpenVINO is imported.
         with ThreadPoolExecutor(1) as pool:
             reading = pool.submit(self._source.read, self._plan.keys)
-            self._openvino = _import_openvino()
+            self._openvino = import_openvino()
             reading.result()
         # Between products of bytes bfloat16 is a twentieth faster.
         self._kind = "bf16" if precision != "fp32" and computes_bf16("cpu") else "f32"
@@ -153,7 +155,7 @@ class OpenVINOEngine(NamedEngine):
         nodes = [*builder.build(images, size).values(), *operations.list_sums()]
         results = [openvino.opset13.result(node) for node in nodes]
         options = {"PERFORMANCE_HINT": haste, "INFERENCE_PRECISION_HINT": self._kind}
-        model = openvino.Core().compile_model(openvino.Model(results, [images]), "CPU", options)
+        model = _open_core(os.getpid()).compile_model(openvino.Model(results, [images]), "CPU", options)
         return _Compiled(model, len(self._plan.computed))
 
 
@@ -202,7 +204,7 @@ def _check_ranges(configuration: Configuration, activation_ranges: Ranges) -> No
         )
 
 
-def _import_openvino() -> ModuleType:
+def import_openvino() -> ModuleType:
     """OpenVINO without its model converter, which takes a third of the time and sends telemetry.
 
     `openvino.convert_model` remains available in this process, and is imported at its first use.
@@ -221,6 +223,16 @@ def _import_openvino() -> ModuleType:
     if new and not hasattr(openvino, "convert_model"):
         openvino.__getattr__ = _find_converter  # type: ignore[method-assign]
     return openvino
+
+
+@cache
+def _open_core(process: int) -> Any:
+    """OpenVINO's core of this process, for all of its life.
+
+    A core gives the thread that makes it a stack for signal handlers, and takes it away in whatever thread frees
+    it: the next signal of the first thread would then end the process.
+    """
+    return import_openvino().Core()
 
 
 def _find_converter(name: str) -> Any:
