@@ -88,7 +88,7 @@ def test_equal_files_are_told_apart_from_the_likeness_of_a_third():
     finding = check(ImageDataset.of("ants", samples)).find("leakage")
     [case] = finding.cases
     assert len(case.members) == 3
-    assert case.detail.startswith("2 of 3 are the same file, the others ")
+    assert case.detail.startswith("2 of 3 are the same file, the other ")
     assert "in test, else those in val, and removes the others" in finding.advice
 
 

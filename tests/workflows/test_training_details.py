@@ -73,7 +73,7 @@ def test_a_second_run_computes_nothing_and_other_weights_all(tiny, trained, phot
     assert "found in the cache" not in capsys.readouterr().err
     second = train(photos, model=start(tiny, trained), recipe=HEAD, out=tmp_path / "2", device="cpu")
     told = capsys.readouterr().err
-    assert "48 of 48 features were found in the cache" in told
+    assert "features of 48 of 48 images were found in the cache" in told
     assert "computed by" not in told
     assert all(torch.equal(weights_of(second)[key], value) for key, value in weights_of(first).items())
     other = start(tiny, trained)
@@ -104,9 +104,9 @@ def test_a_head_that_was_stopped_goes_on_to_the_same_bits(tiny, trained, photos,
 def test_views_of_each_image_are_seen_by_the_head(tiny, trained, photos, tmp_path, capsys):
     recipe = replace(HEAD, views=3, mirror="alternating")
     train(photos, model=start(tiny, trained), recipe=recipe, out=tmp_path / "1", device="cpu")
-    assert "144 features computed" in capsys.readouterr().err
+    assert "features of 144 views of images computed" in capsys.readouterr().err
     train(photos, model=start(tiny, trained), recipe=replace(recipe, views=4), out=tmp_path / "2", device="cpu")
-    assert "48 features computed" in capsys.readouterr().err
+    assert "features of 48 images computed" in capsys.readouterr().err
 
 
 def test_what_was_learnt_can_be_taken_for_other_classes(tiny, trained, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Which images of a dataset are copies of each other: the same file, or nearly the same image."""
+"""Copies among the images of a dataset: the same file, or nearly the same image."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -82,7 +82,9 @@ def _describe_likeness(
     if max(copies) == 1:
         return alike
     same = " and ".join(str(count) for count in copies if count > 1)
-    return f"{same} of {sum(copies)} are the same file, the others {alike}"
+    single = copies.count(1)
+    rest = {0: f"{alike} to each other", 1: f"the other {alike}"}.get(single, f"the others {alike}")
+    return f"{same} of {sum(copies)} are the same file, {rest}"
 
 
 def _gather(records: Sequence[ImageRecord], pairs: Sequence[NearDuplicate]) -> list[tuple[list[int], float]]:

@@ -61,7 +61,7 @@ class ImageRecord:
     palette_share: float = 0.0
     """The same of its 32 most frequent colours."""
     problem: str | None = None
-    """Why it cannot be read."""
+    """The reason why it cannot be read."""
 
     @property
     def looks_drawn(self) -> bool:

@@ -23,7 +23,7 @@ from vggkit.explanations.measures import build_mosaics, correlate_ranks, find_qu
 from vggkit.explanations.plan import ExplanationPlan, Method
 from vggkit.images.given import ImageSources, list_sources
 from vggkit.images.omissions import Reading
-from vggkit.images.sources.open_dataset import begin
+from vggkit.images.sources.open_dataset import iterate_samples
 from vggkit.weights.card import Card
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def check_explanations(
 def _read(card: Card, images: ImageSources, most: int) -> Values:
     """The first images that can be read (N, C, H, W), as the network is fed."""
     found = []
-    for image in begin(list_sources(images), Reading()):
+    for image in iterate_samples(list_sources(images), Reading()):
         try:
             found.append(card.preprocessing.see(image))
         except BadImage:

@@ -30,7 +30,7 @@ from vggkit.images.dataset import ImageSample
 from vggkit.images.decoding import Pixels
 from vggkit.images.given import ImageSources, count_sources, list_sources
 from vggkit.images.omissions import Reading, warn_of_omissions
-from vggkit.images.sources.open_dataset import begin
+from vggkit.images.sources.open_dataset import iterate_samples
 from vggkit.weights.card import Card
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def explain(
     batch_size = demand_count("batch_size", batch_size)
     given = list_sources(images)
     total, reading = count_sources(given), Reading()
-    samples = begin(given, reading)  # a place without images is refused before an engine is built
+    samples = iterate_samples(given, reading)  # a place without images is refused before an engine is built
     explainer = build_explainer(opened, plan, device=device, precision=precision, engine=engine)
     found = []
     for each in iterate_explanations(explainer, card, samples, batch_size=batch_size):

@@ -31,7 +31,7 @@ def read_pixels(given: object, *, name: str, keep_fourth: bool = False) -> Pixel
     Args:
         given: An array (H, W, 3), (H, W), (H, W, 1) or (H, W, 4), uint8 or uint16; a tensor of such, channels
             first; or a PIL image of any mode.
-        name: What errors call it.
+        name: The name in errors.
         keep_fourth: Four channels of an array, and RGBA of a PIL image, stay as they are, (H, W, 4).
 
     Raises BadInput for ambiguous values, such as floats, with the code that converts them; BadImage for a PIL image

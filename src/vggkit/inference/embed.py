@@ -43,7 +43,7 @@ class Embedding:
     vector: NDArray[np.float32] | None = field(repr=False)
     """(F,), all finite; None where there is a problem."""
     problem: str | None = None
-    """Why it cannot be read, or that the network's values for it overflow."""
+    """The reason why it cannot be read, or that the network's values for it overflow."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,7 +55,7 @@ class Embeddings:
     vectors: NDArray[np.float32] = field(repr=False)
     """(N, F); a row of NaN where there is a problem."""
     problems: tuple[str | None, ...]
-    """Why an image cannot be read, or that the network's values for it overflow; None where there is a vector."""
+    """Reasons why images cannot be read, or that the network's values for them overflow; None beside a vector."""
     layer: str
     """The layer: `features`, `statistics`, `logits`, `probabilities`, or a layer's name."""
     skipped: tuple[Omission, ...] = ()

@@ -44,7 +44,7 @@ class Prediction:
     unknown: bool = False
     """Whether the highest probability is below the Classifier's threshold."""
     problem: str | None = None
-    """Why the image cannot be read, or that the network's values for it overflow."""
+    """The reason why the image cannot be read, or that the network's values for it overflow."""
 
     @property
     def label(self) -> str | None:

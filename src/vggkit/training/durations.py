@@ -31,7 +31,7 @@ class Estimate:
     later_seconds: float
     """Of each later one."""
     epochs: int
-    """How many there are."""
+    """Number of epochs."""
 
     @property
     def seconds(self) -> float:
@@ -47,7 +47,7 @@ def estimate_seconds(
     preprocessing: Preprocessing,
     write_seconds: float = 0.0,
 ) -> Estimate | None:
-    """How long a training from here will be, by some trial steps and some images decoded.
+    """The duration of a training from here, by some trial steps and some decoded images.
 
     The train_state stays as it is, bit for bit: network, statistics of batch norm, optimizer, random
     generators. None where there are fewer than ten steps for one that is tried.

@@ -1,4 +1,4 @@
-"""How much memory a training takes, and how many images a batch.
+"""The memory of a training, and the batch size that fits.
 
 Shape letters: N images, C channels, H and W pixels, K classes.
 """

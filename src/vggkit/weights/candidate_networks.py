@@ -29,7 +29,7 @@ class Candidate:
     alike: tuple[str, ...] = ()
     """Other models whose trunk begins with the same layers, where a cut leaves them open."""
     description: str = ""
-    """How it differs from the file's other readings; empty where there is no other."""
+    """The difference from the file's other readings; empty where there is no other."""
 
 
 def list_candidates(

@@ -320,7 +320,7 @@ def _turn_ranges(card: Card, scales: tuple[float, ...]) -> tuple[Card, str]:
 
 
 def _describe_reading(found: Identification) -> list[str]:
-    """How a source that can be read in several ways was read."""
+    """The reading of a source that can be read in several ways."""
     if len(found.readings) < 2:
         return []
     taken = found.readings[found.reading]

@@ -16,7 +16,7 @@ from vggkit.weights.layer_positions import LayerPositions
 
 
 def describe_shapes(entries: Mapping[str, Shaped], positions: LayerPositions | None) -> str:
-    """Why the shapes are not a VGG's."""
+    """The reason why the shapes are not a VGG's."""
     modules, _ = gather_modules(entries)
     kernels = [module for module in modules if module.kind == "conv"]
     matrices = sum(module.kind == "linear" for module in modules)

@@ -35,14 +35,14 @@ def compare_outputs(
     turned: Preprocessing | None,
     to: Dialect,
 ) -> dict[str, Any]:
-    """What both networks give for one random image, and how much that differs; one of them is held at a time.
+    """The difference between the outputs of both networks for one random image; one of them is held at a time.
 
     Args:
         file: The source, open.
         identified: The identification of the source.
         written: The converted file.
-        fed: What the source is fed; None: unknown.
-        turned: What the converted file is to be fed.
+        fed: The preprocessing of the source's input; None: unknown.
+        turned: The preprocessing of the converted file's input.
         to: Its dialect.
 
     Raises BadOutput where they differ by more than the tolerance, and BadConfiguration where the written file would

@@ -1,4 +1,4 @@
-"""What the channels of a layer respond to, as images."""
+"""Images of what the channels of a layer respond to."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ from vggkit.weights.open_model import open_model
 
 FilterMethod = Literal["auto", "weights", "patches", "maximize"]
 USUAL_CHANNELS: Final = 16
-"""How many channels are shown, from the first one, unless they are named."""
+"""Number of channels that are shown, from the first one, unless they are named."""
 LEAST_SIDE: Final = 64
 """Side in pixels of images that excite a channel, at least."""
 MOST_SIDE: Final = 224
@@ -71,7 +71,7 @@ class Filters:
     searched: int = 0
     """Number of images that were searched for patches; 0 for other methods."""
     problems: tuple[str, ...] = field(default=(), repr=False)
-    """Why others could not be read."""
+    """The reasons why others could not be read."""
 
     def save(self, path: str | Path) -> Path:
         """Draw the contact sheet as .png, .pdf or .svg, by the ending; raises BadOutput and MissingExtra."""
@@ -80,7 +80,7 @@ class Filters:
         return Path(path)
 
     def describe(self) -> str:
-        """What the images are, in a line."""
+        """The description of the images, in a line."""
         side = self.receptive_field
         seen = "" if side is None else f"; each value sees {side}×{side} pixels"
         match self.method:

@@ -103,7 +103,7 @@ def prepare_images(
 
 
 def _describe_copy_groups(found: CopyGroups, used: CopyGroups) -> str:
-    """How many images are in groups, and how many groups are divided all the same."""
+    """The number of images in groups, and of groups that are divided all the same."""
     images, groups = sum(map(len, used)), _count_groups(len(used))
     sentence = f"near duplicates and copies: {images:,} images in {groups}, each kept in one split"
     if loose := len(found) - len(used):

@@ -134,7 +134,7 @@ class RunConfig:
     network: NetworkChoice = field(default_factory=NetworkChoice)
     """The network that is trained."""
     recipe: Recipe = field(default_factory=Recipe)
-    """How it is trained."""
+    """The training recipe."""
     found: Mapping[str, Any] = field(default_factory=dict)
     """Facts of the run, and under chosen its choices where the recipe leaves them open. --resume needs it; for
     --config it may be left out."""
