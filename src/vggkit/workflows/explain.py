@@ -10,11 +10,11 @@ from vggkit.arguments import demand_count, demand_path
 from vggkit.engines.info import EngineInfo, WantedEngine
 from vggkit.engines.model_weights import open_for_engine
 from vggkit.engines.outputs import WantedPrecision
-from vggkit.explanations.check import ExplanationCheck, check_explanations
 from vggkit.explanations.explain import build_explainer, iterate_explanations
 from vggkit.explanations.explanation import Explanation
 from vggkit.explanations.folder import ExplanationFolder
 from vggkit.explanations.plan import ExplanationPlan, Method
+from vggkit.explanations.sanity_check import ExplanationCheck, check_explanations
 from vggkit.files import write_text
 from vggkit.images.given import ImageSources, take_sources
 from vggkit.images.omissions import Omission, Reading

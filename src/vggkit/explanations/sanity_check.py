@@ -1,4 +1,4 @@
-"""Are explanations right? Deletion and insertion, the grid pointing game, and a network with random weights.
+"""Sanity checks of explanations: deletion and insertion, the grid pointing game, and a network with random weights.
 
 Shape letters: N images, K classes, C channels, H and W pixels or places.
 """
@@ -49,7 +49,7 @@ class CurveComparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExplanationCheck:
-    """How right a method's explanations of a Classifier are, on some images."""
+    """The checks of a method's explanations of a Classifier, on some images."""
 
     n: int
     """Number of images."""
