@@ -60,7 +60,7 @@ def explain(
         method: `grad-cam`: the channels of a layer's map weighed by the gradient of the class's score (Selvaraju
             et al., 2017). `layer-cam`: the same with a weight for each place, which is finer in early layers (Jiang
             et al., 2021). `integrated-gradients` (Sundararajan et al., 2017), `occlusion` (Zeiler and Fergus, 2014)
-            and `saliency` (Simonyan et al., 2014) explain the pixels that the network is fed, by captum.
+            and `saliency` (Simonyan et al., 2014) explain the pixels of the network's input, by captum.
         label: The class; None: of each image the most probable one.
         contrast: Two classes, A and B: what speaks for A and not for B.
         layer: For grad-cam and layer-cam a layer with a map; None: what the last pool reads, the last convolution's

@@ -108,10 +108,10 @@ def _only(options: Mapping[str, str], name: str) -> dict[str, str]:
 
 def show_samples(diagnosis: Diagnosis) -> dict[str, tuple[str, ...]]:
     """A few images of each class as the network sees them, as `data:` addresses; of many classes the first."""
-    fed = choose_preprocessing(diagnosis.image_size)
+    seen = choose_preprocessing(diagnosis.image_size)
     shown = {}
     for label in sort_labels(diagnosis.samples)[:CLASSES_AT_ONCE]:
-        thumbs = (make_thumb(member.image, fed=fed).source for member in diagnosis.samples[label])
+        thumbs = (make_thumb(member.image, preprocessing=seen).source for member in diagnosis.samples[label])
         shown[label] = tuple(filter(None, thumbs))
     return shown
 

@@ -232,9 +232,9 @@ class Trainer:
     def _log_estimate(self, write_seconds: float) -> None:
         """Log the duration and the memory that trial steps give."""
         self.callbacks.on_step("estimating the duration", 0, None)
-        fed = self.classifier.preprocessing
+        preprocessing = self.classifier.preprocessing
         estimate = self._estimate = estimate_seconds(
-            self.train_state, self.batches, self.val, preprocessing=fed, write_seconds=write_seconds
+            self.train_state, self.batches, self.val, preprocessing=preprocessing, write_seconds=write_seconds
         )
         self.callbacks.log(describe(estimate, memory_bytes=self._estimate_memory()))
 

@@ -86,22 +86,22 @@ def build_classifier(
         seed=seed,
     )
     # The weights' own input convention, at another size or fitted another way.
-    given = fed = classifier.preprocessing
+    given = preprocessing = classifier.preprocessing
     if image_size is not None and image_size != given.crop_pixels:
-        fed = _resize(given, image_size, classifier.configuration.in_channels)
-    fed = replace(
-        fed,
+        preprocessing = _resize(given, image_size, classifier.configuration.in_channels)
+    preprocessing = replace(
+        preprocessing,
         fit_mode=fit_mode or given.fit_mode,
         reduced_decoding=reduced_decoding or given.reduced_decoding,
-        mean=tuple(mean) or fed.mean,
-        std=tuple(std) or fed.std,
+        mean=tuple(mean) or preprocessing.mean,
+        std=tuple(std) or preprocessing.std,
     )
-    if fed == given:
+    if preprocessing == given:
         return classifier
     return Model(
         classifier.network,
         labels=classifier.labels,
-        preprocessing=fed,
+        preprocessing=preprocessing,
         origin=classifier.origin,
         provenance=classifier.provenance,
     )
