@@ -30,6 +30,7 @@ FLOORS = {
     "data_checks": 5,
     "exporting": 5,
     "features": 5,
+    "compression": 6,
     "inference": 6,
     "benchmarking": 7,
     "explanations": 7,
@@ -37,7 +38,8 @@ FLOORS = {
     "workflows": 9,
     "serving": 9,
     "classifier": 10,
-    # Training gives a Classifier, which has the verbs.
+    # Training and compression give a Classifier, which has the verbs.
+    "workflows.compress": 11,
     "workflows.fit_and_record": 11,
     "workflows.training_run": 12,
     "workflows.resume_run": 13,
@@ -116,6 +118,7 @@ TORCH_FREE = [
     "vggkit.cli.bench",
     "vggkit.cli.check",
     "vggkit.cli.compare",
+    "vggkit.cli.compress",
     "vggkit.cli.evaluate",
     "vggkit.cli.filters",
     "vggkit.cli.explain",
@@ -136,6 +139,9 @@ TORCH_FREE = [
     "vggkit.engines.stream",
     "vggkit.engines.model_weights",
     "vggkit.weights.card",
+    "vggkit.weights.storage",
+    "vggkit.compression.records",
+    "vggkit.reports.compression",
     "vggkit.weights.locate",
     "vggkit.weights.input_conventions",
     "vggkit.weights.dialects",
@@ -186,11 +192,12 @@ TORCH_FREE = [
 
 
 UPWARDS = {
+    "classifier.py": {"vggkit.workflows.compress"},
     "models/vgg.py": {"vggkit.weights.published_classifiers"},
     "models/summary.py": {"vggkit.reports.tables", "vggkit.reports.terminal"},
 }
-"""Imports that may go up, made when a method is called: `VGG.from_pretrained`, and `str` of a Summary; see
-docs/decisions/rooms.md.
+"""Imports that may go up, made when a method is called: `VGG.from_pretrained`, `Classifier.compress`, and `str` of
+a Summary; see docs/decisions/rooms.md.
 """
 
 

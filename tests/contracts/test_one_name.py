@@ -33,6 +33,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {
     "embed": (vk.embed, vk.embed_into),
     "search": (vk.search,),
     "bench": (vk.bench,),
+    "compress": (vk.compress,),
     "distance": (vk.distance,),
     "explain": (vk.explain_into, vk.explain, vk.check_explanations),
     "export": (vk.export,),

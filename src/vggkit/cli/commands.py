@@ -36,6 +36,7 @@ VERBS: Final[Mapping[str, Mapping[str, Verb]]] = {
         "bench": Verb("bench", "measure the speed of inference on this machine"),
     },
     "Shipping": {
+        "compress": Verb("compress", "make a classifier smaller and faster"),
         "export": Verb("export", "write a classifier for ONNX, torch.export, OpenVINO, Keras"),
         "serve": Verb("serve", "serve classifiers by HTTP, with a page for people"),
     },

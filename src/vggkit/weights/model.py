@@ -253,8 +253,10 @@ class Model:
         with torch.device("meta"):
             network = VGG(card.configuration)
         network.load_state_dict(weights, assign=True)
+        if card.storage != "fp32":  # 16-bit floats; integers were restored when they were read
+            network.float()
         network.requires_grad_(True)
-        return cls(
+        loaded = cls(
             network,
             labels=card.labels,
             preprocessing=card.preprocessing,
@@ -264,6 +266,8 @@ class Model:
             origin=card.origin,
             provenance=card.provenance,
         )
+        loaded.card = card
+        return loaded
 
     def calibrate(
         self, *, temperature: float | None = None, threshold: float | None = None, about: Mapping[str, Any]
@@ -317,7 +321,7 @@ class Model:
             _demand_mapping("provenance", provenance)
             card = replace(card, provenance={**self.provenance, **provenance})
         metadata = card.to_metadata()
-        write_weights(path, self.network.state_dict(), metadata)
+        write_weights(path, self.network.state_dict(), metadata, storage=card.storage)
         self.card = card
 
     def __repr__(self) -> str:
