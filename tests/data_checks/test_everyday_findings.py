@@ -38,7 +38,7 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
-def test_a_folder_of_one_class_does_not_pass(tmp_path):
+def test_a_dataset_of_one_class_is_a_finding(tmp_path):
     (tmp_path / "ants").mkdir()
     draw(0).save(tmp_path / "ants" / "0.png")
     finding = check(tmp_path).find("one-class")
@@ -47,7 +47,7 @@ def test_a_folder_of_one_class_does_not_pass(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg"])
-def test_a_placeholder_among_photos_is_noticed(photos, ending):
+def test_placeholder_images_are_found(photos, ending):
     for index in range(3):
         draw_placeholder().save(photos / "ants" / f"gone{index}.{ending}")
     finding = check(photos).find("placeholder")
@@ -57,7 +57,7 @@ def test_a_placeholder_among_photos_is_noticed(photos, ending):
     assert "3 files are the same" in case.detail
 
 
-def test_photos_on_white_and_datasets_of_drawings_are_no_placeholders(photos, tmp_path):
+def test_photos_on_white_and_drawings_are_no_placeholders(photos, tmp_path):
     white = Image.new("RGB", (64, 64), "white")
     white.paste(draw(7, 24), (20, 20))
     white.save(photos / "ants" / "white.png")
@@ -71,7 +71,7 @@ def test_photos_on_white_and_datasets_of_drawings_are_no_placeholders(photos, tm
     assert check(tmp_path / "drawings").find("placeholder") is None
 
 
-def test_classes_with_subfolders_are_said(photos):
+def test_classes_with_subfolders_are_a_finding(photos):
     for year in ("2019", "2020"):
         (photos / "bees" / year).mkdir()
         draw(int(year)).save(photos / "bees" / year / "one.png")
@@ -80,7 +80,7 @@ def test_classes_with_subfolders_are_said(photos):
     assert "2019" in case.detail
 
 
-def test_equal_files_are_told_apart_from_the_likeness_of_a_third():
+def test_equal_files_are_counted_apart_from_a_near_duplicate():
     copy, other = np.asarray(draw(1)), np.asarray(draw(1).resize((48, 48)))
     images = [("train", "a", copy), ("val", "b", copy), ("train", "c", other)]
     images += [(split, f"{split}{n}", np.asarray(draw(50 + n))) for n, split in enumerate(("train", "val"))]

@@ -41,7 +41,7 @@ def flagged(finding) -> list[int]:
     return [int(case.members[0].path) for case in finding.cases] if finding else []
 
 
-def test_swapped_labels_are_found_and_nothing_else():
+def test_only_swapped_labels_are_flagged():
     features, truth = draw_blobs([60] * 4)
     given = truth.copy()
     wrong = np.random.default_rng(1).choice(len(truth), 12, replace=False)
@@ -52,24 +52,24 @@ def test_swapped_labels_are_found_and_nothing_else():
     assert finding.cases[0].detail.startswith("labelled c")
 
 
-def test_right_labels_are_left_alone():
+def test_correct_labels_are_not_flagged():
     features, labels = draw_blobs([60] * 4)
     assert find_mislabelled(make_records(labels), features, np.arange(len(labels))) is None
 
 
-def test_features_that_tell_nothing_accuse_nobody():
+def test_uninformative_features_flag_nothing():
     features, labels = draw_blobs([60] * 4, apart=0.0)
     assert len(flagged(find_mislabelled(make_records(labels), features, np.arange(len(labels))))) <= 2
 
 
-def test_hard_classes_accuse_few():
+def test_hard_classes_flag_few_labels():
     features, labels = draw_blobs([100] * 4, apart=0.2)
     estimate = estimate_labels(features, labels, np.arange(len(labels)))
     assert 0.3 < (estimate.probabilities.argmax(1) == labels).mean() < 0.8
     assert len(flagged(find_mislabelled(make_records(labels), features, np.arange(len(labels))))) <= 8
 
 
-def test_units_never_lie_on_both_sides_of_a_fold():
+def test_groups_stay_in_one_fold():
     rng = np.random.default_rng(0)
     labels, groups = rng.integers(0, 5, 300), rng.integers(0, 90, 300)
     folds = assign_folds(labels, groups)
@@ -84,7 +84,7 @@ def test_each_class_is_spread_over_the_folds():
         assert max(Counter(folds[labels == label]).values()) <= most
 
 
-def test_copies_do_not_vouch_for_each_other():
+def test_copies_are_held_out_together():
     features, labels = draw_blobs([40] * 3)
     features = np.concatenate([features, np.repeat(features[:1], 8, axis=0)])
     given = np.concatenate([labels, np.full(8, 2)])
@@ -93,7 +93,7 @@ def test_copies_do_not_vouch_for_each_other():
     assert set(found) == set(range(len(labels), len(given)))
 
 
-def test_units_join_copies_near_copies_and_groups():
+def test_groups_join_copies_near_copies_and_named_groups():
     images = [ImageSample(str(number), "a", group="g" if number in (3, 4) else None) for number in range(7)]
     digests = [b"1", b"2", b"1", b"3", b"4", b"5", b""]
     records = [ImageRecord("all", p, digest=d) for p, d in zip(images, digests, strict=True)]
@@ -109,14 +109,14 @@ def test_units_join_copies_near_copies_and_groups():
     [[1, 1, 1], [3], [5, 5], [4, 4], [6, 100, 3], [1, 50], [2] * 10, [6] * 100, [5, 1000]],
     ids=lambda counts: f"{len(counts)} classes, {min(counts)} to {max(counts)}",
 )
-def test_odd_sets_give_no_error(counts: list[int]):
+def test_degenerate_class_sizes_give_no_error(counts: list[int]):
     features, labels = draw_blobs(counts)
     for some in (features, np.zeros_like(features), np.full_like(features, np.nan), features[:, :1]):
         find_mislabelled(make_records(labels), some, np.arange(len(labels)))
         find_outliers(make_records(labels), some)
 
 
-def test_a_class_of_copies_alone_is_not_judged():
+def test_a_class_of_copies_alone_is_not_checked():
     features, labels = draw_blobs([30, 30, 12])
     groups = np.where(labels == 2, 0, np.arange(len(labels)) + 1)
     assert not set(flagged(find_mislabelled(make_records(labels), features, groups))) & set(
@@ -151,7 +151,7 @@ def test_held_out_predictions_are_those_of_scikit_learn():
     np.testing.assert_allclose(ours / ours.sum(1, keepdims=True), theirs, atol=1e-6)
 
 
-def test_strangers_are_outliers_even_several_of_one_kind():
+def test_outliers_are_found_even_several_of_one_kind():
     features, labels = draw_blobs([150] * 4, apart=0.5)
     strange = np.random.default_rng(2).standard_normal((6, 32)).astype(np.float32) * 0.1 + 30
     found = flagged(find_outliers(make_records([*labels, 0, 1, 2, 3, 0, 1]), np.concatenate([features, strange])))
@@ -159,7 +159,7 @@ def test_strangers_are_outliers_even_several_of_one_kind():
     assert len(found) <= 6 + 6
 
 
-def test_a_small_class_of_its_own_kind_is_no_outlier():
+def test_a_small_distinct_class_is_no_outlier():
     features, labels = draw_blobs([300, 300, 14], apart=0.5)
     features[labels == 2] += 15
     assert not set(flagged(find_outliers(make_records(labels), features))) & set(np.flatnonzero(labels == 2))
@@ -178,7 +178,7 @@ def test_features_come_one_row_an_image(tiny: Configuration):
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_check_reports_the_rest_of_a_set_too_small_to_judge(tiny: Configuration, tmp_path: Path):
+def test_check_of_a_dataset_too_small_for_label_checks(tiny: Configuration, tmp_path: Path):
     fill_folder(tmp_path, ("across", "down"), 2)
     classifier = vk.Classifier.create(tiny, labels=["across", "down", "red"], seed=1)
     diagnosis = check(tmp_path, classifier, device="cpu")

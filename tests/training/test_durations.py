@@ -134,7 +134,7 @@ def test_gradual_training_is_estimated_from_its_first_and_last_epoch(tiny, monke
     assert found.seconds == pytest.approx(20 * 10 * 2.0)
 
 
-def test_images_that_stay_decoded_need_not_be_decoded_again(tmp_path, monkeypatch):
+def test_cached_images_are_decoded_once(tmp_path, monkeypatch):
     """Counted by the decodings, not by the clock."""
     Image.fromarray(draw_class("red", 0)).save(tmp_path / "0.png")
     images, decoded, clock = [ImageSample(str(tmp_path / "0.png"), "red")] * 20, [], [0.0]
@@ -161,5 +161,5 @@ def test_images_that_stay_decoded_need_not_be_decoded_again(tmp_path, monkeypatc
         (None, "about 3.1 GB of memory"),
     ],
 )
-def test_the_sentence(estimate, sentence):
+def test_describe(estimate, sentence):
     assert describe(estimate, memory_bytes=3_140_000_000) == sentence

@@ -23,7 +23,7 @@ def make_monitor(*, classes=10, validation=1000, batch_norm=False):
     )
 
 
-def test_a_network_that_guesses_is_called_stuck_once_and_not_in_its_first_epoch():
+def test_chance_loss_is_reported_once_and_not_in_the_first_epoch():
     monitor, chance = make_monitor(), math.log(10)
     assert monitor.update(history((chance, chance)), {}) == []
     (sentence,) = monitor.update(history((chance, chance), (chance, chance)), {})
@@ -36,18 +36,18 @@ def test_a_network_that_guesses_is_called_stuck_once_and_not_in_its_first_epoch(
 
 
 @pytest.mark.parametrize(("loss", "top1"), [(2.303, 0.2), (2.2, 0.1), (2.4, 0.1)])
-def test_what_learns_a_little_is_not_stuck(loss, top1):
+def test_a_network_that_learns_a_little_is_not_reported(loss, top1):
     assert make_monitor().update(history((2.3, 2.3), (loss, 2.3), top1=top1), {}) == []
 
 
-def test_more_images_right_than_guessing_explains_is_not_stuck():
+def test_accuracy_above_chance_is_not_reported():
     # 13 % of 1,000 are beyond three standard deviations of guessing among ten; of 100 they are not.
     losses = [(2.303, 2.303)] * 2
     assert make_monitor(validation=1000).update(history(*losses, top1=0.13), {}) == []
     assert make_monitor(validation=100).update(history(*losses, top1=0.13), {}) != []
 
 
-def test_a_network_that_knows_only_how_frequent_classes_are_is_stuck_too():
+def test_the_loss_of_class_frequencies_is_reported():
     monitor = TrainingMonitor(train_counts=[75, 25], val_counts=[30, 10], batch_norm=True)
     entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
     (sentence,) = monitor.update(history(*[(entropy, entropy)] * 2, top1=0.75), {})
@@ -60,7 +60,7 @@ def test_a_network_that_knows_only_how_frequent_classes_are_is_stuck_too():
     )
 
 
-def test_overfitting_is_a_trend_of_three_epochs():
+def test_overfitting_is_reported_after_three_epochs():
     worse = [(1.0, 1.0), (0.8, 1.1), (0.6, 1.2), (0.4, 1.3)]
     (sentence,) = make_monitor().update(history(*worse, top1=0.7), {})
     assert "memorises" in sentence
@@ -104,7 +104,7 @@ def test_activity_is_the_share_of_channels_that_are_zero_everywhere(tiny):
     assert dead == {}, "nothing listens after it"
 
 
-def test_a_plain_network_whose_relus_are_dead_is_seen_to_be_stuck_and_dead(tiny):
+def test_dead_relus_of_a_trained_network_are_reported(tiny):
     """Really trained: no gradient passes, so that the loss stays what guessing gives."""
     torch.manual_seed(0)
     network = VGG(replace(tiny, batch_norm=False))

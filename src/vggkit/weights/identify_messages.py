@@ -75,8 +75,8 @@ def write_verdict(
     listed = positions.layers if positions else None
     if listed is not None and configuration.head != "pool" and listed < len(configuration.trunk):
         parts.append(f"without {configuration.trunk[-1].name} in its features, which is assumed to follow them")
-    if candidate.alike:
-        parts.append(f"which {', '.join(candidate.alike)} begin with too")
+    if candidate.similar_models:
+        parts.append(f"which {', '.join(candidate.similar_models)} begin with too")
     parts.append(_describe_head(candidate, head))
     if positions and positions.merged:
         parts.append(f"{positions.merged}, read as one layer")
