@@ -104,7 +104,7 @@ def test_the_linear_probe_uses_augmented_views(tiny, trained, photos, tmp_path, 
     train(photos, model=start(tiny, trained), recipe=recipe, out=tmp_path / "1", device="cpu")
     assert "features of 144 views of images computed" in capsys.readouterr().err
     train(photos, model=start(tiny, trained), recipe=replace(recipe, views=4), out=tmp_path / "2", device="cpu")
-    assert "features of 48 images computed" in capsys.readouterr().err
+    assert "features of 48 views of images computed" in capsys.readouterr().err
 
 
 def test_weights_are_reused_for_other_classes(tiny, trained, tmp_path, capsys):
