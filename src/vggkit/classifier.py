@@ -1,4 +1,4 @@
-"""The Classifier: a Model with predict, evaluate and the other verbs as methods.
+"""The Classifier: a Model with the methods to predict, evaluate, embed, explain, compare and publish.
 
 Shape letters: N images, H height, W width.
 """
@@ -53,14 +53,14 @@ class Classifier(Model):
 
     @classmethod
     def of(cls, model: Model) -> Self:
-        """The same model with the verbs; it shares the network, so that training one trains the other."""
+        """The same model with prediction methods; it shares the network, so that training one trains the other."""
         made = cls(model.network, labels=model.labels, preprocessing=model.preprocessing)
         made.card = model.card
         return made
 
     @classmethod
     def from_pretrained(cls, model: str | Path) -> Self:
-        """A trained Classifier, ready to predict.
+        """A pretrained Classifier.
 
         Args:
             model: A model's name such as `vgg16`, for the published ImageNet weights with their 1,000 labels; the
@@ -204,14 +204,14 @@ class Classifier(Model):
         reduced_decoding: bool = False,
         on_progress: Callable[[int, int | None], None] | None = None,
     ) -> Explanations:
-        """Which regions of each image support a class, in the order of the images.
+        """Saliency maps of the regions of each image that support a class, in the order of the images.
 
         Args:
             images: One image or several, as `predict` takes them.
             method: `grad-cam`: the channels of a layer's map, weighed by the gradient of the class's score
                 (Selvaraju et al., 2017). `layer-cam`: the same with a weight for each place, which is finer in
                 early layers (Jiang et al., 2021). `integrated-gradients`, `occlusion` and `saliency` explain the
-                pixels that the network is fed, by captum (extra `explain`).
+                pixels of the network's input, by captum (extra `explain`).
             label: The class to explain. None: of each image the most probable one.
             contrast: Two classes, A and B: regions that support A and not B.
             layer: For grad-cam and layer-cam, a layer with a map. None: what the last pool reads, which is the last

@@ -46,7 +46,7 @@ def check(
     """
     from vggkit.images.sources.open_dataset import open_dataset
     from vggkit.workflows.check import check as look
-    from vggkit.workflows.check import guard_outputs
+    from vggkit.workflows.check import validate_outputs
     from vggkit.workflows.evaluate import demand_models
 
     if model is not None:  # refused before torch is imported, and before anything is downloaded
@@ -57,7 +57,7 @@ def check(
     with only_our_errors(), ProgressLine(quiet=quiet) as line:
         line.show(f"opening {data}", 0, None)
         images = open_dataset(data, columns=columns)
-        guard_outputs(images, table=fix, page=html)
+        validate_outputs(images, table=fix, page=html)
         found = look(
             images,
             model,

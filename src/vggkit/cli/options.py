@@ -1,4 +1,4 @@
-"""How the function of a verb becomes a command: tyro reads options and help from its signature and docstring.
+"""The command of a verb's function: tyro reads options and help from its signature and docstring.
 
 Parameters before `/` are positional, the others are options. Each field of a frozen dataclass is an option, too,
 and its help is the text under the field.

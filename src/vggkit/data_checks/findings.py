@@ -80,7 +80,7 @@ class Finding:
     kind: Kind
     """The kind of problem."""
     severity: Severity
-    """How severe it is."""
+    """The severity."""
     summary: str
     """The problem and how often it occurs, in a phrase."""
     advice: str

@@ -233,7 +233,7 @@ def _choose_images(
             validation_share=trained_on["validation_share"],
             seed=trained_on["seed"],
             fold=fold,
-            ties=trained_on.get("ties", ()),
+            copy_groups=trained_on.get("ties", ()),
         )
         chosen = split or ("test" if "test" in divided.splits else "val")
         if split is None and chosen == "val":

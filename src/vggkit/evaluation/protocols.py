@@ -227,11 +227,11 @@ def prepare_view(image: ImageSample, preprocessing: Preprocessing, look: Look) -
     """The inputs (C, H, W) of one kind of view of an image; raises BadImage."""
     if look.way == "middle":
         return [preprocessing.see(image)]
-    fed = replace(preprocessing, fit_mode="crop", resize_pixels=look.scale)
-    decoded = image.decode(least_side=fed.least_side, channels=fed.decoded_channels)
-    whole = fed.resize(decoded, most_pixels=MOST_PIXELS)
+    scaled = replace(preprocessing, fit_mode="crop", resize_pixels=look.scale)
+    decoded = image.decode(least_side=scaled.least_side, channels=scaled.decoded_channels)
+    whole = scaled.resize(decoded, most_pixels=MOST_PIXELS)
     parts = [whole] if look.way == "whole" else list_crops(whole, preprocessing.crop_pixels)
-    return [fed.normalize(part) for part in parts]
+    return [scaled.normalize(part) for part in parts]
 
 
 def list_crops(pixels: Pixels, side: int) -> list[Pixels]:

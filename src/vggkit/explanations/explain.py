@@ -30,7 +30,7 @@ from vggkit.images.dataset import ImageSample
 from vggkit.images.decoding import Pixels
 from vggkit.images.given import ImageSources, count_sources, list_sources
 from vggkit.images.omissions import Reading, warn_of_omissions
-from vggkit.images.sources.open_dataset import begin
+from vggkit.images.sources.open_dataset import iterate_samples
 from vggkit.weights.card import Card
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def explain(
         method: `grad-cam`: the channels of a layer's map weighed by the gradient of the class's score (Selvaraju
             et al., 2017). `layer-cam`: the same with a weight for each place, which is finer in early layers (Jiang
             et al., 2021). `integrated-gradients` (Sundararajan et al., 2017), `occlusion` (Zeiler and Fergus, 2014)
-            and `saliency` (Simonyan et al., 2014) explain the pixels that the network is fed, by captum.
+            and `saliency` (Simonyan et al., 2014) explain the pixels of the network's input, by captum.
         label: The class; None: of each image the most probable one.
         contrast: Two classes, A and B: what speaks for A and not for B.
         layer: For grad-cam and layer-cam a layer with a map; None: what the last pool reads, the last convolution's
@@ -84,7 +84,7 @@ def explain(
     batch_size = demand_count("batch_size", batch_size)
     given = list_sources(images)
     total, reading = count_sources(given), Reading()
-    samples = begin(given, reading)  # a place without images is refused before an engine is built
+    samples = iterate_samples(given, reading)  # a place without images is refused before an engine is built
     explainer = build_explainer(opened, plan, device=device, precision=precision, engine=engine)
     found = []
     for each in iterate_explanations(explainer, card, samples, batch_size=batch_size):

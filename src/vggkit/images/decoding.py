@@ -77,10 +77,10 @@ def decode(
         return _decode_other(data, convert)
 
 
-def see(image: Image.Image, *, name: str, keep_fourth: bool = False) -> Pixels:
+def read_pil_image(image: Image.Image, *, name: str, keep_fourth: bool = False) -> Pixels:
     """RGB pixels (H, W, 3), uint8, of Pillow's image, whose file may be read only now, as `decode` has a file's.
 
-    With `keep_fourth` an RGBA image keeps all of its channels, (H, W, 4). Raises BadImage, which calls it so.
+    With `keep_fourth` an RGBA image keeps all of its channels, (H, W, 4). Raises BadImage with that name.
     """
     with _explained(name), without_warnings():
         image.load()

@@ -34,7 +34,7 @@ MOST_RESIZED: Final = 2**24
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How an image becomes a network's input; the defaults are those of torchvision's ImageNet weights.
+    """The conversion of images to a network's input; the defaults are those of torchvision's ImageNet weights.
 
     By default the short side is resized, the middle cropped, each channel taken as (value - mean) / std;
     on PIL images the result is torchvision's `weights.transforms()` to within one of 255 levels.
@@ -263,7 +263,7 @@ def choose_preprocessing(crop_pixels: int = 224, *, in_channels: int = 3) -> Pre
 
 
 def _middle(side: int, crop: int) -> tuple[int, int]:
-    """Where the middle part starts and ends, rounded as torchvision does; all of a side that is shorter."""
+    """Start and end of the middle part, rounded as torchvision does; all of a side that is shorter."""
     first = round((side - crop) / 2)
     return (first, first + crop) if side >= crop else (0, side)
 

@@ -19,7 +19,7 @@ from vggkit.engines.stream import Engine, StreamResult, stream_results
 from vggkit.images.dataset import ImageSample
 from vggkit.images.given import ImageSources, count_sources, list_sources
 from vggkit.images.omissions import Reading, warn_of_omissions
-from vggkit.images.sources.open_dataset import begin
+from vggkit.images.sources.open_dataset import iterate_samples
 from vggkit.weights.card import Card
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Prediction:
     unknown: bool = False
     """Whether the highest probability is below the Classifier's threshold."""
     problem: str | None = None
-    """Why the image cannot be read, or that the network's values for it overflow."""
+    """The reason why the image cannot be read, or that the network's values for it overflow."""
 
     @property
     def label(self) -> str | None:
@@ -105,7 +105,7 @@ def predict(
     given = list_sources(images)
     total = count_sources(given)
     reading = Reading()
-    samples = begin(given, reading)  # a place without images is refused before an engine is built
+    samples = iterate_samples(given, reading)  # a place without images is refused before an engine is built
     computing = find_engine(opened, device, precision=precision, engine=engine, card=card)
     found = []
     for _, each in iterate_predictions(computing, card, samples, top=top, batch_size=batch_size):

@@ -17,7 +17,7 @@ Head = Literal["fc", "dense", "pool"]
 Pooling = Literal["max", "average"]
 Statistics = Literal["mean", "mean+std"]
 Scheme = Literal["kaiming", "glorot", "paper", "dirac"]
-"""How random weights are drawn; `initialization.initialize` explains each."""
+"""The schemes of random weights; `initialization.initialize` explains each."""
 STD_EPSILON: Final = 1e-5
 """Added to a variance: a channel that is constant over the map has no deviation to differentiate."""
 BATCH_NORM_EPSILON: Final = 1e-5

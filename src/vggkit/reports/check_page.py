@@ -87,7 +87,7 @@ def write_check_page(diagnosis: Diagnosis, path: str | Path) -> None:
         "diagnosis": diagnosis,
         "version": __version__,
         "written": datetime.now().astimezone(),
-        "verdict": judge(diagnosis.findings),
+        "summary": summarize_findings(diagnosis.findings),
         "table": ClassTable.of(diagnosis.counts),
         "scale": draw_to_scale(diagnosis.sides, diagnosis.image_size) if diagnosis.sides else None,
         "titles": TITLES,
@@ -108,16 +108,16 @@ def _leave_out(options: Mapping[str, str | bool], *names: str) -> dict[str, str 
 
 def show_samples(diagnosis: Diagnosis) -> dict[str, tuple[str, ...]]:
     """A few images of each class as the network sees them, as `data:` addresses; of many classes the first."""
-    fed = choose_preprocessing(diagnosis.image_size)
+    seen = choose_preprocessing(diagnosis.image_size)
     shown = {}
     for label in sort_labels(diagnosis.samples)[:CLASSES_AT_ONCE]:
-        thumbs = (make_thumb(member.image, fed=fed).source for member in diagnosis.samples[label])
+        thumbs = (make_thumb(member.image, preprocessing=seen).source for member in diagnosis.samples[label])
         shown[label] = tuple(filter(None, thumbs))
     return shown
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class FindingsSummary:
     """The summary of all findings."""
 
     severity: Severity | None
@@ -125,16 +125,16 @@ class Verdict:
     sentence: str
 
 
-def judge(findings: Iterable[Finding]) -> Verdict:
+def summarize_findings(findings: Iterable[Finding]) -> FindingsSummary:
     """For example `2 errors and 1 note: metrics measured on these images would be invalid.`"""
     found = [finding.severity for finding in findings]
     counts = {severity: found.count(severity) for severity in SEVERITIES if severity in found}
     if not counts:
-        return Verdict(None, "No findings: these images are ready for training.")
+        return FindingsSummary(None, "No findings: these images are ready for training.")
     *others, last = (say_count(count, severity) for severity, count in counts.items())
     listed = f"{', '.join(others)} and {last}" if others else last
     worst = next(iter(counts))
-    return Verdict(worst, f"{listed}: {SEVERITIES[worst]}.")
+    return FindingsSummary(worst, f"{listed}: {SEVERITIES[worst]}.")
 
 
 class Profile(NamedTuple):

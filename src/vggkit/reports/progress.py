@@ -27,9 +27,9 @@ from vggkit.escaping import escape_controls
 from vggkit.reports.terminal import break_between_words, is_terminal, open_terminal
 
 SECONDS_BETWEEN_LINES: Final = 10.0
-"""How often progress is written to a file or a pipe."""
+"""Seconds between lines of progress in a file or a pipe."""
 SECONDS_BETWEEN_UPDATES: Final = 0.25
-"""How often a notebook does."""
+"""Seconds between updates in a notebook."""
 LOGGER: Final = logging.getLogger("vggkit")
 """Receives every message, quiet or not; without handlers it writes nothing, as messages are printed already."""
 LOGGER.addHandler(logging.NullHandler())
@@ -60,7 +60,7 @@ def only_our_errors() -> Iterator[None]:
 
 
 class _Rate(ProgressColumn):
-    """How many a second."""
+    """Number a second."""
 
     def __init__(self, unit: str) -> None:
         super().__init__()

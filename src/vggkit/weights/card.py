@@ -43,7 +43,7 @@ class Card:
     configuration: Configuration
     """The network."""
     preprocessing: Preprocessing
-    """How an image becomes its input, with the input convention."""
+    """The conversion of an image to its input, with the input convention."""
     labels: tuple[str, ...]
     """Class names, in the order of the logits."""
     temperature: float = 1.0
@@ -90,7 +90,7 @@ class Card:
             )
         if self.preprocessing.channels != self.configuration.in_channels:
             raise BadConfiguration(
-                f"a network of {self.configuration.in_channels} channels cannot be fed "
+                f"a network of {self.configuration.in_channels} channels cannot take "
                 f"channel_order={self.preprocessing.channel_order!r}"
             )
         if self.preprocessing.crop_pixels < self.configuration.minimum_side:

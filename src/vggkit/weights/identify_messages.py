@@ -17,7 +17,7 @@ from vggkit.weights.layer_positions import LayerPositions
 
 
 def describe_shapes(entries: Mapping[str, Shaped], positions: LayerPositions | None) -> str:
-    """Why the shapes are not a VGG's."""
+    """The reason why the shapes are not a VGG's."""
     modules, _ = gather_modules(entries)
     kernels = [module for module in modules if module.kind == "conv"]
     matrices = sum(module.kind == "linear" for module in modules)
@@ -78,8 +78,8 @@ def write_verdict(
     listed = positions.layers if positions else None
     if listed is not None and configuration.head != "pool" and listed < len(configuration.trunk):
         parts.append(f"without {configuration.trunk[-1].name} in its features, which is assumed to follow them")
-    if candidate.alike:
-        parts.append(f"which {', '.join(candidate.alike)} begin with too")
+    if candidate.similar_models:
+        parts.append(f"which {', '.join(candidate.similar_models)} begin with too")
     parts.append(f"{head} head without values (NaN)" if void else _describe_head(candidate, head))
     if positions and positions.merged:
         parts.append(f"{positions.merged}, read as one layer")

@@ -128,7 +128,7 @@ class Model:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How an image becomes the network's input."""
+        """The conversion of an image to the network's input."""
         return self._card.preprocessing
 
     @property
@@ -279,7 +279,7 @@ class Model:
         Args:
             temperature: Logits are divided by it before the softmax; None: unchanged.
             threshold: Probability below which the prediction is "unknown"; None: unchanged.
-            about: What it was found on, for `provenance["calibration"]`.
+            about: The data that it was found on, for `provenance["calibration"]`.
 
         Raises BadConfiguration for impossible values.
         """
@@ -297,8 +297,8 @@ class Model:
         """Set the ranges of the layers' inputs, which int8 needs; `save` stores them.
 
         Args:
-            activation_ranges: What `measure_ranges` found.
-            about: What they were measured on, for `provenance["ranges"]`.
+            activation_ranges: The result of `measure_ranges`.
+            about: The data that they were measured on, for `provenance["ranges"]`.
 
         Raises BadConfiguration for what cannot be ranges.
         """

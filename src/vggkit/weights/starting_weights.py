@@ -98,7 +98,7 @@ def load_starting_weights(
 def describe_use(
     identified: IdentifiedFile, loaded: LoadedWeights, last: LastLayer, configuration: Configuration
 ) -> dict[str, Any]:
-    """How each key of the file was used, for provenance."""
+    """The use of each key of the file, for provenance."""
     found, positions = identified.identification, identified.positions_for(configuration)
     keeps_head = loaded.reinitialised is None and last.rows is not None
     reading = {"reading": positions.description} if positions is not None and positions.description else {}

@@ -195,7 +195,7 @@ def report_on(
         path: The .html file to write.
         models: The Classifiers' files or runs' folders; of a single one the training curves are shown, and its
             most confident errors are explained.
-        device: What explains them.
+        device: The device that computes the explanations.
     """
     alone = len(models) == 1
     folder = Path(models[0]) if Path(models[0]).is_dir() else Path(models[0]).parent

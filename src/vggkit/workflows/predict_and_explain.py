@@ -36,7 +36,7 @@ class Predictor:
 
     @property
     def info(self) -> EngineInfo:
-        """What computes."""
+        """The engine."""
         return self.computing.info
 
     @property

@@ -225,7 +225,7 @@ def _holds_images(folder: Path) -> bool:
 
 
 def _look_into(folder: Path, reading: Reading) -> Contents:
-    """What a folder holds, or the folder inside it where it holds nothing else and that is no class.
+    """The contents of a folder, or of the folder inside it where it holds nothing else and that is no class.
 
     Archives are often unpacked into a folder of their own name: `training_set/training_set/cats`. A folder of any
     name is passed through where a training split with classes is in it.

@@ -36,7 +36,7 @@ WRAPPERS: Final = ("state_dict", "model_state_dict", "model", "net", "network", 
 LABEL_ENTRIES: Final = ("class_to_idx", "idx_to_class", "classes", "CLASSES", "class_names", "labels")
 """Entries under which they keep the names of classes, torchvision's own name for it first."""
 _LEGACY_STARTS: Final = tuple(pickle.dumps(0x1950A86A20F9469CFC6C, protocol) for protocol in range(2, 6))
-"""How torch's files from before 1.6 begin."""
+"""The first bytes of torch's files from before 1.6."""
 _READ_PROTOCOLS: Final = (2, 3)
 """Protocols of pickle that torch's restricted unpickler reads, of 3 all but bytes; `torch.save` writes 2."""
 _LIMIT_WRAPPERS: Final = 3
@@ -210,7 +210,7 @@ def _gather(path: Path, content: Any, sizes: set[int] | None, *, packed: bool) -
 
     Args:
         path: The file.
-        content: What torch loaded.
+        content: The object that torch loaded.
         sizes: Bytes of each storage in the archive; None where torch compared them with the file itself.
         packed: Whether the archive is compressed.
     """
