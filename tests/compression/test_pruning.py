@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 
 import vggkit as vk
-from vggkit.compression.channels import keep_channels, list_prunable
-from vggkit.compression.moments import measure_moments
+from vggkit.compression.channels import Prunable, keep_channels, list_prunable
+from vggkit.compression.layer_inputs import LayerInputs
+from vggkit.compression.moments import Moments, measure_moments
 from vggkit.compression.pruning import list_prunable_convolutions, prune_channels
 from vggkit.compression.ranking import eliminate
 from vggkit.compression.sensitivity import divide_budget, measure_sensitivity
@@ -37,6 +38,12 @@ def make(configuration: Configuration, pixels: int = 32, count: int = 64) -> tup
     # Images whose scores differ by more than the biases.
     network.classifier[-1].weight.mul_(30)
     return network.eval().requires_grad_(False), images
+
+
+def measure(network: vk.VGG, layer: Prunable, images: torch.Tensor) -> Moments:
+    inputs = LayerInputs(network, images.split(16))
+    inputs.move_to(layer)
+    return measure_moments(inputs, inputs, layer)
 
 
 def zero(network: vk.VGG, keep: dict[str, torch.Tensor]) -> vk.VGG:
@@ -118,7 +125,7 @@ def test_copies_of_channels_are_removed_without_any_error():
     smaller = prune_channels(network, {"conv3_1": 8}, images.split(16))
     assert smaller.configuration.blocks[2] == (8, 16)
     assert torch.allclose(smaller(images), network(images), atol=5e-2 * float(network(images).std()))
-    ranked = eliminate(measure_moments(network, network, layer, images.split(16)), least=4)
+    ranked = eliminate(measure(network, layer, images), least=4)
     assert {number % 8 for number in range(16) if number not in ranked.order[:8]} == set(range(8))
     assert ranked.errors[7] < 3e-3
     assert list(ranked.errors) == sorted(ranked.errors)
@@ -127,7 +134,7 @@ def test_copies_of_channels_are_removed_without_any_error():
 def test_the_error_that_is_told_is_the_error_of_the_refit():
     network, images = make(configure("vgg11_bn", blocks=WIDTHS, num_classes=3, head="pool"))
     layer = list_prunable_convolutions(network.configuration)[2]
-    moments = measure_moments(network, network, layer, images.split(16))
+    moments = measure(network, layer, images)
     ranked = eliminate(moments, least=4)
     kept = ranked.keep(6)
     weights, columns = moments.solve(kept), moments.list_columns(kept)
@@ -168,7 +175,7 @@ def test_a_wide_reader_is_fitted_by_a_factor_for_each_channel(monkeypatch):
     configuration = replace(configure("vgg11_bn", blocks=WIDTHS, num_classes=3), hidden=(20,))
     network, images = make(configuration, pixels=64)
     layer = list_prunable_convolutions(configuration)[-1]
-    moments = measure_moments(network, network, layer, images.split(16))
+    moments = measure(network, layer, images)
     assert moments.by_factor
     smaller = prune_channels(network, {"conv5_2": 12}, images.split(16))
     assert smaller.classifier[0].weight.shape == (20, 12 * 49)

@@ -16,10 +16,11 @@ from vggkit.compression.measuring import count_multiply_adds
 from vggkit.compression.pool_head import fit_pool_head
 from vggkit.compression.pruning import prune_channels
 from vggkit.compression.records import CompressionStep, FineTune, Fold, LowRank, PoolHead, Prune
-from vggkit.compression.sensitivity import divide_budget, measure_sensitivity
+from vggkit.compression.sensitivity import Sensitivity, divide_budget, measure_sensitivity
 from vggkit.engines.activation_ranges import measure_ranges
 from vggkit.errors import MissingExtra
 from vggkit.interruption import Signals
+from vggkit.models.configuration import Configuration
 from vggkit.models.vgg import VGG
 from vggkit.weights.model import Model
 
@@ -59,6 +60,7 @@ class Workshop:
     signals: Signals = field(default_factory=Signals)
     """Requests to stop."""
     _batches: tuple[Tensor, ...] | None = None
+    _sensitivity: tuple[Configuration, tuple[Sensitivity, ...]] | None = None
 
     @property
     def pixels(self) -> int:
@@ -97,17 +99,22 @@ class Workshop:
         return self._change(made, fitted.network, PoolHead())
 
     def prune(self, made: Made, removed: float) -> Made:
-        """Remove channels until a share of the multiply-adds of the whole Classifier is gone."""
+        """Remove channels until a share of the multiply-adds of the whole Classifier is gone.
+
+        Layers share the loss by what was measured before any channel went.
+        """
         whole = count_multiply_adds(self.original.configuration, self.pixels)
-        now = count_multiply_adds(made.model.configuration, self.pixels)
-        share = 1 - (1 - removed) * whole / now
+        if self._sensitivity is None or not any(isinstance(step, Prune) for step in made.steps):
+            measured = len(_take(self.batches, MEASURED))
+            found = measure_sensitivity(
+                made.model.network, self.batches, measured=measured, on_layer=self.on_progress
+            )
+            self._sensitivity = made.model.configuration, found
+        start, sensitivities = self._sensitivity
+        share = 1 - (1 - removed) * whole / count_multiply_adds(start, self.pixels)
         if share <= 0:
             return made
-        some = _take(self.batches, MEASURED)
-        sensitivities = measure_sensitivity(
-            made.model.network, self.batches, measured=some, on_layer=self.on_progress
-        )
-        widths = divide_budget(made.model.configuration, sensitivities, removed=share, pixels=self.pixels)
+        widths = divide_budget(start, sensitivities, removed=share, pixels=self.pixels)
         smaller = prune_channels(
             made.model.network, widths, self.batches, seed=self.fine_tuning.seed, on_layer=self.on_progress
         )
