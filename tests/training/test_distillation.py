@@ -15,7 +15,7 @@ from vggkit.training.recipe import Recipe
 from vggkit.training.train_state import TrainState
 
 CPU = torch.device("cpu")
-RECIPE = Recipe(trainable="all", batch_size=8, learning_rate=0.02, weight_decay=0.0, precision="fp32")
+RECIPE = Recipe(trainable="all", batch_size=8, learning_rate=0.05, weight_decay=0.0, precision="fp32")
 
 
 def make(tiny, seed: int) -> vk.VGG:
@@ -49,7 +49,7 @@ def test_similarities_need_no_common_channels():
 def test_steps_move_a_student_to_its_teacher_whatever_the_labels(tiny):
     teacher, student = make(tiny, 0).eval(), make(replace(tiny, blocks=((4,), (6,), (8, 8), (8, 8), (8, 8))), 1)
     with torch.no_grad():
-        teacher.classifier[-1].weight.mul_(40)
+        teacher.classifier[-1].weight.mul_(300)
     images = torch.randn(12, 3, 32, 32, generator=torch.Generator().manual_seed(3))
     state = TrainState(student, RECIPE, device=CPU, teacher=Teacher(teacher, device=CPU))
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
@@ -61,9 +61,9 @@ def test_steps_move_a_student_to_its_teacher_whatever_the_labels(tiny):
 
     state.start_epoch(1)
     started = differ()
-    for number in range(12):
+    for number in range(15):
         state.compute(images, torch.zeros(12, dtype=torch.int64), draw=number)
-        assert state.step(0.02, number=number)
+        assert state.step(0.05, number=number)
     assert differ() < 0.7 * started
     assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
 
@@ -75,6 +75,7 @@ def save(tiny, folder: Path, labels: list[str], pixels: int = 32) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_training_records_its_teacher_and_refuses_one_that_cannot_be(tiny, photos, tmp_path):
     labels = ["across", "down", "red"]
     teacher = save(tiny, tmp_path, labels)
