@@ -14,11 +14,14 @@ from vggkit.compression.layer_inputs import LayerInputs
 from vggkit.compression.moments import Moments, measure_moments
 from vggkit.compression.pruning import list_prunable_convolutions, prune_channels
 from vggkit.compression.ranking import eliminate
+from vggkit.compression.rebuild import build_network
+from vggkit.compression.rounding import round_by_outputs
 from vggkit.compression.sensitivity import divide_budget, measure_sensitivity
 from vggkit.errors import BadInput
 from vggkit.models.configuration import Configuration
 from vggkit.models.configure import configure
 from vggkit.models.graph import Graph
+from vggkit.weights.storage import choose_codings, round_state
 
 WIDTHS = "8/16/16,16/24,24/24,24"
 
@@ -200,3 +203,22 @@ def test_budgets_follow_what_was_measured_and_reach_the_share():
         assert share <= 1 - costs[1] / costs[0] < share + 0.12
     with pytest.raises(BadInput, match=r"99\.99 % of the multiply-adds cannot be removed: .* removes 9\d"):
         divide_budget(network.configuration, found, removed=0.9999, pixels=32)
+
+
+def test_rounding_by_outputs_loses_less_and_storing_changes_nothing_more():
+    network, images = make(configure("vgg11_bn", blocks=WIDTHS, num_classes=3, head="pool"), count=320)
+    rounded = round_by_outputs(network, images[:256].split(32))
+    state = {key: value.numpy() for key, value in rounded.state_dict().items()}
+    stored = round_state(state, "int4")
+    coarse = [key for key, coding in choose_codings(network.configuration.state_shapes(), "int4").items()]
+    for key in coarse[1:-1]:
+        assert (state[key] == stored[key]).all(), key
+    nearest = round_state({key: value.numpy() for key, value in network.state_dict().items()}, "int4")
+
+    def lose(values: dict) -> float:
+        other = build_network(
+            network.configuration, {key: torch.from_numpy(value) for key, value in values.items()}
+        )
+        return float((network(images[256:]) - other(images[256:])).square().sum())
+
+    assert lose(stored) < 0.7 * lose(nearest)
