@@ -100,7 +100,9 @@ class Workshop:
             on_progress=self.on_progress,
             log=self.log,
         )
-        return self._change(made, fitted.network, PoolHead())
+        # Folding was of the layers that are gone.
+        steps = tuple(step for step in made.steps if not isinstance(step, Fold))
+        return self._change(Made(made.model, steps), fitted.network, PoolHead())
 
     def prune(self, made: Made, removed: float) -> Made:
         """Remove channels until a share of the multiply-adds of the whole Classifier is gone.
