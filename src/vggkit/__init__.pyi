@@ -50,6 +50,8 @@ from .explanations.check import check_explanations as check_explanations
 from .explanations.explain import explain as explain
 from .explanations.explanation import Explanation as Explanation
 from .explanations.explanation import Explanations as Explanations
+from .exporting.parity import Parity as Parity
+from .exporting.record import Export as Export
 from .features.image_pairs import Distances as Distances
 from .features.image_pairs import ImageDistance as ImageDistance
 from .features.loss_config import LossConfig as LossConfig
@@ -112,6 +114,7 @@ from .workflows.compress import compress as compress
 from .workflows.distance import distance as distance
 from .workflows.explain import ExplainResult as ExplainResult
 from .workflows.explain import explain_into as explain_into
+from .workflows.export import export as export
 from .workflows.filters import Filters as Filters
 from .workflows.filters import Patch as Patch
 from .workflows.filters import filters as filters

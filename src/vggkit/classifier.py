@@ -16,6 +16,9 @@ from vggkit.evaluation.measure import evaluate
 from vggkit.explanations.explain import explain
 from vggkit.explanations.explanation import Explanations
 from vggkit.explanations.plan import Method
+from vggkit.exporting.formats import FormatName
+from vggkit.exporting.plan import StoredPrecision
+from vggkit.exporting.record import Export
 from vggkit.images.dataset import ImageDataset
 from vggkit.images.given import ImageSources
 from vggkit.images.labelled import LabelledImages
@@ -27,6 +30,7 @@ from vggkit.weights.locate import locate_model
 from vggkit.weights.model import Model
 from vggkit.weights.storage import Storage
 from vggkit.workflows.bench import bench
+from vggkit.workflows.export import export
 
 
 class Classifier(Model):
@@ -370,6 +374,38 @@ class Classifier(Model):
             keep_ranges=keep_ranges,
             on_progress=on_progress,
         )
+
+    def export(
+        self,
+        out: str | Path,
+        *,
+        to: FormatName | None = None,
+        data: ImageSources = (),
+        resize: bool = False,
+        precision: StoredPrecision = "fp32",
+        on_progress: Callable[[str, int, int | None], None] | None = None,
+    ) -> Export:
+        """Write a file that runs without vggkit, and check it before it has its name.
+
+        ONNX, torch.export and OpenVINO files take uint8 RGB images (N, H, W, 3) and give probabilities (N, K), with
+        normalisation, temperature and labels inside.
+
+        Args:
+            out: The file; its ending says the format: `.onnx`, `.pt2`, `.xml` (OpenVINO, with a `.bin` beside it),
+                `.pth`, `.pt` or `.safetensors` (torchvision), `.h5`, `.weights.h5` or `.npz` (Keras).
+            to: The format, where several have the ending: `onnx`, `pt2`, `openvino`, `torchvision`, `timm` or
+                `keras`.
+            data: Images that a program is checked on, as `predict` takes them; up to 16 are used. None: made-up
+                ones.
+            resize: Resize and crop in the program, so that it takes images of any size.
+            precision: `fp16` stores the weights in half the bytes; programs compute in float32 either way.
+            on_progress: Called with the current task, how much of it is done, and of how much.
+
+        The result has the check's figures, and in `snippet` code that runs the file. Raises UnknownName for an
+        unknown ending, BadOutput where the file cannot be written or computes something else, BadConfiguration
+        where the format has no form for the network, MissingExtra, BadData and BadInput.
+        """
+        return export(self, out, to=to, data=data, resize=resize, precision=precision, on_progress=on_progress)
 
     def compress(
         self,

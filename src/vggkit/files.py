@@ -4,10 +4,11 @@ import os
 import re
 import secrets
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain, count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 from vggkit.arguments import demand_path
@@ -84,6 +85,33 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         raise
     except OSError as problem:
         raise BadOutput(f"{path}: cannot be written ({problem.strerror or problem})") from problem
+
+
+@contextmanager
+def whole_files(paths: Sequence[Path]) -> Iterator[Path]:
+    """Give a temporary folder beside files of one folder; on leaving, those of these names in it take their places.
+
+    When the body fails nothing is left behind and older files stay as they were. Of several files the last one is
+    what others are found by: an older one goes first, so that it never stands beside files that are not its own.
+    Folders above are made. Raises BadOutput when the place cannot be written to.
+    """
+    last = paths[-1]
+    try:
+        last.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{last.name}.", suffix=".part", dir=last.parent) as folder:
+            yield Path(folder)
+            for path in paths:
+                with open(Path(folder) / path.name, "rb+") as written:
+                    os.fsync(written.fileno())
+            if len(paths) > 1:
+                last.unlink(missing_ok=True)
+            for path in paths:
+                (Path(folder) / path.name).replace(path)
+        _flush_folder(last.parent)
+    except BadOutput:
+        raise
+    except OSError as problem:
+        raise BadOutput(f"{last}: cannot be written ({problem.strerror or problem})") from problem
 
 
 def move_file(source: Path, target: Path) -> None:

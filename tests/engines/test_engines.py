@@ -295,7 +295,7 @@ def test_openvino_reports_nothing_to_its_makers():
     pytest.importorskip("openvino")
     pytest.importorskip("openvino_telemetry")
     code = (
-        "import sys; from vggkit.engines.openvino import _import_openvino; found = _import_openvino();"
+        "import sys; from vggkit.engines.openvino import import_openvino; found = import_openvino();"
         "print([name for name in sys.modules if name.startswith(('openvino_telemetry', 'openvino.tools'))]);"
         "sys.modules['openvino_telemetry'] = None;"
         "import openvino; print(openvino.convert_model.__name__, hasattr(openvino, 'convert_modal'))"

@@ -35,10 +35,9 @@ VERBS: Final[Mapping[str, Mapping[str, Verb]]] = {
         "explain": Verb("explain", "show which regions of images support a class"),
         "bench": Verb("bench", "measure the speed of inference on this machine"),
     },
-    "Shrinking": {
+    "Shipping": {
         "compress": Verb("compress", "make a classifier smaller and faster"),
-    },
-    "Serving": {
+        "export": Verb("export", "write a classifier for ONNX, torch.export, OpenVINO, Keras"),
         "serve": Verb("serve", "serve classifiers by HTTP, with a page for people"),
     },
     "Looking inside": {

@@ -87,7 +87,7 @@ class OpenVINOEngine(NamedEngine):
         # A file comes from the disk while OpenVINO is imported.
         with ThreadPoolExecutor(1) as pool:
             reading = pool.submit(self._source.read, self._plan.keys)
-            self._openvino = _import_openvino()
+            self._openvino = import_openvino()
             reading.result()
         # Between products of bytes bfloat16 is a twentieth faster.
         self._kind = "bf16" if precision != "fp32" and computes_bf16("cpu") else "f32"
@@ -204,7 +204,7 @@ def _check_ranges(configuration: Configuration, activation_ranges: Ranges) -> No
         )
 
 
-def _import_openvino() -> ModuleType:
+def import_openvino() -> ModuleType:
     """OpenVINO without its model converter, which takes a third of the time and sends telemetry.
 
     `openvino.convert_model` remains available in this process, and is imported at its first use.
@@ -232,7 +232,7 @@ def _open_core(process: int) -> Any:
     A core gives the thread that makes it a stack for signal handlers, and takes it away in whatever thread frees
     it: the next signal of the first thread would then end the process.
     """
-    return _import_openvino().Core()
+    return import_openvino().Core()
 
 
 def _find_converter(name: str) -> Any:

@@ -37,37 +37,37 @@ class OpenVINOOperations:
     """The operations of a VGG as nodes of OpenVINO's graph."""
 
     def __init__(self, openvino: ModuleType, activation_ranges: Ranges, outputs: Sequence[Output]) -> None:
-        self._openvino, self._ops, self._ranges = openvino, openvino.opset13, activation_ranges
+        self.openvino, self.ops, self._ranges = openvino, openvino.opset13, activation_ranges
         self._outputs = outputs
         self._rounded: set[Output] = set()
         self._sums: list[Node] = []
 
     def list_sums(self) -> list[Node]:
         """One output (N, S) of sums that are finite if all watched values are; none if no values are watched."""
-        return [self._ops.concat(self._sums, 1)] if self._sums else []
+        return [self.ops.concat(self._sums, 1)] if self._sums else []
 
     def convolve(self, maps: Node, weight: Values, bias: Values | None, padding: int, reads: str | None) -> Node:
         pads = [padding, padding]
         maps, kernels = self._narrow(maps, weight, reads)
-        maps = self._ops.convolution(maps, kernels, [1, 1], pads, pads, [1, 1])
-        return maps if bias is None else self._ops.add(maps, self._keep(bias.reshape(1, -1, 1, 1)))
+        maps = self.ops.convolution(maps, kernels, [1, 1], pads, pads, [1, 1])
+        return maps if bias is None else self.ops.add(maps, self.keep(bias.reshape(1, -1, 1, 1)))
 
     def scale(self, maps: Node, factor: Values, shift: Values) -> Node:
         factor, shift = factor.reshape(1, -1, 1, 1), shift.reshape(1, -1, 1, 1)
-        return self._ops.add(self._ops.multiply(maps, self._keep(factor)), self._keep(shift))
+        return self.ops.add(self.ops.multiply(maps, self.keep(factor)), self.keep(shift))
 
     def rectify(self, values: Node, watched: bool) -> Node:
         if watched:
             # ReLU's values, but for NaN, of which ReLU makes zero here.
             zero = np.float32(0)
-            self._watch(self._ops.select(self._ops.less(values, zero), zero, values))
-        return self._ops.relu(values)
+            self._watch(self.ops.select(self.ops.less(values, zero), zero, values))
+        return self.ops.relu(values)
 
     def normalize_responses(self, maps: Node, watched: bool) -> Node:
         if watched:
-            self._watch(self._ops.multiply(maps, maps))
+            self._watch(self.ops.multiply(maps, maps))
         # As in `models.layers`: alpha is divided by the window here too.
-        return self._ops.lrn(maps, np.array([1]), alpha=5 * 1e-4, beta=0.75, bias=2.0, size=5)
+        return self.ops.lrn(maps, np.array([1]), alpha=5 * 1e-4, beta=0.75, bias=2.0, size=5)
 
     def pool(self, maps: Node, pooling: Pooling, gives: str) -> Node:
         if pooling == "max":
@@ -75,28 +75,28 @@ class OpenVINOOperations:
             if gives in self._ranges and gives not in self._outputs:
                 maps = self._round(maps, gives)
                 self._rounded.add(gives)
-            return self._ops.max_pool(maps, [2, 2], [1, 1], [0, 0], [0, 0], [2, 2]).output(0)
-        return self._ops.avg_pool(maps, [2, 2], [0, 0], [0, 0], [2, 2], exclude_pad=True)
+            return self.ops.max_pool(maps, [2, 2], [1, 1], [0, 0], [0, 0], [2, 2]).output(0)
+        return self.ops.avg_pool(maps, [2, 2], [0, 0], [0, 0], [2, 2], exclude_pad=True)
 
     def fit(self, maps: Node, sides: Sides, wanted: Sides) -> Node:
-        return self._ops.adaptive_avg_pool(maps, np.array(wanted))
+        return self.ops.adaptive_avg_pool(maps, np.array(wanted))
 
     def average_windows(self, maps: Node, places: Sides) -> Node:
-        return self._ops.avg_pool(maps, [1, 1], [0, 0], [0, 0], list(places), exclude_pad=True)
+        return self.ops.avg_pool(maps, [1, 1], [0, 0], [0, 0], list(places), exclude_pad=True)
 
     def flatten(self, maps: Node) -> Node:
-        return self._ops.reshape(maps, np.array([0, -1]), special_zero=True)
+        return self.ops.reshape(maps, np.array([0, -1]), special_zero=True)
 
     def connect(self, rows: Node, weight: Values, bias: Values | None, reads: str | None) -> Node:
         rows, matrix = self._narrow(rows, weight, reads)
-        rows = self._ops.matmul(rows, matrix, False, True)
-        return rows if bias is None else self._ops.add(rows, self._keep(bias[None]))
+        rows = self.ops.matmul(rows, matrix, False, True)
+        return rows if bias is None else self.ops.add(rows, self.keep(bias[None]))
 
     def average(self, maps: Node) -> Node:
-        return self._ops.reduce_mean(maps, np.array([2, 3]))
+        return self.ops.reduce_mean(maps, np.array([2, 3]))
 
     def summarize(self, maps: Node, epsilon: float) -> Node:
-        ops, sides = self._ops, np.array([2, 3])
+        ops, sides = self.ops, np.array([2, 3])
         mean = ops.reduce_mean(maps, sides, keep_dims=True)
         variance = ops.reduce_mean(ops.squared_difference(maps, mean), sides)
         deviation = ops.sqrt(ops.add(variance, np.float32(epsilon)))
@@ -105,10 +105,8 @@ class OpenVINOOperations:
     def _watch(self, magnitudes: Node) -> None:
         # Rounded to bytes nothing overflows, and what a product gives must not be read twice there.
         if not self._ranges:
-            rows = self._ops.multiply(
-                self.flatten(magnitudes), np.float32(2**-40)
-            )  # the sum itself is to be finite
-            self._sums.append(self._ops.reduce_sum(rows, np.array([1]), keep_dims=True))
+            rows = self.ops.multiply(self.flatten(magnitudes), np.float32(2**-40))  # the sum itself is to be finite
+            self._sums.append(self.ops.reduce_sum(rows, np.array([1]), keep_dims=True))
 
     def _narrow(self, values: Node, weight: Values, reads: str | None) -> tuple[Node, Node]:
         """Both sides of a product, marked to be rounded to bytes where the range of the input is known.
@@ -116,7 +114,7 @@ class OpenVINOOperations:
         One step for each output channel, and one for the whole input, with zero on a step.
         """
         if reads is None or reads not in self._ranges:
-            return values, self._keep(weight)
+            return values, self.keep(weight)
         if reads not in self._rounded:
             values = self._round(values, reads)
         largest = LARGEST if multiplies_bytes() else LARGEST_OF_7_BITS
@@ -127,8 +125,8 @@ class OpenVINOOperations:
                 f"what reads {reads} has weights that are not numbers, or so large that sums overflow: int8 would "
                 "hide it. Take an earlier checkpoint, or train it again at a lower learning rate"
             )
-        factors = self._ops.convert(self._keep(rounded), self._openvino.Type.f32)
-        return values, self._ops.multiply(factors, self._keep(steps))
+        factors = self.ops.convert(self.keep(rounded), self.openvino.Type.f32)
+        return values, self.ops.multiply(factors, self.keep(steps))
 
     def _round(self, values: Node, name: str) -> Node:
         """Values marked to be rounded to 256 steps of the range of that name, with zero on a step."""
@@ -136,11 +134,11 @@ class OpenVINOOperations:
         step = max(high - low, 1e-12) / 255
         zero = round(-low / step)
         ends = np.float32(-zero * step), np.float32((255 - zero) * step)
-        return self._ops.fake_quantize(values, *ends, *ends, 256)
+        return self.ops.fake_quantize(values, *ends, *ends, 256)
 
-    def _keep(self, value: NDArray[Any]) -> Node:
+    def keep(self, value: NDArray[Any]) -> Node:
         """A constant that is the array itself."""
-        return self._openvino.op.Constant(np.ascontiguousarray(value), shared_memory=True)
+        return self.openvino.op.Constant(np.ascontiguousarray(value), shared_memory=True)
 
 
 def _round_weights(weight: Values, largest: int) -> tuple[NDArray[np.int8], Values]:

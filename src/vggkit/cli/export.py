@@ -1,0 +1,69 @@
+"""The verb export."""
+
+from pathlib import Path
+
+from vggkit.cli.printing import print_json
+from vggkit.exporting.formats import FormatName
+from vggkit.exporting.plan import StoredPrecision
+from vggkit.images.sources.tables import Columns
+from vggkit.reports.progress import ProgressLine
+from vggkit.reports.terminal import print_line
+
+
+def export(
+    model: str,
+    out: Path,
+    /,
+    *,
+    to: FormatName | None = None,
+    data: tuple[str, ...] = (),
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
+    resize: bool = False,
+    precision: StoredPrecision = "fp32",
+    json: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Export a classifier to ONNX, torch.export, OpenVINO, torchvision, timm or Keras.
+
+    The first three are whole programs: uint8 RGB images go in, calibrated probabilities come out, and the labels
+    are in the file. Before a file has its name, its own runtime computes images with it, at two batch sizes and,
+    where height and width are free, at two sizes; beyond the tolerance nothing is kept. Prints code that runs the
+    file without vggkit.
+
+    Args:
+        model: A model's name such as vgg16 (the published ImageNet weights), a classifier's file, a run's folder,
+            or hf://owner/name.
+        out: The file; its ending says the format: .onnx, .pt2 (torch.export), .xml (OpenVINO, with a .bin beside
+            it), .pth, .pt or .safetensors (torchvision's weights), .h5, .weights.h5 or .npz (Keras').
+        to: The format, where several have the ending, such as timm.
+        data: Image files, folders, lists of paths, tables or archives that a program is checked on; up to 16 of
+            their images. Without any, four made-up images.
+        columns: Names of a table's columns.
+        resize: Resize and crop in the program, which then takes images of any size; its pixels differ from Pillow's
+            by a level of 255 at most. Without it the program takes images in the network's size.
+        precision: Precision of the stored weights. fp16: half the bytes, computed in float32 all the same.
+        json: Print a JSON object in place of the text.
+        quiet: Show no progress.
+    """
+    from vggkit.workflows.export import export as write
+
+    with ProgressLine(quiet=quiet) as line:
+        found = write(
+            model,
+            out,
+            to=to,
+            data=data,
+            columns=columns,
+            resize=resize,
+            precision=precision,
+            on_progress=line.show,
+        )
+    if json:
+        print_json(found.to_dict())
+        return
+    for sentence in str(found).splitlines():
+        print_line(sentence)
+    print_line("")
+    print_line("# without vggkit:")
+    for code in found.snippet.splitlines():
+        print_line(code)

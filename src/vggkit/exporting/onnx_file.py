@@ -1,0 +1,152 @@
+"""ONNX files: the engine's graph with the image's preparation before it and the softmax behind it.
+
+No torch here. Shape letters: N images, C channels, H and W pixels, K classes.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggkit._version import __version__
+from vggkit.engines.graph_builder import GraphBuilder
+from vggkit.engines.model_weights import Weights
+from vggkit.engines.onnx import import_onnx
+from vggkit.engines.onnx_graph import ONNXOperations
+from vggkit.engines.outputs import plan_outputs
+from vggkit.errors import BadConfiguration
+from vggkit.exporting.image_steps import ImageSteps
+from vggkit.exporting.plan import FITTED, INPUT, ExportPlan
+from vggkit.hardware import count_threads
+from vggkit.images.resizing import Interpolation
+
+MOST_BYTES = 2**31 - 2**20
+"""A file of protobuf, which ONNX is, ends at 2 GiB."""
+Number = str
+"""The name of a tensor of one int64."""
+
+
+def write_onnx(weights: Weights, plan: ExportPlan, target: Path) -> None:
+    """Write the file; raises BadConfiguration for a network that ONNX has no room for, MissingExtra and OSError."""
+    onnx, _ = import_onnx()
+    target.write_bytes(_build(onnx, weights, plan).SerializeToString())
+
+
+def open_onnx(path: Path) -> tuple[Callable[[NDArray[np.uint8]], NDArray[np.float32]], str]:
+    """What computes the first output of images (N, H, W, C), and the runtime's name and version."""
+    _, runtime = import_onnx()
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = count_threads()
+    session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {INPUT: images})[0], f"onnxruntime {runtime.__version__}"
+
+
+def _build(onnx: ModuleType, weights: Weights, plan: ExportPlan) -> Any:
+    """The model, as a ModelProto."""
+    operations = ONNXImageOperations(onnx, store_fp16=plan.precision == "fp16")
+    images = operations.add_input(INPUT, plan.input_shape, kind="UINT8")
+    steps = ImageSteps(plan, operations)
+    maps = steps.fit(images)
+    found = {FITTED: maps}
+    network_plan = plan_outputs(plan.configuration, [name for name in plan.outputs if name != FITTED] or "logits")
+    if plan.outputs != (FITTED,):
+        values = weights.read(network_plan.keys)
+        if sum(value.nbytes for value in values.values()) // (1 + (plan.precision == "fp16")) > MOST_BYTES:
+            raise BadConfiguration("an ONNX file holds 2 GiB, and this network is larger; name a .xml file")
+        builder = GraphBuilder(plan.configuration, network_plan, values, operations)
+        found |= builder.build(steps.normalize(maps), (plan.crop_pixels,) * 2)
+        if "probabilities" in plan.outputs:
+            found["probabilities"] = operations.soften(found["logits"], plan.card.temperature)
+    model = operations.build(
+        {name: found[name] for name in plan.outputs},
+        shapes={"probabilities": ("N", plan.configuration.num_classes), FITTED: ("N", "C", "H", "W")},
+        whole=True,
+    )
+    versions = {"onnx": onnx.__version__}
+    onnx.helper.set_model_props(model, plan.to_metadata(versions))
+    model.producer_version = __version__
+    return model
+
+
+class ONNXImageOperations(ONNXOperations):
+    """Nodes of ONNX that prepare images."""
+
+    def arrange(self, images: str) -> str:
+        return self._add_node("Transpose", [images], perm=[0, 3, 1, 2])
+
+    def measure(self, maps: str) -> tuple[Number, Number]:
+        shape = self._add_node("Shape", [maps])
+        height, width = (self._add_node("Gather", [shape, self._number(axis)], axis=0) for axis in (2, 3))
+        return height, width
+
+    def add(self, number: Number, other: Number | int) -> Number:
+        return self._add_node("Add", [number, self._number(other)])
+
+    def subtract(self, number: Number | int, other: Number) -> Number:
+        return self._add_node("Sub", [self._number(number), other])
+
+    def multiply(self, number: Number, factor: Number | int) -> Number:
+        return self._add_node("Mul", [number, self._number(factor)])
+
+    def divide(self, number: Number, by: Number | int) -> Number:
+        return self._add_node("Div", [number, self._number(by)])
+
+    def smaller(self, number: Number, other: Number | int) -> Number:
+        return self._add_node("Min", [number, self._number(other)])
+
+    def larger(self, number: Number, other: Number | int) -> Number:
+        return self._add_node("Max", [number, self._number(other)])
+
+    def resize(self, maps: str, sides: tuple[Number | int, Number | int], interpolation: Interpolation) -> str:
+        # ONNX Runtime misrounds `scales`. Its result for bytes is Pillow's within a level where samples outside of
+        # the image are left out; by default they repeat the border, which is up to 16 levels off there.
+        mode = {"bilinear": "linear", "bicubic": "cubic"}[interpolation]
+        ahead = self._add_node("Slice", [self._add_node("Shape", [maps]), *map(self._number, (0, 2))])
+        sizes = self._add_node("Concat", [ahead, *map(self._number, sides)], axis=0)
+        return self._add_node(
+            "Resize",
+            [maps, "", "", sizes],
+            mode=mode,
+            antialias=1,
+            exclude_outside=1,
+            cubic_coeff_a=-0.5,
+            coordinate_transformation_mode="half_pixel",
+        )
+
+    def widen(self, maps: str) -> str:
+        return self._add_node("Cast", [maps], to=self.onnx.TensorProto.FLOAT)
+
+    def pad(self, maps: str, before: tuple[Number, Number], after: tuple[Number, Number]) -> str:
+        pads = self._add_node("Concat", [*before, *after], axis=0)
+        return self._add_node("Pad", [maps, pads, "", self.keep(np.array([2, 3]))])
+
+    def cut(self, maps: str, first: tuple[Number, Number], side: int, channels: int) -> str:
+        starts = self._add_node("Concat", [*first], axis=0)
+        ends = self._add_node("Add", [starts, self._number(side)])
+        part = self._add_node("Slice", [maps, starts, ends, self.keep(np.array([2, 3]))])
+        return self._add_node("Reshape", [part, self.keep(np.array([0, channels, side, side]))])
+
+    def reverse(self, maps: str) -> str:
+        return self._add_node("Gather", [maps, self.keep(np.array([2, 1, 0]))], axis=1)
+
+    def weigh(self, maps: str, weights: tuple[float, ...], shift: float, divisor: float) -> str:
+        kernel = np.array(weights, np.float32).reshape(1, -1, 1, 1)
+        summed = self._add_node("Conv", [maps, self.keep(kernel), self.keep(np.array([shift], np.float32))])
+        return self._add_node("Floor", [self._add_node("Div", [summed, self.keep(np.array(divisor, np.float32))])])
+
+    def shift(self, maps: str, values: tuple[float, ...]) -> str:
+        return self._add_node("Add", [maps, self.keep(np.array(values, np.float32).reshape(1, -1, 1, 1))])
+
+    def divide_by(self, maps: str, values: tuple[float, ...]) -> str:
+        return self._add_node("Div", [maps, self.keep(np.array(values, np.float32).reshape(1, -1, 1, 1))])
+
+    def soften(self, logits: str, temperature: float) -> str:
+        if temperature != 1:
+            logits = self._add_node("Div", [logits, self.keep(np.array(temperature, np.float32))])
+        return self._add_node("Softmax", [logits], axis=1)
+
+    def _number(self, number: Number | int) -> Number:
+        return self.keep(np.array([number])) if isinstance(number, int) else number

@@ -1,0 +1,70 @@
+"""The record of an export. No torch here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vggkit.exporting.formats import FORMATS, FormatName
+from vggkit.exporting.parity import Parity
+from vggkit.exporting.plan import StoredPrecision
+from vggkit.weights.convert import Conversion
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """What was exported, and how it was checked."""
+
+    path: Path
+    """The file."""
+    files: tuple[Path, ...]
+    """All files that belong to it: OpenVINO's weights lie beside its .xml in a .bin."""
+    format: FormatName
+    """Its format."""
+    size_bytes: int
+    """Bytes of all of them."""
+    precision: StoredPrecision
+    """The precision of the weights in the file."""
+    input_shape: tuple[int | str, ...] | None
+    """Shape of a program's input, uint8: N images, H and W pixels or a fixed number, C channels in the order RGB;
+    None for weights alone."""
+    least_pixels: int | None
+    """Smallest H and W of a program whose sizes are free; None for weights alone."""
+    resize: bool
+    """Whether the program resizes and crops by itself."""
+    parity: Parity | None
+    """The check of a program by its runtime; None for weights alone."""
+    conversion: Conversion | None
+    """The check of a file of weights, which is read back; None for programs."""
+    snippet: str
+    """Python that classifies an image with the file and without vggkit."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """A value for JSON."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        plain = {
+            "path": str(self.path),
+            "files": [str(path) for path in self.files],
+            "parity": self.parity and self.parity.to_dict(),
+            "conversion": self.conversion and self.conversion.to_dict(),
+        }
+        return values | plain
+
+    def __str__(self) -> str:
+        files = ", ".join(map(str, self.files))
+        text = f"{files}: {FORMATS[self.format].title}, {self.size_bytes / 1e6:,.1f} MB"
+        if self.input_shape is None:
+            assert self.conversion is not None
+            notes = "".join(f"\n{note}" for note in self.conversion.notes)
+            return (
+                f"{text}\nchecked: read back, logits differ by {self.conversion.difference:.1e} at most "
+                f"(tolerance {self.conversion.tolerance:.1e}){notes}"
+            )
+        shape = " × ".join(map(str, self.input_shape))
+        free = "H" in self.input_shape
+        sides = f", H and W from {self.least_pixels} pixels" if free and not self.resize else ""
+        inside = "resizing, cropping, normalisation" if self.resize else "normalisation"
+        stored = "" if self.precision == "fp32" else ", weights stored in float16"
+        return (
+            f"{text}{stored}\ntakes uint8 RGB images, {shape}{sides}; {inside}, softmax and labels are inside\n"
+            f"{self.parity}"
+        )
