@@ -104,7 +104,7 @@ def test_a_program_is_exported_and_its_check_recorded(tmp_path, runtimes, photo)
 
 def test_a_program_that_resizes_is_checked_against_predicts_pixels(tmp_path, runtimes):
     found = build(FC, resize_pixels=80).export(tmp_path / "m.onnx", resize=True)
-    assert found.parity.images == "4 made-up images"
+    assert found.parity.images == "4 synthetic images"
     assert found.parity.resizing_levels <= 1
     assert found.least_pixels == 1
     assert "resized pixels differ" in str(found)

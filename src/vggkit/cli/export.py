@@ -25,10 +25,9 @@ def export(
 ) -> None:
     """Export a classifier to ONNX, torch.export, OpenVINO, torchvision, timm or Keras.
 
-    The first three are whole programs: uint8 RGB images go in, calibrated probabilities come out, and the labels
-    are in the file. Before a file has its name, its own runtime computes images with it, at two batch sizes and,
-    where height and width are free, at two sizes; beyond the tolerance nothing is kept. Prints code that runs the
-    file without vggkit.
+    The first three are programs from uint8 RGB images to calibrated probabilities, with the labels in the file.
+    Before the file gets its name, its own runtime is checked on images, at two batch sizes and, if height and width
+    are dynamic, at two sizes; beyond the tolerance nothing is kept. Prints code that runs the file without vggkit.
 
     Args:
         model: A model's name such as vgg16 (the published ImageNet weights), a classifier's file, a run's folder,
@@ -37,11 +36,11 @@ def export(
             it), .pth, .pt or .safetensors (torchvision's weights), .h5, .weights.h5 or .npz (Keras').
         to: The format, where several have the ending, such as timm.
         data: Image files, folders, lists of paths, tables or archives that a program is checked on; up to 16 of
-            their images. Without any, four made-up images.
+            their images. Without any: four synthetic images.
         columns: Names of a table's columns.
         resize: Resize and crop in the program, which then takes images of any size; its pixels differ from Pillow's
-            by a level of 255 at most. Without it the program takes images in the network's size.
-        precision: Precision of the stored weights. fp16: half the bytes, computed in float32 all the same.
+            by a level of 255 or two. Without it the program takes images in the network's size.
+        precision: Precision of the stored weights. fp16: half the bytes; programs compute in float32 in both cases.
         json: Print a JSON object in place of the text.
         quiet: Show no progress.
     """

@@ -1,4 +1,4 @@
-"""OpenVINO's IR: the engine's graph with the image's preparation before it and the softmax behind it.
+"""OpenVINO's IR: the engine's graph between the preparation of images and the softmax.
 
 No torch here. Shape letters: N images, C channels, H and W pixels, K classes.
 """
@@ -31,9 +31,9 @@ def write_openvino(weights: Weights, plan: ExportPlan, target: Path) -> None:
 
 
 def open_openvino(path: Path) -> tuple[Callable[[NDArray[np.uint8]], NDArray[np.float32]], str]:
-    """What computes the first output of images (N, H, W, C), and the runtime's name and version."""
+    """A function that computes the first output of images (N, H, W, C), and the runtime's name and version."""
     openvino = import_openvino()
-    # By itself OpenVINO computes in bfloat16 on processors that have it.
+    # The default is bfloat16 on processors that support it.
     model = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda images: model({INPUT: images})[0], f"OpenVINO {openvino.__version__.partition('-')[0]}"
 
