@@ -177,7 +177,7 @@ class _Levels:
 
 
 def _list_batches(plan: ExportPlan, images: Sequence[Pixels]) -> Iterator[NDArray[np.uint8]]:
-    """One image alone and the others in batches, at each size; for a program that resizes, images in their sizes."""
+    """One image alone and the others in batches, at each size; with `resize`, images in their own sizes."""
     if plan.resize:
         for pixels in images:
             yield pixels[None]

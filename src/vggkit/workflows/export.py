@@ -51,9 +51,9 @@ def export(
     """Write a Classifier as a file that runs without vggkit, and check it before it gets its name.
 
     ONNX, torch.export and OpenVINO files are programs from uint8 RGB images (N, H, W, 3) to probabilities (N, K) at
-    the Classifier's temperature, with labels, threshold, versions and licence in the metadata. The file's own runtime
-    runs it on images, at two batch sizes and, if height and width are dynamic, at two sizes; beyond the tolerance
-    nothing is kept. The batch size is dynamic; height and width are so for the heads `pool` and `dense`.
+    the Classifier's temperature, with labels, threshold, versions and licence in the metadata. The file's own
+    runtime runs it on images, at two batch sizes and, if height and width are dynamic, at two sizes; beyond the
+    tolerance nothing is kept. The batch size is dynamic; height and width are so for the heads `pool` and `dense`.
 
     Args:
         model: A Classifier; or its place: a file, a run's folder, a published model's name such as `vgg16`, or
