@@ -151,6 +151,22 @@ def test_what_breaks_off_leaves_nothing(problem, name, tmp_path, monkeypatch):
     assert list_names(tmp_path) == []
 
 
+@pytest.mark.parametrize("name", ["m.onnx", "m.xml", pytest.param("m.pt2", marks=pytest.mark.slow)])
+def test_a_full_disk(name, tmp_path):
+    resource = pytest.importorskip("resource")  # a limit on the size of files stands in for it
+    for package in {"m.onnx": ("onnx", "onnxruntime"), "m.xml": ("openvino",)}.get(name, ()):
+        pytest.importorskip(package)
+    classifier = build(replace(FC, hidden=(512, 512)))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
+    try:
+        with pytest.raises(BadOutput, match="cannot be written"):
+            classifier.export(tmp_path / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list_names(tmp_path) == []
+
+
 def test_openvino_writes_two_files_and_takes_both_places(tmp_path):
     pytest.importorskip("openvino")
     (tmp_path / "m.xml").write_text("older", encoding="utf-8")

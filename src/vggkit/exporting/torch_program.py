@@ -3,6 +3,7 @@
 Shape letters: N images, C channels, H and W pixels, K classes.
 """
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -31,8 +32,10 @@ def write_torch_program(weights: Weights, plan: ExportPlan, target: Path) -> Non
     """Write the file; raises OSError."""
     metadata = json.dumps(plan.to_metadata({"torch": str(torch.__version__)}), ensure_ascii=False)
     program = _export(weights, plan)
-    with open(target, "wb") as file:  # for a path torch requires the ending .pt2
-        torch.export.save(program, file, extra_files={METADATA_FILE: metadata})
+    buffer = io.BytesIO()  # torch ends the process where a file of its own cannot be written to the end
+    torch.export.save(program, buffer, extra_files={METADATA_FILE: metadata})
+    with open(target, "wb") as file:
+        file.write(buffer.getbuffer())
 
 
 def open_torch_program(path: Path) -> tuple[Callable[[NDArray[np.uint8]], NDArray[np.float32]], str]:
