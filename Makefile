@@ -18,7 +18,7 @@ $(READY): requirements.lock pyproject.toml
 	fi
 	@touch $@
 
-.PHONY: setup demo test test-slow check bench lock help
+.PHONY: setup demo test test-slow check bench lock lock-serve help
 
 setup: $(READY)  ## build .venv with all development dependencies, pinned and hashed
 	@echo "ready: . $(BIN)/activate"
@@ -40,9 +40,13 @@ check: $(READY)  ## lint, format, types
 bench: $(READY)  ## run all benchmarks; each script writes its table beside itself
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
 
+LOCK := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11
 lock: $(READY)  ## pin the newest versions: one lock for every platform, hashes and no addresses
-	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 --upgrade \
-	  --all-extras --group dev pyproject.toml -o requirements.lock
+	$(LOCK) --upgrade --all-extras --group dev pyproject.toml -o requirements.lock
+	@$(MAKE) --no-print-directory lock-serve
+
+lock-serve: $(READY)  ## pin what `vggkit serve` needs, without torch, to the versions of requirements.lock
+	$(BIN)/python deploy/list_requirements.py | $(LOCK) --constraints requirements.lock - -o requirements-serve.lock
 
 help:  ## this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -3,7 +3,8 @@
 Content is scikit-learn's china.jpg and style its flower.jpg, as squares; the trunk is the VGG-19 to relu3_4 of the
 shared data, or the whole one with random weights where that is not there. Plain is torch's L-BFGS with its strong
 Wolfe line search at full size from the content, on the same loss in fp32. Each result's loss is computed in fp32 at
-full size: content and balanced style, without penalties. Writes style.md beside itself, and the images.
+full size: content and balanced style; beside it the total variation, which both minimise, too. Writes
+style.md beside itself, and the images.
 """
 
 import argparse
@@ -22,7 +23,6 @@ from vggkit.features.style_loss import StyleLoss, choose_style_layers
 from vggkit.features.style_transfer import (
     LOSS_SCALE,
     MARGIN,
-    RANGE_PENALTY,
     STYLE_BALANCE,
     crop_margin,
     extend,
@@ -33,6 +33,8 @@ from vggkit.weights.model import Model
 from vggkit.weights.open_model import open_model
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+RANGE_PENALTY = 1000.0
+"""Weight of the squared distance from [0, 1] in plain steps: with less, clipping the result undoes much of it."""
 WEIGHTS = SHARED / "weights" / "vgg19_oxford_features_to_relu3_4_caffeBGR.pth"
 
 
@@ -87,9 +89,11 @@ def run_plain(loss: StyleLoss, content: torch.Tensor, style: torch.Tensor, steps
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--plain-steps", type=int, default=300)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--content", type=Path, help="another content image than china.jpg")
+    parser.add_argument("--style", type=Path, help="another style image than flower.jpg")
     parser.add_argument("--images", type=Path, default=Path("style-benchmark"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -97,7 +101,15 @@ def main() -> None:
     trunk: Model = open_model(WEIGHTS if WEIGHTS.is_file() else vk.VGG("vgg19"))
     layers = choose_style_layers(trunk.configuration)
     china, flower = load_sample_images().images
+    if options.content:
+        china = np.asarray(Image.open(options.content).convert("RGB"))
+    if options.style:
+        flower = np.asarray(Image.open(options.style).convert("RGB"))
     photo, painting = read_square(china, options.size), read_square(flower, options.size)
+    names = [
+        path.name if path else name
+        for path, name in zip((options.content, options.style), ("china.jpg", "flower.jpg"), strict=True)
+    ]
     options.images.mkdir(parents=True, exist_ok=True)
     device = torch.device("cpu")
     plain_loss = StyleLoss(trunk.network, trunk.preprocessing, layers, precision="fp32", device=device)
@@ -108,7 +120,10 @@ def main() -> None:
     def note(name: str, result: np.ndarray, seconds: float, evaluations: int) -> None:
         Image.fromarray(result).save(options.images / f"{name.replace(' ', '-')}.png")
         total, content, style = measure_loss(judge, result)
-        rows.append(f"| {name} | {evaluations} | {seconds:.1f} | {total:.4f} | {content:.4f} | {style:.5f} |")
+        rows.append(
+            f"| {name} | {evaluations} | {seconds:.1f} | {total:.4f} | {content:.4f} | {style:.5f} | "
+            f"{float(measure_variation(to_tensor(result))):.5f} |"
+        )
         print(rows[-1], flush=True)
 
     for precision in ("fp32", "bf16") if computes_bf16(device) else ("fp32",):
@@ -124,14 +139,15 @@ def main() -> None:
     lines = [
         "# Style transfer",
         "",
-        f"china.jpg with the style of flower.jpg, {options.size}×{options.size} pixels, {options.threads} threads;",
-        f"trunk {trunk.configuration.model} to {trunk.configuration.trunk[-1].name}, style",
-        f"{', '.join(layers.style)}, content {layers.content}, strength 1. Plain steps are iterations of torch's",
-        f"L-BFGS with its strong Wolfe line search at full size, with the same margin of {MARGIN} pixels. Seconds",
-        "of one run each; the loss of the result in fp32 at full size.",
+        f"{names[0]} with the style of {names[1]}, {options.size}×{options.size} pixels,",
+        f"{options.threads} threads; trunk {trunk.configuration.model} to {trunk.configuration.trunk[-1].name},",
+        f"style {', '.join(layers.style)}, content {layers.content}, strength 1.",
+        "Plain steps are iterations of torch's L-BFGS with its strong Wolfe line search at full size,",
+        f"with the same margin of {MARGIN} pixels.",
+        "Seconds of one run each; the loss of the result in fp32 at full size.",
         "",
-        "| run | evaluations | seconds | loss | content | style |",
-        "|---|---|---|---|---|---|",
+        "| run | evaluations | seconds | loss | content | style | variation |",
+        "|---|---|---|---|---|---|---|",
         *rows,
         "",
         f"{machine['device']}; {machine['system']}; torch {machine['torch']}, Python {platform.python_version()}; "

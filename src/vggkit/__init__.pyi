@@ -6,6 +6,15 @@ from .benchmarking.timings import EngineTimings as EngineTimings
 from .benchmarking.timings import Spread as Spread
 from .classifier import Classifier as Classifier
 from .classifier import load as load
+from .compression.records import CompressionPoint as CompressionPoint
+from .compression.records import CompressionRecord as CompressionRecord
+from .compression.records import FineTune as FineTune
+from .compression.records import Fold as Fold
+from .compression.records import Goals as Goals
+from .compression.records import ImageRole as ImageRole
+from .compression.records import LowRank as LowRank
+from .compression.records import PoolHead as PoolHead
+from .compression.records import Prune as Prune
 from .data_checks.findings import Case as Case
 from .data_checks.findings import Diagnosis as Diagnosis
 from .data_checks.findings import Finding as Finding
@@ -82,6 +91,8 @@ from .models.summary import summarize as summarize
 from .models.vgg import VGG as VGG
 from .reports.comparison import ComparedRun as ComparedRun
 from .reports.comparison import Comparison as Comparison
+from .serving.limits import ServeLimits as ServeLimits
+from .serving.serve import serve as serve
 from .training.checkpoint import Epoch as Epoch
 from .training.recipe import Recipe as Recipe
 from .weights.card import Card as Card
@@ -98,6 +109,8 @@ from .weights.published import PublishedWeights as PublishedWeights
 from .workflows.bench import bench as bench
 from .workflows.check import check as check
 from .workflows.compare import compare as compare
+from .workflows.compress import Compression as Compression
+from .workflows.compress import compress as compress
 from .workflows.distance import distance as distance
 from .workflows.explain import ExplainResult as ExplainResult
 from .workflows.explain import explain_into as explain_into

@@ -5,7 +5,7 @@ Shape letters: N images, H height, W width.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from vggkit.benchmarking.timings import Bench
 from vggkit.engines.info import WantedEngine
@@ -28,6 +28,7 @@ from vggkit.notebook import write_html
 from vggkit.weights.hub import push
 from vggkit.weights.locate import locate_model
 from vggkit.weights.model import Model
+from vggkit.weights.storage import Storage
 from vggkit.workflows.bench import bench
 from vggkit.workflows.export import export
 
@@ -405,6 +406,72 @@ class Classifier(Model):
         format cannot represent the network, MissingExtra, BadData and BadInput.
         """
         return export(self, out, to=to, data=data, resize=resize, precision=precision, on_progress=on_progress)
+
+    def compress(
+        self,
+        data: LabelledImages | None = None,
+        *,
+        max_size: str | int | None = None,
+        max_loss: float | None = None,
+        min_speedup: float | None = None,
+        head: Literal["pool"] | None = None,
+        prune: float | None = None,
+        ranks: Sequence[int] = (),
+        energy: float | None = None,
+        storage: Storage | None = None,
+        epochs: int = 5,
+        learning_rate: float | None = None,
+        seed: int = 0,
+        device: str = "auto",
+        quiet: bool = False,
+    ) -> "Classifier":
+        """A smaller and faster Classifier; this one is not changed.
+
+        With goals (`max_size`, `max_loss`, `min_speedup`) a combination of steps is searched, without goals the
+        named steps alone are done; see `vggkit.compress`, which returns every measured network too. What was
+        measured before and after is in `provenance["compression"]`.
+
+        Args:
+            data: Labelled images of its classes, as `train` takes them: networks are fitted on the training split,
+                compared on the validation split, and the result is measured on the test split.
+            max_size: Largest size of the file: bytes, or text such as `12MB`.
+            max_loss: Largest loss of top-1 accuracy, in [0, 1).
+            min_speedup: Least throughput at batch 8 on this machine, over this Classifier's in float32.
+            head: `pool`: one matrix on the means of the channels in place of the fully connected layers.
+            prune: Share in (0, 1) of the multiply-adds to remove, as channels of convolutions.
+            ranks: Rank of each fully connected layer but the last; one for all, or one for each.
+            energy: Share in (0, 1] of the energy of these layers to keep, by which their ranks are chosen.
+            storage: How a file holds the weights: `fp32`, `fp16`, `int8` or `int4`.
+            epochs: Passes over the training images after channels or the head changed, with this Classifier as the
+                teacher; 0: none.
+            learning_rate: Of these; None: half of that of this Classifier's own training.
+            seed: Seed of every random draw.
+            device: `auto`, `cpu`, `cuda` or `mps`.
+            quiet: No progress on standard error.
+
+        Raises BadInput for goals that cannot be reached, with the closest that was found, and what
+        `vggkit.compress` does.
+        """
+        # One of the imports upwards; see docs/decisions/rooms.md.
+        from vggkit.workflows.compress import compress
+
+        return compress(
+            self,
+            data,
+            max_size=max_size,
+            max_loss=max_loss,
+            min_speedup=min_speedup,
+            head=head,
+            prune=prune,
+            ranks=ranks,
+            energy=energy,
+            storage=storage,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            seed=seed,
+            device=device,
+            quiet=quiet,
+        ).classifier
 
     def push_to_hub(
         self,

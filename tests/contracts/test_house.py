@@ -30,13 +30,16 @@ FLOORS = {
     "data_checks": 5,
     "exporting": 5,
     "features": 5,
+    "compression": 6,
     "inference": 6,
     "benchmarking": 7,
     "explanations": 7,
     "reports": 8,
     "workflows": 9,
+    "serving": 9,
     "classifier": 10,
-    # Training gives a Classifier, which has the verbs.
+    # Training and compression give a Classifier, which has the verbs.
+    "workflows.compress": 11,
     "workflows.fit_and_record": 11,
     "workflows.training_run": 12,
     "workflows.resume_run": 13,
@@ -45,6 +48,19 @@ FLOORS = {
     "cli": 16,
 }
 OWNERS = {
+    "fastapi": {"serving/app.py", "serving/process.py"},
+    "starlette": {
+        "serving/app.py",
+        "serving/bodies.py",
+        "serving/guard.py",
+        "serving/process.py",
+        "serving/service.py",
+    },
+    "uvicorn": {"serving/process.py", "serving/protocol.py", "serving/supervisor.py"},
+    "h11": {"serving/protocol.py"},
+    "pydantic": {"serving/answers.py", "serving/bodies.py"},
+    "python_multipart": {"serving/bodies.py"},
+    "prometheus_client": {"serving/metrics.py"},
     "captum": {"explanations/gradients.py"},
     "tyro": {"cli/options.py"},
     "docstring_parser": {"cli/options.py"},
@@ -102,6 +118,7 @@ TORCH_FREE = [
     "vggkit.cli.bench",
     "vggkit.cli.check",
     "vggkit.cli.compare",
+    "vggkit.cli.compress",
     "vggkit.cli.evaluate",
     "vggkit.cli.filters",
     "vggkit.cli.explain",
@@ -109,6 +126,7 @@ TORCH_FREE = [
     "vggkit.cli.models",
     "vggkit.cli.options",
     "vggkit.cli.predict",
+    "vggkit.cli.serve",
     "vggkit.cli.style",
     "vggkit.cli.train",
     "vggkit.engines.select",
@@ -121,6 +139,9 @@ TORCH_FREE = [
     "vggkit.engines.stream",
     "vggkit.engines.model_weights",
     "vggkit.weights.card",
+    "vggkit.weights.storage",
+    "vggkit.compression.records",
+    "vggkit.reports.compression",
     "vggkit.weights.locate",
     "vggkit.weights.input_conventions",
     "vggkit.weights.dialects",
@@ -138,6 +159,8 @@ TORCH_FREE = [
     "vggkit.inference.search",
     "vggkit.benchmarking.timings",
     "vggkit.reports.bench_table",
+    "vggkit.serving.serve",
+    "vggkit.serving.supervisor",
     "vggkit.workflows.bench",
     "vggkit.workflows.predict",
     "vggkit.workflows.explain",
@@ -147,8 +170,8 @@ TORCH_FREE = [
     "vggkit.benchmarking.processes",
     "vggkit.workflows.search",
     "vggkit.reports.search_table",
-    "vggkit.reports.diagnosis_page",
-    "vggkit.reports.diagnosis_table",
+    "vggkit.reports.check_page",
+    "vggkit.reports.check_table",
     "vggkit.evaluation.comparison",
     "vggkit.evaluation.metrics",
     "vggkit.reports.evaluation_page",
@@ -169,11 +192,12 @@ TORCH_FREE = [
 
 
 UPWARDS = {
-    "models/vgg.py": {"vggkit.weights.published_models"},
+    "classifier.py": {"vggkit.workflows.compress"},
+    "models/vgg.py": {"vggkit.weights.published_classifiers"},
     "models/summary.py": {"vggkit.reports.tables", "vggkit.reports.terminal"},
 }
-"""Imports that may go up, made when a method is called: `VGG.from_pretrained`, and `str` of a Summary; see
-docs/decisions/rooms.md.
+"""Imports that may go up, made when a method is called: `VGG.from_pretrained`, `Classifier.compress`, and `str` of
+a Summary; see docs/decisions/rooms.md.
 """
 
 

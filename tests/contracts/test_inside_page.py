@@ -7,7 +7,9 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
+import vggkit as vk
 from vggkit.cli import main as cli
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "inside.md").read_text(encoding="utf-8")
@@ -17,9 +19,10 @@ INSTEAD = {
     "--channels 0-5": "--channels 0-1 --steps 2",
     "--trunk vgg19 --size 512": "--trunk runs/digits --size 64 --steps 3",
     'trunk="vgg19", size=512': 'trunk="runs/digits", size=64, steps=3',
-    'model="vgg19", content={"relu3_2": 1.0}), trunk="vgg19")': (
-        'model="vgg11_bn", content={"relu2_1": 1.0}), trunk="runs/digits")'
+    "--model vgg19 --weights imagenet --until relu3_4": (
+        "--model vgg11_bn --weights runs/digits/best.safetensors --until pool2 --image-size 32"
     ),
+    "--metric content --trunk vgg19": "--metric content --trunk random.pth",
     "relu3_3": "relu2_1",
     "relu2_2": "relu2_1",
     "relu1_2": "relu1_1",
@@ -33,6 +36,7 @@ def test_the_blocks_run_in_order(tmp_path, monkeypatch):
     """In this process, which has imported torch already."""
     pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)
+    torch.save(vk.VGG("vgg16", until="relu3_3", head="pool", num_classes=1).state_dict(), "random.pth")
     assert all(written in PAGE for written in INSTEAD)
     blocks = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, flags=re.M | re.S)
     assert {kind for kind, _ in blocks} == {"bash", "python", "text"}
@@ -53,5 +57,6 @@ def test_the_blocks_run_in_order(tmp_path, monkeypatch):
                     cli.main([*arguments, *([] if arguments[0] == "summary" else ["--quiet"])])
                 assert ended.value.code == 0, line
         printed = out.getvalue()
-    for name in ("filters.png", "patches.png", "made-3.png", "china-flower.png", "china-strong.png"):
+    made = ("filters.png", "patches.png", "made-3.png", "china-flower.png", "china-strong.png")
+    for name in (*made, "why-flower/joined.png.jpg", "why-china/joined.png.npy", "why-tiles/check.json"):
         assert (tmp_path / name).stat().st_size > 0

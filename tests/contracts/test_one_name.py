@@ -33,11 +33,13 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {
     "embed": (vk.embed, vk.embed_into),
     "search": (vk.search,),
     "bench": (vk.bench,),
+    "compress": (vk.compress,),
     "distance": (vk.distance,),
     "explain": (vk.explain_into, vk.explain, vk.check_explanations),
     "export": (vk.export,),
     "style": (vk.style,),
     "filters": (vk.filters,),
+    "serve": (vk.serve,),
 }
 """The calls from Python for each verb."""
 WITHOUT = {"models", "demo"}
@@ -56,6 +58,7 @@ OF_PYTHON_ALONE = {
     "export": {"on_progress"},
     "style": {"on_progress", "on_image", "on_log"},
     "filters": {"on_progress"},
+    "serve": {"on_start"},
 }
 """Parameters without an option: functions that are called, and what the shell has in another form."""
 PLACES = {"model", "other", "trunk"}

@@ -1,9 +1,12 @@
 """The code blocks of the README and of the guides run, in a folder with a few images."""
 
+import json
 import os
 import re
 import shlex
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -23,11 +26,20 @@ def find_blocks(text: str) -> list[tuple[str, str]]:
     return re.findall(r"^```(\w+)\n(.*?)^```", text, flags=re.M | re.S)
 
 
+def find_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+PORT = find_port()
 INSTEAD = {
     "--image-size 64": "--image-size 32",
     "--image-size 32 --epochs 15": "--image-size 32 --epochs 1",
     "vggkit train photos": "vggkit train photos --until relu2_1",
     "photos/7/IMG_4431.JPG": "photo.jpg",
+    "vggkit serve runs/signs": f"vggkit serve runs/signs --port {PORT}",
+    "127.0.0.1:8000/predict": f"127.0.0.1:{PORT}/predict",
     'vk.load("vgg16")': 'vk.load("runs/signs")',
 }
 """What is written there, and what runs: those networks take minutes, and published weights a network."""
@@ -69,7 +81,7 @@ def test_the_blocks_run_in_order(page, least, tmp_path, processes):
     assert all(wanted in README + PAGES for wanted in INSTEAD)
     blocks = find_blocks(page)
     ran = 0
-    waiting = []
+    waiting, serving = [], []
     for number, (kind, text) in enumerate(blocks):
         for wanted, smaller in INSTEAD.items():
             text = text.replace(wanted, smaller)
@@ -87,6 +99,12 @@ def test_the_blocks_run_in_order(page, least, tmp_path, processes):
                 continue
             if command[0] == "make":
                 subprocess.run(["make", "-n", command[1]], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+            elif command[:2] == ["vggkit", "serve"]:
+                serving.append(processes.start(*command[1:], cwd=tmp_path))
+            elif command[0] == "curl":
+                retries = ["--silent", "--fail", "--retry", "60", "--retry-delay", "1", "--retry-connrefused"]
+                found = subprocess.run([*command, *retries], cwd=tmp_path, capture_output=True, check=True)
+                assert json.loads(found.stdout)["predictions"][0]["heatmap"]["label"] in ("ants", "bees")
             else:
                 assert command[0] == "vggkit", f"{line!r} is to be run, and this test does not know how"
                 if command[1] == "bench":
@@ -99,6 +117,9 @@ def test_the_blocks_run_in_order(page, least, tmp_path, processes):
         running = processes.start_python(text, cwd=tmp_path, strict=True)
         assert running.wait() == 0, text + running.err
         ran += 1
+    for running in serving:
+        running.send_signal(signal.SIGTERM)
+        assert running.wait() == 0
     assert ran >= least
 
 

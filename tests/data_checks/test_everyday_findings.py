@@ -10,7 +10,7 @@ from vggkit.data_checks.clean_table import write_clean_table
 from vggkit.images.dataset import ImageDataset, ImageSample
 from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.images.splits import divide
-from vggkit.reports.diagnosis_page import write_diagnosis_page
+from vggkit.reports.check_page import write_check_page
 from vggkit.workflows.check import check, vet
 
 
@@ -140,7 +140,7 @@ def test_the_clean_page_shows_samples_and_commands_with_the_options_that_were_gi
 
     found = check(tmp_path / "t.csv", columns=Columns(path_column="Foto", label_column="Art"), image_size=32)
     assert {label: len(members) for label, members in found.samples.items()} == {"ants": 4, "bees": 4}
-    write_diagnosis_page(found, tmp_path / "page.html")
+    write_check_page(found, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert page.count("data:image/webp") == 8
     options = "--path-column Foto --label-column Art --image-size 32"

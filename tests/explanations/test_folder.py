@@ -90,7 +90,7 @@ def test_the_shell(model, photos, tmp_path, capsys):
     out = tmp_path / "why"
     assert call("explain", model, photos, "--out", out, "--label", "red") == 1  # one is no image
     said = capsys.readouterr()
-    assert "4 images, grad-cam at relu5_2; computed by" in said.out
+    assert "3 of 4 images, grad-cam at relu5_2; computed by" in said.out
     assert "2.png" in said.err
     assert set(read_table(out / "explanations.csv")["label"]) == {"red", ""}
     assert call("explain", model, photos, "--out", out, "--contrast", "red", "down", "--json") == 1

@@ -25,7 +25,7 @@ from vggkit.weights import convert as conversion
 from vggkit.weights.canonical import CanonicalWeights, build_network
 from vggkit.weights.convert import convert
 from vggkit.weights.formats.detect import open_weights
-from vggkit.weights.identify import examine, identify
+from vggkit.weights.identify import identify, identify_file
 from vggkit.weights.input_conventions import CONVENTIONS, turn_convention
 
 SUFFIX = {"torchvision": ".pth", "timm": ".safetensors", "keras": ".weights.h5", "caffe": ".npz"}
@@ -48,7 +48,7 @@ def save(network, path):
 
 def read_back(path):
     with open_weights(path) as file:
-        return build_network(file, examine(file))
+        return build_network(file, identify_file(file))
 
 
 @pytest.mark.parametrize("to", ["torchvision", "timm", "keras", "caffe", "blocks", "explicit"])
@@ -288,7 +288,7 @@ def test_what_a_classifier_leaves_behind_is_said(tmp_path):
     assert "dropped: labels, temperature, ranges for int8, provenance" in str(done)
     # A .pth keeps labels and input where torch keeps what belongs to a state dict.
     with open_weights(tmp_path / "b.pth") as file:
-        found = examine(file)
+        found = identify_file(file)
     assert (found.labels, found.identification.preprocessing) == (tuple("abcde"), fed)
     assert (found.identification.evidence, found.identification.configuration) == ("metadata", SLIM)
     state = torch.load(tmp_path / "b.pth", weights_only=True)
@@ -518,9 +518,9 @@ def check_keras_both_ways(keras, model, build, configuration, folder, suffix):
     assert done.source.configuration == configuration
     assert done.preprocessing == CONVENTIONS["caffe-unit"]
     with open_weights(done.target) as file:
-        examination = examine(file)
-        network = build_network(file, examination)
-    fed = torch.from_numpy(examination.identification.preprocessing.normalize(pixels))[None]
+        identified = identify_file(file)
+        network = build_network(file, identified)
+    fed = torch.from_numpy(identified.identification.preprocessing.normalize(pixels))[None]
     scale = max(1.0, float(np.abs(expected).max()))
     np.testing.assert_allclose(logits(network, fed).numpy(), expected, rtol=0, atol=1e-4 * scale)
     del network
@@ -591,7 +591,7 @@ def test_canonical_weights_are_read_when_asked_for(tmp_path):
     source = save(VGG(SLIM), tmp_path / "a.pth")
     done = convert(source, tmp_path / "b.weights.h5", to="keras")
     with open_weights(done.target) as file:
-        weights = CanonicalWeights(file, examine(file))
+        weights = CanonicalWeights(file, identify_file(file))
         assert set(weights) == set(SLIM.state_shapes())
         assert len(weights) == len(SLIM.state_shapes())
         assert "features.0.weight" in weights

@@ -24,7 +24,7 @@ from vggkit.models.vgg import VGG
 from vggkit.weights.card import METADATA_KEY, Card
 from vggkit.weights.convert import convert
 from vggkit.weights.dialects import map_keys, rename_keys
-from vggkit.weights.identify import examine, identify
+from vggkit.weights.identify import identify, identify_file
 from vggkit.weights.input_conventions import CONVENTIONS
 
 
@@ -54,7 +54,7 @@ def outline(configuration, dialect="torchvision", **options):
 
 def look(shapes, **options):
     file = shapes if isinstance(shapes, Outline) else Outline(shapes, **options)
-    return examine(file).identification
+    return identify_file(file).identification
 
 
 @pytest.mark.parametrize("model", list_models())
@@ -398,15 +398,15 @@ def test_files_that_are_known_at_once_are_read_alike_layer_by_layer(dialect, mon
                 continue
             file = outline(configuration, dialect, container="npz" if dialect == "caffe" else "pytorch")
             with monkeypatch.context() as patch:
-                patch.setattr("vggkit.weights.identify.lay_out", None)
-                at_once = examine(file)
+                patch.setattr("vggkit.weights.identify.list_positions", None)
+                at_once = identify_file(file)
             with monkeypatch.context() as patch:
                 patch.setattr("vggkit.weights.identify.locate_keys", lambda *_: None)
-                by_layers = examine(file)
+                by_layers = identify_file(file)
             assert at_once.identification == by_layers.identification
             places = [
                 {key: (s.place.key, s.place.layout, s.shape) for key, s in each.sources.items()}
                 for each in (at_once, by_layers)
             ]
             assert places[0] == places[1]
-            assert at_once.lay_out_for(configuration) == by_layers.lay_out_for(configuration)
+            assert at_once.positions_for(configuration) == by_layers.positions_for(configuration)

@@ -127,6 +127,17 @@ def test_other_networks_that_have_the_layers(folders):
         vk.distance(*folders, trunk=network, calibration=calibration)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_whatever_mode_the_caller_is_in(folders, mode):
+    network = vk.VGG("vgg16", until="relu3_3", head="pool", num_classes=1).train()
+    images = folders[0] / "0.png", folders[1] / "0.jpg"
+    expected = vk.distance(*images, metric="content", trunk=network).mean
+    with mode(), torch.autocast("cpu", torch.bfloat16):
+        assert vk.distance(*images, metric="content", trunk=network).mean == expected
+    assert network.training
+    assert all(value.requires_grad for value in network.parameters())
+
+
 def test_a_trunk_that_ends_early(folders, trunk):
     calibration = {f"lin{k}.model.1.weight": torch.rand(1, c, 1, 1) for k, c in enumerate((64, 128, 256, 512, 512))}
     with pytest.raises(BadConfiguration, match=r"relu5_3, and the trunk ends with relu4_3"):

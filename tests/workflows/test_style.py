@@ -96,8 +96,8 @@ def test_layers_follow_what_the_trunk_has(model, until, content, style):
 def test_sizes_and_steps_go_from_coarse_to_fine():
     assert plan_sizes((512, 512)) == [(128, 128), (256, 256), (512, 512)]
     assert plan_sizes((100, 200)) == [(100, 200)]
-    assert share_steps(300, 3) == [171, 86, 43]
-    assert sum(share_steps(7, 3)) == 7
+    assert share_steps(300, 3) == [100, 100, 100]
+    assert share_steps(7, 3) == [2, 2, 3]
 
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])

@@ -57,16 +57,16 @@ def check(
         guard_outputs(images, table=fix, page=html)
         found = look(images, model, columns=columns, image_size=image_size, device=device, on_progress=line.show)
         if html is not None:
-            from vggkit.reports.diagnosis_page import write_diagnosis_page
+            from vggkit.reports.check_page import write_check_page
 
             line.show("drawing the page", 0, None)
-            write_diagnosis_page(found, html)
+            write_check_page(found, html)
     if json:
         print_json(found.to_dict())
     else:
-        from vggkit.reports.diagnosis_table import draw_diagnosis
+        from vggkit.reports.check_table import draw_check_table
 
-        open_terminal().print(draw_diagnosis(found))
+        open_terminal().print(draw_check_table(found))
     if html is not None:
         print_line(f"page: {html}", to_stderr=True)
     if fix is not None:

@@ -36,7 +36,9 @@ VERBS: Final[Mapping[str, Mapping[str, Verb]]] = {
         "bench": Verb("bench", "measure the speed of inference on this machine"),
     },
     "Shipping": {
+        "compress": Verb("compress", "make a classifier smaller and faster"),
         "export": Verb("export", "write a classifier for ONNX, torch.export, OpenVINO, Keras"),
+        "serve": Verb("serve", "serve classifiers by HTTP, with a page for people"),
     },
     "Looking inside": {
         "filters": Verb("filters", "show what each channel of a layer responds to"),

@@ -106,7 +106,8 @@ def explain(
         at = f" at {result.layer}" if result.layer else ""
         how = f"{result.method}{at}; computed by {result.engine.describe()}"
         title = f"{result.title}; " if result.title else ""
-        print_line(f"{out}: {title}{result.images:,} image{'s' * (result.images != 1)}, {how}")
+        some = f"{result.images - result.unreadable:,} of " if result.unreadable else ""
+        print_line(f"{out}: {title}{some}{result.images:,} image{'s' * (result.images != 1)}, {how}")
         if (look := result.sheet or result.overlay) is not None:
             print_line(f"look at: {look}")
         for sentence in [] if checked is None else checked.describe():

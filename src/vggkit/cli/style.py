@@ -26,7 +26,7 @@ def style(
     size: int = 512,
     style_scale: float = 1.0,
     optimizer: Literal["lbfgs", "adam"] = "lbfgs",
-    steps: int = 250,
+    steps: int = 150,
     start: Literal["content", "noise"] = "content",
     smoothness: float = 1.0,
     image_every: int | None = None,
@@ -55,7 +55,7 @@ def style(
         size: Long side of the result in pixels.
         style_scale: Size of the style images relative to the result; smaller makes finer strokes.
         optimizer: lbfgs or adam.
-        steps: Evaluations of the loss over all sizes; most of them are made on small images.
+        steps: Evaluations of the loss over all sizes, equally many of each.
         start: content, or noise.
         smoothness: Weight of the total variation, against noise; 0: none.
         image_every: Also write the image as it is after every so many steps, beside OUT.

@@ -17,6 +17,7 @@ from vggkit.models.configuration import Configuration
 from vggkit.weights.card import Card, demand_classifier
 from vggkit.weights.classifier_file import read_card
 from vggkit.weights.locate import locate_model
+from vggkit.weights.storage import CodedEntry, read_coded, restore
 
 if TYPE_CHECKING:
     from vggkit.models.vgg import VGG
@@ -95,10 +96,13 @@ class ModelFile:
         self.path = locate_model(path)
         self._identity = _identify(self.path)
         self.card: Card = read_card(self.path)
-        self._start, self._entries = self._read_header()
+        self._start, self._entries, self._coded = self._read_header()
         self._checked: set[str] = set()
         expected = self.configuration.state_shapes()
-        found = {key: tuple(entry["shape"]) for key, entry in self._entries.items()}
+        stored = {key: tuple(entry["shape"]) for key, entry in self._entries.items()}
+        halves = {f"{key}.{ending}" for key in self._coded for ending in ("codes", "scale")}
+        found = {key: shape for key, shape in stored.items() if key not in halves}
+        found |= {key: entry.shape for key, entry in self._coded.items() if f"{key}.codes" in stored}
         if found != expected:
             wrong = sorted(key for key in expected.keys() | found if expected.get(key) != found.get(key))
             raise BadCheckpoint(
@@ -148,15 +152,20 @@ class ModelFile:
 
         return Model.load(self.path).network
 
-    def _read_header(self) -> tuple[int, dict[str, dict[str, Any]]]:
-        """The offset of the values, and type, shape and place of each; `read_card` has validated the header."""
+    def _read_header(self) -> tuple[int, dict[str, dict[str, Any]], dict[str, CodedEntry]]:
+        """The offset of the values, the type, shape and place of each, and the coded tensors."""
         with open(self.path, "rb") as file:
             size = int.from_bytes(file.read(8), "little")
             entries = json.loads(file.read(size))
-        entries.pop("__metadata__", None)
-        return 8 + size, entries
+        metadata = entries.pop("__metadata__", None) or {}
+        try:
+            return 8 + size, entries, read_coded(metadata)
+        except ValueError as problem:
+            raise BadCheckpoint(f"{self.path}: {problem}; download or copy it again") from problem
 
     def _find_values(self, key: str, mapped: NDArray[np.uint8]) -> Values:
+        if key in self._coded:
+            return self._restore(key, mapped)
         entry = self._entries[key]
         if entry["dtype"] not in _DTYPES:
             raise BadCheckpoint(f"{self.path}: {key} is of type {entry['dtype']}; save it as F32 where it was made")
@@ -165,6 +174,22 @@ class ModelFile:
         if entry["dtype"] == "BF16":  # the upper half of float32
             raw = (raw.astype(np.uint32) << 16).view(np.float32)
         return np.require(raw, np.float32, ["ALIGNED"])
+
+    def _restore(self, key: str, mapped: NDArray[np.uint8]) -> Values:
+        """The values of a tensor that is stored as codes and scales."""
+
+        def read(name: str) -> NDArray[Any]:
+            if name not in self._entries:
+                raise ValueError(f"{name} is not there")
+            entry = self._entries[name]
+            first, last = (self._start + place for place in entry["data_offsets"])
+            kind = {"U8": "<u1", "F32": "<f4"}.get(entry["dtype"], "<u1")
+            return np.array(mapped[first:last]).view(kind).reshape(entry["shape"])
+
+        try:
+            return restore(key, self._coded[key], read)
+        except ValueError as problem:
+            raise BadCheckpoint(f"{self.path}: {problem}; download or copy it again") from problem
 
 
 def _are_finite(values: Values) -> bool:

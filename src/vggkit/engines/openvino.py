@@ -5,9 +5,11 @@ No torch here. Shape letters: N images, C channels, H and W pixels, F features.
 
 import importlib
 import math
+import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from threading import Lock
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -153,7 +155,7 @@ class OpenVINOEngine(NamedEngine):
         nodes = [*builder.build(images, size).values(), *operations.list_sums()]
         results = [openvino.opset13.result(node) for node in nodes]
         options = {"PERFORMANCE_HINT": haste, "INFERENCE_PRECISION_HINT": self._kind}
-        model = openvino.Core().compile_model(openvino.Model(results, [images]), "CPU", options)
+        model = _open_core(os.getpid()).compile_model(openvino.Model(results, [images]), "CPU", options)
         return _Compiled(model, len(self._plan.computed))
 
 
@@ -221,6 +223,16 @@ def import_openvino() -> ModuleType:
     if new and not hasattr(openvino, "convert_model"):
         openvino.__getattr__ = _find_converter  # type: ignore[method-assign]
     return openvino
+
+
+@cache
+def _open_core(process: int) -> Any:
+    """OpenVINO's core of this process, for all of its life.
+
+    A core gives the thread that makes it a stack for signal handlers, and takes it away in whatever thread frees
+    it: the next signal of the first thread would then end the process.
+    """
+    return import_openvino().Core()
 
 
 def _find_converter(name: str) -> Any:

@@ -107,11 +107,13 @@ def build_explainer(
     """
     weights = find_weights(model)
     if not plan.is_closed:
-        if engine not in ("auto", "pytorch") or precision not in ("auto", "fp32"):
+        other = [f"engine={engine}"] if engine not in ("auto", "pytorch") else []
+        other += [f"precision={precision}"] if precision not in ("auto", "fp32") else []
+        if other:
             at = f" at {plan.layer}" if plan.layer else ""
             raise BadConfiguration(
                 f"{plan.method}{at} takes gradients or captum, which PyTorch computes in float32: leave "
-                f"engine={engine} and precision={precision} out, or take grad-cam at its default layer"
+                f"{' and '.join(other)} out, or take grad-cam at its default layer"
             )
         from vggkit.explanations.gradients import GradientExplainer
 

@@ -62,7 +62,8 @@ class Explanation:
             return "not explained"
         if self.contrast is not None:
             return f"{self.label}, not {self.contrast}"
-        return f"{self.label} {100 * (self.probability or 0):.1f} %"
+        percent = 100 * (self.probability or 0)
+        return f"{self.label} {percent:.1f} %" if percent >= 0.05 else f"{self.label} < 0.1 %"
 
     @property
     def source(self) -> str:

@@ -109,6 +109,21 @@ def lay_map(
     return heat, inside
 
 
+def encode_heat(values: NDArray[np.float32], side: int) -> bytes:
+    """A PNG of a map alone (H, W), to be laid over an image: colours by heat, and clear where there is none.
+
+    Args:
+        values: The map.
+        side: Height and width of the PNG in pixels; the map is smoothly enlarged to it.
+    """
+    heat, _ = lay_map(values, (0, 0, side, side), (side, side))
+    image = Image.frombytes("P", (side, side), (heat * 255).astype(np.uint8).tobytes())
+    image.putpalette(list_colours().tobytes())
+    file = io.BytesIO()
+    image.save(file, "PNG", transparency=(OPACITY * np.arange(256)).astype(np.uint8).tobytes(), compress_level=1)
+    return file.getvalue()
+
+
 def draw_heat(pixels: Pixels, explanation: "Explanation") -> Pixels:
     """The image under its map: hot places in colour, cold ones as they are, what the network was not fed darker.
 

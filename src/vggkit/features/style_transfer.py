@@ -3,6 +3,7 @@
 Shape letters: H and W pixels. Batches hold one image.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vggkit.features.style_coordinates import Coordinates
 from vggkit.features.style_loss import StyleLoss
 
 StyleOptimizer = Literal["lbfgs", "adam"]
@@ -22,19 +24,16 @@ HISTORY: Final = 20
 """Earlier steps that L-BFGS estimates curvature from."""
 ADAM_RATE: Final = 0.02
 """Learning rate of Adam, for values in [0, 1]."""
-FIRST_CHANGE: Final = 0.005
-"""Mean change of a value by the first step of L-BFGS, which knows no curvature yet."""
-MOST_CHANGE: Final = 0.05
-"""Mean change of a value by any step, at most."""
+FIRST_CHANGE: Final = 0.01
+"""Mean change of a pixel's value by the first step of L-BFGS, which knows no curvature yet."""
+MOST_CHANGE: Final = 0.1
+"""Mean change of a pixel's value by any step, at most."""
 MARGIN: Final = 12
 """Pixels around the image that are optimised and cut off: zeros beyond the edge leave a frame in them."""
 WORSE: Final = 2.0
 """A loss so many times the best one has left the region where L-BFGS's estimate holds."""
 LOSS_SCALE: Final = 1e4
 """torch's L-BFGS leaves out curvature below 1e-10, whatever the loss's scale."""
-RANGE_PENALTY: Final = 1000.0
-"""Weight of the squared distance from [0, 1]: with 10, a sixth of the values end outside, and clipping them in the
-end makes the style loss four times as large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,7 @@ class StyleStep:
     width: int
     """Width of the image in pixels."""
     loss: float
-    """What was minimised: content, style times its weight, and the penalties."""
+    """What was minimised: content, style times its weight, and total variation times its own."""
     content_loss: float
     """Relative squared difference of the content layer's values."""
     style_loss: float
@@ -92,45 +91,48 @@ def minimize(
 
     A loss that is not finite, or far above the best one, sends L-BFGS back to the best images without its memory.
     """
-    best, best_loss = images.detach(), float("inf")
-    values = torch.empty(images.shape, device=images.device).copy_(best).requires_grad_(True)
-    stepper, rate, first, found = _build_optimizer(values, optimizer), 1.0, FIRST_CHANGE, 0.0
-    is_first = True
+    coordinates = Coordinates(images)
+    values = torch.zeros(images.shape, device=images.device, requires_grad=True)
+    best, best_loss, best_images = values.detach().clone(), float("inf"), images
+    stepper, first, is_first = _build_optimizer(values, optimizer), FIRST_CHANGE, True
+    found, seen = 0.0, images
 
     def close() -> Tensor:
-        nonlocal found
+        nonlocal found, seen
         stepper.zero_grad()
-        loss = LOSS_SCALE * evaluate(values)
+        made = coordinates.to_images(values)
+        loss = LOSS_SCALE * evaluate(made)
         loss.backward()
-        found = float(loss.detach())
+        found, seen = float(loss.detach()), made.detach()
         return loss
 
     for _ in range(steps):
         before = values.detach().clone()
         if optimizer == "lbfgs":  # torch divides its first step by the sum of the gradient's absolute values
-            stepper.param_groups[0]["lr"] = first * values.numel() if is_first else rate
+            stepper.param_groups[0]["lr"] = values.numel() if is_first else 1.0
         stepper.step(close)  # type: ignore[arg-type]
-        is_first = False
         if found < best_loss:
-            best, best_loss = before, found
+            best, best_loss, best_images = before, found, seen
         if optimizer == "lbfgs":
             if found < WORSE * best_loss:
-                _shorten(stepper, values, before)
+                _shorten(stepper, values, before, coordinates, first if is_first else MOST_CHANGE)
+                is_first = False
             else:
                 with torch.no_grad():
                     values.copy_(best)
-                stepper, rate, first, is_first = _build_optimizer(values, optimizer), rate / 2, first / 4, True
-        yield Iterate(before, found / LOSS_SCALE, best)
+                stepper, first, is_first = _build_optimizer(values, optimizer), first / 4, True
+        yield Iterate(seen, found / LOSS_SCALE, best_images)
 
 
 @torch.no_grad()
-def _shorten(stepper: torch.optim.Optimizer, values: Tensor, before: Tensor) -> None:
+def _shorten(
+    stepper: torch.optim.Optimizer, values: Tensor, before: Tensor, coordinates: Coordinates, most: float
+) -> None:
     """Where little curvature was seen yet L-BFGS's step may be far too long; its memory holds the length in `t`."""
-    change = float((values - before).abs().mean())
-    if change > MOST_CHANGE:
-        share = MOST_CHANGE / change
-        values.lerp_(before, 1 - share)
-        stepper.state[values]["t"] *= share
+    change = float(coordinates.filter(values - before).abs().mean())
+    if change > most:
+        values.lerp_(before, 1 - most / change)
+        stepper.state[values]["t"] *= most / change
 
 
 def _build_optimizer(values: Tensor, optimizer: StyleOptimizer) -> torch.optim.Optimizer:
@@ -192,7 +194,7 @@ def transfer(
 
 
 class _Energy:
-    """What is minimised: the terms, their weights and the penalties."""
+    """What is minimised: the terms times their weights."""
 
     def __init__(self, loss: StyleLoss, *, strength: float, smoothness: float) -> None:
         self._loss, self._weight, self._smoothness = loss, strength * STYLE_BALANCE, smoothness
@@ -204,15 +206,13 @@ class _Energy:
         total = content + self._weight * style
         if self._smoothness:
             total = total + self._smoothness * measure_variation(images)
-        # Clamped values would have no gradient, and never come back into the range.
-        return total + RANGE_PENALTY * (images - images.detach().clamp(0, 1)).square().mean()
+        return total
 
 
 def share_steps(steps: int, sizes: int) -> list[int]:
-    """Steps for each size, from coarse to fine: each size has half as many as the one before."""
-    shares = [2.0**-number for number in range(sizes)]
-    ends = [round(steps * sum(shares[: number + 1]) / sum(shares)) for number in range(sizes)]
-    return [end - start for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    """Steps for each size, from coarse to fine: equally many, a few more of them fine."""
+    ends = [steps * number // sizes for number in range(sizes + 1)]
+    return [end - start for start, end in itertools.pairwise(ends)]
 
 
 def measure_variation(images: Tensor) -> Tensor:

@@ -127,15 +127,21 @@ def iterate_predictions(
         yield result.image, describe_prediction(result, card, top=top)
 
 
-def describe_prediction(result: StreamResult, card: Card, *, top: int = 5) -> Prediction:
-    """The most probable classes, `top` of them, from what an engine for logits gave for an image."""
+def describe_prediction(
+    result: StreamResult, card: Card, *, top: int = 5, threshold: float | None = None
+) -> Prediction:
+    """The most probable classes, `top` of them, from what an engine for logits gave for an image.
+
+    The prediction is unknown below the threshold; None: below the Classifier's own.
+    """
     if result.output is None:
         return Prediction(result.image.path, (), (), problem=result.problem)
+    threshold = card.threshold if threshold is None else threshold
     probabilities = softmax(result.output, card.temperature)
     best = np.argsort(-probabilities, kind="stable")[:top]
     return Prediction(
         result.image.path,
         tuple(card.labels[index] for index in best),
         tuple(float(probabilities[index]) for index in best),
-        unknown=bool(probabilities[best[0]] < (1 - ROUNDING) * card.threshold),
+        unknown=bool(probabilities[best[0]] < (1 - ROUNDING) * threshold),
     )

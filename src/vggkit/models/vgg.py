@@ -103,7 +103,7 @@ class VGG(nn.Module):
         Raises UnknownName, BadConfiguration, and BadDownload where no host gives the weights.
         """
         # The one import upwards of this package; see docs/decisions/rooms.md.
-        from vggkit.weights.published_models import read_published
+        from vggkit.weights.published_classifiers import read_published
 
         configuration = configure(
             find_configuration(model),

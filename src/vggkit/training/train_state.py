@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vggkit.hardware import computes_bf16, derive_seed
 from vggkit.models.vgg import VGG
 from vggkit.training.caller_settings import NO_SETTINGS, CallerSettings
+from vggkit.training.distillation import Teacher
 from vggkit.training.optimizers import build_optimizers, name_last_weight, open_layers, scale_rates, set_rate
 from vggkit.training.parameter_groups import list_learnt
 from vggkit.training.recipe import Recipe
@@ -41,6 +42,7 @@ class TrainState:
             learns as if it read numbers of about 1, as a fresh network's does: else its gradients, which grow
             with what it reads, would leave the others nothing when they are clipped, and its steps break it.
         caller_settings: Settings of the network that training preserves.
+        teacher: A trained network that it learns from beside the labels.
     """
 
     def __init__(
@@ -52,7 +54,9 @@ class TrainState:
         class_weights: Tensor | None = None,
         feature_scale: float = 1.0,
         caller_settings: CallerSettings = NO_SETTINGS,
+        teacher: Teacher | None = None,
     ) -> None:
+        self._teacher = teacher
         self.network: VGG = network.to(device, memory_format=PLANES)  # type: ignore[call-overload]
         self.recipe, self.device, self.caller_settings = recipe, device, caller_settings
         self.compute_copy = _copy_in_bfloat16(self.network) if recipe.precision == "bf16" else self.network
@@ -109,7 +113,7 @@ class TrainState:
             targets: (N,) classes, or (N, K) shares of each.
             draw: A number that dropout draws by, of no other batch.
 
-        Returns the batch's mean cross-entropy in nats, a scalar on the device.
+        Returns the batch's mean cross-entropy in nats, or with a teacher its loss, a scalar on the device.
         """
         weight = self.weigh(targets)
         if self._fresh:  # gradients are added up in units of the first batch's, and divided in the step
@@ -122,10 +126,16 @@ class TrainState:
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(derive_seed(self.recipe.seed, "dropout", draw))
             with torch.autocast(self.device.type, self._autocast, enabled=self._autocast is not None):
-                logits = self.compute_copy(images)
+                if self._teacher is None:
+                    maps, logits = images, self.compute_copy(images)
+                else:
+                    maps = self.compute_copy.features(images)
+                    logits = self.compute_copy.read(maps, self.compute_copy.classifier)
         loss = F.cross_entropy(
             logits.float(), targets, weight=self._class_weights, label_smoothing=self.recipe.label_smoothing
         )
+        if self._teacher is not None:
+            loss = self._teacher.join(loss, images, logits, maps)
         self._scaler.scale(loss * (weight / self._unit)).backward()
         self._collect()
         return loss.detach()

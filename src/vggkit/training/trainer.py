@@ -30,6 +30,7 @@ from vggkit.training.augmentation import Mixing
 from vggkit.training.batches import TrainingBatches, weigh_classes
 from vggkit.training.caller_settings import NO_SETTINGS, CallerSettings
 from vggkit.training.checkpoint import Checkpoints, Epoch, Progress, measure_macro_f1
+from vggkit.training.distillation import Teacher
 from vggkit.training.durations import Estimate, describe, estimate_seconds, spell_duration
 from vggkit.training.estimates import estimate_memory
 from vggkit.training.guards import Guards, watch_activity
@@ -102,6 +103,7 @@ class Trainer:
         device: Where to train.
         checkpoints: Where states are saved.
         caller_settings: Settings of the network that training preserves.
+        teacher: A trained network that it learns from beside the labels; not where the last layer alone is trained.
         save_seconds: How often, in seconds, a state within an epoch is saved.
         callbacks: Functions that are called during the training.
     """
@@ -115,12 +117,13 @@ class Trainer:
         device: torch.device,
         checkpoints: Checkpoints,
         caller_settings: CallerSettings = NO_SETTINGS,
+        teacher: Teacher | None = None,
         save_seconds: float = 300.0,
         callbacks: Callbacks = Callbacks(),
     ) -> None:
         self.classifier, self.splits, self.recipe = classifier, splits, recipe
         self.device, self.checkpoints, self.caller_settings = device, checkpoints, caller_settings
-        self.save_seconds, self.callbacks = save_seconds, callbacks
+        self.teacher, self.save_seconds, self.callbacks = teacher, save_seconds, callbacks
         self.val = splits["val"]
         self.progress = Progress()
         self._estimate: Estimate | None = None
@@ -200,6 +203,7 @@ class Trainer:
             class_weights=weigh_classes(train, classifier.labels) if recipe.balance == "weights" else None,
             feature_scale=feature_scale,
             caller_settings=self.caller_settings,
+            teacher=self.teacher,
         )
         self.batches = TrainingBatches.of(
             recipe, train, labels=classifier.labels, preprocessing=classifier.preprocessing, device=self.device

@@ -10,7 +10,7 @@ from vggkit.models.configuration import Configuration
 from vggkit.models.vgg import VGG
 from vggkit.weights.dialects import Place, Source, from_layout, list_zero_biases
 from vggkit.weights.formats.weight_file import WeightFile
-from vggkit.weights.identify import Examination
+from vggkit.weights.identify import IdentifiedFile
 
 
 class CanonicalWeights(Mapping[str, Tensor]):
@@ -20,20 +20,20 @@ class CanonicalWeights(Mapping[str, Tensor]):
 
     Args:
         file: The open file.
-        examination: What it was found to be.
+        identified: The identification of the file.
         configuration: The network that is expected; None: the one that was found.
     """
 
     def __init__(
-        self, file: WeightFile, examination: Examination, configuration: Configuration | None = None
+        self, file: WeightFile, identified: IdentifiedFile, configuration: Configuration | None = None
     ) -> None:
         self._file = file
-        self.sources = dict(examination.sources)
+        self.sources = dict(identified.sources)
         """The source of each canonical tensor, for any shape."""
         if configuration is not None:
-            sheet = examination.lay_out_for(configuration)
-            self.sources = dict(sheet.locate(configuration)) if sheet else {}
-        wanted = configuration or examination.identification.configuration
+            positions = identified.positions_for(configuration)
+            self.sources = dict(positions.locate(configuration)) if positions else {}
+        wanted = configuration or identified.identification.configuration
         zeros = list_zero_biases(wanted, self.sources) if wanted else ()
         self.zeros = {key: self.sources[f"{key.removesuffix('bias')}weight"] for key in zeros}
         """The biases that the file's convolutions do not have, each with the weight beside it."""
@@ -93,17 +93,17 @@ class CanonicalWeights(Mapping[str, Tensor]):
         return len(self.sources) + len(self.zeros) + len(self._others)
 
 
-def build_network(file: WeightFile, examination: Examination) -> VGG:
+def build_network(file: WeightFile, identified: IdentifiedFile) -> VGG:
     """The network that a file was found to hold, float32, in evaluation mode; a missing head has no values.
 
     Raises BadCheckpoint where the trunk is not whole, or only some of the head's tensors are there.
     """
-    found = examination.identification
+    found = identified.identification
     configuration = found.configuration
     if configuration is None:
         raise BadCheckpoint(f"{file.path}: is {found.verdict}")
-    weights = CanonicalWeights(file, examination)
-    sources = (*examination.sources, *weights.zeros)
+    weights = CanonicalWeights(file, identified)
+    sources = (*identified.sources, *weights.zeros)
     lacking = [
         key
         for key in configuration.state_shapes()

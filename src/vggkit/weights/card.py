@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, NoReturn, Self
+from typing import Any, Final, NoReturn, Self, get_args
 
 from safetensors import SafetensorError, safe_open
 
@@ -21,10 +21,13 @@ from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import Configuration
 from vggkit.weights.formats.detect import HEAD_BYTES, LFS_POINTER, Format, describe_format, tell_format
 from vggkit.weights.origin import WeightsOrigin
+from vggkit.weights.storage import Storage
 
-FORMAT_VERSION: Final = 5
+FORMAT_VERSION: Final = 6
 """2: `fit_mode` and `reduced_decoding` of the preprocessing. 3: `temperature` and `threshold`. 4: `ranges`.
-5: `origin`, and `images` and `split` for what provenance called `pictures` and `part`."""
+5: `origin`, and `images` and `split` for what provenance called `pictures` and `part`. 6: `storage`."""
+_WITHOUT_STORAGE: Final = 5
+"""Written where the weights are in plain float32: versions before 6 read that too."""
 METADATA_KEY: Final = "vggkit"
 INPUT_RANGE: Final = "images"
 """The name among `activation_ranges` of the input of the first convolution, all of its channels together."""
@@ -49,6 +52,8 @@ class Card:
     """Probability in [0, 1] below which the prediction is "unknown"; 0: never."""
     activation_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Smallest and largest input of each convolution and matrix, for int8, by its name; empty: not measured."""
+    storage: Storage = "fp32"
+    """How the file holds kernels and matrices; they are restored in float32."""
     origin: WeightsOrigin = field(default_factory=WeightsOrigin)
     """The origin of the weights; the learning rate of a training and the layers that it trains depend on it."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -64,6 +69,8 @@ class Card:
             if not isinstance(getattr(self, name), kind):
                 got = type(getattr(self, name)).__name__
                 raise BadConfiguration(f"{name} must be a {kind.__name__}, {hint}; got {got}")
+        if self.storage not in get_args(Storage):
+            raise BadConfiguration(f"storage must be one of {', '.join(get_args(Storage))}; got {self.storage!r}")
         object.__setattr__(self, "labels", tuple(self.labels))
         object.__setattr__(self, "provenance", dict(self.provenance))
         object.__setattr__(self, "activation_ranges", _check_ranges(self.activation_ranges))
@@ -94,14 +101,16 @@ class Card:
 
     def to_dict(self) -> dict[str, Any]:
         """A value for JSON."""
+        stored = {} if self.storage == "fp32" else {"storage": self.storage}
         return {
-            "format_version": FORMAT_VERSION,
+            "format_version": FORMAT_VERSION if stored else _WITHOUT_STORAGE,
             "configuration": self.configuration.to_dict(),
             "preprocessing": self.preprocessing.to_dict(),
             "labels": list(self.labels),
             "temperature": self.temperature,
             "threshold": self.threshold,
             "ranges": {name: list(ends) for name, ends in self.activation_ranges.items()},
+            **stored,
             "origin": self.origin.to_dict(),
             "provenance": dict(self.provenance),
         }
@@ -130,13 +139,14 @@ class Card:
             temperature=values.get("temperature", 1.0),
             threshold=values.get("threshold", 0.0),
             activation_ranges=values.get("ranges", {}),
+            storage=values.get("storage", "fp32"),
             origin=origin,
             provenance=provenance,
         )
 
     def of_other_weights(self) -> Self:
-        """Without what was fitted to these weights alone: temperature, threshold and ranges."""
-        return replace(self, temperature=1.0, threshold=0.0, activation_ranges={})
+        """Without what was fitted to these weights alone: temperature, threshold, ranges, and fewer bits."""
+        return replace(self, temperature=1.0, threshold=0.0, activation_ranges={}, storage="fp32")
 
     def to_metadata(self) -> dict[str, str]:
         """The safetensors header's `__metadata__`; raises BadConfiguration where provenance is no JSON."""

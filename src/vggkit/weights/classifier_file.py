@@ -10,7 +10,7 @@ from typing import Final
 from vggkit.errors import BadCheckpoint
 from vggkit.weights.card import Card, find_card
 from vggkit.weights.formats.detect import open_weights
-from vggkit.weights.identify import examine
+from vggkit.weights.identify import identify_file
 
 _CONTAINERS: Final = {
     "safetensors": "a safetensors file",
@@ -38,7 +38,7 @@ def read_card(path: str | Path) -> Card:
 
 def _explain_weights(path: Path) -> BadCheckpoint:
     with open_weights(path) as file:
-        found = examine(file).identification
+        found = identify_file(file).identification
     problem = f"{path}: is {_CONTAINERS[file.container]} of weights, not a Classifier's file: {found.verdict}"
     if found.load_line is None:
         return BadCheckpoint(f"{problem}; no Classifier can be made of it")

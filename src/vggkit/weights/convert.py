@@ -21,7 +21,7 @@ from vggkit.weights.card import INPUT_RANGE, Card
 from vggkit.weights.dialects import Dialect, Place, map_keys, to_layout
 from vggkit.weights.formats.detect import open_weights
 from vggkit.weights.identification import Identification
-from vggkit.weights.identify import Examination, examine
+from vggkit.weights.identify import IdentifiedFile, identify_file
 from vggkit.weights.input_conventions import (
     InputConvention,
     describe_convention,
@@ -132,9 +132,9 @@ def convert(
     source, target = locate_model(source), demand_path(target)
     stated, suffix = find_convention(input_convention), suffix_of(target, to)
     with open_weights(source) as file:
-        examination = examine(file, reading=reading)
-        found = examination.identification
-        configuration = _check_source(examination, allow_partial=allow_partial)
+        identified = identify_file(file, reading=reading)
+        found = identified.identification
+        configuration = _check_source(identified, allow_partial=allow_partial)
         places = map_keys(configuration, to, trunk_only=found.head is None)
         if target.exists() and target.samefile(source):
             raise BadOutput(f"{target}: is the source itself; name another file")
@@ -144,11 +144,11 @@ def convert(
         from vggkit.weights.canonical import CanonicalWeights
         from vggkit.weights.parity import compare_outputs
 
-        pieces = _list_pieces(CanonicalWeights(file, examination), examination, places, turn_first)
-        metadata, notes = _write_metadata(examination, turned, to, suffix, scales)
+        pieces = _list_pieces(CanonicalWeights(file, identified), identified, places, turn_first)
+        metadata, notes = _write_metadata(identified, turned, to, suffix, scales)
         with _checked_file(target) as beside:
             write_pieces(beside, suffix, pieces, metadata)
-            compared = compare_outputs(file, examination, beside, fed=fed, turned=turned, to=to)
+            compared = compare_outputs(file, identified, beside, fed=fed, turned=turned, to=to)
         return Conversion(
             source=found,
             target=target,
@@ -165,20 +165,20 @@ def convert(
 
 def _list_pieces(
     weights: "CanonicalWeights",
-    examination: Examination,
+    identified: IdentifiedFile,
     places: Mapping[str, Place],
     turn_first: "Callable[[Tensor], Tensor] | None",
 ) -> list[Piece]:
     """The tensors of the target, each read when it is written."""
-    configuration = examination.identification.configuration
+    configuration = identified.identification.configuration
     assert configuration is not None
     shapes = configuration.state_shapes()
     pieces = []
     for key, place in places.items():
-        source = examination.sources.get(key) or weights.zeros.get(key)
+        source = identified.sources.get(key) or weights.zeros.get(key)
         if source is not None:
             turn = turn_first if key == "features.0.weight" else None
-            dtype = examination.file.entries[source.place.key].dtype
+            dtype = identified.file.entries[source.place.key].dtype
             read = partial(_read_turned, weights, key, place, turn)
             pieces.append(Piece(place.key, place.shape_of(shapes[key]), dtype, read))
         elif key.endswith("num_batches_tracked"):  # current readers require it, and old files lack it
@@ -199,9 +199,9 @@ def _make_zero() -> "Tensor":
     return torch.zeros((), dtype=torch.int64)
 
 
-def _check_source(examination: Examination, *, allow_partial: bool) -> Configuration:
+def _check_source(identified: IdentifiedFile, *, allow_partial: bool) -> Configuration:
     """The source's network; raises BadCheckpoint where it cannot be converted, or only with `allow_partial`."""
-    found = examination.identification
+    found = identified.identification
     if found.configuration is None:
         raise BadCheckpoint(f"{found.path}: is {found.verdict}")
     if (found.missing or found.misshapen or found.unexpected) and not allow_partial:
@@ -251,7 +251,7 @@ def _turn_input(
 
 
 def _write_metadata(
-    examination: Examination,
+    identified: IdentifiedFile,
     preprocessing: Preprocessing | None,
     to: Dialect,
     suffix: str,
@@ -262,7 +262,7 @@ def _write_metadata(
     A Classifier stays one where its keys stay canonical; otherwise its network, preprocessing and labels are
     written under the keys of `statements`.
     """
-    found, card = examination.identification, examination.card
+    found, card = identified.identification, identified.card
     assert found.configuration is not None
     if card is not None and to == "torchvision" and suffix == ".safetensors" and preprocessing is not None:
         provenance = {**card.provenance, "converted": {"file": found.path.name, "dialect": found.dialect}}
@@ -289,13 +289,13 @@ def _write_metadata(
             "the target is no Classifier, which only dialect torchvision in a .safetensors file can be"
             + (f"; dropped: {', '.join(lost)}" if lost else "")
         )
-    elif examination.labels is not None and not labelled:
+    elif identified.labels is not None and not labelled:
         notes.append(f"dropped, as a {suffix} file cannot store them: labels")
     if suffix == ".npz":
         return {}, notes
     metadata = {"format": "pt"} if suffix == ".safetensors" else {}
     return metadata | write_statements(
-        found.configuration, preprocessing=preprocessing, labels=examination.labels if labelled else None
+        found.configuration, preprocessing=preprocessing, labels=identified.labels if labelled else None
     ), notes
 
 

@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 from vggkit.weights.dialects import Shaped
 
-ModuleKind = Literal["conv", "linear", "norm", "orphan"]
+ModuleKind = Literal["conv", "linear", "norm", "lone_bias"]
 
 # A parameter's name at the end of a key, after any separator; longer names first.
 _PARAMETERS: Final[Mapping[str, str]] = {
@@ -48,13 +48,13 @@ class Module:
 
     @property
     def kind(self) -> ModuleKind:
-        """What it is by its shapes; an orphan is a bias without its weight."""
+        """What it is by its shapes; a lone bias is one without its weight."""
         weight = self.shapes.get("weight")
         if weight is not None and len(weight) in (2, 4):
             return "conv" if len(weight) == 4 else "linear"
         if weight is not None or "running_mean" in self.keys:
             return "norm"
-        return "orphan"
+        return "lone_bias"
 
 
 def gather_modules(entries: Mapping[str, Shaped]) -> tuple[list[Module], list[str]]:

@@ -41,7 +41,7 @@ class HeadReading:
     """Its matrices in their places."""
     description: str = ""
     """How it differs from the other readings; empty where there is no other."""
-    joined: str = ""
+    merged: str = ""
     """Which matrices are read as one layer, in words; empty where none are."""
 
 
@@ -82,7 +82,7 @@ class _Heads:
     listed: tuple[str, ...]
 
     def read(self, connected: Sequence[Module]) -> Iterator[HeadReading]:
-        weighty = [module for module in connected if module.kind != "orphan"]
+        weighty = [module for module in connected if module.kind != "lone_bias"]
         placed = self._place(connected) or self._place(weighty)
         main = weighty if placed else self._find_main(weighty)
         rest = [module for module in weighty if module not in main]
@@ -117,7 +117,7 @@ class _Heads:
         if list(layers) == [HeadPlace(2, None)]:
             # The last layer alone, by its name: of a head without hidden layers where it reads the map.
             (module,) = modules
-            if module.kind != "orphan" and self._reads_map(module):
+            if module.kind != "lone_bias" and self._reads_map(module):
                 return {HeadPlace(0, None): HeadLayer((module,))}
         return layers
 

@@ -2,34 +2,36 @@
 
 Most files hold a network of the paper's table, or one that their metadata states, in a known dialect: then all keys
 and shapes agree, and nothing is left to determine. The others are read layer by layer:
-`layer_matches` puts their modules in the places of a VGG by name or by order, and `layer_matching` lists the
+`layer_positions` puts their modules in the places of a VGG by name or by order, and `candidate_networks` lists the
 networks that these shapes may be of.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import isqrt
 from pathlib import Path
 from typing import get_args
 
 from vggkit.errors import BadConfiguration
 from vggkit.models.configuration import MODELS, Configuration
+from vggkit.weights.candidate_networks import Candidate, choose_positions, list_candidates
 from vggkit.weights.card import METADATA_KEY, Card, parse_card
-from vggkit.weights.dialects import Dialect, Place, Source, list_zero_biases, locate_keys, map_keys
+from vggkit.weights.dialects import Dialect, Place, Shaped, Source, list_zero_biases, locate_keys, map_keys
+from vggkit.weights.entries import Module, gather_modules, place_by_name
 from vggkit.weights.formats.detect import open_weights
 from vggkit.weights.formats.weight_file import WeightFile
 from vggkit.weights.identification import Identification, Reading
+from vggkit.weights.identify_messages import describe_shapes, write_load_line, write_verdict
 from vggkit.weights.input_conventions import Evidence, find_evidence, read_statements
-from vggkit.weights.layer_matches import Sheet, lay_out
-from vggkit.weights.layer_matching import Recognition, choose_sheet, list_networks
+from vggkit.weights.layer_positions import LayerPositions, list_positions
 from vggkit.weights.locate import locate_model
-from vggkit.weights.verdict import describe_shapes, name_other_network, write_load_line, write_verdict
 
 
 @dataclass(frozen=True, kw_only=True)
-class Examination:
-    """An identification, and where each tensor lies; what loading and converting start from."""
+class IdentifiedFile:
+    """A file with its identification and the place of each tensor, from which it is loaded or converted."""
 
     identification: Identification
     """The identification of the file."""
@@ -41,22 +43,24 @@ class Examination:
     """For each canonical key of the network that the file holds, its source."""
     labels: tuple[str, ...] | None = None
     """Class names, from a card or from the metadata of a converted file."""
-    chosen: Sheet | None = None
+    chosen: LayerPositions | None = None
     """The file's modules in their places, as this reading has them; None where its keys name all of them."""
 
     @cached_property
-    def sheets(self) -> list[Sheet]:
+    def all_positions(self) -> list[LayerPositions]:
         """The file's modules in their places, for every reading of its head; none without convolutions."""
-        return lay_out(self.file.entries, self.file.modules)
+        return list_positions(self.file.entries, self.file.modules)
 
     @property
     def is_nameless(self) -> bool:
         """Whether no names in the file identify its layers."""
-        return not self.sheets or self.sheets[0].scheme == "order"
+        return not self.all_positions or self.all_positions[0].scheme == "order"
 
-    def lay_out_for(self, configuration: Configuration) -> Sheet | None:
+    def positions_for(self, configuration: Configuration) -> LayerPositions | None:
         """The file's modules in the places that this network has for most of them."""
-        return choose_sheet([self.chosen, *self.sheets] if self.chosen else self.sheets, configuration)
+        return choose_positions(
+            [self.chosen, *self.all_positions] if self.chosen else self.all_positions, configuration
+        )
 
 
 def identify(path: str | Path) -> Identification:
@@ -69,10 +73,10 @@ def identify(path: str | Path) -> Identification:
     is no error: its `is_vgg` is False and its `verdict` describes what was found.
     """
     with open_weights(locate_model(path)) as file:
-        return examine(file).identification
+        return identify_file(file).identification
 
 
-def examine(file: WeightFile, *, reading: int = 0) -> Examination:
+def identify_file(file: WeightFile, *, reading: int = 0) -> IdentifiedFile:
     """Identify an open file, and find its tensors.
 
     Args:
@@ -87,55 +91,59 @@ def examine(file: WeightFile, *, reading: int = 0) -> Examination:
     if known is not None:
         first = known.sources["features.0.weight"].place, known.sources["features.0.bias"].place.key
         evidence = find_evidence(file, first, card, statements)
-        matches = [known]
+        candidates = [known]
     else:
-        sheets = lay_out(file.entries, file.modules)
-        evidence = find_evidence(file, sheets[0].first if sheets else None, card, statements)
-        other = name_other_network(file.entries)
+        all_positions = list_positions(file.entries, file.modules)
+        evidence = find_evidence(file, all_positions[0].first if all_positions else None, card, statements)
+        other = _name_other_network(file.entries)
         if other is not None and card is None:
-            sheets = []
-        matches = [
-            _Match(found, sheet.locate(found.configuration), _name_dialect(file, sheet), sheet)
-            for sheet, found in list_networks(sheets, card, statements, evidence.network)
+            all_positions = []
+        candidates = [
+            _LocatedCandidate(
+                candidate, positions.locate(candidate.configuration), _name_dialect(file, positions), positions
+            )
+            for positions, candidate in list_candidates(all_positions, card, statements, evidence.network)
         ]
-        if not matches:
-            verdict = other or f"not a VGG: {describe_shapes(file.entries, sheets[0] if sheets else None)}"
-            return Examination(identification=_describe_other(file, verdict), file=file)
-    if not 0 <= reading < len(matches):
+        if not candidates:
+            verdict = (
+                other or f"not a VGG: {describe_shapes(file.entries, all_positions[0] if all_positions else None)}"
+            )
+            return IdentifiedFile(identification=_describe_other(file, verdict), file=file)
+    if not 0 <= reading < len(candidates):
         raise BadConfiguration(
-            f"{file.path}: reading={reading} is none of its readings, which are 0 to {len(matches) - 1}; "
+            f"{file.path}: reading={reading} is none of its readings, which are 0 to {len(candidates) - 1}; "
             "vggkit identify lists them"
         )
-    examinations = [
-        _compare(file, match, evidence, reading=number if len(matches) > 1 else None, card=card)
-        for number, match in enumerate(matches)
+    identified_files = [
+        _compare(file, located, evidence, reading=number if len(candidates) > 1 else None, card=card)
+        for number, located in enumerate(candidates)
     ]
     readings = tuple(
-        Reading(match.recognition.configuration, match.recognition.description, each.identification.load_line)
-        for match, each in zip(matches, examinations, strict=True)
+        Reading(located.candidate.configuration, located.candidate.description, each.identification.load_line)
+        for located, each in zip(candidates, identified_files, strict=True)
     )
-    chosen = examinations[reading]
+    chosen = identified_files[reading]
     return replace(chosen, identification=replace(chosen.identification, readings=readings, reading=reading))
 
 
 @dataclass(frozen=True, slots=True)
-class _Match:
-    """A network that the file's shapes may be of, and where each of its tensors lies there, of any shape."""
+class _LocatedCandidate:
+    """A candidate with the source of each of its tensors in the file, of any shape."""
 
-    recognition: Recognition
+    candidate: Candidate
     sources: Mapping[str, Source]
     dialect: Dialect | str
-    sheet: Sheet | None = None
+    positions: LayerPositions | None = None
     """The file's modules in their places, where they were needed for it."""
 
 
-def _find_known(file: WeightFile, stated: Configuration | None) -> _Match | None:
+def _find_known(file: WeightFile, stated: Configuration | None) -> _LocatedCandidate | None:
     """The network that the file states, or a row of the table, that its keys and shapes are in a dialect."""
     for dialect in get_args(Dialect):
         for configuration in [stated] if stated is not None else _list_rows(file, dialect):
             sources = locate_keys(file.entries, configuration, dialect)
             if sources is not None:
-                return _Match(Recognition(configuration, configuration.num_classes), sources, dialect)
+                return _LocatedCandidate(Candidate(configuration, configuration.num_classes), sources, dialect)
     return None
 
 
@@ -165,6 +173,39 @@ def _is_listed(file: WeightFile, row: Configuration, filters: Place, bias: Place
     return not file.modules or set(modules) <= set(file.modules)
 
 
+def _name_other_network(entries: Mapping[str, Shaped]) -> str | None:
+    """The name of a known network that is similar to a VGG; None for any other."""
+    modules, _ = gather_modules(entries)
+    kernels = [module.shapes["weight"] for module in modules if module.kind == "conv"]
+    if kernels[:2] == [(3, 3, 1, 1), (64, 3, 3, 3)]:
+        return (
+            "AdaIN's normalised VGG, which is another network than VGG19: a 1×1 convolution takes the image in, "
+            "the filters are rescaled, and the maps are padded by reflection"
+        )
+    return _name_tiny(modules)
+
+
+def _name_tiny(modules: Sequence[Module]) -> str | None:
+    """CNN Explainer's TinyVGG, common in courses: two blocks of two convolutions of one width, and one matrix."""
+    kernels = [module.shapes["weight"] for module in modules if module.kind == "conv"]
+    matrices = [module.shapes["weight"] for module in modules if module.kind == "linear"]
+    width = kernels[0][0] if kernels else 0
+    same = [(width, into, 3, 3) for into in (kernels[0][1], *(width,) * 3)] if kernels else []
+    named = any(place_by_name(module.name, "index") for module in modules)
+    if not kernels or kernels != same or len(matrices) != 1 or len(modules) != 5 or named:
+        return None
+    classes, reads = matrices[0]
+    side = isqrt(reads // width)
+    if not side or side * side * width != reads:
+        return None
+    return (
+        f"TinyVGG, as CNN Explainer has it and courses teach it: four 3×3 convolutions of width {width} and one "
+        f"matrix on {side}×{side} maps, for {classes} classes. Its maps come of images of {4 * side + 12} pixels "
+        f"where the convolutions are unpadded, as published, which is another network than any VGG, and of "
+        f"{4 * side} where they are padded; its keys do not say which"
+    )
+
+
 def _describe_other(file: WeightFile, verdict: str) -> Identification:
     """A file of another network."""
     return Identification(
@@ -185,33 +226,33 @@ def _name_dtype(file: WeightFile) -> str | None:
 
 
 def _compare(
-    file: WeightFile, match: _Match, evidence: Evidence, *, card: Card | None, reading: int | None
-) -> Examination:
+    file: WeightFile, located: _LocatedCandidate, evidence: Evidence, *, card: Card | None, reading: int | None
+) -> IdentifiedFile:
     """Compares the tensors that the recognised network needs with those that the file holds."""
-    recognition, sheet, dialect = match.recognition, match.sheet, match.dialect
-    configuration = recognition.configuration
+    candidate, positions, dialect = located.candidate, located.positions, located.dialect
+    configuration = candidate.configuration
     expected = configuration.state_shapes()
-    located = {key: source for key, source in match.sources.items() if key in expected}
-    sources = {key: source for key, source in located.items() if source.shape == expected[key]}
+    present = {key: source for key, source in located.sources.items() if key in expected}
+    sources = {key: source for key, source in present.items() if source.shape == expected[key]}
     # Files older than PyTorch 0.4.1 do not count batches.
-    known = {*located, *list_zero_biases(configuration, located)}
+    known = {*present, *list_zero_biases(configuration, present)}
     lacking = [key for key in expected if key not in known and not key.endswith("num_batches_tracked")]
-    used = {key for source in located.values() for key in source.keys}
+    used = {key for source in present.values() for key in source.keys}
     unexpected = tuple(key for key in file.entries if key not in used)
     misshapen = tuple(
         f"{source.place.key} {source.shape} in place of {expected[key]}"
-        for key, source in located.items()
+        for key, source in present.items()
         if key not in sources
     )
-    labels = evidence.labels if len(evidence.labels or ()) == recognition.num_classes else None
+    labels = evidence.labels if len(evidence.labels or ()) == candidate.num_classes else None
     head = configuration.head if any(key.startswith("classifier.") for key in sources) else None
     missing = _name_missing(lacking, configuration, dialect)
     identification = Identification(
         path=file.path,
         is_vgg=True,
         verdict=write_verdict(
-            recognition,
-            sheet,
+            candidate,
+            positions,
             path=file.path,
             head=head,
             missing=missing,
@@ -221,7 +262,7 @@ def _compare(
         dialect=dialect,
         configuration=configuration,
         batch_norm=configuration.batch_norm,
-        num_classes=recognition.num_classes,
+        num_classes=candidate.num_classes,
         labels=labels,
         in_channels=configuration.in_channels,
         head=head,
@@ -236,7 +277,7 @@ def _compare(
         preprocessing=evidence.preprocessing,
         evidence=evidence.evidence,
         load_line=write_load_line(
-            recognition,
+            candidate,
             path=file.path,
             is_classifier=card is not None,
             missing=lacking,
@@ -245,19 +286,19 @@ def _compare(
             labelled=labels is not None,
         ),
     )
-    return Examination(
-        identification=identification, file=file, card=card, sources=sources, labels=labels, chosen=sheet
+    return IdentifiedFile(
+        identification=identification, file=file, card=card, sources=sources, labels=labels, chosen=positions
     )
 
 
-def _name_dialect(file: WeightFile, sheet: Sheet) -> Dialect | str:
+def _name_dialect(file: WeightFile, positions: LayerPositions) -> Dialect | str:
     """The dialect of the keys; `ordered` for names that are none of them."""
-    names = [module.name for layer in sheet.head.values() for module in layer.modules]
+    names = [module.name for layer in positions.head.values() for module in layer.modules]
 
     def matches(pattern: str) -> bool:
         return all(re.fullmatch(pattern, name) for name in names)
 
-    match sheet.scheme:
+    match positions.scheme:
         case "index" if matches(r"(.*\.)?classifier\.\d+(\.[01])?"):
             return "torchvision"
         case "index" if matches(r"(.*\.)?(pre_logits\.fc[12]|head\.fc)"):
@@ -265,14 +306,14 @@ def _name_dialect(file: WeightFile, sheet: Sheet) -> Dialect | str:
         case "blocks" if matches(r"(.*\.)?classifier\.\d+(\.[01])?"):
             return "blocks"
         case "names" if matches(r"(.*[./])?fc\d+(\.[01])?"):
-            first = sheet.trunk[min(sheet.trunk)]
-            plain = first.keys["weight"].endswith(f"{first.name}.weight") and not sheet.channels_last
+            first = positions.trunk[min(positions.trunk)]
+            plain = first.keys["weight"].endswith(f"{first.name}.weight") and not positions.channels_last
             return "explicit" if plain and file.container != "npz" else "caffe"
         case "units" if matches(r"(.*\.)?classifier\.\d+"):
             return "mmpretrain"
         case "keras":
             return "keras"
-        case "order" if file.container.startswith("keras") or sheet.channels_last:
+        case "order" if file.container.startswith("keras") or positions.channels_last:
             return "keras"
     return "ordered"
 

@@ -10,7 +10,7 @@ from vggkit.arguments import demand_path
 from vggkit.errors import BadCheckpoint, BadInput
 from vggkit.models.configuration import list_models
 from vggkit.weights.hub import is_address, pull
-from vggkit.weights.published_models import find_published_file, is_model_name
+from vggkit.weights.published_classifiers import find_published_file, is_model_name
 
 
 def locate_model(place: str | Path) -> Path:

@@ -22,14 +22,14 @@ from vggkit.models.vgg import VGG
 from vggkit.weights.card import Card, read_labels
 from vggkit.weights.classifier_file import read_card
 from vggkit.weights.formats.detect import open_weights
-from vggkit.weights.identify import examine
+from vggkit.weights.identify import identify_file
 from vggkit.weights.last_layer import match_last_layer
 from vggkit.weights.locate import locate_model
 from vggkit.weights.model_file import read_weights, write_weights
 from vggkit.weights.origin import WeightsOrigin
 from vggkit.weights.pretrained import fetch
 from vggkit.weights.published import name_imagenet_classes
-from vggkit.weights.published_models import find_published_for
+from vggkit.weights.published_classifiers import find_published_for
 from vggkit.weights.starting_weights import (
     adapt_preprocessing,
     describe_use,
@@ -221,16 +221,14 @@ class Model:
             else:
                 place = weights if isinstance(weights, Mapping) else locate_model(weights)
             with open_weights(place) as file:
-                examination = examine(file)
-                preprocessing = preprocessing or adapt_preprocessing(examination, configuration.in_channels)
-                known = name_imagenet_classes(labels) if fetched is not None else list_classes(examination)
-                last = match_last_layer(
-                    labels, known, configuration=configuration, holds=find_networks(examination)
-                )
-                loaded = load_starting_weights(file, examination, configuration, last, allow_partial=allow_partial)
+                identified = identify_file(file)
+                preprocessing = preprocessing or adapt_preprocessing(identified, configuration.in_channels)
+                known = name_imagenet_classes(labels) if fetched is not None else list_classes(identified)
+                last = match_last_layer(labels, known, configuration=configuration, holds=find_networks(identified))
+                loaded = load_starting_weights(file, identified, configuration, last, allow_partial=allow_partial)
             found = loaded.tensors
-            provenance["weights"] = describe_use(examination, loaded, last, configuration)
-            name = examination.identification.path.name
+            provenance["weights"] = describe_use(identified, loaded, last, configuration)
+            name = identified.identification.path.name
             origin = WeightsOrigin(kind="loaded", source=name, random_keys=tuple(loaded.random))
         if fetched is not None:
             provenance["weights"] |= fetched.to_dict()
@@ -255,8 +253,10 @@ class Model:
         with torch.device("meta"):
             network = VGG(card.configuration)
         network.load_state_dict(weights, assign=True)
+        if card.storage != "fp32":  # 16-bit floats; integers were restored when they were read
+            network.float()
         network.requires_grad_(True)
-        return cls(
+        loaded = cls(
             network,
             labels=card.labels,
             preprocessing=card.preprocessing,
@@ -266,6 +266,8 @@ class Model:
             origin=card.origin,
             provenance=card.provenance,
         )
+        loaded.card = card
+        return loaded
 
     def calibrate(
         self, *, temperature: float | None = None, threshold: float | None = None, about: Mapping[str, Any]
@@ -319,7 +321,7 @@ class Model:
             _demand_mapping("provenance", provenance)
             card = replace(card, provenance={**self.provenance, **provenance})
         metadata = card.to_metadata()
-        write_weights(path, self.network.state_dict(), metadata)
+        write_weights(path, self.network.state_dict(), metadata, storage=card.storage)
         self.card = card
 
     def __repr__(self) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from vggkit.models.configuration import Configuration
 from vggkit.models.initialization import adapt_filters
 from vggkit.weights.canonical import CanonicalWeights
 from vggkit.weights.formats.detect import open_weights
+from vggkit.weights.storage import Storage, pack_state
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -29,8 +31,25 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         return {key: file.read(key) for key in file.entries}
 
 
-def write_weights(path: str | Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors as safetensors, whole or not at all, those that share memory each in full; raises BadOutput."""
+def write_weights(
+    path: str | Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str], *, storage: Storage = "fp32"
+) -> None:
+    """Write tensors as safetensors, whole or not at all, those that share memory each in full.
+
+    Args:
+        path: The file.
+        weights: Tensors by key.
+        metadata: Of the file's header.
+        storage: How kernels and matrices are written; fp32: every tensor in the type that it has.
+
+    Raises BadOutput, and BadInput for weights that the storage cannot hold.
+    """
+    if storage != "fp32":
+        arrays = {key: value.detach().cpu() for key, value in weights.items()}
+        arrays = {key: value.float() if value.is_floating_point() else value for key, value in arrays.items()}
+        packed, listed = pack_state({key: value.numpy() for key, value in arrays.items()}, storage)
+        weights = {key: torch.from_numpy(value.copy()) for key, value in packed.items()}
+        metadata = {**metadata, **listed}
     plain: dict[str, Tensor] = {}
     for key, value in weights.items():
         # channels_last weights are laid out otherwise in memory, and the format keeps no layout.

@@ -7,7 +7,7 @@ from vggkit.images.preprocessing import choose_preprocessing
 from vggkit.models.configure import configure
 from vggkit.models.vgg import VGG
 from vggkit.weights.formats.detect import open_weights
-from vggkit.weights.identify import examine
+from vggkit.weights.identify import identify_file
 from vggkit.weights.locate import locate_model
 from vggkit.weights.model import Model
 
@@ -32,12 +32,12 @@ def open_model(given: VGG | Model | str | Path) -> Model:
         raise BadInput(f"a network is a VGG, a Classifier, a file or a model's name, got {type(given).__name__}")
     path = locate_model(given)
     with open_weights(path) as file:
-        examination = examine(file)
-    if examination.card is not None:
+        identified = identify_file(file)
+    if identified.card is not None:
         return Model.load(path)
-    found = examination.identification.configuration
+    found = identified.identification.configuration
     if found is None:
-        raise BadCheckpoint(f"{path}: {examination.identification.verdict}")
+        raise BadCheckpoint(f"{path}: {identified.identification.verdict}")
     if found.in_channels not in (1, 3, 4):
         raise BadConfiguration(f"{path}: its network reads {found.in_channels} channels, which no image has")
     trunk = configure(found, until=found.trunk[-1].name, head="pool", num_classes=1)

@@ -18,7 +18,7 @@ from vggkit.weights.canonical import build_network
 from vggkit.weights.dialects import Dialect
 from vggkit.weights.formats.detect import open_weights
 from vggkit.weights.formats.weight_file import WeightFile
-from vggkit.weights.identify import Examination, examine
+from vggkit.weights.identify import IdentifiedFile, identify_file
 from vggkit.weights.writers import suffix_of
 
 TOLERANCE: Final[Mapping[str, float]] = {"float32": 1e-4, "float64": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
@@ -28,7 +28,7 @@ type: scaling conv1_1 rounds its values again."""
 
 def compare_outputs(
     file: WeightFile,
-    examination: Examination,
+    identified: IdentifiedFile,
     written: Path,
     *,
     fed: Preprocessing | None,
@@ -39,7 +39,7 @@ def compare_outputs(
 
     Args:
         file: The source, open.
-        examination: What the source was found to be.
+        identified: The identification of the source.
         written: The converted file.
         fed: What the source is fed; None: unknown.
         turned: What the converted file is to be fed.
@@ -48,13 +48,13 @@ def compare_outputs(
     Raises BadOutput where they differ by more than the tolerance, and BadConfiguration where the written file would
     be read back as another network.
     """
-    found, configuration = examination.identification, examination.identification.configuration
+    found, configuration = identified.identification, identified.identification.configuration
     assert configuration is not None
     side = _choose_side(configuration)
     pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
-    expected = _run(file, examination, _feed(pixels, fed, configuration))
+    expected = _run(file, identified, _feed(pixels, fed, configuration))
     with open_weights(written) as again:
-        found_again = examine(again)
+        found_again = identify_file(again)
         theirs = found_again.identification.configuration
         differing = _list_differences(configuration, theirs, trunk_only=found.head is None)
         if theirs is None or differing:
@@ -115,8 +115,8 @@ def _feed(pixels: Any, preprocessing: Preprocessing | None, configuration: Confi
     return torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 4 - 2
 
 
-def _run(file: WeightFile, examination: Examination, images: Tensor) -> Tensor:
-    network = build_network(file, examination)
+def _run(file: WeightFile, identified: IdentifiedFile, images: Tensor) -> Tensor:
+    network = build_network(file, identified)
     with torch.inference_mode():
-        output: Tensor = network(images) if examination.identification.head else network.features(images)
+        output: Tensor = network(images) if identified.identification.head else network.features(images)
     return output

@@ -8,14 +8,14 @@ from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import Configuration
 from vggkit.weights.canonical import CanonicalWeights
 from vggkit.weights.formats.weight_file import WeightFile
-from vggkit.weights.identify import Examination
+from vggkit.weights.identify import IdentifiedFile
 from vggkit.weights.last_layer import LastLayer, order_rows
 from vggkit.weights.model_file import LoadedWeights, select_weights
 
 
-def adapt_preprocessing(examination: Examination, in_channels: int) -> Preprocessing | None:
+def adapt_preprocessing(identified: IdentifiedFile, in_channels: int) -> Preprocessing | None:
     """The preprocessing of a file's weights, for so many channels; None where it is unknown."""
-    stated = examination.identification.preprocessing
+    stated = identified.identification.preprocessing
     if stated is None or stated.channels == in_channels:
         return stated
     if stated.channels != 3 or in_channels not in (1, 4):
@@ -29,14 +29,14 @@ def adapt_preprocessing(examination: Examination, in_channels: int) -> Preproces
     return replace(stated, channel_order="L", mean=(mean,), std=(std,))
 
 
-def list_classes(examination: Examination) -> tuple[str, ...] | None:
+def list_classes(identified: IdentifiedFile) -> tuple[str, ...] | None:
     """The classes that a file names, in the order of its logits; None where it names none."""
-    return examination.card.labels if examination.card is not None else examination.labels
+    return identified.card.labels if identified.card is not None else identified.labels
 
 
-def find_networks(examination: Examination) -> list[Configuration]:
+def find_networks(identified: IdentifiedFile) -> list[Configuration]:
     """The networks that a file may be read as, each with its last layer; none where that is not known."""
-    found = examination.identification
+    found = identified.identification
     if found.head is None or found.num_classes is None or found.configuration is None:
         return []
     return [found.configuration, *(reading.configuration for reading in found.readings)]
@@ -44,17 +44,17 @@ def find_networks(examination: Examination) -> list[Configuration]:
 
 def load_starting_weights(
     file: WeightFile,
-    examination: Examination,
+    identified: IdentifiedFile,
     configuration: Configuration,
     last: LastLayer,
     *,
     allow_partial: bool,
 ) -> LoadedWeights:
     """The weights of a file that a network starts from, its last layer by class; raises BadCheckpoint."""
-    found = examination.identification
-    if allow_partial and not found.is_vgg and examination.is_nameless:
+    found = identified.identification
+    if allow_partial and not found.is_vgg and identified.is_nameless:
         raise BadCheckpoint(f"{file.path}: is {found.verdict}; no part of it is recognised as a VGG")
-    weights = CanonicalWeights(file, examination, configuration)
+    weights = CanonicalWeights(file, identified, configuration)
     # A head on a trunk that ends elsewhere reads other numbers, even where there are as many.
     pooled = configuration.head == "pool" and bool(found.readings)
     channels = configuration.in_channels
@@ -74,12 +74,12 @@ def load_starting_weights(
 
 
 def describe_use(
-    examination: Examination, loaded: LoadedWeights, last: LastLayer, configuration: Configuration
+    identified: IdentifiedFile, loaded: LoadedWeights, last: LastLayer, configuration: Configuration
 ) -> dict[str, Any]:
     """How each key of the file was used, for provenance."""
-    found, sheet = examination.identification, examination.lay_out_for(configuration)
+    found, positions = identified.identification, identified.positions_for(configuration)
     keeps_head = loaded.reinitialised is None and last.rows is not None
-    reading = {"reading": sheet.description} if sheet is not None and sheet.description else {}
+    reading = {"reading": positions.description} if positions is not None and positions.description else {}
     return reading | {
         "file": found.path.name,
         "dialect": found.dialect,

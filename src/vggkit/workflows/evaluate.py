@@ -22,7 +22,7 @@ from vggkit.weights.classifier_file import read_card
 from vggkit.weights.hub import is_address
 from vggkit.weights.locate import locate_model, locate_own_model
 from vggkit.weights.published import find_published
-from vggkit.weights.published_models import is_model_name
+from vggkit.weights.published_classifiers import is_model_name
 from vggkit.workflows.compare import read_history
 from vggkit.workflows.explain_errors import explain_errors
 from vggkit.workflows.run_config import FILE_NAME

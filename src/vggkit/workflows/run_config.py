@@ -21,7 +21,7 @@ from vggkit.models.configuration import Head, Scheme, list_models
 from vggkit.reports.loggers import LOGGERS
 from vggkit.training.recipe import Recipe
 from vggkit.weights.card import read_entry
-from vggkit.weights.published_models import is_model_name
+from vggkit.weights.published_classifiers import is_model_name
 from vggkit.workflows.yaml_text import parse_yaml, write_comment, write_entry
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from vggkit.inference.embed import embed
 from vggkit.inference.fingerprint import describe_network, list_differences
 from vggkit.inference.search import SearchResult, SimilarImage, VectorIndex
 from vggkit.weights.hub import is_address
-from vggkit.weights.published_models import is_model_name
+from vggkit.weights.published_classifiers import is_model_name
 
 if TYPE_CHECKING:
     from vggkit.weights.model import Model

@@ -9,7 +9,7 @@ from vggkit.reports.progress import ProgressLine
 from vggkit.weights.formats.detect import open_weights
 from vggkit.weights.input_conventions import find_convention
 from vggkit.weights.locate import locate_model
-from vggkit.weights.published_models import find_published_for
+from vggkit.weights.published_classifiers import find_published_for
 from vggkit.workflows.run_config import NetworkChoice, RunConfig
 from vggkit.workflows.run_folder import demand_new_folder
 

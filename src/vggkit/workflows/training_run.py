@@ -30,7 +30,7 @@ from vggkit.training.recipe import Recipe
 from vggkit.training.resolve_recipe import Situation, resolve_recipe
 from vggkit.weights.model import Model
 from vggkit.weights.pretrained import fetch
-from vggkit.weights.published_models import find_published_for
+from vggkit.weights.published_classifiers import find_published_for
 from vggkit.workflows.build_classifier import build_classifier, describe_start
 from vggkit.workflows.fit_and_record import OnEpoch, TrainingRun, fit_and_record
 from vggkit.workflows.prepare_images import prepare_images

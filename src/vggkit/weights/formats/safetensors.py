@@ -1,5 +1,6 @@
 """safetensors files, through their own library, one tensor at a time."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from vggkit.weights.formats.weight_file import Contents, TensorEntry, reading, refuse, shown
+from vggkit.weights.storage import CodedEntry, read_coded, restore
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,9 +53,13 @@ def open_safetensors(path: Path, handle: IO[bytes], size_bytes: int, stack: Exit
             if kind not in _DTYPES:
                 raise refuse(path, f"{shown(key)} of type {kind}", "save it as F32 where it was made")
             entries[key] = TensorEntry(tuple(part.get_shape()), _DTYPES[kind])
+        coded = read_coded(metadata)
+        entries = _name_restored(path, entries, coded)
     as_tensors: list[Any] = []
 
     def read(key: str) -> "Tensor | NDArray[Any]":
+        if key in coded:
+            return restore(key, coded[key], opened.get_tensor)
         if entries[key].dtype in ("float64", "float32", "float16"):
             array: NDArray[Any] = opened.get_tensor(key)
             return array
@@ -63,4 +69,22 @@ def open_safetensors(path: Path, handle: IO[bytes], size_bytes: int, stack: Exit
         value: Tensor = as_tensors[0].get_tensor(key)
         return value.clone()
 
-    return Contents("safetensors", entries, read, metadata)
+    return Contents("safetensors", entries, read, metadata, packed=bool(coded))
+
+
+def _name_restored(
+    path: Path, entries: Mapping[str, TensorEntry], coded: Mapping[str, CodedEntry]
+) -> dict[str, TensorEntry]:
+    """The tensors as they are restored, where some of them are stored as codes and scales; raises BadCheckpoint."""
+    named: dict[str, TensorEntry] = {}
+    for key, entry in entries.items():
+        base, _, ending = key.rpartition(".")
+        if base not in coded or ending not in ("codes", "scale"):
+            named[key] = entry
+        elif f"{base}.codes" not in entries or f"{base}.scale" not in entries:
+            raise refuse(path, f"codes or scales of {shown(base)} alone", "download or copy it again")
+        else:
+            named[base] = TensorEntry(coded[base].shape, "float32")
+    if lost := sorted(coded.keys() - named.keys()):
+        raise refuse(path, f"no codes of {shown(lost[0])}", "download or copy it again")
+    return named

@@ -2,61 +2,27 @@
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
-from math import isqrt
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final
 
 from vggkit.images.preprocessing import CROP_PIXELS
 from vggkit.models.configuration import PAPER_LETTERS, Configuration
 from vggkit.models.configure import configure
+from vggkit.weights.candidate_networks import Candidate
 from vggkit.weights.dialects import Shaped
-from vggkit.weights.entries import Module, gather_modules, place_by_name
-from vggkit.weights.layer_matches import Sheet
-from vggkit.weights.layer_matching import Recognition
+from vggkit.weights.entries import Module, gather_modules
+from vggkit.weights.layer_positions import LayerPositions
 
 
-def name_other_network(entries: Mapping[str, Shaped]) -> str | None:
-    """The name of a known network that is similar to a VGG; None for any other."""
-    modules, _ = gather_modules(entries)
-    kernels = [module.shapes["weight"] for module in modules if module.kind == "conv"]
-    if kernels[:2] == [(3, 3, 1, 1), (64, 3, 3, 3)]:
-        return (
-            "AdaIN's normalised VGG, which is another network than VGG19: a 1×1 convolution takes the image in, "
-            "the filters are rescaled, and the maps are padded by reflection"
-        )
-    return _name_tiny(modules)
-
-
-def _name_tiny(modules: Sequence[Module]) -> str | None:
-    """CNN Explainer's TinyVGG, common in courses: two blocks of two convolutions of one width, and one matrix."""
-    kernels = [module.shapes["weight"] for module in modules if module.kind == "conv"]
-    matrices = [module.shapes["weight"] for module in modules if module.kind == "linear"]
-    width = kernels[0][0] if kernels else 0
-    same = [(width, into, 3, 3) for into in (kernels[0][1], *(width,) * 3)] if kernels else []
-    named = any(place_by_name(module.name, "index") for module in modules)
-    if not kernels or kernels != same or len(matrices) != 1 or len(modules) != 5 or named:
-        return None
-    classes, reads = matrices[0]
-    side = isqrt(reads // width)
-    if not side or side * side * width != reads:
-        return None
-    return (
-        f"TinyVGG, as CNN Explainer has it and courses teach it: four 3×3 convolutions of width {width} and one "
-        f"matrix on {side}×{side} maps, for {classes} classes. Its maps come of images of {4 * side + 12} pixels "
-        f"where the convolutions are unpadded, as published, which is another network than any VGG, and of "
-        f"{4 * side} where they are padded; its keys do not say which"
-    )
-
-
-def describe_shapes(entries: Mapping[str, Shaped], sheet: Sheet | None) -> str:
+def describe_shapes(entries: Mapping[str, Shaped], positions: LayerPositions | None) -> str:
     """Why the shapes are not a VGG's."""
     modules, _ = gather_modules(entries)
     kernels = [module for module in modules if module.kind == "conv"]
     matrices = sum(module.kind == "linear" for module in modules)
     if not kernels:
         return f"{len(entries)} tensors without a single convolution ({matrices} matrices)"
-    last = sheet.channels_last if sheet else False
+    last = positions.channels_last if positions else False
     sides = sorted({_side(module, last=last) for module in kernels}, reverse=True)
     first = _side(kernels[0], last=last)
     counted = f"{len(kernels)} convolution{'s' * (len(kernels) > 1)} of side {', '.join(map(str, sides))}"
@@ -72,12 +38,12 @@ def _side(module: Module, *, last: bool) -> int:
     return shape[0] if last else shape[2]
 
 
-_ORPHAN: Final = re.compile(r".*bias(es)?")
+_LONE_BIAS: Final = re.compile(r".*bias(es)?")
 
 
 def write_verdict(
-    recognition: Recognition,
-    sheet: Sheet | None,
+    candidate: Candidate,
+    positions: LayerPositions | None,
     *,
     path: Path,
     head: str | None,
@@ -88,15 +54,15 @@ def write_verdict(
     """One sentence: `VGG16 (configuration D), not VGG11: 13 convolutions (2+2+3+3+3), fc head, 10 classes`.
 
     Args:
-        recognition: The network.
-        sheet: The file's modules in their places; None where its keys name all of them.
+        candidate: The network.
+        positions: The file's modules in their places; None where its keys name all of them.
         path: The file; where its name claims another VGG, the sentence adds that; it changes nothing else.
         head: fc, dense or pool; None where the file has none.
         missing: Keys that the file lacks.
         misshapen: Keys of another shape.
         unexpected: Keys that are none of the network's.
     """
-    configuration = recognition.configuration
+    configuration = candidate.configuration
     places = [layer.name.removeprefix("conv") for layer in configuration.trunk if layer.kind == "conv"]
     blocks = [place.split("_")[0] for place in places]
     depths = [str(blocks.count(block)) for block in dict.fromkeys(blocks)]
@@ -106,16 +72,16 @@ def write_verdict(
         parts.append("batch norm")
     if configuration.until:
         parts.append(f"cut at {configuration.until}")
-    listed = sheet.layers if sheet else None
+    listed = positions.layers if positions else None
     if listed is not None and configuration.head != "pool" and listed < len(configuration.trunk):
         parts.append(f"without {configuration.trunk[-1].name} in its features, which is assumed to follow them")
-    if recognition.alike:
-        parts.append(f"which {', '.join(recognition.alike)} begin with too")
-    parts.append(_describe_head(recognition, head))
-    if sheet and sheet.joined:
-        parts.append(f"{sheet.joined}, read as one layer")
-    if recognition.description:
-        parts.append(f"read as {recognition.description}, which its tensors do not determine")
+    if candidate.alike:
+        parts.append(f"which {', '.join(candidate.alike)} begin with too")
+    parts.append(_describe_head(candidate, head))
+    if positions and positions.merged:
+        parts.append(f"{positions.merged}, read as one layer")
+    if candidate.description:
+        parts.append(f"read as {candidate.description}, which its tensors do not determine")
     if configuration.in_channels != 3:
         parts.append(_count(configuration.in_channels, "input channel"))
     if missing:
@@ -123,21 +89,21 @@ def write_verdict(
     if misshapen:
         parts.append(f"{len(misshapen)} of another shape")
     if unexpected:
-        orphans = all(map(_ORPHAN.fullmatch, unexpected))
+        lone_biases = all(map(_LONE_BIAS.fullmatch, unexpected))
         bias = ("bias without its kernel", "biases without their kernels")
-        parts.append(_count(len(unexpected), *(bias if orphans else ("unexpected tensor",))))
+        parts.append(_count(len(unexpected), *(bias if lone_biases else ("unexpected tensor",))))
     return ", ".join(parts)
 
 
-def _describe_head(recognition: Recognition, head: str | None) -> str:
-    configuration = recognition.configuration
+def _describe_head(candidate: Candidate, head: str | None) -> str:
+    configuration = candidate.configuration
     if head is None:
         return "no head"
-    if recognition.num_classes is None:
+    if candidate.num_classes is None:
         return f"{head} head without its last layer"
     reads = f" on {configuration.statistics.replace('+', ' and ')}" if head == "pool" else ""
     low = ", low-rank" if configuration.ranks else ""
-    return f"{head} head{reads}{low}, {_count(recognition.num_classes, 'class', 'classes')}"
+    return f"{head} head{reads}{low}, {_count(candidate.num_classes, 'class', 'classes')}"
 
 
 def _describe_model(configuration: Configuration) -> str:
@@ -160,7 +126,7 @@ def _describe_contrast(configuration: Configuration, path: Path) -> str:
 
 
 def write_load_line(
-    recognition: Recognition,
+    candidate: Candidate,
     *,
     path: Path,
     is_classifier: bool,
@@ -172,7 +138,7 @@ def write_load_line(
     """The Python code that loads the file as a Classifier, with `import vggkit as vk`; None where none would.
 
     Args:
-        recognition: The network.
+        candidate: The network.
         path: The file.
         is_classifier: It carries a card.
         missing: Canonical keys that it lacks.
@@ -180,13 +146,13 @@ def write_load_line(
         reading: Which of the file's readings this network is, where there are several; it is part of the sentence.
         labelled: The file keeps the names of the classes.
     """
-    configuration = recognition.configuration
+    configuration = candidate.configuration
     quoted = json.dumps(str(path), ensure_ascii=False)
     if is_classifier:
         return None if missing or others else f"clf = vk.load({quoted})"
     if configuration.in_channels not in (1, 3, 4):
         return None
-    classes = recognition.num_classes
+    classes = candidate.num_classes
     labels = f"[str(k) for k in range({classes})]" if classes else '["ant", "bee"]'
     labels = f"vk.identify({quoted}).labels" if labelled else labels
     options = [f"labels={labels}", f"weights={quoted}"]

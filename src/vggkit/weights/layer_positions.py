@@ -1,4 +1,4 @@
-"""A file's modules laid out in their places in a VGG, by their names or by their order. No torch here.
+"""The places of a file's modules in a VGG, by their names or by their order. No torch here.
 
 Shape letters: O and I channels (or numbers) out and in, G side of the map that the head reads.
 """
@@ -26,7 +26,7 @@ from vggkit.weights.head_reading import HeadLayer, HeadReading, read_heads
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sheet:
+class LayerPositions:
     """A file's modules in their places, before any network is decided on."""
 
     scheme: Scheme
@@ -41,14 +41,14 @@ class Sheet:
     """Fully connected layers, as matrices or as convolutions."""
     description: str = ""
     """How the head is read, where it may have been another; empty where there is one reading."""
-    joined: str = ""
+    merged: str = ""
     """Which of its matrices are read as one layer, in words; empty where none are."""
     layers: int | None = None
     """Modules in `features`, where the file lists them."""
-    orphans: Mapping[Position | HeadPlace, Module]
+    lone_biases: Mapping[Position | HeadPlace, Module]
     """Biases without their weights, if names give their places."""
-    strays: int
-    """Convolutions that have no place."""
+    n_unplaced_convs: int
+    """Number of convolutions that have no place."""
     keys: tuple[str, ...]
     """Every key of the file, in its order."""
 
@@ -84,7 +84,7 @@ class Sheet:
                 place = convolutions[layer.name.replace("bn", "conv")]
                 module = (self.trunk if layer.kind == "conv" else self.norms).get(place)
                 own = (layer.index,) if self.scheme == "index" else place
-                module = module or (self.orphans.get(own) if layer.kind == "conv" or own != place else None)
+                module = module or (self.lone_biases.get(own) if layer.kind == "conv" or own != place else None)
                 if module is not None:
                     found |= self._sources(module, f"features.{layer.index}", "hwio")
         for position, fc in enumerate(configuration.fully_connected):
@@ -94,7 +94,7 @@ class Sheet:
                 first = position == 0 and factor in (None, 0)
                 if place_in_head in self.head:
                     found |= self._head_sources(self.head[place_in_head], name, factor, first=first)
-                elif (module := self.orphans.get(place_in_head)) is not None:
+                elif (module := self.lone_biases.get(place_in_head)) is not None:
                     found |= self._sources(module, name, "io", first=first)
         order = {key: number for number, key in enumerate(configuration.state_shapes())}
         return {key: found[key] for key in sorted(found, key=lambda key: order.get(key, len(order)))}
@@ -112,7 +112,7 @@ class Sheet:
                 else:
                     shape = (window.out, window.into * window.kernel**2)
                     grid = self._grid_of(module) if first else window.kernel
-                    layout = self._lay_matrix(module, grid)
+                    layout = self._find_layout(module, grid)
             sources[f"{name}.{parameter}"] = Source(Place(key, layout, grid), shape)
         return sources
 
@@ -140,7 +140,7 @@ class Sheet:
             sources = {weight: sources[weight]}
         return sources
 
-    def _lay_matrix(self, module: Module, grid: int) -> Layout:
+    def _find_layout(self, module: Module, grid: int) -> Layout:
         if module.kind == "conv":
             return "fc_hwio" if self.channels_last else "oihw"
         if not self.channels_last:
@@ -174,8 +174,8 @@ def _block_and_position(layer: Layer) -> Position:
     return (int(block), int(position))
 
 
-def lay_out(entries: Mapping[str, Shaped], listed: Sequence[str] = ()) -> list[Sheet]:
-    """The file's modules in their places: a sheet for each reading of its head, the likeliest first.
+def list_positions(entries: Mapping[str, Shaped], listed: Sequence[str] = ()) -> list[LayerPositions]:
+    """The file's modules in their places: one for each reading of its head, the likeliest first.
 
     None at all where there is no chain of convolutions.
 
@@ -189,23 +189,23 @@ def lay_out(entries: Mapping[str, Shaped], listed: Sequence[str] = ()) -> list[S
     last = is_channels_last(modules)
     square = [m for m in modules if m.kind not in ("conv", "linear") or measure(m, channels_last=last)]
     keys = tuple(entries)
-    return _lay_by_names(square, keys, last, listed) or _lay_by_order(square, keys, last, listed)
+    return _position_by_names(square, keys, last, listed) or _position_by_order(square, keys, last, listed)
 
 
-def _lay_by_names(
+def _position_by_names(
     modules: Sequence[Module], keys: tuple[str, ...], last: bool, listed: Sequence[str]
-) -> list[Sheet]:
+) -> list[LayerPositions]:
     """By the places that the names state; none where a convolution of the trunk has no such place."""
     schemes: tuple[Scheme, ...] = ("index", "blocks", "units", "names", "keras")
     for scheme in schemes:
         trunk, norms, rest = {}, {}, []
-        orphans: dict[Position | HeadPlace, Module] = {}
+        lone_biases: dict[Position | HeadPlace, Module] = {}
         for module in modules:
             place = place_by_name(module.name, scheme)
             if place is None or module.kind == "linear":
                 rest.append(module)
-            elif module.kind == "orphan":
-                orphans[place] = module
+            elif module.kind == "lone_bias":
+                lone_biases[place] = module
             elif module.kind == "conv":
                 trunk[place] = module
             else:
@@ -216,32 +216,32 @@ def _lay_by_names(
         connected = [module for module in rest if module.kind in ("conv", "linear")]
         if sum(module.kind == "conv" for module in connected) > len(trunk):
             continue
-        lone = [module for module in rest if module.kind == "orphan"]
+        lone = [module for module in rest if module.kind == "lone_bias"]
         out = _out_of(trunk[max(trunk)], last)
         readings = read_heads([*connected, *lone], channels=out, channels_last=last, listed=listed)
-        sheets = []
+        all_positions = []
         for reading in readings or [HeadReading({})]:
             alone: dict[Position | HeadPlace, Module] = {
                 place: layer.modules[0]
                 for place, layer in reading.layers.items()
-                if layer.modules[0].kind == "orphan"
+                if layer.modules[0].kind == "lone_bias"
             }
-            sheets.append(
-                Sheet(
+            all_positions.append(
+                LayerPositions(
                     scheme=scheme,
                     channels_last=last,
                     trunk=trunk,
                     norms=norms,
                     head={place: layer for place, layer in reading.layers.items() if place not in alone},
-                    orphans=orphans | alone,
-                    strays=_count_strays(connected, reading),
+                    lone_biases=lone_biases | alone,
+                    n_unplaced_convs=_count_unplaced_convs(connected, reading),
                     keys=keys,
                     description=reading.description,
-                    joined=reading.joined,
+                    merged=reading.merged,
                     layers=_count_layers(trunk, listed) if scheme == "index" else None,
                 )
             )
-        return sheets
+        return all_positions
     return []
 
 
@@ -259,14 +259,14 @@ def _count_layers(trunk: Mapping[Position, Module], listed: Sequence[str]) -> in
     return max(numbers) + 1 if numbers else None
 
 
-def _count_strays(connected: Sequence[Module], reading: HeadReading) -> int:
+def _count_unplaced_convs(connected: Sequence[Module], reading: HeadReading) -> int:
     placed = [module.name for layer in reading.layers.values() for module in layer.modules]
     return sum(module.kind == "conv" and module.name not in placed for module in connected)
 
 
-def _lay_by_order(
+def _position_by_order(
     modules: Sequence[Module], keys: tuple[str, ...], last: bool, listed: Sequence[str]
-) -> list[Sheet]:
+) -> list[LayerPositions]:
     """By the order of the file, or by number where that makes the longer chain."""
     found: list[tuple[int, list[Module], list[Module]]] = []
     for ordered in (list(modules), in_natural_order(modules)):
@@ -282,24 +282,24 @@ def _lay_by_order(
     # Matrices that are no head of this trunk keep their place, and are reported as unexpected.
     readings = read_heads(connected, channels=_out_of(chain[-1], last), channels_last=last, listed=listed)
     return [
-        Sheet(
+        LayerPositions(
             scheme="order",
             channels_last=last,
             trunk={(number,): module for number, module in enumerate(chain)},
             norms={(number,): module for number, module in enumerate(norms)} if len(norms) == length else {},
             head=reading.layers,
-            orphans={},
-            strays=_count_strays(connected, reading),
+            lone_biases={},
+            n_unplaced_convs=_count_unplaced_convs(connected, reading),
             keys=keys,
             description=reading.description,
-            joined=reading.joined,
+            merged=reading.merged,
         )
         for reading in readings or [HeadReading({})]
     ]
 
 
 def _length_of_chain(windows: Sequence[Window | None]) -> int:
-    """How many convolutions, from the first, read what the one before gives, through windows a VGG has."""
+    """Number of convolutions, from the first, that read the output of the one before, with a VGG's kernel sizes."""
     length = 0
     for number, window in enumerate(windows):
         fits = window is not None and window.kernel in (1, 3)

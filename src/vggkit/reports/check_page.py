@@ -67,7 +67,7 @@ TITLES: Final[dict[Kind, str]] = {
 }
 
 
-def write_diagnosis_page(diagnosis: Diagnosis, path: str | Path) -> None:
+def write_check_page(diagnosis: Diagnosis, path: str | Path) -> None:
     """Write the diagnosis as one HTML file with its images inside; it contains no scripts and loads nothing.
 
     Images are decoded again; one that is no longer readable gets a placeholder.
@@ -95,7 +95,7 @@ def write_diagnosis_page(diagnosis: Diagnosis, path: str | Path) -> None:
         "train_command": write_command("train", diagnosis.data, _without(diagnosis.options, "model")),
         "clean_command": write_command("train", "clean.csv", _only(diagnosis.options, "image_size")),
     }
-    write_text(path, render_page("diagnosis.html", values))
+    write_text(path, render_page("check.html", values))
 
 
 def _without(options: Mapping[str, str], name: str) -> dict[str, str]:

@@ -26,7 +26,7 @@ from vggkit.weights.classifier_file import read_card
 from vggkit.weights.dialects import map_keys, to_layout
 from vggkit.weights.locate import locate_model
 from vggkit.weights.published import find_published, imagenet_labels
-from vggkit.weights.published_models import is_model_name
+from vggkit.weights.published_classifiers import is_model_name
 
 SMALL = Configuration(blocks=((4,), (6,), (6, 6), (8, 8), (8, 8)), hidden=(10, 10), num_classes=1000)
 

@@ -15,12 +15,12 @@ from vggkit.models.statements import Statements
 from vggkit.weights.card import Card
 from vggkit.weights.entries import HeadPlace, Position, Window
 from vggkit.weights.head_reading import PAPER_WIDTH
-from vggkit.weights.layer_matches import Sheet, places_of
+from vggkit.weights.layer_positions import LayerPositions, places_of
 
 
 @dataclass(frozen=True, slots=True)
-class Recognition:
-    """A network that has the shapes of a sheet."""
+class Candidate:
+    """A network that has the shapes of the modules in these positions."""
 
     configuration: Configuration
     """The network; with the paper's own head where the file has none."""
@@ -32,136 +32,140 @@ class Recognition:
     """How it differs from the file's other readings; empty where there is no other."""
 
 
-def list_networks(
-    sheets: Sequence[Sheet], card: Card | None, statements: Statements, hint: str | None
-) -> list[tuple[Sheet, Recognition]]:
+def list_candidates(
+    all_positions: Sequence[LayerPositions], card: Card | None, statements: Statements, hint: str | None
+) -> list[tuple[LayerPositions, Candidate]]:
     """The networks that the file may hold, the likeliest first, each with its modules in their places."""
     stated = card.configuration if card is not None else statements.configuration
-    if not sheets:
+    if not all_positions:
         return []
     if stated is not None:
-        sheet = choose_sheet(sheets, stated)
-        assert sheet is not None
-        if card is not None or _fits(sheet, stated):
-            return [(sheet, Recognition(stated, stated.num_classes))]
-    found: list[tuple[Sheet, Recognition]] = []
-    for sheet in sheets:
-        recognitions = recognize(sheet, hint=hint)
-        for each in recognitions:
+        positions = choose_positions(all_positions, stated)
+        assert positions is not None
+        if card is not None or _fits(positions, stated):
+            return [(positions, Candidate(stated, stated.num_classes))]
+    found: list[tuple[LayerPositions, Candidate]] = []
+    for positions in all_positions:
+        candidates = find_candidates(positions, hint=hint)
+        for each in candidates:
             description = ", ".join(
-                part for part in (each.description if len(recognitions) > 1 else "", sheet.description) if part
+                part for part in (each.description if len(candidates) > 1 else "", positions.description) if part
             )
             known = any(each.configuration == other.configuration for _, other in found)
             if not known:
-                found.append((sheet, replace(each, description=description)))
+                found.append((positions, replace(each, description=description)))
     if len(found) == 1:
-        found = [(sheet, replace(each, description="")) for sheet, each in found]
+        found = [(positions, replace(each, description="")) for positions, each in found]
     if stated is not None:
         # Another head was put on a network whose metadata states its trunk.
         found = [
-            (sheet, replace(each, configuration=replace(each.configuration, pooling=stated.pooling)))
-            for sheet, each in found
+            (positions, replace(each, configuration=replace(each.configuration, pooling=stated.pooling)))
+            for positions, each in found
         ]
         found.sort(key=lambda pair: pair[1].configuration.trunk != stated.trunk)
     return found
 
 
-def choose_sheet(sheets: Sequence[Sheet], configuration: Configuration) -> Sheet | None:
-    """The one that has a place for most of the network's tensors; the first of equals."""
+def choose_positions(
+    all_positions: Sequence[LayerPositions], configuration: Configuration
+) -> LayerPositions | None:
+    """The positions that hold most of the network's tensors; the first of equals."""
     expected = configuration.state_shapes()
 
-    def count(sheet: Sheet) -> int:
-        return sum(source.shape == expected.get(key) for key, source in sheet.locate(configuration).items())
+    def count(positions: LayerPositions) -> int:
+        return sum(source.shape == expected.get(key) for key, source in positions.locate(configuration).items())
 
-    return max(sheets, key=count, default=None)
+    return max(all_positions, key=count, default=None)
 
 
-def _fits(sheet: Sheet, configuration: Configuration) -> bool:
+def _fits(positions: LayerPositions, configuration: Configuration) -> bool:
     """Whether the file holds every tensor of that network, and no other."""
-    located, expected = sheet.locate(configuration), configuration.state_shapes()
+    located, expected = positions.locate(configuration), configuration.state_shapes()
     wrong = [
         key
         for key, shape in expected.items()
         if (located[key].shape != shape if key in located else not key.endswith("num_batches_tracked"))
     ]
     used = {key for source in located.values() for key in source.keys}
-    return not wrong and used >= set(sheet.keys)
+    return not wrong and used >= set(positions.keys)
 
 
-def recognize(sheet: Sheet, *, hint: str | None = None) -> list[Recognition]:
-    """The networks that sheet may be of, the likeliest first; none where it is not a VGG.
+def find_candidates(positions: LayerPositions, *, hint: str | None = None) -> list[Candidate]:
+    """The networks that modules in these positions may be of, the likeliest first; none where they are not a VGG's.
 
     There are several where a pool head reads a trunk that may end with a convolution, its ReLU or the pool
     behind it: none of these has tensors.
 
     Args:
-        sheet: The file's modules.
+        positions: The file's modules in their positions.
         hint: A model whose conv1_1 this is by its fingerprint; it decides between models that
             begin alike.
     """
-    if not sheet.trunk:
+    if not positions.trunk:
         return []
-    windows = {place: sheet.window(module) for place, module in sorted(sheet.trunk.items())}
+    windows = {place: positions.window(module) for place, module in sorted(positions.trunk.items())}
     first = windows[min(windows)]
     if first.kernel != 3 or any(window.kernel not in (1, 3) for window in windows.values()):
         return []
-    rows = [replace(row, in_channels=first.into) for row in MODELS.values() if row.batch_norm is bool(sheet.norms)]
-    if (whole := next((row for row in rows if _compare(row, sheet, windows) == (0, 0)), None)) is not None:
-        return _end([whole], sheet)
-    partial = [row for row in rows if _begins(row, sheet, windows)] if not sheet.strays else []
+    rows = [
+        replace(row, in_channels=first.into) for row in MODELS.values() if row.batch_norm is bool(positions.norms)
+    ]
+    if (whole := next((row for row in rows if _compare(row, positions, windows) == (0, 0)), None)) is not None:
+        return _end([whole], positions)
+    partial = [row for row in rows if _begins(row, positions, windows)] if not positions.n_unplaced_convs else []
     # Where models begin alike, the one that is cut most often.
     partial.sort(key=lambda row: (row.model != hint, row.model.removesuffix("_bn") != "vgg16"))
-    custom = _build_custom(sheet, windows, first.into)
-    if custom is not None and sheet.head and not _is_pooled(sheet):
-        return [_put_head(custom, sheet)]
-    if partial and not sheet.head:
+    custom = _build_custom(positions, windows, first.into)
+    if custom is not None and positions.head and not _is_pooled(positions):
+        return [_put_head(custom, positions)]
+    if partial and not positions.head:
         alike = () if hint else tuple(row.model for row in partial[1:])
-        return [_put_head(_cut(partial[0], _find_relu(partial[0], sheet), sheet), sheet, alike)]
-    if partial and _is_pooled(sheet):
-        return _end(partial, sheet, open_models=not hint)
+        return [_put_head(_cut(partial[0], _find_relu(partial[0], positions), positions), positions, alike)]
+    if partial and _is_pooled(positions):
+        return _end(partial, positions, open_models=not hint)
     if custom is not None:
-        return _end([custom], sheet)
-    near = [(_compare(row, sheet, windows), row) for row in rows]
+        return _end([custom], positions)
+    near = [(_compare(row, positions, windows), row) for row in rows]
     wrong, row = min(near, key=lambda each: (each[0][1], each[0][0], each[1].kernels is not None))
     # A convolution or two may be of another shape where the others leave no doubt.
     right = len(windows) - wrong[1]
-    enough = right * 3 >= len(places_of(row, sheet.scheme)) and (sheet.scheme != "order" or wrong[0] == 0)
-    return [_put_head(row, sheet)] if enough and wrong[1] <= max(1, right // 7) else []
+    enough = right * 3 >= len(places_of(row, positions.scheme)) and (positions.scheme != "order" or wrong[0] == 0)
+    return [_put_head(row, positions)] if enough and wrong[1] <= max(1, right // 7) else []
 
 
-def _end(rows: Sequence[Configuration], sheet: Sheet, *, open_models: bool = False) -> list[Recognition]:
+def _end(rows: Sequence[Configuration], positions: LayerPositions, *, open_models: bool = False) -> list[Candidate]:
     """These trunks with a pool head at every end they may have, the likeliest first; whole with another head."""
-    whole = len(places_of(rows[0], sheet.scheme)) == len(sheet.trunk)
+    whole = len(places_of(rows[0], positions.scheme)) == len(positions.trunk)
     if whole:
         # Hidden layers on the 1×1 map behind the last pool are the fc head's.
-        uncut = _put_head(rows[0], sheet)
-        if not sheet.head or uncut.configuration.head != "pool":
+        uncut = _put_head(rows[0], positions)
+        if not positions.head or uncut.configuration.head != "pool":
             return [uncut]
-    found: dict[tuple[Layer, ...], Recognition] = {}
+    found: dict[tuple[Layer, ...], Candidate] = {}
     alike: dict[tuple[Layer, ...], list[str]] = {}
     for row in rows:
-        for end in _list_ends(row, sheet):
-            recognition = _put_head(_cut(row, end, sheet), sheet)
-            trunk = recognition.configuration.trunk
-            found.setdefault(trunk, recognition)
+        for end in _list_ends(row, positions):
+            candidate = _put_head(_cut(row, end, positions), positions)
+            trunk = candidate.configuration.trunk
+            found.setdefault(trunk, candidate)
             alike.setdefault(trunk, []).append(row.model)
     # Means are taken behind the last pool; means and deviations of a map that was cut, as our own cuts are.
-    mean = _head_reads(sheet) == sheet.trunk_channels
+    mean = _head_reads(positions) == positions.trunk_channels
     first, second = ("pool", "relu") if mean or (whole and rows[0].model != "custom") else ("relu", "pool")
     likely = (first, second, "lrn", "bn", "conv")
 
-    def rank(recognition: Recognition) -> tuple[bool, int]:
-        trunk = recognition.configuration.trunk
-        return sheet.layers not in (None, len(trunk)), likely.index(trunk[-1].kind)
+    def rank(candidate: Candidate) -> tuple[bool, int]:
+        trunk = candidate.configuration.trunk
+        return positions.layers not in (None, len(trunk)), likely.index(trunk[-1].kind)
 
     ordered = sorted(found.values(), key=rank)
     return [
         replace(
-            recognition,
-            alike=tuple(alike[recognition.configuration.trunk][1:]) if open_models else (),
-            description=_describe_end(recognition.configuration),
+            candidate,
+            alike=tuple(alike[candidate.configuration.trunk][1:]) if open_models else (),
+            description=_describe_end(candidate.configuration),
         )
-        for recognition in ordered
+        for candidate in ordered
     ]
 
 
@@ -171,10 +175,10 @@ def _describe_end(configuration: Configuration) -> str:
     return f"{text}, after {', '.join(configuration.lrn_after)} normalised" if configuration.lrn_after else text
 
 
-def _list_ends(row: Configuration, sheet: Sheet) -> list[str]:
+def _list_ends(row: Configuration, positions: LayerPositions) -> list[str]:
     """Layers that the trunk may end with: from the file's last convolution up to the next one."""
-    places = places_of(row, sheet.scheme)
-    last = next(name for name, place in places.items() if place == max(sheet.trunk))
+    places = places_of(row, positions.scheme)
+    last = next(name for name, place in places.items() if place == max(positions.trunk))
     layers = list(row.trunk)
     start = next(at for at, layer in enumerate(layers) if layer.name == last)
     ends = [layers[start].name]
@@ -184,14 +188,14 @@ def _list_ends(row: Configuration, sheet: Sheet) -> list[str]:
         ends.append(layer.name)
     if row.batch_norm:
         # The last batch norm is there, or the trunk ends before it.
-        return ends[1:] if max(sheet.trunk) in sheet.norms else ends[:1]
+        return ends[1:] if max(positions.trunk) in positions.norms else ends[:1]
     return ends
 
 
-def _compare(row: Configuration, sheet: Sheet, windows: Mapping[Position, Window]) -> tuple[int, int]:
-    """How many convolutions of the row are missing in the file, and how many are of another shape or place."""
+def _compare(row: Configuration, positions: LayerPositions, windows: Mapping[Position, Window]) -> tuple[int, int]:
+    """Numbers of the row's convolutions that the file lacks, and of the file's that have another shape or place."""
     layers = {layer.name: layer for layer in row.trunk}
-    expected = {place: layers[name] for name, place in places_of(row, sheet.scheme).items()}
+    expected = {place: layers[name] for name, place in places_of(row, positions.scheme).items()}
     missing = sum(place not in windows for place in expected)
     wrong = sum(place not in expected or not _same(expected[place], window) for place, window in windows.items())
     return missing, wrong
@@ -201,44 +205,46 @@ def _same(layer: Layer, window: Window) -> bool:
     return (layer.out_channels, layer.in_channels, layer.kernel) == (window.out, window.into, window.kernel)
 
 
-def _begins(row: Configuration, sheet: Sheet, windows: Mapping[Position, Window]) -> bool:
+def _begins(row: Configuration, positions: LayerPositions, windows: Mapping[Position, Window]) -> bool:
     """Whether the file holds the row's first convolutions, without a gap."""
-    beginning = sorted(places_of(row, sheet.scheme).values())[: len(windows)]
-    return beginning == sorted(windows) and _compare(row, sheet, windows)[1] == 0
+    beginning = sorted(places_of(row, positions.scheme).values())[: len(windows)]
+    return beginning == sorted(windows) and _compare(row, positions, windows)[1] == 0
 
 
-def _is_pooled(sheet: Sheet) -> bool:
+def _is_pooled(positions: LayerPositions) -> bool:
     """Whether the head reads a channel's mean, or mean and standard deviation."""
-    reads = _head_reads(sheet)
-    return reads in (sheet.trunk_channels, 2 * sheet.trunk_channels)
+    reads = _head_reads(positions)
+    return reads in (positions.trunk_channels, 2 * positions.trunk_channels)
 
 
-def _head_reads(sheet: Sheet) -> int | None:
+def _head_reads(positions: LayerPositions) -> int | None:
     """Numbers that the head's first layer reads; None where it is not there."""
-    first = sheet.head.get(HeadPlace(0, None)) or sheet.head.get(HeadPlace(0, 0))
+    first = positions.head.get(HeadPlace(0, None)) or positions.head.get(HeadPlace(0, 0))
     if first is None:
         return None
-    window = sheet.span(first)
+    window = positions.span(first)
     return window.into * window.kernel**2
 
 
-def _find_relu(row: Configuration, sheet: Sheet) -> str:
+def _find_relu(row: Configuration, positions: LayerPositions) -> str:
     """The ReLU of the last convolution in the file."""
-    return next(name for name in _list_ends(row, sheet)[::-1] if not name.startswith(("pool", "lrn")))
+    return next(name for name in _list_ends(row, positions)[::-1] if not name.startswith(("pool", "lrn")))
 
 
-def _cut(row: Configuration, until: str, sheet: Sheet) -> Configuration:
+def _cut(row: Configuration, until: str, positions: LayerPositions) -> Configuration:
     """The row up to that layer, with a pool head."""
-    statistics: Statistics = "mean" if _head_reads(sheet) == sheet.trunk_channels else "mean+std"
+    statistics: Statistics = "mean" if _head_reads(positions) == positions.trunk_channels else "mean+std"
     return replace(row, until=until, head="pool", hidden=(), dropout=0.0, statistics=statistics)
 
 
-def _build_custom(sheet: Sheet, windows: Mapping[Position, Window], in_channels: int) -> Configuration | None:
+def _build_custom(
+    positions: LayerPositions, windows: Mapping[Position, Window], in_channels: int
+) -> Configuration | None:
     """The trunk that the places describe, of any widths; None where they leave a gap or do not chain."""
     sizes = list(windows.values())
     if any(one.out != two.into for one, two in pairwise(sizes)):
         return None
-    depths = _depths(sheet, sizes)
+    depths = _depths(positions, sizes)
     if depths is None:
         return None
     remaining = iter(sizes)
@@ -247,20 +253,20 @@ def _build_custom(sheet: Sheet, windows: Mapping[Position, Window], in_channels:
         custom = Configuration(
             blocks=tuple(tuple(window.out for window in block) for block in taken),
             kernels=tuple(tuple(window.kernel for window in block) for block in taken),
-            batch_norm=bool(sheet.norms),
+            batch_norm=bool(positions.norms),
             in_channels=in_channels,
         )
     except BadConfiguration:
         return None
-    return custom if sorted(places_of(custom, sheet.scheme).values()) == sorted(windows) else None
+    return custom if sorted(places_of(custom, positions.scheme).values()) == sorted(windows) else None
 
 
-def _depths(sheet: Sheet, sizes: Sequence[Window]) -> list[int] | None:
+def _depths(positions: LayerPositions, sizes: Sequence[Window]) -> list[int] | None:
     """Convolutions of each block."""
-    places = sorted(sheet.trunk)
-    match sheet.scheme:
+    places = sorted(positions.trunk)
+    match positions.scheme:
         case "index" | "units":
-            step = 1 if sheet.scheme == "units" else 3 if sheet.norms else 2
+            step = 1 if positions.scheme == "units" else 3 if positions.norms else 2
             depths = [1]
             for before, after in pairwise(place[0] for place in places):
                 if after - before == step:
@@ -280,15 +286,15 @@ def _depths(sheet: Sheet, sizes: Sequence[Window]) -> list[int] | None:
             return [blocks.count(block) for block in range(1, max(blocks) + 1)] if min(blocks) >= 1 else None
 
 
-def _put_head(trunk: Configuration, sheet: Sheet, alike: tuple[str, ...] = ()) -> Recognition:
+def _put_head(trunk: Configuration, positions: LayerPositions, alike: tuple[str, ...] = ()) -> Candidate:
     """The trunk with the head that the file has; with the paper's where it has none that reads this trunk."""
-    channels, reads = trunk.trunk_channels, _head_reads(sheet)
-    layers = list(_measure_head(sheet, trunk))
+    channels, reads = trunk.trunk_channels, _head_reads(positions)
+    layers = list(_measure_head(positions, trunk))
     if not layers:
-        return Recognition(trunk, None, alike)
+        return Candidate(trunk, None, alike)
     *hidden, classes = [out for out, _ in layers]
     if any(width is None for width in hidden):
-        return Recognition(trunk, None, alike)
+        return Candidate(trunk, None, alike)
     ranks = tuple(rank for _, rank in layers)
     changes: dict[str, object] = {"hidden": tuple(hidden), "ranks": ranks}
     if classes is not None:
@@ -300,26 +306,26 @@ def _put_head(trunk: Configuration, sheet: Sheet, alike: tuple[str, ...] = ()) -
         elif grid and grid * grid * channels == reads and trunk.until is None:
             changes |= {"head": "fc", "grid": grid}
         else:
-            return Recognition(trunk, None, alike)
+            return Candidate(trunk, None, alike)
     try:
-        return Recognition(replace(trunk, **changes), classes, alike)  # type: ignore[arg-type]
+        return Candidate(replace(trunk, **changes), classes, alike)  # type: ignore[arg-type]
     except BadConfiguration:
-        return Recognition(trunk, None, alike)
+        return Candidate(trunk, None, alike)
 
 
-def _measure_head(sheet: Sheet, trunk: Configuration) -> Iterator[tuple[int | None, int | None]]:
+def _measure_head(positions: LayerPositions, trunk: Configuration) -> Iterator[tuple[int | None, int | None]]:
     """(numbers out, rank) of each layer of the head, those between that are missing too; None where unknown."""
-    if not sheet.head:
+    if not positions.head:
         return
-    last = max(place.position for place in sheet.head)
-    given = {place: sheet.span(layer) for place, layer in sheet.head.items()}
+    last = max(place.position for place in positions.head)
+    given = {place: positions.span(layer) for place, layer in positions.head.items()}
 
     def numbers_out(position: int) -> int | None:
         own = given.get(HeadPlace(position, None)) or given.get(HeadPlace(position, 1))
         after = given.get(HeadPlace(position + 1, None)) or given.get(HeadPlace(position + 1, 0))
         return own.out if own else after.into * after.kernel**2 if after else None
 
-    if last < 2 and numbers_out(last) == PAPER_WIDTH and not _is_pooled(sheet):
+    if last < 2 and numbers_out(last) == PAPER_WIDTH and not _is_pooled(positions):
         last = 2  # the paper's hidden layers without the one behind them
     for position in range(last + 1):
         factor = given.get(HeadPlace(position, 0))

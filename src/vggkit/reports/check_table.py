@@ -20,7 +20,7 @@ CLASSES_SHOWN: Final = 24
 BAR_CELLS: Final = 16
 
 
-def draw_diagnosis(diagnosis: Diagnosis) -> RenderableType:
+def draw_check_table(diagnosis: Diagnosis) -> RenderableType:
     """A Diagnosis for `rich.print`: class sizes, image properties, then each finding with its first cases."""
     return Group(
         write_line((diagnosis.data, "bold"), f": {diagnosis.n:,} images, {_describe_size(diagnosis)}"),

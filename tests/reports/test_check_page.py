@@ -18,13 +18,13 @@ from PIL import Image
 
 from vggkit.data_checks.findings import Case, Diagnosis, Finding, Kind, Member, Severity, Sides
 from vggkit.images.dataset import ImageSample
-from vggkit.reports.diagnosis_page import (
+from vggkit.reports.check_page import (
     MOST_CASES,
     MOST_MEMBERS,
     SEVERITIES,
     TITLES,
     find_folder,
-    write_diagnosis_page,
+    write_check_page,
 )
 from vggkit.reports.pages.rendering import SIDE_PIXELS, encode_thumbnail, percent, render_page, say_count
 
@@ -137,7 +137,7 @@ class Page(HTMLParser):
 
 
 def write(diagnosis: Diagnosis, folder: Path) -> str:
-    write_diagnosis_page(diagnosis, folder / "page.html")
+    write_check_page(diagnosis, folder / "page.html")
     return (folder / "page.html").read_text(encoding="utf-8")
 
 
@@ -338,7 +338,7 @@ def test_same_diagnosis_same_page(tmp_path):
 
 def test_templates_are_part_of_the_package():
     held = {file.name for file in files("vggkit.reports.pages").iterdir()}
-    assert {"layout.html", "style.css", "diagnosis.html"} <= held
+    assert {"layout.html", "style.css", "check.html"} <= held
     assert callable(render_page)
 
 
@@ -373,7 +373,7 @@ def test_browser_shows_it_at_360_pixels_without_scrolling_sideways(tmp_path):
     if browser is None:
         pytest.skip(f"needs a browser on the PATH ({', '.join(names)}), and there is none")
     for name, diagnosis in ALL.items():
-        write_diagnosis_page(diagnosis, tmp_path / f"{name}.html")
+        write_check_page(diagnosis, tmp_path / f"{name}.html")
     # A window cannot be as narrow as a phone, a frame can.
     frames = "".join(
         f'<iframe src="{name}.html" style="width:360px;height:640px;border:0"></iframe>' for name in ALL

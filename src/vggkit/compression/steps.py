@@ -1,0 +1,178 @@
+"""The steps of a compression, each a Classifier made of another."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from vggkit.compression.fine_tuning import FineTuning, fine_tune
+from vggkit.compression.folding import find_folded_grid, fold
+from vggkit.compression.images import RoleImages, prepare_calibration
+from vggkit.compression.low_rank import choose_ranks, factorize, find_spectra
+from vggkit.compression.measuring import count_multiply_adds
+from vggkit.compression.pool_head import fit_pool_head
+from vggkit.compression.pruning import prune_channels
+from vggkit.compression.records import CompressionStep, FineTune, Fold, LowRank, PoolHead, Prune
+from vggkit.compression.sensitivity import divide_budget, measure_sensitivity
+from vggkit.engines.activation_ranges import measure_ranges
+from vggkit.errors import MissingExtra
+from vggkit.interruption import Signals
+from vggkit.models.vgg import VGG
+from vggkit.weights.model import Model
+
+MEASURED: Final = 500
+"""Images at most by which sensitivities are told, and 128 for activation ranges."""
+OnProgress = Callable[[str, int, int | None], None]
+
+
+@dataclass(slots=True)
+class Made:
+    """A Classifier on its way, and how it was made."""
+
+    model: Model
+    """The Classifier."""
+    steps: tuple[CompressionStep, ...] = ()
+    """What was done to it."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Workshop:
+    """What steps need besides the Classifier: images, the device, and whom to tell."""
+
+    original: Model
+    """The Classifier as it was, the teacher of fine-tuning."""
+    images: RoleImages | None
+    """Images by role; None: there are none."""
+    fine_tuning: FineTuning
+    """How networks are fine-tuned."""
+    device: torch.device
+    """Where features are computed and networks trained."""
+    folder: Path
+    """For files that go with the work."""
+    on_progress: OnProgress
+    """Called with the current task, how much of it is done, and of how much."""
+    log: Callable[[str], None]
+    """Called with messages, as sentences."""
+    signals: Signals = field(default_factory=Signals)
+    """Requests to stop."""
+    _batches: tuple[Tensor, ...] | None = None
+
+    @property
+    def pixels(self) -> int:
+        """Height and width of the images."""
+        return self.original.preprocessing.crop_pixels
+
+    @property
+    def batches(self) -> tuple[Tensor, ...]:
+        """Preprocessed images that layers are fitted on; none without data."""
+        if self.images is None:
+            return ()
+        if self._batches is None:
+            self.on_progress("preparing images", 0, None)
+            self._batches = prepare_calibration(self.images.fit, self.original.preprocessing)
+        return self._batches
+
+    def fold(self, made: Made) -> Made:
+        """Fold fc6 where the images leave a smaller map than the head reads."""
+        grid = find_folded_grid(made.model.configuration, self.pixels)
+        if grid is None:
+            return made
+        return self._change(made, fold(made.model.network, pixels=self.pixels), Fold(grid=grid))
+
+    def put_pool_head(self, made: Made) -> Made:
+        """Put a pool head in place of the fully connected layers."""
+        assert self.images is not None
+        fitted = fit_pool_head(
+            made.model,
+            self.images.fit,
+            self.images.choose,
+            device=self.device,
+            seed=self.fine_tuning.seed,
+            on_progress=self.on_progress,
+            log=self.log,
+        )
+        return self._change(made, fitted.network, PoolHead())
+
+    def prune(self, made: Made, removed: float) -> Made:
+        """Remove channels until a share of the multiply-adds of the whole Classifier is gone."""
+        whole = count_multiply_adds(self.original.configuration, self.pixels)
+        now = count_multiply_adds(made.model.configuration, self.pixels)
+        share = 1 - (1 - removed) * whole / now
+        if share <= 0:
+            return made
+        some = _take(self.batches, MEASURED)
+        sensitivities = measure_sensitivity(
+            made.model.network, self.batches, measured=some, on_layer=self.on_progress
+        )
+        widths = divide_budget(made.model.configuration, sensitivities, removed=share, pixels=self.pixels)
+        smaller = prune_channels(
+            made.model.network, widths, self.batches, seed=self.fine_tuning.seed, on_layer=self.on_progress
+        )
+        steps = tuple(step for step in made.steps if not isinstance(step, Prune))
+        reached = 1 - count_multiply_adds(smaller.configuration, self.pixels) / whole
+        return self._change(Made(made.model, steps), smaller, Prune(removed=round(reached, 4)))
+
+    def factorize(self, made: Made, *, energy: float | None = None, ranks: Sequence[int] = ()) -> Made:
+        """Make two factors of each fully connected layer but the last, by the share of energy or by ranks."""
+        self.on_progress("factorising fully connected layers", 0, None)
+        spectra = find_spectra(made.model.network, self.batches)
+        chosen = tuple(ranks) if energy is None else choose_ranks(spectra, energy)
+        smaller = factorize(made.model.network, spectra, chosen)
+        return self._change(made, smaller, LowRank(ranks=chosen))
+
+    def fine_tune(self, made: Made) -> Made:
+        """Train all layers further, with the Classifier as it was as the teacher."""
+        if self.images is None or not self.fine_tuning.epochs:
+            return made
+        trained = fine_tune(
+            made.model,
+            self.original.network,
+            self.images.fit,
+            self.images.choose,
+            options=self.fine_tuning,
+            device=self.device,
+            folder=self.folder / "fine-tuning",
+            on_progress=self.on_progress,
+            log=self.log,
+            signals=self.signals,
+        )
+        return self._change(made, trained.network, FineTune(epochs=self.fine_tuning.epochs))
+
+    def find_ranges(self, model: Model) -> str | None:
+        """Measure the activation ranges for int8 and keep them in the Classifier; gives the reason where not."""
+        if not self.batches:
+            return "int8 is computed by activation ranges, which are measured on images"
+        self.on_progress("measuring activation ranges", 0, None)
+        some = _take(self.batches, 128)
+        try:
+            found = measure_ranges(model.network, (batch.numpy() for batch in some))
+        except MissingExtra as missing:
+            return str(missing)
+        model.keep_ranges(found, about={"data": "images that layers were fitted on", "images": sum(map(len, some))})
+        return None
+
+    def _change(self, made: Made, network: VGG, step: CompressionStep) -> Made:
+        """The Classifier with another network, without what was fitted to the weights before."""
+        before = made.model
+        model = Model(
+            network,
+            labels=before.labels,
+            preprocessing=before.preprocessing,
+            origin=replace(before.origin, kind="trained", random_keys=()),
+            provenance=before.provenance,
+        )
+        return Made(model, (*made.steps, step))
+
+
+def _take(batches: Sequence[Tensor], most: int) -> tuple[Tensor, ...]:
+    """The first batches, so many images at most."""
+    found: list[Tensor] = []
+    for batch in batches:
+        left = most - sum(map(len, found))
+        if left <= 0:
+            break
+        found.append(batch[:left])
+    return tuple(found)

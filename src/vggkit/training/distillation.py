@@ -1,0 +1,111 @@
+"""A trained network as the teacher of another: its probabilities and its last maps are learnt beside the labels.
+
+Shape letters: N images, C channels, H and W pixels, K classes.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vggkit.engines.pytorch import replicate_network
+from vggkit.errors import BadConfiguration
+from vggkit.models.vgg import VGG
+from vggkit.weights.model import Model
+
+TEMPERATURE: Final = 4.0
+"""Softens both networks' probabilities, so that those of wrong classes count (Hinton et al. 2015)."""
+SOFT_SHARE: Final = 0.9
+"""Share of the loss that is the teacher's probabilities; the labels are the rest."""
+FEATURE_WEIGHT: Final = 1.0
+"""Weight of the maps' loss beside both."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistillationWeights:
+    """How a teacher's loss is put together."""
+
+    temperature: float = TEMPERATURE
+    """What both networks' logits are divided by, above 0."""
+    soft_share: float = SOFT_SHARE
+    """Share in [0, 1] of the teacher's probabilities in the loss; the rest is the cross-entropy of the labels."""
+    feature_weight: float = FEATURE_WEIGHT
+    """Weight of the maps' loss, 0 or more."""
+
+
+class Teacher:
+    """A network whose predictions another one learns; it learns nothing itself.
+
+    The loss of a batch is (1 - a) times the cross-entropy of its labels, plus a T² times the Kullback-Leibler
+    divergence of the softened probabilities (Hinton, Vinyals and Dean 2015, "Distilling the knowledge in a neural
+    network", arXiv:1503.02531), plus the difference of both networks' similarities between the images of the batch,
+    by the maps of the trunk's end, pool5 of a whole VGG (Tung and Mori 2019, "Similarity-preserving knowledge
+    distillation", arXiv:1907.09682). Similarities have no channels, so the student may have others.
+
+    Args:
+        network: The trained network.
+        device: Where it computes.
+        dtype: What it computes in.
+        weights: How the loss is put together.
+    """
+
+    def __init__(
+        self,
+        network: VGG,
+        *,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        weights: DistillationWeights = DistillationWeights(),
+    ) -> None:
+        self._network, self._weights = replicate_network(network, device, dtype), weights
+
+    def join(self, hard: Tensor, images: Tensor, logits: Tensor, maps: Tensor) -> Tensor:
+        """The loss of a batch, a scalar.
+
+        Args:
+            hard: The student's cross-entropy with the labels.
+            images: (N, C, H, W), as the student sees them.
+            logits: (N, K) of the student.
+            maps: (N, C', H', W'), the last maps of the student's trunk.
+        """
+        with torch.no_grad():
+            wanted_maps = self._network.features(images)
+            wanted = self._network.read(wanted_maps, self._network.classifier).float()
+        given = self._weights
+        soft = F.kl_div(
+            (logits.float() / given.temperature).log_softmax(1),
+            (wanted / given.temperature).log_softmax(1),
+            reduction="batchmean",
+            log_target=True,
+        )
+        loss = (1 - given.soft_share) * hard + given.soft_share * given.temperature**2 * soft
+        if given.feature_weight and len(images) > 1:
+            loss = loss + given.feature_weight * compare_similarities(maps, wanted_maps)
+        return loss
+
+
+def compare_similarities(maps: Tensor, wanted: Tensor) -> Tensor:
+    """Mean squared distance of the rows, of length 1 each, of two matrices (N, N) of similarities of images."""
+    first, second = (_find_similarities(each) for each in (maps, wanted))
+    return (first - second).square().sum(1).mean()
+
+
+def _find_similarities(maps: Tensor) -> Tensor:
+    rows = maps.float().flatten(1)
+    return F.normalize(rows @ rows.T, dim=1)
+
+
+def demand_teacher(teacher: Model, student: Model) -> None:
+    """Raise BadConfiguration where a Classifier cannot teach another: other classes, or other inputs."""
+    if teacher.labels != student.labels:
+        raise BadConfiguration(
+            f"a teacher names the same classes in the same order: it names {', '.join(teacher.labels[:4])} …, and "
+            f"the network that learns {', '.join(student.labels[:4])} …"
+        )
+    if teacher.preprocessing != student.preprocessing:
+        raise BadConfiguration(
+            "a teacher sees the same input: the same image size, channels, mean and deviation as the network that "
+            f"learns; it has {teacher.preprocessing}, and the other {student.preprocessing}"
+        )
