@@ -23,7 +23,7 @@ MOST_CHOSEN_BY: Final = 2_000
 """Images at most that points are compared on, drawn evenly."""
 TOGETHER: Final = 32
 """Images in a batch of calibration."""
-_CALIBRATION: Final = ((64, 2_000), (128, 500), (10**9, 128))
+_CALIBRATION: Final = ((64, 2_000), (128, 500), (10**9, 64))
 """Images that layers are fitted on, at most, by the side of images in pixels up to which it holds."""
 
 
@@ -86,7 +86,7 @@ def _divide_as_trained(dataset: ImageDataset, model: Model, *, seed: int) -> Ima
             validation_share=trained_on["validation_share"],  # type: ignore[arg-type]
             seed=trained_on["seed"],  # type: ignore[arg-type]
             fold=trained_on.get("fold"),  # type: ignore[arg-type]
-            ties=trained_on.get("ties", ()),  # type: ignore[arg-type]
+            copy_groups=trained_on.get("ties", ()),  # type: ignore[arg-type]
         )
     return divide(dataset, validation_share=VALIDATION_SHARE, seed=seed)
 

@@ -97,15 +97,15 @@ class NetworkChoice:
     @classmethod
     def of(cls, classifier: "Model") -> Self:
         """The choice that describes an existing Classifier."""
-        network, fed = classifier.configuration, classifier.preprocessing
+        network, preprocessing = classifier.configuration, classifier.preprocessing
         return cls(
             model=network.model,
             weights=classifier.origin.source,
             head=network.head,
             until=network.until,
-            image_size=fed.crop_pixels,
-            fit_mode=fed.fit_mode,
-            reduced_decoding=fed.reduced_decoding,
+            image_size=preprocessing.crop_pixels,
+            fit_mode=preprocessing.fit_mode,
+            reduced_decoding=preprocessing.reduced_decoding,
             in_channels=network.in_channels,
             dropout=network.dropout,
         )
@@ -129,12 +129,15 @@ class RunConfig:
     """Loggers of the metrics of each epoch besides metrics.csv: tensorboard, wandb, mlflow."""
     find_learning_rate: bool = False
     """Search for a learning rate first, in a short run at ever higher rates."""
+    teacher: str | None = None
+    """A trained classifier whose predictions are learnt beside the labels: a file, a run's folder, a model's
+    name or hf://owner/name."""
     from_python: bool = False
     """The run was started from Python with its own Classifier: --config starts from other weights."""
     network: NetworkChoice = field(default_factory=NetworkChoice)
     """The network that is trained."""
     recipe: Recipe = field(default_factory=Recipe)
-    """How it is trained."""
+    """The training recipe."""
     found: Mapping[str, Any] = field(default_factory=dict)
     """Facts of the run, and under chosen its choices where the recipe leaves them open. --resume needs it; for
     --config it may be left out."""
@@ -176,7 +179,7 @@ class RunConfig:
         yield from (f"# {line}" for line in OPENING.splitlines())
         yield ""
         texts = read_field_texts(type(self))
-        rare = [name for name in ("find_learning_rate", "from_python") if getattr(self, name)]
+        rare = [name for name in ("find_learning_rate", "teacher", "from_python") if getattr(self, name)]
         for name in ("data", "despite_findings", "loggers", *rare):
             value = getattr(self, name)
             yield from write_entry(name, list(value) if name == "loggers" else value, texts.get(name, ""))
