@@ -48,7 +48,12 @@ class Copies:
 
 
 def find_copies(
-    images: ImageDataset, *, most: int | None = None, channels: int = 3, on_progress: OnProgress | None = None
+    images: ImageDataset,
+    *,
+    most: int | None = None,
+    channels: int = 3,
+    reduced_decoding: bool = False,
+    on_progress: OnProgress | None = None,
 ) -> Copies:
     """Inspect the images of a dataset, and search for near duplicates.
 
@@ -56,13 +61,17 @@ def find_copies(
         images: The dataset.
         most: Number of images above which near duplicates are not searched for; None: they are always.
         channels: As for `inspect_images`.
+        reduced_decoding: As for `inspect_images`.
         on_progress: Called with the name of a step, how much of it is done, and how much it is in all.
     """
 
     def about(what: str) -> Callable[[int, int], None] | None:
         return None if on_progress is None else lambda done, total: on_progress(what, done, total)
 
-    records = tuple(inspect_images(images, channels=channels, on_progress=about("reading images")))
+    reading = about("reading images")
+    records = tuple(
+        inspect_images(images, channels=channels, reduced_decoding=reduced_decoding, on_progress=reading)
+    )
     if most is not None and len(records) > most:
         return Copies(records, ())
     return Copies(records, tuple(_compare(records, about("comparing images"))))

@@ -25,6 +25,9 @@ from vggkit.images.near_duplicates import compute_descriptor
 LEAST_SIDE: Final = 128
 """Pixels of the short side that suffice to describe an image; its whole file is decoded all the same."""
 
+MOST_QUICK: Final = 2**26
+"""Pixels above which a JPEG may be too large for decoding at its full size; this is found out by doing so."""
+
 LEAST_SHOWN: Final = 64
 """Pixels of the short side from which on an image may show text; smaller ones have few colours in any case."""
 
@@ -86,13 +89,18 @@ class ImageRecord:
 
 
 def inspect_images(
-    images: ImageDataset, *, channels: int = 3, on_progress: Callable[[int, int], None] | None = None
+    images: ImageDataset,
+    *,
+    channels: int = 3,
+    reduced_decoding: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[ImageRecord]:
     """The ImageRecord of each image, split by split in order; several are decoded at once.
 
     Args:
         images: The dataset.
         channels: 3, or 4 for a network that takes so many: images without a fourth are then unreadable.
+        reduced_decoding: Whether JPEGs that can only be decoded at a smaller scale are readable.
         on_progress: Called with the number of images done and of all.
     """
     every = [(name, image) for name, split in images.splits.items() for image in split]
@@ -102,7 +110,7 @@ def inspect_images(
         try:
             for done in range(1, len(every) + 1):
                 ahead.extend(
-                    pool.submit(inspect_image, *item, channels=channels)
+                    pool.submit(inspect_image, *item, channels=channels, reduced_decoding=reduced_decoding)
                     for item in islice(waiting, 16 * threads - len(ahead))
                 )
                 yield ahead.popleft().result()
@@ -113,7 +121,9 @@ def inspect_images(
                 future.cancel()
 
 
-def inspect_image(split: str, image: ImageSample, *, channels: int = 3) -> ImageRecord:
+def inspect_image(
+    split: str, image: ImageSample, *, channels: int = 3, reduced_decoding: bool = False
+) -> ImageRecord:
     """The ImageRecord of one image; that of an unreadable image has a `problem`."""
     try:
         if image.pixels is not None:
@@ -125,6 +135,8 @@ def inspect_image(split: str, image: ImageSample, *, channels: int = 3) -> Image
         data = image.read()
         pixels = decode(data, name=image.path, least_side=LEAST_SIDE, channels=channels)
         head = read_head(data, name=image.path)
+        if not reduced_decoding and head.width * head.height > MOST_QUICK:
+            decode(data, name=image.path, channels=channels)
         return ImageRecord(split, image, head, _digest(data), *_describe(pixels))
     except BadImage as problem:
         return ImageRecord(split, image, problem=str(problem))

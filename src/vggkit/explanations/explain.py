@@ -49,6 +49,7 @@ def explain(
     device: str = "auto",
     precision: WantedPrecision = "fp32",
     engine: WantedEngine = "auto",
+    reduced_decoding: bool = False,
     on_progress: Callable[[int, int | None], None] | None = None,
 ) -> Explanations:
     """Which places of each image speak for a class, in the order of the images.
@@ -70,13 +71,15 @@ def explain(
         precision: What is computed in where an engine explains; by gradients it is float32.
         engine: What computes; grad-cam at the default layer, or behind the last pool, needs no gradients, and is
             computed by any engine. All else is computed by PyTorch.
+        reduced_decoding: Decode large JPEGs at a smaller scale, even where the Classifier does not: it is faster,
+            reads some that are too large otherwise, and changes pixels slightly.
         on_progress: Called with the number of images done, and of all where ImageSamples are given.
 
     An image that cannot be read, or whose values overflow in the network, becomes an Explanation with its
     `problem`. Raises UnknownName, BadConfiguration, BadInput, BadData, and MissingExtra without captum.
     """
     opened = open_for_engine(model, "explain")
-    card = opened.card
+    card = opened.card.with_reduced_decoding(reduced_decoding)
     plan = ExplanationPlan.of(card, method=method, layer=layer, label=label, contrast=contrast)
     batch_size = demand_count("batch_size", batch_size)
     given = list_sources(images)

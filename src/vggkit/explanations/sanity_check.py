@@ -120,6 +120,7 @@ def check_explanations(
     most: int = 32,
     batch_size: int = 32,
     device: str = "auto",
+    reduced_decoding: bool = False,
     seed: int = 0,
     on_progress: OnProgress | None = None,
 ) -> ExplanationCheck:
@@ -134,13 +135,15 @@ def check_explanations(
         most: How many images are used.
         batch_size: Images that pass through the network together.
         device: `auto`, `cpu`, `cuda`, `mps`.
+        reduced_decoding: Decode large JPEGs at a smaller scale, even where the Classifier does not: it is faster,
+            reads some that are too large otherwise, and changes pixels slightly.
         seed: Of random orders, mosaics and weights.
         on_progress: Called with what is being done, how much of it is done, and of how much.
 
     Raises BadInput where no image can be read, and what `explain` does.
     """
     opened = open_for_engine(model, "check_explanations")
-    card = opened.card
+    card = opened.card.with_reduced_decoding(reduced_decoding)
     plan = ExplanationPlan.of(card, method=method, layer=layer)
     most, batch_size = demand_count("most", most), demand_count("batch_size", batch_size)
     progress = on_progress or _ignore

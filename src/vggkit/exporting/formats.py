@@ -10,7 +10,7 @@ from vggkit.arguments import demand_path
 from vggkit.errors import BadConfiguration, MissingExtra, UnknownName
 from vggkit.weights.writers import SUFFIXES
 
-FormatName = Literal["onnx", "pt2", "openvino", "torchvision", "timm", "keras"]
+FormatName = Literal["onnx", "pt2", "openvino", "web", "torchvision", "timm", "keras"]
 """onnx, pt2 (a program of torch.export) and openvino hold everything from the image's bytes to probabilities;
 torchvision, timm and keras are weights alone, in the layout of these libraries."""
 
@@ -39,6 +39,7 @@ FORMATS: Final[Mapping[FormatName, Format]] = {
         Format(name="onnx", title="ONNX", endings=(".onnx",), packages=("onnx", "onnxruntime"), extra="onnx"),
         Format(name="pt2", title="torch.export program", endings=(".pt2",)),
         Format(name="openvino", title="OpenVINO IR", endings=(".xml",), packages=("openvino",), extra="fast"),
+        Format(name="web", title="static site", endings=(), packages=("onnx", "onnxruntime"), extra="onnx"),
         Format(name="torchvision", title="torchvision weights", endings=SUFFIXES["torchvision"], is_program=False),
         Format(name="timm", title="timm weights", endings=SUFFIXES["timm"], is_program=False),
         Format(name="keras", title="Keras weights", endings=SUFFIXES["keras"], is_program=False),
@@ -57,7 +58,7 @@ def choose_format(out: str | Path, to: FormatName | None = None) -> Format:
     if to is not None and to not in FORMATS:
         raise UnknownName.of("format", to, get_args(FormatName))
     known = [FORMATS[to]] if to is not None else list(FORMATS.values())
-    found = next((each for each in known if name.lower().endswith(each.endings)), None)
+    found = next((each for each in known if name.lower().endswith(each.endings) or to == "web"), None)
     if found is None and to is not None:
         endings = FORMATS[to].endings
         raise BadConfiguration(f"{out}: format {to} is written as {' or '.join(endings)}; name such a file")

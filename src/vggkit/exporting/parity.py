@@ -23,7 +23,7 @@ Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """A program: its first output for images (N, H, W, C)."""
 TOGETHER: Final = 3
 """Images that pass together, beside those that pass alone."""
-SHARE: Final[dict[StoredPrecision, float]] = {"fp32": 1e-4, "fp16": 1e-2}
+SHARE: Final[dict[StoredPrecision, float]] = {"fp32": 1e-4, "fp16": 1e-2, "int8": 5e-2}
 """Largest difference of logits that is accepted, as a share of their range from the least to the largest."""
 LEVELS: Final = 2
 """Largest difference of a pixel, in levels of 255, from Pillow's or fast_image_resize's resizing."""

@@ -6,9 +6,10 @@ Shape letters: N images, C channels, H and W pixels, K classes.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Self, get_args
+from typing import Any, Final, Self, get_args
 
 from vggkit._version import __version__
+from vggkit.engines.onnx_graph import StoredWeights
 from vggkit.engines.outputs import Output
 from vggkit.errors import BadConfiguration, UnknownName
 from vggkit.exporting.formats import FormatName
@@ -20,7 +21,7 @@ INPUT: Final = "images"
 FITTED: Final = "fitted"
 """Output of the images (N, C, H, W) after resizing and cropping, levels from 0 to 255; for checks alone."""
 METADATA_VERSION: Final = 1
-StoredPrecision = Literal["fp32", "fp16"]
+StoredPrecision = StoredWeights
 """The precision of the weights in a file."""
 
 
@@ -49,6 +50,10 @@ class ExportPlan:
         """The plan for a Classifier; raises UnknownName and BadConfiguration for what has no form in a program."""
         if precision not in get_args(StoredPrecision):
             raise UnknownName.of("precision of the weights in a file", precision, get_args(StoredPrecision))
+        if precision == "int8" and to not in ("onnx", "web"):
+            raise BadConfiguration(
+                f"precision int8 is stored in ONNX files and sites alone, and this is {to}; fp16 halves the file"
+            )
         interpolation = card.preprocessing.interpolation
         if resize and interpolation not in ("bilinear", "bicubic"):
             raise BadConfiguration(
@@ -78,9 +83,12 @@ class ExportPlan:
     def is_dynamic(self) -> bool:
         """Whether images may have any height and width from `least_pixels` on.
 
-        An FC head's matrices fix the size, and so does a dense head's window for images smaller than it.
+        An FC head's matrices fix the size, and so does a dense head's window for images smaller than it. A site's
+        page always gives the Classifier's own.
         """
-        return self.resize or (self.configuration.head != "fc" and self.crop_pixels >= self._least_side)
+        return self.resize or (
+            self.format != "web" and self.configuration.head != "fc" and self.crop_pixels >= self._least_side
+        )
 
     @property
     def _least_side(self) -> int:

@@ -50,7 +50,7 @@ class Export:
         return values | plain
 
     def __str__(self) -> str:
-        files = ", ".join(map(str, self.files))
+        files = ", ".join(map(str, self.files)) if self.format != "web" else f"{self.path}: {len(self.files)} files"
         text = f"{files}: {FORMATS[self.format].title}, {self.size_bytes / 1e6:,.1f} MB"
         if self.input_shape is None:
             assert self.conversion is not None
@@ -63,7 +63,9 @@ class Export:
         free = "H" in self.input_shape
         sides = f", H and W from {self.least_pixels} pixels" if free and not self.resize else ""
         inside = "resizing, cropping, normalisation" if self.resize else "normalisation"
-        stored = "" if self.precision == "fp32" else ", weights stored in float16"
+        stored = {"fp32": "", "fp16": ", weights stored in float16", "int8": ", weights stored in int8"}[
+            self.precision
+        ]
         return (
             f"{text}{stored}\ntakes uint8 RGB images, {shape}{sides}; {inside}, softmax and labels are inside\n"
             f"{self.parity}"

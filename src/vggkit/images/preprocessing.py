@@ -4,7 +4,7 @@ Shape letters: C channels, H and W pixels.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final, Literal, Self, get_args
 
 import numpy as np
@@ -75,7 +75,10 @@ class Preprocessing:
     def _check(self) -> None:
         def demand(holds: bool, name: str, rule: str) -> None:
             if not holds:
-                raise BadConfiguration(f"{name} must be {rule}; got {getattr(self, name)!r}")
+                value = getattr(self, name)
+                numbers = isinstance(value, tuple) and all(map(is_number, value))
+                shown = " ".join(f"{number:g}" for number in value) if numbers else repr(value)
+                raise BadConfiguration(f"{name} must be {rule}; got {shown}")
 
         for name in ("resize_pixels", "crop_pixels"):
             value = getattr(self, name)
@@ -109,6 +112,10 @@ class Preprocessing:
         if not self.reduced_decoding:
             return None
         return self.resize_pixels if self.fit_mode == "crop" else self.crop_pixels
+
+    def with_reduced_decoding(self, reduced_decoding: bool) -> Self:
+        """The same, but where that is true JPEGs are decoded at a smaller scale, as `reduced_decoding` says."""
+        return replace(self, reduced_decoding=True) if reduced_decoding else self
 
     def __call__(self, image: ImageSource) -> NDArray[np.float32]:
         """The network's input (C, crop, crop), float32, for one image, such as its RGB pixels (H, W, 3), uint8.

@@ -93,6 +93,7 @@ def embed(
     device: str = "auto",
     precision: WantedPrecision = "fp32",
     engine: WantedEngine = "auto",
+    reduced_decoding: bool = False,
     on_progress: Callable[[int, int | None], None] | None = None,
 ) -> Embeddings:
     """The vector of each image, in the order of the images.
@@ -107,6 +108,8 @@ def embed(
         precision: The precision of the computation; auto: bf16 where the device multiplies it natively. int8 is
             for processors, and needs the Classifier's activation ranges.
         engine: The engine, see `predict`.
+        reduced_decoding: Decode large JPEGs at a smaller scale, even where the Classifier does not: it is faster,
+            reads some that are too large otherwise, and changes pixels slightly.
         on_progress: Called with the number of images done, and of all where ImageSamples are given.
 
     Raises UnknownName, BadInput, BadData and BadConfiguration.
@@ -120,7 +123,8 @@ def embed(
     samples = iterate_samples(given, reading)  # a place without images is refused before an engine is built
     computing = find_engine(opened, device, output=layer, precision=precision, engine=engine)
     found = []
-    for _, each in iterate_embeddings(computing, opened.card, samples, batch_size=batch_size):
+    card = opened.card.with_reduced_decoding(reduced_decoding)
+    for _, each in iterate_embeddings(computing, card, samples, batch_size=batch_size):
         found.append(each)
         if on_progress:
             on_progress(len(found), total)

@@ -264,7 +264,8 @@ def _check(configuration: Configuration) -> None:
             raise BadConfiguration(f"lrn_after: {UnknownName.of('ReLU of this network', name, relus)}")
     if c.until is not None:
         if c.until not in names:
-            raise BadConfiguration(f"until: {UnknownName.of('layer to cut after', c.until, layer_names(c))}")
+            problem = UnknownName.of("layer to cut after", c.until, layer_names(c))
+            raise BadConfiguration(f"until must be a layer of this network; {problem}")
         whole = c.until == last_pool(c)
         _demand(whole or c.head == "pool", "head", c.head, f"'pool' where the trunk is cut (until={c.until!r})")
 

@@ -70,6 +70,22 @@ class _Rate(ProgressColumn):
         return Text(f"{task.speed:.3g} {self.unit}" if task.speed else "")
 
 
+class _Count(MofNCompleteColumn):
+    """How much is done and of how much; nothing for a task that is not counted."""
+
+    def render(self, task: Task) -> Text:
+        if task.total is None:
+            return Text(f"{int(task.completed):,}" if task.completed else "", style="progress.download")
+        return super().render(task)
+
+
+class _Left(TimeRemainingColumn):
+    """How long it will take, where the number of all is known."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if task.total is None else Text("left ").append_text(super().render(task))
+
+
 def is_heard_there(level: int) -> bool:
     """Whether somebody's handler writes the logger's messages of this level to the terminal already."""
     terminals = [sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__]
@@ -114,11 +130,10 @@ class ProgressLine:
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            _Count(),
             *([_Rate(rate)] if rate else []),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            _Left(),
             console=self.console,
             transient=True,
             disable=quiet or not self._is_live,

@@ -144,6 +144,11 @@ class Card:
             provenance=provenance,
         )
 
+    def with_reduced_decoding(self, reduced_decoding: bool) -> Self:
+        """The same, but where that is true the Classifier's JPEGs are decoded at a smaller scale."""
+        fed = self.preprocessing.with_reduced_decoding(reduced_decoding)
+        return self if fed is self.preprocessing else replace(self, preprocessing=fed)
+
     def of_other_weights(self) -> Self:
         """Without what was fitted to these weights alone: temperature, threshold, ranges, and fewer bits."""
         return replace(self, temperature=1.0, threshold=0.0, activation_ranges={}, storage="fp32")

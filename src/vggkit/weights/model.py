@@ -33,6 +33,7 @@ from vggkit.weights.published_classifiers import find_published_for
 from vggkit.weights.starting_weights import (
     adapt_preprocessing,
     describe_use,
+    find_labels,
     find_networks,
     list_classes,
     load_starting_weights,
@@ -165,7 +166,7 @@ class Model:
         cls,
         model: str | Configuration = "vgg11",
         *,
-        labels: Iterable[str] | Mapping[str, int] | Mapping[int, str],
+        labels: Iterable[str] | Mapping[str, int] | Mapping[int, str] | None = None,
         weights: str | Path | Mapping[str, Tensor] | None = None,
         preprocessing: Preprocessing | None = None,
         in_channels: int | None = None,
@@ -180,7 +181,8 @@ class Model:
 
         Args:
             model: A name of `list_models()`, or a Configuration.
-            labels: Class names in the order of the logits, or a mapping of them to their numbers.
+            labels: Class names in the order of the logits, or a mapping of them to their numbers; None: those that
+                `weights` state.
             weights: `imagenet`, the model's published weights; the name of a model with published weights;
                 a file of a VGG's weights in any dialect that `identify` knows; a run's folder;
                 `hf://owner/name`; or a state dict in memory, such as `network.state_dict()`. The last layer is
@@ -200,7 +202,7 @@ class Model:
 
         Raises UnknownName, BadConfiguration, BadCheckpoint and, for published weights, BadDownload.
         """
-        labels = read_labels(labels)
+        labels = find_labels(model, weights) if labels is None else read_labels(labels)
         configuration = configure(
             model, num_classes=len(labels), in_channels=in_channels, head=head, dropout=dropout, until=until
         )

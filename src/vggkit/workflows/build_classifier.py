@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from vggkit.errors import BadConfiguration
 from vggkit.images.dataset import ImageDataset, typical_side
 from vggkit.images.preprocessing import FitMode, Preprocessing, choose_preprocessing
 from vggkit.models.configuration import Configuration, Head, Scheme
@@ -72,6 +73,8 @@ def build_classifier(
         stated = _resize(stated, image_size or 224, in_channels or 3)
     if head is None and until is None and image_size is not None and image_size < 128:
         head = "pool"
+    if image_size is not None and image_size < (least := configure(model, head=head, until=until).minimum_side):
+        raise BadConfiguration(f"image_size must be {least} or more for this network; got {image_size}")
     classifier = Model.create(
         model,
         labels=images.labels,

@@ -22,6 +22,7 @@ from vggkit.images.class_names import shorten_names
 from vggkit.images.dataset import ImageDataset
 from vggkit.images.labelled import LabelledImages
 from vggkit.images.near_duplicates import NearDuplicate
+from vggkit.images.preprocessing import Preprocessing
 from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.images.sources.tables import Columns
 from vggkit.weights.card import demand_classifier
@@ -47,6 +48,7 @@ def check(
     *,
     columns: Columns = Columns(),  # noqa: B008 (frozen)
     image_size: int | None = None,
+    reduced_decoding: bool = False,
     device: str = "auto",
     on_progress: OnProgress | None = None,
 ) -> Diagnosis:
@@ -62,6 +64,8 @@ def check(
             takes it: trained on such images or on ImageNet. Its labels do not matter.
         columns: The names of a table's columns.
         image_size: Side in pixels of the network input; None: that of the Classifier, or 224.
+        reduced_decoding: Whether JPEGs that are too large to be decoded at their full size count as readable, as
+            `train` reads them with the same option; always so where the Classifier decodes them so.
         device: Where the Classifier runs: `auto`, `cpu`, `cuda`, `mps`.
         on_progress: Called with the name of a step, how much of it is done, and how much it is in all.
 
@@ -78,9 +82,14 @@ def check(
     started = time.perf_counter()
     opened = open_dataset(data, columns=columns)
     classifier = _load(place) if place is not None else cast("Model | None", model)
-    seen_pixels = image_size or (classifier.preprocessing.crop_pixels if classifier else 224)
-    channels = classifier.preprocessing.decoded_channels if classifier is not None else 3
-    copies = find_copies(opened, channels=channels, on_progress=on_progress)
+    preprocessing = Preprocessing() if classifier is None else classifier.preprocessing
+    seen_pixels = image_size or preprocessing.crop_pixels
+    copies = find_copies(
+        opened,
+        channels=preprocessing.decoded_channels,
+        reduced_decoding=reduced_decoding or preprocessing.reduced_decoding,
+        on_progress=on_progress,
+    )
     records, pairs = copies.records, copies.pairs
     counts = count_readable(opened, records)
     found = [
@@ -101,7 +110,9 @@ def check(
     ]
     if classifier is not None:
         found += _check_labels(classifier, records, pairs, device=device, on_progress=on_progress)
-    options = list_stated(columns) | ({} if image_size is None else {"image_size": str(image_size)})
+    options: dict[str, str | bool] = {**list_stated(columns)}
+    options |= {} if image_size is None else {"image_size": str(image_size)}
+    options |= {"reduced_decoding": True} if reduced_decoding else {}
     options |= {} if place is None else {"model": str(place)}
     headers = [record.head for record in records if record.head is not None]
     return Diagnosis(
@@ -191,6 +202,9 @@ def check_training_data(
     if (finding := rules.find_combined_labels(images.labels)) is not None:
         more = f" (and {len(finding.cases) - 1:,} more)" if len(finding.cases) > 1 else ""
         log(f"warning: {finding.cases[0].detail}{more}; {finding.advice}")
+    if (finding := rules.find_nested(images)) is not None:
+        listed = "; ".join(case.detail for case in finding.cases[:MOST_NAMED])
+        log(f"note: {finding.summary}: {listed}. {finding.advice}")
     copies = copies or find_copies(images, most=MOST_COMPARED, channels=channels, on_progress=on_progress)
     records = copies.records
     unreadable = [record.problem for record in records if record.problem is not None]

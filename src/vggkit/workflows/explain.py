@@ -86,6 +86,7 @@ def explain_into(
     device: str = "auto",
     precision: WantedPrecision = "auto",
     engine: WantedEngine = "auto",
+    reduced_decoding: bool = False,
     on_progress: OnProgress | None = None,
 ) -> ExplainResult:
     """Explain any number of images, and write what was found to a folder.
@@ -109,6 +110,8 @@ def explain_into(
         device: `auto`, `cpu`, `cuda`, `mps`.
         precision: The precision of the engine, where one explains.
         engine: The engine, see `Classifier.explain`.
+        reduced_decoding: Decode large JPEGs at a smaller scale, even where the Classifier does not: it is faster,
+            reads some that are too large otherwise, and changes pixels slightly.
         on_progress: Called with what is being done, how many images of it are done, and of how many.
 
     Raises BadOutput where the folder cannot be written to, UnknownName, BadConfiguration, BadInput, BadData and
@@ -117,7 +120,7 @@ def explain_into(
     out, given = demand_path(out), list(take_sources(images))
     batch_size = demand_count("batch_size", batch_size)
     opened = open_for_engine(model, "explain")
-    card = opened.card
+    card = opened.card.with_reduced_decoding(reduced_decoding)
     plan = ExplanationPlan.of(card, method=method, layer=layer, label=label, contrast=contrast)
     folder = ExplanationFolder(out, plan, given, with_maps=True)
     progress = on_progress or _ignore
@@ -176,6 +179,7 @@ def check_into(
     layer: str | None = None,
     batch_size: int = 32,
     device: str = "auto",
+    reduced_decoding: bool = False,
     on_progress: OnProgress | None = None,
 ) -> ExplanationCheck:
     """Write whether the explanations of some images are right to `check.json` in their folder.
@@ -189,6 +193,7 @@ def check_into(
         layer=layer,
         batch_size=batch_size,
         device=device,
+        reduced_decoding=reduced_decoding,
         on_progress=on_progress,
     )
     write_text(demand_path(out) / CHECK, json.dumps(found.to_dict(), indent=1) + "\n")

@@ -18,7 +18,8 @@ from vggkit.exporting.plan import FITTED, ExportPlan, StoredPrecision
 from vggkit.exporting.programs import find_program
 from vggkit.exporting.record import Export
 from vggkit.exporting.snippets import write_program_snippet, write_weights_snippet
-from vggkit.files import demand_apart, demand_writable, whole_files
+from vggkit.exporting.web_site import DESCRIPTION
+from vggkit.files import demand_apart, demand_replaceable, demand_writable, whole_files
 from vggkit.images.dataset import ImageSample
 from vggkit.images.decoding import Pixels
 from vggkit.images.given import ImageSources, take_sources
@@ -28,6 +29,7 @@ from vggkit.inference.bulk import OnProgress
 from vggkit.interruption import handle_signals
 from vggkit.weights.convert import convert
 from vggkit.weights.dialects import Dialect
+from vggkit.workflows.export_site import export_site
 
 if TYPE_CHECKING:
     from vggkit.engines.model_weights import Weights
@@ -60,13 +62,16 @@ def export(
         model: A Classifier; or its place: a file, a run's folder, a published model's name such as `vgg16`, or
             `hf://owner/name`.
         out: The file; its ending says the format: `.onnx`, `.pt2`, `.xml` (OpenVINO, with a `.bin` beside it),
-            `.pth`, `.pt` or `.safetensors` (torchvision), `.h5`, `.weights.h5` or `.npz` (Keras).
-        to: The format, where several have the ending: `onnx`, `pt2`, `openvino`, `torchvision`, `timm` or `keras`.
+            `.pth`, `.pt` or `.safetensors` (torchvision), `.h5`, `.weights.h5` or `.npz` (Keras). With `web` a
+            folder.
+        to: The format, where several have the ending: `onnx`, `pt2`, `openvino`, `torchvision`, `timm` or `keras`;
+            `web`: a folder for any static host, whose page classifies images in the browser.
         data: Images that a program is checked on, as `predict` takes them; up to 16 are used. None: four made-up
             ones.
         columns: Names of a table's columns.
         resize: Resize and crop in the program, so that it takes images of any size.
-        precision: `fp16` stores weights in half the bytes; programs compute in float32 either way.
+        precision: `fp16` stores weights in half the bytes, and `int8` (ONNX and web) in a quarter, with a scale for
+            each output; programs compute in float32 in any case.
         on_progress: Called with the current task, how much of it is done, and of how much.
 
     Raises UnknownName for an unknown ending, BadOutput where the file cannot be written or computes something else,
@@ -84,7 +89,12 @@ def export(
     log = on_progress or (lambda what, done, total: None)
     chosen = choose_format(out, to)
     out = Path(out)
-    demand_writable(out)
+    if chosen.name == "web":
+        demand_replaceable(out, ours=DESCRIPTION)
+        if resize:
+            raise BadConfiguration("resize must be off for a site: the page resizes images as Pillow does")
+    else:
+        demand_writable(out)
     given = [] if isinstance(data, tuple | list) and not data else list(take_sources(data))
     demand_apart(out, [each for each in [model, *given] if isinstance(each, str | Path)])
     if not chosen.is_program:
@@ -96,6 +106,9 @@ def export(
             return _convert(opened, out, chosen, log)
         plan = ExportPlan.of(opened.card, chosen.name, resize=resize, precision=precision)
         images = _read_images(given, plan, columns, log) if given else None
+        if chosen.name == "web":
+            name = Path(model).stem if isinstance(model, str | Path) else plan.configuration.model
+            return export_site(find_weights(opened), plan, out, name=name, images=images, on_progress=log)
         return _write_program(find_weights(opened), plan, out, images, log)
 
 

@@ -73,8 +73,14 @@ def prepare_images(
         id(original): image
         for original, image in zip(originals, (p for split in spooled.splits.values() for p in split), strict=True)
     }
-    channels = classifier.preprocessing.decoded_channels
-    copies = find_copies(spooled, most=MOST_COMPARED, channels=channels, on_progress=line.show)
+    preprocessing = classifier.preprocessing
+    copies = find_copies(
+        spooled,
+        most=MOST_COMPARED,
+        channels=preprocessing.decoded_channels,
+        reduced_decoding=preprocessing.reduced_decoding,
+        on_progress=line.show,
+    )
     if copy_groups is None:
         found = [[identify_image(originals[number]) for number in group] for group in copies.list_groups()]
         divided, copy_groups = hold_out_with_copies(

@@ -17,7 +17,16 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 from vggkit.models.statements import LABELS_KEY
 from vggkit.models.statements import PREFIX as STATEMENTS
-from vggkit.weights.formats.weight_file import DTYPES, Archive, Contents, TensorEntry, reading, refuse, shown
+from vggkit.weights.formats.weight_file import (
+    DTYPES,
+    IN_MEMORY,
+    Archive,
+    Contents,
+    TensorEntry,
+    reading,
+    refuse,
+    shown,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,8 +44,6 @@ _LIMIT_PICKLE_BYTES: Final = 64 * 2**20
 """A state dict's pickle takes some kilobytes; values lie outside it."""
 _SAVE_AGAIN: Final = 'where it was made, write torch.save(model.state_dict(), "weights.pth")'
 _SAVE_AS_2: Final = 'where you trust it, write torch.save(torch.load(FILE, weights_only=False), "weights.pth")'
-IN_MEMORY: Final = Path("state dict in memory")
-"""The path of weights that are no file, for messages."""
 _MODULES: Final = ("torch.nn.modules.", "torch.nn.parallel.")
 
 
