@@ -9,15 +9,19 @@ import torch
 import torch.nn.functional as F
 
 import vggkit as vk
-from vggkit.compression.channels import keep_channels, list_prunable
-from vggkit.compression.moments import measure_moments
+from vggkit.compression.channels import Prunable, keep_channels, list_prunable
+from vggkit.compression.layer_inputs import LayerInputs
+from vggkit.compression.moments import Moments, measure_moments
 from vggkit.compression.pruning import list_prunable_convolutions, prune_channels
 from vggkit.compression.ranking import eliminate
+from vggkit.compression.rebuild import build_network
+from vggkit.compression.rounding import round_by_outputs
 from vggkit.compression.sensitivity import divide_budget, measure_sensitivity
 from vggkit.errors import BadInput
 from vggkit.models.configuration import Configuration
 from vggkit.models.configure import configure
 from vggkit.models.graph import Graph
+from vggkit.weights.storage import choose_codings, round_state
 
 WIDTHS = "8/16/16,16/24,24/24,24"
 
@@ -37,6 +41,12 @@ def make(configuration: Configuration, pixels: int = 32, count: int = 64) -> tup
     # Images whose scores differ by more than the biases.
     network.classifier[-1].weight.mul_(30)
     return network.eval().requires_grad_(False), images
+
+
+def measure(network: vk.VGG, layer: Prunable, images: torch.Tensor) -> Moments:
+    inputs = LayerInputs(network, images.split(16))
+    inputs.move_to(layer)
+    return measure_moments(inputs, inputs, layer)
 
 
 def zero(network: vk.VGG, keep: dict[str, torch.Tensor]) -> vk.VGG:
@@ -118,7 +128,7 @@ def test_copies_of_channels_are_removed_without_any_error():
     smaller = prune_channels(network, {"conv3_1": 8}, images.split(16))
     assert smaller.configuration.blocks[2] == (8, 16)
     assert torch.allclose(smaller(images), network(images), atol=5e-2 * float(network(images).std()))
-    ranked = eliminate(measure_moments(network, network, layer, images.split(16)), least=4)
+    ranked = eliminate(measure(network, layer, images), least=4)
     assert {number % 8 for number in range(16) if number not in ranked.order[:8]} == set(range(8))
     assert ranked.errors[7] < 3e-3
     assert list(ranked.errors) == sorted(ranked.errors)
@@ -127,7 +137,7 @@ def test_copies_of_channels_are_removed_without_any_error():
 def test_the_error_that_is_told_is_the_error_of_the_refit():
     network, images = make(configure("vgg11_bn", blocks=WIDTHS, num_classes=3, head="pool"))
     layer = list_prunable_convolutions(network.configuration)[2]
-    moments = measure_moments(network, network, layer, images.split(16))
+    moments = measure(network, layer, images)
     ranked = eliminate(moments, least=4)
     kept = ranked.keep(6)
     weights, columns = moments.solve(kept), moments.list_columns(kept)
@@ -168,7 +178,7 @@ def test_a_wide_reader_is_fitted_by_a_factor_for_each_channel(monkeypatch):
     configuration = replace(configure("vgg11_bn", blocks=WIDTHS, num_classes=3), hidden=(20,))
     network, images = make(configuration, pixels=64)
     layer = list_prunable_convolutions(configuration)[-1]
-    moments = measure_moments(network, network, layer, images.split(16))
+    moments = measure(network, layer, images)
     assert moments.by_factor
     smaller = prune_channels(network, {"conv5_2": 12}, images.split(16))
     assert smaller.classifier[0].weight.shape == (20, 12 * 49)
@@ -193,3 +203,22 @@ def test_budgets_follow_what_was_measured_and_reach_the_share():
         assert share <= 1 - costs[1] / costs[0] < share + 0.12
     with pytest.raises(BadInput, match=r"99\.99 % of the multiply-adds cannot be removed: .* removes 9\d"):
         divide_budget(network.configuration, found, removed=0.9999, pixels=32)
+
+
+def test_rounding_by_outputs_loses_less_and_storing_changes_nothing_more():
+    network, images = make(configure("vgg11_bn", blocks=WIDTHS, num_classes=3, head="pool"), count=320)
+    rounded = round_by_outputs(network, images[:256].split(32))
+    state = {key: value.numpy() for key, value in rounded.state_dict().items()}
+    stored = round_state(state, "int4")
+    coarse = [key for key, coding in choose_codings(network.configuration.state_shapes(), "int4").items()]
+    for key in coarse[1:-1]:
+        assert (state[key] == stored[key]).all(), key
+    nearest = round_state({key: value.numpy() for key, value in network.state_dict().items()}, "int4")
+
+    def lose(values: dict) -> float:
+        other = build_network(
+            network.configuration, {key: torch.from_numpy(value) for key, value in values.items()}
+        )
+        return float((network(images[256:]) - other(images[256:])).square().sum())
+
+    assert lose(stored) < 0.7 * lose(nearest)

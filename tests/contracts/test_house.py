@@ -58,7 +58,7 @@ OWNERS = {
     },
     "uvicorn": {"serving/process.py", "serving/protocol.py", "serving/supervisor.py"},
     "h11": {"serving/protocol.py"},
-    "pydantic": {"serving/answers.py", "serving/bodies.py"},
+    "pydantic": {"serving/responses.py", "serving/bodies.py"},
     "python_multipart": {"serving/bodies.py"},
     "prometheus_client": {"serving/metrics.py"},
     "captum": {"explanations/gradients.py"},

@@ -24,7 +24,7 @@ def place(tiny, photos, tmp_path, monkeypatch) -> Path:
     image = sorted((photos / "val" / "red").glob("*.png"))[0]
     large = Image.open(image).convert("RGB").resize((2400, 2400))
     large.save(tmp_path / "data" / "val" / "red" / "large.jpg")
-    monkeypatch.setattr("vggkit.data_checks.survey.MOST_QUICK", 10**6)
+    monkeypatch.setattr("vggkit.data_checks.inspection.MOST_QUICK", 10**6)
     monkeypatch.setattr(decoding_limits, "MOST_BYTES", 15_000_000)
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -29,6 +29,7 @@ def train(
     network: NetworkChoice = NetworkChoice(),  # noqa: B008 (frozen)
     recipe: Recipe = Recipe(),  # noqa: B008 (frozen)
     find_learning_rate: bool = False,
+    teacher: str | None = None,
     columns: Columns = Columns(),  # noqa: B008 (frozen)
     despite_findings: bool = False,
     loggers: tuple[LoggerName, ...] = (),
@@ -56,6 +57,8 @@ def train(
         network: Which network is trained.
         recipe: How it is trained.
         find_learning_rate: Search for a learning rate first, in a short run at ever higher rates.
+        teacher: A trained classifier whose predictions are learnt beside the labels: a file, a run's folder, a
+            model's name or hf://owner/name. It has the same classes and image size, and may be of any size itself.
         columns: Names of a table's columns.
         despite_findings: Train even where the figures would be misleading, such as with a class missing from
             validation.
@@ -96,6 +99,7 @@ def train(
             despite_findings=despite_findings,
             loggers=loggers,
             find_learning_rate=find_learning_rate,
+            teacher=locate(teacher) if teacher else None,
             network=replace(network, weights=locate(network.weights) if network.weights else None),
             recipe=recipe,
         )

@@ -23,7 +23,7 @@ MOST_CHOSEN_BY: Final = 2_000
 """Images at most that points are compared on, drawn evenly."""
 TOGETHER: Final = 32
 """Images in a batch of calibration."""
-_CALIBRATION: Final = ((64, 2_000), (128, 500), (10**9, 128))
+_CALIBRATION: Final = ((64, 2_000), (128, 500), (10**9, 64))
 """Images that layers are fitted on, at most, by the side of images in pixels up to which it holds."""
 
 

@@ -4,7 +4,7 @@ Shape letters: N samples (places of images), C channels, B columns of a channel 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vggkit.compression.channels import Prunable
+from vggkit.compression.layer_inputs import LayerInputs
 from vggkit.models.vgg import VGG
 
 MOST_COLUMNS: Final = 5_000
 """Columns up to which each weight is fitted anew; above them one factor for each channel is."""
-SAMPLES: Final = 4
+SAMPLES: Final = 3
 """Samples for each column that are aimed at."""
 _LEAST_RIDGE: Final = 1e-3
 """Weight of the given weights as a prior, in units of the mean square of a column."""
@@ -58,48 +59,41 @@ class Moments:
         return torch.cholesky_solve(self.cross[:, columns].double().T, factor).T
 
 
-def measure_moments(
-    network: VGG,
-    original: VGG,
-    layer: Prunable,
-    batches: Sequence[Tensor],
-    *,
-    seed: int = 0,
-) -> Moments:
+@torch.no_grad()
+def measure_moments(inputs: LayerInputs, originals: LayerInputs, layer: Prunable, *, seed: int = 0) -> Moments:
     """The moments of what reads a layer's channels.
 
     The network may have lost channels before: its inputs are to give the outputs of the original network, which is
     how He et al. (2017, arXiv:1707.06168, section 3.2) keep errors from adding up.
 
     Args:
-        network: The network as it is.
-        original: The network whose outputs are wanted.
+        inputs: Of the network as it is, where the layer's channels are read.
+        originals: Of the network whose outputs are wanted, at the same place.
         layer: A layer that is whole in both.
-        batches: Preprocessed images, in batches.
         seed: Places of maps are drawn by it.
     """
     columns = layer.channels * layer.block * layer.repeats
     by_factor = columns > MOST_COLUMNS or layer.repeats > 1
     size = (layer.channels if by_factor else columns) + 1
-    weight, bias = _read_reader(network, layer)
+    weight, bias = _read_reader(inputs.network, layer)
     outputs = 1 if by_factor else len(weight)
     gram, cross = torch.zeros(size, size), torch.zeros(outputs, size)
     total, squares, count = torch.zeros(len(weight), dtype=torch.float64), 0.0, 0
     wanted_samples = SAMPLES * columns if not by_factor else SAMPLES * layer.channels
-    images = sum(len(batch) for batch in batches)
+    images = sum(map(len, inputs.maps))
     places = max(1, -(-wanted_samples // images))
     draws = torch.Generator().manual_seed(seed)
-    for inputs, wanted in _sample(network, original, layer, batches, places=places, draws=draws):
-        count += len(inputs)
+    for read, wanted in _sample(inputs, originals, layer, places=places, draws=draws):
+        count += len(read)
         total += wanted.double().sum(0)
         squares += float(wanted.double().square().sum())
         if by_factor:
-            for shares, output in _list_contributions(inputs, wanted - bias, weight, layer):
+            for shares, output in _list_contributions(read, wanted - bias, weight, layer):
                 gram[:-1, :-1].addmm_(shares, shares.T)
                 cross[0, :-1] += shares @ output
             gram[-1, -1] += 1.0
         else:
-            extended = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1)
+            extended = torch.cat([read, read.new_ones(len(read), 1)], dim=1)
             gram.addmm_(extended.T, extended)
             cross.addmm_(wanted.T, extended)
     ridge = _LEAST_RIDGE * gram.diagonal()[:-1].mean().clamp(min=1e-12)
@@ -122,35 +116,18 @@ def _list_contributions(
         yield torch.einsum("orcb,rcb->co", columns, values), output
 
 
-@torch.no_grad()
 def _sample(
-    network: VGG,
-    original: VGG,
-    layer: Prunable,
-    batches: Sequence[Tensor],
-    *,
-    places: int,
-    draws: torch.Generator,
+    inputs: LayerInputs, originals: LayerInputs, layer: Prunable, *, places: int, draws: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What the reader reads (N, C·B) in the network, and what it gives (N, O) in the original."""
-    weight, bias = _read_reader(original, layer)
-    for batch in batches:
-        mine = _run_to(network, layer.reader, batch)
-        theirs = mine if network is original else _run_to(original, layer.reader, batch)
-        if mine.dim() == 4:
-            side = math.isqrt(layer.block)
-            chosen = torch.randint(mine.shape[-2] * mine.shape[-1], (len(batch), places), generator=draws)
-            mine, theirs = (_cut_patches(each, chosen, side) for each in (mine, theirs))
-        yield mine, theirs @ weight.T + bias
-
-
-def _run_to(network: VGG, reader: str, batch: Tensor) -> Tensor:
-    """What the module reads: maps (N, C, H, W), or rows."""
-    place, index = reader.split(".", maxsplit=1)[0], int(reader.split(".")[1])
-    if place == "features":
-        maps: Tensor = network.features[:index](batch)
-        return maps
-    return network.read(network.features(batch), network.classifier[:index])
+    weight, bias = _read_reader(originals.network, layer)
+    for mine, theirs in zip(inputs.maps, originals.maps, strict=True):
+        if layer.reader.startswith("features"):
+            chosen = torch.randint(mine.shape[-2] * mine.shape[-1], (len(mine), places), generator=draws)
+            rows = [_cut_patches(each, chosen, math.isqrt(layer.block)) for each in (mine, theirs)]
+        else:
+            rows = [inputs.read_rows(mine), originals.read_rows(theirs)]
+        yield rows[0], rows[1] @ weight.T + bias
 
 
 def _cut_patches(maps: Tensor, chosen: Tensor, side: int) -> Tensor:

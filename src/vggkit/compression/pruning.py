@@ -5,12 +5,12 @@ The result is a smaller VGG, not a sparse one: it is as much faster as it has fe
 
 from collections.abc import Callable, Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from vggkit.compression.channels import Prunable, keep_channels, list_prunable
+from vggkit.compression.layer_inputs import LayerInputs
 from vggkit.compression.moments import Moments, measure_moments
-from vggkit.compression.ranking import Elimination, eliminate
+from vggkit.compression.ranking import eliminate
 from vggkit.compression.rebuild import build_network, copy_state
 from vggkit.models.configuration import Configuration
 from vggkit.models.vgg import VGG
@@ -45,7 +45,8 @@ def prune_channels(
         seed: Places of maps are drawn by it.
         on_layer: Called with what is done, the number of layers done, and of all.
     """
-    original, pruned = network, network
+    pruned = network
+    inputs, originals = LayerInputs(network, batches), LayerInputs(network, batches)
     going = [
         layer
         for layer in list_prunable_convolutions(network.configuration)
@@ -53,9 +54,12 @@ def prune_channels(
     ]
     for done, layer in enumerate(going):
         on_layer(f"removing channels of {layer.name}", done, len(going))
-        moments = measure_moments(pruned, original, layer, batches, seed=seed)
-        ranked = eliminate(moments, least=widths[layer.name])
-        pruned = remove(pruned, layer, ranked.keep(widths[layer.name]), moments)
+        inputs.move_to(layer)
+        originals.move_to(layer)
+        moments = measure_moments(inputs, originals, layer, seed=seed)
+        kept = eliminate(moments, least=widths[layer.name]).keep(widths[layer.name])
+        pruned = remove(pruned, layer, kept, moments)
+        inputs.keep(pruned, kept)
     return pruned
 
 
@@ -73,12 +77,3 @@ def remove(network: VGG, layer: Prunable, kept: Tensor, moments: Moments) -> VGG
         if bias in state:
             state[bias] = solved[:, -1]
     return build_network(smaller.configuration, state)
-
-
-def rank_alone(
-    network: VGG, layer: Prunable, batches: Sequence[Tensor], *, least: int
-) -> tuple[Elimination, Moments]:
-    """The order in which one layer's channels go where all others stay."""
-    with torch.no_grad():
-        moments = measure_moments(network, network, layer, batches)
-        return eliminate(moments, least=least), moments

@@ -19,7 +19,7 @@ class Fold:
     """Side of the map that the head reads from then on."""
 
     def __str__(self) -> str:
-        return f"fc6 folded to {self.grid}×{self.grid}"
+        return "fc6 folded"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,7 @@ class LowRank:
     """Rank of each; one that would not be smaller stays a matrix."""
 
     def __str__(self) -> str:
-        return f"fc of rank {', '.join(map(str, self.ranks))}"
+        return f"ranks {', '.join(map(str, self.ranks))}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

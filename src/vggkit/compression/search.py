@@ -143,8 +143,9 @@ class Search:
         """The point of a Classifier as its file gives it."""
         shop, top1 = self.workshop, None
         path = shop.folder / f"{len(self.candidates)}-{storage}-{precision}.safetensors"
-        made.model.card = replace(made.model.card, storage=storage)
-        made.model.save(path)
+        model = shop.round(made) if storage == "int4" and made.model is not shop.original else made.model
+        model.card = replace(model.card, storage=storage)
+        model.save(path)
         model = Model.load(path)
         if shop.images is not None:
             predictions = predict_all(

@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from vggkit.compression.channels import change_widths
-from vggkit.compression.pruning import OnLayer, list_prunable_convolutions, rank_alone, remove
+from vggkit.compression.layer_inputs import LayerInputs
+from vggkit.compression.moments import measure_moments
+from vggkit.compression.pruning import OnLayer, list_prunable_convolutions, remove
+from vggkit.compression.ranking import eliminate
 from vggkit.errors import BadInput
 from vggkit.models.configuration import Configuration
 from vggkit.models.graph import Graph
@@ -59,28 +62,32 @@ def measure_sensitivity(
     network: VGG,
     batches: Sequence[Tensor],
     *,
-    measured: Sequence[Tensor] | None = None,
+    measured: int | None = None,
     on_layer: OnLayer = lambda what, done, total: None,
 ) -> tuple[Sensitivity, ...]:
     """Remove shares of each convolution's channels alone, the next layer refitted, and compare the predictions.
 
     Args:
-        network: The network.
+        network: The network, in evaluation mode.
         batches: Preprocessed images that channels are ranked on.
-        measured: Those that predictions are compared on; None: the same.
+        measured: Number of these batches that predictions are compared on; None: all.
         on_layer: Called with what is done, the number of layers done, and of all.
     """
-    looked_at = batches if measured is None else measured
-    before = [_predict(network, batch) for batch in looked_at]
+    count = len(batches) if measured is None else min(measured, len(batches))
+    before = [_predict(network, batch) for batch in batches[:count]]
     layers, found = list_prunable_convolutions(network.configuration), list[Sensitivity]()
+    inputs = LayerInputs(network, batches)
     for done, layer in enumerate(layers):
         on_layer(f"measuring the sensitivity of {layer.name}", done, len(layers))
+        inputs.move_to(layer)
         widths = [max(1, round(layer.channels * (1 - share))) for share in TRIED]
-        ranked, moments = rank_alone(network, layer, batches, least=min(widths))
+        moments = measure_moments(inputs, inputs, layer)
+        ranked = eliminate(moments, least=min(widths))
         divergences = []
         for width in widths:
-            smaller = remove(network, layer, ranked.keep(width), moments)
-            divergences.append(_diverge(smaller, looked_at, before))
+            kept = ranked.keep(width)
+            after = inputs.finish(remove(network, layer, kept, moments), kept, batches=count)
+            divergences.append(_diverge(after, before))
         found.append(
             Sensitivity(layer=layer.name, channels=layer.channels, removed=TRIED, divergence=tuple(divergences))
         )
@@ -149,10 +156,9 @@ def _predict(network: VGG, batch: Tensor) -> Tensor:
     return logits.double().log_softmax(1)
 
 
-def _diverge(network: VGG, batches: Sequence[Tensor], before: Sequence[Tensor]) -> float:
-    total, count = 0.0, 0
-    for batch, known in zip(batches, before, strict=True):
-        now = _predict(network, batch)
-        total += float((known.exp() * (known - now)).sum())
-        count += len(batch)
-    return max(total / count, _FLOOR)
+def _diverge(after: Sequence[Tensor], before: Sequence[Tensor]) -> float:
+    """Mean divergence of logits (N, K), in batches, from logarithms of probabilities."""
+    total = 0.0
+    for logits, known in zip(after, before, strict=True):
+        total += float((known.exp() * (known - logits.double().log_softmax(1))).sum())
+    return max(total / sum(map(len, before)), _FLOOR)

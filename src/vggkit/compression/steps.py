@@ -16,10 +16,12 @@ from vggkit.compression.measuring import count_multiply_adds
 from vggkit.compression.pool_head import fit_pool_head
 from vggkit.compression.pruning import prune_channels
 from vggkit.compression.records import CompressionStep, FineTune, Fold, LowRank, PoolHead, Prune
-from vggkit.compression.sensitivity import divide_budget, measure_sensitivity
+from vggkit.compression.rounding import round_by_outputs
+from vggkit.compression.sensitivity import Sensitivity, divide_budget, measure_sensitivity
 from vggkit.engines.activation_ranges import measure_ranges
 from vggkit.errors import MissingExtra
 from vggkit.interruption import Signals
+from vggkit.models.configuration import Configuration
 from vggkit.models.vgg import VGG
 from vggkit.weights.model import Model
 
@@ -59,6 +61,8 @@ class Workshop:
     signals: Signals = field(default_factory=Signals)
     """Requests to stop."""
     _batches: tuple[Tensor, ...] | None = None
+    _rounded: tuple[Model, VGG] | None = None
+    _sensitivity: tuple[Configuration, tuple[Sensitivity, ...]] | None = None
 
     @property
     def pixels(self) -> int:
@@ -76,10 +80,12 @@ class Workshop:
         return self._batches
 
     def fold(self, made: Made) -> Made:
-        """Fold fc6 where the images leave a smaller map than the head reads."""
+        """Fold fc6 where the images leave a smaller map than the head reads; else a copy."""
         grid = find_folded_grid(made.model.configuration, self.pixels)
         if grid is None:
-            return made
+            copied = Model(made.model.network, labels=made.model.labels, preprocessing=made.model.preprocessing)
+            copied.card = made.model.card
+            return Made(copied, made.steps)
         return self._change(made, fold(made.model.network, pixels=self.pixels), Fold(grid=grid))
 
     def put_pool_head(self, made: Made) -> Made:
@@ -94,20 +100,27 @@ class Workshop:
             on_progress=self.on_progress,
             log=self.log,
         )
-        return self._change(made, fitted.network, PoolHead())
+        # Folding was of the layers that are gone.
+        steps = tuple(step for step in made.steps if not isinstance(step, Fold))
+        return self._change(Made(made.model, steps), fitted.network, PoolHead())
 
     def prune(self, made: Made, removed: float) -> Made:
-        """Remove channels until a share of the multiply-adds of the whole Classifier is gone."""
+        """Remove channels until a share of the multiply-adds of the whole Classifier is gone.
+
+        Layers share the loss by what was measured before any channel went.
+        """
         whole = count_multiply_adds(self.original.configuration, self.pixels)
-        now = count_multiply_adds(made.model.configuration, self.pixels)
-        share = 1 - (1 - removed) * whole / now
+        if self._sensitivity is None or not any(isinstance(step, Prune) for step in made.steps):
+            measured = len(_take(self.batches, MEASURED))
+            found = measure_sensitivity(
+                made.model.network, self.batches, measured=measured, on_layer=self.on_progress
+            )
+            self._sensitivity = made.model.configuration, found
+        start, sensitivities = self._sensitivity
+        share = 1 - (1 - removed) * whole / count_multiply_adds(start, self.pixels)
         if share <= 0:
             return made
-        some = _take(self.batches, MEASURED)
-        sensitivities = measure_sensitivity(
-            made.model.network, self.batches, measured=some, on_layer=self.on_progress
-        )
-        widths = divide_budget(made.model.configuration, sensitivities, removed=share, pixels=self.pixels)
+        widths = divide_budget(start, sensitivities, removed=share, pixels=self.pixels)
         smaller = prune_channels(
             made.model.network, widths, self.batches, seed=self.fine_tuning.seed, on_layer=self.on_progress
         )
@@ -140,6 +153,19 @@ class Workshop:
             signals=self.signals,
         )
         return self._change(made, trained.network, FineTune(epochs=self.fine_tuning.epochs))
+
+    def round(self, made: Made) -> Model:
+        """The Classifier with its weights rounded to 4 bits by what that does to each layer's output."""
+        if not self.batches:
+            return made.model
+        if self._rounded is None or self._rounded[0] is not made.model:
+            network = round_by_outputs(
+                made.model.network, self.batches, seed=self.fine_tuning.seed, on_layer=self.on_progress
+            )
+            self._rounded = made.model, network
+        model = Model(self._rounded[1], labels=made.model.labels, preprocessing=made.model.preprocessing)
+        model.card = made.model.card
+        return model
 
     def find_ranges(self, model: Model) -> str | None:
         """Measure the activation ranges for int8 and keep them in the Classifier; gives the reason where not."""

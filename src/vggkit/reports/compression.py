@@ -150,7 +150,7 @@ def _draw_points(axes: "Axes", record: CompressionRecord, places: list[float], *
         "chosen", (places[marked], heights[marked]), xytext=(9, 7), textcoords="offset points", fontweight="bold"
     )
     axes.annotate(
-        "before", (places[0], heights[0]), xytext=(5, 5), textcoords="offset points", fontsize=8, color=PALE_INK
+        "before", (places[0], heights[0]), xytext=(5, -12), textcoords="offset points", fontsize=8, color=PALE_INK
     )
     ticks = _choose_ticks(min(places), max(places))
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])

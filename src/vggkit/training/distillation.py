@@ -4,6 +4,7 @@ Shape letters: N images, C channels, H and W pixels, K classes.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 from vggkit.engines.pytorch import replicate_network
 from vggkit.errors import BadConfiguration
 from vggkit.models.vgg import VGG
+from vggkit.training.recipe import Recipe
+from vggkit.weights.locate import locate_model
 from vggkit.weights.model import Model
 
 TEMPERATURE: Final = 4.0
@@ -97,7 +100,29 @@ def _find_similarities(maps: Tensor) -> Tensor:
     return F.normalize(rows @ rows.T, dim=1)
 
 
-def demand_teacher(teacher: Model, student: Model) -> None:
+def open_teacher(place: str | Path, student: Model, recipe: Recipe, *, device: torch.device) -> Teacher:
+    """The Classifier at a place as the teacher of another.
+
+    Args:
+        place: A file, a run's folder, a model's name or `hf://owner/name`.
+        student: The Classifier that learns.
+        recipe: Resolved.
+        device: Where both compute.
+
+    Raises BadConfiguration where it cannot teach the student, and what `Model.load` does.
+    """
+    if recipe.trainable == "head":
+        raise BadConfiguration(
+            "a teacher is learnt from by steps, and trainable=head solves the last layer directly; take "
+            "trainable=top or all, or leave out teacher"
+        )
+    model = Model.load(locate_model(place))
+    _demand_alike(model, student)
+    dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+    return Teacher(model.network, device=device, dtype=dtype)
+
+
+def _demand_alike(teacher: Model, student: Model) -> None:
     """Raise BadConfiguration where a Classifier cannot teach another: other classes, or other inputs."""
     if teacher.labels != student.labels:
         raise BadConfiguration(

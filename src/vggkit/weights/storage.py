@@ -32,7 +32,7 @@ LEVELS: Final[Mapping[Coding, int]] = {"int8": 127, "int4": 7}
 _LARGEST_HALF: Final = 65504.0
 _CLIPS: Final = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
 """Shares of a channel's largest weight at which int4 may clip; the one of the least squared error is taken."""
-_WIDER: Final = (7 / 6, 7 / 5, 7 / 4)
+_WIDER: Final = (7 / 6, 7 / 5, 7 / 4, 7 / 3, 7 / 2, 7)
 """The same above 1: weights that were rounded to a grid before are found on it again."""
 _SCALE_BITS: Final = 12
 """Bits of a scale's mantissa that are dropped, so that code times scale is exact in float32."""

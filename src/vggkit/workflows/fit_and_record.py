@@ -30,6 +30,7 @@ from vggkit.reports.progress import ProgressLine
 from vggkit.reports.run_plots import plot_strengths
 from vggkit.training.caller_settings import CallerSettings
 from vggkit.training.checkpoint import Checkpoints, Epoch, Progress
+from vggkit.training.distillation import open_teacher
 from vggkit.training.recipe import Monitor, Recipe
 from vggkit.training.trainer import Callbacks, FitResult, State, Trainer, find_best
 from vggkit.weights.model import Model
@@ -99,12 +100,13 @@ def fit_and_record(
         "network": asdict(config.network),
         "by_hand": dict(config.found.get("by_hand", {})),
         "images": dict(contents),
+        "teacher": {"place": config.teacher},
     }
     checkpoints = Checkpoints(
         directory,
         card=classifier.card,
         identity=identity,
-        usual={"recipe": Recipe().to_dict(), "network": asdict(NetworkChoice())},
+        usual={"recipe": Recipe().to_dict(), "network": asdict(NetworkChoice()), "teacher": {"place": None}},
         changeable={"recipe": {"epochs"}},
     )
     state, progress = _restore(classifier, checkpoints, caller_settings) if resumed else (None, Progress())
@@ -117,6 +119,7 @@ def fit_and_record(
     started = time.monotonic()
     earlier = sum(epoch.seconds for epoch in progress.history) + progress.seconds
     epochs = 1 if recipe.trainable == "head" else recipe.epochs
+    teacher = None if config.teacher is None else open_teacher(config.teacher, classifier, recipe, device=device)
     with ExitStack() as stack:
         signals = stack.enter_context(
             handle_signals(lambda: f"vggkit train --resume {directory}" if last.is_file() else "")
@@ -157,6 +160,7 @@ def fit_and_record(
             device=device,
             checkpoints=checkpoints,
             caller_settings=caller_settings,
+            teacher=teacher,
             save_seconds=save_seconds,
             callbacks=Callbacks(
                 on_step=show,

@@ -129,6 +129,9 @@ class RunConfig:
     """Loggers of the metrics of each epoch besides metrics.csv: tensorboard, wandb, mlflow."""
     find_learning_rate: bool = False
     """Search for a learning rate first, in a short run at ever higher rates."""
+    teacher: str | None = None
+    """A trained classifier whose predictions are learnt beside the labels: a file, a run's folder, a model's
+    name or hf://owner/name."""
     from_python: bool = False
     """The run was started from Python with its own Classifier: --config starts from other weights."""
     network: NetworkChoice = field(default_factory=NetworkChoice)
@@ -176,7 +179,7 @@ class RunConfig:
         yield from (f"# {line}" for line in OPENING.splitlines())
         yield ""
         texts = read_field_texts(type(self))
-        rare = [name for name in ("find_learning_rate", "from_python") if getattr(self, name)]
+        rare = [name for name in ("find_learning_rate", "teacher", "from_python") if getattr(self, name)]
         for name in ("data", "despite_findings", "loggers", *rare):
             value = getattr(self, name)
             yield from write_entry(name, list(value) if name == "loggers" else value, texts.get(name, ""))

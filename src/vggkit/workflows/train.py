@@ -99,6 +99,7 @@ def train(
     fold: str | None = None,
     seed: int | None = None,
     find_learning_rate: bool | None = None,
+    teacher: str | Path | None = None,
     path_column: str | None = None,
     label_column: str | None = None,
     split_column: str | None = None,
@@ -209,6 +210,7 @@ def train(
             data's own train and val splits are joined.
         seed: Seed of every random draw.
         find_learning_rate: Search for a learning rate first, in a short run at ever higher rates.
+        teacher: A trained classifier of these classes, a file or a run, whose predictions are learnt too.
         path_column: The table's column with the images' files, or with the images themselves.
         label_column: The table's column with the classes.
         split_column: The table's column with the split: train, val or test.
@@ -333,6 +335,7 @@ def _gather(options: Mapping[str, Any]) -> RunConfig:
         despite_findings=options.get("despite_findings", base.despite_findings),
         loggers=tuple(options.get("loggers", base.loggers)),
         find_learning_rate=searched,
+        teacher=locate(str(options["teacher"])) if "teacher" in options else base.teacher,
         from_python=isinstance(model, Model | Configuration) or isinstance(data, ImageDataset) or held,
         network=replace(initial, **network),
         recipe=replace(recipe, **given[Recipe]),

@@ -6,6 +6,7 @@ from vggkit.images.dataset import ImageDataset
 from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.models.configure import configure
 from vggkit.reports.progress import ProgressLine
+from vggkit.weights.classifier_file import read_card
 from vggkit.weights.formats.detect import open_weights
 from vggkit.weights.input_conventions import find_convention
 from vggkit.weights.locate import locate_model
@@ -30,6 +31,8 @@ def open_inputs(
     weights, and BadData for the dataset.
     """
     demand_new_folder(out)
+    if config.teacher is not None:
+        read_card(locate_model(config.teacher))
     if check_network:
         _check_network(config.network)
     with ProgressLine(quiet=quiet) as line:
