@@ -401,10 +401,10 @@ class Classifier(Model):
         precision: StoredPrecision = "fp32",
         on_progress: Callable[[str, int, int | None], None] | None = None,
     ) -> Export:
-        """Write a file that runs without vggkit, and check it before it has its name.
+        """Write a file that runs without vggkit, and check it before it gets its name.
 
-        ONNX, torch.export and OpenVINO files take uint8 RGB images (N, H, W, 3) and give probabilities (N, K), with
-        normalisation, temperature and labels inside.
+        ONNX, torch.export and OpenVINO files are programs from uint8 RGB images (N, H, W, 3) to probabilities
+        (N, K), with normalisation, temperature and labels inside.
 
         Args:
             out: The file; its ending says the format: `.onnx`, `.pt2`, `.xml` (OpenVINO, with a `.bin` beside it),
@@ -412,7 +412,7 @@ class Classifier(Model):
                 folder.
             to: The format, where several have the ending: `onnx`, `pt2`, `openvino`, `torchvision`, `timm` or
                 `keras`; `web`: a folder for any static host, whose page classifies images in the browser.
-            data: Images that a program is checked on, as `predict` takes them; up to 16 are used. None: made-up
+            data: Images that a program is checked on, as `predict` takes them; up to 16 are used. None: synthetic
                 ones.
             resize: Resize and crop in the program, so that it takes images of any size.
             precision: `fp16` stores the weights in half the bytes, and `int8` (ONNX and web) in a quarter; programs
@@ -420,8 +420,8 @@ class Classifier(Model):
             on_progress: Called with the current task, how much of it is done, and of how much.
 
         The result has the check's figures, and in `snippet` code that runs the file. Raises UnknownName for an
-        unknown ending, BadOutput where the file cannot be written or computes something else, BadConfiguration
-        where the format has no form for the network, MissingExtra, BadData and BadInput.
+        unknown ending, BadOutput if the file cannot be written or its results differ, BadConfiguration if the
+        format cannot represent the network, MissingExtra, BadData and BadInput.
         """
         return export(self, out, to=to, data=data, resize=resize, precision=precision, on_progress=on_progress)
 

@@ -1,4 +1,4 @@
-"""ONNX files: the engine's graph with the image's preparation before it and the softmax behind it.
+"""ONNX files: the engine's graph between the preparation of images and the softmax.
 
 No torch here. Shape letters: N images, C channels, H and W pixels, K classes.
 """
@@ -25,19 +25,19 @@ from vggkit.hardware import count_threads
 from vggkit.images.resizing import Interpolation
 
 MOST_BYTES = 2**31 - 2**20
-"""A file of protobuf, which ONNX is, ends at 2 GiB."""
+"""The limit of protobuf, ONNX's file format, less some room for the graph."""
 Number = str
 """The name of a tensor of one int64."""
 
 
 def write_onnx(weights: Weights, plan: ExportPlan, target: Path) -> None:
-    """Write the file; raises BadConfiguration for a network that ONNX has no room for, MissingExtra and OSError."""
+    """Write the file; raises BadConfiguration for a network above 2 GiB, MissingExtra and OSError."""
     onnx, _ = import_onnx()
     target.write_bytes(_build(onnx, weights, plan).SerializeToString())
 
 
 def open_onnx(path: Path) -> tuple[Callable[[NDArray[np.uint8]], NDArray[np.float32]], str]:
-    """What computes the first output of images (N, H, W, C), and the runtime's name and version."""
+    """A function that computes the first output of images (N, H, W, C), and the runtime's name and version."""
     _, runtime = import_onnx()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = count_threads()
@@ -111,8 +111,8 @@ class ONNXImageOperations(ONNXOperations):
         return self._add_node("Max", [number, self._number(other)])
 
     def resize(self, maps: str, sides: tuple[Number | int, Number | int], interpolation: Interpolation) -> str:
-        # ONNX Runtime misrounds `scales`. Its result for bytes is Pillow's within a level where samples outside of
-        # the image are left out; by default they repeat the border, which is up to 16 levels off there.
+        # ONNX Runtime misrounds `scales`. By default it repeats the border outside the image, which is up to 16
+        # levels off there; with `exclude_outside` the result for bytes is Pillow's within a level or two.
         mode = {"bilinear": "linear", "bicubic": "cubic"}[interpolation]
         ahead = self._add_node("Slice", [self._add_node("Shape", [maps]), *map(self._number, (0, 2))])
         sizes = self._add_node("Concat", [ahead, *map(self._number, sides)], axis=0)

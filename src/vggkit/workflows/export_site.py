@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Final
 
 from vggkit.errors import BadConfiguration
 from vggkit.exporting.heatmap import HEATMAP, has_heatmap
-from vggkit.exporting.made_up_images import make_up_images
 from vggkit.exporting.onnx_file import open_onnx, write_onnx
 from vggkit.exporting.parity import check_parity
 from vggkit.exporting.plan import ExportPlan
 from vggkit.exporting.record import Export
+from vggkit.exporting.synthetic_images import make_synthetic_images
 from vggkit.exporting.web_runtime import read_web_runtime
 from vggkit.exporting.web_site import DESCRIPTION, MODEL, write_page
 from vggkit.files import whole_folder
@@ -41,7 +41,7 @@ def export_site(
         plan: What the model computes.
         out: The folder: a new one, an empty one, or a site that was exported before, which it replaces.
         name: What the page calls the model.
-        images: What it is checked on; None: made-up images.
+        images: What it is checked on; None: synthetic images.
         on_progress: Called with the current task, how much of it is done, and of how much.
 
     Raises BadOutput, BadDownload where the runtime is neither here nor can be fetched, and BadConfiguration.
@@ -61,9 +61,9 @@ def export_site(
             run,
             weights,
             plan,
-            images or make_up_images(channels),
+            images or make_synthetic_images(channels),
             runtime=version,
-            name=f"{len(images)} of the given images" if images else "4 made-up images",
+            name=f"{len(images)} of the given images" if images else "4 synthetic images",
             fit=None,
             on_progress=lambda done, total: on_progress("checking", done, total),
         )
