@@ -280,17 +280,42 @@ def test_places_of_zeros_have_a_gradient(vgg16, linear):
     assert given.grad.isfinite().all()
 
 
-def test_bfloat16_is_near(vgg16, images, linear):
-    loss = {
-        precision: vk.PerceptualLoss(
-            "lpips", trunk=vgg16, calibration=linear, reduction="none", precision=precision
+def distort(image, kind):
+    """Another image that is near (1, 3, H, W)."""
+    match kind:
+        case "noise":
+            return (image + 0.02 * torch.randn_like(image)).clamp(-1, 1)
+        case "blur":
+            return F.avg_pool2d(F.pad(image, (1, 1, 1, 1), "replicate"), 3, 1)
+        case "flat":  # squares of one colour, whose values in a pool are equal
+            return F.avg_pool2d(image, 16).repeat_interleave(16, 2).repeat_interleave(16, 3)
+
+
+def test_the_fast_ones_are_near(linear):
+    """Distance within 1 %, gradient within 2 %, whatever the processor."""
+    trunk = make_trunk("vgg16", "relu3_3")
+    config = vk.LossConfig(
+        model="vgg16", content={"relu1_2": 1, "relu2_2": 1, "relu3_3": 1}, metric="lpips", scaling="lpips"
+    )
+    exact, rounded, winograd = (
+        vk.PerceptualLoss(
+            config, trunk=trunk, calibration=dict(list(linear.items())[:3]), input_range=(-1, 1), **options
         )
-        for precision in ("fp32", "bf16")
-    }
-    with torch.no_grad():
-        full, rounded = (each(*images) for each in loss.values())
-    assert rounded.dtype == torch.float32
-    assert torch.allclose(full, rounded, rtol=0.02)
+        for options in ({"images_at_once": 1}, {"precision": "bf16"}, {"convolution": "winograd"})
+    )
+    exact.double()
+    torch.manual_seed(5)
+    target = F.interpolate(torch.rand(1, 3, 8, 8) * 2 - 1, (64, 64), mode="bicubic").clamp(-1, 1)
+    for kind in ("noise", "blur", "flat"):
+        images = distort(target, kind)
+        value, gradient = differentiate(exact, images, target)
+        for fast in (rounded, winograd):
+            for compared in (target, fast.reference(target)):
+                given = images.clone().requires_grad_(True)
+                found = fast(given, compared)
+                found.backward()
+                demand_equal([found.detach()], [value], relative=0.01)
+                demand_equal([given.grad], [gradient], relative=0.02)
 
 
 def test_the_given_network_is_left_alone_and_shared(vgg16, images, linear):

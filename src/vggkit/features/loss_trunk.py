@@ -5,15 +5,18 @@ Shape letters: N images, C channels, H and W pixels.
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vggkit.errors import BadConfiguration, BadInput
+from vggkit.features.convolution import Kernel, convolve, turn
 from vggkit.features.loss_config import LossConfig
-from vggkit.features.winograd import convolve, is_worth_it, transform_filters
+from vggkit.features.pooling import pool_first_largest, pool_largest
+from vggkit.features.winograd import is_worth_it, transform_filters
+from vggkit.hardware import computes_bf16
 from vggkit.images.preprocessing import Preprocessing, choose_preprocessing
 from vggkit.models.configuration import Configuration
 from vggkit.models.configure import configure
@@ -38,7 +41,9 @@ class LossTrunk(Features):
         config: The loss.
         input_range: The range of the images that `forward` takes.
         dtype: What the layers compute in.
-        with_winograd: Compute convolutions of many channels by Winograd's algorithm.
+        winograd: Of convolutions of many channels in float32 on a CPU, what Winograd's algorithm computes: nothing,
+            the gradients, or everything.
+        rounds_gradients: Compute the gradients of convolutions in bfloat16, where the device does so natively.
     """
 
     def __init__(
@@ -49,7 +54,8 @@ class LossTrunk(Features):
         *,
         input_range: tuple[float, float],
         dtype: torch.dtype,
-        with_winograd: bool = False,
+        winograd: Literal["nothing", "gradients", "everything"] = "nothing",
+        rounds_gradients: bool = False,
     ) -> None:
         nn.Module.__init__(self)
         whole = network.configuration
@@ -70,7 +76,7 @@ class LossTrunk(Features):
         copy.features.load_state_dict(shared, assign=True)
         copy.classifier = nn.Sequential()  # never read
         copy.requires_grad_(False)
-        exact = dtype != torch.bfloat16 and not with_winograd
+        exact = dtype != torch.bfloat16 and winograd != "everything"
         # Another memory format rounds differently than the published implementations, and where two values of a
         # pool are nearly equal the gradient takes another way.
         self._memory_format = torch.contiguous_format if exact else torch.channels_last
@@ -81,12 +87,20 @@ class LossTrunk(Features):
         shift, scale = _find_scaling(config, preprocessing, input_range)
         self.register_buffer("_shift", shift, persistent=False)
         self.register_buffer("_scale", scale, persistent=False)
-        self._filters: dict[nn.Module, str] = {}
-        for layer in self._trunk if with_winograd else ():
+        self._is_direct = exact
+        self._processor_rounds = rounds_gradients and computes_bf16("cpu")
+        self._has_rounded_ties = winograd == "everything"
+        self._kernels: dict[nn.Module, int] = {}
+        for layer in self._trunk if winograd != "nothing" or rounds_gradients else ():
             module = copy.features[layer.index]
-            if isinstance(module, nn.Conv2d) and is_worth_it(module):
-                self._filters[module] = f"_filters_{layer.index}"
-                self.register_buffer(self._filters[module], transform_filters(module.weight), persistent=False)
+            if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+                self._kernels[module] = layer.index
+                tiles = transform_filters(module.weight) if winograd != "nothing" and is_worth_it(module) else None
+                turned = turn(module.weight).to(torch.bfloat16) if rounds_gradients else None
+                if turned is not None:
+                    turned = turned.contiguous(memory_format=self._memory_format)
+                self.register_buffer(f"_tiles_{layer.index}", tiles, persistent=False)
+                self.register_buffer(f"_turned_{layer.index}", turned, persistent=False)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """`{name: value}` of images (N, 3, H, W), RGB in the declared range."""
@@ -101,10 +115,31 @@ class LossTrunk(Features):
             case nn.MaxPool2d() if self._pools_roots:
                 return _pool_roots(values)
             case nn.MaxPool2d() if not torch.is_grad_enabled():
-                return _pool_largest(values)
-            case nn.Conv2d() if module in self._filters and not torch.compiler.is_compiling():
-                return convolve(values, self.get_buffer(self._filters[module]), module.bias)
+                return pool_largest(values)
+            case nn.MaxPool2d() if self._has_rounded_ties and _is_plain(values):
+                return pool_first_largest(values)
+            case nn.Conv2d() if module in self._kernels and _is_plain(values):
+                return convolve(values, self._find_kernel(module, values))
         return super()._apply_layer(module, values, in_place=in_place)
+
+    def _find_kernel(self, module: nn.Conv2d, values: Tensor) -> Kernel:
+        index, is_on_cpu = self._kernels[module], values.device.type == "cpu"
+        return Kernel(
+            module.weight.detach(),
+            None if module.bias is None else module.bias.detach(),
+            tiles=getattr(self, f"_tiles_{index}") if is_on_cpu else None,
+            turned=getattr(self, f"_turned_{index}") if self._processor_rounds or not is_on_cpu else None,
+            is_direct=self._is_direct,
+        )
+
+
+def _is_plain(values: Tensor) -> bool:
+    """Whether nothing but these values decides what is computed, and in which precision."""
+    return (
+        values.dtype == torch.float32
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled(values.device.type)
+    )
 
 
 def _find_scaling(
@@ -126,14 +161,6 @@ def _find_scaling(
             shift = [low + each / full * (high - low) for each in mean]
             scale = [each / full * (high - low) for each in std]
     return torch.tensor(shift)[None, :, None, None], torch.tensor(scale)[None, :, None, None]
-
-
-def _pool_largest(values: Tensor) -> Tensor:
-    """What max-pool gives, without the places that its gradient would need."""
-    height, width = (side // 2 * 2 for side in values.shape[2:])
-    upper, lower = (values[..., row:height:2, :width] for row in (0, 1))
-    rows = torch.maximum(upper, lower)
-    return torch.maximum(rows[..., ::2], rows[..., 1::2])
 
 
 def _pool_roots(values: Tensor) -> Tensor:

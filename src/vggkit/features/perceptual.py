@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vggkit.arguments import demand_count
-from vggkit.errors import BadConfiguration, BadInput, UnknownName
+from vggkit.errors import BadInput, UnknownName
 from vggkit.features.calibration import Calibrated, read_calibration
 from vggkit.features.distances import (
     compare,
@@ -24,7 +24,15 @@ from vggkit.features.image_by_image import compute_in_parts
 from vggkit.features.loss_config import LossConfig, demand_calibration, demand_range, find_preset
 from vggkit.features.loss_trunk import LossTrunk, open_trunk
 from vggkit.features.range_check import RangeCheck
-from vggkit.features.reference import Compared, Pair, Reference, change_pair, is_batch, take_images
+from vggkit.features.reference import (
+    Compared,
+    Pair,
+    Reference,
+    change_pair,
+    is_batch,
+    join_references,
+    take_images,
+)
 from vggkit.models.layers import widen
 from vggkit.models.vgg import VGG
 from vggkit.weights.model import Model
@@ -50,12 +58,13 @@ class PerceptualLoss(nn.Module):
             that their authors publish, or a mapping of its tensors.
         input_range: The range of the images' values, (0, 1), (-1, 1) or (0, 255); None: the loss's own.
         reduction: `mean` over the images, a scalar, or `none`, (N,).
-        precision: `fp32`, or `bf16`: the trunk computes in bfloat16, distances in float32. Distances then differ by
-            less than 1 %, but gradients by some 5 to 30 % in direction: near 0, and where two values of a pool are
-            nearly equal, rounding sends a gradient elsewhere.
-        convolution: `direct`, with the results of the published implementations, or `winograd`, on a CPU in fp32:
-            faster, for four times the memory of the weights of 128 channels and more. Distances then differ by
-            about 1e-6, gradients by about 1e-3.
+        precision: `fp32`, or `bf16`: layers are computed in float32, on a CPU by Winograd's algorithm as below, and
+            the gradients of convolutions in bfloat16, where the device multiplies it natively. Distances then
+            differ by about 1e-6 and gradients by about 1 %. On a GPU only gradients are faster.
+        convolution: `direct`, whose layers are those of the published implementations to the last bit, or
+            `winograd`, on a CPU in float32: faster. Distances then differ by about 1e-6, and gradients by up to
+            1 %, where two values of a pool are nearly equal. Either computes gradients by Winograd's algorithm on a
+            CPU, for four times the memory of the weights.
         images_at_once: How many images' values of all layers are in memory together; None: on a CPU as many as make
             256×256 pixels, on other devices all. Where they are fewer than the batch, the gradient is computed in
             the forward pass, and cannot be differentiated again.
@@ -96,20 +105,18 @@ class PerceptualLoss(nn.Module):
             raise UnknownName.of("precision", precision, ("fp32", "bf16"))
         if convolution not in ("direct", "winograd"):
             raise UnknownName.of("convolution", convolution, ("direct", "winograd"))
-        if convolution == "winograd" and precision != "fp32":
-            raise BadConfiguration("convolution='winograd' is for precision='fp32': bfloat16 is too coarse for it")
         self.reduction, self.style_weight = reduction, float(style_weight)
         self.images_at_once = None if images_at_once is None else demand_count("images_at_once", images_at_once)
         demand_calibration(calibration, self.config)  # before a trunk is downloaded
         network, preprocessing = open_trunk(trunk, self.config, self.name)
-        dtype = torch.float32 if precision == "fp32" else torch.bfloat16
         self.trunk = LossTrunk(
             network,
             preprocessing,
             self.config,
             input_range=self.input_range,
-            dtype=dtype,
-            with_winograd=convolution == "winograd",
+            dtype=torch.float32,
+            winograd="everything" if convolution == "winograd" or precision == "bf16" else "gradients",
+            rounds_gradients=precision == "bf16",
         )
         widths = {layer.name: layer.out_channels for layer in network.configuration.trunk}
         self.calibration = Calibrated(read_calibration(calibration, self.config, widths))
@@ -169,8 +176,10 @@ class PerceptualLoss(nn.Module):
         Args:
             target: (N, C, H, W) or (1, C, H, W), in the declared range.
         """
+        self._check(target, "the target")
+        at_once = self._count_at_once(target, (None, None))
         with torch.no_grad():
-            return self._make_reference(self._check(target, "the target"))
+            return join_references([self._make_reference(each) for each in target.split(at_once)])
 
     def train(self, mode: bool = True) -> Self:
         """The trunk stays in evaluation mode."""

@@ -3,7 +3,7 @@
 Shape letters: N images, C channels.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -55,6 +55,16 @@ def take_images(compared: Compared, rows: slice) -> Compared:
             style={name: _take_rows(values, rows) for name, values in compared.style.items()},
         )
     return None if compared is None else _take_rows(compared, rows)
+
+
+def join_references(found: Sequence[Reference]) -> Reference:
+    """Those of several images as one."""
+    if len(found) == 1:
+        return found[0]
+    return Reference(
+        content={name: torch.cat([each.content[name] for each in found]) for name in found[0].content},
+        style={name: torch.cat([each.style[name] for each in found]) for name in found[0].style},
+    )
 
 
 def _take_rows(values: Tensor, rows: slice) -> Tensor:

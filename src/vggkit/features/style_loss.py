@@ -82,7 +82,7 @@ class StyleLoss:
             config,
             input_range=(0.0, 1.0),
             dtype=torch.float32 if precision == "fp32" else torch.bfloat16,
-            with_winograd=precision == "fp32" and device.type == "cpu",
+            winograd="everything" if precision == "fp32" and device.type == "cpu" else "nothing",
         ).to(device)
         self.targets: Mapping[str, Tensor] = {}
         self.content: Tensor | None = None
