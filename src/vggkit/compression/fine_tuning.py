@@ -136,6 +136,7 @@ def fine_tune(
         callbacks=Callbacks(
             on_step=show,
             on_epoch=keep_best,
+            log=log,
             warn=log,
             signals=signals or Signals(),
         ),
