@@ -29,8 +29,8 @@ from sklearn.preprocessing import StandardScaler
 
 import vggkit as vk
 from vggkit.data_checks.findings import Finding
-from vggkit.data_checks.label_errors import extract_features, find_mislabelled, find_outliers, judge
-from vggkit.data_checks.survey import Sighting
+from vggkit.data_checks.inspection import ImageRecord
+from vggkit.data_checks.label_errors import estimate_labels, extract_features, find_mislabelled, find_outliers
 from vggkit.errors import BadImage
 from vggkit.hardware import describe_machine
 from vggkit.images.dataset import ImageSample
@@ -85,12 +85,12 @@ def describe(images: list[ImageSample], crop: int | None) -> Rows:
     if crop:
         fed = replace(classifier.preprocessing, crop_pixels=crop, resize_pixels=crop)
         classifier = vk.Classifier(classifier.network, labels=classifier.labels, preprocessing=fed)
-    features = extract_features(classifier, [Sighting("all", image) for image in images], device="cpu")
+    features = extract_features(classifier, [ImageRecord("all", image) for image in images], device="cpu")
     return features, np.array([image.label for image in images])
 
 
-def sight(labels: np.ndarray) -> list[Sighting]:
-    return [Sighting("all", ImageSample(str(number), str(label))) for number, label in enumerate(labels)]
+def make_records(labels: np.ndarray) -> list[ImageRecord]:
+    return [ImageRecord("all", ImageSample(str(number), str(label))) for number, label in enumerate(labels)]
 
 
 def place(finding: Finding | None, count: int) -> np.ndarray:
@@ -121,10 +121,12 @@ def measure_labels(name: str, rows: Rows, share: float) -> str:
         given = classes.copy()
         given[swapped] = (given[swapped] + rng.integers(1, kinds, len(swapped))) % kinds
         wrong.append(given != classes)
-        found["ours"].append(place(find_mislabelled(sight(given), features, np.arange(count)), count))
+        found["ours"].append(place(find_mislabelled(make_records(given), features, np.arange(count)), count))
         found["theirs"].append(ask_cleanlab(features, given))
         if share:
-            scores.append(average_precision_score(wrong[-1], judge(features, given, np.arange(count)).wrong))
+            scores.append(
+                average_precision_score(wrong[-1], estimate_labels(features, given, np.arange(count)).wrong)
+            )
     row = f"| {name} | {count:,} | {share:.0%} |"
     truly = np.concatenate(wrong)
     for flags in found.values():
@@ -137,7 +139,7 @@ def measure_labels(name: str, rows: Rows, share: float) -> str:
 
 def measure_outliers(name: str, rows: Rows, foreign: dict[str, np.ndarray]) -> str:
     features, truth = rows
-    clean = place(find_outliers(sight(truth), features), len(truth)).sum()
+    clean = place(find_outliers(make_records(truth), features), len(truth)).sum()
     row = f"| {name} | {len(truth):,} | {clean} |"
     for kind, many in foreign.items():
         if kind == name:
@@ -146,7 +148,7 @@ def measure_outliers(name: str, rows: Rows, foreign: dict[str, np.ndarray]) -> s
         rng = np.random.default_rng(SEEDS[0])
         some = many[rng.choice(len(many), max(2, len(truth) // 100), replace=False)]
         given = np.concatenate([truth, rng.choice(np.unique(truth), len(some))])
-        flags = place(find_outliers(sight(given), np.concatenate([features, some])), len(given))
+        flags = place(find_outliers(make_records(given), np.concatenate([features, some])), len(given))
         row += f" {flags[len(truth) :].sum()} of {len(some)}, {flags[: len(truth)].sum()} |"
     return row
 
@@ -157,11 +159,11 @@ def time_steps(count: int, size: int, kinds: int) -> str:
     features = (rng.standard_normal((kinds, size))[labels] + 4 * rng.standard_normal((count, size))).astype(
         np.float32
     )
-    sightings = sight(labels)
+    records = make_records(labels)
     started = time.perf_counter()
-    find_mislabelled(sightings, features, np.arange(count))
+    find_mislabelled(records, features, np.arange(count))
     between = time.perf_counter()
-    find_outliers(sightings, features)
+    find_outliers(records, features)
     return f"| {count:,} | {size:,} | {kinds} | {between - started:.1f} | {time.perf_counter() - between:.1f} |"
 
 

@@ -44,12 +44,12 @@ from .evaluation.evaluation import Evaluation as Evaluation
 from .evaluation.evaluation import Rejection as Rejection
 from .evaluation.measure import evaluate as evaluate
 from .evaluation.predictions import Predictions as Predictions
-from .explanations.check import CurveComparison as CurveComparison
-from .explanations.check import ExplanationCheck as ExplanationCheck
-from .explanations.check import check_explanations as check_explanations
 from .explanations.explain import explain as explain
 from .explanations.explanation import Explanation as Explanation
 from .explanations.explanation import Explanations as Explanations
+from .explanations.sanity_check import CurveComparison as CurveComparison
+from .explanations.sanity_check import ExplanationCheck as ExplanationCheck
+from .explanations.sanity_check import check_explanations as check_explanations
 from .exporting.parity import Parity as Parity
 from .exporting.record import Export as Export
 from .features.image_pairs import Distances as Distances

@@ -1,4 +1,4 @@
-"""The Classifier: a Model with predict, evaluate and the other verbs as methods.
+"""The Classifier: a Model with the methods to predict, evaluate, embed, explain, compare and publish.
 
 Shape letters: N images, H height, W width.
 """
@@ -53,14 +53,14 @@ class Classifier(Model):
 
     @classmethod
     def of(cls, model: Model) -> Self:
-        """The same model with the verbs; it shares the network, so that training one trains the other."""
+        """The same model with prediction methods; it shares the network, so that training one trains the other."""
         made = cls(model.network, labels=model.labels, preprocessing=model.preprocessing)
         made.card = model.card
         return made
 
     @classmethod
     def from_pretrained(cls, model: str | Path) -> Self:
-        """A trained Classifier, ready to predict.
+        """A pretrained Classifier.
 
         Args:
             model: A model's name such as `vgg16`, for the published ImageNet weights with their 1,000 labels; the
@@ -97,6 +97,7 @@ class Classifier(Model):
         device: str = "auto",
         precision: WantedPrecision = "fp32",
         engine: WantedEngine = "auto",
+        reduced_decoding: bool = False,
         on_progress: Callable[[int, int | None], None] | None = None,
     ) -> list[Prediction]:
         """The most probable classes of each image, in the order of the images.
@@ -112,6 +113,8 @@ class Classifier(Model):
                 the device supports it natively.
             engine: `pytorch`, `openvino`, `onnx`, or `auto`: PyTorch on CUDA and on MPS, else the fastest one that
                 is installed.
+            reduced_decoding: Decode large JPEGs at a smaller scale, even where the preprocessing does not: it is
+                faster, reads some that are too large otherwise, and changes pixels slightly.
             on_progress: Called with the number of images done and, where it is known, the number of all.
 
         The first call compiles the network, which takes a fraction of a second; later calls with the same device,
@@ -136,6 +139,7 @@ class Classifier(Model):
             device=device,
             precision=precision,
             engine=engine,
+            reduced_decoding=reduced_decoding,
             on_progress=on_progress,
         )
 
@@ -148,6 +152,7 @@ class Classifier(Model):
         device: str = "auto",
         precision: WantedPrecision = "fp32",
         engine: WantedEngine = "auto",
+        reduced_decoding: bool = False,
         on_progress: Callable[[int, int | None], None] | None = None,
     ) -> Embeddings:
         """Each image as a vector, in the order of the images.
@@ -165,6 +170,8 @@ class Classifier(Model):
                 the device supports it natively.
             engine: `pytorch`, `openvino`, `onnx`, or `auto`: PyTorch on CUDA and MPS, else the fastest one that
                 is installed.
+            reduced_decoding: Decode large JPEGs at a smaller scale, even where the preprocessing does not: it is
+                faster, reads some that are too large otherwise, and changes pixels slightly.
             on_progress: Called with the number of images done and, where it is known, the number of all.
 
         An image that cannot be read has a row of NaN, and its `problem` gives the reason. Raises UnknownName for a
@@ -178,6 +185,7 @@ class Classifier(Model):
             device=device,
             precision=precision,
             engine=engine,
+            reduced_decoding=reduced_decoding,
             on_progress=on_progress,
         )
 
@@ -193,16 +201,17 @@ class Classifier(Model):
         device: str = "auto",
         precision: WantedPrecision = "fp32",
         engine: WantedEngine = "auto",
+        reduced_decoding: bool = False,
         on_progress: Callable[[int, int | None], None] | None = None,
     ) -> Explanations:
-        """Which regions of each image support a class, in the order of the images.
+        """Saliency maps of the regions of each image that support a class, in the order of the images.
 
         Args:
             images: One image or several, as `predict` takes them.
             method: `grad-cam`: the channels of a layer's map, weighed by the gradient of the class's score
                 (Selvaraju et al., 2017). `layer-cam`: the same with a weight for each place, which is finer in
                 early layers (Jiang et al., 2021). `integrated-gradients`, `occlusion` and `saliency` explain the
-                pixels that the network is fed, by captum (extra `explain`).
+                pixels of the network's input, by captum (extra `explain`).
             label: The class to explain. None: of each image the most probable one.
             contrast: Two classes, A and B: regions that support A and not B.
             layer: For grad-cam and layer-cam, a layer with a map. None: what the last pool reads, which is the last
@@ -212,6 +221,8 @@ class Classifier(Model):
             precision: `fp32`, `bf16`, `int8` or `auto`, where an engine explains; by gradients it is fp32.
             engine: `pytorch`, `openvino`, `onnx` or `auto`. Any of them computes grad-cam at the default layer or
                 behind the last pool, in closed form; all else is computed by PyTorch.
+            reduced_decoding: Decode large JPEGs at a smaller scale, even where the preprocessing does not: it is
+                faster, reads some that are too large otherwise, and changes pixels slightly.
             on_progress: Called with the number of images done and, where it is known, the number of all.
 
         The network is left as it is: mode, gradients, hooks. `explain("cat.jpg").save("why.png")` writes the
@@ -231,6 +242,7 @@ class Classifier(Model):
             device=device,
             precision=precision,
             engine=engine,
+            reduced_decoding=reduced_decoding,
             on_progress=on_progress,
         )
 
@@ -248,6 +260,7 @@ class Classifier(Model):
         device: str = "auto",
         precision: WantedPrecision = "fp32",
         engine: WantedEngine = "auto",
+        reduced_decoding: bool = False,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Evaluation:
         """Metrics on labelled images, each with its 95 % confidence interval.
@@ -270,6 +283,8 @@ class Classifier(Model):
             device: `auto`, `cpu`, `cuda` or `mps`.
             precision: `fp32`, `bf16`, `int8` or `auto`; other precisions than fp32 are noted beside the metrics.
             engine: `pytorch`, `openvino`, `onnx` or `auto`.
+            reduced_decoding: Decode large JPEGs at a smaller scale, even where the preprocessing does not: it is
+                faster, reads some that are too large otherwise, and changes pixels slightly.
             on_progress: Called with the number of images done and the number of all.
 
         Raises BadData where no class of the data is known to the Classifier, BadInput, BadConfiguration, and
@@ -288,6 +303,7 @@ class Classifier(Model):
             device=device,
             precision=precision,
             engine=engine,
+            reduced_decoding=reduced_decoding,
             on_progress=on_progress,
         )
 
@@ -385,25 +401,27 @@ class Classifier(Model):
         precision: StoredPrecision = "fp32",
         on_progress: Callable[[str, int, int | None], None] | None = None,
     ) -> Export:
-        """Write a file that runs without vggkit, and check it before it has its name.
+        """Write a file that runs without vggkit, and check it before it gets its name.
 
-        ONNX, torch.export and OpenVINO files take uint8 RGB images (N, H, W, 3) and give probabilities (N, K), with
-        normalisation, temperature and labels inside.
+        ONNX, torch.export and OpenVINO files are programs from uint8 RGB images (N, H, W, 3) to probabilities
+        (N, K), with normalisation, temperature and labels inside.
 
         Args:
             out: The file; its ending says the format: `.onnx`, `.pt2`, `.xml` (OpenVINO, with a `.bin` beside it),
-                `.pth`, `.pt` or `.safetensors` (torchvision), `.h5`, `.weights.h5` or `.npz` (Keras).
+                `.pth`, `.pt` or `.safetensors` (torchvision), `.h5`, `.weights.h5` or `.npz` (Keras). With `web` a
+                folder.
             to: The format, where several have the ending: `onnx`, `pt2`, `openvino`, `torchvision`, `timm` or
-                `keras`.
-            data: Images that a program is checked on, as `predict` takes them; up to 16 are used. None: made-up
+                `keras`; `web`: a folder for any static host, whose page classifies images in the browser.
+            data: Images that a program is checked on, as `predict` takes them; up to 16 are used. None: synthetic
                 ones.
             resize: Resize and crop in the program, so that it takes images of any size.
-            precision: `fp16` stores the weights in half the bytes; programs compute in float32 either way.
+            precision: `fp16` stores the weights in half the bytes, and `int8` (ONNX and web) in a quarter; programs
+                compute in float32 in any case.
             on_progress: Called with the current task, how much of it is done, and of how much.
 
         The result has the check's figures, and in `snippet` code that runs the file. Raises UnknownName for an
-        unknown ending, BadOutput where the file cannot be written or computes something else, BadConfiguration
-        where the format has no form for the network, MissingExtra, BadData and BadInput.
+        unknown ending, BadOutput if the file cannot be written or its results differ, BadConfiguration if the
+        format cannot represent the network, MissingExtra, BadData and BadInput.
         """
         return export(self, out, to=to, data=data, resize=resize, precision=precision, on_progress=on_progress)
 

@@ -58,8 +58,8 @@ def defuse_cell(text: str, *, mark: str = "'") -> str:
 
     Args:
         text: The content of the cell.
-        mark: What comes before one that begins as a formula does: `'` for text, `./` for a file's path, which
-            names the same file. What already begins so gets one more, so that `restore_cell` is exact.
+        mark: The prefix of a cell that begins as a formula does: `'` for text, `./` for a file's path, which
+            names the same file. A cell that already begins so gets one more, so that `restore_cell` is exact.
     """
     return mark + text if _is_formula(text, mark) else text
 

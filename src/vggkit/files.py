@@ -114,6 +114,44 @@ def whole_files(paths: Sequence[Path]) -> Iterator[Path]:
         raise BadOutput(f"{last}: cannot be written ({problem.strerror or problem})") from problem
 
 
+@contextmanager
+def whole_folder(path: Path, *, ours: str) -> Iterator[Path]:
+    """Give a temporary folder that takes the place on leaving; when the body fails nothing is left.
+
+    Args:
+        path: A folder that does not exist, is empty, or holds a file called `ours`: such a one is replaced.
+        ours: The name of a file that only such folders hold.
+
+    Raises BadOutput for another folder and where the place cannot be written to.
+    """
+    try:
+        demand_replaceable(path, ours=ours)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{path.name}.", suffix=".part", dir=path.parent) as outer:
+            made = Path(outer) / "new"
+            made.mkdir()
+            yield made
+            for file in made.rglob("*"):
+                if file.is_file():
+                    with open(file, "rb+") as written:
+                        os.fsync(written.fileno())
+            if path.exists():
+                path.replace(Path(outer) / "old")
+            made.replace(path)
+        _flush_folder(path.parent)
+    except BadOutput:
+        raise
+    except OSError as problem:
+        raise BadOutput(f"{path}: cannot be written ({problem.strerror or problem})") from problem
+
+
+def demand_replaceable(path: Path, *, ours: str) -> None:
+    """Raise BadOutput unless a folder does not exist, is empty, or holds a file called `ours`."""
+    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or (path / ours).exists())):
+        kind = "holds other files" if path.is_dir() else "is a file"
+        raise BadOutput(f"{path}: {kind}; name a new folder, or an empty one")
+
+
 def move_file(source: Path, target: Path) -> None:
     """Let a whole file of the same disk take another's place in one step; raises BadOutput."""
     try:

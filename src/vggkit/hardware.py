@@ -89,7 +89,7 @@ _FEATURES_BELOW: Final[dict[str, tuple[str, ...]]] = {
 
 
 def find_processor_features() -> frozenset[str]:
-    """Which of avx_vnni, avx512_vnni, avx512_bf16, amx_int8 and amx_bf16 the engines can use here.
+    """Those of avx_vnni, avx512_vnni, avx512_bf16, amx_int8 and amx_bf16 the engines can use here.
 
     Every choice that depends on the processor is made from this. Linux reports them without torch; elsewhere torch
     reports whether there is bfloat16, and int8 features are unknown.

@@ -13,10 +13,10 @@ STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 class Signals:
-    """Received signals. Code that can stop at a suitable moment sets `patient`, and calls `find_stop` there."""
+    """Received signals. Code that stops at a suitable moment sets `defers_signals` and calls `find_stop` then."""
 
     def __init__(self) -> None:
-        self.patient = False
+        self.defers_signals = False
         self._received = 0
 
     def find_stop(self) -> int:
@@ -24,8 +24,8 @@ class Signals:
         return self._received
 
     def receive(self, number: int, _: FrameType | None) -> None:
-        """Record a signal; a second one, or one while `patient` is not set, stops at once."""
-        if self._received or not self.patient:
+        """Record a signal; a second one, or one while `defers_signals` is not set, stops at once."""
+        if self._received or not self.defers_signals:
             raise Stopped(number)
         self._received = number
 

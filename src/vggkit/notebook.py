@@ -16,7 +16,7 @@ def write_html(
     """A title and a table, for a class's `_repr_html_`.
 
     Args:
-        title: What the object is, in a few words.
+        title: The kind of object, in a few words.
         rows: The cells of each row; they are written by `str`, and escaped. The first one names the row.
         header: The names of the columns.
         most: Rows that are shown at most; None: all.

@@ -114,12 +114,55 @@ def test_mistakes_are_one_line_and_exit_2(arguments, said, capsys, tmp_path, mon
     assert list(tmp_path.iterdir()) == []
 
 
-def test_wrong_options_are_explained_by_the_parser(capsys):
-    for arguments in (["train", "--epoch", "3"], ["train", "--epochs", "x"], ["summary", "--head", "poll"]):
-        code, _, err = call(*arguments, capsys=capsys)
-        assert code == 2
-        assert "epochs" in err or "--head" in err
-        assert "Traceback" not in err
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            "train digits --epoch 3",
+            "--epoch is not an option of train. Did you mean --epochs? `vggkit train --help`",
+        ),
+        ("train digits --epochs x", "--epochs must be a whole number; got 'x'"),
+        ("train digits --epochs", "--epochs needs a value"),
+        ("train digits --batch-size 1.5", "--batch-size must be a whole number; got '1.5'"),
+        ("train digits --learning-rate fast", "--learning-rate must be a number; got 'fast'"),
+        ("train digits --monitor f1", "--monitor must be top1, loss or macro-f1; got 'f1'"),
+        ("train digits --plots bmp", "--plots must be pdf, png or svg; got 'bmp'"),
+        ("train digits --image-size 3", "--image-size must be 32 or more for this network; got 3"),
+        ("train digits --until relu9_9", "--until must be a layer of this network; 'relu9_9' is not"),
+        ("train digits --mean 0.5", "--mean must be 3 numbers, one for each channel (RGB); got 0.5"),
+        ("train digits --mean 0.1,0.2,0.3,0.4", "one for each channel (RGB); got 0.1 0.2 0.3 0.4"),
+        ("train digits --mean 0.1,x", "--mean must be numbers with spaces or commas between them; got '0.1,x'"),
+        ("train digits --std", "--std must be numbers with spaces or commas between them; got none"),
+        ("train digits --std 0 0 0", "--std must be above 0; got 0 0 0"),
+        ("train digits more", "train does not take the argument 'more' too"),
+        ("summary vgg11 --head poll", "--head must be dense, fc or pool; got 'poll'. Did you mean pool?"),
+        ("summary vgg11 --input 3", "cut the trunk earlier with --until"),
+        ("bench vgg11 --batch-sizes 1,x", "--batch-sizes must be whole numbers with spaces or commas between them"),
+        ("predict", "predict needs MODEL: A model's name"),
+        ("embed vgg11 x.jpg", "embed needs --out: Write the vectors to this file"),
+        ("explain vgg11 x.jpg --contrast cat", "--contrast needs 2 values"),
+    ],
+)
+def test_wrong_values_are_explained_in_one_line_with_the_options_as_they_are_typed(
+    line, said, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(*line.split(), capsys=capsys)
+    assert (code, out) == (2, "")
+    assert err.startswith("vggkit: error: ")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_several_numbers_may_have_commas_between_them(asked):
+    for given in (["0.5", "0.25", "0.125"], ["0.5,0.25,0.125"], ["0.5,", "0.25", ",0.125"]):
+        (config, *_), _ = asked("train", "digits", "--mean", *given)
+        assert config.network.mean == (0.5, 0.25, 0.125)
+
+
+def test_help_has_no_two_blank_lines(capsys):
+    for verb in ("train", "explain", "evaluate"):
+        assert "\n\n\n" not in call(verb, "--help", capsys=capsys)[1]
 
 
 class Asked(Exception):

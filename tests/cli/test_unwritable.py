@@ -32,6 +32,7 @@ FILES = {
     "search": ("search", "v.npy", "photos", "--sheet", "OUT.png"),
     "bench": ("bench", "m.safetensors", "photos", "--plot", "OUT.png"),
     "convert": ("convert", "m.safetensors", "OUT.pth", "--to", "torchvision"),
+    "export": ("export", "m.safetensors", "OUT.pt2"),
     "summary": ("summary", "vgg11", "--plot", "OUT.svg"),
 }
 FOLDERS = {

@@ -11,7 +11,7 @@ from vggkit.images.dataset import ImageDataset, ImageSample
 from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.images.splits import divide
 from vggkit.reports.check_page import write_check_page
-from vggkit.workflows.check import check, vet
+from vggkit.workflows.check import check, check_training_data
 
 
 def draw(seed: int, side: int = 64) -> Image.Image:
@@ -38,7 +38,7 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
-def test_a_folder_of_one_class_does_not_pass(tmp_path):
+def test_a_dataset_of_one_class_is_a_finding(tmp_path):
     (tmp_path / "ants").mkdir()
     draw(0).save(tmp_path / "ants" / "0.png")
     finding = check(tmp_path).find("one-class")
@@ -47,7 +47,7 @@ def test_a_folder_of_one_class_does_not_pass(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg"])
-def test_a_placeholder_among_photos_is_noticed(photos, ending):
+def test_placeholder_images_are_found(photos, ending):
     for index in range(3):
         draw_placeholder().save(photos / "ants" / f"gone{index}.{ending}")
     finding = check(photos).find("placeholder")
@@ -57,7 +57,7 @@ def test_a_placeholder_among_photos_is_noticed(photos, ending):
     assert "3 files are the same" in case.detail
 
 
-def test_photos_on_white_and_datasets_of_drawings_are_no_placeholders(photos, tmp_path):
+def test_photos_on_white_and_drawings_are_no_placeholders(photos, tmp_path):
     white = Image.new("RGB", (64, 64), "white")
     white.paste(draw(7, 24), (20, 20))
     white.save(photos / "ants" / "white.png")
@@ -71,7 +71,7 @@ def test_photos_on_white_and_datasets_of_drawings_are_no_placeholders(photos, tm
     assert check(tmp_path / "drawings").find("placeholder") is None
 
 
-def test_classes_with_subfolders_are_said(photos):
+def test_classes_with_subfolders_are_a_finding(photos):
     for year in ("2019", "2020"):
         (photos / "bees" / year).mkdir()
         draw(int(year)).save(photos / "bees" / year / "one.png")
@@ -80,7 +80,7 @@ def test_classes_with_subfolders_are_said(photos):
     assert "2019" in case.detail
 
 
-def test_equal_files_are_told_apart_from_the_likeness_of_a_third():
+def test_equal_files_are_counted_apart_from_a_near_duplicate():
     copy, other = np.asarray(draw(1)), np.asarray(draw(1).resize((48, 48)))
     images = [("train", "a", copy), ("val", "b", copy), ("train", "c", other)]
     images += [(split, f"{split}{n}", np.asarray(draw(50 + n))) for n, split in enumerate(("train", "val"))]
@@ -88,7 +88,7 @@ def test_equal_files_are_told_apart_from_the_likeness_of_a_third():
     finding = check(ImageDataset.of("ants", samples)).find("leakage")
     [case] = finding.cases
     assert len(case.members) == 3
-    assert case.detail.startswith("2 of 3 are the same file, the others ")
+    assert case.detail.startswith("2 of 3 are the same file, the other ")
     assert "in test, else those in val, and removes the others" in finding.advice
 
 
@@ -105,7 +105,7 @@ def test_a_cleaned_table_keeps_near_copies_in_one_split(photos, tmp_path):
     for seed in range(4):
         said: list[str] = []
         divided = divide(open_dataset(table), validation_share=0.25, seed=seed)
-        vet(divided, despite_findings=False, log=said.append)
+        check_training_data(divided, despite_findings=False, log=said.append)
         assert not any("more than one split" in line for line in said)
 
 
@@ -127,7 +127,7 @@ def test_a_training_names_three_unreadable_images_and_counts_the_others(photos):
     for index in range(9):
         (photos / "ants" / f"broken{index}.jpg").write_text("x")
     said: list[str] = []
-    vet(open_dataset(photos), despite_findings=False, log=said.append)
+    check_training_data(open_dataset(photos), despite_findings=False, log=said.append)
     excluded = [line for line in said if "excluded" in line]
     assert len(excluded) == 4
     assert excluded[-1] == "excluded: 6 more images that cannot be read"

@@ -7,16 +7,16 @@ import torch
 
 import vggkit as vk
 from conftest import draw_class, fill_folder
+from vggkit.data_checks.inspection import ImageRecord
 from vggkit.data_checks.label_errors import (
     FOLDS,
-    divide,
+    assign_folds,
+    estimate_labels,
     extract_features,
     find_mislabelled,
     find_outliers,
-    judge,
-    number_units,
+    group_copies,
 )
-from vggkit.data_checks.survey import Sighting
 from vggkit.engines.pytorch import PyTorchEngine
 from vggkit.images.dataset import ImageSample
 from vggkit.images.near_duplicates import NearDuplicate
@@ -26,8 +26,8 @@ from vggkit.workflows.check import check
 pytest.importorskip("cleanlab")
 
 
-def sight(labels: np.ndarray | list[int]) -> list[Sighting]:
-    return [Sighting("all", ImageSample(str(number), f"c{label:03d}")) for number, label in enumerate(labels)]
+def make_records(labels: np.ndarray | list[int]) -> list[ImageRecord]:
+    return [ImageRecord("all", ImageSample(str(number), f"c{label:03d}")) for number, label in enumerate(labels)]
 
 
 def draw_blobs(counts: list[int], *, size: int = 32, apart: float = 2.0, seed: int = 0):
@@ -41,63 +41,63 @@ def flagged(finding) -> list[int]:
     return [int(case.members[0].path) for case in finding.cases] if finding else []
 
 
-def test_swapped_labels_are_found_and_nothing_else():
+def test_only_swapped_labels_are_flagged():
     features, truth = draw_blobs([60] * 4)
     given = truth.copy()
     wrong = np.random.default_rng(1).choice(len(truth), 12, replace=False)
     given[wrong] = (given[wrong] + 1) % 4
-    finding = find_mislabelled(sight(given), features, np.arange(len(truth)))
+    finding = find_mislabelled(make_records(given), features, np.arange(len(truth)))
     assert set(flagged(finding)) == set(wrong)
     assert all(case.suggestion == f"c{truth[int(case.members[0].path)]:03d}" for case in finding.cases)
     assert finding.cases[0].detail.startswith("labelled c")
 
 
-def test_right_labels_are_left_alone():
+def test_correct_labels_are_not_flagged():
     features, labels = draw_blobs([60] * 4)
-    assert find_mislabelled(sight(labels), features, np.arange(len(labels))) is None
+    assert find_mislabelled(make_records(labels), features, np.arange(len(labels))) is None
 
 
-def test_features_that_tell_nothing_accuse_nobody():
+def test_uninformative_features_flag_nothing():
     features, labels = draw_blobs([60] * 4, apart=0.0)
-    assert len(flagged(find_mislabelled(sight(labels), features, np.arange(len(labels))))) <= 2
+    assert len(flagged(find_mislabelled(make_records(labels), features, np.arange(len(labels))))) <= 2
 
 
-def test_hard_classes_accuse_few():
+def test_hard_classes_flag_few_labels():
     features, labels = draw_blobs([100] * 4, apart=0.2)
-    judgement = judge(features, labels, np.arange(len(labels)))
-    assert 0.3 < (judgement.probabilities.argmax(1) == labels).mean() < 0.8
-    assert len(flagged(find_mislabelled(sight(labels), features, np.arange(len(labels))))) <= 8
+    estimate = estimate_labels(features, labels, np.arange(len(labels)))
+    assert 0.3 < (estimate.probabilities.argmax(1) == labels).mean() < 0.8
+    assert len(flagged(find_mislabelled(make_records(labels), features, np.arange(len(labels))))) <= 8
 
 
-def test_units_never_lie_on_both_sides_of_a_fold():
+def test_groups_stay_in_one_fold():
     rng = np.random.default_rng(0)
     labels, groups = rng.integers(0, 5, 300), rng.integers(0, 90, 300)
-    folds = divide(labels, groups)
+    folds = assign_folds(labels, groups)
     assert set(folds) == set(range(FOLDS))
     assert all(len(set(folds[groups == group])) == 1 for group in groups)
 
 
 def test_each_class_is_spread_over_the_folds():
     labels = np.repeat([0, 1, 2], [7, 60, 200])
-    folds = divide(labels, np.arange(len(labels)))
+    folds = assign_folds(labels, np.arange(len(labels)))
     for label, most in ((0, 1), (1, 7), (2, 21)):
         assert max(Counter(folds[labels == label]).values()) <= most
 
 
-def test_copies_do_not_vouch_for_each_other():
+def test_copies_are_held_out_together():
     features, labels = draw_blobs([40] * 3)
     features = np.concatenate([features, np.repeat(features[:1], 8, axis=0)])
     given = np.concatenate([labels, np.full(8, 2)])
     groups = np.concatenate([np.arange(len(labels)), np.zeros(8, int)])
-    found = flagged(find_mislabelled(sight(given), features, groups))
+    found = flagged(find_mislabelled(make_records(given), features, groups))
     assert set(found) == set(range(len(labels), len(given)))
 
 
-def test_units_join_copies_near_copies_and_groups():
+def test_groups_join_copies_near_copies_and_named_groups():
     images = [ImageSample(str(number), "a", group="g" if number in (3, 4) else None) for number in range(7)]
     digests = [b"1", b"2", b"1", b"3", b"4", b"5", b""]
-    sightings = [Sighting("all", p, digest=d) for p, d in zip(images, digests, strict=True)]
-    numbers = number_units(sightings, [NearDuplicate(1, 5, 0.9)])
+    records = [ImageRecord("all", p, digest=d) for p, d in zip(images, digests, strict=True)]
+    numbers = group_copies(records, [NearDuplicate(1, 5, 0.9)])
     assert numbers[0] == numbers[2]
     assert numbers[1] == numbers[5]
     assert numbers[3] == numbers[4]
@@ -109,26 +109,28 @@ def test_units_join_copies_near_copies_and_groups():
     [[1, 1, 1], [3], [5, 5], [4, 4], [6, 100, 3], [1, 50], [2] * 10, [6] * 100, [5, 1000]],
     ids=lambda counts: f"{len(counts)} classes, {min(counts)} to {max(counts)}",
 )
-def test_odd_sets_give_no_error(counts: list[int]):
+def test_degenerate_class_sizes_give_no_error(counts: list[int]):
     features, labels = draw_blobs(counts)
     for some in (features, np.zeros_like(features), np.full_like(features, np.nan), features[:, :1]):
-        find_mislabelled(sight(labels), some, np.arange(len(labels)))
-        find_outliers(sight(labels), some)
+        find_mislabelled(make_records(labels), some, np.arange(len(labels)))
+        find_outliers(make_records(labels), some)
 
 
-def test_a_class_of_copies_alone_is_not_judged():
+def test_a_class_of_copies_alone_is_not_checked():
     features, labels = draw_blobs([30, 30, 12])
     groups = np.where(labels == 2, 0, np.arange(len(labels)) + 1)
-    assert not set(flagged(find_mislabelled(sight(labels), features, groups))) & set(np.flatnonzero(labels == 2))
-    assert find_mislabelled(sight(labels[30:]), features[30:], groups[30:]) is None
+    assert not set(flagged(find_mislabelled(make_records(labels), features, groups))) & set(
+        np.flatnonzero(labels == 2)
+    )
+    assert find_mislabelled(make_records(labels[30:]), features[30:], groups[30:]) is None
 
 
 def test_fewer_images_than_features_and_equal_features_stay_finite():
     for features, labels in (draw_blobs([8, 8], size=300), (np.ones((16, 40), np.float32), np.repeat([0, 1], 8))):
-        judgement = judge(features, labels, np.arange(16))
-        assert np.isfinite(judgement.probabilities).all()
-        assert np.isfinite(judgement.wrong).all()
-        assert np.allclose(judgement.probabilities.sum(1), 1)
+        estimate = estimate_labels(features, labels, np.arange(16))
+        assert np.isfinite(estimate.probabilities).all()
+        assert np.isfinite(estimate.wrong).all()
+        assert np.allclose(estimate.probabilities.sum(1), 1)
 
 
 def test_held_out_predictions_are_those_of_scikit_learn():
@@ -139,7 +141,7 @@ def test_held_out_predictions_are_those_of_scikit_learn():
     features, labels = draw_blobs([30, 50, 40], apart=0.3)
     wide = (features - features.mean(0)) / features.std(0)
     wide = wide.astype(np.float64)
-    folds = divide(labels, np.arange(len(labels)))
+    folds = assign_folds(labels, np.arange(len(labels)))
     logits = predict_held_out(wide, labels, folds, weights=np.ones(len(labels)), shrinkages=[1e-9])[1e-9]
     ours = np.exp(logits - logits.max(1, keepdims=True))
     theirs = np.empty_like(ours)
@@ -149,34 +151,34 @@ def test_held_out_predictions_are_those_of_scikit_learn():
     np.testing.assert_allclose(ours / ours.sum(1, keepdims=True), theirs, atol=1e-6)
 
 
-def test_strangers_are_outliers_even_several_of_one_kind():
+def test_outliers_are_found_even_several_of_one_kind():
     features, labels = draw_blobs([150] * 4, apart=0.5)
     strange = np.random.default_rng(2).standard_normal((6, 32)).astype(np.float32) * 0.1 + 30
-    found = flagged(find_outliers(sight([*labels, 0, 1, 2, 3, 0, 1]), np.concatenate([features, strange])))
+    found = flagged(find_outliers(make_records([*labels, 0, 1, 2, 3, 0, 1]), np.concatenate([features, strange])))
     assert set(range(600, 606)) <= set(found)
     assert len(found) <= 6 + 6
 
 
-def test_a_small_class_of_its_own_kind_is_no_outlier():
+def test_a_small_distinct_class_is_no_outlier():
     features, labels = draw_blobs([300, 300, 14], apart=0.5)
     features[labels == 2] += 15
-    assert not set(flagged(find_outliers(sight(labels), features))) & set(np.flatnonzero(labels == 2))
+    assert not set(flagged(find_outliers(make_records(labels), features))) & set(np.flatnonzero(labels == 2))
 
 
 def test_features_come_one_row_an_image(tiny: Configuration):
     classifier = vk.Classifier.create(tiny, labels=["across", "down", "red"], seed=1)
-    sightings = [Sighting("all", ImageSample(f"{n}", "red", pixels=draw_class("red", n))) for n in range(5)]
+    records = [ImageRecord("all", ImageSample(f"{n}", "red", pixels=draw_class("red", n))) for n in range(5)]
     heard: list[tuple[int, int]] = []
-    features = extract_features(classifier, sightings, batch_size=2, on_progress=lambda *done: heard.append(done))
+    features = extract_features(classifier, records, batch_size=2, on_progress=lambda *done: heard.append(done))
     assert features.shape == (5, 24)
     assert heard[-1] == (5, 5)
     assert np.isfinite(features).all()
-    fed = np.stack([classifier.preprocessing(sighting.image.decode()) for sighting in sightings])
+    fed = np.stack([classifier.preprocessing(record.image.decode()) for record in records])
     expected = PyTorchEngine(classifier.network, torch.device("cpu"), output="statistics").run(fed)
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_check_reports_the_rest_of_a_set_too_small_to_judge(tiny: Configuration, tmp_path: Path):
+def test_check_of_a_dataset_too_small_for_label_checks(tiny: Configuration, tmp_path: Path):
     fill_folder(tmp_path, ("across", "down"), 2)
     classifier = vk.Classifier.create(tiny, labels=["across", "down", "red"], seed=1)
     diagnosis = check(tmp_path, classifier, device="cpu")
@@ -193,9 +195,9 @@ def test_swapped_photographs_are_found(shared: Path):
     rng = np.random.default_rng(0)
     wrong = rng.choice(len(labels), 15, replace=False)
     labels[wrong] = (labels[wrong] + rng.integers(1, 10, 15)) % 10
-    sightings = [Sighting("all", ImageSample(str(p), str(n))) for p, n in zip(paths, labels, strict=True)]
-    features = extract_features(classifier, sightings, device="cpu")
-    finding = find_mislabelled(sightings, features, np.arange(len(labels)))
+    records = [ImageRecord("all", ImageSample(str(p), str(n))) for p, n in zip(paths, labels, strict=True)]
+    features = extract_features(classifier, records, device="cpu")
+    finding = find_mislabelled(records, features, np.arange(len(labels)))
     found = {int(np.flatnonzero([str(p) == case.members[0].path for p in paths])[0]) for case in finding.cases}
     assert len(found & set(wrong)) >= 9
     assert len(found) <= 25

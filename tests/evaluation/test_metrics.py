@@ -385,7 +385,7 @@ def test_an_image_that_is_listed_twice_counts_twice():
 def test_few_images_fit_no_temperature_and_show_no_false_intervals():
     few = invent(n=12, classes=3, skill=30)
     assert fit_temperature(few).temperature == 1
-    assert "too few" in fit_temperature(few).describe()
+    assert "at least 30 needed" in fit_temperature(few).describe()
     found = score(few, data="x")
     assert "macro_f1" not in found.intervals
     assert found.classes[0].f1_interval is None

@@ -104,7 +104,7 @@ def test_a_program_is_exported_and_its_check_recorded(tmp_path, runtimes, photo)
 
 def test_a_program_that_resizes_is_checked_against_predicts_pixels(tmp_path, runtimes):
     found = build(FC, resize_pixels=80).export(tmp_path / "m.onnx", resize=True)
-    assert found.parity.images == "4 made-up images"
+    assert found.parity.images == "4 synthetic images"
     assert found.parity.resizing_levels <= 1
     assert found.least_pixels == 1
     assert "resized pixels differ" in str(found)
@@ -148,6 +148,22 @@ def test_what_breaks_off_leaves_nothing(problem, name, tmp_path, monkeypatch):
     with pytest.raises((BadOutput, KeyboardInterrupt)) as stop:
         classifier.export(tmp_path / name)
     assert isinstance(stop.value, KeyboardInterrupt) or "No space left" in str(stop.value)
+    assert list_names(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["m.onnx", "m.xml", pytest.param("m.pt2", marks=pytest.mark.slow)])
+def test_a_full_disk(name, tmp_path):
+    resource = pytest.importorskip("resource")  # a limit on the size of files stands in for it
+    for package in {"m.onnx": ("onnx", "onnxruntime"), "m.xml": ("openvino",)}.get(name, ()):
+        pytest.importorskip(package)
+    classifier = build(replace(FC, hidden=(512, 512)))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
+    try:
+        with pytest.raises(BadOutput, match="cannot be written"):
+            classifier.export(tmp_path / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list_names(tmp_path) == []
 
 

@@ -52,7 +52,7 @@ def check(classifier, out, folder, photo, monkeypatch, capsys, *, lines=12, **op
     ("out", "packages"),
     [
         ("m.onnx", ("onnx", "onnxruntime")),
-        ("m.xml", ("openvino",)),
+        pytest.param("m.xml", ("openvino",), marks=pytest.mark.slow),
         pytest.param("m.pt2", (), marks=pytest.mark.slow),
     ],
 )
@@ -60,6 +60,12 @@ def test_programs(out, packages, resize, tmp_path, photo, monkeypatch, capsys):
     for package in packages:
         pytest.importorskip(package)
     check(build(POOL), out, tmp_path, photo, monkeypatch, capsys, resize=resize)
+
+
+def test_the_code_for_openvino(tmp_path, photo, monkeypatch, capsys):
+    """The quicker of its two, among the default tests."""
+    pytest.importorskip("openvino")
+    check(build(POOL), "m.xml", tmp_path, photo, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("fit", [{"fit_mode": "pad"}, {"fit_mode": "stretch"}, {"resize_pixels": 51}], ids=str)

@@ -401,14 +401,18 @@ def test_scikit_learn_can_hand_on_the_filters_of_warnings():
     assert found.shape == (20,)
 
 
-def test_reduced_decoding_is_named_where_it_would_help(monkeypatch):
+def test_what_is_too_large_names_its_size_and_what_to_do(monkeypatch):
+    with pytest.raises(BadImage, match=r"huge.png: claims 20000×20000 pixels in .* first, to 120 mill"):
+        decode(claim_png(20_000), name="huge.png")
+    with pytest.raises(BadImage, match="to 90,000,000 pixels at most"):
+        demand_room("progressive JPEG", (20_000, 20_000), 1000)
     monkeypatch.setattr(decoding_limits, "MOST_BYTES", 200_000)
     stream = io.BytesIO()
     Image.new("RGB", (640, 640)).save(stream, "JPEG")
-    with pytest.raises(BadImage, match="more than 1 GB; --reduced-decoding"):
+    with pytest.raises(BadImage, match=r"more than 1 GB; scale it down first, .* --reduced-decoding .* of "):
         decode(stream.getvalue(), name="huge.jpg")
     assert decode(stream.getvalue(), name="huge.jpg", least_side=64).shape == (80, 80, 3)
     stream = io.BytesIO()
     Image.new("RGB", (640, 640)).save(stream, "PNG")
-    with pytest.raises(BadImage, match=r"more than 1 GB$"):
+    with pytest.raises(BadImage, match=r"more than 1 GB; scale it down first, to \d+ million pixels at most$"):
         decode(stream.getvalue(), name="huge.png")

@@ -28,14 +28,24 @@ def test_four_channels_of_a_file_are_kept_where_they_are_asked_for(data):
     assert decode(data).shape == (40, 48, 3)
 
 
+@pytest.mark.parametrize("format_", ["PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_an_image_without_a_fourth_channel_is_refused_where_it_is_needed(mode):
+def test_an_image_without_a_fourth_channel_is_refused_where_it_is_needed(mode, format_):
     stream = io.BytesIO()
-    Image.new(mode, (4, 4)).save(stream, "PNG")
+    Image.new(mode, (4, 4)).save(stream, format_)
     with pytest.raises(BadImage, match=r"one: has [13] channels? \(.*the network takes 4"):
         decode(stream.getvalue(), name="one", channels=4)
     with pytest.raises(BadImage, match="has 3 channels, and the network takes 4"):
         ImageSample("one", pixels=PIXELS[..., :3]).decode(channels=4)
+
+
+def test_a_jpeg_of_four_channels_keeps_them():
+    found = decode(encode(PIXELS, "JPEG", "CMYK", quality=100), channels=4, least_side=20)
+    assert found.shape == (20, 24, 4)
+    whole = decode(encode(PIXELS, "JPEG", "CMYK", quality=100), channels=4)
+    assert np.abs(whole.astype(int) - PIXELS).mean() < 30
+    with pytest.raises(BadImage, match="cannot be decoded"):
+        decode(b"\xff\xd8\xff\xe0junk", channels=4)
 
 
 def test_arrays_of_four_channels_are_over_white_unless_four_are_asked_for():

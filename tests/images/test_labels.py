@@ -17,7 +17,7 @@ from vggkit.errors import BadData
 from vggkit.images.dataset import ImageDataset, ImageSample
 from vggkit.images.sources.open_dataset import list_images, open_dataset
 from vggkit.images.splits import divide
-from vggkit.workflows.check import check, vet
+from vggkit.workflows.check import check, check_training_data
 
 ODD = (
     *(" cat", "cat ", "cat", "\tcat", "007", "7", "NA", "nan", "None", "null", "1e5", "true", "False", "0", "-"),
@@ -215,7 +215,7 @@ def test_labels_that_look_like_several_are_said(labels, tmp_path):
     assert finding.severity == "warning"
     assert len(finding.cases) == len(labels) - 1
     said: list[str] = []
-    vet(found, despite_findings=True, log=said.append)
+    check_training_data(found, despite_findings=True, log=said.append)
     assert any(labels[0] in line and "looks like 2 labels" in line for line in said)
 
 
@@ -268,7 +268,7 @@ def test_entries_of_one_image_count_once_and_never_part(tmp_path):
         sides = [{os.path.realpath(p.path) for p in divided.split(name)} for name in ("train", "val")]
         assert not sides[0] & sides[1]
     said: list[str] = []
-    vet(divided, despite_findings=True, log=said.append)
+    check_training_data(divided, despite_findings=True, log=said.append)
     assert any("3 entries repeat" in line for line in said)
     (line,) = [line for line in said if "more than one class" in line]
     assert "003.png (dog)" in line

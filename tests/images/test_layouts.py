@@ -30,6 +30,13 @@ def fill(root: Path, *folders: str, count: int = 2) -> Path:
         ("images-train", "images-dev", "val"),
         ("TrainSet", "Validation Set", "val"),
         ("train data", "test data", "test"),
+        ("train", "eval", "val"),
+        ("trn", "tst", "test"),
+        ("training", "Evaluation Set", "val"),
+        ("train", "held_out", "test"),
+        ("train", "hold-out", "test"),
+        ("train", "cross-validation", "val"),
+        ("train", "unseen", "test"),
     ],
     ids=lambda name: name.replace(" ", "_"),
 )
@@ -47,6 +54,7 @@ def test_splits_are_known_by_the_spellings_that_people_use(tmp_path, train, othe
         ["training_set/training_set/cats", "training_set/training_set/dogs", "test_set/test_set/cats"],
         ["dataset/train/cats", "dataset/train/dogs", "dataset/test/cats"],
         ["train/images/cats", "train/images/dogs", "test/images/cats"],
+        ["pets_v2/train/cats", "pets_v2/train/dogs", "pets_v2/test/cats"],
         [
             "seg_train/seg_train/cats",
             "seg_train/seg_train/dogs",
@@ -55,7 +63,7 @@ def test_splits_are_known_by_the_spellings_that_people_use(tmp_path, train, othe
         ],
         ["cats/train", "dogs/Training", "cats/test"],
     ],
-    ids=["unpacked twice", "wrapped", "wrapped inside", "with a prefix", "inside classes"],
+    ids=["unpacked twice", "wrapped", "wrapped inside", "wrapped by any name", "with a prefix", "inside classes"],
 )
 def test_splits_are_found_where_archives_have_them(tmp_path, folders):
     found = open_dataset(fill(tmp_path, *folders))

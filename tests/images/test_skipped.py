@@ -16,7 +16,7 @@ from vggkit.errors import BadData, BadImage
 from vggkit.images.file_kinds import SUFFIXES, is_image_start
 from vggkit.images.omissions import Reading
 from vggkit.images.sources.open_dataset import gather_images, iterate_images, list_images, open_dataset
-from vggkit.workflows.check import check, vet
+from vggkit.workflows.check import check, check_training_data
 
 links = pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
 
@@ -373,7 +373,7 @@ def test_a_training_says_what_was_skipped(tmp_path):
     for number in range(4):
         (tmp_path / "train" / "down" / f"{number}.txt").write_text("x")
     said: list[str] = []
-    vet(open_dataset(tmp_path), despite_findings=False, log=said.append)
+    check_training_data(open_dataset(tmp_path), despite_findings=False, log=said.append)
     (line,) = [line for line in said if line.startswith("skipped")]
     assert "4 files are not images" in line
     assert "2.txt, …" in line

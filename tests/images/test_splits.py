@@ -25,14 +25,14 @@ def collect(classes: dict[str, int], *, groups: int | None = None, part: str | N
     return ImageDataset.of("made", images)
 
 
-def test_a_test_part_is_kept_apart_when_validation_is_divided_off(tmp_path):
+def test_the_test_split_stays_apart(tmp_path):
     fill_folder(tmp_path / "train", ("a", "b"), 10)
     fill_folder(tmp_path / "test", ("a", "b"), 3, start=50)
     divided = divide(open_dataset(tmp_path), validation_share=0.2, seed=0)
     assert {name: len(part) for name, part in divided.splits.items()} == {"train": 16, "val": 4, "test": 6}
 
 
-def test_division_is_stratified_seeded_and_moves_with_the_folder(tmp_path):
+def test_splits_are_stratified_seeded_and_independent_of_the_folder(tmp_path):
     for place in ("here", "there"):
         fill_folder(tmp_path / place, ("a", "b", "c"), 11)
     one = open_dataset(tmp_path / "here")
@@ -49,8 +49,8 @@ def test_division_is_stratified_seeded_and_moves_with_the_folder(tmp_path):
     assert open_dataset(tmp_path / "there").fingerprint() != one.fingerprint()
 
 
-def test_a_division_once_made_stays_as_it_is():
-    """Classifiers remember share and seed alone: who was held out must never change."""
+def test_splits_never_change_between_versions():
+    """Classifiers remember share and seed alone: the held-out images must never change."""
     held_out = divide(collect({"a": 10, "b": 10}), validation_share=0.2, seed=0).split("val")
     assert [p.path for p in held_out] == ["a/1.png", "a/5.png", "b/5.png", "b/8.png"]
 
@@ -67,7 +67,7 @@ def test_one_image_is_too_few():
     share=st.floats(0.1, 0.4),
     seed=st.integers(0, 5),
 )
-def test_groups_are_never_parted_and_shares_come_near(counts, groups, share, seed):
+def test_groups_stay_together_and_shares_are_near(counts, groups, share, seed):
     images = collect({f"c{i}": count for i, count in enumerate(counts)}, groups=groups)
     divided = divide(images, validation_share=share, seed=seed)
     train, val = divided.split("train"), divided.split("val")
@@ -106,7 +106,7 @@ def test_folds_hold_each_image_out_once_and_are_stratified(groups):
     ]
 
 
-def test_folds_keep_a_test_part_and_refuse_what_is_too_little():
+def test_folds_keep_the_test_split_and_refuse_small_classes():
     images = collect({"a": 6, "b": 6})
     mixed = images.keep({"train": images.split("all")[:8], "val": images.split("all")[8:10], "test": ()})
     for one in divide_in_folds(mixed, 2):
@@ -133,11 +133,11 @@ def test_folds_keep_a_test_part_and_refuse_what_is_too_little():
         ("0001.tar", None),
     ],
 )
-def test_parts_by_name(path, part):
+def test_split_names(path, part):
     assert find_split(path) == part
 
 
-def test_a_fold_by_its_name():
+def test_a_fold_is_parsed():
     images = collect({"a": 10, "b": 10})
     second = hold_out(images, validation_share=0.2, seed=1, fold="2/5")
     assert [p.path for p in second.split("val")] == [
@@ -168,7 +168,7 @@ ROWS = st.lists(
 
 @settings(deadline=None, max_examples=100)
 @given(rows=ROWS, order=st.randoms(use_true_random=False), share=st.floats(0.05, 0.6), seed=st.integers(0, 3))
-def test_a_division_depends_on_no_order_of_rows(rows, order, share, seed):
+def test_splits_do_not_depend_on_the_order_of_rows(rows, order, share, seed):
     """Also where one image has several rows, of other labels and groups; refusals are the same too."""
     mixed = list(rows)
     order.shuffle(mixed)
@@ -226,7 +226,7 @@ def make_groups(groups: list[frozenset[str]], sizes: random.Random) -> ImageData
     )
 
 
-def test_grouped_divisions_hold_every_class_where_any_division_does():
+def test_grouped_folds_hold_every_class_where_possible():
     """Against all divisions there are, in a thousand small collections."""
     draw = random.Random(0)
     possible = 0
@@ -273,7 +273,7 @@ def test_grouped_folds_of_larger_collections_hold_every_class():
             assert 0 not in one.count("train").values()
 
 
-def test_grouped_divisions_once_made_stay_as_they_are():
+def test_grouped_splits_never_change_between_versions():
     """Those that were right before every fold was promised every class."""
     images = collect({"a": 40, "b": 25, "c": 12}, groups=11)
     folds = divide_in_folds(images, 4, seed=2)

@@ -284,7 +284,7 @@ def test_one_image_that_overflows_is_one_of_many(tiny):
 def test_a_check_and_a_head_say_that_values_overflow(classifier, photos, tmp_path, monkeypatch):
     monkeypatch.setenv("VGGKIT_HOME", str(tmp_path))
     overflow(classifier, float("nan"))
-    with pytest.raises(BadInput, match=r"cannot judge 63 of 63 images.*overflow"):
+    with pytest.raises(BadInput, match=r"no finite features of 63 of 63 images.*overflow"):
         check(photos, classifier)
     with pytest.raises(BadInput, match="overflow"):
         extract_features(

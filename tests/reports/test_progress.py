@@ -63,7 +63,7 @@ def test_a_terminal_shows_the_rate(monkeypatch):
 
 def test_a_terminal_forgets_the_count_of_the_task_before():
     line, out = ProgressLine(), io.StringIO()
-    for what, done, total, shown in (("val", 8, 8, "8/8"), ("report", 0, None, "0/?"), ("train", 2, 16, "2/16")):
+    for what, done, total, shown in (("val", 8, 8, "8/8"), ("report", 0, None, "report"), ("train", 2, 16, "2/16")):
         line.show(what, done, total)
         Console(file=out, width=120).print(line._progress.get_renderable())
         last = out.getvalue().splitlines()[-1]

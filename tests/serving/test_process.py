@@ -152,6 +152,7 @@ def find_workers(command) -> set[int]:
     return workers
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for the processes in Linux's /proc")
 def test_a_killed_worker_is_replaced_within_five_seconds(start, model_file, images):
     command = start(model_file, "--workers", "2", "--precision", "fp32")
@@ -203,13 +204,14 @@ def refuse(*arguments: object, **environment: str) -> str:
 def test_what_cannot_be_served_is_refused_on_one_line(model_file, tmp_path):
     (tmp_path / "broken.safetensors").write_bytes(b"broken")
     assert "broken.safetensors" in refuse(tmp_path / "broken.safetensors", "--workers", "2")
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        assert "choose another --port" in refuse(model_file, "--port", taken.getsockname()[1])
 
 
 def test_what_cannot_be_served_is_refused_in_python(model_file, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(vk.BadInput, match="choose another --port"):
+            vk.serve(model_file, port=taken.getsockname()[1])
     for given, options, message in (
         ([], {}, "serve needs a model"),
         ([tmp_path / "none.safetensors"], {}, "no such file"),

@@ -198,7 +198,7 @@ def test_flags_and_modes_are_left_as_they_were_found(training, ends, tiny, data,
     if ends:
         train(data, model=classifier, recipe=recipe, out=tmp_path / "run", device="cpu", quiet=True)
     else:
-        monkeypatch.setattr(loop.Trainer, "_measure", lambda self: 1 / 0)
+        monkeypatch.setattr(loop.Trainer, "_validate", lambda self: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train(data, model=classifier, recipe=recipe, out=tmp_path / "run", device="cpu", quiet=True)
     assert all(value.requires_grad for value in classifier.network.parameters())

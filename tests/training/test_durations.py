@@ -108,7 +108,7 @@ def test_seconds_follow_from_steps_and_images(tiny, monkeypatch):
     assert large is not None
     assert large.first_seconds == pytest.approx(81 * 1.0 + measured)
     assert large.later_seconds == found.later_seconds
-    slower = estimate_seconds(train_state, make_batches(), IMAGES[:12], preprocessing=SMALL, keep_seconds=2.0)
+    slower = estimate_seconds(train_state, make_batches(), IMAGES[:12], preprocessing=SMALL, write_seconds=2.0)
     assert slower is not None
     assert slower.later_seconds == pytest.approx(found.later_seconds + 3)
 
@@ -134,7 +134,7 @@ def test_gradual_training_is_estimated_from_its_first_and_last_epoch(tiny, monke
     assert found.seconds == pytest.approx(20 * 10 * 2.0)
 
 
-def test_images_that_stay_decoded_need_not_be_decoded_again(tmp_path, monkeypatch):
+def test_cached_images_are_decoded_once(tmp_path, monkeypatch):
     """Counted by the decodings, not by the clock."""
     Image.fromarray(draw_class("red", 0)).save(tmp_path / "0.png")
     images, decoded, clock = [ImageSample(str(tmp_path / "0.png"), "red")] * 20, [], [0.0]
@@ -161,5 +161,5 @@ def test_images_that_stay_decoded_need_not_be_decoded_again(tmp_path, monkeypatc
         (None, "about 3.1 GB of memory"),
     ],
 )
-def test_the_sentence(estimate, sentence):
+def test_describe(estimate, sentence):
     assert describe(estimate, memory_bytes=3_140_000_000) == sentence

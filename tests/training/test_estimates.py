@@ -113,7 +113,7 @@ def roomy(monkeypatch):
 def test_the_cheaper_an_image_beside_a_step_the_larger_the_batch(roomy):
     assert [choose(pixels=pixels)[0] for pixels in (32, 64, 224)] == [128, 32, 8]
     assert [choose(FC, pixels=pixels)[0] for pixels in (32, 224)] == [256, 32]
-    assert choose()[1] == "larger batches are hardly faster here"
+    assert choose()[1] == "larger batches are barely faster on this machine"
     assert choose() == choose()
 
 
@@ -176,7 +176,7 @@ def test_doubling_ends_below_what_does_not_fit(error):
 
 def test_doubling_ends_where_it_brings_nothing():
     time_step, tried = give(10_000, seconds=lambda size: max(1.0, size / 60))
-    assert search_batch_size(time_step, largest=1024) == (64, "larger batches are hardly faster here")
+    assert search_batch_size(time_step, largest=1024) == (64, "larger batches are barely faster on this machine")
     assert tried[-1] == 128
 
 

@@ -67,7 +67,7 @@ def test_features_are_what_the_last_layer_reads(classifier, photos):
     assert heard == [(done, len(images)) for done in range(1, len(images) + 1)]
     assert found.found == 0
     assert found.engine
-    assert any("48 features computed by" in sentence for sentence in said)
+    assert any("features of 48 images computed by" in sentence for sentence in said)
 
 
 def test_views_follow_one_another_and_the_first_is_as_when_predicting(classifier, photos):

@@ -12,8 +12,9 @@ import pytest
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, prune, weight_norm
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
+import vggkit
 from vggkit.classifier import Classifier
 from vggkit.errors import BadCheckpoint
 from vggkit.models.configure import configure
@@ -163,6 +164,23 @@ def test_weight_norm(norm, configuration, tmp_path):
     check(tmp_path / "x.pth", network, configuration)
 
 
+def _old_spectral_norm(module: nn.Module) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, on its successor
+        spectral_norm(module)
+
+
+@pytest.mark.parametrize(
+    "norm", [_old_spectral_norm, parametrizations.spectral_norm], ids=["old", "parametrization"]
+)
+def test_spectral_norm(norm, tmp_path):
+    network = build(NORMED)
+    for module in each_layer(network):
+        norm(module)
+    torch.save(network.state_dict(), tmp_path / "x.pth")
+    check(tmp_path / "x.pth", network, NORMED)
+
+
 @pytest.mark.parametrize("dim", [None, 0, 1])
 def test_weight_norm_along_other_sides(dim, tmp_path):
     network = build()
@@ -216,6 +234,14 @@ class TestHeadWithoutValues:
         assert all(value.isfinite().all() for value in found.network.state_dict().values())
         assert all(key.startswith("features") for key in found.provenance["weights"]["used"])
 
+    def test_the_load_line_leaves_it(self, path):
+        found = identify(path)
+        assert "fc head without values (NaN)" in found.verdict
+        assert 'head="pool"' in str(found.load_line)
+        scope = {"vk": vggkit}
+        exec(str(found.load_line), scope)
+        assert scope["clf"].network.configuration.head == "pool"
+
     def test_a_last_layer_of_other_classes_is_not_read(self, tmp_path):
         state = build().state_dict()
         state["classifier.6.weight"].fill_(np.nan)
@@ -230,6 +256,14 @@ class TestHeadWithoutValues:
 
 
 class TestInMemory:
+    def test_it_is_identified(self):
+        state = build().state_dict()
+        found = identify(state)
+        assert (found.complete, found.configuration) == (True, SLIM)
+        scope = {"vk": vggkit, "state_dict": state}
+        exec(str(found.load_line), scope)
+        assert torch.equal(compute(scope["clf"].network), compute(build()))
+
     @pytest.mark.parametrize("wrap", [dict, OrderedDict, lambda state: {"model": state, "epoch": 3}])
     def test_a_state_dict_is_taken_and_copied(self, wrap):
         network = build()

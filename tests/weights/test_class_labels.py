@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import vggkit
 from vggkit.classifier import Classifier, load
 from vggkit.errors import BadConfiguration
 from vggkit.images.preprocessing import Preprocessing
@@ -79,7 +80,6 @@ def test_mappings_both_ways_agree_with_the_list(names: list[str]) -> None:
         (3, r"range\(3\)"),
         (np.int64(3), r"range\(3\)"),
         (2.5, r"labels=\['ant', 'bee'\]"),
-        (None, "got None"),
         (True, "got True"),
         ([0, 1, 2], r"\[str\(label\) for label in labels\]"),
         (np.arange(3), r"\[str\(label\) for label in labels\]"),
@@ -121,3 +121,20 @@ def test_what_is_no_row_of_names_is_refused(labels: object, said: str) -> None:
 
 def test_spaces_of_a_single_name_are_its_own() -> None:
     assert create(["ant ", "bee"]).labels == ("ant ", "bee")
+
+
+def test_without_labels_those_of_the_weights_are_taken(tmp_path: Path) -> None:
+    small = Configuration(blocks=((3,),), head="pool", hidden=(), num_classes=2)
+    state = VGG(small).state_dict()
+    torch.save({"state_dict": state, "class_to_idx": {"tulip": 1, "rose": 0}}, tmp_path / "x.pth")
+    for options in ({}, {"labels": None}):
+        found = Classifier.create(small, weights=tmp_path / "x.pth", preprocessing=SMALL, **options)
+        assert found.labels == ("rose", "tulip")
+        assert not found.origin.random_keys
+    scope = {"vk": vggkit}
+    exec(str(vggkit.identify(tmp_path / "x.pth").load_line), scope)
+    assert scope["clf"].labels == ("rose", "tulip")
+    with pytest.raises(BadConfiguration, match="the weights state no classes; write labels="):
+        Classifier.create(small, weights=state, preprocessing=SMALL)
+    with pytest.raises(BadConfiguration, match="no weights that state classes; write labels="):
+        Classifier.create(small, preprocessing=SMALL)

@@ -97,7 +97,7 @@ def names_in_order(model):
 
 @pytest.mark.parametrize("shuffled", [False, True])
 @pytest.mark.parametrize("model", ["vgg11", "vgg13", "vgg16", "vgg19", "vgg16_c", "vgg16_bn"])
-def test_names_that_say_nothing(model, shuffled):
+def test_uninformative_names(model, shuffled):
     configuration = configure(model, num_classes=5)
     for convolutions, matrices in names_in_order(model):
         places = [layer.name for layer in configuration.trunk if layer.kind == "conv"]
@@ -120,7 +120,7 @@ def test_names_that_say_nothing(model, shuffled):
     "names", ["/kernel /bias", "_W _b", ".weight .bias", "_weights _biases", "/weights /biases"]
 )
 @pytest.mark.parametrize("last", [False, True])
-def test_caffes_many_names(names, last):
+def test_caffe_names(names, last):
     weight, bias = names.split()
     configuration = configure("vgg16")
     shapes = {}
@@ -246,7 +246,7 @@ def test_other_networks_are_no_vgg():
     assert not look({"embedding": (10, 4)}).is_vgg
 
 
-def test_torchvisions_own(tmp_path):
+def test_torchvision_weights(tmp_path):
     models = pytest.importorskip("torchvision").models
     for model in list_models():
         if hasattr(models, model):
@@ -255,7 +255,7 @@ def test_torchvisions_own(tmp_path):
             assert look(module_shapes(theirs)).configuration == configure(model)
 
 
-def test_a_classifier_of_ours(tiny, tmp_path):
+def test_a_classifier_file(tiny, tmp_path):
     path = tmp_path / "vgg19.safetensors"
     small = Preprocessing(resize_pixels=32, crop_pixels=32)
     Classifier.create(tiny, labels=["a", "b", "c"], preprocessing=small).save(path)
@@ -271,7 +271,7 @@ def test_a_classifier_of_ours(tiny, tmp_path):
         look(outline(dense, metadata={METADATA_KEY: "{"}))
 
 
-def test_the_line_that_loads_it_loads_it(tiny, tmp_path):
+def test_the_load_line_works(tiny, tmp_path):
     def check(state, configuration, name="x.pth"):
         path = tmp_path / name
         torch.save(state, path)
@@ -318,7 +318,7 @@ def test_the_real_files(shared):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_the_fingerprint_tells_order_and_range(shared, tmp_path, dtype):
+def test_the_fingerprint_determines_channel_order_and_range(shared, tmp_path, dtype):
     state = torch.load(shared / "weights" / "vgg19_oxford_features_to_relu3_4_caffeBGR.pth", weights_only=True)
     filters = state["features.0.weight"]
     turned = {
@@ -389,7 +389,7 @@ def test_files_of_other_programs_are_identified_without_torch(tmp_path, name):
         *(pytest.param(d, marks=pytest.mark.slow) for d in ("timm", "keras", "blocks", "explicit")),
     ],
 )
-def test_files_that_are_known_at_once_are_read_alike_layer_by_layer(dialect, monkeypatch):
+def test_known_files_give_the_same_identification_layer_by_layer(dialect, monkeypatch):
     """A network of the table, each tensor in its shape, is known before its modules are placed."""
     for model in list_models():
         for changes in ({}, {"num_classes": 7, "in_channels": 1}):

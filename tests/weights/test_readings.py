@@ -147,7 +147,7 @@ def test_no_activation_between_adjacent_indices(tmp_path, head, how):
         ),
     ],
 )
-def test_room_for_one_module_has_two_readings(tmp_path, head, relu, how):
+def test_a_gap_of_one_module_has_two_readings(tmp_path, head, relu, how):
     net = build(Net(head(nn.ReLU() if relu else nn.Dropout())))
     path = write(net, tmp_path / "x.bin", how)
     found = identify(path)
@@ -172,7 +172,7 @@ def test_room_for_one_module_has_two_readings(tmp_path, head, relu, how):
     )
 
 
-def test_the_reading_is_chosen_by_the_configuration_that_is_asked_for(tmp_path):
+def test_the_reading_follows_the_requested_configuration(tmp_path):
     net = build(Net(paper(nn.Dropout(), nn.Linear(9, 3))))
     path = write(net, tmp_path / "x.pth", "pth")
     wanted = replace(identify(path).configuration, hidden=(16, 14), ranks=None)
@@ -187,7 +187,7 @@ def test_the_reading_is_chosen_by_the_configuration_that_is_asked_for(tmp_path):
     "name", ["fc_extra", "fc", "fc1", "fc4", "fc7", "fc9", "head", "last_linear", "predictions"]
 )
 @pytest.mark.parametrize("into", [9, 40, 5])
-def test_a_matrix_that_the_published_forward_never_calls(tmp_path, name, into, how):
+def test_a_matrix_outside_the_published_forward(tmp_path, name, into, how):
     net = Net(paper())
     net.add_module(name, nn.Linear(into, 3))
     build(net)
@@ -296,14 +296,14 @@ def test_trunks_written_by_others_with_global_pooling(tmp_path, channels, norm, 
     assert right[0] is True or (how != "pth" and channels[-1] != "M")
 
 
-def test_a_map_that_is_read_whole_without_its_last_pool_is_said(tmp_path):
+def test_a_missing_last_pool_is_reported(tmp_path):
     net = build(Net(nn.Sequential(nn.Linear(8 * 16, 3)), trunk=features((6, "M", 8)), grid=4))
     assert "without pool2 in its features" in identify(write(net, tmp_path / "x.pth", "pth")).verdict
 
 
 @pytest.mark.parametrize("pooling", ["max", "average"])
 @pytest.mark.parametrize("head", ["fc", "dense"])
-def test_what_our_own_state_dicts_state(tmp_path, pooling, head):
+def test_metadata_of_vggkit_state_dicts(tmp_path, pooling, head):
     configuration = Configuration(
         blocks=((4,), (5, 6)), pooling=pooling, head=head, grid=2, hidden=(7,), num_classes=3, dropout=0.1
     )
@@ -338,7 +338,7 @@ def test_layers_exchanged_by_hand_are_not_stated(tmp_path):
         lambda: nn.Sequential(nn.Linear(8, 3), nn.BatchNorm1d(3)),
     ],
 )
-def test_a_module_within_the_head_that_no_vgg_has_is_not_passed_over(tmp_path, head):
+def test_an_unknown_module_in_the_head_is_reported(tmp_path, head):
     net = build(Net(head(), trunk=features((6, "M", 8, "M")), grid=1))
     path = write(net, tmp_path / "x.pth", "pth")
     found = identify(path)

@@ -17,7 +17,7 @@ from vggkit.errors import BadData, BadInput, BadOutput
 from vggkit.images.dataset import ImageDataset, ImageSample
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.images.sources.open_dataset import open_dataset
-from vggkit.workflows.check import check, guard_outputs, vet
+from vggkit.workflows.check import check, check_training_data, validate_outputs
 
 
 def draw(seed: int, side: int = 96) -> Image.Image:
@@ -50,7 +50,7 @@ def kinds(diagnosis):
     return {finding.kind: len(finding.cases) for finding in diagnosis.findings}
 
 
-def test_a_clean_collection_has_no_findings_and_is_described(clean):
+def test_a_clean_dataset_has_no_findings(clean):
     found = check(clean, image_size=96)
     assert found.findings == ()
     assert found.n == 72
@@ -60,7 +60,7 @@ def test_a_clean_collection_has_no_findings_and_is_described(clean):
     assert json.loads(json.dumps(found.to_dict()))["findings"] == []
 
 
-def test_everything_that_can_be_wrong_is_found(clean):
+def test_every_kind_of_finding(clean):
     train, val = clean / "train", clean / "val"
     (train / "ants" / "broken.jpg").write_text("no image")
     (train / "ants" / "empty.png").write_bytes(b"")
@@ -116,7 +116,7 @@ def test_everything_that_can_be_wrong_is_found(clean):
     ],
     ids=ascii,
 )
-def test_classes_whose_names_look_the_same_are_found_and_said(names, shown):
+def test_similar_class_names_are_found_and_reported(names, shown):
     parts, said = ("train", "val"), []
     images = [
         (part, ImageSample(f"{part}/{name}/{i}", name, np.asarray(draw(100 * len(part) + 10 * place + i))))
@@ -127,25 +127,25 @@ def test_classes_whose_names_look_the_same_are_found_and_said(names, shown):
     whole = ImageDataset.of("made", images)
     case = check(whole, image_size=32).find("similar-names").cases[0]
     assert case.detail == f"{shown} differ only in case or spaces"
-    vet(whole, despite_findings=False, log=said.append)
+    check_training_data(whole, despite_findings=False, log=said.append)
     assert any(shown in sentence for sentence in said)
     # One name in training and another in validation.
     crossed = [(part, p) for part, p in images if p.label not in names or part == parts[names.index(p.label)]]
     with pytest.raises(BadData, match=re.escape(shown)):
-        vet(ImageDataset.of("made", crossed), despite_findings=False, log=said.append)
+        check_training_data(ImageDataset.of("made", crossed), despite_findings=False, log=said.append)
     plain = ImageDataset.of("made", [(part, p) for part, p in images if p.label != names[0]])
     assert "similar-names" not in kinds(check(plain, image_size=32))
 
 
-def test_a_class_of_one_image_is_said_before_it_is_learnt(clean):
+def test_a_class_of_one_image_is_reported_before_training(clean):
     said = []
     fill(clean, "train", "wasps", [9000])
     fill(clean, "val", "wasps", [9001])
-    vet(open_dataset(clean), despite_findings=False, log=said.append)
+    check_training_data(open_dataset(clean), despite_findings=False, log=said.append)
     assert "warning: only one training image of wasps" in said
 
 
-def test_groups_that_lie_in_two_parts_are_leakage():
+def test_groups_in_two_splits_are_leakage():
     images = []
     for part, first in (("train", 4), ("val", 0)):
         for i in range(6):
@@ -156,7 +156,7 @@ def test_groups_that_lie_in_two_parts_are_leakage():
     assert {case.detail for case in cases} == {"the group p4 is in train, val", "the group p5 is in train, val"}
 
 
-def test_cleaning_leaves_out_what_is_wrong_and_touches_no_image(clean, tmp_path):
+def test_the_cleaned_table_omits_findings_and_changes_no_image(clean, tmp_path):
     train, val = clean / "train", clean / "val"
     (train / "ants" / "broken.jpg").write_text("no image")
     for name in ("600.png", "600 copy.png"):
@@ -229,7 +229,7 @@ def test_names_that_are_not_text_are_left_out_of_the_table(clean, tmp_path):
     assert found.returncode == 0, found.stderr
 
 
-def test_nothing_is_overwritten_that_is_looked_at(clean, tmp_path):
+def test_checked_images_are_not_overwritten(clean, tmp_path):
     images = open_dataset(clean)
     write_clean_table(images, check(images, image_size=32), tmp_path / "own.csv")
     before = (tmp_path / "own.csv").read_bytes()
@@ -243,15 +243,15 @@ def test_nothing_is_overwritten_that_is_looked_at(clean, tmp_path):
         ({"page": tmp_path / "folder.html"}, "is a folder"),
     ):
         with pytest.raises(BadOutput, match=said):
-            guard_outputs(own, **outputs)
+            validate_outputs(own, **outputs)
     with pytest.raises(BadOutput, match="in memory"):
-        guard_outputs(open_dataset("digits"), table=tmp_path / "x.csv")
-    guard_outputs(own, table=tmp_path / "new" / "x.csv", page=tmp_path / "x.html")
+        validate_outputs(open_dataset("digits"), table=tmp_path / "x.csv")
+    validate_outputs(own, table=tmp_path / "new" / "x.csv", page=tmp_path / "x.html")
     assert (tmp_path / "own.csv").read_bytes() == before
     assert not (tmp_path / "new").exists()
 
 
-def test_libtiffs_complaints_do_not_reach_people(shared, tmp_path):
+def test_libtiff_warnings_are_not_shown(shared, tmp_path):
     for label in ("a", "b"):
         (tmp_path / label).mkdir()
         for file in list((shared / "odd_images" / "pillow").rglob("*.tif"))[:60]:
@@ -261,27 +261,27 @@ def test_libtiffs_complaints_do_not_reach_people(shared, tmp_path):
     assert json.loads(found.stdout)["n"] > 20
 
 
-def test_what_has_no_files_cannot_be_written_to_a_table(tmp_path):
+def test_images_in_memory_cannot_be_written_to_a_table(tmp_path):
     digits = open_dataset("digits")
     with pytest.raises(BadOutput, match="--fix"):
         write_clean_table(digits, check(digits), tmp_path / "t.csv")
     assert not (tmp_path / "t.csv").exists()
 
 
-def test_digits_are_no_copies_of_each_other():
+def test_digits_are_no_duplicates():
     found = check("digits")
     assert set(kinds(found)) == {"small"}
     assert found.find("small").severity == "note"
 
 
-def test_odd_calls_are_refused(clean):
+def test_wrong_arguments_are_refused(clean):
     with pytest.raises(BadInput, match="image_size"):
         check(clean, image_size=0)
     with pytest.raises(BadData):
         check(clean / "none")
 
 
-def test_nothing_readable_is_still_a_diagnosis(tmp_path):
+def test_a_dataset_without_readable_images_is_diagnosed(tmp_path):
     for label in ("a", "b"):
         (tmp_path / label).mkdir()
         (tmp_path / label / "x.jpg").write_text("x")
@@ -290,13 +290,13 @@ def test_nothing_readable_is_still_a_diagnosis(tmp_path):
     assert kinds(found) == {"missing-class": 2, "unreadable": 2}
 
 
-def test_a_training_is_told_and_stopped_only_where_figures_would_lie(clean):
+def test_training_warns_and_stops_only_for_invalid_metrics(clean):
     said: list[str] = []
     (clean / "train" / "ants" / "broken.jpg").write_text("x")
     draw(7700).save(clean / "train" / "ants" / "700.png")
     draw(7700).save(clean / "val" / "ants" / "700.jpg", quality=80)
     images = open_dataset(clean)
-    kept, contents = vet(images, despite_findings=False, log=said.append)
+    kept, contents = check_training_data(images, despite_findings=False, log=said.append)
     assert contents.keys() == kept.splits.keys()
     assert len(kept.split("train")) == 49
     assert sum("excluded" in line for line in said) == 1
@@ -304,9 +304,9 @@ def test_a_training_is_told_and_stopped_only_where_figures_would_lie(clean):
     for path in (clean / "val" / "bees").iterdir():
         path.unlink()
     with pytest.raises(BadData, match="--despite-findings"):
-        vet(open_dataset(clean), despite_findings=False, log=said.append)
+        check_training_data(open_dataset(clean), despite_findings=False, log=said.append)
     said.clear()
-    vet(open_dataset(clean), despite_findings=True, log=said.append)
+    check_training_data(open_dataset(clean), despite_findings=True, log=said.append)
     assert any("continuing because of" in line for line in said)
 
 

@@ -116,6 +116,7 @@ def test_from_folder_to_report(layout, tmp_path, capsys):
     assert ("2 images are in a split without class folders" in said) == (
         layout == "loose test"
     ) or "skipped" in said
+    assert ("note: 2 classes with several subfolders: across holds" in said) == (layout == "nested classes")
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "across" in page or "plane" in page
 

@@ -220,13 +220,13 @@ def test_an_image_that_goes_in_the_middle_is_named_and_the_state_stays(data, tmp
     folder = tmp_path / "data"
     fill_folder(folder / "train", LABELS, 12)
     fill_folder(folder / "val", LABELS, 4, start=100)
-    measure = loop.Trainer._measure
+    measure = loop.Trainer._validate
 
     def lose(self):
         (folder / "val" / "red" / "100.png").unlink(missing_ok=True)
         return measure(self)
 
-    monkeypatch.setattr(loop.Trainer, "_measure", lose)
+    monkeypatch.setattr(loop.Trainer, "_validate", lose)
     classifier = Classifier.create(
         "vgg11", labels=LABELS, until="pool2", preprocessing=Preprocessing(resize_pixels=32, crop_pixels=32)
     )
@@ -279,7 +279,7 @@ def test_a_run_goes_on_for_more_epochs_where_its_images_are_now(data, tmp_path, 
     capsys.readouterr()
     run = resume(out, tmp_path / "moved", device="cpu", epochs=4)
     assert [epoch.epoch for epoch in run.history] == [1, 2, 3, 4]
-    assert "cosine schedule of the learning rate is stretched" in capsys.readouterr().err
+    assert "cosine learning-rate schedule now covers 4 epochs" in capsys.readouterr().err
     assert run.history[3].learning_rate < run.history[1].learning_rate == run.history[2].learning_rate
     assert RunConfig.read(out).resolved.epochs == 4
     assert max(epoch.val_macro_f1 for epoch in run.history) == run.history[run.best_epoch - 1].val_macro_f1

@@ -105,7 +105,7 @@ def test_a_finished_run_says_so(tiny, photos, tmp_path):
 def test_a_stopped_run_says_so_and_how_far_it_is(tiny, photos, tmp_path, monkeypatch):
     from vggkit.training import trainer
 
-    measure, ends = trainer.Trainer._measure, iter([False, True])
+    measure, ends = trainer.Trainer._validate, iter([False, True])
 
     def end(self):
         if next(ends):
@@ -113,7 +113,7 @@ def test_a_stopped_run_says_so_and_how_far_it_is(tiny, photos, tmp_path, monkeyp
         return measure(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Trainer, "_measure", end)
+        patch.setattr(trainer.Trainer, "_validate", end)
         with pytest.raises(KeyboardInterrupt):
             train(photos, model=start(tiny), recipe=RECIPE, out=tmp_path / "run", device="cpu", quiet=True)
     before = read_run_state(tmp_path / "run")

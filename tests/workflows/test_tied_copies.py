@@ -51,7 +51,7 @@ def find_parted(directory: Path, data: Path) -> set[str]:
     """The bursts that are in both splits of a run, by its record of how it divided the data."""
     about = RunConfig.read(directory).found["data"]
     options = {name: about.get(name) for name in ("validation_share", "seed", "fold")}
-    divided = hold_out(open_dataset(data), **options, ties=about.get("ties", ()))
+    divided = hold_out(open_dataset(data), **options, copy_groups=about.get("ties", ()))
     sides = [
         {f"{p.label} {Path(p.path).name.split('-')[1]}" for p in divided.split(name) if "burst" in p.path}
         for name in ("train", "val")
@@ -72,7 +72,7 @@ def test_near_duplicates_stay_in_one_split(fold, tmp_path, capsys):
     assert (again.n, again.top1, again.split) == (run.evaluation.n, run.evaluation.top1, "val")
 
 
-def test_a_run_goes_on_with_the_split_that_it_recorded(tmp_path, capsys):
+def test_a_resumed_run_keeps_its_split(tmp_path, capsys):
     data = fill(tmp_path / "data", bursts=3)
     whole = train(data, epochs=2, schedule="constant", out=tmp_path / "whole", **TINY)
     train(data, epochs=2, schedule="constant", out=tmp_path / "run", on_epoch=lambda epoch: True, **TINY)
@@ -83,10 +83,10 @@ def test_a_run_goes_on_with_the_split_that_it_recorded(tmp_path, capsys):
     assert "more than one split" not in capsys.readouterr().err
 
 
-def test_a_run_of_an_earlier_version_goes_on_as_it_was_divided(tmp_path, capsys, monkeypatch):
+def test_a_run_of_an_earlier_version_keeps_its_split(tmp_path, capsys, monkeypatch):
     data = fill(tmp_path / "data", bursts=3)
     with monkeypatch.context() as earlier:
-        earlier.setattr(Copies, "list_ties", lambda self: [])
+        earlier.setattr(Copies, "list_groups", lambda self: [])
         begun = train(data, epochs=1, schedule="constant", out=tmp_path / "run", **TINY)
     path = begun.directory / "config.yaml"
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -99,7 +99,7 @@ def test_a_run_of_an_earlier_version_goes_on_as_it_was_divided(tmp_path, capsys,
     assert "more than one split" in capsys.readouterr().err
 
 
-def test_a_class_that_is_one_burst_is_divided_all_the_same_and_reported(tmp_path, capsys):
+def test_a_class_of_one_burst_is_divided_and_reported(tmp_path, capsys):
     data = fill(tmp_path / "data", bursts=3)
     for path in (data / "bees").glob("*"):
         if not path.name.startswith("burst-0"):
@@ -112,7 +112,7 @@ def test_a_class_that_is_one_burst_is_divided_all_the_same_and_reported(tmp_path
     assert "more than one split" in said
 
 
-def test_splits_of_the_users_own_are_reported_with_a_command_that_mends_them(tmp_path, capsys):
+def test_copies_across_given_splits_are_reported_with_a_command(tmp_path, capsys):
     data = fill(tmp_path / "data", bursts=3)
     rows = [
         f"{path.relative_to(tmp_path)},{path.parent.name},{'val' if number % 3 == 0 else 'train'}"

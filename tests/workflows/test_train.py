@@ -280,14 +280,14 @@ def test_another_folder_with_the_same_names_is_another_folder(tiny, tmp_path):
 def test_an_interruption_keeps_the_best_and_says_how_to_go_on(tiny, photos, tmp_path, monkeypatch):
     from vggkit.training.trainer import Trainer
 
-    measure, calls = Trainer._measure, itertools.count()
+    measure, calls = Trainer._validate, itertools.count()
 
     def cut_short(self):
         if next(calls) == 1:
             raise KeyboardInterrupt
         return measure(self)
 
-    monkeypatch.setattr(Trainer, "_measure", cut_short)
+    monkeypatch.setattr(Trainer, "_validate", cut_short)
     with pytest.raises(KeyboardInterrupt, match="vggkit train --resume"):
         train(photos, model=create(tiny), recipe=RECIPE, out=tmp_path / "r", quiet=True)
     assert load(tmp_path / "r").provenance["epoch"] == 1
@@ -363,9 +363,9 @@ def test_another_rule_of_division_is_never_taken_for_the_old_one(grouped, tiny, 
     recipe = replace(RECIPE, epochs=1, fold="1/3")
     run = train(grouped, model=create(tiny), recipe=recipe, out=tmp_path / "r", quiet=True, device="cpu")
     assert evaluate(run.classifier, grouped, device="cpu").n == run.evaluation.n
-    dealt = splits.deal
+    dealt = splits.assign_folds
     monkeypatch.setattr(
-        splits, "deal", lambda units, folds: {u: (f + 1) % folds for u, f in dealt(units, folds).items()}
+        splits, "assign_folds", lambda units, folds: {u: (f + 1) % folds for u, f in dealt(units, folds).items()}
     )
     with pytest.raises(BadCheckpoint, match="other images"):
         resume(tmp_path / "r", quiet=True, device="cpu")

@@ -49,9 +49,7 @@ def weights_of(run):
 
 
 @pytest.mark.slow
-def test_the_head_is_solved_on_what_is_frozen_and_measured_as_evaluate_does(
-    tiny, trained, photos, tmp_path, real_plots
-):
+def test_the_linear_probe_is_evaluated_as_evaluate_does(tiny, trained, photos, tmp_path, real_plots):
     classifier = start(tiny, trained)
     before = {key: value.clone() for key, value in classifier.network.state_dict().items()}
     run = train(photos, model=classifier, recipe=HEAD, out=tmp_path / "run", device="cpu", quiet=True)
@@ -68,12 +66,12 @@ def test_the_head_is_solved_on_what_is_frozen_and_measured_as_evaluate_does(
 
 
 @pytest.mark.slow
-def test_a_second_run_computes_nothing_and_other_weights_all(tiny, trained, photos, tmp_path, capsys):
+def test_a_second_run_uses_cached_features(tiny, trained, photos, tmp_path, capsys):
     first = train(photos, model=start(tiny, trained), recipe=HEAD, out=tmp_path / "1", device="cpu")
     assert "found in the cache" not in capsys.readouterr().err
     second = train(photos, model=start(tiny, trained), recipe=HEAD, out=tmp_path / "2", device="cpu")
     told = capsys.readouterr().err
-    assert "48 of 48 features were found in the cache" in told
+    assert "features of 48 of 48 images were found in the cache" in told
     assert "computed by" not in told
     assert all(torch.equal(weights_of(second)[key], value) for key, value in weights_of(first).items())
     other = start(tiny, trained)
@@ -84,7 +82,7 @@ def test_a_second_run_computes_nothing_and_other_weights_all(tiny, trained, phot
 
 
 @pytest.mark.slow
-def test_a_head_that_was_stopped_goes_on_to_the_same_bits(tiny, trained, photos, tmp_path, monkeypatch):
+def test_a_stopped_linear_probe_resumes_bit_for_bit(tiny, trained, photos, tmp_path, monkeypatch):
     from vggkit.training import linear_probe
 
     whole = train(photos, model=start(tiny, trained), recipe=HEAD, out=tmp_path / "1", device="cpu", quiet=True)
@@ -101,15 +99,15 @@ def test_a_head_that_was_stopped_goes_on_to_the_same_bits(tiny, trained, photos,
     assert all(torch.equal(weights_of(resumed)[key], value) for key, value in weights_of(whole).items())
 
 
-def test_views_of_each_image_are_seen_by_the_head(tiny, trained, photos, tmp_path, capsys):
+def test_the_linear_probe_uses_augmented_views(tiny, trained, photos, tmp_path, capsys):
     recipe = replace(HEAD, views=3, mirror="alternating")
     train(photos, model=start(tiny, trained), recipe=recipe, out=tmp_path / "1", device="cpu")
-    assert "144 features computed" in capsys.readouterr().err
+    assert "features of 144 views of images computed" in capsys.readouterr().err
     train(photos, model=start(tiny, trained), recipe=replace(recipe, views=4), out=tmp_path / "2", device="cpu")
-    assert "48 features computed" in capsys.readouterr().err
+    assert "features of 48 views of images computed" in capsys.readouterr().err
 
 
-def test_what_was_learnt_can_be_taken_for_other_classes(tiny, trained, tmp_path, capsys):
+def test_weights_are_reused_for_other_classes(tiny, trained, tmp_path, capsys):
     fill_folder(tmp_path / "photos", LABELS[:2], 10)
     classifier = start(replace(tiny, num_classes=2), trained, labels=LABELS[:2])
     run = train(tmp_path / "photos", model=classifier, recipe=Recipe(), out=tmp_path / "run", device="cpu")
@@ -118,7 +116,7 @@ def test_what_was_learnt_can_be_taken_for_other_classes(tiny, trained, tmp_path,
     assert run.evaluation.n == 4
 
 
-def test_weights_of_as_many_other_classes_begin_with_a_new_head_and_it_is_said(tiny, trained, tmp_path, capsys):
+def test_as_many_other_classes_reinitialise_the_last_layer(tiny, trained, tmp_path, capsys):
     for ours, theirs in zip(("x", "y", "z"), ("red", "across", "down"), strict=True):
         fill_folder(tmp_path, (theirs,), 8)
         (tmp_path / "photos").mkdir(exist_ok=True)
@@ -131,7 +129,7 @@ def test_weights_of_as_many_other_classes_begin_with_a_new_head_and_it_is_said(t
     assert run.evaluation.top1 == 1
 
 
-def test_labels_in_another_order_start_as_right_as_the_weights_were(tiny, trained, photos, tmp_path, capsys):
+def test_labels_in_another_order_reorder_the_last_layer(tiny, trained, photos, tmp_path, capsys):
     turned = start(tiny, trained, labels=("red", "down", "across"))
     expected = evaluate(load(trained), photos)
     found = evaluate(turned, photos)
@@ -171,7 +169,7 @@ def diverge_at(monkeypatch, *numbers):
     monkeypatch.setattr(learners.TrainState, "compute", computed)
 
 
-def test_after_nan_it_goes_back_and_on_at_a_lower_rate(tiny, photos, tmp_path, monkeypatch, capsys):
+def test_nan_rolls_back_and_lowers_the_rate(tiny, photos, tmp_path, monkeypatch, capsys):
     diverge_at(monkeypatch, 8)
     run = train(
         photos, model=start(tiny), recipe=replace(STEPS, schedule="constant"), out=tmp_path / "run", device="cpu"
@@ -183,7 +181,7 @@ def test_after_nan_it_goes_back_and_on_at_a_lower_rate(tiny, photos, tmp_path, m
 
 
 @pytest.mark.slow
-def test_a_run_that_went_back_resumes_at_its_lower_rate(tiny, photos, tmp_path, monkeypatch):
+def test_a_rolled_back_run_resumes_at_its_lower_rate(tiny, photos, tmp_path, monkeypatch):
     from vggkit.training import trainer as loop
 
     recipe = replace(STEPS, epochs=3, schedule="constant")
@@ -215,16 +213,16 @@ def test_a_run_that_went_back_resumes_at_its_lower_rate(tiny, photos, tmp_path, 
     assert all(torch.equal(weights_of(resumed)[key], value) for key, value in weights_of(whole).items())
 
 
-def test_three_returns_are_enough(tiny, photos, tmp_path, monkeypatch, capsys):
+def test_training_fails_after_three_rollbacks(tiny, photos, tmp_path, monkeypatch, capsys):
     diverge_at(monkeypatch, *range(7, 1000))
-    with pytest.raises(BadInput, match=r"epoch 2.*3 lower ones did not help.*--learning-rate"):
+    with pytest.raises(BadInput, match=r"epoch 2.*after 3 rollbacks.*--learning-rate"):
         train(photos, model=start(tiny), recipe=STEPS, out=tmp_path / "run", device="cpu")
     told = capsys.readouterr().err
     assert told.count("back to the start of the epoch") == 3
     assert load(tmp_path / "run").provenance["epoch"] == 1
 
 
-def test_patience_ends_a_training_early(tiny, photos, tmp_path, capsys):
+def test_early_stopping(tiny, photos, tmp_path, capsys):
     recipe = replace(STEPS, epochs=50, patience=1, learning_rate=0.5, schedule="constant")
     run = train(photos, model=start(tiny), recipe=recipe, out=tmp_path / "run", device="cpu")
     assert len(run.history) < 50
@@ -232,7 +230,7 @@ def test_patience_ends_a_training_early(tiny, photos, tmp_path, capsys):
     assert run.history[-1].val_loss >= min(epoch.val_loss for epoch in run.history)
 
 
-def test_the_average_is_what_is_measured_and_kept(tiny, photos, tmp_path):
+def test_the_ema_is_evaluated_and_saved(tiny, photos, tmp_path):
     run = train(
         photos,
         model=start(tiny),
@@ -248,7 +246,7 @@ def test_the_average_is_what_is_measured_and_kept(tiny, photos, tmp_path):
     assert best.val_loss == pytest.approx(plain.losses.mean(), abs=1e-5)
 
 
-def test_a_rate_is_looked_for_and_learnt_with(tiny, photos, tmp_path, capsys):
+def test_the_found_learning_rate_is_used(tiny, photos, tmp_path, capsys):
     recipe = replace(STEPS, learning_rate=None)
     with pytest.raises(BadConfiguration, match=r"learning_rate=0\.05"):
         train(photos, model=start(tiny), recipe=STEPS, out=tmp_path / "run", device="cpu", find_learning_rate=True)
@@ -271,7 +269,7 @@ def test_a_rate_is_looked_for_and_learnt_with(tiny, photos, tmp_path, capsys):
 
 @pytest.mark.parametrize("changes", [{"balance": "weights"}, {"balance": "sampling"}, {"trainable": "gradual"}])
 @pytest.mark.slow
-def test_other_ways_learn_too(changes, tiny, photos, tmp_path):
+def test_other_options_train(changes, tiny, photos, tmp_path):
     recipe = replace(STEPS, epochs=4, **changes)
     run = train(photos, model=start(tiny), recipe=recipe, out=tmp_path / "run", device="cpu", quiet=True)
     assert run.history[-1].train_loss < run.history[0].train_loss
@@ -288,7 +286,7 @@ def uneven(tmp_path_factory):
 
 
 @pytest.mark.parametrize("changes", [{"balance": "weights", "label_smoothing": 0.1}, {"mixup": 0.0}], ids=str)
-def test_a_step_is_the_same_whatever_batches_it_is_made_of(tiny, uneven, tmp_path, changes):
+def test_accumulation_gives_the_same_step(tiny, uneven, tmp_path, changes):
     """26 images are steps of 12, 12 and 2, where no batch norm tells batches apart; the last step has two."""
     network = replace(tiny, batch_norm=False)
     recipe = replace(STEPS, epochs=1, warmup_epochs=0.0, augmentation="none", mirror="none", **changes)
@@ -330,7 +328,7 @@ def test_the_loss_of_an_epoch_is_torchs_of_all_its_images(tiny, uneven, tmp_path
 
 
 @pytest.mark.slow
-def test_a_solved_head_tells_the_same_loss_as_steps_do(tiny, trained, uneven, tmp_path):
+def test_the_linear_probe_reports_the_loss_of_training_steps(tiny, trained, uneven, tmp_path):
     recipe = Recipe(trainable="head", precision="fp32", balance="weights", label_smoothing=0.1)
     run = train(uneven, model=start(tiny, trained), recipe=recipe, out=tmp_path / "head", device="cpu", quiet=True)
     steps = replace(STEPS, epochs=1, augmentation="none", mirror="none", learning_rate=1e-12, batch_size=26)
@@ -342,14 +340,14 @@ def test_a_solved_head_tells_the_same_loss_as_steps_do(tiny, trained, uneven, tm
     assert again.history[0].val_loss == pytest.approx(run.history[0].val_loss, rel=1e-3)
 
 
-def test_seconds_between_states_are_no_less_than_none(tiny, photos, tmp_path):
+def test_negative_save_seconds_are_refused(tiny, photos, tmp_path):
     for seconds in (-1.0, float("nan")):
         with pytest.raises(BadInput, match="seconds"):
             train(photos, model=start(tiny), recipe=STEPS, out=tmp_path / "run", save_seconds=seconds)
 
 
 @pytest.mark.slow
-def test_steps_from_given_weights_begin_with_the_head_solved(tiny, trained, tmp_path, monkeypatch, capsys):
+def test_fine_tuning_begins_with_a_linear_probe(tiny, trained, tmp_path, monkeypatch, capsys):
     from vggkit.training import linear_probe
     from vggkit.training import trainer as loop
 
@@ -393,7 +391,7 @@ def test_steps_from_given_weights_begin_with_the_head_solved(tiny, trained, tmp_
 
 
 @pytest.mark.slow
-def test_what_a_run_says_of_its_test_part_is_what_evaluate_says(tiny, tmp_path):
+def test_test_metrics_of_a_run_agree_with_evaluate(tiny, tmp_path):
     """Calibrated on one split and measured on another: the temperature is counted once."""
     fill_folder(tmp_path / "photos" / "train", LABELS, 16)
     fill_folder(tmp_path / "photos" / "val", LABELS, 14, start=100)

@@ -33,9 +33,9 @@ FEWEST_PASSES: Final = 5
 START: Final = "import sys; sys.path.append(sys.argv[1]); from vggkit.benchmarking.processes import serve; serve()"
 """The program of the worker process, given the folder of this package."""
 REPLY: Final = '{"reply"'
-"""How a reply begins."""
+"""The prefix of a reply."""
 PATIENCE_SECONDS: Final = 10.0
-"""How long a process that is no longer needed may take to end."""
+"""Longest wait for the end of a process that is no longer needed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ class EngineProcess:
     """The controlling end of the pipe; a context manager that ends the process.
 
     Args:
-        choice: What to compute with.
+        choice: The device, engine and precision.
 
     Everything raises BadConfiguration with the reason where the process refuses or dies.
     """

@@ -39,7 +39,7 @@ class EngineRun:
     precision: Precision
     device: str
     problem: str | None = None
-    """Why it does not run."""
+    """The reason why it does not run."""
     process: EngineProcess | None = None
     rounds: Rounds = field(default_factory=Rounds)
     start_seconds: float = 0.0

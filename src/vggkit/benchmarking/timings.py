@@ -1,4 +1,4 @@
-"""How fast and how accurate engines are: the records of a bench, and the figures of its rounds.
+"""Speed and accuracy of engines: the records of a bench, and the figures of its rounds.
 
 Every engine has a turn in each round, so that what slows the machine down meanwhile meets all of them; ratios
 are of one round.
@@ -62,7 +62,7 @@ class EngineTimings:
     is_reference: bool = False
     """Whether it is the reference that others are compared with, PyTorch in float32."""
     problem: str | None = None
-    """Why it does not run here; the figures below are then absent."""
+    """The reason why it does not run here; the figures below are then absent."""
     latency_p50_seconds: Spread | None = None
     """Median seconds of a pass of one image."""
     latency_p95_seconds: Spread | None = None

@@ -17,6 +17,7 @@ def check(
     html: Path | None = None,
     fix: Path | None = None,
     image_size: int | None = None,
+    reduced_decoding: bool = False,
     columns: Columns = Columns(),  # noqa: B008 (frozen)
     device: str = "auto",
     json: bool = False,
@@ -36,6 +37,8 @@ def check(
         html: Also write a page with the images concerned: one .html file that needs no network.
         fix: Also write a table (.csv) of path, label and split without the images concerned, for `vggkit train`.
         image_size: Side in pixels of the network's input. Without it: the model's, or 224.
+        reduced_decoding: Count JPEGs as readable that are too large to be decoded at their full size, as `vggkit
+            train` reads them with the same option.
         columns: Names of a table's columns.
         device: Device of --model: auto, cpu, cuda or mps.
         json: Print a JSON object in place of the table.
@@ -43,7 +46,7 @@ def check(
     """
     from vggkit.images.sources.open_dataset import open_dataset
     from vggkit.workflows.check import check as look
-    from vggkit.workflows.check import guard_outputs
+    from vggkit.workflows.check import validate_outputs
     from vggkit.workflows.evaluate import demand_models
 
     if model is not None:  # refused before torch is imported, and before anything is downloaded
@@ -54,8 +57,16 @@ def check(
     with only_our_errors(), ProgressLine(quiet=quiet) as line:
         line.show(f"opening {data}", 0, None)
         images = open_dataset(data, columns=columns)
-        guard_outputs(images, table=fix, page=html)
-        found = look(images, model, columns=columns, image_size=image_size, device=device, on_progress=line.show)
+        validate_outputs(images, table=fix, page=html)
+        found = look(
+            images,
+            model,
+            columns=columns,
+            image_size=image_size,
+            reduced_decoding=reduced_decoding,
+            device=device,
+            on_progress=line.show,
+        )
         if html is not None:
             from vggkit.reports.check_page import write_check_page
 

@@ -35,6 +35,7 @@ def evaluate(
     device: str = "auto",
     precision: WantedPrecision = "fp32",
     engine: WantedEngine = "auto",
+    reduced_decoding: bool = False,
     json: bool = False,
     quiet: bool = False,
 ) -> int:
@@ -71,6 +72,8 @@ def evaluate(
             bench --keep-ranges).
         engine: Library that computes. auto: PyTorch on CUDA, on MPS and for whole images; else OpenVINO, ONNX
             Runtime or PyTorch, the first of them that is installed.
+        reduced_decoding: Decode large JPEGs at a smaller scale, even where the classifier does not: it is faster,
+            reads some that are too large otherwise, and changes pixels slightly.
         json: Print a JSON object in place of the text.
         quiet: Show no progress.
     """
@@ -112,6 +115,7 @@ def evaluate(
             device=device,
             precision=precision,
             engine=engine,
+            reduced_decoding=reduced_decoding,
             on_progress=line.show,
         )
         shown = found.evaluations[-1]

@@ -29,6 +29,7 @@ def explain(
     device: str = "auto",
     precision: WantedPrecision = "auto",
     engine: WantedEngine = "auto",
+    reduced_decoding: bool = False,
     json: bool = False,
     quiet: bool = False,
 ) -> int:
@@ -63,6 +64,8 @@ def explain(
             natively, else fp32. int8: on a CPU, for a classifier whose file holds activation ranges.
         engine: Library that computes. auto: PyTorch on CUDA and MPS; on a CPU OpenVINO, ONNX Runtime or PyTorch,
             the first of them that is installed.
+        reduced_decoding: Decode large JPEGs at a smaller scale, even where the classifier does not: it is faster,
+            reads some that are too large otherwise, and changes pixels slightly.
         json: Print a JSON object in place of the text.
         quiet: Show no progress.
     """
@@ -84,6 +87,7 @@ def explain(
             device=device,
             precision=precision,
             engine=engine,
+            reduced_decoding=reduced_decoding,
             on_progress=line.show,
         )
         with Failures(line, all_are_in=f"Column problem of {out / 'explanations.csv'} says why.") as failures:
@@ -98,7 +102,7 @@ def explain(
 
             checked = check_into(
                 model, images, out, method=method, layer=layer, batch_size=batch_size, device=device,
-                on_progress=line.show,
+                reduced_decoding=reduced_decoding, on_progress=line.show,
             )  # fmt: skip
     if json:
         print_json(result.to_dict() | ({} if checked is None else {"check": checked.to_dict()}))

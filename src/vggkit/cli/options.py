@@ -1,4 +1,4 @@
-"""How the function of a verb becomes a command: tyro reads options and help from its signature and docstring.
+"""The command of a verb's function: tyro reads options and help from its signature and docstring.
 
 Parameters before `/` are positional, the others are options. Each field of a frozen dataclass is an option, too,
 and its help is the text under the field.
@@ -16,6 +16,7 @@ from docstring_parser import parse as parse_docstring
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from vggkit.cli.spelling import list_options, spell_options
+from vggkit.cli.values import add_numbers, explain_refusals
 from vggkit.errors import BadInput
 from vggkit.field_texts import read_field_texts
 
@@ -36,20 +37,22 @@ def call_with_options(
         verb: The verb's name, for the help.
         defaults: Parameters whose defaults are others than the function's.
 
-    Exits with 0 after `--help`, and with 2 for options that the verb does not have.
+    Exits with 0 after `--help`, and raises BadInput for options that the verb does not have.
     """
     _refuse_other_words(options, list_options(command))
     markers = [tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone, tyro.conf.PositionalMetavarFromFieldName]
     if not defaults:  # a flag that a file set can be given again, and taken back
         markers.append(tyro.conf.FlagCreatePairsOff)
-    return tyro.cli(
-        _describe(command, defaults),
-        prog=f"vggkit {verb}",
-        description=_wrap(str(parse_docstring(command.__doc__ or "").description)),
-        args=options,
-        registry=_read_frozen_values(list_options(command)),
-        config=markers,
-    )
+    names = list_options(command)
+    with explain_refusals(verb, [f"--{name.replace('_', '-')}" for name in names]):
+        return tyro.cli(
+            _describe(command, defaults),
+            prog=f"vggkit {verb}",
+            description=_wrap(str(parse_docstring(command.__doc__ or "").description)),
+            args=options,
+            registry=_read_frozen_values(names),
+            config=markers,
+        )
 
 
 def _refuse_other_words(options: Sequence[str], known: Sequence[str]) -> None:
@@ -88,6 +91,7 @@ def _describe(command: Callable[..., Any], defaults: Mapping[str, Any]) -> Calla
 def _read_frozen_values(options: Sequence[str]) -> ConstructorRegistry:
     """Each field of a frozen value is an option, and its help the text under the field."""
     registry = ConstructorRegistry()
+    add_numbers(registry)
 
     @registry.struct_rule
     def read(info: StructTypeInfo) -> StructConstructorSpec | None:
@@ -118,9 +122,10 @@ def _annotate(kind: Any, text: str | None, *, options: Sequence[str], metavar: s
 
 
 def _wrap(text: str) -> str:
-    """Paragraphs broken to the terminal's width, and indented: tyro joins lines that start with a letter."""
+    """Paragraphs broken to the terminal's width, and indented: tyro joins lines that start with a letter.
+
+    Each begins on a line of its own; tyro would make two blank lines of one between them.
+    """
     width = min(shutil.get_terminal_size().columns, MOST_COLUMNS)
     paragraphs = (" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
-    return "\n\n".join(
-        textwrap.fill(each, width, initial_indent="  ", subsequent_indent="  ") for each in paragraphs
-    )
+    return "\n".join(textwrap.fill(each, width, initial_indent="  ", subsequent_indent="  ") for each in paragraphs)

@@ -36,6 +36,7 @@ def predict(
     device: str = "auto",
     precision: WantedPrecision = "auto",
     engine: WantedEngine = "auto",
+    reduced_decoding: bool = False,
     explain: Path | None = None,
     save_seconds: float = 5.0,
     overwrite: bool = False,
@@ -64,6 +65,8 @@ def predict(
             on a CPU, for a classifier whose file holds activation ranges (vggkit bench --keep-ranges).
         engine: Library that computes. auto: PyTorch on CUDA and MPS; on a CPU OpenVINO, ONNX Runtime or PyTorch,
             the first of them that is installed.
+        reduced_decoding: Decode large JPEGs at a smaller scale, even where the classifier does not: it is faster,
+            reads some that are too large otherwise, and changes pixels slightly.
         explain: Also write to this folder which regions of each image support its most probable class, as overlays
             (Grad-CAM, from the same pass).
         save_seconds: Seconds between two saves of finished rows, with --out, in the folder OUT.parts.
@@ -95,6 +98,7 @@ def predict(
                 device=device,
                 precision=precision,
                 engine=engine,
+                reduced_decoding=reduced_decoding,
                 explain=explain,
                 save_seconds=save_seconds,
                 overwrite=overwrite,
@@ -108,7 +112,15 @@ def predict(
     file = ModelFile(model)
     # With the number of all, the time left is known.
     total = count_images(images, columns=columns)
-    predictor = open_predictor(file, images, explain=explain, device=device, precision=precision, engine=engine)
+    predictor = open_predictor(
+        file,
+        images,
+        explain=explain,
+        device=device,
+        precision=precision,
+        engine=engine,
+        reduced_decoding=reduced_decoding,
+    )
     reasons = "With --json each has its reason." if not json else "The line of each holds its reason."
     with ProgressLine(quiet=quiet, rate=RATE) as line, Failures(line, all_are_in=reasons) as failures:
         line.log(f"computed by {explain_choice(predictor.info, precision=precision, engine=engine)}")
@@ -144,6 +156,7 @@ def embed(
     device: str = "auto",
     precision: WantedPrecision = "auto",
     engine: WantedEngine = "auto",
+    reduced_decoding: bool = False,
     save_seconds: float = 5.0,
     overwrite: bool = False,
     json: bool = False,
@@ -173,6 +186,8 @@ def embed(
             on a CPU, for a classifier whose file holds activation ranges (vggkit bench --keep-ranges).
         engine: Library that computes. auto: PyTorch on CUDA and MPS; on a CPU OpenVINO, ONNX Runtime or PyTorch,
             the first of them that is installed.
+        reduced_decoding: Decode large JPEGs at a smaller scale, even where the classifier does not: it is faster,
+            reads some that are too large otherwise, and changes pixels slightly.
         save_seconds: Seconds between two saves of finished rows, in the folder OUT.parts.
         overwrite: Start again from the first image.
         json: Print a JSON object in place of the text.
@@ -193,6 +208,7 @@ def embed(
             device=device,
             precision=precision,
             engine=engine,
+            reduced_decoding=reduced_decoding,
             save_seconds=save_seconds,
             overwrite=overwrite,
             on_progress=line.show,
@@ -211,6 +227,7 @@ def search(
     sheet: Path | None = None,
     batch_size: int = 32,
     device: str = "auto",
+    reduced_decoding: bool = False,
     json: bool = False,
     quiet: bool = False,
 ) -> int:
@@ -228,6 +245,7 @@ def search(
         sheet: Also draw the images in this file (.png, .pdf or .svg).
         batch_size: Number of images that pass through the network together.
         device: auto, cpu, cuda or mps.
+        reduced_decoding: Decode large JPEGs at a smaller scale; always so where those of the index were.
         json: Print one JSON object per line for each image: path, and similar with path and
             similarity.
         quiet: Show no progress.
@@ -250,6 +268,7 @@ def search(
             keep_query=keep_query,
             batch_size=batch_size,
             device=device,
+            reduced_decoding=reduced_decoding,
             on_progress=lambda done, total: line.show("embedding", done, total),
         )
         with Failures(line, all_are_in="With --json each has its reason.") as failures:

@@ -29,12 +29,15 @@ def spell_options(message: str, options: Iterable[str]) -> str:
 
     >>> spell_options("batch_size must be 1 or more; take trainable=all", ["batch_size", "trainable"])
     '--batch-size must be 1 or more; take --trainable all'
+    >>> spell_options("load it with allow_partial=True, or cut it with until=", ["allow_partial", "until"])
+    'load it with --allow-partial, or cut it with --until'
     """
     if _OF_A_FILE.match(message):
         return message
     for name in sorted(options, key=len, reverse=True):
         option, apart = "--" + name.replace("_", "-"), r"(?<![\w./\\'\"-])"
-        message = re.sub(rf"{apart}{name}=(?=\S)", f"{option} ", message)
+        message = re.sub(rf"{apart}{name}=(True\b|(?!\S))", option, message)
+        message = re.sub(rf"{apart}{name}=(?=\S)", f"{option} ", message).replace(f"{option} ({option})", option)
         if "_" in name:
             message = re.sub(rf"{apart}{name}(?![\w/\\'\"-]|\.\w)", option, message)
         elif message.startswith(f"{name} must be "):

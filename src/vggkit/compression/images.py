@@ -86,7 +86,7 @@ def _divide_as_trained(dataset: ImageDataset, model: Model, *, seed: int) -> Ima
             validation_share=trained_on["validation_share"],  # type: ignore[arg-type]
             seed=trained_on["seed"],  # type: ignore[arg-type]
             fold=trained_on.get("fold"),  # type: ignore[arg-type]
-            ties=trained_on.get("ties", ()),  # type: ignore[arg-type]
+            copy_groups=trained_on.get("ties", ()),  # type: ignore[arg-type]
         )
     return divide(dataset, validation_share=VALIDATION_SHARE, seed=seed)
 

@@ -80,7 +80,7 @@ class Finding:
     kind: Kind
     """The kind of problem."""
     severity: Severity
-    """How severe it is."""
+    """The severity."""
     summary: str
     """The problem and how often it occurs, in a phrase."""
     advice: str
@@ -139,8 +139,9 @@ class Diagnosis:
     """Duration of the check."""
     skipped: tuple[Omission, ...] = ()
     """Files that were found and not used as images, counted by reason."""
-    options: Mapping[str, str] = field(default_factory=dict)
-    """The options of the check by name that a command must repeat to see the same, such as `label_column`."""
+    options: Mapping[str, str | bool] = field(default_factory=dict)
+    """The options of the check by name that a command must repeat to see the same, such as `label_column`; a
+    flag is True."""
     samples: Mapping[str, tuple[Member, ...]] = field(default_factory=dict, repr=False)
     """A few readable images of each class."""
 
@@ -167,7 +168,9 @@ class Diagnosis:
         }
 
 
-def write_command(verb: str, data: str, options: Mapping[str, str]) -> str:
+def write_command(verb: str, data: str, options: Mapping[str, str | bool]) -> str:
     """A line for the shell, with the options that a check was given."""
-    stated = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
-    return shlex.join(["vggkit", verb, data, *stated])
+    words = ["vggkit", verb, data]
+    for name, value in options.items():
+        words += [f"--{name.replace('_', '-')}", *([] if isinstance(value, bool) else [value])]
+    return shlex.join(words)

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggkit.data_checks.findings import Case, Finding
+from vggkit.data_checks.inspection import ImageRecord
 from vggkit.data_checks.rules import member
-from vggkit.data_checks.survey import Sighting
 from vggkit.engines.select import choose_engine
 from vggkit.engines.stream import stream_results
 from vggkit.errors import BadData, BadInput, MissingExtra
@@ -21,39 +21,39 @@ from vggkit.images.near_duplicates import NearDuplicate
 from vggkit.weights.model import Model
 
 FOLDS: Final = 10
-LEAST: Final = 5
-"""Units of a class, copies counted once, below which its labels are not checked."""
-PASSES: Final = 3
+MIN_CLASS_UNITS: Final = 5
+"""Images of a class, copies counted once, below which its labels are not checked."""
+N_FITS: Final = 3
 """Number of fits; from the second on, a label is weighted by the probability that it is correct."""
 SHRINKAGES: Final = (0.01, 0.03, 0.1, 0.3, 0.7)
 """Shrinkage of the covariance to a multiple of the identity; the most likely value is used."""
 TEMPERATURES: Final = np.geomspace(0.25, 8, 21)
 """Temperatures that are tried to calibrate the classifier's probabilities."""
-SHARES: Final = np.array((0.0005, *np.geomspace(0.001, 0.3, 24)))
+ERROR_RATES: Final = np.array((0.0005, *np.geomspace(0.001, 0.3, 24)))
 """Proportions of wrong labels that are considered."""
-NEAR: Final = 0.05
+NEIGHBOUR_SHARE: Final = 0.05
 """Share of the images that count as neighbours, so that a few similar outliers are not only each other's."""
-LEAST_NEIGHBOURS: Final = 10
-DOUBTED: Final = 0.25
+MIN_NEIGHBOURS: Final = 10
+WRONG_LABEL_THRESHOLD: Final = 0.25
 """Probability that a label is wrong above which it is reported: about half of the reported ones are wrong then."""
-FAR: Final = 3.5
-"""How many robust standard deviations beyond the median an image's distance to its neighbours must be."""
+OUTLIER_THRESHOLD: Final = 3.5
+"""Robust standard deviations above the median from which on a distance to neighbours makes an outlier."""
 
 
 def extract_features(
     classifier: Model,
-    sightings: Sequence[Sighting],
+    records: Sequence[ImageRecord],
     *,
     batch_size: int = 32,
     device: str = "auto",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.float32]:
-    """(N, F) of readable sightings: mean and standard deviation of each channel of the trunk's last map.
+    """(N, F) of readable records: mean and standard deviation of each channel of the trunk's last map.
 
     Raises BadData where an image was removed since, and BadInput where the network's values overflow.
     """
     engine = choose_engine(classifier.network, device, output="statistics", precision="fp32")
-    images = [sighting.image for sighting in sightings]
+    images = [record.image for record in records]
     rows, lost = [], []
     predictions = stream_results(engine, classifier.preprocessing, images, batch_size=batch_size)
     for done, result in enumerate(predictions, start=1):
@@ -67,14 +67,14 @@ def extract_features(
             on_progress(done, len(images))
     if lost:
         raise BadInput(
-            f"the Classifier cannot judge {len(lost):,} of {len(images):,} images; check without it, or with "
-            f"another one. The first: {lost[0]}"
+            f"the Classifier gives no finite features of {len(lost):,} of {len(images):,} images; check without "
+            f"it, or with another one. The first: {lost[0]}"
         )
     return np.stack(rows)
 
 
-def number_units(sightings: Sequence[Sighting], pairs: Sequence[NearDuplicate]) -> NDArray[np.int_]:
-    """Equal numbers (N,) for sightings that must stay together: copies, near copies, and those of one group.
+def group_copies(records: Sequence[ImageRecord], pairs: Sequence[NearDuplicate]) -> NDArray[np.int_]:
+    """Equal numbers (N,) for records that must stay together: copies, near copies, and those of one group.
 
     Raises MissingExtra without SciPy, which comes with scikit-learn.
     """
@@ -85,18 +85,18 @@ def number_units(sightings: Sequence[Sighting], pairs: Sequence[NearDuplicate]) 
         raise MissingExtra.of("scikit-learn", "checking labels", "check") from problem
     together: dict[object, int] = {}
     ties = [(pair.first, pair.second) for pair in pairs]
-    for number, sighting in enumerate(sightings):
-        marks = (sighting.digest or None, sighting.image.group)
+    for number, record in enumerate(records):
+        marks = (record.digest or None, record.image.group)
         ties += [(together.setdefault(mark, number), number) for mark in marks if mark is not None]
-    size = (len(sightings), len(sightings))
+    size = (len(records), len(records))
     ends = np.array(ties or [(0, 0)]).T
     _, numbers = connected_components(coo_array((np.ones(ends.shape[1]), ends), shape=size), directed=False)
     return np.asarray(numbers)
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
-    """The assessment of labels by held-out predictions."""
+class LabelEstimate:
+    """Estimated label errors, by held-out predictions."""
 
     loss: float
     """Mean negative log likelihood of the labels as they are given."""
@@ -105,11 +105,11 @@ class Judgement:
     probabilities: NDArray[np.float64]
     """(N, K) probabilities of each image's class, by a classifier that was fitted without it."""
     wrong: NDArray[np.float64]
-    """(N,) how likely each label is wrong."""
+    """(N,) probability that each label is wrong."""
 
 
-def divide(labels: NDArray[np.int_], groups: NDArray[np.int_]) -> NDArray[np.int_]:
-    """The fold (N,) of each image: units stay whole, and each class is spread as evenly as that allows."""
+def assign_folds(labels: NDArray[np.int_], groups: NDArray[np.int_]) -> NDArray[np.int_]:
+    """The fold (N,) of each image: groups stay together, and each class is spread as evenly as possible."""
     _, members = np.unique(groups, return_inverse=True)
     votes = np.zeros((members.max() + 1, labels.max() + 1), dtype=np.int64)
     np.add.at(votes, (members, labels), 1)
@@ -135,7 +135,7 @@ def predict_held_out(
     Args:
         features: (N, F), standardised.
         labels: (N,) numbers of classes, 0 to K - 1.
-        folds: (N,) from `divide`.
+        folds: (N,) from `assign_folds`.
         weights: (N,) how much each image counts, above 0.
         shrinkages: Each above 0, to 1.
     """
@@ -161,91 +161,97 @@ def predict_held_out(
     return logits
 
 
-def weigh(logits: NDArray[np.float64], labels: NDArray[np.int_]) -> Judgement:
-    """The Judgement of maximum likelihood: a proportion of the labels is wrong, all other classes equally probable.
+def fit_label_noise(logits: NDArray[np.float64], labels: NDArray[np.int_]) -> LabelEstimate:
+    """The maximum likelihood estimate where a share of labels is wrong, all other classes equally probable.
 
     Temperature and share are those of the greatest likelihood of the labels; by Bayes' rule they give how
     likely each label is wrong. A classifier of low accuracy gets a high temperature, and reports no label.
     """
     rows, others = np.arange(len(labels)), max(logits.shape[1] - 1, 1)
-    best: tuple[float, float, float] = (np.inf, 1.0, float(SHARES[0]))
+    best: tuple[float, float, float] = (np.inf, 1.0, float(ERROR_RATES[0]))
     for temperature in TEMPERATURES:
         own = _soften(logits, temperature)[rows, labels]
-        for share in SHARES:
+        for share in ERROR_RATES:
             loss = -float(np.log((1 - share) * own + share * (1 - own) / others + 1e-300).mean())
             best = min(best, (loss, float(temperature), float(share)))
     loss, temperature, share = best
     probabilities = _soften(logits, temperature)
     own = probabilities[rows, labels]
     right, wrong = (1 - share) * own, share * (1 - own) / others
-    return Judgement(loss, share, probabilities, wrong / (right + wrong))
+    return LabelEstimate(loss, share, probabilities, wrong / (right + wrong))
 
 
-def judge(features: NDArray[np.float32], labels: NDArray[np.int_], groups: NDArray[np.int_]) -> Judgement:
-    """Predictions of a linear classifier on features that was fitted without the image and its copies.
+def estimate_labels(
+    features: NDArray[np.float32], labels: NDArray[np.int_], groups: NDArray[np.int_]
+) -> LabelEstimate:
+    """Probabilities that labels are wrong, by linear classifiers fitted without the image and its copies.
 
     Args:
         features: (N, F).
-        labels: (N,) numbers of classes, 0 to K - 1, each of LEAST units or more.
+        labels: (N,) numbers of classes, 0 to K - 1, each of MIN_CLASS_UNITS or more, copies counted once.
         groups: (N,) numbers; equal ones stay together.
     """
-    scaled, folds = _standardise(features).astype(np.float64), divide(labels, groups)
+    scaled, folds = _standardise(features).astype(np.float64), assign_folds(labels, groups)
     weights = np.ones(len(labels))
     tried = predict_held_out(scaled, labels, folds, weights=weights, shrinkages=SHRINKAGES)
-    judged = {shrinkage: weigh(logits, labels) for shrinkage, logits in tried.items()}
-    shrinkage = min(judged, key=lambda tried: judged[tried].loss)
-    judgement = judged[shrinkage]
-    for _ in range(PASSES - 1):
-        weights = np.maximum(1 - judgement.wrong, 0.01)
+    estimates = {shrinkage: fit_label_noise(logits, labels) for shrinkage, logits in tried.items()}
+    shrinkage = min(estimates, key=lambda tried: estimates[tried].loss)
+    estimate = estimates[shrinkage]
+    for _ in range(N_FITS - 1):
+        weights = np.maximum(1 - estimate.wrong, 0.01)
         logits = predict_held_out(scaled, labels, folds, weights=weights, shrinkages=[shrinkage])
-        judgement = weigh(logits[shrinkage], labels)
-    return judgement
+        estimate = fit_label_noise(logits[shrinkage], labels)
+    return estimate
 
 
 def find_mislabelled(
-    sightings: Sequence[Sighting], features: NDArray[np.float32], groups: NDArray[np.int_]
+    records: Sequence[ImageRecord], features: NDArray[np.float32], groups: NDArray[np.int_]
 ) -> Finding | None:
     """Images whose label is likely wrong, by predictions of classifiers that were fitted without them.
 
     Confident learning (Northcutt, Jiang and Chuang, 2021) by cleanlab gives the number of suspect labels of each
-    class; of these count those whose label has a chance of DOUBTED or more to be wrong
-    and that another class is clearly likelier for, the most doubtful first.
+    class; of these, those are reported whose label is wrong with a probability above WRONG_LABEL_THRESHOLD and for
+    which another class is clearly more probable, the least certain first.
 
     Args:
-        sightings: Readable ones, N of them.
-        features: (N, F) of theirs.
-        groups: (N,) numbers; equal ones are copies of each other.
+        records: N readable images.
+        features: (N, F) their features.
+        groups: (N,) numbers; images with equal ones are copies of each other.
 
-    Classes of fewer than LEAST units are left out; None where fewer than two are left. Raises MissingExtra.
+    Classes of fewer than MIN_CLASS_UNITS images are left out; None where fewer than two remain. Raises
+    MissingExtra.
     """
     try:
         from cleanlab.filter import find_label_issues
     except ImportError as problem:
         raise MissingExtra.of("cleanlab", "checking labels", "check") from problem
     units: dict[int, list[str]] = {}
-    for sighting, number in zip(sightings, groups, strict=True):
-        units.setdefault(int(number), []).append(sighting.label)
+    for record, number in zip(records, groups, strict=True):
+        units.setdefault(int(number), []).append(record.label)
     counts = Counter(Counter(sorted(labels)).most_common(1)[0][0] for labels in units.values())
-    places = {label: place for place, label in enumerate(sorted(name for name in counts if counts[name] >= LEAST))}
+    places = {
+        label: place
+        for place, label in enumerate(sorted(name for name in counts if counts[name] >= MIN_CLASS_UNITS))
+    }
     if len(places) < 2 or not np.isfinite(features).all():
         return None
     names = list(places)
-    chosen = np.array([index for index, sighting in enumerate(sightings) if sighting.label in places])
-    labels = np.array([places[sightings[index].label] for index in chosen])
-    judgement = judge(features[chosen], labels, groups[chosen])
-    suspect = find_label_issues(labels, judgement.probabilities, filter_by="low_self_confidence", n_jobs=1)
-    likelier = judgement.probabilities.argmax(1)
-    sure = (likelier != labels) & (judgement.probabilities.max(1) > 0.5)  # another class, and one that is clear
-    accused = np.flatnonzero(suspect & sure & (judgement.wrong > DOUBTED))
+    chosen = np.array([index for index, record in enumerate(records) if record.label in places])
+    labels = np.array([places[records[index].label] for index in chosen])
+    estimate = estimate_labels(features[chosen], labels, groups[chosen])
+    suspect = find_label_issues(labels, estimate.probabilities, filter_by="low_self_confidence", n_jobs=1)
+    likelier = estimate.probabilities.argmax(1)
+    sure = (likelier != labels) & (estimate.probabilities.max(1) > 0.5)  # another class, and one that is clear
+    flagged = np.flatnonzero(suspect & sure & (estimate.wrong > WRONG_LABEL_THRESHOLD))
     cases = []
-    for place in accused[np.argsort(-judgement.wrong[accused], kind="stable")]:
-        chances = judgement.probabilities[place]
+    for place in flagged[np.argsort(-estimate.wrong[flagged], kind="stable")]:
+        chances = estimate.probabilities[place]
         seen, own = int(chances.argmax()), labels[place]
         detail = f"labelled {names[own]} ({chances[own]:.0%}), looks like {names[seen]} ({chances[seen]:.0%})"
-        cases.append(Case((member(sightings[chosen[place]]),), detail, suggestion=names[seen]))
+        cases.append(Case((member(records[chosen[place]]),), detail, suggestion=names[seen]))
     if not cases:
         return None
-    right = float((judgement.probabilities.argmax(1) == labels).mean())
+    right = float((estimate.probabilities.argmax(1) == labels).mean())
     return Finding(
         "mislabelled",
         "warning",
@@ -256,16 +262,16 @@ def find_mislabelled(
     )
 
 
-def find_outliers(sightings: Sequence[Sighting], features: NDArray[np.float32]) -> Finding | None:
+def find_outliers(records: Sequence[ImageRecord], features: NDArray[np.float32]) -> Finding | None:
     """Images unlike all others: far from their nearest neighbours among the features.
 
-    The distance is the mean one to the share NEAR of all images, or to the nearer half of the image's own
-    class where that is less: a small distinct class is not an outlier. An image counts whose
-    logarithm is FAR robust standard deviations (median absolute deviation) above the median.
+    The distance is the mean one to the share NEIGHBOUR_SHARE of all images, or to the nearer half of the
+    image's own class where that is less: a small distinct class is not an outlier. An outlier is an image
+    whose log distance is OUTLIER_THRESHOLD robust standard deviations (median absolute deviation) above the median.
     """
-    if len(sightings) <= 2 * LEAST_NEIGHBOURS or not np.isfinite(features).all():
+    if len(records) <= 2 * MIN_NEIGHBOURS or not np.isfinite(features).all():
         return None
-    _, labels = np.unique([sighting.label for sighting in sightings], return_inverse=True)
+    _, labels = np.unique([record.label for record in records], return_inverse=True)
     distances = measure_distances(_standardise(np.sqrt(np.maximum(features, 0))), labels)
     middle = float(np.median(distances))
     if middle < 0.01:
@@ -273,9 +279,9 @@ def find_outliers(sightings: Sequence[Sighting], features: NDArray[np.float32]) 
     logs = np.log(np.maximum(distances, 1e-9) / middle)
     spread = max(1.4826 * float(np.median(np.abs(logs))), 0.02)
     cases = [
-        Case((member(sightings[place]),), f"{np.exp(logs[place]):.1f} times the median distance to other images")
+        Case((member(records[place]),), f"{np.exp(logs[place]):.1f} times the median distance to other images")
         for place in np.argsort(-logs, kind="stable")
-        if logs[place] > FAR * spread
+        if logs[place] > OUTLIER_THRESHOLD * spread
     ]
     if not cases:
         return None
@@ -289,9 +295,9 @@ def find_outliers(sightings: Sequence[Sighting], features: NDArray[np.float32]) 
 
 
 def measure_distances(rows: NDArray[np.float32], labels: NDArray[np.int_]) -> NDArray[np.float64]:
-    """How far (N,) each of the rows (N, F) is from its neighbours, as in `find_outliers`; N is 2 or more."""
+    """The mean distance (N,) of each of the rows (N, F) to its neighbours, as in `find_outliers`; N > 1."""
     count = len(rows)
-    near = min(max(LEAST_NEIGHBOURS, round(NEAR * count)), count - 1)
+    near = min(max(MIN_NEIGHBOURS, round(NEIGHBOUR_SHARE * count)), count - 1)
     classes = [np.flatnonzero(labels == label) for label in range(int(labels.max()) + 1)]
     squares = (rows**2).sum(1)
     found = np.empty(count)
@@ -302,7 +308,7 @@ def measure_distances(rows: NDArray[np.float32], labels: NDArray[np.int_]) -> ND
             away = np.sqrt(np.maximum(squares[some, None] + squares - 2 * (rows[some] @ rows.T), 0))
             away[np.arange(len(some)), some] = np.inf
             found[some] = np.partition(away, near - 1, axis=1)[:, :near].mean(1)
-            if half >= LEAST:
+            if half >= MIN_CLASS_UNITS:
                 own = np.partition(away[:, fellows], half - 1, axis=1)[:, :half].mean(1)
                 found[some] = np.minimum(found[some], own)
     return found

@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import Final, get_args
 
 from vggkit.data_checks.findings import Case, Finding, Kind, Member, Severity
-from vggkit.data_checks.survey import ENDINGS, Sighting, group_exact
+from vggkit.data_checks.inspection import ENDINGS, ImageRecord, group_exact
 from vggkit.images.class_names import fold, shorten_names, show_name, split_label
 from vggkit.images.dataset import ImageDataset
 from vggkit.images.split_names import tell_split
@@ -24,14 +24,14 @@ IMBALANCE: Final = 3.0
 """Ratio of the largest to the smallest class above which it is reported."""
 
 
-def weigh_finding(finding: Finding) -> tuple[int, int]:
+def severity_key(finding: Finding) -> tuple[int, int]:
     """Sort key of findings: the most severe first."""
     return get_args(Severity).index(finding.severity), get_args(Kind).index(finding.kind)
 
 
-def find_unreadable(sightings: Sequence[Sighting]) -> Finding | None:
+def find_unreadable(records: Sequence[ImageRecord]) -> Finding | None:
     """Images that cannot be decoded, each with its reason."""
-    cases = [Case((member(s),), str(s.problem)) for s in sightings if s.problem is not None]
+    cases = [Case((member(s),), str(s.problem)) for s in records if s.problem is not None]
     return make_finding(
         "unreadable",
         "warning",
@@ -110,12 +110,12 @@ def find_nested(images: ImageDataset) -> Finding | None:
     )
 
 
-def find_placeholders(sightings: Sequence[Sighting]) -> Finding | None:
+def find_placeholders(records: Sequence[ImageRecord]) -> Finding | None:
     """Drawings on a plain background among photos, such as the `image not found` that web sites send.
 
     Equal files are one case. In a dataset of drawings none is reported.
     """
-    groups = [[sightings[number] for number in numbers] for numbers in group_exact(sightings).values()]
+    groups = [[records[number] for number in numbers] for numbers in group_exact(records).values()]
     drawn = [each for each in groups if each[0].looks_drawn]
     if 2 * len(drawn) > len(groups):
         return None
@@ -144,9 +144,9 @@ def find_placeholders(sightings: Sequence[Sighting]) -> Finding | None:
     )
 
 
-def find_missing_classes(images: ImageDataset, sightings: Sequence[Sighting]) -> Finding | None:
+def find_missing_classes(images: ImageDataset, records: Sequence[ImageRecord]) -> Finding | None:
     """Classes of which a split has no readable image."""
-    seen = {(s.split, s.label) for s in sightings if s.problem is None}
+    seen = {(s.split, s.label) for s in records if s.problem is None}
     cases = [
         Case((), f"{split} has no readable image of {label}")
         for split in images.splits
@@ -220,12 +220,12 @@ def find_imbalance(counts: Mapping[str, Mapping[str, int]]) -> Finding | None:
     )
 
 
-def find_small(sightings: Sequence[Sighting], image_pixels: int) -> Finding | None:
+def find_small(records: Sequence[ImageRecord], image_pixels: int) -> Finding | None:
     """Images that are smaller than the network input, the smallest first."""
-    small = [s for s in sightings if s.head is not None and min(s.head.width, s.head.height) < image_pixels]
+    small = [s for s in records if s.head is not None and min(s.head.width, s.head.height) < image_pixels]
     small.sort(key=lambda s: min(s.head.width, s.head.height) if s.head else 0)
     cases = [Case((member(s),), f"{s.head.width}×{s.head.height} pixels") for s in small if s.head]
-    every = len(cases) == sum(s.head is not None for s in sightings)
+    every = len(cases) == sum(s.head is not None for s in records)
     return make_finding(
         "small",
         "note" if every else "warning",
@@ -241,11 +241,11 @@ def find_small(sightings: Sequence[Sighting], image_pixels: int) -> Finding | No
     )
 
 
-def find_wrong_endings(sightings: Sequence[Sighting]) -> Finding | None:
+def find_wrong_endings(records: Sequence[ImageRecord]) -> Finding | None:
     """Files whose format is not that of their name."""
     cases = [
         Case((member(s),), f"is {s.head.format}, whose ending is {ENDINGS[s.head.format][0]}")
-        for s in sightings
+        for s in records
         if s.head is not None and s.wrong_ending
     ]
     return make_finding(
@@ -257,9 +257,9 @@ def find_wrong_endings(sightings: Sequence[Sighting]) -> Finding | None:
     )
 
 
-def find_animated(sightings: Sequence[Sighting]) -> Finding | None:
+def find_animated(records: Sequence[ImageRecord]) -> Finding | None:
     """Files with more than one frame."""
-    cases = [Case((member(s),), f"{s.head.format}, animated") for s in sightings if s.head and s.head.animated]
+    cases = [Case((member(s),), f"{s.head.format}, animated") for s in records if s.head and s.head.animated]
     return make_finding(
         "animated",
         "note",
@@ -269,13 +269,13 @@ def find_animated(sightings: Sequence[Sighting]) -> Finding | None:
     )
 
 
-def member(sighting: Sighting) -> Member:
-    """The image of a sighting, as findings name it."""
-    return Member(sighting.image.path, sighting.split, sighting.label, sighting.image)
+def member(record: ImageRecord) -> Member:
+    """The image of a record, as findings name it."""
+    return Member(record.image.path, record.split, record.label, record.image)
 
 
-def members(sightings: Sequence[Sighting], numbers: Iterable[int]) -> tuple[Member, ...]:
-    return tuple(member(sightings[number]) for number in numbers)
+def members(records: Sequence[ImageRecord], numbers: Iterable[int]) -> tuple[Member, ...]:
+    return tuple(member(records[number]) for number in numbers)
 
 
 def make_finding(

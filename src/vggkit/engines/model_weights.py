@@ -53,7 +53,7 @@ class NetworkWeights:
     Args:
         network: The VGG.
         temperature: Logits are divided by it before the softmax.
-        activation_ranges: What int8 needs; see `measure_ranges`.
+        activation_ranges: Those that int8 needs; see `measure_ranges`.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class NetworkWeights:
 
     @property
     def configuration(self) -> Configuration:
-        """What the network is."""
+        """The configuration of the network."""
         return self._network.configuration
 
     def read(self, keys: Sequence[str]) -> dict[str, Values]:
@@ -86,7 +86,7 @@ class ModelFile:
     writes a new file and renames it.
 
     Args:
-        path: What `load` takes: a file, a run's folder, or `hf://owner/name`.
+        path: A file, a run's folder, or `hf://owner/name`.
 
     Raises BadCheckpoint where it is not a whole file of a Classifier; from the hub BadDownload and
     MissingExtra too.
@@ -111,7 +111,7 @@ class ModelFile:
 
     @property
     def configuration(self) -> Configuration:
-        """What the network is."""
+        """The configuration of the network."""
         return self.card.configuration
 
     @property
@@ -199,7 +199,7 @@ def _are_finite(values: Values) -> bool:
 
 
 def _identify(path: Path) -> tuple[int, ...]:
-    """What a file has no more when it was written again; of none, what `read_card` then complains of."""
+    """Properties that change when a file is rewritten; empty where there is none, which `read_card` reports."""
     try:
         found = path.stat()
     except OSError:

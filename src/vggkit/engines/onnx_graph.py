@@ -6,7 +6,7 @@ No torch here. Shape letters: N images, C channels, H and W pixels, F features.
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType, ModuleType
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ from vggkit.engines.graph_builder import Sides, Values
 from vggkit.engines.outputs import Output
 from vggkit.models.configuration import Pooling
 
+StoredWeights = Literal["fp32", "fp16", "int8"]
+"""How the weights are stored in a file."""
 OPSET: Final = 18
 IR_VERSION: Final = 9
 _PLACE: Final = "weights"
@@ -27,11 +29,13 @@ class ONNXOperations:
 
     Args:
         onnx: The package.
-        store_fp16: Store kernels and matrices in float16; they are computed with in float32.
+        stored: How kernels and matrices are stored: in float32, in float16, or in int8 with a scale for each of
+            their outputs. They are computed with in float32.
     """
 
-    def __init__(self, onnx: ModuleType, *, store_fp16: bool = False) -> None:
-        self.onnx, self._store_fp16 = onnx, store_fp16
+    def __init__(self, onnx: ModuleType, *, stored: StoredWeights = "fp32") -> None:
+        self.onnx, self._stored = onnx, stored
+        self._weights: dict[int, tuple[Values, str]] = {}
         self._inputs: list[Any] = []
         self._nodes: list[Any] = []
         self._constants: dict[str, NDArray[Any]] = {}
@@ -75,7 +79,7 @@ class ONNXOperations:
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="vggkit")
 
     def convolve(self, maps: str, weight: Values, bias: Values | None, padding: int, reads: str | None) -> str:
-        given = [maps, self._keep_weight(weight)] + ([] if bias is None else [self.keep(bias)])
+        given = [maps, self.keep_weight(weight)] + ([] if bias is None else [self.keep(bias)])
         return self._add_node("Conv", given, pads=[padding] * 4)
 
     def scale(self, maps: str, factor: Values, shift: Values) -> str:
@@ -106,7 +110,7 @@ class ONNXOperations:
         return self._add_node("Flatten", [maps], axis=1)
 
     def connect(self, rows: str, weight: Values, bias: Values | None, reads: str | None) -> str:
-        given = [rows, self._keep_weight(weight)] + ([] if bias is None else [self.keep(bias)])
+        given = [rows, self.keep_weight(weight)] + ([] if bias is None else [self.keep(bias)])
         return self._add_node("Gemm", given, transB=1)
 
     def average(self, maps: str) -> str:
@@ -136,10 +140,25 @@ class ONNXOperations:
         self._constants[name] = np.ascontiguousarray(value)
         return name
 
-    def _keep_weight(self, weight: Values) -> str:
-        if not self._store_fp16:
-            return self.keep(weight)
-        return self._add_node("Cast", [self.keep(weight.astype(np.float16))], to=self.onnx.TensorProto.FLOAT)
+    def keep_weight(self, weight: Values) -> str:
+        """The name of a kernel or a matrix (out, …) in float32; the same array is stored once."""
+        if id(weight) not in self._weights:
+            self._weights[id(weight)] = weight, self._store(weight)
+        return self._weights[id(weight)][1]
+
+    def _store(self, weight: Values) -> str:
+        match self._stored:
+            case "fp32":
+                return self.keep(weight)
+            case "fp16":
+                return self._add_node(
+                    "Cast", [self.keep(weight.astype(np.float16))], to=self.onnx.TensorProto.FLOAT
+                )
+            case "int8":
+                largest = np.abs(weight).reshape(len(weight), -1).max(axis=1)
+                scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+                levels = np.rint(weight / scale.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.int8)
+                return self._add_node("DequantizeLinear", [self.keep(levels), self.keep(scale)], axis=0)
 
     def _describe(self, name: str, value: NDArray[Any], *, whole: bool) -> Any:
         """A constant with its values, or where it is large without them."""

@@ -63,7 +63,7 @@ class OpenVINOEngine(NamedEngine):
             what follows the last product, such as statistics of a map, is computed in float32 all the same.
             int8 is as fast again, and rounds coarsely: weights to 8 bits where the processor sums products of
             bytes without saturation, elsewhere to 7. Each of several outputs is then computed in a separate pass.
-        activation_ranges: What `measure_ranges` found, for int8.
+        activation_ranges: The result of `measure_ranges`, for int8.
 
     Raises UnknownName, BadConfiguration, MissingExtra without OpenVINO, and BadCheckpoint.
     """

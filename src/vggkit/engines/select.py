@@ -42,7 +42,7 @@ def choose_engine(
         output: The output for each image, or several names: `engines.outputs`.
         precision: auto: bf16 where the device multiplies it natively. bf16: OpenVINO computes in float32 on a
             processor without it, and its `info` says fp32. int8 is computed by OpenVINO on the processor only.
-        activation_ranges: For int8, what `measure_ranges` found; None: those stored in the model.
+        activation_ranges: For int8, the result of `measure_ranges`; None: those stored in the model.
         engine: auto: PyTorch on CUDA and MPS; on a CPU OpenVINO, then ONNX Runtime, then PyTorch, the first
             that is installed and computes in that precision.
 
@@ -87,7 +87,7 @@ def resolve_choice(
     precision: WantedPrecision = "auto",
     engine: WantedEngine = "auto",
 ) -> tuple["torch.device | str", EngineName, Precision]:
-    """Device, engine and precision of what is requested; raises UnknownName, BadInput and BadConfiguration."""
+    """Resolve `auto`: (device, engine, precision); raises UnknownName, BadInput and BadConfiguration."""
     if engine not in get_args(WantedEngine):
         raise UnknownName.of("engine", engine, get_args(WantedEngine))
     place = _resolve_device(device, engine)

@@ -59,7 +59,7 @@ class StreamResult:
     output: Rows | None
     """The engine's row for it, such as logits (K,), all finite; None where there is a problem."""
     problem: str | None = None
-    """Why it cannot be read, or that values overflow; it begins with the image's path."""
+    """The reason why it cannot be read, or that values overflow; it begins with the image's path."""
     overflows: bool = False
     """Whether the image was read, and what the engine gave is not finite."""
 

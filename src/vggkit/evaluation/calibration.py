@@ -98,10 +98,10 @@ class TemperatureFit:
     def describe(self) -> str:
         """The result in one sentence."""
         if self.n < FEWEST:
-            return f"temperature 1: {self.n} images are too few to fit a temperature, which takes {FEWEST}"
+            return f"temperature not fitted: {self.n} images, at least {FEWEST} needed"
         if self.refused is not None:
             return (
-                f"temperature 1: on {self.n} images {self.refused:.3g} would lower the cross-validated loss "
+                f"temperature 1: on {self.n} images, {self.refused:.3g} would lower the cross-validated loss "
                 f"({self.loss_before:.4f} to {self.loss_after:.4f}) and raise the calibration error "
                 f"({100 * self.ece_before:.1f} to {100 * self.ece_after:.1f} %)"
             )

@@ -57,7 +57,7 @@ class Bin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """How well confidence matches accuracy (Guo et al., 2017, "On calibration of modern neural networks")."""
+    """The match of confidence and accuracy (Guo et al., 2017, "On calibration of modern neural networks")."""
 
     ece: float
     """Expected calibration error in [0, 1]: the mean of |accuracy - confidence| over the bins, weighted by size."""
@@ -123,7 +123,7 @@ class Evaluation:
     confusion: tuple[tuple[int, ...], ...]
     """Number of images by true class (row) and predicted class (column)."""
     calibration: Calibration
-    """How well the predicted probabilities match the accuracy."""
+    """The match of predicted probabilities and accuracy."""
     rejection: Rejection | None
     """Coverage and precision with rejection, where a threshold is set or was searched for; else None."""
     data: str
@@ -133,7 +133,7 @@ class Evaluation:
     model: str
     """Name of the evaluated Classifier."""
     protocol: str
-    """Which views of each image were evaluated, in words."""
+    """The views of each image that were evaluated, in words."""
     images: str = ""
     """Digest of the evaluated images: their classes, file names and sizes."""
     unreadable: tuple[str, ...] = ()

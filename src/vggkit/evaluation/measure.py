@@ -36,6 +36,8 @@ CALIBRATED_HERE: Final = (
     "the temperature was fitted on these images; the calibration on new images may be worse than shown"
 )
 
+REDUCED: Final = "large JPEGs were decoded at a smaller scale; figures at their full size may differ slightly"
+
 
 def evaluate(
     model: Model | str | Path,
@@ -52,6 +54,7 @@ def evaluate(
     device: str = "auto",
     precision: WantedPrecision = "fp32",
     engine: WantedEngine = "auto",
+    reduced_decoding: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Evaluate a Classifier on labelled images.
@@ -80,6 +83,8 @@ def evaluate(
             activation ranges.
         engine: `pytorch`, `openvino` or `onnx`; `auto`: PyTorch on CUDA and MPS and for whole images, else the
             first of OpenVINO, ONNX Runtime and PyTorch that is installed and supports the precision.
+        reduced_decoding: Decode large JPEGs at a smaller scale, even where the Classifier does not: it is faster,
+            reads some that are too large otherwise, and changes pixels slightly.
         on_progress: Called with the number of evaluated images and of all images.
 
     Raises BadData where the Classifier knows none of the classes, BadInput for wrong arguments and where the
@@ -100,9 +105,17 @@ def evaluate(
     chosen, images, notes = _choose_images(classifier, opened, split)
     known = _match(classifier, opened, images, notes)
     engines = prepare_engines(classifier, plan, device=device, precision=precision, engine=engine)
+    if reduced_decoding and not classifier.preprocessing.reduced_decoding:
+        notes.append(REDUCED)
     notes += _note_precision([each.info for each in engines.values()], precision=precision, engine=engine)
     predictions, unreadable = predict_labelled(
-        classifier, known, plan, engines=engines, batch_size=batch_size, on_progress=on_progress
+        classifier,
+        known,
+        plan,
+        engines=engines,
+        batch_size=batch_size,
+        reduced_decoding=reduced_decoding,
+        on_progress=on_progress,
     )
     if not len(predictions):
         raise BadData(f"{opened.name}: none of its {len(known)} images can be read; the first: {unreadable[0]}")
@@ -133,6 +146,7 @@ def predict_labelled(
     *,
     engines: Engines,
     batch_size: int = 32,
+    reduced_decoding: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Predictions, tuple[str, ...]]:
     """The predictions for labelled images, and the reasons why others cannot be read.
@@ -143,12 +157,15 @@ def predict_labelled(
         protocol: The evaluated views of each image.
         engines: The engines of `prepare_engines` for the protocol.
         batch_size: Number of images in a batch.
+        reduced_decoding: As for `evaluate`.
         on_progress: Called with the number of evaluated images and of all images.
     """
     numbers = {label: number for number, label in enumerate(classifier.labels)}
     rows: list[NDArray[np.float64]] = []
     paths, targets, unreadable = [], [], []
-    looked = evaluate_views(classifier, images, protocol, engines, batch_size=batch_size)
+    looked = evaluate_views(
+        classifier, images, protocol, engines, batch_size=batch_size, reduced_decoding=reduced_decoding
+    )
     for done, (image, logs, problem) in enumerate(looked, start=1):
         if logs is None:
             unreadable.append(str(problem))
@@ -216,7 +233,7 @@ def _choose_images(
             validation_share=trained_on["validation_share"],
             seed=trained_on["seed"],
             fold=fold,
-            ties=trained_on.get("ties", ()),
+            copy_groups=trained_on.get("ties", ()),
         )
         chosen = split or ("test" if "test" in divided.splits else "val")
         if split is None and chosen == "val":

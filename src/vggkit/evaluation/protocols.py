@@ -176,15 +176,19 @@ def evaluate_views(
     engines: Engines,
     *,
     batch_size: int = 32,
+    reduced_decoding: bool = False,
 ) -> Iterator[ImageResult]:
     """Each image in order with the logarithms (K,) of its probabilities, or the reason why it cannot be read.
 
     The logits of each view become probabilities, at the Classifier's temperature, which are averaged. The
-    engines are those of `prepare_engines`.
+    engines are those of `prepare_engines`. With `reduced_decoding` large JPEGs are decoded at a smaller scale.
     """
+    fed = classifier.preprocessing.with_reduced_decoding(reduced_decoding)
     sliced = {way: _Sliced(engine, batch_size) for way, engine in engines.items()}
     found = [
-        _evaluate_view(classifier, images, look, sliced[look.way], mirror=protocol.mirror, batch_size=batch_size)
+        _evaluate_view(
+            classifier, fed, images, look, sliced[look.way], mirror=protocol.mirror, batch_size=batch_size
+        )
         for look in protocol.looks
     ]
     for each in zip(*found, strict=True):
@@ -195,6 +199,7 @@ def evaluate_views(
 
 def _evaluate_view(
     classifier: Model,
+    preprocessing: Preprocessing,
     images: Sequence[ImageSample],
     look: Look,
     engine: Engine,
@@ -203,7 +208,6 @@ def _evaluate_view(
     batch_size: int,
 ) -> Iterator[ImageResult]:
     """One kind of view of each image."""
-    preprocessing = classifier.preprocessing
 
     def prepare(image: ImageSample) -> tuple[list[NDArray[np.float32]], str | None]:
         try:
@@ -223,11 +227,11 @@ def prepare_view(image: ImageSample, preprocessing: Preprocessing, look: Look) -
     """The inputs (C, H, W) of one kind of view of an image; raises BadImage."""
     if look.way == "middle":
         return [preprocessing.see(image)]
-    fed = replace(preprocessing, fit_mode="crop", resize_pixels=look.scale)
-    decoded = image.decode(least_side=fed.least_side, channels=fed.decoded_channels)
-    whole = fed.resize(decoded, most_pixels=MOST_PIXELS)
+    scaled = replace(preprocessing, fit_mode="crop", resize_pixels=look.scale)
+    decoded = image.decode(least_side=scaled.least_side, channels=scaled.decoded_channels)
+    whole = scaled.resize(decoded, most_pixels=MOST_PIXELS)
     parts = [whole] if look.way == "whole" else list_crops(whole, preprocessing.crop_pixels)
-    return [fed.normalize(part) for part in parts]
+    return [scaled.normalize(part) for part in parts]
 
 
 def list_crops(pixels: Pixels, side: int) -> list[Pixels]:

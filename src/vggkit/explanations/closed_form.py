@@ -44,12 +44,13 @@ class HeadGradient:
         """Names of the outputs that `sum_over_places` reads, such as relu6 and relu7."""
         keys = [key for key in configuration.state_shapes() if key.startswith("classifier.")]
         state = weights.read([key for key in keys if key.endswith(".weight")])
-        self._layers: list[tuple[str | None, list[Values]]] = []
+        self.layers: list[tuple[str | None, list[Values]]] = []
+        """From the last back: the output whose sign gates the gradient, and the matrices (out, in) behind."""
         for fc in reversed(configuration.fully_connected):
             key = f"classifier.{fc.index}"
             factors = [f"{key}.weight"] if fc.rank is None else [f"{key}.1.weight", f"{key}.0.weight"]
-            self._layers.append((None if fc == last else fc.relu, [state[name] for name in factors]))
-        *_, first = self._layers
+            self.layers.append((None if fc == last else fc.relu, [state[name] for name in factors]))
+        *_, first = self.layers
         first[1][-1] = _sum_columns(first[1][-1], configuration)
 
     def sum_over_places(self, directions: Values, computed: Mapping[str, Values]) -> Values:
@@ -62,7 +63,7 @@ class HeadGradient:
         """
         places = 1
         values = directions
-        for relu, factors in self._layers:
+        for relu, factors in self.layers:
             if relu is not None:
                 given = computed[relu].reshape(len(directions), computed[relu].shape[1], -1)
                 if given.shape[2] != places:  # the last layer's gradient is the same at each place

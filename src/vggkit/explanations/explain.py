@@ -30,7 +30,7 @@ from vggkit.images.dataset import ImageSample
 from vggkit.images.decoding import Pixels
 from vggkit.images.given import ImageSources, count_sources, list_sources
 from vggkit.images.omissions import Reading, warn_of_omissions
-from vggkit.images.sources.open_dataset import begin
+from vggkit.images.sources.open_dataset import iterate_samples
 from vggkit.weights.card import Card
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def explain(
     device: str = "auto",
     precision: WantedPrecision = "fp32",
     engine: WantedEngine = "auto",
+    reduced_decoding: bool = False,
     on_progress: Callable[[int, int | None], None] | None = None,
 ) -> Explanations:
     """Which places of each image speak for a class, in the order of the images.
@@ -60,7 +61,7 @@ def explain(
         method: `grad-cam`: the channels of a layer's map weighed by the gradient of the class's score (Selvaraju
             et al., 2017). `layer-cam`: the same with a weight for each place, which is finer in early layers (Jiang
             et al., 2021). `integrated-gradients` (Sundararajan et al., 2017), `occlusion` (Zeiler and Fergus, 2014)
-            and `saliency` (Simonyan et al., 2014) explain the pixels that the network is fed, by captum.
+            and `saliency` (Simonyan et al., 2014) explain the pixels of the network's input, by captum.
         label: The class; None: of each image the most probable one.
         contrast: Two classes, A and B: what speaks for A and not for B.
         layer: For grad-cam and layer-cam a layer with a map; None: what the last pool reads, the last convolution's
@@ -70,18 +71,20 @@ def explain(
         precision: What is computed in where an engine explains; by gradients it is float32.
         engine: What computes; grad-cam at the default layer, or behind the last pool, needs no gradients, and is
             computed by any engine. All else is computed by PyTorch.
+        reduced_decoding: Decode large JPEGs at a smaller scale, even where the Classifier does not: it is faster,
+            reads some that are too large otherwise, and changes pixels slightly.
         on_progress: Called with the number of images done, and of all where ImageSamples are given.
 
     An image that cannot be read, or whose values overflow in the network, becomes an Explanation with its
     `problem`. Raises UnknownName, BadConfiguration, BadInput, BadData, and MissingExtra without captum.
     """
     opened = open_for_engine(model, "explain")
-    card = opened.card
+    card = opened.card.with_reduced_decoding(reduced_decoding)
     plan = ExplanationPlan.of(card, method=method, layer=layer, label=label, contrast=contrast)
     batch_size = demand_count("batch_size", batch_size)
     given = list_sources(images)
     total, reading = count_sources(given), Reading()
-    samples = begin(given, reading)  # a place without images is refused before an engine is built
+    samples = iterate_samples(given, reading)  # a place without images is refused before an engine is built
     explainer = build_explainer(opened, plan, device=device, precision=precision, engine=engine)
     found = []
     for each in iterate_explanations(explainer, card, samples, batch_size=batch_size):

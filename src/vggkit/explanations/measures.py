@@ -23,7 +23,7 @@ def measure_areas(
     """Areas in [0, 1] under the curves of deletion and of insertion.
 
     Args:
-        image: (C, H, W) as the network is fed; the mean colour is 0.
+        image: (C, H, W) as input of the network; the mean colour is 0.
         values: A map of it, of any height and width.
         ask: Gives the probability (N,) of the explained class for images (N, C, H, W).
 
@@ -43,21 +43,21 @@ def measure_areas(
 
 
 def build_mosaics(
-    fed: Values, classes: NDArray[np.int64], rng: np.random.Generator
+    inputs: Values, classes: NDArray[np.int64], rng: np.random.Generator
 ) -> tuple[Values, NDArray[np.int64]]:
     """A mosaic for each image: it and three images of other classes at half their size, in a random order.
 
     Args:
-        fed: Images (N, C, H, W) as the network is fed.
+        inputs: Images (N, C, H, W) as input of the network.
         classes: (N,) the class of each, by which others are chosen; at least two differ.
         rng: The source of the order.
 
     Returns mosaics (N, C, H, W), and the quarter (N,) of each that the image is in: 0 to 3, row by row.
     """
-    height, width = fed.shape[2:]
+    height, width = inputs.shape[2:]
     down, across = height // 2, width // 2
-    mosaics, quarters = np.zeros_like(fed), rng.integers(0, 4, len(fed))
-    halves = np.stack([[_shrink(channel, (down, across)) for channel in image] for image in fed])
+    mosaics, quarters = np.zeros_like(inputs), rng.integers(0, 4, len(inputs))
+    halves = np.stack([[_shrink(channel, (down, across)) for channel in image] for image in inputs])
     for number, quarter in enumerate(quarters):
         others = rng.choice(np.flatnonzero(classes != classes[number]), 3)
         members = np.insert(others, quarter, number)

@@ -34,7 +34,7 @@ MOST_PLACES: Final = 56
 OPACITY: Final = 0.85
 """Of the hottest place."""
 UNSEEN_LIGHT: Final = 0.4
-"""Light of what the network was not fed: what lies outside of the crop."""
+"""Brightness of pixels outside the crop, which are not part of the network's input."""
 INK: Final = (34, 34, 34)
 PALE_INK: Final = (118, 118, 118)
 QUALITY: Final = 88
@@ -125,7 +125,7 @@ def encode_heat(values: NDArray[np.float32], side: int) -> bytes:
 
 
 def draw_heat(pixels: Pixels, explanation: "Explanation") -> Pixels:
-    """The image under its map: hot places in colour, cold ones as they are, what the network was not fed darker.
+    """The image under its map: hot places in colour, cold ones as they are, what lies outside the crop darker.
 
     Args:
         pixels: The image (H, W, 3) at any size.

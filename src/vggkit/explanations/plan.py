@@ -16,7 +16,7 @@ from vggkit.models.graph import Graph
 from vggkit.weights.card import Card
 
 Method = Literal["grad-cam", "layer-cam", "integrated-gradients", "occlusion", "saliency"]
-"""How an explanation is computed: from the map of a layer, or from the pixels that the network is fed."""
+"""How an explanation is computed: from the map of a layer, or from the pixels of the network's input."""
 OF_LAYERS: Final = ("grad-cam", "layer-cam")
 """Methods that look at the map of a layer."""
 
@@ -30,7 +30,7 @@ class ExplanationPlan:
     layer: str | None
     """The layer whose map is explained; None where the pixels are."""
     sides: tuple[int, int]
-    """Height and width of each explanation: of that layer's map, or of what the network is fed."""
+    """Height and width of each explanation: of that layer's map, or of the network's input."""
     is_closed: bool
     """Whether any engine computes it, without a gradient by PyTorch."""
     label: int | None

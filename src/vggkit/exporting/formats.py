@@ -10,9 +10,9 @@ from vggkit.arguments import demand_path
 from vggkit.errors import BadConfiguration, MissingExtra, UnknownName
 from vggkit.weights.writers import SUFFIXES
 
-FormatName = Literal["onnx", "pt2", "openvino", "torchvision", "timm", "keras"]
-"""onnx, pt2 (a program of torch.export) and openvino hold everything from the image's bytes to probabilities;
-torchvision, timm and keras are weights alone, in the layout of these libraries."""
+FormatName = Literal["onnx", "pt2", "openvino", "web", "torchvision", "timm", "keras"]
+"""onnx, pt2 (torch.export) and openvino are programs from the image's bytes to probabilities; web is a folder
+with such a program and a page that runs it; torchvision, timm and keras are weights in these libraries' layout."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,17 +20,17 @@ class Format:
     """A format of exported files."""
 
     name: FormatName
-    """What `to` calls it."""
+    """Its name in `to`."""
     title: str
-    """What people call it."""
+    """Its name in messages."""
     endings: tuple[str, ...]
     """Endings of its files."""
     packages: tuple[str, ...] = ()
-    """What is imported to write and check one."""
+    """Packages that write and check it."""
     extra: str = ""
-    """The extra of vggkit that installs these."""
+    """The extra of vggkit that installs them."""
     is_program: bool = True
-    """Whether it holds preprocessing and labels, and runs by itself."""
+    """Whether it is a program with preprocessing and labels; else it is weights."""
 
 
 FORMATS: Final[Mapping[FormatName, Format]] = {
@@ -39,25 +39,26 @@ FORMATS: Final[Mapping[FormatName, Format]] = {
         Format(name="onnx", title="ONNX", endings=(".onnx",), packages=("onnx", "onnxruntime"), extra="onnx"),
         Format(name="pt2", title="torch.export program", endings=(".pt2",)),
         Format(name="openvino", title="OpenVINO IR", endings=(".xml",), packages=("openvino",), extra="fast"),
+        Format(name="web", title="static site", endings=(), packages=("onnx", "onnxruntime"), extra="onnx"),
         Format(name="torchvision", title="torchvision weights", endings=SUFFIXES["torchvision"], is_program=False),
         Format(name="timm", title="timm weights", endings=SUFFIXES["timm"], is_program=False),
         Format(name="keras", title="Keras weights", endings=SUFFIXES["keras"], is_program=False),
     )
 }
-"""In the order in which an ending that several have is assigned: `.pth` is torchvision's."""
+"""In order of precedence for endings that several formats share: `.pth` is torchvision's."""
 
 
 def choose_format(out: str | Path, to: FormatName | None = None) -> Format:
-    """The format of a file by its name, or the one that is stated.
+    """The format of a file by its ending, or the requested one.
 
-    Raises UnknownName for a name that ends like no format's, with the nearest ending, BadConfiguration for one that
-    does not end like the stated format's, and MissingExtra where a package that it needs is not installed.
+    Raises UnknownName for an unknown ending, with the nearest one, BadConfiguration if the ending does not belong
+    to the requested format, and MissingExtra if a package that the format needs is not installed.
     """
     name = demand_path(out).name
     if to is not None and to not in FORMATS:
         raise UnknownName.of("format", to, get_args(FormatName))
     known = [FORMATS[to]] if to is not None else list(FORMATS.values())
-    found = next((each for each in known if name.lower().endswith(each.endings)), None)
+    found = next((each for each in known if name.lower().endswith(each.endings) or to == "web"), None)
     if found is None and to is not None:
         endings = FORMATS[to].endings
         raise BadConfiguration(f"{out}: format {to} is written as {' or '.join(endings)}; name such a file")

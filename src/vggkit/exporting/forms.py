@@ -1,4 +1,4 @@
-"""Which networks a library's weights can be exported for: those that it builds and that compute the same there."""
+"""The networks that can be exported as weights of a library: those that it builds with the same results."""
 
 from vggkit.errors import BadConfiguration
 from vggkit.exporting.formats import FormatName
@@ -8,7 +8,7 @@ from vggkit.weights.model_card import is_torchvisions
 
 
 def demand_form(card: Card, to: FormatName) -> None:
-    """Raise BadConfiguration where the library does not have this network, or computes something else with it."""
+    """Raise BadConfiguration if the library has no such network, or if its results would differ."""
     c, side = card.configuration, card.preprocessing.crop_pixels
     problem = None
     match to:
@@ -18,8 +18,10 @@ def demand_form(card: Card, to: FormatName) -> None:
             if not is_torchvisions(c):
                 problem = _describe(c)
             elif side != c.minimum_side * c.grid:
-                # It slides fc1 over larger maps, and averages no smaller ones.
-                problem = f"images of {side} pixels: its VGG computes the same for {c.minimum_side * c.grid} alone"
+                # It slides fc1 over larger maps, and does not average smaller ones.
+                problem = (
+                    f"images of {side} pixels: its VGG gives the same results only at {c.minimum_side * c.grid}"
+                )
         case "keras":
             problem = _find_problem_in_keras(c, side)
     if problem is not None:
@@ -43,7 +45,7 @@ def _find_problem_in_keras(c: Configuration, side: int) -> str | None:
 
 
 def _describe(c: Configuration) -> str:
-    """The network, by what is unusual about it."""
+    """The network's differences from the library's."""
     found = [
         "local response normalisation" if c.lrn_after else "",
         "average pooling" if c.pooling == "average" else "",

@@ -1,6 +1,6 @@
-"""The way from an image's bytes to the network's input and on to probabilities, written once for every format.
+"""The preparation of images and the softmax of an exported program, described once for every format.
 
-It repeats `images.preprocessing` as operations of a graph: of ONNX, of OpenVINO, or of torch while it exports.
+`images.preprocessing` as operations of a graph: of ONNX, of OpenVINO, or of torch during export.
 Shape letters: N images, C channels, H and W pixels, K classes.
 """
 
@@ -12,7 +12,7 @@ from vggkit.images.resizing import Interpolation
 
 Node = TypeVar("Node")
 Number = TypeVar("Number")
-"""A whole number that the program computes, such as an image's height; plain ones are given as int."""
+"""A whole number that the program computes, such as an image's height; constants are int."""
 
 
 class ImageOperations(Protocol[Node, Number]):
@@ -86,12 +86,12 @@ class ImageSteps(Generic[Node, Number]):
         self._plan, self._ops = plan, operations
 
     def fit(self, images: Node) -> Node:
-        """Maps (N, C, H, W) of levels from 0 to 255 in float32, resized and cropped where the plan says so."""
+        """Maps (N, C, H, W) of levels from 0 to 255 in float32, resized and cropped if the plan has `resize`."""
         maps = self._ops.arrange(images)
         return self._resize(maps, self._plan.card.preprocessing) if self._plan.resize else self._ops.widen(maps)
 
     def normalize(self, maps: Node) -> Node:
-        """The network's input of levels, as `Preprocessing.normalize` makes it."""
+        """The network's input from levels, as in `Preprocessing.normalize`."""
         ops, preprocessing = self._ops, self._plan.card.preprocessing
         if preprocessing.channel_order == "L":
             maps = ops.weigh(maps, GREY, 32768.0, 65536.0)
@@ -144,12 +144,12 @@ class ImageSteps(Generic[Node, Number]):
         return ops.pad(maps, before, after)
 
     def _round(self, number: Number, by: Number | int) -> Number:
-        """A quotient rounded to the nearest whole number, and from the middle to the even one, as Python does."""
+        """A quotient rounded to the nearest whole number, ties to the even one, as Python's `round`."""
         ops = self._ops
         double = 2 * by if isinstance(by, int) else ops.multiply(by, 2)
         raised = ops.add(ops.multiply(number, 2), by)
         rounded = ops.divide(raised, double)
         rest = ops.subtract(raised, ops.multiply(rounded, double))
-        is_middle = ops.subtract(1, ops.smaller(rest, 1))
+        is_tie = ops.subtract(1, ops.smaller(rest, 1))
         is_odd = ops.subtract(rounded, ops.multiply(ops.divide(rounded, 2), 2))
-        return ops.subtract(rounded, ops.multiply(is_middle, is_odd))
+        return ops.subtract(rounded, ops.multiply(is_tie, is_odd))

@@ -1,4 +1,4 @@
-"""ONNX files: the engine's graph with the image's preparation before it and the softmax behind it.
+"""ONNX files: the engine's graph between the preparation of images and the softmax.
 
 No torch here. Shape letters: N images, C channels, H and W pixels, K classes.
 """
@@ -12,31 +12,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggkit._version import __version__
-from vggkit.engines.graph_builder import GraphBuilder
+from vggkit.engines.graph_builder import GraphBuilder, Values
 from vggkit.engines.model_weights import Weights
 from vggkit.engines.onnx import import_onnx
 from vggkit.engines.onnx_graph import ONNXOperations
 from vggkit.engines.outputs import plan_outputs
 from vggkit.errors import BadConfiguration
+from vggkit.exporting.heatmap import HEATMAP, add_heatmap, list_needs
 from vggkit.exporting.image_steps import ImageSteps
 from vggkit.exporting.plan import FITTED, INPUT, ExportPlan
 from vggkit.hardware import count_threads
 from vggkit.images.resizing import Interpolation
 
 MOST_BYTES = 2**31 - 2**20
-"""A file of protobuf, which ONNX is, ends at 2 GiB."""
+"""The limit of protobuf, ONNX's file format, less some room for the graph."""
 Number = str
 """The name of a tensor of one int64."""
 
 
 def write_onnx(weights: Weights, plan: ExportPlan, target: Path) -> None:
-    """Write the file; raises BadConfiguration for a network that ONNX has no room for, MissingExtra and OSError."""
+    """Write the file; raises BadConfiguration for a network above 2 GiB, MissingExtra and OSError."""
     onnx, _ = import_onnx()
     target.write_bytes(_build(onnx, weights, plan).SerializeToString())
 
 
 def open_onnx(path: Path) -> tuple[Callable[[NDArray[np.uint8]], NDArray[np.float32]], str]:
-    """What computes the first output of images (N, H, W, C), and the runtime's name and version."""
+    """A function that computes the first output of images (N, H, W, C), and the runtime's name and version."""
     _, runtime = import_onnx()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = count_threads()
@@ -46,23 +47,32 @@ def open_onnx(path: Path) -> tuple[Callable[[NDArray[np.uint8]], NDArray[np.floa
 
 def _build(onnx: ModuleType, weights: Weights, plan: ExportPlan) -> Any:
     """The model, as a ModelProto."""
-    operations = ONNXImageOperations(onnx, store_fp16=plan.precision == "fp16")
+    operations = ONNXImageOperations(onnx, stored=plan.precision)
     images = operations.add_input(INPUT, plan.input_shape, kind="UINT8")
     steps = ImageSteps(plan, operations)
     maps = steps.fit(images)
     found = {FITTED: maps}
-    network_plan = plan_outputs(plan.configuration, [name for name in plan.outputs if name != FITTED] or "logits")
+    wanted = [name for name in plan.outputs if name not in (FITTED, HEATMAP)]
+    if HEATMAP in plan.outputs:
+        wanted = list(dict.fromkeys([*wanted, *list_needs(plan.configuration)]))
+    network_plan = plan_outputs(plan.configuration, wanted or "logits")
     if plan.outputs != (FITTED,):
         values = weights.read(network_plan.keys)
-        if sum(value.nbytes for value in values.values()) // (1 + (plan.precision == "fp16")) > MOST_BYTES:
+        if (
+            sum(value.nbytes for value in values.values()) // {"fp32": 1, "fp16": 2, "int8": 4}[plan.precision]
+            > MOST_BYTES
+        ):
             raise BadConfiguration("an ONNX file holds 2 GiB, and this network is larger; name a .xml file")
         builder = GraphBuilder(plan.configuration, network_plan, values, operations)
         found |= builder.build(steps.normalize(maps), (plan.crop_pixels,) * 2)
         if "probabilities" in plan.outputs:
             found["probabilities"] = operations.soften(found["logits"], plan.card.temperature)
+        if HEATMAP in plan.outputs:
+            found[HEATMAP] = add_heatmap(operations, weights, found)
     model = operations.build(
         {name: found[name] for name in plan.outputs},
-        shapes={"probabilities": ("N", plan.configuration.num_classes), FITTED: ("N", "C", "H", "W")},
+        shapes={"probabilities": ("N", plan.configuration.num_classes), FITTED: ("N", "C", "H", "W")}
+        | {HEATMAP: ("N", "h", "w")},
         whole=True,
     )
     versions = {"onnx": onnx.__version__}
@@ -101,8 +111,8 @@ class ONNXImageOperations(ONNXOperations):
         return self._add_node("Max", [number, self._number(other)])
 
     def resize(self, maps: str, sides: tuple[Number | int, Number | int], interpolation: Interpolation) -> str:
-        # ONNX Runtime misrounds `scales`. Its result for bytes is Pillow's within a level where samples outside of
-        # the image are left out; by default they repeat the border, which is up to 16 levels off there.
+        # ONNX Runtime misrounds `scales`. By default it repeats the border outside the image, which is up to 16
+        # levels off there; with `exclude_outside` the result for bytes is Pillow's within a level or two.
         mode = {"bilinear": "linear", "bicubic": "cubic"}[interpolation]
         ahead = self._add_node("Slice", [self._add_node("Shape", [maps]), *map(self._number, (0, 2))])
         sizes = self._add_node("Concat", [ahead, *map(self._number, sides)], axis=0)
@@ -147,6 +157,25 @@ class ONNXImageOperations(ONNXOperations):
         if temperature != 1:
             logits = self._add_node("Div", [logits, self.keep(np.array(temperature, np.float32))])
         return self._add_node("Softmax", [logits], axis=1)
+
+    def choose_largest(self, logits: str) -> str:
+        return self._add_node("ArgMax", [logits], axis=1, keepdims=0)
+
+    def take_rows(self, matrix: Values, places: str) -> str:
+        return self._add_node("Gather", [self.keep_weight(matrix), places])
+
+    def apply(self, rows: str, matrix: Values) -> str:
+        return self._add_node("MatMul", [rows, self.keep_weight(matrix)])
+
+    def gate(self, rows: str, by: str) -> str:
+        is_open = self._add_node(
+            "Greater", [self._add_node("Flatten", [by], axis=1), self.keep(np.array(0, np.float32))]
+        )
+        return self._add_node("Mul", [rows, self._add_node("Cast", [is_open], to=self.onnx.TensorProto.FLOAT)])
+
+    def combine(self, maps: str, rows: str) -> str:
+        weighted = self._add_node("Mul", [maps, self._add_node("Unsqueeze", [rows, self._sides()])])
+        return self._add_node("ReduceSum", [weighted, self.keep(np.array([1]))], keepdims=0)
 
     def _number(self, number: Number | int) -> Number:
         return self.keep(np.array([number])) if isinstance(number, int) else number

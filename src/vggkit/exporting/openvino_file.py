@@ -1,4 +1,4 @@
-"""OpenVINO's IR: the engine's graph with the image's preparation before it and the softmax behind it.
+"""OpenVINO's IR: the engine's graph between the preparation of images and the softmax.
 
 No torch here. Shape letters: N images, C channels, H and W pixels, K classes.
 """
@@ -16,6 +16,7 @@ from vggkit.engines.model_weights import Weights
 from vggkit.engines.openvino import import_openvino
 from vggkit.engines.openvino_graph import Node, OpenVINOOperations
 from vggkit.engines.outputs import plan_outputs
+from vggkit.errors import BadOutput
 from vggkit.exporting.image_steps import ImageSteps
 from vggkit.exporting.plan import FITTED, INPUT, ExportPlan
 from vggkit.images.resizing import Interpolation
@@ -25,15 +26,21 @@ Number = Any
 
 
 def write_openvino(weights: Weights, plan: ExportPlan, target: Path) -> None:
-    """Write the .xml and, beside it, the .bin with the weights; raises MissingExtra and RuntimeError."""
+    """Write the .xml and, beside it, the .bin with the weights; raises MissingExtra and BadOutput."""
     openvino = import_openvino()
-    openvino.save_model(_build(openvino, weights, plan), target, compress_to_fp16=plan.precision == "fp16")
+    model = _build(openvino, weights, plan)
+    try:
+        openvino.save_model(model, target, compress_to_fp16=plan.precision == "fp16")
+    except RuntimeError as problem:
+        raise BadOutput(
+            f"{target.name}: cannot be written; is the disk full? ({str(problem).splitlines()[0]})"
+        ) from problem
 
 
 def open_openvino(path: Path) -> tuple[Callable[[NDArray[np.uint8]], NDArray[np.float32]], str]:
-    """What computes the first output of images (N, H, W, C), and the runtime's name and version."""
+    """A function that computes the first output of images (N, H, W, C), and the runtime's name and version."""
     openvino = import_openvino()
-    # By itself OpenVINO computes in bfloat16 on processors that have it.
+    # The default is bfloat16 on processors that support it.
     model = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda images: model({INPUT: images})[0], f"OpenVINO {openvino.__version__.partition('-')[0]}"
 

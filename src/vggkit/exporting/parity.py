@@ -1,6 +1,6 @@
-"""The check of an exported program before it is kept: its own runtime gives what the Classifier gives.
+"""The check of an exported program: its own runtime must give the Classifier's probabilities.
 
-No torch here but where the Classifier computes. Shape letters: N images, C channels, H and W pixels, K classes.
+Torch is imported to compute the reference. Shape letters: N images, C channels, H and W pixels, K classes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,29 +22,29 @@ from vggkit.images.resizing import resize
 Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """A program: its first output for images (N, H, W, C)."""
 TOGETHER: Final = 3
-"""Images that pass together, beside those that pass alone."""
-SHARE: Final[dict[StoredPrecision, float]] = {"fp32": 1e-4, "fp16": 1e-2}
+"""The larger batch size."""
+SHARE: Final[dict[StoredPrecision, float]] = {"fp32": 1e-4, "fp16": 1e-2, "int8": 5e-2}
 """Largest difference of logits that is accepted, as a share of their range from the least to the largest."""
 LEVELS: Final = 2
 """Largest difference of a pixel, in levels of 255, from Pillow's or fast_image_resize's resizing."""
 WIDER_PIXELS: Final = (19, 45)
 """By how much the second size of images is higher and wider."""
 _LEAST_PROBABILITY: Final = 1e-12
-"""Smaller ones are compared as this: their logarithm in float32 has few digits."""
+"""The lower bound of probabilities before the logarithm, which has few digits in float32 below it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parity:
-    """What the check of an exported program found."""
+    """The result of checking an exported program."""
 
     runtime: str
     """The library that ran the file, and its version."""
     images: str
-    """The images: how many, and whose."""
+    """The images: how many, and whether the caller's."""
     predictions: int
-    """Number of images that were computed, of all sizes and numbers together."""
+    """Number of predictions, over all sizes and batches."""
     batch_sizes: tuple[int, ...]
-    """Numbers of images that passed together."""
+    """Batch sizes."""
     sizes: tuple[tuple[int, int], ...]
     """Heights and widths in pixels of the program's input."""
     agreement: float
@@ -52,13 +52,13 @@ class Parity:
     difference: float
     """Largest difference of a probability from the Classifier's, which PyTorch computes in float32."""
     logit_difference: float
-    """Largest difference of a logit, known from probabilities up to a constant of each image."""
+    """Largest difference of a logit; probabilities determine logits up to a constant of each image."""
     tolerance: float
-    """Largest difference of a logit with which the file is kept."""
+    """Largest accepted difference of a logit."""
     resizing_levels: int | None = None
-    """Where images are resized in the program: largest difference of a pixel from `predict`'s, of 255 levels."""
+    """If the program resizes: largest difference of a pixel from `predict`'s, in levels of 255."""
     resizing_share: float | None = None
-    """Share in [0, 1] of values that differ at all."""
+    """Share in [0, 1] of these values that differ."""
 
     def to_dict(self) -> dict[str, Any]:
         """A value for JSON."""
@@ -75,7 +75,7 @@ class Parity:
         if self.resizing_levels is not None:
             lines.append(
                 f"  resized pixels differ from those of predict by {self.resizing_levels} of 255 levels at most, "
-                f"{self.resizing_share:.1%} of them at all"
+                f"in {self.resizing_share:.1%} of values"
             )
         return "\n".join(lines)
 
@@ -96,10 +96,10 @@ def check_parity(
     Args:
         run: The program.
         weights: The network.
-        plan: What the program computes.
+        plan: The program's plan.
         images: Images (H, W, C) of any sizes, one at least.
-        runtime: What runs it, and its version.
-        name: What the images are, for the record.
+        runtime: The runtime's name and version.
+        name: A description of the images, for the record.
         fit: For a program that resizes: its resized and cropped images (N, C, H, W).
         on_progress: Called with the number of images done and of all.
 
@@ -129,7 +129,7 @@ def check_parity(
         done += len(batch)
         if on_progress is not None:
             on_progress(done, total)
-    tolerance = SHARE[plan.precision] * reach + 1e-6  # what float32 keeps of a probability
+    tolerance = SHARE[plan.precision] * reach + 1e-6  # the rounding of a probability in float32
     if logit_difference > tolerance:
         raise BadOutput(
             f"the exported program was not kept: its logits differ from the Classifier's by "
@@ -151,7 +151,7 @@ def check_parity(
 
 
 class _Levels:
-    """How much pixels that a program resized differ from those of `Preprocessing.fit`."""
+    """The differences of pixels that a program resized from those of `Preprocessing.fit`."""
 
     def __init__(self) -> None:
         self.largest, self._differing, self._values = 0, 0, 0
@@ -177,7 +177,7 @@ class _Levels:
 
 
 def _list_batches(plan: ExportPlan, images: Sequence[Pixels]) -> Iterator[NDArray[np.uint8]]:
-    """One image alone and the others together, at each size; of images that the program resizes each as it is."""
+    """One image alone and the others in batches, at each size; with `resize`, images in their own sizes."""
     if plan.resize:
         for pixels in images:
             yield pixels[None]

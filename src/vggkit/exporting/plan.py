@@ -1,4 +1,4 @@
-"""What an exported program takes and gives, and what is written about it into its file. No torch here.
+"""The input, output and metadata of an exported program. No torch here.
 
 Shape letters: N images, C channels, H and W pixels, K classes.
 """
@@ -6,9 +6,10 @@ Shape letters: N images, C channels, H and W pixels, K classes.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Self, get_args
+from typing import Any, Final, Self, get_args
 
 from vggkit._version import __version__
+from vggkit.engines.onnx_graph import StoredWeights
 from vggkit.engines.outputs import Output
 from vggkit.errors import BadConfiguration, UnknownName
 from vggkit.exporting.formats import FormatName
@@ -20,35 +21,39 @@ INPUT: Final = "images"
 FITTED: Final = "fitted"
 """Output of the images (N, C, H, W) after resizing and cropping, levels from 0 to 255; for checks alone."""
 METADATA_VERSION: Final = 1
-StoredPrecision = Literal["fp32", "fp16"]
+StoredPrecision = StoredWeights
 """The precision of the weights in a file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportPlan:
-    """What an exported program computes, whatever its format.
+    """The computation of an exported program.
 
-    Its input is `images` (N, H, W, C), uint8: RGB from 0 to 255 as image files, NumPy and canvases hold them (and a
-    fourth channel where the network takes four). Its output is `probabilities` (N, K), float32, after the
+    Its input is `images` (N, H, W, C), uint8: RGB from 0 to 255, as in a PIL image or an OpenCV array in RGB order,
+    and a fourth channel if the network has four. Its output is `probabilities` (N, K), float32, after the
     Classifier's temperature.
     """
 
     card: Card
     """The Classifier."""
     format: FormatName
-    """The format that it is for."""
+    """The format of its file."""
     resize: bool = False
-    """Whether images of any size are resized and cropped in the program; else they come in the network's size."""
+    """Whether the program resizes and crops images of any size; else images have the network's size."""
     precision: StoredPrecision = "fp32"
-    """The precision of the weights in the file; it is computed in float32 either way."""
+    """The precision of the weights in the file; the program computes in float32 in both cases."""
     outputs: tuple[Output, ...] = ("probabilities",)
-    """What it gives: names of `engines.outputs`, or `fitted`."""
+    """Its outputs: names of `engines.outputs`, or `fitted`."""
 
     @classmethod
     def of(cls, card: Card, to: FormatName, *, resize: bool = False, precision: StoredPrecision = "fp32") -> Self:
-        """The plan for a Classifier; raises UnknownName and BadConfiguration for what has no form in a program."""
+        """The plan for a Classifier; raises UnknownName, and BadConfiguration for a filter that no program has."""
         if precision not in get_args(StoredPrecision):
             raise UnknownName.of("precision of the weights in a file", precision, get_args(StoredPrecision))
+        if precision == "int8" and to not in ("onnx", "web"):
+            raise BadConfiguration(
+                f"precision int8 is stored in ONNX files and sites alone, and this is {to}; fp16 halves the file"
+            )
         interpolation = card.preprocessing.interpolation
         if resize and interpolation not in ("bilinear", "bicubic"):
             raise BadConfiguration(
@@ -69,22 +74,25 @@ class ExportPlan:
 
     @property
     def least_pixels(self) -> int:
-        """Smallest side of an image that the program takes."""
+        """Smallest side of an input image."""
         if self.resize:
             return 1
         return self._least_side if self.is_dynamic else self.crop_pixels
 
     @property
     def is_dynamic(self) -> bool:
-        """Whether images may have any height and width from `least_pixels` on.
+        """Whether height and width are dynamic, from `least_pixels`.
 
-        An FC head's matrices fix the size, and so does a dense head's window for images smaller than it.
+        An FC head's matrices fix the size, and so does a dense head's window for images smaller than it. A site's
+        page always gives the Classifier's own.
         """
-        return self.resize or (self.configuration.head != "fc" and self.crop_pixels >= self._least_side)
+        return self.resize or (
+            self.format != "web" and self.configuration.head != "fc" and self.crop_pixels >= self._least_side
+        )
 
     @property
     def _least_side(self) -> int:
-        """Smallest side from which on a head that takes several sizes computes the same for all."""
+        """Smallest side of the sizes for which the head has the same graph."""
         side = self.configuration.minimum_side
         if self.configuration.head == "dense":
             return side * self.configuration.grid
@@ -92,12 +100,12 @@ class ExportPlan:
 
     @property
     def input_shape(self) -> tuple[int | str, ...]:
-        """(N, H, W, C), with names for sides that are free."""
+        """(N, H, W, C), with names for dynamic sizes."""
         sides: tuple[int | str, ...] = ("H", "W") if self.is_dynamic else (self.crop_pixels,) * 2
         return ("N", *sides, self.card.preprocessing.decoded_channels)
 
     def to_metadata(self, versions: Mapping[str, str]) -> dict[str, str]:
-        """What is written into the file, by name: texts, and JSON where a value is not a text.
+        """The metadata of the file: texts by name, JSON where a value is not a text.
 
         `labels` is a list in the order of the probabilities; below `threshold` a prediction is "unknown".
 

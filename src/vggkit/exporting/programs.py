@@ -1,4 +1,4 @@
-"""Where each format of whole programs is written and run; a new one is a module and a case here."""
+"""The functions that write and run each format of programs; a new format is a module and a case here."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,22 +12,22 @@ from vggkit.exporting.plan import ExportPlan
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What a format of programs can do."""
+    """The functions of a format of programs."""
 
     write: Callable[[Weights, ExportPlan, Path], None]
-    """Write a network's program to a path."""
+    """Writes a network's program to a path."""
     open: Callable[[Path], tuple[Run, str]]
-    """What runs such a file, in its own runtime, and the runtime's name and version."""
+    """Gives a function that runs a file in its own runtime, and the runtime's name and version."""
     beside: tuple[str, ...] = ()
-    """Endings of files that are written beside it."""
+    """Endings of the files that are written in addition."""
 
     def list_files(self, path: Path) -> tuple[Path, ...]:
-        """All files of one that is called so, itself the last."""
+        """All files of a program of that path, which is the last of them."""
         return (*(path.with_suffix(ending) for ending in self.beside), path)
 
 
 def find_program(name: FormatName) -> Program:
-    """What writes and runs a format; its library is imported here, or when it is called."""
+    """The functions of a format; its library is imported here or at the first call."""
     match name:
         case "onnx":
             from vggkit.exporting.onnx_file import open_onnx, write_onnx

@@ -12,31 +12,30 @@ from vggkit.weights.convert import Conversion
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
-    """What was exported, and how it was checked."""
+    """The result of an export."""
 
     path: Path
     """The file."""
     files: tuple[Path, ...]
-    """All files that belong to it: OpenVINO's weights lie beside its .xml in a .bin."""
+    """All of its files: OpenVINO's .xml has its weights in a .bin."""
     format: FormatName
     """Its format."""
     size_bytes: int
-    """Bytes of all of them."""
+    """Total size in bytes."""
     precision: StoredPrecision
     """The precision of the weights in the file."""
     input_shape: tuple[int | str, ...] | None
-    """Shape of a program's input, uint8: N images, H and W pixels or a fixed number, C channels in the order RGB;
-    None for weights alone."""
+    """Shape (N, H, W, C) of a program's input, uint8, with names for dynamic sizes; None for weights."""
     least_pixels: int | None
-    """Smallest H and W of a program whose sizes are free; None for weights alone."""
+    """Smallest H and W of a program's input; None for weights."""
     resize: bool
-    """Whether the program resizes and crops by itself."""
+    """Whether the program resizes and crops."""
     parity: Parity | None
-    """The check of a program by its runtime; None for weights alone."""
+    """The check of a program by its runtime; None for weights."""
     conversion: Conversion | None
-    """The check of a file of weights, which is read back; None for programs."""
+    """The conversion and check of weights; None for programs."""
     snippet: str
-    """Python that classifies an image with the file and without vggkit."""
+    """Python code that classifies an image with the file, without vggkit."""
 
     def to_dict(self) -> dict[str, Any]:
         """A value for JSON."""
@@ -50,7 +49,7 @@ class Export:
         return values | plain
 
     def __str__(self) -> str:
-        files = ", ".join(map(str, self.files))
+        files = ", ".join(map(str, self.files)) if self.format != "web" else f"{self.path}: {len(self.files)} files"
         text = f"{files}: {FORMATS[self.format].title}, {self.size_bytes / 1e6:,.1f} MB"
         if self.input_shape is None:
             assert self.conversion is not None
@@ -63,7 +62,9 @@ class Export:
         free = "H" in self.input_shape
         sides = f", H and W from {self.least_pixels} pixels" if free and not self.resize else ""
         inside = "resizing, cropping, normalisation" if self.resize else "normalisation"
-        stored = "" if self.precision == "fp32" else ", weights stored in float16"
+        stored = {"fp32": "", "fp16": ", weights stored in float16", "int8": ", weights stored in int8"}[
+            self.precision
+        ]
         return (
             f"{text}{stored}\ntakes uint8 RGB images, {shape}{sides}; {inside}, softmax and labels are inside\n"
             f"{self.parity}"

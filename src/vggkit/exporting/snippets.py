@@ -1,4 +1,4 @@
-"""Code that runs an exported file without vggkit; tests execute it. No torch here."""
+"""Code that runs an exported file without vggkit; the tests execute it. No torch here."""
 
 from vggkit.exporting.formats import FormatName
 from vggkit.exporting.plan import INPUT, ExportPlan
@@ -9,14 +9,14 @@ from vggkit.weights.model_card import is_torchvisions
 IMAGE = "image.jpg"
 """The image in a snippet."""
 MOST_INLINE = 12
-"""Labels that are written into a snippet where the file cannot hold them."""
+"""Largest number of labels that are written into the snippet of a file of weights."""
 
 
 def write_program_snippet(plan: ExportPlan, name: str) -> str:
     """Code that classifies one image by a program.
 
     Args:
-        plan: What the program computes.
+        plan: The program's plan.
         name: The file's name.
     """
     imports, opening, running = {
@@ -70,7 +70,7 @@ def write_weights_snippet(card: Card, to: FormatName, name: str, fed: Preprocess
         card: The Classifier.
         to: The library.
         name: The file's name.
-        fed: What the network of that file is fed; Keras' is another than the Classifier's.
+        fed: The preprocessing of that file's network; Keras' differs from the Classifier's.
     """
     c, classes, floating = card.configuration, len(card.labels), "np.float32"
     mean, std = (f"np.array({list(values)}, {floating})" for values in (fed.mean, fed.std))
@@ -126,7 +126,7 @@ def write_weights_snippet(card: Card, to: FormatName, name: str, fed: Preprocess
 
 
 def _write_keras(card: Card, name: str) -> list[str]:
-    """Lines that give logits of Keras' own VGG16 or VGG19, or of layers that are built here."""
+    """Lines that compute logits with Keras' own VGG16 or VGG19, or with a network built from layers."""
     c = card.configuration
     if is_torchvisions(c) and c.model in ("vgg16", "vgg19") and not name.lower().endswith(".npz"):
         options = f"weights={name!r}, classes={c.num_classes}, classifier_activation=None"
@@ -160,7 +160,7 @@ def _write_keras(card: Card, name: str) -> list[str]:
 
 
 def _read_image(preprocessing: Preprocessing, *, resize: bool) -> list[str]:
-    """Lines that give the PIL image which the network, or a program that resizes by itself, is fed."""
+    """Lines that read the image and, unless the program does it, resize and crop it."""
     fourth = preprocessing.decoded_channels == 4
     opened = f'image = ImageOps.exif_transpose(Image.open("{IMAGE}")).convert("{"RGBA" if fourth else "RGB"}")'
     if not resize:
@@ -193,7 +193,7 @@ def _read_image(preprocessing: Preprocessing, *, resize: bool) -> list[str]:
 
 
 def _print(threshold: str) -> list[str]:
-    """Lines that print the prediction; `threshold` is a number, or code that gives it."""
+    """Lines that print the prediction; `threshold` is a number or an expression."""
     return [
         "best = probabilities.argmax()",
         f'print(labels[best] if probabilities[best] >= {threshold} else "unknown", f"{{probabilities[best]:.4f}}")',

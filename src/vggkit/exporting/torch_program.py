@@ -1,8 +1,9 @@
-"""Programs of torch.export: the network's modules between the image's preparation and the softmax.
+"""Programs of torch.export: the network's modules between the preparation of images and the softmax.
 
 Shape letters: N images, C channels, H and W pixels, K classes.
 """
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -22,21 +23,23 @@ from vggkit.images.resizing import Interpolation
 from vggkit.models.vgg import VGG
 
 METADATA_FILE = "vggkit.json"
-"""The file in a program's archive, which `torch.export.load` gives, all metadata as one JSON object."""
+"""The extra file of a program's archive with the metadata, one JSON object."""
 Number = Any
-"""An int, or torch's SymInt while it exports."""
+"""An int, or torch's SymInt during export."""
 
 
 def write_torch_program(weights: Weights, plan: ExportPlan, target: Path) -> None:
     """Write the file; raises OSError."""
     metadata = json.dumps(plan.to_metadata({"torch": str(torch.__version__)}), ensure_ascii=False)
     program = _export(weights, plan)
-    with open(target, "wb") as file:  # by path, torch demands the ending .pt2
-        torch.export.save(program, file, extra_files={METADATA_FILE: metadata})
+    buffer = io.BytesIO()  # torch ends the process where a file of its own cannot be written to the end
+    torch.export.save(program, buffer, extra_files={METADATA_FILE: metadata})
+    with open(target, "wb") as file:
+        file.write(buffer.getbuffer())
 
 
 def open_torch_program(path: Path) -> tuple[Callable[[NDArray[np.uint8]], NDArray[np.float32]], str]:
-    """What computes the output of images (N, H, W, C), and the runtime's name and version."""
+    """A function that computes the output of images (N, H, W, C), and the runtime's name and version."""
     program = torch.export.load(path).module()
 
     def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -55,7 +58,10 @@ def _export(weights: Weights, plan: ExportPlan) -> torch.export.ExportedProgram:
     if plan.is_dynamic:
         least = max(2, plan.least_pixels)
         free |= {1: dim.DYNAMIC(min=least), 2: dim.DYNAMIC(min=least)}
-        sides = (side, side + plan.configuration.minimum_side)  # of equal ones torch might see one size alone
+        sides = (
+            side,
+            side + plan.configuration.minimum_side,
+        )  # equal ones could be taken for a single dynamic size
     sample = torch.zeros((2, *sides, channels), dtype=torch.uint8)
     network = None
     if plan.outputs != (FITTED,):
@@ -66,7 +72,7 @@ def _export(weights: Weights, plan: ExportPlan) -> torch.export.ExportedProgram:
 
 
 class _Program(nn.Module):
-    """What is exported; without a network the prepared images alone."""
+    """The exported module; without a network its output is the prepared images."""
 
     def __init__(self, network: VGG | None, plan: ExportPlan) -> None:
         super().__init__()
@@ -117,7 +123,7 @@ class TorchImageOperations:
     def resize(
         self, maps: Tensor, sides: tuple[Number | int, Number | int], interpolation: Interpolation
     ) -> Tensor:
-        # Across and then down, each rounded to levels, as Pillow does; torch resizes bytes on processors alone.
+        # Rows and then columns, each rounded to levels, as in Pillow; torch resizes bytes on processors only.
         for size in ((maps.shape[2], sides[1]), sides):
             maps = F.interpolate(maps.float(), size, mode=interpolation, antialias=True).round().clip(0, 255)
         return maps

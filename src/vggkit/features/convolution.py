@@ -1,7 +1,7 @@
 """Convolutions 3×3 of constant weights whose gradient is computed by another algorithm than their result.
 
-A gradient takes the way through ReLUs and pools that the results chose. Rounding results changes signs near 0 and
-the largest of nearly equal values, and so the way. What is left of the gradient is linear in it: there a rounding
+A gradient takes the path through ReLUs and pools that the results chose. Rounding results changes signs near 0 and
+the largest of nearly equal values, and so the path. What is left of the gradient is linear in it: there a rounding
 of a few thousandths stays one.
 
 Shape letters: N images, C channels in, K channels out, H and W places.

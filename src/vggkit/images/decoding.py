@@ -69,19 +69,18 @@ def decode(
     if not data:
         raise BadImage(f"{name}: is empty (0 bytes)")
     with _explained(name), without_warnings():
-        if channels == 4:
-            return _decode_other(data, to_four_channels)
+        convert = to_four_channels if channels == 4 else to_rgb
         if data.startswith(SIGNATURE_JPEG):
-            return _decode_jpeg(data, least_side)
+            return _decode_jpeg(data, least_side, convert)
         if is_heic(data):
-            return _decode_heic(data)
-        return _decode_other(data)
+            return _decode_heic(data, convert)
+        return _decode_other(data, convert)
 
 
-def see(image: Image.Image, *, name: str, keep_fourth: bool = False) -> Pixels:
+def read_pil_image(image: Image.Image, *, name: str, keep_fourth: bool = False) -> Pixels:
     """RGB pixels (H, W, 3), uint8, of Pillow's image, whose file may be read only now, as `decode` has a file's.
 
-    With `keep_fourth` an RGBA image keeps all of its channels, (H, W, 4). Raises BadImage, which calls it so.
+    With `keep_fourth` an RGBA image keeps all of its channels, (H, W, 4). Raises BadImage with that name.
     """
     with _explained(name), without_warnings():
         image.load()
@@ -97,8 +96,8 @@ def _explained(name: str) -> Iterator[None]:
         raise BadImage(f"{name}: {problem}") from None
     except UnidentifiedImageError:
         raise BadImage(f"{name}: is not an image of a known format") from None
-    except Image.DecompressionBombError:
-        raise BadImage(f"{name}: claims far more pixels than 1 GB could hold") from None
+    except Image.DecompressionBombError:  # of a format whose header cannot be read by itself
+        raise BadImage(f"{name}: claims more pixels than 1 GB can hold; scale it down first") from None
     except Exception as problem:  # decoders raise whatever they meet, struct.error to SyntaxError
         reason = str(problem) or type(problem).__name__
         if reason.startswith("decoder error"):
@@ -156,7 +155,7 @@ def read_file(path: str | Path, *, name: str | None = None) -> bytes:
         raise BadImage(f"{name!r}: is not a valid file name") from problem
 
 
-def _decode_jpeg(data: bytes, least_side: int | None) -> Pixels:
+def _decode_jpeg(data: bytes, least_side: int | None, convert: Callable[[Image.Image], Pixels]) -> Pixels:
     """A JPEG's pixels, through simplejpeg where it gives the same as Pillow, which decides about broken files."""
     # The class and not Image.open, which would open a file of several images as such.
     with JpegImageFile(io.BytesIO(data)) as image:
@@ -164,7 +163,7 @@ def _decode_jpeg(data: bytes, least_side: int | None) -> Pixels:
         full = image.size
         scale = _choose_scale(min(full), least_side)
         turn = _find_turn(image) if "exif" in image.info or "xmp" in image.info else None
-        quick = _find_simplejpeg() if image.mode in ("RGB", "L") else None
+        quick = _find_simplejpeg() if image.mode in ("RGB", "L") and convert is to_rgb else None
         width, height = (-(-side // scale) for side in full)
         turned = TURNED_BYTES if turn else 0
         demand_room(kind, full, len(data), scale=scale, extra=turned + (0 if quick else PILLOW_BYTES - 3))
@@ -177,7 +176,7 @@ def _decode_jpeg(data: bytes, least_side: int | None) -> Pixels:
         if pixels is None:
             if scale > 1:
                 image.draft(None, (full[0] // scale, full[1] // scale))
-            pixels = to_rgb(image)
+            pixels = convert(image)
     return pixels if turn is None else np.ascontiguousarray(turn(pixels))
 
 
@@ -190,14 +189,20 @@ def open_heic(data: bytes) -> Any:
     return pillow_heif.open_heif(data)
 
 
-def _decode_heic(data: bytes) -> Pixels:
+def _decode_heic(data: bytes, convert: Callable[[Image.Image], Pixels]) -> Pixels:
     image = open_heic(data)
     demand_room("HEIC", image.size, len(data))
-    return to_rgb(image.to_pillow())  # libheif has rotated it already
+    return convert(image.to_pillow())  # libheif has rotated it already
 
 
-def _decode_other(data: bytes, convert: Callable[[Image.Image], Pixels] = to_rgb) -> Pixels:
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+def _decode_other(data: bytes, convert: Callable[[Image.Image], Pixels]) -> Pixels:
+    try:
+        opened = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError:
+        kind, size = _find_claim(data)
+        demand_room(kind, size, len(data))
+        raise
+    with opened as image:
         slow = any(tile[0] in SLOW_DECODERS for tile in getattr(image, "tile", ()))
         kind = "slow" if slow else str(image.format)
         demand_room(kind, image.size, len(data))
@@ -205,6 +210,15 @@ def _decode_other(data: bytes, convert: Callable[[Image.Image], Pixels] = to_rgb
         if _find_turn(image):
             demand_room(kind, image.size, len(data), extra=TURNED_BYTES)
         return _turn_upright(image, convert)
+
+
+def _find_claim(data: bytes) -> tuple[str, tuple[int, int]]:
+    """The format, and the width and height that a file claims, which Pillow's error about large ones leaves out."""
+    for name in FORMATS:
+        factory, accepts = Image.OPEN[name]
+        if accepts is None or accepts(data[:16]) is True:
+            return name, factory(io.BytesIO(data), "").size
+    raise UnidentifiedImageError
 
 
 def _turn_upright(image: Image.Image, convert: Callable[[Image.Image], Pixels]) -> Pixels:

@@ -34,6 +34,11 @@ COSTS: Final = {
     "slow": Cost(most_pixels=4_000_000, most_file_bytes=24_000_000),
 }
 
+REDUCED_DECODING: Final = (
+    "--reduced-decoding (reduced_decoding=True) of predict, embed, search, explain, evaluate, check and train"
+)
+"""The option by which large JPEGs are decoded all the same, and the verbs that have it."""
+
 SLOW_DECODERS: Final = frozenset({"ppm", "ppm_plain", "bmp_rle"})
 """Those that Pillow has in Python."""
 
@@ -54,14 +59,17 @@ def demand_room(kind: str, size: tuple[int, int], file_bytes: int, *, scale: int
     cost = COSTS.get(kind, Cost())
     pixels = size[0] * size[1]
     claim = f"claims {size[0]}×{size[1]} pixels in {file_bytes:,} bytes"
-    for found, most in ((pixels, cost.most_pixels), (file_bytes, cost.most_file_bytes)):
+    for found, most, unit in ((pixels, cost.most_pixels, "pixels"), (file_bytes, cost.most_file_bytes, "bytes")):
         if most is not None and found > most:
-            raise BadImage(f"{claim}, whose decoding could take more than 5 s")
+            raise BadImage(
+                f"{claim}, whose decoding could take more than 5 s; scale it down first, to {most:,} {unit} at most"
+            )
     # At whatever scale a progressive JPEG is decoded, its coefficients are all held.
     decoded = pixels if kind == "progressive JPEG" else pixels / scale**2
-    if 2 * file_bytes + (cost.pixel_bytes + extra) * decoded > MOST_BYTES:  # some decoders copy the file
-        smaller = 2 * file_bytes + (cost.pixel_bytes + extra) * pixels / 64 <= MOST_BYTES
-        way = ""
-        if kind == "JPEG" and scale == 1 and smaller:
-            way = "; --reduced-decoding (reduced_decoding=True) reads a JPEG at a smaller scale"
-        raise BadImage(f"{claim}, whose decoding would take more than 1 GB{way}")
+    pixel_bytes, left = cost.pixel_bytes + extra, MOST_BYTES - 2 * file_bytes  # some decoders copy the file
+    if pixel_bytes * decoded > left:
+        most = max(1, round(left / pixel_bytes / 1e6))
+        way = f"scale it down first, to {most} million pixels at most"
+        if kind == "JPEG" and scale == 1 and pixel_bytes * pixels / 64 <= left:
+            way += f", or read it at a smaller scale: {REDUCED_DECODING}"
+        raise BadImage(f"{claim}, whose decoding would take more than 1 GB; {way}")

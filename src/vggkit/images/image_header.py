@@ -36,7 +36,7 @@ def read_head(source: str | Path | bytes, *, name: str | None = None) -> Head:
 
     Args:
         source: The file, or its bytes.
-        name: What errors call it; None: the file's path.
+        name: The name in errors; None: the file's path.
 
     Raises BadImage where Pillow does not know the format; the data after the header may still be broken.
     """

@@ -18,7 +18,7 @@ Reason = Literal[
     "without-images",
     "not-an-image",
 ]
-"""Why a file was skipped, probable mistakes first."""
+"""Reasons for skipping a file, probable mistakes first."""
 
 MOST_EXAMPLES: Final = 3
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vggkit.errors import BadImage, BadInput
-from vggkit.images.decoding import Pixels, see, to_rgb
+from vggkit.images.decoding import Pixels, read_pil_image, to_rgb
 
 CHANNELS: Final = (1, 3, 4)
 """Grey, RGB, and RGB with transparency."""
@@ -31,7 +31,7 @@ def read_pixels(given: object, *, name: str, keep_fourth: bool = False) -> Pixel
     Args:
         given: An array (H, W, 3), (H, W), (H, W, 1) or (H, W, 4), uint8 or uint16; a tensor of such, channels
             first; or a PIL image of any mode.
-        name: What errors call it.
+        name: The name in errors.
         keep_fourth: Four channels of an array, and RGBA of a PIL image, stay as they are, (H, W, 4).
 
     Raises BadInput for ambiguous values, such as floats, with the code that converts them; BadImage for a PIL image
@@ -40,7 +40,7 @@ def read_pixels(given: object, *, name: str, keep_fourth: bool = False) -> Pixel
     if isinstance(given, Image.Image):
         if not (given.width and given.height):
             raise BadInput(f"{name}: is a PIL image of {given.width}×{given.height} pixels, which is none")
-        return see(given, name=name, keep_fourth=keep_fourth)
+        return read_pil_image(given, name=name, keep_fourth=keep_fourth)
     if is_tensor(given):
         return _to_rgb(_read_tensor(given, name), keep_fourth=keep_fourth)
     if isinstance(given, np.ndarray):

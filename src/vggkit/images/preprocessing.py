@@ -4,7 +4,7 @@ Shape letters: C channels, H and W pixels.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final, Literal, Self, get_args
 
 import numpy as np
@@ -34,7 +34,7 @@ MOST_RESIZED: Final = 2**24
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How an image becomes a network's input; the defaults are those of torchvision's ImageNet weights.
+    """The conversion of images to a network's input; the defaults are those of torchvision's ImageNet weights.
 
     By default the short side is resized, the middle cropped, each channel taken as (value - mean) / std;
     on PIL images the result is torchvision's `weights.transforms()` to within one of 255 levels.
@@ -75,7 +75,10 @@ class Preprocessing:
     def _check(self) -> None:
         def demand(holds: bool, name: str, rule: str) -> None:
             if not holds:
-                raise BadConfiguration(f"{name} must be {rule}; got {getattr(self, name)!r}")
+                value = getattr(self, name)
+                numbers = isinstance(value, tuple) and all(map(is_number, value))
+                shown = " ".join(f"{number:g}" for number in value) if numbers else repr(value)
+                raise BadConfiguration(f"{name} must be {rule}; got {shown}")
 
         for name in ("resize_pixels", "crop_pixels"):
             value = getattr(self, name)
@@ -109,6 +112,10 @@ class Preprocessing:
         if not self.reduced_decoding:
             return None
         return self.resize_pixels if self.fit_mode == "crop" else self.crop_pixels
+
+    def with_reduced_decoding(self, reduced_decoding: bool) -> Self:
+        """The same, but where that is true JPEGs are decoded at a smaller scale, as `reduced_decoding` says."""
+        return replace(self, reduced_decoding=True) if reduced_decoding else self
 
     def __call__(self, image: ImageSource) -> NDArray[np.float32]:
         """The network's input (C, crop, crop), float32, for one image, such as its RGB pixels (H, W, 3), uint8.
@@ -256,7 +263,7 @@ def choose_preprocessing(crop_pixels: int = 224, *, in_channels: int = 3) -> Pre
 
 
 def _middle(side: int, crop: int) -> tuple[int, int]:
-    """Where the middle part starts and ends, rounded as torchvision does; all of a side that is shorter."""
+    """Start and end of the middle part, rounded as torchvision does; all of a side that is shorter."""
     first = round((side - crop) / 2)
     return (first, first + crop) if side >= crop else (0, side)
 

@@ -1,6 +1,6 @@
 """Images resized with antialiasing, as Pillow does it, to within one of 255 levels.
 
-Bilinear shrinking, which VGG is mostly fed with, goes through fast_image_resize where it is installed:
+Bilinear downscaling, the most frequent case, goes through fast_image_resize where it is installed:
 Pillow's own algorithm with the processor's vector instructions, four times as fast. Its passes come
 in another order, so that one value in six is rounded to the level beside (docs/decisions/decoding.md).
 

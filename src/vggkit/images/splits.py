@@ -16,69 +16,69 @@ from typing import Final
 from vggkit.errors import BadData, BadInput
 from vggkit.images.dataset import ImageDataset, ImageSample, identify_image
 
-MOST_MOVES: Final = 20_000
-"""Moves of a repair at most. Whether an assignment exists is NP-complete: for two folds it is set splitting."""
-LONGEST_BAR: Final = 10
-"""Moves during which a unit may not go back, at most, besides half of the needs that are open."""
+MAX_MOVES: Final = 20_000
+"""Most moves of the tabu search. Whether an assignment exists is NP-complete: for two folds it is set splitting."""
+MAX_TABU_STEPS: Final = 10
+"""Moves during which a group may not return to its fold, at most, plus half the number of missing classes."""
 
-Units = Mapping[str, Mapping[str, int]]
-"""How many images of each class each unit has."""
-Ties = Sequence[Sequence[str]]
-"""Groups of images, by `identify_image`, that stay in one split besides the groups that the data names, such as
-near duplicates. A run records them: with share and seed they decide which images were held out."""
+GroupCounts = Mapping[str, Mapping[str, int]]
+"""Number of images of each class in each group."""
+CopyGroups = Sequence[Sequence[str]]
+"""Groups of images, by `identify_image`, that stay in one split besides the groups that the data names: near
+duplicates. A run records them: with share and seed they decide which images were held out."""
 
 
-def deal(units: Units, folds: int) -> dict[str, int] | None:
-    """The fold of each unit: the one that has fewest of its classes, repaired where a fold lacks a class then.
+def assign_folds(groups: GroupCounts, folds: int) -> dict[str, int] | None:
+    """The fold of each group: the one with fewest of its classes; then groups move where a fold lacks a class.
 
     None where no assignment was found that gives every fold every class.
     """
     held: list[Counter[str]] = [Counter() for _ in range(folds)]
     totals = [0] * folds
-    dealt: dict[str, int] = {}
-    for unit, counts in units.items():
+    assigned: dict[str, int] = {}
+    for group, counts in groups.items():
         loads = [sum(count * held[fold][label] for label, count in counts.items()) for fold in range(folds)]
-        fold = dealt[unit] = min(range(folds), key=lambda fold: (loads[fold], totals[fold], fold))
+        fold = assigned[group] = min(range(folds), key=lambda fold: (loads[fold], totals[fold], fold))
         held[fold].update(counts)
         totals[fold] += sum(counts.values())
-    return repair(units, dealt, folds)
+    return fill_missing_classes(groups, assigned, folds)
 
 
-def repair(units: Units, dealt: Mapping[str, int], folds: int) -> dict[str, int] | None:
-    """The assignment with units moved until every fold has every class; None where that was not reached.
+def fill_missing_classes(groups: GroupCounts, assigned: Mapping[str, int], folds: int) -> dict[str, int] | None:
+    """The assignment with groups moved until every fold has every class; None where that was not reached.
 
-    A tabu search: some fold that lacks a class takes the unit whose move leaves the fewest needs open.
+    A tabu search: some fold that lacks a class takes the group whose move leaves the fewest folds without one.
     """
-    having: dict[str, list[str]] = {}
-    for unit, counts in units.items():
+    groups_with: dict[str, list[str]] = {}
+    for group, counts in groups.items():
         for label in counts:
-            having.setdefault(label, []).append(unit)
-    held = Counter((label, dealt[unit]) for unit, counts in units.items() for label in counts)
-    open_needs = [(label, fold) for label in having for fold in range(folds) if not held[label, fold]]
-    if any(len(members) < folds for members in having.values()):
+            groups_with.setdefault(label, []).append(group)
+    held = Counter((label, assigned[group]) for group, counts in groups.items() for label in counts)
+    missing = [(label, fold) for label in groups_with for fold in range(folds) if not held[label, fold]]
+    if any(len(members) < folds for members in groups_with.values()):
         return None
-    found, barred = dict(dealt), dict[tuple[str, int], int]()
+    found, tabu_until = dict(assigned), dict[tuple[str, int], int]()
     draw = random.Random(0)  # noqa: S311 (no secret)
 
-    def weigh(unit: str, fold: int, move: int) -> tuple[bool, int, float]:
-        opened = sum(held[label, found[unit]] == 1 for label in units[unit])
-        closed = sum(held[label, fold] == 0 for label in units[unit])
-        return barred.get((unit, fold), 0) > move, opened - closed, draw.random()
+    def weigh(group: str, fold: int, move: int) -> tuple[bool, int, float]:
+        opened = sum(held[label, found[group]] == 1 for label in groups[group])
+        closed = sum(held[label, fold] == 0 for label in groups[group])
+        return tabu_until.get((group, fold), 0) > move, opened - closed, draw.random()
 
-    for move in range(min(MOST_MOVES, 100 * folds * len(units))):
-        open_needs = [need for need in open_needs if not held[need]]
-        if not open_needs:
+    for move in range(min(MAX_MOVES, 100 * folds * len(groups))):
+        missing = [pair for pair in missing if not held[pair]]
+        if not missing:
             return found
-        label, fold = open_needs[int(draw.random() * len(open_needs))]
-        # The need is open, so none of these is in the fold yet.
-        unit = min((weigh(unit, fold, move), unit) for unit in having[label])[1]
-        left, found[unit] = found[unit], fold
-        for each in units[unit]:
+        label, fold = missing[int(draw.random() * len(missing))]
+        # The fold lacks the class, so none of these groups is in it yet.
+        group = min((weigh(group, fold, move), group) for group in groups_with[label])[1]
+        left, found[group] = found[group], fold
+        for each in groups[group]:
             held[each, left] -= 1
             held[each, fold] += 1
             if not held[each, left]:
-                open_needs.append((each, left))
-        barred[unit, left] = move + 1 + int(draw.random() * LONGEST_BAR) + len(open_needs) // 2
+                missing.append((each, left))
+        tabu_until[group, left] = move + 1 + int(draw.random() * MAX_TABU_STEPS) + len(missing) // 2
     return None
 
 
@@ -87,11 +87,13 @@ def is_divided(images: ImageDataset, fold: str | None = None) -> bool:
     return fold is None and "val" in images.splits and "train" in images.splits
 
 
-def divide(images: ImageDataset, *, validation_share: float, seed: int, ties: Ties = ()) -> ImageDataset:
+def divide(
+    images: ImageDataset, *, validation_share: float, seed: int, copy_groups: CopyGroups = ()
+) -> ImageDataset:
     """The same images with splits `train` and `val`, where there is no split for validation yet.
 
     Stratified: each class gives its share, at least one image. Images of one group stay
-    together, as do several entries of one image and tied images, and the shares come as near as the groups allow.
+    together, as do several entries of one image and copies, and the shares come as near as the groups allow.
 
     Raises BadData where a class has only one image, no division of the groups that was found leaves each class
     on both sides, or there are no training images.
@@ -99,21 +101,21 @@ def divide(images: ImageDataset, *, validation_share: float, seed: int, ties: Ti
     if is_divided(images):
         return images
     whole = images.split("train", "all")
-    units = _tie(whole, ties)
-    if len(units) < len(whole) or any(image.group is not None for image in whole):
-        chosen = _choose_units(images.name, units, validation_share, seed)
-        held_out = {image for unit in chosen for image in units[unit]}
+    groups = _group_images(whole, copy_groups)
+    if len(groups) < len(whole) or any(image.group is not None for image in whole):
+        chosen = _choose_groups(images.name, groups, validation_share, seed)
+        held_out = {image for group in chosen for image in groups[group]}
     else:
         held_out = _choose_images(images.name, whole, validation_share, seed)
     return _split(images, whole, held_out)
 
 
 def divide_in_folds(
-    images: ImageDataset, folds: int, *, seed: int = 0, ties: Ties = ()
+    images: ImageDataset, folds: int, *, seed: int = 0, copy_groups: CopyGroups = ()
 ) -> tuple[ImageDataset, ...]:
     """The same images divided `folds` times into `train` and `val`, each image in `val` once.
 
-    Stratified, and images of one group stay together, as do several entries of one image and tied images; each
+    Stratified, and images of one group stay together, as do several entries of one image and copies; each
     `val` has every class. A split `test` stays apart in every fold; splits `train` and `val` are joined first.
 
     Raises BadInput for fewer than two folds, BadData where a class has fewer images or groups than folds, or no
@@ -124,57 +126,68 @@ def divide_in_folds(
     whole = _list_undivided(images)
     if not whole:
         raise BadData(f"{images.name}: has only the split {', '.join(images.splits)}; there is nothing to fold")
-    units = _tie(whole, ties)
-    having = _count_units(units)
+    groups = _group_images(whole, copy_groups)
+    groups_with = _count_groups(groups)
     kind = "groups" if any(image.group is not None for image in whole) else "images"
-    for label in sorted(having):
-        if having[label] < folds:
-            raise BadData(f"{images.name}: class {label!r} has {having[label]} {kind}, too few for {folds} folds")
-    order = sorted(units, key=lambda unit: (-len(units[unit]), _rank(seed, "fold", unit)))
-    dealt = deal({unit: _count(units[unit]) for unit in order}, folds)
-    if dealt is None:
+    for label in sorted(groups_with):
+        if groups_with[label] < folds:
+            raise BadData(
+                f"{images.name}: class {label!r} has {groups_with[label]} {kind}, too few for {folds} folds"
+            )
+    order = sorted(groups, key=lambda group: (-len(groups[group]), _rank(seed, "fold", group)))
+    assigned = assign_folds({group: _count(groups[group]) for group in order}, folds)
+    if assigned is None:
         raise BadData(
-            f"{images.name}: no assignment of its {len(units)} groups to {folds} folds was found in which each "
+            f"{images.name}: no assignment of its {len(groups)} groups to {folds} folds was found in which each "
             "fold has every class; take fewer folds, or divide groups that hold many classes"
         )
-    places = {image: dealt[unit] for unit, members in units.items() for image in members}
+    places = {image: assigned[group] for group, members in groups.items() for image in members}
     held = [{image for image, place in places.items() if place == fold} for fold in range(folds)]
     return tuple(_split(images, whole, held_out) for held_out in held)
 
 
 def hold_out(
-    images: ImageDataset, *, validation_share: float, seed: int, fold: str | None = None, ties: Ties = ()
+    images: ImageDataset,
+    *,
+    validation_share: float,
+    seed: int,
+    fold: str | None = None,
+    copy_groups: CopyGroups = (),
 ) -> ImageDataset:
     """Splits `train` and `val`: the fold that is named as `2/5`, or else as `divide` does.
 
     Raises BadData, and BadInput for a fold that is none.
     """
     if fold is None:
-        return divide(images, validation_share=validation_share, seed=seed, ties=ties)
+        return divide(images, validation_share=validation_share, seed=seed, copy_groups=copy_groups)
     number, folds = read_fold(fold)
-    return divide_in_folds(images, folds, seed=seed, ties=ties)[number - 1]
+    return divide_in_folds(images, folds, seed=seed, copy_groups=copy_groups)[number - 1]
 
 
-def hold_out_tied(
-    images: ImageDataset, *, validation_share: float, seed: int, fold: str | None = None, ties: Ties
-) -> tuple[ImageDataset, Ties]:
-    """The result of `hold_out`, and the ties that were respected: not those that leave a class on one side alone.
+def hold_out_with_copies(
+    images: ImageDataset, *, validation_share: float, seed: int, fold: str | None = None, copy_groups: CopyGroups
+) -> tuple[ImageDataset, CopyGroups]:
+    """The result of `hold_out`, and the groups of copies that stay together.
 
-    Raises what `hold_out` raises without ties.
+    Copies are separated where their class would otherwise be on one side only.
+
+    Raises what `hold_out` raises without `copy_groups`.
     """
     divided = hold_out(images, validation_share=validation_share, seed=seed, fold=fold)
-    if is_divided(images, fold) or not ties:
+    if is_divided(images, fold) or not copy_groups:
         return divided, ()
     least = 2 if fold is None else read_fold(fold)[1]
     whole = _list_undivided(images)
-    lacking = {label for label, count in _count_units(_tie(whole, ties)).items() if count < least}
+    lacking = {label for label, count in _count_groups(_group_images(whole, copy_groups)).items() if count < least}
     loose = {identify_image(image) for image in whole if str(image.label) in lacking} if lacking else set()
-    ties = [tie for tie in ties if loose.isdisjoint(tie)]
+    copy_groups = [copies for copies in copy_groups if loose.isdisjoint(copies)]
     try:
-        tied = hold_out(images, validation_share=validation_share, seed=seed, fold=fold, ties=ties)
+        together = hold_out(
+            images, validation_share=validation_share, seed=seed, fold=fold, copy_groups=copy_groups
+        )
     except BadData:
         return divided, ()
-    return tied, ties
+    return together, copy_groups
 
 
 def read_fold(text: str) -> tuple[int, int]:
@@ -213,82 +226,82 @@ def _choose_images(name: str, whole: Sequence[ImageSample], share: float, seed: 
     return chosen
 
 
-def _choose_units(name: str, members: Mapping[str, Sequence[ImageSample]], share: float, seed: int) -> set[str]:
+def _choose_groups(name: str, members: Mapping[str, Sequence[ImageSample]], share: float, seed: int) -> set[str]:
     """Groups in a random order, each taken if it brings the classes nearer to their shares."""
-    order = sorted(members, key=lambda unit: _rank(seed, "group", unit))
-    units = {unit: _count(members[unit]) for unit in order}
+    order = sorted(members, key=lambda group: _rank(seed, "group", group))
+    groups = {group: _count(members[group]) for group in order}
     lacking = {
-        label: share * total for label, total in _count([p for unit in order for p in members[unit]]).items()
+        label: share * total for label, total in _count([p for group in order for p in members[group]]).items()
     }
-    left = Counter(label for counts in units.values() for label in counts)
+    left = Counter(label for counts in groups.values() for label in counts)
     chosen: set[str] = set()
 
-    def take(unit: str) -> None:
-        chosen.add(unit)
-        left.subtract(units[unit].keys())
-        for label, count in units[unit].items():
+    def take(group: str) -> None:
+        chosen.add(group)
+        left.subtract(groups[group].keys())
+        for label, count in groups[group].items():
             lacking[label] -= count
 
-    def gain(unit: str) -> float:
+    def gain(group: str) -> float:
         # Squares: one large deviation counts more than many small ones.
-        return sum(lacking[label] ** 2 - (lacking[label] - count) ** 2 for label, count in units[unit].items())
+        return sum(lacking[label] ** 2 - (lacking[label] - count) ** 2 for label, count in groups[group].items())
 
-    def spare(unit: str) -> bool:
-        return unit not in chosen and all(left[label] > 1 for label in units[unit])
+    def spare(group: str) -> bool:
+        return group not in chosen and all(left[label] > 1 for label in groups[group])
 
-    for unit in order:
-        if spare(unit) and gain(unit) > 0:
-            take(unit)
+    for group in order:
+        if spare(group) and gain(group) > 0:
+            take(group)
     for label in list(lacking):
-        if any(label in units[unit] for unit in chosen):
+        if any(label in groups[group] for group in chosen):
             continue
-        having = [unit for unit in order if label in units[unit] and spare(unit)]
-        if not having:
-            return _repair(name, units, chosen, label)
-        take(max(having, key=gain))
+        groups_with = [group for group in order if label in groups[group] and spare(group)]
+        if not groups_with:
+            return _fill_missing_class(name, groups, chosen, label)
+        take(max(groups_with, key=gain))
     return chosen
 
 
-def _repair(name: str, units: Units, chosen: Collection[str], label: str) -> set[str]:
-    """The groups of the smaller side, where taking one after the other has left it without a class."""
-    sides = repair(units, {unit: int(unit in chosen) for unit in units}, 2)
+def _fill_missing_class(name: str, groups: GroupCounts, chosen: Collection[str], label: str) -> set[str]:
+    """The groups of the smaller side by tabu search, where the greedy choice has left it without a class."""
+    sides = fill_missing_classes(groups, {group: int(group in chosen) for group in groups}, 2)
     if sides is None:
         raise BadData(
             f"{name}: the images of class {label!r} cannot be divided between training and validation "
             "without dividing a group, or another class is missing from one of them; each class needs two groups, "
             "one for training and one for validation"
         )
-    return {unit for unit, side in sides.items() if side}
+    return {group for group, side in sides.items() if side}
 
 
-def _tie(whole: Sequence[ImageSample], ties: Ties) -> dict[str, list[ImageSample]]:
-    """Images that stay together, by the first name of what ties them: a group, being one and the same image, or
-    one of `ties`. An image without such ties is a unit by itself.
+def _group_images(whole: Sequence[ImageSample], copy_groups: CopyGroups) -> dict[str, list[ImageSample]]:
+    """Images that stay together, by the first name among them: those of one group of the data, entries of the
+    same image, and copies. Any other image is a group by itself.
     """
     firsts: dict[str, str] = {}
     entries: dict[Hashable, str] = {}
-    tie_of = {mark: number for number, tie in enumerate(ties) for mark in tie}
+    copies_of = {mark: number for number, copies in enumerate(copy_groups) for mark in copies}
     names = [f"/{p.label}/{p.path}" if p.group is None else p.group for p in whole]
     for image, name in zip(whole, names, strict=True):
-        tied_by = [image.identity()]
-        if tie_of and (mark := identify_image(image)) in tie_of:
-            tied_by.append(("tie", tie_of[mark]))
-        for entry in tied_by:
+        links = [image.identity()]
+        if copies_of and (mark := identify_image(image)) in copies_of:
+            links.append(("copies", copies_of[mark]))
+        for entry in links:
             one, other = _first(firsts, name), _first(firsts, entries.setdefault(entry, name))
             firsts[max(one, other)] = min(one, other)
-    units: dict[str, list[ImageSample]] = defaultdict(list)
+    groups: dict[str, list[ImageSample]] = defaultdict(list)
     for image, name in zip(whole, names, strict=True):
-        units[_first(firsts, name)].append(image)
-    return units
+        groups[_first(firsts, name)].append(image)
+    return groups
 
 
-def _count_units(units: Mapping[str, Sequence[ImageSample]]) -> Counter[str]:
-    """How many units hold images of each class."""
-    return Counter(label for members in units.values() for label in _count(members))
+def _count_groups(groups: Mapping[str, Sequence[ImageSample]]) -> Counter[str]:
+    """Number of groups that contain images of each class."""
+    return Counter(label for members in groups.values() for label in _count(members))
 
 
 def _first(firsts: dict[str, str], name: str) -> str:
-    """The first name of those that are tied to a name, with path compression."""
+    """The first name of those that are linked to a name, with path compression."""
     first = name
     while firsts.setdefault(first, first) != first:
         first = firsts[first]

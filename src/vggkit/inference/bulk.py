@@ -75,7 +75,7 @@ class Job:
     images: Iterable[str | Path | ImageSample]
     columns: Columns
     total: int | None
-    """How many images there are, where that is known."""
+    """Number of images, where that is known."""
     batch_size: int
     save_seconds: float
     overwrite: bool
@@ -97,16 +97,16 @@ def run_job(job: Job) -> BulkResult:
             return _check_finished(job, chunks)
         chunks.open()
         reading = Reading(is_own=chunks.owns)
-        found_done = _write_chunks(job, chunks, signals, reading)
-        return _join_chunks(job, chunks, found_done, reading)
+        n_already_done = _write_chunks(job, chunks, signals, reading)
+        return _join_chunks(job, chunks, n_already_done, reading)
 
 
 def _write_chunks(job: Job, chunks: Chunks, signals: Signals, reading: Reading) -> int:
-    """Compute the row of every image that no chunk holds; gives how many they held before."""
+    """Compute the row of every image that no chunk holds; returns how many were computed before."""
     total = job.total
     digest = ImageDigest()
     images = gather_images(job.images, columns=job.columns, reading=reading)
-    found_done = written = _skip_done(chunks, images, digest)
+    n_already_done = written = _skip_done(chunks, images, digest)
     job.on_progress("computing", written, total)
     rows: list[Row] = []
     saved = time.monotonic()
@@ -119,14 +119,14 @@ def _write_chunks(job: Job, chunks: Chunks, signals: Signals, reading: Reading) 
             rows.clear()
         saved = time.monotonic()
 
-    signals.patient = True
+    signals.defers_signals = True
     try:
         for image, row in job.compute(images):
             rows.append(row)
             digest.add(image)
             job.on_progress("computing", written + len(rows), total)
             # Chunks end where batches do: a later call makes the same batches, and so the same bits.
-            if (written + len(rows) - found_done) % job.batch_size:
+            if (written + len(rows) - n_already_done) % job.batch_size:
                 continue
             if signals.find_stop():
                 break
@@ -137,14 +137,14 @@ def _write_chunks(job: Job, chunks: Chunks, signals: Signals, reading: Reading) 
             save()
         raise
     save()
-    signals.patient = False
+    signals.defers_signals = False
     if number := signals.find_stop():
         raise Stopped(number)
-    return found_done
+    return n_already_done
 
 
 def _skip_done(chunks: Chunks, images: Iterator[ImageSample], digest: ImageDigest) -> int:
-    """Pass over the images that chunks hold; raises BadOutput where they are others by now."""
+    """Skip the images that chunks hold; raises BadOutput if these have changed."""
     done = 0
     for chunk in chunks.list():
         for image in islice(images, chunk.stop - chunk.first):
@@ -164,8 +164,8 @@ def _transpose(rows: Sequence[Row], kinds: Mapping[str, Kind]) -> dict[str, Colu
     return {name: np.stack(cells) if isinstance(kind, int) else cells for (name, kind), cells in columns}
 
 
-def _join_chunks(job: Job, chunks: Chunks, found_done: int, reading: Reading) -> BulkResult:
-    """Make one file of the chunks, and remove them."""
+def _join_chunks(job: Job, chunks: Chunks, n_already_done: int, reading: Reading) -> BulkResult:
+    """Write the results file from all chunks, and remove them."""
     listed = chunks.list()
     total = listed[-1].stop if listed else 0
     unreadable = sum(problem is not None for chunk in listed for problem in chunk.read(arrays=False)["problem"])
@@ -201,7 +201,7 @@ def _join_chunks(job: Job, chunks: Chunks, found_done: int, reading: Reading) ->
         if name(made).is_file():
             move_file(name(made), name(job.out))
     chunks.discard()
-    return BulkResult(str(job.out), total, unreadable, found_done, job.engine, reading.list_omissions())
+    return BulkResult(str(job.out), total, unreadable, n_already_done, job.engine, reading.list_omissions())
 
 
 def _check_finished(job: Job, chunks: Chunks) -> BulkResult:

@@ -22,7 +22,7 @@ from vggkit.errors import UnknownName
 from vggkit.images.dataset import ImageSample
 from vggkit.images.given import ImageSources, count_sources, list_sources
 from vggkit.images.omissions import Omission, Reading
-from vggkit.images.sources.open_dataset import begin
+from vggkit.images.sources.open_dataset import iterate_samples
 from vggkit.models.configuration import Configuration
 from vggkit.models.graph import Graph
 from vggkit.weights.card import Card
@@ -43,7 +43,7 @@ class Embedding:
     vector: NDArray[np.float32] | None = field(repr=False)
     """(F,), all finite; None where there is a problem."""
     problem: str | None = None
-    """Why it cannot be read, or that the network's values for it overflow."""
+    """The reason why it cannot be read, or that the network's values for it overflow."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,7 +55,7 @@ class Embeddings:
     vectors: NDArray[np.float32] = field(repr=False)
     """(N, F); a row of NaN where there is a problem."""
     problems: tuple[str | None, ...]
-    """Why an image cannot be read, or that the network's values for it overflow; None where there is a vector."""
+    """Reasons why images cannot be read, or that the network's values for them overflow; None beside a vector."""
     layer: str
     """The layer: `features`, `statistics`, `logits`, `probabilities`, or a layer's name."""
     skipped: tuple[Omission, ...] = ()
@@ -93,6 +93,7 @@ def embed(
     device: str = "auto",
     precision: WantedPrecision = "fp32",
     engine: WantedEngine = "auto",
+    reduced_decoding: bool = False,
     on_progress: Callable[[int, int | None], None] | None = None,
 ) -> Embeddings:
     """The vector of each image, in the order of the images.
@@ -107,6 +108,8 @@ def embed(
         precision: The precision of the computation; auto: bf16 where the device multiplies it natively. int8 is
             for processors, and needs the Classifier's activation ranges.
         engine: The engine, see `predict`.
+        reduced_decoding: Decode large JPEGs at a smaller scale, even where the Classifier does not: it is faster,
+            reads some that are too large otherwise, and changes pixels slightly.
         on_progress: Called with the number of images done, and of all where ImageSamples are given.
 
     Raises UnknownName, BadInput, BadData and BadConfiguration.
@@ -117,10 +120,11 @@ def embed(
     given = list_sources(images)
     total = count_sources(given)
     reading = Reading()
-    samples = begin(given, reading)  # a place without images is refused before an engine is built
+    samples = iterate_samples(given, reading)  # a place without images is refused before an engine is built
     computing = find_engine(opened, device, output=layer, precision=precision, engine=engine)
     found = []
-    for _, each in iterate_embeddings(computing, opened.card, samples, batch_size=batch_size):
+    card = opened.card.with_reduced_decoding(reduced_decoding)
+    for _, each in iterate_embeddings(computing, card, samples, batch_size=batch_size):
         found.append(each)
         if on_progress:
             on_progress(len(found), total)

@@ -25,10 +25,10 @@ PIECE_BYTES: Final = 1 << 24
 
 
 def describe_network(
-    classifier: "Model | ModelFile", *, precision: str = "fp32", layer: str = ""
+    classifier: "Model | ModelFile", *, precision: str = "fp32", layer: str = "", reduced_decoding: bool = False
 ) -> dict[str, Any]:
     """Everything that the vectors of a layer in a precision depend on, for JSON; the weights as a digest."""
-    card = classifier.card.to_dict()
+    card = classifier.card.with_reduced_decoding(reduced_decoding).to_dict()
     names = ["configuration", "preprocessing"]
     names += ["temperature"] if layer == "probabilities" else []
     names += ["ranges"] if precision == "int8" else []

@@ -19,7 +19,7 @@ from vggkit.engines.stream import Engine, StreamResult, stream_results
 from vggkit.images.dataset import ImageSample
 from vggkit.images.given import ImageSources, count_sources, list_sources
 from vggkit.images.omissions import Reading, warn_of_omissions
-from vggkit.images.sources.open_dataset import begin
+from vggkit.images.sources.open_dataset import iterate_samples
 from vggkit.weights.card import Card
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Prediction:
     unknown: bool = False
     """Whether the highest probability is below the Classifier's threshold."""
     problem: str | None = None
-    """Why the image cannot be read, or that the network's values for it overflow."""
+    """The reason why the image cannot be read, or that the network's values for it overflow."""
 
     @property
     def label(self) -> str | None:
@@ -67,6 +67,7 @@ def predict(
     device: str = "auto",
     precision: WantedPrecision = "fp32",
     engine: WantedEngine = "auto",
+    reduced_decoding: bool = False,
     on_progress: Callable[[int, int | None], None] | None = None,
 ) -> list[Prediction]:
     """The most probable classes of each image, in the order of the images.
@@ -86,6 +87,8 @@ def predict(
             for processors, and needs the Classifier's activation ranges.
         engine: The engine; auto: PyTorch on CUDA and MPS, on processors OpenVINO, ONNX Runtime or PyTorch,
             the first that is installed and supports the precision.
+        reduced_decoding: Decode large JPEGs at a smaller scale, even where the Classifier does not: it is faster,
+            reads some that are too large otherwise, and changes pixels slightly.
         on_progress: Called with the number of images done, and of all where ImageSamples are given.
 
     The first call compiles an engine, which is cached with the Classifier and used by every later call with the
@@ -98,11 +101,11 @@ def predict(
     """
     top, batch_size = demand_count("top", top), demand_count("batch_size", batch_size)
     opened = open_for_engine(model, "predict")
-    card = opened.card
+    card = opened.card.with_reduced_decoding(reduced_decoding)
     given = list_sources(images)
     total = count_sources(given)
     reading = Reading()
-    samples = begin(given, reading)  # a place without images is refused before an engine is built
+    samples = iterate_samples(given, reading)  # a place without images is refused before an engine is built
     computing = find_engine(opened, device, precision=precision, engine=engine, card=card)
     found = []
     for _, each in iterate_predictions(computing, card, samples, top=top, batch_size=batch_size):

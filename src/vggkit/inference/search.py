@@ -42,7 +42,7 @@ class SearchResult:
     similar: tuple[SimilarImage, ...]
     """Images of the index, most similar first; none where the query cannot be read."""
     problem: str | None = None
-    """Why the query cannot be read, or that the network's values for it overflow."""
+    """The reason why the query cannot be read, or that the network's values for it overflow."""
 
     def to_dict(self) -> dict[str, Any]:
         """A value for JSON; `problem` only where there is one."""

@@ -17,7 +17,7 @@ Head = Literal["fc", "dense", "pool"]
 Pooling = Literal["max", "average"]
 Statistics = Literal["mean", "mean+std"]
 Scheme = Literal["kaiming", "glorot", "paper", "dirac"]
-"""How random weights are drawn; `initialization.initialize` explains each."""
+"""The schemes of random weights; `initialization.initialize` explains each."""
 STD_EPSILON: Final = 1e-5
 """Added to a variance: a channel that is constant over the map has no deviation to differentiate."""
 BATCH_NORM_EPSILON: Final = 1e-5
@@ -264,7 +264,8 @@ def _check(configuration: Configuration) -> None:
             raise BadConfiguration(f"lrn_after: {UnknownName.of('ReLU of this network', name, relus)}")
     if c.until is not None:
         if c.until not in names:
-            raise BadConfiguration(f"until: {UnknownName.of('layer to cut after', c.until, layer_names(c))}")
+            problem = UnknownName.of("layer to cut after", c.until, layer_names(c))
+            raise BadConfiguration(f"until must be a layer of this network; {problem}")
         whole = c.until == last_pool(c)
         _demand(whole or c.head == "pool", "head", c.head, f"'pool' where the trunk is cut (until={c.until!r})")
 

@@ -32,7 +32,7 @@ class Step:
     """As in the literature: `conv3_2`, `bn3_2`, `relu3_2`, `lrn3_2`, `pool3`, `fc6`, `relu6`; `fc6.0` is the first
     factor of a low-rank `fc6`. `avgpool`, `flatten`, `mean` and `mean+std` lie between these."""
     kind: StepKind
-    """What it computes. `adaptive_pool` averages the map to the size that the head reads, `statistics` are those of
+    """The operation. `adaptive_pool` averages the map to the size that the head reads, `statistics` are those of
     the pool head, and `mean` averages the scores of the dense head over the map."""
     reads: str | None
     """Name of the layer whose values it reads, seen through `adaptive_pool` and `flatten`; `images` for the first

@@ -59,7 +59,7 @@ def _draw(module: nn.Conv2d | nn.Linear, scheme: Scheme) -> None:
 
 @dataclass(frozen=True, slots=True)
 class WarmStart:
-    """What `warm_start` did, by layer name."""
+    """The result of `warm_start`, by layer name."""
 
     copied: tuple[str, ...]
     """Layers copied from the smaller network."""

@@ -13,7 +13,7 @@ class Layer:
     name: str
     """`conv3_2`, `bn3_2`, `relu3_2`, `lrn3_2`, `pool3`: block and position, from 1."""
     kind: Kind
-    """What it computes."""
+    """The kind of layer."""
     index: int
     """Its place in `features`: its keys are `features.<index>.*`."""
     in_channels: int

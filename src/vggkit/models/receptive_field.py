@@ -1,4 +1,4 @@
-"""Which pixels of an image a value inside the network depends on. No torch here."""
+"""The receptive field: pixels of an image that a value inside the network depends on. No torch here."""
 
 from dataclasses import dataclass
 

@@ -29,7 +29,7 @@ class Statements:
     configuration: Configuration | None = None
     """The network; used where the tensors fit it."""
     preprocessing: Preprocessing | None = None
-    """How images are prepared for it."""
+    """The preprocessing of its images."""
     labels: tuple[str, ...] | None = None
     """Class names."""
 

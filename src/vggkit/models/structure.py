@@ -37,7 +37,7 @@ def read_configuration(network: nn.Module, built: Configuration, *, base: type[n
 
     Args:
         network: A VGG.
-        built: What it was built from.
+        built: The Configuration that it was built from.
         base: The class whose functions it runs.
 
     Raises BadConfiguration, naming the module, where no Configuration describes the modules.

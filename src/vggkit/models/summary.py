@@ -32,7 +32,7 @@ class LayerSummary:
     """`conv3_2`, `pool3`, `fc6` as in the literature; `fc6.0` and `fc6.1` are the two factors of
     a low-rank layer; `input`, `avgpool`, `mean` and `mean+std` lie between trunk and logits."""
     kind: LayerKind
-    """What it computes: `adaptive pool` brings the map to the head's grid, `statistics` are the pool
+    """The operation: `adaptive pool` brings the map to the head's grid, `statistics` are the pool
     head's, and `mean` averages the dense head's scores."""
     output_shape: tuple[int, ...]
     """(C, H, W), or (features,) behind the trunk; without the batch."""

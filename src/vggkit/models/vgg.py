@@ -87,7 +87,7 @@ class VGG(nn.Module):
     ) -> Self:
         """The network with published ImageNet weights, as a plain module in training mode.
 
-        The weights are downloaded where they are not on this machine; see `vggkit.fetch`. Images are fed as
+        The weights are downloaded where they are not on this machine; see `vggkit.fetch`. Its input is images as
         `vggkit.Preprocessing()` prepares them: RGB in [0, 1], ImageNet's mean and standard deviation.
         `vggkit.load(model)` gives the same network with its preprocessing and its 1,000 labels.
 

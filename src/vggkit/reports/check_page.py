@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
 from statistics import median_low
@@ -13,6 +13,7 @@ from vggkit.data_checks.findings import Case, Diagnosis, Finding, Kind, Member, 
 from vggkit.files import write_text
 from vggkit.images.dataset import ImageSample, sort_labels
 from vggkit.images.preprocessing import choose_preprocessing
+from vggkit.images.sources.tables import Columns
 from vggkit.reports.pages.rendering import (
     Thumb,
     find_folder,
@@ -36,6 +37,9 @@ CLASSES_AT_ONCE: Final = 24
 """Of more classes the largest and the smallest are shown, and all on request."""
 
 CLASSES_AT_EACH_END: Final = 5
+
+OF_TABLES: Final = tuple(field.name for field in fields(Columns))
+"""Options about a table, which a table that `check` writes does not need."""
 
 SEVERITIES: Final[dict[Severity, str]] = {
     "error": "metrics measured on these images would be invalid",
@@ -83,7 +87,7 @@ def write_check_page(diagnosis: Diagnosis, path: str | Path) -> None:
         "diagnosis": diagnosis,
         "version": __version__,
         "written": datetime.now().astimezone(),
-        "verdict": judge(diagnosis.findings),
+        "summary": summarize_findings(diagnosis.findings),
         "table": ClassTable.of(diagnosis.counts),
         "scale": draw_to_scale(diagnosis.sides, diagnosis.image_size) if diagnosis.sides else None,
         "titles": TITLES,
@@ -92,32 +96,28 @@ def write_check_page(diagnosis: Diagnosis, path: str | Path) -> None:
         "place": split_place(diagnosis.data),
         "samples": show_samples(diagnosis),
         "check_command": write_command("check", diagnosis.data, diagnosis.options),
-        "train_command": write_command("train", diagnosis.data, _without(diagnosis.options, "model")),
-        "clean_command": write_command("train", "clean.csv", _only(diagnosis.options, "image_size")),
+        "train_command": write_command("train", diagnosis.data, _leave_out(diagnosis.options, "model")),
+        "clean_command": write_command("train", "clean.csv", _leave_out(diagnosis.options, "model", *OF_TABLES)),
     }
     write_text(path, render_page("check.html", values))
 
 
-def _without(options: Mapping[str, str], name: str) -> dict[str, str]:
-    return {key: value for key, value in options.items() if key != name}
-
-
-def _only(options: Mapping[str, str], name: str) -> dict[str, str]:
-    return {key: value for key, value in options.items() if key == name}
+def _leave_out(options: Mapping[str, str | bool], *names: str) -> dict[str, str | bool]:
+    return {name: value for name, value in options.items() if name not in names}
 
 
 def show_samples(diagnosis: Diagnosis) -> dict[str, tuple[str, ...]]:
     """A few images of each class as the network sees them, as `data:` addresses; of many classes the first."""
-    fed = choose_preprocessing(diagnosis.image_size)
+    seen = choose_preprocessing(diagnosis.image_size)
     shown = {}
     for label in sort_labels(diagnosis.samples)[:CLASSES_AT_ONCE]:
-        thumbs = (make_thumb(member.image, fed=fed).source for member in diagnosis.samples[label])
+        thumbs = (make_thumb(member.image, preprocessing=seen).source for member in diagnosis.samples[label])
         shown[label] = tuple(filter(None, thumbs))
     return shown
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class FindingsSummary:
     """The summary of all findings."""
 
     severity: Severity | None
@@ -125,16 +125,16 @@ class Verdict:
     sentence: str
 
 
-def judge(findings: Iterable[Finding]) -> Verdict:
+def summarize_findings(findings: Iterable[Finding]) -> FindingsSummary:
     """For example `2 errors and 1 note: metrics measured on these images would be invalid.`"""
     found = [finding.severity for finding in findings]
     counts = {severity: found.count(severity) for severity in SEVERITIES if severity in found}
     if not counts:
-        return Verdict(None, "No findings: these images are ready for training.")
+        return FindingsSummary(None, "No findings: these images are ready for training.")
     *others, last = (say_count(count, severity) for severity, count in counts.items())
     listed = f"{', '.join(others)} and {last}" if others else last
     worst = next(iter(counts))
-    return Verdict(worst, f"{listed}: {SEVERITIES[worst]}.")
+    return FindingsSummary(worst, f"{listed}: {SEVERITIES[worst]}.")
 
 
 class Profile(NamedTuple):

@@ -27,7 +27,7 @@ LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow"]
 PROJECT: Final = "vggkit"
 """The project of runs at wandb and MLflow, unless the environment names another."""
 SECONDS_TO_ANSWER: Final = 20.0
-"""How long wandb's host may take at the start of a run."""
+"""Longest wait for wandb's host at the start of a run."""
 
 
 class Logger(Protocol):

@@ -27,9 +27,9 @@ from vggkit.escaping import escape_controls
 from vggkit.reports.terminal import break_between_words, is_terminal, open_terminal
 
 SECONDS_BETWEEN_LINES: Final = 10.0
-"""How often progress is written to a file or a pipe."""
+"""Seconds between lines of progress in a file or a pipe."""
 SECONDS_BETWEEN_UPDATES: Final = 0.25
-"""How often a notebook does."""
+"""Seconds between updates in a notebook."""
 LOGGER: Final = logging.getLogger("vggkit")
 """Receives every message, quiet or not; without handlers it writes nothing, as messages are printed already."""
 LOGGER.addHandler(logging.NullHandler())
@@ -60,7 +60,7 @@ def only_our_errors() -> Iterator[None]:
 
 
 class _Rate(ProgressColumn):
-    """How many a second."""
+    """Number a second."""
 
     def __init__(self, unit: str) -> None:
         super().__init__()
@@ -68,6 +68,22 @@ class _Rate(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:.3g} {self.unit}" if task.speed else "")
+
+
+class _Count(MofNCompleteColumn):
+    """How much is done and of how much; nothing for a task that is not counted."""
+
+    def render(self, task: Task) -> Text:
+        if task.total is None:
+            return Text(f"{int(task.completed):,}" if task.completed else "", style="progress.download")
+        return super().render(task)
+
+
+class _Left(TimeRemainingColumn):
+    """How long it will take, where the number of all is known."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if task.total is None else Text("left ").append_text(super().render(task))
 
 
 def is_heard_there(level: int) -> bool:
@@ -114,11 +130,10 @@ class ProgressLine:
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            _Count(),
             *([_Rate(rate)] if rate else []),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            _Left(),
             console=self.console,
             transient=True,
             disable=quiet or not self._is_live,

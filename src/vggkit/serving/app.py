@@ -10,10 +10,16 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from vggkit._version import __version__
-from vggkit.serving.answers import (
+from vggkit.serving.bodies import BYTES_TYPE, FIELD, JSON_TYPE, MULTIPART_TYPE, ClientGone, JsonBody
+from vggkit.serving.docs_page import DOCS_PATH, STYLE_PATH, read_style, write_docs
+from vggkit.serving.guard import CLIENT_GONE
+from vggkit.serving.metrics import CONTENT_TYPE
+from vggkit.serving.page_files import PageFile, list_page_files
+from vggkit.serving.refusals import Refusal
+from vggkit.serving.responses import (
     Embedded,
     EmbedOptions,
-    ErrorAnswer,
+    ErrorResponse,
     ModelDescription,
     ModelNames,
     ModelOptions,
@@ -22,12 +28,6 @@ from vggkit.serving.answers import (
     PredictOptions,
     Status,
 )
-from vggkit.serving.bodies import BYTES_TYPE, FIELD, JSON_TYPE, MULTIPART_TYPE, ClientGone, JsonBody
-from vggkit.serving.docs_page import DOCS_PATH, STYLE_PATH, read_style, write_docs
-from vggkit.serving.guard import CLIENT_GONE
-from vggkit.serving.metrics import CONTENT_TYPE
-from vggkit.serving.page_files import PageFile, list_page_files
-from vggkit.serving.refusals import Refusal
 from vggkit.serving.service import Service
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[dict[str, Any]]]
@@ -57,7 +57,7 @@ ERRORS: Final = {
 
 def describe_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """These errors, as OpenAPI's responses."""
-    return {status: {"description": ERRORS[status], "model": ErrorAnswer} for status in statuses}
+    return {status: {"description": ERRORS[status], "model": ErrorResponse} for status in statuses}
 
 
 def describe_body() -> dict[str, Any]:
@@ -77,7 +77,7 @@ def build_app(service: Service, lifespan: Lifespan, *, title: str) -> FastAPI:
     """The application of a service.
 
     Args:
-        service: What answers.
+        service: What responds.
         lifespan: Runs around it.
         title: Of the description.
     """
@@ -94,36 +94,53 @@ def build_app(service: Service, lifespan: Lifespan, *, title: str) -> FastAPI:
     _add_errors(app)
     posted = describe_errors(400, 401, 403, 404, 408, 413, 415, 422, 431, 503, 504)
     read = describe_errors(401, 403, 422, 431)
-    options: dict[str, Any] = {"response_model_exclude_unset": False}
+    probed = describe_errors(403, 422, 431, 503)
 
-    @app.post("/predict", responses=posted, openapi_extra=describe_body(), tags=["images"], **options)
+    @app.post(
+        "/predict",
+        responses=posted,
+        openapi_extra=describe_body(),
+        tags=["images"],
+        response_description="The classes of each image.",
+    )
     async def predict(request: Request, options: Annotated[PredictOptions, Query()]) -> Predictions:
         """Classify images: the most probable classes of each, and with `explain=true` why."""
         return await service.predict(request, options)
 
-    @app.post("/embed", responses=posted, openapi_extra=describe_body(), tags=["images"], **options)
+    @app.post(
+        "/embed",
+        responses=posted,
+        openapi_extra=describe_body(),
+        tags=["images"],
+        response_description="The vector of each image.",
+    )
     async def embed(request: Request, options: Annotated[EmbedOptions, Query()]) -> Embedded:
         """Compute a feature vector of each image, to search or cluster."""
         return await service.embed(request, options.model)
 
-    @app.get("/model", responses=read | describe_errors(404), tags=["models"])
+    @app.get(
+        "/model",
+        responses=read | describe_errors(404),
+        tags=["models"],
+        response_description="The model.",
+    )
     async def model(options: Annotated[ModelOptions, Query()]) -> ModelDescription:
         """Describe a model: labels, preprocessing, configuration, metrics, licence, version."""
         return service.describe(options.model)
 
-    @app.get("/models", responses=read, tags=["models"])
+    @app.get("/models", responses=read, tags=["models"], response_description="Their names.")
     async def models(_: Annotated[NoOptions, Query()]) -> ModelNames:
         """Name the models."""
         return ModelNames(models=list(service.models.names))
 
-    @app.get("/health", responses=describe_errors(403, 422, 431, 503), tags=["operation"])
+    @app.get("/health", responses=probed, tags=["operation"], response_description="It works.")
     async def health(_: Annotated[NoOptions, Query()]) -> Status:
         """Whether the process works; else it should be started again."""
         if not service.batcher.is_alive:
             raise Refusal(503, "not_ready", "the engine computes no more; start the service again")
         return Status(status="ok")
 
-    @app.get("/ready", responses=describe_errors(403, 422, 431, 503), tags=["operation"])
+    @app.get("/ready", responses=probed, tags=["operation"], response_description="They may.")
     async def ready(_: Annotated[NoOptions, Query()]) -> Status:
         """Whether requests may be sent here."""
         if service.is_draining or not service.batcher.is_alive:
@@ -132,7 +149,8 @@ def build_app(service: Service, lifespan: Lifespan, *, title: str) -> FastAPI:
 
     @app.get(
         "/metrics",
-        responses=read | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+        responses=read
+        | {200: {"description": "The counters.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
         response_class=Response,
         tags=["operation"],
     )
@@ -152,38 +170,38 @@ def list_open_paths() -> frozenset[str]:
 def _add_errors(app: FastAPI) -> None:
     """Every error in one form."""
 
-    def answer(request: Request, refusal: Refusal) -> JSONResponse:
+    def respond(request: Request, refusal: Refusal) -> JSONResponse:
         values = refusal.to_dict(request.state.request_id)
         return JSONResponse(values, refusal.status, dict(refusal.headers))
 
     async def refuse(request: Request, problem: Exception) -> Response:
         assert isinstance(problem, Refusal)
-        return answer(request, problem)
+        return respond(request, problem)
 
     async def refuse_options(request: Request, problem: Exception) -> Response:
         assert isinstance(problem, RequestValidationError)
         first = problem.errors()[0]
         place = ".".join(str(each) for each in first["loc"][1:])
-        return answer(request, Refusal(422, "bad_parameters", f"{place[:100]}: {first['msg']}"))
+        return respond(request, Refusal(422, "bad_parameters", f"{place[:100]}: {first['msg']}"))
 
     async def refuse_address(request: Request, problem: Exception) -> Response:
         assert isinstance(problem, HTTPException)
         messages = {404: "there is no such address; GET /docs lists them", 405: "this address takes another method"}
         message = messages.get(problem.status_code, str(problem.detail))
         name = NAMES.get(problem.status_code, "bad_request")
-        return answer(request, Refusal(problem.status_code, name, message, problem.headers or {}))
+        return respond(request, Refusal(problem.status_code, name, message, problem.headers or {}))
 
     async def report_bug(request: Request, problem: Exception) -> Response:
         message = "an error of the service; its log has the details under the request_id"
-        return answer(request, Refusal(500, "internal", message))  # the guard logs it
+        return respond(request, Refusal(500, "internal", message))  # the guard logs it
 
-    async def answer_nobody(request: Request, problem: Exception) -> Response:
+    async def respond_to_nobody(request: Request, problem: Exception) -> Response:
         return Response(status_code=CLIENT_GONE)
 
     app.add_exception_handler(Refusal, refuse)
     app.add_exception_handler(RequestValidationError, refuse_options)
     app.add_exception_handler(HTTPException, refuse_address)
-    app.add_exception_handler(ClientGone, answer_nobody)
+    app.add_exception_handler(ClientGone, respond_to_nobody)
     app.add_exception_handler(Exception, report_bug)
 
 

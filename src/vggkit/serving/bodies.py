@@ -88,7 +88,7 @@ async def read_body(receive: Receive, headers: Headers, limits: ServeLimits, lea
 
 
 class ClientGone(Exception):
-    """The client closed the connection; there is nobody to answer."""
+    """The client closed the connection; nobody would receive a response."""
 
 
 def _too_large(size: int, most: int) -> Refusal:

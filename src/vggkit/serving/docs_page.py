@@ -1,7 +1,7 @@
 """The page that describes the service, `/docs`: its OpenAPI as plain HTML, without scripts."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any, Final
 
@@ -23,9 +23,10 @@ EXAMPLES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A parameter, a field or an answer."""
+    """A parameter, a field or a response."""
 
-    name: str
+    names: tuple[str, ...]
+    """Its name, or those of several that are alike."""
     kind: str
     text: str
     target: str | None = None
@@ -41,7 +42,7 @@ class Operation:
     summary: str
     options: list[Row]
     bodies: list[Row]
-    answers: list[Row]
+    responses: list[Row]
     examples: tuple[str, ...]
 
 
@@ -82,19 +83,28 @@ def read_style() -> bytes:
 
 def _read_operation(method: str, path: str, given: Mapping[str, Any]) -> Operation:
     options = [
-        Row(each["name"], _name_type(each["schema"])[0], each.get("description", ""))
+        Row((each["name"],), _name_type(each["schema"])[0], each.get("description", ""))
         for each in given.get("parameters", [])
     ]
     content = given.get("requestBody", {}).get("content", {})
-    bodies = [Row(kind, *_describe_content(each)) for kind, each in content.items()]
-    answers = []
-    for status, answer in given["responses"].items():
-        kinds = [(kind, *_name_type(each.get("schema", {}))) for kind, each in answer.get("content", {}).items()]
+    bodies = _join([Row((kind,), *_describe_content(each)) for kind, each in content.items()])
+    responses = []
+    for status, response in given["responses"].items():
+        kinds = [(kind, *_name_type(each.get("schema", {}))) for kind, each in response.get("content", {}).items()]
         named = next(((name, target) for _, name, target in kinds if target), (kinds[0][0] if kinds else "", None))
-        answers.append(Row(status, named[0], answer.get("description", ""), named[1]))
+        responses.append(Row((status,), named[0], response.get("description", ""), named[1]))
     return Operation(
-        method.upper(), path, given.get("description", ""), options, bodies, answers, EXAMPLES.get(path, ())
+        method.upper(), path, given.get("description", ""), options, bodies, responses, EXAMPLES.get(path, ())
     )
+
+
+def _join(rows: list[Row]) -> list[Row]:
+    """The rows, those that differ in their names alone as one."""
+    alike: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        before = alike.get((row.kind, row.text))
+        alike[row.kind, row.text] = row if before is None else replace(before, names=before.names + row.names)
+    return list(alike.values())
 
 
 def _describe_content(given: Mapping[str, Any]) -> tuple[str, str, str | None]:
@@ -103,13 +113,13 @@ def _describe_content(given: Mapping[str, Any]) -> tuple[str, str, str | None]:
     name, target = _name_type(schema)
     if schema.get("properties"):
         return "form", f"one file or several in the field {', '.join(schema['properties'])}", None
-    return name, "" if target else "one image's bytes", target
+    return (name, "", target) if target else ("bytes", "one image", None)
 
 
 def _read_field(name: str, given: Mapping[str, Any], schema: Mapping[str, Any]) -> Row:
     kind, target = _name_type(given)
     optional = "" if name in schema.get("required", ()) else " optional"
-    return Row(name, kind + optional, given.get("description", ""), target)
+    return Row((name,), kind + optional, given.get("description", ""), target)
 
 
 def _name_type(schema: Mapping[str, Any]) -> tuple[str, str | None]:

@@ -1,6 +1,6 @@
 """What surrounds every request: its number, security headers, the token, the log and the metrics.
 
-It wraps the application as plain ASGI, so that whatever happens inside gets an answer with a reason.
+It wraps the application as plain ASGI, so that whatever happens inside gets a response with a reason.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ SECURITY_HEADERS: Final[Mapping[str, str]] = {
 }
 LOCAL_NAMES: Final = ("localhost", "127.0.0.1", "::1")
 CLIENT_GONE: Final = 499
-"""The status in log and metrics of a request whose client closed the connection; it gets no answer."""
+"""The status in log and metrics of a request whose client closed the connection; it gets no response."""
 
 
 class Guard:
@@ -84,19 +84,19 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                answer = MutableHeaders(scope=message)
-                answer["X-Request-ID"] = request_id
+                response = MutableHeaders(scope=message)
+                response["X-Request-ID"] = request_id
                 for name, value in SECURITY_HEADERS.items():
-                    answer[name] = value
-                if "cache-control" not in answer:
-                    answer["Cache-Control"] = "no-store"
+                    response[name] = value
+                if "cache-control" not in response:
+                    response["Cache-Control"] = "no-store"
             await send(message)
 
         try:
             self._check(scope, headers)
             await self._app(scope, receive, send_guarded)
         except Refusal as refusal:
-            await answer_error(send_guarded, refusal, request_id)
+            await send_error(send_guarded, refusal, request_id)
         except ClientGone:
             status = CLIENT_GONE
         except Exception as problem:
@@ -105,7 +105,7 @@ class Guard:
                 bug = Refusal(
                     500, "internal", "an error of the service; its log has the details under the request_id"
                 )
-                await answer_error(send_guarded, bug, request_id)
+                await send_error(send_guarded, bug, request_id)
         finally:
             self._record(scope, status or CLIENT_GONE, time.perf_counter() - started, request_id)
 
@@ -167,8 +167,8 @@ class Guard:
         self._log.write("request", fields | scope["state"].get("log_fields", {}))
 
 
-async def answer_error(send: Send, refusal: Refusal, request_id: str) -> None:
-    """Send a refusal as an answer."""
+async def send_error(send: Send, refusal: Refusal, request_id: str) -> None:
+    """Send a refusal as a response."""
     body = json.dumps(refusal.to_dict(request_id), ensure_ascii=False).encode("utf-8", "backslashreplace")
     headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **refusal.headers}
     raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]

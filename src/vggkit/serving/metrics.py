@@ -38,7 +38,7 @@ class Metrics:
         )
         self.request_seconds = Histogram(
             "vggkit_request_seconds",
-            "Seconds from a request's headers to the end of its answer.",
+            "Seconds from a request's headers to the end of its response.",
             ["route"],
             buckets=REQUEST_SECONDS,
             registry=registry,

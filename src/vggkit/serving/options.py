@@ -11,6 +11,8 @@ from vggkit.serving.limits import ServeLimits
 from vggkit.serving.loaded_model import Computing
 
 TOKEN_VARIABLE: Final = "VGGKIT_TOKEN"  # noqa: S105 (its name)
+BACKLOG: Final = 512
+"""Connections that wait to be accepted."""
 LEAST_TOKEN: Final = 16
 """Characters of a token at least."""
 WILDCARDS: Final = ("", "0.0.0.0", "::")  # noqa: S104 (compared with)

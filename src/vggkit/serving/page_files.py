@@ -20,6 +20,8 @@ MEDIA_TYPES: Final = {
 }
 """What is served; other files of the folder are not."""
 INDEX: Final = "index.html"
+FOR_SITES: Final = frozenset({"browser.js", "preprocess.js", "opened-as-file.js"})
+"""Files of the page that only a static site needs, where the model runs in the browser."""
 
 
 class PageFile(NamedTuple):
@@ -31,7 +33,7 @@ class PageFile(NamedTuple):
 
 def list_page_files() -> dict[str, PageFile]:
     """The page's files by the path of their requests; `index.html` is `/`."""
-    return dict(_walk(files("vggkit.serving").joinpath("page"), "/"))
+    return dict(_walk(files("vggkit").joinpath("page"), "/"))
 
 
 def _walk(folder: Traversable, path: str) -> list[tuple[str, PageFile]]:
@@ -40,7 +42,7 @@ def _walk(folder: Traversable, path: str) -> list[tuple[str, PageFile]]:
         ending = entry.name[entry.name.rfind(".") :]
         if entry.is_dir():
             found += _walk(entry, f"{path}{entry.name}/")
-        elif ending in MEDIA_TYPES:
+        elif ending in MEDIA_TYPES and entry.name not in FOR_SITES:
             place = path if entry.name == INDEX else f"{path}{entry.name}"
             found.append((place, PageFile(MEDIA_TYPES[ending], entry.read_bytes())))
     return found

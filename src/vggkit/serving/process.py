@@ -25,11 +25,10 @@ from vggkit.serving.guard import Guard
 from vggkit.serving.logs import Log
 from vggkit.serving.metrics import Metrics
 from vggkit.serving.named_models import NamedModels
-from vggkit.serving.options import ServeOptions
+from vggkit.serving.options import BACKLOG, ServeOptions
 from vggkit.serving.protocol import LIMITS, LimitedProtocol
 from vggkit.serving.service import Service
 
-BACKLOG: Final = 512
 KEEP_ALIVE_SECONDS: Final = 15
 """How long an idle connection is kept: longer than proxies keep theirs makes them send into closed ones."""
 PARENT_SECONDS: Final = 1.0

@@ -19,15 +19,15 @@ LIMITS: Final = "limits"
 SURPLUS: Final = "is_surplus"
 """The key in a request's state that says that its connection is one too many."""
 SURPLUS_TIMES: Final = 2
-"""Connections that are open at most, by those that are served: the others get an answer, and are closed."""
+"""Connections that are open at most, by those that are served: the others get a response, and are closed."""
 LINGER_SECONDS: Final = 1.0
 """How long a connection that was refused is read on."""
 GRACE_SECONDS: Final = 5.0
-"""What a request or an answer may take longer than its limit before its connection is cut."""
+"""What a request or a response may take longer than its limit before its connection is cut."""
 
 
 class LimitedProtocol(H11Protocol):
-    """A connection with a request at a time; each must arrive in time, and each answer be read."""
+    """A connection with a request at a time; each must arrive in time, and each response be read."""
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class LimitedProtocol(H11Protocol):
             self.transport.abort()
 
     def _refuse(self, status: int, error: str, message: str) -> None:
-        """Answer without the application, and close the connection when the client has read it."""
+        """Respond without the application, and close the connection when the client has read it."""
         body = json.dumps({"error": error, "message": message, "request_id": ""}).encode()
         lines = [
             f"HTTP/1.1 {status} {STATUS_PHRASES[status].decode()}",
@@ -130,7 +130,7 @@ class LimitedProtocol(H11Protocol):
         self._await(None)
         self._is_refused = True
         self.transport.write("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
-        # Closed with bytes unread, the connection would be reset, and the client never see the answer.
+        # Closed with bytes unread, the connection would be reset, and the client never see the response.
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.loop.call_later(LINGER_SECONDS, self.transport.close)

@@ -20,7 +20,7 @@ class ImageProblem:
 
 @dataclass(eq=False)
 class Refusal(Exception):
-    """A request that gets an error as its answer."""
+    """A request that gets an error as its response."""
 
     status: int
     """The HTTP status."""
@@ -29,7 +29,7 @@ class Refusal(Exception):
     message: str
     """The rule, what was received, and what to do."""
     headers: Mapping[str, str] = field(default_factory=dict)
-    """Further headers of the answer."""
+    """Further headers of the response."""
     images: Sequence[ImageProblem] = ()
     """The problem of each image, where every image has one."""
 
@@ -39,7 +39,7 @@ class Refusal(Exception):
         return cls(503, "overloaded", message, {"Retry-After": str(RETRY_SECONDS)})
 
     def to_dict(self, request_id: str) -> dict[str, Any]:
-        """The answer's JSON."""
+        """The response's JSON."""
         values: dict[str, Any] = {"error": self.error, "message": self.message, "request_id": request_id}
         if self.images:
             values["images"] = [{"name": each.name, "problem": each.problem} for each in self.images]

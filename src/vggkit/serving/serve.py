@@ -1,5 +1,6 @@
 """The function behind `vggkit serve`: it looks at what is to be served, takes the port, and serves."""
 
+import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from vggkit.inference.embed import find_width
 from vggkit.serving.limits import ServeLimits
 from vggkit.serving.loaded_model import Computing
 from vggkit.serving.named_models import name_models
-from vggkit.serving.options import ServeOptions, read_token
+from vggkit.serving.options import BACKLOG, ServeOptions, read_token
 
 
 def serve(
@@ -59,7 +60,7 @@ def serve(
             it cannot be, the one from before is kept. 0: never.
         drain_seconds: Seconds that requests have to end when the service is told to stop.
         log_file: Append the log, a JSON object a line, to this file; None: standard output.
-        on_start: Called with the address when the service answers there; of several workers, when they start.
+        on_start: Called with the address when the service responds there; of several workers, when they start.
 
     Raises BadInput, BadConfiguration, BadCheckpoint, BadDownload, UnknownName, and MissingExtra.
     """
@@ -111,8 +112,10 @@ def _listen(options: ServeOptions) -> socket.socket:
     host, port = options.host or "0.0.0.0", options.port  # noqa: S104 (as requested)
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if os.name == "posix":  # elsewhere it would let two services listen at one port
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
+        listening.listen(BACKLOG)  # who connects now waits until the models are loaded
     except OSError as problem:
         listening.close()
         raise BadInput(

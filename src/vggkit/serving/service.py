@@ -1,4 +1,4 @@
-"""What a request passes through: its body is read, its images decoded and computed, and its answer written.
+"""What a request passes through: its body is read, its images decoded and computed, and its response written.
 
 Shape letters: C channels, H and W pixels.
 """
@@ -25,7 +25,14 @@ from vggkit.images.dataset import HeldBytes, ImageSample
 from vggkit.images.image_header import read_head
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.inference.predict import Prediction, describe_prediction
-from vggkit.serving.answers import (
+from vggkit.serving.batcher import Batcher, Job
+from vggkit.serving.bodies import LARGE_BYTES, ClientGone, Upload, parse_body, read_body
+from vggkit.serving.limits import Budget, ServeLimits
+from vggkit.serving.loaded_model import ComputedImage, LoadedModel, Wanted
+from vggkit.serving.metrics import Metrics
+from vggkit.serving.named_models import NamedModels
+from vggkit.serving.refusals import ImageProblem, Refusal
+from vggkit.serving.responses import (
     Embedded,
     EmbeddedImage,
     EngineRecord,
@@ -36,17 +43,10 @@ from vggkit.serving.answers import (
     PredictOptions,
     RequestLimits,
 )
-from vggkit.serving.batcher import Batcher, Job
-from vggkit.serving.bodies import LARGE_BYTES, ClientGone, Upload, parse_body, read_body
-from vggkit.serving.limits import Budget, ServeLimits
-from vggkit.serving.loaded_model import ComputedImage, LoadedModel, Wanted
-from vggkit.serving.metrics import Metrics
-from vggkit.serving.named_models import NamedModels
-from vggkit.serving.refusals import ImageProblem, Refusal
 from vggkit.weights.card import read_entry
 
 HEAT_PIXELS: Final = 112
-"""Side of a heat map's PNG: eight times that of VGG's last map; browsers enlarge it smoothly."""
+"""Side of a heatmap's PNG: eight times that of VGG's last map; browsers enlarge it smoothly."""
 
 
 class UploadedImage:
@@ -102,13 +102,13 @@ class Service:
         self._budget = Budget(limits.max_buffer_bytes)
 
     async def predict(self, request: Request, options: PredictOptions) -> Predictions:
-        """The answer of POST /predict; raises Refusal and ClientGone."""
+        """The response of POST /predict; raises Refusal and ClientGone."""
         model = self.models.find(options.model)
         if options.explain and model.plan is None:
             raise Refusal(
                 422,
                 "bad_parameters",
-                f"the last map of {model.name} has a single place, so there is no heat map; leave explain out",
+                f"the last map of {model.name} has a single place, so there is no heatmap; leave explain out",
             )
         wanted = Wanted.CLASSES | Wanted.MAP if options.explain else Wanted.CLASSES
         outcomes = await self._compute(request, model, wanted)
@@ -130,7 +130,7 @@ class Service:
         )
 
     async def embed(self, request: Request, name: str | None) -> Embedded:
-        """The answer of POST /embed; raises Refusal and ClientGone."""
+        """The response of POST /embed; raises Refusal and ClientGone."""
         model = self.models.find(name)
         outcomes = await self._compute(request, model, Wanted.VECTOR)
         embeddings = [_embed(each) for each in outcomes]
@@ -144,7 +144,7 @@ class Service:
         )
 
     def describe(self, name: str | None) -> ModelDescription:
-        """The answer of GET /model; raises Refusal."""
+        """The response of GET /model; raises Refusal."""
         model = self.models.find(name)
         card = model.card
         licence = card.provenance.get("licence") or read_entry(card.provenance, "weights").get("licence")
@@ -206,9 +206,10 @@ class Service:
             await asyncio.wait(waited, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
             gone.cancel()
-            if not results.done():  # what still waits is not computed
-                results.cancel()
-        if not results.done():
+            is_whole = results.done()
+            for job in jobs:  # what still waits is not computed
+                job.future.cancel()
+        if not is_whole:
             if gone.done():
                 raise ClientGone
             raise _too_late(seconds)

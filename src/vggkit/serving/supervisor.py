@@ -16,7 +16,7 @@ from vggkit.serving.options import ServeOptions
 from vggkit.serving.process import AppFactory, make_config
 
 HUNG_SECONDS: Final = 20
-"""Time in which a worker must answer its supervisor; a new one imports its modules before."""
+"""Time in which a worker must respond to its supervisor; a new one imports its modules before."""
 LEAST_SECONDS: Final = 2.0
 """A worker that ended sooner is not replaced before this time."""
 

@@ -54,9 +54,9 @@ class View:
     preprocessing: Preprocessing
     """Gives the network's input size, and the colour of the erased rectangle."""
     augmentation: Literal["none", "shift", "photo"]
-    """Which part is seen."""
+    """The kind of random crop."""
     mirror: Literal["none", "random", "alternating"]
-    """Which way round."""
+    """The kind of random mirroring."""
     rand_augment: int | None
     """Magnitude of RandAugment's two operations; None: none."""
     random_erasing: float
@@ -96,7 +96,7 @@ class View:
         return self.vary(self.prepare(pixels), seed=seed, mirrored=mirrored)
 
     def prepare(self, pixels: Pixels) -> Pixels:
-        """What of an image is the same in all its views: RGB pixels (crop, crop, 3), or of any size for photos."""
+        """The result of the steps that all views share: RGB pixels (crop, crop, 3), or of any size for photos."""
         # In training, too, images are padded or stretched, and crops are taken of the result.
         if self.augmentation == "photo" and self.preprocessing.fit_mode == "crop":
             return pixels
@@ -248,7 +248,7 @@ def _erase(pixels: Pixels, box: Box, colour: tuple[int, ...]) -> Pixels:
 
 @dataclass(frozen=True, slots=True)
 class Mixing:
-    """What mixes a batch; with both alphas above 0 each batch gets one of the two, at even odds."""
+    """Mixup and CutMix of a batch; with both alphas above 0 each batch gets one of the two, at even odds."""
 
     mixup: float
     """Alpha of mixup's Beta(alpha, alpha); 0: none."""

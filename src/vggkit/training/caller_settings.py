@@ -45,7 +45,7 @@ class CallerSettings:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """What `to_dict` gave; raises BadConfiguration for anything else."""
+        """The value of which `to_dict` made these values; raises BadConfiguration for anything else."""
         try:
             given = dict(values)
             return cls(

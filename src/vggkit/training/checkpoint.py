@@ -33,7 +33,7 @@ class Epoch:
     """The results of an epoch; the columns of `metrics.csv`."""
 
     epoch: int
-    """Counted from 1; 0 is a start that was worth measuring."""
+    """Counted from 1; 0 is the linear probe before fine-tuning."""
     learning_rate: float
     """Rate of its last step."""
     train_loss: float
@@ -75,9 +75,9 @@ class Progress:
     seconds: float = 0.0
     """Duration of the epoch so far."""
     rate_scale: float = 1.0
-    """Factor of the recipe's learning rate, below 1 after the training returned to an earlier state."""
+    """Factor of the recipe's learning rate, below 1 after a rollback."""
     returns: int = 0
-    """How often it went back."""
+    """Number of rollbacks to the start of an epoch after the loss diverged."""
     history: tuple[Epoch, ...] = ()
     """The epochs that are over."""
 
@@ -105,11 +105,11 @@ class Checkpoints:
 
     Args:
         directory: The run's folder.
-        card: What the network is, for readers of the file.
-        identity: What the run is, by name: its recipe, its images; a state of another is not taken.
+        card: The description of the network, for readers of the file.
+        identity: The run's recipe, images and other inputs, by name; a state of other inputs is refused.
         usual: Values of fields of the identity that a state does not name, as the version that wrote it had no such
             fields.
-        changeable: Fields of the identity, by its names, that may be others than the state's.
+        changeable: Fields of the identity, by its names, that may differ from the state's.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Checkpoints:
         self._card, self._identity = card, identity
         self._usual, self._changeable = usual or {}, changeable or {}
 
-    def keep(self, state: Mapping[str, Tensor], progress: Progress) -> None:
+    def save(self, state: Mapping[str, Tensor], progress: Progress) -> None:
         """Write the state of the training; raises BadOutput, and then the earlier states are still there."""
         between = progress.batches == 0
         target = self._epoch if between else self._last

@@ -31,7 +31,7 @@ class Estimate:
     later_seconds: float
     """Of each later one."""
     epochs: int
-    """How many there are."""
+    """Number of epochs."""
 
     @property
     def seconds(self) -> float:
@@ -45,19 +45,19 @@ def estimate_seconds(
     val: Sequence[ImageSample],
     *,
     preprocessing: Preprocessing,
-    keep_seconds: float = 0.0,
+    write_seconds: float = 0.0,
 ) -> Estimate | None:
-    """How long a training from here will be, by some trial steps and some images decoded.
+    """The duration of a training from here, by some trial steps and some decoded images.
 
     The train_state stays as it is, bit for bit: network, statistics of batch norm, optimizer, random
     generators. None where there are fewer than ten steps for one that is tried.
 
     Args:
-        train_state: About to begin.
+        train_state: The state before the first step.
         batches: The training batches; images that it caches are decoded in the first epoch only.
         val: Images to measure each epoch on.
-        preprocessing: What the network is fed.
-        keep_seconds: What it takes to write a state; an epoch writes one, and the weights of the best epoch.
+        preprocessing: The preprocessing of images.
+        write_seconds: Seconds in which a state is written; an epoch writes one, and the weights of the best epoch.
 
     Raises BadImage for an image that no longer exists.
     """
@@ -93,7 +93,7 @@ def estimate_seconds(
     def estimate_epoch(image_seconds: float) -> float:
         preparing = batches.count_images() * image_seconds
         learning = overlap(len(batches) * statistics.mean(steps), preparing, batches.threads)
-        return learning + validating + 1.5 * keep_seconds
+        return learning + validating + 1.5 * write_seconds
 
     first, later = batches.time_images()
     return Estimate(estimate_epoch(first), estimate_epoch(later), epochs)

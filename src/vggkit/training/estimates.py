@@ -1,4 +1,4 @@
-"""How much memory a training takes, and how many images a batch.
+"""The memory of a training, and the batch size that fits.
 
 Shape letters: N images, C channels, H and W pixels, K classes.
 """
@@ -92,7 +92,7 @@ def choose_batch_size(
     """Images a step, and why, for a recipe that is resolved but for it and the learning rate.
 
     On a CPU and on MPS a rule: the power of two from which learning the parameters takes about a ninth
-    of a step, so that more images a step are hardly faster, within half of the memory there is. Of
+    of a step, so that larger batches are barely faster, within half of the memory there is. Of
     VGG11's bf16 step, one thread of a Zen 5 gave with the pool head at 32 pixels, for 8, 16, 32, 64, 128,
     256 and 512 images, 143, 206, 273, 323, 339, 348 and 367 images a second; at 224 pixels, for 4, 8
     and 16, 8.0, 9.6 and 9.6. The same command so gives the same size. On CUDA real steps are tried.
@@ -109,7 +109,7 @@ def choose_batch_size(
     wanted = _find_flat(configuration, recipe, crop_pixels)
     if recipe.trainable == "head":
         return min(wanted, max(1, images)), "larger batches are not faster"
-    size, reason = wanted, "larger batches are hardly faster here"
+    size, reason = wanted, "larger batches are barely faster on this machine"
     if size > fair:
         count = count_batches(images, fair)
         size, reason = fair, f"{count} batch{'es' if count > 1 else ''} an epoch from {images:,} images"
@@ -173,7 +173,7 @@ def search_batch_size(time_step: Callable[[int], float], *, largest: int) -> tup
         if seconds is None:
             break
         if size / seconds < GROWTH * fastest:
-            return best, "larger batches are hardly faster here"
+            return best, "larger batches are barely faster on this machine"
         best, fastest, size = size, size / seconds, 2 * size
     if size > largest:
         return best, "larger batches would leave an epoch too few steps"

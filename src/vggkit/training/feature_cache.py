@@ -61,7 +61,7 @@ class FeatureStore:
     def __init__(self, key: str, *, width: int) -> None:
         self.folder = find_home() / "features" / key
         self.problem: str | None = None
-        """Why nothing more is written, where that is so."""
+        """The reason why nothing more is written; None while rows are written."""
         self._kind = np.dtype([("picture", "V32"), ("view", "<u4"), ("row", "<f4", (width,))])
         self._rows: dict[tuple[bytes, int], NDArray[np.float32]] = {}
         self._pending: list[tuple[bytes, int, NDArray[np.float32]]] = []
@@ -213,10 +213,11 @@ def extract_features(
             store.flush()
     if problem := next((store.problem for store in stores if store.problem), None):
         log(f"features are not cached for later runs: {problem}")
+    kind = "images" if views == 1 else "views of images"
     if found:
-        log(f"{found:,} of {len(rows):,} features were found in the cache")
+        log(f"features of {found:,} of {len(rows):,} {kind} were found in the cache")
     if engine.description:
-        log(f"{len(rows) - found:,} features computed by {engine.description}")
+        log(f"features of {len(rows) - found:,} {kind} computed by {engine.description}")
     _, groups = np.unique([str(mark) for mark in marks], return_inverse=True)
     targets = np.array([numbers[str(image.label)] for image in images], np.int64)
     return Features(

@@ -33,7 +33,7 @@ def build_optimizers(
         parameters: The parameters to update, by key; float32, each with its gradient in `.grad`.
         scales: The share of the learning rate of each key.
         recipe: Gives the optimizer and its settings.
-        decays: What the weight decay of a key is multiplied by; of others 1.
+        decays: The factor of the weight decay of a key; of others 1.
 
     Muon (Jordan et al., 2024) steps the convolutions, whose kernels are rows of a matrix, and AdamW
     the rest; Muon's steps are scaled to the size of AdamW's, so that the same learning rate works for both.

@@ -15,7 +15,7 @@ class ParameterGroup:
     block: int
     """Its block, counted from 1; 0: the head."""
     depth: int
-    """How many convolutions from the head it lies, the uppermost 1; 0: the head."""
+    """Number of convolutions from the head down to it, the uppermost 1; 0: the head."""
     modules: tuple[str, ...]
     """Its places in the network, such as `features.8`."""
 

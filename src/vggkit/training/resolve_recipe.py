@@ -72,7 +72,7 @@ def resolve_recipe(
         if recipe.trainable == "head" and recipe.views == 1:
             recipe = replace(recipe, augmentation="none")
         else:
-            choose("augmentation", "photo" if side >= 64 else "shift", f"images are fed at {side} pixels")
+            choose("augmentation", "photo" if side >= 64 else "shift", f"the input is {side} pixels wide")
     if recipe.mirror == "auto":
         recipe = replace(recipe, mirror="random" if recipe.augmentation == "photo" else "none")
     if recipe.weight_decay is None and recipe.trainable != "head":
@@ -184,7 +184,7 @@ def _check_batch_norm(recipe: Recipe, situation: Situation) -> None:
     if recipe.batch_size == 1 and not frozen and _smallest_normed_side(situation.configuration, side) == 1:
         raise BadConfiguration(
             "batch_size must be 2 or more here: batch norm has one value a channel of a single image "
-            f"fed at {side} pixels, and nothing to normalise by"
+            f"with an input of {side} pixels, and nothing to normalise by"
         )
 
 

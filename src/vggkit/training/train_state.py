@@ -22,7 +22,7 @@ from vggkit.training.parameter_groups import list_learnt
 from vggkit.training.recipe import Recipe
 
 PLANES: Final = torch.channels_last
-"""How maps lie in memory; the fast convolutions of processors and GPUs read them so."""
+"""The memory layout of maps; the fast convolutions of processors and GPUs read them so."""
 
 
 class TrainState:

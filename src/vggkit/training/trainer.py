@@ -33,21 +33,21 @@ from vggkit.training.checkpoint import Checkpoints, Epoch, Progress, measure_mac
 from vggkit.training.distillation import Teacher
 from vggkit.training.durations import Estimate, describe, estimate_seconds, spell_duration
 from vggkit.training.estimates import estimate_memory
-from vggkit.training.guards import Guards, watch_activity
 from vggkit.training.linear_probe import LinearProbe, fit_probe, needs_probe
 from vggkit.training.optimizers import learning_rate_at
 from vggkit.training.recipe import Monitor, Recipe, rank_epoch
 from vggkit.training.train_state import TrainState
+from vggkit.training.training_monitor import TrainingMonitor, watch_activity
 from vggkit.weights.model import Model
 
-MOST_RETURNS: Final = 3
-"""How often a training that diverges returns to the start of the epoch before training fails."""
-TOLERATED: Final = 1.3
-"""Factor by which an epoch may differ from the estimate before the remaining time is estimated again."""
-MENTIONED_SECONDS: Final = 5.0
-"""Time left below which that is not worth a line."""
-LOWER: Final = 0.3
-"""Factor of the learning rate after each return."""
+MAX_ROLLBACKS: Final = 3
+"""Number of rollbacks to the start of an epoch after which a training that diverges again fails."""
+ESTIMATE_TOLERANCE: Final = 1.3
+"""Ratio of measured to estimated time above which the remaining time is re-estimated, and its inverse below."""
+MIN_REPORTED_SECONDS: Final = 5.0
+"""Remaining time below which a new estimate is not logged."""
+LR_DECAY_ON_DIVERGENCE: Final = 0.3
+"""Factor of the learning rate after each rollback."""
 
 State = Mapping[str, Tensor]
 
@@ -61,7 +61,7 @@ class Callbacks:
     on_epoch: Callable[[tuple[Epoch, ...], VGG], None] = lambda history, network: None
     """Called after each epoch with all epochs so far and the network, as it is to be saved; before the state of
     the epoch is saved."""
-    is_enough: Callable[[Epoch], object] = lambda epoch: False
+    should_stop: Callable[[Epoch], object] = lambda epoch: False
     """Called after each epoch, when its state is saved; a true value ends the training."""
     log: Callable[[str], None] = lambda sentence: None
     """Called with messages, as sentences."""
@@ -132,7 +132,7 @@ class Trainer:
         """Train to the end.
 
         Args:
-            state: Every tensor of a training to continue, as `Checkpoints` keeps them; None: a new one.
+            state: Every tensor of a training to continue, as `Checkpoints` saves them; None: a new one.
             progress: How far that was.
 
         Raises Stopped when requested to stop, BadInput when the loss diverges again and again, BadImage for an
@@ -144,7 +144,7 @@ class Trainer:
         feature_scale = 1.0
         if progress == Progress() and needs_probe(self.classifier, self.caller_settings):
             if state is None:  # what it begins with, in case it is stopped before the first step
-                self._keep_start()
+                self._save_initial_weights()
             state = None
             self.callbacks.log(
                 "a linear probe first, as the last layer is random: it is solved on the loaded weights' features, "
@@ -153,7 +153,7 @@ class Trainer:
             probe = self._probe(("train", "val"), epoch=0)
             self.progress = replace(progress, history=(probe.epoch,))
             self.callbacks.on_epoch(self.progress.history, self.classifier.network)
-            if self._is_enough():
+            if self._should_stop():
                 self.checkpoints.close()
                 return FitResult(self.progress.history, probe.epoch.epoch)
             feature_scale = probe.feature_scale
@@ -162,23 +162,23 @@ class Trainer:
         self._prepare(feature_scale)
         if state is not None:
             self.train_state.restore(state)
-        keep_seconds = self._keep_beginning()
+        write_seconds = self._save_epoch_start()
         if state is None:
-            self._log_estimate(keep_seconds)
-        self.callbacks.signals.patient = True
+            self._log_estimate(write_seconds)
+        self.callbacks.signals.defers_signals = True
         try:
             self._fit_by_steps()
         finally:
-            self.callbacks.signals.patient = False
+            self.callbacks.signals.defers_signals = False
         return FitResult(self.progress.history, find_best(self.progress.history, self.recipe.monitor).epoch)
 
     def _fit_last_layer(self) -> FitResult:
         """The last layer alone, on features of every image that are computed once."""
-        self._keep_start()  # its whole initial state; the features are cached on disk
+        self._save_initial_weights()  # its whole initial state; the features are cached on disk
         self.callbacks.log(describe(None, memory_bytes=self._estimate_memory()))
         probe = self._probe([split for split in self.splits if split in ("train", "val", "test")], epoch=1)
         self.callbacks.on_epoch((probe.epoch,), self.classifier.network)
-        self.callbacks.is_enough(probe.epoch)  # it is the last one, whatever the callback returns
+        self.callbacks.should_stop(probe.epoch)  # it is the last one, whatever the callback returns
         self.checkpoints.close()
         return FitResult((probe.epoch,), 1, probe)
 
@@ -194,7 +194,7 @@ class Trainer:
         )
 
     def _prepare(self, feature_scale: float) -> None:
-        """Set up everything that training steps need: batches, the state, guards."""
+        """Set up everything that training steps need: batches, the state, the monitor."""
         classifier, recipe, train = self.classifier, self.recipe, self.splits["train"]
         self.train_state = TrainState(
             classifier.network,
@@ -210,10 +210,10 @@ class Trainer:
         )
         self.mixing = Mixing.of(recipe, len(classifier.labels))
         counts = [Counter(str(image.label) for image in split) for split in (train, self.val)]
-        learnt, measured = ([count[label] for label in classifier.labels] for count in counts)
-        self.guards = Guards(
-            learnt=learnt if recipe.balance == "none" else [1] * len(learnt),
-            measured=measured,
+        train_counts, val_counts = ([count[label] for label in classifier.labels] for count in counts)
+        self.monitor = TrainingMonitor(
+            train_counts=train_counts if recipe.balance == "none" else [1] * len(train_counts),
+            val_counts=val_counts,
             batch_norm=classifier.configuration.batch_norm,
         )
 
@@ -226,30 +226,30 @@ class Trainer:
             batch_size=self.recipe.batch_size,
         )
 
-    def _keep_beginning(self) -> float:
-        """The state before an epoch, to which one that diverges goes back; gives the seconds that writing took."""
+    def _save_epoch_start(self) -> float:
+        """Save the state before an epoch, for a rollback if it diverges; returns the seconds of writing."""
         started, history = time.monotonic(), self.progress.history
         if self.progress.batches == 0 and (not history or history[-1].epoch < self.recipe.epochs):
-            self._keep()
+            self._save()
         return time.monotonic() - started
 
-    def _log_estimate(self, keep_seconds: float) -> None:
-        """How long it will take and how much memory, by some trial steps."""
+    def _log_estimate(self, write_seconds: float) -> None:
+        """Log the duration and the memory that trial steps give."""
         self.callbacks.on_step("estimating the duration", 0, None)
-        fed = self.classifier.preprocessing
+        preprocessing = self.classifier.preprocessing
         estimate = self._estimate = estimate_seconds(
-            self.train_state, self.batches, self.val, preprocessing=fed, keep_seconds=keep_seconds
+            self.train_state, self.batches, self.val, preprocessing=preprocessing, write_seconds=write_seconds
         )
         self.callbacks.log(describe(estimate, memory_bytes=self._estimate_memory()))
 
     def _correct_estimate(self, epoch: Epoch) -> None:
-        """After the first epoch, how long the others will take, where that was estimated wrongly."""
+        """After the first epoch, log the remaining time if the estimate was wrong."""
         estimate, self._estimate = self._estimate, None
         if estimate is None:
             return
         ratio = epoch.seconds / estimate.first_seconds
         left = (self.recipe.epochs - epoch.epoch) * estimate.later_seconds * ratio
-        if left >= MENTIONED_SECONDS and not 1 / TOLERATED < ratio < TOLERATED:
+        if left >= MIN_REPORTED_SECONDS and not 1 / ESTIMATE_TOLERANCE < ratio < ESTIMATE_TOLERANCE:
             self.callbacks.log(
                 f"by this epoch's {spell_duration(epoch.seconds)}: about {spell_duration(left)} left"
             )
@@ -257,13 +257,13 @@ class Trainer:
     def _fit_by_steps(self) -> None:
         """Epoch by epoch, from where `progress` is."""
         for epochs in range(1, len(self.progress.history) + 1):
-            self.guards.look(self.progress.history[:epochs], {})  # logged before the training was stopped
+            self.monitor.update(self.progress.history[:epochs], {})  # logged before the training was stopped
         while not self._is_over():
             try:
-                dead = self._learn()
-                epoch = self._measure()
+                dead = self._train_epoch()
+                epoch = self._validate()
             except _Diverged as problem:
-                self._go_back(problem)
+                self._roll_back(problem)
                 continue
             history = (*self.progress.history, epoch)
             self.callbacks.on_epoch(history, self.train_state.evaluated)
@@ -276,17 +276,17 @@ class Trainer:
                 returns=self.progress.returns,
                 history=history,
             )
-            self._keep()
-            for sentence in self.guards.look(history, dead):
+            self._save()
+            for sentence in self.monitor.update(history, dead):
                 self.callbacks.warn(sentence)
-            if self._is_enough():
+            if self._should_stop():
                 break
         self.checkpoints.close()
 
-    def _is_enough(self) -> bool:
+    def _should_stop(self) -> bool:
         """Whether the caller ends the training with the epoch that is over."""
         epoch = self.progress.history[-1]
-        enough = bool(self.callbacks.is_enough(epoch))
+        enough = bool(self.callbacks.should_stop(epoch))
         if enough and epoch.epoch < self.recipe.epochs:
             self.callbacks.log(f"stopped after epoch {epoch.epoch}, as on_epoch requested")
         return enough
@@ -307,22 +307,22 @@ class Trainer:
         )
         return True
 
-    def _learn(self) -> dict[str, float]:
-        """The remaining batches of the epoch; returns the proportion of dead units of each ReLU in the last one."""
+    def _train_epoch(self) -> dict[str, float]:
+        """Train on the remaining batches of the epoch; returns each ReLU's share of dead channels at its end."""
         dead: dict[str, float] = {}
-        self._clock = self._kept = time.monotonic()
+        self._clock = self._last_saved = time.monotonic()
         self._clock -= self.progress.seconds
         self.train_state.start_epoch(self.progress.epoch)
         for images, classes in self.batches.of_epoch(self.progress.epoch, start=self.progress.batches):
             is_last = self.progress.batches + 1 == len(self.batches)
             with watch_activity(self.train_state.compute_copy, dead) if is_last else nullcontext():
-                self._learn_batch(images, classes)
+                self._train_batch(images, classes)
             self.callbacks.on_step("train", self.progress.batches, len(self.batches))
             self._pause()
         return dead
 
-    def _learn_batch(self, images: Tensor, classes: Tensor) -> None:
-        """One batch; a step follows it, or with accumulation the last of some batches."""
+    def _train_batch(self, images: Tensor, classes: Tensor) -> None:
+        """Train on one batch; a step follows it, or with accumulation the last of some batches."""
         progress, recipe = self.progress, self.recipe
         place = progress.batches % recipe.accumulate
         together = min(recipe.accumulate, len(self.batches) - progress.batches + place)
@@ -349,8 +349,8 @@ class Trainer:
             weight=progress.weight + weight,
         )
 
-    def _measure(self) -> Epoch:
-        """The metrics of the epoch, with those of the validation images in the precision of training."""
+    def _validate(self) -> Epoch:
+        """Evaluate the validation images in the precision of training; returns the metrics of the epoch."""
         progress, labels = self.progress, self.classifier.labels
         engine = PyTorchEngine(
             self.train_state.evaluated,
@@ -392,47 +392,49 @@ class Trainer:
         )
 
     def _pause(self) -> None:
-        """Save the state where it is due, and stop where that is requested; between steps only."""
+        """Save the state if it is due, and stop if that is requested; between steps only."""
         stop = self.callbacks.signals.find_stop()
         if self.progress.batches % self.recipe.accumulate and self.progress.batches < len(self.batches):
             return
         now = time.monotonic()
-        if stop or now - self._kept >= self.save_seconds:
+        if stop or now - self._last_saved >= self.save_seconds:
             self.progress = replace(self.progress, seconds=now - self._clock)
-            self._keep()
-            self._kept = time.monotonic()
+            self._save()
+            self._last_saved = time.monotonic()
         if stop:
             raise Stopped(stop)
 
-    def _keep_start(self) -> None:
-        """The network alone, before anything is trained."""
+    def _save_initial_weights(self) -> None:
+        """Save the network alone, before anything is trained."""
         weights = self.classifier.network.state_dict()
-        self.checkpoints.keep({f"network/{key}": value for key, value in weights.items()}, Progress())
+        self.checkpoints.save({f"network/{key}": value for key, value in weights.items()}, Progress())
 
-    def _keep(self) -> None:
-        self.checkpoints.keep(self.train_state.state(), self.progress)
+    def _save(self) -> None:
+        self.checkpoints.save(self.train_state.state(), self.progress)
 
-    def _go_back(self, problem: "_Diverged") -> None:
-        """Return to the start of the epoch, and continue at a lower rate."""
-        lower = self.progress.rate_scale * LOWER
+    def _roll_back(self, problem: "_Diverged") -> None:
+        """Restore the state of the start of the epoch, and continue at a lower learning rate."""
+        lower = self.progress.rate_scale * LR_DECAY_ON_DIVERGENCE
         epoch, done = self.progress.epoch, self.progress.batches
         rate = self._rate_at(max(0, self.progress.steps - (done == len(self.batches))))
         place = f"epoch {epoch}, after {done} of {len(self.batches)} batches"
         if done == len(self.batches):
             place = f"validation after epoch {epoch}"
-        if self.progress.returns == MOST_RETURNS:
+        if self.progress.returns == MAX_ROLLBACKS:
             raise BadInput(
-                f"the loss became {problem.loss} in {place}, at learning rate {rate:.2g}, and {MOST_RETURNS} lower "
-                f"ones did not help: start again with --learning-rate {rate * LOWER:.1g}, or with the same network "
-                "with batch norm, and check the images with `vggkit check`"
+                f"the loss became {problem.loss} in {place}, at learning rate {rate:.2g}, "
+                f"after {MAX_ROLLBACKS} rollbacks to lower rates: start again with --learning-rate "
+                f"{rate * LR_DECAY_ON_DIVERGENCE:.1g}, or with the same network with batch norm, "
+                "and check the images with `vggkit check`"
             ) from problem
         state, before = self.checkpoints.read_epoch()
         self.train_state.restore(state)
         self.progress = replace(before, rate_scale=lower, returns=self.progress.returns + 1)
-        self._keep()
+        self._save()
         self.callbacks.warn(
-            f"the loss became {problem.loss} in {place}: back to the start of the epoch, to continue at {LOWER:g} "
-            f"times the learning rate of {rate:.2g} (return {self.progress.returns} of {MOST_RETURNS} at most)"
+            f"the loss became {problem.loss} in {place}: back to the start of the epoch, to continue at "
+            f"{LR_DECAY_ON_DIVERGENCE:g} times the learning rate of {rate:.2g} "
+            f"(rollback {self.progress.returns} of at most {MAX_ROLLBACKS})"
         )
 
 

@@ -26,10 +26,10 @@ class Candidate:
     """The network; with the paper's own head where the file has none."""
     num_classes: int | None
     """Classes; None where the file has no last layer."""
-    alike: tuple[str, ...] = ()
+    similar_models: tuple[str, ...] = ()
     """Other models whose trunk begins with the same layers, where a cut leaves them open."""
     description: str = ""
-    """How it differs from the file's other readings; empty where there is no other."""
+    """The difference from the file's other readings; empty where there is no other."""
 
 
 def list_candidates(
@@ -99,7 +99,7 @@ def find_candidates(positions: LayerPositions, *, hint: str | None = None) -> li
     Args:
         positions: The file's modules in their positions.
         hint: A model whose conv1_1 this is by its fingerprint; it decides between models that
-            begin alike.
+            begin with the same layers.
     """
     if not positions.trunk:
         return []
@@ -113,14 +113,15 @@ def find_candidates(positions: LayerPositions, *, hint: str | None = None) -> li
     if (whole := next((row for row in rows if _compare(row, positions, windows) == (0, 0)), None)) is not None:
         return _end([whole], positions)
     partial = [row for row in rows if _begins(row, positions, windows)] if not positions.n_unplaced_convs else []
-    # Where models begin alike, the one that is cut most often.
+    # Where models begin with the same layers, the one that is cut most often.
     partial.sort(key=lambda row: (row.model != hint, row.model.removesuffix("_bn") != "vgg16"))
     custom = _build_custom(positions, windows, first.into)
     if custom is not None and positions.head and not _is_pooled(positions):
         return [_put_head(custom, positions)]
     if partial and not positions.head:
-        alike = () if hint else tuple(row.model for row in partial[1:])
-        return [_put_head(_cut(partial[0], _find_relu(partial[0], positions), positions), positions, alike)]
+        similar_models = () if hint else tuple(row.model for row in partial[1:])
+        trunk = _cut(partial[0], _find_relu(partial[0], positions), positions)
+        return [_put_head(trunk, positions, similar_models)]
     if partial and _is_pooled(positions):
         return _end(partial, positions, open_models=not hint)
     if custom is not None:
@@ -142,13 +143,13 @@ def _end(rows: Sequence[Configuration], positions: LayerPositions, *, open_model
         if not positions.head or uncut.configuration.head != "pool":
             return [uncut]
     found: dict[tuple[Layer, ...], Candidate] = {}
-    alike: dict[tuple[Layer, ...], list[str]] = {}
+    similar_models: dict[tuple[Layer, ...], list[str]] = {}
     for row in rows:
         for end in _list_ends(row, positions):
             candidate = _put_head(_cut(row, end, positions), positions)
             trunk = candidate.configuration.trunk
             found.setdefault(trunk, candidate)
-            alike.setdefault(trunk, []).append(row.model)
+            similar_models.setdefault(trunk, []).append(row.model)
     # Means are taken behind the last pool; means and deviations of a map that was cut, as our own cuts are.
     mean = _head_reads(positions) == positions.trunk_channels
     first, second = ("pool", "relu") if mean or (whole and rows[0].model != "custom") else ("relu", "pool")
@@ -162,7 +163,7 @@ def _end(rows: Sequence[Configuration], positions: LayerPositions, *, open_model
     return [
         replace(
             candidate,
-            alike=tuple(alike[candidate.configuration.trunk][1:]) if open_models else (),
+            similar_models=tuple(similar_models[candidate.configuration.trunk][1:]) if open_models else (),
             description=_describe_end(candidate.configuration),
         )
         for candidate in ordered
@@ -286,15 +287,15 @@ def _depths(positions: LayerPositions, sizes: Sequence[Window]) -> list[int] | N
             return [blocks.count(block) for block in range(1, max(blocks) + 1)] if min(blocks) >= 1 else None
 
 
-def _put_head(trunk: Configuration, positions: LayerPositions, alike: tuple[str, ...] = ()) -> Candidate:
+def _put_head(trunk: Configuration, positions: LayerPositions, similar_models: tuple[str, ...] = ()) -> Candidate:
     """The trunk with the head that the file has; with the paper's where it has none that reads this trunk."""
     channels, reads = trunk.trunk_channels, _head_reads(positions)
     layers = list(_measure_head(positions, trunk))
     if not layers:
-        return Candidate(trunk, None, alike)
+        return Candidate(trunk, None, similar_models)
     *hidden, classes = [out for out, _ in layers]
     if any(width is None for width in hidden):
-        return Candidate(trunk, None, alike)
+        return Candidate(trunk, None, similar_models)
     ranks = tuple(rank for _, rank in layers)
     changes: dict[str, object] = {"hidden": tuple(hidden), "ranks": ranks}
     if classes is not None:
@@ -306,11 +307,11 @@ def _put_head(trunk: Configuration, positions: LayerPositions, alike: tuple[str,
         elif grid and grid * grid * channels == reads and trunk.until is None:
             changes |= {"head": "fc", "grid": grid}
         else:
-            return Candidate(trunk, None, alike)
+            return Candidate(trunk, None, similar_models)
     try:
-        return Candidate(replace(trunk, **changes), classes, alike)  # type: ignore[arg-type]
+        return Candidate(replace(trunk, **changes), classes, similar_models)  # type: ignore[arg-type]
     except BadConfiguration:
-        return Candidate(trunk, None, alike)
+        return Candidate(trunk, None, similar_models)
 
 
 def _measure_head(positions: LayerPositions, trunk: Configuration) -> Iterator[tuple[int | None, int | None]]:

@@ -43,7 +43,7 @@ class Card:
     configuration: Configuration
     """The network."""
     preprocessing: Preprocessing
-    """How an image becomes its input, with the input convention."""
+    """The conversion of an image to its input, with the input convention."""
     labels: tuple[str, ...]
     """Class names, in the order of the logits."""
     temperature: float = 1.0
@@ -90,7 +90,7 @@ class Card:
             )
         if self.preprocessing.channels != self.configuration.in_channels:
             raise BadConfiguration(
-                f"a network of {self.configuration.in_channels} channels cannot be fed "
+                f"a network of {self.configuration.in_channels} channels cannot take "
                 f"channel_order={self.preprocessing.channel_order!r}"
             )
         if self.preprocessing.crop_pixels < self.configuration.minimum_side:
@@ -143,6 +143,11 @@ class Card:
             origin=origin,
             provenance=provenance,
         )
+
+    def with_reduced_decoding(self, reduced_decoding: bool) -> Self:
+        """The same, but where that is true the Classifier's JPEGs are decoded at a smaller scale."""
+        fed = self.preprocessing.with_reduced_decoding(reduced_decoding)
+        return self if fed is self.preprocessing else replace(self, preprocessing=fed)
 
     def of_other_weights(self) -> Self:
         """Without what was fitted to these weights alone: temperature, threshold, ranges, and fewer bits."""

@@ -83,11 +83,12 @@ class Conversion:
         return values | plain | {"input_convention": convention}
 
     def __str__(self) -> str:
-        fed = describe_convention(self.preprocessing) if self.preprocessing else "unknown, state --input-convention"
+        known = self.preprocessing
+        convention = describe_convention(known) if known else "unknown, state --input-convention"
         text = (
             f"{self.target}: {self.source.model} in dialect {self.dialect}, {self.tensors} tensors; "
             f"{self.compared} differ by {self.difference:.1e} at most, of {self.largest:.3g} "
-            f"(tolerance {self.tolerance:.1e}); input {fed}"
+            f"(tolerance {self.tolerance:.1e}); input {convention}"
         )
         return "\n".join([text, *(f"  {note}" for note in self.notes)])
 
@@ -138,25 +139,27 @@ def convert(
         places = map_keys(configuration, to, trunk_only=found.head is None)
         if target.exists() and target.samefile(source):
             raise BadOutput(f"{target}: is the source itself; name another file")
-        fed = _resolve_convention(found, stated)
-        turned, turn_first, scales = _turn_input(fed, to, keep=keep_input)
+        source_input = _resolve_convention(found, stated)
+        target_input, turn_first, scales = _turn_input(source_input, to, keep=keep_input)
         # The checks above need no torch.
         from vggkit.weights.canonical import CanonicalWeights
         from vggkit.weights.parity import compare_outputs
 
         pieces = _list_pieces(CanonicalWeights(file, identified), identified, places, turn_first)
-        metadata, notes = _write_metadata(identified, turned, to, suffix, scales)
+        metadata, notes = _write_metadata(identified, target_input, to, suffix, scales)
         with _checked_file(target) as beside:
             write_pieces(beside, suffix, pieces, metadata)
-            compared = compare_outputs(file, identified, beside, fed=fed, turned=turned, to=to)
+            compared = compare_outputs(
+                file, identified, beside, source_input=source_input, target_input=target_input, to=to
+            )
         return Conversion(
             source=found,
             target=target,
             dialect=to,
             tensors=len(pieces),
             dropped=found.unexpected,
-            source_preprocessing=fed,
-            preprocessing=turned,
+            source_preprocessing=source_input,
+            preprocessing=target_input,
             turned_input=turn_first is not None,
             notes=(*_describe_reading(found), *notes),
             **compared,
@@ -231,13 +234,13 @@ def _resolve_convention(found: Identification, stated: Preprocessing | None) -> 
 
 
 def _turn_input(
-    fed: Preprocessing | None, to: Dialect, *, keep: bool
+    source_input: Preprocessing | None, to: Dialect, *, keep: bool
 ) -> "tuple[Preprocessing | None, Callable[[Tensor], Tensor] | None, tuple[float, ...]]":
     """The target's preprocessing, the function that adapts conv1_1 to it (None: unchanged), and its factors."""
-    if fed is None or keep:
-        return fed, None, ()
-    turned, factors = turn_convention(fed, caffe=to in ("keras", "caffe"))
-    flip = turned.channel_order != fed.channel_order
+    if source_input is None or keep:
+        return source_input, None, ()
+    turned, factors = turn_convention(source_input, caffe=to in ("keras", "caffe"))
+    flip = turned.channel_order != source_input.channel_order
     if not flip and all(factor == 1 for factor in factors):
         return turned, None, ()
 
@@ -320,7 +323,7 @@ def _turn_ranges(card: Card, scales: tuple[float, ...]) -> tuple[Card, str]:
 
 
 def _describe_reading(found: Identification) -> list[str]:
-    """How a source that can be read in several ways was read."""
+    """The reading of a source that can be read in several ways."""
     if len(found.readings) < 2:
         return []
     taken = found.readings[found.reading]

@@ -27,7 +27,7 @@ blocks: `features.2.conv1.weight`, the pools at odd positions; `classifier` as i
 explicit: `conv2_1.weight`, `fc1.weight`; no `features` and no `classifier`."""
 
 Layout = Literal["same", "hwio", "io", "hwc_io", "oihw", "fc_hwio"]
-"""How a tensor lies in the file, where the canonical one is (O, I, H, W) or the matrix (O, I).
+"""The layout of a tensor in the file, where the canonical one is (O, I, H, W) or the matrix (O, I).
 same: as it is. hwio: a kernel as (H, W, I, O). io: a matrix as (I, O). hwc_io: the head's first
 matrix as (I, O), I counted in HWC order of the map, not CHW. oihw: a matrix as the convolution
 (O, C, G, G), with the same numbers in the same order. fc_hwio: that convolution as (G, G, C, O)."""

@@ -48,7 +48,7 @@ class Module:
 
     @property
     def kind(self) -> ModuleKind:
-        """What it is by its shapes; a lone bias is one without its weight."""
+        """The kind of module by its shapes; a lone bias is one without its weight."""
         weight = self.shapes.get("weight")
         if weight is not None and len(weight) in (2, 4):
             return "conv" if len(weight) == 4 else "linear"
@@ -110,7 +110,7 @@ Position = tuple[int, ...]
 """The place of a module: (index,) in `features`, or (block, position), or (count,) in order."""
 
 Scheme = Literal["index", "blocks", "units", "names", "keras", "order"]
-"""How names state the place. index: `features.7`. blocks: `features.4.conv2`. units: `features.4.conv`, a
+"""The notation of places in names. index: `features.7`. blocks: `features.4.conv2`. units: `features.4.conv`, a
 convolution with its norm and ReLU, and each pool counted as one, as MMPretrain has them. names: `conv3_2`.
 keras: `block3_conv2`. order: they do not; the first convolution is the first."""
 

@@ -40,9 +40,9 @@ class HeadReading:
     layers: Mapping[HeadPlace, HeadLayer]
     """Its matrices in their places."""
     description: str = ""
-    """How it differs from the other readings; empty where there is no other."""
+    """The difference from the other readings; empty where there is no other."""
     merged: str = ""
-    """Which matrices are read as one layer, in words; empty where none are."""
+    """The matrices that are read as one layer, in words; empty where none are."""
 
 
 def read_heads(
@@ -194,7 +194,7 @@ class _Heads:
         return _EITHER if places is None or places == 1 else _RELU
 
     def _measure_room(self, one: Module, two: Module) -> tuple[int | None, bool]:
-        """How many modules fit between two, None where that is unknown, and whether it follows from indices."""
+        """Number of modules that fit between two, None where unknown, and whether it follows from indices."""
         first, second = one.name.split("."), two.name.split(".")
         shared = next((at for at, pair in enumerate(zip(first, second, strict=False)) if len(set(pair)) > 1), None)
         if shared is None:

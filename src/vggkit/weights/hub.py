@@ -44,7 +44,7 @@ def push(
     """Publish a Classifier as `model.safetensors` and a model card, `README.md`, by one commit.
 
     Args:
-        classifier: What to publish; its labels and its whole provenance go with it.
+        classifier: The Classifier to publish; its labels and its whole provenance go with it.
         repository: owner/name; made where there is none.
         private: Whether a new repository is its owner's alone.
         token: None: the one that `hf auth login` keeps, or HF_TOKEN.

@@ -18,7 +18,7 @@ class Reading:
     configuration: Configuration
     """The network."""
     description: str
-    """How it differs from the other readings, such as `cut at pool2`; empty where there is no other."""
+    """The difference from the other readings, such as `cut at pool2`; empty where there is no other."""
     load_line: str | None
     """Python code that loads the file so, with `import vggkit as vk`; None where none would."""
 
@@ -42,7 +42,7 @@ class Identification:
     verdict: str
     """One sentence for people."""
     dialect: Dialect | str | None = None
-    """How its keys are written; `ordered` where layers are identified by their order and not by names."""
+    """The dialect of its keys; `ordered` where layers are identified by their order and not by names."""
     configuration: Configuration | None = None
     """The network; `.model` is its row of the paper's table, or `custom`. Where the file has no head,
     or no last layer, it has the paper's."""

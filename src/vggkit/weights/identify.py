@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import isqrt
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from vggkit.errors import BadConfiguration
 from vggkit.models.configuration import MODELS, Configuration
@@ -63,25 +63,38 @@ class IdentifiedFile:
         )
 
 
-def identify(path: str | Path) -> Identification:
+def identify(path: str | Path | Mapping[str, Any]) -> Identification:
     """Identify the network in a file of weights by its shapes, never by its name, and without loading it whole.
 
     Args:
-        path: A file, a run's folder, a model's name for its published weights, or `hf://owner/name`.
+        path: A file, a run's folder, a model's name for its published weights, or `hf://owner/name`; or a state
+            dict in memory, such as `network.state_dict()`.
 
     Raises BadCheckpoint for a file that is broken or unsafe, or holds no tensors. A network that is no VGG
     is no error: its `is_vgg` is False and its `verdict` describes what was found.
     """
-    with open_weights(locate_model(path)) as file:
-        return identify_file(file).identification
+    with open_weights(path if isinstance(path, Mapping) else locate_model(path)) as file:
+        found = identify_file(file)
+        return (identify_file(file, void=True) if _is_void(file, found) else found).identification
 
 
-def identify_file(file: WeightFile, *, reading: int = 0) -> IdentifiedFile:
+def _is_void(file: WeightFile, found: IdentifiedFile) -> bool:
+    """Whether the head's values are NaN, by its first bias, which is a small tensor."""
+    places = (
+        source.place.key
+        for key, source in found.sources.items()
+        if key.startswith("classifier.") and key.endswith("bias")
+    )
+    return found.card is None and (first := next(places, None)) is not None and not file.is_finite(first)
+
+
+def identify_file(file: WeightFile, *, reading: int = 0, void: bool = False) -> IdentifiedFile:
     """Identify an open file, and find its tensors.
 
     Args:
         file: The open file.
         reading: Which of the networks that it may contain is wanted, where there are several; see `Identification`.
+        void: Whether the head's values are NaN; they are not read here.
 
     Raises BadCheckpoint, and BadConfiguration for a reading that there is not.
     """
@@ -115,7 +128,7 @@ def identify_file(file: WeightFile, *, reading: int = 0) -> IdentifiedFile:
             "vggkit identify lists them"
         )
     identified_files = [
-        _compare(file, located, evidence, reading=number if len(candidates) > 1 else None, card=card)
+        _compare(file, located, evidence, reading=number if len(candidates) > 1 else None, card=card, void=void)
         for number, located in enumerate(candidates)
     ]
     readings = tuple(
@@ -226,7 +239,13 @@ def _name_dtype(file: WeightFile) -> str | None:
 
 
 def _compare(
-    file: WeightFile, located: _LocatedCandidate, evidence: Evidence, *, card: Card | None, reading: int | None
+    file: WeightFile,
+    located: _LocatedCandidate,
+    evidence: Evidence,
+    *,
+    card: Card | None,
+    reading: int | None,
+    void: bool,
 ) -> IdentifiedFile:
     """Compares the tensors that the recognised network needs with those that the file holds."""
     candidate, positions, dialect = located.candidate, located.positions, located.dialect
@@ -258,6 +277,7 @@ def _compare(
             missing=missing,
             misshapen=misshapen,
             unexpected=unexpected,
+            void=void,
         ),
         dialect=dialect,
         configuration=configuration,
@@ -284,6 +304,7 @@ def _compare(
             others=(*misshapen, *unexpected),
             reading=reading,
             labelled=labels is not None,
+            void=void,
         ),
     )
     return IdentifiedFile(

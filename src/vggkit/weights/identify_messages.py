@@ -12,11 +12,12 @@ from vggkit.models.configure import configure
 from vggkit.weights.candidate_networks import Candidate
 from vggkit.weights.dialects import Shaped
 from vggkit.weights.entries import Module, gather_modules
+from vggkit.weights.formats.weight_file import IN_MEMORY
 from vggkit.weights.layer_positions import LayerPositions
 
 
 def describe_shapes(entries: Mapping[str, Shaped], positions: LayerPositions | None) -> str:
-    """Why the shapes are not a VGG's."""
+    """The reason why the shapes are not a VGG's."""
     modules, _ = gather_modules(entries)
     kernels = [module for module in modules if module.kind == "conv"]
     matrices = sum(module.kind == "linear" for module in modules)
@@ -50,6 +51,7 @@ def write_verdict(
     missing: Collection[str],
     misshapen: Collection[str],
     unexpected: Collection[str],
+    void: bool = False,
 ) -> str:
     """One sentence: `VGG16 (configuration D), not VGG11: 13 convolutions (2+2+3+3+3), fc head, 10 classes`.
 
@@ -61,6 +63,7 @@ def write_verdict(
         missing: Keys that the file lacks.
         misshapen: Keys of another shape.
         unexpected: Keys that are none of the network's.
+        void: The head's values are NaN, as in torchvision's IMAGENET1K_FEATURES.
     """
     configuration = candidate.configuration
     places = [layer.name.removeprefix("conv") for layer in configuration.trunk if layer.kind == "conv"]
@@ -75,9 +78,9 @@ def write_verdict(
     listed = positions.layers if positions else None
     if listed is not None and configuration.head != "pool" and listed < len(configuration.trunk):
         parts.append(f"without {configuration.trunk[-1].name} in its features, which is assumed to follow them")
-    if candidate.alike:
-        parts.append(f"which {', '.join(candidate.alike)} begin with too")
-    parts.append(_describe_head(candidate, head))
+    if candidate.similar_models:
+        parts.append(f"which {', '.join(candidate.similar_models)} begin with too")
+    parts.append(f"{head} head without values (NaN)" if void else _describe_head(candidate, head))
     if positions and positions.merged:
         parts.append(f"{positions.merged}, read as one layer")
     if candidate.description:
@@ -134,6 +137,7 @@ def write_load_line(
     others: Collection[str],
     reading: int | None = None,
     labelled: bool = False,
+    void: bool = False,
 ) -> str | None:
     """The Python code that loads the file as a Classifier, with `import vggkit as vk`; None where none would.
 
@@ -144,18 +148,20 @@ def write_load_line(
         missing: Canonical keys that it lacks.
         others: Its keys that are of another shape, or none of the network's.
         reading: Which of the file's readings this network is, where there are several; it is part of the sentence.
-        labelled: The file keeps the names of the classes.
+        labelled: The file keeps the names of the classes, which are taken.
+        void: The head's values are NaN, and the line makes a new one.
     """
     configuration = candidate.configuration
-    quoted = json.dumps(str(path), ensure_ascii=False)
+    quoted = "state_dict" if path == IN_MEMORY else json.dumps(str(path), ensure_ascii=False)
     if is_classifier:
         return None if missing or others else f"clf = vk.load({quoted})"
     if configuration.in_channels not in (1, 3, 4):
         return None
-    classes = candidate.num_classes
+    if void and configuration.head == "pool":
+        return None
+    classes = None if void else candidate.num_classes
     labels = f"[str(k) for k in range({classes})]" if classes else '["ant", "bee"]'
-    labels = f"vk.identify({quoted}).labels" if labelled else labels
-    options = [f"labels={labels}", f"weights={quoted}"]
+    options = [*([] if labelled else [f"labels={labels}"]), f"weights={quoted}"]
     which = f"vk.identify({quoted}).configuration"
     if reading is not None:
         which = f"vk.identify({quoted}).readings[{reading}].configuration"
@@ -168,6 +174,7 @@ def write_load_line(
             which = f'"{configuration.model}"'
             options += [f"in_channels={channels}"] if channels != 3 else []
             options += [f'until="{until}"'] if until else []
+    options += ['head="pool"'] if void else []
     smallest = configuration.minimum_side
     if smallest > CROP_PIXELS:
         options.append(f"preprocessing=vk.Preprocessing(resize_pixels={smallest}, crop_pixels={smallest})")

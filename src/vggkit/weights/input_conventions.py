@@ -162,7 +162,7 @@ def turn_convention(source: Preprocessing, *, caffe: bool) -> tuple[Preprocessin
     wrong at the borders, where zero padding represents the mean.
 
     Args:
-        source: What the weights are fed now.
+        source: The present preprocessing of the weights' input.
         caffe: To BGR, 0 to 255.
 
     Returns:
@@ -220,7 +220,7 @@ def find_evidence(
         file: The open file.
         first: Where its conv1_1 has its filters, and the key of its bias; None where it has none.
         card: The card of a Classifier's file.
-        statements: What the file states beside.
+        statements: The other statements of the file.
     """
     matched = _match_first(file, *first) if first is not None else None
     network = matched[0] if matched else None

@@ -30,7 +30,7 @@ class LayerPositions:
     """A file's modules in their places, before any network is decided on."""
 
     scheme: Scheme
-    """How the trunk's places are known."""
+    """The notation by which the trunk's places are known."""
     channels_last: bool
     """Kernels are (H, W, I, O)."""
     trunk: Mapping[Position, Module]
@@ -40,9 +40,9 @@ class LayerPositions:
     head: Mapping[HeadPlace, HeadLayer]
     """Fully connected layers, as matrices or as convolutions."""
     description: str = ""
-    """How the head is read, where it may have been another; empty where there is one reading."""
+    """The reading of the head, where there are several; else empty."""
     merged: str = ""
-    """Which of its matrices are read as one layer, in words; empty where none are."""
+    """The matrices that are read as one layer, in words; empty where none are."""
     layers: int | None = None
     """Modules in `features`, where the file lists them."""
     lone_biases: Mapping[Position | HeadPlace, Module]
@@ -70,7 +70,7 @@ class LayerPositions:
 
     @property
     def first(self) -> tuple[Place, str] | None:
-        """Where the first convolution has its filters, and the key of its bias; None where it has no bias."""
+        """The place of the first convolution's filters, and the key of its bias; None where it has no bias."""
         keys = self.trunk[min(self.trunk)].keys
         filters = Place(keys["weight"], "hwio" if self.channels_last else "same")
         return (filters, keys["bias"]) if "bias" in keys else None

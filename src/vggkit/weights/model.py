@@ -33,6 +33,7 @@ from vggkit.weights.published_classifiers import find_published_for
 from vggkit.weights.starting_weights import (
     adapt_preprocessing,
     describe_use,
+    find_labels,
     find_networks,
     list_classes,
     load_starting_weights,
@@ -127,7 +128,7 @@ class Model:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How an image becomes the network's input."""
+        """The conversion of an image to the network's input."""
         return self._card.preprocessing
 
     @property
@@ -165,7 +166,7 @@ class Model:
         cls,
         model: str | Configuration = "vgg11",
         *,
-        labels: Iterable[str] | Mapping[str, int] | Mapping[int, str],
+        labels: Iterable[str] | Mapping[str, int] | Mapping[int, str] | None = None,
         weights: str | Path | Mapping[str, Tensor] | None = None,
         preprocessing: Preprocessing | None = None,
         in_channels: int | None = None,
@@ -180,7 +181,8 @@ class Model:
 
         Args:
             model: A name of `list_models()`, or a Configuration.
-            labels: Class names in the order of the logits, or a mapping of them to their numbers.
+            labels: Class names in the order of the logits, or a mapping of them to their numbers; None: those that
+                `weights` state.
             weights: `imagenet`, the model's published weights; the name of a model with published weights;
                 a file of a VGG's weights in any dialect that `identify` knows; a run's folder;
                 `hf://owner/name`; or a state dict in memory, such as `network.state_dict()`. The last layer is
@@ -200,7 +202,7 @@ class Model:
 
         Raises UnknownName, BadConfiguration, BadCheckpoint and, for published weights, BadDownload.
         """
-        labels = read_labels(labels)
+        labels = find_labels(model, weights) if labels is None else read_labels(labels)
         configuration = configure(
             model, num_classes=len(labels), in_channels=in_channels, head=head, dropout=dropout, until=until
         )
@@ -277,7 +279,7 @@ class Model:
         Args:
             temperature: Logits are divided by it before the softmax; None: unchanged.
             threshold: Probability below which the prediction is "unknown"; None: unchanged.
-            about: What it was found on, for `provenance["calibration"]`.
+            about: The data that it was found on, for `provenance["calibration"]`.
 
         Raises BadConfiguration for impossible values.
         """
@@ -295,8 +297,8 @@ class Model:
         """Set the ranges of the layers' inputs, which int8 needs; `save` stores them.
 
         Args:
-            activation_ranges: What `measure_ranges` found.
-            about: What they were measured on, for `provenance["ranges"]`.
+            activation_ranges: The result of `measure_ranges`.
+            about: The data that they were measured on, for `provenance["ranges"]`.
 
         Raises BadConfiguration for what cannot be ranges.
         """

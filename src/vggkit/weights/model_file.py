@@ -109,11 +109,11 @@ def select_weights(
     Args:
         configuration: The network.
         weights: Tensors by canonical key; only those that are taken are read.
-        source: What they come from, for messages.
+        source: The place of the weights, for messages.
         other_classes: Why the last layer is reinitialised even where it fits, in words; None: it is not.
         allow_partial: Let missing and misshapen keys keep their random values, and ignore
             unexpected ones; some convolution must fit.
-        holds: What the source is identified as, for messages.
+        holds: The identification of the source, for messages.
         head_fits: Whether its head reads what this network's head reads; one that does not is reinitialised,
             whatever its shape.
 

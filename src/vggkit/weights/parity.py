@@ -31,18 +31,18 @@ def compare_outputs(
     identified: IdentifiedFile,
     written: Path,
     *,
-    fed: Preprocessing | None,
-    turned: Preprocessing | None,
+    source_input: Preprocessing | None,
+    target_input: Preprocessing | None,
     to: Dialect,
 ) -> dict[str, Any]:
-    """What both networks give for one random image, and how much that differs; one of them is held at a time.
+    """The difference between the outputs of both networks for one random image; one of them is held at a time.
 
     Args:
         file: The source, open.
         identified: The identification of the source.
         written: The converted file.
-        fed: What the source is fed; None: unknown.
-        turned: What the converted file is to be fed.
+        source_input: The preprocessing of the source's input; None: unknown.
+        target_input: The preprocessing of the converted file's input.
         to: Its dialect.
 
     Raises BadOutput where they differ by more than the tolerance, and BadConfiguration where the written file would
@@ -52,7 +52,7 @@ def compare_outputs(
     assert configuration is not None
     side = _choose_side(configuration)
     pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
-    expected = _run(file, identified, _feed(pixels, fed, configuration))
+    expected = _run(file, identified, _feed(pixels, source_input, configuration))
     with open_weights(written) as again:
         found_again = identify_file(again)
         theirs = found_again.identification.configuration
@@ -64,7 +64,7 @@ def compare_outputs(
                 f"{', '.join(differing) or 'shape'}, and it would be read back as {verdict}; "
                 "write .safetensors in dialect torchvision, blocks or explicit"
             )
-        given = _run(again, found_again, _feed(pixels, turned, configuration))
+        given = _run(again, found_again, _feed(pixels, target_input, configuration))
     largest = float(expected.abs().max())
     tolerance = TOLERANCE.get(found.dtype or "", max(TOLERANCE.values())) * largest
     difference = float((expected - given).abs().max())

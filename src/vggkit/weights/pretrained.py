@@ -35,7 +35,7 @@ class FetchedWeights:
     path: Path
     """The file."""
     dialect: Literal["torchvision", "timm"]
-    """How its tensors are named."""
+    """The dialect of its keys."""
     source: str
     """The address it came from, or that it was there already."""
     sha256: str

@@ -118,7 +118,7 @@ def read_published(model: str, configuration: Configuration, *, progress: bool =
 
 
 def _find_places(fetched: FetchedWeights, file: "WeightFile") -> dict[str, Place]:
-    """Where the download stores each canonical tensor; raises BadCheckpoint for weights of another network."""
+    """The place of each canonical tensor in the download; raises BadCheckpoint for weights of another network."""
     configuration = find_configuration(fetched.published.model)
     found, wrong = {}, []
     places = map_keys(configuration, fetched.dialect)

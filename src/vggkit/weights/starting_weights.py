@@ -1,16 +1,24 @@
 """The weights of a file that a new network starts from: its classes, its preprocessing, and the use of each key."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from vggkit.errors import BadCheckpoint
+from torch import Tensor
+
+from vggkit.errors import BadCheckpoint, BadConfiguration
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import Configuration
 from vggkit.weights.canonical import CanonicalWeights
+from vggkit.weights.formats.detect import open_weights
 from vggkit.weights.formats.weight_file import WeightFile
-from vggkit.weights.identify import IdentifiedFile
+from vggkit.weights.identify import IdentifiedFile, identify_file
 from vggkit.weights.last_layer import LastLayer, order_rows
+from vggkit.weights.locate import locate_model
 from vggkit.weights.model_file import LoadedWeights, select_weights
+from vggkit.weights.published import name_imagenet_classes
+from vggkit.weights.published_classifiers import find_published_for
 
 
 def adapt_preprocessing(identified: IdentifiedFile, in_channels: int) -> Preprocessing | None:
@@ -32,6 +40,20 @@ def adapt_preprocessing(identified: IdentifiedFile, in_channels: int) -> Preproc
 def list_classes(identified: IdentifiedFile) -> tuple[str, ...] | None:
     """The classes that a file names, in the order of its logits; None where it names none."""
     return identified.card.labels if identified.card is not None else identified.labels
+
+
+def find_labels(model: str | Configuration, weights: str | Path | Mapping[str, Tensor] | None) -> tuple[str, ...]:
+    """The classes that starting weights state, where no labels are given; raises BadConfiguration without any."""
+    if weights is not None:
+        name = model if isinstance(model, str) else model.model
+        if not isinstance(weights, Mapping) and find_published_for(weights, name) is not None:
+            return name_imagenet_classes(())
+        with open_weights(weights if isinstance(weights, Mapping) else locate_model(weights)) as file:
+            known = list_classes(identify_file(file))
+        if known is not None:
+            return known
+    stated = "the weights state no classes" if weights is not None else "there are no weights that state classes"
+    raise BadConfiguration(f"labels are needed, as {stated}; write labels=['ant', 'bee'], by the logits' order")
 
 
 def find_networks(identified: IdentifiedFile) -> list[Configuration]:
@@ -76,7 +98,7 @@ def load_starting_weights(
 def describe_use(
     identified: IdentifiedFile, loaded: LoadedWeights, last: LastLayer, configuration: Configuration
 ) -> dict[str, Any]:
-    """How each key of the file was used, for provenance."""
+    """The use of each key of the file, for provenance."""
     found, positions = identified.identification, identified.positions_for(configuration)
     keeps_head = loaded.reinitialised is None and last.rows is not None
     reading = {"reading": positions.description} if positions is not None and positions.description else {}

@@ -69,7 +69,7 @@ class Piece:
 
 
 def suffix_of(path: Path, dialect: Dialect) -> str:
-    """Which of the dialect's files that path is by its name; raises BadConfiguration for none, and UnknownName."""
+    """The dialect's kind of file that the path names; raises BadConfiguration for none, and UnknownName."""
     if dialect not in SUFFIXES:
         raise UnknownName.of("dialect", dialect, SUFFIXES)
     found = next((suffix for suffix in SUFFIXES[dialect] if path.name.lower().endswith(suffix)), None)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from vggkit.errors import BadConfiguration
 from vggkit.images.dataset import ImageDataset, typical_side
 from vggkit.images.preprocessing import FitMode, Preprocessing, choose_preprocessing
 from vggkit.models.configuration import Configuration, Head, Scheme
@@ -42,7 +43,7 @@ def build_classifier(
         model: A name of `list_models()`, or a Configuration.
         blocks: Output channels of each convolution in place of the model's, such as `64,64/128,128/256,256`.
         weights: A file or a state dict to start from; see `Classifier.create`.
-        image_size: Side at which images are fed; None: 224, or with random weights and smaller
+        image_size: Side of the input in pixels; None: 224, or with random weights and smaller
             images their own size, rounded to 32.
         fit_mode: `crop`, `pad` or `stretch`; None: the weights' own, or crop.
         reduced_decoding: Large JPEGs are decoded at a smaller scale; see `Preprocessing`.
@@ -72,6 +73,8 @@ def build_classifier(
         stated = _resize(stated, image_size or 224, in_channels or 3)
     if head is None and until is None and image_size is not None and image_size < 128:
         head = "pool"
+    if image_size is not None and image_size < (least := configure(model, head=head, until=until).minimum_side):
+        raise BadConfiguration(f"image_size must be {least} or more for this network; got {image_size}")
     classifier = Model.create(
         model,
         labels=images.labels,
@@ -86,22 +89,22 @@ def build_classifier(
         seed=seed,
     )
     # The weights' own input convention, at another size or fitted another way.
-    given = fed = classifier.preprocessing
+    given = preprocessing = classifier.preprocessing
     if image_size is not None and image_size != given.crop_pixels:
-        fed = _resize(given, image_size, classifier.configuration.in_channels)
-    fed = replace(
-        fed,
+        preprocessing = _resize(given, image_size, classifier.configuration.in_channels)
+    preprocessing = replace(
+        preprocessing,
         fit_mode=fit_mode or given.fit_mode,
         reduced_decoding=reduced_decoding or given.reduced_decoding,
-        mean=tuple(mean) or fed.mean,
-        std=tuple(std) or fed.std,
+        mean=tuple(mean) or preprocessing.mean,
+        std=tuple(std) or preprocessing.std,
     )
-    if fed == given:
+    if preprocessing == given:
         return classifier
     return Model(
         classifier.network,
         labels=classifier.labels,
-        preprocessing=fed,
+        preprocessing=preprocessing,
         origin=classifier.origin,
         provenance=classifier.provenance,
     )
@@ -111,7 +114,7 @@ def describe_start(classifier: Model) -> str:
     """The network that is about to be trained, and where its weights come from."""
     configuration, pixels = classifier.configuration, classifier.preprocessing.crop_pixels
     cut = f" until {configuration.until}" if configuration.until else ""
-    text = f"{configuration.model}{cut}, head {configuration.head}, images fed at {pixels} pixels"
+    text = f"{configuration.model}{cut}, head {configuration.head}, input {pixels} pixels"
     origin, report = classifier.origin, read_entry(classifier.provenance, "weights")
     if origin.kind == "trained":
         return f"{text}; the weights are a trained Classifier's"

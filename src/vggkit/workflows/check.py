@@ -15,13 +15,14 @@ from vggkit.arguments import demand_count
 from vggkit.data_checks import copy_rules, rules
 from vggkit.data_checks.copies import Copies, OnProgress, find_copies
 from vggkit.data_checks.findings import Diagnosis, Finding, Member, Sides, write_command
-from vggkit.data_checks.survey import Sighting
+from vggkit.data_checks.inspection import ImageRecord
 from vggkit.errors import BadData, BadOutput
 from vggkit.files import demand_apart, demand_writable
 from vggkit.images.class_names import shorten_names
 from vggkit.images.dataset import ImageDataset
 from vggkit.images.labelled import LabelledImages
 from vggkit.images.near_duplicates import NearDuplicate
+from vggkit.images.preprocessing import Preprocessing
 from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.images.sources.tables import Columns
 from vggkit.weights.card import demand_classifier
@@ -47,6 +48,7 @@ def check(
     *,
     columns: Columns = Columns(),  # noqa: B008 (frozen)
     image_size: int | None = None,
+    reduced_decoding: bool = False,
     device: str = "auto",
     on_progress: OnProgress | None = None,
 ) -> Diagnosis:
@@ -62,6 +64,8 @@ def check(
             takes it: trained on such images or on ImageNet. Its labels do not matter.
         columns: The names of a table's columns.
         image_size: Side in pixels of the network input; None: that of the Classifier, or 224.
+        reduced_decoding: Whether JPEGs that are too large to be decoded at their full size count as readable, as
+            `train` reads them with the same option; always so where the Classifier decodes them so.
         device: Where the Classifier runs: `auto`, `cpu`, `cuda`, `mps`.
         on_progress: Called with the name of a step, how much of it is done, and how much it is in all.
 
@@ -78,56 +82,63 @@ def check(
     started = time.perf_counter()
     opened = open_dataset(data, columns=columns)
     classifier = _load(place) if place is not None else cast("Model | None", model)
-    seen_pixels = image_size or (classifier.preprocessing.crop_pixels if classifier else 224)
-    channels = classifier.preprocessing.decoded_channels if classifier is not None else 3
-    copies = find_copies(opened, channels=channels, on_progress=on_progress)
-    sightings, pairs = copies.sightings, copies.pairs
-    counts = count_readable(opened, sightings)
+    fed = Preprocessing() if classifier is None else classifier.preprocessing
+    seen_pixels = image_size or fed.crop_pixels
+    copies = find_copies(
+        opened,
+        channels=fed.decoded_channels,
+        reduced_decoding=reduced_decoding or fed.reduced_decoding,
+        on_progress=on_progress,
+    )
+    records, pairs = copies.records, copies.pairs
+    counts = count_readable(opened, records)
     found = [
-        rules.find_unreadable(sightings),
+        rules.find_unreadable(records),
         rules.find_one_class(opened.labels),
-        rules.find_missing_classes(opened, sightings),
-        rules.find_placeholders(sightings),
+        rules.find_missing_classes(opened, records),
+        rules.find_placeholders(records),
         rules.find_nested(opened),
         rules.find_similar_names(opened.labels),
         rules.find_few(counts),
         rules.find_imbalance(counts),
-        rules.find_small(sightings, seen_pixels),
-        rules.find_wrong_endings(sightings),
-        rules.find_animated(sightings),
+        rules.find_small(records, seen_pixels),
+        rules.find_wrong_endings(records),
+        rules.find_animated(records),
         rules.find_skipped(opened),
         rules.find_combined_labels(opened.labels),
-        *copy_rules.find_copies(sightings, pairs),
+        *copy_rules.find_copies(records, pairs),
     ]
     if classifier is not None:
-        found += _check_labels(classifier, sightings, pairs, device=device, on_progress=on_progress)
-    options = list_stated(columns) | ({} if image_size is None else {"image_size": str(image_size)})
+        found += _check_labels(classifier, records, pairs, device=device, on_progress=on_progress)
+    options: dict[str, str | bool] = {**list_stated(columns)}
+    options |= {} if image_size is None else {"image_size": str(image_size)}
+    options |= {"reduced_decoding": True} if reduced_decoding else {}
     options |= {} if place is None else {"model": str(place)}
-    headers = [sighting.head for sighting in sightings if sighting.head is not None]
+    headers = [record.head for record in records if record.head is not None]
     return Diagnosis(
         data=opened.name,
         counts=counts,
-        n=len(sightings),
+        n=len(records),
         sides=_measure([(head.width, head.height) for head in headers]),
         formats=dict(Counter(head.format for head in headers).most_common()),
         modes=dict(Counter(head.mode for head in headers).most_common()),
         turned=sum(head.orientation > 1 for head in headers),
         image_size=seen_pixels,
         model=str(classifier) if classifier else None,
-        findings=tuple(sorted(filter(None, found), key=rules.weigh_finding)),
+        findings=tuple(sorted(filter(None, found), key=rules.severity_key)),
         seconds=time.perf_counter() - started,
         skipped=opened.skipped,
         options=options,
-        samples=choose_samples(sightings),
+        samples=choose_samples(records),
     )
 
 
-def choose_samples(sightings: Iterable[Sighting]) -> dict[str, tuple[Member, ...]]:
+def choose_samples(records: Iterable[ImageRecord]) -> dict[str, tuple[Member, ...]]:
     """A few readable images of each class, evenly spaced."""
-    readable: dict[str, list[Sighting]] = {}
-    for sighting in sightings:
-        if sighting.problem is None:
-            readable.setdefault(sighting.label, []).append(sighting)
+    readable: dict[str, list[ImageRecord]] = {}
+    for record in records:
+        if record.problem is None:
+            readable.setdefault(record.label, []).append(record)
     return {
         label: tuple(
             rules.member(found[round(place)]) for place in np.linspace(0, len(found) - 1, min(SAMPLES, len(found)))
@@ -136,7 +147,7 @@ def choose_samples(sightings: Iterable[Sighting]) -> dict[str, tuple[Member, ...
     }
 
 
-def guard_outputs(images: ImageDataset, *, table: Path | None = None, page: Path | None = None) -> None:
+def validate_outputs(images: ImageDataset, *, table: Path | None = None, page: Path | None = None) -> None:
     """Refuse output files that cannot be written, before any work is done.
 
     Args:
@@ -160,7 +171,7 @@ def guard_outputs(images: ImageDataset, *, table: Path | None = None, page: Path
         )
 
 
-def vet(
+def check_training_data(
     images: ImageDataset,
     *,
     despite_findings: bool,
@@ -170,16 +181,16 @@ def vet(
     log: Callable[[str], None],
     on_progress: OnProgress | None = None,
 ) -> tuple[ImageDataset, dict[str, str]]:
-    """The readable images of a dataset, after the part of `check` that a training needs.
+    """Select the readable images of a dataset, and check what matters for a training.
 
     Unreadable images are excluded. Near duplicates are searched for in up to 20,000 images, exact ones always.
 
     Args:
         images: A dataset with the splits `train` and `val`, perhaps more.
         despite_findings: Continue where a class is missing from a split.
-        channels: As for `survey`.
+        channels: As for `inspect_images`.
         columns: As for `check`; the command that a message recommends repeats them.
-        copies: What `find_copies` found of these images, in these splits; None: it is called.
+        copies: The result of `find_copies` for these images, in these splits; None: it is computed.
         log: Called with a sentence for each finding that matters for a training.
         on_progress: Called with the name of a step, how much of it is done, and how much it is in all.
 
@@ -191,15 +202,18 @@ def vet(
     if (finding := rules.find_combined_labels(images.labels)) is not None:
         more = f" (and {len(finding.cases) - 1:,} more)" if len(finding.cases) > 1 else ""
         log(f"warning: {finding.cases[0].detail}{more}; {finding.advice}")
+    if (finding := rules.find_nested(images)) is not None:
+        listed = "; ".join(case.detail for case in finding.cases[:MOST_NAMED])
+        log(f"note: {finding.summary}: {listed}. {finding.advice}")
     copies = copies or find_copies(images, most=MOST_COMPARED, channels=channels, on_progress=on_progress)
-    sightings = copies.sightings
-    unreadable = [sighting.problem for sighting in sightings if sighting.problem is not None]
+    records = copies.records
+    unreadable = [record.problem for record in records if record.problem is not None]
     for problem in unreadable[:MOST_NAMED]:
         log(f"excluded: {problem}")
     if len(unreadable) > MOST_NAMED:
         log(f"excluded: {len(unreadable) - MOST_NAMED:,} more images that cannot be read")
-    _demand_readable(images, sightings)
-    missing, similar = rules.find_missing_classes(images, sightings), rules.find_similar_names(images.labels)
+    _demand_readable(images, records)
+    missing, similar = rules.find_missing_classes(images, records), rules.find_similar_names(images.labels)
     names = "; ".join(case.detail for case in similar.cases[:5]) if similar is not None else ""
     if missing is not None:
         problem = "; ".join(case.detail for case in missing.cases[:5]) + (f"; {names}" if names else "")
@@ -211,11 +225,9 @@ def vet(
         log(f"warning: {problem}; continuing because of --despite-findings")
     elif names:
         log(f"warning: {names}, and are treated as different classes")
-    if single := [
-        label for label, count in count_readable(images, sightings).get("train", {}).items() if count == 1
-    ]:
+    if single := [label for label, count in count_readable(images, records).get("train", {}).items() if count == 1]:
         log(f"warning: only one training image of {shorten_names(single)}")
-    for finding in copy_rules.find_copies(sightings, copies.pairs):
+    for finding in copy_rules.find_copies(records, copies.pairs):
         if finding.kind in ("leakage", "contradiction"):
             first = " = ".join(f"{member.path} ({member.label})" for member in finding.cases[0].members[:2])
             advice = finding.advice
@@ -223,7 +235,7 @@ def vet(
                 fix = write_command("check", images.name, {**list_stated(columns), "fix": "clean.csv"})
                 advice = f"`{fix}` writes a table by which no copies are in two splits or two classes"
             log(f"warning: {finding.summary}, the first {first}; {advice}")
-    digests = {id(s.image): s.digest + s.label.encode(errors="surrogateescape") for s in sightings if not s.problem}
+    digests = {id(s.image): s.digest + s.label.encode(errors="surrogateescape") for s in records if not s.problem}
     readable = {name: [p for p in split if id(p) in digests] for name, split in images.splits.items()}
     contents = {name: hashlib.sha256() for name in images.splits}
     for name, split in readable.items():
@@ -237,12 +249,12 @@ def list_stated(columns: Columns) -> dict[str, str]:
     return {name: str(value) for name, value in asdict(columns).items() if value is not None}
 
 
-def _demand_readable(images: ImageDataset, sightings: Iterable[Sighting]) -> None:
+def _demand_readable(images: ImageDataset, records: Iterable[ImageRecord]) -> None:
     """Raise BadData for a split without any readable image."""
     problems: dict[str, str | None] = {}
-    for sighting in sightings:
-        problems.setdefault(sighting.split, sighting.problem)
-    readable = {sighting.split for sighting in sightings if sighting.problem is None}
+    for record in records:
+        problems.setdefault(record.split, record.problem)
+    readable = {record.split for record in records if record.problem is None}
     for name, split in images.splits.items():
         if name not in readable:
             reason = (
@@ -256,12 +268,12 @@ def _demand_readable(images: ImageDataset, sightings: Iterable[Sighting]) -> Non
             )
 
 
-def count_readable(images: ImageDataset, sightings: Iterable[Sighting]) -> dict[str, dict[str, int]]:
+def count_readable(images: ImageDataset, records: Iterable[ImageRecord]) -> dict[str, dict[str, int]]:
     """Number of readable images of each class in each split."""
     counts = {split: dict.fromkeys(images.labels, 0) for split in images.splits}
-    for sighting in sightings:
-        if sighting.problem is None:
-            counts[sighting.split][sighting.label] += 1
+    for record in records:
+        if record.problem is None:
+            counts[record.split][record.label] += 1
     return counts
 
 
@@ -274,20 +286,20 @@ def _load(place: str | Path) -> "Model":
 
 def _check_labels(
     classifier: "Model",
-    sightings: Sequence[Sighting],
+    records: Sequence[ImageRecord],
     pairs: Sequence[NearDuplicate],
     *,
     device: str,
     on_progress: OnProgress | None,
 ) -> list[Finding | None]:
     # Imports SciPy and cleanlab, which a check without a Classifier does not need.
-    from vggkit.data_checks.label_errors import extract_features, find_mislabelled, find_outliers, number_units
+    from vggkit.data_checks.label_errors import extract_features, find_mislabelled, find_outliers, group_copies
 
-    readable = [number for number, sighting in enumerate(sightings) if sighting.problem is None]
-    chosen = [sightings[number] for number in readable]
+    readable = [number for number, record in enumerate(records) if record.problem is None]
+    chosen = [records[number] for number in readable]
     if not chosen:
         return []
-    units = number_units(sightings, pairs)[readable]
+    units = group_copies(records, pairs)[readable]
     features = extract_features(
         classifier, chosen, device=device, on_progress=_about("computing features", on_progress)
     )

@@ -53,7 +53,7 @@ def distance(
     precision: Literal["fp32", "bf16"] = "fp32",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Distances:
-    """How different images look, pair by pair.
+    """The perceptual distance of images, pair by pair.
 
     Args:
         first: An image, a list of images, or a folder: every image below it is compared with the one of `second`

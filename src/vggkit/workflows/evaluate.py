@@ -72,6 +72,7 @@ def measure(
     device: str = "auto",
     precision: WantedPrecision = "fp32",
     engine: WantedEngine = "auto",
+    reduced_decoding: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Measurement:
     """Evaluate Classifiers on the same images; several are also compared pairwise and combined to an ensemble.
@@ -91,6 +92,8 @@ def measure(
         device: `auto`, `cpu`, `cuda` or `mps`.
         precision: `fp32`, `bf16`, `int8` or `auto`.
         engine: `auto`, `pytorch`, `openvino` or `onnx`.
+        reduced_decoding: Decode large JPEGs at a smaller scale, even where the Classifier does not: it is faster,
+            reads some that are too large otherwise, and changes pixels slightly.
         on_progress: Called with the current task, the number of evaluated images and of all images.
 
     Raises the errors of `evaluate` and of loading, and BadInput where calibration is not possible.
@@ -132,6 +135,7 @@ def measure(
             device=device,
             precision=precision,
             engine=engine,
+            reduced_decoding=reduced_decoding,
             on_progress=show,
         )
         if calibrate:
@@ -191,7 +195,7 @@ def report_on(
         path: The .html file to write.
         models: The Classifiers' files or runs' folders; of a single one the training curves are shown, and its
             most confident errors are explained.
-        device: What explains them.
+        device: The device that computes the explanations.
     """
     alone = len(models) == 1
     folder = Path(models[0]) if Path(models[0]).is_dir() else Path(models[0]).parent

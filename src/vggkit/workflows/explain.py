@@ -10,11 +10,11 @@ from vggkit.arguments import demand_count, demand_path
 from vggkit.engines.info import EngineInfo, WantedEngine
 from vggkit.engines.model_weights import open_for_engine
 from vggkit.engines.outputs import WantedPrecision
-from vggkit.explanations.check import ExplanationCheck, check_explanations
 from vggkit.explanations.explain import build_explainer, iterate_explanations
 from vggkit.explanations.explanation import Explanation
 from vggkit.explanations.folder import ExplanationFolder
 from vggkit.explanations.plan import ExplanationPlan, Method
+from vggkit.explanations.sanity_check import ExplanationCheck, check_explanations
 from vggkit.files import write_text
 from vggkit.images.given import ImageSources, take_sources
 from vggkit.images.omissions import Omission, Reading
@@ -42,7 +42,7 @@ KINDS: Final[dict[str, Kind]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExplainResult:
-    """What was written."""
+    """The result of explaining images into a folder."""
 
     folder: str
     """The folder."""
@@ -51,11 +51,11 @@ class ExplainResult:
     unreadable: int
     """Number of those that cannot be read, or whose values overflow in the network."""
     method: Method
-    """How they were explained."""
+    """The method."""
     layer: str | None
     """The layer whose map was explained; None where the pixels were."""
     engine: EngineInfo
-    """What computed."""
+    """The engine."""
     sheet: str | None
     """The contact sheet; None for a single image."""
     overlay: str | None = None
@@ -65,7 +65,7 @@ class ExplainResult:
     skipped: tuple[Omission, ...] = ()
     """Files among the images that are no images, counted by reason."""
     problems: tuple[str, ...] = ()
-    """Why images were not explained, the first ten."""
+    """The reasons why images were not explained, the first ten."""
 
     def to_dict(self) -> dict[str, Any]:
         """A value for JSON."""
@@ -86,6 +86,7 @@ def explain_into(
     device: str = "auto",
     precision: WantedPrecision = "auto",
     engine: WantedEngine = "auto",
+    reduced_decoding: bool = False,
     on_progress: OnProgress | None = None,
 ) -> ExplainResult:
     """Explain any number of images, and write what was found to a folder.
@@ -98,17 +99,19 @@ def explain_into(
     Args:
         model: A Classifier; or its place: a file, a run's folder, a published model's name such as `vgg16`, or
             `hf://owner/name`.
-        images: What `predict` takes.
+        images: Any images that `predict` takes.
         out: A new or empty folder, or one of explanations.
         method: `grad-cam`, `layer-cam`, `integrated-gradients`, `occlusion` or `saliency`.
         label: The class; None: of each image the most probable one.
         contrast: Two classes, A and B: what speaks for A and not for B.
         layer: For grad-cam and layer-cam a layer with a map; None: what the last pool reads.
-        columns: What a table's columns are called.
+        columns: The names of a table's columns.
         batch_size: Images that pass through the network together.
         device: `auto`, `cpu`, `cuda`, `mps`.
-        precision: What is computed in where an engine explains.
-        engine: What computes, see `Classifier.explain`.
+        precision: The precision of the engine, where one explains.
+        engine: The engine, see `Classifier.explain`.
+        reduced_decoding: Decode large JPEGs at a smaller scale, even where the Classifier does not: it is faster,
+            reads some that are too large otherwise, and changes pixels slightly.
         on_progress: Called with what is being done, how many images of it are done, and of how many.
 
     Raises BadOutput where the folder cannot be written to, UnknownName, BadConfiguration, BadInput, BadData and
@@ -117,7 +120,7 @@ def explain_into(
     out, given = demand_path(out), list(take_sources(images))
     batch_size = demand_count("batch_size", batch_size)
     opened = open_for_engine(model, "explain")
-    card = opened.card
+    card = opened.card.with_reduced_decoding(reduced_decoding)
     plan = ExplanationPlan.of(card, method=method, layer=layer, label=label, contrast=contrast)
     folder = ExplanationFolder(out, plan, given, with_maps=True)
     progress = on_progress or _ignore
@@ -176,6 +179,7 @@ def check_into(
     layer: str | None = None,
     batch_size: int = 32,
     device: str = "auto",
+    reduced_decoding: bool = False,
     on_progress: OnProgress | None = None,
 ) -> ExplanationCheck:
     """Write whether the explanations of some images are right to `check.json` in their folder.
@@ -189,6 +193,7 @@ def check_into(
         layer=layer,
         batch_size=batch_size,
         device=device,
+        reduced_decoding=reduced_decoding,
         on_progress=on_progress,
     )
     write_text(demand_path(out) / CHECK, json.dumps(found.to_dict(), indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""The verb export: a Classifier as a file that other programs run, checked before it has its name."""
+"""The verb export: a Classifier as a file that runs without vggkit, checked before it gets its name."""
 
 import tempfile
 from collections.abc import Sequence
@@ -12,13 +12,14 @@ from vggkit.engines.outputs import Output
 from vggkit.errors import BadConfiguration, BadData, BadImage
 from vggkit.exporting.formats import Format, FormatName, choose_format
 from vggkit.exporting.forms import demand_form
-from vggkit.exporting.made_up_images import make_up_images
 from vggkit.exporting.parity import Run, check_parity
 from vggkit.exporting.plan import FITTED, ExportPlan, StoredPrecision
 from vggkit.exporting.programs import find_program
 from vggkit.exporting.record import Export
 from vggkit.exporting.snippets import write_program_snippet, write_weights_snippet
-from vggkit.files import demand_apart, demand_writable, whole_files
+from vggkit.exporting.synthetic_images import make_synthetic_images
+from vggkit.exporting.web_site import DESCRIPTION
+from vggkit.files import demand_apart, demand_replaceable, demand_writable, whole_files
 from vggkit.images.dataset import ImageSample
 from vggkit.images.decoding import Pixels
 from vggkit.images.given import ImageSources, take_sources
@@ -28,13 +29,14 @@ from vggkit.inference.bulk import OnProgress
 from vggkit.interruption import handle_signals
 from vggkit.weights.convert import convert
 from vggkit.weights.dialects import Dialect
+from vggkit.workflows.export_site import export_site
 
 if TYPE_CHECKING:
     from vggkit.engines.model_weights import Weights
     from vggkit.weights.model import Model
 
 MOST_IMAGES: Final = 16
-"""Images of the caller's that a program is checked on, taken evenly from all of them."""
+"""Largest number of the caller's images that a program is checked on, taken evenly from all of them."""
 
 
 def export(
@@ -48,30 +50,31 @@ def export(
     precision: StoredPrecision = "fp32",
     on_progress: OnProgress | None = None,
 ) -> Export:
-    """Write a Classifier as a file that runs without vggkit, and check it before it has its name.
+    """Write a Classifier as a file that runs without vggkit, and check it before it gets its name.
 
-    ONNX, torch.export and OpenVINO files are whole programs: uint8 RGB images (N, H, W, 3) go in, probabilities
-    (N, K) after the Classifier's temperature come out, and labels, threshold, versions and licence are in the
-    metadata. The file's own runtime runs it on images, at two batch sizes and, where height and width are free, at
-    two sizes; beyond the tolerance nothing is kept. The batch is free; height and width are where the head is
-    `pool` or `dense`.
+    ONNX, torch.export and OpenVINO files are programs from uint8 RGB images (N, H, W, 3) to probabilities (N, K) at
+    the Classifier's temperature, with labels, threshold, versions and licence in the metadata. The file's own
+    runtime runs it on images, at two batch sizes and, if height and width are dynamic, at two sizes; beyond the
+    tolerance nothing is kept. The batch size is dynamic; height and width are so for the heads `pool` and `dense`.
 
     Args:
         model: A Classifier; or its place: a file, a run's folder, a published model's name such as `vgg16`, or
             `hf://owner/name`.
         out: The file; its ending says the format: `.onnx`, `.pt2`, `.xml` (OpenVINO, with a `.bin` beside it),
-            `.pth`, `.pt` or `.safetensors` (torchvision), `.h5`, `.weights.h5` or `.npz` (Keras).
-        to: The format, where several have the ending: `onnx`, `pt2`, `openvino`, `torchvision`, `timm` or `keras`.
-        data: Images that a program is checked on, as `predict` takes them; up to 16 are used. None: four made-up
+            `.pth`, `.pt` or `.safetensors` (torchvision), `.h5`, `.weights.h5` or `.npz` (Keras). With `web` a
+            folder.
+        to: The format, where several have the ending: `onnx`, `pt2`, `openvino`, `torchvision`, `timm` or `keras`;
+            `web`: a folder for any static host, whose page classifies images in the browser.
+        data: Images that a program is checked on, as `predict` takes them; up to 16 are used. None: four synthetic
             ones.
         columns: Names of a table's columns.
         resize: Resize and crop in the program, so that it takes images of any size.
-        precision: `fp16` stores weights in half the bytes; programs compute in float32 either way.
+        precision: `fp16` stores weights in half the bytes, and `int8` (ONNX and web) in a quarter, with a scale for
+            each output; programs compute in float32 in any case.
         on_progress: Called with the current task, how much of it is done, and of how much.
 
-    Raises UnknownName for an unknown ending, BadOutput where the file cannot be written or computes something else,
-    BadConfiguration where the format has no form for the network, MissingExtra, BadCheckpoint, BadData and
-    BadInput.
+    Raises UnknownName for an unknown ending, BadOutput if the file cannot be written or its results differ,
+    BadConfiguration if the format cannot represent the network, MissingExtra, BadCheckpoint, BadData and BadInput.
 
     >>> from tempfile import TemporaryDirectory
     >>> from vggkit import Classifier, export
@@ -84,7 +87,12 @@ def export(
     log = on_progress or (lambda what, done, total: None)
     chosen = choose_format(out, to)
     out = Path(out)
-    demand_writable(out)
+    if chosen.name == "web":
+        demand_replaceable(out, ours=DESCRIPTION)
+        if resize:
+            raise BadConfiguration("resize must be off for a site: the page resizes images as Pillow does")
+    else:
+        demand_writable(out)
     given = [] if isinstance(data, tuple | list) and not data else list(take_sources(data))
     demand_apart(out, [each for each in [model, *given] if isinstance(each, str | Path)])
     if not chosen.is_program:
@@ -96,6 +104,9 @@ def export(
             return _convert(opened, out, chosen, log)
         plan = ExportPlan.of(opened.card, chosen.name, resize=resize, precision=precision)
         images = _read_images(given, plan, columns, log) if given else None
+        if chosen.name == "web":
+            name = Path(model).stem if isinstance(model, str | Path) else plan.configuration.model
+            return export_site(find_weights(opened), plan, out, name=name, images=images, on_progress=log)
         return _write_program(find_weights(opened), plan, out, images, log)
 
 
@@ -105,7 +116,7 @@ def _write_program(
     """Write, check, and give the file its name."""
     program = find_program(plan.format)
     files = program.list_files(out)
-    name = f"{len(images)} of the given images" if images else "4 made-up images"
+    name = f"{len(images)} of the given images" if images else "4 synthetic images"
     with whole_files(files) as folder:
         log(f"writing {out.name}", 0, None)
         program.write(weights, plan, folder / out.name)
@@ -115,13 +126,13 @@ def _write_program(
             run,
             weights,
             plan,
-            images or make_up_images(plan.card.preprocessing.decoded_channels),
+            images or make_synthetic_images(plan.card.preprocessing.decoded_channels),
             runtime=runtime,
             name=name,
             fit=fit,
             on_progress=lambda done, total: log("checking", done, total),
         )
-        del run, fit  # they may hold the files open
+        del run, fit  # Windows cannot move files that are open
         sizes = [(folder / path.name).stat().st_size for path in files]
     return Export(
         path=out,
@@ -139,7 +150,7 @@ def _write_program(
 
 
 def _write_fitting(weights: "Weights", plan: ExportPlan, path: Path) -> Run:
-    """A program of the resizing alone, as it is in the exported one."""
+    """A program of the exported one's resizing alone."""
     program = find_program(plan.format)
     outputs: tuple[Output, ...] = (FITTED,)
     program.write(weights, replace(plan, outputs=outputs), path)
@@ -147,7 +158,7 @@ def _write_fitting(weights: "Weights", plan: ExportPlan, path: Path) -> Run:
 
 
 def _convert(opened: "Model | ModelFile", out: Path, chosen: Format, log: OnProgress) -> Export:
-    """Weights in a library's layout; `convert` reads them back and compares the logits."""
+    """Write weights in a library's layout; `convert` reads them back and compares the logits."""
     log(f"writing {out.name}", 0, None)
     dialect: Dialect = "keras" if chosen.name == "keras" else "timm" if chosen.name == "timm" else "torchvision"
     with tempfile.TemporaryDirectory(prefix="vggkit-export-") as name:
@@ -174,7 +185,7 @@ def _convert(opened: "Model | ModelFile", out: Path, chosen: Format, log: OnProg
 
 
 def _demand_programs(chosen: Format, *, resize: bool, precision: StoredPrecision, data: bool) -> None:
-    """Raise BadConfiguration for options of programs with a format of weights alone."""
+    """Raise BadConfiguration for options of programs with a format of weights."""
     given = {"resize": resize, "precision": precision != "fp32", "data": data}
     for name, is_given in given.items():
         if is_given:
@@ -186,7 +197,7 @@ def _demand_programs(chosen: Format, *, resize: bool, precision: StoredPrecision
 def _read_images(
     given: Sequence[str | Path | ImageSample], plan: ExportPlan, columns: Columns, log: OnProgress
 ) -> list[Pixels]:
-    """Some of the images, from everywhere; raises BadData where none can be read."""
+    """Up to `MOST_IMAGES` images, evenly from all; raises BadData if none can be read."""
     log("listing images", 0, None)
     total = count_images(given, columns=columns)
     every = (

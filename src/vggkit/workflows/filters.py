@@ -1,4 +1,4 @@
-"""What the channels of a layer respond to, as images."""
+"""Images of what the channels of a layer respond to."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from vggkit.images.dataset import ImageSample
 from vggkit.images.decoding import Pixels
 from vggkit.images.given import ImageSources, list_sources
 from vggkit.images.omissions import Reading
-from vggkit.images.sources.open_dataset import begin
+from vggkit.images.sources.open_dataset import iterate_samples
 from vggkit.models.graph import Graph
 from vggkit.models.receptive_field import find_receptive_field
 from vggkit.models.vgg import VGG
@@ -28,7 +28,7 @@ from vggkit.weights.open_model import open_model
 
 FilterMethod = Literal["auto", "weights", "patches", "maximize"]
 USUAL_CHANNELS: Final = 16
-"""How many channels are shown, from the first one, unless they are named."""
+"""Number of channels that are shown, from the first one, unless they are named."""
 LEAST_SIDE: Final = 64
 """Side in pixels of images that excite a channel, at least."""
 MOST_SIDE: Final = 224
@@ -71,7 +71,7 @@ class Filters:
     searched: int = 0
     """Number of images that were searched for patches; 0 for other methods."""
     problems: tuple[str, ...] = field(default=(), repr=False)
-    """Why others could not be read."""
+    """The reasons why others could not be read."""
 
     def save(self, path: str | Path) -> Path:
         """Draw the contact sheet as .png, .pdf or .svg, by the ending; raises BadOutput and MissingExtra."""
@@ -80,7 +80,7 @@ class Filters:
         return Path(path)
 
     def describe(self) -> str:
-        """What the images are, in a line."""
+        """The description of the images, in a line."""
         side = self.receptive_field
         seen = "" if side is None else f"; each value sees {side}×{side} pixels"
         match self.method:
@@ -260,7 +260,7 @@ def _find_patches(
     responses, samples = find_strongest(
         engine,
         opened.preprocessing,
-        begin(list_sources(data), Reading()),
+        iterate_samples(list_sources(data), Reading()),
         chosen,
         top=top,
         inside=(inside, inside),

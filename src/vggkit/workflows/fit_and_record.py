@@ -165,7 +165,7 @@ def fit_and_record(
             callbacks=Callbacks(
                 on_step=show,
                 on_epoch=record,
-                is_enough=on_epoch or (lambda epoch: False),
+                should_stop=on_epoch or (lambda epoch: False),
                 log=line.log,
                 warn=line.warn,
                 signals=signals,

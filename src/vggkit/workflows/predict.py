@@ -46,6 +46,7 @@ def predict_into(
     device: str = "auto",
     precision: WantedPrecision = "auto",
     engine: WantedEngine = "auto",
+    reduced_decoding: bool = False,
     explain: str | Path | None = None,
     save_seconds: float = 5.0,
     overwrite: bool = False,
@@ -69,6 +70,8 @@ def predict_into(
         precision: The precision of the computation; auto: bf16 where the device multiplies it natively. int8 is
             for processors, and needs the Classifier's activation ranges.
         engine: The engine, see `predict`.
+        reduced_decoding: Decode large JPEGs at a smaller scale, even where the Classifier does not: it is faster,
+            reads some that are too large otherwise, and changes pixels slightly.
         explain: Also write to this folder, a new one, which regions of each image support its most probable class:
             Grad-CAM in closed form from the same pass, as an overlay for each image; see `explain_into`.
         save_seconds: How often rows are written to the folder `out`.parts; the same call continues there after
@@ -86,7 +89,15 @@ def predict_into(
     opened, place = _open(model)
     on_progress("listing", 0, None)
     total = count_images(given, columns=columns)  # a place without images is refused before an engine is built
-    predicting = open_predictor(opened, given, explain=explain, device=device, precision=precision, engine=engine)
+    predicting = open_predictor(
+        opened,
+        given,
+        explain=explain,
+        device=device,
+        precision=precision,
+        engine=engine,
+        reduced_decoding=reduced_decoding,
+    )
     top = min(top, len(opened.card.labels))
     kinds: dict[str, Kind] = {"path": "path", "prediction": "text"}
     for rank in range(1, top + 1):
@@ -108,7 +119,9 @@ def predict_into(
                 "results": "predictions",
                 "top": top,
                 "answers": describe_labels(opened),
-                "model": describe_network(opened, precision=predicting.info.precision),
+                "model": describe_network(
+                    opened, precision=predicting.info.precision, reduced_decoding=reduced_decoding
+                ),
                 **_describe_images(given, columns),
                 **predicting.about,
             },
@@ -139,6 +152,7 @@ def embed_into(
     device: str = "auto",
     precision: WantedPrecision = "auto",
     engine: WantedEngine = "auto",
+    reduced_decoding: bool = False,
     save_seconds: float = 5.0,
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
@@ -161,6 +175,8 @@ def embed_into(
         precision: The precision of the computation; auto: bf16 where the device multiplies it natively. int8 is
             for processors, and needs the Classifier's activation ranges.
         engine: The engine, see `predict`.
+        reduced_decoding: Decode large JPEGs at a smaller scale, even where the Classifier does not: it is faster,
+            reads some that are too large otherwise, and changes pixels slightly.
         save_seconds: How often rows are written to the folder `out`.parts; the same call continues there after
             the process has ended in any way.
         overwrite: Start again, and discard the rows of an earlier call.
@@ -174,14 +190,15 @@ def embed_into(
     batch_size = demand_count("batch_size", batch_size)
     save_seconds = demand_seconds("save_seconds", save_seconds)
     opened, place = _open(model)
-    width = find_width(opened.card.configuration, layer)
+    card = opened.card.with_reduced_decoding(reduced_decoding)
+    width = find_width(card.configuration, layer)
     on_progress("listing", 0, None)
     total = count_images(given, columns=columns)  # a place without images is refused before an engine is built
     computing = choose_engine(opened, device, output=layer, precision=precision, engine=engine)
     missing = np.full(width, np.nan, np.float32)
 
     def compute(found: Iterator[ImageSample]) -> Iterator[tuple[ImageSample, Row]]:
-        for image, each in iterate_embeddings(computing, opened.card, found, batch_size=batch_size):
+        for image, each in iterate_embeddings(computing, card, found, batch_size=batch_size):
             yield image, (each.path, missing if each.vector is None else each.vector, each.problem)
 
     return run_job(
@@ -192,7 +209,9 @@ def embed_into(
                 "results": "vectors",
                 "layer": layer,
                 "precision": computing.info.precision,
-                "model": describe_network(opened, precision=computing.info.precision, layer=layer),
+                "model": describe_network(
+                    opened, precision=computing.info.precision, layer=layer, reduced_decoding=reduced_decoding
+                ),
                 **_describe_images(given, columns),
             },
             model=place,

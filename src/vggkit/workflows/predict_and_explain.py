@@ -36,7 +36,7 @@ class Predictor:
 
     @property
     def info(self) -> EngineInfo:
-        """What computes."""
+        """The engine."""
         return self.computing.info
 
     @property
@@ -72,15 +72,19 @@ def open_predictor(
     device: str,
     precision: WantedPrecision,
     engine: WantedEngine,
+    reduced_decoding: bool = False,
 ) -> Predictor:
     """The predictor; with a folder it also explains the most probable class of each image.
 
+    With `reduced_decoding` large JPEGs are decoded at a smaller scale even where the Classifier does not do so.
+
     Raises BadOutput where the folder cannot be written to, and what `choose_engine` does.
     """
+    card = model.card.with_reduced_decoding(reduced_decoding)
     if explain is None:
         computing = choose_engine(model, device, precision=precision, engine=engine)
-        return Predictor(computing, model.card, None)
-    plan = ExplanationPlan.of(model.card)
+        return Predictor(computing, card, None)
+    plan = ExplanationPlan.of(card)
     folder = ExplanationFolder(demand_path(explain), plan, images, with_maps=False)
     explainer = build_explainer(model, plan, device=device, precision=precision, engine=engine)
-    return Predictor(explainer, model.card, folder)
+    return Predictor(explainer, card, folder)

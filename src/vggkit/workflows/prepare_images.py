@@ -1,4 +1,4 @@
-"""The images of a training: read once, near duplicates tied together, divided into splits, and vetted."""
+"""The images of a training: read once, near duplicates kept together, divided into splits, and checked."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -12,11 +12,11 @@ from vggkit.errors import BadData
 from vggkit.images.class_names import hint_at_lookalikes, shorten_names
 from vggkit.images.dataset import ImageDataset, identify_image, identify_images
 from vggkit.images.sources.spooling import spool
-from vggkit.images.splits import Ties, hold_out, hold_out_tied, is_divided
+from vggkit.images.splits import CopyGroups, hold_out, hold_out_with_copies, is_divided
 from vggkit.reports.progress import ProgressLine
 from vggkit.training.recipe import Recipe
 from vggkit.weights.model import Model
-from vggkit.workflows.check import MOST_COMPARED, vet
+from vggkit.workflows.check import MOST_COMPARED, check_training_data
 from vggkit.workflows.run_config import RunConfig
 
 
@@ -30,7 +30,7 @@ class PreparedImages:
     """Of each split, by `identify_images`."""
     contents: Mapping[str, str]
     """Of each split, a digest of the contents, labels and order of its readable images."""
-    ties: Ties
+    copy_groups: CopyGroups
     """Groups of near duplicates and exact copies that are in one split each."""
     findings: tuple[str, ...]
     """Messages on problems for the training."""
@@ -42,7 +42,7 @@ def prepare_images(
     recipe: Recipe,
     *,
     config: RunConfig,
-    ties: Ties | None = None,
+    copy_groups: CopyGroups | None = None,
     stack: ExitStack,
     line: ProgressLine,
 ) -> PreparedImages:
@@ -56,7 +56,7 @@ def prepare_images(
         classifier: Its labels are the classes.
         recipe: Gives the held-out proportion or fold.
         config: The options of the run.
-        ties: Those that the run recorded when it began; None: they are searched for.
+        copy_groups: Those that the run recorded when it began; None: they are searched for.
         stack: Keeps the copies of slow images until it is closed.
         line: For progress and messages.
 
@@ -64,7 +64,7 @@ def prepare_images(
     """
     share, seed, fold = recipe.validation_share, recipe.seed, recipe.fold
     # Before anything is read: a dataset that cannot be split is refused immediately.
-    divided = hold_out(opened, validation_share=share, seed=seed, fold=fold, ties=ties or ())
+    divided = hold_out(opened, validation_share=share, seed=seed, fold=fold, copy_groups=copy_groups or ())
     _demand_classes(opened, classifier)
     folder = Path(stack.enter_context(TemporaryDirectory(prefix="vggkit-")))
     spooled = spool(opened, folder / "images", on_progress=partial(line.show, "copying images"))
@@ -73,13 +73,21 @@ def prepare_images(
         id(original): image
         for original, image in zip(originals, (p for split in spooled.splits.values() for p in split), strict=True)
     }
-    channels = classifier.preprocessing.decoded_channels
-    copies = find_copies(spooled, most=MOST_COMPARED, channels=channels, on_progress=line.show)
-    if ties is None:
-        found = [[identify_image(originals[number]) for number in tie] for tie in copies.list_ties()]
-        divided, ties = hold_out_tied(opened, validation_share=share, seed=seed, fold=fold, ties=found)
+    fed = classifier.preprocessing
+    copies = find_copies(
+        spooled,
+        most=MOST_COMPARED,
+        channels=fed.decoded_channels,
+        reduced_decoding=fed.reduced_decoding,
+        on_progress=line.show,
+    )
+    if copy_groups is None:
+        found = [[identify_image(originals[number]) for number in group] for group in copies.list_groups()]
+        divided, copy_groups = hold_out_with_copies(
+            opened, validation_share=share, seed=seed, fold=fold, copy_groups=found
+        )
         if found and not is_divided(opened, fold):
-            line.log(_describe_ties(found, ties))
+            line.log(_describe_copy_groups(found, copy_groups))
     digests = {name: identify_images(split) for name, split in divided.splits.items()}
     placed = divided.keep({name: [quick[id(p)] for p in split] for name, split in divided.splits.items()})
     findings: list[str] = []
@@ -88,7 +96,7 @@ def prepare_images(
         findings.append(message)
         line.warn(message)
 
-    readable, contents = vet(
+    readable, contents = check_training_data(
         # A class that the Classifier names and the data lacks altogether is missing too.
         replace(placed, name=opened.name, labels=classifier.labels),
         despite_findings=config.despite_findings,
@@ -97,11 +105,11 @@ def prepare_images(
         log=log,
         on_progress=line.show,
     )
-    return PreparedImages(readable, digests, contents, ties, tuple(findings))
+    return PreparedImages(readable, digests, contents, copy_groups, tuple(findings))
 
 
-def _describe_ties(found: Ties, used: Ties) -> str:
-    """How many images are in groups, and how many groups are divided all the same."""
+def _describe_copy_groups(found: CopyGroups, used: CopyGroups) -> str:
+    """The number of images in groups, and of groups that are divided all the same."""
     images, groups = sum(map(len, used)), _count_groups(len(used))
     sentence = f"near duplicates and copies: {images:,} images in {groups}, each kept in one split"
     if loose := len(found) - len(used):

@@ -78,8 +78,8 @@ def resume_run(
         and {"fingerprint", "images"} <= before.keys()
     ):
         raise BadCheckpoint(
-            f"{directory / 'config.yaml'}: its section found is not complete, by which a run is recognised; "
-            "restore it, or start a new run with --config"
+            f"{directory / 'config.yaml'}: lacks part of its `found` section, which identifies the images and "
+            "settings of the run; restore it, or start a new run with --config"
         )
     chosen = choose_device(device)
     card = read_card(directory / "last.ckpt")
@@ -105,22 +105,22 @@ def resume_run(
             now = sum(len(split) for split in opened.splits.values())
             raise BadData(
                 f"{opened.name}: differs from the images that this run began with: "
-                f"{sum(before['images'].values())} readable images then, {now} files now, and some are missing, "
-                "new or others. Restore them, name their place (vggkit train PLACE --resume "
+                f"{sum(before['images'].values())} readable images then, {now} files now; some are missing, "
+                "new or changed. Restore them, name their place (vggkit train PLACE --resume "
                 f"{directory}), or start a new run: vggkit train --config {directory / 'config.yaml'}"
             )
         if stretched:
             config.write(directory / "config.yaml")
             line.log(
-                f"continuing to {epochs} epochs in all: the {config.resolved.schedule} schedule of the learning "
-                "rate is stretched to them, as in a training of that length"
+                f"continuing to {epochs} epochs; the {config.resolved.schedule} learning-rate schedule now covers "
+                f"{epochs} epochs"
             )
         images = prepare_images(
             opened,
             classifier,
             config.resolved,
             config=config,
-            ties=before.get("ties", ()),  # runs of versions without ties keep their split
+            copy_groups=before.get("ties", ()),  # runs of versions without ties keep their split
             stack=stack,
             line=line,
         )

@@ -97,15 +97,15 @@ class NetworkChoice:
     @classmethod
     def of(cls, classifier: "Model") -> Self:
         """The choice that describes an existing Classifier."""
-        network, fed = classifier.configuration, classifier.preprocessing
+        network, preprocessing = classifier.configuration, classifier.preprocessing
         return cls(
             model=network.model,
             weights=classifier.origin.source,
             head=network.head,
             until=network.until,
-            image_size=fed.crop_pixels,
-            fit_mode=fed.fit_mode,
-            reduced_decoding=fed.reduced_decoding,
+            image_size=preprocessing.crop_pixels,
+            fit_mode=preprocessing.fit_mode,
+            reduced_decoding=preprocessing.reduced_decoding,
             in_channels=network.in_channels,
             dropout=network.dropout,
         )
@@ -137,7 +137,7 @@ class RunConfig:
     network: NetworkChoice = field(default_factory=NetworkChoice)
     """The network that is trained."""
     recipe: Recipe = field(default_factory=Recipe)
-    """How it is trained."""
+    """The training recipe."""
     found: Mapping[str, Any] = field(default_factory=dict)
     """Facts of the run, and under chosen its choices where the recipe leaves them open. --resume needs it; for
     --config it may be left out."""

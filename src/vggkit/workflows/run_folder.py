@@ -57,9 +57,9 @@ class RunState:
     best_epoch: int | None = None
     """The best epoch so far; None before the first one is complete."""
     started: str | None = None
-    """When the run began, ISO 8601 in UTC; None where it is unknown."""
+    """Time at which the run began, ISO 8601 in UTC; None where it is unknown."""
     updated: str | None = None
-    """When this was written, likewise."""
+    """Time at which this was written, likewise."""
     seconds: float = 0.0
     """Time that was spent on training, in seconds, over all times that it was resumed."""
     problem: str | None = None

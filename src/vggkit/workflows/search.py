@@ -14,6 +14,7 @@ from vggkit.images.omissions import warn_of_omissions
 from vggkit.inference.embed import embed
 from vggkit.inference.fingerprint import describe_network, list_differences
 from vggkit.inference.search import SearchResult, SimilarImage, VectorIndex
+from vggkit.weights.card import read_entry
 from vggkit.weights.hub import is_address
 from vggkit.weights.published_classifiers import is_model_name
 
@@ -30,6 +31,7 @@ def search(
     keep_query: bool = False,
     batch_size: int = 32,
     device: str = "auto",
+    reduced_decoding: bool = False,
     on_progress: Callable[[int, int | None], None] | None = None,
 ) -> list[SearchResult]:
     """The images of an index that are most similar to each of the given images, by the vectors of a network.
@@ -44,6 +46,7 @@ def search(
             copies in other files always are.
         batch_size: Images that pass through the network together.
         device: `auto`, `cpu`, `cuda`, `mps`.
+        reduced_decoding: Decode large JPEGs at a smaller scale; always so where those of the index were.
         on_progress: Called with the number of images embedded, and of all where ImageSamples are given.
 
     Raises BadData for a file that is no index, BadInput for a Classifier that it was not made with, and
@@ -59,6 +62,7 @@ def search(
         batch_size=batch_size,
         device=device,
         precision=cast(WantedPrecision, opened.precision),
+        reduced_decoding=reduced_decoding or _is_reduced(opened),
         on_progress=on_progress,
     )
     warn_of_omissions(found.skipped)
@@ -81,6 +85,11 @@ def _leave_out(
     return tuple(each for each in similar if os.path.realpath(each.path) != own)[:top]
 
 
+def _is_reduced(index: VectorIndex) -> bool:
+    """Whether the index's JPEGs were decoded at a smaller scale."""
+    return bool(read_entry(index.model, "preprocessing").get("reduced_decoding"))
+
+
 def _find_model(index: VectorIndex, given: "Model | str | Path | None") -> "Model | ModelFile":
     """The Classifier that the index was made with; raises BadInput and BadData."""
     if given is None:
@@ -94,7 +103,8 @@ def _find_model(index: VectorIndex, given: "Model | str | Path | None") -> "Mode
             )
         given = index.classifier
     model = open_for_engine(given, "search")
-    differing = list_differences(index.model, describe_network(model, precision=index.precision, layer=index.layer))
+    now = describe_network(model, precision=index.precision, layer=index.layer, reduced_decoding=_is_reduced(index))
+    differing = list_differences(index.model, now)
     if differing:
         raise BadInput(
             f"{index.path}: was made with another Classifier ({'; '.join(differing[:3])}). Name that one with "

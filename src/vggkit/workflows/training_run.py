@@ -123,7 +123,7 @@ def start_run(
                     "validation_share": recipe.validation_share,
                     "seed": recipe.seed,
                     "fold": recipe.fold,
-                    "ties": [list(tie) for tie in images.ties],
+                    "ties": [list(group) for group in images.copy_groups],
                     "learnt": images.digests["train"],
                     "held_out": {name: digest for name, digest in images.digests.items() if name != "train"},
                 },

@@ -29,7 +29,7 @@ ADDRESS: Final = re.compile(
 COMMIT: Final = re.compile("[0-9a-f]{40}")
 
 PATIENCE_SECONDS: Final = 10.0
-"""How long the hub may take to respond at first."""
+"""Longest wait for the hub's first response."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _load(
 
 
 def _ask(settings: Any) -> str | None:
-    """Why the hub cannot be reached; None where it responds. Its own library would retry for half a minute."""
+    """The reason why the hub cannot be reached, or None. Its own library would retry for half a minute."""
     if settings.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set"
     endpoint = settings.HF_ENDPOINT

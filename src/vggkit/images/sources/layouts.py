@@ -106,8 +106,8 @@ def _read_splits(folder: Path, named: Mapping[Path, str], reading: Reading) -> l
     for child, split in named.items():
         if (other := first.setdefault(split, child)) is not child:
             raise BadData(
-                f"{folder}: holds the split {split} twice, as {other.name} and as {child.name}; keep one, or put "
-                "the images of both together"
+                f"{folder}: holds the split {split} twice, as {other.name} and as {child.name}; keep one, call "
+                "one of them test, or put the images of both together"
             )
     met = {child: Reading(is_own=reading.is_own) for child in named}
     inside = {child: _look_into(child, met[child]) for child in named}
@@ -225,9 +225,10 @@ def _holds_images(folder: Path) -> bool:
 
 
 def _look_into(folder: Path, reading: Reading) -> Contents:
-    """What a folder holds, or the folder inside it where it holds nothing else and that is no class.
+    """The contents of a folder, or of the folder inside it where it holds nothing else and that is no class.
 
-    Archives are often unpacked into a folder of their own name: `training_set/training_set/cats`.
+    Archives are often unpacked into a folder of their own name: `training_set/training_set/cats`. A folder of any
+    name is passed through where a training split with classes is in it.
     """
     found, met = _list(folder, reading)
     split = tell_split(folder.name) or hint_at_split(folder.name)
@@ -235,11 +236,16 @@ def _look_into(folder: Path, reading: Reading) -> Contents:
         (child,) = found.folders
         name = child.name.lower()
         same = name == folder.name.lower() or (split is not None and split == tell_split(name))
-        if same or (name in WRAPPERS and _list(child, reading)[0].folders):
+        inside = _list(child, Reading())[0].folders
+        if same or (name in WRAPPERS and inside) or any(map(_is_training_split, inside)):
             reading.take(met)
             return _look_into(child, reading)
     reading.take(met)
     return found
+
+
+def _is_training_split(folder: Path) -> bool:
+    return tell_split(folder.name) == "train" and bool(_list(folder, Reading())[0].folders)
 
 
 def _list(folder: Path, reading: Reading) -> tuple[Contents, Reading]:

@@ -152,8 +152,8 @@ def copy_whole(place: Place, *, unpack: Callable[[Any], Any] | None = None) -> R
     """A temporary copy of a file on this machine, which goes with the storage that comes back.
 
     Args:
-        place: What to copy.
-        unpack: What makes a plain file of it, such as `gzip.open`.
+        place: The file to copy.
+        unpack: The function that opens it decompressed, such as `gzip.open`.
     """
     with place.open() as packed, tempfile.NamedTemporaryFile(prefix="vggkit-", delete=False) as plain:
         storage = Ranges(Place(plain.name))

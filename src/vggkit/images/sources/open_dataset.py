@@ -52,7 +52,7 @@ def open_dataset(
             - `-`: a table on standard input;
             - from Python, pairs of an image and its label, a torch or torchvision Dataset of such pairs, arrays
               `(images, labels)`, or a mapping of these by split; see `labelled.take_labelled`.
-        columns: What a table's columns are called, where their names are not the usual ones.
+        columns: The names of a table's columns, where they are not the usual ones.
 
     Files that are not images of the dataset are counted in `skipped`.
 
@@ -84,7 +84,7 @@ def iterate_images(
     Archives that are remote or compressed are read once, front to back, each image with its bytes.
 
     Args:
-        places: What `open_dataset` takes, and also single images, folders without classes (every
+        places: Any place that `open_dataset` takes, and also single images, folders without classes (every
             image below them), lists of files (`.txt`, a path a line), and `-`: an image, a
             table or a list of files on standard input.
         columns: As for `open_dataset`.
@@ -125,8 +125,8 @@ def gather_images(
             yield from iterate_images([image], columns=columns, reading=reading)
 
 
-def begin(images: ImageSources, reading: Reading) -> Iterator[ImageSample]:
-    """As `gather_images`, with the first image found already: raises BadInput and BadData where there is none."""
+def iterate_samples(images: ImageSources, reading: Reading) -> Iterator[ImageSample]:
+    """As `gather_images`, but the first image is found at once: raises BadInput and BadData if there is none."""
     found = gather_images(images, reading=reading)
     first = next(found, None)
     if first is None:

@@ -72,7 +72,7 @@ DISK: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, e
 """Errors that are not the network's."""
 
 PATIENCE_SECONDS: Final = 30.0
-"""How long a host may take to respond."""
+"""Longest wait for a host's response."""
 
 ARCHIVES: Final = frozenset({".gz", ".tgz", ".zip", ".mat"})
 """Endings of files of an unfinished download that the next one may use: torchvision compares their digests."""

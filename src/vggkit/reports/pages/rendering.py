@@ -45,13 +45,13 @@ class Thumb(NamedTuple):
     """Whether it is enlarged without smoothing."""
 
 
-def make_thumb(image: ImageSample, *, fed: Preprocessing | None = None) -> Thumb:
-    """The thumbnail of an image, decoded again; with `fed` of the part and at the size of a network's input."""
+def make_thumb(image: ImageSample, *, preprocessing: Preprocessing | None = None) -> Thumb:
+    """The thumbnail of an image, decoded again; with `preprocessing`, its centre as the network sees it."""
     try:
-        if fed is None:
+        if preprocessing is None:
             pixels = image.decode(least_side=SIDE_PIXELS)
         else:
-            pixels = np.ascontiguousarray(fed.fit(image.decode(least_side=fed.resize_pixels)))
+            pixels = np.ascontiguousarray(preprocessing.fit(image.decode(least_side=preprocessing.resize_pixels)))
     except VggkitError:  # the file may have changed since
         return Thumb(None, False)
     encoded = base64.b64encode(encode_thumbnail(pixels)).decode("ascii")

@@ -9,9 +9,10 @@ from vggkit.arguments import demand_path
 from vggkit.errors import BadCheckpoint
 from vggkit.weights.formats.keras import ARCHIVED_WEIGHTS, open_hdf5, open_keras_archive
 from vggkit.weights.formats.numpy import open_npy, open_npz
-from vggkit.weights.formats.pytorch import IN_MEMORY, open_archived, open_legacy, open_state
+from vggkit.weights.formats.pytorch import open_archived, open_legacy, open_state
 from vggkit.weights.formats.safetensors import open_safetensors
 from vggkit.weights.formats.weight_file import (
+    IN_MEMORY,
     LIMIT_BYTES,
     SLACK_BYTES,
     Archive,

@@ -41,12 +41,12 @@ _UNPACKED_BYTES: Final = 4 * 2**30
 _LIMIT_PARTS: Final = 64
 _TEXT_BYTES: Final = 2**16
 _HEAP: Final = re.compile(rb"GCOL\x01\0\0\0(.{8})", re.DOTALL)
-"""How a heap of texts begins in an HDF5 file, with its length."""
+"""The signature of a heap of texts in an HDF5 file, with its length."""
 _HEAP_HEADER: Final = 16
 """Bytes before each object of a heap: its number, its references, its length."""
 _NORMALIZATION: Final = ("gamma", "beta", "moving_mean", "moving_variance")
 _LEAVES: Final = {"W": "kernel", "b": "bias", "param_0": "kernel", "param_1": "bias"}
-"""How Keras 1 and 0 called them."""
+"""Their names in Keras 1 and 0."""
 _ORDER: Final = ("kernel", "bias", *_NORMALIZATION)
 _ROOMS: Final = ("layers", "_layer_checkpoint_dependencies", "vars")
 """Groups of Keras 3 that name no layer."""

@@ -17,7 +17,16 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 from vggkit.models.statements import LABELS_KEY
 from vggkit.models.statements import PREFIX as STATEMENTS
-from vggkit.weights.formats.weight_file import DTYPES, Archive, Contents, TensorEntry, reading, refuse, shown
+from vggkit.weights.formats.weight_file import (
+    DTYPES,
+    IN_MEMORY,
+    Archive,
+    Contents,
+    TensorEntry,
+    reading,
+    refuse,
+    shown,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +36,7 @@ WRAPPERS: Final = ("state_dict", "model_state_dict", "model", "net", "network", 
 LABEL_ENTRIES: Final = ("class_to_idx", "idx_to_class", "classes", "CLASSES", "class_names", "labels")
 """Entries under which they keep the names of classes, torchvision's own name for it first."""
 _LEGACY_STARTS: Final = tuple(pickle.dumps(0x1950A86A20F9469CFC6C, protocol) for protocol in range(2, 6))
-"""How torch's files from before 1.6 begin."""
+"""The first bytes of torch's files from before 1.6."""
 _READ_PROTOCOLS: Final = (2, 3)
 """Protocols of pickle that torch's restricted unpickler reads, of 3 all but bytes; `torch.save` writes 2."""
 _LIMIT_WRAPPERS: Final = 3
@@ -35,8 +44,6 @@ _LIMIT_PICKLE_BYTES: Final = 64 * 2**20
 """A state dict's pickle takes some kilobytes; values lie outside it."""
 _SAVE_AGAIN: Final = 'where it was made, write torch.save(model.state_dict(), "weights.pth")'
 _SAVE_AS_2: Final = 'where you trust it, write torch.save(torch.load(FILE, weights_only=False), "weights.pth")'
-IN_MEMORY: Final = Path("state dict in memory")
-"""The path of weights that are no file, for messages."""
 _MODULES: Final = ("torch.nn.modules.", "torch.nn.parallel.")
 
 
@@ -203,7 +210,7 @@ def _gather(path: Path, content: Any, sizes: set[int] | None, *, packed: bool) -
 
     Args:
         path: The file.
-        content: What torch loaded.
+        content: The object that torch loaded.
         sizes: Bytes of each storage in the archive; None where torch compared them with the file itself.
         packed: Whether the archive is compressed.
     """

@@ -1,8 +1,11 @@
-"""Weights that a file stores as the tensors that they are computed from: pruned by a mask, or by `weight_norm`.
+"""Weights that a file stores as the tensors that they are computed from: pruned by a mask, by `weight_norm` or by
+`spectral_norm`.
 
 `torch.nn.utils.prune` keeps `weight_orig` and `weight_mask` until `prune.remove`; weight normalisation keeps a
 direction and a length, as `weight_v` and `weight_g`, or in torch's parametrizations as `original1` and `original0`.
-The network's weight is their product. Shape letters: O and I channels out and in.
+The network's weight is their product. Spectral normalisation keeps the weight and the estimates of its first
+singular vectors, as `weight_orig`, `weight_u` and `weight_v`, or as `original`, `0._u` and `0._v`; in evaluation
+the weight is the stored one divided by the singular value u·Wv. Shape letters: O and I channels out and in.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -15,35 +18,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """One tensor of the network, and the two that the file stores for it."""
+    """One tensor of the network, and those that the file stores for it."""
 
     values: str
     """Key of the values, in the shape of the tensor."""
-    other: str
-    """Key of the mask, or of the lengths."""
-    compute: Callable[["Tensor", "Tensor"], "Tensor"]
-    """Computes the tensor from both."""
+    others: tuple[str, ...]
+    """Keys of the mask, of the lengths, or of the singular vectors."""
+    compute: Callable[..., "Tensor"]
+    """Computes the tensor from all of them."""
 
 
 def find_computed(keys: Collection[str]) -> dict[str, Computed]:
-    """The tensors that are computed from two others of the file, by the key they have in the network."""
+    """The tensors that are computed from several others of the file, by the key they have in the network."""
     found = {}
     for key in keys:
-        for ending, (other, compute) in _PAIRS.items():
+        for ending, endings, compute in _STORED:
             name = key.removesuffix(ending)
-            if name != key and name + other in keys:
+            others = tuple(name + other for other in endings)
+            if name != key and all(other in keys for other in others):
                 path, _, parameter = name.rpartition(".")
                 # `features.0.parametrizations.weight` is `features.0.weight`.
                 own = f"{path.removesuffix('.parametrizations')}.{parameter}"
                 if own not in keys:
-                    found[own] = Computed(key, name + other, compute)
+                    found[own] = Computed(key, others, compute)
     return found
 
 
 def list_resolved(keys: Collection[str], computed: Mapping[str, Computed]) -> dict[str, str]:
     """Keys of the network in the file's order, each with the key of the file that has its shape and type."""
     own = {made.values: key for key, made in computed.items()}
-    others = {made.other for made in computed.values()}
+    others = {other for made in computed.values() for other in made.others}
     return {own.get(key, key): key for key in keys if key not in others}
 
 
@@ -60,9 +64,18 @@ def _normalize(direction: "Tensor", length: "Tensor") -> "Tensor":
     return direction * (length / norm)
 
 
-_PAIRS: Final = {
-    "_orig": ("_mask", _mask),
-    "_v": ("_g", _normalize),
-    ".original1": (".original0", _normalize),
-}
-"""The endings of both keys, and the function that computes the tensor."""
+def _divide_by_norm(values: "Tensor", left: "Tensor", right: "Tensor") -> "Tensor":
+    """Of a weight (O, I, …) by the singular value of (O, I·…) that belongs to the vectors (O,) and (I·…,)."""
+    import torch
+
+    return values / torch.dot(left.to(values.dtype), values.flatten(1) @ right.to(values.dtype))
+
+
+_STORED: Final = (
+    ("_orig", ("_mask",), _mask),
+    ("_orig", ("_u", "_v"), _divide_by_norm),
+    ("_v", ("_g",), _normalize),
+    (".original1", (".original0",), _normalize),
+    (".original", (".0._u", ".0._v"), _divide_by_norm),
+)
+"""The ending of the values' key, those of the others, and the function that computes the tensor."""

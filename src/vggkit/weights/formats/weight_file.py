@@ -43,6 +43,8 @@ DTYPES: Final[Mapping[str, int]] = {
     **{"int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint64": 8, "uint32": 4, "uint16": 2, "uint8": 1, "bool": 1},
 }
 """torch's names of the types that are read, and the bytes that one value takes."""
+IN_MEMORY: Final = Path("state dict in memory")
+"""The path of weights that are no file, for messages."""
 _CHUNK: Final = 2**20
 
 
@@ -77,6 +79,10 @@ class Contents:
     """Whether keys are modules' paths with dots, and may carry prefixes."""
     modules: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Every module by its path, those without tensors too, with its metadata; empty where the file lists none."""
+
+
+class _NotFinite(BadCheckpoint):
+    """NaN or infinity among the values."""
 
 
 class WeightFile:
@@ -132,7 +138,7 @@ class WeightFile:
         if made is None:
             value = self._read_tensor(self._prefix + key)
         else:
-            value = made.compute(self._read_tensor(made.values), self._read_tensor(made.other)).contiguous()
+            value = made.compute(*map(self._read_tensor, (made.values, *made.others))).contiguous()
         assert (tuple(value.shape), str(value.dtype)) == (entry.shape, f"torch.{entry.dtype}")
         self._demand_finite(key, _count_not_finite(value))
         return value
@@ -154,6 +160,16 @@ class WeightFile:
             array = value.astype(np.float32)
         self._demand_finite(key, int((~np.isfinite(array)).sum()))
         return array
+
+    def is_finite(self, key: str) -> bool:
+        """Whether a tensor has neither NaN nor infinity; of one that cannot be read, loading says why."""
+        try:
+            self.read_array(key)
+        except _NotFinite:
+            return False
+        except BadCheckpoint:
+            pass
+        return True
 
     def _demand_key(self, key: str) -> None:
         if key not in self.entries:
@@ -178,7 +194,7 @@ class WeightFile:
     def _demand_finite(self, key: str, bad: int) -> None:
         if bad:
             values = f"{bad} of {math.prod(self.entries[key].shape)} values"
-            raise BadCheckpoint(
+            raise _NotFinite(
                 f"{self.path}: {shown(key)} holds {values} that are NaN or infinite; expected finite weights; "
                 "use a checkpoint from before training diverged, or copy the file again"
             )

@@ -1,4 +1,4 @@
-"""The survey of a dataset: each image is read, decoded and described once.
+"""The inspection of a dataset: each image is read, decoded and described once.
 
 Shape letters: D values of a description.
 """
@@ -25,6 +25,9 @@ from vggkit.images.near_duplicates import compute_descriptor
 LEAST_SIDE: Final = 128
 """Pixels of the short side that suffice to describe an image; its whole file is decoded all the same."""
 
+MOST_QUICK: Final = 2**26
+"""Pixels above which a JPEG may be too large for decoding at its full size; this is found out by doing so."""
+
 LEAST_SHOWN: Final = 64
 """Pixels of the short side from which on an image may show text; smaller ones have few colours in any case."""
 
@@ -43,8 +46,8 @@ ENDINGS: Final = {
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Sighting:
-    """The findings of the survey for an image."""
+class ImageRecord:
+    """The properties of an image."""
 
     split: str
     """`train`, `val`, `test` or `all`."""
@@ -61,7 +64,7 @@ class Sighting:
     palette_share: float = 0.0
     """The same of its 32 most frequent colours."""
     problem: str | None = None
-    """Why it cannot be read."""
+    """The reason why it cannot be read."""
 
     @property
     def looks_drawn(self) -> bool:
@@ -85,24 +88,29 @@ class Sighting:
         return named is not None and actual in ENDINGS and named != actual
 
 
-def survey(
-    images: ImageDataset, *, channels: int = 3, on_progress: Callable[[int, int], None] | None = None
-) -> Iterator[Sighting]:
-    """A Sighting of each image, split by split in order; several are decoded at once.
+def inspect_images(
+    images: ImageDataset,
+    *,
+    channels: int = 3,
+    reduced_decoding: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Iterator[ImageRecord]:
+    """A ImageRecord of each image, split by split in order; several are decoded at once.
 
     Args:
         images: The dataset.
         channels: 3, or 4 for a network that takes so many: images without a fourth are then unreadable.
+        reduced_decoding: Whether JPEGs that can only be decoded at a smaller scale are readable.
         on_progress: Called with the number of images done and of all.
     """
     every = [(name, image) for name, split in images.splits.items() for image in split]
     threads = count_threads()
-    with ThreadPoolExecutor(threads, thread_name_prefix="survey") as pool:
-        waiting, ahead = iter(every), deque[Future[Sighting]]()
+    with ThreadPoolExecutor(threads, thread_name_prefix="inspect") as pool:
+        waiting, ahead = iter(every), deque[Future[ImageRecord]]()
         try:
             for done in range(1, len(every) + 1):
                 ahead.extend(
-                    pool.submit(look, *item, channels=channels)
+                    pool.submit(inspect_image, *item, channels=channels, reduced_decoding=reduced_decoding)
                     for item in islice(waiting, 16 * threads - len(ahead))
                 )
                 yield ahead.popleft().result()
@@ -113,29 +121,33 @@ def survey(
                 future.cancel()
 
 
-def look(split: str, image: ImageSample, *, channels: int = 3) -> Sighting:
-    """The Sighting of one image; that of an unreadable image has a `problem`."""
+def inspect_image(
+    split: str, image: ImageSample, *, channels: int = 3, reduced_decoding: bool = False
+) -> ImageRecord:
+    """The ImageRecord of one image; that of an unreadable image has a `problem`."""
     try:
         if image.pixels is not None:
             pixels = image.decode(channels=channels)
             height, width, held = image.pixels.shape
             head = Head("in memory", width, height, "RGB" if held == 3 else "RGBA", 1, animated=False)
             digest = _digest(repr(image.pixels.shape).encode() + np.ascontiguousarray(image.pixels).tobytes())
-            return Sighting(split, image, head, digest, *_describe(pixels))
+            return ImageRecord(split, image, head, digest, *_describe(pixels))
         data = image.read()
         pixels = decode(data, name=image.path, least_side=LEAST_SIDE, channels=channels)
         head = read_head(data, name=image.path)
-        return Sighting(split, image, head, _digest(data), *_describe(pixels))
+        if not reduced_decoding and head.width * head.height > MOST_QUICK:
+            decode(data, name=image.path, channels=channels)
+        return ImageRecord(split, image, head, _digest(data), *_describe(pixels))
     except BadImage as problem:
-        return Sighting(split, image, problem=str(problem))
+        return ImageRecord(split, image, problem=str(problem))
 
 
-def group_exact(sightings: Sequence[Sighting]) -> dict[bytes, list[int]]:
-    """Numbers of the readable sightings by their digest."""
+def group_exact(records: Sequence[ImageRecord]) -> dict[bytes, list[int]]:
+    """Numbers of the readable records by their digest."""
     exact: dict[bytes, list[int]] = defaultdict(list)
-    for number, sighting in enumerate(sightings):
-        if sighting.problem is None:
-            exact[sighting.digest].append(number)
+    for number, record in enumerate(records):
+        if record.problem is None:
+            exact[record.digest].append(number)
     return exact
 
 

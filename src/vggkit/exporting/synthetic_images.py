@@ -1,4 +1,4 @@
-"""Images for the check of an exported file where the caller gives none: made up, and the same every time.
+"""Synthetic images for the check of an exported file if the caller gives none; they are always the same.
 
 Shape letters: H and W pixels.
 """
@@ -16,12 +16,12 @@ GRAINS: Final = (4, 12, 40, 120)
 """Numbers of blots along a side; coarse ones are the strongest, as in the spectrum of photographs."""
 
 
-def make_up_images(channels: int) -> list[Pixels]:
+def make_synthetic_images(channels: int) -> list[Pixels]:
     """Images (H, W, channels), uint8, of several sizes: blurred blots of colour in all sizes, and hard edges."""
-    return [_make_up(np.random.default_rng(number), *sides, channels) for number, sides in enumerate(SIZES)]
+    return [_make_synthetic(np.random.default_rng(number), *sides, channels) for number, sides in enumerate(SIZES)]
 
 
-def _make_up(rng: np.random.Generator, height: int, width: int, channels: int) -> Pixels:
+def _make_synthetic(rng: np.random.Generator, height: int, width: int, channels: int) -> Pixels:
     total = np.zeros((height, width, channels), np.float32)
     for grain in GRAINS:
         blots = rng.integers(0, 256, (grain, grain, channels), np.uint8)

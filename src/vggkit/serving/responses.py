@@ -1,4 +1,4 @@
-"""Requests' options and answers as JSON: the records that OpenAPI describes.
+"""Requests' options and responses as JSON: the records that OpenAPI describes.
 
 Shape letters: K classes, F numbers of a vector.
 """
@@ -19,7 +19,7 @@ class PredictOptions(BaseModel):
         le=1,
         description="Probability below which the label is `unknown`; else the model's own.",
     )
-    explain: bool = Field(default=False, description="Also say which places of each image speak for its class.")
+    explain: bool = Field(default=False, description="Also say which regions of each image support its class.")
     model: str | None = Field(default=None, max_length=64, description="The model's name; else the first one.")
 
 
@@ -41,10 +41,10 @@ class NoOptions(BaseModel):
 
 
 class Heatmap(BaseModel):
-    """Which places of an image speak for a class: Grad-CAM."""
+    """Which regions of an image support a class: Grad-CAM."""
 
     image: str = Field(
-        description="A PNG as a data: address, to be stretched over `box`: transparent where nothing speaks for "
+        description="A PNG as a data: address, to be stretched over `box`: transparent where nothing supports "
         "the class, else matplotlib's inferno with an alpha of up to 0.85, scaled to the map's largest value.",
         pattern="^data:image/png;base64,",
     )
@@ -73,12 +73,12 @@ class PredictedImage(BaseModel):
 
 
 class Predictions(BaseModel):
-    """The answer of POST /predict."""
+    """The response of POST /predict."""
 
     model: str = Field(description="The model's name.")
     version: str = Field(description="Of the model: differs where weights, labels or preprocessing do.")
     predictions: list[PredictedImage] = Field(description="One for each image, in order.")
-    seconds: float = Field(description="From the request's arrival to its answer.")
+    seconds: float = Field(description="From the request's arrival to its response.")
 
 
 class EmbeddedImage(BaseModel):
@@ -90,13 +90,13 @@ class EmbeddedImage(BaseModel):
 
 
 class Embedded(BaseModel):
-    """The answer of POST /embed."""
+    """The response of POST /embed."""
 
     model: str = Field(description="The model's name.")
     version: str = Field(description="Of the model: differs where weights, labels or preprocessing do.")
     layer: str = Field(description="The layer that the numbers are of (--layer).")
     embeddings: list[EmbeddedImage] = Field(description="One for each image, in order.")
-    seconds: float = Field(description="From the request's arrival to its answer.")
+    seconds: float = Field(description="From the request's arrival to its response.")
 
 
 class RequestLimits(BaseModel):
@@ -119,7 +119,7 @@ class EngineRecord(BaseModel):
 
 
 class ModelDescription(BaseModel):
-    """The answer of GET /model."""
+    """The response of GET /model."""
 
     name: str
     version: str = Field(description="Differs where weights, labels or preprocessing do.")
@@ -134,7 +134,7 @@ class ModelDescription(BaseModel):
     licence: str | None = Field(description="Of the weights; null where it is not known.")
     engine: EngineRecord
     layer: str = Field(description="The layer of POST /embed.")
-    explains: str | None = Field(description="The layer of heat maps; null where the network has none.")
+    explains: str | None = Field(description="The layer of heatmaps; null where the network has none.")
     reload_problem: str | None = Field(
         description="Why the changed file was not loaded; the model from before is used."
     )
@@ -143,13 +143,13 @@ class ModelDescription(BaseModel):
 
 
 class ModelNames(BaseModel):
-    """The answer of GET /models."""
+    """The response of GET /models."""
 
     models: list[str] = Field(description="The first is used where a request names none.")
 
 
 class Status(BaseModel):
-    """The answer of GET /health and GET /ready."""
+    """The response of GET /health and GET /ready."""
 
     status: str
 
@@ -161,8 +161,8 @@ class ProblemImage(BaseModel):
     problem: str
 
 
-class ErrorAnswer(BaseModel):
-    """The answer to a request that is refused."""
+class ErrorResponse(BaseModel):
+    """The response to a request that is refused."""
 
     error: str = Field(description="The error's name, for programs.")
     message: str = Field(description="The rule, what was received, and what to do.")

@@ -1,4 +1,4 @@
-"""Are explanations right? Deletion and insertion, the grid pointing game, and a network with random weights.
+"""Sanity checks of explanations: deletion and insertion, the grid pointing game, and a network with random weights.
 
 Shape letters: N images, K classes, C channels, H and W pixels or places.
 """
@@ -23,7 +23,7 @@ from vggkit.explanations.measures import build_mosaics, correlate_ranks, find_qu
 from vggkit.explanations.plan import ExplanationPlan, Method
 from vggkit.images.given import ImageSources, list_sources
 from vggkit.images.omissions import Reading
-from vggkit.images.sources.open_dataset import begin
+from vggkit.images.sources.open_dataset import iterate_samples
 from vggkit.weights.card import Card
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class CurveComparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExplanationCheck:
-    """How right a method's explanations of a Classifier are, on some images."""
+    """The checks of a method's explanations of a Classifier, on some images."""
 
     n: int
     """Number of images."""
@@ -120,6 +120,7 @@ def check_explanations(
     most: int = 32,
     batch_size: int = 32,
     device: str = "auto",
+    reduced_decoding: bool = False,
     seed: int = 0,
     on_progress: OnProgress | None = None,
 ) -> ExplanationCheck:
@@ -134,25 +135,27 @@ def check_explanations(
         most: How many images are used.
         batch_size: Images that pass through the network together.
         device: `auto`, `cpu`, `cuda`, `mps`.
+        reduced_decoding: Decode large JPEGs at a smaller scale, even where the Classifier does not: it is faster,
+            reads some that are too large otherwise, and changes pixels slightly.
         seed: Of random orders, mosaics and weights.
         on_progress: Called with what is being done, how much of it is done, and of how much.
 
     Raises BadInput where no image can be read, and what `explain` does.
     """
     opened = open_for_engine(model, "check_explanations")
-    card = opened.card
+    card = opened.card.with_reduced_decoding(reduced_decoding)
     plan = ExplanationPlan.of(card, method=method, layer=layer)
     most, batch_size = demand_count("most", most), demand_count("batch_size", batch_size)
     progress = on_progress or _ignore
-    fed = _read(card, images, most)
+    inputs = _read(card, images, most)
     explainer = build_explainer(opened, plan, device=device)
     judging = choose_engine(opened, device, precision="fp32")
     rng = np.random.default_rng(seed)
-    logits, maps = _explain(explainer, fed, None, batch_size)
+    logits, maps = _explain(explainer, inputs, None, batch_size)
     predicted, directions = logits.argmax(axis=1), plan.choose_directions(logits)
-    areas = np.empty((len(fed), 2, 2))
-    for number, image in enumerate(fed):
-        progress("deleting and inserting", number, len(fed))
+    areas = np.empty((len(inputs), 2, 2))
+    for number, image in enumerate(inputs):
+        progress("deleting and inserting", number, len(inputs))
 
         def ask(batch: Values, number: int = number) -> NDArray[np.float64]:
             return softmax(judging.run(batch), card.temperature)[:, predicted[number]]
@@ -161,17 +164,17 @@ def check_explanations(
         areas[number, 1] = measure_areas(image, rng.random(plan.sides, np.float32), ask)
     hits = played = 0
     if len(np.unique(predicted)) > 1:
-        progress("playing the grid pointing game", 0, len(fed))
-        mosaics, quarters = build_mosaics(fed, predicted, rng)
+        progress("playing the grid pointing game", 0, len(inputs))
+        mosaics, quarters = build_mosaics(inputs, predicted, rng)
         _, of_mosaics = _explain(explainer, mosaics, directions, batch_size)
-        hits, played = int((find_quarters(of_mosaics) == quarters).sum()), len(fed)
-    progress("explaining with random weights", 0, len(fed))
+        hits, played = int((find_quarters(of_mosaics) == quarters).sum()), len(inputs)
+    progress("explaining with random weights", 0, len(inputs))
     untrained = build_explainer(_untrain(card, seed), plan, device=device)
-    _, of_untrained = _explain(untrained, fed, directions, batch_size)
+    _, of_untrained = _explain(untrained, inputs, directions, batch_size)
     likeness = [correlate_ranks(one, two) for one, two in zip(maps, of_untrained, strict=True)]
     known = [each for each in likeness if each is not None]
     return ExplanationCheck(
-        n=len(fed),
+        n=len(inputs),
         method=plan.method,
         layer=plan.layer,
         deletion=_compare(areas[:, :, 0]),
@@ -184,9 +187,9 @@ def check_explanations(
 
 
 def _read(card: Card, images: ImageSources, most: int) -> Values:
-    """The first images that can be read (N, C, H, W), as the network is fed."""
+    """The first images that can be read (N, C, H, W), as input of the network."""
     found = []
-    for image in begin(list_sources(images), Reading()):
+    for image in iterate_samples(list_sources(images), Reading()):
         try:
             found.append(card.preprocessing.see(image))
         except BadImage:
@@ -199,14 +202,15 @@ def _read(card: Card, images: ImageSources, most: int) -> Values:
 
 
 def _explain(
-    explainer: Explainer, fed: Values, directions: Values | None, batch_size: int
+    explainer: Explainer, inputs: Values, directions: Values | None, batch_size: int
 ) -> tuple[Values, Values]:
     """Logits (N, K) and maps (N, H, W), a batch at a time."""
     parts = [
         explainer.explain(
-            fed[first : first + batch_size], None if directions is None else directions[first : first + batch_size]
+            inputs[first : first + batch_size],
+            None if directions is None else directions[first : first + batch_size],
         )
-        for first in range(0, len(fed), batch_size)
+        for first in range(0, len(inputs), batch_size)
     ]
     logits, maps = zip(*parts, strict=True)
     return np.concatenate(logits), np.concatenate(maps)

@@ -43,27 +43,32 @@ def watch_activity(network: VGG, dead: dict[str, float]) -> Iterator[None]:
             hook.remove()
 
 
-class Guards:
+class TrainingMonitor:
     """Examines each epoch, and reports each problem once.
 
     Args:
-        learnt: (K,) training images of each class, counted as often as they are seen.
-        measured: (K,) images of each class that the epochs are measured on.
+        train_counts: (K,) training images of each class, counted as often as they are seen.
+        val_counts: (K,) number of validation images of each class.
         batch_norm: Whether the network has it.
     """
 
-    def __init__(self, *, learnt: Sequence[int], measured: Sequence[int], batch_norm: bool) -> None:
-        shares = [count / sum(learnt) for count in learnt if count]
+    def __init__(self, *, train_counts: Sequence[int], val_counts: Sequence[int], batch_norm: bool) -> None:
+        shares = [count / sum(train_counts) for count in train_counts if count]
         # The loss of a network that predicts at random, or only the class frequencies.
-        self._chances = (math.log(len(learnt)), -sum(share * math.log(share) for share in shares))
-        # Three standard deviations above what always giving the commonest class gives.
-        share, count = max(measured) / sum(measured), sum(measured)
-        self._guessing = share + 3 * math.sqrt(share * (1 - share) / count) if share < 1 else 1.0
+        self._chance_losses = (math.log(len(train_counts)), -sum(share * math.log(share) for share in shares))
+        # Three standard deviations above the accuracy of always predicting the commonest class.
+        share, count = max(val_counts) / sum(val_counts), sum(val_counts)
+        self._chance_top1 = share + 3 * math.sqrt(share * (1 - share) / count) if share < 1 else 1.0
         self._batch_norm = batch_norm
         self._reported: set[str] = set()
 
-    def look(self, history: Sequence[Epoch], dead: Mapping[str, float]) -> list[str]:
-        """Sentences on what the last epoch of the history shows that was not reported before."""
+    def update(self, history: Sequence[Epoch], dead: Mapping[str, float]) -> list[str]:
+        """Warnings about the last epoch of the history that were not reported before.
+
+        Args:
+            history: The epochs so far.
+            dead: The share of dead channels of each ReLU, see `watch_activity`.
+        """
         history = [epoch for epoch in history if epoch.epoch]  # a given start was not trained with augmentation
         if not history:
             return []
@@ -78,8 +83,8 @@ class Guards:
 
     def _find_stuck(self, history: Sequence[Epoch]) -> str | None:
         last = history[-1]
-        near = [chance for chance in self._chances if abs(last.train_loss - chance) < 0.02 * chance]
-        if not near or last.val_top1 > self._guessing or last.epoch < 2:
+        near = [chance for chance in self._chance_losses if abs(last.train_loss - chance) < 0.02 * chance]
+        if not near or last.val_top1 > self._chance_top1 or last.epoch < 2:
             return None
         advice = "a lower or a higher learning rate (--find-learning-rate looks for one)"
         if not self._batch_norm:
