@@ -73,6 +73,30 @@ def test_a_goal_finds_a_combination_and_shows_what_was_measured(trained, photos,
     assert len({image.digest for image in record.roles}) == 3
 
 
+@pytest.mark.slow
+def test_a_pool_head_takes_the_place_of_the_fully_connected_layers(trained, photos, tmp_path):
+    before = vk.load(trained)
+    small = before.compress(photos, head="pool", epochs=1, storage="int8", quiet=True)
+    assert small.configuration.head == "pool"
+    assert small.configuration.hidden == ()
+    assert small.configuration.parameters < before.configuration.parameters / 2
+    assert [step["step"] for step in small.provenance["compression"]["chosen"]["steps"]] == ["PoolHead", "FineTune"]
+    assert small.activation_ranges.keys() == {"images", "pool1", "relu2_1", "pool2"}
+    with pytest.raises(BadConfiguration, match="has a pool head already"):
+        small.compress(photos, head="pool", quiet=True)
+
+
+@pytest.mark.slow
+def test_without_a_goal_the_smallest_within_half_a_point_is_searched(trained, photos, monkeypatch):
+    monkeypatch.setattr(search, "ENERGIES", ())
+    monkeypatch.setattr(search, "REMOVED", (0.3,))
+    record = vk.compress(trained, photos, epochs=1, quiet=True).record
+    assert record.goals.max_loss == 0.005
+    assert any("pool head" in point.name for point in record.points)
+    within = [point for point in record.points[1:] if point.top1 >= record.before.top1 - 0.005]
+    assert record.chosen.name == min(within, key=lambda point: point.size_bytes).name
+
+
 def test_without_data_the_weights_are_stored_in_fewer_bits(made, tmp_path, capsys):
     out = tmp_path / "small.safetensors"
     assert call("compress", made, "--out", out, "--quiet") == 0
@@ -113,7 +137,7 @@ REFUSED = {
     "size out of reach": (
         {"max_size": "9KB"},
         BadInput,
-        r"max_size cannot be reached; the closest of \d+ that were measured is .*int4: .*MB.*with data=",
+        r"max_size cannot be reached; the closest of \d+ that were measured is .*int4: .*MB.*with images of its",
     ),
 }
 

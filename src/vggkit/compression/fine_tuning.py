@@ -88,7 +88,7 @@ def fine_tune(
     log: Callable[[str], None] = lambda sentence: None,
     signals: Signals | None = None,
 ) -> Model:
-    """The Classifier with its weights trained further; its best epoch by the validation images, or its start.
+    """The Classifier with its weights trained further: its best epoch by the validation images.
 
     Args:
         model: The Classifier; it is not changed.
@@ -136,6 +136,7 @@ def fine_tune(
         callbacks=Callbacks(
             on_step=show,
             on_epoch=keep_best,
+            log=log,
             warn=log,
             signals=signals or Signals(),
         ),

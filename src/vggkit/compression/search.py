@@ -189,10 +189,9 @@ class Search:
 
         closest = min(self.candidates, key=rank).point
         misses = " and ".join(goals.list_misses(closest, before))
-        hint = "" if self._int8_problem is None else f" ({self._int8_problem})"
-        more = (
-            "" if self.workshop.images is not None else "; with data=, channels are pruned and heads replaced too"
-        )
+        slow = "min_speedup" in misses and self._int8_problem is not None
+        hint = f" ({self._int8_problem})" if slow else ""
+        more = "" if self.workshop.images is not None else "; with images of its classes networks are pruned too"
         return (
             f"{misses} cannot be reached; the closest of {len(self.candidates)} that were measured is "
             f"{describe_point(closest, before)}{hint}: ask for that, or for less{more}"

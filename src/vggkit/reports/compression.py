@@ -36,7 +36,8 @@ class CompressionTable:
                 f"{_PURPOSES[role.purpose]} on {role.images:,} ({role.split})" for role in record.roles
             )
             yield write_line(f"images: {listed}", style="dim")
-        yield write_line(f"speed: batch 8, {record.machine}; x: over the first row, by turns", style="dim")
+        if record.before.speedup is not None:
+            yield write_line(f"speed: batch 8, {record.machine}; x: over the first row, by turns", style="dim")
 
 
 def draw_compression(record: CompressionRecord) -> CompressionTable:

@@ -8,7 +8,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
@@ -294,9 +294,11 @@ def _follow(steps: _Steps, workshop: Workshop, search: Search) -> Candidate:
 
 def _calibrate(made: Model, images: RoleImages, workshop: Workshop, point: CompressionPoint) -> None:
     """Fit the temperature of the probabilities on the images that networks are compared on."""
+    made.card = replace(made.card, temperature=1.0)
     found = predict_all(made, images.choose, precision=point.precision, device=workshop.device)
     fit = fit_temperature(found, seed=workshop.fine_tuning.seed)
-    made.calibrate(temperature=fit.temperature, about={"temperature": fit.temperature, "split": "val"})
+    digest = next(role.digest for role in images.roles if role.purpose == "choose")
+    made.calibrate(temperature=fit.temperature, about={**asdict(fit), "split": "val", "images": digest})
 
 
 def _compare(
