@@ -150,13 +150,15 @@ def main() -> int:
             [sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
         port = int(re.search(r":(\d+) ", process.stderr.readline()).group(1))
-        started = time.perf_counter()
-        found = asyncio.run(send_all(port, cases, COUNT // 3, seed=1))
-        before = read_memory(process.pid)
-        found += asyncio.run(send_all(port, cases, COUNT - COUNT // 3, seed=2))
-        seconds, after = time.perf_counter() - started, read_memory(process.pid)
-        process.send_signal(signal.SIGTERM)
-        status = process.wait()
+        try:
+            started = time.perf_counter()
+            found = asyncio.run(send_all(port, cases, COUNT // 3, seed=1))
+            before = read_memory(process.pid)
+            found += asyncio.run(send_all(port, cases, COUNT - COUNT // 3, seed=2))
+            seconds, after = time.perf_counter() - started, read_memory(process.pid)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            status = process.wait()
     growth = after / before - 1
     print(f"{sum(found.values()):,} requests, {CLIENTS} clients, {sum(found.values()) / seconds:.0f} a second")
     for what, count in found.most_common():
