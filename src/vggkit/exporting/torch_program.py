@@ -135,7 +135,9 @@ class TorchImageOperations:
         return F.pad(maps, (before[1], after[1], before[0], after[0]))
 
     def cut(self, maps: Tensor, first: tuple[Number, Number], side: int, channels: int) -> Tensor:
-        return maps.narrow(2, first[0], side).narrow(3, first[1], side)
+        # Not views: if a side has the wanted length in the sample, torch would require it of every image.
+        places = torch.arange(side, device=maps.device)
+        return maps.index_select(2, places + first[0]).index_select(3, places + first[1])
 
     def reverse(self, maps: Tensor) -> Tensor:
         return maps.flip(1)
