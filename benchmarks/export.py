@@ -35,6 +35,8 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 WEIGHTS = SHARED / "weights" / "vgg19_oxford_features_to_relu3_4_caffeBGR.pth"
 PROGRAMS: tuple[tuple[FormatName, str], ...] = (("onnx", ".onnx"), ("openvino", ".xml"), ("pt2", ".pt2"))
 TOGETHER = 8
+VALIDATED = 100
+"""Images that choose the best epoch."""
 Images = Sequence[NDArray[np.uint8]]
 
 
@@ -55,7 +57,8 @@ def read(images: ImageDataset, split: str, count: int) -> list[NDArray[np.uint8]
 def divide(images: ImageDataset, learnt: int, count: int) -> ImageDataset:
     everything = list(images.split("train", "all"))
     random.Random(1).shuffle(everything)
-    return images.keep({"train": everything[:learnt], "val": everything[learnt : learnt + count]})
+    rest = everything[learnt:]
+    return images.keep({"train": everything[:learnt], "val": rest[:VALIDATED], "test": rest[VALIDATED:][:count]})
 
 
 def learn_photos(folder: Path, crop: int, count: int) -> Trained:
@@ -66,7 +69,7 @@ def learn_photos(folder: Path, crop: int, count: int) -> Trained:
     classifier = Classifier.create("vgg19", preprocessing=fed, **options)
     recipe = vk.Recipe(trainable="head")
     run = vk.train(images, model=classifier, recipe=recipe, out=folder / "photos", despite_findings=True)
-    return Trained(f"VGG-19 to relu3_4, pool head, photos at {crop}", run.classifier, read(images, "val", count))
+    return Trained(f"VGG-19 to relu3_4, pool head, photos at {crop}", run.classifier, read(images, "test", count))
 
 
 def learn_cifar(folder: Path, learnt: int, count: int) -> Trained:
@@ -76,7 +79,7 @@ def learn_cifar(folder: Path, learnt: int, count: int) -> Trained:
     classifier = Classifier.create(network, labels=images.labels, preprocessing=fed, initialization="dirac", seed=0)
     recipe = vk.Recipe(epochs=3, optimizer="muon", learning_rate=0.004, batch_size=256, schedule="one-cycle")
     run = vk.train(images, model=classifier, recipe=recipe, out=folder / "cifar", despite_findings=True)
-    return Trained("VGG11-BN, FC head, CIFAR-10 at 32", run.classifier, read(images, "val", count))
+    return Trained("VGG11-BN, FC head, CIFAR-10 at 32", run.classifier, read(images, "test", count))
 
 
 def compare(trained: Trained, folder: Path) -> list[str]:
@@ -134,17 +137,18 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=224, help="pixels of a photo")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--learnt", type=int, default=6000, help="images of CIFAR-10 that are learnt from")
+    parser.add_argument("--networks", nargs="+", default=["cifar", "photos"], choices=("cifar", "photos"))
     given = parser.parse_args()
     if not SHARED.is_dir():
         print(f"skipped: {SHARED} is not there")
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        networks = (
-            lambda: learn_cifar(folder, given.learnt, given.images),
-            lambda: learn_photos(folder, given.crop, given.images),
-        )
-        rows = [row for learn in networks for row in compare(learn(), folder)]
+        learn = {
+            "cifar": lambda: learn_cifar(folder, given.learnt, given.images),
+            "photos": lambda: learn_photos(folder, given.crop, given.images),
+        }
+        rows = [row for network in given.networks for row in compare(learn[network](), folder)]
     machine = describe_machine(torch.device("cpu"))
     text = "\n".join(
         [

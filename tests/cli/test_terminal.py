@@ -19,6 +19,7 @@ from vggkit.classifier import Classifier
 from vggkit.cli import main as cli
 from vggkit.escaping import is_unseen
 from vggkit.images.preprocessing import Preprocessing
+from vggkit.models.vgg import VGG
 from vggkit.training.recipe import Recipe
 from vggkit.workflows import demo as demonstration
 
@@ -201,6 +202,19 @@ def test_results_go_where_they_are_sent(name, stdout, call, place, tiny, tmp_pat
         assert all(len(each["labels"]) == 3 for each in found)
     elif name == "predict as text":
         assert sum(": " in line and line.endswith(" %") for line in out.splitlines()) == 18
+
+
+def test_the_line_that_loads_weights_is_one_line(call, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    torch.save(VGG(tiny).state_dict(), tmp_path / "w.pth")
+    code, _, written = call("identify", tmp_path / "w.pth", stdout="terminal")
+    assert code == 0
+    lines = written.replace("\r", "").split("\n")
+    [load] = [line for line in lines if line.startswith("  load ")]
+    assert load.endswith(")")
+    compile(load.split(maxsplit=1)[1], "load", "exec")
+    [start] = [number for number, line in enumerate(lines) if line.startswith("  input ")]
+    assert lines[start + 1].startswith(" " * 17)
 
 
 def test_long_lines_break_between_words_and_commands_stay_whole(call, monkeypatch):

@@ -8,6 +8,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 import vggkit as vk
 from vggkit.errors import BadInput
+from vggkit.images.given import list_sources
 from vggkit.images.sources.open_dataset import open_dataset
 
 CLASSES = ["ant", "bee"]
@@ -106,3 +107,12 @@ def test_a_list_goes_from_training_to_answer(tmp_path):
     assert run.classifier.labels == ("ant", "bee")
     assert run.classifier.evaluate(Photos(4)).top1 == 1
     assert vk.check(pairs()).n == 6
+
+
+def test_a_data_loader_is_refused_with_its_dataset_named():
+    loader = torch.utils.data.DataLoader(pairs(4))
+    with pytest.raises(BadInput, match=r"give the Dataset itself, which is its \.dataset"):
+        open_dataset(loader)
+    with pytest.raises(BadInput, match="a DataLoader makes batches"):
+        list_sources(loader)
+    assert len(open_dataset(loader.dataset).splits["all"]) == 4

@@ -42,6 +42,7 @@ BOTH = {"train/cats/000.jpg": "cat", "train/dogs/001.jpg": "dog"}
         "path,label\n\\\\host\\share\\train\\cats\\000.jpg,cat\n\\\\host\\share\\train\\dogs\\001.jpg,dog\n",
         "path,label\n/home/ann/train/cats/000.jpg,cat\n/home/ann/train/dogs/001.jpg,dog\n",
         "path,label\npets/train/cats/000.jpg,cat\npets/train/dogs/001.jpg,dog\n",
+        "path,label\nD:\\data\\elsewhere\\000.jpg,cat\nD:\\data\\elsewhere\\001.jpg,dog\n",
         "id,label\n000,cat\n001,dog\n",
         "id,breed\n000,cat\n001,dog\n",
         "image_id,label\ncats/000,cat\ndogs/001,dog\n",
@@ -57,6 +58,7 @@ BOTH = {"train/cats/000.jpg": "cat", "train/dogs/001.jpg": "dog"}
         "windows share",
         "another machine",
         "the folder's own name",
+        "windows with folders that are not here",
         "ids",
         "ids and a label by another name",
         "ids in folders",
@@ -74,6 +76,7 @@ def test_tables_that_people_have_are_understood(table, text):
 def test_a_root_and_a_suffix_may_be_stated(table):
     assert find(table("id,label\n000,cat\n"), root="train/cats", suffix=".jpg") == {"train/cats/000.jpg": "cat"}
     assert find(table("path,label\ndogs/001.jpg,dog\n"), root="train") == {"train/dogs/001.jpg": "dog"}
+    assert find(table("id,label\n000,cat\n"), root="train/cats", suffix="jpg") == {"train/cats/000.jpg": "cat"}
     with pytest.raises(BadData, match="no folder nowhere"):
         open_dataset(table("id,label\n000,cat\n"), columns=Columns(root="nowhere"))
 
@@ -90,11 +93,22 @@ def test_splits_of_a_table_without_header_and_by_other_spellings(table):
     [
         ("train/cats/000.jpg,cat,7\ntrain/dogs/001.jpg,dog,8\n", "its 3 columns have no names; write a line"),
         ("000,cat\n001,dog\n", "no column of images' paths.*write path,label above it"),
-        ("image,a,b\n000,1,1\n001,0,1\n", "no label.*'a', 'b'.*--label-column"),
+        (
+            "image,a,b\n000,1,1\n001,0,1\n",
+            "no label.*'a', 'b' .*row 1 has the labels a, b, and each.*--label-column",
+        ),
+        ("image,a,b\n000,1,0\n001,0,0\n", "no label.*'a', 'b' .*row 2 has no label, and each"),
         ("photo,kind\n000.jpg,cat\n", "'photo' seems to be it.*--path-column"),
         ("image,sex,age\n000,f,3\n", "no label.*'sex', 'age'.*--label-column"),
     ],
-    ids=["three columns", "ids without header", "several labels", "column by another name", "no label"],
+    ids=[
+        "three columns",
+        "ids without header",
+        "several labels",
+        "one without",
+        "column by another name",
+        "no label",
+    ],
 )
 def test_the_way_forward_is_said(table, text, said):
     with pytest.raises(BadData, match=said):
@@ -115,6 +129,14 @@ def test_names_of_several_files_are_not_guessed(table):
         open_dataset(
             table("path,label\nC:\\a\\cats\\002.jpg,cat\nC:\\a\\dogs\\002.jpg,dog\n"), columns=Columns(root="flat")
         )
+
+
+def test_a_name_in_two_folders_is_ambiguous_where_the_folders_of_another_machine_are_not_here(table):
+    (table("").parent / "flat" / "000.jpg").write_bytes(b"another")
+    with pytest.raises(BadData, match=r"000.jpg could be .*--root"):
+        open_dataset(table("path,label\nD:\\elsewhere\\000.jpg,cat\nD:\\elsewhere\\001.jpg,dog\n"))
+    with pytest.raises(BadData, match="none of its images exists"):
+        open_dataset(table("path,label\nelsewhere/000.jpg,cat\nelsewhere/001.jpg,dog\n"))
 
 
 def test_tables_and_lists_without_labels_can_be_predicted(table):

@@ -13,7 +13,7 @@ from vggkit.reports.model_table import draw_models
 from vggkit.reports.tables import draw_summary
 from vggkit.reports.terminal import open_terminal, print_line
 from vggkit.weights.dialects import Dialect
-from vggkit.weights.identification import describe_identification
+from vggkit.weights.identification import FACT_COLUMNS, describe_identification
 from vggkit.weights.input_conventions import find_convention
 
 
@@ -148,7 +148,8 @@ def identify(files: tuple[Path, ...], /, *, json: bool = False) -> int:
             print_json_line(found.to_dict())
         else:
             for line in describe_identification(found).splitlines():
-                print_line(line)
+                row = line.startswith("  ")
+                print_line(line, indent=FACT_COLUMNS if row else 2, whole=line.startswith("  load "))
     return 2 if refused else 0
 
 

@@ -95,7 +95,7 @@ def inspect_images(
     reduced_decoding: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[ImageRecord]:
-    """A ImageRecord of each image, split by split in order; several are decoded at once.
+    """The ImageRecord of each image, split by split in order; several are decoded at once.
 
     Args:
         images: The dataset.

@@ -80,7 +80,9 @@ class LossTrunk(Features):
         # Another memory format rounds differently than the published implementations, and where two values of a
         # pool are nearly equal the gradient takes another way.
         self._memory_format = torch.contiguous_format if exact else torch.channels_last
-        copy.to(dtype).to(memory_format=self._memory_format).eval()
+        copy.to(dtype).eval()
+        if dtype == torch.bfloat16:  # others share their memory with the network
+            copy.to(memory_format=self._memory_format)
         self._prepare(copy, cut, config.layers, frozen=True)
         self._pools_roots = config.pooling == "l2"
         self._is_flipped = config.scaling == "trunk" and preprocessing.channel_order == "BGR"

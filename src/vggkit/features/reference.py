@@ -57,14 +57,18 @@ def take_images(compared: Compared, rows: slice) -> Compared:
     return None if compared is None else _take_rows(compared, rows)
 
 
-def join_references(found: Sequence[Reference]) -> Reference:
-    """Those of several images as one."""
+def join_references(found: list[Reference]) -> Reference:
+    """Those of several images as one; the list is emptied, so that memory holds them once."""
     if len(found) == 1:
         return found[0]
-    return Reference(
-        content={name: torch.cat([each.content[name] for each in found]) for name in found[0].content},
-        style={name: torch.cat([each.style[name] for each in found]) for name in found[0].style},
-    )
+    content, style = [dict(each.content) for each in found], [dict(each.style) for each in found]
+    found.clear()
+    return Reference(_join(content), _join(style))
+
+
+def _join(found: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Layer by layer, each of which is freed."""
+    return {name: torch.cat([each.pop(name) for each in found]) for name in list(found[0])}
 
 
 def _take_rows(values: Tensor, rows: slice) -> Tensor:

@@ -12,6 +12,8 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+BLOCK_VALUES: Final = 1 << 13
+"""Of each of the 36 places of a tile, that are transformed together: they stay in a cache of 2 MB and less."""
 LEAST_CHANNELS: Final = 64
 """With fewer, the direct algorithm is as fast."""
 
@@ -51,9 +53,6 @@ _OUTPUT: Final = torch.tensor(
     dtype=torch.float64,
 )
 
-_INPUTS, _OUTPUTS = torch.kron(_INPUT, _INPUT), torch.kron(_OUTPUT, _OUTPUT)
-_TURNED_INPUT, _TURNED_OUTPUT = (torch.kron(each, each) for each in (_INPUT.flip(1), _OUTPUT.flip(0)))
-
 
 def is_worth_it(module: nn.Conv2d) -> bool:
     """Whether a convolution is of the kind that this algorithm computes, and of enough channels to be faster."""
@@ -83,31 +82,59 @@ def _multiply_tiles(maps: Tensor, filters: Tensor, bias: Tensor | None, *, is_tu
     count, channels, height, width = maps.shape
     out_channels = filters.shape[2]
     down, across = -(-height // 4), -(-width // 4)
-    matrices = (_TURNED_INPUT, _TURNED_OUTPUT) if is_turned else (_INPUTS, _OUTPUTS)
-    before, after = (each.to(maps) for each in matrices)
+    before, after = (
+        each.to(maps) for each in ((_INPUT.flip(1), _OUTPUT.flip(0)) if is_turned else (_INPUT, _OUTPUT))
+    )
     rows = maps.new_zeros(count, 4 * down + 2, 4 * across + 2, channels)
     rows[:, 1 : height + 1, 1 : width + 1].copy_(maps.permute(0, 2, 3, 1))
-    of_image, of_row, of_place, _ = rows.stride()
     found = torch.empty(
         (count, out_channels, 4 * down, 4 * across),
         dtype=maps.dtype,
         device=maps.device,
         memory_format=torch.channels_last,
     )
-    last = found.permute(0, 2, 3, 1)
-    # As many tiles at a time as have about as many values as the filters: both stay in the processor's cache.
+    # As many tiles are multiplied at a time as have about as many values as the filters.
     step = max(1, max(channels, out_channels) // (count * across))
     for first in range(0, down, step):
         now = min(step, down - first)
-        tiles = rows[:, 4 * first :].as_strided(
-            (6, 6, count, now, across, channels), (of_row, of_place, of_image, 4 * of_row, 4 * of_place, 1)
-        )
-        spread = (before @ tiles.reshape(36, -1)).view(36, -1, channels)
-        products = torch.bmm(spread, filters)
-        places = after @ products.view(36, -1)
-        if bias is not None:
-            places.view(-1, out_channels).add_(bias)
-        part = last[:, 4 * first : 4 * (first + now)].view(count, now, 4, across, 4, out_channels)
-        part.copy_(places.view(4, 4, count, now, across, out_channels).permute(2, 3, 0, 4, 1, 5))
+        spread = _spread_tiles(rows, before, first, now)
+        _gather_tiles(torch.bmm(spread, filters), after, bias, found.permute(0, 2, 3, 1)[:, 4 * first :])
     is_whole = found.shape[2:] == maps.shape[2:]
     return found if is_whole else found[..., :height, :width].contiguous(memory_format=torch.channels_last)
+
+
+def _spread_tiles(rows: Tensor, before: Tensor, first: int, now: int) -> Tensor:
+    """Transformed tiles (36, T, C) of `now` rows of tiles, of padded maps (N, H, W, C)."""
+    count, _, width, channels = rows.shape
+    across = (width - 2) // 4
+    spread = rows.new_empty(6, 6, now, count * across * channels)
+    of_image, of_row, of_place, _ = rows.stride()
+    for start, stop in _blocks(now, spread.shape[3]):
+        tiles = rows[:, 4 * (first + start) :].as_strided(
+            (6, 6, stop - start, count, across, channels),
+            (of_row, of_place, 4 * of_row, of_image, 4 * of_place, 1),
+        )
+        half = (before @ tiles.reshape(6, -1)).view(6, 6, -1)
+        torch.bmm(before.expand(6, 6, 6), half, out=spread[:, :, start:stop].flatten(2))
+    return spread.view(36, -1, channels)
+
+
+def _gather_tiles(products: Tensor, after: Tensor, bias: Tensor | None, maps: Tensor) -> None:
+    """Write rows of tiles, transformed back from products (36, T, K), at the top of maps (N, H, W, K)."""
+    count, _, width, channels = maps.shape
+    across = width // 4
+    products = products.view(6, 6, -1, count * across * channels)
+    for start, stop in _blocks(products.shape[2], products.shape[3]):
+        half = torch.bmm(after.expand(6, 4, 6), products[:, :, start:stop].flatten(2))
+        places = after @ half.view(6, -1)
+        if bias is not None:
+            places.view(-1, channels).add_(bias)
+        places = places.view(4, 4, stop - start, count, across, channels)
+        part = maps[:, 4 * start : 4 * stop].view(count, stop - start, 4, across, 4, channels)
+        part.copy_(places.permute(3, 2, 0, 4, 1, 5))
+
+
+def _blocks(rows: int, values: int) -> list[tuple[int, int]]:
+    """Ranges of rows of tiles, of so many values each at one of the 36 places, that stay in the cache."""
+    step = max(1, BLOCK_VALUES // values)
+    return [(start, min(start + step, rows)) for start in range(0, rows, step)]

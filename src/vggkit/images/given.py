@@ -36,6 +36,8 @@ def list_sources(given: ImageSources) -> Iterable[ImageSource]:
         return list_batch(given) if getattr(given, "ndim", 0) == 4 else [given]
     if isinstance(given, str | os.PathLike | bytes | bytearray | memoryview | ImageSample) or _is_file(given):
         return [cast("ImageSource", given)]
+    if hasattr(given, "collate_fn") and hasattr(given, "dataset"):
+        raise BadInput("a DataLoader makes batches of tensors; give the images themselves, such as its .dataset")
     if isinstance(given, Mapping) or not isinstance(given, Iterable):
         parts = "; name a part of it: images.split('val')" if hasattr(given, "splits") else ""
         raise BadInput(f"{_RULE}, or several of them; got {describe_type(given)}{parts}")

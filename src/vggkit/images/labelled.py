@@ -70,6 +70,8 @@ def _take(given: object, *, prefix: str = "") -> Iterator[ImageSample]:
 
 
 def _list_pairs(given: Any) -> Iterable[Any]:
+    if hasattr(given, "collate_fn") and hasattr(given, "dataset"):
+        raise BadInput("a DataLoader makes batches of tensors; give the Dataset itself, which is its .dataset")
     if isinstance(given, tuple) and len(given) == 2 and holds_pixels(given[0]):
         images, labels = given
         if len(images) != len(labels):

@@ -93,11 +93,14 @@ class UnlabelledTable:
     """The table."""
     columns: tuple[str, ...]
     """Its columns whose meaning is not known."""
+    not_one_hot: str = ""
+    """Why columns of zeros and ones are not the classes; empty where there are none."""
 
     def describe(self) -> str:
         """A sentence with what is missing and what to do."""
         listed = ", ".join(map(repr, self.columns[:8])) + (" …" if len(self.columns) > 8 else "")
         found = f", but the columns {listed}" if listed else ""
+        found += f" ({self.not_one_hot})" if self.not_one_hot else ""
         return (
             f"{self.name}: has no label for its images{found}; add a column called label, or name the column of "
             "labels with --label-column"

@@ -81,22 +81,41 @@ def stack_lines(*lines: str | Text, style: str = "") -> Text:
     return stacked
 
 
-def print_line(text: str, *, to_stderr: bool = False, flush: bool = False) -> None:
+def print_line(
+    text: str, *, to_stderr: bool = False, flush: bool = False, indent: int = 0, whole: bool = False
+) -> None:
     """One line on standard output, or on standard error; control characters in it are escaped.
 
     A terminal gets it broken between words, and no word is broken: a path or a command can be copied from it.
+
+    Args:
+        text: The line.
+        to_stderr: Print it on standard error.
+        flush: Print it at once.
+        indent: Number of spaces before the lines after the first, where it is broken.
+        whole: Leave breaking to the terminal, so that the line can be copied as one.
     """
     stream = sys.stderr if to_stderr else sys.stdout
     shown = escape_controls(text)
-    print(break_between_words(shown) if is_terminal(stream) else shown, file=stream, flush=flush)
+    broken = is_terminal(stream) and not whole
+    print(break_between_words(shown, indent=indent) if broken else shown, file=stream, flush=flush)
 
 
-def break_between_words(text: str) -> str:
-    """Lines as wide as the terminal; a word that is longer stays whole, and the terminal breaks it."""
+def break_between_words(text: str, *, indent: int = 0) -> str:
+    """Lines as wide as the terminal, indented after the first; a word that is longer stays whole, and the terminal
+    breaks it.
+    """
     width = shutil.get_terminal_size().columns
     if len(text) <= width:
         return text
-    lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False, drop_whitespace=True)
+    lines = textwrap.wrap(
+        text,
+        width,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+        drop_whitespace=True,
+    )
     return "\n".join(lines)
 
 

@@ -102,7 +102,7 @@ class LoadedModel(Computes):
         computed: dict[str, Rows] = {}
         for serves, engine in self._engines:
             if serves & together:
-                computed |= engine.compute(inputs)
+                computed = engine.compute(inputs) | computed
         vectors = _pool(computed[self.layer]) if Wanted.VECTOR in together else None
         maps = self._explain(computed, [place for place, each in enumerate(wanted) if Wanted.MAP in each])
         # Copies, so that a result does not hold the whole batch.
@@ -140,7 +140,11 @@ class LoadedModel(Computes):
 
 
 class _HeldFile(ModelFile):
-    """A file whose values are copied into memory once: what is mapped would be lost where the file is cut short."""
+    """A file whose values are copied into memory once.
+
+    On processors without AVX-512 OpenVINO reads weights from where they were mapped, also later: a file that is
+    truncated meanwhile would end the process.
+    """
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
@@ -160,25 +164,22 @@ class _HeldFile(ModelFile):
 def _build_engines(
     file: ModelFile, computing: Computing, needed: tuple[str, ...], layer: str
 ) -> list[tuple[Wanted, NamedEngine]]:
-    """One engine for everything, in one pass; in int8, where each output is a pass of its own, one for each use."""
-    uses = [
-        (Wanted.CLASSES | Wanted.MAP, (LOGITS,)),
-        (Wanted.VECTOR, (layer,)),
-        (Wanted.MAP, needed),
-    ]
-    _, _, precision = resolve_choice(computing.device, precision=computing.precision, engine=computing.engine)
+    """One engine for everything, in one pass.
+
+    With int8 a second one, in the precision of `auto`, for vectors and maps: in int8 each output would be a pass of
+    its own, with a copy of the weights.
+    """
+    device, name, precision = resolve_choice(
+        computing.device, precision=computing.precision, engine=computing.engine
+    )
+    others = tuple(dict.fromkeys((layer, *needed)))
     if precision != "int8":
-        names = tuple(dict.fromkeys(name for _, names in uses for name in names))
-        uses = [(Wanted.CLASSES | Wanted.VECTOR | Wanted.MAP, names)]
+        names = tuple(dict.fromkeys((LOGITS, *others)))
+        engine = choose_engine(file, device, output=names, precision=precision, engine=name)
+        return [(Wanted.CLASSES | Wanted.VECTOR | Wanted.MAP, engine)]
     return [
-        (
-            use,
-            choose_engine(
-                file, computing.device, output=names, precision=computing.precision, engine=computing.engine
-            ),
-        )
-        for use, names in uses
-        if names
+        (Wanted.CLASSES | Wanted.MAP, choose_engine(file, device, output=LOGITS, precision=precision, engine=name)),
+        (Wanted.VECTOR | Wanted.MAP, choose_engine(file, device, output=others, engine=name)),
     ]
 
 

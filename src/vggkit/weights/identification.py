@@ -128,6 +128,8 @@ class Identification:
         return f"{self.path}: {self.verdict}"
 
 
+FACT_COLUMNS = 17
+"""Characters of a row of `describe_identification` before the fact: two spaces, its name, and a space."""
 _UNKNOWN = "unknown, state --input-convention; loading assumes ImageNet's unless preprocessing= is given"
 
 

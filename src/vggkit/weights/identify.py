@@ -7,10 +7,9 @@ networks that these shapes may be of.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import isqrt
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,8 +17,7 @@ from vggkit.errors import BadConfiguration
 from vggkit.models.configuration import MODELS, Configuration
 from vggkit.weights.candidate_networks import Candidate, choose_positions, list_candidates
 from vggkit.weights.card import METADATA_KEY, Card, parse_card
-from vggkit.weights.dialects import Dialect, Place, Shaped, Source, list_zero_biases, locate_keys, map_keys
-from vggkit.weights.entries import Module, gather_modules, place_by_name
+from vggkit.weights.dialects import Dialect, Place, Source, list_zero_biases, locate_keys, map_keys
 from vggkit.weights.formats.detect import open_weights
 from vggkit.weights.formats.weight_file import WeightFile
 from vggkit.weights.identification import Identification, Reading
@@ -27,6 +25,7 @@ from vggkit.weights.identify_messages import describe_shapes, write_load_line, w
 from vggkit.weights.input_conventions import Evidence, find_evidence, read_statements
 from vggkit.weights.layer_positions import LayerPositions, list_positions
 from vggkit.weights.locate import locate_model
+from vggkit.weights.other_networks import name_other_network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +107,7 @@ def identify_file(file: WeightFile, *, reading: int = 0, void: bool = False) -> 
     else:
         all_positions = list_positions(file.entries, file.modules)
         evidence = find_evidence(file, all_positions[0].first if all_positions else None, card, statements)
-        other = _name_other_network(file.entries)
+        other = name_other_network(file.entries)
         if other is not None and card is None:
             all_positions = []
         candidates = [
@@ -184,39 +183,6 @@ def _is_listed(file: WeightFile, row: Configuration, filters: Place, bias: Place
     if bias.key == "classifier.6.bias":
         modules += [f"classifier.{index}" for index in range(7)]
     return not file.modules or set(modules) <= set(file.modules)
-
-
-def _name_other_network(entries: Mapping[str, Shaped]) -> str | None:
-    """The name of a known network that is similar to a VGG; None for any other."""
-    modules, _ = gather_modules(entries)
-    kernels = [module.shapes["weight"] for module in modules if module.kind == "conv"]
-    if kernels[:2] == [(3, 3, 1, 1), (64, 3, 3, 3)]:
-        return (
-            "AdaIN's normalised VGG, which is another network than VGG19: a 1×1 convolution takes the image in, "
-            "the filters are rescaled, and the maps are padded by reflection"
-        )
-    return _name_tiny(modules)
-
-
-def _name_tiny(modules: Sequence[Module]) -> str | None:
-    """CNN Explainer's TinyVGG, common in courses: two blocks of two convolutions of one width, and one matrix."""
-    kernels = [module.shapes["weight"] for module in modules if module.kind == "conv"]
-    matrices = [module.shapes["weight"] for module in modules if module.kind == "linear"]
-    width = kernels[0][0] if kernels else 0
-    same = [(width, into, 3, 3) for into in (kernels[0][1], *(width,) * 3)] if kernels else []
-    named = any(place_by_name(module.name, "index") for module in modules)
-    if not kernels or kernels != same or len(matrices) != 1 or len(modules) != 5 or named:
-        return None
-    classes, reads = matrices[0]
-    side = isqrt(reads // width)
-    if not side or side * side * width != reads:
-        return None
-    return (
-        f"TinyVGG, as CNN Explainer has it and courses teach it: four 3×3 convolutions of width {width} and one "
-        f"matrix on {side}×{side} maps, for {classes} classes. Its maps come of images of {4 * side + 12} pixels "
-        f"where the convolutions are unpadded, as published, which is another network than any VGG, and of "
-        f"{4 * side} where they are padded; its keys do not say which"
-    )
 
 
 def _describe_other(file: WeightFile, verdict: str) -> Identification:

@@ -82,12 +82,12 @@ def check(
     started = time.perf_counter()
     opened = open_dataset(data, columns=columns)
     classifier = _load(place) if place is not None else cast("Model | None", model)
-    fed = Preprocessing() if classifier is None else classifier.preprocessing
-    seen_pixels = image_size or fed.crop_pixels
+    preprocessing = Preprocessing() if classifier is None else classifier.preprocessing
+    seen_pixels = image_size or preprocessing.crop_pixels
     copies = find_copies(
         opened,
-        channels=fed.decoded_channels,
-        reduced_decoding=reduced_decoding or fed.reduced_decoding,
+        channels=preprocessing.decoded_channels,
+        reduced_decoding=reduced_decoding or preprocessing.reduced_decoding,
         on_progress=on_progress,
     )
     records, pairs = copies.records, copies.pairs

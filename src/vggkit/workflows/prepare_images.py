@@ -73,12 +73,12 @@ def prepare_images(
         id(original): image
         for original, image in zip(originals, (p for split in spooled.splits.values() for p in split), strict=True)
     }
-    fed = classifier.preprocessing
+    preprocessing = classifier.preprocessing
     copies = find_copies(
         spooled,
         most=MOST_COMPARED,
-        channels=fed.decoded_channels,
-        reduced_decoding=fed.reduced_decoding,
+        channels=preprocessing.decoded_channels,
+        reduced_decoding=preprocessing.reduced_decoding,
         on_progress=line.show,
     )
     if copy_groups is None:

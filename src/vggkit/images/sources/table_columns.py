@@ -23,6 +23,8 @@ class ColumnLayout:
     """Whether the first line contains column names and not an image."""
     one_hot: Mapping[int, str] = field(default_factory=dict)
     """The class of each column of zeros and ones, exactly one of which is one; none where there is a label."""
+    not_one_hot: str = ""
+    """Why columns of zeros and ones are not such; empty where there are none."""
 
     def read(self, cells: Sequence[str], place: str) -> dict[str, str | None]:
         """The cells of a row by role; raises BadData where one-hot columns name no class, or several."""
@@ -67,8 +69,9 @@ def lay_out(
     if "label" in roles:
         return ColumnLayout(roles)
     rest = [at for at in range(len(names)) if at not in roles.values()]
-    if one_hot := _find_one_hot(names, rest, head):
-        return ColumnLayout(roles, one_hot=one_hot)
+    binary, problem = _find_one_hot(names, rest, head)
+    if binary:
+        return ColumnLayout(roles, not_one_hot=problem) if problem else ColumnLayout(roles, one_hot=binary)
     if len(names) == 2 and len(rest) == 1 and head and all(len(row) > 1 and row[rest[0]] for row in head):
         return ColumnLayout(roles | {"label": rest[0]})
     return ColumnLayout(roles)
@@ -94,11 +97,20 @@ def _lay_out_bare(names: Sequence[str], head: Sequence[Sequence[str]], table: st
     return ColumnLayout(roles | ({"label": rest[0]} if rest else {}), has_header=False)
 
 
-def _find_one_hot(names: Sequence[str], rest: Sequence[int], head: Sequence[Sequence[str]]) -> dict[int, str]:
-    """The columns of zeros and ones, where each row has exactly one."""
+def _find_one_hot(
+    names: Sequence[str], rest: Sequence[int], head: Sequence[Sequence[str]]
+) -> tuple[dict[int, str], str]:
+    """The columns of zeros and ones, two or more, and why they are not one-hot where a row has not exactly one."""
     binary = [at for at in rest if head and all(at < len(row) and row[at].lower() in ONES | ZEROS for row in head)]
-    single = all(sum(row[at].lower() in ONES for at in binary) == 1 for row in head)
-    return {at: names[at] for at in binary} if len(binary) > 1 and single else {}
+    if len(binary) < 2:
+        return {}, ""
+    for number, row in enumerate(head, start=1):
+        named = [names[at] for at in binary if row[at].lower() in ONES]
+        if len(named) != 1:
+            which = f"the labels {shorten_names(named, most=3)}" if named else "no label"
+            problem = f"zeros and ones, but row {number} has {which}, and each image needs exactly one"
+            return {at: names[at] for at in binary}, problem
+    return {at: names[at] for at in binary}, ""
 
 
 def _is_image(row: Sequence[str], at: int) -> bool:

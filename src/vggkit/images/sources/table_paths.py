@@ -38,17 +38,20 @@ def choose_way(
     """How the paths of a table are found, by its first paths.
 
     They are tried as they are written, relative to `base`; then without the folders that they begin with, which may
-    be those of another machine; then by their last names, with or without an ending, anywhere below `base`.
+    be those of another machine; then by their last names, with or without an ending, anywhere below `base`, in the
+    folder that is written last. Of absolute paths of another machine no folder need be there if all files are.
 
     Args:
         written: The first paths.
         base: The folder that they are relative to.
         name: What errors call the table.
-        suffix: An ending that the paths lack, such as `.jpg`.
+        suffix: An ending that the paths lack, such as `.jpg` or `jpg`.
         needed: Whether one of the files must exist.
 
     Raises BadData where a name is that of several files, or none of the files exists and one is needed.
     """
+    if suffix and "." not in suffix and tell_by_name(f"x.{suffix}") == "image":
+        suffix = f".{suffix}"
 
     def plain(path: str) -> str:
         return locate(path + (suffix or ""), base)
@@ -108,6 +111,11 @@ def _split(written: str) -> tuple[str, ...]:
     return tuple(part for part in path.parts if part not in (path.anchor, ".."))
 
 
+def _is_absolute(written: str) -> bool:
+    """Whether a path begins at a root or with a drive, of this or of another system."""
+    return bool(PureWindowsPath(written.strip()).anchor)
+
+
 def _keep_unfound(find: Find, plain: Find) -> Find:
     """As `find`; a path that leads to no file is shown as it was written."""
 
@@ -139,14 +147,20 @@ def _look_below(written: Sequence[str], base: Path, suffix: str | None, name: st
             for key in {file.name, file.stem}:
                 index.setdefault(key, []).append(file)
 
-    def match(path: str) -> list[Path]:
+    def match(path: str, *, anywhere: bool = False) -> list[Path]:
         parts = _split(path + (suffix or ""))
         found = index.get(parts[-1], []) if parts else []
         # Of the folders that are written at least the nearest must be there, as it may be the class.
-        return [file for file in found if len(parts) == 1 or file.parent.name == parts[-2]]
+        return [file for file in found if anywhere or len(parts) == 1 or file.parent.name == parts[-2]]
+
+    anywhere = False
+    if not any(match(path) for path in written):
+        anywhere = all(_is_absolute(path) and match(path, anywhere=True) for path in written)
+        if not anywhere:
+            return None
 
     def find(path: str) -> str:
-        found = match(path)
+        found = match(path, anywhere=anywhere)
         if len(found) > 1:
             raise BadData(
                 f"{name}: {path} could be {found[0]} or {found[1]}. Name the folder that the paths are relative to "
@@ -154,7 +168,5 @@ def _look_below(written: Sequence[str], base: Path, suffix: str | None, name: st
             )
         return str(found[0]) if found else locate(path + (suffix or ""), base)
 
-    if not any(match(path) for path in written):
-        return None
     _demand_distinct(written, find, name)
     return find

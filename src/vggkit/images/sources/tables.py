@@ -105,7 +105,9 @@ def read_rows(text: TextIO, name: str, columns: Columns, reading: Reading) -> It
     layout = lay_out(names, found, [row for _, row in head], table=name)
     if "label" not in layout.roles and not layout.one_hot:
         others = [each for at, each in enumerate(names) if at not in layout.roles.values()]
-        reading.unlabelled_table = UnlabelledTable(name, tuple(others) if layout.has_header else ())
+        reading.unlabelled_table = UnlabelledTable(
+            name, tuple(others) if layout.has_header else (), layout.not_one_hot
+        )
     for line, row in chain([] if layout.has_header else [(first, names)], head, cells):
         found_cells = layout.read(row, f"{name}, line {line}")
         yield _check_row(
