@@ -152,7 +152,10 @@ class Workshop:
             log=self.log,
             signals=self.signals,
         )
-        return self._change(made, trained.network, FineTune(epochs=self.fine_tuning.epochs))
+        earlier = sum(step.epochs for step in made.steps if isinstance(step, FineTune))
+        steps = tuple(step for step in made.steps if not isinstance(step, FineTune))
+        total = FineTune(epochs=earlier + self.fine_tuning.epochs)
+        return self._change(Made(made.model, steps), trained.network, total)
 
     def round(self, made: Made) -> Model:
         """The Classifier with its weights rounded to 4 bits by what that does to each layer's output."""
