@@ -1,8 +1,8 @@
 """Convolutions 3×3 with fewer multiplications, by Winograd's algorithm (Lavin and Gray 2016, arXiv 1509.09308).
 
 F(4×4, 3×3): 16 places of a channel take 36 products in place of 144. Additions before and after them cost part of
-what is saved, so it pays from about 256 channels on (on one processor from 64). Sums are rounded differently: results differ by about 3e-6 of
-their size from those of other algorithms.
+what is saved, so it pays from about 256 channels on, and on one processor from 64. Sums are rounded differently:
+results differ by about 3e-6 of their size from those of other algorithms.
 
 Shape letters: N images, C channels in, K channels out, H and W places, T tiles of 4×4 places, h and w of them.
 """

@@ -31,7 +31,8 @@ FILE_NAME: Final = "config.yaml"
 OPENING: Final = """\
 The options of a training run, and its choices. To repeat it: vggkit train --config THIS_FILE
 To continue it where it stopped: vggkit train --resume THIS_FOLDER
-Options that are null or auto were left open: the run's choice is under found; --config chooses again."""
+Options that are null or auto were left open: the run's choice is under found. --config chooses
+again."""
 
 
 @dataclass(frozen=True, kw_only=True)
