@@ -41,6 +41,7 @@ def random_weights_at_once(monkeypatch):
         monkeypatch.setattr(f"torch.nn.init.{name}", lambda tensor, *_, **__: tensor.detach().fill_(1e-3))
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.filterwarnings("ignore")  # the peers' own
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "vggkit")) for name in OFFLINE]

@@ -259,6 +259,7 @@ def hostile(tiny, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("stdout", ["file", "terminal"])
 @pytest.mark.parametrize(
     "arguments",

@@ -173,6 +173,7 @@ def test_what_is_asked_for_is_not_rounded_where_it_is_read():
     assert np.abs(found["logits"] - alone).max() < 0.1 * alone.std()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", [kind if kind in ("fc", "pool") else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
 )

@@ -94,6 +94,7 @@ def test_embedding_and_evaluating_in_threads_is_one_by_one(classifier, images, e
     assert take_stock(classifier.network) == before
 
 
+@pytest.mark.sweep(2)
 def test_threads_share_an_engine(engine):
     network, batch = build(NORMED).train(), np.concatenate([draw(NORMED, 40, 40)] * 4)
     before = take_stock(network)
@@ -108,6 +109,7 @@ def test_threads_share_an_engine(engine):
     assert take_stock(network) == before
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_threads_share_an_engine_that_rounds(precision):
     network, batch = build(NORMED), draw(NORMED, 32, 32)
@@ -150,6 +152,7 @@ def test_float32_is_computed_whatever_the_network_holds(make, held):
     assert take_stock(network) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "engine",
     ["openvino", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pytorch", "onnx"))],

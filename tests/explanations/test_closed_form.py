@@ -94,6 +94,7 @@ def choose(count: int, classes: int) -> np.ndarray:
     return directions
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_autograds(kind):
     network = build(KINDS[kind])

@@ -209,6 +209,7 @@ FORMULAS = {
 }
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=[pytest.mark.slow] * (name in ("srgan-vgg22", "real-esrgan"))) for name in FORMULAS],

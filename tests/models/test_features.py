@@ -41,6 +41,7 @@ def small():
     return network
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", [*NETS, *(f"{net}_bn" for net in NETS)])
 def test_every_layer_is_torchvisions(name, images):
     """Of the trunks alone: the head's matrices take half a gigabyte."""

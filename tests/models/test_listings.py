@@ -138,6 +138,7 @@ def test_a_seed_draws_the_same_weights_and_they_give_the_same_logits(name):
     assert check_twins(network, listed, "sequential").std() > 1e-4
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(
     ("model", "style"),
     [row if "11" in row[0] or row[0] == "vgg16_c" else pytest.param(*row, marks=pytest.mark.slow) for row in ROWS],
@@ -270,6 +271,7 @@ def vgg11():
         return network.state_dict(), images, network(images)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("style", STYLES)
 def test_vgg11_at_full_size(vgg11, style):
     weights, images, expected = vgg11

@@ -70,6 +70,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("configuration", "sample", "dynamic", "sizes"), CASES)
 def test_exported_programs_give_the_networks_logits(
     configuration: Configuration, sample: tuple[int, int], dynamic: dict[int, object], sizes: Sizes

@@ -83,6 +83,7 @@ def paper_head() -> Iterator[STATE]:
 
 
 class TestAgainstTorchvision:
+    @pytest.mark.sweep(3)
     @pytest.mark.parametrize(
         "name",
         [

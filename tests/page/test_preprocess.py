@@ -52,6 +52,7 @@ def fit_in_page(page: Any, data: bytes, preprocessing: Preprocessing) -> tuple[n
     return np.array(fitted, np.int16).reshape(crop, crop, 3), box
 
 
+@pytest.mark.sweep(7)
 @pytest.mark.parametrize("mode", ["crop", "pad", "stretch"])
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
 @pytest.mark.parametrize("size", [(90, 121), (121, 64), (30, 47), (48, 48), (9, 400)], ids=str)

@@ -42,6 +42,7 @@ def evaluate(labels):
     return score(predictions, data=labels[0], split="test", model="vgg11", protocol="single")
 
 
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
 @pytest.mark.parametrize("labels", [NAMES, ("W" * 300, "猫" * 300)], ids=["all", "two long ones"])
 def test_every_name_can_be_drawn(labels, ending, tmp_path):
@@ -54,6 +55,7 @@ def test_every_name_can_be_drawn(labels, ending, tmp_path):
                 assert min(image.size) > 200
 
 
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("name", NAMES)
 def test_titles_and_sheets_take_every_name(name, tmp_path):
     history = [Epoch(epoch=1, train_loss=1.0, val_loss=1.0, val_top1=0.5, learning_rate=0.1, seconds=1.0)]

@@ -62,6 +62,7 @@ def freeze_head(network):
     network.classifier.requires_grad_(False)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("freeze", [freeze_features, freeze_one, freeze_head])
 @pytest.mark.parametrize(
     "changes",
@@ -89,6 +90,7 @@ def test_what_is_frozen_by_hand_stays_bit_for_bit_and_it_is_said(freeze, changes
         assert not any(key.startswith("features.") for key in moved)
 
 
+@pytest.mark.slow
 def test_a_run_with_frozen_layers_resumes_to_the_same_bits(tiny, data, tmp_path, monkeypatch):
     def begin():
         classifier = start(replace(tiny, dropout=0.3, hidden=(8,)), head="pool")
@@ -136,6 +138,7 @@ def test_an_explicit_trainable_that_contradicts_is_refused(trainable, tiny, data
     assert not any(value.requires_grad for value in flags.parameters())
 
 
+@pytest.mark.slow
 def test_what_would_not_learn_anyway_may_be_frozen(tiny, data, tmp_path):
     start(tiny).save(tmp_path / "w.safetensors")
     for number, recipe in enumerate((replace(HEAD, trainable="head"), replace(STEPS, trainable="top", epochs=1))):
@@ -188,6 +191,7 @@ def test_modules_in_evaluation_mode_stay_so_where_the_network_is_not(tiny, data,
     assert classifier.network.training
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("ends", [True, False])
 def test_flags_and_modes_are_left_as_they_were_found(training, ends, tiny, data, tmp_path, monkeypatch):

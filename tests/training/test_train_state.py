@@ -152,6 +152,7 @@ def test_muon_steps_kernels_as_torchs_does_matrices(tiny):
         assert difference < 0.05 * moved, key  # Muon's iterations are in bfloat16
 
 
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("ema_decay", [None, 0.9])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "amp"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])

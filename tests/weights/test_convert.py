@@ -51,6 +51,7 @@ def read_back(path):
         return build_network(file, identify_file(file))
 
 
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("to", ["torchvision", "timm", "keras", "caffe", "blocks", "explicit"])
 @pytest.mark.parametrize("grid", [7, 1, 2])
 def test_there_and_back_bit_for_bit(tmp_path, to, grid):
@@ -232,6 +233,7 @@ def answer(path, pixels, precision):
     return engine.compute(np.stack([classifier.preprocessing.normalize(each) for each in pixels]))["logits"]
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("convention", ["caffe", "caffe-rgb", "imagenet", "caffe-unit"])
 def test_ranges_are_turned_with_the_input(tmp_path, convention):
     """One factor for all channels turns them exactly: int8 gives what it gave before."""

@@ -165,6 +165,7 @@ def test_a_disk_that_fills_up(host, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_left_goes(host, tmp_path):
     host.answers["/f.pth"] = [whole(CONTENT, drip_seconds=0.05)]
     process = start(host, tmp_path / "f.pth")

@@ -131,6 +131,7 @@ def test_a_changed_option_gives_what_a_fresh_run_would_choose(base, tmp_path):
     assert resolve(read_again(tmp_path, {}), {}, bf16=False, images=9) == other
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("base", list(BASES))
 def test_a_run_of_a_run_of_a_run_still_knows_what_was_asked(base, tmp_path):
     asked = BASES[base]

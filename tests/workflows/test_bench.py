@@ -77,6 +77,7 @@ def find(bench_of, engine, precision):
     return next(each for each in bench_of.engines if (each.engine, each.precision) == (engine, precision))
 
 
+@pytest.mark.slow
 def test_every_engine_that_runs_here_is_measured(found):
     assert len(found.engines) == 6
     for each in found.engines:

@@ -212,6 +212,7 @@ def test_training_images_are_known_wherever_they_are_given(runs, photos):
         assert any("trained on these images" in note for note in found.notes) == (place.name == "train")
 
 
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [

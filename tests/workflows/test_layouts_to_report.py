@@ -102,6 +102,7 @@ def call(*arguments: object) -> int:
     return int(ended.value.code or 0)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_from_folder_to_report(layout, tmp_path, capsys):
     build, splits = LAYOUTS[layout]

@@ -40,6 +40,7 @@ def mixed(photos, tmp_path_factory):
     return folder
 
 
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("ending", ["parquet", "npy"])
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
 def test_the_nearest_are_found_whatever_the_chunks(ending, chunk, model, mixed, photos, tmp_path, monkeypatch):

@@ -99,6 +99,7 @@ def test_a_stopped_linear_probe_resumes_bit_for_bit(tiny, trained, photos, tmp_p
     assert all(torch.equal(weights_of(resumed)[key], value) for key, value in weights_of(whole).items())
 
 
+@pytest.mark.slow
 def test_the_linear_probe_uses_augmented_views(tiny, trained, photos, tmp_path, capsys):
     recipe = replace(HEAD, views=3, mirror="alternating")
     train(photos, model=start(tiny, trained), recipe=recipe, out=tmp_path / "1", device="cpu")
@@ -107,6 +108,7 @@ def test_the_linear_probe_uses_augmented_views(tiny, trained, photos, tmp_path, 
     assert "features of 48 views of images computed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_weights_are_reused_for_other_classes(tiny, trained, tmp_path, capsys):
     fill_folder(tmp_path / "photos", LABELS[:2], 10)
     classifier = start(replace(tiny, num_classes=2), trained, labels=LABELS[:2])
@@ -267,6 +269,7 @@ def test_the_found_learning_rate_is_used(tiny, photos, tmp_path, capsys):
     assert not (tmp_path / "2").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"balance": "weights"}, {"balance": "sampling"}, {"trainable": "gradual"}])
 @pytest.mark.slow
 def test_other_options_train(changes, tiny, photos, tmp_path):
@@ -285,6 +288,7 @@ def uneven(tmp_path_factory):
     return folder
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("changes", [{"balance": "weights", "label_smoothing": 0.1}, {"mixup": 0.0}], ids=str)
 def test_accumulation_gives_the_same_step(tiny, uneven, tmp_path, changes):
     """26 images are steps of 12, 12 and 2, where no batch norm tells batches apart; the last step has two."""
@@ -307,6 +311,7 @@ def test_accumulation_gives_the_same_step(tiny, uneven, tmp_path, changes):
             torch.testing.assert_close(weights_of(other)[key], value, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("accumulate", [1, 5])
 def test_the_loss_of_an_epoch_is_torchs_of_all_its_images(tiny, uneven, tmp_path, accumulate):
     """With class weights an image counts by its class."""
