@@ -80,7 +80,7 @@ def _fetch(path: Path, on_fetch: Callable[[str], None] | None) -> None:
     if on_fetch is not None:
         on_fetch(f"fetching onnxruntime-web {VERSION} (33 MB) to {path}")
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        command = [npm, "pack", "--silent", f"onnxruntime-web@{VERSION}"]
+        command = [npm, "pack", "--silent", "--fetch-retries=1", f"onnxruntime-web@{VERSION}"]
         try:
             done = subprocess.run(  # noqa: S603 (our own line)
                 command, cwd=folder, capture_output=True, text=True, timeout=_SECONDS, check=False
