@@ -26,10 +26,10 @@ STAND_IN = {"ort.wasm.min.mjs": b"", "ort-wasm-simd-threaded.mjs": b"", "ort-was
 @pytest.fixture(scope="module")
 def classifier(tiny, tmp_path_factory) -> vk.Classifier:
     """Trained, so that no two classes are equally probable."""
-    begun = vk.Classifier.create(tiny, labels=LABELS, preprocessing=choose_preprocessing(64), seed=1)
+    untrained = vk.Classifier.create(tiny, labels=LABELS, preprocessing=choose_preprocessing(64), seed=1)
     images = [(draw_class(label, number, side=64), label) for label in LABELS for number in range(12)]
     out = tmp_path_factory.mktemp("run") / "run"
-    return vk.train(images, model=begun, epochs=3, batch_size=6, out=out, device="cpu", quiet=True).classifier
+    return vk.train(images, model=untrained, epochs=3, batch_size=6, out=out, device="cpu", quiet=True).classifier
 
 
 @pytest.fixture

@@ -134,7 +134,7 @@ def make_config(app: Any, options: ServeOptions, *, is_factory: bool) -> Config:
 
 
 def serve_here(app: ASGIApp, options: ServeOptions, listening: socket.socket) -> None:
-    """Serve in this process until SIGTERM or Ctrl-C; what has begun is finished."""
+    """Serve in this process until SIGTERM or Ctrl-C; requests in progress are finished."""
     server = Server(make_config(app, options, is_factory=False))
     # uvicorn raises the signal again when it is done, and a service that was told to stop has not failed.
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
