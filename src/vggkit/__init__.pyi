@@ -106,6 +106,7 @@ from .weights.origin import WeightsOrigin as WeightsOrigin
 from .weights.pretrained import FetchedWeights as FetchedWeights
 from .weights.pretrained import fetch as fetch
 from .weights.published import PublishedWeights as PublishedWeights
+from .weights.published_classifiers import list_classifiers as list_classifiers
 from .workflows.bench import bench as bench
 from .workflows.check import check as check
 from .workflows.compare import compare as compare
