@@ -2,8 +2,8 @@
 
     python tools/train_digits.py [OUT]
 
-Data: scikit-learn's 1,797 digits in vggkit's fixed splits, the test split set apart first. Only the 1,257 training
-digits are rendered for training, and only renderings of the 180 validation digits choose the epoch. The 360 test
+Data: scikit-learn's 1,797 digits in vggkit's fixed splits, the test split set apart first. Only the 1,259 training
+digits are rendered for training, and only renderings of the 179 validation digits choose the epoch. The 359 test
 digits are used once, by `measure`, when the file is written.
 """
 
@@ -136,7 +136,7 @@ def describe(digits: ImageDataset, trained: vk.Classifier) -> dict[str, Any]:
             "source": "1,797 handwritten digits of 13 people, 8×8 pixels, as scikit-learn has them; they are the "
             "test set of: E. Alpaydin, C. Kaynak (1998), Optical Recognition of Handwritten Digits, UCI Machine "
             "Learning Repository, CC BY 4.0",
-            "held_out": "the splits are vggkit's fixed ones; the 360 test digits were set apart first, and neither "
+            "held_out": "the splits are vggkit's fixed ones; the 359 test digits were set apart first, and neither "
             "they nor renderings of them were used to train, to choose the epoch or to calibrate; people who "
             "wrote test digits wrote training digits, too",
             "rendered": f"{RENDERINGS} random renderings of each training digit, and {ORIGINALS} copies of it "
@@ -152,7 +152,7 @@ def describe(digits: ImageDataset, trained: vk.Classifier) -> dict[str, Any]:
 def finish(trained: vk.Classifier, dataset: ImageDataset, digits: ImageDataset, out: Path) -> None:
     """Write the file: weights in 16 bits, activation ranges for int8, what it was made of and its accuracy."""
     batch = np.stack([trained.preprocessing.see(sample) for sample in dataset.splits["val"][:512]])
-    ranges = measure_ranges(trained.network, np.split(batch, 8))
+    ranges = measure_ranges(trained.network, np.array_split(batch, 8))
     origin = vk.WeightsOrigin(kind="trained")
     card = replace(trained.card, activation_ranges=ranges, storage="fp16", origin=origin, provenance={})
     provenance = describe(digits, trained)

@@ -203,7 +203,8 @@ def convert(
 def _describe_bundled(name: str) -> dict[str, Any]:
     """The costs and the accuracy of a classifier that comes with vggkit."""
     card = read_card(find_bundled(name))
-    totals = summarize(card.configuration, input=card.preprocessing.crop_pixels).to_dict()["totals"]
+    side = card.preprocessing.crop_pixels
+    totals = summarize(card.configuration, input=(side, side)).to_dict()["totals"]
     about = {"about": BUNDLED[name], "licence": card.provenance["licence"], **card.provenance["metrics"]}
     return {**totals, "weights": {"bundled": about}}
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-BUNDLED: Final[Mapping[str, str]] = {"digits": "handwritten digits, 0 to 9, in images and photos of any size"}
+BUNDLED: Final[Mapping[str, str]] = {"digits": "handwritten digits in images of any size"}
 """The name of each, and what it classifies."""
 
 
