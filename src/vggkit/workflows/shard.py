@@ -136,7 +136,7 @@ def shard(
         )
     planned = plan_shards(opened, form=to, images_per_shard=images_per_shard, seed=seed)
     made_with = {
-        "data": opened.name,
+        "data": Path(opened.name).name,
         "images": _digest(opened),
         "to": to,
         "images_per_shard": images_per_shard,

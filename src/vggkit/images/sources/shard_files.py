@@ -11,8 +11,9 @@ import tempfile
 import threading
 import weakref
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -50,6 +51,7 @@ class ShardFiles:
         form: tar or parquet.
         offsets: (N,), the first byte of each image, or its row.
         sizes: (N,), bytes of each image.
+        reopen: A function and its arguments that give the same in another process, which is all that is pickled.
     """
 
     def __init__(
@@ -59,15 +61,15 @@ class ShardFiles:
         form: Form,
         offsets: NDArray[np.int64],
         sizes: NDArray[np.int64],
+        *,
+        reopen: tuple[Callable[..., "ShardFiles"], str, str],
     ) -> None:
         self.places, self.shards, self.form = tuple(places), tuple(shards), form
         self.offsets, self.sizes = offsets, sizes
         self.firsts = np.cumsum([0, *(shard.images for shard in shards)])
         """Number of the first image of each shard, and the number of all."""
         self.quick = form == "tar" and all(Place(place).is_local for place in places)
-        self._prepare()
-
-    def _prepare(self) -> None:
+        self._reopen = reopen
         self._starts: list[int] = self.firsts.tolist()
         self._lock = threading.Lock()
         self._copies: dict[int, Future[_Copy]] = {}
@@ -77,13 +79,9 @@ class ShardFiles:
         self._folder: Path | None = None
         self._made = 0
 
-    def __getstate__(self) -> dict[str, Any]:
-        own = ("_starts", "_lock", "_copies", "_verified", "_tables", "_pool", "_folder", "_made")
-        return {name: value for name, value in self.__dict__.items() if name not in own}
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._prepare()
+    def __reduce__(self) -> tuple[Callable[..., "ShardFiles"], tuple[str, str]]:
+        function, *arguments = self._reopen
+        return function, (arguments[0], arguments[1])
 
     def find_shard(self, number: int) -> int:
         """The shard of an image."""
@@ -102,8 +100,11 @@ class ShardFiles:
         with self._lock:
             copied = self._copies.get(shard)
         offset, size_bytes = int(self.offsets[key]), int(self.sizes[key])
+        copy = None
         if copied is not None:
-            copy = copied.result()
+            with suppress(CancelledError):  # it was released before it began
+                copy = copied.result()
+        if copy is not None:
             if copy.starts is not None:
                 offset = int(copy.starts[key - self.firsts[shard]])
             try:
@@ -235,5 +236,5 @@ class ShardFiles:
 
 
 def _remove(copied: Future[_Copy]) -> None:
-    if copied.exception() is None and copied.result().is_temporary:
+    if not copied.cancelled() and copied.exception() is None and copied.result().is_temporary:
         Path(copied.result().path).unlink(missing_ok=True)

@@ -17,7 +17,8 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from pathlib import Path
 from typing import Final, Self, SupportsIndex, overload
 
 import numpy as np
@@ -27,6 +28,7 @@ from vggkit.errors import BadData
 from vggkit.hardware import derive_seed
 from vggkit.images.dataset import ImageDataset, ImageSample
 from vggkit.images.lazy_images import Advance, LazyImages
+from vggkit.images.sources.locations import is_address
 from vggkit.images.sources.manifest import (
     Manifest,
     ShardIndex,
@@ -68,7 +70,9 @@ def open_sharded(place: str, *, name: str | None = None) -> ImageDataset:
     manifest, index = read_manifest(place)
     check_sizes(place, manifest)
     places = [locate_shard(place, shard.file) for shard in manifest.shards]
-    files = ShardFiles(places, manifest.shards, manifest.form, index.offsets, index.sizes)
+    lasting = place if is_address(place) else str(Path(place).resolve())
+    reopen = (_reopen, lasting, manifest.index_sha256)
+    files = ShardFiles(places, manifest.shards, manifest.form, index.offsets, index.sizes, reopen=reopen)
     held = Sharded(place, manifest, index, files)
     splits: dict[str, list[NDArray[np.int64]]] = {}
     for shard, first in zip(manifest.shards, files.firsts.tolist(), strict=False):
@@ -77,6 +81,16 @@ def open_sharded(place: str, *, name: str | None = None) -> ImageDataset:
         raise BadData(f"{place}: holds no images")
     images = {split: ShardedImages(held, np.concatenate(parts)) for split, parts in splits.items()}
     return ImageDataset(name or place, manifest.labels, images)
+
+
+@cache
+def _reopen(place: str, index_sha256: str) -> ShardFiles:
+    """The files of a manifest in another process, once for all images that are sent there; raises BadData."""
+    split = next(iter(open_sharded(place).splits.values()))
+    assert isinstance(split, ShardedImages), "it has a manifest"
+    if split.held.manifest.index_sha256 != index_sha256:
+        raise BadData(f"{place}: was written again while it was used; start again")
+    return split.held.files
 
 
 class ShardedImages(LazyImages):
