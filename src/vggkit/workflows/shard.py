@@ -3,8 +3,9 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Self, get_args
+from typing import Any, Final, get_args
 
 from vggkit.arguments import demand_count, demand_path, demand_share
 from vggkit.errors import BadConfiguration, BadData, BadOutput
@@ -42,19 +43,6 @@ class ShardResult:
     """Whether an earlier call had written all of it."""
     skipped: tuple[Omission, ...] = ()
     """Files among the images that are no images, counted by reason."""
-
-    @classmethod
-    def of(cls, job: ShardJob, manifest: Manifest, *, found_done: bool, skipped: tuple[Omission, ...] = ()) -> Self:
-        """The result of a job."""
-        return cls(
-            job.place,
-            len(manifest.shards),
-            manifest.counts,
-            manifest.excluded,
-            manifest.examples,
-            found_done=found_done,
-            skipped=skipped,
-        )
 
     @property
     def images(self) -> int:
@@ -146,7 +134,7 @@ def shard(
     job = ShardJob(planned, ShardTarget(place), FILE_NAME, to, opened.labels, made_with)
     total = sum(len(split) for split in opened.splits.values())
     manifest, found_done = job.run(total=total, overwrite=overwrite, on_progress=on_progress)
-    return ShardResult.of(job, manifest, found_done=found_done, skipped=opened.skipped)
+    return _report(job, manifest, found_done=found_done, skipped=opened.skipped)
 
 
 def _describe(
@@ -171,18 +159,34 @@ def _describe(
             f"{', '.join(map(str, files[:3])) or 'none'}"
         )
     folder = manifest.rpartition("/")[0] if is_address(manifest) else str(Path(manifest).parent)
-    planned = []
-    for file in files:
-
-        def write(_: Path, on_image: Any, file: Place = file) -> Any:
-            return describe_shard(file, forms[0], columns, on_image=on_image)
-
-        planned.append(PlannedShard(_name_from(folder, file), "all", write, is_written=False))
+    planned = [
+        PlannedShard(
+            _name_from(folder, file),
+            "all",
+            partial(describe_shard, place=file, form=forms[0], columns=columns),
+            is_written=False,
+        )
+        for file in files
+    ]
     made_with = {"shards": [f"{file}/{file.size()}" for file in files]}
     file_name = manifest.rpartition("/")[2] if is_address(manifest) else Path(manifest).name
     job = ShardJob(planned, ShardTarget(folder), file_name, forms[0], None, made_with)
     written, found_done = job.run(total=None, overwrite=overwrite, on_progress=on_progress)
-    return ShardResult.of(job, written, found_done=found_done)
+    return _report(job, written, found_done=found_done)
+
+
+def _report(
+    job: ShardJob, manifest: Manifest, *, found_done: bool, skipped: tuple[Omission, ...] = ()
+) -> ShardResult:
+    return ShardResult(
+        job.place,
+        len(manifest.shards),
+        manifest.counts,
+        manifest.excluded,
+        manifest.examples,
+        found_done=found_done,
+        skipped=skipped,
+    )
 
 
 def _demand_apart(data: str, out: str) -> None:

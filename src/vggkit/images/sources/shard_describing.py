@@ -22,11 +22,12 @@ WRITTEN_AGAIN: Final = "write them into shards of your own: vggkit shard PLACE F
 
 
 def describe_shard(
-    place: Place, form: Form, columns: Columns, *, on_image: Callable[[], None] = lambda: None
+    path: Path, *, place: Place, form: Form, columns: Columns, on_image: Callable[[], None] = lambda: None
 ) -> WrittenShard:
     """Read and decode every image of a shard; one at an address is copied to a temporary file meanwhile.
 
     Args:
+        path: In its folder one at an address is copied to a temporary file.
         place: An uncompressed tar file, or a Parquet file with images in it.
         form: Which of the two.
         columns: Names of the table's columns.
@@ -36,7 +37,7 @@ def describe_shard(
     """
     if place.is_local:
         return _describe(place, place, form, columns, on_image)
-    with tempfile.TemporaryDirectory(prefix="vggkit-") as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         copy = Path(folder) / place.address.rpartition("/")[2]  # its name may name a split
         with place.open() as file, open(copy, "wb") as out:
             shutil.copyfileobj(file, out, 1 << 20)

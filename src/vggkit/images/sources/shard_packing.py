@@ -8,8 +8,9 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 
@@ -30,8 +31,13 @@ MOST_PLACES: Final = 4096
 
 OnProgress = Callable[[str, int, int | None], None]
 """Called with the current task, the number of images that are done, and of all if that is known."""
-Write = Callable[[Path, Callable[[], None]], WrittenShard]
-"""Writes or reads a shard, with a temporary path for it, and a function to call after each image."""
+
+
+class Write(Protocol):
+    """Writes or reads a shard."""
+
+    def __call__(self, path: Path, *, on_image: Callable[[], None]) -> WrittenShard:
+        """Write it to a temporary path; `on_image` is called after each image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +67,7 @@ def plan_shards(images: ImageDataset, *, form: Form, images_per_shard: int, seed
         order = np.argsort(moved, kind="stable")
         for number, first in enumerate(range(0, len(whole), images_per_shard)):
             chosen = [whole[int(place)] for place in order[first : first + images_per_shard]]
-
-            def write(
-                path: Path, on_image: Callable[[], None], chosen: Sequence[Any] = chosen, first: int = first
-            ) -> WrittenShard:
-                return write_shard(path, chosen, images.labels, form, first=first, on_image=on_image)
-
+            write = partial(write_shard, images=chosen, labels=images.labels, form=form, first=first)
             name = "images" if split == "all" else split
             planned.append(PlannedShard(f"{name}-{number:05d}{ENDINGS[form]}", split, write))
     return planned
@@ -110,7 +111,7 @@ def pack_shards(
     def write(shard: PlannedShard, folder: Path) -> tuple[str, WrittenShard]:
         beside = folder / _name_record(shard)
         try:
-            written = shard.write(beside, counter.add)
+            written = shard.write(beside, on_image=counter.add)
             if shard.is_written:
                 target.take(beside, shard.file)
         except OSError as problem:
