@@ -171,7 +171,7 @@ def predict_labelled(
             unreadable.append(str(problem))
         else:
             rows.append(logs)
-            paths.append(image.path)
+            paths.append(image.name)
             targets.append(numbers[str(image.label)])
         if on_progress:
             on_progress(done, len(images))

@@ -61,6 +61,13 @@ class ImageSample:
     """The key of the image in the storage."""
     group: str | None = None
     """Images of one group, such as a patient, a place or a burst, stay in one split; None for no group."""
+    written: str | None = field(default=None, repr=False)
+    """The path of another machine, such as `C:\\photos\\1.jpg`, that a table has for a file found elsewhere."""
+
+    @property
+    def name(self) -> str:
+        """What results call the image: its path as the table has it, which can be joined to the table."""
+        return self.path if self.written is None else self.written
 
     def __post_init__(self) -> None:
         if self.pixels is not None:

@@ -260,7 +260,7 @@ def _find_inside(rows: Labelled, columns: Columns) -> Labelled:
         found = inside[container].get(image.path)
         if found is None:
             raise BadData(f"{image.path}: there is no such image in {container}")
-        yield split, replace(found, label=image.label, group=image.group)
+        yield split, replace(found, label=image.label, group=image.group, written=image.written)
 
 
 def _container(path: str) -> str | None:
