@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final, Self
 
 import numpy as np
@@ -22,6 +23,7 @@ from torch import Tensor
 from vggkit.hardware import count_threads, derive_seed, find_available_memory
 from vggkit.images.dataset import ImageSample
 from vggkit.images.decoding import Pixels
+from vggkit.images.lazy_images import Advance, LazyImages
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.training.augmentation import View
 from vggkit.training.recipe import Recipe
@@ -68,7 +70,7 @@ class TrainingBatches:
         self._batch_size, self._seed, self._sampling = batch_size, seed, sampling
         self._pinned = device.type == "cuda"
         self.threads = threads or _choose_threads(device)
-        self._classes = _number_classes(images, labels)
+        self._classes = number_classes(images, labels)
         self._held = _Held(len(images))
 
     @classmethod
@@ -113,10 +115,25 @@ class TrainingBatches:
         Those before are not even read. Raises BadImage for an image that cannot be read.
         """
         order = self._draw_order(epoch)
+        with self._follow(order[start * self._batch_size :]) as advance:
+            yield from self._prepare_batches(order, epoch, start, advance)
+
+    def _follow(self, order: NDArray[np.int64]) -> AbstractContextManager[Advance | None]:
+        """Brings the files of images that are stored elsewhere, as the epoch comes to them."""
+        if isinstance(self._images, LazyImages) and not self._sampling and not self._held.is_complete():
+            return self._images.follow(order)
+        return nullcontext()
+
+    def _prepare_batches(
+        self, order: NDArray[np.int64], epoch: int, start: int, advance: Advance | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         ahead: deque[tuple[Tensor, Tensor, list[Future[None]]]] = deque()
         with ThreadPoolExecutor(self.threads, thread_name_prefix="view") as pool:
             try:
                 for step in range(start, len(self)):
+                    if advance is not None:
+                        begun = (step - start) * self._batch_size
+                        advance(begun - len(ahead) * self._batch_size, begun + self.size_of(step))
                     ahead.append(self._begin(pool, epoch, order, step))
                     if len(ahead) > AHEAD:
                         yield _finish(ahead.popleft())
@@ -141,6 +158,8 @@ class TrainingBatches:
 
     def _draw_order(self, epoch: int) -> NDArray[np.int64]:
         """Indices of the images as they come in that epoch."""
+        if isinstance(self._images, LazyImages) and not self._sampling:
+            return self._images.draw_order(seed=self._seed, epoch=epoch)
         draws = np.random.default_rng(derive_seed(self._seed, "order", epoch))
         if not self._sampling:
             return draws.permutation(len(self._images))
@@ -219,6 +238,10 @@ class _Held:
         self._most = 0 if available is None else int(available * MEMORY_SHARE)
         self._lock = threading.Lock()
 
+    def is_complete(self) -> bool:
+        """Whether it holds every image, so that none is read again."""
+        return len(self._pixels) == self._count
+
     def find(self, index: int) -> Pixels | None:
         return self._pixels.get(index)
 
@@ -238,8 +261,10 @@ class _Held:
                 self._pixels = {}
 
 
-def _number_classes(images: Sequence[ImageSample], labels: Sequence[str]) -> NDArray[np.int64]:
+def number_classes(images: Sequence[ImageSample], labels: Sequence[str]) -> NDArray[np.int64]:
     """(N,), the number of each image's class in `labels`."""
+    if isinstance(images, LazyImages):
+        return images.number_classes(labels)
     numbers = {label: number for number, label in enumerate(labels)}
     return np.array([numbers[str(image.label)] for image in images], np.int64)
 
@@ -249,7 +274,7 @@ def weigh_classes(images: Sequence[ImageSample], labels: Sequence[str]) -> Tenso
 
     A class without images counts 1.
     """
-    counts = np.bincount(_number_classes(images, labels), minlength=len(labels))
+    counts = np.bincount(number_classes(images, labels), minlength=len(labels))
     weights = len(images) / (np.count_nonzero(counts) * np.maximum(counts, 1))
     return torch.from_numpy(np.where(counts > 0, weights, 1.0).astype(np.float32))
 

@@ -32,9 +32,11 @@ from vggkit.files import whole_file
 from vggkit.hardware import computes_bf16, derive_seed
 from vggkit.images.dataset import ImageSample
 from vggkit.images.decoding import Pixels, decode
+from vggkit.images.lazy_images import stream_images
 from vggkit.models.vgg import VGG
 from vggkit.paths import find_home
 from vggkit.training.augmentation import View
+from vggkit.training.batches import number_classes
 from vggkit.training.recipe import Recipe
 from vggkit.weights.model import Model
 
@@ -183,7 +185,6 @@ def extract_features(
     stores = source.open_stores(f"{chosen} on {device.type}")
     # Without anything to compute no engine is built.
     engine = _LateEngine(classifier.network, device, "auto" if precision == "auto" else chosen)
-    numbers = {label: number for number, label in enumerate(classifier.labels)}
     rows = np.empty((len(images) * views, source.width), np.float32)
     marks: list[bytes | str] = []
     found = len(rows)
@@ -194,7 +195,7 @@ def extract_features(
     together = max(1, TOGETHER // views)
     try:
         for (place, image), (content, missing), computed in stream_rows(
-            engine, enumerate(images), prepare, batch_size=together
+            engine, enumerate(stream_images(images)), prepare, batch_size=together
         ):
             for view, row in zip(missing, computed, strict=True):
                 if overflow := describe_overflow(row):
@@ -219,7 +220,7 @@ def extract_features(
     if engine.description:
         log(f"features of {len(rows) - found:,} {kind} computed by {engine.description}")
     _, groups = np.unique([str(mark) for mark in marks], return_inverse=True)
-    targets = np.array([numbers[str(image.label)] for image in images], np.int64)
+    targets = number_classes(images, classifier.labels)
     return Features(
         rows, np.repeat(targets, views), np.repeat(groups.astype(np.int64), views), found, engine.description
     )

@@ -8,7 +8,6 @@ Shape letters: N images, K classes.
 
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -24,10 +23,11 @@ from vggkit.engines.stream import stream_results
 from vggkit.errors import BadImage, BadInput, Stopped
 from vggkit.hardware import derive_seed
 from vggkit.images.dataset import ImageSample
+from vggkit.images.lazy_images import stream_images
 from vggkit.interruption import Signals
 from vggkit.models.vgg import VGG
 from vggkit.training.augmentation import Mixing
-from vggkit.training.batches import TrainingBatches, weigh_classes
+from vggkit.training.batches import TrainingBatches, number_classes, weigh_classes
 from vggkit.training.caller_settings import NO_SETTINGS, CallerSettings
 from vggkit.training.checkpoint import Checkpoints, Epoch, Progress, measure_macro_f1
 from vggkit.training.distillation import Teacher
@@ -209,8 +209,11 @@ class Trainer:
             recipe, train, labels=classifier.labels, preprocessing=classifier.preprocessing, device=self.device
         )
         self.mixing = Mixing.of(recipe, len(classifier.labels))
-        counts = [Counter(str(image.label) for image in split) for split in (train, self.val)]
-        train_counts, val_counts = ([count[label] for label in classifier.labels] for count in counts)
+        classes = len(classifier.labels)
+        train_counts, val_counts = (
+            np.bincount(number_classes(split, classifier.labels), minlength=classes).tolist()
+            for split in (train, self.val)
+        )
         self.monitor = TrainingMonitor(
             train_counts=train_counts if recipe.balance == "none" else [1] * len(train_counts),
             val_counts=val_counts,
@@ -360,7 +363,7 @@ class Trainer:
         numbers = {label: number for number, label in enumerate(labels)}
         logits, targets = [], []
         predictions = stream_results(
-            engine, self.classifier.preprocessing, self.val, batch_size=self.recipe.batch_size or 32
+            engine, self.classifier.preprocessing, stream_images(self.val), batch_size=self.recipe.batch_size or 32
         )
         for done, prediction in enumerate(predictions, start=1):
             if prediction.overflows:

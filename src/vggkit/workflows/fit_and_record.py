@@ -246,7 +246,7 @@ def _evaluate(
                 result.probe.compute_logits(split),
                 result.probe.features[split].targets,
                 labels=classifier.labels,
-                paths=[image.path for image in images],
+                paths=[image.name for image in images],
             )
         predictions, unreadable = predict_labelled(
             classifier,

@@ -7,10 +7,13 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
+
 from vggkit.data_checks.copies import find_copies
 from vggkit.errors import BadData
 from vggkit.images.class_names import hint_at_lookalikes, shorten_names
 from vggkit.images.dataset import ImageDataset, identify_image, identify_images
+from vggkit.images.lazy_images import LazyImages
 from vggkit.images.sources.spooling import spool
 from vggkit.images.splits import CopyGroups, hold_out, hold_out_with_copies, is_divided
 from vggkit.reports.progress import ProgressLine
@@ -66,6 +69,8 @@ def prepare_images(
     # Before anything is read: a dataset that cannot be split is refused immediately.
     divided = hold_out(opened, validation_share=share, seed=seed, fold=fold, copy_groups=copy_groups or ())
     _demand_classes(opened, classifier)
+    if opened.is_lazy:
+        return _take_as_checked(divided, classifier, config=config, line=line)
     folder = Path(stack.enter_context(TemporaryDirectory(prefix="vggkit-")))
     spooled = spool(opened, folder / "images", on_progress=partial(line.show, "copying images"))
     originals = [image for split in opened.splits.values() for image in split]
@@ -106,6 +111,48 @@ def prepare_images(
         on_progress=line.show,
     )
     return PreparedImages(readable, digests, contents, copy_groups, tuple(findings))
+
+
+def _take_as_checked(
+    divided: ImageDataset, classifier: Model, *, config: RunConfig, line: ProgressLine
+) -> PreparedImages:
+    """The images of shards with a manifest, which were decoded when that was written: nothing is read here.
+
+    Equal files are searched for by their digests, near duplicates are not. Raises BadData where a split lacks a
+    class.
+    """
+    findings: list[str] = []
+
+    def log(message: str) -> None:
+        findings.append(message)
+        line.warn(message)
+
+    splits = {name: split for name, split in divided.splits.items() if isinstance(split, LazyImages)}
+    named = replace(divided, labels=classifier.labels)
+    missing = [
+        f"{name} has no images of {shorten_names(absent)}"
+        for name in splits
+        if (absent := [label for label, count in named.count(name).items() if not count])
+    ]
+    if missing and not config.despite_findings:
+        raise BadData(
+            f"{divided.name}: {'; '.join(missing)}; metrics of the split would not cover the class. Write shards "
+            "with such images, without the class, or continue with --despite-findings"
+        )
+    if missing:
+        log(f"warning: {'; '.join(missing)}; continuing because of --despite-findings")
+    trained = np.unique(splits["train"].list_contents())
+    for name, split in splits.items():
+        copies = int(np.isin(split.list_contents(), trained).sum()) if name != "train" else 0
+        if copies:
+            log(f"warning: {copies:,} images of {name} are in train too, as equal files: its metrics are too high")
+    return PreparedImages(
+        divided,
+        {name: identify_images(split) for name, split in splits.items()},
+        {name: split.digest_order() for name, split in splits.items()},
+        (),
+        tuple(findings),
+    )
 
 
 def _describe_copy_groups(found: CopyGroups, used: CopyGroups) -> str:
