@@ -1,6 +1,7 @@
 """The public names of vggkit and where each is defined: the one table that `__init__.py` loads them from."""
 
-import vggkit.sklearn as sklearn  # loaded when it is used, and not by `from vggkit import *`: it needs scikit-learn
+# Loaded when it is used, and not by `from vggkit import *`: it needs scikit-learn.
+import vggkit.sklearn as sklearn  # noqa: F401, PLR0402
 
 from .benchmarking.checkup import CacheFolder as CacheFolder
 from .benchmarking.checkup import Checkup as Checkup

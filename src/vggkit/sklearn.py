@@ -227,13 +227,14 @@ class VGGClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sc
         )
         for row, prediction in zip(found, predictions, strict=True):
             row[[column[name] for name in prediction.labels]] = prediction.probabilities
-        return found[:, self._columns]
+        in_order: NDArray[np.float64] = found[:, self._columns]
+        return in_order
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:  # noqa: N803
         """The most probable class of each image, (N,), for images as `fit` takes them."""
         best = self.predict_proba(X).argmax(axis=1)
-        classes: NDArray[Any] = self.classes_
-        return classes[best]
+        found: NDArray[Any] = self.classes_[best]
+        return found
 
     def _has_rows(self) -> bool:
         return hasattr(self, "n_features_in_")

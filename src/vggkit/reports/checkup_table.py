@@ -55,10 +55,8 @@ def _draw_facts(checkup: Checkup) -> Table:
         there = "" if folder.exists else " (not there yet)"
         table.add_row(f"{folder.purpose} files", write_line(f"{folder.path}{there}{free}"))
     if checkup.variables:
-        shown = ", ".join(
-            f"{name} {'is set' if value == 'set' else value}" for name, value in checkup.variables.items()
-        )
-        table.add_row("variables", write_line(shown))
+        shown = (f"{name}: {value}" for name, value in checkup.variables.items())
+        table.add_row("variables", write_line(", ".join(shown)))
     return table
 
 
