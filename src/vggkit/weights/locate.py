@@ -10,7 +10,7 @@ from vggkit.arguments import demand_path
 from vggkit.errors import BadCheckpoint, BadInput
 from vggkit.models.configuration import list_models
 from vggkit.weights.bundled import BUNDLED, find_bundled, is_bundled
-from vggkit.weights.hub import is_address, pull
+from vggkit.weights.hub import FILE, is_address, pull
 from vggkit.weights.published_classifiers import find_published_file, is_model_name
 
 
@@ -18,10 +18,10 @@ def locate_model(place: str | Path) -> Path:
     """The file that `place` means.
 
     Args:
-        place: A file; a run's folder, which means its best epoch; a name of `list_models()`, which means the
-            published ImageNet Classifier, downloaded where it is not there yet; `digits`, which comes with
-            vggkit; or `hf://owner/name`, which is downloaded too. An existing file or folder with a model's name
-            comes before the model.
+        place: A file; a run's folder, which means its best epoch; a folder of `save_pretrained`; a name of
+            `list_models()`, which means the published ImageNet Classifier, downloaded where it is not there yet;
+            `digits`, which comes with vggkit; or `hf://owner/name`, which is downloaded too. An existing file or
+            folder with a model's name comes before the model.
 
     Raises BadCheckpoint where there is no such file, or a run has no best epoch yet, UnknownName for a model
     without published weights, and BadDownload, BadOutput and MissingExtra where something is downloaded.
@@ -32,7 +32,8 @@ def locate_model(place: str | Path) -> Path:
         best = path / "best.safetensors"
         if (path / "config.yaml").is_file() and not best.is_file():
             raise BadCheckpoint(f"{path}: is a run's folder without best.safetensors; its first epoch did not end")
-        return best if best.is_file() else path
+        published = path / FILE  # of save_pretrained, or of a clone of the hub's repository
+        return next((file for file in (best, published) if file.is_file()), path)
     if is_address(place):
         return pull(place)
     if is_bundled(place):

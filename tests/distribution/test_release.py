@@ -153,11 +153,20 @@ def test_sdist_and_wheel_install_and_work_with_only_the_core(tmp_path):
     assert states["openvino", "fp32"] == "not installed"
     assert all(each["version"] is None for each in found["extras"]["fast"])
     # What an extra is for is refused with the line that installs it.
-    refused = subprocess.run(
-        [command, "train", "digits"], cwd=place, env=environment, capture_output=True, text=True, timeout=200
-    )
-    assert refused.returncode == 2
-    assert 'pip install "vggkit[train]"' in refused.stderr
+    for extra, *arguments in (
+        ("train", "train", "digits"),
+        ("train", "summary", "vgg11", "--plot", "drawn.png"),
+        ("serve", "serve", "digits", "--port", "0"),
+        ("onnx", "export", "digits", "digits.onnx"),
+        ("fast", "predict", "digits", "photo.png", "--engine", "openvino"),
+        ("weights", "predict", "hf://owner/name", "photo.png"),
+    ):
+        refused = subprocess.run(
+            [command, *arguments], cwd=place, env=environment, capture_output=True, text=True, timeout=200
+        )
+        assert refused.returncode == 2, f"{arguments}: {refused.stderr[-1500:]}"
+        assert f'pip install "vggkit[{extra}]"' in refused.stderr, f"{arguments}: {refused.stderr[-1500:]}"
+        assert "Traceback" not in refused.stderr
 
 
 def test_the_files_beside_the_code_agree():
@@ -203,9 +212,9 @@ def test_the_bill_of_materials_lists_what_is_pinned(tmp_path):
     recipe = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert "cyclonedx-py requirements requirements.lock" in recipe
     out = tmp_path / "vggkit.cdx.json"
+    options = ("--pyproject", "pyproject.toml", "--mc-type", "library", "--of", "JSON", "-o", str(out))
     subprocess.run(
-        [tool, "requirements", "requirements.lock", "--pyproject", "pyproject.toml", "--mc-type", "library", "--of"]
-        + ["JSON", "-o", str(out)],
+        [tool, "requirements", "requirements.lock", *options],
         cwd=ROOT,
         check=True,
         capture_output=True,
