@@ -201,7 +201,9 @@ def test_several_outputs_of_one_pass_are_rounded_as_they_are_read(kind):
     activation_ranges = measure_ranges(network, [draw(seed) for seed in range(3)])
     options = {"precision": "int8", "activation_ranges": activation_ranges}
     read = [name for name in activation_ranges if name != "images"]
-    together = OpenVINOEngine(network, output=[*read, "logits", "features"], as_read=True, **options).compute(images)
+    together = OpenVINOEngine(network, output=[*read, "logits", "features"], as_read=True, **options).compute(
+        images
+    )
     for name in (*read, "features", "logits"):
         alone = OpenVINOEngine(network, output=name, **options).run(images)
         error = np.sqrt(np.mean((together[name] - alone) ** 2)) / alone.std()

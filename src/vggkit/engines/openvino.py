@@ -104,7 +104,9 @@ class OpenVINOEngine(NamedEngine):
             weight_bits=bits if precision == "int8" else None,
         )
         # If the output of a product is read twice, OpenVINO's rounding loses the operation after it.
-        several = self._plan.computed if precision == "int8" and len(self._plan.computed) > 1 and not as_read else ()
+        several = (
+            self._plan.computed if precision == "int8" and len(self._plan.computed) > 1 and not as_read else ()
+        )
         self._alone = {
             name: OpenVINOEngine(
                 self._source, output=name, precision=precision, activation_ranges=activation_ranges
