@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from vggkit.models.vgg import VGG
     from vggkit.weights.model import Model
 
-_NEEDED: Final[dict[EngineName, tuple[str, ...]]] = {
+NEEDED: Final[dict[EngineName, tuple[str, ...]]] = {
     "pytorch": ("torch",),
     "openvino": ("openvino",),
     "onnx": ("onnx", "onnxruntime"),
 }
+"""The packages that each engine computes with."""
 
 
 def choose_engine(
@@ -126,7 +127,7 @@ def _resolve_engine(place: "torch.device | str", precision: Precision) -> Engine
     if precision == "int8" and _find_kind(place) == "cpu":
         return "openvino"  # no other does
     order: tuple[EngineName, ...] = ("openvino", "onnx") if precision == "fp32" else ("openvino",)
-    found = (name for name in order if all(map(importlib.util.find_spec, _NEEDED[name])))
+    found = (name for name in order if all(map(importlib.util.find_spec, NEEDED[name])))
     return next(found, "pytorch") if _find_kind(place) == "cpu" else "pytorch"
 
 
