@@ -24,6 +24,7 @@ from vggkit.images.dataset import ImageSample
 from vggkit.images.decoding import Pixels
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.training.augmentation import View
+from vggkit.training.distributed.process_group import SINGLE, ProcessGroup
 from vggkit.training.recipe import Recipe
 
 AHEAD: Final = 2
@@ -42,13 +43,17 @@ class TrainingBatches:
         labels: Class names, in the order of their numbers.
         preprocessing: The preparation of images for the network.
         view: How each image is seen.
-        batch_size: Images a batch; a last single image joins the batch before.
+        batch_size: Images a batch, of all processes together; a last single image joins the batch before, and so do
+            so few that a process would have less than its least share.
         seed: Order and views depend on it and the epoch alone, not on the number of threads.
         device: Where the network learns; for CUDA the images are in pinned memory.
         sampling: Draw with replacement, every class equally often in expectation, in place of every
             image once.
         threads: That prepare images; None: half of the processors where these learn too, else all, 16 at
-            most.
+            most, divided among the processes of the machine.
+        group: The processes that learn together. Each has consecutive images of every batch, so that all of them
+            have the same batches as one process alone.
+        least_share: Images that each process has of a batch at least.
     """
 
     def __init__(
@@ -63,11 +68,14 @@ class TrainingBatches:
         device: torch.device,
         sampling: bool = False,
         threads: int | None = None,
+        group: ProcessGroup = SINGLE,
+        least_share: int = 1,
     ) -> None:
         self._images, self._preprocessing, self._view = images, preprocessing, view
         self._batch_size, self._seed, self._sampling = batch_size, seed, sampling
         self._pinned = device.type == "cuda"
-        self.threads = threads or _choose_threads(device)
+        self.threads = threads or max(1, _choose_threads(device) // group.local_size)
+        self._group, self._least = group, max(2, least_share * group.size)
         self._classes = _number_classes(images, labels)
         self._held = _Held(len(images))
 
@@ -80,6 +88,8 @@ class TrainingBatches:
         labels: Sequence[str],
         preprocessing: Preprocessing,
         device: torch.device,
+        group: ProcessGroup = SINGLE,
+        least_share: int = 1,
     ) -> Self:
         """The batches of a resolved recipe."""
         assert recipe.batch_size is not None, "the recipe is resolved"
@@ -92,23 +102,25 @@ class TrainingBatches:
             seed=recipe.seed,
             device=device,
             sampling=recipe.balance == "sampling",
+            group=group,
+            least_share=least_share,
         )
 
     def __len__(self) -> int:
         """Batches an epoch."""
-        return count_batches(len(self._images), self._batch_size)
+        return count_batches(len(self._images), self._batch_size, least=self._least)
 
     def count_images(self) -> int:
-        """Images an epoch."""
-        return len(self._images)
+        """Images that this process prepares in an epoch."""
+        return len(self._group.take_share(self._images))
 
     def size_of(self, number: int) -> int:
-        """Images of an epoch's batch, counted from 0."""
+        """Images of an epoch's batch, counted from 0, of all processes."""
         first, last = number * self._batch_size, (number + 1) * self._batch_size
         return (len(self._images) if number == len(self) - 1 else last) - first
 
     def of_epoch(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of that epoch, counted from 1, beginning with batch number `start`, counted from 0.
+        """This process's part of that epoch's batches, the epoch counted from 1, from batch number `start` on.
 
         Those before are not even read. Raises BadImage for an image that cannot be read.
         """
@@ -155,8 +167,8 @@ class TrainingBatches:
         self, pool: ThreadPoolExecutor, epoch: int, order: NDArray[np.int64], step: int
     ) -> tuple[Tensor, Tensor, list[Future[None]]]:
         """A batch that the threads begin to fill."""
-        first = step * self._batch_size
-        last = first + self.size_of(step)
+        share = self._group.find_share(self.size_of(step))
+        first, last = step * self._batch_size + share.start, step * self._batch_size + share.stop
         crop = self._preprocessing.crop_pixels
         images = torch.empty((last - first, self._preprocessing.channels, crop, crop), pin_memory=self._pinned)
         rows, parts = images.numpy(), []
@@ -201,11 +213,11 @@ class TrainingBatches:
         return (derive_seed(self._seed, "side", index) + epoch) % 2 == 1
 
 
-def count_batches(images: int, batch_size: int) -> int:
-    """Batches an epoch of so many images; a last single image joins the batch before."""
+def count_batches(images: int, batch_size: int, *, least: int = 2) -> int:
+    """Batches an epoch of so many images; fewer last ones than `least` join the batch before."""
     full, rest = divmod(images, batch_size)
-    # Batch norm cannot train on one image whose map is 1×1.
-    return max(1, full + (rest > 1 or (rest == 1 and batch_size == 1)))
+    # Batch norm cannot train on one image whose map is 1×1, and no process on none.
+    return max(1, full + (rest >= least))
 
 
 class _Held:

@@ -46,6 +46,7 @@ def estimate_seconds(
     *,
     preprocessing: Preprocessing,
     write_seconds: float = 0.0,
+    processes: int = 1,
 ) -> Estimate | None:
     """The duration of a training from here, by some trial steps and some decoded images.
 
@@ -55,15 +56,16 @@ def estimate_seconds(
     Args:
         train_state: The state before the first step.
         batches: The training batches; images that it caches are decoded in the first epoch only.
-        val: Images to measure each epoch on.
+        val: Images to measure each epoch on, of this process.
         preprocessing: The preprocessing of images.
         write_seconds: Seconds in which a state is written; an epoch writes one, and the weights of the best epoch.
+        processes: Number of processes that divide each batch.
 
     Raises BadImage for an image that no longer exists.
     """
     recipe, pixels = train_state.recipe, preprocessing.crop_pixels
-    size, epochs = recipe.batch_size, recipe.epochs
-    assert size is not None, "the recipe is resolved"
+    assert recipe.batch_size is not None, "the recipe is resolved"
+    size, epochs = recipe.batch_size // processes, recipe.epochs
     if len(batches) * epochs < 10 * TRIED:  # trial steps are a small part of the training
         return None
     before = {key: value.clone() for key, value in train_state.state().items()}

@@ -9,35 +9,32 @@ Shape letters: N images, K classes.
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from vggkit.engines.pytorch import PyTorchEngine
-from vggkit.engines.stream import stream_results
-from vggkit.errors import BadImage, BadInput, Stopped
+from vggkit.errors import BadInput, Stopped
 from vggkit.hardware import derive_seed
 from vggkit.images.dataset import ImageSample
-from vggkit.interruption import Signals
-from vggkit.models.vgg import VGG
 from vggkit.training.augmentation import Mixing
 from vggkit.training.batches import TrainingBatches, weigh_classes
+from vggkit.training.callbacks import Callbacks, FitResult, find_best
 from vggkit.training.caller_settings import NO_SETTINGS, CallerSettings
-from vggkit.training.checkpoint import Checkpoints, Epoch, Progress, measure_macro_f1
+from vggkit.training.checkpoint import Checkpoints, Epoch, Progress
 from vggkit.training.distillation import Teacher
+from vggkit.training.distributed.process_group import SINGLE, ProcessGroup
 from vggkit.training.durations import Estimate, describe, estimate_seconds, spell_duration
 from vggkit.training.estimates import estimate_memory
 from vggkit.training.linear_probe import LinearProbe, fit_probe, needs_probe
 from vggkit.training.optimizers import learning_rate_at
-from vggkit.training.recipe import Monitor, Recipe, rank_epoch
+from vggkit.training.recipe import Recipe, find_least_share
 from vggkit.training.train_state import TrainState
 from vggkit.training.training_monitor import TrainingMonitor, watch_activity
+from vggkit.training.validation import Diverged, validate
 from vggkit.weights.model import Model
 
 MAX_ROLLBACKS: Final = 3
@@ -50,47 +47,6 @@ LR_DECAY_ON_DIVERGENCE: Final = 0.3
 """Factor of the learning rate after each rollback."""
 
 State = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Callbacks:
-    """The callbacks of a training, and its stop signal."""
-
-    on_step: Callable[[str, int, int | None], None] = lambda what, done, total: None
-    """Called with the current task, how much of it is done, and of how much."""
-    on_epoch: Callable[[tuple[Epoch, ...], VGG], None] = lambda history, network: None
-    """Called after each epoch with all epochs so far and the network, as it is to be saved; before the state of
-    the epoch is saved."""
-    should_stop: Callable[[Epoch], object] = lambda epoch: False
-    """Called after each epoch, when its state is saved; a true value ends the training."""
-    log: Callable[[str], None] = lambda sentence: None
-    """Called with messages, as sentences."""
-    warn: Callable[[str], None] = lambda sentence: None
-    """Called with warnings about the training, as sentences."""
-    signals: Signals = field(default_factory=Signals)
-    """A training that is requested to stop saves its state between two steps, and raises Stopped."""
-
-
-@dataclass(frozen=True, slots=True)
-class FitResult:
-    """The result of a training."""
-
-    history: tuple[Epoch, ...]
-    """Every epoch; a linear probe alone is one epoch."""
-    best_epoch: int
-    """The number of the best one, by the recipe's `monitor`."""
-    probe: LinearProbe | None = None
-    """The linear probe, with the logits of each split, where the last layer alone was trained."""
-
-
-def find_best(history: Sequence[Epoch], monitor: Monitor) -> Epoch:
-    """The epoch of the best monitored figure, of these of the lowest validation loss, and of these the first."""
-    return max(
-        history,
-        key=lambda epoch: rank_epoch(
-            monitor, val_top1=epoch.val_top1, val_loss=epoch.val_loss, val_macro_f1=epoch.val_macro_f1
-        ),
-    )
 
 
 class Trainer:
@@ -106,6 +62,7 @@ class Trainer:
         teacher: A trained network that it learns from beside the labels; not where the last layer alone is trained.
         save_seconds: How often, in seconds, a state within an epoch is saved.
         callbacks: Functions that are called during the training.
+        group: The processes that train together; the first one saves states, and calls `on_epoch` and `should_stop`.
     """
 
     def __init__(
@@ -120,11 +77,12 @@ class Trainer:
         teacher: Teacher | None = None,
         save_seconds: float = 300.0,
         callbacks: Callbacks = Callbacks(),
+        group: ProcessGroup = SINGLE,
     ) -> None:
         self.classifier, self.splits, self.recipe = classifier, splits, recipe
         self.device, self.checkpoints, self.caller_settings = device, checkpoints, caller_settings
         self.teacher, self.save_seconds, self.callbacks = teacher, save_seconds, callbacks
-        self.val = splits["val"]
+        self.group, self.val = group, splits["val"]
         self.progress = Progress()
         self._estimate: Estimate | None = None
 
@@ -152,9 +110,10 @@ class Trainer:
             )
             probe = self._probe(("train", "val"), epoch=0)
             self.progress = replace(progress, history=(probe.epoch,))
-            self.callbacks.on_epoch(self.progress.history, self.classifier.network)
+            if self.group.is_first:
+                self.callbacks.on_epoch(self.progress.history, self.classifier.network)
             if self._should_stop():
-                self.checkpoints.close()
+                self._close()
                 return FitResult(self.progress.history, probe.epoch.epoch)
             feature_scale = probe.feature_scale
         elif state is not None:
@@ -177,9 +136,10 @@ class Trainer:
         self._save_initial_weights()  # its whole initial state; the features are cached on disk
         self.callbacks.log(describe(None, memory_bytes=self._estimate_memory()))
         probe = self._probe([split for split in self.splits if split in ("train", "val", "test")], epoch=1)
-        self.callbacks.on_epoch((probe.epoch,), self.classifier.network)
-        self.callbacks.should_stop(probe.epoch)  # it is the last one, whatever the callback returns
-        self.checkpoints.close()
+        if self.group.is_first:
+            self.callbacks.on_epoch((probe.epoch,), self.classifier.network)
+            self.callbacks.should_stop(probe.epoch)  # it is the last one, whatever the callback returns
+        self._close()
         return FitResult((probe.epoch,), 1, probe)
 
     def _probe(self, splits: Sequence[str], *, epoch: int) -> LinearProbe:
@@ -191,6 +151,7 @@ class Trainer:
             epoch=epoch,
             on_progress=self.callbacks.on_step,
             log=self.callbacks.log,
+            group=self.group,
         )
 
     def _prepare(self, feature_scale: float) -> None:
@@ -204,9 +165,16 @@ class Trainer:
             feature_scale=feature_scale,
             caller_settings=self.caller_settings,
             teacher=self.teacher,
+            group=self.group,
         )
         self.batches = TrainingBatches.of(
-            recipe, train, labels=classifier.labels, preprocessing=classifier.preprocessing, device=self.device
+            recipe,
+            train,
+            labels=classifier.labels,
+            preprocessing=classifier.preprocessing,
+            device=self.device,
+            group=self.group,
+            least_share=find_least_share(recipe, batch_norm=classifier.configuration.batch_norm),
         )
         self.mixing = Mixing.of(recipe, len(classifier.labels))
         counts = [Counter(str(image.label) for image in split) for split in (train, self.val)]
@@ -223,7 +191,7 @@ class Trainer:
             self.classifier.configuration,
             self.recipe,
             crop_pixels=self.classifier.preprocessing.crop_pixels,
-            batch_size=self.recipe.batch_size,
+            batch_size=self.recipe.batch_size // self.group.size,
         )
 
     def _save_epoch_start(self) -> float:
@@ -238,7 +206,12 @@ class Trainer:
         self.callbacks.on_step("estimating the duration", 0, None)
         preprocessing = self.classifier.preprocessing
         estimate = self._estimate = estimate_seconds(
-            self.train_state, self.batches, self.val, preprocessing=preprocessing, write_seconds=write_seconds
+            self.train_state,
+            self.batches,
+            self.group.take_share(self.val),
+            preprocessing=preprocessing,
+            write_seconds=write_seconds,
+            processes=self.group.size,
         )
         self.callbacks.log(describe(estimate, memory_bytes=self._estimate_memory()))
 
@@ -262,11 +235,12 @@ class Trainer:
             try:
                 dead = self._train_epoch()
                 epoch = self._validate()
-            except _Diverged as problem:
+            except Diverged as problem:
                 self._roll_back(problem)
                 continue
             history = (*self.progress.history, epoch)
-            self.callbacks.on_epoch(history, self.train_state.evaluated)
+            if self.group.is_first:
+                self.callbacks.on_epoch(history, self.train_state.evaluated)
             self._correct_estimate(epoch)
             self.progress = replace(
                 Progress(),
@@ -281,12 +255,12 @@ class Trainer:
                 self.callbacks.warn(sentence)
             if self._should_stop():
                 break
-        self.checkpoints.close()
+        self._close()
 
     def _should_stop(self) -> bool:
         """Whether the caller ends the training with the epoch that is over."""
         epoch = self.progress.history[-1]
-        enough = bool(self.callbacks.should_stop(epoch))
+        enough = self.group.lead(lambda: bool(self.callbacks.should_stop(epoch)))
         if enough and epoch.epoch < self.recipe.epochs:
             self.callbacks.log(f"stopped after epoch {epoch.epoch}, as on_epoch requested")
         return enough
@@ -329,60 +303,59 @@ class Trainer:
         draw = (progress.epoch - 1) * len(self.batches) + progress.batches
         targets = classes
         if self.mixing is not None:
-            images, targets = self.mixing(images, classes, seed=derive_seed(recipe.seed, "mix", draw))
+            seed = derive_seed(recipe.seed, "mix", draw, *self.group.seed_parts)
+            images, targets = self.mixing(images, classes, seed=seed)
 
-        loss, weight = self.train_state.compute(images, targets, draw=draw).item(), self.train_state.weigh(targets)
+        is_last = place + 1 == together
+        loss = self.train_state.compute(images, targets, draw=draw, is_last=is_last).item()
+        weight = self.train_state.weigh(targets)
+        loss_sum, weight = self.group.sum(loss * weight, weight)
         steps = progress.steps
-        if place + 1 == together:
+        if is_last:
             finite = self.train_state.step(self._rate_at(steps), number=steps)
             steps += 1
         else:
             finite = True
-        if not (math.isfinite(loss) and finite):
-            raise _Diverged(loss)
+        if not (math.isfinite(loss_sum) and finite):
+            raise Diverged(loss if self.group.size == 1 else loss_sum / weight)
 
         self.progress = replace(
             progress,
             batches=progress.batches + 1,
             steps=steps,
-            loss_sum=progress.loss_sum + loss * weight,
+            loss_sum=progress.loss_sum + loss_sum,
             weight=progress.weight + weight,
         )
 
     def _validate(self) -> Epoch:
         """Evaluate the validation images in the precision of training; returns the metrics of the epoch."""
-        progress, labels = self.progress, self.classifier.labels
-        engine = PyTorchEngine(
+        progress = self.progress
+        self.train_state.join_parts()
+
+        def on_image(done: int, total: int) -> None:
+            self.callbacks.on_step("validate", done, total)
+            if self.group.size == 1:  # several ones stop together
+                self._pause()
+
+        found = validate(
             self.train_state.evaluated,
-            self.device,
-            precision="bf16" if self.recipe.precision == "bf16" else "fp32",
+            self.classifier,
+            self.val,
+            self.recipe,
+            device=self.device,
+            group=self.group,
+            on_image=on_image,
         )
-        numbers = {label: number for number, label in enumerate(labels)}
-        logits, targets = [], []
-        predictions = stream_results(
-            engine, self.classifier.preprocessing, self.val, batch_size=self.recipe.batch_size or 32
-        )
-        for done, prediction in enumerate(predictions, start=1):
-            if prediction.overflows:
-                raise _Diverged(math.nan)
-            if prediction.output is None:
-                raise BadImage(f"{prediction.problem}; it could be read when the training began")
-            logits.append(prediction.output)
-            targets.append(numbers[str(prediction.image.label)])
-            self.callbacks.on_step("validate", done, len(self.val))
+        if self.group.size > 1:
             self._pause()
-        scores, right = torch.from_numpy(np.stack(logits)).double(), torch.tensor(targets)
-        val_loss = F.cross_entropy(scores, right).item()
-        if not math.isfinite(val_loss):
-            raise _Diverged(val_loss)
         return Epoch(
             epoch=progress.epoch,
             learning_rate=self._rate_at(progress.steps - 1),
             train_loss=progress.loss_sum / progress.weight,
-            val_loss=val_loss,
-            val_top1=(scores.argmax(1) == right).double().mean().item(),
+            val_loss=found.loss,
+            val_top1=found.top1,
             seconds=time.monotonic() - self._clock,
-            val_macro_f1=measure_macro_f1(scores.argmax(1), right, classes=len(labels)),
+            val_macro_f1=found.macro_f1,
         )
 
     def _rate_at(self, step: int) -> float:
@@ -393,11 +366,13 @@ class Trainer:
 
     def _pause(self) -> None:
         """Save the state if it is due, and stop if that is requested; between steps only."""
-        stop = self.callbacks.signals.find_stop()
+        requested = self.callbacks.signals.find_stop()
         if self.progress.batches % self.recipe.accumulate and self.progress.batches < len(self.batches):
             return
         now = time.monotonic()
-        if stop or now - self._last_saved >= self.save_seconds:
+        is_due = self.group.is_first and now - self._last_saved >= self.save_seconds
+        stop, due = map(int, self.group.maximum(requested, is_due))
+        if stop or due:
             self.progress = replace(self.progress, seconds=now - self._clock)
             self._save()
             self._last_saved = time.monotonic()
@@ -406,13 +381,21 @@ class Trainer:
 
     def _save_initial_weights(self) -> None:
         """Save the network alone, before anything is trained."""
+        if not self.group.is_first:
+            return
         weights = self.classifier.network.state_dict()
         self.checkpoints.save({f"network/{key}": value for key, value in weights.items()}, Progress())
 
-    def _save(self) -> None:
-        self.checkpoints.save(self.train_state.state(), self.progress)
+    def _close(self) -> None:
+        if self.group.is_first:
+            self.checkpoints.close()
 
-    def _roll_back(self, problem: "_Diverged") -> None:
+    def _save(self) -> None:
+        state = self.train_state.state()
+        if self.group.is_first:
+            self.checkpoints.save(state, self.progress)
+
+    def _roll_back(self, problem: "Diverged") -> None:
         """Restore the state of the start of the epoch, and continue at a lower learning rate."""
         lower = self.progress.rate_scale * LR_DECAY_ON_DIVERGENCE
         epoch, done = self.progress.epoch, self.progress.batches
@@ -427,7 +410,7 @@ class Trainer:
                 f"{rate * LR_DECAY_ON_DIVERGENCE:.1g}, or with the same network with batch norm, "
                 "and check the images with `vggkit check`"
             ) from problem
-        state, before = self.checkpoints.read_epoch()
+        state, before = self.group.lead_tensors(self.checkpoints.read_epoch)
         self.train_state.restore(state)
         self.progress = replace(before, rate_scale=lower, returns=self.progress.returns + 1)
         self._save()
@@ -437,10 +420,3 @@ class Trainer:
             f"(rollback {self.progress.returns} of at most {MAX_ROLLBACKS})"
         )
 
-
-class _Diverged(Exception):
-    """The loss or its gradient is not finite."""
-
-    def __init__(self, loss: float) -> None:
-        super().__init__(loss)
-        self.loss = loss

@@ -32,7 +32,8 @@ from vggkit.training.caller_settings import CallerSettings
 from vggkit.training.checkpoint import Checkpoints, Epoch, Progress
 from vggkit.training.distillation import open_teacher
 from vggkit.training.recipe import Monitor, Recipe
-from vggkit.training.trainer import Callbacks, FitResult, State, Trainer, find_best
+from vggkit.training.callbacks import Callbacks, FitResult, find_best
+from vggkit.training.trainer import State, Trainer
 from vggkit.weights.model import Model
 from vggkit.workflows.explain_errors import explain_errors
 from vggkit.workflows.run_config import NetworkChoice, RunConfig
