@@ -120,7 +120,7 @@ class TrainingBatches:
         return (len(self._images) if number == len(self) - 1 else last) - first
 
     def of_epoch(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's part of that epoch's batches, the epoch counted from 1, from batch number `start` on.
+        """The process's part of the batches of an epoch, counted from 1, from batch number `start` on.
 
         Those before are not even read. Raises BadImage for an image that cannot be read.
         """

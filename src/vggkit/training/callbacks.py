@@ -7,7 +7,7 @@ from vggkit.interruption import Signals
 from vggkit.models.vgg import VGG
 from vggkit.training.checkpoint import Epoch
 from vggkit.training.linear_probe import LinearProbe
-from vggkit.training.recipe import Monitor, rank_epoch
+from vggkit.training.recipe import Monitor, Recipe, rank_epoch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,4 +49,18 @@ def find_best(history: Sequence[Epoch], monitor: Monitor) -> Epoch:
         key=lambda epoch: rank_epoch(
             monitor, val_top1=epoch.val_top1, val_loss=epoch.val_loss, val_macro_f1=epoch.val_macro_f1
         ),
+    )
+
+
+def is_over(history: Sequence[Epoch], recipe: Recipe) -> tuple[bool, str]:
+    """Whether a training has no epochs to come, and a sentence if it stops early."""
+    if not history or history[-1].epoch < 1:
+        return False, ""
+    if history[-1].epoch >= recipe.epochs:
+        return True, ""
+    best = min(history, key=lambda epoch: epoch.val_loss)
+    if recipe.patience is None or history[-1].epoch - best.epoch < recipe.patience:
+        return False, ""
+    return True, (
+        f"stopped early: {recipe.patience} epochs without a better validation loss than epoch {best.epoch}'s"
     )

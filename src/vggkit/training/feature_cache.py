@@ -173,8 +173,8 @@ def extract_features(
         views: V; the first is as when predicting, the others are augmented.
         on_progress: Called with the number of images done and of all.
         log: Called with messages, as sentences.
-        group: The processes; each computes and caches its part of the images, and the first one gets the features of
-            all of them, the others none.
+        group: The processes; each computes and caches its part of the images, and the first one gets the features
+            of all of them, the others none.
 
     Raises BadImage for an image that cannot be read, BadInput where the network's values overflow, and
     MissingExtra where views need torchvision.

@@ -1,4 +1,4 @@
-"""The forward pass of a training step: of the network alone, or with layers that several processes compute together.
+"""The forward pass of a training step: of a network alone, or with layers that processes compute together.
 
 Shape letters: N images, C channels, H and W pixels, K classes.
 """

@@ -109,7 +109,16 @@ def fit_probe(
     }
 
     def solve() -> LinearProbe:
-        return _solve(classifier, features, splits["train"], recipe, started, epoch, on_progress, log)
+        return _solve(
+            classifier.labels,
+            features,
+            recipe,
+            weights=weigh_classes(splits["train"], classifier.labels) if recipe.balance == "weights" else None,
+            started=started,
+            epoch=epoch,
+            on_progress=on_progress,
+            log=log,
+        )
 
     probe = group.lead(lambda: replace(solve(), features={})) if group.size > 1 else solve()
     probe = replace(probe, features=features)
@@ -122,21 +131,21 @@ def fit_probe(
 
 
 def _solve(
-    classifier: Model,
+    labels: Sequence[str],
     features: Mapping[str, Features],
-    images: Sequence[ImageSample],
     recipe: Recipe,
+    *,
+    weights: torch.Tensor | None,
     started: float,
     epoch: int,
     on_progress: Callable[[str, int, int], None],
     log: Callable[[str], None],
 ) -> LinearProbe:
-    """The layer for the features of all images, of which `images` are the training ones."""
-    weights = weigh_classes(images, classifier.labels) if recipe.balance == "weights" else None
+    """The layer for the features of all images; `weights` are those of the classes."""
     solution = solve_head(
         features["train"].rows,
         features["train"].targets,
-        classes=len(classifier.labels),
+        classes=len(labels),
         groups=features["train"].groups,
         class_weights=weights,
         label_smoothing=recipe.label_smoothing,
@@ -166,7 +175,7 @@ def _solve(
             val_loss=F.cross_entropy(logits, targets).item(),
             val_top1=(logits.argmax(1) == targets).double().mean().item(),
             seconds=time.monotonic() - started,
-            val_macro_f1=measure_macro_f1(logits.argmax(1), targets, classes=len(classifier.labels)),
+            val_macro_f1=measure_macro_f1(logits.argmax(1), targets, classes=len(labels)),
         ),
         feature_scale=float(np.sqrt(np.mean(np.square(features["train"].rows, dtype=np.float64)))),
     )

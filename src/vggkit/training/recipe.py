@@ -38,8 +38,8 @@ class Recipe:
     epochs: int = 10
     """Number of passes over the training images; trainable=head needs none."""
     batch_size: int | None = None
-    """Images in a batch, of all processes together. Default: as many as fit in memory and the machine computes fast,
-    at most 32 at 224 pixels for each process."""
+    """Images in a batch, of all processes together. Default: as many as fit in memory and the machine computes
+    fast, at most 32 at 224 pixels for each process."""
     optimizer: Optimizer = "sgd"
     """sgd (with Nesterov momentum), adamw, or muon (Muon for convolutions and AdamW for the rest)."""
     learning_rate: float | None = None

@@ -51,8 +51,8 @@ class TrainState:
             with what it reads, would leave the others nothing when they are clipped, and its steps break it.
         caller_settings: Settings of the network that training preserves.
         teacher: A trained network that it learns from beside the labels.
-        group: The processes that learn together, each from its part of every batch. They have the same weights after
-            each step, and call each method together.
+        group: The processes that learn together, each from its part of every batch. They have the same weights
+            after each step, and call each method together.
     """
 
     def __init__(
@@ -197,7 +197,7 @@ class TrainState:
 
     @torch.no_grad()
     def _lay_out(self) -> None:
-        """Give the gradients of earlier batches back to the compute copy, so that they are sent with the last one's."""
+        """Give the gradients of earlier batches back to the compute copy, to be sent with the last one's."""
         for gradient, working in zip(self._gradients, self._working, strict=True):
             if working.requires_grad:
                 working.grad = gradient.to(working.dtype, copy=True)

@@ -6,7 +6,6 @@ killed continues to the very weights it would have had.
 Shape letters: N images, K classes.
 """
 
-import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,31 +17,23 @@ import torch
 from torch import Tensor
 
 from vggkit.errors import BadInput, Stopped
-from vggkit.hardware import derive_seed
 from vggkit.images.dataset import ImageSample
-from vggkit.training.augmentation import Mixing
-from vggkit.training.batches import TrainingBatches, weigh_classes
-from vggkit.training.callbacks import Callbacks, FitResult, find_best
+from vggkit.training.callbacks import Callbacks, FitResult, find_best, is_over
 from vggkit.training.caller_settings import NO_SETTINGS, CallerSettings
 from vggkit.training.checkpoint import Checkpoints, Epoch, Progress
 from vggkit.training.distillation import Teacher
 from vggkit.training.distributed.process_group import SINGLE, ProcessGroup
-from vggkit.training.durations import Estimate, describe, estimate_seconds, spell_duration
+from vggkit.training.durations import Estimate, describe, estimate_seconds
 from vggkit.training.estimates import estimate_memory
 from vggkit.training.linear_probe import LinearProbe, fit_probe, needs_probe
-from vggkit.training.optimizers import learning_rate_at
-from vggkit.training.recipe import Recipe, find_least_share
-from vggkit.training.train_state import TrainState
+from vggkit.training.recipe import Recipe
 from vggkit.training.training_monitor import TrainingMonitor, watch_activity
+from vggkit.training.training_steps import TrainingSteps
 from vggkit.training.validation import Diverged, validate
 from vggkit.weights.model import Model
 
 MAX_ROLLBACKS: Final = 3
 """Number of rollbacks to the start of an epoch after which a training that diverges again fails."""
-ESTIMATE_TOLERANCE: Final = 1.3
-"""Ratio of measured to estimated time above which the remaining time is re-estimated, and its inverse below."""
-MIN_REPORTED_SECONDS: Final = 5.0
-"""Remaining time below which a new estimate is not logged."""
 LR_DECAY_ON_DIVERGENCE: Final = 0.3
 """Factor of the learning rate after each rollback."""
 
@@ -62,7 +53,8 @@ class Trainer:
         teacher: A trained network that it learns from beside the labels; not where the last layer alone is trained.
         save_seconds: How often, in seconds, a state within an epoch is saved.
         callbacks: Functions that are called during the training.
-        group: The processes that train together; the first one saves states, and calls `on_epoch` and `should_stop`.
+        group: The processes that train together; the first one saves states, and calls `on_epoch` and
+            `should_stop`.
     """
 
     def __init__(
@@ -76,7 +68,7 @@ class Trainer:
         caller_settings: CallerSettings = NO_SETTINGS,
         teacher: Teacher | None = None,
         save_seconds: float = 300.0,
-        callbacks: Callbacks = Callbacks(),
+        callbacks: Callbacks = Callbacks(),  # noqa: B008 (frozen)
         group: ProcessGroup = SINGLE,
     ) -> None:
         self.classifier, self.splits, self.recipe = classifier, splits, recipe
@@ -157,26 +149,17 @@ class Trainer:
     def _prepare(self, feature_scale: float) -> None:
         """Set up everything that training steps need: batches, the state, the monitor."""
         classifier, recipe, train = self.classifier, self.recipe, self.splits["train"]
-        self.train_state = TrainState(
-            classifier.network,
+        self.steps = TrainingSteps(
+            classifier,
+            train,
             recipe,
             device=self.device,
-            class_weights=weigh_classes(train, classifier.labels) if recipe.balance == "weights" else None,
             feature_scale=feature_scale,
             caller_settings=self.caller_settings,
             teacher=self.teacher,
             group=self.group,
         )
-        self.batches = TrainingBatches.of(
-            recipe,
-            train,
-            labels=classifier.labels,
-            preprocessing=classifier.preprocessing,
-            device=self.device,
-            group=self.group,
-            least_share=find_least_share(recipe, batch_norm=classifier.configuration.batch_norm),
-        )
-        self.mixing = Mixing.of(recipe, len(classifier.labels))
+        self.train_state, self.batches = self.steps.state, self.steps.batches
         counts = [Counter(str(image.label) for image in split) for split in (train, self.val)]
         train_counts, val_counts = ([count[label] for label in classifier.labels] for count in counts)
         self.monitor = TrainingMonitor(
@@ -208,24 +191,12 @@ class Trainer:
         estimate = self._estimate = estimate_seconds(
             self.train_state,
             self.batches,
-            self.group.take_share(self.val),
+            self.val,
             preprocessing=preprocessing,
             write_seconds=write_seconds,
             processes=self.group.size,
         )
         self.callbacks.log(describe(estimate, memory_bytes=self._estimate_memory()))
-
-    def _correct_estimate(self, epoch: Epoch) -> None:
-        """After the first epoch, log the remaining time if the estimate was wrong."""
-        estimate, self._estimate = self._estimate, None
-        if estimate is None:
-            return
-        ratio = epoch.seconds / estimate.first_seconds
-        left = (self.recipe.epochs - epoch.epoch) * estimate.later_seconds * ratio
-        if left >= MIN_REPORTED_SECONDS and not 1 / ESTIMATE_TOLERANCE < ratio < ESTIMATE_TOLERANCE:
-            self.callbacks.log(
-                f"by this epoch's {spell_duration(epoch.seconds)}: about {spell_duration(left)} left"
-            )
 
     def _fit_by_steps(self) -> None:
         """Epoch by epoch, from where `progress` is."""
@@ -241,7 +212,9 @@ class Trainer:
             history = (*self.progress.history, epoch)
             if self.group.is_first:
                 self.callbacks.on_epoch(history, self.train_state.evaluated)
-            self._correct_estimate(epoch)
+            if self._estimate is not None and (left := self._estimate.describe_left(epoch.seconds)):
+                self.callbacks.log(left)
+            self._estimate = None
             self.progress = replace(
                 Progress(),
                 epoch=epoch.epoch + 1,
@@ -266,20 +239,10 @@ class Trainer:
         return enough
 
     def _is_over(self) -> bool:
-        history, patience = self.progress.history, self.recipe.patience
-        if not history or history[-1].epoch < 1:
-            return False
-        if history[-1].epoch >= self.recipe.epochs:
-            return True
-        if patience is None:
-            return False
-        best = min(history, key=lambda epoch: epoch.val_loss)
-        if history[-1].epoch - best.epoch < patience:
-            return False
-        self.callbacks.log(
-            f"stopped early: {patience} epochs without a better validation loss than epoch {best.epoch}'s"
-        )
-        return True
+        over, why = is_over(self.progress.history, self.recipe)
+        if why:
+            self.callbacks.log(why)
+        return over
 
     def _train_epoch(self) -> dict[str, float]:
         """Train on the remaining batches of the epoch; returns each ReLU's share of dead channels at its end."""
@@ -290,42 +253,10 @@ class Trainer:
         for images, classes in self.batches.of_epoch(self.progress.epoch, start=self.progress.batches):
             is_last = self.progress.batches + 1 == len(self.batches)
             with watch_activity(self.train_state.compute_copy, dead) if is_last else nullcontext():
-                self._train_batch(images, classes)
+                self.progress = self.steps.train_batch(self.progress, images, classes)
             self.callbacks.on_step("train", self.progress.batches, len(self.batches))
             self._pause()
         return dead
-
-    def _train_batch(self, images: Tensor, classes: Tensor) -> None:
-        """Train on one batch; a step follows it, or with accumulation the last of some batches."""
-        progress, recipe = self.progress, self.recipe
-        place = progress.batches % recipe.accumulate
-        together = min(recipe.accumulate, len(self.batches) - progress.batches + place)
-        draw = (progress.epoch - 1) * len(self.batches) + progress.batches
-        targets = classes
-        if self.mixing is not None:
-            seed = derive_seed(recipe.seed, "mix", draw, *self.group.seed_parts)
-            images, targets = self.mixing(images, classes, seed=seed)
-
-        is_last = place + 1 == together
-        loss = self.train_state.compute(images, targets, draw=draw, is_last=is_last).item()
-        weight = self.train_state.weigh(targets)
-        loss_sum, weight = self.group.sum(loss * weight, weight)
-        steps = progress.steps
-        if is_last:
-            finite = self.train_state.step(self._rate_at(steps), number=steps)
-            steps += 1
-        else:
-            finite = True
-        if not (math.isfinite(loss_sum) and finite):
-            raise Diverged(loss if self.group.size == 1 else loss_sum / weight)
-
-        self.progress = replace(
-            progress,
-            batches=progress.batches + 1,
-            steps=steps,
-            loss_sum=progress.loss_sum + loss_sum,
-            weight=progress.weight + weight,
-        )
 
     def _validate(self) -> Epoch:
         """Evaluate the validation images in the precision of training; returns the metrics of the epoch."""
@@ -350,18 +281,12 @@ class Trainer:
             self._pause()
         return Epoch(
             epoch=progress.epoch,
-            learning_rate=self._rate_at(progress.steps - 1),
+            learning_rate=self.steps.rate_at(progress.steps - 1, progress),
             train_loss=progress.loss_sum / progress.weight,
             val_loss=found.loss,
             val_top1=found.top1,
             seconds=time.monotonic() - self._clock,
             val_macro_f1=found.macro_f1,
-        )
-
-    def _rate_at(self, step: int) -> float:
-        steps_per_epoch = math.ceil(len(self.batches) / self.recipe.accumulate)
-        return self.progress.rate_scale * learning_rate_at(
-            step, recipe=self.recipe, steps_per_epoch=steps_per_epoch
         )
 
     def _pause(self) -> None:
@@ -399,7 +324,7 @@ class Trainer:
         """Restore the state of the start of the epoch, and continue at a lower learning rate."""
         lower = self.progress.rate_scale * LR_DECAY_ON_DIVERGENCE
         epoch, done = self.progress.epoch, self.progress.batches
-        rate = self._rate_at(max(0, self.progress.steps - (done == len(self.batches))))
+        rate = self.steps.rate_at(max(0, self.progress.steps - (done == len(self.batches))), self.progress)
         place = f"epoch {epoch}, after {done} of {len(self.batches)} batches"
         if done == len(self.batches):
             place = f"validation after epoch {epoch}"
@@ -419,4 +344,3 @@ class Trainer:
             f"{LR_DECAY_ON_DIVERGENCE:g} times the learning rate of {rate:.2g} "
             f"(rollback {self.progress.returns} of at most {MAX_ROLLBACKS})"
         )
-

@@ -23,7 +23,7 @@ from vggkit.training.recipe import Recipe
 from vggkit.weights.model import Model
 
 
-class Diverged(Exception):  # noqa: N818 (it is no error: the trainer rolls back)
+class Diverged(Exception):
     """The loss or its gradient is not finite."""
 
     def __init__(self, loss: float) -> None:

@@ -39,9 +39,7 @@ class GradientExchange:
         group: The processes.
     """
 
-    def __init__(
-        self, module: ForwardPass, *, compression: GradientCompression, group: ProcessGroup
-    ) -> None:
+    def __init__(self, module: ForwardPass, *, compression: GradientCompression, group: ProcessGroup) -> None:
         self._group, self._powersgd = group, None
         self.parameters = _list_exchanged(module)
         self.forward: Any = module
@@ -49,7 +47,7 @@ class GradientExchange:
             return
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, sorted(module.own))
         # Statistics of batch norm are averaged by the caller. Without the search for unused parameters torch sorts
-        # them anew after the first step, and a resumed training would begin with another order than its errors have.
+        # them anew after the first step, and a resumed training would begin in another order than it stopped in.
         self.forward = DistributedDataParallel(
             module, broadcast_buffers=False, find_unused_parameters=compression == "powersgd"
         )
@@ -91,16 +89,18 @@ class GradientExchange:
         return {f"powersgd/{key}": value for key, value in found.items()}
 
     def restore(self, state: Mapping[str, Tensor], device: torch.device) -> None:
-        """Continue where `state` was saved; raises BadCheckpoint where that was with another number of processes."""
+        """Continue where `state` was saved; raises BadCheckpoint if that was with another number of processes."""
         known = self._powersgd
-        given = {key.removeprefix("powersgd/"): value for key, value in state.items() if key.startswith("powersgd/")}
+        given = {
+            key.removeprefix("powersgd/"): value for key, value in state.items() if key.startswith("powersgd/")
+        }
         # Layers that begin to learn in this epoch change the order of all.
         if known is None or not given or int(given["parameters"]) != len(self.parameters):
             return
         if int(given["processes"]) != self._group.size:
             raise BadCheckpoint(
-                f"the training ran on {int(given['processes'])} processes, each of which has its part of PowerSGD's "
-                f"state, and there are {self._group.size} now; resume it on as many as before"
+                f"the training ran on {int(given['processes'])} processes, each of which has its part of the state "
+                f"of PowerSGD, and there are {self._group.size} now; resume it on as many as before"
             )
         known.iter = int(given["iteration"])
         places = {

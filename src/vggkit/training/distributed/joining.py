@@ -1,7 +1,7 @@
-"""Starting together and ending together: the processes that torchrun started join, and stop when one of them fails.
+"""Processes start together and end together: those that torchrun started join, and stop when one of them fails.
 
-A process that fails leaves its error in the store that all of them reach, and closes its connections. The others then
-fail in their next exchange, and find the reason there; the first one reports it.
+A process that fails leaves its error in the store that all of them reach, and closes its connections. The others
+then fail in their next exchange, and find the reason there; the first one reports it.
 """
 
 import atexit
@@ -21,7 +21,7 @@ import vggkit
 from vggkit import errors
 from vggkit._version import __version__
 from vggkit.errors import BadConfiguration, BadInput, Stopped, VggkitError
-from vggkit.training.distributed.process_group import SINGLE, ProcessGroup, count_started
+from vggkit.training.distributed.process_group import ProcessGroup, count_started
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -55,8 +55,8 @@ def join_processes(device: str = "auto") -> Iterator[ProcessGroup]:
     Args:
         device: auto, cpu or cuda; of several GPUs each process of a machine takes its own.
 
-    Raises BadInput where the others do not appear or differ in their version. Where one of them fails in the body, the
-    first one raises its error, and all others end quietly (`ReportedByFirst`).
+    Raises BadInput where the others do not appear or differ in their version. Where one of them fails in the body,
+    the first one raises its error, and all others end quietly (`ReportedByFirst`).
     """
     size = count_started()
     if size == 1:
@@ -110,8 +110,8 @@ def _join(device: str, size: int) -> "tuple[Store, ProcessGroup]":
     except (RuntimeError, ValueError) as problem:  # torch's errors of stores are RuntimeErrors
         raise BadInput(
             f"process {rank} of {size} did not reach process 0 at {place} within {seconds:g} s "
-            f"({_first_line(problem)}): start the same command on every machine, with an address that all of them reach "
-            "(torchrun --rdzv-endpoint HOST:PORT)"
+            f"({_first_line(problem)}): start the same command on every machine, with an address that all of them "
+            "reach (torchrun --rdzv-endpoint HOST:PORT)"
         ) from problem
     return store, _describe_group(chosen)
 
@@ -141,9 +141,9 @@ def _wait_for_all(store: "Store", size: int, seconds: float, place: str) -> None
         if time.monotonic() > end:
             shown = ", ".join(map(str, missing[:8])) + (" …" if len(missing) > 8 else "")
             raise BadInput(
-                f"{size - len(missing)} of {size} processes joined at {place} within {seconds:g} s; missing: process "
-                f"{shown}. Start the same command on every machine (torchrun --nnodes N --rdzv-endpoint HOST:PORT), or "
-                "wait longer with the environment variable VGGKIT_JOIN_SECONDS"
+                f"{size - len(missing)} of {size} processes joined at {place} within {seconds:g} s; missing: "
+                f"process {shown}. Start the same command on every machine (torchrun --nnodes N --rdzv-endpoint "
+                "HOST:PORT), or wait longer with the environment variable VGGKIT_JOIN_SECONDS"
             )
         time.sleep(0.05)
 
@@ -162,8 +162,8 @@ def _choose_device(device: str) -> str:
 
     if count > torch.cuda.device_count() or chosen.index is not None:
         raise BadConfiguration(
-            f"{count} processes on a machine with {torch.cuda.device_count()} GPUs, device={device}: start one for each "
-            "GPU (torchrun --nproc-per-node gpu) and leave the number out of device"
+            f"{count} processes on a machine with {torch.cuda.device_count()} GPUs, device={device}: start one for "
+            "each GPU (torchrun --nproc-per-node gpu) and leave the number out of device"
         )
     torch.cuda.set_device(local)
     return f"cuda:{local}"
@@ -201,7 +201,7 @@ def digest_code() -> str:
 def _report(problem: BaseException, store: "Store", group: ProcessGroup) -> BaseException:
     """Leave the error for the others, or find theirs; returns what this process is to raise.
 
-    An error that is none of vggkit's is a fault of the code: it is raised where it occurred, too, with its traceback.
+    An error that is none of vggkit's is a fault of the code: it is raised where it occurred, with its traceback.
     """
     import torch.distributed as dist
 
@@ -296,4 +296,3 @@ def _watch(group: ProcessGroup, ended: threading.Event) -> None:
 
 def _first_line(problem: BaseException) -> str:
     return (str(problem).strip() or type(problem).__name__).splitlines()[0][:200]
-

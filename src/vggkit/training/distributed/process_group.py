@@ -1,4 +1,4 @@
-"""The processes of a training: what they have in common, and how they exchange values. No torch until there are two.
+"""The processes of a training, and how they exchange values. No torch until there are two of them.
 
 `torchrun` starts them and gives each its rank. Code that knows nothing of processes sees `SINGLE`: rank 0 of 1.
 
@@ -20,7 +20,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessGroup:
-    """This process among those that train together; each method is called by all of them, in the same order."""
+    """A process among those that train together; each method is called by all of them, in the same order."""
 
     rank: int = 0
     """Number of this process, from 0. The first one writes the run's folder and prints."""
@@ -48,7 +48,7 @@ class ProcessGroup:
         return () if self.rank == 0 else (self.rank,)
 
     def take_share(self, values: Sequence[Value]) -> Sequence[Value]:
-        """This process's part of a sequence: consecutive, and in all processes together each value once."""
+        """The process's part of a sequence: consecutive, and in all processes together each value once."""
         return values[self.find_share(len(values))]
 
     def find_share(self, count: int, *, rank: int | None = None) -> slice:
@@ -125,7 +125,7 @@ class ProcessGroup:
         return found, value
 
     def demand_equal(self, facts: Mapping[str, object]) -> None:
-        """Raise BadInput, in every process, where a fact differs between processes; it names the fact and both values.
+        """Raise BadInput, in every process, where a fact differs between processes; it names both values.
 
         Args:
             facts: What must be the same, by what it is called in the message.
@@ -140,9 +140,9 @@ class ProcessGroup:
             for rank, given in enumerate(found):
                 if given[name] != found[0][name]:
                     raise BadInput(
-                        f"the processes of a training must agree, and process {rank} of {self.size} has another "
-                        f"{name} than process 0: {_shorten(given[name])}, not {_shorten(found[0][name])}; give every "
-                        "machine the same version, options and images"
+                        f"processes that train together must agree, and process {rank} of {self.size} has another "
+                        f"{name} than process 0: {_shorten(given[name])}, not {_shorten(found[0][name])}; give "
+                        "every machine the same version, options and images"
                     )
 
 

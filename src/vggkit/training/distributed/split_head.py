@@ -1,9 +1,9 @@
 """The fully connected layers of a VGG, split over processes: each has a part of every matrix.
 
-Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks", arXiv:1404.5997: convolutions have
-few weights and many activations, so each process computes them for its own images and their gradients are averaged;
-fully connected layers have most of the weights and few activations, so each process computes a part of them for the
-images of all processes. Activations are exchanged in place of 90 % of the gradients, which are exact.
+Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks", arXiv:1404.5997: convolutions
+have few weights and many activations, so each process computes them for its own images and their gradients are
+averaged; fully connected layers have most of the weights and few activations, so each process computes a part of
+them for the images of all processes. Activations are exchanged in place of 90 % of the gradients, which are exact.
 
 The first layer is split by its outputs, and the others by their inputs, so that each layer needs one exchange.
 
@@ -24,7 +24,7 @@ from vggkit.training.distributed.process_group import ProcessGroup
 
 
 class SplitHead(nn.Module):
-    """This process's part of a network's head, in tensors of its own.
+    """The process's part of a network's head, in tensors of its own.
 
     Args:
         network: Its head is copied; the weights of the network itself change in `write_back` alone.
@@ -56,10 +56,7 @@ class SplitHead(nn.Module):
         (most,) = self._group.maximum(count)
         values = _Gather.apply(_pad(features, int(most)), self._group.size)
         for index, layer in enumerate(self._network[0].classifier):
-            if isinstance(layer, nn.Linear):
-                values = self._multiply(index, layer, values)
-            else:
-                values = layer(values)
+            values = self._multiply(index, layer, values) if isinstance(layer, nn.Linear) else layer(values)
         return cast(Tensor, values)[:count]
 
     def _multiply(self, index: int, layer: nn.Linear, values: Tensor) -> Tensor:
@@ -80,7 +77,7 @@ class SplitHead(nn.Module):
             yield key, self.parts[_name(key)]
 
     def cut(self, key: str, whole: Tensor) -> Tensor:
-        """This process's part of a tensor that belongs to the key, such as its momentum; a copy."""
+        """The process's part of a tensor that belongs to the key, such as its momentum; a copy."""
         return whole.chunk(self._group.size, self.axes[key])[self._group.rank].clone(
             memory_format=torch.contiguous_format
         )
@@ -105,13 +102,13 @@ def check_split(configuration: Configuration, size: int) -> None:
     ranks = configuration.ranks or ()
     if configuration.head != "fc" or not widths or any(rank is not None for rank in ranks):
         raise BadConfiguration(
-            "split_head=true splits fully connected layers of whole matrices (--head fc), and this network's head is "
-            f"{configuration.head}{' with low-rank layers' if any(ranks) else ''}; leave it out"
+            "split_head=true splits fully connected layers of whole matrices (--head fc), and the head of this "
+            f"network is {configuration.head}{' with low-rank layers' if any(ranks) else ''}; leave it out"
         )
     if odd := [width for width in widths if width % size]:
         raise BadConfiguration(
-            f"split_head=true gives each process an equal part of every hidden layer, and {odd[0]:,} outputs cannot be "
-            f"divided by {size} processes; start a number that divides {odd[0]:,}, or leave it out"
+            f"split_head=true gives each process an equal part of every hidden layer, and {odd[0]:,} outputs "
+            f"cannot be divided by {size} processes; start a number that divides {odd[0]:,}, or leave it out"
         )
 
 
