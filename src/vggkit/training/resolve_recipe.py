@@ -226,7 +226,7 @@ def _choose_rate(recipe: Recipe, situation: Situation) -> tuple[float, str]:
     start = "given" if given else "random"
     reason = f"{recipe.optimizer} {norm} batch norm, {start} weights, {_count_together(recipe)} images a step"
     if situation.processes > 1:
-        reason += ", of all processes; the rate grows with the square root of their number"
+        reason += " of all processes; it grows with the square root of the images a step (Krizhevsky 2014)"
     return rate, reason
 
 

@@ -142,9 +142,12 @@ class TrainState:
             self._exchange = None
             gc.collect()  # the earlier one's hooks on parameters
             self._exchange = GradientExchange(
-                self._forward, compression=self.recipe.gradient_compression, group=self._group
+                self._forward,
+                compression=self.recipe.gradient_compression,
+                group=self._group,
+                device=self.device,
             )
-            self._exchange.restore(self._sent_before, self.device)
+            self._exchange.restore(self._sent_before)
         self._sent_before = {}
 
     def weigh(self, targets: Tensor) -> float:

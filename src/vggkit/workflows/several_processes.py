@@ -1,4 +1,4 @@
-"""A training run of several processes: the same inputs in each, and the same run when torchrun starts them again."""
+"""A training run of several processes: the same inputs in each, and one run where torchrun starts them again."""
 
 import hashlib
 import json

@@ -5,12 +5,13 @@ process's gradient to bfloat16 (half the bytes); `powersgd` sends each matrix as
 "PowerSGD", arXiv:1905.13727), and adds what was lost to the gradient of the next step.
 """
 
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
@@ -37,10 +38,21 @@ class GradientExchange:
         module: Its output is computed by `forward`.
         compression: How gradients are sent.
         group: The processes.
+        device: Where the module is.
     """
 
-    def __init__(self, module: ForwardPass, *, compression: GradientCompression, group: ProcessGroup) -> None:
-        self._group, self._powersgd = group, None
+    def __init__(
+        self,
+        module: ForwardPass,
+        *,
+        compression: GradientCompression,
+        group: ProcessGroup,
+        device: torch.device,
+    ) -> None:
+        self._group, self._device = group, device
+        self._powersgd: PowerSGDState | None = None
+        if compression == "powersgd":  # what nothing reads, without which torch warns of the search below
+            module.register_parameter("unused", nn.Parameter(torch.zeros(1, device=device)))
         self.parameters = _list_exchanged(module)
         self.forward: Any = module
         if not self.parameters:  # a module without any is refused
@@ -48,9 +60,12 @@ class GradientExchange:
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, sorted(module.own))
         # Statistics of batch norm are averaged by the caller. Without the search for unused parameters torch sorts
         # them anew after the first step, and a resumed training would begin in another order than it stopped in.
-        self.forward = DistributedDataParallel(
-            module, broadcast_buffers=False, find_unused_parameters=compression == "powersgd"
-        )
+        with warnings.catch_warnings():
+            # Its new name begins with another version of torch than the oldest one that vggkit takes.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            self.forward = DistributedDataParallel(
+                module, broadcast_buffers=False, find_unused_parameters=compression == "powersgd"
+            )
         match compression:
             case "bf16":
                 self.forward.register_comm_hook(None, default_hooks.bf16_compress_hook)
@@ -88,7 +103,7 @@ class GradientExchange:
                 found[f"lost/{rank}/{bucket}"] = lost
         return {f"powersgd/{key}": value for key, value in found.items()}
 
-    def restore(self, state: Mapping[str, Tensor], device: torch.device) -> None:
+    def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue where `state` was saved; raises BadCheckpoint if that was with another number of processes."""
         known = self._powersgd
         given = {
@@ -110,7 +125,7 @@ class GradientExchange:
         }
         for start, values in places.items():
             values.update(
-                (int(key.removeprefix(start)), value.to(device, copy=True))
+                (int(key.removeprefix(start)), value.to(self._device, copy=True))
                 for key, value in given.items()
                 if key.startswith(start)
             )
