@@ -124,6 +124,8 @@ from .workflows.predict import predict_into as predict_into
 from .workflows.run_config import NetworkChoice as NetworkChoice
 from .workflows.run_config import RunConfig as RunConfig
 from .workflows.search import search as search
+from .workflows.shard import ShardResult as ShardResult
+from .workflows.shard import shard as shard
 from .workflows.style import StyleTransfer as StyleTransfer
 from .workflows.style import style as style
 from .workflows.train import train as train

@@ -27,6 +27,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {
     "convert": (vk.convert,),
     "check": (vk.check,),
     "train": (vk.train,),
+    "shard": (vk.shard,),
     "evaluate": (vk.evaluate,),
     "compare": (vk.compare,),
     "predict": (vk.predict, vk.predict_into),
@@ -47,6 +48,7 @@ WITHOUT = {"models", "demo"}
 OF_PYTHON_ALONE = {
     "identify": {"path"},  # The shell takes several files.
     "check": {"on_progress"},
+    "shard": {"on_progress"},
     "train": {"on_epoch", "recipe"},
     "evaluate": {"model", "data", "name", "on_progress"},  # MODEL… DATA in one row.
     "predict": {"on_progress"},

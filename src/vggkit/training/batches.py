@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final, Self
 
 import numpy as np
@@ -22,6 +23,7 @@ from torch import Tensor
 from vggkit.hardware import count_threads, derive_seed, find_available_memory
 from vggkit.images.dataset import ImageSample
 from vggkit.images.decoding import Pixels
+from vggkit.images.lazy_images import Advance, LazyImages
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.training.augmentation import View
 from vggkit.training.distributed.process_group import SINGLE, ProcessGroup
@@ -51,8 +53,8 @@ class TrainingBatches:
             image once.
         threads: That prepare images; None: half of the processors where these learn too, else all, 16 at
             most, divided among the processes of the machine.
-        group: The processes that learn together. Each has consecutive images of every batch, so that all of them
-            have the same batches as one process alone.
+        group: The processes that learn together, each of which has a part of every batch. Together they have the
+            batches of one process alone, but for images of shards, whose order is one of each process's own.
         least_share: Images that each process has of a batch at least.
     """
 
@@ -74,9 +76,10 @@ class TrainingBatches:
         self._images, self._preprocessing, self._view = images, preprocessing, view
         self._batch_size, self._seed, self._sampling = batch_size, seed, sampling
         self._pinned = device.type == "cuda"
+        assert batch_size % group.size == 0, "resolve_recipe refuses others"
         self.threads = threads or max(1, _choose_threads(device) // group.local_size)
         self._group, self._least = group, max(2, least_share * group.size)
-        self._classes = _number_classes(images, labels)
+        self._classes = number_classes(images, labels)
         self._held = _Held(len(images))
 
     @classmethod
@@ -125,10 +128,26 @@ class TrainingBatches:
         Those before are not even read. Raises BadImage for an image that cannot be read.
         """
         order = self._draw_order(epoch)
+        with self._follow(order[start * self._batch_size + self._group.rank :: self._group.size]) as advance:
+            yield from self._prepare_batches(order, epoch, start, advance)
+
+    def _follow(self, order: NDArray[np.int64]) -> AbstractContextManager[Advance | None]:
+        """Brings the files of images that are stored elsewhere, as the epoch comes to them."""
+        if isinstance(self._images, LazyImages) and not self._sampling and not self._held.is_complete():
+            return self._images.follow(order)
+        return nullcontext()
+
+    def _prepare_batches(
+        self, order: NDArray[np.int64], epoch: int, start: int, advance: Advance | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         ahead: deque[tuple[Tensor, Tensor, list[Future[None]]]] = deque()
         with ThreadPoolExecutor(self.threads, thread_name_prefix="view") as pool:
             try:
                 for step in range(start, len(self)):
+                    if advance is not None:
+                        own = self._batch_size // self._group.size
+                        begun = (step - start) * own
+                        advance(begun - len(ahead) * own, begun + len(self._list_places(step)))
                     ahead.append(self._begin(pool, epoch, order, step))
                     if len(ahead) > AHEAD:
                         yield _finish(ahead.popleft())
@@ -151,8 +170,15 @@ class TrainingBatches:
         stays = all(self._held.find(index) is not None for index in chosen)
         return (varied - started) / TIMED, (varied - (decoded if stays else started)) / TIMED
 
+    def _list_places(self, step: int) -> range:
+        """The places of an epoch's order whose images this process has of a batch: every P-th, of P processes."""
+        first = step * self._batch_size
+        return range(first + self._group.rank, first + self.size_of(step), self._group.size)
+
     def _draw_order(self, epoch: int) -> NDArray[np.int64]:
         """Indices of the images as they come in that epoch."""
+        if isinstance(self._images, LazyImages) and not self._sampling:
+            return self._images.draw_order(seed=self._seed, epoch=epoch, lanes=self._group.size)
         draws = np.random.default_rng(derive_seed(self._seed, "order", epoch))
         if not self._sampling:
             return draws.permutation(len(self._images))
@@ -167,15 +193,13 @@ class TrainingBatches:
         self, pool: ThreadPoolExecutor, epoch: int, order: NDArray[np.int64], step: int
     ) -> tuple[Tensor, Tensor, list[Future[None]]]:
         """A batch that the threads begin to fill."""
-        share = self._group.find_share(self.size_of(step))
-        first, last = step * self._batch_size + share.start, step * self._batch_size + share.stop
-        crop = self._preprocessing.crop_pixels
-        images = torch.empty((last - first, self._preprocessing.channels, crop, crop), pin_memory=self._pinned)
+        places, crop = np.array(self._list_places(step)), self._preprocessing.crop_pixels
+        images = torch.empty((len(places), self._preprocessing.channels, crop, crop), pin_memory=self._pinned)
         rows, parts = images.numpy(), []
-        for part in np.array_split(np.arange(first, last), min(self.threads, last - first)):
-            here = rows[part[0] - first : part[-1] + 1 - first]
-            parts.append(pool.submit(self._fill, here, epoch, order, part.tolist()))
-        return images, torch.from_numpy(self._classes[order[first:last]]), parts
+        for part in np.array_split(np.arange(len(places)), min(self.threads, len(places))):
+            here = rows[part[0] : part[-1] + 1]
+            parts.append(pool.submit(self._fill, here, epoch, order, places[part].tolist()))
+        return images, torch.from_numpy(self._classes[order[places]]), parts
 
     def _fill(self, rows: NDArray[np.float32], epoch: int, order: NDArray[np.int64], places: Sequence[int]) -> None:
         """The views at these places of the epoch, ready for the network, into `rows` (N, C, H, W)."""
@@ -231,6 +255,10 @@ class _Held:
         self._most = 0 if available is None else int(available * MEMORY_SHARE)
         self._lock = threading.Lock()
 
+    def is_complete(self) -> bool:
+        """Whether it holds every image, so that none is read again."""
+        return len(self._pixels) == self._count
+
     def find(self, index: int) -> Pixels | None:
         return self._pixels.get(index)
 
@@ -250,8 +278,10 @@ class _Held:
                 self._pixels = {}
 
 
-def _number_classes(images: Sequence[ImageSample], labels: Sequence[str]) -> NDArray[np.int64]:
+def number_classes(images: Sequence[ImageSample], labels: Sequence[str]) -> NDArray[np.int64]:
     """(N,), the number of each image's class in `labels`."""
+    if isinstance(images, LazyImages):
+        return images.number_classes(labels)
     numbers = {label: number for number, label in enumerate(labels)}
     return np.array([numbers[str(image.label)] for image in images], np.int64)
 
@@ -261,7 +291,7 @@ def weigh_classes(images: Sequence[ImageSample], labels: Sequence[str]) -> Tenso
 
     A class without images counts 1.
     """
-    counts = np.bincount(_number_classes(images, labels), minlength=len(labels))
+    counts = np.bincount(number_classes(images, labels), minlength=len(labels))
     weights = len(images) / (np.count_nonzero(counts) * np.maximum(counts, 1))
     return torch.from_numpy(np.where(counts > 0, weights, 1.0).astype(np.float32))
 

@@ -32,9 +32,11 @@ from vggkit.files import whole_file
 from vggkit.hardware import computes_bf16, derive_seed
 from vggkit.images.dataset import ImageSample
 from vggkit.images.decoding import Pixels, decode
+from vggkit.images.lazy_images import stream_images
 from vggkit.models.vgg import VGG
 from vggkit.paths import find_home
 from vggkit.training.augmentation import View
+from vggkit.training.batches import number_classes
 from vggkit.training.distributed.process_group import SINGLE, ProcessGroup
 from vggkit.training.recipe import Recipe
 from vggkit.weights.model import Model
@@ -198,7 +200,7 @@ def extract_features(
     together = max(1, TOGETHER // views)
     try:
         for (place, image), (content, missing), computed in stream_rows(
-            engine, enumerate(share), prepare, batch_size=together
+            engine, enumerate(stream_images(share)), prepare, batch_size=together
         ):
             for view, row in zip(missing, computed, strict=True):
                 if overflow := describe_overflow(row):
@@ -231,8 +233,7 @@ def extract_features(
     if description:
         log(f"features of {len(rows) - found:,} {kind} computed by {description}")
     _, groups = np.unique([str(mark) for part in parts for mark in part[1]], return_inverse=True)
-    numbers = {label: number for number, label in enumerate(classifier.labels)}
-    targets = np.array([numbers[str(image.label)] for image in images], np.int64)
+    targets = number_classes(images, classifier.labels)
     return Features(rows, np.repeat(targets, views), np.repeat(groups.astype(np.int64), views), found, description)
 
 

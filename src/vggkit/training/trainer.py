@@ -7,17 +7,18 @@ Shape letters: N images, K classes.
 """
 
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vggkit.errors import BadInput, Stopped
 from vggkit.images.dataset import ImageSample
+from vggkit.training.batches import number_classes
 from vggkit.training.callbacks import Callbacks, FitResult, find_best, is_over
 from vggkit.training.caller_settings import NO_SETTINGS, CallerSettings
 from vggkit.training.checkpoint import Checkpoints, Epoch, Progress
@@ -160,8 +161,11 @@ class Trainer:
             group=self.group,
         )
         self.train_state, self.batches = self.steps.state, self.steps.batches
-        counts = [Counter(str(image.label) for image in split) for split in (train, self.val)]
-        train_counts, val_counts = ([count[label] for label in classifier.labels] for count in counts)
+        classes = len(classifier.labels)
+        train_counts, val_counts = (
+            np.bincount(number_classes(split, classifier.labels), minlength=classes).tolist()
+            for split in (train, self.val)
+        )
         self.monitor = TrainingMonitor(
             train_counts=train_counts if recipe.balance == "none" else [1] * len(train_counts),
             val_counts=val_counts,

@@ -16,7 +16,9 @@ from vggkit.engines.pytorch import PyTorchEngine
 from vggkit.engines.stream import stream_results
 from vggkit.errors import BadImage
 from vggkit.images.dataset import ImageSample
+from vggkit.images.lazy_images import stream_images
 from vggkit.models.vgg import VGG
+from vggkit.training.batches import number_classes
 from vggkit.training.checkpoint import measure_macro_f1
 from vggkit.training.distributed.process_group import ProcessGroup
 from vggkit.training.recipe import Recipe
@@ -71,7 +73,8 @@ def validate(
     logits: list[NDArray[np.float32]] = []
     overflows = 0
     for done, prediction in enumerate(
-        stream_results(engine, classifier.preprocessing, share, batch_size=recipe.batch_size or 32), start=1
+        stream_results(engine, classifier.preprocessing, stream_images(share), batch_size=recipe.batch_size or 32),
+        start=1,
     ):
         if prediction.overflows:
             overflows = 1
@@ -94,9 +97,8 @@ def _measure(
     logits: Sequence[NDArray[np.float32]], labels: Sequence[str], images: Sequence[ImageSample]
 ) -> Validation:
     """The metrics of logits (K,) of each image."""
-    numbers = {label: number for number, label in enumerate(labels)}
     scores = torch.from_numpy(np.stack(logits)).double()
-    right = torch.tensor([numbers[str(image.label)] for image in images])
+    right = torch.from_numpy(number_classes(images, labels))
     return Validation(
         loss=F.cross_entropy(scores, right).item(),
         top1=(scores.argmax(1) == right).double().mean().item(),

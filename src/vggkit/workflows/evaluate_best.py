@@ -47,7 +47,7 @@ def evaluate_best(
                 result.probe.compute_logits(split),
                 result.probe.features[split].targets,
                 labels=classifier.labels,
-                paths=[image.path for image in dataset.split(split)],
+                paths=[image.name for image in dataset.split(split)],
             )
         images = group.take_share(dataset.split(split))
         predictions, unreadable = predict_labelled(

@@ -7,10 +7,13 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
+
 from vggkit.data_checks.copies import find_copies
 from vggkit.errors import BadData
 from vggkit.images.class_names import hint_at_lookalikes, shorten_names
 from vggkit.images.dataset import ImageDataset, ImageSample, identify_image, identify_images
+from vggkit.images.lazy_images import LazyImages
 from vggkit.images.sources.spooling import spool
 from vggkit.images.splits import CopyGroups, hold_out, hold_out_with_copies, is_divided
 from vggkit.reports.progress import ProgressLine
@@ -75,7 +78,7 @@ def prepare_images(
     def examine() -> PreparedImages:
         return _examine(opened, spool_all, classifier, recipe, config=config, copy_groups=copy_groups, line=line)
 
-    if group.size == 1:
+    if group.size == 1 or opened.is_lazy:  # of which nothing is read
         return examine()
     found: list[PreparedImages] = []
 
@@ -114,6 +117,8 @@ def _examine(
     # Before anything is read: a dataset that cannot be split is refused immediately.
     divided = hold_out(opened, validation_share=share, seed=seed, fold=fold, copy_groups=copy_groups or ())
     _demand_classes(opened, classifier)
+    if opened.is_lazy:
+        return _take_as_checked(divided, classifier, config=config, line=line)
     spooled, originals = spool_all(), _list_images(opened)
     quick = {id(original): image for original, image in zip(originals, _list_images(spooled), strict=True)}
     preprocessing = classifier.preprocessing
@@ -149,6 +154,48 @@ def _examine(
         on_progress=line.show,
     )
     return PreparedImages(readable, digests, contents, copy_groups, tuple(findings))
+
+
+def _take_as_checked(
+    divided: ImageDataset, classifier: Model, *, config: RunConfig, line: ProgressLine
+) -> PreparedImages:
+    """The images of shards with a manifest, which were decoded when that was written: nothing is read here.
+
+    Equal files are searched for by their digests, near duplicates are not. Raises BadData where a split lacks a
+    class.
+    """
+    findings: list[str] = []
+
+    def log(message: str) -> None:
+        findings.append(message)
+        line.warn(message)
+
+    splits = {name: split for name, split in divided.splits.items() if isinstance(split, LazyImages)}
+    named = replace(divided, labels=classifier.labels)
+    missing = [
+        f"{name} has no images of {shorten_names(absent)}"
+        for name in splits
+        if (absent := [label for label, count in named.count(name).items() if not count])
+    ]
+    if missing and not config.despite_findings:
+        raise BadData(
+            f"{divided.name}: {'; '.join(missing)}; metrics of the split would not cover the class. Write shards "
+            "with such images, without the class, or continue with --despite-findings"
+        )
+    if missing:
+        log(f"warning: {'; '.join(missing)}; continuing because of --despite-findings")
+    trained = np.unique(splits["train"].list_contents())
+    for name, split in splits.items():
+        copies = int(np.isin(split.list_contents(), trained).sum()) if name != "train" else 0
+        if copies:
+            log(f"warning: {copies:,} images of {name} are in train too, as equal files: its metrics are too high")
+    return PreparedImages(
+        divided,
+        {name: identify_images(split) for name, split in splits.items()},
+        {name: split.digest_order() for name, split in splits.items()},
+        (),
+        tuple(findings),
+    )
 
 
 def _describe_copy_groups(found: CopyGroups, used: CopyGroups) -> str:

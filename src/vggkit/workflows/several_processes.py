@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from vggkit.errors import VggkitError
 from vggkit.images.dataset import ImageDataset
+from vggkit.images.lazy_images import LazyImages
 from vggkit.training.distributed.process_group import ProcessGroup
 from vggkit.workflows.run_config import FILE_NAME, RunConfig
 
@@ -23,6 +24,9 @@ def demand_same_inputs(group: ProcessGroup, classifier: "Model", dataset: ImageD
         return
     order = hashlib.sha256()
     for name, split in dataset.splits.items():
+        if isinstance(split, LazyImages):
+            order.update(split.digest_order().encode())
+            continue
         for image in split:
             order.update(f"{name}/{image.label}/{Path(image.path).name}\n".encode(errors="surrogateescape"))
     # Places may differ between machines; what is found there must not.

@@ -8,9 +8,12 @@ Shape letters: N images.
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+
+import numpy as np
 
 from vggkit.errors import BadInput
+from vggkit.images.lazy_images import LazyImages
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +52,10 @@ class ProcessGroup:
 
     def take_share(self, values: Sequence[Value]) -> Sequence[Value]:
         """The process's part of a sequence: consecutive, and in all processes together each value once."""
-        return values[self.find_share(len(values))]
+        share = self.find_share(len(values))
+        if isinstance(values, LazyImages):
+            return cast(Sequence[Value], values.select(np.arange(share.start, share.stop)))
+        return values[share]
 
     def find_share(self, count: int, *, rank: int | None = None) -> slice:
         """The places of a process's part of so many values; None: this process.
