@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import GradBucket
+from torch.distributed import GradBucket  # type: ignore[attr-defined]
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.futures import Future
@@ -156,7 +156,7 @@ def _as_rows(gradient: Tensor) -> Tensor:
 
 
 def _send_thin(state: PowerSGDState, bucket: GradBucket) -> Future[Tensor]:
-    found: Future[Tensor] = powerSGD_hook(state, _Matrices(bucket))  # type: ignore[arg-type]
+    found: Future[Tensor] = powerSGD_hook(state, _Matrices(bucket))
     if bucket.buffer().device.type == "cpu":
         # Its steps are sent by threads of gloo's, and those of two buckets could meet in any order.
         found.wait()

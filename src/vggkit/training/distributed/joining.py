@@ -24,7 +24,7 @@ from vggkit.errors import BadConfiguration, BadInput, Stopped, VggkitError
 from vggkit.training.distributed.process_group import ProcessGroup, count_started
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch.distributed import Store  # type: ignore[attr-defined]
 
 JOIN_SECONDS: Final = 300.0
 """How long a process waits for the others at the start; the environment variable VGGKIT_JOIN_SECONDS changes it."""
@@ -34,9 +34,9 @@ REPORT_SECONDS: Final = 15.0
 """How long a process that failed waits for the first one to report its error, before torchrun ends them all."""
 GRACE_SECONDS: Final = 5.0
 """How long after another's failure a process may still be in an exchange, before it is ended."""
-PROBLEM: Final = "vggkit/problem"
-"""The key of the first error, in the store of one start of the processes."""
-REPORTED: Final = "vggkit/reported"
+PROBLEM: Final = "problem"
+"""The key of the first error."""
+REPORTED: Final = "reported"
 """The key that is set when the first process has reported it."""
 
 
@@ -69,9 +69,9 @@ def join_processes(device: str = "auto") -> Iterator[ProcessGroup]:
     if dist.is_initialized():  # by the caller's own code, which also ends it
         yield _describe_group(device)
         return
-    store, group = _join(device, size)
+    store, group, number = _join(device, size)
     ended = threading.Event()
-    threading.Thread(target=_watch, args=(group, ended), name="watch other processes", daemon=True).start()
+    threading.Thread(target=_watch, args=(group, number, ended), name="watch other processes", daemon=True).start()
     try:
         group.demand_equal(_describe_code())
         yield group
@@ -86,7 +86,8 @@ def join_processes(device: str = "auto") -> Iterator[ProcessGroup]:
             dist.destroy_process_group()
 
 
-def _join(device: str, size: int) -> "tuple[Store, ProcessGroup]":
+def _join(device: str, size: int) -> "tuple[Store, ProcessGroup, int]":
+    """The store of this call, the processes, and the number of the call, as a process may train several times."""
     import torch.distributed as dist
 
     seconds = float(os.environ.get("VGGKIT_JOIN_SECONDS", JOIN_SECONDS))
@@ -94,13 +95,18 @@ def _join(device: str, size: int) -> "tuple[Store, ProcessGroup]":
     backend = "cpu:gloo,cuda:nccl" if chosen.startswith("cuda") else "gloo"
     rank, place = int(os.environ["RANK"]), f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     try:
-        store = _open_store(is_host=rank == 0 and not _torchrun_hosts_store(), seconds=seconds)
+        is_host = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        shared = _open_store(is_host=is_host, seconds=seconds)
+        if is_host:  # the others may join again, in a second call, before this process does
+            atexit.register(lambda: shared)
+        number = shared.add(f"vggkit/{rank}", 1)
+        store = dist.PrefixStore(f"vggkit/join {number}", shared)  # type: ignore[attr-defined]
         # Every process is counted before any of them waits for tensors of another.
-        store.set(f"vggkit/joined/{rank}", "")
+        store.set(f"joined/{rank}", "")
         _wait_for_all(store, size, seconds, place)
         dist.init_process_group(
             backend,
-            store=dist.PrefixStore("vggkit", store),
+            store=store,
             rank=rank,
             world_size=size,
             timeout=timedelta(seconds=EXCHANGE_SECONDS),
@@ -113,18 +119,14 @@ def _join(device: str, size: int) -> "tuple[Store, ProcessGroup]":
             f"({_first_line(problem)}): start the same command on every machine, with an address that all of them "
             "reach (torchrun --rdzv-endpoint HOST:PORT)"
         ) from problem
-    return store, _describe_group(chosen)
-
-
-def _torchrun_hosts_store() -> bool:
-    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return store, _describe_group(chosen), number
 
 
 def _open_store(*, is_host: bool, seconds: float) -> "Store":
     """The store that all processes reach, at the address that torchrun gives."""
     import torch.distributed as dist
 
-    return dist.TCPStore(
+    return dist.TCPStore(  # type: ignore[attr-defined, no-any-return]
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         is_master=is_host,
@@ -137,7 +139,7 @@ def _open_store(*, is_host: bool, seconds: float) -> "Store":
 def _wait_for_all(store: "Store", size: int, seconds: float, place: str) -> None:
     """Wait until every process has joined; raises BadInput that names those that did not."""
     end = time.monotonic() + seconds
-    while missing := [rank for rank in range(size) if not store.check([f"vggkit/joined/{rank}"])]:
+    while missing := [rank for rank in range(size) if not store.check([f"joined/{rank}"])]:
         if time.monotonic() > end:
             shown = ", ".join(map(str, missing[:8])) + (" …" if len(missing) > 8 else "")
             raise BadInput(
@@ -271,10 +273,13 @@ def _set_reported(store: "Store") -> None:
         store.set(REPORTED, "")
 
 
-def _watch(group: ProcessGroup, ended: threading.Event) -> None:
+def _watch(group: ProcessGroup, number: int, ended: threading.Event) -> None:
     """End this process where another failed and an exchange does not notice it, as a GPU's may not."""
+    import torch.distributed as dist
+
     try:
-        store = _open_store(is_host=False, seconds=30.0)
+        shared = _open_store(is_host=False, seconds=30.0)
+        store = dist.PrefixStore(f"vggkit/join {number}", shared)  # type: ignore[attr-defined]
         while not ended.wait(1.0):
             if store.check([PROBLEM]):
                 break

@@ -65,11 +65,12 @@ class SplitHead(nn.Module):
             return nn.functional.linear(values, weight, self.parts[_name(f"classifier.{index}.bias")])
         partial, size = nn.functional.linear(values, weight), self._group.size
         if index == self._last:  # (N, F/P) -> (n, K): each process sums up those of its images
-            return cast(Tensor, _Scatter.apply(partial, size)) + layer.bias
+            logits: Tensor = _Scatter.apply(partial, size) + layer.bias
+            return logits
         # (N, F/P) -> (N, F'/P): each process sums up some outputs of all images
         columns = partial.view(len(partial), size, -1).transpose(0, 1).flatten(0, 1)
-        summed = cast(Tensor, _Scatter.apply(columns, size))
-        return summed + self.parts[_name(f"classifier.{index}.bias")]
+        summed: Tensor = _Scatter.apply(columns, size) + self.parts[_name(f"classifier.{index}.bias")]
+        return summed
 
     def named_parts(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Each part with the key of the whole."""
@@ -121,7 +122,7 @@ class _Gather(torch.autograd.Function):
         return _gather(rows, size)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return _scatter(gradient, ctx.size), None
 
 
@@ -134,7 +135,7 @@ class _Scatter(torch.autograd.Function):
         return _scatter(rows, size)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return _gather(gradient, ctx.size), None
 
 

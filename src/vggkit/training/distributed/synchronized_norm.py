@@ -64,7 +64,7 @@ class _Normalize(torch.autograd.Function):
         return F.batch_norm(maps, mean, variance, weight, bias, False, 0.0, eps), mean, variance, count
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, None]:
         maps, weight, mean, variance, count = ctx.saved_tensors
         scale = (variance + ctx.eps).rsqrt()
         wide, given = maps.float(), gradient.float()

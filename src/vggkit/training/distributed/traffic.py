@@ -42,7 +42,7 @@ def count_traffic() -> Iterator[Traffic]:
 
 class _Counting(TorchDispatchMode):
     def __init__(self, found: Traffic) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._found = found
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
