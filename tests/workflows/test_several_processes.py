@@ -1,19 +1,16 @@
-"""Trainings of several processes, as people start them: the same results as of one, and errors that end all of them."""
+"""Trainings of several processes, as people start them: the results of one, and errors that end all of them."""
 
 import json
-import os
+import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
-from conftest import draw_class, fill_folder
+from conftest import fill_folder
 from ranks import start_ranks, wait_for
 from vggkit.classifier import load
 from vggkit.weights.model_file import read_state
@@ -94,6 +91,7 @@ def test_a_linear_probe_is_solved_on_the_features_of_all_processes(data, made, t
         *(data,),
         out=tmp_path / "run",
         **{"weights": folder / "plain" / "best.safetensors", "trainable": "head", "views": 2, "image_size": 32},
+        until="pool2",
         device="cpu",
     )
     demand_near(weights(folder / "probe"), alone.classifier.network.state_dict(), 1e-3)
@@ -165,8 +163,8 @@ CHANGES = {
     ),
     "classes": ("sys.argv[2] = sys.argv[2] + '-classes'", "another classes than process 0: across, blue, red, not"),
     "images": ("sys.argv[2] = sys.argv[2] + '-images'", "another number of images than process 0"),
-    "options": ("sys.argv += ['--momentum', '0.5']", "another options than process 0"),
-    "no data": ("sys.argv[2] = '/nowhere'", "process 1: /nowhere: there is no such file or folder"),
+    "options": ("sys.argv += ['--label-smoothing', '0.1']", "another options than process 0"),
+    "no data": ("sys.argv[2] = '/nowhere'", "process 1: /nowhere: "),
     "fault": (
         "import vggkit.cli.train as t; t.open_inputs = lambda *a, **b: 1 / 0",
         "process 1 failed .ZeroDivision",
@@ -196,8 +194,6 @@ def test_processes_that_differ_end_with_one_error(change, two_data, processes, t
     wait_for(ranks, codes=(2, 1 if change == "fault" else 2), seconds=30)
     assert len(ranks[0].err.splitlines()) == 1, ranks[0].err
     assert ranks[0].err.startswith("vggkit: error: ")
-    import re
-
     assert re.search(message, ranks[0].err), ranks[0].err
     assert ("Traceback" in ranks[1].err) == (change == "fault")
     assert change == "fault" or ranks[1].err == ""
@@ -208,15 +204,13 @@ def test_processes_that_differ_end_with_one_error(change, two_data, processes, t
     ("options", "message"),
     [
         (["--batch-size", "5"], "5 cannot be divided by 2 processes; take 4 or 6"),
-        (["--split-head"], "split_head=true splits fully connected layers"),
+        (["--split-head"], "--split-head true splits fully connected layers"),
     ],
 )
 def test_what_cannot_be_divided_is_refused(options, message, data, processes, tmp_path):
     ranks = start_ranks(processes, "train", data, "--out", tmp_path / "run", "--quiet", *OPTIONS, *options)
     wait_for(ranks, codes=(2, 2), seconds=30)
-    assert message.replace("split_head=true", "--split-head") in ranks[0].err.replace(
-        "split_head=true", "--split-head"
-    )
+    assert message in ranks[0].err
     assert ranks[1].err == ""
 
 

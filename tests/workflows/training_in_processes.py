@@ -15,7 +15,7 @@ runs = {
     "plain": vk.train(data, out="plain", on_epoch=lambda epoch: heard.append(epoch.epoch), **PLAIN),
     "synchronized": vk.train(data, out="synchronized", **{**PLAIN, "model": "vgg11_bn"}, sync_norm=True),
 }
-options = {"image_size": 32, "device": "cpu", "weights": "plain/best.safetensors"}
+options = {"image_size": 32, "until": "pool2", "device": "cpu", "weights": "plain/best.safetensors"}
 runs["probe"] = vk.train(data, out="probe", trainable="head", views=2, **options)
 runs["probe-again"] = vk.train(data, out="probe-again", trainable="head", views=2, **options)
 print(

@@ -1,5 +1,7 @@
 """The verb train."""
 
+import os
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +13,7 @@ from vggkit.hardware import choose_device, keep_freed_memory
 from vggkit.images.sources.tables import Columns
 from vggkit.reports.loggers import LoggerName
 from vggkit.reports.plots import PlotEnding
-from vggkit.reports.progress import ProgressLine
+from vggkit.reports.progress import ProgressLine, only_our_errors
 from vggkit.reports.terminal import print_line
 from vggkit.training.distributed.joining import join_processes
 from vggkit.training.distributed.process_group import ProcessGroup, count_started
@@ -79,7 +81,10 @@ def train(
     save_seconds = demand_seconds("save_seconds", save_seconds)
     if resume is not None and not (resume / "config.yaml").is_file() and count_started() == 1:
         raise BadCheckpoint(f"{resume}: is not a run's folder, it has no config.yaml")
-    with join_processes(device) as group:
+    with ExitStack() as stack:
+        if count_started() > 1 and "TORCH_CPP_LOG_LEVEL" not in os.environ:
+            stack.enter_context(only_our_errors())  # not each lost connection with the stack of torch's C++ code
+        group = stack.enter_context(join_processes(device))
         run = _train(
             data,
             out,

@@ -126,7 +126,7 @@ def _open_store(*, is_host: bool, seconds: float) -> "Store":
     """The store that all processes reach, at the address that torchrun gives."""
     import torch.distributed as dist
 
-    return dist.TCPStore(  # type: ignore[attr-defined, no-any-return]
+    return dist.TCPStore(  # type: ignore[attr-defined]
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         is_master=is_host,
