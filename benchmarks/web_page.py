@@ -122,7 +122,7 @@ def main() -> None:
             "|---|---|---|---|---|---|",
             *rows,
             "",
-            f"cpu: {machine['device']}; {machine['system']}; torch {machine['torch']}; "
+            f"{machine['device']}; {machine['system']}; torch {machine['torch']}; "
             f"{datetime.datetime.now(datetime.UTC).date()}.",
             "",
         ]
