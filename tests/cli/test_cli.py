@@ -177,6 +177,8 @@ def asked(monkeypatch):
     calls = []
 
     def take(*arguments, **options):
+        assert options.pop("group").size == 1
+        assert not options.pop("may_be_unstarted", False)
         calls.append((arguments, options))
         raise Asked
 

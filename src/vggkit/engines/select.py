@@ -33,6 +33,7 @@ def choose_engine(
     precision: WantedPrecision = "auto",
     activation_ranges: Ranges | None = None,
     engine: WantedEngine = "auto",
+    as_read: bool = False,
 ) -> NamedEngine:
     """An engine for a network as it is now; its `info` records which one it is.
 
@@ -46,6 +47,7 @@ def choose_engine(
         activation_ranges: For int8, the result of `measure_ranges`; None: those stored in the model.
         engine: auto: PyTorch on CUDA and MPS; on a CPU OpenVINO, then ONNX Runtime, then PyTorch, the first
             that is installed and computes in that precision.
+        as_read: In int8, compute several outputs in one pass, rounded as the layers that read them read them.
 
     Raises UnknownName, BadConfiguration for an engine without that precision or device, MissingExtra, BadInput and
     BadCheckpoint.
@@ -65,7 +67,9 @@ def choose_engine(
         case "openvino":
             from vggkit.engines.openvino import OpenVINOEngine
 
-            return OpenVINOEngine(weights, output=output, precision=chosen, activation_ranges=activation_ranges)
+            return OpenVINOEngine(
+                weights, output=output, precision=chosen, activation_ranges=activation_ranges, as_read=as_read
+            )
         case "onnx":
             from vggkit.engines.onnx import ONNXEngine
 
