@@ -16,7 +16,8 @@ from vggkit.evaluation.calibration import find_ece, find_threshold, fit_temperat
 from vggkit.evaluation.comparison import compare_predictions, fuse, mcnemar_p_value
 from vggkit.evaluation.evaluation import proportion_interval
 from vggkit.evaluation.metrics import find_intervals, score
-from vggkit.evaluation.predictions import Predictions, average, log_softmax
+from vggkit.evaluation.predictions import Predictions, average
+from vggkit.task import log_softmax
 
 
 def invent(n=300, classes=6, *, seed=0, skill=1.5, labels=None, sureness=1.0):

@@ -23,7 +23,9 @@ from vggkit.hardware import count_threads, derive_seed, find_available_memory
 from vggkit.images.dataset import ImageSample
 from vggkit.images.decoding import Pixels
 from vggkit.images.preprocessing import Preprocessing
+from vggkit.task import Task
 from vggkit.training.augmentation import View
+from vggkit.training.objective import number_targets
 from vggkit.training.recipe import Recipe
 
 AHEAD: Final = 2
@@ -35,11 +37,12 @@ MEMORY_SHARE: Final = 1 / 8
 
 
 class TrainingBatches:
-    """Batches (images (N, C, H, W), float32; classes (N,), int64) of each epoch.
+    """Batches (images (N, C, H, W), float32; targets) of each epoch, targets as for `Objective`.
 
     Args:
         images: The training images; each has a label.
         labels: Class names, in the order of their numbers.
+        task: single-label or multi-label.
         preprocessing: The preparation of images for the network.
         view: How each image is seen.
         batch_size: Images a batch; a last single image joins the batch before.
@@ -61,6 +64,7 @@ class TrainingBatches:
         batch_size: int,
         seed: int,
         device: torch.device,
+        task: Task = "single-label",
         sampling: bool = False,
         threads: int | None = None,
     ) -> None:
@@ -68,7 +72,7 @@ class TrainingBatches:
         self._batch_size, self._seed, self._sampling = batch_size, seed, sampling
         self._pinned = device.type == "cuda"
         self.threads = threads or _choose_threads(device)
-        self._classes = _number_classes(images, labels)
+        self._targets = number_targets(images, labels, task)
         self._held = _Held(len(images))
 
     @classmethod
@@ -80,6 +84,7 @@ class TrainingBatches:
         labels: Sequence[str],
         preprocessing: Preprocessing,
         device: torch.device,
+        task: Task = "single-label",
     ) -> Self:
         """The batches of a resolved recipe."""
         assert recipe.batch_size is not None, "the recipe is resolved"
@@ -91,6 +96,7 @@ class TrainingBatches:
             batch_size=recipe.batch_size,
             seed=recipe.seed,
             device=device,
+            task=task,
             sampling=recipe.balance == "sampling",
         )
 
@@ -144,11 +150,11 @@ class TrainingBatches:
         draws = np.random.default_rng(derive_seed(self._seed, "order", epoch))
         if not self._sampling:
             return draws.permutation(len(self._images))
-        counts = np.bincount(self._classes)
+        counts = np.bincount(self._targets)
         ends = np.cumsum(counts)
         drawn = draws.choice(np.flatnonzero(counts), len(self._images))
         within = draws.integers(counts[drawn])
-        order: NDArray[np.int64] = np.argsort(self._classes, kind="stable")[ends[drawn] - counts[drawn] + within]
+        order: NDArray[np.int64] = np.argsort(self._targets, kind="stable")[ends[drawn] - counts[drawn] + within]
         return order
 
     def _begin(
@@ -163,7 +169,7 @@ class TrainingBatches:
         for part in np.array_split(np.arange(first, last), min(self.threads, last - first)):
             here = rows[part[0] - first : part[-1] + 1 - first]
             parts.append(pool.submit(self._fill, here, epoch, order, part.tolist()))
-        return images, torch.from_numpy(self._classes[order[first:last]]), parts
+        return images, torch.from_numpy(self._targets[order[first:last]]), parts
 
     def _fill(self, rows: NDArray[np.float32], epoch: int, order: NDArray[np.int64], places: Sequence[int]) -> None:
         """The views at these places of the epoch, ready for the network, into `rows` (N, C, H, W)."""
@@ -236,22 +242,6 @@ class _Held:
             if self._taken * self._count > self._most * max(min(32, self._count), len(self._pixels)):
                 self._most = 0
                 self._pixels = {}
-
-
-def _number_classes(images: Sequence[ImageSample], labels: Sequence[str]) -> NDArray[np.int64]:
-    """(N,), the number of each image's class in `labels`."""
-    numbers = {label: number for number, label in enumerate(labels)}
-    return np.array([numbers[str(image.label)] for image in images], np.int64)
-
-
-def weigh_classes(images: Sequence[ImageSample], labels: Sequence[str]) -> Tensor:
-    """The weight of each class, (K,), float32: inverse to its frequency, with a mean of 1 over the images.
-
-    A class without images counts 1.
-    """
-    counts = np.bincount(_number_classes(images, labels), minlength=len(labels))
-    weights = len(images) / (np.count_nonzero(counts) * np.maximum(counts, 1))
-    return torch.from_numpy(np.where(counts > 0, weights, 1.0).astype(np.float32))
 
 
 def _choose_threads(device: torch.device) -> int:

@@ -35,6 +35,7 @@ from vggkit.images.decoding import Pixels, decode
 from vggkit.models.vgg import VGG
 from vggkit.paths import find_home
 from vggkit.training.augmentation import View
+from vggkit.training.objective import number_targets
 from vggkit.training.recipe import Recipe
 from vggkit.weights.model import Model
 
@@ -135,8 +136,8 @@ class Features:
 
     rows: NDArray[np.float32]
     """(N V, F)."""
-    targets: NDArray[np.int64]
-    """(N V,) numbers of classes."""
+    targets: NDArray[Any]
+    """(N V,) numbers of classes, int64; multi-label (N V, K) with 0 or 1 for each, float32."""
     groups: NDArray[np.int64]
     """(N V,) equal numbers for views of one image, of equal files, and of images of one group."""
     found: int
@@ -183,7 +184,6 @@ def extract_features(
     stores = source.open_stores(f"{chosen} on {device.type}")
     # Without anything to compute no engine is built.
     engine = _LateEngine(classifier.network, device, "auto" if precision == "auto" else chosen)
-    numbers = {label: number for number, label in enumerate(classifier.labels)}
     rows = np.empty((len(images) * views, source.width), np.float32)
     marks: list[bytes | str] = []
     found = len(rows)
@@ -219,9 +219,13 @@ def extract_features(
     if engine.description:
         log(f"features of {len(rows) - found:,} {kind} computed by {engine.description}")
     _, groups = np.unique([str(mark) for mark in marks], return_inverse=True)
-    targets = np.array([numbers[str(image.label)] for image in images], np.int64)
+    targets = number_targets(images, classifier.labels, classifier.task)
     return Features(
-        rows, np.repeat(targets, views), np.repeat(groups.astype(np.int64), views), found, engine.description
+        rows,
+        np.repeat(targets, views, axis=0),
+        np.repeat(groups.astype(np.int64), views),
+        found,
+        engine.description,
     )
 
 

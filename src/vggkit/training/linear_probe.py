@@ -14,16 +14,15 @@ from functools import partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from vggkit.images.dataset import ImageSample
-from vggkit.training.batches import weigh_classes
 from vggkit.training.caller_settings import CallerSettings
-from vggkit.training.checkpoint import Epoch, measure_macro_f1
+from vggkit.training.checkpoint import Epoch
 from vggkit.training.durations import spell_duration
 from vggkit.training.feature_cache import Features, extract_features
 from vggkit.training.logistic_regression import HeadSolution, solve_head
+from vggkit.training.objective import Objective
 from vggkit.training.recipe import Recipe
 from vggkit.weights.model import Model
 
@@ -104,13 +103,13 @@ def fit_probe(
         )
         for split, images in splits.items()
     }
-    weights = weigh_classes(splits["train"], classifier.labels) if recipe.balance == "weights" else None
+    objective = Objective.of(recipe, splits["train"], classifier.labels, classifier.task)
     solution = solve_head(
         features["train"].rows,
         features["train"].targets,
         classes=len(classifier.labels),
         groups=features["train"].groups,
-        class_weights=weights,
+        class_weights=objective.weights,
         label_smoothing=recipe.label_smoothing,
         seed=recipe.seed,
         on_progress=lambda done, total: on_progress("solving the last layer", done, total),
@@ -127,7 +126,7 @@ def fit_probe(
         logits = torch.from_numpy(solution.compute_logits(features[split].rows))
         return logits.double(), torch.from_numpy(features[split].targets)
 
-    logits, targets = measure("val")
+    measured = objective.measure(*measure("val"))
     return LinearProbe(
         solution,
         features,
@@ -135,15 +134,12 @@ def fit_probe(
             epoch=epoch,
             learning_rate=0.0,
             # The loss that was minimised, without the penalty.
-            train_loss=F.cross_entropy(
-                *measure("train"),
-                weight=None if weights is None else weights.double(),
-                label_smoothing=recipe.label_smoothing,
-            ).item(),
-            val_loss=F.cross_entropy(logits, targets).item(),
-            val_top1=(logits.argmax(1) == targets).double().mean().item(),
+            train_loss=objective.compute(*measure("train")).item(),
+            val_loss=measured.loss,
+            val_top1=measured.top1,
             seconds=time.monotonic() - started,
-            val_macro_f1=measure_macro_f1(logits.argmax(1), targets, classes=len(classifier.labels)),
+            val_macro_f1=measured.macro_f1,
+            val_map=measured.map,
         ),
     )
 

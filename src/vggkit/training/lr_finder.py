@@ -19,8 +19,9 @@ from vggkit.hardware import derive_seed
 from vggkit.images.dataset import ImageSample
 from vggkit.models.vgg import VGG
 from vggkit.training.augmentation import Mixing
-from vggkit.training.batches import TrainingBatches, weigh_classes
+from vggkit.training.batches import TrainingBatches
 from vggkit.training.caller_settings import NO_SETTINGS, CallerSettings
+from vggkit.training.objective import Objective
 from vggkit.training.recipe import Recipe
 from vggkit.training.train_state import TrainState
 from vggkit.weights.model import Model
@@ -60,7 +61,7 @@ def find_learning_rate(
     lowest: float = 1e-6,
     highest: float = 10.0,
     steps: int = 100,
-    class_weights: Tensor | None = None,
+    objective: Objective | None = None,
     caller_settings: CallerSettings = NO_SETTINGS,
     on_step: Callable[[int, int], None] | None = None,
 ) -> RateSearch:
@@ -79,7 +80,7 @@ def find_learning_rate(
         lowest: The first rate.
         highest: The last one.
         steps: How many, each at a rate the same factor higher.
-        class_weights: (K,), as for `TrainState`.
+        objective: As for `TrainState`.
         caller_settings: As for `TrainState`.
         on_step: Called with the steps that are done, and all of them; a loss that grows ends them early.
     """
@@ -89,7 +90,7 @@ def find_learning_rate(
         copy.deepcopy(network),
         replace(recipe, ema_decay=None),
         device=device,
-        class_weights=class_weights,
+        objective=objective,
         caller_settings=caller_settings,
     )
     train_state.start_epoch(recipe.epochs)
@@ -186,14 +187,19 @@ def search_learning_rate(
             "leave out --find-learning-rate, or set --trainable top or all"
         )
     batches = TrainingBatches.of(
-        recipe, images, labels=classifier.labels, preprocessing=classifier.preprocessing, device=device
+        recipe,
+        images,
+        labels=classifier.labels,
+        preprocessing=classifier.preprocessing,
+        device=device,
+        task=classifier.task,
     )
     return find_learning_rate(
         classifier.network,
         _MixedBatches(batches, Mixing.of(recipe, len(classifier.labels)), recipe.seed),
         recipe,
         device=device,
-        class_weights=weigh_classes(images, classifier.labels) if recipe.balance == "weights" else None,
+        objective=Objective.of(recipe, images, classifier.labels, classifier.task),
         caller_settings=caller_settings,
         on_step=on_step,
     )

@@ -16,7 +16,6 @@ from typing import Final
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vggkit.engines.pytorch import PyTorchEngine
@@ -27,13 +26,14 @@ from vggkit.images.dataset import ImageSample
 from vggkit.interruption import Signals
 from vggkit.models.vgg import VGG
 from vggkit.training.augmentation import Mixing
-from vggkit.training.batches import TrainingBatches, weigh_classes
+from vggkit.training.batches import TrainingBatches
 from vggkit.training.caller_settings import NO_SETTINGS, CallerSettings
-from vggkit.training.checkpoint import Checkpoints, Epoch, Progress, measure_macro_f1
+from vggkit.training.checkpoint import Checkpoints, Epoch, Progress
 from vggkit.training.distillation import Teacher
 from vggkit.training.durations import Estimate, describe, estimate_seconds, spell_duration
 from vggkit.training.estimates import estimate_memory
 from vggkit.training.linear_probe import LinearProbe, fit_probe, needs_probe
+from vggkit.training.objective import Objective, number_targets
 from vggkit.training.optimizers import learning_rate_at
 from vggkit.training.recipe import Monitor, Recipe, rank_epoch
 from vggkit.training.train_state import TrainState
@@ -88,7 +88,11 @@ def find_best(history: Sequence[Epoch], monitor: Monitor) -> Epoch:
     return max(
         history,
         key=lambda epoch: rank_epoch(
-            monitor, val_top1=epoch.val_top1, val_loss=epoch.val_loss, val_macro_f1=epoch.val_macro_f1
+            monitor,
+            val_top1=epoch.val_top1,
+            val_loss=epoch.val_loss,
+            val_macro_f1=epoch.val_macro_f1,
+            val_map=epoch.val_map,
         ),
     )
 
@@ -200,21 +204,27 @@ class Trainer:
             classifier.network,
             recipe,
             device=self.device,
-            class_weights=weigh_classes(train, classifier.labels) if recipe.balance == "weights" else None,
+            objective=Objective.of(recipe, train, classifier.labels, classifier.task),
             feature_scale=feature_scale,
             caller_settings=self.caller_settings,
             teacher=self.teacher,
         )
         self.batches = TrainingBatches.of(
-            recipe, train, labels=classifier.labels, preprocessing=classifier.preprocessing, device=self.device
+            recipe,
+            train,
+            labels=classifier.labels,
+            preprocessing=classifier.preprocessing,
+            device=self.device,
+            task=classifier.task,
         )
         self.mixing = Mixing.of(recipe, len(classifier.labels))
-        counts = [Counter(str(image.label) for image in split) for split in (train, self.val)]
+        counts = [Counter(label for image in split for label in image.classes) for split in (train, self.val)]
         train_counts, val_counts = ([count[label] for label in classifier.labels] for count in counts)
         self.monitor = TrainingMonitor(
             train_counts=train_counts if recipe.balance == "none" else [1] * len(train_counts),
             val_counts=val_counts,
             batch_norm=classifier.configuration.batch_norm,
+            images=(len(train), len(self.val)) if classifier.task == "multi-label" else None,
         )
 
     def _estimate_memory(self) -> int:
@@ -351,14 +361,13 @@ class Trainer:
 
     def _validate(self) -> Epoch:
         """Evaluate the validation images in the precision of training; returns the metrics of the epoch."""
-        progress, labels = self.progress, self.classifier.labels
+        progress = self.progress
         engine = PyTorchEngine(
             self.train_state.evaluated,
             self.device,
             precision="bf16" if self.recipe.precision == "bf16" else "fp32",
         )
-        numbers = {label: number for number, label in enumerate(labels)}
-        logits, targets = [], []
+        logits = []
         predictions = stream_results(
             engine, self.classifier.preprocessing, self.val, batch_size=self.recipe.batch_size or 32
         )
@@ -368,21 +377,23 @@ class Trainer:
             if prediction.output is None:
                 raise BadImage(f"{prediction.problem}; it could be read when the training began")
             logits.append(prediction.output)
-            targets.append(numbers[str(prediction.image.label)])
             self.callbacks.on_step("validate", done, len(self.val))
             self._pause()
-        scores, right = torch.from_numpy(np.stack(logits)).double(), torch.tensor(targets)
-        val_loss = F.cross_entropy(scores, right).item()
-        if not math.isfinite(val_loss):
-            raise _Diverged(val_loss)
+        targets = number_targets(self.val, self.classifier.labels, self.classifier.task)
+        measured = Objective(self.classifier.task).measure(
+            torch.from_numpy(np.stack(logits)).double(), torch.from_numpy(targets)
+        )
+        if not math.isfinite(measured.loss):
+            raise _Diverged(measured.loss)
         return Epoch(
             epoch=progress.epoch,
             learning_rate=self._rate_at(progress.steps - 1),
             train_loss=progress.loss_sum / progress.weight,
-            val_loss=val_loss,
-            val_top1=(scores.argmax(1) == right).double().mean().item(),
+            val_loss=measured.loss,
+            val_top1=measured.top1,
             seconds=time.monotonic() - self._clock,
-            val_macro_f1=measure_macro_f1(scores.argmax(1), right, classes=len(labels)),
+            val_macro_f1=measured.macro_f1,
+            val_map=measured.map,
         )
 
     def _rate_at(self, step: int) -> float:

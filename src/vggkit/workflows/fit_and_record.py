@@ -13,7 +13,8 @@ from vggkit.classifier import Classifier
 from vggkit.errors import BadImage, BadOutput
 from vggkit.evaluation.calibration import fit_temperature
 from vggkit.evaluation.evaluation import Evaluation
-from vggkit.evaluation.measure import CALIBRATED_HERE, predict_labelled
+from vggkit.evaluation.label_predictions import MultiLabelPredictions, choose_thresholds, gather_predictions
+from vggkit.evaluation.measure import CALIBRATED_HERE, THRESHOLDS_HERE, predict_labelled
 from vggkit.evaluation.metrics import score
 from vggkit.evaluation.predictions import Predictions
 from vggkit.evaluation.protocols import plan_protocol, prepare_engines
@@ -67,12 +68,13 @@ class TrainingRun:
         rows = [
             (
                 f"{epoch.epoch}{' (best)' if epoch.epoch == self.best_epoch else ''}",
-                *(f"{value:.4f}" for value in (epoch.train_loss, epoch.val_loss, epoch.val_top1)),
+                *(f"{value:.4f}" for value in (epoch.train_loss, epoch.val_loss)),
+                f"{epoch.val_figure:.4f}",
                 f"{epoch.seconds:.1f} s",
             )
             for epoch in self.history
         ]
-        header = ("epoch", "train loss", "val loss", "val top-1", "time")
+        header = ("epoch", "train loss", "val loss", self.history[0].figure, "time")
         history = write_html(f"{self.directory}: {self.classifier!r}", rows, header=header)
         return history + self.evaluation._repr_html_()
 
@@ -136,6 +138,7 @@ def fit_and_record(
                     network,
                     labels=classifier.labels,
                     preprocessing=classifier.preprocessing,
+                    task=classifier.task,
                     origin=replace(classifier.origin, kind="trained", random_keys=()),
                     provenance={**provenance, "epoch": epoch.epoch},
                 ).save(directory / BEST)
@@ -242,11 +245,8 @@ def _evaluate(
     def predict(split: str) -> Predictions:
         images = dataset.split(split)
         if result.probe is not None:
-            return Predictions.of(
-                result.probe.compute_logits(split),
-                result.probe.features[split].targets,
-                labels=classifier.labels,
-                paths=[image.path for image in images],
+            return gather_predictions(
+                classifier.card, images, classifier.card.activation.log(result.probe.compute_logits(split))
             )
         predictions, unreadable = predict_labelled(
             classifier,
@@ -265,23 +265,40 @@ def _evaluate(
     headline = val if split == "val" else predict(split)
     fit = fit_temperature(val, seed=recipe.seed)
     line.log(fit.describe())
+    calibrated, thresholds = headline.sharpen(fit.temperature), None
+    if isinstance(val, MultiLabelPredictions):
+        thresholds = choose_thresholds(val.sharpen(fit.temperature))
+        calibrated = replace(calibrated, thresholds=thresholds)
+        line.log(
+            f"thresholds {min(thresholds):.3g} to {max(thresholds):.3g}: those of the highest F1 of each class on "
+            f"{len(val):,} validation images"
+        )
     classifier.calibrate(
         temperature=fit.temperature,
+        thresholds=thresholds,
         about={**asdict(fit), "split": "val", "images": identify_images(dataset.split("val"))},
     )
     return score(
-        headline.sharpen(fit.temperature),
+        calibrated,
         data=dataset.name,
         split=split,
         model=classifier.configuration.model,
         protocol=str(protocol),
         temperature=fit.temperature,
         images=identify_images(dataset.split(split)),
-        notes=_list_notes(dataset, split, epochs=len(result.history), calibrated=fit.temperature != 1),
+        notes=_list_notes(
+            dataset,
+            split,
+            epochs=len(result.history),
+            calibrated=fit.temperature != 1,
+            with_thresholds=thresholds is not None,
+        ),
     )
 
 
-def _list_notes(dataset: ImageDataset, split: str, *, epochs: int, calibrated: bool) -> tuple[str, ...]:
+def _list_notes(
+    dataset: ImageDataset, split: str, *, epochs: int, calibrated: bool, with_thresholds: bool
+) -> tuple[str, ...]:
     """Notes for the interpretation of the metrics."""
     notes = []
     train, evaluated = dataset.count("train"), dataset.count(split)
@@ -299,6 +316,8 @@ def _list_notes(dataset: ImageDataset, split: str, *, epochs: int, calibrated: b
             )
         if calibrated:
             notes.append(CALIBRATED_HERE)
+        if with_thresholds:
+            notes.append(THRESHOLDS_HERE)
     return tuple(notes)
 
 
@@ -306,5 +325,5 @@ def _describe_epoch(epoch: Epoch, epochs: int, *, monitor: Monitor) -> str:
     macro_f1 = f"val macro F1 {epoch.val_macro_f1:.4f}  " if monitor == "macro-f1" else ""
     return (
         f"epoch {epoch.epoch:>{len(str(epochs))}}  train loss {epoch.train_loss:.4f}  "
-        f"val loss {epoch.val_loss:.4f}  val top-1 {epoch.val_top1:.4f}  {macro_f1}{epoch.seconds:5.1f} s"
+        f"val loss {epoch.val_loss:.4f}  {epoch.figure} {epoch.val_figure:.4f}  {macro_f1}{epoch.seconds:5.1f} s"
     )
