@@ -146,7 +146,7 @@ def find_placeholders(records: Sequence[ImageRecord]) -> Finding | None:
 
 def find_missing_classes(images: ImageDataset, records: Sequence[ImageRecord]) -> Finding | None:
     """Classes of which a split has no readable image."""
-    seen = {(s.split, s.label) for s in records if s.problem is None}
+    seen = {(s.split, label) for s in records if s.problem is None for label in s.image.classes}
     cases = [
         Case((), f"{split} has no readable image of {label}")
         for split in images.splits

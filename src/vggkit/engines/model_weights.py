@@ -61,7 +61,7 @@ class NetworkWeights:
         self,
         network: "VGG",
         *,
-        activation: Activation = Activation(),
+        activation: Activation = Activation(),  # noqa: B008 (frozen)
         activation_ranges: Ranges = MappingProxyType({}),
     ) -> None:
         self._network = network

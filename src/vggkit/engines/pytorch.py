@@ -46,7 +46,7 @@ class PyTorchEngine(NamedEngine):
         *,
         output: Output | Sequence[Output] = "logits",
         precision: Literal["fp32", "bf16"] = "fp32",
-        activation: Activation = Activation(),
+        activation: Activation = Activation(),  # noqa: B008 (frozen)
     ) -> None:
         self._activation = activation
         self._configuration = network.configuration

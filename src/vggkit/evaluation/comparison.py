@@ -67,7 +67,8 @@ class PairedComparison:
         low, high = self.interval
         verdict = "not significant" if low <= 0 <= high or self.p_value >= 0.05 else "significant"
         return (
-            f"{self.second} compared with {self.first}: {100 * self.difference:+.1f} percentage points of {self.figure} "
+            f"{self.second} compared with {self.first}: {100 * self.difference:+.1f} percentage points of "
+            f"{self.figure} "
             f"(95 % CI {100 * low:+.1f} to {100 * high:+.1f}), correct only in one: {self.only_second} against "
             f"{self.only_first}, McNemar p {_format_p(self.p_value)}, n = {self.n}: {verdict}"
         )

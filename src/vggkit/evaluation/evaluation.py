@@ -110,8 +110,8 @@ class Evaluation:
     """Top-1 accuracy in [0, 1]: share of images whose most probable class is the true one; multi-label is one of
     theirs."""
     top5: float
-    """Top-5 accuracy in [0, 1]: share of images whose true class is among the five most probable; multi-label one of
-    theirs."""
+    """Top-5 accuracy in [0, 1]: share of images whose true class is among the five most probable; multi-label one
+    of theirs."""
     loss: float
     """Mean cross-entropy in nats; multi-label the mean of the binary ones of all classes."""
     macro_precision: float
@@ -169,6 +169,11 @@ class Evaluation:
     def source(self) -> str:
         """The dataset and the split, as one phrase."""
         return f"{self.data}, split {self.split}" if self.split else self.data
+
+    @property
+    def main_figure(self) -> FigureName:
+        """The figure that is looked at first: `top1`, or for multi-label `average_precision`, the mAP."""
+        return "top1" if self.task == "single-label" else "average_precision"
 
     @property
     def top1_interval(self) -> Interval:

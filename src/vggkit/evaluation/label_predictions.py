@@ -174,7 +174,7 @@ class MultiLabelPredictions(Predictions):
         )
 
     def as_decisions(self) -> Predictions:
-        """Every image and class as a prediction of its own, of the classes no and yes, in the order of the images."""
+        """Every image and class as a prediction of its own, of the classes no and yes, in order."""
         logs = self.log_probabilities.ravel()
         return Predictions(
             paths=tuple(path for path in self.paths for _ in self.labels),

@@ -134,7 +134,7 @@ class Predictions:
 
     @property
     def headline(self) -> float:
-        """The figure by which Classifiers are compared: top-1 accuracy, of several labels the micro F1, in [0, 1]."""
+        """The figure by which Classifiers are compared, in [0, 1]: top-1 accuracy, multi-label micro F1."""
         return float(self.correct.mean())
 
     def name_target(self, place: int) -> str:

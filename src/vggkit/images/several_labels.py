@@ -93,11 +93,11 @@ def demand_task(dataset: "ImageDataset", task: Task) -> None:
     if task == "multi-label":
         raise BadData(
             f"{dataset.name}: gives each image one label, and this Classifier predicts any number of them. Give a "
-            "table with all labels of each image, such as sun;sea with --label-separator ';'; where one is all that "
-            "an image has, pass --task multi-label"
+            "table with all labels of each image, such as sun;sea with --label-separator ';'; where images have "
+            "no others, pass --task multi-label"
         )
     raise BadData(
-        f"{dataset.name}: its images have several labels or none, and this Classifier gives each image exactly one; "
+        f"{dataset.name}: its images have several labels or none, and this Classifier gives each exactly one; "
         "train a multi-label one on such images, or keep one label in each row"
     )
 
@@ -110,6 +110,6 @@ def demand_whole_names(name: str, unknown: Iterable[str], known: Iterable[str]) 
         if len(pieces) > 1:
             raise BadData(
                 f"{name}: has the labels {shorten_names(pieces, most=3)}, which are pieces of the class {label!r}: "
-                "the separator of the labels occurs in its name. Separate labels by another character, or give each "
-                "class a column of 0 and 1"
+                "the separator of the labels occurs in its name. Separate labels by another character, or give "
+                "each class a column of 0 and 1"
             )

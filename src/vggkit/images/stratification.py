@@ -19,8 +19,8 @@ def stratify(groups: Mapping[str, Mapping[str, int]], shares: Sequence[float]) -
         groups: Number of images of each label in each group, in the order in which equals are taken.
         shares: Share of the images that each side is to have, positive; they sum to 1.
 
-    >>> stratify({"a": {"sun": 1}, "b": {"sun": 1, "sea": 1}, "c": {"sea": 1}, "d": {"sun": 1, "sea": 1}}, [0.5, 0.5])
-    {'b': 0, 'd': 1, 'c': 0, 'a': 1}
+    >>> stratify({"a": {"sun": 1}, "b": {"sea": 1}, "c": {"sun": 1}, "d": {"sea": 1}}, [0.5, 0.5])
+    {'b': 0, 'd': 1, 'a': 0, 'c': 1}
     """
     groups = {group: counts or {UNLABELLED: 1} for group, counts in groups.items()}
     totals: Counter[str] = Counter()

@@ -278,7 +278,7 @@ class _Problem:
 def _spread(
     targets: NDArray[Any], classes: int, class_weights: Tensor | None, label_smoothing: float
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """The target shares (N, K) of torch's losses for each row, for and one-vs-rest against, and its divisors (N,)."""
+    """Target shares (N, K) of torch's losses for each row, for and one-vs-rest against, and its divisors (N,)."""
     if targets.ndim == 2:
         weights = (
             torch.ones(classes, dtype=torch.float64) if class_weights is None else class_weights.double().cpu()

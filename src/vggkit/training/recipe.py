@@ -95,7 +95,8 @@ class Recipe:
     each batch gets one of the two at random."""
     balance: Balance = "none"
     """For uneven classes. weights: weigh the loss by inverse class frequency; for several labels an image, images
-    with a label as much as those without it. sampling: draw rare classes more often, where an image has one label."""
+    with a label as much as those without it. sampling: draw rare classes more often, where an image has one
+    label."""
     views: int = 1
     """For trainable=head: number of views of each image, the first as in prediction, the others augmented."""
     validation_share: float = 0.2

@@ -299,6 +299,7 @@ def list_metrics(evaluation: Evaluation, split: str, epoch: int) -> dict[str, An
             if evaluation.task == "single-label"
             else {
                 "map": evaluation.average_precision,
+                "map_interval": list(evaluation.intervals.get("average_precision", ())),
                 "micro_f1": evaluation.micro_f1,
                 "exact_match": evaluation.exact_match,
             }

@@ -55,9 +55,9 @@ def open_dataset(
         columns: The names of a table's columns, where they are not the usual ones, and whether images have several
             labels.
 
-    A table whose cells hold lists of labels, or several by `columns.label_separator`, is multi-label, as is one with
-    a column of 0 and 1 for each class where some row has not exactly one 1: each image has its labels, perhaps none,
-    in `ImageSample.labels`. A folder is always single-label.
+    A table whose cells hold lists of labels, or several by `columns.label_separator`, is multi-label, as is one
+    with a column of 0 and 1 for each class where some row has not exactly one 1: each image has its labels, perhaps
+    none, in `ImageSample.labels`. A folder is always single-label.
 
     Files that are not images of the dataset are counted in `skipped`.
 
@@ -215,8 +215,8 @@ def _demand_no_columns(place: str, columns: Columns) -> None:
     """Raise BadData where columns are named of what has none, or several labels are requested of it."""
     if columns.task == "multi-label" or columns.label_separator is not None:
         raise BadData(
-            f"{place}: gives each image one label, and several are listed in a table: a row an image, with a column "
-            "label such as sun;sea and --label-separator ';', or with a column of 0 and 1 for each class"
+            f"{place}: gives each image one label, and several are listed in a table: a row an image, with a "
+            "column label such as sun;sea and --label-separator ';', or with a column of 0 and 1 for each class"
         )
     if replace(columns, task=None) != Columns():
         raise BadData(f"{place}: has no columns to be named; they are those of a table or of Parquet")

@@ -233,7 +233,7 @@ def name_split(value: object) -> str | None:
 
 
 def name_label(value: object, place: str) -> str | None:
-    """The class that a cell names, exactly as it is written; None where it is empty. Raises BadData for a mapping."""
+    """The class that a cell names, as it is written; None where it is empty. Raises BadData for a mapping."""
     if _is_empty(value):
         return None
     if isinstance(value, list | dict | set | tuple):
