@@ -23,7 +23,7 @@ TRUE: Final = "y_"
 """Prefix of the columns that hold 1 where the image has the label and else 0."""
 DECIDED: Final = "d_"
 """Prefix of the columns that hold 1 where the label was predicted and else 0."""
-FEWEST: Final = 5
+FEWEST: Final = 10
 """Images of a class below which it gets the threshold that all classes have together."""
 
 
@@ -231,7 +231,7 @@ class MultiLabelPredictions(Predictions):
 def choose_thresholds(predictions: MultiLabelPredictions) -> tuple[float, ...]:
     """The threshold of each class at which its F1 is highest on these images (Lipton et al. 2014, arXiv:1402.1892).
 
-    Each lies halfway between two probabilities that occur. A class with fewer than five images, or that all images
+    Each lies halfway between two probabilities that occur. A class with fewer than ten images, or that all images
     have, gets the threshold at which the F1 of all decisions together (micro F1) is highest.
     """
     scores, true = predictions.probabilities, predictions.targets

@@ -145,7 +145,7 @@ def draw_curves(history: Sequence[Mapping[str, float]], best_epoch: int | None) 
         draw_line(kind, [(row["epoch"], row[f"{kind}_loss"]) for row in history], x, y, name=name, dots=few)
         for kind, name in (("train", "training"), ("val", "validation"))
     )
-    name = "val_map" if "val_map" in history[-1] else "val_top1"
+    name = "val_top1" if history[-1].get("val_map") is None else "val_map"
     accuracies = [row[name] for row in history]
     share = up(max(0.0, min(accuracies) - 0.1), min(1.0, max(accuracies) + 0.05))
     best = next((row for row in history if row["epoch"] == best_epoch), None)

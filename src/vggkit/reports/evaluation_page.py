@@ -27,6 +27,7 @@ from vggkit.reports.pages.rendering import (
     split_place,
 )
 from vggkit.reports.tables import describe_seconds
+from vggkit.task import Task
 from vggkit.weights.card import read_entry
 
 MATRIX_CLASSES: Final = 24
@@ -266,8 +267,11 @@ class _Gallery:
                 predictions.paths[place],
                 predictions.name_target(place),
                 predictions.name_predicted(place),
-                float(predictions.confidences[place]),
-                None if predictions.task == "multi-label" else float(np.exp(-predictions.losses[place])),
+                *(
+                    (None, None)  # the set of labels has no probability of its own
+                    if predictions.task == "multi-label"
+                    else (float(predictions.confidences[place]), float(np.exp(-predictions.losses[place])))
+                ),
             )
             for place in predictions.list_confident_errors(MOST_ERRORS)
         ]
@@ -285,7 +289,7 @@ class _Gallery:
         image = self._images.get(path)
         thumb = Thumb(None, False) if image is None else make_thumb(image)
         pieces = split_name(path.removeprefix(self.folder))
-        explanation = self._explanations.get(path) if probability is not None and thumb.source else None
+        explanation = self._explanations.get(path) if thumb.source else None
         heat = None if explanation is None else make_heat(explanation)
         return Exhibit(path, pieces, thumb, label, predicted, probability, label_probability, heat)
 
@@ -339,15 +343,26 @@ def read_image_counts(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
     return read_entry(provenance, "data", "images") or read_entry(provenance, "data", "pictures")
 
 
-def suggest_steps(model: str | Path, data: str, *, is_head_alone: bool = False) -> list[tuple[str, str]]:
+def suggest_steps(
+    model: str | Path,
+    data: str,
+    *,
+    is_head_alone: bool = False,
+    task: Task = "single-label",
+    options: Mapping[str, str] = MappingProxyType({}),
+) -> list[tuple[str, str]]:
     """Suggested next steps after a training or an evaluation: a description and a command each.
 
     Args:
         model: The Classifier's file or its run's folder.
         data: The dataset, as it was given on the command line.
         is_head_alone: Whether only the head was trained.
+        task: The Classifier's.
+        options: The columns of the dataset's table that were given, by the option's name.
     """
     quoted, place = shlex.quote(str(model)), shlex.quote(data)
+    for name, value in options.items():
+        place += f" --{name.replace('_', '-')} {shlex.quote(value)}"
     last = (
         (
             "Fine-tune all layers with this configuration",
@@ -359,8 +374,11 @@ def suggest_steps(model: str | Path, data: str, *, is_head_alone: bool = False) 
             f"vggkit evaluate {quoted} {place} --protocol multi-crop",
         )
     )
+    first = ("Classify an image", f"vggkit predict {quoted} IMAGE…")
+    if task == "multi-label":
+        return [first, ("Find problems of the images and their labels", f"vggkit check {place}"), last]
     return [
-        ("Classify an image", f"vggkit predict {quoted} IMAGE…"),
+        first,
         (
             "Reject predictions of low confidence, so that about 95 % of the accepted ones are correct",
             f"vggkit evaluate {quoted} {place} --wanted-precision 0.95 --calibrate",

@@ -69,8 +69,8 @@ class PredictedImage(BaseModel):
     )
     predicted: list[str] | None = Field(
         default=None,
-        description="Of a multi-label model: every class whose probability reaches its threshold, the most probable "
-        "first; perhaps none. Else null.",
+        description="Of a multi-label model: every class whose probability reaches its threshold, the most "
+        "probable first; perhaps none. Else null.",
     )
     unknown: bool = Field(description="Whether the highest probability is below the threshold.")
     labels: list[str] = Field(description="The most probable classes, best first.")

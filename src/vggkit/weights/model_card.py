@@ -102,7 +102,7 @@ def _uses(card: Card, repository: str) -> list[str]:
         "import vggkit as vk\n\n"
         f'clf = vk.load("hf://{repository}")\n'
         'for prediction in vk.predict(clf, "image.jpg", top=3):\n'
-        f"    print(prediction.{'labels' if card.task == 'single-label' else 'predicted'}, prediction.probabilities)\n"
+        f"    print(prediction.{'labels' if card.task == 'single-label' else 'predicted'})\n"
         "```",
     ]
     if not is_torchvisions(c):

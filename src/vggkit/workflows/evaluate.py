@@ -221,7 +221,7 @@ def report_on(
             history=history,
             best_epoch=best_epoch,
             provenance=provenance,
-            steps=suggest_steps(models[0], data.name),
+            steps=suggest_steps(models[0], data.name, task=data.task),
         ),
         comparisons=found.comparisons,
     )

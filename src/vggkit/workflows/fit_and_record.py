@@ -35,6 +35,7 @@ from vggkit.training.distillation import open_teacher
 from vggkit.training.recipe import Monitor, Recipe
 from vggkit.training.trainer import Callbacks, FitResult, State, Trainer, find_best
 from vggkit.weights.model import Model
+from vggkit.workflows.check import list_stated
 from vggkit.workflows.explain_errors import explain_errors
 from vggkit.workflows.run_config import NetworkChoice, RunConfig
 from vggkit.workflows.run_folder import fill_folder, list_metrics, track_run
@@ -206,7 +207,13 @@ def fit_and_record(
             history=result.history,
             best_epoch=result.best_epoch,
             provenance=classifier.provenance,
-            steps=suggest_steps(directory, dataset.name, is_head_alone=result.probe is not None),
+            steps=suggest_steps(
+                directory,
+                dataset.name,
+                is_head_alone=result.probe is not None,
+                task=classifier.task,
+                options=list_stated(config.columns),
+            ),
             plots=plots,
             explanations=explain_errors(classifier, evaluation.predictions, images, device=str(device)),
         )
