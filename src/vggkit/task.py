@@ -73,7 +73,8 @@ def log_softmax(logits: Rows, temperature: float = 1.0) -> NDArray[np.float64]:
 
 def log_sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     """Logarithms of the sigmoid of each value, without overflow."""
-    found: NDArray[np.float64] = -np.logaddexp(0.0, -logits)
+    with np.errstate(invalid="ignore"):  # NaN stays NaN
+        found: NDArray[np.float64] = -np.logaddexp(0.0, -logits)
     return found
 
 

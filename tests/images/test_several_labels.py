@@ -35,8 +35,11 @@ def labels_of(dataset, split="all"):
 
 @pytest.mark.parametrize(
     ("cells", "separator"),
-    [(["sun;sea", "sea", '""', "sun; sea ;"], ";"), (["sun|sea", "sea", '""', "sun|sea"], "|")]
-    + [(["sun sea", "sea", '""', "sun sea"], " ")],
+    [
+        (["sun;sea", "sea", '""', "sun; sea ;"], ";"),
+        (["sun|sea", "sea", '""', "sun|sea"], "|"),
+        (["sun sea", "sea", '""', "sun sea"], " "),
+    ],
     ids=["semicolon", "bar", "space"],
 )
 def test_a_separator_makes_cells_lists_and_an_empty_cell_none(table, cells, separator):
@@ -114,7 +117,7 @@ def test_a_class_whose_name_contains_the_separator_is_found(table):
 def test_a_classifier_of_the_other_task_is_refused():
     images = [ImageSample(str(n), "sun", PIXELS) for n in range(2)]
     single = ImageDataset("x", ("sun",), {"all": tuple(images)})
-    with pytest.raises(BadData, match="predicts any number of them.*--task multi-label"):
+    with pytest.raises(BadData, match=r"predicts any number of them.*--task multi-label"):
         demand_task(single, "multi-label")
     with pytest.raises(BadData, match="this Classifier gives each exactly one"):
         demand_task(replace(single, task="multi-label"), "single-label")
