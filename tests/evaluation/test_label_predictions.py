@@ -8,7 +8,7 @@ from sklearn import metrics
 
 from vggkit import BadData, BadInput, compare_predictions, fuse
 from vggkit.evaluation.calibration import fit_temperature
-from vggkit.evaluation.label_predictions import MultiLabelPredictions, choose_thresholds
+from vggkit.evaluation.label_predictions import MultiLabelPredictions, choose_thresholds, read_predictions
 from vggkit.evaluation.metrics import score
 from vggkit.evaluation.predictions import Predictions
 from vggkit.evaluation.resampling import resample_areas
@@ -39,7 +39,7 @@ def test_figures_are_scikit_learns_on_the_table_that_was_written(tmp_path, endin
     found = score(predictions, data="photos", split="test")
     path = tmp_path / f"results.{ending}"
     predictions.save(path)
-    read = Predictions.read(path)
+    read = read_predictions(path)
     assert isinstance(read, MultiLabelPredictions)
     true, decided, chances = read.targets, read.predicted, read.probabilities
     np.testing.assert_array_equal(decided, predictions.predicted)

@@ -16,16 +16,33 @@ from vggkit.task import USUAL_THRESHOLD
 
 
 def score_labels(
-    predictions: MultiLabelPredictions, metrics: Any, *, temperature: float, averaged: bool, **about: Any
+    predictions: MultiLabelPredictions,
+    metrics: Any,
+    *,
+    data: str,
+    split: str,
+    model: str,
+    protocol: str,
+    temperature: float,
+    averaged: bool,
+    images: str,
+    unreadable: tuple[str, ...],
+    notes: tuple[str, ...],
 ) -> Evaluation:
     """All metrics of a multi-label predictions table; the same table gives the same metrics.
 
     Args:
         predictions: The predictions of one image or more.
         metrics: The package `sklearn.metrics`.
+        data: As for `metrics.score`, like all that follow.
+        split: The evaluated split.
+        model: Name of the Classifier.
+        protocol: Which views of each image were evaluated, in words.
         temperature: The temperature that the logits were divided by.
         averaged: Whether the probabilities are averages over several views or several Classifiers.
-        about: The fields of the Evaluation that describe it.
+        images: Digest of the evaluated images.
+        unreadable: Images that were excluded, each with its reason.
+        notes: Remarks that matter for the interpretation of the metrics.
 
     Raises BadData where no image has a label.
     """
@@ -83,7 +100,13 @@ def score_labels(
         calibration=calibration,
         rejection=None,
         predictions=predictions,
-        **about,
+        data=data,
+        split=split,
+        model=model,
+        protocol=protocol,
+        images=images,
+        unreadable=unreadable,
+        notes=notes,
     )
 
 

@@ -1,9 +1,9 @@
-"""The predictions table of a multi-label Classifier: a probability and a decision for every class of every image.
+"""Predictions of several labels an image: the table of a Classifier's task, and the thresholds that decide.
 
 Shape letters: N images, K classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from vggkit.errors import BadData, BadInput
 from vggkit.evaluation.predictions import PREFIX, Predictions, check_ending
 from vggkit.images.dataset import ImageSample
-from vggkit.table_files import Column, Kind, stream_columns
+from vggkit.table_files import Column, Kind, read_table, stream_columns
 from vggkit.task import Activation, Task, decide, join_labels, log_complement, log_sigmoid
 from vggkit.weights.card import Card
 
@@ -25,33 +25,6 @@ DECIDED: Final = "d_"
 """Prefix of the columns that hold 1 where the label was predicted and else 0."""
 FEWEST: Final = 10
 """Images of a class below which it gets the threshold that all classes have together."""
-
-
-def gather_predictions(
-    card: Card, images: Sequence[ImageSample], log_probabilities: NDArray[np.float64]
-) -> Predictions:
-    """The predictions table of labelled images, of a Classifier's task and with its thresholds.
-
-    Args:
-        card: The Classifier's; it knows every label of the images.
-        images: N of them.
-        log_probabilities: (N, K).
-    """
-    numbers = {label: number for number, label in enumerate(card.labels)}
-    paths = tuple(image.path for image in images)
-    if card.task == "single-label":
-        targets = np.asarray([numbers[str(image.label)] for image in images], np.int64)
-        return Predictions(paths=paths, targets=targets, log_probabilities=log_probabilities, labels=card.labels)
-    true = np.zeros((len(images), len(numbers)), bool)
-    for row, image in enumerate(images):
-        true[row, [numbers[label] for label in image.classes]] = True
-    return MultiLabelPredictions(
-        paths=paths,
-        targets=true,
-        log_probabilities=log_probabilities,
-        labels=card.labels,
-        thresholds=card.thresholds,
-    )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -210,22 +183,70 @@ class MultiLabelPredictions(Predictions):
             append({name: column for name, (_, column) in cells.items()})
 
     @classmethod
-    def of_table(cls, columns: Mapping[str, Sequence[Any]], labels: Sequence[str]) -> Self:
-        """The predictions of a table's columns; raises KeyError and ValueError for those of another one."""
-        chances, true, decided = (
-            np.asarray([columns[prefix + label] for label in labels], np.float64).T
-            for prefix in (PREFIX, TRUE, DECIDED)
-        )
-        least = np.where(decided > 0, chances, np.inf).min(axis=0)
-        above = np.nextafter(np.where(decided > 0, 0, chances).max(axis=0), 2)
-        return cls(
-            paths=tuple(columns["path"]),
-            targets=true > 0,
-            log_probabilities=np.log(np.clip(chances, np.nextafter(0, 1), None)),
-            labels=tuple(labels),
-            # Thresholds that decide as it was decided.
-            thresholds=tuple(np.where(np.isfinite(least), least, np.minimum(above * 1.001, 1)).tolist()),
-        )
+    def read(cls, path: str | Path) -> Self:
+        """The table that `save` wrote; raises BadData for another file.
+
+        Thresholds are those by which it was decided as the table says.
+        """
+        check_ending(path, BadData)
+        columns = read_table(path)
+        labels = list_labels(columns)
+        try:
+            chances, true, decided = (
+                np.asarray([columns[prefix + label] for label in labels], np.float64).T
+                for prefix in (PREFIX, TRUE, DECIDED)
+            )
+            least = np.where(decided > 0, chances, np.inf).min(axis=0)
+            above = np.minimum(np.where(decided > 0, 0, chances).max(axis=0) * 1.001 + 1e-9, 1)
+            return cls(
+                paths=tuple(columns["path"]),
+                targets=true > 0,
+                log_probabilities=np.log(np.maximum(chances, np.nextafter(0, 1))),
+                labels=labels,
+                thresholds=tuple(np.where(np.isfinite(least), least, above).tolist()),
+            )
+        except (KeyError, ValueError, TypeError, IndexError) as problem:
+            raise BadData(f"{path}: is not a table of several labels written by vggkit ({problem})") from problem
+
+
+def list_labels(columns: Iterable[str]) -> tuple[str, ...]:
+    """The classes of a predictions table, by its columns."""
+    return tuple(name.removeprefix(PREFIX) for name in columns if name.startswith(PREFIX))
+
+
+def read_predictions(path: str | Path) -> Predictions:
+    """A predictions table of either task, as `save` wrote it; raises BadData for another file."""
+    check_ending(path, BadData)
+    columns = read_table(path)
+    several = all(TRUE + label in columns for label in list_labels(columns))
+    return MultiLabelPredictions.read(path) if several else Predictions.read(path)
+
+
+def gather_predictions(
+    card: Card, images: Sequence[ImageSample], log_probabilities: NDArray[np.float64]
+) -> Predictions:
+    """The predictions table of labelled images, of a Classifier's task and with its thresholds.
+
+    Args:
+        card: The Classifier's; it knows every label of the images.
+        images: N of them.
+        log_probabilities: (N, K).
+    """
+    numbers = {label: number for number, label in enumerate(card.labels)}
+    paths = tuple(image.path for image in images)
+    if card.task == "single-label":
+        targets = np.asarray([numbers[str(image.label)] for image in images], np.int64)
+        return Predictions(paths=paths, targets=targets, log_probabilities=log_probabilities, labels=card.labels)
+    true = np.zeros((len(images), len(numbers)), bool)
+    for row, image in enumerate(images):
+        true[row, [numbers[label] for label in image.classes]] = True
+    return MultiLabelPredictions(
+        paths=paths,
+        targets=true,
+        log_probabilities=log_probabilities,
+        labels=card.labels,
+        thresholds=card.thresholds,
+    )
 
 
 def choose_thresholds(predictions: MultiLabelPredictions) -> tuple[float, ...]:

@@ -195,19 +195,12 @@ class Predictions:
             append({name: column for name, (_, column) in cells.items()})
 
     @classmethod
-    def read(cls, path: str | Path) -> "Predictions":
-        """The table that `save` wrote, by this version or an earlier one; raises BadData for another file.
-
-        Of a multi-label table the MultiLabelPredictions.
-        """
+    def read(cls, path: str | Path) -> Self:
+        """The table that `save` wrote, by this version or an earlier one; raises BadData for another file."""
         check_ending(path, BadData)
         columns = read_table(path)
         labels = [name.removeprefix(PREFIX) for name in columns if name.startswith(PREFIX)]
         try:
-            if labels and all(f"y_{label}" in columns for label in labels):
-                from vggkit.evaluation.label_predictions import MultiLabelPredictions
-
-                return MultiLabelPredictions.of_table(columns, labels)
             numbers = {label: number for number, label in enumerate(labels)}
             targets = np.asarray([numbers[label] for label in columns["label"]], np.int64)
             chances = np.asarray([columns[PREFIX + label] for label in labels], np.float64).T

@@ -13,7 +13,8 @@ from vggkit.arguments import demand_path
 from vggkit.errors import BadCheckpoint, BadData, BadInput, MissingExtra
 from vggkit.evaluation.comparison import PairedComparison, compare_predictions
 from vggkit.evaluation.evaluation import proportion_interval
-from vggkit.evaluation.predictions import ENDINGS, Predictions
+from vggkit.evaluation.label_predictions import read_predictions
+from vggkit.evaluation.predictions import ENDINGS
 from vggkit.reports.comparison import ComparedRun, Comparison
 from vggkit.training.recipe import Monitor, rank_epoch
 from vggkit.weights.classifier_file import read_card
@@ -189,7 +190,7 @@ def _pair(first: ComparedRun, second: ComparedRun) -> PairedComparison | None:
     if None in tables:
         return None
     try:
-        one, two = (Predictions.read(table) for table in tables if table is not None)
+        one, two = (read_predictions(table) for table in tables if table is not None)
         return compare_predictions(one, two, names=(first.name, second.name))
     except (BadData, MissingExtra):
         return None
