@@ -12,8 +12,10 @@ import numpy as np
 from vggkit.arguments import demand_count
 from vggkit.errors import BadData, BadInput
 from vggkit.evaluation.evaluation import Evaluation, Interval
+from vggkit.evaluation.label_predictions import MultiLabelPredictions
 from vggkit.evaluation.metrics import score
 from vggkit.evaluation.predictions import Predictions, average
+from vggkit.task import USUAL_THRESHOLD
 
 RESAMPLES: Final = 10_000
 
@@ -125,7 +127,7 @@ def compare_predictions(
                 first=one.name_predicted(place),
                 second=two.name_predicted(place),
             )
-            for place in np.flatnonzero(gain)
+            for place in np.flatnonzero(gain).tolist()
         ),
     )
 
@@ -160,15 +162,9 @@ def fuse(evaluations: Sequence[Evaluation], *, wanted_precision: float | None = 
         raise BadInput("fuse takes a list of two Evaluations or more, as evaluate returns them")
     names = [each.model for each in evaluations]
     aligned = _align([each.predictions for each in evaluations], names)
-    thresholds = {}
-    if evaluations[0].task == "multi-label":
-        chosen = [[one.threshold or 0.5 for one in each.classes] for each in evaluations]
-        order = [[each.labels.index(label) for label in aligned[0].labels] for each in evaluations]
-        rows = [[row[place] for place in places] for row, places in zip(chosen, order, strict=True)]
-        thresholds = {"thresholds": tuple(np.mean(rows, axis=0).tolist())}
     protocols = list(dict.fromkeys(each.protocol for each in evaluations))
     return score(
-        replace(aligned[0], log_probabilities=average([each.log_probabilities for each in aligned]), **thresholds),
+        _join(aligned),
         data=evaluations[0].data,
         split=evaluations[0].split,
         model=" + ".join(names),
@@ -179,6 +175,17 @@ def fuse(evaluations: Sequence[Evaluation], *, wanted_precision: float | None = 
         averaged=True,
         notes=tuple(dict.fromkeys(note for each in evaluations for note in each.notes)),
     )
+
+
+def _join(aligned: Sequence[Predictions]) -> Predictions:
+    """The predictions of the ensemble: mean probabilities, and of several labels mean thresholds."""
+    logs = average([each.log_probabilities for each in aligned])
+    first = aligned[0]
+    if not isinstance(first, MultiLabelPredictions):
+        return replace(first, log_probabilities=logs)
+    usual = (USUAL_THRESHOLD,) * len(first.labels)
+    thresholds = [each.thresholds or usual for each in aligned if isinstance(each, MultiLabelPredictions)]
+    return replace(first, log_probabilities=logs, thresholds=tuple(np.mean(thresholds, axis=0).tolist()))
 
 
 def _align(several: Sequence[Predictions], names: Sequence[str]) -> list[Predictions]:

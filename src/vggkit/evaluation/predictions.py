@@ -119,12 +119,14 @@ class Predictions:
     @cached_property
     def confidences(self) -> NDArray[np.float64]:
         """(N,) probability of the predicted class, in [1 / K, 1]."""
-        return self.probabilities[np.arange(len(self)), self.predicted]
+        confidences: NDArray[np.float64] = self.probabilities[np.arange(len(self)), self.predicted]
+        return confidences
 
     @cached_property
     def losses(self) -> NDArray[np.float64]:
         """(N,) cross-entropy of each image in nats."""
-        return -self.log_probabilities[np.arange(len(self)), self.targets]
+        losses: NDArray[np.float64] = -self.log_probabilities[np.arange(len(self)), self.targets]
+        return losses
 
     def list_confident_errors(self, most: int) -> list[int]:
         """Places of wrong predictions, at most so many, those of the highest probability first."""
@@ -139,11 +141,11 @@ class Predictions:
 
     def name_target(self, place: int) -> str:
         """The true class of an image."""
-        return self.labels[self.targets[place]]
+        return self.labels[int(self.targets[place])]
 
     def name_predicted(self, place: int) -> str:
         """The most probable class of an image."""
-        return self.labels[self.predicted[place]]
+        return self.labels[int(self.predicted[place])]
 
     def sharpen(self, temperature: float) -> Self:
         """The same predictions with their logits divided by a temperature: below 1 more confident, above 1 less."""

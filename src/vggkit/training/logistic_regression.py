@@ -141,20 +141,13 @@ def solve_head(
             # The selection needs low precision.
             measured = 1 if space.rows.numel() * classes > MANY else int(folds.max()) + 1
             held = torch.from_numpy(folds)[:, None] == torch.arange(measured)
-            parts = (space.rows, goals, _share(counts, ~held), space.scales)
-            problem = _Problem(
-                *(part.float() for part in parts), against=None if against is None else against.float()
-            )
+            problem = _Problem(space.rows, goals, _share(counts, ~held), space.scales, against).to(torch.float32)
             tried = _cross_validate(
                 problem, targets, counts=counts.numpy(), groups=groups, strengths=order, on_progress=on_progress
             )
         strength = min(tried, key=lambda trial: trial.loss).strength if tried else order[len(order) // 2]
-        kind = space.rows.dtype
         everything = _share(counts, torch.ones(len(counts), 1, dtype=torch.bool))
-        parts = (space.rows, goals, everything, space.scales)
-        problem = _Problem(
-            *(part.to(kind) for part in parts), against=None if against is None else against.to(kind)
-        )
+        problem = _Problem(space.rows, goals, everything, space.scales, against).to(space.rows.dtype)
         solved, iterations = problem.solve(strength, problem.start(), flat=0.0)
         weight, bias = space.unfold(solved[0])
     return HeadSolution(weight, bias, strength, tried, iterations, task)
@@ -214,6 +207,11 @@ class _Problem:
     """(R,) variance of each feature."""
     against: Tensor | None = None
     """One-vs-rest: (N, K) how much each row counts against each class, as `goals` for it; None: multinomial."""
+
+    def to(self, kind: torch.dtype) -> "_Problem":
+        """The same in another precision."""
+        rows, goals, shares, scales = (part.to(kind) for part in (self.rows, self.goals, self.shares, self.scales))
+        return _Problem(rows, goals, shares, scales, None if self.against is None else self.against.to(kind))
 
     def start(self) -> Tensor:
         """Zeros (M, R + 1, K): a weight for each feature, and the bias."""

@@ -273,7 +273,7 @@ def _evaluate(
     fit = fit_temperature(val, seed=recipe.seed)
     line.log(fit.describe())
     calibrated, thresholds = headline.sharpen(fit.temperature), None
-    if isinstance(val, MultiLabelPredictions):
+    if isinstance(val, MultiLabelPredictions) and isinstance(calibrated, MultiLabelPredictions):
         thresholds = choose_thresholds(val.sharpen(fit.temperature))
         calibrated = replace(calibrated, thresholds=thresholds)
         line.log(

@@ -140,8 +140,8 @@ def read_rows(text: TextIO, name: str, columns: Columns, reading: Reading) -> It
         reading.unlabelled_table = UnlabelledTable(name, tuple(others) if layout.has_header else ())
     reading.classes |= dict.fromkeys(layout.one_hot.values())
     for line, row in chain([] if layout.has_header else [(first, names)], head, cells):
-        place, cells = f"{name}, line {line}", layout.read(row)
-        values: dict[str, Any] = {role: _restore(cell, role) for role, cell in cells.items()}
+        place = f"{name}, line {line}"
+        values: dict[str, Any] = {role: _restore(cell, role) for role, cell in layout.read(row).items()}
         if (ones := layout.read_ones(row, place)) is not None:
             values["label"] = ones
         yield _check_row(values, place, reading, columns)
