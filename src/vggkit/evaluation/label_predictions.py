@@ -233,7 +233,7 @@ def gather_predictions(
         log_probabilities: (N, K).
     """
     numbers = {label: number for number, label in enumerate(card.labels)}
-    paths = tuple(image.path for image in images)
+    paths = tuple(image.name for image in images)
     if card.task == "single-label":
         targets = np.asarray([numbers[str(image.label)] for image in images], np.int64)
         return Predictions(paths=paths, targets=targets, log_probabilities=log_probabilities, labels=card.labels)

@@ -199,48 +199,44 @@ def _note_precision(used: Sequence[EngineInfo], *, precision: WantedPrecision, e
 
 def _match(
     classifier: Model, opened: ImageDataset, images: Sequence[ImageSample], notes: list[str]
-) -> list[ImageSample]:
+) -> Sequence[ImageSample]:
     """The images of classes that the Classifier knows by name; unmatched classes on both sides are noted."""
     demand_task(opened, classifier.task)
-    seen = {label for image in images for label in image.classes}
-    unknown = sorted(seen - set(classifier.labels))
+    names, labels = set(classifier.labels), {label for image in images for label in image.classes}
+    unknown = sorted(labels - names)
     if classifier.task == "multi-label":
         demand_whole_names(opened.name, unknown, classifier.labels)
     hint = hint_at_lookalikes(unknown, classifier.labels)
-    if len(unknown) == len(seen):
+    if len(unknown) == len(labels):
         raise BadData(
             f"{opened.name}: none of its classes ({', '.join(unknown[:5])}) is known to the Classifier "
             f"({', '.join(classifier.labels[:5])}){hint}"
         )
-    names = set(classifier.labels)
-    if classifier.task == "multi-label":
-        known = [
-            replace(image, labels=tuple(names.intersection(image.classes))) if unknown else image
-            for image in images
-        ]
-        if unknown:
-            count = sum(not names.issuperset(image.classes) for image in images)
-            notes.append(
-                f"labels of {count:,} images that the Classifier does not know were left out: "
-                + shorten_names(unknown, most=12)
-                + hint
-            )
-    else:
+    # All of them stay the sequence that they are, which may hold none of them in memory.
+    known = images
+    if unknown and classifier.task == "multi-label":
+        known = [replace(image, labels=tuple(names.intersection(image.classes))) for image in images]
+        count = sum(not names.issuperset(image.classes) for image in images)
+        notes.append(
+            f"labels of {count:,} images that the Classifier does not know were left out: "
+            + shorten_names(unknown, most=12)
+            + hint
+        )
+    elif unknown:
         known = [image for image in images if image.label in names]
-    if unknown and classifier.task == "single-label":
         notes.append(
             f"{len(images) - len(known)} images of classes that the Classifier does not know were excluded: "
             + shorten_names(unknown, most=12)
             + hint
         )
-    if absent := sorted(names - seen):
+    if absent := sorted(names - labels):
         notes.append(f"no images of {shorten_names(absent, most=12)}: these classes are not evaluated")
     return known
 
 
 def _choose_images(
     classifier: Model, dataset: ImageDataset, split: str | None
-) -> tuple[str, tuple[ImageSample, ...], list[str]]:
+) -> tuple[str, Sequence[ImageSample], list[str]]:
     """The split to measure on, its images, and notes about the choice; `split` is the requested one or None."""
     trained_on = read_entry(classifier.provenance, "data")
     same = trained_on.get("fingerprint") == dataset.fingerprint()

@@ -47,7 +47,7 @@ def open_openvino(path: Path) -> tuple[Callable[[NDArray[np.uint8]], NDArray[np.
 
 
 def _build(openvino: ModuleType, weights: Weights, plan: ExportPlan) -> Any:
-    operations = OpenVINOImageOperations(openvino, {}, plan.outputs)
+    operations = OpenVINOImageOperations(openvino, {}, plan.outputs, as_read=False)
     shape = [-1 if isinstance(side, str) else side for side in plan.input_shape]
     images = openvino.opset13.parameter(openvino.PartialShape(shape), openvino.Type.u8)
     images.friendly_name = INPUT

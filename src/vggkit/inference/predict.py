@@ -35,7 +35,7 @@ class Prediction:
     """The most probable classes of one image."""
 
     path: str
-    """The image's file, or its name."""
+    """The image's file, or its name; a path of another machine as the table has it."""
     labels: tuple[str, ...]
     """The most probable classes, best first; empty where there is a problem."""
     probabilities: tuple[float, ...]
@@ -147,7 +147,7 @@ def describe_prediction(
     is the threshold of every class.
     """
     if result.output is None:
-        return Prediction(result.image.path, (), (), problem=result.problem)
+        return Prediction(result.image.name, (), (), problem=result.problem)
     probabilities = card.activation(result.output)
     order = np.argsort(-probabilities, kind="stable")
     best, predicted, unknown = order[:top], None, False
@@ -158,7 +158,7 @@ def describe_prediction(
         threshold = card.threshold if threshold is None else threshold
         unknown = bool(probabilities[best[0]] < (1 - ROUNDING) * threshold)
     return Prediction(
-        result.image.path,
+        result.image.name,
         tuple(card.labels[index] for index in best),
         tuple(float(probabilities[index]) for index in best),
         unknown=unknown,

@@ -21,8 +21,9 @@ from vggkit.models.vgg import VGG
 from vggkit.training.augmentation import Mixing
 from vggkit.training.batches import TrainingBatches
 from vggkit.training.caller_settings import NO_SETTINGS, CallerSettings
+from vggkit.training.distributed.process_group import SINGLE, ProcessGroup
 from vggkit.training.objective import Objective
-from vggkit.training.recipe import Recipe
+from vggkit.training.recipe import Recipe, find_least_share
 from vggkit.training.train_state import TrainState
 from vggkit.weights.model import Model
 
@@ -64,6 +65,7 @@ def find_learning_rate(
     objective: Objective | None = None,
     caller_settings: CallerSettings = NO_SETTINGS,
     on_step: Callable[[int, int], None] | None = None,
+    group: ProcessGroup = SINGLE,
 ) -> RateSearch:
     """Take one step at each of many learning rates, and suggest the one at which the loss falls steepest.
 
@@ -83,6 +85,7 @@ def find_learning_rate(
         objective: As for `TrainState`.
         caller_settings: As for `TrainState`.
         on_step: Called with the steps that are done, and all of them; a loss that grows ends them early.
+        group: The processes, each of which has its part of the batches.
     """
     assert 0 < lowest < highest, "the rates rise"
     assert steps > 1, "one step has no slope"
@@ -92,6 +95,7 @@ def find_learning_rate(
         device=device,
         objective=objective,
         caller_settings=caller_settings,
+        group=group,
     )
     train_state.start_epoch(recipe.epochs)
     coming = _repeat(batches)
@@ -105,8 +109,11 @@ def find_learning_rate(
         for place in range(recipe.accumulate):
             images, targets = next(coming)
             counts = train_state.weigh(targets)
-            loss += train_state.compute(images, targets, draw=number * recipe.accumulate + place).item() * counts
+            is_last = place + 1 == recipe.accumulate
+            found = train_state.compute(images, targets, draw=number * recipe.accumulate + place, is_last=is_last)
+            loss += found.item() * counts
             weight += counts
+        loss, weight = group.sum(loss, weight)
         loss /= weight
         if not math.isfinite(loss):
             break
@@ -168,6 +175,7 @@ def search_learning_rate(
     device: torch.device,
     caller_settings: CallerSettings = NO_SETTINGS,
     on_step: Callable[[int, int], None] | None = None,
+    group: ProcessGroup = SINGLE,
 ) -> RateSearch:
     """Look for a learning rate on the batches of a training's first epoch, as the training will see them.
 
@@ -178,6 +186,7 @@ def search_learning_rate(
         device: Where to train.
         caller_settings: The settings of the network that training preserves.
         on_step: Called with the steps that are done, and all of them.
+        group: The processes that train together.
 
     Raises BadConfiguration for `trainable=head`, which has no learning rate.
     """
@@ -193,6 +202,8 @@ def search_learning_rate(
         preprocessing=classifier.preprocessing,
         device=device,
         task=classifier.task,
+        group=group,
+        least_share=find_least_share(recipe, batch_norm=classifier.configuration.batch_norm),
     )
     return find_learning_rate(
         classifier.network,
@@ -202,6 +213,7 @@ def search_learning_rate(
         objective=Objective.of(recipe, images, classifier.labels, classifier.task),
         caller_settings=caller_settings,
         on_step=on_step,
+        group=group,
     )
 
 

@@ -7,6 +7,7 @@ scene classification"), each class a problem of its own.
 Shape letters: N images, K classes.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vggkit.images.dataset import ImageSample
+from vggkit.images.lazy_images import LazyImages
 from vggkit.task import USUAL_THRESHOLD, Task
 from vggkit.training.recipe import Recipe
 
@@ -99,6 +101,8 @@ class Measured:
 
 def number_targets(images: Sequence[ImageSample], labels: Sequence[str], task: Task) -> NDArray[Any]:
     """Targets of images: class numbers (N,), int64; multi-label 0 or 1 for each class (N, K), float32."""
+    if isinstance(images, LazyImages):
+        return images.number_classes(labels)
     numbers = {label: number for number, label in enumerate(labels)}
     if task == "single-label":
         return np.array([numbers[str(image.label)] for image in images], np.int64)
@@ -107,6 +111,15 @@ def number_targets(images: Sequence[ImageSample], labels: Sequence[str], task: T
         for label in image.classes:
             targets[row, numbers[label]] = 1
     return targets
+
+
+def count_labels(images: Sequence[ImageSample], labels: Sequence[str]) -> list[int]:
+    """The number of images of each class, (K,)."""
+    if isinstance(images, LazyImages):
+        counted: list[int] = np.bincount(images.number_classes(labels), minlength=len(labels)).tolist()
+        return counted
+    counts = Counter(label for image in images for label in image.classes)
+    return [counts[label] for label in labels]
 
 
 def weigh_classes(images: Sequence[ImageSample], labels: Sequence[str]) -> Tensor:

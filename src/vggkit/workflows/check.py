@@ -241,7 +241,8 @@ def check_training_data(
         log(f"warning: {problem}{why}")
     elif names:
         log(f"warning: {names}, and are treated as different classes")
-    if (finding := label_rules.find_inseparable_labels(images)) is not None and images.task == "multi-label":
+    finding = label_rules.find_inseparable_labels(images) if images.task == "multi-label" else None
+    if finding is not None:
         log(f"warning: {finding.cases[0].detail}. {finding.advice}")
     if single := [label for label, count in count_readable(images, records).get("train", {}).items() if count == 1]:
         log(f"warning: only one training image of {shorten_names(single)}")

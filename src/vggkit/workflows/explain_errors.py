@@ -37,12 +37,12 @@ def explain_errors(
         return {}
     explainer = build_explainer(classifier, plan, device=device)
     assert isinstance(explainer, ClosedExplainer)
-    by_path = {image.path: image for image in images}
+    by_path = {image.name: image for image in images}
     found: dict[str, Explanation] = {}
     best = predictions.log_probabilities.argmax(axis=1)  # of several labels the most probable one
     for number in sorted({int(best[place]) for place in wrong}):
         paths = [predictions.paths[place] for place in wrong if best[place] == number]
         shown = [by_path[path] for path in paths if path in by_path]
         for each in iterate_explanations(explainer.of_class(number), classifier.card, shown):
-            found[each.image.path] = each.explanation
+            found[each.image.name] = each.explanation
     return found
