@@ -47,7 +47,11 @@ def find_best(history: Sequence[Epoch], monitor: Monitor) -> Epoch:
     return max(
         history,
         key=lambda epoch: rank_epoch(
-            monitor, val_top1=epoch.val_top1, val_loss=epoch.val_loss, val_macro_f1=epoch.val_macro_f1
+            monitor,
+            val_top1=epoch.val_top1,
+            val_loss=epoch.val_loss,
+            val_macro_f1=epoch.val_macro_f1,
+            val_map=epoch.val_map,
         ),
     )
 

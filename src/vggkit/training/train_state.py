@@ -11,12 +11,12 @@ from contextlib import contextmanager, nullcontext
 from typing import Final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vggkit.errors import BadConfiguration
 from vggkit.hardware import derive_seed
 from vggkit.models.vgg import VGG
+from vggkit.task import Task
 from vggkit.training.caller_settings import NO_SETTINGS, CallerSettings
 from vggkit.training.distillation import Teacher
 from vggkit.training.distributed.gradients import GradientExchange
@@ -24,6 +24,7 @@ from vggkit.training.distributed.process_group import SINGLE, ProcessGroup
 from vggkit.training.distributed.split_head import SplitHead
 from vggkit.training.distributed.synchronized_norm import average_statistics
 from vggkit.training.forward_pass import ForwardPass
+from vggkit.training.objective import Objective
 from vggkit.training.optimizers import build_optimizers, name_last_weight, open_layers, scale_rates, set_rate
 from vggkit.training.parameter_groups import list_learnt
 from vggkit.training.precision import choose_autocast, copy_in_bfloat16
@@ -45,7 +46,7 @@ class TrainState:
         network: Learns in place, in float32.
         recipe: A resolved recipe.
         device: Where to learn; the network moves there.
-        class_weights: (K,), the weight of each class; None: equal weights.
+        objective: The loss; None: the plain cross-entropy with the recipe's smoothing.
         feature_scale: Root mean square of what the last layer reads, where it is known and above 1. That layer
             learns as if it read numbers of about 1, as a fresh network's does: else its gradients, which grow
             with what it reads, would leave the others nothing when they are clipped, and its steps break it.
@@ -61,7 +62,7 @@ class TrainState:
         recipe: Recipe,
         *,
         device: torch.device,
-        class_weights: Tensor | None = None,
+        objective: Objective | None = None,
         feature_scale: float = 1.0,
         caller_settings: CallerSettings = NO_SETTINGS,
         teacher: Teacher | None = None,
@@ -72,8 +73,7 @@ class TrainState:
         self.recipe, self.device, self.caller_settings = recipe, device, caller_settings
         self.compute_copy = copy_in_bfloat16(self.network) if recipe.precision == "bf16" else self.network
         self.average = copy.deepcopy(self.network).requires_grad_(False) if recipe.ema_decay else None
-        self._class_weights = None if class_weights is None else class_weights.to(device)
-        self._counts = None if class_weights is None else class_weights.double().cpu()
+        self._objective = objective or Objective(label_smoothing=recipe.label_smoothing)
         self._autocast = choose_autocast(device) if recipe.precision == "amp" else None
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._autocast is torch.float16)
         self._split: SplitHead | None = None
@@ -126,6 +126,11 @@ class TrainState:
         self.optimizers = build_optimizers(self._stepped, scales, recipe, decays={last: self.feature_scale})
 
     @property
+    def task(self) -> Task:
+        """Whether its targets are one class an image, or 0 or 1 for each."""
+        return self._objective.task
+
+    @property
     def evaluated(self) -> VGG:
         """The network that is evaluated and saved: the moving average, where there is one."""
         return self.network if self.average is None else self.average
@@ -151,13 +156,8 @@ class TrainState:
         self._sent_before = {}
 
     def weigh(self, targets: Tensor) -> float:
-        """The weight of a batch in a mean over several: its number of images, or the sum of their class weights.
-
-        As in torch's `cross_entropy`, shares of classes (N, K) count alike.
-        """
-        if self._counts is None or targets.dim() == 2:
-            return float(len(targets))
-        return float(self._counts[targets.cpu()].sum())
+        """The weight of a batch in a mean over several: its number of images, or the sum of their class weights."""
+        return self._objective.weigh(targets)
 
     def compute(self, images: Tensor, targets: Tensor, *, draw: int, is_last: bool = True) -> Tensor:
         """Loss of a batch, whose gradients join those of the batches since the last step.
@@ -166,11 +166,11 @@ class TrainState:
 
         Args:
             images: (N, C, H, W), float32; of several processes each has its part of the batch.
-            targets: (N,) classes, or (N, K) shares of each.
+            targets: As for `Objective`.
             draw: A number that dropout draws by, of no other batch.
             is_last: Whether a step follows, so that processes exchange their gradients.
 
-        Returns the mean cross-entropy of these images in nats, or with a teacher its loss, a scalar on the device.
+        Returns the mean loss of these images in nats, or with a teacher its loss, a scalar on the device.
         """
         weight, size = self.weigh(targets), self._group.size
         if self._fresh:  # gradients are added up in units of the first batch's, and divided in the step
@@ -186,9 +186,7 @@ class TrainState:
                 torch.manual_seed(derive_seed(self.recipe.seed, "dropout", draw, *self._group.seed_parts))
                 with torch.autocast(self.device.type, self._autocast, enabled=self._autocast is not None):
                     maps, logits = forward(images)
-            loss = F.cross_entropy(
-                logits.float(), targets, weight=self._class_weights, label_smoothing=self.recipe.label_smoothing
-            )
+            loss = self._objective.compute(logits.float(), targets)
             if self._teacher is not None:
                 loss = self._teacher.join(loss, images, logits, maps)
             if is_last and size > 1 and not self._fresh:

@@ -17,6 +17,7 @@ from vggkit.images.sources.tables import Columns
 from vggkit.models.configuration import Configuration, Head, Scheme
 from vggkit.reports.loggers import LoggerName
 from vggkit.reports.plots import PlotEnding
+from vggkit.task import Task
 from vggkit.training.checkpoint import Epoch
 from vggkit.training.distributed.joining import join_processes
 from vggkit.training.presets import find_preset
@@ -108,6 +109,8 @@ def train(
     teacher: str | Path | None = None,
     path_column: str | None = None,
     label_column: str | None = None,
+    label_separator: str | None = None,
+    task: Task | None = None,
     split_column: str | None = None,
     group_column: str | None = None,
     root: str | None = None,
@@ -200,7 +203,8 @@ def train(
         ema_decay: Evaluate and save an exponential moving average of the weights, with this decay in (0, 1).
         patience: Stop early, after this number of epochs without a lower validation loss.
         monitor: Metric of the validation images by which the best epoch is chosen and saved: top1 (then the loss),
-            loss, or macro-f1 (then the loss), in which rare classes count as much as frequent ones.
+            loss, or macro-f1 (then the loss), in which rare classes count as much as frequent ones. For several
+            labels an image it is map, the mean average precision, in place of top1.
         label_smoothing: Probability in [0, 1) of the target that is distributed evenly over all classes.
         sync_norm: On several processes (torchrun): normalise by the statistics of all images of a batch, and not by
             those of each process alone.
@@ -218,8 +222,9 @@ def train(
         mixup: Alpha of mixup, which blends images of a batch; 0.2 is usual, 0 is none.
         cutmix: Alpha of CutMix, which pastes rectangles between images of a batch; 1 is usual, 0 is none. With
             mixup too, each batch gets one of the two at random.
-        balance: For uneven classes. weights: weigh the loss by inverse class frequency. sampling: draw rare classes
-            more often.
+        balance: For uneven classes. weights: weigh the loss by inverse class frequency; for several labels an
+            image, images with a label as much as those without it. sampling: draw rare classes more often, where an
+            image has one label.
         views: For trainable=head: number of views of each image, the first as in prediction, the others augmented.
         validation_share: Fraction in (0, 1) of each class that is held out where the data has no validation split.
         fold: Cross-validation, such as 2/5: validate on the second of five folds and train on the others. The
@@ -229,6 +234,11 @@ def train(
         teacher: A trained classifier of these classes, a file or a run, whose predictions are learnt too.
         path_column: The table's column with the images' files, or with the images themselves.
         label_column: The table's column with the classes.
+        label_separator: Separator of several labels in a cell of that column, such as ; or |. An image then has any
+            number of labels, and an empty cell none: multi-label.
+        task: single-label: every image has exactly one class. multi-label: any number of them. Default: multi-label
+            for labels with a separator, for lists of labels, and for columns of 0 and 1 where some row has several
+            or none.
         split_column: The table's column with the split: train, val or test.
         group_column: The table's column whose equal values stay in one split: a patient, a place, a burst; None:
             `group`.
@@ -260,7 +270,8 @@ def train(
     """
     options = {name: value for name, value in locals().items() if value is not None}
     if data is not None and not isinstance(data, str | Path):
-        data = options["data"] = open_dataset(data)
+        columns = Columns(task=task) if task is not None else Columns()
+        data = options["data"] = open_dataset(data, columns=columns)
     if recipe is not None and not isinstance(recipe, Recipe):
         raise BadConfiguration(f"recipe must be a vggkit.Recipe, such as Recipe(epochs=3); got {recipe!r:.100}")
     if isinstance(loggers, str):
