@@ -242,9 +242,9 @@ def main() -> None:
         "# Training on two processes",
         "",
         f"VGG11, {SIDE} pixels, {given.images} images a process and step, SGD with momentum, float32, gloo on",
-        f"loopback: medians of {given.steps} steps (minimum to maximum). Bytes are those handed to collectives, counted",
-        "in a step; they equal the formula that docs/scaling.md computes with, which this script asserts. One process",
-        f"of 2 threads has {2 * given.images} images a step.",
+        f"loopback: medians of {given.steps} steps (minimum to maximum). Bytes are those handed to",
+        "collectives in a step, which this script asserts to be what docs/scaling.md computes with. One process of",
+        f"2 threads has {2 * given.images} images a step.",
         "",
         "| way | MB a step | times fewer | seconds a step | images/s |",
         "|---|---|---|---|---|",
@@ -262,8 +262,8 @@ def main() -> None:
     lines += [
         "",
         "Two processes share two processors, with their memory and caches, and loopback costs processor time in",
-        "place of a wire's: the seconds show what exchange costs in computation, not what a network would take, and",
-        "say nothing of GPUs. What carries over to other machines are the bytes.",
+        "place of a wire's: the seconds show what an exchange costs in computation, not what a network would",
+        "take, and say nothing of GPUs. What carries over to other machines are the bytes.",
         "",
         f"{name_processor()}; {platform.system()} {platform.machine()}; torch {torch.__version__}, Python "
         f"{platform.python_version()}; {datetime.date.today().isoformat()}.",
