@@ -1,4 +1,4 @@
-"""The figures of docs/scaling.md are those of the script that computes them, and its bytes are those that are sent."""
+"""The figures of docs/scaling.md are those that its script computes, and its bytes those that are sent."""
 
 import importlib.util
 import json
@@ -61,5 +61,5 @@ def test_a_split_head_exchanges_ten_times_fewer_bytes_of_vgg11_at_224_pixels(scr
     wait_for(ranks, seconds=250)
     found = json.loads(ranks[0].out)
     for way, count in found.items():
-        assert abs(count - script.count_bytes(way, processes=2, images=1)) < 100, way
+        assert abs(count - script.count_bytes(way, processes=2, images=1)) < 200, way
     assert found["exact, data parallel"] > 10 * found["exact, split head"]

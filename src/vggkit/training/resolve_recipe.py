@@ -85,9 +85,8 @@ def resolve_recipe(
         choose("batch_size", *choose_batch_size(recipe))
     if situation.processes > 1 and recipe.trainable != "head":
         reasons.append(_divide_batch(recipe, situation))
-    if situation.processes == 1 and (
-        idle := [name for name in TOGETHER if getattr(recipe, name) != TOGETHER[name]]
-    ):
+    idle = [name.replace("_", " ") for name, usual in TOGETHER.items() if getattr(recipe, name) != usual]
+    if idle and situation.processes == 1:
         reasons.append(f"{' and '.join(idle)}: without effect in one process; torchrun starts several")
     _check_batch_norm(recipe, situation)
     if recipe.learning_rate is None and recipe.trainable != "head":
