@@ -136,14 +136,21 @@ def test_equal_files_are_on_one_side(tmp_path):
 
 def test_an_epoch_has_every_image_once_and_readers_share_it(shards):
     images = lazy(open_dataset(shards["tar"]))
-    order = images.draw_order(seed=0, epoch=1)
+    order = draw(images)
     assert sorted(order.tolist()) == list(range(45))
-    assert order.tolist() == images.draw_order(seed=0, epoch=1).tolist()
-    for other in (images.draw_order(seed=0, epoch=2), images.draw_order(seed=1, epoch=1)):
+    assert order.tolist() == draw(images).tolist()
+    for other in (draw(images, epoch=2), draw(images, seed=1)):
         assert other.tolist() != order.tolist()
-    for lanes in (2, 4, 7, 60):
-        shared = images.draw_order(seed=0, epoch=1, lanes=lanes)
-        assert sorted(shared.tolist()) == list(range(45))
+    for counts in ([23, 22], [12, 11, 11, 11], [45, 0], [1] * 45):
+        parts = images.draw_parts(seed=0, epoch=1, counts=counts)
+        assert list(map(len, parts)) == counts
+        assert sorted(np.concatenate(parts).tolist()) == list(range(45))
+
+
+def draw(images: LazyImages, *, seed: int = 0, epoch: int = 1) -> np.ndarray:
+    """The order of a reader that is alone."""
+    [order] = images.draw_parts(seed=seed, epoch=epoch, counts=[len(images)])
+    return order
 
 
 def test_readers_have_shards_of_their_own_and_images_stay_near(tmp_path, monkeypatch):
@@ -152,10 +159,10 @@ def test_readers_have_shards_of_their_own_and_images_stay_near(tmp_path, monkeyp
     counts = [100] * 80
     images = describe(counts)
     shard_of = np.repeat(np.arange(80), 100)
-    order = images.draw_order(seed=0, epoch=1, lanes=4)
-    lanes = [set(shard_of[order[lane::4]].tolist()) for lane in range(4)]
+    parts = images.draw_parts(seed=0, epoch=1, counts=[2000] * 4)
+    lanes = [set(shard_of[part].tolist()) for part in parts]
     assert all(len(one & other) <= 1 for number, one in enumerate(lanes) for other in lanes[:number])
-    alone = shard_of[images.draw_order(seed=0, epoch=1)]
+    alone = shard_of[draw(images)]
     places = [np.flatnonzero(alone == shard) for shard in range(80)]
     assert max(np.ptp(place) for place in places) <= 100 + 300
     # Neighbours come from several shards, and not in their order.
@@ -185,7 +192,7 @@ def test_files_are_brought_before_their_images_and_dropped_after(form, shards):
     bring, release = files.bring, files.release
     files.bring = lambda shard: (brought.append(shard), bring(shard))
     files.release = lambda shard: (released.append(shard), release(shard))
-    order = images.draw_order(seed=0, epoch=1)
+    order = draw(images)
     start = 20
     with images.follow(order[start:]) as advance:
         for place, number in enumerate(order[start:]):

@@ -159,7 +159,8 @@ class TrainingBatches:
     def _draw_order(self, epoch: int) -> NDArray[np.int64]:
         """Indices of the images as they come in that epoch."""
         if isinstance(self._images, LazyImages) and not self._sampling:
-            return self._images.draw_order(seed=self._seed, epoch=epoch)
+            [order] = self._images.draw_parts(seed=self._seed, epoch=epoch, counts=[len(self._images)])
+            return order
         draws = np.random.default_rng(derive_seed(self._seed, "order", epoch))
         if not self._sampling:
             return draws.permutation(len(self._images))
