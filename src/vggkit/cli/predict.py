@@ -15,6 +15,7 @@ from vggkit.images.omissions import Reading
 from vggkit.images.sources.tables import Columns
 from vggkit.reports.progress import ProgressLine
 from vggkit.reports.terminal import open_terminal, print_line
+from vggkit.workflows.predict import Where
 
 if TYPE_CHECKING:
     from vggkit.inference.bulk import BulkResult
@@ -40,6 +41,7 @@ def predict(
     explain: Path | None = None,
     save_seconds: float = 5.0,
     overwrite: bool = False,
+    on: Where = "local",
     json: bool = False,
     quiet: bool = False,
 ) -> int:
@@ -71,6 +73,8 @@ def predict(
             (Grad-CAM, from the same pass).
         save_seconds: Seconds between two saves of finished rows, with --out, in the folder OUT.parts.
         overwrite: Start again from the first image, with --out.
+        on: Where to compute, with --out. local: in this process. ray: on the machines of a Ray cluster, that of
+            RAY_ADDRESS, one that runs here, or else one that is started here; the file is the same.
         json: Print one JSON object per line for each image: path, labels, probabilities; unknown where
             the best probability is below the classifier's threshold, problem where the image cannot be read. With
             --out: one object, the number of images.
@@ -102,11 +106,16 @@ def predict(
                 explain=explain,
                 save_seconds=save_seconds,
                 overwrite=overwrite,
+                on=on,
                 on_progress=line.show,
             )
         return _report_result(result, json=json, precision=precision, engine=engine)
     if overwrite:
         raise BadInput("--overwrite is for --out: without it no file is written")
+    if on != "local":
+        raise BadInput(
+            "--on ray is for --out: it writes the predictions to a file; name one, such as found.parquet"
+        )
     demand_count("top", top)
     demand_count("batch_size", batch_size)
     file = ModelFile(model)
@@ -159,6 +168,7 @@ def embed(
     reduced_decoding: bool = False,
     save_seconds: float = 5.0,
     overwrite: bool = False,
+    on: Where = "local",
     json: bool = False,
     quiet: bool = False,
 ) -> int:
@@ -190,6 +200,8 @@ def embed(
             reads some that are too large otherwise, and changes pixels slightly.
         save_seconds: Seconds between two saves of finished rows, in the folder OUT.parts.
         overwrite: Start again from the first image.
+        on: Where to compute. local: in this process. ray: on the machines of a Ray cluster, that of RAY_ADDRESS,
+            one that runs here, or else one that is started here; the file is the same.
         json: Print a JSON object in place of the text.
         quiet: Show no progress.
     """
@@ -211,6 +223,7 @@ def embed(
             reduced_decoding=reduced_decoding,
             save_seconds=save_seconds,
             overwrite=overwrite,
+            on=on,
             on_progress=line.show,
         )
     return _report_result(result, json=json, precision=precision, engine=engine)

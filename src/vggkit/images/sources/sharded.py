@@ -6,8 +6,9 @@ number of places below `BUFFER`, as a shuffle buffer of that size would do. So a
 in the epoch, and a training that was interrupted continues at the very image, without reading those before.
 **Readers**, such as the processes of a training on several GPUs, get contiguous parts of the sequence of shards:
 no image is read twice, none is left out, and a shard is read by one of them, but for those that a boundary lies in.
-The threads of a reader share its order. **The validation split** is the shards' own, or where the dataset is not divided a share of each class, drawn
-by the contents of the images: equal files are on one side. It is read from front to back after each epoch.
+The threads of a reader share its order.
+**The validation split** is the shards' own, or where the dataset is not divided a share of each class, drawn by the
+contents of the images: equal files are on one side. It is read from front to back after each epoch.
 
 Shape letters: N images, K classes.
 """
