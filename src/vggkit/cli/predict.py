@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vggkit.cli.failures import Failures, choose_exit_code
-from vggkit.cli.printing import describe_evaluation, print_json, print_json_line
+from vggkit.cli.printing import print_json, print_json_line
 from vggkit.engines.info import WantedEngine
 from vggkit.engines.outputs import WantedPrecision
 from vggkit.errors import BadInput
 from vggkit.files import demand_apart
-from vggkit.hardware import choose_device, keep_freed_memory
 from vggkit.images.omissions import Reading
 from vggkit.images.sources.tables import Columns
 from vggkit.reports.progress import ProgressLine
@@ -113,9 +112,7 @@ def predict(
     if overwrite:
         raise BadInput("--overwrite is for --out: without it no file is written")
     if on != "local":
-        raise BadInput(
-            "--on ray is for --out: it writes the predictions to a file; name one, such as found.parquet"
-        )
+        raise BadInput("--on ray is for --out: predictions go to a file there; name one, such as found.parquet")
     demand_count("top", top)
     demand_count("batch_size", batch_size)
     file = ModelFile(model)
@@ -327,32 +324,3 @@ def _name_table(path: Path) -> Path:
     from vggkit.table_files import name_rows
 
     return name_rows(path) if path.suffix == ".npy" else path
-
-
-def demo(*, out: Path = Path("runs/demo"), device: str = "auto", seed: int = 0, quiet: bool = False) -> None:
-    """Train a VGG11 with batch normalisation on real handwritten digits, evaluate it, and classify some digits.
-
-    The data, 1,797 images of 8×8 pixels, come with scikit-learn; nothing is downloaded.
-
-    Args:
-        out: Folder of the results; those of an earlier demo are replaced.
-        device: auto, cpu, cuda or mps.
-        seed: Seed of every random number.
-        quiet: Show no progress.
-    """
-    from vggkit.workflows.demo import demonstrate
-
-    if choose_device(device).type == "cpu":
-        keep_freed_memory()
-    found = demonstrate(out, device=device, seed=seed, quiet=quiet)
-    print_line(describe_evaluation(found.run.evaluation))
-    for image, prediction in zip(found.images, found.predictions, strict=True):
-        best_class = f"{prediction.labels[0]} {100 * prediction.probabilities[0]:.1f} %"
-        print_line(f"{prediction.path}: {best_class} (true: {image.label})")
-    print_line(f"results: {found.sheet}")
-    for name in ("report.html", "learning_curve.png", "confusion_matrix.png"):
-        print_line(f"         {found.run.directory / name}")
-    best = found.run.directory / "best.safetensors"
-    print_line(f"next:    vggkit predict {best} {found.predictions[0].path}")
-    print_line(f"         vggkit evaluate {best} digits")
-    print_line("         vggkit train YOUR_IMAGES/ --model vgg11_bn")

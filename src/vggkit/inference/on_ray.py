@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 from vggkit.engines.info import EngineInfo
@@ -21,7 +22,7 @@ from vggkit.images.dataset import ImageSample
 from vggkit.images.omissions import Reading
 from vggkit.images.sources.open_dataset import gather_images
 from vggkit.inference.bulk import BulkResult, Job, run_job, skip_done, transpose
-from vggkit.inference.bulk_work import BulkWork
+from vggkit.inference.bulk_work import BulkWork, OpenedWork
 from vggkit.inference.chunks import ChunkName, Chunks, pack_chunk
 from vggkit.inference.fingerprint import ImageDigest
 from vggkit.interruption import Signals
@@ -70,7 +71,7 @@ def find_engine(work: BulkWork, *, device: str) -> EngineInfo:
 
     needed = _divide_cluster(device)
     describe = ray.remote(_describe).options(num_cpus=needed.cpus, num_gpus=needed.gpus, max_retries=2)
-    info, problem = ray.get(describe.remote(work, os.getcwd()))
+    info, problem = ray.get(describe.remote(work, str(Path.cwd())))
     if problem is not None:
         raise problem
     found: EngineInfo = info
@@ -102,8 +103,9 @@ def _write_chunks(
     found = chunks.keep({*contiguous, *planned}) - contiguous
     done += sum(name.stop - name.first for name in found)
     total = max((name.stop for name in {*contiguous, *planned}), default=0)
+    spec = pickle.dumps((work, job.engine, dict(job.kinds), str(Path.cwd())))
     missing = [
-        {"first": name.first, "stop": name.stop, "digest": name.digest, "images": packed}
+        {"first": name.first, "stop": name.stop, "digest": name.digest, "images": packed, "spec": spec}
         for name, packed in planned.items()
         if name not in found
     ]
@@ -116,7 +118,6 @@ def _write_chunks(
     actors = min(needed.actors, len(missing))
     computed = ray.data.from_items(missing, override_num_blocks=len(missing)).map_batches(
         _Actor,
-        fn_constructor_args=(work, job.engine, dict(job.kinds), os.getcwd()),
         batch_size=1,
         batch_format="numpy",
         num_cpus=needed.cpus,
@@ -188,39 +189,42 @@ def _describe(work: BulkWork, folder: str) -> tuple[EngineInfo | None, VggkitErr
 class _Actor:
     """Holds the model in a process of the cluster, and computes chunks.
 
-    Args:
-        work: What is computed.
-        expected: The engine, which must be the same everywhere.
-        kinds: The columns.
-        folder: The folder that paths are relative to.
+    It opens the model for its first chunk, whose row says which: arguments of its constructor would be lost to an
+    actor that is started again, where they were on the machine that is lost (Ray's issue 53727).
     """
 
-    def __init__(self, work: BulkWork, expected: EngineInfo, kinds: dict[str, Any], folder: str) -> None:
-        with suppress(OSError):  # another machine may lack it
-            os.chdir(folder)
-        self._kinds = kinds
+    def __init__(self) -> None:
+        self._opened: OpenedWork | None = None
         self._problem: VggkitError | None = None
-        try:
-            self._work = work.open()
-            if self._work.info != expected:
-                self._problem = BadConfiguration(
-                    f"the machines of the Ray cluster compute differently: one by {self._work.info}, another by "
-                    f"{expected}; install the same versions, or name device, engine and precision"
-                )
-        except VggkitError as problem:
-            self._problem = _plain(problem)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        work, expected, kinds, folder = pickle.loads(batch["spec"][0])  # noqa: S301 (from our own process)
+        if self._opened is None and self._problem is None:
+            self._open(work, expected, folder)
         data, problem = b"", self._problem
-        if problem is None:
+        if self._opened is not None and problem is None:
             try:
-                images: Sequence[ImageSample] = pickle.loads(batch["images"][0])  # noqa: S301 (from our own process)
-                rows = [row for _, row in self._work.compute(iter(images))]
-                data = pack_chunk(transpose(rows, self._kinds))
+                images: Sequence[ImageSample] = pickle.loads(batch["images"][0])  # noqa: S301 (likewise)
+                rows = [row for _, row in self._opened.compute(iter(images))]
+                data = pack_chunk(transpose(rows, kinds))
             except VggkitError as found:
                 problem = _plain(found)
         names = {name: [batch[name][0]] for name in ("first", "stop", "digest")}
         return {**names, "data": [data], "problem": [b"" if problem is None else pickle.dumps(problem)]}
+
+    def _open(self, work: BulkWork, expected: EngineInfo, folder: str) -> None:
+        with suppress(OSError):  # another machine may lack it
+            os.chdir(folder)
+        try:
+            self._opened = work.open()
+        except VggkitError as problem:
+            self._problem = _plain(problem)
+            return
+        if self._opened.info != expected:
+            self._problem = BadConfiguration(
+                f"the machines of the Ray cluster compute differently: one by {self._opened.info}, another by "
+                f"{expected}; install the same versions, or name device, engine and precision"
+            )
 
 
 def _plain(problem: VggkitError) -> VggkitError:

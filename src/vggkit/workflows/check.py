@@ -24,6 +24,7 @@ from vggkit.images.labelled import LabelledImages
 from vggkit.images.near_duplicates import NearDuplicate
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.images.sources.open_dataset import open_dataset
+from vggkit.images.sources.sharded import verify_shards
 from vggkit.images.sources.tables import Columns
 from vggkit.weights.card import demand_classifier
 from vggkit.weights.locate import locate_model
@@ -54,7 +55,7 @@ def check(
 ) -> Diagnosis:
     """Check a dataset of labelled images.
 
-    Finds unreadable files, exact and near duplicates within a split, across splits and across classes, classes that
+    Of shards with a manifest each is first compared with the SHA-256 there. Finds unreadable files, exact and near duplicates within a split, across splits and across classes, classes that
     are missing, small or imbalanced, images smaller than the network input, and files whose format differs from
     their name. With a Classifier also labels that are probably wrong, and outliers.
 
@@ -81,6 +82,7 @@ def check(
         demand_classifier(model, "check")
     started = time.perf_counter()
     opened = open_dataset(data, columns=columns)
+    verify_shards(opened, on_progress=_about("verifying shards", on_progress))
     classifier = _load(place) if place is not None else cast("Model | None", model)
     preprocessing = Preprocessing() if classifier is None else classifier.preprocessing
     seen_pixels = image_size or preprocessing.crop_pixels

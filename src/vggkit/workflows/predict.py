@@ -264,9 +264,7 @@ def _run_on_ray(
     from vggkit.inference.on_ray import connect, find_engine, run_job_on_ray
 
     if not work.model:
-        raise BadInput(
-            "on=ray takes the place of a Classifier, which its machines open; save it, and give the file"
-        )
+        raise BadInput("on=ray takes a Classifier's place, which its machines open; save it, and give the file")
     with connect():
         info = find_engine(work, device=device)
         return run_job_on_ray(describe(info, _compute_elsewhere), work, device=device)
