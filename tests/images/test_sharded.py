@@ -5,7 +5,9 @@ import io
 import json
 import pickle
 import tarfile
+import tracemalloc
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -328,3 +330,40 @@ def test_parquet_of_others_gets_a_manifest(shards, tmp_path):
     opened = open_dataset(tmp_path / "all.json")
     assert opened.fingerprint() == open_dataset(shards["tar"]).fingerprint()
     assert len({p.read() for p in lazy(opened).stream()}) == 45
+
+
+@pytest.mark.parametrize("images", [50_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+def test_a_million_images_take_some_bytes_each_and_no_objects(images, folder, tmp_path):
+    """Listed, split and shuffled; the shards are links to one, and their images are read as any others."""
+    vk.shard(folder, tmp_path / "once", images_per_shard=45)
+    manifest, part = read_manifest(str(tmp_path / "once" / "shards.json"))
+    [shard] = manifest.shards
+    copies = images // 45
+    place = tmp_path / "many"
+    place.mkdir()
+    for number in range(copies):
+        (place / f"{number}.tar").hardlink_to(tmp_path / "once" / shard.file)
+    whole = ShardIndex.join([replace(part, contents=part.contents + number) for number in range(copies)])
+    assert sum(getattr(whole, name).nbytes for name in ShardIndex.__slots__) < 70 * len(whole)
+    shards = tuple(replace(shard, file=f"{number}.tar") for number in range(copies))
+    counts = {"all": dict.fromkeys(manifest.labels, 15 * copies)}
+    made = replace(manifest, shards=shards, counts=counts, index_sha256=whole.digest())
+    (place / "shards.json").write_bytes(made.pack())
+    (place / "shards.npz").write_bytes(whole.pack())
+    del whole, shards, made
+    tracemalloc.start()
+    try:
+        divided = divide(open_dataset(place), validation_share=0.1, seed=0)
+        train = lazy(divided, "train")
+        order = draw(train)
+        with train.follow(order[-40:]) as advance:
+            for done, number in enumerate(order[-40:].tolist()):
+                advance(done, done + 1)
+                assert train[number].read()
+        assert len(train.number_classes(divided.labels)) == len(order) == sum(divided.count("train").values())
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(train) + len(divided.split("val")) == copies * 45
+    # The index, numbers, and their sorting; an ImageSample alone takes more.
+    assert peak < 10_000_000 + 250 * images

@@ -55,9 +55,10 @@ def check(
 ) -> Diagnosis:
     """Check a dataset of labelled images.
 
-    Of shards with a manifest each is first compared with the SHA-256 there. Finds unreadable files, exact and near duplicates within a split, across splits and across classes, classes that
+    Finds unreadable files, exact and near duplicates within a split, across splits and across classes, classes that
     are missing, small or imbalanced, images smaller than the network input, and files whose format differs from
-    their name. With a Classifier also labels that are probably wrong, and outliers.
+    their name. With a Classifier also labels that are probably wrong, and outliers. Shards with a manifest are
+    compared with the SHA-256 that it states of each, first.
 
     Args:
         data: A folder, table, archive or name or images from Python, as `open_dataset` takes them.
