@@ -41,6 +41,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {
     "style": (vk.style,),
     "filters": (vk.filters,),
     "serve": (vk.serve,),
+    "doctor": (vk.doctor,),
 }
 """The calls from Python for each verb."""
 WITHOUT = {"models", "demo"}
@@ -61,6 +62,7 @@ OF_PYTHON_ALONE = {
     "style": {"on_progress", "on_image", "on_log"},
     "filters": {"on_progress"},
     "serve": {"on_start"},
+    "doctor": {"on_progress"},
 }
 """Parameters without an option: functions that are called, and what the shell has in another form."""
 PLACES = {"model", "other", "trunk"}

@@ -47,5 +47,6 @@ VERBS: Final[Mapping[str, Mapping[str, Verb]]] = {
     },
     "First steps": {
         "demo": Verb("demo", "train, evaluate and predict on handwritten digits"),
+        "doctor": Verb("doctor", "say what is installed here and what of it works"),
     },
 }

@@ -124,7 +124,7 @@ def build_explainer(
     gradient = HeadGradient(weights)
     output = ("logits", str(plan.layer), *gradient.needs)
     if isinstance(model, ModelFile | NetworkWeights):
-        computing = choose_engine(model, device, output=output, precision=precision, engine=engine)
+        computing = choose_engine(model, device, output=output, precision=precision, engine=engine, as_read=True)
     else:
         computing = find_engine(model, device, output=output, precision=precision, engine=engine)
     return ClosedExplainer(computing, gradient, plan)
