@@ -6,6 +6,7 @@ chunk is written whole, by this process, and that of a repeated one takes its pl
 one process, so the values are the same.
 """
 
+import logging
 import math
 import os
 import pickle
@@ -14,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from vggkit.engines.info import EngineInfo
 from vggkit.errors import BadConfiguration, MissingExtra, Stopped, VggkitError
@@ -53,7 +54,7 @@ def connect() -> Iterator[None]:
         raise MissingExtra.of("ray", "on=ray", "ray") from problem
     was_connected = ray.is_initialized()
     if not was_connected:
-        ray.init(log_to_driver=False, logging_level="error", include_dashboard=False)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     context = ray.data.DataContext.get_current()
     bars, context.enable_progress_bars = context.enable_progress_bars, False
     try:
@@ -74,8 +75,8 @@ def find_engine(work: BulkWork, *, device: str) -> EngineInfo:
     info, problem = ray.get(describe.remote(work, str(Path.cwd())))
     if problem is not None:
         raise problem
-    found: EngineInfo = info
-    return found
+    assert info is not None, "there is an engine or a problem"
+    return cast(EngineInfo, info)
 
 
 def run_job_on_ray(job: Job, work: BulkWork, *, device: str) -> BulkResult:
