@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from vggkit.engines.info import EngineInfo
 from vggkit.errors import BadConfiguration, MissingExtra, Stopped, VggkitError
@@ -75,8 +75,8 @@ def find_engine(work: BulkWork, *, device: str) -> EngineInfo:
     info, problem = ray.get(describe.remote(work, str(Path.cwd())))
     if problem is not None:
         raise problem
-    assert info is not None, "there is an engine or a problem"
-    return cast(EngineInfo, info)
+    assert isinstance(info, EngineInfo), "there is an engine or a problem"
+    return info
 
 
 def run_job_on_ray(job: Job, work: BulkWork, *, device: str) -> BulkResult:
