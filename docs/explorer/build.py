@@ -99,8 +99,8 @@ def train() -> dict[str, Any]:
     evaluated = f"{int(correct.sum())} of {len(correct)} test digits"
     stored["text"] = (
         f"Six convolutions of 8, 16 and 32 channels, trained on {len(labels['train']):,} of scikit-learn's "
-        f"handwritten digits: {sum(p.numel() for p in restored.parameters()):,} parameters in a byte each. It names "
-        f"{evaluated} correctly. Draw a digit, or show it a photo, and look at what each layer finds."
+        f"handwritten digits: {sum(p.numel() for p in restored.parameters()):,} parameters in a byte each. "
+        f"It names {evaluated} correctly. Draw a digit, or show it a photo, and look at what each layer finds."
     )
     shown = {int(image.label): image for image in images["test"][:60]}
     stored["examples"] = [

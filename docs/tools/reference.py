@@ -144,8 +144,8 @@ def write_cli_pages() -> dict[str, str]:
     index = [
         "# Command line",
         "",
-        "`vggkit VERB --help` prints the same. Every verb is also a function or method of the same name with the same "
-        "options in [Python](../python/README.md).",
+        "`vggkit VERB --help` prints the same. Every verb is also a function or method of the same name with "
+        "the same options in [Python](../python/README.md).",
         "",
     ]
     pages = {}

@@ -81,7 +81,8 @@ def write_benchmark_index() -> str:
     lines = [
         "# Benchmarks\n",
         "Each table was written by the script beside it, which names the hardware, the versions, the number of "
-        "repetitions and the date. Speeds are ratios to an established library in one run. `make bench` repeats all.\n",
+        "repetitions and the date. Speeds are ratios to an established library in one run. `make bench` repeats "
+        "all.\n",
     ]
     for path in list_benchmarks():
         title, *paragraphs = [each.strip() for each in path.read_text(encoding="utf-8").split("\n\n")]
@@ -106,7 +107,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     for name, place in PROJECT.items():
         if (ROOT / name).exists():
             pages[place] = rewrite_links((ROOT / name).read_text(encoding="utf-8"), name)
-    written = [path for path in sorted((ROOT / "docs").rglob("*.md"))] + [*list_benchmarks()]
+    written = [*sorted((ROOT / "docs").rglob("*.md")), *list_benchmarks()]
     for path in list_linked([*written, *(ROOT / name for name in PROJECT if (ROOT / name).exists())]):
         if path not in PROJECT and path != "README.md":
             pages.setdefault(place_of(path), write_source_page(path))

@@ -61,7 +61,8 @@ def list_settings():
 def test_every_number_is_that_of_summarize(page):
     settings = list(list_settings())
     found = page.evaluate(
-        "settings => settings.map(each => {const rows = listLayers(networks, each); return [rows, sumLayers(rows)]})",
+        "settings => settings.map(each => {"
+        "const rows = listLayers(networks, each); return [rows, sumLayers(rows)]})",
         settings,
     )
     for each, (rows, totals) in zip(settings, found, strict=True):

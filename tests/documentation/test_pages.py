@@ -1,10 +1,12 @@
 """The code blocks of the tutorials and of the lesson run in order, and print what the pages say."""
 
 import pytest
+from PIL import Image
 
-from page_blocks import DOCS, PageRun, matches, read_blocks
+from page_blocks import DOCS, PageRun, is_near, matches, read_blocks
 
 HEAD = "vggkit train photos --weights imagenet --model vgg16 --trainable head --out runs/head"
+WITHOUT_WEB = {"vggkit export runs/bees site/ --to web --precision int8": ""}  # tests/exporting/test_site.py
 INSTEAD = {
     "README.md": {
         "vggkit demo --out runs/demo": "",  # tests/workflows/test_demo.py
@@ -14,6 +16,21 @@ INSTEAD = {
         ),
     },
     "tutorials/your-photos.md": {HEAD: ""},
+    "lesson/shapes.md": {
+        'vk.VGG.from_pretrained("vgg19", until="relu3_4")': (
+            'vk.VGG("vgg19", until="relu3_4", head="pool", num_classes=1).eval()'
+        )
+    },
+    "compression.md": {"--max-size 12MB --plot": "--max-size 60kB --plot", 'max_size="12MB"': 'max_size="60kB"'},
+    "export.md": {"vggkit export vgg16 vgg16.safetensors --to timm": "", **WITHOUT_WEB},
+    "serving.md": {
+        "serve runs/bees  #": "serve runs/bees --port 8791  #",
+        "127.0.0.1:8000/": "127.0.0.1:8791/",
+        "serve cats=runs/cats dogs=runs/dogs": "serve cats=runs/bees dogs=runs/bees --port 8792",
+        "serve runs/bees --host 0.0.0.0 --token-file token": "serve runs/bees --port 8793 --token-file token",
+        "http://server:8000": "http://127.0.0.1:8793",
+        "from ray import serve": "from ray_stand_in import serve",
+    },
 }
 """What is written on a page, and what runs: published weights need a network, and large networks minutes."""
 PAGES = (
@@ -26,7 +43,19 @@ PAGES = (
     "tutorials/small-and-fast.md",
     "tutorials/serving.md",
     "tutorials/several-machines.md",
+    "lesson/why.md",
+    "lesson/shapes.md",
+    "lesson/training.md",
+    "lesson/experiments.md",
+    "lesson/transfer.md",
+    "lesson/exercises.md",
+    "compression.md",
+    "explanations.md",
+    "export.md",
+    "serving.md",
 )
+ABOUT_BEES = ("compression.md", "explanations.md", "export.md", "serving.md")
+"""Pages about a run `runs/bees` and `photos`, which are made before."""
 QUICK = ("how-to/gpu.md", "how-to/offline.md", "how-to/windows-macos.md")
 
 
@@ -38,8 +67,11 @@ def test_the_blocks_run_in_order(page, tmp_path, monkeypatch):
     pytest.importorskip("sklearn")
     monkeypatch.setenv("VGGKIT_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     if page == "README.md":
         make_photos(tmp_path)
+    if page in ABOUT_BEES:
+        make_bees(tmp_path)
     PageRun(page, INSTEAD.get(page, {})).run()
 
 
@@ -49,6 +81,31 @@ def make_photos(folder):
 
     fill_folder(folder / "photos", ("ants", "bees"), 12)
     (folder / "photos" / "bees" / "000.png").rename(folder / "photos" / "bees" / "1092977343.jpg")
+
+
+def make_bees(folder):
+    """`photos`, single images of it, a classifier that was trained on it, and a stand-in for Ray Serve."""
+    import vggkit as vk
+    from conftest import fill_folder
+
+    fill_folder(folder / "photos" / "train", ("ant", "bee"), 20)
+    fill_folder(folder / "photos" / "val", ("ant", "bee"), 12, start=50)
+    fill_folder(folder / "photos" / "test", ("ant", "bee"), 12, start=80)
+    for name in ("cat", "bee", "a", "b"):
+        Image.open(folder / "photos" / "val" / "bee" / "050.png").convert("RGB").save(folder / f"{name}.jpg")
+    recipe = vk.Recipe(epochs=2, batch_size=8, augmentation="none")
+    vk.train("photos", blocks="8/16/16,16", image_size=32, recipe=recipe, out="runs/bees", quiet=True)
+    (folder / "ray_stand_in.py").write_text(RAY)
+
+
+RAY = """
+class serve:
+    deployment = batch = staticmethod(lambda **options: lambda wrapped: wrapped)
+    run = staticmethod(lambda bound: None)
+
+
+serve.deployment = staticmethod(lambda **options: lambda kind: type(kind.__name__, (kind,), {"bind": lambda: None}))
+"""
 
 
 def test_every_page_with_code_is_run():
@@ -75,4 +132,7 @@ def test_a_text_block_is_compared():
     assert matches("accuracy … of 3\n", "accuracy 0.3 of 3\n")
     assert matches("…\n", "anything\n")
     assert not matches("1\n", "2\n")
+    assert is_near("accuracy 0.90, loss 2.1\n", "accuracy 0.93, loss 2.4\n")
+    assert not is_near("accuracy 0.90\n", "accuracy 0.80\n")
+    assert not is_near("accuracy 0.90\n", "loss 0.90\n")
     assert not matches("1\n", "1\n2\n")
