@@ -18,7 +18,7 @@ $(READY): requirements.lock pyproject.toml
 	fi
 	@touch $@
 
-.PHONY: setup demo docs docs-serve test test-slow check bench lock lock-serve help
+.PHONY: setup demo docs docs-serve test test-slow check bench lock lock-serve release-files help
 
 setup: $(READY)  ## build .venv with all development dependencies, pinned and hashed
 	@echo "ready: . $(BIN)/activate"
@@ -58,5 +58,12 @@ lock: $(READY)  ## pin the newest versions: one lock for every platform, hashes 
 lock-serve: $(READY)  ## pin what `vggkit serve` needs, without torch, to the versions of requirements.lock
 	$(BIN)/python deploy/list_requirements.py | $(LOCK) --constraints requirements.lock - -o requirements-serve.lock
 
+release-files: $(READY)  ## dist: sdist, wheel, a software bill of materials (CycloneDX), and their SHA-256
+	@rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --mc-type library \
+	  --output-reproducible --of JSON -o dist/vggkit.cdx.json
+	cd dist && ../$(BIN)/python -c 'import hashlib, pathlib; pathlib.Path("SHA256SUMS").write_text("".join(f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}\n" for p in sorted(pathlib.Path().iterdir()) if p.name != "SHA256SUMS"))'
+
 help:  ## this list
-	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

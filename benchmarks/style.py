@@ -89,7 +89,7 @@ def run_plain(loss: StyleLoss, content: torch.Tensor, style: torch.Tensor, steps
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=132)
     parser.add_argument("--plain-steps", type=int, default=300)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--content", type=Path, help="another content image than china.jpg")

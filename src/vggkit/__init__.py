@@ -28,6 +28,10 @@ def __getattr__(name: str) -> object:
 
         warnings.warn(f"vggkit.{name} is called vggkit.{_RENAMED[name]} now", DeprecationWarning, stacklevel=2)
         name = _RENAMED[name]
+    if name == "sklearn":  # a module with a package of its own, which only its users need to have
+        import importlib
+
+        return importlib.import_module("vggkit.sklearn")
     value = _load(name)
     if isinstance(value, type) and hasattr(value, "__dataclass_fields__"):
         from vggkit.field_texts import document_fields

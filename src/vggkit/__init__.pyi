@@ -1,5 +1,12 @@
 """The public names of vggkit and where each is defined: the one table that `__init__.py` loads them from."""
 
+# Loaded when it is used, and not by `from vggkit import *`: it needs scikit-learn.
+import vggkit.sklearn as sklearn  # noqa: F401, PLR0402
+
+from .benchmarking.checkup import CacheFolder as CacheFolder
+from .benchmarking.checkup import Checkup as Checkup
+from .benchmarking.checkup import EngineTrial as EngineTrial
+from .benchmarking.checkup import PackageState as PackageState
 from .benchmarking.timings import Agreement as Agreement
 from .benchmarking.timings import Bench as Bench
 from .benchmarking.timings import EngineTimings as EngineTimings
@@ -106,12 +113,14 @@ from .weights.origin import WeightsOrigin as WeightsOrigin
 from .weights.pretrained import FetchedWeights as FetchedWeights
 from .weights.pretrained import fetch as fetch
 from .weights.published import PublishedWeights as PublishedWeights
+from .weights.published_classifiers import list_classifiers as list_classifiers
 from .workflows.bench import bench as bench
 from .workflows.check import check as check
 from .workflows.compare import compare as compare
 from .workflows.compress import Compression as Compression
 from .workflows.compress import compress as compress
 from .workflows.distance import distance as distance
+from .workflows.doctor import doctor as doctor
 from .workflows.explain import ExplainResult as ExplainResult
 from .workflows.explain import explain_into as explain_into
 from .workflows.export import export as export
@@ -124,6 +133,8 @@ from .workflows.predict import predict_into as predict_into
 from .workflows.run_config import NetworkChoice as NetworkChoice
 from .workflows.run_config import RunConfig as RunConfig
 from .workflows.search import search as search
+from .workflows.shard import ShardResult as ShardResult
+from .workflows.shard import shard as shard
 from .workflows.style import StyleTransfer as StyleTransfer
 from .workflows.style import style as style
 from .workflows.train import train as train

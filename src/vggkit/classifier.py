@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, Self
 
+from vggkit.arguments import demand_path
 from vggkit.benchmarking.timings import Bench
 from vggkit.engines.info import WantedEngine
 from vggkit.engines.outputs import WantedPrecision
@@ -25,7 +26,7 @@ from vggkit.images.labelled import LabelledImages
 from vggkit.inference.embed import Embeddings, embed
 from vggkit.inference.predict import Prediction, predict
 from vggkit.notebook import write_html
-from vggkit.weights.hub import push
+from vggkit.weights.hub import push, read_name, write_repository
 from vggkit.weights.locate import locate_model
 from vggkit.weights.model import Model
 from vggkit.weights.storage import Storage
@@ -59,17 +60,31 @@ class Classifier(Model):
         return made
 
     @classmethod
-    def from_pretrained(cls, model: str | Path) -> Self:
+    def from_pretrained(cls, model: str | Path, *, revision: str | None = None) -> Self:
         """A pretrained Classifier.
 
         Args:
-            model: A model's name such as `vgg16`, for the published ImageNet weights with their 1,000 labels; the
-                file of a Classifier; a run's folder, for its best epoch; or `hf://owner/name`, a repository of
-                the Hugging Face hub, with `@revision` for one of its revisions.
+            model: A model's name such as `vgg16`, for the published ImageNet weights with their 1,000 labels, or
+                `digits`, which comes with vggkit; the file of a Classifier; a run's folder, for its best epoch; a
+                folder that `save_pretrained` wrote; or `owner/name` or `hf://owner/name`, a repository of the
+                Hugging Face hub. An existing path comes first.
+            revision: A branch, tag or commit of that repository; None: `main`.
 
         Raises BadCheckpoint; and for what has to be downloaded BadDownload and MissingExtra.
         """
-        return cls.load(locate_model(model))
+        return cls.load(locate_model(read_name(model, revision)))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write what a repository of the Hugging Face hub holds: `model.safetensors`, and a model card `README.md`.
+
+        `from_pretrained` and `vggkit.load` open the folder again; `push_to_hub` publishes the same two files.
+
+        Args:
+            folder: The folder; it is made where there is none, and files of these names in it are replaced.
+
+        Raises BadOutput.
+        """
+        write_repository(self, Path(demand_path(folder)))
 
     def _repr_html_(self) -> str:
         card = self._card  # the last valid one, where the network was changed since
@@ -516,10 +531,11 @@ def load(model: str | Path) -> Classifier:
     """A trained Classifier: network, weights, preprocessing, labels and provenance.
 
     Args:
-        model: A model's name such as `vgg16`, for the published ImageNet weights with their 1,000 labels; the file
-            of a Classifier; a run's folder, for its best epoch; or `hf://owner/name`, a repository of the Hugging
-            Face hub, with `@revision` for one of its revisions.
+        model: A model's name such as `vgg16`, for the published ImageNet weights with their 1,000 labels, or
+            `digits`, which comes with vggkit; the file of a Classifier; a run's folder, for its best epoch; a
+            folder that `save_pretrained` wrote; or `hf://owner/name`, a repository of the Hugging Face hub, with
+            `@revision` for one of its revisions.
 
     Raises BadCheckpoint; and for what has to be downloaded BadDownload and MissingExtra.
     """
-    return Classifier.from_pretrained(model)
+    return Classifier.load(locate_model(model))

@@ -177,6 +177,8 @@ def asked(monkeypatch):
     calls = []
 
     def take(*arguments, **options):
+        assert options.pop("group").size == 1
+        assert not options.pop("may_be_unstarted", False)
         calls.append((arguments, options))
         raise Asked
 
@@ -324,7 +326,7 @@ def test_summary_and_models_as_json(capsys):
     found = json.loads(out)
     assert code == 0
     assert found["totals"]["parameters"] == 132_863_336
-    assert len(json.loads(call("models", "--json", capsys=capsys)[1])) == 10
+    assert len(json.loads(call("models", "--json", capsys=capsys)[1])) == 11
     assert "vgg16_c" in call("models", capsys=capsys)[1]
 
 

@@ -27,6 +27,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {
     "convert": (vk.convert,),
     "check": (vk.check,),
     "train": (vk.train,),
+    "shard": (vk.shard,),
     "evaluate": (vk.evaluate,),
     "compare": (vk.compare,),
     "predict": (vk.predict, vk.predict_into),
@@ -40,6 +41,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {
     "style": (vk.style,),
     "filters": (vk.filters,),
     "serve": (vk.serve,),
+    "doctor": (vk.doctor,),
 }
 """The calls from Python for each verb."""
 WITHOUT = {"models", "demo"}
@@ -47,6 +49,7 @@ WITHOUT = {"models", "demo"}
 OF_PYTHON_ALONE = {
     "identify": {"path"},  # The shell takes several files.
     "check": {"on_progress"},
+    "shard": {"on_progress"},
     "train": {"on_epoch", "recipe"},
     "evaluate": {"model", "data", "name", "on_progress"},  # MODEL… DATA in one row.
     "predict": {"on_progress"},
@@ -59,6 +62,7 @@ OF_PYTHON_ALONE = {
     "style": {"on_progress", "on_image", "on_log"},
     "filters": {"on_progress"},
     "serve": {"on_start"},
+    "doctor": {"on_progress"},
 }
 """Parameters without an option: functions that are called, and what the shell has in another form."""
 PLACES = {"model", "other", "trunk"}

@@ -191,3 +191,22 @@ def test_every_output_among_all_is_what_it_is_alone(kind):
     for name in names:
         error = np.sqrt(np.mean((found[name] - exact[name]) ** 2)) / exact[name].std()
         assert error < 0.15, name
+
+
+@pytest.mark.parametrize("kind", ["fc", "pool", "dense"])
+def test_several_outputs_of_one_pass_are_rounded_as_they_are_read(kind):
+    from vggkit.engines.openvino import OpenVINOEngine
+
+    network, images = build(KINDS[kind]), draw(9)
+    activation_ranges = measure_ranges(network, [draw(seed) for seed in range(3)])
+    options = {"precision": "int8", "activation_ranges": activation_ranges}
+    read = [name for name in activation_ranges if name != "images"]
+    together = OpenVINOEngine(network, output=[*read, "logits", "features"], as_read=True, **options).compute(
+        images
+    )
+    for name in (*read, "features", "logits"):
+        alone = OpenVINOEngine(network, output=name, **options).run(images)
+        error = np.sqrt(np.mean((together[name] - alone) ** 2)) / alone.std()
+        assert error < 0.05, name
+        if name in read:
+            assert len(np.unique(together[name])) <= 256

@@ -146,3 +146,5 @@ def test_tables_and_lists_without_labels_can_be_predicted(table):
     listed.write_text("C:\\pets\\train\\cats\\000.jpg\nC:\\pets\\train\\cats\\gone.jpg\n")
     paths = [image.path for image in list_images([listed])]
     assert paths == [str(named.parent / "train/cats/000.jpg"), "C:\\pets\\train\\cats\\gone.jpg"]
+    assert [image.name for image in list_images([listed])] == listed.read_text().split()
+    assert [image.name for image in list_images([named])] == [image.path for image in list_images([named])]

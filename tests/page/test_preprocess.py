@@ -55,17 +55,13 @@ def fit_in_page(page: Any, data: bytes, preprocessing: Preprocessing) -> tuple[n
 @pytest.mark.sweep(7)
 @pytest.mark.parametrize("mode", ["crop", "pad", "stretch"])
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
-@pytest.mark.parametrize("size", [(90, 121), (121, 64), (30, 47), (48, 48), (9, 400)], ids=str)
+@pytest.mark.parametrize("size", [(90, 121), (121, 64), (30, 47), (48, 48), (9, 400), (140, 58)], ids=str)
 def test_an_image_is_fitted_as_vggkit_does(page, mode, interpolation, size):
     preprocessing = Preprocessing(fit_mode=mode, interpolation=interpolation, resize_pixels=56, crop_pixels=48)
     pixels = draw(*size)
     found, box = fit_in_page(page, encode(pixels), preprocessing)
     expected = preprocessing.fit(pixels).astype(np.int16)
-    apart = np.abs(found - expected)
-    if interpolation in ("nearest", "bilinear"):
-        assert apart.max() <= 2
-    else:  # what overshoots depends on which side Pillow resizes first, which follows from more than the sizes
-        assert np.quantile(apart, 0.995) <= 2
+    assert np.abs(found - expected).max() <= (1 if interpolation == "bilinear" else 0)
     assert box == pytest.approx(preprocessing.locate(*size))
 
 

@@ -11,6 +11,7 @@ from vggkit.models.configuration import list_models
 from vggkit.models.configure import configure
 from vggkit.models.summary import summarize
 from vggkit.reports.model_table import LICENCE_WIDTH, draw_models
+from vggkit.weights.bundled import BUNDLED
 from vggkit.weights.published import find_published, list_published
 
 
@@ -35,7 +36,8 @@ def test_nothing_is_cut_off(width):
         if known:
             assert f"{100 * known[0].top1:.2f}  {100 * known[0].top5:.2f}" in row
     assert "2 2 2+1 2+1 2+1" in rows["vgg16_c"]
-    assert "BSD-3-Clause" in lines[-1]  # in words at every width
+    assert "BSD-3-Clause" in lines[-2]  # in words at every width
+    assert "with vggkit comes digits" in lines[-1]
 
 
 def test_networks_without_published_weights_promise_none():
@@ -47,7 +49,9 @@ def test_networks_without_published_weights_promise_none():
 def test_json_has_the_weights_with_their_source(capsys):
     cli.models(json=True)
     found = json.loads(capsys.readouterr().out)
-    assert set(found) == set(list_models())
+    assert list(found) == [*list_models(), *BUNDLED]
+    assert found["digits"]["weights"]["bundled"]["top1"] > 0.97
+    assert found["digits"]["parameters"] < 300_000
     assert found["vgg11_lrn"]["weights"] == {}
     assert set(found["vgg16"]["weights"]) == {"imagenet", "features"}
     assert found["vgg16"]["weights"]["features"]["top1"] is None

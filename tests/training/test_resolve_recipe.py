@@ -78,9 +78,10 @@ def test_what_learns_follows_the_weights_and_the_images(tiny):
         == "all"
     )
     for name in STEPWISE:
-        value = {"optimizer": "adamw", "accumulate": 2, "patience": 3, "layer_decay": 0.5, "freeze_norm": True}.get(
-            name, 0.1
-        )
+        value = {
+            **{"optimizer": "adamw", "accumulate": 2, "patience": 3, "layer_decay": 0.5, "freeze_norm": True},
+            **{"sync_norm": True, "gradient_compression": "bf16", "split_head": True},
+        }.get(name, 0.1)
         assert settled(Recipe(**{name: value}), few).trainable == "all", name
     deep = situate(
         configure("vgg11", num_classes=3), origin=WeightsOrigin(kind="loaded", random_keys=("classifier.3.weight",))

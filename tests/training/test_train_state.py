@@ -405,7 +405,7 @@ def test_class_weights_and_shares_of_classes_are_torchs(tiny):
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
 def test_float16_scales_its_loss_and_goes_on_bit_for_bit(tiny, optimizer, monkeypatch):
     """As on GPUs that have no bfloat16."""
-    monkeypatch.setattr(train_state_module, "_choose_autocast", lambda device: torch.float16)
+    monkeypatch.setattr(train_state_module, "choose_autocast", lambda device: torch.float16)
     changes = {"precision": "amp", "optimizer": optimizer, "weight_decay": DECAYS[optimizer]}
     given, rate = batches(5), RATES[optimizer]
     whole = learn(tiny, **changes)
@@ -422,7 +422,7 @@ def test_float16_scales_its_loss_and_goes_on_bit_for_bit(tiny, optimizer, monkey
 
 
 def test_a_float16_gradient_that_overflows_moves_nothing_and_halves_the_scale(tiny, monkeypatch):
-    monkeypatch.setattr(train_state_module, "_choose_autocast", lambda device: torch.float16)
+    monkeypatch.setattr(train_state_module, "choose_autocast", lambda device: torch.float16)
     train_state = learn(tiny, precision="amp")
     images, targets = batches(1)[0]
     kept = copy_state(train_state)

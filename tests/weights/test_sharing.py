@@ -71,6 +71,27 @@ def test_there_and_back_bit_for_bit(hub, classifier, tmp_path):
     assert pull(f"hf://me/bees@{hub.commit_of('me/bees')}").read_bytes() == files["model.safetensors"]
 
 
+def test_the_names_of_huggingface_hub(hub, classifier, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    classifier.save_pretrained("bees/first")
+    assert sorted(path.name for path in Path("bees/first").iterdir()) == ["README.md", "model.safetensors"]
+    assert Classifier.from_pretrained("bees/first").card == classifier.card  # a folder comes before the hub
+    assert vk.load("bees/first").card == classifier.card
+    classifier.push_to_hub("me/bees")
+    assert hub.repositories["me/bees"]["model.safetensors"] == Path("bees/first/model.safetensors").read_bytes()
+    assert Classifier.from_pretrained("me/bees").card == classifier.card
+    commit = hub.commit_of("me/bees")
+    assert Classifier.from_pretrained("me/bees", revision=commit).card == classifier.card
+    assert Classifier.from_pretrained("hf://me/bees", revision=commit).card == classifier.card
+    for place in ("bees/first", "digits", f"hf://me/bees@{commit}"):
+        with pytest.raises(BadCheckpoint, match="revision='v1' is of a repository"):
+            Classifier.from_pretrained(place, revision="v1")
+    with pytest.raises(BadCheckpoint, match="no such file"):
+        vk.load("me/wasps")  # which asks no host: it may be a mistyped path
+    with pytest.raises(BadDownload, match="me/wasps"):
+        Classifier.from_pretrained("me/wasps")
+
+
 def test_again_onto_what_is_there(hub, classifier):
     classifier.push_to_hub("me/bees")
     with torch.no_grad():
@@ -237,7 +258,8 @@ def test_the_model_card_says_everything():
         "vggkit convert model.safetensors timm.safetensors --to timm",
         'timm.create_model("vgg11", num_classes=30',
         "0.485, 0.456, 0.406",
-        "256 pixels, bilinear",
+        "short side resized to | 256 pixels",
+        "bilinear, antialiased",
         "class 19 and 10 more",
         "started from the weights of vgg11, imagenet",
         "its terms",

@@ -1,5 +1,6 @@
 """Folders and tables as people have them: from `check` over `train` to the report, at the first attempt."""
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 
@@ -139,6 +140,17 @@ def test_a_table_without_labels_is_predicted(tmp_path, capsys):
     capsys.readouterr()
     assert call("predict", tmp_path / "run", data / "list.csv", "--device", "cpu", "--quiet") == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+    written = [rf"C:\Users\Ann\data\{label}\{index}.png" for label in ("across", "down") for index in range(2)]
+    (data / "windows.csv").write_text("\n".join(["image", *written]), encoding="utf-8")
+    call("predict", tmp_path / "run", data / "windows.csv", "--device", "cpu", "--quiet")
+    assert [line.rpartition(":")[0] for line in capsys.readouterr().out.splitlines()] == written
+    labelled = ["image,label", *(f"{path},{path.split(chr(92))[-2]}" for path in written)]
+    (data / "windows.csv").write_text("\n".join(labelled), encoding="utf-8")
+    out = ("--results", tmp_path / "predictions.csv")
+    assert call("evaluate", tmp_path / "run", data / "windows.csv", *out, "--device", "cpu", "--quiet") == 0
+    with (tmp_path / "predictions.csv").open(encoding="utf-8", newline="") as table:
+        assert [row["path"] for row in csv.DictReader(table)] == written
 
 
 def test_one_class_is_refused_by_check_and_by_train(tmp_path, capsys):

@@ -61,7 +61,7 @@ OTHERS = {
     **dict.fromkeys(("momentum", "label_smoothing", "validation_share", "layer_decay"), SHARES),
     "ema_decay": st.none() | SHARES,
     "random_erasing": st.floats(0, 1),
-    "freeze_norm": st.booleans(),
+    **dict.fromkeys(("freeze_norm", "sync_norm", "split_head"), st.booleans()),
     "fold": st.none() | st.sampled_from(["1/2", "2/5", "10/10"]),
     "seed": st.integers(0, 2**63),
 }

@@ -209,12 +209,12 @@ def _describe_one(run: EngineRun, reference: EngineRun) -> EngineTimings:
         start_seconds=run.start_seconds,
         peak_memory_bytes=run.memory[0],
         device_memory_bytes=run.memory[1],
-        agreement=_compare(run, reference),
+        agreement=compare_logits(run, reference),
     )
 
 
-def _compare(run: EngineRun, reference: EngineRun) -> Agreement | None:
-    """None where there is nothing else to compare with."""
+def compare_logits(run: EngineRun, reference: EngineRun) -> Agreement | None:
+    """How well its predictions agree; None for the reference, and where one of the two has none."""
     if run is reference or run.logits is None or reference.logits is None:
         return None
     own, other = run.logits.astype(np.float64), reference.logits.astype(np.float64)

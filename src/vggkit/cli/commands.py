@@ -23,6 +23,7 @@ VERBS: Final[Mapping[str, Mapping[str, Verb]]] = {
     },
     "Training and evaluation": {
         "check": Verb("check", "find problems in an image dataset before training"),
+        "shard": Verb("shard", "pack images into shards that a training streams"),
         "train": Verb("train", "train a classifier on labelled images"),
         "evaluate": Verb("evaluate", "measure classifiers on labelled images"),
         "compare": Verb("compare", "compare training runs"),
@@ -46,5 +47,6 @@ VERBS: Final[Mapping[str, Mapping[str, Verb]]] = {
     },
     "First steps": {
         "demo": Verb("predict", "train, evaluate and predict on handwritten digits"),
+        "doctor": Verb("doctor", "say what is installed here and what of it works"),
     },
 }

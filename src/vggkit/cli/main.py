@@ -48,8 +48,13 @@ def _run(given: list[str]) -> int:
     if given[0] in ("-V", "--version"):
         print(f"vggkit {__version__}")
         return 0
-    verb, options = given[0], given[1:]
     known = _list_verbs()
+    if given[0] == "--tyro-print-completion":
+        from vggkit.cli.options import write_completion
+
+        print(write_completion({name: _find_command(name) for name in known}, " ".join(given[1:])))
+        return 0
+    verb, options = given[0], given[1:]
     if verb not in known:
         if verb.startswith("-"):
             _fail(f"the verb comes first, then its options, as in `vggkit train photos --epochs 3`; got {verb!r}")
@@ -83,11 +88,13 @@ def _help() -> str:
         lines += ["", f"{group}:", *(f"  {name:<10}{verb.summary}" for name, verb in verbs.items())]
     lines += [
         "",
-        "MODEL is a model's name such as vgg16 (the published ImageNet weights), a",
-        "classifier's file, the folder of a training run, or hf://owner/name.",
+        "MODEL is a model's name such as vgg16 (the published ImageNet weights) or",
+        "digits (handwritten digits; its file comes with vggkit), a classifier's file,",
+        "the folder of a training run, or hf://owner/name.",
         "",
         "`vggkit VERB --help` describes a verb's arguments and options,",
-        "`vggkit --version` prints the version.",
+        "`vggkit --version` prints the version, and `vggkit --tyro-print-completion`",
+        "{bash,zsh,fish} a script with which the shell completes verbs and options.",
         "",
         "Exit codes: 0; 1 where some images failed, or check found a problem; 2 where",
         "nothing was done; 128 and the signal's number when stopped (Ctrl-C: 130).",
@@ -106,6 +113,8 @@ def _find_command(verb: str) -> Callable[..., Any]:
 
 def _spell(message: str, verb: str) -> str:
     """A verb's error with its options as they are typed."""
+    if verb not in _list_verbs():
+        return message
     from vggkit.cli.spelling import list_options, spell_options
 
     return spell_options(message, list_options(_find_command(verb)))

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from vggkit.cli.printing import print_json, print_json_line
 from vggkit.errors import BadCheckpoint, BadConfiguration, BadInput, describe_problem
@@ -12,13 +13,15 @@ from vggkit.models.summary import summarize
 from vggkit.reports.model_table import draw_models
 from vggkit.reports.tables import draw_summary
 from vggkit.reports.terminal import open_terminal, print_line
+from vggkit.weights.bundled import BUNDLED, find_bundled
+from vggkit.weights.classifier_file import read_card
 from vggkit.weights.dialects import Dialect
 from vggkit.weights.identification import FACT_COLUMNS, describe_identification
 from vggkit.weights.input_conventions import find_convention
 
 
 def models(*, json: bool = False) -> None:
-    """List the networks of the paper and their variants with batch normalisation.
+    """List the networks of the paper and their variants with batch normalisation, and what comes with vggkit.
 
     For each: parameters, multiply-adds, the size of its weights, and the ImageNet accuracy of the published ones.
 
@@ -32,7 +35,8 @@ def models(*, json: bool = False) -> None:
         weights = {
             name: {record.tag: record.to_dict() for record in list_published(name)} for name in list_models()
         }
-        print_json({s.model: {**s.to_dict()["totals"], "weights": weights[s.model]} for s in summaries})
+        networks = {s.model: {**s.to_dict()["totals"], "weights": weights[s.model]} for s in summaries}
+        print_json(networks | {name: _describe_bundled(name) for name in BUNDLED})
     else:
         console = open_terminal()
         console.print(draw_models(summaries, width=console.width))
@@ -194,6 +198,15 @@ def convert(
         print_json(found.to_dict())
     else:
         print_line(str(found))
+
+
+def _describe_bundled(name: str) -> dict[str, Any]:
+    """The costs and the accuracy of a classifier that comes with vggkit."""
+    card = read_card(find_bundled(name))
+    side = card.preprocessing.crop_pixels
+    totals = summarize(card.configuration, input=(side, side)).to_dict()["totals"]
+    about = {"about": BUNDLED[name], "licence": card.provenance["licence"], **card.provenance["metrics"]}
+    return {**totals, "weights": {"bundled": about}}
 
 
 def _read_size(text: str) -> tuple[int, int]:

@@ -6,9 +6,11 @@ and its help is the text under the field.
 
 import dataclasses
 import inspect
+import io
 import shutil
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout, suppress
 from typing import Annotated, Any, Final, get_origin, get_type_hints
 
 import tyro
@@ -22,6 +24,23 @@ from vggkit.field_texts import read_field_texts
 
 OTHER_WORDS: Final = {"class": "label", "target": "label", "output": "out", "output-dir": "out"}
 """Words that are typed for options, and the option of each."""
+SHELLS: Final = ("bash", "zsh", "fish")
+"""Shells that completion scripts are written for."""
+_PRINTED: Final = "    for completion in completions:\n        print(completion)\n"
+"""The end of the program in tyro's scripts that finds the completions of a word."""
+_PRINTED_WITH_FILES: Final = """\
+    word = words[current_index] if current_index < len(words) else ''
+    completions = [each for each in completions if word.startswith('-') or not each.startswith('-')]
+    for completion in completions or ['__TYRO_COMPLETE_FILES__']:
+        print(completion)
+"""
+"""The same, but options complete a hyphen alone, and files what nothing else completes: images, models, folders."""
+_FILES_IN_BASH: Final = 'COMPREPLY=($(compgen -f -- "$cur"))'
+"""tyro's `cur` is the word together with the arguments before it."""
+_WHOLE_FILES_IN_BASH: Final = """\
+compopt -o filenames 2>/dev/null
+    local IFS=$'\\n'
+    COMPREPLY=($(compgen -f -- "${COMP_WORDS[COMP_CWORD]}"))"""
 MOST_COLUMNS: Final = 100
 """Width of help in characters where the terminal is wider: longer lines are hard to read."""
 
@@ -133,7 +152,8 @@ def _read_frozen_values(options: Sequence[str]) -> ConstructorRegistry:
 
     @registry.struct_rule
     def read(info: StructTypeInfo) -> StructConstructorSpec | None:
-        if not dataclasses.is_dataclass(info.type) or not isinstance(info.default, info.type):
+        ours = str(getattr(info.type, "__module__", "")).startswith("vggkit.")  # tyro has dataclasses of its own
+        if not ours or not dataclasses.is_dataclass(info.type) or not isinstance(info.default, info.type):
             return None
         texts, kinds = read_field_texts(info.type), get_type_hints(info.type)
         fields = [
@@ -167,3 +187,29 @@ def _wrap(text: str) -> str:
     width = min(shutil.get_terminal_size().columns, MOST_COLUMNS)
     paragraphs = (" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
     return "\n".join(textwrap.fill(each, width, initial_indent="  ", subsequent_indent="  ") for each in paragraphs)
+
+
+def write_completion(commands: Mapping[str, Callable[..., Any]], shell: str) -> str:
+    """The completion script of a shell for all verbs, as tyro makes it, with files for positional arguments.
+
+    Args:
+        commands: The function of each verb.
+        shell: bash, zsh or fish.
+
+    Raises BadInput for another shell.
+    """
+    if shell not in SHELLS:
+        raise BadInput(f"completion is printed by: vggkit --tyro-print-completion {{{','.join(SHELLS)}}}")
+    markers = (tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone, tyro.conf.PositionalMetavarFromFieldName)
+    options = {option for command in commands.values() for option in list_options(command)}
+    script = io.StringIO()
+    with redirect_stdout(script), suppress(SystemExit):
+        tyro.extras.subcommand_cli_from_dict(
+            {verb: _describe(command, {}) for verb, command in commands.items()},
+            prog="vggkit",
+            args=["--tyro-print-completion", shell],
+            registry=_read_frozen_values(sorted(options)),
+            config=(*markers, tyro.conf.FlagCreatePairsOff),
+        )
+    with_files = script.getvalue().replace(_PRINTED, _PRINTED_WITH_FILES)
+    return with_files.replace(_FILES_IN_BASH, _WHOLE_FILES_IN_BASH)

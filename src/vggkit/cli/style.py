@@ -26,7 +26,7 @@ def style(
     size: int = 512,
     style_scale: float = 1.0,
     optimizer: Literal["lbfgs", "adam"] = "lbfgs",
-    steps: int = 150,
+    steps: int = 132,
     start: Literal["content", "noise"] = "content",
     smoothness: float = 1.0,
     image_every: int | None = None,

@@ -1,7 +1,10 @@
 """The verb train."""
 
+import os
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vggkit.arguments import demand_seconds
 from vggkit.cli.printing import describe_evaluation, print_json
@@ -10,12 +13,18 @@ from vggkit.hardware import choose_device, keep_freed_memory
 from vggkit.images.sources.tables import Columns
 from vggkit.reports.loggers import LoggerName
 from vggkit.reports.plots import PlotEnding
-from vggkit.reports.progress import ProgressLine
+from vggkit.reports.progress import ProgressLine, only_our_errors
 from vggkit.reports.terminal import print_line
+from vggkit.training.distributed.joining import join_processes
+from vggkit.training.distributed.process_group import ProcessGroup, count_started
 from vggkit.training.presets import find_preset
 from vggkit.training.recipe import Recipe
 from vggkit.workflows.run_config import NetworkChoice, RunConfig, locate
+from vggkit.workflows.several_processes import find_interrupted
 from vggkit.workflows.train_inputs import open_inputs
+
+if TYPE_CHECKING:
+    from vggkit.workflows.fit_and_record import TrainingRun
 
 
 def train(
@@ -70,51 +79,98 @@ def train(
         quiet: Show no progress.
     """
     save_seconds = demand_seconds("save_seconds", save_seconds)
-    if resume is not None:
-        if not (resume / "config.yaml").is_file():
-            raise BadCheckpoint(f"{resume}: is not a run's folder, it has no config.yaml")
-        _prepare_process(device)
+    if resume is not None and not (resume / "config.yaml").is_file() and count_started() == 1:
+        raise BadCheckpoint(f"{resume}: is not a run's folder, it has no config.yaml")
+    with ExitStack() as stack:
+        if count_started() > 1 and "TORCH_CPP_LOG_LEVEL" not in os.environ:
+            stack.enter_context(only_our_errors())  # not each lost connection with the stack of torch's C++ code
+        group = stack.enter_context(join_processes(device))
+        run = _train(
+            data,
+            out,
+            config=RunConfig(
+                data=_name_data(data),
+                columns=columns,
+                despite_findings=despite_findings,
+                loggers=loggers,
+                find_learning_rate=find_learning_rate,
+                teacher=locate(teacher) if teacher else None,
+                network=replace(network, weights=locate(network.weights) if network.weights else None),
+                recipe=recipe,
+            ),
+            preset=preset,
+            resume=resume,
+            plots=plots,
+            save_seconds=save_seconds,
+            quiet=quiet,
+            group=group,
+        )
+        if group.is_first:
+            _print(run, as_json=json)
+
+
+def _name_data(data: str) -> str:
+    """The place of the images as the run's configuration states it."""
+    data = data or "digits"
+    is_name = Path(data).name == data and not Path(data).exists()  # perhaps a misspelt one
+    return data if is_name else locate(data)
+
+
+def _train(
+    data: str,
+    out: Path | None,
+    *,
+    config: RunConfig,
+    preset: str | None,
+    resume: Path | None,
+    plots: PlotEnding | None,
+    save_seconds: float,
+    quiet: bool,
+    group: ProcessGroup,
+) -> "TrainingRun":
+    again = resume or find_interrupted(out, group)
+    if again is not None:
+        _prepare_process(group)
         from vggkit.workflows.resume_run import resume_run
 
-        run = resume_run(
-            *(resume, data or None),
-            epochs=recipe.epochs,
-            device=device,
+        return resume_run(
+            *(again, data or None),
+            epochs=config.recipe.epochs if resume is not None else None,
+            device=group.device,
             quiet=quiet,
             save_seconds=save_seconds,
             plots=plots,
+            group=group,
         )
-    else:
-        if not data:
-            data = "digits"
-            print_line(
-                "no images were given: training on digits, 1,797 handwritten ones that come with scikit-learn. "
-                "For yours: vggkit train FOLDER",
-                to_stderr=True,
-            )
-        is_name = Path(data).name == data and not Path(data).exists()  # perhaps a misspelt one
-        chosen = RunConfig(
-            data=data if is_name else locate(data),
-            columns=columns,
-            despite_findings=despite_findings,
-            loggers=loggers,
-            find_learning_rate=find_learning_rate,
-            teacher=locate(teacher) if teacher else None,
-            network=replace(network, weights=locate(network.weights) if network.weights else None),
-            recipe=recipe,
+    if not data and group.is_first:
+        print_line(
+            "no images were given: training on digits, 1,797 handwritten ones that come with scikit-learn. "
+            "For yours: vggkit train FOLDER",
+            to_stderr=True,
         )
-        if preset is not None:
-            ProgressLine(quiet=quiet).log(f"preset {preset}: {find_preset(preset).about}")
-        dataset = open_inputs(
-            chosen, data=data, out=out, quiet=quiet
-        )  # errors in the options are reported before torch is imported
-        _prepare_process(device)
-        from vggkit.workflows.training_run import start_run
+    if preset is not None:
+        ProgressLine(quiet=quiet, silent=not group.is_first).log(f"preset {preset}: {find_preset(preset).about}")
+    # Errors in the options are reported before torch is imported.
+    dataset = open_inputs(config, data=data or "digits", out=out, quiet=quiet, group=group)
+    _prepare_process(group)
+    from vggkit.workflows.training_run import start_run
 
-        run = start_run(
-            chosen, dataset, out=out, device=device, quiet=quiet, save_seconds=save_seconds, plots=plots
-        )
-    if json:
+    return start_run(
+        config,
+        dataset,
+        out=out,
+        device=group.device,
+        quiet=quiet,
+        save_seconds=save_seconds,
+        plots=plots,
+        may_be_unstarted=group.restarts > 0,
+        group=group,
+    )
+
+
+def _print(run: "TrainingRun", *, as_json: bool) -> None:
+    """The result on standard output."""
+    if as_json:
         print_json(
             {
                 "directory": str(run.directory),
@@ -132,6 +188,6 @@ def train(
     print_line(f"next: vggkit predict {run.directory}/best.safetensors IMAGE…")
 
 
-def _prepare_process(device: str) -> None:
-    if choose_device(device).type == "cpu":
+def _prepare_process(group: ProcessGroup) -> None:
+    if choose_device(group.device).type == "cpu":
         keep_freed_memory()  # of this process, which is ours alone

@@ -14,12 +14,13 @@ from vggkit.hardware import computes_bf16
 from vggkit.images.dataset import ImageSample
 from vggkit.interruption import Signals
 from vggkit.models.vgg import VGG
+from vggkit.training.callbacks import Callbacks
 from vggkit.training.checkpoint import Checkpoints, Epoch
 from vggkit.training.distillation import Teacher
 from vggkit.training.estimates import choose_batch_size
 from vggkit.training.recipe import Recipe
 from vggkit.training.resolve_recipe import Situation, resolve_recipe
-from vggkit.training.trainer import Callbacks, Trainer
+from vggkit.training.trainer import Trainer
 from vggkit.weights.card import read_entry
 from vggkit.weights.model import Model
 

@@ -31,11 +31,11 @@ _CALIBRATION: Final = ((64, 2_000), (128, 500), (10**9, 64))
 class RoleImages:
     """The images of each role."""
 
-    fit: tuple[ImageSample, ...]
+    fit: Sequence[ImageSample]
     """Channels are ranked, layers fitted and weights trained on them."""
-    choose: tuple[ImageSample, ...]
+    choose: Sequence[ImageSample]
     """Points are compared on them."""
-    report: tuple[ImageSample, ...]
+    report: Sequence[ImageSample]
     """Accuracy before and after is measured on them, once."""
     roles: tuple[ImageRole, ...]
     """The same for people."""
@@ -93,7 +93,7 @@ def _divide_as_trained(dataset: ImageDataset, model: Model, *, seed: int) -> Ima
 
 def _halve(
     name: str, images: Sequence[ImageSample], *, seed: int
-) -> tuple[tuple[ImageSample, ...], tuple[ImageSample, ...]]:
+) -> tuple[Sequence[ImageSample], Sequence[ImageSample]]:
     """Two halves of each class, groups undivided."""
     labels = tuple(sorted({str(image.label) for image in images}))
     halved = divide(ImageDataset(name, labels, {"all": tuple(images)}), validation_share=0.5, seed=seed)

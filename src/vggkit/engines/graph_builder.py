@@ -37,6 +37,9 @@ class Operations(Protocol[Node]):
     def pool(self, maps: Node, pooling: Pooling, gives: str) -> Node:
         """Pooling of 2×2 windows; `gives` is the name of the result."""
 
+    def give(self, values: Node, name: str) -> Node:
+        """The values of a layer, which the next one reads, as they are given as an output too."""
+
     def fit(self, maps: Node, sides: Sides, wanted: Sides) -> Node:
         """Maps averaged to other sides, as adaptive pooling does."""
 
@@ -83,11 +86,14 @@ class GraphBuilder(Generic[Node]):
         """The plan's outputs of images (N, C, H, W) of that height and width, in its order."""
         graph = Graph(self._configuration, input_pixels=sides)
         steps = select_steps(graph, self._plan.computed)
+        given = {*self._plan.computed, *self._find_sources(graph)}
         found: dict[Output, Node] = {}
         values = images
         with np.errstate(over="ignore", invalid="ignore"):  # the outputs show it
             for before, step, after in zip((None, *steps), steps, (*steps[1:], None), strict=False):
                 values = self._add(step, values, before, after)
+                if step.name in given:
+                    values = self._ops.give(values, step.name)
                 found[step.name] = values
             found["logits"] = values
             if "features" in self._plan.computed:
@@ -95,6 +101,12 @@ class GraphBuilder(Generic[Node]):
             if "statistics" in self._plan.computed:
                 found["statistics"] = self._ops.summarize(found[graph.trunk[-1].name], 0.0)
         return {name: found[name] for name in self._plan.computed}
+
+    def _find_sources(self, graph: Graph) -> list[Output]:
+        """Names of the layers that outputs without a layer of their own are made of."""
+        computed = self._plan.computed
+        features = [select_steps(graph, ["features"])[-1].name] if "features" in computed else []
+        return [*features, *([graph.trunk[-1].name] if "statistics" in computed else [])]
 
     def _add(self, step: Step, values: Node, before: Step | None, after: Step | None) -> Node:
         ops = self._ops

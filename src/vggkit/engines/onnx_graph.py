@@ -98,6 +98,9 @@ class ONNXOperations:
         kind = "MaxPool" if pooling == "max" else "AveragePool"
         return self._add_node(kind, [maps], kernel_shape=[2, 2], strides=[2, 2])
 
+    def give(self, values: str, name: str) -> str:
+        return values
+
     def fit(self, maps: str, sides: Sides, wanted: Sides) -> str:
         # ONNX has no adaptive pooling; for known sides it is a product from the left and one from the right.
         down, across = (_average_ranges(*pair) for pair in zip(sides, wanted, strict=True))

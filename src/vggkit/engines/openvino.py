@@ -64,6 +64,8 @@ class OpenVINOEngine(NamedEngine):
             int8 is as fast again, and rounds coarsely: weights to 8 bits where the processor sums products of
             bytes without saturation, elsewhere to 7. Each of several outputs is then computed in a separate pass.
         activation_ranges: The result of `measure_ranges`, for int8.
+        as_read: In int8, compute several outputs in one pass. What a convolution or matrix reads is then given as
+            it reads it, rounded to 256 steps. For outputs that such layers read, and for logits and features.
 
     Raises UnknownName, BadConfiguration, MissingExtra without OpenVINO, and BadCheckpoint.
     """
@@ -75,11 +77,13 @@ class OpenVINOEngine(NamedEngine):
         output: Output | Sequence[Output] = "logits",
         precision: Precision = "fp32",
         activation_ranges: Ranges | None = None,
+        as_read: bool = False,
     ) -> None:
         check_precision(precision, activation_ranges)
         if precision == "int8":
             _check_ranges(find_weights(weights).configuration, activation_ranges or {})
         self._ranges: Ranges = activation_ranges or {}
+        self._as_read = as_read
         self._source = find_weights(weights)
         self._configuration = self._source.configuration
         self._plan = plan_outputs(self._configuration, output)
@@ -100,7 +104,9 @@ class OpenVINOEngine(NamedEngine):
             weight_bits=bits if precision == "int8" else None,
         )
         # If the output of a product is read twice, OpenVINO's rounding loses the operation after it.
-        several = self._plan.computed if precision == "int8" and len(self._plan.computed) > 1 else ()
+        several = (
+            self._plan.computed if precision == "int8" and len(self._plan.computed) > 1 and not as_read else ()
+        )
         self._alone = {
             name: OpenVINOEngine(
                 self._source, output=name, precision=precision, activation_ranges=activation_ranges
@@ -149,7 +155,7 @@ class OpenVINOEngine(NamedEngine):
         openvino = self._openvino
         shape = openvino.PartialShape([-1, self._configuration.in_channels, *size])
         images = openvino.opset13.parameter(shape, openvino.Type.f32)
-        operations = OpenVINOOperations(openvino, self._ranges, self._plan.computed)
+        operations = OpenVINOOperations(openvino, self._ranges, self._plan.computed, as_read=self._as_read)
         weights = self._source.read(self._plan.keys)
         builder = GraphBuilder[Node](self._configuration, self._plan, weights, operations, watch_trunk=watched)
         nodes = [*builder.build(images, size).values(), *operations.list_sums()]

@@ -36,9 +36,11 @@ Node = Any
 class OpenVINOOperations:
     """The operations of a VGG as nodes of OpenVINO's graph."""
 
-    def __init__(self, openvino: ModuleType, activation_ranges: Ranges, outputs: Sequence[Output]) -> None:
+    def __init__(
+        self, openvino: ModuleType, activation_ranges: Ranges, outputs: Sequence[Output], *, as_read: bool
+    ) -> None:
         self.openvino, self.ops, self._ranges = openvino, openvino.opset13, activation_ranges
-        self._outputs = outputs
+        self._outputs, self._as_read = outputs, as_read
         self._rounded: set[Output] = set()
         self._sums: list[Node] = []
 
@@ -72,11 +74,19 @@ class OpenVINOOperations:
     def pool(self, maps: Node, pooling: Pooling, gives: str) -> Node:
         if pooling == "max":
             # The largest of rounded values is the largest, rounded; and bytes are a quarter to write and to read.
-            if gives in self._ranges and gives not in self._outputs:
+            if gives in self._ranges and (self._as_read or gives not in self._outputs):
                 maps = self._round(maps, gives)
                 self._rounded.add(gives)
             return self.ops.max_pool(maps, [2, 2], [1, 1], [0, 0], [0, 0], [2, 2]).output(0)
         return self.ops.avg_pool(maps, [2, 2], [0, 0], [0, 0], [2, 2], exclude_pad=True)
+
+    def give(self, values: Node, name: str) -> Node:
+        # Rounded before both read it: where the output of a product is read twice, once of them rounded, OpenVINO
+        # loses the operation after the product.
+        if self._as_read and name in self._ranges and name not in self._rounded:
+            self._rounded.add(name)
+            return self._round(values, name)
+        return values
 
     def fit(self, maps: Node, sides: Sides, wanted: Sides) -> Node:
         return self.ops.adaptive_avg_pool(maps, np.array(wanted))

@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from vggkit.models.vgg import VGG
     from vggkit.weights.model import Model
 
-_NEEDED: Final[dict[EngineName, tuple[str, ...]]] = {
+NEEDED: Final[dict[EngineName, tuple[str, ...]]] = {
     "pytorch": ("torch",),
     "openvino": ("openvino",),
     "onnx": ("onnx", "onnxruntime"),
 }
+"""The packages that each engine computes with."""
 
 
 def choose_engine(
@@ -32,6 +33,7 @@ def choose_engine(
     precision: WantedPrecision = "auto",
     activation_ranges: Ranges | None = None,
     engine: WantedEngine = "auto",
+    as_read: bool = False,
 ) -> NamedEngine:
     """An engine for a network as it is now; its `info` records which one it is.
 
@@ -45,6 +47,7 @@ def choose_engine(
         activation_ranges: For int8, the result of `measure_ranges`; None: those stored in the model.
         engine: auto: PyTorch on CUDA and MPS; on a CPU OpenVINO, then ONNX Runtime, then PyTorch, the first
             that is installed and computes in that precision.
+        as_read: In int8, compute several outputs in one pass, rounded as the layers that read them read them.
 
     Raises UnknownName, BadConfiguration for an engine without that precision or device, MissingExtra, BadInput and
     BadCheckpoint.
@@ -64,7 +67,9 @@ def choose_engine(
         case "openvino":
             from vggkit.engines.openvino import OpenVINOEngine
 
-            return OpenVINOEngine(weights, output=output, precision=chosen, activation_ranges=activation_ranges)
+            return OpenVINOEngine(
+                weights, output=output, precision=chosen, activation_ranges=activation_ranges, as_read=as_read
+            )
         case "onnx":
             from vggkit.engines.onnx import ONNXEngine
 
@@ -122,7 +127,7 @@ def _resolve_engine(place: "torch.device | str", precision: Precision) -> Engine
     if precision == "int8" and _find_kind(place) == "cpu":
         return "openvino"  # no other does
     order: tuple[EngineName, ...] = ("openvino", "onnx") if precision == "fp32" else ("openvino",)
-    found = (name for name in order if all(map(importlib.util.find_spec, _NEEDED[name])))
+    found = (name for name in order if all(map(importlib.util.find_spec, NEEDED[name])))
     return next(found, "pytorch") if _find_kind(place) == "cpu" else "pytorch"
 
 

@@ -171,7 +171,7 @@ def predict_labelled(
             unreadable.append(str(problem))
         else:
             rows.append(logs)
-            paths.append(image.path)
+            paths.append(image.name)
             targets.append(numbers[str(image.label)])
         if on_progress:
             on_progress(done, len(images))
@@ -198,30 +198,32 @@ def _note_precision(used: Sequence[EngineInfo], *, precision: WantedPrecision, e
 
 def _match(
     classifier: Model, opened: ImageDataset, images: Sequence[ImageSample], notes: list[str]
-) -> list[ImageSample]:
+) -> Sequence[ImageSample]:
     """The images of classes that the Classifier knows by name; unmatched classes on both sides are noted."""
-    unknown = sorted({str(p.label) for p in images} - set(classifier.labels))
+    labels = {str(p.label) for p in images}
+    unknown = sorted(labels - set(classifier.labels))
     hint = hint_at_lookalikes(unknown, classifier.labels)
-    if len(unknown) == len({p.label for p in images}):
+    if len(unknown) == len(labels):
         raise BadData(
             f"{opened.name}: none of its classes ({', '.join(unknown[:5])}) is known to the Classifier "
             f"({', '.join(classifier.labels[:5])}){hint}"
         )
-    known = [image for image in images if image.label in set(classifier.labels)]
+    # All of them stay the sequence that they are, which may hold none of them in memory.
+    known = images if not unknown else [image for image in images if image.label in labels - set(unknown)]
     if unknown:
         notes.append(
             f"{len(images) - len(known)} images of classes that the Classifier does not know were excluded: "
             + shorten_names(unknown, most=12)
             + hint
         )
-    if absent := sorted(set(classifier.labels) - {str(p.label) for p in known}):
+    if absent := sorted(set(classifier.labels) - labels):
         notes.append(f"no images of {shorten_names(absent, most=12)}: these classes are not evaluated")
     return known
 
 
 def _choose_images(
     classifier: Model, dataset: ImageDataset, split: str | None
-) -> tuple[str, tuple[ImageSample, ...], list[str]]:
+) -> tuple[str, Sequence[ImageSample], list[str]]:
     """The split to measure on, its images, and notes about the choice; `split` is the requested one or None."""
     trained_on = read_entry(classifier.provenance, "data")
     same = trained_on.get("fingerprint") == dataset.fingerprint()

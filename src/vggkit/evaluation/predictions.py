@@ -72,6 +72,16 @@ class Predictions:
             labels=tuple(labels),
         )
 
+    @classmethod
+    def join(cls, parts: "Sequence[Predictions]") -> Self:
+        """The predictions of images that were predicted in several parts, of the same labels, in their order."""
+        return cls(
+            paths=tuple(path for part in parts for path in part.paths),
+            targets=np.concatenate([part.targets for part in parts]),
+            log_probabilities=np.concatenate([part.log_probabilities for part in parts]),
+            labels=parts[0].labels,
+        )
+
     def __post_init__(self) -> None:
         lost = np.flatnonzero(np.isnan(self.log_probabilities).any(axis=1))
         if len(lost):

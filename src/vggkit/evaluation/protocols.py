@@ -22,6 +22,7 @@ from vggkit.evaluation.evaluation import ProtocolName
 from vggkit.evaluation.predictions import average, log_softmax
 from vggkit.images.dataset import ImageSample
 from vggkit.images.decoding import Pixels
+from vggkit.images.lazy_images import stream_images
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import Configuration
 from vggkit.models.vgg import VGG
@@ -218,7 +219,7 @@ def _evaluate_view(
 
     # Whole images have shapes of their own, and a grid is a batch.
     together = batch_size if look.way == "middle" else 1
-    for image, problem, rows in stream_rows(engine, images, prepare, batch_size=together):
+    for image, problem, rows in stream_rows(engine, stream_images(images), prepare, batch_size=together):
         logs = None if problem else average(list(log_softmax(rows, classifier.temperature)))
         yield image, logs, problem
 

@@ -124,7 +124,7 @@ def build_explainer(
     gradient = HeadGradient(weights)
     output = ("logits", str(plan.layer), *gradient.needs)
     if isinstance(model, ModelFile | NetworkWeights):
-        computing = choose_engine(model, device, output=output, precision=precision, engine=engine)
+        computing = choose_engine(model, device, output=output, precision=precision, engine=engine, as_read=True)
     else:
         computing = find_engine(model, device, output=output, precision=precision, engine=engine)
     return ClosedExplainer(computing, gradient, plan)
@@ -187,7 +187,7 @@ def iterate_explanations(
             problem = f"{image.path}: {overflow}"
         if problem is not None:
             explanation = Explanation(
-                path=image.path, label=None, probability=None, method=plan.method, layer=plan.layer, map=None,
+                path=image.name, label=None, probability=None, method=plan.method, layer=plan.layer, map=None,
                 image=image, problem=problem,
             )  # fmt: skip
             yield Explained(image, explanation, None, None)
@@ -196,7 +196,7 @@ def iterate_explanations(
         values = rows[0, plan.classes :].reshape(plan.sides)
         number = int(logits.argmax()) if plan.label is None else plan.label
         explanation = Explanation(
-            path=image.path,
+            path=image.name,
             label=card.labels[number],
             probability=float(softmax(logits, card.temperature)[number]),
             contrast=None if plan.contrast is None else card.labels[plan.contrast],

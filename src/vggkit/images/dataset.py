@@ -16,6 +16,7 @@ from vggkit.errors import BadData, BadImage, BadInput
 from vggkit.images.class_names import compose, demand_single_labels
 from vggkit.images.decoding import Pixels, decode, read_file
 from vggkit.images.image_header import read_head
+from vggkit.images.lazy_images import LazyImages
 from vggkit.images.omissions import Omission, Reading
 from vggkit.images.pixels import match_channels, read_pixels
 from vggkit.notebook import write_html
@@ -60,6 +61,13 @@ class ImageSample:
     """The key of the image in the storage."""
     group: str | None = None
     """Images of one group, such as a patient, a place or a burst, stay in one split; None for no group."""
+    written: str | None = field(default=None, repr=False)
+    """The path of another machine, such as `C:\\photos\\1.jpg`, that a table has for a file found elsewhere."""
+
+    @property
+    def name(self) -> str:
+        """What results call the image: its path as the table has it, which can be joined to the table."""
+        return self.path if self.written is None else self.written
 
     def __post_init__(self) -> None:
         if self.pixels is not None:
@@ -136,42 +144,6 @@ class ImageSample:
         return min(head.width, head.height)
 
 
-@dataclass(frozen=True, slots=True)
-class HeldBytes:
-    """A storage of one image whose file is in memory."""
-
-    data: bytes = field(repr=False)
-    """Its file."""
-    quick: bool = True
-    is_named: bool = True
-    """Whether the image has its own name; one without is distinguished from others by all of its bytes."""
-
-    def read(self, key: object) -> bytes:
-        """The bytes."""
-        return self.data
-
-    def weigh(self, key: object) -> str:
-        """The number of bytes, or a digest of them."""
-        return str(len(self.data)) if self.is_named else hashlib.sha256(self.data).hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class Unreadable:
-    """A storage of one image that could not be read."""
-
-    reason: str
-    """Why."""
-    quick: bool = True
-
-    def read(self, key: object) -> bytes:
-        """Raises BadImage with the reason."""
-        raise BadImage(self.reason)
-
-    def weigh(self, key: object) -> str:
-        """The reason."""
-        return self.reason
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageDataset:
     """Labelled images in named splits.
@@ -187,8 +159,9 @@ class ImageDataset:
     """The place or name that the dataset was opened by."""
     labels: tuple[str, ...]
     """The class names of all splits, sorted."""
-    splits: Mapping[str, tuple[ImageSample, ...]]
-    """The images of `train`, `val` and `test`, where they exist; `all` for an undivided dataset."""
+    splits: Mapping[str, Sequence[ImageSample]]
+    """The images of `train`, `val` and `test`, where they exist; `all` for an undivided dataset. Each is a tuple,
+    or a sequence that makes its images when they are requested."""
     skipped: tuple[Omission, ...] = ()
     """Files that were found and not used as images, counted by reason."""
 
@@ -258,7 +231,12 @@ class ImageDataset:
         header = ("class", *(f"{name} ({len(split):,})" for name, split in self.splits.items()))
         return write_html(f"{self.name}: {len(self.labels):,} classes", rows, header=header)
 
-    def split(self, *names: str) -> tuple[ImageSample, ...]:
+    @property
+    def is_lazy(self) -> bool:
+        """Whether its images are described and not held, as those of shards with a manifest."""
+        return any(isinstance(split, LazyImages) for split in self.splits.values())
+
+    def split(self, *names: str) -> Sequence[ImageSample]:
         """The images of the first of these splits that exists; raises BadData where none does."""
         for name in names:
             if name in self.splits:
@@ -267,14 +245,19 @@ class ImageDataset:
 
     def count(self, name: str) -> dict[str, int]:
         """The number of images of each class in a split, including classes without images."""
+        images = self.splits[name]
+        if isinstance(images, LazyImages):
+            counted = np.bincount(images.number_classes(self.labels), minlength=len(self.labels))
+            return dict(zip(self.labels, counted.tolist(), strict=True))
         counts = dict.fromkeys(self.labels, 0)
-        for image in self.splits[name]:
+        for image in images:
             counts[str(image.label)] += 1
         return counts
 
     def keep(self, splits: Mapping[str, Sequence[ImageSample]]) -> Self:
         """The same dataset with other images in its splits."""
-        return replace(self, splits={name: tuple(split) for name, split in splits.items()})
+        held = {name: s if isinstance(s, LazyImages) else tuple(s) for name, s in splits.items()}
+        return replace(self, splits=held)
 
     def spelled_as(self, labels: Iterable[str]) -> Self:
         """The same dataset with its labels spelled as given labels that differ from them only in Unicode form."""
@@ -283,7 +266,9 @@ class ImageDataset:
         if not new:
             return self
         splits = {
-            name: tuple(replace(p, label=new.get(str(p.label), p.label)) for p in split)
+            name: split.spelled_as(new)
+            if isinstance(split, LazyImages)
+            else tuple(replace(p, label=new.get(str(p.label), p.label)) for p in split)
             for name, split in self.splits.items()
         }
         return replace(self, labels=sort_labels(new.get(label, label) for label in self.labels), splits=splits)
@@ -299,11 +284,18 @@ class ImageDataset:
 
         It does not depend on where the dataset is stored, and changes when an image is added, removed or replaced.
         """
+        if self.is_lazy:
+            return _digest("\n".join(sorted(map(identify_images, self.splits.values()))))[:16]
         return identify_images(image for split in self.splits.values() for image in split)
 
 
 def identify_images(images: Iterable[ImageSample]) -> str:
-    """A digest of the classes, file names and file sizes of images in any order: 16 hexadecimal digits."""
+    """A digest of the classes, file names and file sizes of images in any order: 16 hexadecimal digits.
+
+    Of images in shards with a manifest it is one of the classes and contents.
+    """
+    if isinstance(images, LazyImages):
+        return images.fingerprint()
     return _digest("\n".join(sorted(map(_describe, images))))[:16]
 
 
@@ -335,6 +327,8 @@ def sort_labels(labels: Iterable[str | None]) -> tuple[str, ...]:
 
 def typical_side(images: Sequence[ImageSample], *, most: int = 100) -> int:
     """Median short side in pixels of up to `most` evenly spaced images; 224 where none can be read."""
+    if isinstance(images, LazyImages):
+        return images.typical_side()
     step = max(1, len(images) // most)
     sides = [side for image in images[::step] if (side := image.short_side())]
     return int(np.median(sides)) if sides else 224

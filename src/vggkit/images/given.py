@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggkit.errors import BadImage, BadInput
-from vggkit.images.dataset import HeldBytes, ImageSample, Unreadable
+from vggkit.images.dataset import ImageSample
 from vggkit.images.pixels import describe_type, holds_pixels, list_batch, read_pixels
+from vggkit.images.storages import HeldBytes, Unreadable
 
 if TYPE_CHECKING:
     from PIL.Image import Image

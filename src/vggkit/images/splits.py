@@ -15,6 +15,8 @@ from typing import Final
 
 from vggkit.errors import BadData, BadInput
 from vggkit.images.dataset import ImageDataset, ImageSample, identify_image
+from vggkit.images.lazy_images import LazyImages
+from vggkit.images.lazy_splits import divide_lazily
 
 MAX_MOVES: Final = 20_000
 """Most moves of the tabu search. Whether an assignment exists is NP-complete: for two folds it is set splitting."""
@@ -100,6 +102,8 @@ def divide(
     """
     if is_divided(images):
         return images
+    if images.is_lazy:
+        return _divide_lazily(images, validation_share=validation_share, seed=seed)
     whole = images.split("train", "all")
     groups = _group_images(whole, copy_groups)
     if len(groups) < len(whole) or any(image.group is not None for image in whole):
@@ -161,6 +165,8 @@ def hold_out(
     if fold is None:
         return divide(images, validation_share=validation_share, seed=seed, copy_groups=copy_groups)
     number, folds = read_fold(fold)
+    if images.is_lazy:
+        return _divide_lazily(images, validation_share=validation_share, seed=seed, fold=(number, folds))
     return divide_in_folds(images, folds, seed=seed, copy_groups=copy_groups)[number - 1]
 
 
@@ -196,6 +202,16 @@ def read_fold(text: str) -> tuple[int, int]:
     if found is None or not 1 <= int(found[1]) <= int(found[2]) or int(found[2]) < 2:
         raise BadInput(f"fold must be written as 2/5, the second of five; got {text!r}")
     return int(found[1]), int(found[2])
+
+
+def _divide_lazily(
+    images: ImageDataset, *, validation_share: float, seed: int, fold: tuple[int, int] | None = None
+) -> ImageDataset:
+    lazy = {name: split for name, split in images.splits.items() if isinstance(split, LazyImages)}
+    divided = divide_lazily(
+        images.name, lazy, images.labels, validation_share=validation_share, seed=seed, fold=fold
+    )
+    return images.keep(divided)
 
 
 def _split(images: ImageDataset, whole: Sequence[ImageSample], held_out: Collection[ImageSample]) -> ImageDataset:

@@ -3,6 +3,7 @@
 Shape letters: H and W pixels.
 """
 
+import io
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,3 +44,10 @@ def write_image(path: str | Path, pixels: Pixels) -> None:
     kind, options = SAVING[path.suffix.lower()]
     with whole_file(path) as beside:
         Image.fromarray(np.ascontiguousarray(pixels)).save(beside, format=kind, **options)
+
+
+def pack_png(pixels: Pixels) -> bytes:
+    """Pixels (H, W, 3) or (H, W, 4), uint8, as the bytes of a PNG file."""
+    out = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(out, format="PNG")
+    return out.getvalue()

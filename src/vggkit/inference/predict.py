@@ -36,7 +36,7 @@ class Prediction:
     """The most probable classes of one image."""
 
     path: str
-    """The image's file, or its name."""
+    """The image's file, or its name; a path of another machine as the table has it."""
     labels: tuple[str, ...]
     """The most probable classes, best first; empty where there is a problem."""
     probabilities: tuple[float, ...]
@@ -138,12 +138,12 @@ def describe_prediction(
     The prediction is unknown below the threshold; None: below the Classifier's own.
     """
     if result.output is None:
-        return Prediction(result.image.path, (), (), problem=result.problem)
+        return Prediction(result.image.name, (), (), problem=result.problem)
     threshold = card.threshold if threshold is None else threshold
     probabilities = softmax(result.output, card.temperature)
     best = np.argsort(-probabilities, kind="stable")[:top]
     return Prediction(
-        result.image.path,
+        result.image.name,
         tuple(card.labels[index] for index in best),
         tuple(float(probabilities[index]) for index in best),
         unknown=bool(probabilities[best[0]] < (1 - ROUNDING) * threshold),

@@ -100,10 +100,9 @@ export function resizePart(pixels, [width, height], interpolation, columns, rows
   const seen = cut(pixels, left, top, right - left, bottom - top);
   for (const each of across) each.from -= left;
   for (const each of down) each.from -= top;
-  // As Pillow: first along the side that leaves fewer pixels.
-  return width * pixels.height <= height * pixels.width
-    ? resizeDown(resizeAcross(seen, across), down)
-    : resizeAcross(resizeDown(seen, down), across);
+  // The order of Pillow 13, found by trying it with some hundred sizes. Each pass clips what overshoots.
+  const isDownFirst = height < pixels.height && pixels.height - height > 2 * (pixels.width - width);
+  return isDownFirst ? resizeAcross(resizeDown(seen, down), across) : resizeDown(resizeAcross(seen, across), down);
 }
 
 const resize = (pixels, size, interpolation) => resizePart(pixels, size, interpolation, [0, size[0]], [0, size[1]]);

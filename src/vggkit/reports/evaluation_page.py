@@ -230,7 +230,7 @@ class _Gallery:
         self, evaluation: Evaluation, images: Iterable[ImageSample], explanations: Mapping[str, Explanation]
     ) -> None:
         self._predictions, self._explanations = evaluation.predictions, explanations
-        self._images = {image.path: image for image in images}
+        self._images = {image.name: image for image in images}
         self.folder = find_folder(evaluation.data, self._predictions.paths)
 
     def show_errors(self) -> list[Exhibit]:

@@ -9,6 +9,7 @@ from rich.table import Table
 from vggkit.models.configuration import PAPER_LETTERS, Configuration, find_configuration
 from vggkit.models.summary import Summary
 from vggkit.reports.terminal import stack_lines
+from vggkit.weights.bundled import BUNDLED
 from vggkit.weights.published import PublishedWeights, list_published
 
 LICENCE_WIDTH: Final = 94
@@ -32,6 +33,7 @@ def draw_models(summaries: Sequence[Summary], *, width: int = 80) -> Table:
             "top-1, top-5: % on ImageNet of torchvision's weights, as it publishes them;",
             f"{licences}; `vggkit train --weights imagenet` starts from them",
         ]
+    caption += [f"with vggkit comes {name}: {about}" for name, about in BUNDLED.items()]
     table = Table(
         box=SIMPLE,
         pad_edge=False,

@@ -119,10 +119,11 @@ class ProgressLine:
     Args:
         quiet: Show no progress and no messages but warnings; the logger receives all of them.
         rate: The unit of the rate, such as `images/s`; empty: no rate is shown.
+        silent: Show nothing at all, and send nothing to the logger: another process does, which does the same work.
     """
 
-    def __init__(self, *, quiet: bool = False, rate: str = "") -> None:
-        self.quiet = quiet
+    def __init__(self, *, quiet: bool = False, rate: str = "", silent: bool = False) -> None:
+        self.quiet, self._silent = quiet or silent, silent
         self.console = open_terminal(file=sys.stderr, soft_wrap=True)
         self._notebook, self._display = find_notebook(), None
         # FORCE_COLOR and its like make rich take a file for a terminal; no bar belongs there.
@@ -136,7 +137,7 @@ class ProgressLine:
             _Left(),
             console=self.console,
             transient=True,
-            disable=quiet or not self._is_live,
+            disable=self.quiet or not self._is_live,
             # Text that is printed meanwhile goes above the bar, but only where it would break it: results that are
             # written to a file or a pipe stay there.
             redirect_stdout=is_terminal(sys.stdout),
@@ -158,12 +159,16 @@ class ProgressLine:
 
     def log(self, message: str) -> None:
         """Print a line above the bar."""
+        if self._silent:
+            return
         if not self.quiet and not is_heard_there(logging.INFO):
             self._print(message)
         LOGGER.info("%s", escape_controls(message))
 
     def warn(self, message: str) -> None:
         """Print a line above the bar, quiet or not: an error or a warning."""
+        if self._silent:
+            return
         if not is_heard_there(logging.WARNING):
             self._print(message)
         LOGGER.warning("%s", escape_controls(message))

@@ -34,7 +34,6 @@ SECURITY_HEADERS: Final[Mapping[str, str]] = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-LOCAL_NAMES: Final = ("localhost", "127.0.0.1", "::1")
 CLIENT_GONE: Final = 499
 """The status in log and metrics of a request whose client closed the connection; it gets no response."""
 

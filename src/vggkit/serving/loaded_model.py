@@ -164,23 +164,17 @@ class _HeldFile(ModelFile):
 def _build_engines(
     file: ModelFile, computing: Computing, needed: tuple[str, ...], layer: str
 ) -> list[tuple[Wanted, NamedEngine]]:
-    """One engine for everything, in one pass.
-
-    With int8 a second one, in the precision of `auto`, for vectors and maps: in int8 each output would be a pass of
-    its own, with a copy of the weights.
-    """
+    """One engine for everything, in one pass; with int8 a second one for vectors, in the precision of `auto`."""
     device, name, precision = resolve_choice(
         computing.device, precision=computing.precision, engine=computing.engine
     )
-    others = tuple(dict.fromkeys((layer, *needed)))
-    if precision != "int8":
-        names = tuple(dict.fromkeys((LOGITS, *others)))
-        engine = choose_engine(file, device, output=names, precision=precision, engine=name)
-        return [(Wanted.CLASSES | Wanted.VECTOR | Wanted.MAP, engine)]
-    return [
-        (Wanted.CLASSES | Wanted.MAP, choose_engine(file, device, output=LOGITS, precision=precision, engine=name)),
-        (Wanted.VECTOR | Wanted.MAP, choose_engine(file, device, output=others, engine=name)),
-    ]
+    vectors = () if precision == "int8" else (layer,)
+    names = tuple(dict.fromkeys((LOGITS, *vectors, *needed)))
+    first = choose_engine(file, device, output=names, precision=precision, engine=name, as_read=True)
+    if vectors:
+        return [(Wanted.CLASSES | Wanted.VECTOR | Wanted.MAP, first)]
+    second = choose_engine(file, device, output=layer, engine=name)
+    return [(Wanted.CLASSES | Wanted.MAP, first), (Wanted.VECTOR, second)]
 
 
 def _plan_explanation(card: Card) -> ExplanationPlan | None:

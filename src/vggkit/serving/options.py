@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Final
 
 from vggkit.errors import BadConfiguration, BadInput
-from vggkit.serving.guard import LOCAL_NAMES
 from vggkit.serving.limits import ServeLimits
 from vggkit.serving.loaded_model import Computing
 
@@ -15,6 +14,7 @@ BACKLOG: Final = 512
 """Connections that wait to be accepted."""
 LEAST_TOKEN: Final = 16
 """Characters of a token at least."""
+LOCAL_NAMES: Final = ("localhost", "127.0.0.1", "::1")
 WILDCARDS: Final = ("", "0.0.0.0", "::")  # noqa: S104 (compared with)
 
 

@@ -21,9 +21,10 @@ from vggkit.engines.graph_builder import describe_overflow
 from vggkit.engines.stream import StreamResult
 from vggkit.errors import BadImage
 from vggkit.explanations.overlay import encode_heat
-from vggkit.images.dataset import HeldBytes, ImageSample
+from vggkit.images.dataset import ImageSample
 from vggkit.images.image_header import read_head
 from vggkit.images.preprocessing import Preprocessing
+from vggkit.images.storages import HeldBytes
 from vggkit.inference.predict import Prediction, describe_prediction
 from vggkit.serving.batcher import Batcher, Job
 from vggkit.serving.bodies import LARGE_BYTES, ClientGone, Upload, parse_body, read_body

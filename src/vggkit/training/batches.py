@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final, Self
 
 import numpy as np
@@ -22,8 +23,10 @@ from torch import Tensor
 from vggkit.hardware import count_threads, derive_seed, find_available_memory
 from vggkit.images.dataset import ImageSample
 from vggkit.images.decoding import Pixels
+from vggkit.images.lazy_images import Advance, LazyImages
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.training.augmentation import View
+from vggkit.training.distributed.process_group import SINGLE, ProcessGroup
 from vggkit.training.recipe import Recipe
 
 AHEAD: Final = 2
@@ -42,13 +45,17 @@ class TrainingBatches:
         labels: Class names, in the order of their numbers.
         preprocessing: The preparation of images for the network.
         view: How each image is seen.
-        batch_size: Images a batch; a last single image joins the batch before.
+        batch_size: Images a batch, of all processes together; a last single image joins the batch before, and so do
+            so few that a process would have less than its least share.
         seed: Order and views depend on it and the epoch alone, not on the number of threads.
         device: Where the network learns; for CUDA the images are in pinned memory.
         sampling: Draw with replacement, every class equally often in expectation, in place of every
             image once.
         threads: That prepare images; None: half of the processors where these learn too, else all, 16 at
-            most.
+            most, divided among the processes of the machine.
+        group: The processes that learn together, each of which has a part of every batch. Together they have the
+            batches of one process alone, but for images of shards, whose order is one of each process's own.
+        least_share: Images that each process has of a batch at least.
     """
 
     def __init__(
@@ -63,12 +70,16 @@ class TrainingBatches:
         device: torch.device,
         sampling: bool = False,
         threads: int | None = None,
+        group: ProcessGroup = SINGLE,
+        least_share: int = 1,
     ) -> None:
         self._images, self._preprocessing, self._view = images, preprocessing, view
         self._batch_size, self._seed, self._sampling = batch_size, seed, sampling
         self._pinned = device.type == "cuda"
-        self.threads = threads or _choose_threads(device)
-        self._classes = _number_classes(images, labels)
+        assert batch_size % group.size == 0, "resolve_recipe refuses others"
+        self.threads = threads or max(1, _choose_threads(device) // group.local_size)
+        self._group, self._least = group, max(2, least_share * group.size)
+        self._classes = number_classes(images, labels)
         self._held = _Held(len(images))
 
     @classmethod
@@ -80,6 +91,8 @@ class TrainingBatches:
         labels: Sequence[str],
         preprocessing: Preprocessing,
         device: torch.device,
+        group: ProcessGroup = SINGLE,
+        least_share: int = 1,
     ) -> Self:
         """The batches of a resolved recipe."""
         assert recipe.batch_size is not None, "the recipe is resolved"
@@ -92,31 +105,49 @@ class TrainingBatches:
             seed=recipe.seed,
             device=device,
             sampling=recipe.balance == "sampling",
+            group=group,
+            least_share=least_share,
         )
 
     def __len__(self) -> int:
         """Batches an epoch."""
-        return count_batches(len(self._images), self._batch_size)
+        return count_batches(len(self._images), self._batch_size, least=self._least)
 
     def count_images(self) -> int:
-        """Images an epoch."""
-        return len(self._images)
+        """Images that this process prepares in an epoch."""
+        return len(self._group.take_share(self._images))
 
     def size_of(self, number: int) -> int:
-        """Images of an epoch's batch, counted from 0."""
+        """Images of an epoch's batch, counted from 0, of all processes."""
         first, last = number * self._batch_size, (number + 1) * self._batch_size
         return (len(self._images) if number == len(self) - 1 else last) - first
 
     def of_epoch(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of that epoch, counted from 1, beginning with batch number `start`, counted from 0.
+        """The process's part of the batches of an epoch, counted from 1, from batch number `start` on.
 
         Those before are not even read. Raises BadImage for an image that cannot be read.
         """
         order = self._draw_order(epoch)
+        with self._follow(order[start * self._batch_size + self._group.rank :: self._group.size]) as advance:
+            yield from self._prepare_batches(order, epoch, start, advance)
+
+    def _follow(self, order: NDArray[np.int64]) -> AbstractContextManager[Advance | None]:
+        """Brings the files of images that are stored elsewhere, as the epoch comes to them."""
+        if isinstance(self._images, LazyImages) and not self._sampling and not self._held.is_complete():
+            return self._images.follow(order)
+        return nullcontext()
+
+    def _prepare_batches(
+        self, order: NDArray[np.int64], epoch: int, start: int, advance: Advance | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         ahead: deque[tuple[Tensor, Tensor, list[Future[None]]]] = deque()
         with ThreadPoolExecutor(self.threads, thread_name_prefix="view") as pool:
             try:
                 for step in range(start, len(self)):
+                    if advance is not None:
+                        own = self._batch_size // self._group.size
+                        begun = (step - start) * own
+                        advance(begun - len(ahead) * own, begun + len(self._list_places(step)))
                     ahead.append(self._begin(pool, epoch, order, step))
                     if len(ahead) > AHEAD:
                         yield _finish(ahead.popleft())
@@ -139,8 +170,15 @@ class TrainingBatches:
         stays = all(self._held.find(index) is not None for index in chosen)
         return (varied - started) / TIMED, (varied - (decoded if stays else started)) / TIMED
 
+    def _list_places(self, step: int) -> range:
+        """The places of an epoch's order whose images this process has of a batch: every P-th, of P processes."""
+        first = step * self._batch_size
+        return range(first + self._group.rank, first + self.size_of(step), self._group.size)
+
     def _draw_order(self, epoch: int) -> NDArray[np.int64]:
         """Indices of the images as they come in that epoch."""
+        if isinstance(self._images, LazyImages) and not self._sampling:
+            return self._images.draw_order(seed=self._seed, epoch=epoch, lanes=self._group.size)
         draws = np.random.default_rng(derive_seed(self._seed, "order", epoch))
         if not self._sampling:
             return draws.permutation(len(self._images))
@@ -155,15 +193,13 @@ class TrainingBatches:
         self, pool: ThreadPoolExecutor, epoch: int, order: NDArray[np.int64], step: int
     ) -> tuple[Tensor, Tensor, list[Future[None]]]:
         """A batch that the threads begin to fill."""
-        first = step * self._batch_size
-        last = first + self.size_of(step)
-        crop = self._preprocessing.crop_pixels
-        images = torch.empty((last - first, self._preprocessing.channels, crop, crop), pin_memory=self._pinned)
+        places, crop = np.array(self._list_places(step)), self._preprocessing.crop_pixels
+        images = torch.empty((len(places), self._preprocessing.channels, crop, crop), pin_memory=self._pinned)
         rows, parts = images.numpy(), []
-        for part in np.array_split(np.arange(first, last), min(self.threads, last - first)):
-            here = rows[part[0] - first : part[-1] + 1 - first]
-            parts.append(pool.submit(self._fill, here, epoch, order, part.tolist()))
-        return images, torch.from_numpy(self._classes[order[first:last]]), parts
+        for part in np.array_split(np.arange(len(places)), min(self.threads, len(places))):
+            here = rows[part[0] : part[-1] + 1]
+            parts.append(pool.submit(self._fill, here, epoch, order, places[part].tolist()))
+        return images, torch.from_numpy(self._classes[order[places]]), parts
 
     def _fill(self, rows: NDArray[np.float32], epoch: int, order: NDArray[np.int64], places: Sequence[int]) -> None:
         """The views at these places of the epoch, ready for the network, into `rows` (N, C, H, W)."""
@@ -201,11 +237,11 @@ class TrainingBatches:
         return (derive_seed(self._seed, "side", index) + epoch) % 2 == 1
 
 
-def count_batches(images: int, batch_size: int) -> int:
-    """Batches an epoch of so many images; a last single image joins the batch before."""
+def count_batches(images: int, batch_size: int, *, least: int = 2) -> int:
+    """Batches an epoch of so many images; fewer last ones than `least` join the batch before."""
     full, rest = divmod(images, batch_size)
-    # Batch norm cannot train on one image whose map is 1×1.
-    return max(1, full + (rest > 1 or (rest == 1 and batch_size == 1)))
+    # Batch norm cannot train on one image whose map is 1×1, and no process on none.
+    return max(1, full + (rest >= least))
 
 
 class _Held:
@@ -218,6 +254,10 @@ class _Held:
         available = find_available_memory()
         self._most = 0 if available is None else int(available * MEMORY_SHARE)
         self._lock = threading.Lock()
+
+    def is_complete(self) -> bool:
+        """Whether it holds every image, so that none is read again."""
+        return len(self._pixels) == self._count
 
     def find(self, index: int) -> Pixels | None:
         return self._pixels.get(index)
@@ -238,8 +278,10 @@ class _Held:
                 self._pixels = {}
 
 
-def _number_classes(images: Sequence[ImageSample], labels: Sequence[str]) -> NDArray[np.int64]:
+def number_classes(images: Sequence[ImageSample], labels: Sequence[str]) -> NDArray[np.int64]:
     """(N,), the number of each image's class in `labels`."""
+    if isinstance(images, LazyImages):
+        return images.number_classes(labels)
     numbers = {label: number for number, label in enumerate(labels)}
     return np.array([numbers[str(image.label)] for image in images], np.int64)
 
@@ -249,7 +291,7 @@ def weigh_classes(images: Sequence[ImageSample], labels: Sequence[str]) -> Tenso
 
     A class without images counts 1.
     """
-    counts = np.bincount(_number_classes(images, labels), minlength=len(labels))
+    counts = np.bincount(number_classes(images, labels), minlength=len(labels))
     weights = len(images) / (np.count_nonzero(counts) * np.maximum(counts, 1))
     return torch.from_numpy(np.where(counts > 0, weights, 1.0).astype(np.float32))
 

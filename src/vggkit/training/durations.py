@@ -20,6 +20,10 @@ from vggkit.training.train_state import TrainState
 
 TRIED: Final = 4
 """Trial steps by which a training's time is estimated."""
+TOLERANCE: Final = 1.3
+"""Ratio of measured to estimated time above which the remaining time is re-estimated, and its inverse below."""
+MIN_REPORTED_SECONDS: Final = 5.0
+"""Remaining time below which a new estimate is not logged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,14 @@ class Estimate:
         """Of all epochs."""
         return self.first_seconds + (self.epochs - 1) * self.later_seconds
 
+    def describe_left(self, first_seconds: float) -> str | None:
+        """A sentence on the remaining time after the first epoch, if it took another time than estimated."""
+        ratio = first_seconds / self.first_seconds
+        left = (self.epochs - 1) * self.later_seconds * ratio
+        if left < MIN_REPORTED_SECONDS or 1 / TOLERANCE < ratio < TOLERANCE:
+            return None
+        return f"by this epoch's {spell_duration(first_seconds)}: about {spell_duration(left)} left"
+
 
 def estimate_seconds(
     train_state: TrainState,
@@ -46,6 +58,7 @@ def estimate_seconds(
     *,
     preprocessing: Preprocessing,
     write_seconds: float = 0.0,
+    processes: int = 1,
 ) -> Estimate | None:
     """The duration of a training from here, by some trial steps and some decoded images.
 
@@ -58,12 +71,13 @@ def estimate_seconds(
         val: Images to measure each epoch on.
         preprocessing: The preprocessing of images.
         write_seconds: Seconds in which a state is written; an epoch writes one, and the weights of the best epoch.
+        processes: Number of processes that divide each batch.
 
     Raises BadImage for an image that no longer exists.
     """
     recipe, pixels = train_state.recipe, preprocessing.crop_pixels
-    size, epochs = recipe.batch_size, recipe.epochs
-    assert size is not None, "the recipe is resolved"
+    assert recipe.batch_size is not None, "the recipe is resolved"
+    size, epochs = recipe.batch_size // processes, recipe.epochs
     if len(batches) * epochs < 10 * TRIED:  # trial steps are a small part of the training
         return None
     before = {key: value.clone() for key, value in train_state.state().items()}
@@ -82,13 +96,14 @@ def estimate_seconds(
             module.training = training
         for value, learns in learning.items():
             value.requires_grad_(learns)
-    cores, is_processor = count_threads(), train_state.device.type == "cpu"
+    cores, is_processor = max(1, count_threads() // processes), train_state.device.type == "cpu"
 
     def overlap(computing: float, preparing: float, threads: int) -> float:
         """Images are prepared by threads while others are computed; a processor does both."""
         return max(computing + preparing / cores if is_processor else computing, preparing / threads)
 
-    validating = overlap(len(val) * forward / size, len(val) * _time_image(val, preprocessing), cores)
+    measured = len(val) / processes
+    validating = overlap(measured * forward / size, measured * _time_image(val, preprocessing), cores)
 
     def estimate_epoch(image_seconds: float) -> float:
         preparing = batches.count_images() * image_seconds

@@ -32,9 +32,12 @@ from vggkit.files import whole_file
 from vggkit.hardware import computes_bf16, derive_seed
 from vggkit.images.dataset import ImageSample
 from vggkit.images.decoding import Pixels, decode
+from vggkit.images.lazy_images import stream_images
 from vggkit.models.vgg import VGG
 from vggkit.paths import find_home
 from vggkit.training.augmentation import View
+from vggkit.training.batches import number_classes
+from vggkit.training.distributed.process_group import SINGLE, ProcessGroup
 from vggkit.training.recipe import Recipe
 from vggkit.weights.model import Model
 
@@ -155,6 +158,7 @@ def extract_features(
     views: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
     log: Callable[[str], None] | None = None,
+    group: ProcessGroup = SINGLE,
 ) -> Features:
     """Features of labelled images: each view passes the layers below the last one once in all runs.
 
@@ -171,6 +175,8 @@ def extract_features(
         views: V; the first is as when predicting, the others are augmented.
         on_progress: Called with the number of images done and of all.
         log: Called with messages, as sentences.
+        group: The processes; each computes and caches its part of the images, and the first one gets the features
+            of all of them, the others none.
 
     Raises BadImage for an image that cannot be read, BadInput where the network's values overflow, and
     MissingExtra where views need torchvision.
@@ -183,8 +189,8 @@ def extract_features(
     stores = source.open_stores(f"{chosen} on {device.type}")
     # Without anything to compute no engine is built.
     engine = _LateEngine(classifier.network, device, "auto" if precision == "auto" else chosen)
-    numbers = {label: number for number, label in enumerate(classifier.labels)}
-    rows = np.empty((len(images) * views, source.width), np.float32)
+    share = group.take_share(images)
+    rows = np.empty((len(share) * views, source.width), np.float32)
     marks: list[bytes | str] = []
     found = len(rows)
 
@@ -194,7 +200,7 @@ def extract_features(
     together = max(1, TOGETHER // views)
     try:
         for (place, image), (content, missing), computed in stream_rows(
-            engine, enumerate(images), prepare, batch_size=together
+            engine, enumerate(stream_images(share)), prepare, batch_size=together
         ):
             for view, row in zip(missing, computed, strict=True):
                 if overflow := describe_overflow(row):
@@ -207,22 +213,28 @@ def extract_features(
             found -= len(missing)
             marks.append(content if image.group is None else image.group)
             if on_progress:
-                on_progress(place + 1, len(images))
+                on_progress(place + 1, len(share))
     finally:
         for store in stores:
             store.flush()
     if problem := next((store.problem for store in stores if store.problem), None):
         log(f"features are not cached for later runs: {problem}")
+    parts = group.gather((rows, marks, found, engine.description))
+    if not parts:
+        none = np.empty(0, np.int64)
+        return Features(rows[:0], none, none, 0, None)
+    if len(parts) > 1:
+        rows = np.concatenate([part[0] for part in parts])
+    found = sum(part[2] for part in parts)
+    description = next((part[3] for part in parts if part[3]), None)
     kind = "images" if views == 1 else "views of images"
     if found:
         log(f"features of {found:,} of {len(rows):,} {kind} were found in the cache")
-    if engine.description:
-        log(f"features of {len(rows) - found:,} {kind} computed by {engine.description}")
-    _, groups = np.unique([str(mark) for mark in marks], return_inverse=True)
-    targets = np.array([numbers[str(image.label)] for image in images], np.int64)
-    return Features(
-        rows, np.repeat(targets, views), np.repeat(groups.astype(np.int64), views), found, engine.description
-    )
+    if description:
+        log(f"features of {len(rows) - found:,} {kind} computed by {description}")
+    _, groups = np.unique([str(mark) for part in parts for mark in part[1]], return_inverse=True)
+    targets = number_classes(images, classifier.labels)
+    return Features(rows, np.repeat(targets, views), np.repeat(groups.astype(np.int64), views), found, description)
 
 
 class _LateEngine:

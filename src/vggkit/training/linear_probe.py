@@ -9,7 +9,7 @@ Shape letters: N images, K classes.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -21,6 +21,7 @@ from vggkit.images.dataset import ImageSample
 from vggkit.training.batches import weigh_classes
 from vggkit.training.caller_settings import CallerSettings
 from vggkit.training.checkpoint import Epoch, measure_macro_f1
+from vggkit.training.distributed.process_group import SINGLE, ProcessGroup
 from vggkit.training.durations import spell_duration
 from vggkit.training.feature_cache import Features, extract_features
 from vggkit.training.logistic_regression import HeadSolution, solve_head
@@ -35,9 +36,12 @@ class LinearProbe:
     solution: HeadSolution
     """The layer, and how its penalty was chosen."""
     features: Mapping[str, Features]
-    """The features, by split; several rows an image in `train`, where it is seen in several views."""
+    """The features, by split; several rows an image in `train`, where it is seen in several views. Of several
+    processes the first one has them."""
     epoch: Epoch
     """Its losses and its validation accuracy, as those of an epoch."""
+    feature_scale: float
+    """Root mean square of what the last layer reads of the training images."""
 
     def compute_logits(self, split: str) -> NDArray[np.float32]:
         """Logits (N, K) of a split's rows."""
@@ -46,11 +50,6 @@ class LinearProbe:
     def to_provenance(self) -> dict[str, float | int]:
         """The entry on the solution in the provenance of the Classifier's file."""
         return {"l2_penalty": self.solution.strength, "tried": len(self.solution.tried)}
-
-    @property
-    def feature_scale(self) -> float:
-        """Root mean square of what the last layer reads of the training images."""
-        return float(np.sqrt(np.mean(np.square(self.features["train"].rows, dtype=np.float64))))
 
 
 def needs_probe(classifier: Model, caller_settings: CallerSettings) -> bool:
@@ -73,6 +72,7 @@ def fit_probe(
     epoch: int,
     on_progress: Callable[[str, int, int], None],
     log: Callable[[str], None],
+    group: ProcessGroup = SINGLE,
 ) -> LinearProbe:
     """Fit the last layer of a Classifier, in place.
 
@@ -84,12 +84,14 @@ def fit_probe(
         epoch: The number under which its losses are reported.
         on_progress: Called with the current task, how much of it is done, and of how much.
         log: Called with messages, as sentences.
+        group: The processes; each computes features of its part of the images, and the first one solves the layer.
 
     Raises what `extract_features` and `solve_head` raise.
     """
     started = time.monotonic()
     views = {split: recipe.views if split == "train" else 1 for split in splits}
-    pace = _Pace({split: len(images) * views[split] for split, images in splits.items()}, on_progress, log)
+    counts = {split: len(group.take_share(images)) * views[split] for split, images in splits.items()}
+    pace = _Pace(counts, on_progress, log)
     features = {
         split: extract_features(
             classifier,
@@ -101,14 +103,49 @@ def fit_probe(
             views=views[split],
             on_progress=partial(pace.show, split),
             log=log,
+            group=group,
         )
         for split, images in splits.items()
     }
-    weights = weigh_classes(splits["train"], classifier.labels) if recipe.balance == "weights" else None
+
+    def solve() -> LinearProbe:
+        return _solve(
+            classifier.labels,
+            features,
+            recipe,
+            weights=weigh_classes(splits["train"], classifier.labels) if recipe.balance == "weights" else None,
+            started=started,
+            epoch=epoch,
+            on_progress=on_progress,
+            log=log,
+        )
+
+    probe = group.lead(lambda: replace(solve(), features={})) if group.size > 1 else solve()
+    probe = replace(probe, features=features)
+    last = classifier.network.classifier[-1]
+    assert isinstance(last, torch.nn.Linear), "a last layer of two factors is not solved"
+    with torch.no_grad():
+        last.weight.copy_(torch.from_numpy(probe.solution.weight))
+        last.bias.copy_(torch.from_numpy(probe.solution.bias))
+    return probe
+
+
+def _solve(
+    labels: Sequence[str],
+    features: Mapping[str, Features],
+    recipe: Recipe,
+    *,
+    weights: torch.Tensor | None,
+    started: float,
+    epoch: int,
+    on_progress: Callable[[str, int, int], None],
+    log: Callable[[str], None],
+) -> LinearProbe:
+    """The layer for the features of all images; `weights` are those of the classes."""
     solution = solve_head(
         features["train"].rows,
         features["train"].targets,
-        classes=len(classifier.labels),
+        classes=len(labels),
         groups=features["train"].groups,
         class_weights=weights,
         label_smoothing=recipe.label_smoothing,
@@ -117,11 +154,6 @@ def fit_probe(
     )
     for sentence in solution.describe():
         log(sentence)
-    last = classifier.network.classifier[-1]
-    assert isinstance(last, torch.nn.Linear), "a last layer of two factors is not solved"
-    with torch.no_grad():
-        last.weight.copy_(torch.from_numpy(solution.weight))
-        last.bias.copy_(torch.from_numpy(solution.bias))
 
     def measure(split: str) -> tuple[torch.Tensor, torch.Tensor]:
         logits = torch.from_numpy(solution.compute_logits(features[split].rows))
@@ -143,8 +175,9 @@ def fit_probe(
             val_loss=F.cross_entropy(logits, targets).item(),
             val_top1=(logits.argmax(1) == targets).double().mean().item(),
             seconds=time.monotonic() - started,
-            val_macro_f1=measure_macro_f1(logits.argmax(1), targets, classes=len(classifier.labels)),
+            val_macro_f1=measure_macro_f1(logits.argmax(1), targets, classes=len(labels)),
         ),
+        feature_scale=float(np.sqrt(np.mean(np.square(features["train"].rows, dtype=np.float64)))),
     )
 
 

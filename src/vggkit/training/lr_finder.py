@@ -21,7 +21,8 @@ from vggkit.models.vgg import VGG
 from vggkit.training.augmentation import Mixing
 from vggkit.training.batches import TrainingBatches, weigh_classes
 from vggkit.training.caller_settings import NO_SETTINGS, CallerSettings
-from vggkit.training.recipe import Recipe
+from vggkit.training.distributed.process_group import SINGLE, ProcessGroup
+from vggkit.training.recipe import Recipe, find_least_share
 from vggkit.training.train_state import TrainState
 from vggkit.weights.model import Model
 
@@ -63,6 +64,7 @@ def find_learning_rate(
     class_weights: Tensor | None = None,
     caller_settings: CallerSettings = NO_SETTINGS,
     on_step: Callable[[int, int], None] | None = None,
+    group: ProcessGroup = SINGLE,
 ) -> RateSearch:
     """Take one step at each of many learning rates, and suggest the one at which the loss falls steepest.
 
@@ -82,6 +84,7 @@ def find_learning_rate(
         class_weights: (K,), as for `TrainState`.
         caller_settings: As for `TrainState`.
         on_step: Called with the steps that are done, and all of them; a loss that grows ends them early.
+        group: The processes, each of which has its part of the batches.
     """
     assert 0 < lowest < highest, "the rates rise"
     assert steps > 1, "one step has no slope"
@@ -91,6 +94,7 @@ def find_learning_rate(
         device=device,
         class_weights=class_weights,
         caller_settings=caller_settings,
+        group=group,
     )
     train_state.start_epoch(recipe.epochs)
     coming = _repeat(batches)
@@ -104,8 +108,11 @@ def find_learning_rate(
         for place in range(recipe.accumulate):
             images, targets = next(coming)
             counts = train_state.weigh(targets)
-            loss += train_state.compute(images, targets, draw=number * recipe.accumulate + place).item() * counts
+            is_last = place + 1 == recipe.accumulate
+            found = train_state.compute(images, targets, draw=number * recipe.accumulate + place, is_last=is_last)
+            loss += found.item() * counts
             weight += counts
+        loss, weight = group.sum(loss, weight)
         loss /= weight
         if not math.isfinite(loss):
             break
@@ -167,6 +174,7 @@ def search_learning_rate(
     device: torch.device,
     caller_settings: CallerSettings = NO_SETTINGS,
     on_step: Callable[[int, int], None] | None = None,
+    group: ProcessGroup = SINGLE,
 ) -> RateSearch:
     """Look for a learning rate on the batches of a training's first epoch, as the training will see them.
 
@@ -177,6 +185,7 @@ def search_learning_rate(
         device: Where to train.
         caller_settings: The settings of the network that training preserves.
         on_step: Called with the steps that are done, and all of them.
+        group: The processes that train together.
 
     Raises BadConfiguration for `trainable=head`, which has no learning rate.
     """
@@ -186,7 +195,13 @@ def search_learning_rate(
             "leave out --find-learning-rate, or set --trainable top or all"
         )
     batches = TrainingBatches.of(
-        recipe, images, labels=classifier.labels, preprocessing=classifier.preprocessing, device=device
+        recipe,
+        images,
+        labels=classifier.labels,
+        preprocessing=classifier.preprocessing,
+        device=device,
+        group=group,
+        least_share=find_least_share(recipe, batch_norm=classifier.configuration.batch_norm),
     )
     return find_learning_rate(
         classifier.network,
@@ -196,6 +211,7 @@ def search_learning_rate(
         class_weights=weigh_classes(images, classifier.labels) if recipe.balance == "weights" else None,
         caller_settings=caller_settings,
         on_step=on_step,
+        group=group,
     )
 
 

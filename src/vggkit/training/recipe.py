@@ -16,6 +16,7 @@ Augmentation = Literal["auto", "none", "shift", "photo"]
 Mirror = Literal["auto", "none", "random", "alternating"]
 Balance = Literal["none", "weights", "sampling"]
 Monitor = Literal["top1", "loss", "macro-f1"]
+GradientCompression = Literal["none", "bf16", "powersgd"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +38,8 @@ class Recipe:
     epochs: int = 10
     """Number of passes over the training images; trainable=head needs none."""
     batch_size: int | None = None
-    """Images in a batch. Default: as many as fit in memory and the machine computes fast, at most 32 at 224
-    pixels."""
+    """Images in a batch, of all processes together. Default: as many as fit in memory and the machine computes
+    fast, at most 32 at 224 pixels for each process."""
     optimizer: Optimizer = "sgd"
     """sgd (with Nesterov momentum), adamw, or muon (Muon for convolutions and AdamW for the rest)."""
     learning_rate: float | None = None
@@ -102,6 +103,15 @@ class Recipe:
     fold: str | None = None
     """Cross-validation, such as 2/5: validate on the second of five folds and train on the others. The data's own
     train and val splits are joined."""
+    sync_norm: bool = False
+    """On several processes (torchrun): normalise by the statistics of all images of a batch, and not by those of
+    each process alone."""
+    gradient_compression: GradientCompression = "none"
+    """On several processes: how gradients are sent. none: exactly. bf16: rounded to bfloat16, half the bytes.
+    powersgd: each matrix as two thin ones, with what is lost added to the next step (Vogels et al. 2019)."""
+    split_head: bool = False
+    """On several processes: split the fully connected layers over them, and exchange activations in place of their
+    gradients, which stay exact (Krizhevsky 2014)."""
     seed: int = 0
     """Seed of every random draw."""
 
@@ -194,6 +204,11 @@ def rank_epoch(
     return figures[monitor], -val_loss
 
 
+def find_least_share(recipe: Recipe, *, batch_norm: bool) -> int:
+    """Images that each process needs of a batch: batch norm on its own ones cannot train on a single image."""
+    return 2 if batch_norm and not (recipe.sync_norm or recipe.freeze_norm) else 1
+
+
 def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -217,7 +232,7 @@ _RULES: dict[str, _Rule] = {
     "layer_decay": (lambda value: is_number(value) and 0 < value <= 1, "above 0 and at most 1"),
     "random_erasing": (lambda value: is_number(value) and 0 <= value <= 1, "in [0, 1]"),
     "rand_augment": (lambda value: _is_whole(value) and 0 <= value <= 30, "a whole number from 0 to 30"),
-    "freeze_norm": _SWITCH,
+    **dict.fromkeys(("freeze_norm", "sync_norm", "split_head"), _SWITCH),
 }
 STEPWISE = {
     field.name: field.default
@@ -225,7 +240,7 @@ STEPWISE = {
     if field.name
     in (
         *("learning_rate", "weight_decay", "layer_decay", "accumulate", "ema_decay", "patience"),
-        *("mixup", "cutmix", "optimizer", "freeze_norm"),
+        *("mixup", "cutmix", "optimizer", "freeze_norm", "sync_norm", "gradient_compression", "split_head"),
     )
 }
 """Fields that only training by gradient descent uses, with their defaults."""

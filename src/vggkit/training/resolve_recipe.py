@@ -9,7 +9,7 @@ from vggkit.images.class_names import shorten_names
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import Configuration
 from vggkit.training.parameter_groups import list_learnt
-from vggkit.training.recipe import STEPWISE, Recipe
+from vggkit.training.recipe import STEPWISE, Recipe, find_least_share
 from vggkit.weights.origin import WeightsOrigin
 
 FEW: Final = 2_000
@@ -36,6 +36,8 @@ class Situation:
     """Whether the machine computes several times as fast in bfloat16."""
     frozen: frozenset[str] = frozenset()
     """Keys of the parameters that the caller froze (requires_grad=False)."""
+    processes: int = 1
+    """Number of processes that train together."""
 
 
 def resolve_recipe(
@@ -81,10 +83,36 @@ def resolve_recipe(
         recipe = replace(recipe, batch_size=32)  # only for measuring
     if recipe.batch_size is None:
         choose("batch_size", *choose_batch_size(recipe))
+    if situation.processes > 1 and recipe.trainable != "head":
+        reasons.append(_divide_batch(recipe, situation))
     _check_batch_norm(recipe, situation)
     if recipe.learning_rate is None and recipe.trainable != "head":
         choose("learning_rate", *_choose_rate(recipe, situation))
+    elif recipe.learning_rate is not None and situation.processes > 1:
+        reasons.append(
+            f"learning rate {recipe.learning_rate:g}, as given, for {_count_together(recipe)} images a step: it is "
+            "not scaled by the number of processes"
+        )
     return recipe, reasons
+
+
+def _divide_batch(recipe: Recipe, situation: Situation) -> str:
+    """A sentence on each process's part of a batch; raises BadConfiguration where there is none."""
+    size, processes = recipe.batch_size, situation.processes
+    assert size is not None, "it was chosen before"
+    if size % processes:
+        near = sorted({max(1, size // processes) * processes, (size // processes + 1) * processes})
+        raise BadConfiguration(
+            f"batch_size counts the images of all processes together, and {size} cannot be divided by {processes} "
+            f"processes; take {' or '.join(map(str, near))}"
+        )
+    least = processes * find_least_share(recipe, batch_norm=situation.configuration.batch_norm)
+    if situation.images < least:
+        raise BadConfiguration(
+            f"{processes} processes need {least} training images or more, and there are {situation.images}; start "
+            "fewer of them"
+        )
+    return f"{processes} processes: batches of {size} images, {size // processes} in each process"
 
 
 def _choose_trainable(recipe: Recipe, situation: Situation) -> tuple[str, str]:
@@ -181,10 +209,11 @@ def _check_frozen(recipe: Recipe, situation: Situation) -> None:
 def _check_batch_norm(recipe: Recipe, situation: Situation) -> None:
     side = situation.preprocessing.crop_pixels
     frozen = recipe.freeze_norm or recipe.trainable == "head"
-    if recipe.batch_size == 1 and not frozen and _smallest_normed_side(situation.configuration, side) == 1:
+    alone = recipe.batch_size is not None and recipe.batch_size // (1 if recipe.sync_norm else situation.processes)
+    if alone == 1 and not frozen and _smallest_normed_side(situation.configuration, side) == 1:
         raise BadConfiguration(
-            "batch_size must be 2 or more here: batch norm has one value a channel of a single image "
-            f"with an input of {side} pixels, and nothing to normalise by"
+            f"batch_size must be {2 * situation.processes} or more here: batch norm has one value a channel of a "
+            f"single image with an input of {side} pixels, and nothing to normalise by"
         )
 
 
@@ -195,8 +224,15 @@ def _choose_rate(recipe: Recipe, situation: Situation) -> tuple[float, str]:
     rate = float(f"{rate * (recipe.batch_size * recipe.accumulate / 32) ** 0.5:.2g}")
     norm = "with" if normed else "without"
     start = "given" if given else "random"
-    together = recipe.batch_size * recipe.accumulate
-    return rate, f"{recipe.optimizer} {norm} batch norm, {start} weights, {together} images a step"
+    reason = f"{recipe.optimizer} {norm} batch norm, {start} weights, {_count_together(recipe)} images a step"
+    if situation.processes > 1:
+        reason += " of all processes; it grows with the square root of the images a step (Krizhevsky 2014)"
+    return rate, reason
+
+
+def _count_together(recipe: Recipe) -> int:
+    """Images a step, of all processes."""
+    return (recipe.batch_size or 1) * recipe.accumulate
 
 
 def _smallest_normed_side(configuration: Configuration, pixels: int) -> int:

@@ -4,21 +4,29 @@ Shape letters: N images, C channels, H and W pixels, K classes.
 """
 
 import copy
+import gc
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vggkit.hardware import computes_bf16, derive_seed
+from vggkit.errors import BadConfiguration
+from vggkit.hardware import derive_seed
 from vggkit.models.vgg import VGG
 from vggkit.training.caller_settings import NO_SETTINGS, CallerSettings
 from vggkit.training.distillation import Teacher
+from vggkit.training.distributed.gradients import GradientExchange
+from vggkit.training.distributed.process_group import SINGLE, ProcessGroup
+from vggkit.training.distributed.split_head import SplitHead
+from vggkit.training.distributed.synchronized_norm import average_statistics
+from vggkit.training.forward_pass import ForwardPass
 from vggkit.training.optimizers import build_optimizers, name_last_weight, open_layers, scale_rates, set_rate
 from vggkit.training.parameter_groups import list_learnt
+from vggkit.training.precision import choose_autocast, copy_in_bfloat16
 from vggkit.training.recipe import Recipe
 
 PLANES: Final = torch.channels_last
@@ -43,6 +51,8 @@ class TrainState:
             with what it reads, would leave the others nothing when they are clipped, and its steps break it.
         caller_settings: Settings of the network that training preserves.
         teacher: A trained network that it learns from beside the labels.
+        group: The processes that learn together, each from its part of every batch. They have the same weights
+            after each step, and call each method together.
     """
 
     def __init__(
@@ -55,25 +65,55 @@ class TrainState:
         feature_scale: float = 1.0,
         caller_settings: CallerSettings = NO_SETTINGS,
         teacher: Teacher | None = None,
+        group: ProcessGroup = SINGLE,
     ) -> None:
-        self._teacher = teacher
+        self._teacher, self._group = teacher, group
         self.network: VGG = network.to(device, memory_format=PLANES)  # type: ignore[call-overload]
         self.recipe, self.device, self.caller_settings = recipe, device, caller_settings
-        self.compute_copy = _copy_in_bfloat16(self.network) if recipe.precision == "bf16" else self.network
+        self.compute_copy = copy_in_bfloat16(self.network) if recipe.precision == "bf16" else self.network
         self.average = copy.deepcopy(self.network).requires_grad_(False) if recipe.ema_decay else None
         self._class_weights = None if class_weights is None else class_weights.to(device)
         self._counts = None if class_weights is None else class_weights.double().cpu()
-        self._autocast = _choose_autocast(device) if recipe.precision == "amp" else None
+        self._autocast = choose_autocast(device) if recipe.precision == "amp" else None
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._autocast is torch.float16)
+        self._split: SplitHead | None = None
+        if recipe.split_head and group.size > 1:
+            if self._scaler.is_enabled():
+                raise BadConfiguration(
+                    "split_head=true cannot be combined with precision=amp on a GPU without bfloat16; take "
+                    "precision=fp32"
+                )
+            self._split = SplitHead(self.compute_copy, group)
+        self._forward = ForwardPass(
+            self.compute_copy,
+            split=self._split,
+            sync_norm=recipe.sync_norm and group.size > 1,
+            keeps_maps=teacher is not None,
+        )
+        self._exchange: GradientExchange | None = None
+        self._sent_before: dict[str, Tensor] = {}
 
         learning = [key for key in list_learnt(network.configuration, recipe) if key not in caller_settings.frozen]
-        whole, working = dict(self.network.named_parameters()), dict(self.compute_copy.named_parameters())
+        whole: dict[str, Tensor] = dict(self.network.named_parameters())
+        working = dict(self.compute_copy.named_parameters())
+        self._parts: dict[str, Tensor] = {}
+        self._average_parts: dict[str, Tensor] = {}
+        if self._split is not None:
+            for key, part in self._split.named_parts():
+                own = part.detach() if recipe.precision != "bf16" else self._split.cut(key, whole[key].detach())
+                self._parts[key], working[key] = own, part
+                if self.average is not None:
+                    self._average_parts[key] = own.clone()
+        whole |= self._parts
         self._working = [working[key] for key in learning]
         self._whole = [whole[key].detach() for key in learning]
         # Muon steps matrices: a kernel a row, its numbers as they lie in memory.
         shape = _as_matrix if recipe.optimizer == "muon" else lambda value: value
         self._stepped = {key: shape(value) for key, value in zip(learning, self._whole, strict=True)}
         self._gradients = [torch.zeros_like(value) for value in self._whole]
+        self._own_gradients = [
+            gradient for key, gradient in zip(learning, self._gradients, strict=True) if key in self._parts
+        ]
         for value, gradient in zip(self._stepped.values(), self._gradients, strict=True):
             value.grad = shape(gradient)
         self._fresh = True
@@ -93,6 +133,22 @@ class TrainState:
     def start_epoch(self, epoch: int) -> None:
         """Unfreeze the layers that are trained in this epoch, counted from 1."""
         open_layers(self.compute_copy, self.recipe, epoch, caller_settings=self.caller_settings)
+        if self._group.size == 1:
+            return
+        if self._split is not None:
+            for key, part in self._split.named_parts():
+                part.requires_grad_(self.compute_copy.get_parameter(key).requires_grad)
+        if self._exchange is None or not self._exchange.fits(self._forward):
+            self._exchange = None
+            gc.collect()  # the earlier one's hooks on parameters
+            self._exchange = GradientExchange(
+                self._forward,
+                compression=self.recipe.gradient_compression,
+                group=self._group,
+                device=self.device,
+            )
+            self._exchange.restore(self._sent_before)
+        self._sent_before = {}
 
     def weigh(self, targets: Tensor) -> float:
         """The weight of a batch in a mean over several: its number of images, or the sum of their class weights.
@@ -103,42 +159,52 @@ class TrainState:
             return float(len(targets))
         return float(self._counts[targets.cpu()].sum())
 
-    def compute(self, images: Tensor, targets: Tensor, *, draw: int) -> Tensor:
+    def compute(self, images: Tensor, targets: Tensor, *, draw: int, is_last: bool = True) -> Tensor:
         """Loss of a batch, whose gradients join those of the batches since the last step.
 
         A step takes the gradient of the mean over all of its batches' images, as if they were one batch.
 
         Args:
-            images: (N, C, H, W), float32.
+            images: (N, C, H, W), float32; of several processes each has its part of the batch.
             targets: (N,) classes, or (N, K) shares of each.
             draw: A number that dropout draws by, of no other batch.
+            is_last: Whether a step follows, so that processes exchange their gradients.
 
-        Returns the batch's mean cross-entropy in nats, or with a teacher its loss, a scalar on the device.
+        Returns the mean cross-entropy of these images in nats, or with a teacher its loss, a scalar on the device.
         """
-        weight = self.weigh(targets)
+        weight, size = self.weigh(targets), self._group.size
         if self._fresh:  # gradients are added up in units of the first batch's, and divided in the step
-            self._weight, self._unit = 0.0, weight
+            self._weight, self._unit = 0.0, weight if size == 1 else float(self.recipe.batch_size or 1)
         self._weight += weight
         kind = torch.bfloat16 if self.recipe.precision == "bf16" else torch.float32
         images = images.to(self.device, kind, memory_format=PLANES, non_blocking=True)
         targets = targets.to(self.device, non_blocking=True)
-        # Dropout uses torch's generator, whose state is restored.
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(derive_seed(self.recipe.seed, "dropout", draw))
-            with torch.autocast(self.device.type, self._autocast, enabled=self._autocast is not None):
-                if self._teacher is None:
-                    maps, logits = images, self.compute_copy(images)
-                else:
-                    maps = self.compute_copy.features(images)
-                    logits = self.compute_copy.read(maps, self.compute_copy.classifier)
-        loss = F.cross_entropy(
-            logits.float(), targets, weight=self._class_weights, label_smoothing=self.recipe.label_smoothing
-        )
-        if self._teacher is not None:
-            loss = self._teacher.join(loss, images, logits, maps)
-        self._scaler.scale(loss * (weight / self._unit)).backward()
+        forward = self._forward if self._exchange is None else self._exchange.forward
+        with nullcontext() if is_last or self._exchange is None else self._exchange.wait():
+            # Dropout uses torch's generator, whose state is restored.
+            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+                torch.manual_seed(derive_seed(self.recipe.seed, "dropout", draw, *self._group.seed_parts))
+                with torch.autocast(self.device.type, self._autocast, enabled=self._autocast is not None):
+                    maps, logits = forward(images)
+            loss = F.cross_entropy(
+                logits.float(), targets, weight=self._class_weights, label_smoothing=self.recipe.label_smoothing
+            )
+            if self._teacher is not None:
+                loss = self._teacher.join(loss, images, logits, maps)
+            if is_last and size > 1 and not self._fresh:
+                self._lay_out()
+            # The exchange divides the sum by the number of processes.
+            self._scaler.scale(loss * (weight / self._unit * size)).backward()
         self._collect()
         return loss.detach()
+
+    @torch.no_grad()
+    def _lay_out(self) -> None:
+        """Give the gradients of earlier batches back to the compute copy, to be sent with the last one's."""
+        for gradient, working in zip(self._gradients, self._working, strict=True):
+            if working.requires_grad:
+                working.grad = gradient.to(working.dtype, copy=True)
+        self._fresh = True
 
     @torch.no_grad()
     def _collect(self) -> None:
@@ -170,8 +236,11 @@ class TrainState:
             self._scaler.unscale_(optimizer)
         if self._last is not None and self.feature_scale > 1:
             self._gradients[self._last].div_(self.feature_scale)
-        share = self._unit / self._weight
-        length = float(nn.utils.get_total_norm(present)) * share
+        if self._split is not None:  # of these the sum over the processes is complete
+            torch._foreach_div_(self._own_gradients, self._group.size)
+        (weight,) = self._group.sum(self._weight)
+        share = self._unit / weight
+        length = self._measure_length(present) * share
         if self.recipe.clip_norm and length > self.recipe.clip_norm:
             share *= self.recipe.clip_norm / length
         if share != 1:
@@ -183,11 +252,24 @@ class TrainState:
                     optimizer.step()
             if self.compute_copy is not self.network:
                 torch._foreach_copy_(self._working, self._whole)
+            if self._group.size > 1 and not self.recipe.sync_norm:
+                average_statistics(self.network, self._group.size)
             if self.average is not None:
                 self._move_average(number)
         self._scaler.update()
         self._fresh = True
         return math.isfinite(length) or self._scaler.is_enabled()
+
+    def _measure_length(self, gradients: list[Tensor]) -> float:
+        """The norm of all gradients together, of which processes may have a part each."""
+        if self._split is None:
+            return float(nn.utils.get_total_norm(gradients))
+        places = {id(gradient) for gradient in self._own_gradients}
+        own = [gradient for gradient in gradients if id(gradient) in places]
+        shared = [gradient for gradient in gradients if id(gradient) not in places]
+        # Each process has the norm of the shared ones, and a part of the others'.
+        (squares,) = self._group.sum(float(nn.utils.get_total_norm(own)) ** 2)
+        return math.sqrt(squares + float(nn.utils.get_total_norm(shared)) ** 2)
 
     @contextmanager
     def _frozen_left_out(self, learning: list[bool]) -> Iterator[None]:
@@ -210,9 +292,23 @@ class TrainState:
         torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
         for mine, theirs in zip(self.average.buffers(), self.network.buffers(), strict=True):
             mine.copy_(theirs)
+        if self._parts:
+            torch._foreach_lerp_(list(self._average_parts.values()), list(self._parts.values()), 1 - decay)
+
+    def join_parts(self) -> None:
+        """Make `network` and `evaluated` whole where processes have a part of them each."""
+        if self._split is None:
+            return
+        self._split.write_back(self.network, self._parts)
+        if self.average is not None:
+            self._split.write_back(self.average, self._average_parts)
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor that the next step depends on, by key; they change during training."""
+        """Every tensor that the next step depends on, by key; they change during training.
+
+        Of several processes the first one's is complete; files of one and of several processes are alike.
+        """
+        self.join_parts()
         found = {f"network/{key}": value for key, value in self.network.state_dict().items()}
         if self.average is not None:
             found |= {f"average/{key}": value for key, value in self.average.state_dict().items()}
@@ -220,7 +316,10 @@ class TrainState:
             for optimizer in self.optimizers:
                 for name, moment in optimizer.state.get(value, {}).items():
                     if isinstance(moment, Tensor):
-                        found[f"optimizer/{key}/{name}"] = moment
+                        is_part = key in self._parts and moment.shape == self._parts[key].shape
+                        split = self._split if is_part else None
+                        found[f"optimizer/{key}/{name}"] = moment if split is None else split.join(key, moment)
+        found |= self._sent_before if self._exchange is None else self._exchange.state()
         found["feature_scale"] = torch.tensor(self.feature_scale, dtype=torch.float64)
         return found | {
             f"scaler/{name}": torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else torch.int64)
@@ -233,6 +332,12 @@ class TrainState:
         for name, network in (("network", self.network), ("average", self.average)):
             if network is not None:
                 network.load_state_dict({k: state[f"{name}/{k}"] for k in network.state_dict()})
+        split = self._split
+        for name, parts in (("network", self._parts), ("average", self._average_parts)):
+            for key, part in parts.items():
+                assert split is not None
+                part.copy_(split.cut(key, state[f"{name}/{key}"]))
+        self._exchange, self._sent_before = None, {k: v for k, v in state.items() if k.startswith("powersgd/")}
         owners = {
             id(value): optimizer
             for optimizer in self.optimizers
@@ -243,7 +348,10 @@ class TrainState:
             moment = owners[id(value)].state[value]
             moment.clear()
             start = f"optimizer/{key}/"
-            for name, given in ((k.removeprefix(start), v) for k, v in state.items() if k.startswith(start)):
+            for name, whole in ((k.removeprefix(start), v) for k, v in state.items() if k.startswith(start)):
+                given = whole
+                if split is not None and key in self._parts and whole.dim():
+                    given = split.cut(key, whole)
                 # As the weights lie in memory: fused steps go through both in one pass.
                 like = value if given.shape == value.shape else given.to(self.device)
                 moment[name] = torch.empty_like(like, dtype=given.dtype).copy_(given)
@@ -253,24 +361,12 @@ class TrainState:
         if self.compute_copy is not self.network:
             for working, whole in zip(self.compute_copy.parameters(), self.network.parameters(), strict=True):
                 working.copy_(whole)
+            if split is not None:
+                for key, part in split.named_parts():
+                    part.copy_(self._parts[key])
         self._fresh = True
-
-
-def _copy_in_bfloat16(network: VGG) -> VGG:
-    """The network in bfloat16; its batch norms are the given network's own, in float32."""
-    norms = {id(module): module for module in network.modules() if isinstance(module, nn.BatchNorm2d)}
-    copied = copy.deepcopy(network, norms)  # modules in deepcopy's memo stay shared
-    for module in copied.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            module.to(torch.bfloat16)
-    return copied
 
 
 def _as_matrix(value: Tensor) -> Tensor:
     """A view (O, C·H·W) of kernels (O, C, H, W) that lie in channels_last; anything else as it is."""
     return value.permute(0, 2, 3, 1).view(len(value), -1) if value.dim() == 4 else value
-
-
-def _choose_autocast(device: torch.device) -> torch.dtype:
-    """bfloat16, and float16 on the GPUs that are older than it."""
-    return torch.float16 if device.type == "cuda" and not computes_bf16(device) else torch.bfloat16

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from vggkit.errors import BadCheckpoint, BadDownload, BadOutput, MissingExtra, VggkitError
+from vggkit.files import write_text
 from vggkit.paths import is_offline
 from vggkit.weights.card import find_card
 from vggkit.weights.model_card import write_model_card
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from vggkit.weights.model import Model
 
 FILE: Final = "model.safetensors"
+CARD: Final = "README.md"
 ADDRESS: Final = re.compile(r"hf:/+([^@]*)(?:@([^@]+))?")
 """A pathlib.Path has one slash of the two."""
 REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -55,12 +57,41 @@ def push(
     if not isinstance(repository, str) or not REPOSITORY.fullmatch(repository):
         raise BadOutput(f"{repository!r}: is not a repository of the hub, which is owner/name")
     with tempfile.TemporaryDirectory(prefix="vggkit-") as folder:
-        file = Path(folder) / FILE
-        classifier.save(file)
-        card = write_model_card(classifier.card, repository=repository)
-        return publish_files(
-            repository, {FILE: file, "README.md": card.encode()}, private=private, token=token, message=message
-        )
+        files = write_repository(classifier, Path(folder), repository=repository)
+        return publish_files(repository, files, private=private, token=token, message=message)
+
+
+def write_repository(
+    classifier: "Model", folder: Path, *, repository: str = "owner/name"
+) -> dict[str, Path | bytes]:
+    """The files of a repository, in a folder that is made where there is none: by name, where each is.
+
+    Args:
+        classifier: The Classifier.
+        folder: Where `model.safetensors` and the model card `README.md` are written.
+        repository: The name that the card states in its examples.
+
+    Raises BadOutput.
+    """
+    files = {FILE: folder / FILE, CARD: folder / CARD}
+    classifier.save(files[FILE])
+    write_text(files[CARD], write_model_card(classifier.card, repository=repository))
+    return dict(files)
+
+
+def read_name(given: str | Path, revision: str | None) -> str | Path:
+    """What `from_pretrained` was given, as a place: `owner/name`, which is not there as a path, is an address.
+
+    Raises BadCheckpoint for a revision of anything else.
+    """
+    spelled = _spell(given)
+    if isinstance(given, str) and REPOSITORY.fullmatch(given) and not Path(given).exists():
+        spelled = given = f"hf://{given}"
+    if revision is None:
+        return given
+    if not is_address(spelled) or "@" in spelled:
+        raise BadCheckpoint(f"{given}: revision={revision!r} is of a repository of the hub, owner/name")
+    return f"{spelled}@{revision}"
 
 
 def is_address(path: str | Path) -> bool:

@@ -156,9 +156,15 @@ def _describe_network(c: Configuration) -> str:
 
 def _describe_preprocessing(card: Card) -> str:
     p = card.preprocessing
+    side = f"{p.crop_pixels} × {p.crop_pixels} pixels"
+    fits = {
+        "crop": {"short side resized to": f"{p.resize_pixels} pixels", "middle cropped to": side},
+        "pad": {"long side resized to": f"{p.crop_pixels} pixels", "padded with the mean to": side},
+        "stretch": {"stretched to": side},
+    }
     rows = {
-        "short side resized to": f"{p.resize_pixels} pixels, {p.interpolation}, antialiased",
-        "middle cropped to": f"{p.crop_pixels} × {p.crop_pixels} pixels",
+        **fits[p.fit_mode],
+        "resampling": f"{p.interpolation}, antialiased",
         "channels": {"L": "grey"}.get(p.channel_order, p.channel_order),
         "values": f"0 to {p.full_value:g}",
         "minus mean": ", ".join(f"{value:g}" for value in p.mean),

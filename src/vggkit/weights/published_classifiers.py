@@ -13,11 +13,12 @@ from vggkit.errors import BadCheckpoint
 from vggkit.files import take_turn, whole_file
 from vggkit.models.configuration import Configuration, find_configuration, list_models
 from vggkit.paths import find_home
+from vggkit.weights.bundled import BUNDLED
 from vggkit.weights.card import Card
 from vggkit.weights.dialects import Place, map_keys
 from vggkit.weights.origin import WeightsOrigin
 from vggkit.weights.pretrained import FetchedWeights, fetch
-from vggkit.weights.published import PublishedWeights, find_published, imagenet_labels
+from vggkit.weights.published import PUBLISHED, PublishedWeights, find_published, imagenet_labels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +38,16 @@ def is_model_name(place: str | Path) -> bool:
     (True, False)
     """
     return str(place) in list_models() and not Path(place).exists()
+
+
+def list_classifiers() -> list[str]:
+    """The names that `vggkit.load` opens, and every command that takes a MODEL: networks with published ImageNet
+    weights, and the classifiers that come with vggkit.
+
+    >>> list_classifiers()[-2:]
+    ['vgg19_bn', 'digits']
+    """
+    return [*(record.model for record in PUBLISHED if record.tag == "imagenet"), *BUNDLED]
 
 
 def find_published_for(weights: str | Path | None, model: str) -> PublishedWeights | None:

@@ -37,11 +37,11 @@ def explain_errors(
         return {}
     explainer = build_explainer(classifier, plan, device=device)
     assert isinstance(explainer, ClosedExplainer)
-    by_path = {image.path: image for image in images}
+    by_path = {image.name: image for image in images}
     found: dict[str, Explanation] = {}
     for number in sorted({int(predictions.predicted[place]) for place in wrong}):
         paths = [predictions.paths[place] for place in wrong if predictions.predicted[place] == number]
         shown = [by_path[path] for path in paths if path in by_path]
         for each in iterate_explanations(explainer.of_class(number), classifier.card, shown):
-            found[each.image.path] = each.explanation
+            found[each.image.name] = each.explanation
     return found

@@ -11,15 +11,9 @@ import torch
 
 from vggkit.classifier import Classifier
 from vggkit.errors import BadImage, BadOutput
-from vggkit.evaluation.calibration import fit_temperature
 from vggkit.evaluation.evaluation import Evaluation
-from vggkit.evaluation.measure import CALIBRATED_HERE, predict_labelled
-from vggkit.evaluation.metrics import score
-from vggkit.evaluation.predictions import Predictions
-from vggkit.evaluation.protocols import plan_protocol, prepare_engines
 from vggkit.hardware import find_peak_memory
-from vggkit.images.class_names import shorten_names
-from vggkit.images.dataset import ImageDataset, identify_images
+from vggkit.images.dataset import ImageDataset
 from vggkit.interruption import handle_signals
 from vggkit.models.vgg import VGG
 from vggkit.notebook import write_html
@@ -28,12 +22,16 @@ from vggkit.reports.loggers import open_loggers
 from vggkit.reports.plots import PlotEnding
 from vggkit.reports.progress import ProgressLine
 from vggkit.reports.run_plots import plot_strengths
+from vggkit.training.callbacks import Callbacks, find_best
 from vggkit.training.caller_settings import CallerSettings
 from vggkit.training.checkpoint import Checkpoints, Epoch, Progress
 from vggkit.training.distillation import open_teacher
+from vggkit.training.distributed.process_group import SINGLE, ProcessGroup
 from vggkit.training.recipe import Monitor, Recipe
-from vggkit.training.trainer import Callbacks, FitResult, State, Trainer, find_best
+from vggkit.training.trainer import State, Trainer
+from vggkit.weights.card import Card
 from vggkit.weights.model import Model
+from vggkit.workflows.evaluate_best import evaluate_best
 from vggkit.workflows.explain_errors import explain_errors
 from vggkit.workflows.run_config import NetworkChoice, RunConfig
 from vggkit.workflows.run_folder import fill_folder, list_metrics, track_run
@@ -91,25 +89,15 @@ def fit_and_record(
     line: ProgressLine,
     on_epoch: OnEpoch | None = None,
     resumed: bool = False,
+    group: ProcessGroup = SINGLE,
 ) -> TrainingRun:
-    """Fit, evaluate and write the results; if stopped, print the command that continues."""
+    """Fit, evaluate and write the results; if stopped, print the command that continues.
+
+    Of several processes each trains and evaluates its part, and the first one writes.
+    """
     recipe, last = config.resolved, directory / "last.ckpt"
-    # What the states of a run belong to; one that is not the same to the last bit is another run's.
-    identity = {
-        "recipe": recipe.to_dict(),
-        "network": asdict(config.network),
-        "by_hand": dict(config.found.get("by_hand", {})),
-        "images": dict(contents),
-        "teacher": {"place": config.teacher},
-    }
-    checkpoints = Checkpoints(
-        directory,
-        card=classifier.card,
-        identity=identity,
-        usual={"recipe": Recipe().to_dict(), "network": asdict(NetworkChoice()), "teacher": {"place": None}},
-        changeable={"recipe": {"epochs"}},
-    )
-    state, progress = _restore(classifier, checkpoints, caller_settings) if resumed else (None, Progress())
+    checkpoints = _open_checkpoints(classifier, config, contents, directory)
+    state, progress = _restore(classifier, checkpoints, caller_settings, group) if resumed else (None, Progress())
     if resumed:
         line.log(f"resuming {directory} in epoch {progress.epoch}, after {progress.batches} of its batches")
     noted = {
@@ -124,10 +112,11 @@ def fit_and_record(
         signals = stack.enter_context(
             handle_signals(lambda: f"vggkit train --resume {directory}" if last.is_file() else "")
         )
-        tracker = stack.enter_context(track_run(directory, epochs=epochs))
-        loggers = stack.enter_context(
-            open_loggers(config.loggers, directory, config=recipe.to_dict(), title=directory.name, log=line.log)
-        )
+        if group.is_first:
+            tracker = stack.enter_context(track_run(directory, epochs=epochs))
+            loggers = stack.enter_context(
+                open_loggers(config.loggers, directory, config=recipe.to_dict(), title=directory.name, log=line.log)
+            )
 
         def record(history: tuple[Epoch, ...], network: VGG) -> None:
             epoch, best = history[-1], find_best(history, recipe.monitor)
@@ -170,6 +159,7 @@ def fit_and_record(
                 warn=line.warn,
                 signals=signals,
             ),
+            group=group,
         )
         try:
             result = trainer.fit(state, progress=progress)
@@ -178,10 +168,13 @@ def fit_and_record(
                 raise
             again = f"the last state is saved; resume with: vggkit train --resume {directory}"
             raise type(problem)(f"{problem}; {again}") from problem
-        best = Model.load(directory / BEST)
-        classifier.network.load_state_dict(best.network.state_dict())
-        classifier.card = best.card.of_other_weights()
-        evaluation = _evaluate(classifier, dataset, recipe, result, device=device, line=line)
+        weights, card = group.lead_tensors(lambda: _load_best(directory))
+        classifier.network.load_state_dict(weights)
+        classifier.card = card.of_other_weights()
+        evaluation = evaluate_best(classifier, dataset, recipe, result, device=device, line=line, group=group)
+        held = classifier if isinstance(classifier, Classifier) else Classifier.of(classifier)
+        if not group.is_first:
+            return TrainingRun(held, directory, result.history, result.best_epoch, evaluation)
         classifier.save(
             directory / BEST,
             provenance={
@@ -207,99 +200,44 @@ def fit_and_record(
             plots=plots,
             explanations=explain_errors(classifier, evaluation.predictions, images, device=str(device)),
         )
-    held = classifier if isinstance(classifier, Classifier) else Classifier.of(classifier)
     return TrainingRun(held, directory, result.history, result.best_epoch, evaluation)
 
 
+def _open_checkpoints(
+    classifier: Model, config: RunConfig, contents: Mapping[str, str], directory: Path
+) -> Checkpoints:
+    """The states of the run."""
+    # What the states of a run belong to; one that is not the same to the last bit is another run's.
+    identity = {
+        "recipe": config.resolved.to_dict(),
+        "network": asdict(config.network),
+        "by_hand": dict(config.found.get("by_hand", {})),
+        "images": dict(contents),
+        "teacher": {"place": config.teacher},
+    }
+    return Checkpoints(
+        directory,
+        card=classifier.card,
+        identity=identity,
+        usual={"recipe": Recipe().to_dict(), "network": asdict(NetworkChoice()), "teacher": {"place": None}},
+        changeable={"recipe": {"epochs"}},
+    )
+
+
+def _load_best(directory: Path) -> tuple[State, Card]:
+    best = Model.load(directory / BEST)
+    return best.network.state_dict(), best.card
+
+
 def _restore(
-    classifier: Model, checkpoints: Checkpoints, caller_settings: CallerSettings
+    classifier: Model, checkpoints: Checkpoints, caller_settings: CallerSettings, group: ProcessGroup
 ) -> tuple[State, Progress]:
     """The last state of a run, with its weights in the network; raises BadCheckpoint."""
-    state, progress = checkpoints.read_last()
+    state, progress = group.lead_tensors(checkpoints.read_last)
     start = {key.removeprefix("network/"): value for key, value in state.items() if key.startswith("network/")}
     classifier.network.load_state_dict(start, assign=True)
     caller_settings.restore(classifier.network.requires_grad_(True))
     return state, progress
-
-
-def _evaluate(
-    classifier: Model,
-    dataset: ImageDataset,
-    recipe: Recipe,
-    result: FitResult,
-    *,
-    device: torch.device,
-    line: ProgressLine,
-) -> Evaluation:
-    """Evaluate the best weights on the test split, or else on the validation split, on which the temperature of the
-    probabilities is fitted first.
-    """
-    split = "test" if "test" in dataset.splits else "val"
-    protocol = plan_protocol("single", classifier.preprocessing)
-    if result.probe is None:
-        engines = prepare_engines(classifier, protocol, device=device)
-
-    def predict(split: str) -> Predictions:
-        images = dataset.split(split)
-        if result.probe is not None:
-            return Predictions.of(
-                result.probe.compute_logits(split),
-                result.probe.features[split].targets,
-                labels=classifier.labels,
-                paths=[image.path for image in images],
-            )
-        predictions, unreadable = predict_labelled(
-            classifier,
-            images,
-            protocol,
-            engines=engines,
-            batch_size=recipe.batch_size or 32,
-            on_progress=lambda done, total: line.show(f"evaluating on {split}", done, total),
-        )
-        if unreadable:
-            raise BadImage(f"{unreadable[0]}; it could be read when the training began")
-        return predictions
-
-    # Every split is predicted at a temperature of 1, before the Classifier gets its own.
-    val = predict("val")
-    headline = val if split == "val" else predict(split)
-    fit = fit_temperature(val, seed=recipe.seed)
-    line.log(fit.describe())
-    classifier.calibrate(
-        temperature=fit.temperature,
-        about={**asdict(fit), "split": "val", "images": identify_images(dataset.split("val"))},
-    )
-    return score(
-        headline.sharpen(fit.temperature),
-        data=dataset.name,
-        split=split,
-        model=classifier.configuration.model,
-        protocol=str(protocol),
-        temperature=fit.temperature,
-        images=identify_images(dataset.split(split)),
-        notes=_list_notes(dataset, split, epochs=len(result.history), calibrated=fit.temperature != 1),
-    )
-
-
-def _list_notes(dataset: ImageDataset, split: str, *, epochs: int, calibrated: bool) -> tuple[str, ...]:
-    """Notes for the interpretation of the metrics."""
-    notes = []
-    train, evaluated = dataset.count("train"), dataset.count(split)
-    if absent := [label for label, count in evaluated.items() if not count]:
-        notes.append(f"no images of {shorten_names(absent, most=12)}: these classes are not evaluated")
-    if unlearnt := [label for label, count in train.items() if not count and evaluated[label]]:
-        notes.append(
-            f"no images of {shorten_names(unlearnt, most=12)} are in the training split, but some are evaluated"
-        )
-    if split == "val":
-        if epochs > 1:
-            notes.append(
-                f"the best of {epochs} epochs was chosen on these same images, so these figures are slightly "
-                "optimistic; images in a split test would give an unbiased estimate"
-            )
-        if calibrated:
-            notes.append(CALIBRATED_HERE)
-    return tuple(notes)
 
 
 def _describe_epoch(epoch: Epoch, epochs: int, *, monitor: Monitor) -> str:

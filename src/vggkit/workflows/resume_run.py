@@ -17,6 +17,7 @@ from vggkit.models.vgg import VGG
 from vggkit.reports.plots import PlotEnding
 from vggkit.reports.progress import ProgressLine
 from vggkit.training.caller_settings import CallerSettings
+from vggkit.training.distributed.process_group import SINGLE, ProcessGroup
 from vggkit.weights.classifier_file import read_card
 from vggkit.workflows.fit_and_record import OnEpoch, TrainingRun, fit_and_record
 from vggkit.workflows.prepare_images import prepare_images
@@ -35,6 +36,7 @@ def resume_run(
     save_seconds: float = 300.0,
     plots: PlotEnding | None = None,
     on_epoch: OnEpoch | None = None,
+    group: ProcessGroup = SINGLE,
 ) -> TrainingRun:
     """Continue a run that was stopped or killed, with the same result as without the interruption.
 
@@ -51,15 +53,15 @@ def resume_run(
         save_seconds: Seconds between two saves of the state within an epoch.
         plots: Also write the figures as such files.
         on_epoch: Called with each epoch when it is over; a true value ends the training.
+        group: The processes that train together; the first one has the folder. Their number may be another than
+            before, and the result is then the same but for rounding.
 
     Raises BadCheckpoint where there is no state to continue from or the recipe was changed, BadData where the
     images are not the same any more, and what `start_run` raises.
     """
     directory = Path(directory)
-    if not (directory / "config.yaml").is_file():
-        raise BadCheckpoint(f"{directory}: is not a run's folder, it has no config.yaml")
-    config = RunConfig.read(directory / "config.yaml")
-    if not (directory / "last.ckpt").is_file():
+    config, has_state = group.lead(lambda: _read_folder(directory))
+    if not has_state:
         return _begin_again(
             directory,
             data,
@@ -70,6 +72,7 @@ def resume_run(
             save_seconds=save_seconds,
             plots=plots,
             on_epoch=on_epoch,
+            group=group,
         )
     before = config.found.get("data")
     if not (
@@ -82,7 +85,7 @@ def resume_run(
             "settings of the run; restore it, or start a new run with --config"
         )
     chosen = choose_device(device)
-    card = read_card(directory / "last.ckpt")
+    card = group.lead(lambda: read_card(directory / "last.ckpt"))
     with torch.device("meta"):
         network = VGG(card.configuration)
     classifier = Classifier(
@@ -96,11 +99,12 @@ def resume_run(
     opened = _open_again(directory, data, config).spelled_as(classifier.labels)
     stretched = epochs is not None and epochs != config.resolved.epochs
     if stretched and epochs is not None:
-        config = _change_epochs(directory, config, epochs)
+        config = _change_epochs(directory, config, epochs, done=group.lead(lambda: read_run_state(directory).epoch))
     with ExitStack() as stack:
         stack.enter_context(handle_signals())
-        line = stack.enter_context(ProgressLine(quiet=quiet))
-        stack.enter_context(hold_folder(directory))
+        line = stack.enter_context(ProgressLine(quiet=quiet, silent=not group.is_first))
+        if group.is_first:
+            stack.enter_context(hold_folder(directory))
         if opened.fingerprint() != before["fingerprint"]:
             now = sum(len(split) for split in opened.splits.values())
             raise BadData(
@@ -110,7 +114,8 @@ def resume_run(
                 f"{directory}), or start a new run: vggkit train --config {directory / 'config.yaml'}"
             )
         if stretched:
-            config.write(directory / "config.yaml")
+            if group.is_first:
+                config.write(directory / "config.yaml")
             line.log(
                 f"continuing to {epochs} epochs; the {config.resolved.schedule} learning-rate schedule now covers "
                 f"{epochs} epochs"
@@ -123,7 +128,13 @@ def resume_run(
             copy_groups=before.get("ties", ()),  # runs of versions without ties keep their split
             stack=stack,
             line=line,
+            group=group,
         )
+        number = config.found.get("processes", {}).get("number", 1)
+        if number != group.size:
+            line.log(
+                f"the run began with {number} processes and continues with {group.size}: equal but for roundoff"
+            )
         return fit_and_record(
             classifier,
             images.dataset,
@@ -137,7 +148,15 @@ def resume_run(
             line=line,
             on_epoch=on_epoch,
             resumed=True,
+            group=group,
         )
+
+
+def _read_folder(directory: Path) -> tuple[RunConfig, bool]:
+    """The configuration of a run, and whether it has a state; raises BadCheckpoint and BadConfiguration."""
+    if not (directory / "config.yaml").is_file():
+        raise BadCheckpoint(f"{directory}: is not a run's folder, it has no config.yaml")
+    return RunConfig.read(directory / "config.yaml"), (directory / "last.ckpt").is_file()
 
 
 def _open_again(directory: Path, data: str | Path | ImageDataset | None, config: RunConfig) -> ImageDataset:
@@ -155,11 +174,10 @@ def _open_again(directory: Path, data: str | Path | ImageDataset | None, config:
         ) from problem
 
 
-def _change_epochs(directory: Path, config: RunConfig, epochs: int) -> RunConfig:
+def _change_epochs(directory: Path, config: RunConfig, epochs: int, *, done: int) -> RunConfig:
     """The configuration of a run that is to have other epochs in all; raises BadConfiguration."""
     if config.resolved.trainable == "head":
         raise BadConfiguration(f"epochs={epochs} is not for {directory}: its last layer was solved directly")
-    done = read_run_state(directory).epoch
     if epochs <= done:
         raise BadConfiguration(f"epochs must be more than the {done} that {directory} has already; got {epochs}")
     return replace(config, recipe=replace(config.recipe, epochs=epochs))
@@ -176,6 +194,7 @@ def _begin_again(
     save_seconds: float,
     plots: PlotEnding | None,
     on_epoch: OnEpoch | None,
+    group: ProcessGroup,
 ) -> TrainingRun:
     """Start a run that was killed before it had a state again, in its folder."""
     if not config.found or config.from_python:
@@ -185,7 +204,9 @@ def _begin_again(
             else f"it did not start: vggkit train --config {directory / 'config.yaml'}"
         )
         raise BadCheckpoint(f"{directory}: has no last.ckpt to continue from, and {why}")
-    ProgressLine(quiet=quiet).log(f"{directory} was stopped before its first state: it starts again")
+    ProgressLine(quiet=quiet, silent=not group.is_first).log(
+        f"{directory} was stopped before its first state: it starts again"
+    )
     dataset = _open_again(directory, data, config)
     if epochs is not None:
         config = replace(config, recipe=replace(config.recipe, epochs=epochs))
@@ -199,4 +220,5 @@ def _begin_again(
         plots=plots,
         may_be_unstarted=True,
         on_epoch=on_epoch,
+        group=group,
     )

@@ -14,6 +14,7 @@ from vggkit.images.omissions import warn_of_omissions
 from vggkit.inference.embed import embed
 from vggkit.inference.fingerprint import describe_network, list_differences
 from vggkit.inference.search import SearchResult, SimilarImage, VectorIndex
+from vggkit.weights.bundled import is_bundled
 from vggkit.weights.card import read_entry
 from vggkit.weights.hub import is_address
 from vggkit.weights.published_classifiers import is_model_name
@@ -95,7 +96,7 @@ def _find_model(index: VectorIndex, given: "Model | str | Path | None") -> "Mode
     if given is None:
         if not index.classifier:
             raise BadInput(f"{index.path}: was made with a Classifier in memory; give it, or name its file")
-        elsewhere = is_address(index.classifier) or is_model_name(index.classifier)
+        elsewhere = any(known(index.classifier) for known in (is_address, is_bundled, is_model_name))
         if not elsewhere and not Path(index.classifier).exists():
             raise BadData(
                 f"{index.path}: was made with {index.classifier}, which is no longer there; state where it is "

@@ -90,7 +90,7 @@ def style(
     size: int = 512,
     style_scale: float = 1.0,
     optimizer: StyleOptimizer = "lbfgs",
-    steps: int = 150,
+    steps: int = 132,
     start: StartImage = "content",
     smoothness: float = 1.0,
     seed: int = 0,

@@ -18,10 +18,12 @@ from vggkit.models.configuration import Configuration, Head, Scheme
 from vggkit.reports.loggers import LoggerName
 from vggkit.reports.plots import PlotEnding
 from vggkit.training.checkpoint import Epoch
+from vggkit.training.distributed.joining import join_processes
 from vggkit.training.presets import find_preset
 from vggkit.training.recipe import (
     Augmentation,
     Balance,
+    GradientCompression,
     Mirror,
     Monitor,
     Optimizer,
@@ -35,6 +37,7 @@ from vggkit.workflows.earlier_calls import accept_model_first
 from vggkit.workflows.fit_and_record import TrainingRun
 from vggkit.workflows.resume_run import resume_run
 from vggkit.workflows.run_config import NetworkChoice, RunConfig, locate
+from vggkit.workflows.several_processes import find_interrupted
 from vggkit.workflows.train_inputs import open_inputs
 from vggkit.workflows.training_run import start_run
 
@@ -87,6 +90,9 @@ def train(
     patience: int | None = None,
     monitor: Monitor | None = None,
     label_smoothing: float | None = None,
+    sync_norm: bool | None = None,
+    gradient_compression: GradientCompression | None = None,
+    split_head: bool | None = None,
     augmentation: Augmentation | None = None,
     mirror: Mirror | None = None,
     rand_augment: int | None = None,
@@ -126,6 +132,9 @@ def train(
     stay in it.
 
     Ctrl-C and SIGTERM end a training between two steps: its state is saved, and `resume` continues it.
+
+    In a script that torchrun starts, its processes train together: each calls this function, has its part of every
+    batch, and gets the result; the first one writes the run's folder and calls `on_epoch`.
 
     Args:
         data: A folder, a table, tar shards, Parquet, hf://datasets/owner/name, a name such as digits or cifar10, an
@@ -168,8 +177,8 @@ def train(
             connected layers first, then one more block after another. auto: head for few images and loaded weights,
             else all.
         epochs: Number of passes over the training images; trainable=head needs none.
-        batch_size: Images in a batch. Default: as many as fit in memory and the machine computes fast, at most 32
-            at 224 pixels.
+        batch_size: Images in a batch, of all processes together. Default: as many as fit in memory and the machine
+            computes fast, at most 32 at 224 pixels for each process.
         optimizer: sgd (with Nesterov momentum), adamw, or muon (Muon for convolutions and AdamW for the rest).
         learning_rate: Peak learning rate. Default: chosen by the optimizer, the batch size, batch norm and the
             origin of the weights.
@@ -193,6 +202,13 @@ def train(
         monitor: Metric of the validation images by which the best epoch is chosen and saved: top1 (then the loss),
             loss, or macro-f1 (then the loss), in which rare classes count as much as frequent ones.
         label_smoothing: Probability in [0, 1) of the target that is distributed evenly over all classes.
+        sync_norm: On several processes (torchrun): normalise by the statistics of all images of a batch, and not by
+            those of each process alone.
+        gradient_compression: On several processes: how gradients are sent. none: exactly. bf16: rounded to
+            bfloat16, half the bytes. powersgd: each matrix as two thin ones, with what is lost added to the next
+            step (Vogels et al. 2019).
+        split_head: On several processes: split the fully connected layers over them, and exchange activations in
+            place of their gradients, which stay exact (Krizhevsky 2014).
         augmentation: photo: random resized crops. shift: random translations by a few pixels. auto: photo for
             images of 64 pixels or more, else shift.
         mirror: Horizontal flips. random: with probability 0.5. alternating: in every second epoch (Jordan 2024).
@@ -256,34 +272,41 @@ def train(
     save_seconds = demand_seconds("save_seconds", save_seconds)
     if resume is not None:
         _refuse_others(options)
-        return resume_run(
-            resume,
-            data,
-            epochs=epochs,
-            device=device,
+    chosen = _gather(options) if resume is None else RunConfig()
+    with join_processes(device) as group:
+        again = find_interrupted(out, group) if resume is None else Path(resume)
+        if again is not None:
+            return resume_run(
+                again,
+                data,
+                epochs=epochs if resume is not None else None,
+                device=group.device,
+                quiet=quiet,
+                save_seconds=save_seconds,
+                plots=plots,
+                on_epoch=on_epoch,
+                group=group,
+            )
+        built = model if isinstance(model, Model | Configuration) else None
+        dataset = data
+        if not isinstance(dataset, ImageDataset):
+            dataset = open_inputs(
+                chosen, data=str(data or ""), out=out, quiet=quiet, check_network=built is None, group=group
+            )
+        return start_run(
+            chosen,
+            dataset,
+            model=built,
+            state=weights if isinstance(weights, Mapping) else None,
+            out=out,
+            device=group.device,
             quiet=quiet,
             save_seconds=save_seconds,
             plots=plots,
             on_epoch=on_epoch,
+            may_be_unstarted=group.restarts > 0,
+            group=group,
         )
-    state = weights if isinstance(weights, Mapping) else None
-    chosen = _gather(options)
-    built = model if isinstance(model, Model | Configuration) else None
-    dataset = data
-    if not isinstance(dataset, ImageDataset):
-        dataset = open_inputs(chosen, data=str(data or ""), out=out, quiet=quiet, check_network=built is None)
-    return start_run(
-        chosen,
-        dataset,
-        model=built,
-        state=state,
-        out=out,
-        device=device,
-        quiet=quiet,
-        save_seconds=save_seconds,
-        plots=plots,
-        on_epoch=on_epoch,
-    )
 
 
 def _gather(options: Mapping[str, Any]) -> RunConfig:

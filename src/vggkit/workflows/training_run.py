@@ -24,6 +24,8 @@ from vggkit.reports.lr_plot import plot_rate_search
 from vggkit.reports.plots import PlotEnding
 from vggkit.reports.progress import ProgressLine
 from vggkit.training.caller_settings import CallerSettings, bring_to_float32, demand_learnable, left_as_found
+from vggkit.training.distributed.process_group import SINGLE, ProcessGroup
+from vggkit.training.distributed.split_head import check_split
 from vggkit.training.estimates import choose_batch_size
 from vggkit.training.lr_finder import search_learning_rate
 from vggkit.training.recipe import Recipe
@@ -36,6 +38,7 @@ from vggkit.workflows.fit_and_record import OnEpoch, TrainingRun, fit_and_record
 from vggkit.workflows.prepare_images import prepare_images
 from vggkit.workflows.run_config import NetworkChoice, RunConfig
 from vggkit.workflows.run_folder import new_folder
+from vggkit.workflows.several_processes import demand_same_inputs, name_launch
 
 RESULTS: Final = frozenset(
     {"metrics", "seconds", "peak_memory_bytes", "epoch", "calibration", "ranges", "linear_probe"}
@@ -56,6 +59,7 @@ def start_run(
     plots: PlotEnding | None = None,
     on_epoch: OnEpoch | None = None,
     may_be_unstarted: bool = False,
+    group: ProcessGroup = SINGLE,
 ) -> TrainingRun:
     """Train from the start to the end; see `vggkit.train`.
 
@@ -72,6 +76,7 @@ def start_run(
         plots: Also write the figures as such files.
         on_epoch: Called with each epoch when it is over; a true value ends the training.
         may_be_unstarted: Whether `out` may be the folder of a run that was killed before it had a state.
+        group: The processes that train together; the first one writes the folder.
     """
     if config.find_learning_rate and config.recipe.learning_rate is not None:
         raise BadConfiguration(
@@ -82,22 +87,37 @@ def start_run(
     if isinstance(model, Model):
         classifier = model
     else:
-        classifier = _build(dataset, config.network, seed=config.recipe.seed, model=model, state=state, quiet=quiet)
+        classifier = _build(
+            dataset,
+            config.network,
+            seed=config.recipe.seed,
+            model=model,
+            state=state,
+            quiet=quiet or not group.is_first,
+        )
     dataset = dataset.spelled_as(classifier.labels)
+    demand_same_inputs(group, classifier, dataset, config)
     demand_learnable(classifier.network)
     caller_settings = CallerSettings.of(classifier.network)
     with ExitStack() as stack:
         stack.enter_context(left_as_found(classifier.network))
         stack.enter_context(handle_signals())
-        line = stack.enter_context(ProgressLine(quiet=quiet))
-        directory = stack.enter_context(new_folder(out, classifier, may_be_unstarted=may_be_unstarted))
-        images = prepare_images(dataset, classifier, config.recipe, config=config, stack=stack, line=line)
+        line = stack.enter_context(ProgressLine(quiet=quiet, silent=not group.is_first))
+        directory = group.lead(
+            lambda: stack.enter_context(new_folder(out, classifier, may_be_unstarted=may_be_unstarted))
+        )
+        images = prepare_images(
+            dataset, classifier, config.recipe, config=config, stack=stack, line=line, group=group
+        )
         divided = images.dataset
         counts = {name: len(split) for name, split in divided.splits.items()}
         listed = ", ".join(f"{count} {name}" for name, count in counts.items())
         line.log(f"{classifier.configuration.model} on {dataset.name}: {listed}, {len(divided.labels)} classes")
         line.log(describe_start(classifier))
-        recipe, reasons = _resolve(config.recipe, classifier, len(divided.split("train")), chosen, caller_settings)
+        count = len(divided.split("train"))
+        recipe, reasons = group.lead(
+            lambda: _resolve(config.recipe, classifier, count, chosen, caller_settings, processes=group.size)
+        )
         reasons += filter(
             None, [caller_settings.describe(classifier.network), bring_to_float32(classifier.network)]
         )
@@ -110,7 +130,7 @@ def start_run(
         classifier.card = replace(classifier.card.of_other_weights(), provenance=lasting)
         if config.find_learning_rate:
             recipe = _search_rate(
-                classifier, divided, recipe, chosen, caller_settings, directory=directory, line=line
+                classifier, divided, recipe, chosen, caller_settings, directory=directory, line=line, group=group
             )
         recorded = caller_settings.to_dict()
         config = config.record(
@@ -131,12 +151,14 @@ def start_run(
                 "machine": describe_machine(chosen),
                 "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 **({"by_hand": recorded} if recorded else {}),
+                **({"processes": {"number": group.size, "launch": name_launch()}} if group.size > 1 else {}),
                 "configuration": classifier.configuration.to_dict(),
                 "preprocessing": classifier.preprocessing.to_dict(),
                 "labels": list(classifier.labels),
             },
         )
-        config.write(directory / "config.yaml")
+        if group.is_first:
+            config.write(directory / "config.yaml")
         return fit_and_record(
             classifier,
             divided,
@@ -149,6 +171,7 @@ def start_run(
             plots=plots,
             line=line,
             on_epoch=on_epoch,
+            group=group,
         )
 
 
@@ -193,7 +216,13 @@ def _build(
 
 
 def _resolve(
-    recipe: Recipe, classifier: Model, images: int, device: torch.device, caller_settings: CallerSettings
+    recipe: Recipe,
+    classifier: Model,
+    images: int,
+    device: torch.device,
+    caller_settings: CallerSettings,
+    *,
+    processes: int,
 ) -> tuple[Recipe, list[str]]:
     """The recipe with every choice made for this network, data and machine, and a sentence on each."""
     configuration, side = classifier.configuration, classifier.preprocessing.crop_pixels
@@ -204,14 +233,18 @@ def _resolve(
         images=images,
         bf16=computes_bf16(device),
         frozen=frozenset(caller_settings.frozen),
+        processes=processes,
     )
-    return resolve_recipe(
-        recipe,
-        situation,
-        choose_batch_size=lambda known: choose_batch_size(
-            configuration, known, crop_pixels=side, images=images, device=device
-        ),
-    )
+    if recipe.split_head and processes > 1:
+        check_split(configuration, processes)
+
+    def choose(known: Recipe) -> tuple[int, str]:
+        size, reason = choose_batch_size(
+            configuration, known, crop_pixels=side, images=images // processes, device=device
+        )
+        return size * processes, reason
+
+    return resolve_recipe(recipe, situation, choose_batch_size=choose)
 
 
 def _search_rate(
@@ -223,6 +256,7 @@ def _search_rate(
     *,
     directory: Path,
     line: ProgressLine,
+    group: ProcessGroup,
 ) -> Recipe:
     """The recipe with the learning rate that a search suggests, if it suggests one; the search is plotted."""
     search = search_learning_rate(
@@ -232,8 +266,10 @@ def _search_rate(
         device=device,
         caller_settings=caller_settings,
         on_step=lambda done, total: line.show("searching for a learning rate", done, total),
+        group=group,
     )
     plot = directory / "learning_rate_search.png"
-    plot_rate_search(search, plot, title=f"{classifier.configuration.model}: learning rate search")
+    if group.is_first:
+        plot_rate_search(search, plot, title=f"{classifier.configuration.model}: learning rate search")
     line.log(f"{search.why}; see {plot}")
     return recipe if search.suggested is None else replace(recipe, learning_rate=search.suggested)

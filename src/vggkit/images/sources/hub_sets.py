@@ -26,6 +26,9 @@ ADDRESS: Final = re.compile(
 )
 """owner/name, revision, configuration. A pathlib.Path has one slash of the two."""
 
+INSIDE: Final = re.compile("hf://(?:datasets|buckets)/[^/]+/[^/]+/.+")
+"""A file or folder in a repository, which fsspec reaches as at any other address."""
+
 COMMIT: Final = re.compile("[0-9a-f]{40}")
 
 PATIENCE_SECONDS: Final = 10.0

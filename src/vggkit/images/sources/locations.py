@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
-from vggkit.errors import BadData, BadDownload, BadImage, MissingExtra, VggkitError
+from vggkit.errors import BadData, BadDownload, BadImage, BadOutput, MissingExtra, VggkitError
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -50,7 +50,7 @@ class Place:
         except OSError as problem:
             if self.is_local:
                 raise BadData(f"{self}: cannot be read ({problem.strerror or problem})") from problem
-            raise BadDownload(f"{self}: cannot be read ({problem})") from problem
+            raise _explain(self.address, problem) from problem
         except Exception as problem:
             raise _explain(self.address, problem) from problem
 
@@ -95,6 +95,39 @@ class Place:
             raise BadData(f"{self}: no such file") from None
         except OSError as problem:
             raise BadData(f"{self}: cannot be read ({problem})") from problem
+
+    def list_sizes(self) -> dict[str, int]:
+        """The length in bytes of each file in a folder at an address; empty where its host cannot list it.
+
+        Raises BadDownload where the host refuses to, and MissingExtra.
+        """
+        system, path = reach(self.address)
+        try:
+            listed = system.ls(path, detail=True)
+        except NotImplementedError:
+            return {}
+        except Exception as problem:
+            raise _explain(self.address, problem) from problem
+        found = {str(each["name"]).rstrip("/").rpartition("/")[2]: each.get("size") for each in listed}
+        return {name: size for name, size in found.items() if isinstance(size, int)}
+
+    def put(self, source: Path) -> None:
+        """Copy a file of this machine to an address, whole or not at all; raises BadOutput and MissingExtra."""
+        system, path = reach(self.address)
+        try:
+            system.put_file(str(source), path)
+        except Exception as problem:
+            raise BadOutput(f"{self}: cannot be written ({problem or type(problem).__name__})") from problem
+
+    def remove(self) -> None:
+        """Remove the file or folder at an address, where there is one; raises BadOutput and MissingExtra."""
+        system, path = reach(self.address)
+        try:
+            system.rm(path, recursive=True)
+        except FileNotFoundError:
+            pass
+        except Exception as problem:
+            raise BadOutput(f"{self}: cannot be removed ({problem or type(problem).__name__})") from problem
 
 
 @dataclass(frozen=True)
@@ -230,5 +263,11 @@ def _explain(address: str, problem: Exception) -> VggkitError:
     if isinstance(problem, VggkitError):
         return problem
     if isinstance(problem, ImportError):
+        if address.lower().startswith(("s3:", "s3a:")):
+            return MissingExtra.of("s3fs", address, "s3")
         return MissingExtra(f"{address}: such addresses need one more package ({problem})")
+    if isinstance(problem, FileNotFoundError):
+        return BadDownload(f"{address}: is not there, or its host cannot be reached ({problem})")
+    if isinstance(problem, PermissionError):
+        return BadDownload(f"{address}: its host refuses access ({problem}); check the credentials for it")
     return BadDownload(f"{address}: cannot be reached ({problem or type(problem).__name__})")

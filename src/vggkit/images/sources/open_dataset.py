@@ -10,19 +10,25 @@ from pathlib import Path
 from typing import Final
 
 from vggkit.errors import BadData, UnknownName
-from vggkit.images.dataset import HeldBytes, ImageDataset, ImageSample
+from vggkit.images.dataset import ImageDataset, ImageSample
 from vggkit.images.file_kinds import SUFFIXES
 from vggkit.images.given import ImageSources, lack_images, take_sources
 from vggkit.images.labelled import LabelledImages, name_given, take_labelled
+from vggkit.images.lazy_images import stream_images
 from vggkit.images.omissions import Reading
 from vggkit.images.sources import hub_sets, parquet, public_sets, tables, tar_shards
 from vggkit.images.sources.folders import is_image, iterate_files, walk
 from vggkit.images.sources.layouts import read_folder
 from vggkit.images.sources.locations import Place, Whole, expand, is_address, is_pattern
+from vggkit.images.sources.manifest import find_manifest, read_manifest
+from vggkit.images.sources.sharded import open_sharded
 from vggkit.images.sources.tables import Columns
+from vggkit.images.storages import HeldBytes
 
 LIST_ENDINGS: Final = (".txt", ".lst")
 STANDARD_INPUT: Final = "-"
+FILE_ENDINGS: Final = (*SUFFIXES, *LIST_ENDINGS, *tables.ENDINGS, *parquet.ENDINGS, *tar_shards.ENDINGS)
+"""Of addresses that are files; others are folders."""
 
 Labelled = Iterator[tuple[str | None, ImageSample]]
 """(Split, image) of each."""
@@ -46,6 +52,8 @@ def open_dataset(
               file, a folder or a pattern of files;
             - tar shards as WebDataset writes them: a file, a folder, or a pattern such as
               `train-{000..009}.tar`; at any address that fsspec reaches too (`https://…`, `s3://…`);
+            - shards with a manifest, as `vggkit shard` writes them: a folder, here or at an address, or its
+              `shards.json`; their images are not held in memory, whatever their number;
             - a data set of the Hugging Face hub: `hf://datasets/owner/name`;
             - a name: `digits`, scikit-learn's 1,797 real handwritten digits, or one of torchvision's
               data sets (`cifar10`, `flowers102`, `food101`, `imagenette` …), downloaded once;
@@ -70,6 +78,8 @@ def open_dataset(
     reading = Reading()
     if not isinstance(place, str | Path):
         return ImageDataset.of(name_given(place), take_labelled(place), reading=reading)
+    if (manifest := _find_manifest(str(place), columns)) is not None:
+        return open_sharded(manifest, name=str(place))
     return ImageDataset.of(str(place), _read(str(place), columns, reading), reading=reading)
 
 
@@ -149,7 +159,10 @@ def count_images(
 
     None where counting would fetch or read all of them, or where they can be read only once.
     """
+    images = list(images)
     places = [str(place) for place in images if isinstance(place, str | Path)]
+    if len(places) == len(images) and all(manifests := [_find_manifest(place, columns) for place in places]):
+        return sum(read_manifest(str(manifest))[0].images for manifest in manifests)
     if any(is_streamed(place) or is_address(place) or place == STANDARD_INPUT for place in places):
         return None
     return sum(1 for _ in gather_images(images, columns=columns))
@@ -162,6 +175,9 @@ def list_images(places: Iterable[str | Path], *, columns: Columns = Columns()) -
 
 def _iterate(place: str, columns: Columns, reading: Reading) -> Iterator[ImageSample]:
     path, lower = Path(place), place.lower()
+    if (manifest := _find_manifest(place, columns)) is not None:
+        splits = open_sharded(manifest, name=place).splits.values()
+        return chain.from_iterable(stream_images(split) for split in splits)
     if is_streamed(place):
         return _without_split(tar_shards.stream_shards(expand(place), reading))
     if path.is_dir() and not _containers(path, Reading()):
@@ -178,6 +194,16 @@ def _iterate(place: str, columns: Columns, reading: Reading) -> Iterator[ImageSa
     return _without_split(_read(place, columns, reading))
 
 
+def _find_manifest(place: str, columns: Columns) -> str | None:
+    """The manifest of shards at a place, None where it is another kind of place; raises BadData for columns."""
+    if place == STANDARD_INPUT or (place.lower().startswith("hf:") and not hub_sets.INSIDE.fullmatch(place)):
+        return None
+    found = find_manifest(place, file_endings=FILE_ENDINGS)
+    if found is not None and columns != Columns():
+        raise BadData(f"{place}: has no columns to be named; they are those of a table or of Parquet")
+    return found
+
+
 def _read(place: str, columns: Columns, reading: Reading) -> Labelled:
     """The images of a place with their splits, in the order in which they are stored."""
     path, lower = Path(place), place.lower()
@@ -190,7 +216,7 @@ def _read(place: str, columns: Columns, reading: Reading) -> Labelled:
         return public_sets.read_named(place)
     if place == STANDARD_INPUT:
         return _read_standard_input(columns, reading)
-    if lower.startswith("hf:"):
+    if lower.startswith("hf:") and not hub_sets.INSIDE.fullmatch(place):
         return hub_sets.read_hub_set(place, columns, reading)
     if path.is_dir():
         held = _containers(path, reading)
@@ -234,7 +260,7 @@ def _find_inside(rows: Labelled, columns: Columns) -> Labelled:
         found = inside[container].get(image.path)
         if found is None:
             raise BadData(f"{image.path}: there is no such image in {container}")
-        yield split, replace(found, label=image.label, group=image.group)
+        yield split, replace(found, label=image.label, group=image.group, written=image.written)
 
 
 def _container(path: str) -> str | None:

@@ -98,6 +98,12 @@ def locate(written: str, folder: Path) -> str:
     return str(folder / Path(*PureWindowsPath(written).parts)) if "\\" in written else str(path)
 
 
+def keep_written(written: str, path: str) -> str | None:
+    """A path of another machine as a table has it, where the file was found by another path; else None."""
+    written = written.strip()
+    return written if path != written and _is_absolute(written) else None
+
+
 def is_there(path: str) -> bool:
     """Whether there is such a file, or an archive that holds it; addresses are not checked."""
     # The part after "#" is inside an archive.

@@ -18,7 +18,7 @@ from vggkit.escaping import restore_cell
 from vggkit.images.dataset import ImageSample
 from vggkit.images.omissions import Reading, UnlabelledTable
 from vggkit.images.sources.table_columns import lay_out
-from vggkit.images.sources.table_paths import choose_way, find_base
+from vggkit.images.sources.table_paths import choose_way, find_base, keep_written
 from vggkit.images.split_names import tell_split
 
 ENDINGS: Final = (".csv", ".tsv")
@@ -170,7 +170,8 @@ def locate_rows(
     base = find_base(folder, columns.root, name=name)
     find = choose_way([row.path for row in head], base, name=name, suffix=columns.suffix)
     for row in chain(head, rows):
-        yield row.split, ImageSample(find(row.path), row.label, group=row.group)
+        path = find(row.path)
+        yield row.split, ImageSample(path, row.label, group=row.group, written=keep_written(row.path, path))
 
 
 def locate_lines(lines: Iterable[str], folder: Path, name: str) -> Iterator[ImageSample]:
@@ -178,7 +179,7 @@ def locate_lines(lines: Iterable[str], folder: Path, name: str) -> Iterator[Imag
     paths = read_lines(lines)
     head = list(islice(paths, LOOKED_AT))
     find = choose_way(head, folder, name=name, needed=False)
-    return (ImageSample(find(path)) for path in chain(head, paths))
+    return (ImageSample(find(path), written=keep_written(path, find(path))) for path in chain(head, paths))
 
 
 def read_lines(lines: Iterable[str]) -> Iterator[str]:

@@ -21,12 +21,13 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, BinaryIO, Final, Self, cast
 
 from vggkit.errors import BadData, VggkitError
-from vggkit.images.dataset import HeldBytes, ImageSample, Storage
+from vggkit.images.dataset import ImageSample, Storage
 from vggkit.images.file_kinds import FIRST_BYTES, is_image_start, is_junk, tell_by_name
 from vggkit.images.omissions import Reading
 from vggkit.images.sources.locations import Place, Ranges, copy_whole
 from vggkit.images.sources.tables import USUAL, name_split, read_lines, read_text
 from vggkit.images.split_names import SPLITS, find_split
+from vggkit.images.storages import HeldBytes
 
 UNPACKERS: Final[Mapping[bytes, Callable[[Any], Any]]] = {
     b"\x1f\x8b": gzip.open,

@@ -1,0 +1,1 @@
+"""Training on several processes; `process_group` starts them together, `gradients` and `split_head` exchange."""
