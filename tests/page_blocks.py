@@ -6,7 +6,7 @@
   something (`git`, `pip`, `uv`, `docker`, `kubectl`, `npm`, `make`) are not run.
 - `text`: what the block directly above printed; elsewhere it is shown only. A line `…` matches any lines, and `…`
   within a line any characters. With `title="measured"` decimal numbers may differ as measurements of another
-  machine do: by a fifth, or by 0.05.
+  machine do: by 0.15, or by 15 %.
 - `yaml`, `json`, `html`: shown, not run.
 """
 
@@ -60,7 +60,7 @@ DECIMAL = re.compile(r"\d+\.\d+")
 def is_near(expected: str, printed: str) -> bool:
     """Whether a block of measurements has the words that were printed, and about the same numbers."""
     pairs = zip(DECIMAL.findall(expected), DECIMAL.findall(printed), strict=False)
-    near = all(abs(float(a) - float(b)) <= max(0.05, 0.2 * abs(float(a))) for a, b in pairs)
+    near = all(abs(float(a) - float(b)) <= 0.15 * max(1, float(a)) for a, b in pairs)
     return near and matches(DECIMAL.sub("0.0", expected), DECIMAL.sub("0.0", printed))
 
 

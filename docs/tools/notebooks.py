@@ -28,6 +28,16 @@ PAGES = (
     "tutorials/several-machines.md",
 )
 """In the order of the navigation."""
+HEADER = """---
+jupyter:
+  kernelspec:
+    display_name: Python 3
+    language: python
+    name: python3
+---
+
+"""
+"""Without it the language of a page's first block would be the notebook's."""
 IMAGE = re.compile(r"!\[([^\]]*)\]\([^)]*\)(?:\{[^}]*\})?")
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!https?:)[^)]*\)")
 
@@ -39,7 +49,7 @@ def write_notebook(text: str) -> nbformat.NotebookNode:
         part if part.startswith("```") else LINK.sub(r"\1", IMAGE.sub(r"*(image on the page: \1)*", part))
         for part in parts
     ]
-    notebook = jupytext.reads("".join(plain), fmt="md")
+    notebook = jupytext.reads(HEADER + "".join(plain), fmt="md")
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
         cell.metadata = {}

@@ -21,6 +21,8 @@ PROJECT = {
 }
 """Files of the repository's root and the page of each."""
 LINK = re.compile(r"(?<!!)(\[[^\]]*\]\()([^)#\s]+)(#[^)]*)?\)")
+LATER = ("shell.md", "interoperability.md")
+"""Pages of the navigation that may not be there yet."""
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".js": "javascript", ".conf": "nginx"}
 
 
@@ -123,7 +125,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Complete the two sections of the navigation that list a folder: decisions and benchmarks."""
+    """Complete the sections of the navigation that list a folder: decisions and benchmarks."""
     decisions = re.findall(r"\]\(([\w-]+\.md)\)", (ROOT / "docs/decisions/README.md").read_text(encoding="utf-8"))
     sections = {
         "decisions/README.md": [f"decisions/{name}" for name in decisions],
@@ -143,7 +145,7 @@ def _complete(entries: list, sections: dict[str, list[str]]) -> list:
                 completed.append({title: _complete(inner, sections)})
             elif inner in sections:
                 completed.append({title: [inner, *sections[inner]]})
-            else:
+            elif inner not in LATER or (ROOT / "docs" / inner).exists():
                 completed.append(entry)
         else:
             completed.append(entry)

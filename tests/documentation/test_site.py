@@ -36,7 +36,7 @@ def test_a_reader_searches_and_reads(site, browser):
     page.on("request", lambda request: addresses.append(request.url))
     page.goto((site / "index.html").as_uri())
     page.locator("label.md-header__button[for=__search]").first.click()
-    page.fill("input.md-search__input", "receptive field")
+    page.locator("input.md-search__input").press_sequentially("receptive field")
     page.wait_for_selector(".md-search-result__item")
     for name in (
         "lesson/why.html",
