@@ -14,7 +14,7 @@ import vggkit as vk
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "explore.html"
-SCRIPTS = ("numbers.js", "code.js", "drawing.js", "network.js", "app.js", "maps.js")
+SCRIPTS = ("numbers.js", "code.js", "drawing.js", "network.js", "app.js", "value.js", "maps.js")
 HEADS = ("fc", "dense", "pool")
 SIDE = 32
 """Pixels of the small network's digits: four for each of the data set's."""

@@ -85,6 +85,14 @@ function showMaps(maps) {
       image.data.set([255 * Math.min(1, 2.2 * value), 255 * Math.min(1, 1.25 * value * value + 0.35 * value), 90 * value * value + 40 * value, 255], 4 * place);
     }
     canvas.getContext("2d").putImageData(image, 0, 0);
+    canvas.addEventListener("click", (event) => {
+      const box = canvas.getBoundingClientRect();
+      const x = Math.min(maps.width - 1, Math.floor((event.clientX - box.left) * maps.width / box.width));
+      const y = Math.min(maps.height - 1, Math.floor((event.clientY - box.top) * maps.height / box.height));
+      const index = mapNames.indexOf(maps.name);
+      const found = explainValue(small, looking.input, looking.maps, index, channel, y, x);
+      showValue(found, `${maps.name}, channel ${channel}, row ${y}, column ${x}`);
+    });
     return canvas;
   }));
 }
@@ -93,11 +101,16 @@ function runSmall() {
   const side = looking.photo ? 128 : small.side;
   const grey = looking.photo ? readPad(side) : centreDigit();
   const result = runNetwork(small, grey, side, side);
+  looking.maps = result.maps;
+  looking.input = {
+    channels: 1, height: side, width: side, values: Float32Array.from(grey, (value) => (value - small.mean) / small.std),
+  };
+  $("value").replaceChildren();
   const maps = result.maps.find((each) => each.name === looking.layer);
   showMaps(maps);
   markChoices("map-layers", looking.layer);
   $("maps-note").textContent = `${looking.layer}: ${maps.channels} maps of ${maps.height}×${maps.width}, ` +
-    `for ${looking.photo ? "the photo in grey at" : "the digit at"} ${side}×${side} pixels. Bright is a large value; black is 0.`;
+    `for ${looking.photo ? "the photo in grey at" : "the digit at"} ${side}×${side} pixels. Bright is a large value; black is 0. Click a place to see how its value is computed.`;
   const order = result.probabilities.map((value, label) => [value, label]);
   $("probabilities").replaceChildren(...(looking.photo
     ? [Object.assign(document.createElement("p"), { textContent: "The network has learnt digits alone, so it has no class for a photo. Its maps show what its filters respond to: edges in several directions, then corners and strokes." })]

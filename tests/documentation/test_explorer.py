@@ -161,6 +161,23 @@ def test_the_small_network_computes_what_pytorch_does(page, build):
         np.testing.assert_allclose(result[1][name], expected.flatten(), atol=1e-4)
 
 
+def test_a_value_is_the_sum_of_what_is_shown(page):
+    page.click("#example")
+    page.click("#map-layers >> text=relu2_1")
+    page.locator("#maps canvas").nth(3).click(position={"x": 20, "y": 30})
+    assert page.inner_text("#value h3").startswith("relu2_1, channel 3")
+    found = page.evaluate(
+        "() => [0, 1, 2, 3].map(index => {const layer = looking.maps[index];"
+        " return [0, 5, layer.width - 1].map(x => explainValue(small, looking.input, looking.maps, index, 1, 0, x))})"
+    )
+    for each in (value for layer in found for value in layer):
+        if each["kind"] == "pool":
+            assert each["value"] == max(each["window"])
+        else:
+            total = sum(part["sum"] for part in each["parts"]) + each["bias"]
+            assert each["value"] == pytest.approx(max(0, total), abs=1e-4)
+
+
 def test_a_photo_shows_its_maps_and_goes_nowhere(page, tmp_path):
     from PIL import Image
 
