@@ -168,7 +168,8 @@ def test_a_value_is_the_sum_of_what_is_shown(page):
     assert page.inner_text("#value h3").startswith("relu2_1, channel 3")
     found = page.evaluate(
         "() => [0, 1, 2, 3].map(index => {const layer = looking.maps[index];"
-        " return [0, 5, layer.width - 1].map(x => explainValue(small, looking.input, looking.maps, index, 1, 0, x))})"
+        " return [0, 5, layer.width - 1].map(x => "
+        "explainValue(small, looking.input, looking.maps, index, 1, 0, x))})"
     )
     for each in (value for layer in found for value in layer):
         if each["kind"] == "pool":
