@@ -187,7 +187,7 @@ def check_train_step(train_step: Any) -> Iterator[str]:
     for step in (1, 2):
         other.zero_grad()
         loss = cross_entropy(reference(images), labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         other.step()
         found = train_step(network, optimizer, images, labels)
         if not isinstance(found, float):
