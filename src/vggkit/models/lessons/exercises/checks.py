@@ -145,22 +145,16 @@ def check_name_network(name_network: Any) -> Iterator[str]:
 def check_initialize(initialize: Any) -> Iterator[str]:
     """Exercise 7."""
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(48, 96, 3), nn.BatchNorm2d(96), nn.Sequential(nn.Conv2d(96, 64, 1)))
-    network.append(nn.Linear(64, 10))
+    outer, nested = nn.Conv2d(48, 96, 3), nn.Conv2d(96, 64, 1)
+    network = nn.Sequential(outer, nn.BatchNorm2d(96), nn.Sequential(nested), nn.Linear(64, 10))
     before = copy.deepcopy(network.state_dict())
     initialize(network)
-    for layer, name in (
-        (network[0], "the 3×3 convolution of 96 channels"),
-        (network[2][0], "a nested 1×1 convolution"),
-    ):
+    for layer, name in ((outer, "the 3×3 convolution of 96 channels"), (nested, "a nested 1×1 convolution")):
         values = layer.weight.detach()
         wanted = (2 / (values.shape[0] * values[0, 0].numel())) ** 0.5
         if abs(float(values.std()) / wanted - 1) > 0.05:
-            hint = (
-                "; this is fan_in"
-                if abs(float(values.std()) * values[0].numel() ** 0.5 / 2**0.5 - 1) < 0.05
-                else ""
-            )
+            fan_in = (2 / values[0].numel()) ** 0.5
+            hint = "; this is fan_in" if abs(float(values.std()) / fan_in - 1) < 0.05 else ""
             yield f"{name}: standard deviation {float(values.std()):.4f} in place of {wanted:.4f}{hint}"
         elif abs(float(values.mean())) > 0.1 * wanted:
             yield f"{name}: the mean is {float(values.mean()):.4f}, not 0"
