@@ -90,11 +90,14 @@ def make_photos(folder):
 def make_bees(folder):
     """`photos`, single images of it, a classifier that was trained on it, and a stand-in for Ray Serve."""
     import vggkit as vk
-    from conftest import fill_folder
+    from conftest import draw_class
 
-    fill_folder(folder / "photos" / "train", ("ant", "bee"), 20)
-    fill_folder(folder / "photos" / "val", ("ant", "bee"), 12, start=50)
-    fill_folder(folder / "photos" / "test", ("ant", "bee"), 12, start=80)
+    for split, numbers in {"train": range(16), "val": range(50, 58), "test": range(80, 88)}.items():
+        for label, kind in {"ant": "across", "bee": "down"}.items():
+            (folder / "photos" / split / label).mkdir(parents=True)
+            for number in numbers:
+                path = folder / "photos" / split / label / f"{number:03}.png"
+                Image.fromarray(draw_class(kind, number)).save(path)
     for name in ("cat", "bee", "a", "b"):
         Image.open(folder / "photos" / "val" / "bee" / "050.png").convert("RGB").save(folder / f"{name}.jpg")
     recipe = vk.Recipe(epochs=6, batch_size=8, optimizer="adamw", learning_rate=3e-3, augmentation="none")
