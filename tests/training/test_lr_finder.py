@@ -116,7 +116,7 @@ class _Scripted:
     def __init__(self, losses):
         self.losses = losses
 
-    def __call__(self, network, recipe, *, device, objective, caller_settings):
+    def __call__(self, network, recipe, *, device, objective, caller_settings, group):
         return self
 
     def start_epoch(self, epoch):
