@@ -116,8 +116,8 @@ def shard(
     opened = open_dataset(data, columns=columns)
     if opened.task == "multi-label":
         raise BadData(
-            f"{opened.name}: its images have several labels or none, and shards hold one label an image; train on the "
-            "table itself"
+            f"{opened.name}: its images have several labels or none, and shards hold one label an image; train on "
+            "the table itself"
         )
     _demand_apart(opened.name, place)
     if validation_share is not None:
