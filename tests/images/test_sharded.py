@@ -5,7 +5,9 @@ import io
 import json
 import pickle
 import tarfile
+import tracemalloc
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -136,14 +138,21 @@ def test_equal_files_are_on_one_side(tmp_path):
 
 def test_an_epoch_has_every_image_once_and_readers_share_it(shards):
     images = lazy(open_dataset(shards["tar"]))
-    order = images.draw_order(seed=0, epoch=1)
+    order = draw(images)
     assert sorted(order.tolist()) == list(range(45))
-    assert order.tolist() == images.draw_order(seed=0, epoch=1).tolist()
-    for other in (images.draw_order(seed=0, epoch=2), images.draw_order(seed=1, epoch=1)):
+    assert order.tolist() == draw(images).tolist()
+    for other in (draw(images, epoch=2), draw(images, seed=1)):
         assert other.tolist() != order.tolist()
-    for lanes in (2, 4, 7, 60):
-        shared = images.draw_order(seed=0, epoch=1, lanes=lanes)
-        assert sorted(shared.tolist()) == list(range(45))
+    for counts in ([23, 22], [12, 11, 11, 11], [45, 0], [1] * 45):
+        parts = images.draw_parts(seed=0, epoch=1, counts=counts)
+        assert list(map(len, parts)) == counts
+        assert sorted(np.concatenate(parts).tolist()) == list(range(45))
+
+
+def draw(images: LazyImages, *, seed: int = 0, epoch: int = 1) -> np.ndarray:
+    """The order of a reader that is alone."""
+    [order] = images.draw_parts(seed=seed, epoch=epoch, counts=[len(images)])
+    return order
 
 
 def test_readers_have_shards_of_their_own_and_images_stay_near(tmp_path, monkeypatch):
@@ -152,10 +161,10 @@ def test_readers_have_shards_of_their_own_and_images_stay_near(tmp_path, monkeyp
     counts = [100] * 80
     images = describe(counts)
     shard_of = np.repeat(np.arange(80), 100)
-    order = images.draw_order(seed=0, epoch=1, lanes=4)
-    lanes = [set(shard_of[order[lane::4]].tolist()) for lane in range(4)]
+    parts = images.draw_parts(seed=0, epoch=1, counts=[2000] * 4)
+    lanes = [set(shard_of[part].tolist()) for part in parts]
     assert all(len(one & other) <= 1 for number, one in enumerate(lanes) for other in lanes[:number])
-    alone = shard_of[images.draw_order(seed=0, epoch=1)]
+    alone = shard_of[draw(images)]
     places = [np.flatnonzero(alone == shard) for shard in range(80)]
     assert max(np.ptp(place) for place in places) <= 100 + 300
     # Neighbours come from several shards, and not in their order.
@@ -185,7 +194,7 @@ def test_files_are_brought_before_their_images_and_dropped_after(form, shards):
     bring, release = files.bring, files.release
     files.bring = lambda shard: (brought.append(shard), bring(shard))
     files.release = lambda shard: (released.append(shard), release(shard))
-    order = images.draw_order(seed=0, epoch=1)
+    order = draw(images)
     start = 20
     with images.follow(order[start:]) as advance:
         for place, number in enumerate(order[start:]):
@@ -321,3 +330,40 @@ def test_parquet_of_others_gets_a_manifest(shards, tmp_path):
     opened = open_dataset(tmp_path / "all.json")
     assert opened.fingerprint() == open_dataset(shards["tar"]).fingerprint()
     assert len({p.read() for p in lazy(opened).stream()}) == 45
+
+
+@pytest.mark.parametrize("images", [50_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+def test_a_million_images_take_some_bytes_each_and_no_objects(images, folder, tmp_path):
+    """Listed, split and shuffled; the shards are links to one, and their images are read as any others."""
+    vk.shard(folder, tmp_path / "once", images_per_shard=45)
+    manifest, part = read_manifest(str(tmp_path / "once" / "shards.json"))
+    [shard] = manifest.shards
+    copies = images // 45
+    place = tmp_path / "many"
+    place.mkdir()
+    for number in range(copies):
+        (place / f"{number}.tar").hardlink_to(tmp_path / "once" / shard.file)
+    whole = ShardIndex.join([replace(part, contents=part.contents + number) for number in range(copies)])
+    assert sum(getattr(whole, name).nbytes for name in ShardIndex.__slots__) < 70 * len(whole)
+    shards = tuple(replace(shard, file=f"{number}.tar") for number in range(copies))
+    counts = {"all": dict.fromkeys(manifest.labels, 15 * copies)}
+    made = replace(manifest, shards=shards, counts=counts, index_sha256=whole.digest())
+    (place / "shards.json").write_bytes(made.pack())
+    (place / "shards.npz").write_bytes(whole.pack())
+    del whole, shards, made
+    tracemalloc.start()
+    try:
+        divided = divide(open_dataset(place), validation_share=0.1, seed=0)
+        train = lazy(divided, "train")
+        order = draw(train)
+        with train.follow(order[-40:]) as advance:
+            for done, number in enumerate(order[-40:].tolist()):
+                advance(done, done + 1)
+                assert train[number].read()
+        assert len(train.number_classes(divided.labels)) == len(order) == sum(divided.count("train").values())
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(train) + len(divided.split("val")) == copies * 45
+    # The index, numbers, and their sorting; an ImageSample alone takes more.
+    assert peak < 10_000_000 + 250 * images

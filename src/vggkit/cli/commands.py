@@ -46,7 +46,7 @@ VERBS: Final[Mapping[str, Mapping[str, Verb]]] = {
         "style": Verb("style", "give an image the style of another"),
     },
     "First steps": {
-        "demo": Verb("predict", "train, evaluate and predict on handwritten digits"),
+        "demo": Verb("demo", "train, evaluate and predict on handwritten digits"),
         "doctor": Verb("doctor", "say what is installed here and what of it works"),
     },
 }

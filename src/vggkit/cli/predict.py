@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vggkit.cli.failures import Failures, choose_exit_code
-from vggkit.cli.printing import describe_evaluation, print_json, print_json_line
+from vggkit.cli.printing import print_json, print_json_line
 from vggkit.engines.info import WantedEngine
 from vggkit.engines.outputs import WantedPrecision
 from vggkit.errors import BadInput
 from vggkit.files import demand_apart
-from vggkit.hardware import choose_device, keep_freed_memory
 from vggkit.images.omissions import Reading
 from vggkit.images.sources.tables import Columns
 from vggkit.reports.progress import ProgressLine
 from vggkit.reports.terminal import open_terminal, print_line
+from vggkit.workflows.predict import Where
 
 if TYPE_CHECKING:
     from vggkit.inference.bulk import BulkResult
@@ -40,6 +40,7 @@ def predict(
     explain: Path | None = None,
     save_seconds: float = 5.0,
     overwrite: bool = False,
+    on: Where = "local",
     json: bool = False,
     quiet: bool = False,
 ) -> int:
@@ -71,6 +72,8 @@ def predict(
             (Grad-CAM, from the same pass).
         save_seconds: Seconds between two saves of finished rows, with --out, in the folder OUT.parts.
         overwrite: Start again from the first image, with --out.
+        on: Where to compute, with --out. local: in this process. ray: on the machines of a Ray cluster, that of
+            RAY_ADDRESS, one that runs here, or else one that is started here; the file is the same.
         json: Print one JSON object per line for each image: path, labels, probabilities; unknown where
             the best probability is below the classifier's threshold, problem where the image cannot be read. With
             --out: one object, the number of images.
@@ -102,11 +105,14 @@ def predict(
                 explain=explain,
                 save_seconds=save_seconds,
                 overwrite=overwrite,
+                on=on,
                 on_progress=line.show,
             )
         return _report_result(result, json=json, precision=precision, engine=engine)
     if overwrite:
         raise BadInput("--overwrite is for --out: without it no file is written")
+    if on != "local":
+        raise BadInput("--on ray is for --out: predictions go to a file there; name one, such as found.parquet")
     demand_count("top", top)
     demand_count("batch_size", batch_size)
     file = ModelFile(model)
@@ -162,6 +168,7 @@ def embed(
     reduced_decoding: bool = False,
     save_seconds: float = 5.0,
     overwrite: bool = False,
+    on: Where = "local",
     json: bool = False,
     quiet: bool = False,
 ) -> int:
@@ -193,6 +200,8 @@ def embed(
             reads some that are too large otherwise, and changes pixels slightly.
         save_seconds: Seconds between two saves of finished rows, in the folder OUT.parts.
         overwrite: Start again from the first image.
+        on: Where to compute. local: in this process. ray: on the machines of a Ray cluster, that of RAY_ADDRESS,
+            one that runs here, or else one that is started here; the file is the same.
         json: Print a JSON object in place of the text.
         quiet: Show no progress.
     """
@@ -214,6 +223,7 @@ def embed(
             reduced_decoding=reduced_decoding,
             save_seconds=save_seconds,
             overwrite=overwrite,
+            on=on,
             on_progress=line.show,
         )
     return _report_result(result, json=json, precision=precision, engine=engine)
@@ -317,32 +327,3 @@ def _name_table(path: Path) -> Path:
     from vggkit.table_files import name_rows
 
     return name_rows(path) if path.suffix == ".npy" else path
-
-
-def demo(*, out: Path = Path("runs/demo"), device: str = "auto", seed: int = 0, quiet: bool = False) -> None:
-    """Train a VGG11 with batch normalisation on real handwritten digits, evaluate it, and classify some digits.
-
-    The data, 1,797 images of 8×8 pixels, come with scikit-learn; nothing is downloaded.
-
-    Args:
-        out: Folder of the results; those of an earlier demo are replaced.
-        device: auto, cpu, cuda or mps.
-        seed: Seed of every random number.
-        quiet: Show no progress.
-    """
-    from vggkit.workflows.demo import demonstrate
-
-    if choose_device(device).type == "cpu":
-        keep_freed_memory()
-    found = demonstrate(out, device=device, seed=seed, quiet=quiet)
-    print_line(describe_evaluation(found.run.evaluation))
-    for image, prediction in zip(found.images, found.predictions, strict=True):
-        best_class = f"{prediction.labels[0]} {100 * prediction.probabilities[0]:.1f} %"
-        print_line(f"{prediction.path}: {best_class} (true: {image.label})")
-    print_line(f"results: {found.sheet}")
-    for name in ("report.html", "learning_curve.png", "confusion_matrix.png"):
-        print_line(f"         {found.run.directory / name}")
-    best = found.run.directory / "best.safetensors"
-    print_line(f"next:    vggkit predict {best} {found.predictions[0].path}")
-    print_line(f"         vggkit evaluate {best} digits")
-    print_line("         vggkit train YOUR_IMAGES/ --model vgg11_bn")

@@ -48,15 +48,16 @@ class LazyImages(Sequence["ImageSample"]):
         """The median of the images' short sides, in pixels."""
 
     @abstractmethod
-    def draw_order(self, *, seed: int, epoch: int, lanes: int = 1) -> NDArray[np.int64]:
-        """(N,), every place once: the order of a training's epoch, in which neighbours are stored near each other.
+    def draw_parts(self, *, seed: int, epoch: int, counts: Sequence[int]) -> list[NDArray[np.int64]]:
+        """The places of the images in the order of a training's epoch, for each of its readers a part of its own.
+
+        Together every place is in them once. Neighbours in a part are stored near each other, and readers read
+        different files.
 
         Args:
-            seed: With the epoch it determines the order.
+            seed: With the epoch and the counts it determines the order.
             epoch: Counted from 1.
-            lanes: Readers of their own, such as the processes of a training: place p of the order belongs to lane
-                p modulo `lanes`, and the images of a lane are stored near each other. The counts of images of two
-                lanes differ by 1 at most.
+            counts: Number of images for each reader, such as the processes of a training; the sum is N.
         """
 
     @abstractmethod

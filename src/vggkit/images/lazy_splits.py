@@ -42,7 +42,7 @@ def divide_lazily(
     classes = whole.number_classes(labels)
     keys = _mix(whole.list_contents(), derive_seed(seed, "val" if fold is None else "fold"))
     held_out = np.zeros(len(whole), bool)
-    for number in np.unique(classes).tolist():
+    for number in np.flatnonzero(np.bincount(classes)).tolist():
         members = np.flatnonzero(classes == number)
         ranks = np.searchsorted(np.sort(keys[members]), keys[members])  # equal files have one rank
         least = 2 if fold is None else fold[1]

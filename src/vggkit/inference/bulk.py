@@ -19,6 +19,7 @@ from vggkit.images.dataset import ImageSample
 from vggkit.images.omissions import Omission, Reading
 from vggkit.images.sources.open_dataset import gather_images
 from vggkit.images.sources.tables import Columns
+from vggkit.inference.bulk_work import Compute, Row
 from vggkit.inference.chunks import Chunk, Chunks
 from vggkit.inference.fingerprint import FORMAT_VERSION, ImageDigest, demand_same
 from vggkit.interruption import Signals, handle_signals
@@ -29,7 +30,6 @@ MOST_ROWS: Final = 2048
 VECTOR: Final = "vector"
 """The column of vectors."""
 
-Row = tuple[Any, ...]
 OnProgress = Callable[[str, int, int | None], None]
 """Called with the current task, the number of images that are done, and of all images if that is known."""
 
@@ -70,7 +70,7 @@ class Job:
     """The place of the Classifier, recorded in the file."""
     engine: EngineInfo
     """The engine."""
-    compute: Callable[[Iterator[ImageSample]], Iterator[tuple[ImageSample, Row]]]
+    compute: Compute
     """Gives each image with its row, in order."""
     images: Iterable[str | Path | ImageSample]
     columns: Columns
@@ -82,8 +82,13 @@ class Job:
     on_progress: OnProgress
 
 
-def run_job(job: Job) -> BulkResult:
-    """Compute all rows, or those that are missing, and write the file; raises BadOutput and what images raise."""
+def run_job(job: Job, *, write_chunks: "WriteChunks | None" = None) -> BulkResult:
+    """Compute all rows, or those that are missing, and write the file; raises BadOutput and what images raise.
+
+    Args:
+        job: The specification.
+        write_chunks: Computes and writes the chunks that are missing; None: in this process.
+    """
     chunks = Chunks(job.out, {**job.about, "engine": asdict(job.engine)})
 
     def find_command() -> str:
@@ -97,8 +102,12 @@ def run_job(job: Job) -> BulkResult:
             return _check_finished(job, chunks)
         chunks.open()
         reading = Reading(is_own=chunks.owns)
-        n_already_done = _write_chunks(job, chunks, signals, reading)
+        n_already_done = (write_chunks or _write_chunks)(job, chunks, signals, reading)
         return _join_chunks(job, chunks, n_already_done, reading)
+
+
+WriteChunks = Callable[[Job, Chunks, Signals, Reading], int]
+"""Computes what no chunk holds; returns the number of rows that earlier calls had computed."""
 
 
 def _write_chunks(job: Job, chunks: Chunks, signals: Signals, reading: Reading) -> int:
@@ -106,7 +115,7 @@ def _write_chunks(job: Job, chunks: Chunks, signals: Signals, reading: Reading) 
     total = job.total
     digest = ImageDigest()
     images = gather_images(job.images, columns=job.columns, reading=reading)
-    n_already_done = written = _skip_done(chunks, images, digest)
+    n_already_done = written = skip_done(chunks, images, digest)
     job.on_progress("computing", written, total)
     rows: list[Row] = []
     saved = time.monotonic()
@@ -114,7 +123,7 @@ def _write_chunks(job: Job, chunks: Chunks, signals: Signals, reading: Reading) 
     def save() -> None:
         nonlocal saved, written
         if rows:
-            chunks.add(written, _transpose(rows, job.kinds), digest.hex())
+            chunks.add(written, transpose(rows, job.kinds), digest.hex())
             written += len(rows)
             rows.clear()
         saved = time.monotonic()
@@ -143,7 +152,7 @@ def _write_chunks(job: Job, chunks: Chunks, signals: Signals, reading: Reading) 
     return n_already_done
 
 
-def _skip_done(chunks: Chunks, images: Iterator[ImageSample], digest: ImageDigest) -> int:
+def skip_done(chunks: Chunks, images: Iterator[ImageSample], digest: ImageDigest) -> int:
     """Skip the images that chunks hold; raises BadOutput if these have changed."""
     done = 0
     for chunk in chunks.list():
@@ -158,7 +167,7 @@ def _skip_done(chunks: Chunks, images: Iterator[ImageSample], digest: ImageDiges
     return done
 
 
-def _transpose(rows: Sequence[Row], kinds: Mapping[str, Kind]) -> dict[str, Column]:
+def transpose(rows: Sequence[Row], kinds: Mapping[str, Kind]) -> dict[str, Column]:
     """Rows as columns."""
     columns = zip(kinds.items(), zip(*rows, strict=True), strict=True)
     return {name: np.stack(cells) if isinstance(kind, int) else cells for (name, kind), cells in columns}

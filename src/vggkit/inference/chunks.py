@@ -4,11 +4,12 @@ A process that is killed leaves complete chunks, and the next one continues afte
 chunks were made, and is removed when the file is complete.
 """
 
+import io
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,31 @@ class Chunk:
         except (OSError, ValueError, KeyError, EOFError) as problem:
             raise BadData(f"{self.path}: is broken ({problem}); remove it, and it is computed again") from problem
         return {str(RENAMED.get(name, name)): column for name, column in found.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkName:
+    """What identifies a chunk of a job: a chunk of the same name holds the same rows."""
+
+    first: int
+    """Number of its first row, counted from 0."""
+    stop: int
+    """Number of the row behind its last."""
+    digest: str
+    """Of all images up to its end."""
+
+    def __str__(self) -> str:
+        return f"{self.first:012d}-{self.stop:012d}-{self.digest}.part"
+
+
+def pack_chunk(columns: Mapping[str, Column]) -> bytes:
+    """The file of a chunk's columns."""
+    lists = {name: column for name, column in columns.items() if not isinstance(column, np.ndarray)}
+    held: dict[str, Any] = {name: column for name, column in columns.items() if name not in lists}
+    held[LISTS] = np.frombuffer(json.dumps(lists).encode(), np.uint8)
+    out = io.BytesIO()
+    np.savez(out, allow_pickle=False, **held)
+    return out.getvalue()
 
 
 class Chunks:
@@ -100,15 +126,23 @@ class Chunks:
 
     def add(self, first: int, columns: Mapping[str, Column], digest: str) -> None:
         """Write the rows from number `first` on, whole or not at all; raises BadOutput."""
-        lists = {name: column for name, column in columns.items() if not isinstance(column, np.ndarray)}
-        stop = first + len(next(iter(columns.values())))
-        held: dict[str, Any] = {name: column for name, column in columns.items() if name not in lists}
-        held[LISTS] = np.frombuffer(json.dumps(lists).encode(), np.uint8)
-        with (
-            whole_file(self.folder / f"{first:012d}-{stop:012d}-{digest}.part") as beside,
-            open(beside, "wb") as out,
-        ):
-            np.savez(out, allow_pickle=False, **held)
+        self.put(ChunkName(first, first + len(next(iter(columns.values()))), digest), pack_chunk(columns))
+
+    def put(self, name: ChunkName, data: bytes) -> None:
+        """Write a chunk whose file is made already, in place of one of the same name; raises BadOutput."""
+        with whole_file(self.folder / str(name)) as beside:
+            beside.write_bytes(data)
+
+    def keep(self, names: Collection[ChunkName]) -> set[ChunkName]:
+        """Those of these names that are there; chunks of other names are removed."""
+        there = {str(name): name for name in names}
+        found = set()
+        for path in self.folder.iterdir():
+            if path.name in there:
+                found.add(there[path.name])
+            elif NAME.fullmatch(path.name):
+                path.unlink()
+        return found
 
     def discard(self) -> None:
         """Remove them; the manifest that lists them is removed first."""

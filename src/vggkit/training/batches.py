@@ -184,7 +184,7 @@ class TrainingBatches:
     def _draw_order(self, epoch: int) -> NDArray[np.int64]:
         """Indices of the images as they come in that epoch."""
         if isinstance(self._images, LazyImages) and not self._sampling:
-            return self._images.draw_order(seed=self._seed, epoch=epoch, lanes=self._group.size)
+            return self._draw_lazy_order(self._images, epoch)
         draws = np.random.default_rng(derive_seed(self._seed, "order", epoch))
         if not self._sampling:
             return draws.permutation(len(self._images))
@@ -193,6 +193,15 @@ class TrainingBatches:
         drawn = draws.choice(np.flatnonzero(counts), len(self._images))
         within = draws.integers(counts[drawn])
         order: NDArray[np.int64] = np.argsort(self._targets, kind="stable")[ends[drawn] - counts[drawn] + within]
+        return order
+
+    def _draw_lazy_order(self, images: LazyImages, epoch: int) -> NDArray[np.int64]:
+        """The same of images that are stored elsewhere: each process reads other files than the others."""
+        processes = self._group.size
+        counts = [len(range(rank, len(images), processes)) for rank in range(processes)]
+        order = np.empty(len(images), np.int64)
+        for rank, part in enumerate(images.draw_parts(seed=self._seed, epoch=epoch, counts=counts)):
+            order[rank::processes] = part
         return order
 
     def _begin(

@@ -241,13 +241,15 @@ _RULES: dict[str, _Rule] = {
     "rand_augment": (lambda value: _is_whole(value) and 0 <= value <= 30, "a whole number from 0 to 30"),
     **dict.fromkeys(("freeze_norm", "sync_norm", "split_head"), _SWITCH),
 }
+TOGETHER = {"sync_norm": False, "gradient_compression": "none", "split_head": False}
+"""Fields that only training on several processes uses, with their defaults."""
 STEPWISE = {
     field.name: field.default
     for field in fields(Recipe)
     if field.name
     in (
         *("learning_rate", "weight_decay", "layer_decay", "accumulate", "ema_decay", "patience"),
-        *("mixup", "cutmix", "optimizer", "freeze_norm", "sync_norm", "gradient_compression", "split_head"),
+        *("mixup", "cutmix", "optimizer", "freeze_norm", *TOGETHER),
     )
 }
 """Fields that only training by gradient descent uses, with their defaults."""

@@ -10,7 +10,7 @@ from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import Configuration
 from vggkit.task import Task
 from vggkit.training.parameter_groups import list_learnt
-from vggkit.training.recipe import STEPWISE, Recipe, find_least_share
+from vggkit.training.recipe import STEPWISE, TOGETHER, Recipe, find_least_share
 from vggkit.weights.origin import WeightsOrigin
 
 FEW: Final = 2_000
@@ -91,6 +91,9 @@ def resolve_recipe(
         choose("batch_size", *choose_batch_size(recipe))
     if situation.processes > 1 and recipe.trainable != "head":
         reasons.append(_divide_batch(recipe, situation))
+    idle = [name.replace("_", " ") for name, usual in TOGETHER.items() if getattr(recipe, name) != usual]
+    if idle and situation.processes == 1:
+        reasons.append(f"{' and '.join(idle)}: without effect in one process; torchrun starts several")
     _check_batch_norm(recipe, situation)
     if recipe.learning_rate is None and recipe.trainable != "head":
         choose("learning_rate", *_choose_rate(recipe, situation))

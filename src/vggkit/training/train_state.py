@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vggkit.errors import BadConfiguration
 from vggkit.hardware import derive_seed
@@ -21,7 +21,7 @@ from vggkit.training.caller_settings import NO_SETTINGS, CallerSettings
 from vggkit.training.distillation import Teacher
 from vggkit.training.distributed.gradients import GradientExchange
 from vggkit.training.distributed.process_group import SINGLE, ProcessGroup
-from vggkit.training.distributed.split_head import SplitHead
+from vggkit.training.distributed.split_head import SplitHead, SplitWeights, measure_length
 from vggkit.training.distributed.synchronized_norm import average_statistics
 from vggkit.training.forward_pass import ForwardPass
 from vggkit.training.objective import Objective
@@ -92,19 +92,16 @@ class TrainState:
         )
         self._exchange: GradientExchange | None = None
         self._sent_before: dict[str, Tensor] = {}
-
         learning = [key for key in list_learnt(network.configuration, recipe) if key not in caller_settings.frozen]
         whole: dict[str, Tensor] = dict(self.network.named_parameters())
         working = dict(self.compute_copy.named_parameters())
+        self._weights: SplitWeights | None = None
         self._parts: dict[str, Tensor] = {}
-        self._average_parts: dict[str, Tensor] = {}
         if self._split is not None:
-            for key, part in self._split.named_parts():
-                own = part.detach() if recipe.precision != "bf16" else self._split.cut(key, whole[key].detach())
-                self._parts[key], working[key] = own, part
-                if self.average is not None:
-                    self._average_parts[key] = own.clone()
-        whole |= self._parts
+            self._weights = SplitWeights(self._split, self.network, self.average)
+            self._parts = self._weights.parts
+            whole |= self._parts
+            working |= dict(self._split.named_parts())
         self._working = [working[key] for key in learning]
         self._whole = [whole[key].detach() for key in learning]
         # Muon steps matrices: a kernel a row, its numbers as they lie in memory.
@@ -234,11 +231,11 @@ class TrainState:
             self._scaler.unscale_(optimizer)
         if self._last is not None and self.feature_scale > 1:
             self._gradients[self._last].div_(self.feature_scale)
-        if self._split is not None:  # of these the sum over the processes is complete
-            torch._foreach_div_(self._own_gradients, self._group.size)
+        for gradient in self._own_gradients:  # of these the sum over the processes is complete
+            gradient.div_(self._group.size)
         (weight,) = self._group.sum(self._weight)
         share = self._unit / weight
-        length = self._measure_length(present) * share
+        length = measure_length(present, self._own_gradients, self._group) * share
         if self.recipe.clip_norm and length > self.recipe.clip_norm:
             share *= self.recipe.clip_norm / length
         if share != 1:
@@ -257,17 +254,6 @@ class TrainState:
         self._scaler.update()
         self._fresh = True
         return math.isfinite(length) or self._scaler.is_enabled()
-
-    def _measure_length(self, gradients: list[Tensor]) -> float:
-        """The norm of all gradients together, of which processes may have a part each."""
-        if self._split is None:
-            return float(nn.utils.get_total_norm(gradients))
-        places = {id(gradient) for gradient in self._own_gradients}
-        own = [gradient for gradient in gradients if id(gradient) in places]
-        shared = [gradient for gradient in gradients if id(gradient) not in places]
-        # Each process has the norm of the shared ones, and a part of the others'.
-        (squares,) = self._group.sum(float(nn.utils.get_total_norm(own)) ** 2)
-        return math.sqrt(squares + float(nn.utils.get_total_norm(shared)) ** 2)
 
     @contextmanager
     def _frozen_left_out(self, learning: list[bool]) -> Iterator[None]:
@@ -290,16 +276,13 @@ class TrainState:
         torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
         for mine, theirs in zip(self.average.buffers(), self.network.buffers(), strict=True):
             mine.copy_(theirs)
-        if self._parts:
-            torch._foreach_lerp_(list(self._average_parts.values()), list(self._parts.values()), 1 - decay)
+        if self._weights is not None:
+            self._weights.move_average(1 - decay)
 
     def join_parts(self) -> None:
         """Make `network` and `evaluated` whole where processes have a part of them each."""
-        if self._split is None:
-            return
-        self._split.write_back(self.network, self._parts)
-        if self.average is not None:
-            self._split.write_back(self.average, self._average_parts)
+        if self._weights is not None:
+            self._weights.write_back()
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor that the next step depends on, by key; they change during training.
@@ -331,10 +314,8 @@ class TrainState:
             if network is not None:
                 network.load_state_dict({k: state[f"{name}/{k}"] for k in network.state_dict()})
         split = self._split
-        for name, parts in (("network", self._parts), ("average", self._average_parts)):
-            for key, part in parts.items():
-                assert split is not None
-                part.copy_(split.cut(key, state[f"{name}/{key}"]))
+        if self._weights is not None:
+            self._weights.restore()
         self._exchange, self._sent_before = None, {k: v for k, v in state.items() if k.startswith("powersgd/")}
         owners = {
             id(value): optimizer
@@ -359,9 +340,6 @@ class TrainState:
         if self.compute_copy is not self.network:
             for working, whole in zip(self.compute_copy.parameters(), self.network.parameters(), strict=True):
                 working.copy_(whole)
-            if split is not None:
-                for key, part in split.named_parts():
-                    part.copy_(self._parts[key])
         self._fresh = True
 
 

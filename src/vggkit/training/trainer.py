@@ -202,7 +202,7 @@ class Trainer:
         """Epoch by epoch, from where `progress` is."""
         for epochs in range(1, len(self.progress.history) + 1):
             self.monitor.update(self.progress.history[:epochs], {})  # logged before the training was stopped
-        while not self._is_over():
+        while not is_over(self.progress.history, self.recipe, log=self.callbacks.log):
             try:
                 dead = self._train_epoch()
                 epoch = self._validate()
@@ -237,12 +237,6 @@ class Trainer:
         if enough and epoch.epoch < self.recipe.epochs:
             self.callbacks.log(f"stopped after epoch {epoch.epoch}, as on_epoch requested")
         return enough
-
-    def _is_over(self) -> bool:
-        over, why = is_over(self.progress.history, self.recipe)
-        if why:
-            self.callbacks.log(why)
-        return over
 
     def _train_epoch(self) -> dict[str, float]:
         """Train on the remaining batches of the epoch; returns each ReLU's share of dead channels at its end."""

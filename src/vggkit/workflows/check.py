@@ -24,6 +24,7 @@ from vggkit.images.labelled import LabelledImages
 from vggkit.images.near_duplicates import NearDuplicate
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.images.sources.open_dataset import open_dataset
+from vggkit.images.sources.sharded import verify_shards
 from vggkit.images.sources.tables import Columns
 from vggkit.weights.card import demand_classifier
 from vggkit.weights.locate import locate_model
@@ -56,7 +57,8 @@ def check(
 
     Finds unreadable files, exact and near duplicates within a split, across splits and across classes, classes that
     are missing, small or imbalanced, images smaller than the network input, and files whose format differs from
-    their name. With a Classifier also labels that are probably wrong, and outliers.
+    their name. With a Classifier also labels that are probably wrong, and outliers. Shards with a manifest are
+    compared with the SHA-256 that it states of each, first.
 
     Args:
         data: A folder, table, archive or name or images from Python, as `open_dataset` takes them.
@@ -86,6 +88,7 @@ def check(
             f"{opened.name}: its images have several labels, and label errors are searched for by one label an "
             "image; leave out the model. Images whose predictions differ are in the report of a training"
         )
+    verify_shards(opened, on_progress=_about("verifying shards", on_progress))
     classifier = _load(place) if place is not None else cast("Model | None", model)
     preprocessing = Preprocessing() if classifier is None else classifier.preprocessing
     seen_pixels = image_size or preprocessing.crop_pixels

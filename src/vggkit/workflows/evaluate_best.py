@@ -1,5 +1,6 @@
 """The evaluation that ends a training: of the best epoch's weights, on the test or else the validation split."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 import torch
@@ -47,6 +48,8 @@ def evaluate_best(
             logs = classifier.card.activation.log(result.probe.compute_logits(split))
             return gather_predictions(classifier.card, dataset.split(split), logs)
         images = group.take_share(dataset.split(split))
+        if not images:  # there are fewer than processes
+            return _join(group.gather(None))
         predictions, unreadable = predict_labelled(
             classifier,
             images,
@@ -57,8 +60,7 @@ def evaluate_best(
         )
         if unreadable:
             raise BadImage(f"{unreadable[0]}; it could be read when the training began")
-        parts = group.gather(predictions)
-        return Predictions.join(parts) if len(parts) > 1 else next(iter(parts), None)
+        return _join(group.gather(predictions))
 
     # Every split is predicted at a temperature of 1, before the Classifier gets its own.
     val = predict("val")
@@ -111,6 +113,12 @@ def evaluate_best(
         )
 
     return group.lead(measure)
+
+
+def _join(parts: Sequence[Predictions | None]) -> Predictions | None:
+    """The predictions of all processes, in the first one."""
+    there = [part for part in parts if part is not None]
+    return Predictions.join(there) if len(there) > 1 else next(iter(there), None)
 
 
 def _list_notes(

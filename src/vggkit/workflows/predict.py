@@ -4,25 +4,24 @@ Shape letters: N images, F numbers of a vector.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from vggkit.arguments import demand_count, demand_path, demand_seconds
-from vggkit.engines.info import WantedEngine
+from vggkit.engines.info import EngineInfo, WantedEngine
 from vggkit.engines.model_weights import ModelFile, open_for_engine
 from vggkit.engines.outputs import WantedPrecision
 from vggkit.engines.select import choose_engine
-from vggkit.errors import BadOutput
+from vggkit.errors import BadInput, BadOutput
 from vggkit.files import demand_apart, demand_writable
 from vggkit.images.dataset import ImageSample
 from vggkit.images.given import ImageSources, take_sources
 from vggkit.images.sources.open_dataset import count_images
 from vggkit.images.sources.tables import Columns
-from vggkit.inference.bulk import VECTOR, BulkResult, Job, OnProgress, Row, run_job
+from vggkit.inference.bulk import VECTOR, BulkResult, Job, OnProgress, run_job
+from vggkit.inference.bulk_work import Compute, EmbedWork, PredictWork, Row, list_prediction_rows, list_vector_rows
 from vggkit.inference.embed import FEATURES, find_width, iterate_embeddings
 from vggkit.inference.fingerprint import describe_labels, describe_network, name_place
 from vggkit.table_files import ENDINGS, Kind, check_parquet
@@ -31,6 +30,8 @@ from vggkit.workflows.predict_and_explain import open_predictor
 if TYPE_CHECKING:
     from vggkit.weights.model import Model
 
+Where = Literal["local", "ray"]
+"""Where a bulk job computes."""
 VECTOR_ENDINGS: Final = (".parquet", ".npy")
 """Of files of vectors."""
 
@@ -50,6 +51,7 @@ def predict_into(
     explain: str | Path | None = None,
     save_seconds: float = 5.0,
     overwrite: bool = False,
+    on: Where = "local",
     on_progress: OnProgress | None = None,
 ) -> BulkResult:
     """Write the most probable classes of each image to a file, for any number of images in constant memory.
@@ -77,56 +79,41 @@ def predict_into(
         save_seconds: How often rows are written to the folder `out`.parts; the same call continues there after
             the process has ended in any way, and the file is the same as without the interruption.
         overwrite: Start again, and discard the rows of an earlier call.
+        on: local: in this process. ray: by the machines of a Ray cluster, the one of RAY_ADDRESS, one that runs
+            here, or else one that is started here; the file is the same. Each machine must reach the model's file
+            and the images by the same names.
         on_progress: Called with the current task, the number of images that are done, and of all.
 
     Raises BadOutput where the file cannot be written, or is of another model, of other options or images;
     BadData, BadInput and MissingExtra.
     """
-    out, given = _check(out, images, ENDINGS)
+    out, given = _check(out, images, ENDINGS, on=on)
     on_progress = on_progress or _ignore
     top, batch_size = demand_count("top", top), demand_count("batch_size", batch_size)
     save_seconds = demand_seconds("save_seconds", save_seconds)
     opened, place = _open(model)
     on_progress("listing", 0, None)
-    total = count_images(given, columns=columns)  # a place without images is refused before an engine is built
-    predicting = open_predictor(
-        opened,
-        given,
-        explain=explain,
-        device=device,
-        precision=precision,
-        engine=engine,
-        reduced_decoding=reduced_decoding,
-    )
     top = min(top, len(opened.card.labels))
     kinds: dict[str, Kind] = {"path": "path", "prediction": "text"}
     for rank in range(1, top + 1):
         kinds |= {f"label_{rank}": "text", f"probability_{rank}": "number"}
     kinds["problem"] = "text"
+    total = count_images(given, columns=columns)  # a place without images is refused before an engine is built
 
-    def compute(found: Iterator[ImageSample]) -> Iterator[tuple[ImageSample, Row]]:
-        for image, each in predicting.iterate(found, top=top, batch_size=batch_size):
-            pairs = zip(each.labels, each.probabilities, strict=True)
-            cells: list[str | float | None] = [cell for pair in pairs for cell in pair]
-            cells += [None] * (2 * top - len(cells))
-            yield image, (each.path, each.label, *cells, each.problem)
-
-    result = run_job(
-        Job(
+    def describe(info: EngineInfo, compute: Compute, more: Mapping[str, Any]) -> Job:
+        return Job(
             out=out,
             kinds=kinds,
             about={
                 "results": "predictions",
                 "top": top,
                 "answers": describe_labels(opened),
-                "model": describe_network(
-                    opened, precision=predicting.info.precision, reduced_decoding=reduced_decoding
-                ),
+                "model": describe_network(opened, precision=info.precision, reduced_decoding=reduced_decoding),
                 **_describe_images(given, columns),
-                **predicting.about,
+                **more,
             },
             model=place,
-            engine=predicting.info,
+            engine=info,
             compute=compute,
             images=given,
             columns=columns,
@@ -136,7 +123,34 @@ def predict_into(
             overwrite=overwrite,
             on_progress=on_progress,
         )
+
+    if on == "ray":
+        if explain is not None:
+            raise BadInput("explain writes files beside this process, and on=ray computes elsewhere; leave out one")
+        work = PredictWork(
+            model=place,
+            top=top,
+            batch_size=batch_size,
+            device=device,
+            precision=precision,
+            engine=engine,
+            reduced_decoding=reduced_decoding,
+        )
+        return _run_on_ray(work, device, lambda info, compute: describe(info, compute, {}))
+    predicting = open_predictor(
+        opened,
+        given,
+        explain=explain,
+        device=device,
+        precision=precision,
+        engine=engine,
+        reduced_decoding=reduced_decoding,
     )
+
+    def compute(found: Iterator[ImageSample]) -> Iterator[tuple[ImageSample, Row]]:
+        return list_prediction_rows(predicting.iterate(found, top=top, batch_size=batch_size), top=top)
+
+    result = run_job(describe(predicting.info, compute, predicting.about))
     predicting.finish()
     return result
 
@@ -155,6 +169,7 @@ def embed_into(
     reduced_decoding: bool = False,
     save_seconds: float = 5.0,
     overwrite: bool = False,
+    on: Where = "local",
     on_progress: OnProgress | None = None,
 ) -> BulkResult:
     """Write the vector of each image to a file, for any number of images in constant memory; `search` reads it.
@@ -180,12 +195,15 @@ def embed_into(
         save_seconds: How often rows are written to the folder `out`.parts; the same call continues there after
             the process has ended in any way.
         overwrite: Start again, and discard the rows of an earlier call.
+        on: local: in this process. ray: by the machines of a Ray cluster, the one of RAY_ADDRESS, one that runs
+            here, or else one that is started here; the file is the same. Each machine must reach the model's file
+            and the images by the same names.
         on_progress: Called with the current task, the number of images that are done, and of all.
 
     Raises UnknownName for a layer that the network lacks, BadOutput where the file cannot be written, or is of
     another model, of other options or images; BadData, BadInput and MissingExtra.
     """
-    out, given = _check(out, images, VECTOR_ENDINGS)
+    out, given = _check(out, images, VECTOR_ENDINGS, on=on)
     on_progress = on_progress or _ignore
     batch_size = demand_count("batch_size", batch_size)
     save_seconds = demand_seconds("save_seconds", save_seconds)
@@ -194,28 +212,22 @@ def embed_into(
     width = find_width(card.configuration, layer)
     on_progress("listing", 0, None)
     total = count_images(given, columns=columns)  # a place without images is refused before an engine is built
-    computing = choose_engine(opened, device, output=layer, precision=precision, engine=engine)
-    missing = np.full(width, np.nan, np.float32)
 
-    def compute(found: Iterator[ImageSample]) -> Iterator[tuple[ImageSample, Row]]:
-        for image, each in iterate_embeddings(computing, card, found, batch_size=batch_size):
-            yield image, (each.path, missing if each.vector is None else each.vector, each.problem)
-
-    return run_job(
-        Job(
+    def describe(info: EngineInfo, compute: Compute) -> Job:
+        return Job(
             out=out,
             kinds={"path": "path", VECTOR: width, "problem": "text"},
             about={
                 "results": "vectors",
                 "layer": layer,
-                "precision": computing.info.precision,
+                "precision": info.precision,
                 "model": describe_network(
-                    opened, precision=computing.info.precision, layer=layer, reduced_decoding=reduced_decoding
+                    opened, precision=info.precision, layer=layer, reduced_decoding=reduced_decoding
                 ),
                 **_describe_images(given, columns),
             },
             model=place,
-            engine=computing.info,
+            engine=info,
             compute=compute,
             images=given,
             columns=columns,
@@ -225,13 +237,49 @@ def embed_into(
             overwrite=overwrite,
             on_progress=on_progress,
         )
-    )
+
+    if on == "ray":
+        work = EmbedWork(
+            model=place,
+            layer=layer,
+            batch_size=batch_size,
+            device=device,
+            precision=precision,
+            engine=engine,
+            reduced_decoding=reduced_decoding,
+        )
+        return _run_on_ray(work, device, describe)
+    computing = choose_engine(opened, device, output=layer, precision=precision, engine=engine)
+
+    def compute(found: Iterator[ImageSample]) -> Iterator[tuple[ImageSample, Row]]:
+        return list_vector_rows(iterate_embeddings(computing, card, found, batch_size=batch_size), width=width)
+
+    return run_job(describe(computing.info, compute))
+
+
+def _run_on_ray(
+    work: PredictWork | EmbedWork, device: str, describe: Callable[[EngineInfo, Compute], Job]
+) -> BulkResult:
+    """Run the job on a Ray cluster; raises BadInput for a model in memory, and MissingExtra without Ray."""
+    from vggkit.inference.on_ray import connect, find_engine, run_job_on_ray
+
+    if not work.model:
+        raise BadInput("on=ray takes a Classifier's place, which its machines open; save it, and give the file")
+    with connect():
+        info = find_engine(work, device=device)
+        return run_job_on_ray(describe(info, _compute_elsewhere), work, device=device)
+
+
+def _compute_elsewhere(images: Iterator[ImageSample]) -> Iterator[tuple[ImageSample, Row]]:
+    raise AssertionError("the actors compute")
 
 
 def _check(
-    out: str | Path, images: ImageSources, endings: Sequence[str]
+    out: str | Path, images: ImageSources, endings: Sequence[str], *, on: str
 ) -> tuple[Path, list[str | Path | ImageSample]]:
     """The file, and places and images; raises BadOutput where the file cannot be written, and BadInput."""
+    if on not in get_args(Where):
+        raise BadInput(f"on must be one of {', '.join(get_args(Where))}; got {on!r}")
     out, given = demand_path(out), list(take_sources(images))
     if out.suffix.lower() not in endings:
         raise BadOutput(f"{out}: the name of such a file ends in {', '.join(endings[:-1])} or {endings[-1]}")

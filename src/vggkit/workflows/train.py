@@ -1,13 +1,12 @@
 """Training from Python: `vggkit.train`, whose options are those of `vggkit train` by the same names."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import get_args
 
 from torch import Tensor
 
-from vggkit.arguments import demand_path, demand_seconds
+from vggkit.arguments import demand_seconds
 from vggkit.errors import BadConfiguration
 from vggkit.images.dataset import ImageDataset
 from vggkit.images.labelled import LabelledImages
@@ -20,7 +19,6 @@ from vggkit.reports.plots import PlotEnding
 from vggkit.task import Task
 from vggkit.training.checkpoint import Epoch
 from vggkit.training.distributed.joining import join_processes
-from vggkit.training.presets import find_preset
 from vggkit.training.recipe import (
     Augmentation,
     Balance,
@@ -37,15 +35,11 @@ from vggkit.weights.model import Model
 from vggkit.workflows.earlier_calls import accept_model_first
 from vggkit.workflows.fit_and_record import TrainingRun
 from vggkit.workflows.resume_run import resume_run
-from vggkit.workflows.run_config import NetworkChoice, RunConfig, locate
+from vggkit.workflows.run_config import RunConfig
 from vggkit.workflows.several_processes import find_interrupted
 from vggkit.workflows.train_inputs import open_inputs
+from vggkit.workflows.train_options import gather_options, refuse_beside_resume
 from vggkit.workflows.training_run import start_run
-
-BESIDE_RESUME: Final = frozenset(
-    {"data", "resume", "epochs", "device", "save_seconds", "plots", "quiet", "on_epoch"}
-)
-"""Options that may be given with `resume`; all others are those of the run."""
 
 
 @accept_model_first
@@ -287,8 +281,8 @@ def train(
         raise BadConfiguration(f"on_epoch must be a function of an Epoch, such as print; got {on_epoch!r:.100}")
     save_seconds = demand_seconds("save_seconds", save_seconds)
     if resume is not None:
-        _refuse_others(options)
-    chosen = _gather(options) if resume is None else RunConfig()
+        refuse_beside_resume(options)
+    chosen = gather_options(options) if resume is None else RunConfig()
     with join_processes(device) as group:
         again = find_interrupted(out, group) if resume is None else Path(resume)
         if again is not None:
@@ -322,72 +316,4 @@ def train(
             on_epoch=on_epoch,
             may_be_unstarted=group.restarts > 0,
             group=group,
-        )
-
-
-def _gather(options: Mapping[str, Any]) -> RunConfig:
-    """The configuration of a run, from options by name and from `config`, `preset` or `recipe` for the others."""
-    bases = [name for name in ("config", "preset", "recipe") if name in options]
-    if len(bases) > 1:
-        raise BadConfiguration(
-            f"{' and '.join(bases)} both give a recipe; give one of them, and change it by options"
-        )
-    base = RunConfig.read(options["config"]) if "config" in options else RunConfig()
-    recipe: Recipe = options.get("recipe") or base.recipe
-    if "preset" in options:
-        recipe = find_preset(options["preset"]).recipe
-    if "find_learning_rate" in options and "learning_rate" not in options and "config" in options:
-        recipe = replace(recipe, learning_rate=None)  # of a rate that is given and one that is searched, the newer
-    given = {
-        kind: {field.name: options[field.name] for field in fields(kind) if field.name in options}
-        for kind in (NetworkChoice, Recipe, Columns)
-    }
-    network, model, data = given[NetworkChoice], options.get("model"), options.get("data")
-    if isinstance(model, Model):
-        if others := sorted(network.keys() - {"model"}):
-            raise BadConfiguration(
-                f"{others[0]} is an option of a new network, and model={model!r} is trained as it is; leave it out"
-            )
-        base = replace(base, network=NetworkChoice.of(model))
-        network = {}
-    elif isinstance(model, Configuration):
-        network["model"] = model.model
-    elif model is not None and not isinstance(model, str):
-        raise BadConfiguration(
-            f"model must be a name of vggkit.list_models(), a Configuration or a Classifier; got {model!r:.100}"
-        )
-    held = isinstance(network.get("weights"), Mapping)  # in memory, which no file can say
-    if "weights" in network:
-        demand_path("" if held else network["weights"])
-        network["weights"] = None if held else locate(str(network["weights"]))
-    columns = given[Columns]
-    if "root" in columns:
-        columns["root"] = locate(str(columns["root"])) if Path(str(columns["root"])).is_dir() else columns["root"]
-    if data is not None:
-        base = replace(base, data=locate(data.name if isinstance(data, ImageDataset) else str(data)))
-    # A configuration and a Classifier name their model; without them the weights may name it.
-    initial = base.network if "config" in options or isinstance(model, Model) else NetworkChoice()
-    searched = options.get("find_learning_rate", base.find_learning_rate and "learning_rate" not in options)
-    return replace(
-        base,
-        columns=replace(base.columns, **columns),
-        despite_findings=options.get("despite_findings", base.despite_findings),
-        loggers=tuple(options.get("loggers", base.loggers)),
-        find_learning_rate=searched,
-        search=options.get("search", base.search),
-        teacher=locate(str(options["teacher"])) if "teacher" in options else base.teacher,
-        from_python=isinstance(model, Model | Configuration) or isinstance(data, ImageDataset) or held,
-        network=replace(initial, **network),
-        recipe=replace(recipe, **given[Recipe]),
-        found={},
-    )
-
-
-def _refuse_others(options: Mapping[str, Any]) -> None:
-    usual = {"find_learning_rate": False}
-    others = [name for name in options if name not in BESIDE_RESUME and options[name] != usual.get(name)]
-    if others:
-        raise BadConfiguration(
-            f"{others[0]} does not go with resume: a run continues with the options that it started with. "
-            "For a new run like it: train(config=RUN), with the options that are to differ"
         )

@@ -4,10 +4,11 @@
 number of readers alone: the shards in random order, and within that sequence each image moved back by a random
 number of places below `BUFFER`, as a shuffle buffer of that size would do. So an image can be found by its place
 in the epoch, and a training that was interrupted continues at the very image, without reading those before.
-**Readers**, such as the processes of a training on several GPUs, get contiguous parts of the sequence of shards,
-whose counts differ by one image at most: none is read twice and none is left out. The threads of a reader share its
-order. **The validation split** is the shards' own, or where the dataset is not divided a share of each class, drawn
-by the contents of the images: equal files are on one side. It is read from front to back after each epoch.
+**Readers**, such as the processes of a training on several GPUs, get contiguous parts of the sequence of shards:
+no image is read twice, none is left out, and a shard is read by one of them, but for those that a boundary lies in.
+The threads of a reader share its order.
+**The validation split** is the shards' own, or where the dataset is not divided a share of each class, drawn by the
+contents of the images: equal files are on one side. It is read from front to back after each epoch.
 
 Shape letters: N images, K classes.
 """
@@ -137,7 +138,7 @@ class ShardedImages(LazyImages):
     def number_classes(self, labels: Sequence[str]) -> NDArray[np.int64]:
         numbers = {label: number for number, label in enumerate(labels)}
         own = self.held.index.classes[self.numbers]
-        used = np.unique(own)
+        used = np.flatnonzero(np.bincount(own))
         table = np.zeros(len(self.labels), np.int64)
         table[used] = [numbers[self.labels[each]] for each in used]
         found: NDArray[np.int64] = table[own]
@@ -181,17 +182,18 @@ class ShardedImages(LazyImages):
         labels = [spellings.get(label, label) for label in self.labels]
         return type(self)(self.held, self.numbers, labels=labels)
 
-    def draw_order(self, *, seed: int, epoch: int, lanes: int = 1) -> NDArray[np.int64]:
+    def draw_parts(self, *, seed: int, epoch: int, counts: Sequence[int]) -> list[NDArray[np.int64]]:
+        assert sum(counts) == len(self), "each image has one reader"
         draws = np.random.default_rng(derive_seed(seed, "order", epoch))
         shards = self.held.files.find_shards(self.numbers)
         firsts = np.flatnonzero(np.diff(shards, prepend=-1))
         parts = np.split(np.arange(len(self)), firsts[1:])
         sequence = np.concatenate([parts[each] for each in draws.permutation(len(parts))])
-        order = np.empty(len(self), np.int64)
-        for lane, part in enumerate(np.array_split(sequence, lanes)):
+        found = []
+        for part in np.split(sequence, np.cumsum(counts)[:-1]):
             moved = np.arange(len(part)) + draws.uniform(0, BUFFER, len(part))
-            order[lane::lanes] = part[np.argsort(moved, kind="stable")]
-        return order
+            found.append(part[np.argsort(moved, kind="stable")])
+        return found
 
     @contextmanager
     def follow(self, order: NDArray[np.int64]) -> Iterator[Advance]:
