@@ -78,7 +78,8 @@ def check_plain(group):
 
 
 def check_class_weights_and_clipping(group):
-    compare(group, SMALL, options={"objective": Objective(weights=torch.tensor([0.5, 1.0, 3.0]))}, clip_norm=0.01)
+    weights = Objective(weights=torch.tensor([0.5, 1.0, 3.0]))
+    compare(group, SMALL, options={"objective": weights}, clip_norm=0.01)
 
 
 def check_accumulation(group):
