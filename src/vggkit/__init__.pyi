@@ -49,6 +49,7 @@ from .evaluation.evaluation import Calibration as Calibration
 from .evaluation.evaluation import ClassMetrics as ClassMetrics
 from .evaluation.evaluation import Evaluation as Evaluation
 from .evaluation.evaluation import Rejection as Rejection
+from .evaluation.label_predictions import MultiLabelPredictions as MultiLabelPredictions
 from .evaluation.measure import evaluate as evaluate
 from .evaluation.predictions import Predictions as Predictions
 from .explanations.explain import explain as explain
@@ -100,6 +101,7 @@ from .reports.comparison import ComparedRun as ComparedRun
 from .reports.comparison import Comparison as Comparison
 from .serving.limits import ServeLimits as ServeLimits
 from .serving.serve import serve as serve
+from .task import Activation as Activation
 from .training.checkpoint import Epoch as Epoch
 from .training.recipe import Recipe as Recipe
 from .weights.card import Card as Card

@@ -44,8 +44,10 @@ class Classifier(Model):
         network: The VGG; its number of classes is the number of labels.
         labels: Class names in the order of the logits, or a mapping of names to numbers or of numbers to names.
         preprocessing: How an image becomes the network's input.
-        temperature: Logits are divided by it before the softmax.
-        threshold: Probability in [0, 1) below which the prediction is "unknown"; 0: never.
+        task: Whether an image has exactly one class (single-label) or any number of them (multi-label).
+        temperature: Logits are divided by it before the softmax or the sigmoid.
+        threshold: Single-label: probability in [0, 1) below which the prediction is "unknown"; 0: never.
+        thresholds: Multi-label: probability from which each class is predicted; empty: 0.5 for each.
         activation_ranges: Smallest and largest input of each layer, for int8.
         provenance: Data, recipe, metrics, licence of the weights, versions; any JSON values.
 
@@ -55,7 +57,7 @@ class Classifier(Model):
     @classmethod
     def of(cls, model: Model) -> Self:
         """The same model with prediction methods; it shares the network, so that training one trains the other."""
-        made = cls(model.network, labels=model.labels, preprocessing=model.preprocessing)
+        made = cls(model.network, labels=model.labels, preprocessing=model.preprocessing, task=model.task)
         made.card = model.card
         return made
 

@@ -41,7 +41,7 @@ def model(tiny, tmp_path):
 
 def test_the_surface_is_the_golden_list(monkeypatch, capsys):
     """Every verb with its options, as tyro lays them out. A new option is meant: write it into surface.json."""
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "120")
     surface = {}
     for verbs in cli.VERBS.values():
         for verb in verbs:
@@ -125,7 +125,7 @@ def test_mistakes_are_one_line_and_exit_2(arguments, said, capsys, tmp_path, mon
         ("train digits --epochs", "--epochs needs a value"),
         ("train digits --batch-size 1.5", "--batch-size must be a whole number; got '1.5'"),
         ("train digits --learning-rate fast", "--learning-rate must be a number; got 'fast'"),
-        ("train digits --monitor f1", "--monitor must be top1, loss or macro-f1; got 'f1'"),
+        ("train digits --monitor f1", "--monitor must be top1, loss, macro-f1 or map; got 'f1'"),
         ("train digits --plots bmp", "--plots must be pdf, png or svg; got 'bmp'"),
         ("train digits --image-size 3", "--image-size must be 32 or more for this network; got 3"),
         ("train digits --until relu9_9", "--until must be a layer of this network; 'relu9_9' is not"),
@@ -278,7 +278,7 @@ def test_help_shows_what_a_configuration_makes_the_default(tmp_path, capsys):
 
 
 def test_the_help_of_an_option_is_the_text_under_its_field(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "120")
     _, out, _ = call("train", "--help", capsys=capsys)
     shown = " ".join(out.replace("│", " ").split())
     for kind in (Recipe, NetworkChoice):

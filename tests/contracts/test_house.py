@@ -21,6 +21,7 @@ FLOORS = {
     "notebook": 0,
     "paths": 0,
     "table_files": 0,
+    "task": 0,
     "images": 1,
     "models": 2,
     "weights": 3,

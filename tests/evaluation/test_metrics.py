@@ -16,7 +16,9 @@ from vggkit.evaluation.calibration import find_ece, find_threshold, fit_temperat
 from vggkit.evaluation.comparison import compare_predictions, fuse, mcnemar_p_value
 from vggkit.evaluation.evaluation import proportion_interval
 from vggkit.evaluation.metrics import find_intervals, score
-from vggkit.evaluation.predictions import Predictions, average, log_softmax
+from vggkit.evaluation.predictions import Predictions, average
+from vggkit.evaluation.resampling import resample_areas
+from vggkit.task import log_softmax
 
 
 def invent(n=300, classes=6, *, seed=0, skill=1.5, labels=None, sureness=1.0):
@@ -155,19 +157,21 @@ def test_bootstrap_intervals_are_those_of_resampled_tables():
 
 
 def test_resampled_areas_are_scikit_learns_with_ties():
-    from vggkit.evaluation.metrics import _resample_areas, _resample_classes
+    from vggkit.evaluation.metrics import _resample_classes
 
     rng = np.random.default_rng(1)
     predictions = Predictions.of(
         rng.integers(0, 3, (60, 3)).astype(float), rng.integers(0, 3, 60), labels=["a", "b", "c"]
     )
     weights = rng.integers(0, 4, (5, 60)).astype(float)
-    areas, (_, _, f1) = _resample_areas(predictions, weights), _resample_classes(predictions, weights)
+    true = predictions.targets[:, None] == np.arange(3)
+    areas, precisions = resample_areas(predictions.probabilities, true, weights)
+    _, _, f1 = _resample_classes(predictions, weights)
     for row, weight in enumerate(weights):
         rows = np.repeat(np.arange(60), weight.astype(int))
         binary, chances = np.eye(3)[predictions.targets[rows]], predictions.probabilities[rows]
-        assert areas["roc_auc"][row] == pytest.approx(metrics.roc_auc_score(binary, chances))
-        assert areas["average_precision"][row] == pytest.approx(metrics.average_precision_score(binary, chances))
+        assert areas[row] == pytest.approx(metrics.roc_auc_score(binary, chances))
+        assert precisions[row] == pytest.approx(metrics.average_precision_score(binary, chances))
         assert f1[row] == pytest.approx(
             metrics.f1_score(predictions.targets[rows], predictions.predicted[rows], average=None)
         )

@@ -16,6 +16,7 @@ from vggkit.data_checks.rules import find_combined_labels
 from vggkit.errors import BadData
 from vggkit.images.dataset import ImageDataset, ImageSample
 from vggkit.images.sources.open_dataset import list_images, open_dataset
+from vggkit.images.sources.tables import Columns
 from vggkit.images.splits import divide
 from vggkit.workflows.check import check, check_training_data
 
@@ -242,8 +243,10 @@ def test_lists_of_labels_in_parquet_and_beside_images_in_archives(tmp_path):
     parquet.write_table(
         pa.table({"image": [image(0)] * 2, "label": [["cat", "dog"], ["cat"]]}), tmp_path / "t.parquet"
     )
-    with pytest.raises(BadData, match="more than one class"):
-        open_dataset(tmp_path / "t.parquet")
+    found = open_dataset(tmp_path / "t.parquet")
+    assert (found.task, found.labels) == ("multi-label", ("cat", "dog"))
+    with pytest.raises(BadData, match="has the labels cat, dog, and task=single-label"):
+        open_dataset(tmp_path / "t.parquet", columns=Columns(task="single-label"))
     parquet.write_table(pa.table({"image": [image(0)] * 2, "label": ["cat|dog", "cat"]}), tmp_path / "u.parquet")
     assert find_combined_labels(open_dataset(tmp_path / "u.parquet").labels) is not None
     members = {"0.png": image(0), "0.json": json.dumps({"label": "cat|dog"}).encode()}

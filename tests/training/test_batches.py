@@ -14,7 +14,8 @@ from vggkit.images.preprocessing import Preprocessing
 from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.training import batches as batches_module
 from vggkit.training.augmentation import View
-from vggkit.training.batches import TrainingBatches, weigh_classes
+from vggkit.training.batches import TrainingBatches
+from vggkit.training.objective import weigh_classes
 from vggkit.training.recipe import Recipe
 
 SMALL = Preprocessing(resize_pixels=32, crop_pixels=32)

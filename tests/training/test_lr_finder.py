@@ -12,6 +12,7 @@ from conftest import draw_class
 from vggkit.models.vgg import VGG
 from vggkit.reports.lr_plot import plot_rate_search
 from vggkit.training.lr_finder import RateSearch, find_learning_rate
+from vggkit.training.objective import Objective
 from vggkit.training.recipe import Recipe
 from vggkit.training.train_state import TrainState
 
@@ -115,7 +116,7 @@ class _Scripted:
     def __init__(self, losses):
         self.losses = losses
 
-    def __call__(self, network, recipe, *, device, class_weights, caller_settings):
+    def __call__(self, network, recipe, *, device, objective, caller_settings):
         return self
 
     def start_epoch(self, epoch):
@@ -166,7 +167,7 @@ def test_batches_of_rare_classes_count_more(tiny, monkeypatch):
     draws = torch.Generator().manual_seed(0)
     given = [(torch.randn(4, 3, 32, 32, generator=draws), torch.full((4,), number)) for number in range(3)]
     recipe = replace(RECIPE, accumulate=3)
-    found = search(network, given, recipe, steps=2, class_weights=weights)
+    found = search(network, given, recipe, steps=2, objective=Objective(weights=weights))
     with torch.no_grad():
         logits, targets = network(torch.cat([images for images, _ in given])), torch.cat([t for _, t in given])
         expected = F.cross_entropy(logits.double(), targets, weight=weights.double()).item()

@@ -8,6 +8,7 @@ from torch import nn
 
 from vggkit.models.vgg import VGG
 from vggkit.training import train_state as train_state_module
+from vggkit.training.objective import Objective
 from vggkit.training.parameter_groups import list_groups
 from vggkit.training.recipe import Recipe
 from vggkit.training.train_state import TrainState
@@ -244,7 +245,12 @@ def test_a_step_is_torchs_of_all_its_batches_together(tiny, split, smoothing, ki
     )
     expected.backward()
     recipe = replace(RECIPE, label_smoothing=smoothing, momentum=0.0, weight_decay=0.0, clip_norm=0.0)
-    train_state = TrainState(build(replace(tiny, batch_norm=False)), recipe, device=CPU, class_weights=weights)
+    train_state = TrainState(
+        build(replace(tiny, batch_norm=False)),
+        recipe,
+        device=CPU,
+        objective=Objective(label_smoothing=smoothing, weights=weights),
+    )
     train_state.start_epoch(1)
     for number in range(2):  # what a step divides by is its own
         before = {key: value.detach().clone() for key, value in train_state.network.named_parameters()}
@@ -273,7 +279,7 @@ def test_a_gradient_is_clipped_by_the_length_that_it_has_in_the_whole_step(tiny,
             build(replace(tiny, batch_norm=False)),
             replace(RECIPE, clip_norm=0.5, precision=precision, momentum=0.0, weight_decay=0.0),
             device=CPU,
-            class_weights=WEIGHTS,
+            objective=Objective(weights=WEIGHTS),
         )
         train_state.start_epoch(1)
         before = copy.deepcopy(list(train_state.network.parameters()))
@@ -392,7 +398,7 @@ def test_class_weights_and_shares_of_classes_are_torchs(tiny):
     network, (images, targets) = build(tiny), batches(1)[0]
     weights = torch.tensor([0.5, 1.0, 2.0])
     logits = copy.deepcopy(network).train()(images)
-    train_state = TrainState(network, RECIPE, device=CPU, class_weights=weights)
+    train_state = TrainState(network, RECIPE, device=CPU, objective=Objective(weights=weights))
     train_state.start_epoch(1)
     expected = F.cross_entropy(logits, targets, weight=weights).item()
     assert train_state.compute(images, targets, draw=0).item() == pytest.approx(expected, abs=1e-5)

@@ -156,6 +156,13 @@ def check_gradual(group):
             torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-5)
 
 
+def count_thin(value):
+    """Numbers that PowerSGD sends of a gradient: two thin matrices, where these are less than half of it."""
+    rows, columns = len(value), value.numel() // len(value)
+    thin = (rows + columns) * min(4, rows, columns)
+    return thin if value.dim() > 1 and 2 * thin < value.numel() else value.numel()
+
+
 def check_compression(group):
     """Fewer bytes, nearly the same weights, and exact continuation."""
     batches, rate = make_batches((6,) * 24), 0.01
@@ -179,7 +186,8 @@ def check_compression(group):
     weights = sum(value.numel() for value in VGG(WITH_FC).parameters())
     assert 0 <= results["none"][0] - 4 * weights < 100
     assert 0 <= results["bf16"][0] - 2 * weights < 100
-    assert results["powersgd"][0] < results["none"][0] / 2
+    assert 0 <= results["powersgd"][0] - 4 * sum(map(count_thin, VGG(WITH_FC).parameters())) < 200
+    assert results["powersgd"][0] < results["none"][0] / 1.5
     exact = results["none"][1]
     for way, most in (("bf16", 0.02), ("powersgd", 0.5)):
         assert any(not torch.equal(exact[key], value) for key, value in results[way][1].items() if key in exact)

@@ -101,6 +101,13 @@ def test_a_linear_probe_is_solved_on_the_features_of_all_processes(data, made, t
     assert "features of 66 of 66 views of images were found in the cache" in err
 
 
+def test_a_loss_that_diverges_returns_all_processes_to_the_start_of_the_epoch(made):
+    _, (first, second), err = made
+    assert first["diverged"] | {"heard": []} == second["diverged"] | {"heard": []}
+    assert first["diverged"]["epochs"] == 2
+    assert err.count("validation after epoch 1: back to the start of the epoch") == 1
+
+
 def test_the_state_of_two_processes_is_continued_by_one(data, made, tmp_path, capsys):
     shutil.copytree(made[0] / "plain", tmp_path / "run")
     run = resume_run(tmp_path / "run", data, epochs=3, device="cpu")

@@ -4,6 +4,7 @@ import json
 import sys
 
 import vggkit as vk
+from vggkit.training import trainer
 
 data = sys.argv[1]
 PLAIN = {
@@ -17,6 +18,16 @@ runs = {
 }
 options = {"image_size": 32, "until": "pool2", "device": "cpu", "weights": "plain/best.safetensors"}
 runs["probe"] = vk.train(data, out="probe", trainable="head", views=2, **options)
+validate = trainer.validate
+
+
+def diverge(*arguments, **others):
+    trainer.validate = validate
+    raise trainer.Diverged(float("nan"))
+
+
+trainer.validate = diverge
+runs["diverged"] = vk.train(data, out="diverged", **PLAIN)
 runs["probe-again"] = vk.train(data, out="probe-again", trainable="head", views=2, **options)
 print(
     json.dumps(

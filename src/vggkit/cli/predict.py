@@ -142,6 +142,9 @@ def predict(
                     f"{label} {100 * chance:.1f} %"
                     for label, chance in zip(prediction.labels, prediction.probabilities, strict=True)
                 )
+                if prediction.predicted is not None:  # the labels, and the most probable classes behind them
+                    print_line(f"{prediction.path}: {prediction.label}  ({listed})")
+                    continue
                 print_line(f"{prediction.path}: {f'unknown ({listed})' if prediction.unknown else listed}")
             line.show("predicting", done, total)
         predictor.finish()

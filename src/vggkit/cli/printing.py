@@ -8,7 +8,14 @@ from vggkit.escaping import escape_json
 
 def describe_evaluation(evaluation: Any) -> str:
     """The headline of an Evaluation, with its interval and its n."""
-    low, high = evaluation.top1_interval
+    low, high = evaluation.intervals.get(evaluation.main_figure, (None, None))
+    if evaluation.task == "multi-label":
+        ends = "" if low is None else f" (95 % interval {low:.4f} to {high:.4f})"
+        return (
+            f"mAP {evaluation.average_precision:.4f}{ends}, macro F1 {evaluation.macro_f1:.4f}, "
+            f"micro F1 {evaluation.micro_f1:.4f}, loss {evaluation.loss:.4f}, n = {evaluation.n} "
+            f"({evaluation.source})"
+        )
     top5 = f", top-5 {evaluation.top5:.4f}" if len(evaluation.labels) > 5 else ""
     return (
         f"top-1 {evaluation.top1:.4f} (95 % interval {low:.4f} to {high:.4f}){top5}, "

@@ -63,6 +63,7 @@ def choose_recipe(model: Model, options: FineTuning, *, images: int, device: tor
         preprocessing=model.preprocessing,
         origin=replace(model.origin, kind="trained", random_keys=()),
         images=images,
+        task=model.task,
         bf16=computes_bf16(device),
     )
     side = model.preprocessing.crop_pixels
@@ -109,6 +110,7 @@ def fine_tune(
         build_network(model.configuration, copy_state(model.network)),
         labels=model.labels,
         preprocessing=model.preprocessing,
+        task=model.task,
         origin=replace(model.origin, kind="trained", random_keys=()),
         provenance=model.provenance,
     )
@@ -117,9 +119,9 @@ def fine_tune(
 
     def keep_best(history: tuple[Epoch, ...], network: VGG) -> None:
         epoch = history[-1]
-        if not best or (epoch.val_top1, -epoch.val_loss) >= max((e.val_top1, -e.val_loss) for e in history):
+        if (epoch.val_figure, -epoch.val_loss) >= max((each.val_figure, -each.val_loss) for each in history):
             best.update(copy_state(network))
-        log(f"fine-tuning, epoch {epoch.epoch} of {recipe.epochs}: val top-1 {epoch.val_top1:.4f}")
+        log(f"fine-tuning, epoch {epoch.epoch} of {recipe.epochs}: {epoch.figure} {epoch.val_figure:.4f}")
 
     def show(what: str, done: int, total: int | None) -> None:
         names = {"train": "fine-tuning, batches", "validate": "fine-tuning, validation images"}
@@ -133,7 +135,7 @@ def fine_tune(
         recipe,
         device=device,
         checkpoints=Checkpoints(folder, card=student.card, identity={"recipe": recipe.to_dict()}),
-        teacher=Teacher(teacher, device=device, dtype=dtype),
+        teacher=Teacher(teacher, device=device, dtype=dtype, task=model.task),
         callbacks=Callbacks(
             on_step=show,
             on_epoch=keep_best,

@@ -13,6 +13,7 @@ from vggkit.errors import BadData
 from vggkit.images.class_names import shorten_names
 from vggkit.images.dataset import ImageDataset, ImageSample, identify_images
 from vggkit.images.preprocessing import Preprocessing
+from vggkit.images.several_labels import demand_task
 from vggkit.images.splits import divide, hold_out
 from vggkit.weights.card import read_entry
 from vggkit.weights.model import Model
@@ -50,6 +51,7 @@ def divide_roles(dataset: ImageDataset, model: Model, *, seed: int = 0) -> RoleI
 
     Raises BadData where classes are others than the Classifier's, or too few images are there.
     """
+    demand_task(dataset, model.task)
     unknown = sorted(set(dataset.labels) - set(model.labels))
     if unknown:
         raise BadData(
@@ -58,7 +60,7 @@ def divide_roles(dataset: ImageDataset, model: Model, *, seed: int = 0) -> RoleI
     splits = dict(_divide_as_trained(dataset, model, seed=seed).splits)
     names = {name: name for name in splits}
     if "test" not in splits:
-        halves = _halve(dataset.name, splits["val"], seed=seed)
+        halves = _halve(dataset, splits["val"], seed=seed)
         splits |= {"val": halves[0], "test": halves[1]}
         names |= {"val": "half of val", "test": "the other half of val"}
     chosen = _thin(splits["val"], MOST_CHOSEN_BY)
@@ -92,11 +94,12 @@ def _divide_as_trained(dataset: ImageDataset, model: Model, *, seed: int) -> Ima
 
 
 def _halve(
-    name: str, images: Sequence[ImageSample], *, seed: int
+    dataset: ImageDataset, images: Sequence[ImageSample], *, seed: int
 ) -> tuple[Sequence[ImageSample], Sequence[ImageSample]]:
     """Two halves of each class, groups undivided."""
-    labels = tuple(sorted({str(image.label) for image in images}))
-    halved = divide(ImageDataset(name, labels, {"all": tuple(images)}), validation_share=0.5, seed=seed)
+    labels = tuple(sorted({label for image in images for label in image.classes}))
+    whole = ImageDataset(dataset.name, labels, {"all": tuple(images)}, task=dataset.task)
+    halved = divide(whole, validation_share=0.5, seed=seed)
     return halved.splits["train"], halved.splits["val"]
 
 

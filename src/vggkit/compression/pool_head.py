@@ -53,6 +53,7 @@ def fit_pool_head(
         build_network(configuration, state),
         labels=model.labels,
         preprocessing=model.preprocessing,
+        task=model.task,
         origin=model.origin,
         provenance=model.provenance,
     )

@@ -155,7 +155,7 @@ class Search:
                 device=shop.device,
                 on_progress=lambda done, total: shop.on_progress("comparing on images", done, total),
             )
-            top1 = float(predictions.correct.mean())
+            top1 = predictions.headline
         speed: tuple[float, float] | tuple[None, None] = (None, None)
         if shop.images is not None or self.goals.min_speedup is not None:
             shop.on_progress("measuring speed", 0, None)

@@ -20,6 +20,8 @@ from vggkit.errors import BadInput
 from vggkit.models.configuration import Configuration
 from vggkit.models.graph import Graph
 from vggkit.models.vgg import VGG
+from vggkit.task import Task
+from vggkit.training.distillation import diverge
 
 Cost = Literal["multiply-adds", "parameters"]
 """What is to become less."""
@@ -63,6 +65,7 @@ def measure_sensitivity(
     batches: Sequence[Tensor],
     *,
     measured: int | None = None,
+    task: Task = "single-label",
     on_layer: OnLayer = lambda what, done, total: None,
 ) -> tuple[Sensitivity, ...]:
     """Remove shares of each convolution's channels alone, the next layer refitted, and compare the predictions.
@@ -71,10 +74,12 @@ def measure_sensitivity(
         network: The network, in evaluation mode.
         batches: Preprocessed images that channels are ranked on.
         measured: Number of these batches that predictions are compared on; None: all.
+        task: What the logits mean: their softmax, or the sigmoid of each.
         on_layer: Called with what is done, the number of layers done, and of all.
     """
     count = len(batches) if measured is None else min(measured, len(batches))
-    before = [_predict(network, batch) for batch in batches[:count]]
+    with torch.no_grad():
+        before = [network(batch).double() for batch in batches[:count]]
     layers, found = list_prunable_convolutions(network.configuration), list[Sensitivity]()
     inputs = LayerInputs(network, batches)
     for done, layer in enumerate(layers):
@@ -87,7 +92,7 @@ def measure_sensitivity(
         for width in widths:
             kept = ranked.keep(width)
             after = inputs.finish(remove(network, layer, kept, moments), kept, batches=count)
-            divergences.append(_diverge(after, before))
+            divergences.append(_diverge(after, before, task))
         found.append(
             Sensitivity(layer=layer.name, channels=layer.channels, removed=TRIED, divergence=tuple(divergences))
         )
@@ -149,16 +154,9 @@ def _choose_count(configuration: Configuration, pixels: int, cost: Cost) -> Call
     return count
 
 
-@torch.no_grad()
-def _predict(network: VGG, batch: Tensor) -> Tensor:
-    """Logarithms (N, K) of the probabilities."""
-    logits: Tensor = network(batch)
-    return logits.double().log_softmax(1)
-
-
-def _diverge(after: Sequence[Tensor], before: Sequence[Tensor]) -> float:
-    """Mean divergence of logits (N, K), in batches, from logarithms of probabilities."""
+def _diverge(after: Sequence[Tensor], before: Sequence[Tensor], task: Task) -> float:
+    """Mean divergence of logits (N, K), in batches, from others."""
     total = 0.0
     for logits, known in zip(after, before, strict=True):
-        total += float((known.exp() * (known - logits.double().log_softmax(1))).sum())
+        total += float(diverge(logits.double(), known, task)) * len(logits)
     return max(total / sum(map(len, before)), _FLOOR)

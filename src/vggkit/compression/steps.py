@@ -83,7 +83,12 @@ class Workshop:
         """Fold fc6 where the images leave a smaller map than the head reads; else a copy."""
         grid = find_folded_grid(made.model.configuration, self.pixels)
         if grid is None:
-            copied = Model(made.model.network, labels=made.model.labels, preprocessing=made.model.preprocessing)
+            copied = Model(
+                made.model.network,
+                labels=made.model.labels,
+                preprocessing=made.model.preprocessing,
+                task=made.model.task,
+            )
             copied.card = made.model.card
             return Made(copied, made.steps)
         return self._change(made, fold(made.model.network, pixels=self.pixels), Fold(grid=grid))
@@ -113,7 +118,11 @@ class Workshop:
         if self._sensitivity is None or not any(isinstance(step, Prune) for step in made.steps):
             measured = len(_take(self.batches, MEASURED))
             found = measure_sensitivity(
-                made.model.network, self.batches, measured=measured, on_layer=self.on_progress
+                made.model.network,
+                self.batches,
+                measured=measured,
+                task=made.model.task,
+                on_layer=self.on_progress,
             )
             self._sensitivity = made.model.configuration, found
         start, sensitivities = self._sensitivity
@@ -166,7 +175,9 @@ class Workshop:
                 made.model.network, self.batches, seed=self.fine_tuning.seed, on_layer=self.on_progress
             )
             self._rounded = made.model, network
-        model = Model(self._rounded[1], labels=made.model.labels, preprocessing=made.model.preprocessing)
+        model = Model(
+            self._rounded[1], labels=made.model.labels, preprocessing=made.model.preprocessing, task=made.model.task
+        )
         model.card = made.model.card
         return model
 
@@ -190,6 +201,7 @@ class Workshop:
             network,
             labels=before.labels,
             preprocessing=before.preprocessing,
+            task=before.task,
             origin=replace(before.origin, kind="trained", random_keys=()),
             provenance=before.provenance,
         )

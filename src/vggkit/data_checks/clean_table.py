@@ -9,6 +9,7 @@ from vggkit.data_checks.findings import Case, Diagnosis
 from vggkit.errors import BadOutput
 from vggkit.images.dataset import ImageDataset, ImageSample
 from vggkit.images.sources.locations import is_address
+from vggkit.images.sources.tables import USUAL
 from vggkit.table_files import Kind, stream_columns
 
 HELD_OUT_FIRST: Final = ("test", "val")
@@ -82,6 +83,8 @@ def tie_copies(images: ImageDataset, diagnosis: Diagnosis) -> dict[int, str]:
 def write_clean_table(images: ImageDataset, diagnosis: Diagnosis, table: str | Path) -> dict[str, int]:
     """Write a table of the images that stay: path, label, split and group where there are such, and a note.
 
+    Of images with several labels it has a column of 0 and 1 for each class in place of the label.
+
     Paths are relative to the table's folder where they can be. The note names the likelier class
     of an image whose label may be wrong. `open_dataset` reads the table.
 
@@ -103,7 +106,9 @@ def write_clean_table(images: ImageDataset, diagnosis: Diagnosis, table: str | P
     divided = "all" not in images.splits
     groups = tie_copies(images, diagnosis)
     grouped = bool(groups)
-    kinds: dict[str, Kind] = {"path": "path", "label": "text"}
+    several = images.task == "multi-label"
+    kinds: dict[str, Kind] = {"path": "path"}
+    kinds |= dict.fromkeys(_list_columns(images), "count") if several else {"label": "text"}
     kinds |= {name: "text" for name, is_there in (("split", divided), ("group", grouped)) if is_there}
     kinds["note"] = "text"
     with stream_columns(table, kinds) as append:
@@ -112,13 +117,29 @@ def write_clean_table(images: ImageDataset, diagnosis: Diagnosis, table: str | P
             append(
                 {
                     "path": [_name(image, table) for image in remaining],
-                    "label": [image.label for image in remaining],
+                    **(
+                        {each: [int(each in image.classes) for image in remaining] for each in images.labels}
+                        if several
+                        else {"label": [image.label for image in remaining]}
+                    ),
                     "split": [name] * len(remaining),
                     "group": [groups.get(id(image), "") for image in remaining],
                     "note": [notes.get(id(image), "") for image in remaining],
                 }
             )
     return dict(Counter(removed.values()))
+
+
+def _list_columns(images: ImageDataset) -> tuple[str, ...]:
+    """The classes, as names of columns; raises BadOutput where one is the name of a column that means another."""
+    taken = {"note", *(name for names in USUAL.values() for name in names)}
+    caught = [label for label in images.labels if label.lower() in taken]
+    if caught:
+        raise BadOutput(
+            f"the class {caught[0]!r} is the name of a column that means another, and a table of several labels "
+            "has a column for each class; rename the class"
+        )
+    return images.labels
 
 
 def _is_text(name: str) -> bool:

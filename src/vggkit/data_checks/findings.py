@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from vggkit.images.dataset import ImageSample
 from vggkit.images.omissions import Omission
+from vggkit.task import Task
 
 Kind = Literal[
     "unreadable",
@@ -17,6 +18,8 @@ Kind = Literal[
     "contradiction",
     "placeholder",
     "combined-label",
+    "unused-label",
+    "inseparable-labels",
     "skipped",
     "duplicate",
     "near-duplicate",
@@ -26,6 +29,7 @@ Kind = Literal[
     "few",
     "imbalance",
     "small",
+    "unlabelled",
     "wrong-extension",
     "animated",
 ]
@@ -144,6 +148,10 @@ class Diagnosis:
     flag is True."""
     samples: Mapping[str, tuple[Member, ...]] = field(default_factory=dict, repr=False)
     """A few readable images of each class."""
+    task: Task = "single-label"
+    """Whether every image has exactly one class, or any number of them."""
+    labels_per_image: float = 1.0
+    """Mean number of labels of an image."""
 
     def find(self, kind: Kind) -> Finding | None:
         """The finding of that kind; None where there is none."""
@@ -163,6 +171,8 @@ class Diagnosis:
             "options": dict(self.options),
             "model": self.model,
             "findings": [finding.to_dict() for finding in self.findings],
+            "task": self.task,
+            "labels_per_image": self.labels_per_image,
             "seconds": round(self.seconds, 2),
             "skipped": [omission.to_dict() for omission in self.skipped],
         }

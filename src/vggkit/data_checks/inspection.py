@@ -76,7 +76,7 @@ class ImageRecord:
 
     @property
     def label(self) -> str:
-        """Its class."""
+        """Its class; several labels joined."""
         return str(self.image.label)
 
     @property

@@ -146,16 +146,18 @@ def find_placeholders(records: Sequence[ImageRecord]) -> Finding | None:
 
 def find_missing_classes(images: ImageDataset, records: Sequence[ImageRecord]) -> Finding | None:
     """Classes of which a split has no readable image."""
-    seen = {(s.split, s.label) for s in records if s.problem is None}
+    seen = {(s.split, label) for s in records if s.problem is None for label in s.image.classes}
+    several = images.task == "multi-label"  # then a class that no split has is an unused label
+    used = {label for _, label in seen}
     cases = [
         Case((), f"{split} has no readable image of {label}")
         for split in images.splits
         for label in images.labels
-        if (split, label) not in seen
+        if (split, label) not in seen and (label in used or not several)
     ]
     return make_finding(
         "missing-class",
-        "error",
+        "warning" if several else "error",
         cases,
         f"{count_cases(cases, 'class', 'classes')} missing from a split",
         "Metrics of that split do not cover the class. Add images of it, or remove the class from all splits.",

@@ -106,7 +106,7 @@ class EngineCache:
 
 
 def describe_state(model: "Model", card: "Card") -> State:
-    """A value that differs wherever the engine would: configuration, weights, temperature and activation ranges."""
+    """A value that differs wherever the engine would: configuration, weights, activation and ranges."""
     import torch
 
     tensors = [*model.network.parameters(), *model.network.buffers()]
@@ -123,4 +123,4 @@ def describe_state(model: "Model", card: "Card") -> State:
                 by_device.setdefault(value.device, []).append(sample)
         samples = tuple(torch.cat(each).cpu().numpy().tobytes() for each in by_device.values())
     ranges: tuple[Any, ...] = tuple(sorted(card.activation_ranges.items()))
-    return card.configuration, card.temperature, ranges, counted, samples
+    return card.configuration, card.activation, ranges, counted, samples

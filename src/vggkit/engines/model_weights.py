@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from vggkit.engines.outputs import Ranges
 from vggkit.errors import BadCheckpoint
 from vggkit.models.configuration import Configuration
+from vggkit.task import Activation
 from vggkit.weights.card import Card, demand_classifier
 from vggkit.weights.classifier_file import read_card
 from vggkit.weights.locate import locate_model
@@ -52,15 +53,19 @@ class NetworkWeights:
 
     Args:
         network: The VGG.
-        temperature: Logits are divided by it before the softmax.
+        activation: How logits become probabilities.
         activation_ranges: Those that int8 needs; see `measure_ranges`.
     """
 
     def __init__(
-        self, network: "VGG", *, temperature: float = 1.0, activation_ranges: Ranges = MappingProxyType({})
+        self,
+        network: "VGG",
+        *,
+        activation: Activation = Activation(),  # noqa: B008 (frozen)
+        activation_ranges: Ranges = MappingProxyType({}),
     ) -> None:
         self._network = network
-        self.temperature = temperature
+        self.activation = activation
         self.activation_ranges = activation_ranges
 
     @property
@@ -115,9 +120,9 @@ class ModelFile:
         return self.card.configuration
 
     @property
-    def temperature(self) -> float:
-        """The divisor of logits before the softmax."""
-        return self.card.temperature
+    def activation(self) -> Activation:
+        """How logits become probabilities."""
+        return self.card.activation
 
     @property
     def activation_ranges(self) -> Ranges:
@@ -218,4 +223,4 @@ def find_weights(given: "Weights | VGG | Model") -> Weights:
     if network is None:
         return NetworkWeights(cast("VGG", given))
     card = cast("Model", given).card
-    return NetworkWeights(network, temperature=card.temperature, activation_ranges=card.activation_ranges)
+    return NetworkWeights(network, activation=card.activation, activation_ranges=card.activation_ranges)

@@ -64,7 +64,7 @@ class ONNXEngine(NamedEngine):
             for first in range(0, len(batch), TOGETHER)
         ]
         outputs = (np.concatenate(each) for each in zip(*parts, strict=True))
-        return self._plan.finish(dict(zip(self._plan.computed, outputs, strict=True)), self._source.temperature)
+        return self._plan.finish(dict(zip(self._plan.computed, outputs, strict=True)), self._source.activation)
 
     def _find_session(self, size: Sides) -> Any:
         session = self._sessions.pop(size, None) or self._open_session(size)

@@ -123,12 +123,12 @@ class OpenVINOEngine(NamedEngine):
         check_batch(self._configuration, batch)
         if self._alone:
             alone = {name: each.run(batch) for name, each in self._alone.items()}
-            return self._plan.finish(alone, self._source.temperature)
+            return self._plan.finish(alone, self._source.activation)
         batch = np.ascontiguousarray(batch, dtype=np.float32)
         with self._choosing:
             model = self._choose_model(batch)
         found = model.run(batch)
-        return self._plan.finish(dict(zip(self._plan.computed, found, strict=True)), self._source.temperature)
+        return self._plan.finish(dict(zip(self._plan.computed, found, strict=True)), self._source.activation)
 
     def _choose_model(self, batch: NDArray[np.float32]) -> "_Compiled":
         size = batch.shape[2], batch.shape[3]

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from vggkit.errors import BadConfiguration, BadInput, UnknownName
 from vggkit.models.configuration import Configuration
 from vggkit.models.graph import Graph, Step
+from vggkit.task import Activation
 
 Rows = NDArray[np.float32]
 Output = str
-"""`logits`; `probabilities`, their softmax at a Classifier's temperature; `features`, what the last fully connected
-layer reads; `statistics`, the mean and standard deviation of each channel of the trunk's last map; or a layer's
-name, such as conv3_2, relu3_3, pool5, fc6, relu6, fc7."""
+"""`logits`; `probabilities`, their softmax (or sigmoid) at a Classifier's temperature; `features`, what the last
+fully connected layer reads; `statistics`, the mean and standard deviation of each channel of the trunk's last map;
+or a layer's name, such as conv3_2, relu3_3, pool5, fc6, relu6, fc7."""
 Precision = Literal["fp32", "bf16", "int8"]
 """The precision of the computation; only OpenVINO computes in int8."""
 WantedPrecision = Literal["fp32", "bf16", "int8", "auto"]
@@ -37,11 +38,11 @@ class Plan:
     keys: tuple[str, ...]
     """State-dict keys of the weights that this needs."""
 
-    def finish(self, computed: Mapping[Output, Rows], temperature: float) -> dict[Output, Rows]:
+    def finish(self, computed: Mapping[Output, Rows], activation: Activation) -> dict[Output, Rows]:
         """The requested outputs, from the computed ones."""
         found = dict(computed)
         if "probabilities" in self.names:
-            found["probabilities"] = softmax(computed["logits"], temperature).astype(np.float32)
+            found["probabilities"] = activation(computed["logits"]).astype(np.float32)
         return {name: found[name] for name in self.names}
 
 
@@ -90,15 +91,6 @@ def list_reads(configuration: Configuration) -> list[Output]:
     graph = Graph(configuration)
     steps = graph.trunk if configuration.head == "pool" else graph.steps
     return [step.reads for step in steps if step.kind in ("conv", "fc") and step.reads is not None]
-
-
-def softmax(logits: Rows, temperature: float = 1.0) -> NDArray[np.float64]:
-    """Probabilities (..., K) of logits (..., K) divided by a temperature; NaN where one of the K is not finite."""
-    finite = np.isfinite(logits).all(axis=-1, keepdims=True)
-    wide = np.where(finite, logits, np.nan).astype(np.float64) / temperature
-    powers = np.exp(wide - wide.max(axis=-1, keepdims=True))
-    probabilities: NDArray[np.float64] = powers / powers.sum(axis=-1, keepdims=True)
-    return probabilities
 
 
 def check_batch(configuration: Configuration, batch: NDArray[np.float32]) -> None:

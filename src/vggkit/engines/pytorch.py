@@ -19,6 +19,7 @@ from vggkit.engines.stream import NamedEngine
 from vggkit.models.configuration import Configuration
 from vggkit.models.graph import Graph, Step
 from vggkit.models.vgg import VGG, slide
+from vggkit.task import Activation
 
 
 class PyTorchEngine(NamedEngine):
@@ -33,7 +34,7 @@ class PyTorchEngine(NamedEngine):
         device: Where it computes.
         output: The output for each image, or several names.
         precision: The precision of the computation, not of the network; in bf16 batch norms are in float32.
-        temperature: Logits are divided by it before the softmax.
+        activation: How logits become probabilities.
 
     Raises UnknownName.
     """
@@ -45,9 +46,9 @@ class PyTorchEngine(NamedEngine):
         *,
         output: Output | Sequence[Output] = "logits",
         precision: Literal["fp32", "bf16"] = "fp32",
-        temperature: float = 1.0,
+        activation: Activation = Activation(),  # noqa: B008 (frozen)
     ) -> None:
-        self._temperature = temperature
+        self._activation = activation
         self._configuration = network.configuration
         self._plan = plan_outputs(self._configuration, output)
         self.outputs = self._plan.names
@@ -65,7 +66,7 @@ class PyTorchEngine(NamedEngine):
             images = torch.from_numpy(batch).to(self.device, self.dtype, memory_format=torch.channels_last)
             found = _compute(self._network, self._configuration, images, self._plan)
             rows = {name: values.float().cpu().numpy() for name, values in found.items()}
-        return self._plan.finish(rows, self._temperature)
+        return self._plan.finish(rows, self._activation)
 
 
 def _compute(network: VGG, configuration: Configuration, images: Tensor, plan: Plan) -> dict[Output, Tensor]:

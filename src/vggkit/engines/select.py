@@ -82,7 +82,7 @@ def choose_engine(
                 choose_device(place) if isinstance(place, str) else place,
                 output=output,
                 precision="bf16" if chosen == "bf16" else "fp32",
-                temperature=weights.temperature,
+                activation=weights.activation,
             )
 
 

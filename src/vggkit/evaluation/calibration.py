@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vggkit.arguments import demand_share
 from vggkit.evaluation.evaluation import Bin, Calibration, Rejection, proportion_interval
+from vggkit.evaluation.label_predictions import MultiLabelPredictions
 from vggkit.evaluation.predictions import Predictions
 
 BINS: Final = 15
@@ -41,37 +42,62 @@ def describe_calibration(
         averaged: Whether they are averages over several views of each image, so that the temperature cannot be
             undone and the error without it remains unknown.
     """
-    numbers = number_bins(predictions.confidences)
-    counts = np.bincount(numbers, minlength=BINS)
-    confidences, correct = (
-        np.bincount(numbers, weights=values, minlength=BINS)
-        for values in (predictions.confidences, predictions.correct.astype(float))
-    )
     before = predictions if temperature == 1 else predictions.sharpen(1 / temperature)
+    return describe_bins(
+        predictions.confidences,
+        predictions.correct,
+        temperature=temperature,
+        before=None if averaged else (before.confidences, before.correct),
+    )
+
+
+def describe_bins(
+    confidences: NDArray[np.float64],
+    correct: NDArray[np.bool_],
+    *,
+    temperature: float,
+    before: tuple[NDArray[np.float64], NDArray[np.bool_]] | None,
+) -> Calibration:
+    """The calibration error and the reliability diagram of probabilities (N,) of what is true or not (N,).
+
+    Args:
+        confidences: In [0, 1].
+        correct: Whether what they are of is true.
+        temperature: The temperature that their logits were divided by.
+        before: Both without it; None where that is not known.
+    """
+    numbers = number_bins(confidences)
+    counts = np.bincount(numbers, minlength=BINS)
+    sums, hits = (
+        np.bincount(numbers, weights=each, minlength=BINS) for each in (confidences, correct.astype(float))
+    )
     return Calibration(
-        ece=find_ece(predictions),
-        mean_confidence=float(predictions.confidences.mean()),
+        ece=measure_ece(confidences, correct),
+        mean_confidence=float(confidences.mean()),
         bins=tuple(
             Bin(
                 low=number / BINS,
                 high=(number + 1) / BINS,
                 n=int(count),
-                confidence=float(confidences[number] / count) if count else (number + 0.5) / BINS,
-                accuracy=float(correct[number] / count) if count else None,
+                confidence=float(sums[number] / count) if count else (number + 0.5) / BINS,
+                accuracy=float(hits[number] / count) if count else None,
             )
             for number, count in enumerate(counts)
         ),
         temperature=temperature,
-        ece_before=None if averaged else find_ece(before),
+        ece_before=None if before is None else measure_ece(*before),
     )
 
 
 def find_ece(predictions: Predictions) -> float:
     """Expected calibration error in [0, 1] with bins of equal width (Guo et al., 2017, equation 3)."""
-    gaps = np.bincount(
-        number_bins(predictions.confidences), weights=predictions.correct - predictions.confidences, minlength=BINS
-    )
-    return float(np.abs(gaps).sum() / len(predictions))
+    return measure_ece(predictions.confidences, predictions.correct)
+
+
+def measure_ece(confidences: NDArray[np.float64], correct: NDArray[np.bool_]) -> float:
+    """The same of probabilities (N,) of what is true or not (N,)."""
+    gaps = np.bincount(number_bins(confidences), weights=correct - confidences, minlength=BINS)
+    return float(np.abs(gaps).sum() / len(confidences))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,25 +144,29 @@ def fit_temperature(predictions: Predictions, *, seed: int = 0) -> TemperatureFi
 
     The result is 1 unless the cross-validated loss falls by more than one standard error and the cross-validated
     calibration error does not rise; also for fewer than 30 images, and where the minimum lies outside of 0.05 to
-    20. The predicted classes do not change.
+    20. The predicted classes do not change. Multi-label predictions are fitted by all of their decisions.
 
     Args:
         predictions: Predictions at a temperature of 1, of images that were not trained on.
         seed: Determines the division into five folds.
     """
     folds = np.random.default_rng(seed).permutation(len(predictions)) % FOLDS
+    images = len(predictions)
+    if isinstance(predictions, MultiLabelPredictions):  # the decisions on an image stay together
+        folds = np.repeat(folds, len(predictions.labels))
+        predictions = predictions.as_decisions()
     held_out = predictions.log_probabilities.copy()
     for fold in range(FOLDS):
         out = folds == fold
         if out.any() and not out.all():
-            fitted = _minimize(_keep(predictions, ~out))
-            held_out[out] = _keep(predictions, out).sharpen(fitted).log_probabilities
+            fitted = _minimize(predictions.take(np.flatnonzero(~out)))
+            held_out[out] = predictions.take(np.flatnonzero(out)).sharpen(fitted).log_probabilities
     crossed = replace(predictions, log_probabilities=held_out)
     before, after = float(predictions.losses.mean()), float(crossed.losses.mean())
     gains = predictions.losses - crossed.losses
     found = _minimize(predictions)
     helps = gains.mean() > gains.std() / np.sqrt(len(gains)) and COLDEST * 1.01 < found < HOTTEST / 1.01
-    helps = bool(helps) and len(predictions) >= FEWEST
+    helps = bool(helps) and images >= FEWEST
     temperature, ece_before, ece_after = float(f"{found:.4g}"), find_ece(predictions), find_ece(crossed)
     taken = helps and ece_after <= ece_before
     return TemperatureFit(
@@ -145,17 +175,8 @@ def fit_temperature(predictions: Predictions, *, seed: int = 0) -> TemperatureFi
         loss_after=after if helps else before,
         ece_before=ece_before,
         ece_after=ece_after if helps else ece_before,
-        n=len(predictions),
+        n=images,
         refused=temperature if helps and not taken else None,
-    )
-
-
-def _keep(predictions: Predictions, chosen: NDArray[np.bool_]) -> Predictions:
-    return Predictions(
-        paths=tuple(path for path, taken in zip(predictions.paths, chosen, strict=True) if taken),
-        targets=predictions.targets[chosen],
-        log_probabilities=predictions.log_probabilities[chosen],
-        labels=predictions.labels,
     )
 
 

@@ -4,17 +4,18 @@ Shape letters: N images, K classes.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vggkit.arguments import demand_count
 from vggkit.errors import BadData, BadInput
 from vggkit.evaluation.evaluation import Evaluation, Interval
+from vggkit.evaluation.label_predictions import MultiLabelPredictions
 from vggkit.evaluation.metrics import score
 from vggkit.evaluation.predictions import Predictions, average
+from vggkit.task import USUAL_THRESHOLD
 
 RESAMPLES: Final = 10_000
 
@@ -42,7 +43,8 @@ class PairedComparison:
     second: str
     """Name of the second Classifier."""
     difference: float
-    """Top-1 accuracy of the second minus that of the first, in [-1, 1]."""
+    """Top-1 accuracy of the second minus that of the first, in [-1, 1]; multi-label the share of images of which
+    exactly the labels are predicted."""
     interval: Interval
     """95 % bootstrap confidence interval of `difference`, with the same resampled images for both."""
     p_value: float
@@ -59,13 +61,16 @@ class PairedComparison:
     """Number of images."""
     changes: tuple[Change, ...]
     """The images that only one of them predicts correctly."""
+    figure: str = "accuracy"
+    """What is compared: accuracy, or for multi-label exact match."""
 
     def describe(self) -> str:
         """The result in one sentence."""
         low, high = self.interval
         verdict = "not significant" if low <= 0 <= high or self.p_value >= 0.05 else "significant"
         return (
-            f"{self.second} compared with {self.first}: {100 * self.difference:+.1f} percentage points of accuracy "
+            f"{self.second} compared with {self.first}: {100 * self.difference:+.1f} percentage points of "
+            f"{self.figure} "
             f"(95 % CI {100 * low:+.1f} to {100 * high:+.1f}), correct only in one: {self.only_second} against "
             f"{self.only_first}, McNemar p {_format_p(self.p_value)}, n = {self.n}: {verdict}"
         )
@@ -109,6 +114,7 @@ def compare_predictions(
         difference=float(gain.mean()),
         interval=(float(low), float(high)),
         p_value=mcnemar_p_value(only_first, only_second),
+        figure="accuracy" if one.task == "single-label" else "exact match",
         both_correct=int((one.correct & two.correct).sum()),
         only_first=only_first,
         only_second=only_second,
@@ -117,11 +123,11 @@ def compare_predictions(
         changes=tuple(
             Change(
                 path=one.paths[place],
-                label=one.labels[one.targets[place]],
-                first=one.labels[one.predicted[place]],
-                second=one.labels[two.predicted[place]],
+                label=one.name_target(place),
+                first=one.name_predicted(place),
+                second=two.name_predicted(place),
             )
-            for place in np.flatnonzero(gain)
+            for place in np.flatnonzero(gain).tolist()
         ),
     )
 
@@ -158,12 +164,7 @@ def fuse(evaluations: Sequence[Evaluation], *, wanted_precision: float | None = 
     aligned = _align([each.predictions for each in evaluations], names)
     protocols = list(dict.fromkeys(each.protocol for each in evaluations))
     return score(
-        Predictions(
-            paths=aligned[0].paths,
-            targets=aligned[0].targets,
-            log_probabilities=average([each.log_probabilities for each in aligned]),
-            labels=aligned[0].labels,
-        ),
+        _join(aligned),
         data=evaluations[0].data,
         split=evaluations[0].split,
         model=" + ".join(names),
@@ -176,10 +177,25 @@ def fuse(evaluations: Sequence[Evaluation], *, wanted_precision: float | None = 
     )
 
 
+def _join(aligned: Sequence[Predictions]) -> Predictions:
+    """The predictions of the ensemble: mean probabilities, and of several labels mean thresholds."""
+    logs = average([each.log_probabilities for each in aligned])
+    first = aligned[0]
+    if not isinstance(first, MultiLabelPredictions):
+        return replace(first, log_probabilities=logs)
+    usual = (USUAL_THRESHOLD,) * len(first.labels)
+    thresholds = [each.thresholds or usual for each in aligned if isinstance(each, MultiLabelPredictions)]
+    return replace(first, log_probabilities=logs, thresholds=tuple(np.mean(thresholds, axis=0).tolist()))
+
+
 def _align(several: Sequence[Predictions], names: Sequence[str]) -> list[Predictions]:
     """The common images of all, in the order of images and classes of the first."""
     first = several[0]
     for predictions, name in zip(several, names, strict=True):
+        if predictions.task != first.task:
+            raise BadData(
+                f"{names[0]} is {first.task} and {name} is {predictions.task}: their predictions cannot be compared"
+            )
         if set(predictions.labels) != set(first.labels):
             other = sorted(set(predictions.labels) ^ set(first.labels))
             raise BadData(
@@ -187,7 +203,7 @@ def _align(several: Sequence[Predictions], names: Sequence[str]) -> list[Predict
                 "their predictions cannot be compared"
             )
     if all(predictions.paths == first.paths for predictions in several):
-        return [_keep(predictions, np.arange(len(first)), first) for predictions in several]
+        return [predictions.reorder(first.labels) for predictions in several]
     for predictions, name in zip(several, names, strict=True):
         if len(set(predictions.paths)) < len(predictions):
             raise BadData(f"{name}: an image is listed twice, and cannot be matched by its path")
@@ -198,25 +214,8 @@ def _align(several: Sequence[Predictions], names: Sequence[str]) -> list[Predict
     for predictions in several:
         places = {path: place for place, path in enumerate(predictions.paths)}
         rows = np.asarray([places[path] for path in first.paths if path in shared])
-        aligned.append(_keep(predictions, rows, first))
+        aligned.append(predictions.take(rows).reorder(first.labels))
     return aligned
-
-
-def _keep(predictions: Predictions, rows: NDArray[np.int64], like: Predictions) -> Predictions:
-    """These rows, with the classes in the order of another table."""
-    columns = _order(predictions.labels, like.labels)
-    return Predictions(
-        paths=tuple(predictions.paths[row] for row in rows),
-        targets=np.argsort(columns)[predictions.targets[rows]],
-        log_probabilities=predictions.log_probabilities[rows][:, columns],
-        labels=like.labels,
-    )
-
-
-def _order(labels: Sequence[str], wanted: Sequence[str]) -> NDArray[np.int64]:
-    """(K,) index of each wanted label."""
-    numbers = {label: number for number, label in enumerate(labels)}
-    return np.asarray([numbers[label] for label in wanted], np.int64)
 
 
 def _format_p(value: float) -> str:

@@ -6,9 +6,20 @@ from typing import Any, Literal, get_args
 
 from vggkit.evaluation.predictions import Predictions
 from vggkit.notebook import write_html
+from vggkit.task import Task
 
 FigureName = Literal[
-    "top1", "top5", "loss", "macro_precision", "macro_recall", "macro_f1", "roc_auc", "average_precision", "ece"
+    "top1",
+    "top5",
+    "loss",
+    "macro_precision",
+    "macro_recall",
+    "macro_f1",
+    "micro_f1",
+    "exact_match",
+    "roc_auc",
+    "average_precision",
+    "ece",
 ]
 ProtocolName = Literal["single", "dense", "multi-scale", "multi-crop", "dense+crops"]
 Interval = tuple[float, float]
@@ -37,6 +48,8 @@ class ClassMetrics:
     """Area under the ROC curve of the class against all others; None where either has no images."""
     average_precision: float | None
     """Average precision of the class against all others; None without images of the class."""
+    threshold: float | None = None
+    """Multi-label: the probability from which the class is predicted; else None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,11 +107,13 @@ class Evaluation:
     """The result of an evaluation: what was measured, on which images, and how."""
 
     top1: float
-    """Top-1 accuracy in [0, 1]: share of images whose most probable class is the true one."""
+    """Top-1 accuracy in [0, 1]: share of images whose most probable class is the true one; multi-label is one of
+    theirs."""
     top5: float
-    """Top-5 accuracy in [0, 1]: share of images whose true class is among the five most probable."""
+    """Top-5 accuracy in [0, 1]: share of images whose true class is among the five most probable; multi-label one
+    of theirs."""
     loss: float
-    """Mean cross-entropy in nats."""
+    """Mean cross-entropy in nats; multi-label the mean of the binary ones of all classes."""
     macro_precision: float
     """Unweighted mean of the precision of the classes that have images."""
     macro_recall: float
@@ -108,7 +123,8 @@ class Evaluation:
     roc_auc: float | None
     """Area under the ROC curve, one-vs-rest, mean of the classes; None where only one class has images."""
     average_precision: float | None
-    """Average precision, one-vs-rest, mean of the classes; None where only one class has images."""
+    """Average precision, one-vs-rest, mean of the classes; None where only one class has images. Multi-label the
+    mean average precision (mAP) of the classes that have images."""
     ece: float
     """Expected calibration error in [0, 1], the same as `calibration.ece`."""
     intervals: Mapping[FigureName, Interval]
@@ -121,7 +137,7 @@ class Evaluation:
     classes: tuple[ClassMetrics, ...]
     """Metrics of each class, in that order."""
     confusion: tuple[tuple[int, ...], ...]
-    """Number of images by true class (row) and predicted class (column)."""
+    """Number of images by true class (row) and predicted class (column); empty for multi-label."""
     calibration: Calibration
     """The match of predicted probabilities and accuracy."""
     rejection: Rejection | None
@@ -142,11 +158,22 @@ class Evaluation:
     """Remarks that matter for the interpretation of the metrics."""
     predictions: Predictions = field(repr=False, compare=False)
     """The predictions table, from which every metric can be computed again; `predictions.save` writes it."""
+    task: Task = "single-label"
+    """Whether an image has exactly one class, or any number of them."""
+    micro_f1: float | None = None
+    """Multi-label: F1 of all decisions on images and classes together, at the thresholds; else None."""
+    exact_match: float | None = None
+    """Multi-label: share in [0, 1] of images of which exactly the labels are predicted; else None."""
 
     @property
     def source(self) -> str:
         """The dataset and the split, as one phrase."""
         return f"{self.data}, split {self.split}" if self.split else self.data
+
+    @property
+    def main_figure(self) -> FigureName:
+        """The figure that is looked at first: `top1`, or for multi-label `average_precision`, the mAP."""
+        return "top1" if self.task == "single-label" else "average_precision"
 
     @property
     def top1_interval(self) -> Interval:
@@ -156,6 +183,8 @@ class Evaluation:
     def __repr__(self) -> str:
         low, high = self.top1_interval
         measured = f"top-1 {self.top1:.4f} ({low:.4f} to {high:.4f}), loss {self.loss:.4f}"
+        if self.task == "multi-label":
+            measured = f"mAP {self.average_precision:.4f}, macro F1 {self.macro_f1:.4f}, loss {self.loss:.4f}"
         return f"Evaluation({self.model} on {self.source}, {self.n:,} images, {measured})"
 
     def _repr_html_(self) -> str:

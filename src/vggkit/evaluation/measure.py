@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -13,12 +14,14 @@ from vggkit.engines.info import EngineInfo, WantedEngine, explain_choice
 from vggkit.engines.outputs import WantedPrecision
 from vggkit.errors import BadData
 from vggkit.evaluation.evaluation import Evaluation, ProtocolName
+from vggkit.evaluation.label_predictions import gather_predictions
 from vggkit.evaluation.metrics import score
 from vggkit.evaluation.predictions import Predictions
 from vggkit.evaluation.protocols import Engines, Protocol, evaluate_views, plan_protocol, prepare_engines
 from vggkit.images.class_names import hint_at_lookalikes, shorten_names
 from vggkit.images.dataset import ImageDataset, ImageSample, identify_images
 from vggkit.images.labelled import LabelledImages
+from vggkit.images.several_labels import demand_task, demand_whole_names
 from vggkit.images.sources.open_dataset import open_dataset
 from vggkit.images.splits import hold_out
 from vggkit.weights.card import demand_classifier, read_entry
@@ -34,6 +37,9 @@ DATA_CHANGED: Final = (
 )
 CALIBRATED_HERE: Final = (
     "the temperature was fitted on these images; the calibration on new images may be worse than shown"
+)
+THRESHOLDS_HERE: Final = (
+    "the threshold of each class was chosen on these images, so F1, precision and recall are slightly optimistic"
 )
 
 REDUCED: Final = "large JPEGs were decoded at a smaller scale; figures at their full size may differ slightly"
@@ -103,6 +109,7 @@ def evaluate(
     opened = open_dataset(data)
     opened = opened.spelled_as(classifier.labels)
     chosen, images, notes = _choose_images(classifier, opened, split)
+    notes += opened.notes
     known = _match(classifier, opened, images, notes)
     engines = prepare_engines(classifier, plan, device=device, precision=precision, engine=engine)
     if reduced_decoding and not classifier.preprocessing.reduced_decoding:
@@ -121,8 +128,9 @@ def evaluate(
         raise BadData(f"{opened.name}: none of its {len(known)} images can be read; the first: {unreadable[0]}")
     digest = identify_images(images)
     calibration = read_entry(classifier.provenance, "calibration")
-    if classifier.temperature != 1 and digest in (calibration.get("images"), calibration.get("pictures")):
-        notes.append(CALIBRATED_HERE)
+    if digest in (calibration.get("images"), calibration.get("pictures")):
+        notes += [CALIBRATED_HERE] if classifier.temperature != 1 else []
+        notes += [THRESHOLDS_HERE] if classifier.thresholds else []
     return score(
         predictions,
         data=opened.name,
@@ -160,9 +168,8 @@ def predict_labelled(
         reduced_decoding: As for `evaluate`.
         on_progress: Called with the number of evaluated images and of all images.
     """
-    numbers = {label: number for number, label in enumerate(classifier.labels)}
     rows: list[NDArray[np.float64]] = []
-    paths, targets, unreadable = [], [], []
+    read, unreadable = [], []
     looked = evaluate_views(
         classifier, images, protocol, engines, batch_size=batch_size, reduced_decoding=reduced_decoding
     )
@@ -171,17 +178,11 @@ def predict_labelled(
             unreadable.append(str(problem))
         else:
             rows.append(logs)
-            paths.append(image.name)
-            targets.append(numbers[str(image.label)])
+            read.append(image)
         if on_progress:
             on_progress(done, len(images))
-    predictions = Predictions(
-        paths=tuple(paths),
-        targets=np.asarray(targets, np.int64),
-        log_probabilities=np.asarray(rows, np.float64).reshape(len(rows), len(numbers)),
-        labels=classifier.labels,
-    )
-    return predictions, tuple(unreadable)
+    logs = np.asarray(rows, np.float64).reshape(len(rows), len(classifier.labels))
+    return gather_predictions(classifier.card, read, logs), tuple(unreadable)
 
 
 def _note_precision(used: Sequence[EngineInfo], *, precision: WantedPrecision, engine: WantedEngine) -> list[str]:
@@ -200,8 +201,11 @@ def _match(
     classifier: Model, opened: ImageDataset, images: Sequence[ImageSample], notes: list[str]
 ) -> Sequence[ImageSample]:
     """The images of classes that the Classifier knows by name; unmatched classes on both sides are noted."""
-    labels = {str(p.label) for p in images}
-    unknown = sorted(labels - set(classifier.labels))
+    demand_task(opened, classifier.task)
+    names, labels = set(classifier.labels), {label for image in images for label in image.classes}
+    unknown = sorted(labels - names)
+    if classifier.task == "multi-label":
+        demand_whole_names(opened.name, unknown, classifier.labels)
     hint = hint_at_lookalikes(unknown, classifier.labels)
     if len(unknown) == len(labels):
         raise BadData(
@@ -209,14 +213,23 @@ def _match(
             f"({', '.join(classifier.labels[:5])}){hint}"
         )
     # All of them stay the sequence that they are, which may hold none of them in memory.
-    known = images if not unknown else [image for image in images if image.label in labels - set(unknown)]
-    if unknown:
+    known = images
+    if unknown and classifier.task == "multi-label":
+        known = [replace(image, labels=tuple(names.intersection(image.classes))) for image in images]
+        count = sum(not names.issuperset(image.classes) for image in images)
+        notes.append(
+            f"labels of {count:,} images that the Classifier does not know were left out: "
+            + shorten_names(unknown, most=12)
+            + hint
+        )
+    elif unknown:
+        known = [image for image in images if image.label in names]
         notes.append(
             f"{len(images) - len(known)} images of classes that the Classifier does not know were excluded: "
             + shorten_names(unknown, most=12)
             + hint
         )
-    if absent := sorted(set(classifier.labels) - labels):
+    if absent := sorted(names - labels):
         notes.append(f"no images of {shorten_names(absent, most=12)}: these classes are not evaluated")
     return known
 

@@ -1,15 +1,12 @@
 """Metrics of a predictions table, by scikit-learn, with bootstrap confidence intervals (Efron, 1979).
 
-Shape letters: B resamples, N images, K classes, U distinct probabilities.
+Shape letters: B resamples, N images, K classes.
 """
-
-from collections.abc import Iterator
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vggkit.errors import MissingExtra
+from vggkit.errors import BadInput, MissingExtra
 from vggkit.evaluation.calibration import (
     BINS,
     describe_calibration,
@@ -19,18 +16,16 @@ from vggkit.evaluation.calibration import (
     reject_below,
 )
 from vggkit.evaluation.evaluation import ClassMetrics, Evaluation, FigureName, Interval, proportion_interval
+from vggkit.evaluation.label_metrics import score_labels
+from vggkit.evaluation.label_predictions import MultiLabelPredictions
 from vggkit.evaluation.predictions import Predictions
-
-RESAMPLES: Final = 1000
-FEWEST: Final = 50
-"""The least number of resamples for the areas below curves of very large tables."""
-MOST_WORK: Final = 2_000_000_000
-"""Resamples times images times classes above which the areas are computed on fewer resamples."""
-AT_ONCE: Final = 4_000_000
-"""Numbers in the largest array."""
-
-Weights = NDArray[np.float64]
-"""(B, N) how often each resample holds each image."""
+from vggkit.evaluation.resampling import (
+    Weights,
+    average_classes,
+    draw_resamples,
+    find_percentiles,
+    resample_areas,
+)
 
 
 def score(
@@ -51,7 +46,7 @@ def score(
     """All metrics of a predictions table; the same table gives the same metrics.
 
     Args:
-        predictions: The predictions of one image or more.
+        predictions: The predictions of one image or more; of MultiLabelPredictions `label_metrics`.
         data: Name or place of the dataset.
         split: The evaluated split.
         model: Name of the Classifier.
@@ -70,6 +65,25 @@ def score(
         from sklearn import metrics
     except ImportError as absent:
         raise MissingExtra.of("scikit-learn", "evaluating", "train") from absent
+    if isinstance(predictions, MultiLabelPredictions):
+        if wanted_precision is not None:
+            raise BadInput(
+                "wanted_precision is for one label an image; several labels have a threshold for each class, which "
+                "training and --calibrate choose for the highest F1"
+            )
+        return score_labels(
+            predictions,
+            metrics,
+            temperature=temperature,
+            averaged=averaged,
+            data=data,
+            split=split,
+            model=model,
+            protocol=protocol,
+            images=images,
+            unreadable=unreadable,
+            notes=notes,
+        )
     n, numbers = len(predictions), list(range(len(predictions.labels)))
     confusion = metrics.confusion_matrix(predictions.targets, predictions.predicted, labels=numbers)
     each = metrics.precision_recall_fscore_support(
@@ -159,21 +173,23 @@ def find_intervals(
     n, classes = predictions.log_probabilities.shape
     drawn: dict[FigureName, list[NDArray[np.float64]]] = {}
     f1s = []
-    for weights in _draw(n, RESAMPLES, seed):
+    for weights in draw_resamples(n, classes=1, seed=seed):
         for name, values in _resample(predictions, weights).items():
             drawn.setdefault(name, []).append(values)
         precision, recall, f1 = _resample_classes(predictions, weights)
         for name, each in (("macro_precision", precision), ("macro_recall", recall), ("macro_f1", f1)):
-            drawn.setdefault(name, []).append(_class_mean(each))
+            drawn.setdefault(name, []).append(average_classes(each))
         f1s.append(f1)
     if len(np.unique(predictions.targets)) > 1:
-        for weights in _draw(n, int(np.clip(MOST_WORK // (n * classes), FEWEST, RESAMPLES)), seed):
-            for name, values in _resample_areas(predictions, weights).items():
-                drawn.setdefault(name, []).append(values)
+        true = predictions.targets[:, None] == np.arange(classes)
+        for weights in draw_resamples(n, classes=classes, seed=seed):
+            areas, precisions = resample_areas(predictions.probabilities, true, weights)
+            drawn.setdefault("roc_auc", []).append(areas)
+            drawn.setdefault("average_precision", []).append(precisions)
     together = {name: np.concatenate(values) for name, values in drawn.items()}
     # The calibration error of a resample is biased upwards; the mean bias is subtracted.
     together["ece"] = np.maximum(0.0, together["ece"] + find_ece(predictions) - together["ece"].mean())
-    found = {name: _percentiles(values) for name, values in together.items() if np.ptp(values) > 0}
+    found = {name: find_percentiles(values) for name, values in together.items() if np.ptp(values) > 0}
     shares: dict[FigureName, int] = {
         "top1": int(predictions.correct.sum()),
         "top5": int((predictions.ranks <= 5).sum()),
@@ -182,18 +198,7 @@ def find_intervals(
     present = np.bincount(predictions.targets, minlength=classes) > 0
     each_f1 = np.concatenate(f1s)
     varied = [present[k] and np.ptp(each_f1[~np.isnan(each_f1[:, k]), k]) > 0 for k in range(classes)]
-    return found, tuple(_percentiles(each_f1[:, k]) if varied[k] else None for k in range(classes))
-
-
-def _draw(n: int, resamples: int, seed: int) -> Iterator[Weights]:
-    """Resamples in blocks of limited size."""
-    generator = np.random.default_rng(seed)
-    left, step = resamples, max(1, AT_ONCE // n)
-    while left > 0:
-        count = min(step, left)
-        places = generator.integers(0, n, (count, n)) + n * np.arange(count)[:, None]
-        yield np.bincount(places.ravel(), minlength=count * n).reshape(count, n).astype(np.float64)
-        left -= count
+    return found, tuple(find_percentiles(each_f1[:, k]) if varied[k] else None for k in range(classes))
 
 
 def _resample(predictions: Predictions, weights: Weights) -> dict[FigureName, NDArray[np.float64]]:
@@ -228,38 +233,3 @@ def _count(weights: Weights, numbers: NDArray[np.int64], classes: int) -> NDArra
     sums = np.concatenate([np.zeros((len(weights), 1)), weights[:, order].cumsum(axis=1)], axis=1)
     ends = np.searchsorted(numbers[order], np.arange(classes + 1))
     return np.diff(sums[:, ends], axis=1)
-
-
-def _resample_areas(predictions: Predictions, weights: Weights) -> dict[FigureName, NDArray[np.float64]]:
-    """Mean over the classes of the ROC AUC and the average precision, (B,) each."""
-    areas, precisions = [], []
-    for number in np.unique(predictions.targets):
-        probabilities = predictions.probabilities[:, number]
-        order = np.argsort(-probabilities, kind="stable")
-        # Images of equal probability lie on the same side of every threshold.
-        last = np.append(np.flatnonzero(np.diff(probabilities[order])), len(order) - 1)
-        mine = weights[:, order] * (predictions.targets[order] == number)
-        hits = mine.cumsum(axis=1)[:, last]
-        false = (weights[:, order] - mine).cumsum(axis=1)[:, last]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            step, before = np.diff(hits, axis=1, prepend=0), np.pad(hits, ((0, 0), (1, 0)))[:, :-1]
-            wide = np.diff(false, axis=1, prepend=0)
-            areas.append((wide * (hits + before) / 2).sum(axis=1) / (hits[:, -1] * false[:, -1]))
-            share = hits / np.maximum(hits + false, 1)
-            precisions.append((step * share).sum(axis=1) / hits[:, -1])
-    return {
-        "roc_auc": _class_mean(np.stack(areas, axis=1)),
-        "average_precision": _class_mean(np.stack(precisions, axis=1)),
-    }
-
-
-def _class_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(B,) means of (B, K) over the classes that are not NaN."""
-    known = ~np.isnan(values)
-    means: NDArray[np.float64] = np.where(known, values, 0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
-    return means
-
-
-def _percentiles(values: NDArray[np.float64]) -> Interval:
-    low, high = np.nanpercentile(values, [2.5, 97.5])
-    return float(low), float(high)

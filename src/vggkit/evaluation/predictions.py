@@ -4,7 +4,7 @@ Shape letters: N images, K classes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Self
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from vggkit.errors import BadData, BadInput, BadOutput, VggkitError
 from vggkit.table_files import Column, Kind, read_table, stream_columns
+from vggkit.task import Task, log_softmax
 
 PREFIX: Final = "p_"
 """Prefix of the columns that hold the probability of each class: `p_` and the class name."""
@@ -34,7 +35,7 @@ class Predictions:
 
     paths: tuple[str, ...]
     """The paths, or other names, of the N images."""
-    targets: NDArray[np.int64]
+    targets: NDArray[Any]
     """(N,) the index of each image's true class, 0 to K - 1."""
     log_probabilities: NDArray[np.float64] = field(repr=False)
     """(N, K) natural logarithms of the predicted probabilities; all finite."""
@@ -72,14 +73,14 @@ class Predictions:
             labels=tuple(labels),
         )
 
-    @classmethod
-    def join(cls, parts: "Sequence[Predictions]") -> Self:
+    @staticmethod
+    def join(parts: "Sequence[Predictions]") -> "Predictions":
         """The predictions of images that were predicted in several parts, of the same labels, in their order."""
-        return cls(
+        return replace(
+            parts[0],
             paths=tuple(path for part in parts for path in part.paths),
             targets=np.concatenate([part.targets for part in parts]),
             log_probabilities=np.concatenate([part.log_probabilities for part in parts]),
-            labels=parts[0].labels,
         )
 
     def __post_init__(self) -> None:
@@ -94,13 +95,18 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.targets)
 
+    @property
+    def task(self) -> Task:
+        """`single-label`; see `MultiLabelPredictions` for several labels an image."""
+        return "single-label"
+
     @cached_property
     def probabilities(self) -> NDArray[np.float64]:
         """(N, K) predicted probabilities in [0, 1]; each row sums to 1."""
         return np.exp(self.log_probabilities)
 
     @cached_property
-    def predicted(self) -> NDArray[np.int64]:
+    def predicted(self) -> NDArray[Any]:
         """(N,) index of the most probable class; the first of equally probable ones."""
         best: NDArray[np.int64] = self.log_probabilities.argmax(axis=1)
         return best
@@ -123,12 +129,14 @@ class Predictions:
     @cached_property
     def confidences(self) -> NDArray[np.float64]:
         """(N,) probability of the predicted class, in [1 / K, 1]."""
-        return self.probabilities[np.arange(len(self)), self.predicted]
+        confidences: NDArray[np.float64] = self.probabilities[np.arange(len(self)), self.predicted]
+        return confidences
 
     @cached_property
     def losses(self) -> NDArray[np.float64]:
         """(N,) cross-entropy of each image in nats."""
-        return -self.log_probabilities[np.arange(len(self)), self.targets]
+        losses: NDArray[np.float64] = -self.log_probabilities[np.arange(len(self)), self.targets]
+        return losses
 
     def list_confident_errors(self, most: int) -> list[int]:
         """Places of wrong predictions, at most so many, those of the highest probability first."""
@@ -136,13 +144,41 @@ class Predictions:
         order: list[int] = wrong[np.argsort(-self.confidences[wrong], kind="stable")][:most].tolist()
         return order
 
-    def sharpen(self, temperature: float) -> "Predictions":
+    @property
+    def headline(self) -> float:
+        """The figure by which Classifiers are compared, in [0, 1]: top-1 accuracy, multi-label micro F1."""
+        return float(self.correct.mean())
+
+    def name_target(self, place: int) -> str:
+        """The true class of an image."""
+        return self.labels[int(self.targets[place])]
+
+    def name_predicted(self, place: int) -> str:
+        """The most probable class of an image."""
+        return self.labels[int(self.predicted[place])]
+
+    def sharpen(self, temperature: float) -> Self:
         """The same predictions with their logits divided by a temperature: below 1 more confident, above 1 less."""
-        return Predictions(
-            paths=self.paths,
-            targets=self.targets,
-            log_probabilities=log_softmax(self.log_probabilities, temperature),
-            labels=self.labels,
+        return replace(self, log_probabilities=log_softmax(self.log_probabilities, temperature))
+
+    def take(self, rows: NDArray[np.integer[Any]]) -> Self:
+        """The predictions of the images in these rows."""
+        return replace(
+            self,
+            paths=tuple(self.paths[row] for row in rows),
+            targets=self.targets[rows],
+            log_probabilities=self.log_probabilities[rows],
+        )
+
+    def reorder(self, labels: Sequence[str]) -> Self:
+        """The same predictions with the classes in another order."""
+        numbers = {label: number for number, label in enumerate(self.labels)}
+        columns = np.asarray([numbers[label] for label in labels], np.int64)
+        return replace(
+            self,
+            targets=np.argsort(columns)[self.targets],
+            log_probabilities=self.log_probabilities[:, columns],
+            labels=tuple(labels),
         )
 
     def save(self, path: str | Path) -> None:
@@ -192,15 +228,6 @@ def check_ending(path: str | Path, error: type[VggkitError] = BadOutput) -> None
     """Raise the error where a file name does not end in .csv or .parquet."""
     if Path(path).suffix.lower() not in ENDINGS:
         raise error(f"{path}: the name of a predictions table must end in {' or '.join(ENDINGS)}")
-
-
-def log_softmax(logits: NDArray[np.floating[Any]], temperature: float = 1.0) -> NDArray[np.float64]:
-    """Logarithms (…, K) of the softmax of logits (…, K) divided by a temperature; NaN where one is not finite."""
-    finite = np.isfinite(logits).all(axis=-1, keepdims=True)
-    wide = np.where(finite, logits, np.nan).astype(np.float64) / temperature
-    wide -= wide.max(axis=-1, keepdims=True)
-    wide -= np.log(np.exp(wide).sum(axis=-1, keepdims=True))
-    return wide
 
 
 def average(logs: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ from vggkit.engines.select import choose_engine
 from vggkit.engines.stream import Engine, NamedEngine, stream_rows
 from vggkit.errors import BadConfiguration, BadImage, BadInput, UnknownName
 from vggkit.evaluation.evaluation import ProtocolName
-from vggkit.evaluation.predictions import average, log_softmax
+from vggkit.evaluation.predictions import average
 from vggkit.images.dataset import ImageSample
 from vggkit.images.decoding import Pixels
 from vggkit.images.lazy_images import stream_images
@@ -220,7 +220,7 @@ def _evaluate_view(
     # Whole images have shapes of their own, and a grid is a batch.
     together = batch_size if look.way == "middle" else 1
     for image, problem, rows in stream_rows(engine, stream_images(images), prepare, batch_size=together):
-        logs = None if problem else average(list(log_softmax(rows, classifier.temperature)))
+        logs = None if problem else average(list(classifier.card.activation.log(rows)))
         yield image, logs, problem
 
 

@@ -16,7 +16,7 @@ from vggkit.engines.cached import find_engine
 from vggkit.engines.graph_builder import describe_overflow
 from vggkit.engines.info import WantedEngine
 from vggkit.engines.model_weights import ModelFile, NetworkWeights, Weights, find_weights, open_for_engine
-from vggkit.engines.outputs import WantedPrecision, softmax
+from vggkit.engines.outputs import WantedPrecision
 from vggkit.engines.select import choose_engine
 from vggkit.engines.stream import stream_rows
 from vggkit.errors import BadConfiguration, BadImage
@@ -198,7 +198,7 @@ def iterate_explanations(
         explanation = Explanation(
             path=image.name,
             label=card.labels[number],
-            probability=float(softmax(logits, card.temperature)[number]),
+            probability=float(card.activation(logits)[number]),
             contrast=None if plan.contrast is None else card.labels[plan.contrast],
             method=plan.method,
             layer=plan.layer,

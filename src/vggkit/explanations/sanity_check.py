@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from vggkit.arguments import demand_count
 from vggkit.engines.model_weights import ModelFile, NetworkWeights, open_for_engine
-from vggkit.engines.outputs import softmax
 from vggkit.engines.select import choose_engine
 from vggkit.errors import BadImage, BadInput
 from vggkit.evaluation.evaluation import proportion_interval
@@ -158,7 +157,7 @@ def check_explanations(
         progress("deleting and inserting", number, len(inputs))
 
         def ask(batch: Values, number: int = number) -> NDArray[np.float64]:
-            return softmax(judging.run(batch), card.temperature)[:, predicted[number]]
+            return card.activation(judging.run(batch))[:, predicted[number]]
 
         areas[number, 0] = measure_areas(image, maps[number], ask)
         areas[number, 1] = measure_areas(image, rng.random(plan.sides, np.float32), ask)
@@ -224,7 +223,7 @@ def _untrain(card: Card, seed: int) -> NetworkWeights:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return NetworkWeights(VGG(card.configuration).eval(), temperature=card.temperature)
+        return NetworkWeights(VGG(card.configuration).eval(), activation=card.activation)
 
 
 def _compare(areas: NDArray[np.float64]) -> CurveComparison:

@@ -1,4 +1,4 @@
-"""The preparation of images and the softmax of an exported program, described once for every format.
+"""The preparation of images and the softmax or sigmoid of an exported program, described once for every format.
 
 `images.preprocessing` as operations of a graph: of ONNX, of OpenVINO, or of torch during export.
 Shape letters: N images, C channels, H and W pixels, K classes.
@@ -9,6 +9,7 @@ from typing import Generic, Protocol, TypeVar
 from vggkit.exporting.plan import ExportPlan
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.images.resizing import Interpolation
+from vggkit.task import Activation
 
 Node = TypeVar("Node")
 Number = TypeVar("Number")
@@ -66,8 +67,8 @@ class ImageOperations(Protocol[Node, Number]):
     def divide_by(self, maps: Node, values: tuple[float, ...]) -> Node:
         """Each channel, or all of them, divided by a value."""
 
-    def soften(self, logits: Node, temperature: float) -> Node:
-        """Probabilities (N, K): the softmax of logits divided by the temperature."""
+    def activate(self, logits: Node, activation: Activation) -> Node:
+        """Probabilities (N, K): the softmax or the sigmoid of logits divided by the temperature."""
 
 
 GREY: tuple[float, ...] = (19595.0, 38470.0, 7471.0)

@@ -1,4 +1,4 @@
-"""ONNX files: the engine's graph between the preparation of images and the softmax.
+"""ONNX files: the engine's graph between the preparation of images and the softmax or sigmoid.
 
 No torch here. Shape letters: N images, C channels, H and W pixels, K classes.
 """
@@ -23,6 +23,7 @@ from vggkit.exporting.image_steps import ImageSteps
 from vggkit.exporting.plan import FITTED, INPUT, ExportPlan
 from vggkit.hardware import count_threads
 from vggkit.images.resizing import Interpolation
+from vggkit.task import Activation
 
 MOST_BYTES = 2**31 - 2**20
 """The limit of protobuf, ONNX's file format, less some room for the graph."""
@@ -66,7 +67,7 @@ def _build(onnx: ModuleType, weights: Weights, plan: ExportPlan) -> Any:
         builder = GraphBuilder(plan.configuration, network_plan, values, operations)
         found |= builder.build(steps.normalize(maps), (plan.crop_pixels,) * 2)
         if "probabilities" in plan.outputs:
-            found["probabilities"] = operations.soften(found["logits"], plan.card.temperature)
+            found["probabilities"] = operations.activate(found["logits"], plan.card.activation)
         if HEATMAP in plan.outputs:
             found[HEATMAP] = add_heatmap(operations, weights, found)
     model = operations.build(
@@ -153,9 +154,11 @@ class ONNXImageOperations(ONNXOperations):
     def divide_by(self, maps: str, values: tuple[float, ...]) -> str:
         return self._add_node("Div", [maps, self.keep(np.array(values, np.float32).reshape(1, -1, 1, 1))])
 
-    def soften(self, logits: str, temperature: float) -> str:
-        if temperature != 1:
-            logits = self._add_node("Div", [logits, self.keep(np.array(temperature, np.float32))])
+    def activate(self, logits: str, activation: Activation) -> str:
+        if activation.temperature != 1:
+            logits = self._add_node("Div", [logits, self.keep(np.array(activation.temperature, np.float32))])
+        if activation.task == "multi-label":
+            return self._add_node("Sigmoid", [logits])
         return self._add_node("Softmax", [logits], axis=1)
 
     def choose_largest(self, logits: str) -> str:

@@ -1,4 +1,4 @@
-"""OpenVINO's IR: the engine's graph between the preparation of images and the softmax.
+"""OpenVINO's IR: the engine's graph between the preparation of images and the softmax or sigmoid.
 
 No torch here. Shape letters: N images, C channels, H and W pixels, K classes.
 """
@@ -20,6 +20,7 @@ from vggkit.errors import BadOutput
 from vggkit.exporting.image_steps import ImageSteps
 from vggkit.exporting.plan import FITTED, INPUT, ExportPlan
 from vggkit.images.resizing import Interpolation
+from vggkit.task import Activation
 
 Number = Any
 """A node that gives one int64."""
@@ -46,7 +47,7 @@ def open_openvino(path: Path) -> tuple[Callable[[NDArray[np.uint8]], NDArray[np.
 
 
 def _build(openvino: ModuleType, weights: Weights, plan: ExportPlan) -> Any:
-    operations = OpenVINOImageOperations(openvino, {}, plan.outputs)
+    operations = OpenVINOImageOperations(openvino, {}, plan.outputs, as_read=False)
     shape = [-1 if isinstance(side, str) else side for side in plan.input_shape]
     images = openvino.opset13.parameter(openvino.PartialShape(shape), openvino.Type.u8)
     images.friendly_name = INPUT
@@ -60,7 +61,7 @@ def _build(openvino: ModuleType, weights: Weights, plan: ExportPlan) -> Any:
         builder = GraphBuilder[Node](plan.configuration, network_plan, values, operations)
         found |= builder.build(steps.normalize(maps), (plan.crop_pixels,) * 2)
         if "probabilities" in plan.outputs:
-            found["probabilities"] = operations.soften(found["logits"], plan.card.temperature)
+            found["probabilities"] = operations.activate(found["logits"], plan.card.activation)
     results = []
     for name in plan.outputs:
         results.append(openvino.opset13.result(found[name]))
@@ -132,10 +133,10 @@ class OpenVINOImageOperations(OpenVINOOperations):
     def divide_by(self, maps: Node, values: tuple[float, ...]) -> Node:
         return self.ops.divide(maps, self.keep(np.array(values, np.float32).reshape(1, -1, 1, 1)))
 
-    def soften(self, logits: Node, temperature: float) -> Node:
-        if temperature != 1:
-            logits = self.ops.divide(logits, np.float32(temperature))
-        return self.ops.softmax(logits, 1)
+    def activate(self, logits: Node, activation: Activation) -> Node:
+        if activation.temperature != 1:
+            logits = self.ops.divide(logits, np.float32(activation.temperature))
+        return self.ops.sigmoid(logits) if activation.task == "multi-label" else self.ops.softmax(logits, 1)
 
     def _number(self, number: Number | int) -> Number:
         return self.keep(np.array([number])) if isinstance(number, int) else number

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from vggkit.engines.graph_builder import describe_overflow
 from vggkit.engines.model_weights import Weights
-from vggkit.engines.outputs import softmax
 from vggkit.engines.select import choose_engine
 from vggkit.errors import BadInput, BadOutput
 from vggkit.exporting.plan import ExportPlan, StoredPrecision
 from vggkit.images.decoding import Pixels
 from vggkit.images.resizing import resize
+from vggkit.task import Activation, Task, decide
 
 Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """A program: its first output for images (N, H, W, C)."""
@@ -106,26 +106,31 @@ def check_parity(
     Raises BadOutput where they differ by more than the tolerance, and BadInput for a network whose values overflow.
     """
     exact = choose_engine(weights, "cpu", output="logits", precision="fp32", engine="pytorch")
-    preprocessing, temperature = plan.card.preprocessing, plan.card.temperature
+    preprocessing, card = plan.card.preprocessing, plan.card
     batches = list(_list_batches(plan, images))
     total, done, same = sum(map(len, batches)), 0, 0
     difference = logit_difference = reach = 0.0
     levels = _Levels()
     for batch in batches:
         fitted = batch if fit is None else levels.measure(batch, fit(batch), plan)
-        logits = exact.run(np.stack([preprocessing.normalize(each) for each in fitted])) / temperature
+        logits = exact.run(np.stack([preprocessing.normalize(each) for each in fitted])) / card.temperature
         if (problem := describe_overflow(logits)) is not None:
             raise BadInput(f"the network cannot be exported: {problem}")
-        expected, found = softmax(logits), run(batch)
+        expected, found = Activation(card.task)(logits), run(batch)
         if found.shape != expected.shape or not np.isfinite(found).all():
             raise BadOutput(
                 f"the exported program was not kept: it gives {found.shape}, or values that are not finite"
             )
-        one, other = (np.log(np.maximum(each, _LEAST_PROBABILITY)) for each in (expected, found))
+        one, other = (_find_logits(each, card.task) for each in (expected, found))
         difference = max(difference, float(np.abs(expected - found).max()))
         logit_difference = max(logit_difference, float(np.abs(one - other).max()))
-        reach = max(reach, float(np.ptp(logits, axis=1).max()))
-        same += int((expected.argmax(1) == found.argmax(1)).sum())
+        # The sigmoid of a logit depends on its distance from zero.
+        spread = np.ptp(logits, axis=1) if card.task == "single-label" else 2 * np.abs(logits)
+        reach = max(reach, float(spread.max()))
+        if card.task == "multi-label":
+            same += int((decide(expected, card.thresholds) == decide(found, card.thresholds)).all(1).sum())
+        else:
+            same += int((expected.argmax(1) == found.argmax(1)).sum())
         done += len(batch)
         if on_progress is not None:
             on_progress(done, total)
@@ -148,6 +153,16 @@ def check_parity(
         resizing_levels=None if fit is None else levels.largest,
         resizing_share=None if fit is None else levels.share,
     )
+
+
+def _find_logits(probabilities: NDArray[Any], task: Task) -> NDArray[np.float64]:
+    """Logits up to a constant that gave probabilities, as far as these tell them apart."""
+    logs: NDArray[np.float64] = np.log(np.maximum(probabilities.astype(np.float64), _LEAST_PROBABILITY))
+    if task == "single-label":
+        return logs
+    # In float32 a sigmoid near 1 has too few digits to tell its logit.
+    rest: NDArray[np.float64] = np.log(np.maximum(1 - probabilities.astype(np.float64), 1e-2))
+    return np.where(probabilities > 0.99, -rest, logs - rest)
 
 
 class _Levels:

@@ -14,6 +14,7 @@ from vggkit.engines.outputs import Output
 from vggkit.errors import BadConfiguration, UnknownName
 from vggkit.exporting.formats import FormatName
 from vggkit.models.configuration import Configuration
+from vggkit.task import USUAL_THRESHOLD
 from vggkit.weights.card import Card, read_entry
 
 INPUT: Final = "images"
@@ -107,17 +108,20 @@ class ExportPlan:
     def to_metadata(self, versions: Mapping[str, str]) -> dict[str, str]:
         """The metadata of the file: texts by name, JSON where a value is not a text.
 
-        `labels` is a list in the order of the probabilities; below `threshold` a prediction is "unknown".
+        `labels` is a list in the order of the probabilities. Where `task` is single-label, a prediction below
+        `threshold` is "unknown"; where it is multi-label, each class is predicted from its own of the `thresholds`.
 
         Args:
             versions: Of the packages that write the file.
         """
-        card = self.card
+        card, several = self.card, self.card.task == "multi-label"
         licence = card.provenance.get("licence") or read_entry(card.provenance, "weights").get("licence")
         network = {"model": self.configuration.model, "configuration": self.configuration.to_dict()}
         values: dict[str, Any] = {
             "labels": list(card.labels),
+            "task": card.task,
             "threshold": card.threshold,
+            **({"thresholds": list(card.thresholds or (USUAL_THRESHOLD,) * len(card.labels))} if several else {}),
             "temperature": card.temperature,
             "input": {"name": INPUT, "shape": list(self.input_shape), "type": "uint8", "channels": self.channels}
             | {"least_pixels": self.least_pixels, "resized_inside": self.resize},

@@ -7,6 +7,7 @@ from typing import Any
 from vggkit.exporting.formats import FORMATS, FormatName
 from vggkit.exporting.parity import Parity
 from vggkit.exporting.plan import StoredPrecision
+from vggkit.task import Task
 from vggkit.weights.convert import Conversion
 
 
@@ -36,6 +37,8 @@ class Export:
     """The conversion and check of weights; None for programs."""
     snippet: str
     """Python code that classifies an image with the file, without vggkit."""
+    task: Task = "single-label"
+    """Whether an image has exactly one class, or any number of them."""
 
     def to_dict(self) -> dict[str, Any]:
         """A value for JSON."""
@@ -62,10 +65,11 @@ class Export:
         free = "H" in self.input_shape
         sides = f", H and W from {self.least_pixels} pixels" if free and not self.resize else ""
         inside = "resizing, cropping, normalisation" if self.resize else "normalisation"
+        ends = "softmax" if self.task == "single-label" else "sigmoid, thresholds"
         stored = {"fp32": "", "fp16": ", weights stored in float16", "int8": ", weights stored in int8"}[
             self.precision
         ]
         return (
-            f"{text}{stored}\ntakes uint8 RGB images, {shape}{sides}; {inside}, softmax and labels are inside\n"
+            f"{text}{stored}\ntakes uint8 RGB images, {shape}{sides}; {inside}, {ends} and labels are inside\n"
             f"{self.parity}"
         )

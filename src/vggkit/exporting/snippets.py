@@ -3,6 +3,7 @@
 from vggkit.exporting.formats import FormatName
 from vggkit.exporting.plan import INPUT, ExportPlan
 from vggkit.images.preprocessing import Preprocessing
+from vggkit.task import USUAL_THRESHOLD
 from vggkit.weights.card import Card
 from vggkit.weights.model_card import is_torchvisions
 
@@ -58,7 +59,11 @@ def write_program_snippet(plan: ExportPlan, name: str) -> str:
         "pixels = np.array(image)[None]",
         running,
         'labels = json.loads(about["labels"])',
-        *_print('float(about["threshold"])'),
+        *(
+            _print_several('json.loads(about["thresholds"])')
+            if plan.card.task == "multi-label"
+            else _print('float(about["threshold"])')
+        ),
     ]
     return "\n".join(lines) + "\n"
 
@@ -117,10 +122,13 @@ def write_weights_snippet(card: Card, to: FormatName, name: str, fed: Preprocess
         "",
         *image,
         *network,
-        f"probabilities = np.exp((logits - logits.max()) / {card.temperature:.10g})",
-        "probabilities /= probabilities.sum()",
+        *_write_activation(card),
         names,
-        *_print(f"{card.threshold:g}"),
+        *(
+            _print_several(f"{list(card.thresholds) or USUAL_THRESHOLD}")
+            if card.task == "multi-label"
+            else _print(f"{card.threshold:g}")
+        ),
     ]
     return "\n".join(lines) + "\n"
 
@@ -189,6 +197,24 @@ def _read_image(preprocessing: Preprocessing, *, resize: bool) -> list[str]:
         f"sides = [int({short} * side / min(image.size)) for side in image.size]",
         f"left, top = ({first} for side in sides)",
         f"image = image.resize(sides, {filter_name}).crop((left, top, left + {crop}, top + {crop}))",
+    ]
+
+
+def _write_activation(card: Card) -> list[str]:
+    """Lines that make probabilities of logits."""
+    if card.task == "multi-label":
+        return [f"probabilities = 1 / (1 + np.exp(-logits / {card.temperature:.10g}))"]
+    return [
+        f"probabilities = np.exp((logits - logits.max()) / {card.temperature:.10g})",
+        "probabilities /= probabilities.sum()",
+    ]
+
+
+def _print_several(thresholds: str) -> list[str]:
+    """Lines that print every label whose probability reaches its threshold; `thresholds` is an expression."""
+    return [
+        f"for place in np.flatnonzero(probabilities >= np.array({thresholds})):",
+        '    print(labels[place], f"{probabilities[place]:.4f}")',
     ]
 
 

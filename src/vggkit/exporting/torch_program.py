@@ -1,4 +1,4 @@
-"""Programs of torch.export: the network's modules between the preparation of images and the softmax.
+"""Programs of torch.export: the network's modules between the preparation of images and the softmax or sigmoid.
 
 Shape letters: N images, C channels, H and W pixels, K classes.
 """
@@ -21,6 +21,7 @@ from vggkit.exporting.image_steps import ImageSteps
 from vggkit.exporting.plan import FITTED, INPUT, ExportPlan
 from vggkit.images.resizing import Interpolation
 from vggkit.models.vgg import VGG
+from vggkit.task import Activation
 
 METADATA_FILE = "vggkit.json"
 """The extra file of a program's archive with the metadata, one JSON object."""
@@ -84,7 +85,7 @@ class _Program(nn.Module):
         maps = steps.fit(images)
         if self.network is None:
             return maps
-        return operations.soften(self._compute(self.network, steps.normalize(maps)), self._plan.card.temperature)
+        return operations.activate(self._compute(self.network, steps.normalize(maps)), self._plan.card.activation)
 
     def _compute(self, network: VGG, maps: Tensor) -> Tensor:
         if self._plan.precision == "fp32":
@@ -152,5 +153,6 @@ class TorchImageOperations:
     def divide_by(self, maps: Tensor, values: tuple[float, ...]) -> Tensor:
         return maps / maps.new_tensor(values)[:, None, None]
 
-    def soften(self, logits: Tensor, temperature: float) -> Tensor:
-        return (logits / temperature if temperature != 1 else logits).softmax(1)
+    def activate(self, logits: Tensor, activation: Activation) -> Tensor:
+        scaled = logits / activation.temperature if activation.temperature != 1 else logits
+        return scaled.softmax(1) if activation.task == "single-label" else scaled.sigmoid()

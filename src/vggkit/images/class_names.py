@@ -88,8 +88,8 @@ def demand_single_labels(name: str, written: Collection[str]) -> None:
         first = next(iter(combined))
         raise BadData(
             f"{name}: {len(combined):,} of its labels are several in one, the first {first!r}: "
-            f"{' and '.join(map(repr, combined[first]))} are labels of their own. A Classifier predicts one label "
-            "for an image; keep one in each row, or remove these rows"
+            f"{' and '.join(map(repr, combined[first]))} are labels of their own. Where images have several "
+            "labels, name their separator, such as --label-separator ';'; else keep one in each row"
         )
 
 

@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -19,7 +20,9 @@ from vggkit.images.image_header import read_head
 from vggkit.images.lazy_images import LazyImages
 from vggkit.images.omissions import Omission, Reading
 from vggkit.images.pixels import match_channels, read_pixels
+from vggkit.images.several_labels import settle_task
 from vggkit.notebook import write_html
+from vggkit.task import Task, join_labels
 
 
 class Storage(Protocol):
@@ -51,7 +54,7 @@ class ImageSample:
     path: str
     """Path of the file; in a storage such as `photos.tar#ants/1.jpg` or `train.parquet#12`; else a name."""
     label: str | None = None
-    """The class; None where it is unknown."""
+    """The class; None where it is unknown. With several `labels`: these, joined for people."""
     pixels: Pixels | None = field(default=None, repr=False)
     """RGB (H, W, 3), or four channels (H, W, 4), uint8, for images that are in memory; made of a PIL image, and of
     arrays and tensors as `read_pixels` takes them, which raises BadInput for others; so do arrays (H, W) here."""
@@ -63,6 +66,9 @@ class ImageSample:
     """Images of one group, such as a patient, a place or a burst, stay in one split; None for no group."""
     written: str | None = field(default=None, repr=False)
     """The path of another machine, such as `C:\\photos\\1.jpg`, that a table has for a file found elsewhere."""
+    labels: tuple[str, ...] | None = None
+    """The classes of an image of a multi-label dataset, sorted, perhaps none; None: it has one label, or none is
+    known."""
 
     @property
     def name(self) -> str:
@@ -70,6 +76,10 @@ class ImageSample:
         return self.path if self.written is None else self.written
 
     def __post_init__(self) -> None:
+        if self.labels is not None:
+            labels = tuple(sorted({compose(label) for label in self.labels}))
+            object.__setattr__(self, "labels", labels)
+            object.__setattr__(self, "label", join_labels(labels))
         if self.pixels is not None:
             pixels = read_pixels(self.pixels, name=self.path, keep_fourth=True)
             if getattr(self.pixels, "ndim", 3) == 2:  # a grey image, or one channel of another
@@ -78,6 +88,13 @@ class ImageSample:
                     "for a grey image use np.stack([pixels] * 3, axis=-1)"
                 )
             object.__setattr__(self, "pixels", pixels)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Every class of the image: its label, or its labels; none where they are unknown."""
+        if self.labels is not None:
+            return self.labels
+        return () if self.label is None else (self.label,)
 
     def read(self) -> bytes:
         """The bytes of the file, for images that are not in memory; raises BadImage where it cannot be read."""
@@ -131,7 +148,8 @@ class ImageSample:
 
     def repeats(self, other: "ImageSample") -> bool:
         """Whether another entry is of the same image, with the same label and group."""
-        return (self.label, self.group, self.identity()) == (other.label, other.group, other.identity())
+        mine, others = ((each.label, each.labels, each.group, each.identity()) for each in (self, other))
+        return mine == others
 
     def short_side(self) -> int | None:
         """Pixels of the shorter side, from the header of the file; None where it cannot be read."""
@@ -164,10 +182,19 @@ class ImageDataset:
     or a sequence that makes its images when they are requested."""
     skipped: tuple[Omission, ...] = ()
     """Files that were found and not used as images, counted by reason."""
+    task: Task = "single-label"
+    """Whether every image has exactly one class, or any number of them, which are then in `ImageSample.labels`."""
+    notes: tuple[str, ...] = ()
+    """What was decided when it was read, in sentences: such as that its rows have several labels each."""
 
     @classmethod
     def of(
-        cls, name: str, images: Iterable[tuple[str | None, ImageSample]], *, reading: Reading | None = None
+        cls,
+        name: str,
+        images: Iterable[tuple[str | None, ImageSample]],
+        *,
+        reading: Reading | None = None,
+        task: Task | None = None,
     ) -> Self:
         """The dataset of pairs (split, image); an image whose split is None belongs to `all`.
 
@@ -178,6 +205,8 @@ class ImageDataset:
             name: The place or name of the dataset.
             images: Pairs of a split's name, or None, and an image.
             reading: The files that were skipped, and the labels that were read from tables.
+            task: None: multi-label where images have several labels or none, by a list of labels, a separator or
+                columns of zeros and ones; columns of which exactly one is 1 in each row are single-label.
 
         Raises BadData where there are no images, an image has no label, only some images have a split, or a label
         of a table consists of other labels.
@@ -187,7 +216,9 @@ class ImageDataset:
         places: dict[int, tuple[list[ImageSample], int]] = {}
         for split, image in images:
             held = splits.setdefault(split or "all", [])
-            if image.label is not None and (label := compose(image.label)) != image.label:
+            if task == "multi-label" and image.labels is None and image.label is not None:
+                image = replace(image, labels=(image.label,))  # noqa: PLW2901
+            if image.labels is None and image.label is not None and (label := compose(image.label)) != image.label:
                 image = replace(image, label=label)  # noqa: PLW2901
             # By the inode alone, because there may be millions.
             entry = hash((split, image.label, image.group, image.identity()))
@@ -217,13 +248,18 @@ class ImageDataset:
                 f"{name}: some images belong to {others}, and some to no split (the first: "
                 f"{splits['all'][0].path}); give every image a split, or none"
             )
-        demand_single_labels(name, reading.written_labels)
-        labels = sort_labels(p.label for split in splits.values() for p in split)
-        return cls(name, labels, _in_order(splits), reading.list_omissions())
+        found, notes = settle_task(name, splits, task, columns=reading.classes)
+        if found == "single-label":
+            demand_single_labels(name, reading.written_labels)
+        labels = sort_labels(
+            chain(reading.classes, (label for split in splits.values() for p in split for label in p.classes))
+        )
+        return cls(name, labels, _in_order(splits), reading.list_omissions(), found, notes)
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{name}: {len(split):,}" for name, split in self.splits.items())
-        return f"ImageDataset({self.name!r}, {len(self.labels):,} classes, {counts})"
+        task = "" if self.task == "single-label" else f"{self.task}, "
+        return f"ImageDataset({self.name!r}, {task}{len(self.labels):,} classes, {counts})"
 
     def _repr_html_(self) -> str:
         counts = {name: self.count(name) for name in self.splits}
@@ -251,7 +287,8 @@ class ImageDataset:
             return dict(zip(self.labels, counted.tolist(), strict=True))
         counts = dict.fromkeys(self.labels, 0)
         for image in images:
-            counts[str(image.label)] += 1
+            for label in image.classes:
+                counts[label] += 1
         return counts
 
     def keep(self, splits: Mapping[str, Sequence[ImageSample]]) -> Self:
@@ -268,7 +305,12 @@ class ImageDataset:
         splits = {
             name: split.spelled_as(new)
             if isinstance(split, LazyImages)
-            else tuple(replace(p, label=new.get(str(p.label), p.label)) for p in split)
+            else tuple(
+                replace(p, label=new.get(str(p.label), p.label))
+                if p.labels is None
+                else replace(p, labels=tuple(new.get(label, label) for label in p.labels))
+                for p in split
+            )
             for name, split in self.splits.items()
         }
         return replace(self, labels=sort_labels(new.get(label, label) for label in self.labels), splits=splits)
@@ -305,7 +347,8 @@ def identify_image(image: ImageSample) -> str:
 
 
 def _describe(image: ImageSample) -> str:
-    return f"{image.label}/{Path(image.path).name}/{image.weigh()}"
+    label = image.label if image.labels is None else list(image.labels)
+    return f"{label}/{Path(image.path).name}/{image.weigh()}"
 
 
 def _digest(text: str) -> str:

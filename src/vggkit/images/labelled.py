@@ -1,6 +1,7 @@
 """Labelled images in memory: pairs of image and label, torch datasets, arrays with labels."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,7 +32,7 @@ def take_labelled(given: object) -> Labelled:
         given: One of these:
 
             - pairs of an image, as `take_one` takes it, and its label, a name or a number: a list, or whatever else
-              can be iterated;
+              can be iterated; a list, tuple or set of labels, perhaps empty, makes the dataset multi-label;
             - a dataset of torch or torchvision, whose items are such pairs, without a transform that makes tensors
               of floats; the names of its `classes` are the labels, the files of its `samples` are read when
               they are needed, and all other images are held in memory;
@@ -64,9 +65,11 @@ def _take(given: object, *, prefix: str = "") -> Iterator[ImageSample]:
         source, label = pair
         name = f"{prefix}image {number}"
         image = take_one(source, name=name)
-        yield ImageSample(
-            image.path, _name_label(label, names, name), image.pixels, image.storage, image.key, image.group
-        )
+        if isinstance(label, list | tuple | set | frozenset):
+            several = tuple(_name_label(each, names, name) for each in label)
+            yield replace(image, labels=several)
+        else:
+            yield replace(image, label=_name_label(label, names, name))
 
 
 def _list_pairs(given: Any) -> Iterable[Any]:

@@ -93,14 +93,11 @@ class UnlabelledTable:
     """The table."""
     columns: tuple[str, ...]
     """Its columns whose meaning is not known."""
-    not_one_hot: str = ""
-    """Why columns of zeros and ones are not the classes; empty where there are none."""
 
     def describe(self) -> str:
         """A sentence with what is missing and what to do."""
         listed = ", ".join(map(repr, self.columns[:8])) + (" …" if len(self.columns) > 8 else "")
         found = f", but the columns {listed}" if listed else ""
-        found += f" ({self.not_one_hot})" if self.not_one_hot else ""
         return (
             f"{self.name}: has no label for its images{found}; add a column called label, or name the column of "
             "labels with --label-column"
@@ -119,6 +116,8 @@ class Reading:
         """A table without labels that was read; an error only where labels are required."""
         self.written_labels: set[str] = set()
         """Labels that were read from a table or a file beside an image, not from the name of a folder."""
+        self.classes: dict[str, None] = {}
+        """The classes of a table that has a column of zeros and ones for each, in order; empty for others."""
 
     def omit(self, reason: Reason, name: object) -> None:
         """Count a skipped file."""
@@ -131,6 +130,7 @@ class Reading:
             self._count(reason, count, other._examples[reason])
         self.unlabelled_table = self.unlabelled_table or other.unlabelled_table
         self.written_labels |= other.written_labels
+        self.classes |= other.classes
 
     def list_omissions(self) -> tuple[Omission, ...]:
         """A record for each reason, probable mistakes first."""

@@ -17,6 +17,7 @@ from vggkit.errors import BadData, BadInput
 from vggkit.images.dataset import ImageDataset, ImageSample, identify_image
 from vggkit.images.lazy_images import LazyImages
 from vggkit.images.lazy_splits import divide_lazily
+from vggkit.images.stratification import stratify
 
 MAX_MOVES: Final = 20_000
 """Most moves of the tabu search. Whether an assignment exists is NP-complete: for two folds it is set splitting."""
@@ -95,7 +96,8 @@ def divide(
     """The same images with splits `train` and `val`, where there is no split for validation yet.
 
     Stratified: each class gives its share, at least one image. Images of one group stay
-    together, as do several entries of one image and copies, and the shares come as near as the groups allow.
+    together, as do several entries of one image and copies, and the shares come as near as the groups allow. Images
+    with several labels are divided by iterative stratification; there a class of one image is trained on.
 
     Raises BadData where a class has only one image, no division of the groups that was found leaves each class
     on both sides, or there are no training images.
@@ -106,7 +108,10 @@ def divide(
         return _divide_lazily(images, validation_share=validation_share, seed=seed)
     whole = images.split("train", "all")
     groups = _group_images(whole, copy_groups)
-    if len(groups) < len(whole) or any(image.group is not None for image in whole):
+    if images.task == "multi-label":
+        sides = _stratify(groups, [1 - validation_share, validation_share], seed)
+        held_out = {image for group, side in sides.items() if side for image in groups[group]}
+    elif len(groups) < len(whole) or any(image.group is not None for image in whole):
         chosen = _choose_groups(images.name, groups, validation_share, seed)
         held_out = {image for group in chosen for image in groups[group]}
     else:
@@ -132,6 +137,12 @@ def divide_in_folds(
         raise BadData(f"{images.name}: has only the split {', '.join(images.splits)}; there is nothing to fold")
     groups = _group_images(whole, copy_groups)
     groups_with = _count_groups(groups)
+    if images.task == "multi-label":
+        sides = _stratify(groups, [1 / folds] * folds, seed)
+        held = [
+            {p for group, side in sides.items() if side == fold for p in groups[group]} for fold in range(folds)
+        ]
+        return tuple(_split(images, whole, held_out) for held_out in held)
     kind = "groups" if any(image.group is not None for image in whole) else "images"
     for label in sorted(groups_with):
         if groups_with[label] < folds:
@@ -185,6 +196,8 @@ def hold_out_with_copies(
     least = 2 if fold is None else read_fold(fold)[1]
     whole = _list_undivided(images)
     lacking = {label for label, count in _count_groups(_group_images(whole, copy_groups)).items() if count < least}
+    if images.task == "multi-label":
+        lacking = set()
     loose = {identify_image(image) for image in whole if str(image.label) in lacking} if lacking else set()
     copy_groups = [copies for copies in copy_groups if loose.isdisjoint(copies)]
     try:
@@ -328,7 +341,16 @@ def _first(firsts: dict[str, str], name: str) -> str:
 
 def _count(images: Sequence[ImageSample]) -> dict[str, int]:
     """Images of each class, the classes by name: sums over them are the same in every order of rows."""
-    return dict(sorted(Counter(str(image.label) for image in images).items()))
+    return dict(sorted(Counter(label for image in images for label in image.classes).items()))
+
+
+def _stratify(groups: Mapping[str, Sequence[ImageSample]], shares: Sequence[float], seed: int) -> dict[str, int]:
+    """The side of each group of images with several labels; raises BadData where one of them has no image."""
+    order = sorted(groups, key=lambda group: _rank(seed, "group", group))
+    sides = stratify({group: _count(groups[group]) for group in order}, shares)
+    if len(set(sides.values())) < len(shares):
+        raise BadData(f"{len(groups):,} images or groups of images are too few to divide them in {len(shares)}")
+    return sides
 
 
 def _rank(seed: int, kind: str, name: str) -> bytes:

@@ -30,7 +30,7 @@ def describe_network(
     """Everything that the vectors of a layer in a precision depend on, for JSON; the weights as a digest."""
     card = classifier.card.with_reduced_decoding(reduced_decoding).to_dict()
     names = ["configuration", "preprocessing"]
-    names += ["temperature"] if layer == "probabilities" else []
+    names += [name for name in ("temperature", "task") if layer == "probabilities" and name in card]
     names += ["ranges"] if precision == "int8" else []
     return {"weights": digest_weights(classifier)} | {name: card[name] for name in names}
 
@@ -38,7 +38,8 @@ def describe_network(
 def describe_labels(classifier: "Model | ModelFile") -> dict[str, Any]:
     """Everything that its predictions depend on besides the logits, for JSON."""
     card = classifier.card.to_dict()
-    return {name: card[name] for name in ("labels", "temperature", "threshold")}
+    several = [name for name in ("task", "thresholds") if name in card]
+    return {name: card[name] for name in ("labels", "temperature", "threshold", *several)}
 
 
 def digest_weights(classifier: "Model | ModelFile") -> str:

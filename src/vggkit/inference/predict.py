@@ -14,19 +14,18 @@ from vggkit.arguments import demand_count
 from vggkit.engines.cached import find_engine
 from vggkit.engines.info import WantedEngine
 from vggkit.engines.model_weights import ModelFile, open_for_engine
-from vggkit.engines.outputs import WantedPrecision, softmax
+from vggkit.engines.outputs import WantedPrecision
 from vggkit.engines.stream import Engine, StreamResult, stream_results
 from vggkit.images.dataset import ImageSample
 from vggkit.images.given import ImageSources, count_sources, list_sources
 from vggkit.images.omissions import Reading, warn_of_omissions
 from vggkit.images.sources.open_dataset import iterate_samples
+from vggkit.task import ROUNDING, decide, join_labels
 from vggkit.weights.card import Card
 
 if TYPE_CHECKING:
     from vggkit.weights.model import Model
 
-ROUNDING: Final = 1e-5
-"""Relative difference of probabilities between engines: a threshold is often computed by another engine."""
 UNKNOWN: Final = "unknown"
 """The label where the most probable class is below the Classifier's threshold."""
 
@@ -40,21 +39,30 @@ class Prediction:
     labels: tuple[str, ...]
     """The most probable classes, best first; empty where there is a problem."""
     probabilities: tuple[float, ...]
-    """Their probabilities in [0, 1]; over all classes they sum to 1."""
+    """Their probabilities in [0, 1]; over all classes of a single-label Classifier they sum to 1."""
     unknown: bool = False
-    """Whether the highest probability is below the Classifier's threshold."""
+    """Whether the highest probability is below the Classifier's threshold; never so for multi-label."""
     problem: str | None = None
     """The reason why the image cannot be read, or that the network's values for it overflow."""
+    predicted: tuple[str, ...] | None = None
+    """The labels that a multi-label Classifier predicts: every class whose probability reaches its threshold, the
+    most probable first; perhaps none. None for a single-label Classifier."""
 
     @property
     def label(self) -> str | None:
-        """The most probable class; `unknown` where its probability is below the threshold; None for no image."""
+        """The most probable class; `unknown` where its probability is below the threshold; None for no image.
+
+        Of a multi-label Classifier its predicted labels, joined for people.
+        """
+        if self.predicted is not None:
+            return join_labels(self.predicted)
         return UNKNOWN if self.unknown else self.labels[0] if self.labels else None
 
     def to_dict(self) -> dict[str, Any]:
-        """A value for JSON; `unknown` and `problem` only where they are so."""
+        """A value for JSON; `unknown` and `problem` only where they are so, `predicted` for multi-label."""
         values = {"path": self.path, "labels": list(self.labels), "probabilities": list(self.probabilities)}
-        unknown = {"unknown": True} if self.unknown else {}
+        unknown: dict[str, Any] = {"unknown": True} if self.unknown else {}
+        unknown |= {} if self.predicted is None else {"predicted": list(self.predicted)}
         return values | unknown | ({"problem": self.problem} if self.problem else {})
 
 
@@ -135,16 +143,24 @@ def describe_prediction(
 ) -> Prediction:
     """The most probable classes, `top` of them, from what an engine for logits gave for an image.
 
-    The prediction is unknown below the threshold; None: below the Classifier's own.
+    The prediction is unknown below the threshold; None: below the Classifier's own. For a multi-label Classifier it
+    is the threshold of every class.
     """
     if result.output is None:
         return Prediction(result.image.name, (), (), problem=result.problem)
-    threshold = card.threshold if threshold is None else threshold
-    probabilities = softmax(result.output, card.temperature)
-    best = np.argsort(-probabilities, kind="stable")[:top]
+    probabilities = card.activation(result.output)
+    order = np.argsort(-probabilities, kind="stable")
+    best, predicted, unknown = order[:top], None, False
+    if card.task == "multi-label":
+        decided = decide(probabilities, card.thresholds if threshold is None else (threshold,))
+        predicted = tuple(card.labels[index] for index in order if decided[index])
+    else:
+        threshold = card.threshold if threshold is None else threshold
+        unknown = bool(probabilities[best[0]] < (1 - ROUNDING) * threshold)
     return Prediction(
         result.image.name,
         tuple(card.labels[index] for index in best),
         tuple(float(probabilities[index]) for index in best),
-        unknown=bool(probabilities[best[0]] < (1 - ROUNDING) * threshold),
+        unknown=unknown,
+        predicted=predicted,
     )

@@ -75,13 +75,16 @@ async function classifyOne(file, top, explain) {
   const probabilities = found.probabilities.data;
   const order = [...probabilities.keys()].sort((a, b) => probabilities[b] - probabilities[a] || a - b).slice(0, top);
   const label = model.labels[order[0]];
-  const unknown = probabilities[order[0]] < (model.threshold ?? 0);
+  const several = model.task === "multi-label";
+  const unknown = !several && probabilities[order[0]] < (model.threshold ?? 0);
+  const predicted = several ? decide(probabilities) : null;
   return {
     name,
     width: pixels.width,
     height: pixels.height,
-    label: unknown ? "unknown" : label,
+    label: several ? predicted.join("; ") || "(no label)" : unknown ? "unknown" : label,
     unknown,
+    predicted,
     labels: order.map((place) => model.labels[place]),
     probabilities: order.map((place) => probabilities[place]),
     heatmap:
@@ -90,6 +93,12 @@ async function classifyOne(file, top, explain) {
         : null,
     problem: null,
   };
+}
+
+// The classes whose probability reaches their threshold, the most probable first.
+function decide(probabilities) {
+  const places = [...probabilities.keys()].filter((place) => probabilities[place] >= (1 - 1e-5) * (model.thresholds[place] ?? 0.5));
+  return places.sort((a, b) => probabilities[b] - probabilities[a] || a - b).map((place) => model.labels[place]);
 }
 
 // The map in inferno's colours, its largest value most opaque; enlarged smoothly by the canvas.

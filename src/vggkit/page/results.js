@@ -32,7 +32,7 @@ export function makeCard(file, prediction) {
     label.classList.add("problem");
     photo.alt = name;
   } else {
-    label.textContent = prediction.unknown ? "Unknown" : prediction.label;
+    label.textContent = prediction.unknown ? "Unknown" : prediction.predicted?.length === 0 ? "No label" : prediction.label;
     card.querySelector(".because").textContent = prediction.unknown
       ? `No class is probable enough; the nearest is ${prediction.labels[0]}.`
       : "";
@@ -40,6 +40,7 @@ export function makeCard(file, prediction) {
     for (const [place, each] of prediction.labels.entries()) {
       const bar = document.getElementById("bar").content.firstElementChild.cloneNode(true);
       bar.querySelector(".bar-label").textContent = each;
+      if (prediction.predicted) bar.classList.add(prediction.predicted.includes(each) ? "bar-predicted" : "bar-below");
       bar.querySelector(".bar-value").textContent = format(prediction.probabilities[place]);
       bar.querySelector(".bar-fill").style.width = `${100 * prediction.probabilities[place]}%`;
       card.querySelector(".bars").append(bar);

@@ -58,6 +58,8 @@ TITLES: Final[dict[Kind, str]] = {
     "leakage": "Leakage: the same images in several splits",
     "contradiction": "Same images, different classes",
     "combined-label": "Labels that look like several",
+    "unused-label": "Labels that no image has",
+    "inseparable-labels": "Labels that occur only together",
     "skipped": "Passed over",
     "duplicate": "Duplicates",
     "near-duplicate": "Near duplicates",
@@ -66,6 +68,7 @@ TITLES: Final[dict[Kind, str]] = {
     "few": "Classes with few images",
     "imbalance": "Classes of unequal size",
     "small": "Images smaller than the network input",
+    "unlabelled": "Images without a label",
     "wrong-extension": "Wrong file name endings",
     "animated": "Animations",
 }

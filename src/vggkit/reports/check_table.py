@@ -38,6 +38,8 @@ def _describe_size(diagnosis: Diagnosis) -> str:
     splits = ", ".join(f"{sum(classes.values()):,} {split}" for split, classes in diagnosis.counts.items())
     classes = len(next(iter(diagnosis.counts.values()), {}))
     counted = f"{classes:,} class{'es' * (classes != 1)}"
+    if diagnosis.task == "multi-label":
+        return f"{counted}, {diagnosis.labels_per_image:.2f} labels an image"
     return f"{counted} ({splits})" if "all" not in diagnosis.counts else counted
 
 

@@ -56,15 +56,17 @@ class ComparedRun:
     n: int | None
     """Number of these images."""
     top1: float | None
-    """Top-1 accuracy in [0, 1]."""
+    """Top-1 accuracy in [0, 1]; of several labels an image the mean average precision."""
     top1_interval: tuple[float, float] | None
-    """95 % confidence interval of `top1`; Wilson's for an unfinished run."""
+    """95 % confidence interval of `top1`; Wilson's for an unfinished run of one label an image."""
     loss: float | None
     """Mean cross-entropy in nats."""
     seconds: float
     """Duration of the training so far."""
     peak_memory_bytes: int | None
     """Peak memory, where it was recorded."""
+    figure: str = "top-1"
+    """What `top1` is: top-1, or mAP where images have several labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,8 @@ def _draw_runs(runs: Sequence[ComparedRun], *, wide: bool) -> Table:
     table.add_column("run", overflow="ellipsis", no_wrap=True, max_width=36 if wide else 20)
     table.add_column("network", no_wrap=True)
     table.add_column("trains", no_wrap=True)
-    for name in ("top-1 (95 % CI)", "n", "loss", "epoch", "time"):
+    figures = "/".join(dict.fromkeys(run.figure for run in runs))
+    for name in (f"{figures} (95 % CI)", "n", "loss", "epoch", "time"):
         table.add_column(name, justify="right", no_wrap=True)
     with_memory = any(run.peak_memory_bytes for run in runs)
     if with_memory:
@@ -131,6 +134,11 @@ def _draw_runs(runs: Sequence[ComparedRun], *, wide: bool) -> Table:
         memory = f"{run.peak_memory_bytes / 1e9:.1f}" if run.peak_memory_bytes else ""
         table.add_row(*cells, *([memory + " GB" * (wide and bool(memory))] if with_memory else []))
     return table
+
+
+def _find_figure(row: Mapping[str, float]) -> float:
+    """The validation figure of an epoch: of several labels an image the mAP."""
+    return row.get("val_map", row["val_top1"])
 
 
 def _accuracy(run: ComparedRun, *, decimals: int) -> Text:
@@ -200,7 +208,7 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> None:
                 for values, upper, pale in (
                     ([row["train_loss"] for row in run.history], True, True),
                     ([row["val_loss"] for row in run.history], True, False),
-                    ([100 * row["val_top1"] for row in run.history], False, False),
+                    ([100 * _find_figure(row) for row in run.history], False, False),
                 ):
                     (drawn,) = grid[0 if upper else 1][column].plot(
                         places,
@@ -216,7 +224,7 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> None:
                     best = epochs.index(run.best_epoch)
                     grid[1][column].plot(
                         [places[best]],
-                        [100 * run.history[best]["val_top1"]],
+                        [100 * _find_figure(run.history[best])],
                         marker="o",
                         markersize=7,
                         color=colour,
@@ -225,7 +233,7 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> None:
         grid[0][0].set_title("Cross-entropy loss")
         grid[0][0].set_ylabel("loss (nats)")
         grid[1][0].set_title("Validation accuracy")
-        grid[1][0].set_ylabel("top-1 accuracy (%)")
+        grid[1][0].set_ylabel(f"{'/'.join(dict.fromkeys(run.figure for run in runs))} (%)")
         grid[1][0].set_xlabel("epoch")
         grid[1][1].set_xlabel(f"time ({unit})")
         first = min((run.history[0]["epoch"] for run in runs), default=1)

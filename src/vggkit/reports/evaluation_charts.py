@@ -145,13 +145,14 @@ def draw_curves(history: Sequence[Mapping[str, float]], best_epoch: int | None) 
         draw_line(kind, [(row["epoch"], row[f"{kind}_loss"]) for row in history], x, y, name=name, dots=few)
         for kind, name in (("train", "training"), ("val", "validation"))
     )
-    accuracies = [row["val_top1"] for row in history]
+    name = "val_top1" if history[-1].get("val_map") is None else "val_map"
+    accuracies = [row[name] for row in history]
     share = up(max(0.0, min(accuracies) - 0.1), min(1.0, max(accuracies) + 0.05))
     best = next((row for row in history if row["epoch"] == best_epoch), None)
     best_text = ""
     if best is not None:
         when = f"after epoch {best['epoch']:.0f}" if best["epoch"] else "before the first step"
-        best_text = f"Best: {100 * best['val_top1']:.1f} % {when}"
+        best_text = f"Best: {100 * best[name]:.1f} % {when}"
     return [
         Chart(
             title="Cross-entropy loss (nats)",
@@ -162,12 +163,12 @@ def draw_curves(history: Sequence[Mapping[str, float]], best_epoch: int | None) 
             note="The training loss is averaged over each epoch, with augmentation and dropout.",
         ),
         Chart(
-            title="Validation accuracy, top-1 (%)",
+            title="Validation accuracy, top-1 (%)" if name == "val_top1" else "Validation mAP (%)",
             across="epoch",
             across_ticks=ticks,
             up_ticks=share.ticks(percent=True, most=5),
             lines=(draw_line("val", list(zip(epochs, accuracies, strict=True)), x, share, dots=few),),
-            mark=None if best is None else (x(best["epoch"]), share(best["val_top1"])),
+            mark=None if best is None else (x(best["epoch"]), share(best[name])),
             mark_text=best_text,
         ),
     ]
@@ -193,9 +194,10 @@ def draw_reliability(evaluation: Evaluation) -> Chart:
                 f"{100 * each.accuracy:.1f} % correct",
             )
         )
+    several = evaluation.task == "multi-label"
     return Chart(
-        title="Reliability diagram: accuracy (%) by confidence",
-        across="confidence: probability of the predicted class (%)",
+        title=f"Reliability diagram: {'frequency (%) by probability' if several else 'accuracy (%) by confidence'}",
+        across="probability of a class (%)" if several else "confidence: probability of the predicted class (%)",
         across_ticks=x.ticks(percent=True, most=5),
         up_ticks=y.ticks(percent=True, most=5),
         bars=tuple(bars),
@@ -206,12 +208,19 @@ def draw_reliability(evaluation: Evaluation) -> Chart:
 
 def _describe_calibration(evaluation: Evaluation) -> str:
     calibration = evaluation.calibration
-    gap = calibration.mean_confidence - evaluation.top1
+    several = evaluation.task == "multi-label"
+    share = sum(each.support for each in evaluation.classes) / (evaluation.n * len(evaluation.labels))
+    gap = calibration.mean_confidence - (share if several else evaluation.top1)
     verdict = "well calibrated on average" if abs(gap) < 0.01 else "overconfident" if gap > 0 else "underconfident"
     sentences = [
         f"The mean confidence is {100 * calibration.mean_confidence:.1f} % and the accuracy "
         f"{100 * evaluation.top1:.1f} %: the model is {verdict}."
     ]
+    if several:
+        sentences = [
+            f"The mean probability of a class is {100 * calibration.mean_confidence:.1f} %, and images have "
+            f"{100 * share:.1f} % of the classes."
+        ]
     if calibration.temperature != 1:
         before = calibration.ece_before
         without = "" if before is None else f"; without it the ECE is {100 * before:.1f} %"

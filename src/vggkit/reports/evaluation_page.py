@@ -27,6 +27,7 @@ from vggkit.reports.pages.rendering import (
     split_place,
 )
 from vggkit.reports.tables import describe_seconds
+from vggkit.task import Task
 from vggkit.weights.card import read_entry
 
 MATRIX_CLASSES: Final = 24
@@ -53,6 +54,16 @@ HEADLINES: Final = (
     ("ece", "Expected calibration error", "mean difference between confidence and accuracy"),
     ("loss", "Cross-entropy loss", "mean, in nats"),
 )
+LABEL_HEADLINES: Final = (
+    ("macro_f1", "Macro F1", "unweighted mean of the F1 of all classes, at their thresholds"),
+    ("micro_f1", "Micro F1", "F1 of all decisions on images and classes together"),
+    ("exact_match", "Exact match", "share of images of which exactly the labels are predicted"),
+    ("top1", "First label right", "share of images whose most probable class is one of theirs"),
+    ("roc_auc", "ROC AUC", "mean of the classes; 50 % is chance level"),
+    ("ece", "Expected calibration error", "mean difference between probability and frequency"),
+    ("loss", "Binary cross-entropy loss", "mean of images and classes, in nats"),
+)
+"""The same for several labels an image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +102,7 @@ def write_report(
     Raises BadOutput where the file cannot be written.
     """
     shown = evaluations[-1]
+    several = shown.task == "multi-label"
     gallery = _Gallery(shown, images, explanations)
     write_text(
         path,
@@ -104,11 +116,13 @@ def write_report(
                 "comparisons": [(each, gallery.show_changes(each)) for each in comparisons],
                 "place": split_place(shown.data),
                 "split": shown.split,
+                "main": _describe_main(shown),
+                "several": several,
                 "hits": int(shown.predictions.correct.sum()),
                 "headlines": _list_headlines(shown),
                 "curves": draw_curves(story.history, story.best_epoch),
-                "matrix": Matrix.of(shown) if len(shown.labels) <= MATRIX_CLASSES else None,
-                "pairs": list_pairs(shown),
+                "matrix": Matrix.of(shown) if len(shown.labels) <= MATRIX_CLASSES and not several else None,
+                "pairs": [] if several else list_pairs(shown),
                 "classes": _sort_classes(shown),
                 "worst": WORST if len(shown.labels) > CLASSES_AT_ONCE else len(shown.labels),
                 "errors": gallery.show_errors(),
@@ -117,7 +131,7 @@ def write_report(
                 "wrong": int((~shown.predictions.correct).sum()),
                 "folder": gallery.folder,
                 "reliability": draw_reliability(shown),
-                "coverage": draw_coverage(shown),
+                "coverage": None if several else draw_coverage(shown),
                 "facts": list_facts(story.provenance),
                 "recipe": list_recipe(story.provenance),
                 "findings": story.provenance.get("findings"),
@@ -139,9 +153,21 @@ class Headline(NamedTuple):
     is_share: bool
 
 
+def _describe_main(evaluation: Evaluation) -> Headline:
+    """The figure at the top of the page."""
+    name, n = evaluation.main_figure, evaluation.n
+    value, (low, high) = getattr(evaluation, name), evaluation.intervals.get(name, (None, None))
+    if evaluation.task == "multi-label":
+        note = "the mean of the average precision of every class that images have, whatever the thresholds"
+        return Headline(f"Mean average precision (mAP): {note}", "", value, low, high, True)
+    hits = int(evaluation.predictions.correct.sum())
+    what = f"Top-1 accuracy: {hits:,} of {n:,} images classified correctly"
+    return Headline(what, "", value, low, high, True)
+
+
 def _list_headlines(evaluation: Evaluation) -> list[Headline]:
     found = []
-    for name, title, note in HEADLINES:
+    for name, title, note in HEADLINES if evaluation.task == "single-label" else LABEL_HEADLINES:
         value = getattr(evaluation, name)
         if value is None or (name == "top5" and len(evaluation.labels) <= 5):
             continue
@@ -239,10 +265,13 @@ class _Gallery:
         return [
             self._show(
                 predictions.paths[place],
-                predictions.labels[predictions.targets[place]],
-                predictions.labels[predictions.predicted[place]],
-                float(predictions.confidences[place]),
-                float(np.exp(-predictions.losses[place])),
+                predictions.name_target(place),
+                predictions.name_predicted(place),
+                *(
+                    (None, None)  # the set of labels has no probability of its own
+                    if predictions.task == "multi-label"
+                    else (float(predictions.confidences[place]), float(np.exp(-predictions.losses[place])))
+                ),
             )
             for place in predictions.list_confident_errors(MOST_ERRORS)
         ]
@@ -260,7 +289,7 @@ class _Gallery:
         image = self._images.get(path)
         thumb = Thumb(None, False) if image is None else make_thumb(image)
         pieces = split_name(path.removeprefix(self.folder))
-        explanation = self._explanations.get(path) if probability is not None and thumb.source else None
+        explanation = self._explanations.get(path) if thumb.source else None
         heat = None if explanation is None else make_heat(explanation)
         return Exhibit(path, pieces, thumb, label, predicted, probability, label_probability, heat)
 
@@ -314,15 +343,26 @@ def read_image_counts(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
     return read_entry(provenance, "data", "images") or read_entry(provenance, "data", "pictures")
 
 
-def suggest_steps(model: str | Path, data: str, *, is_head_alone: bool = False) -> list[tuple[str, str]]:
+def suggest_steps(
+    model: str | Path,
+    data: str,
+    *,
+    is_head_alone: bool = False,
+    task: Task = "single-label",
+    options: Mapping[str, str] = MappingProxyType({}),
+) -> list[tuple[str, str]]:
     """Suggested next steps after a training or an evaluation: a description and a command each.
 
     Args:
         model: The Classifier's file or its run's folder.
         data: The dataset, as it was given on the command line.
         is_head_alone: Whether only the head was trained.
+        task: The Classifier's.
+        options: The columns of the dataset's table that were given, by the option's name.
     """
     quoted, place = shlex.quote(str(model)), shlex.quote(data)
+    for name, value in options.items():
+        place += f" --{name.replace('_', '-')} {shlex.quote(value)}"
     last = (
         (
             "Fine-tune all layers with this configuration",
@@ -334,8 +374,11 @@ def suggest_steps(model: str | Path, data: str, *, is_head_alone: bool = False) 
             f"vggkit evaluate {quoted} {place} --protocol multi-crop",
         )
     )
+    first = ("Classify an image", f"vggkit predict {quoted} IMAGE…")
+    if task == "multi-label":
+        return [first, ("Find problems of the images and their labels", f"vggkit check {place}"), last]
     return [
-        ("Classify an image", f"vggkit predict {quoted} IMAGE…"),
+        first,
         (
             "Reject predictions of low confidence, so that about 95 % of the accepted ones are correct",
             f"vggkit evaluate {quoted} {place} --wanted-precision 0.95 --calibrate",

@@ -24,6 +24,17 @@ FIGURES: Final[tuple[tuple[FigureName, str], ...]] = (
     ("ece", "calibration error (ECE)"),
     ("loss", "cross-entropy (nats)"),
 )
+LABEL_FIGURES: Final[tuple[tuple[FigureName, str], ...]] = (
+    ("average_precision", "mAP"),
+    ("macro_f1", "macro F1"),
+    ("micro_f1", "micro F1"),
+    ("exact_match", "exact match"),
+    ("top1", "first label right"),
+    ("roc_auc", "ROC AUC"),
+    ("ece", "calibration error (ECE)"),
+    ("loss", "binary cross-entropy (nats)"),
+)
+"""The same for several labels an image."""
 
 
 def draw_evaluation(evaluation: Evaluation) -> RenderableType:
@@ -56,7 +67,7 @@ def _draw_figures(evaluation: Evaluation) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(justify="right", style="bold")
     table.add_column(style="dim")
-    for name, title in FIGURES:
+    for name, title in FIGURES if evaluation.task == "single-label" else LABEL_FIGURES:
         value = getattr(evaluation, name)
         if value is None or (name == "top5" and len(evaluation.labels) <= 5):
             continue
@@ -69,7 +80,7 @@ def _draw_figures(evaluation: Evaluation) -> Table:
             table.add_row(title, f"{value:.4f}", f"{low:.4f} to {high:.4f}")
         else:
             ends = f"{100 * low:.1f} to {100 * high:.1f}"
-            more = " (95 % CI)" if name == "top1" else ""
+            more = " (95 % CI)" if name == evaluation.main_figure else ""
             table.add_row(title, f"{100 * value:.1f} %", ends + more)
     temperature = evaluation.calibration.temperature
     before = evaluation.calibration.ece_before
@@ -87,15 +98,19 @@ def _draw_classes(evaluation: Evaluation) -> Table:
         classes = sorted((each for each in classes if each.support), key=lambda each: each.f1)[:WORST]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column(f"lowest F1 of {len(evaluation.classes):,}" if many else "class", no_wrap=True, max_width=28)
-    for name in ("support", "precision", "recall", "F1", "AUC", "AP"):
+    several = evaluation.task == "multi-label"
+    for name in ("support", "precision", "recall", "F1", "AUC", "AP", *(["from"] if several else ())):
         table.add_column(name, justify="right")
     for each in classes:
         if not each.support:
             table.add_row(
-                write_line(each.label), write_line("0", style="yellow"), *[write_line("–", style="dim")] * 5
+                write_line(each.label),
+                write_line("0", style="yellow"),
+                *[write_line("–", style="dim")] * (5 + several),
             )
             continue
-        figures = (each.precision, each.recall, each.f1, each.roc_auc, each.average_precision)
+        figures = [each.precision, each.recall, each.f1, each.roc_auc, each.average_precision]
+        figures += [each.threshold] if several else []
         shown = ["–" if value is None else f"{100 * value:.1f}" for value in figures]
         table.add_row(write_line(each.label), f"{each.support:,}", *shown)
     return table
@@ -121,11 +136,13 @@ def draw_several(evaluations: Sequence[Evaluation], comparisons: Sequence[Paired
     """Several Classifiers and their ensemble, each with its protocol, and the pairwise comparisons."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("model", overflow="fold", max_width=34)
-    for name in ("top-1 (95 % CI)", "top-5", "macro F1", "loss"):
+    several = evaluations[0].task == "multi-label"
+    for name in ("mAP (95 % CI)" if several else "top-1 (95 % CI)", "top-5", "macro F1", "loss"):
         table.add_column(name, justify="right", no_wrap=True)
     for each in evaluations:
-        low, high = each.top1_interval
-        accuracy = write_line((f"{100 * each.top1:.1f}", "bold"), (f" ({100 * low:.1f}–{100 * high:.1f})", "dim"))
+        ends = each.intervals.get(each.main_figure)
+        between = "" if ends is None else f" ({100 * ends[0]:.1f}–{100 * ends[1]:.1f})"
+        accuracy = write_line((f"{100 * getattr(each, each.main_figure):.1f}", "bold"), (between, "dim"))
         table.add_row(
             write_line(each.model),
             accuracy,

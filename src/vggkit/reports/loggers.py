@@ -256,6 +256,7 @@ _GROUPS: Final = {
     "val_loss": "loss/val",
     "val_top1": "accuracy/val_top1",
     "val_macro_f1": "accuracy/val_macro_f1",
+    "val_map": "accuracy/val_map",
 }
 """The charts of TensorBoard's overview."""
 

@@ -48,10 +48,11 @@ def plot_history(history: "Sequence[Epoch]", path: str | Path, *, best_epoch: in
         left.set_ylabel("loss (nats)")
         left.set_ylim(0, 1.08 * max(max(record.train_loss, record.val_loss) for record in history) or 1)
         left.legend(frameon=False, loc="upper right")
-        accuracy = [100 * record.val_top1 for record in history]
+        accuracy = [100 * record.val_figure for record in history]
         right.plot(epochs, accuracy, color=ORANGE, marker=marker, markersize=4)
-        right.set_title("Validation accuracy")
-        right.set_ylabel("top-1 accuracy (%)")
+        several = history[-1].val_map is not None
+        right.set_title("Validation mAP" if several else "Validation accuracy")
+        right.set_ylabel("mean average precision (%)" if several else "top-1 accuracy (%)")
         best = accuracy[epochs.index(best_epoch)]
         right.plot([best_epoch], [best], marker="o", markersize=9, fillstyle="none", color=INK)
         when = f"after epoch {best_epoch}" if best_epoch else "before the first step"
@@ -85,7 +86,12 @@ def plot_strengths(solution: "HeadSolution", path: str | Path, *, title: str) ->
         )
         panels = (
             ("Cross-validated loss", "cross-entropy (nats)", "loss", 1.0),
-            ("Cross-validated accuracy", "top-1 accuracy (%)", "top1", 100.0),
+            (
+                "Cross-validated accuracy",
+                "top-1 accuracy (%)" if solution.task == "single-label" else "right labels and absences (%)",
+                "top1",
+                100.0,
+            ),
         )
         for axes, (name, label, field, unit) in zip(figure.subplots(1, 2), panels, strict=True):
             values = [unit * getattr(trial, field) for trial in solution.tried]
@@ -182,11 +188,12 @@ def plot_reliability(evaluation: Evaluation, path: str | Path) -> None:
         upper.bar(places, shares, width=width, color=BLUE, alpha=0.75, yerr=errors, ecolor=INK)
         upper.plot([0, 100], [0, 100], color=INK, linewidth=1, linestyle=":", label="perfect calibration")
         upper.legend(frameon=False, loc="upper left")
-        upper.set_ylabel("accuracy (%)")
+        several = evaluation.task == "multi-label"
+        upper.set_ylabel("images that have the class (%)" if several else "accuracy (%)")
         upper.set_ylim(0, 100)
         lower.bar(places, [each.n for each in bins], width=width, color=ORANGE)
         lower.set_ylabel("predictions")
-        lower.set_xlabel("confidence (%)")
+        lower.set_xlabel("probability of a class (%)" if several else "confidence (%)")
         lower.set_xlim(0, 100)
 
 
@@ -223,7 +230,7 @@ def _describe_interval(evaluation: Evaluation, name: FigureName) -> str:
 
 
 def write_plots(evaluation: Evaluation, folder: Path, ending: PlotEnding) -> list[Path]:
-    """Write the reliability diagram, the F1 of the classes and the confusion matrix to a folder.
+    """Write the reliability diagram, the F1 of the classes and, for one label an image, the confusion matrix.
 
     Args:
         evaluation: The evaluation.
@@ -232,10 +239,12 @@ def write_plots(evaluation: Evaluation, folder: Path, ending: PlotEnding) -> lis
 
     Returns the files' paths. Raises BadOutput where one cannot be written, MissingExtra without matplotlib.
     """
-    paths = name_plots(folder, ending)
-    for path, draw in zip(paths, (plot_reliability, plot_classes, plot_confusion), strict=True):
+    drawn = dict(zip(name_plots(folder, ending), (plot_reliability, plot_classes, plot_confusion), strict=True))
+    if evaluation.task == "multi-label":
+        drawn = {path: draw for path, draw in drawn.items() if draw is not plot_confusion}
+    for path, draw in drawn.items():
         draw(evaluation, path)
-    return paths
+    return list(drawn)
 
 
 def plot_predictions(images: Sequence[ImageSample], predictions: Sequence[Prediction], path: str | Path) -> None:
@@ -256,7 +265,7 @@ def plot_predictions(images: Sequence[ImageSample], predictions: Sequence[Predic
             axes.axis("off")
         for axes, image, prediction in zip(grid.flat, images, predictions, strict=False):
             axes.imshow(image.decode(), interpolation="bicubic")
-            label, probability = prediction.labels[0], 100 * prediction.probabilities[0]
+            label, probability = str(prediction.label), 100 * prediction.probabilities[0]
             wrong = image.label is not None and image.label != label
             title = f"{write_name(label)}  {probability:.1f} %"
             if wrong and image.label is not None:

@@ -17,7 +17,8 @@ class PredictOptions(BaseModel):
         default=None,
         ge=0,
         le=1,
-        description="Probability below which the label is `unknown`; else the model's own.",
+        description="Probability below which the label is `unknown`, or, of a multi-label model, from which every "
+        "class is predicted; else the model's own.",
     )
     explain: bool = Field(default=False, description="Also say which regions of each image support its class.")
     model: str | None = Field(default=None, max_length=64, description="The model's name; else the first one.")
@@ -63,11 +64,19 @@ class PredictedImage(BaseModel):
     width: int | None = Field(description="Of the upright image, in pixels; null where there is a problem.")
     height: int | None = Field(description="Of the upright image, in pixels; null where there is a problem.")
     label: str | None = Field(
-        description="The most probable class; `unknown` where its probability is below the threshold."
+        description="The most probable class; `unknown` where its probability is below the threshold. Of a "
+        "multi-label model its predicted labels, joined for people."
+    )
+    predicted: list[str] | None = Field(
+        default=None,
+        description="Of a multi-label model: every class whose probability reaches its threshold, the most "
+        "probable first; perhaps none. Else null.",
     )
     unknown: bool = Field(description="Whether the highest probability is below the threshold.")
     labels: list[str] = Field(description="The most probable classes, best first.")
-    probabilities: list[float] = Field(description="Their probabilities in [0, 1]; over all classes they sum to 1.")
+    probabilities: list[float] = Field(
+        description="Their probabilities in [0, 1]; over all classes they sum to 1, but for a multi-label model."
+    )
     heatmap: Heatmap | None = Field(description="Where `explain=true`.")
     problem: str | None = Field(description="Why the image was not classified.")
 
@@ -128,8 +137,12 @@ class ModelDescription(BaseModel):
     configuration: dict[str, Any] = Field(description="Everything about the network but its weights.")
     preprocessing: dict[str, Any] = Field(description="How an image becomes the network's input.")
     labels: list[str] = Field(description="K class names, in the order of the logits.")
-    temperature: float = Field(description="Logits are divided by it before the softmax.")
+    task: str = Field(description="`single-label`: exactly one class an image. `multi-label`: any number of them.")
+    temperature: float = Field(description="Logits are divided by it before the softmax or the sigmoid.")
     threshold: float = Field(description="Probability below which the label is `unknown`; 0: never.")
+    thresholds: list[float] = Field(
+        description="Multi-label: probability from which each class is predicted; empty: 0.5 for each."
+    )
     metrics: dict[str, Any] = Field(description="As measured when it was trained; empty where that is not known.")
     licence: str | None = Field(description="Of the weights; null where it is not known.")
     engine: EngineRecord

@@ -269,7 +269,7 @@ class Mixing:
 
         Args:
             images: (N, C, H, W), floating point; left as it is.
-            targets: (N,), int64.
+            targets: (N,), int64; or (N, K), float32.
             seed: The proportion and the place of the mixed-in image depend on it alone.
 
         Returns images like those given, and the share of each class in them: (N, K), float32.
@@ -287,7 +287,7 @@ class Mixing:
             share = 1 - (bottom - top) * (right - left) / (images.shape[-2] * images.shape[-1])
         else:
             mixed = torch.lerp(others, images, share)
-        shares = F.one_hot(targets, self.classes).float()
+        shares = targets if targets.dim() == 2 else F.one_hot(targets, self.classes).float()
         return mixed, torch.lerp(shares.roll(1, 0), shares, share)
 
 

@@ -25,8 +25,10 @@ from vggkit.images.dataset import ImageSample
 from vggkit.images.decoding import Pixels
 from vggkit.images.lazy_images import Advance, LazyImages
 from vggkit.images.preprocessing import Preprocessing
+from vggkit.task import Task
 from vggkit.training.augmentation import View
 from vggkit.training.distributed.process_group import SINGLE, ProcessGroup
+from vggkit.training.objective import number_targets
 from vggkit.training.recipe import Recipe
 
 AHEAD: Final = 2
@@ -38,11 +40,12 @@ MEMORY_SHARE: Final = 1 / 8
 
 
 class TrainingBatches:
-    """Batches (images (N, C, H, W), float32; classes (N,), int64) of each epoch.
+    """Batches (images (N, C, H, W), float32; targets) of each epoch, targets as for `Objective`.
 
     Args:
         images: The training images; each has a label.
         labels: Class names, in the order of their numbers.
+        task: single-label or multi-label.
         preprocessing: The preparation of images for the network.
         view: How each image is seen.
         batch_size: Images a batch, of all processes together; a last single image joins the batch before, and so do
@@ -68,6 +71,7 @@ class TrainingBatches:
         batch_size: int,
         seed: int,
         device: torch.device,
+        task: Task = "single-label",
         sampling: bool = False,
         threads: int | None = None,
         group: ProcessGroup = SINGLE,
@@ -79,7 +83,7 @@ class TrainingBatches:
         assert batch_size % group.size == 0, "resolve_recipe refuses others"
         self.threads = threads or max(1, _choose_threads(device) // group.local_size)
         self._group, self._least = group, max(2, least_share * group.size)
-        self._classes = number_classes(images, labels)
+        self._targets = number_targets(images, labels, task)
         self._held = _Held(len(images))
 
     @classmethod
@@ -91,6 +95,7 @@ class TrainingBatches:
         labels: Sequence[str],
         preprocessing: Preprocessing,
         device: torch.device,
+        task: Task = "single-label",
         group: ProcessGroup = SINGLE,
         least_share: int = 1,
     ) -> Self:
@@ -104,6 +109,7 @@ class TrainingBatches:
             batch_size=recipe.batch_size,
             seed=recipe.seed,
             device=device,
+            task=task,
             sampling=recipe.balance == "sampling",
             group=group,
             least_share=least_share,
@@ -182,11 +188,11 @@ class TrainingBatches:
         draws = np.random.default_rng(derive_seed(self._seed, "order", epoch))
         if not self._sampling:
             return draws.permutation(len(self._images))
-        counts = np.bincount(self._classes)
+        counts = np.bincount(self._targets)
         ends = np.cumsum(counts)
         drawn = draws.choice(np.flatnonzero(counts), len(self._images))
         within = draws.integers(counts[drawn])
-        order: NDArray[np.int64] = np.argsort(self._classes, kind="stable")[ends[drawn] - counts[drawn] + within]
+        order: NDArray[np.int64] = np.argsort(self._targets, kind="stable")[ends[drawn] - counts[drawn] + within]
         return order
 
     def _draw_lazy_order(self, images: LazyImages, epoch: int) -> NDArray[np.int64]:
@@ -208,7 +214,7 @@ class TrainingBatches:
         for part in np.array_split(np.arange(len(places)), min(self.threads, len(places))):
             here = rows[part[0] : part[-1] + 1]
             parts.append(pool.submit(self._fill, here, epoch, order, places[part].tolist()))
-        return images, torch.from_numpy(self._classes[order[places]]), parts
+        return images, torch.from_numpy(self._targets[order[places]]), parts
 
     def _fill(self, rows: NDArray[np.float32], epoch: int, order: NDArray[np.int64], places: Sequence[int]) -> None:
         """The views at these places of the epoch, ready for the network, into `rows` (N, C, H, W)."""
@@ -285,24 +291,6 @@ class _Held:
             if self._taken * self._count > self._most * max(min(32, self._count), len(self._pixels)):
                 self._most = 0
                 self._pixels = {}
-
-
-def number_classes(images: Sequence[ImageSample], labels: Sequence[str]) -> NDArray[np.int64]:
-    """(N,), the number of each image's class in `labels`."""
-    if isinstance(images, LazyImages):
-        return images.number_classes(labels)
-    numbers = {label: number for number, label in enumerate(labels)}
-    return np.array([numbers[str(image.label)] for image in images], np.int64)
-
-
-def weigh_classes(images: Sequence[ImageSample], labels: Sequence[str]) -> Tensor:
-    """The weight of each class, (K,), float32: inverse to its frequency, with a mean of 1 over the images.
-
-    A class without images counts 1.
-    """
-    counts = np.bincount(number_classes(images, labels), minlength=len(labels))
-    weights = len(images) / (np.count_nonzero(counts) * np.maximum(counts, 1))
-    return torch.from_numpy(np.where(counts > 0, weights, 1.0).astype(np.float32))
 
 
 def _choose_threads(device: torch.device) -> int:

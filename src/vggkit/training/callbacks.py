@@ -47,20 +47,23 @@ def find_best(history: Sequence[Epoch], monitor: Monitor) -> Epoch:
     return max(
         history,
         key=lambda epoch: rank_epoch(
-            monitor, val_top1=epoch.val_top1, val_loss=epoch.val_loss, val_macro_f1=epoch.val_macro_f1
+            monitor,
+            val_top1=epoch.val_top1,
+            val_loss=epoch.val_loss,
+            val_macro_f1=epoch.val_macro_f1,
+            val_map=epoch.val_map,
         ),
     )
 
 
-def is_over(history: Sequence[Epoch], recipe: Recipe) -> tuple[bool, str]:
-    """Whether a training has no epochs to come, and a sentence if it stops early."""
+def is_over(history: Sequence[Epoch], recipe: Recipe, *, log: Callable[[str], None]) -> bool:
+    """Whether a training has no epochs to come; logs a sentence if it stops early."""
     if not history or history[-1].epoch < 1:
-        return False, ""
+        return False
     if history[-1].epoch >= recipe.epochs:
-        return True, ""
+        return True
     best = min(history, key=lambda epoch: epoch.val_loss)
     if recipe.patience is None or history[-1].epoch - best.epoch < recipe.patience:
-        return False, ""
-    return True, (
-        f"stopped early: {recipe.patience} epochs without a better validation loss than epoch {best.epoch}'s"
-    )
+        return False
+    log(f"stopped early: {recipe.patience} epochs without a better validation loss than epoch {best.epoch}'s")
+    return True

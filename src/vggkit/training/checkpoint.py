@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from torch import Tensor
 
 from vggkit.errors import BadCheckpoint, BadOutput
@@ -38,24 +37,28 @@ class Epoch:
     """Rate of its last step."""
     train_loss: float
     """Mean cross-entropy in nats of the training images as augmented, during training: with label smoothing and
-    class weights."""
+    class weights; multi-label the mean of the binary ones of all classes."""
     val_loss: float
     """Mean cross-entropy of the validation images after it, with equal weights and without smoothing."""
     val_top1: float
-    """Share in [0, 1] of validation images whose best class is right, after it."""
+    """Share in [0, 1] of validation images whose best class is right, after it; multi-label is one of theirs."""
     seconds: float
     """Its duration, validation included."""
     val_macro_f1: float | None = None
-    """Unweighted mean F1 in [0, 1] of the classes that the validation images have; None in epochs of
-    versions that did not measure it."""
+    """Unweighted mean F1 in [0, 1] of the classes that the validation images have, multi-label at a probability of
+    0.5; None in epochs of versions that did not measure it."""
+    val_map: float | None = None
+    """Multi-label: mean average precision in [0, 1] of the classes that the validation images have; else None."""
 
+    @property
+    def figure(self) -> str:
+        """The name of the figure that people look at: val top-1, or val mAP."""
+        return "val top-1" if self.val_map is None else "val mAP"
 
-def measure_macro_f1(predicted: Tensor, targets: Tensor, *, classes: int) -> float:
-    """Mean F1 in [0, 1] of the classes that there are images of; predicted and targets are (N,) class numbers."""
-    hits = torch.bincount(targets[predicted == targets], minlength=classes)
-    counts, there = torch.bincount(predicted, minlength=classes), torch.bincount(targets, minlength=classes)
-    f1 = 2 * hits.double() / (counts + there).clamp(min=1)
-    return float(f1[there > 0].mean())
+    @property
+    def val_figure(self) -> float:
+        """The value of that figure, in [0, 1]."""
+        return self.val_top1 if self.val_map is None else self.val_map
 
 
 @dataclass(frozen=True, slots=True)

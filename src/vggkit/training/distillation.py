@@ -14,6 +14,7 @@ from torch import Tensor
 from vggkit.engines.pytorch import replicate_network
 from vggkit.errors import BadConfiguration
 from vggkit.models.vgg import VGG
+from vggkit.task import Task
 from vggkit.training.recipe import Recipe
 from vggkit.weights.locate import locate_model
 from vggkit.weights.model import Model
@@ -52,6 +53,8 @@ class Teacher:
         device: Where it computes.
         dtype: What it computes in.
         weights: How the loss is put together.
+        task: single-label; or multi-label, where each class has a divergence of its own, of yes and no, and their
+            mean counts.
     """
 
     def __init__(
@@ -61,8 +64,10 @@ class Teacher:
         device: torch.device,
         dtype: torch.dtype = torch.float32,
         weights: DistillationWeights = DistillationWeights(),
+        task: Task = "single-label",
     ) -> None:
         self._network, self._weights = replicate_network(network, device, dtype), weights
+        self._task = task
 
     def join(self, hard: Tensor, images: Tensor, logits: Tensor, maps: Tensor) -> Tensor:
         """The loss of a batch, a scalar.
@@ -77,16 +82,24 @@ class Teacher:
             wanted_maps = self._network.features(images)
             wanted = self._network.read(wanted_maps, self._network.classifier).float()
         given = self._weights
-        soft = F.kl_div(
-            (logits.float() / given.temperature).log_softmax(1),
-            (wanted / given.temperature).log_softmax(1),
-            reduction="batchmean",
-            log_target=True,
-        )
+        soft = diverge(logits.float() / given.temperature, wanted / given.temperature, self._task)
         loss = (1 - given.soft_share) * hard + given.soft_share * given.temperature**2 * soft
         if given.feature_weight and len(images) > 1:
             loss = loss + given.feature_weight * compare_similarities(maps, wanted_maps)
         return loss
+
+
+def diverge(logits: Tensor, wanted: Tensor, task: Task) -> Tensor:
+    """Mean Kullback-Leibler divergence of the probabilities of logits (N, K) from those of the wanted ones.
+
+    Multi-label that of yes and no, mean over the classes.
+    """
+    if task == "single-label":
+        return F.kl_div(logits.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True)
+    chances = wanted.sigmoid()
+    yes = F.logsigmoid(wanted) - F.logsigmoid(logits)
+    no = F.logsigmoid(-wanted) - F.logsigmoid(-logits)
+    return (chances * yes + (1 - chances) * no).mean()
 
 
 def compare_similarities(maps: Tensor, wanted: Tensor) -> Tensor:
@@ -119,11 +132,16 @@ def open_teacher(place: str | Path, student: Model, recipe: Recipe, *, device: t
     model = Model.load(locate_model(place))
     _demand_alike(model, student)
     dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
-    return Teacher(model.network, device=device, dtype=dtype)
+    return Teacher(model.network, device=device, dtype=dtype, task=student.task)
 
 
 def _demand_alike(teacher: Model, student: Model) -> None:
-    """Raise BadConfiguration where a Classifier cannot teach another: other classes, or other inputs."""
+    """Raise BadConfiguration where a Classifier cannot teach another: another task, other classes, other inputs."""
+    if teacher.task != student.task:
+        raise BadConfiguration(
+            f"a teacher is of the same task as the network that learns: it is {teacher.task}, and the images are "
+            f"{student.task}"
+        )
     if teacher.labels != student.labels:
         raise BadConfiguration(
             f"a teacher names the same classes in the same order: it names {', '.join(teacher.labels[:4])} …, and "

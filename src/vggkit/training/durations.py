@@ -146,11 +146,14 @@ def _time_forward(train_state: TrainState, size: int, pixels: int) -> float:
 
 
 def _draw_batch(train_state: TrainState, size: int, pixels: int) -> tuple[Tensor, Tensor]:
-    """Random images (N, C, H, W) and classes (N,)."""
+    """Random images (N, C, H, W) and targets as for `Objective`."""
     configuration = train_state.network.configuration
     draw = torch.Generator().manual_seed(derive_seed("trial", size))
     images = torch.randn(size, configuration.in_channels, pixels, pixels, generator=draw)
-    return images, torch.randint(configuration.num_classes, (size,), generator=draw)
+    targets = torch.randint(configuration.num_classes, (size,), generator=draw)
+    if train_state.task == "multi-label":
+        return images, torch.nn.functional.one_hot(targets, configuration.num_classes).float()
+    return images, targets
 
 
 def _time_image(images: Sequence[ImageSample], preprocessing: Preprocessing) -> float:

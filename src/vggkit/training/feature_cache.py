@@ -36,8 +36,8 @@ from vggkit.images.lazy_images import stream_images
 from vggkit.models.vgg import VGG
 from vggkit.paths import find_home
 from vggkit.training.augmentation import View
-from vggkit.training.batches import number_classes
 from vggkit.training.distributed.process_group import SINGLE, ProcessGroup
+from vggkit.training.objective import number_targets
 from vggkit.training.recipe import Recipe
 from vggkit.weights.model import Model
 
@@ -138,8 +138,8 @@ class Features:
 
     rows: NDArray[np.float32]
     """(N V, F)."""
-    targets: NDArray[np.int64]
-    """(N V,) numbers of classes."""
+    targets: NDArray[Any]
+    """(N V,) numbers of classes, int64; multi-label (N V, K) with 0 or 1 for each, float32."""
     groups: NDArray[np.int64]
     """(N V,) equal numbers for views of one image, of equal files, and of images of one group."""
     found: int
@@ -233,8 +233,8 @@ def extract_features(
     if description:
         log(f"features of {len(rows) - found:,} {kind} computed by {description}")
     _, groups = np.unique([str(mark) for part in parts for mark in part[1]], return_inverse=True)
-    targets = number_classes(images, classifier.labels)
-    return Features(rows, np.repeat(targets, views), np.repeat(groups.astype(np.int64), views), found, description)
+    targets = np.repeat(number_targets(images, classifier.labels, classifier.task), views, axis=0)
+    return Features(rows, targets, np.repeat(groups.astype(np.int64), views), found, description)
 
 
 class _LateEngine:

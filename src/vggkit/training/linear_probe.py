@@ -14,17 +14,16 @@ from functools import partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from vggkit.images.dataset import ImageSample
-from vggkit.training.batches import weigh_classes
 from vggkit.training.caller_settings import CallerSettings
-from vggkit.training.checkpoint import Epoch, measure_macro_f1
+from vggkit.training.checkpoint import Epoch
 from vggkit.training.distributed.process_group import SINGLE, ProcessGroup
 from vggkit.training.durations import spell_duration
 from vggkit.training.feature_cache import Features, extract_features
 from vggkit.training.logistic_regression import HeadSolution, solve_head
+from vggkit.training.objective import Objective
 from vggkit.training.recipe import Recipe
 from vggkit.weights.model import Model
 
@@ -110,10 +109,10 @@ def fit_probe(
 
     def solve() -> LinearProbe:
         return _solve(
-            classifier.labels,
+            Objective.of(recipe, splits["train"], classifier.labels, classifier.task),
             features,
             recipe,
-            weights=weigh_classes(splits["train"], classifier.labels) if recipe.balance == "weights" else None,
+            classes=len(classifier.labels),
             started=started,
             epoch=epoch,
             on_progress=on_progress,
@@ -131,23 +130,23 @@ def fit_probe(
 
 
 def _solve(
-    labels: Sequence[str],
+    objective: Objective,
     features: Mapping[str, Features],
     recipe: Recipe,
     *,
-    weights: torch.Tensor | None,
+    classes: int,
     started: float,
     epoch: int,
     on_progress: Callable[[str, int, int], None],
     log: Callable[[str], None],
 ) -> LinearProbe:
-    """The layer for the features of all images; `weights` are those of the classes."""
+    """The layer for the features of all images."""
     solution = solve_head(
         features["train"].rows,
         features["train"].targets,
-        classes=len(labels),
+        classes=classes,
         groups=features["train"].groups,
-        class_weights=weights,
+        class_weights=objective.weights,
         label_smoothing=recipe.label_smoothing,
         seed=recipe.seed,
         on_progress=lambda done, total: on_progress("solving the last layer", done, total),
@@ -159,7 +158,7 @@ def _solve(
         logits = torch.from_numpy(solution.compute_logits(features[split].rows))
         return logits.double(), torch.from_numpy(features[split].targets)
 
-    logits, targets = measure("val")
+    measured = objective.measure(*measure("val"))
     return LinearProbe(
         solution,
         features,
@@ -167,15 +166,12 @@ def _solve(
             epoch=epoch,
             learning_rate=0.0,
             # The loss that was minimised, without the penalty.
-            train_loss=F.cross_entropy(
-                *measure("train"),
-                weight=None if weights is None else weights.double(),
-                label_smoothing=recipe.label_smoothing,
-            ).item(),
-            val_loss=F.cross_entropy(logits, targets).item(),
-            val_top1=(logits.argmax(1) == targets).double().mean().item(),
+            train_loss=objective.compute(*measure("train")).item(),
+            val_loss=measured.loss,
+            val_top1=measured.top1,
             seconds=time.monotonic() - started,
-            val_macro_f1=measure_macro_f1(logits.argmax(1), targets, classes=len(labels)),
+            val_macro_f1=measured.macro_f1,
+            val_map=measured.map,
         ),
         feature_scale=float(np.sqrt(np.mean(np.square(features["train"].rows, dtype=np.float64)))),
     )

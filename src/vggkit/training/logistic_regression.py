@@ -1,4 +1,4 @@
-"""The optimal last layer on given features: multinomial logistic regression.
+"""The optimal last layer on given features: logistic regression, multinomial or one-vs-rest.
 
 Shape letters: N rows, F features, R rotated features (R <= N, F), K classes, M problems solved together.
 """
@@ -6,15 +6,17 @@ Shape letters: N rows, F features, R rotated features (R <= N, F), K classes, M 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from vggkit.errors import BadData, MissingExtra
 from vggkit.hardware import derive_seed
+from vggkit.task import Task
 
 STRENGTHS: Final = tuple(float(f"{value:.2g}") for value in np.geomspace(10, 1e-5, 13))
 """Penalties that are tried, half a power of ten apart, the strongest first."""
@@ -41,11 +43,11 @@ class Trial:
     """Of the penalty."""
     loss: float
     """Mean cross-entropy in nats, without label smoothing, by classifiers that did not see the image; with class
-    weights each image counts as its class does."""
+    weights each image counts as its class does. One-vs-rest: mean of the binary ones of the classes."""
     loss_error: float
     """Standard error of `loss`, images of a group counted once."""
     top1: float
-    """Share in [0, 1] of rows whose best class is the right one."""
+    """Share in [0, 1] of rows whose best class is the right one; one-vs-rest of decisions that are right."""
     top1_error: float
     """Standard error of `top1`."""
 
@@ -64,6 +66,8 @@ class HeadSolution:
     """Every strength tried, the strong first; none where no image could be held out."""
     iterations: int
     """Steps of L-BFGS to the solution itself."""
+    task: Task = "single-label"
+    """Multinomial for single-label, one-vs-rest for multi-label."""
 
     def compute_logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (N, K) of features (N, F)."""
@@ -77,13 +81,14 @@ class HeadSolution:
         chosen = next(trial for trial in self.tried if trial.strength == self.strength)
         return [
             f"penalty {self.strength:g} of {len(self.tried)} tried: held-out loss {chosen.loss:.4f} ± "
-            f"{chosen.loss_error:.4f}, top-1 {chosen.top1:.4f} ± {chosen.top1_error:.4f}"
+            f"{chosen.loss_error:.4f}, {'top-1' if self.task == 'single-label' else 'labels and absences right'} "
+            f"{chosen.top1:.4f} ± {chosen.top1_error:.4f}"
         ]
 
 
 def solve_head(
     features: NDArray[np.float32],
-    targets: NDArray[np.int64],
+    targets: NDArray[Any],
     *,
     classes: int,
     groups: NDArray[np.int64],
@@ -95,7 +100,9 @@ def solve_head(
 ) -> HeadSolution:
     """The linear layer of the least cross-entropy with a penalty, chosen by cross-validation.
 
-    The loss is torch's `cross_entropy` with these weights and this smoothing; the penalty is on the weights
+    The loss is torch's `cross_entropy` with these weights and this smoothing; for targets (N, K) it is the sum over
+    the classes of `binary_cross_entropy_with_logits`, so that each class is a logistic regression of its own with
+    the same strength (one-vs-rest). The penalty is on the weights
     of standardised features, and not on the bias. Its strength is that of the least mean loss of held-out
     images: the stronger one within a standard error of it, which is often taken, gave 1 to 5 points less
     top-1 on five of seven samples of real photos, and 0.4 more on one. Each fold holds whole groups, and
@@ -108,10 +115,10 @@ def solve_head(
 
     Args:
         features: (N, F), finite.
-        targets: (N,) numbers of classes, 0 to K - 1.
+        targets: (N,) numbers of classes, 0 to K - 1; or (N, K), 1 for each label of the row and else 0.
         classes: K; those without a row are never given much of a chance.
         groups: (N,) equal numbers for rows that must stay together.
-        class_weights: (K,) the weight of each class; None: equal weights.
+        class_weights: (K,) the weight of each class, one-vs-rest of its positive rows; None: equal weights.
         label_smoothing: Share in [0, 1) of the target spread over all classes.
         seed: The folds depend on it alone.
         on_progress: Called with the number of strengths tried and of all.
@@ -125,7 +132,8 @@ def solve_head(
         )
     with _limit_threads(features.size * classes * FOLDS):
         space = _Space.of(features)
-        goals, counts = _spread(targets, classes, class_weights, label_smoothing)
+        task: Task = "single-label" if targets.ndim == 1 else "multi-label"
+        goals, against, counts = _spread(targets, classes, class_weights, label_smoothing)
         order = sorted(set(STRENGTHS if strengths is None else strengths), reverse=True)
         tried: tuple[Trial, ...] = ()
         folds = divide(targets, groups, seed=seed)
@@ -133,17 +141,16 @@ def solve_head(
             # The selection needs low precision.
             measured = 1 if space.rows.numel() * classes > MANY else int(folds.max()) + 1
             held = torch.from_numpy(folds)[:, None] == torch.arange(measured)
-            problem = _Problem(*(part.float() for part in (space.rows, goals, _share(counts, ~held), space.scales)))
+            problem = _Problem(space.rows, goals, _share(counts, ~held), space.scales, against).to(torch.float32)
             tried = _cross_validate(
                 problem, targets, counts=counts.numpy(), groups=groups, strengths=order, on_progress=on_progress
             )
         strength = min(tried, key=lambda trial: trial.loss).strength if tried else order[len(order) // 2]
-        kind = space.rows.dtype
         everything = _share(counts, torch.ones(len(counts), 1, dtype=torch.bool))
-        problem = _Problem(*(part.to(kind) for part in (space.rows, goals, everything, space.scales)))
+        problem = _Problem(space.rows, goals, everything, space.scales, against).to(space.rows.dtype)
         solved, iterations = problem.solve(strength, problem.start(), flat=0.0)
         weight, bias = space.unfold(solved[0])
-    return HeadSolution(weight, bias, strength, tried, iterations)
+    return HeadSolution(weight, bias, strength, tried, iterations, task)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -188,7 +195,7 @@ class _Space:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Problem:
-    """Cross-entropy of rows towards shares of classes, to be made small, M times for different rows."""
+    """Cross-entropy of rows towards shares of classes, or for and against each, M times for different rows."""
 
     rows: Tensor
     """(N, R)."""
@@ -198,6 +205,13 @@ class _Problem:
     """(N, M) how much each row counts in the sum; nothing, where it is held out."""
     scales: Tensor
     """(R,) variance of each feature."""
+    against: Tensor | None = None
+    """One-vs-rest: (N, K) how much each row counts against each class, as `goals` for it; None: multinomial."""
+
+    def to(self, kind: torch.dtype) -> "_Problem":
+        """The same in another precision."""
+        rows, goals, shares, scales = (part.to(kind) for part in (self.rows, self.goals, self.shares, self.scales))
+        return _Problem(rows, goals, shares, scales, None if self.against is None else self.against.to(kind))
 
     def start(self) -> Tensor:
         """Zeros (M, R + 1, K): a weight for each feature, and the bias."""
@@ -225,12 +239,19 @@ class _Problem:
         curves = 0.5 * torch.cat([self.scales, self.scales.new_ones(1)]) + strength
         units = curves.rsqrt()[:, None]
         goals, shares = self.goals[:, None], self.shares
-        totals = goals.sum(2, keepdim=True)
+        # The slope of the loss by the logits is in both cases: totals times probability, less the goals.
+        totals = goals.sum(2, keepdim=True) if self.against is None else goals + self.against[:, None]
 
         def measure(place: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
             solved = torch.from_numpy(place).view(start.shape).to(start) * units
-            logs = self.score(solved).log_softmax(2)
-            loss = -(shares * (goals * logs).sum(2)).sum() + strength / 2 * solved[:, :-1].square().sum()
+            logits = self.score(solved)
+            logs = logits.log_softmax(2) if self.against is None else F.logsigmoid(logits)
+            fit = (
+                (goals * logs).sum(2)
+                if self.against is None
+                else (totals * logs - (totals - goals) * logits).sum(2)
+            )
+            loss = -(shares * fit).sum() + strength / 2 * solved[:, :-1].square().sum()
             slopes = (totals * logs.exp_() - goals) * shares[:, :, None]
             many, _, classes = solved.shape
             pulled = (self.rows.T @ slopes.flatten(1)).view(-1, many, classes).transpose(0, 1)
@@ -253,13 +274,19 @@ class _Problem:
 
 
 def _spread(
-    targets: NDArray[np.int64], classes: int, class_weights: Tensor | None, label_smoothing: float
-) -> tuple[Tensor, Tensor]:
-    """The target shares (N, K) of torch's `cross_entropy` for each row, and its divisors (N,)."""
+    targets: NDArray[Any], classes: int, class_weights: Tensor | None, label_smoothing: float
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Target shares (N, K) of torch's losses for each row, for and one-vs-rest against, and its divisors (N,)."""
+    if targets.ndim == 2:
+        weights = (
+            torch.ones(classes, dtype=torch.float64) if class_weights is None else class_weights.double().cpu()
+        )
+        true = torch.from_numpy(targets).double() * (1 - label_smoothing) + label_smoothing / 2
+        return true * weights, 1 - true, torch.ones(len(targets), dtype=torch.float64)
     right = torch.nn.functional.one_hot(torch.from_numpy(targets), classes).double()
     weights = torch.ones(classes, dtype=torch.float64) if class_weights is None else class_weights.double().cpu()
     goals = ((1 - label_smoothing) * right + label_smoothing / classes) * weights
-    return goals, right @ weights
+    return goals, None, right @ weights
 
 
 @contextmanager
@@ -280,12 +307,15 @@ def _share(counts: Tensor, learnt: Tensor) -> Tensor:
     return learnt / (learnt * counts[:, None]).sum(0)
 
 
-def divide(targets: NDArray[np.int64], groups: NDArray[np.int64], *, seed: int) -> NDArray[np.int64]:
+def divide(targets: NDArray[Any], groups: NDArray[np.int64], *, seed: int) -> NDArray[np.int64]:
     """The fold (N,) of each row: groups stay whole, and each class is spread as evenly as that allows.
 
-    There are five, or as many as there are groups.
+    There are five, or as many as there are groups. Of rows with several labels the rarest is spread.
     """
     _, members = np.unique(groups, return_inverse=True)
+    if targets.ndim == 2:
+        rarity = np.where(targets > 0, 1 / np.maximum(targets.sum(0), 1), 0)
+        targets = np.where(targets.any(1), rarity.argmax(1), targets.shape[1])
     votes = np.zeros((members.max() + 1, targets.max() + 1), np.int64)
     np.add.at(votes, (members, targets), 1)
     order = np.random.default_rng(derive_seed(seed, "folds")).permutation(len(votes))
@@ -298,7 +328,7 @@ def divide(targets: NDArray[np.int64], groups: NDArray[np.int64], *, seed: int) 
 
 def _cross_validate(
     problem: _Problem,
-    targets: NDArray[np.int64],
+    targets: NDArray[Any],
     *,
     counts: NDArray[np.float64],
     groups: NDArray[np.int64],
@@ -307,8 +337,11 @@ def _cross_validate(
 ) -> tuple[Trial, ...]:
     """Each strength measured on held-out rows, from the strong to the weak, each starting at the one before."""
     held, own = problem.shares == 0, torch.from_numpy(targets)
-    right = torch.nn.functional.one_hot(own, problem.goals.shape[1]).float()
-    known = right @ ((~held).float().T @ right).T > 0  # (N, M): others of its class are training rows
+    right = own.float() if problem.against is not None else F.one_hot(own, problem.goals.shape[1]).float()
+    learnt = ((~held).float().T @ right).T  # (K, M): training rows of each class
+    known = right @ learnt > 0  # (N, M): others of its class are training rows
+    if problem.against is not None:
+        known = torch.ones_like(held)
     measured = (held & known).numpy()
     counted = measured.any(1)
     if not counted.any():
@@ -316,9 +349,17 @@ def _cross_validate(
     solved, tried = problem.start(), list[Trial]()
     for done, strength in enumerate(strengths, start=1):
         solved, _ = problem.solve(strength, solved, flat=1e-4)
-        logs = problem.score(solved).double().log_softmax(2)
-        losses = -logs.take_along_dim(own[:, None, None], 2)[:, :, 0].numpy()
-        hits = (logs.argmax(2) == own[:, None]).double().numpy()
+        logits = problem.score(solved).double()
+        if problem.against is None:
+            logs = logits.log_softmax(2)
+            losses = -logs.take_along_dim(own[:, None, None], 2)[:, :, 0].numpy()
+            hits = (logs.argmax(2) == own[:, None]).double().numpy()
+        else:
+            # A label that no training row has counts for nothing there.
+            counted_labels = 1 - right[:, None] * (learnt == 0).float().T
+            signed = F.softplus(torch.where(own[:, None] > 0, -logits, logits)) * counted_labels
+            losses = (signed.sum(2) / counted_labels.sum(2).clamp(min=1)).numpy()
+            hits = ((logits > 0) == (own[:, None] > 0)).double().mean(2).numpy()
         loss, top1 = (
             _average((each * measured).sum(1)[counted], weights[counted], groups[counted])
             for each, weights in ((losses, counts), (hits, np.ones(len(hits))))

@@ -19,9 +19,10 @@ from vggkit.hardware import derive_seed
 from vggkit.images.dataset import ImageSample
 from vggkit.models.vgg import VGG
 from vggkit.training.augmentation import Mixing
-from vggkit.training.batches import TrainingBatches, weigh_classes
+from vggkit.training.batches import TrainingBatches
 from vggkit.training.caller_settings import NO_SETTINGS, CallerSettings
 from vggkit.training.distributed.process_group import SINGLE, ProcessGroup
+from vggkit.training.objective import Objective
 from vggkit.training.recipe import Recipe, find_least_share
 from vggkit.training.train_state import TrainState
 from vggkit.weights.model import Model
@@ -61,7 +62,7 @@ def find_learning_rate(
     lowest: float = 1e-6,
     highest: float = 10.0,
     steps: int = 100,
-    class_weights: Tensor | None = None,
+    objective: Objective | None = None,
     caller_settings: CallerSettings = NO_SETTINGS,
     on_step: Callable[[int, int], None] | None = None,
     group: ProcessGroup = SINGLE,
@@ -81,7 +82,7 @@ def find_learning_rate(
         lowest: The first rate.
         highest: The last one.
         steps: How many, each at a rate the same factor higher.
-        class_weights: (K,), as for `TrainState`.
+        objective: As for `TrainState`.
         caller_settings: As for `TrainState`.
         on_step: Called with the steps that are done, and all of them; a loss that grows ends them early.
         group: The processes, each of which has its part of the batches.
@@ -92,7 +93,7 @@ def find_learning_rate(
         copy.deepcopy(network),
         replace(recipe, ema_decay=None),
         device=device,
-        class_weights=class_weights,
+        objective=objective,
         caller_settings=caller_settings,
         group=group,
     )
@@ -200,6 +201,7 @@ def search_learning_rate(
         labels=classifier.labels,
         preprocessing=classifier.preprocessing,
         device=device,
+        task=classifier.task,
         group=group,
         least_share=find_least_share(recipe, batch_norm=classifier.configuration.batch_norm),
     )
@@ -208,7 +210,7 @@ def search_learning_rate(
         _MixedBatches(batches, Mixing.of(recipe, len(classifier.labels)), recipe.seed),
         recipe,
         device=device,
-        class_weights=weigh_classes(images, classifier.labels) if recipe.balance == "weights" else None,
+        objective=Objective.of(recipe, images, classifier.labels, classifier.task),
         caller_settings=caller_settings,
         on_step=on_step,
         group=group,

@@ -15,7 +15,7 @@ Precision = Literal["auto", "fp32", "bf16", "amp"]
 Augmentation = Literal["auto", "none", "shift", "photo"]
 Mirror = Literal["auto", "none", "random", "alternating"]
 Balance = Literal["none", "weights", "sampling"]
-Monitor = Literal["top1", "loss", "macro-f1"]
+Monitor = Literal["top1", "loss", "macro-f1", "map"]
 GradientCompression = Literal["none", "bf16", "powersgd"]
 
 
@@ -75,7 +75,8 @@ class Recipe:
     """Stop early, after this number of epochs without a lower validation loss."""
     monitor: Monitor = "top1"
     """Metric of the validation images by which the best epoch is chosen and saved: top1 (then the loss),
-    loss, or macro-f1 (then the loss), in which rare classes count as much as frequent ones."""
+    loss, or macro-f1 (then the loss), in which rare classes count as much as frequent ones. For several labels an
+    image it is map, the mean average precision, in place of top1."""
     label_smoothing: float = 0.0
     """Probability in [0, 1) of the target that is distributed evenly over all classes."""
     augmentation: Augmentation = "auto"
@@ -94,8 +95,9 @@ class Recipe:
     """Alpha of CutMix, which pastes rectangles between images of a batch; 1 is usual, 0 is none. With mixup too,
     each batch gets one of the two at random."""
     balance: Balance = "none"
-    """For uneven classes. weights: weigh the loss by inverse class frequency. sampling: draw rare classes more
-    often."""
+    """For uneven classes. weights: weigh the loss by inverse class frequency; for several labels an image, images
+    with a label as much as those without it. sampling: draw rare classes more often, where an image has one
+    label."""
     views: int = 1
     """For trainable=head: number of views of each image, the first as in prediction, the others augmented."""
     validation_share: float = 0.2
@@ -197,10 +199,15 @@ class Recipe:
 
 
 def rank_epoch(
-    monitor: Monitor, *, val_top1: float, val_loss: float, val_macro_f1: float | None
+    monitor: Monitor,
+    *,
+    val_top1: float,
+    val_loss: float,
+    val_macro_f1: float | None,
+    val_map: float | None = None,
 ) -> tuple[float, float]:
     """A value that is higher for a better epoch, by the monitored figure and then by the loss."""
-    figures = {"top1": val_top1, "loss": -val_loss, "macro-f1": val_macro_f1 or 0.0}
+    figures = {"top1": val_top1, "loss": -val_loss, "macro-f1": val_macro_f1 or 0.0, "map": val_map or 0.0}
     return figures[monitor], -val_loss
 
 
@@ -234,13 +241,15 @@ _RULES: dict[str, _Rule] = {
     "rand_augment": (lambda value: _is_whole(value) and 0 <= value <= 30, "a whole number from 0 to 30"),
     **dict.fromkeys(("freeze_norm", "sync_norm", "split_head"), _SWITCH),
 }
+TOGETHER = {"sync_norm": False, "gradient_compression": "none", "split_head": False}
+"""Fields that only training on several processes uses, with their defaults."""
 STEPWISE = {
     field.name: field.default
     for field in fields(Recipe)
     if field.name
     in (
         *("learning_rate", "weight_decay", "layer_decay", "accumulate", "ema_decay", "patience"),
-        *("mixup", "cutmix", "optimizer", "freeze_norm", "sync_norm", "gradient_compression", "split_head"),
+        *("mixup", "cutmix", "optimizer", "freeze_norm", *TOGETHER),
     )
 }
 """Fields that only training by gradient descent uses, with their defaults."""

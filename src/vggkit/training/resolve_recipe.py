@@ -8,8 +8,9 @@ from vggkit.errors import BadConfiguration
 from vggkit.images.class_names import shorten_names
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import Configuration
+from vggkit.task import Task
 from vggkit.training.parameter_groups import list_learnt
-from vggkit.training.recipe import STEPWISE, Recipe, find_least_share
+from vggkit.training.recipe import STEPWISE, TOGETHER, Recipe, find_least_share
 from vggkit.weights.origin import WeightsOrigin
 
 FEW: Final = 2_000
@@ -34,6 +35,8 @@ class Situation:
     """Number of training images."""
     bf16: bool
     """Whether the machine computes several times as fast in bfloat16."""
+    task: Task = "single-label"
+    """Whether an image has exactly one class, or any number of them."""
     frozen: frozenset[str] = frozenset()
     """Keys of the parameters that the caller froze (requires_grad=False)."""
     processes: int = 1
@@ -62,6 +65,9 @@ def resolve_recipe(
         reasons.append(f"{name.replace('_', ' ')} {shown}: {reason}")
 
     _check_frozen_by_caller(recipe, situation)
+    _check_task(recipe, situation)
+    if situation.task == "multi-label" and recipe.monitor == "top1":
+        choose("monitor", "map", "images have several labels; the mean average precision chooses the best epoch")
     if recipe.trainable == "auto":
         choose("trainable", *_choose_trainable(recipe, situation))
     _check_frozen(recipe, situation)
@@ -85,6 +91,9 @@ def resolve_recipe(
         choose("batch_size", *choose_batch_size(recipe))
     if situation.processes > 1 and recipe.trainable != "head":
         reasons.append(_divide_batch(recipe, situation))
+    idle = [name.replace("_", " ") for name, usual in TOGETHER.items() if getattr(recipe, name) != usual]
+    if idle and situation.processes == 1:
+        reasons.append(f"{' and '.join(idle)}: without effect in one process; torchrun starts several")
     _check_batch_norm(recipe, situation)
     if recipe.learning_rate is None and recipe.trainable != "head":
         choose("learning_rate", *_choose_rate(recipe, situation))
@@ -139,6 +148,19 @@ def _check_frozen_by_caller(recipe: Recipe, situation: Situation) -> None:
     if not _find_open(Recipe(trainable="all", freeze_norm=recipe.freeze_norm), situation):
         raise BadConfiguration(
             "nothing can be trained: every parameter is frozen; network.requires_grad_(True) unfreezes them"
+        )
+
+
+def _check_task(recipe: Recipe, situation: Situation) -> None:
+    """Refuse options that have no meaning for the task."""
+    if situation.task == "multi-label" and recipe.balance == "sampling":
+        raise BadConfiguration(
+            "balance=sampling draws images by their one label, and these have several; take balance=weights"
+        )
+    if situation.task == "single-label" and recipe.monitor == "map":
+        raise BadConfiguration(
+            "monitor=map is the mean average precision of several labels an image, and these have one; take top1, "
+            "loss or macro-f1"
         )
 
 

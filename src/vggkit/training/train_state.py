@@ -11,19 +11,20 @@ from contextlib import contextmanager, nullcontext
 from typing import Final
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from vggkit.errors import BadConfiguration
 from vggkit.hardware import derive_seed
 from vggkit.models.vgg import VGG
+from vggkit.task import Task
 from vggkit.training.caller_settings import NO_SETTINGS, CallerSettings
 from vggkit.training.distillation import Teacher
 from vggkit.training.distributed.gradients import GradientExchange
 from vggkit.training.distributed.process_group import SINGLE, ProcessGroup
-from vggkit.training.distributed.split_head import SplitHead
+from vggkit.training.distributed.split_head import SplitHead, SplitWeights, measure_length
 from vggkit.training.distributed.synchronized_norm import average_statistics
 from vggkit.training.forward_pass import ForwardPass
+from vggkit.training.objective import Objective
 from vggkit.training.optimizers import build_optimizers, name_last_weight, open_layers, scale_rates, set_rate
 from vggkit.training.parameter_groups import list_learnt
 from vggkit.training.precision import choose_autocast, copy_in_bfloat16
@@ -45,7 +46,7 @@ class TrainState:
         network: Learns in place, in float32.
         recipe: A resolved recipe.
         device: Where to learn; the network moves there.
-        class_weights: (K,), the weight of each class; None: equal weights.
+        objective: The loss; None: the plain cross-entropy with the recipe's smoothing.
         feature_scale: Root mean square of what the last layer reads, where it is known and above 1. That layer
             learns as if it read numbers of about 1, as a fresh network's does: else its gradients, which grow
             with what it reads, would leave the others nothing when they are clipped, and its steps break it.
@@ -61,7 +62,7 @@ class TrainState:
         recipe: Recipe,
         *,
         device: torch.device,
-        class_weights: Tensor | None = None,
+        objective: Objective | None = None,
         feature_scale: float = 1.0,
         caller_settings: CallerSettings = NO_SETTINGS,
         teacher: Teacher | None = None,
@@ -72,8 +73,7 @@ class TrainState:
         self.recipe, self.device, self.caller_settings = recipe, device, caller_settings
         self.compute_copy = copy_in_bfloat16(self.network) if recipe.precision == "bf16" else self.network
         self.average = copy.deepcopy(self.network).requires_grad_(False) if recipe.ema_decay else None
-        self._class_weights = None if class_weights is None else class_weights.to(device)
-        self._counts = None if class_weights is None else class_weights.double().cpu()
+        self._objective = objective or Objective(label_smoothing=recipe.label_smoothing)
         self._autocast = choose_autocast(device) if recipe.precision == "amp" else None
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._autocast is torch.float16)
         self._split: SplitHead | None = None
@@ -92,19 +92,16 @@ class TrainState:
         )
         self._exchange: GradientExchange | None = None
         self._sent_before: dict[str, Tensor] = {}
-
         learning = [key for key in list_learnt(network.configuration, recipe) if key not in caller_settings.frozen]
         whole: dict[str, Tensor] = dict(self.network.named_parameters())
         working = dict(self.compute_copy.named_parameters())
+        self._weights: SplitWeights | None = None
         self._parts: dict[str, Tensor] = {}
-        self._average_parts: dict[str, Tensor] = {}
         if self._split is not None:
-            for key, part in self._split.named_parts():
-                own = part.detach() if recipe.precision != "bf16" else self._split.cut(key, whole[key].detach())
-                self._parts[key], working[key] = own, part
-                if self.average is not None:
-                    self._average_parts[key] = own.clone()
-        whole |= self._parts
+            self._weights = SplitWeights(self._split, self.network, self.average)
+            self._parts = self._weights.parts
+            whole |= self._parts
+            working |= dict(self._split.named_parts())
         self._working = [working[key] for key in learning]
         self._whole = [whole[key].detach() for key in learning]
         # Muon steps matrices: a kernel a row, its numbers as they lie in memory.
@@ -124,6 +121,11 @@ class TrainState:
         self._last = learning.index(last) if last in learning else None
         # Its rate is divided by the scale, and its decay must not change.
         self.optimizers = build_optimizers(self._stepped, scales, recipe, decays={last: self.feature_scale})
+
+    @property
+    def task(self) -> Task:
+        """Whether its targets are one class an image, or 0 or 1 for each."""
+        return self._objective.task
 
     @property
     def evaluated(self) -> VGG:
@@ -151,13 +153,8 @@ class TrainState:
         self._sent_before = {}
 
     def weigh(self, targets: Tensor) -> float:
-        """The weight of a batch in a mean over several: its number of images, or the sum of their class weights.
-
-        As in torch's `cross_entropy`, shares of classes (N, K) count alike.
-        """
-        if self._counts is None or targets.dim() == 2:
-            return float(len(targets))
-        return float(self._counts[targets.cpu()].sum())
+        """The weight of a batch in a mean over several: its number of images, or the sum of their class weights."""
+        return self._objective.weigh(targets)
 
     def compute(self, images: Tensor, targets: Tensor, *, draw: int, is_last: bool = True) -> Tensor:
         """Loss of a batch, whose gradients join those of the batches since the last step.
@@ -166,11 +163,11 @@ class TrainState:
 
         Args:
             images: (N, C, H, W), float32; of several processes each has its part of the batch.
-            targets: (N,) classes, or (N, K) shares of each.
+            targets: As for `Objective`.
             draw: A number that dropout draws by, of no other batch.
             is_last: Whether a step follows, so that processes exchange their gradients.
 
-        Returns the mean cross-entropy of these images in nats, or with a teacher its loss, a scalar on the device.
+        Returns the mean loss of these images in nats, or with a teacher its loss, a scalar on the device.
         """
         weight, size = self.weigh(targets), self._group.size
         if self._fresh:  # gradients are added up in units of the first batch's, and divided in the step
@@ -186,9 +183,7 @@ class TrainState:
                 torch.manual_seed(derive_seed(self.recipe.seed, "dropout", draw, *self._group.seed_parts))
                 with torch.autocast(self.device.type, self._autocast, enabled=self._autocast is not None):
                     maps, logits = forward(images)
-            loss = F.cross_entropy(
-                logits.float(), targets, weight=self._class_weights, label_smoothing=self.recipe.label_smoothing
-            )
+            loss = self._objective.compute(logits.float(), targets)
             if self._teacher is not None:
                 loss = self._teacher.join(loss, images, logits, maps)
             if is_last and size > 1 and not self._fresh:
@@ -236,11 +231,11 @@ class TrainState:
             self._scaler.unscale_(optimizer)
         if self._last is not None and self.feature_scale > 1:
             self._gradients[self._last].div_(self.feature_scale)
-        if self._split is not None:  # of these the sum over the processes is complete
-            torch._foreach_div_(self._own_gradients, self._group.size)
+        for gradient in self._own_gradients:  # of these the sum over the processes is complete
+            gradient.div_(self._group.size)
         (weight,) = self._group.sum(self._weight)
         share = self._unit / weight
-        length = self._measure_length(present) * share
+        length = measure_length(present, self._own_gradients, self._group) * share
         if self.recipe.clip_norm and length > self.recipe.clip_norm:
             share *= self.recipe.clip_norm / length
         if share != 1:
@@ -259,17 +254,6 @@ class TrainState:
         self._scaler.update()
         self._fresh = True
         return math.isfinite(length) or self._scaler.is_enabled()
-
-    def _measure_length(self, gradients: list[Tensor]) -> float:
-        """The norm of all gradients together, of which processes may have a part each."""
-        if self._split is None:
-            return float(nn.utils.get_total_norm(gradients))
-        places = {id(gradient) for gradient in self._own_gradients}
-        own = [gradient for gradient in gradients if id(gradient) in places]
-        shared = [gradient for gradient in gradients if id(gradient) not in places]
-        # Each process has the norm of the shared ones, and a part of the others'.
-        (squares,) = self._group.sum(float(nn.utils.get_total_norm(own)) ** 2)
-        return math.sqrt(squares + float(nn.utils.get_total_norm(shared)) ** 2)
 
     @contextmanager
     def _frozen_left_out(self, learning: list[bool]) -> Iterator[None]:
@@ -292,16 +276,13 @@ class TrainState:
         torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
         for mine, theirs in zip(self.average.buffers(), self.network.buffers(), strict=True):
             mine.copy_(theirs)
-        if self._parts:
-            torch._foreach_lerp_(list(self._average_parts.values()), list(self._parts.values()), 1 - decay)
+        if self._weights is not None:
+            self._weights.move_average(1 - decay)
 
     def join_parts(self) -> None:
         """Make `network` and `evaluated` whole where processes have a part of them each."""
-        if self._split is None:
-            return
-        self._split.write_back(self.network, self._parts)
-        if self.average is not None:
-            self._split.write_back(self.average, self._average_parts)
+        if self._weights is not None:
+            self._weights.write_back()
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor that the next step depends on, by key; they change during training.
@@ -333,10 +314,8 @@ class TrainState:
             if network is not None:
                 network.load_state_dict({k: state[f"{name}/{k}"] for k in network.state_dict()})
         split = self._split
-        for name, parts in (("network", self._parts), ("average", self._average_parts)):
-            for key, part in parts.items():
-                assert split is not None
-                part.copy_(split.cut(key, state[f"{name}/{key}"]))
+        if self._weights is not None:
+            self._weights.restore()
         self._exchange, self._sent_before = None, {k: v for k, v in state.items() if k.startswith("powersgd/")}
         owners = {
             id(value): optimizer
@@ -361,9 +340,6 @@ class TrainState:
         if self.compute_copy is not self.network:
             for working, whole in zip(self.compute_copy.parameters(), self.network.parameters(), strict=True):
                 working.copy_(whole)
-            if split is not None:
-                for key, part in split.named_parts():
-                    part.copy_(self._parts[key])
         self._fresh = True
 
 

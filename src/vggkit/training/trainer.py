@@ -12,13 +12,11 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vggkit.errors import BadInput, Stopped
 from vggkit.images.dataset import ImageSample
-from vggkit.training.batches import number_classes
 from vggkit.training.callbacks import Callbacks, FitResult, find_best, is_over
 from vggkit.training.caller_settings import NO_SETTINGS, CallerSettings
 from vggkit.training.checkpoint import Checkpoints, Epoch, Progress
@@ -27,6 +25,7 @@ from vggkit.training.distributed.process_group import SINGLE, ProcessGroup
 from vggkit.training.durations import Estimate, describe, estimate_seconds
 from vggkit.training.estimates import estimate_memory
 from vggkit.training.linear_probe import LinearProbe, fit_probe, needs_probe
+from vggkit.training.objective import count_labels
 from vggkit.training.recipe import Recipe
 from vggkit.training.training_monitor import TrainingMonitor, watch_activity
 from vggkit.training.training_steps import TrainingSteps
@@ -161,15 +160,12 @@ class Trainer:
             group=self.group,
         )
         self.train_state, self.batches = self.steps.state, self.steps.batches
-        classes = len(classifier.labels)
-        train_counts, val_counts = (
-            np.bincount(number_classes(split, classifier.labels), minlength=classes).tolist()
-            for split in (train, self.val)
-        )
+        train_counts, val_counts = (count_labels(split, classifier.labels) for split in (train, self.val))
         self.monitor = TrainingMonitor(
             train_counts=train_counts if recipe.balance == "none" else [1] * len(train_counts),
             val_counts=val_counts,
             batch_norm=classifier.configuration.batch_norm,
+            images=(len(train), len(self.val)) if classifier.task == "multi-label" else None,
         )
 
     def _estimate_memory(self) -> int:
@@ -206,7 +202,7 @@ class Trainer:
         """Epoch by epoch, from where `progress` is."""
         for epochs in range(1, len(self.progress.history) + 1):
             self.monitor.update(self.progress.history[:epochs], {})  # logged before the training was stopped
-        while not self._is_over():
+        while not is_over(self.progress.history, self.recipe, log=self.callbacks.log):
             try:
                 dead = self._train_epoch()
                 epoch = self._validate()
@@ -241,12 +237,6 @@ class Trainer:
         if enough and epoch.epoch < self.recipe.epochs:
             self.callbacks.log(f"stopped after epoch {epoch.epoch}, as on_epoch requested")
         return enough
-
-    def _is_over(self) -> bool:
-        over, why = is_over(self.progress.history, self.recipe)
-        if why:
-            self.callbacks.log(why)
-        return over
 
     def _train_epoch(self) -> dict[str, float]:
         """Train on the remaining batches of the epoch; returns each ReLU's share of dead channels at its end."""
@@ -291,6 +281,7 @@ class Trainer:
             val_top1=found.top1,
             seconds=time.monotonic() - self._clock,
             val_macro_f1=found.macro_f1,
+            val_map=found.map,
         )
 
     def _pause(self) -> None:

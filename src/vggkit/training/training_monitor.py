@@ -50,14 +50,27 @@ class TrainingMonitor:
         train_counts: (K,) training images of each class, counted as often as they are seen.
         val_counts: (K,) number of validation images of each class.
         batch_norm: Whether the network has it.
+        images: Where images have several labels: the number of training and of validation images.
     """
 
-    def __init__(self, *, train_counts: Sequence[int], val_counts: Sequence[int], batch_norm: bool) -> None:
-        shares = [count / sum(train_counts) for count in train_counts if count]
+    def __init__(
+        self,
+        *,
+        train_counts: Sequence[int],
+        val_counts: Sequence[int],
+        batch_norm: bool,
+        images: tuple[int, int] | None = None,
+    ) -> None:
+        learnt, count = images or (sum(train_counts), sum(val_counts))
+        shares = [count / learnt for count in train_counts if count]
         # The loss of a network that predicts at random, or only the class frequencies.
-        self._chance_losses = (math.log(len(train_counts)), -sum(share * math.log(share) for share in shares))
+        entropy = -sum(share * math.log(share) for share in shares)
+        self._chance_losses = (math.log(len(train_counts)), entropy)
+        if images is not None:
+            entropy -= sum((1 - share) * math.log(1 - share) for share in shares if share < 1)
+            self._chance_losses = (math.log(2), entropy / len(train_counts))
         # Three standard deviations above the accuracy of always predicting the commonest class.
-        share, count = max(val_counts) / sum(val_counts), sum(val_counts)
+        share = max(val_counts) / count
         self._chance_top1 = share + 3 * math.sqrt(share * (1 - share) / count) if share < 1 else 1.0
         self._batch_norm = batch_norm
         self._reported: set[str] = set()

@@ -13,11 +13,12 @@ from torch import Tensor
 from vggkit.hardware import derive_seed
 from vggkit.images.dataset import ImageSample
 from vggkit.training.augmentation import Mixing
-from vggkit.training.batches import TrainingBatches, weigh_classes
+from vggkit.training.batches import TrainingBatches
 from vggkit.training.caller_settings import CallerSettings
 from vggkit.training.checkpoint import Progress
 from vggkit.training.distillation import Teacher
 from vggkit.training.distributed.process_group import ProcessGroup
+from vggkit.training.objective import Objective
 from vggkit.training.optimizers import learning_rate_at
 from vggkit.training.recipe import Recipe, find_least_share
 from vggkit.training.train_state import TrainState
@@ -45,7 +46,7 @@ class TrainingSteps:
             classifier.network,
             recipe,
             device=device,
-            class_weights=weigh_classes(images, classifier.labels) if recipe.balance == "weights" else None,
+            objective=Objective.of(recipe, images, classifier.labels, classifier.task),
             feature_scale=feature_scale,
             caller_settings=caller_settings,
             teacher=teacher,
@@ -57,6 +58,7 @@ class TrainingSteps:
             labels=classifier.labels,
             preprocessing=classifier.preprocessing,
             device=device,
+            task=classifier.task,
             group=group,
             least_share=find_least_share(recipe, batch_norm=classifier.configuration.batch_norm),
         )

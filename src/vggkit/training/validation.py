@@ -5,11 +5,9 @@ Shape letters: N images, K classes.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from vggkit.engines.pytorch import PyTorchEngine
@@ -18,9 +16,8 @@ from vggkit.errors import BadImage
 from vggkit.images.dataset import ImageSample
 from vggkit.images.lazy_images import stream_images
 from vggkit.models.vgg import VGG
-from vggkit.training.batches import number_classes
-from vggkit.training.checkpoint import measure_macro_f1
 from vggkit.training.distributed.process_group import ProcessGroup
+from vggkit.training.objective import Measured, Objective, number_targets
 from vggkit.training.recipe import Recipe
 from vggkit.weights.model import Model
 
@@ -33,18 +30,6 @@ class Diverged(Exception):
         self.loss = loss
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Validation:
-    """The metrics of the validation images, each counted once."""
-
-    loss: float
-    """Mean cross-entropy in nats, with equal weights and without smoothing."""
-    top1: float
-    """Share in [0, 1] whose best class is right."""
-    macro_f1: float
-    """Unweighted mean F1 in [0, 1] of the classes that there are images of."""
-
-
 def validate(
     network: VGG,
     classifier: Model,
@@ -54,7 +39,7 @@ def validate(
     device: torch.device,
     group: ProcessGroup,
     on_image: Callable[[int, int], None],
-) -> Validation:
+) -> Measured:
     """Measure a network on images, in the precision of training; the same values in every process.
 
     Args:
@@ -87,20 +72,14 @@ def validate(
     if overflows_anywhere:
         raise Diverged(math.nan)
     parts = group.gather(logits)
-    found = group.lead(lambda: _measure([row for part in parts for row in part], classifier.labels, images))
+    found = group.lead(lambda: _measure([row for part in parts for row in part], classifier, images))
     if not math.isfinite(found.loss):
         raise Diverged(found.loss)
     return found
 
 
-def _measure(
-    logits: Sequence[NDArray[np.float32]], labels: Sequence[str], images: Sequence[ImageSample]
-) -> Validation:
+def _measure(logits: Sequence[NDArray[np.float32]], classifier: Model, images: Sequence[ImageSample]) -> Measured:
     """The metrics of logits (K,) of each image."""
+    targets = number_targets(images, classifier.labels, classifier.task)
     scores = torch.from_numpy(np.stack(logits)).double()
-    right = torch.from_numpy(number_classes(images, labels))
-    return Validation(
-        loss=F.cross_entropy(scores, right).item(),
-        top1=(scores.argmax(1) == right).double().mean().item(),
-        macro_f1=measure_macro_f1(scores.argmax(1), right, classes=len(labels)),
-    )
+    return Objective(classifier.task).measure(scores, torch.from_numpy(targets))

@@ -19,15 +19,19 @@ from vggkit.arguments import demand_path, is_number, plain_number
 from vggkit.errors import BadCheckpoint, BadConfiguration, BadInput, VggkitError
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import Configuration
+from vggkit.task import Activation, Task
 from vggkit.weights.formats.detect import HEAD_BYTES, LFS_POINTER, Format, describe_format, tell_format
 from vggkit.weights.origin import WeightsOrigin
 from vggkit.weights.storage import Storage
 
-FORMAT_VERSION: Final = 6
+FORMAT_VERSION: Final = 7
 """2: `fit_mode` and `reduced_decoding` of the preprocessing. 3: `temperature` and `threshold`. 4: `ranges`.
-5: `origin`, and `images` and `split` for what provenance called `pictures` and `part`. 6: `storage`."""
+5: `origin`, and `images` and `split` for what provenance called `pictures` and `part`. 6: `storage`. 7: `task` and
+`thresholds`."""
 _WITHOUT_STORAGE: Final = 5
-"""Written where the weights are in plain float32: versions before 6 read that too."""
+"""Written where the weights are in plain float32 and the task is single-label: versions before 6 read that too."""
+_WITHOUT_TASK: Final = 6
+"""Written where the task is single-label: version 6 reads that too."""
 METADATA_KEY: Final = "vggkit"
 INPUT_RANGE: Final = "images"
 """The name among `activation_ranges` of the input of the first convolution, all of its channels together."""
@@ -46,10 +50,15 @@ class Card:
     """The conversion of an image to its input, with the input convention."""
     labels: tuple[str, ...]
     """Class names, in the order of the logits."""
+    task: Task = "single-label"
+    """Whether an image has exactly one class, or any number of them; files before format 7 are single-label."""
     temperature: float = 1.0
-    """Logits are divided by it before the softmax, so that probabilities are calibrated."""
+    """Logits are divided by it before the softmax or the sigmoid, so that probabilities are calibrated."""
     threshold: float = 0.0
-    """Probability in [0, 1] below which the prediction is "unknown"; 0: never."""
+    """Single-label: probability in [0, 1] below which the prediction is "unknown"; 0: never."""
+    thresholds: tuple[float, ...] = ()
+    """Multi-label: probability in (0, 1] from which each class is predicted, in the order of the labels; empty: 0.5
+    for each."""
     activation_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Smallest and largest input of each convolution and matrix, for int8, by its name; empty: not measured."""
     storage: Storage = "fp32"
@@ -71,7 +80,10 @@ class Card:
                 raise BadConfiguration(f"{name} must be a {kind.__name__}, {hint}; got {got}")
         if self.storage not in get_args(Storage):
             raise BadConfiguration(f"storage must be one of {', '.join(get_args(Storage))}; got {self.storage!r}")
+        if self.task not in get_args(Task):
+            raise BadConfiguration(f"task must be one of {', '.join(get_args(Task))}; got {self.task!r}")
         object.__setattr__(self, "labels", tuple(self.labels))
+        object.__setattr__(self, "thresholds", self._check_thresholds())
         object.__setattr__(self, "provenance", dict(self.provenance))
         object.__setattr__(self, "activation_ranges", _check_ranges(self.activation_ranges))
         if not all(isinstance(label, str) and label for label in self.labels):
@@ -99,11 +111,32 @@ class Card:
                 f"{self.configuration.minimum_side} pixels that this network needs"
             )
 
+    @property
+    def activation(self) -> Activation:
+        """How logits become probabilities."""
+        return Activation(self.task, self.temperature)
+
+    def _check_thresholds(self) -> tuple[float, ...]:
+        """Raise BadConfiguration where the thresholds do not fit the task and the classes."""
+        found = tuple(map(plain_number, self.thresholds))
+        if self.task == "single-label" and found:
+            raise BadConfiguration(
+                "thresholds belong to task='multi-label'; a single-label Classifier has threshold"
+            )
+        if self.task == "multi-label" and self.threshold:
+            raise BadConfiguration("threshold belongs to task='single-label'; a multi-label one has thresholds")
+        if found and len(found) != len(self.labels):
+            raise BadConfiguration(f"{len(self.labels)} classes need as many thresholds, got {len(found)}")
+        if not all(is_number(value) and 0 < value <= 1 for value in found):
+            raise BadConfiguration(f"thresholds must be numbers above 0 and at most 1; got {found!r:.100}")
+        return found
+
     def to_dict(self) -> dict[str, Any]:
         """A value for JSON."""
         stored = {} if self.storage == "fp32" else {"storage": self.storage}
+        several = {} if self.task == "single-label" else {"task": self.task, "thresholds": list(self.thresholds)}
         return {
-            "format_version": FORMAT_VERSION if stored else _WITHOUT_STORAGE,
+            "format_version": FORMAT_VERSION if several else _WITHOUT_TASK if stored else _WITHOUT_STORAGE,
             "configuration": self.configuration.to_dict(),
             "preprocessing": self.preprocessing.to_dict(),
             "labels": list(self.labels),
@@ -111,6 +144,7 @@ class Card:
             "threshold": self.threshold,
             "ranges": {name: list(ends) for name, ends in self.activation_ranges.items()},
             **stored,
+            **several,
             "origin": self.origin.to_dict(),
             "provenance": dict(self.provenance),
         }
@@ -136,8 +170,10 @@ class Card:
             configuration=Configuration.from_dict(values.get("configuration", {})),
             preprocessing=Preprocessing.from_dict(values.get("preprocessing", {})),
             labels=tuple(labels),
+            task=values.get("task", "single-label"),
             temperature=values.get("temperature", 1.0),
             threshold=values.get("threshold", 0.0),
+            thresholds=tuple(values.get("thresholds", ())),
             activation_ranges=values.get("ranges", {}),
             storage=values.get("storage", "fp32"),
             origin=origin,
@@ -150,8 +186,8 @@ class Card:
         return self if fed is self.preprocessing else replace(self, preprocessing=fed)
 
     def of_other_weights(self) -> Self:
-        """Without what was fitted to these weights alone: temperature, threshold, ranges, and fewer bits."""
-        return replace(self, temperature=1.0, threshold=0.0, activation_ranges={}, storage="fp32")
+        """Without what was fitted to these weights alone: temperature, thresholds, ranges, and fewer bits."""
+        return replace(self, temperature=1.0, threshold=0.0, thresholds=(), activation_ranges={}, storage="fp32")
 
     def to_metadata(self) -> dict[str, str]:
         """The safetensors header's `__metadata__`; raises BadConfiguration where provenance is no JSON."""

@@ -3,7 +3,7 @@
 Shape letters: N images, C channels, K classes.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +19,7 @@ from vggkit.models.configuration import Configuration, Head, Scheme
 from vggkit.models.configure import configure
 from vggkit.models.structure import check_values
 from vggkit.models.vgg import VGG
+from vggkit.task import Task
 from vggkit.weights.card import Card, read_labels
 from vggkit.weights.classifier_file import read_card
 from vggkit.weights.formats.detect import open_weights
@@ -49,8 +50,10 @@ class Model:
         network: The VGG; its number of classes is the number of labels.
         labels: Class names in the order of the logits, or a mapping of them to their numbers; see `read_labels`.
         preprocessing: How an image becomes the network's input.
-        temperature: Logits are divided by it before the softmax.
-        threshold: Probability below which the prediction is "unknown"; 0: never.
+        task: Whether an image has exactly one class (single-label) or any number of them (multi-label).
+        temperature: Logits are divided by it before the softmax or the sigmoid.
+        threshold: Single-label: probability below which the prediction is "unknown"; 0: never.
+        thresholds: Multi-label: probability from which each class is predicted; empty: 0.5 for each.
         activation_ranges: Smallest and largest input of each convolution and matrix, for int8, as
             `measure_ranges` gives them.
         origin: Where the weights come from; None: they are random. A training chooses by it what learns, and its
@@ -66,8 +69,10 @@ class Model:
         *,
         labels: Iterable[str] | Mapping[str, int] | Mapping[int, str],
         preprocessing: Preprocessing,
+        task: Task = "single-label",
         temperature: float = 1.0,
         threshold: float = 0.0,
+        thresholds: Sequence[float] = (),
         activation_ranges: Mapping[str, tuple[float, float]] | None = None,
         origin: WeightsOrigin | None = None,
         provenance: Mapping[str, Any] | None = None,
@@ -77,8 +82,10 @@ class Model:
             configuration=network.configuration,
             preprocessing=preprocessing,
             labels=read_labels(labels),
+            task=task,
             temperature=temperature,
             threshold=threshold,
+            thresholds=tuple(thresholds),
             activation_ranges=activation_ranges or {},
             origin=WeightsOrigin() if origin is None else origin,
             provenance={} if provenance is None else provenance,
@@ -137,14 +144,24 @@ class Model:
         return self._card.labels
 
     @property
+    def task(self) -> Task:
+        """Whether an image has exactly one class (single-label) or any number of them (multi-label)."""
+        return self._card.task
+
+    @property
     def temperature(self) -> float:
-        """Logits are divided by it before the softmax."""
+        """Logits are divided by it before the softmax or the sigmoid."""
         return self._card.temperature
 
     @property
     def threshold(self) -> float:
         """Probability below which the prediction is "unknown"; 0: never."""
         return self._card.threshold
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """Multi-label: probability from which each class is predicted; empty: 0.5 for each."""
+        return self._card.thresholds
 
     @property
     def activation_ranges(self) -> Mapping[str, tuple[float, float]]:
@@ -167,6 +184,7 @@ class Model:
         model: str | Configuration = "vgg11",
         *,
         labels: Iterable[str] | Mapping[str, int] | Mapping[int, str] | None = None,
+        task: Task = "single-label",
         weights: str | Path | Mapping[str, Tensor] | None = None,
         preprocessing: Preprocessing | None = None,
         in_channels: int | None = None,
@@ -183,6 +201,7 @@ class Model:
             model: A name of `list_models()`, or a Configuration.
             labels: Class names in the order of the logits, or a mapping of them to their numbers; None: those that
                 `weights` state.
+            task: Whether an image has exactly one class (single-label) or any number of them (multi-label).
             weights: `imagenet`, the model's published weights; the name of a model with published weights;
                 a file of a VGG's weights in any dialect that `identify` knows; a run's folder;
                 `hf://owner/name`; or a state dict in memory, such as `network.state_dict()`. The last layer is
@@ -240,7 +259,9 @@ class Model:
                 torch.manual_seed(derive_seed(demand_count("seed", seed, least=0), "weights"))
             network = VGG(configuration, initialization=initialization)
         network.load_state_dict(found, strict=False)
-        return cls(network, labels=labels, preprocessing=preprocessing, origin=origin, provenance=provenance)
+        return cls(
+            network, labels=labels, preprocessing=preprocessing, task=task, origin=origin, provenance=provenance
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -262,8 +283,10 @@ class Model:
             network,
             labels=card.labels,
             preprocessing=card.preprocessing,
+            task=card.task,
             temperature=card.temperature,
             threshold=card.threshold,
+            thresholds=card.thresholds,
             activation_ranges=card.activation_ranges,
             origin=card.origin,
             provenance=card.provenance,
@@ -272,13 +295,19 @@ class Model:
         return loaded
 
     def calibrate(
-        self, *, temperature: float | None = None, threshold: float | None = None, about: Mapping[str, Any]
+        self,
+        *,
+        temperature: float | None = None,
+        threshold: float | None = None,
+        thresholds: Sequence[float] | None = None,
+        about: Mapping[str, Any],
     ) -> None:
-        """Set the temperature and the threshold of predictions; `save` stores them.
+        """Set the temperature and the thresholds of predictions; `save` stores them.
 
         Args:
-            temperature: Logits are divided by it before the softmax; None: unchanged.
-            threshold: Probability below which the prediction is "unknown"; None: unchanged.
+            temperature: Logits are divided by it before the softmax or the sigmoid; None: unchanged.
+            threshold: Single-label: probability below which the prediction is "unknown"; None: unchanged.
+            thresholds: Multi-label: probability from which each class is predicted; None: unchanged.
             about: The data that it was found on, for `provenance["calibration"]`.
 
         Raises BadConfiguration for impossible values.
@@ -288,6 +317,7 @@ class Model:
             self.card,
             temperature=self.temperature if temperature is None else temperature,
             threshold=self.threshold if threshold is None else threshold,
+            thresholds=self.thresholds if thresholds is None else tuple(thresholds),
             provenance={**self.provenance, "calibration": dict(about)},
         )
 
@@ -328,9 +358,10 @@ class Model:
 
     def __repr__(self) -> str:
         configuration = self._card.configuration
+        task = "" if self.task == "single-label" else f"{self.task}, "
         return (
             f"Classifier({configuration.model}, head={configuration.head!r}, "
-            f"{len(self.labels)} classes, {self.preprocessing.crop_pixels} pixels)"
+            f"{task}{len(self.labels)} classes, {self.preprocessing.crop_pixels} pixels)"
         )
 
 

@@ -72,9 +72,19 @@ def _front_matter(card: Card, name: str) -> list[str]:
             "      type: other",
             f"      split: {_quote(_find_split(metrics))}",
             "    metrics:",
-            "    - type: accuracy",
-            f"      name: {_quote('top-1, ' + _interval(metrics))}",
-            f"      value: {float(metrics['top1']):.4f}",
+            *(
+                [
+                    "    - type: mAP",
+                    f"      name: {_quote('mean average precision, ' + _interval(metrics))}",
+                    f"      value: {float(metrics['map']):.4f}",
+                ]
+                if "map" in metrics
+                else [
+                    "    - type: accuracy",
+                    f"      name: {_quote('top-1, ' + _interval(metrics))}",
+                    f"      value: {float(metrics['top1']):.4f}",
+                ]
+            ),
         ]
     return [*lines, "---"]
 
@@ -92,7 +102,7 @@ def _uses(card: Card, repository: str) -> list[str]:
         "import vggkit as vk\n\n"
         f'clf = vk.load("hf://{repository}")\n'
         'for prediction in vk.predict(clf, "image.jpg", top=3):\n'
-        "    print(prediction.labels, prediction.probabilities)\n"
+        f"    print(prediction.{'labels' if card.task == 'single-label' else 'predicted'})\n"
         "```",
     ]
     if not is_torchvisions(c):
@@ -178,7 +188,10 @@ def _describe_metrics(provenance: Mapping[str, Any]) -> str:
     if not metrics:
         return "It was not evaluated: its file states no accuracy."
     sentence = f"Top-1 accuracy {_percent(metrics['top1'])} ({escape_markdown(_interval(metrics))})"
-    if isinstance(metrics.get("top5"), int | float) and metrics["top5"] < 1:
+    if "map" in metrics:
+        sentence = f"Mean average precision {_percent(metrics['map'])} ({escape_markdown(_interval(metrics))})"
+        sentence += f", macro F1 {_percent(metrics['macro_f1'])}, micro F1 {_percent(metrics['micro_f1'])}"
+    elif isinstance(metrics.get("top5"), int | float) and metrics["top5"] < 1:
         sentence += f", top-5 {_percent(metrics['top5'])}"
     sentence += f", on {escape_markdown(_data_name(provenance))}."
     if _find_split(metrics) == "val":
@@ -232,7 +245,7 @@ def _find_split(metrics: Mapping[str, Any]) -> str:
 
 def _interval(metrics: Mapping[str, Any]) -> str:
     text = f"{_find_split(metrics)} split, n = {metrics.get('n', 'unknown')}"
-    interval = metrics.get("top1_interval")
+    interval = metrics.get("map_interval" if "map" in metrics else "top1_interval")
     if isinstance(interval, list | tuple) and len(interval) == 2:
         text += f", 95 % interval {_percent(interval[0])} to {_percent(interval[1])}"
     return text

@@ -39,7 +39,7 @@ def build_classifier(
     """A Classifier for a dataset's classes and image size, ready to train.
 
     Args:
-        images: Their labels become the classes.
+        images: Their labels become the classes, and their task the Classifier's.
         model: A name of `list_models()`, or a Configuration.
         blocks: Output channels of each convolution in place of the model's, such as `64,64/128,128/256,256`.
         weights: A file or a state dict to start from; see `Classifier.create`.
@@ -78,6 +78,7 @@ def build_classifier(
     classifier = Model.create(
         model,
         labels=images.labels,
+        task=images.task,
         weights=weights,
         preprocessing=stated,
         in_channels=in_channels,
@@ -105,6 +106,7 @@ def build_classifier(
         classifier.network,
         labels=classifier.labels,
         preprocessing=preprocessing,
+        task=classifier.task,
         origin=classifier.origin,
         provenance=classifier.provenance,
     )

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Final, cast
 import numpy as np
 
 from vggkit.arguments import demand_count
-from vggkit.data_checks import copy_rules, rules
+from vggkit.data_checks import copy_rules, label_rules, rules
 from vggkit.data_checks.copies import Copies, OnProgress, find_copies
 from vggkit.data_checks.findings import Diagnosis, Finding, Member, Sides, write_command
 from vggkit.data_checks.inspection import ImageRecord
-from vggkit.errors import BadData, BadOutput
+from vggkit.errors import BadData, BadInput, BadOutput
 from vggkit.files import demand_apart, demand_writable
 from vggkit.images.class_names import shorten_names
 from vggkit.images.dataset import ImageDataset
@@ -83,6 +83,11 @@ def check(
         demand_classifier(model, "check")
     started = time.perf_counter()
     opened = open_dataset(data, columns=columns)
+    if model is not None and opened.task == "multi-label":
+        raise BadInput(
+            f"{opened.name}: its images have several labels, and label errors are searched for by one label an "
+            "image; leave out the model. Images whose predictions differ are in the report of a training"
+        )
     verify_shards(opened, on_progress=_about("verifying shards", on_progress))
     classifier = _load(place) if place is not None else cast("Model | None", model)
     preprocessing = Preprocessing() if classifier is None else classifier.preprocessing
@@ -97,7 +102,7 @@ def check(
     counts = count_readable(opened, records)
     found = [
         rules.find_unreadable(records),
-        rules.find_one_class(opened.labels),
+        rules.find_one_class(opened.labels) if opened.task == "single-label" else None,
         rules.find_missing_classes(opened, records),
         rules.find_placeholders(records),
         rules.find_nested(opened),
@@ -111,6 +116,13 @@ def check(
         rules.find_combined_labels(opened.labels),
         *copy_rules.find_copies(records, pairs),
     ]
+    several = opened.task == "multi-label"
+    if several:
+        found += [
+            label_rules.find_unlabelled(records),
+            label_rules.find_unused(opened),
+            label_rules.find_inseparable_labels(opened),
+        ]
     if classifier is not None:
         found += _check_labels(classifier, records, pairs, device=device, on_progress=on_progress)
     options: dict[str, str | bool] = {**list_stated(columns)}
@@ -133,6 +145,8 @@ def check(
         skipped=opened.skipped,
         options=options,
         samples=choose_samples(records),
+        task=opened.task,
+        labels_per_image=sum(len(record.image.classes) for record in records) / max(1, len(records)),
     )
 
 
@@ -141,7 +155,8 @@ def choose_samples(records: Iterable[ImageRecord]) -> dict[str, tuple[Member, ..
     readable: dict[str, list[ImageRecord]] = {}
     for record in records:
         if record.problem is None:
-            readable.setdefault(record.label, []).append(record)
+            for label in record.image.classes:
+                readable.setdefault(label, []).append(record)
     return {
         label: tuple(
             rules.member(found[round(place)]) for place in np.linspace(0, len(found) - 1, min(SAMPLES, len(found)))
@@ -220,14 +235,18 @@ def check_training_data(
     names = "; ".join(case.detail for case in similar.cases[:5]) if similar is not None else ""
     if missing is not None:
         problem = "; ".join(case.detail for case in missing.cases[:5]) + (f"; {names}" if names else "")
-        if not despite_findings:
+        if not despite_findings and images.task == "single-label":
             raise BadData(
                 f"{images.name}: {problem}; metrics of the split would not cover the class. Add images, remove the "
                 "class from all splits, or continue with --despite-findings"
             )
-        log(f"warning: {problem}; continuing because of --despite-findings")
+        why = "; continuing because of --despite-findings" if images.task == "single-label" else ""
+        log(f"warning: {problem}{why}")
     elif names:
         log(f"warning: {names}, and are treated as different classes")
+    finding = label_rules.find_inseparable_labels(images) if images.task == "multi-label" else None
+    if finding is not None:
+        log(f"warning: {finding.cases[0].detail}. {finding.advice}")
     if single := [label for label, count in count_readable(images, records).get("train", {}).items() if count == 1]:
         log(f"warning: only one training image of {shorten_names(single)}")
     for finding in copy_rules.find_copies(records, copies.pairs):
@@ -276,7 +295,8 @@ def count_readable(images: ImageDataset, records: Iterable[ImageRecord]) -> dict
     counts = {split: dict.fromkeys(images.labels, 0) for split in images.splits}
     for record in records:
         if record.problem is None:
-            counts[record.split][record.label] += 1
+            for label in record.image.classes:
+                counts[record.split][label] += 1
     return counts
 
 

@@ -13,7 +13,8 @@ from vggkit.arguments import demand_path
 from vggkit.errors import BadCheckpoint, BadData, BadInput, MissingExtra
 from vggkit.evaluation.comparison import PairedComparison, compare_predictions
 from vggkit.evaluation.evaluation import proportion_interval
-from vggkit.evaluation.predictions import ENDINGS, Predictions
+from vggkit.evaluation.label_predictions import read_predictions
+from vggkit.evaluation.predictions import ENDINGS
 from vggkit.reports.comparison import ComparedRun, Comparison
 from vggkit.training.recipe import Monitor, rank_epoch
 from vggkit.weights.classifier_file import read_card
@@ -64,7 +65,8 @@ def _read_run(folder: Path, config: RunConfig, *, name: str) -> ComparedRun:
     is_finished = read_run_state(folder).state == "finished" and "metrics" in provenance
     figures = dict(provenance["metrics"]) if is_finished else _figures_so_far(history, about, resolved.monitor)
     split = figures.get("split") or figures.get("part", "val")
-    interval = figures.get("top1_interval")
+    main = "map" if figures.get("map") is not None else "top1"
+    interval = figures.get(f"{main}_interval")
     spent = sum(row["seconds"] for row in history)
     return ComparedRun(
         name=name,
@@ -81,7 +83,8 @@ def _read_run(folder: Path, config: RunConfig, *, name: str) -> ComparedRun:
         data=config.data,
         images=(about.get("held_out") or {}).get(split),
         n=figures.get("n"),
-        top1=figures.get("top1"),
+        figure="mAP" if main == "map" else "top-1",
+        top1=figures.get(main),
         top1_interval=(interval[0], interval[1]) if interval else None,
         loss=figures.get("loss"),
         seconds=float(provenance.get("seconds", spent)) if is_finished else spent,
@@ -116,6 +119,7 @@ def _figures_so_far(
             val_top1=row["val_top1"],
             val_loss=row["val_loss"],
             val_macro_f1=row.get("val_macro_f1"),
+            val_map=row.get("val_map"),
         ),
     )
     counts: Mapping[str, Any] = about.get("images") or about.get("pictures") or {}
@@ -127,6 +131,7 @@ def _figures_so_far(
         "top1": top1,
         "top1_interval": proportion_interval(round(top1 * n), n) if n else None,
         "loss": best["val_loss"],
+        **({"map": best["val_map"]} if "val_map" in best else {}),
     }
 
 
@@ -158,6 +163,9 @@ def _find_notes(runs: Sequence[ComparedRun]) -> Iterator[str]:
         )
         yield f"the metrics are of different images and cannot be compared: {listed}"
         return
+    if len({run.figure for run in measured}) > 1:
+        yield "some give an image one label and others several, and their figures cannot be compared"
+        return
     if any(run.images is None for run in measured) and len(measured) > 1:
         yield "it is not known whether the metrics are of the same images"
         return
@@ -182,7 +190,7 @@ def _pair(first: ComparedRun, second: ComparedRun) -> PairedComparison | None:
     if None in tables:
         return None
     try:
-        one, two = (Predictions.read(table) for table in tables if table is not None)
+        one, two = (read_predictions(table) for table in tables if table is not None)
         return compare_predictions(one, two, names=(first.name, second.name))
     except (BadData, MissingExtra):
         return None

@@ -25,6 +25,7 @@ from vggkit.compression.steps import Made, Workshop
 from vggkit.errors import BadConfiguration, BadInput
 from vggkit.evaluation.calibration import fit_temperature
 from vggkit.evaluation.comparison import PairedComparison, compare_predictions
+from vggkit.evaluation.label_predictions import MultiLabelPredictions, choose_thresholds
 from vggkit.files import demand_apart, demand_writable
 from vggkit.hardware import choose_device, name_processor
 from vggkit.images.labelled import LabelledImages
@@ -269,7 +270,7 @@ def _open(model: Model | str | Path) -> Model:
         model = Model.load(locate_model(model))
     card = demand_classifier(model, "compress")
     network = build_network(card.configuration, copy_state(model.network))
-    held = Model(network, labels=card.labels, preprocessing=card.preprocessing)
+    held = Model(network, labels=card.labels, preprocessing=card.preprocessing, task=card.task)
     held.card = card
     return held
 
@@ -294,11 +295,18 @@ def _follow(steps: _Steps, workshop: Workshop, search: Search) -> Candidate:
 
 def _calibrate(made: Model, images: RoleImages, workshop: Workshop, point: CompressionPoint) -> None:
     """Fit the temperature of the probabilities on the images that networks are compared on."""
-    made.card = replace(made.card, temperature=1.0)
+    made.card = replace(made.card, temperature=1.0, thresholds=())
     found = predict_all(made, images.choose, precision=point.precision, device=workshop.device)
     fit = fit_temperature(found, seed=workshop.fine_tuning.seed)
     digest = next(role.digest for role in images.roles if role.purpose == "choose")
-    made.calibrate(temperature=fit.temperature, about={**asdict(fit), "split": "val", "images": digest})
+    thresholds = None
+    if isinstance(found, MultiLabelPredictions):
+        thresholds = choose_thresholds(found.sharpen(fit.temperature))
+    made.calibrate(
+        temperature=fit.temperature,
+        thresholds=thresholds,
+        about={**asdict(fit), "split": "val", "images": digest},
+    )
 
 
 def _compare(

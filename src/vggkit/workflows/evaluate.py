@@ -1,7 +1,7 @@
 """Evaluate one Classifier or several on the same images: compare them, combine them, calibrate one."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from vggkit.errors import BadConfiguration, BadInput
 from vggkit.evaluation.calibration import fit_temperature
 from vggkit.evaluation.comparison import PairedComparison, compare_predictions, fuse
 from vggkit.evaluation.evaluation import Evaluation, ProtocolName
+from vggkit.evaluation.label_predictions import MultiLabelPredictions, choose_thresholds
 from vggkit.evaluation.metrics import score
 from vggkit.files import demand_writable, name_apart
 from vggkit.images.dataset import ImageDataset
@@ -106,6 +107,13 @@ def measure(
         demand_writable(locate_own_model(models[0]))
     names = _name(models)
     _demand_same_classes(models, names)
+    if wanted_precision is not None and any(
+        not is_address(place) and read_card(locate_model(place)).task == "multi-label" for place in models
+    ):
+        raise BadInput(
+            "wanted_precision is for one label an image; several labels have a threshold for each class, which "
+            "training and --calibrate choose for the highest F1"
+        )
     if precision == "int8":
         _demand_ranges(models)
     # These import torch, which the checks above do not need.
@@ -213,7 +221,7 @@ def report_on(
             history=history,
             best_epoch=best_epoch,
             provenance=provenance,
-            steps=suggest_steps(models[0], data.name),
+            steps=suggest_steps(models[0], data.name, task=data.task),
         ),
         comparisons=found.comparisons,
     )
@@ -258,7 +266,7 @@ def _calibrate(
     wanted_precision: float | None,
 ) -> tuple[Evaluation, tuple[str, ...]]:
     """Fit temperature and threshold, store them in the file, and evaluate with them."""
-    from vggkit.evaluation.measure import CALIBRATED_HERE
+    from vggkit.evaluation.measure import CALIBRATED_HERE, THRESHOLDS_HERE
 
     target = locate_model(place)
     raw = found.predictions.sharpen(1 / classifier.temperature)
@@ -266,8 +274,12 @@ def _calibrate(
     if wanted_precision is None and classifier.threshold > 0 and isinstance(before, float):
         wanted_precision = before  # the stored threshold is for other probabilities
     fit = fit_temperature(raw)
+    fitted, thresholds = raw.sharpen(fit.temperature), None
+    if isinstance(fitted, MultiLabelPredictions):
+        thresholds = choose_thresholds(fitted)
+        fitted = replace(fitted, thresholds=thresholds)
     renewed = score(
-        raw.sharpen(fit.temperature),
+        fitted,
         data=found.data,
         split=found.split,
         model=found.model,
@@ -276,7 +288,15 @@ def _calibrate(
         wanted_precision=wanted_precision,
         images=found.images,
         unreadable=found.unreadable,
-        notes=tuple(dict.fromkeys([*found.notes, *([CALIBRATED_HERE] if fit.temperature != 1 else [])])),
+        notes=tuple(
+            dict.fromkeys(
+                [
+                    *found.notes,
+                    *([CALIBRATED_HERE] if fit.temperature != 1 else []),
+                    *([THRESHOLDS_HERE] if thresholds else []),
+                ]
+            )
+        ),
     )
     if wanted_precision is not None and renewed.rejection is None:
         raise BadInput(
@@ -292,9 +312,13 @@ def _calibrate(
         "wanted_precision": wanted_precision,
     }
     threshold = 0.0 if renewed.rejection is None else renewed.rejection.threshold
-    classifier.calibrate(temperature=fit.temperature, threshold=threshold, about=about)
+    classifier.calibrate(temperature=fit.temperature, threshold=threshold, thresholds=thresholds, about=about)
     classifier.save(target)
     messages = [fit.describe()]
     if wanted_precision is not None:
         messages.append(f"threshold {threshold:.4g}: predictions of lower confidence are “unknown” from now on")
+    if thresholds is not None:
+        messages.append(
+            f"thresholds {min(thresholds):.3g} to {max(thresholds):.3g}: those of the highest F1 of each class"
+        )
     return renewed, (*messages, f"stored in {target}")

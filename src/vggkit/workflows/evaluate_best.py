@@ -1,13 +1,15 @@
 """The evaluation that ends a training: of the best epoch's weights, on the test or else the validation split."""
 
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 
 import torch
 
 from vggkit.errors import BadImage
 from vggkit.evaluation.calibration import TemperatureFit, fit_temperature
 from vggkit.evaluation.evaluation import Evaluation
-from vggkit.evaluation.measure import CALIBRATED_HERE, predict_labelled
+from vggkit.evaluation.label_predictions import MultiLabelPredictions, choose_thresholds, gather_predictions
+from vggkit.evaluation.measure import CALIBRATED_HERE, THRESHOLDS_HERE, predict_labelled
 from vggkit.evaluation.metrics import score
 from vggkit.evaluation.predictions import Predictions
 from vggkit.evaluation.protocols import plan_protocol, prepare_engines
@@ -43,13 +45,11 @@ def evaluate_best(
         if result.probe is not None:
             if not group.is_first:
                 return None
-            return Predictions.of(
-                result.probe.compute_logits(split),
-                result.probe.features[split].targets,
-                labels=classifier.labels,
-                paths=[image.name for image in dataset.split(split)],
-            )
+            logs = classifier.card.activation.log(result.probe.compute_logits(split))
+            return gather_predictions(classifier.card, dataset.split(split), logs)
         images = group.take_share(dataset.split(split))
+        if not images:  # there are fewer than processes
+            return _join(group.gather(None))
         predictions, unreadable = predict_labelled(
             classifier,
             images,
@@ -60,8 +60,7 @@ def evaluate_best(
         )
         if unreadable:
             raise BadImage(f"{unreadable[0]}; it could be read when the training began")
-        parts = group.gather(predictions)
-        return Predictions.join(parts) if len(parts) > 1 else next(iter(parts), None)
+        return _join(group.gather(predictions))
 
     # Every split is predicted at a temperature of 1, before the Classifier gets its own.
     val = predict("val")
@@ -73,28 +72,58 @@ def evaluate_best(
 
     fit = group.lead(calibrate)
     line.log(fit.describe())
+
+    def choose() -> tuple[float, ...] | None:
+        if not isinstance(val, MultiLabelPredictions):
+            return None
+        return choose_thresholds(val.sharpen(fit.temperature))
+
+    thresholds = group.lead(choose)
+    if thresholds is not None:
+        line.log(
+            f"thresholds {min(thresholds):.3g} to {max(thresholds):.3g}: those of the highest F1 of each class on "
+            f"the validation images"
+        )
     classifier.calibrate(
         temperature=fit.temperature,
+        thresholds=thresholds,
         about={**asdict(fit), "split": "val", "images": identify_images(dataset.split("val"))},
     )
 
     def measure() -> Evaluation:
         assert headline is not None, "the first process has all predictions"
+        calibrated = headline.sharpen(fit.temperature)
+        if thresholds is not None and isinstance(calibrated, MultiLabelPredictions):
+            calibrated = replace(calibrated, thresholds=thresholds)
         return score(
-            headline.sharpen(fit.temperature),
+            calibrated,
             data=dataset.name,
             split=split,
             model=classifier.configuration.model,
             protocol=str(protocol),
             temperature=fit.temperature,
             images=identify_images(dataset.split(split)),
-            notes=_list_notes(dataset, split, epochs=len(result.history), calibrated=fit.temperature != 1),
+            notes=_list_notes(
+                dataset,
+                split,
+                epochs=len(result.history),
+                calibrated=fit.temperature != 1,
+                with_thresholds=thresholds is not None,
+            ),
         )
 
     return group.lead(measure)
 
 
-def _list_notes(dataset: ImageDataset, split: str, *, epochs: int, calibrated: bool) -> tuple[str, ...]:
+def _join(parts: Sequence[Predictions | None]) -> Predictions | None:
+    """The predictions of all processes, in the first one."""
+    there = [part for part in parts if part is not None]
+    return Predictions.join(there) if len(there) > 1 else next(iter(there), None)
+
+
+def _list_notes(
+    dataset: ImageDataset, split: str, *, epochs: int, calibrated: bool, with_thresholds: bool
+) -> tuple[str, ...]:
     """Notes for the interpretation of the metrics."""
     notes = []
     train, evaluated = dataset.count("train"), dataset.count(split)
@@ -112,4 +141,6 @@ def _list_notes(dataset: ImageDataset, split: str, *, epochs: int, calibrated: b
             )
         if calibrated:
             notes.append(CALIBRATED_HERE)
+        if with_thresholds:
+            notes.append(THRESHOLDS_HERE)
     return tuple(notes)

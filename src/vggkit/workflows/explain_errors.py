@@ -39,8 +39,9 @@ def explain_errors(
     assert isinstance(explainer, ClosedExplainer)
     by_path = {image.name: image for image in images}
     found: dict[str, Explanation] = {}
-    for number in sorted({int(predictions.predicted[place]) for place in wrong}):
-        paths = [predictions.paths[place] for place in wrong if predictions.predicted[place] == number]
+    best = predictions.log_probabilities.argmax(axis=1)  # of several labels the most probable one
+    for number in sorted({int(best[place]) for place in wrong}):
+        paths = [predictions.paths[place] for place in wrong if best[place] == number]
         shown = [by_path[path] for path in paths if path in by_path]
         for each in iterate_explanations(explainer.of_class(number), classifier.card, shown):
             found[each.image.name] = each.explanation

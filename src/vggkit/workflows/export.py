@@ -146,6 +146,7 @@ def _write_program(
         parity=parity,
         conversion=None,
         snippet=write_program_snippet(plan, out.name),
+        task=plan.card.task,
     )
 
 
@@ -181,6 +182,7 @@ def _convert(opened: "Model | ModelFile", out: Path, chosen: Format, log: OnProg
         parity=None,
         conversion=conversion,
         snippet=write_weights_snippet(opened.card, chosen.name, out.name, conversion.preprocessing),
+        task=opened.card.task,
     )
 
 

@@ -86,4 +86,5 @@ def export_site(
         parity=parity,
         conversion=None,
         snippet=f"{advice}python -m http.server --bind 127.0.0.1 --directory {out}",
+        task=plan.card.task,
     )

@@ -31,6 +31,7 @@ from vggkit.training.recipe import Monitor, Recipe
 from vggkit.training.trainer import State, Trainer
 from vggkit.weights.card import Card
 from vggkit.weights.model import Model
+from vggkit.workflows.check import list_stated
 from vggkit.workflows.evaluate_best import evaluate_best
 from vggkit.workflows.explain_errors import explain_errors
 from vggkit.workflows.run_config import NetworkChoice, RunConfig
@@ -65,12 +66,13 @@ class TrainingRun:
         rows = [
             (
                 f"{epoch.epoch}{' (best)' if epoch.epoch == self.best_epoch else ''}",
-                *(f"{value:.4f}" for value in (epoch.train_loss, epoch.val_loss, epoch.val_top1)),
+                *(f"{value:.4f}" for value in (epoch.train_loss, epoch.val_loss)),
+                f"{epoch.val_figure:.4f}",
                 f"{epoch.seconds:.1f} s",
             )
             for epoch in self.history
         ]
-        header = ("epoch", "train loss", "val loss", "val top-1", "time")
+        header = ("epoch", "train loss", "val loss", self.history[0].figure, "time")
         history = write_html(f"{self.directory}: {self.classifier!r}", rows, header=header)
         return history + self.evaluation._repr_html_()
 
@@ -125,6 +127,7 @@ def fit_and_record(
                     network,
                     labels=classifier.labels,
                     preprocessing=classifier.preprocessing,
+                    task=classifier.task,
                     origin=replace(classifier.origin, kind="trained", random_keys=()),
                     provenance={**provenance, "epoch": epoch.epoch},
                 ).save(directory / BEST)
@@ -196,7 +199,13 @@ def fit_and_record(
             history=result.history,
             best_epoch=result.best_epoch,
             provenance=classifier.provenance,
-            steps=suggest_steps(directory, dataset.name, is_head_alone=result.probe is not None),
+            steps=suggest_steps(
+                directory,
+                dataset.name,
+                is_head_alone=result.probe is not None,
+                task=classifier.task,
+                options=list_stated(config.columns),
+            ),
             plots=plots,
             explanations=explain_errors(classifier, evaluation.predictions, images, device=str(device)),
         )
@@ -244,5 +253,5 @@ def _describe_epoch(epoch: Epoch, epochs: int, *, monitor: Monitor) -> str:
     macro_f1 = f"val macro F1 {epoch.val_macro_f1:.4f}  " if monitor == "macro-f1" else ""
     return (
         f"epoch {epoch.epoch:>{len(str(epochs))}}  train loss {epoch.train_loss:.4f}  "
-        f"val loss {epoch.val_loss:.4f}  val top-1 {epoch.val_top1:.4f}  {macro_f1}{epoch.seconds:5.1f} s"
+        f"val loss {epoch.val_loss:.4f}  {epoch.figure} {epoch.val_figure:.4f}  {macro_f1}{epoch.seconds:5.1f} s"
     )

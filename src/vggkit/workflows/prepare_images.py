@@ -14,6 +14,7 @@ from vggkit.errors import BadData
 from vggkit.images.class_names import hint_at_lookalikes, shorten_names
 from vggkit.images.dataset import ImageDataset, ImageSample, identify_image, identify_images
 from vggkit.images.lazy_images import LazyImages
+from vggkit.images.several_labels import demand_task, demand_whole_names
 from vggkit.images.sources.spooling import spool
 from vggkit.images.splits import CopyGroups, hold_out, hold_out_with_copies, is_divided
 from vggkit.reports.progress import ProgressLine
@@ -212,14 +213,17 @@ def _count_groups(count: int) -> str:
 
 
 def _demand_classes(dataset: ImageDataset, classifier: Model) -> None:
-    """Raise BadData for a single class, and for classes that the Classifier does not name."""
-    if len(classifier.labels) < 2:
+    """Raise BadData for another task, a single class, and classes that the Classifier does not name."""
+    demand_task(dataset, classifier.task)
+    if len(classifier.labels) < 2 and classifier.task == "single-label":
         raise BadData(
             f"{dataset.name}: has one class, and a classifier needs two or more; "
             "give the folder that holds a subfolder for each class"
         )
     unknown = sorted(set(dataset.labels) - set(classifier.labels))
     if unknown:
+        if classifier.task == "multi-label":
+            demand_whole_names(dataset.name, unknown, classifier.labels)
         hint = hint_at_lookalikes(unknown, classifier.labels)
         raise BadData(
             f"{dataset.name}: holds classes the Classifier does not name ({shorten_names(unknown)}); "

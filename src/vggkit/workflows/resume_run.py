@@ -92,6 +92,7 @@ def resume_run(
         network,
         labels=card.labels,
         preprocessing=card.preprocessing,
+        task=card.task,
         origin=card.origin,
         provenance=card.provenance,
     )

@@ -294,6 +294,16 @@ def list_metrics(evaluation: Evaluation, split: str, epoch: int) -> dict[str, An
         "macro_f1": evaluation.macro_f1,
         "ece": evaluation.ece,
         "loss": evaluation.loss,
+        **(
+            {}
+            if evaluation.task == "single-label"
+            else {
+                "map": evaluation.average_precision,
+                "map_interval": list(evaluation.intervals.get("average_precision", ())),
+                "micro_f1": evaluation.micro_f1,
+                "exact_match": evaluation.exact_match,
+            }
+        ),
         "n": evaluation.n,
         "epoch": epoch,
         "chosen_on": "val",

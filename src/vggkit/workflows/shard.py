@@ -114,6 +114,11 @@ def shard(
             )
         return _describe(data, place, columns=columns, overwrite=overwrite, on_progress=on_progress)
     opened = open_dataset(data, columns=columns)
+    if opened.task == "multi-label":
+        raise BadData(
+            f"{opened.name}: its images have several labels or none, and shards hold one label an image; train on "
+            "the table itself"
+        )
     _demand_apart(opened.name, place)
     if validation_share is not None:
         opened = divide(opened, validation_share=validation_share, seed=seed)

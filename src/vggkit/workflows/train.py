@@ -1,25 +1,23 @@
 """Training from Python: `vggkit.train`, whose options are those of `vggkit train` by the same names."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import get_args
 
 from torch import Tensor
 
-from vggkit.arguments import demand_path, demand_seconds
+from vggkit.arguments import demand_seconds
 from vggkit.errors import BadConfiguration
 from vggkit.images.dataset import ImageDataset
 from vggkit.images.labelled import LabelledImages
 from vggkit.images.preprocessing import FitMode
 from vggkit.images.sources.open_dataset import open_dataset
-from vggkit.images.sources.tables import Columns
 from vggkit.models.configuration import Configuration, Head, Scheme
 from vggkit.reports.loggers import LoggerName
 from vggkit.reports.plots import PlotEnding
+from vggkit.task import Task
 from vggkit.training.checkpoint import Epoch
 from vggkit.training.distributed.joining import join_processes
-from vggkit.training.presets import find_preset
 from vggkit.training.recipe import (
     Augmentation,
     Balance,
@@ -36,15 +34,11 @@ from vggkit.weights.model import Model
 from vggkit.workflows.earlier_calls import accept_model_first
 from vggkit.workflows.fit_and_record import TrainingRun
 from vggkit.workflows.resume_run import resume_run
-from vggkit.workflows.run_config import NetworkChoice, RunConfig, locate
+from vggkit.workflows.run_config import RunConfig
 from vggkit.workflows.several_processes import find_interrupted
 from vggkit.workflows.train_inputs import open_inputs
+from vggkit.workflows.train_options import gather_options, refuse_beside_resume
 from vggkit.workflows.training_run import start_run
-
-BESIDE_RESUME: Final = frozenset(
-    {"data", "resume", "epochs", "device", "save_seconds", "plots", "quiet", "on_epoch"}
-)
-"""Options that may be given with `resume`; all others are those of the run."""
 
 
 @accept_model_first
@@ -108,6 +102,8 @@ def train(
     teacher: str | Path | None = None,
     path_column: str | None = None,
     label_column: str | None = None,
+    label_separator: str | None = None,
+    task: Task | None = None,
     split_column: str | None = None,
     group_column: str | None = None,
     root: str | None = None,
@@ -200,7 +196,8 @@ def train(
         ema_decay: Evaluate and save an exponential moving average of the weights, with this decay in (0, 1).
         patience: Stop early, after this number of epochs without a lower validation loss.
         monitor: Metric of the validation images by which the best epoch is chosen and saved: top1 (then the loss),
-            loss, or macro-f1 (then the loss), in which rare classes count as much as frequent ones.
+            loss, or macro-f1 (then the loss), in which rare classes count as much as frequent ones. For several
+            labels an image it is map, the mean average precision, in place of top1.
         label_smoothing: Probability in [0, 1) of the target that is distributed evenly over all classes.
         sync_norm: On several processes (torchrun): normalise by the statistics of all images of a batch, and not by
             those of each process alone.
@@ -218,8 +215,9 @@ def train(
         mixup: Alpha of mixup, which blends images of a batch; 0.2 is usual, 0 is none.
         cutmix: Alpha of CutMix, which pastes rectangles between images of a batch; 1 is usual, 0 is none. With
             mixup too, each batch gets one of the two at random.
-        balance: For uneven classes. weights: weigh the loss by inverse class frequency. sampling: draw rare classes
-            more often.
+        balance: For uneven classes. weights: weigh the loss by inverse class frequency; for several labels an
+            image, images with a label as much as those without it. sampling: draw rare classes more often, where an
+            image has one label.
         views: For trainable=head: number of views of each image, the first as in prediction, the others augmented.
         validation_share: Fraction in (0, 1) of each class that is held out where the data has no validation split.
         fold: Cross-validation, such as 2/5: validate on the second of five folds and train on the others. The
@@ -229,6 +227,11 @@ def train(
         teacher: A trained classifier of these classes, a file or a run, whose predictions are learnt too.
         path_column: The table's column with the images' files, or with the images themselves.
         label_column: The table's column with the classes.
+        label_separator: Separator of several labels in a cell of that column, such as ; or |. An image then has any
+            number of labels, and an empty cell none: multi-label.
+        task: single-label: every image has exactly one class. multi-label: any number of them. Default: multi-label
+            for labels with a separator, for lists of labels, and for columns of 0 and 1 where some row has several
+            or none.
         split_column: The table's column with the split: train, val or test.
         group_column: The table's column whose equal values stay in one split: a patient, a place, a burst; None:
             `group`.
@@ -260,7 +263,8 @@ def train(
     """
     options = {name: value for name, value in locals().items() if value is not None}
     if data is not None and not isinstance(data, str | Path):
-        data = options["data"] = open_dataset(data)
+        columns = Columns(task=task) if task is not None else Columns()
+        data = options["data"] = open_dataset(data, columns=columns)
     if recipe is not None and not isinstance(recipe, Recipe):
         raise BadConfiguration(f"recipe must be a vggkit.Recipe, such as Recipe(epochs=3); got {recipe!r:.100}")
     if isinstance(loggers, str):
@@ -271,8 +275,8 @@ def train(
         raise BadConfiguration(f"on_epoch must be a function of an Epoch, such as print; got {on_epoch!r:.100}")
     save_seconds = demand_seconds("save_seconds", save_seconds)
     if resume is not None:
-        _refuse_others(options)
-    chosen = _gather(options) if resume is None else RunConfig()
+        refuse_beside_resume(options)
+    chosen = gather_options(options) if resume is None else RunConfig()
     with join_processes(device) as group:
         again = find_interrupted(out, group) if resume is None else Path(resume)
         if again is not None:
@@ -306,71 +310,4 @@ def train(
             on_epoch=on_epoch,
             may_be_unstarted=group.restarts > 0,
             group=group,
-        )
-
-
-def _gather(options: Mapping[str, Any]) -> RunConfig:
-    """The configuration of a run, from options by name and from `config`, `preset` or `recipe` for the others."""
-    bases = [name for name in ("config", "preset", "recipe") if name in options]
-    if len(bases) > 1:
-        raise BadConfiguration(
-            f"{' and '.join(bases)} both give a recipe; give one of them, and change it by options"
-        )
-    base = RunConfig.read(options["config"]) if "config" in options else RunConfig()
-    recipe: Recipe = options.get("recipe") or base.recipe
-    if "preset" in options:
-        recipe = find_preset(options["preset"]).recipe
-    if "find_learning_rate" in options and "learning_rate" not in options and "config" in options:
-        recipe = replace(recipe, learning_rate=None)  # of a rate that is given and one that is searched, the newer
-    given = {
-        kind: {field.name: options[field.name] for field in fields(kind) if field.name in options}
-        for kind in (NetworkChoice, Recipe, Columns)
-    }
-    network, model, data = given[NetworkChoice], options.get("model"), options.get("data")
-    if isinstance(model, Model):
-        if others := sorted(network.keys() - {"model"}):
-            raise BadConfiguration(
-                f"{others[0]} is an option of a new network, and model={model!r} is trained as it is; leave it out"
-            )
-        base = replace(base, network=NetworkChoice.of(model))
-        network = {}
-    elif isinstance(model, Configuration):
-        network["model"] = model.model
-    elif model is not None and not isinstance(model, str):
-        raise BadConfiguration(
-            f"model must be a name of vggkit.list_models(), a Configuration or a Classifier; got {model!r:.100}"
-        )
-    held = isinstance(network.get("weights"), Mapping)  # in memory, which no file can say
-    if "weights" in network:
-        demand_path("" if held else network["weights"])
-        network["weights"] = None if held else locate(str(network["weights"]))
-    columns = given[Columns]
-    if "root" in columns:
-        columns["root"] = locate(str(columns["root"])) if Path(str(columns["root"])).is_dir() else columns["root"]
-    if data is not None:
-        base = replace(base, data=locate(data.name if isinstance(data, ImageDataset) else str(data)))
-    # A configuration and a Classifier name their model; without them the weights may name it.
-    initial = base.network if "config" in options or isinstance(model, Model) else NetworkChoice()
-    searched = options.get("find_learning_rate", base.find_learning_rate and "learning_rate" not in options)
-    return replace(
-        base,
-        columns=replace(base.columns, **columns),
-        despite_findings=options.get("despite_findings", base.despite_findings),
-        loggers=tuple(options.get("loggers", base.loggers)),
-        find_learning_rate=searched,
-        teacher=locate(str(options["teacher"])) if "teacher" in options else base.teacher,
-        from_python=isinstance(model, Model | Configuration) or isinstance(data, ImageDataset) or held,
-        network=replace(initial, **network),
-        recipe=replace(recipe, **given[Recipe]),
-        found={},
-    )
-
-
-def _refuse_others(options: Mapping[str, Any]) -> None:
-    usual = {"find_learning_rate": False}
-    others = [name for name in options if name not in BESIDE_RESUME and options[name] != usual.get(name)]
-    if others:
-        raise BadConfiguration(
-            f"{others[0]} does not go with resume: a run continues with the options that it started with. "
-            "For a new run like it: train(config=RUN), with the options that are to differ"
         )

@@ -113,6 +113,8 @@ def start_run(
         counts = {name: len(split) for name, split in divided.splits.items()}
         listed = ", ".join(f"{count} {name}" for name, count in counts.items())
         line.log(f"{classifier.configuration.model} on {dataset.name}: {listed}, {len(divided.labels)} classes")
+        for sentence in dataset.notes:
+            line.log(sentence)
         line.log(describe_start(classifier))
         count = len(divided.split("train"))
         recipe, reasons = group.lead(
@@ -123,7 +125,8 @@ def start_run(
         )
         for reason in reasons:
             line.log(reason)
-        if dropped := [name for name in ("threshold", "activation_ranges") if getattr(classifier, name)]:
+        fitted = ("threshold", "thresholds", "activation_ranges")
+        if dropped := [name for name in fitted if getattr(classifier, name)]:
             line.log(f"the {' and the '.join(dropped)} of the Classifier belonged to its earlier weights: dropped")
         # Metrics of an earlier training do not apply to this one.
         lasting = {name: value for name, value in classifier.provenance.items() if name not in RESULTS}
@@ -154,6 +157,7 @@ def start_run(
                 **({"processes": {"number": group.size, "launch": name_launch()}} if group.size > 1 else {}),
                 "configuration": classifier.configuration.to_dict(),
                 "preprocessing": classifier.preprocessing.to_dict(),
+                **({} if classifier.task == "single-label" else {"task": classifier.task}),
                 "labels": list(classifier.labels),
             },
         )
@@ -231,6 +235,7 @@ def _resolve(
         preprocessing=classifier.preprocessing,
         origin=classifier.origin,
         images=images,
+        task=classifier.task,
         bf16=computes_bf16(device),
         frozen=frozenset(caller_settings.frozen),
         processes=processes,

@@ -34,7 +34,7 @@ def write_entry(name: str, value: Any, text: str, *, indent: str = "") -> Iterat
 
 def write_comment(text: str, *, indent: str = "") -> Iterator[str]:
     """The lines of a comment."""
-    for line in textwrap.wrap(text, LINE_WIDTH - len(indent)):
+    for line in textwrap.wrap(text, LINE_WIDTH - len(indent), break_on_hyphens=False):
         yield f"{indent}# {line}"
 
 

@@ -15,7 +15,7 @@ from vggkit.errors import BadData, BadDownload, BadImage, MissingExtra
 from vggkit.images.dataset import ImageSample
 from vggkit.images.decoding import read_file
 from vggkit.images.omissions import Reading
-from vggkit.images.sources.tables import USUAL, Columns, name_group, name_label, name_split
+from vggkit.images.sources.tables import USUAL, Columns, name_group, name_split
 from vggkit.paths import is_offline
 
 if TYPE_CHECKING:
@@ -90,18 +90,19 @@ def _read_split(
         classes = [column for column, kind in others.items() if type(kind).__name__ == "ClassLabel"]
         roles |= {"label": classes[0]} if classes else {}
     roles = {role: column for role, column in roles.items() if column in others}
-    names = getattr(others.get(roles.get("label", "")), "names", None)
+    kind = others.get(roles.get("label", ""))
+    names = getattr(getattr(kind, "feature", kind), "names", None)  # in it, where labels are lists
     storage = HubStorage(_undecoded(split, image), image)
     wanted = sorted(set(roles.values()))
     rows = split.select_columns(wanted) if wanted else ({} for _ in range(split.num_rows))
     for row, values in enumerate(rows):
         cells = {role: values[column] for role, column in roles.items()}
-        label = cells.get("label")
-        if isinstance(label, list | dict):
-            raise BadData(f"{address}: its column {roles['label']} holds more than one class an image")
-        if names:
-            label = names[label] if label is not None and label >= 0 else None
-        label = name_label(label, f"{address}, row {row + 1}")
+        value = cells.get("label")
+        if names and isinstance(value, list):
+            value = [names[number] for number in value]
+        elif names:
+            value = names[value] if value is not None and value >= 0 else None
+        label, labels = columns.read_labels(value, f"{address}, row {row + 1}")
         if label is not None and not names:
             reading.written_labels.add(label)
         yield (
@@ -112,6 +113,7 @@ def _read_split(
                 storage=storage,
                 key=row,
                 group=name_group(cells.get("group")),
+                labels=labels,
             ),
         )
 

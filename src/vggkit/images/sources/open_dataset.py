@@ -60,7 +60,12 @@ def open_dataset(
             - `-`: a table on standard input;
             - from Python, pairs of an image and its label, a torch or torchvision Dataset of such pairs, arrays
               `(images, labels)`, or a mapping of these by split; see `labelled.take_labelled`.
-        columns: The names of a table's columns, where they are not the usual ones.
+        columns: The names of a table's columns, where they are not the usual ones, and whether images have several
+            labels.
+
+    A table whose cells hold lists of labels, or several by `columns.label_separator`, is multi-label, as is one
+    with a column of 0 and 1 for each class where some row has not exactly one 1: each image has its labels, perhaps
+    none, in `ImageSample.labels`. A folder is always single-label.
 
     Files that are not images of the dataset are counted in `skipped`.
 
@@ -77,10 +82,10 @@ def open_dataset(
         return place
     reading = Reading()
     if not isinstance(place, str | Path):
-        return ImageDataset.of(name_given(place), take_labelled(place), reading=reading)
+        return ImageDataset.of(name_given(place), take_labelled(place), reading=reading, task=columns.task)
     if (manifest := _find_manifest(str(place), columns)) is not None:
         return open_sharded(manifest, name=str(place))
-    return ImageDataset.of(str(place), _read(str(place), columns, reading), reading=reading)
+    return ImageDataset.of(str(place), _read(str(place), columns, reading), reading=reading, task=columns.task)
 
 
 def iterate_images(
@@ -210,8 +215,8 @@ def _read(place: str, columns: Columns, reading: Reading) -> Labelled:
     if not place:
         raise BadData("a place of images must be named: a folder, a table, an archive, an address, or a name")
     tabular = lower.endswith((*tables.ENDINGS, *parquet.ENDINGS)) or path.is_dir() or lower.startswith("hf:")
-    if columns != Columns() and not tabular and place != STANDARD_INPUT:
-        raise BadData(f"{place}: has no columns to be named; they are those of a table or of Parquet")
+    if not tabular and place != STANDARD_INPUT:
+        _demand_no_columns(place, columns)
     if place in public_sets.NAMES and not path.exists():
         return public_sets.read_named(place)
     if place == STANDARD_INPUT:
@@ -220,8 +225,8 @@ def _read(place: str, columns: Columns, reading: Reading) -> Labelled:
         return hub_sets.read_hub_set(place, columns, reading)
     if path.is_dir():
         held = _containers(path, reading)
-        if columns != Columns() and not any(str(file).lower().endswith(parquet.ENDINGS) for file in held):
-            raise BadData(f"{place}: has no columns to be named; they are those of a table or of Parquet")
+        if not any(str(file).lower().endswith(parquet.ENDINGS) for file in held):
+            _demand_no_columns(place, columns)
         return _read_files(held, columns, reading) if held else read_folder(path, reading)
     if _is_shards(place) or lower.endswith(parquet.ENDINGS):
         return _read_files(expand(place), columns, reading)
@@ -230,6 +235,17 @@ def _read(place: str, columns: Columns, reading: Reading) -> Labelled:
             raise BadData(f"{place}: no such file")
         return _find_inside(tables.read_csv(path, columns, reading), columns)
     raise _refuse(place, path)
+
+
+def _demand_no_columns(place: str, columns: Columns) -> None:
+    """Raise BadData where columns are named of what has none, or several labels are requested of it."""
+    if columns.task == "multi-label" or columns.label_separator is not None:
+        raise BadData(
+            f"{place}: gives each image one label, and several are listed in a table: a row an image, with a "
+            "column label such as sun;sea and --label-separator ';', or with a column of 0 and 1 for each class"
+        )
+    if replace(columns, task=None) != Columns():
+        raise BadData(f"{place}: has no columns to be named; they are those of a table or of Parquet")
 
 
 def _read_files(places: list[Place], columns: Columns, reading: Reading) -> Labelled:
@@ -260,7 +276,10 @@ def _find_inside(rows: Labelled, columns: Columns) -> Labelled:
         found = inside[container].get(image.path)
         if found is None:
             raise BadData(f"{image.path}: there is no such image in {container}")
-        yield split, replace(found, label=image.label, group=image.group, written=image.written)
+        yield (
+            split,
+            replace(found, label=image.label, labels=image.labels, group=image.group, written=image.written),
+        )
 
 
 def _container(path: str) -> str | None:

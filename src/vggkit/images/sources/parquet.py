@@ -14,7 +14,7 @@ from vggkit.images.dataset import ImageSample
 from vggkit.images.decoding import read_file
 from vggkit.images.omissions import Reading
 from vggkit.images.sources.locations import Place, copy_whole
-from vggkit.images.sources.tables import Columns, locate_rows, name_group, name_label, name_split, read_records
+from vggkit.images.sources.tables import Columns, locate_rows, name_group, name_split, read_records
 from vggkit.images.split_names import find_split
 
 if TYPE_CHECKING:
@@ -40,10 +40,10 @@ def read_parquet(
     for file in files:
         rows = ParquetImages(file, columns)
         if rows.column is None:
-            read = read_records(rows.records(), str(file), rows.found, reading)
+            read = read_records(rows.records(), str(file), rows.found, reading, columns)
             yield from locate_rows(read, Path(str(file)).parent, str(file), columns)
         else:
-            yield from rows.images(reading)
+            yield from rows.images(reading, columns)
 
 
 class ParquetImages:
@@ -103,17 +103,24 @@ class ParquetImages:
             return
         for batch in self._opened.iter_batches(batch_size=4096, columns=wanted):
             for values in batch.to_pylist():
-                if self._names and isinstance(number := values[self.found["label"]], int):
-                    known = 0 <= number < len(self._names)
-                    values[self.found["label"]] = self._names[number] if known else None
+                if self._names:
+                    values[self.found["label"]] = self._name(values[self.found["label"]])
                 yield values
 
-    def images(self, reading: Reading) -> Iterator[tuple[str | None, ImageSample]]:
+    def _name(self, value: Any) -> Any:
+        """The names of classes that are given by number, one or a list; None for a number of none."""
+        if isinstance(value, list):
+            return [self._name(each) for each in value]
+        if not isinstance(value, int):
+            return value
+        return self._names[value] if 0 <= value < len(self._names) else None
+
+    def images(self, reading: Reading, columns: Columns) -> Iterator[tuple[str | None, ImageSample]]:
         """(Split, image) of each row."""
         of_file = find_split(str(self.file))
         for number, values in enumerate(self.records()):
             cells = {role: values[column] for role, column in self.found.items()}
-            label = name_label(cells.get("label"), f"{self.file}, row {number + 1}")
+            label, labels = columns.read_labels(cells.get("label"), f"{self.file}, row {number + 1}")
             if label is not None:
                 reading.written_labels.add(label)
             yield (
@@ -124,6 +131,7 @@ class ParquetImages:
                     storage=self,
                     key=number,
                     group=name_group(cells.get("group")),
+                    labels=labels,
                 ),
             )
 
@@ -185,7 +193,7 @@ def _image_column(schema: "pa.Schema", columns: Columns, name: str) -> str | Non
 def _class_names(schema: "pa.Schema", column: str | None) -> tuple[str, ...]:
     """Names of classes that are stored by number, from Hugging Face's metadata."""
     try:
-        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-        return tuple(map(str, features[column]["names"]))
-    except (KeyError, TypeError, ValueError):
+        feature = json.loads(schema.metadata[b"huggingface"])["info"]["features"][column]
+        return tuple(map(str, feature.get("feature", feature)["names"]))  # in it, where labels are lists
+    except (KeyError, TypeError, ValueError, AttributeError):
         return ()

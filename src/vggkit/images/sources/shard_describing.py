@@ -51,6 +51,10 @@ def _describe(
     for split, image in _read(copy, form, columns, shown=place):
         splits.add(split)
         name = image.path.partition("#")[2]
+        if image.labels is not None:
+            raise BadData(
+                f"{place}#{name}: has a list of labels, and shards hold one label an image; train on a table"
+            )
         if image.label is None:
             raise BadData(f"{place}#{name}: has no label, and labelled images are required")
         try:
@@ -74,7 +78,7 @@ def _read(copy: Place, form: Form, columns: Columns, *, shown: Place) -> Iterato
         table = ParquetImages(copy, columns)
         if table.column is None:
             raise BadData(f"{shown}: holds paths of images and not the images; {WRITTEN_AGAIN}")
-        yield from table.images(Reading())
+        yield from table.images(Reading(), columns)
         return
     for split, image in read_shards([copy]):
         storage: Any = image.storage

@@ -22,24 +22,28 @@ class ColumnLayout:
     has_header: bool = True
     """Whether the first line contains column names and not an image."""
     one_hot: Mapping[int, str] = field(default_factory=dict)
-    """The class of each column of zeros and ones, exactly one of which is one; none where there is a label."""
-    not_one_hot: str = ""
-    """Why columns of zeros and ones are not such; empty where there are none."""
+    """The class of each column of zeros and ones, of which ones are the labels; none where there is a label."""
 
-    def read(self, cells: Sequence[str], place: str) -> dict[str, str | None]:
-        """The cells of a row by role; raises BadData where one-hot columns name no class, or several."""
-        values = {role: cells[at] if at < len(cells) else None for role, at in self.roles.items()}
-        if self.one_hot:
-            named = [label for at, label in self.one_hot.items() if at < len(cells) and cells[at].lower() in ONES]
-            if len(named) != 1:
-                which = shorten_names(named, most=3) if named else "none"
+    def read(self, cells: Sequence[str]) -> dict[str, str | None]:
+        """The cells of a row by role."""
+        return {role: cells[at] if at < len(cells) else None for role, at in self.roles.items()}
+
+    def read_ones(self, cells: Sequence[str], place: str) -> tuple[str, ...] | None:
+        """The classes whose columns are 1; None without such columns. Raises BadData for what is no 0 or 1."""
+        if not self.one_hot:
+            return None
+        named = []
+        for at, label in self.one_hot.items():
+            cell = cells[at].lower() if at < len(cells) else ""
+            if cell not in ONES | ZEROS:
                 raise BadData(
-                    f"{place}: of the columns {shorten_names([*self.one_hot.values()], most=3)} one must be 1, "
-                    f"which names the class, and {which} {'are' if len(named) > 1 else 'is'}; remove the line, or "
-                    "name a column of labels with --label-column"
+                    f"{place}: the columns {shorten_names([*self.one_hot.values()], most=3)} are classes, each 1 "
+                    f"where the image has it and else 0, and {label!r} is {cell!r}; correct it, or name a column "
+                    "of labels with --label-column"
                 )
-            values["label"] = named[0]
-        return values
+            if cell in ONES:
+                named.append(label)
+        return tuple(named)
 
 
 def lay_out(
@@ -69,9 +73,9 @@ def lay_out(
     if "label" in roles:
         return ColumnLayout(roles)
     rest = [at for at in range(len(names)) if at not in roles.values()]
-    binary, problem = _find_one_hot(names, rest, head)
-    if binary:
-        return ColumnLayout(roles, not_one_hot=problem) if problem else ColumnLayout(roles, one_hot=binary)
+    binary = [at for at in rest if head and all(at < len(row) and row[at].lower() in ONES | ZEROS for row in head)]
+    if len(binary) > 1:
+        return ColumnLayout(roles, one_hot={at: names[at] for at in binary})
     if len(names) == 2 and len(rest) == 1 and head and all(len(row) > 1 and row[rest[0]] for row in head):
         return ColumnLayout(roles | {"label": rest[0]})
     return ColumnLayout(roles)
@@ -95,22 +99,6 @@ def _lay_out_bare(names: Sequence[str], head: Sequence[Sequence[str]], table: st
             "names above it, such as path,label"
         )
     return ColumnLayout(roles | ({"label": rest[0]} if rest else {}), has_header=False)
-
-
-def _find_one_hot(
-    names: Sequence[str], rest: Sequence[int], head: Sequence[Sequence[str]]
-) -> tuple[dict[int, str], str]:
-    """The columns of zeros and ones, two or more, and why they are not one-hot where a row has not exactly one."""
-    binary = [at for at in rest if head and all(at < len(row) and row[at].lower() in ONES | ZEROS for row in head)]
-    if len(binary) < 2:
-        return {}, ""
-    for number, row in enumerate(head, start=1):
-        named = [names[at] for at in binary if row[at].lower() in ONES]
-        if len(named) != 1:
-            which = f"the labels {shorten_names(named, most=3)}" if named else "no label"
-            problem = f"zeros and ones, but row {number} has {which}, and each image needs exactly one"
-            return {at: names[at] for at in binary}, problem
-    return {at: names[at] for at in binary}, ""
 
 
 def _is_image(row: Sequence[str], at: int) -> bool:

@@ -11,15 +11,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, Final, TextIO, get_args
 
-from vggkit.errors import BadData, UnknownName
+from vggkit.errors import BadConfiguration, BadData, UnknownName
 from vggkit.escaping import restore_cell
 from vggkit.images.dataset import ImageSample
 from vggkit.images.omissions import Reading, UnlabelledTable
+from vggkit.images.several_labels import split_cell
 from vggkit.images.sources.table_columns import lay_out
 from vggkit.images.sources.table_paths import choose_way, find_base, keep_written
 from vggkit.images.split_names import tell_split
+from vggkit.task import Task
 
 ENDINGS: Final = (".csv", ".tsv")
 LOOKED_AT: Final = 1000
@@ -45,6 +47,12 @@ class Columns:
     """The table's column with the images' files, or with the images themselves."""
     label_column: str | None = None
     """The table's column with the classes."""
+    label_separator: str | None = None
+    """Separator of several labels in a cell of that column, such as ; or |. An image then has any number of
+    labels, and an empty cell none: multi-label."""
+    task: Task | None = None
+    """single-label: every image has exactly one class. multi-label: any number of them. Default: multi-label for
+    labels with a separator, for lists of labels, and for columns of 0 and 1 where some row has several or none."""
     split_column: str | None = None
     """The table's column with the split: train, val or test."""
     group_column: str | None = None
@@ -53,6 +61,29 @@ class Columns:
     """Folder that the table's paths are relative to. Default: the table's own."""
     suffix: str | None = None
     """Ending that the table's paths lack, such as .jpg. Default: files are looked for with any."""
+
+    def __post_init__(self) -> None:
+        if self.task not in (None, *get_args(Task)):
+            raise BadConfiguration(f"task must be one of {', '.join(get_args(Task))}; got {self.task!r}")
+        if self.label_separator == "":
+            raise BadConfiguration("label_separator must be a character or more, such as ';'; got an empty text")
+        if self.label_separator is not None and self.task == "single-label":
+            raise BadConfiguration(
+                f"label_separator={self.label_separator!r} separates several labels, and task=single-label has one "
+                "for an image; leave either out"
+            )
+
+    def read_labels(self, value: object, place: str) -> tuple[str | None, tuple[str, ...] | None]:
+        """The label of a cell, or its labels where it may have several; raises BadData."""
+        if isinstance(value, list | tuple | set):
+            names = tuple(str(name) for name in value if not _is_empty(name))
+            return None, names
+        if self.label_separator is None and self.task != "multi-label":
+            return name_label(value, place), None
+        if self.label_separator is None:
+            label = name_label(value, place)
+            return None, () if label is None else (label,)
+        return None, () if _is_empty(value) else split_cell(str(value), self.label_separator)
 
     def find(self, names: Sequence[str], *, table: str) -> dict[str, str]:
         """The name of each column that there is, by `path`, `label`, `split` and `group`.
@@ -80,6 +111,7 @@ class Row:
     label: str | None
     split: str | None
     group: str | None
+    labels: tuple[str, ...] | None = None
 
 
 def read_csv(table: Path, columns: Columns, reading: Reading) -> Iterator[tuple[str | None, ImageSample]]:
@@ -105,14 +137,14 @@ def read_rows(text: TextIO, name: str, columns: Columns, reading: Reading) -> It
     layout = lay_out(names, found, [row for _, row in head], table=name)
     if "label" not in layout.roles and not layout.one_hot:
         others = [each for at, each in enumerate(names) if at not in layout.roles.values()]
-        reading.unlabelled_table = UnlabelledTable(
-            name, tuple(others) if layout.has_header else (), layout.not_one_hot
-        )
+        reading.unlabelled_table = UnlabelledTable(name, tuple(others) if layout.has_header else ())
+    reading.classes |= dict.fromkeys(layout.one_hot.values())
     for line, row in chain([] if layout.has_header else [(first, names)], head, cells):
-        found_cells = layout.read(row, f"{name}, line {line}")
-        yield _check_row(
-            {role: _restore(cell, role) for role, cell in found_cells.items()}, f"{name}, line {line}", reading
-        )
+        place = f"{name}, line {line}"
+        values: dict[str, Any] = {role: _restore(cell, role) for role, cell in layout.read(row).items()}
+        if (ones := layout.read_ones(row, place)) is not None:
+            values["label"] = ones
+        yield _check_row(values, place, reading, columns)
 
 
 def _read_cells(text: TextIO, name: str) -> Iterator[tuple[int, list[str]]]:
@@ -138,12 +170,16 @@ def _restore(cell: str | None, role: str) -> str | None:
 
 
 def read_records(
-    records: Iterator[Mapping[str, Any]], name: str, found: Mapping[str, str], reading: Reading
+    records: Iterator[Mapping[str, Any]],
+    name: str,
+    found: Mapping[str, str],
+    reading: Reading,
+    columns: Columns = Columns(),
 ) -> Iterator[Row]:
     """The rows of a table that is not text, by its columns' values; raises BadData."""
     for number, values in enumerate(records, start=1):
         cells = {role: values[column] for role, column in found.items()}
-        yield _check_row(cells, f"{name}, row {number}", reading)
+        yield _check_row(cells, f"{name}, row {number}", reading, columns)
 
 
 def _keep(text: Iterable[str], lines: list[str]) -> Iterator[str]:
@@ -171,7 +207,8 @@ def locate_rows(
     find = choose_way([row.path for row in head], base, name=name, suffix=columns.suffix)
     for row in chain(head, rows):
         path = find(row.path)
-        yield row.split, ImageSample(path, row.label, group=row.group, written=keep_written(row.path, path))
+        written = keep_written(row.path, path)
+        yield row.split, ImageSample(path, row.label, group=row.group, labels=row.labels, written=written)
 
 
 def locate_lines(lines: Iterable[str], folder: Path, name: str) -> Iterator[ImageSample]:
@@ -198,7 +235,7 @@ def name_split(value: object) -> str | None:
 
 
 def name_label(value: object, place: str) -> str | None:
-    """The class that a cell names, exactly as it is written; None where it is empty. Raises BadData for a list."""
+    """The class that a cell names, as it is written; None where it is empty. Raises BadData for a mapping."""
     if _is_empty(value):
         return None
     if isinstance(value, list | dict | set | tuple):
@@ -216,16 +253,16 @@ def _is_empty(value: object) -> bool:
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
-def _check_row(values: Mapping[str, Any], place: str, reading: Reading) -> Row:
+def _check_row(values: Mapping[str, Any], place: str, reading: Reading, columns: Columns) -> Row:
     path = values.get("path")
     if path is None or not str(path).strip():
         raise BadData(f"{place}: has no path; fill it in, or remove the line")
-    label = name_label(values.get("label"), place)
-    if "label" in values and label is None:
+    label, labels = columns.read_labels(values.get("label"), place) if "label" in values else (None, None)
+    if "label" in values and label is None and labels is None:
         raise BadData(f"{place}: has no label ({path}); fill it in, or remove the line")
     if label is not None:
         reading.written_labels.add(label)
-    return Row(str(path), label, name_split(values.get("split")), name_group(values.get("group")))
+    return Row(str(path), label, name_split(values.get("split")), name_group(values.get("group")), labels)
 
 
 def read_text(path: Path) -> str:

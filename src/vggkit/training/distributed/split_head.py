@@ -10,7 +10,8 @@ The first layer is split by its outputs, and the others by their inputs, so that
 Shape letters: n images of this process, N of all, F features, K classes, P processes.
 """
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -89,12 +90,47 @@ class SplitHead(nn.Module):
         dist.all_gather(parts, part.contiguous())
         return torch.cat(parts, self.axes[key])
 
-    @torch.no_grad()
-    def write_back(self, network: VGG, parts: Mapping[str, Tensor]) -> None:
-        """Put the parts of every process into a whole network."""
+
+class SplitWeights:
+    """The float32 weights of a split head, which are updated, and their moving average.
+
+    Args:
+        head: What computes with them; in float32 they are its own tensors.
+        network: Whole, in float32.
+        average: Whole; None where there is none.
+    """
+
+    def __init__(self, head: SplitHead, network: VGG, average: VGG | None) -> None:
+        self._head, self._networks = head, {"network": network} | ({} if average is None else {"average": average})
         values = dict(network.named_parameters())
-        for key, part in parts.items():
-            values[key].copy_(self.join(key, part))
+        self.parts = {
+            key: part.detach() if part.dtype == values[key].dtype else head.cut(key, values[key].detach())
+            for key, part in head.named_parts()
+        }
+        """This process's parts, by their keys in the network."""
+        self._average = {} if average is None else {key: part.clone() for key, part in self.parts.items()}
+
+    def move_average(self, share: float) -> None:
+        """Move the average by this share of the distance to the weights."""
+        torch._foreach_lerp_(list(self._average.values()), list(self.parts.values()), share)
+
+    @torch.no_grad()
+    def write_back(self) -> None:
+        """Put the parts of every process into the whole networks."""
+        for network, parts in zip(self._networks.values(), (self.parts, self._average), strict=False):
+            values = dict(network.named_parameters())
+            for key, part in parts.items():
+                values[key].copy_(self._head.join(key, part))
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Take this process's parts from the whole networks, for the head too."""
+        for network, parts in zip(self._networks.values(), (self.parts, self._average), strict=False):
+            values = dict(network.named_parameters())
+            for key, part in parts.items():
+                part.copy_(self._head.cut(key, values[key]))
+        for key, part in self._head.named_parts():
+            part.copy_(self.parts[key])
 
 
 def check_split(configuration: Configuration, size: int) -> None:
@@ -111,6 +147,17 @@ def check_split(configuration: Configuration, size: int) -> None:
             f"split_head=true gives each process an equal part of every hidden layer, and {odd[0]:,} outputs "
             f"cannot be divided by {size} processes; start a number that divides {odd[0]:,}, or leave it out"
         )
+
+
+def measure_length(gradients: list[Tensor], own: list[Tensor], group: ProcessGroup) -> float:
+    """The norm of all gradients together, of which some are each process's own part of a whole."""
+    if not own:
+        return float(nn.utils.get_total_norm(gradients))
+    places = {id(gradient) for gradient in own}
+    shared = [gradient for gradient in gradients if id(gradient) not in places]
+    split = [gradient for gradient in gradients if id(gradient) in places]
+    (squares,) = group.sum(float(nn.utils.get_total_norm(split)) ** 2)
+    return math.sqrt(squares + float(nn.utils.get_total_norm(shared)) ** 2)
 
 
 class _Gather(torch.autograd.Function):

@@ -1,10 +1,12 @@
 """Counting the bytes that processes exchange, by the tensors that are handed to torch's collectives."""
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -15,6 +17,10 @@ class Traffic:
 
     bytes_by_operation: dict[str, int] = field(default_factory=dict)
     """The whole tensors' sizes, such as those that all processes together give to a gathering, by collective."""
+
+    def add(self, operation: str, count: int) -> None:
+        """Count so many more bytes."""
+        self.bytes_by_operation[operation] = self.bytes_by_operation.get(operation, 0) + count
 
     @property
     def bytes(self) -> int:
@@ -34,10 +40,23 @@ class Traffic:
 
 @contextmanager
 def count_traffic() -> Iterator[Traffic]:
-    """Count the collectives of this thread while the body runs, those of DistributedDataParallel's backward too."""
-    found = Traffic()
-    with _Counting(found):
-        yield found
+    """Count the collectives of this process while the body runs, those of DistributedDataParallel's backward too.
+
+    Sums that other threads start, such as PowerSGD's later ones, are counted as they are called.
+    """
+    found, own, all_reduce = Traffic(), threading.get_ident(), dist.all_reduce
+
+    def count(tensor: Tensor, *arguments: Any, **options: Any) -> Any:  # of torch.distributed.all_reduce
+        if threading.get_ident() != own:
+            found.add("allreduce_", _weigh(tensor))
+        return all_reduce(tensor, *arguments, **options)
+
+    dist.all_reduce = count  # type: ignore[assignment]
+    try:
+        with _Counting(found):
+            yield found
+    finally:
+        dist.all_reduce = all_reduce
 
 
 class _Counting(TorchDispatchMode):
@@ -47,9 +66,7 @@ class _Counting(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "c10d":
-            name = func.overloadpacket.__name__
-            size = max((_weigh(value) for value in args), default=0)
-            self._found.bytes_by_operation[name] = self._found.bytes_by_operation.get(name, 0) + size
+            self._found.add(func.overloadpacket.__name__, max((_weigh(value) for value in args), default=0))
         return func(*args, **(kwargs or {}))
 
 
