@@ -1,9 +1,9 @@
 """Bulk prediction on a local Ray cluster beside the command without Ray: whole processes, the same bytes.
 
-VGG11 at 224 pixels in the precision that `auto` chooses, photos of `../shared/data/hymenoptera` again and again, to
-Parquet. One machine cannot show what Ray is for, several of them; what it shows is the cost: the start of a cluster,
-and the way of images' names and rows through it. Three lines take turns: without Ray, with Ray that starts its
-cluster, and with Ray on a cluster that is there already. Writes ray_bulk.md beside itself.
+VGG11 at 224 pixels in the precision that `auto` chooses, photos of `../shared/data/hymenoptera` again and again,
+to Parquet. One machine cannot show what Ray is for, which is several of them; it shows the cost: the start of a
+cluster, and the way of images' names and rows through it. Three lines take turns: without Ray, with Ray that starts
+its cluster, and with Ray on a cluster that is there already. Writes ray_bulk.md beside itself.
 """
 
 import argparse

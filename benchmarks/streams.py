@@ -1,8 +1,8 @@
 """The input pipeline of a training alone: images per second from a folder, tar shards, Parquet shards and S3.
 
 The same real photos are stored in each way, and an epoch of training batches is prepared, decoded, augmented and
-normalised at 224 pixels, with nothing trained; with 1 and with 2 threads that prepare images. S3 is moto's server, a
-process of its own on this machine, so that what it costs is the client's and the server's work and no network. Each
+normalised at 224 pixels, with nothing trained; with 1 and with 2 threads that prepare images. S3 is moto's server,
+a process of its own on this machine: its cost is the client's and the server's work, and no network. Each
 measurement is a process of its own, and the kinds take turns. Beside them webdataset reads the same tar shards with
 torchvision's transforms, by 1 and by 2 workers. Writes streams.md beside itself.
 """
@@ -177,17 +177,17 @@ def write(found: dict[tuple[str, int], list[dict[str, float]]], rounds: int) -> 
         [
             "# Input pipeline: training batches from a folder, shards and S3",
             "",
-            f"{int(found['folder', 1][0]['n']):,} real photos (about 500×375) at 224 pixels, augmented, nothing trained;",
-            "images per second, and their ratio to the folder's in the same round: medians of "
+            f"{int(found['folder', 1][0]['n']):,} real photos (about 500×375) at 224 pixels, augmented, nothing",
+            "trained; images per second, and their ratio to the folder's in the same round: medians of "
             f"{rounds} rounds (least to most).",
             "",
             "| from | 1 thread | ratio to folder | 2 threads | ratio to folder |",
             "|---|---|---|---|---|",
             *rows,
             "",
-            "S3 is moto's server on the same two processors: it takes part of them from the pipeline, which a store",
-            "elsewhere would not, and has no network's delay, which a store elsewhere would have. webdataset decodes",
-            "with Pillow in 1 and 2 worker processes, and resizes with torchvision.",
+            "S3 is moto's server on the same two processors: it takes part of them from the pipeline, which a",
+            "store elsewhere would not, and has no network's delay, which a store elsewhere would have. webdataset",
+            "decodes with Pillow in 1 and 2 worker processes, and resizes with torchvision.",
             "",
             f"{machine['device']}; {machine['system']}; Python {platform.python_version()}; "
             f"{datetime.datetime.now(datetime.UTC).date()}.",
