@@ -97,7 +97,7 @@ def measure_webdataset(place: str, workers: int) -> dict[str, float]:
     )
     shards = sorted(map(str, Path(place).glob("*.tar")))
     dataset = webdataset.WebDataset(shards, shardshuffle=len(shards), seed=0).shuffle(1000).decode("pil")
-    dataset = dataset.to_tuple("jpg", "cls").map_tuple(transform, lambda label: label)
+    dataset = dataset.to_tuple("jpg;png;gif", "cls").map_tuple(transform, lambda label: label)
     loader = torch.utils.data.DataLoader(dataset.batched(32), batch_size=None, num_workers=workers)
     return count(images for images, _ in loader)
 
