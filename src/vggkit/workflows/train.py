@@ -12,6 +12,7 @@ from vggkit.images.dataset import ImageDataset
 from vggkit.images.labelled import LabelledImages
 from vggkit.images.preprocessing import FitMode
 from vggkit.images.sources.open_dataset import open_dataset
+from vggkit.images.sources.tables import Columns
 from vggkit.models.configuration import Configuration, Head, Scheme
 from vggkit.reports.loggers import LoggerName
 from vggkit.reports.plots import PlotEnding

@@ -51,7 +51,7 @@ def count_traffic() -> Iterator[Traffic]:
             found.add("allreduce_", _weigh(tensor))
         return all_reduce(tensor, *arguments, **options)
 
-    dist.all_reduce = count  # type: ignore[assignment]
+    dist.all_reduce = count
     try:
         with _Counting(found):
             yield found
