@@ -35,6 +35,8 @@ def place_of(path: str) -> str:
     if path == "README.md":
         return "README.md"
     if path.startswith("benchmarks") and not path.endswith(".py"):
+        if path.endswith(".md") and not (ROOT / path).exists():  # a table that was not measured yet: its script
+            return f"source/{path.removesuffix('.md')}.py.md"
         return "benchmarks/README.md" if path.rstrip("/") == "benchmarks" else path
     return f"source/{path}.md"
 
@@ -104,8 +106,9 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
         script = path.with_suffix(".py")
         if script.exists():
             text += f"\n[The script](../source/benchmarks/{script.name}.md)\n"
-            pages[f"source/benchmarks/{script.name}.md"] = write_source_page(f"benchmarks/{script.name}")
         pages[origin] = text
+    for script in sorted((ROOT / "benchmarks").glob("*.py")):
+        pages[f"source/benchmarks/{script.name}.md"] = write_source_page(f"benchmarks/{script.name}")
     for name, place in PROJECT.items():
         if (ROOT / name).exists():
             pages[place] = rewrite_links((ROOT / name).read_text(encoding="utf-8"), name)

@@ -102,7 +102,7 @@ def describe_arguments(command: Callable[..., Any]) -> list[DescribedArgument]:
         if dataclasses.is_dataclass(parameter.default):
             record = type(parameter.default)
             fields, under = get_type_hints(record), read_field_texts(record)
-            for field in dataclasses.fields(record):
+            for field in dataclasses.fields(parameter.default):
                 spelled = "--" + field.name.replace("_", "-")
                 add(spelled, fields[field.name], getattr(parameter.default, field.name), under.get(field.name))
         elif parameter.kind is parameter.POSITIONAL_ONLY:
