@@ -35,6 +35,7 @@ INSTEAD = {
         "http://server:8000": "http://127.0.0.1:8793",
         "from ray import serve": "from ray_stand_in import serve",
     },
+    "how-to/windows-macos.md": {'if __name__ == "__main__":': "if True:"},
 }
 """What is written on a page, and what runs: published weights need a network, and large networks minutes."""
 PAGES = (

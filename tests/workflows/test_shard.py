@@ -110,6 +110,15 @@ def test_groups_stay_together_when_shards_are_divided(tmp_path):
     assert not patients["val"] & patients["train"]
 
 
+def test_several_labels_an_image_are_refused(tmp_path):
+    for number in range(4):
+        Image.fromarray(draw_class("red", number)).save(tmp_path / f"{number}.png")
+    rows = ["path,label", "0.png,sun;sea", "1.png,sun", "2.png,sea", "3.png,sea;sun"]
+    (tmp_path / "table.csv").write_text("\n".join(rows))
+    with pytest.raises(BadData, match="is multi-label, and an image in shards has one class"):
+        vk.shard(tmp_path / "table.csv", tmp_path / "out", columns=vk.Columns(label_separator=";"))
+
+
 def test_images_in_memory_become_png(tmp_path):
     pixels = [draw_class(label, 0) for label in LABELS]
     vk.shard(list(zip(pixels, LABELS, strict=True)), tmp_path / "out")

@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -72,11 +72,10 @@ def find_engine(work: BulkWork, *, device: str) -> EngineInfo:
 
     needed = _divide_cluster(device)
     describe = ray.remote(_describe).options(num_cpus=needed.cpus, num_gpus=needed.gpus, max_retries=2)
-    info, problem = ray.get(describe.remote(work, str(Path.cwd())))
-    if problem is not None:
-        raise problem
-    assert isinstance(info, EngineInfo), "there is an engine or a problem"
-    return info
+    found: EngineInfo | VggkitError = ray.get(describe.remote(work, str(Path.cwd())))
+    if isinstance(found, VggkitError):
+        raise found
+    return found
 
 
 def run_job_on_ray(job: Job, work: BulkWork, *, device: str) -> BulkResult:
@@ -165,7 +164,8 @@ def _divide_cluster(device: str) -> Resources:
     """An actor for each GPU, or for each machine's processors, as many as the smallest machine has."""
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    list_nodes: Callable[[], list[dict[str, Any]]] = ray.nodes
+    nodes = [node["Resources"] for node in list_nodes() if node["Alive"]]
     gpus = sum(int(node.get("GPU", 0)) for node in nodes)
     if device.startswith("cuda") and not gpus:
         raise BadConfiguration(f"device={device}: no machine of the Ray cluster has a GPU; give device cpu")
@@ -178,13 +178,13 @@ def _divide_cluster(device: str) -> Resources:
     return Resources(cpus=each, gpus=0, actors=sum(math.floor(count / each) for count in processors))
 
 
-def _describe(work: BulkWork, folder: str) -> tuple[EngineInfo | None, VggkitError | None]:
+def _describe(work: BulkWork, folder: str) -> EngineInfo | VggkitError:
     with suppress(OSError):
         os.chdir(folder)
     try:
-        return work.open().info, None
+        return work.open().info
     except VggkitError as problem:
-        return None, _plain(problem)
+        return _plain(problem)
 
 
 class _Actor:
@@ -236,8 +236,6 @@ def _plain(problem: VggkitError) -> VggkitError:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Only errors of Ray's own log."""
-    import logging
-
     loggers = {each: each.level for each in map(logging.getLogger, ("ray", "ray.data"))}
     for logger in loggers:
         logger.setLevel(logging.ERROR)

@@ -28,6 +28,8 @@ GROUP_BYTES: Final = 16_000_000
 GROUP_ROWS: Final = 1000
 """Rows of such a group at most."""
 LONGEST_STEM: Final = 60
+USUAL_ENDINGS: Final = {"JPEG": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2"}
+"""Of formats whose name is not their ending."""
 
 
 class _Out(Protocol):
@@ -83,10 +85,9 @@ def examine(image: ImageSample) -> tuple[bytes, int, str]:
     data = image.read()
     head = read_head(data, name=image.path)
     decode(data, name=image.path, least_side=LEAST_SIDE)
-    suffix = PurePath(image.path).suffix.lower()
-    if suffix not in SUFFIXES:
-        suffix = f".{head.format.lower()}"
-    return data, min(head.width, head.height), suffix
+    # By the contents: readers of tar shards look for `jpg`, whatever the files were called.
+    suffix = USUAL_ENDINGS.get(head.format, f".{head.format.lower()}")
+    return data, min(head.width, head.height), suffix if suffix in SUFFIXES else PurePath(image.path).suffix.lower()
 
 
 def _open(path: Path, labels: Sequence[str], form: Form) -> AbstractContextManager[_Out]:
