@@ -91,7 +91,6 @@ OWNERS = {
     "sklearn": {
         "images/sources/public_sets.py",
         "data_checks/label_errors.py",
-        "evaluation/metrics.py",
         "sklearn.py",
     },
     "safetensors": {

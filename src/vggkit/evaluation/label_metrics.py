@@ -1,14 +1,13 @@
-"""Metrics of a multi-label predictions table, by scikit-learn, with bootstrap confidence intervals.
+"""Metrics of a multi-label predictions table, with bootstrap confidence intervals.
 
 Means over classes are over those that occur among the images. Shape letters: B resamples, N images, K classes.
 """
-
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vggkit.evaluation.calibration import BINS, describe_bins, number_bins
+from vggkit.evaluation.classification import find_average_precision, find_class_rates, find_roc_auc
 from vggkit.evaluation.evaluation import ClassMetrics, Evaluation, FigureName, Interval, proportion_interval
 from vggkit.evaluation.label_predictions import MultiLabelPredictions, demand_images
 from vggkit.evaluation.resampling import average_classes, draw_resamples, find_percentiles, resample_areas
@@ -17,7 +16,6 @@ from vggkit.task import USUAL_THRESHOLD
 
 def score_labels(
     predictions: MultiLabelPredictions,
-    metrics: Any,
     *,
     data: str,
     split: str,
@@ -33,7 +31,6 @@ def score_labels(
 
     Args:
         predictions: The predictions of one image or more.
-        metrics: The package `sklearn.metrics`.
         data: As for `metrics.score`, like all that follow.
         split: The evaluated split.
         model: Name of the Classifier.
@@ -49,7 +46,8 @@ def score_labels(
     demand_images(predictions)
     true, decided, probabilities = predictions.targets, predictions.predicted, predictions.probabilities
     n = len(predictions)
-    each = metrics.precision_recall_fscore_support(true, decided, zero_division=0.0)
+    supports, hits = true.sum(axis=0), (true & decided).sum(axis=0)
+    each = find_class_rates(hits, decided.sum(axis=0), supports)
     intervals, f1_intervals = find_label_intervals(predictions)
     thresholds = predictions.thresholds or (USUAL_THRESHOLD,) * len(predictions.labels)
     classes = tuple(
@@ -61,15 +59,13 @@ def score_labels(
             recall=float(recall),
             f1=float(f1),
             f1_interval=f1_intervals[number],
-            roc_auc=float(metrics.roc_auc_score(true[:, number], probabilities[:, number]))
-            if 0 < support < n
-            else None,
-            average_precision=float(metrics.average_precision_score(true[:, number], probabilities[:, number]))
+            roc_auc=find_roc_auc(true[:, number], probabilities[:, number]) if 0 < support < n else None,
+            average_precision=find_average_precision(true[:, number], probabilities[:, number])
             if support
             else None,
             threshold=thresholds[number],
         )
-        for number, (precision, recall, f1, support) in enumerate(zip(*each, strict=True))
+        for number, (precision, recall, f1, support) in enumerate(zip(*each, supports, strict=True))
     )
     present = [one for one in classes if one.support]
     areas = [one.roc_auc for one in present if one.roc_auc is not None]
@@ -87,7 +83,7 @@ def score_labels(
         macro_precision=float(np.mean([one.precision for one in present])),
         macro_recall=float(np.mean([one.recall for one in present])),
         macro_f1=float(np.mean([one.f1 for one in present])),
-        micro_f1=float(metrics.f1_score(true, decided, average="micro", zero_division=0.0)),
+        micro_f1=float(2 * hits.sum() / max(1, decided.sum() + supports.sum())),
         exact_match=float(predictions.correct.mean()),
         roc_auc=float(np.mean(areas)) if areas else None,
         average_precision=float(np.mean([one.average_precision for one in present])),

@@ -94,8 +94,8 @@ def evaluate(
         on_progress: Called with the number of evaluated images and of all images.
 
     Raises BadData where the Classifier knows none of the classes, BadInput for wrong arguments and where the
-    network's values overflow, BadConfiguration where the engine does not support the precision or the network not
-    the protocol, and MissingExtra without scikit-learn.
+    network's values overflow, and BadConfiguration where the engine does not support the precision or the network
+    not the protocol.
     """
     batch_size = demand_count("batch_size", batch_size)
     if not isinstance(model, str | os.PathLike):

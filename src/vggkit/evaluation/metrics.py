@@ -1,4 +1,4 @@
-"""Metrics of a predictions table, by scikit-learn, with bootstrap confidence intervals (Efron, 1979).
+"""Metrics of a predictions table, with bootstrap confidence intervals (Efron, 1979).
 
 Shape letters: B resamples, N images, K classes.
 """
@@ -6,7 +6,7 @@ Shape letters: B resamples, N images, K classes.
 import numpy as np
 from numpy.typing import NDArray
 
-from vggkit.errors import BadInput, MissingExtra
+from vggkit.errors import BadInput
 from vggkit.evaluation.calibration import (
     BINS,
     describe_calibration,
@@ -14,6 +14,12 @@ from vggkit.evaluation.calibration import (
     find_threshold,
     number_bins,
     reject_below,
+)
+from vggkit.evaluation.classification import (
+    count_confusions,
+    find_average_precision,
+    find_class_rates,
+    find_roc_auc,
 )
 from vggkit.evaluation.evaluation import ClassMetrics, Evaluation, FigureName, Interval, proportion_interval
 from vggkit.evaluation.label_metrics import score_labels
@@ -59,12 +65,8 @@ def score(
         unreadable: Images that were excluded, each with its reason.
         notes: Remarks that matter for the interpretation of the metrics.
 
-    Raises MissingExtra without scikit-learn.
+    Raises BadInput for options that do not fit the predictions, and BadData where no image has a label.
     """
-    try:
-        from sklearn import metrics
-    except ImportError as absent:
-        raise MissingExtra.of("scikit-learn", "evaluating", "train") from absent
     if isinstance(predictions, MultiLabelPredictions):
         if wanted_precision is not None:
             raise BadInput(
@@ -73,7 +75,6 @@ def score(
             )
         return score_labels(
             predictions,
-            metrics,
             temperature=temperature,
             averaged=averaged,
             data=data,
@@ -84,27 +85,26 @@ def score(
             unreadable=unreadable,
             notes=notes,
         )
-    n, numbers = len(predictions), list(range(len(predictions.labels)))
-    confusion = metrics.confusion_matrix(predictions.targets, predictions.predicted, labels=numbers)
-    each = metrics.precision_recall_fscore_support(
-        predictions.targets, predictions.predicted, labels=numbers, zero_division=0.0
-    )
+    n = len(predictions)
+    confusion = count_confusions(predictions.targets, predictions.predicted, len(predictions.labels))
+    supports, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+    each = find_class_rates(confusion.diagonal(), predicted, supports)
     intervals, f1_intervals = find_intervals(predictions)
     classes = []
-    for number, (precision, recall, f1, support) in enumerate(zip(*each, strict=True)):
+    for number, (precision, recall, f1, support) in enumerate(zip(*each, supports, strict=True)):
         mine, probabilities = predictions.targets == number, predictions.probabilities[:, number]
         some, others = bool(support), support < n
         classes.append(
             ClassMetrics(
                 label=predictions.labels[number],
                 support=int(support),
-                predicted=int(confusion[:, number].sum()),
+                predicted=int(predicted[number]),
                 precision=float(precision),
                 recall=float(recall),
                 f1=float(f1),
                 f1_interval=f1_intervals[number],
-                roc_auc=float(metrics.roc_auc_score(mine, probabilities)) if some and others else None,
-                average_precision=float(metrics.average_precision_score(mine, probabilities)) if some else None,
+                roc_auc=find_roc_auc(mine, probabilities) if some and others else None,
+                average_precision=find_average_precision(mine, probabilities) if some else None,
             )
         )
     present = [each for each in classes if each.support]
