@@ -18,7 +18,7 @@ $(READY): requirements.lock pyproject.toml
 	fi
 	@touch $@
 
-.PHONY: setup demo test test-slow check bench lock lock-serve release-files help
+.PHONY: setup demo docs docs-serve test test-slow check bench lock lock-serve release-files help
 
 setup: $(READY)  ## build .venv with all development dependencies, pinned and hashed
 	@echo "ready: . $(BIN)/activate"
@@ -31,6 +31,16 @@ test: $(READY)  ## the default tests: no network, no GPU, about five minutes on 
 
 test-slow: $(READY)  ## every test, including the slow ones
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+# The theme's notice about its successor is no warning of this site; see docs/decisions/site.md.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(READY)  ## build the documentation into site/, without a network
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "open site/index.html"
+
+docs-serve: export NO_MKDOCS_2_WARNING = 1
+docs-serve: $(READY)  ## show the documentation at http://127.0.0.1:8001, built again when a page changes
+	$(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
 
 check: $(READY)  ## lint, format, types
 	$(BIN)/ruff check .
@@ -56,4 +66,4 @@ release-files: $(READY)  ## dist: sdist, wheel, a software bill of materials (Cy
 	cd dist && ../$(BIN)/python -c 'import hashlib, pathlib; pathlib.Path("SHA256SUMS").write_text("".join(f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}\n" for p in sorted(pathlib.Path().iterdir()) if p.name != "SHA256SUMS"))'
 
 help:  ## this list
-	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -55,8 +55,10 @@ def count_bytes(way: str, *, processes: int, images: int, size: int = 4) -> int:
         for key in shapes:
             if key.startswith("classifier.") and key != f"classifier.{last.index}.bias":
                 del exchanged[key]
-        widths = [layer.in_features for layer in VGG11.fully_connected] + [last.out_features]
-        # Each is gathered once and summed once, forward and backward, for the images of all processes.
+        first, *others = sorted(VGG11.fully_connected, key=lambda layer: layer.index)
+        # What the first layer reads, and what the others give: the first gives each process its part of what the
+        # next one reads. Each is gathered once and summed once, forward and backward, for all processes' images.
+        widths = [first.in_features, *(layer.out_features for layer in others)]
         activations = 2 * size * processes * images * sum(widths)
     match options.get("gradient_compression"):
         case "bf16":

@@ -116,7 +116,7 @@ class _Scripted:
     def __init__(self, losses):
         self.losses = losses
 
-    def __call__(self, network, recipe, *, device, objective, caller_settings):
+    def __call__(self, network, recipe, *, device, objective, caller_settings, group):
         return self
 
     def start_epoch(self, epoch):
@@ -125,7 +125,7 @@ class _Scripted:
     def weigh(self, targets):
         return float(len(targets))
 
-    def compute(self, images, targets, *, draw):
+    def compute(self, images, targets, *, draw, is_last):
         return torch.tensor(self.losses[draw], dtype=torch.float64)
 
     def step(self, rate, *, number):

@@ -13,6 +13,7 @@ from vggkit.models.vgg import VGG
 from vggkit.training.distributed.joining import join_processes
 from vggkit.training.distributed.process_group import SINGLE
 from vggkit.training.distributed.traffic import count_traffic
+from vggkit.training.objective import Objective
 from vggkit.training.recipe import Recipe
 from vggkit.training.train_state import TrainState
 
@@ -77,7 +78,8 @@ def check_plain(group):
 
 
 def check_class_weights_and_clipping(group):
-    compare(group, SMALL, options={"class_weights": torch.tensor([0.5, 1.0, 3.0])}, clip_norm=0.01)
+    weights = Objective(weights=torch.tensor([0.5, 1.0, 3.0]))
+    compare(group, SMALL, options={"objective": weights}, clip_norm=0.01)
 
 
 def check_accumulation(group):

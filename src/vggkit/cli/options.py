@@ -74,6 +74,44 @@ def call_with_options(
         )
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class DescribedArgument:
+    """An argument or option of a verb, as the reference of the command line shows it."""
+
+    name: str
+    """As it is typed: `MODEL`, `--batch-size`."""
+    kind: Any
+    """Its type."""
+    default: Any
+    """`inspect.Parameter.empty` where it must be given."""
+    text: str
+    """What its help says."""
+
+
+def describe_arguments(command: Callable[..., Any]) -> list[DescribedArgument]:
+    """The arguments and options of a verb's function, in the order of its help."""
+    texts = {each.arg_name: each.description for each in parse_docstring(command.__doc__ or "").params}
+    names, kinds, described = list_options(command), get_type_hints(command), []
+
+    def add(name: str, kind: Any, default: Any, text: str | None) -> None:
+        described.append(
+            DescribedArgument(name, kind, default, spell_options(" ".join((text or "").split()), names))
+        )
+
+    for name, parameter in inspect.signature(command).parameters.items():
+        if dataclasses.is_dataclass(parameter.default):
+            record = type(parameter.default)
+            fields, under = get_type_hints(record), read_field_texts(record)
+            for field in dataclasses.fields(record):
+                spelled = "--" + field.name.replace("_", "-")
+                add(spelled, fields[field.name], getattr(parameter.default, field.name), under.get(field.name))
+        elif parameter.kind is parameter.POSITIONAL_ONLY:
+            add(name.upper().replace("_", " "), kinds[name], parameter.default, texts.get(name))
+        else:
+            add("--" + name.replace("_", "-"), kinds[name], parameter.default, texts.get(name))
+    return described
+
+
 def _refuse_other_words(options: Sequence[str], known: Sequence[str]) -> None:
     """Raise BadInput with the option's name for another word that is often typed in its place."""
     for given in options:

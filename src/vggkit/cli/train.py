@@ -38,6 +38,7 @@ def train(
     network: NetworkChoice = NetworkChoice(),  # noqa: B008 (frozen)
     recipe: Recipe = Recipe(),  # noqa: B008 (frozen)
     find_learning_rate: bool = False,
+    search: int = 0,
     teacher: str | None = None,
     columns: Columns = Columns(),  # noqa: B008 (frozen)
     despite_findings: bool = False,
@@ -66,6 +67,10 @@ def train(
         network: Which network is trained.
         recipe: How it is trained.
         find_learning_rate: Search for a learning rate first, in a short run at ever higher rates.
+        search: Search for a recipe first: the number of recipes to try, such as 12, by successive halving on the
+            validation images; 0: none. What is not given of --learning-rate, --weight-decay, --trainable and the
+            augmentation is chosen, and the best recipe is then trained in full. A search that was killed continues
+            with --resume.
         teacher: A trained classifier whose predictions are learnt beside the labels: a file, a run's folder, a
             model's name or hf://owner/name. It has the same classes and image size, and may be of any size itself.
         columns: Names of a table's columns.
@@ -94,6 +99,7 @@ def train(
                 despite_findings=despite_findings,
                 loggers=loggers,
                 find_learning_rate=find_learning_rate,
+                search=search,
                 teacher=locate(teacher) if teacher else None,
                 network=replace(network, weights=locate(network.weights) if network.weights else None),
                 recipe=recipe,

@@ -198,7 +198,10 @@ def _begin_again(
     group: ProcessGroup,
 ) -> TrainingRun:
     """Start a run that was killed before it had a state again, in its folder."""
-    if not config.found or config.from_python:
+    searched = config.found.get("search")
+    # A search whose images alone came from Python is continued with the same images.
+    given_again = isinstance(data, ImageDataset) and isinstance(searched, Mapping) and not searched.get("in_python")
+    if not config.found or (config.from_python and not given_again):
         why = (
             "it was started from Python with its own weights or images: start it there again"
             if config.from_python
@@ -207,6 +210,8 @@ def _begin_again(
         raise BadCheckpoint(f"{directory}: has no last.ckpt to continue from, and {why}")
     ProgressLine(quiet=quiet, silent=not group.is_first).log(
         f"{directory} was stopped before its first state: it starts again"
+        if not searched
+        else f"{directory}: its search continues"
     )
     dataset = _open_again(directory, data, config)
     if epochs is not None:

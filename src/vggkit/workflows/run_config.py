@@ -20,6 +20,7 @@ from vggkit.images.sources.tables import Columns
 from vggkit.models.configuration import Head, Scheme, list_models
 from vggkit.reports.loggers import LOGGERS
 from vggkit.training.recipe import Recipe
+from vggkit.training.search_space import demand_search
 from vggkit.weights.card import read_entry
 from vggkit.weights.published_classifiers import is_model_name
 from vggkit.workflows.yaml_text import parse_yaml, write_comment, write_entry
@@ -133,6 +134,9 @@ class RunConfig:
     teacher: str | None = None
     """A trained classifier whose predictions are learnt beside the labels: a file, a run's folder, a model's
     name or hf://owner/name."""
+    search: int = 0
+    """Search for a recipe first: the number of recipes to try, such as 12, by successive halving; 0: none. What is
+    not given of learning_rate, weight_decay, trainable and the augmentation is chosen by the validation images."""
     from_python: bool = False
     """The run was started from Python with its own Classifier: --config starts from other weights."""
     network: NetworkChoice = field(default_factory=NetworkChoice)
@@ -153,6 +157,10 @@ class RunConfig:
         object.__setattr__(self, "loggers", tuple(self.loggers))
         object.__setattr__(self, "network", self.network.resolve())
         object.__setattr__(self, "found", dict(self.found))
+        if self.search:
+            demand_search(self.search, self.recipe)
+            if self.find_learning_rate:
+                raise BadConfiguration("search tries learning rates; leave out find_learning_rate, or search")
         for name in self.loggers:
             if not isinstance(name, str) or name not in LOGGERS:
                 raise BadConfiguration(f"loggers: {UnknownName.of('logger', name, LOGGERS)}")
@@ -180,7 +188,7 @@ class RunConfig:
         yield from (f"# {line}" for line in OPENING.splitlines())
         yield ""
         texts = read_field_texts(type(self))
-        rare = [name for name in ("find_learning_rate", "teacher", "from_python") if getattr(self, name)]
+        rare = [name for name in ("find_learning_rate", "teacher", "search", "from_python") if getattr(self, name)]
         for name in ("data", "despite_findings", "loggers", *rare):
             value = getattr(self, name)
             yield from write_entry(name, list(value) if name == "loggers" else value, texts.get(name, ""))

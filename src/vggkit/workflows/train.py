@@ -100,6 +100,7 @@ def train(
     fold: str | None = None,
     seed: int | None = None,
     find_learning_rate: bool | None = None,
+    search: int | None = None,
     teacher: str | Path | None = None,
     path_column: str | None = None,
     label_column: str | None = None,
@@ -225,6 +226,10 @@ def train(
             data's own train and val splits are joined.
         seed: Seed of every random draw.
         find_learning_rate: Search for a learning rate first, in a short run at ever higher rates.
+        search: Search for a recipe first: the number of recipes to try, such as 12, by successive halving on the
+            validation images; 0 or None: none. What is not given of learning_rate, weight_decay, trainable and the
+            augmentation is chosen, and the best recipe is then trained in full. A search that was killed continues
+            with resume.
         teacher: A trained classifier of these classes, a file or a run, whose predictions are learnt too.
         path_column: The table's column with the images' files, or with the images themselves.
         label_column: The table's column with the classes.

@@ -73,6 +73,7 @@ def gather_options(options: Mapping[str, Any]) -> RunConfig:
         despite_findings=options.get("despite_findings", base.despite_findings),
         loggers=tuple(options.get("loggers", base.loggers)),
         find_learning_rate=searched,
+        search=options.get("search", base.search),
         teacher=locate(str(options["teacher"])) if "teacher" in options else base.teacher,
         from_python=isinstance(model, Model | Configuration) or isinstance(data, ImageDataset) or held,
         network=replace(initial, **network),

@@ -6,9 +6,9 @@
 import datetime
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -23,19 +23,23 @@ from vggkit.models.configure import configure
 from vggkit.reports.lr_plot import plot_rate_search
 from vggkit.reports.plots import PlotEnding
 from vggkit.reports.progress import ProgressLine
+from vggkit.reports.search_plot import plot_search, write_search_table
 from vggkit.training.caller_settings import CallerSettings, bring_to_float32, demand_learnable, left_as_found
+from vggkit.training.distillation import open_teacher
 from vggkit.training.distributed.process_group import SINGLE, ProcessGroup
 from vggkit.training.distributed.split_head import check_split
 from vggkit.training.estimates import choose_batch_size
 from vggkit.training.lr_finder import search_learning_rate
 from vggkit.training.recipe import Recipe
 from vggkit.training.resolve_recipe import Situation, resolve_recipe
+from vggkit.training.search_trials import SearchResult
 from vggkit.weights.model import Model
 from vggkit.weights.pretrained import fetch
 from vggkit.weights.published_classifiers import find_published_for
 from vggkit.workflows.build_classifier import build_classifier, describe_start
 from vggkit.workflows.fit_and_record import OnEpoch, TrainingRun, fit_and_record
 from vggkit.workflows.prepare_images import prepare_images
+from vggkit.workflows.recipe_search import RecipeSearch, Resolve, describe_trial
 from vggkit.workflows.run_config import NetworkChoice, RunConfig
 from vggkit.workflows.run_folder import new_folder
 from vggkit.workflows.several_processes import demand_same_inputs, name_launch
@@ -82,6 +86,10 @@ def start_run(
         raise BadConfiguration(
             f"learning_rate={config.recipe.learning_rate:g} is given, and find_learning_rate searches for one; "
             "leave out either, in a file by deleting its line"
+        )
+    if config.search and group.size > 1:
+        raise BadConfiguration(
+            "search is of one process; search alone, and train the recipe that it chose in several"
         )
     chosen = choose_device(device)
     if isinstance(model, Model):
@@ -136,31 +144,46 @@ def start_run(
                 classifier, divided, recipe, chosen, caller_settings, directory=directory, line=line, group=group
             )
         recorded = caller_settings.to_dict()
-        config = config.record(
-            recipe,
-            {
-                "data": {
-                    "name": dataset.name,
-                    "fingerprint": dataset.fingerprint(),
-                    "images": counts,
-                    "validation_share": recipe.validation_share,
-                    "seed": recipe.seed,
-                    "fold": recipe.fold,
-                    "ties": [list(group) for group in images.copy_groups],
-                    "learnt": images.digests["train"],
-                    "held_out": {name: digest for name, digest in images.digests.items() if name != "train"},
-                },
-                "findings": list(images.findings),
-                "machine": describe_machine(chosen),
-                "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                **({"by_hand": recorded} if recorded else {}),
-                **({"processes": {"number": group.size, "launch": name_launch()}} if group.size > 1 else {}),
-                "configuration": classifier.configuration.to_dict(),
-                "preprocessing": classifier.preprocessing.to_dict(),
-                **({} if classifier.task == "single-label" else {"task": classifier.task}),
-                "labels": list(classifier.labels),
+        found: dict[str, Any] = {
+            "data": {
+                "name": dataset.name,
+                "fingerprint": dataset.fingerprint(),
+                "images": counts,
+                "validation_share": recipe.validation_share,
+                "seed": recipe.seed,
+                "fold": recipe.fold,
+                "ties": [list(group) for group in images.copy_groups],
+                "learnt": images.digests["train"],
+                "held_out": {name: digest for name, digest in images.digests.items() if name != "train"},
             },
-        )
+            "findings": list(images.findings),
+            "machine": describe_machine(chosen),
+            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            **({"by_hand": recorded} if recorded else {}),
+            **({"processes": {"number": group.size, "launch": name_launch()}} if group.size > 1 else {}),
+            "configuration": classifier.configuration.to_dict(),
+            "preprocessing": classifier.preprocessing.to_dict(),
+            **({} if classifier.task == "single-label" else {"task": classifier.task}),
+            "labels": list(classifier.labels),
+        }
+        if config.search:
+            found["search"] = {"trials": config.search, "in_python": model is not None or state is not None}
+            config.record(recipe, found).write(directory / "config.yaml")  # so that it can be continued
+            result = _search_recipe(
+                classifier,
+                divided,
+                config,
+                lambda given: _resolve(given, classifier, count, chosen, caller_settings, processes=1)[0],
+                images.contents,
+                directory=directory,
+                device=chosen,
+                caller_settings=caller_settings,
+                save_seconds=save_seconds,
+                line=line,
+            )
+            recipe = result.chosen.recipe
+            found["search"]["chosen"] = result.chosen.candidate.number
+        config = config.record(recipe, found)
         if group.is_first:
             config.write(directory / "config.yaml")
         return fit_and_record(
@@ -250,6 +273,57 @@ def _resolve(
         return size * processes, reason
 
     return resolve_recipe(recipe, situation, choose_batch_size=choose)
+
+
+def _search_recipe(
+    classifier: Model,
+    dataset: ImageDataset,
+    config: RunConfig,
+    resolve: Resolve,
+    contents: Mapping[str, str],
+    *,
+    directory: Path,
+    device: torch.device,
+    caller_settings: CallerSettings,
+    save_seconds: float,
+    line: ProgressLine,
+) -> SearchResult:
+    """Search for a recipe, or continue to; its table and its plot are written into the run's folder."""
+    with handle_signals(lambda: f"vggkit train --resume {directory}") as signals:
+        result = RecipeSearch(
+            classifier=classifier,
+            dataset=dataset,
+            recipe=config.recipe,
+            trials=config.search,
+            resolve=resolve,
+            directory=directory,
+            identity={
+                "network": asdict(config.network),
+                "by_hand": caller_settings.to_dict(),
+                "images": {name: contents[name] for name in ("train", "val")},
+                "teacher": {"place": config.teacher},
+            },
+            device=device,
+            caller_settings=caller_settings,
+            line=line,
+            teacher=lambda given: (
+                None if config.teacher is None else open_teacher(config.teacher, classifier, given, device=device)
+            ),
+            save_seconds=save_seconds,
+            signals=signals,
+        ).run()
+    write_search_table(result, directory / "search.csv")
+    plot_search(
+        result, directory / "search.png", title=f"{classifier.configuration.model} on {dataset.name}: search"
+    )
+    best = result.chosen.best
+    assert best is not None, "a trial that was chosen was trained"
+    line.log(
+        f"search: trial {result.chosen.candidate.number} is the best by validation, {best.figure} "
+        f"{best.val_figure:.4f} ({describe_trial(result.chosen)}); see {directory / 'search.png'} and search.csv. "
+        "Now it is trained in full"
+    )
+    return result
 
 
 def _search_rate(

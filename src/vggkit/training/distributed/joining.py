@@ -90,7 +90,7 @@ def _join(device: str, size: int) -> "tuple[Store, ProcessGroup, int]":
     """The store of this call, the processes, and the number of the call, as a process may train several times."""
     import torch.distributed as dist
 
-    seconds = float(os.environ.get("VGGKIT_JOIN_SECONDS", JOIN_SECONDS))
+    seconds = _read_join_seconds()
     chosen = _choose_device(device)
     backend = "cpu:gloo,cuda:nccl" if chosen.startswith("cuda") else "gloo"
     rank, place = int(os.environ["RANK"]), f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
@@ -120,6 +120,15 @@ def _join(device: str, size: int) -> "tuple[Store, ProcessGroup, int]":
             "reach (torchrun --rdzv-endpoint HOST:PORT)"
         ) from problem
     return store, _describe_group(chosen), number
+
+
+def _read_join_seconds() -> float:
+    """How long a process waits for the others; raises BadInput."""
+    text = os.environ.get("VGGKIT_JOIN_SECONDS", str(JOIN_SECONDS))
+    with suppress(ValueError):
+        if 0 < float(text) < 1e6:
+            return float(text)
+    raise BadInput(f"the environment variable VGGKIT_JOIN_SECONDS must be a number of seconds, got {text!r}")
 
 
 def _open_store(*, is_host: bool, seconds: float) -> "Store":
@@ -239,7 +248,7 @@ def _is_broken(problem: RuntimeError) -> bool:
     """Whether it is an error of the connection, which backends report in their own words."""
     import torch.distributed as dist
 
-    words = ("gloo", "connection", "nccl", "socket", "store", "process group", "timed out")
+    words = ("gloo", "connection", "nccl", "socket", "process group", "timed out")
     return isinstance(problem, dist.DistError) or any(word in str(problem).lower() for word in words)
 
 

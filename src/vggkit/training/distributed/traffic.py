@@ -46,10 +46,10 @@ def count_traffic() -> Iterator[Traffic]:
     """
     found, own, all_reduce = Traffic(), threading.get_ident(), dist.all_reduce
 
-    def count(tensor: Tensor, *arguments: Any, **options: Any) -> Any:  # of torch.distributed.all_reduce
+    def count(tensor: Tensor, op: Any = dist.ReduceOp.SUM, group: Any = None, async_op: bool = False) -> Any:
         if threading.get_ident() != own:
             found.add("allreduce_", _weigh(tensor))
-        return all_reduce(tensor, *arguments, **options)
+        return all_reduce(tensor, op, group, async_op)
 
     dist.all_reduce = count
     try:

@@ -1,0 +1,142 @@
+"""Runs the code blocks of a page of the documentation, in order, in the current folder.
+
+- `python`: executed in this process; all blocks of a page share one namespace.
+- `bash`: each line is a command. `vggkit` runs in this process; `python -m` and `torchrun` in one of their own;
+  `vggkit serve` in the background, until the page ends; `curl` waits until its service is there. Lines that install
+  something (`git`, `pip`, `uv`, `docker`, `kubectl`, `npm`, `make`) are not run.
+- `text`: what the block directly above printed; elsewhere it is shown only. A line `…` matches any lines, and `…`
+  within a line any characters. With `title="measured"` decimal numbers may differ as measurements of another
+  machine do: by 0.15, or by 15 %.
+- `yaml`, `json`, `html`: shown, not run.
+"""
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vggkit.cli import main as cli
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+NOT_RUN = ("cd", "docker", "export", "git", "kubectl", "make", "npm", "pip", "sudo", "uv", "source")
+SHOWN = ("yaml", "json", "html")
+BLOCK = re.compile(r"^( *)```(\w+)([^\n]*)\n(.*?)^\1```", flags=re.M | re.S)
+
+
+def read_blocks(page: str) -> list[tuple[str, str]]:
+    """Kind and text of each block of a page under docs/, without its indent; `shown` is one that nothing prints."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    blocks, end = [], 0
+    for found in BLOCK.finditer(text):
+        indent, kind, title, body = found.groups()
+        printed = blocks and not text[end : found.start()].strip()
+        kind = "shown" if kind in SHOWN or (kind == "text" and not printed) else kind
+        kind = "measured" if kind == "text" and "measured" in title else kind
+        blocks.append((kind, re.sub(rf"^{indent}", "", body, flags=re.M)))
+        end = found.end()
+    assert 2 * len(blocks) == len(re.findall(r"^ *```", text, flags=re.M)), f"{page}: a block without a language"
+    return blocks
+
+
+def matches(expected: str, printed: str) -> bool:
+    """Whether a `text` block says what was printed."""
+    parts = [re.escape(part.strip("\n")) for part in re.split(r"^…\n?", expected, flags=re.M)]
+    pattern = r"(?:.*\n)*?".join(f"{part}\n" if part else "" for part in parts)
+    return re.fullmatch(pattern.replace("…", ".*"), printed) is not None
+
+
+DECIMAL = re.compile(r"\d+\.\d+")
+
+
+def is_near(expected: str, printed: str) -> bool:
+    """Whether a block of measurements has the words that were printed, and about the same numbers."""
+    pairs = zip(DECIMAL.findall(expected), DECIMAL.findall(printed), strict=False)
+    near = all(abs(float(a) - float(b)) <= 0.15 * max(1, float(a)) for a, b in pairs)
+    return near and matches(DECIMAL.sub("0.0", expected), DECIMAL.sub("0.0", printed))
+
+
+class PageRun:
+    """Runs blocks one after another.
+
+    Args:
+        page: Name of the page, for errors.
+        instead: What is written there, and what runs: a smaller network, weights that are here. Each must occur.
+    """
+
+    def __init__(self, page: str, instead: Mapping[str, str]) -> None:
+        self.page, self.instead = page, instead
+        self.names: dict[str, Any] = {"__name__": "page"}
+        self.printed = ""
+        self.serving: list[subprocess.Popen[bytes]] = []
+
+    def run(self) -> None:
+        """Run all blocks; raises AssertionError where one fails or prints something else."""
+        blocks = read_blocks(self.page)
+        everything = "\n".join(text for _, text in blocks)
+        missing = [written for written in self.instead if written not in everything]
+        assert not missing, f"{self.page} does not contain {missing}"
+        try:
+            for number, (kind, text) in enumerate(blocks, start=1):
+                self._run_block(kind, text, f"{self.page}, block {number}")
+        finally:
+            for process in self.serving:
+                process.send_signal(signal.SIGTERM)
+            for process in self.serving:
+                assert process.wait(60) == 0
+
+    def _run_block(self, kind: str, text: str, place: str) -> None:
+        if kind in ("text", "measured"):
+            compare = matches if kind == "text" else is_near
+            assert compare(text, self.printed), f"{place} should be:\n{self.printed}"
+            return
+        if kind == "shown":
+            return
+        assert kind in ("python", "bash"), f"{place}: {kind} is not known here"
+        for written, smaller in self.instead.items():
+            text = text.replace(written, smaller)
+        if kind == "python":
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                exec(compile(text, place, "exec"), self.names)
+            self.printed = out.getvalue()
+        else:
+            self.printed = "".join(self._run_line(line, place) for line in join_lines(text))
+
+    def _run_line(self, line: str, place: str) -> str:
+        command, *arguments = shlex.split(line.rstrip(" &"), comments=True) or ("cd",)
+        if command in NOT_RUN or arguments[:2] in (["-m", "http.server"], ["-m", "venv"]):
+            return ""
+        if command == "vggkit" and arguments[0] == "serve":
+            self.serving.append(subprocess.Popen([sys.executable, "-m", "vggkit", *arguments]))
+            return ""
+        if command == "vggkit":
+            return run_command(arguments, place)
+        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        if command == "curl":
+            line = f"{line.partition('  #')[0]} --silent --fail --retry 60 --retry-delay 1 --retry-all-errors"
+        done = subprocess.run(line, shell=True, env=environment, capture_output=True, text=True, check=False)
+        right = (0, 1) if "lessons.exercises" in line else (0,)  # 1: not solved yet
+        assert done.returncode in right, f"{place}: {line}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+
+def join_lines(text: str) -> list[str]:
+    """The commands of a block; a backslash continues a line."""
+    return text.replace("\\\n", " ").splitlines()
+
+
+def run_command(arguments: list[str], place: str) -> str:
+    """What `vggkit` prints with these arguments."""
+    out, problems = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(problems), pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code in (0, None), f"{place}: vggkit {' '.join(arguments)}\n{problems.getvalue()}"
+    return out.getvalue()
