@@ -70,7 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-@pytest.fixture(scope="module", params=["tar", "parquet"])
+@pytest.fixture(scope="module", params=["tar", pytest.param("parquet", marks=pytest.mark.slow)])
 def shards(request: pytest.FixtureRequest, folder: Path, store: str) -> str:
     place = f"s3://photos/{request.param}"
     vk.shard(folder, place, to=request.param, images_per_shard=5)

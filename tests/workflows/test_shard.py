@@ -12,8 +12,11 @@ import vggkit as vk
 from conftest import draw_class, fill_folder
 from processes import Processes
 from vggkit.errors import BadCheckpoint, BadConfiguration, BadData, BadOutput, Stopped
+from vggkit.images.preprocessing import choose_preprocessing
 from vggkit.images.sources import sharded
+from vggkit.training.augmentation import View
 from vggkit.training.batches import TrainingBatches
+from vggkit.training.distributed.process_group import ProcessGroup
 
 LABELS = ("across", "down", "red")
 
@@ -110,15 +113,6 @@ def test_groups_stay_together_when_shards_are_divided(tmp_path):
     assert not patients["val"] & patients["train"]
 
 
-def test_several_labels_an_image_are_refused(tmp_path):
-    for number in range(4):
-        Image.fromarray(draw_class("red", number)).save(tmp_path / f"{number}.png")
-    rows = ["path,label", "0.png,sun;sea", "1.png,sun", "2.png,sea", "3.png,sea;sun"]
-    (tmp_path / "table.csv").write_text("\n".join(rows))
-    with pytest.raises(BadData, match="is multi-label, and an image in shards has one class"):
-        vk.shard(tmp_path / "table.csv", tmp_path / "out", columns=vk.Columns(label_separator=";"))
-
-
 def test_images_in_memory_become_png(tmp_path):
     pixels = [draw_class(label, 0) for label in LABELS]
     vk.shard(list(zip(pixels, LABELS, strict=True)), tmp_path / "out")
@@ -208,3 +202,34 @@ def test_a_damaged_shard_ends_a_training_with_one_clear_error(folder, tmp_path, 
     assert process.wait() == 2
     assert "train-00001.tar: its contents are not those that its manifest states" in process.err
     assert len(process.err.splitlines()) == 1
+
+
+def test_processes_read_different_shards_and_each_image_once(folder, tmp_path):
+    """Of 36 images in batches of 8, as 2 processes read them, and what each of them brings."""
+    vk.shard(folder, tmp_path / "shards", images_per_shard=6)
+    preprocessing = choose_preprocessing(32)
+    seen: list[list[int]] = []
+    brought: list[set[int]] = []
+    for rank in range(2):
+        opened = vk.open_dataset(tmp_path / "shards")
+        images = opened.split("train")
+        batches = TrainingBatches(
+            images,
+            labels=opened.labels,
+            preprocessing=preprocessing,
+            view=View(preprocessing, "none", "none", None, 0.0),
+            batch_size=8,
+            seed=0,
+            device=torch.device("cpu"),
+            group=ProcessGroup(rank=rank, size=2),
+        )
+        shards = set[int]()
+        images.held.files.bring = shards.add
+        order = batches._draw_order(1)
+        sizes = [len(classes) for _, classes in batches.of_epoch(1)]
+        assert sizes in ([4, 4, 4, 4, 2], [4, 4, 4, 6])
+        seen.append(order[rank::2].tolist())
+        brought.append(shards)
+    assert sorted(seen[0] + seen[1]) == list(range(36))
+    assert brought[0] | brought[1] == set(range(6))
+    assert not brought[0] & brought[1]

@@ -120,8 +120,6 @@ def shard(
             "the table itself"
         )
     _demand_apart(opened.name, place)
-    if opened.task != "single-label":
-        raise BadData(f"{opened.name}: is {opened.task}, and an image in shards has one class; train on its table")
     if validation_share is not None:
         opened = divide(opened, validation_share=validation_share, seed=seed)
     elif "all" in opened.splits and any(image.group is not None for image in opened.splits["all"]):

@@ -204,8 +204,8 @@ def _find_manifest(place: str, columns: Columns) -> str | None:
     if place == STANDARD_INPUT or (place.lower().startswith("hf:") and not hub_sets.INSIDE.fullmatch(place)):
         return None
     found = find_manifest(place, file_endings=FILE_ENDINGS)
-    if found is not None and columns != Columns():
-        raise BadData(f"{place}: has no columns to be named; they are those of a table or of Parquet")
+    if found is not None:
+        _demand_no_columns(place, columns)
     return found
 
 
