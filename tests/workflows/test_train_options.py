@@ -75,7 +75,7 @@ def test_yaml_has_the_same_options(tmp_path):
         "on_epoch",
     }
     # Written where it was asked for.
-    assert names | {"find_learning_rate", "teacher"} == set(PARAMETERS) - of_this_call
+    assert names | {"find_learning_rate", "search", "teacher"} == set(PARAMETERS) - of_this_call
 
 
 def test_the_docstring_says_of_each_option_what_its_field_says():

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,8 +82,12 @@ def plot_search(result: "SearchResult", path: str | Path, *, title: str) -> None
         left.set_xlim(0, epochs[-1] * 1.15 + 0.2)
         right.set_title("By learning rate")
         right.set_xlabel("learning rate; larger dots were trained longer")
-        if any(trial.recipe.learning_rate is not None for trial in shown):
+        if rates := [trial.recipe.learning_rate for trial in shown if trial.recipe.learning_rate is not None]:
             right.set_xscale("log")
+            ticks = _choose_ticks(min(rates), max(rates))
+            right.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            right.set_xticks([], minor=True)
+            right.set_xlim(min(rates) / 1.3, max(rates) * 1.3)
         best = 100 * result.chosen.history[-1].val_figure
         chosen = f"trial {result.chosen.candidate.number}: {best:.1f} %"
         right.set_title(f"chosen: {chosen}", loc="right", color=ORANGE, fontsize=9)
@@ -90,3 +95,11 @@ def plot_search(result: "SearchResult", path: str | Path, *, title: str) -> None
             axes.grid(axis="y", color="#eeeeee")
             axes.tick_params(colors=PALE_INK)
             axes.xaxis.label.set_color(INK)
+
+
+def _choose_ticks(low: float, high: float) -> list[float]:
+    """Round learning rates in a range: 1, 2 and 5 times powers of ten."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [
+        tick for power in powers for tick in (10.0**power, 2 * 10.0**power, 5 * 10.0**power) if low <= tick <= high
+    ]

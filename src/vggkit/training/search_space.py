@@ -60,7 +60,7 @@ class Candidate:
 
     def scale(self, resolved: Recipe) -> Recipe:
         """The resolved recipe with this learning rate and this weight decay, rounded to two digits."""
-        changes: dict[str, float] = {}
+        changes: dict[str, Any] = {}
         if resolved.learning_rate is not None and self.rate_factor != 1:
             changes["learning_rate"] = float(f"{resolved.learning_rate * self.rate_factor:.2g}")
         if resolved.weight_decay is not None and self.decay_factor != 1:
@@ -85,7 +85,7 @@ def plan_rounds(trials: int, epochs: int) -> tuple[Round, ...]:
     (Round(trials=12, epochs=3), Round(trials=4, epochs=10))
     """
     count = max(1, math.floor(math.log(trials, ETA) + 1e-9))
-    rounds = []
+    rounds: list[Round] = []
     for number in range(count):
         planned = max(1, round(epochs / ETA ** (count - number)))
         if not rounds or planned > rounds[-1].epochs:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
 from vggkit.errors import BadCheckpoint, BadConfiguration, BadInput
 from vggkit.files import write_text
@@ -156,13 +157,12 @@ class RecipeSearch:
             identity={**self.identity, "recipe": recipe.to_dict()},
             changeable={"recipe": {"epochs"}},
         )
-        state, progress = None, Progress()
+        state: dict[str, Tensor] | None = None
+        progress = Progress()
         if (folder / "last.ckpt").is_file():
             state, progress = checkpoints.read_last()
-            start = {
-                key.removeprefix("network/"): value for key, value in state.items() if key.startswith("network/")
-            }
-            model.network.load_state_dict(start)
+            mine = (key for key in state if key.startswith("network/"))
+            model.network.load_state_dict({key.removeprefix("network/"): state[key] for key in mine})
         name = f"trial {trial.candidate.number} of {self.trials}"
 
         def show(what: str, done: int, total: int | None) -> None:

@@ -318,10 +318,10 @@ def _search_recipe(
     )
     best = result.chosen.best
     assert best is not None, "a trial that was chosen was trained"
+    what = " ".join(describe_trial(result.chosen).split())
     line.log(
         f"search: trial {result.chosen.candidate.number} is the best by validation, {best.figure} "
-        f"{best.val_figure:.4f} ({describe_trial(result.chosen)}); see {directory / 'search.png'} and search.csv. "
-        "Now it is trained in full"
+        f"{best.val_figure:.4f} ({what}); see {directory / 'search.png'} and search.csv. Now it is trained in full"
     )
     return result
 
