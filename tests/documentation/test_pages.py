@@ -122,6 +122,7 @@ def test_every_page_with_code_is_run():
         "guide-evaluation.md",
         "guide-images.md",
         "guide-inference.md",
+        "guide-search.md",
         "guide-training.md",
         "guide-weights.md",
         "inside.md",
