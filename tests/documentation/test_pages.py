@@ -27,6 +27,9 @@ INSTEAD = {
         "--min-speedup 8 --max-loss 0.01": "--min-speedup 0.1 --max-loss 0.5",
     },
     "export.md": {"vggkit export vgg16 vgg16.safetensors --to timm": "", **WITHOUT_WEB},
+    "guide-search.md": {
+        "--weights imagenet --epochs 30 --search 12": "--blocks 8/16 --image-size 32 --epochs 2 --search 3"
+    },
     "serving.md": {
         "serve runs/bees  #": "serve runs/bees --port 8791  #",
         "127.0.0.1:8000/": "127.0.0.1:8791/",
@@ -58,8 +61,10 @@ PAGES = (
     "explanations.md",
     "export.md",
     "serving.md",
+    "guide-search.md",
+    "large-data.md",
 )
-ABOUT_BEES = ("compression.md", "explanations.md", "export.md", "serving.md")
+ABOUT_BEES = ("compression.md", "explanations.md", "export.md", "serving.md", "guide-search.md")
 """Pages about a run `runs/bees` and `photos`, which are made before."""
 QUICK = ("how-to/gpu.md", "how-to/offline.md", "how-to/windows-macos.md")
 
@@ -122,7 +127,7 @@ def test_every_page_with_code_is_run():
         "guide-evaluation.md",
         "guide-images.md",
         "guide-inference.md",
-        "guide-search.md",
+        "guide-several-labels.md",
         "guide-training.md",
         "guide-weights.md",
         "inside.md",
