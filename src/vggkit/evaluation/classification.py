@@ -35,7 +35,8 @@ def find_class_rates(
     """
 
     def share(part: NDArray[np.integer], whole: NDArray[np.integer]) -> Values:
-        return np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
+        shares: Values = np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
+        return shares
 
     return share(hits, predicted), share(hits, support), share(2 * hits, predicted + support)
 
