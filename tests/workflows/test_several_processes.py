@@ -17,6 +17,7 @@ from vggkit.weights.model_file import read_state
 from vggkit.workflows.resume_run import resume_run
 from vggkit.workflows.run_config import RunConfig
 from vggkit.workflows.run_folder import read_run_state
+from vggkit.workflows.shard import shard
 from vggkit.workflows.train import train
 
 LABELS = ("across", "down", "red")
@@ -158,6 +159,65 @@ def test_killed_and_stopped_processes_continue_to_the_same_bits(data, undisturbe
     assert again[1].err == ""
     wait_for(start_ranks(processes, "train", "--resume", out, "--device", "cpu"))
     demand_equal(out, undisturbed)
+
+
+PLAIN = [
+    *("--model", "vgg11", "--until", "pool2", "--image-size", "32", "--epochs", "2", "--batch-size", "4"),
+    *("--device", "cpu", "--precision", "fp32", "--dropout", "0", "--learning-rate", "0.02", "--save-seconds", "0"),
+]
+
+
+@pytest.fixture(scope="module")
+def stopped_on_shards(data, processes, tmp_path_factory):
+    """Of tar shards: an undisturbed run, one of which a process was killed in the first epoch, and how it ended."""
+    folder = tmp_path_factory.mktemp("sharded")
+    shard(data, folder / "shards", images_per_shard=5)
+    wait_for(start_ranks(processes, "train", folder / "shards", "--out", folder / "undisturbed", *PLAIN))
+    ranks = start_ranks(processes, "train", folder / "shards", "--out", folder / "killed", *PLAIN)
+    wait_for_steps(ranks, folder / "killed", 3)
+    ranks[1].send_signal(signal.SIGKILL)
+    wait_for(ranks, codes=(2, -signal.SIGKILL), seconds=30)
+    return folder, ranks
+
+
+@pytest.mark.slow
+def test_killed_processes_that_stream_shards_continue_to_the_same_bits(stopped_on_shards, processes, tmp_path):
+    folder, ranks = stopped_on_shards
+    assert ranks[0].err.count("vggkit: error: another of the 2 processes ended") == 1
+    out = tmp_path / "run"
+    shutil.copytree(folder / "killed", out)
+    wait_for(start_ranks(processes, "train", "--resume", out, "--device", "cpu"))
+    demand_equal(out, folder / "undisturbed")
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_continues_within_an_epoch_of_shards(stopped_on_shards, tmp_path, capsys):
+    """With the images that are left of it, in the same batches."""
+    folder, _ = stopped_on_shards
+    out = tmp_path / "run"
+    shutil.copytree(folder / "killed", out)
+    run = resume_run(out, device="cpu")
+    assert "in epoch 1, after " in capsys.readouterr().err
+    demand_near(weights(out), weights(folder / "undisturbed"), 1e-4)
+    assert run.evaluation.n == 11
+
+
+@pytest.mark.slow
+def test_what_processes_that_continue_a_run_must_share(stopped_on_shards, processes, tmp_path):
+    folder, _ = stopped_on_shards
+    out = tmp_path / "run"
+    shutil.copytree(folder / "killed", out)
+    ranks = start_ranks(processes, "train", "--resume", out, "--quiet", size=3)
+    wait_for(ranks, codes=(2, 2, 2), seconds=30)
+    assert "4 cannot be divided by 3 processes; start a number that divides 4" in ranks[0].err
+    assert len(ranks[0].err.splitlines()) == 1, ranks[0].err
+    ranks = start_ranks(
+        *(processes, "train", "--resume", out, "--quiet"),
+        code=ANOTHER.format(change="sys.argv += ['--epochs', '3']"),
+    )
+    wait_for(ranks, codes=(2, 2), seconds=30)
+    assert "another number of epochs than process 0: 3, not None" in ranks[0].err
+    assert ranks[1].err == ""
 
 
 ANOTHER = (

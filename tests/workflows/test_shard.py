@@ -1,5 +1,6 @@
 """Shards are written whatever happens, and a training that streams them continues exactly."""
 
+import itertools
 import json
 import time
 from pathlib import Path
@@ -233,3 +234,32 @@ def test_processes_read_different_shards_and_each_image_once(folder, tmp_path):
     assert sorted(seen[0] + seen[1]) == list(range(36))
     assert brought[0] | brought[1] == set(range(6))
     assert not brought[0] & brought[1]
+
+
+def test_another_number_of_processes_reads_what_is_left_of_an_epoch(folder, tmp_path, monkeypatch):
+    """Two processes read two batches of five, and one process reads the others; and the other way round."""
+    monkeypatch.setattr(sharded, "BUFFER", 8)
+    vk.shard(folder, tmp_path / "shards", images_per_shard=6)
+    opened = vk.open_dataset(tmp_path / "shards")
+    preprocessing = choose_preprocessing(32)
+
+    def read(group: ProcessGroup, *, start: int = 0, stop: int | None = None) -> list[bytes]:
+        batches = TrainingBatches(
+            opened.split("train"),
+            labels=opened.labels,
+            preprocessing=preprocessing,
+            view=View(preprocessing, "none", "none", None, 0.0),
+            batch_size=8,
+            seed=0,
+            device=torch.device("cpu"),
+            group=group,
+        )
+        found = itertools.islice(batches.of_epoch(1, start=start), None if stop is None else stop - start)
+        return [image.numpy().tobytes() for images, _ in found for image in images]
+
+    every = sorted(read(ProcessGroup()))
+    assert len(set(every)) == 36
+    for before, after in ((2, 1), (1, 2), (4, 2)):
+        first = [read(ProcessGroup(rank=rank, size=before), stop=2) for rank in range(before)]
+        rest = [read(ProcessGroup(rank=rank, size=after, began_with=before), start=2) for rank in range(after)]
+        assert sorted(itertools.chain(*first, *rest)) == every

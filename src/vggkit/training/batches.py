@@ -196,8 +196,11 @@ class TrainingBatches:
         return order
 
     def _draw_lazy_order(self, images: LazyImages, epoch: int) -> NDArray[np.int64]:
-        """The same of images that are stored elsewhere: each process reads other files than the others."""
-        processes = self._group.size
+        """The same of images that are stored elsewhere: each process reads other files than the others.
+
+        It is that of the processes with which the run began, so that others continue within an epoch.
+        """
+        processes = self._group.began_with or self._group.size
         counts = [len(range(rank, len(images), processes)) for rank in range(processes)]
         order = np.empty(len(images), np.int64)
         for rank, part in enumerate(images.draw_parts(seed=self._seed, epoch=epoch, counts=counts)):

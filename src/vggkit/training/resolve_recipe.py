@@ -105,16 +105,26 @@ def resolve_recipe(
     return recipe, reasons
 
 
+def demand_divisible(size: int, processes: int) -> None:
+    """Raise BadConfiguration where the batches of a run that is continued cannot be divided by its processes."""
+    if size % processes:
+        raise BadConfiguration(f"{_describe_uneven(size, processes)}; start a number that divides {size}")
+
+
+def _describe_uneven(size: int, processes: int) -> str:
+    return (
+        f"batch_size counts the images of all processes together, and {size} cannot be divided by {processes} "
+        "processes"
+    )
+
+
 def _divide_batch(recipe: Recipe, situation: Situation) -> str:
     """A sentence on each process's part of a batch; raises BadConfiguration where there is none."""
     size, processes = recipe.batch_size, situation.processes
     assert size is not None, "it was chosen before"
     if size % processes:
         near = sorted({max(1, size // processes) * processes, (size // processes + 1) * processes})
-        raise BadConfiguration(
-            f"batch_size counts the images of all processes together, and {size} cannot be divided by {processes} "
-            f"processes; take {' or '.join(map(str, near))}"
-        )
+        raise BadConfiguration(f"{_describe_uneven(size, processes)}; take {' or '.join(map(str, near))}")
     least = processes * find_least_share(recipe, batch_norm=situation.configuration.batch_norm)
     if situation.images < least:
         raise BadConfiguration(

@@ -18,11 +18,13 @@ from vggkit.reports.plots import PlotEnding
 from vggkit.reports.progress import ProgressLine
 from vggkit.training.caller_settings import CallerSettings
 from vggkit.training.distributed.process_group import SINGLE, ProcessGroup
+from vggkit.training.resolve_recipe import demand_divisible
 from vggkit.weights.classifier_file import read_card
 from vggkit.workflows.fit_and_record import OnEpoch, TrainingRun, fit_and_record
 from vggkit.workflows.prepare_images import prepare_images
 from vggkit.workflows.run_config import RunConfig
 from vggkit.workflows.run_folder import hold_folder, read_run_state
+from vggkit.workflows.several_processes import demand_same_images
 from vggkit.workflows.training_run import start_run
 
 
@@ -98,6 +100,7 @@ def resume_run(
     )
     caller_settings = CallerSettings.from_dict(config.found.get("by_hand", {}))
     opened = _open_again(directory, data, config).spelled_as(classifier.labels)
+    demand_same_images(group, opened, epochs=epochs)
     stretched = epochs is not None and epochs != config.resolved.epochs
     if stretched and epochs is not None:
         config = _change_epochs(directory, config, epochs, done=group.lead(lambda: read_run_state(directory).epoch))
@@ -136,6 +139,9 @@ def resume_run(
             line.log(
                 f"the run began with {number} processes and continues with {group.size}: equal but for roundoff"
             )
+            if (size := config.resolved.batch_size) is not None and config.resolved.trainable != "head":
+                demand_divisible(size, group.size)
+            group = replace(group, began_with=number)
         return fit_and_record(
             classifier,
             images.dataset,

@@ -22,22 +22,11 @@ def demand_same_inputs(group: ProcessGroup, classifier: "Model", dataset: ImageD
     """Raise BadInput where a process has other options, classes or images; all get the first one's weights."""
     if group.size == 1:
         return
-    order = hashlib.sha256()
-    for name, split in dataset.splits.items():
-        if isinstance(split, LazyImages):
-            order.update(split.digest_order().encode())
-            continue
-        for image in split:
-            order.update(f"{name}/{image.label}/{Path(image.path).name}\n".encode(errors="surrogateescape"))
     # Places may differ between machines; what is found there must not.
     options = replace(config, data="", teacher=None, network=replace(config.network, weights=None), found={})
-    images = {name: len(split) for name, split in dataset.splits.items()}
     group.demand_equal(
         {
-            "classes": ", ".join(dataset.labels),
-            "number of images": ", ".join(f"{count} {name}" for name, count in images.items()),
-            "images": dataset.fingerprint(),
-            "order of images": order.hexdigest()[:16],
+            **_describe_images(dataset),
             "options": json.dumps(asdict(options), sort_keys=True, default=str),
             "network": json.dumps(classifier.configuration.to_dict(), sort_keys=True),
             "preprocessing": json.dumps(classifier.preprocessing.to_dict(), sort_keys=True),
@@ -45,6 +34,30 @@ def demand_same_inputs(group: ProcessGroup, classifier: "Model", dataset: ImageD
     )
     state, _ = group.lead_tensors(lambda: (classifier.network.state_dict(), None))
     classifier.network.load_state_dict(state)
+
+
+def demand_same_images(group: ProcessGroup, dataset: ImageDataset, *, epochs: int | None) -> None:
+    """Raise BadInput where a process that continues a run has other images, or is to have other epochs."""
+    if group.size > 1:
+        group.demand_equal({"number of epochs": epochs, **_describe_images(dataset)})
+
+
+def _describe_images(dataset: ImageDataset) -> dict[str, str]:
+    """What must be the same of the images; their places may differ."""
+    order = hashlib.sha256()
+    for name, split in dataset.splits.items():
+        if isinstance(split, LazyImages):
+            order.update(split.digest_order().encode())
+            continue
+        for image in split:
+            order.update(f"{name}/{image.label}/{Path(image.path).name}\n".encode(errors="surrogateescape"))
+    images = {name: len(split) for name, split in dataset.splits.items()}
+    return {
+        "classes": ", ".join(dataset.labels),
+        "number of images": ", ".join(f"{count} {name}" for name, count in images.items()),
+        "images": dataset.fingerprint(),
+        "order of images": order.hexdigest()[:16],
+    }
 
 
 def name_launch() -> str:

@@ -39,6 +39,8 @@ class ProcessGroup:
     """What carries tensors between processes: gloo, nccl, or none for a single process."""
     restarts: int = 0
     """How often torchrun has started all processes again, after one of them failed."""
+    began_with: int = 0
+    """Number of processes with which the run began, whose order images of shards keep; 0: as many as now."""
 
     @property
     def is_first(self) -> bool:
