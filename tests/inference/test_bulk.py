@@ -247,6 +247,25 @@ def test_what_is_killed_while_the_file_is_made_makes_it_again(model, many, whole
     demand_whole(out, whole)
 
 
+def test_chunks_beyond_a_gap_take_no_rows_from_the_file(model, many, whole, tmp_path, monkeypatch):
+    """As a job on Ray leaves them, whose chunks come in any order."""
+    out = tmp_path / "r.csv"
+
+    def stop(what: str, done: int, total: int | None) -> None:
+        if what == "computing" and done >= 93:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(bulk_running, "MOST_ROWS", 30)
+    with pytest.raises(KeyboardInterrupt):
+        predict_into(model, many, out, batch_size=3, device="cpu", on_progress=stop)
+    for first in (0, 30):
+        next((tmp_path / "r.csv.parts").glob(f"{first:012d}-*.part")).unlink()
+    assert [file.name[:25] for file in (tmp_path / "r.csv.parts").glob("*.part")] == ["000000000060-000000000090"]
+    monkeypatch.setattr(bulk_running, "MOST_ROWS", 60)
+    assert predict_into(model, many, out, batch_size=3, device="cpu").images == 401
+    demand_whole(out, whole)
+
+
 def test_a_finished_file_is_left_as_it_is(model, many, tmp_path, monkeypatch):
     for ending in ("csv", "parquet", "npy"):
         out = tmp_path / f"r.{ending}"

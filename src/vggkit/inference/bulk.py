@@ -116,6 +116,8 @@ def _write_chunks(job: Job, chunks: Chunks, signals: Signals, reading: Reading) 
     digest = ImageDigest()
     images = gather_images(job.images, columns=job.columns, reading=reading)
     n_already_done = written = skip_done(chunks, images, digest)
+    # A job on Ray leaves chunks beyond gaps, which would be found among those that are written now.
+    chunks.keep(chunks.list_names())
     job.on_progress("computing", written, total)
     rows: list[Row] = []
     saved = time.monotonic()

@@ -119,6 +119,10 @@ class Chunks:
                 found.append(Chunk(path, int(named[1]), int(named[2]), named[3]))
         return found
 
+    def list_names(self) -> set[ChunkName]:
+        """The names of those that are there up to the first gap."""
+        return {ChunkName(each.first, each.stop, each.digest) for each in self.list()}
+
     def count(self) -> int:
         """Rows that are there."""
         listed = self.list() if self.exist() else []

@@ -98,7 +98,7 @@ def _write_chunks(
     digest = ImageDigest()
     images = gather_images(job.images, columns=job.columns, reading=reading)
     done = skip_done(chunks, images, digest)
-    contiguous = {ChunkName(each.first, each.stop, each.digest) for each in chunks.list()}
+    contiguous = chunks.list_names()
     planned = dict(_plan(images, digest, first=done, rows=_count_rows(job.batch_size)))
     found = chunks.keep({*contiguous, *planned}) - contiguous
     done += sum(name.stop - name.first for name in found)
