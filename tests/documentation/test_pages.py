@@ -7,6 +7,7 @@ from page_blocks import DOCS, PageRun, is_near, matches, read_blocks
 
 HEAD = "vggkit train photos --weights imagenet --model vgg16 --trainable head --out runs/head"
 WITHOUT_WEB = {"vggkit export runs/bees site/ --to web --precision int8": ""}  # tests/exporting/test_site.py
+SMALL = "--blocks 8/16 --image-size 32 --epochs 1 --batch-size 8 --quiet --out runs/vgg11-1"
 INSTEAD = {
     "README.md": {
         "vggkit demo --out runs/demo": "",  # tests/workflows/test_demo.py
@@ -30,6 +31,11 @@ INSTEAD = {
     "guide-search.md": {
         "--weights imagenet --epochs 30 --search 12": "--blocks 8/16 --image-size 32 --epochs 2 --search 3"
     },
+    "guide-several-labels.md": {
+        "photos.csv --label-separator ';'    #": f"photos.csv --label-separator ';' {SMALL} #",
+        "photos.csv                          #": f"columns.csv {SMALL}-again #",
+    },
+    "shell.md": {"~/.local": "home"},
     "serving.md": {
         "serve runs/bees  #": "serve runs/bees --port 8791  #",
         "127.0.0.1:8000/": "127.0.0.1:8791/",
@@ -46,6 +52,8 @@ PAGES = (
     "how-to/offline.md",
     "how-to/gpu.md",
     "how-to/windows-macos.md",
+    "guide-several-labels.md",
+    "shell.md",
     "tutorials/your-photos.md",
     "tutorials/figures.md",
     "tutorials/small-and-fast.md",
@@ -66,7 +74,7 @@ PAGES = (
 )
 ABOUT_BEES = ("compression.md", "explanations.md", "export.md", "serving.md", "guide-search.md")
 """Pages about a run `runs/bees` and `photos`, which are made before."""
-QUICK = ("how-to/gpu.md", "how-to/offline.md", "how-to/windows-macos.md")
+QUICK = ("how-to/gpu.md", "how-to/offline.md", "how-to/windows-macos.md", "shell.md")
 
 
 @pytest.mark.timeout(900)
@@ -80,6 +88,8 @@ def test_the_blocks_run_in_order(page, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     if page == "README.md":
         make_photos(tmp_path)
+    if page == "guide-several-labels.md":
+        make_tables(tmp_path)
     if page in ABOUT_BEES:
         make_bees(tmp_path)
     PageRun(page, INSTEAD.get(page, {})).run()
@@ -91,6 +101,22 @@ def make_photos(folder):
 
     fill_folder(folder / "photos", ("ants", "bees"), 12)
     (folder / "photos" / "bees" / "000.png").rename(folder / "photos" / "bees" / "1092977343.jpg")
+
+
+def make_tables(folder):
+    """The tables of images with several labels, and a photo."""
+    from conftest import draw_class
+
+    names = ("sun", "sea", "boat")
+    rows, columns = ["path,label"], ["path,sun,sea,boat"]
+    for number in range(24):
+        labels = [name for place, name in enumerate(names) if number >> place & 1]
+        Image.fromarray(draw_class("across" if "sun" in labels else "down", number)).save(folder / f"{number}.png")
+        rows.append(f"{number}.png,{';'.join(labels)}")
+        columns.append(f"{number}.png," + ",".join(str(int(name in labels)) for name in names))
+    (folder / "photos.csv").write_text("\n".join(rows), encoding="utf-8")
+    (folder / "columns.csv").write_text("\n".join(columns), encoding="utf-8")
+    Image.open(folder / "3.png").save(folder / "photo.jpg")
 
 
 def make_bees(folder):
@@ -127,14 +153,12 @@ def test_every_page_with_code_is_run():
         "guide-evaluation.md",
         "guide-images.md",
         "guide-inference.md",
-        "guide-several-labels.md",
         "guide-training.md",
         "guide-weights.md",
         "inside.md",
         "interoperability.md",
         "migration.md",
         "perceptual-losses.md",
-        "shell.md",
         "three-ways.md",
     }
     for path in sorted(DOCS.rglob("*.md")):
