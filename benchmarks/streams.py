@@ -50,7 +50,7 @@ def store(folder: Path, copies: int) -> dict[str, str]:
     places |= {"s3 tar": "s3://photos/tar", "s3 parquet": "s3://photos/parquet"}
     for kind, place in places.items():
         if kind != "folder":
-            vk.shard(folder / "folder", place, to=kind.rpartition(" ")[2], images_per_shard=256)
+            vk.shard(folder / "folder", place, to=kind.rpartition(" ")[2], images_per_shard=128)
     return places | {"webdataset": str(folder / "tar")}
 
 
