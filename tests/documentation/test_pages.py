@@ -35,7 +35,7 @@ INSTEAD = {
         "photos.csv --label-separator ';'    #": f"photos.csv --label-separator ';' {SMALL} #",
         "photos.csv                          #": f"columns.csv {SMALL}-again #",
     },
-    "shell.md": {"~/.local": "home"},
+    "shell.md": {"~/.local": "home", "vggkit --tyro": "python -m vggkit --tyro"},
     "serving.md": {
         "serve runs/bees  #": "serve runs/bees --port 8791  #",
         "127.0.0.1:8000/": "127.0.0.1:8791/",
