@@ -152,8 +152,8 @@ class TrainingBatches:
                 for step in range(start, len(self)):
                     if advance is not None:
                         own = self._batch_size // self._group.size
-                        begun = (step - start) * own
-                        advance(begun - len(ahead) * own, begun + len(self._list_places(step)))
+                        first = (step - start) * own
+                        advance(first - len(ahead) * own, first + len(self._list_places(step)))
                     ahead.append(self._begin(pool, epoch, order, step))
                     if len(ahead) > AHEAD:
                         yield _finish(ahead.popleft())

@@ -2,7 +2,7 @@
 
 `shards.json` lists the files with their lengths and SHA-256, the classes and the counts. The index beside it,
 `shards.npz`, has an entry of about 60 bytes for each image: its range in the file, its class, its short side, a
-number that is equal for equal files, and its name. Whoever has both can split, shuffle and read any image without
+number that is equal for equal files, and its name. With both, any image can be split off, shuffled and read without
 a pass over the shards.
 
 Shape letters: N images.
