@@ -19,13 +19,12 @@ from vggkit.reports.evaluation_charts import Scale, find_step
 from vggkit.reports.evaluation_page import (
     Story,
     draw_reliability,
-    list_facts,
     list_pairs,
-    list_recipe,
     write_report,
 )
 from vggkit.reports.evaluation_table import draw_evaluation, draw_several
 from vggkit.reports.run_plots import write_plots
+from vggkit.reports.training_facts import list_facts, list_recipe
 from vggkit.training.recipe import Recipe
 
 
