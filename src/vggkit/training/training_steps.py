@@ -23,6 +23,7 @@ from vggkit.training.optimizers import learning_rate_at
 from vggkit.training.recipe import Recipe, find_least_share
 from vggkit.training.train_state import TrainState
 from vggkit.training.validation import Diverged
+from vggkit.training.whitening import whiten_first_layer
 from vggkit.weights.model import Model
 
 
@@ -42,6 +43,8 @@ class TrainingSteps:
         group: ProcessGroup,
     ) -> None:
         self._recipe, self._group = recipe, group
+        if recipe.whitening:  # of a training that continues, the saved state replaces it by the same
+            whiten_first_layer(classifier.network, images, classifier.preprocessing, seed=recipe.seed, group=group)
         self.state = TrainState(
             classifier.network,
             recipe,
