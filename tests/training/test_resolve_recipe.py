@@ -78,6 +78,8 @@ def test_what_learns_follows_the_weights_and_the_images(tiny):
         == "all"
     )
     for name in STEPWISE:
+        if name == "whitening":  # for random weights alone
+            continue
         value = {
             **{"optimizer": "adamw", "accumulate": 2, "patience": 3, "layer_decay": 0.5, "freeze_norm": True},
             **{"sync_norm": True, "gradient_compression": "bf16", "split_head": True},

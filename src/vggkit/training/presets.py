@@ -1,11 +1,11 @@
 """Named recipes, each with the sources of its values. No torch here.
 
-A preset sets the defaults of a recipe: options that are stated with it take precedence.
+A preset sets the defaults of a recipe, and may name a network for it: options stated with it take precedence.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 from vggkit.errors import UnknownName
 from vggkit.training.recipe import Recipe
@@ -19,8 +19,25 @@ class Preset:
     """The recipe; its open options are resolved as for any other."""
     about: str
     """A sentence on what it is for, and on what it differs in from its source."""
+    network: Mapping[str, str] = field(default_factory=dict)
+    """Options of the network by name, such as `blocks`, that it was made for."""
+
+    def choose_network(self, given: Collection[str]) -> dict[str, Any]:
+        """The options of its network that are left, where options of these names are given.
+
+        Whoever names a network gets that one, with the preset's random values; loaded weights are a network too.
+
+        >>> find_preset("small-images").choose_network(["model"])
+        {'initialization': 'dirac'}
+        """
+        if "weights" in given:
+            return {}
+        named = any(name in given for name in NAMING)
+        return {name: value for name, value in self.network.items() if not named or name == "initialization"}
 
 
+NAMING: Final = ("model", "blocks", "until", "head")
+"""Options that name another network than a preset's own."""
 PRESETS: Final[Mapping[str, Preset]] = {
     "quick": Preset(
         Recipe(

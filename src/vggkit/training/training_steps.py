@@ -28,7 +28,10 @@ from vggkit.weights.model import Model
 
 
 class TrainingSteps:
-    """Trains a Classifier's network batch by batch; the arguments are those of `Trainer` and `TrainState`."""
+    """Trains a Classifier's network batch by batch.
+
+    The arguments are those of `Trainer` and `TrainState`; `begins` says whether no saved state is restored next.
+    """
 
     def __init__(
         self,
@@ -41,9 +44,10 @@ class TrainingSteps:
         caller_settings: CallerSettings,
         teacher: Teacher | None,
         group: ProcessGroup,
+        begins: bool,
     ) -> None:
         self._recipe, self._group = recipe, group
-        if recipe.whitening:  # of a training that continues, the saved state replaces it by the same
+        if recipe.whitening and begins:
             whiten_first_layer(classifier.network, images, classifier.preprocessing, seed=recipe.seed, group=group)
         self.state = TrainState(
             classifier.network,
