@@ -1,11 +1,11 @@
 """CIFAR-10's training images from scratch on two cores, by the preset small-images.
 
 Of the 50,000 images, in the order of the files, a permutation (torch's generator, seed 0) sets 5,000 apart
-that were the measure when recipes were chosen, and the next 5,000 for the reported accuracy alone. The network learns
-from 44,000 and each epoch is evaluated on 1,000; the weights are those of the best epoch by these.
+that were the measure when an earlier recipe was chosen, and the next 5,000 for the reported accuracy alone. The
+network learns from 44,000 and each epoch is evaluated on 1,000; the weights are those of the best epoch by these.
 
-`python benchmarks/cifar10.py --seed 0` trains one seed and appends its result to a file of JSON lines; with `--table`
-the lines of all seeds become cifar10.md. Intervals are Wilson's, 95 %.
+`python benchmarks/cifar10.py --seed 0` trains one seed and appends its result to a file of JSON lines; `--table`
+prints the table of cifar10.md from the lines of all seeds. Intervals are Wilson's, 95 %.
 """
 
 import argparse
@@ -14,7 +14,6 @@ import json
 import os
 import platform
 import time
-from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -25,7 +24,6 @@ import vggkit as vk
 from vggkit.evaluation.evaluation import proportion_interval
 from vggkit.hardware import describe_machine
 from vggkit.images.dataset import ImageDataset, ImageSample
-from vggkit.training.presets import find_preset
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"
 RESULTS = Path(__file__).resolve().parents[1] / "build" / "cifar10.jsonl"
@@ -76,7 +74,7 @@ def train(network: str, seed: int, *, epochs: int | None, precision: str, folder
         "parameters": run.classifier.configuration.parameters,
         "seed": seed,
         "epochs": len(run.history),
-        "precision": run.config.recipe.precision if hasattr(run, "config") else precision,
+        "precision": precision,
         "right": right,
         "n": len(images.split("test")),
         "training_seconds": sum(epoch.seconds for epoch in run.history),

@@ -30,8 +30,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "first convolution learnt, not whitening": {"whitening": False},
     "random start in place of Dirac's": {"initialization": "kaiming"},
     "SGD in place of Muon": {"optimizer": "sgd", "momentum": 0.9, "learning_rate": 0.2, "weight_decay": 5e-4},
-    "batch norm's momentum 0.1": {"batch_norm_momentum": None},
-    "one cycle in place of a straight line": {"schedule": "one-cycle", "warmup_epochs": None},
+    "batch norm's momentum 0.1": {"batch_norm_momentum": 0.1},
+    "one cycle in place of a straight line": {"schedule": "one-cycle", "warmup_epochs": 1.0},
     "no label smoothing": {"label_smoothing": 0.0},
     "mirrored at random, not in turn": {"mirror": "random"},
     "not mirrored": {"mirror": "none"},
@@ -49,12 +49,11 @@ def divide_further(images: vk.ImageDataset) -> vk.ImageDataset:
 def train(variant: str, seed: int, epochs: int) -> dict[str, Any]:
     """One training, measured with each kind of views."""
     images = divide_further(vk.open_dataset(str(DATA)))
-    options = {name: value for name, value in VARIANTS[variant].items()}
     with tempfile.TemporaryDirectory() as folder:
         run = vk.train(
             images,
             preset="small-images",
-            **options,
+            **VARIANTS[variant],
             epochs=epochs,
             seed=seed,
             out=Path(folder) / "run",

@@ -115,6 +115,13 @@ def test_one_image_a_step_is_refused_where_batch_norm_would_see_one_value(tiny):
     assert settled(frozen, replace(cut, preprocessing=Preprocessing(resize_pixels=16, crop_pixels=16))) is not None
 
 
+def test_images_are_shifted_where_the_pixels_are_given(tiny):
+    fed = Preprocessing(resize_pixels=256, crop_pixels=224)
+    assert settled(Recipe(shift_pixels=8), replace(situate(tiny), preprocessing=fed)).augmentation == "shift"
+    with pytest.raises(BadConfiguration, match="belongs to augmentation=shift"):
+        Recipe(shift_pixels=8, augmentation="photo")
+
+
 def test_small_images_are_shifted_and_not_mirrored(tiny):
     small = situate(tiny, preprocessing=Preprocessing(resize_pixels=32, crop_pixels=32), bf16=False)
     recipe = settled(Recipe(), small)

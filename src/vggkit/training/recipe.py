@@ -91,6 +91,8 @@ class Recipe:
     augmentation: Augmentation = "auto"
     """photo: random resized crops. shift: random translations by a few pixels. auto: photo for images of 64 pixels
     or more, else shift."""
+    shift_pixels: int | None = None
+    """Farthest translation in pixels of augmentation=shift, each way. Default: an eighth of the input's side."""
     mirror: Mirror = "auto"
     """Horizontal flips. random: with probability 0.5. alternating: in every second epoch (Jordan 2024). auto:
     random with augmentation=photo, else none, as small images may be letters or digits."""
@@ -178,6 +180,11 @@ class Recipe:
             f"warmup_epochs={self.warmup_epochs} cannot be combined with schedule=one-cycle, which has its own",
         )
         refuse(
+            self.shift_pixels is not None and self.augmentation not in ("auto", "shift"),
+            f"shift_pixels={self.shift_pixels} belongs to augmentation=shift, not to "
+            f"augmentation={self.augmentation}",
+        )
+        refuse(
             self.batch_norm_momentum is not None and self.freeze_norm,
             f"batch_norm_momentum={self.batch_norm_momentum} has no effect with freeze_norm=true, which keeps the "
             "running statistics",
@@ -235,7 +242,7 @@ def _is_whole(value: object) -> bool:
 
 
 _OPTIONAL = {"batch_size", "learning_rate", "weight_decay", "step_epochs", "ema_decay", "patience"}
-_OPTIONAL |= {"rand_augment", "batch_norm_momentum"}
+_OPTIONAL |= {"rand_augment", "batch_norm_momentum", "shift_pixels"}
 _Rule = tuple[Callable[[Any], bool], str]
 _POSITIVE: _Rule = (lambda value: is_number(value) and value > 0, "a number above 0")
 _NOT_NEGATIVE: _Rule = (lambda value: is_number(value) and value >= 0, "a number of 0 or more")
@@ -244,7 +251,9 @@ _INSIDE: _Rule = (lambda value: is_number(value) and 0 < value < 1, "between 0 a
 _COUNT: _Rule = (lambda value: _is_whole(value) and value >= 1, "a whole number of 1 or more")
 _SWITCH: _Rule = (lambda value: isinstance(value, bool), "true or false")
 _RULES: dict[str, _Rule] = {
-    **dict.fromkeys(("epochs", "batch_size", "step_epochs", "accumulate", "patience", "views"), _COUNT),
+    **dict.fromkeys(
+        ("epochs", "batch_size", "step_epochs", "accumulate", "patience", "views", "shift_pixels"), _COUNT
+    ),
     "seed": (lambda value: _is_whole(value) and value >= 0, "a whole number of 0 or more"),
     **dict.fromkeys(("learning_rate", "bias_rate_factor"), _POSITIVE),
     "batch_norm_momentum": (lambda value: is_number(value) and 0 < value <= 1, "above 0 and at most 1"),

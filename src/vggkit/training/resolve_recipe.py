@@ -81,7 +81,9 @@ def resolve_recipe(
         if recipe.trainable == "head" and recipe.views == 1:
             recipe = replace(recipe, augmentation="none")
         else:
-            choose("augmentation", "photo" if side >= 64 else "shift", f"the input is {side} pixels wide")
+            given = recipe.shift_pixels is not None
+            reason = "shift pixels are given" if given else f"the input is {side} pixels wide"
+            choose("augmentation", "photo" if side >= 64 and not given else "shift", reason)
     if recipe.mirror == "auto":
         recipe = replace(recipe, mirror="random" if recipe.augmentation == "photo" else "none")
     if recipe.weight_decay is None and recipe.trainable != "head":

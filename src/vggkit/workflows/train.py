@@ -92,6 +92,7 @@ def train(
     gradient_compression: GradientCompression | None = None,
     split_head: bool | None = None,
     augmentation: Augmentation | None = None,
+    shift_pixels: int | None = None,
     mirror: Mirror | None = None,
     rand_augment: int | None = None,
     random_erasing: float | None = None,
@@ -221,6 +222,8 @@ def train(
             place of their gradients, which stay exact (Krizhevsky 2014).
         augmentation: photo: random resized crops. shift: random translations by a few pixels. auto: photo for
             images of 64 pixels or more, else shift.
+        shift_pixels: Farthest translation in pixels of augmentation=shift, each way. Default: an eighth of the
+            input's side.
         mirror: Horizontal flips. random: with probability 0.5. alternating: in every second epoch (Jordan 2024).
             auto: random with augmentation=photo, else none, as small images may be letters or digits.
         rand_augment: Magnitude, 0 to 30, of RandAugment with two operations; 9 is usual.
