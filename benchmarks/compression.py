@@ -33,7 +33,7 @@ from vggkit.compression.images import divide_roles
 from vggkit.compression.measuring import count_multiply_adds, predict_all
 from vggkit.compression.rebuild import build_network, copy_state
 from vggkit.compression.records import RunPrecision
-from vggkit.compression.steps import Made, Workshop
+from vggkit.compression.steps import Compressed, Compressor
 from vggkit.engines.select import choose_engine
 from vggkit.hardware import name_processor
 from vggkit.images.dataset import ImageDataset, ImageSample
@@ -146,11 +146,11 @@ def measure_speeds(runs: Sequence[Run], batch: NDArray[np.float32]) -> list[list
 class Bench:
     """Measures networks beside the one as it was."""
 
-    def __init__(self, shop: Workshop) -> None:
-        assert shop.images is not None
-        self.shop, self.images, self.original = shop, shop.images.report, shop.original
+    def __init__(self, compressor: Compressor) -> None:
+        assert compressor.images is not None
+        self.compressor, self.images, self.original = compressor, compressor.images.report, compressor.original
         self.before = predict_all(self.original, self.images, precision="fp32", device=CPU).correct
-        side = shop.pixels
+        side = compressor.pixels
         self.batch = np.random.default_rng(0).standard_normal((BATCH, 3, side, side), np.float32)
         peer = build_peer(self.original)
 
@@ -160,11 +160,11 @@ class Bench:
 
         self.peers: list[Run] = [run_peer, choose_engine(self.original, CPU, precision="fp32").run]
 
-    def add(self, made: Made, storage: Storage, precision: RunPrecision, *, trained: bool) -> Row:
+    def add(self, made: Compressed, storage: Storage, precision: RunPrecision, *, trained: bool) -> Row:
         """One network in one storage."""
-        rounded = self.shop.round(made) if storage == "int4" else made.model
+        rounded = self.compressor.round(made) if storage == "int4" else made.model
         rounded.card = replace(rounded.card, storage=storage)
-        path = self.shop.folder / "measured.safetensors"
+        path = self.compressor.folder / "measured.safetensors"
         rounded.save(path)
         model = Model.load(path)
         after = predict_all(model, self.images, precision=precision, device=CPU).correct
@@ -180,14 +180,14 @@ class Bench:
         import nncf
         import openvino
 
-        side = self.shop.pixels
+        side = self.compressor.pixels
         shape = openvino.PartialShape([-1, 3, side, side])
         network = build_peer(self.original)
         converted = openvino.convert_model(network, example_input=torch.randn(1, 3, side, side), input=shape)
-        images = np.concatenate([batch.numpy() for batch in self.shop.batches])[:128]
+        images = np.concatenate([batch.numpy() for batch in self.compressor.batches])[:128]
         quantised = nncf.quantize(converted, nncf.Dataset([image[None] for image in images]), subset_size=128)
         compiled = openvino.compile_model(quantised, "CPU", {"PERFORMANCE_HINT": "LATENCY"})
-        path = self.shop.folder / "nncf.xml"
+        path = self.compressor.folder / "nncf.xml"
         openvino.save_model(quantised, path)
 
         def run(batch: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -221,14 +221,14 @@ class Bench:
         path: Path,
     ) -> Row:
         peer, own, mine = measure_speeds([*self.peers, run], self.batch)
-        whole = count_multiply_adds(self.original.configuration, self.shop.pixels)
+        whole = count_multiply_adds(self.original.configuration, self.compressor.pixels)
         row = Row(
             name=name,
             storage=storage,
             computes=computes,
             trained=trained,
             megabytes=path.stat().st_size / 1e6,
-            removed=1 - count_multiply_adds(model.configuration, self.shop.pixels) / whole,
+            removed=1 - count_multiply_adds(model.configuration, self.compressor.pixels) / whole,
             before=self.before,
             after=after,
             images_per_second=statistics.median(mine),
@@ -287,7 +287,7 @@ def compress(
     network = build_network(model.configuration, copy_state(model.network))
     original = Model(network, labels=model.labels, preprocessing=model.preprocessing)
     original.card = model.card
-    shop = Workshop(
+    compressor = Compressor(
         original=original,
         images=divide_roles(images, original),
         fine_tuning=FineTuning(epochs=epochs, learning_rate=rate, seed=seed),
@@ -296,24 +296,24 @@ def compress(
         on_progress=lambda what, done, total: None,
         log=log,
     )
-    bench = Bench(shop)
+    bench = Bench(compressor)
     rows: list[Row] = []
 
-    def measure_all(made: Made, *, trained: bool) -> None:
-        ranges = shop.find_ranges(made.model) is None
+    def measure_all(made: Compressed, *, trained: bool) -> None:
+        ranges = compressor.find_ranges(made.model) is None
         for storage in ("fp32", "int8", "int4"):
             rows.append(bench.add(made, storage, "fp32", trained=trained))
         if ranges:
             rows.append(bench.add(made, "int8", "int8", trained=trained))
 
-    base = shop.fold(Made(original))
+    base = compressor.fold(Compressed(original))
     measure_all(base, trained=False)
     rows.append(bench.add_nncf())
     if base.model.configuration.hidden:
         for energy in ENERGIES:
-            measure_all(shop.factorize(base, energy=energy), trained=False)
+            measure_all(compressor.factorize(base, energy=energy), trained=False)
     for removed in stages:
-        base = shop.fine_tune(shop.prune(base, removed))
+        base = compressor.fine_tune(compressor.prune(base, removed))
         measure_all(base, trained=True)
     return rows
 
