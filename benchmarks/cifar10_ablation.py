@@ -1,8 +1,8 @@
 """What each ingredient of the preset small-images is worth on CIFAR-10: the recipe without it, in short trainings.
 
 The network of the preset learns from 20,000 of the images that cifar10.py learns from, in 120 steps of 500 images,
-and is measured on 4,000 others of these, never on the 5,000 test images. Every variant differs from the recipe in one
-thing. Each line of the results is one training; `--table` prints the table of cifar10_ablation.md from them.
+and is measured on 4,000 others of these, never on the 5,000 test images. Every variant differs from the recipe in
+one thing. Each line of the results is one training; `--table` prints the table of cifar10_ablation.md from them.
 
     python benchmarks/cifar10_ablation.py --variant "the recipe" --seed 0
     python benchmarks/cifar10_ablation.py --table
