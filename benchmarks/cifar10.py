@@ -23,7 +23,7 @@ import torch
 
 import vggkit as vk
 from vggkit.evaluation.evaluation import proportion_interval
-from vggkit.hardware import describe_machine
+from vggkit.hardware import describe_machine, keep_freed_memory
 from vggkit.images.dataset import ImageDataset, ImageSample
 from vggkit.training.presets import find_preset
 
@@ -55,16 +55,19 @@ def train(network: str, seed: int, *, epochs: int | None, precision: str, folder
     images = divide(vk.open_dataset(str(DATA)))
     options = {} if epochs is None else {"epochs": epochs}
     started, used = time.perf_counter(), time.process_time()
-    run = vk.train(
-        images,
-        preset="small-images",
-        **NETWORKS[network],
-        **options,
-        precision=precision,
-        seed=seed,
-        out=folder,
-        despite_findings=True,
-    )
+    if (folder / "config.yaml").is_file():
+        run = vk.train(images, resume=folder)
+    else:
+        run = vk.train(
+            images,
+            preset="small-images",
+            **NETWORKS[network],
+            **options,
+            precision=precision,
+            seed=seed,
+            out=folder,
+            despite_findings=True,
+        )
     wall, processor = time.perf_counter() - started, time.process_time() - used
     right = {}
     for views in VIEWS:
@@ -143,7 +146,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, help="in place of the preset's")
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--folder", type=Path, help="the run's folder, new; its best.safetensors is the Classifier")
+    parser.add_argument("--folder", type=Path, help="the run's folder, new, or of a run that was stopped")
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON lines, one a seed")
     parser.add_argument("--time-images", type=int, help="measure the time of an epoch by so many images, and stop")
     parser.add_argument("--table", action="store_true", help="write cifar10.md's table from the results, and stop")
@@ -153,8 +156,10 @@ def main() -> None:
         print("\n".join(draw_table(lines)))
         return
     if options.time_images:
+        keep_freed_memory()
         print(json.dumps(measure_time(options.network, precision=options.precision, images=options.time_images)))
         return
+    keep_freed_memory()
     folder = options.folder or Path("runs") / f"cifar10-{options.network}-{options.seed}"
     line = train(options.network, options.seed, epochs=options.epochs, precision=options.precision, folder=folder)
     options.results.parent.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from cifar10 import DATA, divide
 
 import vggkit as vk
 from vggkit.evaluation.evaluation import proportion_interval
+from vggkit.hardware import keep_freed_memory
 
 RESULTS = Path(__file__).resolve().parents[1] / "build" / "cifar10_ablation.jsonl"
 EPOCHS = 3
@@ -101,6 +102,7 @@ def main() -> None:
         lines = [json.loads(line) for line in options.results.read_text(encoding="utf-8").splitlines()]
         print("\n".join(draw_table(lines)))
         return
+    keep_freed_memory()
     line = train(options.variant, options.seed, options.epochs)
     options.results.parent.mkdir(parents=True, exist_ok=True)
     with options.results.open("a", encoding="utf-8") as file:
