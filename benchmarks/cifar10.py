@@ -121,16 +121,16 @@ def measure_time(network: str, *, precision: str, images: int) -> dict[str, Any]
 
 
 def draw_table(lines: list[dict[str, Any]]) -> list[str]:
-    """A row for each network and seed, and one for all seeds of a network together."""
-    rows = [f"| network | seed | {' | '.join(VIEWS.values())} |", f"|---|---|{'---|' * len(VIEWS)}"]
-    for network in dict.fromkeys(line["network"] for line in lines):
-        own = [line for line in lines if line["network"] == network]
+    """A row for each seed of a network and a number of epochs, and one for all of these seeds together."""
+    rows = [f"| network | epochs | seed | {' | '.join(VIEWS.values())} |", f"|---|---|---|{'---|' * len(VIEWS)}"]
+    for network, epochs in dict.fromkeys((line["network"], line["epochs"]) for line in lines):
+        own = [line for line in lines if (line["network"], line["epochs"]) == (network, epochs)]
         for line in own:
             cells = [show(line["right"][views], line["n"]) for views in VIEWS]
-            rows.append(f"| {network} | {line['seed']} | {' | '.join(cells)} |")
+            rows.append(f"| {network} | {epochs} | {line['seed']} | {' | '.join(cells)} |")
         if len(own) > 1:
-            means = [f"**{mean(line['right'][views] / line['n'] for line in own):.4f}**" for views in VIEWS]
-            rows.append(f"| {network} | mean of {len(own)} | {' | '.join(means)} |")
+            means = [f"{mean(line['right'][views] / line['n'] for line in own):.4f}" for views in VIEWS]
+            rows.append(f"| {network} | {epochs} | mean of {len(own)} | {' | '.join(means)} |")
     return rows
 
 
