@@ -38,6 +38,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mirrored at random, not in turn": {"mirror": "random"},
     "not mirrored": {"mirror": "none"},
     "not shifted": {"augmentation": "none"},
+    "also: a learnt convolution before the first pool": {
+        "model": "vgg11_bn",
+        "blocks": "32,64/64,128/256,256/256,256",
+        "head": "pool",
+    },
     "also: biases learn 4 times as fast": {"bias_rate_factor": 4.0},
     "also: an average of the weights (EMA)": {"ema_decay": 0.95},
 }
