@@ -6,10 +6,15 @@ from typing import Final, Literal
 from vggkit.engines.outputs import Precision, WantedPrecision
 from vggkit.hardware import computes_bf16
 
-EngineName = Literal["pytorch", "openvino", "onnx"]
-WantedEngine = Literal["auto", "pytorch", "openvino", "onnx"]
+EngineName = Literal["pytorch", "openvino", "onnx", "ncnn"]
+WantedEngine = Literal["auto", "pytorch", "openvino", "onnx", "ncnn"]
 """auto: the fastest that is installed, for the device."""
-_TITLES: Final[dict[EngineName, str]] = {"pytorch": "PyTorch", "openvino": "OpenVINO", "onnx": "ONNX Runtime"}
+_TITLES: Final[dict[EngineName, str]] = {
+    "pytorch": "PyTorch",
+    "openvino": "OpenVINO",
+    "onnx": "ONNX Runtime",
+    "ncnn": "ncnn",
+}
 _DTYPES: Final[dict[Precision, str]] = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
 
 
@@ -22,7 +27,7 @@ class EngineInfo:
     """
 
     name: EngineName
-    """The library: `pytorch`, `openvino` or `onnx`."""
+    """The library: `pytorch`, `openvino`, `onnx` or `ncnn`."""
     precision: Precision
     """The precision of the products, which may differ from the requested one: `fp32`, `bf16` or `int8`."""
     device: str
