@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from vggkit.engines.outputs import Precision, WantedPrecision
-from vggkit.hardware import computes_bf16
+from vggkit.hardware import computes_bf16, has_x86
 
 EngineName = Literal["pytorch", "openvino", "onnx", "ncnn"]
 WantedEngine = Literal["auto", "pytorch", "openvino", "onnx", "ncnn"]
@@ -61,6 +61,10 @@ def explain_choice(info: EngineInfo, *, precision: WantedPrecision, engine: Want
         sentence += f", because this {processor} has no fast bfloat16"
     if (info.name, engine, processor) == ("pytorch", "auto", "processor"):
         sentence += '; pip install "vggkit[fast]" makes it faster'
+    elif (info.name, engine) == ("ncnn", "auto"):
+        sentence += ", whose convolution is the fastest here in float32"
+    elif (info.name, info.precision, engine) == ("openvino", "fp32", "auto") and precision != "bf16" and has_x86():
+        sentence += '; pip install "vggkit[ncnn]" makes it faster'
     return sentence
 
 

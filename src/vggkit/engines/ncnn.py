@@ -105,7 +105,8 @@ class NCNNEngine(NamedEngine):
         with self._choosing:
             program, nets, few = self._choose(batch)
         side_by_side, rows_together = (1, 1) if few else (min(count_threads(), len(batch)), len(batch))
-        # New threads for each call: those of OpenMP, which a thread keeps, do not survive a fork.
+        # New threads for each call: those of OpenMP belong to the thread that began them, and in a forked process
+        # its first thread would wait for some that are not there.
         with ThreadPoolExecutor(side_by_side, thread_name_prefix="ncnn") as pool:
             images = list(pool.map(lambda image: _extract(self._ncnn, nets[0], program.each, image), batch))
             found = dict(zip(program.each.values, map(np.stack, zip(*images, strict=True)), strict=True))
@@ -195,7 +196,9 @@ def _load(
     # Otherwise matrices are kept in float16.
     net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
     net.opt.openmp_blocktime = 0
-    failed = net.load_param_mem(text) or net.load_model(_make_reader(ncnn, weights))
+    failed = net.load_param_mem(text)
+    with ThreadPoolExecutor(1) as pool:  # a new thread, as in `compute`
+        failed = failed or pool.submit(net.load_model, _make_reader(ncnn, weights)).result()
     assert not failed, "ncnn does not read what was written for it"
     return net
 
