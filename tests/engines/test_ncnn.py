@@ -43,7 +43,7 @@ def configurations(choose: st.DrawFn) -> Configuration:
     )
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(
     configuration=configurations(), extra=st.tuples(st.integers(0, 9), st.integers(0, 9)), count=st.integers(1, 4)
 )
@@ -156,7 +156,7 @@ def test_with_torch_and_without_nothing_is_printed_and_forks_compute(tmp_path, t
 def test_it_has_threads_of_its_own_and_only_while_it_computes(tmp_path):
     """Also where torch was imported first, whose OpenMP the dynamic linker would take otherwise."""
     code = (
-        "import os, torch, numpy as np\n"
+        "import os, time, torch, numpy as np\n"
         "from vggkit.engines import ncnn as module\n"
         "module.count_threads = lambda: 3\n"
         "import vggkit as vk\n"
@@ -164,7 +164,8 @@ def test_it_has_threads_of_its_own_and_only_while_it_computes(tmp_path):
         "before = len(os.listdir('/proc/self/task'))\n"
         "engine.run(np.zeros((1, 3, 64, 64), np.float32))\n"
         "engine.run(np.zeros((5, 3, 64, 64), np.float32))\n"
-        "assert len(os.listdir('/proc/self/task')) == before, (before, os.listdir('/proc/self/task'))\n"
+        "deadline = time.monotonic() + 60\n"
+        "while len(os.listdir('/proc/self/task')) > before: assert time.monotonic() < deadline\n"
         "maps = {line.split()[-1] for line in open('/proc/self/maps') if 'libgomp' in line}\n"
         "print(sum('ncnn' in path for path in maps))\n"
     )
