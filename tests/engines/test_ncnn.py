@@ -129,7 +129,7 @@ np.save(sys.argv[2], first)
 """
 
 
-@pytest.mark.parametrize("policy", [None, "active"])
+@pytest.mark.parametrize("policy", [None, pytest.param("active", marks=pytest.mark.slow)])
 def test_with_torch_and_without_nothing_is_printed_and_forks_compute(tmp_path, tiny, policy):
     import vggkit as vk
 

@@ -41,8 +41,7 @@ class TestOnProcessors:
         monkeypatch.setattr(choosing, "has_x86", lambda: True)
         engine = choose_engine(network, CPU, precision="fp32")
         assert type(engine).__name__ == "NCNNEngine"
-        reason = "whose convolution is the fastest here in float32"
-        assert explain(engine, precision="fp32") == f"ncnn in float32, {reason}"
+        assert explain(engine, precision="fp32") == "ncnn in float32; it is the fastest in float32 on x86"
         assert explain(engine, precision="fp32", engine_requested="ncnn") == "ncnn in float32"
         assert engine.info.version == sys.modules["ncnn"].__version__
         monkeypatch.setattr(choosing, "has_x86", lambda: False)

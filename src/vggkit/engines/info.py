@@ -62,7 +62,7 @@ def explain_choice(info: EngineInfo, *, precision: WantedPrecision, engine: Want
     if (info.name, engine, processor) == ("pytorch", "auto", "processor"):
         sentence += '; pip install "vggkit[fast]" makes it faster'
     elif (info.name, engine) == ("ncnn", "auto"):
-        sentence += ", whose convolution is the fastest here in float32"
+        sentence += "; it is the fastest in float32 on x86"
     elif (info.name, info.precision, engine) == ("openvino", "fp32", "auto") and precision != "bf16" and has_x86():
         sentence += '; pip install "vggkit[ncnn]" makes it faster'
     return sentence

@@ -66,6 +66,9 @@ class _Program:
     outputs: tuple[Blob, ...]
     """The plan's outputs."""
     watched: tuple[Blob, ...]
+    """Values that are not finite where one overflowed."""
+    direct: bool
+    """Whether sums are as large as the results: Winograd's are larger, and overflow earlier."""
 
 
 class NCNNEngine(NamedEngine):
@@ -93,7 +96,7 @@ class NCNNEngine(NamedEngine):
             reading.result()
         self.info = EngineInfo(name="ncnn", precision="fp32", device="cpu", version=self._ncnn.__version__)
         self._programs: dict[tuple[Sides, bool], _Program] = {}
-        self._nets: dict[tuple[str, bool], Any] = {}
+        self._nets: dict[tuple[str, bool, bool], Any] = {}
         self._few = False
         self._bound: float | None = None
         self._choosing = Lock()
@@ -138,12 +141,12 @@ class NCNNEngine(NamedEngine):
         few = len(batch) * PROCESSORS_AN_IMAGE < max(count_threads(), 2 * PROCESSORS_AN_IMAGE)
         before, self._few = self._few, few
         # The last, smaller batch is not worth separate nets with their own copy of the weights.
-        few = few and (before or (program.each.text, False) not in self._nets)
+        few = few and (before or (program.each.text, False, program.direct) not in self._nets)
         parts = {program.each.text: "each"} | (
             {program.together.text: "together"} if program.together.values else {}
         )
         for text, part in parts.items():
-            net = self._nets.pop((text, few), None)
+            net = self._nets.pop((text, few, program.direct), None)
             if net is None:
                 operations = operations or self._build(*key)[1]
                 threads = count_threads() if few or part == "together" else 1
@@ -153,11 +156,12 @@ class NCNNEngine(NamedEngine):
                     getattr(operations, part).list_weights(),
                     threads=threads,
                     packed=part == "each" or not few,
+                    direct=program.direct,
                 )
-            self._nets[text, few] = net  # in the order of their last use
+            self._nets[text, few, program.direct] = net  # in the order of their last use
         while len(self._nets) > MOST_CACHED:
             del self._nets[next(iter(self._nets))]
-        return program, [self._nets[text, few] for text in parts], few
+        return program, [self._nets[text, few, program.direct] for text in parts], few
 
     def _build(self, size: Sides, watched: bool) -> tuple[_Program, NCNNOperations]:
         operations = NCNNOperations()
@@ -173,6 +177,7 @@ class NCNNEngine(NamedEngine):
             together=_describe(operations.together, tuple(blob for blob in wanted if blob.together)),
             outputs=outputs,
             watched=tuple(operations.watched),
+            direct=watched,
         )
         return program, operations
 
@@ -183,7 +188,7 @@ def _describe(layers: NetLayers, values: tuple[Blob, ...]) -> _Net:
 
 
 def _load(
-    ncnn: ModuleType, text: str, weights: Sequence[NDArray[np.generic]], *, threads: int, packed: bool
+    ncnn: ModuleType, text: str, weights: Sequence[NDArray[np.generic]], *, threads: int, packed: bool, direct: bool
 ) -> Any:
     """A net; ncnn copies the weights, or stores what its algorithms make of them.
 
@@ -193,6 +198,7 @@ def _load(
     net = ncnn.Net()
     net.opt.num_threads = threads
     net.opt.use_packing_layout = packed
+    net.opt.use_winograd_convolution = not direct
     # Otherwise matrices are kept in float16.
     net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
     net.opt.openmp_blocktime = 0

@@ -6,8 +6,9 @@ torch here. Shape letters: N images, C channels, H and W pixels, F features.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -154,12 +155,12 @@ class NCNNOperations:
         self,
         kind: str,
         given: Sequence[Blob],
-        settings: dict[int, int | float | str] | dict[int, int] | dict[int, float] | None = None,
+        settings: Mapping[int, int | float | str] = MappingProxyType({}),
         weights: tuple[NDArray[np.generic], ...] = (),
     ) -> Blob:
         net = self._layers(given[0])
         name = f"{kind}_{len(net.layers)}"
-        net.layers.append(_Layer(kind, tuple(blob.name for blob in given), name, {**(settings or {})}, weights))
+        net.layers.append(_Layer(kind, tuple(blob.name for blob in given), name, dict(settings), weights))
         return Blob(name, given[0].together)
 
 
