@@ -1,43 +1,37 @@
-"""VGG11 with batch norm from scratch on CIFAR-10's training images, as far as half an hour on two cores takes it.
+"""CIFAR-10's training images from scratch on two cores, by the preset small-images.
 
 Of the 50,000 images, in the order of the files, a permutation (torch's generator, seed 0) sets 5,000 apart
-for the choice of the recipe, in short runs, and the next 5,000 for the reported accuracy alone. The network trains
-on the other 45,000 except for 1,000 that each epoch is evaluated on; the weights are those of the best epoch by
-these. Writes cifar10.md beside itself.
+that were the measure when an earlier recipe was chosen, and the next 5,000 for the reported accuracy alone. The
+network learns from 44,000 and each epoch is evaluated on 1,000; the weights are those of the best epoch by these.
+
+`python benchmarks/cifar10.py --seed 0` trains one seed and appends its result to a file of JSON lines; `--table`
+prints the table of cifar10.md from the lines of all seeds. Intervals are Wilson's, 95 %.
 """
 
 import argparse
 import datetime
+import json
 import os
 import platform
-import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
-import numpy as np
 import torch
 
 import vggkit as vk
-from vggkit.classifier import Classifier
-from vggkit.engines.pytorch import PyTorchEngine
 from vggkit.evaluation.evaluation import proportion_interval
 from vggkit.hardware import describe_machine
 from vggkit.images.dataset import ImageDataset, ImageSample
-from vggkit.images.preprocessing import choose_preprocessing
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"
-RECIPE = vk.Recipe(
-    optimizer="muon",
-    learning_rate=0.004,
-    weight_decay=0.05,
-    batch_size=512,
-    schedule="one-cycle",
-    clip_norm=0.0,
-    label_smoothing=0.1,
-    augmentation="shift",
-    mirror="alternating",
-)
+RESULTS = Path(__file__).resolve().parents[1] / "build" / "cifar10.jsonl"
+NETWORKS: dict[str, dict[str, Any]] = {
+    "chain": {},  # the preset's own
+    "vgg11_bn": {"model": "vgg11_bn", "head": "pool"},
+}
+VIEWS = {"one": "each image once", "mirror": "with its mirror image", "mirror-shift": "mirrored and moved, 6 views"}
 
 
 def divide(opened: ImageDataset) -> ImageDataset:
@@ -48,84 +42,92 @@ def divide(opened: ImageDataset) -> ImageDataset:
     def take(start: int, stop: int) -> list[ImageSample]:
         return [everything[place] for place in order[start:stop]]
 
-    # The first 5,000 were the measure when the recipe was chosen: they are learnt from now.
+    # The first 5,000 were the measure when an earlier recipe was chosen: they are learnt from now.
     return opened.keep(
         {"train": take(0, 5000) + take(11_000, 50_000), "val": take(10_000, 11_000), "test": take(5000, 10_000)}
     )
 
 
-def measure_with_mirrors(classifier: Classifier, images: tuple[ImageSample, ...]) -> int:
-    """How many are right when each image and its mirror image are asked together."""
-    engine = PyTorchEngine(classifier.network, torch.device("cpu"))
-    numbers = {label: number for number, label in enumerate(classifier.labels)}
-    right = 0
-    for start in range(0, len(images), 500):
-        some = images[start : start + 500]
-        inputs = np.stack([classifier.preprocessing(image.decode()) for image in some])
-        chances = [torch.from_numpy(engine.run(seen)).softmax(1) for seen in (inputs, inputs[..., ::-1].copy())]
-        predictions = (chances[0] + chances[1]).argmax(1).tolist()
-        right += sum(numbers[str(p.label)] == answer for p, answer in zip(some, predictions, strict=True))
-    return right
+def train(network: str, seed: int, *, epochs: int | None, precision: str, folder: Path) -> dict[str, Any]:
+    """Train one seed, evaluate it on the 5,000 images, and leave its Classifier in the folder."""
+    images = divide(vk.open_dataset(str(DATA)))
+    options = {} if epochs is None else {"epochs": epochs}
+    started, used = time.perf_counter(), time.process_time()
+    run = vk.train(
+        images,
+        preset="small-images",
+        **NETWORKS[network],
+        **options,
+        precision=precision,
+        seed=seed,
+        out=folder,
+        despite_findings=True,
+    )
+    wall, processor = time.perf_counter() - started, time.process_time() - used
+    right = {}
+    for views in VIEWS:
+        found = run.classifier.evaluate(images, split="test", views=views)
+        right[views] = round(found.top1 * found.n)
+    machine = describe_machine(torch.device("cpu"))
+    return {
+        "network": network,
+        "parameters": run.classifier.configuration.parameters,
+        "seed": seed,
+        "epochs": len(run.history),
+        "precision": precision,
+        "right": right,
+        "n": len(images.split("test")),
+        "training_seconds": sum(epoch.seconds for epoch in run.history),
+        "script_seconds": wall,
+        "processor_seconds": processor,
+        "val": [round(epoch.val_top1, 4) for epoch in run.history],
+        "machine": f"{machine['device']}; {machine['system']}; torch {machine['torch']}, "
+        f"Python {platform.python_version()}",
+        "date": str(datetime.datetime.now(datetime.UTC).date()),
+    }
+
+
+def draw_table(lines: list[dict[str, Any]]) -> list[str]:
+    """A row for each network and seed, and one for all seeds of a network together."""
+    rows = [f"| network | seed | {' | '.join(VIEWS.values())} |", f"|---|---|{'---|' * len(VIEWS)}"]
+    for network in dict.fromkeys(line["network"] for line in lines):
+        own = [line for line in lines if line["network"] == network]
+        for line in own:
+            cells = [show(line["right"][views], line["n"]) for views in VIEWS]
+            rows.append(f"| {network} | {line['seed']} | {' | '.join(cells)} |")
+        if len(own) > 1:
+            means = [f"**{mean(line['right'][views] / line['n'] for line in own):.4f}**" for views in VIEWS]
+            rows.append(f"| {network} | mean of {len(own)} | {' | '.join(means)} |")
+    return rows
+
+
+def show(right: int, n: int) -> str:
+    """An accuracy with its interval."""
+    low, high = proportion_interval(right, n)
+    return f"{right / n:.4f} ({low:.4f} to {high:.4f})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=19)
+    parser.add_argument("--network", choices=list(NETWORKS), default="chain")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, help="in place of the preset's")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--folder", type=Path, help="the run's folder, new; its best.safetensors is the Classifier")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON lines, one a seed")
+    parser.add_argument("--table", action="store_true", help="write cifar10.md's table from the results, and stop")
     options = parser.parse_args()
-    recipe = replace(RECIPE, epochs=options.epochs, seed=options.seed)
-    started, used = time.perf_counter(), time.process_time()
-    images = divide(vk.open_dataset(str(DATA)))
-    fed = choose_preprocessing(32)
-    classifier = Classifier.create(
-        "vgg11_bn",
-        labels=images.labels,
-        head="pool",
-        preprocessing=fed,
-        initialization="dirac",
-        seed=options.seed,
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        run = vk.train(images, model=classifier, recipe=recipe, out=Path(folder) / "run", despite_findings=True)
-        learning = sum(epoch.seconds for epoch in run.history)
-    wall, processor = time.perf_counter() - started, time.process_time() - used
-    test = images.split("test")
-    hits = round(run.evaluation.top1 * run.evaluation.n)
-    mirrored = measure_with_mirrors(run.classifier, test)
-    rows = []
-    for name, right in (("each image once", hits), ("with its mirror image", mirrored)):
-        low, high = proportion_interval(right, len(test))
-        rows.append(f"| {name} | {right / len(test):.4f} ({low:.4f} to {high:.4f}) | {len(test)} |")
-    machine = describe_machine(torch.device("cpu"))
-    curve = ", ".join(f"{epoch.val_top1:.3f}" for epoch in run.history)
-    text = "\n".join(
-        [
-            "# CIFAR-10 from scratch on two cores",
-            "",
-            "VGG11 with batch norm and the pool head at 32 pixels, "
-            f"{classifier.configuration.parameters:,} parameters, random weights (dirac);",
-            f"{options.epochs} epochs of 44,000 images: {recipe.optimizer}, rate {recipe.learning_rate:g},",
-            f"one cycle, {recipe.batch_size} a step, label smoothing {recipe.label_smoothing:g}, shifted",
-            "by up to 4 pixels, mirrored in turn, bfloat16. The 5,000 test images are a subset of CIFAR-10's",
-            "training set (its own test set was not available), separated before any tuning and evaluated",
-            "once; see cifar10.py. Intervals are Wilson's, 95 %.",
-            "",
-            "| measured | top-1 | n |",
-            "|---|---|---|",
-            *rows,
-            "",
-            f"The script took {wall / 60:.1f} minutes, {learning / 60:.1f} of them for training;",
-            f"{processor / 60:.1f} minutes of processor time, {processor / 120:.1f} on each of two cores. Accuracy",
-            f"on the 1,000 validation images by epoch: {curve}.",
-            "",
-            f"{machine['device']}; {machine['system']}; torch {machine['torch']}, "
-            f"Python {platform.python_version()}; seed {options.seed}; "
-            f"{datetime.datetime.now(datetime.UTC).date()}.",
-            "",
-        ]
-    )
-    Path(__file__).with_suffix(".md").write_text(text, encoding="utf-8")
-    print(text)
+    if options.table:
+        lines = [json.loads(line) for line in options.results.read_text(encoding="utf-8").splitlines()]
+        print("\n".join(draw_table(lines)))
+        return
+    folder = options.folder or Path("runs") / f"cifar10-{options.network}-{options.seed}"
+    line = train(options.network, options.seed, epochs=options.epochs, precision=options.precision, folder=folder)
+    options.results.parent.mkdir(parents=True, exist_ok=True)
+    with options.results.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+    print(json.dumps(line))
+    print("\n".join(draw_table([line])))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Literal, Self
 
 from vggkit.arguments import demand_path
 from vggkit.benchmarking.timings import Bench
+from vggkit.engines.averaged_views import Views
 from vggkit.engines.info import WantedEngine
 from vggkit.engines.outputs import WantedPrecision
 from vggkit.evaluation.comparison import PairedComparison, compare_predictions
@@ -115,6 +116,7 @@ class Classifier(Model):
         precision: WantedPrecision = "fp32",
         engine: WantedEngine = "auto",
         reduced_decoding: bool = False,
+        views: Views = "one",
         on_progress: Callable[[int, int | None], None] | None = None,
     ) -> list[Prediction]:
         """The most probable classes of each image, in the order of the images.
@@ -132,6 +134,9 @@ class Classifier(Model):
                 fastest one that is installed.
             reduced_decoding: Decode large JPEGs at a smaller scale, even where the preprocessing does not: it is
                 faster, reads some that are too large otherwise, and changes pixels slightly.
+            views: The views of each image whose probabilities are averaged. `one`: the image. `mirror`: also its
+                mirror image, for images whose sides have no meaning. `mirror-shift`: both, and both moved by one
+                pixel to two sides, six views in all, for small images. The time grows with their number.
             on_progress: Called with the number of images done and, where it is known, the number of all.
 
         The first call compiles the network, which takes a fraction of a second; later calls with the same device,
@@ -157,6 +162,7 @@ class Classifier(Model):
             precision=precision,
             engine=engine,
             reduced_decoding=reduced_decoding,
+            views=views,
             on_progress=on_progress,
         )
 
@@ -272,6 +278,7 @@ class Classifier(Model):
         scales: Sequence[int] = (),
         train_scales: Sequence[int] = (),
         mirror: bool | None = None,
+        views: Views = "one",
         wanted_precision: float | None = None,
         batch_size: int = 32,
         device: str = "auto",
@@ -294,6 +301,8 @@ class Classifier(Model):
             train_scales: Short side in pixels that the network was trained at, or both ends of its range; the
                 paper's test scales follow from it.
             mirror: Whether to average over each image and its mirror image. None: in all protocols but `single`.
+            views: With the protocol `single`: the views of each image that are averaged, as for `predict`: `one`,
+                `mirror`, or `mirror-shift`.
             wanted_precision: Find the probability threshold above which predictions have this precision, such
                 as 0.95.
             batch_size: Number of images that pass through the network together.
@@ -315,6 +324,7 @@ class Classifier(Model):
             scales=scales,
             train_scales=train_scales,
             mirror=mirror,
+            views=views,
             wanted_precision=wanted_precision,
             batch_size=batch_size,
             device=device,

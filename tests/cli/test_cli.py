@@ -238,6 +238,16 @@ def test_a_preset_is_where_a_recipe_begins(asked, photos, capsys):
     (config, _), _ = asked("train", photos, "--image-size", 32, "--preset", "paper", "--epochs", 7)
     assert config.recipe == replace(PRESETS["paper"].recipe, epochs=7)
     assert PRESETS["paper"].about[:40] in capsys.readouterr().err
+    assert config.network == NetworkChoice(model="vgg11", image_size=32)
+    chain = PRESETS["small-images"].network
+    for options, network in (
+        ((), NetworkChoice(**chain)),
+        (("--dropout", 0.1), NetworkChoice(**chain, dropout=0.1)),
+        (("--model", "vgg13_bn"), NetworkChoice(model="vgg13_bn", initialization="dirac")),
+        (("--model=vgg13", "--initialization", "glorot"), NetworkChoice(model="vgg13", initialization="glorot")),
+    ):
+        (config, _), _ = asked("train", photos, "--preset", "small-images", *options)
+        assert config.network == network
 
 
 def test_weights_of_a_run_are_held_against_the_classes_of_the_data(photos, tmp_path, capsys):

@@ -24,6 +24,18 @@ def view(kind="none", mirror="none", preprocessing=SMALL, **fields):
     return View.of(Recipe(augmentation=kind, mirror=mirror, **fields), preprocessing)
 
 
+def test_an_image_moves_by_the_pixels_of_the_recipe():
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    pixels[16, 16] = 255
+    for given, farthest in ((None, 4), (2, 2)):
+        moves = {
+            tuple((np.argwhere(view("shift", shift_pixels=given)(pixels, seed=seed))[0, :2] - 16).tolist())
+            for seed in range(1500)
+        }
+        steps = range(-farthest, farthest + 1)
+        assert moves == {(down, right) for down in steps for right in steps}
+
+
 def compare(ours, theirs):
     """The same distribution, by Kolmogorov and Smirnov's test of 2000 draws each: it fails once in 10,000 seeds."""
     points = np.union1d(ours, theirs)

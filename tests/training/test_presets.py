@@ -1,6 +1,7 @@
 import pytest
 
 from vggkit.errors import UnknownName
+from vggkit.models.configure import configure
 from vggkit.training.optimizers import learning_rate_at
 from vggkit.training.presets import PRESETS, find_preset
 from vggkit.training.recipe import Recipe
@@ -43,3 +44,16 @@ def test_torchvision_divides_by_ten_each_30_of_90_epochs_and_leaves_the_rate_to_
 def test_small_images_stay_small():
     recipe = PRESETS["small-images"].recipe
     assert (recipe.augmentation, recipe.mirror, recipe.rand_augment) == ("shift", "alternating", None)
+    assert (recipe.optimizer, recipe.schedule, recipe.whitening, recipe.shift_pixels) == ("muon", "linear", True, 2)
+
+
+def test_the_network_of_a_preset_gives_way_to_the_one_that_is_named():
+    preset = PRESETS["small-images"]
+    assert preset.choose_network(()) == preset.network
+    configuration = configure(preset.network["model"], blocks=preset.network["blocks"], head="pool", num_classes=10)
+    assert configuration.batch_norm
+    assert configuration.minimum_side <= 32
+    for name in ("model", "blocks", "until", "head"):
+        assert preset.choose_network([name]) == {"initialization": "dirac"}
+    assert preset.choose_network(["weights"]) == {}
+    assert PRESETS["modern"].choose_network(()) == {}

@@ -14,7 +14,7 @@ def rates(**changes):
     return [learning_rate_at(step, recipe=recipe, steps_per_epoch=7) for step in range(7 * recipe.epochs)]
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "step", "constant"])
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "step", "constant"])
 def test_the_warm_up_is_a_straight_line_that_ends_below_the_highest_rate(schedule):
     found = rates(schedule=schedule)
     assert found[:14] == pytest.approx([0.4 * (step + 1) / 15 for step in range(14)])
@@ -26,6 +26,12 @@ def test_cosine_goes_down_to_nearly_nothing_by_the_formula():
     found = rates()
     assert found[14:] == pytest.approx([0.2 * (1 + math.cos(math.pi * place / 56)) for place in range(56)])
     assert 0 < found[-1] < 0.001 * 0.4
+
+
+def test_linear_goes_down_to_nearly_nothing_in_a_straight_line():
+    found = rates(schedule="linear")
+    assert found[14:] == pytest.approx([0.4 * (1 - place / 56) for place in range(56)])
+    assert found[-1] > 0
 
 
 @pytest.mark.parametrize(("step_epochs", "expected"), [(None, 4), (3, 3), (1, 1)])
@@ -46,7 +52,7 @@ def test_one_cycle_rises_for_three_tenths_and_then_falls():
     assert found[21:] == sorted(found[21:], reverse=True)
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "step", "constant", "one-cycle"])
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "step", "constant", "one-cycle"])
 @pytest.mark.parametrize(("epochs", "steps_per_epoch"), [(1, 1), (1, 2), (2, 1), (3, 2)])
 def test_the_shortest_trainings_learn_in_every_step(schedule, epochs, steps_per_epoch):
     warmup = 1.0 if schedule == "one-cycle" else 100

@@ -155,6 +155,18 @@ def test_what_is_named_wins_over_what_it_begins_with(started, photos, tmp_path):
     )
 
 
+def test_a_preset_brings_its_network_where_none_is_named(started, photos, tmp_path):
+    preset = PRESETS["small-images"]
+    assert started(photos, preset="small-images")[0].network == NetworkChoice(**preset.network)
+    assert started(photos, preset="small-images", dropout=0.1)[0].network == NetworkChoice(
+        **preset.network, dropout=0.1
+    )
+    named = NetworkChoice(model="vgg13_bn", initialization="dirac")
+    assert started(photos, preset="small-images", model="vgg13_bn")[0].network == named
+    trained = Classifier.create("vgg11_bn", labels=["a", "b"], head="pool")
+    assert started(photos, preset="small-images", model=trained)[0].network == NetworkChoice.of(trained)
+
+
 def test_a_rate_that_is_given_and_one_that_is_searched_exclude_each_other(started, photos, tmp_path):
     RunConfig(data=str(photos), find_learning_rate=True).write(tmp_path / "searched" / "config.yaml")
     RunConfig(data=str(photos), recipe=Recipe(learning_rate=0.2)).write(tmp_path / "given" / "config.yaml")

@@ -9,7 +9,7 @@ from vggkit.errors import BadConfiguration, BadInput
 from vggkit.reports.terminal import print_line
 from vggkit.training.presets import find_preset
 from vggkit.training.recipe import Recipe
-from vggkit.workflows.run_config import FILE_NAME, RunConfig
+from vggkit.workflows.run_config import FILE_NAME, NetworkChoice, RunConfig
 
 BESIDE_RESUME: Final = frozenset(
     {"--resume", "--epochs", "--device", "--save-seconds", "--plots", "--json", "--quiet", "--help"}
@@ -51,7 +51,9 @@ def find_defaults(options: Sequence[str]) -> dict[str, Any]:
             )
         return {field.name: getattr(found, field.name) for field in fields(found) if field.name != "found"}
     if preset is not None:
-        return {"recipe": find_preset(preset).recipe}
+        chosen = find_preset(preset)
+        given = {_spell(option.partition("=")[0]).removeprefix("--").replace("-", "_") for option in options}
+        return {"recipe": chosen.recipe, "network": NetworkChoice(**chosen.choose_network(given))}
     return {}
 
 

@@ -5,6 +5,7 @@ from typing import Literal
 
 from vggkit.cli.failures import Failures
 from vggkit.cli.printing import print_json
+from vggkit.engines.averaged_views import Views
 from vggkit.engines.info import WantedEngine
 from vggkit.engines.outputs import WantedPrecision
 from vggkit.errors import BadInput, BadOutput
@@ -25,6 +26,7 @@ def evaluate(
     scales: tuple[int, ...] = (),
     train_scales: tuple[int, ...] = (),
     mirror: Literal["auto", "on", "off"] = "auto",
+    views: Views = "one",
     wanted_precision: float | None = None,
     calibrate: bool = False,
     results: Path | None = None,
@@ -57,6 +59,8 @@ def evaluate(
         train_scales: Short side in pixels that the network was trained at, or both ends of its range; the paper's
             test scales follow from it.
         mirror: Average over each image and its mirror image. auto: in all protocols but single.
+        views: With --protocol single: the views of each image that are averaged, as in predict. one: the image.
+            mirror: also its mirror image. mirror-shift: both, and both moved by one pixel to two sides.
         wanted_precision: Find the probability threshold above which predictions have this precision, such as 0.95.
         calibrate: Fit the temperature on these images and store it in the classifier's file; with
             --wanted-precision also the threshold below which predict reports "unknown".
@@ -109,6 +113,7 @@ def evaluate(
             scales=scales,
             train_scales=train_scales,
             mirror={"auto": None, "on": True, "off": False}[mirror],
+            views=views,
             wanted_precision=wanted_precision,
             calibrate=calibrate,
             batch_size=batch_size,

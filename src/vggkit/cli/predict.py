@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from vggkit.cli.failures import Failures, choose_exit_code
 from vggkit.cli.printing import print_json, print_json_line
+from vggkit.engines.averaged_views import Views
 from vggkit.engines.info import WantedEngine
 from vggkit.engines.outputs import WantedPrecision
 from vggkit.errors import BadInput
@@ -37,6 +38,7 @@ def predict(
     precision: WantedPrecision = "auto",
     engine: WantedEngine = "auto",
     reduced_decoding: bool = False,
+    views: Views = "one",
     explain: Path | None = None,
     save_seconds: float = 5.0,
     overwrite: bool = False,
@@ -68,6 +70,9 @@ def predict(
             Runtime or PyTorch, the first of them that is installed.
         reduced_decoding: Decode large JPEGs at a smaller scale, even where the classifier does not: it is faster,
             reads some that are too large otherwise, and changes pixels slightly.
+        views: The views of each image whose probabilities are averaged. one: the image. mirror: also its mirror
+            image, for images whose sides have no meaning. mirror-shift: both, and both moved by one pixel to two
+            sides, six views in all, for small images. The time grows with their number.
         explain: Also write to this folder which regions of each image support its most probable class, as overlays
             (Grad-CAM, from the same pass).
         save_seconds: Seconds between two saves of finished rows, with --out, in the folder OUT.parts.
@@ -102,6 +107,7 @@ def predict(
                 precision=precision,
                 engine=engine,
                 reduced_decoding=reduced_decoding,
+                views=views,
                 explain=explain,
                 save_seconds=save_seconds,
                 overwrite=overwrite,
@@ -126,6 +132,7 @@ def predict(
         precision=precision,
         engine=engine,
         reduced_decoding=reduced_decoding,
+        views=views,
     )
     reasons = "With --json each has its reason." if not json else "The line of each holds its reason."
     with ProgressLine(quiet=quiet, rate=RATE) as line, Failures(line, all_are_in=reasons) as failures:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggkit.arguments import demand_count, demand_share
+from vggkit.engines.averaged_views import Views
 from vggkit.engines.info import EngineInfo, WantedEngine, explain_choice
 from vggkit.engines.outputs import WantedPrecision
 from vggkit.errors import BadData
@@ -54,6 +55,7 @@ def evaluate(
     scales: Sequence[int] = (),
     train_scales: Sequence[int] = (),
     mirror: bool | None = None,
+    views: Views = "one",
     wanted_precision: float | None = None,
     name: str | None = None,
     batch_size: int = 32,
@@ -79,6 +81,8 @@ def evaluate(
         train_scales: Short side in pixels that the network was trained at, or both ends of its range; by
             default that of the preprocessing.
         mirror: Whether to average over each image and its mirror image; None: in all protocols but `single`.
+        views: With the protocol single: the views of each image that are averaged, as for `predict`: `one`,
+            `mirror`, or `mirror-shift`.
         wanted_precision: Search for the confidence threshold above which this share of the predictions is
             correct, above 0 and at most 1.
         name: Name of the Classifier in the result; None: the name of its model.
@@ -105,7 +109,7 @@ def evaluate(
         wanted_precision = demand_share("wanted_precision", wanted_precision)
     classifier = Model.load(locate_model(model)) if isinstance(model, str | os.PathLike) else model
     plan = plan_protocol(
-        protocol, classifier.preprocessing, scales=scales, train_scales=train_scales, mirror=mirror
+        protocol, classifier.preprocessing, scales=scales, train_scales=train_scales, mirror=mirror, views=views
     )
     opened = open_dataset(data)
     opened = opened.spelled_as(classifier.labels)

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from vggkit.arguments import demand_counts
+from vggkit.engines.averaged_views import Views, demand_views, list_views
 from vggkit.engines.info import WantedEngine
 from vggkit.engines.outputs import WantedPrecision
 from vggkit.engines.select import choose_engine
@@ -65,6 +66,13 @@ class Protocol:
     """Whether the mirror image of each view is averaged too."""
     crop_pixels: int
     """Side of a crop in pixels."""
+    shift: bool = False
+    """Whether each view moved by one pixel to two sides is averaged too."""
+
+    @property
+    def views(self) -> Views:
+        """What is averaged of each view."""
+        return "mirror-shift" if self.shift else "mirror" if self.mirror else "one"
 
     def __str__(self) -> str:
         """The protocol in words, such as `single: one view of 224 pixels`."""
@@ -78,7 +86,8 @@ class Protocol:
                     "grid": f"{GRID * GRID} crops of {self.crop_pixels} pixels, short side {scales}",
                 }[way]
             )
-        return f"{self.name}: {' and '.join(views)}{', and mirrored' if self.mirror else ''}"
+        moved = f"{', moved by one pixel' if self.shift else ''}{', and mirrored' if self.mirror else ''}"
+        return f"{self.name}: {' and '.join(views)}{moved}"
 
 
 def plan_protocol(
@@ -88,6 +97,7 @@ def plan_protocol(
     scales: Sequence[int] = (),
     train_scales: Sequence[int] = (),
     mirror: bool | None = None,
+    views: Views = "one",
 ) -> Protocol:
     """The views of a protocol.
 
@@ -101,9 +111,16 @@ def plan_protocol(
         scales: Short sides in pixels, in place of those derived from S.
         train_scales: S in pixels, or both ends of its range, such as (256, 512).
         mirror: Whether mirror images are averaged too; None: in all but `single`, as in the paper.
+        views: For `single`, as in prediction: `one`, `mirror`, or `mirror-shift`.
 
-    Raises UnknownName for another name, and BadInput for invalid scales.
+    Raises UnknownName for another name, and BadInput for invalid scales, and for views beside what they exclude.
     """
+    views = demand_views(views)
+    if views != "one" and (name != "single" or mirror is not None):
+        raise BadInput(
+            f"views={views} is for the protocol single, and says itself whether images are mirrored; leave out "
+            f"{'mirror' if name == 'single' else 'views, or take protocol=single'}"
+        )
     if name not in get_args(ProtocolName):
         raise UnknownName.of("protocol", name, get_args(ProtocolName))
     crop = preprocessing.crop_pixels
@@ -114,7 +131,8 @@ def plan_protocol(
                 "multi-scale"
             )
         own = preprocessing.resize_pixels if preprocessing.fit_mode == "crop" else crop
-        return Protocol(name, (Look("middle", own),), bool(mirror), crop)
+        look = Look("middle", own)
+        return Protocol(name, (look,), bool(mirror) or views != "one", crop, shift=views == "mirror-shift")
     scales, train_scales = demand_counts("scales", scales), demand_counts("train_scales", train_scales)
     if len(train_scales) > 2:
         raise BadInput(
@@ -187,9 +205,7 @@ def evaluate_views(
     fed = classifier.preprocessing.with_reduced_decoding(reduced_decoding)
     sliced = {way: _Sliced(engine, batch_size) for way, engine in engines.items()}
     found = [
-        _evaluate_view(
-            classifier, fed, images, look, sliced[look.way], mirror=protocol.mirror, batch_size=batch_size
-        )
+        _evaluate_view(classifier, fed, images, look, sliced[look.way], views=protocol.views, batch_size=batch_size)
         for look in protocol.looks
     ]
     for each in zip(*found, strict=True):
@@ -205,7 +221,7 @@ def _evaluate_view(
     look: Look,
     engine: Engine,
     *,
-    mirror: bool,
+    views: Views,
     batch_size: int,
 ) -> Iterator[ImageResult]:
     """One kind of view of each image."""
@@ -215,7 +231,7 @@ def _evaluate_view(
             inputs = prepare_view(image, preprocessing, look)
         except BadImage as problem:
             return [], str(problem)
-        return [*inputs, *(each[..., ::-1] for each in inputs if mirror)], None
+        return [view for each in inputs for view in list_views(each, views)], None
 
     # Whole images have shapes of their own, and a grid is a batch.
     together = batch_size if look.way == "middle" else 1

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from vggkit.engines.averaged_views import Views, average_over
 from vggkit.engines.info import EngineInfo, WantedEngine
 from vggkit.engines.model_weights import ModelFile
 from vggkit.engines.outputs import WantedPrecision
@@ -50,12 +51,14 @@ class PredictWork:
     precision: WantedPrecision
     engine: WantedEngine
     reduced_decoding: bool
+    views: Views
 
     def open(self) -> OpenedWork:
         """Load the model."""
         model = ModelFile(self.model)
         card = model.card.with_reduced_decoding(self.reduced_decoding)
         computing = choose_engine(model, self.device, precision=self.precision, engine=self.engine)
+        computing = average_over(computing, card.activation, self.views)
 
         def compute(images: Iterator[ImageSample]) -> Iterator[tuple[ImageSample, Row]]:
             found = iterate_predictions(computing, card, images, top=self.top, batch_size=self.batch_size)

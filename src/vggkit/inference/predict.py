@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from vggkit.arguments import demand_count
+from vggkit.engines.averaged_views import Views, average_over, demand_views
 from vggkit.engines.cached import find_engine
 from vggkit.engines.info import WantedEngine
 from vggkit.engines.model_weights import ModelFile, open_for_engine
@@ -76,6 +77,7 @@ def predict(
     precision: WantedPrecision = "fp32",
     engine: WantedEngine = "auto",
     reduced_decoding: bool = False,
+    views: Views = "one",
     on_progress: Callable[[int, int | None], None] | None = None,
 ) -> list[Prediction]:
     """The most probable classes of each image, in the order of the images.
@@ -97,6 +99,9 @@ def predict(
             or PyTorch, the first that is installed and supports the precision.
         reduced_decoding: Decode large JPEGs at a smaller scale, even where the Classifier does not: it is faster,
             reads some that are too large otherwise, and changes pixels slightly.
+        views: The views of each image whose probabilities are averaged. `one`: the image. `mirror`: also its mirror
+            image, for images whose sides have no meaning. `mirror-shift`: both, and both moved by one pixel to two
+            sides, six views in all, for small images. The time grows with their number.
         on_progress: Called with the number of images done, and of all where ImageSamples are given.
 
     The first call compiles an engine, which is cached with the Classifier and used by every later call with the
@@ -108,6 +113,7 @@ def predict(
     without images.
     """
     top, batch_size = demand_count("top", top), demand_count("batch_size", batch_size)
+    views = demand_views(views)
     opened = open_for_engine(model, "predict")
     card = opened.card.with_reduced_decoding(reduced_decoding)
     given = list_sources(images)
@@ -115,8 +121,9 @@ def predict(
     reading = Reading()
     samples = iterate_samples(given, reading)  # a place without images is refused before an engine is built
     computing = find_engine(opened, device, precision=precision, engine=engine, card=card)
+    averaged = average_over(computing, card.activation, views)
     found = []
-    for _, each in iterate_predictions(computing, card, samples, top=top, batch_size=batch_size):
+    for _, each in iterate_predictions(averaged, card, samples, top=top, batch_size=batch_size):
         found.append(each)
         if on_progress:
             on_progress(len(found), total)

@@ -61,13 +61,15 @@ class View:
     """Magnitude of RandAugment's two operations; None: none."""
     random_erasing: float
     """Chance that a rectangle is erased."""
+    shift_pixels: int | None = None
+    """Farthest move of augmentation=shift; None: an eighth of the input's side."""
 
     @classmethod
     def of(cls, recipe: Recipe, preprocessing: Preprocessing) -> Self:
         """The view that a resolved recipe describes, its steps in this order.
 
         - augmentation=`photo`: a random part (a third to all of the image), resized to the network's
-          input (Szegedy 2015). `shift`: the fitted image moved by up to an eighth each way over black.
+          input (Szegedy 2015). `shift`: the fitted image moved by up to `shift_pixels` each way over black.
           `none`: the image as it is when predicting.
         - mirror: left and right exchanged.
         - rand_augment: two random operations of RandAugment's fourteen (Cubuk 2020).
@@ -82,7 +84,12 @@ class View:
         if recipe.rand_augment is not None and preprocessing.decoded_channels == 4:
             raise BadConfiguration("rand_augment changes the colours of three channels, and these images have 4")
         return cls(
-            preprocessing, recipe.augmentation, recipe.mirror, recipe.rand_augment, float(recipe.random_erasing)
+            preprocessing,
+            recipe.augmentation,
+            recipe.mirror,
+            recipe.rand_augment,
+            float(recipe.random_erasing),
+            recipe.shift_pixels,
         )
 
     def __call__(self, pixels: Pixels, *, seed: int, mirrored: bool | None = None) -> Pixels:
@@ -111,7 +118,7 @@ class View:
             part = pixels[top : top + height, left : left + width]
             pixels = resize(part, (crop, crop), self.preprocessing.interpolation)
         elif self.augmentation == "shift":
-            farthest = max(1, self.preprocessing.crop_pixels // 8)
+            farthest = self.shift_pixels or max(1, self.preprocessing.crop_pixels // 8)
             down, right = draws.integers(-farthest, farthest, 2, endpoint=True).tolist()
             pixels = _shift(pixels, down, right)
         if mirrored is None:

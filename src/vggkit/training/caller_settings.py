@@ -99,9 +99,10 @@ NO_SETTINGS: Final = CallerSettings()
 
 @contextmanager
 def left_as_found(network: VGG) -> Iterator[None]:
-    """Restore at the end which parameters need gradients, and the mode of each module."""
+    """Restore at the end which parameters need gradients, the mode of each module, and batch norm's momentum."""
     flags = [(value, value.requires_grad) for value in network.parameters()]
     modes = [(module, module.training) for module in network.modules()]
+    momenta = [(module, module.momentum) for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     try:
         yield
     finally:
@@ -109,6 +110,15 @@ def left_as_found(network: VGG) -> Iterator[None]:
             value.requires_grad_(learns)
         for module, training in modes:
             module.training = training
+        for norm, momentum in momenta:
+            norm.momentum = momentum
+
+
+def set_norm_momentum(network: nn.Module, momentum: float) -> None:
+    """Set the weight of the newest batch in the running statistics of every batch norm."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = momentum
 
 
 def demand_learnable(network: VGG) -> None:

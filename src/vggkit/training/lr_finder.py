@@ -25,6 +25,7 @@ from vggkit.training.distributed.process_group import SINGLE, ProcessGroup
 from vggkit.training.objective import Objective
 from vggkit.training.recipe import Recipe, find_least_share
 from vggkit.training.train_state import TrainState
+from vggkit.training.whitening import whiten_first_layer
 from vggkit.weights.model import Model
 
 SMOOTHING: Final = 0.9
@@ -205,8 +206,12 @@ def search_learning_rate(
         group=group,
         least_share=find_least_share(recipe, batch_norm=classifier.configuration.batch_norm),
     )
+    network = classifier.network
+    if recipe.whitening:
+        network = copy.deepcopy(network)
+        whiten_first_layer(network, images, classifier.preprocessing, seed=recipe.seed, group=group)
     return find_learning_rate(
-        classifier.network,
+        network,
         _MixedBatches(batches, Mixing.of(recipe, len(classifier.labels)), recipe.seed),
         recipe,
         device=device,

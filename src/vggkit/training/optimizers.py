@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vggkit.models.vgg import VGG
 from vggkit.training.caller_settings import NO_SETTINGS, CallerSettings
-from vggkit.training.parameter_groups import list_groups, list_learning
+from vggkit.training.parameter_groups import WHITENED, list_groups, list_learning
 from vggkit.training.recipe import Recipe
 
 ONE_CYCLE_RISE: Final = 0.3
@@ -113,6 +113,8 @@ def learning_rate_at(step: int, *, recipe: Recipe, steps_per_epoch: int) -> floa
         case "cosine" | "one-cycle":
             progress = (step - rise) / max(1.0, steps - rise)
             return highest * (1 + math.cos(math.pi * progress)) / 2
+        case "linear":
+            return highest * (1 - (step - rise) / max(1.0, steps - rise))
         case "step":
             epochs = recipe.step_epochs or max(1, math.ceil(recipe.epochs / 3))
             return highest * 0.1 ** int(step / steps_per_epoch / epochs)
@@ -132,7 +134,7 @@ def open_layers(network: VGG, recipe: Recipe, epoch: int, *, caller_settings: Ca
         for place in group.modules:
             module = network.get_submodule(place)
             module.requires_grad_(not (recipe.freeze_norm and isinstance(module, nn.BatchNorm2d)))
-    for key in caller_settings.frozen:
+    for key in (*caller_settings.frozen, *([WHITENED] if recipe.whitening else [])):
         network.get_parameter(key).requires_grad_(False)
     for name in caller_settings.resting:
         network.get_submodule(name).training = False
@@ -146,14 +148,15 @@ def scale_rates(network: VGG, recipe: Recipe, *, feature_scale: float = 1.0) -> 
 
     Args:
         network: Names the parameters.
-        recipe: Gives the decay of the learning rate per layer.
+        recipe: Gives the decay of the learning rate per layer, and the factor of biases.
         feature_scale: Root mean square of what the last layer reads, 1 or more; its weights learn that much slower.
     """
     scales = {}
     for group in list_groups(network.configuration):
         for place in group.modules:
             for name, _ in network.get_submodule(place).named_parameters():
-                scales[f"{place}.{name}"] = recipe.layer_decay**group.depth
+                factor = recipe.bias_rate_factor if name.endswith("bias") else 1.0
+                scales[f"{place}.{name}"] = factor * recipe.layer_decay**group.depth
     scales[name_last_weight(network)] /= feature_scale
     return scales
 

@@ -1,9 +1,13 @@
 """A network's layers from the head down, and which of them are trained in each epoch. No torch here."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from vggkit.models.configuration import Configuration
 from vggkit.training.recipe import Recipe
+
+WHITENED: Final = "features.0.weight"
+"""The key of the kernels that `whitening` sets from the training images, and that are not trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,4 +73,5 @@ def list_learnt(configuration: Configuration, recipe: Recipe) -> list[str]:
         if key.startswith(places)
         and key.endswith((".weight", ".bias"))
         and not (recipe.freeze_norm and key.rpartition(".")[0] in norms)
+        and not (recipe.whitening and key == WHITENED)
     ]

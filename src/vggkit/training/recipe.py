@@ -10,7 +10,7 @@ from vggkit.images.splits import read_fold
 
 Trainable = Literal["auto", "head", "top", "all", "gradual"]
 Optimizer = Literal["sgd", "adamw", "muon"]
-Schedule = Literal["cosine", "step", "one-cycle", "constant"]
+Schedule = Literal["cosine", "linear", "step", "one-cycle", "constant"]
 Precision = Literal["auto", "fp32", "bf16", "amp"]
 Augmentation = Literal["auto", "none", "shift", "photo"]
 Mirror = Literal["auto", "none", "random", "alternating"]
@@ -53,8 +53,8 @@ class Recipe:
     """Weight decay of kernels and matrices; biases and norms have none. Default: 5e-4 (added to the gradient) for
     sgd, 0.05 (decoupled) for the others."""
     schedule: Schedule = "cosine"
-    """Learning rate after the warm-up: cosine (decays to zero), step (divided by 10 every step_epochs), one-cycle
-    (rises for 30 % of the steps, then decays to zero), or constant."""
+    """Learning rate after the warm-up: cosine (decays to zero), linear (decays to zero in a straight line), step
+    (divided by 10 every step_epochs), one-cycle (rises for 30 % of the steps, then decays to zero), or constant."""
     step_epochs: int | None = None
     """For schedule=step: number of epochs between divisions by 10. Default: a third of all epochs."""
     warmup_epochs: float = 1.0
@@ -67,6 +67,15 @@ class Recipe:
     precision: Precision = "auto"
     """fp32. bf16: compute in bfloat16, with master weights in float32. amp: torch's autocast. auto: bf16 where the
     processor or GPU supports it, else fp32."""
+    bias_rate_factor: float = 1.0
+    """Factor of the learning rate of biases, those of batch norm too. Short trainings learn them faster than
+    kernels (Jordan 2024 has 64 with sgd)."""
+    whitening: bool = False
+    """Set the first convolution to the principal directions of patches of the training images, each scaled to unit
+    variance and with both signs, and do not train it (Jordan 2024, section 3.2). For random weights."""
+    batch_norm_momentum: float | None = None
+    """Weight in (0, 1] of the newest batch in the running statistics of batch norm. Default: 0.1. Short trainings
+    of large batches take more, such as 0.4."""
     freeze_norm: bool = False
     """Keep batch norm as it is: its weights, biases and running statistics."""
     ema_decay: float | None = None
@@ -82,6 +91,8 @@ class Recipe:
     augmentation: Augmentation = "auto"
     """photo: random resized crops. shift: random translations by a few pixels. auto: photo for images of 64 pixels
     or more, else shift."""
+    shift_pixels: int | None = None
+    """Farthest translation in pixels of augmentation=shift, each way. Default: an eighth of the input's side."""
     mirror: Mirror = "auto"
     """Horizontal flips. random: with probability 0.5. alternating: in every second epoch (Jordan 2024). auto:
     random with augmentation=photo, else none, as small images may be letters or digits."""
@@ -168,6 +179,16 @@ class Recipe:
             self.schedule == "one-cycle" and self.warmup_epochs != 1.0,
             f"warmup_epochs={self.warmup_epochs} cannot be combined with schedule=one-cycle, which has its own",
         )
+        refuse(
+            self.shift_pixels is not None and self.augmentation not in ("auto", "shift"),
+            f"shift_pixels={self.shift_pixels} belongs to augmentation=shift, not to "
+            f"augmentation={self.augmentation}",
+        )
+        refuse(
+            self.batch_norm_momentum is not None and self.freeze_norm,
+            f"batch_norm_momentum={self.batch_norm_momentum} has no effect with freeze_norm=true, which keeps the "
+            "running statistics",
+        )
         drawn = [name for name in ("rand_augment", "random_erasing") if getattr(self, name)]
         refuse(
             self.trainable == "head" and self.views == 1 and bool(drawn),
@@ -221,7 +242,7 @@ def _is_whole(value: object) -> bool:
 
 
 _OPTIONAL = {"batch_size", "learning_rate", "weight_decay", "step_epochs", "ema_decay", "patience"}
-_OPTIONAL |= {"rand_augment"}
+_OPTIONAL |= {"rand_augment", "batch_norm_momentum", "shift_pixels"}
 _Rule = tuple[Callable[[Any], bool], str]
 _POSITIVE: _Rule = (lambda value: is_number(value) and value > 0, "a number above 0")
 _NOT_NEGATIVE: _Rule = (lambda value: is_number(value) and value >= 0, "a number of 0 or more")
@@ -230,16 +251,19 @@ _INSIDE: _Rule = (lambda value: is_number(value) and 0 < value < 1, "between 0 a
 _COUNT: _Rule = (lambda value: _is_whole(value) and value >= 1, "a whole number of 1 or more")
 _SWITCH: _Rule = (lambda value: isinstance(value, bool), "true or false")
 _RULES: dict[str, _Rule] = {
-    **dict.fromkeys(("epochs", "batch_size", "step_epochs", "accumulate", "patience", "views"), _COUNT),
+    **dict.fromkeys(
+        ("epochs", "batch_size", "step_epochs", "accumulate", "patience", "views", "shift_pixels"), _COUNT
+    ),
     "seed": (lambda value: _is_whole(value) and value >= 0, "a whole number of 0 or more"),
-    "learning_rate": _POSITIVE,
+    **dict.fromkeys(("learning_rate", "bias_rate_factor"), _POSITIVE),
+    "batch_norm_momentum": (lambda value: is_number(value) and 0 < value <= 1, "above 0 and at most 1"),
     **dict.fromkeys(("clip_norm", "weight_decay", "warmup_epochs", "mixup", "cutmix"), _NOT_NEGATIVE),
     **dict.fromkeys(("momentum", "label_smoothing"), _SHARE),
     **dict.fromkeys(("validation_share", "ema_decay"), _INSIDE),
     "layer_decay": (lambda value: is_number(value) and 0 < value <= 1, "above 0 and at most 1"),
     "random_erasing": (lambda value: is_number(value) and 0 <= value <= 1, "in [0, 1]"),
     "rand_augment": (lambda value: _is_whole(value) and 0 <= value <= 30, "a whole number from 0 to 30"),
-    **dict.fromkeys(("freeze_norm", "sync_norm", "split_head"), _SWITCH),
+    **dict.fromkeys(("freeze_norm", "sync_norm", "split_head", "whitening"), _SWITCH),
 }
 TOGETHER = {"sync_norm": False, "gradient_compression": "none", "split_head": False}
 """Fields that only training on several processes uses, with their defaults."""
@@ -250,6 +274,7 @@ STEPWISE = {
     in (
         *("learning_rate", "weight_decay", "layer_decay", "accumulate", "ema_decay", "patience"),
         *("mixup", "cutmix", "optimizer", "freeze_norm", *TOGETHER),
+        *("bias_rate_factor", "whitening", "batch_norm_momentum"),
     )
 }
 """Fields that only training by gradient descent uses, with their defaults."""

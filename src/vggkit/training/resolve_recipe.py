@@ -9,7 +9,7 @@ from vggkit.images.class_names import shorten_names
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.models.configuration import Configuration
 from vggkit.task import Task
-from vggkit.training.parameter_groups import list_learnt
+from vggkit.training.parameter_groups import WHITENED, list_learnt
 from vggkit.training.recipe import STEPWISE, TOGETHER, Recipe, find_least_share
 from vggkit.weights.origin import WeightsOrigin
 
@@ -71,6 +71,7 @@ def resolve_recipe(
     if recipe.trainable == "auto":
         choose("trainable", *_choose_trainable(recipe, situation))
     _check_frozen(recipe, situation)
+    _check_whitening(recipe, situation)
     if recipe.precision == "auto":
         slow = "this processor or GPU has no fast bfloat16"
         fast = "computed in bfloat16, which is fast here, with master weights in float32"
@@ -80,7 +81,9 @@ def resolve_recipe(
         if recipe.trainable == "head" and recipe.views == 1:
             recipe = replace(recipe, augmentation="none")
         else:
-            choose("augmentation", "photo" if side >= 64 else "shift", f"the input is {side} pixels wide")
+            given = recipe.shift_pixels is not None
+            reason = "shift pixels are given" if given else f"the input is {side} pixels wide"
+            choose("augmentation", "photo" if side >= 64 and not given else "shift", reason)
     if recipe.mirror == "auto":
         recipe = replace(recipe, mirror="random" if recipe.augmentation == "photo" else "none")
     if recipe.weight_decay is None and recipe.trainable != "head":
@@ -235,6 +238,20 @@ def _check_frozen(recipe: Recipe, situation: Situation) -> None:
         raise BadConfiguration(
             f"trainable={recipe.trainable} would leave {random[0].rpartition('.')[0]} random, for the weights do "
             f"not hold it; take trainable={more}, or --head pool"
+        )
+
+
+def _check_whitening(recipe: Recipe, situation: Situation) -> None:
+    """Refuse to replace the first convolution of loaded weights."""
+    if recipe.whitening and situation.origin.kind != "random":
+        raise BadConfiguration(
+            "whitening sets the first convolution from the training images, which loaded weights do not fit; leave "
+            "out whitening, or the weights"
+        )
+    if recipe.whitening and WHITENED in situation.frozen:
+        raise BadConfiguration(
+            f"whitening sets {WHITENED} from the training images, and it is frozen (requires_grad=False) with the "
+            "values that it has; leave out whitening, or call requires_grad_(True) on it"
         )
 
 

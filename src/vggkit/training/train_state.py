@@ -17,7 +17,7 @@ from vggkit.errors import BadConfiguration
 from vggkit.hardware import derive_seed
 from vggkit.models.vgg import VGG
 from vggkit.task import Task
-from vggkit.training.caller_settings import NO_SETTINGS, CallerSettings
+from vggkit.training.caller_settings import NO_SETTINGS, CallerSettings, set_norm_momentum
 from vggkit.training.distillation import Teacher
 from vggkit.training.distributed.gradients import GradientExchange
 from vggkit.training.distributed.process_group import SINGLE, ProcessGroup
@@ -71,6 +71,8 @@ class TrainState:
         self._teacher, self._group = teacher, group
         self.network: VGG = network.to(device, memory_format=PLANES)  # type: ignore[call-overload]
         self.recipe, self.device, self.caller_settings = recipe, device, caller_settings
+        if recipe.batch_norm_momentum is not None:
+            set_norm_momentum(self.network, recipe.batch_norm_momentum)
         self.compute_copy = copy_in_bfloat16(self.network) if recipe.precision == "bf16" else self.network
         self.average = copy.deepcopy(self.network).requires_grad_(False) if recipe.ema_decay else None
         self._objective = objective or Objective(label_smoothing=recipe.label_smoothing)

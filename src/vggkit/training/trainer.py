@@ -110,7 +110,7 @@ class Trainer:
             feature_scale = probe.feature_scale
         elif state is not None:
             feature_scale = float(state.get("feature_scale", torch.tensor(1.0)))
-        self._prepare(feature_scale)
+        self._prepare(feature_scale, begins=state is None)
         if state is not None:
             self.train_state.restore(state)
         write_seconds = self._save_epoch_start()
@@ -146,7 +146,7 @@ class Trainer:
             group=self.group,
         )
 
-    def _prepare(self, feature_scale: float) -> None:
+    def _prepare(self, feature_scale: float, *, begins: bool) -> None:
         """Set up everything that training steps need: batches, the state, the monitor."""
         classifier, recipe, train = self.classifier, self.recipe, self.splits["train"]
         self.steps = TrainingSteps(
@@ -158,6 +158,7 @@ class Trainer:
             caller_settings=self.caller_settings,
             teacher=self.teacher,
             group=self.group,
+            begins=begins,
         )
         self.train_state, self.batches = self.steps.state, self.steps.batches
         train_counts, val_counts = (count_labels(split, classifier.labels) for split in (train, self.val))

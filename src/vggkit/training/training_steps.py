@@ -23,11 +23,15 @@ from vggkit.training.optimizers import learning_rate_at
 from vggkit.training.recipe import Recipe, find_least_share
 from vggkit.training.train_state import TrainState
 from vggkit.training.validation import Diverged
+from vggkit.training.whitening import whiten_first_layer
 from vggkit.weights.model import Model
 
 
 class TrainingSteps:
-    """Trains a Classifier's network batch by batch; the arguments are those of `Trainer` and `TrainState`."""
+    """Trains a Classifier's network batch by batch.
+
+    The arguments are those of `Trainer` and `TrainState`; `begins` says whether no saved state is restored next.
+    """
 
     def __init__(
         self,
@@ -40,8 +44,11 @@ class TrainingSteps:
         caller_settings: CallerSettings,
         teacher: Teacher | None,
         group: ProcessGroup,
+        begins: bool,
     ) -> None:
         self._recipe, self._group = recipe, group
+        if recipe.whitening and begins:
+            whiten_first_layer(classifier.network, images, classifier.preprocessing, seed=recipe.seed, group=group)
         self.state = TrainState(
             classifier.network,
             recipe,

@@ -6,6 +6,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vggkit.engines.averaged_views import Views
 from vggkit.engines.info import WantedEngine
 from vggkit.engines.model_weights import ModelFile
 from vggkit.engines.outputs import WantedPrecision, check_precision
@@ -67,6 +68,7 @@ def measure(
     scales: Sequence[int] = (),
     train_scales: Sequence[int] = (),
     mirror: bool | None = None,
+    views: Views = "one",
     wanted_precision: float | None = None,
     calibrate: bool = False,
     batch_size: int = 32,
@@ -86,6 +88,8 @@ def measure(
         scales: Short sides in pixels of the evaluated sizes; by default the paper's.
         train_scales: Short side in pixels that the network was trained at, or both ends of its range.
         mirror: Whether to average over mirror images too; None: in all protocols but `single`.
+        views: With the protocol single: the views of each image that are averaged, as for `predict`: `one`,
+            `mirror`, or `mirror-shift`.
         wanted_precision: Search for the confidence threshold that gives this precision, above 0 and at most 1.
         calibrate: Fit a temperature to these images, with `wanted_precision` also a confidence threshold, and
             store both in the Classifier's file.
@@ -99,9 +103,10 @@ def measure(
 
     Raises the errors of `evaluate` and of loading, and BadInput where calibration is not possible.
     """
-    if calibrate and (len(models) > 1 or protocol != "single" or mirror):
+    if calibrate and (len(models) > 1 or protocol != "single" or mirror or views != "one"):
         raise BadInput(
-            "calibration takes one Classifier and the views of predict: --protocol single without --mirror"
+            "calibration takes one Classifier and one view of each image: --protocol single without --mirror and "
+            "--views"
         )
     if calibrate:
         demand_writable(locate_own_model(models[0]))
@@ -137,6 +142,7 @@ def measure(
             scales=scales,
             train_scales=train_scales,
             mirror=mirror,
+            views=views,
             wanted_precision=None if calibrate else wanted_precision,
             name=name,
             batch_size=batch_size,

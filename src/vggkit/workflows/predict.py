@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from vggkit.arguments import demand_count, demand_path, demand_seconds
+from vggkit.engines.averaged_views import Views, demand_views
 from vggkit.engines.info import EngineInfo, WantedEngine
 from vggkit.engines.model_weights import ModelFile, open_for_engine
 from vggkit.engines.outputs import WantedPrecision
@@ -48,6 +49,7 @@ def predict_into(
     precision: WantedPrecision = "auto",
     engine: WantedEngine = "auto",
     reduced_decoding: bool = False,
+    views: Views = "one",
     explain: str | Path | None = None,
     save_seconds: float = 5.0,
     overwrite: bool = False,
@@ -74,6 +76,9 @@ def predict_into(
         engine: The engine, see `predict`.
         reduced_decoding: Decode large JPEGs at a smaller scale, even where the Classifier does not: it is faster,
             reads some that are too large otherwise, and changes pixels slightly.
+        views: The views of each image whose probabilities are averaged. `one`: the image. `mirror`: also its mirror
+            image, for images whose sides have no meaning. `mirror-shift`: both, and both moved by one pixel to two
+            sides, six views in all, for small images. The time grows with their number.
         explain: Also write to this folder, a new one, which regions of each image support its most probable class:
             Grad-CAM in closed form from the same pass, as an overlay for each image; see `explain_into`.
         save_seconds: How often rows are written to the folder `out`.parts; the same call continues there after
@@ -90,7 +95,7 @@ def predict_into(
     out, given = _check(out, images, ENDINGS, on=on)
     on_progress = on_progress or _ignore
     top, batch_size = demand_count("top", top), demand_count("batch_size", batch_size)
-    save_seconds = demand_seconds("save_seconds", save_seconds)
+    save_seconds, views = demand_seconds("save_seconds", save_seconds), demand_views(views)
     opened, place = _open(model)
     on_progress("listing", 0, None)
     top = min(top, len(opened.card.labels))
@@ -108,6 +113,7 @@ def predict_into(
                 "results": "predictions",
                 "top": top,
                 "answers": describe_labels(opened),
+                **({} if views == "one" else {"views": views}),
                 "model": describe_network(opened, precision=info.precision, reduced_decoding=reduced_decoding),
                 **_describe_images(given, columns),
                 **more,
@@ -135,6 +141,7 @@ def predict_into(
             precision=precision,
             engine=engine,
             reduced_decoding=reduced_decoding,
+            views=views,
         )
         return _run_on_ray(work, device, lambda info, compute: describe(info, compute, {}))
     predicting = open_predictor(
@@ -145,6 +152,7 @@ def predict_into(
         precision=precision,
         engine=engine,
         reduced_decoding=reduced_decoding,
+        views=views,
     )
 
     def compute(found: Iterator[ImageSample]) -> Iterator[tuple[ImageSample, Row]]:

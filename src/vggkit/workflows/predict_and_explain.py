@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vggkit.arguments import demand_path
+from vggkit.engines.averaged_views import Views, average_over, demand_views
 from vggkit.engines.info import EngineInfo, WantedEngine
 from vggkit.engines.model_weights import ModelFile
 from vggkit.engines.outputs import WantedPrecision
 from vggkit.engines.select import choose_engine
 from vggkit.engines.stream import NamedEngine, StreamResult
+from vggkit.errors import BadInput
 from vggkit.explanations.closed_explainer import Explainer
 from vggkit.explanations.explain import build_explainer, iterate_explanations
 from vggkit.explanations.folder import ExplanationFolder
@@ -73,17 +75,22 @@ def open_predictor(
     precision: WantedPrecision,
     engine: WantedEngine,
     reduced_decoding: bool = False,
+    views: Views = "one",
 ) -> Predictor:
     """The predictor; with a folder it also explains the most probable class of each image.
 
     With `reduced_decoding` large JPEGs are decoded at a smaller scale even where the Classifier does not do so.
+    Probabilities are averaged over `views`, for predictions without explanations.
 
-    Raises BadOutput where the folder cannot be written to, and what `choose_engine` does.
+    Raises UnknownName for other views, BadInput for several of them with explanations, BadOutput where the folder
+    cannot be written to, and what `choose_engine` does.
     """
-    card = model.card.with_reduced_decoding(reduced_decoding)
+    card, views = model.card.with_reduced_decoding(reduced_decoding), demand_views(views)
     if explain is None:
         computing = choose_engine(model, device, precision=precision, engine=engine)
-        return Predictor(computing, card, None)
+        return Predictor(average_over(computing, card.activation, views), card, None)
+    if views != "one":
+        raise BadInput(f"views={views} averages several passes, and explain explains one; leave out either")
     plan = ExplanationPlan.of(card)
     folder = ExplanationFolder(demand_path(explain), plan, images, with_maps=False)
     explainer = build_explainer(model, plan, device=device, precision=precision, engine=engine)

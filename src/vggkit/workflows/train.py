@@ -80,6 +80,9 @@ def train(
     clip_norm: float | None = None,
     accumulate: int | None = None,
     precision: Precision | None = None,
+    bias_rate_factor: float | None = None,
+    whitening: bool | None = None,
+    batch_norm_momentum: float | None = None,
     freeze_norm: bool | None = None,
     ema_decay: float | None = None,
     patience: int | None = None,
@@ -89,6 +92,7 @@ def train(
     gradient_compression: GradientCompression | None = None,
     split_head: bool | None = None,
     augmentation: Augmentation | None = None,
+    shift_pixels: int | None = None,
     mirror: Mirror | None = None,
     rand_augment: int | None = None,
     random_erasing: float | None = None,
@@ -184,8 +188,9 @@ def train(
         momentum: Momentum of sgd and muon, in [0, 1).
         weight_decay: Weight decay of kernels and matrices; biases and norms have none. Default: 5e-4 (added to the
             gradient) for sgd, 0.05 (decoupled) for the others.
-        schedule: Learning rate after the warm-up: cosine (decays to zero), step (divided by 10 every step_epochs),
-            one-cycle (rises for 30 % of the steps, then decays to zero), or constant.
+        schedule: Learning rate after the warm-up: cosine (decays to zero), linear (decays to zero in a straight
+            line), step (divided by 10 every step_epochs), one-cycle (rises for 30 % of the steps, then decays to
+            zero), or constant.
         step_epochs: For schedule=step: number of epochs between divisions by 10. Default: a third of all epochs.
         warmup_epochs: Number of epochs in which the learning rate rises from near zero, at most half of all.
             Without a warm-up a VGG without batch norm may diverge.
@@ -194,6 +199,13 @@ def train(
         accumulate: Number of batches whose gradients are accumulated for one optimizer step.
         precision: fp32. bf16: compute in bfloat16, with master weights in float32. amp: torch's autocast. auto:
             bf16 where the processor or GPU supports it, else fp32.
+        bias_rate_factor: Factor of the learning rate of biases, those of batch norm too. Short trainings learn them
+            faster than kernels (Jordan 2024 has 64 with sgd).
+        whitening: Set the first convolution to the principal directions of patches of the training images, each
+            scaled to unit variance and with both signs, and do not train it (Jordan 2024, section 3.2). For random
+            weights.
+        batch_norm_momentum: Weight in (0, 1] of the newest batch in the running statistics of batch norm. Default:
+            0.1. Short trainings of large batches take more, such as 0.4.
         freeze_norm: Keep batch norm as it is: its weights, biases and running statistics.
         ema_decay: Evaluate and save an exponential moving average of the weights, with this decay in (0, 1).
         patience: Stop early, after this number of epochs without a lower validation loss.
@@ -210,6 +222,8 @@ def train(
             place of their gradients, which stay exact (Krizhevsky 2014).
         augmentation: photo: random resized crops. shift: random translations by a few pixels. auto: photo for
             images of 64 pixels or more, else shift.
+        shift_pixels: Farthest translation in pixels of augmentation=shift, each way. Default: an eighth of the
+            input's side.
         mirror: Horizontal flips. random: with probability 0.5. alternating: in every second epoch (Jordan 2024).
             auto: random with augmentation=photo, else none, as small images may be letters or digits.
         rand_augment: Magnitude, 0 to 30, of RandAugment with two operations; 9 is usual.

@@ -33,8 +33,9 @@ def gather_options(options: Mapping[str, Any]) -> RunConfig:
         )
     base = RunConfig.read(options["config"]) if "config" in options else RunConfig()
     recipe: Recipe = options.get("recipe") or base.recipe
-    if "preset" in options:
-        recipe = find_preset(options["preset"]).recipe
+    preset = find_preset(options["preset"]) if "preset" in options else None
+    if preset is not None:
+        recipe = preset.recipe
     if "find_learning_rate" in options and "learning_rate" not in options and "config" in options:
         recipe = replace(recipe, learning_rate=None)  # of a rate that is given and one that is searched, the newer
     given = {
@@ -59,6 +60,8 @@ def gather_options(options: Mapping[str, Any]) -> RunConfig:
     if "weights" in network:
         demand_path("" if held else network["weights"])
         network["weights"] = None if held else locate(str(network["weights"]))
+    if preset is not None and not isinstance(model, Model):
+        network = preset.choose_network({*network, *(["model"] if model is not None else [])}) | network
     columns = given[Columns]
     if "root" in columns:
         columns["root"] = locate(str(columns["root"])) if Path(str(columns["root"])).is_dir() else columns["root"]
