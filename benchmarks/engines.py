@@ -185,7 +185,7 @@ def prepare(folder: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (375, 500, 3), np.uint8)
     Image.fromarray(pixels).save(folder / "image.png")
     engine = OpenVINOEngine(classifier.network, precision="bf16")
-    blob = engine._compile((SIDE, SIDE), "LATENCY").model.export_model()
+    blob = engine._compile((SIDE, SIDE), "LATENCY", False)._model.export_model()
     (folder / "bf16.blob").write_bytes(blob.getbuffer())
 
 
