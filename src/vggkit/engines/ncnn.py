@@ -97,7 +97,6 @@ class NCNNEngine(NamedEngine):
         self.info = EngineInfo(name="ncnn", precision="fp32", device="cpu", version=self._ncnn.__version__)
         self._programs: dict[tuple[Sides, bool], _Program] = {}
         self._nets: dict[tuple[str, bool, bool], Any] = {}
-        self._few = False
         self._bound: float | None = None
         self._choosing = Lock()
 
@@ -135,7 +134,8 @@ class NCNNEngine(NamedEngine):
             if len(self._programs) > MOST_SIZES:
                 del self._programs[next(iter(self._programs))]
         program = self._programs[key]
-        few = self._has_few(program, len(batch))
+        # Nothing but the number of images decides it: the two ways sum in another order.
+        few = len(batch) * PROCESSORS_AN_IMAGE < max(count_threads(), 2 * PROCESSORS_AN_IMAGE)
         nets = []
         for described, is_first in ((program.each, True), (program.together, False)):
             place = described.text, few, program.direct
@@ -156,13 +156,6 @@ class NCNNEngine(NamedEngine):
         while len(self._nets) > MOST_CACHED:
             del self._nets[next(iter(self._nets))]
         return program, nets, few
-
-    def _has_few(self, program: _Program, count: int) -> bool:
-        """Few images, which are computed one after another with all processors, or many, side by side."""
-        before, self._few = self._few, count * PROCESSORS_AN_IMAGE < max(count_threads(), 2 * PROCESSORS_AN_IMAGE)
-        # The last, smaller batch is not worth separate nets with their own copy of the weights.
-        rest = (program.each.text, False, program.direct) in self._nets and not before
-        return self._few and not rest
 
     def _build(self, size: Sides, watched: bool) -> tuple[_Program, NCNNOperations]:
         operations = NCNNOperations()
