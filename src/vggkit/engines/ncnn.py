@@ -97,7 +97,6 @@ class NCNNEngine(NamedEngine):
         self.info = EngineInfo(name="ncnn", precision="fp32", device="cpu", version=self._ncnn.__version__)
         self._programs: dict[tuple[Sides, bool], _Program] = {}
         self._nets: dict[tuple[str, bool, bool], Any] = {}
-        self._few = False
         self._bound: float | None = None
         self._choosing = Lock()
 
@@ -111,14 +110,11 @@ class NCNNEngine(NamedEngine):
         # New threads for each call: those of OpenMP belong to the thread that began them, and in a forked process
         # its first thread would wait for some that are not there.
         with ThreadPoolExecutor(side_by_side, thread_name_prefix="ncnn") as pool:
-            images = list(pool.map(lambda image: _extract(self._ncnn, nets[0], program.each, image), batch))
-            found = dict(zip(program.each.values, map(np.stack, zip(*images, strict=True)), strict=True))
+            found = _compute(self._ncnn, nets[0], program.each, batch, pool)
             if program.joined is not None and program.together.values:
                 rows = found[program.joined].reshape(-1, rows_together, found[program.joined].shape[-1])
-                parts = list(pool.map(lambda part: _extract(self._ncnn, nets[1], program.together, part), rows))
-                found |= dict(
-                    zip(program.together.values, map(np.concatenate, zip(*parts, strict=True)), strict=True)
-                )
+                of_rows = _compute(self._ncnn, nets[1], program.together, rows, pool)
+                found |= {blob: values.reshape(len(batch), -1) for blob, values in of_rows.items()}
         lost = np.zeros(len(batch), bool)
         for blob in program.watched:
             lost |= ~np.isfinite(found[blob].reshape(len(batch), -1)).all(axis=1)
@@ -128,7 +124,7 @@ class NCNNEngine(NamedEngine):
         return self._plan.finish(computed, self._source.activation)
 
     def _choose(self, batch: Rows) -> tuple[_Program, list[Any], bool]:
-        """What is computed, by which nets, and whether all processors work on one image."""
+        """What is computed, by which nets, and whether all processors work on one image after another."""
         if self._bound is None:
             self._bound = bound_trunk(self._configuration, self._plan, self._source.read(self._plan.keys))
         key = (batch.shape[2], batch.shape[3]), can_overflow(self._bound * WINOGRAD_GAIN, batch)
@@ -138,30 +134,28 @@ class NCNNEngine(NamedEngine):
             if len(self._programs) > MOST_SIZES:
                 del self._programs[next(iter(self._programs))]
         program = self._programs[key]
+        # Nothing but the number of images decides it: the two ways sum in another order.
         few = len(batch) * PROCESSORS_AN_IMAGE < max(count_threads(), 2 * PROCESSORS_AN_IMAGE)
-        before, self._few = self._few, few
-        # The last, smaller batch is not worth separate nets with their own copy of the weights.
-        few = few and (before or (program.each.text, False, program.direct) not in self._nets)
-        parts = {program.each.text: "each"} | (
-            {program.together.text: "together"} if program.together.values else {}
-        )
-        for text, part in parts.items():
-            net = self._nets.pop((text, few, program.direct), None)
-            if net is None:
+        nets = []
+        for described, is_first in ((program.each, True), (program.together, False)):
+            place = described.text, few, program.direct
+            net = self._nets.pop(place, None) if described.values else None
+            if net is None and described.values:
                 operations = operations or self._build(*key)[1]
-                threads = count_threads() if few or part == "together" else 1
                 net = _load(
                     self._ncnn,
-                    text,
-                    getattr(operations, part).list_weights(),
-                    threads=threads,
-                    packed=part == "each" or not few,
+                    described.text,
+                    (operations.each if is_first else operations.together).list_weights(),
+                    threads=count_threads() if few or not is_first else 1,
+                    packed=is_first or not few,
                     direct=program.direct,
                 )
-            self._nets[text, few, program.direct] = net  # in the order of their last use
+            if net is not None:
+                self._nets[place] = net  # in the order of their last use
+            nets.append(net)
         while len(self._nets) > MOST_CACHED:
             del self._nets[next(iter(self._nets))]
-        return program, [self._nets[text, few, program.direct] for text in parts], few
+        return program, nets, few
 
     def _build(self, size: Sides, watched: bool) -> tuple[_Program, NCNNOperations]:
         operations = NCNNOperations()
@@ -169,12 +163,11 @@ class NCNNEngine(NamedEngine):
         builder = GraphBuilder[Blob](self._configuration, self._plan, weights, operations, watch_trunk=watched)
         outputs = tuple(builder.build(operations.images, size).values())
         wanted = dict.fromkeys([*outputs, *operations.watched])
-        read = [] if operations.joined is None else [operations.joined]
-        each = dict.fromkeys([*(blob for blob in wanted if not blob.together), *read])
+        joined = [] if operations.joined is None else [operations.joined]
         program = _Program(
-            each=_describe(operations.each, tuple(each)),
+            each=_describe(operations.each, [*(blob for blob in wanted if not blob.together), *joined]),
             joined=operations.joined,
-            together=_describe(operations.together, tuple(blob for blob in wanted if blob.together)),
+            together=_describe(operations.together, [blob for blob in wanted if blob.together]),
             outputs=outputs,
             watched=tuple(operations.watched),
             direct=watched,
@@ -182,7 +175,8 @@ class NCNNEngine(NamedEngine):
         return program, operations
 
 
-def _describe(layers: NetLayers, values: tuple[Blob, ...]) -> _Net:
+def _describe(layers: NetLayers, values: Sequence[Blob]) -> _Net:
+    values = tuple(dict.fromkeys(values))
     text, names = layers.write([blob.name for blob in values])
     return _Net(text, values, tuple(names))
 
@@ -226,16 +220,24 @@ def _make_reader(ncnn: ModuleType, weights: Sequence[NDArray[np.generic]]) -> An
     return Reader()
 
 
-def _extract(ncnn: ModuleType, net: Any, described: _Net, given: Rows) -> list[Rows]:
-    """The values of a net, of an image (C, H, W), or of rows (N, F)."""
-    single = given.ndim == 2 and len(given) == 1  # a product with one row is slow as one with several
+def _compute(
+    ncnn: ModuleType, net: Any, described: _Net, inputs: Rows, pool: ThreadPoolExecutor
+) -> dict[Blob, Rows]:
+    """The values of a net for each input, an image (C, H, W) or rows (N, F), in the threads of a pool."""
+    # One row is given as a vector, which has a product of its own.
+    given = [each[0] if each.ndim == 2 and len(each) == 1 else each for each in inputs]
+    found = pool.map(lambda each: _extract(ncnn, net, described.names, each), given)
+    return dict(zip(described.values, map(np.stack, zip(*found, strict=True)), strict=True))
+
+
+def _extract(ncnn: ModuleType, net: Any, names: Sequence[str], given: Rows) -> list[Rows]:
     extractor = net.create_extractor()
-    extractor.input(net.input_indexes()[0], ncnn.Mat(given[0] if single else given))
+    extractor.input(net.input_indexes()[0], ncnn.Mat(given))
     found = []
-    for name in described.names:
+    for name in names:
         failed, values = extractor.extract(name)
         assert not failed, f"ncnn does not give {name}"
-        found.append(np.array(values)[None] if single else np.array(values))
+        found.append(np.array(values))
     return found
 
 
