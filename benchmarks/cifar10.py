@@ -13,6 +13,7 @@ import datetime
 import json
 import os
 import platform
+import tempfile
 import time
 from pathlib import Path
 from statistics import mean
@@ -22,8 +23,9 @@ import torch
 
 import vggkit as vk
 from vggkit.evaluation.evaluation import proportion_interval
-from vggkit.hardware import describe_machine
+from vggkit.hardware import describe_machine, keep_freed_memory
 from vggkit.images.dataset import ImageDataset, ImageSample
+from vggkit.training.presets import find_preset
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"
 RESULTS = Path(__file__).resolve().parents[1] / "build" / "cifar10.jsonl"
@@ -53,16 +55,19 @@ def train(network: str, seed: int, *, epochs: int | None, precision: str, folder
     images = divide(vk.open_dataset(str(DATA)))
     options = {} if epochs is None else {"epochs": epochs}
     started, used = time.perf_counter(), time.process_time()
-    run = vk.train(
-        images,
-        preset="small-images",
-        **NETWORKS[network],
-        **options,
-        precision=precision,
-        seed=seed,
-        out=folder,
-        despite_findings=True,
-    )
+    if (folder / "config.yaml").is_file():
+        run = vk.train(images, resume=folder)
+    else:
+        run = vk.train(
+            images,
+            preset="small-images",
+            **NETWORKS[network],
+            **options,
+            precision=precision,
+            seed=seed,
+            out=folder,
+            despite_findings=True,
+        )
     wall, processor = time.perf_counter() - started, time.process_time() - used
     right = {}
     for views in VIEWS:
@@ -87,17 +92,45 @@ def train(network: str, seed: int, *, epochs: int | None, precision: str, folder
     }
 
 
+def measure_time(network: str, *, precision: str, images: int) -> dict[str, Any]:
+    """Seconds of an epoch of 44,000 images and their validation, by the second epoch of a training on fewer."""
+    divided = divide(vk.open_dataset(str(DATA)))
+    val = divided.split("val")[: round(1000 * images / 44_000)]
+    fewer = divided.keep({"train": list(divided.split("train")[:images]), "val": list(val)})
+    with tempfile.TemporaryDirectory() as folder:
+        run = vk.train(
+            fewer,
+            preset="small-images",
+            **NETWORKS[network],
+            epochs=2,
+            precision=precision,
+            out=Path(folder) / "run",
+            despite_findings=True,
+        )
+    seconds = run.history[-1].seconds * 44_000 / images
+    epochs = find_preset("small-images").recipe.epochs
+    return {
+        "network": network,
+        "precision": precision,
+        "isa": os.environ.get("ONEDNN_MAX_CPU_ISA", "all"),
+        "images": images,
+        "epoch_seconds": round(seconds, 1),
+        "images_per_second": round(44_000 / seconds),
+        "minutes": round(epochs * seconds / 60, 1),
+    }
+
+
 def draw_table(lines: list[dict[str, Any]]) -> list[str]:
-    """A row for each network and seed, and one for all seeds of a network together."""
-    rows = [f"| network | seed | {' | '.join(VIEWS.values())} |", f"|---|---|{'---|' * len(VIEWS)}"]
-    for network in dict.fromkeys(line["network"] for line in lines):
-        own = [line for line in lines if line["network"] == network]
+    """A row for each seed of a network and a number of epochs, and one for all of these seeds together."""
+    rows = [f"| network | epochs | seed | {' | '.join(VIEWS.values())} |", f"|---|---|---|{'---|' * len(VIEWS)}"]
+    for network, epochs in dict.fromkeys((line["network"], line["epochs"]) for line in lines):
+        own = [line for line in lines if (line["network"], line["epochs"]) == (network, epochs)]
         for line in own:
             cells = [show(line["right"][views], line["n"]) for views in VIEWS]
-            rows.append(f"| {network} | {line['seed']} | {' | '.join(cells)} |")
+            rows.append(f"| {network} | {epochs} | {line['seed']} | {' | '.join(cells)} |")
         if len(own) > 1:
-            means = [f"**{mean(line['right'][views] / line['n'] for line in own):.4f}**" for views in VIEWS]
-            rows.append(f"| {network} | mean of {len(own)} | {' | '.join(means)} |")
+            means = [f"{mean(line['right'][views] / line['n'] for line in own):.4f}" for views in VIEWS]
+            rows.append(f"| {network} | {epochs} | mean of {len(own)} | {' | '.join(means)} |")
     return rows
 
 
@@ -113,14 +146,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, help="in place of the preset's")
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--folder", type=Path, help="the run's folder, new; its best.safetensors is the Classifier")
+    parser.add_argument("--folder", type=Path, help="the run's folder, new, or of a run that was stopped")
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON lines, one a seed")
+    parser.add_argument("--time-images", type=int, help="measure the time of an epoch by so many images, and stop")
     parser.add_argument("--table", action="store_true", help="write cifar10.md's table from the results, and stop")
     options = parser.parse_args()
     if options.table:
         lines = [json.loads(line) for line in options.results.read_text(encoding="utf-8").splitlines()]
         print("\n".join(draw_table(lines)))
         return
+    if options.time_images:
+        keep_freed_memory()
+        print(json.dumps(measure_time(options.network, precision=options.precision, images=options.time_images)))
+        return
+    keep_freed_memory()
     folder = options.folder or Path("runs") / f"cifar10-{options.network}-{options.seed}"
     line = train(options.network, options.seed, epochs=options.epochs, precision=options.precision, folder=folder)
     options.results.parent.mkdir(parents=True, exist_ok=True)

@@ -115,6 +115,18 @@ def test_one_image_a_step_is_refused_where_batch_norm_would_see_one_value(tiny):
     assert settled(frozen, replace(cut, preprocessing=Preprocessing(resize_pixels=16, crop_pixels=16))) is not None
 
 
+def test_few_steps_of_large_batches_are_pointed_out(tiny):
+    few, many = replace(situate(tiny), images=1_000), replace(situate(tiny), images=40_000)
+    recipe = Recipe(batch_size=1000, epochs=10, learning_rate=0.025)
+
+    def explain(recipe, situation):
+        _, reasons = resolve_recipe(recipe, situation, choose_batch_size=lambda _: (32, ""))
+        return " ".join(reasons)
+
+    assert "10 steps in all are few: with a smaller batch_size" in explain(recipe, few)
+    assert "are few" not in explain(recipe, many) + explain(replace(recipe, batch_size=32, epochs=1), few)
+
+
 def test_images_are_shifted_where_the_pixels_are_given(tiny):
     fed = Preprocessing(resize_pixels=256, crop_pixels=224)
     assert settled(Recipe(shift_pixels=8), replace(situate(tiny), preprocessing=fed)).augmentation == "shift"

@@ -8,6 +8,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from vggkit.images.dataset import ImageSample
+from vggkit.images.preprocessing import choose_preprocessing
 from vggkit.models.configure import configure
 from vggkit.models.vgg import VGG
 from vggkit.training.distributed.joining import join_processes
@@ -16,6 +18,7 @@ from vggkit.training.distributed.traffic import count_traffic
 from vggkit.training.objective import Objective
 from vggkit.training.recipe import Recipe
 from vggkit.training.train_state import TrainState
+from vggkit.training.whitening import whiten_first_layer
 
 CPU = torch.device("cpu")
 SMALL = replace(configure("vgg11", num_classes=3, head="pool"), blocks=((6,), (8,), (8, 8)), dropout=0.0)
@@ -100,6 +103,18 @@ def check_bf16(group):
 
 def check_synchronized_norm(group):
     compare(group, replace(SMALL, batch_norm=True), sync_norm=True, tolerance=2e-5)
+
+
+def check_whitening(group):
+    """Every process has the first one's kernels, and none trains them."""
+    network = VGG(SMALL)
+    draws = np.random.default_rng(group.rank)  # images that differ, as no other reason would
+    images = [ImageSample(str(n), "a", draws.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for n in range(4)]
+    whiten_first_layer(network, images, choose_preprocessing(32), group=group)
+    kernels = network.features[0].weight.flatten().tolist()
+    assert group.maximum(*kernels) == tuple(kernels)
+    options = {"whitening": True, "batch_norm_momentum": 0.4, "bias_rate_factor": 4.0}
+    compare(group, replace(SMALL, batch_norm=True), sync_norm=True, tolerance=2e-5, **options)
 
 
 def check_own_norm(group):

@@ -1,5 +1,6 @@
 """Choices that a recipe leaves open, each with its reason. No torch here."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -15,6 +16,10 @@ from vggkit.weights.origin import WeightsOrigin
 
 FEW: Final = 2_000
 """Number of images up to which only the head is trained from given weights: more layers would overfit."""
+FEW_STEPS: Final = 60
+"""Number of steps of a training below which a large batch is pointed out."""
+SMALL_BATCH: Final = 64
+"""Images a step that are not many."""
 RATES: Final[Mapping[str, tuple[float, float]]] = {"sgd": (0.01, 0.03), "adamw": (3e-4, 1e-3), "muon": (1e-3, 4e-3)}
 """Highest learning rates for a batch of 32 from random weights, without and with batch norm."""
 FROM_WEIGHTS: Final = 0.1
@@ -104,6 +109,12 @@ def resolve_recipe(
         reasons.append(
             f"learning rate {recipe.learning_rate:g}, as given, for {_count_together(recipe)} images a step: it is "
             "not scaled by the number of processes"
+        )
+    steps = recipe.epochs * math.ceil(situation.images / _count_together(recipe))
+    if recipe.trainable != "head" and steps < FEW_STEPS and _count_together(recipe) > SMALL_BATCH:
+        reasons.append(
+            f"{steps} steps in all are few: with a smaller batch_size, and a lower learning_rate where one is "
+            "given, there are more of them"
         )
     return recipe, reasons
 
