@@ -13,7 +13,15 @@ import vggkit as vk
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "explore.html"
-SCRIPTS = ("numbers.js", "code.js", "drawing.js", "network.js", "app.js", "value.js", "maps.js")
+SCRIPTS = (
+    "numbers.js",
+    "code.js",
+    "drawing.js",
+    "network.js",
+    "app.js",
+    "value.js",
+    "maps.js",
+)
 HEADS = ("fc", "dense", "pool")
 
 
@@ -25,7 +33,10 @@ def describe_networks() -> dict[str, Any]:
         for head in HEADS:
             network = vk.configure(name, head=head)
             heads[head] = {"grid": network.grid, "hidden": list(network.hidden)}
-        trunk = [[layer.name, layer.kind, layer.kernel, layer.out_channels] for layer in vk.configure(name).trunk]
+        trunk = [
+            [layer.name, layer.kind, layer.kernel, layer.out_channels]
+            for layer in vk.configure(name).trunk
+        ]
         described[name] = {"trunk": trunk, "heads": heads}
     return described
 
@@ -35,9 +46,14 @@ def assemble() -> str:
     parts = {
         "style": (HERE / "style.css").read_text(encoding="utf-8").rstrip(),
         "networks": json.dumps(describe_networks(), separators=(",", ":")),
-        "small-network": json.dumps(store(vk.load("digits")), separators=(",", ":")),
+        "small-network": json.dumps(
+            store(vk.load("digits")), separators=(",", ":")
+        ),
         "script": "\n".join(
-            (HERE / name).read_text(encoding="utf-8").replace('"use strict";\n\n', "") for name in SCRIPTS
+            (HERE / name)
+            .read_text(encoding="utf-8")
+            .replace('"use strict";\n\n', "")
+            for name in SCRIPTS
         ).rstrip(),
     }
     text = (HERE / "page.html").read_text(encoding="utf-8")
@@ -52,18 +68,26 @@ def store(classifier: vk.Classifier) -> dict[str, Any]:
 
     net, preprocessing = classifier.network, classifier.preprocessing
     layers, modules = [], list(net.features)
-    for record, module, after in zip(net.configuration.trunk, modules, [*modules[1:], None], strict=True):
+    for record, module, after in zip(
+        net.configuration.trunk, modules, [*modules[1:], None], strict=True
+    ):
         if record.kind == "conv":
             factor = after.weight / (after.running_var + after.eps).sqrt()
             weights = module.weight * factor[:, None, None, None]
             bias = (module.bias - after.running_mean) * factor + after.bias
             layers.append(
-                {"name": record.name.replace("conv", "relu"), "kind": "conv", **write_codes(weights, bias)}
+                {
+                    "name": record.name.replace("conv", "relu"),
+                    "kind": "conv",
+                    **write_codes(weights, bias),
+                }
             )
         elif record.kind == "pool":
             layers.append({"name": record.name, "kind": "pool"})
     [last] = [module for module in net.classifier if isinstance(module, nn.Linear)]
-    layers.append({"name": "fc", "kind": "fc", **write_codes(last.weight, last.bias)})
+    layers.append(
+        {"name": "fc", "kind": "fc", **write_codes(last.weight, last.bias)}
+    )
     return {
         "side": preprocessing.crop_pixels,
         "mean": preprocessing.mean[0],
@@ -76,11 +100,17 @@ def store(classifier: vk.Classifier) -> dict[str, Any]:
 
 def list_examples() -> list[tuple[str, str]]:
     """A digit of each class from the test split: its label, and its 8×8 values from 0 to 16 as `0` to `g`."""
-    shown = {image.label: image for image in list(vk.open_dataset("digits").split("test"))[:60]}
+    shown = {
+        image.label: image
+        for image in list(vk.open_dataset("digits").split("test"))[:60]
+    }
     return [
         (
             label,
-            "".join("0123456789abcdefg"[round(value / 255 * 16)] for value in image.pixels.reshape(64, -1)[:, 0]),
+            "".join(
+                "0123456789abcdefg"[round(value / 255 * 16)]
+                for value in image.pixels.reshape(64, -1)[:, 0]
+            ),
         )
         for label, image in sorted(shown.items())
     ]
