@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import vggkit as vk
+from page_blocks import join_lines
 from vggkit.cli import main as cli
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "inside.md").read_text(encoding="utf-8")
+PAGE = join_lines((Path(__file__).resolve().parents[2] / "docs" / "inside.md").read_text(encoding="utf-8"))
 INSTEAD = {
     "--until relu3_2 --epochs 3": "--until pool2 --epochs 1 --image-size 32",
     "filters vgg19": "filters runs/digits",
