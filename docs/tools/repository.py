@@ -21,6 +21,13 @@ PROJECT = {
 }
 """Files of the repository's root and the page of each."""
 LINK = re.compile(r"(?<!!)(\[[^\]]*\]\()([^)#\s]+)(#[^)]*)?\)")
+SEARCH_BOOSTS = {
+    "lesson": 2.0,
+    "tutorials": 2.0,
+    "decisions": 0.2,
+    "benchmarks": 0.3,
+}
+"""Pages for readers come before those on how the project was made."""
 LATER = ("shell.md", "interoperability.md")
 """Pages of the navigation that may not be there yet."""
 LANGUAGES = {
@@ -154,7 +161,9 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 def on_page_markdown(
     markdown: str, *, page: Page, config: MkDocsConfig, files: Files
 ) -> str:
-    """Rewrite the links of pages that are files under docs/."""
+    """Rewrite the links of pages that are files under docs/, and set their weight in the search."""
+    folder = page.file.src_uri.rpartition("/")[0]
+    page.meta.setdefault("search", {"boost": SEARCH_BOOSTS.get(folder, 1.0)})
     generated = page.file.generated_by is not None
     return (
         markdown

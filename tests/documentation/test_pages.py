@@ -15,6 +15,8 @@ TINY = "--blocks 8/16 --image-size 32 --epochs 1 --batch-size 8 --quiet"
 SMALL = f"{TINY} --out runs/vgg11-1"
 INSTEAD = {
     "README.md": {
+        HEAD: "",
+        "predict runs/head": "predict runs/photos",
         "vggkit demo --out runs/demo": "",  # tests/workflows/test_demo.py
         "check photos --image-size 64": "check photos --image-size 32",
         "photos --model vgg11_bn --image-size 64 --epochs 15": (
