@@ -22,6 +22,14 @@ PROJECT = {
 """Files of the repository's root and the page of each."""
 LINK = re.compile(r"(?<!!)(\[[^\]]*\]\()([^)#\s]+)(#[^)]*)?\)")
 SEARCH_BOOSTS = {
+    "lesson": 3.0,
+    "tutorials": 2.0,
+    "reference": 2.0,
+    "reference/python": 0.3,
+    "reference/cli": 0.5,
+    "decisions": 0.05,
+    "benchmarks": 0.1,
+}
     "lesson": 2.0,
     "tutorials": 2.0,
     "decisions": 0.2,
