@@ -27,7 +27,7 @@ PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "hymenoptera"
 def repeat(folder: Path, images: int) -> Path:
     """Shards of so many images, in a folder beside one with those of the photos once; returns the first."""
     import vggkit as vk
-    from vggkit.images.sources.manifest import FILE_NAME, ShardIndex, name_index, read_manifest
+    from vggkit.images.sources.shards.manifest import FILE_NAME, ShardIndex, name_index, read_manifest
 
     photos = [image for split in vk.open_dataset(PHOTOS).splits.values() for image in split]
     table = folder / "photos.csv"

@@ -71,7 +71,7 @@ OWNERS = {
     "simplejpeg": {"images/decoding.py"},
     "pillow_heif": {"images/decoding.py"},
     "cykooz_resizer": {"images/resizing.py"},
-    "pyarrow": {"table_files.py", "images/sources/parquet.py", "images/sources/shard_writing.py"},
+    "pyarrow": {"table_files.py", "images/sources/parquet.py", "images/sources/shards/writing.py"},
     "datasets": {"images/sources/hub_sets.py"},
     "faiss": {"inference/search.py"},
     "fsspec": {"images/sources/locations.py"},

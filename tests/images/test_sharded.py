@@ -18,10 +18,10 @@ import vggkit as vk
 from vggkit.errors import BadData, BadImage
 from vggkit.images.dataset import ImageDataset
 from vggkit.images.lazy_images import LazyImages
-from vggkit.images.sources import sharded
-from vggkit.images.sources.manifest import Manifest, Shard, ShardIndex, read_manifest
 from vggkit.images.sources.open_dataset import count_images, iterate_images, open_dataset
-from vggkit.images.sources.sharded import verify_shards
+from vggkit.images.sources.shards import dataset as sharded
+from vggkit.images.sources.shards.dataset import verify_shards
+from vggkit.images.sources.shards.manifest import Manifest, Shard, ShardIndex, read_manifest
 from vggkit.images.splits import divide, hold_out
 
 FORMS = pytest.mark.parametrize("form", ["tar", "parquet"])

@@ -14,7 +14,7 @@ from conftest import draw_class, fill_folder
 from processes import Processes
 from vggkit.errors import BadCheckpoint, BadConfiguration, BadData, BadOutput, Stopped
 from vggkit.images.preprocessing import choose_preprocessing
-from vggkit.images.sources import sharded
+from vggkit.images.sources.shards import dataset as sharded
 from vggkit.training.augmentation import View
 from vggkit.training.batches import TrainingBatches
 from vggkit.training.distributed.process_group import ProcessGroup

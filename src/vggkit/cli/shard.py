@@ -1,7 +1,7 @@
 """The verb shard."""
 
 from vggkit.cli.printing import print_json
-from vggkit.images.sources.manifest import Form
+from vggkit.images.sources.shards.manifest import Form
 from vggkit.images.sources.tables import Columns
 from vggkit.reports.progress import ProgressLine, only_our_errors
 from vggkit.reports.terminal import print_line

@@ -11,8 +11,8 @@ from typing import Final
 
 from vggkit.compression.low_rank import list_factorable
 from vggkit.compression.measuring import count_multiply_adds, measure_speedup, predict_all
-from vggkit.compression.records import CompressionPoint, Goals, RunPrecision
-from vggkit.compression.steps import Made, Workshop
+from vggkit.compression.records import CompressionPoint, Goals, Prune, RunPrecision
+from vggkit.compression.steps import Compressed, Compressor
 from vggkit.errors import BadInput
 from vggkit.weights.model import Model
 from vggkit.weights.storage import Storage
@@ -34,22 +34,22 @@ class Candidate:
     point: CompressionPoint
     """What was measured."""
     path: Path
-    """Its file, as long as the work lasts."""
+    """Its file, in a temporary folder."""
 
 
 class Search:
     """Makes networks, measures them, and chooses.
 
     Args:
-        workshop: What steps need.
+        compressor: Carries out the steps.
         goals: What is to be reached.
     """
 
-    def __init__(self, workshop: Workshop, goals: Goals) -> None:
-        self.workshop, self.goals = workshop, goals
+    def __init__(self, compressor: Compressor, goals: Goals) -> None:
+        self.compressor, self.goals = compressor, goals
         self.candidates: list[Candidate] = []
         self._int8_problem: str | None = None
-        self.before = self._measure(Made(workshop.original), workshop.original.card.storage, "fp32")
+        self.before = self._measure(Compressed(compressor.original), compressor.original.card.storage, "fp32")
 
     @property
     def points(self) -> tuple[CompressionPoint, ...]:
@@ -74,16 +74,16 @@ class Search:
                 break
         return self.choose()
 
-    def try_variants(self, made: Made, variants: tuple[Variant, ...] | None = None) -> list[Candidate]:
+    def try_variants(self, made: Compressed, variants: tuple[Variant, ...] | None = None) -> list[Candidate]:
         """Measure a network in each storage and precision."""
-        ranges_problem = self.workshop.find_ranges(made.model)
+        ranges_problem = self.compressor.find_ranges(made.model)
         self._int8_problem = ranges_problem or self._int8_problem
         found = []
         for storage, precision in variants or self._list_variants(int8=ranges_problem is None):
             candidate = self._measure(made, storage, precision)
             self.candidates.append(candidate)
             found.append(candidate)
-            self.workshop.log(describe_point(candidate.point, self.before.point))
+            self.compressor.log(describe_point(candidate.point, self.before.point))
         return found
 
     def choose(self) -> Candidate:
@@ -98,29 +98,29 @@ class Search:
             return min(reached, key=lambda each: (each.point.size_bytes, -(each.point.speedup or 0.0)))
         return max(reached, key=lambda each: (each.point.top1 or 0.0, -each.point.size_bytes))
 
-    def _make_networks(self) -> Iterator[Made]:
+    def _make_networks(self) -> Iterator[Compressed]:
         """Networks, each smaller than the one before."""
-        shop = self.workshop
-        base = shop.fold(Made(shop.original))
+        compressor = self.compressor
+        base = compressor.fold(Compressed(compressor.original))
         yield base
         wide = bool(list_factorable(base.model.configuration))
         if wide:
             for energy in ENERGIES:
-                yield shop.factorize(base, energy=energy)
-        if shop.images is None:
+                yield compressor.factorize(base, energy=energy)
+        if compressor.images is None:
             return
         if wide:
-            pooled = shop.fine_tune(shop.put_pool_head(base))
+            pooled = compressor.fine_tune(compressor.put_pool_head(base))
             yield pooled
-            base = pooled if self._is_worth(pooled) else shop.factorize(base, energy=ENERGIES[1])
+            base = pooled if self._is_worth(pooled) else compressor.factorize(base, energy=ENERGIES[1])
         for removed in REMOVED:
-            smaller = shop.prune(base, removed)
+            smaller = compressor.prune(base, removed)
             if smaller is base:
                 continue
-            base = shop.fine_tune(smaller)
+            base = compressor.fine_tune(smaller)
             yield base
 
-    def _is_worth(self, made: Made) -> bool:
+    def _is_worth(self, made: Compressed) -> bool:
         """Whether the pool head that was just measured loses little."""
         tops = [each.point.top1 or 0.0 for each in self.candidates if each.point.steps == made.steps]
         allowed = TOLERATED if self.goals.max_loss is None else self.goals.max_loss
@@ -129,44 +129,46 @@ class Search:
     def _lost_too_much(self, found: list[Candidate]) -> bool:
         """Whether not even the best variant of a network is within the loss: smaller ones will not be."""
         tops = [each.point.top1 or 0.0 for each in found]
-        pruned = any(type(step).__name__ == "Prune" for each in found for step in each.point.steps)
+        pruned = any(isinstance(step, Prune) for each in found for step in each.point.steps)
         assert self.goals.max_loss is not None
         return pruned and (self.before.point.top1 or 0.0) - max(tops) > self.goals.max_loss
 
     def _list_variants(self, *, int8: bool) -> tuple[Variant, ...]:
-        if self.workshop.images is None:
+        if self.compressor.images is None:
             return (("fp16", "fp32"), ("int8", "fp32"), ("int4", "fp32"))
         plain: tuple[Variant, ...] = (("int8", "fp32"), ("int4", "fp32"))
         return (*plain, ("int8", "int8"), ("int4", "int8")) if int8 else plain
 
-    def _measure(self, made: Made, storage: Storage, precision: RunPrecision) -> Candidate:
+    def _measure(self, made: Compressed, storage: Storage, precision: RunPrecision) -> Candidate:
         """The point of a Classifier as its file gives it."""
-        shop, top1 = self.workshop, None
-        path = shop.folder / f"{len(self.candidates)}-{storage}-{precision}.safetensors"
-        model = shop.round(made) if storage == "int4" and made.model is not shop.original else made.model
+        compressor, top1 = self.compressor, None
+        path = compressor.folder / f"{len(self.candidates)}-{storage}-{precision}.safetensors"
+        model = (
+            compressor.round(made) if storage == "int4" and made.model is not compressor.original else made.model
+        )
         model.card = replace(model.card, storage=storage)
         model.save(path)
         model = Model.load(path)
-        if shop.images is not None:
+        if compressor.images is not None:
             predictions = predict_all(
                 model,
-                shop.images.choose,
+                compressor.images.choose,
                 precision=precision,
-                device=shop.device,
-                on_progress=lambda done, total: shop.on_progress("comparing on images", done, total),
+                device=compressor.device,
+                on_progress=lambda done, total: compressor.on_progress("comparing on images", done, total),
             )
             top1 = predictions.headline
         speed: tuple[float, float] | tuple[None, None] = (None, None)
-        if shop.images is not None or self.goals.min_speedup is not None:
-            shop.on_progress("measuring speed", 0, None)
-            speed = measure_speedup(shop.original, model, precision=precision, device=shop.device)
+        if compressor.images is not None or self.goals.min_speedup is not None:
+            compressor.on_progress("measuring speed", 0, None)
+            speed = measure_speedup(compressor.original, model, precision=precision, device=compressor.device)
         point = CompressionPoint(
             steps=made.steps,
             storage=storage,
             precision=precision,
             size_bytes=path.stat().st_size,
             parameters=model.configuration.parameters,
-            multiply_adds=count_multiply_adds(model.configuration, shop.pixels),
+            multiply_adds=count_multiply_adds(model.configuration, compressor.pixels),
             top1=top1,
             images_per_second=speed[0],
             speedup=speed[1],
@@ -191,7 +193,7 @@ class Search:
         misses = " and ".join(goals.list_misses(closest, before))
         slow = "min_speedup" in misses and self._int8_problem is not None
         hint = f" ({self._int8_problem})" if slow else ""
-        more = "" if self.workshop.images is not None else "; with images of its classes networks are pruned too"
+        more = "" if self.compressor.images is not None else "; with images of its classes networks are pruned too"
         return (
             f"{misses} cannot be reached; the closest of {len(self.candidates)} that were measured is "
             f"{describe_point(closest, before)}{hint}: ask for that, or for less{more}"

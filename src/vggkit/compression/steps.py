@@ -26,34 +26,34 @@ from vggkit.models.vgg import VGG
 from vggkit.weights.model import Model
 
 MEASURED: Final = 500
-"""Images at most by which sensitivities are told, and 128 for activation ranges."""
+"""Number of images, at most, on which sensitivities are measured; activation ranges need 128."""
 OnProgress = Callable[[str, int, int | None], None]
 
 
 @dataclass(slots=True)
-class Made:
-    """A Classifier on its way, and how it was made."""
+class Compressed:
+    """A Classifier, and the steps that made it."""
 
     model: Model
     """The Classifier."""
     steps: tuple[CompressionStep, ...] = ()
-    """What was done to it."""
+    """The steps, in order."""
 
 
 @dataclass(slots=True, kw_only=True)
-class Workshop:
-    """What steps need besides the Classifier: images, the device, and whom to tell."""
+class Compressor:
+    """Carries out the steps: on which images, on which device, and how progress is reported."""
 
     original: Model
-    """The Classifier as it was, the teacher of fine-tuning."""
+    """The Classifier before any step, and the teacher of fine-tuning."""
     images: RoleImages | None
-    """Images by role; None: there are none."""
+    """Images by role, or None without data."""
     fine_tuning: FineTuning
     """How networks are fine-tuned."""
     device: torch.device
     """Where features are computed and networks trained."""
     folder: Path
-    """For files that go with the work."""
+    """For temporary files."""
     on_progress: OnProgress
     """Called with the current task, how much of it is done, and of how much."""
     log: Callable[[str], None]
@@ -79,7 +79,7 @@ class Workshop:
             self._batches = prepare_calibration(self.images.fit, self.original.preprocessing)
         return self._batches
 
-    def fold(self, made: Made) -> Made:
+    def fold(self, made: Compressed) -> Compressed:
         """Fold fc6 where the images leave a smaller map than the head reads; else a copy."""
         grid = find_folded_grid(made.model.configuration, self.pixels)
         if grid is None:
@@ -90,10 +90,10 @@ class Workshop:
                 task=made.model.task,
             )
             copied.card = made.model.card
-            return Made(copied, made.steps)
+            return Compressed(copied, made.steps)
         return self._change(made, fold(made.model.network, pixels=self.pixels), Fold(grid=grid))
 
-    def put_pool_head(self, made: Made) -> Made:
+    def put_pool_head(self, made: Compressed) -> Compressed:
         """Put a pool head in place of the fully connected layers."""
         assert self.images is not None
         fitted = fit_pool_head(
@@ -107,12 +107,12 @@ class Workshop:
         )
         # Folding was of the layers that are gone.
         steps = tuple(step for step in made.steps if not isinstance(step, Fold))
-        return self._change(Made(made.model, steps), fitted.network, PoolHead())
+        return self._change(Compressed(made.model, steps), fitted.network, PoolHead())
 
-    def prune(self, made: Made, removed: float) -> Made:
+    def prune(self, made: Compressed, removed: float) -> Compressed:
         """Remove channels until a share of the multiply-adds of the whole Classifier is gone.
 
-        Layers share the loss by what was measured before any channel went.
+        How many channels each layer loses follows from sensitivities measured before the first was removed.
         """
         whole = count_multiply_adds(self.original.configuration, self.pixels)
         if self._sensitivity is None or not any(isinstance(step, Prune) for step in made.steps):
@@ -135,9 +135,9 @@ class Workshop:
         )
         steps = tuple(step for step in made.steps if not isinstance(step, Prune))
         reached = 1 - count_multiply_adds(smaller.configuration, self.pixels) / whole
-        return self._change(Made(made.model, steps), smaller, Prune(removed=round(reached, 4)))
+        return self._change(Compressed(made.model, steps), smaller, Prune(removed=round(reached, 4)))
 
-    def factorize(self, made: Made, *, energy: float | None = None, ranks: Sequence[int] = ()) -> Made:
+    def factorize(self, made: Compressed, *, energy: float | None = None, ranks: Sequence[int] = ()) -> Compressed:
         """Make two factors of each fully connected layer but the last, by the share of energy or by ranks."""
         self.on_progress("factorising fully connected layers", 0, None)
         spectra = find_spectra(made.model.network, self.batches)
@@ -145,7 +145,7 @@ class Workshop:
         smaller = factorize(made.model.network, spectra, chosen)
         return self._change(made, smaller, LowRank(ranks=chosen))
 
-    def fine_tune(self, made: Made) -> Made:
+    def fine_tune(self, made: Compressed) -> Compressed:
         """Train all layers further, with the Classifier as it was as the teacher."""
         if self.images is None or not self.fine_tuning.epochs:
             return made
@@ -164,9 +164,9 @@ class Workshop:
         earlier = sum(step.epochs for step in made.steps if isinstance(step, FineTune))
         steps = tuple(step for step in made.steps if not isinstance(step, FineTune))
         total = FineTune(epochs=earlier + self.fine_tuning.epochs)
-        return self._change(Made(made.model, steps), trained.network, total)
+        return self._change(Compressed(made.model, steps), trained.network, total)
 
-    def round(self, made: Made) -> Model:
+    def round(self, made: Compressed) -> Model:
         """The Classifier with its weights rounded to 4 bits by what that does to each layer's output."""
         if not self.batches:
             return made.model
@@ -194,7 +194,7 @@ class Workshop:
         model.keep_ranges(found, about={"data": "images that layers were fitted on", "images": sum(map(len, some))})
         return None
 
-    def _change(self, made: Made, network: VGG, step: CompressionStep) -> Made:
+    def _change(self, made: Compressed, network: VGG, step: CompressionStep) -> Compressed:
         """The Classifier with another network, without what was fitted to the weights before."""
         before = made.model
         model = Model(
@@ -205,7 +205,7 @@ class Workshop:
             origin=replace(before.origin, kind="trained", random_keys=()),
             provenance=before.provenance,
         )
-        return Made(model, (*made.steps, step))
+        return Compressed(model, (*made.steps, step))
 
 
 def _take(batches: Sequence[Tensor], most: int) -> tuple[Tensor, ...]:

@@ -15,6 +15,8 @@ TIE: Final = 1e-5
 
 With 3e-6 gradients of images of flat squares are 10 % off, with 1e-5 no more than torch's own, and with 1e-4 those
 of other images are 4 % off."""
+BLOCK_VALUES: Final = 1 << 18
+"""Of the gradient, that are distributed together: what lies between two steps stays in the processor's cache."""
 
 
 def pool_largest(values: Tensor) -> Tensor:
@@ -47,13 +49,20 @@ class _FirstLargest(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         values, largest = ctx.saved_tensors
-        found, left = torch.empty_like(values), gradient.detach()
+        found = torch.empty_like(values)
         height, width = (side // 2 * 2 for side in values.shape[2:])
         found[..., height:, :], found[..., width:] = 0, 0
-        least = largest - TIE * largest.mean((1, 2, 3), keepdim=True)
-        for row, column in ((0, 0), (0, 1), (1, 0)):
-            places = (..., slice(row, height, 2), slice(column, width, 2))
-            here = torch.mul(left, values[places] >= least, out=found[places])
-            left = left - here
-        found[..., 1:height:2, 1:width:2] = left
+        tie = TIE * largest.mean((1, 2, 3), keepdim=True)
+        step = max(1, BLOCK_VALUES // largest[:, :, 0].numel())
+        for first in range(0, height // 2, step):
+            left = gradient.detach()[:, :, first : first + step]
+            least = largest[:, :, first : first + step] - tie
+            chosen = torch.empty_like(least)
+            for row, column in ((0, 0), (0, 1), (1, 0)):
+                places = (..., slice(2 * first + row, 2 * first + 2 * left.shape[2], 2), slice(column, width, 2))
+                # Comparing into floating point makes the product several times as fast.
+                here = torch.ge(values[places], least, out=chosen).mul(left)
+                found[places] = here
+                left = left - here
+            found[..., 2 * first + 1 : 2 * first + 2 * left.shape[2] : 2, 1:width:2] = left
         return forbid_second(found, values)

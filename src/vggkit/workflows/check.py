@@ -24,7 +24,7 @@ from vggkit.images.labelled import LabelledImages
 from vggkit.images.near_duplicates import NearDuplicate
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.images.sources.open_dataset import open_dataset
-from vggkit.images.sources.sharded import verify_shards
+from vggkit.images.sources.shards.dataset import verify_shards
 from vggkit.images.sources.tables import Columns
 from vggkit.weights.card import demand_classifier
 from vggkit.weights.locate import locate_model

@@ -21,7 +21,7 @@ from vggkit.compression.measuring import predict_all
 from vggkit.compression.rebuild import build_network, copy_state
 from vggkit.compression.records import CompressionPoint, CompressionRecord, Goals
 from vggkit.compression.search import Candidate, Search, Variant
-from vggkit.compression.steps import Made, Workshop
+from vggkit.compression.steps import Compressed, Compressor
 from vggkit.errors import BadConfiguration, BadInput
 from vggkit.evaluation.calibration import fit_temperature
 from vggkit.evaluation.comparison import PairedComparison, compare_predictions
@@ -156,7 +156,7 @@ def compress(
             images = divide_roles(dataset, original, seed=tuning.seed)
             for role in images.roles:
                 line.log(f"{role.images:,} images to {_PURPOSES[role.purpose]}: {role.split} of {dataset.name}")
-        workshop = Workshop(
+        compressor = Compressor(
             original=original,
             images=images,
             fine_tuning=tuning,
@@ -167,13 +167,13 @@ def compress(
             signals=signals,
         )
         spared = goals.max_size_bytes and max(1, goals.max_size_bytes - RECORD_BYTES)
-        search = Search(workshop, replace(goals, max_size_bytes=spared or None))
-        chosen = search.run() if goals != Goals() else _follow(steps, workshop, search)
+        search = Search(compressor, replace(goals, max_size_bytes=spared or None))
+        chosen = search.run() if goals != Goals() else _follow(steps, compressor, search)
         made = Classifier.of(Model.load(chosen.path))
         comparison = None
         if images is not None:
-            _calibrate(made, images, workshop, chosen.point)
-            comparison = _compare(original, made, images, workshop, chosen.point)
+            _calibrate(made, images, compressor, chosen.point)
+            comparison = _compare(original, made, images, compressor, chosen.point)
         record = CompressionRecord(
             before=search.before.point,
             chosen=chosen.point,
@@ -275,29 +275,29 @@ def _open(model: Model | str | Path) -> Model:
     return held
 
 
-def _follow(steps: _Steps, workshop: Workshop, search: Search) -> Candidate:
+def _follow(steps: _Steps, compressor: Compressor, search: Search) -> Candidate:
     """The named steps, in the order in which each finds the least left to do."""
-    made = workshop.fold(Made(workshop.original))
+    made = compressor.fold(Compressed(compressor.original))
     if steps.head == "pool":
-        made = workshop.put_pool_head(made)
+        made = compressor.put_pool_head(made)
     if steps.prune is not None:
-        made = workshop.prune(made, steps.prune)
+        made = compressor.prune(made, steps.prune)
     if steps.ranks:
-        made = workshop.factorize(made, ranks=check_ranks(made.model.configuration, steps.ranks))
+        made = compressor.factorize(made, ranks=check_ranks(made.model.configuration, steps.ranks))
     elif steps.energy is not None:
-        made = workshop.factorize(made, energy=steps.energy)
+        made = compressor.factorize(made, energy=steps.energy)
     if steps.head is not None or steps.prune is not None:
-        made = workshop.fine_tune(made)
+        made = compressor.fine_tune(made)
     storage: Storage = steps.storage or "fp32"
     variants: tuple[Variant, ...] = ((storage, "fp32"),)
     return search.try_variants(made, variants)[0]
 
 
-def _calibrate(made: Model, images: RoleImages, workshop: Workshop, point: CompressionPoint) -> None:
+def _calibrate(made: Model, images: RoleImages, compressor: Compressor, point: CompressionPoint) -> None:
     """Fit the temperature of the probabilities on the images that networks are compared on."""
     made.card = replace(made.card, temperature=1.0, thresholds=())
-    found = predict_all(made, images.choose, precision=point.precision, device=workshop.device)
-    fit = fit_temperature(found, seed=workshop.fine_tuning.seed)
+    found = predict_all(made, images.choose, precision=point.precision, device=compressor.device)
+    fit = fit_temperature(found, seed=compressor.fine_tuning.seed)
     digest = next(role.digest for role in images.roles if role.purpose == "choose")
     thresholds = None
     if isinstance(found, MultiLabelPredictions):
@@ -310,7 +310,7 @@ def _calibrate(made: Model, images: RoleImages, workshop: Workshop, point: Compr
 
 
 def _compare(
-    original: Model, made: Model, images: RoleImages, workshop: Workshop, point: CompressionPoint
+    original: Model, made: Model, images: RoleImages, compressor: Compressor, point: CompressionPoint
 ) -> PairedComparison:
     """Accuracy before and after on the images for the report."""
 
@@ -319,8 +319,8 @@ def _compare(
             model,
             images.report,
             precision=precision,
-            device=workshop.device,
-            on_progress=lambda done, total: workshop.on_progress("measuring the result", done, total),
+            device=compressor.device,
+            on_progress=lambda done, total: compressor.on_progress("measuring the result", done, total),
         )
 
     return compare_predictions(

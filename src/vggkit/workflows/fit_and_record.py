@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +22,6 @@ from vggkit.reports.evaluation_page import suggest_steps
 from vggkit.reports.loggers import open_loggers
 from vggkit.reports.plots import PlotEnding
 from vggkit.reports.progress import ProgressLine
-from vggkit.reports.run_plots import plot_strengths
 from vggkit.training.callbacks import Callbacks, find_best
 from vggkit.training.caller_settings import CallerSettings
 from vggkit.training.checkpoint import Checkpoints, Epoch, Progress
@@ -188,9 +188,6 @@ def fit_and_record(
             },
         )
         line.show("writing the report", 0, None)
-        if result.probe is not None:
-            title = f"{classifier.configuration.model} on {dataset.name}"
-            plot_strengths(result.probe.solution, directory / "regularisation.png", title=title)
         images = dataset.split(evaluation.split)
         fill_folder(
             directory,
@@ -207,7 +204,8 @@ def fit_and_record(
                 options=list_stated(config.columns),
             ),
             plots=plots,
-            explanations=explain_errors(classifier, evaluation.predictions, images, device=str(device)),
+            solution=None if result.probe is None else result.probe.solution,
+            explain=partial(explain_errors, classifier, evaluation.predictions, images, device=str(device)),
         )
     return TrainingRun(held, directory, result.history, result.best_epoch, evaluation)
 

@@ -9,7 +9,8 @@ import datetime
 import json
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
@@ -26,11 +27,12 @@ from vggkit.files import demand_writable, take_turn, write_text
 from vggkit.images.dataset import ImageSample
 from vggkit.reports.evaluation_page import Story, write_report
 from vggkit.reports.plots import PlotEnding
-from vggkit.reports.run_plots import plot_history, write_plots
+from vggkit.reports.run_plots import plot_history, plot_strengths, write_plots
 from vggkit.weights.classifier_file import read_card
 
 if TYPE_CHECKING:
     from vggkit.training.checkpoint import Epoch
+    from vggkit.training.logistic_regression import HeadSolution
     from vggkit.weights.model import Model
 
 RUN_FILE: Final = "run.json"
@@ -252,7 +254,8 @@ def fill_folder(
     provenance: Mapping[str, Any],
     steps: Sequence[tuple[str, str]],
     plots: PlotEnding | None,
-    explanations: Mapping[str, Explanation],
+    solution: "HeadSolution | None",
+    explain: Callable[[], Mapping[str, Explanation]],
 ) -> None:
     """Write the predictions table, the report and the figures of a training into its run's folder.
 
@@ -265,23 +268,31 @@ def fill_folder(
         provenance: The trained Classifier's.
         steps: Suggested next steps, each with its command.
         plots: The ending of further files of each figure, in the folder `plots`; None: none.
-        explanations: Of the most confident errors, by their images' paths.
+        solution: The linear probe, where the last layer alone was trained.
+        explain: Gives explanations of the most confident errors, by their images' paths; it is called in a thread,
+            while figures are drawn.
     """
-    large = evaluation.n * len(evaluation.labels) > LARGE_TABLE and find_spec("pyarrow") is not None
-    evaluation.predictions.save(directory / f"results.{'parquet' if large else 'csv'}")
+    title = f"{evaluation.model} on {evaluation.data}"
+    with ThreadPoolExecutor(1, thread_name_prefix="explain") as pool:
+        explaining = pool.submit(explain)
+        large = evaluation.n * len(evaluation.labels) > LARGE_TABLE and find_spec("pyarrow") is not None
+        evaluation.predictions.save(directory / f"results.{'parquet' if large else 'csv'}")
+        write_plots(evaluation, directory, "png")
+        if solution is not None:
+            plot_strengths(solution, directory / "regularisation.png", title=title)
+        if len(history) > 1 or history[0].learning_rate > 0:
+            plot_history(history, directory / "learning_curve.png", best_epoch=best_epoch, title=title)
+        if plots is not None:
+            write_plots(evaluation, directory / "plots", plots)
+            if len(history) > 1:
+                curve = directory / "plots" / f"learning_curve.{plots}"
+                plot_history(history, curve, best_epoch=best_epoch, title=title)
     story = Story(
         history=[asdict(epoch) for epoch in history], best_epoch=best_epoch, provenance=provenance, steps=steps
     )
-    write_report([evaluation], directory / "report.html", images=images, story=story, explanations=explanations)
-    write_plots(evaluation, directory, "png")
-    title = f"{evaluation.model} on {evaluation.data}"
-    if len(history) > 1 or history[0].learning_rate > 0:
-        plot_history(history, directory / "learning_curve.png", best_epoch=best_epoch, title=title)
-    if plots is not None:
-        write_plots(evaluation, directory / "plots", plots)
-        if len(history) > 1:
-            curve = directory / "plots" / f"learning_curve.{plots}"
-            plot_history(history, curve, best_epoch=best_epoch, title=title)
+    write_report(
+        [evaluation], directory / "report.html", images=images, story=story, explanations=explaining.result()
+    )
 
 
 def list_metrics(evaluation: Evaluation, split: str, epoch: int) -> dict[str, Any]:

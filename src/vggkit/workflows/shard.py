@@ -13,12 +13,12 @@ from vggkit.images.dataset import ImageDataset
 from vggkit.images.labelled import LabelledImages
 from vggkit.images.omissions import Omission
 from vggkit.images.sources.locations import Place, expand, is_address
-from vggkit.images.sources.manifest import ENDINGS, FILE_NAME, Form, Manifest
 from vggkit.images.sources.open_dataset import open_dataset
-from vggkit.images.sources.shard_describing import describe_shard
-from vggkit.images.sources.shard_job import ShardJob
-from vggkit.images.sources.shard_packing import OnProgress, PlannedShard, plan_shards
-from vggkit.images.sources.shard_target import ShardTarget
+from vggkit.images.sources.shards.describing import describe_shard
+from vggkit.images.sources.shards.job import ShardJob
+from vggkit.images.sources.shards.manifest import ENDINGS, FILE_NAME, Form, Manifest
+from vggkit.images.sources.shards.packing import OnProgress, PlannedShard, plan_shards
+from vggkit.images.sources.shards.target import ShardTarget
 from vggkit.images.sources.tables import Columns
 from vggkit.images.splits import divide
 

@@ -20,8 +20,8 @@ from vggkit.images.sources import hub_sets, parquet, public_sets, tables, tar_sh
 from vggkit.images.sources.folders import is_image, iterate_files, walk
 from vggkit.images.sources.layouts import read_folder
 from vggkit.images.sources.locations import Place, Whole, expand, is_address, is_pattern
-from vggkit.images.sources.manifest import find_manifest, read_manifest
-from vggkit.images.sources.sharded import open_sharded
+from vggkit.images.sources.shards.dataset import open_sharded
+from vggkit.images.sources.shards.manifest import find_manifest, read_manifest
 from vggkit.images.sources.tables import Columns
 from vggkit.images.storages import HeldBytes
 

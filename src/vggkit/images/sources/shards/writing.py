@@ -17,8 +17,8 @@ from vggkit.images.dataset import ImageSample
 from vggkit.images.decoding import decode
 from vggkit.images.file_kinds import SUFFIXES
 from vggkit.images.image_header import read_head
-from vggkit.images.sources.manifest import Form
-from vggkit.images.sources.shard_records import Entries, WrittenShard, digest_file
+from vggkit.images.sources.shards.manifest import Form
+from vggkit.images.sources.shards.records import Entries, WrittenShard, digest_file
 from vggkit.images.writing import pack_png
 
 LEAST_SIDE: Final = 128

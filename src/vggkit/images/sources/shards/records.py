@@ -10,7 +10,7 @@ from typing import Self
 
 import numpy as np
 
-from vggkit.images.sources.manifest import ShardIndex
+from vggkit.images.sources.shards.manifest import ShardIndex
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,10 @@ import numpy as np
 from vggkit.errors import BadData, BadOutput
 from vggkit.hardware import count_threads, derive_seed
 from vggkit.images.dataset import ImageDataset, sort_labels
-from vggkit.images.sources.manifest import ENDINGS, FILE_NAME, Form, Manifest, Shard, ShardIndex, name_index
-from vggkit.images.sources.shard_records import WrittenShard
-from vggkit.images.sources.shard_target import PARTS, ShardTarget
-from vggkit.images.sources.shard_writing import write_shard
+from vggkit.images.sources.shards.manifest import ENDINGS, FILE_NAME, Form, Manifest, Shard, ShardIndex, name_index
+from vggkit.images.sources.shards.records import WrittenShard
+from vggkit.images.sources.shards.target import PARTS, ShardTarget
+from vggkit.images.sources.shards.writing import write_shard
 
 PLAN: Final = f"{PARTS}/plan.json"
 CLASSES: Final = "classes.txt"

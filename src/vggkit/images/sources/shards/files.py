@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from vggkit.errors import BadData, BadImage, VggkitError
 from vggkit.images.sources.locations import Place
-from vggkit.images.sources.manifest import MADE_AGAIN, Form, Shard
 from vggkit.images.sources.parquet import ParquetImages
+from vggkit.images.sources.shards.manifest import MADE_AGAIN, Form, Shard
 from vggkit.images.sources.tables import Columns
 
 CHUNK_BYTES: Final = 1 << 22

@@ -30,14 +30,14 @@ from vggkit.hardware import derive_seed
 from vggkit.images.dataset import ImageDataset, ImageSample
 from vggkit.images.lazy_images import Advance, LazyImages
 from vggkit.images.sources.locations import is_address
-from vggkit.images.sources.manifest import (
+from vggkit.images.sources.shards.files import ShardFiles
+from vggkit.images.sources.shards.manifest import (
     Manifest,
     ShardIndex,
     check_sizes,
     locate_shard,
     read_manifest,
 )
-from vggkit.images.sources.shard_files import ShardFiles
 
 BUFFER: Final = 8192
 """Places within which an image moves when an epoch is shuffled."""

@@ -10,10 +10,10 @@ from vggkit.errors import BadData, BadImage
 from vggkit.images.dataset import ImageSample
 from vggkit.images.omissions import Reading
 from vggkit.images.sources.locations import Place, Ranges
-from vggkit.images.sources.manifest import Form
 from vggkit.images.sources.parquet import ParquetImages
-from vggkit.images.sources.shard_records import Entries, WrittenShard, digest_file
-from vggkit.images.sources.shard_writing import examine
+from vggkit.images.sources.shards.manifest import Form
+from vggkit.images.sources.shards.records import Entries, WrittenShard, digest_file
+from vggkit.images.sources.shards.writing import examine
 from vggkit.images.sources.tables import Columns
 from vggkit.images.sources.tar_shards import read_shards
 from vggkit.images.split_names import find_split

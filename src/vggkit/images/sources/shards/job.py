@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from vggkit.errors import BadData, BadOutput
 from vggkit.files import take_turn
-from vggkit.images.sources.manifest import FILE_NAME, Form, Manifest, locate_shard, name_index, read_manifest
-from vggkit.images.sources.shard_packing import CLASSES, PLAN, OnProgress, PlannedShard, pack_shards
-from vggkit.images.sources.shard_target import PARTS, ShardTarget
+from vggkit.images.sources.shards.manifest import FILE_NAME, Form, Manifest, locate_shard, name_index, read_manifest
+from vggkit.images.sources.shards.packing import CLASSES, PLAN, OnProgress, PlannedShard, pack_shards
+from vggkit.images.sources.shards.target import PARTS, ShardTarget
 from vggkit.interruption import handle_signals
 
 WAIT_SECONDS: Final = 0.1
