@@ -30,11 +30,6 @@ SEARCH_BOOSTS = {
     "decisions": 0.05,
     "benchmarks": 0.1,
 }
-    "lesson": 2.0,
-    "tutorials": 2.0,
-    "decisions": 0.2,
-    "benchmarks": 0.3,
-}
 """Pages for readers come before those on how the project was made."""
 LATER = ("shell.md", "interoperability.md")
 """Pages of the navigation that may not be there yet."""
