@@ -20,13 +20,14 @@ from pathlib import Path
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 WEIGHTS = SHARED / "weights" / "vgg19_oxford_features_to_relu3_4_caffeBGR.pth"
 PRETRAINED = ["--model", "vgg19", "--until", "relu3_4", "--head", "pool", "--weights", str(WEIGHTS)]
+SCRATCH = "everything, from random weights"
 WAYS = {
-    "everything, from random weights": ["--model", "vgg11_bn", "--until", "pool4", "--head", "pool"],
+    SCRATCH: ["--model", "vgg11_bn", "--until", "pool4", "--head", "pool"],
     "head alone": [*PRETRAINED, "--trainable", "head"],
     "all layers, one rate": [*PRETRAINED, "--trainable", "all"],
     "all layers, layer-wise rates": [*PRETRAINED, "--trainable", "all", "--layer-decay", "0.8"],
 }
-EPOCHS = {"everything, from random weights": 15}
+EPOCHS = {SCRATCH: 15}
 """Of other ways: the option `--epochs`; the head alone has none."""
 
 
@@ -103,8 +104,8 @@ def describe(found: dict[str, dict], options: argparse.Namespace) -> str:
         "are taken. The network is VGG-19 to relu3_4 with Oxford's ImageNet weights and a new head, which "
         f"is fitted first; then all layers learn for {options.epochs} epochs. With layer-wise rates "
         "(`--layer-decay 0.8`) each layer learns by that factor more slowly than the one above it. From "
-        f"random weights it is VGG11 with batch norm to pool4, for {EPOCHS['everything, from random "
-        "weights']} epochs. The best epoch is selected by the held-out photos, which biases its accuracy "
+        f"random weights it is VGG11 with batch norm to pool4, for {EPOCHS[SCRATCH]} epochs. "
+        "The best epoch is selected by the held-out photos, which biases its accuracy "
         "upwards slightly; the head alone selects nothing. Intervals are Wilson's, 95 %, of all seeds "
         "together, and too narrow in so far as the seeds share their photos. ImageNet's weights have seen "
         "the classes of imagenette, and perhaps these photos."
