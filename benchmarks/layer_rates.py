@@ -87,16 +87,20 @@ def describe(found: dict[str, dict], options: argparse.Namespace) -> str:
     from vggkit.hardware import describe_machine
 
     names = list(dict.fromkeys(key.split("|")[0] for key in found))
+    every = range(options.seeds)
+    seeds = {
+        name: [seed for seed in every if all(f"{name}|{way}|{seed}" in found for way in WAYS)] for name in names
+    }
     rows = []
     for way in WAYS:
         cells = []
         for name in names:
-            runs = [found[f"{name}|{way}|{seed}"] for seed in range(options.seeds)]
+            runs = [found[f"{name}|{way}|{seed}"] for seed in seeds[name]]
             hits, n = sum(round(run["top1"] * run["n"]) for run in runs), sum(run["n"] for run in runs)
             low, high = proportion_interval(hits, n)
             cells.append(f"{hits / n:.3f} ({low:.3f} to {high:.3f})")
         rows.append(f"| {way} | {' | '.join(cells)} |")
-    counts = [f"{found[f'{name}|head alone|0']['n']} × {options.seeds}" for name in names]
+    counts = [f"{found[f'{name}|head alone|0']['n']} × {len(seeds[name])}" for name in names]
     machine = describe_machine(torch.device("cpu"))
     text = (
         f"Top-1 on held-out photos of {options.image_size} pixels. The ants and bees of PyTorch's tutorial "
@@ -106,7 +110,8 @@ def describe(found: dict[str, dict], options: argparse.Namespace) -> str:
         "(`--layer-decay 0.8`) each layer learns by that factor more slowly than the one above it. From "
         f"random weights it is VGG11 with batch norm to pool4, for {EPOCHS[SCRATCH]} epochs. "
         "The best epoch is selected by the held-out photos, which biases its accuracy "
-        "upwards slightly; the head alone selects nothing. Intervals are Wilson's, 95 %, of all seeds "
+        "upwards slightly; the head alone selects nothing. The fitted head counts as epoch 0, so the same "
+        "figure in the rows below it means that no later epoch was better. Intervals are Wilson's, 95 %, of all seeds "
         "together, and too narrow in so far as the seeds share their photos. ImageNet's weights have seen "
         "the classes of imagenette, and perhaps these photos."
     )

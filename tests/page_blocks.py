@@ -19,8 +19,10 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -81,7 +83,7 @@ class PageRun:
         self.page, self.instead = page, instead
         self.names: dict[str, Any] = {"__name__": "page"}
         self.printed = ""
-        self.serving: list[subprocess.Popen[bytes]] = []
+        self.serving: list[tuple[subprocess.Popen[bytes], int]] = []
 
     def run(self) -> None:
         """Run all blocks; raises AssertionError where one fails or prints something else."""
@@ -92,11 +94,13 @@ class PageRun:
         try:
             for number, (kind, text) in enumerate(blocks, start=1):
                 self._run_block(kind, text, f"{self.page}, block {number}")
+            for process, port in self.serving:
+                wait_for_port(process, port)
         finally:
-            for process in self.serving:
+            for process, _ in self.serving:
                 process.send_signal(signal.SIGTERM)
-            for process in self.serving:
-                assert process.wait(60) == 0
+            ended = [process.wait(60) for process, _ in self.serving]
+        assert set(ended) <= {0}, f"{self.page}: services ended with {ended}"
 
     def _run_block(self, kind: str, text: str, place: str) -> None:
         if kind in ("text", "measured"):
@@ -132,7 +136,8 @@ class PageRun:
         if arguments[:2] == ["-m", "venv"]:
             line += " --without-pip"
         if command == "vggkit" and arguments[0] == "serve":
-            self.serving.append(subprocess.Popen([sys.executable, "-m", "vggkit", *arguments]))
+            port = int(arguments[arguments.index("--port") + 1]) if "--port" in arguments else 8000
+            self.serving.append((subprocess.Popen([sys.executable, "-m", "vggkit", *arguments]), port))
             return ""
         if command == "vggkit":
             return run_command(arguments, place)
@@ -143,6 +148,16 @@ class PageRun:
         right = (0, 1) if "lessons.exercises" in line else (0,)  # 1: not solved yet
         assert done.returncode in right, f"{place}: {line}\n{done.stdout}{done.stderr}"
         return done.stdout
+
+
+def wait_for_port(process: subprocess.Popen[bytes], port: int) -> None:
+    """Until the service accepts a connection."""
+    until = time.monotonic() + 120
+    while time.monotonic() < until and process.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"nothing accepts connections at port {port}")
 
 
 def join_lines(text: str) -> str:

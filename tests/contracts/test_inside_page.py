@@ -31,13 +31,18 @@ INSTEAD = {
 """What is written there, and what runs: the published weights need a network, and minutes."""
 
 
+def write_random_weights(path: Path) -> None:
+    """In place of the published weights of VGG16's first three blocks."""
+    torch.save(vk.VGG("vgg16", until="relu3_3", head="pool", num_classes=1).state_dict(), path)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_blocks_run_in_order(tmp_path, monkeypatch):
     """In this process, which has imported torch already."""
     pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)
-    torch.save(vk.VGG("vgg16", until="relu3_3", head="pool", num_classes=1).state_dict(), "random.pth")
+    write_random_weights(tmp_path / "random.pth")
     assert all(written in PAGE for written in INSTEAD)
     blocks = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, flags=re.M | re.S)
     assert {kind for kind, _ in blocks} == {"bash", "python", "text"}

@@ -1,6 +1,7 @@
 """The code blocks of the tutorials and of the lesson run in order, and print what the pages say."""
 
 import os
+import sys
 from contextlib import nullcontext
 
 import pytest
@@ -121,6 +122,7 @@ QUICK = ("how-to/gpu.md", "how-to/offline.md", "how-to/windows-macos.md", "shell
 def test_the_blocks_run_in_order(page, tmp_path, monkeypatch):
     pytest.importorskip("sklearn")
     monkeypatch.setenv("VGGKIT_OFFLINE", "1")
+    monkeypatch.setenv("PATH", f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}")  # noqa: PTH120
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     if page == "README.md":
