@@ -111,9 +111,9 @@ def describe(found: dict[str, dict], options: argparse.Namespace) -> str:
         f"random weights it is VGG11 with batch norm to pool4, for {EPOCHS[SCRATCH]} epochs. "
         "The best epoch is selected by the held-out photos, which biases its accuracy "
         "upwards slightly; the head alone selects nothing. The fitted head counts as epoch 0, so the same "
-        "figure in the rows below it means that no later epoch was better. Intervals are Wilson's, 95 %, of all seeds "
-        "together, and too narrow in so far as the seeds share their photos. ImageNet's weights have seen "
-        "the classes of imagenette, and perhaps these photos."
+        "figure in the rows below it means that no later epoch was better. Intervals are Wilson's, 95 %, of "
+        "all seeds together, and too narrow in so far as the seeds share their photos. ImageNet's weights "
+        "have seen the classes of imagenette, and perhaps these photos."
     )
     return "\n".join(
         [
