@@ -39,7 +39,7 @@ class TiledConvolutions(TorchFunctionMode):
     ) -> Any:
         """Call a function of torch, or compute in its place."""
         if func is torch.conv2d and not kwargs and _is_suitable(*args):
-            return _TiledConvolution.apply(*args[:3])  # type: ignore[no-untyped-call]
+            return _TiledConvolution.apply(*args[:3])
         return func(*args, **(kwargs or {}))
 
 
@@ -64,7 +64,7 @@ class _TiledConvolution(torch.autograd.Function):
         return convolve_tiles(maps, filters, bias)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         maps, filters = ctx.saved_tensors
         of_maps, of_weight, of_bias = ctx.needs_input_grad
