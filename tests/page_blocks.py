@@ -19,11 +19,11 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
 import tomllib
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ class PageRun:
             for number, (kind, text) in enumerate(blocks, start=1):
                 self._run_block(kind, text, f"{self.page}, block {number}")
             for process, port in self.serving:
-                wait_for_port(process, port)
+                wait_until_ready(process, port)
         finally:
             for process, _ in self.serving:
                 process.send_signal(signal.SIGTERM)
@@ -150,14 +150,14 @@ class PageRun:
         return done.stdout
 
 
-def wait_for_port(process: subprocess.Popen[bytes], port: int) -> None:
-    """Until the service accepts a connection."""
+def wait_until_ready(process: subprocess.Popen[bytes], port: int) -> None:
+    """Until the service has loaded its models; a signal before that would end it at once."""
     until = time.monotonic() + 120
     while time.monotonic() < until and process.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5):
             return
         time.sleep(0.1)
-    raise AssertionError(f"nothing accepts connections at port {port}")
+    raise AssertionError(f"the service at port {port} does not become ready")
 
 
 def join_lines(text: str) -> str:
